@@ -1,0 +1,50 @@
+# Every target sets up what it needs: a virtual environment in .venv, from a machine with Python >= 3.11 only.
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help demo test lint format bench chaos docs clean
+.DEFAULT_GOAL := help
+
+help:  ## Show the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or later is needed; set PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) -e '.[embedded,dev]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(INSTALL) -e '.[docs]'
+	@touch $@
+
+demo: $(VENV)/.installed  ## See deliveries for a foreign client's writes, live (15 seconds)
+	$(BIN)/dispatcher demo
+
+test: $(VENV)/.installed  ## Run all tests on an embedded MongoDB
+	$(BIN)/python -m pytest -n $${PYTEST_WORKERS:-2} --dist worksteal $(ARGS)
+
+lint: $(VENV)/.installed  ## Check style, types and layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed  ## Format the code, and mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed  ## Measure against the bare driver; prints a table of ratios
+	$(BIN)/python -m benchmarks $(ARGS)
+
+chaos: $(VENV)/.installed  ## Break things for minutes, and count what was lost
+	$(BIN)/python -m tests.chaos $(ARGS)
+
+docs: $(VENV)/.docs  ## Build the documentation into site/
+	$(BIN)/mkdocs build --strict
+
+clean:  ## Remove the virtual environment and everything built
+	rm -rf $(VENV) site build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

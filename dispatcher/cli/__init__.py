@@ -1,0 +1,49 @@
+"""The command line: flags and environment become settings, errors become one line and an exit code."""
+
+import sys
+
+import typer
+
+from dispatcher.cli import develop, inspect, run
+from dispatcher.cli.output import complain
+from dispatcher.exceptions import DispatcherError
+from mongoz import __version__
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="dispatcher",
+    help="Delivers mongoz signals for writes that were made elsewhere: another service, a shell, a migration.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+run.add_to(app)
+develop.add_to(app)
+inspect.add_to(app)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mongoz-dispatcher {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Show the version."
+    ),
+) -> None:
+    """Options of all commands."""
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        app()
+    except DispatcherError as error:
+        complain(error)
+        sys.exit(error.exit_code)

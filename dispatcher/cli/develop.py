@@ -1,0 +1,54 @@
+"""Commands for trying and developing: `demo` and `dev`."""
+
+from typing import Annotated
+
+import typer
+
+from dispatcher.cli.options import App, Import, default, flag
+
+__all__ = ["add_to"]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command(name="dev")(_dev)
+    app.command(name="demo")(_demo)
+
+
+def _dev(
+    app: App,
+    imports: Import = [],  # noqa: B006 - typer copies it
+    port: Annotated[
+        int | None,
+        typer.Option(help="Port of the embedded MongoDB; a free one by default.", show_default=False),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Directory that keeps the data; a temporary one by default.", show_default=False),
+    ] = None,
+    log_level: Annotated[str, flag("log_level")] = default("log_level"),
+) -> None:
+    """Run the dispatcher on an embedded MongoDB, and again whenever code changes.
+
+    APP's registry is pointed to the embedded server; start your application with the URL that is printed.
+
+    Example: [bold]dispatcher dev shop.models:registry[/]
+    """
+    from dispatcher.dev import develop  # noqa: PLC0415 - needs the extra "embedded"
+
+    develop(app, imports, port=port, data=data, log_level=log_level)
+
+
+def _demo(
+    seconds: Annotated[
+        float, typer.Option(min=1.0, max=600.0, help="How long the foreign client writes.")
+    ] = 12.0,
+) -> None:
+    """Show deliveries for a client that knows nothing of mongoz, then count whether any was lost.
+
+    Starts an embedded MongoDB, the sample application under examples/shop, a dispatcher, and a plain PyMongo
+    client in a process of its own. Exits with 1 if a change was lost.
+    """
+    from dispatcher.demo import demonstrate  # noqa: PLC0415 - needs the extra "embedded"
+
+    demonstrate(seconds)

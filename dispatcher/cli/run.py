@@ -1,0 +1,66 @@
+"""`dispatcher run`."""
+
+from typing import Annotated
+
+import typer
+
+from dispatcher.application import load_registry
+from dispatcher.cli.options import App, Import, default, flag, make_settings
+from dispatcher.observe import configure_logging
+
+__all__ = ["add_to"]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(name="run")(_run)
+
+
+def _run(  # noqa: PLR0913 - one parameter per flag
+    app: App,
+    imports: Import = [],  # noqa: B006 - typer copies it
+    url: Annotated[str | None, flag("url")] = default("url"),
+    deliver_everything: Annotated[bool, flag("deliver_everything")] = default("deliver_everything"),
+    concurrency: Annotated[int, flag("concurrency")] = default("concurrency"),
+    max_queued: Annotated[int, flag("max_queued")] = default("max_queued"),
+    max_queued_mb: Annotated[int, flag("max_queued_mb")] = default("max_queued_mb"),
+    batch_size: Annotated[int, flag("batch_size")] = default("batch_size"),
+    attempts: Annotated[int, flag("attempts")] = default("attempts"),
+    timeout: Annotated[float, flag("timeout")] = default("timeout"),
+    grace: Annotated[float, flag("grace")] = default("grace"),
+    save_interval: Annotated[float, flag("save_interval")] = default("save_interval"),
+    idle_save_interval: Annotated[float, flag("idle_save_interval")] = default("idle_save_interval"),
+    connect_timeout: Annotated[float, flag("connect_timeout")] = default("connect_timeout"),
+    state_database: Annotated[str, flag("state_database")] = default("state_database"),
+    log_format: Annotated[str, flag("log_format")] = default("log_format"),
+    log_level: Annotated[str, flag("log_level")] = default("log_level"),
+) -> None:
+    """Deliver changes to the receivers of APP until stopped by SIGTERM or SIGINT.
+
+    The first start begins now; every later one continues where the last one stopped, however it ended. One
+    dispatcher runs per group: a second one takes over from the first.
+
+    Example: [bold]dispatcher run shop.models:registry --import shop.receivers[/]
+    """
+    settings = make_settings(
+        url=url,
+        deliver_everything=deliver_everything,
+        concurrency=concurrency,
+        max_queued=max_queued,
+        max_queued_mb=max_queued_mb,
+        batch_size=batch_size,
+        attempts=attempts,
+        timeout=timeout,
+        grace=grace,
+        save_interval=save_interval,
+        idle_save_interval=idle_save_interval,
+        connect_timeout=connect_timeout,
+        state_database=state_database,
+        log_format=log_format,
+        log_level=log_level,
+    )
+    configure_logging(settings.log_format, settings.log_level)
+    from dispatcher import service  # noqa: PLC0415 - the driver is only loaded by who connects
+
+    registry = load_registry(app, imports)
+    service.run(service.Service(registry, settings).run)

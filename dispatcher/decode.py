@@ -1,0 +1,78 @@
+"""From BSON to a Change."""
+
+from typing import Any
+
+import bson
+from bson.codec_options import CodecOptions
+from bson.raw_bson import RawBSONDocument
+
+from dispatcher.events import Change
+from mongoz.stamps import FIELD, Stamp
+
+__all__ = ["Undecodable", "decode"]
+
+_NOTHING: frozenset[str] = frozenset()
+
+
+class Undecodable(Exception):
+    """A change event that this process can't read. It carries the event's token, so that the stream goes on."""
+
+    def __init__(self, token: str, key: Any, reason: str) -> None:
+        super().__init__(reason)
+        self.token = token
+        self.key = key
+
+
+def decode(raw: RawBSONDocument, codec_options: CodecOptions[Any]) -> Change:
+    """One change event.
+
+    Args:
+        raw: as the server sent it.
+        codec_options: the registry's, so that receivers get the types that the application is used to.
+
+    Raises:
+        Undecodable: it contains a value that has no Python counterpart.
+    """
+    data = raw.raw
+    try:
+        event: dict[str, Any] = bson.decode(data, codec_options=codec_options)
+    except Exception as error:
+        raise Undecodable(str(raw["_id"]["_data"]), raw.get("documentKey"), str(error)) from error
+    operation: str = event["operationType"]
+    names, stamp = _NOTHING, None
+    document = event.get("fullDocument")
+    if operation == "update":
+        description = event["updateDescription"]
+        names = _changed_names(description)
+        value = description["updatedFields"].get(FIELD)
+        if value is not None:
+            stamp = Stamp.unpack(value)
+    elif operation == "insert":
+        value = document.get(FIELD) if document else None
+        if value is not None:
+            stamp = Stamp.unpack(value)
+    namespace = event.get("ns") or {}
+    key = event.get("documentKey")
+    return Change(
+        event["_id"]["_data"],
+        operation,
+        (namespace.get("db", ""), namespace.get("coll", "")),
+        key["_id"] if key else None,
+        event["clusterTime"],
+        event.get("wallTime"),
+        document,
+        event.get("fullDocumentBeforeChange"),
+        "post" if document is not None else "key",
+        names,
+        stamp,
+        len(data),
+    )
+
+
+def _changed_names(description: dict[str, Any]) -> frozenset[str]:
+    """Top-level names that an update touched; the server reports dotted ones."""
+    names = {name.partition(".")[0] for name in description["updatedFields"]}
+    names.update(name.partition(".")[0] for name in description["removedFields"])
+    names.update(array["field"].partition(".")[0] for array in description.get("truncatedArrays") or ())
+    names.discard(FIELD)
+    return frozenset(names)

@@ -1,0 +1,140 @@
+"""Every error the dispatcher raises on purpose, and the exit code each one ends the process with.
+
+    DispatcherError
+    ├── ApplicationError          APP or an --import module cannot be used
+    │   └── NothingToDeliver      it loads, but no receiver of it could ever run here
+    ├── ServerError               the MongoDB deployment cannot serve us
+    │   ├── CannotConnect         nothing answers at the address
+    │   ├── NotAReplicaSet        it answers, but has no change streams
+    │   └── AccessDenied          wrong credentials, or not enough rights
+    ├── PositionError             the saved position cannot be used
+    │   ├── HistoryLost           the oplog no longer reaches back to it
+    │   └── PositionTaken         another dispatcher of this group took over
+    ├── EmbeddedError             no private mongod could be started
+    └── DemoFailed                the demo lost a change
+
+The message of an error says what is wrong and where; its `remedy` says what to do about it.
+"""
+
+from enum import IntEnum
+from typing import ClassVar
+
+__all__ = [
+    "AccessDenied",
+    "ApplicationError",
+    "CannotConnect",
+    "DemoFailed",
+    "DispatcherError",
+    "EmbeddedError",
+    "ExitCode",
+    "HistoryLost",
+    "NotAReplicaSet",
+    "NothingToDeliver",
+    "PositionError",
+    "PositionTaken",
+    "ServerError",
+]
+
+
+class ExitCode(IntEnum):
+    """How a `dispatcher` command ended. Supervisors may rely on these numbers."""
+
+    OK = 0
+    FAILED = 1
+    """The command did its work and the answer is no: the demo lost a change, a position is stale."""
+    USAGE = 2
+    """A flag or argument could not be understood (typer's own code)."""
+    APPLICATION = 10
+    NOTHING_TO_DELIVER = 11
+    CANNOT_CONNECT = 12
+    NOT_A_REPLICA_SET = 13
+    ACCESS_DENIED = 14
+    SERVER = 15
+    POSITION = 16
+    HISTORY_LOST = 17
+    POSITION_TAKEN = 18
+    EMBEDDED = 19
+    CRASHED = 70
+    """A bug in the dispatcher itself (EX_SOFTWARE): please report it with the traceback."""
+    FORCED = 130
+    """A second SIGINT or SIGTERM cut the drain short. Nothing is lost; a few deliveries may repeat."""
+
+
+class DispatcherError(Exception):
+    """Something an operator can mend.
+
+    Args:
+        message: what is wrong, naming the value and the place.
+        remedy: what to do about it, one line.
+    """
+
+    exit_code: ClassVar[ExitCode] = ExitCode.FAILED
+
+    def __init__(self, message: str, *, remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+
+class ApplicationError(DispatcherError):
+    """APP or an `--import` module cannot be used."""
+
+    exit_code = ExitCode.APPLICATION
+
+
+class NothingToDeliver(ApplicationError):
+    """The application loads, but no receiver of it could ever run in the dispatcher."""
+
+    exit_code = ExitCode.NOTHING_TO_DELIVER
+
+
+class ServerError(DispatcherError):
+    """The MongoDB deployment cannot serve the dispatcher."""
+
+    exit_code = ExitCode.SERVER
+
+
+class CannotConnect(ServerError):
+    """Nothing answers at the address."""
+
+    exit_code = ExitCode.CANNOT_CONNECT
+
+
+class NotAReplicaSet(ServerError):
+    """The server answers, but a standalone mongod has no change streams."""
+
+    exit_code = ExitCode.NOT_A_REPLICA_SET
+
+
+class AccessDenied(ServerError):
+    """Wrong credentials, or not enough rights."""
+
+    exit_code = ExitCode.ACCESS_DENIED
+
+
+class PositionError(DispatcherError):
+    """The saved position cannot be used."""
+
+    exit_code = ExitCode.POSITION
+
+
+class HistoryLost(PositionError):
+    """The oplog no longer reaches back to the saved position."""
+
+    exit_code = ExitCode.HISTORY_LOST
+
+
+class PositionTaken(PositionError):
+    """Another dispatcher of this group took the position over."""
+
+    exit_code = ExitCode.POSITION_TAKEN
+
+
+class EmbeddedError(DispatcherError):
+    """No private mongod could be started."""
+
+    exit_code = ExitCode.EMBEDDED
+
+
+class DemoFailed(DispatcherError):
+    """The demo lost a change."""

@@ -1,0 +1,80 @@
+"""What the daemon says about itself: structured logs, and the counters behind them."""
+
+import logging
+import re
+import sys
+from collections.abc import MutableMapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import stamina.instrumentation
+import structlog
+
+__all__ = ["Stats", "configure_logging", "get_logger"]
+
+_CREDENTIALS: Final = re.compile(r"(\w+://)[^/\s@]+@")
+
+
+@dataclass(slots=True)
+class Stats:
+    """Counters since the start of the process."""
+
+    read: int = 0
+    """Change events that arrived."""
+    delivered: int = 0
+    """Deliveries whose receiver returned."""
+    retried: int = 0
+    """Attempts beyond a delivery's first."""
+    failed: int = 0
+    """Deliveries given up after their last attempt."""
+    invalid: int = 0
+    """Documents that could not become instances: nothing of them was delivered to that document's receivers."""
+    reconnects: int = 0
+    """Times the change stream had to be opened again."""
+    saves: int = 0
+    """Times the position was saved."""
+
+    def as_dict(self) -> dict[str, int]:
+        """The counters by name."""
+        return asdict(self)
+
+
+def get_logger() -> Any:
+    """The logger. Every line carries an `action` key that never changes its meaning."""
+    return structlog.get_logger("dispatcher")
+
+
+def configure_logging(log_format: str, level: str) -> None:
+    """Set structlog up for this process; logs go to stderr.
+
+    Args:
+        log_format: `"console"`, `"json"`, or `"auto"`: console on a terminal.
+        level: `"debug"`, `"info"`, `"warning"` or `"error"`.
+    """
+    stamina.instrumentation.set_on_retry_hooks(())  # we log retries ourselves, under our own keys
+    console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
+    renderer: list[Any] = (
+        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        if console
+        else [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(default=str)]
+    )
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _without_credentials,
+            *renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
+def _without_credentials(
+    _logger: Any, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    for key, value in event.items():
+        if isinstance(value, str) and "://" in value:
+            event[key] = _CREDENTIALS.sub(r"\1...@", value)
+    return event

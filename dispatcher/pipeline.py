@@ -1,0 +1,250 @@
+"""Where the stages meet.
+
+    change stream -> decode -> images -> route -> lanes -> deliver -> position
+
+One task reads, so that the server works on the next batch while this process works on the last one. One task
+takes the batches apart and fills the lanes, as far as there is room. The lanes' workers deliver. One task
+saves the position.
+"""
+
+import asyncio
+from contextlib import suppress
+from typing import Any, Final
+
+from bson.codec_options import CodecOptions
+from bson.raw_bson import RawBSONDocument
+from pymongo.errors import PyMongoError
+
+from dispatcher.decode import Undecodable, decode
+from dispatcher.delivery import Deliverer
+from dispatcher.events import Batch, Change, Job, Start
+from dispatcher.exceptions import DispatcherError
+from dispatcher.failures import fatal
+from dispatcher.images import Images
+from dispatcher.lanes import Lanes
+from dispatcher.observe import Stats, get_logger
+from dispatcher.positions import Position, PositionStore, Tracker, token_time
+from dispatcher.routing import Routes
+from dispatcher.settings import Settings
+from dispatcher.source import ChangeStreamSource
+
+__all__ = ["Pipeline"]
+
+log = get_logger()
+
+_DELIVERABLE: Final = frozenset({"insert", "update", "replace", "delete"})
+
+# Events taken apart in one go: long enough to share a lookup, short enough not to keep the event loop.
+_CHUNK: Final = 250
+
+
+class Pipeline:
+    """Delivers what comes out of one change stream.
+
+    Args:
+        source: the change stream.
+        images: completes updates that came without their document.
+        routes: who gets what.
+        store: where the position is kept; claimed already.
+        position: what was found there, with a token.
+        fingerprint: of the stream.
+        codec_options: the registry's.
+        settings: the operator's.
+        stats: counters.
+        address: of the server, for messages.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: ChangeStreamSource,
+        images: Images,
+        routes: Routes,
+        store: PositionStore,
+        position: Position,
+        fingerprint: str,
+        codec_options: CodecOptions[Any],
+        settings: Settings,
+        stats: Stats,
+        address: str,
+    ) -> None:
+        assert position.token is not None
+        self._source = source
+        self._images = images
+        self._routes = routes
+        self._store = store
+        self._fingerprint = fingerprint
+        self._codec_options = codec_options
+        self._settings = settings
+        self._stats = stats
+        self._address = address
+        self._start: Start = position.start(fingerprint)
+        self._finished_before = position.token
+        self._ahead = set(position.ahead)
+        self._tracker = Tracker(position.token)
+        self._saved = position.token
+        self._crash: asyncio.Future[None] | None = None
+        self._deliverer = Deliverer(
+            term=position.term,
+            attempts=settings.attempts,
+            timeout=settings.timeout,
+            stats=stats,
+            log_each=settings.log_level == "debug",
+        )
+        self._lanes = Lanes(
+            self._work,
+            concurrency=settings.concurrency,
+            max_queued=settings.max_queued,
+            max_bytes=settings.max_queued_mb * 1_000_000,
+            on_crash=self._crashed,
+        )
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Deliver until `stop` is set; then drain.
+
+        The order of the end, and why:
+
+        1. Stop reading: nothing new comes in.
+        2. Stop starting deliveries, and give those in flight the grace period. What is queued was not begun,
+           and is read again by whoever comes next.
+        3. Cancel what is still in flight; it will be repeated.
+        4. Save the position, with what was finished ahead of it, so that nothing else is repeated.
+
+        Raises:
+            DispatcherError: what no repetition can mend.
+        """
+        self._crash = asyncio.get_running_loop().create_future()
+        batches: asyncio.Queue[Batch] = asyncio.Queue(maxsize=1)
+        tasks = [
+            asyncio.create_task(self._read(batches), name="read"),
+            asyncio.create_task(self._fill_lanes(batches), name="fill-lanes"),
+            asyncio.create_task(self._save_regularly(), name="save-position"),
+        ]
+        stopped = asyncio.create_task(stop.wait(), name="wait-for-stop")
+        try:
+            await asyncio.wait([*tasks, stopped, self._crash], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (*tasks, stopped):
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            await self._drain()
+        self._raise_failures(results)
+
+    def _raise_failures(self, results: list[Any]) -> None:
+        """One task that fails stops the service, and says why."""
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+        if self._crash is not None and self._crash.done():
+            self._crash.result()
+
+    def _crashed(self, error: BaseException) -> None:
+        if self._crash is not None and not self._crash.done():
+            self._crash.set_exception(error)
+
+    async def _read(self, batches: "asyncio.Queue[Batch]") -> None:
+        async for batch in self._source.batches(self._start):
+            await batches.put(batch)
+
+    async def _fill_lanes(self, batches: "asyncio.Queue[Batch]") -> None:
+        while True:
+            batch = await batches.get()
+            for i in range(0, len(batch.events), _CHUNK):
+                changes = self._decode(batch.events[i : i + _CHUNK])
+                for change in await self._images.complete(changes):
+                    await self._lanes.room()
+                    self._enter(change)
+                await asyncio.sleep(0)
+            self._tracker.mark(batch.token, token_time(batch.token))
+
+    def _decode(self, events: list[RawBSONDocument]) -> list[Change]:
+        self._stats.read += len(events)
+        changes = []
+        for event in events:
+            try:
+                changes.append(decode(event, self._codec_options))
+            except Undecodable as error:
+                self._stats.invalid += 1
+                log.error(
+                    "a change event can not be decoded; it is skipped",
+                    action="change.undecodable",
+                    token=error.token,
+                    key=repr(error.key),
+                    error=str(error),
+                )
+        return changes
+
+    def _enter(self, change: Change) -> None:
+        """Give a change its place in the order, and its receivers."""
+        if change.token <= self._finished_before or change.token in self._ahead:
+            self._ahead.discard(change.token)
+            self._tracker.add(Job(change.token, change.cluster_time))
+            return
+        if change.operation not in _DELIVERABLE:
+            self._report(change)
+            self._tracker.add(Job(change.token, change.cluster_time))
+            return
+        calls = self._routes.route(change)
+        if not calls:
+            self._tracker.add(Job(change.token, change.cluster_time))
+            return
+        job = Job(change.token, change.cluster_time, change, calls)
+        self._tracker.add(job)
+        self._lanes.add(change.key, job, change.size)
+
+    def _report(self, change: Change) -> None:
+        """Whole collections that came or went: there are no changes of single documents to deliver."""
+        if change.operation != "invalidate":
+            log.warning(
+                "a watched collection was dropped or renamed; its documents had no changes of their own",
+                action="collection.gone",
+                operation=change.operation,
+                namespace=".".join(filter(None, change.namespace)),
+            )
+
+    async def _work(self, job: Job) -> None:
+        await self._deliverer.work(job)
+        self._tracker.finished(job)
+
+    async def _save_regularly(self) -> None:
+        loop = asyncio.get_running_loop()
+        delivered, last = self._stats.delivered, loop.time()
+        while True:
+            await asyncio.sleep(self._settings.save_interval)
+            busy = self._stats.delivered != delivered
+            if not busy and loop.time() - last < self._settings.idle_save_interval:
+                continue
+            delivered, last = self._stats.delivered, loop.time()
+            await self._save([])
+
+    async def _save(self, ahead: list[str]) -> None:
+        token = self._tracker.token
+        if token == self._saved and not ahead:
+            return
+        try:
+            await self._store.save(token, self._fingerprint, ahead)
+        except PyMongoError as error:
+            verdict = fatal(error, self._address)
+            if verdict is not None:
+                raise verdict from error
+            log.warning(
+                "the position could not be saved, trying again later",
+                action="position.not_saved",
+                error=f"{type(error).__name__}: {error}",
+            )
+            return
+        self._saved = token
+        self._stats.saves += 1
+
+    async def _drain(self) -> None:
+        log.info("draining", action="dispatcher.draining", in_flight=self._lanes.in_flight)
+        cut = await self._lanes.stop(self._settings.grace)
+        if cut:
+            log.warning(
+                "deliveries were still running after the grace period and will be repeated",
+                action="dispatcher.cut",
+                deliveries=cut,
+                grace=self._settings.grace,
+            )
+        with suppress(DispatcherError):  # who lost the position has no say in it, and the reason is known
+            await self._save(self._tracker.ahead)

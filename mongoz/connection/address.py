@@ -1,0 +1,51 @@
+"""Reading a MongoDB URL without any I/O, and naming it without its password."""
+
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from pymongo.errors import ConfigurationError, InvalidURI
+from pymongo.uri_parser import parse_uri
+
+from mongoz.exceptions import ImproperlyConfigured
+
+__all__ = ["Seed", "first_seed"]
+
+
+class Seed(NamedTuple):
+    """The first server that a URL names."""
+
+    host: str
+    port: int | None
+
+
+def first_seed(url: str) -> Seed:
+    """The first seed of a MongoDB URL; a `mongodb+srv` name has no port of its own.
+
+    Raises:
+        ImproperlyConfigured: the URL does not parse. The message never contains credentials.
+    """
+    if url.startswith("mongodb+srv://"):
+        host = urlsplit(url).hostname  # parse_uri would ask a name server
+        if host:
+            return Seed(host, None)
+        raise ImproperlyConfigured("The MongoDB URL 'mongodb+srv://...' names no host.")
+    try:
+        node = parse_uri(url)["nodelist"][0]
+    except (InvalidURI, ConfigurationError, ValueError) as error:
+        raise ImproperlyConfigured(
+            f"The MongoDB URL {_without_credentials(url)!r} does not parse: {_first_sentence(error)}. "
+            "Write it like 'mongodb://user:password@host:27017/?replicaSet=rs0'."
+        ) from None
+    return Seed(node[0], node[1])
+
+
+def _without_credentials(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return url if "@" not in url else "..." + url[url.rindex("@") :]
+    return f"{scheme}://{'...@' if '@' in rest else ''}{rest.rpartition('@')[2]}"
+
+
+def _first_sentence(error: Exception) -> str:
+    # PyMongo quotes the whole user part in some of its messages, after a colon.
+    return str(error).partition(":")[0].rstrip(". ")

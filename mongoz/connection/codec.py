@@ -1,0 +1,53 @@
+"""How Python values become BSON: the options that every database of a registry uses."""
+
+import datetime
+import decimal
+from typing import Any
+
+from bson.binary import UuidRepresentation
+from bson.codec_options import CodecOptions, TypeEncoder, TypeRegistry
+from bson.decimal128 import Decimal128
+
+__all__ = ["CODEC_OPTIONS", "with_our_types"]
+
+
+class _DateEncoder(TypeEncoder):
+    """A date is stored as midnight UTC, since BSON only has instants."""
+
+    @property
+    def python_type(self) -> type:
+        return datetime.date
+
+    def transform_python(self, value: Any) -> Any:
+        return datetime.datetime(value.year, value.month, value.day)
+
+
+class _DecimalEncoder(TypeEncoder):
+    @property
+    def python_type(self) -> type:
+        return decimal.Decimal
+
+    def transform_python(self, value: Any) -> Any:
+        return Decimal128(value)
+
+
+class _TimeEncoder(TypeEncoder):
+    """A time of day is stored as its ISO string, which sorts as it should."""
+
+    @property
+    def python_type(self) -> type:
+        return datetime.time
+
+    def transform_python(self, value: Any) -> Any:
+        return value.isoformat()
+
+
+_REGISTRY = TypeRegistry([_DateEncoder(), _DecimalEncoder(), _TimeEncoder()])
+
+
+def with_our_types(options: CodecOptions[Any]) -> CodecOptions[Any]:
+    """These options with standard UUIDs, and with encoders for dates, times and decimals."""
+    return options.with_options(uuid_representation=UuidRepresentation.STANDARD, type_registry=_REGISTRY)
+
+
+CODEC_OPTIONS: CodecOptions[dict[str, Any]] = with_our_types(CodecOptions())

@@ -1,0 +1,86 @@
+"""The driver seam: everything in which PyMongo's async client and Motor differ, and nothing else.
+
+Collections of both have the same coroutines for single documents (`insert_one`, `update_one`,
+`find_one`, `count_documents`, ...) and cursors of both are asynchronous iterators; those are used as they are.
+"""
+
+import asyncio
+from typing import Any, Protocol
+
+from pymongo import AsyncMongoClient
+
+from mongoz.exceptions import ImproperlyConfigured
+
+__all__ = ["Driver", "MotorDriver", "PyMongoDriver", "driver_named", "driver_of"]
+
+
+class Driver(Protocol):
+    """What the ODM needs of a driver beyond what both do alike."""
+
+    name: str
+
+    def connect(self, url: str) -> Any:
+        """A client for the running event loop; no I/O."""
+
+    async def close(self, client: Any) -> None:
+        """Close its sockets."""
+
+
+class PyMongoDriver:
+    """PyMongo's native async client, the default."""
+
+    name = "pymongo"
+
+    def connect(self, url: str) -> AsyncMongoClient[dict[str, Any]]:
+        """A client for the running event loop; no I/O."""
+        return AsyncMongoClient(url)
+
+    async def close(self, client: AsyncMongoClient[dict[str, Any]]) -> None:
+        """Close its sockets."""
+        await client.close()
+
+
+class MotorDriver:
+    """Motor: deprecated upstream, still what many applications pass in."""
+
+    name = "motor"
+
+    def connect(self, url: str) -> Any:
+        """A client for the running event loop; no I/O."""
+        from motor.motor_asyncio import AsyncIOMotorClient  # noqa: PLC0415 - 40 ms for nearly nobody
+
+        return AsyncIOMotorClient(url, io_loop=asyncio.get_running_loop())
+
+    async def close(self, client: Any) -> None:
+        """Close its sockets."""
+        client.close()
+
+
+_DRIVERS: dict[str, Driver] = {driver.name: driver for driver in (PyMongoDriver(), MotorDriver())}
+
+
+def driver_named(name: str) -> Driver:
+    """The driver of this name.
+
+    Raises:
+        ImproperlyConfigured: there is none.
+    """
+    if name not in _DRIVERS:
+        raise ImproperlyConfigured(f"driver={name!r} is unknown; there are {', '.join(sorted(_DRIVERS))}.")
+    return _DRIVERS[name]
+
+
+def driver_of(client: object) -> Driver:
+    """The driver that made this client.
+
+    Raises:
+        ImproperlyConfigured: it is not an asynchronous MongoDB client.
+    """
+    if isinstance(client, AsyncMongoClient):
+        return _DRIVERS["pymongo"]
+    # By name, so that Motor is only imported by those who use it.
+    if any(base.__module__.startswith("motor.") for base in type(client).__mro__):
+        return _DRIVERS["motor"]
+    raise ImproperlyConfigured(
+        f"Registry() takes a URL, a pymongo.AsyncMongoClient or a Motor client, not {client!r}."
+    )

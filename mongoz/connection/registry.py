@@ -1,0 +1,251 @@
+"""The registry: one deployment, its documents, and a client per event loop."""
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Final, NamedTuple, Self
+
+from bson.codec_options import CodecOptions
+from pymongo.uri_parser import parse_uri
+
+from mongoz.connection.address import Seed, first_seed
+from mongoz.connection.codec import CODEC_OPTIONS, with_our_types
+from mongoz.connection.database import Database
+from mongoz.connection.drivers import driver_named, driver_of
+from mongoz.exceptions import ImproperlyConfigured
+
+__all__ = ["Registry"]
+
+_DEFAULT_GROUP: Final = "default"
+_GROUP: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+
+
+class _Opened(NamedTuple):
+    client: Any
+    closer: AsyncGenerator[None, None]
+
+
+class Registry:
+    """A MongoDB deployment and the documents that live in it.
+
+    Usually a module global: it opens a client for each running event loop when it is first used there, and
+    the client is closed together with the loop. Making a registry does no I/O.
+
+    Args:
+        url: a MongoDB URL, or an existing `pymongo.AsyncMongoClient` or Motor client. A client belongs to
+            one event loop and is closed by whoever made it.
+        driver: `"pymongo"` (default) or `"motor"`: what a URL is opened with.
+        dispatched: a group of dispatchers serves this registry: its name, or True for the group "default".
+            Writes are then stamped where needed, so that nothing is delivered twice.
+        event_loop: accepted for applications that pass it; clients follow the running loop by themselves.
+
+    Raises:
+        ImproperlyConfigured: the URL does not parse, or an argument is of no use.
+
+    Example:
+        >>> registry = Registry("mongodb://localhost:27017/?replicaSet=rs0", dispatched=True)
+    """
+
+    def __init__(
+        self,
+        url: Any,
+        *,
+        driver: str | None = None,
+        dispatched: bool | str = False,
+        event_loop: object = None,  # noqa: ARG002 - see the docstring
+    ) -> None:
+        self._url: str | None = None
+        self._given: Any = None
+        self._clients: dict[asyncio.AbstractEventLoop, _Opened] = {}
+        if isinstance(url, str):
+            self._driver = driver_named(driver or "pymongo")
+            self._set_url(url)
+        else:
+            self._driver = driver_of(url)
+            if driver not in (None, self._driver.name):
+                raise ImproperlyConfigured(
+                    f"driver={driver!r}, but the client is one of {self._driver.name}."
+                )
+            self._given = url
+            self._given_loop: asyncio.AbstractEventLoop | None = None
+            self._codec_options = with_our_types(url.codec_options)
+        self.dispatched = _group_of(dispatched)
+        self.documents: dict[str, type] = {}
+        self._all_documents: list[type] = []
+
+    def _set_url(self, url: str) -> None:
+        self._seed = first_seed(url)
+        self._url = url
+        tz_aware = False
+        if not url.startswith("mongodb+srv://"):
+            tz_aware = bool(parse_uri(url)["options"].get("tz_aware", False))
+        self._codec_options = CODEC_OPTIONS.with_options(tz_aware=tz_aware)
+
+    @property
+    def url(self) -> str | None:
+        """The URL it was made from, credentials included; None if it was made from a client."""
+        return self._url
+
+    @property
+    def driver(self) -> str:
+        """`"pymongo"` or `"motor"`."""
+        return self._driver.name
+
+    @property
+    def host(self) -> str:
+        """Host of the first seed."""
+        return self._first_seed.host
+
+    @property
+    def port(self) -> int | None:
+        """Port of the first seed; None for `mongodb+srv` names."""
+        return self._first_seed.port
+
+    @property
+    def address(self) -> str:
+        """`host:port` of the first seed. Fit for logs: it has no credentials. No I/O."""
+        seed = self._first_seed
+        return f"{seed.host}:{seed.port}" if seed.port else seed.host
+
+    @property
+    def _first_seed(self) -> Seed:
+        if self._given is None:
+            return self._seed
+        client = getattr(self._given, "delegate", self._given)
+        seeds = getattr(client, "_topology_settings", None)
+        host, port = sorted(seeds.seeds)[0] if seeds else ("client", None)
+        return Seed(host, port)
+
+    @property
+    def codec_options(self) -> CodecOptions[Any]:
+        """How values are read and written in all databases of this registry."""
+        return self._codec_options
+
+    @property
+    def all_documents(self) -> tuple[type, ...]:
+        """Every concrete document class, those included whose name another took over since."""
+        return tuple(self._all_documents)
+
+    def register(self, document: type) -> None:
+        """Make a concrete document known. Done when its class is defined."""
+        self.documents[document.__name__] = document
+        self._all_documents.append(document)
+
+    def point_to(self, url: str) -> None:
+        """Use another deployment from now on; for tests, and for a dispatcher's `--url`.
+
+        Raises:
+            ImproperlyConfigured: the URL does not parse, or a client is already in use.
+        """
+        if self._given is not None or self._clients:
+            raise ImproperlyConfigured(
+                "The registry is connected already; point it elsewhere before its first use, and make it "
+                "from a URL rather than from a client."
+            )
+        self._set_url(url)
+
+    @property
+    def client(self) -> Any:
+        """The driver's client for the running event loop, opened at the first use.
+
+        Raises:
+            ImproperlyConfigured: no event loop is running, or the client that the registry was made from
+                belongs to another one.
+        """
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise ImproperlyConfigured(
+                "No event loop is running; call from a coroutine, or through mongoz.run_sync."
+            ) from None
+        if self._given is not None:
+            return self._given_client(loop)
+        opened = self._clients.get(loop)
+        return (opened or self._open(loop)).client
+
+    def _open(self, loop: asyncio.AbstractEventLoop) -> "_Opened":
+        assert self._url is not None
+        for other in [other for other in self._clients if other.is_closed()]:
+            del self._clients[other]  # a loop that was closed without its shutdown_asyncgens()
+        client = self._driver.connect(self._url)
+
+        async def close() -> None:
+            self._clients.pop(loop, None)
+            await self._driver.close(client)
+
+        opened = self._clients[loop] = _Opened(client, _close_with_loop(close))
+        return opened
+
+    def _given_client(self, loop: asyncio.AbstractEventLoop) -> Any:
+        if self._given_loop is None:
+            self._given_loop = loop
+        if self._given_loop is not loop:
+            raise ImproperlyConfigured(
+                "The registry was made from a client, and a client belongs to one event loop; this is another. "
+                "Make the registry from a URL: it then opens a client for every loop."
+            )
+        return self._given
+
+    def get_database(self, name: str) -> Database:
+        """The database of this name; no I/O."""
+        return Database(name, self)
+
+    async def get_databases(self) -> list[Database]:
+        """All databases that exist now, in the order of their names."""
+        return [self.get_database(name) for name in sorted(await self.client.list_database_names())]
+
+    async def drop_database(self, database: str | Database) -> None:
+        """Drop a database with everything in it."""
+        await self.client.drop_database(database.name if isinstance(database, Database) else database)
+
+    async def close(self) -> None:
+        """Close the running loop's client; a later use opens a new one. A client given is left to its owner."""
+        opened = self._clients.get(asyncio.get_running_loop())
+        if opened is not None:
+            await opened.closer.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"Registry({self.address!r}, dispatched={self.dispatched!r})"
+
+
+def _group_of(dispatched: bool | str) -> str | None:
+    if dispatched is True:
+        return _DEFAULT_GROUP
+    if dispatched is False or dispatched is None:
+        return None
+    if isinstance(dispatched, str) and _GROUP.fullmatch(dispatched):
+        return dispatched
+    raise ImproperlyConfigured(
+        f"dispatched={dispatched!r} must be True, False or the name of a group of dispatchers: letters, digits, "
+        "'_', '.' and '-', at most 63."
+    )
+
+
+def _close_with_loop(close: Callable[[], Awaitable[None]]) -> AsyncGenerator[None, None]:
+    """Have `close` awaited when the running loop shuts down, or when the generator is closed before.
+
+    A loop that shuts down finalizes the async generators that were started in it (`asyncio.run`, uvloop and
+    test runners all do), so one that is suspended in front of its cleanup does the closing.
+    """
+
+    async def wait_for_the_end() -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            await close()
+
+    generator = wait_for_the_end()
+    # The first step needs no loop: it runs straight to the yield, which surfaces as StopIteration.
+    with suppress(StopIteration):
+        generator.__anext__().__await__().send(None)
+    return generator

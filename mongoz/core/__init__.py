@@ -1,0 +1,1 @@
+"""Documented import paths; the code lives in the packages beside this one."""

@@ -1,0 +1,203 @@
+"""Between rows and instances: hydration, the state a row was loaded in, and what changed since."""
+
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args, get_origin
+
+import bson
+from pydantic import BaseModel, ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from mongoz.connection import Collection
+from mongoz.connection.codec import CODEC_OPTIONS
+from mongoz.exceptions import InvalidKeyError
+from mongoz.fields.email import LOADING
+from mongoz.fields.storage import stored
+from mongoz.stamps import FIELD
+
+if TYPE_CHECKING:
+    from mongoz.documents.base import Document
+
+__all__ = [
+    "Changes",
+    "Loaded",
+    "bare_instance",
+    "changes",
+    "hydrate",
+    "loaded",
+    "previous",
+    "remember",
+    "validated_row",
+]
+
+D = TypeVar("D", bound="Document")
+
+Snapshot = dict[str, Any] | bytes
+
+
+class Loaded(NamedTuple):
+    """What an instance remembers of the database.
+
+    Attributes:
+        snapshot: the row as the database has it, as far as we know; None if it was never there. A dict that
+            shares nothing with the instance, or BSON where it would.
+        collection: where it was loaded from or written to; None means the document's own.
+    """
+
+    snapshot: Snapshot | None = None
+    collection: Collection | None = None
+
+    def row(self) -> dict[str, Any] | None:
+        """The snapshot as a dict."""
+        if isinstance(self.snapshot, bytes):
+            return bson.decode(self.snapshot, codec_options=CODEC_OPTIONS)
+        return self.snapshot
+
+
+_NEVER = Loaded()
+
+
+def loaded(instance: "Document") -> Loaded:
+    """What is remembered of `instance`."""
+    try:
+        return instance._loaded
+    except AttributeError:  # a slot that was never set
+        return _NEVER
+
+
+def remember(instance: "Document", row: dict[str, Any], collection: Collection | None) -> None:
+    """Note that the database now has `row`, which must share nothing with the instance."""
+    object.__setattr__(instance, "_loaded", Loaded(row, collection))
+
+
+def hydrate(document: type[D], row: dict[str, Any], collection: Collection | None = None) -> D:
+    """The instance that a row of the database stands for. The row is taken over, and changed.
+
+    Args:
+        document: the class.
+        row: as the driver decoded it.
+        collection: where it comes from, if that is not the document's own collection.
+
+    Raises:
+        pydantic.ValidationError: the row violates the model; names collection, `_id` and field.
+    """
+    row.pop(FIELD, None)
+    try:
+        instance = document.__pydantic_validator__.validate_python(
+            row, context=LOADING, by_alias=True, by_name=False
+        )
+    except ValidationError as error:
+        raise _located(error, document, row, collection) from None
+    # The instance must not be able to change the snapshot. Nearly always validation has copied every
+    # container, and the row itself can serve.
+    shares = instance.__pydantic_extra__ or _shares_values(document)
+    snapshot = bson.encode(row, codec_options=CODEC_OPTIONS) if shares else row
+    object.__setattr__(instance, "_loaded", Loaded(snapshot, collection))
+    return instance  # type: ignore[no-any-return]
+
+
+def bare_instance(document: type[D], id_: Any, collection: Collection | None = None) -> D:
+    """An instance of which nothing but the id is known; its other fields are AttributeErrors."""
+    instance = document.__new__(document)
+    object.__setattr__(instance, "__dict__", {"id": id_})
+    object.__setattr__(instance, "__pydantic_fields_set__", {"id"})
+    object.__setattr__(instance, "__pydantic_extra__", {})
+    object.__setattr__(instance, "__pydantic_private__", None)
+    object.__setattr__(instance, "_loaded", Loaded(None, collection))
+    return instance
+
+
+def previous(instance: D) -> D | None:
+    """The state that `instance` was loaded in, as an instance of its own; None if there is none."""
+    state = loaded(instance)
+    row = state.row()
+    if row is None:
+        return None
+    try:
+        return hydrate(type(instance), dict(row), state.collection)
+    except ValidationError:  # the model became stricter since: better nothing than a half
+        return None
+
+
+def validated_row(instance: "Document") -> dict[str, Any]:
+    """The row to store; validated, since changes inside of lists and dicts pass pydantic unseen.
+
+    Raises:
+        pydantic.ValidationError: what would be written does not fit the model.
+    """
+    values = {**instance.__dict__, **(instance.__pydantic_extra__ or {})}
+    checked = type(instance).__pydantic_validator__.validate_python(
+        values, context=LOADING, by_alias=False, by_name=True
+    )
+    row: dict[str, Any] = stored(checked)
+    return row
+
+
+class Changes(NamedTuple):
+    """What distinguishes a row from its snapshot: top-level names under which things are stored."""
+
+    changed: dict[str, Any]
+    removed: tuple[str, ...]
+
+
+def changes(before: dict[str, Any] | None, row: dict[str, Any]) -> Changes:
+    """What must be written so that the database has `row`.
+
+    Raises:
+        InvalidKeyError: a changed name can't be written by an update operator.
+    """
+    if before is None:
+        return Changes({name: value for name, value in row.items() if name != "_id"}, ())
+    changed = {
+        name: value
+        for name, value in row.items()
+        if name != "_id" and not (name in before and _same(before[name], value))
+    }
+    for name in changed:
+        if "." in name or name.startswith("$"):
+            raise InvalidKeyError(
+                f"The key {name!r} can't be updated: MongoDB reads it as a path or an operator."
+            )
+    return Changes(changed, tuple(name for name in before if name not in row))
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two values are stored as the same bytes; 1, 1.0 and True are equal in Python only."""
+    if type(a) is type(b) and isinstance(a, str | int | bson.ObjectId):
+        return bool(a == b)
+    return _encoded(a) == _encoded(b)
+
+
+def _encoded(value: Any) -> bytes:
+    return bson.encode({"": value}, codec_options=CODEC_OPTIONS)
+
+
+@cache
+def _shares_values(model: type[BaseModel]) -> bool:
+    """Whether validated instances of a model can share a mutable value with the row they came from."""
+    return any(_shares(field.annotation) for field in model.model_fields.values())
+
+
+def _shares(annotation: Any) -> bool:
+    if annotation is Any or annotation in (dict, list, set):
+        return True
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return True  # undeclared keys of an embedded document are kept as they are
+    return bool(get_origin(annotation)) and any(_shares(argument) for argument in get_args(annotation))
+
+
+def _located(
+    error: ValidationError, document: type[BaseModel], row: dict[str, Any], collection: Collection | None
+) -> ValidationError:
+    """The same error, with collection and `_id` in its title."""
+    where = collection or document.meta.collection  # type: ignore[attr-defined] - a Document
+    place = where.namespace if where is not None else "a row"
+    title = f"{document.__name__} loaded from {place} with _id {row.get('_id')!r}"
+    lines = [
+        InitErrorDetails(
+            type=PydanticCustomError(line["type"], line["msg"].replace("{", "{{").replace("}", "}}")),  # type: ignore[arg-type] - any string is a type there
+            loc=line["loc"],
+            input=line["input"],
+        )
+        for line in error.errors(include_url=False)
+    ]
+    return ValidationError.from_exception_data(title, lines)

@@ -1,0 +1,94 @@
+"""Every error mongoz raises on purpose.
+
+    MongozException
+    ├── DocumentNotFound            a read or write whose document is not there
+    ├── MultipleDocumentsReturned   get() matched more than one
+    ├── FieldDefinitionError        a field was declared with arguments that contradict each other
+    ├── ImproperlyConfigured        a registry or document was put together wrongly
+    ├── InvalidKeyError             a name or an id that means nothing for this document
+    ├── InvalidObjectIdError        a string that is no ObjectId
+    ├── SignalError                 a receiver or a signal that could never work
+    ├── AbstractDocumentError       an operation on a document that has no collection
+    └── OperatorInvalid             a lookup that does not exist
+
+The driver's own errors (DuplicateKeyError, ServerSelectionTimeoutError, ...) pass unwrapped, and so do
+pydantic's ValidationErrors.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "AbstractDocumentError",
+    "DocumentNotFound",
+    "FieldDefinitionError",
+    "ImproperlyConfigured",
+    "InvalidKeyError",
+    "InvalidObjectIdError",
+    "MongozException",
+    "MultipleDocumentsReturned",
+    "OperatorInvalid",
+    "SignalError",
+    "nearest",
+]
+
+
+class MongozException(Exception):
+    """Something went wrong in mongoz."""
+
+    def __init__(self, *args: object, detail: str = "") -> None:
+        super().__init__(*(str(arg) for arg in args if arg), *((detail,) if detail else ()))
+        self.detail = detail or (str(args[0]) if args else self.__doc__ or "")
+
+    def __str__(self) -> str:
+        return " ".join(str(arg) for arg in self.args) or self.detail
+
+
+class DocumentNotFound(MongozException):
+    """No document matches."""
+
+
+class MultipleDocumentsReturned(MongozException):
+    """More than one document matches."""
+
+
+class FieldDefinitionError(MongozException):
+    """The arguments of a field contradict each other."""
+
+
+class ImproperlyConfigured(MongozException):
+    """A registry or a document is not put together correctly."""
+
+
+class InvalidKeyError(MongozException):
+    """This name or id means nothing for this document."""
+
+
+class InvalidObjectIdError(MongozException):
+    """Not a valid ObjectId."""
+
+
+class SignalError(MongozException):
+    """This receiver or signal can not work."""
+
+
+class AbstractDocumentError(MongozException):
+    """An abstract document has no collection to work on."""
+
+
+class OperatorInvalid(MongozException):
+    """There is no such lookup."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """A hint to append to a message about an unknown name: the nearest valid one, or all of them.
+
+    Example:
+        >>> nearest("emial", ["email", "name"])
+        " Did you mean 'email'?"
+    """
+    known = sorted(set(valid))
+    close = difflib.get_close_matches(name, known, n=1)
+    if close:
+        return f" Did you mean {close[0]!r}?"
+    return f" There are: {', '.join(known)}." if known else ""

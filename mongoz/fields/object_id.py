@@ -1,0 +1,67 @@
+"""`mongoz.ObjectId`: a value, an annotation and a field declaration in one."""
+
+from typing import Any, Final
+
+import bson
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+from mongoz.exceptions import InvalidObjectIdError
+
+__all__ = ["ObjectId", "parse_object_id"]
+
+_NO_OPTIONS: Final[dict[str, Any]] = {}
+
+
+class ObjectId(bson.ObjectId):
+    """An ObjectId that pydantic understands.
+
+    As a value it is `bson.ObjectId`. Assigned in the body of a document it declares a field, and takes the
+    arguments that all fields take; the instance is not a default, so the field stays required.
+
+    Args:
+        oid: 24 hexadecimal digits, 12 bytes or another ObjectId; a new id when left out.
+        **field_options: `null`, `default`, `alias`, ... as for any field.
+
+    Raises:
+        InvalidId: from bson, where `oid` is none.
+
+    Example:
+        >>> class Order(mongoz.Document):
+        ...     customer: ObjectId = ObjectId()
+        ...     invoice: ObjectId = ObjectId(null=True)
+    """
+
+    # bson.ObjectId has slots: without one of our own every id would carry a dict.
+    __slots__ = ("field_options",)
+
+    def __init__(self, oid: Any = None, **field_options: Any) -> None:
+        super().__init__(oid)
+        self.field_options = field_options or _NO_OPTIONS
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.is_instance_schema(
+            bson.ObjectId,
+            cls_repr="ObjectId",
+            serialization=core_schema.plain_serializer_function_ser_schema(str, when_used="json"),
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"type": "string", "pattern": "^[0-9a-f]{24}$", "examples": ["65f0c0ffee0123456789abcd"]}
+
+
+def parse_object_id(value: Any) -> bson.ObjectId:
+    """The ObjectId that a string of 24 hexadecimal digits (or an ObjectId) stands for.
+
+    Raises:
+        InvalidObjectIdError: anything else.
+    """
+    if isinstance(value, bson.ObjectId):
+        return value
+    if isinstance(value, str) and bson.ObjectId.is_valid(value):
+        return bson.ObjectId(value)
+    raise InvalidObjectIdError(f"{value!r} is not an ObjectId; it must have 24 hexadecimal digits.")

@@ -1,0 +1,59 @@
+"""From Python values to what is stored: models become dicts under their stored names, nothing is shared.
+
+Scalars stay as they are; the codec options of the registry know how to encode dates, decimals and times.
+"""
+
+import datetime
+import decimal
+import uuid
+from enum import Enum
+from functools import cache
+from typing import Any, Final
+
+import bson
+from pydantic import BaseModel
+
+__all__ = ["stored", "stored_names"]
+
+_SCALARS: Final = frozenset(
+    {
+        str, int, float, bool, bytes, type(None), bson.ObjectId, uuid.UUID, datetime.datetime, datetime.date,
+        datetime.time, decimal.Decimal, bson.Decimal128, bson.Int64, bson.Binary, bson.Timestamp,
+    }
+)  # fmt: skip
+
+
+@cache
+def stored_names(model: type[BaseModel]) -> dict[str, str]:
+    """Attribute name -> the name under which it is stored, for each field of a model."""
+    return {
+        name: field.serialization_alias or field.alias or name for name, field in model.model_fields.items()
+    }
+
+
+def stored(value: Any) -> Any:
+    """A value as it is stored. Containers are copied, so that later changes to `value` don't show.
+
+    Args:
+        value: a scalar, a model, or a list, tuple, set, mapping or enum of such.
+    """
+    kind = type(value)
+    if kind in _SCALARS:
+        return value
+    if kind is list or isinstance(value, list | tuple | set | frozenset):
+        return [stored(item) for item in value]
+    if isinstance(value, BaseModel):
+        return _stored_model(value)
+    if isinstance(value, dict):
+        return {key: stored(item) for key, item in value.items()}
+    if isinstance(value, Enum):
+        return stored(value.value)
+    return value
+
+
+def _stored_model(model: BaseModel) -> dict[str, Any]:
+    names = stored_names(type(model))
+    row = {names[name]: stored(value) for name, value in model.__dict__.items() if name in names}
+    for name, value in (model.__pydantic_extra__ or {}).items():
+        row[name] = stored(value)
+    return row

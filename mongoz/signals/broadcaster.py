@@ -1,0 +1,81 @@
+"""The signals of one document, by name."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from mongoz.exceptions import SignalError, nearest
+from mongoz.signals.signal import BUILT_IN, Signal
+
+__all__ = ["Broadcaster"]
+
+
+class Broadcaster:
+    """What `Document.signals` is: the six built-in signals and the custom ones of this document.
+
+    Assign a `Signal` to add a custom one, or just name it: an unknown name creates it. Only names that
+    start with `pre_` or `post_` must exist, since a misspelt one would never be fired by anybody.
+
+    Example:
+        >>> User.meta.signals.on_verify = mongoz.Signal()
+        >>> User.signals.post_save.connect(send_mail)
+    """
+
+    __slots__ = ("_dispatched", "_parents", "_sender", "_signals")
+
+    def __init__(
+        self, sender: type, parents: tuple["Broadcaster", ...] = (), *, dispatched: bool = False
+    ) -> None:
+        super().__setattr__("_sender", sender)
+        super().__setattr__("_parents", parents)
+        super().__setattr__("_dispatched", dispatched)
+        super().__setattr__("_signals", {})
+        for name in BUILT_IN:
+            self._bind(name, Signal())
+
+    def _bind(self, name: str, signal: Signal) -> None:
+        parents = [parent._signals[name] for parent in self._parents]
+        signal.bind(name, self._sender, parents, dispatched=self._dispatched)
+        self._signals[name] = signal
+
+    def __getattr__(self, name: str) -> Signal:
+        if name.startswith("_"):  # what copy, pickle and inspect ask everything for
+            raise AttributeError(name)
+        found: Signal | None = self._signals.get(name)
+        if found is None:
+            found = next((p._signals[name] for p in self._parents if name in p._signals), None)
+        if found is None:
+            if name.startswith(("pre_", "post_")):
+                raise SignalError(
+                    f"{self._sender.__name__} has no signal {name!r}, and nobody would fire it."
+                    f"{nearest(name, self)} A custom signal of that name must be assigned first."
+                )
+            found = Signal()
+            setattr(self, name, found)
+        return found
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not isinstance(value, Signal):
+            raise SignalError(
+                f"{self._sender.__name__}.signals.{name} must be a mongoz.Signal, not {value!r}."
+            )
+        if name.startswith("_"):
+            raise SignalError(f"A signal's name can't start with an underscore: {name!r}.")
+        if name in BUILT_IN:
+            self._bind(name, value)
+        else:
+            value.name = value.name or name
+            self._signals[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        if name in BUILT_IN or name not in self._signals:
+            raise SignalError(f"{self._sender.__name__} has no custom signal {name!r} to delete.")
+        del self._signals[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._signals or any(name in parent._signals for parent in self._parents)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._signals))
+
+    def __repr__(self) -> str:
+        return f"<Broadcaster of {self._sender.__name__}: {', '.join(self)}>"

@@ -1,0 +1,61 @@
+"""Muting: a block in which signals do not fire, local to the task that entered it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+from mongoz.exceptions import SignalError
+
+__all__ = ["is_muted", "muted", "mutes"]
+
+
+class _Mute(NamedTuple):
+    documents: tuple[type, ...]
+    names: frozenset[str]
+
+    def covers(self, sender: object, name: str | None) -> bool:
+        if self.names and name not in self.names:
+            return False
+        return not self.documents or (isinstance(sender, type) and issubclass(sender, self.documents))
+
+
+mutes: ContextVar[tuple[_Mute, ...]] = ContextVar("mongoz_mutes", default=())
+"""The mutes in force in this task; empty nearly always, which is what `Signal.send` checks first."""
+
+
+@contextmanager
+def muted(*targets: Any) -> Iterator[None]:
+    """Within the block signals do not fire, in this task and in tasks that it starts.
+
+    Muted means that nobody delivers: on a dispatched registry the write is stamped so, and the dispatcher
+    skips it as well (a migration must not mail everyone).
+
+    Args:
+        *targets: documents and names of signals. None at all: every signal. Documents: every signal of these
+            (an abstract one stands for its subclasses). Names: these signals of every document. Both:
+            these signals of these documents.
+
+    Raises:
+        SignalError: a target is neither a document nor a name.
+
+    Example:
+        >>> with muted(User, "post_save"):
+        ...     await user.save()
+    """
+    documents = tuple(target for target in targets if isinstance(target, type) and hasattr(target, "meta"))
+    names = frozenset(target for target in targets if isinstance(target, str))
+    if len(documents) + len([t for t in targets if isinstance(t, str)]) != len(targets):
+        wrong = next(t for t in targets if not isinstance(t, str) and t not in documents)
+        raise SignalError(f"muted() takes documents and names of signals, not {wrong!r}.")
+    token = mutes.set((*mutes.get(), _Mute(documents, names)))
+    try:
+        yield
+    finally:
+        mutes.reset(token)
+
+
+def is_muted(sender: object, name: str | None) -> bool:
+    """Whether a signal of this name from this sender is muted in the current task."""
+    active = mutes.get()
+    return bool(active) and any(mute.covers(sender, name) for mute in active)

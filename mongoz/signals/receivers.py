@@ -1,0 +1,197 @@
+"""Receivers: what can be connected to a signal, and under which name it is known."""
+
+import functools
+import inspect
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+from bson import Timestamp
+
+from mongoz.exceptions import SignalError
+from mongoz.stamps import receiver_id
+
+__all__ = ["Delivery", "DeliveryMode", "Receiver", "ReceiverFunction", "importable_name", "make_receiver"]
+
+ReceiverFunction = Callable[..., Awaitable[Any]]
+DeliveryMode = Literal["any", "process", "dispatcher"]
+"""Where a `post_*` receiver runs.
+
+`"any"`: in the writing process for writes of this ODM, in the dispatcher for all others.
+`"process"`: never in the dispatcher. `"dispatcher"`: only there, for every write.
+"""
+
+
+class Delivery(NamedTuple):
+    """What a `post_*` receiver is told about the delivery itself, as the keyword `delivery`.
+
+    Attributes:
+        id: the same for every attempt at the same write; deduplicate by it. In process it is the token of the
+            write's origin stamp, in the dispatcher it is derived from the change event's resume token.
+        signal: name of the signal, `"post_save"` for example.
+        receiver: name of the receiver, stable across processes.
+        origin: `"process"` (awaited by the writer) or `"stream"` (delivered by a dispatcher).
+        attempt: 1, 2, ...; above 1 only in the dispatcher.
+        term: grows whenever another dispatcher process takes over; fence external effects with it. 0 in process.
+        cluster_time: the server's time of the write; None in process.
+        wall_time: the server's wall clock at the write, naive UTC; None in process.
+        image: what `instance` is: `"post"` the document right after this write, `"current"` the document as
+            it was when the dispatcher looked it up (later writes may be in it), `"pre"` the document right
+            before its deletion, `"key"` nothing but its id.
+        replayed: asked for by an operator, not by a new write.
+        session: the session of a transactional receiver, else None.
+    """
+
+    id: str
+    signal: str
+    receiver: str
+    origin: Literal["process", "stream"]
+    attempt: int = 1
+    term: int = 0
+    cluster_time: Timestamp | None = None
+    wall_time: Any = None
+    image: Literal["post", "current", "pre", "key"] = "post"
+    replayed: bool = False
+    session: Any = None
+
+
+@dataclass(eq=False, slots=True)
+class Receiver:
+    """One connection of a function to a signal.
+
+    Attributes:
+        function: the async callable.
+        name: `module.qualname` of the function, or what `name=` said.
+        sequence: the place in the order of all connections of this process.
+        delivery: where it runs.
+        id: eight bytes that stand for it in origin stamps; empty for signals that are not a document's.
+        where: file and line of the definition, for people.
+    """
+
+    function: ReceiverFunction
+    name: str
+    sequence: int
+    delivery: DeliveryMode = "any"
+    id: bytes = b""
+    where: str = field(default="", repr=False)
+
+    @property
+    def runs_in_process(self) -> bool:
+        """Whether the writing process calls it."""
+        return self.delivery != "dispatcher"
+
+    @property
+    def runs_in_dispatcher(self) -> bool:
+        """Whether a dispatcher may call it."""
+        return self.delivery != "process"
+
+
+def make_receiver(
+    function: Any, *, signal: str, sender: type | None, sequence: int, delivery: str, name: str | None
+) -> Receiver:
+    """Check a callable and its options, and give it its identity.
+
+    Raises:
+        SignalError: it is not async, takes no `sender` first or no `**kwargs`, or an option is wrong.
+    """
+    label = _label(function)
+    _check_async(function, label)
+    _check_signature(function, label)
+    if delivery not in get_args(DeliveryMode):
+        raise SignalError(
+            f"delivery={delivery!r} of {label} is none of {', '.join(map(repr, get_args(DeliveryMode)))}."
+        )
+    if name is not None and not (isinstance(name, str) and name):
+        raise SignalError(f"name={name!r} of {label} must be a non-empty string.")
+    known_as = name or importable_name(_underlying(function))
+    id_ = receiver_id((importable_name(sender), signal, known_as)) if sender is not None else b""
+    return Receiver(function, known_as, sequence, delivery, id_, _where(function))  # type: ignore[arg-type]
+
+
+def importable_name(thing: Any) -> str:
+    """`module.qualname`, with `__main__` replaced by the name under which its file can be imported.
+
+    A script sees itself as `__main__`, the dispatcher imports the same file by its name: both must come to
+    the same answer. Where the file lies outside of `sys.path`, `__main__` stays.
+    """
+    module = getattr(thing, "__module__", None) or type(thing).__module__
+    qualname = getattr(thing, "__qualname__", None) or type(thing).__qualname__
+    if module == "__main__":
+        module = _main_module()
+    return f"{module}.{qualname}"
+
+
+def _main_module() -> str:
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:  # started with `python -m package.module`
+        return str(spec.name).removesuffix(".__main__")
+    file = getattr(main, "__file__", None)
+    if not file:
+        return "__main__"
+    path = Path(file).resolve().with_suffix("")
+    for root in sorted((Path(entry or ".").resolve() for entry in sys.path), key=lambda p: -len(p.parts)):
+        # The script's own folder is on the path as well: a script in a package is found under both names,
+        # so the folders of a package are skipped.
+        if path.is_relative_to(root) and not (root / "__init__.py").exists():
+            return ".".join(path.relative_to(root).parts)
+    return "__main__"
+
+
+def _underlying(function: Any) -> Any:
+    """The function behind partials; for an object with `__call__`, the object."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function
+
+
+def _label(function: Any) -> str:
+    thing = _underlying(function)
+    return f"receiver {getattr(thing, '__qualname__', None) or repr(thing)}"
+
+
+def _where(function: Any) -> str:
+    thing = inspect.unwrap(_underlying(function)) if callable(function) else function
+    code = getattr(thing, "__code__", None) or getattr(getattr(thing, "__func__", None), "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code else ""
+
+
+def _check_async(function: Any, label: str) -> None:
+    if not callable(function):
+        raise SignalError(f"{label} is not callable; connect an async function.")
+    thing = _underlying(function)
+    # iscoroutinefunction also knows AsyncMock and what inspect.markcoroutinefunction marks.
+    if inspect.iscoroutinefunction(thing) or inspect.iscoroutinefunction(getattr(thing, "__call__", None)):  # noqa: B004 - the method is what we ask about
+        return
+    if _is_async_mock(thing):
+        return
+    raise SignalError(f"{label} is not async; declare it with 'async def'.")
+
+
+def _is_async_mock(thing: Any) -> bool:
+    """AsyncMock answers to asyncio's older test only, and importing asyncio for it costs nothing here."""
+    return getattr(thing, "_is_coroutine", None) is not None
+
+
+def _check_signature(function: Any, label: str) -> None:
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # built without a signature: nothing to hold against it
+        return
+    kinds = [parameter.kind for parameter in parameters]
+    first = parameters[0] if parameters else None
+    takes_sender = first is not None and (
+        first.kind is first.VAR_POSITIONAL
+        or (first.name == "sender" and first.kind in {first.POSITIONAL_OR_KEYWORD, first.KEYWORD_ONLY})
+    )
+    missing = []
+    if not takes_sender:
+        missing.append("'sender' as its first parameter")
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        missing.append("'**kwargs'")
+    if missing:
+        raise SignalError(
+            f"{label} must take {' and '.join(missing)}; write it as 'async def receiver(sender, instance, **kwargs)'."
+        )

@@ -1,0 +1,199 @@
+"""One signal: who listens, and telling them."""
+
+import itertools
+from collections.abc import Iterable
+from typing import Any, Final, TypeVar
+from weakref import WeakSet
+
+from mongoz.exceptions import SignalError
+from mongoz.signals.muting import is_muted, mutes
+from mongoz.signals.receivers import Receiver, ReceiverFunction, make_receiver
+
+__all__ = ["BUILT_IN", "POST", "PRE", "Signal"]
+
+PRE: Final = ("pre_save", "pre_update", "pre_delete")
+POST: Final = ("post_save", "post_update", "post_delete")
+BUILT_IN: Final = frozenset(PRE + POST)
+
+_F = TypeVar("_F", bound=ReceiverFunction)
+
+_connections = itertools.count()
+"""Orders all connections of the process: a document's own receivers and those it inherits mix by it."""
+
+
+class Signal:
+    """Something that happens, and the async receivers that want to know.
+
+    Example:
+        >>> User.meta.signals.on_verify = mongoz.Signal()
+        >>> User.meta.signals.on_verify.connect(send_badge)
+        >>> await User.meta.signals.on_verify.send(sender=User, instance=user)
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_children",
+        "_functions",
+        "_own",
+        "_parents",
+        "_resolved",
+        "dispatched",
+        "name",
+        "sender",
+    )
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self.sender: type | None = None
+        self.dispatched = False
+        self._parents: tuple[Signal, ...] = ()
+        self._children: WeakSet[Signal] = WeakSet()
+        self._own: tuple[Receiver, ...] = ()
+        self._resolved: tuple[Receiver, ...] | None = ()
+        self._functions: tuple[ReceiverFunction, ...] = ()
+
+    def bind(self, name: str, sender: type, parents: Iterable["Signal"], *, dispatched: bool) -> None:
+        """Make this the signal `name` of one document. Done by the document's Broadcaster.
+
+        Args:
+            name: the attribute under which it is known.
+            sender: the document class.
+            parents: the same signal of the abstract documents that the sender inherits from.
+            dispatched: receivers need an identity that holds across processes.
+        """
+        self.name, self.sender, self.dispatched = name, sender, dispatched
+        self._parents = tuple(parents)
+        for parent in self._parents:
+            parent._children.add(self)
+        self._resolved = None
+        self._check_identities(self.receivers)
+
+    def connect(self, receiver: _F, *, delivery: str | None = None, name: str | None = None) -> _F:
+        """Call `receiver` whenever this signal is sent, after all those that were connected before.
+
+        Connecting the same receiver again changes nothing.
+
+        Args:
+            receiver: an async callable that takes `sender` first and accepts `**kwargs`.
+            delivery: `post_*` only: where it runs, `"any"` (the default), `"process"` or `"dispatcher"`.
+            name: `post_*` only: a stable name to know it by; by default `module.qualname`.
+
+        Returns:
+            The receiver, so that `connect` serves as a decorator.
+
+        Raises:
+            SignalError: the receiver could never be called as it is, or an option does not fit.
+        """
+        if (delivery is not None or name is not None) and self.name not in POST:
+            given = "delivery" if delivery is not None else "name"
+            raise SignalError(
+                f"{given}= is for post_* signals; {self.name or 'a custom signal'} runs in process only."
+            )
+        if self._find(receiver) is not None:
+            return receiver
+        made = make_receiver(
+            receiver,
+            signal=self.name or "",
+            sender=self.sender if self.name in POST else None,
+            sequence=next(_connections),
+            delivery=delivery or "any",
+            name=name,
+        )
+        for signal in (self, *self._children):
+            signal._check_identities((*signal.receivers, made))
+        self._own = (*self._own, made)
+        self._forget_resolved()
+        return receiver
+
+    def disconnect(self, receiver: ReceiverFunction) -> bool:
+        """Stop calling `receiver`.
+
+        Returns:
+            False if it was not connected here (a receiver of an abstract document is connected there).
+        """
+        found = self._find(receiver)
+        if found is None:
+            return False
+        self._own = tuple(r for r in self._own if r is not found)
+        self._forget_resolved()
+        return True
+
+    @property
+    def receivers(self) -> tuple[Receiver, ...]:
+        """All that are called, own and inherited, in the order in which they were connected."""
+        if self._resolved is None:
+            self._resolve()
+        return self._resolved or ()
+
+    async def send(self, /, sender: Any = None, **kwargs: Any) -> list[tuple[ReceiverFunction, Any]]:
+        """Await the receivers one after another; the first exception stops and reaches the caller.
+
+        Returns:
+            `(receiver, result)` of each, in order; an empty list where the signal is muted.
+        """
+        if self._resolved is None:
+            self._resolve()
+        if not self._functions or (mutes.get() and is_muted(sender, self.name)):
+            return []
+        return [(function, await function(sender=sender, **kwargs)) for function in self._functions]
+
+    async def send_robust(self, /, sender: Any = None, **kwargs: Any) -> list[tuple[ReceiverFunction, Any]]:
+        """Await all receivers one after another, whatever they raise.
+
+        Returns:
+            `(receiver, result or exception)` of each, in order; an empty list where the signal is muted.
+        """
+        if is_muted(sender, self.name):
+            return []
+        results: list[tuple[ReceiverFunction, Any]] = []
+        for receiver in self.receivers:
+            try:
+                results.append((receiver.function, await receiver.function(sender=sender, **kwargs)))
+            except Exception as error:
+                results.append((receiver.function, error))
+        return results
+
+    def __contains__(self, receiver: object) -> bool:
+        """Whether `receiver` is connected to this signal itself, not to a parent's."""
+        return self._find(receiver) is not None
+
+    def __repr__(self) -> str:
+        owner = f"{self.sender.__name__}." if self.sender else ""
+        return f"<Signal {owner}{self.name or '(custom)'}, {len(self.receivers)} receivers>"
+
+    def _find(self, function: Any) -> Receiver | None:
+        # By equality: every access to a bound method makes a new, equal object.
+        return next((r for r in self._own if r.function == function), None)
+
+    def _resolve(self) -> None:
+        merged = list(self._own)
+        for parent in self._parents:
+            merged += [r for r in parent._own if all(r.function != seen.function for seen in merged)]
+        merged.sort(key=lambda receiver: receiver.sequence)
+        self._resolved = tuple(merged)
+        self._functions = tuple(receiver.function for receiver in merged)
+
+    def _forget_resolved(self) -> None:
+        self._resolved = None
+        for child in self._children:
+            child._resolved = None
+
+    def _check_identities(self, receivers: Iterable[Receiver]) -> None:
+        """A dispatcher knows receivers by name: each must be found again in another process, and only it."""
+        if not self.dispatched or self.name not in POST:
+            return
+        names: dict[str, Receiver] = {}
+        ids: dict[bytes, Receiver] = {}
+        for receiver in receivers:
+            if receiver.name.startswith("__main__.") or "<locals>" in receiver.name:
+                raise SignalError(
+                    f"The registry is dispatched and another process could not find {receiver.name!r} again; "
+                    f"connect it with name='...'."
+                )
+            twin = names.setdefault(receiver.name, receiver)
+            twin_id = ids.setdefault(receiver.id, receiver)
+            if (twin is not receiver and twin.function != receiver.function) or twin_id.name != receiver.name:
+                raise SignalError(
+                    f"Two receivers of {self.sender.__name__ if self.sender else ''}.{self.name} are known as "
+                    f"{receiver.name!r} ({twin_id.where} and {receiver.where}); give one of them another name=."
+                )

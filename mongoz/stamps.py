@@ -1,0 +1,125 @@
+"""Origin stamps: how a dispatcher tells an application's own writes from everybody else's.
+
+A stamp is one scalar, so that no pipeline update or partial `$set` can split it: a BSON binary of the
+user-defined subtype in the reserved field `_mongoz`. It says which receivers already ran (or will run) in
+the writing process for this one write, so that the dispatcher delivers to all others.
+
+Layout, version 1, big-endian:
+
+    byte 0       version
+    byte 1       signal of the call (1 post_save, created; 2 post_save; 3 post_update; 4 post_delete)
+    byte 2       kind (0 receivers, 1 muted)
+    3..14        token: an ObjectId, minted for this write
+    15..22       key: a hash of namespace and _id, because clients copy documents
+    23           length of the group's name in bytes
+    24..         the group, UTF-8
+    then         8 bytes per receiver that runs in process
+
+Everything here is pure: the ODM writes stamps with it and the dispatcher reads them.
+"""
+
+from collections.abc import Iterable
+from enum import IntEnum
+from hashlib import blake2b
+from typing import Any, Final, NamedTuple
+
+import bson
+from bson.binary import USER_DEFINED_SUBTYPE, Binary, UuidRepresentation
+from bson.codec_options import CodecOptions
+
+__all__ = ["FIELD", "Call", "Stamp", "key_hash", "receiver_id"]
+
+FIELD: Final = "_mongoz"
+"""The reserved field that holds the stamp. Users of the ODM never see it."""
+
+_VERSION: Final = 1
+_FIXED: Final = 24
+_KEY_CODEC: Final[CodecOptions[dict[str, Any]]] = CodecOptions(
+    uuid_representation=UuidRepresentation.STANDARD
+)
+
+
+class Call(IntEnum):
+    """Which signal a write of the ODM fires; the server's event alone can't tell `save` from `update`."""
+
+    CREATED = 1
+    SAVED = 2
+    UPDATED = 3
+    DELETED = 4
+
+
+class Stamp(NamedTuple):
+    """One write's origin.
+
+    Attributes:
+        group: the dispatchers it is addressed to (`Registry(dispatched="group")`).
+        call: what the ODM was asked to do.
+        token: minted for this write; in process it is the `delivery.id`.
+        key: `key_hash` of the document that was written.
+        receivers: ids of the receivers that the writing process runs itself.
+        muted: nobody shall deliver this write.
+    """
+
+    group: str
+    call: Call
+    token: bson.ObjectId
+    key: bytes
+    receivers: frozenset[bytes] = frozenset()
+    muted: bool = False
+
+    def pack(self) -> Binary:
+        """The scalar that is stored.
+
+        Raises:
+            ValueError: the group's name is longer than 255 bytes.
+        """
+        group = self.group.encode()
+        if len(group) > 255:
+            raise ValueError(f"a group's name has at most 255 bytes, {self.group!r} has {len(group)}")
+        head = bytes((_VERSION, self.call, int(self.muted)))
+        ids = b"".join(sorted(self.receivers))
+        return Binary(
+            head + self.token.binary + self.key + bytes((len(group),)) + group + ids, USER_DEFINED_SUBTYPE
+        )
+
+    @classmethod
+    def unpack(cls, value: object) -> "Stamp | None":
+        """Read a stored stamp; None for anything that is not one (garbage, a later version, another type).
+
+        Who can't read a stamp must deliver: nothing is skipped on the word of something unreadable.
+        """
+        if not isinstance(value, bytes) or len(value) < _FIXED or value[0] != _VERSION:
+            return None
+        end = _FIXED + value[23]
+        ids = value[end:]
+        if end > len(value) or len(ids) % 8 or value[2] > 1:
+            return None
+        try:
+            call, group = Call(value[1]), value[_FIXED:end].decode()
+        except ValueError:
+            return None
+        return cls(
+            group=group,
+            call=call,
+            token=bson.ObjectId(bytes(value[3:15])),
+            key=bytes(value[15:23]),
+            receivers=frozenset(bytes(ids[i : i + 8]) for i in range(0, len(ids), 8)),
+            muted=bool(value[2]),
+        )
+
+
+def key_hash(namespace: str, id_: object) -> bytes:
+    """Eight bytes that stand for one document: a stamp found on any other document is a copy.
+
+    Args:
+        namespace: `"database.collection"`.
+        id_: the `_id`, of any BSON type.
+    """
+    return blake2b(
+        namespace.encode() + bson.encode({"": id_}, codec_options=_KEY_CODEC), digest_size=8
+    ).digest()
+
+
+def receiver_id(parts: Iterable[str]) -> bytes:
+    """Eight bytes that stand for one receiver: of its sender, its signal and its name."""
+    return blake2b("\0".join(parts).encode(), digest_size=8).digest()

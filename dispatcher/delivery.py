@@ -5,6 +5,7 @@ import copy
 import traceback
 from functools import cache
 from hashlib import blake2b
+from time import monotonic
 from typing import Any
 
 import stamina
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 
 from dispatcher.events import Calls, Change, Image, Job
 from dispatcher.observe import Stats, get_logger
-from mongoz.documents.rows import bare_instance
+from mongoz.documents.rows import bare_instance, hydrate
 from mongoz.fields.storage import stored_names
 from mongoz.signals import Delivery
 from mongoz.signals.receivers import Receiver
@@ -33,42 +34,47 @@ class Deliverer:
         log_each: log every delivery, at level debug.
     """
 
-    def __init__(
-        self, *, term: int, attempts: int, timeout: float, stats: Stats, log_each: bool = False
-    ) -> None:
+    def __init__(self, *, term: int, attempts: int, timeout: float, stats: Stats, log_each: bool = False) -> None:
         self._term = term
         self._attempts = attempts
         self._timeout = timeout
         self._stats = stats
         self._log_each = log_each
+        # Who is in a receiver, and until when it may be. A timer per delivery would cost more than a delivery.
+        self._deadlines: dict[asyncio.Task[Any], float] = {}
+        self._overdue: set[asyncio.Task[Any]] = set()
+
+    async def watch(self) -> None:
+        """Cancel the receivers that hang. Runs for ever, beside the workers."""
+        while True:
+            await asyncio.sleep(min(1.0, self._timeout / 10))
+            now = monotonic()
+            for task, deadline in list(self._deadlines.items()):
+                if deadline < now:
+                    del self._deadlines[task]
+                    self._overdue.add(task)
+                    task.cancel()
 
     async def work(self, job: Job) -> None:
         """Deliver one change to all of its receivers. Never raises but for cancellation."""
         change = job.change
         assert change is not None
-        last = len(job.calls) - 1
-        for i, calls in enumerate(job.calls):
+        if len(job.calls) == 1:
+            await self._deliver(change, job.calls[0])
+            return
+        for calls in job.calls:
             # An instance takes its row over: several document classes on one collection need a copy each.
-            mine = change if i == last else copy.deepcopy(change)
-            await self._deliver(mine, calls)
+            await self._deliver(copy.deepcopy(change), calls)
 
     async def _deliver(self, change: Change, calls: Calls) -> None:
         try:
-            keywords, image = _keywords(change, calls)
+            image, keywords = _keywords(change, calls)
         except ValidationError as error:
             self._stats.invalid += 1
-            log.error(
-                "a document does not fit its model; its receivers are skipped",
-                action="change.invalid",
-                document=calls.document.__name__,
-                operation=change.operation,
-                namespace=".".join(change.namespace),
-                id=repr(change.id),
-                receivers=[receiver.name for receiver in calls.receivers],
-                error=str(error),
-            )
+            self._log_invalid(change, calls, error)
             return
-        id_ = delivery_id(change.token)
+        id_, task = delivery_id(change.token), asyncio.current_task()
+        assert task is not None
         for receiver in calls.receivers:
             delivery = Delivery(
                 id_,
@@ -81,22 +87,52 @@ class Deliverer:
                 change.wall_time,
                 image,
             )
-            if await self._call(receiver, calls.document, delivery, keywords):
-                self._stats.delivered += 1
-                if self._log_each:
-                    self._log_delivered(change, delivery)
+            self._deadlines[task] = monotonic() + self._timeout
+            try:
+                await receiver.function(sender=calls.document, delivery=delivery, **keywords)
+            except BaseException as raised:
+                reason = self._judged(raised, task)
+                if not await self._call_again(receiver, calls.document, delivery, keywords, reason):
+                    continue
+            finally:
+                self._deadlines.pop(task, None)
+            self._stats.delivered += 1
+            if self._log_each:
+                self._log_delivered(change, delivery)
 
-    async def _call(
+    def _judged(self, raised: BaseException, task: asyncio.Task[Any]) -> BaseException:
+        """The error that a failed attempt counts with.
+
+        Raises:
+            BaseException: `raised` itself, where it is none of the receiver's: we are being cancelled, or the
+                interpreter is being interrupted. A receiver that raises CancelledError has merely failed.
+        """
+        if isinstance(raised, asyncio.CancelledError):
+            late = task in self._overdue
+            if late:
+                self._overdue.discard(task)
+                task.uncancel()
+            if task.cancelling():
+                raise raised
+            return TimeoutError(f"it took longer than {self._timeout:g} s") if late else raised
+        if isinstance(raised, Exception | SystemExit):
+            return raised
+        raise raised
+
+    async def _attempt(
         self, receiver: Receiver, sender: Any, delivery: Delivery, keywords: dict[str, Any]
-    ) -> bool:
-        """Call one receiver until it returns; False when it was given up."""
+    ) -> BaseException | None:
+        """Call one receiver once more; what it raised, if it did."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._deadlines[task] = monotonic() + self._timeout
         try:
-            async with asyncio.timeout(self._timeout):
-                await receiver.function(sender=sender, delivery=delivery, **keywords)
-        except (Exception, SystemExit, asyncio.CancelledError) as error:
-            _reraise_cancellation(error)
-            return await self._call_again(receiver, sender, delivery, keywords, error)
-        return True
+            await receiver.function(sender=sender, delivery=delivery, **keywords)
+        except BaseException as raised:
+            return self._judged(raised, task)
+        finally:
+            self._deadlines.pop(task, None)
+        return None
 
     async def _call_again(
         self,
@@ -116,14 +152,11 @@ class Deliverer:
                         raise _Failed from error
                     self._stats.retried += 1
                     delivery = delivery._replace(attempt=attempt.num)
-                    try:
-                        async with asyncio.timeout(self._timeout):
-                            await receiver.function(sender=sender, delivery=delivery, **keywords)
-                    except (Exception, SystemExit, asyncio.CancelledError) as again:
-                        _reraise_cancellation(again)
+                    again = await self._attempt(receiver, sender, delivery, keywords)
+                    if again is not None:
                         error = again
-                        self._log_attempt(delivery, again)
-                        raise _Failed from again
+                        self._log_attempt(delivery, error)
+                        raise _Failed from error
         except _Failed:
             self._stats.failed += 1
             log.error(
@@ -136,6 +169,18 @@ class Deliverer:
             )
             return False
         return True
+
+    def _log_invalid(self, change: Change, calls: Calls, error: ValidationError) -> None:
+        log.error(
+            "a document does not fit its model; its receivers are skipped",
+            action="change.invalid",
+            document=calls.document.__name__,
+            operation=change.operation,
+            namespace=".".join(change.namespace),
+            id=repr(change.id),
+            receivers=[receiver.name for receiver in calls.receivers],
+            error=str(error),
+        )
 
     def _log_attempt(self, delivery: Delivery, error: BaseException) -> None:
         log.warning(
@@ -159,14 +204,7 @@ class Deliverer:
 
 
 class _Failed(Exception):
-    """An attempt failed, whatever was raised: stamina retries Exceptions only, and receivers may raise others."""
-
-
-def _reraise_cancellation(error: BaseException) -> None:
-    """Let through that *we* are being cancelled; a receiver that raises CancelledError has merely failed."""
-    task = asyncio.current_task()
-    if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-        raise error
+    """An attempt failed, whatever was raised: stamina knows Exceptions only."""
 
 
 def _described(delivery: Delivery) -> dict[str, Any]:
@@ -183,44 +221,30 @@ def delivery_id(token: str) -> str:
     return blake2b(token.encode(), digest_size=12).hexdigest()
 
 
-def _keywords(change: Change, calls: Calls) -> tuple[dict[str, Any], Image]:
-    """What the receivers get, and what the instance in it is.
+def _keywords(change: Change, calls: Calls) -> tuple[Image, dict[str, Any]]:
+    """What the instance is that the receivers get, and their keywords.
 
     Raises:
         ValidationError: the document does not fit its model.
     """
-    document = calls.document
-    own = document.meta.collection
-    elsewhere = None
-    if (own.database.name, own.name) != change.namespace:
-        elsewhere = document.meta.registry.get_database(change.namespace[0]).get_collection(
-            change.namespace[1]
-        )
-    row, image = change.document, change.image
-    if change.operation == "delete":
-        row, image = change.before, ("pre" if change.before is not None else "key")
-    instance = (
-        document.from_row(row, elsewhere)
-        if row is not None
-        else bare_instance(document, change.id, elsewhere)
-    )
-    keywords: dict[str, Any] = {"instance": instance}
-    if calls.signal == "post_delete":
-        return keywords, image
-    keywords["previous"] = _previous(change, document, elsewhere)
-    if calls.signal == "post_save":
-        keywords["created"] = calls.created
-    else:
-        attributes = _attributes(document)
-        keywords["update_fields"] = frozenset(attributes.get(name, name) for name in change.names)
-    return keywords, image
+    document, signal = calls.document, calls.signal
+    if signal == "post_delete":
+        if change.before is None:
+            return "key", {"instance": bare_instance(document, change.id)}
+        return "pre", {"instance": hydrate(document, change.before)}
+    row = change.document
+    instance = hydrate(document, row) if row is not None else bare_instance(document, change.id)
+    previous = None if change.before is None else _previous(document, change.before)
+    if signal == "post_save":
+        return change.image, {"instance": instance, "created": calls.created, "previous": previous}
+    attributes = _attributes(document)
+    names = frozenset(attributes.get(name, name) for name in change.names)
+    return change.image, {"instance": instance, "update_fields": names, "previous": previous}
 
 
-def _previous(change: Change, document: Any, elsewhere: Any) -> Any:
-    if change.before is None:
-        return None
+def _previous(document: Any, row: dict[str, Any]) -> Any:
     try:
-        return document.from_row(change.before, elsewhere)
+        return hydrate(document, row)
     except ValidationError:  # what it was before is no reason not to deliver what it is
         return None
 

@@ -75,6 +75,8 @@ class Change(NamedTuple):
 
 def document_key(namespace: Namespace, id_: Any) -> Hashable:
     """One document of the deployment, as a dictionary key."""
+    if type(id_) is bson.ObjectId:
+        return (namespace, id_.binary)  # bytes remember their hash
     try:
         hash(id_)
     except TypeError:  # a composite _id arrives as a dict

@@ -3,7 +3,7 @@
 The codes and what they mean were measured on a 6.0 server; names are the server's own.
 """
 
-from typing import Final
+from typing import Final, NamedTuple
 
 from pymongo.errors import ConfigurationError, OperationFailure, PyMongoError
 
@@ -16,28 +16,54 @@ from dispatcher.exceptions import (
     ServerError,
 )
 
-__all__ = ["fatal"]
+__all__ = ["FATAL_CODES", "fatal"]
 
-HISTORY_LOST: Final = {
-    286: "ChangeStreamHistoryLost",  # the oplog begins after the token
-    136: "CappedPositionLost",  # the same, met by a stream that was open meanwhile
-}
-BAD_TOKEN: Final = {
-    260: "InvalidResumeToken",  # for example an invalidate's token where it may not stand
-    280: "ChangeStreamFatalError",  # the token's event does not turn up: another pipeline, another deployment
-    9: "FailedToParse",  # with 15: what the server answers to a token that is garbage
-    15: "Overflow",
-}
-NO_ACCESS: Final = {
-    13: "Unauthorized",  # not enough rights
-    18: "AuthenticationFailed",  # wrong credentials
-}
-TOO_LARGE: Final = {
-    10334: "BSONObjectTooLarge",  # the event, images included, is over 16 MB
-}
-NOT_SUPPORTED: Final = {
-    40573: "Location40573",  # $changeStream on a standalone server
-    40324: "Location40324",  # an aggregation stage that the server does not know
+
+class _Verdict(NamedTuple):
+    kind: type[DispatcherError]
+    message: str
+    remedy: str
+
+
+_HISTORY_LOST: Final = _Verdict(
+    HistoryLost,
+    "The oplog of {address} does not reach back to the saved position any more, and the changes in between "
+    "can not be delivered: {text}",
+    "Delete the position document (`dispatcher position show` names it) to begin now, and enlarge the oplog.",
+)
+_BAD_TOKEN: Final = _Verdict(
+    PositionError,
+    "{address} does not accept the saved position: {text}",
+    "Was the state copied from another deployment? Delete the position document to begin now.",
+)
+_NO_ACCESS: Final = _Verdict(
+    AccessDenied,
+    "{address} denies access: {text}",
+    "Grant changeStream and find on the watched databases, and readWrite on the state database.",
+)
+_TOO_LARGE: Final = _Verdict(
+    ServerError,
+    "A change event is larger than 16 MB, and {address} can not send it: {text}",
+    "Turn off pre or post images of the collection that holds such large documents.",
+)
+_NOT_SUPPORTED: Final = _Verdict(
+    ServerError,
+    "{address} can not do what is asked of it: {text}",
+    "Use MongoDB 6.0 or later, as a replica set.",
+)
+
+FATAL_CODES: Final[dict[int, _Verdict]] = {
+    286: _HISTORY_LOST,  # ChangeStreamHistoryLost: the oplog begins after the token
+    136: _HISTORY_LOST,  # CappedPositionLost: the same, met by a stream that was open meanwhile
+    260: _BAD_TOKEN,  # InvalidResumeToken: for example an invalidate's, where it may not stand
+    280: _BAD_TOKEN,  # ChangeStreamFatalError: the token's event does not turn up again
+    9: _BAD_TOKEN,  # FailedToParse, and
+    15: _BAD_TOKEN,  # Overflow: what the server answers to a token that is garbage
+    13: _NO_ACCESS,  # Unauthorized: not enough rights
+    18: _NO_ACCESS,  # AuthenticationFailed: wrong credentials
+    10334: _TOO_LARGE,  # BSONObjectTooLarge: the event, images included, is over 16 MB
+    40573: _NOT_SUPPORTED,  # $changeStream on a standalone server
+    40324: _NOT_SUPPORTED,  # an aggregation stage that the server does not know
 }
 
 
@@ -53,35 +79,11 @@ def fatal(error: PyMongoError, address: str) -> DispatcherError | None:
     """
     if isinstance(error, ConfigurationError):
         return CannotConnect(
-            f"The connection to {address} is configured wrongly: {error}", remedy="Mend the URL."
+            f"The connection to {address} is not configured right: {error}", remedy="Mend the URL."
         )
-    if not isinstance(error, OperationFailure):
+    verdict = FATAL_CODES.get(error.code or 0) if isinstance(error, OperationFailure) else None
+    if verdict is None:
         return None
-    code, text = error.code or 0, str(error.details.get("errmsg", error) if error.details else error)
-    if code in HISTORY_LOST:
-        return HistoryLost(
-            f"The oplog of {address} does not reach back to the saved position any more ({text}). "
-            "The changes in between can not be delivered.",
-            remedy="Delete the position (see `dispatcher position show`) to begin now; enlarge the oplog.",
-        )
-    if code in BAD_TOKEN:
-        return PositionError(
-            f"{address} does not accept the saved position ({BAD_TOKEN[code]}: {text}).",
-            remedy="Was the state copied from another deployment? Delete the position to begin now.",
-        )
-    if code in NO_ACCESS:
-        return AccessDenied(
-            f"{address} denies access: {text}.",
-            remedy="Grant changeStream and find on the watched databases, and readWrite on the state database.",
-        )
-    if code in TOO_LARGE:
-        return ServerError(
-            f"A change event is larger than 16 MB, and {address} can not send it ({text}).",
-            remedy="Turn off pre or post images of the collection that holds such large documents.",
-        )
-    if code in NOT_SUPPORTED:
-        return ServerError(
-            f"{address} can't do what is asked of it: {text}",
-            remedy="Use MongoDB 6.0 or later, as a replica set.",
-        )
-    return None
+    details = getattr(error, "details", None) or {}
+    text = str(details.get("errmsg", error)).rstrip(".")
+    return verdict.kind(verdict.message.format(address=address, text=text), remedy=verdict.remedy)

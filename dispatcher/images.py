@@ -47,9 +47,7 @@ class Images:
             found |= await self._look_up(namespace, ids)
         return [self._completed(change, found) for change in changes]
 
-    async def _look_up(
-        self, namespace: Namespace, ids: dict[Hashable, Any]
-    ) -> dict[Hashable, dict[str, Any]]:
+    async def _look_up(self, namespace: Namespace, ids: dict[Hashable, Any]) -> dict[Hashable, dict[str, Any]]:
         collection = self._client[namespace[0]].get_collection(
             namespace[1], codec_options=self._codec_options, read_concern=ReadConcern("majority")
         )

@@ -71,9 +71,7 @@ def configure_logging(log_format: str, level: str) -> None:
     )
 
 
-def _without_credentials(
-    _logger: Any, _method: str, event: MutableMapping[str, Any]
-) -> MutableMapping[str, Any]:
+def _without_credentials(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     for key, value in event.items():
         if isinstance(value, str) and "://" in value:
             event[key] = _CREDENTIALS.sub(r"\1...@", value)

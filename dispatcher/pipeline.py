@@ -54,7 +54,7 @@ class Pipeline:
         address: of the server, for messages.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - here all stages meet
         self,
         *,
         source: ChangeStreamSource,
@@ -92,11 +92,12 @@ class Pipeline:
             log_each=settings.log_level == "debug",
         )
         self._lanes = Lanes(
-            self._work,
+            self._deliverer.work,
+            on_finished=self._tracker.finished,
+            on_crash=self._crashed,
             concurrency=settings.concurrency,
             max_queued=settings.max_queued,
             max_bytes=settings.max_queued_mb * 1_000_000,
-            on_crash=self._crashed,
         )
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -119,10 +120,12 @@ class Pipeline:
             asyncio.create_task(self._read(batches), name="read"),
             asyncio.create_task(self._fill_lanes(batches), name="fill-lanes"),
             asyncio.create_task(self._save_regularly(), name="save-position"),
+            asyncio.create_task(self._deliverer.watch(), name="watch-timeouts"),
         ]
         stopped = asyncio.create_task(stop.wait(), name="wait-for-stop")
         try:
-            await asyncio.wait([*tasks, stopped, self._crash], return_when=asyncio.FIRST_COMPLETED)
+            ends: list[asyncio.Future[Any]] = [*tasks, stopped, self._crash]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in (*tasks, stopped):
                 task.cancel()
@@ -152,7 +155,8 @@ class Pipeline:
             for i in range(0, len(batch.events), _CHUNK):
                 changes = self._decode(batch.events[i : i + _CHUNK])
                 for change in await self._images.complete(changes):
-                    await self._lanes.room()
+                    if self._lanes.full:
+                        await self._lanes.room()
                     self._enter(change)
                 await asyncio.sleep(0)
             self._tracker.mark(batch.token, token_time(batch.token))
@@ -201,10 +205,6 @@ class Pipeline:
                 operation=change.operation,
                 namespace=".".join(filter(None, change.namespace)),
             )
-
-    async def _work(self, job: Job) -> None:
-        await self._deliverer.work(job)
-        self._tracker.finished(job)
 
     async def _save_regularly(self) -> None:
         loop = asyncio.get_running_loop()

@@ -137,6 +137,7 @@ class PositionStore:
             upsert=True,
             return_document=ReturnDocument.AFTER,
         )
+        assert found is not None  # an upsert returns what it wrote
         self._term = int(found["term"])
         token = found.get("token")
         if token is not None:

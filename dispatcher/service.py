@@ -1,6 +1,7 @@
 """The daemon: puts the parts together, looks whether it can work, runs, and ends in order."""
 
 import asyncio
+import gc
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator
@@ -63,9 +64,9 @@ class Service:
         if group is None:
             if not settings.deliver_everything:
                 raise ApplicationError(
-                    "The registry is not dispatched, so the application's own writes can't be told apart: their "
-                    "receivers would run twice.",
-                    remedy="Make it with Registry(..., dispatched=True), or accept that with --deliver-everything.",
+                    "The registry is not dispatched, so the application's own writes can't be told apart: "
+                    "their receivers would run twice.",
+                    remedy="Make it with Registry(..., dispatched=True), or accept it with --deliver-everything.",
                 )
             group = "default"
         self._url = _url_of(registry, settings)
@@ -73,8 +74,8 @@ class Service:
         self.routes = Routes(registry.all_documents, group)
         if not self.routes.namespaces:
             raise NothingToDeliver(
-                f"None of the {len(registry.all_documents)} documents of the registry has a post_save, post_update "
-                "or post_delete receiver that may run in the dispatcher.",
+                f"None of the {len(registry.all_documents)} documents of the registry has a post_save, "
+                "post_update or post_delete receiver that may run in the dispatcher.",
                 remedy="Is the module with the receivers imported? Name it with --import MODULE.",
             )
 
@@ -100,6 +101,7 @@ class Service:
         )
         async with client, self._registry:
             pipeline = await self._build(client)
+            _relax_garbage_collection()
             try:
                 await pipeline.run(stop)
             finally:
@@ -135,9 +137,7 @@ class Service:
             "group": self.routes.group,
             "term": position.term,
             "watching": [".".join(namespace) for namespace in self.routes.namespaces],
-            "receivers": sum(
-                len(r) for listener in self.routes.listeners for r in listener.receivers.values()
-            ),
+            "receivers": sum(len(r) for listener in self.routes.listeners for r in listener.receivers.values()),
             "loop": type(asyncio.get_running_loop()).__module__.partition(".")[0],
         }
         if position.token is None:
@@ -210,9 +210,20 @@ class Service:
 
     def _unreachable(self, error: Exception) -> CannotConnect:
         return CannotConnect(
-            f"No MongoDB server answers at {self._address} within {self.settings.connect_timeout:g} s: {error}",
+            f"No MongoDB server answers at {self._address} within {self.settings.connect_timeout:g} s: "
+            f"{str(error).partition(', Timeout:')[0]}",
             remedy="Is it running, is the URL right, and may this machine reach it?",
         )
+
+
+def _relax_garbage_collection() -> None:
+    """Look for reference cycles less often.
+
+    Thousands of decoded documents live at any time here, and going through them all after every 700 new objects
+    takes a third of the throughput. They hold no cycles, so reference counting frees them as it always does.
+    """
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
 
 
 def _url_of(registry: Registry, settings: Settings) -> str:

@@ -202,4 +202,4 @@ def _pause(failures: int) -> float:
     """Seconds to wait before opening again: doubling, with jitter, since others lost the same server."""
     if failures == 0:
         return 0.0
-    return min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0)
+    return min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1.0)

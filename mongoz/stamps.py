@@ -34,9 +34,7 @@ FIELD: Final = "_mongoz"
 
 _VERSION: Final = 1
 _FIXED: Final = 24
-_KEY_CODEC: Final[CodecOptions[dict[str, Any]]] = CodecOptions(
-    uuid_representation=UuidRepresentation.STANDARD
-)
+_KEY_CODEC: Final[CodecOptions[dict[str, Any]]] = CodecOptions(uuid_representation=UuidRepresentation.STANDARD)
 
 
 class Call(IntEnum):
@@ -115,9 +113,7 @@ def key_hash(namespace: str, id_: object) -> bytes:
         namespace: `"database.collection"`.
         id_: the `_id`, of any BSON type.
     """
-    return blake2b(
-        namespace.encode() + bson.encode({"": id_}, codec_options=_KEY_CODEC), digest_size=8
-    ).digest()
+    return blake2b(namespace.encode() + bson.encode({"": id_}, codec_options=_KEY_CODEC), digest_size=8).digest()
 
 
 def receiver_id(parts: Iterable[str]) -> bytes:

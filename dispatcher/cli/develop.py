@@ -40,9 +40,7 @@ def _dev(
 
 
 def _demo(
-    seconds: Annotated[
-        float, typer.Option(min=1.0, max=600.0, help="How long the foreign client writes.")
-    ] = 12.0,
+    seconds: Annotated[float, typer.Option(min=1.0, max=600.0, help="How long the foreign client writes.")] = 12.0,
 ) -> None:
     """Show deliveries for a client that knows nothing of mongoz, then count whether any was lost.
 

@@ -65,9 +65,7 @@ class Registry:
         else:
             self._driver = driver_of(url)
             if driver not in (None, self._driver.name):
-                raise ImproperlyConfigured(
-                    f"driver={driver!r}, but the client is one of {self._driver.name}."
-                )
+                raise ImproperlyConfigured(f"driver={driver!r}, but the client is one of {self._driver.name}.")
             self._given = url
             self._given_loop: asyncio.AbstractEventLoop | None = None
             self._codec_options = with_our_types(url.codec_options)

@@ -38,15 +38,15 @@ class Document(BaseModel, metaclass=DocumentMetaclass):
         >>> await user.update(name="Ada Lovelace")
     """
 
-    # Where the row came from; a slot, since pydantic's private attributes would cost a third of the load.
+    # What the instance remembers of the database. A slot, and not annotated: that would make it one of pydantic's
+    # private attributes, which cost a third of the time that loading takes.
     __slots__ = ("_loaded",)
-    _loaded: rows.Loaded
 
     model_config = ConfigDict(
         extra="allow", arbitrary_types_allowed=True, validate_assignment=True, populate_by_name=True
     )
 
-    id: ObjectId | None = declare(ObjectId, null=True, alias="_id")
+    id: ObjectId | None = declare(ObjectId, null=True, alias="_id")  # type: ignore[assignment]  # a declaration
 
     meta: ClassVar[MetaInfo]
     Meta: ClassVar[Any]
@@ -56,6 +56,7 @@ class Document(BaseModel, metaclass=DocumentMetaclass):
     signals: ClassVar[_SignalsDescriptor] = _SignalsDescriptor()
 
     if TYPE_CHECKING:
+        _loaded: ClassVar[rows.Loaded]  # ClassVar: else type checkers take it for a parameter of __init__
 
         def __init__(self, **values: Any) -> None: ...
 

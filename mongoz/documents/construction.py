@@ -64,16 +64,15 @@ def _in_order(annotations: dict[str, Any], declared: dict[str, Any]) -> dict[str
 
 
 def _annotations(namespace: dict[str, Any]) -> dict[str, Any]:
-    if sys.version_info < (3, 14):
-        return dict(namespace.get("__annotations__", {}))
-    import annotationlib  # noqa: PLC0415 - new in 3.14, where the body has a function instead of a dict
+    if sys.version_info >= (3, 14):  # the body has a function instead of a dict
+        import annotationlib  # noqa: PLC0415 - new there
 
-    function = annotationlib.get_annotate_from_class_namespace(namespace)
-    if function is None:
-        return dict(namespace.get("__annotations__", {}))
-    for key in ("__annotate__", "__annotate_func__"):
-        namespace.pop(key, None)
-    return dict(annotationlib.call_annotate_function(function, format=annotationlib.Format.FORWARDREF))
+        function = annotationlib.get_annotate_from_class_namespace(namespace)
+        if function is not None:
+            for key in ("__annotate__", "__annotate_func__"):
+                namespace.pop(key, None)
+            return dict(annotationlib.call_annotate_function(function, annotationlib.Format.FORWARDREF))
+    return dict(namespace.get("__annotations__", {}))
 
 
 @dataclass_transform(kw_only_default=True, field_specifiers=())
@@ -83,13 +82,18 @@ class DocumentMetaclass(ModelMetaclass):
     meta: MetaInfo
 
     def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **kwargs: Any) -> Any:
+        """Make a document class, and register it.
+
+        Raises:
+            ImproperlyConfigured: Meta or a field can't be as it is declared.
+        """
         parents = _parents(bases)
         meta = MetaInfo(name, namespace.pop("Meta", None), parents)
         declare_fields(namespace)
         _refuse_reserved_names(name, bases, namespace)
         _construction.depth += 1
         try:
-            cls = super().__new__(mcs, name, bases, namespace, **kwargs)
+            cls: Any = super().__new__(mcs, name, bases, namespace, **kwargs)
         finally:
             _construction.depth -= 1
         fields = cls.__dict__["__pydantic_fields__"]
@@ -103,7 +107,7 @@ class DocumentMetaclass(ModelMetaclass):
     def __getattr__(cls, name: str) -> Any:
         if not _construction.depth and name in cls.__dict__.get("__pydantic_fields__", ()):
             return FieldProxy(cls, name)
-        return super().__getattr__(name)
+        return super().__getattr__(name)  # type: ignore[misc]  # pydantic hides it from type checkers
 
 
 def _parents(bases: tuple[type, ...]) -> list[MetaInfo]:
@@ -129,4 +133,5 @@ def _refuse_reserved_names(name: str, bases: tuple[type, ...], namespace: dict[s
 
 def _has(root: type, name: str) -> bool:
     # Not hasattr: asking must not run any descriptor.
-    return any(name in vars(cls) for cls in (*root.__mro__, *type(root).__mro__) if cls is not object)
+    classes = [*root.__mro__, *type(root).mro(type(root))]
+    return any(name in vars(cls) for cls in classes if cls is not object)

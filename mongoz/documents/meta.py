@@ -100,12 +100,10 @@ class MetaInfo:
             raise self._wrong("collection", self._collection_option, "a name or a Collection")
 
     def _wrong(self, option: str, value: object, expected: str) -> ImproperlyConfigured:
-        return ImproperlyConfigured(
-            f"Meta.{option} of {self._document_name} must be {expected}, not {value!r}."
-        )
+        return ImproperlyConfigured(f"Meta.{option} of {self._document_name} must be {expected}, not {value!r}.")
 
     def _make_database(self) -> Database | None:
-        option = self._database_option
+        option: str | Database | None = self._database_option
         if isinstance(option, str):
             return self.registry.get_database(option) if self.registry is not None else None
         return option

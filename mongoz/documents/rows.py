@@ -154,9 +154,7 @@ def changes(before: dict[str, Any] | None, row: dict[str, Any]) -> Changes:
     }
     for name in changed:
         if "." in name or name.startswith("$"):
-            raise InvalidKeyError(
-                f"The key {name!r} can't be updated: MongoDB reads it as a path or an operator."
-            )
+            raise InvalidKeyError(f"The key {name!r} can't be updated: MongoDB reads it as a path or an operator.")
     return Changes(changed, tuple(name for name in before if name not in row))
 
 
@@ -186,15 +184,15 @@ def _shares(annotation: Any) -> bool:
 
 
 def _located(
-    error: ValidationError, document: type[BaseModel], row: dict[str, Any], collection: Collection | None
+    error: ValidationError, document: "type[Document]", row: dict[str, Any], collection: Collection | None
 ) -> ValidationError:
     """The same error, with collection and `_id` in its title."""
-    where = collection or document.meta.collection  # type: ignore[attr-defined] - a Document
+    where = collection or document.meta.collection
     place = where.namespace if where is not None else "a row"
     title = f"{document.__name__} loaded from {place} with _id {row.get('_id')!r}"
     lines = [
         InitErrorDetails(
-            type=PydanticCustomError(line["type"], line["msg"].replace("{", "{{").replace("}", "}}")),  # type: ignore[arg-type] - any string is a type there
+            type=PydanticCustomError(line["type"], line["msg"].replace("{", "{{").replace("}", "}}")),
             loc=line["loc"],
             input=line["input"],
         )

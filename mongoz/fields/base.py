@@ -16,7 +16,7 @@ __all__ = ["BaseField", "declare"]
 _PYDANTIC_ARGUMENTS: Final = frozenset(inspect.signature(Field).parameters) - {"extra"}
 
 
-class BaseField(FieldInfo):
+class BaseField(FieldInfo):  # type: ignore[misc]  # final for type checkers; subclasses survive in model_fields
     """A field of a document; `Document.model_fields[name]` and `meta.fields[name]` are of this class.
 
     Attributes:

@@ -174,9 +174,7 @@ def Embed(document: Any, **shared: Any) -> Any:  # noqa: N802
     Raises:
         FieldDefinitionError: `document` is no EmbeddedDocument.
     """
-    if not (
-        isinstance(document, type) and issubclass(document, BaseModel) and hasattr(document, "__embedded__")
-    ):
+    if not (isinstance(document, type) and issubclass(document, BaseModel) and hasattr(document, "__embedded__")):
         raise FieldDefinitionError(f"Embed() takes a subclass of mongoz.EmbeddedDocument, not {document!r}.")
     return declare(document, **shared)
 

@@ -48,9 +48,7 @@ class ObjectId(bson.ObjectId):
         )
 
     @classmethod
-    def __get_pydantic_json_schema__(
-        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         return {"type": "string", "pattern": "^[0-9a-f]{24}$", "examples": ["65f0c0ffee0123456789abcd"]}
 
 

@@ -26,9 +26,7 @@ _SCALARS: Final = frozenset(
 @cache
 def stored_names(model: type[BaseModel]) -> dict[str, str]:
     """Attribute name -> the name under which it is stored, for each field of a model."""
-    return {
-        name: field.serialization_alias or field.alias or name for name, field in model.model_fields.items()
-    }
+    return {name: field.serialization_alias or field.alias or name for name, field in model.model_fields.items()}
 
 
 def stored(value: Any) -> Any:

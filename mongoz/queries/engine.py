@@ -94,9 +94,9 @@ class Query(Generic[D]):
                 raise InvalidKeyError(f"sort() takes name__asc or name__desc, not {name!r}.")
             keys.append((path, Order.ASCENDING if way == "asc" else Order.DESCENDING))
         order = [(resolve(self._document, str(name)).path, way) for name, way in keys]
-        for name, way in order:
-            if way not in (Order.ASCENDING, Order.DESCENDING):
-                raise InvalidKeyError(f"{way!r} is no direction to sort {name!r} in; use 1 or -1.")
+        for stored_name, sense in order:
+            if sense not in (Order.ASCENDING, Order.DESCENDING):
+                raise InvalidKeyError(f"{sense!r} is no direction to sort {stored_name!r} in; use 1 or -1.")
         return self._derive(order=(*self._plan.order, *order))
 
     def limit(self, count: int) -> Self:

@@ -22,9 +22,13 @@ class Broadcaster:
 
     __slots__ = ("_dispatched", "_parents", "_sender", "_signals")
 
-    def __init__(
-        self, sender: type, parents: tuple["Broadcaster", ...] = (), *, dispatched: bool = False
-    ) -> None:
+    # Declared, since to a type checker every other attribute is a Signal.
+    _sender: type
+    _parents: "tuple[Broadcaster, ...]"
+    _dispatched: bool
+    _signals: dict[str, Signal]
+
+    def __init__(self, sender: type, parents: tuple["Broadcaster", ...] = (), *, dispatched: bool = False) -> None:
         super().__setattr__("_sender", sender)
         super().__setattr__("_parents", parents)
         super().__setattr__("_dispatched", dispatched)
@@ -55,9 +59,7 @@ class Broadcaster:
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not isinstance(value, Signal):
-            raise SignalError(
-                f"{self._sender.__name__}.signals.{name} must be a mongoz.Signal, not {value!r}."
-            )
+            raise SignalError(f"{self._sender.__name__}.signals.{name} must be a mongoz.Signal, not {value!r}.")
         if name.startswith("_"):
             raise SignalError(f"A signal's name can't start with an underscore: {name!r}.")
         if name in BUILT_IN:

@@ -1,6 +1,6 @@
 """Running the in-process receivers of one write that stands."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from mongoz.signals.muting import is_muted
 from mongoz.signals.receivers import Delivery, Receiver
@@ -31,8 +31,9 @@ class Firing(NamedTuple):
         """
         errors: list[Exception] = []
         name = self.signal.name or ""
+        image: Literal["pre", "post"] = "pre" if name == "post_delete" else "post"
         for receiver in self.receivers:
-            delivery = Delivery(delivery_id, name, receiver.name, "process")
+            delivery = Delivery(delivery_id, name, receiver.name, "process", image=image)
             try:
                 await receiver.function(sender=sender, delivery=delivery, **kwargs)
             except Exception as error:

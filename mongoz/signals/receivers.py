@@ -193,5 +193,6 @@ def _check_signature(function: Any, label: str) -> None:
         missing.append("'**kwargs'")
     if missing:
         raise SignalError(
-            f"{label} must take {' and '.join(missing)}; write it as 'async def receiver(sender, instance, **kwargs)'."
+            f"{label} must take {' and '.join(missing)}; "
+            "write it as 'async def receiver(sender, instance, **kwargs)'."
         )

@@ -88,14 +88,17 @@ class Deliverer:
                 image,
             )
             self._deadlines[task] = monotonic() + self._timeout
+            reason: BaseException | None = None
             try:
                 await receiver.function(sender=calls.document, delivery=delivery, **keywords)
             except BaseException as raised:
                 reason = self._judged(raised, task)
-                if not await self._call_again(receiver, calls.document, delivery, keywords, reason):
-                    continue
             finally:
                 self._deadlines.pop(task, None)
+            if reason is not None and not await self._call_again(
+                receiver, calls.document, delivery, keywords, reason
+            ):
+                continue
             self._stats.delivered += 1
             if self._log_each:
                 self._log_delivered(change, delivery)

@@ -105,19 +105,15 @@ class Job:
 
     Attributes:
         token: of the change.
-        cluster_time: of the change.
         change: None once it is finished, so that a long wait behind a slow job costs little memory.
         calls: who gets it.
         done: nothing of it is left to do.
     """
 
-    __slots__ = ("calls", "change", "cluster_time", "done", "token")
+    __slots__ = ("calls", "change", "done", "token")
 
-    def __init__(
-        self, token: str, cluster_time: Timestamp, change: Change | None = None, calls: tuple[Calls, ...] = ()
-    ) -> None:
+    def __init__(self, token: str, change: Change | None = None, calls: tuple[Calls, ...] = ()) -> None:
         self.token = token
-        self.cluster_time = cluster_time
         self.change = change
         self.calls = calls
         self.done = change is None

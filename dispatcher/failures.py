@@ -16,7 +16,7 @@ from dispatcher.exceptions import (
     ServerError,
 )
 
-__all__ = ["FATAL_CODES", "fatal"]
+__all__ = ["FATAL_CODES", "fatal", "in_short"]
 
 
 class _Verdict(NamedTuple):
@@ -87,3 +87,9 @@ def fatal(error: PyMongoError, address: str) -> DispatcherError | None:
     details = getattr(error, "details", None) or {}
     text = str(details.get("errmsg", error)).rstrip(".")
     return verdict.kind(verdict.message.format(address=address, text=text), remedy=verdict.remedy)
+
+
+def in_short(error: Exception) -> str:
+    """A driver's error for a log line, without the server's whole reply and the topology."""
+    text = str(error).partition(", full error")[0].partition(", Timeout:")[0]
+    return f"{type(error).__name__}: {text}"

@@ -122,7 +122,10 @@ class Lanes:
         return True
 
     def _ended(self, worker: asyncio.Task[None]) -> None:
-        if not worker.cancelled() and (error := worker.exception()) is not None:
+        if worker.cancelled():
+            if not self._stopping:
+                self._on_crash(RuntimeError(f"{worker.get_name()} was cancelled by somebody else"))
+        elif (error := worker.exception()) is not None:
             self._on_crash(error)
 
     async def _run(self) -> None:

@@ -19,11 +19,11 @@ from dispatcher.decode import Undecodable, decode
 from dispatcher.delivery import Deliverer
 from dispatcher.events import Batch, Change, Job, Start
 from dispatcher.exceptions import DispatcherError
-from dispatcher.failures import fatal
+from dispatcher.failures import fatal, in_short
 from dispatcher.images import Images
 from dispatcher.lanes import Lanes
 from dispatcher.observe import Stats, get_logger
-from dispatcher.positions import Position, PositionStore, Tracker, token_time
+from dispatcher.positions import Position, PositionStore, Tracker
 from dispatcher.routing import Routes
 from dispatcher.settings import Settings
 from dispatcher.source import ChangeStreamSource
@@ -159,7 +159,7 @@ class Pipeline:
                         await self._lanes.room()
                     self._enter(change)
                 await asyncio.sleep(0)
-            self._tracker.mark(batch.token, token_time(batch.token))
+            self._tracker.mark(batch.token)
 
     def _decode(self, events: list[RawBSONDocument]) -> list[Change]:
         self._stats.read += len(events)
@@ -182,17 +182,17 @@ class Pipeline:
         """Give a change its place in the order, and its receivers."""
         if change.token <= self._finished_before or change.token in self._ahead:
             self._ahead.discard(change.token)
-            self._tracker.add(Job(change.token, change.cluster_time))
+            self._tracker.add(Job(change.token))
             return
         if change.operation not in _DELIVERABLE:
             self._report(change)
-            self._tracker.add(Job(change.token, change.cluster_time))
+            self._tracker.add(Job(change.token))
             return
         calls = self._routes.route(change)
         if not calls:
-            self._tracker.add(Job(change.token, change.cluster_time))
+            self._tracker.add(Job(change.token))
             return
-        job = Job(change.token, change.cluster_time, change, calls)
+        job = Job(change.token, change, calls)
         self._tracker.add(job)
         self._lanes.add(change.key, job, change.size)
 
@@ -230,7 +230,7 @@ class Pipeline:
             log.warning(
                 "the position could not be saved, trying again later",
                 action="position.not_saved",
-                error=f"{type(error).__name__}: {error}",
+                error=in_short(error),
             )
             return
         self._saved = token

@@ -51,6 +51,7 @@ class Tracker:
     def __init__(self, token: str) -> None:
         self.token = token
         self._open: deque[Job] = deque()
+        self._mark = token
 
     def add(self, job: Job) -> None:
         """Note the next change of the stream; one that is done already counts when its turn comes."""
@@ -59,9 +60,14 @@ class Tracker:
         else:
             self._open.append(job)
 
-    def mark(self, token: str, cluster_time: Timestamp) -> None:
-        """Note that the stream has been read up to this token, between changes."""
-        self.add(Job(token, cluster_time))
+    def mark(self, token: str) -> None:
+        """Note that the stream has been read up to this token: between changes, or on an idle stream.
+
+        It is no change, and may even be the token of the last one, so it is never among those finished ahead.
+        """
+        self._mark = token
+        if not self._open:
+            self.token = token
 
     def finished(self, job: Job) -> None:
         """Note that nothing is left to do of a change."""
@@ -69,6 +75,8 @@ class Tracker:
         jobs = self._open
         while jobs and jobs[0].done:
             self.token = jobs.popleft().token
+        if not jobs and self._mark > self.token:
+            self.token = self._mark
 
     @property
     def ahead(self) -> list[str]:

@@ -19,7 +19,7 @@ from dispatcher.exceptions import (
     NothingToDeliver,
     ServerError,
 )
-from dispatcher.failures import fatal
+from dispatcher.failures import fatal, in_short
 from dispatcher.images import Images
 from dispatcher.observe import Stats, get_logger
 from dispatcher.pipeline import Pipeline
@@ -42,6 +42,9 @@ _SOCKET_TIMEOUT_MS: Final = 60_000
 
 # A stream in server selection waits for a node that may never come back: better fail soon, and try again.
 _SELECTION_TIMEOUT_MS: Final = 5_000
+
+# How long a server that was thought lost may stay unasked; the driver's default is ten seconds.
+_HEARTBEAT_MS: Final = 2_000
 
 
 class Service:
@@ -69,6 +72,7 @@ class Service:
                     remedy="Make it with Registry(..., dispatched=True), or accept it with --deliver-everything.",
                 )
             group = "default"
+        self._source: ChangeStreamSource | None = None
         self._url = _url_of(registry, settings)
         self._address = registry.address
         self.routes = Routes(registry.all_documents, group)
@@ -78,6 +82,11 @@ class Service:
                 "post_update or post_delete receiver that may run in the dispatcher.",
                 remedy="Is the module with the receivers imported? Name it with --import MODULE.",
             )
+
+    @property
+    def ready(self) -> bool:
+        """Whether the change stream is open at this moment."""
+        return self._source is not None and self._source.connected
 
     async def run(self, stop: asyncio.Event) -> None:
         """Deliver until `stop` is set.
@@ -97,6 +106,7 @@ class Service:
             self._url,
             appname="mongoz-dispatcher",
             serverSelectionTimeoutMS=_SELECTION_TIMEOUT_MS,
+            heartbeatFrequencyMS=_HEARTBEAT_MS,
             socketTimeoutMS=_SOCKET_TIMEOUT_MS,
         )
         async with client, self._registry:
@@ -109,7 +119,7 @@ class Service:
 
     async def _build(self, client: AsyncMongoClient[Any]) -> Pipeline:
         scope = Scope.of(self.routes.namespaces)
-        source = ChangeStreamSource(
+        source = self._source = ChangeStreamSource(
             client, scope, batch_size=self.settings.batch_size, address=self._address, stats=self.stats
         )
         store = PositionStore(client, self.settings.state_database, self.routes.group)
@@ -211,7 +221,7 @@ class Service:
     def _unreachable(self, error: Exception) -> CannotConnect:
         return CannotConnect(
             f"No MongoDB server answers at {self._address} within {self.settings.connect_timeout:g} s: "
-            f"{str(error).partition(', Timeout:')[0]}",
+            f"{in_short(error)}",
             remedy="Is it running, is the URL right, and may this machine reach it?",
         )
 

@@ -20,7 +20,7 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import PyMongoError
 
 from dispatcher.events import Batch, Namespace, Start
-from dispatcher.failures import fatal
+from dispatcher.failures import fatal, in_short
 from dispatcher.observe import Stats, get_logger
 
 __all__ = ["ChangeStreamSource", "Scope"]
@@ -143,7 +143,7 @@ class ChangeStreamSource:
                 log.warning(
                     "the stream broke, opening it again",
                     action="stream.broken",
-                    error=f"{type(error).__name__}: {error}",
+                    error=in_short(error),
                     failures=failures,
                 )
             self._stats.reconnects += 1

@@ -37,7 +37,8 @@ def database(_sync_client: MongoClient) -> Iterator[str]:
     """The name of a database of this test's own, dropped afterwards."""
     name = f"test_{os.getpid()}_{next(_databases)}"
     yield name
-    _sync_client.drop_database(name)
+    for one in (name, f"{name}_state"):
+        _sync_client.drop_database(one)
 
 
 @pytest.fixture

@@ -1,0 +1,469 @@
+"""The daemon's service on a real server: who gets what, with which keywords, and nothing twice."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import mongoz
+import pytest
+from bson import ObjectId, Timestamp
+from dispatcher.exceptions import PositionTaken
+from mongoz.core.signals import post_delete, post_save, post_update
+from mongoz.signals import muted
+from pymongo import DeleteOne, InsertOne, ReplaceOne, UpdateOne
+
+from tests.support import dispatching, eventually
+
+IMAGES = {"changeStreamPreAndPostImages": {"enabled": True}}
+
+
+class Seen(list[SimpleNamespace]):
+    """What the receivers were given, in order."""
+
+    def of(self, id_: Any) -> list[SimpleNamespace]:
+        return [call for call in self if call.instance.id == id_]
+
+    async def wait(self, count: int, **options: Any) -> "Seen":
+        await eventually(lambda: len(self) >= count, what=f"{count} deliveries, there are {len(self)}", **options)
+        return self
+
+
+def make_user(registry: mongoz.Registry, database: str) -> Any:
+    class User(mongoz.Document):
+        name: str = mongoz.String(max_length=40)
+        age: int = mongoz.Integer(default=0)
+        tags: list[str] = mongoz.Array(str, default=list)
+        nick: str = mongoz.String(null=True, alias="nickname")
+
+        class Meta:
+            abstract = False
+
+        Meta.registry = registry  # type: ignore[attr-defined]
+        Meta.database = database  # type: ignore[attr-defined]
+
+    return User
+
+
+def listen(document: Any, seen: Seen, *, name: str = "watcher", **options: Any) -> None:
+    """Connect one receiver to all three signals."""
+
+    async def watcher(sender: Any, **kwargs: Any) -> None:
+        seen.append(SimpleNamespace(sender=sender, **kwargs))
+
+    for connect in (post_save, post_update, post_delete):
+        connect(document, name=name, **options)(watcher)
+
+
+@pytest.fixture
+def user(dispatched: mongoz.Registry, database: str) -> Any:
+    return make_user(dispatched, database)
+
+
+@pytest.fixture
+def seen(user: Any) -> Seen:
+    calls = Seen()
+    listen(user, calls)
+    return calls
+
+
+async def test_every_kind_of_foreign_write(user, seen, foreign, dispatched):
+    a, b, c = ObjectId(), ObjectId(), ObjectId()
+    async with dispatching(dispatched):
+        users = foreign["users"]
+        users.insert_one({"_id": a, "name": "Ada"})
+        users.update_one({"_id": a}, {"$set": {"age": 36, "nickname": "A"}, "$unset": {"tags": 1}})
+        users.replace_one({"_id": a}, {"name": "Ada Lovelace"})
+        users.delete_one({"_id": a})
+        users.bulk_write(
+            [
+                InsertOne({"_id": b, "name": "Bob"}),
+                UpdateOne({"_id": b}, {"$set": {"name": "Bert"}}),
+                ReplaceOne({"_id": b}, {"name": "Ben"}),
+                DeleteOne({"_id": b}),
+            ]
+        )
+        users.update_one({"_id": c}, {"$set": {"name": "Cleo"}}, upsert=True)
+        users.update_many({"_id": c}, [{"$set": {"age": {"$add": [1, 1]}}}])
+        await seen.wait(10)
+    kinds = ["post_save", "post_update", "post_save", "post_delete"]
+    for id_ in (a, b):
+        calls = seen.of(id_)
+        assert [call.delivery.signal for call in calls] == kinds
+        assert [getattr(call, "created", None) for call in calls] == [True, None, False, None]
+    inserted, updated, replaced, deleted = seen.of(a)
+    assert all(call.sender is user and isinstance(call.instance, user) for call in seen)
+    assert inserted.instance.name == "Ada"
+    # The attribute's name, not the stored one; a removed array is a change, too.
+    assert updated.update_fields == {"age", "nick"}
+    assert replaced.instance.name == "Ada Lovelace"
+    assert deleted.delivery.image == "key"
+    assert [call.delivery.signal for call in seen.of(c)] == ["post_save", "post_update"]
+    assert seen.of(c)[1].update_fields == {"age"}
+    assert len(seen) == 10
+
+
+async def test_keywords_of_a_delivery(user, seen, foreign, dispatched):
+    async with dispatching(dispatched):
+        foreign["users"].insert_one({"name": "Ada", "unknown": {"kept": 1}})
+        (call,) = await seen.wait(1)
+    assert set(vars(call)) == {"sender", "instance", "created", "previous", "delivery"}
+    delivery = call.delivery
+    assert (delivery.receiver, delivery.origin, delivery.attempt) == ("watcher", "stream", 1)
+    assert (delivery.image, delivery.replayed, delivery.session, delivery.term) == ("post", False, None, 1)
+    assert isinstance(delivery.cluster_time, Timestamp)
+    assert delivery.wall_time is not None
+    assert len(delivery.id) == 24
+    assert call.previous is None
+    assert call.instance.unknown == {"kept": 1}
+
+
+async def test_images_where_the_collection_has_them(user, seen, foreign, dispatched):
+    foreign.create_collection("users", **IMAGES)
+    async with dispatching(dispatched):
+        id_ = foreign["users"].insert_one({"name": "Ada", "tags": ["a", "b"]}).inserted_id
+        foreign["users"].update_one({"_id": id_}, {"$set": {"name": "Bea"}, "$pop": {"tags": 1}})
+        foreign["users"].update_one({"_id": id_}, {"$set": {"name": "Cleo"}})
+        foreign["users"].delete_one({"_id": id_})
+        _, first, second, deleted = await seen.wait(4)
+    assert (first.instance.name, first.previous.name, first.delivery.image) == ("Bea", "Ada", "post")
+    assert first.update_fields == {"name", "tags"}
+    assert (second.instance.name, second.previous.name) == ("Cleo", "Bea")
+    assert (deleted.instance.name, deleted.delivery.image) == ("Cleo", "pre")
+
+
+async def test_without_images_the_current_document_is_looked_up(user, seen, foreign, dispatched):
+    kept, gone = ObjectId(), ObjectId()
+    foreign["users"].insert_many([{"_id": kept, "name": "Ada"}, {"_id": gone, "name": "Bob"}])
+    async with dispatching(dispatched):
+        # One command each, so that both updates are committed before the daemon can look.
+        foreign["users"].bulk_write(
+            [
+                UpdateOne({"_id": kept}, {"$set": {"age": 1}}),
+                UpdateOne({"_id": kept}, {"$set": {"age": 2}}),
+                UpdateOne({"_id": gone}, {"$set": {"age": 1}}),
+                DeleteOne({"_id": gone}),
+            ]
+        )
+        await seen.wait(4)
+    for call in seen.of(kept):
+        assert (call.delivery.image, call.instance.name) == ("current", "Ada")
+    assert seen.of(kept)[-1].instance.age == 2
+    assert seen.of(kept)[0].instance is not seen.of(kept)[1].instance
+    # Nothing but the key may be known of a document that is gone; then it says so.
+    vanished = seen.of(gone)[0]
+    if vanished.delivery.image == "key":
+        with pytest.raises(AttributeError):
+            _ = vanished.instance.name
+    assert seen.of(gone)[1].delivery.image == "key"
+
+
+async def test_own_writes_are_not_delivered_twice(user, seen, dispatched):
+    there = Seen()
+    listen(user, there, name="there", delivery="dispatcher")
+    async with dispatching(dispatched):
+        ada = await user.objects.create(name="Ada")
+        await ada.update(age=36)
+        ada.name = "Ada Lovelace"
+        await ada.save()
+        await user.objects.create(name="the last one")
+        await there.wait(4)
+    assert [(c.delivery.origin, c.delivery.signal) for c in seen] == [
+        ("process", "post_save"),
+        ("process", "post_update"),
+        ("process", "post_save"),
+        ("process", "post_save"),
+    ]
+    # The receiver that asked to run in the dispatcher gets the signal of the call, not of the event.
+    assert [(c.delivery.origin, c.delivery.signal) for c in there] == [
+        ("stream", "post_save"),
+        ("stream", "post_update"),
+        ("stream", "post_save"),
+        ("stream", "post_save"),
+    ]
+    assert [c.created for c in there if c.delivery.signal == "post_save"] == [True, False, True]
+    assert there[1].update_fields == {"age"}
+    assert not any("_mongoz" in call.instance.model_dump() for call in there)
+
+
+async def test_muted_writes_are_delivered_by_nobody(user, seen, foreign, dispatched):
+    async with dispatching(dispatched):
+        with muted(user):
+            ada = await user.objects.create(name="Ada")
+            await ada.update(age=1)
+            await ada.save()
+        foreign["users"].insert_one({"name": "after"})
+        await seen.wait(1)
+    assert [call.instance.name for call in seen] == ["after"]
+
+
+async def test_a_process_without_the_receivers_leaves_them_to_the_dispatcher(seen, user, dispatched, database):
+    """A script that imports models only: its writes carry no receivers on their stamps."""
+    async with mongoz.Registry(dispatched.url, dispatched=database) as elsewhere:
+        twin = make_user(elsewhere, database)
+        async with dispatching(dispatched):
+            ada = await twin.objects.create(name="Ada")
+            await ada.update(age=1)
+            ada.age = 2
+            await ada.save()
+            await seen.wait(3)
+    assert [call.delivery.signal for call in seen] == ["post_save", "post_update", "post_save"]
+    assert {call.delivery.origin for call in seen} == {"stream"}
+
+
+async def test_another_groups_stamp_means_nothing_here(user, seen, dispatched, database):
+    async with mongoz.Registry(dispatched.url, dispatched=f"{database}-b") as other:
+        twin, theirs = make_user(other, database), Seen()
+        listen(twin, theirs)
+        async with dispatching(dispatched):
+            await twin.objects.create(name="Ada")
+            await seen.wait(1)
+    assert len(theirs) == 1
+    assert seen[0].delivery.origin == "stream"
+
+
+async def test_several_documents_and_receivers(dispatched, database, foreign):
+    """Two classes on one collection get every change; receivers run in connection order."""
+    first, second = make_user(dispatched, database), make_user(dispatched, database)
+    order: list[str] = []
+
+    def connect(document: Any, name: str) -> None:
+        async def receiver(sender: Any, instance: Any, **kwargs: Any) -> None:
+            order.append(name)
+            instance.tags.append("changed by a receiver")
+
+        post_save(document, name=name)(receiver)
+
+    connect(first, "a")
+    connect(second, "b")
+    connect(first, "c")
+    connect(mongoz.Document, "everything")
+    try:
+        async with dispatching(dispatched):
+            foreign["users"].insert_one({"name": "Ada", "tags": []})
+            await eventually(lambda: len(order) == 5)
+    finally:
+        for receiver in mongoz.Document.signals.post_save.receivers:
+            mongoz.Document.signals.post_save.disconnect(receiver.function)
+    assert order == ["a", "c", "everything", "b", "everything"]
+
+
+async def test_a_document_that_does_not_validate_stops_nothing(user, seen, foreign, dispatched, capsys):
+    async with dispatching(dispatched) as running:
+        bad = foreign["users"].insert_one({"name": 5}).inserted_id
+        foreign["users"].insert_one({"_id": "no ObjectId", "name": "x"})
+        foreign["users"].insert_one({"name": "good"})
+        await seen.wait(1)
+    assert seen[0].instance.name == "good"
+    assert running.stats.invalid == 2
+    said = capsys.readouterr()
+    assert f"{bad!r}" in said.out + said.err
+    assert "change.invalid" in said.out + said.err
+
+
+async def test_a_failing_receiver_is_tried_again_in_order(user, foreign, dispatched):
+    seen: list[tuple[str, int]] = []
+
+    @post_save(user, name="flaky")
+    async def flaky(sender, instance, delivery, **kwargs):
+        seen.append((instance.name, delivery.attempt))
+        if instance.name == "a" and delivery.attempt == 1:
+            raise RuntimeError("not yet")
+
+    id_ = ObjectId()
+    async with dispatching(dispatched) as running:
+        foreign["users"].insert_one({"_id": id_, "name": "a"})
+        foreign["users"].replace_one({"_id": id_}, {"name": "b"})
+        foreign["users"].insert_one({"name": "other"})
+        await eventually(lambda: len(seen) == 4)
+    assert [call for call in seen if call[0] != "other"] == [("a", 1), ("a", 2), ("b", 1)]
+    assert seen.index(("other", 1)) < seen.index(("a", 2))
+    assert (running.stats.retried, running.stats.failed) == (1, 0)
+
+
+@pytest.mark.parametrize("how", ["raise", "exit", "cancel", "hang"])
+async def test_a_receiver_that_never_works_is_given_up(user, foreign, dispatched, how):
+    attempts: list[int] = []
+    after: list[str] = []
+
+    @post_save(user, name="broken")
+    async def broken(sender, delivery, **kwargs):
+        attempts.append(delivery.attempt)
+        if how == "raise":
+            raise ValueError("never")
+        if how == "exit":
+            raise SystemExit(3)
+        if how == "cancel":
+            raise asyncio.CancelledError
+        await asyncio.Event().wait()
+
+    @post_save(user, name="next")
+    async def next_one(sender, instance, **kwargs):
+        after.append(instance.name)
+
+    async with dispatching(dispatched, attempts=2, timeout=0.2) as running:
+        foreign["users"].insert_one({"name": "Ada"})
+        await eventually(lambda: after)
+    assert attempts == [1, 2]
+    assert after == ["Ada"]
+    assert (running.stats.failed, running.stats.delivered) == (1, 1)
+
+
+async def test_a_stop_resumes_without_loss_or_repetition(user, seen, foreign, dispatched):
+    async with dispatching(dispatched):
+        foreign["users"].insert_one({"name": "1"})
+        await seen.wait(1)
+    foreign["users"].insert_one({"name": "2"})  # while nobody watches
+    async with dispatching(dispatched):
+        foreign["users"].insert_one({"name": "3"})
+        await seen.wait(3)
+    assert [call.instance.name for call in seen] == ["1", "2", "3"]
+    assert seen[1].delivery.term == seen[0].delivery.term + 1
+
+
+async def test_what_was_finished_ahead_is_not_repeated_after_a_stop(user, foreign, dispatched):
+    """One document is stuck while others flow; a stop repeats the stuck one only."""
+    calls: list[str] = []
+    blocked = True
+
+    @post_save(user, name="sticky")
+    async def sticky(sender, instance, **kwargs):
+        calls.append(instance.name)
+        if instance.name == "stuck" and blocked:
+            await asyncio.Event().wait()
+
+    async with dispatching(dispatched, grace=0.05):
+        foreign["users"].insert_one({"name": "stuck"})
+        foreign["users"].insert_many([{"name": f"n{i}"} for i in range(50)])
+        await eventually(lambda: len(calls) == 51)
+    blocked = False
+    async with dispatching(dispatched):
+        foreign["users"].insert_one({"name": "last"})
+        await eventually(lambda: "last" in calls)
+    assert calls.count("stuck") == 2
+    assert len(calls) == 51 + 2
+
+
+async def test_an_idle_stream_saves_its_position(user, seen, foreign, dispatched, database):
+    state = foreign.client[f"{database}_state"]["positions"]
+    async with dispatching(dispatched):
+        first = state.find_one()
+        other = foreign.client[f"{database}_other"]["noise"]
+        await eventually(
+            lambda: other.insert_one({}) and state.find_one()["token"] > first["token"],
+            what="the position moves although nothing watched changes",
+        )
+    foreign.client.drop_database(f"{database}_other")
+    assert first["group"] == database
+    assert set(first) >= {"owner", "term", "token", "cluster_time", "fingerprint", "ahead", "saved_at", "claimed_at"}
+
+
+async def test_another_scope_starts_at_the_time_of_the_position(user, seen, foreign, dispatched, database):
+    """A new document joins: nothing of the old one is lost or repeated, the new one begins at the position."""
+    foreign["orders"].insert_one({"name": "before"})
+    async with dispatching(dispatched):
+        foreign["users"].insert_one({"name": "1"})
+        await seen.wait(1)
+
+    class Order(mongoz.Document):
+        name: str = mongoz.String()
+
+        class Meta:
+            abstract = False
+
+        Meta.registry = dispatched  # type: ignore[attr-defined]
+        Meta.database = database  # type: ignore[attr-defined]
+
+    orders = Seen()
+    listen(Order, orders)
+    foreign["users"].insert_one({"name": "2"})
+    foreign["orders"].insert_one({"name": "after"})
+    async with dispatching(dispatched):
+        foreign["users"].insert_one({"name": "3"})
+        await seen.wait(3)
+        await orders.wait(1)
+    assert [call.instance.name for call in seen] == ["1", "2", "3"]
+    assert [call.instance.name for call in orders] == ["after"]
+
+
+async def test_a_second_dispatcher_takes_over_and_the_first_says_so(user, seen, foreign, dispatched):
+    async with dispatching(dispatched) as first:
+        async with dispatching(dispatched):
+            foreign["users"].insert_one({"name": "1"})
+            with pytest.raises(PositionTaken, match="has taken over"):
+                await first.task
+            foreign["users"].insert_one({"name": "2"})
+            await eventually(lambda: any(call.instance.name == "2" for call in seen))
+
+
+async def test_dropping_the_database_ends_nothing(user, seen, foreign, dispatched):
+    async with dispatching(dispatched):
+        foreign["users"].insert_one({"name": "1"})
+        await seen.wait(1)
+        foreign.client.drop_database(foreign.name)
+        foreign["users"].insert_one({"name": "2"})
+        await eventually(lambda: any(call.instance.name == "2" for call in seen))
+
+
+@pytest.mark.parametrize("command", ["getMore", "aggregate", "find"])
+async def test_connections_that_break_are_opened_again(user, seen, foreign, dispatched, command):
+    admin = foreign.client.admin
+    async with dispatching(dispatched):
+        admin.command(
+            "configureFailPoint",
+            "failCommand",
+            mode={"times": 4},
+            data={"failCommands": [command, "getMore"], "closeConnection": True, "appName": "mongoz-dispatcher"},
+        )
+        try:
+            id_ = foreign["users"].insert_one({"name": "1"}).inserted_id
+            foreign["users"].update_one({"_id": id_}, {"$set": {"name": "2"}})
+            await seen.wait(2, within=20)
+        finally:
+            admin.command("configureFailPoint", "failCommand", mode="off")
+    assert [call.delivery.signal for call in seen] == ["post_save", "post_update"]
+
+
+async def test_a_position_that_can_not_be_saved_is_saved_later(user, seen, foreign, dispatched, database):
+    admin, state = foreign.client.admin, foreign.client[f"{database}_state"]["positions"]
+    async with dispatching(dispatched):
+        before = state.find_one()["token"]
+        admin.command(
+            "configureFailPoint",
+            "failCommand",
+            mode={"times": 2},
+            data={"failCommands": ["update"], "errorCode": 112, "appName": "mongoz-dispatcher"},
+        )
+        try:
+            foreign["users"].insert_one({"name": "1"})
+            await seen.wait(1)
+            await eventually(lambda: state.find_one()["token"] > before)
+        finally:
+            admin.command("configureFailPoint", "failCommand", mode="off")
+
+
+async def test_memory_is_bounded_by_what_is_read_ahead(user, foreign, dispatched):
+    gate, calls = asyncio.Event(), 0
+
+    @post_save(user, name="slow")
+    async def slow(sender, **kwargs):
+        nonlocal calls
+        calls += 1
+        await gate.wait()
+
+    async with dispatching(dispatched, max_queued=50, concurrency=5, batch_size=20) as running:
+        foreign["users"].insert_many([{"name": f"n{i}"} for i in range(500)])
+        await eventually(lambda: calls == 5)
+        assert running.stats.read <= 50 + 20 * 4  # in the lanes, in the queue, and in the hands of the reader
+        gate.set()
+        await eventually(lambda: calls == 500)
+
+
+async def test_an_undispatched_registry_needs_the_operators_word(registry, database, foreign):
+    document = make_user(registry, database)
+    seen = Seen()
+    listen(document, seen)
+    async with dispatching(registry, deliver_everything=True, state_database=f"{database}_state"):
+        await document.objects.create(name="own")
+        await seen.wait(2)
+    assert sorted(call.delivery.origin for call in seen) == ["process", "stream"]
+    assert "_mongoz" not in foreign["users"].find_one()

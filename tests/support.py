@@ -1,0 +1,134 @@
+"""What several tests need: waiting for conditions, a dispatcher inside the test, a dispatcher process."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from dispatcher.service import Service
+from dispatcher.settings import Settings
+from mongoz import Registry
+
+ROOT = Path(__file__).parent.parent
+
+
+async def eventually(condition: Callable[[], Any], *, within: float = 10.0, what: str = "") -> Any:
+    """Wait until a condition holds; fail loudly if it does not in time."""
+    deadline = time.monotonic() + within
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not within {within} s: {what or condition}"
+        await asyncio.sleep(0.005)
+    return value
+
+
+def eventually_sync(condition: Callable[[], Any], *, within: float = 15.0, what: str = "") -> Any:
+    """The same, outside of an event loop."""
+    deadline = time.monotonic() + within
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not within {within} s: {what or condition}"
+        time.sleep(0.01)
+    return value
+
+
+class Running:
+    """A dispatcher that runs inside the test."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.stats = service.stats
+        self._stop = asyncio.Event()
+        self.task = asyncio.create_task(service.run(self._stop))
+
+    async def stop(self) -> None:
+        """As SIGTERM would."""
+        self._stop.set()
+        await self.task
+
+
+def settings_for(registry: Registry, **changes: Any) -> Settings:
+    """Settings that make tests quick, with a state database of the group's own."""
+    defaults = {
+        "save_interval": 0.05,
+        "idle_save_interval": 0.1,
+        "connect_timeout": 5.0,
+        "state_database": f"{registry.dispatched or 'plain'}_state",
+    }
+    return Settings(**{**defaults, **changes})
+
+
+@contextlib.asynccontextmanager
+async def dispatching(registry: Registry, **changes: Any) -> AsyncIterator[Running]:
+    """A dispatcher that has its start behind it: what is written inside the block is delivered."""
+    running = Running(Service(registry, settings_for(registry, **changes)))
+    source_opened = asyncio.create_task(eventually(lambda: running.service.ready, what="the dispatcher reads"))
+    done, _ = await asyncio.wait([running.task, source_opened], return_when=asyncio.FIRST_COMPLETED)
+    if running.task in done:
+        source_opened.cancel()
+        await running.task
+    try:
+        yield running
+    finally:
+        if not running.task.done():
+            await running.stop()
+
+
+class Daemon:
+    """`dispatcher run` as a process of its own."""
+
+    def __init__(self, app: str, *arguments: str, cwd: Path, **environment: str) -> None:
+        self.log_path = cwd / f"daemon-{time.monotonic_ns()}.log"
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-W", "error", "-m", "dispatcher", "run", app, "--log-format", "json", *arguments],
+                cwd=cwd,
+                env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+            )
+
+    @property
+    def log(self) -> str:
+        """Everything it said on stderr so far."""
+        return self.log_path.read_text()
+
+    def lines(self, action: str) -> list[dict[str, Any]]:
+        """Its log lines with this action."""
+        entries = [json.loads(line) for line in self.log.splitlines() if line.startswith("{") and line.endswith("}")]
+        return [entry for entry in entries if entry["action"] == action]
+
+    def wait_started(self) -> None:
+        """Wait until what is written from now on is delivered."""
+        eventually_sync(
+            lambda: self.lines("dispatcher.started") or self.process.poll() is not None,
+            what="dispatcher.started",
+        )
+        assert self.process.poll() is None, self.log
+
+    def terminate(self, *, within: float = 20.0) -> int:
+        """SIGTERM, and its exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(within)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.process.kill()
+        self.process.wait()
+
+
+@contextlib.contextmanager
+def daemon(app: str, *arguments: str, cwd: Path, **environment: str) -> Iterator[Daemon]:
+    """A daemon that is gone when the block ends."""
+    running = Daemon(app, *arguments, cwd=cwd, **environment)
+    try:
+        yield running
+    finally:
+        if running.process.poll() is None:
+            running.kill()

@@ -1,0 +1,206 @@
+"""From BSON to receivers, without a server."""
+
+import datetime
+from typing import Any
+
+import bson
+import mongoz
+import pytest
+from bson import ObjectId, Timestamp
+from bson.raw_bson import RawBSONDocument
+from dispatcher.decode import Undecodable, decode
+from dispatcher.delivery import delivery_id
+from dispatcher.events import document_key
+from dispatcher.routing import Routes
+from dispatcher.source import Scope, _pause
+from hypothesis import given
+from hypothesis import strategies as st
+from mongoz.connection.codec import CODEC_OPTIONS
+from mongoz.core.signals import post_delete, post_save, post_update
+from mongoz.stamps import FIELD, Call, Stamp, key_hash
+
+ID = ObjectId()
+GROUP = "tests"
+
+
+def event(operation: str = "insert", /, *, collection: str = "things", **more: Any) -> RawBSONDocument:
+    plain: dict[str, Any] = {
+        "_id": {"_data": "826B03E05E00000012"},
+        "operationType": operation,
+        "clusterTime": Timestamp(7, 1),
+        "wallTime": datetime.datetime(2026, 1, 1),
+        "ns": {"db": "shop", "coll": collection},
+        "documentKey": {"_id": ID},
+        **more,
+    }
+    return RawBSONDocument(bson.encode(plain))
+
+
+def update(updated: dict[str, Any], removed: tuple[str, ...] = (), truncated: tuple[str, ...] = ()) -> RawBSONDocument:
+    description = {
+        "updatedFields": updated,
+        "removedFields": list(removed),
+        "truncatedArrays": [{"field": name, "newSize": 1} for name in truncated],
+    }
+    return event("update", updateDescription=description)
+
+
+def stamp(call: Call, *receivers: bytes, group: str = GROUP, id_: Any = ID, ns: str = "shop.things", **more: Any) -> Any:
+    return Stamp(group, call, ObjectId(), key_hash(ns, id_), frozenset(receivers), **more).pack()
+
+
+@pytest.fixture
+def thing() -> type[mongoz.Document]:
+    registry = mongoz.Registry("mongodb://localhost:1", dispatched=GROUP)
+
+    class Thing(mongoz.Document):
+        name: str = mongoz.String()
+
+        class Meta:
+            database = "shop"
+
+        Meta.registry = registry  # type: ignore[attr-defined]
+
+    for signal in (post_save, post_update, post_delete):
+
+        @signal(Thing, name="first")
+        async def first(sender, **kwargs): ...
+
+        @signal(Thing, name="second")
+        async def second(sender, **kwargs): ...
+
+    return Thing
+
+
+def routed(document: Any, raw: RawBSONDocument) -> list[tuple[str, bool, list[str]]]:
+    change = decode(raw, CODEC_OPTIONS)
+    calls = Routes([document], GROUP).route(change)
+    return [(c.signal, c.created, [r.name for r in c.receivers]) for c in calls]
+
+
+@pytest.mark.parametrize(
+    ("raw", "signal", "created"),
+    [
+        (event("insert", fullDocument={"_id": ID, "name": "x"}), "post_save", True),
+        (event("replace", fullDocument={"_id": ID, "name": "x"}), "post_save", False),
+        (update({"name": "x"}), "post_update", False),
+        (event("delete"), "post_delete", False),
+    ],
+)
+def test_foreign_changes_lead_to_their_natural_signal(thing, raw, signal, created):
+    assert routed(thing, raw) == [(signal, created, ["first", "second"])]
+
+
+def ids(document: Any, signal: str, *names: str) -> list[bytes]:
+    return [r.id for r in getattr(document.signals, signal).receivers if r.name in names]
+
+
+def test_a_stamp_names_who_ran_already(thing):
+    (first,) = ids(thing, "post_save", "first")
+    inserted = event(fullDocument={"_id": ID, "name": "x", FIELD: stamp(Call.CREATED, first)})
+    assert routed(thing, inserted) == [("post_save", True, ["second"])]
+    everybody = stamp(Call.CREATED, *ids(thing, "post_save", "first", "second"))
+    assert routed(thing, event(fullDocument={"_id": ID, FIELD: everybody})) == []
+
+
+def test_a_stamp_tells_save_from_update(thing):
+    saved = update({"name": "x", FIELD: stamp(Call.SAVED)})
+    assert routed(thing, saved) == [("post_save", False, ["first", "second"])]
+    updated = update({"name": "x", FIELD: stamp(Call.UPDATED)})
+    assert routed(thing, updated) == [("post_update", False, ["first", "second"])]
+
+
+def test_muted_writes_reach_nobody(thing):
+    assert routed(thing, update({FIELD: stamp(Call.SAVED, muted=True)})) == []
+
+
+@pytest.mark.parametrize(
+    "doubtful",
+    [
+        stamp(Call.CREATED, b"12345678", group="others"),
+        stamp(Call.CREATED, muted=True, id_=ObjectId()),
+        stamp(Call.CREATED, muted=True, ns="shop.copies"),
+        stamp(Call.UPDATED, muted=True),  # an update's, copied into an insert
+        b"garbage",
+        "garbage",
+        7,
+        bytes([9]) + bytes(stamp(Call.CREATED, muted=True))[1:],  # a later version
+    ],
+    ids=["group", "id", "namespace", "call", "bytes", "string", "int", "version"],
+)
+def test_in_doubt_it_is_delivered(thing, doubtful):
+    raw = event(fullDocument={"_id": ID, "name": "x", FIELD: doubtful})
+    assert routed(thing, raw) == [("post_save", True, ["first", "second"])]
+
+
+def test_a_replace_is_always_somebody_elses(thing):
+    raw = event("replace", fullDocument={"_id": ID, FIELD: stamp(Call.SAVED, muted=True)})
+    assert routed(thing, raw) == [("post_save", False, ["first", "second"])]
+
+
+def test_delivery_modes(thing):
+    @post_save(thing, name="here", delivery="process")
+    async def here(sender, **kwargs): ...
+
+    @post_save(thing, name="there", delivery="dispatcher")
+    async def there(sender, **kwargs): ...
+
+    (_, _, names) = routed(thing, event(fullDocument={"_id": ID}))[0]
+    assert names == ["first", "second", "there"]
+
+
+def test_other_collections_are_nobodys(thing):
+    assert routed(thing, event(collection="others", fullDocument={"_id": ID})) == []
+
+
+def test_changed_names_are_top_level_and_without_the_stamp():
+    raw = update({"a.b.c": 1, "d": 2, FIELD: b"x"}, removed=("e.f", "g"), truncated=("h.i",))
+    assert decode(raw, CODEC_OPTIONS).names == {"a", "d", "e", "g", "h"}
+
+
+def test_an_event_that_has_no_python_value_says_which():
+    raw = bytearray(event(fullDocument={"_id": ID, "when": datetime.datetime(2026, 1, 1)}).raw)
+    at = raw.index(b"when\0") + len(b"when\0")
+    raw[at : at + 8] = (10**16).to_bytes(8, "little")  # the year 318857
+    with pytest.raises(Undecodable) as caught:
+        decode(RawBSONDocument(bytes(raw)), CODEC_OPTIONS)
+    assert caught.value.token == "826B03E05E00000012"
+    assert caught.value.key["_id"] == ID
+
+
+def test_events_of_whole_collections_have_no_document():
+    raw = bson.encode(
+        {"_id": {"_data": "82"}, "operationType": "dropDatabase", "clusterTime": Timestamp(1, 1), "ns": {"db": "shop"}}
+    )
+    change = decode(RawBSONDocument(raw), CODEC_OPTIONS)
+    assert (change.operation, change.namespace, change.id) == ("dropDatabase", ("shop", ""), None)
+
+
+@given(st.text(), st.text())
+def test_delivery_ids_are_stable_and_distinct(a, b):
+    assert (delivery_id(a) == delivery_id(b)) == (a == b)
+
+
+@pytest.mark.parametrize("id_", [ObjectId(), 1, "x", None, {"a": 1}, [1], b"x", 1.5])
+def test_any_id_makes_a_key(id_):
+    key = document_key(("d", "c"), id_)
+    assert hash(key) == hash(document_key(("d", "c"), id_))
+    assert key != document_key(("d", "other"), id_)
+
+
+def test_the_scope_is_as_narrow_as_can_be():
+    assert Scope.of([("a", "x"), ("a", "y")]).database == "a"
+    assert Scope.of([("a", "x"), ("b", "x")]).database is None
+
+
+def test_the_fingerprint_depends_on_what_is_watched_and_not_on_its_order():
+    one = Scope.of([("a", "x"), ("a", "y")])
+    assert one.fingerprint == Scope.of([("a", "y"), ("a", "x")]).fingerprint
+    assert one.fingerprint != Scope.of([("a", "x")]).fingerprint
+
+
+@given(st.integers(0, 10**6))
+def test_pauses_grow_to_a_limit(failures):
+    assert 0 <= _pause(failures) <= 10
+    if failures:
+        assert _pause(failures) >= 0.05

@@ -1,0 +1,205 @@
+"""Lanes: order per key, bounds, and what happens at the end."""
+
+import asyncio
+from collections import defaultdict
+
+import pytest
+from bson import Timestamp
+from dispatcher.events import Calls, Change, Job
+from dispatcher.lanes import Lanes
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+TIME = Timestamp(1, 1)
+
+
+def job(number: int, size: int = 1) -> Job:
+    change = Change(f"{number:06}", "insert", ("d", "c"), number, TIME, None, {}, None, "post", frozenset(), None, size)
+    return Job(change.token, change, (Calls(None, "post_save", True, ()),))
+
+
+def crash(error: BaseException) -> None:
+    raise AssertionError(error)
+
+
+def lanes(work, *, finished=None, crashed=crash, concurrency=4, max_queued=1000, max_bytes=10**6) -> Lanes:
+    return Lanes(
+        work,
+        on_finished=finished or (lambda _job: None),
+        on_crash=crashed,
+        concurrency=concurrency,
+        max_queued=max_queued,
+        max_bytes=max_bytes,
+    )
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    keys=st.lists(st.integers(0, 5), max_size=300),
+    turns=st.lists(st.integers(0, 3), min_size=1, max_size=20),
+    concurrency=st.integers(1, 8),
+)
+def test_one_at_a_time_and_in_order_per_key(keys, turns, concurrency):
+    """Receivers wait for 0 to 3 turns of the loop, mixed at random."""
+    seen: dict[int, list[int]] = defaultdict(list)
+    busy: set[int] = set()
+    most = 0
+
+    async def work(one: Job) -> None:
+        nonlocal most
+        number = int(one.token)
+        key = keys[number]
+        assert key not in busy
+        busy.add(key)
+        most = max(most, len(busy))
+        for _ in range(turns[number % len(turns)]):
+            await asyncio.sleep(0)
+        seen[key].append(number)
+        busy.discard(key)
+
+    async def main() -> None:
+        made = lanes(work, concurrency=concurrency)
+        for number, key in enumerate(keys):
+            made.add(key, job(number), 1)
+        await made.idle()
+        assert made.in_flight == made.queued == made.queued_bytes == 0
+        await made.stop(1)
+
+    asyncio.run(main())
+    assert sum(map(len, seen.values())) == len(keys)
+    assert all(numbers == sorted(numbers) for numbers in seen.values())
+    assert most <= concurrency
+
+
+async def test_as_many_at_once_as_allowed():
+    gate, running = asyncio.Event(), 0
+
+    async def work(_job: Job) -> None:
+        nonlocal running
+        running += 1
+        await gate.wait()
+
+    made = lanes(work, concurrency=10)
+    for number in range(30):
+        made.add(number, job(number), 1)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert running == made.in_flight == 10
+    gate.set()
+    await made.idle()
+    assert running == 30
+    await made.stop(1)
+
+
+async def test_a_hot_key_does_not_hold_the_others():
+    gate, done = asyncio.Event(), []
+
+    async def work(one: Job) -> None:
+        if one.token == "000000":
+            await gate.wait()
+        done.append(one.token)
+
+    made = lanes(work, concurrency=2)
+    for number in range(5):
+        made.add("hot", job(number), 1)
+    made.add("cold", job(9), 1)
+    while not done:
+        await asyncio.sleep(0)
+    assert done == ["000009"]
+    gate.set()
+    await made.idle()
+    assert done == ["000009", "000000", "000001", "000002", "000003", "000004"]
+    await made.stop(1)
+
+
+@pytest.mark.parametrize(("max_queued", "max_bytes", "fits"), [(3, 10**6, 3), (1000, 25, 3), (1000, 1, 1)])
+async def test_bounded_by_number_and_by_bytes(max_queued, max_bytes, fits):
+    gate = asyncio.Event()
+
+    async def work(_job: Job) -> None:
+        await gate.wait()
+
+    made = lanes(work, max_queued=max_queued, max_bytes=max_bytes)
+    accepted = 0
+    while not made.full:
+        made.add(accepted, job(accepted, size=10), 10)
+        accepted += 1
+    assert accepted == fits
+    waiting = asyncio.create_task(made.room())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    gate.set()
+    await waiting
+    assert not made.full
+    await made.idle()
+    await made.stop(1)
+
+
+async def test_stopping_finishes_what_is_in_flight_and_starts_nothing():
+    gate, begun, finished = asyncio.Event(), [], []
+
+    async def work(one: Job) -> None:
+        begun.append(one.token)
+        await gate.wait()
+
+    made = lanes(work, concurrency=2, finished=lambda one: finished.append(one.token))
+    for number in range(6):
+        made.add(number % 3, job(number), 1)
+    while len(begun) < 2:
+        await asyncio.sleep(0)
+    stopping = asyncio.create_task(made.stop(5))
+    await asyncio.sleep(0)
+    gate.set()
+    assert await stopping == 0
+    assert finished == begun == ["000000", "000001"]
+
+
+async def test_what_outlasts_the_grace_is_cancelled_and_not_finished():
+    finished = []
+
+    async def work(_job: Job) -> None:
+        await asyncio.Event().wait()
+
+    made = lanes(work, finished=finished.append)
+    made.add("a", job(1), 1)
+    while not made.in_flight:
+        await asyncio.sleep(0)
+    assert await made.stop(0.01) == 1
+    assert finished == []
+
+
+async def test_a_crash_of_the_work_is_reported():
+    crashes: list[BaseException] = []
+
+    async def work(_job: Job) -> None:
+        raise RuntimeError("a bug")
+
+    made = lanes(work, crashed=crashes.append)
+    made.add("a", job(1), 1)
+    while not crashes:
+        await asyncio.sleep(0)
+    assert str(crashes[0]) == "a bug"
+    await made.stop(0)
+
+
+async def test_the_event_loop_gets_its_turn_under_load():
+    """Receivers that never wait must not starve timers, sockets and signals."""
+    turns = 0
+
+    async def work(_job: Job) -> None:
+        return
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counter = asyncio.create_task(count_turns())
+    made = lanes(work, max_queued=10**6)
+    for number in range(5_000):
+        made.add(number, job(number), 1)
+    await made.idle()
+    assert turns >= 40
+    counter.cancel()
+    await made.stop(1)

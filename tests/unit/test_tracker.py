@@ -1,0 +1,82 @@
+"""The position never passes what is not finished."""
+
+import random
+
+import pytest
+from bson import Timestamp
+from dispatcher.events import Calls, Change, Job
+from dispatcher.exceptions import PositionError
+from dispatcher.positions import Position, Tracker, token_time
+from hypothesis import given
+from hypothesis import strategies as st
+
+TIME = Timestamp(1, 1)
+
+
+def open_job(number: int) -> Job:
+    change = Change(f"{number:04}", "insert", ("d", "c"), number, TIME, None, {}, None, "post", frozenset(), None, 1)
+    return Job(change.token, change, (Calls(None, "post_save", True, ()),))
+
+
+@given(count=st.integers(1, 40), seed=st.integers(0, 10_000), done_at_once=st.sets(st.integers(0, 39)))
+def test_position_is_always_right_before_the_first_unfinished(count, seed, done_at_once):
+    tracker = Tracker("")
+    jobs = [Job(f"{i:04}") if i in done_at_once else open_job(i) for i in range(count)]
+    for job in jobs:
+        tracker.add(job)
+    order = [job for job in jobs if not job.done]
+    random.Random(seed).shuffle(order)
+    for job in order:
+        tracker.finished(job)
+        unfinished = next((i for i, other in enumerate(jobs) if not other.done), count)
+        assert tracker.token == (jobs[unfinished - 1].token if unfinished else "")
+        assert tracker.ahead == [other.token for other in jobs[unfinished:] if other.done]
+    assert tracker.token == jobs[-1].token
+
+
+def test_a_mark_waits_for_the_changes_before_it():
+    tracker = Tracker("0")
+    job = open_job(1)
+    tracker.add(job)
+    tracker.mark("0009")
+    assert tracker.token == "0"
+    assert tracker.ahead == []
+    tracker.finished(job)
+    assert tracker.token == "0009"
+
+
+def test_a_mark_with_the_token_of_the_last_change_does_not_finish_it():
+    """The token behind a batch is that of its last event, where nothing follows."""
+    tracker = Tracker("0")
+    tracker.add(open_job(1))
+    tracker.mark("0001")
+    assert tracker.token == "0"
+    assert tracker.ahead == []
+
+
+def test_a_finished_job_lets_go_of_its_document():
+    tracker = Tracker("0")
+    first, second = open_job(1), open_job(2)
+    tracker.add(first)
+    tracker.add(second)
+    tracker.finished(second)
+    assert second.change is None
+    assert second.calls == ()
+
+
+def test_time_of_a_token():
+    assert token_time("826B03E05E000000122B0229296E04") == Timestamp(0x6B03E05E, 0x12)
+
+
+@pytest.mark.parametrize("token", ["", "82", "zz6B03E05E00000012", "826B03E05Exx000012", "nonsense"])
+def test_what_is_no_token_is_named(token):
+    with pytest.raises(PositionError, match="which is none"):
+        token_time(token)
+
+
+def test_another_pipeline_starts_at_the_time_of_the_position():
+    position = Position(1, "826B03E05E000000122B0229296E04", "same", frozenset())
+    assert position.start("same").token == position.token
+    other = position.start("other")
+    assert other.token is None
+    assert other.cluster_time == Timestamp(0x6B03E05E, 0x12)

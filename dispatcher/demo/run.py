@@ -1,0 +1,163 @@
+"""The course of the demo."""
+
+import json
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import Any, Final
+
+from rich.console import Console
+
+from dispatcher.demo.ledger import Ledger, Verdict
+from dispatcher.demo.screen import Screen
+from dispatcher.demo.shop import Effect, Shop, check_effects, find_shop
+from dispatcher.embedded import embedded_mongo
+from dispatcher.exceptions import DemoFailed
+from dispatcher.processes import Child, Line, stopped_by_signals
+
+__all__ = ["demonstrate"]
+
+# Changes per second: as many as an eye can follow.
+_RATE: Final = 40.0
+_START_SECONDS: Final = 30.0
+# What a delivery may take after the last write, before it counts as lost.
+_STRAGGLER_SECONDS: Final = 15.0
+_LOG_LINES: Final = 15
+
+
+def demonstrate(seconds: float) -> None:
+    """Let a foreign client write, deliver its changes, show both, and count whether anything was lost.
+
+    SIGINT and SIGTERM end the writing early; what was written until then is still accounted for.
+
+    Args:
+        seconds: how long the foreign client writes.
+
+    Raises:
+        DemoFailed: a change was lost, or a process of the demo ended before its time.
+        EmbeddedError: no MongoDB could be started.
+    """
+    console = Console(highlight=False)
+    with stopped_by_signals() as stop:
+        shop = find_shop()
+        ledger = Ledger(shop.owed())
+        _Demo(shop, ledger, Screen(console, ledger, seconds), stop).run(seconds)
+
+
+class _Demo:
+    """The processes of one demo, and what they said."""
+
+    def __init__(self, shop: Shop, ledger: Ledger, screen: Screen, stop: threading.Event) -> None:
+        self._shop = shop
+        self._ledger = ledger
+        self._screen = screen
+        self._stop = stop
+        self._feed: SimpleQueue[Line] = SimpleQueue()
+        self._logs: defaultdict[Child, deque[str]] = defaultdict(lambda: deque(maxlen=_LOG_LINES))
+        self._ended: set[Child] = set()
+        self._started = False
+
+    def run(self, seconds: float) -> None:
+        shop, screen, stop, environment = self._shop, self._screen, self._stop, self._shop.environment
+        with embedded_mongo() as server:
+            screen.say(f"MongoDB listens on 127.0.0.1:{server.port}, in a temporary directory")
+            command = shop.dispatcher(server.url)
+            with Child("dispatcher", command, cwd=shop.directory, env=environment, into=self._feed) as daemon:
+                self._listen(lambda: self._started or daemon in self._ended or stop.is_set(), _START_SECONDS)
+                if stop.is_set():
+                    screen.say("stopped before anything was written")
+                    return
+                self._must_run(daemon, "did not start")
+                screen.say(f"the dispatcher serves {shop.package}; now a plain PyMongo client writes to the shop")
+                self._write_and_deliver(server.url, seconds, daemon)
+                self._end(daemon)
+            effects = check_effects(server.url, self._ledger)
+        verdict = self._ledger.verdict()
+        screen.summarize(verdict, effects)
+        _judge(verdict, effects, self._ledger)
+
+    def _write_and_deliver(self, url: str, seconds: float, daemon: Child) -> None:
+        shop, ledger = self._shop, self._ledger
+        command = shop.writer(url, seconds, _RATE)
+        with (
+            self._screen.live(),
+            Child("writer", command, cwd=shop.directory, env=shop.environment, into=self._feed) as writer,
+        ):
+
+            def over() -> bool:
+                return writer in self._ended or daemon in self._ended
+
+            self._listen(lambda: over() or self._stop.is_set(), seconds + _START_SECONDS)
+            if not over():  # interrupted, or it hangs
+                writer.process.terminate()
+                self._listen(over, _STRAGGLER_SECONDS)
+            self._must_run(daemon, "ended while changes were written")
+            if writer not in self._ended or writer.stop():
+                raise self._died(writer, "failed")
+            self._listen(lambda: not ledger.in_flight or daemon in self._ended, _STRAGGLER_SECONDS)
+            self._must_run(daemon, "ended before everything was delivered")
+
+    def _end(self, daemon: Child) -> None:
+        """Let the dispatcher stop in order, and hear what it still has to say: it may deliver too much, too."""
+        code = daemon.stop()
+        self._listen(lambda: daemon in self._ended, _STRAGGLER_SECONDS)
+        if code:
+            raise self._died(daemon, "did not stop in order")
+
+    def _listen(self, until: Callable[[], bool], seconds: float) -> None:
+        """Take in what the processes say, until something is so or the time is over."""
+        deadline = time.monotonic() + seconds
+        while not until() and time.monotonic() < deadline:
+            with suppress(Empty):
+                self._hear(self._feed.get(timeout=0.05))
+            self._screen.refresh()
+
+    def _hear(self, line: Line) -> None:
+        if line.text is None:
+            self._ended.add(line.child)
+            return
+        said = _parsed(line.text)
+        if said.get("action") == "delivery.done":
+            self._screen.show(self._ledger.add_delivery(said))
+        elif "operation" in said and "action" not in said:
+            self._ledger.add_write(said)
+        else:
+            self._logs[line.child].append(line.text)
+            self._started = self._started or said.get("action") == "dispatcher.started"
+
+    def _must_run(self, child: Child, otherwise: str) -> None:
+        if child in self._ended or not self._started:
+            raise self._died(child, otherwise)
+
+    def _died(self, child: Child, what: str) -> DemoFailed:
+        code = child.stop()
+        log = "\n".join(f"  {line}" for line in self._logs[child])
+        return DemoFailed(
+            f"The {child.name} {what} (exit code {code}). Its last words:\n{log or '  (none)'}",
+            remedy="If you did not end it yourself, please report this with the lines above.",
+        )
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """A line of JSON; anything else is somebody's plain words."""
+    try:
+        said = json.loads(text)
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _judge(verdict: Verdict, effects: list[Effect], ledger: Ledger) -> None:
+    if verdict.lost:
+        some = "; ".join(
+            f"{one.operation} of {one.namespace} {one.key} to {one.receiver}" for one in verdict.lost[:3]
+        )
+        raise DemoFailed(f"{len(verdict.lost):,} of {ledger.expected:,} deliveries were lost: {some} ...")
+    if verdict.unexpected:
+        raise DemoFailed(f"{verdict.unexpected:,} deliveries were made that no write accounts for.")
+    wrong = [f"{effect.name} ({effect.text})" for effect in effects if not effect.holds]
+    if wrong:
+        raise DemoFailed(f"Everything was delivered, but the shop is not as it must be: {', '.join(wrong)}.")

@@ -1,0 +1,118 @@
+"""What the demo knows of the sample application: where it is, how to run it, and what must have happened in it."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pymongo import MongoClient
+from pymongo.database import Database
+
+from dispatcher.demo.ledger import Ledger
+from dispatcher.exceptions import ApplicationError
+
+__all__ = ["Effect", "Shop", "check_effects", "find_shop"]
+
+
+class Shop(NamedTuple):
+    """The sample application.
+
+    Attributes:
+        package: the name under which it is imported.
+        directory: from where; None for wherever we are.
+    """
+
+    package: str
+    directory: Path | None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Ours, without the settings of the user's own application: the demo is the same for everybody."""
+        return {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("DISPATCHER_") and name != "MONGOZ_SETTINGS_MODULE"
+        }
+
+    def dispatcher(self, url: str) -> list[str]:
+        """The command that starts a dispatcher for it, which logs every delivery."""
+        command = [sys.executable, "-m", "dispatcher", "run", f"{self.package}.app:registry", "--url", url]
+        return [*command, "--log-format", "json", "--log-level", "debug"]
+
+    def writer(self, url: str, seconds: float, rate: float) -> list[str]:
+        """The command that starts the foreign client, which reports every write."""
+        command = [sys.executable, "-m", f"{self.package}.writer", "--url", url, "--report"]
+        return [*command, "--seconds", str(seconds), "--rate", str(rate)]
+
+    def owed(self) -> dict[tuple[str, str], frozenset[str]]:
+        """The receivers that the dispatcher must call, by (namespace, signal).
+
+        Raises:
+            ApplicationError: the sample application does not load.
+        """
+        command = [sys.executable, "-m", "dispatcher", "receivers", f"{self.package}.app:registry", "--json"]
+        asked = subprocess.run(  # noqa: S603 - our own interpreter
+            command, cwd=self.directory, env=self.environment, capture_output=True, text=True, check=False
+        )
+        if asked.returncode:
+            raise ApplicationError(f"The sample application does not load: {asked.stderr.strip()}")
+        owed: dict[tuple[str, str], set[str]] = defaultdict(set)
+        for row in json.loads(asked.stdout):
+            owed[row["collection"], row["signal"]].add(row["receiver"])
+        return {key: frozenset(receivers) for key, receivers in owed.items()}
+
+
+def find_shop() -> Shop:
+    """The sample application: in an installed package inside of it, in a checkout beside it.
+
+    Raises:
+        ApplicationError: it is in neither place.
+    """
+    package = Path(__file__).resolve().parent.parent
+    if (package / "examples" / "shop" / "app.py").is_file():
+        return Shop("dispatcher.examples.shop", None)
+    if (package.parent / "examples" / "shop" / "app.py").is_file():
+        return Shop("examples.shop", package.parent)
+    raise ApplicationError(
+        f"The sample application is missing: there is no examples/shop in or beside {package}.",
+        remedy="Reinstall mongoz-dispatcher.",
+    )
+
+
+class Effect(NamedTuple):
+    """Something that the receivers of the shop must have brought about."""
+
+    name: str
+    text: str
+    holds: bool
+
+
+def check_effects(url: str, ledger: Ledger) -> list[Effect]:
+    """Look whether the database is as it must be after all that was written."""
+    with MongoClient[dict[str, Any]](url) as client:
+        shop = client["shop"]
+        return [_stock(shop, ledger), _mails(shop, ledger), _audit(shop, ledger)]
+
+
+def _stock(shop: Database[dict[str, Any]], ledger: Ledger) -> Effect:
+    rows = list(shop["stock"].find())
+    stocked, level = sum(row["stocked"] for row in rows), sum(row["level"] for row in rows)
+    ordered = ledger.ordered.total()
+    return Effect(
+        "stock level",
+        f"{level:,} left of {stocked:,}, {ordered:,} ordered",
+        all(row["level"] == row["stocked"] - ledger.ordered[row["_id"]] for row in rows),
+    )
+
+
+def _mails(shop: Database[dict[str, Any]], ledger: Ledger) -> Effect:
+    mails, users = shop["outbox"].count_documents({}), ledger.operations["shop.users", "insert"]
+    return Effect("welcome mails", f"{mails:,} for {users:,} new users", mails == users)
+
+
+def _audit(shop: Database[dict[str, Any]], ledger: Ledger) -> Effect:
+    entries = shop["audit_trail"].count_documents({})
+    return Effect("audit trail", f"{entries:,} entries for {ledger.written:,} changes", entries == ledger.written)

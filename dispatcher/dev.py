@@ -1,0 +1,102 @@
+"""`dispatcher dev`: a dispatcher on an embedded MongoDB, started again whenever code changes."""
+
+import os
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+
+from dispatcher.embedded import embedded_mongo
+from dispatcher.exceptions import EmbeddedError
+from dispatcher.processes import Child, stopped_by_signals
+
+__all__ = ["develop"]
+
+# How often we look whether the dispatcher still runs while no file changes.
+_LOOK_MS: Final = 200
+# A receiver in the middle of its work gets this long; it is repeated if it needs longer. In the environment,
+# so that a developer can say otherwise.
+_GRACE: Final = ("DISPATCHER_GRACE", "5")
+
+
+def develop(app: str, imports: Sequence[str], *, port: int | None, data: str | None, log_level: str) -> None:
+    """Run the dispatcher until SIGINT or SIGTERM, and again whenever code changes.
+
+    Code is the Python files below the working directory. Where the dispatcher ends by itself, its error is on the
+    terminal, and the next change starts it again.
+
+    Args:
+        app: `"package.module:registry"`.
+        imports: further modules with receivers.
+        port: of the embedded MongoDB; a free one by default.
+        data: directory of its data; by default a temporary one.
+        log_level: of the dispatcher.
+
+    Raises:
+        EmbeddedError: no MongoDB could be started, or watchfiles is not installed.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    with stopped_by_signals() as stop:
+        changes = _changes(Path.cwd(), stop)
+        # Watching begins here: what changes while the first dispatcher starts must not be missed.
+        next(changes, None)
+        with embedded_mongo(port=port, directory=Path(data) if data else None) as server:
+            console.print(f"MongoDB for development: [bold]{server.url}[/]")
+            command = _command(app, imports, server.url, log_level)
+            while not stop.is_set():
+                with Child("dispatcher", command, env=_environment()) as daemon:
+                    changed = _wait_for_change(changes, daemon, console)
+                if changed and not stop.is_set():
+                    console.print(f"[dim]{changed} changed, starting again[/]")
+
+
+def _command(app: str, imports: Sequence[str], url: str, log_level: str) -> list[str]:
+    command = [sys.executable, "-m", "dispatcher", "run", app, "--url", url]
+    for module in imports:
+        command += ["--import", module]
+    return [*command, "--log-level", log_level]
+
+
+def _environment() -> dict[str, str]:
+    # Bytecode is told from the source by seconds and size only: a second save within the second would not count.
+    return {**dict([_GRACE]), **os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def _wait_for_change(changes: Iterator[frozenset[str]], daemon: Child, console: Console) -> str:
+    """Wait until files change, whether the dispatcher runs or not; returns their names, "" when we are to stop."""
+    told = False
+    for files in changes:
+        if files:
+            return ", ".join(sorted(files))
+        if daemon.exit_code is not None and not told:
+            told = True
+            console.print(f"[yellow]the dispatcher ended (exit code {daemon.exit_code}); waiting for a change[/]")
+    return ""
+
+
+def _changes(directory: Path, stop: threading.Event) -> Iterator[frozenset[str]]:
+    """Names of Python files that changed, relative to `directory`; an empty set now and then if there are none.
+
+    Raises:
+        EmbeddedError: watchfiles is not installed.
+    """
+    try:
+        from watchfiles import PythonFilter, watch  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise EmbeddedError(
+            "Watching for changes of the code needs watchfiles, which is not installed.",
+            remedy="pip install 'mongoz-dispatcher[embedded]'",
+        ) from error
+    # Several saves in a row, of an editor or a checkout, are one change: watchfiles waits until it is quiet.
+    for found in watch(
+        directory,
+        watch_filter=PythonFilter(),
+        stop_event=stop,
+        rust_timeout=_LOOK_MS,
+        yield_on_timeout=True,
+        raise_interrupt=False,
+    ):
+        yield frozenset(os.path.relpath(path, directory) for _, path in found)

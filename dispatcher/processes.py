@@ -1,0 +1,128 @@
+"""Subprocesses of `demo` and `dev`: they end with us, however we end."""
+
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, NamedTuple
+
+from dispatcher.exceptions import ExitCode
+
+__all__ = ["Child", "Line", "stopped_by_signals"]
+
+# Waits for our death, which closes the pipe that it reads, and ends the child then: $1 is its process id.
+_WATCHER = 'read -r _; kill -TERM "$1"; naps=0; while [ $naps -lt 50 ] && kill -0 "$1"; do sleep 0.1; '
+_WATCHER += 'naps=$((naps + 1)); done; kill -KILL "$1"'
+
+
+class Line(NamedTuple):
+    """What a child said. `text` is None at the end: it has nothing more to say."""
+
+    child: "Child"
+    text: str | None
+
+
+class Child:
+    """A running subprocess. As a context manager it is stopped at the end.
+
+    It is in a session of its own: Ctrl-C reaches us only, and we decide in which order to end. If we are
+    killed, it is ended all the same.
+
+    Args:
+        name: for messages.
+        command: the program and its arguments.
+        cwd: its working directory; ours by default.
+        env: its environment; ours by default.
+        into: gets what it writes to stdout and stderr. By default that goes where our own output goes.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        into: "SimpleQueue[Line] | None" = None,
+    ) -> None:
+        self.name = name
+        self.process = subprocess.Popen(  # noqa: S603 - our own interpreter, and no shell
+            command,
+            cwd=cwd,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=None if into is None else subprocess.PIPE,
+            stderr=None if into is None else subprocess.STDOUT,
+            start_new_session=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+        )
+        self._watcher = subprocess.Popen(  # noqa: S603 - as above; the script is a constant
+            ["/bin/sh", "-c", _WATCHER, "dispatcher-watcher", str(self.process.pid)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        if into is not None:
+            threading.Thread(target=self._read, args=(into,), name=f"read-{name}", daemon=True).start()
+
+    def _read(self, into: "SimpleQueue[Line]") -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as stream:
+            for line in stream:
+                into.put(Line(self, line.rstrip("\n")))
+        into.put(Line(self, None))
+
+    def __enter__(self) -> "Child":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; negative if a signal ended it."""
+        return self.process.poll()
+
+    def stop(self, grace: float = 10.0) -> int:
+        """End it: SIGTERM, and after `grace` seconds SIGKILL. May be called twice.
+
+        Returns:
+            Its exit code.
+        """
+        with suppress(subprocess.TimeoutExpired):
+            self.process.terminate()
+            self.process.wait(grace)
+        self.process.kill()
+        code = self.process.wait()
+        # Only now: were we killed a moment ago, it would still have been needed.
+        self._watcher.kill()
+        self._watcher.communicate()
+        return code
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[threading.Event]:
+    """An event that the first SIGINT or SIGTERM sets; a second one ends the process at once.
+
+    Children and the embedded MongoDB end with it also then: they have their watchers.
+    """
+    stop = threading.Event()
+
+    def on_signal(_number: int, _frame: Any) -> None:
+        if stop.is_set():
+            os._exit(ExitCode.FORCED)
+        stop.set()
+
+    earlier = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)

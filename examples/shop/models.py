@@ -1,0 +1,86 @@
+"""The shop's documents. Other services write to the same collections, with mongoz or without."""
+
+import os
+from datetime import datetime
+
+import mongoz
+
+# dispatched=True: a dispatcher serves this registry and delivers what others write, so our own writes say
+# which receivers have run already.
+registry = mongoz.Registry(
+    os.environ.get("SHOP_MONGODB_URL", "mongodb://localhost:27017/?replicaSet=rs0"), dispatched=True
+)
+
+
+class ShopDocument(mongoz.Document):
+    """Where all documents of the shop live."""
+
+    class Meta:
+        abstract = True
+        registry = registry
+        database = "shop"
+
+
+class KeyedDocument(ShopDocument):
+    """A document whose `_id` is a text that we choose, so that writing it twice is one document."""
+
+    id: str = mongoz.String(alias="_id")  # type: ignore[assignment]  # instead of an ObjectId
+
+    class Meta:
+        abstract = True
+
+
+class User(ShopDocument):
+    name: str = mongoz.String(max_length=100)
+    email: str = mongoz.Email()
+    visits: int = mongoz.Integer(default=0, minimum=0)
+    joined_at: datetime = mongoz.DateTime(auto_now_add=True)
+
+
+class Address(mongoz.EmbeddedDocument):
+    street: str = mongoz.String()
+    city: str = mongoz.String()
+
+
+class Order(ShopDocument):
+    customer: mongoz.ObjectId = mongoz.ObjectId()
+    product: str = mongoz.String()
+    quantity: int = mongoz.Integer(minimum=1)
+    status: str = mongoz.String(default="placed")
+    ship_to: Address = mongoz.Embed(Address)
+    placed_at: datetime = mongoz.DateTime(auto_now_add=True)
+
+
+class Stock(KeyedDocument):
+    """What is left of one product; `_id` is its name."""
+
+    stocked: int = mongoz.Integer()
+    level: int = mongoz.Integer()
+    # The latest deliveries that changed the level: see receivers.take_from_stock.
+    applied: list[str] = mongoz.Array(str, default=list)
+
+    class Meta:
+        collection = "stock"
+
+
+class Mail(KeyedDocument):
+    """A mail to be sent; another job takes it from here. `_id` is the delivery that it answers to."""
+
+    to: str = mongoz.Email()
+    subject: str = mongoz.String()
+
+    class Meta:
+        collection = "outbox"
+
+
+class AuditEntry(KeyedDocument):
+    """One change of a user or an order; `_id` is the delivery that told us."""
+
+    document: str = mongoz.String()
+    key: str = mongoz.String()
+    operation: str = mongoz.String()
+    fields: list[str] = mongoz.Array(str, default=list)
+    at: datetime = mongoz.DateTime(null=True)
+
+    class Meta:
+        collection = "audit_trail"

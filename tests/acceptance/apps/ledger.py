@@ -1,0 +1,33 @@
+"""An application whose receivers note every call in a file: what a test can read after the process was killed."""
+
+import asyncio
+import os
+import random
+from pathlib import Path
+
+import mongoz
+from mongoz.core.signals import post_delete, post_save, post_update
+
+registry = mongoz.Registry(os.environ["LEDGER_URL"], dispatched=os.environ["LEDGER_GROUP"])
+ledger = Path(os.environ["LEDGER_FILE"])
+slowness = float(os.environ.get("LEDGER_SLOWNESS", "0"))
+
+
+class Account(mongoz.Document):
+    name: str = mongoz.String()
+    n: int = mongoz.Integer()
+
+    class Meta:
+        registry = registry
+        database = os.environ["LEDGER_GROUP"]
+
+
+@post_save(Account)
+@post_update(Account)
+@post_delete(Account)
+async def note(sender, instance, delivery, **kwargs):
+    if slowness:
+        await asyncio.sleep(random.uniform(0, slowness))
+    line = f"{instance.name} {instance.n} {delivery.signal} {delivery.id} {delivery.term} {delivery.image}\n"
+    with ledger.open("a") as file:  # one small write: whole or not at all
+        file.write(line)

@@ -1,0 +1,185 @@
+"""`dispatcher demo` as a newcomer runs it, and the parts of the sample application that it relies on."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import uuid
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+from pymongo import MongoClient
+
+ROOT = Path(__file__).parents[2]
+
+
+class Family:
+    """Processes that we start, and all that they start: found by a mark in their environment."""
+
+    def __init__(self) -> None:
+        self.mark = uuid.uuid4().hex
+        self.started: list[subprocess.Popen[str]] = []
+
+    def start(self, *command: str, cwd: Path | None = None) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command],
+            cwd=cwd,
+            env={**os.environ, "TEST_FAMILY": self.mark, "COLUMNS": "150"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.started.append(process)
+        return process
+
+    def members(self) -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get("TEST_FAMILY") == self.mark and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+    def member(self, *words: str) -> psutil.Process:
+        (found,) = [one for one in self.members() if set(words) <= set(one.cmdline())]
+        return found
+
+    def end(self) -> None:
+        for process in self.started:
+            process.kill()
+            process.communicate()
+        for process in self.members():
+            with suppress(psutil.Error):
+                process.kill()
+
+
+@pytest.fixture
+def family() -> Iterator[Family]:
+    made = Family()
+    yield made
+    made.end()
+
+
+def wait_for_a_delivery(demo: subprocess.Popen[str]) -> None:
+    assert demo.stdout is not None
+    assert any(" audit " in line for line in demo.stdout), demo.communicate()[1]
+
+
+@pytest.mark.timeout(40)
+def test_the_demo_delivers_everything_and_leaves_nothing_behind(family: Family, tmp_path: Path) -> None:
+    demo = family.start("dispatcher", "demo", "--seconds", "3", cwd=tmp_path)
+    out, err = demo.communicate(timeout=30)
+    assert demo.returncode == 0, err
+    made, expected = re.search(r"([\d,]+) of ([\d,]+) deliveries made, lost 0\b", out).groups()
+    assert made == expected
+    assert int(made) > 100
+    written = int(re.search(r"changes written +(\d+)", out)[1])
+    assert f"{written} entries for {written} changes ok" in out
+    for operation in ("insert", "update", "replace", "delete"):
+        assert re.search(rf"^[\d:.]+ +{operation} +shop\.\w+ \w+ +audit +[\d.]+ ms$", out, re.M), operation
+    assert family.members() == []
+
+
+@pytest.mark.timeout(40)
+def test_a_demo_whose_dispatcher_dies_fails_and_says_so(family: Family) -> None:
+    demo = family.start("dispatcher", "demo", "--seconds", "60", cwd=ROOT)
+    wait_for_a_delivery(demo)
+    family.member("dispatcher", "run").kill()
+    _, err = demo.communicate(timeout=20)
+    assert demo.returncode == 1
+    assert "The dispatcher ended while changes were written (exit code -9)" in err
+    assert "dispatcher.started" in err  # its last words
+    assert family.members() == []
+
+
+@pytest.mark.timeout(40)
+def test_a_demo_whose_writer_dies_fails_and_says_so(family: Family) -> None:
+    demo = family.start("dispatcher", "demo", "--seconds", "60", cwd=ROOT)
+    wait_for_a_delivery(demo)
+    family.member("examples.shop.writer").kill()
+    _, err = demo.communicate(timeout=20)
+    assert demo.returncode == 1
+    assert "The writer failed (exit code -9)" in err
+    assert family.members() == []
+
+
+@pytest.mark.timeout(40)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_demo_early_with_its_books_balanced(family: Family, number: int) -> None:
+    demo = family.start("dispatcher", "demo", "--seconds", "60", cwd=ROOT)
+    wait_for_a_delivery(demo)
+    demo.send_signal(number)
+    out, err = demo.communicate(timeout=20)
+    assert demo.returncode == 0, err
+    assert "deliveries made, lost 0" in out
+    assert family.members() == []
+
+
+@pytest.mark.timeout(40)
+def test_a_killed_demo_takes_its_processes_with_it(family: Family) -> None:
+    demo = family.start("dispatcher", "demo", "--seconds", "60", cwd=ROOT)
+    wait_for_a_delivery(demo)
+    members = family.members()
+    assert len(members) > 3
+    demo.kill()
+    demo.communicate()
+    _, alive = psutil.wait_procs(members, timeout=15)
+    assert alive == []
+
+
+def test_the_writer_reports_exactly_the_changes_that_it_makes(family: Family, mongo) -> None:
+    with MongoClient(mongo.url) as client:
+        client.drop_database("shop")
+        shop = client["shop"]
+        with shop.watch([{"$match": {"ns.coll": {"$in": ["users", "orders"]}}}]) as stream:
+            writer = family.start(
+                "examples.shop.writer", "--url", mongo.url, "--rate", "5000", "--seed", "7", "--report", cwd=ROOT
+            )
+            assert writer.stdout is not None
+            reported = defaultdict(list)
+            for count, line in enumerate(writer.stdout):
+                if count == 1500:
+                    writer.send_signal(signal.SIGTERM)
+                write = json.loads(line)
+                reported[write["namespace"], write["id"]].append(write["operation"])
+            assert writer.wait(10) == 0
+            assert writer.stderr is not None
+            assert "changes written" in writer.stderr.read()
+            happened = defaultdict(list)
+            for _ in range(sum(map(len, reported.values()))):
+                change = stream.next()
+                place = f"{change['ns']['db']}.{change['ns']['coll']}", str(change["documentKey"]["_id"])
+                happened[place].append(change["operationType"])
+            assert happened == reported
+            assert stream.try_next() is None
+        assert {operation for history in reported.values() for operation in history} == {
+            "insert",
+            "update",
+            "replace",
+            "delete",
+        }
+
+
+async def test_a_repeated_delivery_takes_from_the_stock_once(mongo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from examples.shop import receivers
+    from examples.shop.models import Address, Order, Stock, registry
+    from mongoz import ObjectId
+    from mongoz.signals import Delivery
+
+    registry.point_to(mongo.url)
+    async with registry:
+        stock = Stock(id=uuid.uuid4().hex, stocked=10, level=10)
+        await stock.create()
+        order = Order(customer=ObjectId(), product=stock.id, quantity=3, ship_to=Address(street="A", city="B"))
+        first = Delivery("aaa", "post_save", "take_from_stock", "stream")
+        for delivery in (first, first._replace(attempt=2), first._replace(id="bbb")):
+            await receivers.take_from_stock(sender=Order, instance=order, created=True, delivery=delivery)
+        assert (await Stock.get_document_by_id(stock.id)).level == 4

@@ -1,0 +1,149 @@
+"""`dispatcher dev` as a developer runs it: save a file, and see what it does."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from queue import Empty, SimpleQueue
+
+import psutil
+import pytest
+from pymongo import MongoClient
+
+APP = """
+import mongoz
+from mongoz.core.signals import post_save
+
+registry = mongoz.Registry("mongodb://localhost:1/", dispatched=True)
+
+
+class User(mongoz.Document):
+    name: str = mongoz.String()
+
+    class Meta:
+        registry = registry
+        database = "dev"
+
+
+@post_save(User)
+async def greet(sender, instance, **kwargs):
+    print("HELLO", instance.name, flush=True)
+"""
+
+
+class Dev:
+    """A running `dispatcher dev` in a directory of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        self.app = directory / "app.py"
+        self.app.write_text(APP)
+        self.mark = uuid.uuid4().hex
+        self.lines: SimpleQueue[str] = SimpleQueue()
+        self.seen: list[str] = []
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "dispatcher", "dev", "app:registry"],
+            cwd=directory,
+            env={**os.environ, "TEST_FAMILY": self.mark},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.reader = threading.Thread(target=self.read)
+        self.reader.start()
+
+    def read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as stream:
+            for line in stream:
+                self.lines.put(line)
+
+    def wait_for(self, pattern: str, timeout: float = 15.0) -> re.Match[str]:
+        """The next line with this in it."""
+        deadline = time.monotonic() + timeout
+        with suppress(Empty):
+            while (left := deadline - time.monotonic()) > 0:
+                self.seen.append(self.lines.get(timeout=left))
+                if found := re.search(pattern, self.seen[-1]):
+                    return found
+        raise AssertionError(f"no {pattern!r} in\n{''.join(self.seen)}")
+
+    def rewrite(self, old: str, new: str) -> None:
+        self.app.write_text(APP.replace(old, new))
+
+    def members(self) -> list[psutil.Process]:
+        """All processes that it has to do with."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get("TEST_FAMILY") == self.mark and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for process in self.members():
+            with suppress(psutil.Error):
+                process.kill()
+        self.reader.join(10)
+
+
+@pytest.fixture
+def dev(tmp_path: Path) -> Iterator[Dev]:
+    made = Dev(tmp_path)
+    yield made
+    made.end()
+
+
+@pytest.mark.timeout(60)
+def test_dev_delivers_and_follows_the_code_through_good_and_bad_saves(dev: Dev) -> None:
+    url = dev.wait_for(r"mongodb://\S+")[0]
+    dev.wait_for("dispatcher.started")
+    with MongoClient(url) as client:
+        users = client["dev"]["users"]
+        users.insert_one({"name": "Ada"})
+        dev.wait_for("HELLO Ada")
+
+        dev.rewrite("HELLO", "BYE BYE")
+        dev.wait_for(r"app\.py changed")
+        dev.wait_for("dispatcher.started")
+        users.insert_one({"name": "Barbara"})
+        dev.wait_for("BYE BYE Barbara")
+
+        dev.rewrite("async def greet(", "async def greet((")
+        dev.wait_for("SyntaxError")
+        dev.wait_for(r"ended \(exit code 10\); waiting for a change")
+        users.insert_one({"name": "Grace"})  # nobody listens now, and nothing is lost
+
+        dev.rewrite("HELLO", "WELCOME BACK")
+        dev.wait_for("WELCOME BACK Grace")
+    dev.process.send_signal(signal.SIGINT)
+    assert dev.process.wait(15) == 0
+    assert dev.members() == []
+
+
+@pytest.mark.timeout(60)
+def test_dev_ends_on_sigterm(dev: Dev) -> None:
+    dev.wait_for("dispatcher.started")
+    dev.process.send_signal(signal.SIGTERM)
+    assert dev.process.wait(15) == 0
+    dev.wait_for("dispatcher.stopped")
+    assert dev.members() == []
+
+
+@pytest.mark.timeout(60)
+def test_a_killed_dev_takes_its_processes_with_it(dev: Dev) -> None:
+    dev.wait_for("dispatcher.started")
+    members = dev.members()
+    dev.process.kill()
+    dev.process.wait()
+    _, alive = psutil.wait_procs(members, timeout=15)
+    assert alive == []

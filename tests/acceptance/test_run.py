@@ -1,0 +1,324 @@
+"""`dispatcher run` as operators know it: a process that is started, signalled and killed."""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from bson import ObjectId
+from dispatcher.embedded import embedded_mongo
+from dispatcher.exceptions import ExitCode
+from pymongo import InsertOne, UpdateOne
+
+from tests.support import ROOT, Daemon, daemon, eventually_sync
+
+LEDGER = "tests.acceptance.apps.ledger:registry"
+IMAGES = {"changeStreamPreAndPostImages": {"enabled": True}}
+
+
+class Entry(NamedTuple):
+    name: str
+    n: int
+    signal: str
+    delivery: str
+    term: int
+    image: str
+
+
+@pytest.fixture
+def ledger(mongo, database, tmp_path):
+    """The environment of the ledger application, and reading what it noted."""
+    path = tmp_path / "ledger"
+    path.touch()
+    environment = {
+        "LEDGER_URL": mongo.url,
+        "LEDGER_GROUP": database,
+        "LEDGER_FILE": str(path),
+        "DISPATCHER_STATE_DATABASE": f"{database}_state",
+    }
+
+    def read() -> list[Entry]:
+        rows = [line.split(" ") for line in path.read_text().splitlines()]
+        return [Entry(r[0], int(r[1]), r[2], r[3], int(r[4]), r[5]) for r in rows]
+
+    read.environment = environment  # type: ignore[attr-defined]
+    return read
+
+
+class Writer(threading.Thread):
+    """Counts 50 documents up, 2,000 writes in all, as fast as it is allowed to."""
+
+    def __init__(self, collection, *, documents: int = 50, writes: int = 2_000, seed: int = 0) -> None:
+        super().__init__()
+        self.collection = collection
+        self.random = random.Random(seed)
+        self.names = [f"a{i}" for i in range(documents)]
+        self.ids = {name: ObjectId() for name in self.names}
+        self.count: dict[str, int] = dict.fromkeys(self.names, 0)
+        self.left = writes
+        self.pause = 0.001
+
+    def run(self) -> None:
+        while self.left > 0:
+            batch = []
+            for name in self.random.choices(self.names, k=self.random.randint(1, 8)):
+                if self.count[name] == 0:
+                    batch.append(InsertOne({"_id": self.ids[name], "name": name, "n": 0}))
+                else:
+                    batch.append(UpdateOne({"_id": self.ids[name]}, {"$set": {"n": self.count[name]}}))
+                self.count[name] += 1
+            self.collection.bulk_write(batch)
+            self.left -= len(batch)
+            time.sleep(self.pause)
+
+    @property
+    def written(self) -> set[tuple[str, int]]:
+        return {(name, n) for name, count in self.count.items() for n in range(count)}
+
+
+def assert_in_order(entries: list[Entry]) -> None:
+    """Per document in commit order; after a crash a suffix is repeated, in order."""
+    by_name: dict[str, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        by_name[entry.name].append(entry)
+    for rows in by_name.values():
+        reached = -1
+        for earlier, entry in zip([None, *rows], rows, strict=False):
+            assert entry.n <= reached + 1, f"{entry} came before {reached + 1}"
+            if entry.n <= reached:  # a repetition: either its start, by a later process, or the next in line
+                assert earlier is not None
+                assert entry.term > earlier.term or entry.n == earlier.n + 1
+            reached = max(reached, entry.n)
+
+
+def test_five_kills_lose_nothing_and_keep_the_order(ledger, foreign, tmp_path):
+    foreign.create_collection("accounts", **IMAGES)
+    writer = Writer(foreign["accounts"], seed=5)
+    arguments = {"cwd": tmp_path, **ledger.environment, "LEDGER_SLOWNESS": "0.004"}
+    first = Daemon(LEDGER, **arguments)
+    first.wait_started()
+    writer.start()
+    running = first
+    try:
+        for kill in range(5):
+            goal = 250 * (kill + 1)
+            eventually_sync(lambda goal=goal: len({(e.name, e.n) for e in ledger()}) >= goal, within=30)
+            running.kill()
+            running = Daemon(LEDGER, **arguments)
+        writer.join()
+        eventually_sync(lambda: {(e.name, e.n) for e in ledger()} >= writer.written, within=40, what="all delivered")
+        assert running.terminate() == ExitCode.OK
+    finally:
+        running.kill()
+        writer.left = 0
+        writer.join()
+    entries = ledger()
+    assert {(e.name, e.n) for e in entries} == writer.written
+    assert_in_order(entries)
+    assert {e.image for e in entries} == {"post"}
+    # A repeated delivery says so: it carries the same id.
+    ids = {(e.name, e.n): e.delivery for e in entries}
+    assert len(set(ids.values())) == len(ids)
+    assert all(ids[e.name, e.n] == e.delivery for e in entries)
+
+
+def test_sigterm_under_load_loses_and_repeats_nothing(ledger, foreign, tmp_path):
+    foreign.create_collection("accounts", **IMAGES)
+    writer = Writer(foreign["accounts"], seed=7)
+    arguments = {"cwd": tmp_path, **ledger.environment, "LEDGER_SLOWNESS": "0.004"}
+    running = Daemon(LEDGER, **arguments)
+    running.wait_started()
+    writer.start()
+    try:
+        for stop in range(3):
+            goal = 400 * (stop + 1)
+            eventually_sync(lambda goal=goal: len(ledger()) >= goal, within=30)
+            assert running.terminate() == ExitCode.OK
+            assert "Traceback" not in running.log
+            running = Daemon(LEDGER, **arguments)
+        writer.join()
+        eventually_sync(lambda: len(ledger()) >= len(writer.written), within=40)
+        assert running.terminate() == ExitCode.OK
+    finally:
+        running.kill()
+        writer.left = 0
+        writer.join()
+    entries = ledger()
+    assert len(entries) == len(writer.written)
+    assert {(e.name, e.n) for e in entries} == writer.written
+    assert_in_order(entries)
+
+
+def test_it_runs_on_uvloop_and_says_what_it_did(ledger, foreign, tmp_path):
+    with daemon(LEDGER, cwd=tmp_path, **ledger.environment) as running:
+        running.wait_started()
+        (started,) = running.lines("dispatcher.started")
+        assert started["loop"] == "uvloop"
+        assert started["begins"] == "now"
+        assert started["watching"] == [f"{foreign.name}.accounts"]
+        foreign["accounts"].insert_one({"name": "a", "n": 1})
+        eventually_sync(ledger)
+        assert running.terminate() == ExitCode.OK
+    (stopped,) = running.lines("dispatcher.stopped")
+    assert (stopped["read"], stopped["delivered"]) == (1, 1)
+    assert "Traceback" not in running.log
+
+
+def test_a_second_signal_ends_it_at_once(ledger, foreign, tmp_path):
+    environment = {**ledger.environment, "LEDGER_SLOWNESS": "1000"}
+    with daemon(LEDGER, "--timeout", "1000", cwd=tmp_path, **environment) as running:
+        running.wait_started()
+        foreign["accounts"].insert_many([{"name": "a", "n": 1}, {"name": "b", "n": 1}])
+        eventually_sync(lambda: foreign.client[f"{foreign.name}_state"].positions.find_one())
+        running.process.send_signal(signal.SIGINT)
+        eventually_sync(lambda: running.lines("dispatcher.stopping"))
+        running.process.send_signal(signal.SIGTERM)
+        code = running.process.wait(10)
+        # In flight or not yet begun when the first signal came: either way nothing is waited for now.
+        assert code in (ExitCode.FORCED, ExitCode.OK)
+
+
+def run(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "dispatcher", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def write_app(directory: Path, url: str, *, receivers: str = "", dispatched: bool = True) -> str:
+    (directory / "app.py").write_text(
+        "import mongoz\n"
+        "from mongoz.core.signals import *\n"
+        f"registry = mongoz.Registry({url!r}, dispatched={dispatched})\n"
+        "class Thing(mongoz.Document):\n"
+        "    name: str = mongoz.String()\n"
+        "    class Meta:\n"
+        "        registry = registry\n"
+        "        database = 'things'\n"
+        f"{receivers}\n"
+    )
+    return "app:registry"
+
+
+RECEIVER = "@post_save(Thing)\nasync def saved(sender, **kwargs): ...\n"
+
+
+@pytest.mark.parametrize(
+    ("app", "says", "code"),
+    [
+        ("nonsense", "must name a module and the registry in it", ExitCode.APPLICATION),
+        ("no_such_module:registry", "no module 'no_such_module'", ExitCode.APPLICATION),
+        ("tests.acceptance.apps.broken:registry", "RuntimeError: this module is broken", ExitCode.APPLICATION),
+        ("mongoz.settings:registy", "has no 'registy'", ExitCode.APPLICATION),
+        ("mongoz.settings:settings", "not a registry", ExitCode.APPLICATION),
+    ],
+)
+def test_an_app_that_can_not_be_used(app, says, code):
+    result = run("run", app)
+    assert result.returncode == code
+    assert_one_error(result, says)
+
+
+def assert_one_error(result: subprocess.CompletedProcess[str], says: str) -> None:
+    """One line that says what is wrong, one that says what to do, and no traceback."""
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("{")]
+    assert len(lines) == 2, result.stderr
+    assert lines[0].startswith("error: ")
+    assert says in lines[0]
+    assert lines[1].startswith("remedy: ")
+
+
+@pytest.mark.parametrize("url", ["mongodb://", "http://localhost", "localhost:27017", "mongodb://u:secret@h:port/"])
+def test_a_url_that_does_not_parse(tmp_path, url):
+    result = run("run", write_app(tmp_path, "mongodb://localhost", receivers=RECEIVER), "--url", url, cwd=tmp_path)
+    assert result.returncode == ExitCode.CANNOT_CONNECT
+    assert_one_error(result, "does not parse")
+    assert "secret" not in result.stderr
+    in_code = run("run", write_app(tmp_path, url, receivers=RECEIVER), cwd=tmp_path)
+    assert in_code.returncode == ExitCode.APPLICATION
+    assert_one_error(in_code, "does not parse")
+    assert "secret" not in in_code.stderr.replace(str(tmp_path), "")
+
+
+def test_a_server_that_does_not_answer(tmp_path):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        app = write_app(tmp_path, f"mongodb://me:secret@127.0.0.1:{closed.getsockname()[1]}/", receivers=RECEIVER)
+        result = run("run", app, "--connect-timeout", "0.5", cwd=tmp_path)
+    assert result.returncode == ExitCode.CANNOT_CONNECT
+    assert_one_error(result, "No MongoDB server answers at 127.0.0.1:")
+    assert "secret" not in result.stderr
+
+
+def test_an_application_without_receivers(tmp_path, mongo):
+    result = run("run", write_app(tmp_path, mongo.url), cwd=tmp_path)
+    assert result.returncode == ExitCode.NOTHING_TO_DELIVER
+    assert_one_error(result, "None of the 1 documents of the registry")
+
+
+def test_a_registry_that_is_not_dispatched(tmp_path, mongo):
+    result = run("run", write_app(tmp_path, mongo.url, receivers=RECEIVER, dispatched=False), cwd=tmp_path)
+    assert result.returncode == ExitCode.APPLICATION
+    assert_one_error(result, "not dispatched")
+    assert "--deliver-everything" in result.stderr
+
+
+@pytest.mark.parametrize("options", ["", "?replicaSet=rs0"])
+def test_a_standalone_server(tmp_path, options):
+    with embedded_mongo(replica_set=False) as server:
+        app = write_app(tmp_path, f"mongodb://127.0.0.1:{server.port}/{options}", receivers=RECEIVER)
+        result = run("run", app, "--connect-timeout", "1", cwd=tmp_path)
+    assert result.returncode == ExitCode.NOT_A_REPLICA_SET
+    assert_one_error(result, "standalone")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--concurrency", "0"), ("--timeout", "-1"), ("--log-level", "loud"), ("--grace", "long")]
+)
+def test_a_flag_out_of_range(tmp_path, flag, value):
+    result = run("run", write_app(tmp_path, "mongodb://localhost", receivers=RECEIVER), flag, value, cwd=tmp_path)
+    assert result.returncode == ExitCode.USAGE
+    assert flag in result.stderr
+
+
+def test_a_flag_from_the_environment(tmp_path):
+    app = write_app(tmp_path, "mongodb://localhost", receivers=RECEIVER)
+    result = run("run", app, cwd=tmp_path, DISPATCHER_CONCURRENCY="0")
+    assert result.returncode == ExitCode.USAGE
+    assert "concurrency" in result.stderr
+
+
+def test_a_position_edited_into_nonsense(ledger, foreign, tmp_path):
+    foreign.client[f"{foreign.name}_state"].positions.insert_one({"_id": f"{foreign.name}:0", "term": 3, "token": "zz"})
+    result = run("run", LEDGER, **ledger.environment)
+    assert result.returncode == ExitCode.POSITION
+    assert_one_error(result, "'zz'")
+
+
+def test_receivers_and_position_show(ledger, foreign, tmp_path):
+    table = run("receivers", LEDGER, **ledger.environment)
+    assert table.returncode == 0
+    assert "post_delete" in table.stdout
+    before = run("position", "show", LEDGER, "--max-age", "60", **ledger.environment)
+    assert (before.returncode, "No position" in before.stdout) == (ExitCode.FAILED, True)
+    with daemon(LEDGER, cwd=tmp_path, **ledger.environment) as running:
+        running.wait_started()
+        shown = run("position", "show", LEDGER, "--max-age", "60", "--json", **ledger.environment)
+        assert shown.returncode == 0, shown.stderr
+        assert f'"position": "{foreign.name}:0"' in shown.stdout
+    stale = run("position", "show", LEDGER, "--max-age", "0", **ledger.environment)
+    assert stale.returncode == ExitCode.FAILED

@@ -1,0 +1,113 @@
+"""The books of the demo: a loss must show, whatever else makes up for it in the counters."""
+
+import pytest
+
+from dispatcher.demo.ledger import Ledger, Lost
+
+OWED = {
+    ("shop.users", "post_save"): frozenset({"welcome", "audit"}),
+    ("shop.users", "post_update"): frozenset({"audit"}),
+    ("shop.users", "post_delete"): frozenset({"audit"}),
+}
+
+
+def write(operation: str, key: str = "a", namespace: str = "shop.users") -> dict:
+    return {"namespace": namespace, "id": key, "operation": operation}
+
+
+def delivery(id_: str, signal: str, receiver: str = "audit", key: str = "a", milliseconds: int = 5) -> dict:
+    return {
+        "namespace": "shop.users",
+        "key": key,
+        "delivery_id": id_,
+        "signal": signal,
+        "receiver": receiver,
+        "wall_time": "2026-01-01T00:00:00",
+        "timestamp": f"2026-01-01T00:00:00.{milliseconds:03}000Z",
+    }
+
+
+def ledger(writes: list[dict], deliveries: list[dict]) -> Ledger:
+    made = Ledger(OWED)
+    for line in writes:
+        made.add_write(line)
+    for line in deliveries:
+        made.add_delivery(line)
+    return made
+
+
+HISTORY = [write("insert"), write("update"), write("update"), write("delete"), write("insert")]
+DELIVERED = [
+    delivery("1", "post_save", "welcome"),
+    delivery("1", "post_save"),
+    delivery("2", "post_update"),
+    delivery("3", "post_update"),
+    delivery("4", "post_delete"),
+    delivery("5", "post_save", "welcome"),
+    delivery("5", "post_save"),
+]
+
+
+def test_everything_delivered() -> None:
+    books = ledger(HISTORY, DELIVERED)
+    assert (books.written, books.expected, books.delivered, books.in_flight) == (5, 7, 7, 0)
+    assert books.verdict() == ([], 0)
+
+
+@pytest.mark.parametrize("missing", range(len(DELIVERED)))
+def test_each_single_loss_is_one_loss(missing: int) -> None:
+    gone = DELIVERED[missing]
+    books = ledger(HISTORY, [one for one in DELIVERED if one is not gone])
+    lost, unexpected = books.verdict()
+    assert [(one.receiver, one.key) for one in lost] == [(gone["receiver"], "a")]
+    assert unexpected == 0
+
+
+def test_a_delivery_too_many_does_not_make_up_for_one_that_is_lost() -> None:
+    books = ledger(
+        [write("update"), write("update", "b")], [delivery("1", "post_update"), delivery("2", "post_update")]
+    )
+    assert books.in_flight == 0
+    assert books.verdict() == ([Lost("update", "shop.users", "b", "audit")], 1)
+
+
+def test_a_repeat_is_no_second_delivery() -> None:
+    books = ledger(
+        [write("update"), write("update")], [delivery("1", "post_update"), delivery("1", "post_update")]
+    )
+    assert (books.delivered, books.repeated) == (1, 1)
+    assert len(books.verdict().lost) == 1
+
+
+def test_the_wrong_receiver_is_both() -> None:
+    books = ledger([write("update")], [delivery("1", "post_update", "welcome")])
+    assert books.verdict() == ([Lost("update", "shop.users", "a", "audit")], 1)
+
+
+def test_a_document_that_nobody_wrote_is_unexpected() -> None:
+    assert ledger([], [delivery("1", "post_delete")]).verdict() == ([], 1)
+
+
+def test_writes_that_nobody_listens_to_owe_nothing() -> None:
+    books = ledger([write("insert", namespace="shop.stock")], [])
+    assert (books.expected, books.verdict()) == (0, ([], 0))
+
+
+def test_operations_are_told_from_the_history() -> None:
+    books = Ledger(OWED)
+    assert [books.add_delivery(line).operation for line in DELIVERED] == [
+        "insert",
+        "insert",
+        "update",
+        "update",
+        "delete",
+        "insert",
+        "insert",
+    ]
+    assert books.add_delivery(delivery("6", "post_save")).operation == "replace"
+
+
+def test_times() -> None:
+    books = ledger([], [delivery(str(i), "post_update", milliseconds=i) for i in range(1, 101)])
+    assert books.median == pytest.approx(0.0505)
+    assert books.p99 == pytest.approx(0.099)

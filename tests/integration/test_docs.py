@@ -1,0 +1,252 @@
+"""What the documentation shows works as printed: its code runs here, on a real server."""
+
+import ast
+import contextlib
+import inspect
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+import pytest
+import typer
+from pymongo import MongoClient
+
+from dispatcher.cli import app
+from dispatcher.embedded import EmbeddedMongo
+from dispatcher.exceptions import ExitCode
+
+ROOT = Path(__file__).parents[2]
+PAGES = {"README.md": ROOT / "README.md"} | {
+    str(path.relative_to(ROOT)): path for path in sorted((ROOT / "docs").rglob("*.md"))
+}
+
+_BLOCK = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+_URL = "mongodb://127.0.0.1:27017/?replicaSet=rs0"
+_DATABASE = '"shop"'
+
+
+class Block(NamedTuple):
+    language: str
+    title: str
+    text: str
+    line: int
+
+
+def blocks(page: str) -> list[Block]:
+    text = PAGES[page].read_text()
+    found = []
+    for match in _BLOCK.finditer(text):
+        language, _, rest = match["info"].partition(" ")
+        title = re.search(r'title="([^"]*)"', rest)
+        line = text[: match.start()].count("\n") + 2
+        found.append(Block(language, title[1] if title else "", match["text"], line))
+    return found
+
+
+def localized(text: str, mongo: EmbeddedMongo, database: str) -> str:
+    """The same code, on this test's server and database."""
+    return text.replace(_URL, mongo.url).replace(_DATABASE, repr(database))
+
+
+async def run_block(block: Block, page: str, text: str, namespace: dict) -> str:
+    """What the block prints."""
+    source = "\n" * (block.line - 1) + text
+    code = compile(source, page, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        result = eval(code, namespace)
+        if inspect.isawaitable(result):
+            await result
+    return printed.getvalue()
+
+
+async def run_page(page: str, mongo: EmbeddedMongo, database: str) -> int:
+    """Run all untitled blocks of Python in order; compare what they print with the output that follows."""
+    found = blocks(page)
+    module = types.ModuleType(f"docs_{database}")
+    outputs = 0
+    for block, following in zip(found, [*found[1:], None], strict=True):
+        if block.language != "python" or block.title:
+            continue
+        printed = await run_block(block, page, localized(block.text, mongo, database), vars(module))
+        expected = following.text if following and following.title == "output" else ""
+        assert printed == expected, f"{page}:{block.line} prints\n{printed}"
+        outputs += bool(expected)
+    return outputs
+
+
+@pytest.mark.parametrize("page", ["docs/guide/signals.md", "docs/guide/documents.md"])
+async def test_guides_work_as_printed(page: str, mongo: EmbeddedMongo, database: str):
+    assert await run_page(page, mongo, database) >= 5
+
+
+@pytest.mark.parametrize("page", list(PAGES))
+def test_python_in_all_pages_compiles(page: str):
+    for block in blocks(page):
+        if block.language == "python":
+            compile(block.text, f"{page}:{block.line}", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+
+@contextlib.contextmanager
+def running(
+    arguments: list[str], folder: Path, log: Path, environment: dict[str, str]
+) -> Iterator[Callable[[], str]]:
+    """A command in the background; yields a function that returns what it said so far."""
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            [str(Path(sys.executable).parent / arguments[0]), *arguments[1:]],
+            cwd=folder,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            yield log.read_text
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(20)
+
+
+def wait_for(text: str, said: Callable[[], str], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while text not in said():
+        assert time.monotonic() < deadline, f"{text!r} did not appear in\n{said()}"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
+async def test_quickstarts_deliver_as_printed(page: str, mongo: EmbeddedMongo, database: str, tmp_path: Path):
+    """The files are written, the daemon is started, the other client writes, and the page's output appears."""
+    found = blocks(page)
+    for block in found:
+        if block.language == "python" and block.title:
+            text = localized(block.text, mongo, database)
+            (tmp_path / block.title).write_text(text.replace("dispatched=True", f"dispatched={database!r}"))
+    output = next(block.text for block in found if block.title == "output")
+    assert "dispatcher run app:registry" in PAGES[page].read_text()
+    with running(["dispatcher", "run", "app:registry"], tmp_path, tmp_path / "log", {}) as said:
+        wait_for("dispatcher.started", said)
+        for own in [block for block in found if block.title.startswith("output of ")]:
+            ran = subprocess.run(
+                [sys.executable, own.title.removeprefix("output of ")],
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            assert ran.stdout == own.text
+        with running(["python", "client.py"], tmp_path, tmp_path / "client.log", {}):
+            for line in output.splitlines():
+                wait_for(line, said)
+    printed = [line for line in (tmp_path / "log").read_text().splitlines() if not line.startswith("{")]
+    assert printed == output.splitlines()
+
+
+def test_the_quickstart_shows_mongosh_what_it_shows_pymongo():
+    shell = next(block for block in blocks("docs/quickstart.md") if block.language == "js")
+    client = next(block for block in blocks("docs/quickstart.md") if block.title == "client.py")
+    calls = re.findall(r"users\.(\w+)\(", client.text)
+    assert [
+        re.sub(r"(?<!^)([A-Z])", r"_\1", call).lower() for call in re.findall(r"users\.(\w+)\(", shell.text)
+    ] == calls
+
+
+# -- tables ------------------------------------------------------------------------------------------
+
+
+def commands(
+    command: click.Command, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    children = getattr(command, "commands", None)
+    if not children:
+        yield path, command
+        return
+    for name, child in children.items():
+        yield from commands(child, (*path, name))
+
+
+ALL_COMMANDS = dict(commands(typer.main.get_command(app)))
+
+
+def table_rows(page: str) -> list[str]:
+    return [line for line in PAGES[page].read_text().splitlines() if line.startswith("|")]
+
+
+def section(page: str, heading: str) -> str:
+    text = PAGES[page].read_text()
+    assert heading in text
+    level = heading.partition(" ")[0]
+    body = text.split(heading + "\n", 1)[1]
+    return re.split(rf"^{level} ", body, maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def test_every_flag_of_run_is_in_the_guide_with_its_variable_and_default():
+    rows = {row.split("|")[1].strip(): row for row in table_rows("docs/guide/dispatcher.md")}
+    for parameter in ALL_COMMANDS["run",].params:
+        if parameter.param_type_name == "argument" or "--help" in parameter.opts:
+            continue
+        row = rows[f"`{parameter.opts[0]}`"]
+        assert f"`{parameter.envvar}`" in row
+        default = parameter.default
+        if isinstance(default, str | int | float) and default is not False:
+            assert f"`{default:g}`" in row if isinstance(default, float) else f"`{default}`" in row
+
+
+def test_the_flag_table_has_no_flag_that_does_not_exist():
+    known = {opt for command in ALL_COMMANDS.values() for parameter in command.params for opt in parameter.opts}
+    known |= {"--help", "--version", "--install-completion", "--show-completion"}
+    for page in ("docs/guide/dispatcher.md", "docs/reference/cli.md"):
+        for row in table_rows(page):
+            assert set(re.findall(r"`(--[a-z-]+)`", row.split("|")[1])) <= known
+
+
+@pytest.mark.parametrize("path", list(ALL_COMMANDS), ids=" ".join)
+def test_every_command_and_flag_is_in_the_reference(path: tuple[str, ...]):
+    text = section("docs/reference/cli.md", f"## dispatcher {' '.join(path)}")
+    for parameter in ALL_COMMANDS[path].params:
+        if parameter.param_type_name == "argument":
+            assert f"`{parameter.envvar}`" in text
+        elif "--help" not in parameter.opts:
+            assert f"`{parameter.opts[0]}`" in text, parameter.opts
+
+
+@pytest.mark.parametrize("page", ["docs/guide/dispatcher.md", "docs/reference/cli.md"])
+def test_every_exit_code_is_in_the_tables(page: str):
+    rows = table_rows(page)
+    for code in ExitCode:
+        assert [row for row in rows if row.startswith(f"| {code.value} | `{code.name}` |")], code
+
+
+def test_the_state_reference_has_every_field_that_a_position_has(
+    mongo: EmbeddedMongo, database: str, tmp_path: Path
+):
+    (tmp_path / "app.py").write_text(
+        f"""
+import mongoz
+from mongoz.core.signals import post_save
+registry = mongoz.Registry({mongo.url!r}, dispatched={database!r})
+class User(mongoz.Document):
+    name: str = mongoz.String()
+    class Meta:
+        registry = registry
+        database = {database!r}
+@post_save(User)
+async def listen(sender, **kwargs): ...
+"""
+    )
+    with running(["dispatcher", "run", "app:registry"], tmp_path, tmp_path / "log", {}) as said:
+        wait_for("dispatcher.started", said)
+    with MongoClient(mongo.url) as client:
+        position = client.mongoz_dispatcher.positions.find_one({"_id": f"{database}:0"})
+    rows = table_rows("docs/reference/state.md")
+    for name in position:
+        assert [row for row in rows if row.startswith(f"| `{name}` |")], name

@@ -1,6 +1,6 @@
 # The dispatcher and the example application. An application of your own needs the same two stages, with its
 # package in the place of examples/.
-FROM python:3.11.14-slim-bookworm AS build
+FROM python:3.11-slim-bookworm AS build
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY mongoz mongoz
@@ -9,7 +9,7 @@ COPY examples examples
 RUN python -m venv /opt/venv \
     && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check -c constraints.txt .
 
-FROM python:3.11.14-slim-bookworm
+FROM python:3.11-slim-bookworm
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin dispatcher
 COPY --from=build /opt/venv /opt/venv
 # APP is imported from the working directory.

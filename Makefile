@@ -44,7 +44,7 @@ chaos: $(VENV)/.installed  ## Break things for minutes, and count what was lost
 	$(BIN)/python -m tests.chaos $(ARGS)
 
 docs: $(VENV)/.docs  ## Build the documentation into site/
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:  ## Remove the virtual environment and everything built
 	rm -rf $(VENV) site build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

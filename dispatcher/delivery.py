@@ -199,6 +199,7 @@ class Deliverer:
             "delivered",
             action="delivery.done",
             **_described(delivery),
+            operation=change.operation,
             namespace=".".join(change.namespace),
             key=str(change.id),
             image=delivery.image,
@@ -232,9 +233,10 @@ def _keywords(change: Change, calls: Calls) -> tuple[Image, dict[str, Any]]:
     """
     document, signal = calls.document, calls.signal
     if signal == "post_delete":
-        if change.before is None:
+        before = None if change.before is None else _previous(document, change.before)
+        if before is None:  # not known, or not fit for the model: that it is gone must be told all the same
             return "key", {"instance": bare_instance(document, change.id)}
-        return "pre", {"instance": hydrate(document, change.before)}
+        return "pre", {"instance": before}
     row = change.document
     instance = hydrate(document, row) if row is not None else bare_instance(document, change.id)
     previous = None if change.before is None else _previous(document, change.before)

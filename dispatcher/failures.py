@@ -58,7 +58,8 @@ FATAL_CODES: Final[dict[int, _Verdict]] = {
     260: _BAD_TOKEN,  # InvalidResumeToken: for example an invalidate's, where it may not stand
     280: _BAD_TOKEN,  # ChangeStreamFatalError: the token's event does not turn up again
     9: _BAD_TOKEN,  # FailedToParse, and
-    15: _BAD_TOKEN,  # Overflow: what the server answers to a token that is garbage
+    15: _BAD_TOKEN,  # Overflow, and
+    50811: _BAD_TOKEN,  # (it has no name): what the server answers to a token that is garbage
     13: _NO_ACCESS,  # Unauthorized: not enough rights
     18: _NO_ACCESS,  # AuthenticationFailed: wrong credentials
     10334: _TOO_LARGE,  # BSONObjectTooLarge: the event, images included, is over 16 MB

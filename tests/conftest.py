@@ -6,10 +6,11 @@ import shutil
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from pymongo import AsyncMongoClient, MongoClient
+
 from dispatcher.embedded import EmbeddedMongo, embedded_mongo
 from dispatcher.exceptions import EmbeddedError
 from mongoz import Registry
-from pymongo import AsyncMongoClient, MongoClient
 
 _databases = itertools.count()
 

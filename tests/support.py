@@ -86,7 +86,18 @@ class Daemon:
         self.log_path = cwd / f"daemon-{time.monotonic_ns()}.log"
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-W", "error", "-m", "dispatcher", "run", app, "--log-format", "json", *arguments],
+                [
+                    sys.executable,
+                    "-W",
+                    "error",
+                    "-m",
+                    "dispatcher",
+                    "run",
+                    app,
+                    "--log-format",
+                    "json",
+                    *arguments,
+                ],
                 cwd=cwd,
                 env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
                 stdin=subprocess.DEVNULL,
@@ -101,7 +112,9 @@ class Daemon:
 
     def lines(self, action: str) -> list[dict[str, Any]]:
         """Its log lines with this action."""
-        entries = [json.loads(line) for line in self.log.splitlines() if line.startswith("{") and line.endswith("}")]
+        entries = [
+            json.loads(line) for line in self.log.splitlines() if line.startswith("{") and line.endswith("}")
+        ]
         return [entry for entry in entries if entry["action"] == action]
 
     def wait_started(self) -> None:

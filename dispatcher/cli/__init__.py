@@ -1,12 +1,13 @@
 """The command line: flags and environment become settings, errors become one line and an exit code."""
 
 import sys
+import traceback
 
 import typer
 
 from dispatcher.cli import develop, inspect, run
 from dispatcher.cli.output import complain
-from dispatcher.exceptions import DispatcherError
+from dispatcher.exceptions import DispatcherError, ExitCode
 from mongoz import __version__
 
 __all__ = ["app", "main"]
@@ -45,3 +46,12 @@ def main() -> None:
     except DispatcherError as error:
         complain(error)
         sys.exit(error.exit_code)
+    except Exception:
+        traceback.print_exc()
+        complain(
+            DispatcherError(
+                "The dispatcher has a bug: nobody expected the exception above. Nothing is lost.",
+                remedy="Report it together with the traceback. Started again, it continues where it stopped.",
+            )
+        )
+        sys.exit(ExitCode.CRASHED)

@@ -23,7 +23,8 @@ import yaml
 from pymongo import MongoClient
 from pymongo.errors import OperationFailure
 
-from dispatcher.embedded import EmbeddedMongo, find_mongod
+from dispatcher.embedded import EmbeddedMongo
+from dispatcher.mongod import find_mongod
 from tests.conftest import need
 
 ROOT = Path(__file__).parents[2]

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import pytest
 from bson import ObjectId
-from dispatcher.embedded import embedded_mongo
-from dispatcher.exceptions import ExitCode
 from pymongo import InsertOne, UpdateOne
 
+from dispatcher.embedded import embedded_mongo
+from dispatcher.exceptions import ExitCode
 from tests.support import ROOT, Daemon, daemon, eventually_sync
 
 LEDGER = "tests.acceptance.apps.ledger:registry"
@@ -114,7 +114,9 @@ def test_five_kills_lose_nothing_and_keep_the_order(ledger, foreign, tmp_path):
             running.kill()
             running = Daemon(LEDGER, **arguments)
         writer.join()
-        eventually_sync(lambda: {(e.name, e.n) for e in ledger()} >= writer.written, within=40, what="all delivered")
+        eventually_sync(
+            lambda: {(e.name, e.n) for e in ledger()} >= writer.written, within=40, what="all delivered"
+        )
         assert running.terminate() == ExitCode.OK
     finally:
         running.kill()
@@ -242,7 +244,9 @@ def assert_one_error(result: subprocess.CompletedProcess[str], says: str) -> Non
     assert lines[1].startswith("remedy: ")
 
 
-@pytest.mark.parametrize("url", ["mongodb://", "http://localhost", "localhost:27017", "mongodb://u:secret@h:port/"])
+@pytest.mark.parametrize(
+    "url", ["mongodb://", "http://localhost", "localhost:27017", "mongodb://u:secret@h:port/"]
+)
 def test_a_url_that_does_not_parse(tmp_path, url):
     result = run("run", write_app(tmp_path, "mongodb://localhost", receivers=RECEIVER), "--url", url, cwd=tmp_path)
     assert result.returncode == ExitCode.CANNOT_CONNECT
@@ -303,7 +307,9 @@ def test_a_flag_from_the_environment(tmp_path):
 
 
 def test_a_position_edited_into_nonsense(ledger, foreign, tmp_path):
-    foreign.client[f"{foreign.name}_state"].positions.insert_one({"_id": f"{foreign.name}:0", "term": 3, "token": "zz"})
+    foreign.client[f"{foreign.name}_state"].positions.insert_one(
+        {"_id": f"{foreign.name}:0", "term": 3, "token": "zz"}
+    )
     result = run("run", LEDGER, **ledger.environment)
     assert result.returncode == ExitCode.POSITION
     assert_one_error(result, "'zz'")

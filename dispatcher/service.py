@@ -111,7 +111,6 @@ class Service:
         )
         async with client, self._registry:
             pipeline = await self._build(client)
-            _relax_garbage_collection()
             try:
                 await pipeline.run(stop)
             finally:
@@ -266,6 +265,7 @@ def run(service: Callable[[asyncio.Event], Coroutine[Any, Any, None]], loop: str
         factory = uvloop.new_event_loop
 
     async def main() -> None:
+        _relax_garbage_collection()
         stop = asyncio.Event()
         with _stopped_by_signals(stop):
             await service(stop)

@@ -165,9 +165,10 @@ class ChangeStreamSource:
                 reply = answer["cursor"]
                 cursor = reply["id"]
                 yield Batch(reply["nextBatch"], str(reply["postBatchResumeToken"]["_data"]))
-        finally:
-            if cursor:
-                await self._kill(session, cursor)
+        except (GeneratorExit, asyncio.CancelledError):
+            # Only when it is us who end: after an error the server may be gone, and waiting for it costs time.
+            await self._kill(session, cursor)
+            raise
 
     async def _aggregate(self, session: AsyncClientSession, start: Start) -> Any:
         stage: dict[str, Any] = {

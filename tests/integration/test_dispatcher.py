@@ -1,6 +1,7 @@
 """The daemon's service on a real server: who gets what, with which keywords, and nothing twice."""
 
 import asyncio
+import contextlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,7 @@ from bson import ObjectId, Timestamp
 from pymongo import DeleteOne, InsertOne, ReplaceOne, UpdateOne
 
 import mongoz
-from dispatcher.exceptions import PositionTaken
+from dispatcher.exceptions import AccessDenied, HistoryLost, PositionError, PositionTaken, ServerError
 from mongoz.core.signals import post_delete, post_save, post_update
 from mongoz.signals import muted
 from tests.support import dispatching, eventually
@@ -280,7 +281,7 @@ async def test_a_failing_receiver_is_tried_again_in_order(user, foreign, dispatc
     assert (running.stats.retried, running.stats.failed) == (1, 0)
 
 
-@pytest.mark.parametrize("how", ["raise", "exit", "cancel", "hang"])
+@pytest.mark.parametrize("how", ["raise", "exit", "cancel", "hang", "swallow"])
 async def test_a_receiver_that_never_works_is_given_up(user, foreign, dispatched, how):
     attempts: list[int] = []
     after: list[str] = []
@@ -294,6 +295,9 @@ async def test_a_receiver_that_never_works_is_given_up(user, foreign, dispatched
             raise SystemExit(3)
         if how == "cancel":
             raise asyncio.CancelledError
+        if how == "swallow":
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
         await asyncio.Event().wait()
 
     @post_save(user, name="next")
@@ -475,3 +479,49 @@ async def test_an_undispatched_registry_needs_the_operators_word(registry, datab
         await seen.wait(2)
     assert sorted(call.delivery.origin for call in seen) == ["process", "stream"]
     assert "_mongoz" not in foreign["users"].find_one()
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "expected"),
+    [
+        ("getMore", 286, HistoryLost),
+        ("getMore", 136, HistoryLost),
+        ("getMore", 280, PositionError),
+        ("getMore", 13, AccessDenied),
+        ("getMore", 10334, ServerError),
+        ("find", 13, AccessDenied),
+    ],
+)
+async def test_what_no_repetition_mends_ends_it(
+    user, seen, foreign, dispatched, database, command, code, expected
+):
+    """And the change that could not be dealt with comes again at the next start."""
+    admin = foreign.client.admin
+    id_ = foreign["users"].insert_one({"name": "before"}).inserted_id
+    async with dispatching(dispatched) as running:
+        admin.command(
+            "configureFailPoint",
+            "failCommand",
+            mode="alwaysOn",
+            data={"failCommands": [command], "errorCode": code, "appName": "mongoz-dispatcher"},
+        )
+        try:
+            foreign["users"].update_one({"_id": id_}, {"$set": {"name": "after"}})
+            with pytest.raises(expected) as caught:
+                await running.task
+        finally:
+            admin.command("configureFailPoint", "failCommand", mode="off")
+    assert caught.value.remedy
+    async with dispatching(dispatched):
+        await seen.wait(1)
+    assert seen[0].instance.name == "after"
+    assert len(seen) == 1
+
+
+async def test_a_delete_whose_pre_image_does_not_validate_is_told_all_the_same(user, seen, foreign, dispatched):
+    foreign.create_collection("users", **IMAGES)
+    id_ = foreign["users"].insert_one({"name": 5}).inserted_id
+    async with dispatching(dispatched):
+        foreign["users"].delete_one({"_id": id_})
+        (call,) = await seen.wait(1)
+    assert (call.instance.id, call.delivery.image) == (id_, "key")

@@ -1,0 +1,32 @@
+"""Ending tasks for certain."""
+
+import asyncio
+from collections.abc import Collection
+from typing import Any, Final
+
+__all__ = ["end"]
+
+_AGAIN_AFTER: Final = 0.1
+
+
+async def end(tasks: Collection[asyncio.Task[Any]], *, within: float | None = None) -> int:
+    """Cancel tasks until they are done.
+
+    Once is not enough: a cancellation that meets the result of `asyncio.wait_for`, in a driver or a receiver,
+    is swallowed on Python 3.11.
+
+    Args:
+        tasks: to be ended; their results and errors are left in them.
+        within: seconds after which those that refuse are left alone; None to insist.
+
+    Returns:
+        How many refused.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = None if within is None else loop.time() + within
+    pending = {task for task in tasks if not task.done()}
+    while pending and (deadline is None or loop.time() < deadline):
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=_AGAIN_AFTER)
+    return len(pending)

@@ -1,0 +1,31 @@
+"""A cancellation can get lost; the end must come all the same."""
+
+import asyncio
+
+from dispatcher.cancelling import end
+
+
+async def swallow(times: int) -> None:
+    for _ in range(times):
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            continue
+    await asyncio.Event().wait()
+
+
+async def test_swallowed_cancellations_are_repeated():
+    tasks = [asyncio.create_task(swallow(n)) for n in range(3)]
+    await asyncio.sleep(0)
+    assert await end(tasks) == 0
+    assert all(task.cancelled() for task in tasks)
+
+
+async def test_who_refuses_is_left_alone_in_the_end():
+    refusing = asyncio.create_task(swallow(1000))
+    await asyncio.sleep(0)
+    assert await end([refusing], within=0.05) == 1
+    assert await end([], within=0) == 0
+    while not refusing.done():
+        refusing.cancel()
+        await asyncio.sleep(0)

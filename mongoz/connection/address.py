@@ -1,5 +1,6 @@
 """Reading a MongoDB URL without any I/O, and naming it without its password."""
 
+from contextlib import suppress
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -25,7 +26,9 @@ def first_seed(url: str) -> Seed:
         ImproperlyConfigured: the URL does not parse. The message never contains credentials.
     """
     if url.startswith("mongodb+srv://"):
-        host = urlsplit(url).hostname  # parse_uri would ask a name server
+        host = None
+        with suppress(ValueError):  # brackets that do not match
+            host = urlsplit(url).hostname  # parse_uri would ask a name server
         if host:
             return Seed(host, None)
         raise ImproperlyConfigured("The MongoDB URL 'mongodb+srv://...' names no host.")
@@ -40,10 +43,11 @@ def first_seed(url: str) -> Seed:
 
 
 def _without_credentials(url: str) -> str:
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        return url if "@" not in url else "..." + url[url.rindex("@") :]
-    return f"{scheme}://{'...@' if '@' in rest else ''}{rest.rpartition('@')[2]}"
+    scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
+    _, at, place = rest.rpartition("@")
+    # Options may hold passwords too, of certificate files for example.
+    place, mark, _ = place.partition("?")
+    return f"{scheme}{separator}{'...@' if at else ''}{place}{'?...' if mark else ''}"
 
 
 def _first_sentence(error: Exception) -> str:

@@ -82,5 +82,6 @@ def driver_of(client: object) -> Driver:
     if any(base.__module__.startswith("motor.") for base in type(client).__mro__):
         return _DRIVERS["motor"]
     raise ImproperlyConfigured(
-        f"Registry() takes a URL, a pymongo.AsyncMongoClient or a Motor client, not {client!r}."
+        f"Registry() takes a URL, a pymongo.AsyncMongoClient or a Motor client, not an object of "
+        f"{type(client).__qualname__}."  # not its repr: that of a URL object shows the password
     )

@@ -111,7 +111,8 @@ class Registry:
     def _first_seed(self) -> Seed:
         if self._given is None:
             return self._seed
-        client = getattr(self._given, "delegate", self._given)
+        # Not by asking whether there is a delegate: every attribute of a client is a database.
+        client = self._given.delegate if self.driver == "motor" else self._given
         seeds = getattr(client, "_topology_settings", None)
         host, port = sorted(seeds.seeds)[0] if seeds else ("client", None)
         return Seed(host, port)
@@ -156,7 +157,7 @@ class Registry:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             raise ImproperlyConfigured(
-                "No event loop is running; call from a coroutine, or through mongoz.run_sync."
+                "No event loop is running; a document can only be read or written from a coroutine."
             ) from None
         if self._given is not None:
             return self._given_client(loop)

@@ -23,6 +23,13 @@ class _SignalsDescriptor:
         return owner.meta.signals  # type: ignore[no-any-return]
 
 
+class _FieldsDescriptor:
+    """Makes `model_fields` readable through instances as well; pydantic's own warns there."""
+
+    def __get__(self, instance: Any, owner: type[Any]) -> dict[str, Any]:
+        return owner.__pydantic_fields__  # type: ignore[no-any-return]
+
+
 class Document(BaseModel, metaclass=DocumentMetaclass):
     """A document of a MongoDB collection: a pydantic model that knows where it lives.
 
@@ -54,6 +61,7 @@ class Document(BaseModel, metaclass=DocumentMetaclass):
     query: ClassVar[QueryDescriptor] = QueryDescriptor()
 
     signals: ClassVar[_SignalsDescriptor] = _SignalsDescriptor()
+    model_fields: ClassVar[_FieldsDescriptor] = _FieldsDescriptor()
 
     if TYPE_CHECKING:
         _loaded: ClassVar[rows.Loaded]  # ClassVar: else type checkers take it for a parameter of __init__

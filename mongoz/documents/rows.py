@@ -11,7 +11,7 @@ from mongoz.connection import Collection
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.exceptions import InvalidKeyError
 from mongoz.fields.email import LOADING
-from mongoz.fields.storage import stored
+from mongoz.fields.storage import stored, stored_names
 from mongoz.stamps import FIELD
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Changes",
     "Loaded",
+    "as_loaded",
     "bare_instance",
     "changes",
     "hydrate",
@@ -113,9 +114,25 @@ def previous(instance: D) -> D | None:
     if row is None:
         return None
     try:
-        return hydrate(type(instance), dict(row), state.collection)
+        # A copy: receivers get it, and what they do to it must not reach the snapshot.
+        return hydrate(type(instance), stored(row), state.collection)
     except ValidationError:  # the model became stricter since: better nothing than a half
         return None
+
+
+def as_loaded(instance: "Document") -> dict[str, Any] | None:
+    """The row that the instance would be stored as, had nothing changed on it since the load.
+
+    Not always the snapshot: other clients store an integer in 64 bits, or none where a field has a default.
+    That nobody touched such a field here is what counts: writing it would undo what others do meanwhile.
+    """
+    row, untouched = loaded(instance).row(), previous(instance)
+    if row is None or untouched is None:
+        return row
+    names = stored_names(type(instance))
+    assigned = {names[name] for name in instance.model_fields_set if name in names}
+    defaults_and_all = stored(untouched)
+    return row | {name: value for name, value in defaults_and_all.items() if name in row or name not in assigned}
 
 
 def validated_row(instance: "Document") -> dict[str, Any]:
@@ -129,6 +146,7 @@ def validated_row(instance: "Document") -> dict[str, Any]:
         values, context=LOADING, by_alias=False, by_name=True
     )
     row: dict[str, Any] = stored(checked)
+    row.pop(FIELD, None)  # of a row that somebody made the instance from: it belongs to another write
     return row
 
 
@@ -145,17 +163,17 @@ def changes(before: dict[str, Any] | None, row: dict[str, Any]) -> Changes:
     Raises:
         InvalidKeyError: a changed name can't be written by an update operator.
     """
-    if before is None:
-        return Changes({name: value for name, value in row.items() if name != "_id"}, ())
+    known = before or {}
     changed = {
         name: value
         for name, value in row.items()
-        if name != "_id" and not (name in before and _same(before[name], value))
+        if name != "_id" and not (name in known and _same(known[name], value))
     }
-    for name in changed:
+    removed = tuple(name for name in known if name not in row)
+    for name in (*changed, *removed):
         if "." in name or name.startswith("$"):
             raise InvalidKeyError(f"The key {name!r} can't be updated: MongoDB reads it as a path or an operator.")
-    return Changes(changed, tuple(name for name in before if name not in row))
+    return Changes(changed, removed)
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -192,7 +210,7 @@ def _located(
     title = f"{document.__name__} loaded from {place} with _id {row.get('_id')!r}"
     lines = [
         InitErrorDetails(
-            type=PydanticCustomError(line["type"], line["msg"].replace("{", "{{").replace("}", "}}")),
+            type=PydanticCustomError(line["type"], line["msg"]),
             loc=line["loc"],
             input=line["input"],
         )

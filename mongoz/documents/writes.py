@@ -7,7 +7,7 @@ import bson
 from pydantic import ValidationError
 
 from mongoz.connection import Collection
-from mongoz.documents.rows import changes, loaded, previous, remember, validated_row
+from mongoz.documents.rows import Changes, as_loaded, changes, loaded, previous, remember, validated_row
 from mongoz.exceptions import DocumentNotFound, InvalidKeyError, nearest
 from mongoz.fields.storage import stored_names
 from mongoz.signals.firing import Firing, plan
@@ -62,6 +62,7 @@ def _touch(instance: "Document") -> list[str]:
     names = [name for name, field in type(instance).meta.fields.items() if getattr(field, "auto_now", False)]
     for name in names:
         instance.__dict__[name] = type(instance).model_fields[name].get_default(call_default_factory=True)
+        instance.__pydantic_fields_set__.add(name)
     return names
 
 
@@ -97,13 +98,14 @@ async def save(instance: D, collection: Collection | None = None) -> D:
     await signals.pre_save.send(document, instance=instance, created=False)
     _touch(instance)
     row = validated_row(instance)
-    before = loaded(instance).row() if target == _target(instance, None) else None
-    changed, removed = changes(before, row)
+    same_place = target == _target(instance, None)
+    changed, removed = changes(as_loaded(instance) if same_place else None, row)
     firing = plan(signals.post_save)
     was = previous(instance) if firing.receivers else None
     origin = _Origin(firing, target, instance.id, Call.SAVED, natural=False)
     await _apply(instance, target, origin.onto(changed), removed)
-    remember(instance, row, _elsewhere(instance, target))
+    known = loaded(instance).row() if same_place else None
+    remember(instance, row if known is None else _after(known, changed, removed), _elsewhere(instance, target))
     if firing.receivers:
         await firing.run(document, str(origin.token), instance=instance, created=False, previous=was)
     return instance
@@ -126,6 +128,11 @@ async def _apply(
         raise _gone(instance, target)
 
 
+def _after(known: dict[str, Any], changed: dict[str, Any], removed: tuple[str, ...]) -> dict[str, Any]:
+    """What the database has after a write, as far as we know."""
+    return {name: value for name, value in {**known, **changed}.items() if name not in removed}
+
+
 async def update(instance: D, values: dict[str, Any]) -> D:
     """Write a patch; see `Document.update`."""
     if not values:
@@ -135,46 +142,51 @@ async def update(instance: D, values: dict[str, Any]) -> D:
     names = _field_names(document, values)
     candidate = _with_values(instance, {names[name]: value for name, value in values.items()})
     fields = frozenset([*names.values(), *_touch(candidate)])
-    undo = dict(instance.__dict__)
+    undo = _state(instance)
     try:
         instance.__dict__.update({name: candidate.__dict__[name] for name in fields})
-        row, patch = await _patch(instance, fields)
+        instance.__pydantic_fields_set__.update(fields)
+        changed, removed = await _patch(instance, fields)
         firing = plan(signals.post_update)
         was = previous(instance) if firing.receivers else None
         origin = _Origin(firing, target, instance.id, Call.UPDATED, natural=True)
-        await _apply(instance, target, origin.onto({name: row[name] for name in patch}), ())
+        await _apply(instance, target, origin.onto(changed), removed)
     except BaseException:
-        instance.__dict__.clear()
-        instance.__dict__.update(undo)
+        for name, value in undo.items():
+            object.__setattr__(instance, name, value)
         raise
     known = loaded(instance).row()
-    remember(
-        instance,
-        {**(known or {}), **{name: row[name] for name in patch}} if known else row,
-        _elsewhere(instance, target),
-    )
+    if known is not None:  # else nothing is known about the other fields, and nothing is assumed
+        remember(instance, _after(known, changed, removed), _elsewhere(instance, target))
     if firing.receivers:
-        written = _attribute_names(document, patch)
+        written = _attribute_names(document, {*changed, *removed})
         await firing.run(document, str(origin.token), instance=instance, update_fields=written, previous=was)
     return instance
 
 
-async def _patch(instance: "Document", fields: frozenset[str]) -> tuple[dict[str, Any], set[str]]:
-    """Run the `pre_update` receivers; returns the row and the stored names that must be written.
+def _state(instance: "Document") -> dict[str, Any]:
+    """What `update` puts back if it fails; a receiver may change the inside of values too, so those are copied."""
+    names = ("__dict__", "__pydantic_extra__", "__pydantic_fields_set__")
+    state = {name: copy.copy(getattr(instance, name)) for name in names}
+    return copy.deepcopy(state) if type(instance).meta.signals.pre_update.receivers else state
+
+
+async def _patch(instance: "Document", fields: frozenset[str]) -> Changes:
+    """Run the `pre_update` receivers; returns what must be written.
 
     Without receivers that is the patch; what a receiver changed on the instance is written with it.
     """
     document, signal = type(instance), type(instance).meta.signals.pre_update
     names = stored_names(document)
-    patch = {names[name] for name in fields}
+    more = Changes({}, ())
     if signal.receivers:
         before = validated_row(instance)
         await signal.send(document, instance=instance, update_fields=fields)
         row = validated_row(instance)
-        patch |= set(changes(before, row).changed)
+        more = changes(before, row)
     else:
         row = validated_row(instance)
-    return row, patch
+    return Changes({names[name]: row[names[name]] for name in fields} | more.changed, more.removed)
 
 
 def _field_names(document: type["Document"], values: dict[str, Any]) -> dict[str, str]:

@@ -28,7 +28,7 @@ class EmailRule:
     """Makes pydantic treat an annotated `str` as an e-mail address."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.with_info_after_validator_function(_check, core_schema.str_schema())
+        return core_schema.with_info_after_validator_function(_check, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {**handler(core_schema.str_schema()), "format": "email"}
+        return {**handler(schema), "format": "email"}

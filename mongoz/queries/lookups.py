@@ -53,7 +53,16 @@ def _condition(document: QueriedDocument, keyword: str, value: Any) -> dict[str,
     resolved = resolve(document, path)
     if resolved.is_id:
         value = [stored_id(v) for v in value] if isinstance(value, list | tuple) else stored_id(value)
-    return {resolved.path: LOOKUPS[lookup](value)}
+    return _literally(resolved.path, LOOKUPS[lookup](value))
+
+
+def _literally(path: str, condition: dict[str, Any]) -> dict[str, Any]:
+    """The condition on a path; MongoDB refuses `{"$in": [{"$gt": ""}]}`, whereas `$eq` compares such a dict."""
+    for operator, junction in (("$in", "$or"), ("$nin", "$nor")):
+        members = condition.get(operator, ())
+        if any(isinstance(m, dict) and any(str(key).startswith("$") for key in m) for m in members):
+            return {junction: [{path: {"$eq": member}} for member in members]}
+    return {path: condition}
 
 
 def _take_apart(document: QueriedDocument, keyword: str) -> tuple[str, str]:

@@ -46,23 +46,25 @@ def _connect(senders: _Senders, signal: str, **options: Any) -> Callable[[_F], _
     return decorate
 
 
-def pre_save(senders: _Senders) -> Callable[[_F], _F]:
+def pre_save(senders: _Senders, *, delivery: None = None, name: None = None) -> Callable[[_F], _F]:
     """Run before an instance is created or saved; what it changes is written, what it raises aborts.
 
     Keywords: `sender`, `instance`, `created`.
 
     Args:
         senders: a document class, or a list or tuple of them.
+        delivery: an option of `post_*` signals; refused with words rather than with a TypeError.
+        name: the same.
 
     Raises:
-        SignalError: not a document, or (when decorating) not an async callable of the right shape.
+        SignalError: not a document, an option, or (when decorating) not an async callable of the right shape.
 
     Example:
         >>> @pre_save(User)
         ... async def normalize(sender, instance, **kwargs):
         ...     instance.name = instance.name.strip()
     """
-    return _connect(senders, "pre_save")
+    return _connect(senders, "pre_save", delivery=delivery, name=name)
 
 
 def post_save(
@@ -90,12 +92,12 @@ def post_save(
     return _connect(senders, "post_save", delivery=delivery, name=name)
 
 
-def pre_update(senders: _Senders) -> Callable[[_F], _F]:
+def pre_update(senders: _Senders, *, delivery: None = None, name: None = None) -> Callable[[_F], _F]:
     """Run before `update()`; the instance has the new values, what else changes on it is written too.
 
     Keywords: `sender`, `instance`, `update_fields`. For arguments, errors and an example see `pre_save`.
     """
-    return _connect(senders, "pre_update")
+    return _connect(senders, "pre_update", delivery=delivery, name=name)
 
 
 def post_update(
@@ -109,12 +111,12 @@ def post_update(
     return _connect(senders, "post_update", delivery=delivery, name=name)
 
 
-def pre_delete(senders: _Senders) -> Callable[[_F], _F]:
+def pre_delete(senders: _Senders, *, delivery: None = None, name: None = None) -> Callable[[_F], _F]:
     """Run before a document is deleted; what it raises keeps the document.
 
     Keywords: `sender`, `instance`. For arguments, errors and an example see `pre_save`.
     """
-    return _connect(senders, "pre_delete")
+    return _connect(senders, "pre_delete", delivery=delivery, name=name)
 
 
 def post_delete(

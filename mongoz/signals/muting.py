@@ -17,7 +17,14 @@ class _Mute(NamedTuple):
     def covers(self, sender: object, name: str | None) -> bool:
         if self.names and name not in self.names:
             return False
-        return not self.documents or (isinstance(sender, type) and issubclass(sender, self.documents))
+        return not self.documents or any(_stands_for(document, sender) for document in self.documents)
+
+
+def _stands_for(document: Any, sender: object) -> bool:
+    """Whether what is said of `document` holds for `sender`: an abstract one stands for its subclasses."""
+    return document is sender or (
+        document.meta.abstract and isinstance(sender, type) and issubclass(sender, document)
+    )
 
 
 mutes: ContextVar[tuple[_Mute, ...]] = ContextVar("mongoz_mutes", default=())

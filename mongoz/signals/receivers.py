@@ -171,8 +171,8 @@ def _check_async(function: Any, label: str) -> None:
 
 
 def _is_async_mock(thing: Any) -> bool:
-    """AsyncMock answers to asyncio's older test only, and importing asyncio for it costs nothing here."""
-    return getattr(thing, "_is_coroutine", None) is not None
+    """AsyncMock answers to asyncio's older test only; in its own dict, since every Mock has any attribute."""
+    return "_is_coroutine" in getattr(thing, "__dict__", {})
 
 
 def _check_signature(function: Any, label: str) -> None:

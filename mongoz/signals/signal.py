@@ -63,10 +63,10 @@ class Signal:
         """
         self.name, self.sender, self.dispatched = name, sender, dispatched
         self._parents = tuple(parents)
-        for parent in self._parents:
-            parent._children.add(self)
         self._resolved = None
         self._check_identities(self.receivers)
+        for parent in self._parents:  # last: the signals of a class that can't be must not object to anything
+            parent._children.add(self)
 
     def connect(self, receiver: _F, *, delivery: str | None = None, name: str | None = None) -> _F:
         """Call `receiver` whenever this signal is sent, after all those that were connected before.
@@ -96,7 +96,7 @@ class Signal:
             signal=self.name or "",
             sender=self.sender if self.name in POST else None,
             sequence=next(_connections),
-            delivery=delivery or "any",
+            delivery="any" if delivery is None else delivery,
             name=name,
         )
         for signal in (self, *self._children):

@@ -1,109 +1,31 @@
 """`dispatcher run` as operators know it: a process that is started, signalled and killed."""
 
 import os
-import random
 import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
-from collections import defaultdict
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-from bson import ObjectId
-from pymongo import InsertOne, UpdateOne
 
 from dispatcher.embedded import embedded_mongo
 from dispatcher.exceptions import ExitCode
+from tests.ledger import APP, IMAGES, ForeignClient, Ledger, Writer, disorder
 from tests.support import ROOT, Daemon, daemon, eventually_sync
-
-LEDGER = "tests.acceptance.apps.ledger:registry"
-IMAGES = {"changeStreamPreAndPostImages": {"enabled": True}}
-
-
-class Entry(NamedTuple):
-    name: str
-    n: int
-    signal: str
-    delivery: str
-    term: int
-    image: str
 
 
 @pytest.fixture
 def ledger(mongo, database, tmp_path):
-    """The environment of the ledger application, and reading what it noted."""
-    path = tmp_path / "ledger"
-    path.touch()
-    environment = {
-        "LEDGER_URL": mongo.url,
-        "LEDGER_GROUP": database,
-        "LEDGER_FILE": str(path),
-        "DISPATCHER_STATE_DATABASE": f"{database}_state",
-    }
-
-    def read() -> list[Entry]:
-        rows = [line.split(" ") for line in path.read_text().splitlines()]
-        return [Entry(r[0], int(r[1]), r[2], r[3], int(r[4]), r[5]) for r in rows]
-
-    read.environment = environment  # type: ignore[attr-defined]
-    return read
-
-
-class Writer(threading.Thread):
-    """Counts 50 documents up, 2,000 writes in all, as fast as it is allowed to."""
-
-    def __init__(self, collection, *, documents: int = 50, writes: int = 2_000, seed: int = 0) -> None:
-        super().__init__()
-        self.collection = collection
-        self.random = random.Random(seed)
-        self.names = [f"a{i}" for i in range(documents)]
-        self.ids = {name: ObjectId() for name in self.names}
-        self.count: dict[str, int] = dict.fromkeys(self.names, 0)
-        self.left = writes
-        self.pause = 0.001
-
-    def run(self) -> None:
-        while self.left > 0:
-            batch = []
-            for name in self.random.choices(self.names, k=self.random.randint(1, 8)):
-                if self.count[name] == 0:
-                    batch.append(InsertOne({"_id": self.ids[name], "name": name, "n": 0}))
-                else:
-                    batch.append(UpdateOne({"_id": self.ids[name]}, {"$set": {"n": self.count[name]}}))
-                self.count[name] += 1
-            self.collection.bulk_write(batch)
-            self.left -= len(batch)
-            time.sleep(self.pause)
-
-    @property
-    def written(self) -> set[tuple[str, int]]:
-        return {(name, n) for name, count in self.count.items() for n in range(count)}
-
-
-def assert_in_order(entries: list[Entry]) -> None:
-    """Per document in commit order; after a crash a suffix is repeated, in order."""
-    by_name: dict[str, list[Entry]] = defaultdict(list)
-    for entry in entries:
-        by_name[entry.name].append(entry)
-    for rows in by_name.values():
-        reached = -1
-        for earlier, entry in zip([None, *rows], rows, strict=False):
-            assert entry.n <= reached + 1, f"{entry} came before {reached + 1}"
-            if entry.n <= reached:  # a repetition: either its start, by a later process, or the next in line
-                assert earlier is not None
-                assert entry.term > earlier.term or entry.n == earlier.n + 1
-            reached = max(reached, entry.n)
+    """Reads what the receivers of the ledger application noted; has its environment."""
+    return Ledger(tmp_path / "ledger", mongo.url, database)
 
 
 def test_five_kills_lose_nothing_and_keep_the_order(ledger, foreign, tmp_path):
     foreign.create_collection("accounts", **IMAGES)
-    writer = Writer(foreign["accounts"], seed=5)
+    writer = Writer({ForeignClient(foreign["accounts"]): 1}, seed=5)
     arguments = {"cwd": tmp_path, **ledger.environment, "LEDGER_SLOWNESS": "0.004"}
-    first = Daemon(LEDGER, **arguments)
+    first = Daemon(APP, **arguments)
     first.wait_started()
     writer.start()
     running = first
@@ -112,7 +34,7 @@ def test_five_kills_lose_nothing_and_keep_the_order(ledger, foreign, tmp_path):
             goal = 250 * (kill + 1)
             eventually_sync(lambda goal=goal: len({(e.name, e.n) for e in ledger()}) >= goal, within=30)
             running.kill()
-            running = Daemon(LEDGER, **arguments)
+            running = Daemon(APP, **arguments)
         writer.join()
         eventually_sync(
             lambda: {(e.name, e.n) for e in ledger()} >= writer.written, within=40, what="all delivered"
@@ -120,11 +42,10 @@ def test_five_kills_lose_nothing_and_keep_the_order(ledger, foreign, tmp_path):
         assert running.terminate() == ExitCode.OK
     finally:
         running.kill()
-        writer.left = 0
-        writer.join()
+        writer.stop()
     entries = ledger()
     assert {(e.name, e.n) for e in entries} == writer.written
-    assert_in_order(entries)
+    assert disorder(entries, writer.orders()) == []
     assert {e.image for e in entries} == {"post"}
     # A repeated delivery says so: it carries the same id.
     ids = {(e.name, e.n): e.delivery for e in entries}
@@ -134,9 +55,9 @@ def test_five_kills_lose_nothing_and_keep_the_order(ledger, foreign, tmp_path):
 
 def test_sigterm_under_load_loses_and_repeats_nothing(ledger, foreign, tmp_path):
     foreign.create_collection("accounts", **IMAGES)
-    writer = Writer(foreign["accounts"], seed=7)
+    writer = Writer({ForeignClient(foreign["accounts"]): 1}, seed=7)
     arguments = {"cwd": tmp_path, **ledger.environment, "LEDGER_SLOWNESS": "0.004"}
-    running = Daemon(LEDGER, **arguments)
+    running = Daemon(APP, **arguments)
     running.wait_started()
     writer.start()
     try:
@@ -145,22 +66,21 @@ def test_sigterm_under_load_loses_and_repeats_nothing(ledger, foreign, tmp_path)
             eventually_sync(lambda goal=goal: len(ledger()) >= goal, within=30)
             assert running.terminate() == ExitCode.OK
             assert "Traceback" not in running.log
-            running = Daemon(LEDGER, **arguments)
+            running = Daemon(APP, **arguments)
         writer.join()
         eventually_sync(lambda: len(ledger()) >= len(writer.written), within=40)
         assert running.terminate() == ExitCode.OK
     finally:
         running.kill()
-        writer.left = 0
-        writer.join()
+        writer.stop()
     entries = ledger()
     assert len(entries) == len(writer.written)
     assert {(e.name, e.n) for e in entries} == writer.written
-    assert_in_order(entries)
+    assert disorder(entries, writer.orders()) == []
 
 
 def test_it_runs_on_uvloop_and_says_what_it_did(ledger, foreign, tmp_path):
-    with daemon(LEDGER, cwd=tmp_path, **ledger.environment) as running:
+    with daemon(APP, cwd=tmp_path, **ledger.environment) as running:
         running.wait_started()
         (started,) = running.lines("dispatcher.started")
         assert started["loop"] == "uvloop"
@@ -176,7 +96,7 @@ def test_it_runs_on_uvloop_and_says_what_it_did(ledger, foreign, tmp_path):
 
 def test_a_second_signal_ends_it_at_once(ledger, foreign, tmp_path):
     environment = {**ledger.environment, "LEDGER_SLOWNESS": "1000"}
-    with daemon(LEDGER, "--timeout", "1000", cwd=tmp_path, **environment) as running:
+    with daemon(APP, "--timeout", "1000", cwd=tmp_path, **environment) as running:
         running.wait_started()
         foreign["accounts"].insert_many([{"name": "a", "n": 1}, {"name": "b", "n": 1}])
         eventually_sync(lambda: foreign.client[f"{foreign.name}_state"].positions.find_one())
@@ -310,21 +230,21 @@ def test_a_position_edited_into_nonsense(ledger, foreign, tmp_path):
     foreign.client[f"{foreign.name}_state"].positions.insert_one(
         {"_id": f"{foreign.name}:0", "term": 3, "token": "zz"}
     )
-    result = run("run", LEDGER, **ledger.environment)
+    result = run("run", APP, **ledger.environment)
     assert result.returncode == ExitCode.POSITION
     assert_one_error(result, "'zz'")
 
 
 def test_receivers_and_position_show(ledger, foreign, tmp_path):
-    table = run("receivers", LEDGER, **ledger.environment)
+    table = run("receivers", APP, **ledger.environment)
     assert table.returncode == 0
     assert "post_delete" in table.stdout
-    before = run("position", "show", LEDGER, "--max-age", "60", **ledger.environment)
+    before = run("position", "show", APP, "--max-age", "60", **ledger.environment)
     assert (before.returncode, "No position" in before.stdout) == (ExitCode.FAILED, True)
-    with daemon(LEDGER, cwd=tmp_path, **ledger.environment) as running:
+    with daemon(APP, cwd=tmp_path, **ledger.environment) as running:
         running.wait_started()
-        shown = run("position", "show", LEDGER, "--max-age", "60", "--json", **ledger.environment)
+        shown = run("position", "show", APP, "--max-age", "60", "--json", **ledger.environment)
         assert shown.returncode == 0, shown.stderr
         assert f'"position": "{foreign.name}:0"' in shown.stdout
-    stale = run("position", "show", LEDGER, "--max-age", "0", **ledger.environment)
+    stale = run("position", "show", APP, "--max-age", "0", **ledger.environment)
     assert stale.returncode == ExitCode.FAILED

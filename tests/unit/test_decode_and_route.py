@@ -4,17 +4,18 @@ import datetime
 from typing import Any
 
 import bson
-import mongoz
 import pytest
 from bson import ObjectId, Timestamp
 from bson.raw_bson import RawBSONDocument
+from hypothesis import given
+from hypothesis import strategies as st
+
+import mongoz
 from dispatcher.decode import Undecodable, decode
 from dispatcher.delivery import delivery_id
 from dispatcher.events import document_key
 from dispatcher.routing import Routes
 from dispatcher.source import Scope, _pause
-from hypothesis import given
-from hypothesis import strategies as st
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.core.signals import post_delete, post_save, post_update
 from mongoz.stamps import FIELD, Call, Stamp, key_hash

@@ -5,10 +5,11 @@ from collections import defaultdict
 
 import pytest
 from bson import Timestamp
-from dispatcher.events import Calls, Change, Job
-from dispatcher.lanes import Lanes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from dispatcher.events import Calls, Change, Job
+from dispatcher.lanes import Lanes
 
 TIME = Timestamp(1, 1)
 

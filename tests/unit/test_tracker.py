@@ -4,11 +4,12 @@ import random
 
 import pytest
 from bson import Timestamp
+from hypothesis import given
+from hypothesis import strategies as st
+
 from dispatcher.events import Calls, Change, Job
 from dispatcher.exceptions import PositionError
 from dispatcher.positions import Position, Tracker, token_time
-from hypothesis import given
-from hypothesis import strategies as st
 
 TIME = Timestamp(1, 1)
 

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import time
 from pathlib import Path
 
 import mongoz
@@ -28,6 +29,7 @@ class Account(mongoz.Document):
 async def note(sender, instance, delivery, **kwargs):
     if slowness:
         await asyncio.sleep(random.uniform(0, slowness))
-    line = f"{instance.name} {instance.n} {delivery.signal} {delivery.id} {delivery.term} {delivery.image}\n"
+    what = f"{instance.name} {instance.n} {delivery.signal} {delivery.id} {delivery.term} {delivery.image}"
+    line = f"{what} {delivery.origin} {time.monotonic_ns()}\n"
     with ledger.open("a") as file:  # one small write: whole or not at all
         file.write(line)

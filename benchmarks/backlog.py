@@ -1,0 +1,110 @@
+"""How fast a backlog is delivered.
+
+The position of a daemon is saved, then the backlog is written, then the two sides go through it in turns: each
+time the daemon finds the position as it was saved then, and the bare loop starts after the token in it. Both are
+timed from the first change that reaches the user's code to the last one, inside the process: starting Python,
+importing and connecting are not part of it. Nor is fetching the first batch, of 1,000 changes: a short backlog
+flatters who waits for the server the more. Which side begins changes from round to round.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from pymongo import MongoClient
+from pymongo.collection import Collection
+
+from benchmarks.contestants import BenchmarkFailed, bare_loop, daemon
+from benchmarks.figures import Pair, Row, Target
+from benchmarks.plan import Plan
+from benchmarks.workloads.environment import Assignment
+from benchmarks.workloads.people import COLLECTION, people
+from dispatcher.state import POSITIONS
+
+__all__ = ["measure_backlog"]
+
+_TARGET = Target(limit=0.8, tolerated=0.5, better="higher")
+_DATABASE, _STATE = "backlog", "backlog_state"
+
+Measured = dict[str, Any]
+
+
+def measure_backlog(url: str, plan: Plan, say: Callable[[str], None]) -> list[Row]:
+    """Measure the row.
+
+    Args:
+        url: of a server that nobody else uses.
+        plan: how much.
+        say: told about the progress.
+
+    Raises:
+        BenchmarkFailed: a process did not do what it should.
+    """
+    assignment = Assignment(url, _DATABASE, plan.changes, "pace")
+    with MongoClient[dict[str, Any]](url) as client:
+        positions = client[_STATE][POSITIONS]
+        position = _saved_position(assignment, positions)
+        say(f"writing a backlog of {plan.changes:,} inserts")
+        for portion in people(plan.changes):
+            client[_DATABASE][COLLECTION].insert_many(portion)
+        ours: list[Measured] = []
+        theirs: list[Measured] = []
+        for i in range(plan.rounds):
+            for ours_now in (True, False) if i % 2 == 0 else (False, True):
+                if ours_now:
+                    ours.append(_our_turn(assignment, positions, position))
+                else:
+                    theirs.append(_their_turn(assignment, position["token"]))
+            rates = " and ".join(f"{plan.changes / side[-1]['seconds']:,.0f}" for side in (ours, theirs))
+            say(f"backlog, round {i + 1} of {plan.rounds}: {rates} changes/s")
+    return [_row(plan, ours, theirs)]
+
+
+def _saved_position(assignment: Assignment, positions: Collection[dict[str, Any]]) -> dict[str, Any]:
+    """What the daemon itself saves when it starts for the first time, before it says that it has started."""
+    with daemon(assignment, _STATE) as process:
+        process.wait_ready()
+        process.kill()
+    position = positions.find_one()
+    if position is None:
+        raise BenchmarkFailed("The dispatcher saved no position.")
+    return position
+
+
+def _our_turn(assignment: Assignment, positions: Collection[dict[str, Any]], position: dict[str, Any]) -> Measured:
+    positions.replace_one({"_id": position["_id"]}, position)
+    with daemon(assignment, _STATE) as process:
+        measured = process.measured()
+        (stopped,) = (line for line in process.end() if line.get("action") == "dispatcher.stopped")
+    saved = positions.find_one()
+    if saved is None or saved["token"] <= position["token"] or stopped["delivered"] != assignment.expected:
+        raise BenchmarkFailed(f"The dispatcher did not do its work: {stopped}, position {saved}")
+    return measured | {"saves": stopped["saves"]}
+
+
+def _their_turn(assignment: Assignment, token: str) -> Measured:
+    with bare_loop(assignment, token) as process:
+        return process.measured()
+
+
+def _row(plan: Plan, ours: list[Measured], theirs: list[Measured]) -> Row:
+    def rate(measured: Measured) -> float:
+        return (plan.changes - 1) / float(measured["seconds"])
+
+    return Row(
+        key="backlog",
+        what="backlog",
+        about=f"changes per second out of a backlog of {plan.changes:,} inserts, first to last receiver call",
+        peer="a bare PyMongo loop",
+        unit="/s",
+        pairs=[Pair(rate(a), rate(b)) for a, b in zip(ours, theirs, strict=True)],
+        target=_TARGET,
+        details={
+            "changes": plan.changes,
+            "ours": ours,
+            "peer": theirs,
+            "cpu_us_per_change": {
+                side: [round(one["cpu_seconds"] / plan.changes * 1e6, 2) for one in measured]
+                for side, measured in (("ours", ours), ("peer", theirs))
+            },
+        },
+    )

@@ -1,0 +1,121 @@
+"""The processes of a measurement: the daemon, the bare loop, and the writer; and hearing what they measured."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
+from types import TracebackType
+from typing import Any, Self
+
+from benchmarks.workloads.environment import Assignment
+from dispatcher.processes import Child, Line
+
+__all__ = ["BenchmarkFailed", "Contestant", "bare_loop", "daemon", "writer"]
+
+_PATIENCE_SECONDS = 60.0
+
+
+class BenchmarkFailed(Exception):
+    """A measurement did not come about."""
+
+
+class Contestant:
+    """A process that says lines of JSON, and is gone when the block ends.
+
+    Args:
+        name: for messages.
+        command: arguments for our Python interpreter.
+        assignment: what to measure.
+        is_ready: whether a line that it said means that it watches.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        assignment: Assignment,
+        is_ready: Callable[[dict[str, Any]], bool] = lambda _: False,
+    ) -> None:
+        self.name = name
+        self._lines: SimpleQueue[Line] = SimpleQueue()
+        self._heard: list[str] = []
+        self._is_ready = is_ready
+        self._child = Child(name, [sys.executable, *command], env=assignment.environment, into=self._lines)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._child.stop()
+
+    def wait_ready(self) -> None:
+        """Wait until it watches."""
+        self._wait_for(self._is_ready)
+
+    def measured(self) -> dict[str, Any]:
+        """Wait until it has its measurement complete, and return that."""
+        return dict(self._wait_for(lambda said: "measured" in said)["measured"])
+
+    def end(self) -> list[dict[str, Any]]:
+        """End it in order; returns what it said since the last time it was heard."""
+        code = self._child.stop()
+        said = []
+        while (line := self._lines.get(timeout=_PATIENCE_SECONDS)).text is not None:
+            said.append(self._parsed(line.text))
+        if code:
+            raise self._failed(f"ended with exit code {code}")
+        return said
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._child.stop(grace=0.0)
+
+    def _wait_for(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                line = self._lines.get(timeout=max(0.0, deadline - time.monotonic()))
+            except Empty:
+                raise self._failed(f"said nothing for {_PATIENCE_SECONDS:g} s") from None
+            if line.text is None:
+                raise self._failed("ended before it was done")
+            said = self._parsed(line.text)
+            if wanted(said):
+                return said
+
+    def _parsed(self, text: str) -> dict[str, Any]:
+        self._heard.append(text)
+        try:
+            said = json.loads(text)
+        except ValueError:  # a traceback
+            return {}
+        return said if isinstance(said, dict) else {}
+
+    def _failed(self, what: str) -> BenchmarkFailed:
+        words = "\n".join(f"  {line[:500]}" for line in self._heard[-30:])
+        return BenchmarkFailed(f"The {self.name} {what}. Its last words:\n{words or '  (none)'}")
+
+
+def daemon(assignment: Assignment, state_database: str) -> Contestant:
+    """The dispatcher, as an operator starts it: no flag that would make it faster or slower."""
+    command = ["-m", "dispatcher", "run", "benchmarks.workloads.app:registry", "--log-format", "json"]
+    return Contestant(
+        "dispatcher",
+        [*command, "--state-database", state_database],
+        assignment,
+        is_ready=lambda said: said.get("action") == "dispatcher.started",
+    )
+
+
+def bare_loop(assignment: Assignment, token: str | None = None) -> Contestant:
+    """The loop over PyMongo's change stream; it starts after `token`, or now."""
+    command = ["-m", "benchmarks.workloads.bare", *([token] if token else [])]
+    return Contestant("bare loop", command, assignment, is_ready=lambda said: "ready" in said)
+
+
+def writer(assignment: Assignment, *, rate: float, seed: int) -> Contestant:
+    """A client that writes single documents."""
+    return Contestant("writer", ["-m", "benchmarks.workloads.writer", str(rate), str(seed)], assignment)

@@ -1,0 +1,109 @@
+"""How long a write takes until its receiver is called.
+
+From when: from the instant before the writer sends the insert. That is the one instant that is sure to come before
+the receiver's call, on both sides. The acknowledgement is not: a change stream shows a write as soon as a majority
+has it, and then its reader and the writer hear of it in any order (the difference of the two was negative for a
+tenth to a half of the writes). So the time that the server takes to commit is part of both sides, which draws the
+ratio towards 1; the details have the time to the acknowledgement, to judge by how much. Clocks: all processes are
+on one machine and read its monotonic clock.
+
+Alone or together: each side is alone with the writer and the server, in turns, and both sides of a round get the
+same stream of writes. Both at once would see the very same writes, but would wake up at the same instant for each
+of them, and on few cores measure who was first, and the other side's work.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from pymongo import MongoClient
+
+from benchmarks.contestants import Contestant, bare_loop, daemon, writer
+from benchmarks.figures import Pair, Row, Target, quantile
+from benchmarks.plan import Plan
+from benchmarks.workloads.environment import Assignment
+
+__all__ = ["measure_latency"]
+
+_P50 = Target(limit=1.2, tolerated=2.0, better="lower")
+_P99 = Target(limit=2.0, tolerated=6.0, better="lower")
+_DATABASE, _STATE = "latency", "latency_state"
+
+
+class Turn(NamedTuple):
+    """One side on one stream of writes: milliseconds from sending, in the order of the writes.
+
+    Attributes:
+        received: until the receiver was called.
+        acknowledged: until the writer had heard that it is committed.
+    """
+
+    received: list[float]
+    acknowledged: list[float]
+
+
+def measure_latency(url: str, plan: Plan, say: Callable[[str], None]) -> list[Row]:
+    """Measure the two rows; for the arguments see `measure_backlog`."""
+    assignment = Assignment(url, _DATABASE, plan.warm_up + plan.writes, "arrivals")
+    ours: list[Turn] = []
+    theirs: list[Turn] = []
+    with MongoClient[dict[str, Any]](url) as client:
+        for i in range(plan.rounds):
+            for side in (ours, theirs) if i % 2 == 0 else (theirs, ours):
+                for name in (_DATABASE, _STATE):
+                    client.drop_database(name)
+                with daemon(assignment, _STATE) if side is ours else bare_loop(assignment) as process:
+                    side.append(_turn(process, assignment, plan, seed=i))
+            medians = " and ".join(f"{quantile(side[-1].received, 0.5):.2f}" for side in (ours, theirs))
+            say(f"latency, round {i + 1} of {plan.rounds}: median {medians} ms")
+    return [
+        _row("latency_p50", "median", 0.5, ours, theirs, plan, _P50),
+        _row("latency_p99", "p99", 0.99, ours, theirs, plan, _P99),
+    ]
+
+
+def _turn(process: Contestant, assignment: Assignment, plan: Plan, *, seed: int) -> Turn:
+    """Time one side on one stream of writes."""
+    process.wait_ready()
+    with writer(assignment, rate=plan.rate, seed=seed) as writing:
+        written, arrived = writing.measured(), process.measured()["arrived"]
+    sent = written["sent"]
+    return Turn(
+        _milliseconds(sent, arrived)[plan.warm_up :],
+        _milliseconds(sent, written["acknowledged"])[plan.warm_up :],
+    )
+
+
+def _milliseconds(begins: list[int], ends: list[int]) -> list[float]:
+    return [(end - begin) / 1e6 for begin, end in zip(begins, ends, strict=True)]
+
+
+def _row(
+    key: str,
+    what: str,
+    share: float,
+    ours: list[Turn],
+    theirs: list[Turn],
+    plan: Plan,
+    target: Target,
+) -> Row:
+    return Row(
+        key=key,
+        what=f"latency, {what}",
+        about=f"milliseconds from sending a write to its receiver, at {plan.rate:g} writes/s",
+        peer="a bare PyMongo loop",
+        unit="ms",
+        pairs=[
+            Pair(quantile(a.received, share), quantile(b.received, share))
+            for a, b in zip(ours, theirs, strict=True)
+        ],
+        target=target,
+        details={
+            "writes": plan.writes,
+            "warm_up": plan.warm_up,
+            "rate": plan.rate,
+            "acknowledged_ms": {
+                side: [round(quantile(turn.acknowledged, share), 3) for turn in turns]
+                for side, turns in (("ours", ours), ("peer", theirs))
+            },
+        },
+    )

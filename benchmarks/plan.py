@@ -1,0 +1,31 @@
+"""How much is measured."""
+
+from dataclasses import dataclass
+
+__all__ = ["QUICK", "WHOLE", "Plan"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The size of a run.
+
+    Attributes:
+        rounds: pairs of every row; a round measures both sides once.
+        changes: length of the backlog.
+        writes: that are timed per side and round.
+        rate: writes per second while latency is measured.
+    """
+
+    rounds: int
+    changes: int
+    writes: int
+    rate: float = 200.0
+
+    @property
+    def warm_up(self) -> int:
+        """Writes before those that are timed: connections, caches and branches get warm on both sides."""
+        return max(20, self.writes // 10)
+
+
+WHOLE = Plan(rounds=5, changes=60_000, writes=1_200)
+QUICK = Plan(rounds=2, changes=10_000, writes=400)

@@ -1,0 +1,98 @@
+"""The table for people, the JSON for machines."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from benchmarks.figures import Row
+from benchmarks.plan import Plan
+
+__all__ = ["RESULTS", "as_json", "show", "store"]
+
+RESULTS: Final = Path(__file__).parent / "results"
+
+_FORMAT: Final = 1
+
+
+def show(console: Console, rows: Sequence[Row], machine: dict[str, Any]) -> None:
+    """Print the rows and where they were measured."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for name in ("ours", "limit", "ratio", "min..max", "target", "verdict"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            row.what,
+            _quantity(row.ours, row.unit),
+            _quantity(row.theirs, row.unit),
+            f"{row.ratio:.2f}",
+            f"{min(row.ratios):.2f}..{max(row.ratios):.2f}",
+            f"{'>=' if row.target.better == 'higher' else '<='} {row.target.limit:g}",
+            _verdict(row),
+        )
+    console.print(table)
+    for row in rows:
+        console.print(f"{row.what}: {row.about}; limit: {row.peer}", style="dim", highlight=False, soft_wrap=True)
+    console.print(
+        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB, {machine['system']}\n"
+        f"load {machine['load_before']} before, {machine['load_after']} after\n"
+        f"MongoDB {machine['mongodb']}, Python {machine['python']}, "
+        + ", ".join(f"{name} {machine[name]}" for name in ("pymongo", "pydantic", "uvloop", "mongoz-dispatcher")),
+        style="dim",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _quantity(value: float, unit: str) -> str:
+    return f"{value:,.0f}{unit}" if unit.startswith("/") else f"{value:,.2f} {unit}"
+
+
+def _verdict(row: Row) -> Text:
+    if row.target.met_by(row.ratio):
+        return Text("met", style="green")
+    return Text(f"missed {row.target.missed_by(row.ratio):.0%}", style="red")
+
+
+def as_json(rows: Sequence[Row], machine: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    """Everything that was measured."""
+    return {
+        "format": _FORMAT,
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine,
+        "plan": asdict(plan),
+        "rows": [
+            {
+                "key": row.key,
+                "what": row.what,
+                "about": row.about,
+                "peer": row.peer,
+                "unit": row.unit,
+                "ours": [pair.ours for pair in row.pairs],
+                "limit": [pair.peer for pair in row.pairs],
+                "ratios": row.ratios,
+                "ratio": row.ratio,
+                "target": asdict(row.target),
+                "met": row.target.met_by(row.ratio),
+                "tolerated": row.target.tolerates(row.ratio),
+                "details": row.details,
+            }
+            for row in rows
+        ],
+    }
+
+
+def store(result: dict[str, Any], path: Path | None) -> Path:
+    """Write a result to a file: the one that was asked for, else one among the results."""
+    path = path or RESULTS / f"{result['at'].replace(':', '')}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return path

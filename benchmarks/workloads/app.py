@@ -1,0 +1,32 @@
+"""Our side: an application with one receiver, which `dispatcher run benchmarks.workloads.app:registry` serves."""
+
+import datetime
+from typing import Any
+
+import mongoz
+from benchmarks.workloads.environment import Assignment
+from benchmarks.workloads.meters import make_meter
+from benchmarks.workloads.people import COLLECTION
+from mongoz.core.signals import post_save
+
+assignment = Assignment.received()
+meter = make_meter(assignment)
+registry = mongoz.Registry(assignment.url, dispatched="bench")
+
+
+class Person(mongoz.Document):
+    name: str = mongoz.String()
+    email: str = mongoz.Email()
+    number: int = mongoz.Integer()
+    tags: list[str] = mongoz.Array(str)
+    joined_at: datetime.datetime = mongoz.DateTime()
+
+    class Meta:
+        registry = registry
+        database = assignment.database
+        collection = COLLECTION
+
+
+@post_save(Person)
+async def note(sender: type[Person], instance: Person, **kwargs: Any) -> None:  # noqa: ARG001 - a receiver's keywords
+    meter.event(instance.number)

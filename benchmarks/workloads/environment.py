@@ -1,0 +1,45 @@
+"""What the processes of a measurement are told, as environment variables."""
+
+import os
+from dataclasses import asdict, dataclass
+from typing import Literal, Self
+
+__all__ = ["Assignment", "MeterKind"]
+
+MeterKind = Literal["pace", "arrivals"]
+
+_PREFIX = "BENCH_"
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """One measurement.
+
+    Attributes:
+        url: of the server.
+        database: that is watched and written to.
+        expected: changes after which the measurement is complete.
+        meter: what is measured.
+    """
+
+    url: str
+    database: str
+    expected: int
+    meter: MeterKind
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Our own environment with the assignment in it, and without settings that would change what runs."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("DISPATCHER_")}
+        return kept | {f"{_PREFIX}{name.upper()}": str(value) for name, value in asdict(self).items()}
+
+    @classmethod
+    def received(cls) -> Self:
+        """The assignment of this process."""
+        meter = os.environ[f"{_PREFIX}METER"]
+        return cls(
+            os.environ[f"{_PREFIX}URL"],
+            os.environ[f"{_PREFIX}DATABASE"],
+            int(os.environ[f"{_PREFIX}EXPECTED"]),
+            "pace" if meter == "pace" else "arrivals",
+        )

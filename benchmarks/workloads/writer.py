@@ -1,0 +1,43 @@
+"""The writer of the latency rows: single inserts at a steady mean rate, by a plain PyMongo client.
+
+The gaps between two writes are exponential: regular ones would fall into step with somebody's timer, which helps
+or harms by chance. They depend on the seed alone, so that both sides of a round get the same stream of writes.
+It reports when each write was sent and when it was acknowledged, as a line of JSON.
+
+    python -m benchmarks.workloads.writer RATE SEED
+"""
+
+import sys
+import time
+from random import Random
+from typing import Any
+
+from pymongo import MongoClient
+
+from benchmarks.workloads.environment import Assignment
+from benchmarks.workloads.meters import say
+from benchmarks.workloads.people import COLLECTION, person
+
+__all__ = ["write"]
+
+
+def write(assignment: Assignment, rate: float, seed: int) -> None:
+    """Write as many documents as are expected."""
+    random = Random(seed)
+    sent: list[int] = []
+    acknowledged: list[int] = []
+    with MongoClient[dict[str, Any]](assignment.url) as client:
+        collection = client[assignment.database][COLLECTION]
+        due = time.monotonic()
+        for number in range(assignment.expected):
+            row = person(number)
+            due += random.expovariate(rate)
+            time.sleep(max(0.0, due - time.monotonic()))
+            sent.append(time.monotonic_ns())
+            collection.insert_one(row)
+            acknowledged.append(time.monotonic_ns())
+    say({"measured": {"sent": sent, "acknowledged": acknowledged}})
+
+
+if __name__ == "__main__":
+    write(Assignment.received(), float(sys.argv[1]), int(sys.argv[2]))

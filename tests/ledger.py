@@ -1,0 +1,226 @@
+"""Who wrote what, who was told of it, and whether the two fit: for tests that kill the daemon.
+
+Writer   counts documents up: the n-th write of a document stores n in it
+Ledger   reads what the receivers of tests/acceptance/apps/ledger.py noted
+disorder what was not delivered in the order of the writes
+"""
+
+import random
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from bson import ObjectId
+from pymongo import InsertOne, ReplaceOne, UpdateOne
+from pymongo.collection import Collection
+
+__all__ = ["APP", "IMAGES", "Client", "Entry", "ForeignClient", "Ledger", "Write", "Writer", "disorder"]
+
+APP = "tests.acceptance.apps.ledger:registry"
+COLLECTION = "accounts"
+IMAGES: dict[str, Any] = {"changeStreamPreAndPostImages": {"enabled": True}}
+
+Kind = Literal["insert", "update", "replace"]
+
+
+class Entry(NamedTuple):
+    """One call of a receiver."""
+
+    name: str
+    n: int
+    signal: str
+    delivery: str
+    term: int
+    image: str
+    origin: str
+    at: int
+    """`time.monotonic_ns()`"""
+
+    @property
+    def write(self) -> tuple[str, int]:
+        """Which write it was called for."""
+        return (self.name, self.n)
+
+
+class Ledger:
+    """What the receivers noted so far. Each call returns all of it, and reads what is new.
+
+    Args:
+        path: of the file that they write to.
+        url: of the server.
+        database: that is written to; the group of dispatchers has its name, their state one like it.
+    """
+
+    def __init__(self, path: Path, url: str, database: str) -> None:
+        path.touch()
+        self._path = path
+        self._read = 0
+        self._entries: list[Entry] = []
+        self.environment = {
+            "LEDGER_URL": url,
+            "LEDGER_GROUP": database,
+            "LEDGER_FILE": str(path),
+            "DISPATCHER_STATE_DATABASE": f"{database}_state",
+        }
+
+    def __call__(self) -> list[Entry]:
+        with self._path.open("rb") as file:
+            file.seek(self._read)
+            new = file.read()
+        whole = new[: new.rfind(b"\n") + 1]
+        self._read += len(whole)
+        for line in whole.decode().splitlines():
+            name, n, signal, delivery, term, image, origin, at = line.split(" ")
+            self._entries.append(Entry(name, int(n), signal, delivery, int(term), image, origin, int(at)))
+        return self._entries
+
+
+class Write(NamedTuple):
+    """One write, of a document that is counted up."""
+
+    id: ObjectId
+    name: str
+    n: int
+    kind: Kind
+
+
+Client = Callable[[Sequence[Write]], None]
+"""Carries writes out, in their order, and returns when they are committed."""
+
+
+class ForeignClient:
+    """A client that knows nothing of mongoz. What it replaces it has read before: stamps of others come along."""
+
+    def __init__(self, collection: Collection[dict[str, Any]]) -> None:
+        self._collection = collection
+
+    def __call__(self, writes: Sequence[Write]) -> None:
+        replaced = [write.id for write in writes if write.kind == "replace"]
+        rows = {row["_id"]: row for row in self._collection.find({"_id": {"$in": replaced}})} if replaced else {}
+        self._collection.bulk_write([self._operation(write, rows.get(write.id, {})) for write in writes])
+
+    @staticmethod
+    def _operation(write: Write, row: dict[str, Any]) -> Any:
+        if write.kind == "insert":
+            return InsertOne({"_id": write.id, "name": write.name, "n": write.n})
+        if write.kind == "update":
+            return UpdateOne({"_id": write.id}, {"$set": {"n": write.n}})
+        return ReplaceOne({"_id": write.id}, {**row, "name": write.name, "n": write.n})
+
+
+class Writer(threading.Thread):
+    """Counts documents up, one small batch after another, as fast as it is allowed to.
+
+    The same arguments lead to the same writes.
+
+    Args:
+        clients: who carries a batch out, with how often it is chosen.
+        documents: how many are counted.
+        writes: how many there are at least; the last batch may exceed it.
+        seed: of all that is left to chance.
+        pause: seconds between two batches.
+    """
+
+    def __init__(
+        self,
+        clients: Mapping[Client, float],
+        *,
+        documents: int = 50,
+        writes: int = 2_000,
+        seed: int = 0,
+        pause: float = 0.001,
+    ) -> None:
+        super().__init__(name="writer")
+        self.done: list[tuple[Client, Write]] = []
+        """What is committed, and by whom, in that order."""
+        self.failure: Exception | None = None
+        self._clients = clients
+        self._random = random.Random(seed)
+        self._ids = {f"a{i}": ObjectId() for i in range(documents)}
+        self._count = dict.fromkeys(self._ids, 0)
+        self._goal = writes
+        self._pause = pause
+        self._allowed: float = float("inf")
+        self._changed = threading.Condition()
+
+    def run(self) -> None:
+        try:
+            while self._may_go_on():
+                (client,) = self._random.choices(list(self._clients), list(self._clients.values()))
+                batch = self._next_batch()
+                client(batch)
+                self.done += [(client, write) for write in batch]
+        except Exception as error:
+            self.failure = error
+            raise
+
+    def _may_go_on(self) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._goal, self._pause)
+            self._changed.wait_for(lambda: len(self.done) < self._allowed or not self._goal)
+            return len(self.done) < self._goal
+
+    def _next_batch(self) -> list[Write]:
+        batch = []
+        for name in self._random.choices(list(self._ids), k=self._random.randint(1, 8)):
+            n = self._count[name]
+            self._count[name] += 1
+            kind: Kind = "insert" if n == 0 else "replace" if self._random.random() < 0.2 else "update"
+            batch.append(Write(self._ids[name], name, n, kind))
+        return batch
+
+    def allow(self, writes: float) -> None:
+        """Go no further than this many writes for now."""
+        with self._changed:
+            self._allowed = writes
+            self._changed.notify()
+
+    def stop(self) -> None:
+        """Write no more, and wait until that is so."""
+        with self._changed:
+            self._goal = 0
+            self._changed.notify()
+        self.join()
+
+    @property
+    def written(self) -> set[tuple[str, int]]:
+        """Every write."""
+        return {(write.name, write.n) for _, write in self.done}
+
+    def orders(self, client: Client | None = None) -> dict[str, list[int]]:
+        """The writes of each document in the order of their commits; those of one client, or all."""
+        orders: dict[str, list[int]] = defaultdict(list)
+        for by, write in list(self.done):
+            if client is None or by is client:
+                orders[write.name].append(write.n)
+        return orders
+
+
+def disorder(entries: Iterable[Entry], orders: Mapping[str, Sequence[int]]) -> list[str]:
+    """What was not delivered in the order of the commits.
+
+    The first deliveries of a document have its order, without a hole. After a crash a suffix is repeated, in
+    order: a later process begins where it likes, but leaves nothing out, and no process goes back or jumps.
+
+    Args:
+        entries: in the order of the calls.
+        orders: what had to be delivered, by document.
+    """
+    places = {(name, n): place for name, order in orders.items() for place, n in enumerate(order)}
+    by_name: dict[str, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        if entry.write in places:
+            by_name[entry.name].append(entry)
+    found = []
+    for rows in by_name.values():
+        reached, earlier = -1, None
+        for entry in rows:
+            place = places[entry.write]
+            if place > reached + 1:
+                found.append(f"{entry} came before the write with place {reached + 1}")
+            elif earlier and entry.term <= earlier.term and place != places[earlier.write] + 1:
+                found.append(f"{entry} came after {earlier}")
+            reached, earlier = max(reached, place), entry
+    return found

@@ -1,0 +1,267 @@
+"""Document classes: how fields and Meta come together, without a server and without any I/O."""
+
+import copy
+import socket
+from typing import Any
+
+import bson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+import mongoz
+from mongoz.documents.rows import changes, hydrate
+from mongoz.exceptions import AbstractDocumentError, ImproperlyConfigured, InvalidKeyError
+
+NO_DATABASE = (
+    "'database' for the table not found in the Meta class or any of the superclasses. "
+    "You must set the database in the Meta."
+)
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> mongoz.Registry:
+    """A registry nobody can reach, in a process that can't reach anybody."""
+
+    def refuse(*_: Any) -> None:
+        pytest.fail("defining documents must do no I/O")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    return mongoz.Registry("mongodb://192.0.2.1")
+
+
+def define(name: str = "User", *bases: type, fields: dict[str, Any] | None = None, **meta: Any) -> Any:
+    fields = {"title": mongoz.String(default="")} if fields is None else fields
+    namespace = {"__module__": __name__, "__qualname__": name, **fields, "Meta": type("Meta", (), meta)}
+    return type(mongoz.Document)(name, bases or (mongoz.Document,), namespace)
+
+
+class Part(mongoz.EmbeddedDocument):
+    name: str = mongoz.String()
+
+
+class Mixed(mongoz.Document):
+    first: str = mongoz.Integer()  # type: ignore[assignment]
+    second = mongoz.String()
+    third: "int" = mongoz.Integer(default=3)
+    plain: int = 4
+    fifth = mongoz.Embed(Part, null=True)
+    sixth: "Unknown" = mongoz.Boolean()  # type: ignore[name-defined]  # noqa: F821
+    seventh = mongoz.ObjectId(null=True)
+
+
+# -- fields ------------------------------------------------------------------------------------------
+
+
+def test_the_factorys_type_wins_over_any_annotation() -> None:
+    mixed = Mixed(first=1, second="b")
+    assert (mixed.first, mixed.third, mixed.plain, mixed.sixth, mixed.seventh) == (1, 3, 4, False, None)
+    with pytest.raises(ValidationError) as caught:
+        Mixed(first="x", second=2)
+    assert {error["loc"] for error in caught.value.errors()} == {("first",), ("second",)}
+
+
+def test_fields_are_in_the_order_of_declaration() -> None:
+    declared = ["id", "first", "second", "third", "plain", "fifth", "sixth", "seventh"]
+    assert list(Mixed.model_fields) == list(Mixed.meta.fields) == declared
+    assert list(Mixed(first=1, second="b").model_dump()) == declared
+
+    class Child(Mixed):
+        own = mongoz.String(default="")
+
+    assert list(Child.model_fields) == [*declared, "own"]
+
+
+def test_an_object_id_declaration_is_no_default() -> None:
+    document = define(fields={"owner": mongoz.ObjectId()})
+    with pytest.raises(ValidationError):
+        document()
+
+
+@pytest.mark.parametrize("name", ["objects", "query", "meta", "signals", "save", "create", "update", "model_dump"])
+@pytest.mark.parametrize("annotated", [True, False])
+def test_reserved_names_are_refused(name: str, annotated: bool) -> None:
+    namespace: dict[str, Any] = {name: mongoz.String()}
+    if annotated:
+        namespace["__annotations__"] = {name: str}
+    with pytest.raises(ImproperlyConfigured, match=f"'{name}'.*alias="):
+        define(fields=namespace)
+
+
+def test_embedded_documents_keep_unknown_keys() -> None:
+    document = define(fields={"part": mongoz.Embed(Part), "parts": mongoz.Array(Part)})
+    loaded = hydrate(
+        document,
+        {"_id": 1 and bson.ObjectId(), "part": {"name": "a", "x": 1}, "parts": [{"name": "b", "y": {"z": 2}}]},
+    )
+    assert isinstance(loaded.part, Part)
+    assert (loaded.part.x, loaded.parts[0].y) == (1, {"z": 2})
+    assert loaded.model_dump()["parts"] == [{"name": "b", "y": {"z": 2}}]
+    assert not hasattr(Part, "meta")
+    assert not hasattr(Part, "objects")
+
+
+# -- Meta --------------------------------------------------------------------------------------------
+
+
+def test_a_registry_without_a_database_is_refused_when_the_class_is_defined(registry: mongoz.Registry) -> None:
+    with pytest.raises(ImproperlyConfigured) as caught:
+        define(registry=registry)
+    assert caught.value.args[0] == NO_DATABASE
+    assert registry.documents == {}
+    define("Base", registry=registry, abstract=True)
+
+
+def test_what_is_inherited_and_what_is_not(registry: mongoz.Registry) -> None:
+    base = define("Base", registry=registry, database="shop", abstract=True)
+    user = define("User", base)
+    admin = define("Admin", user, database="other", collection="bosses")
+    child = define("Child", admin)
+    assert (base.meta.abstract, user.meta.abstract) == (True, False)
+    assert base.meta.collection is None
+    assert user.meta.registry is admin.meta.registry is registry
+    assert user.meta.database == registry.get_database("shop")
+    assert [d.meta.collection.namespace for d in (user, admin, child)] == [
+        "shop.users",
+        "other.bosses",
+        "other.childs",
+    ]
+    assert user.Meta is user.meta
+    assert user().meta is user.meta
+    assert user.get_collection() == user.meta.collection
+
+
+def test_database_and_collection_may_be_objects(registry: mongoz.Registry) -> None:
+    database = registry.get_database("shop")
+    user = define(registry=registry, database=database, collection=database.get_collection("people"))
+    assert user.meta.database is database
+    assert user.meta.collection.namespace == "shop.people"
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [{"databse": "shop"}, {"registry": "mongodb://host"}, {"database": 5}, {"collection": 5}, {"tablename": "x"}],
+)
+def test_wrong_meta_options_are_named(meta: dict[str, Any]) -> None:
+    (name,) = meta
+    with pytest.raises(ImproperlyConfigured) as caught:
+        define(**meta)
+    assert name in str(caught.value)
+    assert "User" in str(caught.value)
+    if name == "databse":
+        assert "'database'" in str(caught.value)
+
+
+def test_a_class_without_fields_is_abstract(registry: mongoz.Registry) -> None:
+    empty = define("Empty", fields={}, registry=registry, database="shop")
+    assert empty.meta.abstract
+    assert registry.documents == {}
+    with pytest.raises(AbstractDocumentError):
+        empty.get_collection()
+    assert not define("Full", empty).meta.abstract
+
+
+def test_a_document_without_a_registry_can_be_defined_and_instantiated() -> None:
+    user = define()
+    assert user(title="a").title == "a"
+    with pytest.raises(ImproperlyConfigured, match="no registry"):
+        user.get_collection()
+
+
+def test_the_registry_knows_the_latest_of_a_name_and_all_of_them(registry: mongoz.Registry) -> None:
+    first = define(registry=registry, database="shop")
+    second = define(registry=registry, database="shop")
+    define("Base", registry=registry, database="shop", abstract=True)
+    assert registry.documents == {"User": second}
+    assert registry.all_documents == (first, second)
+    assert first.signals is not second.signals
+
+
+async def test_defining_documents_opens_nothing(registry: mongoz.Registry) -> None:
+    user = define(registry=registry, database="shop")
+    assert user(title="a").model_dump() == {"id": None, "title": "a"}
+    user.objects.filter(title="a").query(user.title == "a").sort("title").limit(1)
+    assert registry._clients == {}
+
+
+# -- instances ---------------------------------------------------------------------------------------
+
+
+def test_dump_repr_and_equality() -> None:
+    user, id_ = define(), mongoz.ObjectId()
+    one, two = hydrate(user, {"_id": id_, "title": "a"}), hydrate(user, {"_id": id_, "title": "a", "_mongoz": b""})
+    assert one == two == user(id=id_, title="a") == user(_id=id_, title="a")
+    assert one != user(id=id_, title="b")
+    assert one.model_dump() == dict(one) == {"id": id_, "title": "a"}
+    assert repr(one) == str(one) == f"User(id={id_!r})"
+    assert user().id is None
+    assert copy.deepcopy(one) == one
+    assert user.get_instance_name() == "user"
+
+
+def test_assignment_is_validated() -> None:
+    user = define(fields={"age": mongoz.Integer(maximum=5)})(age=1)
+    with pytest.raises(ValidationError):
+        user.age = 6
+    assert user.age == 1
+
+
+# -- changes -----------------------------------------------------------------------------------------
+
+EQUAL_IN_PYTHON = [1, True, 1.0, bson.Int64(1)]
+scalars = (
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.text(max_size=5)
+)
+# No NUL and no surrogates in keys; and dots and dollars are another test's.
+keys = st.text("abcdef", min_size=1, max_size=2)
+values = st.recursive(
+    scalars | st.sampled_from(EQUAL_IN_PYTHON),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=4),
+    max_leaves=10,
+)
+rows = st.dictionaries(keys, values, max_size=5)
+
+
+@given(rows, rows)
+def test_changes_lead_from_the_snapshot_to_the_row(before: dict[str, Any], row: dict[str, Any]) -> None:
+    before, row = {**before, "_id": 1}, {**row, "_id": 1}
+    changed, removed = changes(before, row)
+    after = {name: value for name, value in {**before, **changed}.items() if name not in removed}
+    # As bytes: that is what tells 1 from True and from 1.0.
+    assert {name: bson.encode({"": value}) for name, value in after.items()} == {
+        name: bson.encode({"": value}) for name, value in row.items()
+    }
+    assert "_id" not in changed
+    for name, value in changed.items():
+        assert name not in before or bson.encode({"": before[name]}) != bson.encode({"": value})
+    assert set(removed) == set(before) - set(row)
+
+
+@given(rows)
+def test_what_is_the_same_is_no_change(row: dict[str, Any]) -> None:
+    assert changes(copy.deepcopy(row), row) == ({}, ())
+    assert changes(bson.decode(bson.encode(row)), row) == ({}, ())
+
+
+@given(rows)
+def test_without_a_snapshot_everything_is_written(row: dict[str, Any]) -> None:
+    assert changes(None, {**row, "_id": 1}) == (row, ())
+
+
+@pytest.mark.parametrize("before", EQUAL_IN_PYTHON)
+@pytest.mark.parametrize("after", EQUAL_IN_PYTHON)
+def test_values_that_are_equal_in_python_only(before: Any, after: Any) -> None:
+    same = type(before) is type(after)
+    for wrap in (lambda v: v, lambda v: [v], lambda v: {"a": {"b": [v]}}):
+        assert bool(changes({"x": wrap(before)}, {"x": wrap(after)}).changed) is not same
+
+
+@pytest.mark.parametrize("key", ["a.b", "$a", "a."])
+@pytest.mark.parametrize(("before", "row"), [({}, 1), ({"x": 1}, 2), ({"x": 1}, None), (None, 1)])
+def test_keys_that_an_update_would_misread(key: str, before: Any, row: Any) -> None:
+    snapshot = before and {key: 1}
+    with pytest.raises(InvalidKeyError, match="path or an operator"):
+        changes(snapshot, {} if row is None else {key: row})
+    assert changes({key: 1}, {key: 1}) == ({}, ())

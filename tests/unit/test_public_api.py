@@ -1,0 +1,123 @@
+"""What users import: complete, sorted, where the documentation says, and nothing private of pydantic."""
+
+import ast
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import dispatcher
+import mongoz
+
+
+def modules(package: ModuleType) -> list[str]:
+    found = pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    return [package.__name__, *(module.name for module in found if not module.name.endswith("__main__"))]
+
+
+MODULES = [*modules(mongoz), *modules(dispatcher)]
+
+
+def natural(name: str) -> tuple[int, str]:
+    """Ruff's order (RUF022): constants, classes, everything else."""
+    bare = name.lstrip("_")
+    return (0 if bare.isupper() and len(bare) > 1 else 1 if bare[:1].isupper() else 2, name)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_all_is_sorted_and_its_names_exist(name: str) -> None:
+    module = importlib.import_module(name)
+    exported = list(getattr(module, "__all__", []))
+    assert len(set(exported)) == len(exported)
+    assert exported == sorted(exported, key=natural)
+    assert [each for each in exported if not hasattr(module, each)] == []
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_all_is_complete(name: str) -> None:
+    module = importlib.import_module(name)
+    own = {
+        each
+        for each, value in vars(module).items()
+        if not each.startswith("_")
+        and getattr(value, "__module__", None) == name
+        and (isinstance(value, type) or callable(value))
+        and getattr(value, "__qualname__", each) == each
+    }
+    assert own <= set(getattr(module, "__all__", own)) | {"settings"}
+
+
+EXPORTS = {
+    "mongoz": "Array Boolean Collection Database Date DateTime Document DocumentNotFound Double Email Embed "
+    "EmbeddedDocument Expression ImproperlyConfigured Integer Manager MongozSettings MultipleDocumentsReturned "
+    "Object ObjectId Order QuerySet Registry Signal SortExpression String UUID fields settings MongozException "
+    "FieldDefinitionError InvalidObjectIdError InvalidKeyError SignalError AbstractDocumentError OperatorInvalid",
+    "mongoz.core.signals": "pre_save post_save pre_update post_update pre_delete post_delete Signal Broadcaster",
+    "mongoz.core.db.fields": "String Email Integer Double Boolean DateTime Date UUID ObjectId Object Array Embed",
+    "mongoz.core.connection.registry": "Registry",
+    "mongoz.core.db.querysets.base": "Manager QuerySet",
+    "mongoz.exceptions": "MongozException DocumentNotFound MultipleDocumentsReturned FieldDefinitionError "
+    "ImproperlyConfigured InvalidObjectIdError InvalidKeyError SignalError AbstractDocumentError OperatorInvalid",
+    "mongoz.conf": "settings",
+    "mongoz.signals": "muted Delivery Signal Broadcaster",
+}
+
+
+@pytest.mark.parametrize(("path", "names"), EXPORTS.items())
+def test_documented_import_paths(path: str, names: str) -> None:
+    module = importlib.import_module(path)
+    for name in names.split():
+        assert name in module.__all__
+        assert getattr(module, name) is getattr(mongoz, name, getattr(module, name)), "a re-export, not a copy"
+
+
+def test_the_package_says_its_version() -> None:
+    assert mongoz.__version__.count(".") == 2
+    assert "__version__" in mongoz.__all__
+
+
+@pytest.mark.parametrize("name", [name for name in mongoz.exceptions.__all__ if name != "nearest"])
+def test_every_exception_is_a_mongoz_exception_with_a_message(name: str) -> None:
+    error = getattr(mongoz.exceptions, name)
+    assert issubclass(error, mongoz.MongozException)
+    assert str(error()) == error.__doc__
+    assert str(error("what", detail="why")) == "what why"
+    assert error("what").args == ("what",)
+    assert error(detail="why").detail == "why"
+
+
+def run_time_imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            for other in node.orelse:
+                yield from run_time_imports(ast.Module([other], []))
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        else:
+            yield from run_time_imports(node)
+
+
+@pytest.mark.parametrize("package", ["mongoz", "dispatcher"])
+def test_nothing_private_of_pydantic_is_imported(package: str) -> None:
+    folder = Path(importlib.import_module(package).__path__[0])
+    sources = list(folder.rglob("*.py"))
+    assert len(sources) > 15
+    private = [
+        (source.name, name)
+        for source in sources
+        for name in run_time_imports(ast.parse(source.read_text()))
+        if name.startswith("pydantic") and any(part.startswith("_") for part in name.split("."))
+    ]
+    assert private == []
+
+
+def test_the_search_for_private_imports_finds_them() -> None:
+    source = (
+        "if TYPE_CHECKING:\n import pydantic._a\nelse:\n import pydantic._b\ndef f():\n from pydantic import _c"
+    )
+    assert list(run_time_imports(ast.parse(source))) == ["pydantic._b", "pydantic._c"]

@@ -120,17 +120,20 @@ class Pipeline:
         tasks = [
             asyncio.create_task(self._read(batches), name="read"),
             asyncio.create_task(self._fill_lanes(batches), name="fill-lanes"),
-            asyncio.create_task(self._save_regularly(), name="save-position"),
             asyncio.create_task(self._deliverer.watch(), name="watch-timeouts"),
         ]
+        ending = asyncio.Event()
+        saving = asyncio.create_task(self._save_regularly(ending), name="save-position")
         stopped = asyncio.create_task(stop.wait(), name="wait-for-stop")
         try:
-            ends: list[asyncio.Future[Any]] = [*tasks, stopped, self._crash]
+            ends: list[asyncio.Future[Any]] = [*tasks, saving, stopped, self._crash]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
             await end([*tasks, stopped])
+            ending.set()
+            await asyncio.wait([saving])
             await self._drain()
-        self._raise_failures(tasks)
+        self._raise_failures([*tasks, saving])
 
     def _raise_failures(self, tasks: list[asyncio.Task[None]]) -> None:
         """One task that fails stops the service, and says why."""
@@ -205,11 +208,15 @@ class Pipeline:
                 namespace=".".join(filter(None, change.namespace)),
             )
 
-    async def _save_regularly(self) -> None:
+    async def _save_regularly(self, ending: asyncio.Event) -> None:
         loop = asyncio.get_running_loop()
         delivered, last = self._stats.delivered, loop.time()
-        while True:
-            await asyncio.sleep(self._settings.save_interval)
+        while not ending.is_set():
+            # Told to end rather than cancelled: a save that was begun is finished.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.save_interval):
+                    await ending.wait()
+                    return
             busy = self._stats.delivered != delivered
             if not busy and loop.time() - last < self._settings.idle_save_interval:
                 continue

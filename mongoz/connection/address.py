@@ -2,14 +2,14 @@
 
 from contextlib import suppress
 from typing import NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from pymongo.errors import ConfigurationError, InvalidURI
 from pymongo.uri_parser import parse_uri
 
 from mongoz.exceptions import ImproperlyConfigured
 
-__all__ = ["Seed", "first_seed"]
+__all__ = ["Seed", "first_seed", "wants_time_zones"]
 
 
 class Seed(NamedTuple):
@@ -40,6 +40,12 @@ def first_seed(url: str) -> Seed:
             "Write it like 'mongodb://user:password@host:27017/?replicaSet=rs0'."
         ) from None
     return Seed(node[0], node[1])
+
+
+def wants_time_zones(url: str) -> bool:
+    """Whether a URL asks for aware datetimes (`tz_aware=true`)."""
+    options = {name.lower(): value for name, value in parse_qsl(url.partition("?")[2])}
+    return options.get("tz_aware", "false").lower() == "true"
 
 
 def _without_credentials(url: str) -> str:

@@ -8,9 +8,8 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
 from bson.codec_options import CodecOptions
-from pymongo.uri_parser import parse_uri
 
-from mongoz.connection.address import Seed, first_seed
+from mongoz.connection.address import Seed, first_seed, wants_time_zones
 from mongoz.connection.codec import CODEC_OPTIONS, with_our_types
 from mongoz.connection.database import Database
 from mongoz.connection.drivers import driver_named, driver_of
@@ -76,10 +75,7 @@ class Registry:
     def _set_url(self, url: str) -> None:
         self._seed = first_seed(url)
         self._url = url
-        tz_aware = False
-        if not url.startswith("mongodb+srv://"):
-            tz_aware = bool(parse_uri(url)["options"].get("tz_aware", False))
-        self._codec_options = CODEC_OPTIONS.with_options(tz_aware=tz_aware)
+        self._codec_options = CODEC_OPTIONS.with_options(tz_aware=wants_time_zones(url))
 
     @property
     def url(self) -> str | None:

@@ -66,7 +66,18 @@ class Document(BaseModel, metaclass=DocumentMetaclass):
     if TYPE_CHECKING:
         _loaded: ClassVar[rows.Loaded]  # ClassVar: else type checkers take it for a parameter of __init__
 
+        # Never at run time: pydantic would call it for every row that is loaded.
         def __init__(self, **values: Any) -> None: ...
+
+    def __copy__(self) -> Self:
+        copied = super().__copy__()
+        object.__setattr__(copied, "_loaded", rows.loaded(self))
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        copied = super().__deepcopy__(memo)
+        object.__setattr__(copied, "_loaded", rows.loaded(self))  # nobody changes a snapshot, so it is shared
+        return copied
 
     async def create(self, collection: Collection | None = None) -> Self:
         """Insert this instance as a new document.

@@ -136,14 +136,14 @@ def as_loaded(instance: "Document") -> dict[str, Any] | None:
 
 
 def validated_row(instance: "Document") -> dict[str, Any]:
-    """The row to store; validated, since changes inside of lists and dicts pass pydantic unseen.
+    """The row to store; validated, since changes inside of lists and embedded documents pass pydantic unseen.
 
     Raises:
         pydantic.ValidationError: what would be written does not fit the model.
     """
-    values = {**instance.__dict__, **(instance.__pydantic_extra__ or {})}
+    # As stored, not as it is: pydantic takes the instances of embedded documents on trust.
     checked = type(instance).__pydantic_validator__.validate_python(
-        values, context=LOADING, by_alias=False, by_name=True
+        stored(instance), context=LOADING, by_alias=True, by_name=False
     )
     row: dict[str, Any] = stored(checked)
     row.pop(FIELD, None)  # of a row that somebody made the instance from: it belongs to another write

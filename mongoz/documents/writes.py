@@ -100,6 +100,8 @@ async def save(instance: D, collection: Collection | None = None) -> D:
     row = validated_row(instance)
     same_place = target == _target(instance, None)
     changed, removed = changes(as_loaded(instance) if same_place else None, row)
+    if document.model_config.get("extra") != "allow":
+        removed = ()  # what the model does not know is not on the instance, and not gone
     firing = plan(signals.post_save)
     was = previous(instance) if firing.receivers else None
     origin = _Origin(firing, target, instance.id, Call.SAVED, natural=False)

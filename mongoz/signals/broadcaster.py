@@ -63,7 +63,9 @@ class Broadcaster:
         if name.startswith("_"):
             raise SignalError(f"A signal's name can't start with an underscore: {name!r}.")
         if name in BUILT_IN:
+            replaced = self._signals[name]
             self._bind(name, value)
+            value.take_the_place_of(replaced)
         else:
             value.name = value.name or name
             self._signals[name] = value

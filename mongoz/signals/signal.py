@@ -2,12 +2,14 @@
 
 import itertools
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, Final, TypeVar
 from weakref import WeakSet
 
 from mongoz.exceptions import SignalError
 from mongoz.signals.muting import is_muted, mutes
-from mongoz.signals.receivers import Receiver, ReceiverFunction, make_receiver
+from mongoz.signals.receivers import Receiver, ReceiverFunction, importable_name, make_receiver
+from mongoz.stamps import receiver_id
 
 __all__ = ["BUILT_IN", "POST", "PRE", "Signal"]
 
@@ -63,10 +65,21 @@ class Signal:
         """
         self.name, self.sender, self.dispatched = name, sender, dispatched
         self._parents = tuple(parents)
+        if name in POST:  # receivers that were connected before the signal had a name have no id yet
+            self._own = tuple(
+                replace(r, id=receiver_id((importable_name(sender), name, r.name))) for r in self._own
+            )
         self._resolved = None
         self._check_identities(self.receivers)
         for parent in self._parents:  # last: the signals of a class that can't be must not object to anything
             parent._children.add(self)
+
+    def take_the_place_of(self, other: "Signal") -> None:
+        """Have whatever inherits from `other` inherit from this one."""
+        for child in other._children:
+            child._parents = tuple(self if parent is other else parent for parent in child._parents)
+            self._children.add(child)
+        self._forget_resolved()
 
     def connect(self, receiver: _F, *, delivery: str | None = None, name: str | None = None) -> _F:
         """Call `receiver` whenever this signal is sent, after all those that were connected before.

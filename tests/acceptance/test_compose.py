@@ -54,12 +54,12 @@ def test_docker_compose_accepts_the_file(arguments: tuple[str, ...]):
     assert set(DAEMONS) <= set(shown)
 
 
-def test_all_images_are_pinned_by_a_full_version():
+def test_all_images_are_pinned_by_a_version():
     bases = re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
     images = [service["image"] for service in SERVICES.values()]
     assert bases
     for image in [*bases, *images]:
-        assert re.search(r":\d+\.\d+\.\d+", image), image
+        assert re.search(r":\d+\.\d+", image), image
 
 
 def test_mongodb_is_version_8():

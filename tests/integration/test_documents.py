@@ -1,12 +1,13 @@
 """Documents on a real server: what is written, what survives, and what comes back."""
 
+import copy
 import datetime
 import uuid
 from typing import Any
 
 import bson
 import pytest
-from pydantic import ValidationError
+from pydantic import ConfigDict, ValidationError
 from pymongo.errors import DuplicateKeyError
 
 import mongoz
@@ -323,14 +324,42 @@ async def test_save_validates_what_it_writes(Order: Any, foreign: Any) -> None:
     assert foreign.orders.find_one()["tags"] == []
 
 
-@pytest.mark.xfail(
-    strict=True, reason="pydantic does not look into instances again; see the report of issue 1 of 6"
-)
 async def test_save_validates_the_inside_of_embedded_documents(Order: Any) -> None:
     order = await Order(title="a", item=Item(sku="s")).create()
     order.item.labels.append(5)
     with pytest.raises(ValidationError):
         await order.save()
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda order: order.model_copy()])
+async def test_a_copy_remembers_what_it_was_loaded_from(Order: Any, foreign: Any, copied: Any) -> None:
+    order = copied(await Order(title="a").create())
+    foreign.orders.update_one({}, {"$set": {"title": "changed by others"}})
+    order.note = "mine"
+    await order.save()
+    row = foreign.orders.find_one()
+    assert (row["title"], row["remark"]) == ("changed by others", "mine")
+
+
+async def test_a_model_that_ignores_what_it_does_not_know_does_not_remove_it(registry: Any, database: str) -> None:
+    class Narrow(mongoz.Document):
+        model_config = ConfigDict(extra="ignore")
+        title: str = mongoz.String()
+
+        class Meta:
+            abstract = False
+
+        Meta.registry = registry  # type: ignore[attr-defined]
+        Meta.database = database  # type: ignore[attr-defined]
+
+    narrow = await Narrow(title="a").create()
+    collection = Narrow.meta.collection._collection
+    await collection.update_one({}, {"$set": {"others": 1}})
+    narrow = await Narrow.objects.get()
+    narrow.title = "b"
+    await narrow.save()
+    row = await collection.find_one()
+    assert (row["title"], row["others"]) == ("b", 1)
 
 
 async def test_a_save_that_changes_nothing_finds_out_that_the_document_is_gone(Order: Any, foreign: Any) -> None:

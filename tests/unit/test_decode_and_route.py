@@ -37,7 +37,9 @@ def event(operation: str = "insert", /, *, collection: str = "things", **more: A
     return RawBSONDocument(bson.encode(plain))
 
 
-def update(updated: dict[str, Any], removed: tuple[str, ...] = (), truncated: tuple[str, ...] = ()) -> RawBSONDocument:
+def update(
+    updated: dict[str, Any], removed: tuple[str, ...] = (), truncated: tuple[str, ...] = ()
+) -> RawBSONDocument:
     description = {
         "updatedFields": updated,
         "removedFields": list(removed),
@@ -46,7 +48,9 @@ def update(updated: dict[str, Any], removed: tuple[str, ...] = (), truncated: tu
     return event("update", updateDescription=description)
 
 
-def stamp(call: Call, *receivers: bytes, group: str = GROUP, id_: Any = ID, ns: str = "shop.things", **more: Any) -> Any:
+def stamp(
+    call: Call, *receivers: bytes, group: str = GROUP, id_: Any = ID, ns: str = "shop.things", **more: Any
+) -> Any:
     return Stamp(group, call, ObjectId(), key_hash(ns, id_), frozenset(receivers), **more).pack()
 
 
@@ -171,7 +175,12 @@ def test_an_event_that_has_no_python_value_says_which():
 
 def test_events_of_whole_collections_have_no_document():
     raw = bson.encode(
-        {"_id": {"_data": "82"}, "operationType": "dropDatabase", "clusterTime": Timestamp(1, 1), "ns": {"db": "shop"}}
+        {
+            "_id": {"_data": "82"},
+            "operationType": "dropDatabase",
+            "clusterTime": Timestamp(1, 1),
+            "ns": {"db": "shop"},
+        }
     )
     change = decode(RawBSONDocument(raw), CODEC_OPTIONS)
     assert (change.operation, change.namespace, change.id) == ("dropDatabase", ("shop", ""), None)

@@ -15,7 +15,9 @@ TIME = Timestamp(1, 1)
 
 
 def job(number: int, size: int = 1) -> Job:
-    change = Change(f"{number:06}", "insert", ("d", "c"), number, TIME, None, {}, None, "post", frozenset(), None, size)
+    change = Change(
+        f"{number:06}", "insert", ("d", "c"), number, TIME, None, {}, None, "post", frozenset(), None, size
+    )
     return Job(change.token, change, (Calls(None, "post_save", True, ()),))
 
 

@@ -862,3 +862,22 @@ async def test_post_receivers_are_told_about_their_delivery(name: str) -> None:
         "replayed": False,
         "session": None,
     }
+
+
+def test_a_built_in_signal_can_be_replaced_and_its_receivers_are_known() -> None:
+    class Base(mongoz.Document):
+        class Meta:
+            abstract = True
+
+    class Child(Base):
+        name: str = mongoz.String()
+
+    async def receiver(sender, **kwargs): ...
+
+    replacement = mongoz.Signal()
+    replacement.connect(receiver)
+    Base.signals.post_save = replacement
+    assert Base.signals.post_save is replacement
+    (inherited,) = Child.signals.post_save.receivers
+    assert inherited.function is receiver
+    assert len(inherited.id) == 8

@@ -15,7 +15,9 @@ TIME = Timestamp(1, 1)
 
 
 def open_job(number: int) -> Job:
-    change = Change(f"{number:04}", "insert", ("d", "c"), number, TIME, None, {}, None, "post", frozenset(), None, 1)
+    change = Change(
+        f"{number:04}", "insert", ("d", "c"), number, TIME, None, {}, None, "post", frozenset(), None, 1
+    )
     return Job(change.token, change, (Calls(None, "post_save", True, ()),))
 
 

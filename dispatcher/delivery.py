@@ -4,6 +4,7 @@ import asyncio
 import copy
 import traceback
 from collections import Counter
+from datetime import UTC, datetime
 from functools import cache
 from hashlib import blake2b
 from time import monotonic
@@ -91,6 +92,7 @@ class Deliverer:
                 change.wall_time,
                 image,
             )
+            began = datetime.now(UTC) if self._log_each else None
             self._deadlines[task] = monotonic() + self._timeout
             reason: BaseException | None = None
             try:
@@ -106,8 +108,8 @@ class Deliverer:
             ):
                 continue
             self._stats.delivered += 1
-            if self._log_each:
-                self._log_delivered(change, delivery)
+            if began is not None:
+                self._log_delivered(change, delivery, began)
 
     def _forgive(self, task: asyncio.Task[Any]) -> bool:
         """Take back the cancellations for being late; whether there were any."""
@@ -206,7 +208,7 @@ class Deliverer:
             error=f"{type(error).__name__}: {error}",
         )
 
-    def _log_delivered(self, change: Change, delivery: Delivery) -> None:
+    def _log_delivered(self, change: Change, delivery: Delivery, began: datetime) -> None:
         log.debug(
             "delivered",
             action="delivery.done",
@@ -216,6 +218,7 @@ class Deliverer:
             key=str(change.id),
             image=delivery.image,
             wall_time=change.wall_time.isoformat() if change.wall_time else None,
+            began=began.isoformat(),
         )
 
 

@@ -30,7 +30,7 @@ class Delivered(NamedTuple):
     key: str
     receiver: str
     seconds: float
-    """From the commit, by the server's clock, until the receiver returned."""
+    """From the commit, by the server's clock, until the receiver was called."""
 
 
 class Lost(NamedTuple):
@@ -95,21 +95,17 @@ class Ledger:
         """Note a delivery, as the dispatcher logged it."""
         namespace, key, signal = line["namespace"], line["key"], line["signal"]
         changes = self._changes[namespace, key]
-        earlier = next((change for id_, change in reversed(changes.items()) if id_ != line["delivery_id"]), None)
         change = changes.setdefault(line["delivery_id"], _Change(signal))
         if line["receiver"] in change.receivers:
             self.repeated += 1
         else:
             change.receivers.add(line["receiver"])
             self.delivered += 1
-        at = datetime.fromisoformat(line["timestamp"])
+        at = datetime.fromisoformat(line["began"])
         # The server's clock has milliseconds, and so a delivery can seem to precede its commit.
         seconds = max(0.0, (at - datetime.fromisoformat(line["wall_time"]).replace(tzinfo=UTC)).total_seconds())
         self._seconds.append(seconds)
-        operation = signal.removeprefix("post_")
-        if signal == "post_save":
-            operation = "insert" if earlier is None or earlier.signal == "post_delete" else "replace"
-        return Delivered(at, operation, namespace, key, line["receiver"].rpartition(".")[2], seconds)
+        return Delivered(at, line["operation"], namespace, key, line["receiver"].rpartition(".")[2], seconds)
 
     @property
     def in_flight(self) -> int:

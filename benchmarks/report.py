@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -24,7 +23,7 @@ _FORMAT: Final = 1
 
 def show(console: Console, rows: Sequence[Row], machine: dict[str, Any]) -> None:
     """Print the rows and where they were measured."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("", no_wrap=True)
     for name in ("ours", "limit", "ratio", "min..max", "target", "verdict"):
         table.add_column(name, justify="right", no_wrap=True)

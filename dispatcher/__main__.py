@@ -1,8 +1,19 @@
-"""`python -m dispatcher`."""
+"""`python -m dispatcher`, and the console script."""
 
-from dispatcher.cli import main
+import sys
 
 __all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command line; Ctrl-C before it can do better ends it without a traceback."""
+    try:
+        from dispatcher.cli import main as command_line  # noqa: PLC0415 - Ctrl-C may come while it loads
+
+        command_line()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
 
 if __name__ == "__main__":
     main()

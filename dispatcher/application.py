@@ -1,12 +1,17 @@
 """Loading APP: the registry that is served, and the modules that connect receivers to its documents."""
 
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
+import bson
+import pydantic
+
+import mongoz
 from dispatcher.exceptions import ApplicationError
 from mongoz import Registry
 from mongoz.exceptions import nearest
@@ -55,8 +60,8 @@ def _import(name: str, origin: str) -> ModuleType:
 
 
 def _broken(name: str, origin: str, error: BaseException) -> ApplicationError:
-    # The innermost frame of the application, not of the import machinery or of what it called.
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
+    # The innermost frame of the application: not of the import machinery, nor of the libraries that it called.
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_library(f.filename)]
     frame = frames[-1] if frames else None
     place = f" ({frame.filename}:{frame.lineno})" if frame else ""
     return ApplicationError(
@@ -64,6 +69,11 @@ def _broken(name: str, origin: str, error: BaseException) -> ApplicationError:
         f"{type(error).__name__}: {error}",
         remedy=f"Mend it; `python -c 'import {name}'` shows the whole traceback.",
     )
+
+
+def _is_library(filename: str) -> bool:
+    ours = tuple(str(Path(package.__file__ or "").parent) + os.sep for package in (mongoz, bson, pydantic))
+    return filename.startswith(ours) or "importlib" in filename or __file__ == filename
 
 
 def _attribute(module: ModuleType, attribute: str, app: str) -> Registry:
@@ -79,7 +89,13 @@ def _attribute(module: ModuleType, attribute: str, app: str) -> Registry:
         found = getattr(found, step)
     if not isinstance(found, Registry):
         raise ApplicationError(
-            f"APP is {app!r}, but that is a {type(found).__name__}, not a registry.",
+            f"APP is {app!r}, but that is {_kind_of(found)}, not a registry.",
             remedy="Name the mongoz.Registry of the application.",
         )
     return found
+
+
+def _kind_of(thing: object) -> str:
+    if isinstance(thing, type):
+        return f"the class {thing.__name__}"
+    return f"a {type(thing).__name__}"

@@ -6,6 +6,7 @@ import bson
 from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 
+from dispatcher.codec import lenient
 from dispatcher.events import Change
 from mongoz.stamps import FIELD, Stamp
 
@@ -33,11 +34,11 @@ def decode(raw: RawBSONDocument, codec_options: CodecOptions[Any]) -> Change:
     Raises:
         Undecodable: it contains a value that has no Python counterpart.
     """
-    data = raw.raw
+    data = bytes(raw.raw)
     try:
         event: dict[str, Any] = bson.decode(data, codec_options=codec_options)
     except Exception as error:
-        raise Undecodable(str(raw["_id"]["_data"]), raw.get("documentKey"), str(error)) from error
+        event = _without_images(data, codec_options, error)
     operation: str = event["operationType"]
     names, stamp = _NOTHING, None
     document = event.get("fullDocument")
@@ -76,3 +77,16 @@ def _changed_names(description: dict[str, Any]) -> frozenset[str]:
     names.update(array["field"].partition(".")[0] for array in description.get("truncatedArrays") or ())
     names.discard(FIELD)
     return frozenset(names)
+
+
+def _without_images(data: bytes, codec_options: CodecOptions[Any], reason: Exception) -> dict[str, Any]:
+    """An event whose documents can't be decoded, without them: an update or delete can be told all the same.
+
+    Raises:
+        Undecodable: an insert or a replace is nothing without its document.
+    """
+    event = bson.decode(data, codec_options=lenient(codec_options))
+    if event["operationType"] in ("insert", "replace"):
+        key = event.get("documentKey") or {}
+        raise Undecodable(event["_id"]["_data"], key.get("_id"), str(reason)) from reason
+    return dict(event) | {"fullDocument": None, "fullDocumentBeforeChange": None}

@@ -2,8 +2,9 @@
 
 import asyncio
 import copy
-import traceback
 from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from hashlib import blake2b
@@ -11,7 +12,6 @@ from time import monotonic
 from typing import Any, Final
 
 import stamina
-from pydantic import ValidationError
 
 from dispatcher.events import Calls, Change, Image, Job
 from dispatcher.observe import Stats, get_logger
@@ -37,9 +37,20 @@ class Deliverer:
         timeout: seconds that one attempt may take.
         stats: counters.
         log_each: log every delivery, at level debug.
+        cutting: whether deliveries in flight are being cancelled because the process ends.
     """
 
-    def __init__(self, *, term: int, attempts: int, timeout: float, stats: Stats, log_each: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        term: int,
+        attempts: int,
+        timeout: float,
+        stats: Stats,
+        log_each: bool = False,
+        cutting: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._cutting = cutting
         self._term = term
         self._attempts = attempts
         self._timeout = timeout
@@ -74,12 +85,11 @@ class Deliverer:
     async def _deliver(self, change: Change, calls: Calls) -> None:
         try:
             image, keywords = _keywords(change, calls)
-        except ValidationError as error:
+        except Exception as error:  # ValidationErrors, and whatever the application's validators raise
             self._stats.invalid += 1
             self._log_invalid(change, calls, error)
             return
-        id_, task = delivery_id(change.token), asyncio.current_task()
-        assert task is not None
+        id_ = delivery_id(change.token)
         for receiver in calls.receivers:
             delivery = Delivery(
                 id_,
@@ -93,63 +103,51 @@ class Deliverer:
                 image,
             )
             began = datetime.now(UTC) if self._log_each else None
-            self._deadlines[task] = monotonic() + self._timeout
-            reason: BaseException | None = None
-            try:
-                await receiver.function(sender=calls.document, delivery=delivery, **keywords)
-            except BaseException as raised:
-                reason = self._judged(raised, task)
-            finally:
-                del self._deadlines[task]
-                if task in self._overdue:  # it came to an end by itself after all
-                    self._forgive(task)
-            if reason is not None and not await self._call_again(
-                receiver, calls.document, delivery, keywords, reason
+            failure = await self._attempt(receiver, calls.document, delivery, keywords)
+            if failure is not None and not await self._call_again(
+                receiver, calls.document, delivery, keywords, failure
             ):
                 continue
             self._stats.delivered += 1
             if began is not None:
                 self._log_delivered(change, delivery, began)
 
-    def _forgive(self, task: asyncio.Task[Any]) -> bool:
-        """Take back the cancellations for being late; whether there were any."""
-        times = self._overdue.pop(task, 0)
-        for _ in range(times):
-            task.uncancel()
-        return times > 0
-
-    def _judged(self, raised: BaseException, task: asyncio.Task[Any]) -> BaseException:
-        """The error that a failed attempt counts with.
-
-        Raises:
-            BaseException: `raised` itself, where it is none of the receiver's: we are being cancelled, or the
-                interpreter is being interrupted. A receiver that raises CancelledError has merely failed.
-        """
-        if isinstance(raised, asyncio.CancelledError):
-            late = self._forgive(task)
-            if task.cancelling():
-                raise raised
-            return TimeoutError(f"it took longer than {self._timeout:g} s") if late else raised
-        if isinstance(raised, Exception | SystemExit):
-            return raised
-        raise raised
-
     async def _attempt(
         self, receiver: Receiver, sender: Any, delivery: Delivery, keywords: dict[str, Any]
     ) -> BaseException | None:
-        """Call one receiver once more; what it raised, if it did."""
+        """Call a receiver once; what it raised, if it did.
+
+        Raises:
+            CancelledError: the process ends, and the grace period is over. Whatever else a receiver raises, or
+                does to the task it runs in, it has merely failed.
+        """
         task = asyncio.current_task()
         assert task is not None
         self._deadlines[task] = monotonic() + self._timeout
         try:
             await receiver.function(sender=sender, delivery=delivery, **keywords)
-        except BaseException as raised:
-            return self._judged(raised, task)
-        finally:
+        except BaseException as error:
             del self._deadlines[task]
-            if task in self._overdue:
-                self._forgive(task)
+            if self._cutting() and isinstance(error, asyncio.CancelledError):
+                raise
+            late = await self._settle(task)
+            if late and isinstance(error, asyncio.CancelledError):
+                return TimeoutError(f"it took longer than {self._timeout:g} s")
+            return error
+        del self._deadlines[task]
+        if task.cancelling():
+            await self._settle(task)
         return None
+
+    async def _settle(self, task: asyncio.Task[Any]) -> bool:
+        """Clear the worker of cancellations that were meant for the receiver; whether it was late."""
+        late = self._overdue.pop(task, 0) > 0
+        if task.cancelling() and not self._cutting():
+            while task.cancelling():
+                task.uncancel()
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)  # takes one that was asked for and is still to come
+        return late
 
     async def _call_again(
         self,
@@ -180,14 +178,15 @@ class Deliverer:
                 "a receiver failed in every attempt; the delivery is given up",
                 action="delivery.failed",
                 **_described(delivery),
-                instance=repr(keywords["instance"]),
+                id=repr(keywords["instance"].__dict__.get("id")),
                 attempts=self._attempts,
-                error="".join(traceback.format_exception(error)),
+                error=_text(error),
+                exc_info=_from_the_receiver_on(error),
             )
             return False
         return True
 
-    def _log_invalid(self, change: Change, calls: Calls, error: ValidationError) -> None:
+    def _log_invalid(self, change: Change, calls: Calls, error: Exception) -> None:
         log.error(
             "a document does not fit its model; its receivers are skipped",
             action="change.invalid",
@@ -196,7 +195,7 @@ class Deliverer:
             namespace=".".join(change.namespace),
             id=repr(change.id),
             receivers=[receiver.name for receiver in calls.receivers],
-            error=str(error),
+            error=_text(error),
         )
 
     def _log_attempt(self, delivery: Delivery, error: BaseException) -> None:
@@ -205,7 +204,7 @@ class Deliverer:
             action="delivery.attempt_failed",
             **_described(delivery),
             of=self._attempts,
-            error=f"{type(error).__name__}: {error}",
+            error=_text(error),
         )
 
     def _log_delivered(self, change: Change, delivery: Delivery, began: datetime) -> None:
@@ -224,6 +223,19 @@ class Deliverer:
 
 class _Failed(Exception):
     """An attempt failed, whatever was raised: stamina knows Exceptions only."""
+
+
+def _from_the_receiver_on(error: BaseException) -> BaseException:
+    """The error without the frame of ours that called the receiver."""
+    trace = error.__traceback__
+    return error if trace is None or trace.tb_next is None else error.with_traceback(trace.tb_next)
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # of an application's class, whose __str__ has a bug
+        return type(error).__name__
 
 
 def _described(delivery: Delivery) -> dict[str, Any]:
@@ -245,6 +257,7 @@ def _keywords(change: Change, calls: Calls) -> tuple[Image, dict[str, Any]]:
 
     Raises:
         ValidationError: the document does not fit its model.
+        Exception: a validator of the application raised it.
     """
     document, signal = calls.document, calls.signal
     if signal == "post_delete":
@@ -265,7 +278,7 @@ def _keywords(change: Change, calls: Calls) -> tuple[Image, dict[str, Any]]:
 def _previous(document: Any, row: dict[str, Any]) -> Any:
     try:
         return hydrate(document, row)
-    except ValidationError:  # what it was before is no reason not to deliver what it is
+    except Exception:  # what it was before is no reason not to deliver what it is
         return None
 
 

@@ -3,14 +3,14 @@
 from collections.abc import Hashable
 from typing import Any, Literal, NamedTuple
 
-import bson
 from bson.raw_bson import RawBSONDocument
 from bson.timestamp import Timestamp
 
+from dispatcher.keys import document_key
 from mongoz.signals.receivers import Receiver
 from mongoz.stamps import Stamp
 
-__all__ = ["Batch", "Calls", "Change", "Image", "Job", "Namespace", "Start", "document_key"]
+__all__ = ["Batch", "Calls", "Change", "Image", "Job", "Namespace", "Start"]
 
 Image = Literal["post", "current", "pre", "key"]
 Namespace = tuple[str, str]
@@ -71,17 +71,6 @@ class Change(NamedTuple):
     def key(self) -> Hashable:
         """Changes with the same key are delivered one after another, in commit order."""
         return document_key(self.namespace, self.id)
-
-
-def document_key(namespace: Namespace, id_: Any) -> Hashable:
-    """One document of the deployment, as a dictionary key."""
-    if type(id_) is bson.ObjectId:
-        return (namespace, id_.binary)  # bytes remember their hash
-    try:
-        hash(id_)
-    except TypeError:  # a composite _id arrives as a dict
-        return (namespace, bson.encode({"": id_}))
-    return (namespace, id_)
 
 
 class Calls(NamedTuple):

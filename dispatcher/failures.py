@@ -41,6 +41,11 @@ _NO_ACCESS: Final = _Verdict(
     "{address} denies access: {text}",
     "Grant changeStream and find on the watched databases, and readWrite on the state database.",
 )
+_NOT_LET_IN: Final = _Verdict(
+    AccessDenied,
+    "{address} does not let us in: {text}",
+    "Mend user, password and authSource in the URL.",
+)
 _TOO_LARGE: Final = _Verdict(
     ServerError,
     "A change event is larger than 16 MB, and {address} can not send it: {text}",
@@ -61,7 +66,7 @@ FATAL_CODES: Final[dict[int, _Verdict]] = {
     15: _BAD_TOKEN,  # Overflow, and
     50811: _BAD_TOKEN,  # (it has no name): what the server answers to a token that is garbage
     13: _NO_ACCESS,  # Unauthorized: not enough rights
-    18: _NO_ACCESS,  # AuthenticationFailed: wrong credentials
+    18: _NOT_LET_IN,  # AuthenticationFailed: wrong credentials
     10334: _TOO_LARGE,  # BSONObjectTooLarge: the event, images included, is over 16 MB
     40573: _NOT_SUPPORTED,  # $changeStream on a standalone server
     40324: _NOT_SUPPORTED,  # an aggregation stage that the server does not know
@@ -93,4 +98,5 @@ def fatal(error: PyMongoError, address: str) -> DispatcherError | None:
 def in_short(error: Exception) -> str:
     """A driver's error for a log line, without the server's whole reply and the topology."""
     text = str(error).partition(", full error")[0].partition(", Timeout:")[0]
+    text = text.partition(" (configured timeouts:")[0]
     return f"{type(error).__name__}: {text}"

@@ -1,23 +1,32 @@
 """Looking up what the server did not send: the documents of updates on collections without post images."""
 
 from collections import defaultdict
-from collections.abc import Hashable
-from typing import Any
+from collections.abc import AsyncIterator, Hashable
+from typing import Any, Final
 
+import bson
 import stamina
 from bson.codec_options import CodecOptions
+from bson.raw_bson import RawBSONDocument
 from pymongo import AsyncMongoClient
 from pymongo.errors import PyMongoError
 from pymongo.read_concern import ReadConcern
 
-from dispatcher.events import Change, Namespace, document_key
+from dispatcher.codec import RAW, lenient
+from dispatcher.events import Change, Namespace
 from dispatcher.failures import fatal
+from dispatcher.keys import document_key
 
 __all__ = ["Images"]
 
+# Documents looked up at once: at most, and before their size is known; and the bytes to aim for.
+_MOST: Final = 250
+_FIRST: Final = 32
+_BYTES: Final = 4_000_000
+
 
 class Images:
-    """Completes changes with the current document; one query per collection and call.
+    """Completes changes with the current document; one query per collection and slice.
 
     Args:
         client: opened for the running loop.
@@ -28,50 +37,75 @@ class Images:
     def __init__(self, client: AsyncMongoClient[Any], codec_options: CodecOptions[Any], address: str) -> None:
         self._client = client
         self._codec_options = codec_options
+        self._lenient = lenient(codec_options)
         self._address = address
+        self._slice = _FIRST
 
-    async def complete(self, changes: list[Change]) -> list[Change]:
-        """The same changes; updates that had no document have the current one, if it still exists.
+    async def complete(self, changes: list[Change]) -> AsyncIterator[list[Change]]:
+        """The same changes; updates that had no document have the current one, if it exists and can be read.
+
+        In slices: large documents are not all in memory before the first one is on its way.
 
         Raises:
             DispatcherError: what no repetition can mend.
         """
+        if not any(_lacks_document(change) for change in changes):
+            yield changes
+            return
+        begin = 0
+        while begin < len(changes):
+            part = changes[begin : begin + self._slice]
+            begin += len(part)
+            found = await self._look_up(part)
+            yield [self._completed(change, found) for change in part]
+
+    async def _look_up(self, changes: list[Change]) -> dict[Hashable, bytes]:
         missing: dict[Namespace, dict[Hashable, Any]] = defaultdict(dict)
         for change in changes:
-            if change.document is None and change.operation == "update":
+            if _lacks_document(change):
                 missing[change.namespace][change.key] = change.id
-        if not missing:
-            return changes
-        found: dict[Hashable, dict[str, Any]] = {}
+        found: dict[Hashable, bytes] = {}
         for namespace, ids in missing.items():
-            found |= await self._look_up(namespace, ids)
-        return [self._completed(change, found) for change in changes]
+            for row in await self._find(namespace, list(ids.values())):
+                id_ = bson.decode(row.raw, codec_options=self._lenient)["_id"]
+                found[document_key(namespace, id_)] = bytes(row.raw)
+        if found:
+            average = sum(map(len, found.values())) // len(found)
+            self._slice = max(1, min(_MOST, _BYTES // max(1, average)))
+        return found
 
-    async def _look_up(self, namespace: Namespace, ids: dict[Hashable, Any]) -> dict[Hashable, dict[str, Any]]:
+    async def _find(self, namespace: Namespace, ids: list[Any]) -> list[RawBSONDocument]:
         collection = self._client[namespace[0]].get_collection(
-            namespace[1], codec_options=self._codec_options, read_concern=ReadConcern("majority")
+            namespace[1], codec_options=RAW, read_concern=ReadConcern("majority")
         )
-        query = {"_id": {"$in": list(ids.values())}}
-        rows: list[dict[str, Any]] = []
+        query = bson.encode({"_id": {"$in": ids}}, codec_options=self._codec_options)
+        rows: list[RawBSONDocument] = []
         try:
             async for attempt in stamina.retry_context(
                 on=self._is_transient, attempts=None, timeout=None, wait_initial=0.1, wait_max=10.0
             ):
                 with attempt:
-                    rows = await collection.find(query).to_list(None)
+                    rows = await collection.find(RawBSONDocument(query)).to_list(None)
         except PyMongoError as error:
             verdict = fatal(error, self._address)
             assert verdict is not None  # everything else is tried again
             raise verdict from error
-        return {document_key(namespace, row["_id"]): row for row in rows}
+        return rows
 
     def _is_transient(self, error: Exception) -> bool:
         return isinstance(error, PyMongoError) and fatal(error, self._address) is None
 
-    @staticmethod
-    def _completed(change: Change, found: dict[Hashable, dict[str, Any]]) -> Change:
-        if change.document is not None or change.operation != "update":
+    def _completed(self, change: Change, found: dict[Hashable, bytes]) -> Change:
+        row = found.get(change.key) if _lacks_document(change) else None
+        if row is None:
             return change
-        document = found.get(change.key)
-        # Each change gets a copy: its instance takes the row over.
-        return change if document is None else change._replace(document=dict(document), image="current")
+        try:
+            # Decoded for each change anew: its instance takes the row over, and receivers may change it.
+            document = bson.decode(row, codec_options=self._codec_options)
+        except Exception:  # a value without a Python counterpart: that it changed can be told all the same
+            return change
+        return change._replace(document=document, image="current", size=change.size + len(row))
+
+
+def _lacks_document(change: Change) -> bool:
+    return change.document is None and change.operation == "update"

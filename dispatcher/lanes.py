@@ -62,6 +62,7 @@ class Lanes:
         self._turn = _TURN
         self._changed: asyncio.Future[None] | None = None
         self._stopping = False
+        self.cutting = False
         self.queued = 0
         self.queued_bytes = 0
         self.in_flight = 0
@@ -74,14 +75,15 @@ class Lanes:
     async def room(self) -> None:
         """Wait until another job may be added."""
         while self.full:
-            await self._change()
+            await self.progress()
 
     async def idle(self) -> None:
         """Wait until nothing is left to do."""
         while self.queued:
-            await self._change()
+            await self.progress()
 
-    async def _change(self) -> None:
+    async def progress(self) -> None:
+        """Wait until a job is finished."""
         self._changed = asyncio.get_running_loop().create_future()
         await self._changed
 
@@ -188,6 +190,7 @@ class Lanes:
             return 0
         await asyncio.wait(self._workers, timeout=grace)
         cut = self.in_flight
+        self.cutting = True
         refused = await end(self._workers, within=_PATIENCE)
         if refused:
             log.error(

@@ -54,9 +54,13 @@ def configure_logging(log_format: str, level: str) -> None:
     stamina.instrumentation.set_on_retry_hooks(())  # we log retries ourselves, under our own keys
     console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     renderer: list[Any] = (
-        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        [
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            )
+        ]
         if console
-        else [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(default=str)]
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
     )
     structlog.configure(
         processors=[

@@ -36,7 +36,18 @@ log = get_logger()
 _DELIVERABLE: Final = frozenset({"insert", "update", "replace", "delete"})
 
 # Events taken apart in one go: long enough to share a lookup, short enough not to keep the event loop.
-_CHUNK: Final = 250
+_CHUNK: Final = 100
+
+# Changes behind the oldest unfinished one, at most. Others flow past a slow document, but what is finished ahead
+# of it must be remembered, and fit into the document that holds the position (16 MB).
+_LONGEST_SPAN: Final = 20_000
+
+# A batch of fewer events means that we are up to date: it is delivered before the next is asked for. Asking takes
+# a millisecond of this process, in which nothing would be delivered.
+_SMALL: Final = 100
+
+# Seconds that a save may take at the end.
+_SAVE_PATIENCE: Final = 5.0
 
 
 class Pipeline:
@@ -91,6 +102,7 @@ class Pipeline:
             timeout=settings.timeout,
             stats=stats,
             log_each=settings.log_level == "debug",
+            cutting=lambda: self._lanes.cutting,
         )
         self._lanes = Lanes(
             self._deliverer.work,
@@ -131,7 +143,8 @@ class Pipeline:
         finally:
             await end([*tasks, stopped])
             ending.set()
-            await asyncio.wait([saving])
+            await asyncio.wait([saving], timeout=_SAVE_PATIENCE)
+            await end([saving])
             await self._drain()
         self._raise_failures([*tasks, saving])
 
@@ -150,18 +163,24 @@ class Pipeline:
     async def _read(self, batches: "asyncio.Queue[Batch]") -> None:
         async for batch in self._source.batches(self._start):
             await batches.put(batch)
+            if len(batch.events) < _SMALL:
+                await batches.join()
 
     async def _fill_lanes(self, batches: "asyncio.Queue[Batch]") -> None:
         while True:
             batch = await batches.get()
             for i in range(0, len(batch.events), _CHUNK):
                 changes = self._decode(batch.events[i : i + _CHUNK])
-                for change in await self._images.complete(changes):
-                    if self._lanes.full:
-                        await self._lanes.room()
-                    self._enter(change)
+                async for part in self._images.complete(changes):
+                    for change in part:
+                        if self._lanes.full:
+                            await self._lanes.room()
+                        while self._tracker.span >= _LONGEST_SPAN:
+                            await self._lanes.progress()
+                        self._enter(change)
                 await asyncio.sleep(0)
             self._tracker.mark(batch.token)
+            batches.task_done()
 
     def _decode(self, events: list[RawBSONDocument]) -> list[Change]:
         self._stats.read += len(events)
@@ -175,7 +194,7 @@ class Pipeline:
                     "a change event can not be decoded; it is skipped",
                     action="change.undecodable",
                     token=error.token,
-                    key=repr(error.key),
+                    id=repr(error.key),
                     error=str(error),
                 )
         return changes
@@ -221,10 +240,14 @@ class Pipeline:
             if not busy and loop.time() - last < self._settings.idle_save_interval:
                 continue
             delivered, last = self._stats.delivered, loop.time()
-            await self._save([])
+            await self._save()
 
-    async def _save(self, ahead: list[str]) -> None:
+    async def _save(self, *, finally_: bool = False) -> None:
         token = self._tracker.token
+        # What an earlier process finished ahead stays in force until the stream has come past it.
+        ahead = sorted(self._ahead)
+        if finally_:
+            ahead += self._tracker.ahead
         if token == self._saved and not ahead:
             return
         try:
@@ -252,5 +275,7 @@ class Pipeline:
                 deliveries=cut,
                 grace=self._settings.grace,
             )
-        with suppress(DispatcherError):  # who lost the position has no say in it, and the reason is known
-            await self._save(self._tracker.ahead)
+        # Who lost the position has no say in it, and the reason is known. A server that is gone is not waited for.
+        with suppress(DispatcherError, TimeoutError):
+            async with asyncio.timeout(_SAVE_PATIENCE):
+                await self._save(finally_=True)

@@ -79,6 +79,11 @@ class Tracker:
             self.token = self._mark
 
     @property
+    def span(self) -> int:
+        """How many changes lie between the position and the newest one, finished or not."""
+        return len(self._open)
+
+    @property
     def ahead(self) -> list[str]:
         """Tokens of changes that are finished, behind one that is not."""
         return [job.token for job in self._open if job.done]

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
 from dispatcher.events import Calls, Change, Namespace
+from mongoz.signals.names import POST
 from mongoz.signals.receivers import Receiver
-from mongoz.signals.signal import POST
 from mongoz.stamps import Call, Stamp, key_hash
 
 __all__ = ["Listener", "Routes"]

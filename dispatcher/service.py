@@ -2,15 +2,18 @@
 
 import asyncio
 import gc
+import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
-from typing import Any, Final, NoReturn
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
 
 from pymongo import AsyncMongoClient
 from pymongo.errors import ConfigurationError, ConnectionFailure, OperationFailure, PyMongoError
 
+from dispatcher.cancelling import end
 from dispatcher.exceptions import (
     ApplicationError,
     CannotConnect,
@@ -46,6 +49,10 @@ _SELECTION_TIMEOUT_MS: Final = 5_000
 # How long a server that was thought lost may stay unasked; the driver's default is ten seconds.
 _HEARTBEAT_MS: Final = 2_000
 
+# Threads that receivers started with asyncio.to_thread, and the seconds they are given at the end.
+_THREADS: Final = "dispatcher-thread"
+_THREAD_PATIENCE: Final = 5.0
+
 
 class Service:
     """One dispatcher process for one registry.
@@ -77,6 +84,11 @@ class Service:
         self._address = registry.address
         self.routes = Routes(registry.all_documents, group)
         if not self.routes.namespaces:
+            if not registry.all_documents:
+                raise NothingToDeliver(
+                    "The registry has no documents.",
+                    remedy="Is the module with the documents imported, and does their Meta name this registry?",
+                )
             raise NothingToDeliver(
                 f"None of the {len(registry.all_documents)} documents of the registry has a post_save, "
                 "post_update or post_delete receiver that may run in the dispatcher.",
@@ -94,27 +106,35 @@ class Service:
         Raises:
             DispatcherError: it can't work, or can't go on.
         """
-        client: AsyncMongoClient[Any] = AsyncMongoClient(
-            self._url,
-            appname="mongoz-dispatcher",
-            serverSelectionTimeoutMS=int(self.settings.connect_timeout * 1000),
-            socketTimeoutMS=_SOCKET_TIMEOUT_MS,
-        )
-        async with client:
-            await self._check_server(client)
-        client = AsyncMongoClient(
-            self._url,
-            appname="mongoz-dispatcher",
-            serverSelectionTimeoutMS=_SELECTION_TIMEOUT_MS,
-            heartbeatFrequencyMS=_HEARTBEAT_MS,
-            socketTimeoutMS=_SOCKET_TIMEOUT_MS,
-        )
+        starting = asyncio.create_task(self._start(), name="start")
+        stopped = asyncio.create_task(stop.wait(), name="wait-for-stop")
+        await asyncio.wait([starting, stopped], return_when=asyncio.FIRST_COMPLETED)
+        await end([stopped] if starting.done() else [stopped, starting])
+        if starting.cancelled():
+            log.info("stopped before it had begun", action="dispatcher.stopped", **self.stats.as_dict())
+            return
+        client, pipeline = starting.result()
         async with client, self._registry:
-            pipeline = await self._build(client)
             try:
                 await pipeline.run(stop)
             finally:
                 log.info("stopped", action="dispatcher.stopped", **self.stats.as_dict())
+
+    async def _start(self) -> tuple[AsyncMongoClient[Any], Pipeline]:
+        """Look whether the server will do, and take the position over."""
+        async with self._client(serverSelectionTimeoutMS=int(self.settings.connect_timeout * 1000)) as client:
+            await self._check_server(client)
+        client = self._client(serverSelectionTimeoutMS=_SELECTION_TIMEOUT_MS, heartbeatFrequencyMS=_HEARTBEAT_MS)
+        try:
+            return client, await self._build(client)
+        except BaseException:
+            await client.close()
+            raise
+
+    def _client(self, **options: Any) -> AsyncMongoClient[Any]:
+        return AsyncMongoClient(
+            self._url, appname="mongoz-dispatcher", socketTimeoutMS=_SOCKET_TIMEOUT_MS, **options
+        )
 
     async def _build(self, client: AsyncMongoClient[Any]) -> Pipeline:
         scope = Scope.of(self.routes.namespaces)
@@ -221,7 +241,7 @@ class Service:
         return CannotConnect(
             f"No MongoDB server answers at {self._address} within {self.settings.connect_timeout:g} s: "
             f"{in_short(error)}",
-            remedy="Is it running, is the URL right, and may this machine reach it?",
+            remedy="Is it running, are address and replicaSet of the URL right, may this machine reach it?",
         )
 
 
@@ -266,35 +286,49 @@ def run(service: Callable[[asyncio.Event], Coroutine[Any, Any, None]], loop: str
 
     async def main() -> None:
         _relax_garbage_collection()
+        threads = ThreadPoolExecutor(thread_name_prefix=_THREADS)
+        asyncio.get_running_loop().set_default_executor(threads)
         stop = asyncio.Event()
-        with _stopped_by_signals(stop):
+        _stop_on_signals(stop)
+        try:
             await service(stop)
+        finally:
+            await _leave_threads(threads)
 
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(main())
 
 
-@contextmanager
-def _stopped_by_signals(stop: asyncio.Event) -> Iterator[None]:
-    """A signal only sets an event; earlier handlers are restored at the end."""
+async def _leave_threads(threads: ThreadPoolExecutor) -> None:
+    """Let threads that receivers started end, but not for ever: Python would wait for them without a limit."""
+    threads.shutdown(wait=False, cancel_futures=True)
+    deadline = asyncio.get_running_loop().time() + _THREAD_PATIENCE
+    while any(thread.name.startswith(_THREADS) for thread in threading.enumerate()):
+        if asyncio.get_running_loop().time() > deadline:
+            log.warning("threads of receivers are still at work and are left behind", action="dispatcher.threads")
+            sys.stdout.flush()
+            os._exit(ExitCode.OK)
+        await asyncio.sleep(0.02)
+
+
+def _stop_on_signals(stop: asyncio.Event) -> None:
+    """Have SIGINT and SIGTERM set an event, for as long as this process lives.
+
+    A handler interrupts the main thread anywhere, inside of the logger too, so it does not log.
+    """
     loop = asyncio.get_running_loop()
+    seen: list[int] = []
 
     def on_signal(number: int, _frame: Any) -> None:
-        if stop.is_set():
-            _exit_at_once(number)
-        log.info("stopping", action="dispatcher.stopping", signal=signal.Signals(number).name)
-        loop.call_soon_threadsafe(stop.set)
+        seen.append(number)
+        if len(seen) > 1:
+            os.write(2, b"forced to stop\n")
+            os._exit(ExitCode.FORCED)
+        loop.call_soon_threadsafe(begin_to_stop, signal.Signals(number).name)
 
-    earlier = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
+    def begin_to_stop(name: str) -> None:
+        log.info("stopping; a second signal ends at once", action="dispatcher.stopping", signal=name)
+        stop.set()
 
-
-def _exit_at_once(number: int) -> NoReturn:
-    import os  # noqa: PLC0415 - only here
-
-    log.warning("forced to stop", action="dispatcher.forced", signal=signal.Signals(number).name)
-    os._exit(ExitCode.FORCED)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)

@@ -27,7 +27,7 @@ class Settings(BaseSettings):
         description="Deliveries in flight at most; one document has one at a time.",
     )
     max_queued: int = Field(
-        default=5_000, ge=1, description="Changes read ahead at most; slow receivers slow the reading down."
+        default=1_000, ge=1, description="Changes read ahead at most; slow receivers slow the reading down."
     )
     max_queued_mb: int = Field(default=16, ge=1, description="Megabytes of change events read ahead at most.")
     batch_size: int = Field(
@@ -37,25 +37,33 @@ class Settings(BaseSettings):
     timeout: float = Field(
         default=30.0,
         gt=0,
+        allow_inf_nan=False,
         description="Seconds after which a hanging receiver is cancelled and counts as failed.",
     )
     grace: float = Field(
-        default=30.0, ge=0, description="Seconds that deliveries in flight are given to end at SIGTERM."
+        default=30.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Seconds that deliveries in flight are given to end at SIGTERM.",
     )
-    save_interval: float = Field(default=1.0, gt=0, description="Seconds between two saves of the position.")
+    save_interval: float = Field(
+        default=1.0, gt=0, allow_inf_nan=False, description="Seconds between two saves of the position."
+    )
     idle_save_interval: float = Field(
         default=10.0,
         gt=0,
+        allow_inf_nan=False,
         description="The same while nothing is delivered, so that the position does not age.",
     )
     connect_timeout: float = Field(
         default=10.0,
         gt=0,
+        allow_inf_nan=False,
         description="Seconds to wait for the server at the start. Later it waits for ever.",
     )
     state_database: str = Field(
         default="mongoz_dispatcher",
-        min_length=1,
+        pattern=r"^[A-Za-z0-9_-]{1,38}$",  # no deployment allows fewer characters
         description="The database that holds the dispatcher's state.",
     )
     log_format: Literal["auto", "console", "json"] = Field(

@@ -13,12 +13,11 @@ from hashlib import sha256
 from typing import Any, Final, NamedTuple
 
 from bson import json_util
-from bson.codec_options import CodecOptions
-from bson.raw_bson import RawBSONDocument
 from pymongo import AsyncMongoClient
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import PyMongoError
 
+from dispatcher.codec import RAW
 from dispatcher.events import Batch, Namespace, Start
 from dispatcher.failures import fatal, in_short
 from dispatcher.observe import Stats, get_logger
@@ -26,8 +25,6 @@ from dispatcher.observe import Stats, get_logger
 __all__ = ["ChangeStreamSource", "Scope"]
 
 log = get_logger()
-
-_RAW: Final[CodecOptions[RawBSONDocument]] = CodecOptions(document_class=RawBSONDocument)
 
 _DOCUMENT_OPERATIONS: Final = ["insert", "update", "replace", "delete"]
 
@@ -161,7 +158,7 @@ class ChangeStreamSource:
         }
         try:
             while cursor:
-                answer = await self._database.command(more, session=session, codec_options=_RAW)
+                answer = await self._database.command(more, session=session, codec_options=RAW)
                 reply = answer["cursor"]
                 cursor = reply["id"]
                 yield Batch(reply["nextBatch"], str(reply["postBatchResumeToken"]["_data"]))
@@ -189,7 +186,7 @@ class ChangeStreamSource:
             "cursor": {"batchSize": 0},
             "comment": "mongoz dispatcher",
         }
-        answer = await self._database.command(command, session=session, codec_options=_RAW)
+        answer = await self._database.command(command, session=session, codec_options=RAW)
         return answer["cursor"]
 
     async def _kill(self, session: AsyncClientSession, cursor: int) -> None:

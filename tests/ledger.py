@@ -138,7 +138,7 @@ class Writer(threading.Thread):
         self.failure: Exception | None = None
         self._clients = clients
         self._random = random.Random(seed)
-        self._ids = {f"a{i}": ObjectId() for i in range(documents)}
+        self._ids = {f"a{i}": ObjectId(self._random.randbytes(12)) for i in range(documents)}
         self._count = dict.fromkeys(self._ids, 0)
         self._goal = writes
         self._pause = pause

@@ -58,6 +58,7 @@ def settings_for(registry: Registry, **changes: Any) -> Settings:
         "save_interval": 0.05,
         "idle_save_interval": 0.1,
         "connect_timeout": 5.0,
+        "grace": 1.0,  # a test that fails must not wait for its receivers
         "state_database": f"{registry.dispatched or 'plain'}_state",
     }
     return Settings(**{**defaults, **changes})

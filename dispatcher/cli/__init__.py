@@ -16,7 +16,7 @@ app = typer.Typer(
     name="dispatcher",
     help="Delivers mongoz signals for writes that were made elsewhere: another service, a shell, a migration.",
     no_args_is_help=True,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

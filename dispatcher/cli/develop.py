@@ -1,6 +1,6 @@
 """Commands for trying and developing: `demo` and `dev`."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -20,19 +20,21 @@ def _dev(
     imports: Import = [],  # noqa: B006 - typer copies it
     port: Annotated[
         int | None,
-        typer.Option(help="Port of the embedded MongoDB; a free one by default.", show_default=False),
+        typer.Option(
+            min=1, max=65_535, help="Port of the embedded MongoDB; a free one by default.", show_default=False
+        ),
     ] = None,
     data: Annotated[
         str | None,
         typer.Option(help="Directory that keeps the data; a temporary one by default.", show_default=False),
     ] = None,
-    log_level: Annotated[str, flag("log_level")] = default("log_level"),
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], flag("log_level")] = default("log_level"),
 ) -> None:
     """Run the dispatcher on an embedded MongoDB, and again whenever code changes.
 
     APP's registry is pointed to the embedded server; start your application with the URL that is printed.
 
-    Example: [bold]dispatcher dev shop.models:registry[/]
+    Example: `dispatcher dev shop.models:registry`
     """
     from dispatcher.dev import develop  # noqa: PLC0415 - needs the extra "embedded"
 

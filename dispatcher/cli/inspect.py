@@ -13,7 +13,7 @@ from dispatcher.application import load_registry
 from dispatcher.cli.options import App, Import, Json, default, flag
 from dispatcher.cli.output import out, print_json
 from dispatcher.exceptions import ApplicationError, CannotConnect, ExitCode
-from dispatcher.failures import fatal
+from dispatcher.failures import fatal, in_short
 from dispatcher.positions import PositionStore
 from dispatcher.routing import Routes
 from mongoz import Registry
@@ -32,7 +32,7 @@ def add_to(app: typer.Typer) -> None:
 def _receivers(app: App, imports: Import = [], as_json: Json = False) -> None:  # noqa: B006 - typer's way
     """List who listens to what in the dispatcher, and where it is defined.
 
-    Example: [bold]dispatcher receivers shop.models:registry[/]
+    Example: `dispatcher receivers shop.models:registry`
     """
     registry = load_registry(app, imports)
     routes = Routes(registry.all_documents, registry.dispatched or "default")
@@ -52,7 +52,9 @@ def _receivers(app: App, imports: Import = [], as_json: Json = False) -> None:  
     if as_json:
         print_json(rows)
         return
-    table = Table("collection", "document", "signal", "receiver", "delivery", "defined at")
+    table = Table(box=None, pad_edge=False)
+    for heading in ("collection", "document", "signal", "receiver", "delivery", "defined at"):
+        table.add_column(heading, overflow="fold")
     for row in rows:
         table.add_row(*row.values())
     out.print(table if rows else "No receiver of this application may run in the dispatcher.")
@@ -72,7 +74,7 @@ def _show_position(
 
     A running dispatcher saves its position at least every ten seconds, on an idle stream too.
 
-    Example: [bold]dispatcher position show shop.models:registry --max-age 60[/]
+    Example: `dispatcher position show shop.models:registry --max-age 60`
     """
     registry = load_registry(app)
     found = asyncio.run(_peek(registry, url or registry.url, state_database))
@@ -98,7 +100,10 @@ async def _peek(registry: Registry, url: str | None, database: str) -> dict[str,
         except PyMongoError as error:
             raise (
                 fatal(error, registry.address)
-                or CannotConnect(f"No MongoDB server answers at {registry.address}: {error}")
+                or CannotConnect(
+                    f"No MongoDB server answers at {registry.address}: {in_short(error)}",
+                    remedy="Is it running, is the URL right, and may this machine reach it?",
+                )
             ) from error
 
 

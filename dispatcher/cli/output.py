@@ -10,6 +10,8 @@ from dispatcher.exceptions import DispatcherError
 __all__ = ["complain", "out", "print_json"]
 
 out = Console(highlight=False)
+if not out.is_terminal:
+    out.width = 250  # whoever reads a pipe wants whole names
 _err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 

@@ -1,6 +1,8 @@
 """`dispatcher run`."""
 
-from typing import Annotated
+import io
+import sys
+from typing import Annotated, Literal
 
 import typer
 
@@ -32,16 +34,19 @@ def _run(  # noqa: PLR0913 - one parameter per flag
     idle_save_interval: Annotated[float, flag("idle_save_interval")] = default("idle_save_interval"),
     connect_timeout: Annotated[float, flag("connect_timeout")] = default("connect_timeout"),
     state_database: Annotated[str, flag("state_database")] = default("state_database"),
-    log_format: Annotated[str, flag("log_format")] = default("log_format"),
-    log_level: Annotated[str, flag("log_level")] = default("log_level"),
+    log_format: Annotated[Literal["auto", "console", "json"], flag("log_format")] = default("log_format"),
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], flag("log_level")] = default("log_level"),
 ) -> None:
     """Deliver changes to the receivers of APP until stopped by SIGTERM or SIGINT.
 
     The first start begins now; every later one continues where the last one stopped, however it ended. One
     dispatcher runs per group: a second one takes over from the first.
 
-    Example: [bold]dispatcher run shop.models:registry --import shop.receivers[/]
+    Example: `dispatcher run shop.models:registry --import shop.receivers`
     """
+    # What receivers print must not be lost in a buffer when the process is killed: the position would be past it.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
     settings = make_settings(
         url=url,
         deliver_everything=deliver_everything,

@@ -55,7 +55,13 @@ class Shop(NamedTuple):
         """
         command = [sys.executable, "-m", "dispatcher", "receivers", f"{self.package}.app:registry", "--json"]
         asked = subprocess.run(  # noqa: S603 - our own interpreter
-            command, cwd=self.directory, env=self.environment, capture_output=True, text=True, check=False
+            command,
+            cwd=self.directory,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            start_new_session=True,  # Ctrl-C is for us alone
         )
         if asked.returncode:
             raise ApplicationError(f"The sample application does not load: {asked.stderr.strip()}")

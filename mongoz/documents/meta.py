@@ -68,7 +68,7 @@ class MetaInfo:
         self.abstract = self.abstract or not set(fields) - {"id"}
         if not self.abstract and self.registry is not None:
             if self.database is None:
-                raise ImproperlyConfigured(_NO_DATABASE)
+                raise ImproperlyConfigured(_NO_DATABASE, detail=f"({self._document_name} has none.)")
             self.collection = self._make_collection(self.database)
         self.signals = Broadcaster(
             document,

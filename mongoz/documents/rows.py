@@ -116,7 +116,7 @@ def previous(instance: D) -> D | None:
     try:
         # A copy: receivers get it, and what they do to it must not reach the snapshot.
         return hydrate(type(instance), stored(row), state.collection)
-    except ValidationError:  # the model became stricter since: better nothing than a half
+    except Exception:  # the model, or a validator of it, became stricter since: better nothing than a half
         return None
 
 

@@ -66,6 +66,11 @@ def _touch(instance: "Document") -> list[str]:
     return names
 
 
+def _require_id(instance: "Document") -> None:
+    if instance.id is None:  # and not "the document whose _id is null", which somebody may have
+        raise DocumentNotFound(f"This {type(instance).__name__} was never saved: it has no id.")
+
+
 def _gone(instance: "Document", target: Collection) -> DocumentNotFound:
     return DocumentNotFound(f"{target.namespace} has no document with _id {instance.id!r} any more.")
 
@@ -141,21 +146,22 @@ async def update(instance: D, values: dict[str, Any]) -> D:
         return instance
     document, signals = type(instance), type(instance).meta.signals
     target = _target(instance, None)
+    _require_id(instance)
     names = _field_names(document, values)
     candidate = _with_values(instance, {names[name]: value for name, value in values.items()})
     fields = frozenset([*names.values(), *_touch(candidate)])
-    undo = _state(instance)
+    undo, ours = _state(instance), None
     try:
         instance.__dict__.update({name: candidate.__dict__[name] for name in fields})
         instance.__pydantic_fields_set__.update(fields)
         changed, removed = await _patch(instance, fields)
+        ours = dict(instance.__dict__)
         firing = plan(signals.post_update)
         was = previous(instance) if firing.receivers else None
         origin = _Origin(firing, target, instance.id, Call.UPDATED, natural=True)
         await _apply(instance, target, origin.onto(changed), removed)
     except BaseException:
-        for name, value in undo.items():
-            object.__setattr__(instance, name, value)
+        _put_back(instance, undo, ours)
         raise
     known = loaded(instance).row()
     if known is not None:  # else nothing is known about the other fields, and nothing is assumed
@@ -171,6 +177,21 @@ def _state(instance: "Document") -> dict[str, Any]:
     names = ("__dict__", "__pydantic_extra__", "__pydantic_fields_set__")
     state = {name: copy.copy(getattr(instance, name)) for name in names}
     return copy.deepcopy(state) if type(instance).meta.signals.pre_update.receivers else state
+
+
+def _put_back(instance: "Document", undo: dict[str, Any], ours: dict[str, Any] | None) -> None:
+    """Undo an update that failed: after the receivers, only what is still as this call left it.
+
+    Another update of the same instance may have changed, and written, other fields in the meantime.
+    """
+    if ours is not None:
+        before, now = undo.pop("__dict__"), instance.__dict__
+        for name, value in ours.items():
+            if name in before and now.get(name) is value:
+                now[name] = before[name]
+        undo.pop("__pydantic_fields_set__")
+    for name, value in undo.items():
+        object.__setattr__(instance, name, value)
 
 
 async def _patch(instance: "Document", fields: frozenset[str]) -> Changes:
@@ -237,6 +258,7 @@ async def delete(instance: "Document") -> int:
     """Delete an instance; see `Document.delete`."""
     document, signals = type(instance), type(instance).meta.signals
     target = _target(instance, None)
+    _require_id(instance)
     await signals.pre_delete.send(document, instance=instance)
     firing = plan(signals.post_delete)
     count = int((await target._collection.delete_one({"_id": instance.id})).deleted_count)

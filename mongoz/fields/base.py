@@ -89,7 +89,7 @@ def declare(  # noqa: PLR0913 - the shared arguments of all fields
     unknown = next((key for key in given if key not in _PYDANTIC_ARGUMENTS), None)
     if unknown:
         raise FieldDefinitionError(
-            f"A field has no argument {unknown!r}.{nearest(unknown, _OUR_ARGUMENTS | _PYDANTIC_ARGUMENTS)}"
+            f"This field has no argument {unknown!r}.{nearest(unknown, _OUR_ARGUMENTS | _OF_SOME_FIELDS)}"
         )
     annotation = field_type | None if null else field_type
     field = BaseField(annotation=annotation, title=title, description=description or help_text, **given)
@@ -98,6 +98,9 @@ def declare(  # noqa: PLR0913 - the shared arguments of all fields
     field.auto_now, field.auto_now_add = auto_now, auto_now_add
     return field
 
+
+# For the hint only: those that a factory takes of its own, or that people use of pydantic's.
+_OF_SOME_FIELDS: Final = frozenset({"maximum", "minimum", "multiple_of", "max_length", "min_length", "pattern"})
 
 _OUR_ARGUMENTS: Final = frozenset(inspect.signature(declare).parameters) - {
     "field_type",

@@ -1,9 +1,12 @@
 """Keyword filters: the table of lookups, and how a keyword is taken apart."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from mongoz.exceptions import OperatorInvalid, nearest
+import bson
+
+from mongoz.exceptions import OperatorInvalid
 from mongoz.fields.storage import stored
 from mongoz.queries.paths import QueriedDocument, resolve, stored_id
 from mongoz.settings import settings
@@ -60,9 +63,16 @@ def _literally(path: str, condition: dict[str, Any]) -> dict[str, Any]:
     """The condition on a path; MongoDB refuses `{"$in": [{"$gt": ""}]}`, whereas `$eq` compares such a dict."""
     for operator, junction in (("$in", "$or"), ("$nin", "$nor")):
         members = condition.get(operator, ())
-        if any(isinstance(m, dict) and any(str(key).startswith("$") for key in m) for m in members):
+        if any(map(_has_a_meaning_of_its_own, members)):
             return {junction: [{path: {"$eq": member}} for member in members]}
     return {path: condition}
+
+
+def _has_a_meaning_of_its_own(member: Any) -> bool:
+    """What MongoDB would not compare in a list, but refuse or match with."""
+    if isinstance(member, re.Pattern | bson.Regex):
+        return True
+    return isinstance(member, dict) and any(str(key).startswith("$") for key in member)
 
 
 def _take_apart(document: QueriedDocument, keyword: str) -> tuple[str, str]:
@@ -75,6 +85,6 @@ def _take_apart(document: QueriedDocument, keyword: str) -> tuple[str, str]:
     if lookup not in LOOKUPS:
         raise OperatorInvalid(
             f"There is no lookup {lookup!r} (in {keyword!r} of {document.__name__})."
-            f"{nearest(lookup, LOOKUPS)} Valid are: {', '.join(sorted(LOOKUPS))}."
+            f" Valid are: {', '.join(sorted(LOOKUPS))}."
         )
     return path, lookup

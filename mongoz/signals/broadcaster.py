@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from mongoz.exceptions import SignalError, nearest
-from mongoz.signals.signal import BUILT_IN, Signal
+from mongoz.signals.names import BUILT_IN
+from mongoz.signals.signal import Signal
 
 __all__ = ["Broadcaster"]
 

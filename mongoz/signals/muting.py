@@ -5,7 +5,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
-from mongoz.exceptions import SignalError
+from mongoz.exceptions import SignalError, nearest
+from mongoz.signals.names import BUILT_IN
 
 __all__ = ["is_muted", "muted", "mutes"]
 
@@ -50,6 +51,9 @@ def muted(*targets: Any) -> Iterator[None]:
         >>> with muted(User, "post_save"):
         ...     await user.save()
     """
+    for target in targets:
+        if isinstance(target, str) and target.startswith(("pre_", "post_")) and target not in BUILT_IN:
+            raise SignalError(f"There is no signal {target!r} to mute.{nearest(target, BUILT_IN)}")
     documents = tuple(target for target in targets if isinstance(target, type) and hasattr(target, "meta"))
     names = frozenset(target for target in targets if isinstance(target, str))
     if len(documents) + len([t for t in targets if isinstance(t, str)]) != len(targets):

@@ -6,11 +6,12 @@ import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 from bson import Timestamp
 
-from mongoz.exceptions import SignalError
+from mongoz.exceptions import SignalError, nearest
+from mongoz.signals.names import KEYWORDS
 from mongoz.stamps import receiver_id
 
 __all__ = ["Delivery", "DeliveryMode", "Receiver", "ReceiverFunction", "importable_name", "make_receiver"]
@@ -98,7 +99,7 @@ def make_receiver(
     """
     label = _label(function)
     _check_async(function, label)
-    _check_signature(function, label)
+    _check_signature(function, label, signal)
     if delivery not in get_args(DeliveryMode):
         raise SignalError(
             f"delivery={delivery!r} of {label} is none of {', '.join(map(repr, get_args(DeliveryMode)))}."
@@ -158,6 +159,9 @@ def _where(function: Any) -> str:
     return f"{code.co_filename}:{code.co_firstlineno}" if code else ""
 
 
+_NAMED: Final = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
 def _check_async(function: Any, label: str) -> None:
     if not callable(function):
         raise SignalError(f"{label} is not callable; connect an async function.")
@@ -175,7 +179,7 @@ def _is_async_mock(thing: Any) -> bool:
     return "_is_coroutine" in getattr(thing, "__dict__", {})
 
 
-def _check_signature(function: Any, label: str) -> None:
+def _check_signature(function: Any, label: str, signal: str) -> None:
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):  # built without a signature: nothing to hold against it
@@ -196,3 +200,10 @@ def _check_signature(function: Any, label: str) -> None:
             f"{label} must take {' and '.join(missing)}; "
             "write it as 'async def receiver(sender, instance, **kwargs)'."
         )
+    for parameter in parameters:
+        required = parameter.default is parameter.empty and parameter.kind in _NAMED
+        if signal in KEYWORDS and required and parameter.name not in KEYWORDS[signal]:
+            raise SignalError(
+                f"{label} requires {parameter.name!r}, which {signal} does not send."
+                f"{nearest(parameter.name, KEYWORDS[signal])}"
+            )

@@ -3,19 +3,16 @@
 import itertools
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 from mongoz.exceptions import SignalError
 from mongoz.signals.muting import is_muted, mutes
+from mongoz.signals.names import POST
 from mongoz.signals.receivers import Receiver, ReceiverFunction, importable_name, make_receiver
 from mongoz.stamps import receiver_id
 
-__all__ = ["BUILT_IN", "POST", "PRE", "Signal"]
-
-PRE: Final = ("pre_save", "pre_update", "pre_delete")
-POST: Final = ("post_save", "post_update", "post_delete")
-BUILT_IN: Final = frozenset(PRE + POST)
+__all__ = ["Signal"]
 
 _F = TypeVar("_F", bound=ReceiverFunction)
 

@@ -525,3 +525,24 @@ async def test_a_delete_whose_pre_image_does_not_validate_is_told_all_the_same(u
         foreign["users"].delete_one({"_id": id_})
         (call,) = await seen.wait(1)
     assert (call.instance.id, call.delivery.image) == (id_, "key")
+
+
+async def test_what_flows_past_a_slow_document_is_bounded(user, foreign, dispatched, monkeypatch):
+    """Everything that is finished ahead of the position must be remembered: that can't go on for ever."""
+    monkeypatch.setattr("dispatcher.pipeline._LONGEST_SPAN", 60)
+    gate, calls = asyncio.Event(), []
+
+    @post_save(user, name="slow")
+    async def slow(sender, instance, **kwargs):
+        calls.append(instance.name)
+        if instance.name == "slow":
+            await gate.wait()
+
+    async with dispatching(dispatched, batch_size=20) as running:
+        foreign["users"].insert_one({"name": "slow"})
+        foreign["users"].insert_many([{"name": f"n{i}"} for i in range(300)])
+        await eventually(lambda: len(calls) == 60)
+        reads = running.stats.read
+        assert reads <= 60 + 20 * 4
+        gate.set()
+        await eventually(lambda: len(calls) == 301)

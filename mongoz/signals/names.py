@@ -1,0 +1,18 @@
+"""The built-in signals, and the keywords that their receivers get."""
+
+from typing import Final
+
+__all__ = ["BUILT_IN", "KEYWORDS", "POST", "PRE"]
+
+KEYWORDS: Final[dict[str, frozenset[str]]] = {
+    "pre_save": frozenset({"sender", "instance", "created"}),
+    "post_save": frozenset({"sender", "instance", "created", "previous", "delivery"}),
+    "pre_update": frozenset({"sender", "instance", "update_fields"}),
+    "post_update": frozenset({"sender", "instance", "update_fields", "previous", "delivery"}),
+    "pre_delete": frozenset({"sender", "instance"}),
+    "post_delete": frozenset({"sender", "instance", "delivery"}),
+}
+
+PRE: Final = ("pre_save", "pre_update", "pre_delete")
+POST: Final = ("post_save", "post_update", "post_delete")
+BUILT_IN: Final = frozenset(KEYWORDS)

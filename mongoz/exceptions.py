@@ -88,7 +88,10 @@ def nearest(name: str, valid: Iterable[str]) -> str:
         " Did you mean 'email'?"
     """
     known = sorted(set(valid))
-    close = difflib.get_close_matches(name, known, n=1)
-    if close:
-        return f" Did you mean {close[0]!r}?"
-    return f" There are: {', '.join(known)}." if known else ""
+    return did_you_mean(name, known) or (f" There are: {', '.join(known)}." if known else "")
+
+
+def did_you_mean(name: str, valid: Iterable[str]) -> str:
+    """The nearest valid name as a hint, or nothing if none is near."""
+    close = difflib.get_close_matches(name, valid, n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""

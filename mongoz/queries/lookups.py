@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import bson
 
-from mongoz.exceptions import OperatorInvalid
+from mongoz.exceptions import OperatorInvalid, did_you_mean
 from mongoz.fields.storage import stored
 from mongoz.queries.paths import QueriedDocument, resolve, stored_id
 from mongoz.settings import settings
@@ -85,6 +85,6 @@ def _take_apart(document: QueriedDocument, keyword: str) -> tuple[str, str]:
     if lookup not in LOOKUPS:
         raise OperatorInvalid(
             f"There is no lookup {lookup!r} (in {keyword!r} of {document.__name__})."
-            f" Valid are: {', '.join(sorted(LOOKUPS))}."
+            f"{did_you_mean(lookup, LOOKUPS)} Valid are: {', '.join(sorted(LOOKUPS))}."
         )
     return path, lookup

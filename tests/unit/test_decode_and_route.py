@@ -170,7 +170,7 @@ def test_an_event_that_has_no_python_value_says_which():
     with pytest.raises(Undecodable) as caught:
         decode(RawBSONDocument(bytes(raw)), CODEC_OPTIONS)
     assert caught.value.token == "826B03E05E00000012"
-    assert caught.value.key["_id"] == ID
+    assert caught.value.key == ID
 
 
 def test_events_of_whole_collections_have_no_document():

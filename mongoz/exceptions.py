@@ -29,6 +29,7 @@ __all__ = [
     "MultipleDocumentsReturned",
     "OperatorInvalid",
     "SignalError",
+    "did_you_mean",
     "nearest",
 ]
 

@@ -250,3 +250,36 @@ def test_receivers_and_position_show(ledger, foreign, tmp_path):
         assert f'"position": "{foreign.name}:0"' in shown.stdout
     stale = run("position", "show", APP, "--max-age", "0", **ledger.environment)
     assert stale.returncode == ExitCode.FAILED
+
+
+def test_sigterm_while_it_still_connects(tmp_path):
+    """A server that accepts and is silent: the daemon does not wait for it to say something."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(20)
+        app = write_app(tmp_path, f"mongodb://127.0.0.1:{silent.getsockname()[1]}/", receivers=RECEIVER)
+        with daemon(app, "--connect-timeout", "60", cwd=tmp_path) as running:
+            connection, _ = silent.accept()
+            with connection:
+                assert running.terminate(within=10) == ExitCode.OK
+    assert "Traceback" not in running.log
+    assert running.lines("dispatcher.stopped")
+
+
+def test_sigterm_does_not_wait_for_threads_of_receivers(tmp_path, mongo, database, foreign):
+    """Python itself would, without a limit."""
+    receiver = (
+        "import asyncio, pathlib, time\n"
+        "@post_save(Thing)\n"
+        "async def saved(sender, **kwargs):\n"
+        "    pathlib.Path('began').touch()\n"
+        "    await asyncio.to_thread(time.sleep, 60)\n"
+    )
+    app = write_app(tmp_path, mongo.url, receivers=receiver)
+    state = ("--state-database", f"{database}_state")
+    with daemon(app, "--grace", "0.1", *state, cwd=tmp_path) as running:
+        running.wait_started()
+        foreign.client["things"]["things"].insert_one({"name": "a"})
+        eventually_sync((tmp_path / "began").exists)
+        assert running.terminate(within=15) == ExitCode.OK
+    assert running.lines("dispatcher.cut")
+    assert running.lines("dispatcher.threads")

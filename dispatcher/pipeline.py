@@ -245,7 +245,7 @@ class Pipeline:
     async def _save(self, *, finally_: bool = False) -> None:
         token = self._tracker.token
         # What an earlier process finished ahead stays in force until the stream has come past it.
-        ahead = sorted(self._ahead)
+        ahead = sorted(other for other in self._ahead if other > token)
         if finally_:
             ahead += self._tracker.ahead
         if token == self._saved and not ahead:

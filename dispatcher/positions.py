@@ -188,8 +188,3 @@ class PositionStore:
     async def peek(self) -> dict[str, Any] | None:
         """The saved document as it is, without claiming it."""
         return await self._collection.find_one({"_id": self._id})
-
-    @property
-    def name(self) -> str:
-        """The `_id` of the position."""
-        return self._id

@@ -15,8 +15,8 @@ import stamina
 
 from dispatcher.events import Calls, Change, Image, Job
 from dispatcher.observe import Stats, get_logger
-from mongoz.documents.rows import bare_instance, hydrate
 from mongoz.fields.storage import stored_names
+from mongoz.persistence.rows import bare_instance, hydrate
 from mongoz.signals import Delivery
 from mongoz.signals.receivers import Receiver
 

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict
 
 from mongoz.connection import Collection
-from mongoz.documents import rows, writes
 from mongoz.documents.construction import DocumentMetaclass
 from mongoz.documents.meta import MetaInfo
 from mongoz.fields import ObjectId
 from mongoz.fields.base import declare
+from mongoz.persistence import rows, writes
 from mongoz.queries.managers import ObjectsDescriptor, QueryDescriptor
 from mongoz.signals import Broadcaster
 

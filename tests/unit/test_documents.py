@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import mongoz
-from mongoz.documents.rows import changes, hydrate
 from mongoz.exceptions import AbstractDocumentError, ImproperlyConfigured, InvalidKeyError
+from mongoz.persistence.rows import changes, hydrate
 
 NO_DATABASE = (
     "'database' for the table not found in the Meta class or any of the superclasses. "

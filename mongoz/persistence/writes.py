@@ -7,9 +7,9 @@ import bson
 from pydantic import ValidationError
 
 from mongoz.connection import Collection
-from mongoz.documents.rows import Changes, as_loaded, changes, loaded, previous, remember, validated_row
 from mongoz.exceptions import DocumentNotFound, InvalidKeyError, nearest
 from mongoz.fields.storage import stored_names
+from mongoz.persistence.rows import Changes, as_loaded, changes, loaded, previous, remember, validated_row
 from mongoz.signals.firing import Firing, plan
 from mongoz.stamps import FIELD, Call, Stamp, key_hash
 

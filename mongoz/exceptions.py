@@ -9,7 +9,9 @@
     ├── InvalidObjectIdError        a string that is no ObjectId
     ├── SignalError                 a receiver or a signal that could never work
     ├── AbstractDocumentError       an operation on a document that has no collection
-    └── OperatorInvalid             a lookup that does not exist
+    ├── OperatorInvalid             a lookup that does not exist
+    ├── IndexError                  indexes that contradict each other
+    └── TransactionError            a transaction inside a transaction, or on a server that has none
 
 The driver's own errors (DuplicateKeyError, ServerSelectionTimeoutError, ...) pass unwrapped, and so do
 pydantic's ValidationErrors.
@@ -23,12 +25,14 @@ __all__ = [
     "DocumentNotFound",
     "FieldDefinitionError",
     "ImproperlyConfigured",
+    "IndexError",
     "InvalidKeyError",
     "InvalidObjectIdError",
     "MongozException",
     "MultipleDocumentsReturned",
     "OperatorInvalid",
     "SignalError",
+    "TransactionError",
     "did_you_mean",
     "nearest",
 ]
@@ -79,6 +83,14 @@ class AbstractDocumentError(MongozException):
 
 class OperatorInvalid(MongozException):
     """There is no such lookup."""
+
+
+class IndexError(MongozException):
+    """Indexes of a document contradict each other. Not in `mongoz.__all__`: it would hide the built-in one."""
+
+
+class TransactionError(MongozException):
+    """This transaction can not be."""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

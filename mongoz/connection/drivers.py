@@ -5,6 +5,8 @@ Collections of both have the same coroutines for single documents (`insert_one`,
 """
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Protocol
 
 from pymongo import AsyncMongoClient
@@ -25,6 +27,15 @@ class Driver(Protocol):
     async def close(self, client: Any) -> None:
         """Close its sockets."""
 
+    def session(self, client: Any) -> AbstractAsyncContextManager[Any]:
+        """A session that ends with the block."""
+
+    async def start_transaction(self, session: Any, options: dict[str, Any]) -> None:
+        """Start a transaction; no I/O."""
+
+    async def aggregate(self, collection: Any, pipeline: Any, **options: Any) -> Any:
+        """The cursor of an aggregation."""
+
 
 class PyMongoDriver:
     """PyMongo's native async client, the default."""
@@ -38,6 +49,20 @@ class PyMongoDriver:
     async def close(self, client: AsyncMongoClient[dict[str, Any]]) -> None:
         """Close its sockets."""
         await client.close()
+
+    @asynccontextmanager
+    async def session(self, client: AsyncMongoClient[dict[str, Any]]) -> AsyncIterator[Any]:
+        """A session that ends with the block."""
+        async with client.start_session() as session:
+            yield session
+
+    async def start_transaction(self, session: Any, options: dict[str, Any]) -> None:
+        """Start a transaction; no I/O."""
+        await session.start_transaction(**options)
+
+    async def aggregate(self, collection: Any, pipeline: Any, **options: Any) -> Any:
+        """The cursor of an aggregation."""
+        return await collection.aggregate(pipeline, **options)
 
 
 class MotorDriver:
@@ -54,6 +79,20 @@ class MotorDriver:
     async def close(self, client: Any) -> None:
         """Close its sockets."""
         client.close()
+
+    @asynccontextmanager
+    async def session(self, client: Any) -> AsyncIterator[Any]:
+        """A session that ends with the block."""
+        async with await client.start_session() as session:
+            yield session
+
+    async def start_transaction(self, session: Any, options: dict[str, Any]) -> None:
+        """Start a transaction; no I/O."""
+        session.start_transaction(**options)
+
+    async def aggregate(self, collection: Any, pipeline: Any, **options: Any) -> Any:
+        """The cursor of an aggregation."""
+        return collection.aggregate(pipeline, **options)
 
 
 _DRIVERS: dict[str, Driver] = {driver.name: driver for driver in (PyMongoDriver(), MotorDriver())}

@@ -3,9 +3,9 @@
 import asyncio
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
 from bson.codec_options import CodecOptions
 
@@ -13,9 +13,12 @@ from mongoz.connection.address import Seed, first_seed, wants_time_zones
 from mongoz.connection.codec import CODEC_OPTIONS, with_our_types
 from mongoz.connection.database import Database
 from mongoz.connection.drivers import driver_named, driver_of
+from mongoz.connection.transactions import run_transaction, transaction
 from mongoz.exceptions import ImproperlyConfigured
 
 __all__ = ["Registry"]
+
+T = TypeVar("T")
 
 _DEFAULT_GROUP: Final = "default"
 _GROUP: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
@@ -194,6 +197,57 @@ class Registry:
     async def drop_database(self, database: str | Database) -> None:
         """Drop a database with everything in it."""
         await self.client.drop_database(database.name if isinstance(database, Database) else database)
+
+    def _session(self) -> AbstractAsyncContextManager[Any]:
+        """A new session of the running loop's client."""
+        return self._driver.session(self.client)
+
+    def transaction(self, **options: Any) -> AbstractAsyncContextManager[Any]:
+        """A block whose reads and writes happen together or not at all.
+
+        What the entering task calls inside joins the transaction by itself; tasks that it starts don't. In
+        process `post_*` receivers run after the commit, in the order of the writes, and not at all if the block
+        raises: then the transaction is aborted, and instances forget what was written in it.
+
+        Args:
+            **options: what the driver's `start_transaction` takes: `read_concern`, `write_concern`,
+                `read_preference`, `max_commit_time_ms`.
+
+        Returns:
+            A context manager that gives the driver's session, for calls that bypass the ODM.
+
+        Raises:
+            TransactionError: the task is in one already, or the server is no replica set.
+
+        Example:
+            >>> async with registry.transaction():
+            ...     await account.update(U.inc(balance=-10))
+            ...     await Transfer.objects.create(amount=10)
+        """
+        return transaction(self, options)
+
+    async def run_transaction(self, fn: Callable[..., Awaitable[T]], **options: Any) -> T:
+        """Run a function in a transaction, and run it again as a whole while the server asks for that.
+
+        The driver's convention: errors labelled as transient repeat the function, an unknown outcome of the
+        commit repeats the commit, for two minutes at most. What failed attempts would have fired is dropped.
+
+        Args:
+            fn: an async function; it is given the session if it takes an argument.
+            **options: as for `transaction`.
+
+        Returns:
+            What `fn` returned.
+
+        Raises:
+            TransactionError: the task is in a transaction already, or the server is no replica set.
+
+        Example:
+            >>> async def transfer():
+            ...     await account.update(U.inc(balance=-10))
+            >>> await registry.run_transaction(transfer)
+        """
+        return await run_transaction(self, fn, options)
 
     async def close(self) -> None:
         """Close the running loop's client; a later use opens a new one. A client given is left to its owner."""

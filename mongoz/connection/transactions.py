@@ -1,0 +1,226 @@
+"""Transactions: a session that the calls of one task join, and what waits for its commit.
+
+The calls of the task that entered `registry.transaction()` find its session by themselves. Tasks that it
+starts don't: a session can't be used by two tasks at once, and MongoDB would refuse.
+"""
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
+
+from pymongo.errors import OperationFailure, PyMongoError
+
+from mongoz.exceptions import ImproperlyConfigured, TransactionError
+
+if TYPE_CHECKING:
+    from mongoz.connection.registry import Registry
+
+__all__ = ["ALONE", "Joined", "Transaction", "join", "run_transaction", "transaction"]
+
+T = TypeVar("T")
+
+_ILLEGAL_OPERATION: Final = 20  # what a server without a replica set answers to a transaction's first command
+_UNKNOWN_COMMIT: Final = "UnknownTransactionCommitResult"
+_COMMIT_ATTEMPTS: Final = 3
+
+
+class Transaction:
+    """One attempt at a transaction, and what is to happen in this process when it ends.
+
+    Attributes:
+        registry: whose databases it is on.
+        session: the driver's session.
+    """
+
+    __slots__ = ("__weakref__", "_after_commit", "_on_abort", "_task", "registry", "session")
+
+    def __init__(self, registry: "Registry", session: Any) -> None:
+        self.registry = registry
+        self.session = session
+        self._task = asyncio.current_task()
+        self._after_commit: list[Callable[[], Awaitable[None]]] = []
+        self._on_abort: list[Callable[[], None]] = []
+        _by_session[session] = self
+
+    @property
+    def is_entered_here(self) -> bool:
+        """Whether the running task is the one that entered it."""
+        return self._task is asyncio.current_task()
+
+    def after_commit(self, action: Callable[[], Awaitable[None]]) -> None:
+        """Have `action` awaited once the transaction is committed; never if it aborts."""
+        self._after_commit.append(action)
+
+    def on_abort(self, undo: Callable[[], None]) -> None:
+        """Have `undo` called if the transaction aborts: what is in memory then follows the database."""
+        self._on_abort.append(undo)
+
+    async def committed(self) -> None:
+        """Do what waited for the commit, in order, all of it; then raise what was raised.
+
+        Raises:
+            Exception: the only one that was raised, as it is.
+            ExceptionGroup: several were raised. The transaction stands in either case.
+        """
+        del _by_session[self.session]
+        errors: list[Exception] = []
+        for action in self._after_commit:
+            try:
+                await action()
+            except Exception as error:
+                errors.append(error)
+        if len(errors) == 1:
+            raise errors[0]
+        if errors:
+            raise ExceptionGroup(f"{len(errors)} writes of a transaction have receivers that raised", errors)
+
+    def aborted(self) -> None:
+        """Forget what waited, and undo what instances remember of it."""
+        _by_session.pop(self.session, None)
+        for undo in reversed(self._on_abort):
+            undo()
+
+
+_entered: ContextVar[tuple[Transaction, ...]] = ContextVar("mongoz_transactions", default=())
+_by_session: WeakKeyDictionary[Any, Transaction] = WeakKeyDictionary()
+
+
+class Joined(NamedTuple):
+    """What a call works in.
+
+    Attributes:
+        session: the driver's session, or None.
+        transaction: the transaction of ours that the session is in, or None.
+    """
+
+    session: Any = None
+    transaction: Transaction | None = None
+
+    @property
+    def is_somebody_elses_transaction(self) -> bool:
+        """Whether it is in a transaction whose commit we can't see."""
+        return self.session is not None and self.transaction is None and bool(self.session.in_transaction)
+
+
+ALONE: Final = Joined()
+
+
+def join(registry: "Registry", session: Any = None) -> Joined:
+    """The session for a call of the running task.
+
+    Args:
+        registry: whose database is read or written.
+        session: the session that the caller asked for; None joins the transaction that the task entered.
+
+    Raises:
+        ImproperlyConfigured: the session belongs to another client.
+    """
+    if session is not None:
+        if getattr(session, "client", None) is not registry.client:
+            raise ImproperlyConfigured(
+                f"session={session!r} was not started by the client of {registry!r}; start it with "
+                "registry.client.start_session(), or use registry.transaction()."
+            )
+        return Joined(session, _by_session.get(session))
+    if not _entered.get():
+        return ALONE
+    own = _current(registry)
+    return ALONE if own is None else Joined(own.session, own)
+
+
+def _current(registry: "Registry") -> Transaction | None:
+    return next((t for t in _entered.get() if t.registry is registry and t.is_entered_here), None)
+
+
+@contextmanager
+def _ambient(transaction: Transaction) -> Iterator[None]:
+    token = _entered.set((*_entered.get(), transaction))
+    try:
+        yield
+    finally:
+        _entered.reset(token)
+
+
+def _refuse_nesting(registry: "Registry") -> None:
+    if _current(registry) is not None:
+        raise TransactionError(
+            "This task is in a transaction of this registry already, and MongoDB has no nested ones; do the work "
+            "in the transaction that is open."
+        )
+
+
+@asynccontextmanager
+async def transaction(registry: "Registry", options: dict[str, Any]) -> AsyncIterator[Any]:
+    """See `Registry.transaction`."""
+    _refuse_nesting(registry)
+    async with registry._session() as session:
+        await registry._driver.start_transaction(session, options)
+        own = Transaction(registry, session)
+        try:
+            with _ambient(own):
+                yield session
+            await _commit(session)
+        except BaseException as error:
+            if session.in_transaction:
+                await session.abort_transaction()
+            own.aborted()
+            raise _explained(error) from error.__cause__
+    await own.committed()
+
+
+async def _commit(session: Any) -> None:
+    """Commit; while the outcome is unknown, ask again: that changes nothing where it is committed already."""
+    for _ in range(_COMMIT_ATTEMPTS - 1):
+        try:
+            return await session.commit_transaction()  # type: ignore[no-any-return]
+        except PyMongoError as error:
+            if not error.has_error_label(_UNKNOWN_COMMIT):
+                raise
+    return await session.commit_transaction()  # type: ignore[no-any-return]
+
+
+async def run_transaction(registry: "Registry", fn: Callable[..., Awaitable[T]], options: dict[str, Any]) -> T:
+    """See `Registry.run_transaction`."""
+    _refuse_nesting(registry)
+    takes_session = _takes_session(fn)
+    attempts: list[Transaction] = []
+
+    async def attempt(session: Any) -> T:
+        if attempts:
+            attempts[-1].aborted()
+        attempts.append(Transaction(registry, session))
+        with _ambient(attempts[-1]):
+            return await (fn(session) if takes_session else fn())
+
+    async with registry._session() as session:
+        try:
+            result: T = await session.with_transaction(attempt, **options)
+        except BaseException as error:
+            if attempts:
+                attempts[-1].aborted()
+            raise _explained(error) from error.__cause__
+    await attempts[-1].committed()
+    return result
+
+
+def _takes_session(fn: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(fn).bind(None)
+    except TypeError:
+        return False
+    return True
+
+
+def _explained(error: BaseException) -> BaseException:
+    if isinstance(error, OperationFailure) and error.code == _ILLEGAL_OPERATION:
+        explained = TransactionError(
+            "This server takes no transactions: they need a replica set (one node is enough: start mongod with "
+            "--replSet, and run rs.initiate() once)."
+        )
+        explained.__cause__ = error
+        return explained
+    return error

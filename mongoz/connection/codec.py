@@ -8,7 +8,30 @@ from bson.binary import UuidRepresentation
 from bson.codec_options import CodecOptions, TypeEncoder, TypeRegistry
 from bson.decimal128 import Decimal128
 
-__all__ = ["CODEC_OPTIONS", "with_our_types"]
+__all__ = ["CODEC_OPTIONS", "StoredDecimal", "with_our_types"]
+
+
+class StoredDecimal(decimal.Decimal):
+    """A Decimal that is stored as a `bson.Decimal128`, and equals one of the same value.
+
+    Example:
+        >>> StoredDecimal("28.0") == Decimal128("28")
+        True
+    """
+
+    __slots__ = ()
+
+    def to_decimal(self) -> decimal.Decimal:
+        """The plain Decimal, as `bson.Decimal128` has it."""
+        return decimal.Decimal(self)
+
+    def __eq__(self, other: object) -> bool:
+        return super().__eq__(other.to_decimal() if isinstance(other, Decimal128) else other)
+
+    def __ne__(self, other: object) -> bool:  # Decimal has one of its own, which knows no Decimal128
+        return not self == other
+
+    __hash__ = decimal.Decimal.__hash__
 
 
 class _DateEncoder(TypeEncoder):
@@ -31,6 +54,14 @@ class _DecimalEncoder(TypeEncoder):
         return Decimal128(value)
 
 
+class _StoredDecimalEncoder(_DecimalEncoder):
+    """The driver looks up the exact type, so a subclass needs an encoder of its own."""
+
+    @property
+    def python_type(self) -> type:
+        return StoredDecimal
+
+
 class _TimeEncoder(TypeEncoder):
     """A time of day is stored as its ISO string, which sorts as it should."""
 
@@ -42,7 +73,7 @@ class _TimeEncoder(TypeEncoder):
         return value.isoformat()
 
 
-_REGISTRY = TypeRegistry([_DateEncoder(), _DecimalEncoder(), _TimeEncoder()])
+_REGISTRY = TypeRegistry([_DateEncoder(), _DecimalEncoder(), _StoredDecimalEncoder(), _TimeEncoder()])
 
 
 def with_our_types(options: CodecOptions[Any]) -> CodecOptions[Any]:

@@ -3,17 +3,22 @@
 Defining a class does no I/O.
 """
 
+import inspect
+import re
 import sys
 import threading
-from typing import TYPE_CHECKING, Any, dataclass_transform
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from mongoz.documents.meta import MetaInfo
 from mongoz.exceptions import ImproperlyConfigured
 from mongoz.fields import BaseField, ObjectId
+from mongoz.fields.choices import invalid_choice
 from mongoz.fields.factories import from_object_id
 from mongoz.queries.expressions import FieldProxy
+from mongoz.queries.managers import detach_managers
 
 if TYPE_CHECKING:
     # The public spelling, type(BaseModel), is no class that a type checker can inherit from.
@@ -21,7 +26,7 @@ if TYPE_CHECKING:
 else:
     ModelMetaclass = type(BaseModel)
 
-__all__ = ["DocumentMetaclass", "ModelMetaclass", "declare_fields"]
+__all__ = ["DocumentMetaclass", "FieldsMetaclass", "ModelMetaclass"]
 
 
 class _Construction(threading.local):
@@ -36,7 +41,58 @@ class _Construction(threading.local):
 _construction = _Construction()
 
 
-def declare_fields(namespace: dict[str, Any]) -> None:
+class FieldsMetaclass(ModelMetaclass):
+    """Pydantic's metaclass, for class bodies with field factories."""
+
+    _stored_as: ClassVar[Mapping[str, str]] = {}
+    """Fields that are stored under another name, unless they say otherwise when an application redeclares them."""
+
+    def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **kwargs: Any) -> Any:
+        """Make a model whose fields are all ours.
+
+        Raises:
+            ImproperlyConfigured: a field has the name of an attribute that the base class has.
+            FieldDefinitionError: the arguments of an ObjectId contradict each other.
+        """
+        _declare_fields(namespace)
+        for field_name, alias in mcs._stored_as.items():
+            if isinstance(field := namespace.get(field_name), BaseField):
+                field.store_as(alias)
+        detach_managers(namespace)
+        _refuse_reserved_names(name, bases, namespace["__annotations__"])
+        _add_display_methods(bases, namespace)
+        cls: Any = super().__new__(mcs, name, bases, namespace, **kwargs)
+        if not cls.__pydantic_complete__:
+            # Pydantic looked for local names in our frame instead of that of the class statement.
+            cls.model_rebuild(raise_errors=False, _types_namespace={**_names_around(), name: cls})
+        fields = cls.__dict__["__pydantic_fields__"]
+        for field_name, field in fields.items():
+            fields[field_name] = own = BaseField.of(field)
+            own.bind(cls, field_name)
+        return cls
+
+    if not TYPE_CHECKING:  # to type checkers it would hide the parameters of the constructor
+
+        def __call__(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: D102 - the constructor
+            # Not an __init__: pydantic would call that for every row that is loaded.
+            try:
+                return super().__call__(*args, **kwargs)
+            except ValidationError as error:
+                message = invalid_choice(error)
+                if message is None:
+                    raise
+                raise ValueError(message) from None
+
+
+def _names_around() -> dict[str, Any]:
+    """The local names where the class is being defined."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("mongoz.documents."):
+        frame = frame.f_back
+    return dict(frame.f_locals) if frame is not None else {}
+
+
+def _declare_fields(namespace: dict[str, Any]) -> None:
     """Give every field factory of a class body the annotation that pydantic needs: the factory's type wins."""
     annotations = _annotations(namespace)
     declared: dict[str, Any] = {}
@@ -46,6 +102,32 @@ def declare_fields(namespace: dict[str, Any]) -> None:
         if isinstance(value, BaseField):
             declared[name] = value.annotation
     namespace["__annotations__"] = _in_order(annotations, declared)
+
+
+def _add_display_methods(bases: tuple[type, ...], namespace: dict[str, Any]) -> None:
+    """A `get_<field>_display` for each field with choices, unless there is one already."""
+    for name, field in list(namespace.items()):
+        method = f"get_{name}_display"
+        if isinstance(field, BaseField) and field.labels is not None and not _defined(method, bases, namespace):
+            namespace[method] = _display(name, namespace["__qualname__"], namespace["__module__"])
+
+
+def _defined(method: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> bool:
+    return method in namespace or any(method in vars(cls) for base in bases for cls in base.__mro__)
+
+
+def _display(name: str, qualname: str, module: str) -> Callable[[Any], Any]:
+    def display(self: Any) -> Any:
+        field, value = type(self).__pydantic_fields__[name], getattr(self, name)
+        if field.labels is None:  # declared again without choices
+            return None if value is None else str(value)
+        return field.labels.label(value)
+
+    display.__name__ = f"get_{name}_display"
+    display.__qualname__ = f"{qualname}.{display.__name__}"
+    display.__module__ = module
+    display.__doc__ = f"The label of `{name}`; the value itself if it is none of the choices, None for None."
+    return display
 
 
 def _in_order(annotations: dict[str, Any], declared: dict[str, Any]) -> dict[str, Any]:
@@ -76,8 +158,10 @@ def _annotations(namespace: dict[str, Any]) -> dict[str, Any]:
 
 
 @dataclass_transform(kw_only_default=True, field_specifiers=())
-class DocumentMetaclass(ModelMetaclass):
-    """Pydantic's metaclass, with Meta, signals and `Document.field`."""
+class DocumentMetaclass(FieldsMetaclass):
+    """The metaclass of documents: fields, Meta, signals and `Document.field`."""
+
+    _stored_as: ClassVar = {"id": "_id"}
 
     meta: MetaInfo
 
@@ -89,8 +173,6 @@ class DocumentMetaclass(ModelMetaclass):
         """
         parents = _parents(bases)
         meta = MetaInfo(name, namespace.pop("Meta", None), parents)
-        declare_fields(namespace)
-        _refuse_reserved_names(name, bases, namespace)
         _construction.depth += 1
         try:
             cls: Any = super().__new__(mcs, name, bases, namespace, **kwargs)
@@ -104,10 +186,12 @@ class DocumentMetaclass(ModelMetaclass):
             meta.registry.register(cls)
         return cls
 
-    def __getattr__(cls, name: str) -> Any:
-        if not _construction.depth and name in cls.__dict__.get("__pydantic_fields__", ()):
-            return FieldProxy(cls, name)
-        return super().__getattr__(name)  # type: ignore[misc]  # pydantic hides it from type checkers
+    if not TYPE_CHECKING:  # else type checkers would take any name for an attribute
+
+        def __getattr__(cls, name: str) -> Any:
+            if not _construction.depth and name in cls.__dict__.get("__pydantic_fields__", ()):
+                return FieldProxy(cls, name)
+            return super().__getattr__(name)
 
 
 def _parents(bases: tuple[type, ...]) -> list[MetaInfo]:
@@ -120,18 +204,28 @@ def _parents(bases: tuple[type, ...]) -> list[MetaInfo]:
     return list(found.values())
 
 
-def _refuse_reserved_names(name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> None:
-    for field in namespace["__annotations__"]:
-        for base in bases:
-            root = next((cls for cls in reversed(base.__mro__) if isinstance(cls, DocumentMetaclass)), None)
-            if root is not None and field not in root.meta.fields and _has(root, field):
+def _refuse_reserved_names(name: str, bases: tuple[type, ...], annotations: dict[str, Any]) -> None:
+    """Compare with Document, or EmbeddedDocument: what an application's own base class has is its own affair."""
+    for base in bases:
+        root: Any = next((cls for cls in reversed(base.__mro__) if isinstance(cls, FieldsMetaclass)), None)
+        for field, annotation in annotations.items() if root else ():
+            if field not in root.__pydantic_fields__ and _has(root, field) and not _is_class_var(annotation):
                 raise ImproperlyConfigured(
-                    f"{name} can't have a field named {field!r}: that is an attribute of every document. "
+                    f"{name} can't have a field named {field!r}: that is an attribute of every {root.__name__}. "
                     "Name it otherwise, and store it under this name with alias=."
                 )
 
 
+def _is_class_var(annotation: Any) -> bool:
+    text = getattr(annotation, "__forward_arg__", annotation)
+    if isinstance(text, str):
+        return re.match(r"(\w+\.)*ClassVar\b", text) is not None
+    return annotation is ClassVar or get_origin(annotation) is ClassVar
+
+
 def _has(root: type, name: str) -> bool:
     # Not hasattr: asking must not run any descriptor.
-    classes = [*root.__mro__, *type(root).mro(type(root))]
+    classes = list(root.__mro__)
+    if isinstance(root, DocumentMetaclass):  # then Document.field must not find something of the metaclass
+        classes += inspect.getmro(type(root))
     return any(name in vars(cls) for cls in classes if cls is not object)

@@ -2,21 +2,20 @@
 
 from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
-from mongoz.documents.construction import ModelMetaclass, declare_fields
+from mongoz.documents.construction import FieldsMetaclass
+from mongoz.documents.dumping import Dumping
 
 __all__ = ["EmbeddedDocument"]
 
 
 @dataclass_transform(kw_only_default=True, field_specifiers=())
-class _EmbeddedMetaclass(ModelMetaclass):
-    def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **kwargs: Any) -> Any:
-        declare_fields(namespace)
-        return super().__new__(mcs, name, bases, namespace, **kwargs)
+class _EmbeddedMetaclass(FieldsMetaclass):
+    pass
 
 
-class EmbeddedDocument(BaseModel, metaclass=_EmbeddedMetaclass):
+class EmbeddedDocument(Dumping, metaclass=_EmbeddedMetaclass):
     """A part of a document: fields and validation, but no id, no collection and no signals of its own.
 
     Keys that are not declared are kept: writing the part back must not lose other clients' data.
@@ -29,7 +28,11 @@ class EmbeddedDocument(BaseModel, metaclass=_EmbeddedMetaclass):
     """
 
     model_config = ConfigDict(
-        extra="allow", arbitrary_types_allowed=True, validate_assignment=True, populate_by_name=True
+        extra="allow",
+        arbitrary_types_allowed=True,
+        validate_assignment=True,
+        populate_by_name=True,
+        loc_by_alias=False,  # errors name fields
     )
 
     __embedded__: ClassVar[bool] = True

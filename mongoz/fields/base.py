@@ -1,108 +1,207 @@
 """What a declared field is: pydantic's FieldInfo, with what the ODM knows about it on top."""
 
 import inspect
+import re
 from collections.abc import Callable
-from typing import Any, Final
+from types import NoneType
+from typing import Annotated, Any, Final, Self, get_args, get_origin
 
 from pydantic import Field
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
+from pydantic_core import PydanticUndefined, SchemaError, SchemaValidator, core_schema
 
 from mongoz.exceptions import FieldDefinitionError, nearest
+from mongoz.fields.choices import Choices
+from mongoz.fields.rules import PatternRule
 
 __all__ = ["BaseField", "declare"]
 
 # FieldInfo swallows arguments it does not know, so we look before it does.
 _PYDANTIC_ARGUMENTS: Final = frozenset(inspect.signature(Field).parameters) - {"extra"}
 
+_LENGTHS: Final = frozenset({"max_length", "min_length"})
+
+# For the hint only: those that a factory takes of its own, or that people use of pydantic's.
+_OF_SOME_FIELDS: Final = _LENGTHS | {
+    "maximum",
+    "minimum",
+    "multiple_of",
+    "title",
+    "description",
+    "alias",
+    "default",
+}
+
 
 class BaseField(FieldInfo):  # type: ignore[misc]  # final for type checkers; subclasses survive in model_fields
     """A field of a document; `Document.model_fields[name]` and `meta.fields[name]` are of this class.
 
     Attributes:
+        name: of the attribute, unless it was declared with another.
+        document: the class that has it; of an inherited field, the heir.
         null: None is a valid value.
         field_type: the Python type of a value that is not None.
+        unique, index, sparse: what index it asks for.
+        choices: as they were declared.
+        labels: the same, for looking up values; None without choices.
         comment, owner, help_text, read_only: descriptions for people, kept as they were given.
         auto_now: set by every save and update.
         auto_now_add: set when the document is created.
     """
 
-    # Set by `declare` after construction: FieldInfo's own __init__ takes pydantic's arguments only.
-    null: bool
-    field_type: Any
-    comment: str | None
-    owner: str | None
-    help_text: str | None
-    read_only: bool
-    auto_now: bool
-    auto_now_add: bool
+    # FieldInfo's own __init__ takes pydantic's arguments only; what differs from these is set after it.
+    name: str | None = None
+    document: Any = None
+    null: bool = False
+    field_type: Any = None
+    unique: bool = False
+    index: bool = False
+    sparse: bool = False
+    choices: tuple[Any, ...] | None = None
+    labels: Choices | None = None
+    comment: str | None = None
+    owner: str | None = None
+    help_text: str | None = None
+    read_only: bool = False
+    auto_now: bool = False
+    auto_now_add: bool = False
+
+    @classmethod
+    def of(cls, info: FieldInfo) -> Self:
+        """A field of ours that is like one which was declared in pydantic's own way; ours stay as they are."""
+        if isinstance(info, cls):
+            return info
+        field = cls.__new__(cls)
+        for slot in FieldInfo.__slots__:
+            setattr(field, slot, getattr(info, slot))
+        field.field_type = info.annotation
+        field.null = info.annotation is Any or NoneType in get_args(info.annotation)
+        return field
+
+    def store_as(self, alias: str) -> None:
+        """Give it an alias, unless it has one."""
+        if self.alias is None:
+            for name in ("alias", "validation_alias", "serialization_alias"):
+                setattr(self, name, alias)
+                self._attributes_set[name] = alias  # where pydantic looks when it copies a field
+
+    def bind(self, document: Any, name: str) -> None:
+        """Note which class has this field, and under which name."""
+        self.document = document
+        self.name = self.name or name
 
 
-def declare(  # noqa: PLR0913 - the shared arguments of all fields
-    field_type: Any,
-    *,
-    default: Any = PydanticUndefined,
-    null: bool = False,
-    alias: str | None = None,
-    title: str | None = None,
-    description: str | None = None,
-    comment: str | None = None,
-    owner: str | None = None,
-    help_text: str | None = None,
-    read_only: bool = False,
-    auto_now: bool = False,
-    auto_now_add: bool = False,
-    **pydantic_arguments: Any,
-) -> BaseField:
-    """A field of `field_type`. All factories end here.
+# What is kept on the field as it was given.
+_KEPT: Final = frozenset({"name", "unique", "index", "sparse", "comment", "owner", "help_text", "read_only"})
+
+_OURS: Final = _KEPT | {"null", "choices", "pattern"}
+
+# What pydantic is not given as it was given to us.
+_TRANSLATED: Final = _OURS | {"default", "alias"}
+
+
+def declare(field_type: Any, *, kind: type[BaseField] = BaseField, **arguments: Any) -> Any:
+    """A field of `field_type`, of the class `kind`. All factories end here.
 
     Args:
         field_type: the Python type of its values, annotations for pydantic included.
-        default: a value, or a callable without arguments that makes one.
-        null: accept None, and default to it.
-        alias: the name under which it is stored, where that is not the attribute's.
-        title: for JSON schemas.
-        description: for JSON schemas.
-        comment: for people.
-        owner: for people.
-        help_text: for people; the description where there is none.
-        read_only: for people and JSON schemas.
-        auto_now: set by every save and update.
-        auto_now_add: set when the document is created.
-        **pydantic_arguments: what `pydantic.Field` takes.
+        kind: the class of the field.
+        **arguments: `null`, and those of `mongoz.fields.arguments.Shared` and `pydantic.Field`. None of pydantic's
+            is the same as not given.
 
     Raises:
-        FieldDefinitionError: an argument that no field has, or a required field that can't be set.
+        FieldDefinitionError: an argument that the field does not have, or that contradicts another.
     """
-    if default is PydanticUndefined and null:
+    _check_names(arguments, field_type)
+    choices = _choices(arguments.get("choices"))
+    default = arguments.get("default", PydanticUndefined)
+    null = bool(arguments.get("null")) or default is None
+    if null and default is PydanticUndefined and "default_factory" not in arguments:
         default = None
-    factory: Callable[[], Any] | None = None
-    if callable(default):
-        factory, default = default, PydanticUndefined
-    if factory is not None:
-        pydantic_arguments["default_factory"] = factory
-    elif default is not PydanticUndefined:
-        pydantic_arguments["default"] = default
-    if alias:
-        pydantic_arguments |= {"alias": alias, "validation_alias": alias, "serialization_alias": alias}
-    given = {key: value for key, value in pydantic_arguments.items() if value is not None or key == "default"}
-    unknown = next((key for key in given if key not in _PYDANTIC_ARGUMENTS), None)
-    if unknown:
-        raise FieldDefinitionError(
-            f"This field has no argument {unknown!r}.{nearest(unknown, _OUR_ARGUMENTS | _OF_SOME_FIELDS)}"
-        )
-    annotation = field_type | None if null else field_type
-    field = BaseField(annotation=annotation, title=title, description=description or help_text, **given)
-    field.null, field.field_type = null, field_type
-    field.comment, field.owner, field.help_text, field.read_only = comment, owner, help_text, read_only
-    field.auto_now, field.auto_now_add = auto_now, auto_now_add
+    field_type, constraint = _with_pattern(field_type, arguments.get("pattern"))
+    given = {key: value for key, value in arguments.items() if key not in _TRANSLATED and value is not None}
+    given |= _default(default, choices) | _alias(arguments.get("alias")) | constraint
+    given.setdefault("description", arguments.get("help_text"))
+    if arguments.get("read_only"):
+        given.setdefault("json_schema_extra", {"readOnly": True})
+    # Rules beside the type, and not in it: pydantic makes a field of its own class of one with both.
+    bare, *rules = get_args(field_type) if get_origin(field_type) is Annotated else (field_type,)
+    try:
+        field = kind(annotation=field_type | None if null else bare, **given)
+    except (TypeError, ValueError) as error:
+        raise FieldDefinitionError(f"This field can't be declared: {error}.") from error
+    field.null, field.field_type = null, bare
+    field.metadata = [*([] if null else rules), *field.metadata]
+    if choices is not None:
+        field.choices, field.labels = choices.declared, choices
+        field.metadata.append(choices)  # last, so that it encloses all other rules
+    for name in _KEPT & arguments.keys():
+        setattr(field, name, arguments[name])
     return field
 
 
-# For the hint only: those that a factory takes of its own, or that people use of pydantic's.
-_OF_SOME_FIELDS: Final = frozenset({"maximum", "minimum", "multiple_of", "max_length", "min_length", "pattern"})
+def _check_names(arguments: dict[str, Any], field_type: Any) -> None:
+    bare = _bare(field_type)
+    known = (_OURS | _PYDANTIC_ARGUMENTS) - (frozenset() if hasattr(bare, "__len__") else _LENGTHS)
+    unknown = next((name for name, value in arguments.items() if value is not None and name not in known), None)
+    if unknown:
+        raise FieldDefinitionError(
+            f"This field has no argument {unknown!r}.{nearest(unknown, _OURS | _OF_SOME_FIELDS)}"
+        )
 
-_OUR_ARGUMENTS: Final = frozenset(inspect.signature(declare).parameters) - {
-    "field_type",
-    "pydantic_arguments",
-}
+
+def _bare(field_type: Any) -> Any:
+    """Without the rules in its annotation, and of a list no more than that."""
+    if get_origin(field_type) is Annotated:
+        return _bare(get_args(field_type)[0])
+    return get_origin(field_type) or field_type
+
+
+def _choices(declared: Any) -> Choices | None:
+    choices = None if declared is None else Choices(declared)
+    return choices if choices and choices.pairs else None
+
+
+def _default(default: Any, choices: Choices | None) -> dict[str, Any]:
+    if default is PydanticUndefined:
+        return {}
+    if callable(default):
+        _check_factory(default)
+        return {"default_factory": default}
+    if choices and default is not None and default not in choices:
+        raise FieldDefinitionError(f"The default {default!r} is not among the choices.")
+    return {"default": default}
+
+
+def _check_factory(factory: Callable[[], Any]) -> None:
+    try:
+        signature = inspect.signature(factory)
+    except ValueError:  # some built-in types have none
+        return
+    try:
+        signature.bind()
+    except TypeError as error:
+        raise FieldDefinitionError(
+            f"The default {factory!r} can't be called without arguments: {error}."
+        ) from None
+
+
+def _alias(alias: str | None) -> dict[str, Any]:
+    return {"alias": alias, "validation_alias": alias, "serialization_alias": alias} if alias else {}
+
+
+def _with_pattern(field_type: Any, pattern: str | re.Pattern[str] | None) -> tuple[Any, dict[str, Any]]:
+    """The type, and pydantic's constraint for strings; what is no string gets a rule instead."""
+    if pattern is None:
+        return field_type, {}
+    try:
+        compiled = re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise FieldDefinitionError(f"The pattern {pattern!r} is no regular expression: {error}.") from None
+    if _bare(field_type) is not str:
+        return Annotated[field_type, PatternRule(compiled)], {}
+    try:
+        SchemaValidator(core_schema.str_schema(pattern=pattern))
+    except SchemaError:  # pydantic's own engine is the faster one, but has no look-around and no back-references
+        return field_type, {"pattern": compiled}
+    return field_type, {"pattern": pattern}

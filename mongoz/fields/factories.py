@@ -1,175 +1,187 @@
 """The field factories that documents are declared with.
 
-They are functions with capitalized names: a declaration reads like the type it stands for, and editors
-see the Python type of the value from the annotation beside it.
+They are functions with capitalized names: a declaration reads like the type it stands for. For type checkers they
+return the Python type of the value, so that `name: str = String()` and `name = String()` both say what they mean;
+with `null=True` they return Any, which fits every annotation.
 """
 
-import datetime
-import uuid
-from typing import Annotated, Any
+# ruff: noqa: N802 - see above
 
-from annotated_types import MultipleOf
+import decimal
+import inspect
+import uuid
+from typing import Annotated, Any, Literal, TypeVar, Unpack, overload
+
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from mongoz.exceptions import FieldDefinitionError
+from mongoz.fields.arguments import Lengths, Shared
 from mongoz.fields.base import BaseField, declare
+from mongoz.fields.decimals import DecimalRule
 from mongoz.fields.email import EmailRule
 from mongoz.fields.object_id import ObjectId
+from mongoz.fields.rules import BytesRule, NotNone
 
 __all__ = [
     "UUID",
     "Array",
+    "ArrayList",
+    "Binary",
     "Boolean",
-    "Date",
-    "DateTime",
-    "Double",
     "Email",
     "Embed",
-    "Integer",
+    "NullableObjectId",
     "Object",
     "String",
     "from_object_id",
-    "utc_now",
 ]
 
-
-def utc_now() -> datetime.datetime:
-    """Now in naive UTC, in whole milliseconds: what MongoDB keeps of an instant."""
-    now = datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
-    return now.replace(microsecond=now.microsecond // 1000 * 1000)
+T = TypeVar("T")
 
 
-def _today() -> datetime.date:
-    return utc_now().date()
-
-
-def String(*, max_length: int | None = None, min_length: int | None = None, **shared: Any) -> Any:  # noqa: N802 - see the module
+@overload
+def String(*, null: Literal[True], **arguments: Unpack[Lengths]) -> Any: ...
+@overload
+def String(*, null: bool = False, **arguments: Unpack[Lengths]) -> str: ...
+def String(*, max_length: int | None = None, min_length: int | None = None, **shared: Any) -> Any:
     """A `str`.
 
     Args:
         max_length: in characters.
         min_length: in characters.
-        **shared: what all fields take, see `declare`; `pattern` as in pydantic.
+        **shared: what all fields take, see `mongoz.fields.arguments.Shared`.
+
+    Raises:
+        FieldDefinitionError: arguments that contradict each other.
 
     Example:
         >>> name: str = mongoz.String(max_length=100)
     """
-    return declare(str, max_length=max_length, min_length=min_length, **shared)
+    return _text(str, max_length, min_length, shared)
 
 
-def Email(*, max_length: int | None = None, min_length: int | None = None, **shared: Any) -> Any:  # noqa: N802
-    """A `str` that is an e-mail address; arguments as for `String`.
+@overload
+def Email(*, null: Literal[True], **arguments: Unpack[Lengths]) -> Any: ...
+@overload
+def Email(*, null: bool = False, **arguments: Unpack[Lengths]) -> str: ...
+def Email(*, max_length: int | None = None, min_length: int | None = None, **shared: Any) -> Any:
+    """A `str` that is an e-mail address; arguments and errors as for `String`.
 
     New values are checked in full (without asking a name server); what is loaded from the database was
     checked when it was written and is only looked at.
     """
-    return declare(Annotated[str, EmailRule()], max_length=max_length, min_length=min_length, **shared)
+    return _text(Annotated[str, EmailRule()], max_length, min_length, shared)
 
 
-def _number(
-    type_: type,
-    minimum: float | None,
-    maximum: float | None,
-    multiple_of: float | None,
-    shared: dict[str, Any],
-) -> BaseField:
-    if minimum is not None and maximum is not None and minimum > maximum:
-        raise FieldDefinitionError(f"minimum={minimum!r} is above maximum={maximum!r}: no value could fit.")
-    annotation: Any = type_ if multiple_of is None else Annotated[type_, MultipleOf(multiple_of)]
-    return declare(annotation, ge=minimum, le=maximum, **shared)
+def _text(type_: Any, max_length: int | None, min_length: int | None, shared: dict[str, Any]) -> Any:
+    for name, length in (("max_length", max_length), ("min_length", min_length)):
+        _check_length(name, length)
+    if max_length is not None and min_length is not None and min_length > max_length:
+        raise FieldDefinitionError(f"{min_length=} is above {max_length=}: no value could fit.")
+    return declare(type_, max_length=max_length, min_length=min_length, **shared)
 
 
-def Integer(  # noqa: N802
-    *, minimum: int | None = None, maximum: int | None = None, multiple_of: int | None = None, **shared: Any
-) -> Any:
-    """An `int`.
-
-    Args:
-        minimum: the smallest value allowed.
-        maximum: the largest value allowed.
-        multiple_of: every value is a multiple of it.
-        **shared: what all fields take, see `declare`.
-
-    Raises:
-        FieldDefinitionError: minimum is above maximum.
-    """
-    return _number(int, minimum, maximum, multiple_of, shared)
+def _check_length(name: str, length: object) -> None:
+    if length is not None and (not isinstance(length, int) or isinstance(length, bool) or length < 0):
+        raise FieldDefinitionError(f"{name}={length!r}: a length is an int from 0 on.")
 
 
-def Double(  # noqa: N802
-    *,
-    minimum: float | None = None,
-    maximum: float | None = None,
-    multiple_of: float | None = None,
-    **shared: Any,
-) -> Any:
-    """A `float`; arguments and errors as for `Integer`."""
-    return _number(float, minimum, maximum, multiple_of, shared)
-
-
-def Boolean(*, default: Any = False, **shared: Any) -> Any:  # noqa: N802
-    """A `bool`; False unless something else is given."""
-    if shared.get("null") and default is False:
-        default = PydanticUndefined
+@overload
+def Boolean(*, null: Literal[True], **arguments: Unpack[Shared]) -> Any: ...
+@overload
+def Boolean(*, null: bool = False, **arguments: Unpack[Shared]) -> bool: ...
+def Boolean(*, default: Any = PydanticUndefined, **shared: Any) -> Any:
+    """A `bool`; False unless something else is given. With `null=True` that is None."""
+    if default is PydanticUndefined and not shared.get("null") and "default_factory" not in shared:
+        default = False
     return declare(bool, default=default, **shared)
 
 
-def _moment(type_: type, now: Any, auto_now: bool, auto_now_add: bool, shared: dict[str, Any]) -> BaseField:
-    if auto_now and auto_now_add:
-        raise FieldDefinitionError(
-            "auto_now and auto_now_add exclude each other; auto_now sets at creation as well."
-        )
-    if auto_now or auto_now_add:
-        shared.setdefault("default", now)
-    return declare(type_, auto_now=auto_now, auto_now_add=auto_now_add, **shared)
-
-
-def DateTime(*, auto_now: bool = False, auto_now_add: bool = False, **shared: Any) -> Any:  # noqa: N802
-    """A `datetime`, naive UTC, stored in milliseconds.
-
-    Args:
-        auto_now: set to now by every save and update.
-        auto_now_add: set to now when the document is created. An explicit value is accepted by both.
-        **shared: what all fields take, see `declare`.
-
-    Raises:
-        FieldDefinitionError: both auto_now and auto_now_add.
-    """
-    return _moment(datetime.datetime, utc_now, auto_now, auto_now_add, shared)
-
-
-def Date(*, auto_now: bool = False, auto_now_add: bool = False, **shared: Any) -> Any:  # noqa: N802
-    """A `date`, stored as midnight UTC; arguments and errors as for `DateTime`."""
-    return _moment(datetime.date, _today, auto_now, auto_now_add, shared)
-
-
-def UUID(**shared: Any) -> Any:  # noqa: N802
+@overload
+def UUID(*, null: Literal[True], **arguments: Unpack[Shared]) -> Any: ...
+@overload
+def UUID(*, null: bool = False, **arguments: Unpack[Shared]) -> uuid.UUID: ...
+def UUID(**shared: Any) -> Any:
     """A `uuid.UUID`, stored in the standard representation."""
     return declare(uuid.UUID, **shared)
 
 
-def Object(**shared: Any) -> Any:  # noqa: N802
-    """A `dict`, or any JSON-like value as it is."""
-    return declare(Any, **shared)
+@overload
+def Binary(*, max_length: int, null: Literal[True], **arguments: Unpack[Shared]) -> Any: ...
+@overload
+def Binary(*, max_length: int, null: bool = False, **arguments: Unpack[Shared]) -> bytes: ...
+def Binary(*, max_length: int | None = None, **shared: Any) -> Any:
+    """`bytes`; base64 in JSON.
+
+    Args:
+        max_length: in bytes; mandatory.
+        **shared: what all fields take, see `mongoz.fields.arguments.Shared`.
+
+    Raises:
+        FieldDefinitionError: no `max_length`.
+    """
+    if max_length is None:
+        raise FieldDefinitionError("Binary() needs max_length=, the number of bytes that are allowed at most.")
+    _check_length("max_length", max_length)
+    return declare(Annotated[bytes, BytesRule()], max_length=max_length, **shared)
 
 
-def Array(type_of: Any, **shared: Any) -> Any:  # noqa: N802
+def NullableObjectId(**shared: Unpack[Shared]) -> Any:
+    """An `ObjectId` or None, which is the default."""
+    arguments: dict[str, Any] = {**shared, "null": True}
+    return declare(ObjectId, **arguments)
+
+
+def Object(*, null: bool = False, **shared: Unpack[Shared]) -> Any:
+    """A `dict`, or any JSON-like value as it is, a string too."""
+    return declare(Any if null else Annotated[Any, NotNone()], null=null, **shared)
+
+
+@overload
+def Array(type_of: Any, *, null: Literal[True], **arguments: Unpack[Lengths]) -> Any: ...
+@overload
+def Array(type_of: type[T], *, null: bool = False, **arguments: Unpack[Lengths]) -> list[T]: ...
+@overload
+def Array(type_of: Any, *, null: bool = False, **arguments: Unpack[Lengths]) -> list[Any]: ...
+def Array(type_of: Any, **shared: Any) -> Any:
     """A `list` whose items are of one type.
 
     Args:
         type_of: the type of the items: a Python type or an `EmbeddedDocument`.
-        **shared: what all fields take, see `declare`.
+        **shared: what all fields take, see `mongoz.fields.arguments.Shared`.
+
+    Raises:
+        FieldDefinitionError: `type_of` is a field, not a type.
     """
+    if isinstance(type_of, BaseField) or inspect.isfunction(type_of):
+        raise FieldDefinitionError(
+            f"Array() takes the Python type of its items, as in Array(str), not {type_of!r}."
+        )
+    if type_of is decimal.Decimal:
+        type_of = Annotated[decimal.Decimal, DecimalRule()]
     return declare(list[type_of], **shared)
 
 
-def Embed(document: Any, **shared: Any) -> Any:  # noqa: N802
+@overload
+def ArrayList(*, null: Literal[True], **arguments: Unpack[Lengths]) -> Any: ...
+@overload
+def ArrayList(*, null: bool = False, **arguments: Unpack[Lengths]) -> list[Any]: ...
+def ArrayList(**shared: Any) -> Any:
+    """A `list` of anything, lists included."""
+    return declare(list[Any], **shared)
+
+
+@overload
+def Embed(document: type[T], *, null: Literal[True], **arguments: Unpack[Shared]) -> Any: ...
+@overload
+def Embed(document: type[T], *, null: bool = False, **arguments: Unpack[Shared]) -> T: ...
+def Embed(document: Any, **shared: Any) -> Any:
     """One `EmbeddedDocument` inside the document.
 
     Args:
         document: its class.
-        **shared: what all fields take, see `declare`.
+        **shared: what all fields take, see `mongoz.fields.arguments.Shared`.
 
     Raises:
         FieldDefinitionError: `document` is no EmbeddedDocument.
@@ -179,6 +191,6 @@ def Embed(document: Any, **shared: Any) -> Any:  # noqa: N802
     return declare(document, **shared)
 
 
-def from_object_id(declaration: ObjectId) -> BaseField:
+def from_object_id(declaration: ObjectId) -> Any:
     """The field that an ObjectId assigned in a class body declares."""
     return declare(ObjectId, **declaration.field_options)

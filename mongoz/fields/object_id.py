@@ -41,9 +41,10 @@ class ObjectId(bson.ObjectId):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.is_instance_schema(
-            bson.ObjectId,
-            cls_repr="ObjectId",
+        digits = core_schema.str_schema(pattern="^[0-9a-fA-F]{24}$")
+        return core_schema.json_or_python_schema(
+            python_schema=core_schema.is_instance_schema(bson.ObjectId, cls_repr="ObjectId"),
+            json_schema=core_schema.no_info_after_validator_function(bson.ObjectId, digits),  # JSON has no other
             serialization=core_schema.plain_serializer_function_ser_schema(str, when_used="json"),
         )
 

@@ -1,6 +1,6 @@
 """From Python values to what is stored: models become dicts under their stored names, nothing is shared.
 
-Scalars stay as they are; the codec options of the registry know how to encode dates, decimals and times.
+Scalars stay as they are, but for decimals; the codec options of the registry know how to encode dates and times.
 """
 
 import datetime
@@ -18,7 +18,7 @@ __all__ = ["stored", "stored_names"]
 _SCALARS: Final = frozenset(
     {
         str, int, float, bool, bytes, type(None), bson.ObjectId, uuid.UUID, datetime.datetime, datetime.date,
-        datetime.time, decimal.Decimal, bson.Decimal128, bson.Int64, bson.Binary, bson.Timestamp,
+        datetime.time, bson.Decimal128, bson.Int64, bson.Binary, bson.Timestamp,
     }
 )  # fmt: skip
 
@@ -39,19 +39,24 @@ def stored(value: Any) -> Any:
     if kind in _SCALARS:
         return value
     if kind is list or isinstance(value, list | tuple | set | frozenset):
-        return [stored(item) for item in value]
+        return [item if type(item) in _SCALARS else stored(item) for item in value]
     if isinstance(value, BaseModel):
         return _stored_model(value)
     if isinstance(value, dict):
         return {key: stored(item) for key, item in value.items()}
     if isinstance(value, Enum):
         return stored(value.value)
-    return value
+    # A decimal of whatever class: like this every codec can encode it.
+    return bson.Decimal128(value) if isinstance(value, decimal.Decimal) else value
 
 
 def _stored_model(model: BaseModel) -> dict[str, Any]:
     names = stored_names(type(model))
-    row = {names[name]: stored(value) for name, value in model.__dict__.items() if name in names}
+    row = {
+        names[name]: value if type(value) in _SCALARS else stored(value)  # most are, and a call is saved for each
+        for name, value in model.__dict__.items()
+        if name in names
+    }
     for name, value in (model.__pydantic_extra__ or {}).items():
         row[name] = stored(value)
     return row

@@ -1,6 +1,7 @@
 """Document classes: how fields and Meta come together, without a server and without any I/O."""
 
 import copy
+import json
 import socket
 from typing import Any
 
@@ -195,7 +196,7 @@ def test_dump_repr_and_equality() -> None:
     assert one == two == user(id=id_, title="a") == user(_id=id_, title="a")
     assert one != user(id=id_, title="b")
     assert one.model_dump() == dict(one) == {"id": id_, "title": "a"}
-    assert repr(one) == str(one) == f"User(id={id_!r})"
+    assert repr(one) == str(one) == f"User(id={id_})"
     assert user().id is None
     assert copy.deepcopy(one) == one
     assert user.get_instance_name() == "user"
@@ -265,3 +266,78 @@ def test_keys_that_an_update_would_misread(key: str, before: Any, row: Any) -> N
     with pytest.raises(InvalidKeyError, match="path or an operator"):
         changes(snapshot, {} if row is None else {key: row})
     assert changes({key: 1}, {key: 1}) == ({}, ())
+
+
+def test_an_id_is_shown_in_spite_of_exclude():
+    class Shown(mongoz.Document):
+        name: str = mongoz.String()
+
+    one = Shown(id=bson.ObjectId(), name="a")
+    assert one.model_dump(exclude={"id"}) == {"name": "a"}
+    assert one.model_dump(exclude={"id"}, show_id=True) == {"id": one.id, "name": "a"}
+    assert one.model_dump(include={"name"}, show_id=True, mode="json") == {"id": str(one.id), "name": "a"}
+    assert one.model_dump(exclude={"id"}, show_id=True, by_alias=True) == {"_id": one.id, "name": "a"}
+
+
+def test_dict_of_an_instance_is_its_dump():
+    class Inner(mongoz.EmbeddedDocument):
+        city: str = mongoz.String()
+
+    class Outer(mongoz.Document):
+        inner: Inner = mongoz.Embed(Inner)
+        many: list[Inner] = mongoz.Array(Inner, default=list)
+
+    one = Outer(inner={"city": "Bonn"}, many=[{"city": "Rome"}], extra=1)
+    assert dict(one) == one.model_dump()
+    assert dict(one)["many"] == [{"city": "Rome"}]
+
+
+def test_bson_types_anywhere_become_json():
+    class Any_(mongoz.Document):
+        data: dict = mongoz.Object(default=dict)
+
+    id_ = bson.ObjectId()
+    one = Any_(id=id_, data={"a": id_, "b": [bson.Decimal128("1.5")]}, undeclared=id_)
+    expected = {"id": str(id_), "data": {"a": str(id_), "b": ["1.5"]}, "undeclared": str(id_)}
+    assert one.model_dump(mode="json") == json.loads(one.model_dump_json()) == expected
+    assert one.model_dump()["undeclared"] is id_
+    assert Any_.model_validate_json(one.model_dump_json()).id == id_
+
+
+def test_errors_name_fields_and_not_aliases():
+    class Aliased(mongoz.Document):
+        number: int = mongoz.Integer(alias="n")
+
+    for values in ({}, {"n": "x"}):
+        with pytest.raises(ValidationError) as caught:
+            Aliased(**values)
+        assert caught.value.errors()[0]["loc"] == ("number",)
+
+
+def test_a_redeclared_id_is_stored_as_the_id():
+    class Numbered(mongoz.Document):
+        id: int = mongoz.Integer()
+        name: str = mongoz.String(default="")
+
+    class Own(mongoz.Document):
+        id = mongoz.ObjectId(null=True)
+        name: str = mongoz.String(default="")
+
+    assert Numbered(_id=3).id == Numbered(id=3).id == 3
+    assert Numbered(id=3).model_dump(by_alias=True) == {"_id": 3, "name": ""}
+    oid = bson.ObjectId()
+    assert Own(_id=oid).id == oid
+    assert Own().id is None
+
+
+def test_string_annotations_of_local_classes():
+    class LocalPart(mongoz.EmbeddedDocument):
+        number: int = mongoz.Integer(default=1)
+
+    class Whole(mongoz.Document):
+        part: "LocalPart | None" = None
+        parent: "Whole | None" = None
+        name: str = mongoz.String(default="")
+
+    assert Whole(part={"number": 2}).part.number == 2
+    assert Whole(parent={"name": "a"}).parent.name == "a"

@@ -1,17 +1,23 @@
 """Fields: what they accept, what they refuse, and what their factories refuse."""
 
 import datetime
+import inspect
+import re
 import uuid
-from typing import Any
+from functools import partial
+from typing import Annotated, Any, ClassVar
 
 import bson
+import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import mongoz
-from mongoz.exceptions import FieldDefinitionError
+from mongoz import fields
+from mongoz.exceptions import FieldDefinitionError, ImproperlyConfigured
+from mongoz.fields.arguments import Lengths, Limits, Shared
 from mongoz.fields.storage import stored
 
 
@@ -47,15 +53,34 @@ RULES: list[tuple[str, Any, list[Any], list[Any]]] = [
     ("null", mongoz.String(null=True), ["a", None], [5]),
     ("Email", mongoz.Email(max_length=20), ["ada@example.org"], ["ada", "a@", "x" * 20 + "@example.org", None]),
     ("Integer", mongoz.Integer(minimum=0, maximum=10), [0, 10, "5", 5.0], [-1, 11, 1.5, "x", None]),
+    ("look-around", mongoz.String(pattern="^(?!x)a+$"), ["aa"], ["xa", "b"]),
+    ("compiled pattern", mongoz.String(pattern=re.compile("^A+$", re.I)), ["aa"], ["b"]),
+    ("pattern of a number", mongoz.Integer(pattern=r"^\d{4}$"), [2024, "2024"], [5, None]),
+    ("nullable pattern of a number", mongoz.Integer(pattern=r"^\d{4}$", null=True), [2024, None], [5]),
     ("zero", mongoz.Integer(maximum=0), [0, -1], [1]),
     ("multiple", mongoz.Integer(multiple_of=5), [0, 10], [7]),
     ("Double", mongoz.Double(minimum=0.5, maximum=1.5), [0.5, 1, "1.25"], [0.4, 1.6, "x"]),
+    (
+        "digits",
+        mongoz.Double(max_digits=4, decimal_places=2),
+        [12.34, 99, 0.5, 0, -1.5],
+        [1.234, 123.4, 1e9, float("nan")],
+    ),
     ("Boolean", mongoz.Boolean(), [True, False], [None, 5, "maybe"]),
     ("DateTime", mongoz.DateTime(), [datetime.datetime(2024, 1, 1), "2024-01-01T00:00:00"], ["x", None]),
     ("Date", mongoz.Date(), [datetime.date(2024, 1, 1), datetime.datetime(2024, 1, 1)], ["x", None]),
+    ("Time", fields.Time(), [datetime.time(12, 30), "12:30:00.5"], ["x", None]),
+    ("Binary", fields.Binary(max_length=3), [b"", b"\xff\x00a"], [b"abcd", 5, None]),
     ("UUID", mongoz.UUID(), [uuid.UUID(int=1), str(uuid.UUID(int=1))], ["x", None]),
     ("ObjectId", mongoz.ObjectId(), [ID, mongoz.ObjectId()], [str(ID), None, b"i" * 12]),
-    ("Object", mongoz.Object(), [{}, {"a": [1]}, [1], "a string", 5], []),
+    ("NullableObjectId", fields.NullableObjectId(), [ID, None], [str(ID)]),
+    ("ForeignKey", fields.ForeignKey("shop.Order"), [ID, mongoz.ObjectId()], [str(ID), None, Part(name="a")]),
+    ("nullable ForeignKey", fields.ForeignKey("shop.Order", null=True), [ID, None], [str(ID)]),
+    ("Object", mongoz.Object(), [{}, {"a": [1]}, [1], "a string", 5], [None]),
+    ("nullable Object", mongoz.Object(null=True), [{}, "a string", None], []),
+    ("ArrayList", fields.ArrayList(), [[], [1, "a", [b"b", {"c": None}]]], [None, "abc", {}, 5]),
+    ("Array of lists", mongoz.Array(list[int]), [[], [[1], []]], [[1]]),
+    ("short Array", mongoz.Array(int, max_length=1), [[], [1]], [[1, 2]]),
     ("Array", mongoz.Array(int), [[], [1, 2]], [["x"], [None], 5, None, {}]),
     ("Array of parts", mongoz.Array(Part), [[], [{"n": "a"}, Part(name="a")]], [[{}], [5]]),
     ("Embed", mongoz.Embed(Part), [Part(name="a"), {"n": "a"}, {"name": "a", "more": 1}], [{}, 5, None]),
@@ -84,19 +109,25 @@ def test_json_schemas_tell_the_rules() -> None:
     assert {"type": "string", "format": "email", "maxLength": 20}.items() <= schema.items()
 
 
-FACTORIES = {
+FACTORIES: dict[str, Any] = {
     "String": mongoz.String,
     "Email": mongoz.Email,
     "Integer": mongoz.Integer,
     "Double": mongoz.Double,
+    "Decimal": partial(fields.Decimal, max_digits=5, decimal_places=2),
     "DateTime": mongoz.DateTime,
     "Date": mongoz.Date,
+    "Time": fields.Time,
+    "Binary": partial(fields.Binary, max_length=9),
     "UUID": mongoz.UUID,
     "ObjectId": mongoz.ObjectId,
+    "ForeignKey": partial(fields.ForeignKey, "shop.Order"),
     "Object": mongoz.Object,
-    "Array": lambda **k: mongoz.Array(str, **k),
-    "Embed": lambda **k: mongoz.Embed(Part, **k),
+    "Array": partial(mongoz.Array, str),
+    "ArrayList": fields.ArrayList,
+    "Embed": partial(mongoz.Embed, Part),
 }
+ALL_FACTORIES = {**FACTORIES, "Boolean": mongoz.Boolean, "NullableObjectId": fields.NullableObjectId}
 
 
 @pytest.mark.parametrize("factory", FACTORIES.values(), ids=FACTORIES)
@@ -108,22 +139,93 @@ def test_a_field_is_required_unless_it_is_nullable_or_has_a_default(factory: Any
     assert with_field(factory(default=None, null=True))().x is None
 
 
-@pytest.mark.parametrize("factory", FACTORIES.values(), ids=FACTORIES)
+KEPT = {
+    "null": True, "unique": True, "index": True, "sparse": True, "title": "T", "help_text": "H", "comment": "C",
+    "owner": "O", "read_only": True, "alias": "y", "name": "N", "choices": ((ID, "one"), (5, "five")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("factory", ALL_FACTORIES.values(), ids=ALL_FACTORIES)
 def test_shared_arguments_are_kept(factory: Any) -> None:
-    document = with_field(
-        factory(null=True, title="T", help_text="H", comment="C", owner="O", read_only=True, alias="y")
-    )
-    for fields in (document.model_fields, document().model_fields, document.meta.fields):
-        field = fields["x"]
-        assert isinstance(field, mongoz.fields.BaseField)
-        assert (field.title, field.description, field.help_text) == ("T", "H", "H")
-        assert (field.comment, field.owner, field.read_only, field.null, field.alias) == (
-            "C",
-            "O",
-            True,
-            True,
-            "y",
-        )
+    document = with_field(factory(**KEPT))
+    heir = type(document)("Heir", (document,), {"__module__": __name__, "__qualname__": "Heir"})
+    for found in (document.model_fields, document().model_fields, document.meta.fields, heir.meta.fields):
+        field = found["x"]
+        assert isinstance(field, fields.BaseField)
+        assert {key: getattr(field, key) for key in KEPT} == KEPT
+        assert field.description == "H"
+    assert heir.model_fields["x"].document is heir
+    schema = document.model_json_schema()["properties"]["y"]
+    assert (schema["readOnly"], schema["title"], schema["description"]) == (True, "T", "H")
+
+
+@pytest.mark.parametrize("factory", FACTORIES.values(), ids=FACTORIES)
+def test_they_are_kept_of_a_required_field_too(factory: Any) -> None:
+    field = with_field(factory(comment="C", unique=True, choices=[(1, "one")])).model_fields["x"]
+    assert (field.comment, field.unique, field.choices, field.is_required()) == ("C", True, ((1, "one"),), True)
+
+
+@pytest.mark.parametrize("factory", ALL_FACTORIES.values(), ids=ALL_FACTORIES)
+def test_what_is_not_given_is_there_as_well(factory: Any) -> None:
+    field = with_field(factory()).model_fields["x"]
+    assert field.name == "x"
+    assert [field.unique, field.index, field.sparse, field.read_only] == [False] * 4
+    assert [field.choices, field.comment, field.owner, field.help_text, field.alias] == [None] * 5
+    field.index = True
+    assert not with_field(factory()).model_fields["x"].index
+
+
+@pytest.mark.parametrize("mode", ["validation", "serialization"])
+@pytest.mark.parametrize("factory", ALL_FACTORIES.values(), ids=ALL_FACTORIES)
+def test_every_field_has_a_json_schema(factory: Any, mode: Any) -> None:
+    for null in (False, True):
+        assert "x" in with_field(factory(null=null)).model_json_schema(mode=mode)["properties"]
+
+
+@pytest.mark.parametrize("factory", ALL_FACTORIES.values(), ids=ALL_FACTORIES)
+def test_a_default_of_none_makes_a_field_nullable(factory: Any) -> None:
+    document = with_field(factory(default=None))
+    assert document.meta.fields["x"].null
+    assert document().x is document(x=None).x is None
+
+
+@pytest.mark.parametrize("factory", ALL_FACTORIES.values(), ids=ALL_FACTORIES)
+def test_every_field_takes_a_pattern(factory: Any) -> None:
+    document = with_field(factory(pattern="never", null=True))
+    assert document(x=None).x is None
+
+
+def test_fields_declared_in_pydantics_own_way_are_fields_of_ours() -> None:
+    class Doc(mongoz.Document):
+        a: int = 5
+        b: str | None = pydantic.Field(default=None, alias="bb", max_length=2)
+        c: Annotated[int, pydantic.Field(ge=1)]
+        d: "Any"
+
+    for document in (Doc, type(Doc)("Heir", (Doc,), {"__module__": __name__, "__qualname__": "Heir"})):
+        found = document.model_fields
+        assert all(isinstance(field, fields.BaseField) for field in found.values())
+        assert [found[name].null for name in "abcd"] == [False, True, False, True]
+        assert (found["b"].alias, found["b"].name, found["b"].index) == ("bb", "b", False)
+        assert document(c=1, d=None).model_dump() == {"id": None, "a": 5, "b": None, "c": 1, "d": None}
+        assert not accepts_c(document, 0)
+
+
+def accepts_c(document: Any, value: Any) -> bool:
+    try:
+        document(c=value, d=None)
+    except ValidationError:
+        return False
+    return True
+
+
+def test_the_typed_arguments_are_those_that_are_accepted() -> None:
+    shared = set(Shared.__annotations__)
+    pydantics = set(inspect.signature(pydantic.Field).parameters) - {"extra"}
+    for name in shared:
+        fields.String(**{name: None})
+    own = set(Lengths.__annotations__) | set(Limits.__annotations__) | {"max_digits", "decimal_places"}
+    assert pydantics - shared - own == set(), "type checkers don't know them"
 
 
 def test_booleans_are_false_by_default() -> None:
@@ -151,6 +253,26 @@ def test_defaults_are_values_or_callables_and_never_shared() -> None:
         lambda: mongoz.Double(minimum=0.1, maximum=0),
         lambda: mongoz.DateTime(auto_now=True, auto_now_add=True),
         lambda: mongoz.Date(auto_now=True, auto_now_add=True),
+        lambda: mongoz.Integer(minimum="1"),
+        lambda: mongoz.Integer(multiple_of=0),
+        lambda: mongoz.Double(max_digits=1, decimal_places=2),
+        lambda: mongoz.String(min_length=2, max_length=1),
+        lambda: mongoz.String(max_length=-1),
+        lambda: mongoz.String(max_length="5"),
+        lambda: mongoz.String(pattern="("),
+        lambda: mongoz.String(default="a", default_factory=str),
+        lambda: mongoz.String(default=lambda value: value),
+        lambda: mongoz.Embed(Part, default=Part),
+        lambda: mongoz.Integer(max_length=5),
+        lambda: mongoz.String(auto_now=True),
+        fields.Binary,
+        lambda: fields.Binary(max_length="5"),
+        lambda: mongoz.Array(mongoz.String()),
+        lambda: mongoz.Array(mongoz.String),
+        lambda: fields.ForeignKey(Part),
+        lambda: fields.ForeignKey(5),
+        lambda: fields.ForeignKey("no name"),
+        lambda: fields.ForeignKey(""),
         lambda: mongoz.Embed(dict),
         lambda: mongoz.Embed("Part"),
         lambda: mongoz.Embed(mongoz.Document),
@@ -182,6 +304,66 @@ def test_automatic_moments_are_naive_utc_and_may_be_given(factory: Any, option: 
         assert document(x=datetime.datetime(2001, 1, 1)).x == datetime.datetime(2001, 1, 1)
     else:
         assert before.date() <= made <= after.date()
+    fixed = with_field(factory(**{option: True}, default=None)).model_fields["x"]
+    assert fixed.get_default(call_default_factory=True) is not None, "it is what they are set to later, too"
+    assert [fixed.auto_now, fixed.auto_now_add] == [option == "auto_now", option == "auto_now_add"]
+
+
+def test_bytes_are_base64_in_json() -> None:
+    document = with_field(fields.Binary(max_length=3))
+    made = document(x=b"\xff\x00a")
+    assert made.model_dump()["x"] == b"\xff\x00a"
+    assert document.model_validate_json(made.model_dump_json()).x == made.x
+    with pytest.raises(ValidationError):
+        document.model_validate_json('{"x": "?"}')
+
+
+@pytest.mark.parametrize("name", ["copy", "model_dump", "json", "__embedded__"])
+def test_a_field_of_an_embedded_document_can_not_hide_what_pydantic_needs(name: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match=f"'{name}'.*EmbeddedDocument.*alias="):
+        type(mongoz.EmbeddedDocument)(
+            "Bad",
+            (mongoz.EmbeddedDocument,),
+            {"__module__": __name__, "__qualname__": "Bad", name: fields.String()},
+        )
+
+
+def test_class_variables_are_no_fields() -> None:
+    class Doc(mongoz.Document):
+        x: int = mongoz.Integer()
+        signals: ClassVar[Any] = 5
+        query: "ClassVar[Any]" = 6
+
+    assert set(Doc.model_fields) == {"id", "x"}
+
+
+def test_embedded_documents_keep_undeclared_keys_and_nest() -> None:
+    class Room(mongoz.EmbeddedDocument):
+        parts: list[Part] = mongoz.Array(Part)
+        best: Part | None = mongoz.Embed(Part, null=True)
+        size: int | None = None
+
+    class House(mongoz.Document):
+        rooms: list[Room] = mongoz.Array(Room, default=list)
+        hall: Room = mongoz.Embed(Room)
+
+    house = House(hall={"parts": [{"n": "door", "color": "red"}], "smell": "of wood"})
+    assert isinstance(house.hall.parts[0], Part)
+    house.rooms = [{"parts": [], "best": {"name": "bed"}}]  # type: ignore[list-item]
+    house.rooms[0].best = {"n": "lamp"}  # type: ignore[assignment]
+    assert isinstance(house.rooms[0].best, Part)
+    with pytest.raises(ValidationError):
+        house.rooms[0].size = "many"  # type: ignore[assignment]
+    assert stored(house) == {
+        "_id": None,
+        "rooms": [{"parts": [], "best": {"n": "lamp", "count": 0}, "size": None}],
+        "hall": {
+            "parts": [{"n": "door", "count": 0, "color": "red"}],
+            "best": None,
+            "size": None,
+            "smell": "of wood",
+        },
+    }
 
 
 # -- storage -----------------------------------------------------------------------------------------

@@ -1,0 +1,142 @@
+"""The factories of numbers."""
+
+# ruff: noqa: N802 - as in mongoz.fields.factories
+
+import decimal
+from typing import Annotated, Any, Literal, Unpack, overload
+
+from mongoz.exceptions import FieldDefinitionError
+from mongoz.fields.arguments import Limits
+from mongoz.fields.base import declare
+from mongoz.fields.decimals import DecimalRule
+from mongoz.fields.rules import DigitsRule
+
+__all__ = ["Decimal", "Double", "Integer"]
+
+_Number = int | float | decimal.Decimal
+
+
+@overload
+def Integer(*, null: Literal[True], **arguments: Unpack[Limits]) -> Any: ...
+@overload
+def Integer(*, null: bool = False, **arguments: Unpack[Limits]) -> int: ...
+def Integer(
+    *, minimum: int | None = None, maximum: int | None = None, multiple_of: int | None = None, **shared: Any
+) -> Any:
+    """An `int`.
+
+    Args:
+        minimum: the smallest value allowed.
+        maximum: the largest value allowed.
+        multiple_of: every value is a multiple of it.
+        **shared: what all fields take, see `mongoz.fields.arguments.Shared`.
+
+    Raises:
+        FieldDefinitionError: minimum is above maximum, or one of the three is no number.
+    """
+    return declare(int, **(_limits(minimum, maximum, multiple_of) | shared))
+
+
+@overload
+def Double(
+    *,
+    max_digits: int | None = None,
+    decimal_places: int | None = None,
+    null: Literal[True],
+    **arguments: Unpack[Limits],
+) -> Any: ...
+@overload
+def Double(
+    *,
+    max_digits: int | None = None,
+    decimal_places: int | None = None,
+    null: bool = False,
+    **arguments: Unpack[Limits],
+) -> float: ...
+def Double(
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    multiple_of: float | None = None,
+    max_digits: int | None = None,
+    decimal_places: int | None = None,
+    **shared: Any,
+) -> Any:
+    """A `float`; errors as for `Integer`.
+
+    Args:
+        minimum: the smallest value allowed.
+        maximum: the largest value allowed.
+        multiple_of: every value is a multiple of it.
+        max_digits: that a value may show, before and after the point.
+        decimal_places: that a value may show after the point.
+        **shared: what all fields take, see `mongoz.fields.arguments.Shared`.
+    """
+    limits = _limits(minimum, maximum, multiple_of)
+    _check_digits(max_digits, decimal_places)
+    if max_digits is None and decimal_places is None:
+        return declare(float, **(limits | shared))
+    return declare(Annotated[float, DigitsRule(max_digits, decimal_places)], **(limits | shared))
+
+
+@overload
+def Decimal(*, max_digits: int, decimal_places: int, null: Literal[True], **arguments: Unpack[Limits]) -> Any: ...
+@overload
+def Decimal(
+    *, max_digits: int, decimal_places: int, null: bool = False, **arguments: Unpack[Limits]
+) -> decimal.Decimal: ...
+def Decimal(
+    *,
+    max_digits: int | None = None,
+    decimal_places: int | None = None,
+    minimum: _Number | None = None,
+    maximum: _Number | None = None,
+    multiple_of: _Number | None = None,
+    **shared: Any,
+) -> Any:
+    """A `decimal.Decimal`, stored as Decimal128; what is loaded also equals a `bson.Decimal128` of the same value.
+
+    It takes strings, floats (as they are shown: 0.1 is a tenth) and decimals.
+
+    Args:
+        max_digits: `max_digits - decimal_places` digits may stand before the point; mandatory.
+        decimal_places: digits beyond these are cut off, toward zero, before anything is counted; mandatory.
+        minimum: the smallest value allowed.
+        maximum: the largest value allowed.
+        multiple_of: every value is a multiple of it.
+        **shared: what all fields take, see `mongoz.fields.arguments.Shared`.
+
+    Raises:
+        FieldDefinitionError: max_digits or decimal_places is missing or makes no sense, minimum is above maximum.
+
+    Example:
+        >>> price: decimal.Decimal = mongoz.Decimal(max_digits=5, decimal_places=2)  # up to 999.99
+    """
+    if max_digits is None or decimal_places is None:
+        raise FieldDefinitionError("Decimal() needs max_digits= and decimal_places=, both of them.")
+    _check_digits(max_digits, decimal_places)
+    limits = _limits(minimum, maximum, multiple_of).values()
+    exactly = [None if limit is None else decimal.Decimal(str(limit)) for limit in limits]
+    rule = DecimalRule(max_digits, decimal_places, *exactly)
+    # A default may be a float or a string, as any value.
+    return declare(Annotated[decimal.Decimal, rule], **({"validate_default": True} | shared))
+
+
+def _limits(minimum: Any, maximum: Any, multiple_of: Any) -> dict[str, Any]:
+    """Pydantic's names for them."""
+    for name, limit in (("minimum", minimum), ("maximum", maximum), ("multiple_of", multiple_of)):
+        if limit is not None and (not isinstance(limit, _Number) or isinstance(limit, bool)):
+            raise FieldDefinitionError(f"{name}={limit!r} is no number.")
+    if minimum is not None and maximum is not None and minimum > maximum:
+        raise FieldDefinitionError(f"minimum={minimum!r} is above maximum={maximum!r}: no value could fit.")
+    if multiple_of == 0:
+        raise FieldDefinitionError("multiple_of=0: there is no multiple of zero but zero.")
+    return {"ge": minimum, "le": maximum, "multiple_of": multiple_of}
+
+
+def _check_digits(max_digits: Any, decimal_places: Any) -> None:
+    for name, count, least in (("max_digits", max_digits, 1), ("decimal_places", decimal_places, 0)):
+        if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < least):
+            raise FieldDefinitionError(f"{name}={count!r}: a number of digits is an int from {least} on.")
+    if max_digits is not None and decimal_places is not None and decimal_places > max_digits:
+        raise FieldDefinitionError(f"{decimal_places=} is above {max_digits=}: no value could fit.")

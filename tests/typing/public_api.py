@@ -1,0 +1,172 @@
+"""How applications use mongoz; mypy and pyright must find nothing wrong here, and infer what is asserted."""
+
+import datetime
+import decimal
+import uuid
+from typing import Any, ClassVar, assert_type
+
+import bson
+
+import mongoz
+from mongoz import Document, EmbeddedDocument, fields
+from mongoz.core.signals import post_save, pre_delete
+
+registry = mongoz.Registry("mongodb://localhost:27017")
+
+
+class Address(EmbeddedDocument):
+    city: str = mongoz.String(max_length=50)
+    zip = mongoz.String(null=True)
+
+
+class Adults(mongoz.Manager["User"]):
+    """A manager of the application's own."""
+
+
+class User(Document):
+    name: str = mongoz.String(max_length=100, min_length=1, index=True, pattern="^A")
+    nick = mongoz.String()
+    email: str | None = mongoz.Email(null=True, unique=True)
+    age: int = mongoz.Integer(minimum=0, maximum=150, default=0)
+    weight = mongoz.Double(max_digits=5, decimal_places=2)
+    balance: decimal.Decimal = fields.Decimal(max_digits=9, decimal_places=2)
+    active = mongoz.Boolean(default=True)
+    created: datetime.datetime = mongoz.DateTime(auto_now_add=True)
+    born = mongoz.Date()
+    wakes = fields.Time(null=False)
+    token = mongoz.UUID(default_factory=uuid.uuid4)
+    photo = fields.Binary(max_length=1000)
+    settings: dict[str, Any] = mongoz.Object(default=dict)
+    tags = mongoz.Array(str, default=list)
+    notes: list[Any] = fields.ArrayList(null=True)
+    address = mongoz.Embed(Address)
+    homes: list[Address] = mongoz.Array(Address, default=list)
+    work: Address | None = mongoz.Embed(Address, null=True)
+    friend: mongoz.ObjectId = mongoz.ObjectId()
+    boss: mongoz.ObjectId | None = fields.NullableObjectId()
+    team: mongoz.ObjectId = fields.ForeignKey("Team", null=True)
+    kind: str = mongoz.String(choices=[("a", "A"), ("b", "B")])
+
+    adults: ClassVar[Adults] = Adults()
+
+    class Meta:
+        registry = registry
+        database = "shop"
+
+
+class Child(User):
+    school: str = mongoz.String()
+
+    class Meta(User.Meta):
+        database = "school"
+
+
+def the_fields_have_their_python_types(user: User) -> None:
+    assert_type(user.name, str)
+    assert_type(user.nick, str)
+    assert_type(user.email, str | None)
+    assert_type(user.age, int)
+    assert_type(user.weight, float)
+    assert_type(user.balance, decimal.Decimal)
+    assert_type(user.active, bool)
+    assert_type(user.created, datetime.datetime)
+    assert_type(user.born, datetime.date)
+    assert_type(user.wakes, datetime.time)
+    assert_type(user.token, uuid.UUID)
+    assert_type(user.photo, bytes)
+    assert_type(user.settings, dict[str, Any])
+    assert_type(user.tags, list[str])
+    assert_type(user.notes, list[Any])
+    assert_type(user.address, Address)
+    assert_type(user.address.city, str)
+    assert_type(user.homes, list[Address])
+    assert_type(user.work, Address | None)
+    assert_type(user.friend, mongoz.ObjectId)
+    assert_type(user.boss, mongoz.ObjectId | None)
+    assert_type(user.id, mongoz.ObjectId | None)
+
+
+def the_factories_return_the_types_of_the_values() -> None:
+    assert_type(mongoz.String(), str)
+    assert_type(mongoz.Email(null=False), str)
+    assert_type(mongoz.Integer(minimum=1), int)
+    assert_type(mongoz.Double(), float)
+    assert_type(fields.Decimal(max_digits=3, decimal_places=1), decimal.Decimal)
+    assert_type(mongoz.Array(int), list[int])
+    assert_type(fields.ArrayList(), list[Any])
+    assert_type(mongoz.Embed(Address), Address)
+    assert_type(mongoz.String(null=True), Any)
+    assert_type(fields.Binary(max_length=5, null=True), Any)
+    assert_type(mongoz.Embed(Address, null=True), Any)
+    assert_type(fields.ForeignKey(User), Any)
+    assert_type(mongoz.Object(), Any)
+
+
+async def reading() -> None:
+    assert_type(await User.objects.get(name="Ada"), User)
+    assert_type(await User.objects.filter(age__gte=18).exclude(name="x").sort("age", 1).get(), User)
+    assert_type(await Child.objects.filter(age__gte=18).limit(1).first(), Child | None)
+    assert_type(await User.objects.last(), User | None)
+    assert_type(await User.objects.get_or_none(name="Ada"), User | None)
+    assert_type(await User.objects.all(), list[User])
+    assert_type(await User.objects.filter(name="Ada"), list[User])
+    assert_type(await User.objects, list[User])
+    assert_type(await User.query(User.age >= 18, {"name": "Ada"}), list[User])
+    assert_type(await User.query(User.address.city == "Bonn").first(), User | None)
+    assert_type(await Child.query.all(), list[Child])
+    assert_type(await User.objects.count(), int)
+    assert_type(await User.objects.exists(name="Ada"), bool)
+    assert_type(await User.get_document_by_id("65f0c0ffee0123456789abcd"), User)
+    assert_type(await User.objects.using("other").get_document_by_id(bson.ObjectId()), User)
+    assert_type(User.from_row({}), User)
+    async for user in User.objects.filter(active=True):
+        assert_type(user, User)
+    async for child in Child.query({"age": 5}):
+        assert_type(child, Child)
+
+
+async def expressions() -> None:
+    await User.query((User.age >= 18) & (User.name != "Ada"), User.created < datetime.datetime(2024, 1, 1))
+    await User.query({User.name: "Ada"}).sort(User.age, mongoz.Order.DESCENDING)
+    await User.query(mongoz.Q.or_(User.age == 1, mongoz.Q.eq(User.name, "Ada"))).sort(mongoz.Q.desc(User.age))
+    await User.objects.raw({"age": {"$gt": 5}}, User.age > 5)
+
+
+async def writing(user: User, child: Child) -> None:
+    assert_type(await User.objects.create(name="Ada"), User)
+    assert_type(await Child.query.create(name="Ada"), Child)
+    assert_type(await User(name="Ada", age=5, work=Address(city="Bonn")).create(), User)
+    assert_type(await child.save(), Child)
+    assert_type(await child.update(name="Ada"), Child)
+    assert_type(await user.delete(), int)
+    assert_type(await User.create_many([user]), list[User])
+    assert_type(await User.objects.filter(age=1).update(age=2), list[User])
+    assert_type(await User.objects.update_count(age=2), int)
+    assert_type(await User.objects.delete(), int)
+    assert_type(await User.objects.get_or_create({"age": 5}, name="Ada"), User)
+    user.address = Address(city="Berlin")
+    user.team = mongoz.ObjectId()
+
+
+async def managers() -> None:
+    assert_type(User.adults, Adults)
+    assert_type(await User.adults.filter(name="Ada").get(), User)
+    assert_type(User.objects, mongoz.Manager[User])
+    assert_type(Child.query, mongoz.QuerySet[Child])
+
+
+@post_save(User)
+async def welcome(sender: type[User], instance: User, created: bool, **kwargs: Any) -> int:
+    return 5
+
+
+@pre_delete([User, Child])
+async def refuse(sender: type[User], **kwargs: Any) -> None:
+    raise ValueError(sender.meta.collection)
+
+
+async def receivers(user: User) -> None:
+    assert_type(await welcome(User, user, created=True), int)
+    assert_type(await refuse(User), None)
+    assert_type(User.signals.post_save.disconnect(welcome), bool)
+    User.meta.signals.on_verify = mongoz.Signal()

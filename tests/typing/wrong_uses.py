@@ -1,0 +1,48 @@
+"""What type checkers must complain about: every line marked as an error, and no other."""
+
+from typing import Any
+
+import mongoz
+from mongoz import fields
+from mongoz.core.signals import post_save
+
+
+class Part(mongoz.EmbeddedDocument):
+    name: str = mongoz.String()
+
+
+class Thing(mongoz.Document):
+    name: str = mongoz.String(max_length=5)
+    number: int = mongoz.Integer()
+    part: Part = mongoz.Embed(Part)
+    wrong_type: int = mongoz.String()  # error
+    wrong_part: Part = mongoz.Embed(mongoz.Registry)  # error
+    unknown_argument: str = mongoz.String(max_lenght=5)  # error
+    others_argument: int = mongoz.Integer(max_length=5)  # error
+    wrong_argument: str = mongoz.String(max_length="5")  # error
+    without_digits: Any = fields.Decimal()  # error
+    without_length: Any = fields.Binary()  # error
+    without_document: Any = fields.ForeignKey()  # error
+
+
+async def using(thing: Thing) -> None:
+    thing.number = "five"  # error
+    thing.part.name = 5  # error
+    print(thing.unknown_name)  # error
+    print(Thing.unknown_name)  # error
+    Thing.objects.unknown_name()  # error
+    print((await Thing.objects.first()).name)  # error
+    found: Part = await Thing.objects.get()  # error
+    number: int = Thing.objects.count()  # error
+    Thing.query("name")  # error
+    Thing.objects.limit("5")  # error
+    await Thing.create_many([Part(name="a")])  # error
+    print(found, number)
+
+
+@post_save(Thing, delivery="nowhere")  # error
+async def receiver(sender: Any, **kwargs: Any) -> None: ...
+
+
+@post_save(Thing)  # error
+def not_async(sender: Any, **kwargs: Any) -> None: ...

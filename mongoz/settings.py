@@ -6,14 +6,42 @@ defaults below hold. `settings` is lazy: nothing is imported before the first at
 
 import importlib
 import os
+from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from mongoz.exceptions import ImproperlyConfigured
+from mongoz.exceptions import ImproperlyConfigured, OperatorInvalid, did_you_mean
 
 __all__ = ["MongozSettings", "settings"]
+
+
+# Lookup -> operator of Q. A whole day is no single operator: what `date` is closest to is equality.
+_FILTER_OPERATORS: Final = {
+    "exact": "eq",
+    "neq": "neq",
+    "in": "in_",
+    "not_in": "not_in",
+    "contains": "contains",
+    "icontains": "icontains",
+    "startswith": "startswith",
+    "istartswith": "istartswith",
+    "endswith": "endswith",
+    "iendswith": "iendswith",
+    "pattern": "pattern",
+    "gt": "gt",
+    "gte": "gte",
+    "lt": "lt",
+    "lte": "lte",
+    "date": "eq",
+    "where": "where",
+    "not": "not_",
+    "exists": "exists",
+    "asc": "asc",
+    "desc": "desc",
+}
 
 
 class MongozSettings(BaseSettings):
@@ -22,12 +50,43 @@ class MongozSettings(BaseSettings):
     Attributes:
         parsed_ids: the names that stand for the primary key in filters.
         lookup_prefix: what separates a field from its lookup in keyword filters.
+        filter_operators: the lookups of keyword filters, and the operators of `Q` that they stand for.
+
+    Example:
+        >>> class Settings(mongoz.MongozSettings):
+        ...     lookup_prefix: str = "___"
+        >>> # MONGOZ_SETTINGS_MODULE=shop.settings.Settings
     """
 
     model_config = SettingsConfigDict(extra="allow")
 
     parsed_ids: tuple[str, ...] = ("id", "_id", "pk")
     lookup_prefix: str = "__"
+    filter_operators: Mapping[str, str] = Field(default_factory=lambda: dict(_FILTER_OPERATORS))
+
+    def get_operator(self, name: str) -> Any:
+        """The operator that a lookup stands for: `get_operator("exact")` is `Q.eq`.
+
+        Raises:
+            OperatorInvalid: there is no such lookup.
+        """
+        if name not in self.filter_operators:
+            raise OperatorInvalid(
+                f"There is no lookup {name!r}.{did_you_mean(name, self.operators)} "
+                f"Valid are: {self.stringified_operators}."
+            )
+        # By its path: queries read the settings, so the settings can't import queries.
+        return getattr(importlib.import_module("mongoz.queries.q").Q, self.filter_operators[name])
+
+    @property
+    def operators(self) -> list[str]:
+        """The names of all lookups."""
+        return list(self.filter_operators)
+
+    @property
+    def stringified_operators(self) -> str:
+        """The names of all lookups in one string, separated by commas."""
+        return ", ".join(self.operators)
 
 
 @cache
@@ -52,6 +111,8 @@ class _LazySettings:
     """Stands in for the settings until somebody reads one."""
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what test runners, copy and inspect ask everything for
+            raise AttributeError(name)
         return getattr(_load(), name)
 
     def __repr__(self) -> str:

@@ -77,9 +77,10 @@ class Collection:
     def _collection(self) -> Any:
         """The driver's collection, for the running event loop."""
         client = self.database._registry.client
-        if self._resolved is None or self._resolved[0] is not client:
-            self._resolved = (client, self.database._db[self.name])
-        return self._resolved[1]
+        resolved = self._resolved  # read once: another thread, with a loop of its own, may write it meanwhile
+        if resolved is None or resolved[0] is not client:
+            self._resolved = resolved = (client, self.database._db[self.name])
+        return resolved[1]
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Collection):

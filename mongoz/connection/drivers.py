@@ -36,6 +36,9 @@ class Driver(Protocol):
     async def aggregate(self, collection: Any, pipeline: Any, **options: Any) -> Any:
         """The cursor of an aggregation."""
 
+    async def list_indexes(self, collection: Any) -> Any:
+        """The cursor over the indexes of a collection."""
+
 
 class PyMongoDriver:
     """PyMongo's native async client, the default."""
@@ -63,6 +66,10 @@ class PyMongoDriver:
     async def aggregate(self, collection: Any, pipeline: Any, **options: Any) -> Any:
         """The cursor of an aggregation."""
         return await collection.aggregate(pipeline, **options)
+
+    async def list_indexes(self, collection: Any) -> Any:
+        """The cursor over the indexes of a collection."""
+        return await collection.list_indexes()
 
 
 class MotorDriver:
@@ -93,6 +100,10 @@ class MotorDriver:
     async def aggregate(self, collection: Any, pipeline: Any, **options: Any) -> Any:
         """The cursor of an aggregation."""
         return collection.aggregate(pipeline, **options)
+
+    async def list_indexes(self, collection: Any) -> Any:
+        """The cursor over the indexes of a collection."""
+        return collection.list_indexes()
 
 
 _DRIVERS: dict[str, Driver] = {driver.name: driver for driver in (PyMongoDriver(), MotorDriver())}

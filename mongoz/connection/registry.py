@@ -1,6 +1,7 @@
 """The registry: one deployment, its documents, and a client per event loop."""
 
 import asyncio
+import gc
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, suppress
@@ -11,7 +12,7 @@ from bson.codec_options import CodecOptions
 
 from mongoz.connection.address import Seed, first_seed, wants_time_zones
 from mongoz.connection.codec import CODEC_OPTIONS, with_our_types
-from mongoz.connection.database import Database
+from mongoz.connection.database import Collection, Database
 from mongoz.connection.drivers import driver_named, driver_of
 from mongoz.connection.transactions import run_transaction, transaction
 from mongoz.exceptions import ImproperlyConfigured
@@ -74,6 +75,7 @@ class Registry:
         self.dispatched = _group_of(dispatched)
         self.documents: dict[str, type] = {}
         self._all_documents: list[type] = []
+        self._indexed: set[tuple[type, Collection]] = set()  # whose indexes were created by themselves, and where
 
     def _set_url(self, url: str) -> None:
         self._seed = first_seed(url)
@@ -165,8 +167,7 @@ class Registry:
 
     def _open(self, loop: asyncio.AbstractEventLoop) -> "_Opened":
         assert self._url is not None
-        for other in [other for other in self._clients if other.is_closed()]:
-            del self._clients[other]  # a loop that was closed without its shutdown_asyncgens()
+        self._abandon_dead_loops()
         client = self._driver.connect(self._url)
 
         async def close() -> None:
@@ -175,6 +176,17 @@ class Registry:
 
         opened = self._clients[loop] = _Opened(client, _close_with_loop(close))
         return opened
+
+    def _abandon_dead_loops(self) -> None:
+        """Get rid of clients whose loops were closed without their `shutdown_asyncgens()`.
+
+        Without its loop a client can't be closed, but its sockets are when it is collected.
+        """
+        dead = [loop for loop in list(self._clients) if loop.is_closed()]  # list(): other threads open theirs
+        for loop in dead:
+            self._clients.pop(loop, None)
+        if dead:
+            gc.collect()
 
     def _given_client(self, loop: asyncio.AbstractEventLoop) -> Any:
         if self._given_loop is None:
@@ -196,7 +208,24 @@ class Registry:
 
     async def drop_database(self, database: str | Database) -> None:
         """Drop a database with everything in it."""
-        await self.client.drop_database(database.name if isinstance(database, Database) else database)
+        name = database.name if isinstance(database, Database) else database
+        await self.client.drop_database(name)
+        self._indexed -= {one for one in self._indexed if one[1].database.name == name}
+
+    async def document_checks(self) -> None:
+        """Make the indexes of all collections those that the documents declare, as `check_indexes()` does.
+
+        Documents that share a collection are considered together. Of several classes with one name the latest
+        counts, as in `documents`.
+
+        Raises:
+            pymongo.errors.OperationFailure: the server refuses an index.
+        """
+        by_collection: dict[Collection, list[Any]] = {}
+        for document in self.documents.values():
+            by_collection.setdefault(document.meta.collection, []).append(document)  # type: ignore[attr-defined]
+        for first, *others in by_collection.values():
+            await first._check_indexes_with(others)
 
     def _session(self) -> AbstractAsyncContextManager[Any]:
         """A new session of the running loop's client."""

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from pymongo.errors import OperationFailure, PyMongoError
 
-from mongoz.exceptions import ImproperlyConfigured, TransactionError
+from mongoz.exceptions import ImproperlyConfigured, TransactionError, raise_together
 
 if TYPE_CHECKING:
     from mongoz.connection.registry import Registry
@@ -24,6 +24,10 @@ __all__ = ["ALONE", "Joined", "Transaction", "join", "run_transaction", "transac
 T = TypeVar("T")
 
 _ILLEGAL_OPERATION: Final = 20  # what a server without a replica set answers to a transaction's first command
+_NO_TRANSACTIONS: Final = (
+    "This server takes no transactions: they need a replica set (one node is enough: start mongod with --replSet, "
+    "and run rs.initiate() once)."
+)
 _UNKNOWN_COMMIT: Final = "UnknownTransactionCommitResult"
 _COMMIT_ATTEMPTS: Final = 3
 
@@ -44,7 +48,7 @@ class Transaction:
         self._task = asyncio.current_task()
         self._after_commit: list[Callable[[], Awaitable[None]]] = []
         self._on_abort: list[Callable[[], None]] = []
-        _by_session[session] = self
+        _by_session[_key(session)] = self
 
     @property
     def is_entered_here(self) -> bool:
@@ -66,27 +70,29 @@ class Transaction:
             Exception: the only one that was raised, as it is.
             ExceptionGroup: several were raised. The transaction stands in either case.
         """
-        del _by_session[self.session]
+        _by_session.pop(_key(self.session), None)
         errors: list[Exception] = []
         for action in self._after_commit:
             try:
                 await action()
             except Exception as error:
                 errors.append(error)
-        if len(errors) == 1:
-            raise errors[0]
-        if errors:
-            raise ExceptionGroup(f"{len(errors)} writes of a transaction have receivers that raised", errors)
+        raise_together(errors, f"{len(errors)} writes of a transaction have receivers that raised")
 
     def aborted(self) -> None:
         """Forget what waited, and undo what instances remember of it."""
-        _by_session.pop(self.session, None)
+        _by_session.pop(_key(self.session), None)
         for undo in reversed(self._on_abort):
             undo()
 
 
 _entered: ContextVar[tuple[Transaction, ...]] = ContextVar("mongoz_transactions", default=())
 _by_session: WeakKeyDictionary[Any, Transaction] = WeakKeyDictionary()
+
+
+def _key(session: Any) -> Any:
+    """What stands for a session; Motor's wrappers can't be keys, and wrap a session that can."""
+    return getattr(session, "delegate", session)
 
 
 class Joined(NamedTuple):
@@ -125,7 +131,7 @@ def join(registry: "Registry", session: Any = None) -> Joined:
                 f"session={session!r} was not started by the client of {registry!r}; start it with "
                 "registry.client.start_session(), or use registry.transaction()."
             )
-        return Joined(session, _by_session.get(session))
+        return Joined(session, _by_session.get(_key(session)))
     if not _entered.get():
         return ALONE
     own = _current(registry)
@@ -168,7 +174,9 @@ async def transaction(registry: "Registry", options: dict[str, Any]) -> AsyncIte
             if session.in_transaction:
                 await session.abort_transaction()
             own.aborted()
-            raise _explained(error) from error.__cause__
+            if _takes_none(error):
+                raise TransactionError(_NO_TRANSACTIONS) from error
+            raise
     await own.committed()
 
 
@@ -202,7 +210,9 @@ async def run_transaction(registry: "Registry", fn: Callable[..., Awaitable[T]],
         except BaseException as error:
             if attempts:
                 attempts[-1].aborted()
-            raise _explained(error) from error.__cause__
+            if _takes_none(error):
+                raise TransactionError(_NO_TRANSACTIONS) from error
+            raise
     await attempts[-1].committed()
     return result
 
@@ -215,12 +225,6 @@ def _takes_session(fn: Callable[..., Any]) -> bool:
     return True
 
 
-def _explained(error: BaseException) -> BaseException:
-    if isinstance(error, OperationFailure) and error.code == _ILLEGAL_OPERATION:
-        explained = TransactionError(
-            "This server takes no transactions: they need a replica set (one node is enough: start mongod with "
-            "--replSet, and run rs.initiate() once)."
-        )
-        explained.__cause__ = error
-        return explained
-    return error
+def _takes_none(error: BaseException) -> bool:
+    """Whether a server says that it has no transactions at all."""
+    return isinstance(error, OperationFailure) and error.code == _ILLEGAL_OPERATION

@@ -3,13 +3,16 @@
 from typing import Any, Final
 
 from mongoz.connection import Collection, Database, Registry
+from mongoz.documents.indexes import Index, gathered, indexes_in_meta, indexes_of_fields
+from mongoz.documents.indexing import ensure
 from mongoz.exceptions import AbstractDocumentError, ImproperlyConfigured, nearest
 from mongoz.fields import BaseField
+from mongoz.queries.managers import refuse_several_managers
 from mongoz.signals import Broadcaster
 
 __all__ = ["MetaInfo"]
 
-_OPTIONS: Final = frozenset({"registry", "database", "collection", "abstract"})
+_OPTIONS: Final = frozenset({"registry", "database", "collection", "abstract", "indexes", "autogenerate_index"})
 
 _NO_DATABASE: Final = (
     "'database' for the table not found in the Meta class or any of the superclasses. "
@@ -25,8 +28,12 @@ class MetaInfo:
         database: a Database, or None where there is no registry.
         collection: a Collection; None for abstract documents and without a registry.
         abstract: it has no collection and makes no rows.
+        autogenerate_index: the indexes are created before the first write to each collection.
         fields: name -> field.
+        indexes: those of the fields, then Meta's own, then those of the parents' Meta. The list may be changed
+            after the class is defined.
         signals: the Broadcaster.
+        document: the class, also when asked through that of only() or defer() rows.
     """
 
     registry: Registry | None
@@ -35,6 +42,9 @@ class MetaInfo:
     abstract: bool
     fields: dict[str, BaseField]
     signals: Broadcaster
+    document: Any
+    indexes: list[Index]
+    autogenerate_index: bool
 
     def __init__(self, document_name: str, declared: type | None, parents: list["MetaInfo"]) -> None:
         """Read the options of one class.
@@ -46,14 +56,21 @@ class MetaInfo:
 
         Raises:
             ImproperlyConfigured: an unknown option, or one of a wrong type.
+            ValueError: something in `indexes` is no Index.
         """
-        options = _options_of(document_name, declared)
+        self._options = options = _options_of(document_name, declared)
         self._document_name = document_name
         self.registry = options.get("registry") or _inherited("registry", parents)
         self.abstract = bool(options.get("abstract", False))
-        self._database_option = options.get("database") or _inherited("_database_option", parents)
+        self.autogenerate_index = bool(
+            options.get("autogenerate_index", _inherited("autogenerate_index", parents))
+        )
+        self._database_option = options.get("database") or _inherited("_database_name", parents)
         self._collection_option = options.get("collection")
         self.fields = {}
+        self._own_indexes = indexes_in_meta(document_name, options.get("indexes", ()))
+        self._field_indexes: list[Index] = []
+        self.indexes = []
         self._check_types()
         self.database = self._make_database()
         self.collection = None
@@ -62,14 +79,22 @@ class MetaInfo:
         """Finish once the class exists: its fields, its collection, its signals.
 
         Raises:
-            ImproperlyConfigured: a concrete document has a registry but no database.
+            ImproperlyConfigured: a concrete document has a registry but no database, or an abstract one several
+                managers.
+            IndexError: two indexes have the same name.
         """
+        self.document = document
         self.fields = fields
         self.abstract = self.abstract or not set(fields) - {"id"}
+        if self.abstract:
+            refuse_several_managers(document)
         if not self.abstract and self.registry is not None:
             if self.database is None:
                 raise ImproperlyConfigured(_NO_DATABASE, detail=f"({self._document_name} has none.)")
             self.collection = self._make_collection(self.database)
+        self._field_indexes = indexes_of_fields(fields)
+        inherited = [index for parent in parents for index in parent._own_indexes]
+        self.indexes = gathered(self._document_name, [*self._field_indexes, *self._own_indexes], inherited)
         self.signals = Broadcaster(
             document,
             tuple(parent.signals for parent in parents if parent.abstract),
@@ -91,6 +116,24 @@ class MetaInfo:
             f"{self._document_name} has no registry, so it can't be read or written; set 'registry' in its Meta."
         )
 
+    def wanted_indexes(self) -> list[Index]:
+        """The declared indexes, without those of fields whose `index` was set to False since."""
+        unwanted = [index for index in self._field_indexes if not self.fields[index.name].index]
+        return [index for index in self.indexes if not any(index is one for one in unwanted)]
+
+    async def ensure_indexes(self, target: Collection, session: Any = None) -> None:
+        """Create the indexes in a collection that this process did not create there yet, if Meta wants that.
+
+        Args:
+            target: the collection that is about to be written to.
+            session: the one that the write uses, if the caller gave one. The indexes are built outside of it.
+
+        Raises:
+            pymongo.errors.OperationFailure: the server refuses one.
+        """
+        if self.autogenerate_index:
+            await ensure(self.document, target, session)
+
     def _check_types(self) -> None:
         if self.registry is not None and not isinstance(self.registry, Registry):
             raise self._wrong("registry", self.registry, "a mongoz.Registry")
@@ -102,17 +145,38 @@ class MetaInfo:
     def _wrong(self, option: str, value: object, expected: str) -> ImproperlyConfigured:
         return ImproperlyConfigured(f"Meta.{option} of {self._document_name} must be {expected}, not {value!r}.")
 
+    @property
+    def _database_name(self) -> str | None:
+        """What children inherit: in their own registry, should they have another."""
+        option = self._database_option
+        return option.name if isinstance(option, Database) else option
+
     def _make_database(self) -> Database | None:
         option: str | Database | None = self._database_option
         if isinstance(option, str):
             return self.registry.get_database(option) if self.registry is not None else None
+        if option is not None and self.registry is not None:
+            self._refuse_other_registry("database", option, option)
         return option
 
     def _make_collection(self, database: Database) -> Collection:
         option = self._collection_option
         if isinstance(option, Collection):
+            self._refuse_other_registry("collection", option, option.database)
             return option
         return database.get_collection(option or f"{self._document_name.lower()}s")
+
+    def _refuse_other_registry(self, option: str, value: object, database: Database) -> None:
+        if database._registry is not self.registry:
+            raise ImproperlyConfigured(
+                f"Meta.{option} of {self._document_name} is {value!r} of another registry; give its name, or "
+                "take it from the registry in Meta."
+            )
+
+    def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[type]:
+        """Lets `class Meta(Parent.Meta)` inherit the options, as if that was still the class it is written as."""
+        options = {name: value for name, value in self._options.items() if name != "abstract"}
+        return (type("Meta", (), options),)
 
     def __repr__(self) -> str:
         return f"<Meta of {self._document_name}: {self.collection or 'abstract'}>"

@@ -1,90 +1,75 @@
-"""Keyword filters: the table of lookups, and how a keyword is taken apart."""
+"""Keyword filters: how a keyword is taken apart, and which operator its lookup stands for."""
 
-import re
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
 
-import bson
-
-from mongoz.exceptions import OperatorInvalid, did_you_mean
-from mongoz.fields.storage import stored
-from mongoz.queries.paths import QueriedDocument, resolve, stored_id
+from mongoz.exceptions import InvalidKeyError, OperatorInvalid, did_you_mean, nearest
+from mongoz.queries.conditions import condition, operator_named
+from mongoz.queries.joins import Join
+from mongoz.queries.paths import Path, take_apart
 from mongoz.settings import settings
 
-__all__ = ["LOOKUPS", "conditions"]
+__all__ = ["Compiled", "compile_lookups"]
+
+_DIRECTIONS: Final = {"asc": 1, "desc": -1}
 
 
-def _members(value: Any) -> list[Any]:
-    if not isinstance(value, list | tuple):
-        raise _NotAList(f"__in and __not_in take a list or a tuple, not {value!r}.")
-    return [stored(member) for member in value]
+class Compiled(NamedTuple):
+    """What keyword filters ask for.
+
+    Attributes:
+        conditions: MongoDB conditions that all hold.
+        joins: the referenced documents that they look into, each once.
+        order: `(stored name, 1 or -1)`.
+    """
+
+    conditions: tuple[dict[str, Any], ...] = ()
+    joins: tuple[Join, ...] = ()
+    order: tuple[tuple[str, int], ...] = ()
 
 
-class _NotAList(OperatorInvalid, AssertionError):
-    """A lookup that takes a list was given something else (an AssertionError too: applications catch that)."""
+class _NeitherFieldNorLookup(InvalidKeyError, OperatorInvalid):
+    """Behind an embedded document or a reference a name can be either."""
 
 
-# Every value stands behind an operator of ours: a dict from a user's input is compared, never obeyed.
-LOOKUPS: Final[dict[str, Callable[[Any], dict[str, Any]]]] = {
-    "exact": lambda value: {"$eq": stored(value)},
-    "neq": lambda value: {"$ne": stored(value)},
-    "in": lambda value: {"$in": _members(value)},
-    "not_in": lambda value: {"$nin": _members(value)},
-    "gt": lambda value: {"$gt": stored(value)},
-    "gte": lambda value: {"$gte": stored(value)},
-    "lt": lambda value: {"$lt": stored(value)},
-    "lte": lambda value: {"$lte": stored(value)},
-}
-
-
-def conditions(document: QueriedDocument, lookups: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
-    """One MongoDB condition per keyword.
+def compile_lookups(document: Any, lookups: Mapping[str, Any]) -> Compiled:
+    """One MongoDB condition per keyword, except for `asc` and `desc`, which are sort keys (if true).
 
     Args:
         document: the class that is queried.
-        lookups: `{"age__gte": 18, "address.city": "Bonn", "pk": id}`.
+        lookups: `{"age__gte": 18, "address.city": "Bonn", "pk": id, "boss_id__name": "Ada", "name__desc": True}`.
 
     Raises:
         InvalidKeyError: no such field.
         OperatorInvalid: no such lookup, or a value of the wrong kind for it.
+        FieldDefinitionError: the lookup makes no sense for the field.
     """
-    return tuple(_condition(document, keyword, value) for keyword, value in lookups.items())
+    conditions: list[dict[str, Any]] = []
+    joins: dict[Join, None] = {}
+    order: list[tuple[str, int]] = []
+    for keyword, value in lookups.items():
+        path, operator = _parse(document, keyword)
+        joins.update(dict.fromkeys(path.joins))
+        if operator not in _DIRECTIONS:
+            conditions.append(condition(path, operator, value))
+        elif value:
+            order.append((path.attached, _DIRECTIONS[operator]))
+    return Compiled(tuple(conditions), tuple(joins), tuple(order))
 
 
-def _condition(document: QueriedDocument, keyword: str, value: Any) -> dict[str, Any]:
-    path, lookup = _take_apart(document, keyword)
-    resolved = resolve(document, path)
-    if resolved.is_id:
-        value = [stored_id(v) for v in value] if isinstance(value, list | tuple) else stored_id(value)
-    return _literally(resolved.path, LOOKUPS[lookup](value))
-
-
-def _literally(path: str, condition: dict[str, Any]) -> dict[str, Any]:
-    """The condition on a path; MongoDB refuses `{"$in": [{"$gt": ""}]}`, whereas `$eq` compares such a dict."""
-    for operator, junction in (("$in", "$or"), ("$nin", "$nor")):
-        members = condition.get(operator, ())
-        if any(map(_has_a_meaning_of_its_own, members)):
-            return {junction: [{path: {"$eq": member}} for member in members]}
-    return {path: condition}
-
-
-def _has_a_meaning_of_its_own(member: Any) -> bool:
-    """What MongoDB would not compare in a list, but refuse or match with."""
-    if isinstance(member, re.Pattern | bson.Regex):
-        return True
-    return isinstance(member, dict) and any(str(key).startswith("$") for key in member)
-
-
-def _take_apart(document: QueriedDocument, keyword: str) -> tuple[str, str]:
-    prefix = settings.lookup_prefix
-    if keyword in document.model_fields or prefix not in keyword:
-        return keyword, "exact"
-    path, _, lookup = keyword.rpartition(prefix)
-    if not path:  # "__v" is a name, not a lookup
-        return keyword, "exact"
-    if lookup not in LOOKUPS:
-        raise OperatorInvalid(
-            f"There is no lookup {lookup!r} (in {keyword!r} of {document.__name__})."
-            f"{did_you_mean(lookup, LOOKUPS)} Valid are: {', '.join(sorted(LOOKUPS))}."
-        )
-    return path, lookup
+def _parse(document: Any, keyword: str) -> tuple[Path, str]:
+    path, lookup = take_apart(document, keyword)
+    if lookup is None:
+        return path, "eq"
+    operators = settings.filter_operators
+    if lookup == "date":  # no single operator of Q
+        return path, "date"
+    if lookup in operators:
+        operator = operators[lookup]
+        return path, operator if operator in _DIRECTIONS else operator_named(operator)
+    valid = f"Valid are: {', '.join(sorted(operators))}."
+    place = f"(in {keyword!r} of {document.__name__})"
+    if path.below:
+        hint = did_you_mean(lookup, [*path.below, *operators]) or nearest(lookup, path.below)
+        raise _NeitherFieldNorLookup(f"There is neither a field nor a lookup {lookup!r} {place}.{hint} {valid}")
+    raise OperatorInvalid(f"There is no lookup {lookup!r} {place}.{did_you_mean(lookup, operators)} {valid}")

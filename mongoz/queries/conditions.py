@@ -1,0 +1,173 @@
+"""The operators of queries: what each of them is in MongoDB's language.
+
+A value is a value: it always stands behind an operator of ours, so a dict from a user's input is compared, never
+obeyed.
+"""
+
+import datetime
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Final
+
+import bson
+
+from mongoz.exceptions import FieldDefinitionError, OperatorInvalid, did_you_mean
+from mongoz.queries import text
+from mongoz.queries.paths import Path
+from mongoz.queries.values import ValueRefused, comparable, whole_day
+
+__all__ = ["OPERATORS", "SPELLINGS", "condition", "operator_named"]
+
+Condition = dict[str, Any]
+
+
+def condition(path: Path, operator: str, value: Any) -> Condition:
+    """The MongoDB condition that a field is in this relation to a value.
+
+    Args:
+        path: the field; one of a referenced document asks for at least one referenced instance.
+        operator: a name of `OPERATORS`.
+        value: as the application gave it.
+
+    Raises:
+        ValueRefused: the operator takes no such value.
+        FieldDefinitionError: it makes no sense for this field.
+    """
+    made = OPERATORS[operator](path, value)
+    if not path.joins:
+        return made
+    if operator == "where":
+        raise OperatorInvalid("JavaScript can't look into referenced documents.")
+    return {path.joins[-1].slot: {"$elemMatch": made}}
+
+
+def operator_named(name: Any) -> str:
+    """The name in `OPERATORS` of an operator in one of its spellings: `eq`, `$eq`, `exact`, `in`, `in_`.
+
+    Raises:
+        OperatorInvalid: there is none.
+    """
+    if isinstance(name, str):
+        found = SPELLINGS.get(name, name)
+        if found in OPERATORS:
+            return found
+    raise OperatorInvalid(
+        f"There is no operator {name!r}.{did_you_mean(str(name), OPERATORS)} Valid are MongoDB's, which begin "
+        f"with a dollar, and: {', '.join(sorted(OPERATORS))}."
+    )
+
+
+def _eq(path: Path, value: Any) -> Condition:
+    return {path.path: {"$eq": comparable(path, value)}}
+
+
+def _neq(path: Path, value: Any) -> Condition:
+    kept = comparable(path, value)
+    if _is_regex(kept):  # the server takes none behind $ne
+        return {path.path: {"$not": {"$eq": kept}}}
+    return {path.path: {"$ne": kept}}
+
+
+def _in(path: Path, values: Any, *, operator: str, junction: str) -> Condition:
+    if not isinstance(values, list | tuple):
+        raise ValueRefused(f"{path.path!r}: in and not_in take a list or a tuple, not {values!r}.")
+    members = [comparable(path, value) for value in values]
+    if any(map(_has_a_meaning_of_its_own, members)):
+        return {junction: [{path.path: {"$eq": member}} for member in members]}
+    return {path.path: {operator: members}}
+
+
+def _has_a_meaning_of_its_own(member: Any) -> bool:
+    """What MongoDB would not compare in a list, but refuse or match with."""
+    if isinstance(member, Mapping):
+        return any(str(key).startswith("$") for key in member)
+    return _is_regex(member)
+
+
+def _is_regex(value: Any) -> bool:
+    return isinstance(value, re.Pattern | bson.Regex)
+
+
+def _compare(path: Path, value: Any, *, operator: str) -> Condition:
+    kept = comparable(path, value)
+    if kept is None or _is_regex(kept):
+        raise ValueRefused(f"{path.path!r} can't be compared with {value!r} by {operator}: that has no order.")
+    return {path.path: {operator: kept}}
+
+
+def _date(path: Path, value: Any) -> Condition:
+    if not (path.shape.open or path.shape.holds(datetime.date)):
+        raise FieldDefinitionError(f"{path.path!r} holds no dates, so it can't be asked for a day.")
+    day = whole_day(value)
+    if not path.items:
+        return {path.path: day}
+    # Of a list one item must be on this day, not one after its begin and another one before its end.
+    steps = path.path.split(".")
+    inside = ".".join(steps[path.items :])
+    return {".".join(steps[: path.items]): {"$elemMatch": {inside: day} if inside else day}}
+
+
+def _exists(path: Path, value: Any) -> Condition:
+    if not isinstance(value, bool):
+        raise ValueRefused(f"{path.path!r}: exists takes True or False, not {value!r}.")
+    return {path.path: {"$exists": value}}
+
+
+def _where(path: Path, value: Any) -> Condition:
+    if not isinstance(value, str):  # which bson.Code is, too
+        raise ValueRefused(f"{path.path!r}: where takes JavaScript as a str or a bson.Code, not {value!r}.")
+    return {"$where": value}
+
+
+def _text(path: Path, value: Any, *, match: Callable[..., Condition], ignoring_case: bool) -> Condition:
+    wanted = comparable(path, value)
+    if isinstance(wanted, datetime.time):  # stored as a string
+        wanted = wanted.isoformat()
+    if not isinstance(wanted, str) or isinstance(wanted, bson.Code):
+        raise ValueRefused(f"{path.path!r}: matching of strings takes a str, not {value!r}.")
+    return {path.path: match(wanted, ignoring_case=ignoring_case)}
+
+
+def _contains(path: Path, value: Any, *, ignoring_case: bool) -> Condition:
+    if path.shape.is_text or (path.shape.may_be_text and isinstance(value, str)):
+        return _text(path, value, match=text.has, ignoring_case=ignoring_case)
+    # A list contains what equals one of its items; of other values nothing but themselves is a part.
+    if ignoring_case and isinstance(value, str):
+        return _text(path, value, match=text.equals, ignoring_case=True)
+    return _eq(path, value)
+
+
+def _pattern(path: Path, value: Any) -> Condition:
+    if not path.shape.may_be_text:
+        raise FieldDefinitionError(f"{path.path!r} holds no strings, so no pattern can match it.")
+    return {path.path: text.matches(value)}
+
+
+OPERATORS: Final[dict[str, Callable[[Path, Any], Condition]]] = {
+    "eq": _eq,
+    "neq": _neq,
+    "in_": partial(_in, operator="$in", junction="$or"),
+    "not_in": partial(_in, operator="$nin", junction="$nor"),
+    "gt": partial(_compare, operator="$gt"),
+    "gte": partial(_compare, operator="$gte"),
+    "lt": partial(_compare, operator="$lt"),
+    "lte": partial(_compare, operator="$lte"),
+    "contains": partial(_contains, ignoring_case=False),
+    "icontains": partial(_contains, ignoring_case=True),
+    "startswith": partial(_text, match=text.starts, ignoring_case=False),
+    "istartswith": partial(_text, match=text.starts, ignoring_case=True),
+    "endswith": partial(_text, match=text.ends, ignoring_case=False),
+    "iendswith": partial(_text, match=text.ends, ignoring_case=True),
+    "pattern": _pattern,
+    "date": _date,
+    "exists": _exists,
+    "where": _where,
+}
+
+SPELLINGS: Final = {
+    "exact": "eq", "ne": "neq", "not": "neq", "not_": "neq", "in": "in_", "nin": "not_in", "regex": "pattern",
+    "$eq": "eq", "$ne": "neq", "$in": "in_", "$nin": "not_in", "$gt": "gt", "$gte": "gte", "$lt": "lt",
+    "$lte": "lte", "$regex": "pattern", "$exists": "exists", "$where": "where",
+}  # fmt: skip
+"""Other names of the operators, MongoDB's among them."""

@@ -18,7 +18,7 @@ pydantic's ValidationErrors.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 __all__ = [
     "AbstractDocumentError",
@@ -35,6 +35,7 @@ __all__ = [
     "TransactionError",
     "did_you_mean",
     "nearest",
+    "raise_together",
 ]
 
 
@@ -108,3 +109,16 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """The nearest valid name as a hint, or nothing if none is near."""
     close = difflib.get_close_matches(name, valid, n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def raise_together(errors: Sequence[Exception], message: str) -> None:
+    """Raise what went wrong: a single exception as it is, several as a group.
+
+    Raises:
+        Exception: the only one.
+        ExceptionGroup: several, under this message.
+    """
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise ExceptionGroup(message, errors)

@@ -14,6 +14,9 @@ from mongoz import Registry
 
 _databases = itertools.count()
 
+DRIVER = os.environ.get("MONGOZ_TEST_DRIVER", "pymongo")
+"""What the registries of tests use that are not about drivers; `make test-motor` runs them all on Motor."""
+
 
 @pytest.fixture(scope="session")
 def mongo() -> Iterator[EmbeddedMongo]:
@@ -56,15 +59,15 @@ def driver(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 async def registry(mongo: EmbeddedMongo) -> AsyncIterator[Registry]:
-    """A plain registry on PyMongo's client."""
-    async with Registry(mongo.url) as made:
+    """A plain registry."""
+    async with Registry(mongo.url, driver=DRIVER) as made:
         yield made
 
 
 @pytest.fixture
 async def dispatched(mongo: EmbeddedMongo, database: str) -> AsyncIterator[Registry]:
     """A dispatched registry; its group is the test's database, so that tests don't share positions."""
-    async with Registry(mongo.url, dispatched=database) as made:
+    async with Registry(mongo.url, driver=DRIVER, dispatched=database) as made:
         yield made
 
 

@@ -12,6 +12,7 @@ from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.exceptions import InvalidKeyError
 from mongoz.fields.email import LOADING
 from mongoz.fields.storage import stored, stored_names
+from mongoz.persistence.partial import fill_in, is_partial, loaded_from, require_all
 from mongoz.stamps import FIELD
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ __all__ = [
     "changes",
     "hydrate",
     "loaded",
+    "new_row",
     "previous",
     "remember",
     "validated_row",
@@ -115,9 +117,12 @@ def previous(instance: D) -> D | None:
         return None
     try:
         # A copy: receivers get it, and what they do to it must not reach the snapshot.
-        return hydrate(type(instance), stored(row), state.collection)
+        untouched = hydrate(type(instance), stored(row), state.collection)
     except Exception:  # the model, or a validator of it, became stricter since: better nothing than a half
         return None
+    if is_partial(type(instance)):
+        fill_in(untouched, instance.__dict__.keys() - instance.model_fields_set)
+    return untouched
 
 
 def as_loaded(instance: "Document") -> dict[str, Any] | None:
@@ -150,11 +155,34 @@ def validated_row(instance: "Document") -> dict[str, Any]:
     return row
 
 
+def new_row(instance: "Document") -> dict[str, Any]:
+    """The row to insert: validated, with an id.
+
+    Raises:
+        AttributeError: the instance was loaded without some of its fields.
+        pydantic.ValidationError: what would be written does not fit the model.
+    """
+    require_all(instance)
+    row = validated_row(instance)
+    if row.get("_id") is None:
+        row["_id"] = bson.ObjectId()
+    return row
+
+
 class Changes(NamedTuple):
     """What distinguishes a row from its snapshot: top-level names under which things are stored."""
 
     changed: dict[str, Any]
     removed: tuple[str, ...]
+
+    def as_update(self) -> dict[str, dict[str, Any]]:
+        """The update document; an empty one if nothing changed."""
+        update: dict[str, dict[str, Any]] = {}
+        if self.changed:
+            update["$set"] = self.changed
+        if self.removed:
+            update["$unset"] = dict.fromkeys(self.removed, "")
+        return update
 
 
 def changes(before: dict[str, Any] | None, row: dict[str, Any]) -> Changes:
@@ -205,9 +233,6 @@ def _located(
     error: ValidationError, document: "type[Document]", row: dict[str, Any], collection: Collection | None
 ) -> ValidationError:
     """The same error, with collection and `_id` in its title."""
-    where = collection or document.meta.collection
-    place = where.namespace if where is not None else "a row"
-    title = f"{document.__name__} loaded from {place} with _id {row.get('_id')!r}"
     lines = [
         InitErrorDetails(
             type=PydanticCustomError(line["type"], line["msg"]),
@@ -216,4 +241,4 @@ def _located(
         )
         for line in error.errors(include_url=False)
     ]
-    return ValidationError.from_exception_data(title, lines)
+    return ValidationError.from_exception_data(loaded_from(document, collection, row.get("_id")), lines)

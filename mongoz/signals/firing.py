@@ -2,6 +2,7 @@
 
 from typing import Any, Literal, NamedTuple
 
+from mongoz.exceptions import raise_together
 from mongoz.signals.muting import is_muted
 from mongoz.signals.receivers import Delivery, Receiver
 from mongoz.signals.signal import Signal
@@ -38,12 +39,8 @@ class Firing(NamedTuple):
                 await receiver.function(sender=sender, delivery=delivery, **kwargs)
             except Exception as error:
                 errors.append(error)
-        if len(errors) == 1:
-            raise errors[0]
-        if errors:
-            raise ExceptionGroup(
-                f"{len(errors)} of {len(self.receivers)} {name} receivers of {sender.__name__} raised", errors
-            )
+        count = f"{len(errors)} of {len(self.receivers)}"
+        raise_together(errors, f"{count} {name} receivers of {sender.__name__} raised")
 
 
 def plan(signal: Signal) -> Firing:

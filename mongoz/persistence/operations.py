@@ -1,0 +1,45 @@
+"""Atomic operations: parts of an update that the server computes."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from mongoz.exceptions import InvalidKeyError
+
+__all__ = ["Operation", "by_operator"]
+
+
+class Operation(NamedTuple):
+    """One operator on one field, checked and ready to send.
+
+    Attributes:
+        operator: MongoDB's: `"$inc"`.
+        path: the stored, dotted name.
+        attribute: the document's field that it is in.
+        value: what the operator takes.
+    """
+
+    operator: str
+    path: str
+    attribute: str
+    value: Any
+
+    @property
+    def top(self) -> str:
+        """The stored name of the field."""
+        return self.path.partition(".")[0]
+
+
+def by_operator(operations: Iterable[Operation]) -> dict[str, dict[str, Any]]:
+    """The update document of some operations.
+
+    Raises:
+        InvalidKeyError: two of them are about the same field; MongoDB has no order among them.
+    """
+    update: dict[str, dict[str, Any]] = {}
+    seen: set[str] = set()
+    for operation in operations:
+        if operation.path in seen:
+            raise InvalidKeyError(f"{operation.path!r} is changed twice in one update; MongoDB refuses that.")
+        seen.add(operation.path)
+        update.setdefault(operation.operator, {})[operation.path] = operation.value
+    return update

@@ -1,0 +1,169 @@
+"""Patches: new values for some fields of an instance, checked and put together."""
+
+import copy
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import ValidationError
+
+from mongoz.exceptions import InvalidKeyError, nearest
+from mongoz.fields.storage import stored_names
+from mongoz.persistence.operations import Operation
+from mongoz.persistence.rows import Changes, changes, loaded, remember, validated_row
+
+if TYPE_CHECKING:
+    from mongoz.documents.base import Document
+
+__all__ = ["after", "apply", "field_names", "now_values", "patch_of", "settle", "touch", "validated_values"]
+
+D = TypeVar("D", bound="Document")
+
+
+def now_values(document: type["Document"]) -> dict[str, Any]:
+    """The fields that every update sets to now, and that."""
+    fields = {name: field for name, field in document.meta.fields.items() if getattr(field, "auto_now", False)}
+    return {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
+
+
+def touch(instance: "Document") -> list[str]:
+    """Set the auto_now fields to now; returns their names."""
+    values = now_values(type(instance))
+    instance.__dict__.update(values)
+    instance.__pydantic_fields_set__.update(values)
+    return list(values)
+
+
+def apply(instance: "Document", values: dict[str, Any]) -> frozenset[str]:
+    """Put new values onto an instance, and now into its auto_now fields; all of them, or none.
+
+    Returns:
+        The names of the fields that were set.
+
+    Raises:
+        pydantic.ValidationError: a value does not fit its field.
+    """
+    candidate = _with_values(instance, values)
+    fields = frozenset([*values, *touch(candidate)])
+    instance.__dict__.update({name: candidate.__dict__[name] for name in fields})
+    instance.__pydantic_fields_set__.update(fields)
+    return fields
+
+
+async def patch_of(instance: "Document", fields: frozenset[str], operated: frozenset[str]) -> Changes:
+    """Run the `pre_update` receivers; returns what must be written.
+
+    Without receivers that is the patch; what a receiver changed on the instance is written with it.
+    """
+    document = type(instance).meta.document
+    signal = document.meta.signals.pre_update
+    names = stored_names(document)
+    more = Changes({}, ())
+    if signal.receivers:
+        before = validated_row(instance)
+        await signal.send(document, instance=instance, update_fields=fields | operated)
+        row = validated_row(instance)
+        more = changes(before, row)
+    else:
+        row = validated_row(instance)
+    return Changes({names[name]: row[names[name]] for name in fields} | more.changed, more.removed)
+
+
+def field_names(document: type["Document"], values: dict[str, Any]) -> dict[str, str]:
+    """What was given -> the field's name; aliases included."""
+    aliases = {alias: name for name, alias in stored_names(document).items()}
+    names = {}
+    for given in values:
+        name = given if given in document.meta.fields else aliases.get(given, given)
+        if name in ("id", "_id", "pk"):
+            raise InvalidKeyError(f"The id of a {document.__name__} can't be updated.")
+        if name not in document.meta.fields:
+            raise InvalidKeyError(
+                f"{document.__name__} has no field {given!r}.{nearest(given, document.meta.fields)}"
+            )
+        names[given] = name
+    return names
+
+
+def _with_values(instance: D, values: dict[str, Any]) -> D:
+    """A copy with these values, validated; the instance stays as it is."""
+    candidate = copy.copy(instance)
+    errors: list[ValidationError] = []
+    for name, value in values.items():
+        try:
+            setattr(candidate, name, value)
+        except ValidationError as error:
+            errors.append(error)
+    if errors:
+        raise _merged(type(instance), errors)
+    return candidate
+
+
+def _merged(document: type["Document"], errors: list[ValidationError]) -> ValidationError:
+    if len(errors) == 1:
+        return errors[0]
+    lines: list[Any] = [line for error in errors for line in error.errors(include_url=False)]
+    return ValidationError.from_exception_data(document.__name__, lines)
+
+
+def _attribute_names(document: type["Document"], stored_under: Iterable[str]) -> frozenset[str]:
+    """Stored names -> the attributes' names."""
+    attributes = {alias: name for name, alias in stored_names(document).items()}
+    return frozenset(attributes.get(name, name) for name in stored_under)
+
+
+def after(known: dict[str, Any], changed: dict[str, Any], removed: tuple[str, ...]) -> dict[str, Any]:
+    """What the database has after a write, as far as we know."""
+    return {name: value for name, value in {**known, **changed}.items() if name not in removed}
+
+
+def settle(
+    instance: "Document", patch: Changes, operations: Sequence[Operation], row: dict[str, Any], elsewhere: Any
+) -> frozenset[str]:
+    """Have an instance know that a patch was written.
+
+    Args:
+        instance: what was updated; it has the patch's values already.
+        patch: what was set and removed.
+        operations: what the server computed.
+        row: what the operations made of their fields.
+        elsewhere: the collection, if it is not the document's own.
+
+    Returns:
+        The names of the fields that changed.
+
+    Raises:
+        pydantic.ValidationError: what the server computed does not fit the model. It is written all the same.
+    """
+    _adopt(instance, operations, row)
+    changed = {**patch.changed, **row}
+    removed = (*patch.removed, *(operation.top for operation in operations if operation.top not in row))
+    known = loaded(instance).row()
+    if known is not None:  # else nothing is known about the other fields, and nothing is assumed
+        remember(instance, after(known, changed, removed), elsewhere)
+    return _attribute_names(type(instance), {*changed, *removed})
+
+
+def _adopt(instance: "Document", operations: Sequence[Operation], row: dict[str, Any]) -> None:
+    """Take over what the server made of the fields that operations changed."""
+    values = {}
+    for operation in operations:
+        field = type(instance).model_fields[operation.attribute]
+        default = None if operation.top in row else field.get_default(call_default_factory=True)
+        values[operation.attribute] = row.get(operation.top, default)
+    if values:
+        candidate = _with_values(instance, values)
+        instance.__dict__.update({name: candidate.__dict__[name] for name in values})
+
+
+def validated_values(document: type["Document"], values: dict[str, Any]) -> dict[str, Any]:
+    """Values for some fields, as the fields make them.
+
+    Args:
+        document: whose fields they are.
+        values: attribute name -> value.
+
+    Raises:
+        pydantic.ValidationError: a value does not fit its field.
+    """
+    instance = document.proxy_document.__pydantic_validator__.validate_python(values, by_alias=False, by_name=True)
+    return {name: instance.__dict__[name] for name in values}

@@ -1,0 +1,31 @@
+"""Loading an instance again."""
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mongoz.connection.transactions import join
+from mongoz.exceptions import DocumentNotFound
+from mongoz.persistence.rows import hydrate, loaded
+
+if TYPE_CHECKING:
+    from mongoz.documents.base import Document
+
+__all__ = ["refresh"]
+
+D = TypeVar("D", bound="Document")
+
+_STATE = ("__class__", "__dict__", "__pydantic_extra__", "__pydantic_fields_set__", "_loaded")
+
+
+async def refresh(instance: D, session: Any = None) -> D:
+    """Load an instance again; see `Document.refresh`."""
+    document: type[D] = type(instance).meta.document
+    where = loaded(instance).collection
+    place = where or document.meta.require_collection()
+    joined = join(place.database._registry, session)
+    row = await place._collection.find_one({"_id": instance.id}, session=joined.session)
+    if instance.id is None or row is None:
+        raise DocumentNotFound(f"{place.namespace} has no document with _id {instance.id!r} to refresh from.")
+    fresh = hydrate(document, row, where)
+    for name in _STATE:
+        object.__setattr__(instance, name, getattr(fresh, name))
+    return instance

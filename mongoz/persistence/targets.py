@@ -1,0 +1,124 @@
+"""Where a write goes: the collection, the session, and what must happen around it."""
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mongoz.connection import Collection
+from mongoz.connection.drivers import Driver
+from mongoz.connection.transactions import Transaction, join
+from mongoz.persistence.rows import loaded
+from mongoz.signals.firing import Firing, plan
+
+if TYPE_CHECKING:
+    from mongoz.documents.base import Document
+    from mongoz.signals import Signal
+
+__all__ = ["Target", "aim", "as_collection"]
+
+
+class Target(NamedTuple):
+    """Where a write goes.
+
+    Attributes:
+        collection: ours.
+        session: the driver's session, or None.
+        transaction: the transaction of ours that the session is in, or None.
+        uncertain: the session is in somebody else's transaction: nobody here will see it commit.
+    """
+
+    collection: Collection
+    session: Any = None
+    transaction: Transaction | None = None
+    uncertain: bool = False
+
+    @property
+    def driver(self) -> Any:
+        """The driver's collection."""
+        return self.collection._collection
+
+    @property
+    def driver_seam(self) -> Driver:
+        """What PyMongo and Motor do differently."""
+        return self.collection.database._registry._driver
+
+    @property
+    def group(self) -> str | None:
+        """The group of dispatchers that serves the registry, or None."""
+        return self.collection.database._registry.dispatched
+
+    def elsewhere(self, document: type) -> Collection | None:
+        """The collection, if it is not the document's own."""
+        return None if self.collection == document.meta.collection else self.collection  # type: ignore[attr-defined]
+
+    def plan(self, signal: "Signal") -> Firing:
+        """Which receivers this process runs after the write.
+
+        In somebody else's transaction `post_*` is left to the dispatcher, where there is one: it sees the commit.
+        """
+        firing = plan(signal)
+        return firing._replace(receivers=()) if self.uncertain and self.group is not None else firing
+
+    async def fire(self, firing: Firing, sender: type, delivery_id: str, **kwargs: Any) -> None:
+        """Run the receivers, or have them run once the transaction is committed.
+
+        Raises:
+            Exception: what the only failing receiver raised, as it is.
+            ExceptionGroup: what several raised. The write stands in either case.
+        """
+        if not firing.receivers:
+            return
+        if self.transaction is None:
+            await firing.run(sender, delivery_id, **kwargs)
+        else:
+            self.transaction.after_commit(partial(firing.run, sender, delivery_id, **kwargs))
+
+    def keep_undoable(self, instance: "Document") -> None:
+        """Have the instance forget what it is about to learn of the database, if the transaction aborts.
+
+        Else a second attempt would find nothing left to write.
+        """
+        if self.transaction is None:
+            return
+        state, id_ = loaded(instance), instance.__dict__.get("id")
+
+        def undo() -> None:
+            object.__setattr__(instance, "_loaded", state)
+            instance.__dict__["id"] = id_
+
+        self.transaction.on_abort(undo)
+
+
+async def aim(document: type["Document"], collection: Any = None, session: Any = None) -> Target:
+    """Where a write of `document` goes. Its indexes exist afterwards, where Meta wants that.
+
+    Args:
+        document: the class.
+        collection: ours or the driver's, if it is not the document's own.
+        session: the caller's session; None joins the transaction of the task.
+
+    Raises:
+        AbstractDocumentError: the document is abstract.
+        ImproperlyConfigured: it has no registry, or the session belongs to another client.
+    """
+    meta = document.meta
+    place = meta.require_collection() if collection is None else as_collection(document, collection)
+    if meta.autogenerate_index:
+        await meta.ensure_indexes(place, session)
+    joined = join(place.database._registry, session)
+    return Target(place, joined.session, joined.transaction, joined.is_somebody_elses_transaction)
+
+
+def as_collection(document: type["Document"], collection: Any) -> Collection:
+    """Our collection for one of ours or of the driver's.
+
+    Raises:
+        AbstractDocumentError: the document is abstract.
+        ImproperlyConfigured: it has no registry.
+        TypeError: it is neither.
+    """
+    if isinstance(collection, Collection):
+        return collection
+    own = document.meta.require_collection()
+    if not hasattr(collection, "database"):
+        raise TypeError(f"A collection is one of mongoz or of the driver, not {collection!r}.")
+    return own.database._registry.get_database(collection.database.name).get_collection(collection.name)

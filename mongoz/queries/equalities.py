@@ -1,0 +1,46 @@
+"""What the conditions of a query say about a document that is yet to be made."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mongoz.fields.storage import stored_names
+
+__all__ = ["equalities"]
+
+
+def equalities(document: Any, conditions: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Attribute name -> value, for each field that the conditions ask to equal something.
+
+    Args:
+        document: the class that is queried.
+        conditions: MongoDB conditions on stored names; dotted names become nested dicts.
+    """
+    attributes = {alias: name for name, alias in stored_names(document).items()}
+    values: dict[str, Any] = {}
+    for path, value in _pairs(conditions):
+        first, *rest = path.split(".")
+        place, key = values, attributes.get(first, first)
+        for step in rest:
+            place, key = place.setdefault(key, {}), step
+            if not isinstance(place, dict):
+                break
+        else:
+            place[key] = value
+    return values
+
+
+def _pairs(conditions: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, Any]]:
+    for condition in conditions:
+        for path, value in condition.items():
+            if path == "$and":
+                yield from _pairs(value)
+            elif path.startswith("$"):
+                continue
+            elif not _is_operators(value):
+                yield path, value
+            elif "$eq" in value:
+                yield path, value["$eq"]
+
+
+def _is_operators(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(str(key).startswith("$") for key in value)

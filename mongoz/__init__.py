@@ -13,7 +13,7 @@ Example:
 
 from mongoz import fields
 from mongoz.connection import Collection, Database, Registry
-from mongoz.documents import Document, EmbeddedDocument
+from mongoz.documents import Document, EmbeddedDocument, Index, IndexType
 from mongoz.exceptions import (
     AbstractDocumentError,
     DocumentNotFound,
@@ -25,24 +25,37 @@ from mongoz.exceptions import (
     MultipleDocumentsReturned,
     OperatorInvalid,
     SignalError,
+    TransactionError,
 )
+
+# Not in __all__: it would hide the built-in one from whoever imports everything. Type checkers want the alias.
+from mongoz.exceptions import IndexError as IndexError
 from mongoz.fields import (
     UUID,
     Array,
+    ArrayList,
+    Binary,
     Boolean,
     Date,
     DateTime,
+    Decimal,
     Double,
     Email,
     Embed,
+    ForeignKey,
     Integer,
+    NullableObjectId,
     Object,
     ObjectId,
     String,
+    Time,
 )
-from mongoz.queries import Expression, Manager, Order, QuerySet, SortExpression
+from mongoz.queries import Expression, Manager, Order, QuerySet, QuerySetManager, SortExpression
+from mongoz.queries.operators import U
+from mongoz.queries.q import Q
 from mongoz.settings import MongozSettings, settings
 from mongoz.signals import Signal
+from mongoz.sync import run_sync
 
 __version__ = "0.1.0"
 
@@ -50,11 +63,14 @@ __all__ = [
     "UUID",
     "AbstractDocumentError",
     "Array",
+    "ArrayList",
+    "Binary",
     "Boolean",
     "Collection",
     "Database",
     "Date",
     "DateTime",
+    "Decimal",
     "Document",
     "DocumentNotFound",
     "Double",
@@ -63,7 +79,10 @@ __all__ = [
     "EmbeddedDocument",
     "Expression",
     "FieldDefinitionError",
+    "ForeignKey",
     "ImproperlyConfigured",
+    "Index",
+    "IndexType",
     "Integer",
     "InvalidKeyError",
     "InvalidObjectIdError",
@@ -71,17 +90,24 @@ __all__ = [
     "MongozException",
     "MongozSettings",
     "MultipleDocumentsReturned",
+    "NullableObjectId",
     "Object",
     "ObjectId",
     "OperatorInvalid",
     "Order",
+    "Q",
     "QuerySet",
+    "QuerySetManager",
     "Registry",
     "Signal",
     "SignalError",
     "SortExpression",
     "String",
+    "Time",
+    "TransactionError",
+    "U",
     "__version__",
     "fields",
+    "run_sync",
     "settings",
 ]

@@ -1,16 +1,27 @@
 """`mongoz.Document`."""
 
+import copy
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
 from mongoz.connection import Collection
 from mongoz.documents.construction import DocumentMetaclass
+from mongoz.documents.dumping import Dumping
+from mongoz.documents.indexing import IndexOperations
 from mongoz.documents.meta import MetaInfo
+from mongoz.documents.proxies import ProxyDescriptor
 from mongoz.fields import ObjectId
 from mongoz.fields.base import declare
-from mongoz.persistence import rows, writes
-from mongoz.queries.managers import ObjectsDescriptor, QueryDescriptor
+from mongoz.persistence import bulk, rows, writes
+from mongoz.persistence.attachments import attach, attached
+from mongoz.persistence.partial import not_loaded
+from mongoz.persistence.refreshing import refresh
+from mongoz.persistence.targets import aim
+from mongoz.queries.engine import Query
+from mongoz.queries.managers import Manager, ObjectsDescriptor, QueryDescriptor, QuerySet
+from mongoz.queries.operators import Change, resolve_all
 from mongoz.signals import Broadcaster
 
 __all__ = ["Document"]
@@ -30,7 +41,7 @@ class _FieldsDescriptor:
         return owner.__pydantic_fields__  # type: ignore[no-any-return]
 
 
-class Document(BaseModel, metaclass=DocumentMetaclass):
+class Document(IndexOperations, Dumping, metaclass=DocumentMetaclass):
     """A document of a MongoDB collection: a pydantic model that knows where it lives.
 
     Example:
@@ -47,18 +58,24 @@ class Document(BaseModel, metaclass=DocumentMetaclass):
 
     # What the instance remembers of the database. A slot, and not annotated: that would make it one of pydantic's
     # private attributes, which cost a third of the time that loading takes.
-    __slots__ = ("_loaded",)
+    __slots__ = ("_attached", "_loaded")
 
     model_config = ConfigDict(
-        extra="allow", arbitrary_types_allowed=True, validate_assignment=True, populate_by_name=True
+        extra="allow",
+        arbitrary_types_allowed=True,
+        validate_assignment=True,
+        populate_by_name=True,
+        loc_by_alias=False,  # errors name fields
+        ignored_types=(Query,),  # managers, which are no fields
     )
 
-    id: ObjectId | None = declare(ObjectId, null=True, alias="_id")  # type: ignore[assignment]  # a declaration
+    id: ObjectId | None = declare(ObjectId, null=True, alias="_id")
 
     meta: ClassVar[MetaInfo]
     Meta: ClassVar[Any]
-    objects: ClassVar[ObjectsDescriptor] = ObjectsDescriptor()
-    query: ClassVar[QueryDescriptor] = QueryDescriptor()
+    objects: ClassVar[ObjectsDescriptor] = Manager()
+    query: ClassVar[QueryDescriptor] = QuerySet()
+    proxy_document: ClassVar[Any] = ProxyDescriptor()
 
     signals: ClassVar[_SignalsDescriptor] = _SignalsDescriptor()
     model_fields: ClassVar[_FieldsDescriptor] = _FieldsDescriptor()
@@ -69,23 +86,37 @@ class Document(BaseModel, metaclass=DocumentMetaclass):
         # Never at run time: pydantic would call it for every row that is loaded.
         def __init__(self, **values: Any) -> None: ...
 
+    if not TYPE_CHECKING:  # else type checkers would take any name for an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            # Only for what the usual lookup does not find: this costs the fields nothing.
+            found = attached(self)
+            if name in found:
+                return found[name]
+            if name in type(self).__pydantic_fields__:
+                raise not_loaded(self, name)
+            return super().__getattr__(name)
+
     def __copy__(self) -> Self:
         copied = super().__copy__()
         object.__setattr__(copied, "_loaded", rows.loaded(self))
+        attach(copied, attached(self))
         return copied
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         copied = super().__deepcopy__(memo)
         object.__setattr__(copied, "_loaded", rows.loaded(self))  # nobody changes a snapshot, so it is shared
+        attach(copied, copy.deepcopy(attached(self), memo))
         return copied
 
-    async def create(self, collection: Collection | None = None) -> Self:
+    async def create(self, collection: Any = None, session: Any = None) -> Self:
         """Insert this instance as a new document.
 
         Fires `pre_save` and `post_save` with `created=True`.
 
         Args:
-            collection: where to, if not into the document's own collection.
+            collection: where to, if not into the document's own collection: ours or the driver's.
+            session: the driver's session; None joins the transaction of the task, if it is in one.
 
         Returns:
             The instance, with its new id.
@@ -94,36 +125,51 @@ class Document(BaseModel, metaclass=DocumentMetaclass):
             pydantic.ValidationError: it does not fit the model (any more).
             pymongo.errors.DuplicateKeyError: its id, or a unique value, exists already.
         """
-        return await writes.create(self, collection)
+        return await writes.create(self, collection, session)
 
-    async def save(self, collection: Collection | None = None) -> Self:
+    async def save(self, collection: Any = None, session: Any = None) -> Self:
         """Write what changed since the load; without an id, create.
 
         Only the top-level fields that changed are written, so that another client's concurrent change to
         other fields survives. Fires `pre_save` and `post_save`.
 
+        Args:
+            collection: where to, if not to where it came from: ours or the driver's.
+            session: the driver's session; None joins the transaction of the task, if it is in one.
+
         Raises:
             DocumentNotFound: the document is gone.
             pydantic.ValidationError: it does not fit the model (any more).
         """
-        return await writes.save(self, collection)
+        return await writes.save(self, collection, session)
 
-    async def update(self, **fields: Any) -> Self:
+    async def update(self, *operations: Change, **fields: Any) -> Self:
         """Change single fields, here and in the database, and write nothing else.
 
         Fires `pre_update` and `post_update`. If anything fails the instance is as it was before.
+
+        Args:
+            *operations: changes that the server computes: `U.inc(age=1)`, `U.push("tags", "new")`.
+            **fields: new values; and `session`, unless the document has a field of that name.
 
         Raises:
             InvalidKeyError: no such field, or the id.
             DocumentNotFound: the document is gone.
             pydantic.ValidationError: a value does not fit its field.
-        """
-        return await writes.update(self, fields)
 
-    async def delete(self) -> int:
+        Example:
+            >>> await user.update(U.inc(logins=1), last_seen=now)
+        """
+        session = None if "session" in self.meta.fields else fields.pop("session", None)
+        return await writes.update(self, fields, resolve_all(self.meta.document, operations), session)
+
+    async def delete(self, session: Any = None) -> int:
         """Delete the document; the instance keeps its values.
 
         Fires `pre_delete` and `post_delete`.
+
+        Args:
+            session: the driver's session; None joins the transaction of the task, if it is in one.
 
         Returns:
             1
@@ -131,7 +177,54 @@ class Document(BaseModel, metaclass=DocumentMetaclass):
         Raises:
             DocumentNotFound: it was gone already.
         """
-        return await writes.delete(self)
+        return await writes.delete(self, session)
+
+    async def refresh(self, session: Any = None) -> Self:
+        """Load the document again, from where it came from; what was changed here and not saved is lost.
+
+        Raises:
+            DocumentNotFound: it is gone.
+        """
+        return await refresh(self, session)
+
+    @classmethod
+    async def create_many(cls, models: Iterable[Self], collection: Any = None, session: Any = None) -> list[Self]:
+        """Insert many instances: in one command where no receiver is connected, else in bounded batches.
+
+        Fires `pre_save` and `post_save` for each.
+
+        Args:
+            models: instances of this document.
+            collection: where to, if not into the document's own collection: ours or the driver's.
+            session: the driver's session; None joins the transaction of the task, if it is in one.
+
+        Returns:
+            The same instances in their order, with their ids.
+
+        Raises:
+            TypeError: something else than an instance of this document; nothing is written.
+            pymongo.errors.BulkWriteError: some could not be inserted. Those with an id were.
+        """
+        return await bulk.create_many(cls, models, collection, session)
+
+    @classmethod
+    async def bulk_write(cls, requests: Sequence[Any], ordered: bool = True, session: Any = None) -> Any:
+        """Send the driver's own requests (`InsertOne`, `UpdateMany`, ...), as they are.
+
+        Nothing is validated and nothing fires in process; a dispatcher delivers these writes like anybody's.
+
+        Returns:
+            The driver's `BulkWriteResult`.
+        """
+        target = await aim(cls, None, session)
+        return await target.driver.bulk_write(requests, ordered=ordered, session=target.session)
+
+    @classmethod
+    async def aggregate(cls, pipeline: Sequence[Mapping[str, Any]], session: Any = None) -> list[dict[str, Any]]:
+        """Run an aggregation pipeline as it is; returns what the server answers, as dicts."""
+        target = await aim(cls, None, session)
+        cursor = await target.driver_seam.aggregate(target.driver, pipeline, session=target.session)
+        return [row async for row in cursor]
 
     @classmethod
     async def get_document_by_id(cls, id: Any) -> Self:
@@ -171,6 +264,6 @@ class Document(BaseModel, metaclass=DocumentMetaclass):
         return cls.__name__.lower()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(id={self.__dict__.get('id')!r})"
+        return f"{type(self).__name__}(id={self.__dict__.get('id')})"
 
     __str__ = __repr__

@@ -1,6 +1,6 @@
 """Queries: expressions, lookups, and the one lazy engine."""
 
 from mongoz.queries.expressions import Expression, Order, SortExpression
-from mongoz.queries.managers import Manager, QuerySet
+from mongoz.queries.managers import Manager, QuerySet, QuerySetManager
 
-__all__ = ["Expression", "Manager", "Order", "QuerySet", "SortExpression"]
+__all__ = ["Expression", "Manager", "Order", "QuerySet", "QuerySetManager", "SortExpression"]

@@ -1,16 +1,20 @@
 """The builders of a query: each derives a new one."""
 
-from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from mongoz.connection import Collection
-from mongoz.exceptions import InvalidKeyError
-from mongoz.queries.expressions import Expression, FieldProxy, Order, SortExpression
-from mongoz.queries.lookups import conditions
-from mongoz.queries.paths import resolve
-from mongoz.queries.plan import Plan
-from mongoz.settings import settings
+import bson
+from pymongo.collation import Collation
+
+from mongoz.connection import Collection, Database
+from mongoz.connection.transactions import Joined, join
+from mongoz.exceptions import FieldDefinitionError, ImproperlyConfigured, InvalidKeyError, nearest
+from mongoz.queries.expressions import Condition, Order, compile_condition
+from mongoz.queries.lookups import compile_lookups
+from mongoz.queries.pipelines import OPTIONS
+from mongoz.queries.plan import Plan, conjunction
+from mongoz.queries.projection import field_names
+from mongoz.queries.sorting import compile_sort
 
 if TYPE_CHECKING:
     from mongoz.documents.base import Document
@@ -23,12 +27,39 @@ D = TypeVar("D", bound="Document")
 class Builders(Generic[D]):
     """An immutable plan over one document class, and what refines it."""
 
-    def __init__(self, document: type[D], plan: Plan | None = None) -> None:
-        self._document = document
+    # Here too, for managers of applications whose constructor does not call this one.
+    _bound: type[D] | None = None
+    _plan = Plan()
+
+    def __init__(self, document: type[D] | None = None, plan: Plan | None = None) -> None:
+        self._bound = document
         self._plan = plan or Plan()
 
+    @property
+    def _document(self) -> type[D]:
+        """The class that is queried.
+
+        Raises:
+            ImproperlyConfigured: this is a manager that is not attached to a document.
+        """
+        if self._bound is None:
+            raise ImproperlyConfigured(
+                f"This {type(self).__name__} belongs to no document; assign it in the body of a document's class, "
+                "and use it through that class."
+            )
+        return self._bound
+
+    _stays = False
+    """Whether awaiting it gives itself: what `none()` returns does, what is derived from that does not."""
+
+    def _with(self, plan: Plan) -> Self:
+        # Not by calling the class: an application's manager may have a constructor and state of its own.
+        query = object.__new__(type(self))
+        query.__dict__ = {**self.__dict__, "_plan": plan, "_stays": False}
+        return query
+
     def _derive(self, **changes: Any) -> Self:
-        return type(self)(self._document, replace(self._plan, **changes))
+        return self._with(replace(self._plan, **changes))
 
     def filter(self, **lookups: Any) -> Self:
         """Only documents for which all of these hold: `name="Ada"`, `age__gte=18`, `**{"address.city": "Bonn"}`.
@@ -37,35 +68,90 @@ class Builders(Generic[D]):
             InvalidKeyError: no such field.
             OperatorInvalid: no such lookup.
         """
-        return self._derive(conditions=self._plan.conditions + conditions(self._document, lookups))
+        return self._with(self._plan.matching(*compile_lookups(self._document, lookups)))
 
-    def where_all(self, expressions: Iterable[Expression | Mapping[Any, Any]]) -> Self:
-        """Only documents for which all of these hold: expressions, or MongoDB queries as dicts."""
-        more = [e.compile() if isinstance(e, Expression) else _by_name(e) for e in expressions]
-        return self._derive(conditions=(*self._plan.conditions, *more))
+    def exclude(self, **lookups: Any) -> Self:
+        """Leave out the documents for which all of these hold.
 
-    def sort(self, key: Any = None, direction: int = Order.ASCENDING, /, **lookups: Any) -> Self:
+        Raises:
+            InvalidKeyError: no such field.
+            OperatorInvalid: no such lookup.
+        """
+        compiled = compile_lookups(self._document, lookups)
+        conditions = [{"$nor": [conjunction(compiled.conditions)]}] if compiled.conditions else []
+        return self._with(self._plan.matching(conditions, compiled.joins, compiled.order))
+
+    def all(self, **lookups: Any) -> Self:
+        """All documents for which these hold; the same as `filter`. Await it for the list."""
+        return self.filter(**lookups)
+
+    def query(self, *conditions: Condition) -> Self:
+        """Only documents for which all of these hold: expressions, or MongoDB queries as dicts.
+
+        Raises:
+            InvalidKeyError: something else.
+
+        Example:
+            >>> await User.objects.query(User.age >= 18, {"name": {"$exists": True}})
+        """
+        return self._with(self._plan.matching([compile_condition(self._document, each) for each in conditions]))
+
+    def raw(self, *conditions: Condition) -> Self:
+        """The same as `query`."""
+        return self.query(*conditions)
+
+    def where(self, js: str | bson.Code) -> Self:
+        """Only documents for which a JavaScript expression or function is true; `this` is the document.
+
+        Never put a user's input into it: it is code.
+
+        Raises:
+            TypeError: neither a str nor a bson.Code.
+
+        Example:
+            >>> await Movie.objects.where("this.year > 2000")
+        """
+        if not isinstance(js, str):  # which a Code is, too
+            raise TypeError(f"where() takes JavaScript as a str or a bson.Code, not {js!r}.")
+        return self._with(self._plan.matching([{"$where": js}]))
+
+    def only(self, *names: Any) -> Self:
+        """Load these fields only, and the id. A second call replaces the first.
+
+        Raises:
+            InvalidKeyError: no such field.
+            FieldDefinitionError: the query has a `defer` already.
+        """
+        chosen = field_names(self._document, "only", names)
+        if self._plan.defer and chosen:
+            raise FieldDefinitionError("only() and defer() exclude each other; this query has a defer() already.")
+        return self._derive(only=chosen | {"id"}) if chosen else self._derive()
+
+    def defer(self, *names: Any) -> Self:
+        """Don't load these fields; calls add up, and the id is loaded anyway.
+
+        Raises:
+            InvalidKeyError: no such field.
+            FieldDefinitionError: the query has an `only` already.
+        """
+        left_out = field_names(self._document, "defer", names)
+        if self._plan.only is not None and left_out:
+            raise FieldDefinitionError("only() and defer() exclude each other; this query has an only() already.")
+        return self._derive(defer=self._plan.defer | left_out - {"id"})
+
+    def sort(self, key: Any = None, direction: int = Order.ASCENDING, **lookups: Any) -> Self:
         """Order by a key; calls append, and the first key is the primary one.
 
         Args:
-            key: a field's name, `Document.field`, a SortExpression, or a list of `(key, direction)`.
+            key: a field's name, `Document.field`, a SortExpression, or a list of such or of `(key, direction)`.
             direction: `Order.ASCENDING` (1) or `Order.DESCENDING` (-1).
             **lookups: `name__asc=True`, `age__desc=True`.
 
         Raises:
             InvalidKeyError: no such field, or no such direction.
         """
-        keys = [] if key is None else [_sort_key(item) for item in _as_list(key, direction)]
-        for name in lookups:
-            path, _, way = name.rpartition(settings.lookup_prefix)
-            if way not in ("asc", "desc"):
-                raise InvalidKeyError(f"sort() takes name__asc or name__desc, not {name!r}.")
-            keys.append((path, Order.ASCENDING if way == "asc" else Order.DESCENDING))
-        order = [(resolve(self._document, str(name)).path, way) for name, way in keys]
-        for stored_name, sense in order:
-            if sense not in (Order.ASCENDING, Order.DESCENDING):
-                raise InvalidKeyError(f"{sense!r} is no direction to sort {stored_name!r} in; use 1 or -1.")
-        return self._derive(order=(*self._plan.order, *order))
+        compiled = compile_sort(self._document, key, direction, lookups)
+        return self._with(self._plan.matching((), compiled.joins, compiled.order))
 
     def limit(self, count: int) -> Self:
         """At most `count` documents; 0 is no limit.
@@ -83,33 +169,72 @@ class Builders(Generic[D]):
         """
         return self._derive(skip=_not_negative("skip", count))
 
+    def using(self, database: str | Database) -> Self:
+        """Work on the collection of the same name in another database of the registry.
+
+        What is loaded remembers it: `save` and `delete` of an instance go where it came from.
+
+        Raises:
+            ImproperlyConfigured: that is no name of a database.
+        """
+        name = database.name if isinstance(database, Database) else database
+        if not isinstance(name, str) or not name:
+            raise ImproperlyConfigured(f"using() takes the name of a database, not {database!r}.")
+        return self._derive(database=name)
+
+    def using_session(self, session: Any) -> Self:
+        """Read and write in the driver's session; None joins the transaction of the task, if it is in one."""
+        return self._derive(session=session)
+
+    def options(self, **options: Any) -> Self:
+        """Options for the driver.
+
+        Args:
+            **options: `hint`: an index's name or its `(key, direction)` pairs. `collation`: pymongo's Collation,
+                or a dict. `max_time_ms`: the server gives up after it. `batch_size`: rows that a round trip
+                brings. None takes an option back.
+
+        Raises:
+            InvalidKeyError: no such option.
+        """
+        for name in options:
+            if name not in OPTIONS:
+                raise InvalidKeyError(f"options() takes no {name!r}.{nearest(name, OPTIONS)}")
+        collation = options.get("collation")
+        if isinstance(collation, Collation):
+            options["collation"] = collation.document
+        merged = {**self._plan.options, **options}
+        return self._derive(options={name: value for name, value in merged.items() if value is not None})
+
+    def none(self) -> Self:
+        """Matches nothing, and asks the server nothing. Awaiting it gives the empty query itself."""
+        query = self._derive(nothing=True)
+        query._stays = True
+        return query
+
     @property
     def _target(self) -> Collection:
         """Our collection that this query works on."""
-        return self._document.meta.require_collection()
+        own = self._document.meta.require_collection()
+        database = self._plan.database
+        if database is None or database == own.database.name:
+            return own
+        return own.database._registry.get_database(database).get_collection(own.name)
+
+    @property
+    def _elsewhere(self) -> Collection | None:
+        """The collection, if it is not the document's own."""
+        target = self._target
+        return None if target == self._document.meta.collection else target
 
     @property
     def _collection(self) -> Any:
         """The driver's collection, for the running event loop."""
         return self._target._collection
 
-
-def _by_name(query: Mapping[Any, Any]) -> dict[str, Any]:
-    """A MongoDB query as it was given; `Document.field` may stand for a name."""
-    if not isinstance(query, Mapping):
-        raise InvalidKeyError(f"query() takes expressions and dicts, not {query!r}.")
-    return {str(key) if isinstance(key, FieldProxy) else key: value for key, value in query.items()}
-
-
-def _as_list(key: Any, direction: int) -> list[Any]:
-    return list(key) if isinstance(key, list) else [(key, direction)]
-
-
-def _sort_key(item: Any) -> tuple[Any, int]:
-    if isinstance(item, tuple):
-        key, direction = item
-        return (key.key, key.direction) if isinstance(key, SortExpression) else (key, direction)
-    return (item.key, item.direction) if isinstance(item, SortExpression) else (item, Order.ASCENDING)
+    def _joined(self) -> Joined:
+        """The session that this query runs in, and the transaction that it is part of."""
+        return join(self._target.database._registry, self._plan.session)
 
 
 def _not_negative(what: str, count: int) -> int:

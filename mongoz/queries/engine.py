@@ -3,7 +3,7 @@
 Query -> Writing -> Reading -> Builders
 """
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from mongoz.queries.writing import Writing
 
@@ -24,3 +24,20 @@ class Query(Writing[D]):
         >>> await adults.count()
         >>> await adults.sort("name").limit(10)
     """
+
+    def get_queryset(self) -> Self:
+        """Where a manager starts; for subclasses to override, by refining what this gives.
+
+        Example:
+            >>> def get_queryset(self):
+            ...     return super().get_queryset().filter(is_active=True)
+        """
+        return self
+
+    def __get__(self, instance: object, owner: Any) -> Self:
+        """Read from a document's class, or from an instance: the manager of that class."""
+        if self._bound is not None or not hasattr(owner, "meta"):
+            return self
+        manager = self._with(self._plan)
+        manager._bound = owner.meta.document
+        return manager.get_queryset()

@@ -1,12 +1,12 @@
 """What a query asks for, as a value."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mongoz.queries.joins import Join
 
-__all__ = ["Plan"]
+__all__ = ["Plan", "conjunction"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,35 @@ class Plan:
     @property
     def filter(self) -> dict[str, Any]:
         """All conditions as one MongoDB filter."""
-        if not self.conditions:
-            return {}
-        if len(self.conditions) == 1:
-            return dict(self.conditions[0])
-        return {"$and": [dict(condition) for condition in self.conditions]}
+        return conjunction(self.conditions)
+
+    def matching(
+        self,
+        conditions: Iterable[Mapping[str, Any]] = (),
+        joins: Iterable[Join] = (),
+        order: Iterable[tuple[str, int]] = (),
+    ) -> "Plan":
+        """A plan with these conditions, joins and sort keys as well; a join that is there already is kept once."""
+        return replace(
+            self,
+            conditions=(*self.conditions, *conditions),
+            joins=(*self.joins, *(join for join in joins if join not in self.joins)),
+            order=(*self.order, *order),
+        )
+
+    def at_most(self, count: int) -> "Plan":
+        """A plan for no more than `count` documents, its own limit kept."""
+        return replace(self, limit=min(self.limit or count, count))
+
+    @property
+    def reversed_order(self) -> tuple[tuple[str, int], ...]:
+        """The sort keys that begin with what now comes last; without any, the highest `_id`."""
+        return tuple((name, -way) for name, way in self.order) or (("_id", -1),)
+
+
+def conjunction(conditions: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Conditions that all hold, as one MongoDB filter."""
+    every = [dict(condition) for condition in conditions]
+    if len(every) > 1:
+        return {"$and": every}
+    return every[0] if every else {}

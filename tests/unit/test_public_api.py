@@ -2,11 +2,13 @@
 
 import ast
 import importlib
+import pickle
 import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import pymongo
 import pytest
 
 import dispatcher
@@ -50,18 +52,29 @@ def test_all_is_complete(name: str) -> None:
     assert own <= set(getattr(module, "__all__", own)) | {"settings"}
 
 
+EXCEPTIONS = (
+    "MongozException DocumentNotFound MultipleDocumentsReturned FieldDefinitionError ImproperlyConfigured "
+    "InvalidObjectIdError InvalidKeyError SignalError AbstractDocumentError OperatorInvalid TransactionError"
+)
+
+FIELDS = (
+    "Array ArrayList Binary Boolean Date DateTime Decimal Double Email Embed ForeignKey Integer NullableObjectId "
+    "Object ObjectId String Time UUID"
+)
+
 EXPORTS = {
-    "mongoz": "Array Boolean Collection Database Date DateTime Document DocumentNotFound Double Email Embed "
-    "EmbeddedDocument Expression ImproperlyConfigured Integer Manager MongozSettings MultipleDocumentsReturned "
-    "Object ObjectId Order QuerySet Registry Signal SortExpression String UUID fields settings MongozException "
-    "FieldDefinitionError InvalidObjectIdError InvalidKeyError SignalError AbstractDocumentError OperatorInvalid",
+    "mongoz": f"{FIELDS} {EXCEPTIONS} Collection Database Document EmbeddedDocument Expression Index IndexType "
+    "Manager MongozSettings Order Q QuerySet QuerySetManager Registry Signal SortExpression U fields "
+    "run_sync settings",
+    "mongoz.fields": FIELDS,
     "mongoz.core.signals": "pre_save post_save pre_update post_update pre_delete post_delete Signal Broadcaster",
-    "mongoz.core.db.fields": "String Email Integer Double Boolean DateTime Date UUID ObjectId Object Array Embed",
+    "mongoz.core.db.fields": FIELDS,
     "mongoz.core.connection.registry": "Registry",
     "mongoz.core.db.querysets.base": "Manager QuerySet",
-    "mongoz.exceptions": "MongozException DocumentNotFound MultipleDocumentsReturned FieldDefinitionError "
-    "ImproperlyConfigured InvalidObjectIdError InvalidKeyError SignalError AbstractDocumentError OperatorInvalid",
+    "mongoz.core.db.documents.managers": "QuerySetManager",
+    "mongoz.exceptions": f"{EXCEPTIONS} IndexError",
     "mongoz.conf": "settings",
+    "mongoz.conf.settings": "settings MongozSettings",
     "mongoz.signals": "muted Delivery Signal Broadcaster",
 }
 
@@ -79,8 +92,27 @@ def test_the_package_says_its_version() -> None:
     assert "__version__" in mongoz.__all__
 
 
+def test_the_index_error_hides_no_built_in_one() -> None:
+    assert mongoz.IndexError is mongoz.exceptions.IndexError
+    assert "IndexError" not in mongoz.__all__
+    namespace: dict[str, object] = {}
+    exec("from mongoz import *", namespace)
+    assert "IndexError" not in namespace
+    assert namespace["Document"] is mongoz.Document
+
+
+@pytest.mark.parametrize("name", ["GEO2D", "GEOSPHERE", "HASHED", "TEXT"])
+def test_kinds_of_indexes_are_those_of_the_driver(name: str) -> None:
+    assert getattr(mongoz.IndexType, name) == getattr(pymongo, name)
+
+
+@pytest.mark.parametrize("name", ["ASCENDING", "DESCENDING"])
+def test_orders_are_those_of_the_driver(name: str) -> None:
+    assert getattr(mongoz.Order, name) == getattr(pymongo, name)
+
+
 @pytest.mark.parametrize(
-    "name", [name for name in mongoz.exceptions.__all__ if name not in ("did_you_mean", "nearest")]
+    "name", [name for name in mongoz.exceptions.__all__ if isinstance(getattr(mongoz.exceptions, name), type)]
 )
 def test_every_exception_is_a_mongoz_exception_with_a_message(name: str) -> None:
     error = getattr(mongoz.exceptions, name)
@@ -89,6 +121,10 @@ def test_every_exception_is_a_mongoz_exception_with_a_message(name: str) -> None
     assert str(error("what", detail="why")) == "what why"
     assert error("what").args == ("what",)
     assert error(detail="why").detail == "why"
+    assert str(error(detail="why")) == "why"
+    assert error("what").detail == "what"
+    copied = pickle.loads(pickle.dumps(error("what", detail="why")))
+    assert (type(copied), copied.args, copied.detail) == (error, ("what", "why"), "why")
 
 
 def run_time_imports(tree: ast.AST) -> Iterator[str]:

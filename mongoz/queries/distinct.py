@@ -1,0 +1,67 @@
+"""Values of one field as Python has them, apart from their documents."""
+
+import types
+from functools import cache
+from typing import Annotated, Any, Final, Union, get_args, get_origin
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from mongoz.fields.email import LOADING
+from mongoz.fields.storage import stored_names
+from mongoz.queries.shapes import shape_of
+
+__all__ = ["as_loaded_values"]
+
+_CONFIG: Final = ConfigDict(arbitrary_types_allowed=True)
+
+
+def as_loaded_values(document: Any, path: str, values: list[Any]) -> list[Any]:
+    """Values out of the database, as a loaded document has them.
+
+    Args:
+        document: the class.
+        path: the stored, dotted name of the field that they are of.
+        values: as the driver decoded them; items, where the field is a list.
+    """
+    adapter = _adapter(document, path)
+    return values if adapter is None else [_adapted(adapter, value) for value in values]
+
+
+@cache
+def _adapter(document: Any, path: str) -> TypeAdapter[Any] | None:
+    field = _field_at(document, [step for step in path.split(".") if not step.isdigit()])
+    if field is None:
+        return None
+    # What else is declared, limits for example, is about a list and not about its items.
+    kind: Any = _items(field.annotation) or Annotated[(field.annotation, *field.metadata, "")]
+    models = shape_of(kind).models
+    return TypeAdapter(kind, config=None if kind in models else _CONFIG)
+
+
+def _field_at(model: Any, steps: list[str]) -> FieldInfo | None:
+    """The field that stored names lead to; None where the models say nothing about it."""
+    names = {alias: name for name, alias in stored_names(model).items()}
+    if steps[0] not in names:
+        return None
+    field: FieldInfo = model.model_fields[names[steps[0]]]
+    if not steps[1:]:
+        return field
+    models = shape_of(field.annotation).models
+    return _field_at(models[0], steps[1:]) if models else None
+
+
+def _items(annotation: Any) -> Any:
+    """The type of a list's items; None if it is no list."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return next((items for each in get_args(annotation) if (items := _items(each)) is not None), None)
+    if get_origin(annotation) in (list, set, tuple):
+        return get_args(annotation)[0]
+    return None
+
+
+def _adapted(adapter: TypeAdapter[Any], value: Any) -> Any:
+    try:
+        return adapter.validate_python(value, context=LOADING, by_alias=True, by_name=False)
+    except ValidationError:  # other clients' values of another type are values all the same
+        return value

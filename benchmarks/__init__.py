@@ -2,10 +2,17 @@
 
     cli.py              flags -> plan -> rows -> report
     plan.py             how much is measured
+    setting.py          what every suite is given
+    load.py             rows: how fast documents are loaded
+    writes.py           rows: what single writes cost
+    signals.py          rows: what sending a signal costs
     backlog.py          row: how fast a backlog is delivered
     latency.py          rows: how long a write takes to its receiver
-    contestants.py      the processes that are measured: the daemon, the bare loop; and the writer
-    workloads/          what runs inside those processes
+    turns.py            sides that take turns
+    workers.py          the processes of these sides
+    peers.py            the environment of other ODMs and signals; peers.txt is what is in it
+    contestants.py      the processes of the dispatcher's rows: the daemon, the bare loop; and the writer
+    workloads/          what runs inside all those processes
     figures.py          samples, ratios, targets; pure
     machine.py          where it was measured
     report.py           the table and the JSON

@@ -7,7 +7,6 @@ importing and connecting are not part of it. Nor is fetching the first batch, of
 flatters who waits for the server the more. Which side begins changes from round to round.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 from pymongo import MongoClient
@@ -16,6 +15,7 @@ from pymongo.collection import Collection
 from benchmarks.contestants import BenchmarkFailed, bare_loop, daemon
 from benchmarks.figures import Pair, Row, Target
 from benchmarks.plan import Plan
+from benchmarks.setting import Setting
 from benchmarks.workloads.environment import Assignment
 from benchmarks.workloads.people import COLLECTION, people
 from dispatcher.state import POSITIONS
@@ -28,17 +28,13 @@ _DATABASE, _STATE = "backlog", "backlog_state"
 Measured = dict[str, Any]
 
 
-def measure_backlog(url: str, plan: Plan, say: Callable[[str], None]) -> list[Row]:
+def measure_backlog(setting: Setting) -> list[Row]:
     """Measure the row.
-
-    Args:
-        url: of a server that nobody else uses.
-        plan: how much.
-        say: told about the progress.
 
     Raises:
         BenchmarkFailed: a process did not do what it should.
     """
+    url, plan, say = setting.url, setting.plan, setting.say
     assignment = Assignment(url, _DATABASE, plan.changes, "pace")
     with MongoClient[dict[str, Any]](url) as client:
         positions = client[_STATE][POSITIONS]

@@ -60,7 +60,7 @@ class Row:
         peer: what ours is compared with.
         unit: of the samples.
         pairs: one per round.
-        target: for the median of the ratios.
+        target: for the median of the ratios; None where the design sets none, and the row informs.
         details: whatever else was measured, by name; goes into the JSON as it is.
     """
 
@@ -70,7 +70,7 @@ class Row:
     peer: str
     unit: str
     pairs: Sequence[Pair]
-    target: Target
+    target: Target | None
     details: dict[str, Any] = field(default_factory=dict)
 
     @property

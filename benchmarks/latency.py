@@ -12,7 +12,6 @@ same stream of writes. Both at once would see the very same writes, but would wa
 of them, and on few cores measure who was first, and the other side's work.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from pymongo import MongoClient
@@ -20,6 +19,7 @@ from pymongo import MongoClient
 from benchmarks.contestants import Contestant, bare_loop, daemon, writer
 from benchmarks.figures import Pair, Row, Target, quantile
 from benchmarks.plan import Plan
+from benchmarks.setting import Setting
 from benchmarks.workloads.environment import Assignment
 
 __all__ = ["measure_latency"]
@@ -41,8 +41,13 @@ class Turn(NamedTuple):
     acknowledged: list[float]
 
 
-def measure_latency(url: str, plan: Plan, say: Callable[[str], None]) -> list[Row]:
-    """Measure the two rows; for the arguments see `measure_backlog`."""
+def measure_latency(setting: Setting) -> list[Row]:
+    """Measure the two rows.
+
+    Raises:
+        BenchmarkFailed: a process did not do what it should.
+    """
+    url, plan, say = setting.url, setting.plan, setting.say
     assignment = Assignment(url, _DATABASE, plan.warm_up + plan.writes, "arrivals")
     ours: list[Turn] = []
     theirs: list[Turn] = []

@@ -18,44 +18,61 @@ __all__ = ["RESULTS", "as_json", "show", "store"]
 
 RESULTS: Final = Path(__file__).parent / "results"
 
-_FORMAT: Final = 1
+_FORMAT: Final = 2
+_SHOWN: Final = ("beanie", "mongoengine", "django", "blinker", "pymongo", "pydantic")
 
 
 def show(console: Console, rows: Sequence[Row], machine: dict[str, Any]) -> None:
     """Print the rows and where they were measured."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("", no_wrap=True)
-    for name in ("ours", "limit", "ratio", "min..max", "target", "verdict"):
+    for name in ("", "against"):
+        table.add_column(name, no_wrap=True)
+    for name in ("ours", "theirs", "ratio", "min..max", "target", "verdict"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
             row.what,
+            row.peer,
             _quantity(row.ours, row.unit),
             _quantity(row.theirs, row.unit),
-            f"{row.ratio:.2f}",
+            f"{row.ratio:.2f}x",
             f"{min(row.ratios):.2f}..{max(row.ratios):.2f}",
-            f"{'>=' if row.target.better == 'higher' else '<='} {row.target.limit:g}",
+            _target(row),
             _verdict(row),
         )
     console.print(table)
     for row in rows:
-        console.print(f"{row.what}: {row.about}; limit: {row.peer}", style="dim", highlight=False, soft_wrap=True)
-    console.print(
-        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB, {machine['system']}\n"
-        f"load {machine['load_before']} before, {machine['load_after']} after\n"
-        f"MongoDB {machine['mongodb']}, Python {machine['python']}, "
-        + ", ".join(f"{name} {machine[name]}" for name in ("pymongo", "pydantic", "uvloop", "mongoz-dispatcher")),
-        style="dim",
-        highlight=False,
-        soft_wrap=True,
-    )
+        console.print(
+            f"{row.what}, {row.peer}: {row.about}", style="dim", highlight=False, markup=False, soft_wrap=True
+        )
+    console.print(_place(machine), style="dim", highlight=False, soft_wrap=True)
+
+
+def _place(machine: dict[str, Any]) -> str:
+    ours = ", ".join(f"{name} {machine[name]}" for name in ("pymongo", "pydantic", "uvloop", "mongoz-dispatcher"))
+    lines = [
+        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB, {machine['system']}",
+        f"load {machine['load_before']} before, {machine['load_after']} after",
+        f"MongoDB {machine['mongodb']}, Python {machine['python']}, {ours}",
+    ]
+    if machine["peers"]:
+        lines.append("peers: " + ", ".join(f"{name} {machine['peers'][name]}" for name in _SHOWN))
+    return "\n".join(lines)
 
 
 def _quantity(value: float, unit: str) -> str:
     return f"{value:,.0f}{unit}" if unit.startswith("/") else f"{value:,.2f} {unit}"
 
 
+def _target(row: Row) -> str:
+    if row.target is None:
+        return ""
+    return f"{'>=' if row.target.better == 'higher' else '<='} {row.target.limit:g}x"
+
+
 def _verdict(row: Row) -> Text:
+    if row.target is None:
+        return Text("")
     if row.target.met_by(row.ratio):
         return Text("met", style="green")
     return Text(f"missed {row.target.missed_by(row.ratio):.0%}", style="red")
@@ -79,9 +96,9 @@ def as_json(rows: Sequence[Row], machine: dict[str, Any], plan: Plan) -> dict[st
                 "limit": [pair.peer for pair in row.pairs],
                 "ratios": row.ratios,
                 "ratio": row.ratio,
-                "target": asdict(row.target),
-                "met": row.target.met_by(row.ratio),
-                "tolerated": row.target.tolerates(row.ratio),
+                "target": row.target and asdict(row.target),
+                "met": row.target and row.target.met_by(row.ratio),
+                "tolerated": row.target and row.target.tolerates(row.ratio),
                 "details": row.details,
             }
             for row in rows

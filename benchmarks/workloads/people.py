@@ -4,9 +4,12 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-__all__ = ["COLLECTION", "people", "person"]
+__all__ = ["COLLECTION", "CREATED", "ODM_DATABASE", "people", "person"]
 
 COLLECTION: Final = "people"
+ODM_DATABASE: Final = "odm"
+"""Where the rows about the ODM have their `COLLECTION`, and `CREATED`, to which all sides add."""
+CREATED: Final = "created"
 
 _EPOCH: Final = datetime(2024, 1, 1, tzinfo=UTC)
 _TAGS: Final = ("red", "green", "blue", "cyan", "magenta", "yellow", "black")

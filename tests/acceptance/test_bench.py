@@ -6,8 +6,34 @@ import sys
 
 import pytest
 
+from benchmarks import peers
+from benchmarks.contestants import BenchmarkFailed
 from benchmarks.figures import Pair, Row, Target, quantile
+from benchmarks.plan import Plan
+from benchmarks.setting import Setting
+from benchmarks.turns import Comparison, Side, measured_rows
+from benchmarks.workers import Worker
 from tests.support import ROOT
+
+OUR_ROWS = [
+    "load",
+    *("create", "create_heard", "create_made", "create_stamped", "save", "update"),
+    "send",
+    *("backlog", "latency_p50", "latency_p99"),
+]
+PEER_ROWS = {"load_beanie", "load_mongoengine", "create_beanie", "create_mongoengine"} | {
+    "send_django",
+    "send_blinker",
+}
+SIZES = {
+    "rounds": 2,
+    "documents": 300,
+    "loads": 2,
+    "operations": 10,
+    "sends": 1000,
+    "changes": 2000,
+    "writes": 40,
+}
 
 
 def bench(*arguments):
@@ -21,26 +47,119 @@ def bench(*arguments):
     )
 
 
-def test_the_result(mongo, tmp_path):
-    path = tmp_path / "result.json"
-    size = ("--rounds", "2", "--changes", "2000", "--writes", "40")
-    run = bench("--quick", *size, "--json", str(path))
-    assert run.returncode == 0, run.stderr
-    for word in ("backlog", "latency, median", "latency, p99", "target", "MongoDB"):
-        assert word in run.stdout
-    result = json.loads(path.read_text())
-    assert set(result) == {"format", "at", "machine", "plan", "rows"}
-    assert result["plan"] == {"rounds": 2, "changes": 2000, "writes": 40, "rate": 200.0}
-    assert {"processor", "cores", "load_before", "load_after", "mongodb", "pymongo"} <= set(result["machine"])
-    assert [row["key"] for row in result["rows"]] == ["backlog", "latency_p50", "latency_p99"]
-    for row in result["rows"]:
-        assert len(row["ours"]) == len(row["limit"]) == len(row["ratios"]) == 2
+def sizes(**changes):
+    return [word for name, value in (SIZES | changes).items() for word in (f"--{name}", str(value))]
+
+
+def check_rows(rows, rounds):
+    for row in rows:
+        assert len(row["ours"]) == len(row["limit"]) == len(row["ratios"]) == rounds
         assert all(value > 0 for value in (*row["ours"], *row["limit"]))
         assert row["ratios"] == pytest.approx([a / b for a, b in zip(row["ours"], row["limit"], strict=True)])
         assert min(row["ratios"]) <= row["ratio"] <= max(row["ratios"])
-        assert set(row["target"]) == {"limit", "tolerated", "better"}
-    cpu = result["rows"][0]["details"]["cpu_us_per_change"]
+        if row["target"] is None:
+            assert row["met"] is row["tolerated"] is None
+        else:
+            assert set(row["target"]) == {"limit", "tolerated", "better"}
+            assert {type(row["met"]), type(row["tolerated"])} == {bool}
+
+
+def test_the_result(mongo, tmp_path):
+    path = tmp_path / "result.json"
+    run = bench("--quick", "--no-peers", *sizes(), "--json", str(path))
+    assert run.returncode == 0, run.stderr
+    for word in ("load", "create, stamped", "send", "backlog", "latency, median", "latency, p99", "target"):
+        assert word in run.stdout
+    assert ">= 0.25x" in run.stdout
+    assert "<= 1.1x" in run.stdout
+    assert "MongoDB" in run.stdout
+    assert "[d async for d in collection.find()]" in run.stdout  # and not taken for markup
+    assert "--peers has them" in run.stdout
+    result = json.loads(path.read_text())
+    assert set(result) == {"format", "at", "machine", "plan", "rows"}
+    assert result["plan"] == SIZES | {"rate": 200.0}
+    assert {"processor", "cores", "load_before", "load_after", "mongodb", "pymongo"} <= set(result["machine"])
+    assert result["machine"]["peers"] is None
+    assert [row["key"] for row in result["rows"]] == OUR_ROWS
+    check_rows(result["rows"], 2)
+    rows = {row["key"]: row for row in result["rows"]}
+    cpu = rows["backlog"]["details"]["cpu_us_per_change"]
     assert all(0 < value < 10_000 for value in (*cpu["ours"], *cpu["peer"]))
+    assert all(value > 0 for value in rows["load"]["details"]["cpu_us"]["ours"])
+    assert (rows["create"]["target"]["better"], rows["load"]["target"]["better"]) == ("lower", "higher")
+    assert rows["save"]["target"] is None
+
+
+@pytest.mark.skipif(peers.existing_peers() is None, reason="`python -m benchmarks signals --peers` installs them")
+def test_rows_against_peers(mongo, tmp_path):
+    path = tmp_path / "result.json"
+    run = bench("load", "writes", "signals", "--quick", *sizes(rounds=1), "--json", str(path))
+    assert run.returncode == 0, run.stderr
+    result = json.loads(path.read_text())
+    assert {row["key"] for row in result["rows"]} == {*OUR_ROWS[:8], *PEER_ROWS}
+    check_rows(result["rows"], 1)
+    versions = result["machine"]["peers"]
+    for name in ("beanie", "mongoengine", "django", "blinker", "pymongo", "pydantic"):
+        assert f"{name} {versions[name]}" in run.stdout
+
+
+def test_suites_can_be_chosen(mongo, tmp_path):
+    path = tmp_path / "result.json"
+    assert bench("signals", "--no-peers", *sizes(), "--json", str(path)).returncode == 0
+    assert [row["key"] for row in json.loads(path.read_text())["rows"]] == ["send"]
+    unknown = bench("signal")
+    assert unknown.returncode == 2
+    assert "load, writes, signals, backlog, latency" in unknown.stderr
+
+
+def test_the_environment_of_the_peers(tmp_path, monkeypatch):
+    """Made once, made anew when something else is to be in it, and nothing that git would see."""
+    said, directory, packages = [], tmp_path / "peers", tmp_path / "peers.txt"
+    monkeypatch.setattr(peers, "PACKAGES", packages)
+    packages.write_text("# nothing\n")
+    assert peers.existing_peers(directory) is None
+    made = peers.set_up_peers(said.append, directory)
+    assert str(tmp_path) in made.python
+    assert "pip" in made.versions
+    assert (directory / ".gitignore").read_text() == "*\n"
+    assert len(said) == 1
+    assert peers.set_up_peers(said.append, directory).versions == made.versions
+    assert len(said) == 1
+    packages.write_text("./not-there\n")
+    assert peers.existing_peers(directory) is None
+    with pytest.raises(BenchmarkFailed, match=r"(?s)--no-peers does without.*not-there"):
+        peers.set_up_peers(said.append, directory)
+    assert peers.existing_peers(directory) is None  # half of one is none
+
+
+def test_peers_are_the_versions_that_we_have():
+    """Where both sides use a package, neither has a better one."""
+
+    def pins(name):
+        lines = (ROOT / name).read_text().splitlines()
+        return dict(line.lower().split("==") for line in lines if line and not line.startswith("#"))
+
+    ours, theirs = pins("constraints.txt"), pins("benchmarks/peers.txt")
+    common = ours.keys() & theirs.keys()
+    assert {"pymongo", "pydantic", "pydantic_core", "uvloop", "email-validator"} <= common
+    assert {name: ours[name] for name in common} == {name: theirs[name] for name in common}
+
+
+def test_a_side_that_fails():
+    with Worker(sys.executable, "nowhere", "mongodb://localhost") as worker:
+        with pytest.raises(BenchmarkFailed, match=r"(?s)nowhere ended.*No module named"):
+            worker.wait_ready()
+        with pytest.raises(BenchmarkFailed, match="nowhere ended"):
+            worker.measure("load", 1)
+
+
+def test_a_side_that_loads_too_few(mongo):
+    """A count that is wrong would make a rate that is wrong."""
+    side = Side("mongoz_odm", "find")
+    comparison = Comparison("key", "what", "about", "peer", side, side, "/s")
+    plan = Plan(rounds=1, changes=1, writes=1, documents=1, loads=1, operations=1, sends=1)
+    with pytest.raises(BenchmarkFailed, match="987654321 documents were to be loaded"):
+        measured_rows(Setting(mongo.url, plan, None, lambda _: None), [comparison], portions=1, count=987654321)
 
 
 def test_a_flag_out_of_range():

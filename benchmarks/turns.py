@@ -1,0 +1,135 @@
+"""Sides that take turns: worker processes that measure when they are asked to, a portion at a time.
+
+A round is cut into portions, and in each portion every side has one turn, in an order that changes from portion
+to portion. What disturbs the machine for longer than a portion so disturbs all sides of a round alike; what
+disturbs it for less (the server flushes its journal) is left out, as the round is worth the median of a side's
+turns. Each side has a turn before the first round that does not count.
+"""
+
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from statistics import median
+from typing import NamedTuple
+
+from benchmarks.figures import Pair, Row, Target
+from benchmarks.setting import Setting
+from benchmarks.workers import Turn, Worker
+
+__all__ = ["Comparison", "Side", "measured_rows"]
+
+
+class Side(NamedTuple):
+    """What is measured, and who does it.
+
+    Attributes:
+        module: in `workloads.sides`.
+        operation: one of what it offers.
+        is_peer: it needs the peers' environment.
+    """
+
+    module: str
+    operation: str
+    is_peer: bool = False
+
+
+class Comparison(NamedTuple):
+    """A row to be: two sides, and what their ratio must be.
+
+    Attributes:
+        key: stable name, for machines.
+        what: for people, in a few words.
+        about: for people, in a sentence.
+        peer: for people, the other side.
+        ours: our side.
+        theirs: the other side.
+        unit: `"/s"` to compare rates, `"us"` to compare times; of one document, write or signal.
+        target: for the ratio; None where the design has none.
+    """
+
+    key: str
+    what: str
+    about: str
+    peer: str
+    ours: Side
+    theirs: Side
+    unit: str
+    target: Target | None = None
+
+
+def measured_rows(setting: Setting, comparisons: Sequence[Comparison], *, portions: int, count: int) -> list[Row]:
+    """Measure the sides of all comparisons together.
+
+    Args:
+        setting: those comparisons that need peers are left out where there are none.
+        comparisons: what is compared.
+        portions: turns of every side in a round.
+        count: how often an operation is done in a turn.
+
+    Raises:
+        BenchmarkFailed: a side did not do what it should.
+    """
+    chosen = [one for one in comparisons if setting.peers is not None or not one.theirs.is_peer]
+    sides = list(dict.fromkeys(side for one in chosen for side in (one.ours, one.theirs)))
+    rounds: list[dict[Side, Turn]] = []
+    with _workers(setting, sides) as workers:
+        for side in sides:
+            workers[side.module].measure(side.operation, count)
+        for i in range(setting.plan.rounds):
+            rounds.append(_round(sides, workers, portions, count))
+            ratios = ", ".join(f"{one.key} {_pair(one, rounds[-1], count).ratio:.2f}" for one in chosen)
+            setting.say(f"round {i + 1} of {setting.plan.rounds}: {ratios}")
+    return [_row(one, rounds, portions, count) for one in chosen]
+
+
+@contextmanager
+def _workers(setting: Setting, sides: Sequence[Side]) -> Iterator[dict[str, Worker]]:
+    with ExitStack() as stack:
+        workers: dict[str, Worker] = {}
+        for side in sides:
+            if side.module not in workers:
+                python = setting.peers.python if setting.peers is not None and side.is_peer else sys.executable
+                workers[side.module] = stack.enter_context(Worker(python, side.module, setting.url))
+        for worker in workers.values():
+            worker.wait_ready()
+        yield workers
+
+
+def _round(sides: Sequence[Side], workers: dict[str, Worker], portions: int, count: int) -> dict[Side, Turn]:
+    turns: dict[Side, list[Turn]] = defaultdict(list)
+    for i in range(portions):
+        start = i % len(sides)
+        order = [*sides[start:], *sides[:start]]
+        for side in order if i % 2 == 0 else reversed(order):
+            turns[side].append(workers[side.module].measure(side.operation, count))
+    return {side: Turn(*map(median, zip(*taken, strict=True))) for side, taken in turns.items()}
+
+
+def _pair(comparison: Comparison, turns: dict[Side, Turn], times: int) -> Pair:
+    ours, theirs = turns[comparison.ours].seconds, turns[comparison.theirs].seconds
+    return (
+        Pair(times / ours, times / theirs)
+        if comparison.unit == "/s"
+        else Pair(ours / times * 1e6, theirs / times * 1e6)
+    )
+
+
+def _row(comparison: Comparison, rounds: Sequence[dict[Side, Turn]], portions: int, times: int) -> Row:
+    def cpu(side: Side) -> list[float]:
+        return [round(turns[side].cpu_seconds / times * 1e6, 3) for turns in rounds]
+
+    return Row(
+        key=comparison.key,
+        what=comparison.what,
+        about=comparison.about,
+        peer=comparison.peer,
+        unit=comparison.unit,
+        pairs=[_pair(comparison, turns, times) for turns in rounds],
+        target=comparison.target,
+        details={
+            "portions": portions,
+            "times": times,
+            "cpu_us": {"ours": cpu(comparison.ours), "peer": cpu(comparison.theirs)},
+        },
+    )

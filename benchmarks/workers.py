@@ -1,0 +1,90 @@
+"""Worker processes: they measure one side each, when they are asked to."""
+
+import json
+import select
+import subprocess
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, NamedTuple, Self
+
+from benchmarks.contestants import BenchmarkFailed
+
+__all__ = ["Turn", "Worker"]
+
+_ROOT: Final = Path(__file__).parent.parent
+_PATIENCE_SECONDS: Final = 120.0
+
+
+class Turn(NamedTuple):
+    """What a side took."""
+
+    seconds: float
+    cpu_seconds: float
+
+
+class Worker:
+    """A process that measures the operations of one module, and is gone when the block ends.
+
+    Args:
+        python: the interpreter to run it with.
+        module: the side's.
+        url: of the server.
+    """
+
+    def __init__(self, python: str, module: str, url: str) -> None:
+        self._name = module
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        self._process = subprocess.Popen(
+            [python, "-m", "benchmarks.workloads.sides.worker", module, url],
+            cwd=_ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            encoding="utf-8",
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()  # it has nothing to finish
+        self._process.communicate()
+        self._errors.close()
+
+    def wait_ready(self) -> None:
+        """Wait until it is prepared."""
+        self._heard()
+
+    def measure(self, operation: str, count: int) -> Turn:
+        """Have an operation done so often.
+
+        Raises:
+            BenchmarkFailed: it was not.
+        """
+        assert self._process.stdin is not None
+        try:
+            print(json.dumps({"operation": operation, "count": count}), file=self._process.stdin, flush=True)
+        except BrokenPipeError:
+            raise self._failed("ended") from None
+        said = self._heard()
+        return Turn(said["seconds"], said["cpu_seconds"])
+
+    def _heard(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        # It says one line at a time: none can be waiting in the buffer, where select does not see it.
+        if not select.select([self._process.stdout], [], [], _PATIENCE_SECONDS)[0]:
+            raise self._failed(f"said nothing for {_PATIENCE_SECONDS:g} s")
+        line = self._process.stdout.readline()
+        if not line:
+            raise self._failed("ended")
+        said: dict[str, Any] = json.loads(line)
+        return said
+
+    def _failed(self, what: str) -> BenchmarkFailed:
+        self._errors.seek(0)
+        words = self._errors.read().decode(errors="replace").splitlines()[-30:]
+        return BenchmarkFailed(f"The side {self._name} {what}. Its last words:\n" + "\n".join(words))

@@ -1,0 +1,146 @@
+"""Our side of reading and writing, and the bare driver's: in one process, on one loop, through one client."""
+
+import datetime
+import itertools
+from typing import Any
+
+import mongoz
+from benchmarks.workloads.people import COLLECTION, CREATED, ODM_DATABASE, person
+from benchmarks.workloads.sides.timing import Clock, Operation, Operations, each, once
+from mongoz.core.signals import post_save, pre_save
+
+__all__ = ["prepare"]
+
+# The URL is not known yet; `prepare` says it.
+plain_registry = mongoz.Registry("mongodb://localhost")
+stamping_registry = mongoz.Registry("mongodb://localhost", dispatched="bench")
+
+
+class Human(mongoz.Document):
+    name: str = mongoz.String()
+    email: str = mongoz.Email()
+    number: int = mongoz.Integer()
+    tags: list[str] = mongoz.Array(str)
+    joined_at: datetime.datetime = mongoz.DateTime()
+
+    class Meta:
+        abstract = True
+        registry = plain_registry
+        database = ODM_DATABASE
+
+
+class Person(Human):
+    class Meta:
+        collection = COLLECTION
+
+
+class Silent(Human):
+    """Nobody listens."""
+
+    class Meta:
+        collection = CREATED
+
+
+class Heard(Human):
+    """One receiver before a write and one after it."""
+
+    class Meta:
+        collection = CREATED
+
+
+class Announced(Human):
+    """One receiver after a write."""
+
+    class Meta:
+        collection = CREATED
+
+
+class Stamped(Human):
+    """The same, and a dispatcher is told that it ran."""
+
+    class Meta:
+        collection = CREATED
+        registry = stamping_registry
+
+
+@pre_save(Heard)
+async def before(sender: type[Human], **kwargs: Any) -> None:
+    """Do nothing."""
+
+
+@post_save([Heard, Announced, Stamped])
+async def after(sender: type[Human], **kwargs: Any) -> None:
+    """Do nothing."""
+
+
+# A name that no document had before: whoever writes only what changed has something to write.
+_names = (f"Renamed Person {number}" for number in itertools.count())
+
+
+async def prepare(url: str) -> Operations:
+    """See the package."""
+    for registry in (plain_registry, stamping_registry):
+        registry.point_to(url)
+    database = plain_registry.client[ODM_DATABASE]
+    stored, created = database[COLLECTION], database[CREATED]
+
+    async def load(expected: int) -> Clock:
+        return await once(Person.objects.all, expected)
+
+    async def find(expected: int) -> Clock:
+        async def bare() -> list[Any]:
+            return [document async for document in stored.find()]
+
+        return await once(bare, expected)
+
+    async def insert_one(times: int) -> Clock:
+        return await each(created.insert_one, [person(number) for number in range(times + 1)])
+
+    async def create_made(times: int) -> Clock:
+        return await each(Silent.create, [Silent(**person(number)) for number in range(times + 1)])
+
+    async def save(times: int) -> Clock:
+        async def rename_and_save(loaded: Person) -> None:
+            loaded.name = next(_names)
+            await loaded.save()
+
+        return await each(rename_and_save, await _some(times))
+
+    async def update(times: int) -> Clock:
+        return await each(lambda loaded: loaded.update(name=next(_names)), await _some(times))
+
+    async def update_one(times: int) -> Clock:
+        ids = [one.id for one in await _some(times)]
+        return await each(lambda id_: stored.update_one({"_id": id_}, {"$set": {"name": next(_names)}}), ids)
+
+    return {
+        "load": load,
+        "find": find,
+        "create": _creating(Silent),
+        "create_made": create_made,
+        "create_heard": _creating(Heard),
+        "create_announced": _creating(Announced),
+        "create_stamped": _creating(Stamped),
+        "insert_one": insert_one,
+        "save": save,
+        "update": update,
+        "update_one": update_one,
+    }
+
+
+def _creating(document: type[Human]) -> Operation:
+    async def create(times: int) -> Clock:
+        async def make_and_create(values: dict[str, Any]) -> None:
+            await document(**values).create()
+
+        return await each(make_and_create, [person(number) for number in range(times + 1)])
+
+    return create
+
+
+async def _some(times: int) -> list[Person]:
+    """One more than will be timed, see `each`."""
+    found = await Person.objects.limit(times + 1).all()
+    if len(found) != times + 1:
+        raise RuntimeError(f"{times + 1} documents are needed, and there are {len(found)}")
+    return found

@@ -1,0 +1,37 @@
+"""Our side of signals, and awaiting the receiver without any."""
+
+from typing import Any
+
+import mongoz
+from benchmarks.workloads.sides.timing import Clock, Operations
+
+__all__ = ["prepare"]
+
+
+class Sender:
+    """What sends."""
+
+
+async def receiver(sender: type, **kwargs: Any) -> None:
+    """Do nothing."""
+
+
+async def prepare(_url: str) -> Operations:
+    """See the package."""
+    signal = mongoz.Signal()
+    signal.connect(receiver)
+    instance = Sender()
+
+    async def send(times: int) -> Clock:
+        with Clock() as clock:
+            for _ in range(times):
+                await signal.send(sender=Sender, instance=instance, created=True)
+        return clock
+
+    async def bare_await(times: int) -> Clock:
+        with Clock() as clock:
+            for _ in range(times):
+                await receiver(sender=Sender, instance=instance, created=True)
+        return clock
+
+    return {"send": send, "await": bare_await}

@@ -1,0 +1,116 @@
+"""What single writes cost: one after another, each awaited, as a request handler does it.
+
+The time of a write is mostly the server's, for which all sides wait alike: ratios come out near 1, and a busy
+server draws them nearer still. The details have the processor time that each side spent itself.
+
+`create` is making an instance out of plain values and writing it, as is what it is compared with: full validation
+included, of which the e-mail address is the dearest part. `create of an instance` leaves the making out.
+"""
+
+from math import ceil
+
+from benchmarks.figures import Row, Target
+from benchmarks.load import fill
+from benchmarks.setting import Setting
+from benchmarks.turns import Comparison, Side, measured_rows
+
+__all__ = ["measure_writes"]
+
+# Short, so that the sides of a round see the same machine; long enough to outweigh the first step, which is extra.
+_PORTION = 50
+
+
+def measure_writes(setting: Setting) -> list[Row]:
+    """Measure the rows.
+
+    Raises:
+        BenchmarkFailed: a side did not do what it should.
+    """
+    count = min(_PORTION, setting.plan.operations)
+    fill(setting, count + 1)
+    return measured_rows(setting, _COMPARISONS, portions=ceil(setting.plan.operations / count), count=count)
+
+
+def _ours(operation: str) -> Side:
+    return Side("mongoz_odm", operation)
+
+
+_CREATE, _INSERT_ONE, _UPDATE_ONE = _ours("create"), _ours("insert_one"), _ours("update_one")
+
+_COMPARISONS = (
+    Comparison(
+        "create",
+        "create",
+        "microseconds to make an instance and create() it, nobody listens, against insert_one of the same values",
+        "PyMongo",
+        _CREATE,
+        _INSERT_ONE,
+        "us",
+        Target(limit=1.10, tolerated=2.0, better="lower"),
+    ),
+    Comparison(
+        "create_heard",
+        "create, heard",
+        "the same, with one pre_save and one post_save receiver that do nothing",
+        "PyMongo",
+        _ours("create_heard"),
+        _INSERT_ONE,
+        "us",
+        Target(limit=1.15, tolerated=2.0, better="lower"),
+    ),
+    Comparison(
+        "create_made",
+        "create of an instance",
+        "the same as the first, for instances that were made before",
+        "PyMongo",
+        _ours("create_made"),
+        _INSERT_ONE,
+        "us",
+    ),
+    Comparison(
+        "create_stamped",
+        "create, stamped",
+        "one post_save receiver, on a dispatched registry, against the same on a plain one",
+        "create, unstamped",
+        _ours("create_stamped"),
+        _ours("create_announced"),
+        "us",
+        Target(limit=1.05, tolerated=1.5, better="lower"),
+    ),
+    Comparison(
+        "save",
+        "save",
+        "microseconds to change a field of a loaded instance and save() it, against update_one with $set",
+        "PyMongo",
+        _ours("save"),
+        _UPDATE_ONE,
+        "us",
+    ),
+    Comparison(
+        "update",
+        "update",
+        "microseconds to update(name=...) a loaded instance, against update_one with $set",
+        "PyMongo",
+        _ours("update"),
+        _UPDATE_ONE,
+        "us",
+    ),
+    Comparison(
+        "create_beanie",
+        "create",
+        "the same as the first, against Created(...).insert()",
+        "Beanie",
+        _CREATE,
+        Side("beanie_odm", "create", is_peer=True),
+        "us",
+    ),
+    Comparison(
+        "create_mongoengine",
+        "create",
+        "the same as the first, against Created(...).save(), which blocks",
+        "MongoEngine",
+        _CREATE,
+        Side("mongoengine_odm", "create", is_peer=True),
+        "us",
+    ),
+)

@@ -20,9 +20,12 @@ import pytest
 import typer
 from pymongo import MongoClient
 
+import mongoz
+import mongoz.exceptions
 from dispatcher.cli import app
 from dispatcher.embedded import EmbeddedMongo
 from dispatcher.exceptions import ExitCode
+from tests.integration import test_operation_matrix as matrix
 
 ROOT = Path(__file__).parents[2]
 PAGES = {"README.md": ROOT / "README.md"} | {
@@ -84,9 +87,22 @@ async def run_page(page: str, mongo: EmbeddedMongo, database: str) -> int:
     return outputs
 
 
-@pytest.mark.parametrize("page", ["docs/guide/signals.md", "docs/guide/documents.md"])
-async def test_guides_work_as_printed(page: str, mongo: EmbeddedMongo, database: str):
-    assert await run_page(page, mongo, database) >= 5
+@pytest.mark.parametrize(
+    ("page", "outputs"),
+    [
+        ("docs/guide/documents.md", 5),
+        ("docs/guide/fields.md", 5),
+        ("docs/guide/queries.md", 10),
+        ("docs/guide/indexes.md", 4),
+        ("docs/guide/transactions.md", 6),
+        ("docs/guide/signals.md", 15),
+        ("docs/coming-from/mongoz.md", 1),
+        ("docs/coming-from/beanie.md", 1),
+        ("docs/coming-from/mongoengine.md", 1),
+    ],
+)
+async def test_guides_work_as_printed(page: str, outputs: int, mongo: EmbeddedMongo, database: str):
+    assert await run_page(page, mongo, database) >= outputs
 
 
 @pytest.mark.parametrize("page", list(PAGES))
@@ -187,6 +203,82 @@ def section(page: str, heading: str) -> str:
     level = heading.partition(" ")[0]
     body = text.split(heading + "\n", 1)[1]
     return re.split(rf"^{level} ", body, maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def named(page: str, heading: str, start: str = "") -> set[str]:
+    """The names in code in the first column of a section's tables; "Q." as `start` finds `eq` in `Q.eq(f, v)`."""
+    rows = [line for line in section(page, heading).splitlines() if line.startswith("|")]
+    cells = " ".join(row.split("|")[1] for row in rows)
+    return set(re.findall(rf"`{re.escape(start)}(\w+)", cells))
+
+
+def public(kind: type) -> set[str]:
+    return {name for name in vars(kind) if not name.startswith("_")}
+
+
+def test_every_field_is_in_the_guide():
+    factories = set(mongoz.fields.__all__) & set(mongoz.__all__)
+    assert factories
+    assert factories <= named("docs/guide/fields.md", "## The factories")
+
+
+def test_every_lookup_and_operator_is_in_the_guide():
+    page = "docs/guide/queries.md"
+    assert named(page, "## Lookups") - {"field", "InvalidKeyError", "OperatorInvalid", "FieldDefinitionError"} == (
+        set(mongoz.settings.operators)
+    )
+    assert named(page, "## Expressions and Q") - {"Q"} == public(mongoz.Q)
+    assert named(page, "### Atomic operators", "U.") == public(mongoz.U)
+
+
+def test_every_method_of_queries_is_in_the_guide():
+    page = "docs/guide/queries.md"
+    documented = named(page, "## Builders") | named(page, "## Terminals")
+    methods = {name for kind in mongoz.Manager.__mro__[:-1] for name in public(kind)} - {"get_queryset"}
+    assert methods <= documented
+    assert documented - {"await"} <= methods
+
+
+def test_every_index_method_and_setting_and_error_is_in_its_table():
+    indexing = {name for name in dir(mongoz.Document) if "index" in name and not name.startswith("_")}
+    assert named("docs/guide/indexes.md", "## Creating and dropping") == indexing
+    assert set(mongoz.MongozSettings.model_fields) <= named("docs/reference/settings.md", "# Settings")
+    errors = set(mongoz.exceptions.__all__) - {"MongozException"}
+    assert named("docs/guide/documents.md", "## Errors") == {name for name in errors if name[0].isupper()}
+
+
+ROWS = {
+    "`instance.create()`": matrix.INSTANCE["create"],
+    "`instance.save()` without an id": matrix.INSTANCE["save of a new one"],
+    "`instance.save()`": matrix.INSTANCE["save"],
+    "`instance.update(...)`": matrix.INSTANCE["update"],
+    "`instance.update()` of nothing": matrix.INSTANCE["update of nothing"],
+    "`instance.delete()`": matrix.INSTANCE["delete"],
+    "`instance.refresh()`": matrix.INSTANCE["refresh"],
+    "`objects.delete()`": matrix.QUERY["delete"],
+    "`objects.get_or_create(...)`, a miss": matrix.QUERY["get_or_create, a miss"],
+    "`objects.get_or_create(...)`, a hit": matrix.QUERY["get_or_create, a hit"],
+    **{
+        f"`objects.{name}(...)`": matrix.QUERY[name]
+        for name in (
+            *("create", "create_many", "bulk_create"),
+            *("update", "update_many", "bulk_update", "update_count"),
+        )
+    },
+    **{f"`{name}(...)`": case for name, case in matrix.CLASS.items()},
+}
+
+
+def test_the_guide_publishes_the_matrix_that_is_tested():
+    lines = section("docs/guide/signals.md", "## Which call fires what").splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
+    header, _, *rows = cells
+    assert header[1:] == [f"`{name}`" for name in matrix.SIGNALS]
+    assert {row[0] for row in rows} == set(ROWS)
+    for call, *marks in rows:
+        told = ROWS[call][1]
+        expected = [told[name][0] if name in told else "" for name in matrix.SIGNALS]
+        assert marks == ["•" if mark is None else str(mark) for mark in expected], call
 
 
 def test_every_flag_of_run_is_in_the_guide_with_its_variable_and_default():

@@ -4,11 +4,11 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test lint format bench chaos docs clean
+.PHONY: help demo test test-motor lint format bench chaos docs clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -27,6 +27,10 @@ demo: $(VENV)/.installed  ## See deliveries for a foreign client's writes, live 
 test: $(VENV)/.installed  ## Run all tests on an embedded MongoDB
 	$(BIN)/python -m pytest -n $${PYTEST_WORKERS:-2} --dist worksteal $(ARGS)
 
+test-motor: $(VENV)/.installed  ## Run the tests of the ODM on Motor instead of PyMongo's client
+	MONGOZ_TEST_DRIVER=motor $(BIN)/python -m pytest -n $${PYTEST_WORKERS:-2} --dist worksteal \
+		tests/unit tests/integration $(ARGS)
+
 lint: $(VENV)/.installed  ## Check style, types and layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -37,7 +41,7 @@ format: $(VENV)/.installed  ## Format the code, and mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed  ## Measure against the bare driver; prints a table of ratios
+bench: $(VENV)/.installed  ## Measure against the bare driver and other libraries; prints a table of ratios
 	$(BIN)/python -m benchmarks $(ARGS)
 
 chaos: $(VENV)/.installed  ## Break things for minutes, and count what was lost
@@ -47,4 +51,4 @@ docs: $(VENV)/.docs  ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:  ## Remove the virtual environment and everything built
-	rm -rf $(VENV) site build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-bench site build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

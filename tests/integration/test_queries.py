@@ -5,7 +5,6 @@ from typing import Any
 
 import bson
 import pytest
-from pymongo.asynchronous.collection import AsyncCollection
 
 import mongoz
 from mongoz.exceptions import (
@@ -295,7 +294,7 @@ async def test_both_spellings_are_the_same_engine(User: Any) -> None:
     ada = await User.query.get(name="Ada")
     assert await names(ada.objects.sort("name")) == await names(ada.query().sort("name")) == "ABCD"
     assert (await User.query.create(name="Eve")).id
-    assert isinstance(User.objects._collection, AsyncCollection)
+    assert User.objects._collection is User.meta.collection._collection
 
 
 # -- terminals ---------------------------------------------------------------------------------------

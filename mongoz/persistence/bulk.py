@@ -12,7 +12,7 @@ from pymongo.errors import BulkWriteError, ConnectionFailure, PyMongoError
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.exceptions import raise_together
 from mongoz.fields.storage import stored, stored_names
-from mongoz.persistence.operations import Operation, by_operator
+from mongoz.persistence.operations import Operation, with_operations
 from mongoz.persistence.origin import Origin
 from mongoz.persistence.patches import apply, now_values, patch_of, settle
 from mongoz.persistence.rows import Changes, hydrate, new_row, previous
@@ -57,8 +57,9 @@ class _Written(NamedTuple):
 class _Progress:
     """Counts what stands, so that an error can say it."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, target: Target) -> None:
         self.what = what
+        self.target = target
         self.done = 0
 
     @contextmanager
@@ -67,7 +68,8 @@ class _Progress:
         try:
             yield
         except Exception as error:
-            error.add_note(f"Before this error {self.done} documents were {self.what}; they stay so.")
+            if not self.target.in_transaction:  # else nothing stands
+                error.add_note(f"Before this error {self.done} documents were {self.what}; they stay so.")
             raise
 
 
@@ -85,7 +87,7 @@ async def create_many(
     target = await aim(document, collection, session)
     signals = document.meta.signals
     heard = signals.pre_save.receivers or target.plan(signals.post_save).receivers
-    progress = _Progress("created")
+    progress = _Progress("created", target)
     with progress.reported():
         for batch in chunks(instances, BATCH if heard else max(len(instances), 1)):
             await _insert(document, batch, target, progress)
@@ -124,7 +126,7 @@ async def _send_inserts(rows: list[Row], target: Target) -> tuple[PyMongoError |
 
 async def _inserted(rows: list[Row], target: Target, error: PyMongoError) -> list[int]:
     """Which rows a command of unknown outcome has inserted; none, and a note, if that can't be found out."""
-    if target.session is not None:
+    if target.in_transaction:
         return []  # the transaction is lost as a whole
     try:
         there = await _there(target, [row["_id"] for row in rows])
@@ -143,7 +145,7 @@ async def update_and_count(document: type["Document"], selection: Selection, pat
     Returns:
         How many documents matched.
     """
-    target, progress = selection.target, _Progress("updated")
+    target, progress = selection.target, _Progress("updated", selection.target)
     if not _is_heard(document, target) and selection.is_plain:
         result = await target.driver.update_many(
             selection.filter, _as_update(document, patch), session=target.session, **selection.options
@@ -161,7 +163,7 @@ async def update_and_load(document: type[D], selection: Selection, patch: Patch)
     Returns:
         The documents that matched before, as they are after.
     """
-    target, progress = selection.target, _Progress("updated")
+    target, progress = selection.target, _Progress("updated", selection.target)
     elsewhere = target.elsewhere(document)
     instances: list[D] = []
     with progress.reported():
@@ -188,7 +190,7 @@ def _as_update(document: type["Document"], patch: Patch) -> dict[str, dict[str, 
     names = stored_names(document)
     values = {**now_values(document), **patch.values}
     changed = {names[name]: stored(value) for name, value in values.items()}
-    return Changes(changed, ()).as_update() | by_operator(patch.operations)
+    return with_operations(Changes(changed, ()).as_update(), patch.operations)
 
 
 async def _update(
@@ -203,7 +205,8 @@ async def _update(
     requests = []
     for instance, origin, change in zip(instances, origins, changes, strict=True):
         target.keep_undoable(instance)
-        update = change._replace(changed=origin.onto(change.changed)).as_update() | by_operator(patch.operations)
+        stamped = change._replace(changed=origin.onto(change.changed))
+        update = with_operations(stamped.as_update(), patch.operations)
         requests.append(UpdateOne({"_id": instance.id}, update))
     failure, count = await _send_updates(requests, target)
     there = await _there(target, [i.id for i in instances[:count]], [o.top for o in patch.operations])
@@ -239,7 +242,7 @@ async def _send_updates(requests: list[Any], target: Target) -> tuple[PyMongoErr
 
 async def delete(document: type["Document"], selection: Selection) -> int:
     """Delete what is selected; returns how many there were."""
-    target, progress = selection.target, _Progress("deleted")
+    target, progress = selection.target, _Progress("deleted", selection.target)
     signals = document.meta.signals
     heard = signals.pre_delete.receivers or target.plan(signals.post_delete).receivers
     if selection.is_plain and not heard:
@@ -288,7 +291,8 @@ async def _fire(
         except Exception as error:
             errors.append(error)
     if failure is not None:
-        failure.add_note("".join(f"And a receiver raised {error!r}." for error in errors))
+        for error in errors:
+            failure.add_note(f"And a receiver raised {error!r}.")
         raise failure
     raise_together(errors, f"receivers of {len(errors)} {document.__name__} documents raised")
 

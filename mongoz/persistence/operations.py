@@ -1,11 +1,11 @@
 """Atomic operations: parts of an update that the server computes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from mongoz.exceptions import InvalidKeyError
 
-__all__ = ["Operation", "by_operator"]
+__all__ = ["Operation", "with_operations"]
 
 
 class Operation(NamedTuple):
@@ -29,13 +29,15 @@ class Operation(NamedTuple):
         return self.path.partition(".")[0]
 
 
-def by_operator(operations: Iterable[Operation]) -> dict[str, dict[str, Any]]:
-    """The update document of some operations.
+def with_operations(
+    patch: Mapping[str, Mapping[str, Any]], operations: Iterable[Operation]
+) -> dict[str, dict[str, Any]]:
+    """The update document of a patch and some operations.
 
     Raises:
         InvalidKeyError: two of them are about the same field; MongoDB has no order among them.
     """
-    update: dict[str, dict[str, Any]] = {}
+    update = {operator: dict(values) for operator, values in patch.items()}
     seen: set[str] = set()
     for operation in operations:
         if operation.path in seen:

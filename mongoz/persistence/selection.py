@@ -76,9 +76,9 @@ class Selection:
         for chosen in chunks(ids, _IDS):
             yield chosen
 
-    async def rows(self, ids: list[Any], projection: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    async def rows(self, ids: list[Any]) -> list[dict[str, Any]]:
         """Those of these documents that are there, in this order."""
-        cursor = self.target.driver.find({"_id": {"$in": ids}}, projection, session=self.target.session)
+        cursor = self.target.driver.find({"_id": {"$in": ids}}, session=self.target.session)
         place = {_hashable(id_): number for number, id_ in enumerate(ids)}
         rows: list[dict[str, Any]] = await cursor.to_list(None)
         return sorted(rows, key=lambda row: place[_hashable(row["_id"])])

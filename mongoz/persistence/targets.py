@@ -32,6 +32,11 @@ class Target(NamedTuple):
     uncertain: bool = False
 
     @property
+    def in_transaction(self) -> bool:
+        """Whether the write stands only once a transaction is committed."""
+        return self.transaction is not None or self.uncertain
+
+    @property
     def driver(self) -> Any:
         """The driver's collection."""
         return self.collection._collection

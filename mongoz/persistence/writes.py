@@ -8,7 +8,7 @@ import bson
 from pymongo import ReturnDocument
 
 from mongoz.exceptions import DocumentNotFound
-from mongoz.persistence.operations import Operation, by_operator
+from mongoz.persistence.operations import Operation, with_operations
 from mongoz.persistence.origin import Origin
 from mongoz.persistence.patches import after, apply, field_names, patch_of, settle, touch
 from mongoz.persistence.rows import Changes, as_loaded, changes, loaded, new_row, previous, remember, validated_row
@@ -90,7 +90,7 @@ async def _apply(
     Raises:
         DocumentNotFound: the document is gone.
     """
-    key, update = {"_id": instance.id}, patch.as_update() | by_operator(operations)
+    key, update = {"_id": instance.id}, with_operations(patch.as_update(), operations)
     row: dict[str, Any] | None = {}
     if operations:  # only the server knows what they come to
         wanted = dict.fromkeys((operation.top for operation in operations), 1)

@@ -265,6 +265,32 @@ async def test_a_duplicate_key_says_what_was_written(User, foreign, heard):
     assert foreign.users.count_documents({}) == 2
 
 
+async def test_in_a_transaction_nothing_is_said_to_stay(registry, database, foreign):
+    User = make(registry, database)
+    foreign.users.create_index("name", unique=True)
+    with pytest.raises(BulkWriteError) as caught:
+        async with registry.transaction():
+            await User.create_many([User(name="a"), User(name="a")])
+    assert getattr(caught.value, "__notes__", []) == []
+    assert foreign.users.count_documents({}) == 0
+
+
+async def test_what_a_receiver_removes_goes_together_with_an_unset(registry, database, foreign):
+    User = make(registry, database)
+
+    async def remove(sender: Any, instance: Any, **kwargs: Any) -> None:
+        instance.__pydantic_extra__.pop("undeclared", None)
+
+    User.signals.pre_update.connect(remove)
+    for update in (lambda ada: ada.update(U.unset("nick")), lambda ada: User.objects.update(U.unset("nick"))):
+        foreign.users.delete_many({})
+        foreign.users.insert_one({"name": "ada", "nickname": "n", "undeclared": 1})
+        await update(await User.objects.get())
+        row = foreign.users.find_one()
+        assert "nickname" not in row
+        assert "undeclared" not in row
+
+
 async def test_others_than_instances_are_refused_before_anything_is_written(User, foreign):
     for wrong in ({"name": "a"}, None, Address(city="x")):
         with pytest.raises(TypeError, match=r"create_many\(\) of User takes its instances"):

@@ -291,8 +291,8 @@ async def _fire(
         except Exception as error:
             errors.append(error)
     if failure is not None:
-        for error in errors:
-            failure.add_note(f"And a receiver raised {error!r}.")
+        for raised in errors:
+            failure.add_note(f"And a receiver raised {raised!r}.")
         raise failure
     raise_together(errors, f"receivers of {len(errors)} {document.__name__} documents raised")
 

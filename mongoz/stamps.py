@@ -8,12 +8,12 @@ Layout, version 1, big-endian:
 
     byte 0       version
     byte 1       signal of the call (1 post_save, created; 2 post_save; 3 post_update; 4 post_delete)
-    byte 2       kind (0 receivers, 1 muted)
+    byte 2       kind (0 receivers, 1 muted, 2 hops)
     3..14        token: an ObjectId, minted for this write
     15..22       key: a hash of namespace and _id, because clients copy documents
     23           length of the group's name in bytes
     24..         the group, UTF-8
-    then         8 bytes per receiver that runs in process
+    then         8 bytes per receiver that runs in process, or one byte: the hops
 
 Everything here is pure: the ODM writes stamps with it and the dispatcher reads them.
 """
@@ -34,6 +34,7 @@ FIELD: Final = "_mongoz"
 
 _VERSION: Final = 1
 _FIXED: Final = 24
+_RECEIVERS, _MUTED, _HOPS = range(3)
 _KEY_CODEC: Final[CodecOptions[dict[str, Any]]] = CodecOptions(uuid_representation=UuidRepresentation.STANDARD)
 
 
@@ -56,6 +57,7 @@ class Stamp(NamedTuple):
         key: `key_hash` of the document that was written.
         receivers: ids of the receivers that the writing process runs itself.
         muted: nobody shall deliver this write.
+        hops: the write was made by a receiver in a dispatcher, for a change that itself had this many less one.
     """
 
     group: str
@@ -64,6 +66,7 @@ class Stamp(NamedTuple):
     key: bytes
     receivers: frozenset[bytes] = frozenset()
     muted: bool = False
+    hops: int = 0
 
     def pack(self) -> Binary:
         """The scalar that is stored.
@@ -74,10 +77,14 @@ class Stamp(NamedTuple):
         group = self.group.encode()
         if len(group) > 255:
             raise ValueError(f"a group's name has at most 255 bytes, {self.group!r} has {len(group)}")
-        head = bytes((_VERSION, self.call, int(self.muted)))
-        ids = b"".join(sorted(self.receivers))
+        kind, rest = _RECEIVERS, b"".join(sorted(self.receivers))
+        if self.muted:
+            kind, rest = _MUTED, b""
+        elif self.hops:
+            kind, rest = _HOPS, bytes((min(self.hops, 255),))
+        head = bytes((_VERSION, self.call, kind))
         return Binary(
-            head + self.token.binary + self.key + bytes((len(group),)) + group + ids, USER_DEFINED_SUBTYPE
+            head + self.token.binary + self.key + bytes((len(group),)) + group + rest, USER_DEFINED_SUBTYPE
         )
 
     @classmethod
@@ -89,8 +96,8 @@ class Stamp(NamedTuple):
         if not isinstance(value, bytes) or len(value) < _FIXED or value[0] != _VERSION:
             return None
         end = _FIXED + value[23]
-        ids = value[end:]
-        if end > len(value) or len(ids) % 8 or value[2] > 1:
+        rest, kind = value[end:], value[2]
+        if end > len(value) or not _fits(kind, rest):
             return None
         try:
             call, group = Call(value[1]), value[_FIXED:end].decode()
@@ -101,9 +108,17 @@ class Stamp(NamedTuple):
             call=call,
             token=bson.ObjectId(bytes(value[3:15])),
             key=bytes(value[15:23]),
-            receivers=frozenset(bytes(ids[i : i + 8]) for i in range(0, len(ids), 8)),
-            muted=bool(value[2]),
+            receivers=frozenset(bytes(rest[i : i + 8]) for i in range(0, len(rest), 8) if kind == _RECEIVERS),
+            muted=kind == _MUTED,
+            hops=rest[0] if kind == _HOPS else 0,
         )
+
+
+def _fits(kind: int, rest: bytes) -> bool:
+    """Whether this may follow the group's name in a stamp of this kind."""
+    if kind == _RECEIVERS:
+        return len(rest) % 8 == 0
+    return len(rest) == (1 if kind == _HOPS else 0) and kind in (_MUTED, _HOPS)
 
 
 def key_hash(namespace: str, id_: object) -> bytes:

@@ -6,11 +6,17 @@ import shutil
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 from pymongo import AsyncMongoClient, MongoClient
 
 from dispatcher.embedded import EmbeddedMongo, embedded_mongo
 from dispatcher.exceptions import EmbeddedError
 from mongoz import Registry
+
+# How long an example takes says more about the machine than about the test.
+hypothesis_settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("any-machine")
 
 _databases = itertools.count()
 

@@ -43,7 +43,7 @@ def _receivers(app: App, imports: Import = [], as_json: Json = False) -> None:  
             "signal": signal,
             "receiver": receiver.name,
             "delivery": receiver.delivery,
-            "where": receiver.where,
+            "where": receiver.defined_at,
         }
         for listener in routes.listeners
         for signal, receivers in listener.receivers.items()

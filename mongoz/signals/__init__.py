@@ -10,13 +10,17 @@ from mongoz.signals.decorators import (
     pre_update,
 )
 from mongoz.signals.muting import muted
-from mongoz.signals.receivers import Delivery, DeliveryMode
+from mongoz.signals.options import DeliveryMode, OnFailure, ReceiverOptions, Retry
+from mongoz.signals.receivers import Delivery
 from mongoz.signals.signal import Signal
 
 __all__ = [
     "Broadcaster",
     "Delivery",
     "DeliveryMode",
+    "OnFailure",
+    "ReceiverOptions",
+    "Retry",
     "Signal",
     "muted",
     "post_delete",

@@ -21,13 +21,31 @@ class Broadcaster:
         >>> User.signals.post_save.connect(send_mail)
     """
 
-    __slots__ = ("_dispatched", "_parents", "_sender", "_signals")
+    # The built-in signals have slots of their own: writes look them up, and `__getattr__` takes ten times as long.
+    __slots__ = (
+        "_dispatched",
+        "_parents",
+        "_sender",
+        "_signals",
+        "post_delete",
+        "post_save",
+        "post_update",
+        "pre_delete",
+        "pre_save",
+        "pre_update",
+    )
 
     # Declared, since to a type checker every other attribute is a Signal.
     _sender: type
     _parents: "tuple[Broadcaster, ...]"
     _dispatched: bool
     _signals: dict[str, Signal]
+    pre_save: Signal
+    post_save: Signal
+    pre_update: Signal
+    post_update: Signal
+    pre_delete: Signal
+    post_delete: Signal
 
     def __init__(self, sender: type, parents: tuple["Broadcaster", ...] = (), *, dispatched: bool = False) -> None:
         super().__setattr__("_sender", sender)
@@ -41,6 +59,7 @@ class Broadcaster:
         parents = [parent._signals[name] for parent in self._parents]
         signal.bind(name, self._sender, parents, dispatched=self._dispatched)
         self._signals[name] = signal
+        super().__setattr__(name, signal)
 
     def __getattr__(self, name: str) -> Signal:
         if name.startswith("_"):  # what copy, pickle and inspect ask everything for

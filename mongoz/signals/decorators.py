@@ -1,11 +1,12 @@
 """`@pre_save(User)` and its five siblings."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 from mongoz.exceptions import SignalError
 from mongoz.signals.broadcaster import Broadcaster
-from mongoz.signals.receivers import DeliveryMode, ReceiverFunction
+from mongoz.signals.options import ReceiverOptions
+from mongoz.signals.receivers import ReceiverFunction
 from mongoz.signals.signal import Signal
 
 __all__ = ["post_delete", "post_save", "post_update", "pre_delete", "pre_save", "pre_update"]
@@ -27,7 +28,7 @@ def _signals_of(senders: Any, name: str) -> list[Signal]:
     return signals
 
 
-def _connect(senders: _Senders, signal: str, **options: Any) -> Callable[[_F], _F]:
+def _connect(senders: _Senders, signal: str, options: ReceiverOptions) -> Callable[[_F], _F]:
     signals = _signals_of(senders, signal)
 
     def decorate(receiver: _F) -> _F:
@@ -46,15 +47,14 @@ def _connect(senders: _Senders, signal: str, **options: Any) -> Callable[[_F], _
     return decorate
 
 
-def pre_save(senders: _Senders, *, delivery: None = None, name: None = None) -> Callable[[_F], _F]:
+def pre_save(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Callable[[_F], _F]:
     """Run before an instance is created or saved; what it changes is written, what it raises aborts.
 
     Keywords: `sender`, `instance`, `created`.
 
     Args:
         senders: a document class, or a list or tuple of them.
-        delivery: an option of `post_*` signals; refused with words rather than with a TypeError.
-        name: the same.
+        **options: those of `post_*` signals; refused with words rather than with a TypeError.
 
     Raises:
         SignalError: not a document, an option, or (when decorating) not an async callable of the right shape.
@@ -64,20 +64,17 @@ def pre_save(senders: _Senders, *, delivery: None = None, name: None = None) -> 
         ... async def normalize(sender, instance, **kwargs):
         ...     instance.name = instance.name.strip()
     """
-    return _connect(senders, "pre_save", delivery=delivery, name=name)
+    return _connect(senders, "pre_save", options)
 
 
-def post_save(
-    senders: _Senders, *, delivery: DeliveryMode | None = None, name: str | None = None
-) -> Callable[[_F], _F]:
+def post_save(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Callable[[_F], _F]:
     """Run after a document was inserted, saved or replaced, by whomever.
 
     Keywords: `sender`, `instance`, `created`, `previous`, `delivery`.
 
     Args:
         senders: a document class, or a list or tuple of them.
-        delivery: `"any"` (default), `"process"` or `"dispatcher"`: where it runs, see `DeliveryMode`.
-        name: a stable name to know it by; by default `module.qualname`.
+        **options: where it runs, for which changes, and what if it fails: see `ReceiverOptions`.
 
     Raises:
         SignalError: not a document, an option that does not fit, or (when decorating) not an async
@@ -89,41 +86,37 @@ def post_save(
         ...     if created:
         ...         await send_mail(instance.email)
     """
-    return _connect(senders, "post_save", delivery=delivery, name=name)
+    return _connect(senders, "post_save", options)
 
 
-def pre_update(senders: _Senders, *, delivery: None = None, name: None = None) -> Callable[[_F], _F]:
+def pre_update(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Callable[[_F], _F]:
     """Run before `update()`; the instance has the new values, what else changes on it is written too.
 
     Keywords: `sender`, `instance`, `update_fields`. For arguments, errors and an example see `pre_save`.
     """
-    return _connect(senders, "pre_update", delivery=delivery, name=name)
+    return _connect(senders, "pre_update", options)
 
 
-def post_update(
-    senders: _Senders, *, delivery: DeliveryMode | None = None, name: str | None = None
-) -> Callable[[_F], _F]:
+def post_update(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Callable[[_F], _F]:
     """Run after single fields of a document were changed, by whomever.
 
     Keywords: `sender`, `instance`, `update_fields`, `previous`, `delivery`. For arguments, errors and an
     example see `post_save`.
     """
-    return _connect(senders, "post_update", delivery=delivery, name=name)
+    return _connect(senders, "post_update", options)
 
 
-def pre_delete(senders: _Senders, *, delivery: None = None, name: None = None) -> Callable[[_F], _F]:
+def pre_delete(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Callable[[_F], _F]:
     """Run before a document is deleted; what it raises keeps the document.
 
     Keywords: `sender`, `instance`. For arguments, errors and an example see `pre_save`.
     """
-    return _connect(senders, "pre_delete", delivery=delivery, name=name)
+    return _connect(senders, "pre_delete", options)
 
 
-def post_delete(
-    senders: _Senders, *, delivery: DeliveryMode | None = None, name: str | None = None
-) -> Callable[[_F], _F]:
+def post_delete(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Callable[[_F], _F]:
     """Run after a document was deleted, by whomever.
 
     Keywords: `sender`, `instance`, `delivery`. For arguments, errors and an example see `post_save`.
     """
-    return _connect(senders, "post_delete", delivery=delivery, name=name)
+    return _connect(senders, "post_delete", options)

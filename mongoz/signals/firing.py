@@ -1,9 +1,11 @@
 """Running the in-process receivers of one write that stands."""
 
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 from mongoz.exceptions import raise_together
-from mongoz.signals.muting import is_muted
+from mongoz.signals.hops import current_hops
+from mongoz.signals.muting import is_muted, mutes
 from mongoz.signals.receivers import Delivery, Receiver
 from mongoz.signals.signal import Signal
 
@@ -17,11 +19,18 @@ class Firing(NamedTuple):
         signal: the `post_*` signal.
         receivers: those that this process runs.
         muted: nobody delivers this write, the dispatcher neither.
+        hops: of the write, if a receiver in a dispatcher makes it, else 0.
     """
 
     signal: Signal
-    receivers: tuple[Receiver, ...]
-    muted: bool
+    receivers: tuple[Receiver, ...] = ()
+    muted: bool = False
+    hops: int = 0
+
+    @property
+    def tells(self) -> bool:
+        """Whether a dispatcher must know of it."""
+        return bool(self.receivers or self.muted or self.hops)
 
     async def run(self, sender: type, delivery_id: str, **kwargs: Any) -> None:
         """Await all receivers, one after another; then raise what they raised.
@@ -43,8 +52,20 @@ class Firing(NamedTuple):
         raise_together(errors, f"{count} {name} receivers of {sender.__name__} raised")
 
 
-def plan(signal: Signal) -> Firing:
-    """Who of a signal's receivers runs here, as things are now in this task."""
-    if is_muted(signal.sender, signal.name):
-        return Firing(signal, (), True)
-    return Firing(signal, tuple(r for r in signal.receivers if r.runs_in_process), False)
+def plan(signal: Signal, changed: Iterable[str] | None = None) -> Firing:
+    """Who of a signal's receivers runs here, as things are now in this task.
+
+    Args:
+        signal: a `post_*` signal.
+        changed: names of the fields that the write is about, for receivers that listen to some fields only; None
+            means any.
+    """
+    if mutes.get() and is_muted(signal.sender, signal.name):
+        return Firing(signal, muted=True)
+    if hops := current_hops():
+        return Firing(signal, hops=hops)
+    receivers = signal.in_process
+    if changed is not None and any(receiver.options.fields for receiver in receivers):
+        names = frozenset(changed)
+        receivers = tuple(r for r in receivers if not r.options.fields or r.options.fields & names)
+    return Firing(signal, receivers)

@@ -3,26 +3,21 @@
 import functools
 import inspect
 import sys
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, get_args
+from typing import Any, Final, Literal, NamedTuple
 
 from bson import Timestamp
 
 from mongoz.exceptions import SignalError, nearest
 from mongoz.signals.names import KEYWORDS
+from mongoz.signals.options import DeliveryMode, Options, options_of
 from mongoz.stamps import receiver_id
 
-__all__ = ["Delivery", "DeliveryMode", "Receiver", "ReceiverFunction", "importable_name", "make_receiver"]
+__all__ = ["Delivery", "Receiver", "ReceiverFunction", "identified", "importable_name", "make_receiver"]
 
 ReceiverFunction = Callable[..., Awaitable[Any]]
-DeliveryMode = Literal["any", "process", "dispatcher"]
-"""Where a `post_*` receiver runs.
-
-`"any"`: in the writing process for writes of this ODM, in the dispatcher for all others.
-`"process"`: never in the dispatcher. `"dispatcher"`: only there, for every write.
-"""
 
 
 class Delivery(NamedTuple):
@@ -66,31 +61,43 @@ class Receiver:
         function: the async callable.
         name: `module.qualname` of the function, or what `name=` said.
         sequence: the place in the order of all connections of this process.
-        delivery: where it runs.
+        options: where it runs, for which changes, and what if it fails.
         id: eight bytes that stand for it in origin stamps; empty for signals that are not a document's.
-        where: file and line of the definition, for people.
+        former_ids: those of its earlier names.
+        defined_at: file and line of the definition, for people.
     """
 
     function: ReceiverFunction
     name: str
     sequence: int
-    delivery: DeliveryMode = "any"
+    options: Options = field(default_factory=Options)
     id: bytes = b""
-    where: str = field(default="", repr=False)
+    former_ids: tuple[bytes, ...] = ()
+    defined_at: str = field(default="", repr=False)
+
+    @property
+    def delivery(self) -> DeliveryMode:
+        """Where it runs."""
+        return self.options.delivery
+
+    @property
+    def ids(self) -> tuple[bytes, ...]:
+        """All that it goes by in stamps, so that a dispatcher that still knows its earlier name finds it too."""
+        return (self.id, *self.former_ids)
 
     @property
     def runs_in_process(self) -> bool:
         """Whether the writing process calls it."""
-        return self.delivery != "dispatcher"
+        return self.options.delivery != "dispatcher"
 
     @property
     def runs_in_dispatcher(self) -> bool:
         """Whether a dispatcher may call it."""
-        return self.delivery != "process"
+        return self.options.delivery != "process"
 
 
 def make_receiver(
-    function: Any, *, signal: str, sender: type | None, sequence: int, delivery: str, name: str | None
+    function: Any, *, signal: str, sender: type | None, sequence: int, options: Mapping[str, Any]
 ) -> Receiver:
     """Check a callable and its options, and give it its identity.
 
@@ -100,15 +107,27 @@ def make_receiver(
     label = _label(function)
     _check_async(function, label)
     _check_signature(function, label, signal)
-    if delivery not in get_args(DeliveryMode):
-        raise SignalError(
-            f"delivery={delivery!r} of {label} is none of {', '.join(map(repr, get_args(DeliveryMode)))}."
-        )
-    if name is not None and not (isinstance(name, str) and name):
-        raise SignalError(f"name={name!r} of {label} must be a non-empty string.")
-    known_as = name or importable_name(_underlying(function))
-    id_ = receiver_id((importable_name(sender), signal, known_as)) if sender is not None else b""
-    return Receiver(function, known_as, sequence, delivery, id_, _where(function))  # type: ignore[arg-type]
+    checked = options_of(options, signal=signal, label=label)
+    _check_fields(checked, sender, label)
+    known_as = checked.name or importable_name(_underlying(function))
+    made = Receiver(function, known_as, sequence, checked, defined_at=_defined_at(function))
+    return made if sender is None else identified(made, sender, signal)
+
+
+def identified(receiver: Receiver, sender: type, signal: str) -> Receiver:
+    """The same receiver, with the ids that it has as one of this document's signal."""
+    owner = importable_name(sender)
+    former = tuple(receiver_id((owner, signal, name)) for name in receiver.options.formerly)
+    return replace(receiver, id=receiver_id((owner, signal, receiver.name)), former_ids=former)
+
+
+def _check_fields(options: Options, sender: Any, label: str) -> None:
+    known = getattr(sender, "model_fields", {})
+    for name in sorted(options.fields):
+        if sender is not None and name not in known:
+            raise SignalError(
+                f"fields={name!r} of {label}: {sender.__name__} has no such field.{nearest(name, known)}"
+            )
 
 
 def importable_name(thing: Any) -> str:
@@ -153,7 +172,7 @@ def _label(function: Any) -> str:
     return f"receiver {getattr(thing, '__qualname__', None) or repr(thing)}"
 
 
-def _where(function: Any) -> str:
+def _defined_at(function: Any) -> str:
     thing = inspect.unwrap(_underlying(function)) if callable(function) else function
     code = getattr(thing, "__code__", None) or getattr(getattr(thing, "__func__", None), "__code__", None)
     return f"{code.co_filename}:{code.co_firstlineno}" if code else ""

@@ -2,15 +2,14 @@
 
 import itertools
 from collections.abc import Iterable
-from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 from weakref import WeakSet
 
 from mongoz.exceptions import SignalError
 from mongoz.signals.muting import is_muted, mutes
 from mongoz.signals.names import POST
-from mongoz.signals.receivers import Receiver, ReceiverFunction, importable_name, make_receiver
-from mongoz.stamps import receiver_id
+from mongoz.signals.options import ReceiverOptions
+from mongoz.signals.receivers import Receiver, ReceiverFunction, identified, make_receiver
 
 __all__ = ["Signal"]
 
@@ -33,6 +32,7 @@ class Signal:
         "__weakref__",
         "_children",
         "_functions",
+        "_in_process",
         "_own",
         "_parents",
         "_resolved",
@@ -50,6 +50,7 @@ class Signal:
         self._own: tuple[Receiver, ...] = ()
         self._resolved: tuple[Receiver, ...] | None = ()
         self._functions: tuple[ReceiverFunction, ...] = ()
+        self._in_process: tuple[Receiver, ...] = ()
 
     def bind(self, name: str, sender: type, parents: Iterable["Signal"], *, dispatched: bool) -> None:
         """Make this the signal `name` of one document. Done by the document's Broadcaster.
@@ -63,9 +64,7 @@ class Signal:
         self.name, self.sender, self.dispatched = name, sender, dispatched
         self._parents = tuple(parents)
         if name in POST:  # receivers that were connected before the signal had a name have no id yet
-            self._own = tuple(
-                replace(r, id=receiver_id((importable_name(sender), name, r.name))) for r in self._own
-            )
+            self._own = tuple(identified(receiver, sender, name) for receiver in self._own)
         self._resolved = None
         self._check_identities(self.receivers)
         for parent in self._parents:  # last: the signals of a class that can't be must not object to anything
@@ -78,15 +77,14 @@ class Signal:
             self._children.add(child)
         self._forget_resolved()
 
-    def connect(self, receiver: _F, *, delivery: str | None = None, name: str | None = None) -> _F:
+    def connect(self, receiver: _F, **options: Unpack[ReceiverOptions]) -> _F:
         """Call `receiver` whenever this signal is sent, after all those that were connected before.
 
         Connecting the same receiver again changes nothing.
 
         Args:
             receiver: an async callable that takes `sender` first and accepts `**kwargs`.
-            delivery: `post_*` only: where it runs, `"any"` (the default), `"process"` or `"dispatcher"`.
-            name: `post_*` only: a stable name to know it by; by default `module.qualname`.
+            **options: `post_*` only: see `ReceiverOptions`.
 
         Returns:
             The receiver, so that `connect` serves as a decorator.
@@ -94,11 +92,6 @@ class Signal:
         Raises:
             SignalError: the receiver could never be called as it is, or an option does not fit.
         """
-        if (delivery is not None or name is not None) and self.name not in POST:
-            given = "delivery" if delivery is not None else "name"
-            raise SignalError(
-                f"{given}= is for post_* signals; {self.name or 'a custom signal'} runs in process only."
-            )
         if self._find(receiver) is not None:
             return receiver
         made = make_receiver(
@@ -106,8 +99,7 @@ class Signal:
             signal=self.name or "",
             sender=self.sender if self.name in POST else None,
             sequence=next(_connections),
-            delivery="any" if delivery is None else delivery,
-            name=name,
+            options=options,
         )
         for signal in (self, *self._children):
             signal._check_identities((*signal.receivers, made))
@@ -134,6 +126,13 @@ class Signal:
         if self._resolved is None:
             self._resolve()
         return self._resolved or ()
+
+    @property
+    def in_process(self) -> tuple[Receiver, ...]:
+        """Those that the writing process calls, in order."""
+        if self._resolved is None:
+            self._resolve()
+        return self._in_process
 
     async def send(self, /, sender: Any = None, **kwargs: Any) -> list[tuple[ReceiverFunction, Any]]:
         """Await the receivers one after another; the first exception stops and reaches the caller.
@@ -186,6 +185,7 @@ class Signal:
         merged.sort(key=lambda receiver: receiver.sequence)
         self._resolved = tuple(merged)
         self._functions = tuple(receiver.function for receiver in merged)
+        self._in_process = tuple(receiver for receiver in merged if receiver.runs_in_process)
 
     def _forget_resolved(self) -> None:
         self._resolved = None
@@ -196,18 +196,22 @@ class Signal:
         """A dispatcher knows receivers by name: each must be found again in another process, and only it."""
         if not self.dispatched or self.name not in POST:
             return
-        names: dict[str, Receiver] = {}
-        ids: dict[bytes, Receiver] = {}
+        seen: dict[str | bytes, Receiver] = {}
         for receiver in receivers:
             if receiver.name.startswith("__main__.") or "<locals>" in receiver.name:
                 raise SignalError(
                     f"The registry is dispatched and another process could not find {receiver.name!r} again; "
                     f"connect it with name='...'."
                 )
-            twin = names.setdefault(receiver.name, receiver)
-            twin_id = ids.setdefault(receiver.id, receiver)
-            if (twin is not receiver and twin.function != receiver.function) or twin_id.name != receiver.name:
-                raise SignalError(
-                    f"Two receivers of {self.sender.__name__ if self.sender else ''}.{self.name} are known as "
-                    f"{receiver.name!r} ({twin_id.where} and {receiver.where}); give one of them another name=."
-                )
+            aliases: tuple[str | bytes, ...] = (receiver.name, *receiver.options.formerly, *receiver.ids)
+            for alias in aliases:
+                twin = seen.setdefault(alias, receiver)
+                if twin.function != receiver.function:
+                    raise self._ambiguous(alias, twin, receiver)
+
+    def _ambiguous(self, alias: str | bytes, one: Receiver, other: Receiver) -> SignalError:
+        known_as = f"are known as {alias!r}" if isinstance(alias, str) else f"have the id {alias.hex()}"
+        return SignalError(
+            f"Two receivers of {self.sender.__name__ if self.sender else ''}.{self.name} {known_as} "
+            f"({one.defined_at} and {other.defined_at}); give one of them another name=."
+        )

@@ -14,14 +14,19 @@ from mongoz.stamps import Call, Stamp, key_hash, receiver_id
 eight_bytes = st.binary(min_size=8, max_size=8)
 object_ids = st.binary(min_size=12, max_size=12).map(bson.ObjectId)
 groups = st.text(st.characters(exclude_categories=["Cs"]), max_size=63)
+# A write is heard by some receivers, or muted, or made by a receiver of a dispatcher.
+kinds = st.one_of(
+    st.fixed_dictionaries({"receivers": st.frozensets(eight_bytes, max_size=20)}),
+    st.just({"muted": True}),
+    st.fixed_dictionaries({"hops": st.integers(1, 255)}),
+)
 stamps = st.builds(
-    Stamp,
+    lambda kind, **fixed: Stamp(**fixed, **kind),
+    kinds,
     group=groups,
     call=st.sampled_from(Call),
     token=object_ids,
     key=eight_bytes,
-    receivers=st.frozensets(eight_bytes, max_size=20),
-    muted=st.booleans(),
 )
 
 
@@ -88,8 +93,12 @@ def test_what_is_no_stamp_of_this_version_is_nothing(value: Any) -> None:
 def test_the_layout_is_version_1() -> None:
     # Stamps outlive the code that wrote them: a dispatcher reads those of the version before.
     token = bson.ObjectId("0102030405060708090a0b0c")
-    stamp = Stamp("ab", Call.UPDATED, token, b"K" * 8, frozenset([b"R" * 8, b"Q" * 8]), muted=True)
-    assert bytes(stamp.pack()) == b"\1\3\1" + token.binary + b"K" * 8 + b"\2ab" + b"Q" * 8 + b"R" * 8
+    heard = Stamp("ab", Call.UPDATED, token, b"K" * 8, frozenset([b"R" * 8, b"Q" * 8]))
+    assert bytes(heard.pack()) == b"\1\3\0" + token.binary + b"K" * 8 + b"\2ab" + b"Q" * 8 + b"R" * 8
+    muted = Stamp("ab", Call.UPDATED, token, b"K" * 8, muted=True)
+    assert bytes(muted.pack()) == b"\1\3\1" + token.binary + b"K" * 8 + b"\2ab"
+    made_by_a_receiver = Stamp("ab", Call.UPDATED, token, b"K" * 8, hops=3)
+    assert bytes(made_by_a_receiver.pack()) == b"\1\3\2" + token.binary + b"K" * 8 + b"\2ab" + b"\3"
 
 
 @pytest.mark.parametrize("name", ["a" * 256, "ä" * 128])

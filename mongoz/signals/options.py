@@ -1,0 +1,214 @@
+"""The options of a `post_*` connection: where a receiver runs, for which changes, and what if it fails."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
+from typing import Any, Final, Literal, TypedDict, get_args
+
+from mongoz.exceptions import SignalError, nearest
+from mongoz.signals.names import POST
+
+__all__ = ["DeliveryMode", "OnFailure", "Options", "ReceiverOptions", "Retry", "options_of"]
+
+DeliveryMode = Literal["any", "process", "dispatcher"]
+"""Where a `post_*` receiver runs.
+
+`"any"`: in the writing process for writes of this ODM, in the dispatcher for all others.
+`"process"`: never in the dispatcher. `"dispatcher"`: only there, for every write.
+"""
+
+OnFailure = Literal["dead_letter", "block", "drop"]
+"""What a dispatcher does after the last attempt.
+
+`"dead_letter"`: keep the delivery for an operator to retry. `"block"`: go on trying, later changes of the same
+document wait. `"drop"`: log it, and forget it.
+"""
+
+_LONGEST_TRANSACTION: Final = 50.0  # seconds; the server ends transactions after 60
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """How often a dispatcher tries a delivery, and how long it waits in between: exponential, with jitter.
+
+    Attributes:
+        attempts: how many there are in all.
+        base: seconds before the second attempt; the pause doubles with each further one.
+        cap: seconds that a pause has at most.
+
+    Example:
+        >>> @post_save(User, retry=Retry(attempts=10, base=1.0))
+        ... async def send_mail(sender, instance, **kwargs): ...
+    """
+
+    attempts: int = 5
+    base: float = 0.1
+    cap: float = 60.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.attempts, bool) or not isinstance(self.attempts, int) or self.attempts < 1:
+            raise SignalError(f"Retry(attempts={self.attempts!r}) must be an integer of at least 1.")
+        for name, seconds in (("base", self.base), ("cap", self.cap)):
+            if not _is_duration(seconds):
+                raise SignalError(f"Retry({name}={seconds!r}) must be a positive number of seconds.")
+
+
+class ReceiverOptions(TypedDict, total=False):
+    """What `post_*` decorators and `Signal.connect` take.
+
+    Attributes:
+        delivery: `"any"` (default), `"process"` or `"dispatcher"`: where it runs, see `DeliveryMode`.
+        name: a stable name to know it by, in stamps, dead letters and metrics; by default `module.qualname`.
+        formerly: earlier names of a renamed receiver: one, or several.
+        fields: `post_update` only: run only when one of these fields, or something inside of one, changed.
+        where: a MongoDB match on the document, with stored names; implies `delivery="dispatcher"`. It goes to the
+            server as it is: never build it from a user's input.
+        retry: attempts of a dispatcher: a number, or a `Retry`; by default the dispatcher's setting (5).
+        timeout: seconds for one attempt of a dispatcher; by default the dispatcher's setting (30).
+        on_failure: `"dead_letter"` (default), `"block"` or `"drop"`: see `OnFailure`.
+        transactional: run in a transaction of MongoDB, together with a record that it ran; implies
+            `delivery="dispatcher"`. What it writes through `delivery.session`, or through the ODM, happens
+            once.
+    """
+
+    delivery: DeliveryMode | None
+    name: str | None
+    formerly: str | Iterable[str] | None
+    fields: str | Iterable[str] | None
+    where: Mapping[str, Any] | None
+    retry: int | Retry | None
+    timeout: float | None
+    on_failure: OnFailure | None
+    transactional: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The same, checked; None where the default is not known here."""
+
+    delivery: DeliveryMode = "any"
+    name: str | None = None
+    formerly: tuple[str, ...] = ()
+    fields: frozenset[str] = frozenset()
+    where: Mapping[str, Any] | None = field(default=None, hash=False)
+    retry: Retry | None = None
+    timeout: float | None = None
+    on_failure: OnFailure = "dead_letter"
+    transactional: bool = False
+
+
+def options_of(given: Mapping[str, Any], *, signal: str | None, label: str) -> Options:
+    """Check the options of a connection.
+
+    Args:
+        given: as the caller wrote them; None means the default.
+        signal: name of the signal.
+        label: who they are of, for messages.
+
+    Raises:
+        SignalError: there is no such option, it has a wrong value, or it does not go with the signal or another.
+    """
+    for option in given:
+        if option not in _KNOWN:
+            raise SignalError(f"There is no option {option!r} for {label}.{nearest(option, _KNOWN)}")
+    values = {option: value for option, value in given.items() if value is not None}
+    if values and signal not in POST:
+        raise SignalError(
+            f"{next(iter(values))}= is for post_* signals; {signal or 'a custom signal'} runs in process only."
+        )
+    if "fields" in values and signal != "post_update":
+        raise SignalError(f"fields= is for post_update; {signal} tells of whole documents.")
+    checked = {option: _CHECKS[option](value, label) for option, value in values.items()}
+    options = Options(**{**checked, "delivery": _mode(checked, label)})
+    if options.transactional and (options.timeout or 0) > _LONGEST_TRANSACTION:
+        raise SignalError(
+            f"timeout={options.timeout:g} of {label} is too long for a transactional receiver: the server ends "
+            f"transactions after 60 s, so at most {_LONGEST_TRANSACTION:g}."
+        )
+    return options
+
+
+def _mode(checked: dict[str, Any], label: str) -> str:
+    """The delivery mode; what only a dispatcher can do implies that one does it."""
+    implied = next((option for option in ("where", "transactional") if checked.get(option)), None)
+    given: str | None = checked.get("delivery")
+    if implied and given not in {None, "dispatcher"}:
+        raise SignalError(
+            f"{implied}= of {label} implies delivery='dispatcher', which contradicts delivery={given!r}."
+        )
+    if implied:
+        return "dispatcher"
+    only = next((o for o in ("retry", "timeout", "on_failure") if o in checked), None)
+    if given == "process" and only:
+        raise SignalError(f"{only}= of {label} is for dispatchers, and delivery='process' keeps it from them.")
+    return given or "any"
+
+
+def _choice(option: str, kind: Any) -> Any:
+    def check(value: Any, label: str) -> Any:
+        if value not in get_args(kind):
+            raise SignalError(f"{option}={value!r} of {label} is none of {', '.join(map(repr, get_args(kind)))}.")
+        return value
+
+    return check
+
+
+def _name(value: Any, label: str) -> str:
+    if not (isinstance(value, str) and value):
+        raise SignalError(f"name={value!r} of {label} must be a non-empty string.")
+    return value
+
+
+def _names(option: str) -> Any:
+    def check(value: Any, label: str) -> tuple[str, ...]:
+        names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else ()
+        if not names or not all(isinstance(name, str) and name for name in names):
+            raise SignalError(f"{option}={value!r} of {label} must be a name or a list of names.")
+        return names
+
+    return check
+
+
+def _where(value: Any, label: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise SignalError(f"where={value!r} of {label} must be a MongoDB match, such as {{'status': 'paid'}}.")
+    return MappingProxyType(dict(value))
+
+
+def _retry(value: Any, label: str) -> Retry:
+    if isinstance(value, Retry):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise SignalError(f"retry={value!r} of {label} must be a number of attempts, or a Retry(...).")
+    return Retry(value)
+
+
+def _timeout(value: Any, label: str) -> float:
+    if not _is_duration(value):
+        raise SignalError(f"timeout={value!r} of {label} must be a positive number of seconds.")
+    return float(value)
+
+
+def _is_duration(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _transactional(value: Any, label: str) -> bool:
+    if not isinstance(value, bool):
+        raise SignalError(f"transactional={value!r} of {label} must be True or False.")
+    return value
+
+
+_CHECKS: Final[dict[str, Any]] = {
+    "delivery": _choice("delivery", DeliveryMode),
+    "name": _name,
+    "formerly": _names("formerly"),
+    "fields": lambda value, label: frozenset(_names("fields")(value, label)),
+    "where": _where,
+    "retry": _retry,
+    "timeout": _timeout,
+    "on_failure": _choice("on_failure", OnFailure),
+    "transactional": _transactional,
+}
+_KNOWN: Final = tuple(one.name for one in fields(Options))

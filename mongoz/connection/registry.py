@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, suppress
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, TypeVar
@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple, Self, TypeVar
 from bson.codec_options import CodecOptions
 
 from mongoz.connection.address import Seed, first_seed, wants_time_zones
+from mongoz.connection.clock import ServerClock
 from mongoz.connection.codec import CODEC_OPTIONS, with_our_types
 from mongoz.connection.database import Collection, Database
 from mongoz.connection.drivers import driver_named, driver_of
@@ -75,6 +76,8 @@ class Registry:
         self.dispatched = _group_of(dispatched)
         self.documents: dict[str, type] = {}
         self._all_documents: list[type] = []
+        self._clock = ServerClock()
+        self._unsettled: set[asyncio.Task[None]] = set()
         self._indexed: set[tuple[type, Collection]] = set()  # whose indexes were created by themselves, and where
 
     def _set_url(self, url: str) -> None:
@@ -278,9 +281,18 @@ class Registry:
         """
         return await run_transaction(self, fn, options)
 
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Have something done in the background, until the registry is closed."""
+        task = asyncio.create_task(work, name="mongoz-unsettled-write")
+        self._unsettled.add(task)  # else it might be collected
+        task.add_done_callback(self._unsettled.discard)
+
     async def close(self) -> None:
         """Close the running loop's client; a later use opens a new one. A client given is left to its owner."""
-        opened = self._clients.get(asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        for task in [task for task in self._unsettled if task.get_loop() is loop]:
+            task.cancel()
+        opened = self._clients.get(loop)
         if opened is not None:
             await opened.closer.aclose()
 

@@ -6,14 +6,17 @@ starts don't: a session can't be used by two tasks at once, and MongoDB would re
 
 import asyncio
 import inspect
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 from pymongo.errors import OperationFailure, PyMongoError
 
+from mongoz.connection.units import unbroken
 from mongoz.exceptions import ImproperlyConfigured, TransactionError, raise_together
 
 if TYPE_CHECKING:
@@ -31,6 +34,12 @@ _NO_TRANSACTIONS: Final = (
 _UNKNOWN_COMMIT: Final = "UnknownTransactionCommitResult"
 _COMMIT_ATTEMPTS: Final = 3
 
+# As the drivers do it: the whole function again, for two minutes, with growing pauses.
+_TRANSIENT: Final = "TransientTransactionError"
+_LONGEST_RETRYING: Final = 120.0
+_FIRST_PAUSE: Final = 0.005
+_LONGEST_PAUSE: Final = 0.5
+
 
 class Transaction:
     """One attempt at a transaction, and what is to happen in this process when it ends.
@@ -38,16 +47,28 @@ class Transaction:
     Attributes:
         registry: whose databases it is on.
         session: the driver's session.
+        is_committed: it stands, whatever its receivers raise.
     """
 
-    __slots__ = ("__weakref__", "_after_commit", "_on_abort", "_task", "registry", "session")
+    __slots__ = (
+        "__weakref__",
+        "_after_commit",
+        "_evidence",
+        "_on_abort",
+        "_task",
+        "is_committed",
+        "registry",
+        "session",
+    )
 
     def __init__(self, registry: "Registry", session: Any) -> None:
         self.registry = registry
         self.session = session
+        self.is_committed = False
         self._task = asyncio.current_task()
         self._after_commit: list[Callable[[], Awaitable[None]]] = []
         self._on_abort: list[Callable[[], None]] = []
+        self._evidence: Callable[[], Awaitable[bool]] | None = None
         _by_session[_key(session)] = self
 
     @property
@@ -58,6 +79,23 @@ class Transaction:
     def after_commit(self, action: Callable[[], Awaitable[None]]) -> None:
         """Have `action` awaited once the transaction is committed; never if it aborts."""
         self._after_commit.append(action)
+
+    def prove_by(self, evidence: Callable[[], Awaitable[bool]]) -> None:
+        """Say how to find out whether the transaction stands, should its commit never be answered.
+
+        Args:
+            evidence: looks for something that it wrote; the latest counts.
+        """
+        self._evidence = evidence
+
+    async def stands(self) -> bool:
+        """Whether the transaction is known to be committed, by what it wrote."""
+        if self._evidence is None:
+            return False
+        try:
+            return await self._evidence()
+        except PyMongoError:
+            return False
 
     def on_abort(self, undo: Callable[[], None]) -> None:
         """Have `undo` called if the transaction aborts: what is in memory then follows the database."""
@@ -70,6 +108,7 @@ class Transaction:
             Exception: the only one that was raised, as it is.
             ExceptionGroup: several were raised. The transaction stands in either case.
         """
+        self.is_committed = True
         _by_session.pop(_key(self.session), None)
         errors: list[Exception] = []
         for action in self._after_commit:
@@ -169,52 +208,75 @@ async def transaction(registry: "Registry", options: dict[str, Any]) -> AsyncIte
         try:
             with _ambient(own):
                 yield session
-            await _commit(session)
+            # A commit and the receivers that wait for it are one unit, as a write and its receivers are.
+            await unbroken(_finish(own))
         except BaseException as error:
-            if session.in_transaction:
-                await session.abort_transaction()
-            own.aborted()
+            await _abort(own)
             if _takes_none(error):
                 raise TransactionError(_NO_TRANSACTIONS) from error
             raise
+
+
+async def _finish(own: Transaction) -> None:
+    """Commit; then do what waited for it."""
+    await _commit(own)
     await own.committed()
 
 
-async def _commit(session: Any) -> None:
-    """Commit; while the outcome is unknown, ask again: that changes nothing where it is committed already."""
-    for _ in range(_COMMIT_ATTEMPTS - 1):
+async def _abort(own: Transaction) -> None:
+    """Undo everything, unless it is committed, and only receivers raised."""
+    if own.is_committed:
+        return
+    try:
+        if own.session.in_transaction:
+            await own.session.abort_transaction()
+    finally:
+        own.aborted()
+
+
+async def _commit(own: Transaction) -> None:
+    """Commit; while the outcome is unknown, ask again: that changes nothing where it is committed already.
+
+    Where the answer stays away, what the transaction has written is looked for.
+    """
+    for _ in range(_COMMIT_ATTEMPTS):
         try:
-            return await session.commit_transaction()  # type: ignore[no-any-return]
+            await own.session.commit_transaction()
         except PyMongoError as error:
             if not error.has_error_label(_UNKNOWN_COMMIT):
                 raise
-    return await session.commit_transaction()  # type: ignore[no-any-return]
+            unknown = error
+        else:
+            return
+    if not await own.stands():
+        raise unknown
 
 
 async def run_transaction(registry: "Registry", fn: Callable[..., Awaitable[T]], options: dict[str, Any]) -> T:
     """See `Registry.run_transaction`."""
     _refuse_nesting(registry)
     takes_session = _takes_session(fn)
-    attempts: list[Transaction] = []
-
-    async def attempt(session: Any) -> T:
-        if attempts:
-            attempts[-1].aborted()
-        attempts.append(Transaction(registry, session))
-        with _ambient(attempts[-1]):
-            return await (fn(session) if takes_session else fn())
-
+    deadline = monotonic() + _LONGEST_RETRYING
+    pause = _FIRST_PAUSE
     async with registry._session() as session:
-        try:
-            result: T = await session.with_transaction(attempt, **options)
-        except BaseException as error:
-            if attempts:
-                attempts[-1].aborted()
-            if _takes_none(error):
-                raise TransactionError(_NO_TRANSACTIONS) from error
-            raise
-    await attempts[-1].committed()
-    return result
+        while True:
+            await registry._driver.start_transaction(session, options)
+            own = Transaction(registry, session)
+            try:
+                with _ambient(own):
+                    result = await (fn(session) if takes_session else fn())
+                await unbroken(_finish(own))
+            except BaseException as error:
+                await _abort(own)
+                if _takes_none(error):
+                    raise TransactionError(_NO_TRANSACTIONS) from error
+                transient = isinstance(error, PyMongoError) and error.has_error_label(_TRANSIENT)
+                if own.is_committed or not transient or monotonic() + pause > deadline:
+                    raise
+            else:
+                return result
+            await asyncio.sleep(pause * random.random())
+            pause = min(_LONGEST_PAUSE, pause * 1.5)
 
 
 def _takes_session(fn: Callable[..., Any]) -> bool:

@@ -14,7 +14,7 @@ from mongoz.documents.meta import MetaInfo
 from mongoz.documents.proxies import ProxyDescriptor
 from mongoz.fields import ObjectId
 from mongoz.fields.base import declare
-from mongoz.persistence import bulk, rows, writes
+from mongoz.persistence import bulk, deleting, rows, writes
 from mongoz.persistence.attachments import attach, attached
 from mongoz.persistence.partial import not_loaded
 from mongoz.persistence.refreshing import refresh
@@ -177,7 +177,7 @@ class Document(IndexOperations, Dumping, metaclass=DocumentMetaclass):
         Raises:
             DocumentNotFound: it was gone already.
         """
-        return await writes.delete(self, session)
+        return await deleting.delete(self, session)
 
     async def refresh(self, session: Any = None) -> Self:
         """Load the document again, from where it came from; what was changed here and not saved is lost.

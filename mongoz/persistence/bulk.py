@@ -12,15 +12,19 @@ from pymongo.errors import BulkWriteError, ConnectionFailure, PyMongoError
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.exceptions import raise_together
 from mongoz.fields.storage import stored, stored_names
+from mongoz.persistence.deleting import MARKER_REFUSED, marks, takes_no_transactions
 from mongoz.persistence.operations import Operation, with_operations
-from mongoz.persistence.origin import Origin
-from mongoz.persistence.patches import apply, now_values, patch_of, settle
+from mongoz.persistence.origin import Origin, Originator, originator
+from mongoz.persistence.outcomes import UNKNOWN, fence, is_ours
+from mongoz.persistence.patches import apply, attribute_names, now_values, patch_of, settle
+from mongoz.persistence.refusals import explain_refusal, refuses_stamp
 from mongoz.persistence.rows import Changes, hydrate, new_row, previous
 from mongoz.persistence.selection import BATCH, Selection, chunks
 from mongoz.persistence.targets import Target, aim
+from mongoz.persistence.watching import require_watched
 from mongoz.persistence.writes import created
-from mongoz.signals.firing import Firing
-from mongoz.stamps import Call
+from mongoz.signals.firing import Firing, left_to_dispatchers
+from mongoz.stamps import FIELD, Call
 
 if TYPE_CHECKING:
     from mongoz.documents.base import Document
@@ -32,6 +36,7 @@ D = TypeVar("D", bound="Document")
 Row = dict[str, Any]
 
 _IDS: Final = 10_000  # that fit into one command
+_PATIENCE: Final = 3  # attempts, each of which takes as long as the driver waits for a server
 
 
 class Patch(NamedTuple):
@@ -50,8 +55,9 @@ class _Written(NamedTuple):
     """One document of a batch that stands, and what its receivers are told."""
 
     instance: Any
-    token: bson.ObjectId
+    token: str
     keywords: dict[str, Any]
+    firing: Firing | None = None
 
 
 class _Progress:
@@ -98,42 +104,64 @@ async def _insert(document: type[D], batch: list[D], target: Target, progress: _
     signals = document.meta.signals
     for instance in batch:
         await signals.pre_save.send(document, instance=instance, created=True)
+    require_watched(document, target.collection, signals.post_save)
     rows = [new_row(instance) for instance in batch]
     firing = target.plan(signals.post_save)
-    origins = [Origin(firing, target, row["_id"], Call.CREATED, natural=True) for row in rows]
-    stamped = [origin.onto(row) for origin, row in zip(origins, rows, strict=True)]
-    failure, there = await _send_inserts(stamped, target)
-    progress.done += len(there)
-    written = []
-    for number in there:
-        instance = batch[number]
-        target.keep_undoable(instance)
-        created(instance, rows[number], target)
-        written.append(_Written(instance, origins[number].token, {"created": True, "previous": None}))
-    await _fire(document, firing, target, written, failure)
+    make = await originator(firing, target, Call.CREATED, natural=True)
+
+    async def unit() -> None:
+        origins = [make.of(row["_id"]) for row in rows]
+        stamped = [origin.onto(row) for origin, row in zip(origins, rows, strict=True)]
+        failure, there = await _send_inserts(stamped, target)
+        progress.done += len(there)
+        written = []
+        for number in there:
+            instance = batch[number]
+            target.keep_undoable(instance)
+            created(instance, rows[number], target)
+            written.append(_Written(instance, origins[number].token, {"created": True, "previous": None}))
+        await _fire(document, firing, target, written, failure)
+
+    await target.as_unit(firing, unit())
 
 
 async def _send_inserts(rows: list[Row], target: Target) -> tuple[PyMongoError | None, Sequence[int]]:
     """Insert in order; returns what went wrong, and the indexes of those that are in the database."""
     try:
-        await target.driver.insert_many(rows, session=target.session)
+        async with target.own_session() as session:
+            try:
+                await target.driver.insert_many(rows, session=session)
+            except ConnectionFailure as error:
+                return error, await _inserted(rows, target, session, error)
     except BulkWriteError as error:
+        if rows and FIELD in rows[0]:
+            explain_refusal(error)
         return error, range(error.details["nInserted"])
-    except ConnectionFailure as error:
-        return error, await _inserted(rows, target, error)
     return None, range(len(rows))
 
 
-async def _inserted(rows: list[Row], target: Target, error: PyMongoError) -> list[int]:
+async def _inserted(rows: list[Row], target: Target, session: Any, error: PyMongoError) -> list[int]:
     """Which rows a command of unknown outcome has inserted; none, and a note, if that can't be found out."""
     if target.in_transaction:
         return []  # the transaction is lost as a whole
-    try:
-        there = await _there(target, [row["_id"] for row in rows])
-    except PyMongoError:
-        error.add_note(f"Whether any of {len(rows)} further documents were created could not be found out.")
-        return []
+    there = await _found_out(target, session, error, [row["_id"] for row in rows])
     return [number for number, row in enumerate(rows) if _key(row["_id"]) in there]
+
+
+async def _found_out(
+    target: Target, session: Any, error: PyMongoError, ids: list[Any], fields: Iterable[str] = ()
+) -> dict[bytes, Row]:
+    """What there is after a command of unknown outcome, once it can do nothing more."""
+    patience = _PATIENCE
+    while True:
+        try:
+            await fence(target, session, ids[0])
+            return await _there(target, ids, fields)
+        except PyMongoError:
+            patience -= 1
+            if not patience:
+                error.add_note(f"Whether any of {len(ids)} further documents were written could not be found out.")
+                return {}
 
 
 # Updating
@@ -183,7 +211,9 @@ def _is_heard(document: type["Document"], target: Target) -> bool:
     """Whether each document must be looked at: for a receiver, or for the stamp that says it is muted."""
     signals = document.meta.signals
     firing = target.plan(signals.post_update)
-    return bool(signals.pre_update.receivers or firing.receivers or (firing.muted and target.group))
+    return bool(
+        signals.pre_update.receivers or firing.receivers or ((firing.muted or firing.hops) and target.group)
+    )
 
 
 def _as_update(document: type["Document"], patch: Patch) -> dict[str, dict[str, Any]]:
@@ -198,28 +228,46 @@ async def _update(
 ) -> list[D]:
     """Update the documents of a batch; returns those that were still there."""
     elsewhere = target.elsewhere(document)
+    signal = document.meta.signals.post_update
     instances = [hydrate(document, row, elsewhere) for row in rows]
     changes = [await _changes(instance, patch) for instance in instances]
-    firing = target.plan(document.meta.signals.post_update)
-    origins = [Origin(firing, target, instance.id, Call.UPDATED, natural=True) for instance in instances]
-    requests = []
-    for instance, origin, change in zip(instances, origins, changes, strict=True):
-        target.keep_undoable(instance)
-        stamped = change._replace(changed=origin.onto(change.changed))
-        update = with_operations(stamped.as_update(), patch.operations)
-        requests.append(UpdateOne({"_id": instance.id}, update))
-    failure, count = await _send_updates(requests, target)
-    there = await _there(target, [i.id for i in instances[:count]], [o.top for o in patch.operations])
-    written = []
-    for instance, origin, change in zip(instances, origins, changes, strict=True):
-        row = there.get(_key(instance.id))
-        if row is not None:
-            was = previous(instance) if firing.receivers else None
-            fields = settle(instance, change, patch.operations, row, elsewhere)
-            written.append(_Written(instance, origin.token, {"update_fields": fields, "previous": was}))
-    progress.done += len(written)
-    await _fire(document, firing, target, written, failure)
-    return [each.instance for each in written]
+    require_watched(document, target.collection, signal)
+    firings = [target.plan(signal, _names(document, change, patch)) for change in changes]
+    heard = next((firing for firing in firings if firing.receivers), firings[0])
+    makers = {
+        firing: await originator(firing, target, Call.UPDATED, natural=True) for firing in dict.fromkeys(firings)
+    }
+
+    async def unit() -> list[D]:
+        origins = [makers[firing].of(i.id) for firing, i in zip(firings, instances, strict=True)]
+        requests = []
+        for instance, origin, change in zip(instances, origins, changes, strict=True):
+            target.keep_undoable(instance)
+            stamped = change._replace(changed=origin.onto(change.changed))
+            requests.append(
+                UpdateOne({"_id": instance.id}, with_operations(stamped.as_update(), patch.operations))
+            )
+        fields = [operation.top for operation in patch.operations]
+        failure, there = await _send_updates(requests, instances, origins, fields, target)
+        written = []
+        for instance, origin, change, firing in zip(instances, origins, changes, firings, strict=True):
+            row = there.get(_key(instance.id))
+            if row is not None:
+                was = previous(instance) if firing.receivers else None
+                names = settle(instance, change, patch.operations, row, elsewhere)
+                told = {"update_fields": names, "previous": was}
+                written.append(_Written(instance, origin.token, told, firing))
+        progress.done += len(written)
+        await _fire(document, heard, target, written, failure)
+        return [each.instance for each in written]
+
+    return await target.as_unit(heard, unit())
+
+
+def _names(document: type["Document"], change: Changes, patch: Patch) -> frozenset[str]:
+    return attribute_names(
+        document, (*change.changed, *change.removed, *(operation.top for operation in patch.operations))
+    )
 
 
 async def _changes(instance: "Document", patch: Patch) -> Changes:
@@ -227,14 +275,37 @@ async def _changes(instance: "Document", patch: Patch) -> Changes:
     return await patch_of(instance, fields, frozenset(operation.attribute for operation in patch.operations))
 
 
-async def _send_updates(requests: list[Any], target: Target) -> tuple[PyMongoError | None, int]:
-    """Send the updates in order; returns what went wrong, and how many of the first were carried out."""
+async def _send_updates(
+    requests: list[Any], instances: list[Any], origins: list[Origin], fields: list[str], target: Target
+) -> tuple[PyMongoError | None, dict[bytes, Row]]:
+    """Send the updates in order; returns what went wrong, and some fields of the documents that were updated."""
+    ids, failure = [instance.id for instance in instances], None
     try:
-        await target.driver.bulk_write(requests, session=target.session)
+        async with target.own_session() as session:
+            try:
+                await target.driver.bulk_write(requests, session=session)
+            except ConnectionFailure as error:
+                if target.in_transaction or origins[0].stamp is None:
+                    raise
+                rows = await _found_out(target, session, error, ids, [*fields, FIELD])
+                return error, _stamped(rows, ids, origins)
     except BulkWriteError as error:
-        errors = error.details["writeErrors"]
-        return error, errors[0]["index"] if errors else len(requests)
-    return None, len(requests)
+        if origins[0].stamp is not None:
+            explain_refusal(error)
+        failure, errors = error, error.details["writeErrors"]
+        ids = ids[: errors[0]["index"]] if errors else ids
+    return failure, await _there(target, ids, fields)
+
+
+def _stamped(rows: dict[bytes, Row], ids: list[Any], origins: list[Origin]) -> dict[bytes, Row]:
+    """Those rows that went through the writes of these origins."""
+    ours = {}
+    for id_, origin in zip(ids, origins, strict=True):
+        row = rows.get(_key(id_))
+        if row is not None and is_ours(row, origin.stamp or b"", inserted=False):
+            row.pop(FIELD)
+            ours[_key(id_)] = row
+    return ours
 
 
 # Deleting
@@ -245,7 +316,7 @@ async def delete(document: type["Document"], selection: Selection) -> int:
     target, progress = selection.target, _Progress("deleted", selection.target)
     signals = document.meta.signals
     heard = signals.pre_delete.receivers or target.plan(signals.post_delete).receivers
-    if selection.is_plain and not heard:
+    if selection.is_plain and not heard and not marks(target, target.plan(signals.post_delete)):
         result = await target.driver.delete_many(selection.filter, session=target.session, **selection.options)
         return int(result.deleted_count)
     with progress.reported():
@@ -254,8 +325,7 @@ async def delete(document: type["Document"], selection: Selection) -> int:
                 await _delete(document, rows, target, progress)
         else:
             async for ids in selection.id_batches():
-                result = await target.driver.delete_many({"_id": {"$in": ids}}, session=target.session)
-                progress.done += int(result.deleted_count)
+                await _delete_unheard(document, ids, target, progress)
     return progress.done
 
 
@@ -264,13 +334,102 @@ async def _delete(document: type["Document"], rows: list[Row], target: Target, p
     instances = [hydrate(document, row, elsewhere) for row in rows]
     for instance in instances:
         await signals.pre_delete.send(document, instance=instance)
+    require_watched(document, target.collection, signals.post_delete)
     firing = target.plan(signals.post_delete)
-    ids = [instance.id for instance in instances]
+    make = await originator(firing, target, Call.DELETED, natural=True)
+
+    async def unit() -> None:
+        deleted = await _delete_ids([instance.id for instance in instances], target, firing, make)
+        progress.done += deleted.number
+        written = [
+            _Written(instance, deleted.tokens.get(_key(instance.id)) or str(bson.ObjectId()), {})
+            for instance in instances
+            if deleted.tokens is _UNKNOWN_WHICH or _key(instance.id) in deleted.tokens
+        ]
+        await _fire(document, deleted.firing, target, written if deleted.number else [], deleted.failure)
+
+    await target.as_unit(firing, unit())
+
+
+async def _delete_unheard(document: type["Document"], ids: list[Any], target: Target, progress: _Progress) -> None:
+    firing = target.plan(document.meta.signals.post_delete)
+    make = await originator(firing, target, Call.DELETED, natural=True)
+    for some in chunks(ids, _MARKED if marks(target, firing) else len(ids)):
+        deleted = await _delete_ids(some, target, firing, make)
+        progress.done += deleted.number
+        if deleted.failure is not None:
+            raise deleted.failure
+
+
+async def _delete_ids(ids: list[Any], target: Target, firing: Firing, make: Originator) -> "_Deleted":
+    if not marks(target, firing):
+        return await _delete_plainly(ids, target, firing)
+    deleted = _Deleted(0, {}, firing)
+
+    async def mark_and_delete(session: Any) -> None:
+        nonlocal deleted
+        origins = {_key(id_): make.of(id_) for id_ in ids}
+        markers = [UpdateOne({"_id": id_}, {"$set": {FIELD: origins[_key(id_)].stamp}}) for id_ in ids]
+        # All markers in one command, and all deletes in another: pairs of them would take many times as long.
+        result = await target.driver.bulk_write(markers, session=session)
+        there = set(origins)
+        if result.matched_count != len(ids):  # somebody else was faster
+            there = set(await _there(target, ids, session=session))
+        tokens = {key: origin.token for key, origin in origins.items() if key in there}
+        gone = await target.driver.delete_many({"_id": {"$in": ids}}, session=session)
+        deleted = _Deleted(int(gone.deleted_count), tokens, firing)
+
+    try:
+        if target.in_transaction:
+            await mark_and_delete(target.session)
+        else:
+            async with target.own_session() as session:
+                await session.with_transaction(mark_and_delete)
+    except PyMongoError as error:
+        if refuses_stamp(error) and not target.in_transaction:
+            return await _delete_plainly(ids, target, left_to_dispatchers(firing))
+        if takes_no_transactions(error) and not target.in_transaction:
+            return await _delete_plainly(ids, target, firing)
+        if refuses_stamp(error):
+            error.add_note(MARKER_REFUSED)
+        if target.in_transaction or not isinstance(error, UNKNOWN):
+            raise
+        return await _deleted_perhaps(ids, target, firing, error)
+    return deleted
+
+
+async def _delete_plainly(ids: list[Any], target: Target, firing: Firing) -> "_Deleted":
     result = await target.driver.delete_many({"_id": {"$in": ids}}, session=target.session)
-    progress.done += int(result.deleted_count)
-    if result.deleted_count:  # the server does not say which: where somebody else was faster, both tell
-        written = [_Written(instance, bson.ObjectId(), {}) for instance in instances]
-        await _fire(document, firing, target, written)
+    return _Deleted(int(result.deleted_count), _UNKNOWN_WHICH, firing)
+
+
+async def _deleted_perhaps(ids: list[Any], target: Target, firing: Firing, error: PyMongoError) -> "_Deleted":
+    """After a commit of unknown outcome: all of them are gone, or none."""
+    async with target.own_session() as session:
+        there = await _found_out(target, session, error, ids)
+    tokens = {key: "" for key in map(_key, ids) if key not in there}
+    return _Deleted(len(tokens), tokens, firing, error)
+
+
+class _Deleted(NamedTuple):
+    """What became of a batch.
+
+    Attributes:
+        number: how many were deleted.
+        tokens: of those, by key.
+        firing: who is to be told.
+        failure: what went wrong all the same.
+    """
+
+    number: int
+    tokens: dict[bytes, str]
+    firing: Firing
+    failure: PyMongoError | None = None
+
+
+# A plain delete of many does not say which it found: where somebody else was faster, both tell.
+_UNKNOWN_WHICH: Final[dict[bytes, str]] = {}
+_MARKED: Final = 1_000  # documents that are marked and deleted in one transaction
 
 
 # Telling
@@ -287,7 +446,8 @@ async def _fire(
     errors: list[Exception] = []
     for each in written if firing.receivers else ():
         try:
-            await target.fire(firing, document, str(each.token), instance=each.instance, **each.keywords)
+            told = each.firing or firing
+            await target.fire(told, document, each.token, instance=each.instance, **each.keywords)
         except Exception as error:
             errors.append(error)
     if failure is not None:
@@ -297,12 +457,14 @@ async def _fire(
     raise_together(errors, f"receivers of {len(errors)} {document.__name__} documents raised")
 
 
-async def _there(target: Target, ids: list[Any], fields: Iterable[str] = ()) -> dict[bytes, Row]:
+async def _there(
+    target: Target, ids: list[Any], fields: Iterable[str] = (), session: Any = None
+) -> dict[bytes, Row]:
     """Those of these documents that exist, with some of their fields."""
     projection = {"_id": 1, **dict.fromkeys(fields, 1)}
     rows: list[Row] = []
     for some in chunks(ids, _IDS):
-        cursor = target.driver.find({"_id": {"$in": some}}, projection, session=target.session)
+        cursor = target.driver.find({"_id": {"$in": some}}, projection, session=session or target.session)
         rows += await cursor.to_list(None)
     return {_key(row.pop("_id")): row for row in rows}
 

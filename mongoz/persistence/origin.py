@@ -1,6 +1,6 @@
-"""Where a write comes from, for the dispatcher to know."""
+"""Where writes come from, for the dispatcher to know: their tokens and their stamps."""
 
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import bson
 
@@ -8,32 +8,77 @@ from mongoz.persistence.targets import Target
 from mongoz.signals.firing import Firing
 from mongoz.stamps import FIELD, Call, Stamp, key_hash
 
-__all__ = ["Origin"]
+__all__ = ["UNTOLD", "Origin", "Originator", "originator"]
 
 
-class Origin:
-    """The origin of one write: its token, and the stamp if the write needs one."""
+class Origin(NamedTuple):
+    """The origin of one write.
 
-    __slots__ = ("stamp", "token")
+    Attributes:
+        token: stands for the write; its receivers in this process know it as `delivery.id`.
+        stamp: what is written with it, if a dispatcher must know.
+    """
 
-    def __init__(self, firing: Firing, target: Target, id_: Any, call: Call, *, natural: bool) -> None:
-        """Decide whether to stamp.
-
-        Args:
-            firing: who runs in this process.
-            target: where it is written to.
-            id_: the document's `_id`.
-            call: what was called.
-            natural: the server's event alone leads to the same signal.
-        """
-        self.token = bson.ObjectId()
-        self.stamp: bson.Binary | None = None
-        group = target.group
-        if group is not None and (firing.receivers or firing.muted or not natural):
-            ids = frozenset(receiver.id for receiver in firing.receivers)
-            key = key_hash(target.collection.namespace, id_)
-            self.stamp = Stamp(group, call, self.token, key, ids, firing.muted).pack()
+    token: str = ""
+    stamp: bson.Binary | None = None
 
     def onto(self, values: dict[str, Any]) -> dict[str, Any]:
         """These values, with the stamp where there is one."""
         return values if self.stamp is None else {**values, FIELD: self.stamp}
+
+
+UNTOLD: Final = Origin()
+"""Of a write that nobody in this process is told about, and no dispatcher needs to know of."""
+
+
+class Originator:
+    """Makes the origins of writes that have all but their documents in common.
+
+    Args:
+        firing: who runs in this process.
+        target: where it is written to.
+        call: what was called.
+        stamps: whether a dispatcher must know.
+    """
+
+    __slots__ = ("_call", "_firing", "_ids", "_stamps", "_target")
+
+    def __init__(self, firing: Firing, target: Target, call: Call, *, stamps: bool) -> None:
+        self._firing = firing
+        self._target = target
+        self._call = call
+        self._stamps = stamps
+        self._ids = (
+            frozenset(id_ for receiver in firing.receivers for id_ in receiver.ids) if stamps else frozenset()
+        )
+
+    def of(self, id_: Any) -> Origin:
+        """The origin of a write that is sent now.
+
+        Args:
+            id_: the document's `_id`.
+        """
+        if not self._stamps:
+            return Origin(str(bson.ObjectId())) if self._firing.receivers else UNTOLD
+        target, group = self._target, self._target.group
+        assert group is not None  # else there would be no stamps
+        # An ObjectId by the server's clock: a stamp only counts for a short time.
+        token = bson.ObjectId(int(target.clock.now()).to_bytes(4, "big") + bson.ObjectId().binary[4:])
+        key = key_hash(target.collection.namespace, id_)
+        stamp = Stamp(group, self._call, token, key, self._ids, self._firing.muted, self._firing.hops)
+        return Origin(str(token), stamp.pack())
+
+
+async def originator(firing: Firing, target: Target, call: Call, *, natural: bool) -> Originator:
+    """Decide whether writes are stamped.
+
+    Args:
+        firing: who runs in this process.
+        target: where it is written to.
+        call: what was called.
+        natural: the server's event alone leads to the same signal.
+    """
+    stamps = target.group is not None and (firing.tells or not natural)
+    if stamps and not target.clock.is_fresh:
+        await target.clock.compare(target.client)
+    return Originator(firing, target, call, stamps=stamps)

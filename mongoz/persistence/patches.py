@@ -14,7 +14,17 @@ from mongoz.persistence.rows import Changes, changes, loaded, remember, validate
 if TYPE_CHECKING:
     from mongoz.documents.base import Document
 
-__all__ = ["after", "apply", "field_names", "now_values", "patch_of", "settle", "touch", "validated_values"]
+__all__ = [
+    "after",
+    "apply",
+    "attribute_names",
+    "field_names",
+    "now_values",
+    "patch_of",
+    "settle",
+    "touch",
+    "validated_values",
+]
 
 D = TypeVar("D", bound="Document")
 
@@ -105,7 +115,7 @@ def _merged(document: type["Document"], errors: list[ValidationError]) -> Valida
     return ValidationError.from_exception_data(document.__name__, lines)
 
 
-def _attribute_names(document: type["Document"], stored_under: Iterable[str]) -> frozenset[str]:
+def attribute_names(document: type["Document"], stored_under: Iterable[str]) -> frozenset[str]:
     """Stored names -> the attributes' names."""
     attributes = {alias: name for name, alias in stored_names(document).items()}
     return frozenset(attributes.get(name, name) for name in stored_under)
@@ -140,7 +150,7 @@ def settle(
     known = loaded(instance).row()
     if known is not None:  # else nothing is known about the other fields, and nothing is assumed
         remember(instance, after(known, changed, removed), elsewhere)
-    return _attribute_names(type(instance), {*changed, *removed})
+    return attribute_names(type(instance), {*changed, *removed})
 
 
 def _adopt(instance: "Document", operations: Sequence[Operation], row: dict[str, Any]) -> None:

@@ -1,19 +1,25 @@
 """Where a write goes: the collection, the session, and what must happen around it."""
 
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from mongoz.connection import Collection
+from mongoz.connection import Collection, Registry
+from mongoz.connection.clock import ServerClock
 from mongoz.connection.drivers import Driver
 from mongoz.connection.transactions import Transaction, join
+from mongoz.connection.units import unbroken
 from mongoz.persistence.rows import loaded
-from mongoz.signals.firing import Firing, plan
+from mongoz.signals.firing import Firing, left_to_dispatchers, plan
 
 if TYPE_CHECKING:
     from mongoz.documents.base import Document
     from mongoz.signals import Signal
 
 __all__ = ["Target", "aim", "as_collection"]
+
+T = TypeVar("T")
 
 
 class Target(NamedTuple):
@@ -42,6 +48,21 @@ class Target(NamedTuple):
         return self.collection._collection
 
     @property
+    def registry(self) -> Registry:
+        """Whose deployment it is on."""
+        return self.collection.database._registry
+
+    @property
+    def client(self) -> Any:
+        """The driver's client, for the running event loop."""
+        return self.registry.client
+
+    @property
+    def clock(self) -> ServerClock:
+        """The server's."""
+        return self.registry._clock
+
+    @property
     def driver_seam(self) -> Driver:
         """What PyMongo and Motor do differently."""
         return self.collection.database._registry._driver
@@ -53,15 +74,39 @@ class Target(NamedTuple):
 
     def elsewhere(self, document: type) -> Collection | None:
         """The collection, if it is not the document's own."""
-        return None if self.collection == document.meta.collection else self.collection  # type: ignore[attr-defined]
+        own = document.meta.collection  # type: ignore[attr-defined]
+        return None if self.collection is own or self.collection == own else self.collection
 
-    def plan(self, signal: "Signal") -> Firing:
+    def plan(self, signal: "Signal", changed: Iterable[str] | None = None) -> Firing:
         """Which receivers this process runs after the write.
 
         In somebody else's transaction `post_*` is left to the dispatcher, where there is one: it sees the commit.
+
+        Args:
+            signal: a `post_*` signal.
+            changed: names of the fields that the write is about; None means any.
         """
-        firing = plan(signal)
-        return firing._replace(receivers=()) if self.uncertain and self.group is not None else firing
+        firing = plan(signal, changed)
+        return left_to_dispatchers(firing) if self.uncertain and self.group is not None else firing
+
+    @asynccontextmanager
+    async def own_session(self) -> AsyncIterator[Any]:
+        """The caller's session, or one for a single write.
+
+        With it, what became of a write can be found out: see `outcomes`.
+        """
+        if self.session is not None:
+            yield self.session
+            return
+        async with self.registry._session() as session:
+            yield session
+
+    async def as_unit(self, firing: Firing, unit: Coroutine[Any, Any, T]) -> T:
+        """Await a write together with its receivers, so that no cancellation comes between them.
+
+        In a transaction it is the commit that belongs with the receivers.
+        """
+        return await (unbroken(unit) if firing.receivers and not self.in_transaction else unit)
 
     async def fire(self, firing: Firing, sender: type, delivery_id: str, **kwargs: Any) -> None:
         """Run the receivers, or have them run once the transaction is committed.

@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 from pymongo.errors import DuplicateKeyError
 
-from mongoz.persistence.origin import Origin
+from mongoz.persistence.origin import originator
 from mongoz.persistence.rows import new_row
+from mongoz.persistence.sending import Write, send_and_tell
 from mongoz.persistence.targets import Target
+from mongoz.persistence.watching import require_watched
 from mongoz.persistence.writes import created
 from mongoz.stamps import Call
 
@@ -34,20 +36,35 @@ async def insert_unless(instance: "Document", filter: Mapping[str, Any], target:
     document = type(instance).meta.document
     signals = document.meta.signals
     await signals.pre_save.send(document, instance=instance, created=True)
+    require_watched(document, target.collection, signals.post_save)
     row = new_row(instance)
     firing = target.plan(signals.post_save)
-    origin = Origin(firing, target, row["_id"], Call.CREATED, natural=True)
+    origin = (await originator(firing, target, Call.CREATED, natural=True)).of(row["_id"])
+
+    async def send(session: Any) -> dict[str, Any]:
+        try:
+            result = await target.driver.update_one(
+                filter, {"$setOnInsert": origin.onto(row)}, upsert=True, session=session
+            )
+        except DuplicateKeyError:
+            if await target.driver.find_one(filter, {"_id": 1}, session=session) is None:
+                raise
+            raise _Occupied from None
+        if result.upserted_id is None:
+            raise _Occupied
+        return {}
+
+    def settle(_: dict[str, Any]) -> dict[str, Any]:
+        target.keep_undoable(instance)
+        created(instance, row, target)
+        return {"created": True, "previous": None}
+
     try:
-        result = await target.driver.update_one(
-            filter, {"$setOnInsert": origin.onto(row)}, upsert=True, session=target.session
-        )
-    except DuplicateKeyError:
-        if await target.driver.find_one(filter, {"_id": 1}, session=target.session) is None:
-            raise
+        await send_and_tell(Write(target, firing, origin, instance, row["_id"], send, settle, inserts=True))
+    except _Occupied:
         return False
-    if result.upserted_id is None:
-        return False
-    target.keep_undoable(instance)
-    created(instance, row, target)
-    await target.fire(firing, document, str(origin.token), instance=instance, created=True, previous=None)
     return True
+
+
+class _Occupied(Exception):
+    """Another document is there."""

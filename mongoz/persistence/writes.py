@@ -1,34 +1,41 @@
-"""The four writes of an instance, each with its signals and its origin stamp."""
+"""The three ways to write an instance, each with its signals and its origin stamp."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import bson
 from pymongo import ReturnDocument
 
 from mongoz.exceptions import DocumentNotFound
 from mongoz.persistence.operations import Operation, with_operations
-from mongoz.persistence.origin import Origin
-from mongoz.persistence.patches import after, apply, field_names, patch_of, settle, touch
+from mongoz.persistence.origin import originator
+from mongoz.persistence.patches import after, apply, attribute_names, field_names, patch_of, settle, touch
 from mongoz.persistence.rows import Changes, as_loaded, changes, loaded, new_row, previous, remember, validated_row
+from mongoz.persistence.sending import Write, send_and_tell
 from mongoz.persistence.targets import Target, aim
+from mongoz.persistence.watching import require_watched
 from mongoz.stamps import Call
 
 if TYPE_CHECKING:
     from mongoz.documents.base import Document
 
-__all__ = ["create", "created", "delete", "save", "update"]
+__all__ = ["create", "created", "gone", "require_id", "save", "update"]
 
 D = TypeVar("D", bound="Document")
 
 
-def _require_id(instance: "Document") -> None:
+def require_id(instance: "Document") -> None:
+    """Refuse an instance that is not in the database.
+
+    Raises:
+        DocumentNotFound: it has no id.
+    """
     if instance.id is None:  # and not "the document whose _id is null", which somebody may have
         raise DocumentNotFound(f"This {type(instance).__name__} was never saved: it has no id.")
 
 
-def _gone(instance: "Document", target: Target) -> DocumentNotFound:
+def gone(instance: "Document", target: Target) -> DocumentNotFound:
+    """The error of a document that was there once."""
     return DocumentNotFound(f"{target.collection.namespace} has no document with _id {instance.id!r} any more.")
 
 
@@ -37,14 +44,27 @@ async def create(instance: D, collection: Any = None, session: Any = None) -> D:
     document = type(instance).meta.document
     target = await aim(document, collection, session)
     signals = document.meta.signals
-    await signals.pre_save.send(document, instance=instance, created=True)
+    if signals.pre_save.receivers:
+        await signals.pre_save.send(document, instance=instance, created=True)
+    require_watched(document, target.collection, signals.post_save)
     row = new_row(instance)
     firing = target.plan(signals.post_save)
-    origin = Origin(firing, target, row["_id"], Call.CREATED, natural=True)
     target.keep_undoable(instance)
-    await target.driver.insert_one(origin.onto(row), session=target.session)
-    created(instance, row, target)
-    await target.fire(firing, document, str(origin.token), instance=instance, created=True, previous=None)
+    if not firing.tells:
+        await target.driver.insert_one(row, session=target.session)
+        created(instance, row, target)
+        return instance
+    origin = (await originator(firing, target, Call.CREATED, natural=True)).of(row["_id"])
+
+    async def send(session: Any) -> dict[str, Any]:
+        await target.driver.insert_one(origin.onto(row), session=session)
+        return {}
+
+    def settle(_: dict[str, Any]) -> dict[str, Any]:
+        created(instance, row, target)
+        return {"created": True, "previous": None}
+
+    await send_and_tell(Write(target, firing, origin, instance, row["_id"], send, settle, inserts=True))
     return instance
 
 
@@ -70,20 +90,29 @@ async def save(instance: D, collection: Any = None, session: Any = None) -> D:
     changed, removed = changes(as_loaded(instance) if same_place else None, row)
     if document.model_config.get("extra") != "allow":
         removed = ()  # what the model does not know is not on the instance, and not gone
+    require_watched(document, target.collection, signals.post_save)
     firing = target.plan(signals.post_save)
     was = previous(instance) if firing.receivers else None
-    origin = Origin(firing, target, instance.id, Call.SAVED, natural=False)
+    origin = (await originator(firing, target, Call.SAVED, natural=False)).of(instance.id)
     target.keep_undoable(instance)
-    await _apply(instance, target, Changes(origin.onto(changed), removed))
-    known = loaded(instance).row() if same_place else None
-    row = row if known is None else after(known, changed, removed)
-    remember(instance, row, target.elsewhere(type(instance)))
-    await target.fire(firing, document, str(origin.token), instance=instance, created=False, previous=was)
+    patch = Changes(origin.onto(changed), removed)
+
+    def settle(_: dict[str, Any]) -> dict[str, Any]:
+        known = loaded(instance).row() if same_place else None
+        remember(
+            instance, row if known is None else after(known, changed, removed), target.elsewhere(type(instance))
+        )
+        return {"created": False, "previous": was}
+
+    def send(session: Any) -> Awaitable[dict[str, Any]]:
+        return _apply(instance, target, patch, session=session)
+
+    await send_and_tell(Write(target, firing, origin, instance, instance.id, send, settle))
     return instance
 
 
 async def _apply(
-    instance: "Document", target: Target, patch: Changes, operations: Sequence[Operation] = ()
+    instance: "Document", target: Target, patch: Changes, operations: Sequence[Operation] = (), session: Any = None
 ) -> dict[str, Any]:
     """Send a patch; returns what the operations made of their fields.
 
@@ -95,16 +124,16 @@ async def _apply(
     if operations:  # only the server knows what they come to
         wanted = dict.fromkeys((operation.top for operation in operations), 1)
         row = await target.driver.find_one_and_update(
-            key, update, projection=wanted, return_document=ReturnDocument.AFTER, session=target.session
+            key, update, projection=wanted, return_document=ReturnDocument.AFTER, session=session
         )
         found = row is not None
     elif update:
-        result = await target.driver.update_one(key, update, session=target.session)
+        result = await target.driver.update_one(key, update, session=session)
         found = bool(result.matched_count)
     else:  # nothing to write, but a document that is gone must still be found out
-        found = bool(await target.driver.count_documents(key, limit=1, session=target.session))
+        found = bool(await target.driver.count_documents(key, limit=1, session=session))
     if not found:
-        raise _gone(instance, target)
+        raise gone(instance, target)
     return {name: value for name, value in (row or {}).items() if name != "_id"}
 
 
@@ -115,24 +144,39 @@ async def update(
     if not values and not operations:
         return instance
     document = type(instance).meta.document
-    _require_id(instance)
+    require_id(instance)
     names = field_names(document, values)
     target = await aim(document, loaded(instance).collection, session)
     undo, ours = _state(instance), None
+    settled = False
     try:
         fields = apply(instance, {names[name]: value for name, value in values.items()})
         patch = await patch_of(instance, fields, frozenset(operation.attribute for operation in operations))
         ours = dict(instance.__dict__)
-        firing = target.plan(document.meta.signals.post_update)
+        signal = document.meta.signals.post_update
+        require_watched(document, target.collection, signal)
+        changed = attribute_names(document, (*patch.changed, *patch.removed, *(o.top for o in operations)))
+        firing = target.plan(signal, changed)
         was = previous(instance) if firing.receivers else None
-        origin = Origin(firing, target, instance.id, Call.UPDATED, natural=True)
+        origin = (await originator(firing, target, Call.UPDATED, natural=True)).of(instance.id)
         target.keep_undoable(instance)
-        row = await _apply(instance, target, patch._replace(changed=origin.onto(patch.changed)), operations)
+        stamped = patch._replace(changed=origin.onto(patch.changed))
+
+        def settle_all(row: dict[str, Any]) -> dict[str, Any]:
+            nonlocal settled
+            settled = True
+            computed = {operation.top: row[operation.top] for operation in operations if operation.top in row}
+            written = settle(instance, patch, operations, computed, target.elsewhere(document))
+            return {"update_fields": written, "previous": was}
+
+        def send(session: Any) -> Awaitable[dict[str, Any]]:
+            return _apply(instance, target, stamped, operations, session)
+
+        await send_and_tell(Write(target, firing, origin, instance, instance.id, send, settle_all))
     except BaseException:
-        _put_back(instance, undo, ours)
+        if not settled:  # else it is written, and only its receivers raised
+            _put_back(instance, undo, ours)
         raise
-    written = settle(instance, patch, operations, row, target.elsewhere(document))
-    await target.fire(firing, document, str(origin.token), instance=instance, update_fields=written, previous=was)
     return instance
 
 
@@ -156,19 +200,3 @@ def _put_back(instance: "Document", undo: dict[str, Any], ours: dict[str, Any] |
         undo.pop("__pydantic_fields_set__")
     for name, value in undo.items():
         object.__setattr__(instance, name, value)
-
-
-async def delete(instance: "Document", session: Any = None) -> int:
-    """Delete an instance; see `Document.delete`."""
-    document = type(instance).meta.document
-    _require_id(instance)
-    target = await aim(document, loaded(instance).collection, session)
-    signals = document.meta.signals
-    await signals.pre_delete.send(document, instance=instance)
-    firing = target.plan(signals.post_delete)
-    result = await target.driver.delete_one({"_id": instance.id}, session=target.session)
-    count = int(result.deleted_count)
-    if not count:
-        raise _gone(instance, target)
-    await target.fire(firing, document, str(bson.ObjectId()), instance=instance)
-    return count

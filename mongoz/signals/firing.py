@@ -9,7 +9,7 @@ from mongoz.signals.muting import is_muted, mutes
 from mongoz.signals.receivers import Delivery, Receiver
 from mongoz.signals.signal import Signal
 
-__all__ = ["Firing", "plan"]
+__all__ = ["Firing", "left_to_dispatchers", "plan"]
 
 
 class Firing(NamedTuple):
@@ -69,3 +69,8 @@ def plan(signal: Signal, changed: Iterable[str] | None = None) -> Firing:
         names = frozenset(changed)
         receivers = tuple(r for r in receivers if not r.options.fields or r.options.fields & names)
     return Firing(signal, receivers)
+
+
+def left_to_dispatchers(firing: Firing) -> Firing:
+    """The same, for a write that dispatchers won't know to be ours: only receivers that they never run stay."""
+    return firing._replace(receivers=tuple(r for r in firing.receivers if not r.runs_in_dispatcher))

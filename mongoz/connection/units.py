@@ -1,8 +1,8 @@
 """What must not be torn apart: a write, or a commit, and the receivers that are told of it."""
 
 import asyncio
-from collections.abc import Coroutine
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Generator
+from contextvars import Context
 from typing import Any, TypeVar
 
 __all__ = ["unbroken"]
@@ -16,18 +16,43 @@ async def unbroken(unit: Coroutine[Any, Any, T]) -> T:
     Only the end of the event loop, which cancels every task, breaks it off.
 
     Args:
-        unit: what to await; it runs in a task of its own.
+        unit: what to await; it runs in a task of its own, since timeouts inside of it must still work.
 
     Raises:
         CancelledError: the caller was cancelled. What the unit raised is its cause.
     """
     task = asyncio.create_task(unit)
     try:
-        return await asyncio.shield(task)
+        await _Held(task)
     except asyncio.CancelledError as cancelled:
-        while not task.done():
-            with suppress(asyncio.CancelledError):  # once is enough
-                await asyncio.wait([task])
         if not task.cancelled() and (error := task.exception()) is not None:
             raise cancelled from error
         raise
+    return task.result()
+
+
+class _Held:
+    """Waits for a task, and keeps cancellations from it.
+
+    A task that is cancelled hands that on to what it waits for, and raises CancelledError afterwards if that
+    refuses; this refuses. `asyncio.shield` would end the wait at once, and takes more turns of the event loop.
+    """
+
+    __slots__ = ("_asyncio_future_blocking", "_task")
+
+    def __init__(self, task: asyncio.Task[Any]) -> None:
+        self._asyncio_future_blocking = False  # what makes this a future, to asyncio
+        self._task = task
+
+    def __await__(self) -> Generator[Any, None, None]:
+        self._asyncio_future_blocking = True
+        yield self
+
+    def add_done_callback(self, callback: Callable[[Any], object], *, context: Context | None = None) -> None:
+        self._task.add_done_callback(callback, context=context)
+
+    def cancel(self, msg: object = None) -> bool:  # noqa: ARG002 - as futures have it
+        return False
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        return self._task.get_loop()

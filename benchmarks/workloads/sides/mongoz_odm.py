@@ -7,7 +7,7 @@ from typing import Any
 import mongoz
 from benchmarks.workloads.people import COLLECTION, CREATED, ODM_DATABASE, person
 from benchmarks.workloads.sides.timing import Clock, Operation, Operations, each, once
-from mongoz.core.signals import post_save, pre_save
+from mongoz.core.signals import post_delete, post_save, pre_save
 
 __all__ = ["prepare"]
 
@@ -68,6 +68,7 @@ async def before(sender: type[Human], **kwargs: Any) -> None:
     """Do nothing."""
 
 
+@post_delete([Announced, Stamped])
 @post_save([Heard, Announced, Stamped])
 async def after(sender: type[Human], **kwargs: Any) -> None:
     """Do nothing."""
@@ -121,6 +122,10 @@ async def prepare(url: str) -> Operations:
         "create_heard": _creating(Heard),
         "create_announced": _creating(Announced),
         "create_stamped": _creating(Stamped),
+        "delete_announced": _deleting(Announced),
+        "delete_stamped": _deleting(Stamped),
+        "delete_many_announced": _deleting_many(Announced),
+        "delete_many_stamped": _deleting_many(Stamped),
         "insert_one": insert_one,
         "save": save,
         "update": update,
@@ -136,6 +141,30 @@ def _creating(document: type[Human]) -> Operation:
         return await each(make_and_create, [person(number) for number in range(times + 1)])
 
     return create
+
+
+def _deleting(document: type[Human]) -> Operation:
+    async def delete(times: int) -> Clock:
+        return await each(lambda made: made.delete(), await _made(document, times + 1))
+
+    return delete
+
+
+def _deleting_many(document: type[Human]) -> Operation:
+    async def delete(times: int) -> Clock:
+        ids = [one.id for one in await _made(document, times)]
+        with Clock() as clock:
+            deleted = await document.objects.filter(id__in=ids).delete()
+        if deleted != times:
+            raise RuntimeError(f"{times} documents were to be deleted, and {deleted} were")
+        return clock
+
+    return delete
+
+
+async def _made(document: type[Human], count: int) -> list[Any]:
+    """Documents to delete."""
+    return await document.create_many([document(**person(number)) for number in range(count)])
 
 
 async def _some(times: int) -> list[Person]:

@@ -54,6 +54,9 @@ def decode(raw: RawBSONDocument, codec_options: CodecOptions[Any]) -> Change:
             stamp = Stamp.unpack(value)
     namespace = event.get("ns") or {}
     key = event.get("documentKey")
+    transaction = None
+    if "txnNumber" in event and "lsid" in event:
+        transaction = (bytes(raw["lsid"].raw), event["txnNumber"])
     return Change(
         event["_id"]["_data"],
         operation,
@@ -67,6 +70,9 @@ def decode(raw: RawBSONDocument, codec_options: CodecOptions[Any]) -> Change:
         names,
         stamp,
         len(data),
+        data,
+        None,
+        transaction,
     )
 
 

@@ -1,31 +1,53 @@
-"""Deliver one change: make its instance, call its receivers in order, try again those that fail."""
+"""Deliver one change: make its instance, call its receivers in order, try again those that fail.
+
+A delivery is finished when its receiver returned, when its dead letter is written, or when the receiver's options
+say that it may be dropped.
+"""
 
 import asyncio
 import copy
-from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
-from datetime import UTC, datetime
-from functools import cache
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from hashlib import blake2b
 from time import monotonic
-from typing import Any, Final
+from typing import Any, NamedTuple
 
-import stamina
+from bson.codec_options import CodecOptions
+from pymongo.errors import PyMongoError
 
-from dispatcher.events import Calls, Change, Image, Job
+from dispatcher.calling import Caller
+from dispatcher.dead_letters import DeadLetters, Failure, Reason, letter_of, text_of, unreadable_letter
+from dispatcher.events import Calls, Change, Job
+from dispatcher.failures import in_short
+from dispatcher.instances import keywords_of, untouched
 from dispatcher.observe import Stats, get_logger
-from mongoz.fields.storage import stored_names
-from mongoz.persistence.rows import bare_instance, hydrate
+from dispatcher.retrying import Pause, Terms, pause_after, terms_of
+from dispatcher.transactional import Transactions
+from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.signals import Delivery
+from mongoz.signals.hops import MOST_HOPS, current_hops, inside_dispatcher
+from mongoz.signals.options import Options
 from mongoz.signals.receivers import Receiver
 
 __all__ = ["Deliverer", "delivery_id"]
 
 log = get_logger()
 
-# Seconds after which a receiver that hangs on is cancelled once more.
-_CANCEL_AGAIN: Final = 1.0
+
+class _TooManyHops(Exception):
+    """A change that receivers of dispatchers have passed on to each other too often."""
+
+
+class _Try(NamedTuple):
+    """A delivery of one change to one receiver, whose first attempt failed."""
+
+    change: Change
+    calls: Calls
+    receiver: Receiver
+    delivery: Delivery
+    terms: Terms
+    began: datetime
 
 
 class Deliverer:
@@ -33,64 +55,84 @@ class Deliverer:
 
     Args:
         term: of the position that this process owns.
-        attempts: at a delivery, at most.
-        timeout: seconds that one attempt may take.
+        attempts: at a delivery, at most, where the receiver does not say.
+        timeout: seconds that one attempt may take, where the receiver does not say.
         stats: counters.
+        codec_options: the registry's.
+        dead_letters: where failed deliveries are kept; without it they are only logged.
+        transactions: calls transactional receivers; without it they are called like others.
+        once: call each receiver once, whatever its options say, and keep no letters.
+        pause: waits between attempts.
         log_each: log every delivery, at level debug.
         cutting: whether deliveries in flight are being cancelled because the process ends.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that tells one dispatcher's deliveries from another's
         self,
         *,
         term: int,
         attempts: int,
         timeout: float,
         stats: Stats,
+        codec_options: CodecOptions[Any] = CODEC_OPTIONS,
+        dead_letters: DeadLetters | None = None,
+        transactions: Transactions | None = None,
+        once: bool = False,
+        pause: Pause = asyncio.sleep,
         log_each: bool = False,
         cutting: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._cutting = cutting
         self._term = term
         self._attempts = attempts
         self._timeout = timeout
         self._stats = stats
+        self._codec_options = codec_options
+        self._dead_letters = dead_letters
+        self._transactions = transactions
+        self._once = once
+        self._pause = pause
         self._log_each = log_each
-        # Who is in a receiver, and until when it may be. A timer per delivery would cost more than a delivery.
-        self._deadlines: dict[asyncio.Task[Any], float] = {}
-        self._overdue: Counter[asyncio.Task[Any]] = Counter()
+        self._caller = Caller(cutting, timeout)
+        # By the identity of the options, which they keep alive. Hashing options would cost more than a delivery.
+        self._terms: dict[int, Terms] = {}
 
     async def watch(self) -> None:
         """Cancel the receivers that hang. Runs for ever, beside the workers."""
-        while True:
-            await asyncio.sleep(min(1.0, self._timeout / 10))
-            now = monotonic()
-            for task, deadline in list(self._deadlines.items()):
-                if deadline < now:
-                    self._deadlines[task] = now + _CANCEL_AGAIN  # some cancellations get lost, see `cancelling`
-                    self._overdue[task] += 1
-                    task.cancel()
+        await self._caller.watch()
 
     async def work(self, job: Job) -> None:
-        """Deliver one change to all of its receivers. Never raises but for cancellation."""
+        """Deliver one change to all of its receivers. Raises nothing but cancellation, and what `pause` raises."""
         change = job.change
         assert change is not None
         if len(job.calls) == 1:
-            await self._deliver(change, job.calls[0])
+            await self._enter(change, job.calls[0])
             return
         for calls in job.calls:
             # An instance takes its row over: several document classes on one collection need a copy each.
-            await self._deliver(copy.deepcopy(change), calls)
+            await self._enter(copy.deepcopy(change), calls)
+
+    async def _enter(self, change: Change, calls: Calls) -> None:
+        """Have writes of the receivers carry how far they are from the first one."""
+        hops = calls.hops
+        if hops > MOST_HOPS:
+            await self._stop_hopping(change, calls, hops)
+        elif current_hops() == hops + 1:  # as nearly always: workers are started like this
+            await self._deliver(change, calls)
+        else:
+            with inside_dispatcher(hops):
+                await self._deliver(change, calls)
 
     async def _deliver(self, change: Change, calls: Calls) -> None:
         try:
-            image, keywords = _keywords(change, calls)
+            image, keywords = keywords_of(change, calls)
         except Exception as error:  # ValidationErrors, and whatever the application's validators raise
             self._stats.invalid += 1
-            self._log_invalid(change, calls, error)
+            _log_undelivered("a document does not fit its model", "change.invalid", change, calls, error)
+            await self._refuse(change, calls, error, "invalid")
             return
         id_ = delivery_id(change.token)
-        for receiver in calls.receivers:
+        for number, receiver in enumerate(calls.receivers, 1):
+            terms = self._terms.get(id(receiver.options)) or self._terms_of(receiver.options)
             delivery = Delivery(
                 id_,
                 calls.signal,
@@ -102,140 +144,215 @@ class Deliverer:
                 change.wall_time,
                 image,
             )
-            began = datetime.now(UTC) if self._log_each else None
-            failure = await self._attempt(receiver, calls.document, delivery, keywords)
-            if failure is not None and not await self._call_again(
-                receiver, calls.document, delivery, keywords, failure
-            ):
-                continue
-            self._stats.delivered += 1
-            if began is not None:
-                self._log_delivered(change, delivery, began)
+            began = monotonic()
+            failure = await self._attempt(change, calls, receiver, delivery, keywords, terms)
+            if failure is not None:
+                since = datetime.now(UTC) - timedelta(seconds=monotonic() - began)
+                one = _Try(change, calls, receiver, delivery, terms, since)
+                delivered = await self._insist(one, failure)
+                if delivered:
+                    self._delivered(change, delivery, began)
+                if number < len(calls.receivers):
+                    # With a new instance: what failed attempts did to this one is not for others to see.
+                    rest = calls._replace(receivers=calls.receivers[number:])
+                    await self._deliver(untouched(change, self._codec_options), rest)
+                return
+            self._delivered(change, delivery, began)
+
+    def _delivered(self, change: Change, delivery: Delivery, began: float) -> None:
+        self._stats.delivered += 1
+        if self._log_each:
+            _log_delivered(change, delivery, monotonic() - began)
+
+    def _terms_of(self, options: Options) -> Terms:
+        terms = terms_of(options, attempts=self._attempts, timeout=self._timeout, once=self._once)
+        self._caller.expect(terms.timeout)
+        self._terms[id(options)] = terms
+        return terms
 
     async def _attempt(
-        self, receiver: Receiver, sender: Any, delivery: Delivery, keywords: dict[str, Any]
-    ) -> BaseException | None:
-        """Call a receiver once; what it raised, if it did.
-
-        Raises:
-            CancelledError: the process ends, and the grace period is over. Whatever else a receiver raises, or
-                does to the task it runs in, it has merely failed.
-        """
-        task = asyncio.current_task()
-        assert task is not None
-        self._deadlines[task] = monotonic() + self._timeout
-        try:
-            await receiver.function(sender=sender, delivery=delivery, **keywords)
-        except BaseException as error:
-            del self._deadlines[task]
-            if self._cutting() and isinstance(error, asyncio.CancelledError):
-                raise
-            late = await self._settle(task)
-            if late and isinstance(error, asyncio.CancelledError):
-                return TimeoutError(f"it took longer than {self._timeout:g} s")
-            return error
-        del self._deadlines[task]
-        if task.cancelling():
-            await self._settle(task)
-        return None
-
-    async def _settle(self, task: asyncio.Task[Any]) -> bool:
-        """Clear the worker of cancellations that were meant for the receiver; whether it was late."""
-        late = self._overdue.pop(task, 0) > 0
-        if task.cancelling() and not self._cutting():
-            while task.cancelling():
-                task.uncancel()
-            with suppress(asyncio.CancelledError):
-                await asyncio.sleep(0)  # takes one that was asked for and is still to come
-        return late
-
-    async def _call_again(
         self,
+        change: Change,
+        calls: Calls,
         receiver: Receiver,
-        sender: Any,
         delivery: Delivery,
         keywords: dict[str, Any],
-        error: BaseException,
-    ) -> bool:
-        try:
-            async for attempt in stamina.retry_context(
-                on=Exception, attempts=self._attempts, timeout=None, wait_initial=0.5, wait_max=60.0
-            ):
-                with attempt:
-                    if attempt.num == 1:  # made already; failing once more only schedules the next
-                        self._log_attempt(delivery, error)
-                        raise _Failed from error
-                    self._stats.retried += 1
-                    delivery = delivery._replace(attempt=attempt.num)
-                    again = await self._attempt(receiver, sender, delivery, keywords)
-                    if again is not None:
-                        error = again
-                        self._log_attempt(delivery, error)
-                        raise _Failed from error
-        except _Failed:
-            self._stats.failed += 1
-            log.error(
-                "a receiver failed in every attempt; the delivery is given up",
-                action="delivery.failed",
-                **_described(delivery),
-                id=repr(keywords["instance"].__dict__.get("id")),
-                attempts=self._attempts,
-                error=_text(error),
-                exc_info=_from_the_receiver_on(error),
+        terms: Terms,
+    ) -> BaseException | None:
+        """Call a receiver once; what it raised, if it did."""
+        function = receiver.function
+        if terms.transactional and self._transactions is not None:
+            function = partial(self._transactions.run, receiver, calls, partial(self._anew, change, calls))
+        return await self._caller.call(function, calls.document, delivery, keywords, terms.timeout)
+
+    def _anew(self, change: Change, calls: Calls) -> dict[str, Any]:
+        """Keywords with an instance that nobody has seen."""
+        return keywords_of(untouched(change, self._codec_options), calls)[1]
+
+    async def _insist(self, one: _Try, error: BaseException) -> bool:
+        """Try a delivery again whose first attempt failed; whether it succeeded in the end."""
+        change, calls, receiver, delivery, terms, began = one
+        most = terms.retry.attempts
+        while True:
+            failed = delivery.attempt
+            if failed == most:
+                if terms.on_failure != "block":
+                    return await self._give_up(one, Failure(error, began, failed))
+                _log_failed("a receiver fails; later changes of this document wait", "blocked", one, failed, error)
+            else:
+                _log_attempt(delivery, terms, error)
+            await self._pause(pause_after(terms.retry, failed))
+            self._stats.retried += 1
+            delivery = delivery._replace(attempt=failed + 1)
+            try:
+                keywords = self._anew(change, calls)
+            except Exception as invalid:  # a validator that can't make up its mind
+                again: BaseException | None = invalid
+            else:
+                again = await self._attempt(change, calls, receiver, delivery, keywords, terms)
+            if again is None:
+                return True
+            error = again
+
+    async def _give_up(self, one: _Try, failure: Failure) -> bool:
+        """Keep, or forget, a delivery that failed in every attempt; whether it turns out to have succeeded."""
+        if one.terms.transactional and await self._happened(one):
+            return True
+        self._stats.failed += 1
+        what = "a receiver failed in every attempt"
+        if one.terms.on_failure == "drop":
+            _log_failed(f"{what}; the delivery is dropped", "dropped", one, failure.attempts, failure.error)
+        else:
+            await self._keep(one.change, one.calls, one.receiver, failure)
+            _log_failed(
+                f"{what}; the delivery is a dead letter", "dead_lettered", one, failure.attempts, failure.error
             )
-            return False
-        return True
+        return False
 
-    def _log_invalid(self, change: Change, calls: Calls, error: Exception) -> None:
-        log.error(
-            "a document does not fit its model; its receivers are skipped",
-            action="change.invalid",
-            document=calls.document.__name__,
-            operation=change.operation,
-            namespace=".".join(change.namespace),
-            id=repr(change.id),
-            receivers=[receiver.name for receiver in calls.receivers],
-            error=_text(error),
+    async def _happened(self, one: _Try) -> bool:
+        """Whether a transaction whose outcome is unknown was committed after all."""
+        attempt = 0
+        while self._transactions is not None:
+            try:
+                return await self._transactions.happened(one.receiver, one.calls, one.delivery)
+            except PyMongoError as error:
+                attempt += 1
+                log.warning(
+                    "whether a transaction was committed can't be told yet, asking again",
+                    action="delivery.unknown",
+                    **_described(one.delivery),
+                    error=in_short(error),
+                )
+            await self._pause(pause_after(one.terms.retry, attempt))
+        return False
+
+    async def _keep(self, change: Change, calls: Calls, receiver: Receiver, failure: Failure) -> None:
+        if self._dead_letters is None:
+            return
+        letter = letter_of(
+            change,
+            calls,
+            receiver,
+            failure,
+            delivery_id=delivery_id(change.token),
+            term=self._term,
+            group=self._dead_letters.group,
         )
+        await self._dead_letters.keep(letter, self._pause)
 
-    def _log_attempt(self, delivery: Delivery, error: BaseException) -> None:
-        log.warning(
-            "a receiver failed",
-            action="delivery.attempt_failed",
-            **_described(delivery),
-            of=self._attempts,
-            error=_text(error),
+    async def _refuse(self, change: Change, calls: Calls, error: Exception, reason: Reason) -> None:
+        """Keep the deliveries of a change that no receiver can be called for.
+
+        Those that block are kept as well: only another version of the application can deliver them.
+        """
+        for receiver in calls.receivers:
+            if receiver.options.on_failure != "drop":
+                await self._keep(change, calls, receiver, Failure(error, datetime.now(UTC), 0, reason))
+
+    async def _stop_hopping(self, change: Change, calls: Calls, hops: int) -> None:
+        error = _TooManyHops(
+            f"It came over {hops} receivers of dispatchers; each made the next write, so they trigger each other."
         )
-
-    def _log_delivered(self, change: Change, delivery: Delivery, began: datetime) -> None:
-        log.debug(
-            "delivered",
-            action="delivery.done",
-            **_described(delivery),
-            operation=change.operation,
-            namespace=".".join(change.namespace),
-            key=str(change.id),
-            image=delivery.image,
-            wall_time=change.wall_time.isoformat() if change.wall_time else None,
-            began=began.isoformat(),
+        _log_undelivered(
+            "receivers trigger each other without an end", "change.too_many_hops", change, calls, error
         )
+        await self._refuse(change, calls, error, "too_many_hops")
+
+    async def keep_unreadable(self, event: bytes, token: str, error: Exception) -> None:
+        """Keep a change event that can't be decoded; when this returns it may be skipped.
+
+        Args:
+            event: as the server sent it.
+            token: its resume token.
+            error: why.
+        """
+        if self._dead_letters is None:
+            return
+        failure = Failure(error, datetime.now(UTC), 0, "undecodable")
+        letter = unreadable_letter(
+            event,
+            failure,
+            token=token,
+            delivery_id=delivery_id(token),
+            term=self._term,
+            group=self._dead_letters.group,
+        )
+        await self._dead_letters.keep(letter)
 
 
-class _Failed(Exception):
-    """An attempt failed, whatever was raised: stamina knows Exceptions only."""
+def _log_delivered(change: Change, delivery: Delivery, seconds: float) -> None:
+    log.debug(
+        "delivered",
+        action="delivery.done",
+        **_described(delivery),
+        operation=change.operation,
+        namespace=".".join(change.namespace),
+        key=str(change.id),
+        image=delivery.image,
+        wall_time=change.wall_time.isoformat() if change.wall_time else None,
+        began=(datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(),
+    )
+
+
+def _log_undelivered(what: str, action: str, change: Change, calls: Calls, error: Exception) -> None:
+    log.error(
+        f"{what}; its receivers are not called, and get dead letters",
+        action=action,
+        document=calls.document.__name__,
+        operation=change.operation,
+        namespace=".".join(change.namespace),
+        id=repr(change.id),
+        receivers=[receiver.name for receiver in calls.receivers],
+        error=text_of(error),
+    )
+
+
+def _log_attempt(delivery: Delivery, terms: Terms, error: BaseException) -> None:
+    log.warning(
+        "a receiver failed",
+        action="delivery.attempt_failed",
+        **_described(delivery),
+        of=terms.retry.attempts,
+        error=text_of(error),
+    )
+
+
+def _log_failed(what: str, how: str, one: _Try, attempts: int, error: BaseException) -> None:
+    described = _described(one.delivery) | {"attempt": attempts}
+    log.error(
+        what,
+        action=f"delivery.{how}",
+        **described,
+        id=repr(one.change.id),
+        error=text_of(error),
+        exc_info=_from_the_receiver_on(error),
+    )
 
 
 def _from_the_receiver_on(error: BaseException) -> BaseException:
     """The error without the frame of ours that called the receiver."""
     trace = error.__traceback__
     return error if trace is None or trace.tb_next is None else error.with_traceback(trace.tb_next)
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return f"{type(error).__name__}: {error}"
-    except Exception:  # of an application's class, whose __str__ has a bug
-        return type(error).__name__
 
 
 def _described(delivery: Delivery) -> dict[str, Any]:
@@ -250,38 +367,3 @@ def _described(delivery: Delivery) -> dict[str, Any]:
 def delivery_id(token: str) -> str:
     """The id of the deliveries of a change: the same whenever the change is read again."""
     return blake2b(token.encode(), digest_size=12).hexdigest()
-
-
-def _keywords(change: Change, calls: Calls) -> tuple[Image, dict[str, Any]]:
-    """What the instance is that the receivers get, and their keywords.
-
-    Raises:
-        ValidationError: the document does not fit its model.
-        Exception: a validator of the application raised it.
-    """
-    document, signal = calls.document, calls.signal
-    if signal == "post_delete":
-        before = None if change.before is None else _previous(document, change.before)
-        if before is None:  # not known, or not fit for the model: that it is gone must be told all the same
-            return "key", {"instance": bare_instance(document, change.id)}
-        return "pre", {"instance": before}
-    row = change.document
-    instance = hydrate(document, row) if row is not None else bare_instance(document, change.id)
-    previous = None if change.before is None else _previous(document, change.before)
-    if signal == "post_save":
-        return change.image, {"instance": instance, "created": calls.created, "previous": previous}
-    attributes = _attributes(document)
-    names = frozenset(attributes.get(name, name) for name in change.names)
-    return change.image, {"instance": instance, "update_fields": names, "previous": previous}
-
-
-def _previous(document: Any, row: dict[str, Any]) -> Any:
-    try:
-        return hydrate(document, row)
-    except Exception:  # what it was before is no reason not to deliver what it is
-        return None
-
-
-@cache
-def _attributes(document: Any) -> dict[str, str]:
-    return {stored: name for name, stored in stored_names(document).items()}

@@ -1,20 +1,45 @@
 """What the stages hand to each other."""
 
 from collections.abc import Hashable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from bson.raw_bson import RawBSONDocument
 from bson.timestamp import Timestamp
 
+from dispatcher.exceptions import PositionError
 from dispatcher.keys import document_key
+from mongoz.connection import Collection
 from mongoz.signals.receivers import Receiver
 from mongoz.stamps import Stamp
 
-__all__ = ["Batch", "Calls", "Change", "Image", "Job", "Namespace", "Start"]
+__all__ = ["Batch", "Calls", "Change", "Image", "Job", "Namespace", "Start", "token_time"]
 
 Image = Literal["post", "current", "pre", "key"]
 Namespace = tuple[str, str]
 """(database, collection)"""
+
+
+_TIMESTAMP_TAG: Final = "82"
+
+
+def token_time(token: str) -> Timestamp:
+    """The cluster time inside a resume token.
+
+    A token is a sortable encoding of the event's coordinates; it starts with the tag of a timestamp and its
+    eight bytes. Post-batch tokens have a time of their own, which no event tells.
+
+    Raises:
+        PositionError: it does not look like a token.
+    """
+    try:
+        if not token.startswith(_TIMESTAMP_TAG):
+            raise ValueError(token)
+        return Timestamp(int(token[2:10], 16), int(token[10:18], 16))
+    except ValueError as error:
+        raise PositionError(
+            f"The saved position has the token {token!r}, which is none.",
+            remedy="Was it edited by hand? Delete the position to begin now.",
+        ) from error
 
 
 class Start(NamedTuple):
@@ -42,6 +67,7 @@ class Change(NamedTuple):
     Attributes:
         token: its resume token; tokens of one deployment sort in commit order.
         operation: `"insert"`, `"update"`, `"replace"`, `"delete"`, or what happens to whole collections.
+            `"marker"` is an update that does nothing but announce a delete of ours.
         namespace: (database, collection); the collection is "" for events of a whole database.
         id: the `_id`.
         cluster_time: the server's logical time of the commit.
@@ -50,8 +76,12 @@ class Change(NamedTuple):
         before: the document before the change, if the server keeps pre images.
         image: what `document` is (`"key"` while it is unknown).
         names: top-level stored names that an update changed or removed, the stamp's left out.
-        stamp: the origin stamp that the write itself brought, if it is readable.
+        stamp: the origin stamp that the write brought, if it is readable. It may be a copy, see `origin`.
         size: bytes of the event as it was sent.
+        raw: the event as it was sent: instances take the decoded documents over, and failures need them again.
+        looked_up: the document as it was looked up, where the event had none.
+        transaction: what the changes of one transaction have in common; None outside of transactions.
+        origin: the stamp again, if it counts, see `origins`; of a delete, its marker's.
     """
 
     token: str
@@ -66,6 +96,10 @@ class Change(NamedTuple):
     names: frozenset[str]
     stamp: Stamp | None
     size: int
+    raw: bytes = b""
+    looked_up: bytes | None = None
+    transaction: Hashable | None = None
+    origin: Stamp | None = None
 
     @property
     def key(self) -> Hashable:
@@ -81,12 +115,17 @@ class Calls(NamedTuple):
         signal: name of the signal.
         created: what `post_save` receivers are told.
         receivers: in connection order.
+        collection: where the change was made, if that is not the document's own collection: an instance that a
+            receiver saves must go back to where it came from.
+        hops: how many receivers of dispatchers lie between the change and what somebody else wrote.
     """
 
     document: Any
     signal: str
     created: bool
     receivers: tuple[Receiver, ...]
+    collection: Collection | None = None
+    hops: int = 0
 
 
 class Job:
@@ -97,12 +136,16 @@ class Job:
         change: None once it is finished, so that a long wait behind a slow job costs little memory.
         calls: who gets it.
         done: nothing of it is left to do.
+        marker: of a delete: the job of the update that announced it; the two are finished together.
+        announces: it is such an update.
     """
 
-    __slots__ = ("calls", "change", "done", "token")
+    __slots__ = ("announces", "calls", "change", "done", "marker", "token")
 
     def __init__(self, token: str, change: Change | None = None, calls: tuple[Calls, ...] = ()) -> None:
         self.token = token
         self.change = change
         self.calls = calls
         self.done = change is None
+        self.marker: Job | None = None
+        self.announces = False

@@ -104,7 +104,7 @@ class Images:
             document = bson.decode(row, codec_options=self._codec_options)
         except Exception:  # a value without a Python counterpart: that it changed can be told all the same
             return change
-        return change._replace(document=document, image="current", size=change.size + len(row))
+        return change._replace(document=document, image="current", size=change.size + len(row), looked_up=row)
 
 
 def _lacks_document(change: Change) -> bool:

@@ -13,7 +13,7 @@ from dispatcher.cancelling import end
 from dispatcher.events import Job
 from dispatcher.observe import get_logger
 
-__all__ = ["Lanes"]
+__all__ = ["Interrupted", "Lanes"]
 
 # Jobs done in one turn of the event loop, before timers, sockets and signals get theirs.
 _TURN: Final = 100
@@ -24,14 +24,18 @@ _PATIENCE: Final = 5.0
 log = get_logger()
 
 
+class Interrupted(Exception):
+    """Nothing more is to be started, and the job that waits is to be left as it is: it will be repeated."""
+
+
 class Lanes:
     """Runs jobs; those of one key one after another.
 
     Args:
-        work: what to do with a job; must not raise.
+        work: what to do with a job; must not raise, but for what `pause` does.
         on_finished: told when `work` has returned.
         on_crash: told when `work` raises after all, which is a bug: nothing may go on as if it had not.
-        concurrency: jobs in flight at most.
+        concurrency: jobs in flight at most; those that `pause` are not.
         max_queued: jobs accepted but not finished, at most.
         max_bytes: bytes of their events, at most. A single larger one is accepted alone.
     """
@@ -61,6 +65,9 @@ class Lanes:
         self._rousing = False
         self._turn = _TURN
         self._changed: asyncio.Future[None] | None = None
+        self._away = 0
+        self._paused: set[asyncio.Future[None]] = set()
+        self._returning: deque[asyncio.Future[None]] = deque()
         self._stopping = False
         self.cutting = False
         self.queued = 0
@@ -87,6 +94,60 @@ class Lanes:
         self._changed = asyncio.get_running_loop().create_future()
         await self._changed
 
+    async def pause(self, seconds: float) -> None:
+        """Wait, in the middle of a job, without keeping another one from its turn; later jobs of its key wait too.
+
+        Raises:
+            Interrupted: no more is to be started.
+        """
+        self._away += 1
+        self.in_flight -= 1
+        self._let_in()
+        placed = False
+        try:
+            await self._sleep(seconds)
+            if self.in_flight >= self._concurrency:  # others went ahead meanwhile; the first that ends makes room
+                future = asyncio.get_running_loop().create_future()
+                self._returning.append(future)
+                try:
+                    await self._wait(future)
+                finally:
+                    placed = future.done() and not future.cancelled() and future.exception() is None
+        finally:
+            self._away -= 1
+            if not placed:
+                self.in_flight += 1
+
+    def _let_in(self) -> None:
+        """A place is free: for a job that comes back from a pause, or for a new one."""
+        while self._returning:
+            future = self._returning.popleft()
+            if not future.done():
+                self.in_flight += 1  # now, or somebody else takes the place before
+                future.set_result(None)
+                return
+        if not self._rousing:
+            self._rouse(1)
+
+    async def _sleep(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        timer = loop.call_later(seconds, _release, future)
+        try:
+            await self._wait(future)
+        finally:
+            timer.cancel()
+
+    async def _wait(self, future: "asyncio.Future[None]") -> None:
+        """Wait, unless the end comes before."""
+        if self._stopping:
+            raise Interrupted
+        self._paused.add(future)
+        try:
+            await future
+        finally:
+            self._paused.discard(future)
+
     def add(self, key: Hashable, job: Job, size: int) -> None:
         """Accept a job. This never refuses: look whether it is `full` before."""
         self.queued += 1
@@ -109,7 +170,7 @@ class Lanes:
         kind these are shows by what the first one leaves.
         """
         self._rousing = False
-        if not self._ready or self._turn <= 0 or self._stopping:
+        if not self._ready or self._turn <= 0 or self._stopping or self.in_flight >= self._concurrency:
             return
         for _ in range(min(workers, len(self._ready))):
             if not self._wake_one():
@@ -123,7 +184,7 @@ class Lanes:
             if not future.done():
                 future.set_result(None)
                 return True
-        if len(self._workers) >= self._concurrency:
+        if len(self._workers) >= self._concurrency + self._away:
             return False
         worker = asyncio.create_task(self._run(), name=f"lane-worker-{len(self._workers)}")
         self._workers.add(worker)
@@ -141,7 +202,7 @@ class Lanes:
         loop = asyncio.get_running_loop()
         ready = self._ready
         while not self._stopping:
-            if not ready or self._turn <= 0:
+            if not ready or self._turn <= 0 or self.in_flight >= self._concurrency:
                 future = loop.create_future()
                 self._idle.append(future)
                 await future
@@ -154,10 +215,14 @@ class Lanes:
             self.in_flight += 1
             try:
                 await self._work(job)
+            except Interrupted:
+                return
             finally:
                 self.in_flight -= 1
             self._on_finished(job)
             self._advance(key, size)
+            if self._returning:
+                self._let_in()
 
     def _new_turn(self) -> None:
         self._turn = _TURN
@@ -176,7 +241,7 @@ class Lanes:
             self._changed.set_result(None)
 
     async def stop(self, grace: float) -> int:
-        """Start nothing more; give what is in flight `grace` seconds, then cancel it.
+        """Start nothing more; give what is in flight `grace` seconds, then cancel it. What pauses ends at once.
 
         Returns:
             How many jobs had to be cancelled.
@@ -186,6 +251,9 @@ class Lanes:
             if not future.done():
                 future.set_result(None)
         self._idle.clear()
+        for future in list(self._paused):
+            if not future.done():
+                future.set_exception(Interrupted())
         if not self._workers:
             return 0
         await asyncio.wait(self._workers, timeout=grace)
@@ -199,3 +267,8 @@ class Lanes:
                 deliveries=refused,
             )
         return cut
+
+
+def _release(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)

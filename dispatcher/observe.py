@@ -27,6 +27,8 @@ class Stats:
     """Attempts beyond a delivery's first."""
     failed: int = 0
     """Deliveries given up after their last attempt."""
+    dead_letters: int = 0
+    """Dead letters written."""
     invalid: int = 0
     """Documents that could not become instances: nothing of them was delivered to that document's receivers."""
     reconnects: int = 0

@@ -8,26 +8,34 @@ saves the position.
 """
 
 import asyncio
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Final
 
 from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
+from bson.timestamp import Timestamp
 from pymongo.errors import PyMongoError
 
 from dispatcher.cancelling import end
+from dispatcher.conditions import Conditions, Refused, wanted
+from dispatcher.dead_letters import DeadLetters
 from dispatcher.decode import Undecodable, decode
 from dispatcher.delivery import Deliverer
-from dispatcher.events import Batch, Change, Job, Start
+from dispatcher.events import Batch, Calls, Change, Job, Start, token_time
 from dispatcher.exceptions import DispatcherError
 from dispatcher.failures import fatal, in_short
 from dispatcher.images import Images
 from dispatcher.lanes import Lanes
+from dispatcher.markers import Followed, Markers, slimmed
 from dispatcher.observe import Stats, get_logger
+from dispatcher.origins import HORIZON, Origins
 from dispatcher.positions import Position, PositionStore, Tracker
 from dispatcher.routing import Routes
 from dispatcher.settings import Settings
-from dispatcher.source import ChangeStreamSource
+from dispatcher.source import ChangeStreamSource, pause_after
+from dispatcher.transactional import Transactions
+from mongoz.stamps import Stamp
 
 __all__ = ["Pipeline"]
 
@@ -45,6 +53,12 @@ _LONGEST_SPAN: Final = 20_000
 # A batch of fewer events means that we are up to date: it is delivered before the next is asked for. Asking takes
 # a millisecond of this process, in which nothing would be delivered.
 _SMALL: Final = 100
+
+# What receivers without a `where` do not want.
+_NONE: Final[Refused] = {}
+
+# Seconds before the position where the stamps of earlier writes are looked for; less, if the oplog is that short.
+_HORIZONS: Final = (HORIZON, 15, 3)
 
 # Seconds that a save may take at the end.
 _SAVE_PATIENCE: Final = 5.0
@@ -64,6 +78,9 @@ class Pipeline:
         settings: the operator's.
         stats: counters.
         address: of the server, for messages.
+        dead_letters: where failed deliveries are kept.
+        transactions: calls transactional receivers.
+        conditions: who wants which change; None if everybody wants all.
     """
 
     def __init__(  # noqa: PLR0913 - here all stages meet
@@ -79,6 +96,9 @@ class Pipeline:
         settings: Settings,
         stats: Stats,
         address: str,
+        dead_letters: DeadLetters,
+        transactions: Transactions,
+        conditions: Conditions | None,
     ) -> None:
         assert position.token is not None
         self._source = source
@@ -90,10 +110,13 @@ class Pipeline:
         self._settings = settings
         self._stats = stats
         self._address = address
+        self._conditions = conditions
         self._start: Start = position.start(fingerprint)
         self._finished_before = position.token
         self._ahead = set(position.ahead)
         self._tracker = Tracker(position.token)
+        self._origins = Origins(routes.group)
+        self._markers = Markers()
         self._saved = position.token
         self._crash: asyncio.Future[None] | None = None
         self._deliverer = Deliverer(
@@ -101,6 +124,10 @@ class Pipeline:
             attempts=settings.attempts,
             timeout=settings.timeout,
             stats=stats,
+            codec_options=codec_options,
+            dead_letters=dead_letters,
+            transactions=transactions,
+            pause=self._pause,
             log_each=settings.log_level == "debug",
             cutting=lambda: self._lanes.cutting,
         )
@@ -112,6 +139,11 @@ class Pipeline:
             max_queued=settings.max_queued,
             max_bytes=settings.max_queued_mb * 1_000_000,
         )
+
+    @property
+    def position(self) -> str:
+        """The resume token up to which everything is finished, saved or not."""
+        return self._tracker.token
 
     async def run(self, stop: asyncio.Event) -> None:
         """Deliver until `stop` is set; then drain.
@@ -160,62 +192,161 @@ class Pipeline:
         if self._crash is not None and not self._crash.done():
             self._crash.set_exception(error)
 
+    async def _pause(self, seconds: float) -> None:
+        await self._lanes.pause(seconds)
+
     async def _read(self, batches: "asyncio.Queue[Batch]") -> None:
+        await self._remember_stamps()
         async for batch in self._source.batches(self._start):
             await batches.put(batch)
             if len(batch.events) < _SMALL:
                 await batches.join()
 
+    async def _remember_stamps(self) -> None:
+        """See the stamps that were written shortly before the position: what is read next may hold copies of them.
+
+        Where the server does not let us look so far back, or at all, we do without.
+        """
+        position, failures = self._finished_before, 0
+        horizons = [*_HORIZONS]
+        while horizons:
+            since = Timestamp(max(1, token_time(position).time - horizons[0]), 1)
+            try:
+                async for event in self._source.stamped(since, position):
+                    self._origins.saw(Stamp.unpack(event["stamp"]), event.get("wallTime"))
+            except PyMongoError as error:
+                failures += 1
+                if fatal(error, self._address) is not None:
+                    horizons.pop(0)
+                log.warning(
+                    "the stamps of earlier writes could not be read; copies of them may pass for the originals",
+                    action="stamps.not_read",
+                    error=in_short(error),
+                    trying_again=bool(horizons),
+                )
+            else:
+                return
+            await asyncio.sleep(pause_after(failures) if horizons else 0)
+
     async def _fill_lanes(self, batches: "asyncio.Queue[Batch]") -> None:
         while True:
             batch = await batches.get()
             for i in range(0, len(batch.events), _CHUNK):
-                changes = self._decode(batch.events[i : i + _CHUNK])
+                changes = await self._decode(batch.events[i : i + _CHUNK])
                 async for part in self._images.complete(changes):
+                    refused = await self._conditions.refused(part) if self._conditions is not None else _NONE
                     for change in part:
                         if self._lanes.full:
                             await self._lanes.room()
-                        while self._tracker.span >= _LONGEST_SPAN:
+                        # Where nothing is queued, the span are markers, and their deletes are still to be read.
+                        while self._tracker.span >= _LONGEST_SPAN and self._lanes.queued:
                             await self._lanes.progress()
-                        self._enter(change)
+                        if self._markers:
+                            await self._give_up(self._markers.unclaimed_at(change))
+                        self._enter(change, refused)
                 await asyncio.sleep(0)
+            if self._markers and not batch.events:
+                await self._give_up(self._markers.unclaimed())
             self._tracker.mark(batch.token)
             batches.task_done()
 
-    def _decode(self, events: list[RawBSONDocument]) -> list[Change]:
+    async def _decode(self, events: list[RawBSONDocument]) -> list[Change]:
         self._stats.read += len(events)
         changes = []
         for event in events:
             try:
-                changes.append(decode(event, self._codec_options))
+                change = decode(event, self._codec_options)
+                changes.append(change if change.stamp is None else self._judged(change))
             except Undecodable as error:
                 self._stats.invalid += 1
                 log.error(
-                    "a change event can not be decoded; it is skipped",
+                    "a change event can not be decoded; it becomes a dead letter",
                     action="change.undecodable",
                     token=error.token,
                     id=repr(error.key),
                     error=str(error),
                 )
+                # Nothing behind it is entered before, so the position can't pass it.
+                await self._deliverer.keep_unreadable(bytes(event.raw), error.token, error)
         return changes
 
-    def _enter(self, change: Change) -> None:
+    def _judged(self, change: Change) -> Change:
+        judged = self._origins.judge(change)
+        return slimmed(judged) if judged.operation == "marker" else judged
+
+    def _enter(self, change: Change, refused: Refused) -> None:
         """Give a change its place in the order, and its receivers."""
         if change.token <= self._finished_before or change.token in self._ahead:
             self._ahead.discard(change.token)
             self._tracker.add(Job(change.token))
             return
+        if change.operation == "marker":
+            job = Job(change.token, change)
+            self._tracker.add(job)
+            self._markers.announce(change, job)
+            return
         if change.operation not in _DELIVERABLE:
             self._report(change)
             self._tracker.add(Job(change.token))
             return
-        calls = self._routes.route(change)
+        if self._markers:
+            self._enter_beside_markers(change, refused)
+            return
+        calls = self._calls(change, refused)
         if not calls:
             self._tracker.add(Job(change.token))
             return
         job = Job(change.token, change, calls)
         self._tracker.add(job)
         self._lanes.add(change.key, job, change.size)
+
+    def _calls(self, change: Change, refused: Refused) -> tuple[Calls, ...]:
+        calls = self._routes.route(change)
+        if refused and change.token in refused:
+            calls = wanted(calls, refused[change.token])
+        return calls
+
+    def _enter_beside_markers(self, change: Change, refused: Refused) -> None:
+        """A change whose document may have a marker: a delete claims it, all others wait behind it."""
+        followed = self._markers.claim(change) if change.operation == "delete" else None
+        job = Job(change.token, change)
+        self._tracker.add(job)
+        if followed is not None:
+            assert followed.marker.change is not None  # it is not finished
+            change = job.change = change._replace(origin=followed.marker.change.origin)
+            job.marker = followed.marker
+            self._let_go(followed)
+        job.calls = self._calls(change, refused)
+        if followed is not None or not self._markers.wait(change, job):
+            self._deliver(change, job)
+
+    def _deliver(self, change: Change, job: Job) -> None:
+        """Begin with a job that has its place already."""
+        if job.calls:
+            self._lanes.add(change.key, job, change.size)
+        else:
+            self._tracker.finished(job)
+
+    def _let_go(self, followed: Followed) -> None:
+        """Begin with what had to wait behind a marker."""
+        for job in followed.waiting:
+            assert job.change is not None  # it was not begun
+            self._deliver(job.change, job)
+
+    async def _give_up(self, markers: Iterable[Followed]) -> None:
+        """Deliver what looked like markers, but announced nothing: updates that somebody else made."""
+        for followed in markers:
+            job = followed.marker
+            assert job.change is not None  # it is not finished
+            change = decode(RawBSONDocument(job.change.raw), self._codec_options)
+            async for part in self._images.complete([change]):
+                (change,) = part
+            refused = await self._conditions.refused([change]) if self._conditions is not None else _NONE
+            if self._lanes.full:
+                await self._lanes.room()
+            job.change, job.calls = change, self._calls(change, refused)
+            self._deliver(change, job)
+            self._let_go(followed)
 
     def _report(self, change: Change) -> None:
         """Whole collections that came or went: there are no changes of single documents to deliver."""

@@ -7,42 +7,23 @@ import os
 import secrets
 import socket
 from collections import deque
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
-from bson.timestamp import Timestamp
 from pymongo import AsyncMongoClient, ReturnDocument
+from pymongo.errors import DuplicateKeyError
 
-from dispatcher.events import Job, Start
-from dispatcher.exceptions import PositionError, PositionTaken
+from dispatcher.events import Job, Start, token_time
+from dispatcher.exceptions import PositionTaken
 from dispatcher.state import positions
 
 __all__ = ["Position", "PositionStore", "Tracker", "token_time"]
 
-_TIMESTAMP_TAG: Final = "82"
-
-
-def token_time(token: str) -> Timestamp:
-    """The cluster time inside a resume token.
-
-    A token is a sortable encoding of the event's coordinates; it starts with the tag of a timestamp and its
-    eight bytes. Post-batch tokens have a time of their own, which no event tells.
-
-    Raises:
-        PositionError: it does not look like a token.
-    """
-    try:
-        if not token.startswith(_TIMESTAMP_TAG):
-            raise ValueError(token)
-        return Timestamp(int(token[2:10], 16), int(token[10:18], 16))
-    except ValueError as error:
-        raise PositionError(
-            f"The saved position has the token {token!r}, which is none.",
-            remedy="Was it edited by hand? Delete the position to begin now.",
-        ) from error
-
 
 class Tracker:
     """The order of the stream, and how far it is finished. Pure.
+
+    The position never comes to lie between a marker and its delete: who began there would see the delete alone,
+    and take it for somebody else's.
 
     Args:
         token: everything up to it is finished.
@@ -51,6 +32,9 @@ class Tracker:
     def __init__(self, token: str) -> None:
         self.token = token
         self._open: deque[Job] = deque()
+        # Finished like all before them, but a marker among them has its delete behind them.
+        self._between: list[str] = []
+        self._announced = 0
         self._mark = token
 
     def add(self, job: Job) -> None:
@@ -72,21 +56,32 @@ class Tracker:
     def finished(self, job: Job) -> None:
         """Note that nothing is left to do of a change."""
         job.done, job.change, job.calls = True, None, ()
+        if job.marker is not None:
+            job.marker.done, job.marker.change = True, None
         jobs = self._open
         while jobs and jobs[0].done:
-            self.token = jobs.popleft().token
+            self._pass(jobs.popleft())
         if not jobs and self._mark > self.token:
             self.token = self._mark
+
+    def _pass(self, job: Job) -> None:
+        """Go past a job that is finished, with everything before it."""
+        self._announced += job.announces - (job.marker is not None)
+        if self._announced:
+            self._between.append(job.token)
+        else:
+            self.token = job.token
+            self._between.clear()
 
     @property
     def span(self) -> int:
         """How many changes lie between the position and the newest one, finished or not."""
-        return len(self._open)
+        return len(self._between) + len(self._open)
 
     @property
     def ahead(self) -> list[str]:
         """Tokens of changes that are finished, behind one that is not."""
-        return [job.token for job in self._open if job.done]
+        return [*self._between, *(job.token for job in self._open if job.done)]
 
 
 class Position(NamedTuple):
@@ -184,6 +179,30 @@ class PositionStore:
                 f"Another dispatcher of group {self._group!r} has taken over.",
                 remedy="Run one dispatcher per group, or give each application a group of its own.",
             )
+
+    async def begin(self, token: str, fingerprint: str) -> bool:
+        """Record a first position; whoever claims it begins there.
+
+        Returns:
+            False if there is one already, which stays as it is.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        values = {"token": token, "cluster_time": token_time(token), "fingerprint": fingerprint, "ahead": []}
+        try:
+            result = await self._collection.update_one(
+                {"_id": self._id, "token": {"$exists": False}},
+                {
+                    "$set": values,
+                    "$currentDate": {"saved_at": True},
+                    "$setOnInsert": {"group": self._group, "partition": 0, "term": 0},
+                },
+                upsert=True,
+            )
+        except DuplicateKeyError:  # it has a token, so the filter did not find it
+            return False
+        return bool(result.matched_count or result.upserted_id)
 
     async def peek(self) -> dict[str, Any] | None:
         """The saved document as it is, without claiming it."""

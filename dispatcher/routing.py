@@ -1,13 +1,16 @@
 """Who gets a change: the receivers of the watched documents, less those that ran where it was written."""
 
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from dispatcher.events import Calls, Change, Namespace
+from dispatcher.origins import CALLED
+from mongoz.connection import Collection
+from mongoz.connection.watching import NamespacePattern
+from mongoz.fields.storage import stored_names
 from mongoz.signals.names import POST
 from mongoz.signals.receivers import Receiver
-from mongoz.stamps import Call, Stamp, key_hash
 
 __all__ = ["Listener", "Routes"]
 
@@ -21,19 +24,42 @@ _NATURAL: Final = {
     "delete": ("post_delete", False),
 }
 
-# What a stamp says that was called, by the event that it may stand on.
-_CALLED: Final = {
-    ("insert", Call.CREATED): ("post_save", True),
-    ("update", Call.SAVED): ("post_save", False),
-    ("update", Call.UPDATED): ("post_update", False),
-}
+# Namespaces whose listeners are remembered; deployments with more than that find some of them anew.
+_MOST_REMEMBERED: Final = 10_000
 
 
 class Listener(NamedTuple):
-    """One document class and its receivers, by signal."""
+    """One document class and its receivers, by signal.
+
+    Attributes:
+        document: the class.
+        receivers: by signal.
+        namespace: of its own collection.
+        patterns: of further ones that hold such documents.
+        fields: the stored names that must have changed, of the `post_update` receivers that ask for some.
+    """
 
     document: Any
     receivers: dict[str, tuple[Receiver, ...]]
+    namespace: Namespace
+    patterns: tuple[NamespacePattern, ...] = ()
+    fields: Mapping[Receiver, frozenset[str]] = MappingProxyType({})
+
+
+class _Found(NamedTuple):
+    """Somebody who listens to a certain namespace.
+
+    Attributes:
+        document: the class.
+        receivers: by signal.
+        collection: the one that the namespace names, if it is not the document's own.
+        fields: as the listener has it.
+    """
+
+    document: Any
+    receivers: dict[str, tuple[Receiver, ...]]
+    collection: Collection | None
+    fields: Mapping[Receiver, frozenset[str]]
 
 
 class Routes:
@@ -42,11 +68,14 @@ class Routes:
     Args:
         documents: concrete document classes.
         group: the group of dispatchers that this process belongs to; stamps of others mean nothing to it.
+        apart_from: the database of the dispatcher's state, which the patterns of `Meta.watch` do not mean.
     """
 
-    def __init__(self, documents: Iterable[Any], group: str) -> None:
+    def __init__(self, documents: Iterable[Any], group: str, apart_from: str = "") -> None:
         self.group = group
-        self._listeners: dict[Namespace, list[Listener]] = defaultdict(list)
+        self.apart_from = apart_from
+        self._listeners: list[Listener] = []
+        self._found: dict[Namespace, tuple[_Found, ...]] = {}
         for document in documents:
             receivers = {
                 name: tuple(r for r in getattr(document.meta.signals, name).receivers if r.runs_in_dispatcher)
@@ -55,41 +84,91 @@ class Routes:
             if any(receivers.values()):
                 collection = document.meta.collection
                 namespace = (collection.database.name, collection.name)
-                self._listeners[namespace].append(Listener(document, receivers))
+                patterns = document.meta.watched.patterns
+                fields = _fields(document, receivers["post_update"])
+                self._listeners.append(Listener(document, receivers, namespace, patterns, fields))
 
     @property
     def namespaces(self) -> tuple[Namespace, ...]:
-        """The collections that somebody listens to."""
-        return tuple(self._listeners)
+        """The collections that somebody listens to, as far as they are known by name."""
+        watched = (pattern for one in self._listeners for pattern in one.patterns if pattern.is_literal)
+        named = [(pattern.database, pattern.collection) for pattern in watched]
+        return tuple(dict.fromkeys([*(listener.namespace for listener in self._listeners), *named]))
+
+    @property
+    def patterns(self) -> tuple[NamespacePattern, ...]:
+        """What further ones look like."""
+        watched = [pattern for listener in self._listeners for pattern in listener.patterns]
+        return tuple(dict.fromkeys(pattern for pattern in watched if not pattern.is_literal))
 
     @property
     def listeners(self) -> tuple[Listener, ...]:
         """Every document that somebody listens to."""
-        return tuple(listener for listeners in self._listeners.values() for listener in listeners)
+        return tuple(self._listeners)
 
     def route(self, change: Change) -> tuple[Calls, ...]:
         """The receivers of one change, in the order in which they are called."""
         signal, created = _NATURAL[change.operation]
         done: frozenset[bytes] = frozenset()
-        stamp = change.stamp
-        if stamp is not None and self._counts(stamp, change):
-            if stamp.muted:
+        hops = 0
+        origin = change.origin
+        if origin is not None:
+            if origin.muted:
                 return _NOBODY
-            signal, created = _CALLED[change.operation, stamp.call]
-            done = stamp.receivers
+            signal, created = CALLED[change.operation, origin.call]
+            done, hops = origin.receivers, origin.hops
         calls = []
-        for document, by_signal in self._listeners.get(change.namespace, ()):
+        found = self._found.get(change.namespace)
+        if found is None:
+            found = self._find(change.namespace)
+        for document, by_signal, collection, fields in found:
             receivers = by_signal[signal]
             if done:
-                receivers = tuple(r for r in receivers if r.id not in done)
+                receivers = tuple(r for r in receivers if done.isdisjoint(r.ids))
+            if fields and signal == "post_update":
+                names = change.names
+                receivers = tuple(r for r in receivers if r not in fields or not fields[r].isdisjoint(names))
             if receivers:
-                calls.append(Calls(document, signal, created, receivers))
+                calls.append(Calls(document, signal, created, receivers, collection, hops))
         return tuple(calls)
 
-    def _counts(self, stamp: Stamp, change: Change) -> bool:
-        """Whether a stamp speaks of this very write: for us, of this kind, and of this document."""
-        return (
-            stamp.group == self.group
-            and (change.operation, stamp.call) in _CALLED
-            and stamp.key == key_hash(".".join(change.namespace), change.id)
+    def listening_to(self, namespace: Namespace) -> tuple[Listener, ...]:
+        """Who listens to a collection, in the order of the documents."""
+        database, collection = namespace
+        return tuple(
+            listener
+            for listener in self._listeners
+            if listener.namespace == namespace
+            or any(pattern.matches(database, collection, (self.apart_from,)) for pattern in listener.patterns)
         )
+
+    def _find(self, namespace: Namespace) -> tuple[_Found, ...]:
+        """Who listens to a namespace that was not asked for before; remembered."""
+        if len(self._found) >= _MOST_REMEMBERED:
+            self._found.clear()
+        found = tuple(
+            _Found(
+                listener.document,
+                listener.receivers,
+                None if listener.namespace == namespace else _collection(listener.document, namespace),
+                listener.fields,
+            )
+            for listener in self.listening_to(namespace)
+        )
+        self._found[namespace] = found
+        return found
+
+
+def _collection(document: Any, namespace: Namespace) -> Collection:
+    """The collection of a namespace, in the document's registry."""
+    database, name = namespace
+    collection: Collection = document.meta.registry.get_database(database).get_collection(name)
+    return collection
+
+
+def _fields(document: Any, receivers: Iterable[Receiver]) -> dict[Receiver, frozenset[str]]:
+    """Which stored names must have changed for whom; receivers name attributes."""
+    names = stored_names(document)
+    return {
+        r: frozenset(names.get(name, name) for name in r.options.fields) for r in receivers if r.options.fields
+    }

@@ -11,37 +11,28 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from pymongo import AsyncMongoClient
-from pymongo.errors import ConfigurationError, ConnectionFailure, OperationFailure, PyMongoError
+from pymongo.errors import PyMongoError
 
 from dispatcher.cancelling import end
-from dispatcher.exceptions import (
-    ApplicationError,
-    CannotConnect,
-    ExitCode,
-    NotAReplicaSet,
-    NothingToDeliver,
-    ServerError,
-)
-from dispatcher.failures import fatal, in_short
+from dispatcher.conditions import Conditions
+from dispatcher.dead_letters import DeadLetters
+from dispatcher.exceptions import ExitCode
 from dispatcher.images import Images
 from dispatcher.observe import Stats, get_logger
 from dispatcher.pipeline import Pipeline
 from dispatcher.positions import Position, PositionStore
-from dispatcher.routing import Routes
+from dispatcher.preparing import group_of, routes_of, scope_of, warn_of_oddities
+from dispatcher.server import Server
 from dispatcher.settings import Settings
-from dispatcher.source import ChangeStreamSource, Scope
+from dispatcher.source import ChangeStreamSource
+from dispatcher.state import keep_deliveries_for
+from dispatcher.transactional import Transactions
 from mongoz import Registry
-from mongoz.connection.address import first_seed
-from mongoz.exceptions import ImproperlyConfigured
+from mongoz.signals.hops import inside_dispatcher
 
 __all__ = ["Service", "run"]
 
 log = get_logger()
-
-_MIN_WIRE_VERSION: Final = 17  # MongoDB 6.0: pre and post images, wallTime
-
-# A getMore waits for a second; a server that is silent for a minute is gone, whatever TCP says.
-_SOCKET_TIMEOUT_MS: Final = 60_000
 
 # A stream in server selection waits for a node that may never come back: better fail soon, and try again.
 _SELECTION_TIMEOUT_MS: Final = 5_000
@@ -70,35 +61,22 @@ class Service:
         self.settings = settings
         self.stats = Stats()
         self._registry = registry
-        group = registry.dispatched
-        if group is None:
-            if not settings.deliver_everything:
-                raise ApplicationError(
-                    "The registry is not dispatched, so the application's own writes can't be told apart: "
-                    "their receivers would run twice.",
-                    remedy="Make it with Registry(..., dispatched=True), or accept it with --deliver-everything.",
-                )
-            group = "default"
         self._source: ChangeStreamSource | None = None
-        self._url = _url_of(registry, settings)
-        self._address = registry.address
-        self.routes = Routes(registry.all_documents, group)
-        if not self.routes.namespaces:
-            if not registry.all_documents:
-                raise NothingToDeliver(
-                    "The registry has no documents.",
-                    remedy="Is the module with the documents imported, and does their Meta name this registry?",
-                )
-            raise NothingToDeliver(
-                f"None of the {len(registry.all_documents)} documents of the registry has a post_save, "
-                "post_update or post_delete receiver that may run in the dispatcher.",
-                remedy="Is the module with the receivers imported? Name it with --import MODULE.",
-            )
+        self._pipeline: Pipeline | None = None
+        group = group_of(registry, settings)
+        self._server = Server(registry, settings)
+        self._address = self._server.address
+        self.routes = routes_of(registry, settings, group)
 
     @property
     def ready(self) -> bool:
         """Whether the change stream is open at this moment."""
         return self._source is not None and self._source.connected
+
+    @property
+    def position(self) -> str | None:
+        """The resume token up to which everything is finished; None before the start."""
+        return None if self._pipeline is None else self._pipeline.position
 
     async def run(self, stop: asyncio.Event) -> None:
         """Deliver until `stop` is set.
@@ -114,50 +92,67 @@ class Service:
             log.info("stopped before it had begun", action="dispatcher.stopped", **self.stats.as_dict())
             return
         client, pipeline = starting.result()
+        self._pipeline = pipeline
         async with client, self._registry:
+            stamped = self._registry.dispatched is not None
+            looking = asyncio.create_task(warn_of_oddities(client, self.routes, stamped=stamped), name="look")
             try:
-                await pipeline.run(stop)
+                with inside_dispatcher():  # so that every worker is, from its start on
+                    await pipeline.run(stop)
             finally:
+                await end([looking])
                 log.info("stopped", action="dispatcher.stopped", **self.stats.as_dict())
 
     async def _start(self) -> tuple[AsyncMongoClient[Any], Pipeline]:
         """Look whether the server will do, and take the position over."""
-        async with self._client(serverSelectionTimeoutMS=int(self.settings.connect_timeout * 1000)) as client:
-            await self._check_server(client)
-        client = self._client(serverSelectionTimeoutMS=_SELECTION_TIMEOUT_MS, heartbeatFrequencyMS=_HEARTBEAT_MS)
+        async with self._server.patient_client() as client:
+            await self._server.check(client)
+        client = self._server.client(
+            serverSelectionTimeoutMS=_SELECTION_TIMEOUT_MS, heartbeatFrequencyMS=_HEARTBEAT_MS
+        )
         try:
             return client, await self._build(client)
         except BaseException:
             await client.close()
             raise
 
-    def _client(self, **options: Any) -> AsyncMongoClient[Any]:
-        return AsyncMongoClient(
-            self._url, appname="mongoz-dispatcher", socketTimeoutMS=_SOCKET_TIMEOUT_MS, **options
-        )
-
     async def _build(self, client: AsyncMongoClient[Any]) -> Pipeline:
-        scope = Scope.of(self.routes.namespaces)
+        scope = scope_of(self.routes)
         source = self._source = ChangeStreamSource(
             client, scope, batch_size=self.settings.batch_size, address=self._address, stats=self.stats
         )
-        store = PositionStore(client, self.settings.state_database, self.routes.group)
+        database, group = self.settings.state_database, self.routes.group
+        store = PositionStore(client, database, group)
+        codec_options = self._registry.codec_options
+        conditions = Conditions(client, database, self.routes, codec_options, self._address)
         try:
+            conditional = await conditions.prepare()
+            if self._transactional:
+                await keep_deliveries_for(client, database, self.settings.delivery_retention)
             position = await self._position(store, source, scope.fingerprint)
         except PyMongoError as error:
-            raise (fatal(error, self._address) or self._unreachable(error)) from error
+            raise self._server.verdict(error) from error
         return Pipeline(
             source=source,
-            images=Images(client, self._registry.codec_options, self._address),
+            images=Images(client, codec_options, self._address),
             routes=self.routes,
             store=store,
             position=position,
             fingerprint=scope.fingerprint,
-            codec_options=self._registry.codec_options,
+            codec_options=codec_options,
             settings=self.settings,
             stats=self.stats,
             address=self._address,
+            dead_letters=DeadLetters(client, database, group, self.stats),
+            transactions=Transactions(self._registry, client, database, group),
+            conditions=conditions if conditional else None,
         )
+
+    @property
+    def _transactional(self) -> bool:
+        """Whether a receiver is."""
+        by_signal = (listener.receivers.values() for listener in self.routes.listeners)
+        return any(r.options.transactional for signals in by_signal for receivers in signals for r in receivers)
 
     async def _position(self, store: PositionStore, source: ChangeStreamSource, fingerprint: str) -> Position:
         position = await store.claim()
@@ -165,7 +160,7 @@ class Service:
             "address": self._address,
             "group": self.routes.group,
             "term": position.term,
-            "watching": [".".join(namespace) for namespace in self.routes.namespaces],
+            "watching": [*map(".".join, self.routes.namespaces), *map(str, self.routes.patterns)],
             "receivers": sum(len(r) for listener in self.routes.listeners for r in listener.receivers.values()),
             "loop": type(asyncio.get_running_loop()).__module__.partition(".")[0],
         }
@@ -189,61 +184,6 @@ class Service:
         )
         return position
 
-    async def _check_server(self, client: AsyncMongoClient[Any]) -> None:
-        """Look whether this server has change streams.
-
-        Raises:
-            CannotConnect: nothing answers.
-            NotAReplicaSet: it has none.
-            ServerError: it is too old.
-            AccessDenied: it does not let us in.
-        """
-        try:
-            hello = await client.admin.command("hello")
-        except (ConnectionFailure, ConfigurationError, OperationFailure) as error:
-            await self._look_for_a_standalone()
-            raise (fatal(error, self._address) or self._unreachable(error)) from error
-        if hello.get("msg") != "isdbgrid":  # mongos is in front of replica sets
-            self._refuse_standalone(hello)
-        if hello.get("maxWireVersion", 0) < _MIN_WIRE_VERSION:
-            raise ServerError(
-                f"The server at {self._address} is older than MongoDB 6.0.", remedy="Upgrade the server."
-            )
-
-    async def _look_for_a_standalone(self) -> None:
-        """A URL with replicaSet= finds no server where there is a standalone one; say so then."""
-        options: dict[str, Any] = {
-            "serverSelectionTimeoutMS": 1_000,
-            "replicaSet": None,
-            "directConnection": True,
-        }
-        try:
-            async with AsyncMongoClient(f"mongodb://{self._address}/", **options) as client:
-                hello = await client.admin.command("hello")
-        except PyMongoError:
-            return
-        self._refuse_standalone(hello)
-
-    def _refuse_standalone(self, hello: dict[str, Any]) -> None:
-        if hello.get("setName"):
-            return
-        if hello.get("isreplicaset"):
-            raise NotAReplicaSet(
-                f"The server at {self._address} was started as part of a replica set that is not initiated.",
-                remedy="Run rs.initiate() in mongosh once.",
-            )
-        raise NotAReplicaSet(
-            f"The server at {self._address} is a standalone mongod, which has no change streams.",
-            remedy="Start it with --replSet rs0 and run rs.initiate() in mongosh once; one node is enough.",
-        )
-
-    def _unreachable(self, error: Exception) -> CannotConnect:
-        return CannotConnect(
-            f"No MongoDB server answers at {self._address} within {self.settings.connect_timeout:g} s: "
-            f"{in_short(error)}",
-            remedy="Is it running, are address and replicaSet of the URL right, may this machine reach it?",
-        )
-
 
 def _relax_garbage_collection() -> None:
     """Look for reference cycles less often.
@@ -253,22 +193,6 @@ def _relax_garbage_collection() -> None:
     """
     gc.freeze()
     gc.set_threshold(100_000, 20, 100)
-
-
-def _url_of(registry: Registry, settings: Settings) -> str:
-    if settings.url is not None:
-        try:
-            first_seed(settings.url)
-            registry.point_to(settings.url)
-        except ImproperlyConfigured as error:
-            raise CannotConnect(str(error), remedy="Mend --url or DISPATCHER_URL.") from error
-        return settings.url
-    if registry.url is None:
-        raise ApplicationError(
-            "The registry was made from a client, so the dispatcher does not know the URL to watch.",
-            remedy="Make the registry from a URL; Registry(url, driver='motor') uses Motor.",
-        )
-    return registry.url
 
 
 def run(service: Callable[[asyncio.Event], Coroutine[Any, Any, None]], loop: str = "auto") -> None:

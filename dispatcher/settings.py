@@ -33,12 +33,17 @@ class Settings(BaseSettings):
     batch_size: int = Field(
         default=1_000, ge=1, le=100_000, description="Change events fetched from the server at once, at most."
     )
-    attempts: int = Field(default=5, ge=1, description="Attempts at a delivery whose receiver raises.")
+    attempts: int = Field(
+        default=5,
+        ge=1,
+        description="Attempts at a delivery whose receiver raises, unless its retry= says otherwise.",
+    )
     timeout: float = Field(
         default=30.0,
         gt=0,
         allow_inf_nan=False,
-        description="Seconds after which a hanging receiver is cancelled and counts as failed.",
+        description="Seconds after which a hanging receiver is cancelled and counts as failed, unless it has a "
+        "timeout= itself; at most 50 for transactional ones.",
     )
     grace: float = Field(
         default=30.0,
@@ -65,6 +70,12 @@ class Settings(BaseSettings):
         default="mongoz_dispatcher",
         pattern=r"^[A-Za-z0-9_-]{1,38}$",  # no deployment allows fewer characters
         description="The database that holds the dispatcher's state.",
+    )
+    delivery_retention: float = Field(
+        default=14.0,
+        ge=1.0,
+        le=3_650.0,
+        description="Days that records of transactional deliveries are kept: longer than the oplog reaches back.",
     )
     log_format: Literal["auto", "console", "json"] = Field(
         default="auto", description="auto: console on a terminal, else json."

@@ -7,22 +7,26 @@ take its batch with it), and the token behind an empty batch can be saved.
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterable
-from contextlib import suppress
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from contextlib import aclosing, suppress
 from hashlib import sha256
 from typing import Any, Final, NamedTuple
 
-from bson import json_util
+from bson import Regex, Timestamp, json_util
+from bson.raw_bson import RawBSONDocument
 from pymongo import AsyncMongoClient
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import PyMongoError
 
 from dispatcher.codec import RAW
-from dispatcher.events import Batch, Namespace, Start
+from dispatcher.events import Batch, Namespace, Start, token_time
 from dispatcher.failures import fatal, in_short
 from dispatcher.observe import Stats, get_logger
+from mongoz.connection.watching import NamespacePattern
+from mongoz.stamps import FIELD
 
-__all__ = ["ChangeStreamSource", "Scope"]
+__all__ = ["ChangeStreamSource", "Scope", "pause_after"]
 
 log = get_logger()
 
@@ -30,6 +34,9 @@ _DOCUMENT_OPERATIONS: Final = ["insert", "update", "replace", "delete"]
 
 # Wait this long on the server for the next event; after it an empty batch brings a fresh token.
 _AWAIT_MS: Final = 1_000
+
+# The same for a look into the past, which has nothing to wait for.
+_GLANCE_MS: Final = 1
 
 _FIRST_PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 10.0
@@ -41,23 +48,40 @@ class Scope(NamedTuple):
     Attributes:
         database: a single database, or None for the whole deployment.
         namespaces: the collections, sorted.
+        patterns: what the names of further ones look like, sorted.
+        apart_from: a database that patterns do not mean, though it may look alike.
     """
 
     database: str | None
     namespaces: tuple[Namespace, ...]
+    patterns: tuple[NamespacePattern, ...] = ()
+    apart_from: str = ""
 
     @classmethod
-    def of(cls, namespaces: Iterable[Namespace]) -> "Scope":
-        """The narrowest scope that holds these collections."""
-        ordered = tuple(sorted(set(namespaces)))
-        databases = {database for database, _ in ordered}
-        return cls(databases.pop() if len(databases) == 1 else None, ordered)
+    def of(
+        cls, namespaces: Iterable[Namespace], patterns: Iterable[NamespacePattern] = (), apart_from: str = ""
+    ) -> "Scope":
+        """The narrowest scope that holds these collections.
+
+        Args:
+            namespaces: named collections.
+            patterns: of further ones.
+            apart_from: the dispatcher's own database. Its state is no application's document, and who watched it
+                would be told of every save of the position.
+        """
+        ordered, alike = tuple(sorted(set(namespaces))), tuple(sorted(set(patterns)))
+        databases = {database for database, _ in ordered} | {pattern.database for pattern in alike}
+        single = databases.pop() if len(databases) == 1 else None
+        return cls(single if single and "*" not in single else None, ordered, alike, apart_from)
 
     def pipeline(self) -> list[dict[str, Any]]:
         """What the server filters by, behind the `$changeStream` stage."""
-        watched = [{"ns.db": db, "ns.coll": coll} for db, coll in self.namespaces]
-        targets = [{"to.db": db, "to.coll": coll} for db, coll in self.namespaces]
-        databases = sorted({db for db, _ in self.namespaces})
+        named = [*self.namespaces, *(self._as_filter(pattern) for pattern in self.patterns)]
+        watched = [{"ns.db": db, "ns.coll": coll} for db, coll in named]
+        targets = [{"to.db": db, "to.coll": coll} for db, coll in named]
+        names = {db for db, _ in named if isinstance(db, str)}
+        expressions = {db.pattern for db, _ in named if isinstance(db, Regex)}
+        databases = [*sorted(names), *map(Regex, sorted(expressions))]
         return [
             {
                 "$match": {
@@ -70,6 +94,14 @@ class Scope(NamedTuple):
                 }
             }
         ]
+
+    def _as_filter(self, pattern: NamespacePattern) -> tuple[Any, Any]:
+        """What the server compares the names of a change with."""
+        database, collection = pattern.database, pattern.collection
+        return (
+            Regex(pattern.database_regex((self.apart_from,))) if "*" in database else database,
+            Regex(pattern.collection_regex, re.DOTALL) if "*" in collection else collection,
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -144,17 +176,52 @@ class ChangeStreamSource:
                     failures=failures,
                 )
             self._stats.reconnects += 1
-            await asyncio.sleep(_pause(failures))
+            await asyncio.sleep(pause_after(failures))
 
-    async def _one_cursor(self, session: AsyncClientSession, start: Start) -> AsyncIterator[Batch]:
-        reply = await self._aggregate(session, start)
-        self.connected = True
+    async def stamped(self, since: Timestamp, until: str) -> AsyncIterator[RawBSONDocument]:
+        """The changes of the past that brought a stamp, reduced to `_id`, `wallTime` and `stamp`.
+
+        It takes one round trip more than opening the stream if there is nothing to read.
+
+        Args:
+            since: where to begin.
+            until: the token of the last change to look at.
+
+        Raises:
+            PyMongoError: as the driver has it; some may have been handed out.
+        """
+        start, before = Start(cluster_time=since), ""
+        while before < until:
+            async with (
+                self._client.start_session() as session,
+                aclosing(self._one_cursor(session, start, _stamped_until(until), _GLANCE_MS)) as batches,
+            ):
+                async for batch in batches:
+                    for event in batch.events:
+                        if event["_id"]["_data"] > until:
+                            return
+                        if "stamp" in event:
+                            yield event
+                    if batch.token >= until or (not batch.events and _is_at_the_end(batch.token, before, until)):
+                        return
+                    before, start = batch.token, Start(token=batch.token)
+            # The server closed it, for example because the database was dropped then; it goes on behind that.
+
+    async def _one_cursor(
+        self,
+        session: AsyncClientSession,
+        start: Start,
+        glance: list[dict[str, Any]] | None = None,
+        await_ms: int = _AWAIT_MS,
+    ) -> AsyncGenerator[Batch]:
+        reply = await self._aggregate(session, start, glance)
+        self.connected = self.connected or glance is None
         cursor = reply["id"]
         more = {
             "getMore": cursor,
             "collection": "$cmd.aggregate",
             "batchSize": self._batch_size,
-            "maxTimeMS": _AWAIT_MS,
+            "maxTimeMS": await_ms,
         }
         try:
             while cursor:
@@ -167,11 +234,12 @@ class ChangeStreamSource:
             await self._kill(session, cursor)
             raise
 
-    async def _aggregate(self, session: AsyncClientSession, start: Start) -> Any:
-        stage: dict[str, Any] = {
-            "fullDocument": "whenAvailable",
-            "fullDocumentBeforeChange": "whenAvailable",
-        }
+    async def _aggregate(
+        self, session: AsyncClientSession, start: Start, glance: list[dict[str, Any]] | None = None
+    ) -> Any:
+        stage: dict[str, Any] = {}
+        if glance is None:
+            stage = {"fullDocument": "whenAvailable", "fullDocumentBeforeChange": "whenAvailable"}
         if self._scope.database is None:
             stage["allChangesForCluster"] = True
         if start.token is not None:
@@ -181,7 +249,7 @@ class ChangeStreamSource:
             stage["startAtOperationTime"] = start.cluster_time
         command = {
             "aggregate": 1,
-            "pipeline": [{"$changeStream": stage}, *self._scope.pipeline()],
+            "pipeline": [{"$changeStream": stage}, *self._scope.pipeline(), *(glance or ())],
             # Empty at first: it answers at once, however far the server must read to the first event.
             "cursor": {"batchSize": 0},
             "comment": "mongoz dispatcher",
@@ -196,8 +264,33 @@ class ChangeStreamSource:
             await self._database.command(command, session=session)
 
 
-def _pause(failures: int) -> float:
-    """Seconds to wait before opening again: doubling, with jitter, since others lost the same server."""
+def pause_after(failures: int) -> float:
+    """Seconds to wait before opening a stream again: doubling, with jitter, since others lost the same server."""
     if failures == 0:
         return 0.0
     return min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1.0)
+
+
+def _stamped_until(token: str) -> list[dict[str, Any]]:
+    """What the server filters by in a look into the past.
+
+    The first change behind the token is let through whatever it is, so that the server stops reading there; and an
+    invalidate, since whoever goes on needs its token.
+    """
+    inserted, updated = f"fullDocument.{FIELD}", f"updateDescription.updatedFields.{FIELD}"
+    wanted = [
+        {"operationType": "insert", inserted: {"$type": "binData"}},
+        {"operationType": "update", updated: {"$type": "binData"}},
+        {"operationType": "invalidate"},
+        {"clusterTime": {"$gt": token_time(token)}},
+    ]
+    stamp = {"$ifNull": [f"${updated}", f"${inserted}", "$$REMOVE"]}
+    return [{"$match": {"$or": wanted}}, {"$project": {"wallTime": 1, "stamp": stamp}}]
+
+
+def _is_at_the_end(token: str, before: str, until: str) -> bool:
+    """Whether nothing more comes before `until`, judged by the tokens behind an empty batch and the one before.
+
+    The token behind an empty batch may be a mere time, and sorts before those of the changes of that time.
+    """
+    return token == before or token_time(token) > token_time(until)

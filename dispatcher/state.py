@@ -14,22 +14,102 @@ positions: one document per group and partition.
     fingerprint   of the scope and pipeline that the token belongs to
     ahead         tokens behind `token` that are finished already; written by a graceful stop
     saved_at      the server's time of the last save; advances on an idle stream too
+
+dead_letters: one document per delivery that failed for good; see `dead_letters.py` for its fields.
+
+dead_letter_chunks: the documents of letters that would not fit into one document.
+
+    _id           "<_id of the letter>:<name of the part>:<number>"; the number has four digits, from 0000
+    data          binary, at most 8 MB
+
+deliveries: one document per delivery to a transactional receiver, written in the receiver's own transaction.
+
+    _id           {group, delivery, receiver, document}: `delivery.id`, id of the receiver, name of the class
+    at            when; the server removes it `delivery_retention` days later
 """
 
 from typing import Any, Final
 
+from bson.binary import UuidRepresentation
+from bson.codec_options import CodecOptions, DatetimeConversion
 from pymongo import AsyncMongoClient
 from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.errors import OperationFailure
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
-__all__ = ["POSITIONS", "positions"]
+__all__ = [
+    "CODEC_OPTIONS",
+    "DEAD_LETTERS",
+    "DEAD_LETTER_CHUNKS",
+    "DELIVERIES",
+    "POSITIONS",
+    "dead_letter_chunks",
+    "dead_letters",
+    "deliveries",
+    "keep_deliveries_for",
+    "positions",
+]
 
 POSITIONS: Final = "positions"
+DEAD_LETTERS: Final = "dead_letters"
+DEAD_LETTER_CHUNKS: Final = "dead_letter_chunks"
+DELIVERIES: Final = "deliveries"
+
+CODEC_OPTIONS: Final[CodecOptions[dict[str, Any]]] = CodecOptions(
+    uuid_representation=UuidRepresentation.STANDARD, datetime_conversion=DatetimeConversion.DATETIME_AUTO
+)
+"""How state is written and read: the `_id` of an application's document may be of any type."""
+
+_SECONDS_PER_DAY: Final = 86_400
+_EXPIRY: Final = "expiry"
+_INDEX_CONFLICTS: Final = frozenset({85, 86})  # IndexOptionsConflict, IndexKeySpecsConflict
+
+_Collection = AsyncCollection[dict[str, Any]]
 
 
-def positions(client: AsyncMongoClient[Any], database: str) -> AsyncCollection[dict[str, Any]]:
+def positions(client: AsyncMongoClient[Any], database: str) -> _Collection:
     """The collection of positions: what is written there survives a failover, and what is read did."""
+    return _durable(client, database, POSITIONS)
+
+
+def dead_letters(client: AsyncMongoClient[Any], database: str) -> _Collection:
+    """The collection of dead letters."""
+    return _durable(client, database, DEAD_LETTERS)
+
+
+def dead_letter_chunks(client: AsyncMongoClient[Any], database: str) -> _Collection:
+    """The collection of what does not fit into dead letters."""
+    return _durable(client, database, DEAD_LETTER_CHUNKS)
+
+
+def deliveries(client: AsyncMongoClient[Any], database: str) -> _Collection:
+    """The collection of records that a transactional receiver ran."""
+    return _durable(client, database, DELIVERIES)
+
+
+def _durable(client: AsyncMongoClient[Any], database: str, name: str) -> _Collection:
     return client[database].get_collection(
-        POSITIONS, write_concern=WriteConcern("majority"), read_concern=ReadConcern("majority")
+        name,
+        codec_options=CODEC_OPTIONS,
+        write_concern=WriteConcern("majority"),
+        read_concern=ReadConcern("majority"),
     )
+
+
+async def keep_deliveries_for(client: AsyncMongoClient[Any], database: str, days: float) -> None:
+    """Have the server remove the records of deliveries when they are older than that.
+
+    Raises:
+        PyMongoError: as the driver has it.
+    """
+    collection = deliveries(client, database)
+    seconds = round(days * _SECONDS_PER_DAY)
+    try:
+        await collection.create_index("at", name=_EXPIRY, expireAfterSeconds=seconds)
+    except OperationFailure as error:
+        if error.code not in _INDEX_CONFLICTS:
+            raise
+        # It keeps them for another time. Changing an index needs collMod, which readWrite does not include.
+        await collection.drop_index(_EXPIRY)
+        await collection.create_index("at", name=_EXPIRY, expireAfterSeconds=seconds)

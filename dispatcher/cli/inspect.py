@@ -113,7 +113,7 @@ def _readable(found: dict[str, Any]) -> dict[str, Any]:
     return {
         "position": found["_id"],
         "term": found["term"],
-        "owner": f"{found.get('host')}, pid {found.get('pid')}",
+        "owner": f"{found.get('host')}, pid {found.get('pid')}" if "pid" in found else "nobody yet",
         "up_to": cluster_time.as_datetime().isoformat() if cluster_time else None,
         "saved_at": saved_at.isoformat() if saved_at else None,
         "age_seconds": round((datetime.now(UTC) - saved_at).total_seconds(), 1) if saved_at else None,

@@ -34,6 +34,7 @@ def _run(  # noqa: PLR0913 - one parameter per flag
     idle_save_interval: Annotated[float, flag("idle_save_interval")] = default("idle_save_interval"),
     connect_timeout: Annotated[float, flag("connect_timeout")] = default("connect_timeout"),
     state_database: Annotated[str, flag("state_database")] = default("state_database"),
+    delivery_retention: Annotated[float, flag("delivery_retention")] = default("delivery_retention"),
     log_format: Annotated[Literal["auto", "console", "json"], flag("log_format")] = default("log_format"),
     log_level: Annotated[Literal["debug", "info", "warning", "error"], flag("log_level")] = default("log_level"),
 ) -> None:
@@ -61,6 +62,7 @@ def _run(  # noqa: PLR0913 - one parameter per flag
         idle_save_interval=idle_save_interval,
         connect_timeout=connect_timeout,
         state_database=state_database,
+        delivery_retention=delivery_retention,
         log_format=log_format,
         log_level=log_level,
     )

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 from pymongo.errors import OperationFailure, PyMongoError
 
+from mongoz.connection.patience import find_out
 from mongoz.connection.units import unbroken
 from mongoz.exceptions import ImproperlyConfigured, TransactionError, raise_together
 
@@ -33,6 +34,10 @@ _NO_TRANSACTIONS: Final = (
 )
 _UNKNOWN_COMMIT: Final = "UnknownTransactionCommitResult"
 _COMMIT_ATTEMPTS: Final = 3
+_OPEN: Final = (
+    "Whether it was committed could not be found out yet. If it was, its receivers run as soon as that is known; "
+    "instances are left as if it was."
+)
 
 # As the drivers do it: the whole function again, for two minutes, with growing pauses.
 _TRANSIENT: Final = "TransientTransactionError"
@@ -48,6 +53,7 @@ class Transaction:
         registry: whose databases it is on.
         session: the driver's session.
         is_committed: it stands, whatever its receivers raise.
+        is_open: whether it stands is not known yet; what waits for the commit goes on waiting.
     """
 
     __slots__ = (
@@ -57,6 +63,7 @@ class Transaction:
         "_on_abort",
         "_task",
         "is_committed",
+        "is_open",
         "registry",
         "session",
     )
@@ -65,10 +72,11 @@ class Transaction:
         self.registry = registry
         self.session = session
         self.is_committed = False
+        self.is_open = False
         self._task = asyncio.current_task()
         self._after_commit: list[Callable[[], Awaitable[None]]] = []
         self._on_abort: list[Callable[[], None]] = []
-        self._evidence: Callable[[], Awaitable[bool]] | None = None
+        self._evidence: Callable[[Any], Awaitable[bool]] | None = None
         _by_session[_key(session)] = self
 
     @property
@@ -80,22 +88,22 @@ class Transaction:
         """Have `action` awaited once the transaction is committed; never if it aborts."""
         self._after_commit.append(action)
 
-    def prove_by(self, evidence: Callable[[], Awaitable[bool]]) -> None:
+    def prove_by(self, evidence: Callable[[Any], Awaitable[bool]]) -> None:
         """Say how to find out whether the transaction stands, should its commit never be answered.
 
         Args:
-            evidence: looks for something that it wrote; the latest counts.
+            evidence: looks for something that it wrote, given the session, or None once that has ended; the
+                latest counts.
         """
         self._evidence = evidence
 
-    async def stands(self) -> bool:
-        """Whether the transaction is known to be committed, by what it wrote."""
-        if self._evidence is None:
-            return False
-        try:
-            return await self._evidence()
-        except PyMongoError:
-            return False
+    async def stands(self, session: Any = None) -> bool:
+        """Whether the transaction is committed, by what it wrote; False where nothing that it wrote can tell.
+
+        Raises:
+            PyMongoError: that can't be found out now.
+        """
+        return self._evidence is not None and await self._evidence(session)
 
     def on_abort(self, undo: Callable[[], None]) -> None:
         """Have `undo` called if the transaction aborts: what is in memory then follows the database."""
@@ -218,14 +226,32 @@ async def transaction(registry: "Registry", options: dict[str, Any]) -> AsyncIte
 
 
 async def _finish(own: Transaction) -> None:
-    """Commit; then do what waited for it."""
-    await _commit(own)
+    """Commit; then do what waited for it.
+
+    Where the answer stays away, what the transaction has written is looked for.
+    """
+    unknown = await _commit(own)
+    if unknown is not None:
+        try:
+            stands = await own.stands(own.session)
+        except PyMongoError:
+            unknown.add_note(_OPEN)
+            own.is_open = True
+            own.registry._later(_finish_when_known(own))
+            raise unknown from None
+        if not stands:
+            raise unknown
     await own.committed()
 
 
+async def _finish_when_known(own: Transaction) -> None:
+    if await find_out(own.stands):
+        await own.committed()
+
+
 async def _abort(own: Transaction) -> None:
-    """Undo everything, unless it is committed, and only receivers raised."""
-    if own.is_committed:
+    """Undo everything, unless it is committed, and only receivers raised, or may be."""
+    if own.is_committed or own.is_open:
         return
     try:
         if own.session.in_transaction:
@@ -234,11 +260,13 @@ async def _abort(own: Transaction) -> None:
         own.aborted()
 
 
-async def _commit(own: Transaction) -> None:
+async def _commit(own: Transaction) -> PyMongoError | None:
     """Commit; while the outcome is unknown, ask again: that changes nothing where it is committed already.
 
-    Where the answer stays away, what the transaction has written is looked for.
+    Returns:
+        The error after which the outcome is unknown still; None if it is committed.
     """
+    unknown = None
     for _ in range(_COMMIT_ATTEMPTS):
         try:
             await own.session.commit_transaction()
@@ -247,9 +275,8 @@ async def _commit(own: Transaction) -> None:
                 raise
             unknown = error
         else:
-            return
-    if not await own.stands():
-        raise unknown
+            return None
+    return unknown
 
 
 async def run_transaction(registry: "Registry", fn: Callable[..., Awaitable[T]], options: dict[str, Any]) -> T:

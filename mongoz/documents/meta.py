@@ -3,6 +3,7 @@
 from typing import Any, Final
 
 from mongoz.connection import Collection, Database, Registry
+from mongoz.connection.watching import NamespacePattern, Watch, parse_pattern
 from mongoz.documents.indexes import Index, gathered, indexes_in_meta, indexes_of_fields
 from mongoz.documents.indexing import ensure
 from mongoz.exceptions import AbstractDocumentError, ImproperlyConfigured, nearest
@@ -12,7 +13,9 @@ from mongoz.signals import Broadcaster
 
 __all__ = ["MetaInfo"]
 
-_OPTIONS: Final = frozenset({"registry", "database", "collection", "abstract", "indexes", "autogenerate_index"})
+_OPTIONS: Final = frozenset(
+    {"registry", "database", "collection", "abstract", "indexes", "autogenerate_index", "watch"}
+)
 
 _NO_DATABASE: Final = (
     "'database' for the table not found in the Meta class or any of the superclasses. "
@@ -29,6 +32,8 @@ class MetaInfo:
         collection: a Collection; None for abstract documents and without a registry.
         abstract: it has no collection and makes no rows.
         autogenerate_index: the indexes are created before the first write to each collection.
+        watch: further databases and collections that hold this document, as written in Meta.
+        watched: the same as patterns of namespaces. The own collection is always watched, and not among them.
         fields: name -> field.
         indexes: those of the fields, then Meta's own, then those of the parents' Meta. The list may be changed
             after the class is defined.
@@ -45,6 +50,8 @@ class MetaInfo:
     document: Any
     indexes: list[Index]
     autogenerate_index: bool
+    watch: tuple[str, ...]
+    watched: Watch
 
     def __init__(self, document_name: str, declared: type | None, parents: list["MetaInfo"]) -> None:
         """Read the options of one class.
@@ -67,6 +74,14 @@ class MetaInfo:
         )
         self._database_option = options.get("database") or _inherited("_database_name", parents)
         self._collection_option = options.get("collection")
+        # Of abstract parents only: what a concrete parent watches holds its own documents.
+        self._patterns = (
+            _patterns_of(document_name, options["watch"])
+            if "watch" in options
+            else _inherited("_patterns", [parent for parent in parents if parent.abstract])
+        )
+        self.watch = tuple(str(pattern) for pattern in self._patterns or ())
+        self.watched = Watch()
         self.fields = {}
         self._own_indexes = indexes_in_meta(document_name, options.get("indexes", ()))
         self._field_indexes: list[Index] = []
@@ -92,6 +107,7 @@ class MetaInfo:
             if self.database is None:
                 raise ImproperlyConfigured(_NO_DATABASE, detail=f"({self._document_name} has none.)")
             self.collection = self._make_collection(self.database)
+            self.watched = Watch(self._patterns or (), self.collection.name)
         self._field_indexes = indexes_of_fields(fields)
         inherited = [index for parent in parents for index in parent._own_indexes]
         self.indexes = gathered(self._document_name, [*self._field_indexes, *self._own_indexes], inherited)
@@ -197,6 +213,28 @@ def _options_of(document_name: str, declared: type | None) -> dict[str, Any]:
             f"Meta of {document_name} has no option {unknown!r}.{nearest(unknown, _OPTIONS)}"
         )
     return options
+
+
+def _patterns_of(document_name: str, watch: object) -> tuple[NamespacePattern, ...]:
+    """The entries of `Meta.watch`.
+
+    Raises:
+        ImproperlyConfigured: it is no list, or one of them can't be a namespace.
+    """
+    if not isinstance(watch, list | tuple):
+        raise ImproperlyConfigured(
+            f"Meta.watch of {document_name} must be a list of namespaces such as ['archive.users'], not {watch!r}."
+        )
+    patterns = []
+    for entry in watch:
+        try:
+            patterns.append(parse_pattern(entry))
+        except ValueError as error:
+            raise ImproperlyConfigured(
+                f"Meta.watch of {document_name} has {entry!r}, which {error}; write 'database.collection', or a "
+                "database alone for the document's own collection in it, with '*' for anything."
+            ) from None
+    return tuple(patterns)
 
 
 def _inherited(name: str, parents: list[MetaInfo]) -> Any:

@@ -1,25 +1,37 @@
 """Writes of many documents: one command where nobody listens, bounded batches where somebody does."""
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import bson
 from pymongo import UpdateOne
 from pymongo.errors import BulkWriteError, ConnectionFailure, PyMongoError
+from pymongo.read_preferences import ReadPreference
 
 from mongoz.connection.codec import CODEC_OPTIONS
+from mongoz.connection.patience import find_out
 from mongoz.exceptions import raise_together
 from mongoz.fields.storage import stored, stored_names
 from mongoz.persistence.deleting import MARKER_REFUSED, marks, takes_no_transactions
 from mongoz.persistence.operations import Operation, with_operations
 from mongoz.persistence.origin import Origin, Originator, originator
-from mongoz.persistence.outcomes import UNKNOWN, fence, is_ours
+from mongoz.persistence.outcomes import (
+    PATIENCE_MS,
+    UNKNOWN,
+    fence,
+    is_gone,
+    is_ours,
+    prove_by_absence,
+    prove_by_stamp,
+    surely_read,
+)
 from mongoz.persistence.patches import apply, attribute_names, now_values, patch_of, settle
 from mongoz.persistence.refusals import explain_refusal, refuses_stamp
 from mongoz.persistence.rows import Changes, hydrate, new_row, previous
 from mongoz.persistence.selection import BATCH, Selection, chunks
+from mongoz.persistence.sending import note
 from mongoz.persistence.targets import Target, aim
 from mongoz.persistence.watching import require_watched
 from mongoz.persistence.writes import created
@@ -36,7 +48,6 @@ D = TypeVar("D", bound="Document")
 Row = dict[str, Any]
 
 _IDS: Final = 10_000  # that fit into one command
-_PATIENCE: Final = 3  # attempts, each of which takes as long as the driver waits for a server
 
 
 class Patch(NamedTuple):
@@ -58,6 +69,20 @@ class _Written(NamedTuple):
     token: str
     keywords: dict[str, Any]
     firing: Firing | None = None
+
+
+class _StillOpen(Exception):
+    """Nobody can tell now what became of a batch.
+
+    Args:
+        error: of the write.
+        look: finds out which of its documents stand, once the server answers.
+    """
+
+    def __init__(self, error: PyMongoError, look: Callable[[], Awaitable[dict[bytes, Row]]]) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.look = look
 
 
 class _Progress:
@@ -92,7 +117,9 @@ async def create_many(
             raise TypeError(f"create_many() of {document.__name__} takes its instances, not {instance!r}.")
     target = await aim(document, collection, session)
     signals = document.meta.signals
-    heard = signals.pre_save.receivers or target.plan(signals.post_save).receivers
+    firing = target.plan(signals.post_save)
+    # Stamps too want small batches: they count for a short time only.
+    heard = signals.pre_save.receivers or firing.receivers or (firing.tells and target.group)
     progress = _Progress("created", target)
     with progress.reported():
         for batch in chunks(instances, BATCH if heard else max(len(instances), 1)):
@@ -112,56 +139,87 @@ async def _insert(document: type[D], batch: list[D], target: Target, progress: _
     async def unit() -> None:
         origins = [make.of(row["_id"]) for row in rows]
         stamped = [origin.onto(row) for origin, row in zip(origins, rows, strict=True)]
-        failure, there = await _send_inserts(stamped, target)
-        progress.done += len(there)
-        written = []
-        for number in there:
-            instance = batch[number]
-            target.keep_undoable(instance)
-            created(instance, rows[number], target)
-            written.append(_Written(instance, origins[number].token, {"created": True, "previous": None}))
-        await _fire(document, firing, target, written, failure)
+
+        def conclude(instances: list[Any], there: dict[bytes, Row]) -> list[_Written]:
+            written = []
+            for instance, row, origin in zip(instances, rows, origins, strict=True):
+                if _key(row["_id"]) in there:
+                    target.keep_undoable(instance)
+                    created(instance, row, target)
+                    written.append(_Written(instance, origin.token, {"created": True, "previous": None}))
+            progress.done += len(written)
+            return written
+
+        await _settle_and_fire(document, firing, target, batch, _send_inserts(stamped, origins, target), conclude)
 
     await target.as_unit(firing, unit())
 
 
-async def _send_inserts(rows: list[Row], target: Target) -> tuple[PyMongoError | None, Sequence[int]]:
-    """Insert in order; returns what went wrong, and the indexes of those that are in the database."""
+async def _send_inserts(
+    rows: list[Row], origins: list[Origin], target: Target
+) -> tuple[PyMongoError | None, dict[bytes, Row]]:
+    """Insert in order; returns what went wrong, and those that are in the database."""
+    ids, failure = [row["_id"] for row in rows], None
     try:
         async with target.own_session() as session:
             try:
                 await target.driver.insert_many(rows, session=session)
             except ConnectionFailure as error:
-                return error, await _inserted(rows, target, session, error)
+                if target.in_transaction:
+                    return error, {}  # the transaction is lost as a whole
+                return error, await _found_out(target, session, error, ids, origins, inserted=True)
     except BulkWriteError as error:
         if rows and FIELD in rows[0]:
             explain_refusal(error)
-        return error, range(error.details["nInserted"])
-    return None, range(len(rows))
-
-
-async def _inserted(rows: list[Row], target: Target, session: Any, error: PyMongoError) -> list[int]:
-    """Which rows a command of unknown outcome has inserted; none, and a note, if that can't be found out."""
-    if target.in_transaction:
-        return []  # the transaction is lost as a whole
-    there = await _found_out(target, session, error, [row["_id"] for row in rows])
-    return [number for number, row in enumerate(rows) if _key(row["_id"]) in there]
+        failure, ids = error, ids[: error.details["nInserted"]]
+    if ids:
+        prove_by_stamp(target, ids[-1], origins[len(ids) - 1].stamp, inserted=True)
+    return failure, {_key(id_): {} for id_ in ids}
 
 
 async def _found_out(
-    target: Target, session: Any, error: PyMongoError, ids: list[Any], fields: Iterable[str] = ()
+    target: Target,
+    session: Any,
+    error: PyMongoError,
+    ids: list[Any],
+    origins: list[Origin],
+    fields: Iterable[str] = (),
+    *,
+    inserted: bool = False,
 ) -> dict[bytes, Row]:
-    """What there is after a command of unknown outcome, once it can do nothing more."""
-    patience = _PATIENCE
-    while True:
-        try:
-            await fence(target, session, ids[0])
-            return await _there(target, ids, fields)
-        except PyMongoError:
-            patience -= 1
-            if not patience:
-                error.add_note(f"Whether any of {len(ids)} further documents were written could not be found out.")
-                return {}
+    """What of a batch stands after a command of unknown outcome, once it can do nothing more.
+
+    Where nothing is stamped, documents that are there count as inserted.
+
+    Raises:
+        _StillOpen: that can't be found out now, and a dispatcher relies on this process.
+    """
+
+    async def look() -> dict[bytes, Row]:
+        rows = await _there(target, ids, (*fields, FIELD), surely=True)
+        return _ours(rows, ids, origins, inserted=inserted) if any(o.stamp for o in origins) else rows
+
+    try:
+        await fence(target, session, ids[0])
+        return await look()
+    except PyMongoError:
+        if any(origin.stamp for origin in origins):
+            raise _StillOpen(error, look) from None
+        error.add_note(f"Whether any of {len(ids)} further documents were written could not be found out.")
+        return {}
+
+
+def _ours(
+    rows: dict[bytes, Row], ids: list[Any], origins: list[Origin], *, inserted: bool = False
+) -> dict[bytes, Row]:
+    """Those rows that went through the writes of these origins."""
+    ours = {}
+    for id_, origin in zip(ids, origins, strict=True):
+        row = rows.get(_key(id_))
+        if row is not None and is_ours(row, origin.stamp or b"", inserted=inserted):
+            row.pop(FIELD, None)
+            ours[_key(id_)] = row
+    return ours
 
 
 # Updating
@@ -248,18 +306,21 @@ async def _update(
                 UpdateOne({"_id": instance.id}, with_operations(stamped.as_update(), patch.operations))
             )
         fields = [operation.top for operation in patch.operations]
-        failure, there = await _send_updates(requests, instances, origins, fields, target)
-        written = []
-        for instance, origin, change, firing in zip(instances, origins, changes, firings, strict=True):
-            row = there.get(_key(instance.id))
-            if row is not None:
-                was = previous(instance) if firing.receivers else None
-                names = settle(instance, change, patch.operations, row, elsewhere)
-                told = {"update_fields": names, "previous": was}
-                written.append(_Written(instance, origin.token, told, firing))
-        progress.done += len(written)
-        await _fire(document, heard, target, written, failure)
-        return [each.instance for each in written]
+
+        def conclude(instances: list[Any], there: dict[bytes, Row]) -> list[_Written]:
+            written = []
+            for instance, origin, change, firing in zip(instances, origins, changes, firings, strict=True):
+                row = there.get(_key(instance.id))
+                if row is not None:
+                    was = previous(instance) if firing.receivers else None
+                    names = settle(instance, change, patch.operations, row, elsewhere)
+                    told = {"update_fields": names, "previous": was}
+                    written.append(_Written(instance, origin.token, told, firing))
+            progress.done += len(written)
+            return written
+
+        sending = _send_updates(requests, instances, origins, fields, target)
+        return await _settle_and_fire(document, heard, target, instances, sending, conclude)
 
     return await target.as_unit(heard, unit())
 
@@ -280,32 +341,47 @@ async def _send_updates(
 ) -> tuple[PyMongoError | None, dict[bytes, Row]]:
     """Send the updates in order; returns what went wrong, and some fields of the documents that were updated."""
     ids, failure = [instance.id for instance in instances], None
+    stamped = any(origin.stamp for origin in origins)
     try:
         async with target.own_session() as session:
             try:
-                await target.driver.bulk_write(requests, session=session)
+                result = await target.driver.bulk_write(requests, session=session)
             except ConnectionFailure as error:
-                if target.in_transaction or origins[0].stamp is None:
+                if target.in_transaction or not stamped:
                     raise
-                rows = await _found_out(target, session, error, ids, [*fields, FIELD])
-                return error, _stamped(rows, ids, origins)
+                return error, await _found_out(target, session, error, ids, origins, fields)
     except BulkWriteError as error:
-        if origins[0].stamp is not None:
+        if stamped:
             explain_refusal(error)
         failure, errors = error, error.details["writeErrors"]
         ids = ids[: errors[0]["index"]] if errors else ids
-    return failure, await _there(target, ids, fields)
+    else:
+        if result.matched_count == len(ids) and not fields:
+            prove_by_stamp(target, ids[-1], origins[-1].stamp, inserted=False)
+            return None, {_key(id_): {} for id_ in ids}
+    there = await _read_back(target, ids, origins[: len(ids)], fields)
+    proven = next((n for n in reversed(range(len(ids))) if _key(ids[n]) in there and origins[n].stamp), None)
+    if proven is not None:
+        prove_by_stamp(target, ids[proven], origins[proven].stamp, inserted=False)
+    return failure, there
 
 
-def _stamped(rows: dict[bytes, Row], ids: list[Any], origins: list[Origin]) -> dict[bytes, Row]:
-    """Those rows that went through the writes of these origins."""
-    ours = {}
-    for id_, origin in zip(ids, origins, strict=True):
-        row = rows.get(_key(id_))
-        if row is not None and is_ours(row, origin.stamp or b"", inserted=False):
-            row.pop(FIELD)
-            ours[_key(id_)] = row
-    return ours
+async def _read_back(target: Target, ids: list[Any], origins: list[Origin], fields: list[str]) -> dict[bytes, Row]:
+    """What was updated, and some of its fields.
+
+    Raises:
+        _StillOpen: the server does not answer any more, and a dispatcher relies on this process.
+    """
+    try:
+        return await _there(target, ids, fields)
+    except PyMongoError as error:
+        if target.in_transaction or not any(origin.stamp for origin in origins):
+            raise
+
+        async def look() -> dict[bytes, Row]:
+            return _ours(await _there(target, ids, (*fields, FIELD), surely=True), ids, origins)
+
+        raise _StillOpen(error, look) from None
 
 
 # Deleting
@@ -339,8 +415,21 @@ async def _delete(document: type["Document"], rows: list[Row], target: Target, p
     make = await originator(firing, target, Call.DELETED, natural=True)
 
     async def unit() -> None:
-        deleted = await _delete_ids([instance.id for instance in instances], target, firing, make)
+        try:
+            deleted = await _delete_ids([instance.id for instance in instances], target, firing, make)
+        except _StillOpenDelete as still:
+            note(still.error)
+            copies = copy.deepcopy(instances)
+
+            async def later() -> None:
+                await tell(copies, await find_out(still.look))
+
+            target.registry._later(later())
+            raise still.error from None
         progress.done += deleted.number
+        await tell(instances, deleted)
+
+    async def tell(instances: list[Any], deleted: _Deleted) -> None:
         written = [
             _Written(instance, deleted.tokens.get(_key(instance.id)) or str(bson.ObjectId()), {})
             for instance in instances
@@ -364,10 +453,26 @@ async def _delete_unheard(document: type["Document"], ids: list[Any], target: Ta
 async def _delete_ids(ids: list[Any], target: Target, firing: Firing, make: Originator) -> "_Deleted":
     if not marks(target, firing):
         return await _delete_plainly(ids, target, firing)
-    deleted = _Deleted(0, {}, firing)
+    async with target.own_session() as session:
+        try:
+            return await _delete_marked(ids, target, firing, make, session)
+        except PyMongoError as error:
+            if refuses_stamp(error) and target.in_transaction:
+                error.add_note(MARKER_REFUSED)
+            if target.in_transaction or not (refuses_stamp(error) or takes_no_transactions(error)):
+                raise
+            firing = left_to_dispatchers(firing) if refuses_stamp(error) else firing
+        return await _delete_plainly(ids, target, firing)
+
+
+async def _delete_marked(
+    ids: list[Any], target: Target, firing: Firing, make: Originator, session: Any
+) -> "_Deleted":
+    deleted: _Deleted | None = None
 
     async def mark_and_delete(session: Any) -> None:
         nonlocal deleted
+        deleted = None
         origins = {_key(id_): make.of(id_) for id_ in ids}
         markers = [UpdateOne({"_id": id_}, {"$set": {FIELD: origins[_key(id_)].stamp}}) for id_ in ids]
         # All markers in one command, and all deletes in another: pairs of them would take many times as long.
@@ -379,22 +484,18 @@ async def _delete_ids(ids: list[Any], target: Target, firing: Firing, make: Orig
         gone = await target.driver.delete_many({"_id": {"$in": ids}}, session=session)
         deleted = _Deleted(int(gone.deleted_count), tokens, firing)
 
-    try:
-        if target.in_transaction:
-            await mark_and_delete(target.session)
-        else:
-            async with target.own_session() as session:
-                await session.with_transaction(mark_and_delete)
-    except PyMongoError as error:
-        if refuses_stamp(error) and not target.in_transaction:
-            return await _delete_plainly(ids, target, left_to_dispatchers(firing))
-        if takes_no_transactions(error) and not target.in_transaction:
-            return await _delete_plainly(ids, target, firing)
-        if refuses_stamp(error):
-            error.add_note(MARKER_REFUSED)
-        if target.in_transaction or not isinstance(error, UNKNOWN):
-            raise
-        return await _deleted_perhaps(ids, target, firing, error)
+    if target.in_transaction:
+        await mark_and_delete(session)
+    else:
+        try:
+            await session.with_transaction(mark_and_delete)
+        except UNKNOWN as error:
+            if deleted is None or not deleted.tokens:
+                raise  # the commit was never sent
+            return await _deleted_perhaps(ids, target, session, deleted._replace(failure=error))
+    assert deleted is not None
+    if deleted.tokens:
+        prove_by_absence(target, next(id_ for id_ in ids if _key(id_) in deleted.tokens))
     return deleted
 
 
@@ -403,12 +504,24 @@ async def _delete_plainly(ids: list[Any], target: Target, firing: Firing) -> "_D
     return _Deleted(int(result.deleted_count), _UNKNOWN_WHICH, firing)
 
 
-async def _deleted_perhaps(ids: list[Any], target: Target, firing: Firing, error: PyMongoError) -> "_Deleted":
-    """After a commit of unknown outcome: all of them are gone, or none."""
-    async with target.own_session() as session:
-        there = await _found_out(target, session, error, ids)
-    tokens = {key: "" for key in map(_key, ids) if key not in there}
-    return _Deleted(len(tokens), tokens, firing, error)
+async def _deleted_perhaps(ids: list[Any], target: Target, session: Any, deleted: "_Deleted") -> "_Deleted":
+    """After a commit of unknown outcome: all of them are gone, or none.
+
+    Raises:
+        _StillOpenDelete: that can't be found out now.
+    """
+    witness = next(id_ for id_ in ids if _key(id_) in deleted.tokens)
+    nothing = deleted._replace(number=0, tokens={})
+
+    async def look() -> _Deleted:
+        return (deleted if await is_gone(target, witness) else nothing)._replace(failure=None)
+
+    assert deleted.failure is not None
+    try:
+        await fence(target, session, witness)
+        return (await look())._replace(failure=deleted.failure)
+    except PyMongoError:
+        raise _StillOpenDelete(deleted.failure, look) from None
 
 
 class _Deleted(NamedTuple):
@@ -427,12 +540,63 @@ class _Deleted(NamedTuple):
     failure: PyMongoError | None = None
 
 
+class _StillOpenDelete(Exception):
+    """Nobody can tell now whether a batch was deleted.
+
+    Args:
+        error: of the commit.
+        look: finds out, once the server answers.
+    """
+
+    def __init__(self, error: PyMongoError, look: Callable[[], Awaitable[_Deleted]]) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.look = look
+
+
 # A plain delete of many does not say which it found: where somebody else was faster, both tell.
 _UNKNOWN_WHICH: Final[dict[bytes, str]] = {}
 _MARKED: Final = 1_000  # documents that are marked and deleted in one transaction
 
 
 # Telling
+
+
+async def _settle_and_fire(
+    document: type["Document"],
+    firing: Firing,
+    target: Target,
+    instances: list[Any],
+    sending: Awaitable[tuple[PyMongoError | None, dict[bytes, Row]]],
+    conclude: Callable[[list[Any], dict[bytes, Row]], list[_Written]],
+) -> list[Any]:
+    """Send a batch, have its instances know, and tell the receivers; returns the instances that stand.
+
+    Where nobody can tell now what stands, the receivers are told when somebody can; of copies, since the caller
+    may try again with the instances.
+    """
+    try:
+        failure, there = await sending
+    except _StillOpen as still:
+        note(still.error)
+        target.registry._later(
+            _tell_when_known(document, firing, target, copy.deepcopy(instances), still, conclude)
+        )
+        raise still.error from None
+    written = conclude(instances, there)
+    await _fire(document, firing, target, written, failure)
+    return [each.instance for each in written]
+
+
+async def _tell_when_known(
+    document: type["Document"],
+    firing: Firing,
+    target: Target,
+    instances: list[Any],
+    still: _StillOpen,
+    conclude: Callable[[list[Any], dict[bytes, Row]], list[_Written]],
+) -> None:
+    await _fire(document, firing, target, conclude(instances, await find_out(still.look)))
 
 
 async def _fire(
@@ -458,13 +622,25 @@ async def _fire(
 
 
 async def _there(
-    target: Target, ids: list[Any], fields: Iterable[str] = (), session: Any = None
+    target: Target, ids: list[Any], fields: Iterable[str] = (), session: Any = None, *, surely: bool = False
 ) -> dict[bytes, Row]:
-    """Those of these documents that exist, with some of their fields."""
+    """Those of these documents that exist, with some of their fields; from the primary, which has them first.
+
+    Args:
+        target: where they are.
+        ids: which.
+        fields: stored names.
+        session: for the read; by default the caller's.
+        surely: read nothing that could be rolled back; without a session.
+    """
     projection = {"_id": 1, **dict.fromkeys(fields, 1)}
     rows: list[Row] = []
     for some in chunks(ids, _IDS):
-        cursor = target.driver.find({"_id": {"$in": some}}, projection, session=session or target.session)
+        if surely:
+            cursor = surely_read(target).find({"_id": {"$in": some}}, projection, max_time_ms=PATIENCE_MS)
+        else:
+            primary = target.driver.with_options(read_preference=ReadPreference.PRIMARY)
+            cursor = primary.find({"_id": {"$in": some}}, projection, session=session or target.session)
         rows += await cursor.to_list(None)
     return {_key(row.pop("_id")): row for row in rows}
 

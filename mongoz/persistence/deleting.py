@@ -4,13 +4,17 @@ A deleted document can't carry a stamp. So a marker, which is a stamp, is put on
 transaction: the dispatcher sees both, next to each other.
 """
 
+import copy
+from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import bson
 from pymongo.errors import OperationFailure, PyMongoError
 
+from mongoz.connection.patience import find_out
 from mongoz.persistence.origin import Originator, originator
-from mongoz.persistence.outcomes import UNKNOWN, find_out, is_gone
+from mongoz.persistence.outcomes import UNKNOWN, fence, is_gone, prove_by_absence
 from mongoz.persistence.refusals import refuses_stamp
 from mongoz.persistence.rows import loaded
 from mongoz.persistence.sending import note, raise_after
@@ -47,38 +51,51 @@ async def delete(instance: "Document", session: Any = None) -> int:
 
 
 async def _delete_and_tell(instance: "Document", target: Target, firing: Firing, make: Originator) -> int:
-    failure: PyMongoError | None = None
-    token = str(bson.ObjectId())
-    try:
-        if marks(target, firing):
-            token, firing = await _marked(instance.id, target, firing, make)
-        elif not await _plain(instance.id, target, target.session):
-            raise gone(instance, target)
-    except UNKNOWN as error:
-        if target.in_transaction or target.group is None or not firing.receivers:
-            raise
+    deletion, failure = _Deletion(instance.id, target, firing, make), None
+    async with AsyncExitStack() as held:
+        session = target.session
+        if deletion.matters:
+            session = await held.enter_async_context(target.own_session())
         try:
-            stands = await is_gone(target, instance.id)
-        except PyMongoError:
-            note(error)
-            target.registry._later(_tell_when_known(instance, target, firing, token))
-            raise error from None
-        if not stands:
-            raise
-        failure = error
-    if not token:
+            await deletion.send(session)
+        except UNKNOWN as error:
+            if not (deletion.is_sent and deletion.matters and deletion.firing.receivers):
+                raise
+            try:
+                stands = await deletion.stands(session)
+            except PyMongoError:
+                note(error)
+                _tell_later(instance, deletion, session, held)
+                raise error from None
+            if not stands:
+                raise
+            failure = error
+    if not deletion.token:
         raise gone(instance, target)
-    await raise_after(_tell(instance, target, firing, token), failure)
+    await raise_after(_tell(instance, deletion), failure)
     return 1
 
 
-async def _tell(instance: "Document", target: Target, firing: Firing, token: str) -> None:
-    await target.fire(firing, type(instance).meta.document, token, instance=instance)
+async def _tell(instance: "Document", deletion: "_Deletion") -> None:
+    document = type(instance).meta.document
+    await deletion.target.fire(deletion.firing, document, deletion.token, instance=instance)
 
 
-async def _tell_when_known(instance: "Document", target: Target, firing: Firing, token: str) -> None:
-    if await find_out(lambda: is_gone(target, instance.id)):
-        await _tell(instance, target, firing, token)
+def _tell_later(instance: "Document", deletion: "_Deletion", session: Any, held: AsyncExitStack) -> None:
+    """Have the receivers run once it is known that the document is gone."""
+    if deletion.target.session is not None:
+        session = None  # the caller's, who may end it
+    copied = copy.deepcopy(instance)
+    deletion.target.registry._later(_tell_when_known(copied, deletion, session, held.pop_all()))
+
+
+async def _tell_when_known(
+    instance: "Document", deletion: "_Deletion", session: Any, held: AsyncExitStack
+) -> None:
+    async with held:
+        stands = await find_out(partial(deletion.stands, session))
+    if stands:
+        await _tell(instance, deletion)
 
 
 def marks(target: Target, firing: Firing) -> bool:
@@ -91,44 +108,87 @@ def marks(target: Target, firing: Firing) -> bool:
     return bool(firing.muted or firing.hops or any(r.runs_in_dispatcher for r in firing.receivers))
 
 
-async def _plain(id_: Any, target: Target, session: Any) -> int:
-    result = await target.driver.delete_one({"_id": id_}, session=session)
-    return int(result.deleted_count)
+class _Deletion:
+    """One delete on its way.
 
-
-async def _marked(id_: Any, target: Target, firing: Firing, make: Originator) -> tuple[str, Firing]:
-    """Mark and delete.
-
-    Returns:
-        The token, empty if there was nothing to delete; and who is to be told: if it could not be marked, only
-        those that no dispatcher runs.
+    Attributes:
+        target: where it goes.
+        firing: who is to be told: if it could not be marked, only those that no dispatcher runs.
+        token: stands for it; empty if there was nothing to delete.
+        is_sent: it may have happened.
     """
-    token = ""
 
-    async def mark_and_delete(session: Any) -> None:
-        nonlocal token
-        origin = make.of(id_)  # for each attempt anew: a stamp counts for a short time only
-        marked = await target.driver.update_one({"_id": id_}, {"$set": {FIELD: origin.stamp}}, session=session)
-        token = origin.token if marked.matched_count else ""
-        if token:
-            await _plain(id_, target, session)
+    __slots__ = ("_id", "_make", "firing", "is_sent", "target", "token")
 
-    try:
-        if target.in_transaction:
-            await mark_and_delete(target.session)
+    def __init__(self, id_: Any, target: Target, firing: Firing, make: Originator) -> None:
+        self._id = id_
+        self._make = make
+        self.target = target
+        self.firing = firing
+        self.token = ""
+        self.is_sent = False
+
+    @property
+    def matters(self) -> bool:
+        """Whether somebody must know what became of it, should its answer be lost."""
+        return self.target.group is not None and self.firing.tells and not self.target.in_transaction
+
+    async def send(self, session: Any) -> None:
+        """Delete; with a mark where a dispatcher must know of it, and where the server takes one."""
+        if not marks(self.target, self.firing):
+            await self._plainly(session)
+        elif self.target.in_transaction:
+            await self._marked_in_transaction(session)
         else:
-            async with target.own_session() as session:
-                await session.with_transaction(mark_and_delete)
-    except PyMongoError as error:
-        if not (refuses_stamp(error) or takes_no_transactions(error)):
+            await self._marked(session)
+        if self.token:
+            prove_by_absence(self.target, self._id)
+
+    async def stands(self, session: Any) -> bool:
+        """Whether there is no such document any more, and will be none.
+
+        Args:
+            session: in which it was sent; None if that has ended.
+        """
+        if not self.token:
+            return False
+        if session is not None:
+            await fence(self.target, session, self._id)
+        return await is_gone(self.target, self._id)
+
+    async def _plainly(self, session: Any) -> None:
+        self.token, self.is_sent = str(bson.ObjectId()), True
+        result = await self.target.driver.delete_one({"_id": self._id}, session=session)
+        if not result.deleted_count:
+            self.token = ""
+
+    async def _mark_and_delete(self, session: Any) -> None:
+        self.token, self.is_sent = "", False
+        origin = self._make.of(self._id)  # for each attempt anew: a stamp counts for a short time only
+        marker = {"$set": {FIELD: origin.stamp}}
+        marked = await self.target.driver.update_one({"_id": self._id}, marker, session=session)
+        if marked.matched_count:
+            await self.target.driver.delete_one({"_id": self._id}, session=session)
+            self.token = origin.token
+        self.is_sent = True  # with the commit, which is next
+
+    async def _marked(self, session: Any) -> None:
+        try:
+            await session.with_transaction(self._mark_and_delete)
+        except PyMongoError as error:
+            if refuses_stamp(error):
+                self.firing = left_to_dispatchers(self.firing)
+            elif not takes_no_transactions(error):
+                raise
+            await self._plainly(session)
+
+    async def _marked_in_transaction(self, session: Any) -> None:
+        try:
+            await self._mark_and_delete(session)
+        except PyMongoError as error:
+            if refuses_stamp(error):
+                error.add_note(MARKER_REFUSED)
             raise
-        if target.in_transaction:
-            error.add_note(MARKER_REFUSED)
-            raise
-        if refuses_stamp(error):
-            firing = left_to_dispatchers(firing)
-        token = str(bson.ObjectId()) if await _plain(id_, target, target.session) else ""
-    return token, firing
 
 
 def takes_no_transactions(error: PyMongoError) -> bool:

@@ -4,17 +4,10 @@ A stamped write tells the dispatcher that its receivers ran here. So when the ne
 outcome open, this process must find out, or nobody would run them.
 """
 
-import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-from pymongo.errors import (
-    ConnectionFailure,
-    ExecutionTimeout,
-    InvalidOperation,
-    PyMongoError,
-    WriteConcernError,
-)
+import bson
+from pymongo.errors import ConnectionFailure, ExecutionTimeout, WriteConcernError
 from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
@@ -22,15 +15,23 @@ from pymongo.write_concern import WriteConcern
 from mongoz.persistence.targets import Target
 from mongoz.stamps import FIELD, Stamp
 
-__all__ = ["UNKNOWN", "fence", "find_out", "is_gone", "is_ours", "written_row"]
-
-T = TypeVar("T")
+__all__ = [
+    "PATIENCE_MS",
+    "UNKNOWN",
+    "fence",
+    "is_gone",
+    "is_ours",
+    "prove_by_absence",
+    "prove_by_stamp",
+    "surely_read",
+    "written_row",
+]
 
 UNKNOWN: Final = (ConnectionFailure, ExecutionTimeout, WriteConcernError)
 """Errors after which a write may stand or not."""
 
-_PATIENCE_MS: Final = 5_000
-_LONGEST_PAUSE: Final = 10.0
+PATIENCE_MS: Final = 5_000
+"""That a server may take for such a read."""
 
 
 async def fence(target: Target, session: Any, id_: Any) -> None:
@@ -61,21 +62,46 @@ async def written_row(target: Target, id_: Any, stamp: bytes, *, inserted: bool)
         stamp: what it was sent with.
         inserted: it was an insert.
     """
-    row = await _read(target, id_)
+    row = await surely_read(target).find_one({"_id": id_}, max_time_ms=PATIENCE_MS)
     return row if row is not None and is_ours(row, stamp, inserted=inserted) else None
 
 
 async def is_gone(target: Target, id_: Any) -> bool:
     """Whether there is no such document (any more)."""
-    return await _read(target, id_) is None
+    return await surely_read(target).find_one({"_id": id_}, {"_id": 1}, max_time_ms=PATIENCE_MS) is None
 
 
-async def _read(target: Target, id_: Any) -> dict[str, Any] | None:
-    collection = target.driver.with_options(
+def surely_read(target: Target) -> Any:
+    """The driver's collection, for reading what will not be rolled back, from a primary that is one."""
+    return target.driver.with_options(
         read_concern=ReadConcern("linearizable"), read_preference=ReadPreference.PRIMARY
     )
-    row: dict[str, Any] | None = await collection.find_one({"_id": id_}, max_time_ms=_PATIENCE_MS)
-    return row
+
+
+def prove_by_stamp(target: Target, id_: Any, stamp: bytes | None, *, inserted: bool) -> None:
+    """Should the commit of its transaction never be answered, this write shows whether it stands."""
+    if target.transaction is None or stamp is None:
+        return
+
+    async def evidence(session: Any) -> bool:
+        if session is not None:
+            await fence(target, session, id_)
+        return await written_row(target, id_, stamp, inserted=inserted) is not None
+
+    target.transaction.prove_by(evidence)
+
+
+def prove_by_absence(target: Target, id_: Any) -> None:
+    """The same of a delete."""
+    if target.transaction is None or target.group is None:
+        return
+
+    async def evidence(session: Any) -> bool:
+        if session is not None:
+            await fence(target, session, id_)
+        return await is_gone(target, id_)
+
+    target.transaction.prove_by(evidence)
 
 
 def is_ours(row: dict[str, Any], stamp: bytes, *, inserted: bool) -> bool:
@@ -95,21 +121,19 @@ def is_ours(row: dict[str, Any], stamp: bytes, *, inserted: bool) -> bool:
     found, sent = Stamp.unpack(value), Stamp.unpack(stamp)
     if found is None or sent is None:
         return inserted and value is None
-    return found.key == sent.key and found.token.generation_time >= sent.token.generation_time
+    return found.key == sent.key and _is_later(found.token, sent.token)
 
 
-async def find_out(look: Callable[[], Awaitable[T]]) -> T:
-    """Look again and again, with growing pauses, until the server answers.
+def _is_later(found: bson.ObjectId, sent: bson.ObjectId) -> bool:
+    """Whether one token may have been minted after another.
 
-    Raises:
-        InvalidOperation: the client was closed.
+    Those of one process are counted. So the stamp of the write right before ours, in the same second, is not
+    taken for a later one.
     """
-    pause = 0.1
-    while True:
-        try:
-            return await look()
-        except InvalidOperation:
-            raise
-        except PyMongoError:
-            await asyncio.sleep(pause)
-            pause = min(_LONGEST_PAUSE, pause * 2)
+    if found.binary[4:9] == sent.binary[4:9]:
+        ahead = int.from_bytes(found.binary[9:], "big") - int.from_bytes(sent.binary[9:], "big")
+        return ahead % _COUNTED < _COUNTED // 2
+    return found.generation_time >= sent.generation_time
+
+
+_COUNTED: Final = 1 << 24  # where the counter of ObjectIds starts again

@@ -1,14 +1,17 @@
 """Sending one write, and telling its receivers."""
 
+import copy
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pymongo.errors import ConnectionFailure, PyMongoError
+from pymongo.errors import ConnectionFailure, PyMongoError, ServerSelectionTimeoutError
 
+from mongoz.connection.patience import find_out
 from mongoz.persistence.origin import Origin
-from mongoz.persistence.outcomes import UNKNOWN, fence, find_out, written_row
+from mongoz.persistence.outcomes import UNKNOWN, fence, prove_by_stamp, written_row
 from mongoz.persistence.refusals import explain_refusal
 from mongoz.persistence.targets import Target
 from mongoz.signals.firing import Firing
@@ -33,8 +36,8 @@ class Write:
         id: its `_id`.
         send: sends it, in the session that it is given; returns what the server made of the document, as far as
             it was asked.
-        settle: has the instance know that it was written; takes what `send` returned, returns what receivers
-            are told.
+        settle: has an instance know that it was written; takes it and what `send` returned, returns what
+            receivers are told.
         inserts: it is an insert.
     """
 
@@ -44,11 +47,12 @@ class Write:
     instance: "Document"
     id: Any
     send: Callable[[Any], Awaitable[Row]]
-    settle: Callable[[Row], dict[str, Any]]
+    settle: Callable[["Document", Row], dict[str, Any]]
     inserts: bool = False
 
-    async def tell(self, keywords: dict[str, Any]) -> None:
+    async def settle_and_tell(self, row: Row) -> None:
         """Run the receivers, or have them run after the commit."""
+        keywords = self.settle(self.instance, row)
         document = type(self.instance).meta.document
         await self.target.fire(self.firing, document, self.origin.token, instance=self.instance, **keywords)
 
@@ -75,29 +79,28 @@ async def _plainly(write: Write) -> None:
         if write.origin.stamp is not None:
             explain_refusal(error)
         raise
-    if write.target.transaction is not None and write.origin.stamp is not None:
-        write.target.transaction.prove_by(partial(_is_written, write))
-    await write.tell(write.settle(row))
-
-
-async def _is_written(write: Write) -> bool:
-    return await _look_up(write) is not None
+    prove_by_stamp(write.target, write.id, write.origin.stamp, inserted=write.inserts)
+    await write.settle_and_tell(row)
 
 
 async def _surely(write: Write) -> None:
     failure: PyMongoError | None = None
-    async with write.target.own_session() as session:
+    async with AsyncExitStack() as held:
+        session = await held.enter_async_context(write.target.own_session())
         try:
             row = await write.send(session)
+        except (
+            ServerSelectionTimeoutError
+        ):  # it was never sent: after a first attempt the driver raises that one's error
+            raise
         except UNKNOWN as error:
             failure = error
-            look = partial(_look_up, write, session if isinstance(error, ConnectionFailure) else None)
+            sent_in = session if isinstance(error, ConnectionFailure) else None
             try:
-                found = await look()
+                found = await _look_up(write, sent_in)
             except PyMongoError:
                 note(error)
-                # Without the session, which ends with this block.
-                write.target.registry._later(_tell_when_known(write))
+                _tell_later(write, sent_in, held)
                 raise error from None
             if found is None:
                 raise
@@ -105,7 +108,18 @@ async def _surely(write: Write) -> None:
         except PyMongoError as error:
             explain_refusal(error)
             raise
-    await raise_after(write.tell(write.settle(row)), failure)
+    await raise_after(write.settle_and_tell(row), failure)
+
+
+def _tell_later(write: Write, session: Any, held: AsyncExitStack) -> None:
+    """Have the receivers run once it is known that the write stands.
+
+    They get the instance as it is now: the caller, who has the error, puts his back, or tries again with it.
+    """
+    if write.target.session is not None:
+        session = None  # the caller's, who may end it
+    copied = replace(write, instance=copy.deepcopy(write.instance))
+    write.target.registry._later(_tell_when_known(copied, session, held.pop_all()))
 
 
 async def _look_up(write: Write, session: Any = None) -> Row | None:
@@ -115,10 +129,11 @@ async def _look_up(write: Write, session: Any = None) -> Row | None:
     return await written_row(write.target, write.id, write.origin.stamp, inserted=write.inserts)
 
 
-async def _tell_when_known(write: Write) -> None:
-    row = await find_out(partial(_look_up, write))
+async def _tell_when_known(write: Write, session: Any, held: AsyncExitStack) -> None:
+    async with held:
+        row = await find_out(partial(_look_up, write, session))
     if row is not None:
-        await write.tell(write.settle(row))
+        await write.settle_and_tell(row)
 
 
 def note(error: PyMongoError) -> None:

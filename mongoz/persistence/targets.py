@@ -95,8 +95,8 @@ class Target(NamedTuple):
 
         With it, what became of a write can be found out: see `outcomes`.
         """
-        if self.session is not None:
-            yield self.session
+        if self.session is not None or not self.driver.write_concern.acknowledged:
+            yield self.session  # unacknowledged writes take no session, and have no outcome
             return
         async with self.registry._session() as session:
             yield session

@@ -54,7 +54,7 @@ async def insert_unless(instance: "Document", filter: Mapping[str, Any], target:
             raise _Occupied
         return {}
 
-    def settle(_: dict[str, Any]) -> dict[str, Any]:
+    def settle(instance: "Document", _: dict[str, Any]) -> dict[str, Any]:
         target.keep_undoable(instance)
         created(instance, row, target)
         return {"created": True, "previous": None}

@@ -60,7 +60,7 @@ async def create(instance: D, collection: Any = None, session: Any = None) -> D:
         await target.driver.insert_one(origin.onto(row), session=session)
         return {}
 
-    def settle(_: dict[str, Any]) -> dict[str, Any]:
+    def settle(instance: "Document", _: dict[str, Any]) -> dict[str, Any]:
         created(instance, row, target)
         return {"created": True, "previous": None}
 
@@ -97,7 +97,7 @@ async def save(instance: D, collection: Any = None, session: Any = None) -> D:
     target.keep_undoable(instance)
     patch = Changes(origin.onto(changed), removed)
 
-    def settle(_: dict[str, Any]) -> dict[str, Any]:
+    def settle(instance: "Document", _: dict[str, Any]) -> dict[str, Any]:
         known = loaded(instance).row() if same_place else None
         remember(
             instance, row if known is None else after(known, changed, removed), target.elsewhere(type(instance))
@@ -162,7 +162,7 @@ async def update(
         target.keep_undoable(instance)
         stamped = patch._replace(changed=origin.onto(patch.changed))
 
-        def settle_all(row: dict[str, Any]) -> dict[str, Any]:
+        def settle_all(instance: "Document", row: dict[str, Any]) -> dict[str, Any]:
             nonlocal settled
             settled = True
             computed = {operation.top: row[operation.top] for operation in operations if operation.top in row}

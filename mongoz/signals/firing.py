@@ -1,9 +1,10 @@
 """Running the in-process receivers of one write that stands."""
 
+import asyncio
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
-from mongoz.exceptions import raise_together
+from mongoz.exceptions import SignalError, raise_together
 from mongoz.signals.hops import current_hops
 from mongoz.signals.muting import is_muted, mutes
 from mongoz.signals.receivers import Delivery, Receiver
@@ -46,10 +47,26 @@ class Firing(NamedTuple):
             delivery = Delivery(delivery_id, name, receiver.name, "process", image=image)
             try:
                 await receiver.function(sender=sender, delivery=delivery, **kwargs)
+            except asyncio.CancelledError as error:
+                if _is_cancelled_here():
+                    raise
+                errors.append(_cancelled_inside(receiver, error))
             except Exception as error:
                 errors.append(error)
         count = f"{len(errors)} of {len(self.receivers)}"
         raise_together(errors, f"{count} {name} receivers of {sender.__name__} raised")
+
+
+def _is_cancelled_here() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _cancelled_inside(receiver: Receiver, error: asyncio.CancelledError) -> SignalError:
+    """What stands for the cancellation of something that a receiver awaited: the others must run all the same."""
+    raised = SignalError(f"What the receiver {receiver.name!r} awaited was cancelled; it has not run to its end.")
+    raised.__cause__ = error
+    return raised
 
 
 def plan(signal: Signal, changed: Iterable[str] | None = None) -> Firing:

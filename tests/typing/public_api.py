@@ -8,8 +8,10 @@ from typing import Any, ClassVar, assert_type
 import bson
 
 import mongoz
+from dispatcher.testing import Dispatcher, RecordedDelivery, delete, deliver, insert, update
 from mongoz import Document, EmbeddedDocument, fields
 from mongoz.core.signals import post_save, pre_delete
+from mongoz.testing import Captured, Fired, capture
 
 registry = mongoz.Registry("mongodb://localhost:27017")
 
@@ -170,3 +172,19 @@ async def receivers(user: User) -> None:
     assert_type(await refuse(User), None)
     assert_type(User.signals.post_save.disconnect(welcome), bool)
     User.meta.signals.on_verify = mongoz.Signal()
+
+
+async def testing(user: User) -> None:
+    with capture(User, User.signals.post_save, registry, silent=True) as captured:
+        assert_type(captured, Captured)
+    assert_type(
+        captured.of(User).named("post_save").assert_fired("post_save", times=None, created=True), list[Fired]
+    )
+    assert_type(captured[0], Fired)
+    async with Dispatcher(registry, raise_failures=False) as dispatcher:
+        await dispatcher.until_idle(timeout=5)
+        assert_type(await dispatcher.delivered(user, "post_save", times=2), list[RecordedDelivery])
+        assert_type(await dispatcher.delivered(("users", 5), receiver=welcome), list[RecordedDelivery])
+    await deliver(User, insert({"name": "Ada"}), receiver=welcome)
+    await deliver(User, update(user, changed=["name"], previous={"name": "Bea"}))
+    assert_type(await deliver(User, delete(5)), list[RecordedDelivery])

@@ -14,14 +14,17 @@ import mongoz
 from dispatcher.decode import Undecodable, decode
 from dispatcher.delivery import delivery_id
 from dispatcher.events import document_key
+from dispatcher.origins import Origins
 from dispatcher.routing import Routes
-from dispatcher.source import Scope, _pause
+from dispatcher.source import Scope, pause_after
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.core.signals import post_delete, post_save, post_update
 from mongoz.stamps import FIELD, Call, Stamp, key_hash
 
 ID = ObjectId()
 GROUP = "tests"
+WALL = datetime.datetime(2026, 1, 1)
+TOKEN = ObjectId.from_datetime(WALL)
 
 
 def event(operation: str = "insert", /, *, collection: str = "things", **more: Any) -> RawBSONDocument:
@@ -29,7 +32,7 @@ def event(operation: str = "insert", /, *, collection: str = "things", **more: A
         "_id": {"_data": "826B03E05E00000012"},
         "operationType": operation,
         "clusterTime": Timestamp(7, 1),
-        "wallTime": datetime.datetime(2026, 1, 1),
+        "wallTime": WALL,
         "ns": {"db": "shop", "coll": collection},
         "documentKey": {"_id": ID},
         **more,
@@ -51,7 +54,7 @@ def update(
 def stamp(
     call: Call, *receivers: bytes, group: str = GROUP, id_: Any = ID, ns: str = "shop.things", **more: Any
 ) -> Any:
-    return Stamp(group, call, ObjectId(), key_hash(ns, id_), frozenset(receivers), **more).pack()
+    return Stamp(group, call, TOKEN, key_hash(ns, id_), frozenset(receivers), **more).pack()
 
 
 @pytest.fixture
@@ -60,6 +63,7 @@ def thing() -> type[mongoz.Document]:
 
     class Thing(mongoz.Document):
         name: str = mongoz.String()
+        nick: str = mongoz.String(null=True, alias="nickname")
 
         class Meta:
             database = "shop"
@@ -78,7 +82,7 @@ def thing() -> type[mongoz.Document]:
 
 
 def routed(document: Any, raw: RawBSONDocument) -> list[tuple[str, bool, list[str]]]:
-    change = decode(raw, CODEC_OPTIONS)
+    change = Origins(GROUP).judge(decode(raw, CODEC_OPTIONS))
     calls = Routes([document], GROUP).route(change)
     return [(c.signal, c.created, [r.name for r in c.receivers]) for c in calls]
 
@@ -141,6 +145,45 @@ def test_in_doubt_it_is_delivered(thing, doubtful):
 def test_a_replace_is_always_somebody_elses(thing):
     raw = event("replace", fullDocument={"_id": ID, FIELD: stamp(Call.SAVED, muted=True)})
     assert routed(thing, raw) == [("post_save", False, ["first", "second"])]
+
+
+def test_a_receiver_that_was_renamed_is_known_by_its_earlier_name(thing):
+    @post_save(thing, name="old")
+    async def renamed(sender, **kwargs): ...
+
+    old = ids(thing, "post_save", "old")
+    thing.signals.post_save.disconnect(renamed)
+    post_save(thing, name="new", formerly="old")(renamed)
+    inserted = event(fullDocument={"_id": ID, FIELD: stamp(Call.CREATED, *old)})
+    assert routed(thing, inserted) == [("post_save", True, ["first", "second"])]
+
+
+def test_a_stamp_with_hops_names_nobody_and_its_hops_are_handed_on(thing):
+    change = Origins(GROUP).judge(
+        decode(event(fullDocument={"_id": ID, FIELD: stamp(Call.CREATED, hops=3)}), CODEC_OPTIONS)
+    )
+    (calls,) = Routes([thing], GROUP).route(change)
+    assert ([r.name for r in calls.receivers], calls.hops) == (["first", "second"], 3)
+    (copied,) = Routes([thing], GROUP).route(change._replace(origin=None))
+    assert copied.hops == 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "names"),
+    [
+        ({"nickname": "x"}, ["first", "second", "picky"]),
+        ({"nickname.first": "x"}, ["first", "second", "picky"]),
+        ({"name": "x"}, ["first", "second"]),
+        ({"nick": "x"}, ["first", "second"]),
+    ],
+)
+def test_fields_are_compared_by_their_stored_names(thing, changed, names):
+    @post_update(thing, name="picky", fields=["nick"])
+    async def picky(sender, **kwargs): ...
+
+    assert routed(thing, update(changed)) == [("post_update", False, names)]
+    removed = update({}, removed=tuple(changed))
+    assert routed(thing, removed) == [("post_update", False, names)]
 
 
 def test_delivery_modes(thing):
@@ -211,6 +254,6 @@ def test_the_fingerprint_depends_on_what_is_watched_and_not_on_its_order():
 
 @given(st.integers(0, 10**6))
 def test_pauses_grow_to_a_limit(failures):
-    assert 0 <= _pause(failures) <= 10
+    assert 0 <= pause_after(failures) <= 10
     if failures:
-        assert _pause(failures) >= 0.05
+        assert pause_after(failures) >= 0.05

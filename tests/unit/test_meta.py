@@ -115,7 +115,7 @@ def test_several_classes_of_one_name(registry: mongoz.Registry) -> None:
         ("database", 5, "a name or a Database"),
         ("collection", 5, "a name or a Collection"),
         ("colection", "movies", r"no option 'colection'\. Did you mean 'collection'\?"),
-        ("watch", ["x"], "no option 'watch'"),
+        ("watch", "archive.users", "must be a list of namespaces"),
     ],
 )
 def test_options_that_can_not_be(option: str, value: Any, says: str) -> None:

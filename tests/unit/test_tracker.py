@@ -57,6 +57,51 @@ def test_a_mark_with_the_token_of_the_last_change_does_not_finish_it():
     assert tracker.ahead == []
 
 
+def announced(number: int, by: int) -> tuple[Job, Job]:
+    """A marker, and the delete that claimed it."""
+    marker, delete = open_job(by), open_job(number)
+    marker.announces, delete.marker = True, marker
+    return marker, delete
+
+
+@given(
+    roles=st.permutations(["m0", "m1", "m2", "d0", "d1", "d2", "-", "-", "-"]),
+    seed=st.integers(0, 10_000),
+)
+def test_the_position_never_lies_between_a_marker_and_its_delete(roles, seed):
+    for number in "012":  # the marker comes first
+        first, second = sorted((roles.index(f"m{number}"), roles.index(f"d{number}")))
+        roles[first], roles[second] = f"m{number}", f"d{number}"
+    jobs: list[Job] = [open_job(i) for i in range(len(roles))]
+    pairs = []
+    for number in "012":
+        first, second = roles.index(f"m{number}"), roles.index(f"d{number}")
+        jobs[first], jobs[second] = announced(second, first)
+        pairs.append((jobs[first].token, jobs[second].token))
+    tracker = Tracker("")
+    for job in jobs:
+        tracker.add(job)
+    order = [job for job in jobs if not job.announces]
+    random.Random(seed).shuffle(order)
+    for job in order:
+        tracker.finished(job)
+        assert not any(marker <= tracker.token < delete for marker, delete in pairs)
+        for marker, delete in pairs:  # together, for whoever goes on from here
+            finished = {*tracker.ahead, *(j.token for j in jobs if j.token <= tracker.token)}
+            assert (marker in finished) == (delete in finished)
+    assert (tracker.token, tracker.ahead, tracker.span) == (jobs[-1].token, [], 0)
+
+
+def test_what_only_looked_like_a_marker_is_finished_by_itself():
+    tracker = Tracker("0")
+    job = open_job(1)
+    job.announces = True
+    tracker.add(job)
+    job.announces = False
+    tracker.finished(job)
+    assert tracker.token == "0001"
+
+
 def test_a_finished_job_lets_go_of_its_document():
     tracker = Tracker("0")
     first, second = open_job(1), open_job(2)

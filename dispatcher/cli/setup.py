@@ -1,0 +1,62 @@
+"""`dispatcher setup`."""
+
+import asyncio
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from dispatcher.application import load_registry
+from dispatcher.cli.options import App, Import, Json, default, flag, make_settings
+from dispatcher.cli.output import out, print_json
+
+__all__ = ["add_to"]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(name="setup")(_setup)
+
+
+def _setup(  # noqa: PLR0913 - one parameter per flag
+    app: App,
+    imports: Import = [],  # noqa: B006 - typer copies it
+    url: Annotated[str | None, flag("url")] = default("url"),
+    deliver_everything: Annotated[bool, flag("deliver_everything")] = default("deliver_everything"),
+    connect_timeout: Annotated[float, flag("connect_timeout")] = default("connect_timeout"),
+    state_database: Annotated[str, flag("state_database")] = default("state_database"),
+    delivery_retention: Annotated[float, flag("delivery_retention")] = default("delivery_retention"),
+    no_images: Annotated[
+        bool, typer.Option("--no-images", help="Leave pre and post images as they are, and create no collections.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Prepare the deployment for `run`; done again, it changes nothing.
+
+    Turns pre and post images on for every collection that a receiver of APP listens to (creating those that are
+    missing), creates the indexes of the dispatcher's state, and records the first position: what is written from
+    then on is delivered by the first `run`.
+
+    Example: `dispatcher setup shop.models:registry --import shop.receivers`
+    """
+    settings = make_settings(
+        url=url,
+        deliver_everything=deliver_everything,
+        connect_timeout=connect_timeout,
+        state_database=state_database,
+        delivery_retention=delivery_retention,
+    )
+    from dispatcher.preparing import set_up  # noqa: PLC0415 - the driver is only loaded by who connects
+
+    registry = load_registry(app, imports)
+    prepared = asyncio.run(set_up(registry, settings, images=not no_images))
+    if as_json:
+        print_json(asdict(prepared))
+        return
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, done in prepared.images.items():
+        table.add_row(f"images of {name}", done)
+    table.add_row(f"state in {state_database}", prepared.state)
+    table.add_row(f"position of {prepared.group}", prepared.position)
+    out.print(table)

@@ -1,0 +1,122 @@
+"""The MongoDB deployment: where it is, connecting to it, and whether it will do."""
+
+from typing import Any, Final
+
+from pymongo import AsyncMongoClient
+from pymongo.errors import ConfigurationError, ConnectionFailure, OperationFailure, PyMongoError
+
+from dispatcher.exceptions import ApplicationError, CannotConnect, DispatcherError, NotAReplicaSet, ServerError
+from dispatcher.failures import fatal, in_short
+from dispatcher.settings import Settings
+from mongoz import Registry
+from mongoz.connection.address import first_seed
+from mongoz.exceptions import ImproperlyConfigured
+
+__all__ = ["Server"]
+
+_MIN_WIRE_VERSION: Final = 17  # MongoDB 6.0: pre and post images, wallTime
+
+# A getMore waits for a second; a server that is silent for a minute is gone, whatever TCP says.
+_SOCKET_TIMEOUT_MS: Final = 60_000
+
+
+class Server:
+    """The deployment that a registry lives on.
+
+    Args:
+        registry: of the application; pointed to `settings.url`, if there is one.
+        settings: the operator's.
+
+    Raises:
+        ApplicationError: the registry does not tell where the server is.
+        CannotConnect: the URL does not parse.
+    """
+
+    def __init__(self, registry: Registry, settings: Settings) -> None:
+        self._url = _url_of(registry, settings)
+        self._patience = settings.connect_timeout
+        self.address = registry.address
+
+    def client(self, **options: Any) -> AsyncMongoClient[Any]:
+        """A new client, for the running loop; options as the driver has them."""
+        return AsyncMongoClient(
+            self._url, appname="mongoz-dispatcher", socketTimeoutMS=_SOCKET_TIMEOUT_MS, **options
+        )
+
+    def patient_client(self) -> AsyncMongoClient[Any]:
+        """One that waits for the server as long as the operator said."""
+        return self.client(serverSelectionTimeoutMS=int(self._patience * 1000))
+
+    async def check(self, client: AsyncMongoClient[Any]) -> None:
+        """Look whether this server has change streams.
+
+        Raises:
+            CannotConnect: nothing answers.
+            NotAReplicaSet: it has none.
+            ServerError: it is too old.
+            AccessDenied: it does not let us in.
+        """
+        try:
+            hello = await client.admin.command("hello")
+        except (ConnectionFailure, ConfigurationError, OperationFailure) as error:
+            await self._look_for_a_standalone()
+            raise self.verdict(error) from error
+        if hello.get("msg") != "isdbgrid":  # mongos is in front of replica sets
+            self._refuse_standalone(hello)
+        if hello.get("maxWireVersion", 0) < _MIN_WIRE_VERSION:
+            raise ServerError(
+                f"The server at {self.address} is older than MongoDB 6.0.", remedy="Upgrade the server."
+            )
+
+    def verdict(self, error: PyMongoError) -> DispatcherError:
+        """What to tell the operator of an error that ends a command."""
+        return fatal(error, self.address) or self._unreachable(error)
+
+    async def _look_for_a_standalone(self) -> None:
+        """A URL with replicaSet= finds no server where there is a standalone one; say so then."""
+        options: dict[str, Any] = {
+            "serverSelectionTimeoutMS": 1_000,
+            "replicaSet": None,
+            "directConnection": True,
+        }
+        try:
+            async with AsyncMongoClient(f"mongodb://{self.address}/", **options) as client:
+                hello = await client.admin.command("hello")
+        except PyMongoError:
+            return
+        self._refuse_standalone(hello)
+
+    def _refuse_standalone(self, hello: dict[str, Any]) -> None:
+        if hello.get("setName"):
+            return
+        if hello.get("isreplicaset"):
+            raise NotAReplicaSet(
+                f"The server at {self.address} was started as part of a replica set that is not initiated.",
+                remedy="Run rs.initiate() in mongosh once.",
+            )
+        raise NotAReplicaSet(
+            f"The server at {self.address} is a standalone mongod, which has no change streams.",
+            remedy="Start it with --replSet rs0 and run rs.initiate() in mongosh once; one node is enough.",
+        )
+
+    def _unreachable(self, error: Exception) -> CannotConnect:
+        return CannotConnect(
+            f"No MongoDB server answers at {self.address} within {self._patience:g} s: {in_short(error)}",
+            remedy="Is it running, are address and replicaSet of the URL right, may this machine reach it?",
+        )
+
+
+def _url_of(registry: Registry, settings: Settings) -> str:
+    if settings.url is not None:
+        try:
+            first_seed(settings.url)
+            registry.point_to(settings.url)
+        except ImproperlyConfigured as error:
+            raise CannotConnect(str(error), remedy="Mend --url or DISPATCHER_URL.") from error
+        return settings.url
+    if registry.url is None:
+        raise ApplicationError(
+            "The registry was made from a client, so the dispatcher does not know the URL to watch.",
+            remedy="Make the registry from a URL; Registry(url, driver='motor') uses Motor.",
+        )
+    return registry.url

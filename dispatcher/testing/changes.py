@@ -1,0 +1,222 @@
+"""Hand-made changes: what a receiver gets from the dispatcher, without a server and without a dispatcher."""
+
+import asyncio
+import itertools
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import bson
+from bson.raw_bson import RawBSONDocument
+from bson.timestamp import Timestamp
+
+from dispatcher.cancelling import end
+from dispatcher.decode import decode
+from dispatcher.delivery import Deliverer
+from dispatcher.events import Job
+from dispatcher.observe import Stats
+from dispatcher.routing import Routes
+from dispatcher.testing.recording import RecordedDelivery, Recorder, failures_of
+from mongoz import Document
+from mongoz.exceptions import SignalError, nearest, raise_together
+from mongoz.fields.storage import stored_names
+from mongoz.persistence.rows import new_row
+from mongoz.signals.names import POST
+
+__all__ = ["HandMade", "delete", "deliver", "insert", "replace", "update"]
+
+_increments = itertools.count(1)
+
+Row = Mapping[str, Any] | Document
+
+
+@dataclass(frozen=True, slots=True)
+class HandMade:
+    """A change for `deliver`; made by `insert`, `update`, `replace` and `delete`."""
+
+    operation: Literal["insert", "update", "replace", "delete"]
+    document: Row
+    previous: Row | None = None
+    changed: tuple[str, ...] = ()
+    image: Literal["post", "current", "key"] = "post"
+
+
+def insert(document: Row) -> HandMade:
+    """The insert of a document: a `post_save` with `created=True`.
+
+    Args:
+        document: as another client stores it, a dict of stored names; it gets an `_id` if it has none. Or an
+            instance.
+    """
+    return HandMade("insert", document)
+
+
+def replace(document: Row, *, previous: Row | None = None) -> HandMade:
+    """The replacement of a document: a `post_save` with `created=False`.
+
+    Args:
+        document: the new one, see `insert`.
+        previous: the one before, as collections with pre images tell it.
+    """
+    return HandMade("replace", document, previous)
+
+
+def update(
+    document: Row,
+    *,
+    changed: Iterable[str],
+    previous: Row | None = None,
+    image: Literal["post", "current", "key"] = "post",
+) -> HandMade:
+    """An update of some fields: a `post_update`.
+
+    Args:
+        document: the whole document after the update, see `insert`.
+        changed: names of the fields that were written, or `"address.city"` for something inside of one. Those
+            that the document does not have were removed.
+        previous: the document before, as collections with pre images tell it.
+        image: what the dispatcher knows: `"post"` with post images; `"current"`: it looked the document up;
+            `"key"`: the document was gone by then, and the instance has nothing but its id.
+    """
+    return HandMade("update", document, previous, tuple(changed), image)
+
+
+def delete(id_: Any, *, before: Row | None = None) -> HandMade:
+    """The deletion of a document: a `post_delete`.
+
+    Args:
+        id_: its `_id`.
+        before: the deleted document, as collections with pre images tell it. Without it the instance has nothing
+            but its id.
+    """
+    return HandMade("delete", {"_id": id_}, before)
+
+
+async def deliver(
+    document: type[Document],
+    change: HandMade,
+    *,
+    receiver: Callable[..., Awaitable[Any]] | str | None = None,
+    timeout: float = 30.0,  # noqa: ASYNC109 - it is the receiver's, as in the dispatcher's settings
+    raise_failures: bool = True,
+) -> list[RecordedDelivery]:
+    """Deliver a change that nobody made to the receivers of a document, as the dispatcher would.
+
+    It becomes a change event, and goes through the dispatcher's own code from there on. Neither a server nor a
+    running dispatcher is needed. The receivers are called once each, in the order in which they are connected.
+
+    Args:
+        document: whose collection the change is in. Other documents of the same collection do not get it.
+        change: `insert({"name": "Ada"})` and the like.
+        receiver: deliver to this one only: the function, or its name.
+        timeout: seconds that a receiver may take.
+        raise_failures: raise what receivers raise; else it is found in the result.
+
+    Returns:
+        The deliveries. Empty if the receivers do not want this change, because of their options.
+
+    Raises:
+        SignalError: no such receiver is connected to a `post_*` signal of the document.
+        Exception: what the only failing receiver raised, as it is; or that the document does not fit its model.
+        ExceptionGroup: what several raised.
+
+    Example:
+        >>> await deliver(User, update({"_id": 1, "name": "Ada"}, changed={"name"}), receiver=reindex)
+    """
+    collection = document.meta.require_collection()
+    registry = collection.database._registry
+    _check_receiver(document, receiver)
+    namespace = (collection.database.name, collection.name)
+    event = RawBSONDocument(bson.encode(_event(document, change, namespace), codec_options=registry.codec_options))
+    decoded = decode(event, registry.codec_options)
+    if change.image == "current":
+        decoded = decoded._replace(image="current")
+    calls = [
+        each._replace(receivers=tuple(one for one in each.receivers if receiver in (None, one.function, one.name)))
+        for each in Routes([document], registry.dispatched or "default").route(decoded)
+    ]
+    recorder = Recorder()
+    recorded = recorder.saw(decoded, [each for each in calls if each.receivers])
+    deliverer = Deliverer(term=1, attempts=1, timeout=timeout, stats=Stats(), once=True)
+    watch = asyncio.create_task(deliverer.watch(), name="watch-timeouts")
+    try:
+        # A task of its own: what a receiver does to the task that it runs in is nothing to ours.
+        await asyncio.create_task(deliverer.work(Job(decoded.token, decoded, recorded)), name="hand-made-change")
+    finally:
+        await end([watch])
+    failures = [error for _, error in failures_of(recorder.deliveries)]
+    if raise_failures:
+        raise_together(failures, f"{len(failures)} of {len(recorder.deliveries)} receivers failed")
+    return recorder.deliveries
+
+
+def _check_receiver(document: type[Document], receiver: object) -> None:
+    connected = [one for name in POST for one in getattr(document.meta.signals, name).receivers]
+    ours = [one for one in connected if one.runs_in_dispatcher]
+    if any(receiver in (None, one.function, one.name) for one in ours):
+        return
+    if receiver is None:
+        raise SignalError(
+            f"{document.__name__} has no post_save, post_update or post_delete receiver that a dispatcher may "
+            "run. Is the module with the receivers imported?"
+        )
+    label = receiver if isinstance(receiver, str) else getattr(receiver, "__qualname__", repr(receiver))
+    if any(receiver in (one.function, one.name) for one in connected):
+        raise SignalError(f"{label} is connected with delivery='process': no dispatcher ever runs it.")
+    raise SignalError(
+        f"{label} is not connected to post_save, post_update or post_delete of {document.__name__}."
+        f"{nearest(str(label), [one.name for one in ours])}"
+    )
+
+
+def _event(document: type[Document], change: HandMade, namespace: tuple[str, str]) -> dict[str, Any]:
+    """What the server would send."""
+    row = _row(change.document)
+    now, increment = int(time.time()), next(_increments)
+    event: dict[str, Any] = {
+        "_id": {"_data": f"82{now:08X}{increment:08X}2B{secrets.token_hex(12).upper()}04"},
+        "operationType": change.operation,
+        "clusterTime": Timestamp(now, increment),
+        "wallTime": datetime.now(UTC),
+        "ns": {"db": namespace[0], "coll": namespace[1]},
+        "documentKey": {"_id": row["_id"]},
+    }
+    if change.operation != "delete" and change.image != "key":
+        event["fullDocument"] = row
+    if change.previous is not None:
+        event["fullDocumentBeforeChange"] = {**_row(change.previous), "_id": row["_id"]}
+    if change.operation == "update":
+        event["updateDescription"] = _description(document, change.changed, row)
+    return event
+
+
+def _description(document: type[Document], changed: Iterable[str], row: dict[str, Any]) -> dict[str, Any]:
+    names = stored_names(document)
+    updated, removed = {}, []
+    for path in changed:
+        top, dot, rest = path.partition(".")
+        stored = f"{names.get(top, top)}{dot}{rest}"
+        try:
+            updated[stored] = _dig(row, stored.split("."))
+        except LookupError:
+            removed.append(stored)
+    return {"updatedFields": updated, "removedFields": removed, "truncatedArrays": []}
+
+
+def _dig(value: Any, steps: list[str]) -> Any:
+    for step in steps:
+        if isinstance(value, list) and step.isdigit():
+            value = value[int(step)]
+        elif isinstance(value, Mapping):
+            value = value[step]
+        else:
+            raise LookupError(step)
+    return value
+
+
+def _row(document: Row) -> dict[str, Any]:
+    row = new_row(document) if isinstance(document, Document) else dict(document)
+    return row if "_id" in row else {"_id": bson.ObjectId(), **row}

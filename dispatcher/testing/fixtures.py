@@ -1,0 +1,107 @@
+"""Fixtures for pytest: a MongoDB server for the test session, and a database for each test.
+
+In the outermost `conftest.py`:
+
+    pytest_plugins = ["dispatcher.testing.fixtures"]
+
+| fixture | scope | what it is |
+|---|---|---|
+| `mongodb` | session | a server: a replica set of one node, embedded; with pytest-xdist one for each worker |
+| `mongodb_url` | session | its URL |
+| `mongodb_database` | function | the name of a database that nobody else uses, dropped after the test |
+
+With `MONGOZ_TEST_URL` in the environment that server is used instead of an embedded one; it must be a replica set.
+Where there is no `mongod`, tests that need one are skipped; they fail if the environment has `CI`.
+"""
+
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pytest
+from pymongo import MongoClient
+from pymongo.errors import PyMongoError
+
+from dispatcher.embedded import embedded_mongo
+from dispatcher.exceptions import EmbeddedError
+
+__all__ = ["TestServer", "mongodb", "mongodb_database", "mongodb_url"]
+
+_VARIABLE: Final = "MONGOZ_TEST_URL"
+_SELECTION: Final = "serverSelectionTimeoutMS"
+_PATIENCE_MS: Final = 5_000
+
+
+@dataclass(frozen=True, slots=True)
+class TestServer:
+    """The server of the test session.
+
+    Attributes:
+        url: what clients connect to.
+        client: PyMongo's synchronous client, for whatever a test wants to do as somebody else.
+        embedded: it was started for this session, and ends with it.
+    """
+
+    __test__ = False  # to pytest a class of this name would be one of tests
+
+    url: str
+    client: "MongoClient[dict[str, Any]]"
+    embedded: bool
+
+
+@pytest.fixture(scope="session")
+def mongodb() -> Iterator[TestServer]:
+    """A MongoDB server that is a replica set, shared by the tests of one process."""
+    url = os.environ.get(_VARIABLE)
+    if url:
+        with _client(url) as client:
+            _check(client)
+            yield TestServer(url, client, embedded=False)
+        return
+    try:
+        embedded = embedded_mongo()
+        server = embedded.__enter__()
+    except EmbeddedError as error:
+        _give_up(f"no MongoDB server: {error.message}; {error.remedy}; or name one in {_VARIABLE}")
+    try:
+        with _client(server.url) as client:
+            yield TestServer(server.url, client, embedded=True)
+    finally:
+        embedded.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="session")
+def mongodb_url(mongodb: TestServer) -> str:
+    """The URL of the server."""
+    return mongodb.url
+
+
+@pytest.fixture
+def mongodb_database(mongodb: TestServer) -> Iterator[str]:
+    """The name of a database of this test's own; it is dropped afterwards."""
+    name = f"test_{secrets.token_hex(8)}"
+    yield name
+    mongodb.client.drop_database(name)
+
+
+def _client(url: str) -> "MongoClient[dict[str, Any]]":
+    patience: dict[str, Any] = {} if _SELECTION in url else {_SELECTION: _PATIENCE_MS}
+    return MongoClient(url, uuidRepresentation="standard", **patience)
+
+
+def _check(client: "MongoClient[dict[str, Any]]") -> None:
+    """Who names a server wants it to be used: that it can't is a failure, with or without CI."""
+    try:
+        hello = client.admin.command("hello")
+    except PyMongoError as error:
+        pytest.fail(f"{_VARIABLE} names a server that can't be used: {error}", pytrace=False)
+    if "setName" not in hello and hello.get("msg") != "isdbgrid":
+        pytest.fail(f"{_VARIABLE} names a standalone server, which has no change streams", pytrace=False)
+
+
+def _give_up(reason: str) -> None:
+    if os.environ.get("CI"):
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)

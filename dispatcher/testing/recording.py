@@ -1,0 +1,223 @@
+"""Writing down what the dispatcher delivers, from where it decides who gets a change."""
+
+import asyncio
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from time import monotonic
+from typing import Any, Literal
+
+from dispatcher.events import Calls, Change, Namespace
+from dispatcher.keys import document_key
+from dispatcher.routing import Routes
+from mongoz.persistence.rows import hydrate
+from mongoz.signals import Delivery
+from mongoz.signals.receivers import Receiver
+
+__all__ = ["RecordedDelivery", "Recorder", "RecordingRoutes", "SeenChange", "failures_of"]
+
+Outcome = Literal["waiting", "running", "delivered", "failed", "cancelled"]
+
+
+@dataclass(eq=False, slots=True)
+class RecordedDelivery:
+    """One change on its way to one receiver.
+
+    Attributes:
+        receiver: its name.
+        signal: `"post_save"`, `"post_update"` or `"post_delete"`.
+        document: the document class, which the receiver gets as `sender`.
+        collection: `"database.collection"`.
+        id: the document's `_id`.
+        outcome: `"waiting"` (not called yet), `"running"`, `"delivered"`, `"failed"` (the last attempt raised), or
+            `"cancelled"` because the dispatcher ended.
+        attempts: how often it was called.
+        error: what it raised last; None if it returned in the end.
+        kwargs: what it got: `instance`, `created`, `update_fields`, `previous`, `delivery`.
+        result: what it returned.
+    """
+
+    receiver: str
+    signal: str
+    document: Any
+    collection: str
+    id: Any
+    outcome: Outcome = "waiting"
+    attempts: int = 0
+    error: BaseException | None = None
+    kwargs: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    result: Any = field(default=None, repr=False)
+    _change: Change = field(kw_only=True, repr=False)
+    _began: float = field(default=0.0, repr=False)
+
+    @property
+    def instance(self) -> Any:
+        """The instance that the receiver got; None while it was not called."""
+        return self.kwargs.get("instance")
+
+    @property
+    def delivery(self) -> Delivery | None:
+        """What the receiver got as `delivery`; None while it was not called."""
+        return self.kwargs.get("delivery")
+
+    def __str__(self) -> str:
+        said = f"{self.signal} of {self.collection} {self.id!r} to {self.receiver}: {self.outcome}"
+        if self.outcome == "running":
+            said += f" for {monotonic() - self._began:.1f} s"
+        if self.attempts > 1:
+            said += f", attempt {self.attempts}"
+        return said if self.error is None else f"{said}: {type(self.error).__name__}: {self.error}"
+
+
+@dataclass(frozen=True, slots=True)
+class SeenChange:
+    """A change that was read, and how many receivers it has here."""
+
+    change: Change
+    receivers: int
+
+    def __str__(self) -> str:
+        said = f"{self.change.operation} of {'.'.join(self.change.namespace)} {self.change.id!r}"
+        return said if self.receivers else f"{said}: nobody is left to deliver it to"
+
+
+class Recorder:
+    """What was read and delivered.
+
+    Attributes:
+        deliveries: in the order in which their changes were read.
+        changes: likewise.
+        activity: grows whenever a change finds receivers, and whenever a receiver ends.
+        ending: receivers that are cancelled from now on did nothing wrong.
+    """
+
+    def __init__(self) -> None:
+        self.deliveries: list[RecordedDelivery] = []
+        self.changes: list[SeenChange] = []
+        self.activity = 0
+        self.ending = False
+
+    def saw(self, change: Change, calls: Iterable[Calls]) -> tuple[Calls, ...]:
+        """Write down who gets a change; the same calls, to receivers that are recorded."""
+        recorded = tuple(self._recorded(change, each) for each in calls)
+        self.changes.append(SeenChange(change, sum(len(each.receivers) for each in recorded)))
+        self.activity += len(recorded)
+        return recorded
+
+    def _recorded(self, change: Change, calls: Calls) -> Calls:
+        return calls._replace(receivers=tuple(self._wrap(change, calls, one) for one in calls.receivers))
+
+    def _wrap(self, change: Change, calls: Calls, receiver: Receiver) -> Receiver:
+        # The row becomes the instance's own, and is wanted later if no instance can be made of it.
+        kept = change._replace(document=copy.deepcopy(change.document))
+        place = ".".join(change.namespace)
+        record = RecordedDelivery(receiver.name, calls.signal, calls.document, place, change.id, _change=kept)
+        self.deliveries.append(record)
+
+        async def recorded(sender: Any, **kwargs: Any) -> Any:
+            record.kwargs, record.outcome, record.error = kwargs, "running", None
+            record.attempts += 1
+            record._began = monotonic()
+            try:
+                record.result = await receiver.function(sender=sender, **kwargs)
+            except BaseException as error:
+                self._failed(record, error)
+                raise
+            else:
+                record.outcome = "delivered"
+                return record.result
+            finally:
+                self.activity += 1
+
+        return replace(receiver, function=recorded)
+
+    def _failed(self, record: RecordedDelivery, error: BaseException) -> None:
+        cancelled = isinstance(error, asyncio.CancelledError)
+        record.outcome = "cancelled" if cancelled and self.ending else "failed"
+        if cancelled and not self.ending:
+            error = TimeoutError(f"it was cancelled after {monotonic() - record._began:.1f} s")
+        record.error = error
+
+    def forget_unwanted(self) -> None:
+        """Take out what was never begun although everything is finished: the receiver's `where` refused it."""
+        self.deliveries = [one for one in self.deliveries if one.outcome != "waiting" or _misfit(one) is not None]
+
+    def of(self, namespaces: Iterable[Namespace], id_: Any) -> list[RecordedDelivery]:
+        """The deliveries of one document, which may live in any of these collections."""
+        keys = {document_key(namespace, id_) for namespace in namespaces}
+        return [each for each in self.deliveries if each._change.key in keys]
+
+
+class RecordingRoutes:
+    """Stands in for the `Routes` of a service.
+
+    Args:
+        routes: the real ones, which decide.
+        recorder: told of every change.
+        marker: a collection of our own, which the stream has to contain as well.
+        on_marker: told of every change in it.
+    """
+
+    def __init__(
+        self, routes: Routes, recorder: Recorder, marker: Namespace, on_marker: Callable[[Change], None]
+    ) -> None:
+        self._routes: Any = routes
+        self._recorder = recorder
+        self._marker = marker
+        self._on_marker = on_marker
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._routes, name)
+
+    @property
+    def namespaces(self) -> tuple[Namespace, ...]:
+        """The collections to watch."""
+        return (*self._routes.namespaces, self._marker)
+
+    @property
+    def scope(self) -> Any:
+        """What the stream watches."""
+        scope = self._routes.scope
+        return scope._replace(namespaces=tuple(sorted({*scope.namespaces, self._marker})))
+
+    def route(self, change: Change) -> tuple[Calls, ...]:
+        """The receivers of one change, in the order in which they are called."""
+        if change.namespace == self._marker:
+            self._on_marker(change)
+            return ()
+        return self._recorder.saw(change, self._routes.route(change))
+
+
+def failures_of(deliveries: Iterable[RecordedDelivery]) -> list[tuple[RecordedDelivery, Exception]]:
+    """What went wrong with finished deliveries; each exception has a note that says where.
+
+    A delivery that is over and whose receiver was never called is one whose document does not fit its model. That
+    is said once, for however many receivers.
+    """
+    failures: list[tuple[RecordedDelivery, Exception]] = []
+    misfits: set[tuple[str, Any]] = set()
+    for record in deliveries:
+        error = record.error if record.outcome == "failed" else None
+        if record.outcome == "waiting" and (record._change.token, record.document) not in misfits:
+            error = _misfit(record)
+            misfits.add((record._change.token, record.document))
+        if error is None:
+            continue
+        if not isinstance(error, Exception):  # a group of exceptions takes no SystemExit
+            error = RuntimeError(f"{type(error).__name__}: {error}")
+        note = f"in the delivery of {record.signal} of {record.collection} {record.id!r} to {record.receiver}"
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
+        failures.append((record, error))
+    return failures
+
+
+def _misfit(record: RecordedDelivery) -> Exception | None:
+    row = record._change.document
+    if row is None:
+        return None
+    try:
+        hydrate(record.document, copy.deepcopy(row))
+    except Exception as error:  # ValidationErrors, and whatever the application's validators raise
+        return error
+    return None

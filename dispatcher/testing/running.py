@@ -1,0 +1,401 @@
+"""A dispatcher inside of a test, and waiting for what it delivers."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Final, Self
+
+import bson
+from bson.timestamp import Timestamp
+from pymongo import AsyncMongoClient
+from pymongo.errors import PyMongoError
+from pymongo.write_concern import WriteConcern
+
+from dispatcher.events import Change, Namespace
+from dispatcher.positions import token_time
+from dispatcher.service import Service
+from dispatcher.settings import Settings
+from dispatcher.testing.recording import RecordedDelivery, Recorder, RecordingRoutes, failures_of
+from mongoz import Document, Registry, Signal
+from mongoz.exceptions import SignalError, nearest
+from mongoz.persistence.rows import loaded
+from mongoz.signals.names import POST
+
+__all__ = ["DeliveryTimeout", "Dispatcher"]
+
+_POLL: Final = 0.005
+
+# A test waits for a server that is gone no longer than that.
+_PATIENCE: Final = 5.0
+_LITTLE_PATIENCE: Final = 0.5
+
+# What a report lists at most, the latest ones.
+_LISTED: Final = 20
+
+_MARKERS: Final = "mongoz_dispatcher_testing"
+
+
+class DeliveryTimeout(AssertionError):
+    """What a test waited for was not delivered in time. The message lists what was seen instead."""
+
+
+class Dispatcher:
+    """The daemon's service, run in the event loop of a test: what is written inside of the block is delivered.
+
+    It is the real one: it watches the change stream, and tells apart what ran in process. Unlike the daemon it
+    makes one attempt at a delivery, begins at the moment at which the block is entered, and keeps its position in
+    a state database of its own, which is dropped at the end. Settings change that.
+
+    A collection `mongoz_dispatcher_testing` next to the documents marks the places that `until_idle` waits for; it
+    is dropped at the end as well.
+
+    Args:
+        registry: of the application. It must be dispatched, unless `deliver_everything` is set, and its receivers
+            must be connected by now.
+        settings: of the dispatcher. If they name a `state_database`, it is kept: a second dispatcher with the same
+            settings goes on where the first one ended.
+        url: watch this deployment, if that is not the registry's.
+        raise_failures: `until_idle`, `delivered` and the end of the block raise what receivers raised.
+
+    Attributes:
+        service: the daemon's service, once the block is entered.
+
+    Raises:
+        DispatcherError: at the start, at the next call or at the end of the block: the dispatcher can't work.
+
+    Example:
+        >>> async with Dispatcher(registry) as dispatcher:
+        ...     await database.users.insert_one({"name": "Ada"})
+        ...     await dispatcher.until_idle()
+    """
+
+    service: Service
+
+    def __init__(
+        self,
+        registry: Registry,
+        settings: Settings | None = None,
+        *,
+        url: str | None = None,
+        raise_failures: bool = True,
+    ) -> None:
+        self._registry = registry
+        self._settings, self._own_state = _settings(settings, None if url == registry.url else url)
+        self._raise_failures = raise_failures
+        self._recorder = Recorder()
+        self._reported: set[int] = set()  # failures that the test was told of, by id(): the recorder keeps them
+        self._error_reported = False
+        self._stop = asyncio.Event()
+        self._marked: dict[Any, str] = {}
+
+    @property
+    def deliveries(self) -> Sequence[RecordedDelivery]:
+        """All deliveries since the start, or since `clear()`, in the order in which their changes were read."""
+        return tuple(self._recorder.deliveries)
+
+    @property
+    def failures(self) -> Sequence[RecordedDelivery]:
+        """Those whose receiver raised in the last attempt that was made."""
+        return tuple(each for each in self._recorder.deliveries if each.outcome == "failed")
+
+    def clear(self) -> None:
+        """Forget the deliveries so far."""
+        self._recorder.deliveries.clear()
+        self._recorder.changes.clear()
+        self._reported.clear()
+
+    async def __aenter__(self) -> Self:
+        self.service = Service(self._registry, self._settings)
+        url = self._registry.url
+        assert url is not None  # else there is no service
+        self._marker: Namespace = (self.service.routes.namespaces[0][0], _MARKERS)
+        recording: Any = RecordingRoutes(self.service.routes, self._recorder, self._marker, self._on_marker)
+        self.service.routes = recording
+        options: dict[str, Any] = {"serverSelectionTimeoutMS": int(_PATIENCE * 1000)}
+        self._client: AsyncMongoClient[Any] = AsyncMongoClient(url, **options)
+        self._task = asyncio.create_task(self.service.run(self._stop), name="dispatcher")
+        try:
+            deadline = _now() + self._settings.connect_timeout + _PATIENCE
+            await self._until(lambda: self.service.ready, deadline, "The change stream is not open")
+        except BaseException:
+            await self._end()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        ended = await self._end()
+        if self._error_reported:
+            ended = None
+        if error is None:
+            if ended is not None:
+                raise ended
+            self._raise_what_failed(self._recorder.deliveries, over=False)
+        elif ended is not None:
+            error.add_note(f"The dispatcher had ended before: {type(ended).__name__}: {ended}")
+
+    async def until_idle(self, timeout: float = 10.0) -> None:  # noqa: ASYNC109 - with a report of what was seen
+        """Wait until every write that was made before, by anyone, is delivered; and what receivers wrote as well.
+
+        Raises:
+            ExceptionGroup: what receivers raised, each with a note that says where; and the errors of documents
+                that do not fit their model. Only those that no call raised before.
+            DeliveryTimeout: it is still at work.
+            DispatcherError: the dispatcher has ended.
+        """
+        deadline = _now() + timeout
+        while True:
+            before = self._recorder.activity
+            await self._reach_now(deadline, f"The dispatcher is not idle after {timeout:g} s")
+            if self._recorder.activity == before:  # nobody was called meanwhile, so nobody wrote anything
+                break
+        self._raise_what_failed(self._recorder.deliveries)
+        self._recorder.forget_unwanted()
+
+    async def delivered(
+        self,
+        target: Document | tuple[str | type[Document], Any],
+        signal: str | Signal | None = None,
+        times: int = 1,
+        timeout: float = 10.0,  # noqa: ASYNC109 - with a report of what was seen
+        *,
+        receiver: str | Callable[..., Awaitable[Any]] | None = None,
+    ) -> list[RecordedDelivery]:
+        """Wait until writes of a document are delivered; deliveries since the start of the block count.
+
+        Args:
+            target: an instance, or where it is and its `_id`: `("users", id)`, `("shop.users", id)`, `(User, id)`.
+            signal: only this one, `"post_save"` or `User.signals.post_save`.
+            times: so many deliveries at least. A write has one for each receiver.
+            timeout: seconds to wait.
+            receiver: only to this one: the function, or its name.
+
+        Returns:
+            The deliveries, in the order of the writes. All of them, if there are more than `times`.
+
+        Raises:
+            DeliveryTimeout: it was not delivered; the message lists what was.
+            ExceptionGroup: receivers raised, and it will not be delivered.
+            SignalError: no dispatcher delivers such a signal.
+            DispatcherError: the dispatcher has ended.
+
+        Example:
+            >>> (delivery,) = await dispatcher.delivered(user, "post_save")
+            >>> assert delivery.kwargs["created"]
+        """
+        name = _name_of(signal)
+        namespaces, id_ = self._locate(target)
+        names = None if receiver is None else self._names_of(receiver)
+
+        def wanted() -> list[RecordedDelivery]:
+            return [
+                each
+                for each in self._recorder.of(namespaces, id_)
+                if name in (None, each.signal) and (names is None or each.receiver in names)
+            ]
+
+        def enough() -> bool:
+            if sum(each.outcome == "delivered" for each in wanted()) >= times:
+                return True
+            self._raise_what_failed([each for each in wanted() if self._is_over(each)])
+            return False
+
+        what = f"{name or 'Anything'} of {' or '.join(map('.'.join, namespaces))} {id_!r}"
+        what += f" to {receiver if isinstance(receiver, str) else receiver.__qualname__}" if receiver else ""
+        count = f" {times} times" if times > 1 else ""
+        await self._until(enough, _now() + timeout, f"{what} was not delivered{count} within {timeout:g} s")
+        return [each for each in wanted() if each.outcome == "delivered"]
+
+    # -- waiting ---------------------------------------------------------------------------------------------
+
+    async def _reach_now(self, deadline: float, complaint: str) -> None:
+        """Wait until everything is finished that was committed before this call."""
+        id_ = bson.ObjectId()
+        written_at = await self._write_marker(id_, deadline, complaint)
+
+        def reached() -> bool:
+            position = self.service.position
+            if position is None:
+                return False
+            marker = self._marked.get(id_)
+            # Normally it comes along in the stream. If that doesn't hold it, an idle stream's position tells.
+            return position >= marker if marker is not None else token_time(position) > written_at
+
+        await self._until(reached, deadline, complaint)
+        self._marked.pop(id_, None)
+
+    async def _write_marker(self, id_: bson.ObjectId, deadline: float, complaint: str) -> Timestamp:
+        """Write something of our own behind all that was committed so far."""
+        database, name = self._marker
+        markers = self._client[database].get_collection(name, write_concern=WriteConcern("majority"))
+        writing = asyncio.create_task(self._insert(markers, id_), name="write-marker")
+        try:
+            await self._until(writing.done, deadline, complaint)
+        finally:
+            if not writing.done():
+                writing.cancel()
+                with suppress(asyncio.CancelledError):
+                    await writing
+        return writing.result()
+
+    async def _insert(self, markers: Any, id_: bson.ObjectId) -> Timestamp:
+        async with self._client.start_session() as session:
+            await markers.insert_one({"_id": id_}, session=session)
+            assert session.operation_time is not None
+            return session.operation_time
+
+    def _on_marker(self, change: Change) -> None:
+        if change.operation == "insert":
+            self._marked[change.id] = change.token
+
+    async def _until(self, condition: Callable[[], bool], deadline: float, complaint: str) -> None:
+        while not condition():
+            self._raise_if_ended()
+            if _now() > deadline:
+                raise DeliveryTimeout(f"{complaint}.\n{self._report()}")
+            await asyncio.sleep(_POLL)
+
+    def _raise_if_ended(self) -> None:
+        if not self._task.done():
+            return
+        self._error_reported = True
+        self._task.result()
+        raise RuntimeError("The dispatcher has ended: its block is left.")
+
+    # -- failures and reports --------------------------------------------------------------------------------
+
+    def _is_over(self, record: RecordedDelivery) -> bool:
+        position = self.service.position
+        return position is not None and position >= record._change.token
+
+    def _raise_what_failed(self, deliveries: Sequence[RecordedDelivery], *, over: bool = True) -> None:
+        """Raise what was not raised before.
+
+        Args:
+            deliveries: those to look at.
+            over: they are finished, so that one whose receiver was not called won't be.
+        """
+        if not self._raise_failures:
+            return
+        finished = [each for each in deliveries if over or each.outcome == "failed"]
+        failed = [(one, error) for one, error in failures_of(finished) if id(one) not in self._reported]
+        if not failed:
+            return
+        self._reported.update(id(one) for one, _ in failed)
+        lines = [f"  {one}" if one.error else f"  {one}: {error}" for one, error in failed]
+        count = f"{len(failed)} deliveries" if len(failed) > 1 else "A delivery"
+        raise ExceptionGroup("\n".join([f"{count} failed:", *lines]), [error for _, error in failed])
+
+    def _report(self) -> str:
+        """What was and was not seen, for who waited in vain."""
+        deliveries, changes = self._recorder.deliveries, self._recorder.changes
+        lines = [self._lag()]
+        lines += _listed("Not finished", [d for d in deliveries if d.outcome in {"waiting", "running"}])
+        lines += _listed("Failed", [d for d in deliveries if d.outcome in {"failed", "cancelled"}])
+        lines += _listed("Delivered", [d for d in deliveries if d.outcome == "delivered"])
+        unwanted = [change for change in changes if not change.receivers]
+        lines += _listed("Read, but without a receiver (or it ran in the writing process)", unwanted)
+        if not changes:
+            watched = ", ".join(".".join(each) for each in self.service.routes.namespaces if each != self._marker)
+            lines.append(f"No change was read. Watched are: {watched}.")
+        return "\n".join(lines)
+
+    def _lag(self) -> str:
+        position = self.service.position
+        if position is None:
+            return "The dispatcher has not begun to read."
+        behind = max(0, int(time.time()) - token_time(position).time)
+        open_ = sum(each.outcome in {"waiting", "running"} for each in self._recorder.deliveries)
+        said = f"Everything is finished up to {behind} s ago; {open_} deliveries are open"
+        return f"{said}." if self.service.ready else f"{said}; the change stream is broken."
+
+    # -- targets ---------------------------------------------------------------------------------------------
+
+    def _locate(self, target: Document | tuple[str | type[Document], Any]) -> tuple[list[Namespace], Any]:
+        """The collections that are meant, and the `_id`."""
+        if isinstance(target, Document):
+            collection = loaded(target).collection or type(target).meta.require_collection()
+            return [(collection.database.name, collection.name)], target.id
+        place, id_ = target
+        if not isinstance(place, str):
+            collection = place.meta.require_collection()
+            return [(collection.database.name, collection.name)], id_
+        watched = [each for each in self.service.routes.namespaces if each != self._marker]
+        found = [each for each in watched if place in (each[1], ".".join(each))]
+        if not found:
+            known = [name for each in watched for name in (each[1], ".".join(each))]
+            raise SignalError(f"Nobody listens to a collection {place!r}.{nearest(place, known)}")
+        return found, id_
+
+    def _names_of(self, receiver: str | Callable[..., Awaitable[Any]]) -> set[str]:
+        all_ = [
+            r for listener in self.service.routes.listeners for each in listener.receivers.values() for r in each
+        ]
+        found = {one.name for one in all_ if receiver in (one.name, one.function)}
+        if not found:
+            label = receiver if isinstance(receiver, str) else getattr(receiver, "__qualname__", repr(receiver))
+            raise SignalError(f"No receiver {label} runs here.{nearest(label, [one.name for one in all_])}")
+        return found
+
+    # -- the end ---------------------------------------------------------------------------------------------
+
+    async def _end(self) -> BaseException | None:
+        """Stop as at SIGTERM, and clean up; what the dispatcher ended with, if that is an error."""
+        self._stop.set()
+        # What is in flight gets the grace period; what is cancelled after it has not failed.
+        cut = asyncio.get_running_loop().call_later(self._settings.grace, self._cut)
+        await asyncio.wait([self._task])
+        cut.cancel()
+        error = None if self._task.cancelled() else self._task.exception()
+        try:
+            if self.service.position is not None:  # else it never wrote anything
+                await self._clean_up()
+        finally:
+            await self._client.close()
+        return error
+
+    async def _clean_up(self) -> None:
+        with suppress(PyMongoError, TimeoutError):  # of a server that is gone nothing has to be cleaned up
+            async with asyncio.timeout(_PATIENCE if self.service.ready else _LITTLE_PATIENCE):
+                database, name = self._marker
+                await self._client[database].drop_collection(name)
+                if self._own_state:
+                    await self._client.drop_database(self._settings.state_database)
+
+    def _cut(self) -> None:
+        self._recorder.ending = True
+
+
+def _settings(settings: Settings | None, url: str | None) -> tuple[Settings, bool]:
+    """The settings to use, and whether the state is our own to drop."""
+    name = f"dispatcher_test_{secrets.token_hex(6)}"
+    if settings is None:
+        # The URL is said in any case: that of an environment variable is no place for tests.
+        return Settings(url=url, attempts=1, grace=1.0, connect_timeout=_PATIENCE, state_database=name), True
+    own = "state_database" not in settings.model_fields_set
+    changes: dict[str, Any] = {"state_database": name} if own else {}
+    if url is not None:
+        changes["url"] = url
+    return settings.model_copy(update=changes), own
+
+
+def _name_of(signal: str | Signal | None) -> str | None:
+    name = signal.name if isinstance(signal, Signal) else signal
+    if name is not None and name not in POST:
+        raise SignalError(f"No dispatcher delivers {name!r}.{nearest(name, POST)}")
+    return name
+
+
+def _listed(title: str, things: Sequence[object]) -> list[str]:
+    if not things:
+        return []
+    left_out = [f"  ... and {len(things) - _LISTED} before"] if len(things) > _LISTED else []
+    return [f"{title}:", *left_out, *(f"  {thing}" for thing in things[-_LISTED:])]
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

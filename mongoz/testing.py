@@ -1,0 +1,425 @@
+"""For tests: which signals fired, with what.
+
+    with capture(User) as captured:
+        await sign_up("ada@example.com")
+    captured.assert_fired(User.signals.post_save, created=True, instance__email="ada@example.com")
+
+A capture listens in this process only. What a dispatcher delivers is recorded by `dispatcher.testing`.
+"""
+
+import copy
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from types import TracebackType
+from typing import Any, Final, overload
+
+from mongoz.connection import Registry
+from mongoz.documents import Document
+from mongoz.exceptions import SignalError, nearest
+from mongoz.signals import Broadcaster, Signal
+from mongoz.signals.muting import is_muted
+from mongoz.signals.names import KEYWORDS
+from mongoz.signals.options import Options
+from mongoz.signals.receivers import Receiver, ReceiverFunction
+from mongoz.stamps import receiver_id
+
+__all__ = ["Captured", "Fired", "capture"]
+
+_numbers = itertools.count(1)
+
+# Said in a line of its own place, or of no interest to who reads a failed test.
+_UNSAID: Final = frozenset({"sender", "instance", "delivery", "previous"})
+_LONGEST: Final = 60
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Fired:
+    """One signal that fired.
+
+    Attributes:
+        signal: its name.
+        sender: who sent it: the document class.
+        instance: the instance it is about, as it is by now; None if a custom signal was sent without one.
+        kwargs: all keywords that receivers got, `sender` left out.
+        values: the fields of the instance as they were when the signal fired.
+    """
+
+    signal: str
+    sender: Any
+    instance: Any
+    kwargs: Mapping[str, Any]
+    values: Mapping[str, Any] = field(repr=False)
+    _source: Signal = field(repr=False)
+
+    def __str__(self) -> str:
+        about = ""
+        if self.values:
+            about = f" {', '.join(f'{name}={_short(value)}' for name, value in self.values.items())}"
+        said = [f"{name}={_short(value)}" for name, value in self.kwargs.items() if name not in _UNSAID]
+        return f"{_name_of(self.sender)}.{self.signal}({', '.join(said)}){about}"
+
+    def matches(self, matching: Mapping[str, Any]) -> bool:
+        """Whether the keywords have these values; `instance__name` is the field `name` when the signal fired."""
+        return all(self._has(path.split("__"), value) for path, value in matching.items())
+
+    def _has(self, path: list[str], wanted: Any) -> bool:
+        first, *rest = path
+        found: Any = {"sender": self.sender, **self.kwargs}
+        if first == "instance" and rest and self.values:
+            found, path = self.values, rest
+        for step in path:
+            try:
+                found = found[step] if isinstance(found, Mapping) else getattr(found, step)
+            except (KeyError, AttributeError):
+                return False
+        return bool(found == wanted)
+
+
+class Captured(Sequence[Fired]):
+    """What fired, in order. It stays readable after the block.
+
+    `of()` and `named()` return the part that is there at the time.
+    """
+
+    def __init__(self, signals: list[Signal], fired: Iterable[Fired] = ()) -> None:
+        self._signals = signals
+        self._fired = list(fired)
+
+    @overload
+    def __getitem__(self, index: int) -> Fired: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Fired]: ...
+    def __getitem__(self, index: int | slice) -> Fired | list[Fired]:
+        return self._fired[index]
+
+    def __len__(self) -> int:
+        return len(self._fired)
+
+    def __repr__(self) -> str:
+        return f"<Captured: {', '.join(self.names) or 'nothing'}>"
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the signals that fired, in order: `["pre_save", "post_save"]`."""
+        return [each.signal for each in self._fired]
+
+    def of(self, *documents: type[Document]) -> "Captured":
+        """What these documents sent; an abstract one stands for its subclasses."""
+        return Captured(self._signals, [f for f in self._fired if any(_is_of(f, one) for one in documents)])
+
+    def named(self, *signals: str | Signal) -> "Captured":
+        """What fired of these signals.
+
+        Raises:
+            SignalError: a signal that is not captured, so that it could not be here.
+        """
+        tests = [self._test(signal) for signal in signals]
+        return Captured(self._signals, [f for f in self._fired if any(test(f) for test in tests)])
+
+    def clear(self) -> None:
+        """Forget what fired so far."""
+        self._fired.clear()
+
+    def assert_fired(self, signal: str | Signal, times: int | None = 1, **matching: Any) -> list[Fired]:
+        """Assert that a signal fired, as often as said.
+
+        Args:
+            signal: `User.signals.post_save`, or a name: then of all documents that are captured.
+            times: exactly so often; None means at least once.
+            **matching: keywords that the receivers got (`created=True`), and fields of the instance at that time
+                (`instance__name="Ada"`). Only what matches all of them is counted.
+
+        Returns:
+            What matched.
+
+        Raises:
+            AssertionError: it did not; the message lists what did fire.
+            SignalError: the signal is not captured, or never has such a keyword.
+
+        Example:
+            >>> captured.assert_fired("post_update", update_fields={"name"}, instance__name="Ada")
+        """
+        _check_keywords(signal, matching)
+        found = [fired for fired in self.named(signal) if fired.matches(matching)]
+        if len(found) == times or (times is None and found):
+            return found
+        with_what = ", ".join(f"{name}={_short(value)}" for name, value in matching.items())
+        raise AssertionError(
+            f"{_label(signal)}{f' with {with_what}' if with_what else ''} fired {_times(len(found))}, "
+            f"expected {'at least once' if times is None else _times(times)}.\n{self._report()}"
+        )
+
+    def assert_not_fired(self, signal: str | Signal, **matching: Any) -> None:
+        """Assert that a signal did not fire, or not so; for the arguments and errors see `assert_fired`."""
+        self.assert_fired(signal, times=0, **matching)
+
+    def assert_nothing_fired(self) -> None:
+        """Assert that none of the captured signals fired.
+
+        Raises:
+            AssertionError: one did; the message lists them all.
+        """
+        if self._fired:
+            raise AssertionError(f"Nothing should have fired.\n{self._report()}")
+
+    def _report(self) -> str:
+        if not self._fired:
+            return "Nothing fired."
+        lines = [f"  {number}. {fired}" for number, fired in enumerate(self._fired, start=1)]
+        return "\n".join(["What fired:", *lines])
+
+    def _test(self, signal: str | Signal) -> Callable[[Fired], bool]:
+        known = self._signals
+        if isinstance(signal, str):
+            names = {one.name for one in known if one.name}
+            if signal not in names:
+                raise SignalError(f"No signal {signal!r} is captured.{nearest(signal, names)}")
+            return lambda fired: fired.signal == signal
+        if not any(one is signal for one in known):
+            raise SignalError(f"{_label(signal)} is not captured; name it, or its document, in capture(...).")
+        name, sender = signal.name, signal.sender
+        if sender is None:  # a custom one
+            return lambda fired: fired._source is signal
+        return lambda fired: fired.signal == name and _is_of(fired, sender)  # also those of its subclasses
+
+
+class capture:  # noqa: N801 - it reads as what it does: with capture(User) as captured
+    """Record which signals fire while a `with` block runs, in all tasks of this process.
+
+    A signal counts as fired when it is sent: also when no receiver is connected, and before any runs, so a
+    `pre_*` receiver that refuses the write can be tested too. Muted signals do not fire, `post_*` signals of a
+    transaction fire after its commit. Where nobody listens, bulk calls work on the server alone and fire nothing;
+    a capture listens, so with it they work on instances.
+
+    On a dispatched registry captured writes carry a stamp like those with a receiver. Receivers that a silent
+    capture keeps from running are not named in it: a dispatcher delivers to them.
+
+    Args:
+        *targets: documents (all their signals, custom ones included; an abstract one stands for its subclasses
+            as well), single signals, or a registry (all its documents).
+        silent: the real receivers do not run in process inside of the block.
+
+    Raises:
+        SignalError: there is no target, or one is none of these.
+
+    Example:
+        >>> with capture(User, silent=True) as captured:
+        ...     await User.objects.create(name="Ada")
+        >>> captured.assert_fired(User.signals.post_save, created=True)
+    """
+
+    def __init__(self, *targets: type[Document] | Signal | Registry, silent: bool = False) -> None:
+        if not targets:
+            raise SignalError("capture() needs documents, signals or a registry: capture(User).")
+        self._broadcasters: list[Broadcaster] = []
+        self._signals: list[Signal] = []
+        for target in targets:
+            self._aim(target)
+        self._silent = silent
+        self._tapped: list[Signal] = []
+        self._captured = Captured(self._tapped)
+        name = f"mongoz.testing.capture-{next(_numbers)}"
+        # An id of its own: it may stand in stamps, where it must be nobody else's.
+        self._receiver = Receiver(self._record, name, -1, Options(delivery="process"), receiver_id((name,)))
+
+    def _aim(self, target: object) -> None:
+        if isinstance(target, Signal):
+            self._signals.append(target)
+            return
+        documents: Iterable[Any] = (target,)
+        if isinstance(target, Registry):
+            documents = target.all_documents
+        elif not (isinstance(target, type) and issubclass(target, Document)):
+            raise SignalError(f"capture() takes documents, signals and registries, not {target!r}.")
+        elif target.meta.abstract:
+            documents = (target, *_subclasses(target))
+        self._broadcasters += [document.meta.signals for document in documents]
+
+    def __enter__(self) -> Captured:
+        if self._tapped:
+            raise SignalError("This capture is in use already; make another one: capture(...).")
+        self._captured = Captured(self._tapped)
+        for broadcaster in self._broadcasters:
+            _become(broadcaster, _WatchedBroadcaster)
+            for signal in _signals_of(broadcaster):
+                self._tap(signal)
+        for signal in self._signals:
+            self._tap(signal)
+        _active.append(self)
+        return self._captured
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _active.remove(self)
+        for broadcaster in self._broadcasters:
+            if not any(broadcaster in other._broadcasters for other in _active):
+                _become(broadcaster, Broadcaster)
+        for signal in self._tapped:
+            _untap(signal, self)
+        self._tapped = []
+
+    def _tap(self, signal: Signal) -> None:
+        if not any(signal is one for one in self._tapped):
+            self._tapped.append(signal)
+            taps = _taps.setdefault(id(signal), [])
+            taps.append(self)
+            if len(taps) == 1:
+                kind: Any = type(signal)
+                _become(signal, _tapped(kind))
+            signal._forget_resolved()
+
+    async def _record(self, sender: Any = None, **kwargs: Any) -> None:
+        """The receiver of `post_*` signals in process; what is sent was noted before."""
+        delivery = kwargs.get("delivery")
+        if delivery is not None:
+            self._note(getattr(sender.meta.signals, delivery.signal), sender, kwargs)
+
+    def _note(self, signal: Signal, sender: Any, kwargs: Mapping[str, Any]) -> None:
+        instance = kwargs.get("instance")
+        values = {name: _copied(value) for name, value in getattr(instance, "__dict__", {}).items()}
+        fired = Fired(signal.name or "(custom)", sender, instance, dict(kwargs), values, signal)
+        self._captured._fired.append(fired)
+
+
+_active: list[capture] = []
+_taps: dict[int, list[capture]] = {}
+"""The captures of a signal, by its id(): each of them keeps the signal alive."""
+
+
+@cache
+def _tapped(kind: Any) -> type[Signal]:
+    """What a signal of this class, maybe an application's, is while it is captured: one of a subclass.
+
+    The connections are never touched, so there is nothing to restore. Recorders are among the receivers, for who
+    asks whether somebody listens. Receivers of `post_*` are run by the write, in process; all else is sent.
+    """
+
+    class TappedSignal(kind):  # type: ignore[misc]
+        __slots__ = ()
+
+        def _resolve(self) -> tuple[ReceiverFunction, ...]:
+            functions = super()._resolve()
+            _add_recorders(self)
+            return functions
+
+        async def send(self, /, sender: Any = None, **kwargs: Any) -> list[tuple[ReceiverFunction, Any]]:
+            return await super().send(sender, **kwargs) if _note(self, sender, kwargs) else []
+
+        async def send_robust(self, /, sender: Any = None, **kwargs: Any) -> list[tuple[ReceiverFunction, Any]]:
+            if not _note(self, sender, kwargs):
+                return []
+            results = await super().send_robust(sender, **kwargs)
+            recorders = [tap._receiver.function for tap in _taps[id(self)]]
+            return [pair for pair in results if pair[0] not in recorders]
+
+    return TappedSignal
+
+
+def _add_recorders(signal: Signal) -> None:
+    recorders = tuple(tap._receiver for tap in _taps[id(signal)])
+    signal._resolved = (*recorders, *(signal._resolved or ()))
+    signal._in_process = recorders if _is_silent(signal) else (*recorders, *signal._in_process)
+
+
+def _is_silent(signal: Signal) -> bool:
+    return any(tap._silent for tap in _taps[id(signal)])
+
+
+def _note(signal: Signal, sender: Any, kwargs: Mapping[str, Any]) -> bool:
+    """Record that a signal is sent; whether its receivers are to run."""
+    if is_muted(sender, signal.name):
+        return False
+    for tap in _taps[id(signal)]:
+        tap._note(signal, sender, kwargs)
+    return not _is_silent(signal)
+
+
+class _WatchedBroadcaster(Broadcaster):
+    """What a document's signals are while they are captured: one that comes into being is captured too."""
+
+    __slots__ = ()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        for one in _active:
+            if self in one._broadcasters:
+                one._tap(value)
+
+
+def _become(thing: object, kind: type) -> None:
+    """Change the class of an object; not by assigning, since a broadcaster lets nobody assign but signals."""
+    object.__setattr__(thing, "__class__", kind)
+
+
+def _untap(signal: Signal, tap: capture) -> None:
+    taps = _taps[id(signal)]
+    taps.remove(tap)
+    if not taps:
+        del _taps[id(signal)]
+        _become(signal, type(signal).__mro__[1])
+    signal._forget_resolved()
+
+
+def _signals_of(broadcaster: Broadcaster) -> Iterator[Signal]:
+    """A document's own signals, and the custom ones of the abstract documents that it inherits from."""
+    yield from broadcaster._signals.values()
+    for parent in broadcaster._parents:
+        yield from (signal for signal in _signals_of(parent) if signal.name not in KEYWORDS)
+
+
+def _subclasses(document: type) -> Iterator[type]:
+    child: type
+    for child in document.__subclasses__():
+        yield child
+        yield from _subclasses(child)
+
+
+def _is_of(fired: Fired, document: Any) -> bool:
+    sender = fired.sender
+    return sender is document or (
+        document.meta.abstract and isinstance(sender, type) and issubclass(sender, document)
+    )
+
+
+def _check_keywords(signal: str | Signal, matching: Mapping[str, Any]) -> None:
+    """A misspelt keyword would match nothing, and an assertion that something did *not* fire would pass."""
+    name = signal if isinstance(signal, str) else signal.name
+    fields = getattr(None if isinstance(signal, str) else signal.sender, "model_fields", None)
+    for path in matching:
+        first, _, rest = path.partition("__")
+        if name in KEYWORDS and first not in KEYWORDS[name]:
+            raise SignalError(f"{name} has no keyword {first!r}.{nearest(first, KEYWORDS[name])}")
+        attribute = rest.partition("__")[0]
+        if first == "instance" and attribute and fields and attribute not in fields:
+            raise SignalError(
+                f"{_label(signal)} is of documents without {attribute!r}.{nearest(attribute, fields)}"
+            )
+
+
+def _label(signal: str | Signal) -> str:
+    if isinstance(signal, str):
+        return signal
+    return f"{_name_of(signal.sender)}.{signal.name}" if signal.sender else signal.name or "a custom signal"
+
+
+def _name_of(sender: Any) -> str:
+    return getattr(sender, "__name__", None) or repr(sender)
+
+
+def _times(count: int) -> str:
+    return {0: "never", 1: "once"}.get(count, f"{count} times")
+
+
+def _short(value: Any) -> str:
+    text = repr(sorted(value) if isinstance(value, frozenset) else value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+def _copied(value: Any) -> Any:
+    try:
+        return copy.deepcopy(value)
+    except Exception:  # a file, a lock: what can't be copied is shown as it is
+        return value

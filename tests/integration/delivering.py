@@ -1,0 +1,80 @@
+"""What the tests of deliveries share: a document, its receivers, and the dispatcher's state."""
+
+from collections.abc import Callable
+from typing import Any
+
+import bson
+from bson.codec_options import CodecOptions
+
+import mongoz
+from tests.support import eventually
+
+IMAGES = {"changeStreamPreAndPostImages": {"enabled": True}}
+
+
+def make_account(registry: mongoz.Registry, database: str, name: str = "accounts") -> Any:
+    """A document in a collection of its own."""
+
+    class Account(mongoz.Document):
+        name: str = mongoz.String(max_length=40)
+        amount: int = mongoz.Integer(default=0)
+        tags: list[str] = mongoz.Array(str, default=list)
+
+        class Meta:
+            abstract = False
+            collection = name
+
+        Meta.registry = registry  # type: ignore[attr-defined]
+        Meta.database = database  # type: ignore[attr-defined]
+
+    return Account
+
+
+class State:
+    """The state database of a test's dispatchers, through another client."""
+
+    def __init__(self, foreign: Any) -> None:
+        self.database = foreign.client[f"{foreign.name}_state"]
+        self._letters = self.database.get_collection("dead_letters", codec_options=CodecOptions())
+
+    @property
+    def letters(self) -> list[dict[str, Any]]:
+        """All dead letters, in the order of their last attempts."""
+        return list(self._letters.find().sort("last_attempt_at"))
+
+    async def letter(self) -> dict[str, Any]:
+        """The only one, once it is there."""
+        (found,) = await self.wait(1)
+        return found
+
+    async def wait(self, count: int) -> list[dict[str, Any]]:
+        """As many, once they are there."""
+        return await eventually(
+            lambda: letters if len(letters := self.letters) >= count else None, what=f"{count} letters"
+        )
+
+    def rewind(self, token: str) -> None:
+        """Have the next dispatcher begin at an older position, as after a crash."""
+        self.database["positions"].update_one({}, {"$set": {"token": token, "ahead": []}})
+
+    @property
+    def token(self) -> str:
+        """The saved position."""
+        return self.database["positions"].find_one()["token"]
+
+
+def decoded(data: bytes) -> dict[str, Any]:
+    """A part of a letter."""
+    return bson.decode(data)
+
+
+def actions(capsys: Any) -> Callable[[], str]:
+    """What was logged so far, in all."""
+    said: list[str] = []
+
+    def read() -> str:
+        captured = capsys.readouterr()
+        said.append(captured.out + captured.err)
+        return "".join(said)
+
+    return read

@@ -1,0 +1,64 @@
+"""Random sequences of writes by many clients, judged by a model of the delivery contract (see `tests/model`)."""
+
+import asyncio
+import os
+import random
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from dispatcher.embedded import EmbeddedMongo
+from tests.model.judging import Verdict
+from tests.model.runs import judge
+from tests.model.steps import Step, sequences
+from tests.model.world import World
+
+SEQUENCES = int(os.environ.get("MODEL_SEQUENCES") or 200)
+SEED = int(os.environ.get("MODEL_SEED") or random.randrange(10**6))
+
+
+@pytest.fixture
+def runner() -> Iterator[asyncio.Runner]:
+    """One event loop for all sequences: clients and the dispatcher live in it."""
+    with asyncio.Runner() as made:
+        yield made
+
+
+@pytest.fixture
+def world(mongo: EmbeddedMongo, database: str, runner: asyncio.Runner) -> Iterator[World]:
+    async def make() -> World:
+        made = World(mongo.url, database)
+        await made.start()
+        return made
+
+    made = runner.run(make())
+    yield made
+    runner.run(made.close())
+
+
+def test_every_receiver_sees_what_the_model_says(world: World, runner: asyncio.Runner) -> None:
+    print(f"MODEL_SEED={SEED}")
+    total = Verdict()
+
+    @seed(SEED)
+    @settings(
+        max_examples=SEQUENCES,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(sequences())
+    def agrees(steps: list[Step]) -> None:
+        verdict = runner.run(judge(world, steps))
+        total.add(verdict)
+        assert verdict.agrees, "\n".join([*verdict.words, "after", *map(str, steps)])
+
+    agrees()
+    # What came after a document's last write was dealt with would have come twice, or late.
+    runner.run(world.stop_dispatcher())
+    assert world.late == []
+    assert total.sequences >= SEQUENCES
+    assert total.writes > SEQUENCES
+    print(total, f"{world.restarts} starts of the dispatcher")

@@ -1,0 +1,70 @@
+"""The guide to testing: its files are written down as printed, and pytest runs them on a real server."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pymongo import MongoClient
+
+import dispatcher.testing
+from dispatcher.embedded import EmbeddedMongo
+from dispatcher.testing import Dispatcher, RecordedDelivery
+from mongoz.testing import Captured
+from tests.integration.test_docs import blocks
+from tests.support import ROOT
+
+PAGE = "docs/how-to/testing.md"
+TEXT = (ROOT / PAGE).read_text()
+
+
+def run_guide(folder: Path, mongo: EmbeddedMongo, database: str, change: tuple[str, str] = ("", "")) -> str:
+    """What pytest says of the guide's files; they are changed only to be on a database of this test's own."""
+    for block in blocks(PAGE):
+        text = block.text.replace('"shop"', repr(database)).replace("dispatched=True", f"dispatched={database!r}")
+        (folder / block.title).write_text(text.replace(*change) if change[0] else text)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "pytest", "-p", "no:cacheprovider", "-rA"],
+        cwd=folder,
+        env={**environment, "PYTHONPATH": str(ROOT), "MONGOZ_TEST_URL": mongo.url},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return ran.stdout + ran.stderr
+
+
+def test_all_examples_pass(tmp_path: Path, mongo: EmbeddedMongo, database: str):
+    said = run_guide(tmp_path, mongo, database)
+    examples = sorted(re.findall(r"async def (test_\w+)", TEXT))
+    assert len(examples) == 10
+    assert sorted(re.findall(r"^PASSED \w+\.py::(\w+)", said, re.MULTILINE)) == examples, said
+    with MongoClient(mongo.url) as client:
+        left = [name for name in client.list_database_names() if name.startswith("dispatcher_test_")]
+    assert left == []
+
+
+def test_examples_can_fail(tmp_path: Path, mongo: EmbeddedMongo, database: str):
+    said = run_guide(tmp_path, mongo, database, ("if created:", "if not created:"))
+    failed = set(re.findall(r"^FAILED \w+\.py::(\w+)", said, re.MULTILINE))
+    assert {"test_a_user_of_another_service_is_welcomed", "test_writes_of_other_clients_arrive"} <= failed, said
+
+
+@pytest.mark.parametrize(
+    "kind", [Captured, Dispatcher, RecordedDelivery], ids=["capture", "Dispatcher", "deliveries"]
+)
+def test_everything_public_is_in_the_guide(kind: type):
+    if kind is RecordedDelivery:
+        names = set(RecordedDelivery.__slots__) - {"document"}
+    else:
+        names = set(vars(kind)) - {"service"}
+    missing = [name for name in names if not name.startswith("_") and not re.search(rf"\b{name}\b", TEXT)]
+    assert missing == []
+
+
+def test_every_name_is_in_the_guide():
+    missing = [name for name in dispatcher.testing.__all__ if not re.search(rf"\b{name}\b", TEXT)]
+    assert missing in ([], ["HandMade", "RecordedDelivery"])  # what functions return, made by nobody

@@ -1,0 +1,386 @@
+"""What the contract says: which receiver is told of which write, in which order, with which keywords. Pure.
+
+Documents are dicts. Origin stamps are numbers here: what is in them is the code's business, whether a write has one,
+and whether somebody copied it, is ours.
+"""
+
+import copy
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, NamedTuple
+
+__all__ = [
+    "CLIENTS",
+    "CREATED",
+    "DEFAULTS",
+    "DELETED",
+    "EVENTS",
+    "LAST",
+    "RECEIVERS",
+    "SAVED",
+    "STAMP",
+    "UPDATED",
+    "WITH_IMAGES",
+    "Change",
+    "Client",
+    "Event",
+    "Key",
+    "Listening",
+    "Model",
+    "Row",
+    "Told",
+    "Visible",
+    "visible",
+]
+
+Key = tuple[str, int]
+"""(collection, number of the document in its sequence)"""
+Row = dict[str, Any]
+Visible = tuple[str, int, tuple[str, ...]]
+Operation = Literal["insert", "update", "replace", "delete", "marker", "update or replace"]
+
+STAMP: Final = "_mongoz"
+DEFAULTS: Final[Row] = {"name": "", "n": 0, "tags": []}
+
+EVENTS: Final = ("post_save", "post_update", "post_delete")
+CREATED, SAVED, UPDATED, DELETED = ("post_save", True), ("post_save", False), ("post_update", None), ("post_delete", None)
+_NATURAL: Final[Mapping[str, tuple[str, bool | None]]] = {
+    "insert": CREATED,
+    "replace": SAVED,
+    "update": UPDATED,
+    "delete": DELETED,
+}
+
+
+class Listening(NamedTuple):
+    """A receiver, connected to all `post_*` signals, unless it asks for fields: then to `post_update`.
+
+    Attributes:
+        name: which it is known by.
+        mode: its `delivery=`.
+        fields: its `fields=`.
+        least: its `where=`: the least `n` of the documents that it wants.
+        formerly: the name that an older release of the application has it by.
+        transactional: as it says.
+    """
+
+    name: str
+    mode: Literal["any", "process", "dispatcher"]
+    fields: frozenset[str] = frozenset()
+    least: int | None = None
+    formerly: str = ""
+    transactional: bool = False
+
+    def listens_to(self, signal: str) -> bool:
+        """Whether it is connected to a signal."""
+        return not self.fields or signal == "post_update"
+
+    def wants_fields(self, changed: frozenset[str]) -> bool:
+        """Whether a change of these fields is for it."""
+        return not self.fields or bool(self.fields & changed)
+
+    def wants(self, row: Row | None) -> bool:
+        """Whether a document is for it; one that is not known is."""
+        return self.least is None or row is None or row.get("n", self.least - 1) >= self.least
+
+
+LAST: Final = "last"
+"""The receiver that is told of every write and connected last: once it was, all others were."""
+
+RECEIVERS: Final[Mapping[str, tuple[Listening, ...]]] = {
+    "items": (
+        Listening("any", "any"),
+        Listening("process", "process"),
+        Listening("counted", "any", fields=frozenset({"n"})),
+        Listening("large", "dispatcher", least=5),
+        Listening("renamed", "any", formerly="earlier"),
+        Listening("tagged", "dispatcher", fields=frozenset({"tags"})),
+        Listening(LAST, "dispatcher"),
+    ),
+    "others": (
+        Listening("any", "any"),
+        Listening("once", "dispatcher", transactional=True),
+        Listening(LAST, "dispatcher"),
+    ),
+}
+"""By collection, in the order of their connection."""
+
+WITH_IMAGES: Final = frozenset({"items"})
+"""The collections that keep pre and post images."""
+
+
+class Client(NamedTuple):
+    """An application with this ODM.
+
+    Attributes:
+        name: for people.
+        group: of the dispatchers that it stamps its writes for: ours, another one's, or none.
+        knows: the names of the receivers that it imports; None means all.
+        is_old: it knows receivers by their former names.
+    """
+
+    name: str
+    group: Literal["ours", "another", None]
+    knows: frozenset[str] | None = None
+    is_old: bool = False
+
+    def has(self, listening: Listening) -> bool:
+        """Whether it imports a receiver."""
+        return self.knows is None or listening.name in self.knows
+
+
+CLIENTS: Final[Mapping[str, Client]] = {
+    client.name: client
+    for client in (
+        Client("web", "ours"),
+        Client("worker", "ours", frozenset({"renamed", LAST}), is_old=True),
+        Client("script", "ours", frozenset()),
+        Client("stranger", "another"),
+        Client("neighbour", None),
+    )
+}
+
+
+class Told(NamedTuple):
+    """One call of a receiver.
+
+    Attributes:
+        receiver: its name; `client/name` in process.
+        signal: of the call.
+        created: for `post_save`.
+        update_fields: for `post_update`.
+        instance: what it is told; None where that depends on when the dispatcher looks.
+        previous: the same before.
+        image: of the instance; `"looked up"` stands for `"current"` and `"key"` of an update without post image.
+    """
+
+    receiver: str
+    signal: str
+    created: bool | None
+    update_fields: frozenset[str] | None
+    instance: Visible | None
+    previous: Visible | None
+    image: str
+
+
+class Event(NamedTuple):
+    """What the server says of a change; it decides what a pipeline update was, and nothing else.
+
+    Attributes:
+        operation: its type.
+        names: of an update: fields that it says have changed. A pipeline that moves a field changes it.
+    """
+
+    operation: str
+    names: frozenset[str]
+
+
+class Change(NamedTuple):
+    """One committed write of one document, as the server reports it.
+
+    Attributes:
+        operation: of the event; a pipeline update may come as either, which only the server knows.
+        before: the document.
+        after: the same.
+        call: what was called, if a stamp says so: a signal and `created`.
+        ran: the receivers that the stamp speaks for.
+        muted: as it says.
+        names: of a pipeline update: the fields that the server says have changed.
+    """
+
+    operation: Operation
+    before: Row | None
+    after: Row | None
+    call: tuple[str, bool | None] | None = None
+    ran: frozenset[str] = frozenset()
+    muted: bool = False
+    names: frozenset[str] = frozenset()
+
+    def fits(self, event: Event) -> bool:
+        """Whether the server may report it like this."""
+        if self.operation == "update or replace":
+            return event.operation == "replace" or (event.operation == "update" and self.changed <= event.names)
+        return event.operation == ("update" if self.operation == "marker" else self.operation)
+
+    def as_reported(self, event: Event) -> "Change":
+        """The same, once the server has said what it is."""
+        if self.operation != "update or replace":
+            return self
+        return self._replace(operation=event.operation, names=event.names)  # type: ignore[arg-type]
+
+    @property
+    def changed(self) -> frozenset[str]:
+        """The names of the fields that are not as before."""
+        if self.names:
+            return self.names
+        before, after = self.before or {}, self.after or {}
+        return frozenset(name for name in DEFAULTS if before.get(name) != after.get(name))
+
+
+def visible(row: Row | None) -> Visible | None:
+    """A document as its instance shows it."""
+    if row is None:
+        return None
+    full = {**DEFAULTS, **row}
+    return full["name"], full["n"], tuple(full["tags"])
+
+
+@dataclass
+class Model:
+    """The documents of one sequence, what was written to them, and who was told in process."""
+
+    documents: dict[Key, Row] = field(default_factory=dict)
+    changes: dict[Key, list[Change]] = field(default_factory=lambda: defaultdict(list))
+    in_process: dict[Key, list[Told]] = field(default_factory=lambda: defaultdict(list))
+    writes: int = 0
+    somebody_elses: bool = False
+    _stamps: Iterator[int] = field(default_factory=itertools.count)
+
+    # What clients without the ODM do, and raw calls of the ODM
+
+    def foreign(self, key: Key, after: Row | None, operation: Operation) -> None:
+        """A write of a client that knows nothing of stamps, but may copy them.
+
+        Args:
+            key: of the document.
+            after: the document afterwards; None if it was deleted.
+            operation: what the server calls it. An update that changes nothing is none.
+        """
+        before = self.documents.get(key)
+        if before == after:
+            return
+        self._write(key, after, Change(operation, before, after))
+
+    # What the ODM does
+
+    def own(
+        self,
+        client: Client,
+        call: tuple[str, bool | None],
+        key: Key,
+        after: Row | None,
+        *,
+        names: frozenset[str] = frozenset(),
+        muted: bool = False,
+    ) -> None:
+        """A write of the ODM.
+
+        Args:
+            client: who.
+            call: the signal of what was called, and `created`.
+            key: of the document.
+            after: the document afterwards; None if it was deleted.
+            names: the fields that an update is about.
+            muted: nobody shall be told.
+        """
+        before = self.documents.get(key)
+        ran = () if muted else self._run_by(client, call[0], key[0], names)
+        for_dispatchers = frozenset(one.name for one in ran if one.mode == "any")
+        if client.group is None:
+            stamped = False
+        elif call == DELETED:
+            stamped = muted or bool(for_dispatchers)
+        else:
+            stamped = muted or bool(ran) or call == SAVED
+        if stamped and after is not None:
+            after = {**after, STAMP: next(self._stamps)}
+        told = visible(after if call != DELETED else before)
+        image = "pre" if call == DELETED else "post"
+        was = None if call in (CREATED, DELETED) else visible(before)
+        fields = names if call == UPDATED else None
+        for one in ran:
+            who = f"{client.name}/{one.formerly if client.is_old and one.formerly else one.name}"
+            self.in_process[key].append(Told(who, call[0], call[1], fields, told, was, image))
+        operation: Operation = "insert" if before is None else "delete" if after is None else "update"
+        ours = stamped and client.group == "ours"
+        if stamped and after is None:  # the marker: another group's is like anybody's update of the document
+            marked = {**(before or {}), STAMP: next(self._stamps)}
+            self._write(key, marked, Change("marker" if ours else "update", before, marked))
+            before = marked
+        if before == after:
+            return
+        change = Change(operation, before, after)
+        if ours:
+            change = change._replace(call=call, ran=for_dispatchers, muted=muted)
+        self._write(key, after, change)
+
+    def _run_by(self, client: Client, signal: str, collection: str, names: frozenset[str]) -> list[Listening]:
+        """Who runs in the writing process."""
+        ran = [
+            one
+            for one in RECEIVERS[collection]
+            if client.has(one)
+            and one.mode != "dispatcher"
+            and one.listens_to(signal)
+            and one.wants_fields(names)
+        ]
+        if self.somebody_elses and client.group is not None:
+            ran = [one for one in ran if one.mode == "process"]
+        return ran
+
+    def _write(self, key: Key, after: Row | None, change: Change) -> None:
+        self.writes += 1
+        self.changes[key].append(change)
+        if after is None:
+            del self.documents[key]
+        else:
+            self.documents[key] = after
+
+    @contextmanager
+    def transaction(self, *, commits: bool, somebody_elses: bool = False) -> Iterator[None]:
+        """What is written in the block stands, or never was.
+
+        Args:
+            commits: whether it does.
+            somebody_elses: the ODM did not open it, and can't see whether it does.
+        """
+        saved = copy.copy(self.documents), copy.deepcopy(self.changes), copy.deepcopy(self.in_process), self.writes
+        self.somebody_elses = somebody_elses
+        try:
+            yield
+        finally:
+            self.somebody_elses = False
+        if not commits:
+            told = self.in_process  # at once, where nobody sees the end of the transaction
+            self.documents, self.changes, self.in_process, self.writes = saved
+            if somebody_elses:
+                self.in_process = told
+
+    # What follows
+
+    def by_dispatcher(self, key: Key, events: Sequence[Event]) -> list[Told]:
+        """What the dispatcher must tell of a document, in order.
+
+        Args:
+            key: of the document.
+            events: as many as there are changes, and they fit.
+        """
+        pairs = zip(self.changes[key], events, strict=True)
+        return [told for change, event in pairs for told in _told_of(key[0], change.as_reported(event))]
+
+
+def _told_of(collection: str, change: Change) -> Iterator[Told]:
+    """What the dispatcher must tell of a change, in the order of the connections."""
+    if change.operation == "marker" or change.muted:
+        return
+    signal, created = change.call or _NATURAL[change.operation]
+    images = collection in WITH_IMAGES
+    row, image = change.after, "post"
+    previous = change.before if images and change.operation in ("update", "replace") else None
+    if change.operation == "delete":
+        row, image = (change.before, "pre") if images else (None, "key")
+    elif change.operation == "update" and not images:
+        row, image = None, "looked up"
+    for one in RECEIVERS[collection]:
+        if (
+            one.mode != "process"
+            and one.name not in change.ran
+            and one.listens_to(signal)
+            and one.wants_fields(change.changed)
+            and one.wants(row)
+        ):
+            fields = change.changed if signal == "post_update" else None
+            yield Told(one.name, signal, created, fields, visible(row), visible(previous), image)

@@ -1,0 +1,555 @@
+"""What clients do: steps, each of which does something, and tells the model what that is.
+
+Every step fits every state: one that would come to nothing (a delete of what is not there) is left out when it is its
+turn. So hypothesis can remove any others when it looks for the shortest sequence that fails.
+"""
+
+import asyncio
+import contextlib
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from bson import ObjectId
+from hypothesis import strategies as st
+from pymongo import DeleteOne, InsertOne, ReplaceOne, UpdateOne
+
+from mongoz import U
+from mongoz.signals import muted
+from tests.model.model import CLIENTS, CREATED, DEFAULTS, DELETED, EVENTS, SAVED, UPDATED, Key, Model, Row
+from tests.model.world import World
+
+__all__ = ["Run", "Step", "sequences"]
+
+_NUMBERS: Final = (0, 1, 2)
+_WRITERS: Final = ("foreign", *CLIENTS)
+_MEMORY: Final = ("", 0)
+
+
+@dataclass
+class Run:
+    """One sequence on its way.
+
+    Attributes:
+        world: where.
+        model: what should be.
+        ids: of its documents.
+        session: of the transaction that raw writes are in.
+        theirs: of the transaction that the ODM did not open, in which its calls are.
+        memory: a row that somebody read and kept: as the server has it, and as the model has it.
+    """
+
+    world: World
+    model: Model
+    ids: dict[int, ObjectId] = field(default_factory=lambda: {number: ObjectId() for number in _NUMBERS})
+    session: Any = None
+    theirs: Any = None
+    memory: tuple[Row, Row] | None = None
+
+    def row(self, key: Key) -> Row | None:
+        """What the model has."""
+        return self.model.documents.get(key)
+
+    async def kept(self, key: Key) -> tuple[Row, Row] | None:
+        """A document with its stamp: as the server has it, and as the model has it."""
+        row = self.row(key)
+        if row is None:
+            return None
+        found = await self.world.raw(key[0]).find_one({"_id": self.ids[key[1]]}, session=self.session)
+        assert found is not None, f"the model has {key}, the server has not"
+        return found, row
+
+
+class Step:
+    """Something that a client does, or the operator of the dispatcher."""
+
+    async def carry_out(self, run: Run) -> None:
+        """Do it, and tell the model."""
+        raise NotImplementedError
+
+    @property
+    def keys(self) -> frozenset[Key]:
+        """The documents that it touches; none means that it must be alone."""
+        return frozenset()
+
+
+# Writes of clients that know nothing of mongoz, and those calls of mongoz that send the driver's requests
+
+
+@dataclass(frozen=True)
+class Write:
+    """One request of the driver.
+
+    Attributes:
+        kind: `insert set inc push unset replace delete pipeline-set pipeline-replace`.
+        key: of the document.
+        values: for those that set something.
+        upsert: whether it inserts what is not there.
+    """
+
+    kind: str
+    key: Key
+    values: Row = field(default_factory=dict)
+    upsert: bool = False
+
+    def foretell(self, run: Run) -> Any:
+        """Tell the model; returns the request, None if it would come to nothing."""
+        id_, before = run.ids[self.key[1]], run.row(self.key)
+        full = {**DEFAULTS, **self.values}
+        if before is None:
+            return self._of_nothing(run, id_, full)
+        if self.kind == "insert":
+            return None
+        if self.kind == "delete":
+            run.model.foreign(self.key, None, "delete")
+            return DeleteOne({"_id": id_})
+        if "replace" in self.kind:
+            if before == full:  # the order of its fields would decide
+                return None
+            if self.kind == "replace":
+                run.model.foreign(self.key, full, "replace")
+                return ReplaceOne({"_id": id_}, full, upsert=self.upsert)
+            run.model.foreign(self.key, full, "update or replace")
+            literal = {name: {"$literal": value} for name, value in full.items()}
+            return UpdateOne({"_id": id_}, [{"$replaceWith": {"_id": "$_id", **literal}}])
+        pipeline = self.kind.startswith("pipeline")
+        run.model.foreign(self.key, self._updated(before), "update or replace" if pipeline else "update")
+        return UpdateOne({"_id": id_}, self._update(), upsert=self.upsert)
+
+    def _of_nothing(self, run: Run, id_: ObjectId, full: Row) -> Any:
+        """The document is not there."""
+        if self.kind == "insert":
+            run.model.foreign(self.key, full, "insert")
+            return InsertOne({"_id": id_, **full})
+        if not self.upsert:
+            return None
+        if self.kind == "replace":
+            run.model.foreign(self.key, full, "insert")
+            return ReplaceOne({"_id": id_}, full, upsert=True)
+        if self.kind in ("set", "inc", "push"):
+            run.model.foreign(self.key, self._updated({}), "insert")
+            return UpdateOne({"_id": id_}, self._update(), upsert=True)
+        return None
+
+    def _updated(self, before: Row) -> Row:
+        match self.kind:
+            case "inc":
+                return {**before, "n": before.get("n", 0) + 1}
+            case "push":
+                return {**before, "tags": [*before.get("tags", []), "pushed"]}
+            case "unset":
+                return {name: value for name, value in before.items() if name not in self.values}
+        return {**before, **self.values}
+
+    def _update(self) -> Any:
+        match self.kind:
+            case "inc":
+                return {"$inc": {"n": 1}}
+            case "push":
+                return {"$push": {"tags": "pushed"}}
+            case "unset":
+                return {"$unset": dict.fromkeys(self.values, 1)}
+            case "pipeline-set":
+                return [{"$set": {name: {"$literal": value} for name, value in self.values.items()}}]
+        return {"$set": self.values}
+
+
+@dataclass(frozen=True)
+class Raw(Step):
+    """Requests of the driver in one call: of a foreign client, or through a document's `bulk_write`."""
+
+    by: str
+    writes: tuple[Write, ...]
+
+    @property
+    def keys(self) -> frozenset[Key]:
+        return frozenset(write.key for write in self.writes)
+
+    async def carry_out(self, run: Run) -> None:
+        requests: dict[str, list[Any]] = defaultdict(list)
+        for write in self.writes:
+            request = write.foretell(run)
+            if request is not None:
+                requests[write.key[0]].append(request)
+        for collection, some in requests.items():
+            if self.by == "foreign":
+                await run.world.raw(collection).bulk_write(some, session=run.session)
+            else:
+                await run.world.model(self.by, collection).bulk_write(some, session=run.theirs)
+
+
+# Copies of documents with their stamps
+
+
+@dataclass(frozen=True)
+class Keep(Step):
+    """A foreign client reads a document, for later."""
+
+    key: Key
+
+    @property
+    def keys(self) -> frozenset[Key]:
+        return frozenset({self.key, _MEMORY})
+
+    async def carry_out(self, run: Run) -> None:
+        run.memory = await run.kept(self.key) or run.memory
+
+
+@dataclass(frozen=True)
+class Copy(Step):
+    """A foreign client writes a document that it read, as a whole, stamp included.
+
+    Attributes:
+        source: read just before; None means the one that was kept.
+        key: of the document that is written.
+        how: `insert set replace merge merge-replace`.
+        by: for the last two, who sends the pipeline.
+    """
+
+    source: Key | None
+    key: Key
+    how: str
+    by: str = "foreign"
+
+    @property
+    def keys(self) -> frozenset[Key]:
+        return frozenset({self.key, self.source or _MEMORY})
+
+    async def carry_out(self, run: Run) -> None:
+        found = run.memory if self.source is None else await run.kept(self.source)
+        merges = self.how.startswith("merge")
+        if found is None or (merges and (self.source is None or run.session is not None)):
+            return
+        id_, before = run.ids[self.key[1]], run.row(self.key)
+        raw, row = {name: value for name, value in found[0].items() if name != "_id"}, found[1]
+        whole = self.how in ("replace", "merge-replace")
+        if before is not None and (self.how == "insert" or (whole and before == row)):
+            return
+        after = row if before is None or whole else {**before, **row}
+        operation = "insert" if before is None else "replace" if whole else "update"
+        if before is not None and merges:
+            operation = "update or replace"
+        run.model.foreign(self.key, after, operation)  # type: ignore[arg-type]
+        collection = run.world.raw(self.key[0])
+        if merges:
+            await self._merge(run, found[0]["_id"], id_)
+        elif self.how == "insert":
+            await collection.insert_one({"_id": id_, **raw}, session=run.session)
+        elif self.how == "replace":
+            await collection.replace_one({"_id": id_}, raw, upsert=True, session=run.session)
+        else:
+            await collection.update_one({"_id": id_}, {"$set": raw}, upsert=True, session=run.session)
+
+    async def _merge(self, run: Run, source_id: ObjectId, id_: ObjectId) -> None:
+        assert self.source is not None
+        matched = "replace" if self.how == "merge-replace" else "merge"
+        pipeline: list[dict[str, Any]] = [
+            {"$match": {"_id": source_id}},
+            {"$set": {"_id": id_}},
+            {"$merge": {"into": self.key[0], "whenMatched": matched, "whenNotMatched": "insert"}},
+        ]
+        if self.by == "foreign":
+            await run.world.raw(self.source[0]).aggregate(pipeline)
+        else:
+            await run.world.model(self.by, self.source[0]).aggregate(pipeline)
+
+
+# Writes of the ODM
+
+
+@dataclass(frozen=True)
+class Own(Step):
+    """A call on an instance, which was loaded just before.
+
+    Attributes:
+        by: which client.
+        kind: `create save update inc push delete get_or_create`.
+        key: of the document.
+        values: for those that set something.
+        mute: `all`, the name of a signal, or nothing.
+    """
+
+    by: str
+    kind: str
+    key: Key
+    values: Row = field(default_factory=dict)
+    mute: str = ""
+
+    @property
+    def keys(self) -> frozenset[Key]:
+        return frozenset({self.key})
+
+    async def carry_out(self, run: Run) -> None:
+        document, id_, before = run.world.model(self.by, self.key[0]), run.ids[self.key[1]], run.row(self.key)
+        query = document.objects.filter(id=id_).using_session(run.theirs)
+        if self.kind == "get_or_create":
+            with _muted(self.mute):
+                await query.get_or_create(self.values)
+            if before is None:
+                self._foretell(run, CREATED, {**DEFAULTS, **self.values})
+            return
+        if (before is None) != (self.kind == "create"):
+            return
+        instance = document(id=id_, **self.values) if before is None else await query.get()
+        with _muted(self.mute):
+            await getattr(self, f"_{self.kind}")(run, instance, before or {})
+
+    def _foretell(self, run: Run, call: Any, after: Row | None, names: frozenset[str] = frozenset()) -> None:
+        is_muted = self.mute in ("all", call[0])
+        run.model.own(CLIENTS[self.by], call, self.key, after, names=names, muted=is_muted)
+
+    async def _create(self, run: Run, instance: Any, _: Row) -> None:
+        self._foretell(run, CREATED, {**DEFAULTS, **self.values})
+        await instance.create(session=run.theirs)
+
+    async def _save(self, run: Run, instance: Any, before: Row) -> None:
+        self._foretell(run, SAVED, {**before, **self.values})
+        for name, value in self.values.items():
+            setattr(instance, name, value)
+        await instance.save(session=run.theirs)
+
+    async def _update(self, run: Run, instance: Any, before: Row) -> None:
+        if self.values:
+            self._foretell(run, UPDATED, {**before, **self.values}, frozenset(self.values))
+        await instance.update(**self.values, session=run.theirs)
+
+    async def _inc(self, run: Run, instance: Any, before: Row) -> None:
+        self._foretell(run, UPDATED, {**before, "n": before.get("n", 0) + 1}, frozenset({"n"}))
+        await instance.update(U.inc(n=1), session=run.theirs)
+
+    async def _push(self, run: Run, instance: Any, before: Row) -> None:
+        self._foretell(run, UPDATED, {**before, "tags": [*before.get("tags", []), "pushed"]}, frozenset({"tags"}))
+        await instance.update(U.push(tags="pushed"), session=run.theirs)
+
+    async def _delete(self, run: Run, instance: Any, _: Row) -> None:
+        self._foretell(run, DELETED, None)
+        await instance.delete(session=run.theirs)
+
+
+@dataclass(frozen=True)
+class OwnBulk(Step):
+    """A call on many documents.
+
+    Attributes:
+        by: which client.
+        kind: `create_many update update_count delete`.
+        collection: theirs.
+        values: for those that set something.
+        mute: as for `Own`.
+    """
+
+    by: str
+    kind: str
+    collection: str
+    numbers: tuple[int, ...]
+    values: Row = field(default_factory=dict)
+    mute: str = ""
+
+    @property
+    def keys(self) -> frozenset[Key]:
+        return frozenset((self.collection, number) for number in self.numbers)
+
+    async def carry_out(self, run: Run) -> None:
+        document = run.world.model(self.by, self.collection)
+        keys = [(self.collection, number) for number in self.numbers]
+        if self.kind == "create_many":
+            keys = [key for key in keys if run.row(key) is None]
+            models = [document(id=run.ids[number], **self.values) for _, number in keys]
+            self._foretell(run, CREATED, {key: {**DEFAULTS, **self.values} for key in keys})
+            with _muted(self.mute):
+                await document.create_many(models, session=run.theirs)
+            return
+        found = {key: row for key in keys if (row := run.row(key)) is not None}
+        ids = [run.ids[number] for number in self.numbers]
+        query = document.objects.filter(id__in=ids).using_session(run.theirs)
+        with _muted(self.mute):
+            if self.kind == "delete":
+                self._foretell(run, DELETED, dict.fromkeys(found))
+                await query.delete()
+            elif self.values:
+                after: dict[Key, Row | None] = {key: {**row, **self.values} for key, row in found.items()}
+                self._foretell(run, UPDATED, after, frozenset(self.values))
+                await getattr(query, self.kind)(**self.values)
+
+    def _foretell(
+        self, run: Run, call: Any, after: dict[Key, Row | None] | dict[Key, Row], names: frozenset[str] = frozenset()
+    ) -> None:
+        is_muted = self.mute in ("all", call[0])
+        for key, row in after.items():
+            run.model.own(CLIENTS[self.by], call, key, row, names=names, muted=is_muted)
+
+
+@contextlib.contextmanager
+def _muted(what: str) -> Iterator[None]:
+    with muted(*([] if what == "all" else [what])) if what else contextlib.nullcontext():
+        yield
+
+
+# Several steps at once
+
+
+class _Abort(Exception):
+    pass
+
+
+@dataclass(frozen=True)
+class Transaction(Step):
+    """Steps that happen together or not at all.
+
+    Attributes:
+        by: `foreign`, or a client of the ODM.
+        steps: what happens. Those of other clients can't be in it, and are taken for steps of this one.
+        commits: whether they happen.
+        theirs: opened by means of the driver, so that the ODM can't see what becomes of it.
+    """
+
+    by: str
+    steps: tuple[Step, ...]
+    commits: bool = True
+    theirs: bool = False
+
+    @property
+    def keys(self) -> frozenset[Key]:
+        return frozenset().union(*(step.keys for step in self.steps))
+
+    async def carry_out(self, run: Run) -> None:
+        memory = run.memory
+        theirs = self.theirs and self.by != "foreign"
+        with run.model.transaction(commits=self.commits, somebody_elses=theirs), contextlib.suppress(_Abort):
+            async with self._opened(run):
+                for step in self.steps:
+                    await step.carry_out(run)
+                if not self.commits:
+                    raise _Abort
+        if not self.commits:
+            run.memory = memory
+
+    @contextlib.asynccontextmanager
+    async def _opened(self, run: Run) -> AsyncIterator[None]:
+        if self.by != "foreign" and not self.theirs:
+            async with run.world.model(self.by, "items").meta.registry.transaction() as session:
+                run.session = session
+                try:
+                    yield
+                finally:
+                    run.session = None
+            return
+        client = run.world.client
+        if self.by != "foreign":
+            client = run.world.model(self.by, "items").meta.registry.client
+        async with client.start_session() as session, await session.start_transaction():
+            run.session, run.theirs = session, session if self.by != "foreign" else None
+            try:
+                yield
+            finally:
+                run.session = run.theirs = None
+
+
+@dataclass(frozen=True)
+class Together(Step):
+    """Two steps at the same time, if they touch different documents, else one after the other."""
+
+    first: Step
+    second: Step
+
+    async def carry_out(self, run: Run) -> None:
+        if self.first.keys & self.second.keys:
+            await self.first.carry_out(run)
+            await self.second.carry_out(run)
+        else:
+            await asyncio.gather(self.first.carry_out(run), self.second.carry_out(run))
+
+
+# The dispatcher
+
+
+@dataclass(frozen=True)
+class Stop(Step):
+    """The dispatcher is stopped; until it is started, changes wait for it."""
+
+    async def carry_out(self, run: Run) -> None:
+        await run.world.stop_dispatcher()
+
+
+@dataclass(frozen=True)
+class Start(Step):
+    """It is started, unless it runs."""
+
+    async def carry_out(self, run: Run) -> None:
+        await run.world.start_dispatcher()
+
+
+# Drawing them
+
+_rows = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": st.sampled_from(["", "a", "b"]),
+        "n": st.integers(0, 9),
+        "tags": st.lists(st.sampled_from(["x", "y"]), max_size=2),
+    },
+)
+_some_rows = st.one_of(
+    st.builds(lambda n: {"n": n}, st.integers(0, 9)),
+    st.builds(lambda name: {"name": name}, st.sampled_from(["", "a", "b"])),
+    _rows.filter(bool),
+)
+# Mostly one document, so that much happens to it.
+_keys = st.sampled_from([("items", 0), ("items", 0), ("items", 0), ("items", 1), ("items", 2), ("others", 0)])
+_mutes = st.sampled_from(["", "", "", "", "", "", "", "all", *EVENTS])
+_own_kinds = st.sampled_from(["create", "create", "save", "update", "inc", "push", "delete", "get_or_create"])
+_hows = ["insert", "set", "replace", "merge", "merge-replace"]
+_write_kinds = st.sampled_from(
+    ["insert", "insert", "set", "inc", "push", "unset", "replace", "delete", "pipeline-set", "pipeline-replace"]
+)
+_writes = st.builds(Write, _write_kinds, _keys, _some_rows, st.booleans())
+
+
+def _steps_of(by: str) -> st.SearchStrategy[Step]:
+    """What one client does by itself."""
+    raw: st.SearchStrategy[Step] = st.builds(
+        Raw, st.just(by), st.lists(_writes, min_size=1, max_size=4).map(tuple)
+    )
+    if by == "foreign":
+        return st.one_of(raw, raw, _copies)
+    own = st.builds(Own, st.just(by), _own_kinds, _keys, _some_rows, _mutes)
+    many = st.builds(
+        OwnBulk,
+        st.just(by),
+        st.sampled_from(["create_many", "update", "update_count", "delete"]),
+        st.just("items"),
+        st.sampled_from([(0,), (0, 1), (0, 1, 2)]),
+        _some_rows,
+        _mutes,
+    )
+    return st.one_of(own, own, own, many, raw)
+
+
+_copies: st.SearchStrategy[Step] = st.one_of(
+    st.builds(Keep, _keys),
+    st.builds(Copy, st.none(), _keys, st.sampled_from(_hows[:3])),
+    st.builds(Copy, _keys, _keys, st.sampled_from(_hows), st.sampled_from(["foreign", "web"])),
+)
+_simple = st.one_of(_copies, *(_steps_of(by) for by in ("web", *_WRITERS)))
+
+
+@st.composite
+def _transactions(draw: st.DrawFn) -> Transaction:
+    by = draw(st.sampled_from(("web", "web", *_WRITERS)))
+    steps = draw(st.lists(_steps_of(by), min_size=1, max_size=4).map(tuple))
+    return Transaction(by, steps, draw(st.sampled_from([True, True, False])), draw(st.sampled_from([False, False, True])))
+
+
+_steps = st.one_of(
+    *[_simple] * 6,
+    _transactions(),
+    _transactions(),
+    st.builds(Together, _simple, _simple),
+    st.sampled_from([Stop(), Start()]),
+)
+
+
+def sequences(most: int = 12) -> st.SearchStrategy[list[Step]]:
+    """Sequences of at most so many steps."""
+    return st.lists(_steps, min_size=1, max_size=most)

@@ -1,0 +1,313 @@
+"""The real thing: a server, the clients of the model, a dispatcher that comes and goes, and what receivers were told."""
+
+import asyncio
+import contextlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any, Final, NamedTuple
+
+from bson import ObjectId
+from pymongo import AsyncMongoClient
+
+import mongoz
+from dispatcher.service import Service
+from mongoz.core.signals import post_delete, post_save, post_update
+from tests.model.model import CLIENTS, DEFAULTS, LAST, RECEIVERS, STAMP, WITH_IMAGES, Client, Event, Listening, Told
+from tests.support import Running, settings_for
+
+__all__ = ["END", "Document", "Seen", "World"]
+
+Document = tuple[str, ObjectId]
+"""(collection, `_id`)"""
+
+END: Final = "end"
+"""The name that a document gets with its last write."""
+
+_IMAGES: Final = {"changeStreamPreAndPostImages": {"enabled": True}}
+_PATIENCE: Final = 10.0
+_PAUSE: Final = 0.002
+_SLOW_ONE_IN: Final = 11
+
+
+class Seen:
+    """What became of one document: whom the receivers' calls told what, and the server's own events.
+
+    Attributes:
+        by_dispatcher: calls in the dispatcher, in order.
+        in_process: calls in the writing process, in order.
+        events: the server's, in order.
+        oddities: what was wrong with calls, in words.
+        closed: judged; nothing may come any more.
+    """
+
+    def __init__(self) -> None:
+        self.by_dispatcher: list[Told] = []
+        self.in_process: list[Told] = []
+        self.events: list[Event] = []
+        self.oddities: list[str] = []
+        self.closed = False
+        self._delivered, self._reported = asyncio.Event(), asyncio.Event()
+        self._deliveries: list[tuple[Any, str, str]] = []
+        self._repeatable: set[tuple[str, str]] = set()
+
+    async def ended(self) -> bool:
+        """Wait until both are so; False if they are not in time."""
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                await self._reported.wait()
+                await self._delivered.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def event(self, event: dict[str, Any]) -> None:
+        """The server reports a change."""
+        description = event.get("updateDescription") or {}
+        paths = [*description.get("updatedFields", ()), *description.get("removedFields", ())]
+        paths += [array["field"] for array in description.get("truncatedArrays") or ()]
+        names = frozenset(path.partition(".")[0] for path in paths) - {STAMP}
+        self.events.append(Event(event["operationType"], names))
+        if (event.get("fullDocument") or {}).get("name") == END:
+            self._reported.set()
+
+    def call(self, client: str, told: Told, kwargs: dict[str, Any]) -> None:
+        """A receiver was called."""
+        delivery = kwargs["delivery"]
+        self.oddities += [f"{told.receiver}, {told.signal}: {what}" for what in _oddities(told, kwargs)]
+        if client:
+            self.in_process.append(told._replace(receiver=f"{client}/{told.receiver}"))
+            return
+        if delivery.session is not None and (delivery.id, told.receiver) in self._repeatable:
+            return  # its transaction was tried again; what counts are its effects
+        self._repeatable.add((delivery.id, told.receiver))
+        self.by_dispatcher.append(told)
+        self._deliveries.append((delivery.cluster_time, delivery.id, told.receiver))
+        if told.instance is not None and told.instance[0] == END and told.receiver == LAST:
+            self._delivered.set()
+
+    def unsteady_ids(self) -> list[str]:
+        """What is wrong with the ids of the deliveries: each write has its own, the same for all receivers."""
+        words, order = [], [cluster_time for cluster_time, _, _ in self._deliveries]
+        if order != sorted(order):
+            words.append(f"delivery.cluster_time goes back: {order}")
+        count = Counter((id_, receiver) for _, id_, receiver in self._deliveries)
+        return words + [f"{one[1]} got delivery.id {one[0]} {times} times" for one, times in count.items() if times > 1]
+
+
+def _oddities(told: Told, kwargs: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with a call, whatever it tells of."""
+    delivery, origin = kwargs["delivery"], kwargs["delivery"].origin
+    expected = {"post_save": {"created", "previous"}, "post_update": {"update_fields", "previous"}}
+    keywords = {"sender", "instance", "delivery"} | expected.get(told.signal, set())
+    if set(kwargs) != keywords:
+        yield f"keywords {sorted(kwargs)}"
+    if not isinstance(kwargs["instance"], kwargs["sender"]):
+        yield f"an instance of {type(kwargs['instance'])}"
+    for name in ("instance", "previous"):
+        shown = kwargs.get(name)
+        if shown is not None and (STAMP in vars(shown) or STAMP in (shown.__pydantic_extra__ or {})):
+            yield f"a stamp on {name}"
+    if told.update_fields is not None and not isinstance(kwargs["update_fields"], frozenset):
+        yield f"update_fields is a {type(kwargs['update_fields'])}"
+    if (delivery.signal, delivery.attempt, delivery.replayed) != (told.signal, 1, False):
+        yield f"{delivery}"
+    times = {delivery.cluster_time is None, delivery.wall_time is None}
+    if times != {origin == "process"} or (delivery.term > 0) != (origin == "stream"):
+        yield f"{delivery}"
+
+
+class World:
+    """Everything that sequences share. They share no documents.
+
+    Args:
+        url: of the server.
+        database: for this world alone; the state is in another one beside it.
+    """
+
+    def __init__(self, url: str, database: str) -> None:
+        self._url = url
+        self._database = database
+        self._seen: dict[Document, Seen] = defaultdict(Seen)
+        self._models: dict[str, dict[str, Any]] = {}
+        self._registries: list[mongoz.Registry] = []
+        self._calls = 0
+        self._running: Running | None = None
+        self._observing: asyncio.Task[None] | None = None
+        self.late: list[str] = []
+        self.restarts = 0
+        self.client: AsyncMongoClient[Any] = AsyncMongoClient(url)
+        self._daemon = self._registry("ours")
+        self._models[""] = _documents(self._daemon, database)
+        for listening, document in _listenings(self._models[""]):
+            self._connect(document, listening, client=None)
+        for client in CLIENTS.values():
+            documents = self._models[client.name] = _documents(self._registry(client.group), database)
+            for listening, document in _listenings(documents):
+                if client.has(listening):
+                    self._connect(document, listening, client=client)
+
+    def _registry(self, group: str | None) -> mongoz.Registry:
+        name = None if group is None else self._database if group == "ours" else f"{self._database}_{group}"
+        registry = mongoz.Registry(self._url, dispatched=name if name is not None else False)
+        self._registries.append(registry)
+        return registry
+
+    def _connect(self, document: Any, listening: Listening, client: Client | None) -> None:
+        collection, who = document.meta.collection.name, client.name if client else ""
+        name = listening.formerly if client and client.is_old and listening.formerly else listening.name
+        options: dict[str, Any] = {"name": name, "delivery": listening.mode}
+        if listening.formerly and name == listening.name:
+            options["formerly"] = listening.formerly
+        if listening.least is not None:
+            options["where"] = {"n": {"$gte": listening.least}}
+        if listening.transactional:
+            options["transactional"] = True
+
+        async def receive(sender: Any, **kwargs: Any) -> None:
+            self._calls += 1
+            if self._calls % _SLOW_ONE_IN == 0:  # some are in flight when the dispatcher is stopped
+                await asyncio.sleep(_PAUSE)
+            delivery, id_ = kwargs["delivery"], kwargs["instance"].id
+            if delivery.session is not None:
+                effect = {"delivery": delivery.id, "of": id_}
+                effects = delivery.session.client[self._database]["effects"]
+                await effects.insert_one(effect, session=delivery.session)
+            seen = self._seen[collection, id_]
+            told = _told(name, collection, kwargs)
+            if seen.closed:
+                self.late.append(f"{who or 'the dispatcher'} told {told} of {id_} after the end")
+            seen.call(who, told, {"sender": sender, **kwargs})
+
+        if listening.fields:
+            post_update(document, fields=list(listening.fields), **options)(receive)
+        else:
+            for connect in (post_save, post_update, post_delete):
+                connect(document, **options)(receive)
+
+    async def start(self) -> None:
+        """Make the collections, and begin to look."""
+        database = self.client[self._database]
+        for name in RECEIVERS:
+            await database.create_collection(name, **(_IMAGES if name in WITH_IMAGES else {}))
+        await database.create_collection("effects")
+        opened = asyncio.Event()
+        self._observing = asyncio.create_task(self._observe(opened), name="observe")
+        await opened.wait()
+        await self.start_dispatcher()
+
+    async def close(self) -> None:
+        """End everything, and remove it."""
+        with contextlib.suppress(Exception):
+            await self.stop_dispatcher()
+        if self._observing is not None:
+            self._observing.cancel()
+            await asyncio.wait([self._observing])
+        for registry in self._registries:
+            await registry.close()
+        for name in (self._database, f"{self._database}_state"):
+            await self.client.drop_database(name)
+        await self.client.close()
+
+    async def _observe(self, opened: asyncio.Event) -> None:
+        pipeline = [{"$match": {"ns.coll": {"$in": list(RECEIVERS)}}}]
+        async with await self.client[self._database].watch(pipeline, batch_size=1000) as stream:
+            opened.set()
+            async for event in stream:
+                if "documentKey" in event:
+                    self._seen[event["ns"]["coll"], event["documentKey"]["_id"]].event(event)
+
+    async def start_dispatcher(self) -> None:
+        """Unless it runs.
+
+        Raises:
+            Exception: why it ended by itself.
+        """
+        if self._running is not None and not self._running.task.done():
+            return
+        settings = settings_for(self._daemon, state_database=f"{self._database}_state")
+        running = self._running = Running(Service(self._daemon, settings))
+        self.restarts += 1
+        async with asyncio.timeout(_PATIENCE):
+            while not (running.service.ready or running.task.done()):
+                await asyncio.sleep(0.002)
+        if running.task.done():
+            await running.task
+
+    async def stop_dispatcher(self) -> None:
+        """In order, unless it is stopped.
+
+        Raises:
+            Exception: why it ended by itself.
+        """
+        running, self._running = self._running, None
+        if running is not None:
+            await running.stop()
+
+    def model(self, client: str, collection: str) -> Any:
+        """The document class that a client of the ODM knows a collection by."""
+        return self._models[client][collection]
+
+    def raw(self, collection: str) -> Any:
+        """A collection, as a client without the ODM has it."""
+        return self.client[self._database][collection]
+
+    def seen(self, document: Document) -> Seen:
+        """What became of a document."""
+        return self._seen[document]
+
+    async def effects(self, id_: ObjectId) -> list[str]:
+        """What the transactional receiver has written about a document: ids of deliveries."""
+        return [row["delivery"] async for row in self.raw("effects").find({"of": id_})]
+
+
+def _documents(registry: mongoz.Registry, database: str) -> dict[str, Any]:
+    """The application's documents, by collection."""
+
+    class Item(mongoz.Document):
+        name: str = mongoz.String(default="")
+        n: int = mongoz.Integer(default=0)
+        tags: list[str] = mongoz.Array(str, default=list)
+
+        Meta = type("Meta", (), {"registry": registry, "database": database, "collection": "items"})
+
+    class Other(mongoz.Document):
+        name: str = mongoz.String(default="")
+        n: int = mongoz.Integer(default=0)
+        tags: list[str] = mongoz.Array(str, default=list)
+
+        Meta = type("Meta", (), {"registry": registry, "database": database, "collection": "others"})
+
+    return {"items": Item, "others": Other}
+
+
+def _listenings(documents: dict[str, Any]) -> Iterator[tuple[Listening, Any]]:
+    return ((one, documents[name]) for name, listenings in RECEIVERS.items() for one in listenings)
+
+
+def _told(name: str, collection: str, kwargs: dict[str, Any]) -> Told:
+    """A call, as the model has it."""
+    delivery = kwargs["delivery"]
+    image, fixed = delivery.image, True
+    # Without images, what the dispatcher finds of an updated document depends on when it looks.
+    if delivery.origin == "stream" and collection not in WITH_IMAGES and image in ("current", "key"):
+        fixed = False
+        image = image if delivery.signal == "post_delete" else "looked up"
+    return Told(
+        name,
+        delivery.signal,
+        kwargs.get("created"),
+        kwargs.get("update_fields"),
+        _shown(kwargs["instance"]) if fixed else None,
+        _shown(kwargs.get("previous")),
+        image,
+    )
+
+
+def _shown(instance: Any) -> Any:
+    if instance is None:
+        return None
+    return tuple(_hashable(vars(instance).get(name)) for name in DEFAULTS)
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,275 @@
+"""Which stamps count, and what markers claim; without a server."""
+
+import datetime
+from typing import Any
+
+import bson
+import pytest
+from bson import Int64, ObjectId, Timestamp
+from bson.datetime_ms import DatetimeMS
+from bson.raw_bson import RawBSONDocument
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dispatcher.decode import decode
+from dispatcher.events import Change, Job
+from dispatcher.markers import Markers, slimmed
+from dispatcher.origins import Origins, Seen
+from mongoz.connection.codec import CODEC_OPTIONS
+from mongoz.stamps import FIELD, Call, Stamp, key_hash
+
+ID = ObjectId()
+GROUP = "tests"
+NOW = 1_700_000_000
+TRANSACTION = {"lsid": {"id": bson.Binary(b"1" * 16, 4), "uid": b"2"}, "txnNumber": Int64(1)}
+
+
+def token(seconds: float = NOW) -> ObjectId:
+    return ObjectId(int(seconds).to_bytes(4, "big") + ObjectId().binary[4:])
+
+
+def stamp(call: Call = Call.CREATED, *, at: float = NOW, id_: Any = ID, **more: Any) -> Stamp:
+    return Stamp(GROUP, call, token(at), key_hash("shop.things", id_), **more)
+
+
+def change(
+    operation: str = "insert", by: Any = None, *, wall: float = NOW, id_: Any = ID, time: int = 1, **more: Any
+) -> Change:
+    """A change that carries a stamp (or something else in its place), as it would be read."""
+    packed = by.pack() if isinstance(by, Stamp) else by
+    brought = {} if by is None else {FIELD: packed}
+    plain: dict[str, Any] = {
+        "_id": {"_data": f"82{time:08X}00000012"},
+        "operationType": operation,
+        "clusterTime": Timestamp(time, 1),
+        "wallTime": datetime.datetime.fromtimestamp(wall, datetime.UTC),
+        "ns": {"db": "shop", "coll": "things"},
+        "documentKey": {"_id": id_},
+    }
+    if operation == "update":
+        updated = {**brought, **more.pop("updated", {})}
+        plain["updateDescription"] = {"updatedFields": updated, "removedFields": more.pop("removed", [])}
+    elif operation != "delete":
+        plain["fullDocument"] = {"_id": id_, **brought}
+    return decode(RawBSONDocument(bson.encode({**plain, **more})), CODEC_OPTIONS)
+
+
+def counts(one: Change, origins: Origins | None = None) -> bool:
+    return (origins or Origins(GROUP)).judge(one).origin is not None
+
+
+@pytest.mark.parametrize(
+    ("operation", "call", "fits"),
+    [
+        ("insert", Call.CREATED, True),
+        ("update", Call.SAVED, True),
+        ("update", Call.UPDATED, True),
+        ("insert", Call.SAVED, False),
+        ("insert", Call.UPDATED, False),
+        ("insert", Call.DELETED, False),
+        ("update", Call.CREATED, False),
+        ("update", Call.DELETED, False),  # outside of a transaction
+        ("replace", Call.CREATED, False),
+        ("replace", Call.SAVED, False),
+    ],
+)
+def test_a_stamp_fits_its_kind_of_event(operation, call, fits):
+    assert counts(change(operation, stamp(call))) == fits
+
+
+@pytest.mark.parametrize("transaction", [{}, TRANSACTION], ids=["alone", "transaction"])
+@given(st.integers(-100_000, 200_000))
+def test_a_stamp_counts_about_its_own_time_only(transaction, milliseconds):
+    late = milliseconds / 1000
+    expected = -10 <= late <= (71 if transaction else 11)
+    assert counts(change(by=stamp(), wall=NOW + late, **transaction)) == expected
+
+
+def test_a_stamp_counts_once():
+    origins, own = Origins(GROUP), stamp()
+    assert counts(change(by=own), origins)
+    assert not counts(change(by=own), origins)
+    assert counts(change(by=stamp()), origins)
+
+
+def test_a_stamp_that_was_seen_where_it_does_not_count_is_no_longer_new():
+    origins, own = Origins(GROUP), stamp()
+    assert not counts(change(by=own, wall=NOW - 30), origins)
+    assert not counts(change(by=own), origins)
+
+
+def test_what_was_read_before_the_position_counts_no_more():
+    origins, own = Origins(GROUP), stamp()
+    assert origins.saw(own, datetime.datetime.fromtimestamp(NOW, datetime.UTC))
+    assert not counts(change(by=own), origins)
+
+
+@pytest.mark.parametrize("other", [ObjectId(), None, 1, {"a": 1}])
+def test_a_stamp_counts_for_its_document_only(other):
+    assert not counts(change(by=stamp(id_=other)))
+    assert counts(change(by=stamp(id_=other), id_=other))
+
+
+def test_other_groups_stamps_are_neither_counted_nor_remembered():
+    origins = Origins("others")
+    assert not counts(change(by=stamp()), origins)
+    assert len(origins.seen) == 0
+
+
+@given(st.one_of(st.binary(max_size=80), st.text(), st.integers(-(2**63), 2**63 - 1), st.none(), st.booleans()))
+def test_garbage_stops_nothing(garbage):
+    for operation in ("insert", "update", "replace"):
+        assert not counts(change(operation, garbage))
+
+
+@given(st.data())
+def test_a_damaged_stamp_stops_nothing(data):
+    packed = bytearray(stamp(receivers=frozenset([b"12345678"])).pack())
+    packed[data.draw(st.integers(0, len(packed) - 1))] ^= data.draw(st.integers(1, 255))
+    origins = Origins(GROUP)
+    assert origins.judge(change(by=bson.Binary(bytes(packed), 0x80))).operation == "insert"
+
+
+@pytest.mark.parametrize(
+    "wall",
+    [
+        datetime.datetime.fromtimestamp(NOW, datetime.UTC),
+        datetime.datetime.fromtimestamp(NOW, datetime.UTC).replace(tzinfo=None),
+        datetime.datetime.fromtimestamp(NOW, datetime.timezone(datetime.timedelta(hours=5))),
+        DatetimeMS(NOW * 1000),
+    ],
+    ids=["aware", "naive", "elsewhere", "milliseconds"],
+)
+def test_the_wall_time_is_understood_as_every_codec_decodes_it(wall):
+    assert counts(change(by=stamp())._replace(wall_time=wall))
+
+
+@pytest.mark.parametrize("wall", [None, "noon"])
+def test_without_a_wall_time_it_is_in_doubt(wall):
+    assert not counts(change(by=stamp())._replace(wall_time=wall))
+
+
+@given(st.lists(st.integers(0, 70), min_size=1, max_size=60))
+def test_tokens_are_remembered_for_as_long_as_they_may_count(pauses):
+    seen, wall, written = Seen(), float(NOW), []
+    for pause in pauses:
+        wall += pause
+        one = token(wall)
+        assert seen.add(one.binary, wall)
+        written.append((wall, one))
+        assert not any(seen.add(other.binary, wall) for made, other in written if wall - made <= 81)
+
+
+def test_what_is_remembered_is_bounded_by_time_and_by_number(monkeypatch):
+    seen = Seen()
+    for second in range(2_000):
+        assert seen.add(token(NOW + second).binary, NOW + second)
+    assert len(seen) < 200
+    monkeypatch.setattr("dispatcher.origins._MOST", 50)
+    seen, first = Seen(), token(NOW)
+    seen.add(first.binary, NOW)
+    for tenth in range(1_000):
+        assert seen.add(token(NOW + tenth / 10).binary, NOW + tenth / 10)
+        assert len(seen) <= 100
+    assert not seen.add(first.binary, NOW + 100)  # forgotten, so it is not certain that it is new
+
+
+def test_a_clock_that_is_put_back_leaves_no_doubt_behind(monkeypatch):
+    monkeypatch.setattr("dispatcher.origins._MOST", 2)
+    seen = Seen()
+    for wall in [NOW + 3600] * 8:
+        seen.add(token(wall).binary, wall)
+    assert seen.add(token(NOW).binary, NOW)
+
+
+# Markers
+
+
+def marker(**more: Any) -> Change:
+    one = change("update", stamp(Call.DELETED, id_=more.get("id_", ID)), **{**TRANSACTION, **more})
+    return Origins(GROUP).judge(one)
+
+
+def delete(**more: Any) -> Change:
+    return change("delete", **{**TRANSACTION, **more})
+
+
+def opened(*changes: Change) -> Markers:
+    markers = Markers()
+    for one in changes:
+        markers.announce(one, Job(one.token, one))
+    return markers
+
+
+def test_a_marker_is_an_update_of_nothing_but_the_stamp_in_a_transaction():
+    assert marker().operation == "marker"
+    assert marker(updated={"name": "x"}).operation == "update"
+    assert marker(removed=["name"]).operation == "update"
+    assert change("update", stamp(Call.DELETED), txnNumber=Int64(1)).transaction is None
+    assert Origins(GROUP).judge(change("update", stamp(Call.DELETED))).operation == "update"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"id_": ObjectId()},
+        {"txnNumber": Int64(2)},
+        {"lsid": {"id": bson.Binary(b"2" * 16, 4), "uid": b"2"}},
+        {"lsid": {"id": bson.Binary(b"1" * 16, 4), "uid": b"3"}},
+    ],
+    ids=["document", "transaction", "session", "user"],
+)
+def test_a_marker_claims_the_delete_of_its_document_in_its_transaction(other):
+    markers = opened(marker())
+    assert markers.claim(delete(**other)) is None
+    followed = markers.claim(delete())
+    assert followed is not None
+    assert followed.marker.announces
+    assert markers.claim(delete()) is None
+    assert not markers
+
+
+def test_ids_are_compared_as_the_server_does():
+    markers = opened(marker(id_=1))
+    assert markers.claim(delete(id_=True)) is None
+    assert markers.claim(delete(id_=1.0)) is not None
+
+
+def test_a_marker_is_given_up_behind_its_transaction():
+    markers = opened(marker(), marker(id_=7))
+    assert list(markers.unclaimed_at(delete(id_=9))) == []
+    given_up = list(markers.unclaimed_at(change(id_=9, time=2)))
+    assert [followed.marker.announces for followed in given_up] == [False, False]
+    assert not markers
+
+
+def test_of_two_markers_the_later_one_counts():
+    first, second = marker(), marker()
+    markers = opened(first)
+    (given_up,) = markers.unclaimed_at(second)
+    assert given_up.marker.change is first
+    markers.announce(second, Job(second.token, second))
+    followed = markers.claim(delete())
+    assert followed is not None
+    assert followed.marker.change is second
+
+
+def test_later_changes_wait_behind_a_marker_but_not_for_ever():
+    markers, update = opened(marker()), change("update", updated={"a": 1}, **TRANSACTION)
+    other = change("update", updated={"a": 1}, id_=7, **TRANSACTION)
+    assert not markers.wait(other, Job(other.token, other))
+    for _ in range(100):
+        assert list(markers.unclaimed_at(update)) == []
+        assert markers.wait(update, Job(update.token, update))
+    (given_up,) = markers.unclaimed_at(update)
+    assert len(given_up.waiting) == 100
+
+
+@pytest.mark.parametrize("size", [10, 10_000])
+def test_a_marker_keeps_what_is_needed_to_deliver_it_after_all(size):
+    one = marker(fullDocument={"_id": ID, "text": "x" * size})
+    kept = slimmed(one)
+    assert len(kept.raw) < 2_500
+    again = decode(RawBSONDocument(kept.raw), CODEC_OPTIONS)
+    assert (again.operation, again.id, again.stamp) == ("update", ID, one.stamp)
+    assert (again.document is None) == (size > 2_000)

@@ -301,7 +301,7 @@ def _tapped(kind: Any) -> type[Signal]:
         __slots__ = ()
 
         def _resolve(self) -> tuple[ReceiverFunction, ...]:
-            functions = super()._resolve()
+            functions: tuple[ReceiverFunction, ...] = super()._resolve()
             _add_recorders(self)
             return functions
 

@@ -116,7 +116,9 @@ def _readable(found: dict[str, Any]) -> dict[str, Any]:
         "owner": f"{found.get('host')}, pid {found.get('pid')}" if "pid" in found else "nobody yet",
         "up_to": cluster_time.as_datetime().isoformat() if cluster_time else None,
         "saved_at": saved_at.isoformat() if saved_at else None,
-        "age_seconds": round((datetime.now(UTC) - saved_at).total_seconds(), 1) if saved_at else None,
+        "age_seconds": round((datetime.now(UTC) - saved_at.replace(tzinfo=UTC)).total_seconds(), 1)
+        if saved_at
+        else None,
         "finished_ahead": len(found.get("ahead") or ()),
         "token": found.get("token"),
         "fingerprint": found.get("fingerprint"),

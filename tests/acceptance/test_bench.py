@@ -17,7 +17,16 @@ from tests.support import ROOT
 
 OUR_ROWS = [
     "load",
-    *("create", "create_heard", "create_made", "create_stamped", "save", "update"),
+    *(
+        "create",
+        "create_heard",
+        "create_made",
+        "create_stamped",
+        "delete_stamped",
+        "delete_many_stamped",
+        "save",
+        "update",
+    ),
     "send",
     *("backlog", "latency_p50", "latency_p99"),
 ]

@@ -46,7 +46,12 @@ STAMP: Final = "_mongoz"
 DEFAULTS: Final[Row] = {"name": "", "n": 0, "tags": []}
 
 EVENTS: Final = ("post_save", "post_update", "post_delete")
-CREATED, SAVED, UPDATED, DELETED = ("post_save", True), ("post_save", False), ("post_update", None), ("post_delete", None)
+CREATED, SAVED, UPDATED, DELETED = (
+    ("post_save", True),
+    ("post_save", False),
+    ("post_update", None),
+    ("post_delete", None),
+)
 _NATURAL: Final[Mapping[str, tuple[str, bool | None]]] = {
     "insert": CREATED,
     "replace": SAVED,
@@ -312,10 +317,7 @@ class Model:
         ran = [
             one
             for one in RECEIVERS[collection]
-            if client.has(one)
-            and one.mode != "dispatcher"
-            and one.listens_to(signal)
-            and one.wants_fields(names)
+            if client.has(one) and one.mode != "dispatcher" and one.listens_to(signal) and one.wants_fields(names)
         ]
         if self.somebody_elses and client.group is not None:
             ran = [one for one in ran if one.mode == "process"]

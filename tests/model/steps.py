@@ -373,7 +373,11 @@ class OwnBulk(Step):
                 await getattr(query, self.kind)(**self.values)
 
     def _foretell(
-        self, run: Run, call: Any, after: dict[Key, Row | None] | dict[Key, Row], names: frozenset[str] = frozenset()
+        self,
+        run: Run,
+        call: Any,
+        after: dict[Key, Row | None] | dict[Key, Row],
+        names: frozenset[str] = frozenset(),
     ) -> None:
         is_muted = self.mute in ("all", call[0])
         for key, row in after.items():
@@ -538,7 +542,9 @@ _simple = st.one_of(_copies, *(_steps_of(by) for by in ("web", *_WRITERS)))
 def _transactions(draw: st.DrawFn) -> Transaction:
     by = draw(st.sampled_from(("web", "web", *_WRITERS)))
     steps = draw(st.lists(_steps_of(by), min_size=1, max_size=4).map(tuple))
-    return Transaction(by, steps, draw(st.sampled_from([True, True, False])), draw(st.sampled_from([False, False, True])))
+    return Transaction(
+        by, steps, draw(st.sampled_from([True, True, False])), draw(st.sampled_from([False, False, True]))
+    )
 
 
 _steps = st.one_of(

@@ -3,8 +3,8 @@
 import asyncio
 import contextlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterator
+from typing import Any, Final
 
 from bson import ObjectId
 from pymongo import AsyncMongoClient
@@ -12,7 +12,18 @@ from pymongo import AsyncMongoClient
 import mongoz
 from dispatcher.service import Service
 from mongoz.core.signals import post_delete, post_save, post_update
-from tests.model.model import CLIENTS, DEFAULTS, LAST, RECEIVERS, STAMP, WITH_IMAGES, Client, Event, Listening, Told
+from tests.model.model import (
+    CLIENTS,
+    DEFAULTS,
+    LAST,
+    RECEIVERS,
+    STAMP,
+    WITH_IMAGES,
+    Client,
+    Event,
+    Listening,
+    Told,
+)
 from tests.support import Running, settings_for
 
 __all__ = ["END", "Document", "Seen", "World"]
@@ -91,7 +102,9 @@ class Seen:
         if order != sorted(order):
             words.append(f"delivery.cluster_time goes back: {order}")
         count = Counter((id_, receiver) for _, id_, receiver in self._deliveries)
-        return words + [f"{one[1]} got delivery.id {one[0]} {times} times" for one, times in count.items() if times > 1]
+        return words + [
+            f"{one[1]} got delivery.id {one[0]} {times} times" for one, times in count.items() if times > 1
+        ]
 
 
 def _oddities(told: Told, kwargs: dict[str, Any]) -> Iterator[str]:

@@ -419,10 +419,10 @@ async def _delete(document: type["Document"], rows: list[Row], target: Target, p
             deleted = await _delete_ids([instance.id for instance in instances], target, firing, make)
         except _StillOpenDelete as still:
             note(still.error)
-            copies = copy.deepcopy(instances)
+            copies, look = copy.deepcopy(instances), still.look
 
             async def later() -> None:
-                await tell(copies, await find_out(still.look))
+                await tell(copies, await find_out(look))
 
             target.registry._later(later())
             raise still.error from None

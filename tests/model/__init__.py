@@ -6,5 +6,6 @@
     judging.py   where the two differ
     runs.py      one sequence from its first write to the verdict, and the figures of many
 
-The model follows the contract and nothing else. Where it disagrees with the code, the code is wrong, or the contract.
+The model follows the contract and nothing else. Where it disagrees with the code, the code is wrong, or the
+contract.
 """

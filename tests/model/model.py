@@ -1,6 +1,7 @@
 """What the contract says: which receiver is told of which write, in which order, with which keywords. Pure.
 
-Documents are dicts. Origin stamps are numbers here: what is in them is the code's business, whether a write has one,
+Documents are dicts. Origin stamps are numbers here: what is in them is the code's business, whether a write
+has one,
 and whether somebody copied it, is ours.
 """
 

@@ -1,6 +1,7 @@
 """What clients do: steps, each of which does something, and tells the model what that is.
 
-Every step fits every state: one that would come to nothing (a delete of what is not there) is left out when it is its
+Every step fits every state: one that would come to nothing (a delete of what is not there) is left out when it
+is its
 turn. So hypothesis can remove any others when it looks for the shortest sequence that fails.
 """
 

@@ -1,4 +1,5 @@
-"""The real thing: a server, the clients of the model, a dispatcher that comes and goes, and what receivers were told."""
+"""The real thing: a server, the clients of the model, a dispatcher that comes and goes, and what receivers
+were told."""
 
 import asyncio
 import contextlib

@@ -1,0 +1,277 @@
+"""transactional=True: what a receiver writes in MongoDB happens once, however often its change is delivered."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from bson import ObjectId
+from pymongo.errors import PyMongoError
+
+import mongoz
+from dispatcher.exceptions import AccessDenied
+from mongoz import U
+from mongoz.core.signals import post_save
+from mongoz.signals.options import Retry
+from tests.integration.delivering import State, make_account
+from tests.support import dispatching, eventually
+
+COMMIT = {"failCommands": ["commitTransaction"]}
+
+
+@pytest.fixture
+async def either(mongo: Any, database: str, driver: str) -> Any:
+    """A dispatched registry on each driver."""
+    async with mongoz.Registry(mongo.url, driver=driver, dispatched=database) as made:
+        yield made
+
+
+@pytest.fixture
+def account(dispatched: mongoz.Registry, database: str) -> Any:
+    return make_account(dispatched, database)
+
+
+@pytest.fixture
+def total(dispatched: mongoz.Registry, database: str, foreign: Any) -> Any:
+    """Where receivers write, and nobody listens."""
+    foreign["totals"].insert_one({"name": "all"})
+    return make_account(dispatched, database, "totals")
+
+
+@pytest.fixture
+def state(foreign: Any) -> State:
+    return State(foreign)
+
+
+async def add(total: Any, instance: Any) -> None:
+    """An effect that shows how often it happened."""
+    await total.objects.filter(name="all").update(U.inc(amount=instance.amount))
+
+
+async def test_a_repeat_has_no_effect(either, database, foreign, state):
+    """As after a crash between the commit and the save of the position; on either driver."""
+    account, total = make_account(either, database), make_account(either, database, "totals")
+    foreign["totals"].insert_one({"name": "all"})
+    once: list[str] = []
+    plain: list[str] = []
+
+    @post_save(account, name="adding", transactional=True)
+    async def adding(sender, instance, delivery, **kwargs):
+        once.append(delivery.id)
+        await add(total, instance)  # joins the transaction by itself
+        await either.client[database]["log"].insert_one({"of": delivery.id}, session=delivery.session)
+
+    @post_save(account, name="plain")
+    async def plain_one(sender, delivery, **kwargs):
+        assert delivery.session is None
+        plain.append(delivery.id)
+
+    async with dispatching(either):
+        before = state.token
+        foreign["accounts"].insert_one({"name": "Ada", "amount": 5})
+        await eventually(lambda: len(plain) == 1)
+    state.rewind(before)
+    async with dispatching(either):
+        await eventually(lambda: len(plain) == 2)
+    assert plain == once * 2
+    assert foreign["totals"].find_one()["amount"] == 5
+    assert foreign["log"].count_documents({}) == 1
+    (record,) = state.database["deliveries"].find()
+    assert (record["_id"]["delivery"], record["_id"]["group"]) == (once[0], database)
+
+
+async def test_a_renamed_receiver_does_not_repeat_what_it_did(account, total, foreign, dispatched, state):
+    done: list[str] = []
+
+    async def adding(sender: Any, instance: Any, **kwargs: Any) -> None:
+        await add(total, instance)
+
+    post_save(account, name="old", transactional=True)(adding)
+    post_save(account, name="watching")(lambda_of(done))
+    async with dispatching(dispatched):
+        before = state.token
+        foreign["accounts"].insert_one({"name": "Ada", "amount": 5})
+        await eventually(lambda: len(done) == 1)
+    account.signals.post_save.disconnect(adding)
+    post_save(account, name="new", formerly="old", transactional=True)(adding)
+    state.rewind(before)
+    async with dispatching(dispatched) as running:
+        await eventually(lambda: running.stats.delivered == 2)
+    assert foreign["totals"].find_one()["amount"] == 5
+
+
+def lambda_of(calls: list[str]) -> Any:
+    async def watching(sender: Any, instance: Any, **kwargs: Any) -> None:
+        calls.append(instance.name)
+
+    return watching
+
+
+async def test_a_failed_attempt_leaves_nothing_behind(account, total, foreign, dispatched, state):
+    sessions: list[Any] = []
+
+    @post_save(account, name="flaky", transactional=True, retry=Retry(5, base=0.01))
+    async def flaky(sender, instance, delivery, **kwargs):
+        sessions.append(delivery.session)
+        assert delivery.session.client is dispatched.client
+        await add(total, instance)
+        if delivery.attempt < 3:
+            raise ValueError("not yet")
+
+    async with dispatching(dispatched) as running:
+        foreign["accounts"].insert_one({"name": "Ada", "amount": 5})
+        await eventually(lambda: running.stats.delivered == 1)
+    assert len(sessions) == 3
+    assert foreign["totals"].find_one()["amount"] == 5
+
+
+async def test_what_is_given_up_leaves_nothing_but_its_letter(account, total, foreign, dispatched, state):
+    @post_save(account, name="broken", transactional=True, retry=2)
+    async def broken(sender, instance, **kwargs):
+        await add(total, instance)
+        raise ValueError("never")
+
+    async with dispatching(dispatched):
+        foreign["accounts"].insert_one({"name": "Ada", "amount": 5})
+        letter = await state.letter()
+    assert letter["attempts"] == 2
+    assert "amount" not in foreign["totals"].find_one()
+    assert state.database["deliveries"].count_documents({}) == 0
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+async def test_a_write_conflict_is_no_failed_attempt(account, total, foreign, dispatched, wrapped):
+    """The transaction is run again, with an instance that nobody has seen; also where the reason is hidden."""
+    runs: list[tuple[int, list[str]]] = []
+
+    @post_save(account, name="adding", transactional=True, retry=1)
+    async def adding(sender, instance, delivery, **kwargs):
+        runs.append((delivery.attempt, list(instance.tags)))
+        instance.tags.append("seen")
+        await total.objects.filter(name="other").count()  # the snapshot is taken
+        if len(runs) == 1:  # somebody else is quicker
+            foreign["totals"].update_one({"name": "all"}, {"$inc": {"amount": 1}})
+        try:
+            await add(total, instance)
+        except PyMongoError as error:
+            if wrapped:
+                raise RuntimeError("the total is busy") from error
+            raise
+
+    async with dispatching(dispatched) as running:
+        foreign["accounts"].insert_one({"name": "Ada", "amount": 5})
+        await eventually(lambda: running.stats.delivered == 1)
+    assert runs == [(1, []), (1, [])]
+    assert foreign["totals"].find_one()["amount"] == 6
+    assert (running.stats.failed, running.stats.retried) == (0, 0)
+
+
+@pytest.mark.parametrize("committed", [False, True])
+async def test_a_commit_without_an_answer(account, total, foreign, dispatched, committed):
+    """Whether it happened is found out by the record. The server may have committed, or not."""
+    admin = foreign.client.admin
+    runs: list[int] = []
+    # closeConnection alone drops the command unseen; a write concern error comes after the commit.
+    fault = (
+        {"writeConcernError": {"code": 64, "errmsg": "no majority in time"}}
+        if committed
+        else {"closeConnection": True}
+    )
+
+    @post_save(account, name="adding", transactional=True, retry=1)
+    async def adding(sender, instance, delivery, **kwargs):
+        runs.append(delivery.attempt)
+        if len(runs) == 1:
+            admin.command("configureFailPoint", "failCommand", mode={"times": 6}, data=COMMIT | fault)
+        await add(total, instance)
+
+    try:
+        async with dispatching(dispatched) as running:
+            foreign["accounts"].insert_one({"name": "Ada", "amount": 5})
+            await eventually(lambda: running.stats.delivered + running.stats.failed == 1, within=20)
+    finally:
+        admin.command("configureFailPoint", "failCommand", mode="off")
+    assert foreign["totals"].find_one()["amount"] == 5
+    assert running.stats.failed == 0
+    if committed:
+        assert runs == [1]
+
+
+async def test_it_ends_in_time(account, total, foreign, dispatched, state):
+    @post_save(account, name="hanging", transactional=True, retry=1, timeout=0.2)
+    async def hanging(sender, instance, **kwargs):
+        await add(total, instance)
+        await asyncio.Event().wait()
+
+    async with dispatching(dispatched):
+        foreign["accounts"].insert_one({"name": "Ada", "amount": 5})
+        letter = await state.letter()
+        assert "longer than 0.2 s" in letter["error"]["message"]
+        # Its transaction holds nothing back.
+        foreign["totals"].update_one({"name": "all"}, {"$inc": {"amount": 1}})
+    assert foreign["totals"].find_one()["amount"] == 1
+
+
+async def test_two_classes_on_a_collection_each_get_their_own(dispatched, database, foreign, state):
+    """A receiver of an abstract document has one id, and is called for both."""
+
+    class Base(mongoz.Document):
+        name: str = mongoz.String()
+
+        class Meta:
+            abstract = True
+
+        Meta.registry = dispatched  # type: ignore[attr-defined]
+        Meta.database = database  # type: ignore[attr-defined]
+
+    class One(Base):
+        class Meta:
+            collection = "accounts"
+
+    class Two(Base):
+        class Meta:
+            collection = "accounts"
+
+    calls: list[str] = []
+
+    @post_save(Base, name="both", transactional=True)
+    async def both(sender, instance, **kwargs):
+        calls.append(sender.__name__)
+
+    async with dispatching(dispatched) as running:
+        foreign["accounts"].insert_one({"_id": ObjectId(), "name": "Ada"})
+        await eventually(lambda: running.stats.delivered == 2)
+    assert sorted(calls) == ["One", "Two"]
+
+
+async def test_records_are_kept_as_long_as_the_setting_says(account, foreign, dispatched, state):
+    @post_save(account, name="adding", transactional=True)
+    async def adding(sender, **kwargs):
+        pass
+
+    for days, seconds in ((14.0, 1_209_600), (30.0, 2_592_000), (30.0, 2_592_000)):
+        async with dispatching(dispatched, delivery_retention=days):
+            (index,) = [one for one in state.database["deliveries"].list_indexes() if "expireAfterSeconds" in one]
+            assert (dict(index["key"]), index["expireAfterSeconds"]) == ({"at": 1}, seconds)
+
+
+async def test_no_records_without_transactional_receivers(account, foreign, dispatched, state):
+    post_save(account, name="watching")(lambda_of([]))
+    async with dispatching(dispatched):
+        assert "deliveries" not in state.database.list_collection_names()
+
+
+async def test_a_state_that_can_not_be_written_is_said_at_the_start(account, foreign, dispatched):
+    @post_save(account, name="adding", transactional=True)
+    async def adding(sender, **kwargs):
+        pass
+
+    admin = foreign.client.admin
+    failing = {"failCommands": ["createIndexes"], "errorCode": 13, "appName": "mongoz-dispatcher"}
+    admin.command("configureFailPoint", "failCommand", mode="alwaysOn", data=failing)
+    try:
+        with pytest.raises(AccessDenied) as caught:
+            async with dispatching(dispatched):
+                pass
+    finally:
+        admin.command("configureFailPoint", "failCommand", mode="off")
+    assert "state database" in caught.value.remedy

@@ -232,6 +232,7 @@ async def update_and_count(document: type["Document"], selection: Selection, pat
         How many documents matched.
     """
     target, progress = selection.target, _Progress("updated", selection.target)
+    require_watched(document, target.collection, document.meta.signals.post_update)
     if not _is_heard(document, target) and selection.is_plain:
         result = await target.driver.update_many(
             selection.filter, _as_update(document, patch), session=target.session, **selection.options
@@ -250,6 +251,7 @@ async def update_and_load(document: type[D], selection: Selection, patch: Patch)
         The documents that matched before, as they are after.
     """
     target, progress = selection.target, _Progress("updated", selection.target)
+    require_watched(document, target.collection, document.meta.signals.post_update)
     elsewhere = target.elsewhere(document)
     instances: list[D] = []
     with progress.reported():
@@ -391,6 +393,7 @@ async def delete(document: type["Document"], selection: Selection) -> int:
     """Delete what is selected; returns how many there were."""
     target, progress = selection.target, _Progress("deleted", selection.target)
     signals = document.meta.signals
+    require_watched(document, target.collection, signals.post_delete)
     heard = signals.pre_delete.receivers or target.plan(signals.post_delete).receivers
     if selection.is_plain and not heard and not marks(target, target.plan(signals.post_delete)):
         result = await target.driver.delete_many(selection.filter, session=target.session, **selection.options)

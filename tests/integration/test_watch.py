@@ -168,12 +168,7 @@ CALLS = {
 }
 
 
-# mongoz/persistence/bulk.py sends these in one command where no receiver runs in process, and does not ask before.
-UNASKED = {"update", "update_many", "update_count", "delete"}
-_UNASKED = pytest.mark.xfail(strict=True, reason="bulk.py must call require_watched before it sends one command")
-
-
-@pytest.mark.parametrize("call", [pytest.param(c, marks=_UNASKED) if c in UNASKED else c for c in CALLS])
+@pytest.mark.parametrize("call", CALLS)
 async def test_writes_that_nobody_watches_are_refused_before_anything_is_written(
     dispatched, database, server, seen, call
 ):

@@ -170,12 +170,9 @@ async def test_a_commit_without_an_answer(account, total, foreign, dispatched, c
     """Whether it happened is found out by the record. The server may have committed, or not."""
     admin = foreign.client.admin
     runs: list[int] = []
-    # closeConnection alone drops the command unseen; a write concern error comes after the commit.
-    fault = (
-        {"writeConcernError": {"code": 64, "errmsg": "no majority in time"}}
-        if committed
-        else {"closeConnection": True}
-    )
+    # An error code is answered instead of the commit, a write concern error after it.
+    concern = {"writeConcernError": {"code": 64, "errmsg": "no majority in time"}}
+    fault = concern if committed else {"errorCode": 50}
 
     @post_save(account, name="adding", transactional=True, retry=1)
     async def adding(sender, instance, delivery, **kwargs):

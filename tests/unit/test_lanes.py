@@ -206,3 +206,89 @@ async def test_the_event_loop_gets_its_turn_under_load():
     assert turns >= 40
     counter.cancel()
     await made.stop(1)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    pauses=st.lists(st.integers(0, 3), min_size=1, max_size=60),
+    keys=st.integers(1, 20),
+    concurrency=st.integers(1, 4),
+)
+def test_jobs_that_pause_keep_their_order_and_the_bound(pauses, keys, concurrency):
+    """While a job pauses others run, but never more than allowed, and none of its own key."""
+    seen: dict[int, list[int]] = defaultdict(list)
+    busy: set[int] = set()
+    running = most = 0
+
+    async def work(one: Job) -> None:
+        nonlocal running, most
+        number = int(one.token)
+        assert number % keys not in busy
+        busy.add(number % keys)
+        running += 1
+        most = max(most, running)
+        for _ in range(pauses[number]):
+            await asyncio.sleep(0)
+            running -= 1
+            await made.pause(0)
+            running += 1
+            most = max(most, running)
+        running -= 1
+        seen[number % keys].append(number)
+        busy.discard(number % keys)
+
+    async def main() -> None:
+        nonlocal made
+        made = lanes(work, concurrency=concurrency)
+        for number in range(len(pauses)):
+            made.add(number % keys, job(number), 1)
+        async with asyncio.timeout(10):
+            await made.idle()
+        assert made.in_flight == made.queued == 0
+        await made.stop(1)
+
+    made: Lanes = None  # type: ignore[assignment]
+    asyncio.run(main())
+    assert sum(map(len, seen.values())) == len(pauses)
+    assert all(numbers == sorted(numbers) for numbers in seen.values())
+    assert most <= concurrency
+
+
+async def test_a_pause_makes_room():
+    """With a single place; and whoever comes back gets the place before new jobs do."""
+    order: list[str] = []
+
+    async def work(one: Job) -> None:
+        order.append(f"{int(one.token)} begins")
+        if one.token.endswith("0"):
+            await made.pause(0.01)
+        else:
+            await asyncio.sleep(0.03)
+        order.append(f"{int(one.token)} ends")
+
+    made = lanes(work, concurrency=1)
+    for number in range(3):
+        made.add(number, job(number), 1)
+    await made.idle()
+    assert order == ["0 begins", "1 begins", "1 ends", "0 ends", "2 begins", "2 ends"]
+    await made.stop(1)
+
+
+async def test_a_stop_interrupts_pauses_at_once():
+    """What paused is not finished, and nothing of it was cut."""
+    finished: list[Job] = []
+    paused: list[Job] = []
+
+    async def work(one: Job) -> None:
+        paused.append(one)
+        await made.pause(60)
+
+    made = lanes(work, finished=finished.append, concurrency=2)
+    for number in range(5):
+        made.add(number, job(number), 1)
+    while len(paused) < 5:
+        await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        assert await made.stop(30) == 0
+    assert finished == []
+    assert made.in_flight == 0

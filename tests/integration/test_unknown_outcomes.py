@@ -1,0 +1,380 @@
+"""Writes whose answer got lost: their receivers run exactly once if they stand, and never if they don't."""
+
+import asyncio
+from typing import Any
+
+import bson
+import pytest
+from pymongo.asynchronous import client_session
+from pymongo.errors import AutoReconnect, BulkWriteError, OperationFailure, PyMongoError, WriteConcernError
+
+import mongoz
+from mongoz import U
+from tests.proxy import Proxy, proxied
+from tests.support import eventually
+
+QUICK = "&serverSelectionTimeoutMS=300&connectTimeoutMS=500&heartbeatFrequencyMS=500"
+NAMES = ("post_save", "post_update", "post_delete")
+ALWAYS = 1_000  # more often than anybody tries
+
+
+@pytest.fixture
+async def proxy(mongo):
+    async with proxied(mongo.url) as made:
+        yield made
+
+
+@pytest.fixture
+async def registry(proxy, driver, database):
+    async with mongoz.Registry(proxy.url + QUICK, driver=driver, dispatched=database) as made:
+        yield made
+
+
+@pytest.fixture
+async def User(registry, database, foreign):
+    foreign.create_collection("users")
+
+    class User(mongoz.Document):
+        name: str = mongoz.String()
+        age: int = mongoz.Integer(default=0)
+
+        Meta = type("Meta", (), {"registry": registry, "database": database})
+
+    return User
+
+
+@pytest.fixture
+def told(User) -> list[tuple[str, Any, int]]:
+    """Signal, `_id` and age of each delivery."""
+    log: list[tuple[str, Any, int]] = []
+
+    def receiver(name: str) -> Any:
+        async def receive(sender: Any, instance: Any, **kwargs: Any) -> None:
+            log.append((name, instance.id, instance.age))
+
+        return receive
+
+    for name in NAMES:
+        getattr(User.signals, name).connect(receiver(name), name=f"told.{name}")
+    return log
+
+
+async def create(User: Any, user: Any) -> None:
+    await User(name="new", age=1).create()
+
+
+async def update(User: Any, user: Any) -> None:
+    await user.update(age=1)
+
+
+async def operate(User: Any, user: Any) -> None:
+    await user.update(U.inc(age=1))
+
+
+async def save(User: Any, user: Any) -> None:
+    user.age = 1
+    await user.save()
+
+
+async def get_or_create(User: Any, user: Any) -> None:
+    await User.objects.get_or_create({"name": "new"}, {"age": 1})
+
+
+async def create_many(User: Any, user: Any) -> None:
+    await User.create_many([User(name="new", age=1), User(name="newer", age=1)])
+
+
+async def update_many(User: Any, user: Any) -> None:
+    await User.objects.update_count(age=1)
+
+
+async def delete(User: Any, user: Any) -> None:
+    await user.delete()
+
+
+async def delete_many(User: Any, user: Any) -> None:
+    await User.objects.delete()
+
+
+WRITES = {
+    create: ("insert", "post_save", 1),
+    update: ("update", "post_update", 1),
+    operate: ("findAndModify", "post_update", 1),
+    save: ("update", "post_save", 1),
+    get_or_create: ("update", "post_save", 1),
+    create_many: ("insert", "post_save", 2),
+    update_many: ("update", "post_update", 1),
+    delete: ("commitTransaction", "post_delete", 1),
+    delete_many: ("commitTransaction", "post_delete", 1),
+}
+
+
+@pytest.fixture(params=WRITES, ids=lambda write: write.__name__)
+def write(request) -> Any:
+    return request.param
+
+
+@pytest.fixture
+def impatient(monkeypatch) -> None:
+    """The driver repeats commits of unknown outcome for two minutes."""
+    for name in ("_WITH_TRANSACTION_RETRY_TIME_LIMIT",):
+        monkeypatch.setattr(client_session, name, 0)
+    motor = pytest.importorskip("motor.core")
+    monkeypatch.setattr(motor, "_within_time_limit", lambda *args: False, raising=False)
+
+
+def lose(proxy: Proxy, command: str, times: int, *, executed: bool, then_refuse: bool = False) -> None:
+    how = proxy.cut_after_request if executed else proxy.cut_before_request
+    how(command, times=times, then_refuse=then_refuse)
+
+
+async def written(User: Any, told: list[Any]) -> Any:
+    user = await User.objects.create(name="Ada")
+    told.clear()
+    return user
+
+
+def stands(foreign: Any, command: str, before: dict[str, Any]) -> bool:
+    rows = [{k: v for k, v in row.items() if k != "_mongoz"} for row in foreign.users.find()]
+    return rows != [{k: v for k, v in before.items() if k != "_mongoz"}]
+
+
+@pytest.mark.parametrize("executed", [True, False])
+async def test_the_drivers_own_retry_tells_once(User, told, proxy, write, executed):
+    user = await written(User, told)
+    command, signal, count = WRITES[write]
+    lose(proxy, command, 1, executed=executed)
+    await write(User, user)
+    assert [name for name, *_ in told] == [signal] * count
+    assert proxy.lost == 1
+
+
+@pytest.mark.parametrize("executed", [True, False])
+async def test_told_if_it_stands_and_only_then(User, told, proxy, write, executed, foreign, impatient):
+    user = await written(User, told)
+    before = foreign.users.find_one()
+    command, signal, count = WRITES[write]
+    times = 2 if command != "commitTransaction" else 2
+    lose(proxy, command, times, executed=executed)
+    if write is update_many or write is operate or not executed or command != "commitTransaction":
+        # A fence is an update: it must get through.
+        pass
+    with pytest.raises(PyMongoError) as caught:
+        await write(User, user)
+    assert proxy.lost == times
+    assert stands(foreign, command, before) is executed
+    assert [name for name, *_ in told] == [signal] * count * executed
+    if executed:
+        assert write in (create_many, update_many, delete_many) or any(
+            "written all the same" in note for note in caught.value.__notes__
+        )
+    if not executed and write in (update, operate):
+        assert user.age == 0
+        await user.update(age=1)
+        assert [name for name, *_ in told] == ["post_update"]
+
+
+@pytest.mark.parametrize("executed", [True, False])
+async def test_told_later_where_the_server_is_away(
+    User, told, proxy, write, executed, foreign, registry, impatient
+):
+    user = await written(User, told)
+    before = foreign.users.find_one()
+    command, signal, count = WRITES[write]
+    lose(proxy, command, 1, executed=executed, then_refuse=True)
+    with pytest.raises(PyMongoError) as caught:
+        await write(User, user)
+    assert any("could not be found out yet" in note for note in caught.value.__notes__)
+    assert told == []
+    assert stands(foreign, command, before) is executed
+    if write in (update, operate):
+        assert user.age == 0  # put back
+    proxy.accept()
+    await eventually(lambda: not registry._unsettled, within=15, what="the outcome is known")
+    assert [name for name, *_ in told] == [signal] * count * executed
+    if executed and signal != "post_delete":
+        assert {age for *_, age in told} == {1}  # what was written, though the caller's instance was put back
+        assert {id_ for _, id_, _ in told} <= {row["_id"] for row in foreign.users.find()}
+
+
+async def test_closing_the_registry_ends_the_search(User, told, proxy, registry):
+    user = await written(User, told)
+    proxy.cut_after_request("update", then_refuse=True)
+    with pytest.raises(PyMongoError):
+        await user.update(age=1)
+    (task,) = registry._unsettled
+    await registry.close()
+    await asyncio.wait([task], timeout=5)
+    assert task.cancelled()
+    assert told == []
+
+
+async def test_a_write_that_was_never_sent_fails_at_once(User, told, proxy, registry):
+    user = await written(User, told)
+    proxy.refuse()
+    await eventually(lambda: True)
+    with pytest.raises(PyMongoError):
+        await user.update(age=1)
+    proxy.accept()
+    await eventually(lambda: not registry._unsettled, within=15)
+    assert told == []
+    assert user.age == 0
+
+
+async def test_a_copy_of_the_instance_is_told_later(User, told, proxy, registry, foreign):
+    user = User(name="Ada", age=3)
+    await written(User, told)
+    foreign.users.delete_many({})
+    proxy.cut_after_request("insert", then_refuse=True)
+    with pytest.raises(PyMongoError):
+        await user.create()
+    assert user.id is None
+    proxy.accept()
+    await user.create()  # the caller tries again
+    second = user.id
+    await eventually(lambda: not registry._unsettled, within=15)
+    assert user.id == second
+    first = next(row["_id"] for row in foreign.users.find() if row["_id"] != second)
+    assert sorted(told) == sorted([("post_save", second, 3), ("post_save", first, 3)])
+
+
+async def test_the_stamp_of_the_write_before_is_no_proof(User, told, proxy, foreign):
+    """Both are of one second, and of one process."""
+    for n in range(3):
+        user = await written(User, told)
+        proxy.cut_before_request("update", times=2)
+        with pytest.raises(AutoReconnect):
+            await user.update(age=n + 1)
+        assert told == []
+        assert foreign.users.find_one(user.id)["age"] == 0
+
+
+@pytest.mark.parametrize("stamped", [True, False])
+async def test_documents_that_were_there_before_were_not_inserted(User, told, proxy, foreign, stamped):
+    user = await written(User, told)
+    if not stamped:
+        foreign.users.update_one({}, {"$unset": {"_mongoz": ""}})
+    proxy.cut_before_request("insert", times=2)
+    with pytest.raises(AutoReconnect):
+        await User.create_many([User(id=bson.ObjectId(), name="a"), User(name="b")])
+    assert told == []
+    assert foreign.users.count_documents({}) == 1
+    assert user.id
+
+
+@pytest.mark.parametrize("write", [create, update, save, operate, create_many, update_many])
+async def test_a_write_concern_that_is_not_met(User, told, proxy, foreign, driver, database, write, registry):
+    user = await written(User, told)
+    _, signal, count = WRITES[write]
+    foreign.client.admin.command(
+        {
+            "configureFailPoint": "failCommand",
+            "mode": {"times": 1},
+            "data": {
+                "failCommands": ["insert", "update", "findAndModify"],
+                "writeConcernError": {"code": 64, "errmsg": "waiting for replication timed out"},
+                "namespace": f"{database}.users",
+            },
+        }
+    )
+    with pytest.raises((WriteConcernError, BulkWriteError)) as caught:
+        await write(User, user)
+    assert [name for name, *_ in told] == [signal] * count
+    if isinstance(caught.value, WriteConcernError):
+        assert caught.value.__notes__ == ["It was written all the same, and its receivers have run."]
+    assert foreign.users.count_documents({"age": 1}) == count
+    assert not registry._unsettled
+
+
+async def test_what_a_receiver_raises_then_is_in_the_notes(User, told, proxy):
+    async def fail(sender: Any, **kwargs: Any) -> None:
+        raise ZeroDivisionError
+
+    user = await written(User, told)
+    User.signals.post_update.connect(fail, name="fail")
+    proxy.cut_after_request("update", times=2)
+    with pytest.raises(AutoReconnect) as caught:
+        await user.update(age=1)
+    assert any("ZeroDivisionError" in note for note in caught.value.__notes__)
+    assert len(told) == 1
+    assert user.age == 1
+
+
+# -- transactions --------------------------------------------------------------------------------------
+
+
+async def last_is_single(User: Any, user: Any) -> None:
+    await user.update(age=1)
+
+
+async def last_is_delete(User: Any, user: Any) -> None:
+    await user.update(age=1)
+    await user.delete()
+
+
+async def last_is_bulk(User: Any, user: Any) -> None:
+    await User.objects.update_count(age=1)
+
+
+async def last_is_many(User: Any, user: Any) -> None:
+    await User.create_many([User(name="a"), User(name="b")])
+
+
+async def last_is_bulk_delete(User: Any, user: Any) -> None:
+    await User.objects.delete()
+
+
+BODIES = [last_is_single, last_is_delete, last_is_bulk, last_is_many, last_is_bulk_delete]
+
+
+@pytest.mark.parametrize("executed", [True, False])
+@pytest.mark.parametrize("body", BODIES)
+async def test_a_commit_that_is_never_answered(User, told, proxy, registry, body, executed):
+    user = await written(User, told)
+    lose(proxy, "commitTransaction", 6, executed=executed)  # each of three attempts is retried by the driver
+    if executed:
+        async with registry.transaction():
+            await body(User, user)
+        assert told != []
+    else:
+        with pytest.raises(PyMongoError):
+            async with registry.transaction():
+                await body(User, user)
+        assert told == []
+    assert proxy.lost == 6
+
+
+@pytest.mark.parametrize("executed", [True, False])
+async def test_a_commit_of_which_nothing_is_known_until_later(User, told, proxy, registry, foreign, executed):
+    user = await written(User, told)
+    lose(proxy, "commitTransaction", 1, executed=executed, then_refuse=True)
+    with pytest.raises(PyMongoError) as caught:
+        async with registry.transaction():
+            await user.update(age=1)
+    assert any("could not be found out yet" in note for note in caught.value.__notes__)
+    assert told == []
+    proxy.accept()
+    await eventually(lambda: not registry._unsettled, within=15)
+    assert [name for name, *_ in told] == ["post_update"] * executed
+    assert foreign.users.find_one()["age"] == int(executed)
+
+
+# -- what the fence relies on --------------------------------------------------------------------------
+
+
+def test_a_later_number_in_a_session_makes_the_server_refuse_earlier_ones(foreign):
+    lsid = {"id": bson.Binary(bson.ObjectId().binary + b"1234", 4)}
+
+    def insert(number: int, id_: int) -> None:
+        foreign.command(
+            {"insert": "users", "documents": [{"_id": id_}], "lsid": lsid, "txnNumber": bson.Int64(number)}
+        )
+
+    insert(1, 1)
+    nothing = {"q": {"_id": 0, "_mongoz": {"$type": "minKey"}}, "u": {"$unset": {"_mongoz": ""}}}
+    answer = foreign.command({"update": "users", "updates": [nothing], "lsid": lsid, "txnNumber": bson.Int64(3)})
+    assert answer["n"] == 0
+    with pytest.raises(OperationFailure) as refused:
+        insert(2, 2)
+    assert refused.value.code == 225  # TransactionTooOld
+    assert [row["_id"] for row in foreign.users.find()] == [1]

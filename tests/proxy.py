@@ -1,0 +1,144 @@
+"""A TCP proxy in front of a server, for losing requests or answers on purpose."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from urllib.parse import urlsplit
+
+__all__ = ["Proxy", "proxied"]
+
+_HEADER = 16  # of every message: its length is in the first four bytes
+
+
+class Proxy:
+    """Forwards whole messages of MongoDB's protocol between clients and one server.
+
+    Attributes:
+        port: where it listens on 127.0.0.1.
+        refusing: connections are closed as soon as they are made, and those that there are were cut.
+        lost: how many requests or answers it has lost.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self._server = (host, port)
+        self.port = 0
+        self.refusing = False
+        self.lost = 0
+        self.delay = 0.0
+        self._rules: list[tuple[Callable[[bytes], bool], bool, bool]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    @property
+    def url(self) -> str:
+        """For clients; `directConnection`, since the replica set would tell them the server's own address."""
+        return f"mongodb://127.0.0.1:{self.port}/?directConnection=true"
+
+    def cut_after_request(self, *commands: str, times: int = 1, then_refuse: bool = False) -> None:
+        """Forward such a request, wait until it was answered, lose the answer, and cut the connection.
+
+        Args:
+            commands: names of commands.
+            times: for how many of them.
+            then_refuse: take no connection after the last one.
+        """
+        self._lose(commands, times, forward=True, then_refuse=then_refuse)
+
+    def cut_before_request(self, *commands: str, times: int = 1, then_refuse: bool = False) -> None:
+        """Cut the connection instead of forwarding such a request."""
+        self._lose(commands, times, forward=False, then_refuse=then_refuse)
+
+    def _lose(self, commands: tuple[str, ...], times: int, *, forward: bool, then_refuse: bool) -> None:
+        def is_one(message: bytes) -> bool:
+            # An OP_MSG: flags, a section's kind (0), the document's length, the first element's type, its name.
+            return message[12:16] == (2013).to_bytes(4, "little") and any(
+                message[26:].startswith(command.encode() + b"\0") for command in commands
+            )
+
+        self._rules += [(is_one, forward, then_refuse and n == times - 1) for n in range(times)]
+
+    def refuse(self) -> None:
+        """Cut everything, and let nobody in until `accept`."""
+        self.refusing = True
+        for writer in list(self._writers):
+            writer.transport.abort()
+
+    def accept(self) -> None:
+        """Let clients in again, and lose nothing more."""
+        self.refusing = False
+        self._rules.clear()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One client."""
+        if self.refusing:
+            writer.transport.abort()
+            return
+        server_reader, server_writer = await asyncio.open_connection(*self._server)
+        mine = {writer, server_writer}
+        self._writers |= mine
+        try:
+            while True:  # a client sends one request at a time, but for those that want no answer or many
+                message = await _message(reader)
+                rule = next((rule for rule in self._rules if rule[0](message)), None)
+                if rule is not None:
+                    self._rules.remove(rule)
+                if self.delay:
+                    await asyncio.sleep(self.delay)
+                if rule is None or rule[1]:
+                    server_writer.write(message)
+                    if _wants_no_answer(message):
+                        continue
+                    answer = await _message(server_reader)
+                if rule is not None:
+                    self.lost += 1
+                    if rule[2]:
+                        self.refuse()
+                    return
+                writer.write(answer)
+                while _more_to_come(answer):
+                    answer = await _message(server_reader)
+                    writer.write(answer)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return
+        finally:
+            self._writers -= mine
+            for one in mine:
+                one.transport.abort()
+
+
+async def _message(reader: asyncio.StreamReader) -> bytes:
+    head = await reader.readexactly(_HEADER)
+    return head + await reader.readexactly(int.from_bytes(head[:4], "little") - _HEADER)
+
+
+def _wants_no_answer(message: bytes) -> bool:
+    return message[12:16] == (2013).to_bytes(4, "little") and bool(message[16] & 2)
+
+
+def _more_to_come(message: bytes) -> bool:
+    return message[12:16] == (2013).to_bytes(4, "little") and bool(message[16] & 2)
+
+
+@contextlib.asynccontextmanager
+async def proxied(url: str) -> AsyncIterator[Proxy]:
+    """A proxy in front of the server of this URL."""
+    address = urlsplit(url)
+    proxy = Proxy(address.hostname or "127.0.0.1", address.port or 27017)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        proxy._tasks.add(task)
+        task.add_done_callback(proxy._tasks.discard)
+        with contextlib.suppress(asyncio.CancelledError):
+            await proxy.serve(reader, writer)
+
+    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+    proxy.port = listening.sockets[0].getsockname()[1]
+    try:
+        yield proxy
+    finally:
+        listening.close()
+        for task in list(proxy._tasks):
+            task.cancel()
+        await asyncio.gather(*proxy._tasks, return_exceptions=True)

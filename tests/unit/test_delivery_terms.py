@@ -1,0 +1,97 @@
+"""What holds for a receiver: its options or the operator's settings; and what a dead letter can always hold."""
+
+from datetime import UTC, datetime
+
+import bson
+import pytest
+from bson.raw_bson import RawBSONDocument
+from bson.timestamp import Timestamp
+
+from dispatcher.codec import RAW
+from dispatcher.dead_letters import Failure, letter_of
+from dispatcher.decode import decode
+from dispatcher.events import Calls
+from dispatcher.instances import originals_of, untouched
+from dispatcher.retrying import pause_after, terms_of
+from mongoz.connection.codec import CODEC_OPTIONS
+from mongoz.signals.options import Options, Retry
+from mongoz.signals.receivers import Receiver
+
+
+def test_the_settings_hold_where_a_receiver_says_nothing():
+    terms = terms_of(Options(), attempts=7, timeout=90.0)
+    assert (terms.retry, terms.timeout, terms.on_failure) == (Retry(7), 90.0, "dead_letter")
+    own = terms_of(Options(retry=Retry(2, 1.0, 3.0), timeout=4.0, on_failure="block"), attempts=7, timeout=90.0)
+    assert (own.retry, own.timeout, own.on_failure) == (Retry(2, 1.0, 3.0), 4.0, "block")
+
+
+@pytest.mark.parametrize(("setting", "expected"), [(90.0, 50.0), (30.0, 30.0)])
+def test_transactions_end_before_the_server_ends_them(setting, expected):
+    assert terms_of(Options(transactional=True), attempts=1, timeout=setting).timeout == expected
+
+
+def test_once_is_once():
+    terms = terms_of(Options(retry=Retry(9), on_failure="block"), attempts=7, timeout=1.0, once=True)
+    assert (terms.retry.attempts, terms.on_failure) == (1, "drop")
+
+
+def test_pauses_double_up_to_the_cap():
+    retry = Retry(base=0.5, cap=10.0)
+    for attempt, longest in ((1, 0.5), (2, 1.0), (3, 2.0), (6, 10.0), (5_000, 10.0)):
+        pauses = [pause_after(retry, attempt) for _ in range(50)]
+        assert longest / 2 <= min(pauses) <= max(pauses) <= longest
+        assert len(set(pauses)) > 1
+
+
+class Thing:
+    """Stands for a document class."""
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def change(**fields):
+    event = {
+        "_id": {"_data": "82"},
+        "operationType": "insert",
+        "clusterTime": Timestamp(1, 1),
+        "ns": {"db": "d", "coll": "c"},
+        "documentKey": {"_id": 1},
+        **fields,
+    }
+    return decode(RawBSONDocument(bson.encode(event), codec_options=RAW), CODEC_OPTIONS)
+
+
+@pytest.mark.parametrize("error", [ValueError("no \ud800 luck"), Unprintable(), ValueError("x" * 20_000_000)])
+def test_any_error_can_be_kept(error):
+    calls = Calls(Thing, "post_save", True, ())
+    failure = Failure(error, datetime.now(UTC), 1)
+    letter = letter_of(
+        change(fullDocument={"_id": 1}),
+        calls,
+        Receiver(test_any_error_can_be_kept, "r", 1),
+        failure,
+        delivery_id="d",
+        term=1,
+        group="g",
+    )
+    assert len(bson.encode(letter.fields)) < 100_000
+
+
+def test_the_documents_of_a_change_can_be_had_again():
+    one = change(fullDocument={"_id": 1, "tags": ["a"]}, fullDocumentBeforeChange={"_id": 1})
+    assert one.document is not None
+    one.document["tags"].append("b")
+    one.document.pop("_id")
+    again = untouched(one, CODEC_OPTIONS)
+    assert (again.document, again.before) == ({"_id": 1, "tags": ["a"]}, {"_id": 1})
+    assert originals_of(one).document == bson.encode({"_id": 1, "tags": ["a"]})
+
+
+def test_a_document_that_was_looked_up_is_the_one_that_counts():
+    one = change(operationType="update", updateDescription={"updatedFields": {}, "removedFields": []})
+    assert originals_of(one) == (None, None)
+    row = bson.encode({"_id": 1, "n": 2})
+    assert originals_of(one._replace(looked_up=row)).document == row

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from hashlib import blake2b
-from time import monotonic
+from time import monotonic, time
 from typing import Any, NamedTuple
 
 from bson.codec_options import CodecOptions
@@ -21,13 +21,13 @@ from dispatcher.dead_letters import DeadLetters, Failure, Reason, letter_of, tex
 from dispatcher.events import Calls, Change, Job
 from dispatcher.failures import in_short
 from dispatcher.instances import keywords_of, untouched
+from dispatcher.measuring import ReceiverFigures, seconds_of
 from dispatcher.observe import Stats, get_logger
 from dispatcher.retrying import Pause, Terms, pause_after, terms_of
 from dispatcher.transactional import Transactions
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.signals import Delivery
 from mongoz.signals.hops import MOST_HOPS, current_hops, inside_dispatcher
-from mongoz.signals.options import Options
 from mongoz.signals.receivers import Receiver
 
 __all__ = ["Deliverer", "delivery_id"]
@@ -47,7 +47,16 @@ class _Try(NamedTuple):
     receiver: Receiver
     delivery: Delivery
     terms: Terms
+    figures: ReceiverFigures
     began: datetime
+
+
+class _Known(NamedTuple):
+    """What is looked up of a receiver once, and needed for each of its deliveries."""
+
+    terms: Terms
+    figures: ReceiverFigures
+    receiver: Receiver
 
 
 class Deliverer:
@@ -93,8 +102,8 @@ class Deliverer:
         self._pause = pause
         self._log_each = log_each
         self._caller = Caller(cutting, timeout)
-        # By the identity of the options, which they keep alive. Hashing options would cost more than a delivery.
-        self._terms: dict[int, Terms] = {}
+        # By the identity of the receiver, which they keep alive.
+        self._known: dict[int, _Known] = {}
 
     async def watch(self) -> None:
         """Cancel the receivers that hang. Runs for ever, beside the workers."""
@@ -132,7 +141,7 @@ class Deliverer:
             return
         id_ = delivery_id(change.token)
         for number, receiver in enumerate(calls.receivers, 1):
-            terms = self._terms.get(id(receiver.options)) or self._terms_of(receiver.options)
+            terms, figures, _ = self._known.get(id(receiver)) or self._get_to_know(receiver, calls.signal)
             delivery = Delivery(
                 id_,
                 calls.signal,
@@ -145,30 +154,42 @@ class Deliverer:
                 image,
             )
             began = monotonic()
+            observed = figures.wants(began)
+            if observed:
+                self._observe_latency(change, figures)
             failure = await self._attempt(change, calls, receiver, delivery, keywords, terms)
+            if observed:
+                figures.duration.observe(monotonic() - began)
             if failure is not None:
                 since = datetime.now(UTC) - timedelta(seconds=monotonic() - began)
-                one = _Try(change, calls, receiver, delivery, terms, since)
+                one = _Try(change, calls, receiver, delivery, terms, figures, since)
                 delivered = await self._insist(one, failure)
                 if delivered:
-                    self._delivered(change, delivery, began)
+                    self._delivered(change, delivery, figures, began)
                 if number < len(calls.receivers):
                     # With a new instance: what failed attempts did to this one is not for others to see.
                     rest = calls._replace(receivers=calls.receivers[number:])
                     await self._deliver(untouched(change, self._codec_options), rest)
                 return
-            self._delivered(change, delivery, began)
+            self._delivered(change, delivery, figures, began)
 
-    def _delivered(self, change: Change, delivery: Delivery, began: float) -> None:
+    def _delivered(self, change: Change, delivery: Delivery, figures: ReceiverFigures, began: float) -> None:
         self._stats.delivered += 1
+        figures.delivered += 1
         if self._log_each:
             _log_delivered(change, delivery, monotonic() - began)
 
-    def _terms_of(self, options: Options) -> Terms:
-        terms = terms_of(options, attempts=self._attempts, timeout=self._timeout, once=self._once)
+    def _observe_latency(self, change: Change, figures: ReceiverFigures) -> None:
+        committed = seconds_of(change.wall_time)
+        if committed is not None:  # its clock may be ahead of ours
+            figures.latency.observe(max(0.0, time() + self._stats.clock_offset - committed))
+
+    def _get_to_know(self, receiver: Receiver, signal: str) -> _Known:
+        terms = terms_of(receiver.options, attempts=self._attempts, timeout=self._timeout, once=self._once)
         self._caller.expect(terms.timeout)
-        self._terms[id(options)] = terms
-        return terms
+        known = _Known(terms, self._stats.figures_of(receiver.name, signal), receiver)
+        self._known[id(receiver)] = known
+        return known
 
     async def _attempt(
         self,
@@ -191,7 +212,7 @@ class Deliverer:
 
     async def _insist(self, one: _Try, error: BaseException) -> bool:
         """Try a delivery again whose first attempt failed; whether it succeeded in the end."""
-        change, calls, receiver, delivery, terms, began = one
+        change, calls, receiver, delivery, terms, figures, began = one
         most = terms.retry.attempts
         while True:
             failed = delivery.attempt
@@ -203,13 +224,16 @@ class Deliverer:
                 _log_attempt(delivery, terms, error)
             await self._pause(pause_after(terms.retry, failed))
             self._stats.retried += 1
+            figures.retried += 1
             delivery = delivery._replace(attempt=failed + 1)
             try:
                 keywords = self._anew(change, calls)
             except Exception as invalid:  # a validator that can't make up its mind
                 again: BaseException | None = invalid
             else:
+                retried = monotonic()
                 again = await self._attempt(change, calls, receiver, delivery, keywords, terms)
+                figures.duration.observe(monotonic() - retried)
             if again is None:
                 return True
             error = again
@@ -219,6 +243,7 @@ class Deliverer:
         if one.terms.transactional and await self._happened(one):
             return True
         self._stats.failed += 1
+        one.figures.failed += 1
         what = "a receiver failed in every attempt"
         if one.terms.on_failure == "drop":
             _log_failed(f"{what}; the delivery is dropped", "dropped", one, failure.attempts, failure.error)

@@ -4,13 +4,18 @@ import logging
 import re
 import sys
 from collections.abc import MutableMapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
 import stamina.instrumentation
 import structlog
 
+from dispatcher.measuring import MOST_RECEIVERS, ReceiverFigures
+
 __all__ = ["Stats", "configure_logging", "get_logger"]
+
+# What the receivers that have no figures of their own are counted as.
+_OTHERS: Final = ("(others)", "")
 
 _CREDENTIALS: Final = re.compile(r"(\w+://)[^/\s@]+@")
 
@@ -35,10 +40,27 @@ class Stats:
     """Times the change stream had to be opened again."""
     saves: int = 0
     """Times the position was saved."""
+    parked: int = 0
+    """Deliveries that were parked."""
+    lease_changes: int = 0
+    """Partitions that were taken over, given up or lost."""
+    gaps: int = 0
+    """Gaps that were recorded."""
+    clock_offset: float = 0.0
+    """Seconds that the server's clock is ahead of ours, as far as that is known."""
+    receivers: dict[tuple[str, str], ReceiverFigures] = field(default_factory=dict)
+    """The same by receiver and signal, where that is known."""
 
     def as_dict(self) -> dict[str, int]:
-        """The counters by name."""
-        return asdict(self)
+        """The counters of the process by name."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.type is int}
+
+    def figures_of(self, receiver: str, signal: str) -> ReceiverFigures:
+        """The counters of one receiver; made when it is first asked for."""
+        key = (receiver, signal)
+        if key not in self.receivers and len(self.receivers) >= MOST_RECEIVERS:
+            key = _OTHERS
+        return self.receivers.setdefault(key, ReceiverFigures(*key))
 
 
 def get_logger() -> Any:

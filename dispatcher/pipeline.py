@@ -10,6 +10,7 @@ saves the position.
 import asyncio
 from collections.abc import Iterable
 from contextlib import suppress
+from time import monotonic, time
 from typing import Any, Final
 
 from bson.codec_options import CodecOptions
@@ -28,6 +29,7 @@ from dispatcher.failures import fatal, in_short
 from dispatcher.images import Images
 from dispatcher.lanes import Lanes
 from dispatcher.markers import Followed, Markers, slimmed
+from dispatcher.measuring import Gauges, Lag, seconds_of
 from dispatcher.observe import Stats, get_logger
 from dispatcher.origins import HORIZON, Origins
 from dispatcher.positions import Position, PositionStore, Tracker
@@ -118,6 +120,8 @@ class Pipeline:
         self._origins = Origins(routes.group)
         self._markers = Markers()
         self._saved = position.token
+        self._saved_seconds = monotonic()
+        self._lag = Lag()
         self._crash: asyncio.Future[None] | None = None
         self._deliverer = Deliverer(
             term=position.term,
@@ -144,6 +148,25 @@ class Pipeline:
     def position(self) -> str:
         """The resume token up to which everything is finished, saved or not."""
         return self._tracker.token
+
+    def gauges(self) -> Gauges:
+        """How it goes, at this moment."""
+        now, server_now = monotonic(), time() + self._stats.clock_offset
+        oldest = self._tracker.oldest
+        waiting_since = None
+        if oldest is not None:
+            wall_time = oldest.change.wall_time if oldest.change is not None else None
+            waiting_since = seconds_of(wall_time) or float(token_time(oldest.token).time)
+        return Gauges(
+            connected=self._source.connected,
+            in_flight=self._lanes.in_flight,
+            queued=self._lanes.queued,
+            queued_bytes=self._lanes.queued_bytes,
+            lag_seconds=self._lag.seconds(now, server_now, waiting_since),
+            lag_changes=self._lag.changes(now, server_now, self._tracker.span),
+            position_seconds=float(token_time(self._tracker.token).time),
+            saved_seconds=self._saved_seconds,
+        )
 
     async def run(self, stop: asyncio.Event) -> None:
         """Deliver until `stop` is set; then drain.
@@ -198,8 +221,10 @@ class Pipeline:
     async def _read(self, batches: "asyncio.Queue[Batch]") -> None:
         await self._remember_stamps()
         async for batch in self._source.batches(self._start):
+            small = len(batch.events) < _SMALL
+            self._lag.heard(monotonic(), token_time(batch.token).time, len(batch.events), more=not small)
             await batches.put(batch)
-            if len(batch.events) < _SMALL:
+            if small:
                 await batches.join()
 
     async def _remember_stamps(self) -> None:
@@ -380,6 +405,7 @@ class Pipeline:
         if finally_:
             ahead += self._tracker.ahead
         if token == self._saved and not ahead:
+            self._saved_seconds = monotonic()  # what is there is up to date
             return
         try:
             await self._store.save(token, self._fingerprint, ahead)
@@ -394,6 +420,7 @@ class Pipeline:
             )
             return
         self._saved = token
+        self._saved_seconds = monotonic()
         self._stats.saves += 1
 
     async def _drain(self) -> None:

@@ -79,6 +79,11 @@ class Tracker:
         return len(self._between) + len(self._open)
 
     @property
+    def oldest(self) -> Job | None:
+        """The oldest change that is not finished."""
+        return self._open[0] if self._open else None
+
+    @property
     def ahead(self) -> list[str]:
         """Tokens of changes that are finished, behind one that is not."""
         return [*self._between, *(job.token for job in self._open if job.done)]

@@ -1,0 +1,170 @@
+"""What Prometheus is told, and what it costs."""
+
+import re
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from dispatcher.measuring import BOUNDS, MOST_RECEIVERS, Gauges, Histogram, Lag, ReceiverFigures, seconds_of
+from dispatcher.metrics import METRICS, Metrics, Snapshot
+from dispatcher.observe import Stats
+
+ROOT = Path(__file__).parents[2]
+GAUGES = Gauges(True, 3, 7, 900, 1.5, 12.0, 990.0, 40.0)
+
+
+def snapshot(stats: Stats | None = None, **changes) -> Snapshot:
+    shot = Snapshot("billing", "1.2", 50.0, 1_000.0, stats or Stats(), {0: GAUGES, 1: GAUGES})
+    return shot._replace(**changes)
+
+
+def scraped(shot: Snapshot) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    """Samples by name and labels, as Prometheus reads them."""
+    families = text_string_to_metric_families(Metrics(lambda: shot).text().decode())
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def value(samples, name: str, **labels: str) -> float:
+    return samples[f"mongoz_dispatcher_{name}", tuple(sorted({"group": "billing", **labels}.items()))]
+
+
+def test_prometheus_reads_counters_gauges_and_histograms():
+    stats = Stats(read=5, reconnects=2)
+    figures = stats.figures_of("shop.mail", "post_save")
+    figures.delivered, figures.failed, figures.retried = 4, 1, 2
+    for seconds in (0.0005, 0.02, 0.025, 1_000.0):
+        figures.duration.observe(seconds)
+    samples = scraped(snapshot(stats, oplog_begins=900.0, oplog_ends=1_000.0, oplog_spare=7.0, members=2))
+    mail = {"receiver": "shop.mail", "signal": "post_save"}
+    assert value(samples, "changes_read_total") == 5
+    assert value(samples, "stream_reconnects_total") == 2
+    assert value(samples, "deliveries_total", **mail) == 4
+    assert value(samples, "delivery_failures_total", **mail) == 1
+    assert value(samples, "delivery_retries_total", **mail) == 2
+    assert value(samples, "receiver_duration_seconds_bucket", le="0.001", **mail) == 1
+    assert value(samples, "receiver_duration_seconds_bucket", le="0.025", **mail) == 3  # a bound is inside
+    assert value(samples, "receiver_duration_seconds_bucket", le="300.0", **mail) == 3
+    assert value(samples, "receiver_duration_seconds_count", **mail) == 4
+    assert value(samples, "receiver_duration_seconds_sum", **mail) == pytest.approx(1_000.0455)
+    assert value(samples, "in_flight") == 6  # of both partitions
+    assert value(samples, "lag_seconds", partition="1") == 1.5
+    assert value(samples, "position_age_seconds", partition="0") == 10
+    assert value(samples, "position_saved_age_seconds", partition="0") == 10
+    assert value(samples, "oplog_window_seconds") == 100
+    assert value(samples, "oplog_headroom_seconds", partition="0") == 97
+    assert value(samples, "members") == 2
+    assert value(samples, "info", version="1.2") == 1
+
+
+def test_what_is_not_known_is_absent():
+    names = {name for name, _ in scraped(snapshot())}
+    for name in ("oplog_window_seconds", "oplog_headroom_seconds", "members", "dead_letters", "parked_deliveries"):
+        assert f"mongoz_dispatcher_{name}" not in names
+    assert "mongoz_dispatcher_members" in {name for name, _ in scraped(snapshot(members=0))}
+
+
+def test_pausing_shows():
+    samples = scraped(snapshot(paused=("*", "shop.mail")))
+    assert (value(samples, "paused"), value(samples, "paused_receivers")) == (1, 1)
+    assert value(scraped(snapshot()), "paused") == 0
+
+
+def test_the_number_of_series_is_bounded():
+    stats = Stats()
+    for n in range(3 * MOST_RECEIVERS):
+        stats.figures_of(f"receiver{n}", "post_save").delivered += 1
+    samples = scraped(snapshot(stats))
+    counted = {labels: n for (name, labels), n in samples.items() if name == "mongoz_dispatcher_deliveries_total"}
+    assert len(counted) == MOST_RECEIVERS + 1
+    assert sum(counted.values()) == 3 * MOST_RECEIVERS
+    assert stats.figures_of("receiver0", "post_save").delivered == 1
+
+
+def test_names_follow_the_conventions_of_prometheus():
+    assert len({one.name for one in METRICS}) == len(METRICS)
+    for one in METRICS:
+        assert re.fullmatch(r"[a-z_]+", one.name), one.name
+        assert not one.name.endswith("_total")
+        assert one.kind != "histogram" or one.name.endswith("_seconds")
+        assert one.help.endswith("."), one.name
+
+
+def test_the_reference_lists_every_metric():
+    page = (ROOT / "docs/reference/metrics.md").read_text()
+    listed = [line for line in page.splitlines() if line.startswith("| `mongoz")]
+    assert listed == [
+        f"| `{m.full_name}` | {m.kind} | {', '.join(f'`{label}`' for label in m.labels)} | {m.help} |"
+        for m in METRICS
+    ]
+
+
+def test_counters_of_the_process_go_into_logs_without_those_of_receivers():
+    stats = Stats(read=1)
+    stats.figures_of("shop.mail", "post_save")
+    assert stats.as_dict()["read"] == 1
+    assert "receivers" not in stats.as_dict()
+    assert "clock_offset" not in stats.as_dict()
+
+
+def test_a_receiver_is_observed_a_thousand_times_per_second_at_most():
+    figures = ReceiverFigures("mail", "post_save")
+    observed = sum(figures.wants(n / 100_000) for n in range(100_000))
+    assert 900 <= observed <= 1_000
+    assert figures.wants(5.0)
+    assert not figures.wants(5.0005)
+
+
+def test_every_value_falls_into_one_bucket():
+    histogram = Histogram()
+    for seconds in (0.0, *BOUNDS, 1e9):
+        histogram.observe(seconds)
+    assert histogram.counts == [2, *[1] * (len(BOUNDS) - 1), 1]
+
+
+# -- lag ---------------------------------------------------------------------------------------------
+
+
+def test_who_is_up_to_date_has_no_lag():
+    lag = Lag()
+    assert lag.seconds(10.0, 1_000.0, None) == 0  # nothing was read yet
+    lag.heard(10.0, 995.0, 3, more=False)  # an idle server's token is seconds old
+    assert lag.seconds(11.0, 1_001.0, None) == 0
+    assert lag.changes(11.0, 1_001.0, 0) == 0
+
+
+def test_a_change_that_is_not_finished_is_lag():
+    lag = Lag()
+    lag.heard(10.0, 1_000.0, 1, more=False)
+    assert lag.seconds(12.0, 1_002.0, 999.5) == 2.5
+    assert lag.changes(12.0, 1_002.0, 4) == 4
+
+
+def test_a_backlog_is_lag_and_its_changes_are_estimated_by_their_density():
+    lag = Lag()
+    for second in range(10):
+        lag.heard(10.0, 500.0 + second, 200, more=True)
+    assert lag.seconds(10.0, 1_000.0, 505.0) == 495
+    assert lag.changes(10.0, 1_009.0, 50) == pytest.approx(50 + 500 * 200)
+    lag.heard(11.0, 1_008.0, 5, more=False)
+    assert lag.changes(11.0, 1_009.0, 0) == 0
+
+
+def test_a_stream_that_brings_nothing_for_long_is_lag():
+    lag = Lag()
+    lag.heard(10.0, 1_000.0, 0, more=False)
+    assert lag.seconds(14.0, 1_004.0, None) == 0
+    assert lag.seconds(30.0, 1_020.0, None) == 20
+
+
+def test_seconds_of_dates():
+    moment = datetime(2024, 2, 29, 12, 0, 0, 500_000, tzinfo=UTC)
+    assert seconds_of(moment) == moment.timestamp()
+    assert seconds_of(moment.replace(tzinfo=None)) == moment.timestamp()
+    assert seconds_of(moment.astimezone(timezone(timedelta(hours=5)))) == moment.timestamp()
+    assert seconds_of(None) is None

@@ -1,11 +1,13 @@
 """Driver errors, classified in one place: what passes by itself, and what somebody must mend.
 
-The codes and what they mean were measured on a 6.0 server; names are the server's own.
+The codes and what they mean were measured on a 6.0 server; names are the server's own. What is in none of the sets
+is tried again like what is known to pass: a daemon must survive the failures that nobody thought of.
 """
 
-from typing import Final, NamedTuple
+from enum import StrEnum
+from typing import Any, Final, NamedTuple
 
-from pymongo.errors import ConfigurationError, OperationFailure, PyMongoError
+from pymongo.errors import ConfigurationError, ConnectionFailure, OperationFailure, PyMongoError
 
 from dispatcher.exceptions import (
     AccessDenied,
@@ -16,7 +18,118 @@ from dispatcher.exceptions import (
     ServerError,
 )
 
-__all__ = ["FATAL_CODES", "fatal", "in_short"]
+__all__ = ["KINDS", "Kind", "fatal", "in_short", "kind_of"]
+
+
+class Kind(StrEnum):
+    """What an error is, for whoever reads a change stream."""
+
+    PASSING = "passing"
+    """The server or the way to it is in trouble: it passes, and then the same is asked again."""
+    TOO_LARGE = "too_large"
+    """One event can't be sent with its images; without them it can."""
+    HISTORY_LOST = "history_lost"
+    """What lies behind the position is not in the oplog any more."""
+    BAD_TOKEN = "bad_token"  # noqa: S105 - of a stream
+    """The position is none of this deployment."""
+    NO_ACCESS = "no_access"
+    """Rights are missing, from the beginning or since somebody took them."""
+    NOT_LET_IN = "not_let_in"
+    """User or password are wrong, or not valid any more."""
+    NOT_SUPPORTED = "not_supported"
+    """This server does not have what is needed."""
+    UNKNOWN = "unknown"
+    """In no set. It is treated as passing."""
+
+
+PASSING_CODES: Final = frozenset(
+    {
+        6,  # HostUnreachable
+        7,  # HostNotFound
+        24,  # LockTimeout
+        43,  # CursorNotFound: killed, timed out, or the server was started again
+        46,  # LockBusy
+        50,  # MaxTimeMSExpired
+        63,  # StaleShardVersion: chunks are on the move
+        64,  # WriteConcernFailed: the majority is out of reach
+        89,  # NetworkTimeout
+        91,  # ShutdownInProgress
+        112,  # WriteConflict
+        133,  # FailedToSatisfyReadPreference: mongos finds no primary
+        134,  # ReadConcernMajorityNotAvailableYet: the server has just been started
+        150,  # StaleEpoch
+        175,  # QueryPlanKilled: the collection was dropped while it was read
+        189,  # PrimarySteppedDown
+        202,  # NetworkInterfaceExceededTimeLimit
+        222,  # CloseChangeStream: mongos wants the stream to be opened anew
+        234,  # RetryChangeStream: the same
+        237,  # CursorKilled
+        246,  # SnapshotUnavailable
+        262,  # ExceededTimeLimit
+        279,  # ClientDisconnect
+        317,  # ConnectionPoolExpired
+        365,  # TemporarilyUnavailable
+        9001,  # SocketException
+        10107,  # NotWritablePrimary
+        11600,  # InterruptedAtShutdown
+        11601,  # Interrupted: somebody used killOp
+        11602,  # InterruptedDueToReplStateChange
+        13388,  # StaleConfig
+        13435,  # NotPrimaryNoSecondaryOk
+        13436,  # NotPrimaryOrSecondary: it recovers, or is being synced
+    }
+)
+
+TOO_LARGE_CODES: Final = frozenset(
+    {
+        10334,  # BSONObjectTooLarge: the event, images included, is over 16 MB
+        47,  # NoMatchingDocument: an image that is required is missing; we require none, a proxy may
+    }
+)
+
+HISTORY_LOST_CODES: Final = frozenset(
+    {
+        286,  # ChangeStreamHistoryLost: the oplog begins after the token
+        136,  # CappedPositionLost: the same, met by a stream that was open meanwhile
+        326,  # OplogQueryMinTsMissing: the same, met by a start at a time
+    }
+)
+
+BAD_TOKEN_CODES: Final = frozenset(
+    {
+        260,  # InvalidResumeToken: for example an invalidate's, where it may not stand
+        280,  # ChangeStreamFatalError: the token's event does not turn up again
+        9,  # FailedToParse, and
+        15,  # Overflow, and
+        50811,  # (it has no name): what the server answers to a token that is garbage
+    }
+)
+
+NO_ACCESS_CODES: Final = frozenset({13})  # Unauthorized
+NOT_LET_IN_CODES: Final = frozenset({18})  # AuthenticationFailed
+
+NOT_SUPPORTED_CODES: Final = frozenset(
+    {
+        40573,  # $changeStream on a standalone server
+        40324,  # an aggregation stage that the server does not know
+        346,  # ChangeStreamNotEnabled: of deployments that can turn them off
+    }
+)
+
+KINDS: Final[dict[int, Kind]] = {
+    code: kind
+    for kind, codes in (
+        (Kind.PASSING, PASSING_CODES),
+        (Kind.TOO_LARGE, TOO_LARGE_CODES),
+        (Kind.HISTORY_LOST, HISTORY_LOST_CODES),
+        (Kind.BAD_TOKEN, BAD_TOKEN_CODES),
+        (Kind.NO_ACCESS, NO_ACCESS_CODES),
+        (Kind.NOT_LET_IN, NOT_LET_IN_CODES),
+        (Kind.NOT_SUPPORTED, NOT_SUPPORTED_CODES),
+    )
+    for code in codes
+}
+"""Every code that somebody thought of."""
 
 
 class _Verdict(NamedTuple):
@@ -25,59 +138,55 @@ class _Verdict(NamedTuple):
     remedy: str
 
 
-_HISTORY_LOST: Final = _Verdict(
-    HistoryLost,
-    "The oplog of {address} does not reach back to the saved position any more, and the changes in between "
-    "can not be delivered: {text}",
-    "Delete the position document (`dispatcher position show` names it) to begin now, and enlarge the oplog.",
-)
-_BAD_TOKEN: Final = _Verdict(
-    PositionError,
-    "{address} does not accept the saved position: {text}",
-    "Was the state copied from another deployment? Delete the position document to begin now.",
-)
-_NO_ACCESS: Final = _Verdict(
-    AccessDenied,
-    "{address} denies access: {text}",
-    "Grant changeStream and find on the watched databases, and readWrite on the state database.",
-)
-_NOT_LET_IN: Final = _Verdict(
-    AccessDenied,
-    "{address} does not let us in: {text}",
-    "Mend user, password and authSource in the URL.",
-)
-_TOO_LARGE: Final = _Verdict(
-    ServerError,
-    "A change event is larger than 16 MB, and {address} can not send it: {text}",
-    "Turn off pre or post images of the collection that holds such large documents.",
-)
-_NOT_SUPPORTED: Final = _Verdict(
-    ServerError,
-    "{address} can not do what is asked of it: {text}",
-    "Use MongoDB 6.0 or later, as a replica set.",
-)
-
-FATAL_CODES: Final[dict[int, _Verdict]] = {
-    286: _HISTORY_LOST,  # ChangeStreamHistoryLost: the oplog begins after the token
-    136: _HISTORY_LOST,  # CappedPositionLost: the same, met by a stream that was open meanwhile
-    260: _BAD_TOKEN,  # InvalidResumeToken: for example an invalidate's, where it may not stand
-    280: _BAD_TOKEN,  # ChangeStreamFatalError: the token's event does not turn up again
-    9: _BAD_TOKEN,  # FailedToParse, and
-    15: _BAD_TOKEN,  # Overflow, and
-    50811: _BAD_TOKEN,  # (it has no name): what the server answers to a token that is garbage
-    13: _NO_ACCESS,  # Unauthorized: not enough rights
-    18: _NOT_LET_IN,  # AuthenticationFailed: wrong credentials
-    10334: _TOO_LARGE,  # BSONObjectTooLarge: the event, images included, is over 16 MB
-    40573: _NOT_SUPPORTED,  # $changeStream on a standalone server
-    40324: _NOT_SUPPORTED,  # an aggregation stage that the server does not know
+_VERDICTS: Final = {
+    Kind.HISTORY_LOST: _Verdict(
+        HistoryLost,
+        "The oplog of {address} does not reach back to the saved position any more, and the changes in between "
+        "can not be delivered: {text}",
+        "Delete the position document (`dispatcher position show` names it) to begin now, and enlarge the oplog.",
+    ),
+    Kind.BAD_TOKEN: _Verdict(
+        PositionError,
+        "{address} does not accept the saved position: {text}",
+        "Was the state copied from another deployment? Delete the position document to begin now.",
+    ),
+    Kind.NO_ACCESS: _Verdict(
+        AccessDenied,
+        "{address} denies access: {text}",
+        "Grant changeStream and find on the watched databases, and readWrite on the state database.",
+    ),
+    Kind.NOT_LET_IN: _Verdict(
+        AccessDenied,
+        "{address} does not let us in: {text}",
+        "Mend user, password and authSource in the URL.",
+    ),
+    Kind.TOO_LARGE: _Verdict(
+        ServerError,
+        "A change event is larger than 16 MB, and {address} can not send it: {text}",
+        "Turn off pre or post images of the collection that holds such large documents.",
+    ),
+    Kind.NOT_SUPPORTED: _Verdict(
+        ServerError,
+        "{address} can not do what is asked of it: {text}",
+        "Use MongoDB 6.0 or later, as a replica set.",
+    ),
 }
+
+
+def kind_of(error: PyMongoError) -> Kind:
+    """What an error of the driver is.
+
+    Those that the driver has classes for, like a lost connection or no primary in time, have no code.
+    """
+    code = _details(error).get("code", getattr(error, "code", None))
+    kind = KINDS.get(code, Kind.UNKNOWN) if isinstance(code, int) else Kind.UNKNOWN
+    if kind is Kind.UNKNOWN and isinstance(error, ConnectionFailure):
+        return Kind.PASSING
+    return kind
 
 
 def fatal(error: PyMongoError, address: str) -> DispatcherError | None:
     """What the process must end with, or None for what is worth another try.
-
-    Everything unknown is tried again, with growing pauses and in the log: a daemon must survive the failures
-    that nobody thought of.
 
     Args:
         error: what the driver raised.
@@ -87,12 +196,16 @@ def fatal(error: PyMongoError, address: str) -> DispatcherError | None:
         return CannotConnect(
             f"The connection to {address} is not configured right: {error}", remedy="Mend the URL."
         )
-    verdict = FATAL_CODES.get(error.code or 0) if isinstance(error, OperationFailure) else None
+    verdict = _VERDICTS.get(kind_of(error)) if isinstance(error, OperationFailure) else None
     if verdict is None:
         return None
-    details = getattr(error, "details", None) or {}
-    text = str(details.get("errmsg", error)).rstrip(".")
+    text = str(_details(error).get("errmsg", error)).rstrip(".")
     return verdict.kind(verdict.message.format(address=address, text=text), remedy=verdict.remedy)
+
+
+def _details(error: PyMongoError) -> dict[str, Any]:
+    details = getattr(error, "details", None)
+    return details if isinstance(details, dict) else {}
 
 
 def in_short(error: Exception) -> str:

@@ -26,6 +26,7 @@ from dispatcher.delivery import Deliverer
 from dispatcher.events import Batch, Calls, Change, Job, Start, token_time
 from dispatcher.exceptions import DispatcherError
 from dispatcher.failures import fatal, in_short
+from dispatcher.gaps import Gaps, gaps_of
 from dispatcher.images import Images
 from dispatcher.lanes import Lanes
 from dispatcher.markers import Followed, Markers, slimmed
@@ -44,6 +45,7 @@ __all__ = ["Pipeline"]
 log = get_logger()
 
 _DELIVERABLE: Final = frozenset({"insert", "update", "replace", "delete"})
+_OF_DOCUMENTS: Final = _DELIVERABLE | {"marker"}
 
 # Events taken apart in one go: long enough to share a lookup, short enough not to keep the event loop.
 _CHUNK: Final = 100
@@ -81,6 +83,7 @@ class Pipeline:
         stats: counters.
         address: of the server, for messages.
         dead_letters: where failed deliveries are kept.
+        gaps: where it is noted that changes are missing.
         transactions: calls transactional receivers.
         conditions: who wants which change; None if everybody wants all.
     """
@@ -99,6 +102,7 @@ class Pipeline:
         stats: Stats,
         address: str,
         dead_letters: DeadLetters,
+        gaps: Gaps,
         transactions: Transactions,
         conditions: Conditions | None,
     ) -> None:
@@ -113,6 +117,7 @@ class Pipeline:
         self._stats = stats
         self._address = address
         self._conditions = conditions
+        self._gaps = gaps
         self._start: Start = position.start(fingerprint)
         self._finished_before = position.token
         self._ahead = set(position.ahead)
@@ -268,6 +273,8 @@ class Pipeline:
                             await self._lanes.progress()
                         if self._markers:
                             await self._give_up(self._markers.unclaimed_at(change))
+                        if change.operation not in _OF_DOCUMENTS:
+                            await self._report(change)
                         self._enter(change, refused)
                 await asyncio.sleep(0)
             if self._markers and not batch.events:
@@ -311,7 +318,6 @@ class Pipeline:
             self._markers.announce(change, job)
             return
         if change.operation not in _DELIVERABLE:
-            self._report(change)
             self._tracker.add(Job(change.token))
             return
         if self._markers:
@@ -373,15 +379,14 @@ class Pipeline:
             self._deliver(change, job)
             self._let_go(followed)
 
-    def _report(self, change: Change) -> None:
-        """Whole collections that came or went: there are no changes of single documents to deliver."""
-        if change.operation != "invalidate":
-            log.warning(
-                "a watched collection was dropped or renamed; its documents had no changes of their own",
-                action="collection.gone",
-                operation=change.operation,
-                namespace=".".join(filter(None, change.namespace)),
-            )
+    async def _report(self, change: Change) -> None:
+        """Whole collections that came or went: there are no changes of single documents to deliver.
+
+        When this returns it is noted, so that the position may pass it.
+        """
+        if change.token > self._finished_before and change.token not in self._ahead:
+            for gap in gaps_of(change, self._routes.listening_to):
+                await self._gaps.record(gap)
 
     async def _save_regularly(self, ending: asyncio.Event) -> None:
         loop = asyncio.get_running_loop()

@@ -17,6 +17,7 @@ from dispatcher.cancelling import end
 from dispatcher.conditions import Conditions
 from dispatcher.dead_letters import DeadLetters
 from dispatcher.exceptions import ExitCode
+from dispatcher.gaps import Gaps
 from dispatcher.images import Images
 from dispatcher.observe import Stats, get_logger
 from dispatcher.pipeline import Pipeline
@@ -144,6 +145,7 @@ class Service:
             stats=self.stats,
             address=self._address,
             dead_letters=DeadLetters(client, database, group, self.stats),
+            gaps=Gaps(client, database, group, self.stats, address=self._address),
             transactions=Transactions(self._registry, client, database, group),
             conditions=conditions if conditional else None,
         )

@@ -21,7 +21,7 @@ from pymongo.errors import PyMongoError
 
 from dispatcher.codec import RAW
 from dispatcher.events import Batch, Namespace, Start, token_time
-from dispatcher.failures import fatal, in_short
+from dispatcher.failures import fatal, in_short, kind_of
 from dispatcher.observe import Stats, get_logger
 from mongoz.connection.watching import NamespacePattern
 from mongoz.stamps import FIELD
@@ -162,6 +162,7 @@ class ChangeStreamSource:
                         failures = 0
                         start = Start(token=batch.token)
                         yield batch
+                self.connected = False
                 log.warning("the server closed the stream", action="stream.invalidated")
             except PyMongoError as error:
                 self.connected = False
@@ -173,6 +174,7 @@ class ChangeStreamSource:
                     "the stream broke, opening it again",
                     action="stream.broken",
                     error=in_short(error),
+                    kind=kind_of(error),
                     failures=failures,
                 )
             self._stats.reconnects += 1

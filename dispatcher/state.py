@@ -22,6 +22,8 @@ dead_letter_chunks: the documents of letters that would not fit into one documen
     _id           "<_id of the letter>:<name of the part>:<number>"; the number has four digits, from 0000
     data          binary, at most 8 MB
 
+gaps: one document per gap, changes that nobody could deliver; see `gaps.py` for its fields.
+
 deliveries: one document per delivery to a transactional receiver, written in the receiver's own transaction.
 
     _id           {group, delivery, receiver, document}: `delivery.id`, id of the receiver, name of the class
@@ -43,10 +45,12 @@ __all__ = [
     "DEAD_LETTERS",
     "DEAD_LETTER_CHUNKS",
     "DELIVERIES",
+    "GAPS",
     "POSITIONS",
     "dead_letter_chunks",
     "dead_letters",
     "deliveries",
+    "gaps",
     "keep_deliveries_for",
     "positions",
 ]
@@ -55,6 +59,7 @@ POSITIONS: Final = "positions"
 DEAD_LETTERS: Final = "dead_letters"
 DEAD_LETTER_CHUNKS: Final = "dead_letter_chunks"
 DELIVERIES: Final = "deliveries"
+GAPS: Final = "gaps"
 
 CODEC_OPTIONS: Final[CodecOptions[dict[str, Any]]] = CodecOptions(
     uuid_representation=UuidRepresentation.STANDARD, datetime_conversion=DatetimeConversion.DATETIME_AUTO
@@ -86,6 +91,11 @@ def dead_letter_chunks(client: AsyncMongoClient[Any], database: str) -> _Collect
 def deliveries(client: AsyncMongoClient[Any], database: str) -> _Collection:
     """The collection of records that a transactional receiver ran."""
     return _durable(client, database, DELIVERIES)
+
+
+def gaps(client: AsyncMongoClient[Any], database: str) -> _Collection:
+    """The collection of changes that nobody could deliver."""
+    return _durable(client, database, GAPS)
 
 
 def _durable(client: AsyncMongoClient[Any], database: str, name: str) -> _Collection:

@@ -213,7 +213,7 @@ async def test_dropped_databases_that_look_alike_are_reported(dispatched, databa
             server.drop_database(name)
         server[database]["users"].insert_one({"name": "end"})
         await seen.wait_for_end()
-    said = [line for line in capsys.readouterr().out.splitlines() if "collection.gone" in line]
+    said = [line for line in capsys.readouterr().out.splitlines() if "gap.recorded" in line]
     assert any(f"{database}_t1.users" in line for line in said)
     assert not any(f"{database}_y" in line for line in said)
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from mongoz.connection import Collection
 from mongoz.exceptions import ImproperlyConfigured
-from mongoz.signals.muting import is_muted, mutes
+from mongoz.signals.muting import is_muted
 
 if TYPE_CHECKING:
     from mongoz.documents.base import Document
@@ -50,7 +50,7 @@ def require_watched(document: type["Document"], collection: Collection, signal: 
     waiting = next((receiver for receiver in signal.receivers if not receiver.runs_in_process), None)
     if waiting is None or is_watched(document, collection):
         return
-    if mutes.get() and is_muted(signal.sender, signal.name):
+    if is_muted(signal.sender, signal.name):
         return
     name = meta.document.__name__
     raise ImproperlyConfigured(

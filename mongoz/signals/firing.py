@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 from mongoz.exceptions import SignalError, raise_together
 from mongoz.signals.hops import current_hops
-from mongoz.signals.muting import is_muted, mutes
+from mongoz.signals.muting import is_muted
 from mongoz.signals.receivers import Delivery, Receiver
 from mongoz.signals.signal import Signal
 
@@ -77,15 +77,18 @@ def plan(signal: Signal, changed: Iterable[str] | None = None) -> Firing:
         changed: names of the fields that the write is about, for receivers that listen to some fields only; None
             means any.
     """
-    if mutes.get() and is_muted(signal.sender, signal.name):
+    if is_muted(signal.sender, signal.name):
         return Firing(signal, muted=True)
     if hops := current_hops():
         return Firing(signal, hops=hops)
-    receivers = signal.in_process
+    planned: Firing | None = signal._planned
+    if planned is None:
+        planned = signal._planned = Firing(signal, signal.in_process)
+    receivers = planned.receivers
     if changed is not None and any(receiver.options.fields for receiver in receivers):
         names = frozenset(changed)
-        receivers = tuple(r for r in receivers if not r.options.fields or r.options.fields & names)
-    return Firing(signal, receivers)
+        return Firing(signal, tuple(r for r in receivers if not r.options.fields or r.options.fields & names))
+    return planned
 
 
 def left_to_dispatchers(firing: Firing) -> Firing:

@@ -16,6 +16,7 @@ from mongoz.documents.meta import MetaInfo
 from mongoz.exceptions import ImproperlyConfigured
 from mongoz.fields import BaseField, ObjectId
 from mongoz.fields.choices import invalid_choice
+from mongoz.fields.compiled import compiled, forget_compiled
 from mongoz.fields.factories import from_object_id
 from mongoz.queries.expressions import FieldProxy
 from mongoz.queries.managers import detach_managers
@@ -76,12 +77,27 @@ class FieldsMetaclass(ModelMetaclass):
         def __call__(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: D102 - the constructor
             # Not an __init__: pydantic would call that for every row that is loaded.
             try:
-                return super().__call__(*args, **kwargs)
+                make = None if args else _constructor(cls)
+                return super().__call__(*args, **kwargs) if make is None else make(kwargs)
             except ValidationError as error:
                 message = invalid_choice(error)
                 if message is None:
                     raise
                 raise ValueError(message) from None
+
+        def __setattr__(cls, name: str, value: Any) -> None:
+            super().__setattr__(name, value)
+            if name.startswith("__"):  # pydantic builds it anew, or somebody gives it an __init__
+                forget_compiled()
+
+
+@compiled
+def _constructor(cls: Any) -> Callable[[dict[str, Any]], Any] | None:
+    """What pydantic's own `__init__` comes to, if a class has no other: getting there is a quarter of the cost."""
+    if cls.__pydantic_custom_init__ or cls.__new__ is not object.__new__ or not cls.__pydantic_complete__:
+        return None
+    make: Callable[[dict[str, Any]], Any] = cls.__pydantic_validator__.validate_python
+    return make
 
 
 def _names_around() -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.networks import validate_email
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-__all__ = ["LOADING", "EmailRule"]
+__all__ = ["LOADING", "EmailRule", "as_loaded"]
 
 LOADING: Final = {"mongoz": "loading"}
 """The validation context of values that come out of the database or were validated before.
@@ -34,6 +34,9 @@ def _check(value: str, info: core_schema.ValidationInfo[Any]) -> str:
 _PLAIN: Final = re.compile(r"(?=[^@]{1,64}@)[a-z0-9_+-]+(?:\.[a-z0-9_+-]+)*@([a-z0-9.-]+)")
 _LONGEST: Final = 254
 
+_HAS_AT_SIGN: Final = "(?s).@."
+"""Has one neither at the beginning nor at the end; in the syntax of pydantic's own engine."""
+
 
 @lru_cache(maxsize=1024)
 def _is_normal(domain: str) -> bool:
@@ -52,3 +55,19 @@ class EmailRule:
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         return {**handler(schema), "format": "email"}
+
+
+def as_loaded(schema: Any) -> Any:
+    """A schema in which e-mail addresses are checked as they are when they are loaded, without a call of Python.
+
+    Args:
+        schema: of pydantic; it stays as it is.
+    """
+    if isinstance(schema, list):
+        return [as_loaded(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if schema.get("type") == "function-after" and schema["function"]["function"] is _check:
+        text = as_loaded(schema["schema"])
+        return {**text, "pattern": _HAS_AT_SIGN} if text == {"type": "str"} else schema
+    return {name: as_loaded(value) for name, value in schema.items()}

@@ -7,15 +7,16 @@ import datetime
 import decimal
 import uuid
 from enum import Enum
-from functools import cache
 from typing import Any, Final
 
 import bson
 from pydantic import BaseModel
 
-__all__ = ["stored", "stored_names"]
+from mongoz.fields.compiled import compiled
 
-_SCALARS: Final = frozenset(
+__all__ = ["SCALARS", "stored", "stored_names"]
+
+SCALARS: Final = frozenset(
     {
         str, int, float, bool, bytes, type(None), bson.ObjectId, uuid.UUID, datetime.datetime, datetime.date,
         datetime.time, bson.Decimal128, bson.Int64, bson.Binary, bson.Timestamp,
@@ -23,8 +24,8 @@ _SCALARS: Final = frozenset(
 )  # fmt: skip
 
 
-@cache
-def stored_names(model: type[BaseModel]) -> dict[str, str]:
+@compiled
+def stored_names(model: Any) -> dict[str, str]:
     """Attribute name -> the name under which it is stored, for each field of a model."""
     return {name: field.serialization_alias or field.alias or name for name, field in model.model_fields.items()}
 
@@ -36,10 +37,10 @@ def stored(value: Any) -> Any:
         value: a scalar, a model, or a list, tuple, set, mapping or enum of such.
     """
     kind = type(value)
-    if kind in _SCALARS:
+    if kind in SCALARS:
         return value
     if kind is list or isinstance(value, list | tuple | set | frozenset):
-        return [item if type(item) in _SCALARS else stored(item) for item in value]
+        return [item if type(item) in SCALARS else stored(item) for item in value]
     if isinstance(value, BaseModel):
         return _stored_model(value)
     if isinstance(value, dict):
@@ -53,7 +54,7 @@ def stored(value: Any) -> Any:
 def _stored_model(model: BaseModel) -> dict[str, Any]:
     names = stored_names(type(model))
     row = {
-        names[name]: value if type(value) in _SCALARS else stored(value)  # most are, and a call is saved for each
+        names[name]: value if type(value) in SCALARS else stored(value)  # most are, and a call is saved for each
         for name, value in model.__dict__.items()
         if name in names
     }

@@ -14,6 +14,7 @@ from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.connection.patience import find_out
 from mongoz.exceptions import raise_together
 from mongoz.fields.storage import stored, stored_names
+from mongoz.ids import new_token
 from mongoz.persistence.deleting import MARKER_REFUSED, marks, takes_no_transactions
 from mongoz.persistence.operations import Operation, with_operations
 from mongoz.persistence.origin import Origin, Originator, originator
@@ -434,7 +435,7 @@ async def _delete(document: type["Document"], rows: list[Row], target: Target, p
 
     async def tell(instances: list[Any], deleted: _Deleted) -> None:
         written = [
-            _Written(instance, deleted.tokens.get(_key(instance.id)) or str(bson.ObjectId()), {})
+            _Written(instance, deleted.tokens.get(_key(instance.id)) or new_token(), {})
             for instance in instances
             if deleted.tokens is _UNKNOWN_WHICH or _key(instance.id) in deleted.tokens
         ]

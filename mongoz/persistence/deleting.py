@@ -9,10 +9,10 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-import bson
 from pymongo.errors import OperationFailure, PyMongoError
 
 from mongoz.connection.patience import find_out
+from mongoz.ids import new_token
 from mongoz.persistence.origin import Originator, originator
 from mongoz.persistence.outcomes import UNKNOWN, fence, is_gone, prove_by_absence
 from mongoz.persistence.refusals import refuses_stamp
@@ -157,7 +157,7 @@ class _Deletion:
         return await is_gone(self.target, self._id)
 
     async def _plainly(self, session: Any) -> None:
-        self.token, self.is_sent = str(bson.ObjectId()), True
+        self.token, self.is_sent = new_token(), True
         result = await self.target.driver.delete_one({"_id": self._id}, session=session)
         if not result.deleted_count:
             self.token = ""

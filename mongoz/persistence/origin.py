@@ -4,9 +4,10 @@ from typing import Any, Final, NamedTuple
 
 import bson
 
+from mongoz.ids import id_of_time, new_token
 from mongoz.persistence.targets import Target
 from mongoz.signals.firing import Firing
-from mongoz.stamps import FIELD, Call, Stamp, key_hash
+from mongoz.stamps import FIELD, Call, Form, form_of, key_hash
 
 __all__ = ["UNTOLD", "Origin", "Originator", "originator"]
 
@@ -41,16 +42,15 @@ class Originator:
         stamps: whether a dispatcher must know.
     """
 
-    __slots__ = ("_call", "_firing", "_ids", "_stamps", "_target")
+    __slots__ = ("_firing", "_form", "_target")
 
     def __init__(self, firing: Firing, target: Target, call: Call, *, stamps: bool) -> None:
         self._firing = firing
         self._target = target
-        self._call = call
-        self._stamps = stamps
-        self._ids = (
-            frozenset(id_ for receiver in firing.receivers for id_ in receiver.ids) if stamps else frozenset()
-        )
+        self._form: Form | None = None
+        if stamps:
+            ids = firing.signal.ids_of(firing.receivers)
+            self._form = form_of(target.group or "", call, ids, firing.muted, firing.hops)
 
     def of(self, id_: Any) -> Origin:
         """The origin of a write that is sent now.
@@ -58,15 +58,12 @@ class Originator:
         Args:
             id_: the document's `_id`.
         """
-        if not self._stamps:
-            return Origin(str(bson.ObjectId())) if self._firing.receivers else UNTOLD
-        target, group = self._target, self._target.group
-        assert group is not None  # else there would be no stamps
-        # An ObjectId by the server's clock: a stamp only counts for a short time.
-        token = bson.ObjectId(int(target.clock.now()).to_bytes(4, "big") + bson.ObjectId().binary[4:])
-        key = key_hash(target.collection.namespace, id_)
-        stamp = Stamp(group, self._call, token, key, self._ids, self._firing.muted, self._firing.hops)
-        return Origin(str(token), stamp.pack())
+        if self._form is None:
+            return Origin(new_token()) if self._firing.receivers else UNTOLD
+        target = self._target
+        # By the server's clock: a stamp only counts for a short time.
+        token = id_of_time(target.clock.now())
+        return Origin(token.hex(), self._form.filled(token, key_hash(target.collection.namespace, id_)))
 
 
 async def originator(firing: Firing, target: Target, call: Call, *, natural: bool) -> Originator:

@@ -1,10 +1,6 @@
 """Between rows and instances: hydration, the state a row was loaded in, and what changed since."""
 
-import datetime
-import uuid
-from functools import cache
-from types import UnionType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args, get_origin
 
 import bson
 from pydantic import BaseModel, ValidationError
@@ -13,9 +9,11 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from mongoz.connection import Collection
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.exceptions import InvalidKeyError
+from mongoz.fields.compiled import compiled
 from mongoz.fields.email import LOADING
-from mongoz.fields.object_id import ObjectId
 from mongoz.fields.storage import stored, stored_names
+from mongoz.ids import new_id
+from mongoz.persistence.flat import flat_row
 from mongoz.persistence.partial import fill_in, is_partial, loaded_from, require_all
 from mongoz.stamps import FIELD
 
@@ -151,15 +149,14 @@ def validated_row(instance: "Document") -> dict[str, Any]:
         pydantic.ValidationError: what would be written does not fit the model.
     """
     document = type(instance)
-    if instance.__pydantic_extra__ or not _is_flat(document):
-        # As stored, not as it is: pydantic takes the instances of embedded documents on trust.
-        checked = document.__pydantic_validator__.validate_python(
-            stored(instance), context=LOADING, by_alias=True, by_name=False
-        )
-    else:  # nothing to take on trust, and validation copies lists by itself
-        checked = document.__pydantic_validator__.validate_python(
-            instance.__dict__, context=LOADING, by_alias=False, by_name=True
-        )
+    if not instance.__pydantic_extra__:
+        flat = flat_row(document, instance.__dict__)
+        if flat is not None:
+            return flat
+    # As stored, not as it is: pydantic takes the instances of embedded documents on trust.
+    checked = document.__pydantic_validator__.validate_python(
+        stored(instance), context=LOADING, by_alias=True, by_name=False
+    )
     row: dict[str, Any] = stored(checked)
     row.pop(FIELD, None)  # of a row that somebody made the instance from: it belongs to another write
     return row
@@ -175,7 +172,7 @@ def new_row(instance: "Document") -> dict[str, Any]:
     require_all(instance)
     row = validated_row(instance)
     if row.get("_id") is None:
-        row["_id"] = bson.ObjectId()
+        row["_id"] = new_id()
     return row
 
 
@@ -225,8 +222,8 @@ def _encoded(value: Any) -> bytes:
     return bson.encode({"": value}, codec_options=CODEC_OPTIONS)
 
 
-@cache
-def _shares_values(model: type[BaseModel]) -> bool:
+@compiled
+def _shares_values(model: Any) -> bool:
     """Whether validated instances of a model can share a mutable value with the row they came from."""
     return any(_shares(field.annotation) for field in model.model_fields.values())
 
@@ -237,38 +234,6 @@ def _shares(annotation: Any) -> bool:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return True  # undeclared keys of an embedded document are kept as they are
     return bool(get_origin(annotation)) and any(_shares(argument) for argument in get_args(annotation))
-
-
-_PLAIN: Final = frozenset(
-    {
-        str,
-        int,
-        float,
-        bool,
-        bytes,
-        type(None),
-        datetime.datetime,
-        datetime.date,
-        bson.ObjectId,
-        ObjectId,
-        uuid.UUID,
-    }
-)
-
-
-@cache
-def _is_flat(model: type[BaseModel]) -> bool:
-    """Whether the fields of a model are scalars and lists of them only, and nothing looks at the whole of it."""
-    if model.__pydantic_decorators__.model_validators or model.__pydantic_decorators__.root_validators:
-        return False
-    return all(_is_plain(field.annotation) for field in model.model_fields.values())
-
-
-def _is_plain(annotation: Any) -> bool:
-    if annotation in _PLAIN:
-        return True
-    origin = get_origin(annotation)
-    return origin in (list, Union, UnionType) and all(_is_plain(argument) for argument in get_args(annotation))
 
 
 def _located(

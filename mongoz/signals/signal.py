@@ -33,6 +33,7 @@ class Signal:
         "_children",
         "_functions",
         "_in_process",
+        "_in_process_ids",
         "_only",
         "_own",
         "_parents",
@@ -54,6 +55,7 @@ class Signal:
         self._functions: tuple[ReceiverFunction, ...] | None = ()  # None: what is resolved is out of date
         self._only: ReceiverFunction | None = None  # where there is exactly one, as nearly always
         self._in_process: tuple[Receiver, ...] = ()
+        self._in_process_ids: frozenset[bytes] | None = None
         self._planned: Any = None  # what `firing.plan` made of the receivers
 
     def bind(self, name: str, sender: type, parents: Iterable["Signal"], *, dispatched: bool) -> None:
@@ -138,6 +140,14 @@ class Signal:
             self._resolve()
         return self._in_process
 
+    def ids_of(self, receivers: tuple[Receiver, ...]) -> frozenset[bytes]:
+        """All that some of the receivers go by in stamps."""
+        if receivers is not self._in_process:
+            return _ids(receivers)
+        if self._in_process_ids is None:
+            self._in_process_ids = _ids(receivers)
+        return self._in_process_ids
+
     async def send(self, sender: Any = None, /, **kwargs: Any) -> list[tuple[ReceiverFunction, Any]]:
         """Await the receivers one after another; the first exception stops and reaches the caller.
 
@@ -211,7 +221,7 @@ class Signal:
             child._forget()
 
     def _forget(self) -> None:
-        self._functions = self._only = self._planned = None
+        self._functions = self._only = self._in_process_ids = self._planned = None
 
     def _check_identities(self, receivers: Iterable[Receiver]) -> None:
         """A dispatcher knows receivers by name: each must be found again in another process, and only it."""
@@ -236,3 +246,7 @@ class Signal:
             f"Two receivers of {self.sender.__name__ if self.sender else ''}.{self.name} {known_as} "
             f"({one.defined_at} and {other.defined_at}); give one of them another name=."
         )
+
+
+def _ids(receivers: Iterable[Receiver]) -> frozenset[bytes]:
+    return frozenset(id_ for receiver in receivers for id_ in receiver.ids)

@@ -10,6 +10,7 @@
     ├── PositionError             the saved position cannot be used
     │   ├── HistoryLost           the oplog no longer reaches back to it
     │   └── PositionTaken         another dispatcher of this group took over
+    ├── CannotListen              the address for HTTP is taken, or is not ours
     ├── EmbeddedError             no private mongod could be started
     └── DemoFailed                the demo lost a change
 
@@ -23,6 +24,7 @@ __all__ = [
     "AccessDenied",
     "ApplicationError",
     "CannotConnect",
+    "CannotListen",
     "DemoFailed",
     "DispatcherError",
     "EmbeddedError",
@@ -54,6 +56,7 @@ class ExitCode(IntEnum):
     HISTORY_LOST = 17
     POSITION_TAKEN = 18
     EMBEDDED = 19
+    CANNOT_LISTEN = 20
     CRASHED = 70
     """A bug in the dispatcher itself (EX_SOFTWARE): please report it with the traceback."""
     FORCED = 130
@@ -128,6 +131,12 @@ class PositionTaken(PositionError):
     """Another dispatcher of this group took the position over."""
 
     exit_code = ExitCode.POSITION_TAKEN
+
+
+class CannotListen(DispatcherError):
+    """The address for HTTP is taken, or is not ours."""
+
+    exit_code = ExitCode.CANNOT_LISTEN
 
 
 class EmbeddedError(DispatcherError):

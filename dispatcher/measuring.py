@@ -40,6 +40,27 @@ class Histogram:
         self.counts[bisect_left(BOUNDS, seconds)] += 1
         self.sum += seconds
 
+    def as_dict(self) -> dict[str, Any]:
+        """How many there were, what they took together, and bounds of what half and 99 in 100 of them took."""
+        return {
+            "count": sum(self.counts),
+            "sum_seconds": round(self.sum, 6),
+            "p50_seconds": self.quantile(0.5),
+            "p99_seconds": self.quantile(0.99),
+        }
+
+    def quantile(self, share: float) -> float | None:
+        """The bound below which this share of all lies; None where there are none, or it is beyond the last."""
+        wanted = sum(self.counts) * share
+        if not wanted:
+            return None
+        reached = 0
+        for bound, count in zip(BOUNDS, self.counts, strict=False):
+            reached += count
+            if reached >= wanted:
+                return bound
+        return None
+
 
 class ReceiverFigures:
     """Counters of one receiver of one signal, over all documents that it is connected to.
@@ -75,6 +96,18 @@ class ReceiverFigures:
         self._due = now + _BETWEEN
         return True
 
+    def as_dict(self) -> dict[str, Any]:
+        """The figures, for JSON."""
+        return {
+            "receiver": self.receiver,
+            "signal": self.signal,
+            "delivered": self.delivered,
+            "failed": self.failed,
+            "retried": self.retried,
+            "latency": self.latency.as_dict(),
+            "duration": self.duration.as_dict(),
+        }
+
 
 class Gauges(NamedTuple):
     """One pipeline at this moment.
@@ -88,6 +121,7 @@ class Gauges(NamedTuple):
         lag_changes: how many there are, those that are not read yet estimated.
         position_seconds: the position's cluster time, in seconds since 1970.
         saved_seconds: when the position was last saved, on the monotonic clock.
+        silent_seconds: how long we have been waiting for the server to say something.
     """
 
     connected: bool
@@ -98,6 +132,7 @@ class Gauges(NamedTuple):
     lag_changes: float
     position_seconds: float
     saved_seconds: float
+    silent_seconds: float = 0.0
 
 
 class Lag:
@@ -105,10 +140,19 @@ class Lag:
 
     def __init__(self) -> None:
         self._heard = 0.0
+        self._asked: float | None = None
         self._read_up_to = 0.0
         self._more = False
         self._recent: deque[tuple[float, int]] = deque()
         self._sum = 0
+
+    def asked(self, now: float) -> None:
+        """Note that the server was asked for the next batch."""
+        self._asked = now
+
+    def silent(self, now: float) -> float:
+        """Seconds since then, if it did not answer yet."""
+        return 0.0 if self._asked is None else now - self._asked
 
     def heard(self, now: float, up_to: float, changes: int, *, more: bool) -> None:
         """Note a batch.
@@ -120,6 +164,7 @@ class Lag:
             more: the next one was probably there already.
         """
         self._heard = now
+        self._asked = None
         self._read_up_to = up_to
         self._more = more
         if self._recent and self._recent[-1][0] == up_to:

@@ -171,6 +171,7 @@ class Pipeline:
             lag_changes=self._lag.changes(now, server_now, self._tracker.span),
             position_seconds=float(token_time(self._tracker.token).time),
             saved_seconds=self._saved_seconds,
+            silent_seconds=self._lag.silent(now),
         )
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -225,12 +226,14 @@ class Pipeline:
 
     async def _read(self, batches: "asyncio.Queue[Batch]") -> None:
         await self._remember_stamps()
+        self._lag.asked(monotonic())
         async for batch in self._source.batches(self._start):
             small = len(batch.events) < _SMALL
             self._lag.heard(monotonic(), token_time(batch.token).time, len(batch.events), more=not small)
             await batches.put(batch)
             if small:
                 await batches.join()
+            self._lag.asked(monotonic())
 
     async def _remember_stamps(self) -> None:
         """See the stamps that were written shortly before the position: what is read next may hold copies of them.

@@ -19,7 +19,9 @@ from dispatcher.dead_letters import DeadLetters
 from dispatcher.exceptions import ExitCode
 from dispatcher.gaps import Gaps
 from dispatcher.images import Images
+from dispatcher.measuring import Gauges
 from dispatcher.observe import Stats, get_logger
+from dispatcher.observing import Observer
 from dispatcher.pipeline import Pipeline
 from dispatcher.positions import Position, PositionStore
 from dispatcher.preparing import group_of, routes_of, scope_of, warn_of_oddities
@@ -68,6 +70,11 @@ class Service:
         self._server = Server(registry, settings)
         self._address = self._server.address
         self.routes = routes_of(registry, settings, group)
+        self.observer = Observer(self.stats, group=group, settings=settings, gauges=self.gauges)
+
+    def gauges(self) -> dict[int, Gauges]:
+        """How the pipelines of this process are, by partition."""
+        return {} if self._pipeline is None else {0: self._pipeline.gauges()}
 
     @property
     def ready(self) -> bool:
@@ -96,12 +103,14 @@ class Service:
         self._pipeline = pipeline
         async with client, self._registry:
             stamped = self._registry.dispatched is not None
+            self.observer.begin(stop)
+            observing = self.observer.watch(client)
             looking = asyncio.create_task(warn_of_oddities(client, self.routes, stamped=stamped), name="look")
             try:
                 with inside_dispatcher():  # so that every worker is, from its start on
                     await pipeline.run(stop)
             finally:
-                await end([looking])
+                await end([looking, *observing])
                 log.info("stopped", action="dispatcher.stopped", **self.stats.as_dict())
 
     async def _start(self) -> tuple[AsyncMongoClient[Any], Pipeline]:

@@ -1,11 +1,33 @@
 """What an operator can set. The CLI makes its flags from this class; the service reads nothing else."""
 
-from typing import Literal
+from typing import Final, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-__all__ = ["Settings"]
+__all__ = ["AUTO", "OFF", "Address", "Settings"]
+
+AUTO: Final = "auto"
+OFF: Final = "off"
+
+
+class Address(NamedTuple):
+    """Where to listen. Port 0 is a free one."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Address":
+        """From `HOST:PORT`, without a host from `:PORT`: then it is 127.0.0.1, not every interface.
+
+        Raises:
+            ValueError: it is none.
+        """
+        host, colon, port = text.rpartition(":")
+        if not colon or not port.isdecimal() or int(port) > 65_535:
+            raise ValueError(f"{text!r} is not HOST:PORT, 'auto' or 'off'")
+        return cls(host.removeprefix("[").removesuffix("]") or "127.0.0.1", int(port))
 
 
 class Settings(BaseSettings):
@@ -77,9 +99,24 @@ class Settings(BaseSettings):
         le=3_650.0,
         description="Days that records of transactional deliveries are kept: longer than the oplog reaches back.",
     )
+    http: str = Field(
+        default=AUTO,
+        description="HOST:PORT for probes, metrics and status, port 0 for a free one; auto: 127.0.0.1:8787, or a "
+        "free port where that is taken; off: nothing listens.",
+    )
+    http_token: SecretStr | None = Field(
+        default=None, description="What a client must know to change something over HTTP; without it nobody can."
+    )
     log_format: Literal["auto", "console", "json"] = Field(
         default="auto", description="auto: console on a terminal, else json."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="debug has a line for each delivery."
     )
+
+    @field_validator("http")
+    @classmethod
+    def _is_an_address(cls, value: str) -> str:
+        if value not in (AUTO, OFF):
+            Address.parse(value)
+        return value

@@ -18,6 +18,9 @@ from mongoz import Registry
 hypothesis_settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 hypothesis_settings.load_profile("any-machine")
 
+# A dispatcher that nobody asks needs no port. Where a test asks, it says so with --http.
+os.environ.setdefault("DISPATCHER_HTTP", "off")
+
 _databases = itertools.count()
 
 DRIVER = os.environ.get("MONGOZ_TEST_DRIVER", "pymongo")

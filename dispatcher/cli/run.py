@@ -2,6 +2,7 @@
 
 import io
 import sys
+from functools import partial
 from typing import Annotated, Literal
 
 import typer
@@ -35,6 +36,7 @@ def _run(  # noqa: PLR0913 - one parameter per flag
     connect_timeout: Annotated[float, flag("connect_timeout")] = default("connect_timeout"),
     state_database: Annotated[str, flag("state_database")] = default("state_database"),
     delivery_retention: Annotated[float, flag("delivery_retention")] = default("delivery_retention"),
+    http: Annotated[str, flag("http")] = default("http"),
     log_format: Annotated[Literal["auto", "console", "json"], flag("log_format")] = default("log_format"),
     log_level: Annotated[Literal["debug", "info", "warning", "error"], flag("log_level")] = default("log_level"),
 ) -> None:
@@ -63,11 +65,15 @@ def _run(  # noqa: PLR0913 - one parameter per flag
         connect_timeout=connect_timeout,
         state_database=state_database,
         delivery_retention=delivery_retention,
+        http=http,
         log_format=log_format,
         log_level=log_level,
     )
     configure_logging(settings.log_format, settings.log_level)
     from dispatcher import service  # noqa: PLC0415 - the driver is only loaded by who connects
+    from dispatcher.web.server import Web  # noqa: PLC0415 - likewise
 
     registry = load_registry(app, imports)
-    service.run(service.Service(registry, settings).run)
+    dispatcher = service.Service(registry, settings)
+    web = Web(settings, dispatcher.observer)
+    service.run(partial(web.beside, dispatcher.run))

@@ -1,0 +1,216 @@
+"""What a process knows of itself and of its group, for whoever asks: metrics, probes, the dashboard."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from time import monotonic, time
+from typing import Any, Final, Literal
+
+from pymongo import AsyncMongoClient
+from pymongo.errors import PyMongoError
+
+from dispatcher.deployment import Oplog, clock_offset, look_at_oplog
+from dispatcher.failures import in_short
+from dispatcher.looking import counts_of
+from dispatcher.measuring import Gauges
+from dispatcher.metrics import Snapshot
+from dispatcher.observe import Stats, get_logger
+from dispatcher.overview import Counts
+from dispatcher.settings import Settings
+from mongoz import __version__
+
+__all__ = ["Observer", "Phase"]
+
+log = get_logger()
+
+Phase = Literal["starting", "delivering", "stopping"]
+
+# Seconds between two looks at the server, and how long one may take.
+_BETWEEN_LOOKS: Final = 10.0
+_PATIENCE: Final = 5.0
+
+# Seconds between two turns that are timed, and how many of them "lately" is.
+_TURN: Final = 0.25
+_TURNS: Final = 60
+
+# Seconds over which deliveries per second are averaged.
+_RATED: Final = 15.0
+
+# A stream brings something every second, if only the news that there is none.
+_SILENCE: Final = 15.0
+
+# The same, when the server answers otherwise: nothing that we wait for takes so long.
+_STUCK: Final = 300.0
+
+
+class Observer:
+    """Watches one process, and looks at the server now and then.
+
+    Args:
+        stats: counters of the process.
+        group: of dispatchers.
+        settings: the operator's.
+        gauges: of the pipelines of the process, by partition.
+
+    Attributes:
+        http: where the process answers; None if it does not.
+        client: once there is one.
+    """
+
+    def __init__(
+        self, stats: Stats, *, group: str, settings: Settings, gauges: Callable[[], dict[int, Gauges]]
+    ) -> None:
+        self.stats = stats
+        self.group = group
+        self.database = settings.state_database
+        self.http: str | None = None
+        self.client: AsyncMongoClient[Any] | None = None
+        self._patience = settings.grace + _STUCK
+        self._gauges = gauges
+        self._stop: asyncio.Event | None = None
+        self._stopping_since: float | None = None
+        self._began = monotonic()
+        self._oplog: Oplog | None = None
+        self._counts = Counts()
+        self._unseen = ""  # why the last look failed
+        self._delays: deque[float] = deque([0.0], maxlen=_TURNS)
+        self._rated: deque[tuple[float, int, int]] = deque()
+
+    def begin(self, stop: asyncio.Event) -> None:
+        """Note that the process delivers from now on, until `stop` is set."""
+        self._stop = stop
+
+    @property
+    def phase(self) -> Phase:
+        """Of the life of the process."""
+        if self._stop is None:
+            return "starting"
+        return "stopping" if self._stop.is_set() else "delivering"
+
+    @property
+    def uptime(self) -> float:
+        """Seconds since the start."""
+        return monotonic() - self._began
+
+    def watch(self, client: AsyncMongoClient[Any]) -> list[asyncio.Task[None]]:
+        """Keep what is known up to date from now on, in tasks that the caller ends."""
+        self.client = client
+        return [
+            asyncio.create_task(self._time_turns(), name="time-turns"),
+            asyncio.create_task(self._look_regularly(client), name="look-at-the-server"),
+        ]
+
+    async def _time_turns(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + _TURN
+            await asyncio.sleep(_TURN)
+            now = loop.time()
+            self._delays.append(max(0.0, now - due))
+            self._rated.append((now, self.stats.delivered, self.stats.read))
+            while self._rated[0][0] < now - _RATED:
+                self._rated.popleft()
+            if self.phase == "stopping" and self._stopping_since is None:
+                self._stopping_since = now
+
+    async def _look_regularly(self, client: AsyncMongoClient[Any]) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(_PATIENCE):
+                    await self._look(client)
+            except (PyMongoError, TimeoutError) as error:
+                self._unseen = in_short(error)
+                log.debug("the server can't be looked at", action="server.not_seen", error=self._unseen)
+            except Exception as error:  # a state that somebody edited: it is not what deliveries depend on
+                log.warning(
+                    "the state of the group is not understood", action="state.not_understood", exc_info=error
+                )
+            else:
+                self._unseen = ""
+            await asyncio.sleep(_BETWEEN_LOOKS)
+
+    async def _look(self, client: AsyncMongoClient[Any]) -> None:
+        self.stats.clock_offset = await clock_offset(client)
+        self._oplog = await look_at_oplog(client)
+        self._counts = await counts_of(client, self.database, self.group)
+
+    def snapshot(self) -> Snapshot:
+        """How things are now."""
+        oplog, counts = self._oplog, self._counts
+        return Snapshot(
+            self.group,
+            __version__,
+            monotonic(),
+            time() + self.stats.clock_offset,
+            self.stats,
+            self._gauges(),
+            partitions=counts.partitions,
+            members=counts.members,
+            dead_letters=counts.dead_letters,
+            parked=counts.parked,
+            paused=counts.paused,
+            oplog_begins=oplog and oplog.begins,
+            oplog_ends=oplog and oplog.ends,
+            oplog_spare=oplog.spare if oplog else 0.0,
+            loop_delay=max(self._delays),
+        )
+
+    def rates(self) -> dict[str, float]:
+        """Deliveries and changes per second, over the last seconds."""
+        if len(self._rated) < 2:
+            return {"deliveries": 0.0, "changes": 0.0}
+        (began, delivered, read), (ended, delivered_now, read_now) = self._rated[0], self._rated[-1]
+        seconds = ended - began
+        return {
+            "deliveries": round((delivered_now - delivered) / seconds, 2),
+            "changes": round((read_now - read) / seconds, 2),
+        }
+
+    def stats_document(self) -> dict[str, Any]:
+        """What other processes are told: counters, and gauges by partition."""
+        gauges = self._gauges()
+        return {
+            **self.stats.as_dict(),
+            "per_second": self.rates(),
+            "in_flight": sum(one.in_flight for one in gauges.values()),
+            "queued": sum(one.queued for one in gauges.values()),
+            "partitions": {
+                str(number): {
+                    "lag_seconds": round(one.lag_seconds, 3),
+                    "lag_changes": one.lag_changes,
+                    "connected": one.connected,
+                }
+                for number, one in gauges.items()
+            },
+        }
+
+    def not_ready(self) -> list[str]:
+        """Why this process does not do its work at this moment; empty if it does, or stands by to do it.
+
+        A pause is no reason: an operator asked for it, and nobody must restart the process for that.
+        """
+        if self.phase != "delivering":
+            return [f"the dispatcher is {self.phase}"]
+        reasons = []
+        for number, one in sorted(self._gauges().items()):
+            if not one.connected:
+                reasons.append(f"the change stream of partition {number} is not open")
+            elif one.silent_seconds > _SILENCE:
+                reasons.append(f"the change stream of partition {number} is silent for {one.silent_seconds:.0f} s")
+        if self._unseen:
+            reasons.append(f"the server can't be reached: {self._unseen}")
+        return reasons
+
+    def must_restart(self) -> list[str]:
+        """Why only another process can go on; empty as long as this one can."""
+        loop = asyncio.get_running_loop()
+        if self._stopping_since is not None and loop.time() - self._stopping_since > self._patience:
+            return ["the dispatcher was told to stop, and does not come to its end"]
+        if self.phase != "delivering" or self._unseen:
+            return []
+        return [
+            f"the change stream of partition {number} is silent for {one.silent_seconds:.0f} s, "
+            "though the server answers"
+            for number, one in sorted(self._gauges().items())
+            if one.silent_seconds > _STUCK
+        ]

@@ -1,0 +1,6 @@
+"""What a process answers over HTTP: probes, metrics, its status, and the dashboard where that is installed.
+
+server.py    listens, and serves while the dispatcher runs
+app.py       the routes
+guard.py     headers, foreign hosts, the token
+"""

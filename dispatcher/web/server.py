@@ -1,0 +1,175 @@
+"""Listening, and serving while the dispatcher runs.
+
+The socket is there before anything else: a taken port is an error at once. Who connects to it waits until the
+server is loaded, which takes a tenth of a second, and is not to keep the first delivery waiting.
+"""
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, Final
+
+from dispatcher.cancelling import end
+from dispatcher.exceptions import CannotListen
+from dispatcher.observe import get_logger
+from dispatcher.observing import Observer
+from dispatcher.settings import AUTO, OFF, Address, Settings
+
+__all__ = ["Web"]
+
+log = get_logger()
+
+_USUAL: Final = Address("127.0.0.1", 8787)
+
+# Requests that are answered at once, and those that wait.
+_MOST_REQUESTS: Final = 100
+_BACKLOG: Final = 128
+
+# Seconds by which the first delivery is ahead of the first answer, at most; and between two looks.
+_HEAD_START: Final = 1.0
+_LOOK: Final = 0.02
+
+# Seconds that answers may take at the end.
+_PATIENCE: Final = 1
+
+
+class Web:
+    """What answers over HTTP.
+
+    Args:
+        settings: the operator's.
+        observer: of the process.
+
+    Raises:
+        CannotListen: not there.
+    """
+
+    def __init__(self, settings: Settings, observer: Observer) -> None:
+        self._settings = settings
+        self._observer = observer
+        self._socket = _listen(settings.http)
+        if self._socket is not None:
+            observer.http = _url(self._socket)
+
+    async def beside(self, run: Callable[[asyncio.Event], Awaitable[None]], stop: asyncio.Event) -> None:
+        """Run the dispatcher, and answer as long as it does.
+
+        An HTTP server that fails takes no dispatcher with it: its log says so, and probes do.
+        """
+        serving = asyncio.create_task(self._serve(), name="http")
+        serving.add_done_callback(_say_if_it_failed)
+        try:
+            await run(stop)
+        finally:
+            await end([serving])
+
+    async def _serve(self) -> None:
+        if self._socket is None:
+            return
+        await self._let_deliveries_go_first()
+        server = await asyncio.to_thread(self._make_server)
+        serving = asyncio.create_task(server.serve([self._socket]), name="http")
+        try:
+            log.info("answering over HTTP", action="http.listening", address=self._observer.http)
+            await asyncio.shield(serving)
+        finally:
+            server.should_exit = True
+            await asyncio.wait([serving], timeout=_PATIENCE * 2)
+            self._socket.close()
+
+    async def _let_deliveries_go_first(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_HEAD_START):
+                while self._observer.not_ready():  # noqa: ASYNC110 - nobody else waits for it
+                    await asyncio.sleep(_LOOK)
+
+    def _make_server(self) -> Any:
+        """Load what is needed, which takes a while, and make the server."""
+        import uvicorn  # noqa: PLC0415 - see above
+
+        from dispatcher.web.app import make_app  # noqa: PLC0415
+        from dispatcher.web.guard import is_loopback  # noqa: PLC0415
+
+        assert self._socket is not None
+        host = self._socket.getsockname()[0]
+        hosts = ("localhost", "127.0.0.1", "::1", host) if is_loopback(host) else None
+
+        class Server(uvicorn.Server):
+            @contextlib.contextmanager
+            def capture_signals(self) -> Iterator[None]:
+                """Leave signals to the dispatcher."""
+                yield
+
+        logger = logging.getLogger("uvicorn.error")
+        logger.handlers, logger.propagate = [_Forwarding()], False
+        app: Any = make_app(self._observer, hosts=hosts)
+        config = uvicorn.Config(
+            app,
+            http="h11",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=_MOST_REQUESTS,
+            backlog=_BACKLOG,
+            timeout_graceful_shutdown=_PATIENCE,
+        )
+        return Server(config)
+
+
+class _Forwarding(logging.Handler):
+    """Has what the server says appear among our own lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        log.warning(record.getMessage(), action="http.trouble", exc_info=record.exc_info)
+
+
+def _say_if_it_failed(serving: "asyncio.Task[None]") -> None:
+    if not serving.cancelled() and (error := serving.exception()) is not None:
+        log.error("nothing is answered over HTTP any more", action="http.failed", exc_info=error)
+
+
+def _listen(where: str) -> socket.socket | None:
+    """A socket that listens; None if nothing is to listen."""
+    if where == OFF:
+        return None
+    if where != AUTO:
+        return _bound(Address.parse(where))
+    try:
+        return _bound(_USUAL)
+    except CannotListen:
+        free = _bound(_USUAL._replace(port=0))
+        log.warning(
+            "the usual port for HTTP is taken; another one is used",
+            action="http.port_taken",
+            taken=f"{_USUAL.host}:{_USUAL.port}",
+            instead=_url(free),
+        )
+        return free
+
+
+def _bound(address: Address) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    made = socket.socket(family)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind((address.host, address.port))
+        made.listen(_BACKLOG)
+        made.setblocking(False)
+    except OSError as error:
+        made.close()
+        raise CannotListen(
+            f"HTTP can't be answered at {address.host}:{address.port}: {error.strerror or error}",
+            remedy="Choose another address with --http HOST:PORT, port 0 for a free one, or --http off.",
+        ) from error
+    return made
+
+
+def _url(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,227 @@
+"""What a daemon answers over HTTP: probes, metrics, status; Prometheus itself asks as well."""
+
+import asyncio
+import http.client
+import json
+import signal
+import socket
+import subprocess
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from dispatcher.exceptions import ExitCode
+from tests.acceptance.test_run import RECEIVER, assert_one_error, run, write_app
+from tests.conftest import need
+from tests.ledger import APP, IMAGES, Ledger
+from tests.proxy import proxied
+from tests.support import Daemon, daemon, eventually, eventually_sync
+
+
+@pytest.fixture
+def ledger(mongo, database, tmp_path):
+    return Ledger(tmp_path / "ledger", mongo.url, database)
+
+
+@pytest.fixture
+def running(ledger, foreign, tmp_path) -> Iterator[Daemon]:
+    foreign.create_collection("accounts", **IMAGES)
+    with daemon(APP, "--http", "127.0.0.1:0", cwd=tmp_path, **ledger.environment) as started:
+        yield started
+
+
+def address_of(running: Daemon) -> str:
+    """Where it answers, once it does."""
+    (listening,) = eventually_sync(lambda: running.lines("http.listening"), what=running.log)
+    return listening["address"]
+
+
+def get(url: str) -> tuple[int, bytes]:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
+
+
+def get_json(url: str) -> tuple[int, dict]:
+    status, body = get(url)
+    return status, json.loads(body)
+
+
+def metric(address: str, name: str, **labels: str) -> float | None:
+    """The sum of a metric's samples that have these labels; None if there are none."""
+    status, body = get(f"{address}/metrics")
+    assert status == 200
+    values = [
+        sample.value
+        for family in text_string_to_metric_families(body.decode())
+        for sample in family.samples
+        if sample.name == f"mongoz_dispatcher_{name}" and labels.items() <= sample.labels.items()
+    ]
+    return sum(values) if values else None
+
+
+def test_a_daemon_tells_how_it_goes(running, foreign):
+    address = address_of(running)
+    assert get_json(f"{address}/livez") == (200, {"alive": True, "reasons": []})
+    eventually_sync(lambda: get(f"{address}/readyz")[0] == 200)
+    assert get_json(f"{address}/readyz")[1]["partitions"] == [0]
+    foreign["accounts"].insert_many([{"name": "a", "n": 1}, {"name": "b", "n": 1}])
+    foreign["accounts"].insert_one({"name": "c", "n": "no number"})
+    eventually_sync(lambda: metric(address, "deliveries_total", signal="post_save") == 2)
+    eventually_sync(lambda: metric(address, "invalid_documents_total") == 1)
+    assert metric(address, "changes_read_total", group=foreign.name) == 3
+    assert metric(address, "delivery_latency_seconds_count", receiver="tests.acceptance.apps.ledger.note") >= 1
+    assert metric(address, "stream_connected", partition="0") == 1
+    eventually_sync(lambda: metric(address, "lag_seconds") == 0)
+    for name in ("oplog_window_seconds", "oplog_headroom_seconds", "dead_letters"):
+        eventually_sync(lambda name=name: metric(address, name) is not None, what=name)
+    status, shown = get_json(f"{address}/status.json")
+    assert (status, shown["group_error"]) == (200, None)
+    assert shown["process"]["counters"]["delivered"] == 2
+    assert shown["group"]["partitions"][0]["number"] == 0
+    assert shown["group"]["dead_letters"][0]["receiver"] == "tests.acceptance.apps.ledger.note"
+    assert get(f"{address}/nothing")[0] == 404
+    assert running.terminate() == ExitCode.OK
+    assert "Traceback" not in running.log
+
+
+def test_answers_are_safe_and_only_for_this_machine(running):
+    host = urllib.parse.urlsplit(address_of(running)).netloc
+    connection = http.client.HTTPConnection(host, timeout=10)
+    connection.request("GET", "/status.json")
+    answer = connection.getresponse()
+    answer.read()
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["X-Frame-Options"] == "DENY"
+    assert "frame-ancestors 'none'" in answer.headers["Content-Security-Policy"]
+    assert answer.headers["Server"] is None
+    connection.request("GET", "/status.json", headers={"Host": "evil.example:8787"})
+    refused = connection.getresponse()
+    assert refused.status == 421
+    assert b"group" not in refused.read()
+    connection.request("POST", "/metrics")
+    assert connection.getresponse().status == 405
+    connection.close()
+
+
+async def test_it_is_not_ready_while_the_server_is_gone(ledger, mongo, foreign, tmp_path):
+    foreign.create_collection("accounts", **IMAGES)
+    async with proxied(mongo.url) as proxy:
+        environment = {**ledger.environment, "LEDGER_URL": proxy.url}
+        with daemon(APP, "--http", ":0", cwd=tmp_path, **environment) as running:
+            await eventually(lambda: running.lines("http.listening"), what=running.log)
+            (listening,) = running.lines("http.listening")
+            address = listening["address"]
+
+            async def answers(path: str, status: int) -> dict:
+                async with asyncio.timeout(20):  # in a thread: the proxy needs this loop
+                    while (answer := await asyncio.to_thread(get_json, f"{address}{path}"))[0] != status:
+                        pass
+                return answer[1]
+
+            await answers("/readyz", 200)
+            proxy.refuse()
+            gone = await answers("/readyz", 503)
+            assert any("not open" in reason for reason in gone["reasons"])
+            await answers("/livez", 200)
+            proxy.accept()
+            await answers("/readyz", 200)
+            running.process.send_signal(signal.SIGTERM)
+            await eventually(lambda: running.process.poll() is not None, within=20)
+            assert running.process.returncode == ExitCode.OK
+
+
+def test_a_port_that_is_taken(tmp_path, mongo):
+    app = write_app(tmp_path, mongo.url, receivers=RECEIVER)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        where = f"127.0.0.1:{taken.getsockname()[1]}"
+        result = run("run", app, "--http", where, cwd=tmp_path)
+    assert result.returncode == ExitCode.CANNOT_LISTEN
+    assert_one_error(result, f"HTTP can't be answered at {where}: Address already in use")
+
+
+def test_the_usual_port_that_is_taken(ledger, tmp_path):
+    with _taken(8787), daemon(APP, "--http", "auto", cwd=tmp_path, **ledger.environment) as running:
+        address = address_of(running)
+        (warning,) = running.lines("http.port_taken")
+        assert warning["instead"] == address
+        assert get(f"{address}/livez")[0] == 200
+
+
+class _taken:
+    """Somebody listens on a port: we, if nobody else does."""
+
+    def __init__(self, port: int) -> None:
+        self._socket = socket.socket()
+        self._port = port
+
+    def __enter__(self) -> None:
+        try:
+            self._socket.bind(("127.0.0.1", self._port))
+            self._socket.listen()
+        except OSError:
+            pass
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+
+@pytest.mark.parametrize("where", ["8787", "localhost:http"])
+def test_an_address_that_is_none(tmp_path, where):
+    app = write_app(tmp_path, "mongodb://localhost", receivers=RECEIVER)
+    result = run("run", app, "--http", where, cwd=tmp_path)
+    assert result.returncode == ExitCode.USAGE
+    assert "--http" in result.stderr
+
+
+def test_prometheus_scrapes_it(running, foreign, tmp_path):
+    prometheus = need("prometheus")
+    address = address_of(running)
+    foreign["accounts"].insert_many([{"name": name, "n": 1} for name in "abc"])
+    config = {
+        "global": {"scrape_interval": "200ms", "scrape_timeout": "200ms"},
+        "scrape_configs": [
+            {"job_name": "dispatcher", "static_configs": [{"targets": [urllib.parse.urlsplit(address).netloc]}]}
+        ],
+    }
+    (tmp_path / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [
+            prometheus,
+            f"--config.file={tmp_path / 'prometheus.yml'}",
+            f"--storage.tsdb.path={tmp_path / 'data'}",
+            f"--web.listen-address=127.0.0.1:{port}",
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+    def asked(query: str) -> list:
+        url = f"http://127.0.0.1:{port}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
+        try:
+            return get_json(url)[1]["data"]["result"]
+        except (OSError, ValueError, KeyError):
+            return []
+
+    try:
+        eventually_sync(lambda: [one["value"][1] for one in asked("up")] == ["1"], within=20, what="up")
+        total = "sum(mongoz_dispatcher_deliveries_total)"
+        eventually_sync(lambda: [one["value"][1] for one in asked(total)] == ["3"], what=total)
+        quantile = "histogram_quantile(0.99, mongoz_dispatcher_delivery_latency_seconds_bucket)"
+        (found,) = eventually_sync(lambda: asked(quantile), what=quantile)
+        assert found["metric"]["receiver"] == "tests.acceptance.apps.ledger.note"
+        (lag,) = asked("mongoz_dispatcher_lag_seconds")
+        assert lag["metric"]["partition"] == "0"
+    finally:
+        process.terminate()
+        process.wait(20)

@@ -1,0 +1,125 @@
+"""When a process is ready, when it must be restarted, and what it tells others."""
+
+import asyncio
+
+import pytest
+from starlette.requests import Request
+
+from dispatcher.measuring import Gauges
+from dispatcher.observe import Stats
+from dispatcher.observing import Observer
+from dispatcher.settings import Address, Settings
+from dispatcher.web.guard import Guard, denied, is_loopback
+
+WELL = Gauges(True, 0, 0, 0, 0.0, 0.0, 1_000.0, 0.0)
+
+
+def observer(*gauges: Gauges) -> Observer:
+    made = Observer(Stats(), group="billing", settings=Settings(), gauges=lambda: dict(enumerate(gauges)))
+    made.begin(asyncio.Event())
+    return made
+
+
+async def test_who_delivers_or_stands_by_is_ready():
+    assert observer(WELL).not_ready() == []
+    assert observer().not_ready() == []
+    assert observer(WELL).must_restart() == []
+
+
+async def test_who_has_not_begun_or_is_about_to_end_is_not_ready():
+    starting = Observer(Stats(), group="billing", settings=Settings(), gauges=dict)
+    assert starting.not_ready() == ["the dispatcher is starting"]
+    assert starting.must_restart() == []
+    stop = asyncio.Event()
+    starting.begin(stop)
+    stop.set()
+    assert starting.not_ready() == ["the dispatcher is stopping"]
+
+
+async def test_a_stream_that_is_broken_or_silent_is_not_ready():
+    broken = observer(WELL, WELL._replace(connected=False))
+    assert broken.not_ready() == ["the change stream of partition 1 is not open"]
+    assert broken.must_restart() == []  # it is being opened again; a new process could do no better
+    silent = observer(WELL._replace(silent_seconds=20.0))
+    assert silent.not_ready() == ["the change stream of partition 0 is silent for 20 s"]
+    assert silent.must_restart() == []
+    stuck = observer(WELL._replace(silent_seconds=400.0))
+    assert len(stuck.must_restart()) == 1
+
+
+def test_what_others_are_told():
+    stats = Stats(read=3)
+    told = Observer(stats, group="g", settings=Settings(), gauges=lambda: {2: WELL}).stats_document()
+    assert told["read"] == 3
+    assert told["partitions"] == {"2": {"lag_seconds": 0.0, "lag_changes": 0.0, "connected": True}}
+    assert told["per_second"] == {"deliveries": 0.0, "changes": 0.0}
+
+
+def request(**headers: str) -> Request:
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    return Request({"type": "http", "method": "POST", "path": "/", "headers": raw})
+
+
+def test_what_changes_something_needs_the_token():
+    assert denied(request(authorization="Bearer sesame"), "sesame") is None
+    assert denied(request(authorization="bearer sesame"), "sesame") is None
+    for headers in (
+        {},
+        {"authorization": "Bearer "},
+        {"authorization": "Bearer wrong"},
+        {"authorization": "sesame"},
+    ):
+        refused = denied(request(**headers), "sesame")
+        assert refused is not None
+        assert refused.status_code == 401
+        assert b"sesame" not in bytes(refused.body)
+    switched_off = denied(request(authorization="Bearer sesame"), None)
+    assert switched_off is not None
+    assert (switched_off.status_code, b"DISPATCHER_HTTP_TOKEN" in bytes(switched_off.body)) == (403, True)
+    empty = denied(request(authorization="Bearer "), "")
+    assert empty is not None
+    assert empty.status_code == 403
+
+
+async def answered(guard: Guard, host: str) -> int:
+    sent: list = []
+
+    async def send(message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"host", host.encode())]}
+    await guard(scope, None, send)
+    assert dict(sent[0]["headers"])[b"x-frame-options"] in (b"DENY", b"SAMEORIGIN")
+    return sent[0]["status"]
+
+
+async def hello(_scope, _receive, send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"x-frame-options", b"SAMEORIGIN")]})
+    await send({"type": "http.response.body", "body": b""})
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:8787", 200),
+        ("localhost", 200),
+        ("[::1]:8787", 200),
+        ("evil.example", 421),
+        ("127.0.0.1.evil.example:8787", 421),
+        ("", 421),
+    ],
+)
+async def test_foreign_names_are_refused(host: str, status: int):
+    assert await answered(Guard(hello, ["127.0.0.1", "localhost", "::1"]), host) == status
+    assert await answered(Guard(hello), host) == 200
+
+
+def test_addresses():
+    assert Address.parse("0.0.0.0:80") == ("0.0.0.0", 80)
+    assert Address.parse(":0") == ("127.0.0.1", 0)
+    assert Address.parse("[::]:8787") == ("::", 8787)
+    for wrong in ("", "80", "host", "host:", "host:-1", "host:65536"):
+        with pytest.raises(ValueError, match="is not HOST:PORT"):
+            Address.parse(wrong)
+    assert is_loopback("127.1.2.3")
+    assert not is_loopback("0.0.0.0")

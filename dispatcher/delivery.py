@@ -1,7 +1,7 @@
 """Deliver one change: make its instance, call its receivers in order, try again those that fail.
 
-A delivery is finished when its receiver returned, when its dead letter is written, or when the receiver's options
-say that it may be dropped.
+A delivery is finished when its receiver returned, when its dead letter is written, when the receiver's options say
+that it may be dropped, or when it is parked: then it is made later, from what was written down.
 """
 
 import asyncio
@@ -9,7 +9,6 @@ import copy
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from hashlib import blake2b
 from time import monotonic, time
 from typing import Any, NamedTuple
 
@@ -17,12 +16,15 @@ from bson.codec_options import CodecOptions
 from pymongo.errors import PyMongoError
 
 from dispatcher.calling import Caller
-from dispatcher.dead_letters import DeadLetters, Failure, Reason, letter_of, text_of, unreadable_letter
+from dispatcher.dead_letters import DeadLetters
 from dispatcher.events import Calls, Change, Job
 from dispatcher.failures import in_short
 from dispatcher.instances import keywords_of, untouched
+from dispatcher.letters import Failure, Reason, delivery_id, letter_of, text_of, unreadable_letter
 from dispatcher.measuring import ReceiverFigures, seconds_of
 from dispatcher.observe import Stats, get_logger
+from dispatcher.parked import Waiting
+from dispatcher.parking import Parking
 from dispatcher.retrying import Pause, Terms, pause_after, terms_of
 from dispatcher.transactional import Transactions
 from mongoz.connection.codec import CODEC_OPTIONS
@@ -30,7 +32,7 @@ from mongoz.signals import Delivery
 from mongoz.signals.hops import MOST_HOPS, current_hops, inside_dispatcher
 from mongoz.signals.receivers import Receiver
 
-__all__ = ["Deliverer", "delivery_id"]
+__all__ = ["Deliverer"]
 
 log = get_logger()
 
@@ -70,6 +72,8 @@ class Deliverer:
         codec_options: the registry's.
         dead_letters: where failed deliveries are kept; without it they are only logged.
         transactions: calls transactional receivers; without it they are called like others.
+        parking: where deliveries wait that must wait long; without it they wait here.
+        park_after: seconds after the first failure from which on the next attempt is far away.
         once: call each receiver once, whatever its options say, and keep no letters.
         pause: waits between attempts.
         log_each: log every delivery, at level debug.
@@ -86,6 +90,8 @@ class Deliverer:
         codec_options: CodecOptions[Any] = CODEC_OPTIONS,
         dead_letters: DeadLetters | None = None,
         transactions: Transactions | None = None,
+        parking: Parking | None = None,
+        park_after: float = 5.0,
         once: bool = False,
         pause: Pause = asyncio.sleep,
         log_each: bool = False,
@@ -98,6 +104,9 @@ class Deliverer:
         self._codec_options = codec_options
         self._dead_letters = dead_letters
         self._transactions = transactions
+        self._parking = parking
+        self._park_after = park_after
+        self._watched = parking.watched if parking is not None else set[str]()
         self._once = once
         self._pause = pause
         self._log_each = log_each
@@ -110,9 +119,15 @@ class Deliverer:
         await self._caller.watch()
 
     async def work(self, job: Job) -> None:
-        """Deliver one change to all of its receivers. Raises nothing but cancellation, and what `pause` raises."""
+        """Deliver one change to all of its receivers, or run an errand.
+
+        It raises nothing but cancellation, and what `pause` raises.
+        """
         change = job.change
-        assert change is not None
+        if change is None:
+            assert job.errand is not None
+            await job.errand()
+            return
         if len(job.calls) == 1:
             await self._enter(change, job.calls[0])
             return
@@ -135,12 +150,12 @@ class Deliverer:
         try:
             image, keywords = keywords_of(change, calls)
         except Exception as error:  # ValidationErrors, and whatever the application's validators raise
-            self._stats.invalid += 1
-            _log_undelivered("a document does not fit its model", "change.invalid", change, calls, error)
-            await self._refuse(change, calls, error, "invalid")
+            await self._misfit(change, calls, error)
             return
         id_ = delivery_id(change.token)
         for number, receiver in enumerate(calls.receivers, 1):
+            if receiver.name in self._watched and await self._holds(change, calls, receiver):
+                continue
             terms, figures, _ = self._known.get(id(receiver)) or self._get_to_know(receiver, calls.signal)
             delivery = Delivery(
                 id_,
@@ -172,6 +187,10 @@ class Deliverer:
                     await self._deliver(untouched(change, self._codec_options), rest)
                 return
             self._delivered(change, delivery, figures, began)
+
+    async def _holds(self, change: Change, calls: Calls, receiver: Receiver) -> bool:
+        """Whether a delivery has to wait behind parked ones, and is parked by now as well."""
+        return self._parking is not None and await self._parking.holds(change, calls, receiver)
 
     def _delivered(self, change: Change, delivery: Delivery, figures: ReceiverFigures, began: float) -> None:
         self._stats.delivered += 1
@@ -212,31 +231,108 @@ class Deliverer:
 
     async def _insist(self, one: _Try, error: BaseException) -> bool:
         """Try a delivery again whose first attempt failed; whether it succeeded in the end."""
-        change, calls, receiver, delivery, terms, figures, began = one
-        most = terms.retry.attempts
+        failed_at = monotonic()
         while True:
-            failed = delivery.attempt
-            if failed == most:
-                if terms.on_failure != "block":
-                    return await self._give_up(one, Failure(error, began, failed))
-                _log_failed("a receiver fails; later changes of this document wait", "blocked", one, failed, error)
-            else:
-                _log_attempt(delivery, terms, error)
-            await self._pause(pause_after(terms.retry, failed))
-            self._stats.retried += 1
-            figures.retried += 1
-            delivery = delivery._replace(attempt=failed + 1)
-            try:
-                keywords = self._anew(change, calls)
-            except Exception as invalid:  # a validator that can't make up its mind
-                again: BaseException | None = invalid
-            else:
-                retried = monotonic()
-                again = await self._attempt(change, calls, receiver, delivery, keywords, terms)
-                figures.duration.observe(monotonic() - retried)
+            waiting = await self._what_now(one, error)
+            if isinstance(waiting, bool):
+                return waiting
+            if self._parking is not None and self._is_long(waiting, monotonic() - failed_at):
+                _log_parked(one.delivery, waiting)
+                await self._parking.park(one.change, one.calls, one.receiver, waiting)
+                return False
+            await self._pause(waiting.seconds)
+            one = one._replace(delivery=one.delivery._replace(attempt=one.delivery.attempt + 1))
+            again = await self._again(one)
             if again is None:
                 return True
             error = again
+
+    def _is_long(self, waiting: Waiting, since: float) -> bool:
+        """Whether a delivery is parked until its next attempt.
+
+        Args:
+            waiting: for it.
+            since: seconds since the first one failed.
+        """
+        return waiting.reason != "retrying" or since + waiting.seconds > self._park_after
+
+    async def _again(self, one: _Try) -> BaseException | None:
+        """An attempt that is not the first one."""
+        self._stats.retried += 1
+        one.figures.retried += 1
+        try:
+            keywords = self._anew(one.change, one.calls)
+        except Exception as invalid:  # a validator that can't make up its mind
+            return invalid
+        began = monotonic()
+        error = await self._attempt(one.change, one.calls, one.receiver, one.delivery, keywords, one.terms)
+        one.figures.duration.observe(monotonic() - began)
+        return error
+
+    async def _what_now(self, one: _Try, error: BaseException) -> Waiting | bool:
+        """What becomes of a delivery of which an attempt failed: what it waits for, or whether it succeeded."""
+        terms, failed = one.terms, one.delivery.attempt
+        seconds = pause_after(terms.retry, failed)
+        if failed < terms.retry.attempts:
+            _log_attempt(one.delivery, terms, error)
+            return Waiting("retrying", seconds, failed, one.began, error)
+        if terms.on_failure != "block":
+            return await self._give_up(one, Failure(error, one.began, failed))
+        if failed == terms.retry.attempts:
+            _log_failed("a receiver fails; later changes of this document wait", "blocked", one, failed, error)
+        else:
+            _log_attempt(one.delivery, terms, error)
+        return Waiting("blocked", seconds, failed, one.began, error)
+
+    async def deliver_parked(self, change: Change, calls: Calls, waiting: Waiting) -> Waiting | None:
+        """Make an attempt at a delivery that was parked.
+
+        Args:
+            change: with documents that nobody has seen.
+            calls: a single receiver.
+            waiting: what it waited for.
+
+        Returns:
+            What it waits for now; None if it is finished.
+        """
+        with inside_dispatcher(calls.hops):
+            return await self._deliver_parked(change, calls, waiting)
+
+    async def _deliver_parked(self, change: Change, calls: Calls, waiting: Waiting) -> Waiting | None:
+        (receiver,) = calls.receivers
+        try:
+            image, keywords = keywords_of(change, calls)
+        except Exception as misfit:  # its model is another one by now
+            await self._misfit(change, calls, misfit)
+            return None
+        terms, figures, _ = self._known.get(id(receiver)) or self._get_to_know(receiver, calls.signal)
+        attempt = waiting.attempts + 1
+        delivery = Delivery(
+            delivery_id(change.token),
+            calls.signal,
+            receiver.name,
+            "stream",
+            attempt,
+            self._term,
+            change.cluster_time,
+            change.wall_time,
+            image,
+        )
+        if attempt > 1:
+            self._stats.retried += 1
+            figures.retried += 1
+        began, since = monotonic(), waiting.began or datetime.now(UTC)
+        error = await self._attempt(change, calls, receiver, delivery, keywords, terms)
+        figures.duration.observe(monotonic() - began)
+        if error is not None:
+            one = _Try(change, calls, receiver, delivery, terms, figures, since)
+            next_ = await self._what_now(one, error)
+            if isinstance(next_, Waiting):
+                return next_
+            if not next_:
+                return None
+        self._delivered(change, delivery, figures, began)
+        return None
 
     async def _give_up(self, one: _Try, failure: Failure) -> bool:
         """Keep, or forget, a delivery that failed in every attempt; whether it turns out to have succeeded."""
@@ -279,11 +375,16 @@ class Deliverer:
             calls,
             receiver,
             failure,
-            delivery_id=delivery_id(change.token),
             term=self._term,
             group=self._dead_letters.group,
         )
         await self._dead_letters.keep(letter, self._pause)
+
+    async def _misfit(self, change: Change, calls: Calls, error: Exception) -> None:
+        """A document can't become an instance."""
+        self._stats.invalid += 1
+        _log_undelivered("a document does not fit its model", "change.invalid", change, calls, error)
+        await self._refuse(change, calls, error, "invalid")
 
     async def _refuse(self, change: Change, calls: Calls, error: Exception, reason: Reason) -> None:
         """Keep the deliveries of a change that no receiver can be called for.
@@ -318,7 +419,6 @@ class Deliverer:
             event,
             failure,
             token=token,
-            delivery_id=delivery_id(token),
             term=self._term,
             group=self._dead_letters.group,
         )
@@ -362,6 +462,16 @@ def _log_attempt(delivery: Delivery, terms: Terms, error: BaseException) -> None
     )
 
 
+def _log_parked(delivery: Delivery, waiting: Waiting) -> None:
+    log.info(
+        "a delivery must wait; it and its followers are parked",
+        action="delivery.parked",
+        **_described(delivery),
+        reason=waiting.reason,
+        seconds=round(waiting.seconds, 3),
+    )
+
+
 def _log_failed(what: str, how: str, one: _Try, attempts: int, error: BaseException) -> None:
     described = _described(one.delivery) | {"attempt": attempts}
     log.error(
@@ -387,8 +497,3 @@ def _described(delivery: Delivery) -> dict[str, Any]:
         "receiver": delivery.receiver,
         "attempt": delivery.attempt,
     }
-
-
-def delivery_id(token: str) -> str:
-    """The id of the deliveries of a change: the same whenever the change is read again."""
-    return blake2b(token.encode(), digest_size=12).hexdigest()

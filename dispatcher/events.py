@@ -1,6 +1,6 @@
 """What the stages hand to each other."""
 
-from collections.abc import Hashable
+from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, Final, Literal, NamedTuple
 
 from bson.raw_bson import RawBSONDocument
@@ -131,6 +131,8 @@ class Calls(NamedTuple):
 class Job:
     """One change on its way through the lanes, and its place in the order of the stream.
 
+    Or an errand, which has no place there.
+
     Attributes:
         token: of the change.
         change: None once it is finished, so that a long wait behind a slow job costs little memory.
@@ -138,9 +140,10 @@ class Job:
         done: nothing of it is left to do.
         marker: of a delete: the job of the update that announced it; the two are finished together.
         announces: it is such an update.
+        errand: what to do for a document between its changes, instead of delivering one.
     """
 
-    __slots__ = ("announces", "calls", "change", "done", "marker", "token")
+    __slots__ = ("announces", "calls", "change", "done", "errand", "marker", "token")
 
     def __init__(self, token: str, change: Change | None = None, calls: tuple[Calls, ...] = ()) -> None:
         self.token = token
@@ -149,3 +152,4 @@ class Job:
         self.done = change is None
         self.marker: Job | None = None
         self.announces = False
+        self.errand: Callable[[], Awaitable[None]] | None = None

@@ -1,5 +1,6 @@
 """From a change to what receivers are given, and back to the BSON that the server sent."""
 
+from contextlib import suppress
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from mongoz.connection import Collection
 from mongoz.fields.storage import stored_names
 from mongoz.persistence.rows import bare_instance, hydrate
 
-__all__ = ["Originals", "keywords_of", "originals_of", "untouched"]
+__all__ = ["Originals", "decoded_again", "key_of", "keywords_of", "originals_of", "untouched"]
 
 # What is only cut out of an event need not be understood.
 _RAW = lenient(RAW)
@@ -37,6 +38,30 @@ def originals_of(change: Change) -> Originals:
     document, before = event.get("fullDocument"), event.get("fullDocumentBeforeChange")
     after = None if document is None else bytes(document.raw)
     return Originals(change.looked_up or after, None if before is None else bytes(before.raw))
+
+
+def key_of(change: Change) -> Any:
+    """The `_id` as the server sent it, whatever the application's codec makes of it."""
+    if not change.raw:
+        return change.id
+    return RawBSONDocument(change.raw, codec_options=_RAW)["documentKey"]["_id"]
+
+
+def decoded_again(change: Change, codec_options: CodecOptions[Any]) -> Change:
+    """A change that was stored, with its documents: those of them that can be decoded.
+
+    Raises:
+        Exception: the document can't be decoded, though it could once.
+    """
+    originals = originals_of(change)
+    document = None
+    if change.image != "key" and originals.document is not None:
+        document = bson.decode(originals.document, codec_options=codec_options)
+    before = None
+    with suppress(Exception):  # what it was before is no reason not to deliver what it is
+        if originals.before is not None:
+            before = bson.decode(originals.before, codec_options=codec_options)
+    return change._replace(document=document, before=before)
 
 
 def untouched(change: Change, codec_options: CodecOptions[Any]) -> Change:

@@ -14,7 +14,7 @@ from bson.binary import UuidRepresentation
 from bson.codec_options import CodecOptions
 from bson.decimal128 import Decimal128
 
-__all__ = ["document_key"]
+__all__ = ["comparable", "document_key"]
 
 _CODEC: Final[CodecOptions[dict[str, Any]]] = CodecOptions(uuid_representation=UuidRepresentation.STANDARD)
 
@@ -30,7 +30,12 @@ def document_key(namespace: Hashable, id_: Any) -> Hashable:
         return (namespace, id_.binary)  # bytes remember their hash
     if type(id_) is str:
         return (namespace, id_)
-    return (namespace, None, bson.encode({"": _canonical(id_)}, codec_options=_CODEC))
+    return (namespace, None, comparable(id_))
+
+
+def comparable(id_: Any) -> bytes:
+    """The same bytes for all `_id`s that the server holds to be equal, in every process."""
+    return bson.encode({"": _canonical(id_)}, codec_options=_CODEC)
 
 
 def _canonical(value: Any) -> Any:

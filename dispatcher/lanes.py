@@ -68,7 +68,7 @@ class Lanes:
         self._away = 0
         self._paused: set[asyncio.Future[None]] = set()
         self._returning: deque[asyncio.Future[None]] = deque()
-        self._stopping = False
+        self.stopping = False
         self.cutting = False
         self.queued = 0
         self.queued_bytes = 0
@@ -78,6 +78,10 @@ class Lanes:
     def full(self) -> bool:
         """Whether no further job should be added now."""
         return self.queued >= self._max_queued or (self.queued > 0 and self.queued_bytes >= self._max_bytes)
+
+    def has(self, key: Hashable) -> bool:
+        """Whether a job of this key is queued or in flight."""
+        return key in self._lanes
 
     async def room(self) -> None:
         """Wait until another job may be added."""
@@ -140,7 +144,7 @@ class Lanes:
 
     async def _wait(self, future: "asyncio.Future[None]") -> None:
         """Wait, unless the end comes before."""
-        if self._stopping:
+        if self.stopping:
             raise Interrupted
         self._paused.add(future)
         try:
@@ -170,7 +174,7 @@ class Lanes:
         kind these are shows by what the first one leaves.
         """
         self._rousing = False
-        if not self._ready or self._turn <= 0 or self._stopping or self.in_flight >= self._concurrency:
+        if not self._ready or self._turn <= 0 or self.stopping or self.in_flight >= self._concurrency:
             return
         for _ in range(min(workers, len(self._ready))):
             if not self._wake_one():
@@ -193,7 +197,7 @@ class Lanes:
 
     def _ended(self, worker: asyncio.Task[None]) -> None:
         if worker.cancelled():
-            if not self._stopping:
+            if not self.stopping:
                 self._on_crash(RuntimeError(f"{worker.get_name()} was cancelled by somebody else"))
         elif (error := worker.exception()) is not None:
             self._on_crash(error)
@@ -201,7 +205,7 @@ class Lanes:
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         ready = self._ready
-        while not self._stopping:
+        while not self.stopping:
             if not ready or self._turn <= 0 or self.in_flight >= self._concurrency:
                 future = loop.create_future()
                 self._idle.append(future)
@@ -246,7 +250,7 @@ class Lanes:
         Returns:
             How many jobs had to be cancelled.
         """
-        self._stopping = True
+        self.stopping = True
         for future in self._idle:
             if not future.done():
                 future.set_result(None)

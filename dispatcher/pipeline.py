@@ -8,7 +8,7 @@ saves the position.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable
 from contextlib import suppress
 from time import monotonic, time
 from typing import Any, Final
@@ -33,11 +33,14 @@ from dispatcher.markers import Followed, Markers, slimmed
 from dispatcher.measuring import Gauges, Lag, seconds_of
 from dispatcher.observe import Stats, get_logger
 from dispatcher.origins import HORIZON, Origins
+from dispatcher.parked import Parked
+from dispatcher.parking import Parking
 from dispatcher.positions import Position, PositionStore, Tracker
 from dispatcher.routing import Routes
 from dispatcher.settings import Settings
 from dispatcher.source import ChangeStreamSource, pause_after
 from dispatcher.transactional import Transactions
+from dispatcher.unparking import Unparking
 from mongoz.stamps import Stamp
 
 __all__ = ["Pipeline"]
@@ -83,6 +86,7 @@ class Pipeline:
         stats: counters.
         address: of the server, for messages.
         dead_letters: where failed deliveries are kept.
+        parked: where deliveries wait that must wait long.
         gaps: where it is noted that changes are missing.
         transactions: calls transactional receivers.
         conditions: who wants which change; None if everybody wants all.
@@ -102,6 +106,7 @@ class Pipeline:
         stats: Stats,
         address: str,
         dead_letters: DeadLetters,
+        parked: Parked,
         gaps: Gaps,
         transactions: Transactions,
         conditions: Conditions | None,
@@ -128,6 +133,14 @@ class Pipeline:
         self._saved_seconds = monotonic()
         self._lag = Lag()
         self._crash: asyncio.Future[None] | None = None
+        self._parking = Parking(
+            parked,
+            routes.receivers,
+            term=position.term,
+            stats=stats,
+            pause=self._pause,
+            on_parked=lambda seconds: self._unparking.wake(seconds),
+        )
         self._deliverer = Deliverer(
             term=position.term,
             attempts=settings.attempts,
@@ -136,6 +149,8 @@ class Pipeline:
             codec_options=codec_options,
             dead_letters=dead_letters,
             transactions=transactions,
+            parking=self._parking,
+            park_after=settings.park_after,
             pause=self._pause,
             log_each=settings.log_level == "debug",
             cutting=lambda: self._lanes.cutting,
@@ -147,6 +162,18 @@ class Pipeline:
             concurrency=settings.concurrency,
             max_queued=settings.max_queued,
             max_bytes=settings.max_queued_mb * 1_000_000,
+        )
+        self._unparking = Unparking(
+            parked,
+            self._parking,
+            routes,
+            deliver=self._deliverer.deliver_parked,
+            add=self._lanes.add,
+            goes_on=lambda: not self._lanes.stopping,
+            position=lambda: self._tracker.token,
+            places=settings.concurrency // 2,
+            codec_options=codec_options,
+            address=address,
         )
 
     @property
@@ -174,6 +201,14 @@ class Pipeline:
             silent_seconds=self._lag.silent(now),
         )
 
+    async def prepare(self) -> None:
+        """Find out what an earlier process left.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        await self._parking.load()
+
     async def run(self, stop: asyncio.Event) -> None:
         """Deliver until `stop` is set; then drain.
 
@@ -194,6 +229,7 @@ class Pipeline:
             asyncio.create_task(self._read(batches), name="read"),
             asyncio.create_task(self._fill_lanes(batches), name="fill-lanes"),
             asyncio.create_task(self._deliverer.watch(), name="watch-timeouts"),
+            asyncio.create_task(self._unparking.run(), name="work-off-parked"),
         ]
         ending = asyncio.Event()
         saving = asyncio.create_task(self._save_regularly(ending), name="save-position")
@@ -268,6 +304,9 @@ class Pipeline:
                 changes = await self._decode(batch.events[i : i + _CHUNK])
                 async for part in self._images.complete(changes):
                     refused = await self._conditions.refused(part) if self._conditions is not None else _NONE
+                    if self._parking.watched:
+                        # Of what waits behind markers nothing is known to the lanes.
+                        await self._look_up(part, None if self._markers else self._lanes.has)
                     for change in part:
                         if self._lanes.full:
                             await self._lanes.room()
@@ -284,6 +323,9 @@ class Pipeline:
                 await self._give_up(self._markers.unclaimed())
             self._tracker.mark(batch.token)
             batches.task_done()
+
+    async def _look_up(self, changes: list[Change], is_queued: Callable[[Hashable], bool] | None) -> None:
+        await self._parking.look_up(changes, self._routes.names_listening_to, is_queued)
 
     async def _decode(self, events: list[RawBSONDocument]) -> list[Change]:
         self._stats.read += len(events)
@@ -376,6 +418,8 @@ class Pipeline:
             async for part in self._images.complete([change]):
                 (change,) = part
             refused = await self._conditions.refused([change]) if self._conditions is not None else _NONE
+            if self._parking.watched:
+                await self._look_up([change], None)
             if self._lanes.full:
                 await self._lanes.room()
             job.change, job.calls = change, self._calls(change, refused)

@@ -10,7 +10,7 @@ from mongoz.connection import Collection
 from mongoz.connection.watching import NamespacePattern
 from mongoz.fields.storage import stored_names
 from mongoz.signals.names import POST
-from mongoz.signals.receivers import Receiver
+from mongoz.signals.receivers import Receiver, importable_name
 
 __all__ = ["Listener", "Routes"]
 
@@ -54,12 +54,14 @@ class _Found(NamedTuple):
         receivers: by signal.
         collection: the one that the namespace names, if it is not the document's own.
         fields: as the listener has it.
+        names: of all its receivers.
     """
 
     document: Any
     receivers: dict[str, tuple[Receiver, ...]]
     collection: Collection | None
     fields: Mapping[Receiver, frozenset[str]]
+    names: frozenset[str]
 
 
 class Routes:
@@ -102,6 +104,12 @@ class Routes:
         return tuple(dict.fromkeys(pattern for pattern in watched if not pattern.is_literal))
 
     @property
+    def receivers(self) -> tuple[Receiver, ...]:
+        """All receivers of all documents."""
+        by_signal = (listener.receivers.values() for listener in self._listeners)
+        return tuple(one for signals in by_signal for receivers in signals for one in receivers)
+
+    @property
     def listeners(self) -> tuple[Listener, ...]:
         """Every document that somebody listens to."""
         return tuple(self._listeners)
@@ -121,7 +129,7 @@ class Routes:
         found = self._found.get(change.namespace)
         if found is None:
             found = self._find(change.namespace)
-        for document, by_signal, collection, fields in found:
+        for document, by_signal, collection, fields, _ in found:
             receivers = by_signal[signal]
             if done:
                 receivers = tuple(r for r in receivers if done.isdisjoint(r.ids))
@@ -142,6 +150,34 @@ class Routes:
             or any(pattern.matches(database, collection, (self.apart_from,)) for pattern in listener.patterns)
         )
 
+    def names_listening_to(self, namespace: Namespace) -> tuple[tuple[str, frozenset[str]], ...]:
+        """Who listens to a collection: names of document classes, each with those of its receivers."""
+        found = self._found.get(namespace) or self._find(namespace)
+        return tuple((importable_name(one.document), one.names) for one in found)
+
+    def calls_to(
+        self, document: str, signal: str, receiver: bytes, namespace: Namespace, *, created: bool, hops: int
+    ) -> Calls | None:
+        """A call that was written down, as it is made today; None if there is no such receiver any more.
+
+        Args:
+            document: name of the class.
+            signal: name.
+            receiver: its id, or one that it had under an earlier name.
+            namespace: where the change was made.
+            created: what `post_save` receivers are told.
+            hops: of the change.
+        """
+        for listener in self._listeners:
+            if importable_name(listener.document) != document:
+                continue
+            for one in listener.receivers.get(signal, ()):
+                if receiver in one.ids:
+                    own = listener.namespace == namespace
+                    collection = None if own else _collection(listener.document, namespace)
+                    return Calls(listener.document, signal, created, (one,), collection, hops)
+        return None
+
     def _find(self, namespace: Namespace) -> tuple[_Found, ...]:
         """Who listens to a namespace that was not asked for before; remembered."""
         if len(self._found) >= _MOST_REMEMBERED:
@@ -152,6 +188,7 @@ class Routes:
                 listener.receivers,
                 None if listener.namespace == namespace else _collection(listener.document, namespace),
                 listener.fields,
+                frozenset(one.name for receivers in listener.receivers.values() for one in receivers),
             )
             for listener in self.listening_to(namespace)
         )

@@ -22,13 +22,14 @@ from dispatcher.images import Images
 from dispatcher.measuring import Gauges
 from dispatcher.observe import Stats, get_logger
 from dispatcher.observing import Observer
+from dispatcher.parked import Parked
 from dispatcher.pipeline import Pipeline
 from dispatcher.positions import Position, PositionStore
 from dispatcher.preparing import group_of, routes_of, scope_of, warn_of_oddities
 from dispatcher.server import Server
 from dispatcher.settings import Settings
 from dispatcher.source import ChangeStreamSource
-from dispatcher.state import keep_deliveries_for
+from dispatcher.state import index_parked, keep_deliveries_for
 from dispatcher.transactional import Transactions
 from mongoz import Registry
 from mongoz.signals.hops import inside_dispatcher
@@ -137,12 +138,13 @@ class Service:
         conditions = Conditions(client, database, self.routes, codec_options, self._address)
         try:
             conditional = await conditions.prepare()
+            await index_parked(client, database)
             if self._transactional:
                 await keep_deliveries_for(client, database, self.settings.delivery_retention)
             position = await self._position(store, source, scope.fingerprint)
         except PyMongoError as error:
             raise self._server.verdict(error) from error
-        return Pipeline(
+        pipeline = Pipeline(
             source=source,
             images=Images(client, codec_options, self._address),
             routes=self.routes,
@@ -154,10 +156,16 @@ class Service:
             stats=self.stats,
             address=self._address,
             dead_letters=DeadLetters(client, database, group, self.stats),
+            parked=Parked(client, database, group),
             gaps=Gaps(client, database, group, self.stats, address=self._address),
             transactions=Transactions(self._registry, client, database, group),
             conditions=conditions if conditional else None,
         )
+        try:
+            await pipeline.prepare()
+        except PyMongoError as error:
+            raise self._server.verdict(error) from error
+        return pipeline
 
     @property
     def _transactional(self) -> bool:

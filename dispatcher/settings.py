@@ -67,6 +67,13 @@ class Settings(BaseSettings):
         description="Seconds after which a hanging receiver is cancelled and counts as failed, unless it has a "
         "timeout= itself; at most 50 for transactional ones.",
     )
+    park_after: float = Field(
+        default=5.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Seconds after its first failure from which on a delivery waits for its next attempt in "
+        "MongoDB, with those behind it, and not in memory.",
+    )
     grace: float = Field(
         default=30.0,
         ge=0,

@@ -22,6 +22,8 @@ dead_letter_chunks: the documents of letters that would not fit into one documen
     _id           "<_id of the letter>:<name of the part>:<number>"; the number has four digits, from 0000
     data          binary, at most 8 MB
 
+parked_lanes, parked, parked_chunks: deliveries that wait; see `parked.py` for their fields.
+
 gaps: one document per gap, changes that nobody could deliver; see `gaps.py` for its fields.
 
 deliveries: one document per delivery to a transactional receiver, written in the receiver's own transaction.
@@ -34,7 +36,7 @@ from typing import Any, Final
 
 from bson.binary import UuidRepresentation
 from bson.codec_options import CodecOptions, DatetimeConversion
-from pymongo import AsyncMongoClient
+from pymongo import AsyncMongoClient, ReadPreference
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import OperationFailure
 from pymongo.read_concern import ReadConcern
@@ -46,12 +48,19 @@ __all__ = [
     "DEAD_LETTER_CHUNKS",
     "DELIVERIES",
     "GAPS",
+    "PARKED",
+    "PARKED_CHUNKS",
+    "PARKED_LANES",
     "POSITIONS",
     "dead_letter_chunks",
     "dead_letters",
     "deliveries",
     "gaps",
+    "index_parked",
     "keep_deliveries_for",
+    "parked",
+    "parked_chunks",
+    "parked_lanes",
     "positions",
 ]
 
@@ -60,6 +69,9 @@ DEAD_LETTERS: Final = "dead_letters"
 DEAD_LETTER_CHUNKS: Final = "dead_letter_chunks"
 DELIVERIES: Final = "deliveries"
 GAPS: Final = "gaps"
+PARKED: Final = "parked"
+PARKED_LANES: Final = "parked_lanes"
+PARKED_CHUNKS: Final = "parked_chunks"
 
 CODEC_OPTIONS: Final[CodecOptions[dict[str, Any]]] = CodecOptions(
     uuid_representation=UuidRepresentation.STANDARD, datetime_conversion=DatetimeConversion.DATETIME_AUTO
@@ -98,6 +110,31 @@ def gaps(client: AsyncMongoClient[Any], database: str) -> _Collection:
     return _durable(client, database, GAPS)
 
 
+def parked(client: AsyncMongoClient[Any], database: str) -> _Collection:
+    """The collection of deliveries that wait."""
+    return _current(client, database, PARKED)
+
+
+def parked_lanes(client: AsyncMongoClient[Any], database: str) -> _Collection:
+    """The collection of the lanes in which they wait."""
+    return _current(client, database, PARKED_LANES)
+
+
+def parked_chunks(client: AsyncMongoClient[Any], database: str) -> _Collection:
+    """The collection of what does not fit into deliveries that wait."""
+    return _current(client, database, PARKED_CHUNKS)
+
+
+def _current(client: AsyncMongoClient[Any], database: str, name: str) -> _Collection:
+    """A collection from which is read whatever was written, by whoever was told that it was.
+
+    After an election the new primary's majority view may lie behind that for a moment.
+    """
+    return _durable(client, database, name).with_options(
+        read_concern=ReadConcern("local"), read_preference=ReadPreference.PRIMARY
+    )
+
+
 def _durable(client: AsyncMongoClient[Any], database: str, name: str) -> _Collection:
     return client[database].get_collection(
         name,
@@ -105,6 +142,15 @@ def _durable(client: AsyncMongoClient[Any], database: str, name: str) -> _Collec
         write_concern=WriteConcern("majority"),
         read_concern=ReadConcern("majority"),
     )
+
+
+async def index_parked(client: AsyncMongoClient[Any], database: str) -> None:
+    """Have the server find the deliveries whose time has come, however many wait.
+
+    Raises:
+        PyMongoError: as the driver has it.
+    """
+    await parked_lanes(client, database).create_index([("group", 1), ("receiver", 1), ("due_at", 1)], name="due")
 
 
 async def keep_deliveries_for(client: AsyncMongoClient[Any], database: str, days: float) -> None:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import mongoz
 from dispatcher.decode import Undecodable, decode
-from dispatcher.delivery import delivery_id
 from dispatcher.events import document_key
+from dispatcher.letters import delivery_id
 from dispatcher.origins import Origins
 from dispatcher.routing import Routes
 from dispatcher.source import Scope, pause_after

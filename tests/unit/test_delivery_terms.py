@@ -8,10 +8,10 @@ from bson.raw_bson import RawBSONDocument
 from bson.timestamp import Timestamp
 
 from dispatcher.codec import RAW
-from dispatcher.dead_letters import Failure, letter_of
 from dispatcher.decode import decode
 from dispatcher.events import Calls
 from dispatcher.instances import originals_of, untouched
+from dispatcher.letters import Failure, letter_of
 from dispatcher.retrying import pause_after, terms_of
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.signals.options import Options, Retry
@@ -73,7 +73,6 @@ def test_any_error_can_be_kept(error):
         calls,
         Receiver(test_any_error_can_be_kept, "r", 1),
         failure,
-        delivery_id="d",
         term=1,
         group="g",
     )

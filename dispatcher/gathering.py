@@ -1,0 +1,65 @@
+"""Many small commands become few large ones: while one batch is on its way, the next one gathers."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Generic, TypeVar
+
+__all__ = ["Gathering"]
+
+_MOST: Final = 200
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Gathering(Generic[T, R]):
+    """Does for many at once what each of them asks for by itself.
+
+    Args:
+        work: does it; an answer for each item, in their order. An answer that is an exception is raised to who
+            asked, one that is raised to all of them.
+        most: items in one batch.
+    """
+
+    def __init__(self, work: Callable[[list[T]], Awaitable[Sequence[R | Exception]]], most: int = _MOST) -> None:
+        self._work = work
+        self._most = most
+        self._waiting: list[tuple[T, asyncio.Future[R]]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def add(self, item: T) -> R:
+        """Have one item worked on; its answer.
+
+        Raises:
+            Exception: what `work` has for it.
+        """
+        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, future))
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run(), name=f"gathering-{self._work.__name__}")
+        return await future
+
+    async def _run(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
+            answers: Sequence[R | BaseException]
+            try:
+                answers = await self._work([item for item, _ in batch])
+            except asyncio.CancelledError:
+                _answer(batch, [asyncio.CancelledError()] * len(batch))
+                raise
+            except Exception as error:
+                answers = [error] * len(batch)
+            _answer(batch, answers)
+
+
+def _answer(batch: Sequence[tuple[T, "asyncio.Future[R]"]], answers: Sequence[R | BaseException]) -> None:
+    for (_, future), answer in zip(batch, answers, strict=True):
+        if future.done():  # who asked was cancelled
+            continue
+        if isinstance(answer, asyncio.CancelledError):
+            future.cancel()
+        elif isinstance(answer, BaseException):
+            future.set_exception(answer)
+        else:
+            future.set_result(answer)

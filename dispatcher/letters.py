@@ -1,0 +1,302 @@
+"""A delivery as a document: all that is needed to make it later, by another process.
+
+Dead letters and parked deliveries share it:
+
+    group             of dispatchers
+    receiver          its name; None for an unreadable event
+    receiver_id       what it goes by in origin stamps, hexadecimal; None likewise
+    document          `module.qualname` of the document class; None likewise
+    signal            `"post_save"`, `"post_update"` or `"post_delete"`; None likewise
+    created           what a post_save receiver is told
+    hops              of the change
+    delivery_id       `delivery.id`
+    term              of the process that wrote it
+    token             resume token of the change (its `_data`)
+    operation         `"insert"`, `"update"`, `"replace"` or `"delete"`; None for an unreadable event
+    namespace         {db, coll}
+    key               `_id` of the document that changed
+    cluster_time      of the change
+    wall_time         likewise
+    image             what `document` below is: `"post"`, `"current"` or `"key"`
+    update_fields     stored names that an update changed or removed
+    size              bytes of the event as it was sent
+    parts             BSON in binary: `document` (after the change), `before` (the pre image), `event` (only of an
+                      unreadable one: the whole change event)
+    chunked           {part: number of chunks}: those that would not fit are in a collection of their own
+
+`key` and `update_fields` are parts, too, where they are very long: as {"": value}.
+"""
+
+import traceback
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from hashlib import blake2b
+from typing import Any, Final, Literal, NamedTuple
+
+import bson
+from bson.codec_options import CodecOptions
+from bson.raw_bson import RawBSONDocument
+from pymongo.asynchronous.collection import AsyncCollection
+
+from dispatcher.events import Calls, Change
+from dispatcher.instances import decoded_again, key_of, originals_of
+from dispatcher.state import CODEC_OPTIONS
+from mongoz.signals.receivers import Receiver, importable_name
+
+__all__ = [
+    "Failure",
+    "Letter",
+    "Parts",
+    "Reason",
+    "change_of",
+    "delivery_id",
+    "delivery_of",
+    "letter_of",
+    "text_of",
+    "unreadable_letter",
+]
+
+Reason = Literal["failed", "invalid", "undecodable", "too_many_hops"]
+
+# Bytes of parts that a document holds itself; the server's limit is 16 MB.
+_INLINE: Final = 8_000_000
+_CHUNK: Final = 8_000_000
+
+# Bytes of a value that is good for finding letters; above, it becomes a part.
+_FINDABLE: Final = 100_000
+
+# Characters of an error that are kept: ValidationErrors quote what they object to.
+_LONGEST_MESSAGE: Final = 10_000
+_LONGEST_TRACEBACK: Final = 50_000
+
+_IMAGES: Final = (("fullDocument", "document"), ("fullDocumentBeforeChange", "before"))
+
+_NONE: Final[Mapping[str, int]] = {}
+
+
+class Failure(NamedTuple):
+    """Why a delivery is given up.
+
+    Attributes:
+        error: what was raised last.
+        began: when the first attempt did.
+        attempts: how many there were.
+        reason: in a word.
+    """
+
+    error: BaseException
+    began: datetime
+    attempts: int
+    reason: Reason = "failed"
+
+
+class Letter(NamedTuple):
+    """A document on its way to the database.
+
+    Attributes:
+        fields: the document, but for its parts.
+        parts: BSON by name.
+    """
+
+    fields: dict[str, Any]
+    parts: dict[str, bytes]
+
+    @property
+    def id(self) -> str:
+        """The same for the same delivery, whenever it fails."""
+        return str(self.fields["_id"])
+
+
+def delivery_id(token: str) -> str:
+    """The id of the deliveries of a change: the same whenever the change is read again."""
+    return blake2b(token.encode(), digest_size=12).hexdigest()
+
+
+def delivery_of(change: Change, calls: Calls, receiver: Receiver, *, term: int, group: str) -> Letter:
+    """One delivery to one receiver, without an `_id`."""
+    fields = {
+        "group": group,
+        "receiver": receiver.name,
+        "receiver_id": receiver.id.hex(),
+        "document": importable_name(calls.document),
+        "signal": calls.signal,
+        "created": calls.created,
+        "hops": calls.hops,
+        "delivery_id": delivery_id(change.token),
+        "term": term,
+        "token": change.token,
+        "operation": change.operation,
+        "namespace": {"db": change.namespace[0], "coll": change.namespace[1]},
+        "cluster_time": change.cluster_time,
+        "wall_time": change.wall_time,
+        "image": change.image,
+        "size": change.size,
+    }
+    parts = {name: raw for name, raw in originals_of(change)._asdict().items() if raw is not None}
+    for name, value in (("key", key_of(change)), ("update_fields", sorted(change.names))):
+        encoded = bson.encode({"": value}, codec_options=CODEC_OPTIONS)
+        if len(encoded) > _FINDABLE:
+            parts[name] = encoded
+        else:
+            fields[name] = value
+    return Letter(fields, parts)
+
+
+def letter_of(
+    change: Change, calls: Calls, receiver: Receiver, failure: Failure, *, term: int, group: str
+) -> Letter:
+    """The dead letter of one delivery to one receiver."""
+    fields, parts = delivery_of(change, calls, receiver, term=term, group=group)
+    id_ = f"{fields['delivery_id']}:{fields['receiver_id']}:{fields['document']}"
+    return Letter({"_id": id_, **fields, **_described(failure)}, parts)
+
+
+def unreadable_letter(event: bytes, failure: Failure, *, token: str, term: int, group: str) -> Letter:
+    """The letter of a change event that nobody here can read, and so of all its deliveries."""
+    nobody = dict.fromkeys(("receiver", "receiver_id", "document", "signal", "operation"))
+    id_ = delivery_id(token)
+    fields = {"_id": f"{id_}:event", "group": group, **nobody, "delivery_id": id_, "term": term}
+    return Letter({**fields, **_described(failure), "token": token}, {"event": event})
+
+
+def _described(failure: Failure) -> dict[str, Any]:
+    kind = type(failure.error)
+    return {
+        "attempts": failure.attempts,
+        "reason": failure.reason,
+        "error": {
+            "type": f"{kind.__module__}.{kind.__qualname__}",
+            "message": _storable(text_of(failure.error), _LONGEST_MESSAGE),
+            "traceback": _storable(_trace(failure.error), _LONGEST_TRACEBACK),
+        },
+        "first_attempt_at": failure.began,
+        "last_attempt_at": datetime.now(UTC),
+    }
+
+
+def text_of(error: BaseException) -> str:
+    """Type and message of an error."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # of an application's class, whose __str__ has a bug
+        return type(error).__name__
+
+
+def _trace(error: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(error))
+    except Exception:  # the same class
+        return "".join(traceback.format_tb(error.__traceback__))
+
+
+def _storable(text: str, limit: int) -> str:
+    """The text as BSON takes it; of one that is too long, its end: there it says what happened."""
+    return text[-limit:].encode("utf-8", "replace").decode()
+
+
+def change_of(letter: RawBSONDocument, parts: Mapping[str, bytes], codec_options: CodecOptions[Any]) -> Change:
+    """The change that a document was made of: receivers get the same as if it came out of the stream.
+
+    Args:
+        letter: as it is stored.
+        parts: of it.
+        codec_options: the registry's.
+
+    Raises:
+        Exception: the application's codec can't decode what it decoded once.
+    """
+    fields = bson.decode(letter.raw, codec_options=CODEC_OPTIONS)
+    key = letter["key"] if "key" in letter else RawBSONDocument(parts["key"])[""]
+    names = fields["update_fields"] if "update_fields" in fields else bson.decode(parts["update_fields"])[""]
+    seen = bson.encode({"key": key, "wall_time": letter["wall_time"]})
+    seen_by_receivers = bson.decode(seen, codec_options=codec_options)
+    event = {name: RawBSONDocument(parts[part]) for name, part in _IMAGES if part in parts}
+    namespace = fields["namespace"]
+    change = Change(
+        token=fields["token"],
+        operation=fields["operation"],
+        namespace=(namespace["db"], namespace["coll"]),
+        id=seen_by_receivers["key"],
+        cluster_time=fields["cluster_time"],
+        wall_time=seen_by_receivers["wall_time"],
+        document={},
+        before={},
+        image=fields["image"],
+        names=frozenset(names),
+        stamp=None,
+        size=fields.get("size", 0),
+        raw=bson.encode({"documentKey": {"_id": key}, **event}),
+    )
+    return decoded_again(change, codec_options)
+
+
+class Parts:
+    """Writes and reads the parts of documents in one collection; those that do not fit go into another one.
+
+    Args:
+        chunks: where they go.
+    """
+
+    def __init__(self, chunks: AsyncCollection[dict[str, Any]]) -> None:
+        self._chunks = chunks
+
+    async def write(self, letter: Letter) -> dict[str, Any]:
+        """Write what does not fit.
+
+        Returns:
+            The whole document. It says that the rest is there, so it is to be written after that.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        inline, chunked = _divided(letter.parts)
+        counts = {name: await self._write_chunks(letter.id, name, data) for name, data in chunked.items()}
+        return {**letter.fields, "parts": inline, "chunked": counts}
+
+    async def _write_chunks(self, letter: str, part: str, data: bytes) -> int:
+        starts = range(0, len(data), _CHUNK)
+        for n, start in enumerate(starts):
+            id_ = f"{letter}:{part}:{n:04}"
+            await self._chunks.replace_one({"_id": id_}, {"data": data[start : start + _CHUNK]}, upsert=True)
+        return len(starts)
+
+    async def read(self, document: Mapping[str, Any]) -> dict[str, bytes]:
+        """The parts of a document that was read from the database.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        parts = {name: bytes(data) for name, data in document["parts"].items()}
+        for name, count in document["chunked"].items():
+            ids = [f"{document['_id']}:{name}:{n:04}" for n in range(count)]
+            chunks = {chunk["_id"]: chunk["data"] async for chunk in self._chunks.find({"_id": {"$in": ids}})}
+            parts[name] = b"".join(chunks[id_] for id_ in ids)
+        return parts
+
+    async def drop(self, letter: str, *, but: Mapping[str, int] = _NONE) -> None:
+        """Remove what did not fit into a document, which does not say any more that it is there.
+
+        Args:
+            letter: its `_id`.
+            but: chunks to keep, by part.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        kept = [f"{letter}:{name}:{n:04}" for name, count in but.items() for n in range(count)]
+        # ";" is the character after ":", so this is the range of all ids that begin with the letter's.
+        await self._chunks.delete_many({"_id": {"$gte": f"{letter}:", "$lt": f"{letter};", "$nin": kept}})
+
+
+def _divided(parts: dict[str, bytes]) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """Parts that a document can hold, the small ones first, and those that it can't."""
+    inline: dict[str, bytes] = {}
+    chunked: dict[str, bytes] = {}
+    room = _INLINE
+    for name, data in sorted(parts.items(), key=lambda part: len(part[1])):
+        if len(data) <= room:
+            inline[name] = data
+            room -= len(data)
+        else:
+            chunked[name] = data
+    return inline, chunked

@@ -1,0 +1,209 @@
+"""Who has to wait behind parked deliveries, and parking what must wait long.
+
+A delivery is parked when it blocks, when its receiver is paused, or when its next attempt is far away. Once it is
+written, its change is finished as far as this receiver is concerned. Later deliveries of the same receiver and
+document are its followers: they are parked behind it, in order, until the lane is worked off.
+
+What is parked is in the database only. In memory are the names of the receivers that have something parked, and
+the lanes that jobs in the queue need to know of. A job of a document runs while no other job of this document does,
+and a lane is touched by jobs of its document only. That is why a lane can't end while a follower is added to it.
+"""
+
+import secrets
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from typing import Final, TypeVar
+
+from pymongo.errors import PyMongoError
+
+from dispatcher.events import Calls, Change, Namespace
+from dispatcher.failures import in_short
+from dispatcher.instances import key_of
+from dispatcher.letters import Letter, delivery_of
+from dispatcher.observe import Stats, get_logger
+from dispatcher.parked import Parked, Waiting, lane_id
+from dispatcher.retrying import Pause, pause_after
+from mongoz.signals.options import Retry
+from mongoz.signals.receivers import Receiver, importable_name
+
+__all__ = ["Listening", "Parking"]
+
+log = get_logger()
+
+Listening = Callable[[Namespace], Sequence[tuple[str, frozenset[str]]]]
+"""Who listens to a collection: names of document classes, each with those of its receivers."""
+
+# Pauses after commands that failed. There is no last attempt: until then the delivery is not finished.
+_RETRY: Final = Retry(base=0.1, cap=10.0)
+
+T = TypeVar("T")
+
+
+class Parking:
+    """The parked deliveries of one stream.
+
+    Args:
+        parked: the collections.
+        receivers: all that the application has.
+        term: of the position that this process owns.
+        stats: counters.
+        pause: waits between attempts at a command.
+        on_parked: told in how many seconds a delivery that was parked is due.
+    """
+
+    def __init__(
+        self,
+        parked: Parked,
+        receivers: Iterable[Receiver],
+        *,
+        term: int,
+        stats: Stats,
+        pause: Pause,
+        on_parked: Callable[[float], None] = lambda _seconds: None,
+    ) -> None:
+        self._parked = parked
+        self._term = term
+        self._stats = stats
+        self._pause = pause
+        self._on_parked = on_parked
+        self.me = secrets.token_hex(8)
+        # Lanes go by the name that a receiver had when they began.
+        self._names = {one.name: (*one.options.formerly, one.name) for one in receivers}
+        # Names under which something is parked, and how often something was, to notice that it happened again.
+        self._busy: dict[str, int] = {}
+        # Lanes that jobs in the queue must ask for, the round in which that was found out, and their document.
+        self._remembered: dict[str, tuple[int, Hashable]] = {}
+        self._round = 0
+        self.watched: set[str] = set()
+        """Names of the receivers whose deliveries may have to wait. Empty nearly always."""
+
+    @property
+    def busy(self) -> tuple[str, ...]:
+        """The names of receivers under which something is parked."""
+        return tuple(self._busy)
+
+    async def load(self) -> None:
+        """Find out what an earlier process parked.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        known = {name for names in self._names.values() for name in names}
+        found = await self._parked.receivers()
+        self._busy.update(dict.fromkeys(found & known, 0))
+        self._watch()
+        orphaned = sorted(found - known)
+        if orphaned:
+            log.warning(
+                "deliveries are parked for receivers that the application does not have; they stay there",
+                action="parked.orphaned",
+                receivers=orphaned,
+                remedy="connect a receiver with this name, or with formerly= this name",
+            )
+
+    def _watch(self) -> None:
+        watched = {name for name, names in self._names.items() if any(one in self._busy for one in names)}
+        self.watched.clear()
+        self.watched.update(watched)
+
+    # -- who has to wait -------------------------------------------------------------------------------------
+
+    async def look_up(
+        self,
+        changes: Iterable[Change],
+        listening: Listening,
+        is_queued: Callable[[Hashable], bool] | None,
+    ) -> None:
+        """Find out which of these changes have something parked before them; before they are queued.
+
+        Args:
+            changes: the next ones of the stream.
+            listening: who they may be for.
+            is_queued: whether jobs of a document are; given where all earlier changes are queued or finished, so
+                that what nobody is going to ask for can be forgotten.
+        """
+        if is_queued is not None:
+            self._round += 1
+            for lane, (since, key) in list(self._remembered.items()):
+                if since < self._round and not is_queued(key):
+                    del self._remembered[lane]
+        lanes: dict[str, Hashable] = {}
+        for change in changes:
+            for document, names in listening(change.namespace):
+                for name in names & self.watched:
+                    lanes.update(dict.fromkeys(self._lanes(name, document, change), change.key))
+        if lanes:
+            for lane in await self.insist(lambda: self._parked.which(list(lanes))):
+                self._remembered[lane] = (self._round, lanes[lane])
+
+    def _lanes(self, name: str, document: str, change: Change) -> list[str]:
+        """The lanes in which something of a receiver may be parked."""
+        names = [one for one in self._names.get(name, ()) if one in self._busy]
+        return [lane_id(self._parked.group, one, document, change.namespace, key_of(change)) for one in names]
+
+    async def holds(self, change: Change, calls: Calls, receiver: Receiver) -> bool:
+        """Whether a delivery has to wait behind others. If so, it is parked when this returns."""
+        for lane in self._lanes(receiver.name, importable_name(calls.document), change):
+            if lane in self._remembered:
+                if await self.insist(lambda lane=lane: self._parked.is_there(lane)):  # type: ignore[misc]
+                    await self._put(self._row(lane, change, calls, receiver), lane, None)
+                    return True
+                del self._remembered[lane]
+        return False
+
+    # -- parking ---------------------------------------------------------------------------------------------
+
+    async def park(self, change: Change, calls: Calls, receiver: Receiver, waiting: Waiting) -> None:
+        """Park a delivery that nothing was parked before; when this returns it survives a failover."""
+        document = importable_name(calls.document)
+        lane = lane_id(self._parked.group, receiver.name, document, change.namespace, key_of(change))
+        # Before it is written: whoever comes next must not miss it.
+        self._remembered[lane] = (self._round, change.key)
+        self._busy[receiver.name] = self._busy.get(receiver.name, 0) + 1
+        self.watched.add(receiver.name)
+        await self._put(self._row(lane, change, calls, receiver), lane, waiting)
+        self._on_parked(waiting.seconds)
+
+    def _row(self, lane: str, change: Change, calls: Calls, receiver: Receiver) -> Letter:
+        fields, parts = delivery_of(change, calls, receiver, term=self._term, group=self._parked.group)
+        return Letter({"_id": f"{lane}:{change.token}", "lane": lane, "by": self.me, **fields}, parts)
+
+    async def _put(self, row: Letter, lane: str, waiting: Waiting | None) -> None:
+        await self.insist(lambda: self._parked.put(row, lane, waiting))
+        self._stats.parked += 1
+
+    async def insist(self, command: Callable[[], Awaitable[T]]) -> T:
+        """Do something in the database, if need be again and again.
+
+        Raises:
+            Interrupted: nothing more is to be started.
+        """
+        attempt = 0
+        while True:
+            try:
+                return await command()
+            except PyMongoError as error:
+                attempt += 1
+                log.error(
+                    "parked deliveries can't be read or written now, trying again",
+                    action="parked.unavailable",
+                    error=in_short(error),
+                    attempt=attempt,
+                )
+            await self._pause(pause_after(_RETRY, attempt))
+
+    # -- forgetting ------------------------------------------------------------------------------------------
+
+    def times_parked(self, name: str) -> int:
+        """Grows whenever something is parked under a name."""
+        return self._busy.get(name, 0)
+
+    def nothing_left(self, name: str, times: int) -> None:
+        """Nothing is parked under this name any more, unless something was since.
+
+        Args:
+            name: of a receiver.
+            times: `times_parked` before that was found out.
+        """
+        if self._busy.get(name) == times:
+            del self._busy[name]
+            self._watch()

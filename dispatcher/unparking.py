@@ -1,0 +1,278 @@
+"""Working off parked deliveries: lanes whose time has come, oldest first, next to the live traffic.
+
+A lane is worked off by an errand among the jobs of its document, so that nothing of this document is delivered or
+parked meanwhile. It does a slice, and makes room for what was read since. Errands take half of the places at most,
+and no receiver's more than its share of these.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable
+from contextlib import suppress
+from time import monotonic
+from typing import Any, Final
+
+import bson
+from bson.codec_options import CodecOptions
+from bson.raw_bson import RawBSONDocument
+from pymongo.errors import PyMongoError
+
+from dispatcher.events import Calls, Change, Job
+from dispatcher.exceptions import DispatcherError
+from dispatcher.failures import fatal, in_short
+from dispatcher.keys import document_key
+from dispatcher.letters import change_of
+from dispatcher.observe import get_logger
+from dispatcher.parked import Lane, Parked, Waiting
+from dispatcher.parking import Parking
+from dispatcher.retrying import pause_after
+from dispatcher.routing import Routes
+from dispatcher.state import CODEC_OPTIONS
+from mongoz.signals.options import Retry
+
+__all__ = ["Deliver", "Unparking"]
+
+log = get_logger()
+
+Deliver = Callable[[Change, Calls, Waiting], Awaitable[Waiting | None]]
+"""Makes an attempt at a delivery; what it waits for now, or None if it is finished."""
+
+# Seconds that an errand takes before what was read since gets its turn.
+_SLICE: Final = 0.2
+
+# Seconds between two looks at the database: at most, while something is parked; and at least.
+_RARELY: Final = 1.0
+_OFTEN: Final = 0.02
+
+# Bytes of deliveries in hand, as far as that is known before they are read.
+_BYTES: Final = 8_000_000
+
+# Seconds until a delivery is looked at again whose receiver the application does not have.
+_ORPHANED: Final = 300.0
+
+_RETRY: Final = Retry(base=0.1, cap=10.0)
+
+
+class Unparking:
+    """Works off the parked deliveries of one stream.
+
+    Args:
+        parked: the collections.
+        parking: who has something parked.
+        routes: who listens to what.
+        deliver: makes an attempt.
+        add: gives a job to the lanes.
+        goes_on: whether another delivery may be begun.
+        position: the token up to which everything is finished.
+        places: errands at once.
+        codec_options: the registry's.
+        address: of the server, for messages.
+    """
+
+    def __init__(  # noqa: PLR0913 - it stands between the database, the lanes and the deliverer
+        self,
+        parked: Parked,
+        parking: Parking,
+        routes: Routes,
+        *,
+        deliver: Deliver,
+        add: Callable[[Hashable, Job, int], None],
+        goes_on: Callable[[], bool],
+        position: Callable[[], str],
+        places: int,
+        codec_options: CodecOptions[Any],
+        address: str,
+    ) -> None:
+        self._parked = parked
+        self._parking = parking
+        self._routes = routes
+        self._deliver = deliver
+        self._add = add
+        self._goes_on = goes_on
+        self._position = position
+        self._places = max(1, places)
+        self._codec_options = codec_options
+        self._address = address
+        # Lanes in hand, with the receiver and the bytes of the first delivery.
+        self._in_hand: dict[str, tuple[str, int]] = {}
+        self._woken = asyncio.Event()
+        self._next = 0.0
+        self._orphans: set[tuple[str, str]] = set()
+
+    def wake(self, seconds: float = 0.0) -> None:
+        """Something is due in so many seconds."""
+        at = monotonic() + seconds
+        if at < self._next:
+            self._next = at
+            self._woken.set()
+
+    async def run(self) -> None:
+        """Work off what is due, for ever.
+
+        Raises:
+            DispatcherError: what no repetition can mend.
+        """
+        failures = 0
+        while True:
+            self._next = monotonic() + _RARELY
+            try:
+                if self._parking.busy:
+                    self.wake(await self._take_all())
+                failures = 0
+            except PyMongoError as error:
+                verdict: DispatcherError | None = fatal(error, self._address)
+                if verdict is not None:
+                    raise verdict from error
+                failures += 1
+                log.warning(
+                    "parked deliveries can't be read now, trying again",
+                    action="parked.unavailable",
+                    error=in_short(error),
+                )
+                self._next = monotonic() + pause_after(_RETRY, failures)
+            await asyncio.sleep(_OFTEN)
+            await self._until_next()
+
+    async def _until_next(self) -> None:
+        while (seconds := self._next - monotonic()) > 0:
+            self._woken.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._woken.wait()
+
+    async def _take_all(self) -> float:
+        """Begin with what is due, as far as there are places; the seconds until something else is."""
+        names = self._parking.busy
+        share = max(1, self._places // len(names))
+        soonest = _RARELY
+        for name in names:
+            mine = [lane for lane, (of, _) in self._in_hand.items() if of == name]
+            room = min(share - len(mine), self._places - len(self._in_hand))
+            if room <= 0 or sum(size for _, size in self._in_hand.values()) >= _BYTES:
+                continue  # an errand that ends looks again
+            times = self._parking.times_parked(name)
+            due, seconds = await self._parked.due(name, room, mine)
+            if not due and not mine and seconds is None:
+                self._parking.nothing_left(name, times)
+            await self._take(name, due)
+            if seconds is not None and len(due) < room:
+                soonest = min(soonest, seconds)
+        return soonest
+
+    async def _take(self, name: str, lanes: list[Lane]) -> None:
+        room = _BYTES - sum(size for _, size in self._in_hand.values())
+        taken: list[Lane] = []
+        for lane in lanes:
+            if room <= 0:
+                break
+            taken.append(lane)
+            room -= lane.size
+        firsts = await self._parked.read([lane.first for lane in taken if lane.first is not None])
+        for lane in taken:
+            first = firsts.get(lane.first or "")
+            if first is None or self._is_ours(first):
+                self._begin(name, lane, first)
+
+    def _begin(self, name: str, lane: Lane, first: RawBSONDocument | None) -> None:
+        job = Job("")
+        job.errand = lambda: self._work_off(name, lane, first)
+        self._in_hand[lane.id] = (name, lane.size)
+        self._add(self._key(lane), job, 0)
+
+    def _key(self, lane: Lane) -> Hashable:
+        """What the jobs of its document go by."""
+        namespace, stored = (
+            lane.fields["namespace"],
+            bson.encode({"": lane.fields["key"]}, codec_options=CODEC_OPTIONS),
+        )
+        id_ = bson.decode(stored, codec_options=self._codec_options)[""]
+        return document_key((namespace["db"], namespace["coll"]), id_)
+
+    def _is_ours(self, row: RawBSONDocument) -> bool:
+        """Whether a delivery is left to us.
+
+        What another process parked behind its last saved position comes out of the stream once more, and is parked
+        again. To deliver it before that could turn the order round.
+        """
+        return bool(row["by"] == self._parking.me or row["token"] <= self._position())
+
+    # -- one lane --------------------------------------------------------------------------------------------
+
+    async def _work_off(self, name: str, lane: Lane, first: RawBSONDocument | None) -> None:
+        """Deliver what is parked in a lane, one after another, for a while.
+
+        A lane without a first delivery is one of which whoever parked it died in between. It is removed.
+        """
+        until = monotonic() + _SLICE
+        rows, waiting = [first] if first is not None else [], _left_at(lane)
+        try:
+            while self._goes_on():
+                finished, next_ = await self._deliver_in_order(rows, waiting)
+                more = await self._settle(lane, finished, next_)
+                if next_ is not None:
+                    self.wake(next_[1].seconds)
+                if next_ is not None or not more or len(finished) < len(rows) or monotonic() > until:
+                    break
+                waiting = {}
+                rows = await self._parking.insist(lambda: self._parked.following(lane.id))
+        finally:
+            del self._in_hand[lane.id]
+            self.wake()
+
+    async def _settle(
+        self, lane: Lane, finished: list[RawBSONDocument], next_: tuple[str, Waiting] | None
+    ) -> bool:
+        return await self._parking.insist(lambda: self._parked.settle(lane.id, finished, next_))
+
+    async def _deliver_in_order(
+        self, rows: list[RawBSONDocument], waiting: dict[str, Waiting]
+    ) -> tuple[list[RawBSONDocument], tuple[str, Waiting] | None]:
+        """Deliver until one has to wait; those that are finished, and what the next one waits for."""
+        finished: list[RawBSONDocument] = []
+        for row in rows:
+            if not self._goes_on() or not self._is_ours(row):
+                break
+            token = row["token"]
+            next_ = await self._deliver_one(row, waiting.get(token) or Waiting("retrying"))
+            if next_ is not None:
+                return finished, (token, next_)
+            finished.append(row)
+        return finished, None
+
+    async def _deliver_one(self, row: RawBSONDocument, waiting: Waiting) -> Waiting | None:
+        parts = await self._parking.insist(lambda: self._parked.parts(row))
+        change = change_of(row, parts, self._codec_options)
+        calls = self._routes.calls_to(
+            row["document"],
+            row["signal"],
+            bytes.fromhex(row["receiver_id"]),
+            change.namespace,
+            created=row["created"],
+            hops=row["hops"],
+        )
+        if calls is not None:
+            return await self._deliver(change, calls, waiting)
+        self._say_orphaned(row)
+        return waiting._replace(reason="orphaned", seconds=_ORPHANED)
+
+    def _say_orphaned(self, row: RawBSONDocument) -> None:
+        """Once: there may be many."""
+        which = (row["receiver_id"], row["document"])
+        if which not in self._orphans:
+            self._orphans.add(which)
+            log.warning(
+                "a delivery is parked for a receiver that the application does not have; it stays there",
+                action="parked.orphaned",
+                receiver=row["receiver"],
+                document=row["document"],
+                signal=row["signal"],
+                remedy="connect a receiver with this name, or with formerly= this name",
+            )
+
+
+def _left_at(lane: Lane) -> dict[str, Waiting]:
+    """What the lane knows of the delivery that it waits for."""
+    fields = lane.fields
+    if not fields["attempts"]:
+        return {}
+    waiting = Waiting(fields["reason"], 0.0, fields["attempts"], fields["first_attempt_at"])
+    return {fields["token"]: waiting}

@@ -309,15 +309,11 @@ class Parked:
             if one.change is not None and answers[i] is None
         ]
         await _write_all(self._lanes, changes, answers)
-        empty = await self._empty(
-            [one.lane for i, one in enumerate(all_) if one.change is None and answers[i] is None]
-        )
-        if empty:
-            await self._lanes.delete_many({"_id": {"$in": empty}})
-        gone = frozenset(empty)
-        return [
-            one.lane not in gone if answer is None else answer for one, answer in zip(all_, answers, strict=True)
-        ]
+        at_once = [one.lane for i, one in enumerate(all_) if one.change is None and answers[i] is None]
+        gone = await self._empty(at_once) if at_once else set()
+        if gone:
+            await self._lanes.delete_many({"_id": {"$in": sorted(gone)}})
+        return [one.lane not in gone if answers[i] is None else answers[i] for i, one in enumerate(all_)]
 
     async def _empty(self, lanes: list[str]) -> set[str]:
         pipeline: list[dict[str, Any]] = [{"$match": {"_id": {"$in": lanes}}}, {"$project": {"_id": True}}, _FIRST]

@@ -5,8 +5,8 @@ written, its change is finished as far as this receiver is concerned. Later deli
 document are its followers: they are parked behind it, in order, until the lane is worked off.
 
 What is parked is in the database only. In memory are the names of the receivers that have something parked, and
-the lanes that jobs in the queue need to know of. A job of a document runs while no other job of this document does,
-and a lane is touched by jobs of its document only. That is why a lane can't end while a follower is added to it.
+the lanes that jobs in the queue need to know of. While a job of a document runs no other job of it does, and a
+lane is touched by jobs of its document only. That is why a lane can't end while a follower is added to it.
 """
 
 import secrets

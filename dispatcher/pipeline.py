@@ -139,7 +139,7 @@ class Pipeline:
             term=position.term,
             stats=stats,
             pause=self._pause,
-            on_parked=lambda seconds: self._unparking.wake(seconds),
+            on_parked=lambda seconds: self._unparking.wake(seconds),  # noqa: PLW0108 - it is made later
         )
         self._deliverer = Deliverer(
             term=position.term,

@@ -174,7 +174,7 @@ class Unparking:
 
     def _begin(self, name: str, lane: Lane, first: RawBSONDocument | None) -> None:
         job = Job("")
-        job.errand = lambda: self._work_off(name, lane, first)
+        job.errand = lambda: self._work_off(lane, first)
         self._in_hand[lane.id] = (name, lane.size)
         self._add(self._key(lane), job, 0)
 
@@ -197,7 +197,7 @@ class Unparking:
 
     # -- one lane --------------------------------------------------------------------------------------------
 
-    async def _work_off(self, name: str, lane: Lane, first: RawBSONDocument | None) -> None:
+    async def _work_off(self, lane: Lane, first: RawBSONDocument | None) -> None:
         """Deliver what is parked in a lane, one after another, for a while.
 
         A lane without a first delivery is one of which whoever parked it died in between. It is removed.

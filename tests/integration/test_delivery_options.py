@@ -148,13 +148,13 @@ async def test_a_stop_does_not_wait_for_pauses(account, foreign, dispatched):
     calls: list[int] = []
     mended = False
 
-    @post_save(account, name="strict", retry=Retry(1, base=60.0), on_failure="block")
+    @post_save(account, name="strict", retry=Retry(2, base=60.0))
     async def strict(sender, delivery, **kwargs):
         calls.append(delivery.term)
         if not mended:
             raise ValueError("not yet")
 
-    async with dispatching(dispatched, grace=20.0):
+    async with dispatching(dispatched, grace=20.0, park_after=1000.0):
         foreign["accounts"].insert_one({"name": "Ada"})
         await eventually(lambda: calls)
         began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Many small commands become few large ones: while one batch is on its way, the next one gathers."""
+"""Many small commands become few large ones: while some are on their way, the next one gathers."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -7,6 +7,7 @@ from typing import Final, Generic, TypeVar
 __all__ = ["Gathering"]
 
 _MOST: Final = 200
+_AT_ONCE: Final = 3
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -19,13 +20,21 @@ class Gathering(Generic[T, R]):
         work: does it; an answer for each item, in their order. An answer that is an exception is raised to who
             asked, one that is raised to all of them.
         most: items in one batch.
+        at_once: batches on their way.
     """
 
-    def __init__(self, work: Callable[[list[T]], Awaitable[Sequence[R | Exception]]], most: int = _MOST) -> None:
+    def __init__(
+        self,
+        work: Callable[[list[T]], Awaitable[Sequence[R | Exception]]],
+        *,
+        most: int = _MOST,
+        at_once: int = _AT_ONCE,
+    ) -> None:
         self._work = work
         self._most = most
+        self._at_once = at_once
         self._waiting: list[tuple[T, asyncio.Future[R]]] = []
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def add(self, item: T) -> R:
         """Have one item worked on; its answer.
@@ -35,8 +44,10 @@ class Gathering(Generic[T, R]):
         """
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run(), name=f"gathering-{self._work.__name__}")
+        if len(self._tasks) < self._at_once:
+            task = asyncio.create_task(self._run(), name=f"gathering-{self._work.__name__}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
         return await future
 
     async def _run(self) -> None:

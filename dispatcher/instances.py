@@ -13,8 +13,9 @@ from dispatcher.events import Calls, Change, Image
 from mongoz.connection import Collection
 from mongoz.fields.storage import stored_names
 from mongoz.persistence.rows import bare_instance, hydrate
+from mongoz.signals.receivers import importable_name
 
-__all__ = ["Originals", "decoded_again", "key_of", "keywords_of", "originals_of", "untouched"]
+__all__ = ["Originals", "decoded_again", "key_of", "keywords_of", "name_of", "originals_of", "untouched"]
 
 # What is only cut out of an event need not be understood.
 _RAW = lenient(RAW)
@@ -116,6 +117,12 @@ def _previous(document: Any, row: dict[str, Any], collection: Collection | None)
         return hydrate(document, row, collection)
     except Exception:  # what it was before is no reason not to deliver what it is
         return None
+
+
+@cache
+def name_of(document: Any) -> str:
+    """What a document class is known as, in every process. Finding out for a class of `__main__` takes a while."""
+    return importable_name(document)
 
 
 @cache

@@ -39,9 +39,9 @@ from bson.raw_bson import RawBSONDocument
 from pymongo.asynchronous.collection import AsyncCollection
 
 from dispatcher.events import Calls, Change
-from dispatcher.instances import decoded_again, key_of, originals_of
+from dispatcher.instances import decoded_again, key_of, name_of, originals_of
 from dispatcher.state import CODEC_OPTIONS
-from mongoz.signals.receivers import Receiver, importable_name
+from mongoz.signals.receivers import Receiver
 
 __all__ = [
     "Failure",
@@ -118,7 +118,7 @@ def delivery_of(change: Change, calls: Calls, receiver: Receiver, *, term: int, 
         "group": group,
         "receiver": receiver.name,
         "receiver_id": receiver.id.hex(),
-        "document": importable_name(calls.document),
+        "document": name_of(calls.document),
         "signal": calls.signal,
         "created": calls.created,
         "hops": calls.hops,

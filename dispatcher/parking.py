@@ -17,13 +17,13 @@ from pymongo.errors import PyMongoError
 
 from dispatcher.events import Calls, Change, Namespace
 from dispatcher.failures import in_short
-from dispatcher.instances import key_of
+from dispatcher.instances import key_of, name_of
 from dispatcher.letters import Letter, delivery_of
 from dispatcher.observe import Stats, get_logger
 from dispatcher.parked import Parked, Waiting, lane_id
 from dispatcher.retrying import Pause, pause_after
 from mongoz.signals.options import Retry
-from mongoz.signals.receivers import Receiver, importable_name
+from mongoz.signals.receivers import Receiver
 
 __all__ = ["Listening", "Parking"]
 
@@ -142,7 +142,7 @@ class Parking:
 
     async def holds(self, change: Change, calls: Calls, receiver: Receiver) -> bool:
         """Whether a delivery has to wait behind others. If so, it is parked when this returns."""
-        for lane in self._lanes(receiver.name, importable_name(calls.document), change):
+        for lane in self._lanes(receiver.name, name_of(calls.document), change):
             if lane in self._remembered:
                 if await self.insist(lambda lane=lane: self._parked.is_there(lane)):  # type: ignore[misc]
                     await self._put(self._row(lane, change, calls, receiver), lane, None)
@@ -154,7 +154,7 @@ class Parking:
 
     async def park(self, change: Change, calls: Calls, receiver: Receiver, waiting: Waiting) -> None:
         """Park a delivery that nothing was parked before; when this returns it survives a failover."""
-        document = importable_name(calls.document)
+        document = name_of(calls.document)
         lane = lane_id(self._parked.group, receiver.name, document, change.namespace, key_of(change))
         # Before it is written: whoever comes next must not miss it.
         self._remembered[lane] = (self._round, change.key)

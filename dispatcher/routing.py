@@ -5,12 +5,13 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from dispatcher.events import Calls, Change, Namespace
+from dispatcher.instances import name_of
 from dispatcher.origins import CALLED
 from mongoz.connection import Collection
 from mongoz.connection.watching import NamespacePattern
 from mongoz.fields.storage import stored_names
 from mongoz.signals.names import POST
-from mongoz.signals.receivers import Receiver, importable_name
+from mongoz.signals.receivers import Receiver
 
 __all__ = ["Listener", "Routes"]
 
@@ -153,7 +154,7 @@ class Routes:
     def names_listening_to(self, namespace: Namespace) -> tuple[tuple[str, frozenset[str]], ...]:
         """Who listens to a collection: names of document classes, each with those of its receivers."""
         found = self._found.get(namespace) or self._find(namespace)
-        return tuple((importable_name(one.document), one.names) for one in found)
+        return tuple((name_of(one.document), one.names) for one in found)
 
     def calls_to(
         self, document: str, signal: str, receiver: bytes, namespace: Namespace, *, created: bool, hops: int
@@ -169,7 +170,7 @@ class Routes:
             hops: of the change.
         """
         for listener in self._listeners:
-            if importable_name(listener.document) != document:
+            if name_of(listener.document) != document:
                 continue
             for one in listener.receivers.get(signal, ()):
                 if receiver in one.ids:

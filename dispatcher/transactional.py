@@ -15,10 +15,11 @@ from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
 from dispatcher.events import Calls
+from dispatcher.instances import name_of
 from dispatcher.state import DELIVERIES, deliveries
 from mongoz import Registry
 from mongoz.signals import Delivery
-from mongoz.signals.receivers import Receiver, importable_name
+from mongoz.signals.receivers import Receiver
 
 __all__ = ["Transactions"]
 
@@ -120,7 +121,7 @@ class Transactions:
         The document is part of it: a receiver of an abstract one has a single id, and may be called for several
         classes that share a collection.
         """
-        document = importable_name(calls.document)
+        document = name_of(calls.document)
         return [
             {"group": self._group, "delivery": delivery.id, "receiver": id_.hex(), "document": document}
             for id_ in receiver.ids

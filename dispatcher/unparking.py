@@ -6,8 +6,10 @@ and no receiver's more than its share of these.
 """
 
 import asyncio
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Hashable
 from contextlib import suppress
+from functools import partial
 from time import monotonic
 from typing import Any, Final
 
@@ -41,7 +43,7 @@ _SLICE: Final = 0.2
 
 # Seconds between two looks at the database: at most, while something is parked; and at least.
 _RARELY: Final = 1.0
-_OFTEN: Final = 0.02
+_OFTEN: Final = 0.005
 
 # Bytes of deliveries in hand, as far as that is known before they are read.
 _BYTES: Final = 8_000_000
@@ -92,8 +94,11 @@ class Unparking:
         self._places = max(1, places)
         self._codec_options = codec_options
         self._address = address
-        # Lanes in hand, with the receiver and the bytes of the first delivery.
+        # Lanes in hand, with the receiver and the bytes of the first delivery: those that are read, and of these
+        # those that have become jobs.
         self._in_hand: dict[str, tuple[str, int]] = {}
+        self._ready: deque[tuple[str, Lane, RawBSONDocument | None]] = deque()
+        self._running: Counter[str] = Counter()
         self._woken = asyncio.Event()
         self._next = 0.0
         self._orphans: set[tuple[str, str]] = set()
@@ -140,14 +145,13 @@ class Unparking:
                     await self._woken.wait()
 
     async def _take_all(self) -> float:
-        """Begin with what is due, as far as there are places; the seconds until something else is."""
+        """Read what is due, as far as there will be places soon; the seconds until something else is."""
         names = self._parking.busy
-        share = max(1, self._places // len(names))
         soonest = _RARELY
         for name in names:
             mine = [lane for lane, (of, _) in self._in_hand.items() if of == name]
-            room = min(share - len(mine), self._places - len(self._in_hand))
-            if room <= 0 or sum(size for _, size in self._in_hand.values()) >= _BYTES:
+            room = min(self._places, self._share + self._places // 2 - len(mine))
+            if room <= 0 or len(self._ready) > self._places // 2 or self._bytes >= _BYTES:
                 continue  # an errand that ends looks again
             times = self._parking.times_parked(name)
             due, seconds = await self._parked.due(name, room, mine)
@@ -158,8 +162,17 @@ class Unparking:
                 soonest = min(soonest, seconds)
         return soonest
 
+    @property
+    def _share(self) -> int:
+        """Errands that one receiver may have at once: one that hangs leaves places for the others."""
+        return max(1, self._places // max(1, len(self._parking.busy)))
+
+    @property
+    def _bytes(self) -> int:
+        return sum(size for _, size in self._in_hand.values())
+
     async def _take(self, name: str, lanes: list[Lane]) -> None:
-        room = _BYTES - sum(size for _, size in self._in_hand.values())
+        room = _BYTES - self._bytes
         taken: list[Lane] = []
         for lane in lanes:
             if room <= 0:
@@ -170,20 +183,34 @@ class Unparking:
         for lane in taken:
             first = firsts.get(lane.first or "")
             if first is None or self._is_ours(first):
-                self._begin(name, lane, first)
+                self._in_hand[lane.id] = (name, lane.size)
+                self._ready.append((name, lane, first))
+        self._begin()
 
-    def _begin(self, name: str, lane: Lane, first: RawBSONDocument | None) -> None:
-        job = Job("")
-        job.errand = lambda: self._work_off(lane, first)
-        self._in_hand[lane.id] = (name, lane.size)
-        self._add(self._key(lane), job, 0)
+    def _begin(self) -> None:
+        """Begin with what is read, as far as there are places now."""
+        for _ in range(len(self._ready)):
+            if self._running.total() >= self._places:
+                return
+            name, lane, first = self._ready.popleft()
+            if self._running[name] >= self._share:
+                self._ready.append((name, lane, first))
+                continue
+            job = Job("")
+            job.errand = partial(self._work_off, name, lane, first)
+            self._running[name] += 1
+            self._add(self._key(lane), job, 0)
+
+    def _end(self, name: str, lane: Lane) -> None:
+        del self._in_hand[lane.id]
+        self._running[name] -= 1
+        self._begin()
+        self.wake()
 
     def _key(self, lane: Lane) -> Hashable:
         """What the jobs of its document go by."""
-        namespace, stored = (
-            lane.fields["namespace"],
-            bson.encode({"": lane.fields["key"]}, codec_options=CODEC_OPTIONS),
-        )
+        stored = bson.encode({"": lane.fields["key"]}, codec_options=CODEC_OPTIONS)
+        namespace = lane.fields["namespace"]
         id_ = bson.decode(stored, codec_options=self._codec_options)[""]
         return document_key((namespace["db"], namespace["coll"]), id_)
 
@@ -197,7 +224,7 @@ class Unparking:
 
     # -- one lane --------------------------------------------------------------------------------------------
 
-    async def _work_off(self, lane: Lane, first: RawBSONDocument | None) -> None:
+    async def _work_off(self, name: str, lane: Lane, first: RawBSONDocument | None) -> None:
         """Deliver what is parked in a lane, one after another, for a while.
 
         A lane without a first delivery is one of which whoever parked it died in between. It is removed.
@@ -215,8 +242,7 @@ class Unparking:
                 waiting = {}
                 rows = await self._parking.insist(lambda: self._parked.following(lane.id))
         finally:
-            del self._in_hand[lane.id]
-            self.wake()
+            self._end(name, lane)
 
     async def _settle(
         self, lane: Lane, finished: list[RawBSONDocument], next_: tuple[str, Waiting] | None

@@ -241,6 +241,11 @@ class Deliverer:
                 await self._parking.park(one.change, one.calls, one.receiver, waiting)
                 return False
             await self._pause(waiting.seconds)
+            if self._parking is not None and self._parking.is_paused(one.receiver.name):
+                await self._parking.park(
+                    one.change, one.calls, one.receiver, waiting._replace(reason="paused", seconds=0.0)
+                )
+                return False
             one = one._replace(delivery=one.delivery._replace(attempt=one.delivery.attempt + 1))
             again = await self._again(one)
             if again is None:

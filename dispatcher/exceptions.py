@@ -10,6 +10,7 @@
     ├── PositionError             the saved position cannot be used
     │   ├── HistoryLost           the oplog no longer reaches back to it
     │   └── PositionTaken         another dispatcher of this group took over
+    ├── UnknownReceiver           nobody has heard of a receiver of that name
     ├── CannotListen              the address for HTTP is taken, or is not ours
     ├── EmbeddedError             no private mongod could be started
     └── DemoFailed                the demo lost a change
@@ -35,6 +36,7 @@ __all__ = [
     "PositionError",
     "PositionTaken",
     "ServerError",
+    "UnknownReceiver",
 ]
 
 
@@ -57,6 +59,7 @@ class ExitCode(IntEnum):
     POSITION_TAKEN = 18
     EMBEDDED = 19
     CANNOT_LISTEN = 20
+    UNKNOWN_RECEIVER = 21
     CRASHED = 70
     """A bug in the dispatcher itself (EX_SOFTWARE): please report it with the traceback."""
     FORCED = 130
@@ -131,6 +134,12 @@ class PositionTaken(PositionError):
     """Another dispatcher of this group took the position over."""
 
     exit_code = ExitCode.POSITION_TAKEN
+
+
+class UnknownReceiver(DispatcherError):
+    """Nobody has heard of a receiver of that name."""
+
+    exit_code = ExitCode.UNKNOWN_RECEIVER
 
 
 class CannotListen(DispatcherError):

@@ -53,7 +53,7 @@ class Lanes:
         self._work = work
         self._on_finished = on_finished
         self._on_crash = on_crash
-        self._concurrency = concurrency
+        self._concurrency = self._allowed = concurrency
         self._max_queued = max_queued
         self._max_bytes = max_bytes
         # A key is present while one of its jobs is ready or in flight; followers wait in its deque, which
@@ -78,6 +78,23 @@ class Lanes:
     def full(self) -> bool:
         """Whether no further job should be added now."""
         return self.queued >= self._max_queued or (self.queued > 0 and self.queued_bytes >= self._max_bytes)
+
+    def hold(self) -> None:
+        """Begin nothing, until it is released. What is in flight goes on, and no pause ends."""
+        self._concurrency = 0
+
+    def release(self) -> None:
+        """Begin again."""
+        self._concurrency = self._allowed
+        while self._returning and self.in_flight < self._concurrency:
+            self._let_in()
+        if not self._rousing:
+            self._rouse(1)
+
+    @property
+    def held(self) -> bool:
+        """Whether nothing is begun."""
+        return self._concurrency == 0
 
     def has(self, key: Hashable) -> bool:
         """Whether a job of this key is queued or in flight."""
@@ -124,6 +141,8 @@ class Lanes:
 
     def _let_in(self) -> None:
         """A place is free: for a job that comes back from a pause, or for a new one."""
+        if self.in_flight >= self._concurrency:  # nothing may begin now
+            return
         while self._returning:
             future = self._returning.popleft()
             if not future.done():

@@ -10,6 +10,7 @@ lane is touched by jobs of its document only. That is why a lane can't end while
 """
 
 import secrets
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from typing import Final, TypeVar
 
@@ -47,6 +48,7 @@ class Parking:
         term: of the position that this process owns.
         stats: counters.
         pause: waits between attempts at a command.
+        paused: the names of receivers that are paused now.
         on_parked: told in how many seconds a delivery that was parked is due.
     """
 
@@ -58,16 +60,22 @@ class Parking:
         term: int,
         stats: Stats,
         pause: Pause,
+        paused: Callable[[], frozenset[str]] = frozenset,
         on_parked: Callable[[float], None] = lambda _seconds: None,
     ) -> None:
         self._parked = parked
         self._term = term
         self._stats = stats
         self._pause = pause
+        self._paused = paused
         self._on_parked = on_parked
         self.me = secrets.token_hex(8)
         # Lanes go by the name that a receiver had when they began.
         self._names = {one.name: (*one.options.formerly, one.name) for one in receivers}
+        self._owners: dict[str, set[str]] = defaultdict(set)
+        for name, names in self._names.items():
+            for one in names:
+                self._owners[one].add(name)
         # Names under which something is parked, and how often something was, to notice that it happened again.
         self._busy: dict[str, int] = {}
         # Lanes that jobs in the queue must ask for, the round in which that was found out, and their document.
@@ -78,8 +86,12 @@ class Parking:
 
     @property
     def busy(self) -> tuple[str, ...]:
-        """The names of receivers under which something is parked."""
-        return tuple(self._busy)
+        """The names of receivers under which something is parked that may be delivered now."""
+        return tuple(name for name in self._busy if not self.is_paused(name))
+
+    def is_paused(self, name: str) -> bool:
+        """Whether what is parked under a name has to wait because its receiver is paused."""
+        return not self._owners[name].isdisjoint(self._paused())
 
     async def load(self) -> None:
         """Find out what an earlier process parked.
@@ -90,7 +102,7 @@ class Parking:
         known = {name for names in self._names.values() for name in names}
         found = await self._parked.receivers()
         self._busy.update(dict.fromkeys(found & known, 0))
-        self._watch()
+        self.watch()
         orphaned = sorted(found - known)
         if orphaned:
             log.warning(
@@ -100,10 +112,11 @@ class Parking:
                 remedy="connect a receiver with this name, or with formerly= this name",
             )
 
-    def _watch(self) -> None:
-        watched = {name for name, names in self._names.items() if any(one in self._busy for one in names)}
+    def watch(self) -> None:
+        """Find out whose deliveries may have to wait: of whom something is parked, and who is paused."""
+        busy = {name for name, names in self._names.items() if any(one in self._busy for one in names)}
         self.watched.clear()
-        self.watched.update(watched)
+        self.watched.update(busy | (self._paused() & self._names.keys()))
 
     # -- who has to wait -------------------------------------------------------------------------------------
 
@@ -148,7 +161,10 @@ class Parking:
                     await self._put(self._row(lane, change, calls, receiver), lane, None)
                     return True
                 del self._remembered[lane]
-        return False
+        if receiver.name not in self._paused():
+            return False
+        await self.park(change, calls, receiver, Waiting("paused"))
+        return True
 
     # -- parking ---------------------------------------------------------------------------------------------
 
@@ -206,4 +222,4 @@ class Parking:
         """
         if self._busy.get(name) == times:
             del self._busy[name]
-            self._watch()
+            self.watch()

@@ -20,6 +20,7 @@ from pymongo.errors import PyMongoError
 
 from dispatcher.cancelling import end
 from dispatcher.conditions import Conditions, Refused, wanted
+from dispatcher.controls import Controls
 from dispatcher.dead_letters import DeadLetters
 from dispatcher.decode import Undecodable, decode
 from dispatcher.delivery import Deliverer
@@ -87,6 +88,7 @@ class Pipeline:
         address: of the server, for messages.
         dead_letters: where failed deliveries are kept.
         parked: where deliveries wait that must wait long.
+        controls: what is paused.
         gaps: where it is noted that changes are missing.
         transactions: calls transactional receivers.
         conditions: who wants which change; None if everybody wants all.
@@ -107,6 +109,7 @@ class Pipeline:
         address: str,
         dead_letters: DeadLetters,
         parked: Parked,
+        controls: Controls,
         gaps: Gaps,
         transactions: Transactions,
         conditions: Conditions | None,
@@ -133,12 +136,17 @@ class Pipeline:
         self._saved_seconds = monotonic()
         self._lag = Lag()
         self._crash: asyncio.Future[None] | None = None
+        self._controls = controls
+        controls.on_change = self._on_controls
+        self._reading = asyncio.Event()
+        self._reading.set()
         self._parking = Parking(
             parked,
             routes.receivers,
             term=position.term,
             stats=stats,
             pause=self._pause,
+            paused=lambda: controls.receivers,
             on_parked=lambda seconds: self._unparking.wake(seconds),  # noqa: PLW0108 - it is made later
         )
         self._deliverer = Deliverer(
@@ -169,7 +177,7 @@ class Pipeline:
             routes,
             deliver=self._deliverer.deliver_parked,
             add=self._lanes.add,
-            goes_on=lambda: not self._lanes.stopping,
+            goes_on=lambda: not (self._lanes.stopping or self._lanes.held),
             position=lambda: self._tracker.token,
             places=settings.concurrency // 2,
             codec_options=codec_options,
@@ -201,14 +209,6 @@ class Pipeline:
             silent_seconds=self._lag.silent(now),
         )
 
-    async def prepare(self) -> None:
-        """Find out what an earlier process left.
-
-        Raises:
-            PyMongoError: as the driver has it.
-        """
-        await self._parking.load()
-
     async def run(self, stop: asyncio.Event) -> None:
         """Deliver until `stop` is set; then drain.
 
@@ -230,6 +230,7 @@ class Pipeline:
             asyncio.create_task(self._fill_lanes(batches), name="fill-lanes"),
             asyncio.create_task(self._deliverer.watch(), name="watch-timeouts"),
             asyncio.create_task(self._unparking.run(), name="work-off-parked"),
+            asyncio.create_task(self._controls.watch(), name="watch-controls"),
         ]
         ending = asyncio.Event()
         saving = asyncio.create_task(self._save_regularly(ending), name="save-position")
@@ -266,6 +267,7 @@ class Pipeline:
         async for batch in self._source.batches(self._start):
             small = len(batch.events) < _SMALL
             self._lag.heard(monotonic(), token_time(batch.token).time, len(batch.events), more=not small)
+            await self._reading.wait()
             await batches.put(batch)
             if small:
                 await batches.join()
@@ -297,7 +299,42 @@ class Pipeline:
                 return
             await asyncio.sleep(pause_after(failures) if horizons else 0)
 
+    async def _look_around(self) -> None:
+        """Find out what is paused, and what an earlier process parked; before anything is delivered.
+
+        Raises:
+            DispatcherError: what no repetition can mend.
+        """
+        failures = 0
+        while True:
+            try:
+                await self._controls.look()
+                await self._parking.load()
+                break
+            except PyMongoError as error:
+                verdict = fatal(error, self._address)
+                if verdict is not None:
+                    raise verdict from error
+                failures += 1
+                log.warning(
+                    "the state can't be read now, trying again", action="state.not_read", error=in_short(error)
+                )
+            await asyncio.sleep(pause_after(failures))
+        self._unparking.wake()
+
+    def _on_controls(self) -> None:
+        """Something was paused or resumed."""
+        self._parking.watch()
+        if self._controls.everything:
+            self._reading.clear()
+            self._lanes.hold()
+        elif self._lanes.held:
+            self._reading.set()
+            self._lanes.release()
+        self._unparking.wake()
+
     async def _fill_lanes(self, batches: "asyncio.Queue[Batch]") -> None:
+        await self._look_around()
         while True:
             batch = await batches.get()
             for i in range(0, len(batch.events), _CHUNK):
@@ -456,7 +493,8 @@ class Pipeline:
         ahead = sorted(other for other in self._ahead if other > token)
         if finally_:
             ahead += self._tracker.ahead
-        if token == self._saved and not ahead:
+        # While everything is paused it is saved as it is, so that it does not look dead.
+        if token == self._saved and not ahead and not self._controls.everything:
             self._saved_seconds = monotonic()  # what is there is up to date
             return
         try:

@@ -15,6 +15,7 @@ from pymongo.errors import PyMongoError
 
 from dispatcher.cancelling import end
 from dispatcher.conditions import Conditions
+from dispatcher.controls import Controls
 from dispatcher.dead_letters import DeadLetters
 from dispatcher.exceptions import ExitCode
 from dispatcher.gaps import Gaps
@@ -144,7 +145,7 @@ class Service:
             position = await self._position(store, source, scope.fingerprint)
         except PyMongoError as error:
             raise self._server.verdict(error) from error
-        pipeline = Pipeline(
+        return Pipeline(
             source=source,
             images=Images(client, codec_options, self._address),
             routes=self.routes,
@@ -157,15 +158,11 @@ class Service:
             address=self._address,
             dead_letters=DeadLetters(client, database, group, self.stats),
             parked=Parked(client, database, group),
+            controls=Controls(client, database, group),
             gaps=Gaps(client, database, group, self.stats, address=self._address),
             transactions=Transactions(self._registry, client, database, group),
             conditions=conditions if conditional else None,
         )
-        try:
-            await pipeline.prepare()
-        except PyMongoError as error:
-            raise self._server.verdict(error) from error
-        return pipeline
 
     @property
     def _transactional(self) -> bool:

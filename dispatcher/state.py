@@ -24,6 +24,8 @@ dead_letter_chunks: the documents of letters that would not fit into one documen
 
 parked_lanes, parked, parked_chunks: deliveries that wait; see `parked.py` for their fields.
 
+controls: what operators ask of running dispatchers; see `controls.py` for their fields.
+
 gaps: one document per gap, changes that nobody could deliver; see `gaps.py` for its fields.
 
 deliveries: one document per delivery to a transactional receiver, written in the receiver's own transaction.
@@ -44,20 +46,24 @@ from pymongo.write_concern import WriteConcern
 
 __all__ = [
     "CODEC_OPTIONS",
+    "CONTROLS",
     "DEAD_LETTERS",
     "DEAD_LETTER_CHUNKS",
     "DELIVERIES",
     "GAPS",
+    "MEMBERS",
     "PARKED",
     "PARKED_CHUNKS",
     "PARKED_LANES",
     "POSITIONS",
+    "controls",
     "dead_letter_chunks",
     "dead_letters",
     "deliveries",
     "gaps",
     "index_parked",
     "keep_deliveries_for",
+    "members",
     "parked",
     "parked_chunks",
     "parked_lanes",
@@ -69,6 +75,8 @@ DEAD_LETTERS: Final = "dead_letters"
 DEAD_LETTER_CHUNKS: Final = "dead_letter_chunks"
 DELIVERIES: Final = "deliveries"
 GAPS: Final = "gaps"
+CONTROLS: Final = "controls"
+MEMBERS: Final = "members"
 PARKED: Final = "parked"
 PARKED_LANES: Final = "parked_lanes"
 PARKED_CHUNKS: Final = "parked_chunks"
@@ -108,6 +116,16 @@ def deliveries(client: AsyncMongoClient[Any], database: str) -> _Collection:
 def gaps(client: AsyncMongoClient[Any], database: str) -> _Collection:
     """The collection of changes that nobody could deliver."""
     return _durable(client, database, GAPS)
+
+
+def controls(client: AsyncMongoClient[Any], database: str) -> _Collection:
+    """The collection of what operators ask of running dispatchers."""
+    return _current(client, database, CONTROLS)
+
+
+def members(client: AsyncMongoClient[Any], database: str) -> _Collection:
+    """The collection of dispatcher processes."""
+    return _durable(client, database, MEMBERS)
 
 
 def parked(client: AsyncMongoClient[Any], database: str) -> _Collection:

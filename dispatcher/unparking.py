@@ -120,7 +120,7 @@ class Unparking:
         while True:
             self._next = monotonic() + _RARELY
             try:
-                if self._parking.busy:
+                if self._goes_on() and self._parking.busy:
                     self.wake(await self._take_all())
                 failures = 0
             except PyMongoError as error:
@@ -233,7 +233,7 @@ class Unparking:
         rows, waiting = [first] if first is not None else [], _left_at(lane)
         try:
             while self._goes_on():
-                finished, next_ = await self._deliver_in_order(rows, waiting)
+                finished, next_ = await self._deliver_in_order(name, rows, waiting)
                 more = await self._settle(lane, finished, next_)
                 if next_ is not None:
                     self.wake(next_[1].seconds)
@@ -250,12 +250,12 @@ class Unparking:
         return await self._parking.insist(lambda: self._parked.settle(lane.id, finished, next_))
 
     async def _deliver_in_order(
-        self, rows: list[RawBSONDocument], waiting: dict[str, Waiting]
+        self, name: str, rows: list[RawBSONDocument], waiting: dict[str, Waiting]
     ) -> tuple[list[RawBSONDocument], tuple[str, Waiting] | None]:
         """Deliver until one has to wait; those that are finished, and what the next one waits for."""
         finished: list[RawBSONDocument] = []
         for row in rows:
-            if not self._goes_on() or not self._is_ours(row):
+            if not self._goes_on() or self._parking.is_paused(name) or not self._is_ours(row):
                 break
             token = row["token"]
             next_ = await self._deliver_one(row, waiting.get(token) or Waiting("retrying"))

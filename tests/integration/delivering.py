@@ -7,7 +7,12 @@ import bson
 from bson.codec_options import CodecOptions
 
 import mongoz
+from mongoz.core.signals import post_save
+from mongoz.signals.options import Retry
 from tests.support import eventually
+
+QUICK = Retry(attempts=2, base=0.01, cap=0.05)
+"""For receivers that are tried again soon."""
 
 IMAGES = {"changeStreamPreAndPostImages": {"enabled": True}}
 
@@ -61,6 +66,42 @@ class State:
     def token(self) -> str:
         """The saved position."""
         return self.database["positions"].find_one()["token"]
+
+
+class Parked(State):
+    """The parked deliveries of a test."""
+
+    @property
+    def lanes(self) -> list[dict[str, Any]]:
+        return list(self.database["parked_lanes"].find())
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return list(self.database["parked"].find().sort("_id"))
+
+    @property
+    def empty(self) -> bool:
+        return not self.lanes and not self.rows
+
+
+class Strict:
+    """A receiver that refuses some documents until it is mended."""
+
+    def __init__(self, document: Any, *signals: Any, refuses: Any = None, **options: Any) -> None:
+        self.refuses = refuses or (lambda instance: True)
+        self.mended = False
+        self.got: list[str] = []
+        self.attempts: list[tuple[str, int]] = []
+        self.deliveries: list[Any] = []
+        for connect in signals or (post_save,):
+            connect(document, **{"name": "strict", "retry": QUICK, "on_failure": "block", **options})(self)
+
+    async def __call__(self, sender: Any, instance: Any, delivery: Any, **kwargs: Any) -> None:
+        self.attempts.append((instance.name, delivery.attempt))
+        if not self.mended and self.refuses(instance):
+            raise ValueError("not yet")
+        self.deliveries.append(delivery)
+        self.got.append(instance.name)
 
 
 def decoded(data: bytes) -> dict[str, Any]:

@@ -15,10 +15,8 @@ from pymongo import ReplaceOne
 import mongoz
 from mongoz.core.signals import post_delete, post_save, post_update
 from mongoz.signals.options import Retry
-from tests.integration.delivering import IMAGES, State, actions, make_account
+from tests.integration.delivering import IMAGES, Parked, Strict, actions, make_account
 from tests.support import dispatching, eventually
-
-QUICK = Retry(attempts=2, base=0.01, cap=0.05)
 
 
 @pytest.fixture
@@ -34,45 +32,9 @@ def plain_logs() -> Iterator[None]:
     structlog.reset_defaults()
 
 
-class Waiting(State):
-    """The parked deliveries of a test."""
-
-    @property
-    def lanes(self) -> list[dict[str, Any]]:
-        return list(self.database["parked_lanes"].find())
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        return list(self.database["parked"].find().sort("_id"))
-
-    @property
-    def empty(self) -> bool:
-        return not self.lanes and not self.rows
-
-
 @pytest.fixture
-def state(foreign: Any) -> Waiting:
-    return Waiting(foreign)
-
-
-class Strict:
-    """A receiver that refuses some documents until it is mended."""
-
-    def __init__(self, document: Any, *signals: Any, refuses: Any = None, **options: Any) -> None:
-        self.refuses = refuses or (lambda instance: True)
-        self.mended = False
-        self.got: list[str] = []
-        self.attempts: list[tuple[str, int]] = []
-        self.deliveries: list[Any] = []
-        for connect in signals or (post_save,):
-            connect(document, **{"name": "strict", "retry": QUICK, "on_failure": "block", **options})(self)
-
-    async def __call__(self, sender: Any, instance: Any, delivery: Any, **kwargs: Any) -> None:
-        self.attempts.append((instance.name, delivery.attempt))
-        if not self.mended and self.refuses(instance):
-            raise ValueError("not yet")
-        self.deliveries.append(delivery)
-        self.got.append(instance.name)
+def state(foreign: Any) -> Parked:
+    return Parked(foreign)
 
 
 async def test_a_blocked_document_pins_nothing(account, foreign, dispatched, state, capsys):

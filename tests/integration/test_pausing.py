@@ -1,0 +1,167 @@
+"""Pause and resume: of one receiver, whose deliveries wait in the database, and of everything."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import structlog
+from bson import ObjectId
+
+import mongoz
+from dispatcher import controls
+from dispatcher.exceptions import UnknownReceiver
+from mongoz.core.signals import post_save
+from mongoz.signals.options import Retry
+from tests.integration.delivering import Parked, Strict, actions, make_account
+from tests.support import dispatching, eventually
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Dispatchers look for pauses more often than once a second, and log less."""
+    monkeypatch.setattr(controls, "_LOOK", 0.02)
+    structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
+    yield
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def account(dispatched: mongoz.Registry, database: str) -> Any:
+    return make_account(dispatched, database)
+
+
+@pytest.fixture
+def state(foreign: Any) -> Parked:
+    return Parked(foreign)
+
+
+@pytest.fixture
+def group(client: Any, database: str, state: Parked) -> Any:
+    """What the commands of the CLI do."""
+
+    class Group:
+        async def pause(self, receiver: str | None = None, known: Any = ()) -> bool:
+            return await controls.pause(client, state.database.name, database, receiver, by="ops", known=known)
+
+        async def resume(self, receiver: str | None = None) -> bool:
+            return await controls.resume(client, state.database.name, database, receiver)
+
+        async def pauses(self) -> list[controls.Paused]:
+            return await controls.pauses(client, state.database.name, database)
+
+    return Group()
+
+
+async def test_a_paused_receiver_gets_everything_in_order_when_it_is_resumed(
+    account, foreign, dispatched, state, group, capsys
+):
+    """Others get theirs at once, the position moves on, and a restart changes nothing."""
+    said = actions(capsys)
+    strict = Strict(account)
+    strict.mended = True
+    seen: list[str] = []
+
+    @post_save(account, name="next")
+    async def next_one(sender, instance, **kwargs):
+        seen.append(instance.name)
+
+    ids = [ObjectId() for _ in range(3)]
+
+    def write(start: int, stop: int) -> None:
+        for number in range(start, stop):
+            row = {"name": str(number), "amount": number}
+            foreign["accounts"].replace_one({"_id": ids[number % 3]}, row, upsert=True)
+
+    assert await group.pause("strict", known={"strict"})
+    assert not await group.pause("strict", known={"strict"})
+    async with dispatching(dispatched):
+        write(0, 10)
+        await eventually(lambda: len(state.rows) == 10 and len(seen) == 10)
+        before = state.token
+        assert {lane["reason"] for lane in state.lanes} == {"paused"}
+    async with dispatching(dispatched):
+        write(10, 20)
+        await eventually(lambda: len(state.rows) == 20 and state.token > before)
+        assert strict.attempts == []
+        assert await group.resume("strict")
+        assert not await group.resume("strict")
+        for start in range(20, 60, 4):  # while they are worked off
+            write(start, start + 4)
+            await asyncio.sleep(0)
+        await eventually(lambda: len(strict.got) == 60 and state.empty)
+        write(60, 61)
+        await eventually(lambda: "60" in strict.got)
+    for place in range(3):
+        assert [name for name in strict.got if int(name) % 3 == place] == [str(n) for n in range(place, 61, 3)]
+    assert len(seen) == len(strict.got) == 61
+    assert {delivery.attempt for delivery in strict.deliveries} == {1}
+    assert "dispatcher.paused" in said()
+    assert "dispatcher.resumed" in said()
+
+
+async def test_what_is_being_retried_is_not_retried_while_it_is_paused(account, foreign, dispatched, state, group):
+    """Not in memory, and not what is parked already. The attempts are counted on."""
+    strict = Strict(account, retry=Retry(1000, base=0.02, cap=0.02))
+    async with dispatching(dispatched):
+        foreign["accounts"].insert_one({"name": "first"})
+        await eventually(lambda: strict.attempts)
+        await group.pause("strict", known={"strict"})
+        await eventually(lambda: [lane["reason"] for lane in state.lanes] == ["paused"])
+        tried = len(strict.attempts)
+        strict.mended = True
+        foreign["accounts"].insert_one({"name": "second"})
+        await eventually(lambda: len(state.rows) == 2)
+        assert len(strict.attempts) == tried
+        await group.resume("strict")
+        await eventually(lambda: len(strict.got) == 2 and state.empty)
+    assert dict(strict.attempts)["first"] == tried + 1
+    assert dict(strict.attempts)["second"] == 1
+
+
+async def test_everything_is_paused(account, foreign, dispatched, state, group):
+    """Nothing is read, begun or lost; the position stays, but is saved, so that it does not look dead."""
+    strict = Strict(account)
+    strict.mended = True
+
+    def saved() -> dict[str, Any]:
+        return state.database["positions"].find_one()
+
+    async with dispatching(dispatched) as running:
+        foreign["accounts"].insert_one({"name": "before"})
+        await eventually(lambda: strict.got == ["before"])
+        assert await group.pause()
+        assert [(one.receiver, one.by) for one in await group.pauses()] == [(None, "ops")]
+        await eventually(lambda: running.service.stats.read >= 1)
+        await eventually(lambda: paused(running))
+        first = saved()
+        foreign["accounts"].insert_many([{"name": str(n)} for n in range(20)])
+        await eventually(lambda: saved()["saved_at"] > first["saved_at"])
+        await eventually(lambda: saved()["saved_at"] > first["saved_at"])
+        assert strict.got == ["before"]
+        held = running.service.position
+    async with dispatching(dispatched) as running:
+        await eventually(lambda: paused(running))
+        await eventually(lambda: saved()["saved_at"] > first["saved_at"])
+        assert strict.got == ["before"]
+        assert running.service.position == held
+        assert await group.resume()
+        await eventually(lambda: len(strict.got) == 21)
+    assert sorted(strict.got) == sorted(["before", *map(str, range(20))])
+
+
+def paused(running: Any) -> bool:
+    return running.service._pipeline._lanes.held
+
+
+async def test_only_what_is_known_is_paused(group, state, foreign):
+    state.database["dead_letters"].insert_one({"group": foreign.name, "receiver": "shop.receivers.welcome"})
+    with pytest.raises(UnknownReceiver, match=r"Did you mean .shop\.receivers\.welcome") as caught:
+        await group.pause("shop.receivers.wellcome")
+    assert caught.value.remedy
+    with pytest.raises(UnknownReceiver):
+        await group.resume("nobody")
+    assert await group.pauses() == []
+    assert await group.pause("shop.receivers.welcome")
+    assert not await group.resume()
+    assert [one.receiver for one in await group.pauses()] == ["shop.receivers.welcome"]

@@ -12,10 +12,11 @@ from bson import ObjectId
 from pymongo import ReplaceOne
 
 import mongoz
+from dispatcher.service import Service
 from mongoz.core.signals import post_delete, post_save, post_update
 from mongoz.signals.options import Retry
 from tests.integration.delivering import IMAGES, Parked, Strict, actions, make_account
-from tests.support import dispatching, eventually
+from tests.support import Running, dispatching, eventually, settings_for
 
 
 @pytest.fixture
@@ -202,10 +203,9 @@ async def test_after_a_restart_followers_are_still_followers(account, foreign, d
         for number in range(1, 4):
             foreign["accounts"].replace_one({"_id": id_}, {"name": str(number), "amount": number})
             foreign["accounts"].insert_one({"name": f"other {number}", "amount": 1})
-            await eventually(
-                lambda number=number: f"other {number}" in strict.got and len(state.rows) == number + 1
-            )
-        assert running.service.stats.parked == 3
+            await eventually(lambda number=number: f"other {number}" in strict.got)
+            await eventually(lambda number=number: len(state.rows) == number + 1)
+        await eventually(lambda: running.stats.parked == 3)
         strict.mended = True
         await eventually(lambda: state.empty)
     assert [name for name in strict.got if name.isdigit()] == ["0", "1", "2", "3"]
@@ -231,11 +231,12 @@ async def test_what_will_be_read_again_is_not_delivered_before(account, foreign,
     failing = {"failCommands": ["getMore"], "errorCode": 11600, "appName": "mongoz-dispatcher"}
     admin.command("configureFailPoint", "failCommand", mode="alwaysOn", data=failing)
     try:
-        async with dispatching(dispatched):
-            await eventually(lambda: said().count("stream.broken") >= 3)
-            assert strict.got == []
-            admin.command("configureFailPoint", "failCommand", mode="off")
-            await eventually(lambda: state.empty and "5" in strict.got)
+        running = Running(Service(dispatched, settings_for(dispatched)))
+        await eventually(lambda: said().count("stamps.not_read") >= 3)
+        assert strict.got == []
+        admin.command("configureFailPoint", "failCommand", mode="off")
+        await eventually(lambda: state.empty and "5" in strict.got)
     finally:
         admin.command("configureFailPoint", "failCommand", mode="off")
+        await running.stop()
     assert strict.got == [str(n) for n in range(6)]

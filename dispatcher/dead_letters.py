@@ -9,15 +9,22 @@ dead_letters: one document per letter. What `letters.py` lists, and:
     error             {type, message, traceback}
     first_attempt_at  when the first attempt began
     last_attempt_at   when the last one ended
+    retries           how often it was tried again since, and failed; absent if never
+
+    retry_requested_at    the server's time at which somebody asked for it to be tried again; absent if nobody did
+    retrying_since        the server's time at which it was parked for that; absent if it is not tried now
+    retry_refused         {at, text}: why it could not be; absent if it could
 """
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any, Final
 
 from bson.raw_bson import RawBSONDocument
 from pymongo import AsyncMongoClient, ReturnDocument
 from pymongo.errors import PyMongoError
 
+from dispatcher.codec import RAW
 from dispatcher.failures import in_short
 from dispatcher.letters import Letter, Parts
 from dispatcher.observe import Stats, get_logger
@@ -28,6 +35,9 @@ from mongoz.signals.options import Retry
 __all__ = ["DeadLetters"]
 
 log = get_logger()
+
+# Characters of a reason that is kept.
+_LONGEST_REASON: Final = 2_000
 
 # Pauses after writes that failed. There is no last attempt.
 _RETRY: Final = Retry(base=0.1, cap=10.0)
@@ -65,13 +75,7 @@ class DeadLetters:
                 break
             except PyMongoError as error:
                 attempt += 1
-                log.error(
-                    "a dead letter could not be written, trying again",
-                    action="dead_letter.not_written",
-                    letter=letter.id,
-                    error=in_short(error),
-                    attempt=attempt,
-                )
+                _log_unavailable(letter.id, error, attempt)
             await pause(pause_after(_RETRY, attempt))
         self._stats.dead_letters += 1
 
@@ -87,6 +91,74 @@ class DeadLetters:
         if before is not None and before.get("chunked", {}) != document["chunked"]:
             await self._parts.drop(letter.id, but=document["chunked"])
 
+    async def requested(self, most: int) -> list[RawBSONDocument]:
+        """Letters that are to be tried again, as they are stored; those that were asked for first come first.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        wanted = {"group": self.group, "retry_requested_at": {"$exists": True}}
+        found = self._letters.with_options(codec_options=RAW).find(wanted, batch_size=1)
+        return await found.sort("retry_requested_at", 1).limit(most).to_list(None)
+
+    async def is_requested(self, letter: str) -> bool:
+        """Whether a letter is still there, and to be tried again.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        wanted = {"_id": letter, "retry_requested_at": {"$exists": True}}
+        return await self._letters.find_one(wanted, {"_id": True}) is not None
+
+    async def taken(self, letter: str) -> None:
+        """Note that a letter is being tried again.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        await self._letters.update_one(
+            {"_id": letter},
+            [{"$set": {"retrying_since": "$$NOW"}}, {"$unset": ["retry_requested_at", "retry_refused"]}],
+        )
+
+    async def refuse(self, letter: str, reason: str) -> None:
+        """Note that a letter can't be tried again.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        text = {"$literal": reason[:_LONGEST_REASON]}
+        await self._letters.update_one(
+            {"_id": letter},
+            [{"$set": {"retry_refused": {"at": "$$NOW", "text": text}}}, {"$unset": ["retry_requested_at"]}],
+        )
+
+    async def forget(self, letter: str, pause: Pause = asyncio.sleep) -> None:
+        """Remove a letter; when this returns it is gone for good. What can't be done now is tried again, for ever.
+
+        Args:
+            letter: its `_id`.
+            pause: waits between attempts.
+        """
+        attempt = 0
+        while True:
+            try:
+                await self._letters.delete_one({"_id": letter})
+                await self._parts.drop(letter)
+                break
+            except PyMongoError as error:
+                attempt += 1
+                _log_unavailable(letter, error, attempt)
+            await pause(pause_after(_RETRY, attempt))
+
+    async def parts_of(self, letter: Mapping[str, Any]) -> dict[str, bytes]:
+        """The parts of a letter, as bytes.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        return await self._parts.read(letter)
+
     async def parts(self, letter: dict[str, Any]) -> dict[str, RawBSONDocument]:
         """The parts of a letter that was read from the database.
 
@@ -94,3 +166,13 @@ class DeadLetters:
             PyMongoError: as the driver has it.
         """
         return {name: RawBSONDocument(data) for name, data in (await self._parts.read(letter)).items()}
+
+
+def _log_unavailable(letter: str, error: PyMongoError, attempt: int) -> None:
+    log.error(
+        "a dead letter could not be written, trying again",
+        action="dead_letter.not_written",
+        letter=letter,
+        error=in_short(error),
+        attempt=attempt,
+    )

@@ -20,7 +20,7 @@ from dispatcher.dead_letters import DeadLetters
 from dispatcher.events import Calls, Change, Job
 from dispatcher.failures import in_short
 from dispatcher.instances import keywords_of, untouched
-from dispatcher.letters import Failure, Reason, delivery_id, letter_of, text_of, unreadable_letter
+from dispatcher.letters import Again, Failure, Reason, delivery_id, letter_of, text_of, unreadable_letter
 from dispatcher.measuring import ReceiverFigures, seconds_of
 from dispatcher.observe import Stats, get_logger
 from dispatcher.parked import Waiting
@@ -51,6 +51,7 @@ class _Try(NamedTuple):
     terms: Terms
     figures: ReceiverFigures
     began: datetime
+    again: Again | None = None
 
 
 class _Known(NamedTuple):
@@ -289,26 +290,31 @@ class Deliverer:
             _log_attempt(one.delivery, terms, error)
         return Waiting("blocked", seconds, failed, one.began, error)
 
-    async def deliver_parked(self, change: Change, calls: Calls, waiting: Waiting) -> Waiting | None:
+    async def deliver_parked(
+        self, change: Change, calls: Calls, waiting: Waiting, again: Again | None = None
+    ) -> Waiting | None:
         """Make an attempt at a delivery that was parked.
 
         Args:
             change: with documents that nobody has seen.
             calls: a single receiver.
             waiting: what it waited for.
+            again: of which dead letter.
 
         Returns:
             What it waits for now; None if it is finished.
         """
         with inside_dispatcher(calls.hops):
-            return await self._deliver_parked(change, calls, waiting)
+            return await self._deliver_parked(change, calls, waiting, again)
 
-    async def _deliver_parked(self, change: Change, calls: Calls, waiting: Waiting) -> Waiting | None:
+    async def _deliver_parked(
+        self, change: Change, calls: Calls, waiting: Waiting, again: Again | None
+    ) -> Waiting | None:
         (receiver,) = calls.receivers
         try:
             image, keywords = keywords_of(change, calls)
         except Exception as misfit:  # its model is another one by now
-            await self._misfit(change, calls, misfit)
+            await self._misfit(change, calls, misfit, again)
             return None
         terms, figures, _ = self._known.get(id(receiver)) or self._get_to_know(receiver, calls.signal)
         attempt = waiting.attempts + 1
@@ -322,6 +328,7 @@ class Deliverer:
             change.cluster_time,
             change.wall_time,
             image,
+            replayed=again is not None,
         )
         if attempt > 1:
             self._stats.retried += 1
@@ -330,13 +337,15 @@ class Deliverer:
         error = await self._attempt(change, calls, receiver, delivery, keywords, terms)
         figures.duration.observe(monotonic() - began)
         if error is not None:
-            one = _Try(change, calls, receiver, delivery, terms, figures, since)
+            one = _Try(change, calls, receiver, delivery, terms, figures, since, again)
             next_ = await self._what_now(one, error)
             if isinstance(next_, Waiting):
                 return next_
             if not next_:
                 return None
         self._delivered(change, delivery, figures, began)
+        if again is not None and self._dead_letters is not None:
+            await self._dead_letters.forget(again.letter, self._pause)
         return None
 
     async def _give_up(self, one: _Try, failure: Failure) -> bool:
@@ -346,10 +355,10 @@ class Deliverer:
         self._stats.failed += 1
         one.figures.failed += 1
         what = "a receiver failed in every attempt"
-        if one.terms.on_failure == "drop":
+        if one.terms.on_failure == "drop" and one.again is None:
             _log_failed(f"{what}; the delivery is dropped", "dropped", one, failure.attempts, failure.error)
         else:
-            await self._keep(one.change, one.calls, one.receiver, failure)
+            await self._keep(one.change, one.calls, one.receiver, failure, one.again)
             _log_failed(
                 f"{what}; the delivery is a dead letter", "dead_lettered", one, failure.attempts, failure.error
             )
@@ -372,7 +381,9 @@ class Deliverer:
             await self._pause(pause_after(one.terms.retry, attempt))
         return False
 
-    async def _keep(self, change: Change, calls: Calls, receiver: Receiver, failure: Failure) -> None:
+    async def _keep(
+        self, change: Change, calls: Calls, receiver: Receiver, failure: Failure, again: Again | None = None
+    ) -> None:
         if self._dead_letters is None:
             return
         letter = letter_of(
@@ -383,22 +394,26 @@ class Deliverer:
             term=self._term,
             group=self._dead_letters.group,
         )
+        if again is not None:  # it stays the same letter, also where its receiver has another id by now
+            letter.fields.update(_id=again.letter, retries=again.retries + 1)
         await self._dead_letters.keep(letter, self._pause)
 
-    async def _misfit(self, change: Change, calls: Calls, error: Exception) -> None:
+    async def _misfit(self, change: Change, calls: Calls, error: Exception, again: Again | None = None) -> None:
         """A document can't become an instance."""
         self._stats.invalid += 1
         _log_undelivered("a document does not fit its model", "change.invalid", change, calls, error)
-        await self._refuse(change, calls, error, "invalid")
+        await self._refuse(change, calls, error, "invalid", again)
 
-    async def _refuse(self, change: Change, calls: Calls, error: Exception, reason: Reason) -> None:
+    async def _refuse(
+        self, change: Change, calls: Calls, error: Exception, reason: Reason, again: Again | None = None
+    ) -> None:
         """Keep the deliveries of a change that no receiver can be called for.
 
         Those that block are kept as well: only another version of the application can deliver them.
         """
         for receiver in calls.receivers:
-            if receiver.options.on_failure != "drop":
-                await self._keep(change, calls, receiver, Failure(error, datetime.now(UTC), 0, reason))
+            if receiver.options.on_failure != "drop" or again is not None:
+                await self._keep(change, calls, receiver, Failure(error, datetime.now(UTC), 0, reason), again)
 
     async def _stop_hopping(self, change: Change, calls: Calls, hops: int) -> None:
         error = _TooManyHops(

@@ -10,7 +10,9 @@
     ├── PositionError             the saved position cannot be used
     │   ├── HistoryLost           the oplog no longer reaches back to it
     │   └── PositionTaken         another dispatcher of this group took over
-    ├── UnknownReceiver           nobody has heard of a receiver of that name
+    ├── NotFound                  what is named is not there
+    │   ├── UnknownReceiver       nobody has heard of a receiver of that name
+    │   └── UnknownLetter         there is no such dead letter
     ├── CannotListen              the address for HTTP is taken, or is not ours
     ├── EmbeddedError             no private mongod could be started
     └── DemoFailed                the demo lost a change
@@ -32,10 +34,12 @@ __all__ = [
     "ExitCode",
     "HistoryLost",
     "NotAReplicaSet",
+    "NotFound",
     "NothingToDeliver",
     "PositionError",
     "PositionTaken",
     "ServerError",
+    "UnknownLetter",
     "UnknownReceiver",
 ]
 
@@ -59,7 +63,7 @@ class ExitCode(IntEnum):
     POSITION_TAKEN = 18
     EMBEDDED = 19
     CANNOT_LISTEN = 20
-    UNKNOWN_RECEIVER = 21
+    NOT_FOUND = 21
     CRASHED = 70
     """A bug in the dispatcher itself (EX_SOFTWARE): please report it with the traceback."""
     FORCED = 130
@@ -136,10 +140,18 @@ class PositionTaken(PositionError):
     exit_code = ExitCode.POSITION_TAKEN
 
 
-class UnknownReceiver(DispatcherError):
+class NotFound(DispatcherError):
+    """What is named is not there."""
+
+    exit_code = ExitCode.NOT_FOUND
+
+
+class UnknownReceiver(NotFound):
     """Nobody has heard of a receiver of that name."""
 
-    exit_code = ExitCode.UNKNOWN_RECEIVER
+
+class UnknownLetter(NotFound):
+    """There is no such dead letter."""
 
 
 class CannotListen(DispatcherError):

@@ -44,6 +44,7 @@ from dispatcher.state import CODEC_OPTIONS
 from mongoz.signals.receivers import Receiver
 
 __all__ = [
+    "Again",
     "Failure",
     "Letter",
     "Parts",
@@ -51,6 +52,7 @@ __all__ = [
     "change_of",
     "delivery_id",
     "delivery_of",
+    "letter_id",
     "letter_of",
     "text_of",
     "unreadable_letter",
@@ -88,6 +90,18 @@ class Failure(NamedTuple):
     began: datetime
     attempts: int
     reason: Reason = "failed"
+
+
+class Again(NamedTuple):
+    """A dead letter that is tried again.
+
+    Attributes:
+        letter: its `_id`.
+        retries: how often it was tried again before.
+    """
+
+    letter: str
+    retries: int
 
 
 class Letter(NamedTuple):
@@ -142,13 +156,17 @@ def delivery_of(change: Change, calls: Calls, receiver: Receiver, *, term: int, 
     return Letter(fields, parts)
 
 
+def letter_id(fields: Mapping[str, Any]) -> str:
+    """The `_id` of the dead letter of a delivery."""
+    return f"{fields['delivery_id']}:{fields['receiver_id']}:{fields['document']}"
+
+
 def letter_of(
     change: Change, calls: Calls, receiver: Receiver, failure: Failure, *, term: int, group: str
 ) -> Letter:
     """The dead letter of one delivery to one receiver."""
     fields, parts = delivery_of(change, calls, receiver, term=term, group=group)
-    id_ = f"{fields['delivery_id']}:{fields['receiver_id']}:{fields['document']}"
-    return Letter({"_id": id_, **fields, **_described(failure)}, parts)
+    return Letter({"_id": letter_id(fields), **fields, **_described(failure)}, parts)
 
 
 def unreadable_letter(event: bytes, failure: Failure, *, token: str, term: int, group: str) -> Letter:

@@ -22,8 +22,8 @@ parked: one document per delivery. What `letters.py` lists, and:
 
     _id               "<lane>:<token>": sorted by it, the deliveries of a lane are in the order of their commits
     by                the process that parked it: it has read the change, and will not read it again
-    replayed          an operator asked for it
-    retries           of a dead letter that is tried again: how often that was done before
+    again             {letter, retries}: of a dead letter that is tried again, its `_id` and how often that was
+                      done before; absent otherwise
 
 parked_chunks: what does not fit into one document, as in `dead_letter_chunks`.
 
@@ -190,7 +190,7 @@ class Parked:
             steps = [
                 *_set(values, {"parked_at": {"$ifNull": ["$parked_at", "$$NOW"]}}),
                 *_set({}, {"hash": {"$toHashedIndexKey": "$key"}}),
-                *_waits(fields["token"], waiting),
+                *(_joins if waiting.reason == "retry" else _waits)(fields["token"], waiting),
             ]
             change = UpdateOne({"_id": lane}, steps, upsert=True)
         await self._puts.add(_Put(document, change))
@@ -355,6 +355,13 @@ def _waits(token: str, waiting: Waiting) -> list[dict[str, Any]]:
         "error": error,
     }
     return _set(values, {"due_at": {"$add": ["$$NOW", round(waiting.seconds * 1000)]}})
+
+
+def _joins(token: str, waiting: Waiting) -> list[dict[str, Any]]:
+    """The update of a lane that gets a delivery which is to be tried at once, and maybe has others already."""
+    new = {"reason": waiting.reason, "token": token, "attempts": 0, "first_attempt_at": None, "error": None}
+    joined = {name: {"$ifNull": [f"${name}", {"$literal": value}]} for name, value in new.items()}
+    return _set({}, {**joined, "due_at": "$$NOW"})
 
 
 def _set(values: Mapping[str, Any], computed: Mapping[str, Any]) -> list[dict[str, Any]]:

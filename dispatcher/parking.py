@@ -19,7 +19,7 @@ from pymongo.errors import PyMongoError
 from dispatcher.events import Calls, Change, Namespace
 from dispatcher.failures import in_short
 from dispatcher.instances import key_of, name_of
-from dispatcher.letters import Letter, delivery_of
+from dispatcher.letters import Again, Letter, delivery_of
 from dispatcher.observe import Stats, get_logger
 from dispatcher.parked import Parked, Waiting, lane_id
 from dispatcher.retrying import Pause, pause_after
@@ -64,7 +64,7 @@ class Parking:
         on_parked: Callable[[float], None] = lambda _seconds: None,
     ) -> None:
         self._parked = parked
-        self._term = term
+        self.term = term
         self._stats = stats
         self._pause = pause
         self._paused = paused
@@ -172,15 +172,38 @@ class Parking:
         """Park a delivery that nothing was parked before; when this returns it survives a failover."""
         document = name_of(calls.document)
         lane = lane_id(self._parked.group, receiver.name, document, change.namespace, key_of(change))
-        # Before it is written: whoever comes next must not miss it.
-        self._remembered[lane] = (self._round, change.key)
-        self._busy[receiver.name] = self._busy.get(receiver.name, 0) + 1
-        self.watched.add(receiver.name)
+        self._expect(lane, change, receiver)
         await self._put(self._row(lane, change, calls, receiver), lane, waiting)
         self._on_parked(waiting.seconds)
 
+    async def park_again(self, change: Change, calls: Calls, again: Again) -> None:
+        """Park the delivery of a dead letter, in the order of the commits among what is parked already.
+
+        Args:
+            change: with what the letter has of it.
+            calls: a single receiver.
+            again: the letter.
+        """
+        (receiver,) = calls.receivers
+        document = name_of(calls.document)
+        lanes = self._lanes(receiver.name, document, change)
+        there = await self.insist(lambda: self._parked.which(lanes)) if lanes else set()
+        own = lane_id(self._parked.group, receiver.name, document, change.namespace, key_of(change))
+        lane = next((one for one in lanes if one in there), own)
+        self._expect(lane, change, receiver)
+        row = self._row(lane, change, calls, receiver)
+        row.fields["again"] = again._asdict()
+        await self._put(row, lane, Waiting("retry"))
+        self._on_parked(0.0)
+
+    def _expect(self, lane: str, change: Change, receiver: Receiver) -> None:
+        """Have whoever comes next ask for a lane, before it is written."""
+        self._remembered[lane] = (self._round, change.key)
+        self._busy[receiver.name] = self._busy.get(receiver.name, 0) + 1
+        self.watched.add(receiver.name)
+
     def _row(self, lane: str, change: Change, calls: Calls, receiver: Receiver) -> Letter:
-        fields, parts = delivery_of(change, calls, receiver, term=self._term, group=self._parked.group)
+        fields, parts = delivery_of(change, calls, receiver, term=self.term, group=self._parked.group)
         return Letter({"_id": f"{lane}:{change.token}", "lane": lane, "by": self.me, **fields}, parts)
 
     async def _put(self, row: Letter, lane: str, waiting: Waiting | None) -> None:

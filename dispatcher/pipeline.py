@@ -37,6 +37,7 @@ from dispatcher.origins import HORIZON, Origins
 from dispatcher.parked import Parked
 from dispatcher.parking import Parking
 from dispatcher.positions import Position, PositionStore, Tracker
+from dispatcher.resending import Resending
 from dispatcher.routing import Routes
 from dispatcher.settings import Settings
 from dispatcher.source import ChangeStreamSource, pause_after
@@ -171,18 +172,32 @@ class Pipeline:
             max_queued=settings.max_queued,
             max_bytes=settings.max_queued_mb * 1_000_000,
         )
+        self._resending = Resending(
+            dead_letters,
+            self._parking,
+            routes,
+            conditions,
+            add=self._lanes.add,
+            goes_on=self._goes_on,
+            codec_options=codec_options,
+            address=address,
+        )
         self._unparking = Unparking(
             parked,
             self._parking,
             routes,
             deliver=self._deliverer.deliver_parked,
             add=self._lanes.add,
-            goes_on=lambda: not (self._lanes.stopping or self._lanes.held),
+            goes_on=self._goes_on,
             position=lambda: self._tracker.token,
             places=settings.concurrency // 2,
             codec_options=codec_options,
             address=address,
         )
+
+    def _goes_on(self) -> bool:
+        """Whether something that is not in the stream may be begun."""
+        return not (self._lanes.stopping or self._lanes.held)
 
     @property
     def position(self) -> str:
@@ -230,6 +245,7 @@ class Pipeline:
             asyncio.create_task(self._fill_lanes(batches), name="fill-lanes"),
             asyncio.create_task(self._deliverer.watch(), name="watch-timeouts"),
             asyncio.create_task(self._unparking.run(), name="work-off-parked"),
+            asyncio.create_task(self._resending.run(), name="retry-dead-letters"),
             asyncio.create_task(self._controls.watch(), name="watch-controls"),
         ]
         ending = asyncio.Event()

@@ -20,7 +20,7 @@ from dispatcher.routing import Routes
 from dispatcher.server import Server
 from dispatcher.settings import Settings
 from dispatcher.source import ChangeStreamSource, Scope
-from dispatcher.state import index_parked, keep_deliveries_for
+from dispatcher.state import index_state, keep_deliveries_for
 from dispatcher.watched import Watched, watched_collections
 from mongoz import Registry
 
@@ -120,7 +120,7 @@ async def set_up(registry: Registry, settings: Settings, *, images: bool = True)
             if images:
                 for watched in await _listed(client, routes):
                     prepared.images[watched.name] = await _turn_images_on(client, watched)
-            await index_parked(client, settings.state_database)
+            await index_state(client, settings.state_database)
             await keep_deliveries_for(client, settings.state_database, settings.delivery_retention)
             prepared.state = "indexed"
             # Last: all that is delivered from here on has its images.

@@ -30,7 +30,7 @@ from dispatcher.preparing import group_of, routes_of, scope_of, warn_of_oddities
 from dispatcher.server import Server
 from dispatcher.settings import Settings
 from dispatcher.source import ChangeStreamSource
-from dispatcher.state import index_parked, keep_deliveries_for
+from dispatcher.state import index_state, keep_deliveries_for
 from dispatcher.transactional import Transactions
 from mongoz import Registry
 from mongoz.signals.hops import inside_dispatcher
@@ -139,7 +139,7 @@ class Service:
         conditions = Conditions(client, database, self.routes, codec_options, self._address)
         try:
             conditional = await conditions.prepare()
-            await index_parked(client, database)
+            await index_state(client, database)
             if self._transactional:
                 await keep_deliveries_for(client, database, self.settings.delivery_retention)
             position = await self._position(store, source, scope.fingerprint)

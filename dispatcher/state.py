@@ -61,7 +61,7 @@ __all__ = [
     "dead_letters",
     "deliveries",
     "gaps",
-    "index_parked",
+    "index_state",
     "keep_deliveries_for",
     "members",
     "parked",
@@ -162,13 +162,18 @@ def _durable(client: AsyncMongoClient[Any], database: str, name: str) -> _Collec
     )
 
 
-async def index_parked(client: AsyncMongoClient[Any], database: str) -> None:
-    """Have the server find the deliveries whose time has come, however many wait.
+async def index_state(client: AsyncMongoClient[Any], database: str) -> None:
+    """Have the server find the deliveries whose time has come, however many wait, and letters to be tried again.
 
     Raises:
         PyMongoError: as the driver has it.
     """
     await parked_lanes(client, database).create_index([("group", 1), ("receiver", 1), ("due_at", 1)], name="due")
+    await dead_letters(client, database).create_index(
+        [("group", 1), ("retry_requested_at", 1)],
+        name="requested",
+        partialFilterExpression={"retry_requested_at": {"$exists": True}},
+    )
 
 
 async def keep_deliveries_for(client: AsyncMongoClient[Any], database: str, days: float) -> None:

@@ -22,7 +22,7 @@ from dispatcher.events import Calls, Change, Job
 from dispatcher.exceptions import DispatcherError
 from dispatcher.failures import fatal, in_short
 from dispatcher.keys import document_key
-from dispatcher.letters import change_of
+from dispatcher.letters import Again, change_of
 from dispatcher.observe import get_logger
 from dispatcher.parked import Lane, Parked, Waiting
 from dispatcher.parking import Parking
@@ -35,7 +35,7 @@ __all__ = ["Deliver", "Unparking"]
 
 log = get_logger()
 
-Deliver = Callable[[Change, Calls, Waiting], Awaitable[Waiting | None]]
+Deliver = Callable[[Change, Calls, Waiting, Again | None], Awaitable[Waiting | None]]
 """Makes an attempt at a delivery; what it waits for now, or None if it is finished."""
 
 # Seconds that an errand takes before what was read since gets its turn.
@@ -239,7 +239,6 @@ class Unparking:
                     self.wake(next_[1].seconds)
                 if next_ is not None or not more or len(finished) < len(rows) or monotonic() > until:
                     break
-                waiting = {}
                 rows = await self._parking.insist(lambda: self._parked.following(lane.id))
         finally:
             self._end(name, lane)
@@ -276,7 +275,8 @@ class Unparking:
             hops=row["hops"],
         )
         if calls is not None:
-            return await self._deliver(change, calls, waiting)
+            again = Again(row["again"]["letter"], row["again"]["retries"]) if "again" in row else None
+            return await self._deliver(change, calls, waiting, again)
         self._say_orphaned(row)
         return waiting._replace(reason="orphaned", seconds=_ORPHANED)
 

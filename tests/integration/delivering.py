@@ -17,11 +17,11 @@ QUICK = Retry(attempts=2, base=0.01, cap=0.05)
 IMAGES = {"changeStreamPreAndPostImages": {"enabled": True}}
 
 
-def make_account(registry: mongoz.Registry, database: str, name: str = "accounts") -> Any:
+def make_account(registry: mongoz.Registry, database: str, name: str = "accounts", *, longest: int = 40) -> Any:
     """A document in a collection of its own."""
 
     class Account(mongoz.Document):
-        name: str = mongoz.String(max_length=40)
+        name: str = mongoz.String(max_length=longest)
         amount: int = mongoz.Integer(default=0)
         tags: list[str] = mongoz.Array(str, default=list)
 

@@ -1,0 +1,239 @@
+"""Dead letters are tried again: in order, with fresh attempts, and each with an outcome."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import bson
+import pytest
+import structlog
+from bson import ObjectId, Timestamp
+
+import mongoz
+from dispatcher import controls, resending, retries
+from dispatcher.dead_letters import DeadLetters
+from dispatcher.exceptions import UnknownLetter
+from dispatcher.letters import Failure, unreadable_letter
+from dispatcher.observe import Stats
+from mongoz.core.signals import post_update
+from mongoz.signals.options import Retry
+from tests.integration.delivering import Parked, Strict, make_account
+from tests.support import dispatching, eventually
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Everybody looks more often than once a second, and less is logged."""
+    for module in (controls, resending, retries):
+        monkeypatch.setattr(module, "_LOOK", 0.02)
+    structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
+    yield
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def account(dispatched: mongoz.Registry, database: str) -> Any:
+    return make_account(dispatched, database)
+
+
+@pytest.fixture
+def state(foreign: Any) -> Parked:
+    return Parked(foreign)
+
+
+@pytest.fixture
+def retry(client: Any, database: str, state: Parked) -> Any:
+    """What the command of the CLI does: ask, and wait for what becomes of it."""
+
+    async def retry(*ids: str, within: float = 10.0) -> list[tuple[str, str]]:
+        where = (client, state.database.name)
+        asked = await retries.request_retry(*where, database, list(ids) or None)
+        return [(one.result, one.text) async for one in retries.outcomes(*where, asked, within=within)]
+
+    return retry
+
+
+def strict_on(document: Any, *signals: Any, **options: Any) -> Strict:
+    return Strict(document, *signals, **{"on_failure": "dead_letter", "retry": 1, **options})
+
+
+async def test_a_letter_that_is_delivered_is_gone(account, foreign, dispatched, state, retry):
+    """It is the same delivery, asked for; nothing of it stays, however large it was."""
+    strict = strict_on(account)
+    async with dispatching(dispatched):
+        foreign["accounts"].insert_one({"name": "Ada", "blob": bytes(9_000_000)})
+        letter = await state.letter()
+        assert letter["chunked"]
+        strict.mended = True
+        assert await retry(letter["_id"]) == [("delivered", "")]
+        await eventually(lambda: state.empty)
+    (delivery,) = strict.deliveries
+    assert (delivery.id, delivery.attempt, delivery.replayed) == (letter["delivery_id"], 1, True)
+    assert state.letters == []
+    assert all(
+        state.database[name].count_documents({}) == 0 for name in ("dead_letter_chunks", "parked_chunks", "parked")
+    )
+
+
+async def test_a_letter_that_fails_again_is_written_anew(account, foreign, dispatched, state, retry):
+    strict = strict_on(account, retry=Retry(3, base=0.01))
+    async with dispatching(dispatched):
+        foreign["accounts"].insert_one({"name": "Ada"})
+        before = await state.letter()
+        assert await retry() == [("failed", "ValueError: not yet")]
+        assert await retry() == [("failed", "ValueError: not yet")]
+        await eventually(lambda: state.empty)
+        (letter,) = state.letters
+    assert [attempt for _, attempt in strict.attempts] == [1, 2, 3] * 3
+    assert (letter["_id"], letter["attempts"], letter["retries"]) == (before["_id"], 3, 2)
+    assert letter["first_attempt_at"] > before["last_attempt_at"]
+    assert not {"retry_requested_at", "retrying_since", "retry_refused"} & letter.keys()
+
+
+async def test_what_is_dropped_otherwise_stays_a_letter(account, foreign, dispatched, state, retry):
+    strict = strict_on(account)
+    async with dispatching(dispatched):
+        foreign["accounts"].insert_one({"name": "Ada"})
+        await state.letter()
+    account.signals.post_save.disconnect(strict)
+    strict_on(account, on_failure="drop")
+    async with dispatching(dispatched):
+        assert await retry() == [("failed", "ValueError: not yet")]
+    assert len(state.letters) == 1
+
+
+async def test_in_the_order_of_the_commits_among_what_is_parked(
+    account, foreign, dispatched, state, retry, client, database
+):
+    strict = strict_on(account)
+    where = (client, state.database.name, database)
+    id_ = ObjectId()
+    async with dispatching(dispatched):
+        for number in range(3):
+            foreign["accounts"].replace_one({"_id": id_}, {"name": str(number)}, upsert=True)
+        await state.wait(3)
+        await controls.pause(*where, "strict", known={"strict"})
+        await eventually(lambda: state.database["controls"].count_documents({}) == 1)
+        for number in range(3, 6):
+            foreign["accounts"].replace_one({"_id": id_}, {"name": str(number)})
+        await eventually(lambda: len(state.rows) + len(state.letters) == 6)
+        assert {result for result, _ in await retry(within=0.0)} == {"waiting"}
+        await eventually(lambda: len(state.rows) == 6)
+        strict.mended = True
+        await controls.resume(*where, "strict")
+        await eventually(lambda: state.empty)
+    assert strict.got == [str(n) for n in range(6)]
+    assert state.letters == []
+
+
+async def test_asked_for_while_no_dispatcher_runs(account, foreign, dispatched, state, retry):
+    strict = strict_on(account)
+    async with dispatching(dispatched):
+        foreign["accounts"].insert_many([{"name": str(n)} for n in range(120)])  # more than are taken at once
+        await state.wait(120)
+    strict.mended = True
+    assert {result for result, _ in await retry(within=0.0)} == {"waiting"}
+    async with dispatching(dispatched):
+        await eventually(lambda: not state.letters and state.empty)
+    assert sorted(strict.got, key=int) == [str(n) for n in range(120)]
+
+
+async def test_a_renamed_receiver_gets_its_letters_and_a_removed_one_does_not(
+    account, foreign, dispatched, state, retry
+):
+    gone = strict_on(account, name="gone")
+    old = strict_on(account, name="old")
+    async with dispatching(dispatched):
+        foreign["accounts"].insert_one({"name": "Ada"})
+        letters = await state.wait(2)
+    account.signals.post_save.disconnect(gone)
+    account.signals.post_save.disconnect(old)
+    new = strict_on(account, name="new", formerly="old")
+    async with dispatching(dispatched):
+        by_name = dict(zip([one["receiver"] for one in letters], await retry(*[one["_id"] for one in letters])))  # noqa: B905
+        results = {result for result, _ in by_name.values()}
+        assert results == {"failed", "refused"}
+        new.mended = True
+        renamed = next(one for one in letters if one["receiver"] == "old")
+        assert await retry(renamed["_id"]) == [("delivered", "")]
+    (letter,) = state.letters
+    assert letter["receiver"] == "gone"
+    assert "no receiver 'gone' of post_save" in letter["retry_refused"]["text"]
+    assert [delivery.receiver for delivery in new.deliveries] == ["new"]
+
+
+async def test_a_document_that_fits_by_now(mongo, dispatched, database, foreign, state, retry):
+    """It did not fit its model. The next version of the application has another one."""
+    strict_on(make_account(dispatched, database))
+    async with dispatching(dispatched):
+        foreign["accounts"].insert_one({"name": "A" * 50})
+        assert (await state.letter())["reason"] == "invalid"
+        ((result, text),) = await retry()
+        assert result == "failed"
+        assert "name" in text
+        assert (state.letters[0]["reason"], state.letters[0]["retries"]) == ("invalid", 1)
+    async with mongoz.Registry(mongo.url, dispatched=database) as next_version:
+        strict = strict_on(make_account(next_version, database, longest=50))
+        strict.mended = True
+        async with dispatching(next_version):
+            assert await retry() == [("delivered", "")]
+    assert strict.got == ["A" * 50]
+
+
+async def test_an_event_that_can_be_decoded_by_now(account, foreign, dispatched, state, retry, client, database):
+    """It becomes a letter for each receiver, and these are tried."""
+    strict = strict_on(account)
+    strict.mended = True
+    broken = strict_on(account, name="broken")
+    event = {
+        "_id": {"_data": "8200000001000000012B042C0100296E5A1004"},
+        "operationType": "insert",
+        "clusterTime": Timestamp(1, 1),
+        "wallTime": bson.decode(bson.encode({"": ObjectId().generation_time}))[""],
+        "ns": {"db": database, "coll": "accounts"},
+        "documentKey": {"_id": 1},
+        "fullDocument": {"_id": ObjectId(), "name": "Ada"},
+    }
+    failure = Failure(ValueError("a date beyond Python's"), event["wallTime"], 0, "undecodable")
+    store = DeadLetters(client, state.database.name, database, Stats())
+    token = event["_id"]["_data"]
+    await store.keep(unreadable_letter(bson.encode(event), failure, token=token, term=1, group=database))
+    undecodable = bson.encode({**event, "at": bson.Int64(2**60)}).replace(b"\x12at\0", b"\x09at\0")
+    await store.keep(unreadable_letter(undecodable, failure, token=f"{token}05", term=1, group=database))
+    async with dispatching(dispatched):
+        results = await retry()
+        assert [result for result, _ in results] == ["delivered", "refused"]
+        assert "can't be decoded" in results[1][1]
+        await eventually(lambda: strict.got == ["Ada"] and state.empty)
+    letters = {letter["receiver"]: letter for letter in state.letters}
+    assert letters.keys() == {"broken", None}
+    assert (letters["broken"]["reason"], letters["broken"]["retries"]) == ("failed", 1)
+    assert len(broken.attempts) == 1
+
+
+async def test_receivers_that_triggered_each_other_get_another_chance(account, foreign, dispatched, state, retry):
+    endless = True
+    amounts: list[int] = []
+
+    @post_update(account, name="endless")
+    async def update(sender, instance, **kwargs):
+        amounts.append(instance.amount)
+        if endless:
+            await instance.update(amount=instance.amount + 1)
+
+    async with dispatching(dispatched):
+        id_ = foreign["accounts"].insert_one({"name": "Ada"}).inserted_id
+        foreign["accounts"].update_one({"_id": id_}, {"$set": {"amount": 1}})
+        assert (await state.letter())["reason"] == "too_many_hops"
+        endless = False
+        assert await retry() == [("delivered", "")]
+    assert amounts[-1] == 18
+
+
+async def test_unknown_letters_are_said_before_anything_is_done(account, foreign, dispatched, state, retry):
+    strict_on(account)
+    async with dispatching(dispatched):
+        foreign["accounts"].insert_one({"name": "Ada"})
+        letter = await state.letter()
+        with pytest.raises(UnknownLetter, match="no dead letter 'nothing', 'like-that'"):
+            await retry(letter["_id"], "nothing", "like-that")
+    assert "retry_requested_at" not in state.letters[0]

@@ -48,6 +48,7 @@ class ExitCode(IntEnum):
     """How a `dispatcher` command ended. Supervisors may rely on these numbers."""
 
     OK = 0
+    """It was stopped, or did its work."""
     FAILED = 1
     """The command did its work and the answer is no: the demo lost a change, a position is stale."""
     USAGE = 2

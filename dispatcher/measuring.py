@@ -5,7 +5,7 @@ from collections import deque
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-__all__ = ["BOUNDS", "MOST_RECEIVERS", "Gauges", "Histogram", "Lag", "ReceiverFigures", "seconds_of"]
+__all__ = ["BOUNDS", "MOST_RECEIVERS", "Gauges", "Histogram", "Lag", "ReceiverFigures", "duration", "seconds_of"]
 
 BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 """Upper bounds of the buckets of all histograms, in seconds; each includes its bound."""
@@ -215,3 +215,19 @@ def seconds_of(wall_time: Any) -> float | None:
         return float(wall_time.timestamp())
     except (AttributeError, TypeError):
         return None
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: two units at most, such as "3 h 20 min" or "31 d"."""
+    if seconds < 10:
+        return f"{max(0.0, seconds):.1f} s".replace(".0 s", " s")
+    rest = round(seconds)
+    parts: list[tuple[int, str]] = []
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
+        count, rest = divmod(rest, length)
+        if count or parts:
+            parts.append((count, unit))
+    first, *others = parts
+    if first[1] == "d" and first[0] >= 10:
+        return f"{first[0]} d"
+    return " ".join(f"{count} {unit}" for count, unit in (first, *others[:1]) if count)

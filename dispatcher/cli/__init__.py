@@ -5,7 +5,7 @@ import traceback
 
 import typer
 
-from dispatcher.cli import develop, inspect, run, setup
+from dispatcher.cli import check, develop, inspect, run, setup
 from dispatcher.cli.output import complain
 from dispatcher.exceptions import DispatcherError, ExitCode
 from mongoz import __version__
@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 
 run.add_to(app)
+check.add_to(app)
 setup.add_to(app)
 develop.add_to(app)
 inspect.add_to(app)

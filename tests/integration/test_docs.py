@@ -301,6 +301,14 @@ def test_the_flag_table_has_no_flag_that_does_not_exist():
             assert set(re.findall(r"`(--[a-z-]+)`", row.split("|")[1])) <= known
 
 
+def test_the_reference_of_the_command_line_is_what_the_commands_say():
+    made = subprocess.run(
+        [sys.executable, "-m", "dispatcher.cli.reference"], capture_output=True, text=True, check=True
+    )
+    remedy = "make it again: .venv/bin/python -m dispatcher.cli.reference > docs/reference/cli.md"
+    assert PAGES["docs/reference/cli.md"].read_text() == made.stdout, remedy
+
+
 @pytest.mark.parametrize("path", list(ALL_COMMANDS), ids=" ".join)
 def test_every_command_and_flag_is_in_the_reference(path: tuple[str, ...]):
     text = section("docs/reference/cli.md", f"## dispatcher {' '.join(path)}")

@@ -1,0 +1,88 @@
+"""`dispatcher check`."""
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from dispatcher.application import load_registry
+from dispatcher.cli.options import App, Import, Json, default, flag, make_settings
+from dispatcher.cli.output import out, print_json
+from dispatcher.exceptions import ApplicationError, ExitCode
+
+if TYPE_CHECKING:
+    from dispatcher.checking import Finding
+
+__all__ = ["add_to"]
+
+_STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(name="check")(_check)
+
+
+def _check(  # noqa: PLR0913 - one parameter per flag
+    app: App,
+    imports: Import = [],  # noqa: B006 - typer copies it
+    url: Annotated[str | None, flag("url")] = default("url"),
+    deliver_everything: Annotated[bool, flag("deliver_everything")] = default("deliver_everything"),
+    connect_timeout: Annotated[float, flag("connect_timeout")] = default("connect_timeout"),
+    state_database: Annotated[str, flag("state_database")] = default("state_database"),
+    delivery_retention: Annotated[float, flag("delivery_retention")] = default("delivery_retention"),
+    role: Annotated[
+        bool, typer.Option("--role", help="Print the createRole command with the least rights instead.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Find out whether `run` would work, and what is odd; changes nothing.
+
+    Each line is one thing that was looked at; what is not as it should be comes with its remedy. Exits with 1 if
+    `run` would not work or would not deliver something; warnings alone are no reason.
+
+    Example: `dispatcher check shop.models:registry --import shop.receivers`
+
+    With `--role`: `dispatcher check shop.models:registry --role | mongosh "mongodb://admin@db.example.org"`
+    """
+    settings = make_settings(
+        url=url,
+        deliver_everything=deliver_everything,
+        connect_timeout=connect_timeout,
+        state_database=state_database,
+        delivery_retention=delivery_retention,
+    )
+    from dispatcher.checking import Finding, check, role_for  # noqa: PLC0415 - only who connects loads the driver
+
+    if role:
+        print(role_for(load_registry(app, imports), settings))  # noqa: T201 - for mongosh, so nothing may be wrapped
+        return
+
+    async def findings() -> list[Finding]:
+        try:
+            registry = load_registry(app, imports)
+        except ApplicationError as error:
+            return [Finding("error", "application", error.message, error.remedy)]
+        return [finding async for finding in check(registry, settings)]
+
+    found = asyncio.run(findings())
+    if as_json:
+        print_json([finding._asdict() for finding in found])
+    else:
+        _print(found)
+    if any(finding.level == "error" for finding in found):
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def _print(found: "list[Finding]") -> None:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column()
+    table.add_column()
+    table.add_column(overflow="fold")
+    for finding in found:
+        table.add_row(Text(finding.level, _STYLES[finding.level]), finding.topic, Text(finding.text))
+        if finding.remedy:
+            table.add_row("", "", Text(f"→ {finding.remedy}", "dim"))
+    out.print(table)

@@ -1,0 +1,259 @@
+"""What `check` finds: each thing that can be wrong, named with its remedy."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from bson import Timestamp
+from pymongo import MongoClient
+
+import mongoz
+from dispatcher.checking import Finding, check, role_for
+from dispatcher.embedded import embedded_mongo
+from dispatcher.rights import role_name
+from mongoz.core.signals import post_delete, post_save, post_update
+from tests.integration.test_setup import CLOSED, IMAGES, WATCHING, allowed, guarded, make_user
+from tests.support import dispatching, eventually, settings_for
+
+__all__ = ["guarded"]
+
+Look = Callable[..., Any]
+
+
+@pytest.fixture
+def look(dispatched: mongoz.Registry, database: str) -> Look:
+    async def call(registry: mongoz.Registry = dispatched, **changes: Any) -> list[Finding]:
+        found = [finding async for finding in check(registry, settings_for(registry, **changes))]
+        # The documents of other tests in this process belong to other registries.
+        return [one for one in found if one.topic != "receivers" or database in one.text]
+
+    return call
+
+
+def about(findings: list[Finding], topic: str, level: str = "") -> list[Finding]:
+    return [one for one in findings if one.topic == topic and level in ("", one.level)]
+
+
+def remember(foreign: Any, seconds_back: int, **fields: Any) -> None:
+    """A saved position that is so old."""
+    newest = foreign.client.local["oplog.rs"].find_one(sort=[("$natural", -1)])["ts"]
+    time = Timestamp(newest.time - seconds_back, 1)
+    position = {"_id": f"{foreign.name}:0", "group": foreign.name, "partition": 0, "cluster_time": time, **fields}
+    foreign.client[f"{foreign.name}_state"].positions.insert_one(position)
+
+
+async def test_nothing_is_wrong(dispatched, database, foreign, look):
+    make_user(dispatched, database)
+    foreign.create_collection("users", **IMAGES)
+    before = set(foreign.client.list_database_names())
+    found = await look()
+    assert {one.level for one in found if not one.text.startswith("MongoDB 6.0.5")} == {"ok"}
+    assert {one.topic for one in found} == {
+        *("application", "server", "rights", "clock", "oplog", "position", "images")
+    }
+    assert set(foreign.client.list_database_names()) == before  # it changes nothing
+
+
+async def test_an_application_that_can_not_be_served(registry, database, look, dispatched):
+    (found,) = await look(mongoz.Registry("mongodb://localhost", dispatched=True))
+    assert (found.level, "no documents" in found.text) == ("error", True)
+    make_user(registry, database)
+    found, *_ = await look(registry)
+    assert found.level == "error"
+    assert "not dispatched" in found.text
+    assert "--deliver-everything" in found.remedy
+    accepted = await look(registry, deliver_everything=True)
+    assert about(accepted, "application", "ok")
+
+
+async def test_a_server_that_will_not_do(database, look):
+    nowhere = mongoz.Registry("mongodb://me:secret@127.0.0.1:1/", dispatched=True)
+    make_user(nowhere, database)
+    last = (await look(nowhere, connect_timeout=0.2))[-1]
+    assert (last.level, last.topic) == ("error", "server")
+    assert "secret" not in str(last)
+    with embedded_mongo(replica_set=False) as standalone:
+        alone = mongoz.Registry(standalone.url, dispatched=True)
+        make_user(alone, database)
+        last = (await look(alone))[-1]
+    assert (last.level, "standalone" in last.text) == ("error", True)
+    assert "--replSet" in last.remedy
+
+
+async def test_images_that_are_off(dispatched, database, foreign, look):
+    make_user(dispatched, database, watch=[f"{database}.missing"])
+    foreign.create_collection("users")
+    texts = {one.text: one for one in about(await look(), "images", "warning")}
+    assert len(texts) == 2
+    (off,) = [text for text in texts if f"{database}.users keeps no images" in text]
+    assert "updates come with the document as it is when they are delivered" in off
+    assert "deletes come with the id only" in off
+    assert texts[off].remedy == "Run `dispatcher setup APP`."
+    assert any(f"{database}.missing does not exist yet" in text for text in texts)
+
+
+async def test_images_that_are_of_no_use(dispatched, database, foreign, look):
+    make_user(dispatched, database, connects=(post_save,))
+    foreign.create_collection("users")
+    assert about(await look(), "images") == []
+
+
+async def test_images_that_expire_before_they_are_delivered(dispatched, database, foreign, look):
+    make_user(dispatched, database)
+    foreign.create_collection("users", **IMAGES)
+    remember(foreign, 0)
+    admin = foreign.client.admin
+    kept = {"preAndPostImages": {"expireAfterSeconds": 60}}
+    admin.command("setClusterParameter", {"changeStreamOptions": kept})
+    try:
+        (found,) = about(await look(), "images", "warning")
+    finally:
+        off = {"preAndPostImages": {"expireAfterSeconds": "off"}}
+        admin.command("setClusterParameter", {"changeStreamOptions": off})
+    assert "keeps them for 1 min" in found.text
+    assert "expireAfterSeconds" in found.remedy
+
+
+async def test_an_oplog_that_is_too_short_for_the_lag(dispatched, database, foreign, look):
+    make_user(dispatched, database)
+    foreign.create_collection("users", **IMAGES)
+    remember(foreign, 10_000_000)
+    (found,) = about(await look(), "position")
+    # Nothing was forgotten yet, so how long it will take is an estimate; but the lag is known.
+    assert found.level in ("warning", "error")
+    assert found.level == "error" or "too short for the lag" in found.text
+
+
+async def test_a_retention_shorter_than_the_oplog(dispatched, database, foreign, look, monkeypatch):
+    async def pay(sender: Any, **kwargs: Any) -> None: ...
+
+    user = make_user(dispatched, database)
+    user.meta.signals.post_save.connect(pay, name="pay", transactional=True)
+    monkeypatch.setattr("dispatcher.checking._SECONDS_PER_DAY", 0.0)
+    foreign.create_collection("users", **IMAGES)
+    monkeypatch.setattr("dispatcher.deployment.Oplog.window", property(lambda self: 1.0))
+    (found,) = about(await look(), "oplog", "error")
+    assert "--delivery-retention" in found.remedy
+
+
+async def test_clocks_that_differ(dispatched, database, look, monkeypatch):
+    make_user(dispatched, database)
+    monkeypatch.setattr("dispatcher.deployment.time", lambda: 1_000.0)
+    (found,) = about(await look(), "clock")
+    assert (found.level, "ahead of" in found.text, "NTP" in found.remedy) == ("warning", True, True)
+
+
+async def test_a_validator_that_refuses_stamps(dispatched, database, foreign, look):
+    make_user(dispatched, database)
+    foreign.create_collection("users", validator=CLOSED, **IMAGES)
+    (found,) = about(await look(), "validators")
+    assert f"{database}.users" in found.text
+    assert "binData" in found.remedy
+
+
+async def test_receivers_that_never_run(dispatched, database, foreign, look):
+    class Base(mongoz.Document):
+        name: str = mongoz.String()
+
+        class Meta:
+            abstract = True
+            registry = dispatched
+
+    async def lonely(sender: Any, **kwargs: Any) -> None: ...
+
+    user = make_user(dispatched, database)
+    Base.meta.signals.post_save.connect(lonely, name=f"lonely-{database}")
+    user.meta.signals.post_save.connect(lonely, name=f"misspelt-{database}", where={"nmae": "Ada", "$expr": True})
+    user.meta.signals.post_update.connect(lonely, name=f"unchanging-{database}", fields=["id"])
+    foreign.create_collection("users", **IMAGES)
+    never = {one.text.split("-")[0]: one for one in about(await look(), "receivers", "warning")}
+    assert {"lonely", "misspelt", "unchanging"} <= never.keys()
+    assert "is abstract, and no imported document inherits" in never["lonely"].text
+    assert "'nmae'" in never["misspelt"].text
+    assert never["misspelt"].remedy == "Write 'name'."
+    assert "the id, which never changes" in never["unchanging"].text
+
+    class Child(Base):
+        class Meta:
+            registry = dispatched
+            database = foreign.name
+
+    assert "lonely" not in {one.text.split("-")[0] for one in about(await look(), "receivers")}
+    foreign.drop_collection("users")
+    foreign.command("create", "users", viewOn="others", pipeline=[])
+    views = about(await look(), "receivers", "error")
+    assert any(one.text.startswith("watcher") for one in views)
+    assert "is a view" in views[0].text
+
+
+async def test_a_receiver_of_another_registry(dispatched, database, mongo, look):
+    make_user(dispatched, database)
+    other = mongoz.Registry(mongo.url, dispatched="other")
+
+    class Elsewhere(mongoz.Document):
+        name: str = mongoz.String()
+
+        class Meta:
+            registry = other
+            database = "elsewhere"
+
+    @post_delete(Elsewhere, name=f"elsewhere {database}")
+    async def listen(sender: Any, **kwargs: Any) -> None: ...
+
+    found = [one for one in about(await look(), "receivers") if f"elsewhere {database}" in one.text]
+    assert ["another registry" in one.text for one in found] == [True]
+
+
+async def test_a_where_that_the_server_refuses(dispatched, database, foreign, look):
+    async def picky(sender: Any, **kwargs: Any) -> None: ...
+
+    user = make_user(dispatched, database, connects=(post_update,))
+    user.meta.signals.post_save.connect(picky, name="picky", where={"name": {"$like": "A%"}})
+    foreign.create_collection("users", **IMAGES)
+    (found,) = about(await look(), "where")
+    assert (found.level, "picky" in found.text) == ("error", True)
+
+
+# -- rights ------------------------------------------------------------------------------------------
+
+
+async def test_missing_rights_are_named(guarded, database):
+    registry = allowed(guarded, database, "find", state=False)
+    make_user(registry, database)
+    found = [one async for one in check(registry, settings_for(registry))]
+    lacking = [one.text for one in about(found, "rights", "error")]
+    assert any(text.startswith(f'The user lacks changeStream on {{"db": "{database}"') for text in lacking)
+    assert any("insert, update" in text and f"{database}_state" in text for text in lacking)
+    assert all("--role" in one.remedy for one in about(found, "rights"))
+    assert any("oplog.rs" in one.text for one in about(found, "rights", "warning"))
+    assert about(found, "images") == []  # what can't be known is not reported as well
+    assert "secret" not in str(found)
+
+
+async def test_without_the_useful_rights_it_only_warns(guarded, database):
+    registry = allowed(guarded, database, *WATCHING)
+    make_user(registry, database)
+    found = [one async for one in check(registry, settings_for(registry))]
+    assert {one.level for one in found} == {"ok", "warning"}
+    assert about(found, "oplog") == []
+
+
+@pytest.mark.parametrize("scope", ["one database", "several"])
+async def test_the_role_that_it_prints_is_what_a_dispatcher_needs(guarded: MongoClient, database: str, scope: str):
+    host, port = guarded.address
+    url = f"mongodb://{database}:secret@{host}:{port}/?replicaSet=rs0"
+    registry = mongoz.Registry(url, dispatched=database)
+    user = make_user(registry, database, **({"watch": [f"{database}_old.users"]} if scope == "several" else {}))
+    settings = settings_for(registry)
+    printed = role_for(registry, settings)
+    command = json.loads(printed[printed.index("(", printed.index("createRole")) + 1 : printed.rindex(")")])
+    guarded.admin.command("createRole", command.pop("role"), **command)
+    guarded.admin.command("createUser", database, pwd="secret", roles=[role_name(database)])
+    guarded[database].create_collection("users", **IMAGES)
+    found = [one async for one in check(registry, settings)]
+    assert about(found, "rights") == [Finding("ok", "rights", "The user may do what is needed")]
+    assert about(found, "oplog")
+    async with dispatching(registry):
+        guarded[database]["users"].insert_one({"name": "Ada"})
+        await eventually(lambda: user.seen)

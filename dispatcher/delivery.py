@@ -17,10 +17,11 @@ from pymongo.errors import PyMongoError
 
 from dispatcher.calling import Caller
 from dispatcher.dead_letters import DeadLetters
+from dispatcher.describing import text_of
 from dispatcher.events import Calls, Change, Job
 from dispatcher.failures import in_short
 from dispatcher.instances import keywords_of, untouched
-from dispatcher.letters import Again, Failure, Reason, delivery_id, letter_of, text_of, unreadable_letter
+from dispatcher.letters import Again, Failure, Reason, delivery_id, letter_of, unreadable_letter
 from dispatcher.measuring import ReceiverFigures, seconds_of
 from dispatcher.observe import Stats, get_logger
 from dispatcher.parked import Waiting

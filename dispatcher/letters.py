@@ -27,7 +27,6 @@ Dead letters and parked deliveries share it:
 `key` and `update_fields` are parts, too, where they are very long: as {"": value}.
 """
 
-import traceback
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from hashlib import blake2b
@@ -38,6 +37,7 @@ from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 from pymongo.asynchronous.collection import AsyncCollection
 
+from dispatcher.describing import text_of, trace_of
 from dispatcher.events import Calls, Change
 from dispatcher.instances import decoded_again, key_of, name_of, originals_of
 from dispatcher.state import CODEC_OPTIONS
@@ -54,7 +54,6 @@ __all__ = [
     "delivery_of",
     "letter_id",
     "letter_of",
-    "text_of",
     "unreadable_letter",
 ]
 
@@ -185,26 +184,11 @@ def _described(failure: Failure) -> dict[str, Any]:
         "error": {
             "type": f"{kind.__module__}.{kind.__qualname__}",
             "message": _storable(text_of(failure.error), _LONGEST_MESSAGE),
-            "traceback": _storable(_trace(failure.error), _LONGEST_TRACEBACK),
+            "traceback": _storable(trace_of(failure.error), _LONGEST_TRACEBACK),
         },
         "first_attempt_at": failure.began,
         "last_attempt_at": datetime.now(UTC),
     }
-
-
-def text_of(error: BaseException) -> str:
-    """Type and message of an error."""
-    try:
-        return f"{type(error).__name__}: {error}"
-    except Exception:  # of an application's class, whose __str__ has a bug
-        return type(error).__name__
-
-
-def _trace(error: BaseException) -> str:
-    try:
-        return "".join(traceback.format_exception(error))
-    except Exception:  # the same class
-        return "".join(traceback.format_tb(error.__traceback__))
 
 
 def _storable(text: str, limit: int) -> str:

@@ -10,12 +10,16 @@ from typing import Any, Final
 import stamina.instrumentation
 import structlog
 
+from dispatcher.describing import trace_of
 from dispatcher.measuring import MOST_RECEIVERS, ReceiverFigures
 
 __all__ = ["Stats", "configure_logging", "get_logger"]
 
 # What the receivers that have no figures of their own are counted as.
 _OTHERS: Final = ("(others)", "")
+
+# Characters of one value in a log line: errors quote documents, and keys may be megabytes long.
+_LONGEST_VALUE: Final = 20_000
 
 _CREDENTIALS: Final = re.compile(r"(\w+://)[^/\s@]+@")
 
@@ -77,26 +81,42 @@ def configure_logging(log_format: str, level: str) -> None:
     """
     stamina.instrumentation.set_on_retry_hooks(())  # we log retries ourselves, under our own keys
     console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
-    renderer: list[Any] = (
-        [
-            structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
-            )
-        ]
+    renderer: Any = (
+        structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
         if console
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
+        else structlog.processors.JSONRenderer(default=str)
     )
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _with_traceback,
+            _in_short,
             _without_credentials,
-            *renderer,
+            renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
+
+
+def _with_traceback(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    error = event.pop("exc_info", None)
+    if error is True:
+        error = sys.exc_info()[1]
+    if isinstance(error, BaseException):
+        event["exception"] = trace_of(error)
+    return event
+
+
+def _in_short(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    for key, value in event.items():
+        if isinstance(value, str) and len(value) > _LONGEST_VALUE:
+            event[key] = f"{value[: _LONGEST_VALUE // 2]} [...] {value[-_LONGEST_VALUE // 2 :]}"
+    return event
 
 
 def _without_credentials(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

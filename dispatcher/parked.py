@@ -42,9 +42,10 @@ from pymongo import AsyncMongoClient, DeleteMany, ReplaceOne, UpdateOne
 from pymongo.errors import BulkWriteError, OperationFailure
 
 from dispatcher.codec import RAW
+from dispatcher.describing import text_of
 from dispatcher.gathering import Gathering
 from dispatcher.keys import comparable
-from dispatcher.letters import Letter, Parts, text_of
+from dispatcher.letters import Letter, Parts
 from dispatcher.state import PARKED, parked, parked_chunks, parked_lanes
 
 __all__ = ["Lane", "Parked", "Waiting", "lane_id"]

@@ -16,9 +16,10 @@ from pymongo.errors import PyMongoError
 from dispatcher.conditions import Conditions, wanted
 from dispatcher.dead_letters import DeadLetters
 from dispatcher.decode import Undecodable, decode
+from dispatcher.describing import text_of
 from dispatcher.events import Calls, Change, Job
 from dispatcher.failures import fatal, in_short
-from dispatcher.letters import Again, Letter, change_of, delivery_of, letter_id, text_of
+from dispatcher.letters import Again, Letter, change_of, delivery_of, letter_id
 from dispatcher.observe import get_logger
 from dispatcher.parking import Parking
 from dispatcher.routing import Routes

@@ -144,8 +144,11 @@ async def _insert(records: Any, id_: dict[str, str], session: Any) -> None:
 def _is_transient(error: BaseException) -> bool:
     """Whether the server asks for the transaction again; also where the receiver made another error of that."""
     seen: BaseException | None = error
-    while seen is not None:
+    known: set[int] = set()
+    while seen is not None and id(seen) not in known:  # an application may have its errors cause each other
         if isinstance(seen, PyMongoError) and any(map(seen.has_error_label, _TRANSIENT)):
             return True
-        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
+        known.add(id(seen))
+        by_itself = None if seen.__suppress_context__ else seen.__context__
+        seen = by_itself if seen.__cause__ is None else seen.__cause__
     return False

@@ -1,0 +1,75 @@
+"""Errors of an application's classes can be logged and kept, whatever these do."""
+
+import json
+
+import pytest
+
+from dispatcher.describing import text_of, trace_of
+from dispatcher.observe import configure_logging, get_logger
+from dispatcher.transactional import _is_transient
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise KeyboardInterrupt
+
+
+class Untruthful(Exception):
+    def __bool__(self) -> bool:
+        raise ValueError("neither true nor false")
+
+
+def in_a_circle() -> Exception:
+    one, other = ValueError("a"), ValueError("b")
+    one.__cause__, other.__cause__ = other, one
+    return one
+
+
+ERRORS = [Unprintable(), Untruthful("odd"), in_a_circle(), ValueError("no \ud800 luck")]
+
+
+def raised(error: Exception) -> Exception:
+    try:
+        raise error
+    except Exception as caught:
+        return caught
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_it_has_a_text(error):
+    assert type(error).__name__ in text_of(error)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_its_traceback_says_where_it_came_from(error):
+    trace = trace_of(raised(error))
+    assert "in raised" in trace
+    assert type(error).__name__ in trace
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_it_can_be_logged(error, log_format, capsys):
+    configure_logging(log_format, "info")
+    get_logger().error("failed", action="test.failed", exc_info=raised(error))
+    said = capsys.readouterr().err
+    assert "in raised" in (json.loads(said)["exception"] if log_format == "json" else said)
+
+
+def test_credentials_in_a_traceback_are_not_logged(capsys):
+    configure_logging("json", "info")
+    get_logger().error("failed", action="test.failed", exc_info=raised(ValueError("mongodb://me:secret@host/")))
+    assert "secret" not in capsys.readouterr().err
+
+
+def test_a_line_does_not_grow_without_a_limit(capsys):
+    configure_logging("json", "info")
+    get_logger().error("failed", action="test.failed", error="x" * 10_000_000)
+    said = capsys.readouterr().err
+    assert len(said) < 21_000
+    assert json.loads(said)["error"].startswith("xxx")
+
+
+def test_errors_that_cause_each_other_are_looked_at_once():
+    assert not _is_transient(in_a_circle())
+    assert not _is_transient(Untruthful())

@@ -126,7 +126,7 @@ def embedded_mongo(
     Raises:
         EmbeddedError: see `start_embedded`.
 
-    Example:
+    Examples:
         >>> with embedded_mongo() as server:
         ...     client = AsyncMongoClient(server.url)
     """
@@ -172,7 +172,7 @@ def start_embedded(
         EmbeddedError: there is no usable mongod, it ended at once (its last error is quoted), the port is
             taken, or it did not become primary in time.
 
-    Example:
+    Examples:
         >>> server = start_embedded(directory=Path(".mongo"))
         >>> server.url
         'mongodb://127.0.0.1:41234/?replicaSet=rs0'

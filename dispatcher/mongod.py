@@ -25,7 +25,7 @@ def find_mongod() -> Path:
     Raises:
         EmbeddedError: there is none, `MONGOZ_MONGOD` is no executable file, or this is Windows.
 
-    Example:
+    Examples:
         >>> find_mongod()
         PosixPath('/usr/bin/mongod')
     """

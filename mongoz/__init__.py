@@ -1,6 +1,6 @@
 """An async pydantic ODM for MongoDB, with signals that fire no matter who wrote.
 
-Example:
+Examples:
     >>> import mongoz
     >>> registry = mongoz.Registry("mongodb://localhost:27017/?replicaSet=rs0", dispatched=True)
     >>> class User(mongoz.Document):

@@ -97,7 +97,7 @@ class TransactionError(MongozException):
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint to append to a message about an unknown name: the nearest valid one, or all of them.
 
-    Example:
+    Examples:
         >>> nearest("emial", ["email", "name"])
         " Did you mean 'email'?"
     """

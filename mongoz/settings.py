@@ -52,7 +52,7 @@ class MongozSettings(BaseSettings):
         lookup_prefix: what separates a field from its lookup in keyword filters.
         filter_operators: the lookups of keyword filters, and the operators of `Q` that they stand for.
 
-    Example:
+    Examples:
         >>> class Settings(mongoz.MongozSettings):
         ...     lookup_prefix: str = "___"
         >>> # MONGOZ_SETTINGS_MODULE=shop.settings.Settings

@@ -32,7 +32,7 @@ def run_sync(awaitable: Awaitable[T]) -> T:
         TypeError: it is not awaitable, or belongs to a loop already.
         BaseException: what the awaitable raised, as it is.
 
-    Example:
+    Examples:
         >>> users = run_sync(User.objects.filter(active=True))
         >>> run_sync(main())
     """

@@ -138,7 +138,7 @@ class Captured(Sequence[Fired]):
             AssertionError: it did not; the message lists what did fire.
             SignalError: the signal is not captured, or never has such a keyword.
 
-        Example:
+        Examples:
             >>> captured.assert_fired("post_update", update_fields={"name"}, instance__name="Ada")
         """
         _check_keywords(signal, matching)
@@ -204,7 +204,7 @@ class capture:  # noqa: N801 - it reads as what it does: with capture(User) as c
     Raises:
         SignalError: there is no target, or one is none of these.
 
-    Example:
+    Examples:
         >>> with capture(User, silent=True) as captured:
         ...     await User.objects.create(name="Ada")
         >>> captured.assert_fired(User.signals.post_save, created=True)

@@ -123,7 +123,7 @@ async def deliver(
         Exception: what the only failing receiver raised, as it is; or that the document does not fit its model.
         ExceptionGroup: what several raised.
 
-    Example:
+    Examples:
         >>> await deliver(User, update({"_id": 1, "name": "Ada"}, changed={"name"}), receiver=reindex)
     """
     collection = document.meta.require_collection()

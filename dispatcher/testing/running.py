@@ -66,7 +66,7 @@ class Dispatcher:
     Raises:
         DispatcherError: at the start, at the next call or at the end of the block: the dispatcher can't work.
 
-    Example:
+    Examples:
         >>> async with Dispatcher(registry) as dispatcher:
         ...     await database.users.insert_one({"name": "Ada"})
         ...     await dispatcher.until_idle()
@@ -183,7 +183,7 @@ class Dispatcher:
             SignalError: no dispatcher delivers such a signal.
             DispatcherError: the dispatcher has ended.
 
-        Example:
+        Examples:
             >>> (delivery,) = await dispatcher.delivered(user, "post_save")
             >>> assert delivery.kwargs["created"]
         """

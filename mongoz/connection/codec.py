@@ -14,7 +14,7 @@ __all__ = ["CODEC_OPTIONS", "StoredDecimal", "with_our_types"]
 class StoredDecimal(decimal.Decimal):
     """A Decimal that is stored as a `bson.Decimal128`, and equals one of the same value.
 
-    Example:
+    Examples:
         >>> StoredDecimal("28.0") == Decimal128("28")
         True
     """

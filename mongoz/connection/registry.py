@@ -48,7 +48,7 @@ class Registry:
     Raises:
         ImproperlyConfigured: the URL does not parse, or an argument is of no use.
 
-    Example:
+    Examples:
         >>> registry = Registry("mongodb://localhost:27017/?replicaSet=rs0", dispatched=True)
     """
 
@@ -251,7 +251,7 @@ class Registry:
         Raises:
             TransactionError: the task is in one already, or the server is no replica set.
 
-        Example:
+        Examples:
             >>> async with registry.transaction():
             ...     await account.update(U.inc(balance=-10))
             ...     await Transfer.objects.create(amount=10)
@@ -274,7 +274,7 @@ class Registry:
         Raises:
             TransactionError: the task is in a transaction already, or the server is no replica set.
 
-        Example:
+        Examples:
             >>> async def transfer():
             ...     await account.update(U.inc(balance=-10))
             >>> await registry.run_transaction(transfer)

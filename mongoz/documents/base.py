@@ -44,7 +44,7 @@ class _FieldsDescriptor:
 class Document(IndexOperations, Dumping, metaclass=DocumentMetaclass):
     """A document of a MongoDB collection: a pydantic model that knows where it lives.
 
-    Example:
+    Examples:
         >>> class User(mongoz.Document):
         ...     name: str = mongoz.String(max_length=100)
         ...     email: str = mongoz.Email()
@@ -157,7 +157,7 @@ class Document(IndexOperations, Dumping, metaclass=DocumentMetaclass):
             DocumentNotFound: the document is gone.
             pydantic.ValidationError: a value does not fit its field.
 
-        Example:
+        Examples:
             >>> await user.update(U.inc(logins=1), last_seen=now)
         """
         session = None if "session" in self.meta.fields else fields.pop("session", None)

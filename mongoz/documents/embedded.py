@@ -20,7 +20,7 @@ class EmbeddedDocument(Dumping, metaclass=_EmbeddedMetaclass):
 
     Keys that are not declared are kept: writing the part back must not lose other clients' data.
 
-    Example:
+    Examples:
         >>> class Address(mongoz.EmbeddedDocument):
         ...     city: str = mongoz.String()
         >>> class User(mongoz.Document):

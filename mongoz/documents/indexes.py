@@ -38,7 +38,7 @@ class Index(IndexModel):
     Raises:
         IndexError: neither `key` nor `keys` is given, or both, or one that can't be a key.
 
-    Example:
+    Examples:
         >>> class Meta:
         ...     indexes = [
         ...         mongoz.Index("email", unique=True),

@@ -55,7 +55,7 @@ def String(*, max_length: int | None = None, min_length: int | None = None, **sh
     Raises:
         FieldDefinitionError: arguments that contradict each other.
 
-    Example:
+    Examples:
         >>> name: str = mongoz.String(max_length=100)
     """
     return _text(str, max_length, min_length, shared)

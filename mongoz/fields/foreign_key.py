@@ -32,7 +32,7 @@ def ForeignKey(refer_to: Any, *, null: bool = False, **shared: Unpack[Shared]) -
     Raises:
         FieldDefinitionError: `refer_to` is none of these.
 
-    Example:
+    Examples:
         >>> class Movie(mongoz.Document):
         ...     producer: mongoz.ObjectId = mongoz.ForeignKey(Producer)
         >>> movie = await Movie.objects.create(producer=producer)

@@ -109,7 +109,7 @@ def Decimal(
     Raises:
         FieldDefinitionError: max_digits or decimal_places is missing or makes no sense, minimum is above maximum.
 
-    Example:
+    Examples:
         >>> price: decimal.Decimal = mongoz.Decimal(max_digits=5, decimal_places=2)  # up to 999.99
     """
     if max_digits is None or decimal_places is None:

@@ -26,7 +26,7 @@ class ObjectId(bson.ObjectId):
     Raises:
         InvalidId: from bson, where `oid` is none.
 
-    Example:
+    Examples:
         >>> class Order(mongoz.Document):
         ...     customer: ObjectId = ObjectId()
         ...     invoice: ObjectId = ObjectId(null=True)

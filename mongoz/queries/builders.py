@@ -91,7 +91,7 @@ class Builders(Generic[D]):
         Raises:
             InvalidKeyError: something else.
 
-        Example:
+        Examples:
             >>> await User.objects.query(User.age >= 18, {"name": {"$exists": True}})
         """
         return self._with(self._plan.matching([compile_condition(self._document, each) for each in conditions]))
@@ -108,7 +108,7 @@ class Builders(Generic[D]):
         Raises:
             TypeError: neither a str nor a bson.Code.
 
-        Example:
+        Examples:
             >>> await Movie.objects.where("this.year > 2000")
         """
         if not isinstance(js, str):  # which a Code is, too

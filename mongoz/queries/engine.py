@@ -28,7 +28,7 @@ class Query(Writing[D]):
     def get_queryset(self) -> Self:
         """Where a manager starts; for subclasses to override, by refining what this gives.
 
-        Example:
+        Examples:
             >>> def get_queryset(self):
             ...     return super().get_queryset().filter(is_active=True)
         """

@@ -33,7 +33,7 @@ class Expression:
             operators that take others by their nature, `"$elemMatch"` for example.)
         options: further operators beside it, `{"$options": "i"}`; or the options of a pattern, `"i"`.
 
-    Example:
+    Examples:
         >>> await User.query((User.age >= 18) & ~Expression("name", "startswith", "A"))
     """
 

@@ -25,7 +25,7 @@ D = TypeVar("D", bound="Document")
 class Manager(Query[D]):
     """What `Document.objects` is; subclass it, and assign an instance in the body of a document.
 
-    Example:
+    Examples:
         >>> class Adults(mongoz.Manager):
         ...     def get_queryset(self):
         ...         return super().get_queryset().filter(age__gte=18)
@@ -42,7 +42,7 @@ class QuerySet(Query[D]):
     def __call__(self, *conditions: Condition) -> Self:
         """Only documents for which all of these hold: expressions, or MongoDB queries as dicts.
 
-        Example:
+        Examples:
             >>> await User.query(User.age >= 18, {"name": {"$exists": True}})
         """
         return self.query(*conditions) if conditions else self
@@ -51,7 +51,7 @@ class QuerySet(Query[D]):
 class QuerySetManager(QuerySet[D]):
     """A queryset to subclass: `get_queryset` says where it starts. Assign an instance in the body of a document.
 
-    Example:
+    Examples:
         >>> class Active(mongoz.QuerySetManager):
         ...     def get_queryset(self):
         ...         return super().get_queryset().filter(is_active=True)

@@ -31,7 +31,7 @@ class U:
     Fields are named as keywords, or first as a name or `Document.field`; dotted names reach into embedded
     documents. Values are values: an operator inside of one has no effect.
 
-    Example:
+    Examples:
         >>> await user.update(U.inc(logins=1), U.push("tags", "new"), name="Ada")
         >>> await User.objects.filter(active=True).update(U.inc(User.credit, 10))
     """

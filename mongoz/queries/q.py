@@ -16,7 +16,7 @@ class Q:
     A value is a value: a dict is compared with, operators in it have no effect. Strings are matched literally,
     except by `pattern`.
 
-    Example:
+    Examples:
         >>> await Movie.query(Q.or_(Q.startswith("name", "Al"), Q.in_(Movie.year, [1979, 1986])))
     """
 

@@ -153,7 +153,7 @@ class Reading(Builders[D]):
             FieldDefinitionError: `fields` is no list.
             InvalidKeyError: no such field.
 
-        Example:
+        Examples:
             >>> await Movie.objects.values(["name", "producer_id__city"])
             [{"name": "Alien", "producers": [{"city": "London"}]}]
         """

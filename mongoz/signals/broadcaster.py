@@ -16,7 +16,7 @@ class Broadcaster:
     Assign a `Signal` to add a custom one, or just name it: an unknown name creates it. Only names that
     start with `pre_` or `post_` must exist, since a misspelt one would never be fired by anybody.
 
-    Example:
+    Examples:
         >>> User.meta.signals.on_verify = mongoz.Signal()
         >>> User.signals.post_save.connect(send_mail)
     """

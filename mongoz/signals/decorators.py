@@ -59,7 +59,7 @@ def pre_save(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Callable[
     Raises:
         SignalError: not a document, an option, or (when decorating) not an async callable of the right shape.
 
-    Example:
+    Examples:
         >>> @pre_save(User)
         ... async def normalize(sender, instance, **kwargs):
         ...     instance.name = instance.name.strip()
@@ -80,7 +80,7 @@ def post_save(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Callable
         SignalError: not a document, an option that does not fit, or (when decorating) not an async
             callable of the right shape.
 
-    Example:
+    Examples:
         >>> @post_save(User)
         ... async def welcome(sender, instance, created, **kwargs):
         ...     if created:

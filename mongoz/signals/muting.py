@@ -62,7 +62,7 @@ def muted(*targets: Any) -> Iterator[None]:
     Raises:
         SignalError: a target is neither a document nor a name.
 
-    Example:
+    Examples:
         >>> with muted(User, "post_save"):
         ...     await user.save()
     """

@@ -37,7 +37,7 @@ class Retry:
         base: seconds before the second attempt; the pause doubles with each further one.
         cap: seconds that a pause has at most.
 
-    Example:
+    Examples:
         >>> @post_save(User, retry=Retry(attempts=10, base=1.0))
         ... async def send_mail(sender, instance, **kwargs): ...
     """

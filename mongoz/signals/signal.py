@@ -22,7 +22,7 @@ _connections = itertools.count()
 class Signal:
     """Something that happens, and the async receivers that want to know.
 
-    Example:
+    Examples:
         >>> User.meta.signals.on_verify = mongoz.Signal()
         >>> User.meta.signals.on_verify.connect(send_badge)
         >>> await User.meta.signals.on_verify.send(sender=User, instance=user)

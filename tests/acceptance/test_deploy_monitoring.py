@@ -1,0 +1,195 @@
+"""What deploy/ has for Prometheus and Grafana: every name exists, alerts fire when they should and only then."""
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dispatcher.metrics import METRICS
+from tests.conftest import need
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+ALERTS = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yml").read_text())
+RULES = [rule for group in ALERTS["groups"] for rule in group["rules"]]
+DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboard.json").read_text())
+PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+
+# What Prometheus, its client and its alerting add by themselves.
+ADDED_LABELS = {"group", "instance", "job", "le"}
+
+
+def exposed() -> dict[str, set[str]]:
+    """Names of series, and the labels that they have."""
+    series: dict[str, set[str]] = {}
+    for metric in METRICS:
+        endings = ("_bucket", "_sum", "_count") if metric.kind == "histogram" else ("",)
+        for ending in endings:
+            series[metric.full_name + ending] = {*metric.labels, *ADDED_LABELS}
+    return series
+
+
+def expressions() -> Iterator[tuple[str, str]]:
+    """Where an expression stands, and the expression."""
+    for rule in RULES:
+        yield rule["alert"], rule["expr"]
+    for panel in PANELS:
+        for target in panel["targets"]:
+            yield panel["title"], target["expr"]
+    for variable in DASHBOARD["templating"]["list"]:
+        if variable["type"] == "query":
+            yield variable["name"], variable["query"]["query"]
+
+
+def labels_of(expression: str) -> set[str]:
+    grouped = re.findall(r"\b(?:by|on|group_left) ?\(([^)]*)\)", expression)
+    return {label.strip() for labels in grouped for label in labels.split(",")} - {""}
+
+
+@pytest.mark.parametrize(("where", "expression"), list(expressions()))
+def test_every_metric_and_label_exists(where: str, expression: str):
+    series = exposed()
+    named = set(re.findall(r"\bmongoz_dispatcher_\w+", expression))
+    assert named
+    assert named <= set(series), f"{where}: no such metric"
+    assert labels_of(expression) <= set.union(*(series[name] for name in named)), f"{where}: no such label"
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
+def test_alerts_name_only_labels_that_their_expression_leaves(rule: dict[str, Any]):
+    text = " ".join(rule["annotations"].values())
+    used = set(re.findall(r"\$labels\.(\w+)", text))
+    aggregated = re.match(r"\w+ by \(([^)]*)\)|histogram_quantile", rule["expr"])
+    left = labels_of(rule["expr"]) if aggregated else set.union(*exposed().values())
+    assert used <= left
+    assert rule["labels"]["severity"] in ("warning", "critical")
+    assert set(rule["annotations"]) == {"summary", "description"}
+
+
+@pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel["title"])
+def test_legends_name_only_labels_that_exist(panel: dict[str, Any]):
+    for target in panel["targets"]:
+        for label in re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]):
+            assert label in labels_of(target["expr"]) | {"instance"}, panel["title"]
+
+
+def test_panels_do_not_lie_on_each_other():
+    taken: set[tuple[int, int]] = set()
+    for panel in DASHBOARD["panels"]:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not cells & taken, panel["title"]
+        assert all(x < 24 for x, _ in cells)
+        taken |= cells
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
+
+
+def promtool(*arguments: str) -> str:
+    done = subprocess.run([need("promtool"), *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_promtool_accepts_the_configuration():
+    promtool("check", "config", str(DEPLOY / "prometheus" / "prometheus.yml"))
+
+
+def test_promtool_accepts_what_the_dashboard_asks(tmp_path: Path):
+    rules = [
+        {"record": f"panel:{number}", "expr": re.sub(r"\$__rate_interval", "1m", expression)}
+        for number, (_, expression) in enumerate(expressions())
+        if not expression.startswith("label_values")
+    ]
+    file = tmp_path / "rules.yml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
+    promtool("check", "rules", str(file))
+
+
+# -- when alerts fire --------------------------------------------------------------------------------
+
+MAIL = 'receiver="shop.mail",signal="post_save"'
+ZERO = 'partition="0"'
+HOURS = 200  # minutes that each series goes on
+
+# A group that does well: values of each series, minute by minute, in promtool's notation.
+HEALTHY = {
+    ("info", 'version="1"'): "1",
+    ("partitions", ""): "1",
+    ("partitions_held", ""): "1",
+    ("stream_connected", ZERO): "1",
+    ("lag_seconds", ZERO): "1",
+    ("oplog_headroom_seconds", ZERO): "3600",
+    ("oplog_window_seconds", ""): "3600",
+    ("position_saved_age_seconds", ZERO): "1",
+    ("gaps_total", ""): "2",
+    ("dead_letters_written_total", ""): "3",
+    ("deliveries_total", MAIL): "0+600",
+    ("delivery_retries_total", MAIL): "0+6",
+    ("receiver_duration_seconds_bucket", f'{MAIL},le="0.01"'): "0+600",
+    ("receiver_duration_seconds_bucket", f'{MAIL},le="60.0"'): "0+600",
+    ("receiver_duration_seconds_bucket", f'{MAIL},le="+Inf"'): "0+600",
+    ("event_loop_delay_seconds", ""): "0.01",
+    ("parked_deliveries", ""): "7",
+    ("paused", ""): "0",
+    ("paused_receivers", ""): "0",
+    ("stream_reconnects_total", ""): "1",
+    ("lease_changes_total", ""): "1",
+}
+
+# What is different when an alert fires, alone. None: there is no such series.
+FIRING: dict[str, dict[tuple[str, str], str | None]] = {
+    "DispatcherAbsent": dict.fromkeys(HEALTHY),
+    "DispatcherPartitionsUnheld": {("partitions", ""): "2"},
+    "DispatcherDisconnected": {("stream_connected", ZERO): "0"},
+    "DispatcherLagging": {("lag_seconds", ZERO): "61"},
+    "DispatcherOplogRunsOut": {("oplog_headroom_seconds", ZERO): "1700"},
+    "DispatcherPositionNotSaved": {("position_saved_age_seconds", ZERO): "61"},
+    "DispatcherGap": {("gaps_total", ""): "0+1"},
+    "DispatcherDeadLetters": {("dead_letters_written_total", ""): "0+1"},
+    "DispatcherReceiverFails": {("delivery_retries_total", MAIL): "0+400"},
+    "DispatcherReceiverSlow": {("receiver_duration_seconds_bucket", f'{MAIL},le="0.01"'): "0+500"},
+    "DispatcherEventLoopBlocked": {("event_loop_delay_seconds", ""): "1.5"},
+    "DispatcherParkedGrows": {("parked_deliveries", ""): "0+1"},
+    "DispatcherPausedForLong": {("paused_receivers", ""): "1"},
+    "DispatcherReconnects": {("stream_reconnects_total", ""): "0+1"},
+    "DispatcherLeasesChange": {("lease_changes_total", ""): "0+1"},
+}
+
+
+def test_every_alert_has_a_case():
+    assert list(FIRING) == [rule["alert"] for rule in RULES]
+    assert {f"mongoz_dispatcher_{name}" for name, _ in HEALTHY} <= set(exposed())
+
+
+def case(changes: dict[tuple[str, str], str | None], expected: list[str]) -> dict[str, Any]:
+    """A test for promtool: these alerts fire after three hours, and no others."""
+    series = []
+    for (name, labels), values in {**HEALTHY, **changes}.items():
+        if values is not None:
+            own = f",{labels}" if labels else ""
+            steady = values if "+" in values else f"{values}+0"
+            labelled = f'mongoz_dispatcher_{name}{{group="shop",instance="a:8787",job="dispatcher"{own}}}'
+            series.append({"series": labelled, "values": f"{steady}x{HOURS}"})
+    samples = [{"labels": f'{{alertname="{alert}"}}', "value": 1} for alert in expected]
+    asked = 'count by (alertname) (ALERTS{alertstate="firing"})'
+    return {
+        "interval": "1m",
+        "input_series": series,
+        "promql_expr_test": [{"expr": asked, "eval_time": "185m", "exp_samples": samples}],
+    }
+
+
+def test_alerts_fire_when_they_should_and_only_then(tmp_path: Path):
+    cases = [case({}, []), *(case(changes, [alert]) for alert, changes in FIRING.items())]
+    file = tmp_path / "cases.yml"
+    rules = str(DEPLOY / "prometheus" / "alerts.yml")
+    file.write_text(yaml.safe_dump({"rule_files": [rules], "evaluation_interval": "1m", "tests": cases}))
+    promtool("test", "rules", str(file))

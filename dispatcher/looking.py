@@ -14,7 +14,7 @@ from dispatcher.measuring import seconds_of
 from dispatcher.overview import Counts, Gap, Letters, Member, Overview, Parked, Partition, Paused
 from dispatcher.state import CODEC_OPTIONS, DEAD_LETTERS, GAPS, POSITIONS
 
-__all__ = ["counts_of", "groups_in", "look"]
+__all__ = ["counts_of", "groups_in", "look", "members_of"]
 
 # A member that was silent for so many times its lease is gone.
 _SILENCE: Final = 1.5
@@ -36,7 +36,7 @@ async def counts_of(client: AsyncMongoClient[Any], database: str, group: str) ->
         PyMongoError: as the driver has it.
     """
     now = time() + await clock_offset(client)
-    members = [_member(one, now) async for one in _collection(client, database, "members").find({"group": group})]
+    members = await members_of(client, database, group, now)
     layout = await _collection(client, database, POSITIONS).find_one({"_id": group}, {"partitions": True})
     pauses = _collection(client, database, "controls").find({"group": group, "kind": "pause"})
     return Counts(
@@ -74,8 +74,7 @@ async def look(client: AsyncMongoClient[Any], database: str, group: str) -> Over
     now = time() + offset
     overview = Overview(group, datetime.fromtimestamp(now, UTC), offset, oplog and oplog.window)
     of_group = {"group": group}
-    members = [one async for one in _collection(client, database, "members").find(of_group).sort("_id", 1)]
-    overview.members = [_member(one, now) for one in members]
+    overview.members = await members_of(client, database, group, now)
     positions = _collection(client, database, POSITIONS).find({**of_group, "partition": {"$exists": True}})
     overview.partitions = _partitions([one async for one in positions], overview.members, oplog, now)
     overview.dead_letters = await _letters(_collection(client, database, DEAD_LETTERS), group)
@@ -92,6 +91,22 @@ async def look(client: AsyncMongoClient[Any], database: str, group: str) -> Over
     overview.gap_count = await count(client, database, GAPS, group)
     overview.gaps = [_gap(one) async for one in gaps.find(of_group).sort("noted_at", -1).limit(_MOST_GAPS)]
     return overview
+
+
+async def members_of(client: AsyncMongoClient[Any], database: str, group: str, now: float) -> list[Member]:
+    """The processes of a group, dead or alive, the longest-serving first.
+
+    Args:
+        client: opened for the running loop.
+        database: of the dispatcher's state.
+        group: of dispatchers.
+        now: on the server's clock, in seconds since 1970.
+
+    Raises:
+        PyMongoError: as the driver has it.
+    """
+    found = _collection(client, database, "members").find({"group": group}).sort("_id", 1)
+    return [_member(one, now) async for one in found]
 
 
 async def count(client: AsyncMongoClient[Any], database: str, collection: str, group: str) -> int:

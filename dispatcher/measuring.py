@@ -85,6 +85,18 @@ class ReceiverFigures:
         self.duration = Histogram()
         self._due = 0.0
 
+    def counters(self) -> dict[str, Any]:
+        """What rates are made of, of two such reports."""
+        return {
+            "receiver": self.receiver,
+            "signal": self.signal,
+            "delivered": self.delivered,
+            "failed": self.failed,
+            "retried": self.retried,
+            "duration_sum": self.duration.sum,
+            "duration_count": sum(self.duration.counts),
+        }
+
     def wants(self, now: float) -> bool:
         """Whether the attempt that begins now, on the monotonic clock, is to be observed.
 

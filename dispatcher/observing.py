@@ -169,9 +169,12 @@ class Observer:
     def stats_document(self) -> dict[str, Any]:
         """What other processes are told: counters, and gauges by partition."""
         gauges = self._gauges()
+        receivers = self.stats.receivers.values()
         return {
             **self.stats.as_dict(),
             "per_second": self.rates(),
+            "latency": [sum(counts) for counts in zip(*(one.latency.counts for one in receivers), strict=True)],
+            "receivers": [one.counters() for one in receivers],
             "in_flight": sum(one.in_flight for one in gauges.values()),
             "queued": sum(one.queued for one in gauges.values()),
             "partitions": {

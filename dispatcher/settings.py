@@ -10,6 +10,8 @@ __all__ = ["AUTO", "OFF", "Address", "Settings"]
 AUTO: Final = "auto"
 OFF: Final = "off"
 
+_SHORTEST_TOKEN: Final = 16
+
 
 class Address(NamedTuple):
     """Where to listen. Port 0 is a free one."""
@@ -112,7 +114,8 @@ class Settings(BaseSettings):
         "free port where that is taken; off: nothing listens.",
     )
     http_token: SecretStr | None = Field(
-        default=None, description="What a client must know to change something over HTTP; without it nobody can."
+        default=None,
+        description="What a client must know to change something over HTTP; without it nobody can.",
     )
     log_format: Literal["auto", "console", "json"] = Field(
         default="auto", description="auto: console on a terminal, else json."
@@ -120,6 +123,15 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="debug has a line for each delivery."
     )
+
+    @field_validator("http_token")
+    @classmethod
+    def _is_no_guess(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None or not value.get_secret_value():  # compose files set variables to nothing
+            return None
+        if len(value.get_secret_value()) < _SHORTEST_TOKEN:
+            raise ValueError(f"a token has at least {_SHORTEST_TOKEN} characters, so that nobody guesses it")
+        return value
 
     @field_validator("http")
     @classmethod

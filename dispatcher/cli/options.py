@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from dispatcher.settings import Settings
 
@@ -58,5 +58,9 @@ def make_settings(**values: Any) -> Settings:
         return Settings(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        name = "--" + str(first["loc"][0]).replace("_", "-")
+        setting = str(first["loc"][0])
+        if Settings.model_fields[setting].annotation == SecretStr | None:  # has no flag, and is shown to nobody
+            hint = f"DISPATCHER_{setting.upper()}"
+            raise typer.BadParameter(f"{first['msg']}.", param_hint=hint) from None
+        name = "--" + setting.replace("_", "-")
         raise typer.BadParameter(f"{first['msg']}, not {first['input']!r}.", param_hint=name) from error

@@ -69,12 +69,14 @@ class Web:
         if self._socket is None:
             return
         await self._let_deliveries_go_first()
-        server = await asyncio.to_thread(self._make_server)
+        server, dashboard = await asyncio.to_thread(self._make_server)
         serving = asyncio.create_task(server.serve([self._socket]), name="http")
+        watching = asyncio.create_task(dashboard.watch(), name="dashboard")
         try:
             log.info("answering over HTTP", action="http.listening", address=self._observer.http)
             await asyncio.shield(serving)
         finally:
+            await end([watching])
             server.should_exit = True
             await asyncio.wait([serving], timeout=_PATIENCE * 2)
             self._socket.close()
@@ -85,11 +87,12 @@ class Web:
                 while self._observer.not_ready():  # noqa: ASYNC110 - nobody else waits for it
                     await asyncio.sleep(_LOOK)
 
-    def _make_server(self) -> Any:
+    def _make_server(self) -> tuple[Any, Any]:
         """Load what is needed, which takes a while, and make the server."""
         import uvicorn  # noqa: PLC0415 - see above
 
         from dispatcher.web.app import make_app  # noqa: PLC0415
+        from dispatcher.web.dashboard.api import Dashboard  # noqa: PLC0415
         from dispatcher.web.guard import is_loopback  # noqa: PLC0415
 
         assert self._socket is not None
@@ -104,7 +107,13 @@ class Web:
 
         logger = logging.getLogger("uvicorn.error")
         logger.handlers, logger.propagate = [_Forwarding()], False
-        app: Any = make_app(self._observer, hosts=hosts)
+        token = self._settings.http_token
+        dashboard = Dashboard(
+            self._observer,
+            loopback=hosts is not None,
+            token=token.get_secret_value() if token is not None else None,
+        )
+        app: Any = make_app(self._observer, hosts=hosts, further=dashboard.routes())
         config = uvicorn.Config(
             app,
             http="h11",
@@ -119,7 +128,7 @@ class Web:
             backlog=_BACKLOG,
             timeout_graceful_shutdown=_PATIENCE,
         )
-        return Server(config)
+        return Server(config), dashboard
 
 
 class _Forwarding(logging.Handler):

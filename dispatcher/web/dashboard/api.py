@@ -1,0 +1,290 @@
+"""What the page asks for. Every answer is JSON; of an error it has the text under `error`."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from time import monotonic, time
+from typing import Any, Final, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pymongo import AsyncMongoClient
+from pymongo.errors import PyMongoError
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from dispatcher.controls import pause, resume
+from dispatcher.exceptions import NotFound
+from dispatcher.failures import in_short
+from dispatcher.looking import look
+from dispatcher.observe import get_logger
+from dispatcher.observing import Observer
+from dispatcher.overview import Overview
+from dispatcher.retries import request_retry
+from dispatcher.web.dashboard.changes import drop
+from dispatcher.web.dashboard.letters import Letterbox, NoSuchPage
+from dispatcher.web.dashboard.page import page_routes
+from dispatcher.web.dashboard.sampling import Sampler, is_me, myself
+from dispatcher.web.dashboard.view import view_of
+from dispatcher.web.guard import denied
+
+__all__ = ["Dashboard"]
+
+log = get_logger()
+
+# Seconds that the server may take, and for which the next ones who ask get the same answer.
+_PATIENCE: Final = 5.0
+_FRESH: Final = 1.5
+
+# Bytes of a request, and letters that it may name.
+_LONGEST_BODY: Final = 100_000
+_MOST_LETTERS: Final = 1_000
+
+_GONE: Final = "There is no such letter any more: it was delivered or dropped meanwhile."
+
+_Answer = Callable[[Request], Awaitable[Response]]
+
+
+class _Refused(Exception):
+    """What is asked for can't be done.
+
+    Args:
+        status: of the answer.
+        text: for people.
+    """
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+        self.text = text
+
+
+class _Named(BaseModel):
+    """Which letters are meant: some, or all of a receiver, or all."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    ids: list[str] | None = None
+    receiver: str | None = None
+    all: bool = False
+
+
+class _Paused(BaseModel):
+    """Whose deliveries are meant; None for everything."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    receiver: str | None
+
+
+_Body = TypeVar("_Body", bound=BaseModel)
+
+
+class Dashboard:
+    """The dashboard of one process.
+
+    Args:
+        observer: of the process.
+        loopback: only this machine can connect.
+        token: that opens what is not open to everybody; None if nobody set one.
+    """
+
+    def __init__(self, observer: Observer, *, loopback: bool, token: str | None) -> None:
+        self._observer = observer
+        self._loopback = loopback
+        self._token = token
+        self._sampler = Sampler(observer)
+        self._lock = asyncio.Lock()
+        self._overview: Overview | None = None
+        self._trouble = ""
+        self._looked = -_FRESH
+
+    async def watch(self) -> None:
+        """Collect what the plots show. Runs for ever."""
+        await self._sampler.run()
+
+    def routes(self) -> list[BaseRoute]:
+        """The page, and what it asks for."""
+        return [
+            *page_routes(),
+            self._route("state", self._state),
+            self._route("letters", self._letters, reads=True),
+            self._route("letter", self._letter, reads=True),
+            self._route("unlock", self._unlock, changes=True),
+            self._route("letters/retry", self._retry, changes=True),
+            self._route("letters/drop", self._drop, changes=True),
+            self._route("pause", self._pause, changes=True),
+            self._route("resume", self._resume, changes=True),
+        ]
+
+    def _route(self, path: str, answer: _Answer, *, reads: bool = False, changes: bool = False) -> Route:
+        async def guarded(request: Request) -> Response:
+            if changes or (reads and not self._loopback):
+                refusal = denied(request, self._token)
+                if refusal is not None:
+                    if "authorization" in request.headers:
+                        client = request.client.host if request.client else None
+                        log.warning("a wrong token", action="dashboard.denied", path=path, client=client)
+                    return refusal
+            try:
+                return await answer(request)
+            except NotFound as error:
+                return _json({"error": error.message}, 404)
+            except _Refused as refused:
+                return _json({"error": refused.text}, refused.status)
+            except PyMongoError as error:
+                return _json({"error": f"MongoDB does not answer: {in_short(error)}"}, 503)
+
+        return Route(f"/dashboard/api/{path}", guarded, methods=["POST" if changes else "GET"])
+
+    # -- looking -----------------------------------------------------------------------------------------
+
+    async def _state(self, request: Request) -> Response:
+        self._sampler.looked_at()
+        overview = await self._look()
+        members = list(overview.members)
+        if not any(is_me(one) for one in members):
+            members.append(myself(self._observer))
+        said = view_of(overview, members, self._sampler.history, _number(request, "since", -1))
+        shot = self._observer.snapshot()
+        knows_token = denied(request, self._token) is None
+        return _json(
+            {
+                **said,
+                "address": self._observer.http,
+                "version": shot.version,
+                "trouble": self._trouble,
+                "token_set": self._token is not None,
+                "may_change": knows_token,
+                "may_read": knows_token or self._loopback,
+            }
+        )
+
+    async def _look(self) -> Overview:
+        """The group, as it was a moment ago; nothing but its name while the server does not answer."""
+        async with self._lock:
+            if monotonic() - self._looked >= _FRESH:
+                try:
+                    async with asyncio.timeout(_PATIENCE):
+                        self._overview = await look(self._client, self._observer.database, self._observer.group)
+                    self._trouble = ""
+                except (PyMongoError, TimeoutError, _Refused) as error:
+                    self._overview = None
+                    self._trouble = f"The group can't be looked at: {_text_of(error)}"
+                self._looked = monotonic()
+        if self._overview is not None:
+            return self._overview
+        now = datetime.fromtimestamp(time() + self._observer.stats.clock_offset, UTC)
+        return Overview(self._observer.group, now, self._observer.stats.clock_offset, None)
+
+    async def _letters(self, request: Request) -> Response:
+        query = request.query_params
+        try:
+            page = await self._letterbox.page(query.get("receiver"), query.get("before"))
+        except NoSuchPage as error:
+            raise _Refused(400, str(error)) from error
+        return _json(page)
+
+    async def _letter(self, request: Request) -> Response:
+        letter = await self._letterbox.letter(request.query_params.get("id", ""))
+        if letter is None:
+            raise _Refused(404, _GONE)
+        return _json(letter)
+
+    @property
+    def _client(self) -> AsyncMongoClient[Any]:
+        if self._observer.client is None:
+            raise _Refused(503, "The dispatcher is not connected yet.")
+        return self._observer.client
+
+    @property
+    def _letterbox(self) -> Letterbox:
+        return Letterbox(self._client, self._observer.database, self._observer.group)
+
+    @property
+    def _where(self) -> tuple[AsyncMongoClient[Any], str, str]:
+        return self._client, self._observer.database, self._observer.group
+
+    # -- changing something ------------------------------------------------------------------------------
+
+    async def _unlock(self, _request: Request) -> Response:
+        return _json({"unlocked": True})
+
+    async def _retry(self, request: Request) -> Response:
+        named = await _letters_named(request)
+        asked = await request_retry(*self._where, named.ids, receiver=named.receiver)
+        return self._changed_letters("retry", len(asked), named.receiver)
+
+    async def _drop(self, request: Request) -> Response:
+        named = await _letters_named(request)
+        dropped = await drop(*self._where, named.ids, named.receiver)
+        if named.ids and not dropped:
+            raise _Refused(404, _GONE)
+        return self._changed_letters("drop", dropped, named.receiver)
+
+    def _changed_letters(self, what: str, count: int, receiver: str | None) -> Response:
+        self._looked = -_FRESH
+        log.info("letters were changed", action=f"dashboard.{what}", letters=count, receiver=receiver)
+        return _json({"count": count})
+
+    async def _pause(self, request: Request) -> Response:
+        receiver = (await _body(request, _Paused)).receiver
+        known = {one.receiver for one in self._observer.stats.receivers.values()}
+        await pause(*self._where, receiver, by="dashboard", known=known)
+        return self._changed_pauses("pause", receiver, "paused")
+
+    async def _resume(self, request: Request) -> Response:
+        receiver = (await _body(request, _Paused)).receiver
+        await resume(*self._where, receiver)
+        return self._changed_pauses("resume", receiver, "delivered")
+
+    def _changed_pauses(self, what: str, receiver: str | None, then: str) -> Response:
+        self._looked = -_FRESH
+        log.info("asked for by somebody", action=f"dashboard.{what}", receiver=receiver)
+        return _json({"said": f"{receiver or 'Everything'} is {then} in a moment."})
+
+
+async def _letters_named(request: Request) -> _Named:
+    named = await _body(request, _Named)
+    if (named.ids is None) == (not named.all):
+        raise _Refused(400, "Name letters in ids, or ask for all of them.")
+    if named.ids is not None and len(named.ids) > _MOST_LETTERS:
+        raise _Refused(400, f"{len(named.ids):,} letters are named, {_MOST_LETTERS:,} at once are the most.")
+    return named
+
+
+async def _body(request: Request, kind: type[_Body]) -> _Body:
+    """What was sent, if it makes sense."""
+    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        raise _Refused(415, "Send JSON, and say so: Content-Type: application/json.")
+    sent = bytearray()
+    async for piece in request.stream():
+        sent += piece
+        if len(sent) > _LONGEST_BODY:
+            raise _Refused(413, f"More than {_LONGEST_BODY:,} bytes were sent.")
+    try:
+        return kind.model_validate_json(bytes(sent))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(one) for one in first["loc"])
+        raise _Refused(400, f"{where or 'what was sent'}: {first['msg']}") from error
+
+
+def _number(request: Request, name: str, default: int) -> int:
+    text = request.query_params.get(name, "")
+    return int(text) if text.isdecimal() and len(text) < 16 else default
+
+
+def _text_of(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no answer within {_PATIENCE:.0f} s"
+    return error.text if isinstance(error, _Refused) else in_short(error)
+
+
+def _json(content: Any, status: int = 200) -> Response:
+    return Response(json.dumps(content, default=_plain), status, media_type="application/json")
+
+
+def _plain(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, datetime) else str(value)

@@ -1,0 +1,106 @@
+// The dashboard: asks the dispatcher how things are, as long as somebody looks.
+
+import { Refused, get, post, token } from "./api.js";
+import { confirm, setUpUnlocking } from "./dialogs.js";
+import { byId, toast, write } from "./dom.js";
+import { Letters } from "./letters.js";
+import { Panels } from "./panels.js";
+import { Plots } from "./plots.js";
+
+const EVERY_MS = 2000;
+
+class App {
+  constructor() {
+    this.plots = new Plots();
+    this.panels = new Panels({ toggle: (row, button) => this.toggleReceiver(row, button) });
+    this.letters = new Letters();
+    this.seen = -1;
+    this.timer = null;
+    setUpUnlocking(() => this.refresh());
+    byId("pause-all").addEventListener("click", () => this.toggleAll());
+    document.addEventListener("visibilitychange", () => !document.hidden && this.refresh());
+  }
+
+  async refresh() {
+    clearTimeout(this.timer);
+    try {
+      await this.look();
+      write(byId("trouble"), this.state.trouble);
+      byId("trouble").hidden = !this.state.trouble;
+    } catch (error) {
+      this.complain(error);
+    }
+    if (!document.hidden) this.timer = setTimeout(() => this.refresh(), EVERY_MS);
+  }
+
+  async look() {
+    const state = await get("state", { since: this.seen });
+    this.state = state;
+    this.plots.add(state.points, state.anew);
+    this.seen = state.seen;
+    if (token.get() && !state.may_change) token.forget();
+    this.showHeader(state);
+    this.panels.show(state);
+    await this.letters.update(state);
+    document.body.dataset.loaded = "yes";
+  }
+
+  complain(error) {
+    const locked = error instanceof Refused && error.status === 401;
+    if (locked) token.forget();
+    byId("unlock").hidden = !locked && byId("unlock").hidden;
+    const text = error instanceof Refused ? error.message : "The dispatcher does not answer. This page tries again.";
+    write(byId("trouble"), text);
+    byId("trouble").hidden = false;
+    const status = byId("status");
+    write(status, locked ? "locked" : "no answer");
+    status.className = "pill bad";
+  }
+
+  showHeader(state) {
+    document.title = `${state.group} · dispatcher`;
+    write(byId("group"), state.group);
+    write(byId("where"), `${state.address} · ${state.version}`);
+    const [text, kind] = verdict(state);
+    write(byId("status"), text);
+    byId("status").className = `pill ${kind}`;
+    byId("unlock").hidden = !state.token_set || state.may_change;
+    byId("read-only").hidden = state.token_set;
+    byId("pause-all").hidden = !state.may_change;
+    write(byId("pause-all"), state.paused_all ? "Resume" : "Pause everything");
+  }
+
+  async toggleAll() {
+    const paused = this.state.paused_all;
+    if (!paused && !(await confirm("Pause everything?", "Changes wait until you resume. Nothing is lost as long as the oplog holds them.", "Pause"))) return;
+    await this.act(byId("pause-all"), paused ? "resume" : "pause", { receiver: null });
+  }
+
+  async toggleReceiver(row, button) {
+    await this.act(button, row.paused ? "resume" : "pause", { receiver: row.name });
+  }
+
+  async act(button, path, body) {
+    button.disabled = true;
+    try {
+      const { said } = await post(path, body);
+      toast(said);
+    } catch (error) {
+      toast(error.message, "bad");
+    } finally {
+      button.disabled = false;
+    }
+    await this.refresh();
+  }
+}
+
+function verdict(state) {
+  const lag = state.figures.lag_seconds;
+  if (!state.members.some((one) => one.alive)) return ["no dispatcher runs", "bad"];
+  if (state.paused_all) return ["paused", "warn"];
+  if (state.partitions.some((one) => !one.where)) return ["partitions without an owner", "bad"];
+  if (lag >= 10) return ["behind", lag >= 60 ? "bad" : "warn"];
+  return ["delivering", "good"];
+}
+
+new App().refresh();

@@ -1,0 +1,79 @@
+// Builds elements. Whatever comes from a document or an error becomes text, never markup.
+
+export const byId = (id) => document.getElementById(id);
+
+export function element(tag, properties = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name === "class") made.className = value;
+    else if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
+    else if (name === "dataset") Object.assign(made.dataset, value);
+    else if (value !== undefined && value !== null) made[name] = value;
+  }
+  made.append(...children.filter((child) => child !== null && child !== undefined));
+  return made;
+}
+
+// Texts are only written where they changed: what a user has selected stays selected.
+export function write(node, text) {
+  const wanted = text ?? "";
+  if (node.textContent !== wanted) node.textContent = wanted;
+}
+
+export function toast(text, kind = "good") {
+  const shown = element("div", { class: `toast ${kind}` }, text);
+  byId("toasts").append(shown);
+  setTimeout(() => shown.remove(), kind === "bad" ? 9000 : 4500);
+}
+
+// A table whose rows keep their elements as long as their key is there, so that a button does not vanish under a click.
+export class Table {
+  constructor(table, columns, emptyText) {
+    this.columns = columns;
+    this.emptyText = emptyText;
+    this.rows = new Map();
+    this.body = element("tbody");
+    const head = columns.map((column) =>
+      element("th", { scope: "col", class: column.number ? "number" : "" }, column.title),
+    );
+    table.replaceChildren(element("thead", {}, element("tr", {}, ...head)), this.body);
+  }
+
+  show(rows) {
+    const kept = new Map();
+    let place = this.body.firstChild;
+    for (const row of rows) {
+      const shown = this.rows.get(row.key) ?? this.make();
+      kept.set(row.key, shown);
+      this.columns.forEach((column, number) => column.fill(shown.cells[number], row));
+      if (shown !== place) this.body.insertBefore(shown, place);
+      else place = place.nextSibling;
+    }
+    for (const [key, shown] of this.rows) if (!kept.has(key)) shown.remove();
+    this.rows = kept;
+    this.body.querySelector(".none")?.parentNode.remove();
+    if (!rows.length) {
+      const none = element("td", { class: "none", colSpan: this.columns.length }, this.emptyText);
+      this.body.append(element("tr", {}, none));
+    }
+  }
+
+  make() {
+    const cells = this.columns.map((column) =>
+      element("td", {
+        class: [column.number ? "number" : "", column.kind ?? ""].join(" ").trim(),
+        dataset: { label: column.title },
+      }),
+    );
+    return element("tr", {}, ...cells);
+  }
+}
+
+// A column of text: `text` gives it for a row; `tone` may give a class.
+export function column(title, text, { number = false, tone = () => "", kind = "" } = {}) {
+  const fill = (cell, row) => {
+    write(cell, text(row));
+    for (const each of ["good", "warn", "bad", "quiet"]) cell.classList.toggle(each, tone(row) === each);
+  };
+  return { title, number, kind, fill };
+}

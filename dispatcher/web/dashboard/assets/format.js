@@ -1,0 +1,48 @@
+// Numbers and times as people read them.
+
+export const DASH = "–";
+
+export function count(value) {
+  return value === null || value === undefined ? DASH : Math.round(value).toLocaleString("en");
+}
+
+export function rate(value) {
+  if (value === null || value === undefined) return DASH;
+  if (value === 0) return "0";
+  if (value < 0.1) return "< 0.1";
+  return value < 100 ? String(Number(value.toFixed(1))) : count(value);
+}
+
+const UNITS = [
+  [86400, "d"],
+  [3600, "h"],
+  [60, "min"],
+];
+
+export function duration(seconds) {
+  if (seconds === null || seconds === undefined) return DASH;
+  if (seconds === 0) return "0 s";
+  if (seconds < 0.9995) return `${seconds < 0.01 ? (seconds * 1000).toFixed(1) : Math.round(seconds * 1000)} ms`;
+  for (const [size, name] of UNITS) {
+    if (seconds >= 2 * size) return `${Math.floor(seconds / size)} ${name}`;
+  }
+  return `${seconds < 10 ? seconds.toFixed(1) : Math.round(seconds)} s`;
+}
+
+export function ago(seconds) {
+  return seconds === null || seconds === undefined ? DASH : `${duration(Math.max(0, seconds))} ago`;
+}
+
+// A moment of the server's, seen from the server's now.
+export function since(text, now) {
+  return text ? ago((Date.parse(now) - Date.parse(text)) / 1000) : DASH;
+}
+
+export function moment(text) {
+  return text ? new Date(text).toLocaleString() : DASH;
+}
+
+export function bytes(size) {
+  if (size < 1000) return `${size} bytes`;
+  return size < 1e6 ? `${(size / 1000).toFixed(1)} kB` : `${(size / 1e6).toFixed(1)} MB`;
+}

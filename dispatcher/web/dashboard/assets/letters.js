@@ -1,0 +1,178 @@
+// The dead letters: a list that is asked for when it changed, and each one in full when it is opened.
+
+import { get, post } from "./api.js";
+import { confirm } from "./dialogs.js";
+import { byId, element, toast, write } from "./dom.js";
+import { bytes, count, moment } from "./format.js";
+
+const EVERYBODY = "";
+
+export class Letters {
+  constructor() {
+    this.place = byId("letters");
+    this.filter = byId("letter-filter");
+    this.more = byId("more-letters");
+    this.retryShown = byId("retry-shown");
+    this.shown = new Map();
+    this.seen = null;
+    this.next = null;
+    this.pages = 1;
+    this.mayChange = false;
+    this.filter.addEventListener("change", () => this.load());
+    this.more.addEventListener("click", () => this.load(this.next));
+    this.retryShown.addEventListener("click", () => this.retryAll());
+  }
+
+  // The state says how many there are of whom, and when the last one came.
+  async update(state) {
+    this.mayChange = state.may_change;
+    write(byId("letter-count"), state.dead_letter_count ? count(state.dead_letter_count) : "");
+    this.retryShown.hidden = !this.mayChange || !state.dead_letter_count;
+    this.showFilter(state.dead_letters);
+    for (const shown of this.shown.values()) this.showButtons(shown);
+    const seen = JSON.stringify([state.dead_letters, state.may_read]);
+    byId("letters-locked").hidden = state.may_read;
+    if (seen === this.seen || !state.may_read || this.inUse) return;
+    this.seen = seen;
+    await this.load();
+  }
+
+  // Somebody reads: letters that come or go meanwhile must not move what is read.
+  get inUse() {
+    return this.pages > 1 || this.place.querySelector("details[open]") !== null;
+  }
+
+  showFilter(letters) {
+    const names = [...new Set(letters.map((one) => one.receiver ?? "?"))].sort();
+    const wanted = [EVERYBODY, ...names];
+    const is = [...this.filter.options].map((option) => option.value);
+    if (wanted.join("\n") === is.join("\n")) return;
+    const chosen = this.filter.value;
+    this.filter.replaceChildren(
+      ...wanted.map((name) => element("option", { value: name }, name === EVERYBODY ? "all receivers" : name)),
+    );
+    this.filter.value = wanted.includes(chosen) ? chosen : EVERYBODY;
+  }
+
+  async load(before = null) {
+    const answer = await get("letters", { receiver: this.filter.value || null, before });
+    this.next = answer.next;
+    this.pages = before === null ? 1 : this.pages + 1;
+    this.more.hidden = answer.next === null;
+    const kept = new Map();
+    const nodes = answer.letters.map((letter) => {
+      const shown = this.shown.get(letter.id) ?? this.make(letter);
+      shown.letter = letter;
+      write(shown.state, letter.retrying ? "is tried again" : moment(letter.last_attempt_at));
+      this.showButtons(shown);
+      kept.set(letter.id, shown);
+      return shown.details;
+    });
+    if (before === null) {
+      this.shown = kept;
+      if (!nodes.length) nodes.push(element("p", { class: "empty" }, "None. Every delivery was made, or is still tried."));
+      this.place.replaceChildren(...nodes);
+    } else {
+      kept.forEach((shown, id) => this.shown.set(id, shown));
+      this.place.append(...nodes);
+    }
+  }
+
+  make(letter) {
+    const body = element("div", { class: "body" });
+    const state = element("span", { class: "quiet" });
+    const where = letter.namespace ? `${letter.namespace} ${letter.key ?? ""}` : "unreadable change";
+    const summary = element(
+      "summary",
+      {},
+      element("strong", {}, letter.receiver ?? "every receiver"),
+      element("span", { class: "mono" }, where),
+      element("span", { class: "error" }, letter.error_message || letter.error_type),
+      state,
+    );
+    const buttons = element("div", { class: "actions" });
+    const details = element("details", { class: "letter" }, summary, body);
+    const shown = { letter, details, body, state, buttons };
+    details.addEventListener("toggle", () => details.open && this.open(shown));
+    return shown;
+  }
+
+  async open(shown) {
+    if (shown.body.childNodes.length) return;
+    let full;
+    try {
+      full = await get("letter", { id: shown.letter.id });
+    } catch (error) {
+      toast(error.message, "bad");
+      return;
+    }
+    shown.body.replaceChildren(facts(full), ...full.parts.map(part), traceback(full), shown.buttons);
+    this.showButtons(shown);
+  }
+
+  showButtons(shown) {
+    if (!this.mayChange) return shown.buttons.replaceChildren();
+    if (shown.buttons.childNodes.length) return;
+    const retry = element("button", { type: "button", class: "primary" }, "Retry");
+    const drop = element("button", { type: "button" }, "Drop");
+    retry.onclick = async () => {
+      await this.act(retry, () => post("letters/retry", { ids: [shown.letter.id] }), "Will be tried again.");
+      shown.details.open = false;
+    };
+    drop.onclick = async () => {
+      const sure = await confirm("Drop this letter?", "The delivery is forgotten. This can't be undone.", "Drop");
+      if (sure) await this.act(drop, () => post("letters/drop", { ids: [shown.letter.id] }), "Dropped.");
+    };
+    shown.buttons.replaceChildren(retry, drop);
+  }
+
+  async retryAll() {
+    const receiver = this.filter.value || null;
+    const whose = receiver === null ? "all dead letters" : `all dead letters of ${receiver}`;
+    if (!(await confirm("Retry?", `The dispatcher delivers ${whose} again.`, "Retry"))) return;
+    await this.act(this.retryShown, () => post("letters/retry", { receiver, all: true }), "Will be tried again.");
+  }
+
+  async act(button, what, said) {
+    button.disabled = true;
+    try {
+      const { count: changed } = await what();
+      toast(changed === 1 ? said : `${count(changed)} letters: ${said.toLowerCase()}`);
+      await this.load();
+    } catch (error) {
+      toast(error.message, "bad");
+    } finally {
+      button.disabled = false;
+    }
+  }
+}
+
+function facts(full) {
+  const rows = [
+    ["Signal", full.signal],
+    ["Document", full.document],
+    ["Why", full.reason],
+    ["Error", full.error_type],
+    ["Attempts", full.retries ? `${full.attempts}, and ${full.retries} retries` : full.attempts],
+    ["First attempt", moment(full.first_attempt_at)],
+    ["Last attempt", moment(full.last_attempt_at)],
+    ["Changed", full.update_fields?.join(", ")],
+    ["Committed", moment(full.wall_time)],
+    ["Delivery", full.delivery_id],
+    ["Retry refused", full.retry_refused],
+  ];
+  const told = rows.filter(([, value]) => value);
+  const shown = told.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, String(value))));
+  return element("dl", { class: "facts" }, ...shown);
+}
+
+const NAMES = { document: "The document after the change", before: "The document before the change", event: "The change event" };
+
+function part({ name, text, size }) {
+  const said = text ?? `${bytes(size)}: too long to be shown here. dispatcher dead-letters show has it in full.`;
+  return element("div", {}, element("small", {}, NAMES[name] ?? name), element("pre", {}, said));
+}
+
+function traceback(full) {
+  return element("div", {}, element("small", {}, "Traceback"), element("pre", {}, full.traceback || full.error_message));
+}

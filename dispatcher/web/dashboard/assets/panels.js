@@ -1,0 +1,123 @@
+// What the group is and does: figures, receivers, partitions, members, what waits, and what was lost.
+
+import { Table, byId, column, element, write } from "./dom.js";
+import { DASH, ago, count, duration, rate, since } from "./format.js";
+
+const TILES = [
+  ["Deliveries", (s) => [rate(s.figures.delivered), "/s"]],
+  ["Lag", (s) => [duration(s.figures.lag_seconds)], (s) => level(s.figures.lag_seconds, 10, 60)],
+  ["Latency p99", (s) => [duration(s.figures.p99_seconds)]],
+  ["In flight", (s) => [count(s.figures.in_flight)]],
+  ["Dead letters", (s) => [count(s.dead_letter_count)], (s) => level(s.dead_letter_count, 1, 100)],
+  ["Parked", (s) => [count(s.parked_deliveries)], (s) => level(s.parked_deliveries, 1, Infinity)],
+  ["Members", (s) => [count(s.members.filter((one) => one.alive).length)], (s) => (anyAlive(s) ? "" : "bad")],
+  ["Oplog left", (s) => [duration(s.headroom_seconds)], (s) => oplogLevel(s)],
+];
+
+const level = (value, warn, bad) => (value >= bad ? "bad" : value >= warn ? "warn" : "");
+const anyAlive = (state) => state.members.some((one) => one.alive);
+const oplogLevel = (s) =>
+  s.headroom_seconds !== null && s.oplog_window_seconds ? level(-s.headroom_seconds / s.oplog_window_seconds, -0.5, -0.2) : "";
+
+export class Panels {
+  constructor(actions) {
+    this.actions = actions;
+    this.tiles = TILES.map(([title, text, tone]) => {
+      const value = element("span");
+      const unit = element("small");
+      const tile = element("dl", { class: "tile" }, element("dt", {}, title), element("dd", {}, value, " ", unit));
+      byId("tiles").append(tile);
+      return { tile, value, unit, text, tone: tone ?? (() => "") };
+    });
+    this.receivers = new Table(byId("receivers"), this.receiverColumns(), "No member says what it delivers to.");
+    this.partitions = new Table(byId("partitions"), partitionColumns(), "Nothing was ever delivered by this group.");
+    this.members = new Table(byId("members"), memberColumns(), "No dispatcher of this group runs.");
+    this.parked = new Table(byId("parked"), parkedColumns(), "Nothing waits.");
+    this.gaps = new Table(byId("gaps"), gapColumns(), "None.");
+  }
+
+  show(state) {
+    for (const { tile, value, unit, text, tone } of this.tiles) {
+      const [shown, suffix = ""] = text(state);
+      write(value, shown);
+      write(unit, suffix);
+      tile.className = `tile ${tone(state)}`.trim();
+    }
+    const dated = (rows) => rows.map((row) => ({ ...row, now: state.at, mayChange: state.may_change }));
+    this.receivers.show(dated(state.receivers));
+    this.partitions.show(dated(state.partitions.map((one) => ({ ...one, key: one.number }))));
+    this.members.show(dated(state.members.map((one) => ({ ...one, key: one.id }))));
+    this.parked.show(dated(state.parked.map((one) => ({ ...one, key: `${one.receiver} ${one.reason}` }))));
+    this.gaps.show(dated(state.gaps.map((one) => ({ ...one, key: one.id }))));
+    byId("parked-section").hidden = !state.parked.length;
+    byId("gaps-section").hidden = !state.gaps.length;
+  }
+
+  receiverColumns() {
+    const toggle = {
+      title: "",
+      kind: "do",
+      fill: (cell, row) => {
+        if (!row.mayChange || !(row.known || row.paused)) return cell.replaceChildren();
+        const button = cell.firstChild ?? cell.appendChild(element("button", { type: "button" }));
+        write(button, row.paused ? "Resume" : "Pause");
+        button.ariaLabel = `${row.paused ? "Resume" : "Pause"} ${row.name}`;
+        button.onclick = () => this.actions.toggle(row, button);
+      },
+    };
+    return [
+      column("Receiver", (row) => row.name),
+      column("Signal", (row) => row.documents.length ? `${row.signal} of ${row.documents.join(", ")}` : row.signal),
+      column("State", (row) => (row.paused ? "paused" : "delivering"), { tone: (row) => (row.paused ? "warn" : "good") }),
+      column("Per second", (row) => rate(row.delivered_rate), { number: true }),
+      column("Delivered", (row) => count(row.delivered), { number: true }),
+      column("Retried", (row) => count(row.retried), { number: true, tone: (row) => (row.retried_rate ? "warn" : "") }),
+      column("Given up", (row) => count(row.failed), { number: true, tone: (row) => (row.failed_rate ? "bad" : "") }),
+      column("Takes", (row) => duration(row.duration_seconds), { number: true }),
+      column("Dead letters", (row) => count(row.dead_letters), { number: true, tone: (row) => (row.dead_letters ? "bad" : "quiet") }),
+      toggle,
+    ];
+  }
+}
+
+const partitionColumns = () => [
+  column("Partition", (row) => String(row.number)),
+  column("Owner", (row) => row.where ?? "nobody", { tone: (row) => (row.where ? "" : "warn") }),
+  column("Term", (row) => count(row.term), { number: true }),
+  column("Lag", (row) => duration(row.lag_seconds), { number: true }),
+  column("Changes behind", (row) => count(row.lag_changes), { number: true }),
+  column("Position", (row) => ago(row.position_age_seconds), { number: true }),
+  column("Would be lost in", (row) => duration(row.headroom_seconds), { number: true }),
+];
+
+const memberColumns = () => [
+  column("Member", (row) => `${row.host}, pid ${row.pid}`),
+  column("State", (row) => memberState(row), { tone: (row) => (row.alive ? "good" : "bad") }),
+  column("Partitions", (row) => row.partitions.join(", ") || "none: standby"),
+  column("Per second", (row) => rate(row.stats?.per_second?.deliveries), { number: true }),
+  column("In flight", (row) => count(row.stats?.in_flight), { number: true }),
+  column("Version", (row) => row.version),
+  column("Since", (row) => since(row.started_at, row.now), { number: true }),
+];
+
+const memberState = (row) => (row.alive ? (row.is_me ? "alive, this one" : "alive") : `silent for ${duration(row.seen_seconds)}`);
+
+const parkedColumns = () => [
+  column("Receiver", (row) => row.receiver ?? DASH),
+  column("Why", (row) => row.reason ?? DASH),
+  column("Documents", (row) => count(row.documents), { number: true }),
+  column("Next attempt", (row) => until(row.due_at, row.now), { number: true }),
+];
+
+function until(due, now) {
+  if (!due) return DASH;
+  const seconds = (Date.parse(due) - Date.parse(now)) / 1000;
+  return seconds > 0 ? `in ${duration(seconds)}` : "due";
+}
+
+const gapColumns = () => [
+  column("When", (row) => since(row.noted_at, row.now)),
+  column("What", (row) => row.kind, { tone: () => "bad" }),
+  column("Where", (row) => row.namespace ?? DASH),
+  column("", (row) => row.text),
+];

@@ -1,0 +1,104 @@
+// Three plots over the same time. uPlot draws them; it is loaded by the page.
+
+import { byId } from "./dom.js";
+import { duration, rate } from "./format.js";
+
+const HEIGHT = 170;
+const SHOWN_SECONDS = 900;
+
+const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+function series(label, variable, format, fill = false) {
+  return {
+    label,
+    stroke: () => colour(variable),
+    fill: fill ? () => `${colour(variable)}22` : undefined,
+    width: 1.75,
+    points: { show: false },
+    value: (_, value) => format(value),
+  };
+}
+
+function clock(seconds, step) {
+  const time = new Date(seconds * 1000).toTimeString();
+  return step < 60 ? time.slice(0, 8) : time.slice(0, 5);
+}
+
+function axis(format) {
+  const line = { stroke: () => colour("--line"), width: 1 };
+  const look = { stroke: () => colour("--quiet"), grid: line, ticks: { show: false }, font: "12px system-ui, sans-serif" };
+  return [
+    { ...look, space: 70, values: (plot, ticks, axis, space, step) => ticks.map((tick) => clock(tick, step)) },
+    { ...look, size: 58, values: (_, ticks) => ticks.map(format) },
+  ];
+}
+
+class Plot {
+  constructor(id, lines, format) {
+    this.place = byId(id);
+    this.lines = lines;
+    this.data = [[], ...lines.map(() => [])];
+    const options = {
+      width: this.width,
+      height: HEIGHT,
+      padding: [8, 6, 0, 0],
+      cursor: { drag: { x: false, y: false }, sync: { key: "plots" } },
+      scales: { x: { time: true }, y: { range: (_, low, high) => [0, high > 0 ? high * 1.1 : 1] } },
+      axes: axis(format),
+      series: [{ label: "at" }, ...lines.map((line, number) => series(line.label, line.colour, format, number === 0))],
+    };
+    this.plot = new window.uPlot(options, this.data, this.place);
+    new ResizeObserver(() => this.resize()).observe(this.place);
+  }
+
+  get width() {
+    return Math.max(200, this.place.clientWidth);
+  }
+
+  resize() {
+    if (this.plot.width !== this.width) this.plot.setSize({ width: this.width, height: HEIGHT });
+  }
+
+  show(points) {
+    this.data = [points.map((point) => point.at), ...this.lines.map((line) => points.map((point) => point[line.field]))];
+    this.plot.setData(this.data);
+  }
+}
+
+export class Plots {
+  constructor() {
+    this.points = [];
+    this.all = [
+      new Plot(
+        "plot-throughput",
+        [
+          { label: "delivered", field: "delivered", colour: "--plot-1" },
+          { label: "retried", field: "retried", colour: "--plot-2" },
+          { label: "given up", field: "failed", colour: "--plot-3" },
+        ],
+        rate,
+      ),
+      new Plot("plot-lag", [{ label: "lag", field: "lag_seconds", colour: "--plot-1" }], duration),
+      new Plot(
+        "plot-latency",
+        [
+          { label: "median", field: "p50_seconds", colour: "--plot-1" },
+          { label: "p99", field: "p99_seconds", colour: "--plot-2" },
+        ],
+        duration,
+      ),
+    ];
+    window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
+  }
+
+  add(points, anew) {
+    this.points = (anew ? [] : this.points).concat(points);
+    const last = this.points.at(-1)?.at ?? 0;
+    this.points = this.points.filter((point) => point.at > last - SHOWN_SECONDS);
+    this.draw();
+  }
+
+  draw() {
+    for (const plot of this.all) plot.show(this.points);
+  }
+}

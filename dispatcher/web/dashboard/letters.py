@@ -1,0 +1,193 @@
+"""Dead letters for the dashboard: a page of them, and one in full."""
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import bson
+from bson import ObjectId
+from bson.codec_options import CodecOptions, DatetimeConversion
+from bson.errors import InvalidBSON
+from bson.json_util import RELAXED_JSON_OPTIONS, dumps
+from pymongo import AsyncMongoClient
+
+from dispatcher.state import dead_letter_chunks, dead_letters
+
+__all__ = ["LETTERS_PER_PAGE", "Letterbox", "NoSuchPage"]
+
+LETTERS_PER_PAGE: Final = 10
+
+# Bytes of a part that are turned into text: more would keep the event loop from deliveries, and nobody reads it.
+_LONGEST_PART: Final = 100_000
+
+# Characters of what stands in a list.
+_LONGEST_LINE: Final = 300
+
+# Milliseconds that the server may take.
+_PATIENCE_MS: Final = 5_000
+
+# Whatever a client wrote is to be shown, even what is no text.
+_LENIENT: Final[CodecOptions[dict[str, Any]]] = CodecOptions(
+    unicode_decode_error_handler="replace", datetime_conversion=DatetimeConversion.DATETIME_AUTO, tz_aware=True
+)
+
+_LISTED: Final = {
+    "receiver": True,
+    "signal": True,
+    "document": True,
+    "namespace": True,
+    "key": True,
+    "reason": True,
+    "error.type": True,
+    "error.message": True,
+    "attempts": True,
+    "retries": True,
+    "last_attempt_at": True,
+    "retry_requested_at": True,
+    "retrying_since": True,
+    "retry_refused": True,
+}
+_NEWEST_FIRST: Final = [("last_attempt_at", -1), ("_id", -1)]
+
+
+class NoSuchPage(ValueError):
+    """A place in the list that makes no sense."""
+
+
+class Letterbox:
+    """Reads the dead letters of a group.
+
+    Args:
+        client: opened for the running loop.
+        database: of the dispatcher's state.
+        group: of dispatchers.
+    """
+
+    def __init__(self, client: AsyncMongoClient[Any], database: str, group: str) -> None:
+        self._letters = dead_letters(client, database).with_options(codec_options=_LENIENT)
+        self._chunks = dead_letter_chunks(client, database)
+        self._of_group = {"group": group}
+
+    async def page(self, receiver: str | None, before: str | None) -> dict[str, Any]:
+        """Some letters, the newest first, and where the next page begins.
+
+        Args:
+            receiver: whose; None for all.
+            before: what an earlier page gave as `next`.
+
+        Raises:
+            NoSuchPage: it gave nothing like that.
+            PyMongoError: as the driver has it.
+        """
+        wanted: dict[str, Any] = {**self._of_group}
+        if receiver is not None:
+            wanted["receiver"] = receiver
+        if before is not None:
+            at, id_ = _place(before)
+            wanted["$or"] = [{"last_attempt_at": {"$lt": at}}, {"last_attempt_at": at, "_id": {"$lt": id_}}]
+        cursor = self._letters.find(wanted, _LISTED).sort(_NEWEST_FIRST).limit(LETTERS_PER_PAGE + 1)
+        found = await cursor.max_time_ms(_PATIENCE_MS).to_list()
+        page, more = found[:LETTERS_PER_PAGE], len(found) > LETTERS_PER_PAGE
+        return {"letters": [_listed(letter) for letter in page], "next": _mark(page[-1]) if more else None}
+
+    async def letter(self, id_: str) -> dict[str, Any] | None:
+        """One letter with its parts as text; None if there is none with that id.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        found = await self._letters.find_one({**self._of_group, "_id": id_})
+        if found is None:
+            return None
+        parts = {str(name): bytes(data) for name, data in found.pop("parts", {}).items()}
+        sizes = {name: len(data) for name, data in parts.items()}
+        for name, count in found.pop("chunked", {}).items():
+            sizes[str(name)] = await self._size(id_, str(name), int(count))
+        return await asyncio.to_thread(_in_full, found, parts, sizes)
+
+    async def _size(self, letter: str, part: str, count: int) -> int:
+        """Bytes of a part that is in chunks."""
+        ids = [f"{letter}:{part}:{number:04}" for number in range(count)]
+        total = {"$group": {"_id": None, "size": {"$sum": {"$binarySize": "$data"}}}}
+        cursor = await self._chunks.aggregate([{"$match": {"_id": {"$in": ids}}}, total])
+        sums = await cursor.to_list()
+        return int(sums[0]["size"]) if sums else 0
+
+
+def _listed(letter: dict[str, Any]) -> dict[str, Any]:
+    error = letter.get("error") or {}
+    return {
+        "id": letter["_id"],
+        "receiver": letter.get("receiver"),
+        "signal": letter.get("signal"),
+        "document": letter.get("document"),
+        "namespace": _namespace(letter),
+        "key": _line(letter["key"]) if "key" in letter else None,
+        "reason": letter.get("reason"),
+        "error_type": _line(error.get("type", "")),
+        "error_message": _line(error.get("message", "")),
+        "attempts": letter.get("attempts", 0),
+        "retries": letter.get("retries", 0),
+        "last_attempt_at": _iso(letter.get("last_attempt_at")),
+        "retrying": "retry_requested_at" in letter or "retrying_since" in letter,
+        "retry_refused": (letter.get("retry_refused") or {}).get("text"),
+    }
+
+
+def _in_full(letter: dict[str, Any], parts: dict[str, bytes], sizes: dict[str, int]) -> dict[str, Any]:
+    error = letter.get("error") or {}
+    shown = {name: _text(data) for name, data in parts.items() if len(data) <= _LONGEST_PART}
+    return {
+        **_listed(letter),
+        "error_message": str(error.get("message", "")),
+        "traceback": str(error.get("traceback", "")),
+        "first_attempt_at": _iso(letter.get("first_attempt_at")),
+        "wall_time": _iso(letter.get("wall_time")),
+        "operation": letter.get("operation"),
+        "delivery_id": letter.get("delivery_id"),
+        "term": letter.get("term"),
+        "image": letter.get("image"),
+        "update_fields": [str(name) for name in letter.get("update_fields") or ()],
+        "parts": [{"name": name, "text": shown.get(name), "size": size} for name, size in sizes.items()],
+    }
+
+
+def _text(data: bytes) -> str:
+    """A part as people read it; of one that is no BSON, its bytes."""
+    try:
+        return dumps(bson.decode(data, _LENIENT), json_options=RELAXED_JSON_OPTIONS, indent=2, ensure_ascii=False)
+    except (InvalidBSON, ValueError, OverflowError):
+        return data.hex(" ")
+
+
+def _line(value: Any) -> str:
+    if isinstance(value, str | ObjectId | int):
+        text = str(value)
+    else:
+        text = dumps(value, json_options=RELAXED_JSON_OPTIONS, ensure_ascii=False)
+    return text if len(text) <= _LONGEST_LINE else f"{text[:_LONGEST_LINE]}..."
+
+
+def _namespace(letter: dict[str, Any]) -> str | None:
+    namespace = letter.get("namespace")
+    return None if not namespace else f"{namespace.get('db')}.{namespace.get('coll')}"
+
+
+def _iso(moment: Any) -> str | None:
+    return moment.isoformat() if isinstance(moment, datetime) else None
+
+
+def _mark(letter: dict[str, Any]) -> str:
+    at = letter.get("last_attempt_at")
+    millis = round(at.timestamp() * 1000) if isinstance(at, datetime) else 0
+    return f"{millis}~{letter['_id']}"
+
+
+def _place(mark: str) -> tuple[datetime, str]:
+    millis, tilde, id_ = mark.partition("~")
+    try:
+        if not tilde:
+            raise ValueError("no ~")
+        return datetime.fromtimestamp(int(millis) / 1000, UTC), id_
+    except (ValueError, OverflowError, OSError) as error:
+        raise NoSuchPage(f"{mark[:50]!r} is no place in the list: take the last page's next.") from error

@@ -1,0 +1,74 @@
+"""What the dashboard is told: a group, its history and this process, as one document. Pure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Final
+
+from dispatcher.overview import Member, Overview
+from dispatcher.web.dashboard.history import History
+
+__all__ = ["view_of"]
+
+_NO_FIGURES: Final[Mapping[str, float]] = {}
+_COUNTED: Final = ("delivered", "failed", "retried", "delivered_rate", "failed_rate", "retried_rate")
+
+
+def view_of(overview: Overview, members: Sequence[Member], history: History, since: int) -> dict[str, Any]:
+    """The document.
+
+    Args:
+        overview: of the group.
+        members: of it, this process among them.
+        history: of the group.
+        since: how many points of it the client has already; -1 for none.
+    """
+    points, seen = history.since(since)
+    last = history.last
+    paused = {one.receiver for one in overview.paused}
+    return {
+        **overview.as_dict(),
+        "members": [_member(one) for one in members],
+        "receivers": _receivers(overview, members, history, paused),
+        "figures": {} if last is None else last._asdict(),
+        "points": [point._asdict() for point in points],
+        "anew": not 0 <= since <= seen,
+        "seen": seen,
+        "paused_all": None in paused,
+        "gaps": [{**asdict(one), "id": f"{one.noted_at} {one.kind} {one.namespace}"} for one in overview.gaps],
+    }
+
+
+def _member(member: Member) -> dict[str, Any]:
+    stats = {name: member.stats.get(name) for name in ("per_second", "in_flight", "queued")}
+    return {**asdict(member), "stats": stats, "receivers": len(member.receivers)}
+
+
+def _receivers(
+    overview: Overview, members: Sequence[Member], history: History, paused: set[str | None]
+) -> list[dict[str, Any]]:
+    """Those that a member knows or has called, or that has dead letters: a row for each receiver and signal."""
+    figures = history.receivers()
+    documents: dict[tuple[str, str], set[str]] = {}
+    for member in members:
+        for known in member.receivers if member.alive else ():
+            key = (str(known.get("name")), str(known.get("signal")))
+            documents.setdefault(key, set()).add(str(known.get("document", "")).rpartition(".")[2])
+    letters = {(one.receiver or "", one.signal or ""): one.count for one in overview.dead_letters if one.receiver}
+    rows = []
+    for name, signal in sorted({*documents, *figures, *letters}):
+        counted = figures.get((name, signal), _NO_FIGURES)
+        calls = counted.get("duration_count", 0.0)
+        rows.append(
+            {
+                "key": f"{name} {signal}",
+                "name": name,
+                "signal": signal,
+                "documents": sorted(documents.get((name, signal), ())),
+                "known": (name, signal) in documents,
+                "paused": name in paused,
+                **{one: counted.get(one, 0.0) for one in _COUNTED},
+                "duration_seconds": counted["duration_sum"] / calls if calls > 0 else None,
+                "dead_letters": letters.get((name, signal), 0),
+            }
+        )
+    return rows

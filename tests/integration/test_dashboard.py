@@ -1,0 +1,451 @@
+"""What the dashboard's page asks for: who may see what, who may change what, and what is told of dead letters."""
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
+
+import bson
+import pytest
+from bson import ObjectId
+from pymongo import AsyncMongoClient
+
+from dispatcher.observe import Stats
+from dispatcher.observing import Observer
+from dispatcher.settings import Settings
+from dispatcher.web import dashboard
+from dispatcher.web.app import make_app
+from dispatcher.web.dashboard.api import Dashboard
+
+TOKEN = "sixteen letters or more"
+WRONG = "sixteen letters or less"
+ASSETS = Path(dashboard.__file__).parent / "assets"
+HOSTILE = "<script>document.title = 'taken'</script><img src=x onerror=alert(1)>"
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Page:
+    """Asks the application as a browser would, without a socket."""
+
+    def __init__(self, client: AsyncMongoClient, group: str, *, token: str | None, loopback: bool) -> None:
+        settings = Settings(state_database=f"{group}_state")
+        self.observer = Observer(Stats(), group=group, settings=settings, gauges=dict)
+        self.observer.client = client
+        self.dashboard = Dashboard(self.observer, loopback=loopback, token=token)
+        hosts = ("localhost", "127.0.0.1") if loopback else None
+        self._app = make_app(self.observer, hosts=hosts, further=self.dashboard.routes())
+
+    async def ask(
+        self, method: str, path: str, *, body: bytes = b"", token: str | None = None, **headers: str
+    ) -> Answer:
+        path, _, query = path.partition("?")
+        sent = {"host": "127.0.0.1:8787", "content-type": "application/json", **headers}
+        if token is not None:
+            sent["authorization"] = f"Bearer {token}"
+        scope = {
+            "type": "http",
+            "method": method,
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": query.encode(),
+            "headers": [(name.encode(), value.encode()) for name, value in sent.items()],
+            "scheme": "http",
+            "server": ("127.0.0.1", 8787),
+            "client": ("127.0.0.1", 50_000),
+            "root_path": "",
+        }
+        messages: list[Any] = []
+        requests = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive() -> Any:
+            return requests.pop() if requests else await asyncio.Event().wait()  # the client stays
+
+        async def send(message: Any) -> None:
+            messages.append(message)
+
+        await self._app(scope, receive, send)
+        start = next(one for one in messages if one["type"] == "http.response.start")
+        said = b"".join(one.get("body", b"") for one in messages if one["type"] == "http.response.body")
+        return Answer(start["status"], {k.decode(): v.decode() for k, v in start["headers"]}, said)
+
+    async def get(self, path: str, token: str | None = None, **parameters: Any) -> Answer:
+        return await self.ask("GET", f"/dashboard/api/{path}?{urlencode(parameters)}", token=token)
+
+    async def post(self, path: str, content: Any = None, token: str | None = TOKEN, **headers: str) -> Answer:
+        body = json.dumps({} if content is None else content).encode()
+        return await self.ask("POST", f"/dashboard/api/{path}", body=body, token=token, **headers)
+
+
+@pytest.fixture
+def page(client, database) -> Page:
+    return Page(client, database, token=TOKEN, loopback=True)
+
+
+@pytest.fixture
+def abroad(client, database) -> Page:
+    """One that others can connect to."""
+    return Page(client, database, token=TOKEN, loopback=False)
+
+
+@pytest.fixture
+def state(foreign) -> Any:
+    return foreign.client[f"{foreign.name}_state"]
+
+
+@pytest.fixture
+async def client(mongo) -> AsyncIterator[AsyncMongoClient]:
+    async with AsyncMongoClient(mongo.url, tz_aware=False) as made:
+        yield made
+
+
+def letter(group: str, number: int = 0, receiver: str = "shop.mail", **changes: Any) -> dict[str, Any]:
+    at = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=number)
+    return {
+        "_id": f"delivery-{number:03}:00aa:shop.User",
+        "group": group,
+        "receiver": receiver,
+        "receiver_id": "00aa",
+        "document": "shop.User",
+        "signal": "post_save",
+        "namespace": {"db": "shop", "coll": "users"},
+        "key": number,
+        "reason": "failed",
+        "error": {
+            "type": "builtins.LookupError",
+            "message": "LookupError: no luck",
+            "traceback": "Traceback: no luck",
+        },
+        "attempts": 5,
+        "delivery_id": f"delivery-{number:03}",
+        "first_attempt_at": at,
+        "last_attempt_at": at,
+        "wall_time": at,
+        "parts": {"document": bson.encode({"_id": number, "name": "Ada"})},
+        "chunked": {},
+        **changes,
+    }
+
+
+# -- the page ----------------------------------------------------------------------------------------
+
+
+async def test_the_page_loads_nothing_from_elsewhere_and_holds_no_script(page):
+    answer = await page.ask("GET", "/dashboard/")
+    assert (answer.status, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "unsafe" not in policy
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["referrer-policy"] == "no-referrer"
+    text = answer.body.decode()
+    assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\bstyle=|\bon\w+=", text)
+    loaded = re.findall(r'(?:src|href)="([^"]+)"', text)
+    assert loaded
+    for path in loaded:
+        asset = await page.ask("GET", f"/dashboard/{path}")
+        assert asset.status == 200, path
+        assert asset.headers["cache-control"] == "no-cache"
+
+
+def test_assets_name_no_other_host():
+    for path in ASSETS.rglob("*"):
+        if path.is_file() and not path.name.endswith("LICENSE"):
+            hosts = set(re.findall(r"https?://([^/\s\"'`]+)", path.read_text()))
+            assert hosts <= {"www.w3.org", "github.com"}, path  # a namespace; where uPlot comes from, in a comment
+
+
+async def test_the_address_alone_leads_to_the_page(page):
+    for path in ("/", "/dashboard"):
+        answer = await page.ask("GET", path)
+        assert (answer.status, answer.headers["location"]) == (307, "/dashboard/")
+
+
+async def test_assets_do_not_lead_out_of_their_directory(page):
+    for path in ("../api.py", "%2e%2e/api.py", "..%2fapi.py", "vendor/../../api.py"):
+        assert (await page.ask("GET", f"/dashboard/assets/{path}")).status == 404
+
+
+async def test_a_name_of_somebody_elses_that_means_this_machine_is_refused(page, state, database):
+    state.dead_letters.insert_one(letter(database))
+    for path in ("/dashboard/", "/dashboard/api/state", "/dashboard/api/letters"):
+        answer = await page.ask("GET", path, host="evil.example.org:8787")
+        assert answer.status == 421
+        assert b"shop.mail" not in answer.body
+
+
+# -- what it shows -----------------------------------------------------------------------------------
+
+
+async def test_the_group_is_told_with_figures_and_points(page, state, database):
+    now = datetime.now(UTC)
+    known = [{"id": "00aa", "name": "shop.mail", "signal": "post_save", "document": "shop.models.User"}]
+    stats = {"delivered": 5, "partitions": {"0": {"lag_seconds": 7.5, "lag_changes": 3}}, "in_flight": 2}
+    member = {"_id": "m1", "group": database, "host": "elsewhere", "pid": 7, "seen_at": now, "receivers": known}
+    state.members.insert_one({**member, "lease_seconds": 10, "partitions": [0], "stats": stats})
+    state.positions.insert_one(
+        {"_id": f"{database}:0", "group": database, "partition": 0, "owner": "m1", "term": 4}
+    )
+    state.dead_letters.insert_many([letter(database, 1), letter(database, 2), letter("another", 3)])
+    watching = asyncio.create_task(page.dashboard.watch())
+    try:
+        async with asyncio.timeout(10):
+            while not (told := (await page.get("state", since=-1)).json)["points"]:
+                await asyncio.sleep(0.02)
+    finally:
+        watching.cancel()
+    assert told["group"] == database
+    assert told["figures"]["lag_seconds"] == 7.5
+    assert (told["seen"], told["anew"]) == (len(told["points"]), True)
+    assert told["members"][0]["host"] == "elsewhere"
+    assert len(told["members"]) == 2  # and this process
+    (partition,) = told["partitions"]
+    assert (partition["where"], partition["term"], partition["lag_changes"]) == ("elsewhere, pid 7", 4, 3)
+    (receiver,) = told["receivers"]
+    assert (receiver["name"], receiver["documents"], receiver["dead_letters"]) == ("shop.mail", ["User"], 2)
+    assert told["dead_letter_count"] == 2
+    again = (await page.get("state", since=told["seen"])).json
+    assert (again["points"], again["anew"]) == ([], False)
+
+
+async def test_it_says_so_when_the_server_does_not_answer(database):
+    async with AsyncMongoClient("mongodb://127.0.0.1:1", serverSelectionTimeoutMS=50) as nowhere:
+        page = Page(nowhere, database, token=TOKEN, loopback=True)
+        told = (await page.get("state")).json
+        assert "can't be looked at" in told["trouble"]
+        assert told["partitions"] == []
+        assert [one["alive"] for one in told["members"]] == [True]  # this process
+        assert (await page.get("letters")).status == 503
+        starting = Page(nowhere, database, token=TOKEN, loopback=True)
+        starting.observer.client = None
+        assert "not connected" in (await starting.get("state")).json["trouble"]
+        assert "not connected" in (await starting.get("letters")).json["error"]
+
+
+async def test_letters_are_told_page_by_page_the_newest_first(page, state, database):
+    state.dead_letters.insert_many(
+        [letter(database, number, "shop.mail" if number % 2 else "shop.index") for number in range(25)]
+    )
+    state.dead_letters.insert_one(letter("another", 30))
+    keys: list[str] = []
+    before: dict[str, str] = {}
+    while True:
+        told = (await page.get("letters", **before)).json
+        keys += [one["key"] for one in told["letters"]]
+        if told["next"] is None:
+            break
+        before = {"before": told["next"]}
+    assert keys == [str(number) for number in range(24, -1, -1)]
+    only = (await page.get("letters", receiver="shop.index")).json["letters"]
+    assert {one["receiver"] for one in only} == {"shop.index"}
+    assert (await page.get("letters", before="nonsense")).status == 400
+    assert (await page.get("letters", before="9999999999999999~x")).status == 400
+
+
+async def test_a_letter_is_told_in_full(page, state, database):
+    stored = letter(database, 7, update_fields=["name"], retries=2)
+    stored["parts"]["before"] = bson.encode({"_id": 7, "name": "Bea", "at": ObjectId("0" * 24)})
+    state.dead_letters.insert_one(stored)
+    told = (await page.get("letter", id=stored["_id"])).json
+    assert (told["traceback"], told["error_type"]) == ("Traceback: no luck", "builtins.LookupError")
+    assert (told["update_fields"], told["retries"]) == (["name"], 2)
+    parts = {one["name"]: one["text"] for one in told["parts"]}
+    assert json.loads(parts["document"]) == {"_id": 7, "name": "Ada"}
+    assert json.loads(parts["before"]) == {"_id": 7, "name": "Bea", "at": {"$oid": "0" * 24}}
+    assert (await page.get("letter", id="nobody")).status == 404
+
+
+async def test_a_letter_of_another_group_is_nobodys_business(page, state):
+    stored = letter("another", 1)
+    state.dead_letters.insert_one(stored)
+    assert (await page.get("letter", id=stored["_id"])).status == 404
+    assert (await page.post("letters/retry", {"ids": [stored["_id"]]})).status == 404
+    assert (await page.post("letters/drop", {"ids": [stored["_id"]]})).status == 404
+    assert state.dead_letters.find_one() == {**stored, **state.dead_letters.find_one()}
+    assert "retry_requested_at" not in state.dead_letters.find_one()
+
+
+async def test_whatever_clients_wrote_is_told_as_text(page, state, database):
+    document = bytearray(bson.encode({"_id": 1, "html": HOSTILE, "bad": "xx", "far": 5}))
+    document[document.index(b"xx")] = 0xFF
+    stored = letter(database, 1, key={"a": HOSTILE})
+    stored["parts"] = {"document": bytes(document), "event": b"no BSON at all"}
+    stored["parts"]["before"] = bson.encode({"at": bson.DatetimeMS(2**62)})
+    state.dead_letters.insert_one(stored)
+    answer = await page.get("letter", id=stored["_id"])
+    assert answer.headers["content-type"] == "application/json"
+    parts = {one["name"]: one["text"] for one in answer.json["parts"]}
+    assert json.loads(parts["document"])["html"] == HOSTILE
+    assert parts["event"].startswith("6e 6f 20 42")
+    assert str(2**62) in parts["before"]
+    assert HOSTILE in answer.json["key"]
+
+
+async def test_long_parts_are_told_by_their_size_only(page, state, database):
+    stored = letter(database, 1, chunked={"before": 2})
+    stored["parts"] = {"document": bson.encode({"text": "x" * 200_000})}
+    state.dead_letters.insert_one(stored)
+    for number in range(2):
+        state.dead_letter_chunks.insert_one({"_id": f"{stored['_id']}:before:{number:04}", "data": b"x" * 100})
+    answer = await page.get("letter", id=stored["_id"])
+    assert len(answer.body) < 5_000
+    parts = {one["name"]: one for one in answer.json["parts"]}
+    assert (parts["document"]["text"], parts["before"]["text"]) == (None, None)
+    assert (parts["document"]["size"] > 200_000, parts["before"]["size"]) == (True, 200)
+
+
+# -- who may what ------------------------------------------------------------------------------------
+
+
+async def test_on_other_addresses_documents_take_the_token_and_figures_do_not(abroad, state, database):
+    stored = letter(database, 1)
+    state.dead_letters.insert_one(stored)
+    told = (await abroad.get("state")).json
+    assert (told["may_read"], told["may_change"], told["dead_letter_count"]) == (False, False, 1)
+    assert "Ada" not in json.dumps(told)
+    for path in ("letters", "letter"):
+        for token in (None, WRONG, ""):
+            answer = await abroad.get(path, token, id=stored["_id"])
+            assert answer.status == 401
+            assert b"no luck" not in answer.body
+        assert (await abroad.get(path, TOKEN, id=stored["_id"])).status == 200
+    assert (await abroad.get("state", TOKEN)).json["may_change"] is True
+
+
+CHANGES = [
+    ("letters/retry", {"ids": ["delivery-001:00aa:shop.User"]}),
+    ("letters/retry", {"all": True}),
+    ("letters/drop", {"ids": ["delivery-001:00aa:shop.User"]}),
+    ("letters/drop", {"all": True}),
+    ("pause", {"receiver": None}),
+    ("resume", {"receiver": None}),
+]
+
+
+@pytest.mark.parametrize(("path", "content"), CHANGES)
+async def test_without_the_right_token_nothing_is_changed(page, client, state, database, path, content, capsys):
+    state.dead_letters.insert_one(letter(database, 1))
+    state.controls.insert_one({"_id": "x", "group": database, "kind": "pause", "receiver_name": None})
+    before = list(state.dead_letters.find()), list(state.controls.find())
+    for token in (None, "", WRONG, TOKEN[:-1], TOKEN + "x"):
+        assert (await page.post(path, content, token)).status == 401
+    assert (await page.post(path, content, None, authorization=f"Basic {TOKEN}")).status == 401
+    assert (await page.post(path, content, None, cookie=f"token={TOKEN}")).status == 401
+    assert (await page.ask("GET", f"/dashboard/api/{path}", token=TOKEN)).status == 405
+    without = Page(client, database, token=None, loopback=True)
+    for token in (None, "", "None", TOKEN):
+        answer = await without.post(path, content, token)
+        assert (answer.status, "DISPATCHER_HTTP_TOKEN" in answer.json["error"]) == (403, True)
+    assert (list(state.dead_letters.find()), list(state.controls.find())) == before
+    assert TOKEN not in capsys.readouterr().err
+
+
+async def test_a_page_finds_out_whether_a_token_is_right(page):
+    assert (await page.post("unlock")).status == 200
+    assert (await page.post("unlock", token=WRONG)).json == {"error": "The token is wrong."}
+
+
+NONSENSE = [
+    (b"", 400),
+    (b"{", 400),
+    (b"[]", 400),
+    (b'{"ids": [1], "all": false}', 400),
+    (b'{"ids": ["a"], "unknown": 1}', 400),
+    (b"{}", 400),
+    (b'{"ids": ["a"], "all": true}', 400),
+    (json.dumps({"ids": ["x"] * 1_001}).encode(), 400),
+    (b'{"ids": ["' + b"x" * 200_000 + b'"]}', 413),
+]
+
+
+@pytest.mark.parametrize(("body", "status"), NONSENSE)
+async def test_nonsense_is_refused_and_changes_nothing(page, state, database, body, status):
+    state.dead_letters.insert_one(letter(database, 1))
+    for path in ("letters/retry", "letters/drop"):
+        answer = await page.ask("POST", f"/dashboard/api/{path}", body=body, token=TOKEN)
+        assert (answer.status, bool(answer.json["error"])) == (status, True)
+    assert [set(one) for one in state.dead_letters.find()] == [set(letter(database, 1))]
+
+
+async def test_a_form_of_another_site_is_no_request(page, state, database):
+    state.dead_letters.insert_one(letter(database, 1))
+    for kind in ("application/x-www-form-urlencoded", "text/plain", "multipart/form-data"):
+        answer = await page.post("letters/drop", {"all": True}, **{"content-type": kind})
+        assert answer.status == 415
+    assert state.dead_letters.count_documents({}) == 1
+
+
+# -- changing something ------------------------------------------------------------------------------
+
+
+async def test_a_retry_is_requested_for_the_letters_that_are_meant(page, state, database):
+    state.dead_letters.insert_many(
+        [letter(database, 1), letter(database, 2, "shop.index"), letter(database, 3), letter("another", 4)]
+    )
+
+    def requested() -> list[int]:
+        return [
+            one["key"] for one in state.dead_letters.find({"retry_requested_at": {"$type": "date"}}).sort("key")
+        ]
+
+    assert (await page.post("letters/retry", {"ids": ["delivery-001:00aa:shop.User"]})).json == {"count": 1}
+    assert requested() == [1]
+    assert (await page.post("letters/retry", {"all": True, "receiver": "shop.index"})).json == {"count": 1}
+    assert requested() == [1, 2]
+    assert (await page.post("letters/retry", {"all": True})).json == {"count": 3}
+    assert requested() == [1, 2, 3]
+    assert (await page.post("letters/retry", {"ids": ["gone"]})).status == 404
+
+
+async def test_a_letter_that_is_dropped_leaves_no_chunks(page, state, database):
+    state.dead_letters.insert_many([letter(database, 1, chunked={"document": 1}), letter(database, 2)])
+    for number in (1, 10):
+        chunk = f"delivery-{number:03}:00aa:shop.User:document:0000"
+        state.dead_letter_chunks.insert_one({"_id": chunk, "data": b"x"})
+    assert (await page.post("letters/drop", {"ids": ["delivery-001:00aa:shop.User"]})).json == {"count": 1}
+    assert [one["key"] for one in state.dead_letters.find()] == [2]
+    assert [one["_id"][:12] for one in state.dead_letter_chunks.find()] == ["delivery-010"]
+
+
+async def test_receivers_and_everything_can_be_paused_and_resumed(page, state, database):
+    known = {"id": "00aa", "name": "shop.mail", "signal": "post_save", "document": "shop.User"}
+    now = datetime.now(UTC)
+    state.members.insert_one({"_id": "m1", "group": database, "receivers": [known], "seen_at": now})
+    assert (await page.post("pause", {"receiver": "shop.mail"})).status == 200
+    (paused,) = state.controls.find()
+    assert (paused["group"], paused["receiver_name"], paused["by"]) == (database, "shop.mail", "dashboard")
+    told = (await page.get("state")).json
+    assert [(one["name"], one["paused"]) for one in told["receivers"]] == [("shop.mail", True)]
+    assert told["paused_all"] is False
+    assert (await page.post("pause", {"receiver": None})).status == 200
+    assert (await page.get("state")).json["paused_all"] is True
+    assert (await page.post("resume", {"receiver": "shop.mail"})).status == 200
+    assert [one["receiver_name"] for one in state.controls.find()] == [None]
+    assert (await page.post("resume", {"receiver": None})).status == 200
+    assert state.controls.count_documents({}) == 0
+
+
+async def test_a_receiver_that_this_process_called_can_be_paused(page, state):
+    page.observer.stats.figures_of("shop.mail", "post_save")
+    assert (await page.post("pause", {"receiver": "shop.mail"})).status == 200
+    assert state.controls.count_documents({"receiver_name": "shop.mail"}) == 1
+
+
+async def test_nobody_is_paused_who_is_not_there(page, state):
+    for path in ("pause", "resume"):
+        answer = await page.post(path, {"receiver": "shop.mial"})
+        assert (answer.status, "shop.mial" in answer.json["error"]) == (404, True)
+    assert state.controls.count_documents({}) == 0

@@ -1,12 +1,21 @@
 """Errors of an application's classes can be logged and kept, whatever these do."""
 
 import json
+from collections.abc import Iterator
 
 import pytest
+import structlog
 
 from dispatcher.describing import text_of, trace_of
 from dispatcher.observe import configure_logging, get_logger
 from dispatcher.transactional import _is_transient
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """It is one for the whole process, and would write to the file that pytest captures with."""
+    yield
+    structlog.reset_defaults()
 
 
 class Unprintable(Exception):

@@ -83,6 +83,7 @@ PASSING_CODES: Final = frozenset(
 TOO_LARGE_CODES: Final = frozenset(
     {
         10334,  # BSONObjectTooLarge: the event, images included, is over 16 MB
+        7182500,  # (it has no name): one field alone is too large to be split
         47,  # NoMatchingDocument: an image that is required is missing; we require none, a proxy may
     }
 )

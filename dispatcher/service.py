@@ -39,12 +39,6 @@ __all__ = ["Service", "run"]
 
 log = get_logger()
 
-# A stream in server selection waits for a node that may never come back: better fail soon, and try again.
-_SELECTION_TIMEOUT_MS: Final = 5_000
-
-# How long a server that was thought lost may stay unasked; the driver's default is ten seconds.
-_HEARTBEAT_MS: Final = 2_000
-
 # Threads that receivers started with asyncio.to_thread, and the seconds they are given at the end.
 _THREADS: Final = "dispatcher-thread"
 _THREAD_PATIENCE: Final = 5.0
@@ -101,9 +95,9 @@ class Service:
         if starting.cancelled():
             log.info("stopped before it had begun", action="dispatcher.stopped", **self.stats.as_dict())
             return
-        client, pipeline = starting.result()
+        client, watching, pipeline = starting.result()
         self._pipeline = pipeline
-        async with client, self._registry:
+        async with client, watching, self._registry:
             stamped = self._registry.dispatched is not None
             self.observer.begin(stop)
             observing = self.observer.watch(client)
@@ -115,23 +109,22 @@ class Service:
                 await end([looking, *observing])
                 log.info("stopped", action="dispatcher.stopped", **self.stats.as_dict())
 
-    async def _start(self) -> tuple[AsyncMongoClient[Any], Pipeline]:
+    async def _start(self) -> tuple[AsyncMongoClient[Any], AsyncMongoClient[Any], Pipeline]:
         """Look whether the server will do, and take the position over."""
         async with self._server.patient_client() as client:
             await self._server.check(client)
-        client = self._server.client(
-            serverSelectionTimeoutMS=_SELECTION_TIMEOUT_MS, heartbeatFrequencyMS=_HEARTBEAT_MS
-        )
+        client, watching = self._server.lasting_client(), self._server.watching_client()
         try:
-            return client, await self._build(client)
+            return client, watching, await self._build(client, watching)
         except BaseException:
             await client.close()
+            await watching.close()
             raise
 
-    async def _build(self, client: AsyncMongoClient[Any]) -> Pipeline:
+    async def _build(self, client: AsyncMongoClient[Any], watching: AsyncMongoClient[Any]) -> Pipeline:
         scope = scope_of(self.routes)
         source = self._source = ChangeStreamSource(
-            client, scope, batch_size=self.settings.batch_size, address=self._address, stats=self.stats
+            watching, scope, batch_size=self.settings.batch_size, address=self._address, stats=self.stats
         )
         database, group = self.settings.state_database, self.routes.group
         store = PositionStore(client, database, group)

@@ -4,6 +4,7 @@ The codes and what they mean were measured on a 6.0 server; names are the server
 is tried again like what is known to pass: a daemon must survive the failures that nobody thought of.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
@@ -204,9 +205,10 @@ def fatal(error: PyMongoError, address: str) -> DispatcherError | None:
     return verdict.kind(verdict.message.format(address=address, text=text), remedy=verdict.remedy)
 
 
-def _details(error: PyMongoError) -> dict[str, Any]:
+def _details(error: PyMongoError) -> Mapping[str, Any]:
+    """The server's answer, as far as there is one."""
     details = getattr(error, "details", None)
-    return details if isinstance(details, dict) else {}
+    return details if isinstance(details, Mapping) else {}
 
 
 def in_short(error: Exception) -> str:

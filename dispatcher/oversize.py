@@ -15,7 +15,7 @@ from bson.raw_bson import RawBSONDocument
 from dispatcher.cursors import Shape
 from dispatcher.events import Batch
 
-__all__ = ["BARE", "SINGLY", "SMALLER", "SPLIT", "WHOLE", "WITHOUT", "joined"]
+__all__ = ["SINGLY", "SMALLER", "SPLIT", "WHOLE", "WITHOUT", "joined"]
 
 _IMAGES: Final = {"fullDocument": "whenAvailable", "fullDocumentBeforeChange": "whenAvailable"}
 
@@ -28,37 +28,23 @@ SINGLY: Final = Shape(_IMAGES, size=1)
 SPLIT: Final = Shape(_IMAGES, ({"$changeStreamSplitLargeEvent": {}},), size=1)
 """In fragments. It needs 6.0.9 or 7.0, and every single field must fit into one."""
 
-BARE: Final = Shape(
-    {},
-    (
-        {
-            "$project": {
-                "operationType": 1,
-                "clusterTime": 1,
-                "wallTime": 1,
-                "ns": 1,
-                "documentKey": 1,
-                "lsid": 1,
-                "txnNumber": 1,
-            }
-        },
-    ),
-    size=1,
+_KEY: Final = dict.fromkeys(
+    ("operationType", "clusterTime", "wallTime", "ns", "documentKey", "lsid", "txnNumber"), 1
 )
-"""What happened to which document, and nothing of the document."""
 
-# Characters of a token that holds the document's key, which must be megabytes long where even BARE is too large.
+# Characters of a token that holds the document's key: it must be longer than that where nothing of all can be had.
 _LONG_TOKEN: Final = 2_000_000
 
 WITHOUT: Final = Shape(
     _IMAGES, ({"$match": {"$expr": {"$lt": [{"$strLenBytes": "$_id._data"}, _LONG_TOKEN]}}},), size=1
 )
-"""Without the events that can't be had at all: the key is in the event three times, and too large for that."""
+"""Without the events that can't be had at all: even their token is too large."""
 
+# Of two events the first one is taken. Beside a single one the server sends its token once more.
 SMALLER: Final = {
-    "without the pre image": Shape({"fullDocument": "whenAvailable"}, size=1),
-    "without images": Shape({}, size=1),
-    "with its key only": BARE,
+    "without the pre image": Shape({"fullDocument": "whenAvailable"}, size=2),
+    "without images": Shape({}, size=2),
+    "with its key only": Shape({}, ({"$project": _KEY},), size=2),
 }
 """What can be had of an event, one after another."""
 

@@ -260,7 +260,8 @@ class ChangeStreamSource:
             async with aclosing(self._cursors.read(start, shape)) as batches:
                 async for batch in batches:
                     if batch.events:
-                        return batch
+                        event = batch.events[0]
+                        return Batch([event], str(event["_id"]["_data"]))
         except PyMongoError as error:
             if kind_of(error) not in _OTHERWISE:
                 raise

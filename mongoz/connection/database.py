@@ -61,12 +61,13 @@ class Collection:
         database: where it lives.
     """
 
-    __slots__ = ("_resolved", "database", "name")
+    __slots__ = ("_plain_target", "_resolved", "database", "name")
 
     def __init__(self, name: str, database: Database) -> None:
         self.name = name
         self.database = database
         self._resolved: tuple[Any, Any] | None = None
+        self._plain_target: Any = None  # of writes outside of any session, see `persistence.targets`
 
     @property
     def namespace(self) -> str:

@@ -30,6 +30,9 @@ class Driver(Protocol):
     def session(self, client: Any) -> AbstractAsyncContextManager[Any]:
         """A session that ends with the block."""
 
+    async def start_session(self, client: Any) -> Any:
+        """A session that whoever asks must end; no I/O. Its reads don't wait for its writes."""
+
     async def start_transaction(self, session: Any, options: dict[str, Any]) -> None:
         """Start a transaction; no I/O."""
 
@@ -58,6 +61,10 @@ class PyMongoDriver:
         """A session that ends with the block."""
         async with client.start_session() as session:
             yield session
+
+    async def start_session(self, client: AsyncMongoClient[dict[str, Any]]) -> Any:
+        """A session that whoever asks must end; no I/O. Its reads don't wait for its writes."""
+        return client.start_session(causal_consistency=False)
 
     async def start_transaction(self, session: Any, options: dict[str, Any]) -> None:
         """Start a transaction; no I/O."""
@@ -92,6 +99,10 @@ class MotorDriver:
         """A session that ends with the block."""
         async with await client.start_session() as session:
             yield session
+
+    async def start_session(self, client: Any) -> Any:
+        """A session that whoever asks must end; no I/O. Its reads don't wait for its writes."""
+        return await client.start_session(causal_consistency=False)
 
     async def start_transaction(self, session: Any, options: dict[str, Any]) -> None:
         """Start a transaction; no I/O."""

@@ -15,6 +15,7 @@ from mongoz.connection.clock import ServerClock
 from mongoz.connection.codec import CODEC_OPTIONS, with_our_types
 from mongoz.connection.database import Collection, Database
 from mongoz.connection.drivers import driver_named, driver_of
+from mongoz.connection.lending import Sessions
 from mongoz.connection.transactions import run_transaction, transaction
 from mongoz.exceptions import ImproperlyConfigured
 
@@ -29,6 +30,7 @@ _GROUP: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 class _Opened(NamedTuple):
     client: Any
     closer: AsyncGenerator[None, None]
+    sessions: Sessions
 
 
 class Registry:
@@ -71,6 +73,7 @@ class Registry:
             if driver not in (None, self._driver.name):
                 raise ImproperlyConfigured(f"driver={driver!r}, but the client is one of {self._driver.name}.")
             self._given = url
+            self._given_sessions = Sessions(self._driver, url)
             self._given_loop: asyncio.AbstractEventLoop | None = None
             self._codec_options = with_our_types(url.codec_options)
         self.dispatched = _group_of(dispatched)
@@ -172,12 +175,14 @@ class Registry:
         assert self._url is not None
         self._abandon_dead_loops()
         client = self._driver.connect(self._url)
+        sessions = Sessions(self._driver, client)
 
         async def close() -> None:
             self._clients.pop(loop, None)
+            await sessions.end()
             await self._driver.close(client)
 
-        opened = self._clients[loop] = _Opened(client, _close_with_loop(close))
+        opened = self._clients[loop] = _Opened(client, _close_with_loop(close), sessions)
         return opened
 
     def _abandon_dead_loops(self) -> None:
@@ -233,6 +238,14 @@ class Registry:
     def _session(self) -> AbstractAsyncContextManager[Any]:
         """A new session of the running loop's client."""
         return self._driver.session(self.client)
+
+    @property
+    def _sessions(self) -> Sessions:
+        """Sessions to lend to single writes, of the running loop's client."""
+        if self._given is not None:
+            return self._given_sessions
+        loop = asyncio.get_running_loop()
+        return (self._clients.get(loop) or self._open(loop)).sessions
 
     def transaction(self, **options: Any) -> AbstractAsyncContextManager[Any]:
         """A block whose reads and writes happen together or not at all.
@@ -292,6 +305,8 @@ class Registry:
         loop = asyncio.get_running_loop()
         for task in [task for task in self._unsettled if task.get_loop() is loop]:
             task.cancel()
+        if self._given is not None:
+            await self._given_sessions.end()
         opened = self._clients.get(loop)
         if opened is not None:
             await opened.closer.aclose()

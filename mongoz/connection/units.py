@@ -1,16 +1,16 @@
 """What must not be torn apart: a write, or a commit, and the receivers that are told of it."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 __all__ = ["unbroken"]
 
 T = TypeVar("T")
 
 
-async def unbroken(unit: Coroutine[Any, Any, T]) -> T:
+def unbroken(unit: Coroutine[Any, Any, T]) -> Awaitable[T]:
     """Await something to its end, even if the caller is cancelled meanwhile; then the cancellation goes on.
 
     Only the end of the event loop, which cancels every task, breaks it off.
@@ -21,32 +21,31 @@ async def unbroken(unit: Coroutine[Any, Any, T]) -> T:
     Raises:
         CancelledError: the caller was cancelled. What the unit raised is its cause.
     """
-    task = asyncio.create_task(unit)
-    try:
-        await _Held(task)
-    except asyncio.CancelledError as cancelled:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            raise cancelled from error
-        raise
-    return task.result()
+    return _Held(unit)
 
 
-class _Held:
+class _Held(Generic[T]):
     """Waits for a task, and keeps cancellations from it.
 
     A task that is cancelled hands that on to what it waits for, and raises CancelledError afterwards if that
     refuses; this refuses. `asyncio.shield` would end the wait at once, and takes more turns of the event loop.
     """
 
-    __slots__ = ("_asyncio_future_blocking", "_task")
+    __slots__ = ("_asyncio_future_blocking", "_task", "_unit")
 
-    def __init__(self, task: asyncio.Task[Any]) -> None:
-        self._asyncio_future_blocking = False  # what makes this a future, to asyncio
-        self._task = task
+    def __init__(self, unit: Coroutine[Any, Any, T]) -> None:
+        self._unit = unit
 
-    def __await__(self) -> Generator[Any, None, None]:
-        self._asyncio_future_blocking = True
-        yield self
+    def __await__(self) -> Generator[Any, None, T]:
+        self._task = task = asyncio.get_running_loop().create_task(self._unit)
+        self._asyncio_future_blocking = True  # what makes this a future, to asyncio
+        try:
+            yield self
+        except asyncio.CancelledError as cancelled:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                raise cancelled from error
+            raise
+        return task.result()
 
     def add_done_callback(self, callback: Callable[[Any], object], *, context: Context | None = None) -> None:
         self._task.add_done_callback(callback, context=context)

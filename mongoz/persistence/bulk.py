@@ -146,7 +146,7 @@ async def _insert(document: type[D], batch: list[D], target: Target, progress: _
             for instance, row, origin in zip(instances, rows, origins, strict=True):
                 if _key(row["_id"]) in there:
                     target.keep_undoable(instance)
-                    created(instance, row, target)
+                    created(instance, row, target.elsewhere(document))
                     written.append(_Written(instance, origin.token, {"created": True, "previous": None}))
             progress.done += len(written)
             return written
@@ -615,7 +615,7 @@ async def _fire(
     for each in written if firing.receivers else ():
         try:
             told = each.firing or firing
-            await target.fire(told, document, each.token, instance=each.instance, **each.keywords)
+            await target.fire(told, document, each.token, {"instance": each.instance, **each.keywords})
         except Exception as error:
             errors.append(error)
     if failure is not None:

@@ -9,7 +9,7 @@ from mongoz.persistence.targets import Target
 from mongoz.signals.firing import Firing
 from mongoz.stamps import FIELD, Call, Form, form_of, key_hash
 
-__all__ = ["UNTOLD", "Origin", "Originator", "originator"]
+__all__ = ["UNTOLD", "Origin", "Originator", "is_stamped", "originator", "plain_origin"]
 
 
 class Origin(NamedTuple):
@@ -59,11 +59,22 @@ class Originator:
             id_: the document's `_id`.
         """
         if self._form is None:
-            return Origin(new_token()) if self._firing.receivers else UNTOLD
+            return plain_origin(self._firing)
         target = self._target
         # By the server's clock: a stamp only counts for a short time.
         token = id_of_time(target.clock.now())
         return Origin(token.hex(), self._form.filled(token, key_hash(target.collection.namespace, id_)))
+
+
+def is_stamped(firing: Firing, target: Target, *, natural: bool) -> bool:
+    """Whether a dispatcher must know of a write.
+
+    Args:
+        firing: who runs in this process.
+        target: where it is written to.
+        natural: the server's event alone leads to the same signal.
+    """
+    return target.group is not None and (firing.tells or not natural)
 
 
 async def originator(firing: Firing, target: Target, call: Call, *, natural: bool) -> Originator:
@@ -75,7 +86,12 @@ async def originator(firing: Firing, target: Target, call: Call, *, natural: boo
         call: what was called.
         natural: the server's event alone leads to the same signal.
     """
-    stamps = target.group is not None and (firing.tells or not natural)
+    stamps = is_stamped(firing, target, natural=natural)
     if stamps and not target.clock.is_fresh:
         await target.clock.compare(target.client)
     return Originator(firing, target, call, stamps=stamps)
+
+
+def plain_origin(firing: Firing) -> Origin:
+    """The origin of a write that is not stamped."""
+    return Origin(new_token()) if firing.receivers else UNTOLD

@@ -3,13 +3,13 @@
 import copy
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pymongo.errors import ConnectionFailure, PyMongoError, ServerSelectionTimeoutError
 
 from mongoz.connection.patience import find_out
+from mongoz.connection.units import unbroken
 from mongoz.persistence.origin import Origin
 from mongoz.persistence.outcomes import UNKNOWN, fence, prove_by_stamp, written_row
 from mongoz.persistence.refusals import explain_refusal
@@ -21,11 +21,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Write", "note", "raise_after", "send_and_tell"]
 
-Row = dict[str, Any]
+Row = Any
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
+class Write(NamedTuple):
     """One write of one document.
 
     Attributes:
@@ -34,10 +33,10 @@ class Write:
         origin: its token, and its stamp if it has one.
         instance: the document.
         id: its `_id`.
-        send: sends it, in the session that it is given; returns what the server made of the document, as far as
-            it was asked.
+        send: sends it, in the session that it is given; returns what the server made of the document, where that
+            is more than what was sent.
         settle: has an instance know that it was written; takes it and what `send` returned, returns what
-            receivers are told.
+            receivers are told, as a new dict.
         inserts: it is an insert.
     """
 
@@ -46,69 +45,78 @@ class Write:
     origin: Origin
     instance: "Document"
     id: Any
-    send: Callable[[Any], Awaitable[Row]]
-    settle: Callable[["Document", Row], dict[str, Any]]
+    send: Callable[[Any], Awaitable[Any]]
+    settle: Callable[["Document", Any], dict[str, Any]]
     inserts: bool = False
 
-    async def settle_and_tell(self, row: Row) -> None:
-        """Run the receivers, or have them run after the commit."""
+    def settle_and_tell(self, row: Row) -> Awaitable[None]:
+        """Run the receivers, or have them run after the commit. To be awaited in either case."""
         keywords = self.settle(self.instance, row)
-        document = type(self.instance).meta.document
-        await self.target.fire(self.firing, document, self.origin.token, instance=self.instance, **keywords)
+        return self.target.fire(self.firing, self.instance.meta.document, self.origin.token, keywords)
 
 
-async def send_and_tell(write: Write) -> None:
-    """Send a write; then run its receivers: one unit, which no cancellation tears apart.
+def send_and_tell(write: Write) -> Awaitable[None]:
+    """Send a write; then run its receivers: one unit, which no cancellation tears apart. To be awaited.
 
     Raises:
         PyMongoError: as the driver has it. If its outcome is unknown, and it has a stamp, the receivers have run
             if it stands; where even that can't be found out now, they run when it can.
         Exception: what the receivers raised.
     """
-    target = write.target
-    if write.origin.stamp is None or not write.firing.receivers or target.in_transaction:
-        await target.as_unit(write.firing, _plainly(write))
-    else:
-        await target.as_unit(write.firing, _surely(write))
+    if not write.firing.receivers or write.target.in_transaction:
+        return _plainly(write)
+    return unbroken(_plainly(write) if write.origin.stamp is None else _surely(write))
 
 
 async def _plainly(write: Write) -> None:
+    target = write.target
     try:
-        row = await write.send(write.target.session)
+        row = await write.send(target.session)
     except PyMongoError as error:
         if write.origin.stamp is not None:
             explain_refusal(error)
         raise
-    prove_by_stamp(write.target, write.id, write.origin.stamp, inserted=write.inserts)
+    if target.transaction is not None:
+        prove_by_stamp(target, write.id, write.origin.stamp, inserted=write.inserts)
     await write.settle_and_tell(row)
 
 
 async def _surely(write: Write) -> None:
-    failure: PyMongoError | None = None
-    async with AsyncExitStack() as held:
-        session = await held.enter_async_context(write.target.own_session())
-        try:
-            row = await write.send(session)
-        except (
-            ServerSelectionTimeoutError
-        ):  # it was never sent: after a first attempt the driver raises that one's error
-            raise
-        except UNKNOWN as error:
-            failure = error
-            sent_in = session if isinstance(error, ConnectionFailure) else None
-            try:
-                found = await _look_up(write, sent_in)
-            except PyMongoError:
-                note(error)
-                _tell_later(write, sent_in, held)
-                raise error from None
-            if found is None:
-                raise
-            row = found
-        except PyMongoError as error:
+    session = await write.target.lent_session()
+    try:
+        row = await write.send(session)
+    except BaseException as error:
+        async with AsyncExitStack() as held:
+            if session is not write.target.session:
+                held.push_async_callback(session.end_session)
+            row = await _found_out(write, session, error, held)
+        await raise_after(write.settle_and_tell(row), error)
+    else:
+        await write.target.take_back(session)
+        await write.settle_and_tell(row)
+
+
+async def _found_out(write: Write, session: Any, error: BaseException, held: AsyncExitStack) -> Row:
+    """What the server made of a write that raised an error, if it stands all the same.
+
+    Raises:
+        BaseException: the error; it does not stand, or that is not known.
+    """
+    if isinstance(error, ServerSelectionTimeoutError) or not isinstance(error, UNKNOWN):
+        # The first was never sent: after a first attempt the driver raises that one's error.
+        if isinstance(error, PyMongoError):
             explain_refusal(error)
-            raise
-    await raise_after(write.settle_and_tell(row), failure)
+        raise error
+    sent_in = session if isinstance(error, ConnectionFailure) else None
+    try:
+        found = await _look_up(write, sent_in)
+    except PyMongoError:
+        note(error)
+        _tell_later(write, sent_in, held)
+        raise error from None
+    if found is None:
+        raise error
+    return found
 
 
 def _tell_later(write: Write, session: Any, held: AsyncExitStack) -> None:
@@ -118,7 +126,7 @@ def _tell_later(write: Write, session: Any, held: AsyncExitStack) -> None:
     """
     if write.target.session is not None:
         session = None  # the caller's, who may end it
-    copied = replace(write, instance=copy.deepcopy(write.instance))
+    copied = write._replace(instance=copy.deepcopy(write.instance))
     write.target.registry._later(_tell_when_known(copied, session, held.pop_all()))
 
 
@@ -143,7 +151,7 @@ def note(error: PyMongoError) -> None:
     )
 
 
-async def raise_after(told: Awaitable[None], failure: PyMongoError | None) -> None:
+async def raise_after(told: Awaitable[None], failure: BaseException | None) -> None:
     """Await the receivers of a write that stands; then raise the error that its answer was, if it was one."""
     try:
         await told

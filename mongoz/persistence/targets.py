@@ -1,14 +1,14 @@
 """Where a write goes: the collection, the session, and what must happen around it."""
 
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Generator, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from mongoz.connection import Collection, Registry
 from mongoz.connection.clock import ServerClock
 from mongoz.connection.drivers import Driver
-from mongoz.connection.transactions import Transaction, join
+from mongoz.connection.transactions import ALONE, Transaction, join
 from mongoz.connection.units import unbroken
 from mongoz.persistence.rows import loaded
 from mongoz.signals.firing import Firing, left_to_dispatchers, plan
@@ -101,26 +101,46 @@ class Target(NamedTuple):
         async with self.registry._session() as session:
             yield session
 
-    async def as_unit(self, firing: Firing, unit: Coroutine[Any, Any, T]) -> T:
+    async def lent_session(self) -> Any:
+        """The same, where only a write that may have gone wrong needs one of its own.
+
+        To be given back by `take_back`, or to be ended.
+        """
+        if self.session is not None or not self.driver.write_concern.acknowledged:
+            return self.session
+        return await self.registry._sessions.take()
+
+    async def take_back(self, session: Any) -> None:
+        """Have a session that was lent to a write that went well. The caller's stays with him."""
+        if session is not None and session is not self.session and not self.registry._sessions.give_back(session):
+            await session.end_session()
+
+    def as_unit(self, firing: Firing, unit: Coroutine[Any, Any, T]) -> Awaitable[T]:
         """Await a write together with its receivers, so that no cancellation comes between them.
 
         In a transaction it is the commit that belongs with the receivers.
         """
-        return await (unbroken(unit) if firing.receivers and not self.in_transaction else unit)
+        return unbroken(unit) if firing.receivers and not self.in_transaction else unit
 
-    async def fire(self, firing: Firing, sender: type, delivery_id: str, **kwargs: Any) -> None:
-        """Run the receivers, or have them run once the transaction is committed.
+    def fire(self, firing: Firing, sender: type, delivery_id: str, keywords: dict[str, Any]) -> Awaitable[None]:
+        """Run the receivers, or have them run once the transaction is committed. To be awaited in either case.
+
+        Args:
+            firing: who is told.
+            sender: the document class.
+            delivery_id: the token of the write.
+            keywords: what they are told beside these.
 
         Raises:
             Exception: what the only failing receiver raised, as it is.
             ExceptionGroup: what several raised. The write stands in either case.
         """
         if not firing.receivers:
-            return
+            return _NOTHING
         if self.transaction is None:
-            await firing.run(sender, delivery_id, **kwargs)
-        else:
-            self.transaction.after_commit(partial(firing.run, sender, delivery_id, **kwargs))
+            return firing.run(sender, delivery_id, **keywords)
+        self.transaction.after_commit(partial(firing.run, sender, delivery_id, **keywords))
+        return _NOTHING
 
     def keep_undoable(self, instance: "Document") -> None:
         """Have the instance forget what it is about to learn of the database, if the transaction aborts.
@@ -136,6 +156,16 @@ class Target(NamedTuple):
             instance.__dict__["id"] = id_
 
         self.transaction.on_abort(undo)
+
+
+class _Nothing:
+    """Nothing to wait for."""
+
+    def __await__(self) -> Generator[Any, None, None]:
+        yield from ()
+
+
+_NOTHING: Final = _Nothing()
 
 
 async def aim(document: type["Document"], collection: Any = None, session: Any = None) -> Target:
@@ -155,7 +185,12 @@ async def aim(document: type["Document"], collection: Any = None, session: Any =
     if meta.autogenerate_index:
         await meta.ensure_indexes(place, session)
     joined = join(place.database._registry, session)
-    return Target(place, joined.session, joined.transaction, joined.is_somebody_elses_transaction)
+    if joined is not ALONE:
+        return Target(place, joined.session, joined.transaction, joined.is_somebody_elses_transaction)
+    plain: Target | None = place._plain_target
+    if plain is None:
+        plain = place._plain_target = Target(place)
+    return plain
 
 
 def as_collection(document: type["Document"], collection: Any) -> Collection:

@@ -56,8 +56,8 @@ async def insert_unless(instance: "Document", filter: Mapping[str, Any], target:
 
     def settle(instance: "Document", _: dict[str, Any]) -> dict[str, Any]:
         target.keep_undoable(instance)
-        created(instance, row, target)
-        return {"created": True, "previous": None}
+        created(instance, row, target.elsewhere(document))
+        return {"instance": instance, "created": True, "previous": None}
 
     try:
         await send_and_tell(Write(target, firing, origin, instance, row["_id"], send, settle, inserts=True))

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pymongo import ReturnDocument
 
+from mongoz.connection import Collection
 from mongoz.exceptions import DocumentNotFound
 from mongoz.persistence.operations import Operation, with_operations
-from mongoz.persistence.origin import originator
+from mongoz.persistence.origin import is_stamped, originator, plain_origin
 from mongoz.persistence.patches import after, apply, attribute_names, field_names, patch_of, settle, touch
 from mongoz.persistence.rows import Changes, as_loaded, changes, loaded, new_row, previous, remember, validated_row
 from mongoz.persistence.sending import Write, send_and_tell
@@ -41,37 +42,49 @@ def gone(instance: "Document", target: Target) -> DocumentNotFound:
 
 async def create(instance: D, collection: Any = None, session: Any = None) -> D:
     """Insert an instance; see `Document.create`."""
-    document = type(instance).meta.document
+    meta = instance.meta
+    document, signals = meta.document, meta.signals
     target = await aim(document, collection, session)
-    signals = document.meta.signals
     if signals.pre_save.receivers:
         await signals.pre_save.send(document, instance=instance, created=True)
-    require_watched(document, target.collection, signals.post_save)
+    elsewhere = None
+    if target.collection is not meta.collection:
+        require_watched(document, target.collection, signals.post_save)
+        elsewhere = target.elsewhere(document)
     row = new_row(instance)
     firing = target.plan(signals.post_save)
-    target.keep_undoable(instance)
+    if target.transaction is not None:
+        target.keep_undoable(instance)
     if not firing.tells:
         await target.driver.insert_one(row, session=target.session)
-        created(instance, row, target)
+        created(instance, row, elsewhere)
         return instance
-    origin = (await originator(firing, target, Call.CREATED, natural=True)).of(row["_id"])
+    if is_stamped(firing, target, natural=True):
+        origin = (await originator(firing, target, Call.CREATED, natural=True)).of(row["_id"])
+    else:
+        origin = plain_origin(firing)
 
-    async def send(session: Any) -> dict[str, Any]:
-        await target.driver.insert_one(origin.onto(row), session=session)
-        return {}
+    def send(session: Any) -> Awaitable[Any]:
+        return target.driver.insert_one(origin.onto(row), session=session)  # type: ignore[no-any-return]
 
-    def settle(instance: "Document", _: dict[str, Any]) -> dict[str, Any]:
-        created(instance, row, target)
-        return {"created": True, "previous": None}
+    def settle(instance: "Document", _: object) -> dict[str, Any]:
+        created(instance, row, elsewhere)
+        return {"instance": instance, "created": True, "previous": None}
 
-    await send_and_tell(Write(target, firing, origin, instance, row["_id"], send, settle, inserts=True))
+    await send_and_tell(Write(target, firing, origin, instance, row["_id"], send, settle, True))
     return instance
 
 
-def created(instance: "Document", row: dict[str, Any], target: Target) -> None:
-    """Have an instance know that it was inserted as this row."""
+def created(instance: "Document", row: dict[str, Any], elsewhere: Collection | None) -> None:
+    """Have an instance know that it was inserted as this row.
+
+    Args:
+        instance: what was inserted.
+        row: as it was sent, without a stamp.
+        elsewhere: the collection, if it is not the document's own.
+    """
     instance.__dict__["id"] = row["_id"]
-    remember(instance, row, target.elsewhere(type(instance)))
+    remember(instance, row, elsewhere)
 
 
 async def save(instance: D, collection: Any = None, session: Any = None) -> D:
@@ -102,7 +115,7 @@ async def save(instance: D, collection: Any = None, session: Any = None) -> D:
         remember(
             instance, row if known is None else after(known, changed, removed), target.elsewhere(type(instance))
         )
-        return {"created": False, "previous": was}
+        return {"instance": instance, "created": False, "previous": was}
 
     def send(session: Any) -> Awaitable[dict[str, Any]]:
         return _apply(instance, target, patch, session=session)
@@ -167,7 +180,7 @@ async def update(
             settled = True
             computed = {operation.top: row[operation.top] for operation in operations if operation.top in row}
             written = settle(instance, patch, operations, computed, target.elsewhere(document))
-            return {"update_fields": written, "previous": was}
+            return {"instance": instance, "update_fields": written, "previous": was}
 
         def send(session: Any) -> Awaitable[dict[str, Any]]:
             return _apply(instance, target, stamped, operations, session)

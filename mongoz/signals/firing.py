@@ -33,8 +33,13 @@ class Firing(NamedTuple):
         """Whether a dispatcher must know of it."""
         return bool(self.receivers or self.muted or self.hops)
 
-    async def run(self, sender: type, delivery_id: str, **kwargs: Any) -> None:
+    async def run(self, sender: type, delivery_id: str, **keywords: Any) -> None:
         """Await all receivers, one after another; then raise what they raised.
+
+        Args:
+            sender: the document class.
+            delivery_id: the token of the write.
+            **keywords: what the receivers are told beside these.
 
         Raises:
             Exception: what the only failing receiver raised, as it is.
@@ -43,18 +48,23 @@ class Firing(NamedTuple):
         errors: list[Exception] = []
         name = self.signal.name or ""
         image: Literal["pre", "post"] = "pre" if name == "post_delete" else "post"
+        keywords["sender"] = sender
         for receiver in self.receivers:
-            delivery = Delivery(delivery_id, name, receiver.name, "process", image=image)
+            # By position: by name it takes three times as long.
+            keywords["delivery"] = Delivery(
+                delivery_id, name, receiver.name, "process", 1, 0, None, None, image, False, None
+            )
             try:
-                await receiver.function(sender=sender, delivery=delivery, **kwargs)
+                await receiver.function(**keywords)
             except asyncio.CancelledError as error:
                 if _is_cancelled_here():
                     raise
                 errors.append(_cancelled_inside(receiver, error))
             except Exception as error:
                 errors.append(error)
-        count = f"{len(errors)} of {len(self.receivers)}"
-        raise_together(errors, f"{count} {name} receivers of {sender.__name__} raised")
+        if errors:
+            count = f"{len(errors)} of {len(self.receivers)}"
+            raise_together(errors, f"{count} {name} receivers of {sender.__name__} raised")
 
 
 def _is_cancelled_here() -> bool:

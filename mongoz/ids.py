@@ -52,5 +52,5 @@ def new_id() -> bson.ObjectId:
 
 
 def new_token() -> str:
-    """The hexadecimal digits of one."""
+    """The 24 hexadecimal digits of one."""
     return id_of_time(time()).hex()

@@ -43,12 +43,12 @@ class Sessions:
             await self.end()  # the others have waited for even longer
         return await self._driver.start_session(self._client)
 
-    def give_back(self, session: Any) -> bool:
-        """Let others have a session that is as good as new. False if there are plenty: then it is to be ended."""
-        if len(self._idle) >= _MOST:
-            return False
-        self._idle.append((session, monotonic()))
-        return True
+    async def give_back(self, session: Any) -> None:
+        """Let others have a session that is as good as new. No I/O."""
+        if len(self._idle) < _MOST:
+            self._idle.append((session, monotonic()))
+        else:
+            await session.end_session()
 
     async def end(self) -> None:
         """End those that are idle; no I/O."""

@@ -23,7 +23,7 @@ from mongoz.exceptions import ImproperlyConfigured, TransactionError, raise_toge
 if TYPE_CHECKING:
     from mongoz.connection.registry import Registry
 
-__all__ = ["ALONE", "Joined", "Transaction", "join", "run_transaction", "transaction"]
+__all__ = ["ALONE", "Joined", "Transaction", "is_in_one", "join", "run_transaction", "transaction"]
 
 T = TypeVar("T")
 
@@ -134,6 +134,9 @@ class Transaction:
 
 
 _entered: ContextVar[tuple[Transaction, ...]] = ContextVar("mongoz_transactions", default=())
+is_in_one: Final[Callable[[], object]] = _entered.get
+"""Whether the running task, or one that it comes from, has entered a transaction. A function of C, for speed."""
+
 _by_session: WeakKeyDictionary[Any, Transaction] = WeakKeyDictionary()
 
 

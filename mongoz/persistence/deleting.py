@@ -52,41 +52,28 @@ async def delete(instance: "Document", session: Any = None) -> int:
 
 async def _delete_and_tell(instance: "Document", target: Target, firing: Firing, make: Originator) -> int:
     deletion, failure = _Deletion(instance.id, target, firing, make), None
-    session = await target.lent_session() if deletion.matters else target.session
-    try:
-        await deletion.send(session)
-    except BaseException as error:
-        async with AsyncExitStack() as held:
-            if session is not target.session:
-                held.push_async_callback(session.end_session)
-            await _find_out(instance, deletion, session, error, held)
-        failure = error
-    else:
-        await target.take_back(session)
+    async with AsyncExitStack() as held:
+        session = target.session
+        if deletion.matters:
+            session = await held.enter_async_context(target.own_session())
+        try:
+            await deletion.send(session)
+        except UNKNOWN as error:
+            if not (deletion.is_sent and deletion.matters and deletion.firing.receivers):
+                raise
+            try:
+                stands = await deletion.stands(session)
+            except PyMongoError:
+                note(error)
+                _tell_later(instance, deletion, session, held)
+                raise error from None
+            if not stands:
+                raise
+            failure = error
     if not deletion.token:
         raise gone(instance, target)
     await raise_after(_tell(instance, deletion), failure)
     return 1
-
-
-async def _find_out(
-    instance: "Document", deletion: "_Deletion", session: Any, error: BaseException, held: AsyncExitStack
-) -> None:
-    """Make sure that a delete which raised an error stands all the same.
-
-    Raises:
-        BaseException: the error; it does not stand, or that is not known.
-    """
-    if not (isinstance(error, UNKNOWN) and deletion.is_sent and deletion.matters and deletion.firing.receivers):
-        raise error
-    try:
-        stands = await deletion.stands(session)
-    except PyMongoError:
-        note(error)
-        _tell_later(instance, deletion, session, held)
-        raise error from None
-    if not stands:
-        raise error
 
 
 async def _tell(instance: "Document", deletion: "_Deletion") -> None:

@@ -137,6 +137,8 @@ def require_all(instance: "Document") -> None:
         AttributeError: a field was not loaded.
     """
     document = type(instance)
-    for name in document.__pydantic_fields__ if is_partial(document) else ():
+    if document is instance.meta.document:  # as nearly always: `is_partial`, the fast way
+        return
+    for name in document.__pydantic_fields__:
         if name not in instance.__dict__:
             raise not_loaded(instance, name)

@@ -92,7 +92,8 @@ async def _surely(write: Write) -> None:
             row = await _found_out(write, session, error, held)
         await raise_after(write.settle_and_tell(row), error)
     else:
-        await write.target.take_back(session)
+        if session is not write.target.session:
+            await write.target.registry._sessions.give_back(session)
         await write.settle_and_tell(row)
 
 

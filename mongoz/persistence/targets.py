@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from mongoz.connection import Collection, Registry
 from mongoz.connection.clock import ServerClock
 from mongoz.connection.drivers import Driver
-from mongoz.connection.transactions import ALONE, Transaction, join
+from mongoz.connection.transactions import ALONE, Transaction, is_in_one, join
 from mongoz.connection.units import unbroken
 from mongoz.persistence.rows import loaded
 from mongoz.signals.firing import Firing, left_to_dispatchers, plan
 
 if TYPE_CHECKING:
     from mongoz.documents.base import Document
+    from mongoz.documents.meta import MetaInfo
     from mongoz.signals import Signal
 
-__all__ = ["Target", "aim", "as_collection"]
+__all__ = ["Target", "aim", "as_collection", "at_home"]
 
 T = TypeVar("T")
 
@@ -102,18 +103,10 @@ class Target(NamedTuple):
             yield session
 
     async def lent_session(self) -> Any:
-        """The same, where only a write that may have gone wrong needs one of its own.
-
-        To be given back by `take_back`, or to be ended.
-        """
+        """The same, of those that are lent to one write after another: to be given back, or to be ended."""
         if self.session is not None or not self.driver.write_concern.acknowledged:
             return self.session
         return await self.registry._sessions.take()
-
-    async def take_back(self, session: Any) -> None:
-        """Have a session that was lent to a write that went well. The caller's stays with him."""
-        if session is not None and session is not self.session and not self.registry._sessions.give_back(session):
-            await session.end_session()
 
     def as_unit(self, firing: Firing, unit: Coroutine[Any, Any, T]) -> Awaitable[T]:
         """Await a write together with its receivers, so that no cancellation comes between them.
@@ -158,6 +151,16 @@ class Target(NamedTuple):
         self.transaction.on_abort(undo)
 
 
+def at_home(meta: "MetaInfo") -> Target | None:
+    """Where most writes go: to the document's own collection, in no session. None if only `aim` can tell."""
+    place = meta.collection
+    if place is None or meta.autogenerate_index or is_in_one():
+        return None
+    if place._plain_target is None:
+        place._plain_target = Target(place)
+    return place._plain_target  # type: ignore[no-any-return]
+
+
 class _Nothing:
     """Nothing to wait for."""
 
@@ -187,10 +190,9 @@ async def aim(document: type["Document"], collection: Any = None, session: Any =
     joined = join(place.database._registry, session)
     if joined is not ALONE:
         return Target(place, joined.session, joined.transaction, joined.is_somebody_elses_transaction)
-    plain: Target | None = place._plain_target
-    if plain is None:
-        plain = place._plain_target = Target(place)
-    return plain
+    if place._plain_target is None:
+        place._plain_target = Target(place)
+    return place._plain_target  # type: ignore[no-any-return]
 
 
 def as_collection(document: type["Document"], collection: Any) -> Collection:

@@ -13,7 +13,7 @@ from mongoz.persistence.origin import is_stamped, originator, plain_origin
 from mongoz.persistence.patches import after, apply, attribute_names, field_names, patch_of, settle, touch
 from mongoz.persistence.rows import Changes, as_loaded, changes, loaded, new_row, previous, remember, validated_row
 from mongoz.persistence.sending import Write, send_and_tell
-from mongoz.persistence.targets import Target, aim
+from mongoz.persistence.targets import Target, aim, at_home
 from mongoz.persistence.watching import require_watched
 from mongoz.stamps import Call
 
@@ -44,7 +44,9 @@ async def create(instance: D, collection: Any = None, session: Any = None) -> D:
     """Insert an instance; see `Document.create`."""
     meta = instance.meta
     document, signals = meta.document, meta.signals
-    target = await aim(document, collection, session)
+    target = at_home(meta) if collection is None and session is None else None
+    if target is None:
+        target = await aim(document, collection, session)
     if signals.pre_save.receivers:
         await signals.pre_save.send(document, instance=instance, created=True)
     elsewhere = None

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 from mongoz.exceptions import SignalError, raise_together
-from mongoz.signals.hops import current_hops
-from mongoz.signals.muting import is_muted
+from mongoz.signals.hops import ask_hops
+from mongoz.signals.muting import is_muted, muting
 from mongoz.signals.receivers import Delivery, Receiver
 from mongoz.signals.signal import Signal
 
@@ -87,9 +87,9 @@ def plan(signal: Signal, changed: Iterable[str] | None = None) -> Firing:
         changed: names of the fields that the write is about, for receivers that listen to some fields only; None
             means any.
     """
-    if is_muted(signal.sender, signal.name):
+    if muting.is_used and is_muted(signal.sender, signal.name):
         return Firing(signal, muted=True)
-    if hops := current_hops():
+    if hops := ask_hops():
         return Firing(signal, hops=hops)
     planned: Firing | None = signal._planned
     if planned is None:

@@ -9,16 +9,19 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Final
 
-__all__ = ["MOST_HOPS", "current_hops", "inside_dispatcher"]
+__all__ = ["MOST_HOPS", "ask_hops", "current_hops", "inside_dispatcher"]
 
 MOST_HOPS: Final = 16
 """A change that came over more hops than this is dead-lettered."""
 
 _hops: ContextVar[int] = ContextVar("mongoz_hops", default=0)
 
+ask_hops: Final = _hops.get
+"""What the writes of this task have to carry; 0 outside of a dispatcher. A function of C: every write asks."""
+
 
 def current_hops() -> int:
-    """What the writes of this task have to carry; 0 outside of a dispatcher."""
+    """The same, for who is in no hurry."""
     return _hops.get()
 
 

@@ -1,6 +1,6 @@
 """From BSON to a Change."""
 
-from typing import Any, Final
+from typing import Any
 
 import bson
 from bson.codec_options import CodecOptions
@@ -12,10 +12,7 @@ from mongoz.stamps import FIELD, Stamp
 
 __all__ = ["Undecodable", "decode"]
 
-_NOTHING: Final[frozenset[str]] = frozenset()
-
-# They are nothing without the document.
-_NEED_DOCUMENT: Final = frozenset({"insert", "replace"})
+_NOTHING: frozenset[str] = frozenset()
 
 
 class Undecodable(Exception):
@@ -35,7 +32,7 @@ def decode(raw: RawBSONDocument, codec_options: CodecOptions[Any]) -> Change:
         codec_options: the registry's, so that receivers get the types that the application is used to.
 
     Raises:
-        Undecodable: it contains a value that has no Python counterpart, or too little to tell anybody of.
+        Undecodable: it contains a value that has no Python counterpart.
     """
     data = bytes(raw.raw)
     try:
@@ -46,15 +43,11 @@ def decode(raw: RawBSONDocument, codec_options: CodecOptions[Any]) -> Change:
     names, stamp = _NOTHING, None
     document = event.get("fullDocument")
     if operation == "update":
-        description = event.get("updateDescription")
-        if description is None:
-            raise _bare(event)
+        description = event["updateDescription"]
         names = _changed_names(description)
         value = description["updatedFields"].get(FIELD)
         if value is not None:
             stamp = Stamp.unpack(value)
-    elif document is None and operation in _NEED_DOCUMENT:
-        raise _bare(event)
     elif operation == "insert":
         value = document.get(FIELD) if document else None
         if value is not None:
@@ -83,14 +76,6 @@ def decode(raw: RawBSONDocument, codec_options: CodecOptions[Any]) -> Change:
     )
 
 
-def _bare(event: dict[str, Any]) -> Undecodable:
-    """The server could only send that something happened, see `oversize`."""
-    key = event.get("documentKey") or {}
-    return Undecodable(
-        event["_id"]["_data"], key.get("_id"), "the event is larger than 16 MB, even without images"
-    )
-
-
 def _changed_names(description: dict[str, Any]) -> frozenset[str]:
     """Top-level names that an update touched; the server reports dotted ones."""
     names = {name.partition(".")[0] for name in description["updatedFields"]}
@@ -107,7 +92,7 @@ def _without_images(data: bytes, codec_options: CodecOptions[Any], reason: Excep
         Undecodable: an insert or a replace is nothing without its document.
     """
     event = bson.decode(data, codec_options=lenient(codec_options))
-    if event["operationType"] in _NEED_DOCUMENT:
+    if event["operationType"] in ("insert", "replace"):
         key = event.get("documentKey") or {}
         raise Undecodable(event["_id"]["_data"], key.get("_id"), str(reason)) from reason
     return dict(event) | {"fullDocument": None, "fullDocumentBeforeChange": None}

@@ -13,6 +13,8 @@
     ├── NotFound                  what is named is not there
     │   ├── UnknownReceiver       nobody has heard of a receiver of that name
     │   └── UnknownLetter         there is no such dead letter
+    ├── NotRunning                no dispatcher of the group is alive to do it
+    ├── StillRunning              one is, and would undo it
     ├── CannotListen              the address for HTTP is taken, or is not ours
     ├── EmbeddedError             no private mongod could be started
     └── DemoFailed                the demo lost a change
@@ -35,10 +37,12 @@ __all__ = [
     "HistoryLost",
     "NotAReplicaSet",
     "NotFound",
+    "NotRunning",
     "NothingToDeliver",
     "PositionError",
     "PositionTaken",
     "ServerError",
+    "StillRunning",
     "UnknownLetter",
     "UnknownReceiver",
 ]
@@ -65,6 +69,8 @@ class ExitCode(IntEnum):
     EMBEDDED = 19
     CANNOT_LISTEN = 20
     NOT_FOUND = 21
+    NOT_RUNNING = 22
+    STILL_RUNNING = 23
     CRASHED = 70
     """A bug in the dispatcher itself (EX_SOFTWARE): please report it with the traceback."""
     FORCED = 130
@@ -153,6 +159,18 @@ class UnknownReceiver(NotFound):
 
 class UnknownLetter(NotFound):
     """There is no such dead letter."""
+
+
+class NotRunning(DispatcherError):
+    """No dispatcher of the group is alive to do it."""
+
+    exit_code = ExitCode.NOT_RUNNING
+
+
+class StillRunning(DispatcherError):
+    """A dispatcher of the group is alive, and would undo it."""
+
+    exit_code = ExitCode.STILL_RUNNING
 
 
 class CannotListen(DispatcherError):

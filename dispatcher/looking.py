@@ -12,7 +12,7 @@ from pymongo.asynchronous.collection import AsyncCollection
 from dispatcher.deployment import Oplog, clock_offset, look_at_oplog
 from dispatcher.measuring import seconds_of
 from dispatcher.overview import Counts, Gap, Letters, Member, Overview, Parked, Partition, Paused
-from dispatcher.state import CODEC_OPTIONS, DEAD_LETTERS, GAPS, POSITIONS
+from dispatcher.state import CODEC_OPTIONS, CONTROLS, DEAD_LETTERS, GAPS, MEMBERS, PARKED, PARKED_LANES, POSITIONS
 
 __all__ = ["counts_of", "groups_in", "look", "members_of"]
 
@@ -38,12 +38,12 @@ async def counts_of(client: AsyncMongoClient[Any], database: str, group: str) ->
     now = time() + await clock_offset(client)
     members = await members_of(client, database, group, now)
     layout = await _collection(client, database, POSITIONS).find_one({"_id": group}, {"partitions": True})
-    pauses = _collection(client, database, "controls").find({"group": group, "kind": "pause"})
+    pauses = _collection(client, database, CONTROLS).find({"group": group, "kind": "pause"})
     return Counts(
         partitions=int((layout or {}).get("partitions", 1)),
         members=sum(one.alive for one in members),
         dead_letters=await count(client, database, DEAD_LETTERS, group),
-        parked=await count(client, database, "parked", group),
+        parked=await count(client, database, PARKED, group),
         paused=tuple([one.get("receiver_name") or "*" async for one in pauses]),
     )
 
@@ -78,9 +78,9 @@ async def look(client: AsyncMongoClient[Any], database: str, group: str) -> Over
     positions = _collection(client, database, POSITIONS).find({**of_group, "partition": {"$exists": True}})
     overview.partitions = _partitions([one async for one in positions], overview.members, oplog, now)
     overview.dead_letters = await _letters(_collection(client, database, DEAD_LETTERS), group)
-    overview.parked = await _parked(_collection(client, database, "parked_lanes"), group)
-    overview.parked_deliveries = await count(client, database, "parked", group)
-    async for control in _collection(client, database, "controls").find(of_group):
+    overview.parked = await _parked(_collection(client, database, PARKED_LANES), group)
+    overview.parked_deliveries = await count(client, database, PARKED, group)
+    async for control in _collection(client, database, CONTROLS).find(of_group):
         if control.get("kind") == "pause":
             overview.paused.append(
                 Paused(control.get("receiver_name"), _aware(control.get("since")), control.get("by"))
@@ -93,22 +93,6 @@ async def look(client: AsyncMongoClient[Any], database: str, group: str) -> Over
     return overview
 
 
-async def members_of(client: AsyncMongoClient[Any], database: str, group: str, now: float) -> list[Member]:
-    """The processes of a group, dead or alive, the longest-serving first.
-
-    Args:
-        client: opened for the running loop.
-        database: of the dispatcher's state.
-        group: of dispatchers.
-        now: on the server's clock, in seconds since 1970.
-
-    Raises:
-        PyMongoError: as the driver has it.
-    """
-    found = _collection(client, database, "members").find({"group": group}).sort("_id", 1)
-    return [_member(one, now) async for one in found]
-
-
 async def count(client: AsyncMongoClient[Any], database: str, collection: str, group: str) -> int:
     """How many documents of a collection of the state belong to a group.
 
@@ -117,6 +101,26 @@ async def count(client: AsyncMongoClient[Any], database: str, collection: str, g
     """
     counted = _collection(client, database, collection)
     return await counted.count_documents({"group": group}, maxTimeMS=_PATIENCE_MS)
+
+
+async def members_of(
+    client: AsyncMongoClient[Any], database: str, group: str, now: float | None = None
+) -> list[Member]:
+    """The processes of a group, dead or alive, the longest-serving first.
+
+    Args:
+        client: opened for the running loop.
+        database: of the dispatcher's state.
+        group: of dispatchers.
+        now: on the server's clock, in seconds since 1970; the server is asked if it is None.
+
+    Raises:
+        PyMongoError: as the driver has it.
+    """
+    if now is None:
+        now = time() + await clock_offset(client)
+    found = _collection(client, database, MEMBERS).find({"group": group}).sort("_id", 1)
+    return [_member(one, now) async for one in found]
 
 
 def _collection(client: AsyncMongoClient[Any], database: str, name: str) -> _Collection:

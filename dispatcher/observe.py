@@ -1,7 +1,6 @@
 """What the daemon says about itself: structured logs, and the counters behind them."""
 
 import logging
-import re
 import sys
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field, fields
@@ -10,7 +9,7 @@ from typing import Any, Final
 import stamina.instrumentation
 import structlog
 
-from dispatcher.describing import trace_of
+from dispatcher.describing import trace_of, without_credentials
 from dispatcher.measuring import MOST_RECEIVERS, ReceiverFigures
 
 __all__ = ["Stats", "configure_logging", "get_logger"]
@@ -20,8 +19,6 @@ _OTHERS: Final = ("(others)", "")
 
 # Characters of one value in a log line: errors quote documents, and keys may be megabytes long.
 _LONGEST_VALUE: Final = 20_000
-
-_CREDENTIALS: Final = re.compile(r"(\w+://)[^/\s@]+@")
 
 
 @dataclass(slots=True)
@@ -94,8 +91,8 @@ def configure_logging(log_format: str, level: str) -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             _with_traceback,
             _in_short,
-            _without_credentials,
             renderer,
+            _without_credentials,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
@@ -119,8 +116,6 @@ def _in_short(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mu
     return event
 
 
-def _without_credentials(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    for key, value in event.items():
-        if isinstance(value, str) and "://" in value:
-            event[key] = _CREDENTIALS.sub(r"\1...@", value)
-    return event
+def _without_credentials(_logger: Any, _method: str, line: Any) -> str:
+    """Last of all, so that whatever a line is made of has gone into it."""
+    return without_credentials(str(line))

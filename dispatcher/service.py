@@ -27,6 +27,7 @@ from dispatcher.parked import Parked
 from dispatcher.pipeline import Pipeline
 from dispatcher.positions import Position, PositionStore
 from dispatcher.preparing import group_of, routes_of, scope_of, warn_of_oddities
+from dispatcher.retention import forget_old_letters
 from dispatcher.server import Server
 from dispatcher.settings import Settings
 from dispatcher.source import ChangeStreamSource
@@ -38,6 +39,12 @@ from mongoz.signals.hops import inside_dispatcher
 __all__ = ["Service", "run"]
 
 log = get_logger()
+
+# A stream in server selection waits for a node that may never come back: better fail soon, and try again.
+_SELECTION_TIMEOUT_MS: Final = 5_000
+
+# How long a server that was thought lost may stay unasked; the driver's default is ten seconds.
+_HEARTBEAT_MS: Final = 2_000
 
 # Threads that receivers started with asyncio.to_thread, and the seconds they are given at the end.
 _THREADS: Final = "dispatcher-thread"
@@ -95,12 +102,16 @@ class Service:
         if starting.cancelled():
             log.info("stopped before it had begun", action="dispatcher.stopped", **self.stats.as_dict())
             return
-        client, watching, pipeline = starting.result()
+        client, pipeline = starting.result()
         self._pipeline = pipeline
-        async with client, watching, self._registry:
+        async with client, self._registry:
             stamped = self._registry.dispatched is not None
             self.observer.begin(stop)
             observing = self.observer.watch(client)
+            days = self.settings.dead_letter_retention
+            where = (client, self.settings.state_database, self.routes.group)
+            forgetting = forget_old_letters(*where, days=days, stats=self.stats)
+            observing.append(asyncio.create_task(forgetting, name="forget-old-letters"))
             looking = asyncio.create_task(warn_of_oddities(client, self.routes, stamped=stamped), name="look")
             try:
                 with inside_dispatcher():  # so that every worker is, from its start on
@@ -109,22 +120,23 @@ class Service:
                 await end([looking, *observing])
                 log.info("stopped", action="dispatcher.stopped", **self.stats.as_dict())
 
-    async def _start(self) -> tuple[AsyncMongoClient[Any], AsyncMongoClient[Any], Pipeline]:
+    async def _start(self) -> tuple[AsyncMongoClient[Any], Pipeline]:
         """Look whether the server will do, and take the position over."""
         async with self._server.patient_client() as client:
             await self._server.check(client)
-        client, watching = self._server.lasting_client(), self._server.watching_client()
+        client = self._server.client(
+            serverSelectionTimeoutMS=_SELECTION_TIMEOUT_MS, heartbeatFrequencyMS=_HEARTBEAT_MS
+        )
         try:
-            return client, watching, await self._build(client, watching)
+            return client, await self._build(client)
         except BaseException:
             await client.close()
-            await watching.close()
             raise
 
-    async def _build(self, client: AsyncMongoClient[Any], watching: AsyncMongoClient[Any]) -> Pipeline:
+    async def _build(self, client: AsyncMongoClient[Any]) -> Pipeline:
         scope = scope_of(self.routes)
         source = self._source = ChangeStreamSource(
-            watching, scope, batch_size=self.settings.batch_size, address=self._address, stats=self.stats
+            client, scope, batch_size=self.settings.batch_size, address=self._address, stats=self.stats
         )
         database, group = self.settings.state_database, self.routes.group
         store = PositionStore(client, database, group)

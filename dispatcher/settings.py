@@ -108,6 +108,12 @@ class Settings(BaseSettings):
         le=3_650.0,
         description="Days that records of transactional deliveries are kept: longer than the oplog reaches back.",
     )
+    dead_letter_retention: float = Field(
+        default=90.0,
+        ge=0.0,
+        le=36_500.0,
+        description="Days that dead letters are kept after their last attempt; 0 keeps them for ever.",
+    )
     http: str = Field(
         default=AUTO,
         description="HOST:PORT for probes, metrics and status, port 0 for a free one; auto: 127.0.0.1:8787, or a "

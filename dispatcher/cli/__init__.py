@@ -1,12 +1,12 @@
 """The command line: flags and environment become settings, errors become one line and an exit code."""
 
 import sys
-import traceback
 
 import typer
 
-from dispatcher.cli import check, develop, inspect, run, setup
+from dispatcher.cli import check, develop, inspect, letters, pausing, run, setup, status
 from dispatcher.cli.output import complain
+from dispatcher.describing import trace_of, without_credentials
 from dispatcher.exceptions import DispatcherError, ExitCode
 from mongoz import __version__
 
@@ -26,6 +26,9 @@ check.add_to(app)
 setup.add_to(app)
 develop.add_to(app)
 inspect.add_to(app)
+status.add_to(app)
+letters.add_to(app)
+pausing.add_to(app)
 
 
 def _version(wanted: bool) -> None:
@@ -48,8 +51,8 @@ def main() -> None:
     except DispatcherError as error:
         complain(error)
         sys.exit(error.exit_code)
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        sys.stderr.write(without_credentials(trace_of(error)))
         complain(
             DispatcherError(
                 "The dispatcher has a bug: nobody expected the exception above. Nothing is lost.",

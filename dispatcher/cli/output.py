@@ -1,29 +1,56 @@
 """What the commands print: results on stdout, errors on stderr."""
 
 import json
+import sys
+from datetime import datetime
 from typing import Any
 
+import typer
 from rich.console import Console
 
+from dispatcher.describing import without_credentials
 from dispatcher.exceptions import DispatcherError
 
-__all__ = ["complain", "out", "print_json"]
+__all__ = ["complain", "confirmed", "err", "out", "print_json"]
 
 out = Console(highlight=False)
 if not out.is_terminal:
     out.width = 250  # whoever reads a pipe wants whole names
-_err = Console(stderr=True, highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def complain(error: DispatcherError) -> None:
     """An error and its remedy, a line each."""
-    _err.print("[bold red]error:[/]", end=" ")
-    _err.print(error.message, markup=False)
+    err.print("[bold red]error:[/]", end=" ")
+    err.print(without_credentials(error.message), markup=False)
     if error.remedy:
-        _err.print("[bold]remedy:[/]", end=" ")
-        _err.print(error.remedy, markup=False)
+        err.print("[bold]remedy:[/]", end=" ")
+        err.print(without_credentials(error.remedy), markup=False)
+
+
+def confirmed(question: str, *, yes: bool) -> bool:
+    """Whether an operator wants something that can't be undone.
+
+    Args:
+        question: what to ask.
+        yes: it was said already.
+
+    Raises:
+        typer.BadParameter: nobody is there to be asked.
+    """
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise typer.BadParameter(
+            "It can't be undone, and nobody is there to be asked: confirm it.", param_hint="--yes"
+        )
+    return typer.confirm(question, err=True)
 
 
 def print_json(value: Any) -> None:
     """One JSON document on a line, for machines."""
-    print(json.dumps(value, default=str))  # noqa: T201 - rich would wrap it
+    print(json.dumps(value, default=_plain))  # noqa: T201 - rich would wrap it
+
+
+def _plain(value: Any) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)

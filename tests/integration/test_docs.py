@@ -309,16 +309,6 @@ def test_the_reference_of_the_command_line_is_what_the_commands_say():
     assert PAGES["docs/reference/cli.md"].read_text() == made.stdout, remedy
 
 
-@pytest.mark.parametrize("path", list(ALL_COMMANDS), ids=" ".join)
-def test_every_command_and_flag_is_in_the_reference(path: tuple[str, ...]):
-    text = section("docs/reference/cli.md", f"## dispatcher {' '.join(path)}")
-    for parameter in ALL_COMMANDS[path].params:
-        if parameter.param_type_name == "argument":
-            assert f"`{parameter.envvar}`" in text
-        elif "--help" not in parameter.opts:
-            assert f"`{parameter.opts[0]}`" in text, parameter.opts
-
-
 @pytest.mark.parametrize("page", ["docs/guide/dispatcher.md", "docs/reference/cli.md"])
 def test_every_exit_code_is_in_the_tables(page: str):
     rows = table_rows(page)

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
+from pymongo.errors import ConfigurationError
 
-from dispatcher.describing import text_of, trace_of
+from dispatcher.describing import text_of, trace_of, without_credentials
 from dispatcher.observe import configure_logging, get_logger
 from dispatcher.transactional import _is_transient
 
@@ -69,6 +70,46 @@ def test_credentials_in_a_traceback_are_not_logged(capsys):
     configure_logging("json", "info")
     get_logger().error("failed", action="test.failed", exc_info=raised(ValueError("mongodb://me:secret@host/")))
     assert "secret" not in capsys.readouterr().err
+
+
+SECRETS = [
+    "mongodb://me:secret@host/",
+    "mongodb+srv://me:secret@host/?retryWrites=true",
+    "could not connect to 'mongodb://me:se/cr:secret@host:27017/shop'",
+    "mongodb://me:pass@word:secret@host",
+    "mongodb://host/?tls=true&tlsCertificateKeyFilePassword=secret&w=1",
+    "mongodb://host/?authMechanismProperties=AWS_SESSION_TOKEN:secret",
+]
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+@pytest.mark.parametrize("text", SECRETS)
+def test_credentials_are_not_logged_wherever_they_stand(text, log_format, capsys):
+    configure_logging(log_format, "debug")
+    log = get_logger()
+    log.debug(text, action="test.failed")
+    log.info("in a value", action="test.failed", url=text)
+    log.warning("deep inside", action="test.failed", settings={"urls": [text]}, error=ValueError(text))
+    log.error("in a cause", action="test.failed", exc_info=chained(ConfigurationError(text)))
+    said = capsys.readouterr().err
+    assert "secret" not in said
+    assert said.count("host") >= 4 or "'mongodb" in said
+    assert "://" in without_credentials(text)
+
+
+def chained(cause: Exception) -> Exception:
+    try:
+        try:
+            raise cause
+        except Exception as error:
+            raise RuntimeError(f"it failed: {error}") from error
+    except Exception as caught:
+        return caught
+
+
+@pytest.mark.parametrize("text", ["a@b.example", "https://example.org/path?x=1", "token=826B and me@home", ""])
+def test_what_holds_no_credentials_stays(text):
+    assert without_credentials(text) == text
 
 
 def test_a_line_does_not_grow_without_a_limit(capsys):

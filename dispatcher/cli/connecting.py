@@ -1,0 +1,171 @@
+"""Commands about a group that runs somewhere: where its state is, and connecting to it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Annotated, Any, Final, NamedTuple, TypeVar
+
+import typer
+from pymongo import AsyncMongoClient
+from pymongo.errors import ConfigurationError, ConnectionFailure, PyMongoError
+
+from dispatcher.application import load_registry
+from dispatcher.cli.options import default, flag, make_settings
+from dispatcher.exceptions import ApplicationError, CannotConnect, NotFound, ServerError
+from dispatcher.failures import fatal, in_short
+from dispatcher.looking import groups_in
+from mongoz.connection.address import first_seed
+from mongoz.exceptions import ImproperlyConfigured, nearest
+
+__all__ = [
+    "STATE_DATABASE",
+    "AppOption",
+    "Group",
+    "GroupName",
+    "OptionalApp",
+    "StateDatabase",
+    "Url",
+    "with_group",
+]
+
+_SELECTION_TIMEOUT_MS: Final = 5_000
+
+_T = TypeVar("_T")
+
+OptionalApp = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[APP]",
+        help="The registry whose dispatchers are meant: package.module:registry. Or name the server with --url.",
+        envvar="DISPATCHER_APP",
+        show_default=False,
+    ),
+]
+
+AppOption = Annotated[
+    str | None,
+    typer.Option(
+        "--app",
+        help="The registry whose dispatchers are meant: package.module:registry. Or name the server with --url.",
+        envvar="DISPATCHER_APP",
+        show_default=False,
+    ),
+]
+
+Url = Annotated[str | None, flag("url")]
+STATE_DATABASE: Final[str] = default("state_database")
+StateDatabase = Annotated[str, flag("state_database")]
+GroupName = Annotated[
+    str | None,
+    typer.Option(
+        "--group",
+        help="The group of dispatchers; by default that of APP, or the only one that has a state.",
+        envvar="DISPATCHER_GROUP",
+        show_default=False,
+    ),
+]
+
+
+class Group(NamedTuple):
+    """A group of dispatchers, and a connection to its state.
+
+    Attributes:
+        client: opened for the running loop.
+        database: of the state.
+        name: of the group.
+        address: of the server, for messages.
+    """
+
+    client: AsyncMongoClient[Any]
+    database: str
+    name: str
+    address: str
+
+
+def with_group(
+    use: Callable[[Group], Awaitable[_T]],
+    *,
+    url: str | None,
+    state_database: str,
+    group: str | None,
+    app: str | None = None,
+) -> _T:
+    """Connect to a group's state, and use it.
+
+    Args:
+        use: what to do.
+        url: of the server; by default that of the application.
+        state_database: where the state is.
+        group: its name; by default the application's, or the only one.
+        app: the application.
+
+    Raises:
+        DispatcherError: there is no such group, or the server does not answer.
+        typer.BadParameter: neither server nor application are named.
+    """
+    make_settings(url=url, state_database=state_database)
+    if app is not None:
+        registry = load_registry(app)
+        url = url or registry.url
+        group = group or registry.dispatched or "default"
+        if url is None:
+            raise ApplicationError("The registry was made from a client.", remedy="Name the server with --url.")
+    if url is None:
+        raise typer.BadParameter("Name the server with --url, or the application APP.", param_hint="--url")
+
+    async def run() -> _T:
+        async with _connected(url, state_database, group, may_be_new=app is not None) as found:
+            return await use(found)
+
+    return asyncio.run(run())
+
+
+@asynccontextmanager
+async def _connected(url: str, database: str, group: str | None, *, may_be_new: bool) -> AsyncIterator[Group]:
+    try:
+        seed = first_seed(url)
+    except ImproperlyConfigured as error:
+        raise CannotConnect(str(error), remedy="Mend --url or DISPATCHER_URL.") from error
+    address = seed.host if seed.port is None else f"{seed.host}:{seed.port}"
+    try:
+        async with AsyncMongoClient[Any](
+            url, appname="mongoz-dispatcher-cli", serverSelectionTimeoutMS=_SELECTION_TIMEOUT_MS, tz_aware=True
+        ) as client:
+            if group is None or not may_be_new:
+                group = _chosen(group, await groups_in(client, database), f"{address}, database {database}")
+            yield Group(client, database, group, address)
+    except PyMongoError as error:
+        if (verdict := fatal(error, address)) is not None:
+            raise verdict from error
+        if isinstance(error, ConnectionFailure | ConfigurationError):
+            raise CannotConnect(
+                f"No MongoDB server answers at {address}: {in_short(error)}",
+                remedy="Is it running, is the URL right, and may this machine reach it?",
+            ) from error
+        raise ServerError(
+            f"{address} can not do what is asked of it: {in_short(error)}", remedy="See the server's log."
+        ) from error
+
+
+def _chosen(group: str | None, there_are: list[str], place: str) -> str:
+    """The group that is meant.
+
+    Raises:
+        NotFound: there is no such group, or none at all.
+        typer.BadParameter: there are several.
+    """
+    if group in there_are:
+        return group
+    if not there_are:
+        raise NotFound(
+            f"There is no state of dispatchers at {place}.",
+            remedy="Name the right server with --url and the database with --state-database. Did one ever run?",
+        )
+    if group is not None:
+        raise NotFound(
+            f"There is no group {group!r} of dispatchers at {place}.{nearest(group, there_are)}",
+            remedy="The group is dispatched= of the registry; True is 'default'.",
+        )
+    if len(there_are) > 1:
+        raise typer.BadParameter(f"There are several: {', '.join(there_are)}. Name one.", param_hint="--group")
+    return there_are[0]

@@ -1,0 +1,377 @@
+"""`dispatcher dead-letters`."""
+
+import json
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal
+
+import bson
+import typer
+from bson.codec_options import CodecOptions, DatetimeConversion
+from bson.errors import InvalidBSON
+from bson.json_util import RELAXED_JSON_OPTIONS, dumps
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from dispatcher.cli.connecting import STATE_DATABASE, AppOption, Group, GroupName, StateDatabase, Url, with_group
+from dispatcher.cli.options import Json
+from dispatcher.cli.output import confirmed, err, out, print_json
+from dispatcher.cli.parsing import keys, moment
+from dispatcher.exceptions import ExitCode, NotRunning
+from dispatcher.looking import members_of
+from dispatcher.mailbox import Dropped, Wanted, drop, ids_of, letters_of, read, resolve, without_receiver
+from dispatcher.retries import Outcome, outcomes, request_retry
+
+__all__ = ["add_to"]
+
+Ids = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="[ID]...", help="Of letters; the first characters do if no other begins so.", show_default=False
+    ),
+]
+All = Annotated[bool, typer.Option("--all", help="All letters that the filters leave over.")]
+Receiver = Annotated[
+    str | None, typer.Option(help="Only those to this receiver, by its name.", show_default=False)
+]
+Signal = Annotated[
+    Literal["post_save", "post_update", "post_delete"] | None,
+    typer.Option(help="Only those of this signal.", show_default=False),
+]
+Reason = Annotated[
+    Literal["failed", "invalid", "undecodable", "too_many_hops"] | None,
+    typer.Option(help="Only those that were given up for this reason.", show_default=False),
+]
+Since = Annotated[
+    str | None,
+    typer.Option(
+        help="Only those given up since then: 2h, 7d, or a date like 2026-01-31T12:00Z.", show_default=False
+    ),
+]
+Until = Annotated[str | None, typer.Option(help="Only those given up before then.", show_default=False)]
+Key = Annotated[
+    str | None,
+    typer.Option(
+        help="Only those of the document with this _id: text, number, ObjectId or extended JSON.",
+        show_default=False,
+    ),
+]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+
+_STYLES: Final = {"delivered": "green", "failed": "red", "refused": "red", "waiting": "yellow"}
+
+# Whatever a client wrote is to be shown, even what is no text.
+_LENIENT: Final[CodecOptions[dict[str, Any]]] = CodecOptions(
+    unicode_decode_error_handler="replace", datetime_conversion=DatetimeConversion.DATETIME_AUTO, tz_aware=True
+)
+
+# Characters of an error in a list.
+_SHORT: Final = 100
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands."""
+    letters = typer.Typer(
+        help="Deliveries that failed for good: look at them, try them again, forget them.", no_args_is_help=True
+    )
+    letters.command(name="list")(_list)
+    letters.command(name="show")(_show)
+    letters.command(name="retry")(_retry)
+    letters.command(name="drop")(_drop)
+    app.add_typer(letters, name="dead-letters")
+
+
+def _list(  # noqa: PLR0913 - one parameter per flag
+    receiver: Receiver = None,
+    signal: Signal = None,
+    reason: Reason = None,
+    since: Since = None,
+    until: Until = None,
+    key: Key = None,
+    limit: Annotated[int, typer.Option(min=0, help="How many at most, the newest first; 0 for all.")] = 50,
+    app: AppOption = None,
+    url: Url = None,
+    state_database: StateDatabase = STATE_DATABASE,
+    group: GroupName = None,
+    as_json: Json = False,
+) -> None:
+    """List dead letters, the newest first.
+
+    Example: `dispatcher dead-letters list --url mongodb://db.example.org --receiver billing.welcome --since 2d`
+    """
+    wanted = _wanted(receiver, signal, reason, since, until, key)
+
+    async def look(there: Group) -> tuple[list[dict[str, Any]], int]:
+        found = await letters_of(there.client, there.database, there.name, wanted, limit)
+        total = len(found)
+        if limit and total == limit:
+            total = len(await ids_of(there.client, there.database, there.name, wanted))
+        return found, total
+
+    found, total = with_group(look, url=url, state_database=state_database, group=group, app=app)
+    if as_json:
+        print_json([_plain(letter) for letter in found])
+        return
+    if not found:
+        out.print("There are no such dead letters." if any(wanted) else "There are no dead letters.")
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("id", "given up", "receiver", "signal", "key", "reason", "error"):
+        table.add_column(heading, overflow="fold")
+    for letter in found:
+        table.add_row(*(Text(text) for text in _row(letter)))
+    out.print(table)
+    if total > len(found):
+        out.print(f"{len(found)} of {total}; --limit 0 shows all.")
+
+
+def _row(letter: dict[str, Any]) -> tuple[str, ...]:
+    error = str((letter.get("error") or {}).get("message", "")).splitlines() or [""]
+    state = str(letter.get("reason"))
+    if "retrying_since" in letter or "retry_requested_at" in letter:
+        state += ", being tried again"
+    elif letter.get("retries"):
+        state += f", {letter['retries']} retries"
+    return (
+        letter["_id"],
+        _when(letter.get("last_attempt_at")),
+        letter.get("receiver") or "(unreadable change)",
+        letter.get("signal") or "",
+        _brief(letter.get("key")),
+        state,
+        error[0][:_SHORT],
+    )
+
+
+def _show(
+    id_: Annotated[
+        str, typer.Argument(metavar="ID", help="Of the letter; its first characters do if no other begins so.")
+    ],
+    app: AppOption = None,
+    url: Url = None,
+    state_database: StateDatabase = STATE_DATABASE,
+    group: GroupName = None,
+    as_json: Json = False,
+) -> None:
+    """Show one dead letter: all that is known, the traceback, the documents of the change.
+
+    Example: `dispatcher dead-letters show 5f2b8c --url mongodb://db.example.org`
+    """
+
+    async def look(there: Group) -> tuple[dict[str, Any], dict[str, bytes]]:
+        (whole,) = await resolve(there.client, there.database, there.name, [id_])
+        return await read(there.client, there.database, there.name, whole)
+
+    letter, parts = with_group(look, url=url, state_database=state_database, group=group, app=app)
+    decoded = {name: _decoded(data) for name, data in parts.items()}
+    if as_json:
+        print_json({**_plain(letter), "parts": {name: _plain_value(value) for name, value in decoded.items()}})
+        return
+    error = letter.pop("error", None) or {}
+    for name in ("parts", "chunked"):
+        letter.pop(name, None)
+    for name, value in letter.items():
+        out.print(f"[bold]{name:>20}[/]  ", Text(_brief(value)), sep="", soft_wrap=True)
+    out.print(f"[bold]{'error':>20}[/]  ", Text(str(error.get("message", ""))), sep="", soft_wrap=True)
+    for name, value in decoded.items():
+        out.print(f"\n[bold]{name}[/]")
+        text = value if isinstance(value, str) else dumps(value, json_options=RELAXED_JSON_OPTIONS, indent=2)
+        out.print(Text(text), soft_wrap=True)
+    if trace := error.get("traceback"):
+        out.print("\n[bold]traceback[/]")
+        out.print(Text(trace.rstrip()), soft_wrap=True)
+
+
+def _retry(  # noqa: PLR0913 - one parameter per flag
+    ids: Ids = [],  # noqa: B006 - typer copies it
+    all_: All = False,
+    receiver: Receiver = None,
+    signal: Signal = None,
+    reason: Reason = None,
+    since: Since = None,
+    until: Until = None,
+    key: Key = None,
+    wait: Annotated[
+        float, typer.Option(min=0.0, help="Seconds to wait for the outcomes; 0 only asks for the retries.")
+    ] = 60.0,
+    app: AppOption = None,
+    url: Url = None,
+    state_database: StateDatabase = STATE_DATABASE,
+    group: GroupName = None,
+    as_json: Json = False,
+) -> None:
+    """Have dead letters tried again, with fresh attempts, and show what became of each.
+
+    The dispatchers that run do it, in the order of each document's changes. A letter whose delivery succeeds is
+    gone; one that fails again stays. Exits with 1 unless all were delivered. Where a receiver is not there any
+    more, or no dispatcher runs, nothing is changed.
+
+    Example: `dispatcher dead-letters retry --url mongodb://db.example.org --receiver billing.welcome --since 2d`
+    """
+    wanted = _wanted(receiver, signal, reason, since, until, key)
+    _check_selection(ids, wanted, all_=all_)
+
+    async def retry(there: Group) -> list[Outcome]:
+        chosen = await _chosen(there, ids, wanted)
+        if not chosen:
+            return []
+        alive = [one for one in await members_of(there.client, there.database, there.name) if one.alive]
+        if not alive:
+            raise NotRunning(
+                f"No dispatcher of group {there.name!r} is alive to try them again. Nothing was changed.",
+                remedy="Start one: `dispatcher run APP`.",
+            )
+        gone = await without_receiver(there.client, there.database, there.name, chosen, alive)
+        if gone is not None:
+            raise gone
+        asked = await request_retry(there.client, there.database, there.name, chosen)
+        if not wait:
+            return [Outcome(id_, "waiting", "asked for") for id_ in asked]
+        return await _watched(
+            outcomes(there.client, there.database, asked, within=wait), len(asked), quiet=as_json
+        )
+
+    found = with_group(retry, url=url, state_database=state_database, group=group, app=app)
+    if as_json:
+        print_json([one._asdict() for one in found])
+    elif not found:
+        out.print("There are no such dead letters.")
+    else:
+        _print_outcomes(found)
+    if wait and any(one.result != "delivered" for one in found):
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def _drop(  # noqa: PLR0913 - one parameter per flag
+    ids: Ids = [],  # noqa: B006 - typer copies it
+    all_: All = False,
+    receiver: Receiver = None,
+    signal: Signal = None,
+    reason: Reason = None,
+    since: Since = None,
+    until: Until = None,
+    key: Key = None,
+    yes: Yes = False,
+    app: AppOption = None,
+    url: Url = None,
+    state_database: StateDatabase = STATE_DATABASE,
+    group: GroupName = None,
+    as_json: Json = False,
+) -> None:
+    """Forget dead letters: what they tell of is never delivered.
+
+    Those that are being tried again stay.
+
+    Example: `dispatcher dead-letters drop --reason too_many_hops --url mongodb://db.example.org`
+    """
+    wanted = _wanted(receiver, signal, reason, since, until, key)
+    _check_selection(ids, wanted, all_=all_)
+
+    async def choose(there: Group) -> list[str]:
+        return await _chosen(there, ids, wanted)
+
+    place: dict[str, Any] = {"url": url, "state_database": state_database, "group": group, "app": app}
+    chosen = with_group(choose, **place)
+    count = f"{len(chosen)} dead letter{'s' if len(chosen) != 1 else ''}"
+    if chosen and not confirmed(f"Forget {count}? They can't be brought back.", yes=yes):
+        raise typer.Exit(ExitCode.FAILED)
+
+    async def forget(there: Group) -> Dropped:
+        return await drop(there.client, there.database, there.name, chosen)
+
+    done = with_group(forget, **place) if chosen else Dropped([], [])
+    if as_json:
+        print_json(done._asdict())
+        return
+    out.print(f"{len(done.dropped)} dropped." if chosen else "There are no such dead letters.")
+    if done.kept:
+        out.print(f"{len(done.kept)} are being tried again, and stay.")
+
+
+def _wanted(
+    receiver: str | None,
+    signal: str | None,
+    reason: str | None,
+    since: str | None,
+    until: str | None,
+    key: str | None,
+) -> Wanted:
+    return Wanted(
+        receiver=receiver,
+        signal=signal,
+        reason=reason,
+        since=None if since is None else moment(since, "--since"),
+        until=None if until is None else moment(until, "--until"),
+        keys=() if key is None else keys(key),
+    )
+
+
+def _check_selection(ids: list[str], wanted: Wanted, *, all_: bool) -> None:
+    """Nobody gets all letters by leaving something out.
+
+    Raises:
+        typer.BadParameter: it is not clear which are meant.
+    """
+    if ids and (all_ or any(wanted)):
+        raise typer.BadParameter("Name letters by their ids, or by filters, not both.", param_hint="ID")
+    if not ids and not all_ and not any(wanted):
+        raise typer.BadParameter("Name letters by their ids or by filters, or say --all.", param_hint="ID")
+
+
+async def _chosen(there: Group, ids: list[str], wanted: Wanted) -> list[str]:
+    if ids:
+        return await resolve(there.client, there.database, there.name, ids)
+    return await ids_of(there.client, there.database, there.name, wanted)
+
+
+async def _watched(coming: AsyncIterator[Outcome], count: int, *, quiet: bool) -> list[Outcome]:
+    """All outcomes; on a terminal with a progress bar."""
+    found = []
+    columns = (TextColumn("retrying"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    shown = err.is_terminal and not quiet
+    with Progress(*columns, console=err, transient=True, disable=not shown) as progress:
+        task = progress.add_task("retrying", total=count)
+        async for outcome in coming:
+            found.append(outcome)
+            progress.advance(task)
+    return found
+
+
+def _print_outcomes(found: list[Outcome]) -> None:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for one in found:
+        text = (one.text.splitlines() or [""])[0]
+        table.add_row(Text(one.result, _STYLES[one.result]), Text(one.letter), Text(text[:_SHORT]))
+    out.print(table)
+    counts = {result: sum(one.result == result for one in found) for result in _STYLES}
+    out.print(", ".join(f"{count} {result}" for result, count in counts.items() if count) + ".")
+
+
+def _decoded(data: bytes) -> Any:
+    """A part as its values; of one that is not for Python, its bytes as text."""
+    try:
+        return bson.decode(data, _LENIENT)
+    except (InvalidBSON, ValueError, OverflowError):
+        return data.hex(" ")
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, datetime):
+        return _when(value)
+    if value is None or isinstance(value, str | int | float | bson.ObjectId):
+        return "" if value is None else str(value)
+    return dumps(value, json_options=RELAXED_JSON_OPTIONS)
+
+
+def _when(value: Any) -> str:
+    return value.strftime("%Y-%m-%d %H:%M:%S") if isinstance(value, datetime) else ""
+
+
+def _plain(letter: dict[str, Any]) -> dict[str, Any]:
+    return {name: _plain_value(value) for name, value in letter.items() if name not in ("parts", "chunked")}
+
+
+def _plain_value(value: Any) -> Any:
+    """For JSON, with extended JSON for what has no other form there."""
+    return json.loads(dumps(value, json_options=RELAXED_JSON_OPTIONS))

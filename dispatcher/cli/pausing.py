@@ -1,0 +1,95 @@
+"""`dispatcher pause` and `dispatcher resume`."""
+
+import getpass
+import socket
+from typing import Annotated
+
+import typer
+
+from dispatcher.cli.connecting import STATE_DATABASE, AppOption, Group, GroupName, StateDatabase, Url, with_group
+from dispatcher.cli.options import Json
+from dispatcher.cli.output import out, print_json
+from dispatcher.controls import Paused, pause, pauses, resume
+
+__all__ = ["add_to"]
+
+ReceiverName = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[RECEIVER]",
+        help="Its name, as `dispatcher receivers APP` lists it; everything without it.",
+        show_default=False,
+    ),
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command(name="pause")(_pause)
+    app.command(name="resume")(_resume)
+
+
+def _pause(
+    receiver: ReceiverName = None,
+    app: AppOption = None,
+    url: Url = None,
+    state_database: StateDatabase = STATE_DATABASE,
+    group: GroupName = None,
+    as_json: Json = False,
+) -> None:
+    """Have the dispatchers of a group stop calling a receiver, or all; nothing is lost.
+
+    The deliveries of a paused receiver wait in MongoDB, in order, without holding up the others; `resume` has them
+    delivered. Without RECEIVER everything pauses: nothing is read, and the position stays where it is, so resume
+    before the oplog forgets it. Running dispatchers notice within some seconds; those that start later know.
+
+    Example: `dispatcher pause billing.welcome --url mongodb://db.example.org`
+    """
+
+    async def do(there: Group) -> bool:
+        return await pause(there.client, there.database, there.name, receiver, by=_who())
+
+    changed = with_group(do, url=url, state_database=state_database, group=group, app=app)
+    if as_json:
+        print_json({"receiver": receiver, "changed": changed})
+    else:
+        out.print(f"{receiver or 'everything'} {'is paused' if changed else 'was paused already'}", markup=False)
+
+
+def _resume(
+    receiver: ReceiverName = None,
+    app: AppOption = None,
+    url: Url = None,
+    state_database: StateDatabase = STATE_DATABASE,
+    group: GroupName = None,
+    as_json: Json = False,
+) -> None:
+    """Have the dispatchers of a group go on with a receiver, or with all.
+
+    What waited is delivered first, in order. Without RECEIVER the pause of everything ends; receivers that are
+    paused by name stay so.
+
+    Example: `dispatcher resume billing.welcome --url mongodb://db.example.org`
+    """
+
+    async def do(there: Group) -> tuple[bool, list[Paused]]:
+        changed = await resume(there.client, there.database, there.name, receiver)
+        return changed, await pauses(there.client, there.database, there.name)
+
+    changed, left = with_group(do, url=url, state_database=state_database, group=group, app=app)
+    names = [one.receiver or "everything" for one in left]
+    if as_json:
+        print_json({"receiver": receiver, "changed": changed, "still_paused": names})
+        return
+    out.print(f"{receiver or 'everything'} {'goes on' if changed else 'was not paused'}", markup=False)
+    if names:
+        out.print(f"still paused: {', '.join(names)}", markup=False)
+
+
+def _who() -> str:
+    """Whoever asks, for people."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user often has no name
+        user = "somebody"
+    return f"{user}@{socket.gethostname()}"

@@ -1,0 +1,228 @@
+"""`dispatcher status`."""
+
+import time
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from rich.console import Group as Lines
+from rich.console import RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from dispatcher.cli.connecting import STATE_DATABASE, Group, GroupName, OptionalApp, StateDatabase, Url, with_group
+from dispatcher.cli.options import Json
+from dispatcher.cli.output import out, print_json
+from dispatcher.exceptions import ServerError
+from dispatcher.looking import look
+from dispatcher.measuring import duration
+from dispatcher.overview import Member, Overview, Partition
+
+__all__ = ["add_to"]
+
+# Seconds of lag, and of headroom, that deserve attention.
+_LATE = 60.0
+_TIGHT = 3_600.0
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(name="status")(_status)
+
+
+def _status(
+    app: OptionalApp = None,
+    url: Url = None,
+    state_database: StateDatabase = STATE_DATABASE,
+    group: GroupName = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again and again, until Ctrl-C.")] = False,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks with --watch.")] = 2.0,
+    as_json: Json = False,
+) -> None:
+    """Show a group: its processes, how far behind they are, what failed, what waits, what was lost.
+
+    It reads the state in MongoDB, and needs no dispatcher that runs.
+
+    Example: `dispatcher status --url mongodb://db.example.org --group billing --watch`
+    """
+
+    async def see(there: Group) -> Overview:
+        return await look(there.client, there.database, there.name)
+
+    def once() -> Overview:
+        return with_group(see, url=url, state_database=state_database, group=group, app=app)
+
+    def show(overview: Overview) -> None:
+        if as_json:
+            print_json(overview.as_dict())
+        else:
+            out.print(_rendered(overview))
+
+    if not watch:
+        show(once())
+        return
+    try:
+        if as_json or not out.is_terminal:
+            while True:
+                show(once())
+                time.sleep(interval)
+        _watch(once, interval)
+    except KeyboardInterrupt:
+        pass
+
+
+def _watch(once: Callable[[], Overview], interval: float) -> None:
+    """Fill the terminal, again and again; a server that is gone for a while ends nothing."""
+    with Live(_rendered(once()), console=out, auto_refresh=False, screen=True) as live:
+        while True:
+            time.sleep(interval)
+            try:
+                seen: RenderableType = _rendered(once())
+            except ServerError as error:
+                seen = Text(error.message, "bold red")
+            live.update(seen, refresh=True)
+
+
+def _rendered(overview: Overview) -> RenderableType:
+    return Lines(
+        *_summary(overview),
+        *_titled("Partitions", _partitions(overview), overview.partitions),
+        *_titled("Members", _members(overview.members), overview.members),
+        *_titled("Dead letters", _letters(overview), overview.dead_letters),
+        *_titled("Parked", _parked(overview), overview.parked),
+        *_titled("Paused", _paused(overview), overview.paused),
+        *_titled("Runs", _runs(overview), overview.runs),
+        *_titled("Gaps: changes that nobody got", _gaps(overview), overview.gaps),
+    )
+
+
+def _titled(title: str, table: Table, rows: list[Any]) -> list[RenderableType]:
+    return ["", Text(title, "bold"), table] if rows else []
+
+
+def _summary(overview: Overview) -> list[RenderableType]:
+    alive = overview.alive
+    lags = [one.lag_seconds for one in overview.partitions if one.lag_seconds is not None]
+    rate = sum(float(one.stats.get("per_second", {}).get("deliveries", 0)) for one in alive)
+    facts: list[tuple[str, str, str]] = [("group", overview.group, "bold")]
+    paused = any(one.receiver is None for one in overview.paused)
+    facts.append(("dispatchers", f"{len(alive)} alive", "" if alive else "bold red"))
+    if paused:
+        facts.append(("paused", "everything: nothing is delivered", "bold yellow"))
+    if lags:
+        worst = max(lags)
+        facts.append(("lag", duration(worst), "yellow" if worst > _LATE else ""))
+    if alive:
+        facts.append(("throughput", f"{rate:.1f} deliveries per second", ""))
+    facts.append(("dead letters", str(overview.dead_letter_count), "yellow" if overview.dead_letter_count else ""))
+    facts.append(("parked", f"{overview.parked_deliveries} deliveries", ""))
+    facts.append(("gaps", str(overview.gap_count), "yellow" if overview.gap_count else ""))
+    facts.append(_headroom(overview))
+    table = _table()
+    for name, value, style in facts:
+        table.add_row(Text(name, "dim"), Text(value, style))
+    table.show_header = False
+    return [table]
+
+
+def _headroom(overview: Overview) -> tuple[str, str, str]:
+    left = overview.headroom_seconds
+    if left is None:
+        known = "no position is saved" if not overview.partitions else "not known: the user may not read the oplog"
+        return "oplog", known, ""
+    if left <= 0:
+        return "oplog", f"the position is lost: the oplog begins {duration(-left)} after it", "bold red"
+    return "oplog", f"position would be lost in {duration(left)}", "bold red" if left < _TIGHT else ""
+
+
+def _partitions(overview: Overview) -> Table:
+    table = _table("partition", "owner", "term", "delivered up to", "lag", "changes behind", "saved", "lost in")
+    for one in overview.partitions:
+        table.add_row(
+            str(one.number),
+            Text(_owner(one, overview), "" if _owned(one, overview) else "bold red"),
+            str(one.term),
+            "" if one.position_at is None else f"{one.position_at:%Y-%m-%d %H:%M:%S}",
+            _seconds(one.lag_seconds),
+            "" if one.lag_changes is None else f"about {one.lag_changes:.0f}",
+            "" if one.saved_seconds is None else f"{duration(one.saved_seconds)} ago",
+            _seconds(one.headroom_seconds),
+        )
+    return table
+
+
+def _owned(one: Partition, overview: Overview) -> bool:
+    return any(member.id == one.owner for member in overview.alive)
+
+
+def _owner(one: Partition, overview: Overview) -> str:
+    if one.owner is None or one.where is None:
+        return "nobody"
+    return one.where if _owned(one, overview) else f"{one.where} (gone)"
+
+
+def _members(members: list[Member]) -> Table:
+    table = _table("member", "version", "started", "heard of", "partitions", "deliveries/s", "http")
+    for one in members:
+        table.add_row(
+            f"{one.host}, pid {one.pid}",
+            one.version,
+            "" if one.started_at is None else f"{one.started_at:%Y-%m-%d %H:%M:%S}",
+            Text(f"{duration(one.seen_seconds)} ago", "" if one.alive else "red"),
+            ", ".join(map(str, one.partitions)) or "stands by",
+            str(one.stats.get("per_second", {}).get("deliveries", "")),
+            one.http or "",
+        )
+    return table
+
+
+def _letters(overview: Overview) -> Table:
+    table = _table("count", "receiver", "signal", "newest")
+    for one in overview.dead_letters:
+        newest = "" if one.newest_at is None else f"{one.newest_at:%Y-%m-%d %H:%M:%S}"
+        table.add_row(str(one.count), one.receiver or "(unreadable changes)", one.signal or "", newest)
+    return table
+
+
+def _parked(overview: Overview) -> Table:
+    table = _table("documents", "receiver", "reason", "next attempt")
+    for one in overview.parked:
+        due = "" if one.due_at is None else f"{one.due_at:%Y-%m-%d %H:%M:%S}"
+        table.add_row(str(one.documents), one.receiver or "", one.reason or "", due)
+    return table
+
+
+def _paused(overview: Overview) -> Table:
+    table = _table("receiver", "since", "by")
+    for one in overview.paused:
+        since = "" if one.since is None else f"{one.since:%Y-%m-%d %H:%M:%S}"
+        table.add_row(one.receiver or "everything", since, one.by or "")
+    return table
+
+
+def _runs(overview: Overview) -> Table:
+    table = _table("run", "what")
+    for one in overview.runs:
+        rest = {name: value for name, value in one.items() if name not in ("_id", "group", "kind")}
+        table.add_row(str(one["_id"]), Text(", ".join(f"{name}: {value}" for name, value in rest.items())))
+    return table
+
+
+def _gaps(overview: Overview) -> Table:
+    table = _table("noted", "kind", "text")
+    for one in overview.gaps:
+        noted = "" if one.noted_at is None else f"{one.noted_at:%Y-%m-%d %H:%M:%S}"
+        table.add_row(noted, one.kind, Text(one.text))
+    return table
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else duration(value)
+
+
+def _table(*headings: str) -> Table:
+    table = Table(*headings, box=None, pad_edge=False)
+    for column in table.columns:
+        column.overflow = "fold"
+    return table

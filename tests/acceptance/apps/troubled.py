@@ -1,0 +1,29 @@
+"""An application with a receiver that fails as long as a certain file is there."""
+
+import os
+from pathlib import Path
+
+import mongoz
+from mongoz.core.signals import post_save
+
+registry = mongoz.Registry(os.environ["TROUBLED_URL"], dispatched=os.environ["TROUBLED_GROUP"])
+broken = Path(os.environ["TROUBLED_BROKEN"])
+
+
+class Order(mongoz.Document):
+    number: int = mongoz.Integer()
+
+    class Meta:
+        registry = registry
+        database = os.environ["TROUBLED_GROUP"]
+
+
+@post_save(Order, name="invoice", retry=1)
+async def invoice(sender, instance, **kwargs):
+    if broken.exists():
+        raise ConnectionError(f"no invoice for {instance.number}: [red]the printer is on fire[/]")
+
+
+@post_save(Order, name="archive")
+async def archive(sender, instance, **kwargs):
+    pass

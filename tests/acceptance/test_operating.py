@@ -1,0 +1,185 @@
+"""What operators do with a group that runs: status, dead letters, pauses. And what they get wrong."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from bson import ObjectId
+from typer.testing import CliRunner
+
+from dispatcher.cli import app
+from dispatcher.exceptions import DispatcherError, ExitCode
+from tests.support import Daemon, daemon, eventually_sync
+
+APP = "tests.acceptance.apps.troubled:registry"
+
+
+# Of the orders by number.
+KEYS = {n: ObjectId(f"64b7f0f0f0f0f0f0f0f0f0f{n}") for n in range(1, 5)}
+
+
+class Ran(NamedTuple):
+    """A command that has ended."""
+
+    code: int
+    out: str
+    error: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Dispatcher = Callable[..., Ran]
+
+
+@pytest.fixture
+def dispatcher(mongo, database, monkeypatch) -> Dispatcher:
+    """Runs a command in this process; `main` turns an error into the same code and text."""
+    monkeypatch.setenv("DISPATCHER_URL", mongo.url)
+    monkeypatch.setenv("DISPATCHER_STATE_DATABASE", f"{database}_state")
+
+    def run(*arguments: str, **options: Any) -> Ran:
+        result = CliRunner().invoke(app, arguments, **options)
+        error = result.exception
+        if isinstance(error, DispatcherError):
+            return Ran(error.exit_code, result.stdout, f"{error.message} {error.remedy}")
+        assert error is None or isinstance(error, SystemExit), result.exc_info
+        return Ran(result.exit_code, result.stdout, result.stderr)
+
+    return run
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    """The receiver `invoice` fails while this file is there."""
+    path = tmp_path / "broken"
+    path.touch()
+    return path
+
+
+@pytest.fixture
+def running(mongo, database, broken, tmp_path) -> Iterator[Daemon]:
+    environment = {
+        "TROUBLED_URL": mongo.url,
+        "TROUBLED_GROUP": database,
+        "TROUBLED_BROKEN": str(broken),
+        "DISPATCHER_STATE_DATABASE": f"{database}_state",
+    }
+    with daemon(APP, "--save-interval", "0.1", cwd=tmp_path, **environment) as started:
+        started.wait_started()
+        yield started
+
+
+@pytest.fixture
+def letters(running, foreign) -> list[str]:
+    """Ids of three dead letters, the oldest first."""
+    foreign["orders"].insert_many([{"_id": KEYS[n], "number": n} for n in (1, 2, 3)])
+    state = foreign.client[f"{foreign.name}_state"]
+    eventually_sync(lambda: state.dead_letters.count_documents({}) == 3)
+    return [one["_id"] for one in state.dead_letters.find().sort("token", 1)]
+
+
+def test_letters_are_listed_and_shown(running, letters, dispatcher):
+    listed = dispatcher("dead-letters", "list", "--json").json
+    assert [one["_id"] for one in listed] == letters[::-1]  # the newest first
+    assert "no invoice for 1: [red]the printer is on fire[/]" in dispatcher("dead-letters", "list").out
+    for filters, count in (
+        (("--receiver", "invoice"), 3),
+        (("--receiver", "archive"), 0),
+        (("--signal", "post_delete"), 0),
+        (("--reason", "failed"), 3),
+        (("--key", str(KEYS[2])), 1),
+        (("--key", f'{{"$oid": "{KEYS[2]}"}}'), 1),
+        (("--key", "2"), 0),
+        (("--since", "5min"), 3),
+        (("--until", "5min"), 0),
+        (("--since", "2020-01-01", "--until", "2020-01-02T03:04:05+02:00"), 0),
+        (("--limit", "2"), 2),
+    ):
+        assert len(dispatcher("dead-letters", "list", *filters, "--json").json) == count, filters
+    assert "2 of 3" in dispatcher("dead-letters", "list", "--limit", "2").out
+    shown = dispatcher("dead-letters", "show", letters[0][:20])
+    assert "no invoice for 1: [red]the printer is on fire[/]" in shown.out
+    assert "troubled.py" in shown.out
+    assert '"number": 1' in shown.out
+    whole = dispatcher("dead-letters", "show", letters[0], "--json").json
+    assert whole["parts"]["document"] == {"_id": {"$oid": str(KEYS[1])}, "number": 1}
+    assert "ConnectionError" in whole["error"]["traceback"]
+
+
+def test_letters_are_dropped_after_asking(running, letters, dispatcher, foreign):
+    state = foreign.client[f"{foreign.name}_state"].dead_letters
+    asked = dispatcher("dead-letters", "drop", "--all", input="y\n")
+    assert (asked.code, "--yes" in asked.error) == (ExitCode.USAGE, True)  # a pipe is nobody
+    assert state.count_documents({}) == 3
+    state.update_one({"_id": letters[2]}, {"$set": {"retrying_since": None}})
+    dropped = dispatcher("dead-letters", "drop", "--key", str(KEYS[1]), "--yes")
+    assert dropped.out == "1 dropped.\n"
+    rest = dispatcher("dead-letters", "drop", "--all", "--yes", "--json").json
+    assert rest == {"dropped": [letters[1]], "kept": [letters[2]]}
+    assert [one["_id"] for one in state.find()] == [letters[2]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("retry",), "say --all"),
+        (("drop",), "say --all"),
+        (("drop", "x", "--all"), "not both"),
+        (("list", "--since", "yesterdayish"), "'yesterdayish' is no time"),
+        (("list", "--reason", "bad luck"), "bad luck"),
+        (("list", "--limit", "-1"), "--limit"),
+    ],
+)
+def test_letters_that_are_not_named_rightly(dispatcher, arguments, says):
+    ran = dispatcher("dead-letters", *arguments)
+    assert ran.code == ExitCode.USAGE
+    assert says in ran.error
+
+
+def test_a_receiver_is_paused_and_resumed(running, letters, dispatcher, foreign, broken):
+    broken.unlink()
+    assert dispatcher("pause", "invoice").out == "invoice is paused\n"
+    assert dispatcher("pause", "invoice", "--json").json == {"receiver": "invoice", "changed": False}
+    eventually_sync(lambda: running.lines("dispatcher.paused"))
+    foreign["orders"].insert_one({"_id": KEYS[4], "number": 4})
+    status = eventually_sync(
+        lambda: found if (found := dispatcher("status", "--json").json)["parked_deliveries"] else None
+    )
+    assert status["paused"][0]["receiver"] == "invoice"
+    assert status["parked"][0]["reason"] == "paused"
+    unknown = dispatcher("pause", "invoise")
+    assert (unknown.code, "Did you mean 'invoice'?" in unknown.error) == (ExitCode.NOT_FOUND, True)
+    assert "everything is paused" in dispatcher("pause").out
+    resumed = dispatcher("resume")
+    assert resumed.out == "everything goes on\nstill paused: invoice\n"
+    assert "invoice goes on" in dispatcher("resume", "invoice").out
+    eventually_sync(lambda: not dispatcher("status", "--json").json["parked_deliveries"])
+
+
+def test_a_group_that_is_not_there(dispatcher, mongo, foreign):
+    nothing = dispatcher("status")
+    assert (nothing.code, "no state of dispatchers" in nothing.error) == (ExitCode.NOT_FOUND, True)
+    positions = foreign.client[f"{foreign.name}_state"].positions
+    positions.insert_many([{"_id": f"{name}:0", "group": name, "partition": 0} for name in ("billing", "shop")])
+    several = dispatcher("status")
+    assert several.code == ExitCode.USAGE
+    assert "billing, shop" in several.error
+    unknown = dispatcher("status", "--group", "bilking")
+    assert (unknown.code, "Did you mean 'billing'?" in unknown.error) == (ExitCode.NOT_FOUND, True)
+    assert dispatcher("status", "--group", "shop", "--json").json["group"] == "shop"
+
+
+def test_a_server_that_is_not_there(dispatcher, monkeypatch):
+    monkeypatch.setattr("dispatcher.cli.connecting._SELECTION_TIMEOUT_MS", 200)
+    for command in (("status",), ("dead-letters", "list"), ("pause",)):
+        ran = dispatcher(*command, "--url", "mongodb://me:secret@127.0.0.1:1/")
+        assert ran.code == ExitCode.CANNOT_CONNECT
+        assert "secret" not in ran.error
+    ran = dispatcher("status", "--url", "mongodb://me:secret@host:port/")
+    assert (ran.code, "secret" in ran.error) == (ExitCode.CANNOT_CONNECT, False)
+    monkeypatch.delenv("DISPATCHER_URL")
+    assert dispatcher("status").code == ExitCode.USAGE

@@ -1,0 +1,85 @@
+"""Every action that is logged is in the reference, with its levels; and nothing else is."""
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs/reference/logs.md"
+LEVELS = {"debug", "info", "warning", "error"}
+ACTION = re.compile(r"[a-z_]+\.[a-z_]+")
+
+
+def documented() -> dict[str, set[str]]:
+    rows = re.findall(r"^\| `([a-z_.]+)` \| ([a-z, ]+) \|", PAGE.read_text(), re.MULTILINE)
+    return {action: set(levels.split(", ")) for action, levels in rows if "." in action}
+
+
+def logged(tree: ast.AST) -> Iterator[tuple[str, ast.expr, ast.Call]]:
+    """Level, action and call of each line that a module logs."""
+    for call in ast.walk(tree):
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in LEVELS:
+            for keyword in call.keywords:
+                if keyword.arg == "action":
+                    yield call.func.attr, keyword.value, call
+
+
+def constants(tree: ast.AST) -> set[str]:
+    return {
+        node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+
+
+@cache
+def modules() -> dict[Path, ast.AST]:
+    return {path: ast.parse(path.read_text()) for path in sorted((ROOT / "dispatcher").rglob("*.py"))}
+
+
+def found() -> dict[str, set[str]]:
+    """Actions of all modules with their levels; of those that are put together, what the module's words make."""
+    actions: dict[str, set[str]] = defaultdict(set)
+    for tree in modules().values():
+        for level, value, _ in logged(tree):
+            if isinstance(value, ast.Constant):
+                actions[value.value].add(level)
+    unexplained = documented().keys() - actions.keys()
+    for path, tree in modules().items():
+        words = constants(tree)
+        for level, value, _ in logged(tree):
+            made: set[str] = set()
+            if isinstance(value, ast.JoinedStr):
+                prefix = "".join(part.value for part in value.values if isinstance(part, ast.Constant))
+                made = {f"{prefix}{word}" for word in words if re.fullmatch(r"[a-z_]+", word)}
+            elif isinstance(value, ast.Name):
+                made = words
+            else:
+                assert isinstance(value, ast.Constant), f"{path}: an action must be readable from the code"
+            for action in made & unexplained:
+                actions[action].add(level)
+    return actions
+
+
+def test_every_action_is_documented_with_its_levels():
+    assert found() == documented()
+
+
+def test_every_line_has_an_action():
+    for path, tree in modules().items():
+        calls = {
+            call
+            for call in ast.walk(tree)
+            if isinstance(call, ast.Call)
+            and isinstance(call.func, ast.Attribute)
+            and call.func.attr in {*LEVELS, "exception", "critical"}
+            and isinstance(call.func.value, ast.Name)
+            and call.func.value.id == "log"
+        }
+        assert calls == {call for _, _, call in logged(tree)}, path
+
+
+def test_actions_look_alike():
+    for action in found():
+        assert ACTION.fullmatch(action), action

@@ -12,6 +12,8 @@ from rich.console import Console
 from dispatcher.embedded import embedded_mongo
 from dispatcher.exceptions import EmbeddedError
 from dispatcher.processes import Child, stopped_by_signals
+from dispatcher.settings import AUTO
+from dispatcher.web.links import new_token, place_for
 
 __all__ = ["develop"]
 
@@ -20,6 +22,8 @@ _LOOK_MS: Final = 200
 # A receiver in the middle of its work gets this long; it is repeated if it needs longer. In the environment,
 # so that a developer can say otherwise.
 _GRACE: Final = ("DISPATCHER_GRACE", "5")
+_HTTP: Final = "DISPATCHER_HTTP"
+_TOKEN: Final = "DISPATCHER_HTTP_TOKEN"  # noqa: S105 - the name of the variable
 
 
 def develop(app: str, imports: Sequence[str], *, port: int | None, data: str | None, log_level: str) -> None:
@@ -45,9 +49,14 @@ def develop(app: str, imports: Sequence[str], *, port: int | None, data: str | N
         next(changes, None)
         with embedded_mongo(port=port, directory=Path(data) if data else None) as server:
             console.print(f"MongoDB for development: [bold]{server.url}[/]")
+            token = os.environ.get(_TOKEN) or new_token()
+            shown = place_for(os.environ.get(_HTTP, AUTO), token)
+            if shown.url is not None:
+                console.print(f"Dashboard: [bold]{shown.url}[/]")
             command = _command(app, imports, server.url, log_level)
+            environment = {**_environment(), _HTTP: shown.http, _TOKEN: token}
             while not stop.is_set():
-                with Child("dispatcher", command, env=_environment()) as daemon:
+                with Child("dispatcher", command, env=environment) as daemon:
                     changed = _wait_for_change(changes, daemon, console)
                 if changed and not stop.is_set():
                     console.print(f"[dim]{changed} changed, starting again[/]")

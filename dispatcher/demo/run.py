@@ -17,6 +17,7 @@ from dispatcher.demo.shop import Effect, Shop, check_effects, find_shop
 from dispatcher.embedded import embedded_mongo
 from dispatcher.exceptions import DemoFailed
 from dispatcher.processes import Child, Line, stopped_by_signals
+from dispatcher.web.links import link_to, new_token
 
 __all__ = ["demonstrate"]
 
@@ -58,10 +59,12 @@ class _Demo:
         self._feed: SimpleQueue[Line] = SimpleQueue()
         self._logs: defaultdict[Child, deque[str]] = defaultdict(lambda: deque(maxlen=_LOG_LINES))
         self._ended: set[Child] = set()
+        self._token = new_token()
         self._started = False
 
     def run(self, seconds: float) -> None:
         shop, screen, stop, environment = self._shop, self._screen, self._stop, self._shop.environment
+        environment = {**environment, "DISPATCHER_HTTP_TOKEN": self._token}
         with embedded_mongo() as server:
             screen.say(f"MongoDB listens on 127.0.0.1:{server.port}, in a temporary directory")
             command = shop.dispatcher(server.url)
@@ -124,6 +127,8 @@ class _Demo:
             self._screen.show(self._ledger.add_delivery(said))
         elif "operation" in said and "action" not in said:
             self._ledger.add_write(said)
+        elif said.get("action") == "http.listening":
+            self._screen.say(f"its dashboard: {link_to(said['address'], self._token)}")
         else:
             self._logs[line.child].append(line.text)
             self._started = self._started or said.get("action") == "dispatcher.started"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -50,7 +51,7 @@ class Dev:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "dispatcher", "dev", "app:registry"],
             cwd=directory,
-            env={**os.environ, "TEST_FAMILY": self.mark},
+            env={**os.environ, "TEST_FAMILY": self.mark, "DISPATCHER_HTTP": "auto"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -106,7 +107,14 @@ def dev(tmp_path: Path) -> Iterator[Dev]:
 @pytest.mark.timeout(60)
 def test_dev_delivers_and_follows_the_code_through_good_and_bad_saves(dev: Dev) -> None:
     url = dev.wait_for(r"mongodb://\S+")[0]
+    shown = dev.wait_for(r"Dashboard: (http://127\.0\.0\.1:\d+)/dashboard/#token=(\S+)")
     dev.wait_for("dispatcher.started")
+    dev.wait_for(shown[1])  # it listens there
+    request = urllib.request.Request(f"{shown[1]}/dashboard/api/unlock", b"{}")
+    request.add_header("Authorization", f"Bearer {shown[2]}")
+    request.add_header("Content-Type", "application/json")
+    with urllib.request.urlopen(request) as answer:
+        assert answer.status == 200
     with MongoClient(url) as client:
         users = client["dev"]["users"]
         users.insert_one({"name": "Ada"})

@@ -1,12 +1,16 @@
-"""Ending tasks for certain."""
+"""Ending tasks for certain, and what ends them in order."""
 
 import asyncio
 from collections.abc import Collection
 from typing import Any, Final
 
-__all__ = ["end"]
+__all__ = ["Interrupted", "end"]
 
 _AGAIN_AFTER: Final = 0.1
+
+
+class Interrupted(Exception):
+    """Nothing more is to be started, and the job that waits is to be left as it is: it will be repeated."""
 
 
 async def end(tasks: Collection[asyncio.Task[Any]], *, within: float | None = None) -> int:

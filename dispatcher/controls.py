@@ -157,13 +157,14 @@ class Controls:
     Attributes:
         receivers: names of those that are paused.
         everything: everything is.
+        listeners: called when that has changed.
     """
 
     def __init__(self, client: AsyncMongoClient[Any], database: str, group: str) -> None:
         self._where = (client, database, group)
         self.receivers: frozenset[str] = frozenset()
         self.everything = False
-        self.on_change: Callable[[], None] = lambda: None
+        self.listeners: set[Callable[[], None]] = set()
 
     async def look(self) -> None:
         """Find out what is paused now.
@@ -177,7 +178,8 @@ class Controls:
         self.receivers = frozenset(name for name in found if name is not None)
         if before != found.keys():
             _log_changes(before, found)
-            self.on_change()
+            for listener in list(self.listeners):
+                listener()
 
     async def watch(self) -> None:
         """Look again and again, for ever. While the state can't be read, what was known holds."""

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from time import monotonic, time
+from time import time
 from typing import Any, NamedTuple
 
 from bson.codec_options import CodecOptions
@@ -21,6 +21,7 @@ from dispatcher.describing import text_of
 from dispatcher.events import Calls, Change, Job
 from dispatcher.failures import in_short
 from dispatcher.instances import keywords_of, untouched
+from dispatcher.leases import Lease, now
 from dispatcher.letters import Again, Failure, Reason, delivery_id, letter_of, unreadable_letter
 from dispatcher.measuring import ReceiverFigures, seconds_of
 from dispatcher.observe import Stats, get_logger
@@ -78,6 +79,7 @@ class Deliverer:
         park_after: seconds after the first failure from which on the next attempt is far away.
         once: call each receiver once, whatever its options say, and keep no letters.
         pause: waits between attempts.
+        lease: of the partition: no attempt begins when it has run out. Without it there is nobody else.
         log_each: log every delivery, at level debug.
         cutting: whether deliveries in flight are being cancelled because the process ends.
     """
@@ -96,6 +98,7 @@ class Deliverer:
         park_after: float = 5.0,
         once: bool = False,
         pause: Pause = asyncio.sleep,
+        lease: Lease | None = None,
         log_each: bool = False,
         cutting: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -111,6 +114,7 @@ class Deliverer:
         self._watched = parking.watched if parking is not None else set[str]()
         self._once = once
         self._pause = pause
+        self._lease = lease or Lease.for_ever()
         self._log_each = log_each
         self._caller = Caller(cutting, timeout)
         # By the identity of the receiver, which they keep alive.
@@ -170,15 +174,15 @@ class Deliverer:
                 change.wall_time,
                 image,
             )
-            began = monotonic()
+            began = now()
             observed = figures.wants(began)
             if observed:
                 self._observe_latency(change, figures)
-            failure = await self._attempt(change, calls, receiver, delivery, keywords, terms)
+            failure = await self._attempt(change, calls, receiver, delivery, keywords, terms, began)
             if observed:
-                figures.duration.observe(monotonic() - began)
+                figures.duration.observe(now() - began)
             if failure is not None:
-                since = datetime.now(UTC) - timedelta(seconds=monotonic() - began)
+                since = datetime.now(UTC) - timedelta(seconds=now() - began)
                 one = _Try(change, calls, receiver, delivery, terms, figures, since)
                 delivered = await self._insist(one, failure)
                 if delivered:
@@ -198,7 +202,7 @@ class Deliverer:
         self._stats.delivered += 1
         figures.delivered += 1
         if self._log_each:
-            _log_delivered(change, delivery, monotonic() - began)
+            _log_delivered(change, delivery, now() - began)
 
     def _observe_latency(self, change: Change, figures: ReceiverFigures) -> None:
         committed = seconds_of(change.wall_time)
@@ -220,8 +224,15 @@ class Deliverer:
         delivery: Delivery,
         keywords: dict[str, Any],
         terms: Terms,
+        began: float,
     ) -> BaseException | None:
-        """Call a receiver once; what it raised, if it did."""
+        """Call a receiver once; what it raised, if it did.
+
+        Raises:
+            Interrupted: nothing more is to be started.
+        """
+        if began >= self._lease.until:
+            await self._lease.held()
         function = receiver.function
         if terms.transactional and self._transactions is not None:
             function = partial(self._transactions.run, receiver, calls, partial(self._anew, change, calls))
@@ -233,12 +244,12 @@ class Deliverer:
 
     async def _insist(self, one: _Try, error: BaseException) -> bool:
         """Try a delivery again whose first attempt failed; whether it succeeded in the end."""
-        failed_at = monotonic()
+        failed_at = now()
         while True:
             waiting = await self._what_now(one, error)
             if isinstance(waiting, bool):
                 return waiting
-            if self._parking is not None and self._is_long(waiting, monotonic() - failed_at):
+            if self._parking is not None and self._is_long(waiting, now() - failed_at):
                 _log_parked(one.delivery, waiting)
                 await self._parking.park(one.change, one.calls, one.receiver, waiting)
                 return False
@@ -271,9 +282,9 @@ class Deliverer:
             keywords = self._anew(one.change, one.calls)
         except Exception as invalid:  # a validator that can't make up its mind
             return invalid
-        began = monotonic()
-        error = await self._attempt(one.change, one.calls, one.receiver, one.delivery, keywords, one.terms)
-        one.figures.duration.observe(monotonic() - began)
+        began = now()
+        error = await self._attempt(one.change, one.calls, one.receiver, one.delivery, keywords, one.terms, began)
+        one.figures.duration.observe(now() - began)
         return error
 
     async def _what_now(self, one: _Try, error: BaseException) -> Waiting | bool:
@@ -334,9 +345,9 @@ class Deliverer:
         if attempt > 1:
             self._stats.retried += 1
             figures.retried += 1
-        began, since = monotonic(), waiting.began or datetime.now(UTC)
-        error = await self._attempt(change, calls, receiver, delivery, keywords, terms)
-        figures.duration.observe(monotonic() - began)
+        began, since = now(), waiting.began or datetime.now(UTC)
+        error = await self._attempt(change, calls, receiver, delivery, keywords, terms, began)
+        figures.duration.observe(now() - began)
         if error is not None:
             one = _Try(change, calls, receiver, delivery, terms, figures, since, again)
             next_ = await self._what_now(one, error)

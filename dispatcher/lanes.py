@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Final
 
-from dispatcher.cancelling import end
+from dispatcher.cancelling import Interrupted, end
 from dispatcher.events import Job
 from dispatcher.observe import get_logger
 
@@ -22,10 +22,6 @@ _TURN: Final = 100
 _PATIENCE: Final = 5.0
 
 log = get_logger()
-
-
-class Interrupted(Exception):
-    """Nothing more is to be started, and the job that waits is to be left as it is: it will be repeated."""
 
 
 class Lanes:
@@ -99,6 +95,14 @@ class Lanes:
     def has(self, key: Hashable) -> bool:
         """Whether a job of this key is queued or in flight."""
         return key in self._lanes
+
+    def resize(self, concurrency: int, max_queued: int, max_bytes: int) -> None:
+        """Change the bounds. What is accepted or in flight beyond smaller ones stays so."""
+        self._allowed, self._max_queued, self._max_bytes = concurrency, max_queued, max_bytes
+        if not self.held:
+            self.release()
+        if self._changed is not None and not self._changed.done():
+            self._changed.set_result(None)
 
     async def room(self) -> None:
         """Wait until another job may be added."""

@@ -30,15 +30,17 @@ from dispatcher.failures import fatal, in_short
 from dispatcher.gaps import Gaps, gaps_of
 from dispatcher.images import Images
 from dispatcher.lanes import Lanes
+from dispatcher.leases import Lease
 from dispatcher.markers import Followed, Markers, slimmed
 from dispatcher.measuring import Gauges, Lag, seconds_of
 from dispatcher.observe import Stats, get_logger
 from dispatcher.origins import HORIZON, Origins
 from dispatcher.parked import Parked
 from dispatcher.parking import Parking
-from dispatcher.positions import Position, PositionStore, Tracker
+from dispatcher.positions import PositionStore, Tracker
 from dispatcher.resending import Resending
 from dispatcher.routing import Routes
+from dispatcher.saved import Position
 from dispatcher.settings import Settings
 from dispatcher.source import ChangeStreamSource, pause_after
 from dispatcher.transactional import Transactions
@@ -80,8 +82,9 @@ class Pipeline:
         source: the change stream.
         images: completes updates that came without their document.
         routes: who gets what.
-        store: where the position is kept; claimed already.
-        position: what was found there, with a token.
+        store: where the position is kept.
+        lease: of the partition.
+        position: what was found when it was claimed, with a token.
         fingerprint: of the stream.
         codec_options: the registry's.
         settings: the operator's.
@@ -102,6 +105,7 @@ class Pipeline:
         images: Images,
         routes: Routes,
         store: PositionStore,
+        lease: Lease,
         position: Position,
         fingerprint: str,
         codec_options: CodecOptions[Any],
@@ -120,6 +124,7 @@ class Pipeline:
         self._images = images
         self._routes = routes
         self._store = store
+        self._lease = lease
         self._fingerprint = fingerprint
         self._codec_options = codec_options
         self._settings = settings
@@ -138,20 +143,19 @@ class Pipeline:
         self._lag = Lag()
         self._crash: asyncio.Future[None] | None = None
         self._controls = controls
-        controls.on_change = self._on_controls
         self._reading = asyncio.Event()
         self._reading.set()
         self._parking = Parking(
             parked,
             routes.receivers,
-            term=position.term,
+            term=lease.term,
             stats=stats,
             pause=self._pause,
             paused=lambda: controls.receivers,
             on_parked=lambda seconds: self._unparking.wake(seconds),  # noqa: PLW0108 - it is made later
         )
         self._deliverer = Deliverer(
-            term=position.term,
+            term=lease.term,
             attempts=settings.attempts,
             timeout=settings.timeout,
             stats=stats,
@@ -161,6 +165,7 @@ class Pipeline:
             parking=self._parking,
             park_after=settings.park_after,
             pause=self._pause,
+            lease=lease,
             log_each=settings.log_level == "debug",
             cutting=lambda: self._lanes.cutting,
         )
@@ -224,8 +229,31 @@ class Pipeline:
             silent_seconds=self._lag.silent(now),
         )
 
+    @property
+    def connected(self) -> bool:
+        """Whether the change stream is open at this moment."""
+        return self._source.connected
+
+    def resize(self, part: int, parts: int) -> None:
+        """Take one part of what the operator allows to the process.
+
+        Args:
+            part: which, from 0 on; the first ones get what can't be divided.
+            parts: how many pipelines share it.
+        """
+
+        def share(total: int) -> int:
+            return max(1, total // parts + (part < total % parts))
+
+        allowed = self._settings
+        self._source.batch_size = share(allowed.batch_size)
+        self._lanes.resize(
+            share(allowed.concurrency), share(allowed.max_queued), share(allowed.max_queued_mb * 1_000_000)
+        )
+        self._unparking.resize(share(allowed.concurrency) // 2)
+
     async def run(self, stop: asyncio.Event) -> None:
-        """Deliver until `stop` is set; then drain.
+        """Deliver until `stop` is set or the lease is lost; then drain.
 
         The order of the end, and why:
 
@@ -234,6 +262,8 @@ class Pipeline:
            and is read again by whoever comes next.
         3. Cancel what is still in flight; it will be repeated.
         4. Save the position, with what was finished ahead of it, so that nothing else is repeated.
+
+        Who has lost the lease cancels what is in flight at once, and saves nothing: another process delivers it.
 
         Raises:
             DispatcherError: what no repetition can mend.
@@ -246,16 +276,20 @@ class Pipeline:
             asyncio.create_task(self._deliverer.watch(), name="watch-timeouts"),
             asyncio.create_task(self._unparking.run(), name="work-off-parked"),
             asyncio.create_task(self._resending.run(), name="retry-dead-letters"),
-            asyncio.create_task(self._controls.watch(), name="watch-controls"),
         ]
+        self._controls.listeners.add(self._on_controls)
         ending = asyncio.Event()
         saving = asyncio.create_task(self._save_regularly(ending), name="save-position")
-        stopped = asyncio.create_task(stop.wait(), name="wait-for-stop")
+        told = [
+            asyncio.create_task(stop.wait(), name="wait-for-stop"),
+            asyncio.create_task(self._lease.lost.wait(), name="wait-for-loss"),
+        ]
         try:
-            ends: list[asyncio.Future[Any]] = [*tasks, saving, stopped, self._crash]
+            ends: list[asyncio.Future[Any]] = [*tasks, saving, *told, self._crash]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            await end([*tasks, stopped])
+            await end([*tasks, *told])
+            self._controls.listeners.discard(self._on_controls)
             ending.set()
             await asyncio.wait([saving], timeout=_SAVE_PATIENCE)
             await end([saving])
@@ -336,7 +370,7 @@ class Pipeline:
                     "the state can't be read now, trying again", action="state.not_read", error=in_short(error)
                 )
             await asyncio.sleep(pause_after(failures))
-        self._unparking.wake()
+        self._on_controls()
 
     def _on_controls(self) -> None:
         """Something was paused or resumed."""
@@ -514,7 +548,7 @@ class Pipeline:
             self._saved_seconds = monotonic()  # what is there is up to date
             return
         try:
-            await self._store.save(token, self._fingerprint, ahead)
+            ours = await self._store.save(self._lease, token, self._fingerprint, ahead)
         except PyMongoError as error:
             verdict = fatal(error, self._address)
             if verdict is not None:
@@ -525,21 +559,33 @@ class Pipeline:
                 error=in_short(error),
             )
             return
+        if not ours:
+            self._lease.lose()
+            return
         self._saved = token
         self._saved_seconds = monotonic()
         self._stats.saves += 1
 
     async def _drain(self) -> None:
-        log.info("draining", action="dispatcher.draining", in_flight=self._lanes.in_flight)
-        cut = await self._lanes.stop(self._settings.grace)
+        lost = self._lease.lost.is_set()
+        log.info(
+            "draining",
+            action="dispatcher.draining",
+            partition=self._lease.partition,
+            in_flight=self._lanes.in_flight,
+        )
+        self._lease.interrupt()
+        cut = await self._lanes.stop(0 if lost else self._settings.grace)
         if cut:
             log.warning(
                 "deliveries were still running after the grace period and will be repeated",
                 action="dispatcher.cut",
                 deliveries=cut,
-                grace=self._settings.grace,
+                grace=0 if lost else self._settings.grace,
             )
-        # Who lost the position has no say in it, and the reason is known. A server that is gone is not waited for.
+        if lost:
+            return
+        # The reason for the end is known already. A server that is gone is not waited for.
         with suppress(DispatcherError, TimeoutError):
             async with asyncio.timeout(_SAVE_PATIENCE):
                 await self._save(finally_=True)

@@ -3,20 +3,22 @@
 The position never passes a change that is not finished.
 """
 
-import os
-import secrets
-import socket
 from collections import deque
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
 
 from pymongo import AsyncMongoClient, ReturnDocument
+from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import DuplicateKeyError
 
-from dispatcher.events import Job, Start, token_time
-from dispatcher.exceptions import PositionTaken
+from dispatcher.events import Job, token_time
+from dispatcher.identity import own_identity
+from dispatcher.leases import Lease, now
+from dispatcher.saved import Position, Saved
 from dispatcher.state import positions
 
-__all__ = ["Position", "PositionStore", "Tracker", "token_time"]
+__all__ = ["PositionStore", "Tracker"]
 
 
 class Tracker:
@@ -89,84 +91,158 @@ class Tracker:
         return [*self._between, *(job.token for job in self._open if job.done)]
 
 
-class Position(NamedTuple):
-    """A saved position, as it is found at the start.
-
-    Attributes:
-        term: of the ownership that was just claimed.
-        token: everything up to it is finished; None if nothing was ever saved.
-        fingerprint: of the stream that the token belongs to.
-        ahead: tokens behind `token` that are finished as well.
-    """
-
-    term: int
-    token: str | None
-    fingerprint: str | None
-    ahead: frozenset[str]
-
-    def start(self, fingerprint: str) -> Start:
-        """Where to read on with a stream of this fingerprint.
-
-        After another stream's token only its time can be used; whoever reads must then skip what is not
-        behind the token.
-        """
-        assert self.token is not None
-        if fingerprint == self.fingerprint:
-            return Start(token=self.token)
-        return Start(cluster_time=token_time(self.token))
-
-
 class PositionStore:
-    """The position of one group, owned by this process until another claims it.
+    """The positions of one group, and who may write them.
+
+    Every write names the owner and the term that it believes in, and does nothing if it is wrong.
 
     Args:
         client: opened for the running loop.
         database: of the dispatcher's state.
         group: of dispatchers.
+        member: this process; empty for who only looks.
     """
 
-    def __init__(self, client: AsyncMongoClient[Any], database: str, group: str) -> None:
+    def __init__(self, client: AsyncMongoClient[Any], database: str, group: str, member: str = "") -> None:
+        self._client = client
         self._collection = positions(client, database)
-        self._id = f"{group}:0"
+        self._database = database
         self._group = group
-        self._owner = secrets.token_hex(8)
-        self._term = 0
+        self._member = member
 
-    async def claim(self) -> Position:
-        """Become the owner. Whoever was it before notices at its next save.
+    async def load(self) -> Saved:
+        """All that is saved.
+
+        Raises:
+            PositionError: what is saved makes no sense.
+            PyMongoError: as the driver has it.
+        """
+        # No group's name has a colon.
+        numbered = {"_id": {"$gte": f"{self._group}:", "$lt": f"{self._group};"}}
+        found = await self._collection.find({"$or": [{"_id": self._group}, numbered]}).to_list()
+        return Saved.read(found, self._group, self._database)
+
+    async def begin(self, partitions: int, first: Mapping[int, tuple[str, str]], *, new: bool) -> bool:
+        """Record the first positions of partitions; whoever claims them begins there.
+
+        Args:
+            partitions: how many the group has.
+            first: by partition, a token up to which all counts as finished, and the fingerprint of its stream.
+            new: the group is not divided yet.
+
+        Returns:
+            False if there is something already, which stays as it is.
 
         Raises:
             PyMongoError: as the driver has it.
-            PositionError: what is saved makes no sense.
         """
-        found = await self._collection.find_one_and_update(
-            {"_id": self._id},
+
+        async def write(session: AsyncClientSession) -> None:
+            if new:
+                layout = {"_id": self._group, "group": self._group, "partitions": partitions}
+                await self._collection.insert_one(layout, session=session)
+            for partition, (token, fingerprint) in first.items():
+                await self._record(partition, partitions, token, fingerprint, session)
+
+        try:
+            async with self._client.start_session() as session:
+                await session.with_transaction(write)
+        except DuplicateKeyError:  # somebody else does it at the same moment
+            return False
+        return True
+
+    async def _record(
+        self, partition: int, partitions: int, token: str, fingerprint: str, session: AsyncClientSession
+    ) -> None:
+        values = {
+            "partitions": partitions,
+            "token": token,
+            "cluster_time": token_time(token),
+            "fingerprint": fingerprint,
+            "ahead": [],
+        }
+        await self._collection.update_one(
+            {"_id": self._id(partition), "token": {"$exists": False}},  # one with a token is a duplicate
             {
-                "$inc": {"term": 1},
-                "$set": {"owner": self._owner, "host": socket.gethostname(), "pid": os.getpid()},
-                "$currentDate": {"claimed_at": True},
-                "$setOnInsert": {"group": self._group, "partition": 0},
+                "$set": values,
+                "$currentDate": {"saved_at": True},
+                "$setOnInsert": {"group": self._group, "partition": partition, "term": 0},
             },
             upsert=True,
-            return_document=ReturnDocument.AFTER,
+            session=session,
         )
-        assert found is not None  # an upsert returns what it wrote
-        self._term = int(found["term"])
-        token = found.get("token")
-        if token is not None:
-            token_time(token)  # say so now if it is none
-        return Position(self._term, token, found.get("fingerprint"), frozenset(found.get("ahead") or ()))
 
-    async def save(self, token: str, fingerprint: str, ahead: list[str]) -> None:
-        """Write the position, if it is still ours.
+    async def claim(
+        self, seen: Position, *, seconds: float, version: str, started: datetime
+    ) -> tuple[Lease, Position] | None:
+        """Become the owner of a partition, if nothing has happened to it since it was seen.
 
         Args:
+            seen: as it was read.
+            seconds: after which the lease is over, if it is not renewed.
+            version: of the application.
+            started: the server's time at which a process of this version started.
+
+        Returns:
+            The lease and the position; None if somebody else was faster.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        sent = now()
+        identity = own_identity()
+        values = {
+            "group": self._group,
+            "partition": seen.partition,
+            "partitions": seen.partitions,
+            "owner": self._member,
+            **identity._asdict(),
+            "lease_seconds": seconds,
+            "version": version,
+            "version_started": started,
+        }
+        # A field that is missing equals null.
+        unchanged = {
+            "owner": seen.owner,
+            "term": {"$in": [seen.term, None]} if seen.term == 0 else seen.term,
+            "beat": {"$in": [seen.beat, None]} if seen.beat == 0 else seen.beat,
+        }
+        found = await self._collection.find_one_and_update(
+            {"_id": self._id(seen.partition), **unchanged},
+            {
+                "$inc": {"term": 1, "beat": 1},
+                "$set": values,
+                "$currentDate": {"claimed_at": True, "renewed_at": True},
+            },
+            return_document=ReturnDocument.AFTER,
+        )
+        if found is None:
+            return None
+        position = Saved.read([found], self._group, self._database).positions[seen.partition]
+        lease = Lease(position.partition, position.partitions, position.term, seconds=seconds, sent=sent)
+        return lease, position
+
+    async def renew(self, lease: Lease) -> bool:
+        """Give a sign of life; False if another process has taken over.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        result = await self._collection.update_one(
+            self._ours(lease), {"$inc": {"beat": 1}, "$currentDate": {"renewed_at": True}}
+        )
+        return bool(result.matched_count)
+
+    async def save(self, lease: Lease, token: str, fingerprint: str, ahead: list[str]) -> bool:
+        """Write the position; False if another process has taken over.
+
+        Args:
+            lease: of the partition.
             token: everything up to it is finished.
             fingerprint: of the stream that it belongs to.
             ahead: tokens behind it that are finished as well.
 
         Raises:
-            PositionTaken: another process claimed it since.
             PyMongoError: as the driver has it.
         """
         values = {
@@ -176,39 +252,26 @@ class PositionStore:
             "ahead": ahead,
         }
         result = await self._collection.update_one(
-            {"_id": self._id, "owner": self._owner, "term": self._term},
-            {"$set": values, "$currentDate": {"saved_at": True}},
+            self._ours(lease), {"$set": values, "$currentDate": {"saved_at": True}}
         )
-        if not result.matched_count:
-            raise PositionTaken(
-                f"Another dispatcher of group {self._group!r} has taken over.",
-                remedy="Run one dispatcher per group, or give each application a group of its own.",
-            )
+        return bool(result.matched_count)
 
-    async def begin(self, token: str, fingerprint: str) -> bool:
-        """Record a first position; whoever claims it begins there.
-
-        Returns:
-            False if there is one already, which stays as it is.
+    async def release(self, lease: Lease) -> None:
+        """Hand a partition over: whoever sees it may take it at once.
 
         Raises:
             PyMongoError: as the driver has it.
         """
-        values = {"token": token, "cluster_time": token_time(token), "fingerprint": fingerprint, "ahead": []}
-        try:
-            result = await self._collection.update_one(
-                {"_id": self._id, "token": {"$exists": False}},
-                {
-                    "$set": values,
-                    "$currentDate": {"saved_at": True},
-                    "$setOnInsert": {"group": self._group, "partition": 0, "term": 0},
-                },
-                upsert=True,
-            )
-        except DuplicateKeyError:  # it has a token, so the filter did not find it
-            return False
-        return bool(result.matched_count or result.upserted_id)
+        await self._collection.update_one(
+            self._ours(lease), {"$set": {"owner": None}, "$currentDate": {"released_at": True}}
+        )
 
-    async def peek(self) -> dict[str, Any] | None:
-        """The saved document as it is, without claiming it."""
-        return await self._collection.find_one({"_id": self._id})
+    def _ours(self, lease: Lease) -> dict[str, Any]:
+        return {"_id": self._id(lease.partition), "owner": self._member, "term": lease.term}
+
+    def _id(self, partition: int) -> str:
+        return f"{self._group}:{partition}"
+
+    async def peek(self, partition: int = 0) -> dict[str, Any] | None:
+        """A saved document as it is, without claiming it."""
+        return await self._collection.find_one({"_id": self._id(partition)})

@@ -4,9 +4,11 @@
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
+from hashlib import sha256
 from typing import Any, Final
 
 from pymongo import AsyncMongoClient
@@ -17,6 +19,7 @@ from dispatcher.failures import in_short
 from dispatcher.observe import Stats, get_logger
 from dispatcher.positions import PositionStore
 from dispatcher.routing import Routes
+from dispatcher.saved import Saved
 from dispatcher.server import Server
 from dispatcher.settings import Settings
 from dispatcher.source import ChangeStreamSource, Scope
@@ -24,7 +27,18 @@ from dispatcher.state import index_state, keep_deliveries_for
 from dispatcher.watched import Watched, watched_collections
 from mongoz import Registry
 
-__all__ = ["Prepared", "group_of", "routes_of", "scope_of", "set_up", "warn_of_oddities"]
+__all__ = [
+    "Prepared",
+    "begin",
+    "facts_of",
+    "group_of",
+    "routes_of",
+    "scope_of",
+    "set_up",
+    "token_of_now",
+    "version_of",
+    "warn_of_oddities",
+]
 
 log = get_logger()
 
@@ -208,13 +222,77 @@ async def _record_position(
     """Have the first `run` begin here: what is written from now on is delivered then."""
     scope = scope_of(routes)
     store = PositionStore(client, settings.state_database, routes.group)
-    found = await store.peek()
-    if found is not None and found.get("token") is not None:
-        return "recorded already"
-    source = ChangeStreamSource(
-        client, scope, batch_size=settings.batch_size, address=server.address, stats=Stats()
-    )
-    return "recorded" if await store.begin(await source.now(), scope.fingerprint) else "recorded already"
+    now = partial(token_of_now, client, scope, server.address)
+    return "recorded" if await begin(store, scope, now, settings, await store.load()) else "recorded already"
+
+
+async def token_of_now(client: AsyncMongoClient[Any], scope: Scope, address: str) -> str:
+    """A resume token that stands for this moment.
+
+    Raises:
+        PyMongoError: as the driver has it.
+    """
+    return await ChangeStreamSource(client, scope, batch_size=1, address=address, stats=Stats()).now()
+
+
+async def begin(
+    store: PositionStore,
+    scope: Scope,
+    now: Callable[[], Coroutine[Any, Any, str]],
+    settings: Settings,
+    saved: Saved,
+) -> bool:
+    """Record the positions that are missing: these partitions begin now.
+
+    Args:
+        store: where they belong.
+        scope: what is watched.
+        now: gives a token of this moment.
+        settings: the operator's.
+        saved: what is there.
+
+    Returns:
+        Whether any was missing.
+
+    Raises:
+        PyMongoError: as the driver has it.
+    """
+    if saved.layout is not None:
+        partitions = saved.layout.partitions
+    else:
+        partitions = max(saved.positions, default=(settings.partitions or 1) - 1) + 1
+    there = {number for number, one in saved.positions.items() if one.token is not None}
+    missing = [number for number in range(partitions) if number not in there]
+    if saved.layout is not None and not missing:
+        return False
+    token = await now() if missing else ""
+    first = {number: (token, scope.part(number, partitions).fingerprint) for number in missing}
+    return await store.begin(partitions, first, new=saved.layout is None) and bool(missing)
+
+
+def version_of(routes: Routes) -> str:
+    """What tells versions of the application apart: what it watches, and who its receivers are."""
+    receivers = sorted(receiver.id.hex() for receiver in routes.receivers)
+    return sha256(" ".join([scope_of(routes).fingerprint, *receivers]).encode()).hexdigest()[:16]
+
+
+def facts_of(routes: Routes, settings: Settings, version: str) -> dict[str, Any]:
+    """What a process tells the others, and whoever looks, of itself."""
+    return {
+        "version": version,
+        "lease_seconds": settings.lease,
+        "receivers": [
+            {
+                "id": receiver.id.hex(),
+                "name": receiver.name,
+                "signal": signal,
+                "document": listener.document.__name__,
+            }
+            for listener in routes.listeners
+            for signal, receivers in listener.receivers.items()
+            for receiver in receivers
+        ],
+    }
 
 
 async def warn_of_oddities(client: AsyncMongoClient[Any], routes: Routes, *, stamped: bool) -> None:

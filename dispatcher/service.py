@@ -6,8 +6,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Final
 
 from pymongo import AsyncMongoClient
@@ -16,23 +17,30 @@ from pymongo.errors import PyMongoError
 from dispatcher.cancelling import end
 from dispatcher.conditions import Conditions
 from dispatcher.controls import Controls
-from dispatcher.dead_letters import DeadLetters
+from dispatcher.coordination import Coordinator
 from dispatcher.exceptions import ExitCode
-from dispatcher.gaps import Gaps
-from dispatcher.images import Images
 from dispatcher.measuring import Gauges
+from dispatcher.members import Members
 from dispatcher.observe import Stats, get_logger
 from dispatcher.observing import Observer
-from dispatcher.parked import Parked
 from dispatcher.pipeline import Pipeline
-from dispatcher.positions import Position, PositionStore
-from dispatcher.preparing import group_of, routes_of, scope_of, warn_of_oddities
+from dispatcher.positions import PositionStore
+from dispatcher.preparing import (
+    begin,
+    facts_of,
+    group_of,
+    routes_of,
+    scope_of,
+    token_of_now,
+    version_of,
+    warn_of_oddities,
+)
 from dispatcher.retention import forget_old_letters
+from dispatcher.saved import Layout
 from dispatcher.server import Server
 from dispatcher.settings import Settings
-from dispatcher.source import ChangeStreamSource
 from dispatcher.state import index_state, keep_deliveries_for
-from dispatcher.transactional import Transactions
+from dispatcher.works import Works
 from mongoz import Registry
 from mongoz.signals.hops import inside_dispatcher
 
@@ -52,7 +60,7 @@ _THREAD_PATIENCE: Final = 5.0
 
 
 class Service:
-    """One dispatcher process for one registry.
+    """One dispatcher process for one registry: a member of the group, with a share of its partitions.
 
     Args:
         registry: of the application, whose receivers are connected by now.
@@ -67,8 +75,7 @@ class Service:
         self.settings = settings
         self.stats = Stats()
         self._registry = registry
-        self._source: ChangeStreamSource | None = None
-        self._pipeline: Pipeline | None = None
+        self._coordinator: Coordinator[Pipeline] | None = None
         group = group_of(registry, settings)
         self._server = Server(registry, settings)
         self._address = self._server.address
@@ -77,17 +84,48 @@ class Service:
 
     def gauges(self) -> dict[int, Gauges]:
         """How the pipelines of this process are, by partition."""
-        return {} if self._pipeline is None else {0: self._pipeline.gauges()}
+        return {number: pipeline.gauges() for number, pipeline in self.held.items()}
 
     @property
     def ready(self) -> bool:
-        """Whether the change stream is open at this moment."""
-        return self._source is not None and self._source.connected
+        """Whether this is a healthy member: in touch with the state, and all its change streams are open.
+
+        A hot standby is one, too. A process that may take no partition, since a newer version of the application
+        is at work, is not.
+        """
+        one = self._coordinator
+        return (
+            one is not None
+            and one.in_touch
+            and not one.outdated
+            and all(held.work.connected for held in one.held.values())
+        )
+
+    @property
+    def member_id(self) -> str:
+        """Of this process in the group; empty before it has joined."""
+        return "" if self._coordinator is None else self._coordinator.member_id
+
+    @property
+    def live(self) -> tuple[str, ...]:
+        """The ids of all members that are alive, the longest-serving first."""
+        return () if self._coordinator is None else self._coordinator.live
+
+    @property
+    def layout(self) -> Layout | None:
+        """How the work of the group is divided; None before the start."""
+        return None if self._coordinator is None else self._coordinator.layout
+
+    @property
+    def held(self) -> Mapping[int, Pipeline]:
+        """The partitions that this process holds."""
+        held = {} if self._coordinator is None else self._coordinator.held
+        return {number: held[number].work for number in sorted(held)}
 
     @property
     def position(self) -> str | None:
-        """The resume token up to which everything is finished; None before the start."""
-        return None if self._pipeline is None else self._pipeline.position
+        """The resume token up to which all partitions held here are finished; None while none is."""
+        return min((pipeline.position for pipeline in self.held.values()), default=None)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Deliver until `stop` is set.
@@ -102,8 +140,7 @@ class Service:
         if starting.cancelled():
             log.info("stopped before it had begun", action="dispatcher.stopped", **self.stats.as_dict())
             return
-        client, pipeline = starting.result()
-        self._pipeline = pipeline
+        client, coordinator, controls = starting.result()
         async with client, self._registry:
             stamped = self._registry.dispatched is not None
             self.observer.begin(stop)
@@ -112,98 +149,99 @@ class Service:
             where = (client, self.settings.state_database, self.routes.group)
             forgetting = forget_old_letters(*where, days=days, stats=self.stats)
             observing.append(asyncio.create_task(forgetting, name="forget-old-letters"))
+            observing.append(asyncio.create_task(controls.watch(), name="watch-controls"))
             looking = asyncio.create_task(warn_of_oddities(client, self.routes, stamped=stamped), name="look")
             try:
                 with inside_dispatcher():  # so that every worker is, from its start on
-                    await pipeline.run(stop)
+                    await coordinator.run(stop)
             finally:
                 await end([looking, *observing])
                 log.info("stopped", action="dispatcher.stopped", **self.stats.as_dict())
 
-    async def _start(self) -> tuple[AsyncMongoClient[Any], Pipeline]:
-        """Look whether the server will do, and take the position over."""
+    async def _start(self) -> tuple[AsyncMongoClient[Any], Coordinator[Pipeline], Controls]:
+        """Look whether the server will do, and join the others."""
         async with self._server.patient_client() as client:
             await self._server.check(client)
         client = self._server.client(
             serverSelectionTimeoutMS=_SELECTION_TIMEOUT_MS, heartbeatFrequencyMS=_HEARTBEAT_MS
         )
         try:
-            return client, await self._build(client)
+            return client, *await self._join(client)
         except BaseException:
             await client.close()
             raise
 
-    async def _build(self, client: AsyncMongoClient[Any]) -> Pipeline:
-        scope = scope_of(self.routes)
-        source = self._source = ChangeStreamSource(
-            client, scope, batch_size=self.settings.batch_size, address=self._address, stats=self.stats
-        )
-        database, group = self.settings.state_database, self.routes.group
-        store = PositionStore(client, database, group)
-        codec_options = self._registry.codec_options
-        conditions = Conditions(client, database, self.routes, codec_options, self._address)
+    async def _join(self, client: AsyncMongoClient[Any]) -> tuple[Coordinator[Pipeline], Controls]:
         try:
-            conditional = await conditions.prepare()
-            await index_state(client, database)
-            if self._transactional:
-                await keep_deliveries_for(client, database, self.settings.delivery_retention)
-            position = await self._position(store, source, scope.fingerprint)
+            works = await self._works(client)
+            coordinator = self._coordinator_of(client, works)
+            begun = await coordinator.join()
         except PyMongoError as error:
             raise self._server.verdict(error) from error
-        return Pipeline(
-            source=source,
-            images=Images(client, codec_options, self._address),
-            routes=self.routes,
-            store=store,
-            position=position,
-            fingerprint=scope.fingerprint,
-            codec_options=codec_options,
-            settings=self.settings,
-            stats=self.stats,
-            address=self._address,
-            dead_letters=DeadLetters(client, database, group, self.stats),
-            parked=Parked(client, database, group),
-            controls=Controls(client, database, group),
-            gaps=Gaps(client, database, group, self.stats, address=self._address),
-            transactions=Transactions(self._registry, client, database, group),
-            conditions=conditions if conditional else None,
-        )
-
-    @property
-    def _transactional(self) -> bool:
-        """Whether a receiver is."""
-        by_signal = (listener.receivers.values() for listener in self.routes.listeners)
-        return any(r.options.transactional for signals in by_signal for receivers in signals for r in receivers)
-
-    async def _position(self, store: PositionStore, source: ChangeStreamSource, fingerprint: str) -> Position:
-        position = await store.claim()
-        says = {
-            "address": self._address,
-            "group": self.routes.group,
-            "term": position.term,
-            "watching": [*map(".".join, self.routes.namespaces), *map(str, self.routes.patterns)],
-            "receivers": sum(len(r) for listener in self.routes.listeners for r in listener.receivers.values()),
-            "loop": type(asyncio.get_running_loop()).__module__.partition(".")[0],
-        }
-        if position.token is None:
-            token = await source.now()
-            # Saved before anything is read: what is written from here on is delivered, come what may.
-            await store.save(token, fingerprint, [])
-            log.info(
-                "first start: delivering changes from now on",
-                action="dispatcher.started",
-                **says,
-                begins="now",
-            )
-            return position._replace(token=token, fingerprint=fingerprint)
-        begins = "position" if position.fingerprint == fingerprint else "time of the position"
         log.info(
-            "delivering changes from the saved position on",
+            "first start: delivering changes from now on" if begun else "delivering changes from the position on",
             action="dispatcher.started",
-            **says,
-            begins=begins,
+            address=self._address,
+            group=self.routes.group,
+            member=coordinator.member_id,
+            watching=[*map(".".join, self.routes.namespaces), *map(str, self.routes.patterns)],
+            receivers=len(self.routes.receivers),
+            loop=type(asyncio.get_running_loop()).__module__.partition(".")[0],
+            begins="now" if begun else "position",
         )
-        return position
+        self._coordinator = coordinator
+        return coordinator, works.controls
+
+    async def _works(self, client: AsyncMongoClient[Any]) -> Works:
+        database = self.settings.state_database
+        conditions = Conditions(client, database, self.routes, self._registry.codec_options, self._address)
+        conditional = await conditions.prepare()
+        await index_state(client, database)
+        if any(receiver.options.transactional for receiver in self.routes.receivers):
+            await keep_deliveries_for(client, database, self.settings.delivery_retention)
+        return Works(
+            client,
+            self._registry,
+            self.routes,
+            self.settings,
+            self.stats,
+            self._address,
+            conditions if conditional else None,
+            Controls(client, database, self.routes.group),
+        )
+
+    def _coordinator_of(self, client: AsyncMongoClient[Any], works: Works) -> Coordinator[Pipeline]:
+        database, group = self.settings.state_database, self.routes.group
+        scope = scope_of(self.routes)
+        version = version_of(self.routes)
+        members = Members(client, database, group, facts_of(self.routes, self.settings, version), self._says)
+        store = PositionStore(client, database, group, members.id)
+        now = partial(token_of_now, client, scope, self._address)
+        return Coordinator(
+            store,
+            members,
+            lease=self.settings.lease,
+            version=version,
+            begin=partial(begin, store, scope, now, self.settings),
+            work=partial(works.pipeline, store),
+            resized=self._share_out,
+            address=self._address,
+        )
+
+    def _says(self) -> dict[str, Any]:
+        """What others are told with each heartbeat."""
+        return {
+            "partitions": list(self.held),
+            "stats": self.observer.stats_document(),
+            "http": self.observer.http,
+        }
+
+    def _share_out(self) -> None:
+        """Divide what the operator allows to this process among the partitions it holds now."""
+        self.stats.lease_changes += 1
+        pipelines = self.held.values()
+        for place, pipeline in enumerate(pipelines):
+            pipeline.resize(place, len(pipelines))
 
 
 def _relax_garbage_collection() -> None:

@@ -5,6 +5,8 @@ from typing import Final, Literal, NamedTuple
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from dispatcher.partitions import MOST
+
 __all__ = ["AUTO", "OFF", "Address", "Settings"]
 
 AUTO: Final = "auto"
@@ -101,6 +103,18 @@ class Settings(BaseSettings):
         default="mongoz_dispatcher",
         pattern=r"^[A-Za-z0-9_-]{1,38}$",  # no deployment allows fewer characters
         description="The database that holds the dispatcher's state.",
+    )
+    partitions: int | None = Field(
+        default=None,
+        ge=1,
+        le=MOST,
+        description="Divide the work into so many parts, which as many processes can share. Without it: as it is.",
+    )
+    lease: float = Field(
+        default=10.0,
+        ge=0.5,
+        le=3_600.0,
+        description="Seconds after which other processes take over what a process held that is dead or cut off.",
     )
     delivery_retention: float = Field(
         default=14.0,

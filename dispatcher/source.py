@@ -23,6 +23,7 @@ from dispatcher.codec import RAW
 from dispatcher.events import Batch, Namespace, Start, token_time
 from dispatcher.failures import fatal, in_short, kind_of
 from dispatcher.observe import Stats, get_logger
+from dispatcher.partitions import belongs, hash_of
 from mongoz.connection.watching import NamespacePattern
 from mongoz.stamps import FIELD
 
@@ -50,12 +51,16 @@ class Scope(NamedTuple):
         namespaces: the collections, sorted.
         patterns: what the names of further ones look like, sorted.
         apart_from: a database that patterns do not mean, though it may look alike.
+        partition: which part of the documents.
+        partitions: how many parts there are.
     """
 
     database: str | None
     namespaces: tuple[Namespace, ...]
     patterns: tuple[NamespacePattern, ...] = ()
     apart_from: str = ""
+    partition: int = 0
+    partitions: int = 1
 
     @classmethod
     def of(
@@ -74,26 +79,45 @@ class Scope(NamedTuple):
         single = databases.pop() if len(databases) == 1 else None
         return cls(single if single and "*" not in single else None, ordered, alike, apart_from)
 
+    def part(self, partition: int, partitions: int) -> "Scope":
+        """One part of it, by the hash of the document's key."""
+        return self._replace(partition=partition, partitions=partitions)
+
     def pipeline(self) -> list[dict[str, Any]]:
         """What the server filters by, behind the `$changeStream` stage."""
+        return [self._watched(), *self._partitioned()]
+
+    def _partitioned(self) -> list[dict[str, Any]]:
+        """All changes of a document are in one part. What is no change of a document is in the first one.
+
+        But every stream must be told of its own end.
+        """
+        if self.partitions == 1:
+            return []
+        elsewhere: dict[str, Any] = {"operationType": "invalidate"}
+        if self.partition == 0:
+            elsewhere = {"operationType": {"$nin": _DOCUMENT_OPERATIONS}}
+        here = belongs(hash_of("$documentKey._id"), self.partition, self.partitions)
+        ours = {"operationType": {"$in": _DOCUMENT_OPERATIONS}, "$expr": here}
+        return [{"$match": {"$or": [elsewhere, ours]}}]
+
+    def _watched(self) -> dict[str, Any]:
         named = [*self.namespaces, *(self._as_filter(pattern) for pattern in self.patterns)]
         watched = [{"ns.db": db, "ns.coll": coll} for db, coll in named]
         targets = [{"to.db": db, "to.coll": coll} for db, coll in named]
         names = {db for db, _ in named if isinstance(db, str)}
         expressions = {db.pattern for db, _ in named if isinstance(db, Regex)}
         databases = [*sorted(names), *map(Regex, sorted(expressions))]
-        return [
-            {
-                "$match": {
-                    "$or": [
-                        {"operationType": {"$in": [*_DOCUMENT_OPERATIONS, "drop", "rename"]}, "$or": watched},
-                        {"operationType": "rename", "$or": targets},
-                        {"operationType": "dropDatabase", "ns.db": {"$in": databases}},
-                        {"operationType": "invalidate"},
-                    ]
-                }
+        return {
+            "$match": {
+                "$or": [
+                    {"operationType": {"$in": [*_DOCUMENT_OPERATIONS, "drop", "rename"]}, "$or": watched},
+                    {"operationType": "rename", "$or": targets},
+                    {"operationType": "dropDatabase", "ns.db": {"$in": databases}},
+                    {"operationType": "invalidate"},
+                ]
             }
-        ]
+        }
 
     def _as_filter(self, pattern: NamespacePattern) -> tuple[Any, Any]:
         """What the server compares the names of a change with."""
@@ -119,6 +143,10 @@ class ChangeStreamSource:
         batch_size: events per round trip, at most.
         address: of the server, for messages.
         stats: where reconnects are counted.
+
+    Attributes:
+        batch_size: as it is now.
+        connected: whether the stream is open at this moment.
     """
 
     def __init__(
@@ -127,7 +155,7 @@ class ChangeStreamSource:
         self._client = client
         self._scope = scope
         self._database = client[scope.database or "admin"]
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._address = address
         self._stats = stats
         self.connected = False
@@ -222,11 +250,11 @@ class ChangeStreamSource:
         more = {
             "getMore": cursor,
             "collection": "$cmd.aggregate",
-            "batchSize": self._batch_size,
             "maxTimeMS": await_ms,
         }
         try:
             while cursor:
+                more["batchSize"] = self.batch_size
                 answer = await self._database.command(more, session=session, codec_options=RAW)
                 reply = answer["cursor"]
                 cursor = reply["id"]

@@ -103,6 +103,10 @@ class Unparking:
         self._next = 0.0
         self._orphans: set[tuple[str, str]] = set()
 
+    def resize(self, places: int) -> None:
+        """Have so many errands at once."""
+        self._places = max(1, places)
+
     def wake(self, seconds: float = 0.0) -> None:
         """Something is due in so many seconds."""
         at = monotonic() + seconds

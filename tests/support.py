@@ -91,6 +91,9 @@ class Daemon:
                     sys.executable,
                     "-W",
                     "error",
+                    # PyMongo leaves its socket to the garbage collector if it is cancelled while it connects.
+                    "-W",
+                    "ignore:unclosed <socket:ResourceWarning",
                     "-m",
                     "dispatcher",
                     "run",

@@ -35,6 +35,8 @@ def _run(  # noqa: PLR0913 - one parameter per flag
     save_interval: Annotated[float, flag("save_interval")] = default("save_interval"),
     idle_save_interval: Annotated[float, flag("idle_save_interval")] = default("idle_save_interval"),
     connect_timeout: Annotated[float, flag("connect_timeout")] = default("connect_timeout"),
+    partitions: Annotated[int | None, flag("partitions")] = default("partitions"),
+    lease: Annotated[float, flag("lease")] = default("lease"),
     state_database: Annotated[str, flag("state_database")] = default("state_database"),
     delivery_retention: Annotated[float, flag("delivery_retention")] = default("delivery_retention"),
     dead_letter_retention: Annotated[float, flag("dead_letter_retention")] = default("dead_letter_retention"),
@@ -44,8 +46,8 @@ def _run(  # noqa: PLR0913 - one parameter per flag
 ) -> None:
     """Deliver changes to the receivers of APP until stopped by SIGTERM or SIGINT.
 
-    The first start begins now; every later one continues where the last one stopped, however it ended. One
-    dispatcher runs per group: a second one takes over from the first.
+    The first start begins now; every later one continues where the last one stopped, however it ended. Several
+    dispatchers of a group share the work: each partition is with one of them, and others take over when it dies.
 
     Example: `dispatcher run shop.models:registry --import shop.receivers`
     """
@@ -66,6 +68,8 @@ def _run(  # noqa: PLR0913 - one parameter per flag
         save_interval=save_interval,
         idle_save_interval=idle_save_interval,
         connect_timeout=connect_timeout,
+        partitions=partitions,
+        lease=lease,
         state_database=state_database,
         delivery_retention=delivery_retention,
         dead_letter_retention=dead_letter_retention,

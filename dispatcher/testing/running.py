@@ -14,8 +14,7 @@ from pymongo import AsyncMongoClient
 from pymongo.errors import PyMongoError
 from pymongo.write_concern import WriteConcern
 
-from dispatcher.events import Change, Namespace
-from dispatcher.positions import token_time
+from dispatcher.events import Change, Namespace, token_time
 from dispatcher.service import Service
 from dispatcher.settings import Settings
 from dispatcher.testing.recording import RecordedDelivery, Recorder, RecordingRoutes, failures_of
@@ -118,8 +117,14 @@ class Dispatcher:
         self._client: AsyncMongoClient[Any] = AsyncMongoClient(url, **options)
         self._task = asyncio.create_task(self.service.run(self._stop), name="dispatcher")
         try:
-            deadline = _now() + self._settings.connect_timeout + _PATIENCE
+            patience = self._settings.connect_timeout
+            deadline = _now() + patience + _PATIENCE
             await self._until(lambda: self.service.ready, deadline, "The change stream is not open")
+            await self._until(
+                lambda: self.service.held and self.service.ready,
+                _now() + patience,
+                f"Another dispatcher of the group {self.service.routes.group} works with that state",
+            )
         except BaseException:
             await self._end()
             raise
@@ -252,7 +257,7 @@ class Dispatcher:
         if change.operation == "insert":
             self._marked[change.id] = change.token
 
-    async def _until(self, condition: Callable[[], bool], deadline: float, complaint: str) -> None:
+    async def _until(self, condition: Callable[[], object], deadline: float, complaint: str) -> None:
         while not condition():
             self._raise_if_ended()
             if _now() > deadline:
@@ -345,6 +350,7 @@ class Dispatcher:
 
     async def _end(self) -> BaseException | None:
         """Stop as at SIGTERM, and clean up; what the dispatcher ended with, if that is an error."""
+        healthy = self.service.ready
         self._stop.set()
         # What is in flight gets the grace period; what is cancelled after it has not failed.
         cut = asyncio.get_running_loop().call_later(self._settings.grace, self._cut)
@@ -352,15 +358,15 @@ class Dispatcher:
         cut.cancel()
         error = None if self._task.cancelled() else self._task.exception()
         try:
-            if self.service.position is not None:  # else it never wrote anything
-                await self._clean_up()
+            if self.service.member_id:  # else it never wrote anything
+                await self._clean_up(_PATIENCE if healthy else _LITTLE_PATIENCE)
         finally:
             await self._client.close()
         return error
 
-    async def _clean_up(self) -> None:
+    async def _clean_up(self, patience: float) -> None:
         with suppress(PyMongoError, TimeoutError):  # of a server that is gone nothing has to be cleaned up
-            async with asyncio.timeout(_PATIENCE if self.service.ready else _LITTLE_PATIENCE):
+            async with asyncio.timeout(patience):
                 database, name = self._marker
                 await self._client[database].drop_collection(name)
                 if self._own_state:

@@ -60,12 +60,12 @@ class State:
 
     def rewind(self, token: str) -> None:
         """Have the next dispatcher begin at an older position, as after a crash."""
-        self.database["positions"].update_one({}, {"$set": {"token": token, "ahead": []}})
+        self.database["positions"].update_one({"partition": 0}, {"$set": {"token": token, "ahead": []}})
 
     @property
     def token(self) -> str:
         """The saved position."""
-        return self.database["positions"].find_one()["token"]
+        return self.database["positions"].find_one({"partition": 0})["token"]
 
 
 class Parked(State):

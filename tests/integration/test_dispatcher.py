@@ -10,7 +10,7 @@ from bson import ObjectId, Timestamp
 from pymongo import DeleteOne, InsertOne, ReplaceOne, UpdateOne
 
 import mongoz
-from dispatcher.exceptions import AccessDenied, HistoryLost, PositionError, PositionTaken, ServerError
+from dispatcher.exceptions import AccessDenied, HistoryLost, PositionError, ServerError
 from mongoz.core.signals import post_delete, post_save, post_update
 from mongoz.signals import muted
 from tests.support import dispatching, eventually
@@ -350,10 +350,10 @@ async def test_what_was_finished_ahead_is_not_repeated_after_a_stop(user, foreig
 async def test_an_idle_stream_saves_its_position(user, seen, foreign, dispatched, database):
     state = foreign.client[f"{database}_state"]["positions"]
     async with dispatching(dispatched):
-        first = state.find_one()
+        first = state.find_one({"partition": 0})
         other = foreign.client[f"{database}_other"]["noise"]
         await eventually(
-            lambda: other.insert_one({}) and state.find_one()["token"] > first["token"],
+            lambda: other.insert_one({}) and state.find_one({"partition": 0})["token"] > first["token"],
             what="the position moves although nothing watched changes",
         )
     foreign.client.drop_database(f"{database}_other")
@@ -398,15 +398,6 @@ async def test_another_scope_starts_at_the_time_of_the_position(user, seen, fore
     assert [call.instance.name for call in orders] == ["after"]
 
 
-async def test_a_second_dispatcher_takes_over_and_the_first_says_so(user, seen, foreign, dispatched):
-    async with dispatching(dispatched) as first, dispatching(dispatched):
-        foreign["users"].insert_one({"name": "1"})
-        with pytest.raises(PositionTaken, match="has taken over"):
-            await first.task
-        foreign["users"].insert_one({"name": "2"})
-        await eventually(lambda: any(call.instance.name == "2" for call in seen))
-
-
 async def test_dropping_the_database_ends_nothing(user, seen, foreign, dispatched):
     async with dispatching(dispatched):
         foreign["users"].insert_one({"name": "1"})
@@ -438,7 +429,7 @@ async def test_connections_that_break_are_opened_again(user, seen, foreign, disp
 async def test_a_position_that_can_not_be_saved_is_saved_later(user, seen, foreign, dispatched, database):
     admin, state = foreign.client.admin, foreign.client[f"{database}_state"]["positions"]
     async with dispatching(dispatched):
-        before = state.find_one()["token"]
+        before = state.find_one({"partition": 0})["token"]
         admin.command(
             "configureFailPoint",
             "failCommand",
@@ -448,7 +439,7 @@ async def test_a_position_that_can_not_be_saved_is_saved_later(user, seen, forei
         try:
             foreign["users"].insert_one({"name": "1"})
             await seen.wait(1)
-            await eventually(lambda: state.find_one()["token"] > before)
+            await eventually(lambda: state.find_one({"partition": 0})["token"] > before)
         finally:
             admin.command("configureFailPoint", "failCommand", mode="off")
 
@@ -498,7 +489,8 @@ async def test_what_no_repetition_mends_ends_it(
     """And the change that could not be dealt with comes again at the next start."""
     admin = foreign.client.admin
     id_ = foreign["users"].insert_one({"name": "before"}).inserted_id
-    async with dispatching(dispatched) as running:
+    # A write in a new session makes the server run a find of its own: then the lease can't be released either.
+    async with dispatching(dispatched, lease=1) as running:
         admin.command(
             "configureFailPoint",
             "failCommand",

@@ -1,11 +1,12 @@
 """The test kit of the dispatcher: waiting for deliveries, hand-made changes, fixtures, and what they say."""
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,13 @@ from pymongo import MongoClient
 
 import mongoz
 from dispatcher.embedded import EmbeddedMongo, embedded_mongo
-from dispatcher.exceptions import ApplicationError, CannotConnect, NothingToDeliver, PositionTaken
+from dispatcher.exceptions import ApplicationError, CannotConnect, HistoryLost, NothingToDeliver
 from dispatcher.settings import Settings
 from dispatcher.testing import DeliveryTimeout, Dispatcher, delete, deliver, insert, replace, update
 from mongoz.core.signals import post_delete, post_save, post_update
 from mongoz.exceptions import SignalError
 from mongoz.testing import capture
-from tests.support import ROOT
+from tests.support import ROOT, eventually
 
 ONE, TWO, THREE, SEVEN = (ObjectId(f"{number:024x}") for number in (1, 2, 3, 7))
 
@@ -426,33 +427,48 @@ async def test_with_a_state_database_the_next_one_goes_on(dispatched, User, welc
     assert welcomed == ["Ada", "Bea"]
 
 
-async def test_errors_of_the_daemon_surface_at_the_next_call(dispatched, User, welcomed, foreign, database):
-    settings = Settings(state_database=f"{database}_state", save_interval=0.02, idle_save_interval=0.02)
-    async with Dispatcher(dispatched, settings) as first, Dispatcher(dispatched, settings):
-        with pytest.raises(PositionTaken):  # noqa: PT012 - one of the calls
+async def test_errors_of_the_daemon_surface_at_the_next_call(dispatched, User, welcomed, foreign):
+    async with Dispatcher(dispatched) as dispatcher:
+        with _history_lost(foreign), pytest.raises(HistoryLost):  # noqa: PT012 - one of the calls
             for _ in range(500):
-                foreign["users"].insert_one({"name": "Ada"})
-                await first.until_idle()
+                await dispatcher.until_idle()
 
 
-async def test_errors_of_the_daemon_surface_at_the_end(dispatched, User, welcomed, foreign, database):
-    settings = Settings(state_database=f"{database}_state", save_interval=0.02, idle_save_interval=0.02)
-    with pytest.raises(PositionTaken):
-        await _be_replaced(dispatched, settings, foreign)
+async def test_errors_of_the_daemon_surface_at_the_end(dispatched, User, welcomed, foreign):
+    with pytest.raises(HistoryLost):
+        await _lose_history(dispatched, foreign)
     with pytest.raises(ZeroDivisionError) as caught:
-        await _be_replaced(dispatched, settings, foreign, then=lambda: 1 / 0)
-    assert "The dispatcher had ended before: PositionTaken" in caught.value.__notes__[0]
+        await _lose_history(dispatched, foreign, then=lambda: 1 / 0)
+    assert "The dispatcher had ended before: HistoryLost" in caught.value.__notes__[0]
 
 
-async def _be_replaced(
-    registry: Any, settings: Settings, foreign: Any, then: Callable[[], Any] | None = None
-) -> None:
-    async with Dispatcher(registry, settings) as first, Dispatcher(registry, settings) as second:
-        while not first._task.done():
-            foreign["users"].insert_one({"name": "Ada"})
-            await second.until_idle()
+async def _lose_history(registry: Any, foreign: Any, then: Callable[[], Any] | None = None) -> None:
+    async with Dispatcher(registry) as dispatcher:
+        with _history_lost(foreign):
+            await asyncio.wait([dispatcher._task])
         if then:
             then()
+
+
+@contextlib.contextmanager
+def _history_lost(foreign: Any) -> Iterator[None]:
+    failing = {"failCommands": ["getMore"], "errorCode": 286, "appName": "mongoz-dispatcher"}
+    foreign.client.admin.command("configureFailPoint", "failCommand", mode="alwaysOn", data=failing)
+    try:
+        yield
+    finally:
+        foreign.client.admin.command("configureFailPoint", "failCommand", mode="off")
+
+
+async def test_a_second_one_on_the_same_state_is_refused(dispatched, User, welcomed, foreign, database):
+    """It would wait for the first one to end, and see nothing."""
+    settings = Settings(state_database=f"{database}_state", connect_timeout=0.5)
+    async with Dispatcher(dispatched, settings):
+        with pytest.raises(DeliveryTimeout, match=f"Another dispatcher .* {database} .* that state"):
+            async with Dispatcher(dispatched, settings):
+                pass
+        foreign["users"].insert_one({"name": "Ada"})
+        await eventually(lambda: welcomed)
 
 
 async def test_a_server_that_dies_does_not_hang_the_test(database):

@@ -258,10 +258,14 @@ async def test_where_the_past_can_not_be_read_it_starts_without(world, code, tim
     row = world.insert(id_, name="Ada")
     async with dispatching(world.registry):
         await world.told(id_)
-    admin, fails = world.client.admin, {"errorCode": code, "appName": "mongoz-dispatcher"}
-    admin.command(
-        "configureFailPoint", "failCommand", mode={"times": times}, data={"failCommands": ["aggregate"], **fails}
-    )
+    admin, streams = world.client.admin, f"{world.users.database.name}.$cmd.aggregate"
+    fails = {
+        "failCommands": ["aggregate"],
+        "errorCode": code,
+        "namespace": streams,
+        "appName": "mongoz-dispatcher",
+    }
+    admin.command("configureFailPoint", "failCommand", mode={"times": times}, data=fails)
     try:
         async with dispatching(world.registry):
             world.users.delete_one({"_id": id_})
@@ -455,14 +459,14 @@ async def test_a_restart_in_the_middle_of_a_marked_delete_repeats_it_whole(world
     world.users.insert_many([{"_id": id_} for id_ in ids])
     state = world.client[f"{database}_state"]["positions"]
     async with dispatching(world.registry, grace=0.05):
-        begin = state.find_one()["token"]
+        begin = state.find_one({"partition": 0})["token"]
         with world.transaction() as session:
             for id_ in ids:
                 world.mark(id_, session, "watcher")
             for id_ in ids:
                 world.users.delete_one({"_id": id_}, session=session)
         await eventually(lambda: len(deleted) == 5)
-    saved = state.find_one()
+    saved = state.find_one({"partition": 0})
     assert saved["token"] <= begin or not saved["ahead"] or saved["token"] < min(saved["ahead"])
     assert len(saved["ahead"]) == 8  # four markers and their deletes
     hanging = False

@@ -125,7 +125,7 @@ async def test_everything_is_paused(account, foreign, dispatched, state, group):
     strict.mended = True
 
     def saved() -> dict[str, Any]:
-        return state.database["positions"].find_one()
+        return state.database["positions"].find_one({"partition": 0})
 
     async with dispatching(dispatched) as running:
         foreign["accounts"].insert_one({"name": "before"})
@@ -151,7 +151,7 @@ async def test_everything_is_paused(account, foreign, dispatched, state, group):
 
 
 def paused(running: Any) -> bool:
-    return running.service._pipeline._lanes.held
+    return running.service.held[0]._lanes.held
 
 
 async def test_only_what_is_known_is_paused(group, state, foreign):

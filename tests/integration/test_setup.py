@@ -58,7 +58,7 @@ def images_of(foreign: Any) -> dict[str, bool]:
 
 
 def position_of(foreign: Any) -> Any:
-    return foreign.client[f"{foreign.name}_state"]["positions"].find_one()
+    return foreign.client[f"{foreign.name}_state"]["positions"].find_one({"partition": 0})
 
 
 @contextlib.contextmanager

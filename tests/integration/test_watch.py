@@ -68,7 +68,7 @@ async def test_collections_that_look_alike_in_one_database(dispatched, database,
     make_user(dispatched, database, seen, watch=[f"{database}.users_*", f"{database}.old.members"])
     home = server[database]
     async with dispatching(dispatched) as running:
-        assert running.service._source._scope.database == database
+        assert running.service.held[0]._source._scope.database == database
         for collection in ("users", "users_2024", "users_a.b", "old.members"):
             home[collection].insert_one({"name": collection})
         for collection in ("users2", "my_users_1", "old.members2", "oldxmembers"):

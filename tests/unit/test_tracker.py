@@ -7,9 +7,10 @@ from bson import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher.events import Calls, Change, Job
+from dispatcher.events import Calls, Change, Job, token_time
 from dispatcher.exceptions import PositionError
-from dispatcher.positions import Position, Tracker, token_time
+from dispatcher.positions import Tracker
+from dispatcher.saved import Saved
 
 TIME = Timestamp(1, 1)
 
@@ -123,7 +124,8 @@ def test_what_is_no_token_is_named(token):
 
 
 def test_another_pipeline_starts_at_the_time_of_the_position():
-    position = Position(1, "826B03E05E000000122B0229296E04", "same", frozenset())
+    document = {"_id": "shop:0", "token": "826B03E05E000000122B0229296E04", "fingerprint": "same"}
+    position = Saved.read([document], "shop", "state").positions[0]
     assert position.start("same").token == position.token
     other = position.start("other")
     assert other.token is None

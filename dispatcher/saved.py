@@ -1,0 +1,214 @@
+"""What is saved of a group, read with suspicion: somebody may have edited it by hand.
+
+Nothing is changed or delivered on the word of a document that makes no sense. It is named instead, with the field
+and what it holds.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+from dispatcher.events import Start, token_time
+from dispatcher.exceptions import PositionError
+from dispatcher.identity import Identity
+from dispatcher.partitions import MOST
+from dispatcher.state import POSITIONS
+
+__all__ = ["Layout", "Position", "Saved"]
+
+_REMEDY: Final = (
+    "Was it edited by hand? Mend the field. Or delete the document while no dispatcher runs: then this partition "
+    "begins now, and what was not delivered before is skipped."
+)
+_REMEDY_LAYOUT: Final = "Was it edited by hand? Mend the field to what it was."
+
+# Characters of a value in a message.
+_LONGEST: Final = 200
+
+
+class Layout(NamedTuple):
+    """How a group's work is divided.
+
+    Attributes:
+        partitions: how many there are.
+        wanted: how many there should be, if that is another number.
+        application: that the group belongs to, as `"package.module:registry"`; empty if it never said.
+    """
+
+    partitions: int
+    wanted: int | None
+    application: str
+
+
+class Position(NamedTuple):
+    """What is saved of one partition.
+
+    Attributes:
+        partition: which.
+        partitions: of how many.
+        owner: the member that may write here; None if nobody holds it.
+        term: grows with every change of ownership.
+        beat: grows with every renewal of the lease.
+        lease: seconds after which a lease that was not renewed is over; None if its owner did not say.
+        identity: the owner's process.
+        token: everything up to it is finished; None if nothing was ever saved.
+        fingerprint: of the stream that the token belongs to.
+        ahead: tokens behind `token` that are finished as well.
+        version: of the application that held it last.
+        version_started: the server's time at which a process of that version started; None if it never said.
+    """
+
+    partition: int
+    partitions: int
+    owner: str | None
+    term: int
+    beat: int
+    lease: float | None
+    identity: Identity
+    token: str | None
+    fingerprint: str | None
+    ahead: frozenset[str]
+    version: str
+    version_started: datetime | None
+
+    def start(self, fingerprint: str) -> Start:
+        """Where to read on with a stream of this fingerprint.
+
+        After another stream's token only its time can be used; whoever reads must then skip what is not
+        behind the token.
+        """
+        assert self.token is not None
+        if fingerprint == self.fingerprint:
+            return Start(token=self.token)
+        return Start(cluster_time=token_time(self.token))
+
+
+class Saved(NamedTuple):
+    """All that is saved of one group.
+
+    Attributes:
+        layout: None if no dispatcher of the group ever ran, or only ones that knew of no partitions.
+        positions: by partition. One that somebody deleted is missing.
+    """
+
+    layout: Layout | None
+    positions: dict[int, Position]
+
+    @classmethod
+    def read(cls, documents: list[dict[str, Any]], group: str, database: str) -> "Saved":
+        """What the documents of a group say.
+
+        Raises:
+            PositionError: one of them makes no sense; it names the field.
+        """
+        place = f"{database}.{POSITIONS}"
+        layout = None
+        positions = {}
+        for document in documents:
+            if document["_id"] == group:
+                layout = _layout_of(document, place)
+            else:
+                position = _position_of(document, place, group)
+                positions[position.partition] = position
+        if layout is not None:  # what is beyond it was left behind by somebody's hand, and means nothing
+            positions = {number: one for number, one in positions.items() if number < layout.partitions}
+        return cls(layout, positions)
+
+
+class _Reader:
+    """Takes values out of one document."""
+
+    def __init__(self, document: Mapping[str, Any], place: str, remedy: str) -> None:
+        self._document = document
+        self._place = place
+        self._remedy = remedy
+
+    def nonsense(self, field: str, wanted: str) -> PositionError:
+        value = repr(self._document.get(field))
+        shown = value if len(value) <= _LONGEST else f"{value[:_LONGEST]}..."
+        return PositionError(
+            f"The document {self._document['_id']!r} in {self._place} has {field}: {shown}, not {wanted}.",
+            remedy=self._remedy,
+        )
+
+    def get(self, field: str, kind: type | tuple[type, ...], wanted: str, default: Any = None) -> Any:
+        """A value of this type; the default if there is none."""
+        value = self._document.get(field)
+        if value is None:
+            return default
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise self.nonsense(field, wanted)
+        return value
+
+    def count(self, field: str, least: int, most: int | None = None, default: int | None = None) -> Any:
+        """A whole number within bounds."""
+        wanted = f"a whole number from {least} on" if most is None else f"a whole number from {least} to {most}"
+        value = self.get(field, (int, float), wanted, default)
+        if value is None:
+            return None
+        if not float(value).is_integer() or value < least or (most is not None and value > most):
+            raise self.nonsense(field, wanted)
+        return int(value)
+
+    def text(self, field: str, default: str | None = "") -> Any:
+        """A string."""
+        return self.get(field, str, "a string", default)
+
+    def token(self, field: str) -> str | None:
+        """A resume token."""
+        value: str | None = self.text(field, None)
+        if value is not None and not is_token(value):
+            raise self.nonsense(field, "a resume token")
+        return value
+
+    def tokens(self, field: str) -> frozenset[str]:
+        """Several of them."""
+        values = self.get(field, list, "a list of resume tokens", [])
+        if not all(isinstance(value, str) and is_token(value) for value in values):
+            raise self.nonsense(field, "a list of resume tokens")
+        return frozenset(values)
+
+
+def is_token(text: str) -> bool:
+    """Whether it looks like a resume token."""
+    try:
+        bytes.fromhex(text)
+        token_time(text)
+    except (ValueError, PositionError):
+        return False
+    return True
+
+
+def _layout_of(document: Mapping[str, Any], place: str) -> Layout:
+    reader = _Reader(document, place, _REMEDY_LAYOUT)
+    partitions = reader.count("partitions", 1, MOST)
+    if partitions is None:
+        raise reader.nonsense("partitions", f"a whole number from 1 to {MOST}")
+    return Layout(partitions, reader.count("wanted", 1, MOST), reader.text("application"))
+
+
+def _position_of(document: Mapping[str, Any], place: str, group: str) -> Position:
+    reader = _Reader(document, place, _REMEDY)
+    number = str(document["_id"]).removeprefix(f"{group}:")
+    if document["_id"] != f"{group}:{number}" or not (number.isdecimal() and number.isascii()):
+        raise reader.nonsense("_id", f"{group!r}, or that with a colon and the number of a partition")
+    partition = reader.count("partition", 0, default=int(number))
+    if partition != int(number):
+        raise reader.nonsense("partition", f"{number}, as its _id says")
+    lease = reader.get("lease_seconds", (int, float), "a number of seconds")
+    if lease is not None and not 0 < lease < float("inf"):
+        raise reader.nonsense("lease_seconds", "a number of seconds")
+    return Position(
+        partition=partition,
+        partitions=reader.count("partitions", 1, MOST, default=1),
+        owner=reader.text("owner", None),
+        term=reader.count("term", 0, default=0),
+        beat=reader.count("beat", 0, default=0),
+        lease=lease,
+        identity=Identity.read(document),
+        token=reader.token("token"),
+        fingerprint=reader.text("fingerprint", None),
+        ahead=reader.tokens("ahead"),
+        version=reader.text("version"),
+        version_started=reader.get("version_started", datetime, "a date"),
+    )

@@ -1,0 +1,92 @@
+"""What all pipelines of a process have in common, and making one for a partition that was claimed."""
+
+from typing import Any, NamedTuple
+
+from pymongo import AsyncMongoClient
+
+from dispatcher.conditions import Conditions
+from dispatcher.controls import Controls
+from dispatcher.dead_letters import DeadLetters
+from dispatcher.gaps import Gaps
+from dispatcher.images import Images
+from dispatcher.leases import Lease
+from dispatcher.observe import Stats, get_logger
+from dispatcher.parked import Parked
+from dispatcher.partitions import belongs
+from dispatcher.pipeline import Pipeline
+from dispatcher.positions import PositionStore
+from dispatcher.preparing import scope_of
+from dispatcher.routing import Routes
+from dispatcher.saved import Position
+from dispatcher.settings import Settings
+from dispatcher.source import ChangeStreamSource
+from dispatcher.transactional import Transactions
+from mongoz import Registry
+
+__all__ = ["Works"]
+
+log = get_logger()
+
+
+class Works(NamedTuple):
+    """Makes pipelines.
+
+    Attributes:
+        client: opened for the running loop.
+        registry: of the application.
+        routes: who gets what.
+        settings: the operator's.
+        stats: counters.
+        address: of the server, for messages.
+        conditions: who wants which change; None if everybody wants all.
+        controls: what is paused.
+    """
+
+    client: AsyncMongoClient[Any]
+    registry: Registry
+    routes: Routes
+    settings: Settings
+    stats: Stats
+    address: str
+    conditions: Conditions | None
+    controls: Controls
+
+    def pipeline(self, store: PositionStore, lease: Lease, position: Position) -> Pipeline:
+        """One that continues where a partition was left."""
+        database, codec_options = self.settings.state_database, self.registry.codec_options
+        group, (number, of) = self.routes.group, (lease.partition, lease.partitions)
+        scope = scope_of(self.routes).part(number, of)
+        ours = {"$expr": belongs("$hash", number, of)} if of > 1 else None
+        log.info(
+            "claimed a partition",
+            action="lease.claimed",
+            partition=number,
+            of=of,
+            term=lease.term,
+            begins="position" if position.fingerprint == scope.fingerprint else "time of the position",
+        )
+        return Pipeline(
+            source=ChangeStreamSource(
+                self.client,
+                scope,
+                batch_size=self.settings.batch_size,
+                address=self.address,
+                stats=self.stats,
+            ),
+            images=Images(self.client, codec_options, self.address),
+            routes=self.routes,
+            store=store,
+            lease=lease,
+            position=position,
+            fingerprint=scope.fingerprint,
+            codec_options=codec_options,
+            settings=self.settings,
+            stats=self.stats,
+            address=self.address,
+            dead_letters=DeadLetters(self.client, database, group, self.stats),
+            parked=Parked(self.client, database, group, ours),
+            controls=self.controls,
+            gaps=Gaps(self.client, database, group, self.stats, address=self.address, partition=number),
+            transactions=Transactions(self.registry, self.client, database, group),
+            conditions=self.conditions,
+        )

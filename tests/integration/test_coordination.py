@@ -1,0 +1,209 @@
+"""Several dispatchers of one group on a real server: who holds what, who takes over, and who may write."""
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+import mongoz
+from dispatcher.leases import HELD, TAKEN, now
+from dispatcher.positions import PositionStore
+from tests.integration.test_dispatcher import Seen, listen, make_user
+from tests.support import Running, dispatching, eventually
+
+TOKEN = "826B03E05E000000122B0229296E04"
+LATER = "826B03E05E000000132B0229296E04"
+
+
+@pytest.fixture
+def user(dispatched: mongoz.Registry, database: str) -> Any:
+    return make_user(dispatched, database)
+
+
+@pytest.fixture
+def seen(user: Any) -> Seen:
+    calls = Seen()
+    listen(user, calls)
+    return calls
+
+
+def names(seen: Seen) -> list[str]:
+    return [call.instance.name for call in seen]
+
+
+def silence(running: Running) -> None:
+    """Have a dispatcher end without a word, as if it had been killed: nothing is released."""
+
+    async def nothing(*_: Any, **__: Any) -> bool:
+        return True
+
+    coordinator = running.service._coordinator
+    coordinator._store.release = coordinator._store.save = nothing
+    coordinator._members.beat = coordinator._members.leave = nothing
+
+
+# -- leases ------------------------------------------------------------------------------------------------------
+
+
+class Fenced:
+    """Two processes, and a position that the first one holds."""
+
+    def __init__(self, client: Any, database: str) -> None:
+        self.first = PositionStore(client, f"{database}_state", database, "first")
+        self.second = PositionStore(client, f"{database}_state", database, "second")
+
+    async def position(self) -> Any:
+        return (await self.first.load()).positions[0]
+
+    async def claim(self, store: PositionStore, seen: Any = None) -> Any:
+        seen = seen or await self.position()
+        return await store.claim(seen, seconds=1.0, version="v", started=datetime.now(UTC))
+
+
+@pytest.fixture
+async def fenced(client: Any, database: str) -> Fenced:
+    both = Fenced(client, database)
+    assert await both.first.begin(1, {0: (TOKEN, "f")}, new=True)
+    return both
+
+
+async def test_a_partition_is_claimed_by_one(fenced):
+    seen = await fenced.position()
+    claims = [await fenced.claim(fenced.first, seen), await fenced.claim(fenced.second, seen)]
+    assert claims[1] is None
+    lease, position = claims[0]
+    assert (lease.term, position.owner, position.token) == (1, "first", TOKEN)
+
+
+async def test_who_has_lost_a_partition_can_write_nothing(fenced):
+    first, _ = await fenced.claim(fenced.first)
+    assert await fenced.first.renew(first)
+    assert await fenced.first.save(first, TOKEN, "f", [])
+    second, _ = await fenced.claim(fenced.second)
+    assert second.term == 2
+    assert await fenced.second.save(second, LATER, "f", [])
+    assert not await fenced.first.renew(first)
+    assert not await fenced.first.save(first, TOKEN, "f", [])
+    await fenced.first.release(first)
+    position = await fenced.position()
+    assert (position.owner, position.term, position.token) == ("second", 2, LATER)
+
+
+async def test_a_renewal_comes_before_a_claim_that_saw_less(fenced):
+    """A standby that read the position before the last renewal can't take it."""
+    lease, _ = await fenced.claim(fenced.first)
+    seen = await fenced.position()
+    assert await fenced.first.renew(lease)
+    assert await fenced.claim(fenced.second, seen) is None
+
+
+async def test_the_same_process_with_another_term_is_another_owner(fenced):
+    first, _ = await fenced.claim(fenced.first)
+    again, _ = await fenced.claim(fenced.first)
+    assert not await fenced.first.save(first, LATER, "f", [])
+    assert await fenced.first.save(again, LATER, "f", [])
+
+
+def test_others_wait_longer_than_the_holder_acts():
+    assert HELD < TAKEN < 1
+
+
+# -- processes ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_second_dispatcher_stands_by_until_the_first_one_ends(user, seen, foreign, dispatched):
+    async with dispatching(dispatched, lease=1) as first, dispatching(dispatched, lease=1) as second:
+        foreign["users"].insert_one({"name": "1"})
+        await seen.wait(1)
+        await eventually(lambda: len(first.service.live) == len(second.service.live) == 2)
+        assert (list(first.service.held), list(second.service.held)) == ([0], [])
+        assert second.service.ready
+        began = now()
+        await first.stop()
+        await eventually(lambda: second.service.held)
+        assert now() - began < TAKEN  # the lease was released, not waited for
+        foreign["users"].insert_one({"name": "2"})
+        await seen.wait(2)
+        assert second.service.live == (second.service.member_id,)
+    assert names(seen) == ["1", "2"]
+    assert [call.delivery.term for call in seen] == [1, 2]
+    assert (first.stats.delivered, second.stats.delivered) == (1, 1)
+
+
+async def test_a_standby_takes_over_from_one_that_is_silent(user, seen, foreign, dispatched, database):
+    async with dispatching(dispatched, lease=1) as first, dispatching(dispatched, lease=1) as second:
+        silence(first)
+        first.service.held[0]._lease.give_up()
+        await first.stop()
+        members = foreign.client[f"{database}_state"]["members"]
+        assert members.count_documents({}) == 2
+        foreign["users"].insert_one({"name": "1"})
+        began = now()
+        await seen.wait(1)
+        assert TAKEN - 0.5 < now() - began < 3
+        assert seen[0].delivery.term == 2
+        assert second.service.held
+        await eventually(lambda: members.count_documents({}) == 1, what="the dead one is removed")
+
+
+async def test_without_its_lease_nothing_is_started_and_with_it_all_goes_on(user, seen, foreign, dispatched):
+    """The server is gone longer than the lease: who holds a partition stops, and continues if nobody took it."""
+    async with dispatching(dispatched, lease=1) as running:
+        store, renew = running.service._coordinator._store, running.service._coordinator._store.renew
+        lease = running.service.held[0]._lease
+
+        async def lost(_lease: Any) -> bool:
+            raise TimeoutError
+
+        store.renew = lost
+        await eventually(lambda: now() >= lease.until, what="the lease has run out")
+        foreign["users"].insert_many([{"name": str(number)} for number in range(5)])
+        await eventually(lambda: running.stats.read == 5)
+        await asyncio.sleep(0)
+        assert seen == []
+        store.renew = renew
+        await seen.wait(5)
+        assert running.service.held[0]._lease is lease
+    assert {call.delivery.term for call in seen} == {1}
+
+
+async def test_who_has_lost_its_partition_says_so_and_stands_by(user, seen, foreign, dispatched, database, capsys):
+    positions = foreign.client[f"{database}_state"]["positions"]
+    async with dispatching(dispatched, lease=1, save_interval=60, idle_save_interval=60) as running:
+        foreign["users"].insert_one({"name": "1"})
+        await seen.wait(1)
+        before = positions.find_one({"partition": 0})["token"]
+        taken = {"$set": {"owner": "elsewhere", "boot": None}, "$inc": {"term": 1, "beat": 1}}
+        positions.update_one({"partition": 0}, taken)
+        await eventually(lambda: not running.service.held)
+        # It wrote nothing after that.
+        assert positions.find_one({"partition": 0})["token"] == before
+        assert not running.task.done()
+        # And since nobody renews that lease, it takes the partition back, and delivers again what was not saved.
+        await eventually(lambda: running.service.held)
+        await seen.wait(2)
+    assert names(seen) == ["1", "1"]
+    assert [call.delivery.term for call in seen] == [1, 3]
+    said = capsys.readouterr()
+    assert "lease.lost" in said.out + said.err
+
+
+async def test_four_partitions_are_shared_fairly(user, seen, foreign, dispatched):
+    settings = {"lease": 1, "partitions": 4}
+    async with dispatching(dispatched, **settings) as first:
+        assert list(first.service.held) == [0, 1, 2, 3]
+        async with dispatching(dispatched, **settings) as second:
+            await eventually(lambda: len(first.service.held) == len(second.service.held) == 2)
+            async with dispatching(dispatched, **settings) as third:
+                three = (first, second, third)
+                await eventually(lambda: sorted(len(one.service.held) for one in three) == [1, 1, 2])
+                await eventually(lambda: all(one.service.ready for one in three))
+                foreign["users"].insert_many([{"name": str(number)} for number in range(200)])
+                await seen.wait(200)
+            await eventually(lambda: len(first.service.held) == len(second.service.held) == 2)
+        await eventually(lambda: len(first.service.held) == 4)
+        foreign["users"].insert_many([{"name": str(number)} for number in range(200, 300)])
+        await seen.wait(300)
+    assert sorted(names(seen), key=int) == [str(number) for number in range(300)]
+    assert all(one.stats.delivered > 20 for one in three)

@@ -1,6 +1,6 @@
 """From BSON to a Change."""
 
-from typing import Any
+from typing import Any, Final
 
 import bson
 from bson.codec_options import CodecOptions
@@ -12,7 +12,10 @@ from mongoz.stamps import FIELD, Stamp
 
 __all__ = ["Undecodable", "decode"]
 
-_NOTHING: frozenset[str] = frozenset()
+_NOTHING: Final[frozenset[str]] = frozenset()
+
+# They are nothing without the document.
+_NEED_DOCUMENT: Final = frozenset({"insert", "replace"})
 
 
 class Undecodable(Exception):
@@ -32,7 +35,7 @@ def decode(raw: RawBSONDocument, codec_options: CodecOptions[Any]) -> Change:
         codec_options: the registry's, so that receivers get the types that the application is used to.
 
     Raises:
-        Undecodable: it contains a value that has no Python counterpart.
+        Undecodable: it contains a value that has no Python counterpart, or too little to tell anybody of.
     """
     data = bytes(raw.raw)
     try:
@@ -43,11 +46,15 @@ def decode(raw: RawBSONDocument, codec_options: CodecOptions[Any]) -> Change:
     names, stamp = _NOTHING, None
     document = event.get("fullDocument")
     if operation == "update":
-        description = event["updateDescription"]
+        description = event.get("updateDescription")
+        if description is None:
+            raise _bare(event)
         names = _changed_names(description)
         value = description["updatedFields"].get(FIELD)
         if value is not None:
             stamp = Stamp.unpack(value)
+    elif document is None and operation in _NEED_DOCUMENT:
+        raise _bare(event)
     elif operation == "insert":
         value = document.get(FIELD) if document else None
         if value is not None:
@@ -76,6 +83,14 @@ def decode(raw: RawBSONDocument, codec_options: CodecOptions[Any]) -> Change:
     )
 
 
+def _bare(event: dict[str, Any]) -> Undecodable:
+    """The server could only send that something happened, see `oversize`."""
+    key = event.get("documentKey") or {}
+    return Undecodable(
+        event["_id"]["_data"], key.get("_id"), "the event is larger than 16 MB, even without images"
+    )
+
+
 def _changed_names(description: dict[str, Any]) -> frozenset[str]:
     """Top-level names that an update touched; the server reports dotted ones."""
     names = {name.partition(".")[0] for name in description["updatedFields"]}
@@ -92,7 +107,7 @@ def _without_images(data: bytes, codec_options: CodecOptions[Any], reason: Excep
         Undecodable: an insert or a replace is nothing without its document.
     """
     event = bson.decode(data, codec_options=lenient(codec_options))
-    if event["operationType"] in ("insert", "replace"):
+    if event["operationType"] in _NEED_DOCUMENT:
         key = event.get("documentKey") or {}
         raise Undecodable(event["_id"]["_data"], key.get("_id"), str(reason)) from reason
     return dict(event) | {"fullDocument": None, "fullDocumentBeforeChange": None}

@@ -55,10 +55,13 @@ class Batch(NamedTuple):
     Attributes:
         events: change events, undecoded; empty on an idle stream.
         token: resuming after it continues behind this batch.
+        lost_after: between this token and the batch is an event that the server could not send in any way; None if
+            there is none, as nearly always.
     """
 
     events: list[RawBSONDocument]
     token: str
+    lost_after: str | None = None
 
 
 class Change(NamedTuple):

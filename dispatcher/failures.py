@@ -4,6 +4,7 @@ The codes and what they mean were measured on a 6.0 server; names are the server
 is tried again like what is known to pass: a daemon must survive the failures that nobody thought of.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
@@ -83,6 +84,7 @@ PASSING_CODES: Final = frozenset(
 TOO_LARGE_CODES: Final = frozenset(
     {
         10334,  # BSONObjectTooLarge: the event, images included, is over 16 MB
+        7182500,  # (it has no name): one field alone is too large to be split
         47,  # NoMatchingDocument: an image that is required is missing; we require none, a proxy may
     }
 )
@@ -203,9 +205,10 @@ def fatal(error: PyMongoError, address: str) -> DispatcherError | None:
     return verdict.kind(verdict.message.format(address=address, text=text), remedy=verdict.remedy)
 
 
-def _details(error: PyMongoError) -> dict[str, Any]:
+def _details(error: PyMongoError) -> Mapping[str, Any]:
+    """The server's answer, as far as there is one."""
     details = getattr(error, "details", None)
-    return details if isinstance(details, dict) else {}
+    return details if isinstance(details, Mapping) else {}
 
 
 def in_short(error: Exception) -> str:

@@ -27,7 +27,7 @@ from dispatcher.delivery import Deliverer
 from dispatcher.events import Batch, Calls, Change, Job, Start, token_time
 from dispatcher.exceptions import DispatcherError
 from dispatcher.failures import fatal, in_short
-from dispatcher.gaps import Gaps, gaps_of
+from dispatcher.gaps import Gap, Gaps, gaps_of
 from dispatcher.images import Images
 from dispatcher.lanes import Lanes
 from dispatcher.leases import Lease
@@ -387,6 +387,8 @@ class Pipeline:
         await self._look_around()
         while True:
             batch = await batches.get()
+            if batch.lost_after is not None:
+                await self._report_lost(batch.lost_after, batch.token)
             for i in range(0, len(batch.events), _CHUNK):
                 changes = await self._decode(batch.events[i : i + _CHUNK])
                 async for part in self._images.complete(changes):
@@ -521,6 +523,11 @@ class Pipeline:
         if change.token > self._finished_before and change.token not in self._ahead:
             for gap in gaps_of(change, self._routes.listening_to):
                 await self._gaps.record(gap)
+
+    async def _report_lost(self, after: str, before: str) -> None:
+        """An event that the server could not send in any way."""
+        text = "a change has an _id of several megabytes, so that its event can not be sent: nobody is told of it"
+        await self._gaps.record(Gap("oversize", after, text, None, token_time(after), token_time(before)))
 
     async def _save_regularly(self, ending: asyncio.Event) -> None:
         loop = asyncio.get_running_loop()

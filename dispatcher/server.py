@@ -16,8 +16,16 @@ __all__ = ["Server"]
 
 _MIN_WIRE_VERSION: Final = 17  # MongoDB 6.0: pre and post images, wallTime
 
-# A getMore waits for a second; a server that is silent for a minute is gone, whatever TCP says.
-_SOCKET_TIMEOUT_MS: Final = 60_000
+# Whoever is silent for so long is gone, whatever TCP says.
+_SOCKET_TIMEOUT_MS: Final = 30_000
+
+# For those who run for years: when a node answers no greeting in that time, what waits for it is cut off, and a
+# server that was thought lost is asked again. The driver's defaults are 20 and 10 seconds.
+_CONNECT_TIMEOUT_MS: Final = 5_000
+_HEARTBEAT_MS: Final = 2_000
+
+# Server selection waits for a node that may never come back: better fail soon, and try again.
+_SELECTION_TIMEOUT_MS: Final = 5_000
 
 
 class Server:
@@ -39,13 +47,29 @@ class Server:
 
     def client(self, **options: Any) -> AsyncMongoClient[Any]:
         """A new client, for the running loop; options as the driver has them."""
-        return AsyncMongoClient(
-            self._url, appname="mongoz-dispatcher", socketTimeoutMS=_SOCKET_TIMEOUT_MS, **options
-        )
+        defaults = {"appname": "mongoz-dispatcher", "socketTimeoutMS": _SOCKET_TIMEOUT_MS}
+        return AsyncMongoClient(self._url, **{**defaults, **options})
 
     def patient_client(self) -> AsyncMongoClient[Any]:
         """One that waits for the server as long as the operator said."""
         return self.client(serverSelectionTimeoutMS=int(self._patience * 1000))
+
+    def lasting_client(self) -> AsyncMongoClient[Any]:
+        """One for a long life: it notices soon what is gone."""
+        return self.client(
+            serverSelectionTimeoutMS=_SELECTION_TIMEOUT_MS,
+            connectTimeoutMS=_CONNECT_TIMEOUT_MS,
+            heartbeatFrequencyMS=_HEARTBEAT_MS,
+        )
+
+    def watching_client(self) -> AsyncMongoClient[Any]:
+        """The same for change streams, which have their own patience with a server that reads, see `cursors`."""
+        return self.client(
+            serverSelectionTimeoutMS=_SELECTION_TIMEOUT_MS,
+            connectTimeoutMS=_CONNECT_TIMEOUT_MS,
+            heartbeatFrequencyMS=_HEARTBEAT_MS,
+            socketTimeoutMS=None,
+        )
 
     async def check(self, client: AsyncMongoClient[Any]) -> None:
         """Look whether this server has change streams.

@@ -48,12 +48,6 @@ __all__ = ["Service", "run"]
 
 log = get_logger()
 
-# A stream in server selection waits for a node that may never come back: better fail soon, and try again.
-_SELECTION_TIMEOUT_MS: Final = 5_000
-
-# How long a server that was thought lost may stay unasked; the driver's default is ten seconds.
-_HEARTBEAT_MS: Final = 2_000
-
 # Threads that receivers started with asyncio.to_thread, and the seconds they are given at the end.
 _THREADS: Final = "dispatcher-thread"
 _THREAD_PATIENCE: Final = 5.0
@@ -140,8 +134,8 @@ class Service:
         if starting.cancelled():
             log.info("stopped before it had begun", action="dispatcher.stopped", **self.stats.as_dict())
             return
-        client, coordinator, controls = starting.result()
-        async with client, self._registry:
+        client, watching, coordinator, controls = starting.result()
+        async with client, watching, self._registry:
             stamped = self._registry.dispatched is not None
             self.observer.begin(stop)
             observing = self.observer.watch(client)
@@ -158,22 +152,25 @@ class Service:
                 await end([looking, *observing])
                 log.info("stopped", action="dispatcher.stopped", **self.stats.as_dict())
 
-    async def _start(self) -> tuple[AsyncMongoClient[Any], Coordinator[Pipeline], Controls]:
+    async def _start(
+        self,
+    ) -> tuple[AsyncMongoClient[Any], AsyncMongoClient[Any], Coordinator[Pipeline], Controls]:
         """Look whether the server will do, and join the others."""
         async with self._server.patient_client() as client:
             await self._server.check(client)
-        client = self._server.client(
-            serverSelectionTimeoutMS=_SELECTION_TIMEOUT_MS, heartbeatFrequencyMS=_HEARTBEAT_MS
-        )
+        client, watching = self._server.lasting_client(), self._server.watching_client()
         try:
-            return client, *await self._join(client)
+            return client, watching, *await self._join(client, watching)
         except BaseException:
             await client.close()
+            await watching.close()
             raise
 
-    async def _join(self, client: AsyncMongoClient[Any]) -> tuple[Coordinator[Pipeline], Controls]:
+    async def _join(
+        self, client: AsyncMongoClient[Any], watching: AsyncMongoClient[Any]
+    ) -> tuple[Coordinator[Pipeline], Controls]:
         try:
-            works = await self._works(client)
+            works = await self._works(client, watching)
             coordinator = self._coordinator_of(client, works)
             begun = await coordinator.join()
         except PyMongoError as error:
@@ -192,7 +189,7 @@ class Service:
         self._coordinator = coordinator
         return coordinator, works.controls
 
-    async def _works(self, client: AsyncMongoClient[Any]) -> Works:
+    async def _works(self, client: AsyncMongoClient[Any], watching: AsyncMongoClient[Any]) -> Works:
         database = self.settings.state_database
         conditions = Conditions(client, database, self.routes, self._registry.codec_options, self._address)
         conditional = await conditions.prepare()
@@ -201,6 +198,7 @@ class Service:
             await keep_deliveries_for(client, database, self.settings.delivery_retention)
         return Works(
             client,
+            watching,
             self._registry,
             self.routes,
             self.settings,

@@ -1,28 +1,28 @@
 """The change stream: batches of undecoded events, for ever.
 
-It speaks the two commands of a change stream itself instead of iterating over PyMongo's: one await per batch
-instead of one per event, the events stay BSON until their turn comes (one that can't be decoded does not
-take its batch with it), and the token behind an empty batch can be saved.
+It does not iterate over PyMongo's: one await per batch instead of one per event, the events stay BSON until their
+turn comes (one that can't be decoded does not take its batch with it), and the token behind an empty batch can be
+saved.
 """
 
 import asyncio
 import random
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from hashlib import sha256
 from typing import Any, Final, NamedTuple
 
 from bson import Regex, Timestamp, json_util
 from bson.raw_bson import RawBSONDocument
 from pymongo import AsyncMongoClient
-from pymongo.asynchronous.client_session import AsyncClientSession
-from pymongo.errors import PyMongoError
+from pymongo.errors import OperationFailure, PyMongoError
 
-from dispatcher.codec import RAW
+from dispatcher.cursors import Cursors, Shape
 from dispatcher.events import Batch, Namespace, Start, token_time
-from dispatcher.failures import fatal, in_short, kind_of
+from dispatcher.failures import Kind, fatal, in_short, kind_of
 from dispatcher.observe import Stats, get_logger
+from dispatcher.oversize import SINGLY, SMALLER, SPLIT, WHOLE, WITHOUT, joined
 from dispatcher.partitions import belongs, hash_of
 from mongoz.connection.watching import NamespacePattern
 from mongoz.stamps import FIELD
@@ -33,11 +33,17 @@ log = get_logger()
 
 _DOCUMENT_OPERATIONS: Final = ["insert", "update", "replace", "delete"]
 
-# Wait this long on the server for the next event; after it an empty batch brings a fresh token.
-_AWAIT_MS: Final = 1_000
-
-# The same for a look into the past, which has nothing to wait for.
+# A look into the past has nothing to wait for.
 _GLANCE_MS: Final = 1
+
+# What shows that an event can't be had in a certain shape, but maybe in another.
+_OTHERWISE: Final = frozenset({Kind.TOO_LARGE, Kind.NOT_SUPPORTED, Kind.BAD_TOKEN})
+
+# An aggregation stage that the server does not know.
+_NOT_SUPPORTED: Final = 40324
+
+# Characters of a token in the log: it holds the document's key, which may be megabytes long.
+_LEGIBLE: Final = 200
 
 _FIRST_PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 10.0
@@ -138,27 +144,36 @@ class ChangeStreamSource:
     """Reads a change stream; opens it again whenever it breaks, behind the last batch that was handed out.
 
     Args:
-        client: opened for the running loop.
+        client: opened for the running loop. It must not give up on a silent server by itself: who waits for the
+            next change can't tell a server that has far to read from a dead connection, but by its patience.
         scope: what to watch.
         batch_size: events per round trip, at most.
         address: of the server, for messages.
         stats: where reconnects are counted.
-
-    Attributes:
-        batch_size: as it is now.
-        connected: whether the stream is open at this moment.
     """
 
     def __init__(
         self, client: AsyncMongoClient[Any], scope: Scope, *, batch_size: int, address: str, stats: Stats
     ) -> None:
-        self._client = client
-        self._scope = scope
-        self._database = client[scope.database or "admin"]
-        self.batch_size = batch_size
+        self._cursors = Cursors(client, scope.database, scope.pipeline(), batch_size)
         self._address = address
         self._stats = stats
-        self.connected = False
+        self._open = False
+        self._splits = True
+
+    @property
+    def batch_size(self) -> int:
+        """Events per round trip, at most, from the next one on."""
+        return self._cursors.batch_size
+
+    @batch_size.setter
+    def batch_size(self, size: int) -> None:
+        self._cursors.batch_size = size
+
+    @property
+    def connected(self) -> bool:
+        """Whether the stream is open, and the server answers."""
+        return self._open and not self._cursors.is_silent
 
     async def now(self) -> str:
         """A token that stands for this moment: everything after it can be read later.
@@ -166,10 +181,7 @@ class ChangeStreamSource:
         Raises:
             PyMongoError: as the driver has it.
         """
-        async with self._client.start_session() as session:
-            reply = await self._aggregate(session, Start())
-            await self._kill(session, reply["id"])
-            return str(reply["postBatchResumeToken"]["_data"])
+        return await self._cursors.now()
 
     async def batches(self, start: Start) -> AsyncIterator[Batch]:
         """The stream from `start` on, without an end.
@@ -180,20 +192,27 @@ class ChangeStreamSource:
         Raises:
             DispatcherError: what no repetition can mend.
         """
-        failures = 0
+        failures, too_large = 0, False
         while True:
             try:
-                async with self._client.start_session() as session:
-                    async for batch in self._one_cursor(session, start):
+                reading = self._around(start) if too_large else self._cursors.read(start, WHOLE, self._opened)
+                async with aclosing(reading) as batches:
+                    async for batch in batches:
                         if failures:
                             log.info("reading again", action="stream.resumed", after_failures=failures)
                         failures = 0
                         start = Start(token=batch.token)
                         yield batch
-                self.connected = False
+                if too_large:
+                    too_large = False
+                    continue
+                self._open = False
                 log.warning("the server closed the stream", action="stream.invalidated")
             except PyMongoError as error:
-                self.connected = False
+                if kind_of(error) is Kind.TOO_LARGE and not too_large:
+                    too_large = True
+                    continue
+                self._open = False
                 verdict = fatal(error, self._address)
                 if verdict is not None:
                     raise verdict from error
@@ -208,6 +227,78 @@ class ChangeStreamSource:
             self._stats.reconnects += 1
             await asyncio.sleep(pause_after(failures))
 
+    def _opened(self) -> None:
+        self._open = True
+
+    async def _around(self, start: Start) -> AsyncGenerator[Batch]:
+        """Up to the event that is too large, and past it.
+
+        Raises:
+            PyMongoError: as the driver has it; of the kind `TOO_LARGE` if there is no way past it.
+        """
+        for read in (self._one_by_one, self._in_fragments, self._in_part):
+            try:
+                async with aclosing(read(start)) as batches:
+                    async for batch in batches:
+                        start = Start(token=batch.token)
+                        yield batch
+            except PyMongoError as error:
+                if kind_of(error) is Kind.NOT_SUPPORTED:
+                    self._splits = False
+                if kind_of(error) not in _OTHERWISE or read == self._in_part:
+                    raise
+            else:
+                return
+
+    async def _one_by_one(self, start: Start) -> AsyncGenerator[Batch]:
+        """What comes before the event that is too large; if none comes up after all, this ends."""
+        count = 0
+        async with aclosing(self._cursors.read(start, SINGLY)) as batches:
+            async for batch in batches:
+                yield batch
+                count += len(batch.events)
+                if not batch.events or count > self.batch_size:
+                    return
+
+    async def _in_fragments(self, start: Start) -> AsyncGenerator[Batch]:
+        """The event, and those behind it that are too large as well."""
+        if not self._splits:
+            raise OperationFailure("it does not split events", _NOT_SUPPORTED)
+        async with aclosing(joined(self._cursors.read(start, SPLIT))) as batches:
+            async for batch in batches:
+                yield batch
+
+    async def _in_part(self, start: Start) -> AsyncGenerator[Batch]:
+        """What can be had of the event; if that is nothing, what comes behind it."""
+        for how, shape in SMALLER.items():
+            batch = await self._next(start, shape)
+            if batch is not None:
+                log.warning(
+                    f"an event is larger than 16 MB; it is delivered {how}",
+                    action="event.too_large",
+                    token=batch.token[:_LEGIBLE],
+                    how=how,
+                )
+                yield batch
+                return
+        async with aclosing(self._cursors.read(start, WITHOUT)) as batches:
+            async for batch in batches:
+                yield batch._replace(lost_after=start.token)
+                return
+
+    async def _next(self, start: Start, shape: Shape) -> Batch | None:
+        """The next event in another shape; None if it is too large in that as well."""
+        try:
+            async with aclosing(self._cursors.read(start, shape)) as batches:
+                async for batch in batches:
+                    if batch.events:
+                        event = batch.events[0]
+                        return Batch([event], str(event["_id"]["_data"]))
+        except PyMongoError as error:
+            if kind_of(error) not in _OTHERWISE:
+                raise
+        return None
+
     async def stamped(self, since: Timestamp, until: str) -> AsyncIterator[RawBSONDocument]:
         """The changes of the past that brought a stamp, reduced to `_id`, `wallTime` and `stamp`.
 
@@ -221,11 +312,9 @@ class ChangeStreamSource:
             PyMongoError: as the driver has it; some may have been handed out.
         """
         start, before = Start(cluster_time=since), ""
+        glance = Shape({}, tuple(_stamped_until(until)), await_ms=_GLANCE_MS)
         while before < until:
-            async with (
-                self._client.start_session() as session,
-                aclosing(self._one_cursor(session, start, _stamped_until(until), _GLANCE_MS)) as batches,
-            ):
+            async with aclosing(self._cursors.read(start, glance)) as batches:
                 async for batch in batches:
                     for event in batch.events:
                         if event["_id"]["_data"] > until:
@@ -236,62 +325,6 @@ class ChangeStreamSource:
                         return
                     before, start = batch.token, Start(token=batch.token)
             # The server closed it, for example because the database was dropped then; it goes on behind that.
-
-    async def _one_cursor(
-        self,
-        session: AsyncClientSession,
-        start: Start,
-        glance: list[dict[str, Any]] | None = None,
-        await_ms: int = _AWAIT_MS,
-    ) -> AsyncGenerator[Batch]:
-        reply = await self._aggregate(session, start, glance)
-        self.connected = self.connected or glance is None
-        cursor = reply["id"]
-        more = {
-            "getMore": cursor,
-            "collection": "$cmd.aggregate",
-            "maxTimeMS": await_ms,
-        }
-        try:
-            while cursor:
-                more["batchSize"] = self.batch_size
-                answer = await self._database.command(more, session=session, codec_options=RAW)
-                reply = answer["cursor"]
-                cursor = reply["id"]
-                yield Batch(reply["nextBatch"], str(reply["postBatchResumeToken"]["_data"]))
-        except (GeneratorExit, asyncio.CancelledError):
-            # Only when it is us who end: after an error the server may be gone, and waiting for it costs time.
-            await self._kill(session, cursor)
-            raise
-
-    async def _aggregate(
-        self, session: AsyncClientSession, start: Start, glance: list[dict[str, Any]] | None = None
-    ) -> Any:
-        stage: dict[str, Any] = {}
-        if glance is None:
-            stage = {"fullDocument": "whenAvailable", "fullDocumentBeforeChange": "whenAvailable"}
-        if self._scope.database is None:
-            stage["allChangesForCluster"] = True
-        if start.token is not None:
-            # startAfter does what resumeAfter does, and accepts the token of an invalidate as well.
-            stage["startAfter"] = {"_data": start.token}
-        elif start.cluster_time is not None:
-            stage["startAtOperationTime"] = start.cluster_time
-        command = {
-            "aggregate": 1,
-            "pipeline": [{"$changeStream": stage}, *self._scope.pipeline(), *(glance or ())],
-            # Empty at first: it answers at once, however far the server must read to the first event.
-            "cursor": {"batchSize": 0},
-            "comment": "mongoz dispatcher",
-        }
-        answer = await self._database.command(command, session=session, codec_options=RAW)
-        return answer["cursor"]
-
-    async def _kill(self, session: AsyncClientSession, cursor: int) -> None:
-        """Free the cursor on the server. Where that fails it times out there by itself."""
-        with suppress(PyMongoError, asyncio.CancelledError):
-            command = {"killCursors": "$cmd.aggregate", "cursors": [cursor]}
-            await self._database.command(command, session=session)
 
 
 def pause_after(failures: int) -> float:

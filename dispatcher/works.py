@@ -33,6 +33,7 @@ class Works(NamedTuple):
 
     Attributes:
         client: opened for the running loop.
+        watching: likewise, for change streams.
         registry: of the application.
         routes: who gets what.
         settings: the operator's.
@@ -43,6 +44,7 @@ class Works(NamedTuple):
     """
 
     client: AsyncMongoClient[Any]
+    watching: AsyncMongoClient[Any]
     registry: Registry
     routes: Routes
     settings: Settings
@@ -67,7 +69,7 @@ class Works(NamedTuple):
         )
         return Pipeline(
             source=ChangeStreamSource(
-                self.client,
+                self.watching,
                 scope,
                 batch_size=self.settings.batch_size,
                 address=self.address,

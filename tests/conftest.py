@@ -45,6 +45,21 @@ def _sync_client(mongo: EmbeddedMongo) -> Iterator[MongoClient]:
         yield client
 
 
+@pytest.fixture(scope="session")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MongoClient]:
+    """The administrator of a server that asks for passwords."""
+    key = tmp_path_factory.mktemp("guarded") / "key"
+    key.write_text("k" * 64)
+    key.chmod(0o600)
+    with embedded_mongo(
+        extra_args=("--auth", "--keyFile", str(key), "--setParameter", "enableTestCommands=1")
+    ) as server:
+        with MongoClient(server.url) as first:  # as long as there is no user, localhost may make one
+            first.admin.command("createUser", "admin", pwd="secret", roles=["root"])
+        with MongoClient(server.url, username="admin", password="secret") as administrator:
+            yield administrator
+
+
 @pytest.fixture
 def database(_sync_client: MongoClient) -> Iterator[str]:
     """The name of a database of this test's own, dropped afterwards."""

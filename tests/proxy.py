@@ -26,6 +26,9 @@ class Proxy:
         self.lost = 0
         self.delay = 0.0
         self._rules: list[tuple[Callable[[bytes], bool], bool, bool]] = []
+        self._hanging, self._hangs_on = 0, ""
+        self._flowing = asyncio.Event()
+        self._flowing.set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
 
@@ -48,12 +51,22 @@ class Proxy:
         """Cut the connection instead of forwarding such a request."""
         self._lose(commands, times, forward=False, then_refuse=then_refuse)
 
+    def hang_after_request(self, command: str, times: int = 1) -> None:
+        """Forward such a request and never answer: a connection that is dead, though nobody was told."""
+        self._hanging += times
+        self._hangs_on = command
+
+    def stall(self) -> None:
+        """Let nothing through, in either direction, and close nothing."""
+        self._flowing.clear()
+
+    def flow(self) -> None:
+        """Let what has come meanwhile through, and everything after it."""
+        self._flowing.set()
+
     def _lose(self, commands: tuple[str, ...], times: int, *, forward: bool, then_refuse: bool) -> None:
         def is_one(message: bytes) -> bool:
-            # An OP_MSG: flags, a section's kind (0), the document's length, the first element's type, its name.
-            return message[12:16] == (2013).to_bytes(4, "little") and any(
-                message[26:].startswith(command.encode() + b"\0") for command in commands
-            )
+            return any(_is(message, command) for command in commands)
 
         self._rules += [(is_one, forward, then_refuse and n == times - 1) for n in range(times)]
 
@@ -82,6 +95,12 @@ class Proxy:
                 rule = next((rule for rule in self._rules if rule[0](message)), None)
                 if rule is not None:
                     self._rules.remove(rule)
+                await self._flowing.wait()
+                if self._hanging and _is(message, self._hangs_on):
+                    self._hanging -= 1
+                    self.lost += 1
+                    await reader.read()  # until the client gives up
+                    return
                 if self.delay:
                     await asyncio.sleep(self.delay)
                 if rule is None or rule[1]:
@@ -89,6 +108,7 @@ class Proxy:
                     if _wants_no_answer(message):
                         continue
                     answer = await _message(server_reader)
+                await self._flowing.wait()
                 if rule is not None:
                     self.lost += 1
                     if rule[2]:
@@ -109,6 +129,11 @@ class Proxy:
 async def _message(reader: asyncio.StreamReader) -> bytes:
     head = await reader.readexactly(_HEADER)
     return head + await reader.readexactly(int.from_bytes(head[:4], "little") - _HEADER)
+
+
+def _is(message: bytes, command: str) -> bool:
+    # An OP_MSG: flags, a section's kind (0), the document's length, the first element's type, its name.
+    return message[12:16] == (2013).to_bytes(4, "little") and message[26:].startswith(command.encode() + b"\0")
 
 
 def _wants_no_answer(message: bytes) -> bool:

@@ -43,15 +43,17 @@ def seconds(text: str) -> int:
 # -- what the file says ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments", [(), ("--profile", "writer")], ids=["daemons", "with the writer"])
-def test_docker_compose_accepts_the_file(arguments: tuple[str, ...]):
+@pytest.mark.parametrize("profile", [None, "writer", "monitoring"])
+def test_docker_compose_accepts_the_file(profile: str | None):
     program = need("docker-compose")
+    arguments = () if profile is None else ("--profile", profile)
     done = subprocess.run(
         [program, "-f", str(COMPOSE), *arguments, "config"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     shown = yaml.safe_load(done.stdout)["services"]
-    assert set(DAEMONS) <= set(shown)
+    in_profile = {name for name, one in SERVICES.items() if profile in one.get("profiles", ())}
+    assert {*DAEMONS, *in_profile} <= set(shown)
 
 
 def test_all_images_are_pinned_by_a_version():
@@ -59,7 +61,7 @@ def test_all_images_are_pinned_by_a_version():
     images = [service["image"] for service in SERVICES.values()]
     assert bases
     for image in [*bases, *images]:
-        assert re.search(r":\d+\.\d+", image), image
+        assert re.search(r":v?\d+\.\d+", image), image
 
 
 def test_mongodb_is_version_8():
@@ -112,11 +114,42 @@ def test_the_image_has_what_its_build_copies():
     assert "-c constraints.txt" in DOCKERFILE
 
 
+def mounts(name: str) -> dict[str, str]:
+    """Where a service sees what of this repository."""
+    bound = (volume for volume in SERVICES[name]["volumes"] if volume.startswith("./"))
+    return {target: source for source, target, mode in (volume.split(":") for volume in bound) if mode == "ro"}
+
+
+def test_prometheus_scrapes_the_dispatcher_where_it_listens():
+    host, port = SERVICES["dispatcher"]["environment"]["DISPATCHER_HTTP"].split(":")
+    assert host == "0.0.0.0"
+    assert SERVICES["dispatcher"]["ports"] == [f"127.0.0.1:${{DISPATCHER_PORT:-{port}}}:{port}"]
+    config = yaml.safe_load((ROOT / mounts("prometheus")["/etc/prometheus"] / "prometheus.yml").read_text())
+    (job,) = config["scrape_configs"]
+    assert job["static_configs"] == [{"targets": [f"dispatcher:{port}"]}]
+    for file in config["rule_files"]:
+        assert (ROOT / "deploy" / "prometheus" / file).is_file()
+
+
+def test_grafana_finds_prometheus_and_the_dashboard():
+    seen = mounts("grafana")
+    provisioning = ROOT / seen["/etc/grafana/provisioning"]
+    (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yml").read_text())["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+    (provider,) = yaml.safe_load((provisioning / "dashboards" / "dispatcher.yml").read_text())["providers"]
+    (shown,) = [target for target in seen if target.endswith(".json")]
+    assert Path(shown).parent == Path(provider["options"]["path"])
+    assert SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"] == shown
+    assert (ROOT / seen[shown]).is_file()
+
+
 # -- what its commands do ----------------------------------------------------------------------------
 
 
 def environment(service: str, mongo: EmbeddedMongo) -> dict[str, str]:
-    values = {name: value.replace(URL, mongo.url) for name, value in SERVICES[service]["environment"].items()}
+    said = SERVICES[service]["environment"]
+    values = {name: value.replace(URL, mongo.url) for name, value in said.items() if not value.startswith("${")}
+    values["DISPATCHER_HTTP"] = "127.0.0.1:0"  # not for other machines to see, as it is in a container
     return {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]), **values}
 
 

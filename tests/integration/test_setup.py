@@ -1,7 +1,6 @@
 """What `setup` does to a deployment, and what `run` says of one that was not set up."""
 
 import contextlib
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +9,6 @@ from pymongo import MongoClient
 from pymongo.errors import BulkWriteError, WriteError
 
 import mongoz
-from dispatcher.embedded import embedded_mongo
 from dispatcher.exceptions import AccessDenied, ApplicationError, CannotConnect, NothingToDeliver, ServerError
 from dispatcher.preparing import set_up
 from mongoz.core.signals import post_delete, post_save, post_update
@@ -149,19 +147,6 @@ async def test_collections_that_have_no_changes_are_refused(dispatched, database
 
 
 WATCHING = ("changeStream", "find")
-
-
-@pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MongoClient]:
-    """The administrator of a server that asks for passwords."""
-    key = tmp_path_factory.mktemp("guarded") / "key"
-    key.write_text("k" * 64)
-    key.chmod(0o600)
-    with embedded_mongo(extra_args=("--auth", "--keyFile", str(key))) as server:
-        with MongoClient(server.url) as first:  # as long as there is no user, localhost may make one
-            first.admin.command("createUser", "admin", pwd="secret", roles=["root"])
-        with MongoClient(server.url, username="admin", password="secret") as administrator:
-            yield administrator
 
 
 def allowed(guarded: MongoClient, name: str, *actions: str, state: bool = True) -> mongoz.Registry:

@@ -64,7 +64,7 @@ def _receivers(
                 "name": name,
                 "signal": signal,
                 "documents": sorted(documents.get((name, signal), ())),
-                "known": (name, signal) in documents,
+                "known": (name, signal) in documents or (bool(signal) and (name, signal) in figures),
                 "paused": name in paused,
                 **{one: counted.get(one, 0.0) for one in _COUNTED},
                 "duration_seconds": counted["duration_sum"] / calls if calls > 0 else None,

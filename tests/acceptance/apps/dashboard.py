@@ -1,0 +1,29 @@
+"""An application for the dashboard: a receiver that works, and one that fails until a file is there."""
+
+import os
+from pathlib import Path
+
+import mongoz
+from mongoz.core.signals import post_save
+
+registry = mongoz.Registry(os.environ["SHOWN_URL"], dispatched=os.environ["SHOWN_GROUP"])
+mended = Path(os.environ["SHOWN_MENDED"])
+
+
+class Account(mongoz.Document):
+    name: str = mongoz.String()
+
+    class Meta:
+        registry = registry
+        database = os.environ["SHOWN_GROUP"]
+
+
+@post_save(Account, name="works")
+async def works(sender, instance, **kwargs):
+    pass
+
+
+@post_save(Account, name="breaks", retry=1)
+async def breaks(sender, instance, **kwargs):
+    if instance.name.startswith("<") and not mended.exists():
+        raise LookupError(f"no such account: {instance.name}")

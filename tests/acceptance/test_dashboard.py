@@ -1,0 +1,183 @@
+"""The dashboard in a browser: a real daemon, and Chromium as an operator uses it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.conftest import need
+from tests.support import Daemon, daemon, eventually_sync
+
+APP = "tests.acceptance.apps.dashboard:registry"
+TOKEN = "sixteen letters or more"
+HOSTILE = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\">"
+
+# As root, and without Chromium's own traffic.
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+# How much of a plot is filled: the area below its first line. At zero there is none.
+FILLED = """id => {
+  const canvas = document.querySelector(`#${id} canvas`);
+  const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+  let filled = 0;
+  for (let at = 3; at < pixels.length; at += 4) filled += pixels[at] > 25 && pixels[at] < 45;
+  return filled;
+}"""
+SCROLLS_SIDEWAYS = "document.documentElement.scrollWidth > window.innerWidth"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    chromium = need("chromium")
+    expect.set_options(timeout=15_000)
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+
+
+class Watched:
+    """A page whose every complaint and request is noted."""
+
+    def __init__(self, browser: Browser, url: str, **options: Any) -> None:
+        self.complaints: list[str] = []
+        self.hosts: set[str] = set()
+        self._context = browser.new_context(**options)
+        self.page = self._context.new_page()
+        self.page.set_default_timeout(15_000)
+        self.page.on("console", lambda said: self._complain(said.type, said.text))
+        self.page.on("pageerror", lambda error: self._complain("error", str(error)))
+        self.page.on("request", lambda request: self.hosts.add(request.url.split("/")[2]))
+        self.page.goto(url)
+        self.page.wait_for_selector("body[data-loaded]")
+
+    def _complain(self, kind: str, text: str) -> None:
+        if kind in ("error", "warning") and "getImageData" not in text:  # that is us, see FILLED
+            self.complaints.append(text)
+
+    def close(self) -> None:
+        self._context.close()
+
+
+@pytest.fixture
+def mended(tmp_path: Path) -> Path:
+    return tmp_path / "mended"
+
+
+@pytest.fixture
+def shown(mongo, database, mended, tmp_path) -> Iterator[Daemon]:
+    environment = {"SHOWN_URL": mongo.url, "SHOWN_GROUP": database, "SHOWN_MENDED": str(mended)}
+    settings = {
+        "DISPATCHER_HTTP_TOKEN": TOKEN,
+        "DISPATCHER_STATE_DATABASE": f"{database}_state",
+        "DISPATCHER_HTTP": "127.0.0.1:0",
+    }
+    with daemon(APP, cwd=tmp_path, **environment, **settings) as running:
+        yield running
+
+
+def url_of(running: Daemon) -> str:
+    (listening,) = eventually_sync(lambda: running.lines("http.listening"), what=running.log)
+    return f"{listening['address']}/dashboard/"
+
+
+def tile(page: Page, name: str) -> str:
+    return page.locator(".tile", has_text=name).locator("dd").inner_text()
+
+
+def row(page: Page, receiver: str) -> Any:
+    return page.locator("#receivers tr", has_text=receiver)
+
+
+def test_the_page_shows_what_happens_and_runs_nothing_that_clients_wrote(browser, shown, foreign):
+    watched = Watched(browser, url_of(shown))
+    page = watched.page
+    title = page.title()
+    assert page.evaluate(FILLED, "plot-throughput") < 200  # edges of letters
+    foreign["accounts"].insert_many([{"name": f"account {number}"} for number in range(200)])
+    foreign["accounts"].insert_one({"name": HOSTILE})
+    eventually_sync(lambda: page.evaluate(FILLED, "plot-throughput") > 1_000, what="the plot moves")
+    expect(row(page, "works").locator("[data-label=Delivered]")).to_have_text("201")
+    expect(page.locator("#partitions tbody tr")).to_have_count(1)
+    expect(page.locator("#members tbody tr")).to_have_count(1)
+    expect(page.locator("#status")).to_have_text("delivering")
+    assert tile(page, "Dead letters").strip() == "1"
+
+    page.locator(".letter summary").click()
+    letter = page.locator(".letter[open]")
+    expect(letter).to_contain_text("LookupError: no such account: <script>")
+    expect(letter.locator("pre").first).to_contain_text("<img src=x onerror=")
+    expect(letter.locator("pre").last).to_contain_text("in breaks")
+    assert page.locator("img[src=x]").count() == 0
+    assert page.title() == title
+    expect(page.get_by_role("button", name="Retry")).to_have_count(0)  # locked
+
+    assert watched.complaints == []
+    assert watched.hosts == {page.url.split("/")[2]}
+    watched.close()
+    for width in (390, 320):
+        phone = Watched(browser, url_of(shown), viewport={"width": width, "height": 844}, has_touch=True)
+        phone.page.locator(".letter summary").tap()
+        expect(phone.page.locator(".letter[open] pre").last).to_contain_text("in breaks")
+        assert not phone.page.evaluate(SCROLLS_SIDEWAYS)
+        assert phone.complaints == []
+        phone.close()
+
+
+def unlock(page: Page, token: str) -> None:
+    page.get_by_role("button", name="Unlock").first.click()
+    page.get_by_label("Token").fill(token)
+    page.locator("#unlock-dialog").get_by_role("button", name="Unlock").click()
+
+
+def test_an_operator_retries_pauses_and_resumes(browser, shown, foreign, mended):
+    state = foreign.client[f"{foreign.name}_state"]
+    watched = Watched(browser, url_of(shown))
+    page = watched.page
+    foreign["accounts"].insert_one({"name": HOSTILE})
+    page.locator(".letter summary").click()
+
+    unlock(page, "sixteen letters or less")
+    expect(page.locator("#token-trouble")).to_have_text("The token is wrong.")
+    page.get_by_role("button", name="Cancel").first.click()
+    assert watched.complaints == [
+        "Failed to load resource: the server responded with a status of 401 (Unauthorized)"
+    ]
+    watched.complaints.clear()
+    expect(page.get_by_role("button", name="Retry")).to_have_count(0)
+    unlock(page, TOKEN)
+
+    mended.touch()
+    page.locator(".letter[open]").get_by_role("button", name="Retry").click()
+    expect(page.locator(".letter")).to_have_count(0)
+    assert state.dead_letters.count_documents({}) == 0
+
+    row(page, "works").get_by_role("button", name="Pause works").click()
+    expect(row(page, "works").locator("[data-label=State]")).to_have_text("paused")
+    eventually_sync(lambda: shown.lines("dispatcher.paused"), what=shown.log)
+    foreign["accounts"].insert_one({"name": "waits"})
+    expect(page.locator("#parked tbody tr")).to_contain_text("works")
+    row(page, "works").get_by_role("button", name="Resume works").click()
+    expect(page.locator("#parked-section")).to_be_hidden()
+    expect(row(page, "works").locator("[data-label=Delivered]")).to_have_text("2")
+
+    page.get_by_role("button", name="Pause everything").click()
+    page.get_by_role("button", name="Pause", exact=True).click()
+    expect(page.locator("#status")).to_have_text("paused")
+    page.locator("#pause-all").click()
+    expect(page.locator("#status")).to_have_text("delivering")
+    assert watched.complaints == []
+
+    page.reload()
+    expect(page.locator("#pause-all")).to_be_visible()  # the tab still knows the token
+    shown.kill()
+    expect(page.locator("#status")).to_have_text("no answer")
+    watched.close()

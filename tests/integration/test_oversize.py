@@ -1,0 +1,203 @@
+"""Change events over 16 MB: the server can't send them as they are, and nothing may stop or be lost for that.
+
+What is expected depends on the server: 6.0.9 and later split events, the embedded 6.0.5 does not.
+"""
+
+from types import SimpleNamespace
+from typing import Any
+
+import bson
+import pytest
+from bson.raw_bson import RawBSONDocument
+from pymongo import UpdateOne
+
+import mongoz
+from dispatcher.events import Batch
+from dispatcher.oversize import joined
+from mongoz.core.signals import post_delete, post_save, post_update
+from tests.integration.delivering import IMAGES, State, actions, decoded
+from tests.support import dispatching, eventually
+
+LARGE = 9_000_000
+
+
+@pytest.fixture
+def splits(foreign) -> bool:
+    """Whether this server can split events."""
+    return tuple(foreign.client.server_info()["versionArray"][:3]) >= (6, 0, 9)
+
+
+@pytest.fixture
+def Thing(dispatched: mongoz.Registry, database: str) -> Any:
+    class Thing(mongoz.Document):
+        id: Any = mongoz.Object(alias="_id", null=True)
+        n: int = mongoz.Integer(default=0)
+        data: str = mongoz.String(default="")
+
+        Meta = type("Meta", (), {"registry": dispatched, "database": database})
+
+    return Thing
+
+
+@pytest.fixture
+def seen(Thing: Any) -> list[SimpleNamespace]:
+    calls: list[SimpleNamespace] = []
+
+    async def watcher(sender: Any, instance: Any, delivery: Any, previous: Any = None, **kwargs: Any) -> None:
+        known = delivery.image != "key"
+        n, first = (instance.n, instance.data[:1]) if known else (None, None)
+        calls.append(
+            SimpleNamespace(
+                id=instance.id,
+                n=n,
+                first=first,
+                signal=delivery.signal,
+                image=delivery.image,
+                previous=previous and (previous.n, previous.data[:1]),
+                names=kwargs.get("update_fields"),
+            )
+        )
+
+    for connect in (post_save, post_update, post_delete):
+        connect(Thing, name="watcher")(watcher)
+    return calls
+
+
+def large(letter: str) -> str:
+    return letter * LARGE
+
+
+async def test_an_event_that_is_too_large_with_its_images(foreign, dispatched, Thing, seen, splits, capsys):
+    """Everything around it comes once and in order, with its images; of itself, what can be had."""
+    things = foreign.create_collection("things", **IMAGES)
+    things.insert_many([{"_id": "large", "data": large("a")}, {"_id": "small"}])
+    async with dispatching(dispatched) as running:
+        numbered = [UpdateOne({"_id": "small"}, {"$set": {"n": n}}) for n in range(1, 6)]
+        things.bulk_write(numbered)
+        things.update_one({"_id": "large"}, {"$set": {"data": large("b")}})  # 27 MB
+        things.update_one({"_id": "large"}, {"$set": {"n": 1}})  # 18 MB
+        things.bulk_write([UpdateOne({"_id": "small"}, {"$set": {"n": n}}) for n in range(6, 11)])
+        things.update_one({"_id": "large"}, {"$set": {"data": "c"}})  # 9 MB
+        things.delete_one({"_id": "large"})
+        await eventually(lambda: len(seen) >= 14, within=30)
+        assert running.service.ready
+    small = [call for call in seen if call.id == "small"]
+    assert [call.n for call in small] == [*range(1, 11)]
+    assert {(call.image, call.previous is not None) for call in small} == {("post", True)}
+    first, second, third, deleted = [call for call in seen if call.id == "large"]
+    # Without the pre image the first is still over 16 MB: what is looked up instead may be of any later time.
+    assert first.names == {"data"}
+    assert (second.n, second.first, second.image) == (1, "b", "post")
+    assert second.names == {"n"}
+    if splits:
+        assert (first.first, first.image, first.previous) == ("b", "post", (0, "a"))
+        assert second.previous == (0, "b")
+    else:
+        assert first.image in ("current", "key")
+        assert (first.previous, second.previous) == (None, None)
+        assert actions(capsys)().count("event.too_large") == 2
+    assert (third.image, third.previous) == ("post", (1, "b"))
+    assert (deleted.signal, deleted.image) == ("post_delete", "pre")
+    assert len(seen) == 14
+
+
+async def test_it_goes_on_behind_it_after_a_stop(foreign, dispatched, Thing, seen):
+    things = foreign.create_collection("things", **IMAGES)
+    things.insert_one({"_id": "large", "data": large("a")})
+    async with dispatching(dispatched):
+        things.update_one({"_id": "large"}, {"$set": {"n": 1}})
+        await eventually(lambda: len(seen) == 1)
+    things.update_one({"_id": "large"}, {"$set": {"n": 2}})
+    async with dispatching(dispatched):
+        await eventually(lambda: len(seen) == 2)
+    async with dispatching(dispatched):
+        things.insert_one({"_id": "last"})
+        await eventually(lambda: len(seen) == 3)
+    assert [(call.id, call.n, call.image) for call in seen] == [
+        ("large", 1, "post"),
+        ("large", 2, "post"),
+        ("last", 0, "post"),
+    ]
+
+
+async def test_a_key_that_leaves_no_room_for_the_document(foreign, dispatched, Thing, seen):
+    """The key is in its event four times: of a write that can't be told, it is known where it was."""
+    key = "k" * 4_500_000
+    async with dispatching(dispatched) as running:
+        foreign["things"].insert_one({"_id": key})
+        foreign["things"].insert_one({"_id": "after"})
+        letter = await State(foreign).letter()
+        await eventually(lambda: len(seen) == 1)
+        assert running.service.ready
+    assert seen[0].id == "after"
+    assert (letter["reason"], letter["receiver"], letter["attempts"]) == ("undecodable", None, 0)
+    assert "larger than 16 MB" in letter["error"]["message"]
+    kept = b"".join(chunk["data"] for chunk in State(foreign).database["dead_letter_chunks"].find().sort("_id"))
+    assert decoded(kept)["documentKey"]["_id"] == key
+
+
+async def test_a_key_that_leaves_no_room_for_anything(foreign, dispatched, Thing, seen):
+    """Nothing can be had of the event, not even its token. It is a gap."""
+    async with dispatching(dispatched) as running:
+        foreign["things"].insert_one({"_id": "before"})
+        foreign["things"].insert_one({"_id": "k" * 6_000_000})
+        await eventually(lambda: running.stats.gaps == 1)
+        foreign["things"].insert_one({"_id": "after"})
+        await eventually(lambda: len(seen) == 2)
+        assert running.service.ready
+    assert [call.id for call in seen] == ["before", "after"]
+    gaps = list(State(foreign).database["gaps"].find())
+    assert len(gaps) == 1
+    assert (gaps[0]["kind"], gaps[0]["namespace"]) == ("oversize", None)
+    assert gaps[0]["from_time"] <= gaps[0]["to_time"]
+
+
+async def test_one_that_was_too_large_for_a_moment(foreign, dispatched, Thing, seen):
+    """Asked for again it comes as it is."""
+    point = {"failCommands": ["getMore"], "errorCode": 10334, "appName": "mongoz-dispatcher"}
+    async with dispatching(dispatched) as running:
+        foreign.client.admin.command("configureFailPoint", "failCommand", mode={"times": 1}, data=point)
+        foreign["things"].insert_many([{"_id": n} for n in range(5)])
+        await eventually(lambda: len(seen) == 5)
+        assert running.stats.reconnects == 0
+    assert [call.id for call in seen] == [*range(5)]
+
+
+# -- fragments, on any server ------------------------------------------------------------------------
+
+TOKEN = "826B06411C000000142B042C0100296E5A1004AA461E5F6964002B020000"
+
+
+def event(token: str, **fields: Any) -> RawBSONDocument:
+    return RawBSONDocument(bson.encode({"_id": {"_data": token}, **fields}))
+
+
+async def test_fragments_become_one_event_with_the_token_of_the_whole():
+    ended = []
+
+    async def stream():
+        try:
+            yield Batch([], f"{TOKEN}03")
+            yield Batch([event(f"{TOKEN}2904", splitEvent={"fragment": 1, "of": 2}, ns="n")], f"{TOKEN}2904")
+            yield Batch([], f"{TOKEN}2904")
+            yield Batch([event(f"{TOKEN}2B0204", splitEvent={"fragment": 2, "of": 2}, big="x")], f"{TOKEN}2B0204")
+            yield Batch([event("82FF", whole=True)], "82FF")
+            raise AssertionError("asked for more")
+        finally:
+            ended.append(True)
+
+    # An empty batch at first: nothing to split after all.
+    assert [batch async for batch in joined(stream())] == []
+    assert ended == [True]
+
+
+async def test_it_ends_behind_an_event_that_is_whole():
+    async def stream():
+        yield Batch([event(f"{TOKEN}2904", splitEvent={"fragment": 1, "of": 2}, ns="n")], f"{TOKEN}2904")
+        yield Batch([event(f"{TOKEN}2B0204", splitEvent={"fragment": 2, "of": 2}, big="x")], f"{TOKEN}2B0204")
+        yield Batch([event("82FF", whole=True)], "82FF")
+        raise AssertionError("asked for more")
+
+    first, second = [batch async for batch in joined(stream())]
+    assert bson.decode(first.events[0].raw) == {"_id": {"_data": f"{TOKEN}04"}, "ns": "n", "big": "x"}
+    assert (first.token, second.token) == (f"{TOKEN}04", "82FF")

@@ -1,0 +1,223 @@
+"""A stream that breaks is opened again, or ends with its reason: every error provoked on a real server."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+from pymongo import MongoClient
+
+import mongoz
+from dispatcher.exceptions import AccessDenied, PositionError
+from mongoz.core.signals import post_save
+from tests.integration.delivering import State, make_account
+from tests.proxy import proxied
+from tests.support import dispatching, eventually
+
+
+def names_told(account: Any) -> list[str]:
+    told: list[str] = []
+
+    @post_save(account, name="told")
+    async def save(sender, instance, **kwargs):
+        told.append(instance.name)
+
+    return told
+
+
+@pytest.fixture
+def names(dispatched, database) -> list[str]:
+    """The names of what was inserted, as receivers are told."""
+    return names_told(make_account(dispatched, database))
+
+
+@contextlib.contextmanager
+def failing(client: MongoClient, *commands: str, mode: Any = "alwaysOn", **data: Any) -> Iterator[None]:
+    """The server fails commands of the dispatcher."""
+    point = {"failCommands": [*commands], "appName": "mongoz-dispatcher", **data}
+    client.admin.command("configureFailPoint", "failCommand", mode=mode, data=point)
+    try:
+        yield
+    finally:
+        client.admin.command("configureFailPoint", "failCommand", mode="off")
+
+
+@pytest.mark.parametrize("code", [43, 222, 11600, 999_999])
+async def test_what_passes_is_waited_for(foreign, dispatched, names, code):
+    """It is not ready meanwhile; afterwards everything comes, once."""
+    async with dispatching(dispatched) as running:
+        with failing(foreign.client, "getMore", "aggregate", errorCode=code):
+            await eventually(lambda: not running.service.ready and running.stats.reconnects >= 2)
+            foreign["accounts"].insert_many([{"name": "1"}, {"name": "2"}])
+        await eventually(lambda: len(names) == 2)
+        assert running.service.ready
+    assert names == ["1", "2"]
+
+
+async def test_a_cursor_that_somebody_kills(foreign, dispatched, names):
+    admin = foreign.client.admin
+    async with dispatching(dispatched) as running:
+        everything = [{"$currentOp": {"idleCursors": True, "allUsers": True}}]
+
+        def kill() -> int:
+            cursors = [
+                op["cursor"]["cursorId"]
+                for op in admin.aggregate(everything)
+                if op.get("ns", "").startswith(f"{foreign.name}.") and "cursor" in op
+            ]
+            return (
+                foreign.command("killCursors", "$cmd.aggregate", cursors=cursors)["cursorsKilled"]
+                if cursors
+                else 0
+            )
+
+        await eventually(kill, what="a cursor to kill")
+        foreign["accounts"].insert_one({"name": "1"})
+        await eventually(lambda: names == ["1"])
+        await eventually(lambda: running.stats.reconnects >= 1)
+
+
+async def test_no_primary_for_a_while(foreign, dispatched, names, monkeypatch):
+    monkeypatch.setattr("dispatcher.server._SELECTION_TIMEOUT_MS", 300)
+    admin, address = foreign.client.admin, foreign.client.address
+    async with dispatching(dispatched) as running:
+        admin.command("replSetStepDown", 60, force=True)
+        try:
+            await eventually(lambda: not running.service.ready and running.stats.reconnects >= 2)
+        finally:
+            with MongoClient(*address, directConnection=True) as direct:
+                direct.admin.command("replSetFreeze", 0)
+        foreign["accounts"].insert_one({"name": "1"})
+        await eventually(lambda: names == ["1"])
+        assert running.service.ready
+
+
+# -- silence -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def proxy(mongo):
+    async with proxied(mongo.url) as made:
+        yield made
+
+
+@pytest.fixture
+def behind(proxy, database) -> mongoz.Registry:
+    """A registry behind the proxy."""
+    return mongoz.Registry(proxy.url, dispatched=database)
+
+
+async def test_a_connection_that_died_unnoticed_is_given_up(foreign, behind, proxy, database, monkeypatch):
+    """Only that of the stream: whoever looks after the server sees nothing wrong."""
+    monkeypatch.setattr("dispatcher.cursors._PATIENCE", 2.0)
+    monkeypatch.setattr("dispatcher.cursors._SILENCE", 1.2)  # the server waits for a second
+    names = names_told(make_account(behind, database))
+    async with dispatching(behind) as running:
+        proxy.hang_after_request("getMore")
+        await eventually(lambda: proxy.lost)
+        await eventually(lambda: not running.service.ready, what="it says that nothing is read")
+        foreign["accounts"].insert_one({"name": "1"})
+        await eventually(lambda: names == ["1"])
+        await eventually(lambda: running.service.ready)
+        assert running.stats.reconnects == 1
+
+
+async def test_a_network_that_swallows_everything(foreign, behind, proxy, database, monkeypatch):
+    """The driver notices by itself, long before patience with the stream ends."""
+    monkeypatch.setattr("dispatcher.server._CONNECT_TIMEOUT_MS", 300)
+    monkeypatch.setattr("dispatcher.server._HEARTBEAT_MS", 500)
+    monkeypatch.setattr("dispatcher.server._SELECTION_TIMEOUT_MS", 300)
+    names = names_told(make_account(behind, database))
+    async with dispatching(behind) as running:
+        proxy.stall()
+        await eventually(lambda: not running.service.ready and running.stats.reconnects >= 1)
+        foreign["accounts"].insert_one({"name": "1"})
+        proxy.flow()
+        await eventually(lambda: names == ["1"])
+        await eventually(lambda: running.service.ready)
+
+
+async def test_a_server_that_has_far_to_read_is_waited_for_longer_each_time(
+    foreign, dispatched, names, monkeypatch
+):
+    """What was read in vain is not read in vain for ever."""
+    monkeypatch.setattr("dispatcher.cursors._PATIENCE", 0.1)
+    async with dispatching(dispatched) as running:
+        foreign["accounts"].insert_one({"name": "1"})
+        # An idle stream answers after a second: with a patience of a tenth that takes a few attempts.
+        await eventually(lambda: names == ["1"])
+        await eventually(lambda: running.stats.reconnects >= 3)
+        await eventually(lambda: running.service.ready)
+
+
+async def test_reconnecting_leaves_nothing_behind(foreign, dispatched, names, monkeypatch):
+    monkeypatch.setattr("dispatcher.source.pause_after", lambda failures: 0.0)
+    process, seen = psutil.Process(), []
+    async with dispatching(dispatched) as running:
+        with failing(foreign.client, "getMore", errorCode=43):
+            for times in (50, 300):
+                await eventually(lambda times=times: running.stats.reconnects >= times, within=30)
+                seen.append((len(process.net_connections()), len(asyncio.all_tasks())))
+        foreign["accounts"].insert_one({"name": "1"})
+        await eventually(lambda: names == ["1"])
+    (sockets, tasks), (sockets_later, tasks_later) = seen
+    assert sockets_later <= sockets + 2
+    assert tasks_later <= tasks + 2
+
+
+# -- what no repetition mends ------------------------------------------------------------------------
+
+
+async def test_a_token_that_does_not_turn_up_again(foreign, dispatched, names, database):
+    """280: as if the state had been copied from elsewhere."""
+    with foreign.watch([]) as everything:
+        foreign["nobody_watches"].insert_one({})
+        token = everything.next()["_id"]["_data"]
+    async with dispatching(dispatched):
+        pass
+    State(foreign).rewind(token)
+    async with dispatching(dispatched) as running:
+        foreign["accounts"].insert_one({"name": "1"})
+        with pytest.raises(PositionError, match="not found") as caught:
+            await asyncio.wait_for(running.task, 10)
+    assert caught.value.remedy
+    assert "full error" not in caught.value.message
+
+
+@pytest.fixture
+def let_in(guarded, database) -> mongoz.Registry:
+    """The registry of a user who may do what a dispatcher has to."""
+    watching = {"resource": {"db": database, "collection": ""}, "actions": ["changeStream", "find"]}
+    roles = [{"role": "readWrite", "db": f"{database}_state"}]
+    guarded.admin.command("createRole", database, privileges=[watching], roles=roles)
+    guarded.admin.command("createUser", database, pwd="secret", roles=[database])
+    host, port = guarded.address
+    return mongoz.Registry(f"mongodb://{database}:secret@{host}:{port}/?replicaSet=rs0", dispatched=database)
+
+
+async def test_rights_that_are_taken_away_end_it(guarded, let_in, database, capsys):
+    names_told(make_account(let_in, database))
+    async with dispatching(let_in) as running:
+        guarded.admin.command("revokeRolesFromUser", database, roles=[database])
+        with pytest.raises(AccessDenied) as caught:
+            await asyncio.wait_for(running.task, 10)
+    assert "changeStream" in caught.value.remedy
+    assert "secret" not in caught.value.message + "".join(capsys.readouterr())
+
+
+async def test_a_password_that_is_changed_ends_it_at_the_next_connection(guarded, let_in, database):
+    """What is open stays open; the process has no other password to offer, its supervisor may have."""
+    names = names_told(make_account(let_in, database))
+    async with dispatching(let_in) as running:
+        guarded.admin.command("updateUser", database, pwd="another")
+        guarded[database]["accounts"].insert_one({"name": "1"})
+        await eventually(lambda: names == ["1"])
+        with (
+            failing(guarded, "getMore", mode={"times": 1}, closeConnection=True),
+            pytest.raises(AccessDenied) as caught,
+        ):
+            await asyncio.wait_for(running.task, 15)
+    assert "let us in" in caught.value.message
+    assert "password" in caught.value.remedy

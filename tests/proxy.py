@@ -83,12 +83,19 @@ class Proxy:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One client."""
-        if self.refusing:
-            writer.transport.abort()
+        self._writers.add(writer)
+        try:
+            if not self.refusing:
+                await self._forward(reader, writer)
+        except (asyncio.IncompleteReadError, ConnectionError):
             return
+        finally:
+            self._writers.discard(writer)
+            writer.transport.abort()
+
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         server_reader, server_writer = await asyncio.open_connection(*self._server)
-        mine = {writer, server_writer}
-        self._writers |= mine
+        self._writers.add(server_writer)
         try:
             while True:  # a client sends one request at a time, but for those that want no answer or many
                 message = await _message(reader)
@@ -118,12 +125,9 @@ class Proxy:
                 while _more_to_come(answer):
                     answer = await _message(server_reader)
                     writer.write(answer)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return
         finally:
-            self._writers -= mine
-            for one in mine:
-                one.transport.abort()
+            self._writers.discard(server_writer)
+            server_writer.transport.abort()
 
 
 async def _message(reader: asyncio.StreamReader) -> bytes:
@@ -150,13 +154,12 @@ async def proxied(url: str) -> AsyncIterator[Proxy]:
     address = urlsplit(url)
     proxy = Proxy(address.hostname or "127.0.0.1", address.port or 27017)
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+    def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # Not a coroutine: one that is cancelled before its first step would leave its connection open.
+        task = asyncio.create_task(proxy.serve(reader, writer))
         proxy._tasks.add(task)
         task.add_done_callback(proxy._tasks.discard)
-        with contextlib.suppress(asyncio.CancelledError):
-            await proxy.serve(reader, writer)
+        task.add_done_callback(lambda _: writer.transport.abort())
 
     listening = await asyncio.start_server(serve, "127.0.0.1", 0)
     proxy.port = listening.sockets[0].getsockname()[1]
@@ -164,6 +167,8 @@ async def proxied(url: str) -> AsyncIterator[Proxy]:
         yield proxy
     finally:
         listening.close()
-        for task in list(proxy._tasks):
-            task.cancel()
-        await asyncio.gather(*proxy._tasks, return_exceptions=True)
+        while proxy._tasks:
+            for task in list(proxy._tasks):
+                task.cancel()
+            await asyncio.gather(*proxy._tasks, return_exceptions=True)
+        await asyncio.sleep(0)  # aborted transports close in the next turn of the loop

@@ -8,7 +8,7 @@ import asyncio
 import inspect
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
@@ -23,7 +23,17 @@ from mongoz.exceptions import ImproperlyConfigured, TransactionError, raise_toge
 if TYPE_CHECKING:
     from mongoz.connection.registry import Registry
 
-__all__ = ["ALONE", "Joined", "Transaction", "is_in_one", "join", "run_transaction", "transaction"]
+__all__ = [
+    "ALONE",
+    "Joined",
+    "Transaction",
+    "is_committed",
+    "is_in_one",
+    "join",
+    "run_alone",
+    "run_transaction",
+    "transaction",
+]
 
 T = TypeVar("T")
 
@@ -34,6 +44,7 @@ _NO_TRANSACTIONS: Final = (
 )
 _UNKNOWN_COMMIT: Final = "UnknownTransactionCommitResult"
 _COMMIT_ATTEMPTS: Final = 3
+_NOT_THERE: Final = frozenset({225, 251})  # TransactionTooOld, NoSuchTransaction
 _OPEN: Final = (
     "Whether it was committed could not be found out yet. If it was, its receivers run as soon as that is known; "
     "instances are left as if it was."
@@ -59,7 +70,6 @@ class Transaction:
     __slots__ = (
         "__weakref__",
         "_after_commit",
-        "_evidence",
         "_on_abort",
         "_task",
         "is_committed",
@@ -76,7 +86,6 @@ class Transaction:
         self._task = asyncio.current_task()
         self._after_commit: list[Callable[[], Awaitable[None]]] = []
         self._on_abort: list[Callable[[], None]] = []
-        self._evidence: Callable[[Any], Awaitable[bool]] | None = None
         _by_session[_key(session)] = self
 
     @property
@@ -88,22 +97,10 @@ class Transaction:
         """Have `action` awaited once the transaction is committed; never if it aborts."""
         self._after_commit.append(action)
 
-    def prove_by(self, evidence: Callable[[Any], Awaitable[bool]]) -> None:
-        """Say how to find out whether the transaction stands, should its commit never be answered.
-
-        Args:
-            evidence: looks for something that it wrote, given the session, or None once that has ended; the
-                latest counts.
-        """
-        self._evidence = evidence
-
-    async def stands(self, session: Any = None) -> bool:
-        """Whether the transaction is committed, by what it wrote; False where nothing that it wrote can tell.
-
-        Raises:
-            PyMongoError: that can't be found out now.
-        """
-        return self._evidence is not None and await self._evidence(session)
+    @property
+    def is_awaited(self) -> bool:
+        """Whether anybody waits for the commit."""
+        return bool(self._after_commit)
 
     def on_abort(self, undo: Callable[[], None]) -> None:
         """Have `undo` called if the transaction aborts: what is in memory then follows the database."""
@@ -213,14 +210,15 @@ def _refuse_nesting(registry: "Registry") -> None:
 async def transaction(registry: "Registry", options: dict[str, Any]) -> AsyncIterator[Any]:
     """See `Registry.transaction`."""
     _refuse_nesting(registry)
-    async with registry._session() as session:
+    async with AsyncExitStack() as held:
+        session = await held.enter_async_context(registry._session())
         await registry._driver.start_transaction(session, options)
         own = Transaction(registry, session)
         try:
             with _ambient(own):
                 yield session
             # A commit and the receivers that wait for it are one unit, as a write and its receivers are.
-            await unbroken(_finish(own))
+            await unbroken(_finish(own, held))
         except BaseException as error:
             await _abort(own)
             if _takes_none(error):
@@ -228,27 +226,27 @@ async def transaction(registry: "Registry", options: dict[str, Any]) -> AsyncIte
             raise
 
 
-async def _finish(own: Transaction) -> None:
+async def _finish(own: Transaction, held: AsyncExitStack) -> None:
     """Commit; then do what waited for it.
 
-    Where the answer stays away, what the transaction has written is looked for.
+    Args:
+        own: what is to be committed.
+        held: its session; kept where the answer stays away, and taken out of it then.
     """
-    unknown = await _commit(own)
+    unknown = await _commit(own.session)
     if unknown is not None:
-        try:
-            stands = await own.stands(own.session)
-        except PyMongoError:
+        own.is_open = True
+        if own.is_awaited:
             unknown.add_note(_OPEN)
-            own.is_open = True
-            own.registry._later(_finish_when_known(own))
-            raise unknown from None
-        if not stands:
-            raise unknown
+            own.registry._later(_finish_when_known(own, held.pop_all()))
+        raise unknown
     await own.committed()
 
 
-async def _finish_when_known(own: Transaction) -> None:
-    if await find_out(own.stands):
+async def _finish_when_known(own: Transaction, held: AsyncExitStack) -> None:
+    async with held:
+        committed = await is_committed(own.session)
+    if committed:
         await own.committed()
 
 
@@ -263,7 +261,7 @@ async def _abort(own: Transaction) -> None:
         own.aborted()
 
 
-async def _commit(own: Transaction) -> PyMongoError | None:
+async def _commit(session: Any) -> PyMongoError | None:
     """Commit; while the outcome is unknown, ask again: that changes nothing where it is committed already.
 
     Returns:
@@ -272,7 +270,7 @@ async def _commit(own: Transaction) -> PyMongoError | None:
     unknown = None
     for _ in range(_COMMIT_ATTEMPTS):
         try:
-            await own.session.commit_transaction()
+            await session.commit_transaction()
         except PyMongoError as error:
             if not error.has_error_label(_UNKNOWN_COMMIT):
                 raise
@@ -282,31 +280,109 @@ async def _commit(own: Transaction) -> PyMongoError | None:
     return unknown
 
 
+async def is_committed(session: Any) -> bool:
+    """Whether a transaction whose commit got no answer stands: the commit is sent again until there is one.
+
+    That changes nothing where it is committed already. Only the server knows: what the transaction has written may
+    be overwritten or deleted by now.
+
+    Args:
+        session: nothing was done in it since.
+
+    Raises:
+        InvalidOperation: the client was closed.
+    """
+
+    async def ask() -> bool:
+        try:
+            await session.commit_transaction()
+        except PyMongoError as error:
+            if _is_aborted(error):
+                return False
+            raise
+        return True
+
+    return await find_out(ask)
+
+
+def _is_aborted(error: PyMongoError) -> bool:
+    """Whether the answer to a commit means that there is nothing to commit."""
+    if error.has_error_label(_UNKNOWN_COMMIT):
+        return False
+    return error.has_error_label(_TRANSIENT) or (isinstance(error, OperationFailure) and error.code in _NOT_THERE)
+
+
 async def run_transaction(registry: "Registry", fn: Callable[..., Awaitable[T]], options: dict[str, Any]) -> T:
     """See `Registry.run_transaction`."""
     _refuse_nesting(registry)
     takes_session = _takes_session(fn)
-    deadline = monotonic() + _LONGEST_RETRYING
-    pause = _FIRST_PAUSE
-    async with registry._session() as session:
+    retrying = _Retrying()
+    async with AsyncExitStack() as held:
+        session = await held.enter_async_context(registry._session())
         while True:
             await registry._driver.start_transaction(session, options)
             own = Transaction(registry, session)
             try:
                 with _ambient(own):
                     result = await (fn(session) if takes_session else fn())
-                await unbroken(_finish(own))
+                await unbroken(_finish(own, held))
             except BaseException as error:
                 await _abort(own)
                 if _takes_none(error):
                     raise TransactionError(_NO_TRANSACTIONS) from error
-                transient = isinstance(error, PyMongoError) and error.has_error_label(_TRANSIENT)
-                if own.is_committed or not transient or monotonic() + pause > deadline:
+                if own.is_committed or not retrying.is_asked_for_by(error):
                     raise
             else:
                 return result
-            await asyncio.sleep(pause * random.random())
-            pause = min(_LONGEST_PAUSE, pause * 1.5)
+            await retrying.pause()
+
+
+async def run_alone(registry: "Registry", session: Any, fn: Callable[[Any], Awaitable[None]]) -> None:
+    """Run a few commands in a transaction that no other call joins; all again while the server asks for that.
+
+    Args:
+        registry: whose driver it is.
+        session: in no transaction.
+        fn: sends the commands, in the session that it is given.
+
+    Raises:
+        PyMongoError: as the driver has it. After one with the label `UnknownTransactionCommitResult`,
+            `is_committed` tells whether it stands.
+    """
+    retrying = _Retrying()
+    while True:
+        await registry._driver.start_transaction(session, {})
+        try:
+            await fn(session)
+            unknown = await _commit(session)
+        except BaseException as error:
+            if session.in_transaction:
+                await session.abort_transaction()
+            if not retrying.is_asked_for_by(error):
+                raise
+        else:
+            if unknown is not None:
+                raise unknown
+            return
+        await retrying.pause()
+
+
+class _Retrying:
+    """How long transactions are repeated, and with which pauses."""
+
+    def __init__(self) -> None:
+        self._deadline = monotonic() + _LONGEST_RETRYING
+        self._pause = _FIRST_PAUSE
+
+    def is_asked_for_by(self, error: BaseException) -> bool:
+        """Whether the server wants the transaction again, and there is time for that."""
+        transient = isinstance(error, PyMongoError) and error.has_error_label(_TRANSIENT)
+        return transient and monotonic() + self._pause <= self._deadline
+
+    async def pause(self) -> None:
+        """Wait before the next one."""
+        await asyncio.sleep(self._pause * random.random())
+        self._pause = min(_LONGEST_PAUSE, self._pause * 1.5)
 
 
 def _takes_session(fn: Callable[..., Any]) -> bool:

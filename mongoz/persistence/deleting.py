@@ -5,16 +5,17 @@ transaction: the dispatcher sees both, next to each other.
 """
 
 import copy
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from pymongo.errors import OperationFailure, PyMongoError
+from pymongo.errors import OperationFailure, PyMongoError, ServerSelectionTimeoutError
 
 from mongoz.connection.patience import find_out
+from mongoz.connection.transactions import is_committed, run_alone
 from mongoz.ids import new_token
 from mongoz.persistence.origin import Originator, originator
-from mongoz.persistence.outcomes import UNKNOWN, fence, is_gone, prove_by_absence
+from mongoz.persistence.outcomes import fence, is_commit_open, is_gone, is_unknown
 from mongoz.persistence.refusals import refuses_stamp
 from mongoz.persistence.rows import loaded
 from mongoz.persistence.sending import note, raise_after
@@ -58,15 +59,10 @@ async def _delete_and_tell(instance: "Document", target: Target, firing: Firing,
             session = await held.enter_async_context(target.own_session())
         try:
             await deletion.send(session)
-        except UNKNOWN as error:
-            if not (deletion.is_sent and deletion.matters and deletion.firing.receivers):
+        except PyMongoError as error:
+            if not (deletion.matters and deletion.is_open_after(error)):
                 raise
-            try:
-                stands = await deletion.stands(session)
-            except PyMongoError:
-                note(error)
-                _tell_later(instance, deletion, session, held)
-                raise error from None
+            stands = await _found_out(instance, deletion, session, held, error)
             if not stands:
                 raise
             failure = error
@@ -76,26 +72,35 @@ async def _delete_and_tell(instance: "Document", target: Target, firing: Firing,
     return 1
 
 
+async def _found_out(
+    instance: "Document", deletion: "_Deletion", session: Any, held: AsyncExitStack, error: PyMongoError
+) -> bool:
+    """Whether a delete of unknown outcome stands.
+
+    Raises:
+        PyMongoError: the delete's; that can't be found out now. The receivers run when it can.
+    """
+    if not deletion.is_marked:  # else the commit was sent often enough
+        with suppress(PyMongoError):
+            return await deletion.stands(session)
+    note(error)
+    copied, held = copy.deepcopy(instance), held.pop_all()
+
+    async def later() -> None:
+        async with held:
+            stands = await (
+                is_committed(session) if deletion.is_marked else find_out(partial(deletion.stands, session))
+            )
+        if stands:
+            await _tell(copied, deletion)
+
+    deletion.target.registry._later(later())
+    raise error
+
+
 async def _tell(instance: "Document", deletion: "_Deletion") -> None:
     document = type(instance).meta.document
     await deletion.target.fire(deletion.firing, document, deletion.token, {"instance": instance})
-
-
-def _tell_later(instance: "Document", deletion: "_Deletion", session: Any, held: AsyncExitStack) -> None:
-    """Have the receivers run once it is known that the document is gone."""
-    if deletion.target.session is not None:
-        session = None  # the caller's, who may end it
-    copied = copy.deepcopy(instance)
-    deletion.target.registry._later(_tell_when_known(copied, deletion, session, held.pop_all()))
-
-
-async def _tell_when_known(
-    instance: "Document", deletion: "_Deletion", session: Any, held: AsyncExitStack
-) -> None:
-    async with held:
-        stands = await find_out(partial(deletion.stands, session))
-    if stands:
-        await _tell(instance, deletion)
 
 
 def marks(target: Target, firing: Firing) -> bool:
@@ -115,10 +120,10 @@ class _Deletion:
         target: where it goes.
         firing: who is to be told: if it could not be marked, only those that no dispatcher runs.
         token: stands for it; empty if there was nothing to delete.
-        is_sent: it may have happened.
+        is_marked: the latest attempt was one with a mark, in a transaction.
     """
 
-    __slots__ = ("_id", "_make", "firing", "is_sent", "target", "token")
+    __slots__ = ("_id", "_make", "firing", "is_marked", "target", "token")
 
     def __init__(self, id_: Any, target: Target, firing: Firing, make: Originator) -> None:
         self._id = id_
@@ -126,7 +131,7 @@ class _Deletion:
         self.target = target
         self.firing = firing
         self.token = ""
-        self.is_sent = False
+        self.is_marked = False
 
     @property
     def matters(self) -> bool:
@@ -141,40 +146,42 @@ class _Deletion:
             await self._marked_in_transaction(session)
         else:
             await self._marked(session)
-        if self.token:
-            prove_by_absence(self.target, self._id)
+
+    def is_open_after(self, error: PyMongoError) -> bool:
+        """Whether somebody is to be told if it stands, and this error leaves open whether it does."""
+        if not (self.token and self.firing.receivers and is_unknown(error)):
+            return False
+        if self.is_marked:
+            return is_commit_open(error)
+        return not isinstance(error, ServerSelectionTimeoutError)  # else it was never sent
 
     async def stands(self, session: Any) -> bool:
-        """Whether there is no such document any more, and will be none.
+        """Whether there is no such document any more; of a delete without a mark.
 
         Args:
-            session: in which it was sent; None if that has ended.
+            session: in which it was sent.
         """
-        if not self.token:
-            return False
-        if session is not None:
-            await fence(self.target, session, self._id)
+        await fence(self.target, session, self._id)
         return await is_gone(self.target, self._id)
 
     async def _plainly(self, session: Any) -> None:
-        self.token, self.is_sent = new_token(), True
+        self.token, self.is_marked = new_token(), False
         result = await self.target.driver.delete_one({"_id": self._id}, session=session)
         if not result.deleted_count:
             self.token = ""
 
     async def _mark_and_delete(self, session: Any) -> None:
-        self.token, self.is_sent = "", False
+        self.token, self.is_marked = "", True
         origin = self._make.of(self._id)  # for each attempt anew: a stamp counts for a short time only
         marker = {"$set": {FIELD: origin.stamp}}
         marked = await self.target.driver.update_one({"_id": self._id}, marker, session=session)
         if marked.matched_count:
             await self.target.driver.delete_one({"_id": self._id}, session=session)
             self.token = origin.token
-        self.is_sent = True  # with the commit, which is next
 
     async def _marked(self, session: Any) -> None:
         try:
-            await session.with_transaction(self._mark_and_delete)
+            await run_alone(self.target.registry, session, self._mark_and_delete)
         except PyMongoError as error:
             if refuses_stamp(error):
                 self.firing = left_to_dispatchers(self.firing)

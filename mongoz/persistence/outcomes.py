@@ -7,7 +7,7 @@ outcome open, this process must find out, or nobody would run them.
 from typing import Any, Final
 
 import bson
-from pymongo.errors import ConnectionFailure, ExecutionTimeout, WriteConcernError
+from pymongo.errors import ConnectionFailure, ExecutionTimeout, PyMongoError, WriteConcernError
 from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
@@ -17,21 +17,31 @@ from mongoz.stamps import FIELD, Stamp
 
 __all__ = [
     "PATIENCE_MS",
-    "UNKNOWN",
     "fence",
+    "is_commit_open",
     "is_gone",
     "is_ours",
-    "prove_by_absence",
-    "prove_by_stamp",
+    "is_unknown",
     "surely_read",
     "written_row",
 ]
 
-UNKNOWN: Final = (ConnectionFailure, ExecutionTimeout, WriteConcernError)
-"""Errors after which a write may stand or not."""
+_UNKNOWN: Final = (ConnectionFailure, ExecutionTimeout, WriteConcernError)
+_UNKNOWN_COMMIT: Final = "UnknownTransactionCommitResult"
+_LABELS: Final = ("RetryableWriteError", _UNKNOWN_COMMIT)
 
 PATIENCE_MS: Final = 5_000
 """That a server may take for such a read."""
+
+
+def is_unknown(error: PyMongoError) -> bool:
+    """Whether a write may stand or not, after its answer was this error."""
+    return isinstance(error, _UNKNOWN) or any(map(error.has_error_label, _LABELS))
+
+
+def is_commit_open(error: PyMongoError) -> bool:
+    """Whether a transaction may stand or not, after this was the answer to its commit."""
+    return error.has_error_label(_UNKNOWN_COMMIT)
 
 
 async def fence(target: Target, session: Any, id_: Any) -> None:
@@ -76,32 +86,6 @@ def surely_read(target: Target) -> Any:
     return target.driver.with_options(
         read_concern=ReadConcern("linearizable"), read_preference=ReadPreference.PRIMARY
     )
-
-
-def prove_by_stamp(target: Target, id_: Any, stamp: bytes | None, *, inserted: bool) -> None:
-    """Should the commit of its transaction never be answered, this write shows whether it stands."""
-    if target.transaction is None or stamp is None:
-        return
-
-    async def evidence(session: Any) -> bool:
-        if session is not None:
-            await fence(target, session, id_)
-        return await written_row(target, id_, stamp, inserted=inserted) is not None
-
-    target.transaction.prove_by(evidence)
-
-
-def prove_by_absence(target: Target, id_: Any) -> None:
-    """The same of a delete."""
-    if target.transaction is None or target.group is None:
-        return
-
-    async def evidence(session: Any) -> bool:
-        if session is not None:
-            await fence(target, session, id_)
-        return await is_gone(target, id_)
-
-    target.transaction.prove_by(evidence)
 
 
 def is_ours(row: dict[str, Any], stamp: bytes, *, inserted: bool) -> bool:

@@ -11,7 +11,7 @@ from pymongo.errors import ConnectionFailure, PyMongoError, ServerSelectionTimeo
 from mongoz.connection.patience import find_out
 from mongoz.connection.units import unbroken
 from mongoz.persistence.origin import Origin
-from mongoz.persistence.outcomes import UNKNOWN, fence, prove_by_stamp, written_row
+from mongoz.persistence.outcomes import fence, is_unknown, written_row
 from mongoz.persistence.refusals import explain_refusal
 from mongoz.persistence.targets import Target
 from mongoz.signals.firing import Firing
@@ -76,8 +76,6 @@ async def _plainly(write: Write) -> None:
         if write.origin.stamp is not None:
             explain_refusal(error)
         raise
-    if target.transaction is not None:
-        prove_by_stamp(target, write.id, write.origin.stamp, inserted=write.inserts)
     await write.settle_and_tell(row)
 
 
@@ -92,8 +90,7 @@ async def _surely(write: Write) -> None:
             row = await _found_out(write, session, error, held)
         await raise_after(write.settle_and_tell(row), error)
     else:
-        if session is not write.target.session:
-            await write.target.registry._sessions.give_back(session)
+        await write.target.give_back(session)
         await write.settle_and_tell(row)
 
 
@@ -103,10 +100,11 @@ async def _found_out(write: Write, session: Any, error: BaseException, held: Asy
     Raises:
         BaseException: the error; it does not stand, or that is not known.
     """
-    if isinstance(error, ServerSelectionTimeoutError) or not isinstance(error, UNKNOWN):
-        # The first was never sent: after a first attempt the driver raises that one's error.
-        if isinstance(error, PyMongoError):
-            explain_refusal(error)
+    # The first was never sent: after a first attempt the driver raises that one's error.
+    if isinstance(error, ServerSelectionTimeoutError) or not isinstance(error, PyMongoError):
+        raise error
+    if not is_unknown(error):
+        explain_refusal(error)
         raise error
     sent_in = session if isinstance(error, ConnectionFailure) else None
     try:
@@ -125,8 +123,6 @@ def _tell_later(write: Write, session: Any, held: AsyncExitStack) -> None:
 
     They get the instance as it is now: the caller, who has the error, puts his back, or tries again with it.
     """
-    if write.target.session is not None:
-        session = None  # the caller's, who may end it
     copied = write._replace(instance=copy.deepcopy(write.instance))
     write.target.registry._later(_tell_when_known(copied, session, held.pop_all()))
 

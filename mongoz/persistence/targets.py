@@ -92,21 +92,39 @@ class Target(NamedTuple):
 
     @asynccontextmanager
     async def own_session(self) -> AsyncIterator[Any]:
-        """The caller's session, or one for a single write.
+        """The session of the caller's transaction, or one for a single write.
 
-        With it, what became of a write can be found out: see `outcomes`.
+        In a session of its own, what became of a write can be found out, whatever the caller does with his
+        meanwhile: see `outcomes`. It takes its place in the order of the caller's.
         """
-        if self.session is not None or not self.driver.write_concern.acknowledged:
+        if self.in_transaction or not self.driver.write_concern.acknowledged:
             yield self.session  # unacknowledged writes take no session, and have no outcome
             return
-        async with self.registry._session() as session:
-            yield session
+        async with self.registry._session() as own:
+            if self.session is not None:
+                _follow(own, self.session)
+            try:
+                yield own
+            finally:
+                if self.session is not None:
+                    _follow(self.session, own)
 
     async def lent_session(self) -> Any:
         """The same, of those that are lent to one write after another: to be given back, or to be ended."""
-        if self.session is not None or not self.driver.write_concern.acknowledged:
+        if self.in_transaction or not self.driver.write_concern.acknowledged:
             return self.session
-        return await self.registry._sessions.take()
+        own = await self.registry._sessions.take()
+        if self.session is not None:
+            _follow(own, self.session)
+        return own
+
+    async def give_back(self, session: Any) -> None:
+        """Have others use a session that was lent for a write, which succeeded."""
+        if session is self.session:
+            return
+        if self.session is not None:
+            _follow(self.session, session)
+        await self.registry._sessions.give_back(session)
 
     def as_unit(self, firing: Firing, unit: Coroutine[Any, Any, T]) -> Awaitable[T]:
         """Await a write together with its receivers, so that no cancellation comes between them.
@@ -169,6 +187,14 @@ class _Nothing:
 
 
 _NOTHING: Final = _Nothing()
+
+
+def _follow(session: Any, other: Any) -> None:
+    """Have a session read what was written in another one."""
+    if other.cluster_time is not None:
+        session.advance_cluster_time(other.cluster_time)
+    if other.operation_time is not None:
+        session.advance_operation_time(other.operation_time)
 
 
 async def aim(document: type["Document"], collection: Any = None, session: Any = None) -> Target:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mongoz.exceptions import InvalidKeyError, nearest
 from mongoz.fields.storage import stored_names
-from mongoz.persistence import bulk, upserting, writes
+from mongoz.persistence import bulk, bulk_deleting, upserting, writes
 from mongoz.persistence.patches import validated_values
 from mongoz.persistence.selection import Selection
 from mongoz.persistence.targets import aim
@@ -100,7 +100,7 @@ class Writing(Reading[D]):
         """
         if self._plan.nothing:
             return 0
-        return await bulk.delete(self._document, await self._selection())
+        return await bulk_deleting.delete(self._document, await self._selection())
 
     async def get_or_create(self, defaults: Mapping[Any, Any] | None = None, **lookups: Any) -> D:
         """The only matching document, or else a new one.

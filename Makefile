@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test test-motor lint format bench chaos docs clean
+.PHONY: help demo test test-motor lint format bench chaos docs pictures clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
@@ -49,6 +49,9 @@ chaos: $(VENV)/.installed  ## Break things for minutes, and count what was lost
 
 docs: $(VENV)/.docs  ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+pictures: $(VENV)/.installed  ## Make the pictures of the documentation anew; needs Chromium
+	$(BIN)/python -m tools.pictures
 
 clean:  ## Remove the virtual environment and everything built
 	rm -rf $(VENV) .venv-bench site build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

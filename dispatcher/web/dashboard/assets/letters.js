@@ -43,6 +43,7 @@ export class Letters {
   }
 
   showFilter(letters) {
+    byId("letter-filtering").hidden = !letters.length;
     const names = [...new Set(letters.map((one) => one.receiver ?? "?"))].sort();
     const wanted = [EVERYBODY, ...names];
     const is = [...this.filter.options].map((option) => option.value);

@@ -96,11 +96,11 @@ const memberColumns = () => [
   column("Partitions", (row) => row.partitions.join(", ") || "none: standby"),
   column("Per second", (row) => rate(row.stats?.per_second?.deliveries), { number: true }),
   column("In flight", (row) => count(row.stats?.in_flight), { number: true }),
-  column("Version", (row) => row.version),
+  column("Version", (row) => row.version.slice(0, 8)),
   column("Since", (row) => since(row.started_at, row.now), { number: true }),
 ];
 
-const memberState = (row) => (row.alive ? (row.is_me ? "alive, this one" : "alive") : `silent for ${duration(row.seen_seconds)}`);
+const memberState = (row) => (row.alive ? "alive" : `silent for ${duration(row.seen_seconds)}`);
 
 const parkedColumns = () => [
   column("Receiver", (row) => row.receiver ?? DASH),

@@ -28,7 +28,7 @@ function axis(format) {
   const line = { stroke: () => colour("--line"), width: 1 };
   const look = { stroke: () => colour("--quiet"), grid: line, ticks: { show: false }, font: "12px system-ui, sans-serif" };
   return [
-    { ...look, space: 70, values: (plot, ticks, axis, space, step) => ticks.map((tick) => clock(tick, step)) },
+    { ...look, space: 70, size: 30, values: (plot, ticks, axis, space, step) => ticks.map((tick) => clock(tick, step)) },
     { ...look, size: 58, values: (_, ticks) => ticks.map(format) },
   ];
 }

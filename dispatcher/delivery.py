@@ -77,6 +77,7 @@ class Deliverer:
         transactions: calls transactional receivers; without it they are called like others.
         parking: where deliveries wait that must wait long; without it they wait here.
         park_after: seconds after the first failure from which on the next attempt is far away.
+        blocking: receivers may have asked that later changes of a document wait; else they get dead letters.
         once: call each receiver once, whatever its options say, and keep no letters.
         pause: waits between attempts.
         lease: of the partition: no attempt begins when it has run out. Without it there is nobody else.
@@ -96,6 +97,7 @@ class Deliverer:
         transactions: Transactions | None = None,
         parking: Parking | None = None,
         park_after: float = 5.0,
+        blocking: bool = True,
         once: bool = False,
         pause: Pause = asyncio.sleep,
         lease: Lease | None = None,
@@ -112,6 +114,7 @@ class Deliverer:
         self._parking = parking
         self._park_after = park_after
         self._watched = parking.watched if parking is not None else set[str]()
+        self._blocking = blocking
         self._once = once
         self._pause = pause
         self._lease = lease or Lease.for_ever()
@@ -158,7 +161,7 @@ class Deliverer:
         except Exception as error:  # ValidationErrors, and whatever the application's validators raise
             await self._misfit(change, calls, error)
             return
-        id_ = delivery_id(change.token)
+        id_ = delivery_id(change.token, calls.run)
         for number, receiver in enumerate(calls.receivers, 1):
             if receiver.name in self._watched and await self._holds(change, calls, receiver):
                 continue
@@ -173,6 +176,7 @@ class Deliverer:
                 change.cluster_time,
                 change.wall_time,
                 image,
+                bool(calls.run),
             )
             began = now()
             observed = figures.wants(began)
@@ -211,6 +215,8 @@ class Deliverer:
 
     def _get_to_know(self, receiver: Receiver, signal: str) -> _Known:
         terms = terms_of(receiver.options, attempts=self._attempts, timeout=self._timeout, once=self._once)
+        if terms.on_failure == "block" and not self._blocking:
+            terms = terms._replace(on_failure="dead_letter")
         self._caller.expect(terms.timeout)
         known = _Known(terms, self._stats.figures_of(receiver.name, signal), receiver)
         self._known[id(receiver)] = known
@@ -331,7 +337,7 @@ class Deliverer:
         terms, figures, _ = self._known.get(id(receiver)) or self._get_to_know(receiver, calls.signal)
         attempt = waiting.attempts + 1
         delivery = Delivery(
-            delivery_id(change.token),
+            delivery_id(change.token, calls.run),
             calls.signal,
             receiver.name,
             "stream",
@@ -340,7 +346,7 @@ class Deliverer:
             change.cluster_time,
             change.wall_time,
             image,
-            replayed=again is not None,
+            again is not None or bool(calls.run),
         )
         if attempt > 1:
             self._stats.retried += 1

@@ -121,6 +121,7 @@ class Calls(NamedTuple):
         collection: where the change was made, if that is not the document's own collection: an instance that a
             receiver saves must go back to where it came from.
         hops: how many receivers of dispatchers lie between the change and what somebody else wrote.
+        run: of a replay or a backfill: its id; "" for what is delivered because it was written.
     """
 
     document: Any
@@ -129,6 +130,7 @@ class Calls(NamedTuple):
     receivers: tuple[Receiver, ...]
     collection: Collection | None = None
     hops: int = 0
+    run: str = ""
 
 
 class Job:

@@ -12,6 +12,7 @@
     │   └── PositionTaken         another dispatcher of this group took over
     ├── NotFound                  what is named is not there
     │   ├── UnknownReceiver       nobody has heard of a receiver of that name
+    │   ├── UnknownRun            there is no such replay or backfill
     │   └── UnknownLetter         there is no such dead letter
     ├── NotRunning                no dispatcher of the group is alive to do it
     ├── StillRunning              one is, and would undo it
@@ -45,6 +46,7 @@ __all__ = [
     "StillRunning",
     "UnknownLetter",
     "UnknownReceiver",
+    "UnknownRun",
 ]
 
 
@@ -155,6 +157,10 @@ class NotFound(DispatcherError):
 
 class UnknownReceiver(NotFound):
     """Nobody has heard of a receiver of that name."""
+
+
+class UnknownRun(NotFound):
+    """There is no such replay or backfill."""
 
 
 class UnknownLetter(NotFound):

@@ -9,9 +9,10 @@ Dead letters and parked deliveries share it:
     signal            `"post_save"`, `"post_update"` or `"post_delete"`; None likewise
     created           what a post_save receiver is told
     hops              of the change
+    run               id of the replay or backfill; "" for what was delivered because it was written
     delivery_id       `delivery.id`
     term              of the process that wrote it
-    token             resume token of the change (its `_data`)
+    token             resume token of the change (its `_data`); of a backfill: what stands for the document
     operation         `"insert"`, `"update"`, `"replace"` or `"delete"`; None for an unreadable event
     namespace         {db, coll}
     key               `_id` of the document that changed
@@ -120,9 +121,15 @@ class Letter(NamedTuple):
         return str(self.fields["_id"])
 
 
-def delivery_id(token: str) -> str:
-    """The id of the deliveries of a change: the same whenever the change is read again."""
-    return blake2b(token.encode(), digest_size=12).hexdigest()
+def delivery_id(token: str, run: str = "") -> str:
+    """The id of the deliveries of a change: the same whenever the change is read again.
+
+    Args:
+        token: of the change.
+        run: of a replay or a backfill, which delivers under ids of its own.
+    """
+    text = f"{run}:{token}" if run else token
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
 
 
 def delivery_of(change: Change, calls: Calls, receiver: Receiver, *, term: int, group: str) -> Letter:
@@ -135,7 +142,8 @@ def delivery_of(change: Change, calls: Calls, receiver: Receiver, *, term: int, 
         "signal": calls.signal,
         "created": calls.created,
         "hops": calls.hops,
-        "delivery_id": delivery_id(change.token),
+        "run": calls.run,
+        "delivery_id": delivery_id(change.token, calls.run),
         "term": term,
         "token": change.token,
         "operation": change.operation,

@@ -144,6 +144,7 @@ class Resending:
             created=letter["created"],
             # Whoever asks has mended the loop, or will see it again after as many hops.
             hops=0 if letter["reason"] == "too_many_hops" else letter["hops"],
+            run=letter.get("run") or "",
         )
         if calls is None:
             raise _Refused(

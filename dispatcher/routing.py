@@ -1,6 +1,6 @@
 """Who gets a change: the receivers of the watched documents, less those that ran where it was written."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
@@ -77,6 +77,7 @@ class Routes:
     def __init__(self, documents: Iterable[Any], group: str, apart_from: str = "") -> None:
         self.group = group
         self.apart_from = apart_from
+        self._run = ""
         self._listeners: list[Listener] = []
         self._found: dict[Namespace, tuple[_Found, ...]] = {}
         for document in documents:
@@ -90,6 +91,24 @@ class Routes:
                 patterns = document.meta.watched.patterns
                 fields = _fields(document, receivers["post_update"])
                 self._listeners.append(Listener(document, receivers, namespace, patterns, fields))
+
+    def narrowed(self, keep: Callable[[str, Receiver], bool], run: str = "") -> "Routes":
+        """Some of the receivers only.
+
+        Args:
+            keep: whether one stays, by the name of its signal.
+            run: what they are called for. With one, those get a change as well that ran where it was written.
+        """
+        routes = Routes((), self.group, self.apart_from)
+        routes._run = run
+        for listener in self._listeners:
+            kept = {
+                signal: tuple(one for one in receivers if keep(signal, one))
+                for signal, receivers in listener.receivers.items()
+            }
+            if any(kept.values()):
+                routes._listeners.append(listener._replace(receivers=kept))
+        return routes
 
     @property
     def namespaces(self) -> tuple[Namespace, ...]:
@@ -132,13 +151,13 @@ class Routes:
             found = self._find(change.namespace)
         for document, by_signal, collection, fields, _ in found:
             receivers = by_signal[signal]
-            if done:
+            if done and not self._run:
                 receivers = tuple(r for r in receivers if done.isdisjoint(r.ids))
             if fields and signal == "post_update":
                 names = change.names
                 receivers = tuple(r for r in receivers if r not in fields or not fields[r].isdisjoint(names))
             if receivers:
-                calls.append(Calls(document, signal, created, receivers, collection, hops))
+                calls.append(Calls(document, signal, created, receivers, collection, hops, self._run))
         return tuple(calls)
 
     def listening_to(self, namespace: Namespace) -> tuple[Listener, ...]:
@@ -157,7 +176,15 @@ class Routes:
         return tuple((name_of(one.document), one.names) for one in found)
 
     def calls_to(
-        self, document: str, signal: str, receiver: bytes, namespace: Namespace, *, created: bool, hops: int
+        self,
+        document: str,
+        signal: str,
+        receiver: bytes,
+        namespace: Namespace,
+        *,
+        created: bool,
+        hops: int,
+        run: str = "",
     ) -> Calls | None:
         """A call that was written down, as it is made today; None if there is no such receiver any more.
 
@@ -168,6 +195,7 @@ class Routes:
             namespace: where the change was made.
             created: what `post_save` receivers are told.
             hops: of the change.
+            run: that it belongs to.
         """
         for listener in self._listeners:
             if name_of(listener.document) != document:
@@ -176,7 +204,7 @@ class Routes:
                 if receiver in one.ids:
                     own = listener.namespace == namespace
                     collection = None if own else _collection(listener.document, namespace)
-                    return Calls(listener.document, signal, created, (one,), collection, hops)
+                    return Calls(listener.document, signal, created, (one,), collection, hops, run)
         return None
 
     def _find(self, namespace: Namespace) -> tuple[_Found, ...]:

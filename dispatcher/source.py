@@ -150,11 +150,20 @@ class ChangeStreamSource:
         batch_size: events per round trip, at most.
         address: of the server, for messages.
         stats: where reconnects are counted.
+        await_ms: how long the server waits for the next event, if not as usual.
     """
 
     def __init__(
-        self, client: AsyncMongoClient[Any], scope: Scope, *, batch_size: int, address: str, stats: Stats
+        self,
+        client: AsyncMongoClient[Any],
+        scope: Scope,
+        *,
+        batch_size: int,
+        address: str,
+        stats: Stats,
+        await_ms: int | None = None,
     ) -> None:
+        self._whole = WHOLE if await_ms is None else WHOLE._replace(await_ms=await_ms)
         self._cursors = Cursors(client, scope.database, scope.pipeline(), batch_size)
         self._address = address
         self._stats = stats
@@ -183,7 +192,7 @@ class ChangeStreamSource:
         """
         return await self._cursors.now()
 
-    async def batches(self, start: Start) -> AsyncIterator[Batch]:
+    async def batches(self, start: Start) -> AsyncGenerator[Batch]:
         """The stream from `start` on, without an end.
 
         Yields:
@@ -195,7 +204,9 @@ class ChangeStreamSource:
         failures, too_large = 0, False
         while True:
             try:
-                reading = self._around(start) if too_large else self._cursors.read(start, WHOLE, self._opened)
+                reading = (
+                    self._around(start) if too_large else self._cursors.read(start, self._whole, self._opened)
+                )
                 async with aclosing(reading) as batches:
                     async for batch in batches:
                         if failures:

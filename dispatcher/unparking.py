@@ -277,6 +277,7 @@ class Unparking:
             change.namespace,
             created=row["created"],
             hops=row["hops"],
+            run=row.get("run") or "",
         )
         if calls is not None:
             again = Again(row["again"]["letter"], row["again"]["retries"]) if "again" in row else None

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from dispatcher.cli import check, develop, inspect, letters, pausing, run, setup, status
+from dispatcher.cli import check, develop, inspect, letters, pausing, replay, run, setup, status
 from dispatcher.cli.output import complain
 from dispatcher.describing import trace_of, without_credentials
 from dispatcher.exceptions import DispatcherError, ExitCode
@@ -29,6 +29,7 @@ inspect.add_to(app)
 status.add_to(app)
 letters.add_to(app)
 pausing.add_to(app)
+replay.add_to(app)
 
 
 def _version(wanted: bool) -> None:

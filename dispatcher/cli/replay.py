@@ -1,0 +1,297 @@
+"""`dispatcher replay` and `dispatcher backfill`."""
+
+import asyncio
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+import typer
+from bson.timestamp import Timestamp
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dispatcher.application import load_registry
+from dispatcher.cli.options import App, Import, Json, default, flag, make_settings
+from dispatcher.cli.output import out, print_json
+from dispatcher.events import token_time
+from dispatcher.exceptions import ExitCode
+from dispatcher.observe import configure_logging
+
+if TYPE_CHECKING:
+    from dispatcher.backfill import Backfill
+    from dispatcher.playback import Outcome, Workplace
+    from dispatcher.replay import Replay
+    from dispatcher.settings import Settings
+
+__all__ = ["add_to", "point"]
+
+_UNITS: Final = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+_AGO: Final = re.compile(r"-?(\d+(?:\.\d+)?)\s*(s|m|min|h|d|w)")
+_TIMESTAMP: Final = re.compile(r"(?:Timestamp\()?(\d{1,10}),\s*(\d{1,10})\)?")
+_TOKEN: Final = re.compile(r"82[0-9A-Fa-f]{16,}")
+
+# Seconds that a clock here may be ahead of the server's.
+_TOLERANCE: Final = 5
+
+Receivers = Annotated[
+    list[str],
+    typer.Option("--receiver", metavar="NAME", help="A receiver, by its name. Repeatable.", show_default=False),
+]
+Rate = Annotated[
+    float | None,
+    typer.Option(min=0.01, help="So many per second at most; by default as many as it can.", show_default=False),
+]
+Resume = Annotated[
+    str | None,
+    typer.Option(metavar="RUN", help="Go on with this run, which was stopped or killed.", show_default=False),
+]
+New = Annotated[
+    bool, typer.Option("--new", help="Begin anew, even if a run that asks for the same is not finished.")
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command(name="replay")(_replay)
+    app.command(name="backfill")(_backfill)
+
+
+def _replay(  # noqa: PLR0913 - one parameter per flag
+    app: App,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            help="Changes from here on: a time (2026-01-31T12:00:00Z; UTC where it does not say), how long ago "
+            "(2h, 30min, 7d), a resume token, or a cluster time (1767225600,1).",
+            show_default=False,
+        ),
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option(help="Up to here; by default up to now.", show_default=False)
+    ] = None,
+    receivers: Receivers = [],  # noqa: B006 - typer copies it
+    rate: Rate = None,
+    resume: Resume = None,
+    new: New = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    imports: Import = [],  # noqa: B006 - typer copies it
+    url: Annotated[str | None, flag("url")] = default("url"),
+    deliver_everything: Annotated[bool, flag("deliver_everything")] = default("deliver_everything"),
+    concurrency: Annotated[int, flag("concurrency")] = default("concurrency"),
+    attempts: Annotated[int, flag("attempts")] = default("attempts"),
+    timeout: Annotated[float, flag("timeout")] = default("timeout"),
+    grace: Annotated[float, flag("grace")] = default("grace"),
+    connect_timeout: Annotated[float, flag("connect_timeout")] = default("connect_timeout"),
+    state_database: Annotated[str, flag("state_database")] = default("state_database"),
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], flag("log_level")] = "warning",
+    as_json: Json = False,
+) -> None:
+    """Deliver past changes again, from the oplog, to the receivers that are named, or to all.
+
+    It runs in this process and leaves the position of the dispatchers alone. Each change is delivered under an id
+    of this run (`delivery.replayed` is true), in the order of its document's changes. Receivers that ran where the
+    change was written get it as well; muted writes stay muted. Stopped or killed, the same command goes on.
+
+    Exits with 1 if something could not be delivered; it is kept as dead letters then.
+
+    Example: `dispatcher replay shop.models:registry --since 2h --receiver shop.search.index`
+    """
+    if since is None and resume is None:
+        raise typer.BadParameter("Say since when, or which run to go on with (--resume).", param_hint="--since")
+    begin, end = _points(since, until)
+    settings = make_settings(
+        url=url,
+        deliver_everything=deliver_everything,
+        concurrency=concurrency,
+        attempts=attempts,
+        timeout=timeout,
+        grace=grace,
+        connect_timeout=connect_timeout,
+        state_database=state_database,
+    )
+    if not yes:
+        whom = ", ".join(receivers) or "all receivers"
+        what = f"the run {resume}" if resume else f"changes since {since}"
+        typer.confirm(f"Deliver {what} again to {whom}?", abort=True, err=True)
+    asked = {"since": since, "until": until}
+
+    async def work(place: "Workplace", stop: asyncio.Event) -> "Outcome":
+        from dispatcher import replay  # noqa: PLC0415 - the driver is only loaded by who connects
+
+        run = await replay.start(
+            place, receivers, since=begin, until=end, asked=asked, rate=rate, resume=resume, new=new
+        )
+        whole = max(1, run.until.time - run.begins.time)
+        return await _shown(
+            run, stop, lambda: (whole, max(0, run.at.time - run.begins.time)), "seconds of the past", as_json
+        )
+
+    _work(app, imports, settings, work, log_level, as_json)
+
+
+def _backfill(  # noqa: PLR0913 - one parameter per flag
+    app: App,
+    receivers: Receivers,
+    rate: Rate = None,
+    resume: Resume = None,
+    new: New = False,
+    imports: Import = [],  # noqa: B006 - typer copies it
+    url: Annotated[str | None, flag("url")] = default("url"),
+    deliver_everything: Annotated[bool, flag("deliver_everything")] = default("deliver_everything"),
+    concurrency: Annotated[int, flag("concurrency")] = default("concurrency"),
+    attempts: Annotated[int, flag("attempts")] = default("attempts"),
+    timeout: Annotated[float, flag("timeout")] = default("timeout"),
+    grace: Annotated[float, flag("grace")] = default("grace"),
+    connect_timeout: Annotated[float, flag("connect_timeout")] = default("connect_timeout"),
+    state_database: Annotated[str, flag("state_database")] = default("state_database"),
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], flag("log_level")] = "warning",
+    as_json: Json = False,
+) -> None:
+    """Deliver existing documents to `post_save` receivers, with `created=False`.
+
+    It runs in this process, beside the dispatchers, in the order of the `_id`s. `delivery.image` is "current" and
+    `delivery.replayed` true. Stopped or killed, the same command goes on where it was.
+
+    Exits with 1 if something could not be delivered; it is kept as dead letters then.
+
+    Example: `dispatcher backfill shop.models:registry --receiver shop.search.index --rate 500`
+    """
+    settings = make_settings(
+        url=url,
+        deliver_everything=deliver_everything,
+        concurrency=concurrency,
+        attempts=attempts,
+        timeout=timeout,
+        grace=grace,
+        connect_timeout=connect_timeout,
+        state_database=state_database,
+    )
+
+    async def work(place: "Workplace", stop: asyncio.Event) -> "Outcome":
+        from dispatcher import backfill  # noqa: PLC0415 - the driver is only loaded by who connects
+
+        run = await backfill.start(place, receivers, rate=rate, resume=resume, new=new)
+        return await _shown(run, stop, lambda: (run.total, run.seen), "documents", as_json)
+
+    _work(app, imports, settings, work, log_level, as_json)
+
+
+def _work(
+    app: str,
+    imports: list[str],
+    settings: "Settings",
+    work: "Callable[[Workplace, asyncio.Event], Any]",
+    log_level: str,
+    as_json: bool,
+) -> None:
+    """Run it until it is finished, or somebody stops it; say how it went."""
+    configure_logging("auto", log_level)
+    from dispatcher import service  # noqa: PLC0415 - the driver is only loaded by who connects
+    from dispatcher.playback import workplace  # noqa: PLC0415 - likewise
+
+    registry = load_registry(app, imports)
+    outcomes: list[Outcome] = []
+
+    async def main(stop: asyncio.Event) -> None:
+        async with workplace(registry, settings) as place:
+            outcomes.append(await work(place, stop))
+
+    service.run(main)
+    (outcome,) = outcomes
+    if as_json:
+        print_json(outcome._asdict())
+    else:
+        out.print(f"{'finished' if outcome.finished else 'stopped'}: run {outcome.run}")
+        out.print(f"delivered {outcome.delivered}, failed {outcome.failed}")
+        if outcome.dead_letters:
+            out.print(f"{outcome.dead_letters} dead letters: `dispatcher dead-letters list` shows them")
+        if not outcome.finished:
+            out.print(f"the same command goes on, or --resume {outcome.run}")
+    if outcome.failed or not outcome.finished:
+        raise typer.Exit(ExitCode.FAILED)
+
+
+async def _shown(
+    run: "Replay | Backfill",
+    stop: asyncio.Event,
+    progress: Callable[[], tuple[int, int]],
+    unit: str,
+    as_json: bool,
+) -> "Outcome":
+    """Work on it, with a bar where somebody is looking."""
+    if as_json or not out.is_terminal:
+        return await run.work(stop)
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit)]
+    with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[figures]}"), console=out) as bar:
+        total, _ = progress()
+        task = bar.add_task(run.playback.run.id, total=total, figures="")
+
+        def update() -> None:
+            whole, done = progress()
+            figures = f"{run.playback.delivered} delivered, {run.playback.failed} failed"
+            bar.update(task, total=max(whole, done), completed=done, figures=figures)
+
+        async def keep_updating() -> None:
+            while True:
+                update()
+                await asyncio.sleep(0.2)
+
+        updating = asyncio.create_task(keep_updating(), name="progress-bar")
+        try:
+            return await run.work(stop)
+        finally:
+            update()
+            updating.cancel()
+            with suppress(asyncio.CancelledError):
+                await updating
+
+
+def _points(since: str | None, until: str | None) -> tuple[Timestamp | None, Timestamp | None]:
+    begin = None if since is None else point(since, "--since")
+    end = None if until is None else point(until, "--until")
+    now = datetime.now(UTC).timestamp() + _TOLERANCE
+    for name, moment in (("--since", begin), ("--until", end)):
+        if moment is not None and moment.time > now:
+            raise typer.BadParameter(
+                f"{moment.as_datetime().isoformat()} is still to come; what happens then is delivered when it "
+                "happens.",
+                param_hint=name,
+            )
+    if begin is not None and end is not None and end < begin:
+        raise typer.BadParameter(
+            f"It ends {end.as_datetime().isoformat()}, before it begins: --since is "
+            f"{begin.as_datetime().isoformat()}.",
+            param_hint="--until",
+        )
+    return begin, end
+
+
+def point(text: str, option: str) -> Timestamp:
+    """A cluster time: a date, how long ago, a resume token, or a cluster time as it is.
+
+    Args:
+        text: what was written.
+        option: where, for the message.
+
+    Raises:
+        typer.BadParameter: it is none of these.
+    """
+    text = text.strip()
+    try:
+        if _TOKEN.fullmatch(text):
+            return token_time(text.upper())
+        if pair := _TIMESTAMP.fullmatch(text):
+            return Timestamp(int(pair[1]), int(pair[2]))
+        if ago := _AGO.fullmatch(text):
+            moment = datetime.now(UTC) - timedelta(seconds=float(ago[1]) * _UNITS[ago[2]])
+        else:
+            moment = datetime.fromisoformat(text)
+            moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+        return Timestamp(max(1, int(moment.timestamp())), 0)
+    except (ValueError, OverflowError) as error:
+        raise typer.BadParameter(
+            f"{text!r} is no point in time. Write a date like 2026-01-31T12:00:00Z, how long ago like 2h, 30min "
+            "or 7d, a resume token, or a cluster time like 1767225600,1.",
+            param_hint=option,
+        ) from error

@@ -14,13 +14,14 @@ from typing import Any, Final, NamedTuple
 import bson
 from bson.binary import Binary
 from bson.codec_options import CodecOptions
+from bson.max_key import MaxKey
 from bson.raw_bson import RawBSONDocument
 from bson.timestamp import Timestamp
 from pymongo import AsyncMongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 
-from dispatcher.codec import RAW
+from dispatcher.codec import RAW, lenient
 from dispatcher.conditions import Refused, wanted
 from dispatcher.decode import Undecodable, decode
 from dispatcher.events import Change, Namespace
@@ -41,6 +42,11 @@ log = get_logger()
 _MOST: Final = 500
 _FIRST: Final = 32
 _BYTES: Final = 4_000_000
+
+# Documents are only looked into for their `_id`; the rest need not be understood.
+_RAW: Final = lenient(RAW)
+
+_LAST: Final = bson.encode({"": MaxKey()})
 
 # Whoever is told of a document that is there already.
 _SIGNALS: Final = ("post_save",)
@@ -91,7 +97,7 @@ async def documents(
     """
     size, failures = _FIRST, 0
     collection = client[namespace[0]].get_collection(
-        namespace[1], codec_options=RAW, read_concern=ReadConcern("majority")
+        namespace[1], codec_options=_RAW, read_concern=ReadConcern("majority")
     )
     while True:
         try:
@@ -101,6 +107,9 @@ async def documents(
                 if last is not None:
                     cursor = cursor.min([("_id", RawBSONDocument(last)[""])])
                 rows: list[RawBSONDocument] = await cursor.to_list(None)
+                if last not in (None, _LAST) and len(rows) <= size:
+                    # What begins somewhere ends before the very last key that there can be.
+                    rows += await collection.find({"_id": MaxKey()}, session=session).to_list(None)
                 time = session.operation_time or Timestamp(1, 1)
         except PyMongoError as error:
             verdict = fatal(error, address)
@@ -116,10 +125,10 @@ async def documents(
             await asyncio.sleep(pause_after(failures))
             continue
         failures = 0
-        ended = len(rows) <= size
+        ended = len(rows) <= size or last == _LAST
         if rows and last is not None and key_of(rows[0]) == last:
             rows = rows[1:]
-        rows = rows[:size]
+        rows = rows if ended else rows[:size]
         if rows:
             wall = datetime.fromtimestamp(time.time, UTC)
             yield [Found(row, time, wall) for row in rows]

@@ -1,0 +1,119 @@
+"""`dispatcher replay` and `dispatcher backfill` as operators know them: processes, killed in the middle."""
+
+import json
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from dispatcher.cli import app
+from dispatcher.exceptions import ExitCode
+from tests.ledger import APP, Ledger
+from tests.support import ROOT, eventually_sync
+
+RECEIVER = "tests.acceptance.apps.ledger.note"
+
+
+@pytest.fixture
+def ledger(mongo, database, tmp_path):
+    return Ledger(tmp_path / "ledger", mongo.url, database)
+
+
+class Command:
+    """The command line, with the environment of the ledger application."""
+
+    def __init__(self, ledger: Ledger, cwd: Any) -> None:
+        self._options: dict[str, Any] = {
+            "cwd": cwd,
+            "env": {**os.environ, "PYTHONPATH": str(ROOT), **ledger.environment, "LEDGER_SLOWNESS": "0.002"},
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "text": True,
+        }
+
+    def start(self, *arguments: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen([sys.executable, "-W", "error", "-m", "dispatcher", *arguments], **self._options)
+
+    def __call__(self, *arguments: str, code: int = ExitCode.OK) -> Any:
+        process = self.start(*arguments)
+        stdout, stderr = process.communicate(timeout=60)
+        assert process.returncode == code, stdout + stderr
+        return json.loads(stdout) if "--json" in arguments and stdout else stdout + stderr
+
+
+@pytest.fixture
+def command(ledger, tmp_path):
+    return Command(ledger, tmp_path)
+
+
+COUNT = 600
+
+
+def write(foreign: Any) -> None:
+    foreign["accounts"].insert_many([{"name": f"a{n}", "n": n} for n in range(COUNT)])
+
+
+@pytest.mark.parametrize("what", ["replay", "backfill"])
+def test_killed_in_the_middle_it_goes_on_and_misses_nothing(what, ledger, foreign, command):
+    begin = datetime.now(UTC) - timedelta(seconds=1)
+    write(foreign)
+    arguments = [what, APP, "--receiver", RECEIVER, "--json", "--concurrency", "5"]
+    if what == "replay":
+        arguments += ["--since", begin.isoformat(), "--yes"]
+    process = command.start(*arguments, "--rate", "500")
+    eventually_sync(lambda: len(ledger()) >= 200, within=30)
+    process.kill()
+    process.communicate()
+    told = len(ledger())
+    assert told < COUNT
+    outcome = command(*arguments)
+    assert outcome["finished"] is True
+    entries = ledger()
+    assert {(e.name, e.n) for e in entries} == {(f"a{n}", n) for n in range(COUNT)}
+    # Repeated is what came after the last save, half a second ago at most, and under the same ids.
+    assert len(entries) - COUNT <= 400
+    assert len({e.delivery for e in entries}) == COUNT
+    assert {e.image for e in entries} == {"post" if what == "replay" else "current"}
+
+
+def test_sigterm_ends_it_in_order_and_says_how_to_go_on(ledger, foreign, command):
+    write(foreign)
+    process = command.start("backfill", APP, "--receiver", RECEIVER, "--rate", "500")
+    eventually_sync(lambda: len(ledger()) >= 50, within=30)
+    process.terminate()
+    stdout, stderr = process.communicate(timeout=20)
+    assert process.returncode == ExitCode.FAILED, stderr
+    assert "stopped: run" in stdout
+    run = stdout.split("--resume ")[1].split()[0]
+    assert "finished" in command("backfill", APP, "--receiver", RECEIVER, "--resume", run)
+    entries = ledger()
+    assert len(entries) == COUNT  # nothing twice
+    assert {(e.name, e.n) for e in entries} == {(f"a{n}", n) for n in range(COUNT)}
+
+
+def test_what_is_not_there(command, foreign):
+    said = command("replay", APP, "--since", "1h", "--receiver", f"{RECEIVER}s", "--yes", code=ExitCode.NOT_FOUND)
+    assert f"Did you mean {RECEIVER!r}" in said
+    assert foreign.client[f"{foreign.name}_state"]["controls"].count_documents({}) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["replay", APP], ExitCode.USAGE, "--since"),
+        (["replay", APP, "--since", "yesterday", "--yes"], ExitCode.USAGE, "'yesterday' is no point in time"),
+        (["replay", APP, "--since", "2100-01-01", "--yes"], ExitCode.USAGE, "still to come"),
+        (["replay", APP, "--since", "1h", "--until", "-2h", "--yes"], ExitCode.USAGE, "before it begins"),
+        (["replay", APP, "--since", "1h"], ExitCode.FAILED, "Aborted"),
+        (["backfill", APP], ExitCode.USAGE, "--receiver"),
+    ],
+)
+def test_what_is_refused_before_anything_is_connected_to(arguments, code, says):
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == code
+    assert says in " ".join(result.output.replace("│", " ").split())

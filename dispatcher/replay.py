@@ -203,7 +203,7 @@ class Replay:
             async for event in self._source.stamped(since, until):
                 self._origins.saw(Stamp.unpack(event["stamp"]), event.get("wallTime"))
         except PyMongoError as error:
-            log.info(
+            log.warning(
                 "the stamps of earlier writes could not be read; copies of them may pass for the originals",
                 action="stamps.not_read",
                 error=in_short(error),

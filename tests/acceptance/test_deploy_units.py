@@ -9,9 +9,13 @@ from typing import Any
 
 import pytest
 import yaml
+from starlette.routing import Route
 
 from dispatcher.exceptions import ExitCode
+from dispatcher.observe import Stats
+from dispatcher.observing import Observer
 from dispatcher.settings import Settings
+from dispatcher.web.app import make_app
 from tests.conftest import need
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -157,3 +161,13 @@ def test_all_speak_of_one_port():
     assert (service["name"], service["port"], service["targetPort"]) == ("http", port(), "http")
     assert endpoint["port"] == "http"
     assert pod()["metadata"]["annotations"]["prometheus.io/port"] == str(port())
+
+
+def test_probes_and_scrapes_ask_for_paths_that_are_answered():
+    observer = Observer(Stats(), group="any", settings=Settings(), gauges=dict)
+    answered = {route.path for route in make_app(observer).routes if isinstance(route, Route)}
+    probes = [container()[f"{kind}Probe"]["httpGet"] for kind in ("startup", "liveness", "readiness")]
+    assert [probe["path"] for probe in probes] == ["/livez", "/livez", "/readyz"]
+    (endpoint,) = manifest("service-monitor")["spec"]["endpoints"]
+    scraped = {endpoint["path"], pod()["metadata"]["annotations"]["prometheus.io/path"]}
+    assert {*scraped, *(probe["path"] for probe in probes)} <= answered

@@ -9,12 +9,13 @@ from typing import Any, Final, Literal, NamedTuple
 from pymongo import AsyncMongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 
+from dispatcher.beginning import scope_of
 from dispatcher.conditions import Conditions
 from dispatcher.deployment import Oplog, clock_offset, look_at_oplog
 from dispatcher.exceptions import DispatcherError
 from dispatcher.failures import in_short
 from dispatcher.measuring import duration
-from dispatcher.preparing import group_of, routes_of, scope_of
+from dispatcher.preparing import group_of, routes_of
 from dispatcher.rights import create_role, missing, needed, useful
 from dispatcher.routing import Routes
 from dispatcher.server import Server

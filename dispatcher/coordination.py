@@ -67,7 +67,7 @@ class Coordinator(Generic[W]):
 
     Args:
         store: the positions of the group.
-        members: its processes.
+        members: its processes; this one has joined them.
         lease: seconds that a lease is valid without being renewed.
         version: of the application.
         begin: records the positions that are missing, given what is saved.
@@ -105,7 +105,7 @@ class Coordinator(Generic[W]):
         self._look_every = min(_LOOK, lease / _LOOKS_PER_LEASE)
         self._watch = Watch()
         self._looked = float("-inf")
-        self._beaten = float("-inf")
+        self._beaten = now()
         self._failed = 0
         self._failures: list[BaseException] = []
         self._awake = asyncio.Event()
@@ -123,21 +123,6 @@ class Coordinator(Generic[W]):
     def in_touch(self) -> bool:
         """Whether this process has seen the others, and they have seen it, within the lease time."""
         return now() - min(self._looked, self._beaten) < self._lease
-
-    async def join(self) -> bool:
-        """Become a member. Nothing is held before this returns.
-
-        Returns:
-            Whether the group begins now, since it had no position.
-
-        Raises:
-            PositionError: what is saved makes no sense.
-            PyMongoError: as the driver has it.
-        """
-        saved = await self._store.load()  # and say so if it makes no sense, before anything is written
-        await self._members.join()
-        self._beaten = now()
-        return await self._begin(saved)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Hold a fair share until `stop` is set; then hand everything over, and leave.

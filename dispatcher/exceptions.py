@@ -2,14 +2,14 @@
 
     DispatcherError
     ├── ApplicationError          APP or an --import module cannot be used
-    │   └── NothingToDeliver      it loads, but no receiver of it could ever run here
+    │   ├── NothingToDeliver      it loads, but no receiver of it could ever run here
+    │   └── GroupTaken            the group of dispatchers is another application's
     ├── ServerError               the MongoDB deployment cannot serve us
     │   ├── CannotConnect         nothing answers at the address
     │   ├── NotAReplicaSet        it answers, but has no change streams
     │   └── AccessDenied          wrong credentials, or not enough rights
     ├── PositionError             the saved position cannot be used
-    │   ├── HistoryLost           the oplog no longer reaches back to it
-    │   └── PositionTaken         another dispatcher of this group took over
+    │   └── HistoryLost           the oplog no longer reaches back to it
     ├── NotFound                  what is named is not there
     │   ├── UnknownReceiver       nobody has heard of a receiver of that name
     │   ├── UnknownRun            there is no such replay or backfill
@@ -35,13 +35,13 @@ __all__ = [
     "DispatcherError",
     "EmbeddedError",
     "ExitCode",
+    "GroupTaken",
     "HistoryLost",
     "NotAReplicaSet",
     "NotFound",
     "NotRunning",
     "NothingToDeliver",
     "PositionError",
-    "PositionTaken",
     "ServerError",
     "StillRunning",
     "UnknownLetter",
@@ -67,7 +67,7 @@ class ExitCode(IntEnum):
     SERVER = 15
     POSITION = 16
     HISTORY_LOST = 17
-    POSITION_TAKEN = 18
+    GROUP_TAKEN = 18
     EMBEDDED = 19
     CANNOT_LISTEN = 20
     NOT_FOUND = 21
@@ -107,6 +107,12 @@ class NothingToDeliver(ApplicationError):
     exit_code = ExitCode.NOTHING_TO_DELIVER
 
 
+class GroupTaken(ApplicationError):
+    """The group of dispatchers belongs to another application."""
+
+    exit_code = ExitCode.GROUP_TAKEN
+
+
 class ServerError(DispatcherError):
     """The MongoDB deployment cannot serve the dispatcher."""
 
@@ -141,12 +147,6 @@ class HistoryLost(PositionError):
     """The oplog no longer reaches back to the saved position."""
 
     exit_code = ExitCode.HISTORY_LOST
-
-
-class PositionTaken(PositionError):
-    """Another dispatcher of this group took the position over."""
-
-    exit_code = ExitCode.POSITION_TAKEN
 
 
 class NotFound(DispatcherError):

@@ -107,7 +107,7 @@ class PositionStore:
         self._client = client
         self._collection = positions(client, database)
         self._database = database
-        self._group = group
+        self.group = self._group = group
         self._member = member
 
     async def load(self) -> Saved:
@@ -150,6 +150,20 @@ class PositionStore:
         except DuplicateKeyError:  # somebody else does it at the same moment
             return False
         return True
+
+    async def rename_application(self, before: str, application: str) -> bool:
+        """Note the application that the group belongs to; False if that has changed since.
+
+        Args:
+            before: what is noted now.
+            application: its name.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        unchanged = {"_id": self._group, "application": before or {"$in": ["", None]}}
+        result = await self._collection.update_one(unchanged, {"$set": {"application": application}})
+        return bool(result.matched_count)
 
     async def _record(
         self, partition: int, partitions: int, token: str, fingerprint: str, session: AsyncClientSession

@@ -4,39 +4,32 @@
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from hashlib import sha256
 from typing import Any, Final
 
 from pymongo import AsyncMongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 
+from dispatcher.beginning import admit, begin, scope_of, token_of_now
 from dispatcher.exceptions import AccessDenied, ApplicationError, NothingToDeliver, ServerError
 from dispatcher.failures import in_short
-from dispatcher.observe import Stats, get_logger
+from dispatcher.observe import get_logger
 from dispatcher.positions import PositionStore
 from dispatcher.routing import Routes
-from dispatcher.saved import Saved
 from dispatcher.server import Server
 from dispatcher.settings import Settings
-from dispatcher.source import ChangeStreamSource, Scope
 from dispatcher.state import index_state, keep_deliveries_for
 from dispatcher.watched import Watched, watched_collections
 from mongoz import Registry
 
 __all__ = [
     "Prepared",
-    "begin",
-    "facts_of",
     "group_of",
     "routes_of",
-    "scope_of",
     "set_up",
-    "token_of_now",
-    "version_of",
     "warn_of_oddities",
 ]
 
@@ -89,11 +82,6 @@ def routes_of(registry: Registry, settings: Settings, group: str) -> Routes:
     )
 
 
-def scope_of(routes: Routes) -> Scope:
-    """What must be watched for them."""
-    return Scope.of(routes.namespaces, routes.patterns, routes.apart_from)
-
-
 @dataclass
 class Prepared:
     """What `setup` did.
@@ -113,12 +101,15 @@ class Prepared:
     position: str = ""
 
 
-async def set_up(registry: Registry, settings: Settings, *, images: bool = True) -> Prepared:
+async def set_up(
+    registry: Registry, settings: Settings, application: str = "", *, images: bool = True
+) -> Prepared:
     """Prepare a deployment for the dispatchers of a registry. Done again, it changes nothing.
 
     Args:
         registry: of the application, whose receivers are connected by now.
         settings: the operator's.
+        application: the name by which its group knows it, see `admit`.
         images: turn pre and post images on.
 
     Raises:
@@ -130,7 +121,9 @@ async def set_up(registry: Registry, settings: Settings, *, images: bool = True)
     prepared = Prepared(server.address, group)
     async with server.patient_client() as client:
         await server.check(client)
+        store = PositionStore(client, settings.state_database, group)
         try:
+            await admit(store, settings, application)
             if images:
                 for watched in await _listed(client, routes):
                     prepared.images[watched.name] = await _turn_images_on(client, watched)
@@ -138,7 +131,10 @@ async def set_up(registry: Registry, settings: Settings, *, images: bool = True)
             await keep_deliveries_for(client, settings.state_database, settings.delivery_retention)
             prepared.state = "indexed"
             # Last: all that is delivered from here on has its images.
-            prepared.position = await _record_position(client, server, routes, settings)
+            now = partial(token_of_now, client, scope_of(routes), server.address)
+            recorded = await begin(store, scope_of(routes), now, settings, await store.load())
+            prepared.position = "recorded" if recorded else "recorded already"
+            await admit(store, settings, application)
         except PyMongoError as error:
             raise server.verdict(error) from error
     return prepared
@@ -214,85 +210,6 @@ def _said(error: OperationFailure) -> str:
     """The server's own words, without those that vary: it repeats the whole command."""
     text = str((error.details or {}).get("errmsg", error))
     return text.partition(" to execute command")[0].rstrip(".")
-
-
-async def _record_position(
-    client: AsyncMongoClient[Any], server: Server, routes: Routes, settings: Settings
-) -> str:
-    """Have the first `run` begin here: what is written from now on is delivered then."""
-    scope = scope_of(routes)
-    store = PositionStore(client, settings.state_database, routes.group)
-    now = partial(token_of_now, client, scope, server.address)
-    return "recorded" if await begin(store, scope, now, settings, await store.load()) else "recorded already"
-
-
-async def token_of_now(client: AsyncMongoClient[Any], scope: Scope, address: str) -> str:
-    """A resume token that stands for this moment.
-
-    Raises:
-        PyMongoError: as the driver has it.
-    """
-    return await ChangeStreamSource(client, scope, batch_size=1, address=address, stats=Stats()).now()
-
-
-async def begin(
-    store: PositionStore,
-    scope: Scope,
-    now: Callable[[], Coroutine[Any, Any, str]],
-    settings: Settings,
-    saved: Saved,
-) -> bool:
-    """Record the positions that are missing: these partitions begin now.
-
-    Args:
-        store: where they belong.
-        scope: what is watched.
-        now: gives a token of this moment.
-        settings: the operator's.
-        saved: what is there.
-
-    Returns:
-        Whether any was missing.
-
-    Raises:
-        PyMongoError: as the driver has it.
-    """
-    if saved.layout is not None:
-        partitions = saved.layout.partitions
-    else:
-        partitions = max(saved.positions, default=(settings.partitions or 1) - 1) + 1
-    there = {number for number, one in saved.positions.items() if one.token is not None}
-    missing = [number for number in range(partitions) if number not in there]
-    if saved.layout is not None and not missing:
-        return False
-    token = await now() if missing else ""
-    first = {number: (token, scope.part(number, partitions).fingerprint) for number in missing}
-    return await store.begin(partitions, first, new=saved.layout is None) and bool(missing)
-
-
-def version_of(routes: Routes) -> str:
-    """What tells versions of the application apart: what it watches, and who its receivers are."""
-    receivers = sorted(receiver.id.hex() for receiver in routes.receivers)
-    return sha256(" ".join([scope_of(routes).fingerprint, *receivers]).encode()).hexdigest()[:16]
-
-
-def facts_of(routes: Routes, settings: Settings, version: str) -> dict[str, Any]:
-    """What a process tells the others, and whoever looks, of itself."""
-    return {
-        "version": version,
-        "lease_seconds": settings.lease,
-        "receivers": [
-            {
-                "id": receiver.id.hex(),
-                "name": receiver.name,
-                "signal": signal,
-                "document": listener.document.__name__,
-            }
-            for listener in routes.listeners
-            for signal, receivers in listener.receivers.items()
-            for receiver in receivers
-        ],
-    }
 
 
 async def warn_of_oddities(client: AsyncMongoClient[Any], routes: Routes, *, stamped: bool) -> None:

@@ -15,12 +15,15 @@ from typing import Any, Final, NamedTuple
 
 from pymongo import AsyncMongoClient
 
+from dispatcher.exceptions import AccessDenied
 from dispatcher.routing import Routes
 from dispatcher.source import Scope
+from dispatcher.state import CONTROLS, WRITTEN
 
-__all__ = ["Right", "create_role", "missing", "needed", "role_name", "useful"]
+__all__ = ["Right", "create_role", "missing", "needed", "require_state", "role_name", "useful"]
 
-_STATE: Final = ("find", "insert", "update", "remove", "createCollection", "createIndex")
+_WRITE: Final = ("find", "insert", "update", "remove")
+_STATE: Final = (*_WRITE, "createCollection", "createIndex")
 
 
 class Right(NamedTuple):
@@ -98,6 +101,28 @@ async def missing(client: AsyncMongoClient[Any], rights: Iterable[Right]) -> lis
         if actions:
             lacking.append(right._replace(actions=actions))
     return lacking
+
+
+async def require_state(client: AsyncMongoClient[Any], database: str) -> None:
+    """Look whether the state can be kept, in all of its collections.
+
+    Args:
+        client: opened for the running loop.
+        database: of the dispatcher's state.
+
+    Raises:
+        AccessDenied: it can't; names what is missing.
+        PyMongoError: as the driver has it.
+    """
+    written = [Right(database, collection, _WRITE, "") for collection in WRITTEN]
+    lacking = await missing(client, [*written, Right(database, CONTROLS, ("find",), "")])
+    if lacking:
+        actions = ", ".join(dict.fromkeys(action for right in lacking for action in right.actions))
+        places = ", ".join(f"{database}.{right.collection}" for right in lacking)
+        raise AccessDenied(
+            f"The state can't be kept: the user may not {actions} in {places}.",
+            remedy=f"Grant readWrite on the database {database}, or name another one with --state-database.",
+        )
 
 
 def _covers(resource: Mapping[str, Any], right: Right) -> bool:

@@ -157,19 +157,19 @@ class _Reader:
     def token(self, field: str) -> str | None:
         """A resume token."""
         value: str | None = self.text(field, None)
-        if value is not None and not is_token(value):
+        if value is not None and not _is_token(value):
             raise self.nonsense(field, "a resume token")
         return value
 
     def tokens(self, field: str) -> frozenset[str]:
         """Several of them."""
         values = self.get(field, list, "a list of resume tokens", [])
-        if not all(isinstance(value, str) and is_token(value) for value in values):
+        if not all(isinstance(value, str) and _is_token(value) for value in values):
             raise self.nonsense(field, "a list of resume tokens")
         return frozenset(values)
 
 
-def is_token(text: str) -> bool:
+def _is_token(text: str) -> bool:
     """Whether it looks like a resume token."""
     try:
         bytes.fromhex(text)

@@ -14,6 +14,7 @@ from typing import Any, Final
 from pymongo import AsyncMongoClient
 from pymongo.errors import PyMongoError
 
+from dispatcher.beginning import admit, begin, facts_of, scope_of, token_of_now, version_of
 from dispatcher.cancelling import end
 from dispatcher.conditions import Conditions
 from dispatcher.controls import Controls
@@ -25,17 +26,9 @@ from dispatcher.observe import Stats, get_logger
 from dispatcher.observing import Observer
 from dispatcher.pipeline import Pipeline
 from dispatcher.positions import PositionStore
-from dispatcher.preparing import (
-    begin,
-    facts_of,
-    group_of,
-    routes_of,
-    scope_of,
-    token_of_now,
-    version_of,
-    warn_of_oddities,
-)
+from dispatcher.preparing import group_of, routes_of, warn_of_oddities
 from dispatcher.retention import forget_old_letters
+from dispatcher.rights import require_state
 from dispatcher.saved import Layout
 from dispatcher.server import Server
 from dispatcher.settings import Settings
@@ -59,16 +52,18 @@ class Service:
     Args:
         registry: of the application, whose receivers are connected by now.
         settings: the operator's.
+        application: the name by which its group knows it, `"package.module:registry"`; empty if that is not asked.
 
     Raises:
         ApplicationError: the registry can't be served as it is.
         NothingToDeliver: no receiver of it could ever run here.
     """
 
-    def __init__(self, registry: Registry, settings: Settings) -> None:
+    def __init__(self, registry: Registry, settings: Settings, application: str = "") -> None:
         self.settings = settings
         self.stats = Stats()
         self._registry = registry
+        self._application = application
         self._coordinator: Coordinator[Pipeline] | None = None
         group = group_of(registry, settings)
         self._server = Server(registry, settings)
@@ -169,10 +164,20 @@ class Service:
     async def _join(
         self, client: AsyncMongoClient[Any], watching: AsyncMongoClient[Any]
     ) -> tuple[Coordinator[Pipeline], Controls]:
+        scope = scope_of(self.routes)
+        version = version_of(self.routes)
+        facts = facts_of(self.routes, self.settings, version, self._application)
+        members = Members(client, self.settings.state_database, self.routes.group, facts, self._says)
+        store = PositionStore(client, self.settings.state_database, self.routes.group, members.id)
+        record = partial(begin, store, scope, partial(token_of_now, client, scope, self._address), self.settings)
         try:
+            # What can't be is said before anything is written.
+            await require_state(client, self.settings.state_database)
+            await admit(store, self.settings, self._application)
             works = await self._works(client, watching)
-            coordinator = self._coordinator_of(client, works)
-            begun = await coordinator.join()
+            begun = await record(await store.load())
+            await admit(store, self.settings, self._application)
+            await members.join()
         except PyMongoError as error:
             raise self._server.verdict(error) from error
         log.info(
@@ -180,14 +185,23 @@ class Service:
             action="dispatcher.started",
             address=self._address,
             group=self.routes.group,
-            member=coordinator.member_id,
+            member=members.id,
             watching=[*map(".".join, self.routes.namespaces), *map(str, self.routes.patterns)],
             receivers=len(self.routes.receivers),
             loop=type(asyncio.get_running_loop()).__module__.partition(".")[0],
             begins="now" if begun else "position",
         )
-        self._coordinator = coordinator
-        return coordinator, works.controls
+        self._coordinator = Coordinator(
+            store,
+            members,
+            lease=self.settings.lease,
+            version=version,
+            begin=record,
+            work=partial(works.pipeline, store),
+            resized=self._share_out,
+            address=self._address,
+        )
+        return self._coordinator, works.controls
 
     async def _works(self, client: AsyncMongoClient[Any], watching: AsyncMongoClient[Any]) -> Works:
         database = self.settings.state_database
@@ -206,24 +220,6 @@ class Service:
             self._address,
             conditions if conditional else None,
             Controls(client, database, self.routes.group),
-        )
-
-    def _coordinator_of(self, client: AsyncMongoClient[Any], works: Works) -> Coordinator[Pipeline]:
-        database, group = self.settings.state_database, self.routes.group
-        scope = scope_of(self.routes)
-        version = version_of(self.routes)
-        members = Members(client, database, group, facts_of(self.routes, self.settings, version), self._says)
-        store = PositionStore(client, database, group, members.id)
-        now = partial(token_of_now, client, scope, self._address)
-        return Coordinator(
-            store,
-            members,
-            lease=self.settings.lease,
-            version=version,
-            begin=partial(begin, store, scope, now, self.settings),
-            work=partial(works.pipeline, store),
-            resized=self._share_out,
-            address=self._address,
         )
 
     def _says(self) -> dict[str, Any]:

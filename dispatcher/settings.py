@@ -110,6 +110,10 @@ class Settings(BaseSettings):
         le=MOST,
         description="Divide the work into so many parts, which as many processes can share. Without it: as it is.",
     )
+    adopt: bool = Field(
+        default=False,
+        description="Accept a group of an application with another name: this one, before it was renamed.",
+    )
     lease: float = Field(
         default=10.0,
         ge=0.5,

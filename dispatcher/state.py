@@ -1,19 +1,35 @@
 """The dispatcher's own collections, in the database `mongoz_dispatcher` (a setting).
 
-positions: one document per group and partition.
+positions: one document per group, which says how its work is divided,
 
-    _id           "<group>:<partition>"
-    group         the group of dispatchers
-    partition     0 (one partition so far)
-    owner         the process that may write here: random, new at every start
-    term          grows with every change of ownership; `delivery.term`
-    host, pid     of the owner, for people
-    claimed_at    the server's time at which the owner took over
-    token         resume token (its `_data`): everything up to it is finished
-    cluster_time  the token's time, from which another pipeline can start
-    fingerprint   of the scope and pipeline that the token belongs to
-    ahead         tokens behind `token` that are finished already; written by a graceful stop
-    saved_at      the server's time of the last save; advances on an idle stream too
+    _id              "<group>"
+    group            the group of dispatchers
+    partitions       how many parts there are
+    application      that the group belongs to: "package.module:registry"
+
+and one per partition.
+
+    _id              "<group>:<partition>"
+    group            the group of dispatchers
+    partition        from 0 on
+    partitions       how many there are
+    owner            the member that may write here; null if nobody holds it
+    term             grows with every change of ownership; `delivery.term`
+    beat             grows with every renewal of the lease
+    lease_seconds    after which others take over, if the lease is not renewed
+    host, pid, boot  of the owner, see `identity.py`
+    claimed_at       the server's time at which the owner took over
+    renewed_at       the same of the last renewal, for people
+    released_at      the same of the last hand-over
+    token            resume token (its `_data`): everything up to it is finished
+    cluster_time     the token's time, from which another pipeline can start
+    fingerprint      of the scope and pipeline that the token belongs to
+    ahead            tokens behind `token` that are finished already; written by a graceful stop
+    saved_at         the server's time of the last save; advances on an idle stream too
+    version          of the application that held it last
+    version_started  the server's time at which a process of that version started
+
+members: one document per process; see `members.py` for what others read there, and `beginning.py` for the rest.
 
 dead_letters: one document per delivery that failed for good; see `dead_letters.py` for its fields.
 
@@ -56,6 +72,7 @@ __all__ = [
     "PARKED_CHUNKS",
     "PARKED_LANES",
     "POSITIONS",
+    "WRITTEN",
     "controls",
     "dead_letter_chunks",
     "dead_letters",
@@ -80,6 +97,19 @@ MEMBERS: Final = "members"
 PARKED: Final = "parked"
 PARKED_LANES: Final = "parked_lanes"
 PARKED_CHUNKS: Final = "parked_chunks"
+
+WRITTEN: Final = (
+    POSITIONS,
+    MEMBERS,
+    DEAD_LETTERS,
+    DEAD_LETTER_CHUNKS,
+    DELIVERIES,
+    GAPS,
+    PARKED,
+    PARKED_LANES,
+    PARKED_CHUNKS,
+)
+"""The collections that a dispatcher writes to."""
 
 CODEC_OPTIONS: Final[CodecOptions[dict[str, Any]]] = CodecOptions(
     uuid_representation=UuidRepresentation.STANDARD, datetime_conversion=DatetimeConversion.DATETIME_AUTO

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from pymongo import AsyncMongoClient
 
+from dispatcher.beginning import scope_of
 from dispatcher.conditions import Conditions
 from dispatcher.controls import Controls
 from dispatcher.dead_letters import DeadLetters
@@ -15,7 +16,6 @@ from dispatcher.parked import Parked
 from dispatcher.partitions import belongs
 from dispatcher.pipeline import Pipeline
 from dispatcher.positions import PositionStore
-from dispatcher.preparing import scope_of
 from dispatcher.routing import Routes
 from dispatcher.saved import Position
 from dispatcher.settings import Settings

@@ -36,6 +36,7 @@ def _run(  # noqa: PLR0913 - one parameter per flag
     idle_save_interval: Annotated[float, flag("idle_save_interval")] = default("idle_save_interval"),
     connect_timeout: Annotated[float, flag("connect_timeout")] = default("connect_timeout"),
     partitions: Annotated[int | None, flag("partitions")] = default("partitions"),
+    adopt: Annotated[bool, flag("adopt")] = default("adopt"),
     lease: Annotated[float, flag("lease")] = default("lease"),
     state_database: Annotated[str, flag("state_database")] = default("state_database"),
     delivery_retention: Annotated[float, flag("delivery_retention")] = default("delivery_retention"),
@@ -69,6 +70,7 @@ def _run(  # noqa: PLR0913 - one parameter per flag
         idle_save_interval=idle_save_interval,
         connect_timeout=connect_timeout,
         partitions=partitions,
+        adopt=adopt,
         lease=lease,
         state_database=state_database,
         delivery_retention=delivery_retention,
@@ -82,6 +84,6 @@ def _run(  # noqa: PLR0913 - one parameter per flag
     from dispatcher.web.server import Web  # noqa: PLC0415 - likewise
 
     registry = load_registry(app, imports)
-    dispatcher = service.Service(registry, settings)
+    dispatcher = service.Service(registry, settings, app)
     web = Web(settings, dispatcher.observer)
     service.run(partial(web.beside, dispatcher.run))

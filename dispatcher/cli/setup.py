@@ -24,6 +24,8 @@ def _setup(  # noqa: PLR0913 - one parameter per flag
     imports: Import = [],  # noqa: B006 - typer copies it
     url: Annotated[str | None, flag("url")] = default("url"),
     deliver_everything: Annotated[bool, flag("deliver_everything")] = default("deliver_everything"),
+    partitions: Annotated[int | None, flag("partitions")] = default("partitions"),
+    adopt: Annotated[bool, flag("adopt")] = default("adopt"),
     connect_timeout: Annotated[float, flag("connect_timeout")] = default("connect_timeout"),
     state_database: Annotated[str, flag("state_database")] = default("state_database"),
     delivery_retention: Annotated[float, flag("delivery_retention")] = default("delivery_retention"),
@@ -43,6 +45,8 @@ def _setup(  # noqa: PLR0913 - one parameter per flag
     settings = make_settings(
         url=url,
         deliver_everything=deliver_everything,
+        partitions=partitions,
+        adopt=adopt,
         connect_timeout=connect_timeout,
         state_database=state_database,
         delivery_retention=delivery_retention,
@@ -50,7 +54,7 @@ def _setup(  # noqa: PLR0913 - one parameter per flag
     from dispatcher.preparing import set_up  # noqa: PLC0415 - the driver is only loaded by who connects
 
     registry = load_registry(app, imports)
-    prepared = asyncio.run(set_up(registry, settings, images=not no_images))
+    prepared = asyncio.run(set_up(registry, settings, app, images=not no_images))
     if as_json:
         print_json(asdict(prepared))
         return

@@ -9,7 +9,14 @@ from pymongo import MongoClient
 from pymongo.errors import BulkWriteError, WriteError
 
 import mongoz
-from dispatcher.exceptions import AccessDenied, ApplicationError, CannotConnect, NothingToDeliver, ServerError
+from dispatcher.exceptions import (
+    AccessDenied,
+    ApplicationError,
+    CannotConnect,
+    GroupTaken,
+    NothingToDeliver,
+    ServerError,
+)
 from dispatcher.preparing import set_up
 from mongoz.core.signals import post_delete, post_save, post_update
 from tests.support import dispatching, eventually, settings_for
@@ -195,6 +202,27 @@ async def test_the_state_must_be_writable(guarded, database):
     assert "readWrite on the state database" in caught.value.remedy
 
 
+@pytest.mark.parametrize("role", ["read", "read and positions"])
+async def test_a_dispatcher_that_may_not_write_its_state_begins_with_nothing(guarded, database, role):
+    registry = allowed(guarded, database, *WATCHING, state=False)
+    user = make_user(registry, database)
+    state = f"{database}_state"
+    guarded.admin.command("grantRolesToUser", database, roles=[{"role": "read", "db": state}])
+    if "positions" in role:
+        right = {
+            "resource": {"db": state, "collection": "positions"},
+            "actions": ["find", "insert", "update", "remove"],
+        }
+        guarded.admin.command("grantPrivilegesToRole", database, privileges=[right])
+    with pytest.raises(AccessDenied, match=f"may not insert, update, remove in .*{state}.dead_letters") as caught:
+        async with dispatching(registry):
+            pass
+    assert (f"{state}.positions" in caught.value.message) is (role == "read")
+    assert f"readWrite on the database {state}" in caught.value.remedy
+    assert guarded[state].list_collection_names() == []
+    assert user.seen == []
+
+
 async def test_what_the_server_objects_to_is_passed_on(dispatched, database, foreign, prepare):
     make_user(dispatched, database)
     foreign.create_collection("users")
@@ -213,6 +241,23 @@ async def test_what_can_not_be_set_up_at_all(mongo, registry, database):
     make_user(nowhere, database)
     with pytest.raises(CannotConnect):
         await set_up(nowhere, settings_for(nowhere, connect_timeout=0.2))
+
+
+async def test_a_group_belongs_to_one_application(dispatched, database, foreign):
+    make_user(dispatched, database)
+    settings = settings_for(dispatched)
+    assert (await set_up(dispatched, settings, "shop.models:registry")).position == "recorded"
+    layout = {"_id": database, "group": database, "partitions": 1, "application": "shop.models:registry"}
+    assert foreign.client[f"{database}_state"].positions.find_one({"_id": database}) == layout
+    assert (await set_up(dispatched, settings, "shop.models:registry")).position == "recorded already"
+    with pytest.raises(GroupTaken, match=r"'shop\.models:registry', and this is 'crm:registry'") as caught:
+        await set_up(dispatched, settings, "crm:registry", images=False)
+    assert "--adopt" in caught.value.remedy
+    # Nobody but who has a name is asked for it, and who was renamed may say so.
+    await set_up(dispatched, settings)
+    await set_up(dispatched, settings_for(dispatched, adopt=True), "shop:registry")
+    with pytest.raises(GroupTaken, match=r"'shop:registry', and this is 'shop\.models:registry'"):
+        await set_up(dispatched, settings, "shop.models:registry")
 
 
 # -- what `run` says ---------------------------------------------------------------------------------

@@ -1,0 +1,116 @@
+"""A state that somebody edited: what makes no sense is named, with the place, the field and the value."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from dispatcher.exceptions import PositionError
+from dispatcher.saved import Saved
+
+TOKEN = "826B03E05E000000122B0229296E04"
+
+
+def position(**changes):
+    values = {"_id": "shop:0", "group": "shop", "partition": 0, "term": 3, "token": TOKEN, "ahead": []}
+    return {**values, **changes}
+
+
+def layout(**changes):
+    return {"_id": "shop", "group": "shop", "partitions": 2, **changes}
+
+
+def test_what_was_saved_is_read():
+    now = datetime.now(UTC)
+    saved = Saved.read(
+        [
+            layout(application="app:registry"),
+            position(owner="me", beat=7, lease_seconds=10, ahead=[TOKEN], version="v", version_started=now),
+        ],
+        "shop",
+        "state",
+    )
+    assert (saved.layout.partitions, saved.layout.application) == (2, "app:registry")
+    one = saved.positions[0]
+    assert (one.owner, one.term, one.beat, one.lease, one.ahead) == ("me", 3, 7, 10, frozenset({TOKEN}))
+    assert (one.version, one.version_started, one.partitions) == ("v", now, 1)
+
+
+def test_the_position_of_an_earlier_version_is_read():
+    """It has no lease, and there is no layout."""
+    saved = Saved.read([position(owner="me", host="h", pid=1)], "shop", "state")
+    assert saved.layout is None
+    assert (saved.positions[0].owner, saved.positions[0].beat, saved.positions[0].lease) == ("me", 0, None)
+    assert not saved.positions[0].identity.is_dead
+
+
+def test_positions_beyond_the_layout_mean_nothing():
+    assert set(
+        Saved.read([layout(), position(), position(_id="shop:7", partition=7)], "shop", "state").positions
+    ) == {0}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "wanted"),
+    [
+        ("token", "zz", "a resume token"),
+        ("token", TOKEN[:-1], "a resume token"),
+        ("token", "99" + TOKEN, "a resume token"),
+        ("token", {"_data": TOKEN}, "a string"),
+        ("term", "three", "a whole number from 0 on"),
+        ("term", -1, "a whole number from 0 on"),
+        ("term", 1.5, "a whole number from 0 on"),
+        ("term", float("nan"), "a whole number from 0 on"),
+        ("term", True, "a whole number from 0 on"),
+        ("beat", [], "a whole number from 0 on"),
+        ("ahead", TOKEN, "a list of resume tokens"),
+        ("ahead", {"0": TOKEN}, "a list of resume tokens"),
+        ("ahead", [TOKEN, 5], "a list of resume tokens"),
+        ("ahead", ["later"], "a list of resume tokens"),
+        ("partition", 3, "0, as its _id says"),
+        ("partitions", 0, "a whole number from 1 to 64"),
+        ("partitions", 65, "a whole number from 1 to 64"),
+        ("owner", 5, "a string"),
+        ("fingerprint", 5, "a string"),
+        ("lease_seconds", "ten", "a number of seconds"),
+        ("lease_seconds", -1, "a number of seconds"),
+        ("lease_seconds", float("inf"), "a number of seconds"),
+        ("version_started", "today", "a date"),
+    ],
+)
+def test_a_position_that_makes_no_sense(field, value, wanted):
+    with pytest.raises(PositionError) as caught:
+        Saved.read([position(**{field: value})], "shop", "state")
+    assert (
+        caught.value.message == f"The document 'shop:0' in state.positions has {field}: {value!r}, not {wanted}."
+    )
+    assert "delete the document while no dispatcher runs" in caught.value.remedy
+
+
+@pytest.mark.parametrize("id_", ["shop:x", "shop:-1", "shop:", "shop:٣"])
+def test_a_position_of_no_partition(id_):
+    with pytest.raises(PositionError, match="has _id"):
+        Saved.read([position(_id=id_)], "shop", "state")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("partitions", None),
+        ("partitions", "4"),
+        ("partitions", -4),
+        ("wanted", "2"),
+        ("wanted", 0),
+        ("application", 1),
+    ],
+)
+def test_a_layout_that_makes_no_sense(field, value):
+    with pytest.raises(PositionError) as caught:
+        Saved.read([layout(**{field: value})], "shop", "state")
+    assert caught.value.message.startswith(f"The document 'shop' in state.positions has {field}: {value!r}, not ")
+    assert caught.value.remedy
+
+
+def test_a_long_value_is_shortened():
+    with pytest.raises(PositionError) as caught:
+        Saved.read([position(ahead="8" * 100_000)], "shop", "state")
+    assert len(caught.value.message) < 400

@@ -16,6 +16,7 @@ from bson.timestamp import Timestamp
 from pymongo import AsyncMongoClient
 from pymongo.errors import PyMongoError
 
+from dispatcher.beginning import scope_of
 from dispatcher.cancelling import end
 from dispatcher.conditions import Conditions
 from dispatcher.cursors import Cursors
@@ -26,7 +27,7 @@ from dispatcher.exceptions import UnknownReceiver
 from dispatcher.failures import fatal, in_short
 from dispatcher.lanes import Lanes
 from dispatcher.observe import Stats, get_logger
-from dispatcher.preparing import group_of, routes_of, scope_of
+from dispatcher.preparing import group_of, routes_of
 from dispatcher.routing import Routes
 from dispatcher.runs import Run, Runs
 from dispatcher.server import Server

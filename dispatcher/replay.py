@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 from bson.timestamp import Timestamp
 from pymongo.errors import PyMongoError
 
+from dispatcher.beginning import scope_of
 from dispatcher.conditions import Conditions, wanted
 from dispatcher.cursors import Cursors, Shape
 from dispatcher.decode import Undecodable, decode
@@ -20,7 +21,6 @@ from dispatcher.images import Images
 from dispatcher.observe import get_logger
 from dispatcher.origins import HORIZON, Origins
 from dispatcher.playback import Outcome, Playback, Step, Workplace
-from dispatcher.preparing import scope_of
 from dispatcher.runs import Run
 from dispatcher.source import ChangeStreamSource
 from mongoz.stamps import Stamp

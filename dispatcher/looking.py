@@ -26,6 +26,9 @@ _MOST_GAPS: Final = 20
 # Milliseconds that counting may take: a state with millions of letters must not hold up who asks.
 _PATIENCE_MS: Final = 5_000
 
+# What a run says of where it is.
+_PLACES: Final = frozenset({"progress", "token"})
+
 _Collection = AsyncCollection[dict[str, Any]]
 
 
@@ -86,7 +89,8 @@ async def look(client: AsyncMongoClient[Any], database: str, group: str) -> Over
                 Paused(control.get("receiver_name"), _aware(control.get("since")), control.get("by"))
             )
         elif control.get("kind") == "run":
-            overview.runs.append(control)
+            # Not where it is: that may be the key of somebody's document, and everybody may see figures.
+            overview.runs.append({name: value for name, value in control.items() if name not in _PLACES})
     gaps = _collection(client, database, GAPS)
     overview.gap_count = await count(client, database, GAPS, group)
     overview.gaps = [_gap(one) async for one in gaps.find(of_group).sort("noted_at", -1).limit(_MOST_GAPS)]

@@ -221,6 +221,21 @@ async def test_the_group_is_told_with_figures_and_points(page, state, database):
     assert (again["points"], again["anew"]) == ([], False)
 
 
+async def test_runs_are_told_without_the_keys_that_they_are_at(page, state, database):
+    run = {"_id": f"{database}:run:ab12", "group": database, "kind": "run", "run": "ab12", "what": "backfill"}
+    progress = {"done": [], "namespace": "shop.users", "last": bson.encode({"": "secret@example.org"})}
+    asked = {"receivers": ["shop.mail"]}
+    now = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    counted = {"delivered": 7, "failed": 1, "status": "running", "started_at": now, "beat_at": now}
+    state.controls.insert_one({**run, "asked": asked, "progress": progress, **counted})
+    answer = await page.get("state")
+    (told,) = answer.json["runs"]
+    assert (told["what"], told["id"], told["receivers"]) == ("backfill", "ab12", ["shop.mail"])
+    assert (told["delivered"], told["failed"], told["status"]) == (7, 1, "running")
+    assert told["beat_at"] == "2026-01-02T03:04:05+00:00"
+    assert b"secret" not in answer.body
+
+
 async def test_it_says_so_when_the_server_does_not_answer(database):
     async with AsyncMongoClient("mongodb://127.0.0.1:1", serverSelectionTimeoutMS=50) as nowhere:
         page = Page(nowhere, database, token=TOKEN, loopback=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from dispatcher.overview import Member, Overview
@@ -34,6 +35,7 @@ def view_of(overview: Overview, members: Sequence[Member], history: History, sin
         "anew": not 0 <= since <= seen,
         "seen": seen,
         "paused_all": None in paused,
+        "runs": [_run(one) for one in overview.runs],
         "gaps": [{**asdict(one), "id": f"{one.noted_at} {one.kind} {one.namespace}"} for one in overview.gaps],
     }
 
@@ -41,6 +43,27 @@ def view_of(overview: Overview, members: Sequence[Member], history: History, sin
 def _member(member: Member) -> dict[str, Any]:
     stats = {name: member.stats.get(name) for name in ("per_second", "in_flight", "queued")}
     return {**asdict(member), "stats": stats, "receivers": len(member.receivers)}
+
+
+def _run(run: Mapping[str, Any]) -> dict[str, Any]:
+    """A replay or a backfill, without where it is: that may be a key of somebody's document."""
+    asked = run.get("asked")
+    receivers = asked.get("receivers") if isinstance(asked, Mapping) else None
+    return {
+        "id": str(run.get("run")),
+        "what": str(run.get("what")),
+        "receivers": [str(name) for name in receivers or ()],
+        "status": str(run.get("status")),
+        "delivered": run.get("delivered", 0),
+        "failed": run.get("failed", 0),
+        "started_at": _utc(run.get("started_at")),
+        "beat_at": _utc(run.get("beat_at")),
+    }
+
+
+def _utc(moment: Any) -> datetime | None:
+    """A date of the state, which is UTC; None for anything else."""
+    return moment.replace(tzinfo=UTC) if isinstance(moment, datetime) else None
 
 
 def _receivers(

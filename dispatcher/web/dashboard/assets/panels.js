@@ -33,6 +33,7 @@ export class Panels {
     this.partitions = new Table(byId("partitions"), partitionColumns(), "Nothing was ever delivered by this group.");
     this.members = new Table(byId("members"), memberColumns(), "No dispatcher of this group runs.");
     this.parked = new Table(byId("parked"), parkedColumns(), "Nothing waits.");
+    this.runs = new Table(byId("runs"), runColumns(), "None.");
     this.gaps = new Table(byId("gaps"), gapColumns(), "None.");
   }
 
@@ -48,8 +49,10 @@ export class Panels {
     this.partitions.show(dated(state.partitions.map((one) => ({ ...one, key: one.number }))));
     this.members.show(dated(state.members.map((one) => ({ ...one, key: one.id }))));
     this.parked.show(dated(state.parked.map((one) => ({ ...one, key: `${one.receiver} ${one.reason}` }))));
+    this.runs.show(dated(state.runs.map((one) => ({ ...one, key: one.id }))));
     this.gaps.show(dated(state.gaps.map((one) => ({ ...one, key: one.id }))));
     byId("parked-section").hidden = !state.parked.length;
+    byId("runs-section").hidden = !state.runs.length;
     byId("gaps-section").hidden = !state.gaps.length;
   }
 
@@ -114,6 +117,16 @@ function until(due, now) {
   const seconds = (Date.parse(due) - Date.parse(now)) / 1000;
   return seconds > 0 ? `in ${duration(seconds)}` : "due";
 }
+
+const runColumns = () => [
+  column("Run", (row) => `${row.what} ${row.id}`),
+  column("To", (row) => row.receivers.join(", ") || "all receivers"),
+  column("State", (row) => row.status, { tone: (row) => (row.status === "stopped" ? "warn" : "good") }),
+  column("Delivered", (row) => count(row.delivered), { number: true }),
+  column("Given up", (row) => count(row.failed), { number: true, tone: (row) => (row.failed ? "bad" : "") }),
+  column("Begun", (row) => since(row.started_at, row.now), { number: true }),
+  column("Last heard of", (row) => since(row.beat_at, row.now), { number: true }),
+];
 
 const gapColumns = () => [
   column("When", (row) => since(row.noted_at, row.now)),

@@ -179,6 +179,7 @@ class Coordinator(Generic[W]):
 
     async def _look(self) -> None:
         asked = now()
+        sessions = await self._members.sessions.all()  # before the members: whoever has one is among them
         saved = await self._store.load()
         members = await self._members.all()
         answered = now()
@@ -191,6 +192,7 @@ class Coordinator(Generic[W]):
         self.layout = saved.layout
         live = await self._living(members, ages)
         self.live = tuple(member.id for member in live)
+        await self._members.sessions.end(one for one in sessions if one.owner not in self.live)
         owners = {number: self._owner(one, ages) for number, one in saved.positions.items()}
         sharing = [member for member in live if not member.leaving]
         capped = [member.id for member in sharing if _is_outdated(member, saved)]

@@ -8,6 +8,7 @@ from bson import ObjectId
 from pymongo import AsyncMongoClient, ReturnDocument
 
 from dispatcher.identity import Identity, own_identity
+from dispatcher.sessions import Sessions
 from dispatcher.state import members
 
 __all__ = ["Member", "Members"]
@@ -75,6 +76,7 @@ class Members:
         self._facts = {"group": group, **identity._asdict(), **facts}
         self._says = says
         self.id = str(ObjectId())
+        self.sessions = Sessions(client, database, group, self.id)
         self.started: datetime | None = None
 
     async def join(self) -> datetime:
@@ -119,6 +121,7 @@ class Members:
         Raises:
             PyMongoError: as the driver has it.
         """
+        await self.sessions.forget()
         await self._collection.delete_one({"_id": self.id})
 
     async def all(self) -> list[Member]:

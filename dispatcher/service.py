@@ -31,6 +31,7 @@ from dispatcher.retention import forget_old_letters
 from dispatcher.rights import require_state
 from dispatcher.saved import Layout
 from dispatcher.server import Server
+from dispatcher.sessions import Sessions
 from dispatcher.settings import Settings
 from dispatcher.state import index_state, keep_deliveries_for
 from dispatcher.works import Works
@@ -174,7 +175,7 @@ class Service:
             # What can't be is said before anything is written.
             await require_state(client, self.settings.state_database)
             await admit(store, self.settings, self._application)
-            works = await self._works(client, watching)
+            works = await self._works(client, watching, members.sessions)
             begun = await record(await store.load())
             await admit(store, self.settings, self._application)
             await members.join()
@@ -203,7 +204,9 @@ class Service:
         )
         return self._coordinator, works.controls
 
-    async def _works(self, client: AsyncMongoClient[Any], watching: AsyncMongoClient[Any]) -> Works:
+    async def _works(
+        self, client: AsyncMongoClient[Any], watching: AsyncMongoClient[Any], sessions: Sessions
+    ) -> Works:
         database = self.settings.state_database
         conditions = Conditions(client, database, self.routes, self._registry.codec_options, self._address)
         conditional = await conditions.prepare()
@@ -220,6 +223,7 @@ class Service:
             self._address,
             conditions if conditional else None,
             Controls(client, database, self.routes.group),
+            sessions,
         )
 
     def _says(self) -> dict[str, Any]:

@@ -48,6 +48,12 @@ deliveries: one document per delivery to a transactional receiver, written in th
 
     _id           {group, delivery, receiver, document}: `delivery.id`, id of the receiver, name of the class
     at            when; the server removes it `delivery_retention` days later
+
+sessions: one document per session in which a process runs transactional receivers.
+
+    _id           the server's id of the session
+    group         the group of dispatchers
+    owner         the member whose process it is
 """
 
 from typing import Any, Final
@@ -72,6 +78,7 @@ __all__ = [
     "PARKED_CHUNKS",
     "PARKED_LANES",
     "POSITIONS",
+    "SESSIONS",
     "WRITTEN",
     "controls",
     "dead_letter_chunks",
@@ -85,12 +92,14 @@ __all__ = [
     "parked_chunks",
     "parked_lanes",
     "positions",
+    "sessions",
 ]
 
 POSITIONS: Final = "positions"
 DEAD_LETTERS: Final = "dead_letters"
 DEAD_LETTER_CHUNKS: Final = "dead_letter_chunks"
 DELIVERIES: Final = "deliveries"
+SESSIONS: Final = "sessions"
 GAPS: Final = "gaps"
 CONTROLS: Final = "controls"
 MEMBERS: Final = "members"
@@ -104,6 +113,7 @@ WRITTEN: Final = (
     DEAD_LETTERS,
     DEAD_LETTER_CHUNKS,
     DELIVERIES,
+    SESSIONS,
     GAPS,
     PARKED,
     PARKED_LANES,
@@ -181,6 +191,11 @@ def _current(client: AsyncMongoClient[Any], database: str, name: str) -> _Collec
     return _durable(client, database, name).with_options(
         read_concern=ReadConcern("local"), read_preference=ReadPreference.PRIMARY
     )
+
+
+def sessions(client: AsyncMongoClient[Any], database: str) -> _Collection:
+    """The collection of the sessions of transactional receivers."""
+    return _durable(client, database, SESSIONS)
 
 
 def _durable(client: AsyncMongoClient[Any], database: str, name: str) -> _Collection:

@@ -16,6 +16,7 @@ from pymongo.write_concern import WriteConcern
 
 from dispatcher.events import Calls
 from dispatcher.instances import name_of
+from dispatcher.sessions import Sessions
 from dispatcher.state import DELIVERIES, deliveries
 from mongoz import Registry
 from mongoz.signals import Delivery
@@ -48,12 +49,16 @@ class Transactions:
         client: the dispatcher's own, opened for the running loop.
         database: of the dispatcher's state.
         group: of dispatchers; another one's deliveries are not ours.
+        sessions: where those of the receivers are written down.
     """
 
-    def __init__(self, registry: Registry, client: AsyncMongoClient[Any], database: str, group: str) -> None:
+    def __init__(
+        self, registry: Registry, client: AsyncMongoClient[Any], database: str, group: str, sessions: Sessions
+    ) -> None:
         self._registry = registry
         self._database = database
         self._group = group
+        self._sessions = sessions
         self._records = deliveries(client, database)
 
     async def run(
@@ -99,6 +104,7 @@ class Transactions:
         records = self._registry.client[self._database][DELIVERIES]
         try:
             async with self._registry.transaction(**_OPTIONS) as session:
+                await self._sessions.announce(session)
                 await _insert(records, record, session)
                 if former and await records.find_one({"_id": {"$in": former}}, session=session):
                     raise _AlreadyDone

@@ -18,6 +18,7 @@ from dispatcher.pipeline import Pipeline
 from dispatcher.positions import PositionStore
 from dispatcher.routing import Routes
 from dispatcher.saved import Position
+from dispatcher.sessions import Sessions
 from dispatcher.settings import Settings
 from dispatcher.source import ChangeStreamSource
 from dispatcher.transactional import Transactions
@@ -41,6 +42,7 @@ class Works(NamedTuple):
         address: of the server, for messages.
         conditions: who wants which change; None if everybody wants all.
         controls: what is paused.
+        sessions: of transactional receivers.
     """
 
     client: AsyncMongoClient[Any]
@@ -52,6 +54,7 @@ class Works(NamedTuple):
     address: str
     conditions: Conditions | None
     controls: Controls
+    sessions: Sessions
 
     def pipeline(self, store: PositionStore, lease: Lease, position: Position) -> Pipeline:
         """One that continues where a partition was left."""
@@ -89,6 +92,6 @@ class Works(NamedTuple):
             parked=Parked(self.client, database, group, ours),
             controls=self.controls,
             gaps=Gaps(self.client, database, group, self.stats, address=self.address, partition=number),
-            transactions=Transactions(self.registry, self.client, database, group),
+            transactions=Transactions(self.registry, self.client, database, group, self.sessions),
             conditions=self.conditions,
         )

@@ -49,11 +49,16 @@ class Transactions:
         client: the dispatcher's own, opened for the running loop.
         database: of the dispatcher's state.
         group: of dispatchers; another one's deliveries are not ours.
-        sessions: where those of the receivers are written down.
+        sessions: where those of the receivers are written down; None if nobody takes over from this process.
     """
 
     def __init__(
-        self, registry: Registry, client: AsyncMongoClient[Any], database: str, group: str, sessions: Sessions
+        self,
+        registry: Registry,
+        client: AsyncMongoClient[Any],
+        database: str,
+        group: str,
+        sessions: Sessions | None = None,
     ) -> None:
         self._registry = registry
         self._database = database
@@ -104,7 +109,8 @@ class Transactions:
         records = self._registry.client[self._database][DELIVERIES]
         try:
             async with self._registry.transaction(**_OPTIONS) as session:
-                await self._sessions.announce(session)
+                if self._sessions is not None:
+                    await self._sessions.announce(session)
                 await _insert(records, record, session)
                 if former and await records.find_one({"_id": {"$in": former}}, session=session):
                     raise _AlreadyDone

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from bson import ObjectId
-from pymongo import InsertOne, ReplaceOne, UpdateOne
+from pymongo import DeleteOne, InsertOne, ReplaceOne, UpdateOne
 from pymongo.collection import Collection
 
 __all__ = ["APP", "IMAGES", "Client", "Entry", "ForeignClient", "Ledger", "Write", "Writer", "disorder"]
@@ -22,7 +22,7 @@ APP = "tests.acceptance.apps.ledger:registry"
 COLLECTION = "accounts"
 IMAGES: dict[str, Any] = {"changeStreamPreAndPostImages": {"enabled": True}}
 
-Kind = Literal["insert", "update", "replace"]
+Kind = Literal["insert", "update", "replace", "delete"]
 
 
 class Entry(NamedTuple):
@@ -37,6 +37,11 @@ class Entry(NamedTuple):
     origin: str
     at: int
     """`time.monotonic_ns()`"""
+    attempt: int = 1
+    receiver: str = ""
+    pid: int = 0
+    began: int = 0
+    """`at` is when it ended."""
 
     @property
     def write(self) -> tuple[str, int]:
@@ -72,9 +77,26 @@ class Ledger:
         whole = new[: new.rfind(b"\n") + 1]
         self._read += len(whole)
         for line in whole.decode().splitlines():
-            name, n, signal, delivery, term, image, origin, at = line.split(" ")
-            self._entries.append(Entry(name, int(n), signal, delivery, int(term), image, origin, int(at)))
+            self._entries.append(_entry(*line.split(" ")))
         return self._entries
+
+
+def _entry(  # what a receiver has noted
+    name: str,
+    n: str,
+    signal: str,
+    delivery: str,
+    term: str,
+    image: str,
+    origin: str,
+    at: str,
+    attempt: str = "1",
+    receiver: str = "",
+    pid: str = "0",
+    began: str = "0",
+) -> Entry:
+    numbers = int(at), int(attempt), receiver, int(pid), int(began)
+    return Entry(name, int(n), signal, delivery, int(term), image, origin, *numbers)
 
 
 class Write(NamedTuple):
@@ -107,6 +129,8 @@ class ForeignClient:
             return InsertOne({"_id": write.id, "name": write.name, "n": write.n})
         if write.kind == "update":
             return UpdateOne({"_id": write.id}, {"$set": {"n": write.n}})
+        if write.kind == "delete":
+            return DeleteOne({"_id": write.id})
         return ReplaceOne({"_id": write.id}, {**row, "name": write.name, "n": write.n})
 
 
@@ -121,6 +145,7 @@ class Writer(threading.Thread):
         writes: how many there are at least; the last batch may exceed it.
         seed: of all that is left to chance.
         pause: seconds between two batches.
+        deletes: the share of deletes; the next write inserts the document again, under the same `_id`.
     """
 
     def __init__(
@@ -131,6 +156,7 @@ class Writer(threading.Thread):
         writes: int = 2_000,
         seed: int = 0,
         pause: float = 0.001,
+        deletes: float = 0.0,
     ) -> None:
         super().__init__(name="writer")
         self.done: list[tuple[Client, Write]] = []
@@ -142,6 +168,8 @@ class Writer(threading.Thread):
         self._count = dict.fromkeys(self._ids, 0)
         self._goal = writes
         self._pause = pause
+        self._deletes = deletes
+        self._there: set[str] = set()
         self._allowed: float = float("inf")
         self._changed = threading.Condition()
 
@@ -167,9 +195,17 @@ class Writer(threading.Thread):
         for name in self._random.choices(list(self._ids), k=self._random.randint(1, 8)):
             n = self._count[name]
             self._count[name] += 1
-            kind: Kind = "insert" if n == 0 else "replace" if self._random.random() < 0.2 else "update"
-            batch.append(Write(self._ids[name], name, n, kind))
+            batch.append(Write(self._ids[name], name, n, self._kind(name)))
         return batch
+
+    def _kind(self, name: str) -> Kind:
+        if name not in self._there:
+            self._there.add(name)
+            return "insert"
+        if self._deletes and self._random.random() < self._deletes:
+            self._there.remove(name)
+            return "delete"
+        return "replace" if self._random.random() < 0.2 else "update"
 
     def allow(self, writes: float) -> None:
         """Go no further than this many writes for now."""
@@ -202,10 +238,11 @@ def disorder(entries: Iterable[Entry], orders: Mapping[str, Sequence[int]]) -> l
     """What was not delivered in the order of the commits.
 
     The first deliveries of a document have its order, without a hole. After a crash a suffix is repeated, in
-    order: a later process begins where it likes, but leaves nothing out, and no process goes back or jumps.
+    order: whoever owns it next begins where he likes, but leaves nothing out; and in no term is anything repeated
+    or left out, but for further attempts at a delivery.
 
     Args:
-        entries: in the order of the calls.
+        entries: of one receiver, in the order of the calls.
         orders: what had to be delivered, by document.
     """
     places = {(name, n): place for name, order in orders.items() for place, n in enumerate(order)}
@@ -215,12 +252,13 @@ def disorder(entries: Iterable[Entry], orders: Mapping[str, Sequence[int]]) -> l
             by_name[entry.name].append(entry)
     found = []
     for rows in by_name.values():
-        reached, earlier = -1, None
+        reached, latest = -1, dict[int, Entry]()
         for entry in rows:
-            place = places[entry.write]
+            place, earlier = places[entry.write], latest.get(entry.term)
+            again = earlier is not None and earlier.write == entry.write and earlier.attempt < entry.attempt
             if place > reached + 1:
                 found.append(f"{entry} came before the write with place {reached + 1}")
-            elif earlier and entry.term <= earlier.term and place != places[earlier.write] + 1:
+            elif earlier and not again and place != places[earlier.write] + 1:
                 found.append(f"{entry} came after {earlier}")
-            reached, earlier = max(reached, place), entry
+            reached, latest[entry.term] = max(reached, place), entry
     return found

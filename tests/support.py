@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +81,20 @@ async def dispatching(registry: Registry, **changes: Any) -> AsyncIterator[Runni
 
 
 class Daemon:
-    """`dispatcher run` as a process of its own."""
+    """`dispatcher run` as a process of its own.
+
+    Attributes:
+        launcher: a program with arguments that runs the command, if there is one.
+    """
+
+    launcher: Sequence[str] = ()
 
     def __init__(self, app: str, *arguments: str, cwd: Path, **environment: str) -> None:
         self.log_path = cwd / f"daemon-{time.monotonic_ns()}.log"
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
                 [
+                    *self.launcher,
                     sys.executable,
                     "-W",
                     "error",

@@ -1,32 +1,59 @@
-"""`make chaos` in short, and that its judgement would not miss anything."""
+"""`make chaos` in very short, each scenario by itself, and that its judgement would not miss anything."""
 
+import json
 import subprocess
 import sys
 
 import pytest
 
-from tests.chaos.figures import Evidence, figures
+from tests.chaos.figures import Event, Evidence, causes, figures
 from tests.ledger import Entry
 from tests.support import ROOT
 
+SMALL = {
+    "kills": ("--seed", "11", "--faults", "3", "--writes", "900"),
+    "dispatchers": ("--seed", "11", "--faults", "3", "--writes", "900"),
+    "failovers": ("--seed", "11", "--faults", "2", "--writes", "600"),
+    "network": ("--seed", "33", "--faults", "3", "--writes", "900"),  # without those that take half a minute
+    "receivers": ("--seed", "11", "--faults", "2", "--writes", "600"),
+    "hostile": ("--seed", "11", "--faults", "12", "--writes", "600"),
+}
 
-def test_three_kills(mongo):
-    result = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "tests.chaos", "--kills", "3", "--writes", "1500", "--seed", "11"],
+
+def chaos(*arguments):
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-m", "tests.chaos", *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=110,
         check=False,
     )
+
+
+@pytest.mark.parametrize("scenario", SMALL)
+def test_a_scenario_in_short(mongo, scenario, tmp_path):
+    where = tmp_path / "figures.json"
+    result = chaos(scenario, "--documents", "100", "--json", str(where), *SMALL[scenario])
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "seed 11: 1,500 writes on 200 documents, 3 kills" in result.stdout
-    for figure in ("lost", "out of order", "repeated by the daemon", "longest stall", "peak memory of a daemon"):
-        assert f"\n {figure} " in result.stdout
+    (told,) = json.loads(where.read_text())
+    assert (told["scenario"], told["holds"]) == (scenario, True)
+    by_name = {figure["name"]: figure["value"] for figure in told["figures"]}
+    assert by_name["lost"] == by_name["transactional effects doubled"] == 0
+    assert by_name["deliveries by the daemon"] > 300
+    assert by_name["longest stall"] > 0
+    assert f"seed {SMALL[scenario][1]}: " in result.stdout
 
 
-def entry(n, *, name="a", term=1, origin="stream", delivery=None):
-    return Entry(name, n, "post_update", delivery or f"{name}{n}", term, "post", origin, n)
+def test_a_scenario_that_there_is_not():
+    result = chaos("kill")
+    assert result.returncode == 2
+    assert "there is no scenario 'kill'" in result.stderr
+
+
+def entry(n, *, name="a", term=1, origin="stream", delivery=None, pid=7, **changes):
+    plain = Entry(name, n, "post_update", delivery or f"{name}{n}", term, "post", origin, n)
+    return plain._replace(**{"receiver": "note", "pid": pid, "began": n, **changes})
 
 
 # Of document a, 2 and 4 are the application's own writes; the daemon was killed after 3.
@@ -35,25 +62,28 @@ GOOD = [
     entry(1),
     entry(2, term=0, origin="process"),
     entry(3),
-    entry(1, term=2),
-    entry(3, term=2),
+    entry(1, term=2, at=10, began=10, pid=8),
+    entry(3, term=2, at=11, began=11, pid=8),
     entry(4, term=0, origin="process"),
-    entry(5, term=2),
+    entry(5, term=2, at=12, began=12, pid=8),
 ]
+ALL = [0, 1, 2, 3, 4, 5]
 
 
-def judged(entries, **changes):
-    known = {"foreign": {"a": [0, 1, 3, 5]}, "own": {"a": [2, 4]}, "kills": 1, "deaths": [], "peak_mb": 60.0}
-    counted = figures(Evidence(**{**known, "entries": entries, "seconds": 1.0, **changes}))
+def judged(entries=GOOD, **changes):
+    known = {"foreign": {"a": [0, 1, 3, 5]}, "own": {"a": [2, 4]}, "books": {"a": ALL}, "wanted": 1}
+    known |= {"events": [Event(9, "kill", 7)], "peak_mb": 60.0, "seconds": 1.0}
+    counted = figures(Evidence(**{**known, "entries": entries, **changes}), faults="kills")
     return {figure.name: figure.value for figure in counted if not figure.holds}, counted
 
 
 def test_what_is_right_is_not_called_wrong():
-    wrong, counted = judged(GOOD)
+    wrong, counted = judged()
     assert wrong == {}
     values = {figure.name: figure.value for figure in counted}
-    assert values["repeated by the daemon"] == 2
+    assert values["repeated"] == values["  after: kill"] == 2
     assert (values["deliveries by the daemon"], values["deliveries in process"]) == (6, 2)
+    assert values["transactional effects"] == 6
 
 
 @pytest.mark.parametrize(
@@ -61,22 +91,58 @@ def test_what_is_right_is_not_called_wrong():
     [
         (GOOD[:-1], {"lost": 1}),
         (GOOD[:6] + GOOD[7:], {"lost": 1}),
-        ([GOOD[1], GOOD[0], *GOOD[2:]], {"out of order": 3}),
-        ([*GOOD[:4], GOOD[5], GOOD[4], *GOOD[6:]], {"out of order": 2}),
-        ([*GOOD[:5], *GOOD[6:]], {"out of order": 1}),
+        ([GOOD[1], GOOD[0], *GOOD[2:]], {"out of order within a term": 3}),
+        ([*GOOD[:4], GOOD[5], GOOD[4], *GOOD[6:]], {"out of order within a term": 2}),
+        ([*GOOD[:5], *GOOD[6:]], {"out of order within a term": 1}),
+        ([*GOOD[:4], entry(3), *GOOD[4:]], {"out of order within a term": 1, "  after: nothing": 1}),
+        ([*GOOD[:4], entry(3, attempt=2), *GOOD[4:]], {}),
         ([*GOOD, entry(2, term=2)], {"delivered by both": 1, "delivered by the wrong one": 1}),
         ([*GOOD, entry(6, term=2)], {"never written": 1}),
         ([*GOOD, entry(4, term=0, origin="process")], {"repeated in process": 1, "out of order in process": 1}),
-        ([*GOOD[:5], entry(3, term=2, delivery="x"), *GOOD[6:]], {"repeated with another id": 1}),
-        ([*GOOD[:-1], entry(5, term=2, delivery="a3")], {"repeated with another id": 1}),
+        ([*GOOD[:5], GOOD[5]._replace(delivery="x"), *GOOD[6:]], {"repeated with another id": 1}),
+        ([*GOOD[:-1], GOOD[-1]._replace(delivery="a3")], {"repeated with another id": 1}),
         ([*GOOD[:-1], GOOD[-1]._replace(at=40 * 10**9)], {"longest stall": pytest.approx(40, abs=0.1)}),
+        ([*GOOD, entry(5, at=30, began=20)], {"begun in a term that was over": 1}),
+        ([*GOOD, entry(5, at=30, began=4)], {}),
     ],
     ids=lambda value: ", ".join(value) if isinstance(value, dict) else None,
 )
-def test_what_is_wrong_is_found(entries, wrong):
+def test_what_is_wrong_with_plain_receivers_is_found(entries, wrong):
     assert judged(entries)[0] == wrong
 
 
+@pytest.mark.parametrize(
+    ("book", "wrong"),
+    [
+        ([0, 1, 2, 3, 4], {"transactional effects lost": 1}),
+        ([0, 1, 2, 3, 4, 5, 5], {"transactional effects doubled": 1}),
+        ([0, 1, 3, 2, 4, 5], {"transactional effects out of order": 1}),
+        ([*ALL, 6], {"transactional effects of nothing": 1}),
+    ],
+)
+def test_what_is_wrong_with_a_transactional_receiver_is_found(book, wrong):
+    assert judged(books={"a": book})[0] == wrong
+
+
+def test_doomed_writes_must_become_dead_letters():
+    doomed = {"note": {("a", 5)}, "book": {("a", 4)}}
+    book, known = {"a": [0, 1, 2, 3, 5]}, {"doomed": doomed, "entries": GOOD[:-1]}
+    assert judged(**known, books=book, letters=doomed)[0] == {}
+    assert judged(**known, books=book, letters={"note": {("a", 5)}})[0] == {"dead letters missing": 1}
+    assert judged(letters={"note": {("a", 5)}})[0] == {"dead letters of what could be delivered": 1}
+
+
 def test_what_else_must_not_be():
-    assert judged(GOOD, deaths=["it fell over"])[0] == {"ended other than it should": 1}
-    assert judged(GOOD, peak_mb=151.0)[0] == {"peak memory of a daemon": 151.0}
+    assert judged(deaths=["it fell over"])[0] == {"ended other than it should": 1}
+    assert judged(peak_mb=151.0)[0] == {"peak memory of a daemon": 151.0}
+    assert judged(wanted=2)[0] == {"kills": 1}
+
+
+def test_a_repeat_has_the_cause_that_befell_who_delivered_before():
+    events = [Event(5, "stop", 7), Event(6, "kill", 9), Event(20, "kill", 8)]
+    repeated = [entry(1, pid=7), entry(1, term=2, pid=8, at=10), entry(1, term=3, pid=6, at=30)]
+    assert causes(repeated, events) == {"stop": 1, "kill": 1}
+    assert causes([entry(1), entry(1, attempt=2), entry(1, term=2, pid=8)], []) == {
+        "another attempt": 1,
+        "nothing": 1,
+    }

@@ -1,44 +1,39 @@
 """What a run comes to, and what it must come to. Pure."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-
 from tests.ledger import Entry, disorder
 
-__all__ = ["Evidence", "Figure", "figures", "show"]
+__all__ = ["Event", "Evidence", "Figure", "causes", "figures"]
 
 Orders = Mapping[str, Sequence[int]]
+"""Writes by document."""
+Write = tuple[str, int]
+"""A document's name, and which one of its writes."""
 
-_MEMORY_MB = 150
-_STALL_SECONDS = 30
+PLAIN, TRANSACTIONAL = "note", "book"
+"""The receivers that every scenario has."""
+
+MEMORY_MB = 150
+STALL_SECONDS = 30
 
 
-class Evidence(NamedTuple):
-    """What is known after a run.
+class Event(NamedTuple):
+    """Something that was broken.
 
     Attributes:
-        foreign: the writes of the foreign client, by document, in the order of their commits.
-        own: the same for the application's own writes.
-        entries: every call of a receiver, in order.
-        kills: how often the daemon was killed.
-        deaths: of processes that ended, or had to be ended, in another way than they should, in words.
-        peak_mb: the largest resident memory that a daemon was seen with.
-        seconds: how long it took.
+        at: when, as `time.monotonic_ns()`.
+        kind: what it was.
+        pid: of the process that it was done to, if it was one daemon.
     """
 
-    foreign: Orders
-    own: Orders
-    entries: Sequence[Entry]
-    kills: int
-    deaths: Sequence[str]
-    peak_mb: float
-    seconds: float
+    at: int
+    kind: str
+    pid: int | None = None
 
 
 class Figure(NamedTuple):
@@ -48,75 +43,241 @@ class Figure(NamedTuple):
     value: float
     unit: str = ""
     most: float | None = None
+    least: float | None = None
 
     @property
     def holds(self) -> bool:
         """Whether it is what it must be."""
-        return self.most is None or self.value <= self.most
+        return (self.most is None or self.value <= self.most) and (self.least is None or self.value >= self.least)
+
+    @property
+    def must(self) -> str:
+        """What it must be, in words."""
+        if self.most == self.least is not None or self.most == 0:
+            return f"{self.most:,g} {self.unit}".strip()
+        least = "" if self.least is None else f"at least {self.least:,g} {self.unit}"
+        most = "" if self.most is None else f"at most {self.most:,g} {self.unit}"
+        return ", ".join(word.strip() for word in (least, most) if word)
 
 
-def figures(evidence: Evidence) -> list[Figure]:
-    """Count."""
-    by_origin: dict[str, list[Entry]] = defaultdict(list)
-    for entry in evidence.entries:
-        by_origin[entry.origin].append(entry)
-    stream, process = by_origin["stream"], by_origin["process"]
-    foreign, own = _writes(evidence.foreign), _writes(evidence.own)
-    delivered, ran = {entry.write for entry in stream}, {entry.write for entry in process}
-    return [
-        Figure("writes of a foreign client", len(foreign)),
-        Figure("writes of the application", len(own)),
-        Figure("kills", evidence.kills),
-        Figure("deliveries by the daemon", len(stream)),
-        Figure("deliveries in process", len(process)),
-        Figure("lost", len((foreign - delivered) | (own - ran)), most=0),
-        Figure("delivered by both", len(delivered & ran), most=0),
-        Figure("delivered by the wrong one", len((delivered & own) | (ran & foreign)), most=0),
-        Figure("never written", len((delivered | ran) - foreign - own), most=0),
-        Figure("out of order", len(disorder(stream, evidence.foreign)), most=0),
-        Figure("out of order in process", len(disorder(process, evidence.own)), most=0),
-        Figure("repeated by the daemon", len(stream) - len(delivered)),
-        Figure("repeated in process", len(process) - len(ran), most=0),
-        Figure("repeated with another id", _renamed(evidence.entries), most=0),
+@dataclass
+class Evidence:
+    """What is known after a run.
+
+    Attributes:
+        foreign: the writes of the foreign client, by document, in the order of their commits.
+        own: the same for the application's own writes.
+        entries: every call of a plain receiver, in order.
+        books: what the transactional receiver has left, by document, in the order of its commits.
+        letters: the writes whose deliveries are dead letters, by receiver.
+        doomed: the writes that a receiver never takes, by receiver: they must become dead letters.
+        events: what was broken, in order.
+        wanted: how often something was to be broken.
+        deaths: of processes that ended, or had to be ended, in another way than they should, in words.
+        peak_mb: the largest resident memory that a daemon was seen with.
+        seconds: how long it took.
+    """
+
+    foreign: Orders = field(default_factory=dict)
+    own: Orders = field(default_factory=dict)
+    entries: Sequence[Entry] = ()
+    books: Orders = field(default_factory=dict)
+    letters: Mapping[str, Collection[Write]] = field(default_factory=dict)
+    doomed: Mapping[str, Collection[Write]] = field(default_factory=dict)
+    events: Sequence[Event] = ()
+    wanted: int = 0
+    deaths: Sequence[str] = ()
+    peak_mb: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def orders(self) -> dict[str, list[int]]:
+        """Whoever wrote: a document is counted up, so the numbers are its order."""
+        names = {*self.foreign, *self.own}
+        return {name: sorted([*self.foreign.get(name, ()), *self.own.get(name, ())]) for name in names}
+
+
+def figures(
+    evidence: Evidence,
+    *,
+    faults: str,
+    tolerated: Collection[str] = (),
+    stall: float = STALL_SECONDS,
+    memory: float = MEMORY_MB,
+    late: int = 0,
+    harmless: Collection[str] = (),
+) -> list[Figure]:
+    """Count.
+
+    Args:
+        evidence: of the run.
+        faults: what those are called.
+        tolerated: names of figures that may be what they like, since that is what was broken.
+        stall: seconds without a delivery, at most.
+        memory: MB of a daemon, at most.
+        late: deliveries that may begin in a term that is over, at most.
+        harmless: kinds of faults that must not lead to any repetition.
+    """
+    counted = [
+        Figure("writes of a foreign client", len(_writes(evidence.foreign))),
+        Figure("writes of the application", len(_writes(evidence.own))),
+        Figure(faults, len(evidence.events), least=evidence.wanted),
+        *_kinds(evidence.events),
+        *_of_plain_receivers(evidence, {"nothing", *harmless}),
+        *_of_the_transactional_receiver(evidence),
+        *_of_dead_letters(evidence),
         Figure("ended other than it should", len(evidence.deaths), most=0),
-        Figure("longest stall", _longest_stall(stream), "s", most=_STALL_SECONDS),
-        Figure("peak memory of a daemon", evidence.peak_mb, "MB", most=_MEMORY_MB),
+        Figure("longest stall", longest_stall(_by(evidence.entries, "stream")), "s", most=stall),
+        Figure("peak memory of a daemon", evidence.peak_mb, "MB", most=memory),
         Figure("took", evidence.seconds, "s"),
+    ]
+    limits = {"begun in a term that was over": float(late), **dict.fromkeys(tolerated)}
+    return [figure._replace(most=limits[figure.name]) if figure.name in limits else figure for figure in counted]
+
+
+def _kinds(events: Iterable[Event]) -> list[Figure]:
+    kinds = Counter(event.kind for event in events)
+    return [Figure(f"  {kind}", count) for kind, count in sorted(kinds.items())] if len(kinds) > 1 else []
+
+
+def _of_plain_receivers(evidence: Evidence, harmless: Collection[str]) -> list[Figure]:
+    counts: Counter[str] = Counter()
+    whys: Counter[str] = Counter()
+    by_receiver = defaultdict(list)
+    for entry in evidence.entries:
+        by_receiver[entry.receiver].append(entry)
+    for receiver in {PLAIN, *by_receiver}:
+        counts += _of_one(receiver, by_receiver[receiver], evidence)
+        whys += causes(_by(by_receiver[receiver], "stream"), evidence.events)
+    return [
+        Figure("deliveries by the daemon", len(_by(evidence.entries, "stream"))),
+        Figure("deliveries in process", len(_by(evidence.entries, "process"))),
+        *(Figure(name, counts[name], most=0) for name in _WRONG),
+        Figure("repeated", whys.total()),
+        *(
+            Figure(f"  after: {why}", count, most=0 if why in harmless else None)
+            for why, count in sorted(whys.items())
+        ),
     ]
 
 
-def _writes(orders: Orders) -> set[tuple[str, int]]:
+_WRONG = (
+    *("lost", "delivered by both", "delivered by the wrong one", "never written"),
+    *("out of order within a term", "out of order in process", "begun in a term that was over"),
+    *("repeated in process", "repeated with another id"),
+)
+
+
+def _of_one(receiver: str, entries: Sequence[Entry], evidence: Evidence) -> Counter[str]:
+    """What is wrong with the deliveries to one receiver."""
+    stream, process = _by(entries, "stream"), _by(entries, "process")
+    foreign, own = _writes(evidence.foreign), _writes(evidence.own)
+    delivered, ran = {entry.write for entry in stream}, {entry.write for entry in process}
+    doomed = set(evidence.doomed.get(receiver, ()))
+    by_daemon = {name: [n for n in order if (name, n) not in doomed] for name, order in evidence.foreign.items()}
+    return Counter(
+        {
+            "lost": len((foreign - delivered - doomed) | (own - ran - delivered)),
+            "delivered by both": len(delivered & ran),
+            "delivered by the wrong one": len((delivered & own) | (ran & foreign)),
+            "never written": len((delivered | ran) - foreign - own),
+            "out of order within a term": len(disorder(stream, by_daemon)),
+            "out of order in process": len(disorder(process, evidence.own)),
+            "begun in a term that was over": outdated(stream),
+            "repeated in process": len(process) - len(ran),
+            "repeated with another id": _renamed(entries),
+        }
+    )
+
+
+def _of_the_transactional_receiver(evidence: Evidence) -> list[Figure]:
+    booked, written = _writes(evidence.books), _writes(evidence.orders)
+    doubled = disordered = 0
+    for order in evidence.books.values():
+        doubled += len(order) - len(set(order))
+        disordered += sum(later < earlier for earlier, later in pairwise(order))
+    return [
+        Figure("transactional effects", len(booked)),
+        Figure(
+            "transactional effects lost",
+            len(written - booked - set(evidence.doomed.get(TRANSACTIONAL, ()))),
+            most=0,
+        ),
+        Figure("transactional effects doubled", doubled, most=0),
+        Figure("transactional effects out of order", disordered, most=0),
+        Figure("transactional effects of nothing", len(booked - written), most=0),
+    ]
+
+
+def _of_dead_letters(evidence: Evidence) -> list[Figure]:
+    dead = {(receiver, write) for receiver, writes in evidence.letters.items() for write in writes}
+    doomed = {(receiver, write) for receiver, writes in evidence.doomed.items() for write in writes}
+    return [
+        Figure("dead letters", len(dead)),
+        Figure("dead letters missing", len(doomed - dead), most=0),
+        Figure("dead letters of what could be delivered", len(dead - doomed), most=0),
+    ]
+
+
+def _by(entries: Iterable[Entry], origin: str) -> list[Entry]:
+    return [entry for entry in entries if entry.origin == origin]
+
+
+def _writes(orders: Orders) -> set[Write]:
     return {(name, n) for name, order in orders.items() for n in order}
+
+
+def causes(entries: Iterable[Entry], events: Sequence[Event]) -> Counter[str]:
+    """Why deliveries were repeated.
+
+    That is the last thing that was done to the process that had made the delivery before, or that came too late
+    with its own; else the last thing that was broken at all; and "nothing" if there was none.
+
+    Args:
+        entries: of one receiver, in order.
+        events: in order.
+    """
+    found: Counter[str] = Counter()
+    latest: dict[Write, Entry] = {}
+    for entry in entries:
+        before = latest.get(entry.write)
+        latest[entry.write] = entry
+        if before is None:
+            continue
+        if before.pid == entry.pid and before.term == entry.term:
+            found["another attempt" if entry.attempt > before.attempt else "nothing"] += 1
+            continue
+        earlier = [event for event in events if event.at <= entry.at]
+        one = before.pid if entry.term >= before.term else entry.pid
+        to_it = [event for event in earlier if event.pid == one]
+        found[(to_it or earlier)[-1].kind if earlier else "nothing"] += 1
+    return found
+
+
+def outdated(entries: Sequence[Entry]) -> int:
+    """Deliveries that began when their term was over: a change of the document had been delivered in a later one.
+
+    Args:
+        entries: of one receiver, in order.
+    """
+    begun: dict[str, dict[int, int]] = defaultdict(dict)
+    for entry in entries:
+        begun[entry.name].setdefault(entry.term, entry.at)
+    return sum(
+        any(term > entry.term and at < entry.began for term, at in begun[entry.name].items()) for entry in entries
+    )
 
 
 def _renamed(entries: Sequence[Entry]) -> int:
     """Writes whose deliveries had several ids, and ids that several writes had."""
     ids, writes = defaultdict(set), defaultdict(set)
     for entry in entries:
-        ids[entry.write].add(entry.delivery)
+        ids[entry.write, entry.origin].add(entry.delivery)
         writes[entry.delivery].add(entry.write)
     return sum(len(found) > 1 for found in (*ids.values(), *writes.values()))
 
 
-def _longest_stall(entries: Sequence[Entry]) -> float:
+def longest_stall(entries: Iterable[Entry]) -> float:
     """Seconds between two deliveries; the writers are always ahead, so that there was something to deliver."""
     times = sorted(entry.at for entry in entries)
     return max((later - earlier for earlier, later in pairwise(times)), default=0) / 1e9
-
-
-def show(console: Console, counted: Sequence[Figure], entries: Sequence[Entry]) -> None:
-    """Print the figures."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("figure")
-    table.add_column("", justify="right")
-    table.add_column("must be")
-    for figure in counted:
-        number = f"{figure.value:,.1f} {figure.unit}" if figure.unit else f"{figure.value:,}"
-        must = "" if figure.most is None else f"{'at most ' if figure.most else ''}{figure.most:g} {figure.unit}"
-        if figure.holds:
-            table.add_row(figure.name, number, must)
-        else:
-            table.add_row(figure.name, number, f"{must} <- WRONG", style="bold red")
-    console.print(table)
-    signals = ", ".join(f"{count:,} {signal}" for signal, count in Counter(e.signal for e in entries).items())
-    console.print(f"deliveries: {signals}", style="dim", highlight=False, soft_wrap=True)

@@ -1,43 +1,81 @@
 """The application that writes through the ODM, in a process that has the receivers as well: they run there.
 
 It reads batches of writes as lines of JSON, `[[id, name, n, kind], ...]`, and answers each with a line when the
-writes are committed and their receivers have run.
+writes are committed and their receivers have run. A write that fails is made again, unless it stands.
 """
 
 import asyncio
 import json
 import sys
+import time
+from typing import Any
 
 from bson import ObjectId
+from pymongo.errors import PyMongoError
+from pymongo.read_concern import ReadConcern
 
-from tests.acceptance.apps.ledger import Account, registry
+from mongoz.exceptions import DocumentNotFound
+from tests.chaos.app import Account, database, registry
+
+# Seconds in which a write must be possible again.
+_PATIENCE = 60.0
 
 
-async def carry_out(writes: list[tuple[str, str, int, str]]) -> None:
-    for id_, name, n, kind in writes:
-        if kind == "insert":
-            await Account(id=ObjectId(id_), name=name, n=n).create()
-            continue
-        account = await Account.get_document_by_id(ObjectId(id_))
-        if kind == "update":
-            await account.update(n=n)
+async def write(id_: ObjectId, name: str, n: int, kind: str) -> None:
+    if kind == "insert":
+        await Account(id=id_, name=name, n=n).create()
+        return
+    account = await Account.get_document_by_id(id_)
+    if kind == "update":
+        await account.update(n=n)
+    elif kind == "delete":
+        await account.delete()
+    else:
+        account.n = n
+        await account.save()
+
+
+async def insist(id_: ObjectId, name: str, n: int, kind: str) -> None:
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return await write(id_, name, n, kind)
+        except (PyMongoError, DocumentNotFound):  # not found: by a primary that is none any more
+            if time.monotonic() > deadline:
+                raise
+        await settled()
+        if await stands(id_, n, kind, deadline):
+            return None
+
+
+async def settled() -> None:
+    """Wait until nothing is open: the ODM looks by itself what became of a write, and calls its receivers then."""
+    while tasks := [task for task in asyncio.all_tasks() if task.get_name() == "mongoz-unsettled-write"]:
+        await asyncio.wait(tasks)
+
+
+async def stands(id_: ObjectId, n: int, kind: str, deadline: float) -> bool:
+    collection: Any = registry.client[database]["accounts"]
+    surely = collection.with_options(read_concern=ReadConcern("linearizable"))
+    while True:
+        try:
+            row = await surely.find_one({"_id": id_}, max_time_ms=5_000)
+        except PyMongoError:
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(0.05)
         else:
-            account.n = n
-            await account.save()
+            return row is None if kind == "delete" else row is not None and row["n"] == n
 
 
-async def close() -> None:
+async def main() -> None:
     async with registry:
-        pass
-
-
-def main() -> None:
-    with asyncio.Runner() as runner:
-        for line in sys.stdin:
-            runner.run(carry_out(json.loads(line)))
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            for id_, name, n, kind in json.loads(line):
+                await insist(ObjectId(id_), name, n, kind)
             print("done", flush=True)
-        runner.run(close())
+        await settled()
 
 
 if __name__ == "__main__":
-    main()
+    asyncio.run(main())

@@ -1,0 +1,82 @@
+"""The application whose daemons are broken. What its receivers do can be read after their process was killed.
+
+note   a plain receiver: a line in a file per call
+book   a transactional one: pushes the number of the write to a document of its own
+hold   a plain one that must have everything: later changes wait; only where receivers are to make trouble
+
+A delete is told of with the number that the document had; its own is the next one.
+"""
+
+import asyncio
+import os
+import random
+import time
+from pathlib import Path
+
+import mongoz
+from mongoz.core.signals import post_delete, post_save, post_update
+from tests.chaos.trouble import RETRY, trouble, troublesome
+
+registry = mongoz.Registry(os.environ["LEDGER_URL"], dispatched=os.environ["LEDGER_GROUP"])
+database = os.environ["LEDGER_GROUP"]
+ledger = Path(os.environ["LEDGER_FILE"])
+slowness = float(os.environ.get("LEDGER_SLOWNESS", "0"))
+# The share of calls that take up to a second longer: others overtake them, and the position must not.
+stragglers = float(os.environ.get("LEDGER_STRAGGLERS", "0"))
+pid = os.getpid()
+
+
+class Account(mongoz.Document):
+    name: str = mongoz.String()
+    n: int = mongoz.Integer()
+
+    class Meta:
+        registry = registry
+        database = database
+
+
+def number_of(instance, delivery):
+    return instance.n + (delivery.signal == "post_delete")
+
+
+def write_down(receiver, instance, delivery, began):
+    what = f"{instance.name} {number_of(instance, delivery)} {delivery.signal} {delivery.id} {delivery.term}"
+    who = f"{delivery.attempt} {receiver} {pid}"
+    line = f"{what} {delivery.image} {delivery.origin} {time.monotonic_ns()} {who} {began}\n"
+    with ledger.open("a") as file:  # one small write: whole or not at all
+        file.write(line)
+
+
+@post_save(Account, retry=RETRY)
+@post_update(Account, retry=RETRY)
+@post_delete(Account, retry=RETRY)
+async def note(sender, instance, delivery, **kwargs):
+    began = time.monotonic_ns()
+    if delivery.origin == "stream":
+        await asyncio.sleep(random.uniform(0, slowness))
+        if random.random() < stragglers:
+            await asyncio.sleep(random.uniform(0, 1))
+    async with trouble("note", instance.name, number_of(instance, delivery), delivery):
+        write_down("note", instance, delivery, began)
+
+
+@post_save(Account, retry=RETRY, transactional=True)
+@post_update(Account, retry=RETRY, transactional=True)
+@post_delete(Account, retry=RETRY, transactional=True)
+async def book(sender, instance, delivery, **kwargs):
+    n = number_of(instance, delivery)
+    async with trouble("book", instance.name, n, delivery):
+        await registry.client[database]["books"].update_one(
+            {"_id": instance.name}, {"$push": {"ns": n}}, upsert=True, session=delivery.session
+        )
+
+
+if troublesome:
+
+    @post_save(Account, retry=2, on_failure="block")
+    @post_update(Account, retry=2, on_failure="block")
+    @post_delete(Account, retry=2, on_failure="block")
+    async def hold(sender, instance, delivery, **kwargs):
+        began = time.monotonic_ns()
+        async with trouble("hold", instance.name, number_of(instance, delivery), delivery):
+            write_down("hold", instance, delivery, began)

@@ -1,0 +1,100 @@
+"""Three daemons that share several partitions; some are killed, stopped, sent away; others join.
+
+A process that is stopped for longer than its lease wakes up and still thinks that it owns what others have taken
+over. What it was at when it was stopped it may finish; it may begin nothing, but for one delivery if it was
+stopped right between the look at its lease and the receiver.
+"""
+
+import signal
+from collections.abc import Callable
+
+from dispatcher.embedded import embedded_mongo
+from tests.chaos.figures import Figure, figures
+from tests.chaos.scenario import Plan, Report, Scenario, Size
+from tests.chaos.world import LeashedDaemon, World
+
+__all__ = ["SCENARIO"]
+
+_DAEMONS = 3
+_PARTITIONS = 5
+_LEASE_SECONDS = 3.0
+
+
+class Group:
+    """The daemons, and all that may happen to them."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._chance = world.chance
+        self._faults: dict[str, Callable[[LeashedDaemon], None]] = {
+            "killed": lambda daemon: world.kill(daemon, "killed"),
+            "killed, and back late": self._kill_for_long,
+            "stopped for longer than the lease": lambda daemon: self._stop(daemon, 1.5, 2.5),
+            "stopped for a moment": lambda daemon: self._stop(daemon, 0.2, 0.6),
+            "left in order": self._send_away,
+            "joined by a fourth": self._join,
+        }
+        self._next: list[str] = []
+        self.stops = 0
+
+    def fault(self) -> None:
+        """One of them; each comes up equally often."""
+        if not self._next:
+            self._next = self._chance.sample(list(self._faults), len(self._faults))
+        self._kind = self._next.pop()
+        self._faults[self._kind](self._chance.choice(self._world.daemons))
+
+    def _lease(self, least: float, most: float) -> float:
+        return self._chance.uniform(least, most) * _LEASE_SECONDS
+
+    def _kill_for_long(self, daemon: LeashedDaemon) -> None:
+        self._world.kill(daemon, self._kind, successor=False)
+        self._world.look_for(self._lease(0.5, 2))
+        self._world.start_daemon()
+
+    def _stop(self, daemon: LeashedDaemon, least: float, most: float) -> None:
+        self.stops += 1
+        self._world.note(self._kind, daemon)
+        daemon.process.send_signal(signal.SIGSTOP)
+        self._world.look_for(self._lease(least, most))
+        daemon.process.send_signal(signal.SIGCONT)
+
+    def _send_away(self, daemon: LeashedDaemon) -> None:
+        self._world.note(self._kind, daemon)
+        self._world.send_away(daemon)
+        self._world.start_daemon()
+
+    def _join(self, daemon: LeashedDaemon) -> None:
+        self._world.note(self._kind, self._world.start_daemon())
+        self._world.look_for(self._lease(0.5, 2))
+        self._world.note("left in order", daemon)
+        self._world.send_away(daemon)
+
+
+def run(plan: Plan) -> Report:
+    """Write, have the daemons come and go, count."""
+    settings = {"DISPATCHER_PARTITIONS": str(_PARTITIONS), "DISPATCHER_LEASE": str(_LEASE_SECONDS)}
+    with embedded_mongo() as server, World(plan, server.url, daemons=_DAEMONS, **settings) as world:
+        group = Group(world)
+        world.break_at_random(group.fault)
+        world.finish()
+        evidence = world.evidence()
+        late = world.leases_lost({event.pid for event in evidence.events if event.kind.startswith("stopped")})
+    counted = figures(
+        evidence,
+        faults="changes of the group",
+        late=group.stops,
+        harmless=() if late else ("left in order", "joined by a fourth"),
+    )
+    counted.insert(3, Figure("leases lost since the machine is slow", late))
+    return Report(counted, evidence.deaths)
+
+
+SCENARIO = Scenario(
+    name="dispatchers",
+    title="three daemons that share five partitions, killed, stopped, sent away, joined",
+    faults="changes of the group",
+    full=Size(writes=50_000, documents=1_000, faults=120),
+    short=Size(writes=5_000, documents=200, faults=12),
+    run=run,
+)

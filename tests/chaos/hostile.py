@@ -1,0 +1,174 @@
+"""Malformed documents and malicious receivers, between ordinary changes that must reach everybody all the same."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import bson
+from bson import ObjectId
+from pymongo.database import Database
+
+from dispatcher.embedded import embedded_mongo
+from tests.chaos.figures import Figure, figures
+from tests.chaos.malice import CODEC_OPTIONS, DOCUMENTS, FAILING, LASTING, MISDEEDS, digest_of
+from tests.chaos.scenario import Plan, Report, Scenario, Size
+from tests.chaos.world import World
+from tests.ledger import IMAGES
+
+__all__ = ["SCENARIO"]
+
+_APP = "tests.chaos.hostile_app:registry"
+_PATIENCE_SECONDS = 60.0
+
+# One event of 15 MB with its pre image takes 30, and a few copies exist at a time.
+_MEMORY_MB = 400
+
+
+class _Case(NamedTuple):
+    """A hostile document.
+
+    Attributes:
+        kind: of malice.
+        changes: how many there were of it.
+        witnesses: receivers that must be told of each.
+    """
+
+    kind: str
+    changes: int
+    witnesses: tuple[str, ...]
+
+
+class Malice:
+    """Writes hostile documents, and knows what must come of them."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._database: Database[Any] = world.database
+        for name in ("odds", "preys"):
+            self._database.create_collection(name, **IMAGES)
+        self._database.create_collection("unseen")
+        self._next: list[tuple[str, str]] = []
+        self.cases: dict[str, _Case] = {}
+
+    def fault(self) -> None:
+        """One hostile document; each kind comes up equally often."""
+        if not self._next:
+            kinds = [("odds", kind) for kind in DOCUMENTS] + [("preys", kind) for kind in MISDEEDS]
+            self._next = self._world.chance.sample(kinds, len(kinds))
+        collection, kind = self._next.pop()
+        self._world.note(f"documents: {kind}" if collection == "odds" else f"receivers: {kind}")
+        if collection == "odds":
+            self._odd(kind)
+        else:
+            self._prey(kind)
+
+    def _odd(self, kind: str) -> None:
+        document = DOCUMENTS[kind](self._world.chance)
+        odds, id_ = self._database.get_collection("odds", codec_options=CODEC_OPTIONS), document["_id"]
+        odds.insert_one(document)
+        odds.update_one({"_id": id_}, {"$set": {"n": 1}})
+        odds.delete_one({"_id": id_})
+        self.cases[digest_of(id_)] = _Case(kind, 3, ("witness",))
+
+    def _prey(self, kind: str) -> None:
+        preys, id_ = self._database["preys"], ObjectId(self._world.chance.randbytes(12))
+        preys.insert_one({"_id": id_, "kind": kind, "n": 0})
+        preys.update_one({"_id": id_}, {"$set": {"n": 1}})
+        self.cases[digest_of(id_)] = _Case(kind, 2, ("villain", "witness"))
+
+
+class Outcome:
+    """What became of the hostile documents.
+
+    Args:
+        testimony: lines of the receivers.
+        letters: dead letters.
+    """
+
+    def __init__(self, testimony: Iterable[str], letters: Iterable[dict[str, Any]]) -> None:
+        self.delivered: dict[tuple[str, str], set[str]] = defaultdict(set)
+        self.dead: dict[tuple[str, str], set[str]] = defaultdict(set)
+        for line in testimony:
+            receiver, digest, delivery, *_ = line.split(" ")
+            self.delivered[digest, receiver].add(delivery)
+        for letter in letters:
+            digest, receiver = _subject(letter)
+            self.dead[digest, receiver].add(letter["delivery_id"])
+
+    def missing(self, digest: str, case: _Case) -> int:
+        """Changes of which somebody was not told, and has no letter."""
+        unreadable = self.dead[digest, "everybody"]
+        return sum(
+            max(0, case.changes - len(self.delivered[digest, one] | self.dead[digest, one] | unreadable))
+            for one in case.witnesses
+        )
+
+
+def _subject(letter: dict[str, Any]) -> tuple[str, str]:
+    """Which document a letter is about, and whom it is for."""
+    if letter["receiver"] is None:
+        key = bson.decode(letter["parts"]["event"], _RAW_DOCUMENTS)["documentKey"]["_id"]
+        return digest_of(key), "everybody"
+    key = letter["key"] if "key" in letter else bson.decode(letter["parts"]["key"], CODEC_OPTIONS)[""]
+    return digest_of(key), letter["receiver"].rpartition(".")[2]
+
+
+_RAW_DOCUMENTS: Any = CODEC_OPTIONS.with_options(unicode_decode_error_handler="replace")
+
+
+def run(plan: Plan) -> Report:
+    """Write, with malice in between; count."""
+    with (
+        embedded_mongo() as server,
+        World(plan, server.url, app=_APP) as world,
+    ):
+        malice, testimony = Malice(world), plan.directory / "testimony"
+        testimony.touch()
+
+        def outcome() -> Outcome:
+            with testimony.open() as file:
+                return Outcome(file, world.dead_letters.find(_ABOUT_OTHERS))
+
+        def lost() -> int:
+            known = outcome()
+            return sum(known.missing(digest, case) for digest, case in malice.cases.items())
+
+        world.break_at_random(malice.fault, delay=0.05)
+        world.until(lambda: lost() == 0, patience=_PATIENCE_SECONDS)
+        world.finish()
+        evidence = world.evidence()
+        counted = figures(evidence, faults="hostile documents", memory=_MEMORY_MB)
+        counted[-4:-4] = _judged(malice.cases, outcome())
+    return Report(counted, evidence.deaths)
+
+
+_ABOUT_OTHERS = {"namespace.coll": {"$ne": "accounts"}}
+
+
+def _judged(cases: dict[str, _Case], known: Outcome) -> list[Figure]:
+    changes, missing, escaped = 0, Counter[str](), 0
+    for digest, case in cases.items():
+        changes += case.changes
+        missing[case.kind] += known.missing(digest, case)
+        if case.kind in FAILING:
+            escaped += max(0, case.changes - len(known.dead[digest, "villain"]))
+    tails = [digest for digest, case in cases.items() if case.kind in LASTING]
+    endless = sum(not known.dead[digest, "villain"] for digest in tails)
+    return [
+        Figure("hostile changes", changes),
+        Figure("  of them dead letters of some receiver", len(set().union(*known.dead.values()))),
+        Figure("hostile changes lost", missing.total(), most=0),
+        *(Figure(f"  {kind}", count) for kind, count in sorted(missing.items()) if count),
+        Figure("failures without a dead letter", escaped, most=0),
+        Figure("chases without an end", endless, most=0),
+    ]
+
+
+SCENARIO = Scenario(
+    name="hostile",
+    title="malformed documents and malicious receivers",
+    faults="hostile documents",
+    full=Size(writes=30_000, documents=500, faults=430),
+    short=Size(writes=4_000, documents=200, faults=43),
+    run=run,
+)

@@ -1,0 +1,211 @@
+"""Three private mongods that reach each other, and are reached, through wires: any of them can be cut off.
+
+The addresses of the set are those of the wires. Who is on the other side of a connection tells its port, which one
+of the three processes has open, or none of them: then it is a client.
+"""
+
+import contextlib
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+from pymongo import MongoClient
+from pymongo.errors import PyMongoError
+
+from dispatcher.mongod import find_mongod
+from tests.chaos.leash import on_a_leash
+from tests.chaos.wires import Way, Wire, Wires
+
+__all__ = ["Member", "ReplicaSet", "replica_set"]
+
+_HOST: Final = "127.0.0.1"
+_NAME: Final = "chaos"
+_CLIENT: Final = "client"
+_SETTINGS: Final = {"electionTimeoutMillis": 1_000, "heartbeatIntervalMillis": 500, "heartbeatTimeoutSecs": 2}
+_PARAMETERS: Final = {
+    "diagnosticDataCollectionEnabled": "false",
+    "shutdownTimeoutMillisForSignaledShutdown": "0",
+}
+_PATIENCE_SECONDS: Final = 60.0
+
+
+class Member:
+    """One mongod, and the wire that leads to it."""
+
+    def __init__(self, number: int, directory: Path, wires: Wires, who: Callable[[int], str]) -> None:
+        self.number = number
+        self.name = f"member {number}"
+        self._port = _free_port()
+        self._directory = directory / f"member-{number}"
+        self._directory.mkdir()
+        self.wire: Wire = wires.to(self._port, who)
+        self.address = f"{_HOST}:{self.wire.port}"
+        # Of our own, not through the wire.
+        self.client: MongoClient[dict[str, Any]] = MongoClient(
+            _HOST,
+            self._port,
+            directConnection=True,
+            serverSelectionTimeoutMS=2_000,
+            socketTimeoutMS=10_000,
+            connectTimeoutMS=1_000,
+            heartbeatFrequencyMS=500,
+        )
+        self.process = self.start()
+
+    def start(self) -> "subprocess.Popen[bytes]":
+        """Start it, on its data."""
+        arguments = ["--port", str(self._port), "--bind_ip", _HOST, "--nounixsocket", "--quiet"]
+        arguments += ["--dbpath", str(self._directory), "--logpath", f"{self._directory}.log", "--logappend"]
+        arguments += ["--replSet", _NAME, "--wiredTigerCacheSizeGB", "0.25", "--oplogSize", "200"]
+        arguments += ["--wiredTigerEngineConfigString", "log=(file_max=8MB,prealloc=false)"]
+        for name, value in _PARAMETERS.items():
+            arguments += ["--setParameter", f"{name}={value}"]
+        self.process = subprocess.Popen(
+            [*on_a_leash(), str(find_mongod()), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        return self.process
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.process.kill()
+        self.process.wait()
+
+    def has_open(self, port: int) -> bool:
+        """Whether its process has this port on its side of a connection."""
+        with contextlib.suppress(psutil.Error):
+            connections = psutil.Process(self.process.pid).net_connections("tcp4")
+            return any(one.laddr.port == port and one.raddr for one in connections)
+        return False
+
+    def hello(self) -> dict[str, Any]:
+        """What it says of itself; nothing if it does not answer."""
+        try:
+            return dict(self.client.admin.command("hello"))
+        except PyMongoError:
+            return {}
+
+
+class ReplicaSet:
+    """Three members.
+
+    Args:
+        directory: for their data and logs.
+        wires: makes the wires.
+    """
+
+    def __init__(self, directory: Path, wires: Wires) -> None:
+        self.members: list[Member] = []
+        for number in range(3):
+            self.members.append(Member(number, directory, wires, self._who))
+        self.url = f"mongodb://{','.join(member.address for member in self.members)}/?replicaSet={_NAME}"
+
+    def _who(self, port: int) -> str:
+        return next((member.name for member in self.members if member.has_open(port)), _CLIENT)
+
+    def initiate(self) -> None:
+        """Make them a set."""
+        members = [{"_id": member.number, "host": member.address} for member in self.members]
+        config = {"_id": _NAME, "version": 1, "members": members, "settings": _SETTINGS}
+        _insist(lambda: self.members[0].client.admin.command("replSetInitiate", config))
+        self.wait_until_whole()
+
+    def primary(self) -> Member:
+        """The one that the others agree on; waits for it."""
+        return _eventually(self._primary, "no primary")
+
+    def _primary(self) -> Member | None:
+        hellos = [member.hello() for member in self.members]
+        for member, hello in zip(self.members, hellos, strict=True):
+            followers = sum(other.get("primary") == member.address for other in hellos)
+            if hello.get("isWritablePrimary") and followers >= 2:
+                return member
+        return None
+
+    def elections(self) -> int:
+        """How many there were so far."""
+        return int(self.primary().client.admin.command("replSetGetStatus")["term"])
+
+    def wait_until_whole(self) -> None:
+        """Wait for a primary and two secondaries."""
+        _eventually(self._is_whole, "not all members are there")
+
+    def _is_whole(self) -> bool:
+        hellos = [member.hello() for member in self.members]
+        return (
+            sum(bool(hello.get("isWritablePrimary")) for hello in hellos) == 1
+            and sum(bool(hello.get("secondary")) for hello in hellos) == 2
+        )
+
+    def cut_off(self, member: Member, way: Way, *, clients: bool) -> None:
+        """Have the others not reach a member, nor it them.
+
+        Args:
+            member: which one.
+            way: how.
+            clients: they do not reach it either.
+        """
+        others = [other for other in self.members if other is not member]
+        for other in others:
+            other.wire.cut(member.name, way=way)
+        member.wire.cut(*(other.name for other in others), *([_CLIENT] if clients else []), way=way)
+
+    def mend(self) -> None:
+        """All reach each other again."""
+        for member in self.members:
+            member.wire.mend()
+
+    def end(self) -> None:
+        """End them all."""
+        for member in self.members:
+            member.kill()
+            member.client.close()
+
+
+def _insist(command: Callable[[], Any]) -> None:
+    """Carry a command out as soon as the server is there."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            command()
+        except PyMongoError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+        else:
+            return
+
+
+def _eventually(condition: Callable[[], Any], otherwise: str) -> Any:
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"{otherwise} within {_PATIENCE_SECONDS:g} s"
+        time.sleep(0.05)
+    return value
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((_HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def replica_set(directory: Path, wires: Wires) -> Iterator[ReplicaSet]:
+    """A replica set that is gone when the block ends."""
+    place = directory / "replica-set"
+    place.mkdir()
+    made = ReplicaSet(place, wires)
+    try:
+        made.initiate()
+        yield made
+    finally:
+        made.end()
+        shutil.rmtree(place, ignore_errors=True)

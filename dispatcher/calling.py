@@ -1,4 +1,8 @@
-"""Calling a receiver once: it ends in time, and whatever it does to its task is nothing to the worker."""
+"""Calling a receiver once: it ends in time, and whatever it does to its task is nothing to the worker.
+
+A receiver that is late is cancelled, again and again. One that refuses to end for long is left alone: its task is
+abandoned, somebody else goes on in its place, and what it returns in the end is of no interest any more.
+"""
 
 import asyncio
 from collections import Counter
@@ -7,16 +11,30 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any, Final
 
+from dispatcher.cancelling import Abandoned
+from dispatcher.observe import get_logger
 from mongoz.signals import Delivery
 
 __all__ = ["Caller"]
 
-# Seconds after which a receiver that hangs on is cancelled once more.
-_CANCEL_AGAIN: Final = 1.0
+log = get_logger()
 
-# Seconds between two looks at the deadlines: at most, and at least.
+# Seconds after which a receiver that hangs on is cancelled once more, and how often before it is left alone.
+_CANCEL_AGAIN: Final = 1.0
+_CANCELLATIONS: Final = 10
+
+# Abandoned tasks at most: each holds its instance. From here on the receivers that hang keep their places.
+_MOST_ABANDONED: Final = 200
+
+# Seconds between two looks at who is late: at most, and at least.
 _RARELY: Final = 1.0
 _OFTEN: Final = 0.01
+
+# Seconds for which a receiver is not named again.
+_NAMED: Final = 60.0
+
+_Call = tuple[float, float, Delivery, Any]
+"""When it began, what it may take, what it was given, and what who calls needs to go on without it."""
 
 
 class Caller:
@@ -25,15 +43,31 @@ class Caller:
     Args:
         cutting: whether deliveries in flight are being cancelled because the process ends.
         timeout: seconds that most receivers may take.
+        slow_after: seconds after which a receiver is slow, and named in the log.
+        on_abandoned: told of a task that is left alone, with what `call` was given to go on without it. Where
+            there is nobody to tell, none is.
     """
 
-    def __init__(self, cutting: Callable[[], bool], timeout: float) -> None:
+    def __init__(
+        self,
+        cutting: Callable[[], bool],
+        timeout: float,
+        *,
+        slow_after: float = float("inf"),
+        on_abandoned: Callable[[asyncio.Task[Any], Any], None] | None = None,
+    ) -> None:
         self._cutting = cutting
-        self._shortest = timeout
-        # Who is in a receiver, and until when it may be. A timer per delivery would cost more than a delivery.
-        self._deadlines: dict[asyncio.Task[Any], float] = {}
+        self._slow_after = slow_after
+        self._on_abandoned = on_abandoned
+        self._shortest = min(timeout, slow_after)
+        # Who is in a receiver. A timer per delivery would cost more than a delivery.
+        self._calls: dict[asyncio.Task[Any], _Call] = {}
         self._overdue: Counter[asyncio.Task[Any]] = Counter()
+        self._abandoned: set[asyncio.Task[Any]] = set()
         self._sooner = asyncio.Event()
+        self._slow: dict[asyncio.Task[Any], _Call] = {}
+        self._named: dict[str, float] = {}
+        self._unnamed: Counter[str] = Counter()
 
     def expect(self, timeout: float) -> None:
         """Be prepared for a receiver that may only take so many seconds."""
@@ -42,18 +76,60 @@ class Caller:
             self._sooner.set()
 
     async def watch(self) -> None:
-        """Cancel the receivers that hang. Runs for ever, beside the workers."""
+        """Cancel the receivers that hang, and name those that are slow. Runs for ever, beside the workers."""
         while True:
             self._sooner.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(_RARELY, max(_OFTEN, self._shortest / 10))):
                     await self._sooner.wait()
             now = monotonic()
-            for task, deadline in list(self._deadlines.items()):
-                if deadline < now:
-                    self._deadlines[task] = now + _CANCEL_AGAIN  # some cancellations get lost, see `cancelling`
-                    self._overdue[task] += 1
-                    task.cancel()
+            self._slow = {task: call for task, call in self._slow.items() if self._calls.get(task) is call}
+            for task, call in list(self._calls.items()):
+                began, timeout, delivery, _ = call
+                if now - began > timeout + self._overdue[task] * _CANCEL_AGAIN:
+                    self._end(task, call)
+                elif now - began >= self._slow_after and task not in self._slow:
+                    self._slow[task] = call
+                    self._name(delivery, now - began, timeout, now)
+
+    def _end(self, task: asyncio.Task[Any], call: _Call) -> None:
+        """Cancel a receiver; some cancellations get lost, see `cancelling`, and some are ignored."""
+        _, timeout, delivery, context = call
+        self._overdue[task] += 1
+        if self._overdue[task] <= _CANCELLATIONS or self._on_abandoned is None or self._cutting():
+            task.cancel()
+            return
+        enough = len(self._abandoned) >= _MOST_ABANDONED
+        if not enough or self._overdue[task] == _CANCELLATIONS + 1:
+            log.error(
+                "a receiver refuses to be cancelled; "
+                + ("too many do, so it keeps its place" if enough else "it is left alone, and loses its place"),
+                action="delivery.stuck",
+                **_described(delivery),
+                timeout=timeout,
+                abandoned=len(self._abandoned),
+            )
+        if not enough:
+            del self._calls[task], self._overdue[task]
+            self._abandoned.add(task)
+            task.add_done_callback(self._abandoned.discard)
+            self._on_abandoned(task, context)
+
+    def _name(self, delivery: Delivery, seconds: float, timeout: float, now: float) -> None:
+        """Say which receiver is slow: once in a while, however often it is."""
+        name = delivery.receiver
+        if now - self._named.get(name, -_NAMED) < _NAMED:
+            self._unnamed[name] += 1
+            return
+        self._named[name] = now
+        log.warning(
+            "a receiver is slow",
+            action="delivery.slow",
+            **_described(delivery),
+            seconds=round(seconds, 3),
+            timeout=timeout,
+            further=self._unnamed.pop(name, 0),
+        )
 
     async def call(
         self,
@@ -62,27 +138,31 @@ class Caller:
         delivery: Delivery,
         keywords: dict[str, Any],
         timeout: float,  # noqa: ASYNC109 - a timer per call would cost more than the call
+        context: Any = None,
     ) -> BaseException | None:
         """Call a receiver once; what it raised, if it did.
 
         Raises:
             CancelledError: the process ends, and the grace period is over. Whatever else a receiver raises, or
                 does to the task it runs in, it has merely failed.
+            Abandoned: somebody else goes on in this task's place.
         """
         task = asyncio.current_task()
         assert task is not None
-        self._deadlines[task] = monotonic() + timeout
+        self._calls[task] = (monotonic(), timeout, delivery, context)
         try:
             await function(sender=sender, delivery=delivery, **keywords)
         except BaseException as error:
-            del self._deadlines[task]
+            if self._calls.pop(task, None) is None:
+                raise Abandoned from error
             if self._cutting() and isinstance(error, asyncio.CancelledError):
                 raise
             late = await self._settle(task)
             if late and isinstance(error, asyncio.CancelledError):
                 return TimeoutError(f"it took longer than {timeout:g} s")
             return error
-        del self._deadlines[task]
+        if self._calls.pop(task, None) is None:
+            raise Abandoned
         if task.cancelling():
             await self._settle(task)
         return None
@@ -96,3 +176,12 @@ class Caller:
             with suppress(asyncio.CancelledError):
                 await asyncio.sleep(0)  # takes one that was asked for and is still to come
         return late
+
+
+def _described(delivery: Delivery) -> dict[str, Any]:
+    return {
+        "delivery_id": delivery.id,
+        "signal": delivery.signal,
+        "receiver": delivery.receiver,
+        "attempt": delivery.attempt,
+    }

@@ -4,13 +4,17 @@ import asyncio
 from collections.abc import Collection
 from typing import Any, Final
 
-__all__ = ["Interrupted", "end"]
+__all__ = ["Abandoned", "Interrupted", "end"]
 
 _AGAIN_AFTER: Final = 0.1
 
 
 class Interrupted(Exception):
     """Nothing more is to be started, and the job that waits is to be left as it is: it will be repeated."""
+
+
+class Abandoned(BaseException):
+    """Somebody else has gone on in the place of this task, which was stuck: it has nothing to say any more."""
 
 
 async def end(tasks: Collection[asyncio.Task[Any]], *, within: float | None = None) -> int:

@@ -6,7 +6,7 @@ that it may be dropped, or when it is parked: then it is made later, from what w
 
 import asyncio
 import copy
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from time import time
@@ -25,7 +25,7 @@ from dispatcher.leases import Lease, now
 from dispatcher.letters import Again, Failure, Reason, delivery_id, letter_of, unreadable_letter
 from dispatcher.measuring import ReceiverFigures, seconds_of
 from dispatcher.observe import Stats, get_logger
-from dispatcher.parked import Waiting
+from dispatcher.parked import Stuck, Waiting
 from dispatcher.parking import Parking
 from dispatcher.retrying import Pause, Terms, pause_after, terms_of
 from dispatcher.transactional import Transactions
@@ -78,6 +78,8 @@ class Deliverer:
         parking: where deliveries wait that must wait long; without it they wait here.
         park_after: seconds after the first failure from which on the next attempt is far away.
         blocking: receivers may have asked that later changes of a document wait; else they get dead letters.
+        slow_after: seconds after which a receiver is slow.
+        replace: has somebody else go on with the job of a task that is stuck for ever; without it none is.
         once: call each receiver once, whatever its options say, and keep no letters.
         pause: waits between attempts.
         lease: of the partition: no attempt begins when it has run out. Without it there is nobody else.
@@ -98,6 +100,8 @@ class Deliverer:
         parking: Parking | None = None,
         park_after: float = 5.0,
         blocking: bool = True,
+        slow_after: float = 5.0,
+        replace: Callable[["asyncio.Task[Any]", Callable[[Job], Awaitable[None]]], None] | None = None,
         once: bool = False,
         pause: Pause = asyncio.sleep,
         lease: Lease | None = None,
@@ -119,7 +123,11 @@ class Deliverer:
         self._pause = pause
         self._lease = lease or Lease.for_ever()
         self._log_each = log_each
-        self._caller = Caller(cutting, timeout)
+        self._replace = replace
+        leaves = parking is not None and replace is not None
+        self._caller = Caller(
+            cutting, timeout, slow_after=slow_after, on_abandoned=self._on_abandoned if leaves else None
+        )
         # By the identity of the receiver, which they keep alive.
         self._known: dict[int, _Known] = {}
 
@@ -163,7 +171,7 @@ class Deliverer:
             return
         id_ = delivery_id(change.token, calls.run)
         for number, receiver in enumerate(calls.receivers, 1):
-            if receiver.name in self._watched and await self._holds(change, calls, receiver):
+            if self._watched and receiver.name in self._watched and await self._holds(change, calls, receiver):
                 continue
             terms, figures, _ = self._known.get(id(receiver)) or self._get_to_know(receiver, calls.signal)
             delivery = Delivery(
@@ -231,6 +239,7 @@ class Deliverer:
         keywords: dict[str, Any],
         terms: Terms,
         began: float,
+        stuck: Stuck | None = None,
     ) -> BaseException | None:
         """Call a receiver once; what it raised, if it did.
 
@@ -242,7 +251,8 @@ class Deliverer:
         function = receiver.function
         if terms.transactional and self._transactions is not None:
             function = partial(self._transactions.run, receiver, calls, partial(self._anew, change, calls))
-        return await self._caller.call(function, calls.document, delivery, keywords, terms.timeout)
+        context = (change, calls, receiver, delivery, terms, stuck)
+        return await self._caller.call(function, calls.document, delivery, keywords, terms.timeout, context)
 
     def _anew(self, change: Change, calls: Calls) -> dict[str, Any]:
         """Keywords with an instance that nobody has seen."""
@@ -270,6 +280,45 @@ class Deliverer:
             if again is None:
                 return True
             error = again
+
+    def _on_abandoned(self, task: "asyncio.Task[Any]", context: Any) -> None:
+        assert self._replace is not None
+        self._replace(task, partial(self._go_on_without, task, *context))
+
+    async def _go_on_without(
+        self,
+        task: "asyncio.Task[Any]",
+        change: Change,
+        calls: Calls,
+        receiver: Receiver,
+        delivery: Delivery,
+        terms: Terms,
+        stuck: Stuck | None,
+        job: Job,
+    ) -> None:
+        """Do what is left to do of a job whose task is stuck in a receiver.
+
+        The attempt has failed. The next one waits, parked, until the stuck one has ended: one at a time.
+        """
+        assert self._parking is not None
+        error = TimeoutError(f"it took longer than {terms.timeout:g} s, and refuses to be cancelled")
+        _, figures, _ = self._known[id(receiver)]
+        one = _Try(change, calls, receiver, delivery, terms, figures, datetime.now(UTC))
+        with inside_dispatcher(calls.hops):
+            next_ = await self._what_now(one, error)
+            if stuck is not None:
+                await stuck(task, next_)
+                return
+            if isinstance(next_, Waiting):
+                _log_parked(delivery, next_)
+                await self._parking.park(change, calls, receiver, next_, behind=task)
+            number = calls.receivers.index(receiver) + 1
+            if number < len(calls.receivers):
+                rest = calls._replace(receivers=calls.receivers[number:])
+                await self._deliver(untouched(change, self._codec_options), rest)
+        documents = [other.document for other in job.calls]
+        for other in job.calls[documents.index(calls.document) + 1 :]:
+            await self._enter(untouched(change, self._codec_options), other)
 
     def _is_long(self, waiting: Waiting, since: float) -> bool:
         """Whether a delivery is parked until its next attempt.
@@ -309,7 +358,12 @@ class Deliverer:
         return Waiting("blocked", seconds, failed, one.began, error)
 
     async def deliver_parked(
-        self, change: Change, calls: Calls, waiting: Waiting, again: Again | None = None
+        self,
+        change: Change,
+        calls: Calls,
+        waiting: Waiting,
+        again: Again | None = None,
+        stuck: Stuck | None = None,
     ) -> Waiting | None:
         """Make an attempt at a delivery that was parked.
 
@@ -318,15 +372,16 @@ class Deliverer:
             calls: a single receiver.
             waiting: what it waited for.
             again: of which dead letter.
+            stuck: told if the receiver is left alone; this never returns then.
 
         Returns:
             What it waits for now; None if it is finished.
         """
         with inside_dispatcher(calls.hops):
-            return await self._deliver_parked(change, calls, waiting, again)
+            return await self._deliver_parked(change, calls, waiting, again, stuck)
 
     async def _deliver_parked(
-        self, change: Change, calls: Calls, waiting: Waiting, again: Again | None
+        self, change: Change, calls: Calls, waiting: Waiting, again: Again | None, stuck: Stuck | None
     ) -> Waiting | None:
         (receiver,) = calls.receivers
         try:
@@ -352,7 +407,7 @@ class Deliverer:
             self._stats.retried += 1
             figures.retried += 1
         began, since = now(), waiting.began or datetime.now(UTC)
-        error = await self._attempt(change, calls, receiver, delivery, keywords, terms, began)
+        error = await self._attempt(change, calls, receiver, delivery, keywords, terms, began, stuck)
         figures.duration.observe(now() - began)
         if error is not None:
             one = _Try(change, calls, receiver, delivery, terms, figures, since, again)

@@ -6,10 +6,10 @@ that never waits for anything costs no trip through the event loop.
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable
-from typing import Final
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
+from typing import Any, Final
 
-from dispatcher.cancelling import Interrupted, end
+from dispatcher.cancelling import Abandoned, Interrupted, end
 from dispatcher.events import Job
 from dispatcher.observe import get_logger
 
@@ -22,6 +22,15 @@ _TURN: Final = 100
 _PATIENCE: Final = 5.0
 
 log = get_logger()
+
+
+class _Place:
+    """What a worker is at."""
+
+    __slots__ = ("at",)
+
+    def __init__(self) -> None:
+        self.at: tuple[Hashable, Job] | None = None
 
 
 class Lanes:
@@ -56,7 +65,7 @@ class Lanes:
         # is only made when there is one.
         self._lanes: dict[Hashable, deque[Job] | None] = {}
         self._ready: deque[tuple[Hashable, Job]] = deque()
-        self._workers: set[asyncio.Task[None]] = set()
+        self._workers: dict[asyncio.Task[None], _Place] = {}
         self._idle: list[asyncio.Future[None]] = []
         self._rousing = False
         self._turn = _TURN
@@ -213,10 +222,14 @@ class Lanes:
                 return True
         if len(self._workers) >= self._concurrency + self._away:
             return False
-        worker = asyncio.create_task(self._run(), name=f"lane-worker-{len(self._workers)}")
-        self._workers.add(worker)
-        worker.add_done_callback(self._ended)
+        place = _Place()
+        self._employ(self._run(place), place)
         return True
+
+    def _employ(self, work: Coroutine[Any, Any, None], place: _Place) -> None:
+        worker = asyncio.create_task(work, name=f"lane-worker-{len(self._workers)}")
+        self._workers[worker] = place
+        worker.add_done_callback(self._ended)
 
     def _ended(self, worker: asyncio.Task[None]) -> None:
         if worker.cancelled():
@@ -225,7 +238,35 @@ class Lanes:
         elif (error := worker.exception()) is not None:
             self._on_crash(error)
 
-    async def _run(self) -> None:
+    def replace(self, worker: asyncio.Task[None], work: Callable[[Job], Awaitable[None]]) -> None:
+        """Have a new worker take the place of one that is stuck in its job.
+
+        Args:
+            worker: the old one. If it ever comes back, it must raise `Abandoned`.
+            work: what is left to do of the job.
+        """
+        before = self._workers.pop(worker)
+        assert before.at is not None
+        place = _Place()
+        place.at = before.at
+        self._employ(self._take_over(place, work), place)
+
+    async def _take_over(self, place: _Place, work: Callable[[Job], Awaitable[None]]) -> None:
+        assert place.at is not None
+        key, job = place.at
+        size = job.change.size if job.change is not None else 0
+        try:
+            await work(job)
+        except Interrupted:
+            return
+        finally:
+            self.in_flight -= 1
+        self._on_finished(job)
+        self._advance(key, size)
+        self._let_in()
+        await self._run(place)
+
+    async def _run(self, place: _Place) -> None:
         loop = asyncio.get_running_loop()
         ready = self._ready
         while not self.stopping:
@@ -237,15 +278,19 @@ class Lanes:
             self._turn -= 1
             if self._turn == 0:
                 loop.call_soon(self._new_turn)
-            key, job = ready.popleft()
+            place.at = key, job = ready.popleft()
             size = job.change.size if job.change is not None else 0
             self.in_flight += 1
             try:
                 await self._work(job)
-            except Interrupted:
-                return
-            finally:
+            except BaseException as error:
+                if isinstance(error, Abandoned):  # it counts for who took over
+                    return
                 self.in_flight -= 1
+                if isinstance(error, Interrupted):
+                    return
+                raise
+            self.in_flight -= 1
             self._on_finished(job)
             self._advance(key, size)
             if self._returning:
@@ -283,13 +328,13 @@ class Lanes:
                 future.set_exception(Interrupted())
         if not self._workers:
             return 0
-        await asyncio.wait(self._workers, timeout=grace)
+        await asyncio.wait(self._workers.keys(), timeout=grace)
         cut = self.in_flight
         self.cutting = True
-        refused = await end(self._workers, within=_PATIENCE)
+        refused = await end(self._workers.keys(), within=_PATIENCE)
         if refused:
             log.error(
-                "receivers refuse to be cancelled; a second signal ends the process",
+                "receivers refuse to be cancelled",
                 action="dispatcher.stuck",
                 deliveries=refused,
             )

@@ -31,7 +31,8 @@ The document of a lane is written before the first delivery in it, and removed a
 from the primary as it is: what an election may still take back is no reason to overtake anything.
 """
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from hashlib import blake2b
 from typing import Any, Final, Literal, NamedTuple
@@ -48,7 +49,7 @@ from dispatcher.keys import comparable
 from dispatcher.letters import Letter, Parts
 from dispatcher.state import PARKED, parked, parked_chunks, parked_lanes
 
-__all__ = ["Lane", "Parked", "Waiting", "lane_id"]
+__all__ = ["Lane", "Parked", "Stuck", "Waiting", "lane_id"]
 
 ParkReason = Literal["retrying", "blocked", "paused", "retry", "orphaned"]
 
@@ -78,6 +79,11 @@ class Waiting(NamedTuple):
     attempts: int = 0
     began: datetime | None = None
     error: BaseException | None = None
+
+
+Stuck = Callable[["asyncio.Task[Any]", Waiting | bool], Awaitable[None]]
+"""Told of the task of a parked delivery that is left alone in a receiver, and what becomes of the delivery:
+what it waits for, or whether it turns out to have succeeded."""
 
 
 class Lane(NamedTuple):

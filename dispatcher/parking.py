@@ -9,10 +9,11 @@ the lanes that jobs in the queue need to know of. While a job of a document runs
 lane is touched by jobs of its document only. That is why a lane can't end while a follower is added to it.
 """
 
+import asyncio
 import secrets
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from pymongo.errors import PyMongoError
 
@@ -81,6 +82,8 @@ class Parking:
         # Lanes that jobs in the queue must ask for, the round in which that was found out, and their document.
         self._remembered: dict[str, tuple[int, Hashable]] = {}
         self._round = 0
+        self.stuck: set[str] = set()
+        """Lanes that a task is still at, and has been left alone with."""
         self.watched: set[str] = set()
         """Names of the receivers whose deliveries may have to wait. Empty nearly always."""
 
@@ -168,13 +171,42 @@ class Parking:
 
     # -- parking ---------------------------------------------------------------------------------------------
 
-    async def park(self, change: Change, calls: Calls, receiver: Receiver, waiting: Waiting) -> None:
-        """Park a delivery that nothing was parked before; when this returns it survives a failover."""
+    async def park(
+        self,
+        change: Change,
+        calls: Calls,
+        receiver: Receiver,
+        waiting: Waiting,
+        *,
+        behind: "asyncio.Task[Any] | None" = None,
+    ) -> None:
+        """Park a delivery that nothing was parked before; when this returns it survives a failover.
+
+        Args:
+            change: what is delivered.
+            calls: to whom.
+            receiver: one of them.
+            waiting: what for.
+            behind: a task that is still at the last attempt; it is not tried again before that has ended.
+        """
         document = name_of(calls.document)
         lane = lane_id(self._parked.group, receiver.name, document, change.namespace, key_of(change))
         self._expect(lane, change, receiver)
+        if behind is not None:
+            self.wait_for(behind, lane)
         await self._put(self._row(lane, change, calls, receiver), lane, waiting)
         self._on_parked(waiting.seconds)
+
+    def wait_for(self, task: "asyncio.Task[Any]", lane: str) -> None:
+        """Have nothing of a lane tried before a task has ended."""
+
+        def ended(_task: object) -> None:
+            self.stuck.discard(lane)
+            self._on_parked(0.0)
+
+        if not task.done():
+            self.stuck.add(lane)
+            task.add_done_callback(ended)
 
     async def park_again(self, change: Change, calls: Calls, again: Again) -> None:
         """Park the delivery of a dead letter, in the order of the commits among what is parked already.

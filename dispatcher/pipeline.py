@@ -164,6 +164,8 @@ class Pipeline:
             transactions=transactions,
             parking=self._parking,
             park_after=settings.park_after,
+            slow_after=settings.slow_after,
+            replace=lambda task, work: self._lanes.replace(task, work),  # noqa: PLW0108 - they are made later
             pause=self._pause,
             lease=lease,
             log_each=settings.log_level == "debug",

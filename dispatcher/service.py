@@ -34,6 +34,7 @@ from dispatcher.server import Server
 from dispatcher.sessions import Sessions
 from dispatcher.settings import Settings
 from dispatcher.state import index_state, keep_deliveries_for
+from dispatcher.watchdog import Watchdog
 from dispatcher.works import Works
 from mongoz import Registry
 from mongoz.signals.hops import inside_dispatcher
@@ -45,6 +46,9 @@ log = get_logger()
 # Threads that receivers started with asyncio.to_thread, and the seconds they are given at the end.
 _THREADS: Final = "dispatcher-thread"
 _THREAD_PATIENCE: Final = 5.0
+
+# The same for receivers that refuse to be cancelled.
+_TASK_PATIENCE: Final = 1.0
 
 
 class Service:
@@ -142,7 +146,8 @@ class Service:
             observing.append(asyncio.create_task(controls.watch(), name="watch-controls"))
             looking = asyncio.create_task(warn_of_oddities(client, self.routes, stamped=stamped), name="look")
             try:
-                with inside_dispatcher():  # so that every worker is, from its start on
+                # So that every worker is inside, from its start on.
+                with inside_dispatcher(), Watchdog(self.settings.block_after):
                     await coordinator.run(stop)
             finally:
                 await end([looking, *observing])
@@ -275,6 +280,7 @@ def run(service: Callable[[asyncio.Event], Coroutine[Any, Any, None]], loop: str
             await service(stop)
         finally:
             await _leave_threads(threads)
+        await _leave_tasks()
 
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(main())
@@ -290,6 +296,18 @@ async def _leave_threads(threads: ThreadPoolExecutor) -> None:
             sys.stdout.flush()
             os._exit(ExitCode.OK)
         await asyncio.sleep(0.02)
+
+
+async def _leave_tasks() -> None:
+    """Let receivers that refuse to be cancelled be: Python would wait for them without a limit."""
+    others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    refused = await end(others, within=_TASK_PATIENCE)
+    if refused:
+        log.warning(
+            "receivers refuse to be cancelled and are left behind", action="dispatcher.tasks", receivers=refused
+        )
+        sys.stdout.flush()
+        os._exit(ExitCode.OK)
 
 
 def _stop_on_signals(stop: asyncio.Event) -> None:

@@ -78,6 +78,18 @@ class Settings(BaseSettings):
         description="Seconds after its first failure from which on a delivery waits for its next attempt in "
         "MongoDB, with those behind it, and not in memory.",
     )
+    slow_after: float = Field(
+        default=5.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds after which a receiver that is still at work is slow, and named in the log.",
+    )
+    block_after: float = Field(
+        default=1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds after which a receiver that keeps the event loop from turning is named in the log.",
+    )
     grace: float = Field(
         default=30.0,
         ge=0,

@@ -18,13 +18,14 @@ from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 from pymongo.errors import PyMongoError
 
+from dispatcher.cancelling import Abandoned
 from dispatcher.events import Calls, Change, Job
 from dispatcher.exceptions import DispatcherError
 from dispatcher.failures import fatal, in_short
 from dispatcher.keys import document_key
 from dispatcher.letters import Again, change_of
 from dispatcher.observe import get_logger
-from dispatcher.parked import Lane, Parked, Waiting
+from dispatcher.parked import Lane, Parked, Stuck, Waiting
 from dispatcher.parking import Parking
 from dispatcher.retrying import pause_after
 from dispatcher.routing import Routes
@@ -35,7 +36,7 @@ __all__ = ["Deliver", "Unparking"]
 
 log = get_logger()
 
-Deliver = Callable[[Change, Calls, Waiting, Again | None], Awaitable[Waiting | None]]
+Deliver = Callable[[Change, Calls, Waiting, Again | None, Stuck], Awaitable[Waiting | None]]
 """Makes an attempt at a delivery; what it waits for now, or None if it is finished."""
 
 # Seconds that an errand takes before what was read since gets its turn.
@@ -158,8 +159,9 @@ class Unparking:
             if room <= 0 or len(self._ready) > self._places // 2 or self._bytes >= _BYTES:
                 continue  # an errand that ends looks again
             times = self._parking.times_parked(name)
-            due, seconds = await self._parked.due(name, room, mine)
-            if not due and not mine and seconds is None:
+            stuck = self._parking.stuck
+            due, seconds = await self._parked.due(name, room, [*mine, *stuck])
+            if not due and not mine and not stuck and seconds is None:
                 self._parking.nothing_left(name, times)
             await self._take(name, due)
             if seconds is not None and len(due) < room:
@@ -233,19 +235,26 @@ class Unparking:
 
         A lane without a first delivery is one of which whoever parked it died in between. It is removed.
         """
+        try:
+            await self._work_off_slice(name, lane, first)
+        except Abandoned:  # whoever took over ends it
+            raise
+        except BaseException:
+            self._end(name, lane)
+            raise
+        self._end(name, lane)
+
+    async def _work_off_slice(self, name: str, lane: Lane, first: RawBSONDocument | None) -> None:
         until = monotonic() + _SLICE
         rows, waiting = [first] if first is not None else [], _left_at(lane)
-        try:
-            while self._goes_on():
-                finished, next_ = await self._deliver_in_order(name, rows, waiting)
-                more = await self._settle(lane, finished, next_)
-                if next_ is not None:
-                    self.wake(next_[1].seconds)
-                if next_ is not None or not more or len(finished) < len(rows) or monotonic() > until:
-                    break
-                rows = await self._parking.insist(lambda: self._parked.following(lane.id))
-        finally:
-            self._end(name, lane)
+        while self._goes_on():
+            finished, next_ = await self._deliver_in_order(name, lane, rows, waiting)
+            more = await self._settle(lane, finished, next_)
+            if next_ is not None:
+                self.wake(next_[1].seconds)
+            if next_ is not None or not more or len(finished) < len(rows) or monotonic() > until:
+                break
+            rows = await self._parking.insist(lambda: self._parked.following(lane.id))
 
     async def _settle(
         self, lane: Lane, finished: list[RawBSONDocument], next_: tuple[str, Waiting] | None
@@ -253,7 +262,7 @@ class Unparking:
         return await self._parking.insist(lambda: self._parked.settle(lane.id, finished, next_))
 
     async def _deliver_in_order(
-        self, name: str, rows: list[RawBSONDocument], waiting: dict[str, Waiting]
+        self, name: str, lane: Lane, rows: list[RawBSONDocument], waiting: dict[str, Waiting]
     ) -> tuple[list[RawBSONDocument], tuple[str, Waiting] | None]:
         """Deliver until one has to wait; those that are finished, and what the next one waits for."""
         finished: list[RawBSONDocument] = []
@@ -261,13 +270,31 @@ class Unparking:
             if not self._goes_on() or self._parking.is_paused(name) or not self._is_ours(row):
                 break
             token = row["token"]
-            next_ = await self._deliver_one(row, waiting.get(token) or Waiting("retrying"))
+            stuck = partial(self._leave, name, lane, finished, row)
+            next_ = await self._deliver_one(row, waiting.get(token) or Waiting("retrying"), stuck)
             if next_ is not None:
                 return finished, (token, next_)
             finished.append(row)
         return finished, None
 
-    async def _deliver_one(self, row: RawBSONDocument, waiting: Waiting) -> Waiting | None:
+    async def _leave(
+        self,
+        name: str,
+        lane: Lane,
+        finished: list[RawBSONDocument],
+        row: RawBSONDocument,
+        task: "asyncio.Task[Any]",
+        next_: Waiting | bool,
+    ) -> None:
+        """End an errand whose task is stuck in a receiver."""
+        if isinstance(next_, Waiting):
+            self._parking.wait_for(task, lane.id)
+            await self._settle(lane, finished, (row["token"], next_))
+        else:
+            await self._settle(lane, [*finished, row], None)
+        self._end(name, lane)
+
+    async def _deliver_one(self, row: RawBSONDocument, waiting: Waiting, stuck: Stuck) -> Waiting | None:
         parts = await self._parking.insist(lambda: self._parked.parts(row))
         change = change_of(row, parts, self._codec_options)
         calls = self._routes.calls_to(
@@ -281,7 +308,7 @@ class Unparking:
         )
         if calls is not None:
             again = Again(row["again"]["letter"], row["again"]["retries"]) if "again" in row else None
-            return await self._deliver(change, calls, waiting, again)
+            return await self._deliver(change, calls, waiting, again, stuck)
         self._say_orphaned(row)
         return waiting._replace(reason="orphaned", seconds=_ORPHANED)
 

@@ -292,3 +292,28 @@ def test_sigterm_does_not_wait_for_threads_of_receivers(tmp_path, mongo, databas
         assert running.terminate(within=15) == ExitCode.OK
     assert running.lines("dispatcher.cut")
     assert running.lines("dispatcher.threads")
+
+
+def test_sigterm_does_not_wait_for_receivers_that_refuse_to_end(tmp_path, mongo, database, foreign):
+    """They swallow every cancellation; asyncio itself would wait for them, without a limit."""
+    receiver = (
+        "import asyncio, pathlib\n"
+        "@post_save(Thing)\n"
+        "async def saved(sender, **kwargs):\n"
+        "    pathlib.Path('began').touch()\n"
+        "    while True:\n"
+        "        try:\n"
+        "            await asyncio.sleep(60)\n"
+        "        except asyncio.CancelledError:\n"
+        "            continue\n"
+    )
+    app = write_app(tmp_path, mongo.url, receivers=receiver, database=database)
+    state = ("--state-database", f"{database}_state")
+    with daemon(app, "--grace", "0.1", *state, cwd=tmp_path) as running:
+        running.wait_started()
+        foreign["things"].insert_one({"name": "a"})
+        eventually_sync((tmp_path / "began").exists)
+        assert running.terminate(within=15) == ExitCode.OK
+    assert running.lines("dispatcher.cut")
+    assert running.lines("dispatcher.stuck")
+    assert running.lines("dispatcher.tasks")

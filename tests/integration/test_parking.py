@@ -2,6 +2,8 @@
 
 import asyncio
 import random
+import tracemalloc
+import uuid
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -240,3 +242,138 @@ async def test_what_will_be_read_again_is_not_delivered_before(account, foreign,
         admin.command("configureFailPoint", "failCommand", mode="off")
         await running.stop()
     assert strict.got == [str(n) for n in range(6)]
+
+
+async def test_partitions_work_off_what_is_theirs(account, foreign, dispatched, state):
+    """Each delivers what it has parked, once, in order; also after their number has changed."""
+    strict = Strict(account, refuses=lambda instance: instance.amount == 0)
+    ids = [uuid.uuid4().hex if n % 2 else n for n in range(20)]
+    async with dispatching(dispatched, partitions=2) as running:
+        await eventually(lambda: len(running.service.held) == 2)
+        for number in range(3):
+            rows = [
+                ReplaceOne({"_id": id_}, {"name": f"{i} {number}", "amount": number}, upsert=True)
+                for i, id_ in enumerate(ids)
+            ]
+            foreign["accounts"].bulk_write(rows)
+        await eventually(lambda: len(state.rows) == 60)
+        strict.mended = True
+        await eventually(lambda: state.empty)
+    for i in range(20):
+        assert [name for name in strict.got if name.startswith(f"{i} ")] == [
+            f"{i} {number}" for number in range(3)
+        ]
+
+
+async def test_a_receiver_that_is_renamed_or_removed(account, foreign, dispatched, state, capsys):
+    """What is parked under an earlier name is found, with its followers; what nobody claims stays, and is said."""
+    said = actions(capsys)
+    old = Strict(account, name="old")
+    gone = Strict(account, name="gone")
+    id_ = ObjectId()
+    async with dispatching(dispatched):
+        foreign["accounts"].insert_one({"_id": id_, "name": "0"})
+        await eventually(lambda: len(state.rows) == 2)
+    account.signals.post_save.disconnect(old)
+    account.signals.post_save.disconnect(gone)
+    new = Strict(account, name="new", formerly="old")
+    async with dispatching(dispatched):
+        foreign["accounts"].replace_one({"_id": id_}, {"name": "1"})
+        await eventually(lambda: len(state.rows) == 3)
+        assert {lane["receiver"] for lane in state.lanes} == {"old", "gone"}
+        new.mended = True
+        await eventually(lambda: new.got == ["0", "1"])
+        await eventually(lambda: len(state.rows) == 1)
+    assert [lane["receiver"] for lane in state.lanes] == ["gone"]
+    assert said().count("parked.orphaned") == 1
+    assert {delivery.receiver for delivery in new.deliveries} == {"new"}
+    Strict(account, name="gone").mended = True
+    async with dispatching(dispatched):
+        await eventually(lambda: state.empty)
+
+
+async def test_a_connection_that_is_gone_leaves_its_deliveries(account, foreign, dispatched, state, capsys):
+    """The name is still there, but not for this signal."""
+    said = actions(capsys)
+    strict = Strict(account, post_save)
+    async with dispatching(dispatched):
+        foreign["accounts"].insert_one({"name": "0"})
+        await eventually(lambda: state.rows)
+    account.signals.post_save.disconnect(strict)
+    Strict(account, post_update)
+    async with dispatching(dispatched):
+        await eventually(lambda: [lane["reason"] for lane in state.lanes] == ["orphaned"])
+    assert said().count("parked.orphaned") == 1
+    assert len(state.rows) == 1
+
+
+STEPS = {
+    "the lane is there, its first delivery is not": ("update", 2),
+    "a delivery is finished and not removed": ("delete", 1),
+    "an empty lane is not removed": ("delete", 2),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_crash_between_two_steps_loses_nothing(account, foreign, dispatched, state, step):
+    """The process does not come further than that: the command is refused from the n-th time on, then it is killed."""
+    strict = Strict(account, refuses=lambda instance: instance.amount == 0)
+    id_ = ObjectId()
+    command, times = STEPS[step]
+    admin = foreign.client.admin
+    failing = {"failCommands": [command], "errorCode": 11600, "appName": "mongoz-dispatcher"}
+
+    def stop_at(command_mode: Any) -> None:
+        admin.command("configureFailPoint", "failCommand", mode=command_mode, data=failing)
+
+    async with dispatching(dispatched, save_interval=60.0, idle_save_interval=60.0, grace=0.1) as running:
+        token = state.token
+        if command == "update":
+            stop_at({"skip": times - 1})
+        foreign["accounts"].insert_one({"_id": id_, "name": "0", "amount": 0})
+        if command == "delete":
+            await eventually(lambda: len(state.rows) == 1)
+            stop_at({"skip": times - 1})
+            strict.mended = True
+            await eventually(lambda: strict.got == ["0"])
+            await eventually(lambda: len(state.rows) == (times == 1))
+        else:
+            await eventually(lambda: len(state.lanes) == 1)
+        running.task.cancel()
+        await asyncio.wait([running.task])
+    admin.command("configureFailPoint", "failCommand", mode="off")
+    state.rewind(token)
+    strict.mended = True
+    async with dispatching(dispatched):
+        foreign["accounts"].replace_one({"_id": id_}, {"name": "1", "amount": 1})
+        await eventually(lambda: "1" in strict.got and state.empty)
+    assert list(dict.fromkeys(strict.got)) == ["0", "1"]
+    assert strict.got[-1] == "1"
+
+
+async def test_many_are_worked_off_with_flat_memory(account, foreign, dispatched, state):
+    """Ten times as much as may be in hand is parked; neither lanes nor documents pile up in memory."""
+    strict = Strict(account, retry=Retry(1, base=0.3, cap=0.3))
+    total, blob = 2_000, bytes(20_000)
+    most = 0
+    async with dispatching(dispatched, concurrency=20) as running:
+        for start in range(0, total, 200):
+            rows = [{"name": str(n), "blob": blob} for n in range(start, start + 200)]
+            foreign["accounts"].insert_many(rows)
+        await eventually(lambda: running.stats.parked >= total, within=40)
+        pipeline = running.service.held[0]
+        strict.mended = True
+        tracemalloc.start()
+        try:
+            while len(strict.got) < total:
+                in_hand = len(pipeline._unparking._in_hand)
+                assert in_hand <= 20
+                assert len(pipeline._parking._remembered) <= 1_000
+                most = max(most, in_hand)
+                await asyncio.sleep(0.01)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        await eventually(lambda: state.empty)
+    assert most > 5
+    assert peak < 10_000_000  # of 40 MB that are parked

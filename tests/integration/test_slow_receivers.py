@@ -1,0 +1,175 @@
+"""Receivers that are slow, block the event loop, or refuse to end: they are named, and others flow on."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import structlog
+from bson import ObjectId
+
+import mongoz
+from dispatcher import calling
+from mongoz.core.signals import post_save
+from mongoz.signals.options import Retry
+from tests.integration.delivering import Parked, Strict, actions, make_account
+from tests.support import dispatching, eventually
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Who hangs is cancelled more often than once a second, and less is logged."""
+    monkeypatch.setattr(calling, "_CANCEL_AGAIN", 0.02)
+    structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
+    yield
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def account(dispatched: mongoz.Registry, database: str) -> Any:
+    return make_account(dispatched, database)
+
+
+@pytest.fixture
+def state(foreign: Any) -> Parked:
+    return Parked(foreign)
+
+
+async def test_a_slow_receiver_is_named_once_in_a_while(account, foreign, dispatched, capsys):
+    """While it is still at work; quick ones are not."""
+    said = actions(capsys)
+    gate = asyncio.Event()
+    quick = Strict(account, name="quick")
+    quick.mended = True
+
+    @post_save(account, name="slow")
+    async def slow(sender, **kwargs):
+        await gate.wait()
+
+    async with dispatching(dispatched, slow_after=0.05) as running:
+        foreign["accounts"].insert_many([{"name": "a"}, {"name": "b"}, {"name": "c"}])
+        await eventually(lambda: "delivery.slow" in said())
+        await eventually(lambda: sum(running.service._pipeline._deliverer._caller._unnamed.values()) == 2)
+        gate.set()
+        await eventually(lambda: running.stats.delivered == 6)
+    (line,) = [line for line in said().splitlines() if "delivery.slow" in line]
+    assert "receiver='slow'" in line
+    assert "signal='post_save'" in line
+    assert "seconds=" in line
+
+
+async def test_who_blocks_the_event_loop_is_named_with_the_place(account, foreign, dispatched, capsys):
+    said = actions(capsys)
+    done: list[str] = []
+
+    @post_save(account, name="blocking")
+    async def blocking(sender, instance, **kwargs):
+        await asyncio.sleep(0)
+        computes_for_long()
+        done.append(instance.name)
+
+    async with dispatching(dispatched, block_after=0.1):
+        foreign["accounts"].insert_one({"name": "Ada"})
+        await eventually(lambda: done)
+        await eventually(lambda: "loop.turns" in said())
+    line = next(line for line in said().splitlines() if "loop.blocked" in line)
+    assert "receiver='blocking'" in line
+    assert "in computes_for_long" in line
+    assert "time.sleep(0.5)" in line
+    assert "lanes.py" not in line  # the receiver's own frames are enough
+
+
+def computes_for_long() -> None:
+    time.sleep(0.5)
+
+
+class Refusing:
+    """A receiver that swallows cancellations until it is released."""
+
+    def __init__(self, document: Any, **options: Any) -> None:
+        self.hangs = True
+        self.gate = asyncio.Event()
+        self.calls: list[tuple[str, int]] = []
+        self.inside = self.most = 0
+        self.done: list[str] = []
+        post_save(document, name="refusing", timeout=0.05, **options)(self)
+
+    async def __call__(self, sender: Any, instance: Any, delivery: Any, **kwargs: Any) -> None:
+        self.calls.append((instance.name, delivery.attempt))
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        gate, deadline = self.gate, time.monotonic() + 15
+        while self.hangs and instance.name.startswith("bad") and not gate.is_set():
+            try:
+                await gate.wait()
+            except asyncio.CancelledError:
+                if time.monotonic() > deadline:  # a test that fails must end
+                    raise
+        self.inside -= 1
+        self.done.append(instance.name)
+
+
+async def test_who_refuses_to_end_loses_its_place(account, foreign, dispatched, state, capsys):
+    """With a single place: others flow on, the position moves, and its document waits, parked, until it ends."""
+    said = actions(capsys)
+    refusing = Refusing(account, retry=Retry(1000, base=0.01, cap=0.02))
+    after: list[str] = []
+
+    @post_save(account, name="next")
+    async def next_one(sender, instance, **kwargs):
+        after.append(instance.name)
+
+    id_ = ObjectId()
+    async with dispatching(dispatched, concurrency=1, park_after=0.0) as running:
+        before = state.token
+        foreign["accounts"].insert_one({"_id": id_, "name": "bad"})
+        foreign["accounts"].replace_one({"_id": id_}, {"name": "behind"})
+        foreign["accounts"].insert_many([{"name": f"good{n}"} for n in range(5)])
+        await eventually(lambda: len(after) == 7)
+        assert sorted(refusing.done) == [f"good{n}" for n in range(5)]
+        await eventually(lambda: len(state.rows) == 2 and state.token > before)
+        assert [name for name in after if "good" not in name] == ["bad", "behind"]
+        assert refusing.calls.count(("bad", 1)) == len([one for one in refusing.calls if one[0] == "bad"]) == 1
+        assert running.service._pipeline._lanes.in_flight == 0
+        refusing.gate.set()
+        await eventually(lambda: state.empty)
+    # What the one that was left alone returned in the end does not count: it is tried again, then the next one.
+    assert refusing.done[5:] == ["bad", "bad", "behind"]
+    assert refusing.calls[-2:] == [("bad", 2), ("behind", 1)]
+    assert "delivery.stuck" in said()
+
+
+async def test_a_parked_delivery_refuses_to_end(account, foreign, dispatched, state):
+    """It is left alone as well, and there is never more than one at a document."""
+    refusing = Refusing(account, retry=Retry(1000, base=0.01, cap=0.02))
+    id_ = ObjectId()
+    async with dispatching(dispatched, concurrency=2, park_after=0.0) as running:
+        foreign["accounts"].insert_one({"_id": id_, "name": "bad"})
+        await eventually(lambda: state.rows)
+        foreign["accounts"].replace_one({"_id": id_}, {"name": "behind"})
+        first, refusing.gate = refusing.gate, asyncio.Event()
+        first.set()
+        await eventually(lambda: ("bad", 2) in refusing.calls)
+        await eventually(lambda: state.lanes[0]["attempts"] == 2)
+        await eventually(lambda: running.service._pipeline._lanes.in_flight == 0)
+        refusing.hangs = False
+        refusing.gate.set()
+        await eventually(lambda: state.empty)
+    assert refusing.most == 1
+    assert refusing.done == ["bad", "bad", "bad", "behind"]
+    assert refusing.calls == [("bad", 1), ("bad", 2), ("bad", 3), ("behind", 1)]
+
+
+async def test_who_refuses_to_end_is_given_up_after_the_last_attempt(account, foreign, dispatched, state):
+    refusing = Refusing(account, retry=1)
+    id_ = ObjectId()
+    async with dispatching(dispatched):
+        foreign["accounts"].insert_one({"_id": id_, "name": "bad"})
+        foreign["accounts"].replace_one({"_id": id_}, {"name": "behind"})
+        letter = await state.letter()
+        await eventually(lambda: refusing.done == ["behind"])
+        refusing.gate.set()
+        await eventually(lambda: refusing.inside == 0)
+    assert "refuses to be cancelled" in letter["error"]["message"]
+    assert state.empty

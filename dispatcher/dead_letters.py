@@ -28,6 +28,7 @@ from dispatcher.codec import RAW
 from dispatcher.failures import in_short
 from dispatcher.letters import Letter, Parts
 from dispatcher.observe import Stats, get_logger
+from dispatcher.partitions import belongs, hash_of
 from dispatcher.retrying import Pause, pause_after
 from dispatcher.state import dead_letter_chunks, dead_letters
 from mongoz.signals.options import Retry
@@ -51,10 +52,19 @@ class DeadLetters:
         database: of the dispatcher's state.
         group: of dispatchers.
         stats: counters.
+        partition: which one, of how many: whose letters are ours to be tried again.
     """
 
-    def __init__(self, client: AsyncMongoClient[Any], database: str, group: str, stats: Stats) -> None:
+    def __init__(
+        self,
+        client: AsyncMongoClient[Any],
+        database: str,
+        group: str,
+        stats: Stats,
+        partition: tuple[int, int] = (0, 1),
+    ) -> None:
         self.group = group
+        self._partition = partition
         self._letters = dead_letters(client, database)
         self._parts = Parts(dead_letter_chunks(client, database))
         self._stats = stats
@@ -91,15 +101,45 @@ class DeadLetters:
         if before is not None and before.get("chunked", {}) != document["chunked"]:
             await self._parts.drop(letter.id, but=document["chunked"])
 
-    async def requested(self, most: int) -> list[RawBSONDocument]:
-        """Letters that are to be tried again, as they are stored; those that were asked for first come first.
+    async def requested(self, most: int) -> list[str]:
+        """`_id`s of letters that are to be tried again; those that were asked for first come first.
+
+        A letter whose key is too long to be found by it may be another partition's, see `is_ours`.
 
         Raises:
             PyMongoError: as the driver has it.
         """
-        wanted = {"group": self.group, "retry_requested_at": {"$exists": True}}
-        found = self._letters.with_options(codec_options=RAW).find(wanted, batch_size=1)
-        return await found.sort("retry_requested_at", 1).limit(most).to_list(None)
+        wanted: dict[str, Any] = {"group": self.group, "retry_requested_at": {"$exists": True}}
+        number, of = self._partition
+        if of > 1:
+            long = {"key": {"$exists": False}, "receiver": {"$ne": None}}
+            wanted["$or"] = [{"$expr": belongs(hash_of("$key"), number, of)}, long]
+        found = self._letters.find(wanted, {"_id": True}).sort("retry_requested_at", 1).limit(most)
+        return [letter["_id"] async for letter in found]
+
+    async def is_ours(self, key: Any) -> bool:
+        """Whether a document belongs to this partition.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        number, of = self._partition
+        if of == 1:
+            return True
+        pipeline: list[dict[str, Any]] = [
+            {"$documents": [{"key": {"$literal": key}}]},
+            {"$match": {"$expr": belongs(hash_of("$key"), number, of)}},
+        ]
+        return bool(await (await self._letters.database.aggregate(pipeline)).to_list(None))
+
+    async def read(self, letter: str) -> RawBSONDocument | None:
+        """A letter that is to be tried again, as it is stored; None if it is not any more.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        wanted = {"_id": letter, "retry_requested_at": {"$exists": True}}
+        return await self._letters.with_options(codec_options=RAW).find_one(wanted)
 
     async def is_requested(self, letter: str) -> bool:
         """Whether a letter is still there, and to be tried again.
@@ -143,8 +183,9 @@ class DeadLetters:
         attempt = 0
         while True:
             try:
-                await self._letters.delete_one({"_id": letter})
-                await self._parts.drop(letter)
+                gone = await self._letters.find_one_and_delete({"_id": letter}, projection={"chunked": True})
+                if gone is None or gone.get("chunked"):
+                    await self._parts.drop(letter)
                 break
             except PyMongoError as error:
                 attempt += 1

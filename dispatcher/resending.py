@@ -31,8 +31,9 @@ log = get_logger()
 # Seconds between two looks.
 _LOOK: Final = 1.0
 
-# Letters at once.
+# Letters at once, and bytes of their documents.
 _MOST: Final = 50
+_BYTES: Final = 4_000_000
 
 # What a letter keeps when it becomes one for each receiver.
 _FAILURE: Final = ("attempts", "reason", "error", "first_attempt_at", "last_attempt_at", "retry_requested_at")
@@ -109,29 +110,40 @@ class Resending:
 
     async def _take(self) -> int:
         """Begin with the next ones; when this returns they are parked, or answered. How many there were."""
-        parked = []
-        letters = await self._letters.requested(_MOST)
-        for letter in letters:
+        taken, size = 0, 0
+        parked: list[asyncio.Future[None]] = []
+        for id_ in await self._letters.requested(_MOST):
+            letter = await self._letters.read(id_)
+            if letter is None:
+                continue
             try:
+                parts = await self._letters.parts_of(letter)
                 if letter["receiver"] is None:
-                    await self._split(letter)
+                    await self._split(letter, parts)
+                elif "key" in parts and not await self._letters.is_ours(RawBSONDocument(parts["key"])[""]):
+                    continue
                 else:
-                    parked.append(self._begin(await self._found(letter)))
+                    parked.append(self._begin(self._found(letter, parts)))
             except _Refused as refused:
-                await self._letters.refuse(letter["_id"], str(refused))
-                log.warning(
-                    "a dead letter can't be tried again",
-                    action="dead_letter.refused",
-                    letter=letter["_id"],
-                    reason=str(refused),
-                )
+                await self._refuse(id_, str(refused))
+            taken += 1
+            size += sum(map(len, parts.values()))
+            if size > _BYTES:
+                if parked:
+                    await asyncio.wait(parked)
+                parked, size = [], 0
         if parked:
             await asyncio.wait(parked)
-        return len(letters)
+        return taken
 
-    async def _found(self, letter: RawBSONDocument) -> _Found:
+    async def _refuse(self, letter: str, reason: str) -> None:
+        await self._letters.refuse(letter, reason)
+        log.warning(
+            "a dead letter can't be tried again", action="dead_letter.refused", letter=letter, reason=reason
+        )
+
+    def _found(self, letter: RawBSONDocument, parts: Mapping[str, bytes]) -> _Found:
         """A letter's change and receiver, as they are today."""
-        parts = await self._letters.parts_of(letter)
         try:
             change = change_of(letter, parts, self._codec_options)
         except Exception as error:
@@ -179,9 +191,8 @@ class Resending:
 
     # -- letters of unreadable events ------------------------------------------------------------------------
 
-    async def _split(self, letter: RawBSONDocument) -> None:
+    async def _split(self, letter: RawBSONDocument, parts: Mapping[str, bytes]) -> None:
         """An event that can be decoded today becomes a letter for each receiver. These are taken next."""
-        parts = await self._letters.parts_of(letter)
         try:
             change = decode(RawBSONDocument(parts["event"]), self._codec_options)
         except Undecodable as error:

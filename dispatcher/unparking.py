@@ -159,7 +159,7 @@ class Unparking:
             if room <= 0 or len(self._ready) > self._places // 2 or self._bytes >= _BYTES:
                 continue  # an errand that ends looks again
             times = self._parking.times_parked(name)
-            stuck = self._parking.stuck
+            stuck = list(self._parking.stuck)
             due, seconds = await self._parked.due(name, room, [*mine, *stuck])
             if not due and not mine and not stuck and seconds is None:
                 self._parking.nothing_left(name, times)

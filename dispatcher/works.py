@@ -88,7 +88,7 @@ class Works(NamedTuple):
             settings=self.settings,
             stats=self.stats,
             address=self.address,
-            dead_letters=DeadLetters(self.client, database, group, self.stats),
+            dead_letters=DeadLetters(self.client, database, group, self.stats, (number, of)),
             parked=Parked(self.client, database, group, ours),
             controls=self.controls,
             gaps=Gaps(self.client, database, group, self.stats, address=self.address, partition=number),

@@ -9,7 +9,7 @@ import structlog
 from bson import ObjectId, Timestamp
 
 import mongoz
-from dispatcher import controls, resending, retries
+from dispatcher import controls, letters, resending, retries
 from dispatcher.dead_letters import DeadLetters
 from dispatcher.exceptions import UnknownLetter
 from dispatcher.letters import Failure, unreadable_letter
@@ -56,13 +56,15 @@ def strict_on(document: Any, *signals: Any, **options: Any) -> Strict:
     return Strict(document, *signals, **{"on_failure": "dead_letter", "retry": 1, **options})
 
 
-async def test_a_letter_that_is_delivered_is_gone(account, foreign, dispatched, state, retry):
-    """It is the same delivery, asked for; nothing of it stays, however large it was."""
+async def test_a_letter_that_is_delivered_is_gone(account, foreign, dispatched, state, retry, monkeypatch):
+    """It is the same delivery, asked for; nothing of it stays, also if it did not fit into one document."""
+    monkeypatch.setattr(letters, "_INLINE", 1_000)
+    monkeypatch.setattr(letters, "_CHUNK", 1_000)
     strict = strict_on(account)
     async with dispatching(dispatched):
-        foreign["accounts"].insert_one({"name": "Ada", "blob": bytes(9_000_000)})
+        foreign["accounts"].insert_one({"name": "Ada", "blob": bytes(2_500)})
         letter = await state.letter()
-        assert letter["chunked"]
+        assert letter["chunked"] == {"document": 3}
         strict.mended = True
         assert await retry(letter["_id"]) == [("delivered", "")]
         await eventually(lambda: state.empty)
@@ -128,13 +130,13 @@ async def test_in_the_order_of_the_commits_among_what_is_parked(
 async def test_asked_for_while_no_dispatcher_runs(account, foreign, dispatched, state, retry):
     strict = strict_on(account)
     async with dispatching(dispatched):
-        foreign["accounts"].insert_many([{"name": str(n)} for n in range(120)])  # more than are taken at once
-        await state.wait(120)
+        foreign["accounts"].insert_many([{"name": str(n)} for n in range(60)])  # more than are taken at once
+        await state.wait(60)
     strict.mended = True
     assert {result for result, _ in await retry(within=0.0)} == {"waiting"}
     async with dispatching(dispatched):
         await eventually(lambda: not state.letters and state.empty)
-    assert sorted(strict.got, key=int) == [str(n) for n in range(120)]
+    assert sorted(strict.got, key=int) == [str(n) for n in range(60)]
 
 
 async def test_a_renamed_receiver_gets_its_letters_and_a_removed_one_does_not(
@@ -144,16 +146,16 @@ async def test_a_renamed_receiver_gets_its_letters_and_a_removed_one_does_not(
     old = strict_on(account, name="old")
     async with dispatching(dispatched):
         foreign["accounts"].insert_one({"name": "Ada"})
-        letters = await state.wait(2)
+        two = await state.wait(2)
     account.signals.post_save.disconnect(gone)
     account.signals.post_save.disconnect(old)
     new = strict_on(account, name="new", formerly="old")
     async with dispatching(dispatched):
-        by_name = dict(zip([one["receiver"] for one in letters], await retry(*[one["_id"] for one in letters])))  # noqa: B905
+        by_name = dict(zip([one["receiver"] for one in two], await retry(*[one["_id"] for one in two])))  # noqa: B905
         results = {result for result, _ in by_name.values()}
         assert results == {"failed", "refused"}
         new.mended = True
-        renamed = next(one for one in letters if one["receiver"] == "old")
+        renamed = next(one for one in two if one["receiver"] == "old")
         assert await retry(renamed["_id"]) == [("delivered", "")]
     (letter,) = state.letters
     assert letter["receiver"] == "gone"
@@ -204,9 +206,9 @@ async def test_an_event_that_can_be_decoded_by_now(account, foreign, dispatched,
         assert [result for result, _ in results] == ["delivered", "refused"]
         assert "can't be decoded" in results[1][1]
         await eventually(lambda: strict.got == ["Ada"] and state.empty)
-    letters = {letter["receiver"]: letter for letter in state.letters}
-    assert letters.keys() == {"broken", None}
-    assert (letters["broken"]["reason"], letters["broken"]["retries"]) == ("failed", 1)
+    left = {letter["receiver"]: letter for letter in state.letters}
+    assert left.keys() == {"broken", None}
+    assert (left["broken"]["reason"], left["broken"]["retries"]) == ("failed", 1)
     assert len(broken.attempts) == 1
 
 
@@ -231,9 +233,10 @@ async def test_receivers_that_triggered_each_other_get_another_chance(account, f
 
 async def test_unknown_letters_are_said_before_anything_is_done(account, foreign, dispatched, state, retry):
     strict_on(account)
-    async with dispatching(dispatched):
+    async with dispatching(dispatched) as running:
         foreign["accounts"].insert_one({"name": "Ada"})
         letter = await state.letter()
+        await eventually(lambda: running.stats.dead_letters == 1)
         with pytest.raises(UnknownLetter, match="no dead letter 'nothing', 'like-that'"):
             await retry(letter["_id"], "nothing", "like-that")
     assert "retry_requested_at" not in state.letters[0]

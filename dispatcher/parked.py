@@ -20,7 +20,8 @@ parked_lanes: one document per lane, the deliveries of one receiver that wait fo
 
 parked: one document per delivery. What `letters.py` lists, and:
 
-    _id               "<lane>:<token>": sorted by it, the deliveries of a lane are in the order of their commits
+    _id               "<lane>:<token>": sorted by it, the deliveries of a lane are in the order of their commits;
+                      that of a replay has "~<id of the run>" behind it
     by                the process that parked it: it has read the change, and will not read it again
     again             {letter, retries}: of a dead letter that is tried again, its `_id` and how often that was
                       done before; absent otherwise
@@ -114,7 +115,7 @@ class _Settled(NamedTuple):
 
     Attributes:
         lane: which.
-        up_to: token of the last delivery that is finished; None if none is.
+        up_to: `_id` of the last delivery that is finished; None if none is.
         chunked: `_id`s of those of them that did not fit into one document.
         change: of the lane's document; None if it is to be removed once it is empty.
     """
@@ -299,7 +300,7 @@ class Parked:
         Raises:
             PyMongoError: as the driver has it.
         """
-        up_to = finished[-1]["token"] if finished else None
+        up_to = finished[-1]["_id"] if finished else None
         chunked = [row["_id"] for row in finished if row["chunked"]]
         change = None if waiting is None else _waits(*waiting)
         return await self._settled.add(_Settled(lane, up_to, chunked, change))
@@ -344,7 +345,7 @@ _FIRST: Final[dict[str, Any]] = {
 
 def _range(lane: str, up_to: str | None = None) -> dict[str, Any]:
     """The deliveries of a lane; ";" is the character after ":"."""
-    return {"_id": {"$gt": f"{lane}:", **({"$lt": f"{lane};"} if up_to is None else {"$lte": f"{lane}:{up_to}"})}}
+    return {"_id": {"$gt": f"{lane}:", **({"$lt": f"{lane};"} if up_to is None else {"$lte": up_to})}}
 
 
 def _waits(token: str, waiting: Waiting) -> list[dict[str, Any]]:

@@ -236,7 +236,8 @@ class Parking:
 
     def _row(self, lane: str, change: Change, calls: Calls, receiver: Receiver) -> Letter:
         fields, parts = delivery_of(change, calls, receiver, term=self.term, group=self._parked.group)
-        return Letter({"_id": f"{lane}:{change.token}", "lane": lane, "by": self.me, **fields}, parts)
+        id_ = f"{lane}:{change.token}" + (f"~{calls.run}" if calls.run else "")
+        return Letter({"_id": id_, "lane": lane, "by": self.me, **fields}, parts)
 
     async def _put(self, row: Letter, lane: str, waiting: Waiting | None) -> None:
         await self.insist(lambda: self._parked.put(row, lane, waiting))

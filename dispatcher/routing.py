@@ -11,7 +11,7 @@ from mongoz.connection import Collection
 from mongoz.connection.watching import NamespacePattern
 from mongoz.fields.storage import stored_names
 from mongoz.signals.names import POST
-from mongoz.signals.receivers import Receiver
+from mongoz.signals.receivers import Receiver, stamp_ids
 
 __all__ = ["Listener", "Routes"]
 
@@ -38,6 +38,7 @@ class Listener(NamedTuple):
         namespace: of its own collection.
         patterns: of further ones that hold such documents.
         fields: the stored names that must have changed, of the `post_update` receivers that ask for some.
+        stamped: what receivers go by in the stamps of this document.
     """
 
     document: Any
@@ -45,6 +46,7 @@ class Listener(NamedTuple):
     namespace: Namespace
     patterns: tuple[NamespacePattern, ...] = ()
     fields: Mapping[Receiver, frozenset[str]] = MappingProxyType({})
+    stamped: Mapping[Receiver, frozenset[bytes]] = MappingProxyType({})
 
 
 class _Found(NamedTuple):
@@ -56,6 +58,7 @@ class _Found(NamedTuple):
         collection: the one that the namespace names, if it is not the document's own.
         fields: as the listener has it.
         names: of all its receivers.
+        stamped: as the listener has it.
     """
 
     document: Any
@@ -63,6 +66,7 @@ class _Found(NamedTuple):
     collection: Collection | None
     fields: Mapping[Receiver, frozenset[str]]
     names: frozenset[str]
+    stamped: Mapping[Receiver, frozenset[bytes]]
 
 
 class Routes:
@@ -90,7 +94,8 @@ class Routes:
                 namespace = (collection.database.name, collection.name)
                 patterns = document.meta.watched.patterns
                 fields = _fields(document, receivers["post_update"])
-                self._listeners.append(Listener(document, receivers, namespace, patterns, fields))
+                stamped = _stamped(document, receivers)
+                self._listeners.append(Listener(document, receivers, namespace, patterns, fields, stamped))
 
     def narrowed(self, keep: Callable[[str, Receiver], bool], run: str = "") -> "Routes":
         """Some of the receivers only.
@@ -149,10 +154,10 @@ class Routes:
         found = self._found.get(change.namespace)
         if found is None:
             found = self._find(change.namespace)
-        for document, by_signal, collection, fields, _ in found:
+        for document, by_signal, collection, fields, _, stamped in found:
             receivers = by_signal[signal]
             if done and not self._run:
-                receivers = tuple(r for r in receivers if done.isdisjoint(r.ids))
+                receivers = tuple(r for r in receivers if done.isdisjoint(stamped[r]))
             if fields and signal == "post_update":
                 names = change.names
                 receivers = tuple(r for r in receivers if r not in fields or not fields[r].isdisjoint(names))
@@ -218,6 +223,7 @@ class Routes:
                 None if listener.namespace == namespace else _collection(listener.document, namespace),
                 listener.fields,
                 frozenset(one.name for receivers in listener.receivers.values() for one in receivers),
+                listener.stamped,
             )
             for listener in self.listening_to(namespace)
         )
@@ -230,6 +236,11 @@ def _collection(document: Any, namespace: Namespace) -> Collection:
     database, name = namespace
     collection: Collection = document.meta.registry.get_database(database).get_collection(name)
     return collection
+
+
+def _stamped(document: Any, receivers: Mapping[str, Iterable[Receiver]]) -> dict[Receiver, frozenset[bytes]]:
+    """What receivers go by in the stamps of a document."""
+    return {r: frozenset(stamp_ids(r, document, signal)) for signal, some in receivers.items() for r in some}
 
 
 def _fields(document: Any, receivers: Iterable[Receiver]) -> dict[Receiver, frozenset[str]]:

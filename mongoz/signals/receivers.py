@@ -15,7 +15,15 @@ from mongoz.signals.names import KEYWORDS
 from mongoz.signals.options import DeliveryMode, Options, options_of
 from mongoz.stamps import receiver_id
 
-__all__ = ["Delivery", "Receiver", "ReceiverFunction", "identified", "importable_name", "make_receiver"]
+__all__ = [
+    "Delivery",
+    "Receiver",
+    "ReceiverFunction",
+    "identified",
+    "importable_name",
+    "make_receiver",
+    "stamp_ids",
+]
 
 ReceiverFunction = Callable[..., Awaitable[Any]]
 
@@ -119,6 +127,15 @@ def identified(receiver: Receiver, sender: type, signal: str) -> Receiver:
     owner = importable_name(sender)
     former = tuple(receiver_id((owner, signal, name)) for name in receiver.options.formerly)
     return replace(receiver, id=receiver_id((owner, signal, receiver.name)), former_ids=former)
+
+
+def stamp_ids(receiver: Receiver, sender: type, signal: str) -> tuple[bytes, ...]:
+    """What a receiver goes by in the stamps of one document, under its present name and earlier ones.
+
+    Several documents that inherit it may share a collection: each is told of a write, and only one made it.
+    """
+    owner = importable_name(sender)
+    return tuple(receiver_id((owner, signal, name)) for name in (receiver.name, *receiver.options.formerly))
 
 
 def _check_fields(options: Options, sender: Any, label: str) -> None:

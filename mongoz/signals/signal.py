@@ -9,7 +9,7 @@ from mongoz.exceptions import SignalError
 from mongoz.signals.muting import is_muted, muting
 from mongoz.signals.names import POST
 from mongoz.signals.options import ReceiverOptions
-from mongoz.signals.receivers import Receiver, ReceiverFunction, identified, make_receiver
+from mongoz.signals.receivers import Receiver, ReceiverFunction, identified, make_receiver, stamp_ids
 
 __all__ = ["Signal"]
 
@@ -143,10 +143,15 @@ class Signal:
     def ids_of(self, receivers: tuple[Receiver, ...]) -> frozenset[bytes]:
         """All that some of the receivers go by in stamps."""
         if receivers is not self._in_process:
-            return _ids(receivers)
+            return self._ids(receivers)
         if self._in_process_ids is None:
-            self._in_process_ids = _ids(receivers)
+            self._in_process_ids = self._ids(receivers)
         return self._in_process_ids
+
+    def _ids(self, receivers: Iterable[Receiver]) -> frozenset[bytes]:
+        if self.sender is None or self.name is None:
+            return frozenset()
+        return frozenset(id_ for receiver in receivers for id_ in stamp_ids(receiver, self.sender, self.name))
 
     async def send(self, sender: Any = None, /, **kwargs: Any) -> list[tuple[ReceiverFunction, Any]]:
         """Await the receivers one after another; the first exception stops and reaches the caller.
@@ -246,7 +251,3 @@ class Signal:
             f"Two receivers of {self.sender.__name__ if self.sender else ''}.{self.name} {known_as} "
             f"({one.defined_at} and {other.defined_at}); give one of them another name=."
         )
-
-
-def _ids(receivers: Iterable[Receiver]) -> frozenset[bytes]:
-    return frozenset(id_ for receiver in receivers for id_ in receiver.ids)

@@ -1,0 +1,356 @@
+"""What the ODM sends, with a dispatcher and without, and whom the dispatcher tells: no stamp is made by hand."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import bson
+import pytest
+from bson import ObjectId
+from pymongo import AsyncMongoClient, monitoring
+
+import mongoz
+from mongoz.connection import clock
+from mongoz.core.signals import post_delete, post_save, post_update
+from mongoz.signals import muted
+from mongoz.stamps import FIELD
+from tests.integration.test_operation_matrix import CASES
+from tests.integration.test_operation_matrix import make as make_user
+from tests.support import dispatching, eventually
+
+IMAGES = {"changeStreamPreAndPostImages": {"enabled": True}}
+SIGNALS = (post_save, post_update, post_delete)
+
+# -- what is sent ----------------------------------------------------------------------------------------
+
+
+class Commands(monitoring.CommandListener):
+    """What a client sends, but for what tells two sessions or two moments apart."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+
+    def started(self, event: Any) -> None:
+        if event.command_name not in ("hello", "endSessions", "killCursors"):
+            self.sent.append(comparable(bson.decode(bson.encode(event.command))))
+
+    def succeeded(self, event: Any) -> None:
+        pass
+
+    def failed(self, event: Any) -> None:
+        pass
+
+
+def comparable(value: Any) -> Any:
+    if isinstance(value, dict):
+        varying = ("lsid", "$clusterTime", "txnNumber")
+        return {name: comparable(part) for name, part in value.items() if name not in varying}
+    if isinstance(value, list):
+        return [comparable(part) for part in value]
+    return "an id" if isinstance(value, ObjectId) else value
+
+
+@pytest.fixture
+def commands() -> Commands:
+    return Commands()
+
+
+@pytest.fixture
+async def listened(mongo: Any, commands: Commands) -> Any:
+    async with AsyncMongoClient(mongo.url, event_listeners=[commands]) as client:
+        yield client
+
+
+def connect_all(document: Any, delivery: str) -> None:
+    async def ignore(sender: Any, **kwargs: Any) -> None:
+        pass
+
+    for connect in SIGNALS:
+        connect(document, delivery=delivery, name=f"ignore.{delivery}")(ignore)
+
+
+@pytest.fixture
+def sent_by(listened: AsyncMongoClient[Any], commands: Commands, database: str) -> Callable[..., Any]:
+    """What a call sends on two documents that are there."""
+
+    async def run(call: Any, *deliveries: str, dispatched: str | bool = False) -> list[Any]:
+        await listened.drop_database(database)
+        User = make_user(mongoz.Registry(listened, dispatched=dispatched), database)
+        ada = await User.objects.create(name="Ada", age=1)
+        await User.objects.create(name="Bob", age=2)
+        for delivery in deliveries:
+            connect_all(User, delivery)
+        commands.sent.clear()
+        await call(User, ada)
+        return list(commands.sent)
+
+    return run
+
+
+def fields_of(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for name, part in value.items():
+            yield name
+            yield from fields_of(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from fields_of(part)
+
+
+@pytest.mark.parametrize(("call", "expected"), CASES)
+async def test_what_nobody_handles_costs_nothing(request, sent_by, database, call, expected):
+    plain = await sent_by(call)
+    if expected.get("post_save") != [
+        False
+    ]:  # the server sees an update: a dispatcher must be told that it was a save
+        assert await sent_by(call, dispatched=database) == plain
+        assert await sent_by(call, "dispatcher", dispatched=database) == plain
+    heard = await sent_by(call, "any", "process")
+    assert FIELD not in set(fields_of(heard))
+    if request.node.callspec.id.startswith("instance: "):
+        assert heard == plain  # not one byte more
+
+
+@pytest.mark.parametrize(("call", "expected"), CASES)
+async def test_writes_are_made_of_operators(request, sent_by, database, call, expected):
+    """Never pipelines, which could split a stamp, and never replaces, which are always somebody else's."""
+    if "bulk_write" in request.node.callspec.id or "aggregate" in request.node.callspec.id:
+        pytest.skip("raw calls are not the ODM's")
+    for command in await sent_by(call, "any", dispatched=database):
+        updates = [one["u"] for one in command.get("updates", ())]
+        if "findAndModify" in command:
+            updates.append(command["update"])
+        for update in updates:
+            assert isinstance(update, dict)
+            assert all(name.startswith("$") for name in update)
+
+
+# -- who is told -----------------------------------------------------------------------------------------
+
+
+class Told(list[Any]):
+    """Calls of receivers: who, where, of what."""
+
+    def listen(self, document: Any, name: str = "watcher", **options: Any) -> None:
+        async def receive(sender: Any, **kwargs: Any) -> None:
+            shown = kwargs["instance"].model_dump()  # the caller may go on with the instance
+            self.append(SimpleNamespace(sender=sender, by=name, shown=shown, **kwargs))
+
+        for connect in SIGNALS:
+            connect(document, name=name, **options)(receive)
+
+    def of(self, id_: Any) -> list[tuple[str, str, str]]:
+        return [(c.by, c.delivery.origin, c.delivery.signal) for c in self if c.instance.id == id_]
+
+    async def up_to_now(self, users: Any, id_: Any) -> list[tuple[str, str, str]]:
+        """What was told of a document, once everything before this call was dealt with."""
+        end = f"end-{ObjectId()}"
+        users.replace_one({"_id": id_}, {"name": end}, upsert=True)
+        await eventually(lambda: any(getattr(c.instance, "name", None) == end for c in self), what=end)
+        told = [c for c in self if c.instance.id == id_ and getattr(c.instance, "name", None) != end]
+        self.clear()
+        return [(c.by, c.delivery.origin, c.delivery.signal) for c in told]
+
+
+@pytest.fixture
+def User(dispatched: mongoz.Registry, database: str, foreign: Any) -> Any:
+    foreign.create_collection("users", **IMAGES)
+    return make_user(dispatched, database)
+
+
+@pytest.fixture
+def told(User: Any) -> Told:
+    told = Told()
+    told.listen(User)
+    return told
+
+
+HERE = [("watcher", "process", name) for name in ("post_save", "post_update", "post_save", "post_delete")]
+
+
+async def write_all(User: Any, id_: ObjectId) -> None:
+    ada = await User.objects.create(id=id_, name="Ada")
+    await ada.update(age=1)
+    ada.age = 2
+    await ada.save()
+    await ada.delete()
+
+
+@pytest.mark.parametrize("skew", [3600.0, -3600.0])
+async def test_a_clock_that_is_an_hour_off(User, told, foreign, dispatched, monkeypatch, skew):
+    """The application's writes stay its own, and copies of them are somebody else's all the same."""
+    right = clock.time
+    monkeypatch.setattr(clock, "time", lambda: right() + skew)
+    id_, other = ObjectId(), ObjectId()
+    async with dispatching(dispatched):
+        await write_all(User, id_)
+        assert await told.up_to_now(foreign.users, id_) == HERE
+        await User.objects.create(id=other, name="Bob")
+        row = foreign.users.find_one({"_id": other})
+        foreign.users.delete_one({"_id": other})
+        foreign.users.insert_one(row)
+        assert (await told.up_to_now(foreign.users, other))[1:] == [
+            ("watcher", "stream", "post_delete"),
+            ("watcher", "stream", "post_save"),
+        ]
+
+
+async def test_a_clock_that_is_set_in_between(User, told, foreign, dispatched, monkeypatch):
+    right = clock.time
+    async with dispatching(dispatched):
+        for skew in (0.0, 3600.0, -60.0):
+            monkeypatch.setattr(clock, "time", lambda skew=skew: right() + skew)
+            id_ = ObjectId()
+            await write_all(User, id_)
+            assert await told.up_to_now(foreign.users, id_) == HERE
+
+
+async def test_an_own_document_that_is_copied(User, told, foreign, dispatched):
+    """In the very millisecond, with the stamp that the ODM made: each copy is delivered, the original is not."""
+    id_, other = ObjectId(), ObjectId()
+    async with dispatching(dispatched):
+        await User.objects.create(id=id_, name="Ada")
+        row = foreign.users.find_one({"_id": id_})
+        assert FIELD in row
+        foreign.users.delete_one({"_id": id_})
+        foreign.users.insert_one(row)
+        assert await told.up_to_now(foreign.users, id_) == [
+            ("watcher", "process", "post_save"),
+            ("watcher", "stream", "post_delete"),
+            ("watcher", "stream", "post_save"),
+        ]
+        foreign.users.insert_one({**row, "_id": other})
+        assert await told.up_to_now(foreign.users, other) == [("watcher", "stream", "post_save")]
+
+
+async def test_a_whole_document_that_is_set_back(User, told, foreign, dispatched):
+    id_ = ObjectId()
+    async with dispatching(dispatched):
+        ada = await User.objects.create(id=id_, name="Ada")
+        old = foreign.users.find_one({"_id": id_})
+        await ada.update(age=1)
+        foreign.users.update_one({"_id": id_}, {"$set": {k: v for k, v in old.items() if k != "_id"}})
+        assert await told.up_to_now(foreign.users, id_) == [
+            ("watcher", "process", "post_save"),
+            ("watcher", "process", "post_update"),
+            ("watcher", "stream", "post_update"),
+        ]
+
+
+async def test_two_applications_on_one_database(User, told, foreign, dispatched, database):
+    """Each runs its own receivers in process, and is told of the other's writes by its own dispatcher."""
+    async with mongoz.Registry(dispatched.url, dispatched=f"{database}_b") as theirs:
+        Theirs, told_theirs = make_user(theirs, database), Told()
+        told_theirs.listen(Theirs)
+        mine, other = ObjectId(), ObjectId()
+        async with dispatching(dispatched), dispatching(theirs, state_database=f"{database}_state"):
+            await write_all(User, mine)
+            with muted():
+                ada = await Theirs.objects.create(id=other, name="Ada")
+            await ada.update(age=1)
+            for document in (mine, other):
+                foreign.users.insert_one({"_id": document, "name": "end"} if document is mine else {})
+            # The deletes of a group have markers, which are somebody's updates to the other.
+            expected = [*("post_save", "post_update", "post_update", "post_update"), "post_delete", "post_save"]
+            await eventually(lambda: len(told_theirs.of(mine)) >= len(expected), what="theirs")
+            await eventually(lambda: len(told.of(other)) >= 2, what="mine")
+        assert [name for _, _, name in told_theirs.of(mine)] == expected
+        assert {origin for _, origin, _ in told_theirs.of(mine)} == {"stream"}
+        assert told.of(mine) == [*HERE, ("watcher", "stream", "post_save")]
+        assert told.of(other) == [("watcher", "stream", "post_save"), ("watcher", "stream", "post_update")]
+        assert told_theirs.of(other) == [("watcher", "process", "post_update")]
+
+
+async def test_a_process_with_some_of_the_receivers(User, told, foreign, dispatched, database):
+    """What it does not import is left to the dispatcher; what it has is not run again, under no name."""
+    told.listen(User, "late")
+    told.listen(User, "renamed", formerly="earlier")
+    async with mongoz.Registry(dispatched.url, dispatched=database) as elsewhere:
+        Twin = make_user(elsewhere, database)
+        told_there = Told()
+        told_there.listen(Twin, "earlier")
+        told_there.listen(Twin, "late")
+        id_ = ObjectId()
+        async with dispatching(dispatched):
+            await write_all(Twin, id_)
+            seen = await told.up_to_now(foreign.users, id_)
+    assert seen == [("watcher", "stream", name) for _, _, name in HERE]
+    assert [(by, name) for by, _, name in told_there.of(id_)] == [
+        (by, name) for _, _, name in HERE for by in ("earlier", "late")
+    ]
+
+
+async def test_a_receiver_of_two_classes_on_one_collection(dispatched, database, foreign):
+    """The class that wrote has it in process; the other one is told of the change by the dispatcher."""
+
+    class Base(mongoz.Document):
+        name: str = mongoz.String()
+
+        class Meta:
+            abstract = True
+
+    told = Told()
+    told.listen(Base)
+    told.listen(Base, "renamed", formerly="before")
+    place = {"registry": dispatched, "database": database, "collection": "users"}
+
+    class Person(Base):
+        Meta = type("Meta", (), place)
+
+    class Customer(Base):
+        Meta = type("Meta", (), place)
+
+    id_ = ObjectId()
+    async with dispatching(dispatched):
+        ada = await Person.objects.create(id=id_, name="Ada")
+        await ada.delete()
+        await eventually(lambda: len(told.of(id_)) >= 8, what="all of it")
+        foreign.users.insert_one({"_id": id_, "name": "Bob"})
+        await eventually(lambda: len(told.of(id_)) >= 12, what="the last one")
+    by_class = {
+        origin: [(c.sender.__name__, c.by, c.delivery.signal) for c in told[:8] if c.delivery.origin == origin]
+        for origin in ("process", "stream")
+    }
+    both = [(by, name) for name in ("post_save", "post_delete") for by in ("watcher", "renamed")]
+    assert by_class["process"] == [("Person", *one) for one in both]
+    assert by_class["stream"] == [("Customer", *one) for one in both]
+
+
+async def test_a_task_that_is_told_is_told_the_same_everywhere(User, dispatched, foreign):
+    """The keywords of a receiver, in process and in the dispatcher."""
+    here, there = Told(), Told()
+    here.listen(User, "here", delivery="process")
+    there.listen(User, "there", delivery="dispatcher")
+    id_ = ObjectId()
+    async with dispatching(dispatched):
+        await write_all(User, id_)
+        await eventually(lambda: len(there) >= 4)
+    for one, other in zip(here, there, strict=True):
+        mine, its = vars(one) | {"by": 0}, vars(other) | {"by": 0}
+        assert mine.keys() == its.keys()
+        assert one.delivery.signal == other.delivery.signal
+        for name in mine.keys() - {"delivery", "previous", "instance"}:
+            assert mine[name] == its[name], name
+            assert type(mine[name]) is type(its[name])
+        assert one.delivery._fields == other.delivery._fields
+        assert (one.delivery.cluster_time, one.delivery.wall_time, one.delivery.session) == (None, None, None)
+        assert isinstance(other.delivery.cluster_time, bson.Timestamp)
+        assert one.delivery.image == other.delivery.image
+        assert (one.delivery.origin, other.delivery.origin) == ("process", "stream")
+    assert [getattr(call, "previous", None) and call.previous.age for call in there] == [None, 0, 1, None]
+    assert [getattr(call, "previous", None) and call.previous.age for call in here] == [None, 0, 1, None]
+
+
+async def test_what_is_written_while_nobody_delivers(User, told, foreign, dispatched):
+    """Writes of many, interleaved, while the dispatcher is away; nothing twice, nothing lost."""
+    told.listen(User, "later", delivery="dispatcher")
+    ids = [ObjectId() for _ in range(20)]
+    async with dispatching(dispatched):
+        pass
+    await asyncio.gather(*(write_all(User, id_) for id_ in ids))
+    async with dispatching(dispatched):
+        await eventually(lambda: len(told) >= 8 * len(ids))
+    for id_ in ids:
+        assert [one for one in told.of(id_) if one[0] == "watcher"] == HERE
+        assert [name for by, _, name in told.of(id_) if by == "later"] == [name for _, _, name in HERE]

@@ -13,10 +13,8 @@ from dispatcher.checking import Finding, check, role_for
 from dispatcher.embedded import embedded_mongo
 from dispatcher.rights import role_name
 from mongoz.core.signals import post_delete, post_save, post_update
-from tests.integration.test_setup import CLOSED, IMAGES, WATCHING, allowed, guarded, make_user
+from tests.integration.test_setup import CLOSED, IMAGES, WATCHING, allowed, make_user
 from tests.support import dispatching, eventually, settings_for
-
-__all__ = ["guarded"]
 
 Look = Callable[..., Any]
 

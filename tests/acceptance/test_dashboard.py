@@ -89,8 +89,8 @@ def url_of(running: Daemon) -> str:
     return f"{listening['address']}/dashboard/"
 
 
-def tile(page: Page, name: str) -> str:
-    return page.locator(".tile", has_text=name).locator("dd").inner_text()
+def tile(page: Page, name: str) -> Any:
+    return page.locator(".tile", has_text=name).locator("dd")
 
 
 def row(page: Page, receiver: str) -> Any:
@@ -109,7 +109,7 @@ def test_the_page_shows_what_happens_and_runs_nothing_that_clients_wrote(browser
     expect(page.locator("#partitions tbody tr")).to_have_count(1)
     expect(page.locator("#members tbody tr")).to_have_count(1)
     expect(page.locator("#status")).to_have_text("delivering")
-    assert tile(page, "Dead letters").strip() == "1"
+    expect(tile(page, "Dead letters")).to_have_text("1")
 
     page.locator(".letter summary").click()
     letter = page.locator(".letter[open]")

@@ -15,7 +15,8 @@ function series(label, variable, format, fill = false) {
     fill: fill ? () => `${colour(variable)}22` : undefined,
     width: 1.75,
     points: { show: false },
-    value: (_, value) => format(value),
+    // Under the cursor; without one the newest.
+    value: (plot, value, number, at) => format(at === null || at === undefined ? plot.data[number].at(-1) : value),
   };
 }
 
@@ -41,7 +42,7 @@ class Plot {
     const options = {
       width: this.width,
       height: HEIGHT,
-      padding: [8, 6, 0, 0],
+      padding: [8, 24, 0, 0],
       cursor: { drag: { x: false, y: false }, sync: { key: "plots" } },
       scales: { x: { time: true }, y: { range: (_, low, high) => [0, high > 0 ? high * 1.1 : 1] } },
       axes: axis(format),

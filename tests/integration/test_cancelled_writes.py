@@ -1,0 +1,153 @@
+"""Writes that are cancelled at any instant: each that is committed reaches its receivers exactly once."""
+
+import asyncio
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+from bson import ObjectId
+
+from mongoz.core.signals import post_delete, post_save, post_update
+from mongoz.persistence import bulk, selection
+from mongoz.stamps import FIELD
+from tests.integration.test_operation_matrix import make as make_user
+from tests.support import dispatching, eventually
+
+WRITES = 300
+AT_ONCE = 10
+END = ObjectId()
+
+
+async def save(User: Any, ids: list[ObjectId]) -> None:
+    user = User(id=ids[0], name="new")
+    await user.create()
+    user.age = 1
+    await user.save()
+
+
+async def update(User: Any, ids: list[ObjectId]) -> None:
+    user = await User.objects.create(id=ids[0], name="new")
+    await user.update(age=1)
+
+
+async def delete(User: Any, ids: list[ObjectId]) -> None:
+    user = await User.objects.create(id=ids[0], name="new")
+    await user.delete()
+
+
+async def upsert(User: Any, ids: list[ObjectId]) -> None:
+    await User.objects.get_or_create({"name": "new"}, id=ids[0])
+
+
+async def many(User: Any, ids: list[ObjectId]) -> None:
+    """Several batches of two."""
+    await User.create_many([User(id=id_, name="new") for id_ in ids])
+    await User.objects.filter(id__in=ids).update_count(age=1)
+    await User.objects.filter(id__in=ids).delete()
+
+
+async def together(User: Any, ids: list[ObjectId]) -> None:
+    async with User.meta.registry.transaction():
+        users = [await User.objects.create(id=id_, name="new") for id_ in ids]
+        await users[0].update(age=1)
+        await users[0].delete()
+
+
+CALLS = (save, update, delete, upsert, many, together)
+
+
+@pytest.fixture
+def told() -> Counter[tuple[Any, str, Any]]:
+    return Counter()
+
+
+@pytest.fixture
+def listen(told: Counter[Any]) -> Any:
+    def connect_all(User: Any, **options: Any) -> None:
+        async def receive(sender: Any, instance: Any, delivery: Any, **kwargs: Any) -> None:
+            await asyncio.sleep(0)  # a place to be cancelled in
+            told[instance.id, delivery.signal, kwargs.get("created")] += 1
+
+        for connect in (post_save, post_update, post_delete):
+            connect(User, name="watcher", **options)(receive)
+
+    return connect_all
+
+
+async def cancelled_at_random(User: Any, monkeypatch: Any) -> int:
+    """Start the calls, and cancel each somewhere; how many of them were."""
+    monkeypatch.setattr(bulk, "BATCH", 2)
+    monkeypatch.setattr(selection, "BATCH", 2)
+    loop, chance, cut = asyncio.get_running_loop(), random.Random(), 0
+    took = dict.fromkeys(CALLS, 0.05)
+
+    async def one(number: int) -> None:
+        nonlocal cut
+        call = CALLS[number % len(CALLS)]
+        began = loop.time()
+        task = loop.create_task(call(User, [ObjectId() for _ in range(5)]))
+        await asyncio.wait({task}, timeout=chance.uniform(0, took[call]))
+        task.cancel()
+        (outcome,) = await asyncio.gather(task, return_exceptions=True)
+        if outcome is None:
+            took[call] = (took[call] + loop.time() - began) / 2
+        assert outcome is None or isinstance(outcome, asyncio.CancelledError), outcome
+        cut += outcome is not None
+
+    for first in range(0, WRITES, AT_ONCE):
+        await asyncio.gather(*(one(number) for number in range(first, first + AT_ONCE)))
+    return cut
+
+
+def committed(stream: Any) -> Counter[tuple[Any, str, Any]]:
+    """What the server says has happened to each document: whom that concerns, how often."""
+    expected: Counter[tuple[Any, str, Any]] = Counter()
+    while not expected[END, "post_save", True]:
+        event = stream.next()
+        id_, kind = event["documentKey"]["_id"], event["operationType"]
+        if kind == "insert":
+            expected[id_, "post_save", True] += 1
+        elif kind == "delete":
+            expected[id_, "post_delete", None] += 1
+        else:
+            names = set(event["updateDescription"]["updatedFields"])
+            call = event["updateDescription"]["updatedFields"].get(FIELD, b"\0\0")[1]
+            if names != {FIELD}:  # else it is the mark of a delete
+                expected[id_, "post_save" if call == 2 else "post_update", False if call == 2 else None] += 1
+    return expected
+
+
+async def test_with_a_dispatcher(dispatched, database, foreign, told, listen, monkeypatch):
+    foreign.create_collection("users")
+    User = make_user(dispatched, database)
+    listen(User)
+    with foreign.users.watch() as stream:
+        async with dispatching(dispatched):
+            cut = await cancelled_at_random(User, monkeypatch)
+            # In process everything has come to its end; what is left to the dispatcher comes before this.
+            foreign.users.insert_one({"_id": END, "name": "end"})
+            await eventually(lambda: told[END, "post_save", True], what="the end")
+            expected = committed(stream)
+            await eventually(lambda: told.total() >= expected.total(), what="all deliveries")
+    assert cut > WRITES / 5
+    assert told == expected
+
+
+async def test_without_one(registry, database, foreign, told, listen, monkeypatch):
+    foreign.create_collection("users")
+    User = make_user(registry, database)
+    listen(User)
+    with foreign.users.watch() as stream:
+        cut = await cancelled_at_random(User, monkeypatch)
+        foreign.users.insert_one({"_id": END, "name": "end"})
+        told[END, "post_save", True] += 1
+        expected = committed(stream)
+    # Without stamps the server can't tell what was called.
+    by_call = Counter(told)
+    for (id_, signal, created), count in told.items():
+        if (signal, created) == ("post_save", False):
+            by_call[id_, "post_update", None] += count
+            del by_call[id_, signal, created]
+    assert cut > WRITES / 5
+    assert by_call == expected

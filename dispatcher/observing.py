@@ -51,6 +51,7 @@ class Observer:
         group: of dispatchers.
         settings: the operator's.
         gauges: of the pipelines of the process, by partition.
+        troubles: what else keeps the process from its work at this moment, for people.
 
     Attributes:
         http: where the process answers; None if it does not.
@@ -58,7 +59,13 @@ class Observer:
     """
 
     def __init__(
-        self, stats: Stats, *, group: str, settings: Settings, gauges: Callable[[], dict[int, Gauges]]
+        self,
+        stats: Stats,
+        *,
+        group: str,
+        settings: Settings,
+        gauges: Callable[[], dict[int, Gauges]],
+        troubles: Callable[[], list[str]] = list,
     ) -> None:
         self.stats = stats
         self.group = group
@@ -67,6 +74,7 @@ class Observer:
         self.client: AsyncMongoClient[Any] | None = None
         self._patience = settings.grace + _STUCK
         self._gauges = gauges
+        self._troubles = troubles
         self._stop: asyncio.Event | None = None
         self._stopping_since: float | None = None
         self._began = monotonic()
@@ -194,7 +202,7 @@ class Observer:
         """
         if self.phase != "delivering":
             return [f"the dispatcher is {self.phase}"]
-        reasons = []
+        reasons = self._troubles()
         for number, one in sorted(self._gauges().items()):
             if not one.connected:
                 reasons.append(f"the change stream of partition {number} is not open")

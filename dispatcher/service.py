@@ -74,11 +74,22 @@ class Service:
         self._server = Server(registry, settings)
         self._address = self._server.address
         self.routes = routes_of(registry, settings, group)
-        self.observer = Observer(self.stats, group=group, settings=settings, gauges=self.gauges)
+        self.observer = Observer(
+            self.stats, group=group, settings=settings, gauges=self.gauges, troubles=self.troubles
+        )
 
     def gauges(self) -> dict[int, Gauges]:
         """How the pipelines of this process are, by partition."""
         return {number: pipeline.gauges() for number, pipeline in self.held.items()}
+
+    def troubles(self) -> list[str]:
+        """What keeps this process from taking part in the work of its group."""
+        one, troubles = self._coordinator, []
+        if one is not None and not one.in_touch:
+            troubles.append("the other members can't be seen, and leases not be renewed")
+        if one is not None and one.outdated:
+            troubles.append("a newer version of the application is at work, so this one takes no partitions")
+        return troubles
 
     @property
     def ready(self) -> bool:

@@ -64,6 +64,8 @@ class Web:
             await run(stop)
         finally:
             await end([serving])
+            if self._socket is not None:
+                self._socket.close()
 
     async def _serve(self) -> None:
         if self._socket is None:
@@ -79,7 +81,6 @@ class Web:
             await end([watching])
             server.should_exit = True
             await asyncio.wait([serving], timeout=_PATIENCE * 2)
-            self._socket.close()
 
     async def _let_deliveries_go_first(self) -> None:
         with contextlib.suppress(TimeoutError):

@@ -15,6 +15,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from dispatcher.exceptions import ExitCode
+from dispatcher.observe import Stats
+from dispatcher.observing import Observer
+from dispatcher.settings import Address, Settings
+from dispatcher.web.server import Web
 from tests.acceptance.test_run import RECEIVER, assert_one_error, run, write_app
 from tests.conftest import need
 from tests.ledger import APP, IMAGES, Ledger
@@ -147,30 +151,21 @@ def test_a_port_that_is_taken(tmp_path, mongo):
     assert_one_error(result, f"HTTP can't be answered at {where}: Address already in use")
 
 
-def test_the_usual_port_that_is_taken(ledger, tmp_path):
-    with _taken(8787), daemon(APP, "--http", "auto", cwd=tmp_path, **ledger.environment) as running:
-        address = address_of(running)
-        (warning,) = running.lines("http.port_taken")
-        assert warning["instead"] == address
-        assert get(f"{address}/livez")[0] == 200
+async def test_the_usual_port_that_is_taken(monkeypatch, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        usual = Address("127.0.0.1", taken.getsockname()[1])
+        monkeypatch.setattr("dispatcher.web.server._USUAL", usual)
+        observer = Observer(Stats(), group="g", settings=Settings(), gauges=dict)
+        web = Web(Settings(http="auto"), observer)
 
+        async def run(stop: asyncio.Event) -> None:
+            assert observer.http.startswith("http://127.0.0.1:")
+            assert observer.http != f"http://127.0.0.1:{usual.port}"
+            where = urllib.parse.urlsplit(observer.http)
+            socket.create_connection((where.hostname, where.port), 5).close()
 
-class _taken:
-    """Somebody listens on a port: we, if nobody else does."""
-
-    def __init__(self, port: int) -> None:
-        self._socket = socket.socket()
-        self._port = port
-
-    def __enter__(self) -> None:
-        try:
-            self._socket.bind(("127.0.0.1", self._port))
-            self._socket.listen()
-        except OSError:
-            pass
-
-    def __exit__(self, *_: object) -> None:
-        self._socket.close()
+        await web.beside(run, asyncio.Event())
+    assert "http.port_taken" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("where", ["8787", "localhost:http"])

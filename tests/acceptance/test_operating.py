@@ -183,3 +183,51 @@ def test_a_server_that_is_not_there(dispatcher, monkeypatch):
     assert (ran.code, "secret" in ran.error) == (ExitCode.CANNOT_CONNECT, False)
     monkeypatch.delenv("DISPATCHER_URL")
     assert dispatcher("status").code == ExitCode.USAGE
+
+
+def test_what_is_there_is_shown(running, letters, dispatcher, foreign):
+    shown = dispatcher("status")
+    assert shown.code == 0
+    assert f"group         {foreign.name}" in shown.out
+    assert "position would be lost in" in shown.out
+    assert "invoice   post_save" in shown.out
+    status = eventually_sync(
+        lambda: (
+            found
+            if (found := dispatcher("status", "--json").json)["members"] and found["members"][0]["stats"]
+            else None
+        ),
+        what="the daemon tells how it goes",
+    )
+    assert [one["alive"] for one in status["members"]] == [True]
+    assert {one["name"] for one in status["members"][0]["receivers"]} == {"invoice", "archive"}
+    assert status["partitions"][0]["owner"] == status["members"][0]["id"]
+    assert status["dead_letter_count"] == 3
+
+
+def test_letters_are_tried_again_with_an_outcome_each(running, letters, dispatcher, broken, foreign):
+    first = dispatcher("dead-letters", "retry", letters[0], "--json")
+    assert first.code == ExitCode.FAILED
+    assert [(one["letter"], one["result"]) for one in first.json] == [(letters[0], "failed")]
+    broken.unlink()
+    several = dispatcher("dead-letters", "retry", letters[1][:20])
+    assert (several.code, "delivered" in several.out) == (ExitCode.OK, True)
+    rest = dispatcher("dead-letters", "retry", "--receiver", "invoice", "--json")
+    assert rest.code == ExitCode.OK
+    assert sorted(one["letter"] for one in rest.json) == sorted([letters[0], letters[2]])
+    assert dispatcher("dead-letters", "list").out == "There are no dead letters.\n"
+
+
+def test_a_retry_that_can_not_be_changes_nothing(running, letters, dispatcher, foreign):
+    state = foreign.client[f"{foreign.name}_state"].dead_letters
+    state.update_one({"_id": letters[0]}, {"$set": {"receiver": "refund", "receiver_id": "00" * 8}})
+    before = list(state.find().sort("_id"))
+    gone = dispatcher("dead-letters", "retry", "--all")
+    assert gone.code == ExitCode.NOT_FOUND
+    assert "1 to refund (post_save of" in gone.error
+    unknown = dispatcher("dead-letters", "retry", letters[1], "nonsense")
+    assert (unknown.code, "'nonsense'" in unknown.error) == (ExitCode.NOT_FOUND, True)
+    assert running.terminate() == ExitCode.OK
+    alone = dispatcher("dead-letters", "retry", letters[1])
+    assert (alone.code, "No dispatcher" in alone.error) == (ExitCode.NOT_RUNNING, True)
+    assert list(state.find().sort("_id")) == before

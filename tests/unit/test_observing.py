@@ -36,6 +36,13 @@ async def test_who_has_not_begun_or_is_about_to_end_is_not_ready():
     assert starting.not_ready() == ["the dispatcher is stopping"]
 
 
+async def test_a_member_that_can_not_take_part_is_not_ready():
+    alone = Observer(Stats(), group="g", settings=Settings(), gauges=dict, troubles=lambda: ["out of touch"])
+    alone.begin(asyncio.Event())
+    assert alone.not_ready() == ["out of touch"]
+    assert alone.must_restart() == []
+
+
 async def test_a_stream_that_is_broken_or_silent_is_not_ready():
     broken = observer(WELL, WELL._replace(connected=False))
     assert broken.not_ready() == ["the change stream of partition 1 is not open"]

@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test test-motor lint format bench chaos docs pictures clean
+.PHONY: help demo test test-motor lint format bench guard chaos docs pictures clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
@@ -43,6 +43,9 @@ format: $(VENV)/.installed  ## Format the code, and mend what ruff can mend
 
 bench: $(VENV)/.installed  ## Measure against the bare driver and other libraries; prints a table of ratios
 	$(BIN)/python -m benchmarks $(ARGS)
+
+guard: $(VENV)/.installed  ## Count instructions; fails where something got more than 15 % slower
+	$(BIN)/python -m benchmarks.guard $(ARGS)
 
 chaos: $(VENV)/.installed  ## Break things for minutes, and count what was lost
 	$(BIN)/python -m tests.chaos $(ARGS)

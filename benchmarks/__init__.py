@@ -17,5 +17,7 @@
     machine.py          where it was measured
     report.py           the table and the JSON
 
+    guard.py            instructions instead of seconds, against the records in guard.json: `make guard`
+
 Run it with `make bench`, or `python -m benchmarks --help`.
 """

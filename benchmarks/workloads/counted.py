@@ -1,0 +1,201 @@
+"""What the guard counts, each beside a bare reference in the same interpreter. Nothing here does any I/O.
+
+valgrind --tool=callgrind --instr-atstart=no python -m benchmarks.workloads.counted
+"""
+
+import asyncio
+import datetime
+import gc
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+from unittest.mock import MagicMock
+
+import bson
+from bson.codec_options import CodecOptions
+from bson.raw_bson import RawBSONDocument
+from pydantic import BaseModel
+
+from benchmarks.workloads.counting import counted
+from benchmarks.workloads.people import person
+from benchmarks.workloads.sides import mongoz_odm, mongoz_signals
+from benchmarks.workloads.sides.mongoz_odm import Announced, Heard, Human, Person, Silent, Stamped
+from dispatcher.codec import RAW
+from dispatcher.events import Batch
+from dispatcher.images import Images
+from dispatcher.observe import Stats
+from dispatcher.pipeline import Pipeline
+from dispatcher.positions import Position
+from dispatcher.routing import Routes
+from dispatcher.settings import Settings
+from mongoz.connection.codec import CODEC_OPTIONS
+
+__all__ = ["main"]
+
+_TIMES: Final = 200
+
+Step = Callable[[Any], Awaitable[object]]
+
+
+class Plain(BaseModel):
+    """The same fields as a document has, and nothing else."""
+
+    name: str
+    email: str
+    number: int
+    tags: list[str]
+    joined_at: datetime.datetime
+
+
+class _NoDriver:
+    """A collection that answers at once."""
+
+    class write_concern:  # noqa: N801 - an attribute of the driver's
+        acknowledged = True
+
+    async def insert_one(self, _row: dict[str, Any], session: object = None) -> None:
+        """Do nothing."""
+
+
+async def _count(name: str, step: Step, inputs: list[Any]) -> None:
+    """Count one step per input; some that are not counted come first, for what is done once."""
+    for one in inputs[_TIMES:]:
+        await step(one)
+    with counted(f"{name} {_TIMES}"):
+        for one in inputs[:_TIMES]:
+            await step(one)
+
+
+async def _count_signals() -> None:
+    operations = await mongoz_signals.prepare("")
+    for name in ("await", "send"):
+        await operations[name](_TIMES)
+        with counted(f"{name} {_TIMES}"):
+            await operations[name](_TIMES)
+
+
+async def _count_hydration() -> None:
+    async def validate(row: dict[str, Any]) -> None:
+        Plain.model_validate(row)
+
+    async def hydrate(row: dict[str, Any]) -> None:
+        Person.from_row(row)
+
+    await _count("validate", validate, _people())
+    await _count("hydrate", hydrate, [{"_id": bson.ObjectId(), **row} for row in _people()])
+
+
+async def _count_creates() -> None:
+    for registry in (mongoz_odm.plain_registry, mongoz_odm.stamping_registry):
+        registry._clock._compared = time.monotonic()
+        registry._clock._origin = time.time() - time.monotonic()
+    for document in (Silent, Heard, Announced, Stamped):
+        collection = document.get_collection()
+        collection._resolved = (collection.database._registry.client, _NoDriver())
+    driver = _NoDriver()
+
+    async def make_and_encode(row: dict[str, Any]) -> None:
+        made = Plain.model_validate(row)
+        await driver.insert_one(made.model_dump() | {"_id": bson.ObjectId()})
+
+    await _count("make", make_and_encode, _people())
+    for document in (Silent, Heard, Stamped):
+        await _count(f"create_{document.__name__.lower()}", _creating(document), _people())
+
+
+def _creating(document: type[Human]) -> Step:
+    async def create(row: dict[str, Any]) -> None:
+        await document(**row).create()
+
+    return create
+
+
+async def _count_deliveries() -> None:
+    """From an undecoded event to the receiver: all that is done for each change."""
+    # The half that is counted comes second, as tokens must grow.
+    numbers = [*range(_TIMES, 2 * _TIMES), *range(_TIMES)]
+    events = [RawBSONDocument(_event(number), codec_options=RAW) for number in numbers]
+
+    async def bare(event: RawBSONDocument) -> None:
+        change = bson.decode(event.raw, codec_options=CODEC_OPTIONS)
+        await mongoz_odm.after(sender=Announced, instance=change["fullDocument"])
+
+    await _count("loop", bare, events)
+    pipeline = _pipeline()
+    batches: asyncio.Queue[Batch] = asyncio.Queue()
+    filling = asyncio.create_task(pipeline._fill_lanes(batches))
+
+    async def deliver(portion: list[RawBSONDocument]) -> None:
+        batches.put_nowait(Batch(portion, portion[-1]["_id"]["_data"]))
+        filled = asyncio.create_task(batches.join())
+        await asyncio.wait({filled, filling}, return_when=asyncio.FIRST_COMPLETED)
+        if filling.done():
+            filling.result()
+        await pipeline._lanes.idle()
+
+    await deliver(events[_TIMES:])
+    with counted(f"deliver {_TIMES}"):
+        await deliver(events[:_TIMES])
+    if pipeline._stats.delivered != len(events):
+        raise RuntimeError(f"{len(events)} changes, {pipeline._stats.delivered} deliveries")
+    filling.cancel()
+    await pipeline._lanes.stop(0.0)
+
+
+def _pipeline() -> Pipeline:
+    """The daemon's, on stand-ins for all that does I/O and has no part in a delivery that succeeds."""
+    parameters = inspect.signature(Pipeline).parameters.items()
+    # With a specification, so that what is a coroutine there can be awaited here.
+    parts: dict[str, Any] = {name: MagicMock(spec=parameter.annotation) for name, parameter in parameters}
+    parts["controls"].everything, parts["controls"].receivers = False, {}
+    parts["parked"].receivers.return_value = set()
+    parts |= {
+        "images": Images(MagicMock(), CODEC_OPTIONS, ""),
+        "routes": Routes([Announced], "default"),
+        "position": Position(1, _token(-1), "", frozenset()),
+        "fingerprint": "",
+        "codec_options": CODEC_OPTIONS,
+        "settings": Settings(),
+        "stats": Stats(),
+        "conditions": None,
+    }
+    return Pipeline(**parts)
+
+
+def _event(number: int) -> bytes:
+    """What a server sends of an insert."""
+    collection = Announced.get_collection()
+    namespace = {"db": collection.database.name, "coll": collection.name}
+    id_ = bson.ObjectId()
+    event = {
+        "_id": {"_data": _token(number)},
+        "operationType": "insert",
+        "clusterTime": bson.Timestamp(1_700_000_000, number + 1),
+        "wallTime": datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC),
+        "fullDocument": {"_id": id_, **person(number)},
+        "ns": namespace,
+        "documentKey": {"_id": id_},
+    }
+    return bson.encode(event, codec_options=CodecOptions[dict[str, Any]]())
+
+
+def _token(number: int) -> str:
+    return f"82{1_700_000_000:08X}{number + 2:08X}2B042C0100296E5A1004"
+
+
+def _people() -> list[dict[str, Any]]:
+    return [person(number) for number in range(2 * _TIMES)]
+
+
+async def main() -> None:
+    """Count everything."""
+    gc.disable()
+    await _count_signals()
+    await _count_hydration()
+    await _count_creates()
+    await _count_deliveries()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

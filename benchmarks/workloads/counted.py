@@ -24,9 +24,9 @@ from benchmarks.workloads.sides.mongoz_odm import Announced, Heard, Human, Perso
 from dispatcher.codec import RAW
 from dispatcher.events import Batch
 from dispatcher.images import Images
+from dispatcher.leases import Lease
 from dispatcher.observe import Stats
 from dispatcher.pipeline import Pipeline
-from dispatcher.positions import Position
 from dispatcher.routing import Routes
 from dispatcher.settings import Settings
 from mongoz.connection.codec import CODEC_OPTIONS
@@ -150,10 +150,11 @@ def _pipeline() -> Pipeline:
     parts: dict[str, Any] = {name: MagicMock(spec=parameter.annotation) for name, parameter in parameters}
     parts["controls"].everything, parts["controls"].receivers = False, {}
     parts["parked"].receivers.return_value = set()
+    parts["position"].configure_mock(term=1, token=_token(-1), ahead=frozenset())
     parts |= {
         "images": Images(MagicMock(), CODEC_OPTIONS, ""),
         "routes": Routes([Announced], "default"),
-        "position": Position(1, _token(-1), "", frozenset()),
+        "lease": Lease.for_ever(),
         "fingerprint": "",
         "codec_options": CODEC_OPTIONS,
         "settings": Settings(),

@@ -14,7 +14,7 @@ from pymongo import AsyncMongoClient
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import NetworkTimeout, PyMongoError
 
-from dispatcher.codec import RAW
+from dispatcher.codec import RAW, events_of
 from dispatcher.events import Batch, Start
 
 __all__ = ["Cursors", "Shape"]
@@ -120,8 +120,9 @@ class Cursors:
                 while cursor:
                     more["batchSize"] = shape.size or self.batch_size
                     reply = (await self._ask(more, session))["cursor"]
+                    events, reply = events_of(reply)
                     cursor = reply["id"]
-                    yield Batch(reply["nextBatch"], str(reply["postBatchResumeToken"]["_data"]))
+                    yield Batch(events, str(reply["postBatchResumeToken"]["_data"]))
             except (GeneratorExit, asyncio.CancelledError):
                 # Only when it is us who end: after an error the server may be gone, and waiting for it costs time.
                 await self._kill(session, cursor)

@@ -1,16 +1,16 @@
 """From BSON to a Change."""
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import bson
 from bson.codec_options import CodecOptions
-from bson.raw_bson import RawBSONDocument
 
-from dispatcher.codec import lenient
+from dispatcher.codec import Undecoded, lenient
 from dispatcher.events import Change
 from mongoz.stamps import FIELD, Stamp
 
-__all__ = ["Undecodable", "decode"]
+__all__ = ["Undecodable", "decode", "decoded_together"]
 
 _NOTHING: Final[frozenset[str]] = frozenset()
 
@@ -27,21 +27,35 @@ class Undecodable(Exception):
         self.key = key
 
 
-def decode(raw: RawBSONDocument, codec_options: CodecOptions[Any]) -> Change:
+def decoded_together(
+    events: Sequence[Undecoded], codec_options: CodecOptions[Any]
+) -> Sequence[dict[str, Any] | None]:
+    """The documents of some events, for `decode`; None of each, if one of them can't be decoded.
+
+    A call of its own for each would cost a sixth more.
+    """
+    if len(events) == 1:
+        return (None,)
+    try:
+        return bson.decode_all(b"".join([event.raw for event in events]), codec_options)
+    except Exception:  # whose that is, decoding them one by one will show
+        return (None,) * len(events)
+
+
+def decode(raw: Undecoded, codec_options: CodecOptions[Any], event: dict[str, Any] | None = None) -> Change:
     """One change event.
 
     Args:
         raw: as the server sent it.
         codec_options: the registry's, so that receivers get the types that the application is used to.
+        event: the same decoded, if it is already.
 
     Raises:
         Undecodable: it contains a value that has no Python counterpart, or too little to tell anybody of.
     """
     data = bytes(raw.raw)
-    try:
-        event: dict[str, Any] = bson.decode(data, codec_options=codec_options)
-    except Exception as error:
-        event = _without_images(data, codec_options, error)
+    if event is None:
+        event = _decoded(data, codec_options)
     operation: str = event["operationType"]
     names, stamp = _NOTHING, None
     document = event.get("fullDocument")
@@ -81,6 +95,13 @@ def decode(raw: RawBSONDocument, codec_options: CodecOptions[Any]) -> Change:
         None,
         transaction,
     )
+
+
+def _decoded(data: bytes, codec_options: CodecOptions[Any]) -> dict[str, Any]:
+    try:
+        return bson.decode(data, codec_options=codec_options)
+    except Exception as error:
+        return _without_images(data, codec_options, error)
 
 
 def _bare(event: dict[str, Any]) -> Undecodable:

@@ -6,7 +6,7 @@ that it may be dropped, or when it is parked: then it is made later, from what w
 
 import asyncio
 import copy
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from time import time
@@ -31,7 +31,7 @@ from dispatcher.retrying import Pause, Terms, pause_after, terms_of
 from dispatcher.transactional import Transactions
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.signals import Delivery
-from mongoz.signals.hops import MOST_HOPS, current_hops, inside_dispatcher
+from mongoz.signals.hops import MOST_HOPS, ask_hops, inside_dispatcher
 from mongoz.signals.receivers import Receiver
 
 __all__ = ["Deliverer"]
@@ -135,20 +135,24 @@ class Deliverer:
         """Cancel the receivers that hang. Runs for ever, beside the workers."""
         await self._caller.watch()
 
-    async def work(self, job: Job) -> None:
-        """Deliver one change to all of its receivers, or run an errand.
+    def work(self, job: Job) -> Coroutine[Any, Any, None]:
+        """Deliver one change to all of its receivers, or run an errand. To be awaited.
 
         It raises nothing but cancellation, and what `pause` raises.
         """
         change = job.change
         if change is None:
             assert job.errand is not None
-            await job.errand()
-            return
+            return job.errand()
         if len(job.calls) == 1:
-            await self._enter(change, job.calls[0])
-            return
-        for calls in job.calls:
+            calls = job.calls[0]
+            if ask_hops() == calls.hops + 1 <= MOST_HOPS:  # as nearly always: workers are started like this
+                return self._deliver(change, calls)
+            return self._enter(change, calls)
+        return self._enter_each(change, job.calls)
+
+    async def _enter_each(self, change: Change, several: tuple[Calls, ...]) -> None:
+        for calls in several:
             # An instance takes its row over: several document classes on one collection need a copy each.
             await self._enter(copy.deepcopy(change), calls)
 
@@ -157,7 +161,7 @@ class Deliverer:
         hops = calls.hops
         if hops > MOST_HOPS:
             await self._stop_hopping(change, calls, hops)
-        elif current_hops() == hops + 1:  # as nearly always: workers are started like this
+        elif ask_hops() == hops + 1:
             await self._deliver(change, calls)
         else:
             with inside_dispatcher(hops):
@@ -190,7 +194,12 @@ class Deliverer:
             observed = figures.wants(began)
             if observed:
                 self._observe_latency(change, figures)
-            failure = await self._attempt(change, calls, receiver, delivery, keywords, terms, began)
+            if terms.transactional or began >= self._lease.until:
+                failure = await self._attempt(change, calls, receiver, delivery, keywords, terms, began)
+            else:  # the same for nearly all, with a coroutine less
+                failure = await self._caller.call(
+                    receiver.function, calls.document, delivery, keywords, terms.timeout
+                )
             if observed:
                 figures.duration.observe(now() - began)
             if failure is not None:

@@ -1,11 +1,11 @@
 """What the stages hand to each other."""
 
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
-from bson.raw_bson import RawBSONDocument
 from bson.timestamp import Timestamp
 
+from dispatcher.codec import Undecoded
 from dispatcher.exceptions import PositionError
 from dispatcher.keys import document_key
 from mongoz.connection import Collection
@@ -59,7 +59,7 @@ class Batch(NamedTuple):
             there is none, as nearly always.
     """
 
-    events: list[RawBSONDocument]
+    events: Sequence[Undecoded]
     token: str
     lost_after: str | None = None
 
@@ -157,4 +157,4 @@ class Job:
         self.done = change is None
         self.marker: Job | None = None
         self.announces = False
-        self.errand: Callable[[], Awaitable[None]] | None = None
+        self.errand: Callable[[], Coroutine[Any, Any, None]] | None = None

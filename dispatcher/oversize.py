@@ -12,6 +12,7 @@ from typing import Any, Final
 import bson
 from bson.raw_bson import RawBSONDocument
 
+from dispatcher.codec import Undecoded
 from dispatcher.cursors import Shape
 from dispatcher.events import Batch
 
@@ -59,7 +60,7 @@ async def joined(batches: AsyncGenerator[Batch]) -> AsyncGenerator[Batch]:
     The tokens of fragments are of no use to a stream that does not split, so that the event gets the token that it
     has there.
     """
-    fragments: list[RawBSONDocument] = []
+    fragments: list[Undecoded] = []
     async with aclosing(batches):
         async for batch in batches:
             if not batch.events and not fragments:
@@ -82,7 +83,7 @@ def _whole(token: str) -> str:
     return token[: -len(_FIRST)] + _END
 
 
-def _as_one(fragments: list[RawBSONDocument]) -> RawBSONDocument:
+def _as_one(fragments: list[Undecoded]) -> RawBSONDocument:
     event: dict[str, Any] = {}
     for fragment in fragments:
         event.update(fragment.items())

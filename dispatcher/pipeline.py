@@ -8,7 +8,7 @@ saves the position.
 """
 
 import asyncio
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import suppress
 from time import monotonic, time
 from typing import Any, Final
@@ -19,10 +19,11 @@ from bson.timestamp import Timestamp
 from pymongo.errors import PyMongoError
 
 from dispatcher.cancelling import end
+from dispatcher.codec import Undecoded
 from dispatcher.conditions import Conditions, Refused, wanted
 from dispatcher.controls import Controls
 from dispatcher.dead_letters import DeadLetters
-from dispatcher.decode import Undecodable, decode
+from dispatcher.decode import Undecodable, decode, decoded_together
 from dispatcher.delivery import Deliverer
 from dispatcher.events import Batch, Calls, Change, Job, Start, token_time
 from dispatcher.exceptions import DispatcherError
@@ -418,12 +419,12 @@ class Pipeline:
     async def _look_up(self, changes: list[Change], is_queued: Callable[[Hashable], bool] | None) -> None:
         await self._parking.look_up(changes, self._routes.names_listening_to, is_queued)
 
-    async def _decode(self, events: list[RawBSONDocument]) -> list[Change]:
+    async def _decode(self, events: Sequence[Undecoded]) -> list[Change]:
         self._stats.read += len(events)
         changes = []
-        for event in events:
+        for event, found in zip(events, decoded_together(events, self._codec_options), strict=True):
             try:
-                change = decode(event, self._codec_options)
+                change = decode(event, self._codec_options, found)
                 changes.append(change if change.stamp is None else self._judged(change))
             except Undecodable as error:
                 self._stats.invalid += 1

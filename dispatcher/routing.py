@@ -84,6 +84,8 @@ class Routes:
         self._run = ""
         self._listeners: list[Listener] = []
         self._found: dict[Namespace, tuple[_Found, ...]] = {}
+        # Of changes by others, where that hangs on nothing else.
+        self._natural: dict[tuple[Namespace, str], tuple[Calls, ...]] = {}
         for document in documents:
             receivers = {
                 name: tuple(r for r in getattr(document.meta.signals, name).receivers if r.runs_in_dispatcher)
@@ -141,6 +143,9 @@ class Routes:
 
     def route(self, change: Change) -> tuple[Calls, ...]:
         """The receivers of one change, in the order in which they are called."""
+        natural = change.namespace, change.operation
+        if change.origin is None and (known := self._natural.get(natural)) is not None:
+            return known
         signal, created = _NATURAL[change.operation]
         done: frozenset[bytes] = frozenset()
         hops = 0
@@ -163,7 +168,10 @@ class Routes:
                 receivers = tuple(r for r in receivers if r not in fields or not fields[r].isdisjoint(names))
             if receivers:
                 calls.append(Calls(document, signal, created, receivers, collection, hops, self._run))
-        return tuple(calls)
+        routed = tuple(calls)
+        if origin is None and not any(one.fields for one in found):
+            self._natural[natural] = routed
+        return routed
 
     def listening_to(self, namespace: Namespace) -> tuple[Listener, ...]:
         """Who listens to a collection, in the order of the documents."""
@@ -216,6 +224,7 @@ class Routes:
         """Who listens to a namespace that was not asked for before; remembered."""
         if len(self._found) >= _MOST_REMEMBERED:
             self._found.clear()
+            self._natural.clear()
         found = tuple(
             _Found(
                 listener.document,

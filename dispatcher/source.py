@@ -14,10 +14,10 @@ from hashlib import sha256
 from typing import Any, Final, NamedTuple
 
 from bson import Regex, Timestamp, json_util
-from bson.raw_bson import RawBSONDocument
 from pymongo import AsyncMongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 
+from dispatcher.codec import Undecoded
 from dispatcher.cursors import Cursors, Shape
 from dispatcher.events import Batch, Namespace, Start, token_time
 from dispatcher.failures import Kind, fatal, in_short, kind_of
@@ -310,7 +310,7 @@ class ChangeStreamSource:
                 raise
         return None
 
-    async def stamped(self, since: Timestamp, until: str) -> AsyncIterator[RawBSONDocument]:
+    async def stamped(self, since: Timestamp, until: str) -> AsyncIterator[Undecoded]:
         """The changes of the past that brought a stamp, reduced to `_id`, `wallTime` and `stamp`.
 
         It takes one round trip more than opening the stream if there is nothing to read.

@@ -8,7 +8,7 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.networks import validate_email
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-__all__ = ["LOADING", "EmailRule", "as_loaded"]
+__all__ = ["LOADING", "EmailRule", "loading_schema"]
 
 LOADING: Final = {"mongoz": "loading"}
 """The validation context of values that come out of the database or were validated before.
@@ -57,17 +57,17 @@ class EmailRule:
         return {**handler(schema), "format": "email"}
 
 
-def as_loaded(schema: Any) -> Any:
+def loading_schema(schema: Any) -> Any:
     """A schema in which e-mail addresses are checked as they are when they are loaded, without a call of Python.
 
     Args:
         schema: of pydantic; it stays as it is.
     """
     if isinstance(schema, list):
-        return [as_loaded(item) for item in schema]
+        return [loading_schema(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
     if schema.get("type") == "function-after" and schema["function"]["function"] is _check:
-        text = as_loaded(schema["schema"])
+        text = loading_schema(schema["schema"])
         return {**text, "pattern": _HAS_AT_SIGN} if text == {"type": "str"} else schema
-    return {name: as_loaded(value) for name, value in schema.items()}
+    return {name: loading_schema(value) for name, value in schema.items()}

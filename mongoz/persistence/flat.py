@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import CoreSchema, SchemaValidator, core_schema
 
 from mongoz.fields.compiled import compiled
-from mongoz.fields.email import LOADING, as_loaded
+from mongoz.fields.email import LOADING, loading_schema
 from mongoz.fields.object_id import ObjectId
 from mongoz.fields.storage import SCALARS, stored, stored_names
 
@@ -83,7 +83,7 @@ def _row_validator(model: Any) -> SchemaValidator | None:
 
 def _without_default(schema: CoreSchema) -> CoreSchema:
     """For a value that is there."""
-    bare: CoreSchema = as_loaded(schema["schema"] if schema["type"] == "default" else schema)
+    bare: CoreSchema = loading_schema(schema["schema"] if schema["type"] == "default" else schema)
     return bare
 
 

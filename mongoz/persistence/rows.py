@@ -1,16 +1,17 @@
 """Between rows and instances: hydration, the state a row was loaded in, and what changed since."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args, get_origin
 
 import bson
 from pydantic import BaseModel, ValidationError
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_core import InitErrorDetails, PydanticCustomError, SchemaValidator
 
 from mongoz.connection import Collection
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.exceptions import InvalidKeyError
 from mongoz.fields.compiled import compiled
-from mongoz.fields.email import LOADING
+from mongoz.fields.email import LOADING, loading_schema
 from mongoz.fields.storage import stored, stored_names
 from mongoz.ids import new_id
 from mongoz.persistence.flat import flat_row
@@ -87,17 +88,27 @@ def hydrate(document: type[D], row: dict[str, Any], collection: Collection | Non
     """
     row.pop(FIELD, None)
     try:
-        instance = document.__pydantic_validator__.validate_python(
-            row, context=LOADING, by_alias=True, by_name=False
-        )
-    except ValidationError as error:
-        raise _located(error, document, row, collection) from None
+        instance = _loader(document)(row, context=LOADING, by_alias=True, by_name=False)
+    except ValidationError:
+        try:  # the class's own validator has the right words for it
+            instance = document.__pydantic_validator__.validate_python(
+                row, context=LOADING, by_alias=True, by_name=False
+            )
+        except ValidationError as error:
+            raise _located(error, document, row, collection) from None
     # The instance must not be able to change the snapshot. Nearly always validation has copied every
     # container, and the row itself can serve.
     shares = instance.__pydantic_extra__ or _shares_values(document)
     snapshot = bson.encode(row, codec_options=CODEC_OPTIONS) if shares else row
     object.__setattr__(instance, "_loaded", Loaded(snapshot, collection))
     return instance  # type: ignore[no-any-return]
+
+
+@compiled
+def _loader(document: Any) -> Callable[..., Any]:
+    """What validates rows of a class as its own validator does, with e-mail addresses checked without Python."""
+    schema = loading_schema(document.__pydantic_core_schema__)
+    return SchemaValidator(schema, schema.get("config")).validate_python
 
 
 def bare_instance(document: type[D], id_: Any, collection: Collection | None = None) -> D:

@@ -1,0 +1,66 @@
+"""Cutting events out of an answer: what comes out is what the driver would make of it."""
+
+import bson
+import pytest
+from bson.raw_bson import RawBSONDocument
+
+from dispatcher.codec import RAW, RawEvent, events_of
+from dispatcher.decode import decode, decoded_together
+from mongoz.connection.codec import CODEC_OPTIONS
+
+TOKEN = {"_data": "8265"}
+
+
+def event(number: int, **more: object) -> dict[str, object]:
+    return {"_id": {"_data": f"82{number:08X}"}, "n": number, "text": "x" * (number % 40), **more}
+
+
+def answer(events: list[dict[str, object]], *, first: bool = True) -> RawBSONDocument:
+    batch, rest = {"nextBatch": events}, {"postBatchResumeToken": TOKEN, "id": 7, "ns": "shop.$cmd.aggregate"}
+    return RawBSONDocument(bson.encode(batch | rest if first else rest | batch), codec_options=RAW)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("count", [0, 1, 9, 10, 11, 99, 100, 101, 1_001])
+def test_all_events_come_out_as_they_were_sent(count, first):
+    events = [event(number) for number in range(count)]
+    found, rest = events_of(answer(events, first=first))
+    assert [bson.decode(one.raw) for one in found] == events
+    assert (rest["id"], rest["postBatchResumeToken"]["_data"]) == (7, "8265")
+
+
+def test_an_array_that_is_written_in_an_unusual_way_is_read_all_the_same():
+    raw = bytearray(answer([event(1), event(2)]).raw)
+    at = raw.index(b"\x031\x00")  # the index of the second
+    raw[at : at + 3] = b"\x03ab"[:2] + b"b"
+    raw[at + 3 : at + 3] = b"\x00"
+    for begin in (0, 4 + len(b"\x04nextBatch\x00")):  # the sizes of the document and of the array
+        size = int.from_bytes(raw[begin : begin + 4], "little") + 1
+        raw[begin : begin + 4] = size.to_bytes(4, "little")
+    found, rest = events_of(RawBSONDocument(bytes(raw), codec_options=RAW))
+    assert [bson.decode(one.raw)["n"] for one in found] == [1, 2]
+    assert rest["id"] == 7
+
+
+def test_an_event_can_be_looked_into():
+    (found,), _ = events_of(answer([event(5, lsid={"id": 1})]))
+    assert found["n"] == 5
+    assert found["lsid"].raw == bson.encode({"id": 1})
+    assert "txnNumber" not in found
+    assert set(found) == {"_id", "n", "text", "lsid"}
+
+
+def test_events_are_decoded_together_and_one_by_one_where_one_is_broken():
+    good, broken = RawEvent(bson.encode(event(1))), RawEvent(b"\x05\x00\x00\x00\x01")
+    assert [one and one["n"] for one in decoded_together([good, good], CODEC_OPTIONS)] == [1, 1]
+    assert list(decoded_together([good, broken], CODEC_OPTIONS)) == [None, None]
+
+
+def test_what_is_decoded_already_is_taken_over():
+    insert = {
+        "_id": TOKEN, "operationType": "insert", "clusterTime": bson.Timestamp(1, 1), "fullDocument": {"_id": 1},
+        "ns": {"db": "shop", "coll": "users"}, "documentKey": {"_id": 1},
+    }  # fmt: skip
+    raw = RawEvent(bson.encode(insert))
+    (found,) = bson.decode_all(raw.raw)
+    assert decode(raw, CODEC_OPTIONS, found) == decode(raw, CODEC_OPTIONS)

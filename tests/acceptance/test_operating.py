@@ -1,6 +1,9 @@
 """What operators do with a group that runs: status, dead letters, pauses. And what they get wrong."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,7 +85,7 @@ def letters(running, foreign) -> list[str]:
     return [one["_id"] for one in state.dead_letters.find().sort("token", 1)]
 
 
-def test_letters_are_listed_and_shown(running, letters, dispatcher):
+def are_listed(letters, dispatcher):
     listed = dispatcher("dead-letters", "list", "--json").json
     assert [one["_id"] for one in listed] == letters[::-1]  # the newest first
     assert "no invoice for 1: [red]the printer is on fire[/]" in dispatcher("dead-letters", "list").out
@@ -110,7 +113,7 @@ def test_letters_are_listed_and_shown(running, letters, dispatcher):
     assert "ConnectionError" in whole["error"]["traceback"]
 
 
-def test_letters_are_dropped_after_asking(running, letters, dispatcher, foreign):
+def are_dropped(letters, dispatcher, foreign):
     state = foreign.client[f"{foreign.name}_state"].dead_letters
     asked = dispatcher("dead-letters", "drop", "--all", input="y\n")
     assert (asked.code, "--yes" in asked.error) == (ExitCode.USAGE, True)  # a pipe is nobody
@@ -185,7 +188,7 @@ def test_a_server_that_is_not_there(dispatcher, monkeypatch):
     assert dispatcher("status").code == ExitCode.USAGE
 
 
-def test_what_is_there_is_shown(running, letters, dispatcher, foreign):
+def is_shown(letters, dispatcher, foreign):
     shown = dispatcher("status")
     assert shown.code == 0
     assert f"group         {foreign.name}" in shown.out
@@ -231,3 +234,21 @@ def test_a_retry_that_can_not_be_changes_nothing(running, letters, dispatcher, f
     alone = dispatcher("dead-letters", "retry", letters[1])
     assert (alone.code, "No dispatcher" in alone.error) == (ExitCode.NOT_RUNNING, True)
     assert list(state.find().sort("_id")) == before
+
+
+def test_letters_are_shown_listed_and_dropped_after_asking(running, letters, dispatcher, foreign):
+    """One after the other: a daemon takes a second to start."""
+    is_shown(letters, dispatcher, foreign)
+    are_listed(letters, dispatcher)
+    are_dropped(letters, dispatcher, foreign)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_commands(shell):
+    words = {"bash": {"COMP_WORDS": "dispatcher dead", "COMP_CWORD": "1"}}.get(
+        shell, {"_TYPER_COMPLETE_ARGS": "dispatcher dead", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    )
+    environment = {**os.environ, "_DISPATCHER_COMPLETE": f"complete_{shell}", **words}
+    command = [str(Path(sys.executable).parent / "dispatcher")]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert "dead-letters" in ran.stdout, ran.stderr

@@ -14,7 +14,7 @@ from dispatcher.measuring import seconds_of
 from dispatcher.overview import Counts, Gap, Letters, Member, Overview, Parked, Partition, Paused
 from dispatcher.state import CODEC_OPTIONS, CONTROLS, DEAD_LETTERS, GAPS, MEMBERS, PARKED, PARKED_LANES, POSITIONS
 
-__all__ = ["counts_of", "groups_in", "look", "members_of"]
+__all__ = ["count", "counts_of", "groups_in", "look", "members_of"]
 
 # A member that was silent for so many times its lease is gone.
 _SILENCE: Final = 1.5

@@ -128,10 +128,11 @@ class Daemon:
         ]
         return [entry for entry in entries if entry["action"] == action]
 
-    def wait_started(self) -> None:
+    def wait_started(self, *, within: float = 15.0) -> None:
         """Wait until what is written from now on is delivered."""
         eventually_sync(
             lambda: self.lines("dispatcher.started") or self.process.poll() is not None,
+            within=within,
             what="dispatcher.started",
         )
         assert self.process.poll() is None, self.log

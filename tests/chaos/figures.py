@@ -148,7 +148,7 @@ def _of_plain_receivers(evidence: Evidence, harmless: Collection[str]) -> list[F
         by_receiver[entry.receiver].append(entry)
     for receiver in {PLAIN, *by_receiver}:
         counts += _of_one(receiver, by_receiver[receiver], evidence)
-        whys += causes(_by(by_receiver[receiver], "stream"), evidence.events)
+        whys += causes(_by(by_receiver[receiver], "stream"), evidence.events, harmless)
     return [
         Figure("deliveries by the daemon", len(_by(evidence.entries, "stream"))),
         Figure("deliveries in process", len(_by(evidence.entries, "process"))),
@@ -227,7 +227,7 @@ def _writes(orders: Orders) -> set[Write]:
     return {(name, n) for name, order in orders.items() for n in order}
 
 
-def causes(entries: Iterable[Entry], events: Sequence[Event]) -> Counter[str]:
+def causes(entries: Iterable[Entry], events: Sequence[Event], harmless: Collection[str] = ()) -> Counter[str]:
     """Why deliveries were repeated.
 
     That is the last thing that was done to the process that had made the delivery before, or that came too late
@@ -236,6 +236,7 @@ def causes(entries: Iterable[Entry], events: Sequence[Event]) -> Counter[str]:
     Args:
         entries: of one receiver, in order.
         events: in order.
+        harmless: kinds of events that count only where nothing else had befallen the process.
     """
     found: Counter[str] = Counter()
     latest: dict[Write, Entry] = {}
@@ -250,7 +251,8 @@ def causes(entries: Iterable[Entry], events: Sequence[Event]) -> Counter[str]:
         earlier = [event for event in events if event.at <= entry.at]
         one = before.pid if entry.term >= before.term else entry.pid
         to_it = [event for event in earlier if event.pid == one]
-        found[(to_it or earlier)[-1].kind if earlier else "nothing"] += 1
+        harm = [event for event in to_it if event.kind not in harmless]
+        found[(harm or to_it or earlier)[-1].kind if earlier else "nothing"] += 1
     return found
 
 

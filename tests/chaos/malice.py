@@ -100,6 +100,7 @@ DOCUMENTS: dict[str, Callable[[random.Random], Row]] = {
     "a stamp that is none": _stamped,
     "an odd _id": _odd_id,
     "7 MB": lambda chance: {"_id": _object_id(chance), "name": "fine", "data": chance.randbytes(7_000_000)},
+    "15 MB": lambda chance: {"_id": _object_id(chance), "name": "fine", "data": chance.randbytes(15_000_000)},
     "10,000 fields": lambda chance: {
         "_id": _object_id(chance),
         "name": "fine",

@@ -20,7 +20,7 @@ __all__ = ["CRASH", "RECEIVERS", "RETRY", "TIMEOUT", "doomed", "trouble", "troub
 RECEIVERS = ("note", "book", "hold")
 CRASH = 77
 """The exit code of a process that a receiver has ended."""
-TIMEOUT = 2.0
+TIMEOUT = 4.0
 """Seconds that the daemon gives to a receiver, where it is to hang."""
 
 troublesome = "TROUBLE_DIRECTORY" in os.environ

@@ -41,6 +41,8 @@ _AHEAD_SHARE = 0.05
 _DELAY_SECONDS = 0.6
 # Without any delivery for so long, nothing more will come, and what is missing is lost.
 _PATIENCE_SECONDS = 90.0
+_START_SECONDS = 60.0
+_STOP_SECONDS = 60.0
 _MOST_DEATHS = 5
 # Some deliveries are still open when the position is saved the next few times: one that passes them is found out
 # by a kill at any instant, and not only within the few milliseconds after a save.
@@ -120,7 +122,7 @@ class World:
             )
             self.writer.allow(0)
             for _ in range(self._count):
-                self.start_daemon().wait_started()
+                self.start_daemon().wait_started(within=_START_SECONDS)
             self.writer.start()
             opening.callback(self._stop_writer)
             self._progress_at = time.monotonic()
@@ -277,9 +279,9 @@ class World:
 
     def _terminate(self, daemon: LeashedDaemon) -> None:
         """SIGTERM; if it was started only just now, when it has its handlers."""
-        daemon.wait_started()
+        daemon.wait_started(within=_START_SECONDS)
         try:
-            if daemon.terminate() != ExitCode.OK:
+            if daemon.terminate(within=_STOP_SECONDS) != ExitCode.OK:
                 self.note_death(daemon, "did not end in order")
         except subprocess.TimeoutExpired:
             self.note_death(daemon, "did not end")

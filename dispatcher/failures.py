@@ -145,7 +145,8 @@ _VERDICTS: Final = {
         HistoryLost,
         "The oplog of {address} does not reach back to the saved position any more, and the changes in between "
         "can not be delivered: {text}",
-        "Delete the position document (`dispatcher position show` names it) to begin now, and enlarge the oplog.",
+        "Start with --on-history-lost resume (continue from now, and note the gap) or backfill (deliver the "
+        "current documents as well), and enlarge the oplog.",
     ),
     Kind.BAD_TOKEN: _Verdict(
         PositionError,

@@ -9,7 +9,7 @@ saves the position.
 
 import asyncio
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from time import monotonic, time
 from typing import Any, Final
 
@@ -26,9 +26,10 @@ from dispatcher.dead_letters import DeadLetters
 from dispatcher.decode import Undecodable, decode, decoded_together
 from dispatcher.delivery import Deliverer
 from dispatcher.events import Batch, Calls, Change, Job, Start, token_time
-from dispatcher.exceptions import DispatcherError
+from dispatcher.exceptions import DispatcherError, HistoryLost
 from dispatcher.failures import fatal, in_short
 from dispatcher.gaps import Gap, Gaps, gaps_of
+from dispatcher.history import History
 from dispatcher.images import Images
 from dispatcher.lanes import Lanes
 from dispatcher.leases import Lease
@@ -39,6 +40,7 @@ from dispatcher.origins import HORIZON, Origins
 from dispatcher.parked import Parked
 from dispatcher.parking import Parking
 from dispatcher.positions import PositionStore, Tracker
+from dispatcher.refilling import Refilling
 from dispatcher.resending import Resending
 from dispatcher.routing import Routes
 from dispatcher.saved import Position
@@ -95,6 +97,8 @@ class Pipeline:
         parked: where deliveries wait that must wait long.
         controls: what is paused.
         gaps: where it is noted that changes are missing.
+        history: where to go on when the oplog does not reach back far enough.
+        refilling: makes what takes care of backfills.
         transactions: calls transactional receivers.
         conditions: who wants which change; None if everybody wants all.
     """
@@ -117,6 +121,8 @@ class Pipeline:
         parked: Parked,
         controls: Controls,
         gaps: Gaps,
+        history: History,
+        refilling: Callable[..., Refilling],
         transactions: Transactions,
         conditions: Conditions | None,
     ) -> None:
@@ -133,6 +139,7 @@ class Pipeline:
         self._address = address
         self._conditions = conditions
         self._gaps = gaps
+        self._history = history
         self._start: Start = position.start(fingerprint)
         self._finished_before = position.token
         self._ahead = set(position.ahead)
@@ -201,6 +208,10 @@ class Pipeline:
             places=settings.concurrency // 2,
             codec_options=codec_options,
             address=address,
+        )
+
+        self._refilling = refilling(
+            self._parking, self._deliverer, add=self._lanes.add, goes_on=self._goes_on, conditions=conditions
         )
 
     def _goes_on(self) -> bool:
@@ -279,6 +290,7 @@ class Pipeline:
             asyncio.create_task(self._deliverer.watch(), name="watch-timeouts"),
             asyncio.create_task(self._unparking.run(), name="work-off-parked"),
             asyncio.create_task(self._resending.run(), name="retry-dead-letters"),
+            asyncio.create_task(self._refilling.run(), name="work-on-backfills"),
         ]
         self._controls.listeners.add(self._on_controls)
         ending = asyncio.Event()
@@ -316,15 +328,28 @@ class Pipeline:
 
     async def _read(self, batches: "asyncio.Queue[Batch]") -> None:
         await self._remember_stamps()
+        start, behind = self._start, self._finished_before
+        while True:
+            try:
+                async with aclosing(self._source.batches(start)) as read:
+                    self._lag.asked(monotonic())
+                    async for batch in read:
+                        await self._hand_on(batch, batches)
+                        behind = batch.token
+            except HistoryLost as lost:
+                behind = await self._history.bridge(behind, lost)
+                self._refilling.wake()
+                await batches.put(Batch([], behind))
+                start = Start(token=behind)
+
+    async def _hand_on(self, batch: Batch, batches: "asyncio.Queue[Batch]") -> None:
+        small = len(batch.events) < _SMALL
+        self._lag.heard(monotonic(), token_time(batch.token).time, len(batch.events), more=not small)
+        await self._reading.wait()
+        await batches.put(batch)
+        if small:
+            await batches.join()
         self._lag.asked(monotonic())
-        async for batch in self._source.batches(self._start):
-            small = len(batch.events) < _SMALL
-            self._lag.heard(monotonic(), token_time(batch.token).time, len(batch.events), more=not small)
-            await self._reading.wait()
-            await batches.put(batch)
-            if small:
-                await batches.join()
-            self._lag.asked(monotonic())
 
     async def _remember_stamps(self) -> None:
         """See the stamps that were written shortly before the position: what is read next may hold copies of them.

@@ -175,13 +175,18 @@ class Runs:
             )
         return await self._take(found)
 
-    async def of_streams(self, partition: int) -> list[Run]:
-        """The backfills that a dispatcher began by itself for a partition, and that are not finished.
+    async def of_stream(self, partition: int, partitions: int) -> list[Run]:
+        """The backfills that dispatchers began by themselves, as far as they are for whoever has this partition.
+
+        Those of a former layout are for the first one.
 
         Raises:
             PyMongoError: as the driver has it.
         """
-        wanted = {"group": self._group, "kind": "run", "asked.partition": partition, "status": {"$ne": "finished"}}
+        ours: dict[str, Any] = {"asked.partition": partition, "asked.partitions": partitions}
+        if partition == 0:
+            ours = {"$or": [ours, {"asked.partitions": {"$nin": [None, partitions]}}]}
+        wanted = {"group": self._group, "kind": "run", "what": "backfill", "status": {"$ne": "finished"}, **ours}
         return [_run_of(found) async for found in self._runs.find(wanted).sort("started_at")]
 
     async def save(self, run: Run, progress: Mapping[str, Any], delivered: int, failed: int, status: str) -> None:

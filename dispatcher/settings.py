@@ -111,6 +111,11 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="Seconds to wait for the server at the start. Later it waits for ever.",
     )
+    on_history_lost: Literal["fail", "resume", "backfill"] = Field(
+        default="fail",
+        description="When the oplog does not reach back to the position: fail: end with exit code 17; resume: "
+        "continue from now, and note the gap; backfill: deliver the current documents as well.",
+    )
     state_database: str = Field(
         default="mongoz_dispatcher",
         pattern=r"^[A-Za-z0-9_-]{1,38}$",  # no deployment allows fewer characters

@@ -6,12 +6,14 @@ from typing import Any, Final, NamedTuple
 
 from bson import ObjectId
 from pymongo import AsyncMongoClient
+from pymongo.errors import OperationFailure
 
 from dispatcher.events import Namespace
+from dispatcher.failures import Kind, kind_of
 from dispatcher.routing import Routes
 from mongoz.stamps import FIELD, Call, Stamp
 
-__all__ = ["Watched", "watched_collections"]
+__all__ = ["Watched", "collections_of", "watched_collections"]
 
 # Documents that a validator is tried on, and the milliseconds that this may take: it is only for a warning.
 _SAMPLE: Final = 20
@@ -128,3 +130,18 @@ async def _collections(
         async for entry in await client[database].list_collections(filter=wanted)
         if routes.listening_to((database, entry["name"]))
     }
+
+
+async def collections_of(client: AsyncMongoClient[Any], routes: Routes) -> list[Namespace]:
+    """The collections with documents that somebody is to be told of, sorted.
+
+    Raises:
+        PyMongoError: as the driver has it.
+    """
+    try:
+        watched = await watched_collections(client, routes)
+    except OperationFailure as error:
+        if kind_of(error) is not Kind.NO_ACCESS or routes.patterns:
+            raise
+        return sorted(routes.namespaces)  # which of them exist is not ours to know
+    return sorted(one.namespace for one in watched if one.kind == "collection")

@@ -1,5 +1,6 @@
 """What all pipelines of a process have in common, and making one for a partition that was claimed."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 from pymongo import AsyncMongoClient
@@ -9,6 +10,7 @@ from dispatcher.conditions import Conditions
 from dispatcher.controls import Controls
 from dispatcher.dead_letters import DeadLetters
 from dispatcher.gaps import Gaps
+from dispatcher.history import History
 from dispatcher.images import Images
 from dispatcher.leases import Lease
 from dispatcher.observe import Stats, get_logger
@@ -16,12 +18,15 @@ from dispatcher.parked import Parked
 from dispatcher.partitions import belongs
 from dispatcher.pipeline import Pipeline
 from dispatcher.positions import PositionStore
+from dispatcher.refilling import Refilling
 from dispatcher.routing import Routes
+from dispatcher.runs import Runs
 from dispatcher.saved import Position
 from dispatcher.sessions import Sessions
 from dispatcher.settings import Settings
 from dispatcher.source import ChangeStreamSource
 from dispatcher.transactional import Transactions
+from dispatcher.watched import collections_of
 from mongoz import Registry
 
 __all__ = ["Works"]
@@ -70,14 +75,18 @@ class Works(NamedTuple):
             term=lease.term,
             begins="position" if position.fingerprint == scope.fingerprint else "time of the position",
         )
+        source = ChangeStreamSource(
+            self.watching,
+            scope,
+            batch_size=self.settings.batch_size,
+            address=self.address,
+            stats=self.stats,
+        )
+        gaps = Gaps(self.client, database, group, self.stats, address=self.address, partition=number)
+        runs = Runs(self.client, database, group)
+        of_stream: dict[str, Any] = {"partition": number, "partitions": of, "address": self.address}
         return Pipeline(
-            source=ChangeStreamSource(
-                self.watching,
-                scope,
-                batch_size=self.settings.batch_size,
-                address=self.address,
-                stats=self.stats,
-            ),
+            source=source,
             images=Images(self.client, codec_options, self.address),
             routes=self.routes,
             store=store,
@@ -91,7 +100,17 @@ class Works(NamedTuple):
             dead_letters=DeadLetters(self.client, database, group, self.stats, (number, of)),
             parked=Parked(self.client, database, group, ours),
             controls=self.controls,
-            gaps=Gaps(self.client, database, group, self.stats, address=self.address, partition=number),
+            gaps=gaps,
+            history=History(self.settings.on_history_lost, source, gaps, runs, group=group, **of_stream),
+            refilling=partial(
+                Refilling,
+                self.client,
+                runs,
+                self.routes,
+                collections=partial(collections_of, self.client),
+                codec_options=codec_options,
+                **of_stream,
+            ),
             transactions=Transactions(self.registry, self.client, database, group, self.sessions),
             conditions=self.conditions,
         )

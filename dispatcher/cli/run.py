@@ -40,6 +40,9 @@ def _run(  # noqa: PLR0913 - one parameter per flag
     partitions: Annotated[int | None, flag("partitions")] = default("partitions"),
     adopt: Annotated[bool, flag("adopt")] = default("adopt"),
     lease: Annotated[float, flag("lease")] = default("lease"),
+    on_history_lost: Annotated[Literal["fail", "resume", "backfill"], flag("on_history_lost")] = default(
+        "on_history_lost"
+    ),
     state_database: Annotated[str, flag("state_database")] = default("state_database"),
     delivery_retention: Annotated[float, flag("delivery_retention")] = default("delivery_retention"),
     dead_letter_retention: Annotated[float, flag("dead_letter_retention")] = default("dead_letter_retention"),
@@ -76,6 +79,7 @@ def _run(  # noqa: PLR0913 - one parameter per flag
         partitions=partitions,
         adopt=adopt,
         lease=lease,
+        on_history_lost=on_history_lost,
         state_database=state_database,
         delivery_retention=delivery_retention,
         dead_letter_retention=dead_letter_retention,

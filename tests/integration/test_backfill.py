@@ -72,8 +72,8 @@ IDS = [
 
 
 async def test_every_id_is_reached_once_in_order(foreign, dispatched, Thing, seen, monkeypatch):
-    monkeypatch.setattr("dispatcher.backfill._FIRST", 3)
-    monkeypatch.setattr("dispatcher.backfill._MOST", 3)
+    monkeypatch.setattr("dispatcher.existing._FIRST", 3)
+    monkeypatch.setattr("dispatcher.existing._MOST", 3)
     foreign["things"].insert_many([{"_id": id_, "n": n} for n, id_ in enumerate(IDS)])
     outcome = await run(dispatched, "watcher", concurrency=1)
     expected = [row["n"] for row in foreign["things"].find().sort("_id")]

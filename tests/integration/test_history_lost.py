@@ -1,0 +1,189 @@
+"""The oplog does not reach back to the position: what the operator chose happens, and it is said."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from bson import ObjectId
+from pymongo import MongoClient
+
+import mongoz
+from dispatcher.embedded import embedded_mongo
+from dispatcher.exceptions import ExitCode, HistoryLost
+from mongoz.core.signals import post_save, post_update
+from tests.integration.delivering import State, make_account
+from tests.support import dispatching, eventually
+
+
+@pytest.fixture(scope="module")
+def forgetful() -> Iterator[MongoClient]:
+    """A server with an oplog of one megabyte."""
+    arguments = ("--oplogSize", "1", "--syncdelay", "1", "--setParameter", "enableTestCommands=1")
+    with embedded_mongo(extra_args=arguments) as server, MongoClient(server.url) as client:
+        client.url = server.url
+        yield client
+
+
+def forget(client: MongoClient, token: str) -> None:
+    """Write until the oplog has lost what a token stands for."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        client["noise"]["noise"].insert_many([{"x": "x" * 100_000} for _ in range(10)])
+        oldest = client["local"]["oplog.rs"].find_one(sort=[("$natural", 1)])["ts"]
+        if oldest.time > int(token[2:10], 16):
+            client["noise"]["noise"].drop()
+            return
+        time.sleep(0.05)
+    raise AssertionError("the oplog keeps everything")
+
+
+def listen(document: Any) -> list[SimpleNamespace]:
+    told: list[SimpleNamespace] = []
+
+    @post_save(document, name="told")
+    async def saved(sender, instance, created, delivery, **kwargs):
+        told.append(SimpleNamespace(name=instance.name, created=created, delivery=delivery))
+
+    @post_update(document, name="told")
+    async def updated(sender, instance, delivery, **kwargs):
+        told.append(SimpleNamespace(name=instance.name, created=None, delivery=delivery))
+
+    return told
+
+
+@pytest.mark.parametrize("policy", ["fail", "resume", "backfill"])
+async def test_a_position_that_is_really_lost(forgetful, policy):
+    name = f"lost_{policy}"
+    db = forgetful[name]
+    registry = mongoz.Registry(forgetful.url, dispatched=name)
+    told = listen(make_account(registry, name))
+    async with dispatching(registry):
+        db["accounts"].insert_many([{"name": f"before {n}"} for n in range(5)] + [{"name": "b"}])
+        await eventually(lambda: len(told) == 6)
+    position = State(db).database["positions"].find_one({"_id": f"{name}:0"})
+    db["accounts"].insert_one({"_id": ObjectId(), "name": "lost"})
+    forget(forgetful, position["token"])
+    told.clear()
+    if policy == "fail":
+        with pytest.raises(HistoryLost) as caught:
+            async with dispatching(registry) as running:
+                await asyncio.wait_for(running.task, 10)
+        assert caught.value.exit_code == ExitCode.HISTORY_LOST
+        assert "--on-history-lost resume" in caught.value.remedy
+        assert "backfill" in caught.value.remedy
+        assert list(State(db).database["gaps"].find()) == []
+        return
+    async with dispatching(registry, on_history_lost=policy) as running:
+        await eventually(lambda: running.stats.gaps == 1)
+        db["accounts"].insert_one({"name": "after"})
+        await eventually(lambda: any(call.name == "after" for call in told))
+        if policy == "backfill":
+            await eventually(lambda: len(told) >= 8)
+    (gap,) = State(db).database["gaps"].find()
+    assert (gap["kind"], gap["policy"], gap["namespace"]) == ("history_lost", policy, None)
+    assert gap["from_time"] == position["cluster_time"]
+    assert gap["to_time"].time > gap["from_time"].time
+    live = [call for call in told if not call.delivery.replayed]
+    again = [call for call in told if call.delivery.replayed]
+    assert [(call.name, call.created) for call in live] == [("after", True)]
+    if policy == "resume":
+        assert again == []
+        return
+    # "after" may have been there when the documents were read.
+    names = {call.name for call in again}
+    assert names - {"after"} == {*(f"before {n}" for n in range(5)), "b", "lost"}
+    assert {(call.created, call.delivery.image) for call in again} == {(False, "current")}
+    run = State(db).database["controls"].find_one({"kind": "run"})
+    assert (run["what"], run["status"]) == ("backfill", "finished")
+    told.clear()
+    async with dispatching(registry, on_history_lost=policy):
+        db["accounts"].insert_one({"name": "later"})
+        await eventually(lambda: [call.name for call in told] == ["later"])
+
+
+def failing(client: MongoClient, code: int, times: int) -> None:
+    point = {"failCommands": ["getMore"], "errorCode": code, "appName": "mongoz-dispatcher"}
+    client.admin.command("configureFailPoint", "failCommand", mode={"times": times}, data=point)
+
+
+@pytest.fixture
+def account(dispatched, database) -> Any:
+    return make_account(dispatched, database)
+
+
+async def test_a_live_stream_that_falls_behind(foreign, dispatched, account, database):
+    """136; what was read before is delivered."""
+    told = listen(account)
+    async with dispatching(dispatched, on_history_lost="resume") as running:
+        foreign["accounts"].insert_one({"name": "1"})
+        await eventually(lambda: len(told) == 1)
+        failing(foreign.client, 136, 1)
+        await eventually(lambda: running.stats.gaps == 1)
+        foreign["accounts"].insert_one({"name": "2"})
+        await eventually(lambda: len(told) == 2)
+        assert running.service.ready
+    (gap,) = State(foreign).database["gaps"].find()
+    assert (gap["kind"], gap["policy"]) == ("history_lost", "resume")
+
+
+@pytest.mark.parametrize("partitions", [1, 2])
+async def test_a_backfill_that_is_cut_short_goes_on_at_the_next_start(
+    foreign, dispatched, account, monkeypatch, partitions
+):
+    monkeypatch.setattr("dispatcher.existing._FIRST", 10)
+    monkeypatch.setattr("dispatcher.existing._MOST", 10)
+    gate, begun = asyncio.Event(), []
+    told: list[SimpleNamespace] = []
+
+    @post_save(account, name="slow")
+    async def slow(sender, instance, delivery, **kwargs):
+        begun.append(instance.id)
+        if delivery.replayed and len(begun) > 30:
+            await gate.wait()
+        told.append(SimpleNamespace(id=instance.id, delivery=delivery))
+
+    foreign["accounts"].insert_many([{"_id": ObjectId(), "name": f"{n}"} for n in range(100)])
+    async with dispatching(dispatched, on_history_lost="backfill", partitions=partitions, grace=0.05) as running:
+        failing(foreign.client, 136, partitions)
+        await eventually(lambda: running.stats.gaps >= 1)
+        await eventually(lambda: len(begun) > 30)
+        foreign["accounts"].insert_one({"name": "live"})  # the stream goes on beside it
+        await eventually(lambda: any(not call.delivery.replayed for call in told))
+    finished = len([call for call in told if call.delivery.replayed])
+    assert 0 < finished < 100
+    gate.set()
+    runs = State(foreign).database["controls"]
+    async with dispatching(dispatched, on_history_lost="backfill"):
+        await eventually(lambda: {run["status"] for run in runs.find({"kind": "run"})} == {"finished"})
+    again = [call for call in told if call.delivery.replayed]
+    assert len({call.id for call in again}) >= 100 if partitions == 1 else len(again) > finished
+    # Repeated is what was in flight, under the same ids.
+    assert len({call.delivery.id for call in again}) <= 101
+    assert len(again) <= 101 + 20 * partitions
+
+
+async def test_a_backfilled_document_is_not_older_than_what_was_delivered(foreign, dispatched, account):
+    """While it waits for its turn, the document changes: the turn shows the change."""
+    gate = asyncio.Event()
+    told: list[tuple[str, bool]] = []
+
+    @post_save(account, name="states")
+    @post_update(account, name="states")
+    async def states(sender, instance, delivery, **kwargs):
+        told.append((instance.name, delivery.replayed))
+        if instance.name == "first":
+            await gate.wait()
+
+    id_ = ObjectId()
+    async with dispatching(dispatched, on_history_lost="backfill") as running:
+        foreign["accounts"].insert_one({"_id": id_, "name": "first"})
+        await eventually(lambda: told == [("first", False)])  # its lane is taken
+        failing(foreign.client, 136, 1)
+        await eventually(lambda: running.stats.gaps == 1)
+        foreign["accounts"].update_one({"_id": id_}, {"$set": {"name": "second"}})
+        gate.set()
+        await eventually(lambda: len(told) >= 3)
+    assert sorted(told[1:]) == [("second", False), ("second", True)]

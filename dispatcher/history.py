@@ -95,7 +95,9 @@ class History:
         )
         if self._policy == "backfill":
             text += ", and all current documents are instead"
-        await self._gaps.record(Gap("history_lost", after, text, None, since, until, self._policy))
+        # Partitions may lose history behind one token, and each lacks the changes of other documents.
+        key = f"{self._partition}/{self._partitions}:{after}"
+        await self._gaps.record(Gap("history_lost", key, text, None, since, until, self._policy))
         return token
 
     async def _bridge(self, after: str) -> str:

@@ -14,7 +14,7 @@ from dispatcher.saved import Saved
 from dispatcher.settings import Settings
 from dispatcher.source import ChangeStreamSource, Scope
 
-__all__ = ["admit", "begin", "facts_of", "scope_of", "token_of_now", "version_of"]
+__all__ = ["admit", "begin", "divide_into", "facts_of", "scope_of", "token_of_now", "version_of"]
 
 log = get_logger()
 
@@ -65,6 +65,29 @@ async def token_of_now(client: AsyncMongoClient[Any], scope: Scope, address: str
         PyMongoError: as the driver has it.
     """
     return await ChangeStreamSource(client, scope, batch_size=1, address=address, stats=Stats()).now()
+
+
+async def divide_into(store: PositionStore, partitions: int | None) -> None:
+    """Have the work divided into another number of partitions, as soon as its members have handed it over.
+
+    Args:
+        store: of the group.
+        partitions: how many there should be; None leaves it as it is.
+
+    Raises:
+        PositionError: what is saved makes no sense.
+        PyMongoError: as the driver has it.
+    """
+    while partitions is not None and (saved := await store.load()).layout is not None:
+        if (saved.layout.wanted or saved.layout.partitions) == partitions:
+            return
+        if await store.want(saved, partitions):
+            log.info(
+                "the work of this group is going to be divided anew",
+                action="layout.wanted",
+                before=saved.layout.partitions,
+                partitions=partitions,
+            )
 
 
 async def begin(

@@ -193,7 +193,12 @@ class Coordinator(Generic[W]):
         live = await self._living(members, ages)
         self.live = tuple(member.id for member in live)
         await self._members.sessions.end(one for one in sessions if one.owner not in self.live)
+        assert saved.layout is not None  # nothing was missing
         owners = {number: self._owner(one, ages) for number, one in saved.positions.items()}
+        if saved.layout.wanted not in (None, saved.layout.partitions):
+            await self._divide(saved, owners)
+            self._looked = asked
+            return
         sharing = [member for member in live if not member.leaving]
         capped = [member.id for member in sharing if _is_outdated(member, saved)]
         self._note_outdated(self.member_id in capped)
@@ -201,7 +206,7 @@ class Coordinator(Generic[W]):
         for number in todo.release:
             self._hand_over(number)
         for number in todo.claim:
-            await self._claim(saved.positions[number])
+            await self._claim(saved.positions[number], saved.layout.partitions)
         self._looked = asked
 
     async def _living(self, members: list[Member], ages: dict[Any, float]) -> list[Member]:
@@ -239,12 +244,31 @@ class Coordinator(Generic[W]):
 
     # -- taking and handing over -----------------------------------------------------------------------------
 
-    async def _claim(self, seen: Position) -> None:
+    async def _divide(self, saved: Saved, owners: dict[int, str | None]) -> None:
+        """Hand over all that is held here. When nobody holds anything any more, divide the work anew.
+
+        All members do that; one of them is the first.
+        """
+        for number in self.held:
+            self._hand_over(number)
+        if any(owner is not None for owner in owners.values()):
+            return
+        if await self._store.divide(saved):
+            assert saved.layout is not None  # it says what is wanted
+            log.info(
+                "the work of this group is divided anew",
+                action="layout.changed",
+                before=saved.layout.partitions,
+                partitions=saved.layout.wanted,
+            )
+        self._awake.set()  # look again
+
+    async def _claim(self, seen: Position, of: int) -> None:
         started = self._members.started
         assert started is not None  # it has joined
         if seen.version == self._version and seen.version_started is not None:
             started = seen.version_started
-        claimed = await self._store.claim(seen, seconds=self._lease, version=self._version, started=started)
+        claimed = await self._store.claim(seen, of, seconds=self._lease, version=self._version, started=started)
         if claimed is None:
             return
         lease, position = claimed

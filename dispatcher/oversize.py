@@ -15,6 +15,7 @@ from bson.raw_bson import RawBSONDocument
 from dispatcher.codec import Undecoded
 from dispatcher.cursors import Shape
 from dispatcher.events import Batch
+from dispatcher.partitions import HASH
 
 __all__ = ["SINGLY", "SMALLER", "SPLIT", "WHOLE", "WITHOUT", "joined"]
 
@@ -30,7 +31,7 @@ SPLIT: Final = Shape(_IMAGES, ({"$changeStreamSplitLargeEvent": {}},), size=1)
 """In fragments. It needs 6.0.9 or 7.0, and every single field must fit into one."""
 
 _KEY: Final = dict.fromkeys(
-    ("operationType", "clusterTime", "wallTime", "ns", "documentKey", "lsid", "txnNumber"), 1
+    ("operationType", "clusterTime", "wallTime", "ns", "documentKey", "lsid", "txnNumber", HASH), 1
 )
 
 # Characters of a token that holds the document's key: it must be longer than that where nothing of all can be had.

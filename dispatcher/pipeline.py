@@ -31,6 +31,7 @@ from dispatcher.failures import fatal, in_short
 from dispatcher.gaps import Gap, Gaps, gaps_of
 from dispatcher.history import History
 from dispatcher.images import Images
+from dispatcher.inherited import Inherited
 from dispatcher.lanes import Lanes
 from dispatcher.leases import Lease
 from dispatcher.markers import Followed, Markers, slimmed
@@ -39,6 +40,7 @@ from dispatcher.observe import Stats, get_logger
 from dispatcher.origins import HORIZON, Origins
 from dispatcher.parked import Parked
 from dispatcher.parking import Parking
+from dispatcher.partitions import HASH
 from dispatcher.positions import PositionStore, Tracker
 from dispatcher.refilling import Refilling
 from dispatcher.resending import Resending
@@ -142,7 +144,10 @@ class Pipeline:
         self._history = history
         self._start: Start = position.start(fingerprint)
         self._finished_before = position.token
+        self._fingerprint_before = position.fingerprint or ""
         self._ahead = set(position.ahead)
+        self._inherited = Inherited(position.inherited)
+        self._has_passed = False  # some of that, and this is not saved yet
         self._tracker = Tracker(position.token)
         self._origins = Origins(routes.group)
         self._markers = Markers()
@@ -448,10 +453,14 @@ class Pipeline:
         self._stats.read += len(events)
         changes = []
         for event, found in zip(events, decoded_together(events, self._codec_options), strict=True):
+            if self._inherited:
+                self._look_back(event)
             try:
                 change = decode(event, self._codec_options, found)
                 changes.append(change if change.stamp is None else self._judged(change))
             except Undecodable as error:
+                if self._is_finished(error.token):
+                    continue
                 self._stats.invalid += 1
                 log.error(
                     "a change event can not be decoded; it becomes a dead letter",
@@ -464,13 +473,25 @@ class Pipeline:
                 await self._deliverer.keep_unreadable(bytes(event.raw), error.token, error)
         return changes
 
+    def _look_back(self, event: Undecoded) -> None:
+        """Note whether a change was finished when the work was divided in another way."""
+        token = event["_id"]["_data"]
+        if self._inherited.has_finished(token, event[HASH] if "documentKey" in event else 0):
+            self._ahead.add(token)
+
+    def _is_finished(self, token: str) -> bool:
+        """Whether a change was finished by an earlier process."""
+        return token <= self._finished_before or token in self._ahead
+
     def _judged(self, change: Change) -> Change:
         judged = self._origins.judge(change)
         return slimmed(judged) if judged.operation == "marker" else judged
 
     def _enter(self, change: Change, refused: Refused) -> None:
         """Give a change its place in the order, and its receivers."""
-        if change.token <= self._finished_before or change.token in self._ahead:
+        if change.token <= self._finished_before:
+            return
+        if change.token in self._ahead:
             self._ahead.discard(change.token)
             self._tracker.add(Job(change.token))
             return
@@ -548,7 +569,7 @@ class Pipeline:
 
         When this returns it is noted, so that the position may pass it.
         """
-        if change.token > self._finished_before and change.token not in self._ahead:
+        if not self._is_finished(change.token):
             for gap in gaps_of(change, self._routes.listening_to):
                 await self._gaps.record(gap)
 
@@ -582,8 +603,12 @@ class Pipeline:
         if token == self._saved and not ahead and not self._controls.everything:
             self._saved_seconds = monotonic()  # what is there is up to date
             return
+        # A stream of another fingerprint has not come to the token yet, and can't begin there.
+        fingerprint = self._fingerprint if token > self._finished_before else self._fingerprint_before
+        self._has_passed = self._inherited.pass_(token) or self._has_passed
+        inherited = self._inherited.facts if self._has_passed else None
         try:
-            ours = await self._store.save(self._lease, token, self._fingerprint, ahead)
+            ours = await self._store.save(self._lease, token, fingerprint, ahead, inherited)
         except PyMongoError as error:
             verdict = fatal(error, self._address)
             if verdict is not None:
@@ -598,6 +623,7 @@ class Pipeline:
             self._lease.lose()
             return
         self._saved = token
+        self._has_passed = False
         self._saved_seconds = monotonic()
         self._stats.saves += 1
 

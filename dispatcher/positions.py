@@ -4,16 +4,19 @@ The position never passes a change that is not finished.
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
 from pymongo import AsyncMongoClient, ReturnDocument
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import DuplicateKeyError
+from pymongo.read_concern import ReadConcern
 
 from dispatcher.events import Job, token_time
 from dispatcher.identity import own_identity
+from dispatcher.inherited import Fact
+from dispatcher.layouts import divided
 from dispatcher.leases import Lease, now
 from dispatcher.saved import Position, Saved
 from dispatcher.state import positions
@@ -52,7 +55,8 @@ class Tracker:
         It is no change, and may even be the token of the last one, so it is never among those finished ahead.
         """
         self._mark = token
-        if not self._open:
+        # Where a stream begins at a time it tells less at first than is finished.
+        if not self._open and token > self.token:
             self.token = token
 
     def finished(self, job: Job) -> None:
@@ -111,7 +115,7 @@ class PositionStore:
         self._member = member
 
     async def load(self) -> Saved:
-        """All that is saved.
+        """All that is saved, as it was at one moment.
 
         Raises:
             PositionError: what is saved makes no sense.
@@ -119,7 +123,8 @@ class PositionStore:
         """
         # No group's name has a colon.
         numbered = {"_id": {"$gte": f"{self._group}:", "$lt": f"{self._group};"}}
-        found = await self._collection.find({"$or": [{"_id": self._group}, numbered]}).to_list()
+        at_once = self._collection.with_options(read_concern=ReadConcern("snapshot"))
+        found = await at_once.find({"$or": [{"_id": self._group}, numbered]}).to_list()
         return Saved.read(found, self._group, self._database)
 
     async def begin(self, partitions: int, first: Mapping[int, tuple[str, str]], *, new: bool) -> bool:
@@ -137,19 +142,75 @@ class PositionStore:
             PyMongoError: as the driver has it.
         """
 
-        async def write(session: AsyncClientSession) -> None:
+        async def write(session: AsyncClientSession) -> bool:
+            layout = {"_id": self._group, "partitions": partitions}
             if new:
-                layout = {"_id": self._group, "group": self._group, "partitions": partitions}
-                await self._collection.insert_one(layout, session=session)
+                await self._collection.insert_one({**layout, "group": self._group}, session=session)
+            else:  # a write, so that nobody divides the work at the same moment
+                there = await self._collection.update_one(
+                    layout, {"$currentDate": {"mended_at": True}}, session=session
+                )
+                if not there.matched_count:
+                    return False
             for partition, (token, fingerprint) in first.items():
                 await self._record(partition, partitions, token, fingerprint, session)
+            return True
 
         try:
             async with self._client.start_session() as session:
-                await session.with_transaction(write)
+                return await session.with_transaction(write)
         except DuplicateKeyError:  # somebody else does it at the same moment
             return False
-        return True
+
+    async def want(self, saved: Saved, partitions: int) -> bool:
+        """Have the work divided into another number of partitions, or as it is; False if that has changed since.
+
+        Args:
+            saved: as it was read.
+            partitions: how many there should be.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        assert saved.layout is not None  # there is something to divide
+        unchanged = {"_id": self._group, "partitions": saved.layout.partitions, "wanted": saved.layout.wanted}
+        as_it_is = partitions == saved.layout.partitions
+        change = {"$unset": {"wanted": ""}} if as_it_is else {"$set": {"wanted": partitions}}
+        return bool((await self._collection.update_one(unchanged, change)).matched_count)
+
+    async def divide(self, saved: Saved) -> bool:
+        """Divide the work as it is wanted. Everything happens at once, or nothing.
+
+        Args:
+            saved: as it was read. Nobody holds a partition, or nobody who could still renew it.
+
+        Returns:
+            False if something has happened since it was read.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        layout = saved.layout
+        assert layout is not None  # somebody wants another one
+        assert layout.wanted is not None
+        documents = divided(saved, self._group)
+
+        async def write(session: AsyncClientSession) -> bool:
+            unchanged = {"_id": self._group, "partitions": layout.partitions, "wanted": layout.wanted}
+            change = {"$set": {"partitions": layout.wanted}, "$unset": {"wanted": ""}}
+            result = await self._collection.update_one(unchanged, change, session=session)
+            matched = result.matched_count
+            for position in saved.positions.values():
+                seen = {"_id": self._id(position.partition), **_unchanged(position)}
+                matched += (await self._collection.delete_one(seen, session=session)).deleted_count
+            if matched == 1 + layout.partitions:
+                await self._collection.insert_many(documents, session=session)
+                return True
+            await session.abort_transaction()
+            return False
+
+        async with self._client.start_session() as session:
+            return await session.with_transaction(write)
 
     async def rename_application(self, before: str, application: str) -> bool:
         """Note the application that the group belongs to; False if that has changed since.
@@ -187,12 +248,13 @@ class PositionStore:
         )
 
     async def claim(
-        self, seen: Position, *, seconds: float, version: str, started: datetime
+        self, seen: Position, of: int, *, seconds: float, version: str, started: datetime
     ) -> tuple[Lease, Position] | None:
         """Become the owner of a partition, if nothing has happened to it since it was seen.
 
         Args:
             seen: as it was read.
+            of: how many partitions there were then.
             seconds: after which the lease is over, if it is not renewed.
             version: of the application.
             started: the server's time at which a process of this version started.
@@ -208,21 +270,15 @@ class PositionStore:
         values = {
             "group": self._group,
             "partition": seen.partition,
-            "partitions": seen.partitions,
+            "partitions": of,
             "owner": self._member,
             **identity._asdict(),
             "lease_seconds": seconds,
             "version": version,
             "version_started": started,
         }
-        # A field that is missing equals null.
-        unchanged = {
-            "owner": seen.owner,
-            "term": {"$in": [seen.term, None]} if seen.term == 0 else seen.term,
-            "beat": {"$in": [seen.beat, None]} if seen.beat == 0 else seen.beat,
-        }
         found = await self._collection.find_one_and_update(
-            {"_id": self._id(seen.partition), **unchanged},
+            {"_id": self._id(seen.partition), **_unchanged(seen)},
             {
                 "$inc": {"term": 1, "beat": 1},
                 "$set": values,
@@ -233,7 +289,7 @@ class PositionStore:
         if found is None:
             return None
         position = Saved.read([found], self._group, self._database).positions[seen.partition]
-        lease = Lease(position.partition, position.partitions, position.term, seconds=seconds, sent=sent)
+        lease = Lease(position.partition, of, position.term, seconds=seconds, sent=sent)
         return lease, position
 
     async def renew(self, lease: Lease) -> bool:
@@ -247,7 +303,14 @@ class PositionStore:
         )
         return bool(result.matched_count)
 
-    async def save(self, lease: Lease, token: str, fingerprint: str, ahead: list[str]) -> bool:
+    async def save(
+        self,
+        lease: Lease,
+        token: str,
+        fingerprint: str,
+        ahead: list[str],
+        inherited: Iterable[Fact] | None = None,
+    ) -> bool:
         """Write the position; False if another process has taken over.
 
         Args:
@@ -255,16 +318,19 @@ class PositionStore:
             token: everything up to it is finished.
             fingerprint: of the stream that it belongs to.
             ahead: tokens behind it that are finished as well.
+            inherited: what else is finished, if that has changed.
 
         Raises:
             PyMongoError: as the driver has it.
         """
-        values = {
+        values: dict[str, Any] = {
             "token": token,
             "cluster_time": token_time(token),
             "fingerprint": fingerprint,
             "ahead": ahead,
         }
+        if inherited is not None:
+            values["inherited"] = [fact._asdict() for fact in inherited]
         result = await self._collection.update_one(
             self._ours(lease), {"$set": values, "$currentDate": {"saved_at": True}}
         )
@@ -289,3 +355,12 @@ class PositionStore:
     async def peek(self, partition: int = 0) -> dict[str, Any] | None:
         """A saved document as it is, without claiming it."""
         return await self._collection.find_one({"_id": self._id(partition)})
+
+
+def _unchanged(seen: Position) -> dict[str, Any]:
+    """Who owns a position, as it was read. A field that is missing equals null."""
+    return {
+        "owner": seen.owner,
+        "term": {"$in": [seen.term, None]} if seen.term == 0 else seen.term,
+        "beat": {"$in": [seen.beat, None]} if seen.beat == 0 else seen.beat,
+    }

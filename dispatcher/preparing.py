@@ -13,7 +13,7 @@ from typing import Any, Final
 from pymongo import AsyncMongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 
-from dispatcher.beginning import admit, begin, scope_of, token_of_now
+from dispatcher.beginning import admit, begin, divide_into, scope_of, token_of_now
 from dispatcher.exceptions import AccessDenied, ApplicationError, NothingToDeliver, ServerError
 from dispatcher.failures import in_short
 from dispatcher.observe import get_logger
@@ -135,6 +135,7 @@ async def set_up(
             recorded = await begin(store, scope_of(routes), now, settings, await store.load())
             prepared.position = "recorded" if recorded else "recorded already"
             await admit(store, settings, application)
+            await divide_into(store, settings.partitions)
         except PyMongoError as error:
             raise server.verdict(error) from error
     return prepared

@@ -4,13 +4,14 @@ Nothing is changed or delivered on the word of a document that makes no sense. I
 and what it holds.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 from dispatcher.events import Start, token_time
 from dispatcher.exceptions import PositionError
 from dispatcher.identity import Identity
+from dispatcher.inherited import DIGEST, Fact
 from dispatcher.partitions import MOST
 from dispatcher.state import POSITIONS
 
@@ -45,7 +46,7 @@ class Position(NamedTuple):
 
     Attributes:
         partition: which.
-        partitions: of how many.
+        partitions: of how many; 0 if that was not said.
         owner: the member that may write here; None if nobody holds it.
         term: grows with every change of ownership.
         beat: grows with every renewal of the lease.
@@ -54,6 +55,7 @@ class Position(NamedTuple):
         token: everything up to it is finished; None if nothing was ever saved.
         fingerprint: of the stream that the token belongs to.
         ahead: tokens behind `token` that are finished as well.
+        inherited: what else is, from times when the work was divided in another way.
         version: of the application that held it last.
         version_started: the server's time at which a process of that version started; None if it never said.
     """
@@ -68,6 +70,7 @@ class Position(NamedTuple):
     token: str | None
     fingerprint: str | None
     ahead: frozenset[str]
+    inherited: tuple[Fact, ...]
     version: str
     version_started: datetime | None
 
@@ -110,8 +113,10 @@ class Saved(NamedTuple):
             else:
                 position = _position_of(document, place, group)
                 positions[position.partition] = position
-        if layout is not None:  # what is beyond it was left behind by somebody's hand, and means nothing
-            positions = {number: one for number, one in positions.items() if number < layout.partitions}
+        if layout is not None:
+            for number, position in positions.items():
+                if not number < layout.partitions == (position.partitions or layout.partitions):
+                    raise _another_layout(number, position, layout, group, place)
         return cls(layout, positions)
 
 
@@ -143,9 +148,9 @@ class _Reader:
     def count(self, field: str, least: int, most: int | None = None, default: int | None = None) -> Any:
         """A whole number within bounds."""
         wanted = f"a whole number from {least} on" if most is None else f"a whole number from {least} to {most}"
-        value = self.get(field, (int, float), wanted, default)
+        value = self.get(field, (int, float), wanted)
         if value is None:
-            return None
+            return default
         if not float(value).is_integer() or value < least or (most is not None and value > most):
             raise self.nonsense(field, wanted)
         return int(value)
@@ -168,6 +173,27 @@ class _Reader:
             raise self.nonsense(field, "a list of resume tokens")
         return frozenset(values)
 
+    def facts(self, field: str) -> Iterator[Fact]:
+        """What was finished under other layouts."""
+        wanted = "a list of what earlier layouts finished"
+        for value in self.get(field, list, wanted, []):
+            match value:
+                case {
+                    "partitions": int(partitions),
+                    "partition": int(partition),
+                    "token": str(token),
+                    "until": str(until),
+                    "ahead": bytes(ahead),
+                } if (
+                    0 <= partition < partitions <= MOST
+                    and _is_token(token)
+                    and _is_token(until)
+                    and len(ahead) % DIGEST == 0
+                ):
+                    yield Fact(partitions, partition, token, until, ahead)
+                case _:
+                    raise self.nonsense(field, wanted)
+
 
 def _is_token(text: str) -> bool:
     """Whether it looks like a resume token."""
@@ -187,6 +213,16 @@ def _layout_of(document: Mapping[str, Any], place: str) -> Layout:
     return Layout(partitions, reader.count("wanted", 1, MOST), reader.text("application"))
 
 
+def _another_layout(number: int, position: Position, layout: Layout, group: str, place: str) -> PositionError:
+    said = f"is one of {position.partitions} partitions" if position.partitions else "is there"
+    return PositionError(
+        f"The document {f'{group}:{number}'!r} in {place} {said}, but the document {group!r} says that there are "
+        f"{layout.partitions} partitions: changes would be lost, or delivered twice.",
+        remedy=f"Was one of them edited by hand? Set partitions of {group!r} to what it was; "
+        "`dispatcher run --partitions` changes the number without loss.",
+    )
+
+
 def _position_of(document: Mapping[str, Any], place: str, group: str) -> Position:
     reader = _Reader(document, place, _REMEDY)
     number = str(document["_id"]).removeprefix(f"{group}:")
@@ -200,7 +236,7 @@ def _position_of(document: Mapping[str, Any], place: str, group: str) -> Positio
         raise reader.nonsense("lease_seconds", "a number of seconds")
     return Position(
         partition=partition,
-        partitions=reader.count("partitions", 1, MOST, default=1),
+        partitions=reader.count("partitions", 1, MOST, default=0),
         owner=reader.text("owner", None),
         term=reader.count("term", 0, default=0),
         beat=reader.count("beat", 0, default=0),
@@ -209,6 +245,7 @@ def _position_of(document: Mapping[str, Any], place: str, group: str) -> Positio
         token=reader.token("token"),
         fingerprint=reader.text("fingerprint", None),
         ahead=reader.tokens("ahead"),
+        inherited=tuple(reader.facts("inherited")),
         version=reader.text("version"),
         version_started=reader.get("version_started", datetime, "a date"),
     )

@@ -14,7 +14,7 @@ from typing import Any, Final
 from pymongo import AsyncMongoClient
 from pymongo.errors import PyMongoError
 
-from dispatcher.beginning import admit, begin, facts_of, scope_of, token_of_now, version_of
+from dispatcher.beginning import admit, begin, divide_into, facts_of, scope_of, token_of_now, version_of
 from dispatcher.cancelling import end
 from dispatcher.conditions import Conditions
 from dispatcher.controls import Controls
@@ -194,6 +194,7 @@ class Service:
             works = await self._works(client, watching, members.sessions)
             begun = await record(await store.load())
             await admit(store, self.settings, self._application)
+            await divide_into(store, self.settings.partitions)
             await members.join()
         except PyMongoError as error:
             raise self._server.verdict(error) from error

@@ -23,7 +23,7 @@ from dispatcher.events import Batch, Namespace, Start, token_time
 from dispatcher.failures import Kind, fatal, in_short, kind_of
 from dispatcher.observe import Stats, get_logger
 from dispatcher.oversize import SINGLY, SMALLER, SPLIT, WHOLE, WITHOUT, joined
-from dispatcher.partitions import belongs, hash_of
+from dispatcher.partitions import HASH, belongs, hash_of
 from mongoz.connection.watching import NamespacePattern
 from mongoz.stamps import FIELD
 
@@ -59,6 +59,7 @@ class Scope(NamedTuple):
         apart_from: a database that patterns do not mean, though it may look alike.
         partition: which part of the documents.
         partitions: how many parts there are.
+        hashed: each event is to tell the hash of its document. Which events come is the same.
     """
 
     database: str | None
@@ -67,6 +68,7 @@ class Scope(NamedTuple):
     apart_from: str = ""
     partition: int = 0
     partitions: int = 1
+    hashed: bool = False
 
     @classmethod
     def of(
@@ -91,7 +93,8 @@ class Scope(NamedTuple):
 
     def pipeline(self) -> list[dict[str, Any]]:
         """What the server filters by, behind the `$changeStream` stage."""
-        return [self._watched(), *self._partitioned()]
+        hashes = [{"$set": {HASH: hash_of("$documentKey._id")}}] if self.hashed else []
+        return [self._watched(), *self._partitioned(), *hashes]
 
     def _partitioned(self) -> list[dict[str, Any]]:
         """All changes of a document are in one part. What is no change of a document is in the first one.
@@ -136,7 +139,8 @@ class Scope(NamedTuple):
     @property
     def fingerprint(self) -> str:
         """A token is valid for the same scope and pipeline only; this tells whether they are the same."""
-        text = json_util.dumps({"database": self.database, "pipeline": self.pipeline(), "version": 1})
+        pipeline = self._replace(hashed=False).pipeline()
+        text = json_util.dumps({"database": self.database, "pipeline": pipeline, "version": 1})
         return sha256(text.encode()).hexdigest()[:16]
 
 

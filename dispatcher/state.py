@@ -5,6 +5,9 @@ positions: one document per group, which says how its work is divided,
     _id              "<group>"
     group            the group of dispatchers
     partitions       how many parts there are
+    wanted           how many there are to be, while the work is about to be divided anew
+    mended_at        the server's time at which a position was recorded anew that somebody had deleted
+    wanted           how many there should be; only while that is another number
     application      that the group belongs to: "package.module:registry"
 
 and one per partition.
@@ -25,7 +28,9 @@ and one per partition.
     cluster_time     the token's time, from which another pipeline can start
     fingerprint      of the scope and pipeline that the token belongs to
     ahead            tokens behind `token` that are finished already; written by a graceful stop
+    inherited        what partitions of earlier layouts had finished, see `inherited.py`
     saved_at         the server's time of the last save; advances on an idle stream too
+    inherited        what partitions of earlier layouts had finished behind `token`, see `inherited.py`
     version          of the application that held it last
     version_started  the server's time at which a process of that version started
 

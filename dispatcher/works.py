@@ -65,7 +65,7 @@ class Works(NamedTuple):
         """One that continues where a partition was left."""
         database, codec_options = self.settings.state_database, self.registry.codec_options
         group, (number, of) = self.routes.group, (lease.partition, lease.partitions)
-        scope = scope_of(self.routes).part(number, of)
+        scope = scope_of(self.routes).part(number, of)._replace(hashed=bool(position.inherited))
         ours = {"$expr": belongs("$hash", number, of)} if of > 1 else None
         log.info(
             "claimed a partition",

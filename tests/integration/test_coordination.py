@@ -58,7 +58,7 @@ class Fenced:
 
     async def claim(self, store: PositionStore, seen: Any = None) -> Any:
         seen = seen or await self.position()
-        return await store.claim(seen, seconds=1.0, version="v", started=datetime.now(UTC))
+        return await store.claim(seen, 1, seconds=1.0, version="v", started=datetime.now(UTC))
 
 
 @pytest.fixture

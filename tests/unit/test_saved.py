@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from dispatcher.exceptions import PositionError
+from dispatcher.inherited import Fact
 from dispatcher.saved import Saved
 
 TOKEN = "826B03E05E000000122B0229296E04"
@@ -32,7 +33,7 @@ def test_what_was_saved_is_read():
     assert (saved.layout.partitions, saved.layout.application) == (2, "app:registry")
     one = saved.positions[0]
     assert (one.owner, one.term, one.beat, one.lease, one.ahead) == ("me", 3, 7, 10, frozenset({TOKEN}))
-    assert (one.version, one.version_started, one.partitions) == ("v", now, 1)
+    assert (one.version, one.version_started, one.partitions) == ("v", now, 0)
 
 
 def test_the_position_of_an_earlier_version_is_read():
@@ -43,10 +44,45 @@ def test_the_position_of_an_earlier_version_is_read():
     assert not saved.positions[0].identity.is_dead
 
 
-def test_positions_beyond_the_layout_mean_nothing():
-    assert set(
-        Saved.read([layout(), position(), position(_id="shop:7", partition=7)], "shop", "state").positions
-    ) == {0}
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (position(_id="shop:7", partition=7), "is there"),
+        (position(_id="shop:1", partition=1, partitions=4), "is one of 4 partitions"),
+    ],
+)
+def test_positions_of_another_layout(wrong, said):
+    """To leave one of them out would lose changes, to take it in would deliver some twice."""
+    with pytest.raises(
+        PositionError, match=f"'{wrong['_id']}' in state.positions {said}, but the .* 2 part"
+    ) as caught:
+        Saved.read([wrong, layout(), position()], "shop", "state")
+    assert "--partitions" in caught.value.remedy
+
+
+FACT = {"partitions": 4, "partition": 3, "token": TOKEN, "until": TOKEN, "ahead": b"0123456789"}
+
+
+def test_what_earlier_layouts_finished_is_read():
+    saved = Saved.read([position(inherited=[FACT])], "shop", "state")
+    assert saved.positions[0].inherited == (Fact(4, 3, TOKEN, TOKEN, b"0123456789"),)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"partitions": 3},
+        {"partition": -1},
+        {"token": "zz"},
+        {"until": None},
+        {"ahead": b"123"},
+        {"ahead": [TOKEN]},
+    ],
+)
+def test_what_earlier_layouts_can_not_have_finished(change):
+    for nonsense in ([{**FACT, **change}], [{}], [5], {"0": FACT}):
+        with pytest.raises(PositionError, match=r"has inherited: .* not a list of what earlier layouts finished"):
+            Saved.read([position(inherited=nonsense)], "shop", "state")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,49 @@
+"""Dividing the work of a group anew: what the new positions are. Pure."""
+
+from datetime import datetime
+from typing import Any
+
+from dispatcher.events import token_time
+from dispatcher.inherited import Fact, beginning_of
+from dispatcher.saved import Saved
+
+__all__ = ["divided"]
+
+
+def divided(saved: Saved, group: str) -> list[dict[str, Any]]:
+    """The positions of a group whose work is divided anew. Pure.
+
+    Args:
+        saved: with all positions, and a layout in which another number of partitions is wanted.
+        group: of dispatchers.
+    """
+    layout, positions = saved.layout, saved.positions.values()
+    assert layout is not None  # somebody wants another one
+    assert layout.wanted is not None
+    facts = [Fact.of(layout.partitions, one.partition, one.token or "", one.ahead) for one in positions]
+    earlier = [fact for one in positions for fact in one.inherited]
+    newest = max(positions, key=lambda one: one.version_started or datetime.min)
+    documents = []
+    for partition in range(layout.wanted):
+        begins = beginning_of(partition, layout.wanted, facts, earlier)
+        documents.append(
+            {
+                "_id": f"{group}:{partition}",
+                "group": group,
+                "partition": partition,
+                "partitions": layout.wanted,
+                # The term of a document only grows, whichever partition it is in. And who has seen an old position
+                # can't claim a new one.
+                "term": max(one.term for one in positions) + 1,
+                "beat": 0,
+                "token": begins.token,
+                "cluster_time": token_time(begins.token),
+                # The token may be one of another partition, which does not turn up in this one's stream.
+                "fingerprint": "",
+                "ahead": [],
+                "inherited": [fact._asdict() for fact in begins.inherited],
+                "version": newest.version,
+                "version_started": newest.version_started,
+            }
+        )
+    return documents

@@ -1,0 +1,105 @@
+"""Dividing the work anew: whatever was finished is known to be, and nothing else is."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dispatcher.inherited import Fact, Inherited, beginning_of, digests_of
+from dispatcher.partitions import partition_of
+
+HASHES = [-(2**63), -17, -3, -2, -1, 0, 1, 2, 3, 5, 12, 2**63 - 1]
+
+
+def token(number: int) -> str:
+    return f"82{number:08X}000000012B0229296E04"
+
+
+class Group:
+    """A group at work, as simple as can be: which changes are finished, and what its positions say of that."""
+
+    def __init__(self, changes: list[int]) -> None:
+        self.hashes = dict(enumerate(changes, 1))  # by the number of the change
+        self.finished: set[int] = set()
+        self.partitions = 1
+        self.begins = {0: (0, Inherited(()))}
+
+    def mine(self, partition: int) -> list[int]:
+        return [n for n, hashed in self.hashes.items() if partition_of(hashed, self.partitions) == partition]
+
+    def knows(self, partition: int, number: int) -> bool:
+        """Whether a partition would skip a change."""
+        begin, inherited = self.begins[partition]
+        return number <= begin or inherited.has_finished(token(number), self.hashes[number])
+
+    def work(self, partition: int, numbers: set[int]) -> None:
+        self.finished |= numbers & set(self.mine(partition))
+
+    def position(self, partition: int) -> tuple[int, list[int]]:
+        """Up to where everything of a partition is finished, and what is behind that."""
+        begin, _ = self.begins[partition]
+        mine = [n for n in self.mine(partition) if n > begin]
+        for number in mine:
+            if number not in self.finished:
+                break
+            begin = number
+        return begin, [n for n in mine if n > begin and n in self.finished]
+
+    def divide(self, partitions: int) -> None:
+        facts, earlier = [], []
+        for partition, (_, inherited) in self.begins.items():
+            at, ahead = self.position(partition)
+            inherited.pass_(token(at))
+            facts.append(Fact.of(self.partitions, partition, token(at), [token(n) for n in ahead]))
+            earlier += inherited.facts
+        self.partitions, self.begins = partitions, {}
+        for partition in range(partitions):
+            begins = beginning_of(partition, partitions, facts, earlier)
+            self.begins[partition] = (int(begins.token[2:10], 16), Inherited(begins.inherited))
+
+
+changes = st.lists(st.sampled_from(HASHES), min_size=1, max_size=25)
+numbers = st.sets(st.integers(1, 25))
+rounds = st.lists(st.tuples(st.integers(1, 6), st.lists(numbers, min_size=6, max_size=6)), min_size=1, max_size=5)
+
+
+@given(changes, rounds)
+def test_after_any_number_of_divisions_a_change_is_skipped_if_it_was_finished_and_only_then(changes, rounds):
+    group = Group(changes)
+    for partitions, worked in rounds:
+        for partition in range(group.partitions):
+            group.work(partition, worked[partition])
+        group.divide(partitions)
+        for partition in range(partitions):
+            for number in group.mine(partition):
+                assert group.knows(partition, number) is (number in group.finished)
+
+
+@given(changes, rounds)
+def test_once_all_is_done_nothing_is_inherited_any_more(changes, rounds):
+    group = Group(changes)
+    for partitions, worked in rounds:
+        for partition in range(group.partitions):
+            group.work(partition, worked[partition])
+        group.divide(partitions)
+    for _, inherited in group.begins.values():
+        assert all(fact.until <= token(len(changes)) for fact in inherited.facts)
+        assert len({(fact.partitions, fact.partition) for fact in inherited.facts}) == len(inherited.facts)
+        assert inherited.pass_(token(len(changes))) or not inherited.facts
+        assert not inherited
+
+
+def test_only_what_concerns_a_partition_goes_along():
+    facts = [Fact.of(4, partition, token(10 + partition), []) for partition in range(4)]
+    assert beginning_of(0, 2, facts, []).token == token(10)
+    assert [fact.partition for fact in beginning_of(0, 2, facts, []).inherited] == [2]
+    assert [fact.partition for fact in beginning_of(1, 2, facts, []).inherited] == [3]
+    assert [fact.partition for fact in beginning_of(0, 3, facts, []).inherited] == [1, 2, 3]
+    assert beginning_of(5, 8, facts, []) == (token(11), ())
+
+
+def test_hashes_of_tokens_are_as_long_as_they_should_be():
+    tokens = [token(number) for number in range(20_000)]
+    digests = digests_of([*tokens, *tokens])
+    assert len(digests) == 10 * 20_000
+    fact = Fact(1, 0, token(0), token(30_000), digests)
+    assert all(Inherited([fact]).has_finished(one, 7) for one in tokens[::1000])
+    assert not any(Inherited([fact]).has_finished(token(n), 7) for n in range(20_000, 30_000))

@@ -5,7 +5,6 @@ positions: one document per group, which says how its work is divided,
     _id              "<group>"
     group            the group of dispatchers
     partitions       how many parts there are
-    wanted           how many there are to be, while the work is about to be divided anew
     mended_at        the server's time at which a position was recorded anew that somebody had deleted
     wanted           how many there should be; only while that is another number
     application      that the group belongs to: "package.module:registry"

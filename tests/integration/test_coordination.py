@@ -207,3 +207,24 @@ async def test_four_partitions_are_shared_fairly(user, seen, foreign, dispatched
         await seen.wait(300)
     assert sorted(names(seen), key=int) == [str(number) for number in range(300)]
     assert all(one.stats.delivered > 20 for one in three)
+
+
+async def test_an_older_version_does_not_take_back_what_a_newer_one_has_held(
+    user, seen, dispatched, database, capsys
+):
+    """It would pass over what is not for it to know. One that is started later may: that is how one goes back."""
+    async with mongoz.Registry(dispatched.url, dispatched=database) as newer:
+        twin = make_user(newer, database)
+        for name in ("watcher", "added in the new version"):
+            listen(twin, Seen(), name=name)
+        async with dispatching(dispatched, lease=1, partitions=2) as old:
+            async with dispatching(newer, lease=1, state_database=f"{database}_state") as new:
+                await eventually(lambda: list(new.service.held) == [1])
+            coordinator, left = old.service._coordinator, now()
+            await eventually(lambda: coordinator._looked > left + 1, what="it looks until any lease is over")
+            assert (list(old.service.held), old.service.ready) == ([0], False)
+            async with dispatching(dispatched, lease=1) as back:
+                await eventually(lambda: list(back.service.held) == [1])
+                assert back.service.ready
+    said = capsys.readouterr()
+    assert "lease.outdated" in said.out + said.err

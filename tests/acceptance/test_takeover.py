@@ -1,0 +1,89 @@
+"""Several dispatcher processes of one group: one is killed, stopped or put to sleep, and another takes over."""
+
+import signal
+import time
+from typing import Any
+
+import pytest
+
+from dispatcher.exceptions import ExitCode
+from tests.ledger import APP, IMAGES, Ledger
+from tests.support import Daemon, eventually_sync
+
+LEASE = 2.0
+
+
+@pytest.fixture
+def ledger(mongo, database, tmp_path):
+    return Ledger(tmp_path / "ledger", mongo.url, database)
+
+
+@pytest.fixture
+def two(ledger, foreign, tmp_path):
+    """Two daemons; the first one holds the partition, the second one stands by."""
+    foreign.create_collection("accounts", **IMAGES)
+    arguments = {"cwd": tmp_path, **ledger.environment, "DISPATCHER_SAVE_INTERVAL": "0.1"}
+    first = Daemon(APP, "--lease", str(LEASE), **arguments)
+    try:
+        eventually_sync(lambda: first.lines("lease.claimed"), what="the first one holds the partition")
+        second = Daemon(APP, "--lease", str(LEASE), **arguments)
+        try:
+            second.wait_started()
+            yield first, second
+        finally:
+            second.kill()
+    finally:
+        first.kill()
+
+
+def write(foreign: Any, ledger: Ledger, number: int) -> None:
+    foreign["accounts"].insert_one({"name": "a", "n": number})
+    eventually_sync(lambda: any(entry.n == number for entry in ledger()), what=f"{number} is delivered")
+
+
+def test_a_standby_takes_over_within_the_lease_from_one_that_sleeps_and_keeps_it(ledger, foreign, two):
+    """SIGSTOP, longer than the lease: who wakes up late moves nothing back, and starts nothing."""
+    first, second = two
+    positions = foreign.client[f"{foreign.name}_state"]["positions"]
+    write(foreign, ledger, 1)
+    first.process.send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    foreign["accounts"].insert_one({"name": "a", "n": 2})
+    eventually_sync(lambda: second.lines("lease.claimed"), what="the standby takes over")
+    assert time.monotonic() - began < LEASE + 1
+    eventually_sync(lambda: any(entry.n == 2 for entry in ledger()))
+    saved = positions.find_one({"partition": 0})
+    first.process.send_signal(signal.SIGCONT)
+    eventually_sync(lambda: first.lines("lease.lost"), what="it notices")
+    write(foreign, ledger, 3)
+    now = positions.find_one({"partition": 0})
+    assert (now["owner"], now["term"]) == (saved["owner"], saved["term"])
+    assert now["token"] >= saved["token"]
+    # Once the second term has begun, the first one starts nothing.
+    entries = ledger()
+    begins = min(entry.at for entry in entries if entry.term == 2)
+    assert [entry.n for entry in entries if entry.term == 1 and entry.at > begins] == []
+    assert [entry.n for entry in entries if entry.term == 2] in ([2, 3], [1, 2, 3])
+    assert first.terminate() == ExitCode.OK
+
+
+def test_a_standby_takes_over_at_once_from_one_that_is_stopped_or_killed(ledger, foreign, two, tmp_path):
+    """On the same machine it is known that who was killed is dead; elsewhere the lease would be waited for."""
+    first, second = two
+    write(foreign, ledger, 1)
+    began = time.monotonic()
+    assert first.terminate() == ExitCode.OK
+    write(foreign, ledger, 2)
+    assert time.monotonic() - began < LEASE
+    third = Daemon(APP, "--lease", str(LEASE), cwd=tmp_path, **ledger.environment)
+    try:
+        third.wait_started()
+        began = time.monotonic()
+        second.kill()
+        write(foreign, ledger, 3)
+        assert time.monotonic() - began < LEASE
+        assert third.lines("lease.claimed")
+        assert third.terminate() == ExitCode.OK
+    finally:
+        third.kill()
+    assert [entry.term for entry in ledger() if entry.n == 3] == [3]

@@ -198,7 +198,12 @@ class Deliverer:
                 failure = await self._attempt(change, calls, receiver, delivery, keywords, terms, began)
             else:  # the same for nearly all, with a coroutine less
                 failure = await self._caller.call(
-                    receiver.function, calls.document, delivery, keywords, terms.timeout
+                    receiver.function,
+                    calls.document,
+                    delivery,
+                    keywords,
+                    terms.timeout,
+                    (change, calls, receiver, delivery, terms, None),  # to go on without it, if it hangs on
                 )
             if observed:
                 figures.duration.observe(now() - began)

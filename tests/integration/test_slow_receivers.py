@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -16,6 +16,8 @@ from mongoz.signals.options import Retry
 from tests.integration.delivering import Parked, Strict, actions, make_account
 from tests.support import dispatching, eventually
 
+refusing_ones: "list[Refusing]" = []
+
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -24,6 +26,16 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
     yield
     structlog.reset_defaults()
+    refusing_ones.clear()
+
+
+@pytest.fixture(autouse=True)
+async def released() -> AsyncIterator[None]:
+    """Who refuses to end is let go when a test fails: nothing else could end the event loop."""
+    yield
+    for each in refusing_ones:
+        each.hangs = False
+        each.gate.set()
 
 
 @pytest.fixture
@@ -93,6 +105,7 @@ class Refusing:
         self.calls: list[tuple[str, int]] = []
         self.inside = self.most = 0
         self.done: list[str] = []
+        refusing_ones.append(self)
         post_save(document, name="refusing", timeout=0.05, **options)(self)
 
     async def __call__(self, sender: Any, instance: Any, delivery: Any, **kwargs: Any) -> None:

@@ -8,6 +8,11 @@
     signals.py          rows: what sending a signal costs
     backlog.py          row: how fast a backlog is delivered
     latency.py          rows: how long a write takes to its receiver
+    start.py            row: how long a daemon takes to its first delivery
+    four.py             row: four dispatchers against one
+    memory.py           rows: the daemon's memory over a long backlog
+    growth.py           how cost grows, as plots: `make bench ARGS=growth`
+    busy.py             measuring an application of a certain shape
     turns.py            sides that take turns
     workers.py          the processes of these sides
     peers.py            the environment of other ODMs and signals; peers.txt is what is in it

@@ -60,18 +60,20 @@ def _saved_position(assignment: Assignment, positions: Collection[dict[str, Any]
     with daemon(assignment, _STATE) as process:
         process.wait_ready()
         process.kill()
-    position = positions.find_one()
+    position = positions.find_one({"token": {"$exists": True}})
     if position is None:
         raise BenchmarkFailed("The dispatcher saved no position.")
     return position
 
 
 def _our_turn(assignment: Assignment, positions: Collection[dict[str, Any]], position: dict[str, Any]) -> Measured:
-    positions.replace_one({"_id": position["_id"]}, position)
+    positions.replace_one(
+        {"_id": position["_id"]}, position | {"owner": None}
+    )  # released: nobody waits for a lease
     with daemon(assignment, _STATE) as process:
         measured = process.measured()
         (stopped,) = (line for line in process.end() if line.get("action") == "dispatcher.stopped")
-    saved = positions.find_one()
+    saved = positions.find_one({"_id": position["_id"]})
     if saved is None or saved["token"] <= position["token"] or stopped["delivered"] != assignment.expected:
         raise BenchmarkFailed(f"The dispatcher did not do its work: {stopped}, position {saved}")
     return measured | {"saves": stopped["saves"]}

@@ -13,14 +13,17 @@ from rich.console import Console
 from benchmarks.backlog import measure_backlog
 from benchmarks.contestants import BenchmarkFailed
 from benchmarks.figures import Row
+from benchmarks.four import measure_four
 from benchmarks.latency import measure_latency
 from benchmarks.load import measure_load
 from benchmarks.machine import describe_machine
+from benchmarks.memory import measure_memory
 from benchmarks.peers import Peers, existing_peers, set_up_peers
 from benchmarks.plan import QUICK, WHOLE, Plan
 from benchmarks.report import as_json, show, store
 from benchmarks.setting import Setting
 from benchmarks.signals import measure_signals
+from benchmarks.start import measure_start
 from benchmarks.writes import measure_writes
 from dispatcher.embedded import embedded_mongo
 from dispatcher.exceptions import EmbeddedError
@@ -33,6 +36,9 @@ _SUITES: dict[str, Callable[[Setting], list[Row]]] = {
     "signals": measure_signals,
     "backlog": measure_backlog,
     "latency": measure_latency,
+    "start": measure_start,
+    "four": measure_four,
+    "memory": measure_memory,
 }
 
 _SIZES = {
@@ -42,6 +48,8 @@ _SIZES = {
     "operations": "single creates, saves and updates, per side and round",
     "sends": "of a signal, per side and round",
     "changes": "length of the backlog",
+    "long": "changes over which memory is watched",
+    "waits": "changes for one dispatcher, and for four, whose receivers wait",
     "writes": "that are timed for latency, per side and round",
 }
 

@@ -9,9 +9,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from benchmarks.workloads.environment import Assignment
+from benchmarks.workloads.shape import Shape
 from dispatcher.processes import Child, Line
 
-__all__ = ["BenchmarkFailed", "Contestant", "bare_loop", "daemon", "writer"]
+__all__ = ["BenchmarkFailed", "Contestant", "bare_loop", "busy_daemon", "daemon", "writer"]
 
 _PATIENCE_SECONDS = 60.0
 
@@ -28,6 +29,7 @@ class Contestant:
         command: arguments for our Python interpreter.
         assignment: what to measure.
         is_ready: whether a line that it said means that it watches.
+        shape: of the busy application.
     """
 
     def __init__(
@@ -36,12 +38,14 @@ class Contestant:
         command: Sequence[str],
         assignment: Assignment,
         is_ready: Callable[[dict[str, Any]], bool] = lambda _: False,
+        shape: Shape | None = None,
     ) -> None:
         self.name = name
         self._lines: SimpleQueue[Line] = SimpleQueue()
         self._heard: list[str] = []
         self._is_ready = is_ready
-        self._child = Child(name, [sys.executable, *command], env=assignment.environment, into=self._lines)
+        environment = assignment.environment | (shape.environment if shape is not None else {})
+        self._child = Child(name, [sys.executable, *command], env=environment, into=self._lines)
 
     def __enter__(self) -> Self:
         return self
@@ -55,9 +59,25 @@ class Contestant:
         """Wait until it watches."""
         self._wait_for(self._is_ready)
 
-    def measured(self) -> dict[str, Any]:
-        """Wait until it has its measurement complete, and return that."""
-        return dict(self._wait_for(lambda said: "measured" in said)["measured"])
+    def measured(self, patience: float = _PATIENCE_SECONDS) -> dict[str, Any]:
+        """Wait so many seconds until it has its measurement complete, and return that."""
+        return dict(self._wait_for(lambda said: "measured" in said, patience)["measured"])
+
+    def news(self) -> list[dict[str, Any]]:
+        """What it said since it was heard last.
+
+        Raises:
+            BenchmarkFailed: it has ended.
+        """
+        said: list[dict[str, Any]] = []
+        while True:
+            try:
+                line = self._lines.get_nowait()
+            except Empty:
+                return said
+            if line.text is None:
+                raise self._failed("ended before it was done")
+            said.append(self._parsed(line.text))
 
     def end(self) -> list[dict[str, Any]]:
         """End it in order; returns what it said since the last time it was heard."""
@@ -73,13 +93,15 @@ class Contestant:
         """End it at once."""
         self._child.stop(grace=0.0)
 
-    def _wait_for(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+    def _wait_for(
+        self, wanted: Callable[[dict[str, Any]], bool], patience: float = _PATIENCE_SECONDS
+    ) -> dict[str, Any]:
+        deadline = time.monotonic() + patience
         while True:
             try:
                 line = self._lines.get(timeout=max(0.0, deadline - time.monotonic()))
             except Empty:
-                raise self._failed(f"said nothing for {_PATIENCE_SECONDS:g} s") from None
+                raise self._failed(f"said nothing for {patience:g} s") from None
             if line.text is None:
                 raise self._failed("ended before it was done")
             said = self._parsed(line.text)
@@ -107,6 +129,21 @@ def daemon(assignment: Assignment, state_database: str) -> Contestant:
         [*command, "--state-database", state_database],
         assignment,
         is_ready=lambda said: said.get("action") == "dispatcher.started",
+    )
+
+
+def busy_daemon(
+    assignment: Assignment, state_database: str, shape: Shape, *, concurrency: int = 100, partitions: int = 1
+) -> Contestant:
+    """The dispatcher of an application of a certain shape."""
+    command = ["-m", "dispatcher", "run", "benchmarks.workloads.busy:registry", "--log-format", "json"]
+    flags = ["--concurrency", str(concurrency), "--partitions", str(partitions)]
+    return Contestant(
+        "dispatcher",
+        [*command, "--state-database", state_database, *flags],
+        assignment,
+        is_ready=lambda said: said.get("action") == "dispatcher.started",
+        shape=shape,
     )
 
 

@@ -4,15 +4,19 @@ They report as a line of JSON on stdout, `{"measured": {...}}`, when the last ex
 `time.monotonic_ns()`, which is one clock for all processes of a machine.
 """
 
+import asyncio
 import json
 import resource
 import sys
+from pathlib import Path
 from time import monotonic_ns, process_time_ns
 from typing import Any, Protocol
 
 from benchmarks.workloads.environment import Assignment
 
-__all__ = ["Meter", "make_meter", "say"]
+__all__ = ["Meter", "Spread", "make_meter", "rss_mb", "say"]
+
+_WHILE_SECONDS = 0.1
 
 
 class Meter(Protocol):
@@ -23,19 +27,32 @@ class Meter(Protocol):
 
 
 class Pace:
-    """From the first change to the last one: how long, and how much work."""
+    """From the first change to the last one: how long, how much work, and the memory after each tenth."""
 
     def __init__(self, expected: int) -> None:
         self._left = self._expected = expected
         self._began = self._began_cpu = 0
+        self._tenth = max(1, expected // 10)
+        self._memory: list[float] = []
 
     def event(self, _number: int) -> None:
         if self._left == self._expected:
             self._began, self._began_cpu = monotonic_ns(), process_time_ns()
         self._left -= 1
+        if not self._left % self._tenth:
+            self._memory.append(round(rss_mb(), 1))
         if not self._left:
             seconds, cpu = (monotonic_ns() - self._began) / 1e9, (process_time_ns() - self._began_cpu) / 1e9
-            say({"measured": {"seconds": seconds, "cpu_seconds": cpu, "peak_mb": _peak_mb()}})
+            say(
+                {
+                    "measured": {
+                        "seconds": seconds,
+                        "cpu_seconds": cpu,
+                        "peak_mb": _peak_mb(),
+                        "memory_mb": self._memory,
+                    }
+                }
+            )
 
 
 class Arrivals:
@@ -51,6 +68,35 @@ class Arrivals:
             say({"measured": {"arrived": [self._arrived[n] for n in range(self._expected)]}})
 
 
+class Spread:
+    """How many changes reached this process from when to when, and when each did: told every while.
+
+    For several processes that share the changes: none of them knows when all are in. It takes a running loop.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._first = self._last = 0
+        self._arrived: dict[int, int] = {}
+        self._is_waiting = False
+
+    def event(self, number: int) -> None:
+        self._last = monotonic_ns()
+        self._first = self._first or self._last
+        self._count += 1
+        self._arrived[number] = self._last
+        if not self._is_waiting:
+            self._is_waiting = True
+            asyncio.get_running_loop().call_later(_WHILE_SECONDS, self._say)
+
+    def _say(self) -> None:
+        self._is_waiting = False
+        numbers = {"count": self._count, "first": self._first, "last": self._last, "rss_mb": rss_mb()}
+        latest = {number: at for number, at in self._arrived.items() if number < 0}
+        self._arrived.clear()
+        say({"spread": numbers, "arrived": latest})
+
+
 def make_meter(assignment: Assignment) -> Meter:
     """The meter of an assignment."""
     return Pace(assignment.expected) if assignment.meter == "pace" else Arrivals(assignment.expected)
@@ -59,6 +105,15 @@ def make_meter(assignment: Assignment) -> Meter:
 def say(line: dict[str, Any]) -> None:
     """Tell the process that started us."""
     print(json.dumps(line), flush=True)
+
+
+def rss_mb() -> float:
+    """Megabytes of memory that this process has now; where that is not told, the most it ever had."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return _peak_mb()
+    return pages * resource.getpagesize() / 1e6
 
 
 def _peak_mb() -> float:

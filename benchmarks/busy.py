@@ -1,0 +1,190 @@
+"""Measuring a busy application: how many changes a second, after how many milliseconds, with how much memory."""
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, NamedTuple
+
+from pymongo import MongoClient, UpdateOne
+from pymongo.database import Database
+
+from benchmarks.contestants import BenchmarkFailed, Contestant, busy_daemon
+from benchmarks.figures import quantile
+from benchmarks.workloads.environment import Assignment
+from benchmarks.workloads.shape import COLLECTION_PREFIX, Shape
+from dispatcher.state import POSITIONS
+
+__all__ = ["Busy", "Point", "measure_busy"]
+
+_DATABASE, _STATE = "busy", "busy_state"
+_PATIENCE_SECONDS = 90.0
+_AT_ONCE = 1_000
+_TIMED, _RATE = 200, 100.0  # writes whose latency is measured, and how many a second
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """What is measured.
+
+    Attributes:
+        shape: of the application.
+        changes: that are written as fast as possible.
+        padding: characters in each document, beside a few dozen bytes.
+        documents: that the changes update; 0 to insert one for each.
+        concurrency: of each dispatcher.
+        dispatchers: processes; as many partitions.
+        timed: the latency is measured too.
+    """
+
+    shape: Shape = field(default_factory=Shape)
+    changes: int = 5_000
+    padding: int = 100
+    documents: int = 0
+    concurrency: int = 100
+    dispatchers: int = 1
+    timed: bool = True
+
+
+class Point(NamedTuple):
+    """What was measured.
+
+    Attributes:
+        rate: changes per second.
+        p50, p99: milliseconds from sending a write to the end of its last receiver, at 100 writes/s; None if not
+            measured.
+        memory_mb: of one process, the most that was seen.
+    """
+
+    rate: float
+    p50: float | None
+    p99: float | None
+    memory_mb: float
+
+
+class _Heard:
+    """What the processes have said so far."""
+
+    def __init__(self, processes: list[Contestant]) -> None:
+        self._processes = processes
+        self._spreads: dict[Contestant, dict[str, Any]] = {}
+        self.arrived: dict[int, int] = {}
+        self.memory_mb = 0.0
+
+    @property
+    def count(self) -> int:
+        """Changes that came in."""
+        return sum(spread["count"] for spread in self._spreads.values())
+
+    @property
+    def seconds(self) -> float:
+        """From the first change of all to the last."""
+        spreads = self._spreads.values()
+        return float(max(s["last"] for s in spreads) - min(s["first"] for s in spreads)) / 1e9
+
+    def wait(self, what: str, is_over: Callable[[], bool]) -> None:
+        """Listen until something holds.
+
+        Raises:
+            BenchmarkFailed: it does not, for a long time.
+        """
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while not is_over():
+            if time.monotonic() > deadline:
+                raise BenchmarkFailed(
+                    f"{what} did not happen within {_PATIENCE_SECONDS:g} s ({self.count} changes)."
+                )
+            time.sleep(0.05)
+            for process in self._processes:
+                for said in process.news():
+                    if "spread" in said:
+                        self._spreads[process] = said["spread"]
+                        self.memory_mb = max(self.memory_mb, said["spread"]["rss_mb"])
+                        self.arrived |= {int(number): at for number, at in said["arrived"].items()}
+
+
+def measure_busy(url: str, busy: Busy) -> Point:
+    """Start the processes, write, and hear what becomes of it.
+
+    Raises:
+        BenchmarkFailed: a process did not do what it should.
+    """
+    assignment = Assignment(url, _DATABASE, busy.changes, "arrivals")
+    with MongoClient[dict[str, Any]](url) as client, ExitStack() as stack:
+        for name in (_DATABASE, _STATE):
+            client.drop_database(name)
+        database = client[_DATABASE]
+        _prepare(database, busy)
+        processes = [
+            stack.enter_context(
+                busy_daemon(
+                    assignment, _STATE, busy.shape, concurrency=busy.concurrency, partitions=busy.dispatchers
+                )
+            )
+            for _ in range(busy.dispatchers)
+        ]
+        heard = _Heard(processes)
+        positions = client[_STATE][POSITIONS]
+        shared = {"partition": {"$exists": True}, "token": {"$exists": True}}
+        heard.wait(
+            "Sharing the partitions",
+            lambda: len({p.get("owner") for p in positions.find(shared)} - {None}) == busy.dispatchers,
+        )
+        _write(database, busy)
+        heard.wait("Delivering all changes", lambda: heard.count >= busy.changes)
+        rate = (busy.changes - 1) / heard.seconds
+        latencies = _timed(database, busy, heard) if busy.timed else []
+    return Point(
+        rate,
+        quantile(latencies, 0.5) if latencies else None,
+        quantile(latencies, 0.99) if latencies else None,
+        heard.memory_mb,
+    )
+
+
+def _prepare(database: Database[dict[str, Any]], busy: Busy) -> None:
+    for index in range(busy.shape.collections):
+        database.create_collection(_name(index), changeStreamPreAndPostImages={"enabled": True})
+    for start in range(0, busy.documents, _AT_ONCE):
+        ids = range(start, min(start + _AT_ONCE, busy.documents))
+        database[_name(0)].insert_many([{"_id": id_, **_row(0, busy)} for id_ in ids])
+
+
+def _write(database: Database[dict[str, Any]], busy: Busy) -> None:
+    """As fast as one client can."""
+    random = Random(1)
+    for start in range(0, busy.changes, _AT_ONCE):
+        numbers = range(start, min(start + _AT_ONCE, busy.changes))
+        if busy.documents:
+            requests = [
+                UpdateOne({"_id": random.randrange(busy.documents)}, {"$set": {"number": number + 1}})
+                for number in numbers
+            ]
+            database[_name(0)].bulk_write(requests)
+            continue
+        for index in range(busy.shape.collections):
+            rows = [_row(number, busy) for number in numbers if number % busy.shape.collections == index]
+            if rows:
+                database[_name(index)].insert_many(rows)
+
+
+def _timed(database: Database[dict[str, Any]], busy: Busy, heard: _Heard) -> list[float]:
+    """Milliseconds of single writes; their numbers are negative."""
+    random, sent = Random(2), dict[int, int]()
+    due = time.monotonic()
+    for number in range(-_TIMED, 0):
+        due += random.expovariate(_RATE)
+        time.sleep(max(0.0, due - time.monotonic()))
+        sent[number] = time.monotonic_ns()
+        database[_name(number % busy.shape.collections)].insert_one(_row(number, busy))
+    heard.wait("Delivering the timed writes", lambda: heard.arrived.keys() >= sent.keys())
+    return [(heard.arrived[number] - at) / 1e6 for number, at in sent.items()]
+
+
+def _row(number: int, busy: Busy) -> dict[str, Any]:
+    return {"number": number, "text": "x" * busy.padding}
+
+
+def _name(index: int) -> str:
+    return f"{COLLECTION_PREFIX}{index}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, NamedTuple
 
+from bson import ObjectId
 from pymongo import MongoClient, UpdateOne
 from pymongo.database import Database
 
@@ -148,7 +149,7 @@ def _prepare(database: Database[dict[str, Any]], busy: Busy) -> None:
         database.create_collection(_name(index), changeStreamPreAndPostImages={"enabled": True})
     for start in range(0, busy.documents, _AT_ONCE):
         ids = range(start, min(start + _AT_ONCE, busy.documents))
-        database[_name(0)].insert_many([{"_id": id_, **_row(0, busy)} for id_ in ids])
+        database[_name(0)].insert_many([{"_id": _id(number), **_row(0, busy)} for number in ids])
 
 
 def _write(database: Database[dict[str, Any]], busy: Busy) -> None:
@@ -158,7 +159,7 @@ def _write(database: Database[dict[str, Any]], busy: Busy) -> None:
         numbers = range(start, min(start + _AT_ONCE, busy.changes))
         if busy.documents:
             requests = [
-                UpdateOne({"_id": random.randrange(busy.documents)}, {"$set": {"number": number + 1}})
+                UpdateOne({"_id": _id(random.randrange(busy.documents))}, {"$set": {"number": number + 1}})
                 for number in numbers
             ]
             database[_name(0)].bulk_write(requests)
@@ -184,6 +185,10 @@ def _timed(database: Database[dict[str, Any]], busy: Busy, heard: _Heard) -> lis
 
 def _row(number: int, busy: Busy) -> dict[str, Any]:
     return {"number": number, "text": "x" * busy.padding}
+
+
+def _id(number: int) -> ObjectId:
+    return ObjectId(number.to_bytes(12, "big"))
 
 
 def _name(index: int) -> str:

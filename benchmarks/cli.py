@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from benchmarks.backlog import measure_backlog
 from benchmarks.contestants import BenchmarkFailed
 from benchmarks.figures import Row
 from benchmarks.four import measure_four
+from benchmarks.growth import measure_growth
 from benchmarks.latency import measure_latency
 from benchmarks.load import measure_load
 from benchmarks.machine import describe_machine
 from benchmarks.memory import measure_memory
+from benchmarks.pages import PAGES, write_growth, write_results
 from benchmarks.peers import Peers, existing_peers, set_up_peers
 from benchmarks.plan import QUICK, WHOLE, Plan
 from benchmarks.report import as_json, show, store
@@ -53,6 +56,8 @@ _SIZES = {
     "writes": "that are timed for latency, per side and round",
 }
 
+_GROWTH = "growth"
+
 _EXIT_MISSED, _EXIT_FAILED = 1, 2
 
 _EPILOG = """\
@@ -72,6 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console() if sys.stdout.isatty() else Console(width=130)
     stderr = Console(stderr=True, style="dim", highlight=False)
     try:
+        if _GROWTH in options.suites:
+            return _grow(options, stderr)
         rows, machine, plan = _measure(options, stderr)
     except (BenchmarkFailed, EmbeddedError) as error:
         Console(stderr=True).print(f"error: {error}", markup=False, soft_wrap=True)
@@ -79,7 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     show(console, rows, machine)
     if machine["peers"] is None:
         console.print("rows against peers are left out; --peers has them", style="dim", highlight=False)
-    path = store(as_json(rows, machine, plan), options.json)
+    result = as_json(rows, machine, plan)
+    is_whole = not (options.quick or options.suites)
+    if pages := options.pages or (PAGES if is_whole else None):
+        write_results(rows, result, pages)
+    path = store(result, options.json)
     console.print(f"written to {path}", style="dim", highlight=False, soft_wrap=True)
     return _judged(rows, console) if options.check else 0
 
@@ -94,6 +105,17 @@ def _measure(options: argparse.Namespace, stderr: Console) -> tuple[list[Row], d
             stderr.print(f"{name}:")
             rows += _SUITES[name](setting)
     return rows, machine | {"load_after": round(os.getloadavg()[0], 2)}, plan
+
+
+def _grow(options: argparse.Namespace, stderr: Console) -> int:
+    with embedded_mongo() as server:
+        machine = describe_machine(server.url) | {"peers": None}
+        grown = measure_growth(server.url, stderr.print, quick=options.quick)
+    machine |= {"load_after": round(os.getloadavg()[0], 2)}
+    directory = options.pages or PAGES
+    write_growth(grown, machine, datetime.now(UTC).isoformat(timespec="seconds"), directory)
+    stderr.print(f"written to {directory}", soft_wrap=True)
+    return 0
 
 
 def _peers(options: argparse.Namespace, stderr: Console) -> Peers | None:
@@ -125,13 +147,25 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "suites", nargs="*", type=_suite, metavar="SUITE", help=f"of {', '.join(_SUITES)}; by default all"
+        "suites",
+        nargs="*",
+        type=_suite,
+        metavar="SUITE",
+        help=f"of {', '.join(_SUITES)}; by default all. {_GROWTH}, alone: plots of how cost grows",
     )
     parser.add_argument("--quick", action="store_true", help="small numbers: ratios in about a minute")
     parser.add_argument(
         "--check", action="store_true", help="exit 1 if a median ratio is far beyond its target (see below)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there, not among the results")
+    parser.add_argument(
+        "--pages",
+        type=Path,
+        nargs="?",
+        const=PAGES,
+        metavar="DIRECTORY",
+        help="write the table and the plots as pages too, as a whole run does; by default into docs/benchmarks",
+    )
     parser.add_argument(
         "--peers",
         action=argparse.BooleanOptionalAction,
@@ -143,8 +177,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _suite(text: str) -> str:
-    if text not in _SUITES:
-        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(_SUITES)}")
+    if text not in {*_SUITES, _GROWTH}:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join((*_SUITES, _GROWTH))}")
     return text
 
 

@@ -47,6 +47,15 @@ _COMPARISONS = (
         Target(limit=0.25, tolerated=0.15, better="higher"),
     ),
     Comparison(
+        "load_motor",
+        "load",
+        f"{_ABOUT}all() against [d async for d in collection.find()], bare rows",
+        "Motor",
+        _LOAD,
+        Side("motor_driver", "load", is_peer=True),
+        "/s",
+    ),
+    Comparison(
         "load_beanie",
         "load",
         f"{_ABOUT}all() against find_all().to_list()",

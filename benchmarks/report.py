@@ -14,12 +14,12 @@ from rich.text import Text
 from benchmarks.figures import Row
 from benchmarks.plan import Plan
 
-__all__ = ["RESULTS", "as_json", "show", "store"]
+__all__ = ["RESULTS", "as_json", "place", "quantity", "show", "store", "target_of", "verdict_of"]
 
 RESULTS: Final = Path(__file__).parent / "results"
 
 _FORMAT: Final = 2
-_SHOWN: Final = ("beanie", "mongoengine", "django", "blinker", "pymongo", "pydantic")
+_SHOWN: Final = ("motor", "beanie", "mongoengine", "django", "blinker", "pymongo", "pydantic")
 
 
 def show(console: Console, rows: Sequence[Row], machine: dict[str, Any]) -> None:
@@ -33,11 +33,11 @@ def show(console: Console, rows: Sequence[Row], machine: dict[str, Any]) -> None
         table.add_row(
             row.what,
             row.peer,
-            _quantity(row.ours, row.unit),
-            _quantity(row.theirs, row.unit),
+            quantity(row.ours, row.unit),
+            quantity(row.theirs, row.unit),
             f"{row.ratio:.2f}x",
             f"{min(row.ratios):.2f}..{max(row.ratios):.2f}",
-            _target(row),
+            target_of(row),
             _verdict(row),
         )
     console.print(table)
@@ -45,10 +45,11 @@ def show(console: Console, rows: Sequence[Row], machine: dict[str, Any]) -> None
         console.print(
             f"{row.what}, {row.peer}: {row.about}", style="dim", highlight=False, markup=False, soft_wrap=True
         )
-    console.print(_place(machine), style="dim", highlight=False, soft_wrap=True)
+    console.print(place(machine), style="dim", highlight=False, soft_wrap=True)
 
 
-def _place(machine: dict[str, Any]) -> str:
+def place(machine: dict[str, Any]) -> str:
+    """Where it was measured, for people."""
     ours = ", ".join(f"{name} {machine[name]}" for name in ("pymongo", "pydantic", "uvloop", "mongoz-dispatcher"))
     lines = [
         f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB, {machine['system']}",
@@ -60,22 +61,27 @@ def _place(machine: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _quantity(value: float, unit: str) -> str:
+def quantity(value: float, unit: str) -> str:
+    """A sample, for people."""
     return f"{value:,.0f}{unit}" if unit.startswith("/") else f"{value:,.2f} {unit}"
 
 
-def _target(row: Row) -> str:
+def target_of(row: Row) -> str:
+    """What its ratio must be, for people; empty where nothing is asked."""
     if row.target is None:
         return ""
     return f"{'>=' if row.target.better == 'higher' else '<='} {row.target.limit:g}x"
 
 
-def _verdict(row: Row) -> Text:
+def verdict_of(row: Row) -> str:
+    """Whether it is, for people."""
     if row.target is None:
-        return Text("")
-    if row.target.met_by(row.ratio):
-        return Text("met", style="green")
-    return Text(f"missed {row.target.missed_by(row.ratio):.0%}", style="red")
+        return ""
+    return "met" if row.target.met_by(row.ratio) else f"missed {row.target.missed_by(row.ratio):.0%}"
+
+
+def _verdict(row: Row) -> Text:
+    return Text(verdict_of(row), style="green" if row.target and row.target.met_by(row.ratio) else "red")
 
 
 def as_json(rows: Sequence[Row], machine: dict[str, Any], plan: Plan) -> dict[str, Any]:

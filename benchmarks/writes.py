@@ -116,6 +116,15 @@ _COMPARISONS = (
         "us",
     ),
     Comparison(
+        "create_motor",
+        "create",
+        "the same as the first, against insert_one of Motor",
+        "Motor",
+        _CREATE,
+        Side("motor_driver", "create", is_peer=True),
+        "us",
+    ),
+    Comparison(
         "create_beanie",
         "create",
         "the same as the first, against Created(...).insert()",

@@ -3,16 +3,21 @@
 import json
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import pytest
 
 from benchmarks import peers
+from benchmarks.busy import Busy, Point, measure_busy
 from benchmarks.contestants import BenchmarkFailed
 from benchmarks.figures import Pair, Row, Target, quantile
+from benchmarks.growth import DIMENSIONS, Grown
+from benchmarks.pages import write_growth, write_results
 from benchmarks.plan import Plan
 from benchmarks.setting import Setting
 from benchmarks.turns import Comparison, Side, measured_rows
 from benchmarks.workers import Worker
+from benchmarks.workloads.shape import Shape
 from tests.support import ROOT
 
 OUR_ROWS = [
@@ -29,10 +34,21 @@ OUR_ROWS = [
     ),
     "send",
     *("backlog", "latency_p50", "latency_p99"),
+    *("start", "memory", "memory_growth"),
 ]
-PEER_ROWS = {"load_beanie", "load_mongoengine", "create_beanie", "create_mongoengine"} | {
-    "send_django",
-    "send_blinker",
+SUITES = [
+    "load",
+    "writes",
+    "signals",
+    "backlog",
+    "latency",
+    "start",
+    "memory",
+]  # four of a kind take too long here
+PEER_ROWS = {
+    *("load_motor", "load_beanie", "load_mongoengine"),
+    *("create_motor", "create_beanie", "create_mongoengine"),
+    *("send_django", "send_blinker"),
 }
 SIZES = {
     "rounds": 2,
@@ -42,6 +58,8 @@ SIZES = {
     "sends": 1000,
     "changes": 2000,
     "writes": 40,
+    "long": 2000,
+    "waits": 100,
 }
 
 
@@ -62,7 +80,8 @@ def sizes(**changes):
 
 def check_rows(rows, rounds):
     for row in rows:
-        assert len(row["ours"]) == len(row["limit"]) == len(row["ratios"]) == rounds
+        number = 1 if row["key"].startswith("memory") else rounds
+        assert len(row["ours"]) == len(row["limit"]) == len(row["ratios"]) == number
         assert all(value > 0 for value in (*row["ours"], *row["limit"]))
         assert row["ratios"] == pytest.approx([a / b for a, b in zip(row["ours"], row["limit"], strict=True)])
         assert min(row["ratios"]) <= row["ratio"] <= max(row["ratios"])
@@ -75,7 +94,7 @@ def check_rows(rows, rounds):
 
 def test_the_result(mongo, tmp_path):
     path = tmp_path / "result.json"
-    run = bench("--quick", "--no-peers", *sizes(), "--json", str(path))
+    run = bench(*SUITES, "--quick", "--no-peers", *sizes(), "--json", str(path))
     assert run.returncode == 0, run.stderr
     for word in ("load", "create, stamped", "send", "backlog", "latency, median", "latency, p99", "target"):
         assert word in run.stdout
@@ -166,7 +185,7 @@ def test_a_side_that_loads_too_few(mongo):
     """A count that is wrong would make a rate that is wrong."""
     side = Side("mongoz_odm", "find")
     comparison = Comparison("key", "what", "about", "peer", side, side, "/s")
-    plan = Plan(rounds=1, changes=1, writes=1, documents=1, loads=1, operations=1, sends=1)
+    plan = Plan(rounds=1, changes=1, writes=1, documents=1, loads=1, operations=1, sends=1, long=1, waits=1)
     with pytest.raises(BenchmarkFailed, match="987654321 documents were to be loaded"):
         measured_rows(Setting(mongo.url, plan, None, lambda _: None), [comparison], portions=1, count=987654321)
 
@@ -199,3 +218,31 @@ def test_rows_and_quantiles():
     hundred = list(range(1, 101))
     assert [quantile(hundred, share) for share in (0.5, 0.99, 1.0, 0.0)] == [50, 99, 100, 1]
     assert quantile([7.0], 0.99) == 7.0
+
+
+def test_pages(tmp_path):
+    rows = [Row("a", "a < b", "about", "peer", "/s", [Pair(3, 2), Pair(4, 2)], Target(1.5, 1.0, "higher"))]
+    machine = dict.fromkeys(
+        ("processor", "cores", "memory_gb", "system", "load_before", "load_after", "mongodb", "python", "pymongo",
+         "pydantic", "uvloop", "mongoz-dispatcher"), "x",
+    ) | {"peers": None}  # fmt: skip
+    write_results(rows, {"machine": machine, "at": "today", "plan": {"rounds": 2}}, tmp_path)
+    assert (
+        "| a < b | peer | 4/s | 2/s | 1.75x | 1.50..2.00 | >= 1.5x | met |"
+        in (tmp_path / "results.md").read_text()
+    )
+    growth = [Grown(one, [Point(10.0 * v, 1.0, 2.0, 70.0) for v in one.values]) for one in DIMENSIONS]
+    write_growth(growth, machine, "today", tmp_path)
+    pictures = [*tmp_path.glob("*.svg")]
+    assert len(pictures) == 1 + 2 * len(DIMENSIONS)
+    for picture in pictures:
+        ElementTree.parse(picture)
+    page = (tmp_path / "growth.md").read_text()
+    assert all(one.says in page for one in DIMENSIONS)
+
+
+def test_a_busy_application(mongo):
+    shape = Shape(receivers=2, collections=2)
+    point = measure_busy(mongo.url, Busy(shape, changes=300, dispatchers=2, timed=False))
+    assert point.rate > 0
+    assert 20 < point.memory_mb < 1_000

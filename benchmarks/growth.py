@@ -1,0 +1,142 @@
+"""How cost grows: changes per second, milliseconds and megabytes over one thing at a time."""
+
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+from benchmarks.busy import Busy, Point, measure_busy
+from benchmarks.workloads.shape import Shape
+
+__all__ = ["DIMENSIONS", "Dimension", "Grown", "measure_growth"]
+
+
+class Dimension(NamedTuple):
+    """One thing that grows.
+
+    Attributes:
+        key: stable name, for machines and files.
+        title: for people.
+        axis: what the numbers are.
+        says: what is measured, in a sentence.
+        values: how far it grows.
+        busy: what is measured at each.
+    """
+
+    key: str
+    title: str
+    axis: str
+    says: str
+    values: Sequence[float]
+    busy: Callable[[float], Busy]
+
+
+class Grown(NamedTuple):
+    """What was measured of a dimension: a point for each value."""
+
+    dimension: Dimension
+    points: list[Point]
+
+
+DIMENSIONS: Final = (
+    Dimension(
+        "receivers",
+        "Receivers of each change",
+        "receivers",
+        "One collection, inserts of 0.2 kB, receivers that do nothing. A change is decoded and hydrated once for "
+        "all of its receivers; what each adds is its own call.",
+        (1, 10, 100),
+        lambda value: Busy(Shape(receivers=int(value)), changes=20_000 if value < 50 else 3_000),
+    ),
+    Dimension(
+        "collections",
+        "Watched collections",
+        "collections",
+        "One receiver for each, inserts spread evenly. One stream serves them all; the server compares each "
+        "change with the list of names.",
+        (1, 10, 100),
+        lambda value: Busy(Shape(collections=int(value)), changes=20_000),
+    ),
+    Dimension(
+        "size",
+        "Size of a document",
+        "kB",
+        "Inserts. Decoding and copying grow with the bytes, everything else is the same.",
+        (0.2, 2, 20),
+        lambda value: Busy(padding=int(value * 1_000) - 60, changes=20_000 if value < 10 else 4_000),
+    ),
+    Dimension(
+        "documents",
+        "Distinct documents",
+        "documents",
+        "Updates of so many documents, with post images, and a receiver that waits 1 ms. The changes of one "
+        "document are delivered one after another: a single hot one is as fast as its receiver.",
+        (1, 100, 100_000),
+        lambda value: Busy(
+            Shape(wait_ms=1), documents=int(value), changes=2_000 if value < 2 else 20_000, timed=False
+        ),
+    ),
+    Dimension(
+        "concurrency",
+        "Concurrency",
+        "deliveries in flight, at most",
+        "A receiver that waits 10 ms, as for a service. Throughput is concurrency by waiting time, until the "
+        "processor is busy.",
+        (1, 10, 100, 1_000),
+        lambda value: Busy(
+            Shape(wait_ms=10), concurrency=int(value), changes=int(min(20_000, 300 * value)), timed=False
+        ),
+    ),
+    Dimension(
+        "waiting",
+        "Dispatchers, receivers that wait",
+        "dispatchers, each with a partition",
+        "A receiver that waits 50 ms, concurrency 100 each. Waiting adds up over processes.",
+        (1, 2, 4),
+        lambda value: Busy(Shape(wait_ms=50), dispatchers=int(value), changes=int(4_000 * value), timed=False),
+    ),
+    Dimension(
+        "computing",
+        "Dispatchers, receivers that compute",
+        "dispatchers, each with a partition",
+        "A receiver that keeps the processor for 2 ms. A process computes on one core, so more of them help as "
+        "long as there are cores, which the server needs as well.",
+        (1, 2, 4),
+        lambda value: Busy(Shape(compute_ms=2), dispatchers=int(value), changes=2_000, timed=False),
+    ),
+)
+
+
+def measure_growth(url: str, say: Callable[[str], None], *, quick: bool = False) -> list[Grown]:
+    """Measure all dimensions.
+
+    Args:
+        url: of a server that nobody else uses.
+        say: told about the progress.
+        quick: a tenth of the changes.
+
+    Raises:
+        BenchmarkFailed: a process did not do what it should.
+    """
+    grown = []
+    for dimension in DIMENSIONS:
+        points = []
+        for value in dimension.values:
+            busy = dimension.busy(value)
+            if quick:
+                busy = _smaller(busy)
+            point = measure_busy(url, busy)
+            points.append(point)
+            say(f"{dimension.key} {value:g}: {point.rate:,.0f} changes/s, {point.memory_mb:.0f} MB")
+        grown.append(Grown(dimension, points))
+    return grown
+
+
+def _smaller(busy: Busy) -> Busy:
+    return Busy(
+        busy.shape,
+        max(200, busy.changes // 10),
+        busy.padding,
+        min(busy.documents, 1_000),
+        busy.concurrency,
+        busy.dispatchers,
+        busy.timed,
+    )

@@ -1,0 +1,108 @@
+"""What a run writes into the documentation: the table, the plots, and how many changes a second need what."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.figures import Row
+from benchmarks.growth import Grown
+from benchmarks.plots import Line, bars, lines
+from benchmarks.report import place, quantity, target_of, verdict_of
+
+__all__ = ["PAGES", "write_growth", "write_results"]
+
+PAGES: Final = Path(__file__).parent.parent / "docs" / "benchmarks"
+
+_HEAD: Final = "<!-- Written by `make bench`; a change by hand is lost with the next run. -->\n"
+
+
+def write_results(rows: Sequence[Row], result: dict[str, Any], directory: Path = PAGES) -> None:
+    """The table of ratios, its plot, and the JSON."""
+    directory.mkdir(parents=True, exist_ok=True)
+    cells = [
+        f"| {row.what} | {row.peer} | {quantity(row.ours, row.unit)} | {quantity(row.theirs, row.unit)} "
+        f"| {row.ratio:.2f}x | {min(row.ratios):.2f}..{max(row.ratios):.2f} "
+        f"| {target_of(row)} | {verdict_of(row)} |"
+        for row in rows
+    ]
+    about = [f"- {row.what}, {row.peer}: {row.about}" for row in rows]
+    text = [
+        _HEAD,
+        "# Measured\n",
+        "Both sides of a row were measured in turns, in one run, on one machine. The ratio is the median of the "
+        "rounds' ratios, with the smallest and the largest beside it.\n",
+        "| | against | ours | theirs | ratio | min..max | target | |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |",
+        *cells,
+        "\n![ratios in units of their targets](ratios.svg)\n",
+        "## Rows\n",
+        *about,
+        "\n## Where\n",
+        *_where(result["machine"], result["at"]),
+        f"Size of the run: {', '.join(f'{name} {value:,g}' for name, value in result['plan'].items())}.",
+    ]
+    (directory / "results.md").write_text("\n".join(text) + "\n", encoding="utf-8")
+    (directory / "ratios.svg").write_text(bars(rows), encoding="utf-8")
+    (directory / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def write_growth(grown: Sequence[Grown], machine: dict[str, Any], at: str, directory: Path = PAGES) -> None:
+    """A section with plots for each dimension, and the JSON."""
+    directory.mkdir(parents=True, exist_ok=True)
+    text = [_HEAD, "# How cost grows\n", "One thing grows at a time; all else stays as it is. One round.\n"]
+    for one in grown:
+        text += [
+            f"## {one.dimension.title}\n",
+            f"{one.dimension.says}\n",
+            *_table(one),
+            "",
+            *_plots(one, directory),
+        ]
+    text += ["## Where\n", *_where(machine, at)]
+    (directory / "growth.md").write_text("\n".join(text) + "\n", encoding="utf-8")
+    result = {
+        "at": at,
+        "machine": machine,
+        "dimensions": {
+            one.dimension.key: [
+                {"value": value, **point._asdict()}
+                for value, point in zip(one.dimension.values, one.points, strict=True)
+            ]
+            for one in grown
+        },
+    }
+    (directory / "growth.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def _table(one: Grown) -> list[str]:
+    timed = any(point.p50 is not None for point in one.points)
+    text = [
+        f"| {one.dimension.axis} | changes/s | {'p50 ms | p99 ms | ' if timed else ''}MB |",
+        "| ---: | ---: | " + ("---: | ---: | " if timed else "") + "---: |",
+    ]
+    for value, point in zip(one.dimension.values, one.points, strict=True):
+        latency = f"{point.p50 or 0:.2f} | {point.p99 or 0:.2f} | " if timed else ""
+        text.append(f"| {value:,g} | {point.rate:,.0f} | {latency}{point.memory_mb:.0f} |")
+    return text
+
+
+def _plots(one: Grown, directory: Path) -> list[str]:
+    key, values = one.dimension.key, one.dimension.values
+    drawn = {"rate": lines(one.dimension.title, one.dimension.axis, "changes/s", [_line(values, one, "rate")])}
+    if any(point.p50 is not None for point in one.points):
+        both = [_line(values, one, name) for name in ("p50", "p99")]
+        drawn["latency"] = lines(one.dimension.title, one.dimension.axis, "milliseconds", both)
+    text = []
+    for what, svg in drawn.items():
+        (directory / f"growth-{key}-{what}.svg").write_text(svg, encoding="utf-8")
+        text.append(f"![{one.dimension.title}: {what}](growth-{key}-{what}.svg)\n")
+    return text
+
+
+def _line(values: Sequence[float], one: Grown, name: str) -> Line:
+    return Line(name, [(value, getattr(p, name)) for value, p in zip(values, one.points, strict=True)])
+
+
+def _where(machine: dict[str, Any], at: str) -> list[str]:
+    return [f"{at}\n", *(f"{line}\n" for line in place(machine).splitlines())]

@@ -43,11 +43,17 @@ class MongozException(Exception):
     """Something went wrong in mongoz."""
 
     def __init__(self, *args: object, detail: str = "") -> None:
-        super().__init__(*(str(arg) for arg in args if arg), *((detail,) if detail else ()))
+        """Keep the arguments as they are, as every exception does; the detail comes last among them.
+
+        Args:
+            *args: what went wrong.
+            detail: more about it.
+        """
+        super().__init__(*args, *((detail,) if detail else ()))
         self.detail = detail or (str(args[0]) if args else self.__doc__ or "")
 
     def __str__(self) -> str:
-        return " ".join(str(arg) for arg in self.args) or self.detail
+        return " ".join(text for arg in self.args if arg is not None and (text := str(arg))) or self.detail
 
 
 class DocumentNotFound(MongozException):

@@ -10,8 +10,9 @@ A capture listens in this process only. What a dispatcher delivers is recorded b
 import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import cache
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, overload
 
@@ -19,10 +20,11 @@ from mongoz.connection import Registry
 from mongoz.documents import Document
 from mongoz.exceptions import SignalError, nearest
 from mongoz.signals import Broadcaster, Signal
-from mongoz.signals.muting import is_muted
+from mongoz.signals.broadcaster import signals_of, unwatch, watch
 from mongoz.signals.names import KEYWORDS
 from mongoz.signals.options import Options
-from mongoz.signals.receivers import Receiver, ReceiverFunction
+from mongoz.signals.receivers import Receiver
+from mongoz.signals.taps import Tap
 from mongoz.stamps import receiver_id
 
 __all__ = ["Captured", "Fired", "capture"]
@@ -186,12 +188,16 @@ class Captured(Sequence[Fired]):
 
 
 class capture:  # noqa: N801 - it reads as what it does: with capture(User) as captured
-    """Record which signals fire while a `with` block runs, in all tasks of this process.
+    """Record which signals fire while a `with` block runs.
 
     A signal counts as fired when it is sent: also when no receiver is connected, and before any runs, so a
     `pre_*` receiver that refuses the write can be tested too. Muted signals do not fire, `post_*` signals of a
     transaction fire after its commit. Where nobody listens, bulk calls work on the server alone and fire nothing;
     a capture listens, so with it they work on instances.
+
+    What all tasks of this process send is recorded, also those that were running before the block, such as
+    workers of the application. Of several flows that run concurrently each sees only its own with
+    `this_task=True`.
 
     On a dispatched registry captured writes carry a stamp like those with a receiver. Receivers that a silent
     capture keeps from running are not named in it: a dispatcher delivers to them.
@@ -200,6 +206,8 @@ class capture:  # noqa: N801 - it reads as what it does: with capture(User) as c
         *targets: documents (all their signals, custom ones included; an abstract one stands for its subclasses
             as well), single signals, or a registry (all its documents).
         silent: the real receivers do not run in process inside of the block.
+        this_task: record, and silence, only what is sent by the task that enters the block, and by tasks that are
+            started from it inside of the block.
 
     Raises:
         SignalError: there is no target, or one is none of these.
@@ -210,7 +218,9 @@ class capture:  # noqa: N801 - it reads as what it does: with capture(User) as c
         >>> captured.assert_fired(User.signals.post_save, created=True)
     """
 
-    def __init__(self, *targets: type[Document] | Signal | Registry, silent: bool = False) -> None:
+    def __init__(
+        self, *targets: type[Document] | Signal | Registry, silent: bool = False, this_task: bool = False
+    ) -> None:
         if not targets:
             raise SignalError("capture() needs documents, signals or a registry: capture(User).")
         self._broadcasters: list[Broadcaster] = []
@@ -218,11 +228,11 @@ class capture:  # noqa: N801 - it reads as what it does: with capture(User) as c
         for target in targets:
             self._aim(target)
         self._silent = silent
+        self._this_task = this_task
         self._tapped: list[Signal] = []
+        self._taps: list[Tap] = []
         self._captured = Captured(self._tapped)
-        name = f"mongoz.testing.capture-{next(_numbers)}"
-        # An id of its own: it may stand in stamps, where it must be nobody else's.
-        self._receiver = Receiver(self._record, name, -1, Options(delivery="process"), receiver_id((name,)))
+        self._name = f"mongoz.testing.capture-{next(_numbers)}"
 
     def _aim(self, target: object) -> None:
         if isinstance(target, Signal):
@@ -242,132 +252,48 @@ class capture:  # noqa: N801 - it reads as what it does: with capture(User) as c
             raise SignalError("This capture is in use already; make another one: capture(...).")
         self._captured = Captured(self._tapped)
         for broadcaster in self._broadcasters:
-            _become(broadcaster, _WatchedBroadcaster)
-            for signal in _signals_of(broadcaster):
+            watch(broadcaster, self._tap)  # a signal that comes into being is captured too
+            for signal in signals_of(broadcaster):
                 self._tap(signal)
         for signal in self._signals:
             self._tap(signal)
-        _active.append(self)
+        _entered.set(_entered.get() | {self})
         return self._captured
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _active.remove(self)
+        _entered.set(_entered.get() - {self})
         for broadcaster in self._broadcasters:
-            if not any(broadcaster in other._broadcasters for other in _active):
-                _become(broadcaster, Broadcaster)
-        for signal in self._tapped:
-            _untap(signal, self)
-        self._tapped = []
+            unwatch(broadcaster, self._tap)
+        for signal, tap in zip(self._tapped, self._taps, strict=True):
+            signal.untap(tap)
+        self._tapped, self._taps = [], []
 
     def _tap(self, signal: Signal) -> None:
-        if not any(signal is one for one in self._tapped):
-            self._tapped.append(signal)
-            taps = _taps.setdefault(id(signal), [])
-            taps.append(self)
-            if len(taps) == 1:
-                kind: Any = type(signal)
-                _become(signal, _tapped(kind))
-            signal._forget_resolved()
+        if any(signal is one for one in self._tapped):
+            return
+        # An id of its own: it may stand in stamps, where it must be nobody else's.
+        receiver = Receiver(
+            partial(self._record, signal), self._name, -1, Options(delivery="process"), receiver_id((self._name,))
+        )
+        tap = Tap(receiver, self._silent, self._listens)
+        self._tapped.append(signal)
+        self._taps.append(tap)
+        signal.tap(tap)
 
-    async def _record(self, sender: Any = None, **kwargs: Any) -> None:
-        """The receiver of `post_*` signals in process; what is sent was noted before."""
-        delivery = kwargs.get("delivery")
-        if delivery is not None:
-            self._note(getattr(sender.meta.signals, delivery.signal), sender, kwargs)
+    def _listens(self) -> bool:
+        return not self._this_task or self in _entered.get()
 
-    def _note(self, signal: Signal, sender: Any, kwargs: Mapping[str, Any]) -> None:
+    async def _record(self, signal: Signal, /, sender: Any = None, **kwargs: Any) -> None:
         instance = kwargs.get("instance")
         values = {name: _copied(value) for name, value in getattr(instance, "__dict__", {}).items()}
-        fired = Fired(signal.name or "(custom)", sender, instance, dict(kwargs), values, signal)
+        fired = Fired(signal.name or "(custom)", sender, instance, kwargs, values, signal)
         self._captured._fired.append(fired)
 
 
-_active: list[capture] = []
-_taps: dict[int, list[capture]] = {}
-"""The captures of a signal, by its id(): each of them keeps the signal alive."""
-
-
-@cache
-def _tapped(kind: Any) -> type[Signal]:
-    """What a signal of this class, maybe an application's, is while it is captured: one of a subclass.
-
-    The connections are never touched, so there is nothing to restore. Recorders are among the receivers, for who
-    asks whether somebody listens. Receivers of `post_*` are run by the write, in process; all else is sent.
-    """
-
-    class TappedSignal(kind):  # type: ignore[misc]
-        __slots__ = ()
-
-        def _resolve(self) -> tuple[ReceiverFunction, ...]:
-            functions: tuple[ReceiverFunction, ...] = super()._resolve()
-            _add_recorders(self)
-            return functions
-
-        async def send(self, /, sender: Any = None, **kwargs: Any) -> list[tuple[ReceiverFunction, Any]]:
-            return await super().send(sender, **kwargs) if _note(self, sender, kwargs) else []
-
-        async def send_robust(self, /, sender: Any = None, **kwargs: Any) -> list[tuple[ReceiverFunction, Any]]:
-            if not _note(self, sender, kwargs):
-                return []
-            results = await super().send_robust(sender, **kwargs)
-            recorders = [tap._receiver.function for tap in _taps[id(self)]]
-            return [pair for pair in results if pair[0] not in recorders]
-
-    return TappedSignal
-
-
-def _add_recorders(signal: Signal) -> None:
-    recorders = tuple(tap._receiver for tap in _taps[id(signal)])
-    signal._resolved = (*recorders, *(signal._resolved or ()))
-    signal._in_process = recorders if _is_silent(signal) else (*recorders, *signal._in_process)
-
-
-def _is_silent(signal: Signal) -> bool:
-    return any(tap._silent for tap in _taps[id(signal)])
-
-
-def _note(signal: Signal, sender: Any, kwargs: Mapping[str, Any]) -> bool:
-    """Record that a signal is sent; whether its receivers are to run."""
-    if is_muted(sender, signal.name):
-        return False
-    for tap in _taps[id(signal)]:
-        tap._note(signal, sender, kwargs)
-    return not _is_silent(signal)
-
-
-class _WatchedBroadcaster(Broadcaster):
-    """What a document's signals are while they are captured: one that comes into being is captured too."""
-
-    __slots__ = ()
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        for one in _active:
-            if self in one._broadcasters:
-                one._tap(value)
-
-
-def _become(thing: object, kind: type) -> None:
-    """Change the class of an object; not by assigning, since a broadcaster lets nobody assign but signals."""
-    object.__setattr__(thing, "__class__", kind)
-
-
-def _untap(signal: Signal, tap: capture) -> None:
-    taps = _taps[id(signal)]
-    taps.remove(tap)
-    if not taps:
-        del _taps[id(signal)]
-        _become(signal, type(signal).__mro__[1])
-    signal._forget_resolved()
-
-
-def _signals_of(broadcaster: Broadcaster) -> Iterator[Signal]:
-    """A document's own signals, and the custom ones of the abstract documents that it inherits from."""
-    yield from broadcaster._signals.values()
-    for parent in broadcaster._parents:
-        yield from (signal for signal in _signals_of(parent) if signal.name not in KEYWORDS)
+_entered: Final[ContextVar[frozenset[capture]]] = ContextVar("mongoz_testing_entered", default=frozenset())
+"""The captures whose blocks the current task is in; tasks take it over from those that start them."""
 
 
 def _subclasses(document: type) -> Iterator[type]:

@@ -14,7 +14,7 @@ from mongoz.documents.meta import MetaInfo
 from mongoz.documents.proxies import ProxyDescriptor
 from mongoz.fields import ObjectId
 from mongoz.fields.base import declare
-from mongoz.persistence import bulk, deleting, rows, writes
+from mongoz.persistence import bulk, deleting, pickling, rows, writes
 from mongoz.persistence.attachments import attach, attached
 from mongoz.persistence.partial import not_loaded
 from mongoz.persistence.refreshing import refresh
@@ -108,6 +108,16 @@ class Document(IndexOperations, Dumping, metaclass=DocumentMetaclass):
         object.__setattr__(copied, "_loaded", rows.loaded(self))  # nobody changes a snapshot, so it is shared
         attach(copied, copy.deepcopy(attached(self), memo))
         return copied
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return pickling.reduced(self)
+
+    def __getstate__(self) -> dict[Any, Any]:
+        return {**super().__getstate__(), **pickling.memory_of(self)}
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        super().__setstate__(state)
+        pickling.give_memory(self, state)
 
     async def create(self, collection: Any = None, session: Any = None) -> Self:
         """Insert this instance as a new document.

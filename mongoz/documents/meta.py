@@ -53,7 +53,7 @@ class MetaInfo:
     watch: tuple[str, ...]
     watched: Watch
 
-    def __init__(self, document_name: str, declared: type | None, parents: list["MetaInfo"]) -> None:
+    def __init__(self, document_name: str, declared: object, parents: list["MetaInfo"]) -> None:
         """Read the options of one class.
 
         Args:
@@ -198,9 +198,11 @@ class MetaInfo:
         return f"<Meta of {self._document_name}: {self.collection or 'abstract'}>"
 
 
-def _options_of(document_name: str, declared: type | None) -> dict[str, Any]:
+def _options_of(document_name: str, declared: object) -> dict[str, Any]:
     if declared is None:
         return {}
+    if not isinstance(declared, type):
+        raise ImproperlyConfigured(f"{document_name}.Meta must be a class with options, not {declared!r}.")
     options = {
         name: value
         for kind in reversed(declared.__mro__)

@@ -11,10 +11,10 @@ from pymongo.errors import PyMongoError
 from mongoz.connection.transactions import is_committed, run_alone
 from mongoz.ids import new_token
 from mongoz.persistence.batches import Progress, Row, Written, fire, key_of, there_of
-from mongoz.persistence.deleting import MARKER_REFUSED, marks, takes_no_transactions
+from mongoz.persistence.deleting import marks, takes_no_transactions
 from mongoz.persistence.origin import Originator, originator
 from mongoz.persistence.outcomes import is_commit_open
-from mongoz.persistence.refusals import refuses_stamp
+from mongoz.persistence.refusals import explain_refused_marker, refuses_stamp
 from mongoz.persistence.rows import hydrate
 from mongoz.persistence.selection import Selection, chunks
 from mongoz.persistence.sending import note
@@ -102,8 +102,8 @@ async def _delete_ids(ids: list[Any], target: Target, firing: Firing, make: Orig
     try:
         return await _delete_marked(ids, target, firing, make)
     except PyMongoError as error:
-        if refuses_stamp(error) and target.in_transaction:
-            error.add_note(MARKER_REFUSED)
+        if target.in_transaction:
+            explain_refused_marker(error)
         if target.in_transaction or not (refuses_stamp(error) or takes_no_transactions(error)):
             raise
         firing = left_to_dispatchers(firing) if refuses_stamp(error) else firing

@@ -16,7 +16,7 @@ from mongoz.connection.transactions import is_committed, run_alone
 from mongoz.ids import new_token
 from mongoz.persistence.origin import Originator, originator
 from mongoz.persistence.outcomes import fence, is_commit_open, is_gone, is_unknown
-from mongoz.persistence.refusals import refuses_stamp
+from mongoz.persistence.refusals import explain_refused_marker, refuses_stamp
 from mongoz.persistence.rows import loaded
 from mongoz.persistence.sending import note, raise_after
 from mongoz.persistence.targets import Target, aim
@@ -28,14 +28,9 @@ from mongoz.stamps import FIELD, Call
 if TYPE_CHECKING:
     from mongoz.documents.base import Document
 
-__all__ = ["MARKER_REFUSED", "delete", "marks", "takes_no_transactions"]
+__all__ = ["delete", "marks", "takes_no_transactions"]
 
 _ILLEGAL_OPERATION: Final = 20  # what a standalone server answers to a transaction
-
-MARKER_REFUSED: Final = (
-    "The server refused the mark by which a dispatcher tells this delete from others, and ended the transaction. "
-    "Outside of a transaction such a document is deleted without one; see the error for what it objects to."
-)
 
 
 async def delete(instance: "Document", session: Any = None) -> int:
@@ -193,8 +188,7 @@ class _Deletion:
         try:
             await self._mark_and_delete(session)
         except PyMongoError as error:
-            if refuses_stamp(error):
-                error.add_note(MARKER_REFUSED)
+            explain_refused_marker(error)
             raise
 
 

@@ -7,7 +7,7 @@ from pymongo.errors import BulkWriteError, OperationFailure, PyMongoError
 
 from mongoz.stamps import FIELD
 
-__all__ = ["BSON_TOO_LARGE", "VALIDATION_FAILED", "explain_refusal", "refuses_stamp"]
+__all__ = ["BSON_TOO_LARGE", "VALIDATION_FAILED", "explain_refusal", "explain_refused_marker", "refuses_stamp"]
 
 VALIDATION_FAILED: Final = 121
 """DocumentValidationFailure: the collection's validator does not accept what would be stored."""
@@ -27,10 +27,25 @@ _NAMED_NOTE: Final = (
     f"The collection's validator refuses {FIELD!r}, the reserved field that writes of a dispatched registry "
     f"bring. {_MEND}"
 )
+_MARKER_NOTE: Final = (
+    "It was the mark by which a dispatcher tells this delete from others, and the server has ended the "
+    "transaction with it. Outside of a transaction such a document is deleted without a mark."
+)
 _MAYBE_NOTE: Final = (
     f"The registry is dispatched, so the write brought the reserved field {FIELD!r}, and the collection's "
     f"validator may be what refuses it. {_MEND}"
 )
+
+
+def explain_refused_marker(error: PyMongoError) -> None:
+    """Add notes to the error of a delete in the caller's transaction, if the server refused its mark.
+
+    Args:
+        error: what the driver raised.
+    """
+    if refuses_stamp(error):
+        explain_refusal(error)
+        error.add_note(_MARKER_NOTE)
 
 
 def explain_refusal(error: PyMongoError) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import bson
 from pydantic.fields import FieldInfo
 
-from mongoz.exceptions import InvalidKeyError, nearest
+from mongoz.exceptions import InvalidKeyError, did_you_mean, nearest
 from mongoz.fields.foreign_key import ForeignKeyField
 from mongoz.fields.storage import stored_names
 from mongoz.queries.joins import Join, join_to
@@ -223,4 +223,8 @@ def _referred(field: FieldInfo | None) -> Any:
 
 
 def _unknown(document: Any, keyword: str, name: str, known: list[str]) -> InvalidKeyError:
-    return InvalidKeyError(f"{document.__name__} has no field {keyword!r}.{nearest(name, known)}")
+    hint = did_you_mean(name, known)
+    if not hint:
+        hint = f"{nearest(name, known)} Ask for a key that is stored but not declared with query({{name: ...}})."
+    place = "" if name == keyword else f" (in {keyword!r})"
+    return InvalidKeyError(f"{document.__name__} has no field {name!r}{place}.{hint}")

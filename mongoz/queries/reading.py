@@ -273,6 +273,9 @@ class Reading(Builders[D]):
     def __iter__(self) -> Iterator[D]:
         return iter(self._nothing())
 
+    def __getitem__(self, key: object) -> Any:
+        raise TypeError(f"{self!r} has no items: [10:15] is skip(10).limit(5), and [3] is skip(3).first().")
+
     def _nothing(self) -> tuple[D, ...]:
         if self._plan.nothing:
             return ()

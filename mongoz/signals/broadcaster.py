@@ -1,13 +1,13 @@
 """The signals of one document, by name."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from mongoz.exceptions import SignalError, nearest
-from mongoz.signals.names import BUILT_IN
+from mongoz.signals.names import BUILT_IN, KEYWORDS
 from mongoz.signals.signal import Signal
 
-__all__ = ["Broadcaster"]
+__all__ = ["Broadcaster", "signals_of", "unwatch", "watch"]
 
 
 class Broadcaster:
@@ -27,6 +27,7 @@ class Broadcaster:
         "_parents",
         "_sender",
         "_signals",
+        "_watchers",
         "post_delete",
         "post_save",
         "post_update",
@@ -40,6 +41,7 @@ class Broadcaster:
     _parents: "tuple[Broadcaster, ...]"
     _dispatched: bool
     _signals: dict[str, Signal]
+    _watchers: tuple[Callable[[Signal], None], ...]
     pre_save: Signal
     post_save: Signal
     pre_update: Signal
@@ -52,6 +54,7 @@ class Broadcaster:
         super().__setattr__("_parents", parents)
         super().__setattr__("_dispatched", dispatched)
         super().__setattr__("_signals", {})
+        super().__setattr__("_watchers", ())
         for name in BUILT_IN:
             self._bind(name, Signal())
 
@@ -89,6 +92,8 @@ class Broadcaster:
         else:
             value.name = value.name or name
             self._signals[name] = value
+        for told in self._watchers:
+            told(value)
 
     def __delattr__(self, name: str) -> None:
         if name in BUILT_IN or name not in self._signals:
@@ -103,3 +108,23 @@ class Broadcaster:
 
     def __repr__(self) -> str:
         return f"<Broadcaster of {self._sender.__name__}: {', '.join(self)}>"
+
+
+# Functions and no methods: every public name of a Broadcaster is that of a signal.
+
+
+def signals_of(broadcaster: Broadcaster) -> Iterator[Signal]:
+    """A document's own signals, and the custom ones of the abstract documents that it inherits from."""
+    yield from broadcaster._signals.values()
+    for parent in broadcaster._parents:
+        yield from (signal for signal in signals_of(parent) if signal.name not in KEYWORDS)
+
+
+def watch(broadcaster: Broadcaster, told: Callable[[Signal], None]) -> None:
+    """Call `told` with each signal that is assigned to the document, or comes into being, from now on."""
+    object.__setattr__(broadcaster, "_watchers", (*broadcaster._watchers, told))
+
+
+def unwatch(broadcaster: Broadcaster, told: Callable[[Signal], None]) -> None:
+    """End what `watch` began."""
+    object.__setattr__(broadcaster, "_watchers", tuple(one for one in broadcaster._watchers if one != told))

@@ -93,7 +93,8 @@ def plan(signal: Signal, changed: Iterable[str] | None = None) -> Firing:
         return Firing(signal, hops=hops)
     planned: Firing | None = signal._planned
     if planned is None:
-        planned = signal._planned = Firing(signal, signal.in_process)
+        planned = Firing(signal, signal.in_process)
+        signal._planned = None if signal.is_tapped else planned
     receivers = planned.receivers
     if changed is not None and any(receiver.options.fields for receiver in receivers):
         names = frozenset(changed)

@@ -10,6 +10,7 @@ from mongoz.signals.muting import is_muted, muting
 from mongoz.signals.names import POST
 from mongoz.signals.options import ReceiverOptions
 from mongoz.signals.receivers import Receiver, ReceiverFunction, identified, make_receiver, stamp_ids
+from mongoz.signals.taps import Tap, looking_on, running
 
 __all__ = ["Signal"]
 
@@ -39,6 +40,7 @@ class Signal:
         "_parents",
         "_planned",
         "_resolved",
+        "_taps",
         "dispatched",
         "name",
         "sender",
@@ -57,6 +59,7 @@ class Signal:
         self._in_process: tuple[Receiver, ...] = ()
         self._in_process_ids: frozenset[bytes] | None = None
         self._planned: Any = None  # what `firing.plan` made of the receivers
+        self._taps: tuple[Tap, ...] = ()  # as long as there are any, nothing is remembered as resolved or planned
 
     def bind(self, name: str, sender: type, parents: Iterable["Signal"], *, dispatched: bool) -> None:
         """Make this the signal `name` of one document. Done by the document's Broadcaster.
@@ -126,19 +129,42 @@ class Signal:
         self._forget_resolved()
         return True
 
+    def tap(self, tap: Tap) -> None:
+        """Have somebody look on who is none of the receivers: a test, see `mongoz.testing`.
+
+        What is connected stays as it is, and so does what `send` returns. A tap is not inherited.
+        """
+        self._taps = (*self._taps, tap)
+        self._forget()
+
+    def untap(self, tap: Tap) -> None:
+        """End what `tap` began; nothing happens if it did not."""
+        self._taps = tuple(one for one in self._taps if one is not tap)
+        self._forget()
+
     @property
     def receivers(self) -> tuple[Receiver, ...]:
-        """All that are called, own and inherited, in the order in which they were connected."""
+        """All that are called, own and inherited, in the order in which they were connected; after any taps."""
         if self._functions is None:
+            if self._taps:
+                return (*looking_on(self._taps), *self._merged())
             self._resolve()
         return self._resolved
 
     @property
     def in_process(self) -> tuple[Receiver, ...]:
-        """Those that the writing process calls, in order."""
+        """Those that the writing process calls, in order; after any taps."""
         if self._functions is None:
+            if self._taps:
+                those = tuple(receiver for receiver in self._merged() if receiver.runs_in_process)
+                return (*looking_on(self._taps), *running(self._taps, those))
             self._resolve()
         return self._in_process
+
+    @property
+    def is_tapped(self) -> bool:
+        """Whether somebody looks on, so that who is called depends on the task."""
+        return bool(self._taps)
 
     def ids_of(self, receivers: tuple[Receiver, ...]) -> frozenset[bytes]:
         """All that some of the receivers go by in stamps."""
@@ -173,7 +199,7 @@ class Signal:
             return [(only, await only(**kwargs))]
         functions = self._functions
         if functions is None:
-            functions = self._resolve()
+            functions = self._resolve() if not self._taps else await self._let_see(kwargs)
         if not functions or is_muted(kwargs["sender"], self.name):
             return []
         results = []
@@ -190,12 +216,19 @@ class Signal:
         if is_muted(sender, self.name):
             return []
         results: list[tuple[ReceiverFunction, Any]] = []
-        for receiver in self.receivers:
+        for function in await self._let_see({"sender": sender, **kwargs}):
             try:
-                results.append((receiver.function, await receiver.function(sender=sender, **kwargs)))
+                results.append((function, await function(sender=sender, **kwargs)))
             except Exception as error:
-                results.append((receiver.function, error))
+                results.append((function, error))
         return results
+
+    async def _let_see(self, kwargs: dict[str, Any]) -> tuple[ReceiverFunction, ...]:
+        """Show the taps what is sent, unless it is muted; returns whom it is sent to."""
+        if not is_muted(kwargs["sender"], self.name):
+            for onlooker in looking_on(self._taps):
+                await onlooker.function(**kwargs)
+        return tuple(receiver.function for receiver in running(self._taps, self._merged()))
 
     def __contains__(self, receiver: object) -> bool:
         """Whether `receiver` is connected to this signal itself, not to a parent's."""
@@ -209,12 +242,15 @@ class Signal:
         # By equality: every access to a bound method makes a new, equal object.
         return next((r for r in self._own if r.function == function), None)
 
-    def _resolve(self) -> tuple[ReceiverFunction, ...]:
+    def _merged(self) -> tuple[Receiver, ...]:
+        """Own and inherited receivers in order."""
         merged = list(self._own)
         for parent in self._parents:
             merged += [r for r in parent._own if all(r.function != seen.function for seen in merged)]
-        merged.sort(key=lambda receiver: receiver.sequence)
-        self._resolved = tuple(merged)
+        return tuple(sorted(merged, key=lambda receiver: receiver.sequence))
+
+    def _resolve(self) -> tuple[ReceiverFunction, ...]:
+        self._resolved = merged = self._merged()
         self._in_process = tuple(receiver for receiver in merged if receiver.runs_in_process)
         self._functions = functions = tuple(receiver.function for receiver in merged)
         self._only = functions[0] if len(functions) == 1 else None

@@ -91,7 +91,7 @@ async def run_page(page: str, mongo: EmbeddedMongo, database: str) -> int:
     ("page", "outputs"),
     [
         ("docs/guide/documents.md", 5),
-        ("docs/guide/fields.md", 5),
+        ("docs/guide/fields.md", 6),
         ("docs/guide/queries.md", 10),
         ("docs/guide/indexes.md", 4),
         ("docs/guide/transactions.md", 6),

@@ -221,6 +221,15 @@ def test_what_does_not_exist_is_named(keyword: str, error: Any, hint: str) -> No
     assert hint in str(caught.value)
 
 
+def test_an_unknown_name_is_told_from_its_lookup_and_has_a_remedy() -> None:
+    with pytest.raises(InvalidKeyError) as caught:
+        compile_lookups(Movie, {"stock__gte": 1})
+    assert str(caught.value).startswith("Movie has no field 'stock' (in 'stock__gte'). There are: ")
+    assert str(caught.value).endswith("Ask for a key that is stored but not declared with query({name: ...}).")
+    with pytest.raises(InvalidKeyError, match=r"^Movie has no field 'nmae'\. Did you mean 'name'\?$"):
+        compile_lookups(Movie, {"nmae": 1})
+
+
 def test_an_unknown_lookup_names_all_valid_ones() -> None:
     with pytest.raises(OperatorInvalid) as caught:
         compile_lookups(Movie, {"name__nope": 1})

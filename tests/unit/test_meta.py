@@ -123,6 +123,11 @@ def test_options_that_can_not_be(option: str, value: Any, says: str) -> None:
         define(**{option: value})
 
 
+def test_meta_that_is_no_class() -> None:
+    with pytest.raises(ImproperlyConfigured, match=r"Movie\.Meta must be a class with options"):
+        type(mongoz.Document)("Movie", (mongoz.Document,), {"__module__": __name__, "Meta": mongoz.String()})
+
+
 def test_places_of_another_registry_are_refused(registry: mongoz.Registry) -> None:
     other = mongoz.Registry("mongodb://other.invalid")
     database = other.get_database("shop")

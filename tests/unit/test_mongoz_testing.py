@@ -1,5 +1,6 @@
 """Capturing signals: what is recorded, what is asserted, and that nothing is left behind."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 import mongoz
 from mongoz.core.signals import post_save, post_update, pre_save
 from mongoz.exceptions import SignalError
-from mongoz.signals import Broadcaster, Signal, muted
+from mongoz.signals import Signal, muted
 from mongoz.signals.firing import plan
 from mongoz.testing import Captured, capture
 
@@ -243,9 +244,48 @@ async def test_everything_is_restored_also_after_an_exception(User, ran):
     assert ran == ["before", "after"]
 
 
+async def test_concurrent_flows_see_their_own_or_all(User, ran):
+    inside = asyncio.Barrier(2)
+
+    async def flow(name: str, **options: Any) -> list[str]:
+        with capture(User, **options) as captured:
+            await inside.wait()
+            await write(User, User(name=name))
+            await asyncio.create_task(write(User, User(name=f"{name}'s child")))
+            await inside.wait()
+        return [fired.values["name"] for fired in captured.named("post_save")]
+
+    ada, bea = await asyncio.gather(flow("Ada", this_task=True, silent=True), flow("Bea"))
+    assert ada == ["Ada", "Ada's child"]
+    assert sorted(bea) == ["Ada", "Ada's child", "Bea", "Bea's child"]
+    assert ran == ["before", "after"] * 2  # of Bea only
+    assert_untouched(User)
+
+
+async def test_a_worker_that_runs_already_is_seen_unless_it_is_another_task(User, ran):
+    jobs: asyncio.Queue[asyncio.Event] = asyncio.Queue()
+
+    async def work() -> None:
+        while True:
+            done = await jobs.get()
+            await write(User, User(name="Ada"))
+            done.set()
+
+    async def do() -> None:
+        await jobs.put(done := asyncio.Event())
+        await done.wait()
+
+    worker = asyncio.create_task(work())
+    with capture(User) as all_tasks, capture(User, this_task=True, silent=True) as this_task:
+        await do()
+    worker.cancel()
+    assert all_tasks.names == ["pre_save", "post_save"]
+    this_task.assert_nothing_fired()
+    assert ran == ["before", "after"]
+
+
 def assert_untouched(document: Any) -> None:
-    assert type(document.signals) is Broadcaster
-    assert {type(getattr(document.signals, name)) for name in document.signals} == {Signal}
+    assert not any(getattr(document.signals, name).is_tapped for name in document.signals)
 
 
 async def test_disconnecting_inside_lasts(User):

@@ -120,6 +120,8 @@ def test_every_exception_is_a_mongoz_exception_with_a_message(name: str) -> None
     assert str(error()) == error.__doc__
     assert str(error("what", detail="why")) == "what why"
     assert error("what").args == ("what",)
+    assert error(404, None, ["a"]).args == (404, None, ["a"])  # as they are, like those of any exception
+    assert str(error(404, None, ["a"])) == "404 ['a']"
     assert error(detail="why").detail == "why"
     assert str(error(detail="why")) == "why"
     assert error("what").detail == "what"

@@ -22,6 +22,12 @@ __all__ = ["Cursors", "Shape"]
 # Wait this long on the server for the next event; after it an empty batch brings a fresh token.
 _AWAIT_MS: Final = 1_000
 
+# Events in the first round trip, and again whenever there were fewer than asked for; four times as many after each
+# full one. The server answers when it has that many, or has come to the end of the oplog: while others write about
+# as fast as it reads it does not come there, and receivers would wait for a thousand events with nothing to do.
+_FEW: Final = 100
+_FACTOR: Final = 4
+
 # Seconds that a command may take before its connection is given up. A connection that died half-way looks like a
 # server that has far to read, so that after each time twice as long is waited: sooner or later it gets there.
 _PATIENCE: Final = 15.0
@@ -61,7 +67,7 @@ class Cursors:
         client: opened for the running loop. It must not give up on a silent server by itself.
         database: that is watched; None for the whole deployment.
         pipeline: what the server filters by.
-        batch_size: events per round trip, at most.
+        batch_size: events per round trip, at most; as many as that are asked for while we are behind.
 
     Attributes:
         batch_size: as it is now.
@@ -116,12 +122,14 @@ class Cursors:
                 "collection": "$cmd.aggregate",
                 "maxTimeMS": shape.await_ms,
             }
+            size = _FEW
             try:
                 while cursor:
-                    more["batchSize"] = shape.size or self.batch_size
+                    more["batchSize"] = asked = shape.size or min(size, self.batch_size)
                     reply = (await self._ask(more, session))["cursor"]
                     events, reply = events_of(reply)
                     cursor = reply["id"]
+                    size = asked * _FACTOR if len(events) >= asked else _FEW
                     yield Batch(events, str(reply["postBatchResumeToken"]["_data"]))
             except (GeneratorExit, asyncio.CancelledError):
                 # Only when it is us who end: after an error the server may be gone, and waiting for it costs time.

@@ -1,0 +1,48 @@
+"""How many events are asked for at once."""
+
+from contextlib import aclosing
+
+from pymongo import AsyncMongoClient
+
+from dispatcher.cursors import Cursors
+from dispatcher.events import Start
+from dispatcher.oversize import SINGLY, WHOLE
+
+
+async def sizes(cursors, start, shape, total):
+    """The events of each answer, until all are there."""
+    found = []
+    async with aclosing(cursors.read(start, shape)) as batches:
+        async for batch in batches:
+            if batch.events:
+                found.append(len(batch.events))
+            if sum(found) == total:
+                return found
+
+
+async def test_few_at_first_and_more_while_behind(mongo, foreign):
+    """While others write, a server that is asked for many answers late: it comes to no end."""
+    async with AsyncMongoClient(mongo.url) as client:
+        cursors = Cursors(client, foreign.name, [], 1_000)
+        start = Start(await cursors.now())
+        foreign["users"].insert_many([{"number": number} for number in range(3_000)])
+        assert await sizes(cursors, start, WHOLE, 3_000) == [100, 400, 1_000, 1_000, 500]
+        cursors.batch_size = 150
+        assert (await sizes(cursors, start, WHOLE, 3_000))[:3] == [100, 150, 150]
+        assert (await sizes(cursors, start, SINGLY, 3_000))[:3] == [1, 1, 1]
+
+
+async def test_few_again_when_it_has_caught_up(mongo, foreign):
+    async with AsyncMongoClient(mongo.url) as client:
+        cursors = Cursors(client, foreign.name, [], 1_000)
+        start = Start(await cursors.now())
+        foreign["users"].insert_many([{"number": number} for number in range(450)])
+        found = []
+        async with aclosing(cursors.read(start, WHOLE)) as batches:
+            async for batch in batches:
+                found.append(len(batch.events))
+                if found == [100, 350]:
+                    foreign["users"].insert_many([{"number": number} for number in range(450)])
+                if sum(found) == 900:
+                    break
+        assert [size for size in found if size] == [100, 350, 100, 350]

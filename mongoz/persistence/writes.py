@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pymongo import ReturnDocument
 
 from mongoz.connection import Collection
+from mongoz.connection.units import unbroken
 from mongoz.exceptions import DocumentNotFound
+from mongoz.ids import new_token
 from mongoz.persistence.operations import Operation, with_operations
 from mongoz.persistence.origin import is_stamped, originator, plain_origin
 from mongoz.persistence.patches import after, apply, attribute_names, field_names, patch_of, settle, touch
@@ -15,6 +17,7 @@ from mongoz.persistence.rows import Changes, as_loaded, changes, loaded, new_row
 from mongoz.persistence.sending import Write, send_and_tell
 from mongoz.persistence.targets import Target, aim, at_home
 from mongoz.persistence.watching import require_watched
+from mongoz.signals.firing import Firing
 from mongoz.stamps import Call
 
 if TYPE_CHECKING:
@@ -63,8 +66,12 @@ async def create(instance: D, collection: Any = None, session: Any = None) -> D:
         return instance
     if is_stamped(firing, target, natural=True):
         origin = (await originator(firing, target, Call.CREATED, natural=True)).of(row["_id"])
-    else:
+    elif target.in_transaction:
         origin = plain_origin(firing)
+    else:  # as nearly always; what is below does the same, at a higher price
+        unit = _insert_and_tell(instance, target, firing, row, elsewhere)
+        await (unbroken(unit) if firing.receivers else unit)
+        return instance
 
     def send(session: Any) -> Awaitable[Any]:
         return target.driver.insert_one(origin.onto(row), session=session)  # type: ignore[no-any-return]
@@ -75,6 +82,15 @@ async def create(instance: D, collection: Any = None, session: Any = None) -> D:
 
     await send_and_tell(Write(target, firing, origin, instance, row["_id"], send, settle, True))
     return instance
+
+
+async def _insert_and_tell(
+    instance: "Document", target: Target, firing: Firing, row: dict[str, Any], elsewhere: Collection | None
+) -> None:
+    """Insert a row without a stamp, outside of transactions; then run the receivers."""
+    await target.driver.insert_one(row, session=target.session)
+    created(instance, row, elsewhere)
+    await firing.run(instance.meta.document, new_token(), instance=instance, created=True, previous=None)
 
 
 def created(instance: "Document", row: dict[str, Any], elsewhere: Collection | None) -> None:

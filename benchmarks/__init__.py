@@ -15,7 +15,7 @@
     busy.py             measuring an application of a certain shape
     turns.py            sides that take turns
     workers.py          the processes of these sides
-    peers.py            the environment of other ODMs and signals; peers.txt is what is in it
+    peers.py            the environments of other ODMs and signals; peers.txt has the versions
     contestants.py      the processes of the dispatcher's rows: the daemon, the bare loop; and the writer
     workloads/          what runs inside all those processes
     figures.py          samples, ratios, targets; pure

@@ -61,8 +61,8 @@ _GROWTH = "growth"
 _EXIT_MISSED, _EXIT_FAILED = 1, 2
 
 _EPILOG = """\
-The peers (Beanie, MongoEngine, Django and blinker) are installed into .venv-bench by the first run that needs
-them. --quick only has their rows where that was done before, or with --peers.
+The peers (Motor, Beanie, MongoEngine, Django and blinker) get an environment each, in .venv-bench, from the first
+run that needs them. --quick only has their rows where that was done before, or with --peers.
 
 --check is generous, as CI machines are noisy: it fails where a ratio is worse than its target by a factor, which
 the JSON has as "tolerated": for loading at 0.15 of the driver's rate (target 0.25), for a p99 of 6 times the bare

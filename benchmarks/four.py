@@ -1,6 +1,8 @@
 """Four dispatchers against one: a receiver that waits 50 ms, as for a service, 100 deliveries at once in each.
 
-Each has one partition. The writes begin when all have theirs, and are faster than any of them.
+Each has one partition. The writes begin when all have theirs, and are faster than any of them. While they go on
+the server has its hands full, and the four get their first changes up to a quarter of a second late; so there are
+enough of them for five seconds of four dispatchers.
 """
 
 from benchmarks.busy import Busy, measure_busy

@@ -1,74 +1,108 @@
-"""The peers' environment: a virtual environment of their own, made when it is first needed.
+"""The peers' environments: a virtual environment for each, made when it is first needed.
 
 Ours never gets them: they may want other versions of pydantic or PyMongo, and nothing that we ship is to depend on
-what happens to be importable here. What goes in is in peers.txt, to the last version.
+what happens to be importable here. Nor does any of them get another's, for the same reason. What goes in is in
+peers.txt, to the last version.
 """
 
-import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Final
 
 from benchmarks.contestants import BenchmarkFailed
 
-__all__ = ["DIRECTORY", "PACKAGES", "Peers", "existing_peers", "set_up_peers"]
+__all__ = ["DIRECTORY", "PACKAGES", "VERSIONS", "Peers", "existing_peers", "set_up_peers"]
 
-PACKAGES: Final = Path(__file__).parent / "peers.txt"
+VERSIONS: Final = Path(__file__).parent / "peers.txt"
 DIRECTORY: Final = Path(__file__).parent.parent / ".venv-bench"
+
+# All sides run on uvloop.
+PACKAGES: Final[Mapping[str, tuple[str, ...]]] = {
+    "motor": ("motor", "uvloop"),
+    "beanie": ("beanie", "email-validator", "uvloop"),
+    "mongoengine": ("mongoengine", "uvloop"),
+    "django": ("django", "uvloop"),
+    "blinker": ("blinker", "uvloop"),
+}
 
 _PATIENCE_SECONDS: Final = 400
 
 
 class Peers:
-    """An environment that is complete.
+    """Environments that are complete.
 
     Attributes:
-        python: its interpreter.
-        versions: of everything in it, by the packages' names.
+        versions: by the peer: of everything in its environment, by the packages' names.
     """
 
     def __init__(self, directory: Path) -> None:
-        self.python = _python(directory)
-        listed = _run([self.python, "-m", "pip", "list", "--format", "json"], "List the peers' versions")
-        self.versions: dict[str, str] = {one["name"].lower(): one["version"] for one in json.loads(listed)}
+        self._directory = directory
+        self.versions: dict[str, dict[str, str]] = {
+            peer: dict(sorted(_installed(directory / peer))) for peer in PACKAGES
+        }
+
+    def python(self, peer: str) -> str:
+        """The interpreter of a peer's environment."""
+        return _python(self._directory / peer)
 
 
 def existing_peers(directory: Path = DIRECTORY) -> Peers | None:
-    """The environment, if it is there and is what peers.txt and this Python ask for."""
-    mark = directory / ".complete"
-    return Peers(directory) if mark.exists() and mark.read_text("utf-8") == _wanted() else None
+    """The environments, if they are there and are what peers.txt and this Python ask for."""
+    return Peers(directory) if all(_is_complete(directory / peer) for peer in PACKAGES) else None
 
 
 def set_up_peers(say: Callable[[str], None], directory: Path = DIRECTORY) -> Peers:
-    """The environment; made now, if it is not there or not what is asked for.
+    """The environments; those that are not there, or not what is asked for, are made now, side by side.
 
     Raises:
         BenchmarkFailed: the packages could not be installed.
     """
-    found = existing_peers(directory)
-    if found is not None:
-        return found
-    say(f"making the peers' environment in {directory}")
-    _run([sys.executable, "-m", "venv", "--clear", str(directory)], "Make the peers' environment")
-    (directory / ".gitignore").write_text("*\n", encoding="utf-8")
-    pip = [_python(directory), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    _run([*pip, "--requirement", str(PACKAGES)], "Install the peers (--no-peers does without them)")
-    (directory / ".complete").write_text(_wanted(), encoding="utf-8")
+    missing = [peer for peer in PACKAGES if not _is_complete(directory / peer)]
+    if missing:
+        say(f"making the environments of {', '.join(missing)} in {directory}")
+        directory.mkdir(exist_ok=True)
+        (directory / ".gitignore").write_text("*\n", encoding="utf-8")
+        with ThreadPoolExecutor(len(missing)) as pool:
+            list(pool.map(partial(_make, directory), missing))
     return Peers(directory)
 
 
-def _python(directory: Path) -> str:
-    return str(directory / "bin" / "python")
+def _make(directory: Path, peer: str) -> None:
+    made = directory / peer
+    what = f"Make the environment of {peer}"
+    _run([sys.executable, "-m", "venv", "--clear", "--without-pip", str(made)], what)
+    pip = [sys.executable, "-m", "pip", "--python", _python(made), "install", "--quiet"]
+    pip += ["--disable-pip-version-check", "--constraint", str(VERSIONS), *PACKAGES[peer]]
+    _run(pip, f"{what} (--no-peers does without them)")
+    (made / ".complete").write_text(_wanted(peer), encoding="utf-8")
 
 
-def _wanted() -> str:
+def _is_complete(made: Path) -> bool:
+    mark = made / ".complete"
+    return mark.exists() and mark.read_text("utf-8") == _wanted(made.name)
+
+
+def _wanted(peer: str) -> str:
     """What an environment must have been made for."""
-    return f"{sys.implementation.cache_tag}\n{PACKAGES.read_text('utf-8')}"
+    return f"{sys.implementation.cache_tag}\n{' '.join(PACKAGES[peer])}\n{VERSIONS.read_text('utf-8')}"
 
 
-def _run(command: list[str], what: str) -> str:
+def _installed(made: Path) -> Iterator[tuple[str, str]]:
+    for packages in made.glob("lib/python*/site-packages"):
+        for one in distributions(path=[str(packages)]):
+            yield one.name.lower(), one.version
+
+
+def _python(made: Path) -> str:
+    return str(made / "bin" / "python")
+
+
+def _run(command: list[str], what: str) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -76,4 +110,3 @@ def _run(command: list[str], what: str) -> str:
     if done.returncode:
         words = "\n".join(f"  {line}" for line in done.stderr.splitlines()[-10:])
         raise BenchmarkFailed(f"{what}: exit code {done.returncode}. Its last words:\n{words}")
-    return done.stdout

@@ -48,7 +48,7 @@ WHOLE = Plan(
     operations=1_000,
     sends=100_000,
     long=1_000_000,
-    waits=12_000,
+    waits=40_000,
 )
 QUICK = Plan(
     rounds=2,

@@ -18,8 +18,8 @@ __all__ = ["RESULTS", "as_json", "place", "quantity", "show", "store", "target_o
 
 RESULTS: Final = Path(__file__).parent / "results"
 
-_FORMAT: Final = 2
-_SHOWN: Final = ("motor", "beanie", "mongoengine", "django", "blinker", "pymongo", "pydantic")
+_FORMAT: Final = 3
+_SHOWN: Final = ("pymongo", "pydantic")
 
 
 def show(console: Console, rows: Sequence[Row], machine: dict[str, Any]) -> None:
@@ -57,8 +57,14 @@ def place(machine: dict[str, Any]) -> str:
         f"MongoDB {machine['mongodb']}, Python {machine['python']}, {ours}",
     ]
     if machine["peers"]:
-        lines.append("peers: " + ", ".join(f"{name} {machine['peers'][name]}" for name in _SHOWN))
+        peers = (_described(peer, versions) for peer, versions in machine["peers"].items())
+        lines.append(f"peers: {'; '.join(peers)}")
     return "\n".join(lines)
+
+
+def _described(peer: str, versions: dict[str, str]) -> str:
+    beside = [f"{name} {versions[name]}" for name in _SHOWN if name in versions]
+    return f"{peer} {versions[peer]}" + (f" with {', '.join(beside)}" if beside else "")
 
 
 def quantity(value: float, unit: str) -> str:

@@ -10,6 +10,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from operator import attrgetter
 from statistics import median
 from typing import NamedTuple
 
@@ -26,12 +27,12 @@ class Side(NamedTuple):
     Attributes:
         module: in `workloads.sides`.
         operation: one of what it offers.
-        is_peer: it needs the peers' environment.
+        peer: whose environment it needs; empty for ours.
     """
 
     module: str
     operation: str
-    is_peer: bool = False
+    peer: str = ""
 
 
 class Comparison(NamedTuple):
@@ -44,7 +45,8 @@ class Comparison(NamedTuple):
         peer: for people, the other side.
         ours: our side.
         theirs: the other side.
-        unit: `"/s"` to compare rates, `"us"` to compare times; of one document, write or signal.
+        unit: `"/s"` to compare rates, `"us"` to compare times, `"us CPU"` to compare what the processes' own work
+            takes; of one document, write or signal.
         target: for the ratio; None where the design has none.
     """
 
@@ -70,7 +72,7 @@ def measured_rows(setting: Setting, comparisons: Sequence[Comparison], *, portio
     Raises:
         BenchmarkFailed: a side did not do what it should.
     """
-    chosen = [one for one in comparisons if setting.peers is not None or not one.theirs.is_peer]
+    chosen = [one for one in comparisons if setting.peers is not None or not one.theirs.peer]
     sides = list(dict.fromkeys(side for one in chosen for side in (one.ours, one.theirs)))
     rounds: list[dict[Side, Turn]] = []
     with _workers(setting, sides) as workers:
@@ -89,7 +91,10 @@ def _workers(setting: Setting, sides: Sequence[Side]) -> Iterator[dict[str, Work
         workers: dict[str, Worker] = {}
         for side in sides:
             if side.module not in workers:
-                python = setting.peers.python if setting.peers is not None and side.is_peer else sys.executable
+                python = sys.executable
+                if side.peer:
+                    assert setting.peers is not None  # else its rows are left out
+                    python = setting.peers.python(side.peer)
                 workers[side.module] = stack.enter_context(Worker(python, side.module, setting.url))
         for worker in workers.values():
             worker.wait_ready()
@@ -107,7 +112,8 @@ def _round(sides: Sequence[Side], workers: dict[str, Worker], portions: int, cou
 
 
 def _pair(comparison: Comparison, turns: dict[Side, Turn], times: int) -> Pair:
-    ours, theirs = turns[comparison.ours].seconds, turns[comparison.theirs].seconds
+    measured = attrgetter("cpu_seconds" if comparison.unit == "us CPU" else "seconds")
+    ours, theirs = measured(turns[comparison.ours]), measured(turns[comparison.theirs])
     return (
         Pair(times / ours, times / theirs)
         if comparison.unit == "/s"

@@ -9,7 +9,7 @@ from pymongo.uri_parser import parse_uri
 
 from mongoz.exceptions import ImproperlyConfigured
 
-__all__ = ["Seed", "first_seed", "wants_time_zones"]
+__all__ = ["Seed", "first_seed", "wants_retries", "wants_time_zones"]
 
 
 class Seed(NamedTuple):
@@ -44,8 +44,17 @@ def first_seed(url: str) -> Seed:
 
 def wants_time_zones(url: str) -> bool:
     """Whether a URL asks for aware datetimes (`tz_aware=true`)."""
-    options = {name.lower(): value for name, value in parse_qsl(url.partition("?")[2])}
-    return options.get("tz_aware", "false").lower() == "true"
+    return _option(url, "tz_aware", "false") == "true"
+
+
+def wants_retries(url: str) -> bool:
+    """Whether writes are to be retryable, as they are unless a URL says `retryWrites=false`."""
+    return _option(url, "retrywrites", "true") != "false"
+
+
+def _option(url: str, name: str, default: str) -> str:
+    options = {key.lower(): value for key, value in parse_qsl(url.partition("?")[2])}
+    return options.get(name, default).lower()
 
 
 def _without_credentials(url: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple, Self, TypeVar
 
 from bson.codec_options import CodecOptions
 
-from mongoz.connection.address import Seed, first_seed, wants_time_zones
+from mongoz.connection.address import Seed, first_seed, wants_retries, wants_time_zones
 from mongoz.connection.clock import ServerClock
 from mongoz.connection.codec import CODEC_OPTIONS, with_our_types
 from mongoz.connection.database import Collection, Database
@@ -25,6 +25,13 @@ T = TypeVar("T")
 
 _DEFAULT_GROUP: Final = "default"
 _GROUP: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+
+
+_NO_RETRIES: Final = (
+    "retryWrites=false does not go with dispatched=...: when the answer to a write is lost, only a retryable one "
+    "can be known to have ended, and nobody could tell whether its receivers must run. Remove retryWrites=false; "
+    "replica sets, which dispatchers need anyway, take retryable writes."
+)
 
 
 class _Opened(NamedTuple):
@@ -48,7 +55,8 @@ class Registry:
         event_loop: accepted for applications that pass it; clients follow the running loop by themselves.
 
     Raises:
-        ImproperlyConfigured: the URL does not parse, or an argument is of no use.
+        ImproperlyConfigured: the URL does not parse, an argument is of no use, or it is dispatched and its writes
+            are not retryable.
 
     Examples:
         >>> registry = Registry("mongodb://localhost:27017/?replicaSet=rs0", dispatched=True)
@@ -65,6 +73,7 @@ class Registry:
         self._url: str | None = None
         self._given: Any = None
         self._clients: dict[asyncio.AbstractEventLoop, _Opened] = {}
+        self.dispatched = _group_of(dispatched)
         if isinstance(url, str):
             self._driver = driver_named(driver or "pymongo")
             self._set_url(url)
@@ -76,7 +85,8 @@ class Registry:
             self._given_sessions = Sessions(self._driver, url)
             self._given_loop: asyncio.AbstractEventLoop | None = None
             self._codec_options = with_our_types(url.codec_options)
-        self.dispatched = _group_of(dispatched)
+            if self.dispatched and not _bare(url, self.driver).options.retry_writes:
+                raise ImproperlyConfigured(_NO_RETRIES)
         self.documents: dict[str, type] = {}
         self._all_documents: list[type] = []
         self._clock = ServerClock()
@@ -85,6 +95,8 @@ class Registry:
 
     def _set_url(self, url: str) -> None:
         self._seed = first_seed(url)
+        if self.dispatched and not wants_retries(url):
+            raise ImproperlyConfigured(_NO_RETRIES)
         self._url = url
         self._codec_options = CODEC_OPTIONS.with_options(tz_aware=wants_time_zones(url))
 
@@ -118,9 +130,7 @@ class Registry:
     def _first_seed(self) -> Seed:
         if self._given is None:
             return self._seed
-        # Not by asking whether there is a delegate: every attribute of a client is a database.
-        client = self._given.delegate if self.driver == "motor" else self._given
-        seeds = getattr(client, "_topology_settings", None)
+        seeds = getattr(_bare(self._given, self.driver), "_topology_settings", None)
         host, port = sorted(seeds.seeds)[0] if seeds else ("client", None)
         return Seed(host, port)
 
@@ -321,6 +331,12 @@ class Registry:
 
     def __repr__(self) -> str:
         return f"Registry({self.address!r}, dispatched={self.dispatched!r})"
+
+
+def _bare(client: Any, driver: str) -> Any:
+    """PyMongo's client, which Motor's wraps."""
+    # Not by asking whether there is a delegate: every attribute of a client is a database.
+    return client.delegate if driver == "motor" else client
 
 
 def _group_of(dispatched: bool | str) -> str | None:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import bson
@@ -12,7 +12,8 @@ from pymongo.read_preferences import ReadPreference
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.connection.patience import find_out
 from mongoz.exceptions import raise_together
-from mongoz.persistence.outcomes import PATIENCE_MS, surely_read
+from mongoz.persistence.evidence import PATIENCE_MS
+from mongoz.persistence.outcomes import surely_read
 from mongoz.persistence.selection import chunks
 from mongoz.persistence.sending import note
 from mongoz.persistence.targets import Target
@@ -43,12 +44,16 @@ class StillOpen(Exception):
     Args:
         error: of the write.
         look: finds out which of its documents stand, once the server answers.
+        held: what that needs.
     """
 
-    def __init__(self, error: PyMongoError, look: Callable[[], Awaitable[dict[bytes, Row]]]) -> None:
+    def __init__(
+        self, error: PyMongoError, look: Callable[[], Awaitable[dict[bytes, Row]]], held: AsyncExitStack
+    ) -> None:
         super().__init__(str(error))
         self.error = error
         self.look = look
+        self.held = held
 
 
 class Progress:
@@ -104,7 +109,9 @@ async def _tell_when_known(
     still: StillOpen,
     conclude: Callable[[list[Any], dict[bytes, Row]], list[Written]],
 ) -> None:
-    await fire(document, firing, target, conclude(instances, await find_out(still.look)))
+    async with still.held:
+        there = await find_out(still.look)
+    await fire(document, firing, target, conclude(instances, there))
 
 
 async def fire(

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pymongo import UpdateOne
@@ -11,7 +12,7 @@ from mongoz.fields.storage import stored, stored_names
 from mongoz.persistence.batches import Progress, Row, StillOpen, Written, key_of, settle_and_fire, there_of
 from mongoz.persistence.operations import Operation, with_operations
 from mongoz.persistence.origin import Origin, originator
-from mongoz.persistence.outcomes import fence, is_ours, is_unknown
+from mongoz.persistence.outcomes import fence, is_unknown, those_written
 from mongoz.persistence.patches import apply, attribute_names, now_values, patch_of, settle
 from mongoz.persistence.refusals import explain_refusal
 from mongoz.persistence.rows import Changes, hydrate, new_row, previous
@@ -99,7 +100,8 @@ async def _send_inserts(
     """Insert in order; returns what went wrong, and those that are in the database."""
     ids, failure = [row["_id"] for row in rows], None
     try:
-        async with target.own_session() as session:
+        async with AsyncExitStack() as held:
+            session = await held.enter_async_context(target.own_session())
             try:
                 await target.driver.insert_many(rows, session=session)
             except PyMongoError as error:
@@ -107,7 +109,7 @@ async def _send_inserts(
                     raise
                 if target.in_transaction:
                     return error, {}  # the transaction is lost as a whole
-                return error, await _found_out(target, session, error, ids, origins, inserted=True)
+                return error, await _found_out(target, held, session, error, ids, origins, inserted=True)
     except BulkWriteError as error:
         if rows and FIELD in rows[0]:
             explain_refusal(error)
@@ -117,6 +119,7 @@ async def _send_inserts(
 
 async def _found_out(
     target: Target,
+    held: AsyncExitStack,
     session: Any,
     error: PyMongoError,
     ids: list[Any],
@@ -132,32 +135,30 @@ async def _found_out(
     Raises:
         StillOpen: that can't be found out now, and a dispatcher relies on this process.
     """
+    stamped = any(origin.stamp for origin in origins)
 
     async def look() -> dict[bytes, Row]:
+        await fence(target, session, ids[0])
         rows = await there_of(target, ids, (*fields, FIELD), surely=True)
-        return _ours(rows, ids, origins, inserted=inserted) if any(o.stamp for o in origins) else rows
+        return await _ours(target, rows, ids, origins, inserted=inserted) if stamped else rows
 
     try:
-        await fence(target, session, ids[0])
         return await look()
     except PyMongoError:
-        if any(origin.stamp for origin in origins):
-            raise StillOpen(error, look) from None
+        if stamped:
+            raise StillOpen(error, look, held.pop_all()) from None
         error.add_note(f"Whether any of {len(ids)} further documents were written could not be found out.")
         return {}
 
 
-def _ours(
-    rows: dict[bytes, Row], ids: list[Any], origins: list[Origin], *, inserted: bool = False
+async def _ours(
+    target: Target, rows: dict[bytes, Row], ids: list[Any], origins: list[Origin], *, inserted: bool = False
 ) -> dict[bytes, Row]:
-    """Those rows that went through the writes of these origins."""
-    ours = {}
-    for id_, origin in zip(ids, origins, strict=True):
-        row = rows.get(key_of(id_))
-        if row is not None and is_ours(row, origin.stamp or b"", inserted=inserted):
-            row.pop(FIELD, None)
-            ours[key_of(id_)] = row
-    return ours
+    """Those documents that went through the writes of these origins, as far as those have stamps."""
+    pairs = zip(ids, origins, strict=True)
+    keys: dict[bytes, bytes] = {origin.stamp: key_of(id_) for id_, origin in pairs if origin.stamp}
+    written = await those_written(target, {stamp: rows.get(key) for stamp, key in keys.items()}, inserted=inserted)
+    return {keys[stamp]: {n: v for n, v in row.items() if n != FIELD} for stamp, row in written.items()}
 
 
 # Updating
@@ -281,14 +282,15 @@ async def _send_updates(
     ids, failure = [instance.id for instance in instances], None
     stamped = any(origin.stamp for origin in origins)
     try:
-        async with target.own_session() as session:
+        async with AsyncExitStack() as held:
+            session = await held.enter_async_context(target.own_session())
             try:
                 result = await target.driver.bulk_write(requests, session=session)
             except PyMongoError as error:
                 known = isinstance(error, BulkWriteError) or not is_unknown(error)
                 if known or target.in_transaction or not stamped:
                     raise
-                return error, await _found_out(target, session, error, ids, origins, fields)
+                return error, await _found_out(target, held, session, error, ids, origins, fields)
     except BulkWriteError as error:
         if stamped:
             explain_refusal(error)
@@ -313,6 +315,7 @@ async def _read_back(target: Target, ids: list[Any], origins: list[Origin], fiel
             raise
 
         async def look() -> dict[bytes, Row]:
-            return _ours(await there_of(target, ids, (*fields, FIELD), surely=True), ids, origins)
+            rows = await there_of(target, ids, (*fields, FIELD), surely=True)
+            return await _ours(target, rows, ids, origins)
 
-        raise StillOpen(error, look) from None
+        raise StillOpen(error, look, AsyncExitStack()) from None

@@ -6,14 +6,15 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pymongo import UpdateOne
-from pymongo.errors import PyMongoError
+from pymongo.errors import PyMongoError, ServerSelectionTimeoutError
 
+from mongoz.connection.patience import find_out
 from mongoz.connection.transactions import is_committed, run_alone
 from mongoz.ids import new_token
 from mongoz.persistence.batches import Progress, Row, Written, fire, key_of, there_of
 from mongoz.persistence.deleting import marks, takes_no_transactions
 from mongoz.persistence.origin import Originator, originator
-from mongoz.persistence.outcomes import is_commit_open
+from mongoz.persistence.outcomes import fence, is_commit_open, is_unknown
 from mongoz.persistence.refusals import explain_refused_marker, refuses_stamp
 from mongoz.persistence.rows import hydrate
 from mongoz.persistence.selection import Selection, chunks
@@ -154,8 +155,39 @@ def _committed(deleted: "_Deleted", session: Any, held: AsyncExitStack) -> Calla
 
 
 async def _delete_plainly(ids: list[Any], target: Target, firing: Firing) -> "_Deleted":
-    result = await target.driver.delete_many({"_id": {"$in": ids}}, session=target.session)
+    """Delete without marks.
+
+    Raises:
+        _StillOpen: receivers of which no dispatcher knows wait for what became of it.
+    """
+    matters = bool(firing.receivers) and target.group is not None and not target.in_transaction
+    async with AsyncExitStack() as held:
+        session = await held.enter_async_context(target.own_session()) if matters else target.session
+        try:
+            result = await target.driver.delete_many({"_id": {"$in": ids}}, session=session)
+        except PyMongoError as error:
+            if not matters or isinstance(error, ServerSelectionTimeoutError) or not is_unknown(error):
+                raise
+            raise _StillOpen(error, _no_longer_there(ids, target, firing, session, held.pop_all())) from None
     return _Deleted(int(result.deleted_count), _UNKNOWN_WHICH, firing)
+
+
+def _no_longer_there(
+    ids: list[Any], target: Target, firing: Firing, session: Any, held: AsyncExitStack
+) -> Callable[[], Awaitable["_Deleted"]]:
+    """Finds out which documents of a batch are gone, whoever deleted them."""
+
+    async def find() -> _Deleted:
+        await fence(target, session, ids[0])
+        there = await there_of(target, ids, surely=True)
+        gone = {key: new_token() for id_ in ids if (key := key_of(id_)) not in there}
+        return _Deleted(len(gone), gone, firing)
+
+    async def look() -> _Deleted:
+        async with held:
+            return await find_out(find)
+
+    return look
 
 
 class _Deleted(NamedTuple):

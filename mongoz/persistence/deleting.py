@@ -15,7 +15,7 @@ from mongoz.connection.patience import find_out
 from mongoz.connection.transactions import is_committed, run_alone
 from mongoz.ids import new_token
 from mongoz.persistence.origin import Originator, originator
-from mongoz.persistence.outcomes import fence, is_commit_open, is_gone, is_unknown
+from mongoz.persistence.outcomes import fence, is_commit_open, is_unknown, is_without
 from mongoz.persistence.refusals import explain_refused_marker, refuses_stamp
 from mongoz.persistence.rows import loaded
 from mongoz.persistence.sending import note, raise_after
@@ -118,11 +118,12 @@ class _Deletion:
         is_marked: the latest attempt was one with a mark, in a transaction.
     """
 
-    __slots__ = ("_id", "_make", "firing", "is_marked", "target", "token")
+    __slots__ = ("_id", "_make", "_sent_at", "firing", "is_marked", "target", "token")
 
     def __init__(self, id_: Any, target: Target, firing: Firing, make: Originator) -> None:
         self._id = id_
         self._make = make
+        self._sent_at = 0.0
         self.target = target
         self.firing = firing
         self.token = ""
@@ -151,16 +152,18 @@ class _Deletion:
         return not isinstance(error, ServerSelectionTimeoutError)  # else it was never sent
 
     async def stands(self, session: Any) -> bool:
-        """Whether there is no such document any more; of a delete without a mark.
+        """Whether there is no such document any more, or was none for a moment; of a delete without a mark.
+
+        Who deleted it is not known then; in doubt it was this.
 
         Args:
             session: in which it was sent.
         """
         await fence(self.target, session, self._id)
-        return await is_gone(self.target, self._id)
+        return await is_without(self.target, self._id, self._sent_at)
 
     async def _plainly(self, session: Any) -> None:
-        self.token, self.is_marked = new_token(), False
+        self.token, self.is_marked, self._sent_at = new_token(), False, self.target.clock.now()
         result = await self.target.driver.delete_one({"_id": self._id}, session=session)
         if not result.deleted_count:
             self.token = ""

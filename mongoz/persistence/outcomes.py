@@ -4,6 +4,7 @@ A stamped write tells the dispatcher that its receivers ran here. So when the ne
 outcome open, this process must find out, or nobody would run them.
 """
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 import bson
@@ -12,26 +13,24 @@ from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
+from mongoz.persistence.evidence import PATIENCE_MS, Unreadable, changes_since
 from mongoz.persistence.targets import Target
 from mongoz.stamps import FIELD, Stamp
 
 __all__ = [
-    "PATIENCE_MS",
     "fence",
     "is_commit_open",
-    "is_gone",
     "is_ours",
     "is_unknown",
+    "is_without",
     "surely_read",
+    "those_written",
     "written_row",
 ]
 
 _UNKNOWN: Final = (ConnectionFailure, ExecutionTimeout, WriteConcernError)
 _UNKNOWN_COMMIT: Final = "UnknownTransactionCommitResult"
 _LABELS: Final = ("RetryableWriteError", _UNKNOWN_COMMIT)
-
-PATIENCE_MS: Final = 5_000
-"""That a server may take for such a read."""
 
 
 def is_unknown(error: PyMongoError) -> bool:
@@ -62,23 +61,85 @@ async def fence(target: Target, session: Any, id_: Any) -> None:
 
 
 async def written_row(target: Target, id_: Any, stamp: bytes, *, inserted: bool) -> dict[str, Any] | None:
-    """The document of a write, if the write stands; None if it does not.
-
-    Read with linearizable concern: from a primary that is one, and nothing that could be rolled back.
+    """The document of a write, if the write stands, as the write made it; None if it does not stand.
 
     Args:
         target: where the write went.
         id_: the document's `_id`.
         stamp: what it was sent with.
         inserted: it was an insert.
+
+    Raises:
+        PyMongoError: the server gives no answer now.
     """
     row = await surely_read(target).find_one({"_id": id_}, max_time_ms=PATIENCE_MS)
-    return row if row is not None and is_ours(row, stamp, inserted=inserted) else None
+    return (await those_written(target, {stamp: row}, inserted=inserted)).get(stamp)
 
 
-async def is_gone(target: Target, id_: Any) -> bool:
-    """Whether there is no such document (any more)."""
-    return await surely_read(target).find_one({"_id": id_}, {"_id": 1}, max_time_ms=PATIENCE_MS) is None
+async def those_written(
+    target: Target, rows: dict[bytes, dict[str, Any] | None], *, inserted: bool
+) -> dict[bytes, dict[str, Any]]:
+    """The documents of those writes that stand, by their stamps.
+
+    One that has its stamp was written. Of any other the server is asked: since then another client may have
+    replaced it, deleted it, or put an older stamp back. Where it does not tell, see `is_ours`.
+
+    Args:
+        target: where the writes went.
+        rows: their documents as they are now, by stamp; None is one that is not there.
+        inserted: they were inserts.
+
+    Raises:
+        PyMongoError: the server gives no answer now.
+    """
+    written = {stamp: row for stamp, row in rows.items() if row is not None and row.get(FIELD) == stamp}
+    open_ = [stamp for stamp in rows if stamp not in written]
+    if not open_:
+        return written
+    try:
+        reported = await _reported(target, open_)
+    except Unreadable:
+        found = {stamp: row for stamp in open_ if (row := rows[stamp]) is not None}
+        return written | {stamp: row for stamp, row in found.items() if is_ours(row, stamp, inserted=inserted)}
+    return written | {stamp: {**(rows[stamp] or {}), **values} for stamp, values in reported.items()}
+
+
+async def _reported(target: Target, stamps: Iterable[bytes]) -> dict[bytes, dict[str, Any]]:
+    """What the server reports of the writes that have these stamps: what they set, by stamp."""
+    by_stamp = {bytes(stamp): stamp for stamp in stamps}
+    minted = min(int.from_bytes(_token_of(stamp)[:4], "big") for stamp in by_stamp)
+    ours = {"$in": list(by_stamp.values())}
+    places = ({f"fullDocument.{FIELD}": ours}, {f"updateDescription.updatedFields.{FIELD}": ours})
+    match = {"operationType": {"$in": ["insert", "update"]}, "$or": list(places)}
+    reported: dict[bytes, dict[str, Any]] = {}
+    for event in await changes_since(target, minted, match):
+        inserted = event["operationType"] == "insert"
+        values = event["fullDocument"] if inserted else event["updateDescription"]["updatedFields"]
+        stamp = by_stamp[bytes(values[FIELD])]
+        reported.setdefault(stamp, {name: value for name, value in values.items() if "." not in name})
+    return reported
+
+
+def _token_of(stamp: bytes) -> bytes:
+    found = Stamp.unpack(stamp)
+    assert found is not None  # it is ours
+    return found.token.binary
+
+
+async def is_without(target: Target, id_: Any, since: float) -> bool:
+    """Whether there is no such document, or was none for a moment.
+
+    Args:
+        target: where it was.
+        id_: its `_id`.
+        since: seconds since 1970, by the server's clock.
+    """
+    if await surely_read(target).find_one({"_id": id_}, {"_id": 1}, max_time_ms=PATIENCE_MS) is None:
+        return True
+    try:
+        return bool(await changes_since(target, since, {"operationType": "delete", "documentKey._id": id_}))
+    except Unreadable:
+        return False
 
 
 def surely_read(target: Target) -> Any:

@@ -310,6 +310,117 @@ async def test_a_write_concern_that_is_not_met(User, told, proxy, foreign, drive
     assert not registry._unsettled
 
 
+# -- another client is there before us ------------------------------------------------------------------
+
+
+def deleted(foreign: Any) -> None:
+    foreign.users.delete_many({})
+
+
+def replaced(foreign: Any) -> None:
+    for row in list(foreign.users.find()):
+        foreign.users.replace_one({"_id": row["_id"]}, {"name": "theirs", "age": 7})
+
+
+def unstamped(foreign: Any) -> None:
+    foreign.users.update_many({}, {"$unset": {"_mongoz": ""}})
+
+
+@AWAY
+@pytest.mark.parametrize("executed", [True, False])
+@pytest.mark.parametrize(
+    ("write", "meanwhile"),
+    [
+        (create, deleted),
+        (create, replaced),
+        (create_many, deleted),
+        (operate, replaced),
+        (save, deleted),
+        (get_or_create, deleted),
+        (update_many, replaced),
+        (update_many, unstamped),
+    ],
+)
+async def test_who_comes_before_us_hides_nothing(User, told, proxy, write, executed, foreign, registry, meanwhile):
+    user = await written(User, told)
+    command, signal, count = WRITES[write]
+    lose(proxy, command, 1, executed=executed, then_refuse=True)
+    with pytest.raises(PyMongoError):
+        await write(User, user)
+    meanwhile(foreign)
+    proxy.accept()
+    await eventually(lambda: not registry._unsettled, within=15, what="the outcome is known")
+    assert [name for name, *_ in told] == [signal] * count * executed
+    assert {age for *_, age in told} <= {1}  # as it was written, and not as it is now
+
+
+@AWAY
+@pytest.mark.parametrize("write", [update, update_many])
+async def test_a_later_write_of_ours_is_no_proof(User, told, proxy, write, foreign, registry, mongo, database):
+    user = await written(User, told)
+    lose(proxy, "update", 1, executed=False, then_refuse=True)
+    with pytest.raises(PyMongoError):
+        await write(User, user)
+    async with mongoz.Registry(mongo.url, dispatched=database) as other:
+
+        class Other(mongoz.Document):
+            name: str = mongoz.String()
+
+            Meta = type("Meta", (), {"registry": other, "database": database, "collection": "users"})
+
+        async with other.transaction():
+            await (await Other.objects.get(id=user.id)).save()
+    assert foreign.users.find_one(user.id)["_mongoz"]
+    proxy.accept()
+    await eventually(lambda: not registry._unsettled, within=15, what="the outcome is known")
+    assert told == []
+
+
+@AWAY
+@pytest.mark.parametrize("many", [True, False])
+@pytest.mark.parametrize("executed", [True, False])
+async def test_a_delete_that_brings_no_mark(User, proxy, foreign, registry, many, executed):
+    """Its receivers run here only, and no dispatcher looks after them."""
+    told = []
+
+    async def receive(sender: Any, instance: Any, **kwargs: Any) -> None:
+        told.append(instance.name)
+
+    User.signals.post_delete.connect(receive, name="receive", delivery="process")
+    user = await User(name="Ada").create()
+    before = foreign.users.find_one()
+    lose(proxy, "delete", 1, executed=executed, then_refuse=True)
+    with pytest.raises(PyMongoError) as caught:
+        await (User.objects.delete() if many else user.delete())
+    assert "could not be found out yet" in notes(caught.value)
+    assert told == []
+    if executed and not many:
+        foreign.users.insert_one(before)
+    proxy.accept()
+    await eventually(lambda: not registry._unsettled, within=15, what="the outcome is known")
+    assert told == ["Ada"] * executed
+
+
+async def test_a_server_that_has_no_account_of_it(User, told, proxy, foreign, monkeypatch):
+    """Without the right to look at the change stream what the document says must do."""
+    user = await written(User, told)
+    foreign.client.admin.command(
+        {
+            "configureFailPoint": "failCommand",
+            "mode": "alwaysOn",
+            "data": {"failCommands": ["aggregate"], "errorCode": 13, "namespace": f"{foreign.name}.users"},
+        }
+    )
+    try:
+        for executed in (True, False):
+            lose(proxy, "update", 2, executed=executed)
+            with pytest.raises(AutoReconnect):
+                await user.update(age=user.age + 1)
+    finally:
+        foreign.client.admin.command({"configureFailPoint": "failCommand", "mode": "off"})
+    assert [name for name, *_ in told] == ["post_update"]
+
+
 async def test_what_a_receiver_raises_then_is_in_the_notes(User, told, proxy):
     async def fail(sender: Any, **kwargs: Any) -> None:
         raise ZeroDivisionError

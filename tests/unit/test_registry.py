@@ -6,6 +6,7 @@ import pytest
 from pydantic import MongoDsn
 
 import mongoz
+from mongoz.connection.drivers import driver_named
 from mongoz.exceptions import ImproperlyConfigured
 
 
@@ -122,3 +123,19 @@ async def test_point_to_after_the_first_use_is_refused() -> None:
         assert registry.client is not None
         with pytest.raises(ImproperlyConfigured, match="connected already"):
             registry.point_to("mongodb://two")
+
+
+@pytest.mark.parametrize("option", ["retryWrites=false", "retrywrites=false"])
+async def test_a_dispatched_registry_needs_retryable_writes(option):
+    url = f"mongodb://localhost/?{option}"
+    with pytest.raises(ImproperlyConfigured, match="Remove retryWrites=false"):
+        mongoz.Registry(url, dispatched=True)
+    mongoz.Registry(url)
+    mongoz.Registry("mongodb://localhost/?retryWrites=true", dispatched=True)
+    for driver in ("pymongo", "motor"):
+        with pytest.raises(ImproperlyConfigured, match="Remove retryWrites=false"):
+            mongoz.Registry(driver_named(driver).connect(url), dispatched=True)
+        mongoz.Registry(driver_named(driver).connect("mongodb://localhost"), dispatched=True)
+    registry = mongoz.Registry("mongodb://localhost", dispatched=True)
+    with pytest.raises(ImproperlyConfigured, match="Remove retryWrites=false"):
+        registry.point_to(url)

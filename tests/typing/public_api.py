@@ -127,6 +127,46 @@ async def reading() -> None:
         assert_type(child, Child)
 
 
+async def values(user: User) -> None:
+    assert_type(
+        await User.objects.filter(age=1).values(["name", User.age], exclude_none=True), list[dict[str, Any]]
+    )
+    assert_type(await User.query.values_list("name", flat=True), list[Any])
+    assert_type(await User.objects.distinct_values(User.tags), list[Any])
+    assert_type(await User.aggregate([{"$match": {"name": "Ada"}}]), list[dict[str, Any]])
+    assert_type(await User.objects.only("name", User.age).first(), User | None)
+    assert_type(await User.objects.defer("name").options(max_time_ms=5, hint="name").execute(), list[User])
+    assert_type(await User.objects.where("this.age > 1").sort([("age", -1), ("name", 1)]).all(), list[User])
+    assert_type(await User.objects.none().explain(), dict[str, Any])
+    assert_type(await user.objects.first(), User | None)
+    assert_type(await user.query().get(), User)
+    assert_type(await user.refresh(), User)
+    assert_type(user.model_copy(update={"name": "Bea"}), User)
+    assert_type(user.model_dump(show_id=True, mode="json"), dict[str, Any])
+
+
+async def registries() -> None:
+    async def move(session: Any) -> int:
+        return await User.objects.using_session(session).update_count(mongoz.U.inc("age"), active=True)
+
+    async with registry.transaction() as session:
+        await User(name="Ada").create(session=session)
+    assert_type(await registry.run_transaction(move), int)
+    assert_type(await registry.get_databases(), list[mongoz.Database])
+    assert_type(registry.get_database("shop").get_collection("users"), mongoz.Collection)
+    assert_type(await User.create_indexes(), list[str])
+    assert_type(await User.list_indexes(), list[dict[str, Any]])
+    assert_type(User.get_collection(), mongoz.Collection)
+    async with mongoz.Registry("mongodb://localhost", driver="motor", dispatched=True) as other:
+        assert_type(other, mongoz.Registry)
+
+
+def blocking() -> None:
+    assert_type(mongoz.run_sync(User.objects.count()), int)
+    assert_type(mongoz.run_sync(User.objects.filter(age=1)), list[User])
+    assert_type(mongoz.run_sync(User.objects.get(name="Ada")), User)
+
+
 async def expressions() -> None:
     await User.query((User.age >= 18) & (User.name != "Ada"), User.created < datetime.datetime(2024, 1, 1))
     await User.query({User.name: "Ada"}).sort(User.age, mongoz.Order.DESCENDING)
@@ -146,6 +186,9 @@ async def writing(user: User, child: Child) -> None:
     assert_type(await User.objects.update_count(age=2), int)
     assert_type(await User.objects.delete(), int)
     assert_type(await User.objects.get_or_create({"age": 5}, name="Ada"), User)
+    assert_type(await user.update(mongoz.U.push("tags", "a"), mongoz.U.inc(age=1), name="Ada"), User)
+    assert_type(await User.objects.bulk_create([user]), list[User])
+    assert_type(await User.query.bulk_update(mongoz.U.unset("kind")), list[User])
     user.address = Address(city="Berlin")
     user.team = mongoz.ObjectId()
 

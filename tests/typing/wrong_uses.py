@@ -37,7 +37,15 @@ async def using(thing: Thing) -> None:
     Thing.query("name")  # error
     Thing.objects.limit("5")  # error
     await Thing.create_many([Part(name="a")])  # error
-    print(found, number)
+    names: list[str] = await Thing.objects.values(["name"])  # error
+    await Thing.objects.get_or_create("name", name="a")  # error
+    await Thing.objects.update(mongoz.U)  # error
+    await thing.update("name")  # error
+    async for part in Thing.objects.filter(number=1):
+        print(part.nmae)  # error
+    text: str = mongoz.run_sync(Thing.objects.count())  # error
+    Thing.signals.post_save = 5  # error
+    print(found, number, names, text)
 
 
 @post_save(Thing, delivery="nowhere")  # error

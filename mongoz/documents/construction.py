@@ -8,12 +8,13 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform, get_origin
+from typing import TYPE_CHECKING, Any, ClassVar, Final, dataclass_transform, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from mongoz import fields
 from mongoz.documents.meta import MetaInfo
-from mongoz.exceptions import ImproperlyConfigured
+from mongoz.exceptions import FieldDefinitionError, ImproperlyConfigured, did_you_mean
 from mongoz.fields import BaseField, ObjectId
 from mongoz.fields.choices import invalid_choice
 from mongoz.fields.compiled import compiled, forget_compiled
@@ -28,6 +29,11 @@ else:
     ModelMetaclass = type(BaseModel)
 
 __all__ = ["DocumentMetaclass", "FieldsMetaclass", "ModelMetaclass"]
+
+
+_FACTORIES: Final = frozenset(
+    factory for name in fields.__all__ if inspect.isfunction(factory := getattr(fields, name))
+)
 
 
 class _Construction(threading.local):
@@ -53,9 +59,9 @@ class FieldsMetaclass(ModelMetaclass):
 
         Raises:
             ImproperlyConfigured: a field has the name of an attribute that the base class has.
-            FieldDefinitionError: the arguments of an ObjectId contradict each other.
+            FieldDefinitionError: the arguments of an ObjectId contradict each other, or a factory is not called.
         """
-        _declare_fields(namespace)
+        _declare_fields(name, namespace)
         for field_name, alias in mcs._stored_as.items():
             if isinstance(field := namespace.get(field_name), BaseField):
                 field.store_as(alias)
@@ -108,7 +114,7 @@ def _names_around() -> dict[str, Any]:
     return dict(frame.f_locals) if frame is not None else {}
 
 
-def _declare_fields(namespace: dict[str, Any]) -> None:
+def _declare_fields(document_name: str, namespace: dict[str, Any]) -> None:
     """Give every field factory of a class body the annotation that pydantic needs: the factory's type wins."""
     annotations = _annotations(namespace)
     declared: dict[str, Any] = {}
@@ -117,6 +123,11 @@ def _declare_fields(namespace: dict[str, Any]) -> None:
             namespace[name] = value = from_object_id(value)  # noqa: PLW2901 - the declaration it stands for
         if isinstance(value, BaseField):
             declared[name] = value.annotation
+        elif value is ObjectId or (inspect.isfunction(value) and value in _FACTORIES):
+            raise FieldDefinitionError(
+                f"{document_name}.{name} is the factory of a field and no field; call it: "
+                f"{name} = {value.__name__}()."
+            )
     namespace["__annotations__"] = _in_order(annotations, declared)
 
 
@@ -207,7 +218,13 @@ class DocumentMetaclass(FieldsMetaclass):
         def __getattr__(cls, name: str) -> Any:
             if not _construction.depth and name in cls.__dict__.get("__pydantic_fields__", ()):
                 return FieldProxy(cls, name)
-            return super().__getattr__(name)
+            try:
+                return super().__getattr__(name)
+            except AttributeError:
+                if _construction.depth or name.startswith("_"):  # what libraries ask everything for
+                    raise
+                hint = did_you_mean(name, cls.__dict__.get("__pydantic_fields__", ()))
+                raise AttributeError(f"{cls.__name__} has no attribute {name!r}.{hint}", name=name) from None
 
 
 def _parents(bases: tuple[type, ...]) -> list[MetaInfo]:

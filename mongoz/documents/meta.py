@@ -127,7 +127,11 @@ class MetaInfo:
         if self.collection is not None:
             return self.collection
         if self.abstract:
-            raise AbstractDocumentError(f"{self._document_name} is abstract: it has no collection.")
+            reason = "" if set(self.fields) - {"id"} else ", since it has no fields"
+            raise AbstractDocumentError(
+                f"{self._document_name} is abstract{reason}: it has no collection. "
+                "Use a document that inherits from it."
+            )
         raise ImproperlyConfigured(
             f"{self._document_name} has no registry, so it can't be read or written; set 'registry' in its Meta."
         )

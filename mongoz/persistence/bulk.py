@@ -14,7 +14,7 @@ from mongoz.persistence.operations import Operation, with_operations
 from mongoz.persistence.origin import Origin, originator
 from mongoz.persistence.outcomes import fence, is_unknown, those_written
 from mongoz.persistence.patches import apply, attribute_names, now_values, patch_of, settle
-from mongoz.persistence.refusals import explain_refusal
+from mongoz.persistence.refusals import explain_refusal, explain_unstorable
 from mongoz.persistence.rows import Changes, hydrate, new_row, previous
 from mongoz.persistence.selection import BATCH, Selection, chunks
 from mongoz.persistence.targets import Target, aim
@@ -89,7 +89,13 @@ async def _insert(document: type[D], batch: list[D], target: Target, progress: P
             progress.done += len(written)
             return written
 
-        await settle_and_fire(document, firing, target, batch, _send_inserts(stamped, origins, target), conclude)
+        sending = _send_inserts(stamped, origins, target)
+        try:
+            await settle_and_fire(document, firing, target, batch, sending, conclude)
+        except Exception as error:
+            for instance in batch:
+                explain_unstorable(error, instance)
+            raise
 
     await target.as_unit(firing, unit())
 

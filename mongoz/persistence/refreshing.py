@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mongoz.connection.transactions import join
 from mongoz.exceptions import DocumentNotFound
 from mongoz.persistence.rows import hydrate, loaded
+from mongoz.persistence.writes import require_id
 
 if TYPE_CHECKING:
     from mongoz.documents.base import Document
@@ -19,11 +20,12 @@ _STATE = ("__class__", "__dict__", "__pydantic_extra__", "__pydantic_fields_set_
 async def refresh(instance: D, session: Any = None) -> D:
     """Load an instance again; see `Document.refresh`."""
     document: type[D] = type(instance).meta.document
+    require_id(instance)
     where = loaded(instance).collection
     place = where or document.meta.require_collection()
     joined = join(place.database._registry, session)
     row = await place._collection.find_one({"_id": instance.id}, session=joined.session)
-    if instance.id is None or row is None:
+    if row is None:
         raise DocumentNotFound(f"{place.namespace} has no document with _id {instance.id!r} to refresh from.")
     fresh = hydrate(document, row, where)
     for name in _STATE:

@@ -1,13 +1,27 @@
 """Writes that the server refuses, and that the origin stamp may be the reason for."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+import bson
+from bson.errors import InvalidBSON, InvalidDocument
 from pymongo.errors import BulkWriteError, OperationFailure, PyMongoError
 
+from mongoz.connection.codec import CODEC_OPTIONS
+from mongoz.fields.storage import stored
 from mongoz.stamps import FIELD
 
-__all__ = ["BSON_TOO_LARGE", "VALIDATION_FAILED", "explain_refusal", "explain_refused_marker", "refuses_stamp"]
+if TYPE_CHECKING:
+    from mongoz.documents.base import Document
+
+__all__ = [
+    "BSON_TOO_LARGE",
+    "VALIDATION_FAILED",
+    "explain_refusal",
+    "explain_refused_marker",
+    "explain_unstorable",
+    "refuses_stamp",
+]
 
 VALIDATION_FAILED: Final = 121
 """DocumentValidationFailure: the collection's validator does not accept what would be stored."""
@@ -46,6 +60,24 @@ def explain_refused_marker(error: PyMongoError) -> None:
     if refuses_stamp(error):
         explain_refusal(error)
         error.add_note(_MARKER_NOTE)
+
+
+def explain_unstorable(error: BaseException, instance: "Document") -> None:
+    """Add a note to the error of a write whose values BSON has no type for: of which field, and what.
+
+    Other errors stay as they are.
+
+    Args:
+        error: what the driver raised before it sent anything.
+        instance: what was to be written.
+    """
+    if not isinstance(error, InvalidBSON | InvalidDocument | OverflowError):
+        return
+    for name, value in stored(instance).items():
+        try:
+            bson.encode({name: value}, codec_options=CODEC_OPTIONS)
+        except Exception:  # whatever it is: this is the field
+            error.add_note(f"{type(instance).__name__}.{name} is {value!r}, which MongoDB has no type for.")
 
 
 def explain_refusal(error: PyMongoError) -> None:

@@ -12,7 +12,7 @@ from mongoz.connection.patience import find_out
 from mongoz.connection.units import unbroken
 from mongoz.persistence.origin import Origin
 from mongoz.persistence.outcomes import fence, is_unknown, written_row
-from mongoz.persistence.refusals import explain_refusal
+from mongoz.persistence.refusals import explain_refusal, explain_unstorable
 from mongoz.persistence.targets import Target
 from mongoz.signals.firing import Firing
 
@@ -76,6 +76,9 @@ async def _plainly(write: Write) -> None:
         if write.origin.stamp is not None:
             explain_refusal(error)
         raise
+    except Exception as error:
+        explain_unstorable(error, write.instance)
+        raise
     await write.settle_and_tell(row)
 
 
@@ -102,6 +105,7 @@ async def _found_out(write: Write, session: Any, error: BaseException, held: Asy
     """
     # The first was never sent: after a first attempt the driver raises that one's error.
     if isinstance(error, ServerSelectionTimeoutError) or not isinstance(error, PyMongoError):
+        explain_unstorable(error, write.instance)
         raise error
     if not is_unknown(error):
         explain_refusal(error)

@@ -13,6 +13,7 @@ from mongoz.ids import new_token
 from mongoz.persistence.operations import Operation, with_operations
 from mongoz.persistence.origin import is_stamped, originator, plain_origin
 from mongoz.persistence.patches import after, apply, attribute_names, field_names, patch_of, settle, touch
+from mongoz.persistence.refusals import explain_unstorable
 from mongoz.persistence.rows import Changes, as_loaded, changes, loaded, new_row, previous, remember, validated_row
 from mongoz.persistence.sending import Write, send_and_tell
 from mongoz.persistence.targets import Target, aim, at_home
@@ -61,7 +62,11 @@ async def create(instance: D, collection: Any = None, session: Any = None) -> D:
     if target.transaction is not None:
         target.keep_undoable(instance)
     if not firing.tells:
-        await target.driver.insert_one(row, session=target.session)
+        try:
+            await target.driver.insert_one(row, session=target.session)
+        except Exception as error:
+            explain_unstorable(error, instance)
+            raise
         created(instance, row, elsewhere)
         return instance
     if is_stamped(firing, target, natural=True):
@@ -118,7 +123,11 @@ async def save(instance: D, collection: Any = None, session: Any = None) -> D:
     touch(instance)
     row = validated_row(instance)
     same_place = target.collection == home
-    changed, removed = changes(as_loaded(instance) if same_place else None, row)
+    try:
+        changed, removed = changes(as_loaded(instance) if same_place else None, row)
+    except Exception as error:
+        explain_unstorable(error, instance)
+        raise
     if document.model_config.get("extra") != "allow":
         removed = ()  # what the model does not know is not on the instance, and not gone
     require_watched(document, target.collection, signals.post_save)

@@ -9,6 +9,7 @@ from mongoz.fields.storage import stored, stored_names
 from mongoz.persistence.operations import Operation
 from mongoz.persistence.patches import validated_values
 from mongoz.queries.paths import resolve
+from mongoz.queries.shapes import OPEN, shape_of
 
 __all__ = ["Change", "U", "resolve_all"]
 
@@ -110,6 +111,9 @@ def _attribute(document: Any, path: str) -> str:
 def _number(document: Any, field: str | None, path: str, value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float | decimal.Decimal):
         raise OperatorInvalid(f"U.inc of {document.__name__}.{path} takes a number, not {value!r}.")
+    shape = shape_of(document.model_fields[field].annotation) if field else OPEN
+    if not (shape.open or shape.holds(int, float, decimal.Decimal)) or shape.depth:
+        raise OperatorInvalid(f"{document.__name__}.{path} holds no numbers, so U.inc can't add {value!r} to it.")
     kind = document.model_fields[field].field_type if field else None
     if kind is int and not isinstance(value, int):
         raise OperatorInvalid(f"{document.__name__}.{path} is an integer; U.inc can't add {value!r} to it.")

@@ -6,6 +6,7 @@ from typing import Any
 from mongoz.exceptions import InvalidKeyError
 from mongoz.queries.expressions import Order, SortExpression
 from mongoz.queries.lookups import Compiled, compile_lookups
+from mongoz.queries.paths import take_apart
 from mongoz.settings import settings
 
 __all__ = ["compile_sort"]
@@ -24,7 +25,11 @@ def compile_sort(document: Any, key: Any, direction: Any, lookups: Mapping[str, 
         InvalidKeyError: no such field, or no such direction.
     """
     items = [] if key is None else key if isinstance(key, list) else [(key, direction)]
-    ways = {_keyword(*_pair(item)): True for item in items}
+    ways = {}
+    for item in items:
+        name, way = _pair(item)
+        ways[_keyword(name, way)] = True
+        take_apart(document, str(name))  # an unknown one is reported as it was given
     for keyword in lookups:
         if keyword.rpartition(settings.lookup_prefix)[2] not in ("asc", "desc"):
             raise InvalidKeyError(f"sort() takes name__asc or name__desc, not {keyword!r}.")
@@ -40,5 +45,7 @@ def _pair(item: Any) -> tuple[Any, Any]:
 def _keyword(key: Any, direction: Any) -> str:
     if direction not in (Order.ASCENDING, Order.DESCENDING):
         raise InvalidKeyError(f"{direction!r} is no direction to sort {str(key)!r} in; use 1 or -1.")
+    if str(key).startswith("-"):
+        raise InvalidKeyError(f"sort() knows no {str(key)!r}; write sort({str(key)[1:]!r}, Order.DESCENDING).")
     way = "asc" if direction == Order.ASCENDING else "desc"
     return f"{key}{settings.lookup_prefix}{way}"

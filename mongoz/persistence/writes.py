@@ -93,7 +93,11 @@ async def _insert_and_tell(
     instance: "Document", target: Target, firing: Firing, row: dict[str, Any], elsewhere: Collection | None
 ) -> None:
     """Insert a row without a stamp, outside of transactions; then run the receivers."""
-    await target.driver.insert_one(row, session=target.session)
+    try:
+        await target.driver.insert_one(row, session=target.session)
+    except Exception as error:
+        explain_unstorable(error, instance)
+        raise
     created(instance, row, elsewhere)
     await firing.run(instance.meta.document, new_token(), instance=instance, created=True, previous=None)
 

@@ -109,6 +109,11 @@ everything = st.fixed_dictionaries(
 )
 
 
+def kind_of(value: Any) -> type:
+    """Where no type is declared, the driver says of a large integer how it was stored."""
+    return int if isinstance(value, bson.Int64) else type(value)
+
+
 def test_what_is_saved_is_loaded_equal(mongo: Any, database: str) -> None:
     registry = mongoz.Registry(mongo.url)
     document = thing(registry, database)
@@ -117,7 +122,7 @@ def test_what_is_saved_is_loaded_equal(mongo: Any, database: str) -> None:
         made = await document(**values).create()
         found = await document.get_document_by_id(made.id)
         assert found == made
-        assert {name: type(value) for name, value in found} == {name: type(value) for name, value in made}
+        assert {name: kind_of(value) for name, value in found} == {name: kind_of(value) for name, value in made}
         stored = await document.meta.collection._collection.find_one({"_id": made.id})
         await found.save()
         assert await document.meta.collection._collection.find_one({"_id": made.id}) == stored

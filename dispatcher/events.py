@@ -38,7 +38,7 @@ def token_time(token: str) -> Timestamp:
     except ValueError as error:
         raise PositionError(
             f"The saved position has the token {token!r}, which is none.",
-            remedy="Was it edited by hand? Delete the position to begin now.",
+            remedy="Was it edited by hand? Delete the position's document while no dispatcher runs, to begin now.",
         ) from error
 
 

@@ -151,7 +151,7 @@ _VERDICTS: Final = {
     Kind.BAD_TOKEN: _Verdict(
         PositionError,
         "{address} does not accept the saved position: {text}",
-        "Was the state copied from another deployment? Delete the position document to begin now.",
+        "Was the state copied from another deployment? `dispatcher position reset` has the next start begin now.",
     ),
     Kind.NO_ACCESS: _Verdict(
         AccessDenied,

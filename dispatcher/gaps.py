@@ -26,6 +26,7 @@ from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
 from bson.timestamp import Timestamp
 from pymongo import AsyncMongoClient
+from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import PyMongoError
 
 from dispatcher.codec import RAW
@@ -110,7 +111,7 @@ class Gaps:
         attempt = 0
         while True:
             try:
-                await self._write(gap)
+                await self.note(gap)
                 break
             except PyMongoError as error:
                 verdict = fatal(error, self._address)
@@ -136,7 +137,16 @@ class Gaps:
             policy=gap.policy,
         )
 
-    async def _write(self, gap: Gap) -> None:
+    async def note(self, gap: Gap, session: AsyncClientSession | None = None) -> None:
+        """Keep a gap, once, and say nothing of it.
+
+        Args:
+            gap: which.
+            session: of a transaction that it is part of.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
         database, collection = gap.namespace or (None, None)
         values = {
             "group": self._group,
@@ -153,7 +163,8 @@ class Gaps:
         }
         literal = {name: {"$literal": value} for name, value in values.items()}
         id_ = blake2b(f"{self._group}\0{gap.kind}\0{gap.namespace}\0{gap.key}".encode(), digest_size=12).digest()
-        await self._gaps.update_one({"_id": ObjectId(id_)}, [{"$set": literal | first}], upsert=True)
+        change = [{"$set": literal | first}]
+        await self._gaps.update_one({"_id": ObjectId(id_)}, change, upsert=True, session=session)
 
 
 def _readable(time: Timestamp | None) -> str | None:

@@ -10,6 +10,7 @@ from pymongo import AsyncMongoClient
 from pymongo.asynchronous.collection import AsyncCollection
 
 from dispatcher.deployment import Oplog, clock_offset, look_at_oplog
+from dispatcher.identity import Identity
 from dispatcher.measuring import seconds_of
 from dispatcher.overview import Counts, Gap, Letters, Member, Overview, Parked, Partition, Paused
 from dispatcher.state import CODEC_OPTIONS, CONTROLS, DEAD_LETTERS, GAPS, MEMBERS, PARKED, PARKED_LANES, POSITIONS
@@ -135,6 +136,7 @@ def _collection(client: AsyncMongoClient[Any], database: str, name: str) -> _Col
 def _member(found: dict[str, Any], now: float) -> Member:
     seen = seconds_of(found.get("seen_at"))
     silence = now - seen if seen is not None else float("inf")
+    silent = silence >= _SILENCE * float(found.get("lease_seconds") or _LEASE)
     return Member(
         id=str(found["_id"]),
         host=str(found.get("host")),
@@ -143,7 +145,7 @@ def _member(found: dict[str, Any], now: float) -> Member:
         application=found.get("application"),
         started_at=_aware(found.get("started_at")),
         seen_seconds=max(0.0, silence),
-        alive=silence < _SILENCE * float(found.get("lease_seconds") or _LEASE),
+        alive=not silent and not Identity.read(found).is_dead,
         partitions=sorted(found.get("partitions") or ()),
         receivers=list(found.get("receivers") or ()),
         stats=dict(found.get("stats") or {}),

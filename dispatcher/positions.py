@@ -21,7 +21,7 @@ from dispatcher.leases import Lease, now
 from dispatcher.saved import Position, Saved
 from dispatcher.state import positions
 
-__all__ = ["PositionStore", "Tracker"]
+__all__ = ["PositionStore", "Tracker", "unchanged"]
 
 
 class Tracker:
@@ -173,10 +173,10 @@ class PositionStore:
             PyMongoError: as the driver has it.
         """
         assert saved.layout is not None  # there is something to divide
-        unchanged = {"_id": self._group, "partitions": saved.layout.partitions, "wanted": saved.layout.wanted}
+        as_read = {"_id": self._group, "partitions": saved.layout.partitions, "wanted": saved.layout.wanted}
         as_it_is = partitions == saved.layout.partitions
         change = {"$unset": {"wanted": ""}} if as_it_is else {"$set": {"wanted": partitions}}
-        return bool((await self._collection.update_one(unchanged, change)).matched_count)
+        return bool((await self._collection.update_one(as_read, change)).matched_count)
 
     async def divide(self, saved: Saved) -> bool:
         """Divide the work as it is wanted. Everything happens at once, or nothing.
@@ -196,12 +196,12 @@ class PositionStore:
         documents = divided(saved, self._group)
 
         async def write(session: AsyncClientSession) -> bool:
-            unchanged = {"_id": self._group, "partitions": layout.partitions, "wanted": layout.wanted}
+            as_read = {"_id": self._group, "partitions": layout.partitions, "wanted": layout.wanted}
             change = {"$set": {"partitions": layout.wanted}, "$unset": {"wanted": ""}}
-            result = await self._collection.update_one(unchanged, change, session=session)
+            result = await self._collection.update_one(as_read, change, session=session)
             matched = result.matched_count
             for position in saved.positions.values():
-                seen = {"_id": self._id(position.partition), **_unchanged(position)}
+                seen = {"_id": self._id(position.partition), **unchanged(position)}
                 matched += (await self._collection.delete_one(seen, session=session)).deleted_count
             if matched == 1 + layout.partitions:
                 await self._collection.insert_many(documents, session=session)
@@ -222,8 +222,8 @@ class PositionStore:
         Raises:
             PyMongoError: as the driver has it.
         """
-        unchanged = {"_id": self._group, "application": before or {"$in": ["", None]}}
-        result = await self._collection.update_one(unchanged, {"$set": {"application": application}})
+        as_read = {"_id": self._group, "application": before or {"$in": ["", None]}}
+        result = await self._collection.update_one(as_read, {"$set": {"application": application}})
         return bool(result.matched_count)
 
     async def _record(
@@ -278,7 +278,7 @@ class PositionStore:
             "version_started": started,
         }
         found = await self._collection.find_one_and_update(
-            {"_id": self._id(seen.partition), **_unchanged(seen)},
+            {"_id": self._id(seen.partition), **unchanged(seen)},
             {
                 "$inc": {"term": 1, "beat": 1},
                 "$set": values,
@@ -357,7 +357,7 @@ class PositionStore:
         return await self._collection.find_one({"_id": self._id(partition)})
 
 
-def _unchanged(seen: Position) -> dict[str, Any]:
+def unchanged(seen: Position) -> dict[str, Any]:
     """Who owns a position, as it was read. A field that is missing equals null."""
     return {
         "owner": seen.owner,

@@ -5,7 +5,7 @@ positions: one document per group, which says how its work is divided,
     _id              "<group>"
     group            the group of dispatchers
     partitions       how many parts there are
-    mended_at        the server's time at which a position was recorded anew that somebody had deleted
+    mended_at        the server's time at which a position was recorded anew, or moved by hand
     wanted           how many there should be; only while that is another number
     application      that the group belongs to: "package.module:registry"
 
@@ -29,7 +29,6 @@ and one per partition.
     ahead            tokens behind `token` that are finished already; written by a graceful stop
     inherited        what partitions of earlier layouts had finished, see `inherited.py`
     saved_at         the server's time of the last save; advances on an idle stream too
-    inherited        what partitions of earlier layouts had finished behind `token`, see `inherited.py`
     version          of the application that held it last
     version_started  the server's time at which a process of that version started
 

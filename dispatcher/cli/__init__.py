@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from dispatcher.cli import check, develop, inspect, letters, pausing, replay, run, setup, status
+from dispatcher.cli import check, develop, letters, pausing, position, receivers, replay, run, setup, status
 from dispatcher.cli.output import complain
 from dispatcher.describing import trace_of, without_credentials
 from dispatcher.exceptions import DispatcherError, ExitCode
@@ -25,7 +25,8 @@ run.add_to(app)
 check.add_to(app)
 setup.add_to(app)
 develop.add_to(app)
-inspect.add_to(app)
+receivers.add_to(app)
+position.add_to(app)
 status.add_to(app)
 letters.add_to(app)
 pausing.add_to(app)

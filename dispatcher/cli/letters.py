@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dispatcher.cli.connecting import STATE_DATABASE, AppOption, Group, GroupName, StateDatabase, Url, with_group
-from dispatcher.cli.options import Json
+from dispatcher.cli.options import Json, Yes
 from dispatcher.cli.output import confirmed, err, out, print_json
 from dispatcher.cli.parsing import keys, moment
 from dispatcher.exceptions import ExitCode, NotRunning
@@ -57,7 +57,6 @@ Key = Annotated[
         show_default=False,
     ),
 ]
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 _STYLES: Final = {"delivered": "green", "failed": "red", "refused": "red", "waiting": "yellow"}
 

@@ -7,7 +7,7 @@ from pydantic import SecretStr, ValidationError
 
 from dispatcher.settings import Settings
 
-__all__ = ["App", "Import", "Json", "default", "flag", "make_settings"]
+__all__ = ["App", "Import", "Json", "Yes", "default", "flag", "make_settings"]
 
 App = Annotated[
     str,
@@ -31,6 +31,7 @@ Import = Annotated[
 ]
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
 def flag(name: str) -> Any:

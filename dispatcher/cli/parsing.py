@@ -1,4 +1,4 @@
-"""What people write on a command line: moments, and keys of documents."""
+"""What people write on a command line: moments, points in the stream, and keys of documents."""
 
 import re
 from collections.abc import Sequence
@@ -7,13 +7,17 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import typer
-from bson import ObjectId
+from bson import ObjectId, Timestamp
 from bson.json_util import loads
 
-__all__ = ["keys", "moment"]
+from dispatcher.events import token_time
+
+__all__ = ["keys", "moment", "point", "token"]
 
 _UNITS: Final = {"s": 1, "min": 60, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
-_AGO: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|m|h|d|w)(?:\s+ago)?")
+_AGO: Final = re.compile(r"-?(\d+(?:\.\d+)?)\s*(s|min|m|h|d|w)(?:\s+ago)?")
+_TIMESTAMP: Final = re.compile(r"(?:Timestamp\()?(\d{1,10}),\s*(\d{1,10})\)?")
+_TOKEN: Final = re.compile(r"82(?:[0-9A-Fa-f]{2}){8,}")
 
 
 def moment(text: str, option: str) -> datetime:
@@ -26,21 +30,64 @@ def moment(text: str, option: str) -> datetime:
     Raises:
         typer.BadParameter: it is none.
     """
-    text = text.strip()
-    if text == "now":
-        return datetime.now(UTC)
-    ago = _AGO.fullmatch(text)
     try:
-        if ago is not None:
-            return datetime.now(UTC) - timedelta(seconds=float(ago[1]) * _UNITS[ago[2]])
-        read = datetime.fromisoformat(text)
+        return _moment(text.strip())
     except (ValueError, OverflowError) as error:
         raise typer.BadParameter(
             f"{text!r} is no time. Write how long ago, like 90s, 15min, 2h or 7d, or a date like "
             "2026-01-31T12:00:00Z.",
             param_hint=option,
         ) from error
+
+
+def _moment(text: str) -> datetime:
+    if text == "now":
+        return datetime.now(UTC)
+    if ago := _AGO.fullmatch(text):
+        return datetime.now(UTC) - timedelta(seconds=float(ago[1]) * _UNITS[ago[2]])
+    read = datetime.fromisoformat(text)
     return read.replace(tzinfo=UTC) if read.tzinfo is None else read.astimezone(UTC)
+
+
+def point(text: str, option: str) -> Timestamp:
+    """A cluster time: a moment, a resume token, or a cluster time as it is.
+
+    Args:
+        text: what was written.
+        option: where, for the message.
+
+    Raises:
+        typer.BadParameter: it is none of these.
+    """
+    text = text.strip()
+    try:
+        if _TOKEN.fullmatch(text):
+            return token_time(text.upper())
+        if pair := _TIMESTAMP.fullmatch(text):
+            return Timestamp(int(pair[1]), int(pair[2]))
+        return Timestamp(max(1, int(_moment(text).timestamp())), 0)
+    except (ValueError, OverflowError) as error:
+        raise typer.BadParameter(
+            f"{text!r} is no point in time. Write a date like 2026-01-31T12:00:00Z, how long ago like 2h, 30min "
+            "or 7d, a resume token, or a cluster time like 1767225600,1.",
+            param_hint=option,
+        ) from error
+
+
+def token(text: str, option: str) -> str:
+    """A resume token; of a time, what sorts before the tokens of all its changes.
+
+    Args:
+        text: what was written.
+        option: where, for the message.
+
+    Raises:
+        typer.BadParameter: it is neither token nor time.
+    """
+    if _TOKEN.fullmatch(text.strip()):
+        return text.strip().upper()
+    time = point(text, option)
+    return f"82{time.time:08X}{time.inc:08X}"
 
 
 def keys(text: str) -> Sequence[Any]:

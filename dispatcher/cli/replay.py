@@ -1,10 +1,9 @@
 """`dispatcher replay` and `dispatcher backfill`."""
 
 import asyncio
-import re
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
@@ -12,9 +11,9 @@ from bson.timestamp import Timestamp
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dispatcher.application import load_registry
-from dispatcher.cli.options import App, Import, Json, default, flag, make_settings
-from dispatcher.cli.output import out, print_json
-from dispatcher.events import token_time
+from dispatcher.cli.options import App, Import, Json, Yes, default, flag, make_settings
+from dispatcher.cli.output import confirmed, out, print_json
+from dispatcher.cli.parsing import point
 from dispatcher.exceptions import ExitCode
 from dispatcher.observe import configure_logging
 
@@ -24,12 +23,7 @@ if TYPE_CHECKING:
     from dispatcher.replay import Replay
     from dispatcher.settings import Settings
 
-__all__ = ["add_to", "point"]
-
-_UNITS: Final = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400, "w": 604_800}
-_AGO: Final = re.compile(r"-?(\d+(?:\.\d+)?)\s*(s|m|min|h|d|w)")
-_TIMESTAMP: Final = re.compile(r"(?:Timestamp\()?(\d{1,10}),\s*(\d{1,10})\)?")
-_TOKEN: Final = re.compile(r"82[0-9A-Fa-f]{16,}")
+__all__ = ["add_to"]
 
 # Seconds that a clock here may be ahead of the server's.
 _TOLERANCE: Final = 5
@@ -74,7 +68,7 @@ def _replay(  # noqa: PLR0913 - one parameter per flag
     rate: Rate = None,
     resume: Resume = None,
     new: New = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Yes = False,
     imports: Import = [],  # noqa: B006 - typer copies it
     url: Annotated[str | None, flag("url")] = default("url"),
     deliver_everything: Annotated[bool, flag("deliver_everything")] = default("deliver_everything"),
@@ -110,10 +104,10 @@ def _replay(  # noqa: PLR0913 - one parameter per flag
         connect_timeout=connect_timeout,
         state_database=state_database,
     )
-    if not yes:
-        whom = ", ".join(receivers) or "all receivers"
-        what = f"the run {resume}" if resume else f"changes since {since}"
-        typer.confirm(f"Deliver {what} again to {whom}?", abort=True, err=True)
+    whom = ", ".join(receivers) or "all receivers"
+    what = f"the run {resume}" if resume else f"changes since {since}"
+    if not confirmed(f"Deliver {what} again to {whom}?", yes=yes):
+        raise typer.Exit(ExitCode.FAILED)
     asked = {"since": since, "until": until}
 
     async def work(place: "Workplace", stop: asyncio.Event) -> "Outcome":
@@ -265,33 +259,3 @@ def _points(since: str | None, until: str | None) -> tuple[Timestamp | None, Tim
             param_hint="--until",
         )
     return begin, end
-
-
-def point(text: str, option: str) -> Timestamp:
-    """A cluster time: a date, how long ago, a resume token, or a cluster time as it is.
-
-    Args:
-        text: what was written.
-        option: where, for the message.
-
-    Raises:
-        typer.BadParameter: it is none of these.
-    """
-    text = text.strip()
-    try:
-        if _TOKEN.fullmatch(text):
-            return token_time(text.upper())
-        if pair := _TIMESTAMP.fullmatch(text):
-            return Timestamp(int(pair[1]), int(pair[2]))
-        if ago := _AGO.fullmatch(text):
-            moment = datetime.now(UTC) - timedelta(seconds=float(ago[1]) * _UNITS[ago[2]])
-        else:
-            moment = datetime.fromisoformat(text)
-            moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
-        return Timestamp(max(1, int(moment.timestamp())), 0)
-    except (ValueError, OverflowError) as error:
-        raise typer.BadParameter(
-            f"{text!r} is no point in time. Write a date like 2026-01-31T12:00:00Z, how long ago like 2h, 30min "
-            "or 7d, a resume token, or a cluster time like 1767225600,1.",
-            param_hint=option,
-        ) from error

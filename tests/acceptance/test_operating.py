@@ -1,19 +1,15 @@
 """What operators do with a group that runs: status, dead letters, pauses. And what they get wrong."""
 
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 from bson import ObjectId
-from typer.testing import CliRunner
 
-from dispatcher.cli import app
-from dispatcher.exceptions import DispatcherError, ExitCode
+from dispatcher.exceptions import ExitCode
 from tests.support import Daemon, daemon, eventually_sync
 
 APP = "tests.acceptance.apps.troubled:registry"
@@ -21,38 +17,6 @@ APP = "tests.acceptance.apps.troubled:registry"
 
 # Of the orders by number.
 KEYS = {n: ObjectId(f"64b7f0f0f0f0f0f0f0f0f0f{n}") for n in range(1, 5)}
-
-
-class Ran(NamedTuple):
-    """A command that has ended."""
-
-    code: int
-    out: str
-    error: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Dispatcher = Callable[..., Ran]
-
-
-@pytest.fixture
-def dispatcher(mongo, database, monkeypatch) -> Dispatcher:
-    """Runs a command in this process; `main` turns an error into the same code and text."""
-    monkeypatch.setenv("DISPATCHER_URL", mongo.url)
-    monkeypatch.setenv("DISPATCHER_STATE_DATABASE", f"{database}_state")
-
-    def run(*arguments: str, **options: Any) -> Ran:
-        result = CliRunner().invoke(app, arguments, **options)
-        error = result.exception
-        if isinstance(error, DispatcherError):
-            return Ran(error.exit_code, result.stdout, f"{error.message} {error.remedy}")
-        assert error is None or isinstance(error, SystemExit), result.exc_info
-        return Ran(result.exit_code, result.stdout, result.stderr)
-
-    return run
 
 
 @pytest.fixture

@@ -109,7 +109,7 @@ def test_what_is_not_there(command, foreign):
         (["replay", APP, "--since", "yesterday", "--yes"], ExitCode.USAGE, "'yesterday' is no point in time"),
         (["replay", APP, "--since", "2100-01-01", "--yes"], ExitCode.USAGE, "still to come"),
         (["replay", APP, "--since", "1h", "--until", "-2h", "--yes"], ExitCode.USAGE, "before it begins"),
-        (["replay", APP, "--since", "1h"], ExitCode.FAILED, "Aborted"),
+        (["replay", APP, "--since", "1h"], ExitCode.USAGE, "--yes"),
         (["backfill", APP], ExitCode.USAGE, "--receiver"),
     ],
 )

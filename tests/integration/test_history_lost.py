@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 from bson import ObjectId
-from pymongo import MongoClient
+from pymongo import AsyncMongoClient, MongoClient
 
 import mongoz
 from dispatcher.embedded import embedded_mongo
 from dispatcher.exceptions import ExitCode, HistoryLost
+from dispatcher.moving import Mover
 from dispatcher.partitions import partition_of
 from mongoz.core.signals import post_save, post_update
 from tests.integration.delivering import State, make_account
@@ -73,6 +74,11 @@ async def test_a_position_that_is_really_lost(forgetful, policy):
             async with dispatching(registry) as running:
                 await asyncio.wait_for(running.task, 10)
         assert caught.value.exit_code == ExitCode.HISTORY_LOST
+        async with AsyncMongoClient(forgetful.url) as client:
+            mover = Mover(client, f"{name}_state", name, address="there")
+            with pytest.raises(HistoryLost, match=r"does not reach back to .*: it begins"):
+                await mover.require_held(position["token"])
+            await mover.require_held(await mover.now())
         assert "--on-history-lost resume" in caught.value.remedy
         assert "backfill" in caught.value.remedy
         assert list(State(db).database["gaps"].find()) == []

@@ -6,7 +6,7 @@ import pytest
 import typer
 from bson import Timestamp
 
-from dispatcher.cli.replay import point
+from dispatcher.cli.parsing import point
 
 
 @pytest.mark.parametrize(

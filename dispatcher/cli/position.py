@@ -1,0 +1,178 @@
+"""`dispatcher position`."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+from bson.timestamp import Timestamp
+from rich.text import Text
+
+from dispatcher.cli.connecting import STATE_DATABASE, Group, GroupName, OptionalApp, StateDatabase, Url, with_group
+from dispatcher.cli.options import Json, Yes
+from dispatcher.cli.output import confirmed, out, print_json
+from dispatcher.cli.parsing import token
+from dispatcher.exceptions import ExitCode
+from dispatcher.looking import look
+from dispatcher.moving import Moved, Mover
+from dispatcher.overview import Partition
+from dispatcher.state import positions
+
+__all__ = ["add_to"]
+
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Even while dispatchers of the group are alive; they go on at the new position."),
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands."""
+    position = typer.Typer(
+        help="Up to where everything is delivered: look at it, move it by hand.", no_args_is_help=True
+    )
+    position.command(name="show")(_show)
+    position.command(name="set")(_set)
+    position.command(name="reset")(_reset)
+    app.add_typer(position, name="position")
+
+
+def _show(
+    app: OptionalApp = None,
+    url: Url = None,
+    state_database: StateDatabase = STATE_DATABASE,
+    group: GroupName = None,
+    max_age: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="Exit with 1 if the last save of a partition is older than this many seconds: a health check.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show up to where everything is delivered, and when that was saved, for each partition.
+
+    A running dispatcher saves its positions at least every ten seconds, on an idle stream too.
+
+    Example: `dispatcher position show shop.models:registry --max-age 60`
+    """
+
+    async def see(there: Group) -> list[dict[str, Any]]:
+        overview = await look(there.client, there.database, there.name)
+        numbered = positions(there.client, there.database).find({"group": there.name, "partition": {"$exists": 1}})
+        found = {int(one["partition"]): one async for one in numbered}
+        return [
+            _readable(there.name, one, found[one.number]) for one in overview.partitions if one.number in found
+        ]
+
+    shown = with_group(see, url=url, state_database=state_database, group=group, app=app)
+    if as_json:
+        print_json(shown)
+    elif not shown:
+        out.print("No position was ever saved: no dispatcher of this group has run here yet.")
+    else:
+        for number, one in enumerate(shown):
+            out.print("\n" if number else "", end="")
+            for name, value in one.items():
+                out.print(f"[bold]{name:>16}[/]  ", Text("" if value is None else str(value)), sep="")
+    ages = [one["age_seconds"] for one in shown]
+    if max_age is not None and (not ages or any(age is None or age > max_age for age in ages)):
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def _readable(group: str, seen: Partition, found: dict[str, Any]) -> dict[str, Any]:
+    saved_at = found.get("saved_at")
+    return {
+        "position": f"{group}:{seen.number}",
+        "owner": seen.where or "nobody",
+        "term": seen.term,
+        "up_to": None if seen.position_at is None else seen.position_at.isoformat(),
+        "saved_at": saved_at.replace(tzinfo=UTC).isoformat() if isinstance(saved_at, datetime) else None,
+        "age_seconds": None if seen.saved_seconds is None else round(seen.saved_seconds, 1),
+        "lost_in_seconds": None if seen.headroom_seconds is None else round(seen.headroom_seconds),
+        "finished_ahead": len(found.get("ahead") or ()),
+        "token": found.get("token"),
+        "fingerprint": found.get("fingerprint"),
+    }
+
+
+def _set(
+    at: Annotated[
+        str,
+        typer.Option(
+            help="What was written from here on is delivered: now, a time (2026-01-31T12:00:00Z; UTC where it "
+            "does not say), how long ago (2h, 30min, 7d), a cluster time (1767225600,1), or a resume token, "
+            "behind which it goes on.",
+            show_default=False,
+        ),
+    ],
+    app: OptionalApp = None,
+    yes: Yes = False,
+    force: Force = False,
+    url: Url = None,
+    state_database: StateDatabase = STATE_DATABASE,
+    group: GroupName = None,
+    as_json: Json = False,
+) -> None:
+    """Have a group go on somewhere else in the past, with all its partitions.
+
+    Moved back, changes are delivered again, under the same ids; moved forward, those in between are not delivered,
+    and a gap is noted. What is parked and dead letters stay. All dispatchers of the group must be stopped.
+
+    Example: `dispatcher position set shop.models:registry --at 2h`
+    """
+    wanted = None if at.strip() == "now" else token(at, "--at")
+
+    async def do(there: Group) -> list[Moved]:
+        mover = Mover(there.client, there.database, there.name, address=there.address)
+        if wanted is None:
+            return await mover.move(await mover.now(), force=force)
+        await mover.require_held(wanted)
+        return await mover.move(wanted, force=force)
+
+    if not confirmed(f"Have everything delivered from {at} on, and nothing before?", yes=yes):
+        raise typer.Exit(ExitCode.FAILED)
+    _say(with_group(do, url=url, state_database=state_database, group=group, app=app), as_json=as_json)
+
+
+def _reset(
+    app: OptionalApp = None,
+    yes: Yes = False,
+    force: Force = False,
+    url: Url = None,
+    state_database: StateDatabase = STATE_DATABASE,
+    group: GroupName = None,
+    as_json: Json = False,
+) -> None:
+    """Forget the position: the next start begins at its own moment, as the first one did.
+
+    What was not delivered before that is not delivered, and a gap is noted. What is parked and dead letters stay.
+    All dispatchers of the group must be stopped.
+
+    Example: `dispatcher position reset shop.models:registry`
+    """
+
+    async def do(there: Group) -> list[Moved]:
+        return await Mover(there.client, there.database, there.name, address=there.address).move(None, force=force)
+
+    if not confirmed("Forget the position? What is not delivered yet won't be.", yes=yes):
+        raise typer.Exit(ExitCode.FAILED)
+    _say(with_group(do, url=url, state_database=state_database, group=group, app=app), as_json=as_json)
+
+
+def _say(moved: list[Moved], *, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            [one._asdict() | {"before": _text(one.before), "after": _text(one.after)} for one in moved],
+        )
+        return
+    for one in moved:
+        before, after = _text(one.before) or "nowhere", _text(one.after) or "the next start"
+        out.print(f"partition {one.partition}: from {before} to {after}", markup=False)
+        if one.gap is not None:
+            out.print("  a gap is noted: changes in between are not delivered")
+
+
+def _text(time: Timestamp | None) -> str | None:
+    return None if time is None else time.as_datetime().isoformat()

@@ -1,0 +1,47 @@
+"""`dispatcher receivers`."""
+
+import typer
+from rich.table import Table
+
+from dispatcher.application import load_registry
+from dispatcher.cli.options import App, Import, Json
+from dispatcher.cli.output import out, print_json
+from dispatcher.routing import Routes
+
+__all__ = ["add_to"]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(name="receivers")(_receivers)
+
+
+def _receivers(app: App, imports: Import = [], as_json: Json = False) -> None:  # noqa: B006 - typer's way
+    """List who listens to what in the dispatcher, and where it is defined.
+
+    Example: `dispatcher receivers shop.models:registry`
+    """
+    registry = load_registry(app, imports)
+    routes = Routes(registry.all_documents, registry.dispatched or "default")
+    rows = [
+        {
+            "collection": listener.document.meta.collection.namespace,
+            "document": listener.document.__name__,
+            "signal": signal,
+            "receiver": receiver.name,
+            "delivery": receiver.delivery,
+            "where": receiver.defined_at,
+        }
+        for listener in routes.listeners
+        for signal, receivers in listener.receivers.items()
+        for receiver in receivers
+    ]
+    if as_json:
+        print_json(rows)
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("collection", "document", "signal", "receiver", "delivery", "defined at"):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*row.values())
+    out.print(table if rows else "No receiver of this application may run in the dispatcher.")

@@ -24,11 +24,12 @@ $(VENV)/.docs: $(VENV)/.installed
 demo: $(VENV)/.installed  ## See deliveries for a foreign client's writes, live (15 seconds)
 	$(BIN)/dispatcher demo
 
+# The tests mostly wait, for servers and processes: four workers keep two cores busy.
 test: $(VENV)/.installed  ## Run all tests on an embedded MongoDB
-	$(BIN)/python -m pytest -n $${PYTEST_WORKERS:-2} --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n $${PYTEST_WORKERS:-4} --dist worksteal $(ARGS)
 
 test-motor: $(VENV)/.installed  ## Run the tests of the ODM on Motor instead of PyMongo's client
-	MONGOZ_TEST_DRIVER=motor $(BIN)/python -m pytest -n $${PYTEST_WORKERS:-2} --dist worksteal \
+	MONGOZ_TEST_DRIVER=motor $(BIN)/python -m pytest -n $${PYTEST_WORKERS:-4} --dist worksteal \
 		tests/unit tests/integration $(ARGS)
 
 lint: $(VENV)/.installed  ## Check style, types and layers

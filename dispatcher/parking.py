@@ -11,7 +11,7 @@ lane is touched by jobs of its document only. That is why a lane can't end while
 
 import asyncio
 import secrets
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from typing import Any, Final, TypeVar
 
@@ -79,6 +79,8 @@ class Parking:
                 self._owners[one].add(name)
         # Names under which something is parked, and how often something was, to notice that it happened again.
         self._busy: dict[str, int] = {}
+        # Those under which something is being written this moment: nobody finds it, and still it is there.
+        self._writing: Counter[str] = Counter()
         # Lanes that jobs in the queue must ask for, the round in which that was found out, and their document.
         self._remembered: dict[str, tuple[int, Hashable]] = {}
         self._round = 0
@@ -191,11 +193,9 @@ class Parking:
         """
         document = name_of(calls.document)
         lane = lane_id(self._parked.group, receiver.name, document, change.namespace, key_of(change))
-        self._expect(lane, change, receiver)
         if behind is not None:
             self.wait_for(behind, lane)
-        await self._put(self._row(lane, change, calls, receiver), lane, waiting)
-        self._on_parked(waiting.seconds)
+        await self._begin_lane(self._row(lane, change, calls, receiver), lane, change, receiver, waiting)
 
     def wait_for(self, task: "asyncio.Task[Any]", lane: str) -> None:
         """Have nothing of a lane tried before a task has ended."""
@@ -222,17 +222,23 @@ class Parking:
         there = await self.insist(lambda: self._parked.which(lanes)) if lanes else set()
         own = lane_id(self._parked.group, receiver.name, document, change.namespace, key_of(change))
         lane = next((one for one in lanes if one in there), own)
-        self._expect(lane, change, receiver)
         row = self._row(lane, change, calls, receiver)
         row.fields["again"] = again._asdict()
-        await self._put(row, lane, Waiting("retry"))
-        self._on_parked(0.0)
+        await self._begin_lane(row, lane, change, receiver, Waiting("retry"))
 
-    def _expect(self, lane: str, change: Change, receiver: Receiver) -> None:
-        """Have whoever comes next ask for a lane, before it is written."""
+    async def _begin_lane(
+        self, row: Letter, lane: str, change: Change, receiver: Receiver, waiting: Waiting
+    ) -> None:
+        """Have whoever comes next ask for a lane, before it is written; and write it."""
         self._remembered[lane] = (self._round, change.key)
         self._busy[receiver.name] = self._busy.get(receiver.name, 0) + 1
         self.watched.add(receiver.name)
+        self._writing[receiver.name] += 1
+        try:
+            await self._put(row, lane, waiting)
+        finally:
+            self._writing[receiver.name] -= 1
+        self._on_parked(waiting.seconds)
 
     def _row(self, lane: str, change: Change, calls: Calls, receiver: Receiver) -> Letter:
         fields, parts = delivery_of(change, calls, receiver, term=self.term, group=self._parked.group)
@@ -276,6 +282,6 @@ class Parking:
             name: of a receiver.
             times: `times_parked` before that was found out.
         """
-        if self._busy.get(name) == times:
+        if self._busy.get(name) == times and not self._writing[name]:
             del self._busy[name]
             self.watch()

@@ -13,6 +13,7 @@ from bson import ObjectId
 from pymongo import ReplaceOne
 
 import mongoz
+from dispatcher.parked import Parked as ParkedDeliveries
 from dispatcher.service import Service
 from mongoz.core.signals import post_delete, post_save, post_update
 from mongoz.signals.options import Retry
@@ -74,6 +75,33 @@ async def test_a_blocked_document_pins_nothing(account, foreign, dispatched, sta
     assert said().count("delivery.blocked") == 1
     assert "delivery.parked" in said()
     assert running.stats.parked == 4
+
+
+async def test_what_is_looked_for_while_it_is_written_is_not_forgotten(
+    account, foreign, dispatched, state, monkeypatch
+):
+    """Whoever looks finds nothing yet, again and again; afterwards it is worked off all the same."""
+    looked = 0
+    due, put = ParkedDeliveries.due, ParkedDeliveries.put
+
+    async def watched_due(self: Any, *args: Any) -> Any:
+        nonlocal looked
+        found = await due(self, *args)
+        looked += 1
+        return found
+
+    async def slow_put(self: Any, *args: Any) -> None:
+        before = looked
+        await eventually(lambda: looked > before + 1, what="two looks")
+        await put(self, *args)
+
+    monkeypatch.setattr(ParkedDeliveries, "due", watched_due)
+    monkeypatch.setattr(ParkedDeliveries, "put", slow_put)
+    strict = Strict(account, refuses=lambda instance: len(strict.attempts) < 2, retry=Retry(9, base=0.1, cap=0.1))
+    async with dispatching(dispatched, park_after=0.0):
+        foreign["accounts"].insert_one({"name": "first"})
+        await eventually(lambda: strict.got == ["first"])
+        await eventually(lambda: state.empty)
 
 
 async def test_attempts_go_on_after_a_restart(account, foreign, dispatched, state):

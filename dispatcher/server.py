@@ -1,18 +1,28 @@
 """The MongoDB deployment: where it is, connecting to it, and whether it will do."""
 
-from typing import Any, Final
+import asyncio
+from collections.abc import Awaitable, Callable
+from time import monotonic
+from typing import Any, Final, TypeVar
 
 from pymongo import AsyncMongoClient
 from pymongo.errors import ConfigurationError, ConnectionFailure, OperationFailure, PyMongoError
 
 from dispatcher.exceptions import ApplicationError, CannotConnect, DispatcherError, NotAReplicaSet, ServerError
 from dispatcher.failures import fatal, in_short
+from dispatcher.observe import get_logger
+from dispatcher.retrying import pause_after
 from dispatcher.settings import Settings
 from mongoz import Registry
 from mongoz.connection.address import first_seed
 from mongoz.exceptions import ImproperlyConfigured
+from mongoz.signals.options import Retry
 
 __all__ = ["Server"]
+
+log = get_logger()
+
+T = TypeVar("T")
 
 _MIN_WIRE_VERSION: Final = 17  # MongoDB 6.0: pre and post images, wallTime
 
@@ -26,6 +36,8 @@ _HEARTBEAT_MS: Final = 2_000
 
 # Server selection waits for a node that may never come back: better fail soon, and try again.
 _SELECTION_TIMEOUT_MS: Final = 5_000
+
+_RETRY: Final = Retry(base=0.1, cap=1.0)
 
 
 class Server:
@@ -92,6 +104,31 @@ class Server:
                 f"The server at {self.address} is older than MongoDB 6.0.", remedy="Upgrade the server."
             )
 
+    async def patiently(self, step: Callable[[], Awaitable[T]]) -> T:
+        """Do something that can be done again, while what goes wrong may pass: the server is just being started.
+
+        Args:
+            step: what to do.
+
+        Raises:
+            DispatcherError: no repetition can mend it, or it did not pass in the time that the operator gives.
+        """
+        until, attempt = monotonic() + self._patience, 0
+        while True:
+            try:
+                return await step()
+            except PyMongoError as error:
+                if fatal(error, self.address) is not None or monotonic() > until:
+                    raise self.verdict(error) from error
+                attempt += 1
+                log.warning(
+                    "the server is not ready, trying again",
+                    action="server.not_ready",
+                    error=in_short(error),
+                    attempt=attempt,
+                )
+            await asyncio.sleep(pause_after(_RETRY, attempt))
+
     def verdict(self, error: PyMongoError) -> DispatcherError:
         """What to tell the operator of an error that ends a command."""
         return fatal(error, self.address) or self._unreachable(error)
@@ -124,6 +161,11 @@ class Server:
         )
 
     def _unreachable(self, error: Exception) -> CannotConnect:
+        if isinstance(error, OperationFailure):
+            return CannotConnect(
+                f"The MongoDB server at {self.address} is not ready: {in_short(error)}",
+                remedy="Try again in a moment; if this lasts, look at the server's log.",
+            )
         return CannotConnect(
             f"No MongoDB server answers at {self.address} within {self._patience:g} s: {in_short(error)}",
             remedy="Is it running, are address and replicaSet of the URL right, may this machine reach it?",

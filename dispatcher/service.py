@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any, Final
 
 from pymongo import AsyncMongoClient
-from pymongo.errors import PyMongoError
 
 from dispatcher.beginning import admit, begin, divide_into, facts_of, scope_of, token_of_now, version_of
 from dispatcher.cancelling import end
@@ -187,7 +186,8 @@ class Service:
         members = Members(client, self.settings.state_database, self.routes.group, facts, self._says)
         store = PositionStore(client, self.settings.state_database, self.routes.group, members.id)
         record = partial(begin, store, scope, partial(token_of_now, client, scope, self._address), self.settings)
-        try:
+
+        async def join() -> tuple[Works, bool]:
             # What can't be is said before anything is written.
             await require_state(client, self.settings.state_database)
             await admit(store, self.settings, self._application)
@@ -196,8 +196,9 @@ class Service:
             await admit(store, self.settings, self._application)
             await divide_into(store, self.settings.partitions)
             await members.join()
-        except PyMongoError as error:
-            raise self._server.verdict(error) from error
+            return works, begun
+
+        works, begun = await self._server.patiently(join)
         log.info(
             "first start: delivering changes from now on" if begun else "delivering changes from the position on",
             action="dispatcher.started",

@@ -10,10 +10,11 @@ from bson import ObjectId, Timestamp
 from pymongo import DeleteOne, InsertOne, ReplaceOne, UpdateOne
 
 import mongoz
-from dispatcher.exceptions import AccessDenied, HistoryLost, PositionError, ServerError
+from dispatcher.exceptions import AccessDenied, CannotConnect, HistoryLost, PositionError, ServerError
+from dispatcher.service import Service
 from mongoz.core.signals import post_delete, post_save, post_update
 from mongoz.signals import muted
-from tests.support import dispatching, eventually
+from tests.support import dispatching, eventually, settings_for
 
 IMAGES = {"changeStreamPreAndPostImages": {"enabled": True}}
 
@@ -424,6 +425,31 @@ async def test_connections_that_break_are_opened_again(user, seen, foreign, disp
         finally:
             admin.command("configureFailPoint", "failCommand", mode="off")
     assert [call.delivery.signal for call in seen] == ["post_save", "post_update"]
+
+
+@pytest.mark.parametrize("code", [246, 189])  # SnapshotUnavailable, PrimarySteppedDown
+async def test_a_start_outlasts_what_passes(user, seen, foreign, dispatched, code):
+    admin = foreign.client.admin
+    failing = {"failCommands": ["aggregate", "find"], "errorCode": code, "appName": "mongoz-dispatcher"}
+    admin.command("configureFailPoint", "failCommand", mode={"times": 3}, data=failing)
+    try:
+        async with dispatching(dispatched):
+            foreign["users"].insert_one({"name": "1"})
+            await seen.wait(1)
+    finally:
+        admin.command("configureFailPoint", "failCommand", mode="off")
+
+
+async def test_a_start_says_what_does_not_pass(user, seen, foreign, dispatched):
+    admin = foreign.client.admin
+    failing = {"failCommands": ["find"], "errorCode": 246, "appName": "mongoz-dispatcher"}
+    admin.command("configureFailPoint", "failCommand", mode="alwaysOn", data=failing)
+    try:
+        service = Service(dispatched, settings_for(dispatched, connect_timeout=0.3))
+        with pytest.raises(CannotConnect, match="is not ready: OperationFailure"):
+            await service.run(asyncio.Event())
+    finally:
+        admin.command("configureFailPoint", "failCommand", mode="off")
 
 
 async def test_a_position_that_can_not_be_saved_is_saved_later(user, seen, foreign, dispatched, database):

@@ -5,7 +5,7 @@ shares, and takes or hands over what is its own to do. Who takes what is decided
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
@@ -34,6 +34,9 @@ _RENEWALS: Final = 3
 
 # Seconds that handing over, and leaving, may take after the deliveries have ended. Others can do without it.
 _PATIENCE: Final = 5.0
+
+# The same for a look at the others that is under way when it is time to stop.
+_LITTLE_PATIENCE: Final = 1.0
 
 
 class Work(Protocol):
@@ -108,6 +111,7 @@ class Coordinator(Generic[W]):
         self._beaten = now()
         self._failed = 0
         self._failures: list[BaseException] = []
+        self._is_answered = True  # by the server, in the end
         self._awake = asyncio.Event()
         self.held: dict[int, Held[W]] = {}
         self.live: tuple[str, ...] = ()
@@ -134,7 +138,7 @@ class Coordinator(Generic[W]):
         try:
             while not stop.is_set():
                 self._awake.clear()
-                await self._look_around()
+                await self._look_until(stopping)
                 self._raise_failures()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self._look_every):
@@ -149,6 +153,17 @@ class Coordinator(Generic[W]):
         self._awake.set()
 
     # -- looking -------------------------------------------------------------------------------------------------
+
+    async def _look_until(self, stopping: "asyncio.Task[None]") -> None:
+        """Look around; when it is time to stop, a server that does not answer is not waited for."""
+        looking = asyncio.create_task(self._look_around(), name="look-around")
+        try:
+            await asyncio.wait([looking, stopping], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([looking], timeout=_LITTLE_PATIENCE)
+        finally:
+            await end([looking])
+        if not looking.cancelled():
+            looking.result()
 
     async def _look_around(self) -> None:
         """One look at the others, and what follows from it. A server that is gone is asked again later."""
@@ -340,9 +355,8 @@ class Coordinator(Generic[W]):
         if lease.lost.is_set():
             return
         lease.give_up()
-        with suppress(PyMongoError, TimeoutError):  # then it runs out
-            async with asyncio.timeout(_PATIENCE):
-                await self._store.release(lease)
+        if self._is_answered:
+            await self._say(self._store.release(lease))
 
     # -- the end ---------------------------------------------------------------------------------------------
 
@@ -353,16 +367,23 @@ class Coordinator(Generic[W]):
         """
         for number in self.held:
             self._hand_over(number)
-        while True:
-            with suppress(PyMongoError, TimeoutError):
-                async with asyncio.timeout(_PATIENCE):
-                    await self._members.beat(leaving=True)
-            if not self.held:
-                break
+        await self._say(self._members.beat(leaving=True))
+        while self.held:
             await asyncio.wait([held.task for held in self.held.values()], timeout=self._lease / _RENEWALS)
-        with suppress(PyMongoError, TimeoutError):
+            if self.held:
+                await self._say(self._members.beat(leaving=True))
+        if self._is_answered:
+            await self._say(self._members.leave())
+
+    async def _say(self, word: Awaitable[None]) -> None:
+        """One of the last words to the server. Nothing depends on it: without, the others find out later."""
+        try:
             async with asyncio.timeout(_PATIENCE):
-                await self._members.leave()
+                await word
+        except (PyMongoError, TimeoutError):
+            self._is_answered = False
+        else:
+            self._is_answered = True
 
     def _raise_failures(self) -> None:
         """One partition that fails stops the service, and says why."""

@@ -1,10 +1,12 @@
 """The MongoDB deployment: where it is, connecting to it, and whether it will do."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from time import monotonic
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
+import pymongo
 from pymongo import AsyncMongoClient
 from pymongo.errors import ConfigurationError, ConnectionFailure, OperationFailure, PyMongoError
 
@@ -18,11 +20,19 @@ from mongoz.connection.address import first_seed
 from mongoz.exceptions import ImproperlyConfigured
 from mongoz.signals.options import Retry
 
-__all__ = ["Server"]
+__all__ = ["Server", "close", "closing"]
 
 log = get_logger()
 
 T = TypeVar("T")
+
+
+class Closable(Protocol):
+    """A client, or what has one."""
+
+    async def close(self) -> None:
+        """Give everything back."""
+
 
 _MIN_WIRE_VERSION: Final = 17  # MongoDB 6.0: pre and post images, wallTime
 
@@ -38,6 +48,9 @@ _HEARTBEAT_MS: Final = 2_000
 _SELECTION_TIMEOUT_MS: Final = 5_000
 
 _RETRY: Final = Retry(base=0.1, cap=1.0)
+
+# Seconds that closing a client may take.
+_FAREWELL: Final = 1.0
 
 
 class Server:
@@ -170,6 +183,22 @@ class Server:
             f"No MongoDB server answers at {self.address} within {self._patience:g} s: {in_short(error)}",
             remedy="Is it running, are address and replicaSet of the URL right, may this machine reach it?",
         )
+
+
+async def close(*clients: Closable) -> None:
+    """Close clients. They tell the server which sessions are over; one that is gone is not waited for."""
+    for client in clients:
+        with pymongo.timeout(_FAREWELL):
+            await client.close()
+
+
+@asynccontextmanager
+async def closing(*clients: Closable) -> AsyncIterator[None]:
+    """Close clients at the end, the last one first."""
+    try:
+        yield
+    finally:
+        await close(*reversed(clients))
 
 
 def _url_of(registry: Registry, settings: Settings) -> str:

@@ -29,7 +29,7 @@ from dispatcher.preparing import group_of, routes_of, warn_of_oddities
 from dispatcher.retention import forget_old_letters
 from dispatcher.rights import require_state
 from dispatcher.saved import Layout
-from dispatcher.server import Server
+from dispatcher.server import Server, close, closing
 from dispatcher.sessions import Sessions
 from dispatcher.settings import Settings
 from dispatcher.state import index_state, keep_deliveries_for
@@ -145,7 +145,7 @@ class Service:
             log.info("stopped before it had begun", action="dispatcher.stopped", **self.stats.as_dict())
             return
         client, watching, coordinator, controls = starting.result()
-        async with client, watching, self._registry:
+        async with closing(client, watching, self._registry):
             stamped = self._registry.dispatched is not None
             self.observer.begin(stop)
             observing = self.observer.watch(client)
@@ -173,8 +173,7 @@ class Service:
         try:
             return client, watching, *await self._join(client, watching)
         except BaseException:
-            await client.close()
-            await watching.close()
+            await close(client, watching)
             raise
 
     async def _join(

@@ -15,6 +15,7 @@ from pymongo.errors import PyMongoError
 from pymongo.write_concern import WriteConcern
 
 from dispatcher.events import Change, Namespace, token_time
+from dispatcher.server import close
 from dispatcher.service import Service
 from dispatcher.settings import Settings
 from dispatcher.testing.recording import RecordedDelivery, Recorder, RecordingRoutes, failures_of
@@ -361,7 +362,7 @@ class Dispatcher:
             if self.service.member_id:  # else it never wrote anything
                 await self._clean_up(_PATIENCE if healthy else _LITTLE_PATIENCE)
         finally:
-            await self._client.close()
+            await close(self._client)
         return error
 
     async def _clean_up(self, patience: float) -> None:

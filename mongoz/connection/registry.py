@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, suppress
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, TypeVar
 
+import pymongo
 from bson.codec_options import CodecOptions
 
 from mongoz.connection.address import Seed, first_seed, wants_retries, wants_time_zones
@@ -26,6 +27,9 @@ T = TypeVar("T")
 _DEFAULT_GROUP: Final = "default"
 _GROUP: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
+# Seconds that closing a client may take: it tells the server which sessions are over, and does not wait for one
+# that is gone.
+_FAREWELL: Final = 1.0
 
 _NO_RETRIES: Final = (
     "retryWrites=false does not go with dispatched=...: when the answer to a write is lost, only a retryable one "
@@ -189,8 +193,9 @@ class Registry:
 
         async def close() -> None:
             self._clients.pop(loop, None)
-            await sessions.end()
-            await self._driver.close(client)
+            with pymongo.timeout(_FAREWELL):
+                await sessions.end()
+                await self._driver.close(client)
 
         opened = self._clients[loop] = _Opened(client, _close_with_loop(close), sessions)
         return opened

@@ -480,6 +480,8 @@ async def test_a_server_that_dies_does_not_hang_the_test(database):
             server.stop()
             with pytest.raises(DeliveryTimeout, match=r"not idle after 0\.5 s"):
                 await dispatcher.until_idle(timeout=0.5)
+            died = time.monotonic()
+    assert time.monotonic() - died < 20  # it takes 7 s, 5 of them for the position
 
 
 # -- hand-made changes -------------------------------------------------------------------------------------------

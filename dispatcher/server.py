@@ -20,7 +20,7 @@ from mongoz.connection.address import first_seed
 from mongoz.exceptions import ImproperlyConfigured
 from mongoz.signals.options import Retry
 
-__all__ = ["Server", "close", "closing"]
+__all__ = ["Closable", "Server", "close", "closing"]
 
 log = get_logger()
 

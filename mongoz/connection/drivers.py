@@ -5,12 +5,15 @@ Collections of both have the same coroutines for single documents (`insert_one`,
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+import inspect
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import Any, Protocol
 
 from pymongo import AsyncMongoClient
 
+from mongoz.connection.units import unbroken
 from mongoz.exceptions import ImproperlyConfigured
 
 __all__ = ["Driver", "MotorDriver", "PyMongoDriver", "driver_named", "driver_of"]
@@ -41,6 +44,9 @@ class Driver(Protocol):
 
     async def list_indexes(self, collection: Any) -> Any:
         """The cursor over the indexes of a collection."""
+
+    def in_transaction(self, collection: Any) -> Any:
+        """A collection whose commands, once they are cancelled, are not sent behind the abort that follows."""
 
 
 class PyMongoDriver:
@@ -77,6 +83,10 @@ class PyMongoDriver:
     async def list_indexes(self, collection: Any) -> Any:
         """The cursor over the indexes of a collection."""
         return await collection.list_indexes()
+
+    def in_transaction(self, collection: Any) -> Any:
+        """As it is: a command that is cancelled takes its connection along."""
+        return collection
 
 
 class MotorDriver:
@@ -115,6 +125,37 @@ class MotorDriver:
     async def list_indexes(self, collection: Any) -> Any:
         """The cursor over the indexes of a collection."""
         return collection.list_indexes()
+
+    def in_transaction(self, collection: Any) -> Any:
+        """One whose commands are waited for when they are cancelled."""
+        return _Waiting(collection)
+
+
+class _Waiting:
+    """A collection of Motor's whose commands end before their cancellation goes on.
+
+    They run in threads, which know nothing of a cancellation. Whoever was cancelled aborts the transaction, and
+    the thread would send its command after that: outside of any transaction, so that it stands, or in one that
+    nobody ends.
+    """
+
+    __slots__ = ("_collection",)
+
+    def __init__(self, collection: Any) -> None:
+        self._collection = collection
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._collection, name)
+        return partial(_waiting, found) if inspect.ismethod(found) else found
+
+
+def _waiting(method: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    result = method(*args, **options)
+    return unbroken(_result(result)) if isinstance(result, asyncio.Future) else result
+
+
+async def _result(future: "asyncio.Future[Any]") -> Any:
+    return await future
 
 
 _DRIVERS: dict[str, Driver] = {driver.name: driver for driver in (PyMongoDriver(), MotorDriver())}

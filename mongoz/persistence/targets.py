@@ -46,7 +46,8 @@ class Target(NamedTuple):
     @property
     def driver(self) -> Any:
         """The driver's collection."""
-        return self.collection._collection
+        collection = self.collection._collection
+        return self.driver_seam.in_transaction(collection) if self.in_transaction else collection
 
     @property
     def registry(self) -> Registry:

@@ -1,16 +1,20 @@
 """Sessions and transactions: who joins, what fires and when, what is undone, and what is an error."""
 
 import asyncio
+import threading
 from typing import Any
 
 import pymongo
 import pytest
+from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo.errors import DuplicateKeyError, OperationFailure
+from pymongo.monitoring import CommandListener
 
 import mongoz
 from dispatcher.embedded import embedded_mongo
 from mongoz.exceptions import DocumentNotFound, ImproperlyConfigured, TransactionError
 from mongoz.stamps import FIELD, Stamp
+from tests.support import eventually
 
 
 @pytest.fixture
@@ -337,3 +341,46 @@ async def test_without_a_replica_set_the_error_says_what_is_missing(standalone, 
         with pytest.raises(TransactionError, match="need a replica set"):
             await registry.run_transaction(lambda: Account.objects.create(name="x"))
         assert await Account.objects.count() == 0
+
+
+class _HoldsInserts(CommandListener):
+    """Keeps the thread of an insert until the abort has been sent, or half a second."""
+
+    def __init__(self) -> None:
+        self.began, self.aborted = threading.Event(), threading.Event()
+
+    def started(self, event: Any) -> None:
+        if event.command_name == "insert":
+            self.began.set()
+            self.aborted.wait(0.5)
+
+    def succeeded(self, event: Any) -> None:
+        if event.command_name == "abortTransaction":
+            self.aborted.set()
+
+    def failed(self, event: Any) -> None:
+        self.succeeded(event)
+
+
+async def test_a_command_of_motor_does_not_outlive_its_transaction(mongo, database, foreign):
+    """A thread goes on when whoever awaits it is cancelled."""
+    foreign.create_collection("accounts")
+    holding = _HoldsInserts()
+    client = AsyncIOMotorClient(mongo.url, event_listeners=[holding], io_loop=asyncio.get_running_loop())
+    registry = mongoz.Registry(client)
+    Account = make(registry, database)
+
+    async def work() -> None:
+        async with registry.transaction():
+            await Account.objects.create(name="gone")
+
+    task = asyncio.create_task(work())
+    await eventually(holding.began.is_set)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    left = [{"$currentOp": {"idleSessions": True}}, {"$match": {"transaction": {"$exists": True}}}]
+    assert [one for one in foreign.client.admin.aggregate(left) if one["type"] == "idleSession"] == []
+    assert foreign.accounts.count_documents({}) == 0
+    await registry.close()
+    client.close()

@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
-from pymongo.errors import PyMongoError
+from pymongo.errors import ConnectionFailure, PyMongoError
 
 from dispatcher.cancelling import end
 from dispatcher.failures import fatal, in_short
@@ -380,8 +380,10 @@ class Coordinator(Generic[W]):
         try:
             async with asyncio.timeout(_PATIENCE):
                 await word
-        except (PyMongoError, TimeoutError):
+        except (ConnectionFailure, TimeoutError):
             self._is_answered = False
+        except PyMongoError:
+            self._is_answered = True  # even if the answer is no
         else:
             self._is_answered = True
 

@@ -334,6 +334,8 @@ async def test_a_connection_that_is_gone_leaves_its_deliveries(account, foreign,
     assert len(state.rows) == 1
 
 
+SAVES_NEVER: Any = {"save_interval": 60.0, "idle_save_interval": 60.0, "grace": 0.1}
+
 STEPS = {
     "the lane is there, its first delivery is not": ("update", 2),
     "a delivery is finished and not removed": ("delete", 1),
@@ -353,7 +355,7 @@ async def test_a_crash_between_two_steps_loses_nothing(account, foreign, dispatc
     def stop_at(command_mode: Any) -> None:
         admin.command("configureFailPoint", "failCommand", mode=command_mode, data=failing)
 
-    async with dispatching(dispatched, save_interval=60.0, idle_save_interval=60.0, grace=0.1) as running:
+    async with dispatching(dispatched, lease=1.0, **SAVES_NEVER) as running:
         token = state.token
         if command == "update":
             stop_at({"skip": times - 1})
@@ -371,7 +373,7 @@ async def test_a_crash_between_two_steps_loses_nothing(account, foreign, dispatc
     admin.command("configureFailPoint", "failCommand", mode="off")
     state.rewind(token)
     strict.mended = True
-    async with dispatching(dispatched):
+    async with dispatching(dispatched, lease=1.0):
         foreign["accounts"].replace_one({"_id": id_}, {"name": "1", "amount": 1})
         await eventually(lambda: "1" in strict.got and state.empty)
     assert list(dict.fromkeys(strict.got)) == ["0", "1"]

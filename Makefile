@@ -14,7 +14,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or later is needed; set PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) -e '.[embedded,dev]'
+	$(INSTALL) -e '.[embedded,otel,dev]'
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.installed

@@ -28,6 +28,7 @@ from dispatcher.observe import Stats, get_logger
 from dispatcher.parked import Stuck, Waiting
 from dispatcher.parking import Parking
 from dispatcher.retrying import Pause, Terms, pause_after, terms_of
+from dispatcher.tracing import Tracing
 from dispatcher.transactional import Transactions
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.signals import Delivery
@@ -61,6 +62,7 @@ class _Known(NamedTuple):
 
     terms: Terms
     figures: ReceiverFigures
+    direct: bool  # nothing has to be put around it
     receiver: Receiver
 
 
@@ -84,6 +86,7 @@ class Deliverer:
         pause: waits between attempts.
         lease: of the partition: no attempt begins when it has run out. Without it there is nobody else.
         log_each: log every delivery, at level debug.
+        tracing: puts a span around each attempt; without it there are none.
         cutting: whether deliveries in flight are being cancelled because the process ends.
     """
 
@@ -106,6 +109,7 @@ class Deliverer:
         pause: Pause = asyncio.sleep,
         lease: Lease | None = None,
         log_each: bool = False,
+        tracing: Tracing | None = None,
         cutting: Callable[[], bool] = lambda: False,
     ) -> None:
         self._term = term
@@ -123,6 +127,7 @@ class Deliverer:
         self._pause = pause
         self._lease = lease or Lease.for_ever()
         self._log_each = log_each
+        self._tracing = tracing
         self._replace = replace
         leaves = parking is not None and replace is not None
         self._caller = Caller(
@@ -177,7 +182,7 @@ class Deliverer:
         for number, receiver in enumerate(calls.receivers, 1):
             if self._watched and receiver.name in self._watched and await self._holds(change, calls, receiver):
                 continue
-            terms, figures, _ = self._known.get(id(receiver)) or self._get_to_know(receiver, calls.signal)
+            terms, figures, direct, _ = self._known.get(id(receiver)) or self._get_to_know(receiver, calls.signal)
             delivery = Delivery(
                 id_,
                 calls.signal,
@@ -194,7 +199,7 @@ class Deliverer:
             observed = figures.wants(began)
             if observed:
                 self._observe_latency(change, figures)
-            if terms.transactional or began >= self._lease.until:
+            if not direct or began >= self._lease.until:
                 failure = await self._attempt(change, calls, receiver, delivery, keywords, terms, began)
             else:  # the same for nearly all, with a coroutine less
                 failure = await self._caller.call(
@@ -240,7 +245,8 @@ class Deliverer:
         if terms.on_failure == "block" and not self._blocking:
             terms = terms._replace(on_failure="dead_letter")
         self._caller.expect(terms.timeout)
-        known = _Known(terms, self._stats.figures_of(receiver.name, signal), receiver)
+        direct = not terms.transactional and self._tracing is None
+        known = _Known(terms, self._stats.figures_of(receiver.name, signal), direct, receiver)
         self._known[id(receiver)] = known
         return known
 
@@ -265,6 +271,8 @@ class Deliverer:
         function = receiver.function
         if terms.transactional and self._transactions is not None:
             function = partial(self._transactions.run, receiver, calls, partial(self._anew, change, calls))
+        if self._tracing is not None:
+            function = self._tracing.around(function, change, calls, self._stats.clock_offset)
         context = (change, calls, receiver, delivery, terms, stuck)
         return await self._caller.call(function, calls.document, delivery, keywords, terms.timeout, context)
 
@@ -316,7 +324,7 @@ class Deliverer:
         """
         assert self._parking is not None
         error = TimeoutError(f"it took longer than {terms.timeout:g} s, and refuses to be cancelled")
-        _, figures, _ = self._known[id(receiver)]
+        figures = self._known[id(receiver)].figures
         one = _Try(change, calls, receiver, delivery, terms, figures, datetime.now(UTC))
         with inside_dispatcher(calls.hops):
             next_ = await self._what_now(one, error)
@@ -403,7 +411,7 @@ class Deliverer:
         except Exception as misfit:  # its model is another one by now
             await self._misfit(change, calls, misfit, again)
             return None
-        terms, figures, _ = self._known.get(id(receiver)) or self._get_to_know(receiver, calls.signal)
+        terms, figures, _, _ = self._known.get(id(receiver)) or self._get_to_know(receiver, calls.signal)
         attempt = waiting.attempts + 1
         delivery = Delivery(
             delivery_id(change.token, calls.run),

@@ -17,6 +17,7 @@
     ├── NotRunning                no dispatcher of the group is alive to do it
     ├── StillRunning              one is, and would undo it
     ├── CannotListen              the address for HTTP is taken, or is not ours
+    ├── NotInstalled              an extra that was asked for is not there
     ├── EmbeddedError             no private mongod could be started
     └── DemoFailed                the demo lost a change
 
@@ -39,6 +40,7 @@ __all__ = [
     "HistoryLost",
     "NotAReplicaSet",
     "NotFound",
+    "NotInstalled",
     "NotRunning",
     "NothingToDeliver",
     "PositionError",
@@ -73,6 +75,7 @@ class ExitCode(IntEnum):
     NOT_FOUND = 21
     NOT_RUNNING = 22
     STILL_RUNNING = 23
+    NOT_INSTALLED = 24
     CRASHED = 70
     """A bug in the dispatcher itself (EX_SOFTWARE): please report it with the traceback."""
     FORCED = 130
@@ -183,6 +186,12 @@ class CannotListen(DispatcherError):
     """The address for HTTP is taken, or is not ours."""
 
     exit_code = ExitCode.CANNOT_LISTEN
+
+
+class NotInstalled(DispatcherError):
+    """An extra that was asked for is not there."""
+
+    exit_code = ExitCode.NOT_INSTALLED
 
 
 class EmbeddedError(DispatcherError):

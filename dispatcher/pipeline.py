@@ -48,6 +48,7 @@ from dispatcher.routing import Routes
 from dispatcher.saved import Position
 from dispatcher.settings import Settings
 from dispatcher.source import ChangeStreamSource, pause_after
+from dispatcher.tracing import tracing_of
 from dispatcher.transactional import Transactions
 from dispatcher.unparking import Unparking
 from mongoz.stamps import Stamp
@@ -182,6 +183,7 @@ class Pipeline:
             pause=self._pause,
             lease=lease,
             log_each=settings.log_level == "debug",
+            tracing=tracing_of(settings),
             cutting=lambda: self._lanes.cutting,
         )
         self._lanes = Lanes(

@@ -33,6 +33,7 @@ from dispatcher.runs import Run, Runs
 from dispatcher.server import Server
 from dispatcher.settings import Settings
 from dispatcher.state import index_state, keep_deliveries_for, positions
+from dispatcher.tracing import tracing_of
 from dispatcher.transactional import Transactions
 from mongoz import Registry
 from mongoz.exceptions import nearest
@@ -136,6 +137,7 @@ class Playback:
             blocking=False,  # nobody would be there to go on with what waits
             pause=self._pause,
             log_each=settings.log_level == "debug",
+            tracing=tracing_of(settings),
             cutting=lambda: self._lanes.cutting,
         )
         self._lanes = Lanes(

@@ -158,6 +158,11 @@ class Settings(BaseSettings):
         default=None,
         description="What a client must know to change something over HTTP; without it nobody can.",
     )
+    traces: bool = Field(
+        default=False,
+        description="Write an OpenTelemetry span for each delivery; needs the extra otel. OTEL_... variables say "
+        "where to.",
+    )
     log_format: Literal["auto", "console", "json"] = Field(
         default="auto", description="auto: console on a terminal, else json."
     )

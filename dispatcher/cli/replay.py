@@ -183,6 +183,7 @@ def _work(
     configure_logging("auto", log_level)
     from dispatcher import service  # noqa: PLC0415 - the driver is only loaded by who connects
     from dispatcher.playback import workplace  # noqa: PLC0415 - likewise
+    from dispatcher.tracing import exporting  # noqa: PLC0415 - likewise
 
     registry = load_registry(app, imports)
     outcomes: list[Outcome] = []
@@ -191,7 +192,8 @@ def _work(
         async with workplace(registry, settings) as place:
             outcomes.append(await work(place, stop))
 
-    service.run(main)
+    with exporting(settings):
+        service.run(main)
     (outcome,) = outcomes
     if as_json:
         print_json(outcome._asdict())

@@ -47,6 +47,7 @@ def _run(  # noqa: PLR0913 - one parameter per flag
     delivery_retention: Annotated[float, flag("delivery_retention")] = default("delivery_retention"),
     dead_letter_retention: Annotated[float, flag("dead_letter_retention")] = default("dead_letter_retention"),
     http: Annotated[str, flag("http")] = default("http"),
+    traces: Annotated[bool, flag("traces")] = default("traces"),
     log_format: Annotated[Literal["auto", "console", "json"], flag("log_format")] = default("log_format"),
     log_level: Annotated[Literal["debug", "info", "warning", "error"], flag("log_level")] = default("log_level"),
 ) -> None:
@@ -84,14 +85,17 @@ def _run(  # noqa: PLR0913 - one parameter per flag
         delivery_retention=delivery_retention,
         dead_letter_retention=dead_letter_retention,
         http=http,
+        traces=traces,
         log_format=log_format,
         log_level=log_level,
     )
     configure_logging(settings.log_format, settings.log_level)
     from dispatcher import service  # noqa: PLC0415 - the driver is only loaded by who connects
+    from dispatcher.tracing import exporting  # noqa: PLC0415 - likewise
     from dispatcher.web.server import Web  # noqa: PLC0415 - likewise
 
     registry = load_registry(app, imports)
-    dispatcher = service.Service(registry, settings, app)
-    web = Web(settings, dispatcher.observer)
-    service.run(partial(web.beside, dispatcher.run))
+    with exporting(settings):
+        dispatcher = service.Service(registry, settings, app)
+        web = Web(settings, dispatcher.observer)
+        service.run(partial(web.beside, dispatcher.run))

@@ -1,0 +1,150 @@
+"""OpenTelemetry: each attempt at a delivery has a span that says what it was and how it went."""
+
+import asyncio
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode
+
+import mongoz
+from dispatcher.exceptions import NotInstalled
+from dispatcher.settings import Settings
+from dispatcher.tracing import exporting, tracing_of
+from mongoz.core.signals import post_save
+from mongoz.signals.options import Retry
+from tests.integration.delivering import make_account
+from tests.support import dispatching, eventually
+
+Spans = Callable[[], list[ReadableSpan]]
+
+_exporter = InMemorySpanExporter()
+
+
+@pytest.fixture(autouse=True)
+def spans() -> Spans:
+    """What was exported; a process has one provider for ever."""
+    if not isinstance(trace.get_tracer_provider(), TracerProvider):
+        provider = TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(_exporter))
+        trace.set_tracer_provider(provider)
+    _exporter.clear()
+    return lambda: list(_exporter.get_finished_spans())
+
+
+@pytest.fixture
+def account(dispatched: mongoz.Registry, database: str) -> Any:
+    return make_account(dispatched, database)
+
+
+async def test_a_delivery_has_a_span(account, foreign, dispatched, spans, database):
+    got = []
+
+    @post_save(account, name="welcome")
+    async def welcome(sender, instance, delivery, **kwargs):
+        got.append(delivery)
+        with trace.get_tracer("shop").start_as_current_span("mail"):
+            pass
+
+    async with dispatching(dispatched, traces=True) as running:
+        foreign["accounts"].insert_one({"name": "Ada"})
+        await eventually(lambda: len(spans()) == 2)
+    mail, span = spans()
+    (delivery,) = got
+    assert (span.name, span.kind, span.status.status_code) == (
+        "process accounts",
+        SpanKind.CONSUMER,
+        StatusCode.UNSET,
+    )
+    assert mail.parent.span_id == span.context.span_id
+    attributes = dict(span.attributes)
+    assert 0 <= attributes.pop("mongoz.lag") < 10
+    assert attributes == {
+        "messaging.system": "mongodb",
+        "messaging.operation.type": "process",
+        "messaging.operation.name": "post_save",
+        "messaging.destination.name": f"{database}.accounts",
+        "messaging.message.id": delivery.id,
+        "db.namespace": database,
+        "db.collection.name": "accounts",
+        "mongoz.document": account.__qualname__,
+        "mongoz.receiver": "welcome",
+        "mongoz.operation": "insert",
+        "mongoz.attempt": 1,
+        "mongoz.term": 1,
+        "mongoz.image": "post",
+        "mongoz.replayed": False,
+        "mongoz.hops": 0,
+    }
+    assert running.stats.delivered == 1
+
+
+async def test_without_the_flag_there_are_none(account, foreign, dispatched, spans):
+    seen = []
+
+    @post_save(account, name="welcome")
+    async def welcome(sender, instance, **kwargs):
+        seen.append(instance.name)
+
+    async with dispatching(dispatched):
+        foreign["accounts"].insert_one({"name": "Ada"})
+        await eventually(lambda: seen)
+    assert spans() == []
+
+
+async def test_attempts_that_fail_say_why(account, foreign, dispatched, spans):
+    calls = 0
+
+    @post_save(account, name="shaky", retry=Retry(3, base=0.01), timeout=0.1)
+    async def shaky(sender, instance, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise ValueError("no mail server")
+        if calls == 2:
+            await asyncio.sleep(60)
+
+    async with dispatching(dispatched, traces=True):
+        foreign["accounts"].insert_one({"name": "Ada"})
+        await eventually(lambda: len(spans()) == 3)
+    raised, late, delivered = spans()
+    assert [dict(one.attributes)["mongoz.attempt"] for one in (raised, late, delivered)] == [1, 2, 3]
+    assert len({dict(one.attributes)["messaging.message.id"] for one in (raised, late, delivered)}) == 1
+    assert (raised.status.status_code, raised.status.description) == (
+        StatusCode.ERROR,
+        "ValueError: no mail server",
+    )
+    assert raised.attributes["error.type"] == "ValueError"
+    (event,) = raised.events
+    assert event.attributes["exception.message"] == "no mail server"
+    assert (late.status.status_code, late.attributes["error.type"]) == (StatusCode.ERROR, "CancelledError")
+    assert delivered.status.status_code == StatusCode.UNSET
+
+
+async def test_a_transactional_receiver_has_one_as_well(account, foreign, dispatched, spans):
+    @post_save(account, name="books", transactional=True)
+    async def books(sender, instance, delivery, **kwargs):
+        assert delivery.session.in_transaction
+        assert trace.get_current_span().is_recording()
+
+    async with dispatching(dispatched, traces=True) as running:
+        foreign["accounts"].insert_one({"name": "Ada"})
+        await eventually(lambda: running.stats.delivered == 1)
+    assert [one.attributes["mongoz.receiver"] for one in spans()] == ["books"]
+
+
+def test_what_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    settings = Settings(traces=True)
+    with pytest.raises(NotInstalled, match="OpenTelemetry is not installed") as raised, exporting(settings):
+        pass
+    assert raised.value.remedy == "pip install 'mongoz-dispatcher[otel]'"
+    with pytest.raises(NotInstalled):
+        tracing_of(settings)
+    with exporting(Settings()):  # who does not ask for it needs nothing
+        assert tracing_of(Settings()) is None

@@ -68,7 +68,8 @@ _CHUNK: Final = 100
 _LONGEST_SPAN: Final = 20_000
 
 # A batch of fewer events means that we are up to date: it is delivered before the next is asked for. Asking takes
-# a millisecond of this process, in which nothing would be delivered.
+# a millisecond of this process, in which nothing would be delivered. And who read it enters it into the lanes: to
+# hand it to another task, and to wait for that, takes two turns of the event loop.
 _SMALL: Final = 100
 
 # What receivers without a `where` do not want.
@@ -157,6 +158,7 @@ class Pipeline:
         self._lag = Lag()
         self._crash: asyncio.Future[None] | None = None
         self._controls = controls
+        self._looked_around = asyncio.Event()
         self._reading = asyncio.Event()
         self._reading.set()
         self._parking = Parking(
@@ -353,9 +355,12 @@ class Pipeline:
         small = len(batch.events) < _SMALL
         self._lag.heard(monotonic(), token_time(batch.token).time, len(batch.events), more=not small)
         await self._reading.wait()
-        await batches.put(batch)
         if small:
             await batches.join()
+            await self._looked_around.wait()
+            await self._fill(batch)
+        else:
+            await batches.put(batch)
         self._lag.asked(monotonic())
 
     async def _remember_stamps(self) -> None:
@@ -420,33 +425,37 @@ class Pipeline:
 
     async def _fill_lanes(self, batches: "asyncio.Queue[Batch]") -> None:
         await self._look_around()
+        self._looked_around.set()
         while True:
-            batch = await batches.get()
-            if batch.lost_after is not None:
-                await self._report_lost(batch.lost_after, batch.token)
-            for i in range(0, len(batch.events), _CHUNK):
-                changes = await self._decode(batch.events[i : i + _CHUNK])
-                async for part in self._images.complete(changes):
-                    refused = await self._conditions.refused(part) if self._conditions is not None else _NONE
-                    if self._parking.watched:
-                        # Of what waits behind markers nothing is known to the lanes.
-                        await self._look_up(part, None if self._markers else self._lanes.has)
-                    for change in part:
-                        if self._lanes.full:
-                            await self._lanes.room()
-                        # Where nothing is queued, the span are markers, and their deletes are still to be read.
-                        while self._tracker.span >= _LONGEST_SPAN and self._lanes.queued:
-                            await self._lanes.progress()
-                        if self._markers:
-                            await self._give_up(self._markers.unclaimed_at(change))
-                        if change.operation not in _OF_DOCUMENTS:
-                            await self._report(change)
-                        self._enter(change, refused)
-                await asyncio.sleep(0)
-            if self._markers and not batch.events:
-                await self._give_up(self._markers.unclaimed())
-            self._tracker.mark(batch.token)
+            await self._fill(await batches.get())
             batches.task_done()
+
+    async def _fill(self, batch: Batch) -> None:
+        """Take a batch apart, and give its changes to the lanes, as far as there is room. One batch at a time."""
+        if batch.lost_after is not None:
+            await self._report_lost(batch.lost_after, batch.token)
+        for i in range(0, len(batch.events), _CHUNK):
+            changes = await self._decode(batch.events[i : i + _CHUNK])
+            async for part in self._images.complete(changes):
+                refused = await self._conditions.refused(part) if self._conditions is not None else _NONE
+                if self._parking.watched:
+                    # Of what waits behind markers nothing is known to the lanes.
+                    await self._look_up(part, None if self._markers else self._lanes.has)
+                for change in part:
+                    if self._lanes.full:
+                        await self._lanes.room()
+                    # Where nothing is queued, the span are markers, and their deletes are still to be read.
+                    while self._tracker.span >= _LONGEST_SPAN and self._lanes.queued:
+                        await self._lanes.progress()
+                    if self._markers:
+                        await self._give_up(self._markers.unclaimed_at(change))
+                    if change.operation not in _OF_DOCUMENTS:
+                        await self._report(change)
+                    self._enter(change, refused)
+            await asyncio.sleep(0)
+        if self._markers and not batch.events:
+            await self._give_up(self._markers.unclaimed())
+        self._tracker.mark(batch.token)
 
     async def _look_up(self, changes: list[Change], is_queued: Callable[[Hashable], bool] | None) -> None:
         await self._parking.look_up(changes, self._routes.names_listening_to, is_queued)

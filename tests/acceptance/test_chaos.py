@@ -44,6 +44,16 @@ def test_a_scenario_in_short(mongo, scenario, tmp_path):
     assert f"seed {SMALL[scenario][1]}: " in result.stdout
 
 
+def test_the_model_in_short(mongo, tmp_path):
+    where = tmp_path / "figures.json"
+    result = chaos("model", "--seed", "5", "--faults", "20", "--json", str(where))
+    assert result.returncode == 0, result.stdout + result.stderr
+    (told,) = json.loads(where.read_text())
+    by_name = {figure["name"]: figure["value"] for figure in told["figures"]}
+    assert (by_name["sequences"], by_name["lost"]) == (20, 0)
+    assert by_name["deliveries"] == by_name["deliveries that the model asks for"] > 50
+
+
 def test_a_scenario_that_there_is_not():
     result = chaos("kill")
     assert result.returncode == 2

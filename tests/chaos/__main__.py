@@ -13,13 +13,13 @@ from typing import Any
 
 from rich.console import Console
 
-from tests.chaos import dispatchers, failovers, hostile, kills, network, receivers
+from tests.chaos import dispatchers, failovers, hostile, kills, model, network, receivers
 from tests.chaos.output import as_json, show
 from tests.chaos.scenario import Plan, Scenario, Size
 
 SCENARIOS: dict[str, Scenario] = {
     module.SCENARIO.name: module.SCENARIO
-    for module in (kills, dispatchers, failovers, network, receivers, hostile)
+    for module in (kills, dispatchers, failovers, network, receivers, hostile, model)
 }
 
 
@@ -70,7 +70,7 @@ def run(
     scenario: Scenario, size: Size, seed: int, console: Console, stderr: Console, keep: Path | None
 ) -> dict[str, Any]:
     """One scenario; its figures."""
-    what = f"{size.writes:,} writes on {size.documents:,} documents, {size.faults:,} {scenario.faults}"
+    what = scenario.says.format(**size._asdict(), of=scenario.faults)
     console.print(f"[bold]{scenario.name}[/bold]: {scenario.title}", highlight=False)
     console.print(f"seed {seed}: {what}", highlight=False, soft_wrap=True)
     with place(scenario, keep) as directory:

@@ -71,6 +71,7 @@ class Scenario(NamedTuple):
         full: the size of `make chaos`.
         short: the size of the selection that CI runs.
         run: carries a plan out.
+        says: a size, in words.
     """
 
     name: str
@@ -79,3 +80,4 @@ class Scenario(NamedTuple):
     full: Size
     short: Size
     run: Callable[[Plan], Report]
+    says: str = "{writes:,} writes on {documents:,} documents, {faults:,} {of}"

@@ -1,12 +1,15 @@
-"""Collections whose validators refuse the stamp: deletes do without one, and other errors say what to do."""
+"""Documents that take no stamp: deletes do without one, and other errors say what to do."""
 
+import asyncio
 from typing import Any
 
 import pytest
+from bson import ObjectId
 from pymongo.errors import OperationFailure
 
 import mongoz
 from mongoz.core.signals import post_delete
+from tests.support import dispatching, eventually
 
 CLOSED = {"$jsonSchema": {"properties": {"_id": {}, "name": {}}, "additionalProperties": False}}
 
@@ -44,3 +47,79 @@ async def test_in_a_transaction_the_error_names_the_remedy(Closed: Any, foreign:
     assert "{_mongoz: {bsonType: 'binData'}}" in notes
     assert "Outside of a transaction such a document is deleted without a mark" in notes
     assert foreign.closed.count_documents({}) == 2
+
+
+@pytest.fixture(params=["a validator", "its size"])
+def refusing(request: pytest.FixtureRequest, dispatched: mongoz.Registry, database: str, foreign: Any) -> Any:
+    """A document class; four documents of it that the server puts no stamp on."""
+
+    class Refusing(mongoz.Document):
+        name: str = mongoz.String()
+        blob: bytes = mongoz.Binary(max_length=2**24, null=True)
+
+        Meta = type("Meta", (), {"registry": dispatched, "database": database, "collection": "refusing"})
+
+    too_large = request.param == "its size"
+    blob = bytes(16 * 1024 * 1024 - 50) if too_large else b""
+    foreign.create_collection("refusing")
+    foreign.refusing.insert_many([{"name": name, **({"blob": blob} if too_large else {})} for name in "abcd"])
+    if not too_large:
+        foreign.command("collMod", "refusing", validator=CLOSED)
+    with pytest.raises(OperationFailure) as refused:
+        foreign.refusing.update_one({"name": "a"}, {"$set": {"_mongoz": bytes(30)}})
+    assert refused.value.code == (17419 if too_large else 121)
+    return Refusing
+
+
+async def test_a_delete_without_a_mark_is_told_once(
+    refusing: Any, foreign: Any, dispatched: mongoz.Registry
+) -> None:
+    """By the dispatcher, which can't know that this process would have told it as well."""
+    told: list[tuple[ObjectId, str]] = []
+
+    @post_delete(refusing, name="heard")
+    async def heard(sender: Any, instance: Any, delivery: Any, **kwargs: Any) -> None:
+        told.append((instance.id, delivery.origin))
+
+    ids = [row["_id"] for row in foreign.refusing.find({}, {"_id": 1}).sort("name")]
+    async with dispatching(dispatched):
+        await (await refusing.objects.only("name").get(name="a")).delete()
+        assert await refusing.objects.filter(name__in=["b", "c"]).delete() == 2
+        foreign.refusing.delete_one({"name": "d"})
+        await eventually(lambda: len(told) == 4)
+        await asyncio.sleep(0)
+    assert sorted(told) == sorted((id_, "stream") for id_ in ids)
+
+
+@pytest.mark.parametrize("of", ["an instance", "a query"])
+async def test_receivers_of_this_process_alone_are_told_here(refusing: Any, foreign: Any, of: str) -> None:
+    """No dispatcher ever runs them."""
+    told: list[str] = []
+
+    @post_delete(refusing, name="heard", delivery="process")
+    async def heard(sender: Any, instance: Any, delivery: Any, **kwargs: Any) -> None:
+        told.append(delivery.origin)
+
+    @post_delete(refusing, name="also")
+    async def also(sender: Any, instance: Any, delivery: Any, **kwargs: Any) -> None:
+        told.append("also")
+
+    if of == "an instance":
+        await (await refusing.objects.only("name").get(name="a")).delete()
+    else:
+        assert await refusing.objects.filter(name="a").delete() == 1
+    assert told == ["process"]
+    assert foreign.refusing.count_documents({}) == 3
+
+
+@pytest.mark.parametrize("of", ["an instance", "a query"])
+async def test_in_a_transaction_nothing_is_deleted(refusing: Any, foreign: Any, of: str) -> None:
+    @post_delete(refusing, name="heard")
+    async def heard(sender: Any, **kwargs: Any) -> None: ...
+
+    one = await refusing.objects.only("name").get(name="a")
+    with pytest.raises(OperationFailure) as caught:
+        async with refusing.meta.registry.transaction():
+            await (one.delete() if of == "an instance" else refusing.objects.delete())
+    assert "deleted without a mark" in " ".join(caught.value.__notes__)
+    assert foreign.refusing.count_documents({}) == 4

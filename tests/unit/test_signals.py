@@ -624,6 +624,16 @@ def test_two_receivers_of_one_name_are_an_error() -> None:
     post_update(user, name="mine")(another_at_module_level)
 
 
+def test_two_receivers_whose_ids_collide_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two names in 2**64 do; a stamp could not tell them apart."""
+    monkeypatch.setattr("mongoz.signals.receivers.receiver_id", lambda parts: bytes(8))
+    user = dispatched_document()
+    post_save(user, name="mine")(module_level)
+    with pytest.raises(SignalError, match=r"have the id 0000000000000000 .*give one of them another name="):
+        post_save(user, name="yours")(another_at_module_level)
+    assert another_at_module_level not in user.signals.post_save
+
+
 def test_two_of_one_name_are_an_error_on_a_parent_and_a_child_too() -> None:
     base = document("Base", abstract=True)
     user = dispatched_document("User", base)

@@ -1,0 +1,96 @@
+"""Random sequences of writes by many clients, judged by the model of the delivery contract (see `tests/model`)."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from dispatcher.embedded import embedded_mongo
+from dispatcher.observe import configure_logging
+from tests.chaos.figures import Figure
+from tests.chaos.scenario import Plan, Report, Scenario, Size
+from tests.model.judging import Verdict
+from tests.model.runs import judge
+from tests.model.steps import Step, sequences
+from tests.model.world import World
+
+__all__ = ["SCENARIO"]
+
+# Sequences in a row. What hypothesis knows of them grows, and so does what it thinks about the next one.
+_ROUND = 250
+
+
+def run(plan: Plan) -> Report:
+    """Carry out sequence after sequence; the first one that disagrees is made as small as possible."""
+    configure_logging("json", "error")  # it is in this process
+    began, total, notes = time.monotonic(), Verdict(), []
+    with embedded_mongo() as server, asyncio.Runner() as runner:
+        world = World(server.url, "model")
+        runner.run(world.start())
+        try:
+            while total.sequences < plan.size.faults:
+                count = min(_ROUND, plan.size.faults - total.sequences)
+                disagreement = _round(world, runner, count, plan.seed + total.sequences, total)
+                if disagreement:
+                    notes.append(disagreement)
+                    break
+                plan.say(f"{total.sequences:,} sequences")
+            # What came after a document's last write was dealt with would have come twice, or late.
+            runner.run(world.stop_dispatcher())
+        finally:
+            runner.run(world.close())
+    notes += map(str, world.late)
+    return Report(_figures(plan, total, world, time.monotonic() - began), notes)
+
+
+def _round(world: World, runner: asyncio.Runner, count: int, number: int, total: Verdict) -> str:
+    """So many sequences; the words of a disagreement, if there was one."""
+
+    @seed(number)
+    @settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(sequences())
+    def agrees(steps: Sequence[Step]) -> None:
+        verdict = runner.run(judge(world, steps))
+        total.add(verdict)
+        assert verdict.agrees, "\n".join([*verdict.words, "after", *map(str, steps)])
+
+    try:
+        agrees()
+    except AssertionError as error:
+        return str(error)
+    return ""
+
+
+def _figures(plan: Plan, total: Verdict, world: World, seconds: float) -> list[Figure]:
+    return [
+        Figure("sequences", total.sequences, least=plan.size.faults),
+        Figure("writes", total.writes),
+        Figure("deliveries that the model asks for", total.expected),
+        Figure("deliveries", total.seen),
+        Figure("starts of the dispatcher", world.restarts),
+        Figure("lost", total.lost, most=0),
+        Figure("too often, or to the wrong one", total.doubled, most=0),
+        Figure("out of order", total.disordered, most=0),
+        Figure("with wrong keywords or effects", total.wrong, most=0),
+        Figure("after the end", len(world.late), most=0),
+        Figure("changes that the model did not foresee", total.unforeseen, most=0),
+        Figure("took", seconds, "s"),
+    ]
+
+
+SCENARIO = Scenario(
+    name="model",
+    title="random sequences of calls by several clients, transactions, copies and restarts, against a model",
+    faults="sequences",
+    full=Size(writes=1, documents=1, faults=3_000),
+    short=Size(writes=1, documents=1, faults=300),
+    run=run,
+    says="{faults:,} sequences",
+)

@@ -1,0 +1,107 @@
+"""A process that is killed in the middle of a marked delete: what stands is told, by whom the contract says."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bson import ObjectId
+
+import mongoz
+from mongoz.core.signals import post_delete
+from tests.support import ROOT, dispatching, eventually
+
+# Deletes one document, and is killed by SIGKILL when a command is sent, or has been answered.
+WRITER = """
+import asyncio, os, signal, sys
+from pymongo import AsyncMongoClient
+from pymongo.monitoring import CommandListener
+import mongoz
+from bson import ObjectId
+from tests.integration.test_killed_writers import make
+
+url, database, id_, when, command = sys.argv[1:]
+
+class Killing(CommandListener):
+    def on(self, what, event):
+        if (what, event.command_name) == (when, command):
+            os.kill(os.getpid(), signal.SIGKILL)
+    def started(self, event): self.on("sent", event)
+    def succeeded(self, event): self.on("answered", event)
+    def failed(self, event): pass
+
+async def main():
+    client = AsyncMongoClient(url, event_listeners=[Killing()])
+    User = make(mongoz.Registry(client, dispatched=database), database, [])
+    await (await User.objects.get(id=ObjectId(id_))).delete()
+
+asyncio.run(main())
+"""
+
+
+def make(registry: mongoz.Registry, database: str, told: list[tuple[str, ObjectId, str]]) -> Any:
+    class User(mongoz.Document):
+        name: str = mongoz.String()
+
+        Meta = type("Meta", (), {"registry": registry, "database": database})
+
+    for name, delivery in (("any", "any"), ("durable", "dispatcher")):
+
+        async def receive(sender: Any, instance: Any, delivery: Any, **kwargs: Any) -> None:
+            told.append((delivery.receiver, instance.id, delivery.origin))
+
+        post_delete(User, name=name, delivery=delivery)(receive)
+    return User
+
+
+@pytest.fixture
+def quick_aborts(foreign: Any) -> Iterator[None]:
+    """The server soon ends transactions of clients that are gone; it takes a minute by default."""
+    admin = foreign.client.admin
+    admin.command("setParameter", 1, transactionLifetimeLimitSeconds=1)
+    yield
+    admin.command("setParameter", 1, transactionLifetimeLimitSeconds=60)
+
+
+def kill_while_deleting(url: str, database: str, id_: ObjectId, when: str, command: str) -> None:
+    arguments = [sys.executable, "-c", WRITER, url, database, str(id_), when, command]
+    environment = {**os.environ, "PYTHONPATH": str(Path(ROOT))}
+    ended = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=30, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+
+
+@pytest.mark.parametrize("command", ["delete", "commitTransaction"])
+async def test_before_the_commit_nothing_has_happened(command, mongo, dispatched, database, foreign, quick_aborts):
+    """The document is there, without the mark; whoever deletes it later is told of like anybody."""
+    told: list[tuple[str, ObjectId, str]] = []
+    make(dispatched, database, told)
+    foreign.create_collection("users")
+    id_ = foreign.users.insert_one({"name": "Ada"}).inserted_id
+    async with dispatching(dispatched):
+        kill_while_deleting(mongo.url, database, id_, "sent", command)
+        assert foreign.users.find_one() == {"_id": id_, "name": "Ada"}
+        foreign.users.delete_one({"_id": id_})
+        await eventually(lambda: len(told) == 2)
+    assert sorted(told) == [("any", id_, "stream"), ("durable", id_, "stream")]
+
+
+async def test_after_the_commit_what_was_to_run_in_that_process_is_lost_with_it(
+    mongo, dispatched, database, foreign
+):
+    """And nothing else: that is what delivery="dispatcher" is for."""
+    told: list[tuple[str, ObjectId, str]] = []
+    make(dispatched, database, told)
+    foreign.create_collection("users")
+    id_, other = (foreign.users.insert_one({"name": name}).inserted_id for name in ("Ada", "Bea"))
+    async with dispatching(dispatched):
+        kill_while_deleting(mongo.url, database, id_, "answered", "commitTransaction")
+        assert foreign.users.find_one({"_id": id_}) is None
+        foreign.users.delete_one({"_id": other})
+        await eventually(lambda: len(told) == 3)
+    assert sorted(told) == sorted(
+        [("durable", id_, "stream"), ("any", other, "stream"), ("durable", other, "stream")]
+    )

@@ -435,6 +435,17 @@ async def test_a_letter_that_is_dropped_leaves_no_chunks(page, state, database):
     assert [one["_id"][:12] for one in state.dead_letter_chunks.find()] == ["delivery-010"]
 
 
+@pytest.mark.parametrize("mark", ["retry_requested_at", "retrying_since"])
+async def test_a_letter_that_is_being_tried_again_is_not_dropped(page, state, database, mark):
+    """Its delivery may succeed, or write it anew."""
+    trying = letter(database, 1, **{mark: datetime.now(UTC)})
+    state.dead_letters.insert_many([trying, letter(database, 2)])
+    answer = await page.post("letters/drop", {"ids": [trying["_id"]]})
+    assert (answer.status, "being tried again" in answer.json["error"]) == (409, True)
+    assert (await page.post("letters/drop", {"all": True})).json == {"count": 1}
+    assert [one["_id"] for one in state.dead_letters.find()] == [trying["_id"]]
+
+
 async def test_receivers_and_everything_can_be_paused_and_resumed(page, state, database):
     known = {"id": "00aa", "name": "shop.mail", "signal": "post_save", "document": "shop.User"}
     now = datetime.now(UTC)

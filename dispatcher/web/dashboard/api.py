@@ -18,11 +18,11 @@ from dispatcher.controls import pause, resume
 from dispatcher.exceptions import NotFound
 from dispatcher.failures import in_short
 from dispatcher.looking import look
+from dispatcher.mailbox import Wanted, drop, ids_of
 from dispatcher.observe import get_logger
 from dispatcher.observing import Observer
 from dispatcher.overview import Overview
 from dispatcher.retries import request_retry
-from dispatcher.web.dashboard.changes import drop
 from dispatcher.web.dashboard.letters import Letterbox, NoSuchPage
 from dispatcher.web.dashboard.page import page_routes
 from dispatcher.web.dashboard.sampling import Sampler, is_me, myself
@@ -41,6 +41,7 @@ _FRESH: Final = 1.5
 _LONGEST_BODY: Final = 100_000
 _MOST_LETTERS: Final = 1_000
 
+_TRIED_AGAIN: Final = "It is being tried again; what becomes of it is not known yet. Drop it afterwards."
 _GONE: Final = "There is no such letter any more: it was delivered or dropped meanwhile."
 
 _Answer = Callable[[Request], Awaitable[Response]]
@@ -218,10 +219,10 @@ class Dashboard:
 
     async def _drop(self, request: Request) -> Response:
         named = await _letters_named(request)
-        dropped = await drop(*self._where, named.ids, named.receiver)
-        if named.ids and not dropped:
-            raise _Refused(404, _GONE)
-        return self._changed_letters("drop", dropped, named.receiver)
+        done = await drop(*self._where, await ids_of(*self._where, Wanted(named.receiver, ids=named.ids)))
+        if named.ids and not done.dropped:
+            raise _Refused(409, _TRIED_AGAIN) if done.kept else _Refused(404, _GONE)
+        return self._changed_letters("drop", len(done.dropped), named.receiver)
 
     def _changed_letters(self, what: str, count: int, receiver: str | None) -> Response:
         self._looked = -_FRESH

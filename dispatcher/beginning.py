@@ -37,12 +37,7 @@ async def admit(store: PositionStore, settings: Settings, application: str) -> N
         if before == application:
             return
         if before and not settings.adopt:
-            raise GroupTaken(
-                f"The group {store.group!r} belongs to the application {before!r}, and this is {application!r}: "
-                "they would take changes away from each other.",
-                remedy="Give each a group of its own with Registry(..., dispatched='name'). If this is the same "
-                "application, renamed, start it once with --adopt.",
-            )
+            raise taken(store.group, before, application)
         if await store.rename_application(before, application) and before:
             log.warning(
                 "the application of this group has another name from now on",
@@ -51,6 +46,22 @@ async def admit(store: PositionStore, settings: Settings, application: str) -> N
                 before=before,
                 application=application,
             )
+
+
+def taken(group: str, before: str, application: str) -> GroupTaken:
+    """What to say of a group that is another application's.
+
+    Args:
+        group: of dispatchers.
+        before: whose it is.
+        application: which wants it.
+    """
+    return GroupTaken(
+        f"The group {group!r} belongs to the application {before!r}, and this is {application!r}: they would take "
+        "changes away from each other.",
+        remedy="Give each a group of its own with Registry(..., dispatched='name'). If this is the same "
+        "application, renamed, start it once with --adopt.",
+    )
 
 
 def scope_of(routes: Routes) -> Scope:

@@ -9,19 +9,20 @@ from typing import Any, Final, Literal, NamedTuple
 from pymongo import AsyncMongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 
-from dispatcher.beginning import scope_of
+from dispatcher.beginning import scope_of, taken
 from dispatcher.conditions import Conditions
 from dispatcher.deployment import Oplog, clock_offset, look_at_oplog
-from dispatcher.exceptions import DispatcherError
+from dispatcher.events import token_time
+from dispatcher.exceptions import DispatcherError, PositionError
 from dispatcher.failures import in_short
 from dispatcher.measuring import duration
+from dispatcher.positions import PositionStore
 from dispatcher.preparing import group_of, routes_of
 from dispatcher.rights import create_role, missing, needed, useful
 from dispatcher.routing import Routes
 from dispatcher.server import Server
 from dispatcher.settings import Settings
 from dispatcher.silent import Silent, silent_receivers, without_changes
-from dispatcher.state import POSITIONS
 from dispatcher.watched import Watched, watched_collections
 from mongoz import Registry
 
@@ -57,12 +58,13 @@ class Finding(NamedTuple):
     remedy: str = ""
 
 
-async def check(registry: Registry, settings: Settings) -> AsyncIterator[Finding]:
+async def check(registry: Registry, settings: Settings, application: str = "") -> AsyncIterator[Finding]:
     """Look at an application and its deployment.
 
     Args:
         registry: of the application, whose receivers are connected by now.
         settings: the operator's.
+        application: as it was named: `"package.module:registry"`; empty if whose the group is does not matter.
 
     Yields:
         Findings; after an error that makes the rest unknowable there are no more.
@@ -82,7 +84,7 @@ async def check(registry: Registry, settings: Settings) -> AsyncIterator[Finding
         server = Server(registry, settings)
         async with server.patient_client() as client:
             await server.check(client)
-            async for finding in _Checks(client, registry, settings, routes, server).all():
+            async for finding in _Checks(client, registry, settings, routes, server, application).all():
                 yield finding
     except DispatcherError as error:
         yield Finding("error", "server", error.message, error.remedy)
@@ -118,13 +120,20 @@ class _Checks:
     """What only the server knows."""
 
     def __init__(
-        self, client: AsyncMongoClient[Any], registry: Registry, settings: Settings, routes: Routes, server: Server
+        self,
+        client: AsyncMongoClient[Any],
+        registry: Registry,
+        settings: Settings,
+        routes: Routes,
+        server: Server,
+        application: str,
     ) -> None:
         self._client = client
         self._registry = registry
         self._settings = settings
         self._routes = routes
         self._server = server
+        self._application = application
 
     async def all(self) -> AsyncIterator[Finding]:
         """In an order in which one thing that is wrong is not reported as many."""
@@ -177,11 +186,17 @@ class _Checks:
     async def _position(self, oplog: Oplog | None) -> AsyncIterator[Finding]:
         if oplog is not None:
             yield self._oplog(oplog)
-        positions = self._client[self._settings.state_database][POSITIONS]
-        found = [
-            one["cluster_time"].time
-            async for one in positions.find({"group": self._routes.group, "cluster_time": {"$type": "timestamp"}})
-        ]
+        group = self._routes.group
+        try:
+            saved = await PositionStore(self._client, self._settings.state_database, group, "check").load()
+        except PositionError as error:
+            yield Finding("error", "position", error.message, error.remedy)
+            return
+        before = saved.layout.application if saved.layout is not None else ""
+        if self._application and before not in ("", self._application):
+            wrong = taken(group, before, self._application)
+            yield Finding("error", "application", wrong.message, wrong.remedy)
+        found = [token_time(one.token).time for one in saved.positions.values() if one.token is not None]
         if not found:
             yield Finding(
                 "ok",

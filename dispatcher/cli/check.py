@@ -65,7 +65,7 @@ def _check(  # noqa: PLR0913 - one parameter per flag
             registry = load_registry(app, imports)
         except ApplicationError as error:
             return [Finding("error", "application", error.message, error.remedy)]
-        return [finding async for finding in check(registry, settings)]
+        return [finding async for finding in check(registry, settings, app)]
 
     found = asyncio.run(findings())
     if as_json:

@@ -37,7 +37,9 @@ def remember(foreign: Any, seconds_back: int, **fields: Any) -> None:
     """A saved position that is so old."""
     newest = foreign.client.local["oplog.rs"].find_one(sort=[("$natural", -1)])["ts"]
     time = Timestamp(newest.time - seconds_back, 1)
-    position = {"_id": f"{foreign.name}:0", "group": foreign.name, "partition": 0, "cluster_time": time, **fields}
+    token = f"82{time.time:08X}{time.inc:08X}2B"
+    position = {"_id": f"{foreign.name}:0", "group": foreign.name, "partition": 0, "cluster_time": time}
+    position |= {"token": token, "term": 1, **fields}
     foreign.client[f"{foreign.name}_state"].positions.insert_one(position)
 
 
@@ -51,6 +53,25 @@ async def test_nothing_is_wrong(dispatched, database, foreign, look):
         *("application", "server", "rights", "clock", "oplog", "position", "images")
     }
     assert set(foreign.client.list_database_names()) == before  # it changes nothing
+
+
+async def test_a_position_that_somebody_has_edited(dispatched, database, foreign, look):
+    make_user(dispatched, database)
+    remember(foreign, 1, token="nonsense")
+    (found,) = about(await look(), "position")
+    assert (found.level, "'nonsense'" in found.text, bool(found.remedy)) == ("error", True, True)
+
+
+async def test_a_group_of_another_application(dispatched, database, foreign):
+    make_user(dispatched, database)
+    layout = {"_id": database, "group": database, "partitions": 1, "application": "billing.app:registry"}
+    foreign.client[f"{database}_state"].positions.insert_one(layout)
+    settings = settings_for(dispatched)
+    (found,) = [one async for one in check(dispatched, settings, "shop.app:registry") if one.level == "error"]
+    assert (found.topic, "'billing.app:registry'" in found.text) == ("application", True)
+    assert "dispatched='name'" in found.remedy
+    own = [one async for one in check(dispatched, settings, "billing.app:registry")]
+    assert [one for one in own if one.level == "error"] == []
 
 
 async def test_an_application_that_can_not_be_served(registry, database, look, dispatched):

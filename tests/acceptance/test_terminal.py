@@ -1,0 +1,181 @@
+"""The commands on a terminal: colours, a screen that changes, progress bars, questions. In a pipe, none of it."""
+
+import fcntl
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from dispatcher.exceptions import ExitCode
+from tests.ledger import APP, Ledger
+from tests.support import ROOT
+
+RECEIVER = "tests.acceptance.apps.ledger.note"
+ESCAPE = "\x1b["
+
+
+class Terminal:
+    """A command that believes that somebody is looking.
+
+    Attributes:
+        shown: all that it wrote so far, escapes included.
+    """
+
+    def __init__(self, arguments: tuple[str, ...], environment: dict[str, str]) -> None:
+        self._ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 160, 0, 0))
+        self.shown = ""
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-m", "dispatcher", *arguments],
+            cwd=ROOT,
+            env={**os.environ, "TERM": "xterm-256color", **environment},
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+        )
+        os.close(theirs)
+
+    def type(self, text: str) -> None:
+        os.write(self._ours, text.encode())
+
+    def read_until(self, enough: Callable[[str], Any], within: float = 20.0) -> str:
+        """What it shows, once that is enough."""
+        deadline = time.monotonic() + within
+        while not enough(self.shown):
+            assert time.monotonic() < deadline, self.shown
+            if select.select([self._ours], [], [], 0.1)[0] and not self._read():
+                assert enough(self.shown), self.shown
+        return self.shown
+
+    def ends(self) -> int:
+        """Its exit code; what it said until then is in `shown`."""
+        while self._read():
+            pass
+        return self.process.wait(20)
+
+    def _read(self) -> bool:
+        try:
+            data = os.read(self._ours, 65_536)
+        except OSError:  # EIO is how Linux says that the other end is closed
+            return False
+        self.shown += data.decode(errors="replace")
+        return bool(data)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self._ours)
+
+
+@pytest.fixture
+def ledger(mongo, database, tmp_path):
+    return Ledger(tmp_path / "ledger", mongo.url, database)
+
+
+@pytest.fixture
+def environment(ledger, mongo, database, foreign) -> dict[str, str]:
+    """Of a group that has a state."""
+    layout = {"_id": database, "group": database, "partitions": 1, "application": ""}
+    foreign.client[f"{database}_state"].positions.insert_one(layout)
+    return {**ledger.environment, "DISPATCHER_URL": mongo.url, "DISPATCHER_GROUP": database}
+
+
+@contextmanager
+def on_terminal(*arguments: str, **environment: str) -> Iterator[Terminal]:
+    terminal = Terminal(arguments, environment)
+    try:
+        yield terminal
+    finally:
+        terminal.close()
+
+
+def plain(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r", "")
+
+
+def in_pipe(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "dispatcher", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_colours_are_for_terminals(environment):
+    with on_terminal("status", **environment) as terminal:
+        assert terminal.ends() == ExitCode.OK
+    assert ESCAPE in terminal.shown
+    assert "0 alive" in plain(terminal.shown)
+    with on_terminal("status", NO_COLOR="1", **environment) as terminal:
+        assert terminal.ends() == ExitCode.OK
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", terminal.shown)
+    piped = in_pipe("status", **environment)
+    assert (piped.returncode, ESCAPE in piped.stdout, "0 alive" in piped.stdout) == (ExitCode.OK, False, True)
+
+
+def test_errors_are_red_on_a_terminal_and_plain_in_a_pipe(environment):
+    with on_terminal("run", "no.such:registry", **environment) as terminal:
+        assert terminal.ends() == ExitCode.APPLICATION
+    assert f"{ESCAPE}1;31merror:" in terminal.shown
+    piped = in_pipe("run", "no.such:registry", **environment)
+    assert (piped.returncode, piped.stdout, ESCAPE in piped.stderr) == (ExitCode.APPLICATION, "", False)
+
+
+def test_status_is_watched_until_ctrl_c(environment, foreign, database):
+    with on_terminal("status", "--watch", "--interval", "0.1", **environment) as terminal:
+        terminal.read_until(lambda shown: "0 alive" in plain(shown))
+        state = foreign.client[f"{database}_state"]
+        state.dead_letters.insert_one({"group": database, "receiver": "mail", "signal": "post_save"})
+        terminal.read_until(lambda shown: "Dead letters" in plain(shown))
+        terminal.process.send_signal(signal.SIGINT)
+        assert terminal.ends() == ExitCode.OK
+    assert "\x1b[?1049h" in terminal.shown  # a screen of its own,
+    assert "\x1b[?1049l" in terminal.shown  # which is gone afterwards
+    assert "Traceback" not in terminal.shown
+
+
+@pytest.mark.parametrize("what", ["backfill", "replay"])
+def test_long_work_has_a_bar(what, environment, foreign):
+    foreign["accounts"].insert_many([{"name": f"a{n}", "n": n} for n in range(200)])
+    arguments = (what, APP, "--receiver", RECEIVER, "--rate", "400")
+    arguments += ("--since", "1min", "--yes") if what == "replay" else ()
+    with on_terminal(*arguments, **environment) as terminal:
+        assert terminal.ends() == ExitCode.OK
+    assert "━" in terminal.shown
+    assert len(set(re.findall(r"(\d+) delivered, 0 failed", plain(terminal.shown)))) > 2  # it moves
+    assert "delivered 200, failed 0" in plain(terminal.shown)
+    piped = in_pipe(*arguments, *(() if what == "replay" else ("--new",)), **environment)
+    assert (piped.returncode, "━" in piped.stdout, ESCAPE in piped.stdout) == (ExitCode.OK, False, False)
+
+
+@pytest.mark.parametrize(("answer", "left"), [("n", 1), ("y", 0)])
+def test_what_can_not_be_undone_is_asked_for(answer, left, environment, foreign, database):
+    letters = foreign.client[f"{database}_state"].dead_letters
+    letters.insert_one(
+        {"_id": "one", "group": database, "receiver": "mail", "signal": "post_save", "token": "8200"}
+    )
+    with on_terminal("dead-letters", "drop", "--all", **environment) as terminal:
+        terminal.read_until(lambda shown: "[y/N]" in shown)
+        assert letters.count_documents({}) == 1
+        terminal.type(f"{answer}\n")
+        code = terminal.ends()
+    assert (code == ExitCode.OK) == (answer == "y")
+    assert letters.count_documents({}) == left

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from dispatcher.cli.options import App, Import, default, flag
+from dispatcher.cli.options import App, Import, Json, default, flag
+from dispatcher.cli.output import print_json
 
 __all__ = ["add_to"]
 
@@ -43,12 +44,16 @@ def _dev(
 
 def _demo(
     seconds: Annotated[float, typer.Option(min=1.0, max=600.0, help="How long the foreign client writes.")] = 12.0,
+    as_json: Json = False,
 ) -> None:
     """Show deliveries for a client that knows nothing of mongoz, then count whether any was lost.
 
     Starts an embedded MongoDB, the sample application under examples/shop, a dispatcher, and a plain PyMongo
-    client in a process of its own. Exits with 1 if a change was lost.
+    client in a process of its own. Exits with 1 if a change was lost. With `--json` the summary is on stdout, and
+    what is there for people on stderr.
+
+    Example: `dispatcher demo --seconds 30`
     """
     from dispatcher.demo import demonstrate  # noqa: PLC0415 - needs the extra "embedded"
 
-    demonstrate(seconds)
+    demonstrate(seconds, print_json if as_json else None)

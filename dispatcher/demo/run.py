@@ -29,33 +29,42 @@ _STRAGGLER_SECONDS: Final = 15.0
 _LOG_LINES: Final = 15
 
 
-def demonstrate(seconds: float) -> None:
+def demonstrate(seconds: float, tell: Callable[[dict[str, Any]], None] | None = None) -> None:
     """Let a foreign client write, deliver its changes, show both, and count whether anything was lost.
 
     SIGINT and SIGTERM end the writing early; what was written until then is still accounted for.
 
     Args:
         seconds: how long the foreign client writes.
+        tell: is given the summary; what is there for people goes to stderr then.
 
     Raises:
         DemoFailed: a change was lost, or a process of the demo ended before its time.
         EmbeddedError: no MongoDB could be started.
     """
-    console = Console(highlight=False)
+    console = Console(highlight=False, stderr=tell is not None)
     with stopped_by_signals() as stop:
         shop = find_shop()
         ledger = Ledger(shop.owed())
-        _Demo(shop, ledger, Screen(console, ledger, seconds), stop).run(seconds)
+        _Demo(shop, ledger, Screen(console, ledger, seconds), stop, tell).run(seconds)
 
 
 class _Demo:
     """The processes of one demo, and what they said."""
 
-    def __init__(self, shop: Shop, ledger: Ledger, screen: Screen, stop: threading.Event) -> None:
+    def __init__(
+        self,
+        shop: Shop,
+        ledger: Ledger,
+        screen: Screen,
+        stop: threading.Event,
+        tell: Callable[[dict[str, Any]], None] | None,
+    ) -> None:
         self._shop = shop
         self._ledger = ledger
         self._screen = screen
         self._stop = stop
+        self._tell = tell
         self._feed: SimpleQueue[Line] = SimpleQueue()
         self._logs: defaultdict[Child, deque[str]] = defaultdict(lambda: deque(maxlen=_LOG_LINES))
         self._ended: set[Child] = set()
@@ -80,6 +89,8 @@ class _Demo:
             effects = check_effects(server.url, self._ledger)
         verdict = self._ledger.verdict()
         screen.summarize(verdict, effects)
+        if self._tell is not None:
+            self._tell(_summary(self._ledger, verdict, effects))
         _judge(verdict, effects, self._ledger)
 
     def _write_and_deliver(self, url: str, seconds: float, daemon: Child) -> None:
@@ -153,6 +164,21 @@ def _parsed(text: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return said if isinstance(said, dict) else {}
+
+
+def _summary(ledger: Ledger, verdict: Verdict, effects: list[Effect]) -> dict[str, Any]:
+    """The same for machines; times are in seconds."""
+    return {
+        "written": ledger.written,
+        "expected": ledger.expected,
+        "delivered": ledger.delivered,
+        "repeated": ledger.repeated,
+        "unexpected": verdict.unexpected,
+        "lost": [one._asdict() for one in verdict.lost],
+        "median": round(ledger.median, 6),
+        "p99": round(ledger.p99, 6),
+        "effects": [effect._asdict() for effect in effects],
+    }
 
 
 def _judge(verdict: Verdict, effects: list[Effect], ledger: Ledger) -> None:

@@ -89,6 +89,18 @@ def test_the_demo_delivers_everything_and_leaves_nothing_behind(family: Family, 
 
 
 @pytest.mark.timeout(40)
+def test_machines_are_told_the_summary(family: Family, tmp_path: Path) -> None:
+    demo = family.start("dispatcher", "demo", "--seconds", "1", "--json", cwd=tmp_path)
+    out, err = demo.communicate(timeout=30)
+    assert demo.returncode == 0, err
+    told = json.loads(out)
+    assert (told["lost"], told["unexpected"]) == ([], 0)
+    assert told["delivered"] == told["expected"] > 10
+    assert 0 < told["median"] <= told["p99"] < 10
+    assert all(effect["holds"] for effect in told["effects"])
+    assert " audit " in err
+
+
 def test_a_demo_whose_dispatcher_dies_fails_and_says_so(family: Family) -> None:
     demo = family.start("dispatcher", "demo", "--seconds", "60", cwd=ROOT)
     wait_for_a_delivery(demo)

@@ -3,6 +3,8 @@
 import datetime
 import decimal
 import uuid
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 
 import bson
@@ -18,6 +20,13 @@ __all__ = ["ValueRefused", "comparable", "whole_day"]
 _ALWAYS_FINE: Final = (bson.ObjectId, bool, float, type(None), datetime.datetime)
 _DEEPEST: Final = 100  # levels; what MongoDB's documentation promises to nest
 
+# What is also known by something else than a value of the type: as it comes out of JSON or a URL.
+_PARSED: Final[tuple[tuple[type, tuple[type, ...], Callable[[Any], Any]], ...]] = (
+    (decimal.Decimal, (float, str), lambda value: decimal.Decimal(str(value))),
+    (uuid.UUID, (str,), uuid.UUID),
+    (datetime.date, (str,), datetime.datetime.fromisoformat),
+)
+
 
 class ValueRefused(OperatorInvalid, InvalidKeyError, AssertionError):
     """An operator was given a value of a kind that it does not take.
@@ -31,7 +40,7 @@ def comparable(path: Path, value: Any) -> Any:
     """A value as the field at `path` would store it, for a condition on it.
 
     For ids that is an ObjectId, also of its 24 hexadecimal digits and of an instance that has the id; for
-    decimals a Decimal, also of a float (by its digits) and of a str.
+    decimals a Decimal, also of a float (by its digits) and of a str; for dates a datetime, also of its ISO string.
 
     Raises:
         ValueRefused: nothing that could ever be stored, or an instance without an id.
@@ -53,18 +62,13 @@ def comparable(path: Path, value: Any) -> Any:
 
 
 def _converted(path: Path, value: Any) -> Any:
-    if path.shape.holds(bson.ObjectId):
+    shape = path.shape
+    if shape.holds(bson.ObjectId):
         return _as_id(path, value)
-    if path.shape.holds(decimal.Decimal) and isinstance(value, float | str):
-        try:
-            return decimal.Decimal(str(value))
-        except decimal.InvalidOperation:
-            return value
-    if path.shape.holds(uuid.UUID) and isinstance(value, str):
-        try:
-            return uuid.UUID(value)
-        except ValueError:
-            return value
+    for kind, given, parsed in _PARSED:
+        if isinstance(value, given) and shape.holds(kind) and not (kind is datetime.date and shape.holds(str)):
+            with suppress(ValueError, decimal.InvalidOperation):  # then it equals nothing
+                return parsed(value)
     return value
 
 

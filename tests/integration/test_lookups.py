@@ -107,6 +107,26 @@ async def test_strings(Movie: Any) -> None:
         assert await found(Movie.query(~getattr(Q, operator)("name", value)), "name") == rest, (lookup, value)
 
 
+async def test_dates_are_also_found_by_their_iso_strings(Movie: Any) -> None:
+    """As they come out of a URL or of JSON; text that is no date matches nothing."""
+    moments = [datetime.datetime(2024, 5, day, 12, 30) for day in (1, 2, 3)]
+    await fill(Movie, made=moments)
+    assert await found(Movie.objects.filter(made="2024-05-02T12:30:00"), "made") == [moments[1]]
+    assert await found(Movie.objects.filter(made="2024-05-02T14:30:00+02:00"), "made") == [moments[1]]
+    assert await found(Movie.objects.filter(made__gte="2024-05-02"), "made") == moments[1:]
+    assert await found(Movie.objects.filter(made__in=["2024-05-03T12:30Z", "never"]), "made") == [moments[2]]
+    assert await found(Movie.objects.filter(made="yesterday"), "made") == []
+    await Movie.objects.delete()
+    days = [datetime.date(2024, 5, day) for day in (1, 2)]
+    await fill(Movie, shown=days)
+    assert await found(Movie.objects.filter(shown="2024-05-02"), "shown") == days[1:]
+    assert await found(Movie.query(Q.lt(Movie.shown, "2024-05-02")), "shown") == days[:1]
+    # Of an attribute that may be either, text stays text.
+    await Movie.objects.delete()
+    await fill(Movie, data=["2024-05-02"])
+    assert await found(Movie.objects.filter(data="2024-05-02"), "data") == ["2024-05-02"]
+
+
 async def test_numbers_and_what_is_missing(Movie: Any, foreign: Any) -> None:
     await fill(Movie, year=[1, 2, 3, None])
     foreign.movies.insert_one({"name": "4"})

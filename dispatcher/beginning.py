@@ -14,7 +14,7 @@ from dispatcher.saved import Saved
 from dispatcher.settings import Settings
 from dispatcher.source import ChangeStreamSource, Scope
 
-__all__ = ["admit", "begin", "divide_into", "facts_of", "scope_of", "token_of_now", "version_of"]
+__all__ = ["admit", "begin", "divide_into", "facts_of", "scope_of", "taken", "token_of_now", "version_of"]
 
 log = get_logger()
 

@@ -1,7 +1,7 @@
 """The builders of a query: each derives a new one."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Never, Self, TypeVar
 
 import bson
 from pymongo.collation import Collation
@@ -10,7 +10,7 @@ from mongoz.connection import Collection, Database
 from mongoz.connection.transactions import Joined, join
 from mongoz.exceptions import FieldDefinitionError, ImproperlyConfigured, InvalidKeyError, nearest
 from mongoz.queries.expressions import Condition, Order, compile_condition
-from mongoz.queries.lookups import compile_lookups
+from mongoz.queries.lookups import compile_lookups, refuse_positional
 from mongoz.queries.pipelines import OPTIONS
 from mongoz.queries.plan import Plan, conjunction
 from mongoz.queries.projection import field_names
@@ -61,28 +61,31 @@ class Builders(Generic[D]):
     def _derive(self, **changes: Any) -> Self:
         return self._with(replace(self._plan, **changes))
 
-    def filter(self, **lookups: Any) -> Self:
+    def filter(self, *misplaced: Never, **lookups: Any) -> Self:
         """Only documents for which all of these hold: `name="Ada"`, `age__gte=18`, `**{"address.city": "Bonn"}`.
 
         Raises:
             InvalidKeyError: no such field.
             OperatorInvalid: no such lookup.
         """
+        refuse_positional("filter", misplaced)
         return self._with(self._plan.matching(*compile_lookups(self._document, lookups)))
 
-    def exclude(self, **lookups: Any) -> Self:
+    def exclude(self, *misplaced: Never, **lookups: Any) -> Self:
         """Leave out the documents for which all of these hold.
 
         Raises:
             InvalidKeyError: no such field.
             OperatorInvalid: no such lookup.
         """
+        refuse_positional("exclude", misplaced)
         compiled = compile_lookups(self._document, lookups)
         conditions = [{"$nor": [conjunction(compiled.conditions)]}] if compiled.conditions else []
         return self._with(self._plan.matching(conditions, compiled.joins, compiled.order))
 
-    def all(self, **lookups: Any) -> Self:
+    def all(self, *misplaced: Never, **lookups: Any) -> Self:
         """All documents for which these hold; the same as `filter`. Await it for the list."""
+        refuse_positional("all", misplaced)
         return self.filter(**lookups)
 
     def query(self, *conditions: Condition) -> Self:

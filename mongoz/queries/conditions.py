@@ -121,6 +121,8 @@ def _where(path: Path, value: Any) -> Condition:
 
 
 def _text(path: Path, value: Any, *, match: Callable[..., Condition], ignoring_case: bool) -> Condition:
+    if path.shape.is_moment:
+        raise FieldDefinitionError(f"{path.path!r} holds dates, not strings; compare by date, gte and lt.")
     wanted = comparable(path, value)
     if isinstance(wanted, datetime.time):  # stored as a string
         wanted = wanted.isoformat()
@@ -133,7 +135,7 @@ def _contains(path: Path, value: Any, *, ignoring_case: bool) -> Condition:
     if path.shape.is_text or (path.shape.may_be_text and isinstance(value, str)):
         return _text(path, value, match=text.has, ignoring_case=ignoring_case)
     # A list contains what equals one of its items; of other values nothing but themselves is a part.
-    if ignoring_case and isinstance(value, str):
+    if ignoring_case and isinstance(value, str) and not path.shape.is_moment:
         return _text(path, value, match=text.equals, ignoring_case=True)
     return _eq(path, value)
 

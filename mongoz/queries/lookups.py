@@ -9,7 +9,7 @@ from mongoz.queries.joins import Join
 from mongoz.queries.paths import Path, take_apart
 from mongoz.settings import settings
 
-__all__ = ["Compiled", "compile_lookups"]
+__all__ = ["Compiled", "compile_lookups", "refuse_positional"]
 
 _DIRECTIONS: Final = {"asc": 1, "desc": -1}
 
@@ -26,6 +26,10 @@ class Compiled(NamedTuple):
     conditions: tuple[dict[str, Any], ...] = ()
     joins: tuple[Join, ...] = ()
     order: tuple[tuple[str, int], ...] = ()
+
+
+class _NotAKeyword(InvalidKeyError, TypeError):
+    """Python's own TypeError would only count the arguments."""
 
 
 class _NeitherFieldNorLookup(InvalidKeyError, OperatorInvalid):
@@ -55,6 +59,19 @@ def compile_lookups(document: Any, lookups: Mapping[str, Any]) -> Compiled:
         elif value:
             order.append((path.attached, _DIRECTIONS[operator]))
     return Compiled(tuple(conditions), tuple(joins), tuple(order))
+
+
+def refuse_positional(call: str, things: tuple[Any, ...]) -> None:
+    """Raise where a call that takes keyword filters got something else.
+
+    Raises:
+        InvalidKeyError: which is a TypeError too.
+    """
+    if things:
+        raise _NotAKeyword(
+            f"{call}() takes keywords, such as age=3 or age__gte=3, not {things[0]!r}. Expressions and dicts go "
+            "into query(), which can be chained with it."
+        )
 
 
 def _parse(document: Any, keyword: str) -> tuple[Path, str]:

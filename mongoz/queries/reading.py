@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Never, TypeVar
 
 from mongoz.exceptions import (
     DocumentNotFound,
@@ -14,6 +14,7 @@ from mongoz.exceptions import (
 from mongoz.fields.object_id import parse_object_id
 from mongoz.queries.builders import Builders
 from mongoz.queries.distinct import as_loaded_values
+from mongoz.queries.lookups import refuse_positional
 from mongoz.queries.paths import resolve
 from mongoz.queries.picking import Picked, pick
 from mongoz.queries.pipelines import command_options, find_arguments, is_for_find_only, last_of, pipeline
@@ -52,13 +53,14 @@ class Reading(Builders[D]):
         rows = await self._fetch(plan, projection(self._document, plan), last_of(plan))
         return row_maker(self._document, plan, self._elsewhere)(rows[0]) if rows else None
 
-    async def get(self, **lookups: Any) -> D:
+    async def get(self, *misplaced: Never, **lookups: Any) -> D:
         """The only matching document.
 
         Raises:
             DocumentNotFound: none matches.
             MultipleDocumentsReturned: more than one does.
         """
+        refuse_positional("get", misplaced)
         query = self.filter(**lookups)
         found = await query._with(query._plan.at_most(2)).execute()
         if not found:
@@ -69,12 +71,13 @@ class Reading(Builders[D]):
             )
         return found[0]
 
-    async def get_or_none(self, **lookups: Any) -> D | None:
+    async def get_or_none(self, *misplaced: Never, **lookups: Any) -> D | None:
         """The only matching document, or None.
 
         Raises:
             MultipleDocumentsReturned: more than one matches.
         """
+        refuse_positional("get_or_none", misplaced)
         try:
             return await self.get(**lookups)
         except DocumentNotFound:
@@ -112,8 +115,9 @@ class Reading(Builders[D]):
         session = self._joined().session
         return int(await self._collection.count_documents(plan.filter, session=session, **window, **options))
 
-    async def exists(self, **lookups: Any) -> bool:
+    async def exists(self, *misplaced: Never, **lookups: Any) -> bool:
         """Whether any document matches."""
+        refuse_positional("exists", misplaced)
         query = self.filter(**lookups)
         return bool(await query._fetch(query._plan.at_most(1), _ID))
 

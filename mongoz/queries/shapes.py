@@ -53,6 +53,15 @@ class Shape(NamedTuple):
             and all(issubclass(scalar, str | datetime.time) for scalar in self.scalars)
         )
 
+    @property
+    def is_moment(self) -> bool:
+        """Whether its values, or items, are dates or datetimes and nothing else."""
+        return (
+            bool(self.scalars)
+            and not (self.open or self.models)
+            and all(issubclass(scalar, datetime.date) for scalar in self.scalars)
+        )
+
 
 OPEN: Final = Shape(open=True)
 """Nothing is known."""

@@ -152,8 +152,10 @@ async def test_values_of_all_types_compare_as_stored(Movie: Any) -> None:
         ("made", datetime.datetime(2024, 2, 29, 1, 2), (
             datetime.datetime(2024, 2, 29, 1, 2),
             datetime.datetime(2024, 2, 29, 3, 2, tzinfo=datetime.timezone(datetime.timedelta(hours=2))),
+            "2024-02-29T01:02", "2024-02-29 03:02:00+02:00",
         )),
-        ("shown", day, (day, datetime.datetime(2024, 2, 29))),
+        ("shown", day, (day, datetime.datetime(2024, 2, 29), "2024-02-29")),
+        ("days", [datetime.datetime(2024, 2, 29)], ("2024-02-29",)),
         ("starts", datetime.time(12, 30), (datetime.time(12, 30),)),
         ("kind", "old", (Kind.OLD, "old")),
         ("city", City(name="x"), (City(name="x"), {"n": "x", "size": 0, "founded": None})),

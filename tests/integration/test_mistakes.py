@@ -36,6 +36,7 @@ def User(registry: mongoz.Registry, database: str) -> Any:
     class User(Base):
         email: str = mongoz.Email(unique=True)
         age: int = mongoz.Integer(minimum=0, default=0)
+        born: Any = mongoz.DateTime(null=True)
         boss: Any = mongoz.ForeignKey("User", null=True)
 
         class Meta:
@@ -54,6 +55,18 @@ MISTAKES = [
     ("User.objects.sort('name', 'desc')", InvalidKeyError, "'desc' is no direction .*use 1 or -1"),
     ("User.objects.only('nmae')", InvalidKeyError, r"only\(\) of User: .*'nmae'\. Did you mean 'name'"),
     ("User.objects.filter(age__in=3)", OperatorInvalid, "'age': in .* a list or a tuple, not 3"),
+    (
+        "User.objects.filter(born__startswith='2024')",
+        FieldDefinitionError,
+        "dates, not strings",
+    ),
+    ("User.objects.filter(User.age == 3)", TypeError, r"filter\(\) takes keywords, such as .* go into query\(\)"),
+    ("User.objects.filter({'age': 3})", InvalidKeyError, r"filter\(\) takes keywords, .* not {'age': 3}"),
+    ("User.objects.exclude(User.age == 3)", TypeError, r"exclude\(\) takes keywords"),
+    ("User.objects.all(User.age == 3)", TypeError, r"all\(\) takes keywords"),
+    ("User.query().get(User.age == 3)", TypeError, r"get\(\) takes keywords"),
+    ("User.query.get_or_none(User.age == 3)", TypeError, r"get_or_none\(\) takes keywords"),
+    ("User.objects.exists(User.age == 3)", TypeError, r"exists\(\) takes keywords"),
     ("User.query([User.age > 3])", InvalidKeyError, "takes expressions and dicts, not"),
     ("User.query(User.age > 3 and User.name == 'x')", TypeError, "only the database knows"),
     ("list(User.objects.filter(age=1))", TypeError, "await it for a list"),

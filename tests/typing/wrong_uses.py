@@ -35,6 +35,7 @@ async def using(thing: Thing) -> None:
     found: Part = await Thing.objects.get()  # error
     number: int = Thing.objects.count()  # error
     Thing.query("name")  # error
+    Thing.objects.filter(Thing.name == "a")  # error
     Thing.objects.limit("5")  # error
     await Thing.create_many([Part(name="a")])  # error
     names: list[str] = await Thing.objects.values(["name"])  # error

@@ -54,6 +54,15 @@ def test_the_model_in_short(mongo, tmp_path):
     assert by_name["deliveries"] == by_name["deliveries that the model asks for"] > 50
 
 
+def test_reconnects_in_short(mongo, tmp_path):
+    where = tmp_path / "figures.json"
+    result = chaos("reconnects", "--faults", "300", "--writes", "50", "--json", str(where))
+    assert result.returncode == 0, result.stdout + result.stderr
+    (told,) = json.loads(where.read_text())
+    by_name = {figure["name"]: figure["value"] for figure in told["figures"]}
+    assert (by_name["reconnects"] >= 300, by_name["lost"]) == (True, 0)
+
+
 def test_a_scenario_that_there_is_not():
     result = chaos("kill")
     assert result.returncode == 2

@@ -11,7 +11,7 @@ from pymongo.errors import OperationFailure, PyMongoError
 
 from dispatcher.beginning import scope_of, taken
 from dispatcher.conditions import Conditions
-from dispatcher.deployment import Oplog, clock_offset, look_at_oplog
+from dispatcher.deployment import MOST_SKEW, Oplog, clock_offset, look_at_oplog
 from dispatcher.events import token_time
 from dispatcher.exceptions import DispatcherError, PositionError
 from dispatcher.failures import in_short
@@ -32,9 +32,6 @@ Level = Literal["ok", "warning", "error"]
 
 # Versions below which the server can't do something that we can do without.
 _SPLITS_EVENTS: Final = (6, 0, 9)
-
-# Seconds that the clocks of server and this machine may differ.
-_SKEW: Final = 1.0
 
 # Seconds after which, if nobody ran, changes would be lost: below this nobody has the time to react.
 _HEADROOM: Final = 3_600.0
@@ -179,7 +176,7 @@ class _Checks:
     async def _clock(self) -> Finding:
         offset = await clock_offset(self._client)
         text = f"The clock of the server is {abs(offset):.3f} s {'ahead of' if offset > 0 else 'behind'} this one"
-        if abs(offset) > _SKEW:
+        if abs(offset) > MOST_SKEW:
             return Finding("warning", "clock", text, "Have both machines keep their time with NTP.")
         return Finding("ok", "clock", text)
 

@@ -8,7 +8,10 @@ from pymongo.errors import OperationFailure
 
 from dispatcher.measuring import seconds_of
 
-__all__ = ["Oplog", "clock_offset", "look_at_oplog"]
+__all__ = ["MOST_SKEW", "Oplog", "clock_offset", "look_at_oplog"]
+
+MOST_SKEW: Final = 1.0
+"""Seconds that the clocks of the server and of this machine may differ before somebody should know."""
 
 # How often the clock is asked for: the answer that took the least time is the best one.
 _ASKED: Final = 3

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 from pymongo import AsyncMongoClient
 from pymongo.errors import PyMongoError
 
-from dispatcher.deployment import Oplog, clock_offset, look_at_oplog
+from dispatcher.deployment import MOST_SKEW, Oplog, clock_offset, look_at_oplog
 from dispatcher.failures import in_short
 from dispatcher.looking import counts_of
 from dispatcher.measuring import Gauges
@@ -80,6 +80,7 @@ class Observer:
         self._began = monotonic()
         self._oplog: Oplog | None = None
         self._counts = Counts()
+        self._skewed = False
         self._unseen = ""  # why the last look failed
         self._delays: deque[float] = deque([0.0], maxlen=_TURNS)
         self._rated: deque[tuple[float, int, int]] = deque()
@@ -138,9 +139,22 @@ class Observer:
             await asyncio.sleep(_BETWEEN_LOOKS)
 
     async def _look(self, client: AsyncMongoClient[Any]) -> None:
-        self.stats.clock_offset = await clock_offset(client)
+        self._note_clocks(await clock_offset(client))
         self._oplog = await look_at_oplog(client)
         self._counts = await counts_of(client, self.database, self.group)
+
+    def _note_clocks(self, offset: float) -> None:
+        """Say once that clocks differ: leases don't go by them, but what people read in logs does."""
+        self.stats.clock_offset = offset
+        skewed = abs(offset) > MOST_SKEW
+        if skewed and not self._skewed:
+            log.warning(
+                "the clocks of the server and of this machine differ",
+                action="clock.skewed",
+                server_ahead_by=round(offset, 3),
+                remedy="have both machines keep their time with NTP",
+            )
+        self._skewed = skewed
 
     def snapshot(self) -> Snapshot:
         """How things are now."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from dispatcher.exceptions import AccessDenied, CannotConnect, HistoryLost, Posi
 from dispatcher.service import Service
 from mongoz.core.signals import post_delete, post_save, post_update
 from mongoz.signals import muted
+from tests.integration.delivering import actions
 from tests.support import dispatching, eventually, settings_for
 
 IMAGES = {"changeStreamPreAndPostImages": {"enabled": True}}
@@ -450,6 +452,20 @@ async def test_a_start_says_what_does_not_pass(user, seen, foreign, dispatched):
             await service.run(asyncio.Event())
     finally:
         admin.command("configureFailPoint", "failCommand", mode="off")
+
+
+async def test_a_clock_that_is_an_hour_off_is_named(user, seen, foreign, dispatched, monkeypatch, capsys):
+    """Leases and due times go by no clock of ours; what does, like the lag, reckons with it."""
+    monkeypatch.setattr("dispatcher.deployment.time", lambda: time.time() - 3_600)
+    monkeypatch.setattr("dispatcher.observing.time", lambda: time.time() - 3_600)
+    said = actions(capsys)
+    async with dispatching(dispatched) as running:
+        await eventually(lambda: "clock.skewed" in said())
+        foreign["users"].insert_one({"name": "1"})
+        await seen.wait(1)
+        assert 3_590 < running.stats.clock_offset < 3_610
+        assert abs(running.service.observer.snapshot().server_now - time.time()) < 10
+    assert said().count("clock.skewed") == 1
 
 
 async def test_a_position_that_can_not_be_saved_is_saved_later(user, seen, foreign, dispatched, database):

@@ -265,6 +265,12 @@ def _explained(document: type[IndexOperations], indexes: Sequence[Index], target
 
 def _remedy(document: type[IndexOperations], code: int | None) -> str:
     if code in _CONFLICTS:
+        found: dict[Any, str] = {}
+        for index in document.meta.wanted_indexes():
+            keys = tuple(index.for_document(document).document["key"].items())
+            if keys in found:
+                return f" {found[keys]!r} and {index.name!r} have the same keys; remove one of them."
+            found[keys] = index.name
         return f" An index can't be changed: {document.__name__}.check_indexes(force_drop=True) rebuilds it."
     if code == _TOO_LATE:
         return (

@@ -175,6 +175,24 @@ async def test_a_changed_index_is_refused_or_rebuilt(define: Define) -> None:
     assert rows["year"]["unique"] is True
 
 
+async def test_two_of_the_same_keys_are_named(define: Define) -> None:
+    Movie = define(indexes=[Index("name", name="again"), Index("year")])
+    for refused in (Movie.create_indexes, lambda: Movie.check_indexes(force_drop=True)):
+        with pytest.raises(OperationFailure) as caught:
+            await refused()
+        assert caught.value.__notes__[0].endswith("'name' and 'again' have the same keys; remove one of them.")
+
+
+async def test_unique_where_there_is_a_value(define: Define) -> None:
+    """As the guide has it: None is stored, so a sparse index would not do."""
+    only_strings = {"partialFilterExpression": {"code": {"$type": "string"}}}
+    Movie = define(indexes=[Index("code", unique=True, **only_strings)], autogenerate_index=True)
+    await Movie.create_many([Movie(name=name, code=None) for name in "ab"])
+    await Movie.objects.create(name="c", code="1")
+    with pytest.raises(DuplicateKeyError):
+        await Movie.objects.create(name="d", code="1")
+
+
 @pytest.mark.parametrize("whose", ["ours", "the driver's"])
 async def test_in_another_collection(define: Define, registry: mongoz.Registry, database: str, whose: str) -> None:
     Movie = define(indexes=[Index("year")])

@@ -68,7 +68,8 @@ def test_a_hundred_loops_leave_no_socket_behind(
     assert registry._clients == {}
     # Motor's monitors are threads, which close their sockets in their own time (half a second).
     eventually_sync(lambda: connections_of(server, database) == 0, what="the server's connections are closed")
-    eventually_sync(lambda: sockets() <= before, what=f"{before} sockets, as before")
+    # The fixtures' clients open some in their own time, for their monitors; a leak would be a hundred.
+    eventually_sync(lambda: sockets() < before + 10, what=f"about {before} sockets, as before")
 
 
 def test_threads_with_loops_of_their_own(registry: mongoz.Registry, User: Any) -> None:

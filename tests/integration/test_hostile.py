@@ -108,6 +108,18 @@ ODD_IDS = [
 ]
 
 
+async def test_a_capped_collection(Thing, seen, foreign, dispatched):
+    """What the server removes to make room is a delete like any other."""
+    foreign.create_collection("things", capped=True, size=4096, max=3)
+    async with dispatching(dispatched):
+        foreign["things"].insert_many([{"_id": n, "name": f"{n}"} for n in range(6)])
+        foreign["things"].update_one({"_id": 5}, {"$set": {"name": "x"}})
+        await seen.wait(10)
+    told = sorted((call.delivery.signal, call.instance.id) for call in seen)
+    removed = [("post_delete", n) for n in range(3)]
+    assert told == removed + [("post_save", n) for n in range(6)] + [("post_update", 5)]
+
+
 async def test_ids_of_any_type(Thing, seen, foreign, dispatched):
     async with dispatching(dispatched):
         for id_ in ODD_IDS:

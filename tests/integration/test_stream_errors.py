@@ -8,13 +8,15 @@ from typing import Any
 import psutil
 import pytest
 from pymongo import MongoClient
+from pymongo.errors import OperationFailure
 
 import mongoz
 from dispatcher.exceptions import AccessDenied, PositionError
+from dispatcher.service import Service
 from mongoz.core.signals import post_save
 from tests.integration.delivering import State, make_account
 from tests.proxy import proxied
-from tests.support import dispatching, eventually
+from tests.support import dispatching, eventually, settings_for
 
 
 def names_told(account: Any) -> list[str]:
@@ -184,6 +186,27 @@ async def test_a_token_that_does_not_turn_up_again(foreign, dispatched, names, d
             await asyncio.wait_for(running.task, 10)
     assert caught.value.remedy
     assert "full error" not in caught.value.message
+
+
+async def test_a_token_of_an_invalidate(foreign, dispatched, names, database):
+    """What a stream of one collection ends with. Ours has no such event; somebody has put it into the state."""
+    foreign.create_collection("gone")
+    async with dispatching(dispatched):
+        pass
+    with foreign["gone"].watch([]) as stream:
+        foreign["gone"].drop()
+        while (event := stream.next())["operationType"] != "invalidate":
+            pass
+    with pytest.raises(OperationFailure) as refused:
+        foreign.watch([], resume_after=event["_id"])
+    assert refused.value.code == 260
+    State(foreign).rewind(event["_id"]["_data"])
+    foreign["accounts"].insert_one({"name": "1"})
+    for _ in range(2):  # it ends each time, and loses nothing, until somebody has mended it
+        with pytest.raises(PositionError, match="does not accept the saved position") as caught:
+            await asyncio.wait_for(Service(dispatched, settings_for(dispatched)).run(asyncio.Event()), 10)
+        assert "position reset" in caught.value.remedy
+    assert (names, State(foreign).token) == ([], event["_id"]["_data"])
 
 
 @pytest.fixture

@@ -1,20 +1,22 @@
 """Measuring a busy application: how many changes a second, after how many milliseconds, with how much memory."""
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, NamedTuple
 
 from bson import ObjectId
-from pymongo import MongoClient, UpdateOne
+from pymongo import AsyncMongoClient, MongoClient, UpdateOne
 from pymongo.database import Database
 
 from benchmarks.contestants import BenchmarkFailed, Contestant, busy_daemon
 from benchmarks.figures import quantile
-from benchmarks.workloads.environment import Assignment
+from benchmarks.workloads.environment import GROUP, Assignment
 from benchmarks.workloads.shape import COLLECTION_PREFIX, Shape
+from dispatcher.controls import pause, resume
 from dispatcher.state import POSITIONS
 
 __all__ = ["Busy", "Point", "measure_busy"]
@@ -37,6 +39,7 @@ class Busy:
         concurrency: of each dispatcher.
         dispatchers: processes; as many partitions.
         timed: the latency is measured too.
+        backlog: all of it is written before anything is delivered; else while that goes on.
     """
 
     shape: Shape = field(default_factory=Shape)
@@ -46,6 +49,7 @@ class Busy:
     concurrency: int = 100
     dispatchers: int = 1
     timed: bool = True
+    backlog: bool = False
 
 
 class Point(NamedTuple):
@@ -117,6 +121,8 @@ def measure_busy(url: str, busy: Busy) -> Point:
             client.drop_database(name)
         database = client[_DATABASE]
         _prepare(database, busy)
+        if busy.backlog:
+            asyncio.run(_with_state(url, pause))
         processes = [
             stack.enter_context(
                 busy_daemon(
@@ -133,6 +139,10 @@ def measure_busy(url: str, busy: Busy) -> Point:
             lambda: len({p.get("owner") for p in positions.find(shared)} - {None}) == busy.dispatchers,
         )
         _write(database, busy)
+        if busy.backlog:
+            if heard.count:
+                raise BenchmarkFailed("The dispatchers deliver, though they are paused.")
+            asyncio.run(_with_state(url, resume))
         heard.wait("Delivering all changes", lambda: heard.count >= busy.changes)
         rate = (busy.changes - 1) / heard.seconds
         latencies = _timed(database, busy, heard) if busy.timed else []
@@ -142,6 +152,12 @@ def measure_busy(url: str, busy: Busy) -> Point:
         quantile(latencies, 0.99) if latencies else None,
         heard.memory_mb,
     )
+
+
+async def _with_state(url: str, do: Callable[[AsyncMongoClient[Any], str, str], Awaitable[bool]]) -> None:
+    """Pause or resume everything."""
+    async with AsyncMongoClient[Any](url) as client:
+        await do(client, _STATE, GROUP)
 
 
 def _prepare(database: Database[dict[str, Any]], busy: Busy) -> None:

@@ -4,14 +4,14 @@ import datetime
 from typing import Any
 
 import mongoz
-from benchmarks.workloads.environment import Assignment
+from benchmarks.workloads.environment import GROUP, Assignment
 from benchmarks.workloads.meters import make_meter
 from benchmarks.workloads.people import COLLECTION
 from mongoz.core.signals import post_save
 
 assignment = Assignment.received()
 meter = make_meter(assignment)
-registry = mongoz.Registry(assignment.url, dispatched="bench")
+registry = mongoz.Registry(assignment.url, dispatched=GROUP)
 
 
 class Person(mongoz.Document):

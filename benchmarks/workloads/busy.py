@@ -5,14 +5,14 @@ from time import perf_counter
 from typing import Any
 
 import mongoz
-from benchmarks.workloads.environment import Assignment
+from benchmarks.workloads.environment import GROUP, Assignment
 from benchmarks.workloads.meters import Spread
 from benchmarks.workloads.shape import COLLECTION_PREFIX, Shape
 
 assignment = Assignment.received()
 shape = Shape.received()
 meter = Spread()
-registry = mongoz.Registry(assignment.url, dispatched="bench")
+registry = mongoz.Registry(assignment.url, dispatched=GROUP)
 
 
 def _document(index: int) -> Any:

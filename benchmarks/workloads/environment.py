@@ -4,9 +4,12 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Literal, Self
 
-__all__ = ["Assignment", "MeterKind"]
+__all__ = ["GROUP", "Assignment", "MeterKind"]
 
 MeterKind = Literal["pace", "arrivals"]
+
+GROUP = "bench"
+"""Of dispatchers."""
 
 _PREFIX = "BENCH_"
 

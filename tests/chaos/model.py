@@ -23,7 +23,7 @@ _ROUND = 250
 
 def run(plan: Plan) -> Report:
     """Carry out sequence after sequence; the first one that disagrees is made as small as possible."""
-    configure_logging("json", "error")  # it is in this process
+    configure_logging("json", "critical")  # it is in this process
     began, total, notes = time.monotonic(), Verdict(), []
     with embedded_mongo() as server, asyncio.Runner() as runner:
         world = World(server.url, "model")

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final
 
+from pymongo.errors import CursorNotFound
+
 from mongoz.persistence.targets import Target
 
 __all__ = ["BATCH", "Selection", "chunks"]
@@ -51,20 +53,34 @@ class Selection:
             for chosen in chunks(await self.ids(), BATCH):
                 yield await self.rows(chosen)
             return
-        cursor = self.target.driver.find(
-            self.filter, sort=[("_id", 1)], batch_size=BATCH, session=self.target.session, **self.options
+        batch: list[dict[str, Any]] = []
+        last: list[Any] = []
+        while True:
+            cursor = self._in_order(last)
+            try:
+                async for row in cursor:
+                    batch.append(row)
+                    last = [row["_id"]]
+                    if len(batch) == BATCH:
+                        yield batch
+                        batch = []
+                break
+            except CursorNotFound:  # receivers that are slow: the server closes what nobody reads for 10 minutes
+                if not last:
+                    raise
+            finally:
+                await cursor.close()
+        if batch:
+            yield batch
+
+    def _in_order(self, after: list[Any]) -> Any:
+        """A cursor in the order of `_id`, behind this one if there is one."""
+        # By $expr, since $gt would only find ids of the same type.
+        behind = [{"$expr": {"$gt": ["$_id", {"$literal": id_}]}} for id_ in after]
+        condition = {"$and": [dict(self.filter), *behind]} if behind else self.filter
+        return self.target.driver.find(
+            condition, sort=[("_id", 1)], batch_size=BATCH, session=self.target.session, **self.options
         )
-        try:
-            batch = []
-            async for row in cursor:
-                batch.append(row)
-                if len(batch) == BATCH:
-                    yield batch
-                    batch = []
-            if batch:
-                yield batch
-        finally:
-            await cursor.close()
 
     async def id_batches(self) -> AsyncIterator[list[Any]]:
         """The ids, in batches that fit into a command."""

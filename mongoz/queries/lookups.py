@@ -89,4 +89,7 @@ def _parse(document: Any, keyword: str) -> tuple[Path, str]:
     if path.below:
         hint = did_you_mean(lookup, [*path.below, *operators]) or nearest(lookup, path.below)
         raise _NeitherFieldNorLookup(f"There is neither a field nor a lookup {lookup!r} {place}.{hint} {valid}")
-    raise OperatorInvalid(f"There is no lookup {lookup!r} {place}.{did_you_mean(lookup, operators)} {valid}")
+    hint = did_you_mean(lookup, operators)
+    if path.shape.open and not hint:  # a plain dict, say
+        hint = f" A key inside of {path.path!r} is written with a dot: **{{{f'{path.path}.{lookup}'!r}: ...}}."
+    raise OperatorInvalid(f"There is no lookup {lookup!r} {place}.{hint} {valid}")

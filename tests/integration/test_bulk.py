@@ -329,6 +329,34 @@ async def test_a_lost_connection_in_the_middle_reports_what_was_written(victim, 
     assert [model.id is None for model in models[-6:]] == [False, True, True, True, True, True]
 
 
+async def test_a_cursor_that_the_server_closed_meanwhile_is_opened_again(victim, foreign):
+    """It closes one that nobody reads for ten minutes; receivers may take that long for a batch."""
+    ids = [
+        *range(BATCH - 10),
+        *(f"s{number:03}" for number in range(20)),
+        *(bson.ObjectId() for _ in range(BATCH)),
+    ]
+    foreign.users.insert_many([{"_id": id_, "name": "u"} for id_ in ids])
+    told = []
+
+    async def updated(sender: Any, instance: Any, **kwargs: Any) -> None:
+        told.append(instance.id)
+        if len(told) in (BATCH, 2 * BATCH):
+            gone = {"failCommands": ["getMore"], "errorCode": 43, "appName": "victim"}
+            foreign.client.admin.command("configureFailPoint", "failCommand", mode={"times": 1}, data=gone)
+
+    class AnyId(victim):
+        id: Any = mongoz.Object(alias="_id", default=None)
+
+        class Meta:
+            collection = "users"
+
+    AnyId.signals.post_update.connect(updated)
+    assert await AnyId.objects.filter(age__neq=1).update_count(age=1) == len(ids)
+    assert told == ids
+    assert foreign.users.count_documents({"age": 1}) == len(ids)
+
+
 async def test_a_receiver_that_raises_does_not_keep_the_others_from_theirs(User, foreign):
     told = []
 

@@ -37,6 +37,7 @@ def User(registry: mongoz.Registry, database: str) -> Any:
         email: str = mongoz.Email(unique=True)
         age: int = mongoz.Integer(minimum=0, default=0)
         born: Any = mongoz.DateTime(null=True)
+        data: Any = mongoz.Object(null=True)
         boss: Any = mongoz.ForeignKey("User", null=True)
 
         class Meta:
@@ -50,6 +51,7 @@ MISTAKES = [
     ("User.objects.filter(emial=1)", InvalidKeyError, "no field 'emial'. Did you mean 'email'"),
     ("User.objects.exclude(aeg__gte=1)", InvalidKeyError, r"'aeg' \(in 'aeg__gte'\)\. Did you mean 'age'"),
     ("User.objects.filter(age__gtt=1)", OperatorInvalid, r"'gtt' \(in 'age__gtt' of User\)\. Did you mean 'gt'"),
+    ("User.objects.filter(data__size=1)", OperatorInvalid, r"with a dot: \*\*{'data\.size': \.\.\.}\. Valid are"),
     ("User.objects.sort('nmae', -1)", InvalidKeyError, r"^User has no field 'nmae'\. Did you mean 'name'\?$"),
     ("User.objects.sort('-name')", InvalidKeyError, r"write sort\('name', Order\.DESCENDING\)"),
     ("User.objects.sort('name', 'desc')", InvalidKeyError, "'desc' is no direction .*use 1 or -1"),

@@ -658,6 +658,13 @@ class Pipeline:
         if lost:
             return
         # The reason for the end is known already. A server that is gone is not waited for.
-        with suppress(DispatcherError, TimeoutError):
+        try:
             async with asyncio.timeout(_SAVE_PATIENCE):
-                await self._save(finally_=True)
+                with suppress(DispatcherError):
+                    await self._save(finally_=True)
+        except TimeoutError:
+            log.warning(
+                "the position could not be saved in time; what was finished since the last save will be repeated",
+                action="position.not_saved",
+                error=f"no answer within {_SAVE_PATIENCE:g} s",
+            )

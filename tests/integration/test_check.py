@@ -48,7 +48,9 @@ async def test_nothing_is_wrong(dispatched, database, foreign, look):
     foreign.create_collection("users", **IMAGES)
     before = set(foreign.client.list_database_names())
     found = await look()
-    assert [one for one in found if one.level != "ok" and not one.text.startswith("MongoDB 6.0.5")] == []
+    # How long the oplog lasts depends on what other tests wrote.
+    wrong = [one for one in found if one.level != "ok" and one.topic != "oplog"]
+    assert [one for one in wrong if not one.text.startswith("MongoDB 6.0.5")] == []
     assert {one.topic for one in found} == {
         *("application", "server", "rights", "clock", "oplog", "position", "images")
     }

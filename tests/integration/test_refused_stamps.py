@@ -62,6 +62,8 @@ def refusing(request: pytest.FixtureRequest, dispatched: mongoz.Registry, databa
     too_large = request.param == "its size"
     blob = bytes(16 * 1024 * 1024 - 50) if too_large else b""
     foreign.create_collection("refusing")
+    if too_large:  # else: "transaction is too large and will not fit in the storage engine cache" (388)
+        foreign.client.admin.command("setParameter", 1, wiredTigerEngineRuntimeConfig="cache_size=1GB")
     foreign.refusing.insert_many([{"name": name, **({"blob": blob} if too_large else {})} for name in "abcd"])
     if not too_large:
         foreign.command("collMod", "refusing", validator=CLOSED)

@@ -1,6 +1,7 @@
 """How cost grows: changes per second, milliseconds and megabytes over one thing at a time."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 from benchmarks.busy import Busy, Point, measure_busy
@@ -89,18 +90,20 @@ DIMENSIONS: Final = (
         "waiting",
         "Dispatchers, receivers that wait",
         "dispatchers, each with a partition",
-        "A receiver that waits 50 ms, concurrency 100 each. Waiting adds up over processes.",
+        "A receiver that waits 50 ms, concurrency 100 each, and a backlog. Waiting adds up over processes.",
         (1, 2, 4),
-        lambda value: Busy(Shape(wait_ms=50), dispatchers=int(value), changes=int(4_000 * value), timed=False),
+        lambda value: Busy(
+            Shape(wait_ms=50), dispatchers=int(value), changes=int(10_000 * value), timed=False, backlog=True
+        ),
     ),
     Dimension(
         "computing",
         "Dispatchers, receivers that compute",
         "dispatchers, each with a partition",
-        "A receiver that keeps the processor for 2 ms. A process computes on one core, so more of them help as "
-        "long as there are cores, which the server needs as well.",
+        "A receiver that keeps the processor for 2 ms, and a backlog. A process computes on one core, so more of "
+        "them help as long as there are cores, which the server needs as well.",
         (1, 2, 4),
-        lambda value: Busy(Shape(compute_ms=2), dispatchers=int(value), changes=2_000, timed=False),
+        lambda value: Busy(Shape(compute_ms=2), dispatchers=int(value), changes=4_000, timed=False, backlog=True),
     ),
 )
 
@@ -131,12 +134,4 @@ def measure_growth(url: str, say: Callable[[str], None], *, quick: bool = False)
 
 
 def _smaller(busy: Busy) -> Busy:
-    return Busy(
-        busy.shape,
-        max(200, busy.changes // 10),
-        busy.padding,
-        min(busy.documents, 1_000),
-        busy.concurrency,
-        busy.dispatchers,
-        busy.timed,
-    )
+    return replace(busy, changes=max(200, busy.changes // 10), documents=min(busy.documents, 1_000))

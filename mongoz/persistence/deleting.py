@@ -48,19 +48,20 @@ async def delete(instance: "Document", session: Any = None) -> int:
 
 async def _delete_and_tell(instance: "Document", target: Target, firing: Firing, make: Originator) -> int:
     deletion, failure = _Deletion(instance.id, target, firing, make), None
-    async with AsyncExitStack() as held:
-        session = target.session
-        if deletion.matters:
-            session = await held.enter_async_context(target.own_session())
-        try:
-            await deletion.send(session)
-        except PyMongoError as error:
-            if not (deletion.matters and deletion.is_open_after(error)):
+    session = await target.lent_session() if deletion.matters else target.session
+    try:
+        await deletion.send(session)
+    except BaseException as error:
+        async with AsyncExitStack() as held:
+            if session is not target.session:
+                held.push_async_callback(session.end_session)
+            if not (isinstance(error, PyMongoError) and deletion.matters and deletion.is_open_after(error)):
                 raise
-            stands = await _found_out(instance, deletion, session, held, error)
-            if not stands:
+            if not await _found_out(instance, deletion, session, held, error):
                 raise
             failure = error
+    else:
+        await target.give_back(session)
     if not deletion.token:
         raise gone(instance, target)
     await raise_after(_tell(instance, deletion), failure)

@@ -1,6 +1,6 @@
 """`dispatcher status`."""
 
-import time
+import threading
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -18,6 +18,7 @@ from dispatcher.exceptions import ServerError
 from dispatcher.looking import look
 from dispatcher.measuring import duration
 from dispatcher.overview import Member, Overview, Partition
+from dispatcher.processes import stopped_by_signals
 
 __all__ = ["add_to"]
 
@@ -62,21 +63,20 @@ def _status(
     if not watch:
         show(once())
         return
-    try:
-        if as_json or not out.is_terminal:
-            while True:
-                show(once())
-                time.sleep(interval)
-        _watch(once, interval)
-    except KeyboardInterrupt:
-        pass
+    # Not by KeyboardInterrupt: in the middle of a look the driver takes it for a broken connection.
+    with stopped_by_signals() as stop:
+        if not as_json and out.is_terminal:
+            _watch(once, interval, stop)
+            return
+        show(once())
+        while not stop.wait(interval):
+            show(once())
 
 
-def _watch(once: Callable[[], Overview], interval: float) -> None:
+def _watch(once: Callable[[], Overview], interval: float, stop: threading.Event) -> None:
     """Fill the terminal, again and again; a server that is gone for a while ends nothing."""
     with Live(_rendered(once()), console=out, auto_refresh=False, screen=True) as live:
-        while True:
-            time.sleep(interval)
+        while not stop.wait(interval):
             try:
                 seen: RenderableType = _rendered(once())
             except ServerError as error:

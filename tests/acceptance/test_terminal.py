@@ -36,6 +36,7 @@ class Terminal:
         self._ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 160, 0, 0))
         self.shown = ""
+        self._is_closed = False
         self.process = subprocess.Popen(
             [sys.executable, "-W", "error", "-m", "dispatcher", *arguments],
             cwd=ROOT,
@@ -61,8 +62,11 @@ class Terminal:
 
     def ends(self) -> int:
         """Its exit code; what it said until then is in `shown`."""
-        while self._read():
-            pass
+        deadline = time.monotonic() + 30
+        while not self._is_closed:
+            assert time.monotonic() < deadline, self.shown
+            if select.select([self._ours], [], [], 0.1)[0]:
+                self._is_closed = not self._read()
         return self.process.wait(20)
 
     def _read(self) -> bool:

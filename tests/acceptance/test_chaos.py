@@ -13,8 +13,6 @@ from tests.support import ROOT
 # The others take longer: CI runs all of them with `make chaos`.
 SMALL = {
     "kills": ("--seed", "11", "--faults", "2", "--writes", "500"),
-    "dispatchers": ("--seed", "11", "--faults", "2", "--writes", "500"),
-    "network": ("--seed", "33", "--faults", "3", "--writes", "500"),  # without those that take half a minute
     "hostile": ("--seed", "11", "--faults", "10", "--writes", "400"),
 }
 

@@ -12,6 +12,7 @@ from time import monotonic
 from typing import Any, Final
 
 from dispatcher.cancelling import Abandoned
+from dispatcher.delivery_log import described
 from dispatcher.observe import get_logger
 from mongoz.signals import Delivery
 
@@ -105,7 +106,7 @@ class Caller:
                 "a receiver refuses to be cancelled; "
                 + ("too many do, so it keeps its place" if enough else "it is left alone, and loses its place"),
                 action="delivery.stuck",
-                **_described(delivery),
+                **described(delivery),
                 timeout=timeout,
                 abandoned=len(self._abandoned),
             )
@@ -125,7 +126,7 @@ class Caller:
         log.warning(
             "a receiver is slow",
             action="delivery.slow",
-            **_described(delivery),
+            **described(delivery),
             seconds=round(seconds, 3),
             timeout=timeout,
             further=self._unnamed.pop(name, 0),
@@ -176,12 +177,3 @@ class Caller:
             with suppress(asyncio.CancelledError):
                 await asyncio.sleep(0)  # takes one that was asked for and is still to come
         return late
-
-
-def _described(delivery: Delivery) -> dict[str, Any]:
-    return {
-        "delivery_id": delivery.id,
-        "signal": delivery.signal,
-        "receiver": delivery.receiver,
-        "attempt": delivery.attempt,
-    }

@@ -10,24 +10,23 @@ from collections.abc import Awaitable, Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from time import time
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from bson.codec_options import CodecOptions
-from pymongo.errors import PyMongoError
 
 from dispatcher.calling import Caller
 from dispatcher.dead_letters import DeadLetters
-from dispatcher.describing import text_of
+from dispatcher.delivery_log import log_delivered, log_parked
 from dispatcher.events import Calls, Change, Job
-from dispatcher.failures import in_short
+from dispatcher.failing import Failing, Try
 from dispatcher.instances import keywords_of, untouched
 from dispatcher.leases import Lease, now
-from dispatcher.letters import Again, Failure, Reason, delivery_id, letter_of, unreadable_letter
+from dispatcher.letters import Again, delivery_id
 from dispatcher.measuring import ReceiverFigures, seconds_of
-from dispatcher.observe import Stats, get_logger
+from dispatcher.observe import Stats
 from dispatcher.parked import Stuck, Waiting
 from dispatcher.parking import Parking
-from dispatcher.retrying import Pause, Terms, pause_after, terms_of
+from dispatcher.retrying import Pause, Terms, terms_of
 from dispatcher.tracing import Tracing
 from dispatcher.transactional import Transactions
 from mongoz.connection.codec import CODEC_OPTIONS
@@ -37,24 +36,8 @@ from mongoz.signals.receivers import Receiver
 
 __all__ = ["Deliverer"]
 
-log = get_logger()
-
-
-class _TooManyHops(Exception):
-    """A change that receivers of dispatchers have passed on to each other too often."""
-
-
-class _Try(NamedTuple):
-    """A delivery of one change to one receiver, whose first attempt failed."""
-
-    change: Change
-    calls: Calls
-    receiver: Receiver
-    delivery: Delivery
-    terms: Terms
-    figures: ReceiverFigures
-    began: datetime
-    again: Again | None = None
+# Seconds of waiting that make room for others if it is done in the database, which takes some milliseconds.
+_ROOM_FOR: Final = 0.3
 
 
 class _Known(NamedTuple):
@@ -78,7 +61,8 @@ class Deliverer:
         dead_letters: where failed deliveries are kept; without it they are only logged.
         transactions: calls transactional receivers; without it they are called like others.
         parking: where deliveries wait that must wait long; without it they wait here.
-        park_after: seconds after the first failure from which on the next attempt is far away.
+        park_after: seconds after the first attempt began from which on the next one is far away.
+        crowded: whether changes that are read wait for room.
         blocking: receivers may have asked that later changes of a document wait; else they get dead letters.
         slow_after: seconds after which a receiver is slow.
         replace: has somebody else go on with the job of a task that is stuck for ever; without it none is.
@@ -102,6 +86,7 @@ class Deliverer:
         transactions: Transactions | None = None,
         parking: Parking | None = None,
         park_after: float = 5.0,
+        crowded: Callable[[], bool] = lambda: False,
         blocking: bool = True,
         slow_after: float = 5.0,
         replace: Callable[["asyncio.Task[Any]", Callable[[Job], Awaitable[None]]], None] | None = None,
@@ -121,6 +106,7 @@ class Deliverer:
         self._transactions = transactions
         self._parking = parking
         self._park_after = park_after
+        self._crowded = crowded
         self._watched = parking.watched if parking is not None else set[str]()
         self._blocking = blocking
         self._once = once
@@ -128,6 +114,9 @@ class Deliverer:
         self._lease = lease or Lease.for_ever()
         self._log_each = log_each
         self._tracing = tracing
+        self._failing = Failing(
+            term=term, stats=stats, dead_letters=dead_letters, transactions=transactions, pause=pause
+        )
         self._replace = replace
         leaves = parking is not None and replace is not None
         self._caller = Caller(
@@ -135,6 +124,16 @@ class Deliverer:
         )
         # By the identity of the receiver, which they keep alive.
         self._known: dict[int, _Known] = {}
+
+    async def keep_unreadable(self, event: bytes, token: str, error: Exception) -> None:
+        """Keep a change event that can't be decoded; when this returns it may be skipped.
+
+        Args:
+            event: as the server sent it.
+            token: its resume token.
+            error: why.
+        """
+        await self._failing.keep_unreadable(event, token, error)
 
     async def watch(self) -> None:
         """Cancel the receivers that hang. Runs for ever, beside the workers."""
@@ -165,7 +164,7 @@ class Deliverer:
         """Have writes of the receivers carry how far they are from the first one."""
         hops = calls.hops
         if hops > MOST_HOPS:
-            await self._stop_hopping(change, calls, hops)
+            await self._failing.stop_hopping(change, calls, hops)
         elif ask_hops() == hops + 1:
             await self._deliver(change, calls)
         else:
@@ -176,7 +175,7 @@ class Deliverer:
         try:
             image, keywords = keywords_of(change, calls)
         except Exception as error:  # ValidationErrors, and whatever the application's validators raise
-            await self._misfit(change, calls, error)
+            await self._failing.misfit(change, calls, error)
             return
         id_ = delivery_id(change.token, calls.run)
         for number, receiver in enumerate(calls.receivers, 1):
@@ -214,8 +213,8 @@ class Deliverer:
                 figures.duration.observe(now() - began)
             if failure is not None:
                 since = datetime.now(UTC) - timedelta(seconds=now() - began)
-                one = _Try(change, calls, receiver, delivery, terms, figures, since)
-                delivered = await self._insist(one, failure)
+                one = Try(change, calls, receiver, delivery, terms, figures, since)
+                delivered = await self._insist(one, failure, began)
                 if delivered:
                     self._delivered(change, delivery, figures, began)
                 if number < len(calls.receivers):
@@ -233,7 +232,7 @@ class Deliverer:
         self._stats.delivered += 1
         figures.delivered += 1
         if self._log_each:
-            _log_delivered(change, delivery, now() - began)
+            log_delivered(change, delivery, now() - began)
 
     def _observe_latency(self, change: Change, figures: ReceiverFigures) -> None:
         committed = seconds_of(change.wall_time)
@@ -280,15 +279,14 @@ class Deliverer:
         """Keywords with an instance that nobody has seen."""
         return keywords_of(untouched(change, self._codec_options), calls)[1]
 
-    async def _insist(self, one: _Try, error: BaseException) -> bool:
+    async def _insist(self, one: Try, error: BaseException, began: float) -> bool:
         """Try a delivery again whose first attempt failed; whether it succeeded in the end."""
-        failed_at = now()
         while True:
-            waiting = await self._what_now(one, error)
+            waiting = await self._failing.what_now(one, error)
             if isinstance(waiting, bool):
                 return waiting
-            if self._parking is not None and self._is_long(waiting, now() - failed_at):
-                _log_parked(one.delivery, waiting)
+            if self._parking is not None and self._is_long(waiting, now() - began):
+                log_parked(one.delivery, waiting)
                 await self._parking.park(one.change, one.calls, one.receiver, waiting)
                 return False
             await self._pause(waiting.seconds)
@@ -325,14 +323,14 @@ class Deliverer:
         assert self._parking is not None
         error = TimeoutError(f"it took longer than {terms.timeout:g} s, and refuses to be cancelled")
         figures = self._known[id(receiver)].figures
-        one = _Try(change, calls, receiver, delivery, terms, figures, datetime.now(UTC))
+        one = Try(change, calls, receiver, delivery, terms, figures, datetime.now(UTC))
         with inside_dispatcher(calls.hops):
-            next_ = await self._what_now(one, error)
+            next_ = await self._failing.what_now(one, error)
             if stuck is not None:
                 await stuck(task, next_)
                 return
             if isinstance(next_, Waiting):
-                _log_parked(delivery, next_)
+                log_parked(delivery, next_)
                 await self._parking.park(change, calls, receiver, next_, behind=task)
             number = calls.receivers.index(receiver) + 1
             if number < len(calls.receivers):
@@ -343,15 +341,19 @@ class Deliverer:
             await self._enter(untouched(change, self._codec_options), other)
 
     def _is_long(self, waiting: Waiting, since: float) -> bool:
-        """Whether a delivery is parked until its next attempt.
+        """Whether a delivery is parked until its next attempt: it would be here for long, or takes others' room.
 
         Args:
             waiting: for it.
-            since: seconds since the first one failed.
+            since: seconds since the first one began.
         """
-        return waiting.reason != "retrying" or since + waiting.seconds > self._park_after
+        return (
+            waiting.reason != "retrying"
+            or since + waiting.seconds > self._park_after
+            or (waiting.seconds >= _ROOM_FOR and self._crowded())
+        )
 
-    async def _again(self, one: _Try) -> BaseException | None:
+    async def _again(self, one: Try) -> BaseException | None:
         """An attempt that is not the first one."""
         self._stats.retried += 1
         one.figures.retried += 1
@@ -363,21 +365,6 @@ class Deliverer:
         error = await self._attempt(one.change, one.calls, one.receiver, one.delivery, keywords, one.terms, began)
         one.figures.duration.observe(now() - began)
         return error
-
-    async def _what_now(self, one: _Try, error: BaseException) -> Waiting | bool:
-        """What becomes of a delivery of which an attempt failed: what it waits for, or whether it succeeded."""
-        terms, failed = one.terms, one.delivery.attempt
-        seconds = pause_after(terms.retry, failed)
-        if failed < terms.retry.attempts:
-            _log_attempt(one.delivery, terms, error)
-            return Waiting("retrying", seconds, failed, one.began, error)
-        if terms.on_failure != "block":
-            return await self._give_up(one, Failure(error, one.began, failed))
-        if failed == terms.retry.attempts:
-            _log_failed("a receiver fails; later changes of this document wait", "blocked", one, failed, error)
-        else:
-            _log_attempt(one.delivery, terms, error)
-        return Waiting("blocked", seconds, failed, one.began, error)
 
     async def deliver_parked(
         self,
@@ -409,7 +396,7 @@ class Deliverer:
         try:
             image, keywords = keywords_of(change, calls)
         except Exception as misfit:  # its model is another one by now
-            await self._misfit(change, calls, misfit, again)
+            await self._failing.misfit(change, calls, misfit, again)
             return None
         terms, figures, _, _ = self._known.get(id(receiver)) or self._get_to_know(receiver, calls.signal)
         attempt = waiting.attempts + 1
@@ -432,8 +419,8 @@ class Deliverer:
         error = await self._attempt(change, calls, receiver, delivery, keywords, terms, began, stuck)
         figures.duration.observe(now() - began)
         if error is not None:
-            one = _Try(change, calls, receiver, delivery, terms, figures, since, again)
-            next_ = await self._what_now(one, error)
+            one = Try(change, calls, receiver, delivery, terms, figures, since, again)
+            next_ = await self._failing.what_now(one, error)
             if isinstance(next_, Waiting):
                 return next_
             if not next_:
@@ -442,173 +429,3 @@ class Deliverer:
         if again is not None and self._dead_letters is not None:
             await self._dead_letters.forget(again.letter, self._pause)
         return None
-
-    async def _give_up(self, one: _Try, failure: Failure) -> bool:
-        """Keep, or forget, a delivery that failed in every attempt; whether it turns out to have succeeded."""
-        if one.terms.transactional and await self._happened(one):
-            return True
-        self._stats.failed += 1
-        one.figures.failed += 1
-        what = "a receiver failed in every attempt"
-        if one.terms.on_failure == "drop" and one.again is None:
-            _log_failed(f"{what}; the delivery is dropped", "dropped", one, failure.attempts, failure.error)
-        else:
-            await self._keep(one.change, one.calls, one.receiver, failure, one.again)
-            _log_failed(
-                f"{what}; the delivery is a dead letter", "dead_lettered", one, failure.attempts, failure.error
-            )
-        return False
-
-    async def _happened(self, one: _Try) -> bool:
-        """Whether a transaction whose outcome is unknown was committed after all."""
-        attempt = 0
-        while self._transactions is not None:
-            try:
-                return await self._transactions.happened(one.receiver, one.calls, one.delivery)
-            except PyMongoError as error:
-                attempt += 1
-                log.warning(
-                    "whether a transaction was committed can't be told yet, asking again",
-                    action="delivery.unknown",
-                    **_described(one.delivery),
-                    error=in_short(error),
-                )
-            await self._pause(pause_after(one.terms.retry, attempt))
-        return False
-
-    async def _keep(
-        self, change: Change, calls: Calls, receiver: Receiver, failure: Failure, again: Again | None = None
-    ) -> None:
-        if self._dead_letters is None:
-            return
-        letter = letter_of(
-            change,
-            calls,
-            receiver,
-            failure,
-            term=self._term,
-            group=self._dead_letters.group,
-        )
-        if again is not None:  # it stays the same letter, also where its receiver has another id by now
-            letter.fields.update(_id=again.letter, retries=again.retries + 1)
-        await self._dead_letters.keep(letter, self._pause)
-
-    async def _misfit(self, change: Change, calls: Calls, error: Exception, again: Again | None = None) -> None:
-        """A document can't become an instance."""
-        self._stats.invalid += 1
-        _log_undelivered("a document does not fit its model", "change.invalid", change, calls, error)
-        await self._refuse(change, calls, error, "invalid", again)
-
-    async def _refuse(
-        self, change: Change, calls: Calls, error: Exception, reason: Reason, again: Again | None = None
-    ) -> None:
-        """Keep the deliveries of a change that no receiver can be called for.
-
-        Those that block are kept as well: only another version of the application can deliver them.
-        """
-        for receiver in calls.receivers:
-            if receiver.options.on_failure != "drop" or again is not None:
-                await self._keep(change, calls, receiver, Failure(error, datetime.now(UTC), 0, reason), again)
-
-    async def _stop_hopping(self, change: Change, calls: Calls, hops: int) -> None:
-        error = _TooManyHops(
-            f"It came over {hops} receivers of dispatchers; each made the next write, so they trigger each other."
-        )
-        _log_undelivered(
-            "receivers trigger each other without an end", "change.too_many_hops", change, calls, error
-        )
-        await self._refuse(change, calls, error, "too_many_hops")
-
-    async def keep_unreadable(self, event: bytes, token: str, error: Exception) -> None:
-        """Keep a change event that can't be decoded; when this returns it may be skipped.
-
-        Args:
-            event: as the server sent it.
-            token: its resume token.
-            error: why.
-        """
-        if self._dead_letters is None:
-            return
-        failure = Failure(error, datetime.now(UTC), 0, "undecodable")
-        letter = unreadable_letter(
-            event,
-            failure,
-            token=token,
-            term=self._term,
-            group=self._dead_letters.group,
-        )
-        await self._dead_letters.keep(letter)
-
-
-def _log_delivered(change: Change, delivery: Delivery, seconds: float) -> None:
-    log.debug(
-        "delivered",
-        action="delivery.done",
-        **_described(delivery),
-        operation=change.operation,
-        namespace=".".join(change.namespace),
-        key=str(change.id),
-        image=delivery.image,
-        wall_time=change.wall_time.isoformat() if change.wall_time else None,
-        began=(datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(),
-    )
-
-
-def _log_undelivered(what: str, action: str, change: Change, calls: Calls, error: Exception) -> None:
-    log.error(
-        f"{what}; its receivers are not called, and get dead letters",
-        action=action,
-        document=calls.document.__name__,
-        operation=change.operation,
-        namespace=".".join(change.namespace),
-        id=repr(change.id),
-        receivers=[receiver.name for receiver in calls.receivers],
-        error=text_of(error),
-    )
-
-
-def _log_attempt(delivery: Delivery, terms: Terms, error: BaseException) -> None:
-    log.warning(
-        "a receiver failed",
-        action="delivery.attempt_failed",
-        **_described(delivery),
-        of=terms.retry.attempts,
-        error=text_of(error),
-    )
-
-
-def _log_parked(delivery: Delivery, waiting: Waiting) -> None:
-    log.info(
-        "a delivery must wait; it and its followers are parked",
-        action="delivery.parked",
-        **_described(delivery),
-        reason=waiting.reason,
-        seconds=round(waiting.seconds, 3),
-    )
-
-
-def _log_failed(what: str, how: str, one: _Try, attempts: int, error: BaseException) -> None:
-    described = _described(one.delivery) | {"attempt": attempts}
-    log.error(
-        what,
-        action=f"delivery.{how}",
-        **described,
-        id=repr(one.change.id),
-        error=text_of(error),
-        exc_info=_from_the_receiver_on(error),
-    )
-
-
-def _from_the_receiver_on(error: BaseException) -> BaseException:
-    """The error without the frame of ours that called the receiver."""
-    trace = error.__traceback__
-    return error if trace is None or trace.tb_next is None else error.with_traceback(trace.tb_next)
-
-
-def _described(delivery: Delivery) -> dict[str, Any]:
-    return {
-        "delivery_id": delivery.id,
-        "signal": delivery.signal,
-        "receiver": delivery.receiver,
-        "attempt": delivery.attempt,
-    }

@@ -84,6 +84,11 @@ class Lanes:
         """Whether no further job should be added now."""
         return self.queued >= self._max_queued or (self.queued > 0 and self.queued_bytes >= self._max_bytes)
 
+    @property
+    def crowded(self) -> bool:
+        """Whether more than half of the room is taken."""
+        return self.queued * 2 > self._max_queued or self.queued_bytes * 2 > self._max_bytes
+
     def hold(self) -> None:
         """Begin nothing, until it is released. What is in flight goes on, and no pause ends."""
         self._concurrency = 0

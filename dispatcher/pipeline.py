@@ -180,6 +180,7 @@ class Pipeline:
             transactions=transactions,
             parking=self._parking,
             park_after=settings.park_after,
+            crowded=lambda: self._lanes.crowded,
             slow_after=settings.slow_after,
             replace=lambda task, work: self._lanes.replace(task, work),  # noqa: PLW0108 - they are made later
             pause=self._pause,

@@ -75,7 +75,7 @@ class Settings(BaseSettings):
         default=5.0,
         ge=0,
         allow_inf_nan=False,
-        description="Seconds after its first failure from which on a delivery waits for its next attempt in "
+        description="Seconds after its first attempt began from which on a delivery waits for its next one in "
         "MongoDB, with those behind it, and not in memory.",
     )
     slow_after: float = Field(

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from dispatcher.events import Calls, Change, Namespace
 from dispatcher.keys import document_key
+from dispatcher.letters import delivery_id
 from dispatcher.routing import Routes
 from mongoz.persistence.rows import hydrate
 from mongoz.signals import Delivery
@@ -95,6 +96,7 @@ class Recorder:
         self.deliveries: list[RecordedDelivery] = []
         self.changes: list[SeenChange] = []
         self.activity = 0
+        self._again: dict[int, tuple[Receiver, Receiver]] = {}
         self.ending = False
 
     def saw(self, change: Change, calls: Iterable[Calls]) -> tuple[Calls, ...]:
@@ -115,21 +117,41 @@ class Recorder:
         self.deliveries.append(record)
 
         async def recorded(sender: Any, **kwargs: Any) -> Any:
-            record.kwargs, record.outcome, record.error = kwargs, "running", None
-            record.attempts += 1
-            record._began = monotonic()
-            try:
-                record.result = await receiver.function(sender=sender, **kwargs)
-            except BaseException as error:
-                self._failed(record, error)
-                raise
-            else:
-                record.outcome = "delivered"
-                return record.result
-            finally:
-                self.activity += 1
+            return await self._call(record, receiver, sender, kwargs)
 
         return replace(receiver, function=recorded)
+
+    async def _call(
+        self, record: RecordedDelivery, receiver: Receiver, sender: Any, kwargs: dict[str, Any]
+    ) -> Any:
+        record.kwargs, record.outcome, record.error = kwargs, "running", None
+        record.attempts += 1
+        record._began = monotonic()
+        try:
+            record.result = await receiver.function(sender=sender, **kwargs)
+        except BaseException as error:
+            self._failed(record, error)
+            raise
+        else:
+            record.outcome = "delivered"
+            return record.result
+        finally:
+            self.activity += 1
+
+    def again(self, calls: Calls) -> Calls:
+        """A delivery that was parked, to a receiver that goes on with its record."""
+        (receiver,) = calls.receivers
+        if id(receiver) not in self._again:
+
+            async def recorded(sender: Any, delivery: Delivery, **kwargs: Any) -> Any:
+                kwargs["delivery"] = delivery
+                for record in self.deliveries:
+                    if record.receiver == delivery.receiver and delivery_id(record._change.token) == delivery.id:
+                        return await self._call(record, receiver, sender, kwargs)
+                return await receiver.function(sender=sender, **kwargs)
+
+            self._again[id(receiver)] = (receiver, replace(receiver, function=recorded))
+        return calls._replace(receivers=(self._again[id(receiver)][1],))
 
     def _failed(self, record: RecordedDelivery, error: BaseException) -> None:
         cancelled = isinstance(error, asyncio.CancelledError)
@@ -179,6 +201,11 @@ class RecordingRoutes:
         """What the stream watches."""
         scope = self._routes.scope
         return scope._replace(namespaces=tuple(sorted({*scope.namespaces, self._marker})))
+
+    def calls_to(self, *names: Any, **options: Any) -> Calls | None:
+        """A call that was written down, as it is made today."""
+        calls: Calls | None = self._routes.calls_to(*names, **options)
+        return None if calls is None else self._recorder.again(calls)
 
     def route(self, change: Change) -> tuple[Calls, ...]:
         """The receivers of one change, in the order in which they are called."""

@@ -22,6 +22,7 @@ from dispatcher.settings import Settings
 from dispatcher.testing import DeliveryTimeout, Dispatcher, delete, deliver, insert, replace, update
 from mongoz.core.signals import post_delete, post_save, post_update
 from mongoz.exceptions import SignalError
+from mongoz.signals.options import Retry
 from mongoz.testing import capture
 from tests.support import ROOT, eventually
 
@@ -60,6 +61,27 @@ def welcomed(User: Any) -> list[str]:
 
 
 # -- until_idle --------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_parked_goes_on_in_its_record(dispatched, User, foreign):
+    """A receiver that blocks has failed, as far as `until_idle` is concerned; it is tried again all the same."""
+    fails = True
+
+    @post_save(User, name="strict", on_failure="block", retry=Retry(1, base=0.01, cap=0.02))
+    async def strict(sender: Any, instance: Any, **kwargs: Any) -> str:
+        if fails:
+            raise ValueError("not yet")
+        return instance.name
+
+    async with Dispatcher(dispatched) as dispatcher:
+        foreign["users"].insert_one({"name": "Ada"})
+        with pytest.raises(ExceptionGroup, match="not yet"):
+            await dispatcher.until_idle()
+        fails = False
+        (delivery,) = dispatcher.deliveries
+        await eventually(lambda: delivery.outcome == "delivered")
+    assert (delivery.result, delivery.error) == ("Ada", None)
+    assert delivery.attempts == delivery.kwargs["delivery"].attempt > 1
 
 
 async def test_until_idle_waits_for_every_write_before_it(dispatched, User, welcomed, foreign):

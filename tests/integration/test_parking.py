@@ -77,6 +77,24 @@ async def test_a_blocked_document_pins_nothing(account, foreign, dispatched, sta
     assert running.stats.parked == 4
 
 
+async def test_who_waits_makes_room_for_others(account, foreign, dispatched, state):
+    """Deliveries that wait here for their next attempt take at most half of the room."""
+    got: list[str] = []
+
+    @post_save(account, name="picky", retry=Retry(2, base=60, cap=60))
+    async def picky(sender, instance, **kwargs):
+        if instance.name.startswith("bad"):
+            raise ValueError("not yet")
+        got.append(instance.name)
+
+    good = [f"good {n}" for n in range(30)]
+    async with dispatching(dispatched, max_queued=20, park_after=120.0):
+        foreign["accounts"].insert_many([{"name": name} for name in [*(f"bad {n}" for n in range(30)), *good]])
+        await eventually(lambda: sorted(got) == sorted(good))
+        assert {lane["reason"] for lane in state.lanes} == {"retrying"}
+        assert 20 <= len(state.lanes) < 30
+
+
 async def test_what_is_looked_for_while_it_is_written_is_not_forgotten(
     account, foreign, dispatched, state, monkeypatch
 ):

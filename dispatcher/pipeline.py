@@ -64,8 +64,11 @@ _OF_DOCUMENTS: Final = _DELIVERABLE | {"marker"}
 _CHUNK: Final = 100
 
 # Changes behind the oldest unfinished one, at most. Others flow past a slow document, but what is finished ahead
-# of it must be remembered, and fit into the document that holds the position (16 MB).
+# of it must be remembered, and fit into the document that holds the position (16 MB). A token holds the document's
+# _id, which has no limit of its own: most have a hundred characters, some a million.
 _LONGEST_SPAN: Final = 20_000
+_HEAVIEST_SPAN: Final = 6_000_000
+_HEAVIEST_AHEAD: Final = 10_000_000
 
 # A batch of fewer events means that we are up to date: it is delivered before the next is asked for. Asking takes
 # a millisecond of this process, in which nothing would be delivered. And who read it enters it into the lanes: to
@@ -446,7 +449,7 @@ class Pipeline:
                     if self._lanes.full:
                         await self._lanes.room()
                     # Where nothing is queued, the span are markers, and their deletes are still to be read.
-                    while self._tracker.span >= _LONGEST_SPAN and self._lanes.queued:
+                    while self._is_far_ahead and self._lanes.queued:
                         await self._lanes.progress()
                     if self._markers:
                         await self._give_up(self._markers.unclaimed_at(change))
@@ -457,6 +460,11 @@ class Pipeline:
         if self._markers and not batch.events:
             await self._give_up(self._markers.unclaimed())
         self._tracker.mark(batch.token)
+
+    @property
+    def _is_far_ahead(self) -> bool:
+        """Whether the position must move before more is read."""
+        return self._tracker.span >= _LONGEST_SPAN or self._tracker.weight >= _HEAVIEST_SPAN
 
     async def _look_up(self, changes: list[Change], is_queued: Callable[[Hashable], bool] | None) -> None:
         await self._parking.look_up(changes, self._routes.names_listening_to, is_queued)
@@ -504,7 +512,6 @@ class Pipeline:
         if change.token <= self._finished_before:
             return
         if change.token in self._ahead:
-            self._ahead.discard(change.token)
             self._tracker.add(Job(change.token))
             return
         if change.operation == "marker":
@@ -607,10 +614,12 @@ class Pipeline:
 
     async def _save(self, *, finally_: bool = False) -> None:
         token = self._tracker.token
-        # What an earlier process finished ahead stays in force until the stream has come past it.
-        ahead = sorted(other for other in self._ahead if other > token)
+        # What an earlier process finished ahead stays in force until the position has come past it. That the
+        # stream has does not do: who is killed then leaves only what is saved.
+        self._ahead = {other for other in self._ahead if other > token}
         if finally_:
-            ahead += self._tracker.ahead
+            self._ahead.update(self._worth_saving(self._tracker.ahead))
+        ahead = sorted(self._ahead)
         # While everything is paused it is saved as it is, so that it does not look dead.
         if token == self._saved and not ahead and not self._controls.everything:
             self._saved_seconds = monotonic()  # what is there is up to date
@@ -638,6 +647,18 @@ class Pipeline:
         self._has_passed = False
         self._saved_seconds = monotonic()
         self._stats.saves += 1
+
+    @staticmethod
+    def _worth_saving(ahead: list[str]) -> list[str]:
+        """What was finished ahead, if it fits into a document: all of it or nothing, for there are pairs in it."""
+        if sum(map(len, ahead)) <= _HEAVIEST_AHEAD:
+            return ahead
+        log.warning(
+            "so long are the _ids of what was finished out of turn that it can't be noted; it will be repeated",
+            action="position.too_large",
+            deliveries=len(ahead),
+        )
+        return []
 
     async def _drain(self) -> None:
         lost = self._lease.lost.is_set()

@@ -32,6 +32,9 @@ class Tracker:
 
     Args:
         token: everything up to it is finished.
+
+    Attributes:
+        weight: characters of all tokens behind it, of changes that are finished or not.
     """
 
     def __init__(self, token: str) -> None:
@@ -41,6 +44,7 @@ class Tracker:
         self._between: list[str] = []
         self._announced = 0
         self._mark = token
+        self.weight = 0
 
     def add(self, job: Job) -> None:
         """Note the next change of the stream; one that is done already counts when its turn comes."""
@@ -48,6 +52,7 @@ class Tracker:
             self.token = job.token
         else:
             self._open.append(job)
+            self.weight += len(job.token)
 
     def mark(self, token: str) -> None:
         """Note that the stream has been read up to this token: between changes, or on an idle stream.
@@ -75,8 +80,11 @@ class Tracker:
         self._announced += job.announces - (job.marker is not None)
         if self._announced:
             self._between.append(job.token)
-        else:
-            self.token = job.token
+            return
+        self.token = job.token
+        self.weight -= len(job.token)
+        if self._between:
+            self.weight -= sum(map(len, self._between))
             self._between.clear()
 
     @property

@@ -580,3 +580,40 @@ async def test_what_flows_past_a_slow_document_is_bounded(user, foreign, dispatc
         assert reads <= 60 + 20 * 4
         gate.set()
         await eventually(lambda: len(calls) == 301)
+
+
+@pytest.mark.parametrize("room", ["enough", "none"])
+async def test_so_is_what_has_long_ids(foreign, dispatched, database, monkeypatch, capsys, room):
+    """A token holds the _id. What is finished ahead is noted at the end, if it fits into a document."""
+    gate, calls = asyncio.Event(), []
+
+    class Page(mongoz.Document):
+        id: str = mongoz.String(alias="_id")
+        number: int = mongoz.Integer(default=0)
+
+        class Meta:
+            abstract = False
+
+        Meta.registry, Meta.database = dispatched, database
+
+    @post_save(Page, name="slow")
+    async def slow(sender, instance, **kwargs):
+        calls.append(instance.id[:2])
+        if instance.id.startswith("00"):
+            await gate.wait()
+
+    names = [f"{i:02}" for i in range(60)]
+    async with dispatching(dispatched, batch_size=5, grace=0.1) as running:
+        foreign["pages"].insert_many([{"_id": name * 50_000} for name in names])
+        await eventually(lambda: running.service.held and running.service.held[0]._is_far_ahead)
+        await eventually(lambda: len(calls) > 25)
+        assert len(calls) <= 31  # of 200 kB each; 6 MB are allowed
+        if room == "none":
+            monkeypatch.setattr("dispatcher.pipeline._HEAVIEST_AHEAD", 100_000)
+    ahead = {*calls} - {"00"}
+    calls.clear()
+    gate.set()
+    async with dispatching(dispatched):
+        await eventually(lambda: {*calls} >= {*names} - ahead)
+    assert {*calls} & ahead == (ahead if room == "none" else set())
+    assert ("position.too_large" in capsys.readouterr().out) == (room == "none")

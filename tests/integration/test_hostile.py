@@ -261,6 +261,38 @@ async def test_what_was_finished_ahead_stays_so_over_two_restarts(Thing, foreign
     assert len(calls) == 400 + 3 + 1
 
 
+async def test_what_was_finished_ahead_stays_so_if_the_next_one_is_killed(Thing, foreign, dispatched):
+    """It had read all of that again, and the position was still before it."""
+    calls: list[str] = []
+    blocked = True
+
+    @post_save(Thing, name="sticky")
+    async def sticky(sender, instance, **kwargs):
+        calls.append(instance.name)
+        if instance.name == "stuck" and blocked:
+            await hang()
+
+    async with dispatching(dispatched, grace=0.05):
+        foreign["things"].insert_one({"name": "stuck"})
+        foreign["things"].insert_many([{"name": f"n{i}"} for i in range(40)])
+        await eventually(lambda: len(calls) == 41)
+    positions = foreign.client[f"{foreign.name}_state"]["positions"]
+    async with dispatching(dispatched, grace=0.05, save_interval=0.05) as running:
+        foreign["things"].insert_one({"name": "more"})
+        await eventually(lambda: "more" in calls)
+        saves = running.stats.saves
+        await eventually(lambda: running.stats.saves > saves)
+        as_it_was = positions.find_one({"partition": 0}, {"_id": 0, "token": 1, "ahead": 1})
+    positions.update_one({"partition": 0}, {"$set": as_it_was})
+    blocked = False
+    async with dispatching(dispatched):
+        foreign["things"].insert_one({"name": "last"})
+        await eventually(lambda: "last" in calls)
+    assert calls.count("stuck") == 3
+    assert calls.count("more") == 2  # it was finished by who was killed
+    assert len(calls) == 40 + 3 + 2 + 1
+
+
 async def test_looked_up_documents_count_as_memory(Thing, foreign, dispatched):
     """60 documents of a megabyte, and room for five."""
     gate, calls = asyncio.Event(), 0

@@ -289,7 +289,7 @@ class ChangeStreamSource:
             batch = await self._next(start, shape)
             if batch is not None:
                 log.warning(
-                    f"an event is larger than 16 MB; it is delivered {how}",
+                    f"the server can't send an event whole; it is delivered {how}",
                     action="event.too_large",
                     token=batch.token[:_LEGIBLE],
                     how=how,

@@ -87,3 +87,22 @@ def test_a_standby_takes_over_at_once_from_one_that_is_stopped_or_killed(ledger,
     finally:
         third.kill()
     assert [entry.term for entry in ledger() if entry.n == 3] == [3]
+
+
+def test_of_a_machine_that_is_gone_the_lease_is_waited_for(ledger, foreign, two):
+    """Nobody elsewhere can know that a process is dead: the standby waits, for the lease and no longer."""
+    first, second = two
+    write(foreign, ledger, 1)
+    state = foreign.client[f"{foreign.name}_state"]
+    elsewhere = {"$set": {"boot": "another-machine/pid:[1]/1", "host": "elsewhere"}}
+    pid = first.process.pid
+    assert state["positions"].update_one({"partition": 0, "pid": pid}, elsewhere).modified_count == 1
+    assert state["members"].update_one({"pid": pid}, elsewhere).modified_count == 1
+    first.kill()
+    began = time.monotonic()
+    write(foreign, ledger, 2)
+    took = time.monotonic() - began
+    assert second.lines("lease.claimed")
+    assert LEASE / 4 < took < LEASE + 1
+    assert second.terminate() == ExitCode.OK
+    assert [entry.term for entry in ledger() if entry.n == 2] == [2]

@@ -67,6 +67,8 @@ class Server:
 
     def __init__(self, registry: Registry, settings: Settings) -> None:
         self._url = _url_of(registry, settings)
+        # Receivers wait for answers on the application's client: it is to notice dead connections soon, like ours.
+        registry.prefer(connectTimeoutMS=_CONNECT_TIMEOUT_MS, heartbeatFrequencyMS=_HEARTBEAT_MS)
         self._patience = settings.connect_timeout
         self.address = registry.address
 

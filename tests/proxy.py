@@ -29,6 +29,7 @@ class Proxy:
         self._hanging, self._hangs_on = 0, ""
         self._flowing = asyncio.Event()
         self._flowing.set()
+        self._generation = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
 
@@ -55,6 +56,10 @@ class Proxy:
         """Forward such a request and never answer: a connection that is dead, though nobody was told."""
         self._hanging += times
         self._hangs_on = command
+
+    def strand(self) -> None:
+        """Answer nothing on the connections that there are, and close none; new ones are as good as ever."""
+        self._generation += 1
 
     def stall(self) -> None:
         """Let nothing through, in either direction, and close nothing."""
@@ -94,6 +99,7 @@ class Proxy:
             writer.transport.abort()
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        generation = self._generation
         server_reader, server_writer = await asyncio.open_connection(*self._server)
         self._writers.add(server_writer)
         try:
@@ -103,6 +109,9 @@ class Proxy:
                 if rule is not None:
                     self._rules.remove(rule)
                 await self._flowing.wait()
+                if generation < self._generation:
+                    await reader.read()
+                    return
                 if self._hanging and _is(message, self._hangs_on):
                     self._hanging -= 1
                     self.lost += 1
@@ -124,7 +133,8 @@ class Proxy:
                 writer.write(answer)
                 while _more_to_come(answer):
                     answer = await _message(server_reader)
-                    writer.write(answer)
+                    if generation == self._generation:
+                        writer.write(answer)
         finally:
             self._writers.discard(server_writer)
             server_writer.transport.abort()

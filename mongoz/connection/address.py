@@ -9,7 +9,7 @@ from pymongo.uri_parser import parse_uri
 
 from mongoz.exceptions import ImproperlyConfigured
 
-__all__ = ["Seed", "first_seed", "wants_retries", "wants_time_zones"]
+__all__ = ["Seed", "first_seed", "named_options", "wants_retries", "wants_time_zones"]
 
 
 class Seed(NamedTuple):
@@ -52,9 +52,13 @@ def wants_retries(url: str) -> bool:
     return _option(url, "retrywrites", "true") != "false"
 
 
+def named_options(url: str) -> dict[str, str]:
+    """The options that a URL has, by their names in lower case."""
+    return {key.lower(): value for key, value in parse_qsl(url.partition("?")[2])}
+
+
 def _option(url: str, name: str, default: str) -> str:
-    options = {key.lower(): value for key, value in parse_qsl(url.partition("?")[2])}
-    return options.get(name, default).lower()
+    return named_options(url).get(name, default).lower()
 
 
 def _without_credentials(url: str) -> str:

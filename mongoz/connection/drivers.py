@@ -24,8 +24,8 @@ class Driver(Protocol):
 
     name: str
 
-    def connect(self, url: str) -> Any:
-        """A client for the running event loop; no I/O."""
+    def connect(self, url: str, **options: Any) -> Any:
+        """A client for the running event loop, with these options beside those of the URL; no I/O."""
 
     async def close(self, client: Any) -> None:
         """Close its sockets."""
@@ -54,9 +54,9 @@ class PyMongoDriver:
 
     name = "pymongo"
 
-    def connect(self, url: str) -> AsyncMongoClient[dict[str, Any]]:
-        """A client for the running event loop; no I/O."""
-        return AsyncMongoClient(url)
+    def connect(self, url: str, **options: Any) -> AsyncMongoClient[dict[str, Any]]:
+        """A client for the running event loop, with these options beside those of the URL; no I/O."""
+        return AsyncMongoClient(url, **options)
 
     async def close(self, client: AsyncMongoClient[dict[str, Any]]) -> None:
         """Close its sockets."""
@@ -94,11 +94,11 @@ class MotorDriver:
 
     name = "motor"
 
-    def connect(self, url: str) -> Any:
-        """A client for the running event loop; no I/O."""
+    def connect(self, url: str, **options: Any) -> Any:
+        """A client for the running event loop, with these options beside those of the URL; no I/O."""
         from motor.motor_asyncio import AsyncIOMotorClient  # noqa: PLC0415 - 40 ms for nearly nobody
 
-        return AsyncIOMotorClient(url, io_loop=asyncio.get_running_loop())
+        return AsyncIOMotorClient(url, io_loop=asyncio.get_running_loop(), **options)
 
     async def close(self, client: Any) -> None:
         """Close its sockets."""

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, Self, TypeVar
 import pymongo
 from bson.codec_options import CodecOptions
 
-from mongoz.connection.address import Seed, first_seed, wants_retries, wants_time_zones
+from mongoz.connection.address import Seed, first_seed, named_options, wants_retries, wants_time_zones
 from mongoz.connection.clock import ServerClock
 from mongoz.connection.codec import CODEC_OPTIONS, with_our_types
 from mongoz.connection.database import Collection, Database
@@ -77,6 +77,7 @@ class Registry:
         self._url: str | None = None
         self._given: Any = None
         self._clients: dict[asyncio.AbstractEventLoop, _Opened] = {}
+        self._preferred: dict[str, Any] = {}
         self.dispatched = _group_of(dispatched)
         if isinstance(url, str):
             self._driver = driver_named(driver or "pymongo")
@@ -166,6 +167,13 @@ class Registry:
             )
         self._set_url(url)
 
+    def prefer(self, **options: Any) -> None:
+        """Have clients that are opened from now on use these options of the driver, unless the URL names them.
+
+        For processes that serve the application in another way than usual, as a dispatcher does.
+        """
+        self._preferred.update(options)
+
     @property
     def client(self) -> Any:
         """The driver's client for the running event loop, opened at the first use.
@@ -188,7 +196,9 @@ class Registry:
     def _open(self, loop: asyncio.AbstractEventLoop) -> "_Opened":
         assert self._url is not None
         self._abandon_dead_loops()
-        client = self._driver.connect(self._url)
+        named = named_options(self._url)
+        preferred = {name: value for name, value in self._preferred.items() if name.lower() not in named}
+        client = self._driver.connect(self._url, **preferred)
         sessions = Sessions(self._driver, client)
 
         async def close() -> None:

@@ -13,13 +13,13 @@ from typing import Any
 
 from rich.console import Console
 
-from tests.chaos import dispatchers, failovers, hostile, kills, model, network, receivers, reconnects
+from tests.chaos import backlog, dispatchers, failovers, hostile, kills, model, network, receivers, reconnects
 from tests.chaos.output import as_json, show
 from tests.chaos.scenario import Plan, Scenario, Size
 
 SCENARIOS: dict[str, Scenario] = {
     module.SCENARIO.name: module.SCENARIO
-    for module in (kills, dispatchers, failovers, network, receivers, hostile, model, reconnects)
+    for module in (kills, dispatchers, failovers, network, receivers, hostile, model, backlog, reconnects)
 }
 
 

@@ -1,4 +1,4 @@
-"""Three daemons that share several partitions; some are killed, stopped, sent away; others join.
+"""Three daemons that share several partitions; some are killed, stopped, sent away; others join, or divide anew.
 
 A process that is stopped for longer than its lease wakes up and still thinks that it owns what others have taken
 over. What it was at when it was stopped it may finish; it may begin nothing, but for one delivery if it was
@@ -16,7 +16,7 @@ from tests.chaos.world import LeashedDaemon, World
 __all__ = ["SCENARIO"]
 
 _DAEMONS = 3
-_PARTITIONS = 5
+_PARTITIONS = (5, 1, 3, 8)
 _LEASE_SECONDS = 3.0
 
 
@@ -33,8 +33,10 @@ class Group:
             "stopped for a moment": lambda daemon: self._stop(daemon, 0.2, 0.6),
             "left in order": self._send_away,
             "joined by a fourth": self._join,
+            "divided anew": self._divide,
         }
         self._next: list[str] = []
+        self._partitions = _PARTITIONS[0]
         self.stops = 0
 
     def fault(self) -> None:
@@ -70,10 +72,16 @@ class Group:
         self._world.note("left in order", daemon)
         self._world.send_away(daemon)
 
+    def _divide(self, daemon: LeashedDaemon) -> None:
+        """The fourth one wants another number of partitions, like all that are started from now on."""
+        self._partitions = self._chance.choice([number for number in _PARTITIONS if number != self._partitions])
+        self._world.configure(DISPATCHER_PARTITIONS=str(self._partitions))
+        self._join(daemon)
+
 
 def run(plan: Plan) -> Report:
     """Write, have the daemons come and go, count."""
-    settings = {"DISPATCHER_PARTITIONS": str(_PARTITIONS), "DISPATCHER_LEASE": str(_LEASE_SECONDS)}
+    settings = {"DISPATCHER_PARTITIONS": str(_PARTITIONS[0]), "DISPATCHER_LEASE": str(_LEASE_SECONDS)}
     with embedded_mongo() as server, World(plan, server.url, daemons=_DAEMONS, **settings) as world:
         group = Group(world)
         world.break_at_random(group.fault)
@@ -84,7 +92,7 @@ def run(plan: Plan) -> Report:
         evidence,
         faults="changes of the group",
         late=group.stops,
-        harmless=() if late else ("left in order", "joined by a fourth"),
+        harmless=() if late else ("left in order", "joined by a fourth", "divided anew"),
     )
     counted.insert(3, Figure("leases lost since the machine is slow", late))
     return Report(counted, evidence.deaths)
@@ -92,7 +100,7 @@ def run(plan: Plan) -> Report:
 
 SCENARIO = Scenario(
     name="dispatchers",
-    title="three daemons that share five partitions, killed, stopped, sent away, joined",
+    title="three daemons that share some partitions, killed, stopped, sent away, joined, divided anew",
     faults="changes of the group",
     full=Size(writes=50_000, documents=1_000, faults=120),
     short=Size(writes=5_000, documents=200, faults=12),

@@ -140,6 +140,10 @@ class World:
 
     # -- daemons -------------------------------------------------------------------------------------
 
+    def configure(self, **settings: str) -> None:
+        """Daemons that are started from now on have these environment variables as well."""
+        self._environment.update(settings)
+
     def start_daemon(self, **settings: str) -> LeashedDaemon:
         """One more."""
         environment = {**self._environment, **self._daemon_url, **settings}

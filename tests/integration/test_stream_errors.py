@@ -141,6 +141,28 @@ async def test_a_network_that_swallows_everything(foreign, behind, proxy, databa
         await eventually(lambda: running.service.ready)
 
 
+async def test_receivers_are_freed_from_dead_connections(foreign, behind, proxy, database, monkeypatch):
+    """Those of the application's client: it was opened with an eye on what is gone, long before their timeout."""
+    monkeypatch.setattr("dispatcher.server._CONNECT_TIMEOUT_MS", 300)
+    monkeypatch.setattr("dispatcher.server._HEARTBEAT_MS", 500)
+    account, told, began = make_account(behind, database), [], asyncio.Event()
+
+    @post_save(account, name="reader", retry=3)
+    async def reader(sender, instance, delivery, **kwargs):
+        if instance.name == "stranded" and delivery.attempt == 1:
+            proxy.strand()
+            began.set()
+        await behind.client[database]["accounts"].find_one({})
+        told.append(instance.name)
+
+    async with dispatching(behind, timeout=60):
+        foreign["accounts"].insert_one({"name": "first"})  # opens a connection
+        await eventually(lambda: told == ["first"])
+        foreign["accounts"].insert_one({"name": "stranded"})
+        await eventually(began.is_set)
+        await eventually(lambda: told == ["first", "stranded"])
+
+
 async def test_a_server_that_has_far_to_read_is_waited_for_longer_each_time(
     foreign, dispatched, names, monkeypatch
 ):

@@ -1,7 +1,7 @@
 """What the log says of deliveries."""
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 from dispatcher.describing import text_of
 from dispatcher.events import Calls, Change
@@ -13,6 +13,12 @@ from mongoz.signals import Delivery
 __all__ = ["described", "log_attempt", "log_delivered", "log_failed", "log_parked", "log_undelivered"]
 
 log = get_logger()
+
+Undelivered = Literal["change.invalid", "change.too_many_hops"]
+"""Why no receiver can be called."""
+
+End = Literal["blocked", "dropped", "dead_lettered"]
+"""What becomes of a delivery that failed in every attempt."""
 
 
 def log_delivered(change: Change, delivery: Delivery, seconds: float) -> None:
@@ -30,7 +36,7 @@ def log_delivered(change: Change, delivery: Delivery, seconds: float) -> None:
     )
 
 
-def log_undelivered(what: str, action: str, change: Change, calls: Calls, error: Exception) -> None:
+def log_undelivered(what: str, action: Undelivered, change: Change, calls: Calls, error: Exception) -> None:
     """No receiver can be called for a change."""
     log.error(
         f"{what}; its receivers are not called, and get dead letters",
@@ -66,7 +72,7 @@ def log_parked(delivery: Delivery, waiting: Waiting) -> None:
     )
 
 
-def log_failed(what: str, how: str, delivery: Delivery, id_: Any, attempts: int, error: BaseException) -> None:
+def log_failed(what: str, how: End, delivery: Delivery, id_: Any, attempts: int, error: BaseException) -> None:
     """It is given up, or its document's changes wait."""
     named = described(delivery) | {"attempt": attempts}
     log.error(

@@ -146,9 +146,10 @@ class Job:
         marker: of a delete: the job of the update that announced it; the two are finished together.
         announces: it is such an update.
         errand: what to do for a document between its changes, instead of delivering one.
+        digest: of the token, once somebody has asked for it.
     """
 
-    __slots__ = ("announces", "calls", "change", "done", "errand", "marker", "token")
+    __slots__ = ("announces", "calls", "change", "digest", "done", "errand", "marker", "token")
 
     def __init__(self, token: str, change: Change | None = None, calls: tuple[Calls, ...] = ()) -> None:
         self.token = token
@@ -157,4 +158,5 @@ class Job:
         self.done = change is None
         self.marker: Job | None = None
         self.announces = False
+        self.digest = b""
         self.errand: Callable[[], Coroutine[Any, Any, None]] | None = None

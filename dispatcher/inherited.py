@@ -5,22 +5,14 @@ others had finished is a fact about all documents with certain hashes. It goes a
 that is past it.
 """
 
-from bisect import bisect_left
 from collections.abc import Iterable
-from hashlib import blake2b
 from math import gcd
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
+from dispatcher.digests import digest_of, holds, split
 from dispatcher.partitions import partition_of
 
-__all__ = ["DIGEST", "Beginning", "Fact", "Inherited", "beginning_of", "digests_of"]
-
-DIGEST: Final = 10
-"""Bytes of the hash of a token.
-
-A million of them fit into a document. That one of a million changes has the hash of another one, and is skipped,
-is as likely as one in a million millions.
-"""
+__all__ = ["Beginning", "Fact", "Inherited", "beginning_of"]
 
 
 class Fact(NamedTuple):
@@ -31,7 +23,7 @@ class Fact(NamedTuple):
         partition: of these.
         token: all changes up to it.
         until: the token of the last change that this is about.
-        ahead: and some behind it: hashes of their tokens, see `digests_of`.
+        ahead: and some behind it: hashes of their tokens, see `digests.py`.
     """
 
     partitions: int
@@ -40,26 +32,13 @@ class Fact(NamedTuple):
     until: str
     ahead: bytes
 
-    @classmethod
-    def of(cls, partitions: int, partition: int, token: str, ahead: Iterable[str]) -> "Fact":
-        """What a position says.
-
-        Args:
-            partitions: how many there are.
-            partition: which this is.
-            token: everything up to it is finished.
-            ahead: tokens behind it that are as well.
-        """
-        behind = [one for one in ahead if one > token]
-        return cls(partitions, partition, token, max([token, *behind]), digests_of(behind))
-
     def concerns(self, partition: int, partitions: int) -> bool:
         """Whether there may be documents that are in this partition of another layout as well."""
         return (partition - self.partition) % gcd(partitions, self.partitions) == 0
 
     def together(self, other: "Fact") -> "Fact":
         """Both facts as one. They must be about the same documents."""
-        ahead = {*_split(self.ahead), *_split(other.ahead)}
+        ahead = {*split(self.ahead), *split(other.ahead)}
         token, until = max(self.token, other.token), max(self.until, other.until)
         return self._replace(token=token, until=until, ahead=b"".join(sorted(ahead)))
 
@@ -86,7 +65,7 @@ class Inherited:
         """
         for fact in self.facts:
             if partition_of(hashed, fact.partitions) == fact.partition and (
-                token <= fact.token or (token <= fact.until and _holds(fact.ahead, _digest(token)))
+                token <= fact.token or (token <= fact.until and holds(fact.ahead, digest_of(token)))
             ):
                 return True
         return False
@@ -128,21 +107,3 @@ def beginning_of(partition: int, partitions: int, now: Iterable[Fact], earlier: 
             about = (fact.partitions, fact.partition)
             facts[about] = facts[about].together(fact) if about in facts else fact
     return Beginning(token, tuple(facts.values()))
-
-
-def digests_of(tokens: Iterable[str]) -> bytes:
-    """Hashes of tokens, in order, to look them up."""
-    return b"".join(sorted({_digest(token) for token in tokens}))
-
-
-def _digest(token: str) -> bytes:
-    return blake2b(token.encode(), digest_size=DIGEST).digest()
-
-
-def _split(digests: bytes) -> list[bytes]:
-    return [digests[i : i + DIGEST] for i in range(0, len(digests), DIGEST)]
-
-
-def _holds(digests: bytes, digest: bytes) -> bool:
-    at = bisect_left(range(len(digests) // DIGEST), digest, key=lambda i: digests[i * DIGEST : (i + 1) * DIGEST])
-    return digests[at * DIGEST : (at + 1) * DIGEST] == digest

@@ -20,7 +20,7 @@ def divided(saved: Saved, group: str) -> list[dict[str, Any]]:
     layout, positions = saved.layout, saved.positions.values()
     assert layout is not None  # somebody wants another one
     assert layout.wanted is not None
-    facts = [Fact.of(layout.partitions, one.partition, one.token or "", one.ahead) for one in positions]
+    facts = [Fact(layout.partitions, one.partition, one.token or "", one.until, one.ahead) for one in positions]
     earlier = [fact for one in positions for fact in one.inherited]
     newest = max(positions, key=lambda one: one.version_started or datetime.min)
     documents = []
@@ -40,7 +40,8 @@ def divided(saved: Saved, group: str) -> list[dict[str, Any]]:
                 "cluster_time": token_time(begins.token),
                 # The token may be one of another partition, which does not turn up in this one's stream.
                 "fingerprint": "",
-                "ahead": [],
+                "ahead": b"",
+                "until": begins.token,
                 "inherited": [fact._asdict() for fact in begins.inherited],
                 "version": newest.version,
                 "version_started": newest.version_started,

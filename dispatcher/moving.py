@@ -36,7 +36,7 @@ _BY_HAND: Final = "moved by hand"
 _GLANCE: Final = Shape({}, ({"$project": {"_id": 1}},), size=1, await_ms=1)
 
 # What a save leaves behind.
-_SAVED: Final = ("token", "cluster_time", "fingerprint", "ahead", "inherited", "saved_at")
+_SAVED: Final = ("token", "cluster_time", "fingerprint", "ahead", "until", "inherited", "saved_at")
 
 
 class Moved(NamedTuple):
@@ -230,6 +230,6 @@ def _change(position: Position, token: str | None, *, force: bool) -> dict[str, 
     if token is None:
         return {"$set": taken, "$inc": counted, "$unset": dict.fromkeys(_SAVED, "")}
     # The token may be one of another stream, which does not turn up in this one's: only its time is used.
-    set_ = {**taken, "token": token, "cluster_time": token_time(token), "fingerprint": "", "ahead": []}
+    moved = {"token": token, "cluster_time": token_time(token), "fingerprint": "", "ahead": b"", "until": token}
     dates = {"saved_at": True, "released_at": True}
-    return {"$set": set_, "$inc": counted, "$unset": {"inherited": ""}, "$currentDate": dates}
+    return {"$set": {**taken, **moved}, "$inc": counted, "$unset": {"inherited": ""}, "$currentDate": dates}

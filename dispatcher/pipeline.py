@@ -25,6 +25,7 @@ from dispatcher.controls import Controls
 from dispatcher.dead_letters import DeadLetters
 from dispatcher.decode import Undecodable, decode, decoded_together
 from dispatcher.delivery import Deliverer
+from dispatcher.digests import digest_of, split
 from dispatcher.events import Batch, Calls, Change, Job, Start, token_time
 from dispatcher.exceptions import DispatcherError, HistoryLost
 from dispatcher.failures import fatal, in_short
@@ -63,12 +64,11 @@ _OF_DOCUMENTS: Final = _DELIVERABLE | {"marker"}
 # Events taken apart in one go: long enough to share a lookup, short enough not to keep the event loop.
 _CHUNK: Final = 100
 
-# Changes behind the oldest unfinished one, at most. Others flow past a slow document, but what is finished ahead
-# of it must be remembered, and fit into the document that holds the position (16 MB). A token holds the document's
-# _id, which has no limit of its own: most have a hundred characters, some a million.
+# Changes behind the oldest unfinished one, at most, and the characters of their tokens. Others flow past a slow
+# document, but what is finished ahead of it must be remembered, here and in the document that holds the position.
+# A token holds the document's _id, which has no limit of its own: most have a hundred characters, some a million.
 _LONGEST_SPAN: Final = 20_000
 _HEAVIEST_SPAN: Final = 6_000_000
-_HEAVIEST_AHEAD: Final = 10_000_000
 
 # A batch of fewer events means that we are up to date: it is delivered before the next is asked for. Asking takes
 # a millisecond of this process, in which nothing would be delivered. And who read it enters it into the lanes: to
@@ -150,13 +150,14 @@ class Pipeline:
         self._start: Start = position.start(fingerprint)
         self._finished_before = position.token
         self._fingerprint_before = position.fingerprint or ""
-        self._ahead = set(position.ahead)
+        self._ahead = set(split(position.ahead))
+        self._until = position.until
         self._inherited = Inherited(position.inherited)
         self._has_passed = False  # some of that, and this is not saved yet
         self._tracker = Tracker(position.token)
         self._origins = Origins(routes.group)
         self._markers = Markers()
-        self._saved = position.token
+        self._saved: tuple[str, bytes] = (position.token, position.ahead)
         self._saved_seconds = monotonic()
         self._lag = Lag()
         self._crash: asyncio.Future[None] | None = None
@@ -497,11 +498,12 @@ class Pipeline:
         """Note whether a change was finished when the work was divided in another way."""
         token = event["_id"]["_data"]
         if self._inherited.has_finished(token, event[HASH] if "documentKey" in event else 0):
-            self._ahead.add(token)
+            self._ahead.add(digest_of(token))
+            self._until = max(self._until, token)
 
     def _is_finished(self, token: str) -> bool:
         """Whether a change was finished by an earlier process."""
-        return token <= self._finished_before or token in self._ahead
+        return token <= self._finished_before or (bool(self._ahead) and digest_of(token) in self._ahead)
 
     def _judged(self, change: Change) -> Change:
         judged = self._origins.judge(change)
@@ -511,7 +513,8 @@ class Pipeline:
         """Give a change its place in the order, and its receivers."""
         if change.token <= self._finished_before:
             return
-        if change.token in self._ahead:
+        if self._ahead and (digest := digest_of(change.token)) in self._ahead:
+            self._ahead.discard(digest)  # from here on the tracker knows
             self._tracker.add(Job(change.token))
             return
         if change.operation == "marker":
@@ -612,16 +615,11 @@ class Pipeline:
             delivered, last = self._stats.delivered, loop.time()
             await self._save()
 
-    async def _save(self, *, finally_: bool = False) -> None:
+    async def _save(self) -> None:
         token = self._tracker.token
-        # What an earlier process finished ahead stays in force until the position has come past it. That the
-        # stream has does not do: who is killed then leaves only what is saved.
-        self._ahead = {other for other in self._ahead if other > token}
-        if finally_:
-            self._ahead.update(self._worth_saving(self._tracker.ahead))
-        ahead = sorted(self._ahead)
+        ahead, until = self._finished_ahead(token)
         # While everything is paused it is saved as it is, so that it does not look dead.
-        if token == self._saved and not ahead and not self._controls.everything:
+        if (token, ahead) == self._saved and not self._controls.everything:
             self._saved_seconds = monotonic()  # what is there is up to date
             return
         # A stream of another fingerprint has not come to the token yet, and can't begin there.
@@ -629,7 +627,7 @@ class Pipeline:
         self._has_passed = self._inherited.pass_(token) or self._has_passed
         inherited = self._inherited.facts if self._has_passed else None
         try:
-            ours = await self._store.save(self._lease, token, fingerprint, ahead, inherited)
+            ours = await self._store.save(self._lease, token, fingerprint, ahead, until, inherited)
         except PyMongoError as error:
             verdict = fatal(error, self._address)
             if verdict is not None:
@@ -643,22 +641,24 @@ class Pipeline:
         if not ours:
             self._lease.lose()
             return
-        self._saved = token
+        self._saved = (token, ahead)
         self._has_passed = False
         self._saved_seconds = monotonic()
         self._stats.saves += 1
 
-    @staticmethod
-    def _worth_saving(ahead: list[str]) -> list[str]:
-        """What was finished ahead, if it fits into a document: all of it or nothing, for there are pairs in it."""
-        if sum(map(len, ahead)) <= _HEAVIEST_AHEAD:
-            return ahead
-        log.warning(
-            "so long are the _ids of what was finished out of turn that it can't be noted; it will be repeated",
-            action="position.too_large",
-            deliveries=len(ahead),
-        )
-        return []
+    def _finished_ahead(self, token: str) -> tuple[bytes, str]:
+        """Hashes of what is finished behind a token, and the last of the tokens.
+
+        That goes along with the position at every save: whoever goes on after a kill repeats what was finished
+        since, and not all that was finished while a slow delivery kept the position where it is.
+        """
+        if token >= self._until:
+            self._ahead.clear()  # what an earlier process had finished, and the stream did not bring again
+        jobs = self._tracker.ahead
+        for job in jobs:
+            job.digest = job.digest or digest_of(job.token)
+        until = max(token, self._until if self._ahead else "", jobs[-1].token if jobs else "")
+        return b"".join(sorted({*self._ahead, *(job.digest for job in jobs)})), until
 
     async def _drain(self) -> None:
         lost = self._lease.lost.is_set()
@@ -683,7 +683,7 @@ class Pipeline:
         try:
             async with asyncio.timeout(_SAVE_PATIENCE):
                 with suppress(DispatcherError):
-                    await self._save(finally_=True)
+                    await self._save()
         except TimeoutError:
             log.warning(
                 "the position could not be saved in time; what was finished since the last save will be repeated",

@@ -41,7 +41,7 @@ class Tracker:
         self.token = token
         self._open: deque[Job] = deque()
         # Finished like all before them, but a marker among them has its delete behind them.
-        self._between: list[str] = []
+        self._between: list[Job] = []
         self._announced = 0
         self._mark = token
         self.weight = 0
@@ -79,12 +79,12 @@ class Tracker:
         """Go past a job that is finished, with everything before it."""
         self._announced += job.announces - (job.marker is not None)
         if self._announced:
-            self._between.append(job.token)
+            self._between.append(job)
             return
         self.token = job.token
         self.weight -= len(job.token)
         if self._between:
-            self.weight -= sum(map(len, self._between))
+            self.weight -= sum(len(one.token) for one in self._between)
             self._between.clear()
 
     @property
@@ -98,9 +98,9 @@ class Tracker:
         return self._open[0] if self._open else None
 
     @property
-    def ahead(self) -> list[str]:
-        """Tokens of changes that are finished, behind one that is not."""
-        return [*self._between, *(job.token for job in self._open if job.done)]
+    def ahead(self) -> list[Job]:
+        """Changes that are finished, behind one that is not, in their order."""
+        return [*self._between, *(job for job in self._open if job.done)]
 
 
 class PositionStore:
@@ -242,7 +242,8 @@ class PositionStore:
             "token": token,
             "cluster_time": token_time(token),
             "fingerprint": fingerprint,
-            "ahead": [],
+            "ahead": b"",
+            "until": token,
         }
         await self._collection.update_one(
             {"_id": self._id(partition), "token": {"$exists": False}},  # one with a token is a duplicate
@@ -316,7 +317,8 @@ class PositionStore:
         lease: Lease,
         token: str,
         fingerprint: str,
-        ahead: list[str],
+        ahead: bytes,
+        until: str,
         inherited: Iterable[Fact] | None = None,
     ) -> bool:
         """Write the position; False if another process has taken over.
@@ -325,7 +327,8 @@ class PositionStore:
             lease: of the partition.
             token: everything up to it is finished.
             fingerprint: of the stream that it belongs to.
-            ahead: tokens behind it that are finished as well.
+            ahead: hashes of tokens behind it that are finished as well.
+            until: the last one of them.
             inherited: what else is finished, if that has changed.
 
         Raises:
@@ -336,6 +339,7 @@ class PositionStore:
             "cluster_time": token_time(token),
             "fingerprint": fingerprint,
             "ahead": ahead,
+            "until": until,
         }
         if inherited is not None:
             values["inherited"] = [fact._asdict() for fact in inherited]

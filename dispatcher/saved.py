@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
+from dispatcher.digests import DIGEST
 from dispatcher.events import Start, token_time
 from dispatcher.exceptions import PositionError
 from dispatcher.identity import Identity
-from dispatcher.inherited import DIGEST, Fact
+from dispatcher.inherited import Fact
 from dispatcher.partitions import MOST
 from dispatcher.state import POSITIONS
 
@@ -54,7 +55,8 @@ class Position(NamedTuple):
         identity: the owner's process.
         token: everything up to it is finished; None if nothing was ever saved.
         fingerprint: of the stream that the token belongs to.
-        ahead: tokens behind `token` that are finished as well.
+        until: the token of the last change that `ahead` is about.
+        ahead: hashes of tokens behind `token` that are finished as well, see `digests.py`.
         inherited: what else is, from times when the work was divided in another way.
         version: of the application that held it last.
         version_started: the server's time at which a process of that version started; None if it never said.
@@ -69,7 +71,8 @@ class Position(NamedTuple):
     identity: Identity
     token: str | None
     fingerprint: str | None
-    ahead: frozenset[str]
+    until: str
+    ahead: bytes
     inherited: tuple[Fact, ...]
     version: str
     version_started: datetime | None
@@ -166,12 +169,13 @@ class _Reader:
             raise self.nonsense(field, "a resume token")
         return value
 
-    def tokens(self, field: str) -> frozenset[str]:
-        """Several of them."""
-        values = self.get(field, list, "a list of resume tokens", [])
-        if not all(isinstance(value, str) and _is_token(value) for value in values):
-            raise self.nonsense(field, "a list of resume tokens")
-        return frozenset(values)
+    def digests(self, field: str) -> bytes:
+        """Hashes of several of them."""
+        wanted = f"binary, {DIGEST} bytes for each of some tokens"
+        value: bytes = self.get(field, bytes, wanted, b"")
+        if len(value) % DIGEST:
+            raise self.nonsense(field, wanted)
+        return value
 
     def facts(self, field: str) -> Iterator[Fact]:
         """What was finished under other layouts."""
@@ -234,6 +238,7 @@ def _position_of(document: Mapping[str, Any], place: str, group: str) -> Positio
     lease = reader.get("lease_seconds", (int, float), "a number of seconds")
     if lease is not None and not 0 < lease < float("inf"):
         raise reader.nonsense("lease_seconds", "a number of seconds")
+    token = reader.token("token")
     return Position(
         partition=partition,
         partitions=reader.count("partitions", 1, MOST, default=0),
@@ -242,9 +247,10 @@ def _position_of(document: Mapping[str, Any], place: str, group: str) -> Positio
         beat=reader.count("beat", 0, default=0),
         lease=lease,
         identity=Identity.read(document),
-        token=reader.token("token"),
+        token=token,
         fingerprint=reader.text("fingerprint", None),
-        ahead=reader.tokens("ahead"),
+        until=reader.token("until") or token or "",
+        ahead=reader.digests("ahead"),
         inherited=tuple(reader.facts("inherited")),
         version=reader.text("version"),
         version_started=reader.get("version_started", datetime, "a date"),

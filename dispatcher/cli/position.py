@@ -11,6 +11,7 @@ from dispatcher.cli.connecting import STATE_DATABASE, Group, GroupName, Optional
 from dispatcher.cli.options import Json, Yes
 from dispatcher.cli.output import confirmed, out, print_json
 from dispatcher.cli.parsing import token
+from dispatcher.digests import DIGEST
 from dispatcher.exceptions import ExitCode
 from dispatcher.looking import look
 from dispatcher.moving import Moved, Mover
@@ -91,7 +92,7 @@ def _readable(group: str, seen: Partition, found: dict[str, Any]) -> dict[str, A
         "saved_at": saved_at.replace(tzinfo=UTC).isoformat() if isinstance(saved_at, datetime) else None,
         "age_seconds": None if seen.saved_seconds is None else round(seen.saved_seconds, 1),
         "lost_in_seconds": None if seen.headroom_seconds is None else round(seen.headroom_seconds),
-        "finished_ahead": len(found.get("ahead") or ()),
+        "finished_ahead": len(found.get("ahead") or b"") // DIGEST,
         "token": found.get("token"),
         "fingerprint": found.get("fingerprint"),
     }

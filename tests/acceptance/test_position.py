@@ -145,7 +145,8 @@ def position(foreign, state) -> Any:
         "token": f"82{time.time:08X}{time.inc:08X}",
         "cluster_time": time,
         "fingerprint": "f",
-        "ahead": ["82" + "00" * 9],
+        "ahead": b"0123456789",
+        "until": f"82{time.time:08X}{time.inc:08X}",
     }
     state.positions.insert_one(document)
     return document
@@ -203,7 +204,7 @@ def test_a_token_and_a_cluster_time_are_taken_as_they_are(position, state, dispa
     assert dispatcher("position", "set", "--at", token.lower(), "--yes").code == ExitCode.OK
     found = state.positions.find_one(where)
     assert (found["token"], found["cluster_time"], found["term"], found["beat"]) == (token, time, 8, 4)
-    assert (found["fingerprint"], found["ahead"]) == ("", [])
+    assert (found["fingerprint"], found["ahead"]) == ("", b"")
     assert dispatcher("position", "set", "--at", f"{time.time},{time.inc}", "--yes").code == ExitCode.OK
     assert state.positions.find_one(where)["cluster_time"] == Timestamp(time.time, time.inc)
     late = (datetime.now(UTC) - timedelta(seconds=0)).isoformat()

@@ -60,7 +60,7 @@ class State:
 
     def rewind(self, token: str) -> None:
         """Have the next dispatcher begin at an older position, as after a crash."""
-        self.database["positions"].update_one({"partition": 0}, {"$set": {"token": token, "ahead": []}})
+        self.database["positions"].update_one({"partition": 0}, {"$set": {"token": token, "ahead": b""}})
 
     @property
     def token(self) -> str:

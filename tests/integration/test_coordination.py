@@ -79,12 +79,12 @@ async def test_a_partition_is_claimed_by_one(fenced):
 async def test_who_has_lost_a_partition_can_write_nothing(fenced):
     first, _ = await fenced.claim(fenced.first)
     assert await fenced.first.renew(first)
-    assert await fenced.first.save(first, TOKEN, "f", [])
+    assert await fenced.first.save(first, TOKEN, "f", b"", TOKEN)
     second, _ = await fenced.claim(fenced.second)
     assert second.term == 2
-    assert await fenced.second.save(second, LATER, "f", [])
+    assert await fenced.second.save(second, LATER, "f", b"", LATER)
     assert not await fenced.first.renew(first)
-    assert not await fenced.first.save(first, TOKEN, "f", [])
+    assert not await fenced.first.save(first, TOKEN, "f", b"", TOKEN)
     await fenced.first.release(first)
     position = await fenced.position()
     assert (position.owner, position.term, position.token) == ("second", 2, LATER)
@@ -101,8 +101,8 @@ async def test_a_renewal_comes_before_a_claim_that_saw_less(fenced):
 async def test_the_same_process_with_another_term_is_another_owner(fenced):
     first, _ = await fenced.claim(fenced.first)
     again, _ = await fenced.claim(fenced.first)
-    assert not await fenced.first.save(first, LATER, "f", [])
-    assert await fenced.first.save(again, LATER, "f", [])
+    assert not await fenced.first.save(first, LATER, "f", b"", LATER)
+    assert await fenced.first.save(again, LATER, "f", b"", LATER)
 
 
 def test_others_wait_longer_than_the_holder_acts():

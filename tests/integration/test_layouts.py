@@ -210,7 +210,7 @@ async def claim(store: PositionStore, partition: int) -> Any:
 async def test_what_the_new_positions_are(store):
     for partition, token in enumerate((SECOND, THIRD)):
         lease = await claim(store, partition)
-        await store.save(lease, token, "f", [])
+        await store.save(lease, token, "f", b"", token)
         await store.release(lease)
     await store.want(await store.load(), 3)
     assert await store.divide(await store.load())

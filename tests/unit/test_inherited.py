@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher.inherited import Fact, Inherited, beginning_of, digests_of
+from dispatcher.digests import digests_of
+from dispatcher.inherited import Fact, Inherited, beginning_of
 from dispatcher.partitions import partition_of
 
 HASHES = [-(2**63), -17, -3, -2, -1, 0, 1, 2, 3, 5, 12, 2**63 - 1]
@@ -48,7 +49,8 @@ class Group:
         for partition, (_, inherited) in self.begins.items():
             at, ahead = self.position(partition)
             inherited.pass_(token(at))
-            facts.append(Fact.of(self.partitions, partition, token(at), [token(n) for n in ahead]))
+            digests = digests_of(token(n) for n in ahead)
+            facts.append(Fact(self.partitions, partition, token(at), token(max([at, *ahead])), digests))
             earlier += inherited.facts
         self.partitions, self.begins = partitions, {}
         for partition in range(partitions):
@@ -88,7 +90,7 @@ def test_once_all_is_done_nothing_is_inherited_any_more(changes, rounds):
 
 
 def test_only_what_concerns_a_partition_goes_along():
-    facts = [Fact.of(4, partition, token(10 + partition), []) for partition in range(4)]
+    facts = [Fact(4, n, token(10 + n), token(10 + n), b"") for n in range(4)]
     assert beginning_of(0, 2, facts, []).token == token(10)
     assert [fact.partition for fact in beginning_of(0, 2, facts, []).inherited] == [2]
     assert [fact.partition for fact in beginning_of(1, 2, facts, []).inherited] == [3]

@@ -9,10 +9,11 @@ from dispatcher.inherited import Fact
 from dispatcher.saved import Saved
 
 TOKEN = "826B03E05E000000122B0229296E04"
+LATER = "826B03E06E000000122B0229296E04"
 
 
 def position(**changes):
-    values = {"_id": "shop:0", "group": "shop", "partition": 0, "term": 3, "token": TOKEN, "ahead": []}
+    values = {"_id": "shop:0", "group": "shop", "partition": 0, "term": 3, "token": TOKEN, "ahead": b""}
     return {**values, **changes}
 
 
@@ -25,14 +26,23 @@ def test_what_was_saved_is_read():
     saved = Saved.read(
         [
             layout(application="app:registry"),
-            position(owner="me", beat=7, lease_seconds=10, ahead=[TOKEN], version="v", version_started=now),
+            position(
+                owner="me",
+                beat=7,
+                lease_seconds=10,
+                ahead=b"0123456789",
+                until=LATER,
+                version="v",
+                version_started=now,
+            ),
         ],
         "shop",
         "state",
     )
     assert (saved.layout.partitions, saved.layout.application) == (2, "app:registry")
     one = saved.positions[0]
-    assert (one.owner, one.term, one.beat, one.lease, one.ahead) == ("me", 3, 7, 10, frozenset({TOKEN}))
+    assert (one.owner, one.term, one.beat, one.lease) == ("me", 3, 7, 10)
+    assert (one.token, one.ahead, one.until) == (TOKEN, b"0123456789", LATER)
     assert (one.version, one.version_started, one.partitions) == ("v", now, 0)
 
 
@@ -98,10 +108,10 @@ def test_what_earlier_layouts_can_not_have_finished(change):
         ("term", float("nan"), "a whole number from 0 on"),
         ("term", True, "a whole number from 0 on"),
         ("beat", [], "a whole number from 0 on"),
-        ("ahead", TOKEN, "a list of resume tokens"),
-        ("ahead", {"0": TOKEN}, "a list of resume tokens"),
-        ("ahead", [TOKEN, 5], "a list of resume tokens"),
-        ("ahead", ["later"], "a list of resume tokens"),
+        ("ahead", TOKEN, "binary, 10 bytes for each of some tokens"),
+        ("ahead", [TOKEN], "binary, 10 bytes for each of some tokens"),
+        ("ahead", b"123", "binary, 10 bytes for each of some tokens"),
+        ("until", "later", "a resume token"),
         ("partition", 3, "0, as its _id says"),
         ("partitions", 0, "a whole number from 1 to 64"),
         ("partitions", 65, "a whole number from 1 to 64"),

@@ -34,7 +34,7 @@ def test_position_is_always_right_before_the_first_unfinished(count, seed, done_
         tracker.finished(job)
         unfinished = next((i for i, other in enumerate(jobs) if not other.done), count)
         assert tracker.token == (jobs[unfinished - 1].token if unfinished else "")
-        assert tracker.ahead == [other.token for other in jobs[unfinished:] if other.done]
+        assert tracker.ahead == [other for other in jobs[unfinished:] if other.done]
         assert tracker.weight == sum(len(other.token) for other in jobs[unfinished:])
     assert tracker.token == jobs[-1].token
 
@@ -90,7 +90,7 @@ def test_the_position_never_lies_between_a_marker_and_its_delete(roles, seed):
         assert not any(marker <= tracker.token < delete for marker, delete in pairs)
         assert tracker.weight == sum(len(other.token) for other in jobs if other.token > tracker.token)
         for marker, delete in pairs:  # together, for whoever goes on from here
-            finished = {*tracker.ahead, *(j.token for j in jobs if j.token <= tracker.token)}
+            finished = {*(j.token for j in tracker.ahead), *(j.token for j in jobs if j.token <= tracker.token)}
             assert (marker in finished) == (delete in finished)
     assert (tracker.token, tracker.ahead, tracker.span) == (jobs[-1].token, [], 0)
 

@@ -123,18 +123,23 @@ class Cursors:
                 "maxTimeMS": shape.await_ms,
             }
             size = _FEW
+            batch: Batch | None
             try:
                 while cursor:
                     more["batchSize"] = asked = shape.size or min(size, self.batch_size)
-                    reply = (await self._ask(more, session))["cursor"]
-                    events, reply = events_of(reply)
-                    cursor = reply["id"]
-                    size = asked * _FACTOR if len(events) >= asked else _FEW
-                    yield Batch(events, str(reply["postBatchResumeToken"]["_data"]))
+                    batch, cursor = await self._more(more, session)
+                    size = asked * _FACTOR if len(batch.events) >= asked else _FEW
+                    yield batch
             except (GeneratorExit, asyncio.CancelledError):
+                batch = None  # whatever goes wrong from here on would remember this frame, see `failures.let_go`
                 # Only when it is us who end: after an error the server may be gone, and waiting for it costs time.
                 await self._kill(session, cursor)
                 raise
+
+    async def _more(self, command: dict[str, Any], session: AsyncClientSession) -> tuple[Batch, int]:
+        """The next batch, and the cursor; 0 if it was the last one."""
+        events, rest = events_of((await self._ask(command, session))["cursor"])
+        return Batch(events, str(rest["postBatchResumeToken"]["_data"])), rest["id"]
 
     async def _open(self, session: AsyncClientSession, start: Start, shape: Shape) -> Any:
         stage = dict(shape.options)

@@ -12,7 +12,7 @@ from mongoz.connection import Collection
 from mongoz.signals.receivers import Receiver
 from mongoz.stamps import Stamp
 
-__all__ = ["Batch", "Calls", "Change", "Image", "Job", "Namespace", "Start", "token_time"]
+__all__ = ["Batch", "Calls", "Change", "Image", "Job", "Namespace", "Start", "time_after", "token_time"]
 
 Image = Literal["post", "current", "pre", "key"]
 Namespace = tuple[str, str]
@@ -40,6 +40,11 @@ def token_time(token: str) -> Timestamp:
             f"The saved position has the token {token!r}, which is none.",
             remedy="Was it edited by hand? Delete the position's document while no dispatcher runs, to begin now.",
         ) from error
+
+
+def time_after(token: str) -> str:
+    """What sorts behind the tokens of all changes of the same cluster time, and is as short as can be."""
+    return f"{token[:18]}FF"
 
 
 class Start(NamedTuple):

@@ -19,7 +19,7 @@ from dispatcher.exceptions import (
     ServerError,
 )
 
-__all__ = ["KINDS", "Kind", "fatal", "in_short", "kind_of"]
+__all__ = ["KINDS", "Kind", "fatal", "in_short", "kind_of", "let_go"]
 
 
 class Kind(StrEnum):
@@ -204,6 +204,22 @@ def fatal(error: PyMongoError, address: str) -> DispatcherError | None:
         return None
     text = str(_details(error).get("errmsg", error)).rstrip(".")
     return verdict.kind(verdict.message.format(address=address, text=text), remedy=verdict.remedy)
+
+
+def let_go(error: BaseException) -> None:
+    """Have an error that was dealt with forget where it came from.
+
+    The frames it came through hold what was being read, the driver's hold the error, and so all of that would stay
+    until somebody looks for cycles.
+    """
+    seen: set[int] = set()
+    rest: list[BaseException | None] = [error]
+    while rest:
+        one = rest.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            one.__traceback__ = None
+            rest += [one.__cause__, one.__context__]
 
 
 def _details(error: PyMongoError) -> Mapping[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from dispatcher.events import token_time
 from dispatcher.inherited import Fact, beginning_of
-from dispatcher.saved import Saved
+from dispatcher.saved import Position, Saved
 
 __all__ = ["divided"]
 
@@ -20,7 +20,7 @@ def divided(saved: Saved, group: str) -> list[dict[str, Any]]:
     layout, positions = saved.layout, saved.positions.values()
     assert layout is not None  # somebody wants another one
     assert layout.wanted is not None
-    facts = [Fact(layout.partitions, one.partition, one.token or "", one.until, one.ahead) for one in positions]
+    facts = [_fact_of(layout.partitions, one) for one in positions]
     earlier = [fact for one in positions for fact in one.inherited]
     newest = max(positions, key=lambda one: one.version_started or datetime.min)
     documents = []
@@ -41,10 +41,16 @@ def divided(saved: Saved, group: str) -> list[dict[str, Any]]:
                 # The token may be one of another partition, which does not turn up in this one's stream.
                 "fingerprint": "",
                 "ahead": b"",
-                "until": begins.token,
+                "until": None,
                 "inherited": [fact._asdict() for fact in begins.inherited],
                 "version": newest.version,
                 "version_started": newest.version_started,
             }
         )
     return documents
+
+
+def _fact_of(partitions: int, position: Position) -> Fact:
+    """What a position says of the documents in its partition."""
+    token = position.token or ""
+    return Fact(partitions, position.partition, token, max(token, position.until), position.ahead)

@@ -230,6 +230,6 @@ def _change(position: Position, token: str | None, *, force: bool) -> dict[str, 
     if token is None:
         return {"$set": taken, "$inc": counted, "$unset": dict.fromkeys(_SAVED, "")}
     # The token may be one of another stream, which does not turn up in this one's: only its time is used.
-    moved = {"token": token, "cluster_time": token_time(token), "fingerprint": "", "ahead": b"", "until": token}
+    moved = {"token": token, "cluster_time": token_time(token), "fingerprint": "", "ahead": b"", "until": None}
     dates = {"saved_at": True, "released_at": True}
     return {"$set": {**taken, **moved}, "$inc": counted, "$unset": {"inherited": ""}, "$currentDate": dates}

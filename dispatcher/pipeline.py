@@ -26,7 +26,7 @@ from dispatcher.dead_letters import DeadLetters
 from dispatcher.decode import Undecodable, decode, decoded_together
 from dispatcher.delivery import Deliverer
 from dispatcher.digests import digest_of, split
-from dispatcher.events import Batch, Calls, Change, Job, Start, token_time
+from dispatcher.events import Batch, Calls, Change, Job, Start, time_after, token_time
 from dispatcher.exceptions import DispatcherError, HistoryLost
 from dispatcher.failures import fatal, in_short
 from dispatcher.gaps import Gap, Gaps, gaps_of
@@ -499,7 +499,7 @@ class Pipeline:
         token = event["_id"]["_data"]
         if self._inherited.has_finished(token, event[HASH] if "documentKey" in event else 0):
             self._ahead.add(digest_of(token))
-            self._until = max(self._until, token)
+            self._until = max(self._until, time_after(token))
 
     def _is_finished(self, token: str) -> bool:
         """Whether a change was finished by an earlier process."""
@@ -647,7 +647,7 @@ class Pipeline:
         self._stats.saves += 1
 
     def _finished_ahead(self, token: str) -> tuple[bytes, str]:
-        """Hashes of what is finished behind a token, and the last of the tokens.
+        """Hashes of what is finished behind a token, and what sorts behind all of that.
 
         That goes along with the position at every save: whoever goes on after a kill repeats what was finished
         since, and not all that was finished while a slow delivery kept the position where it is.
@@ -657,7 +657,7 @@ class Pipeline:
         jobs = self._tracker.ahead
         for job in jobs:
             job.digest = job.digest or digest_of(job.token)
-        until = max(token, self._until if self._ahead else "", jobs[-1].token if jobs else "")
+        until = max(self._until if self._ahead else "", time_after(jobs[-1].token) if jobs else "")
         return b"".join(sorted({*self._ahead, *(job.digest for job in jobs)})), until
 
     async def _drain(self) -> None:

@@ -243,7 +243,7 @@ class PositionStore:
             "cluster_time": token_time(token),
             "fingerprint": fingerprint,
             "ahead": b"",
-            "until": token,
+            "until": None,
         }
         await self._collection.update_one(
             {"_id": self._id(partition), "token": {"$exists": False}},  # one with a token is a duplicate
@@ -328,7 +328,7 @@ class PositionStore:
             token: everything up to it is finished.
             fingerprint: of the stream that it belongs to.
             ahead: hashes of tokens behind it that are finished as well.
-            until: the last one of them.
+            until: what sorts behind them; empty if there are none.
             inherited: what else is finished, if that has changed.
 
         Raises:
@@ -339,7 +339,7 @@ class PositionStore:
             "cluster_time": token_time(token),
             "fingerprint": fingerprint,
             "ahead": ahead,
-            "until": until,
+            "until": until or None,
         }
         if inherited is not None:
             values["inherited"] = [fact._asdict() for fact in inherited]

@@ -55,7 +55,7 @@ class Position(NamedTuple):
         identity: the owner's process.
         token: everything up to it is finished; None if nothing was ever saved.
         fingerprint: of the stream that the token belongs to.
-        until: the token of the last change that `ahead` is about.
+        until: what sorts behind the tokens of all changes that `ahead` is about.
         ahead: hashes of tokens behind `token` that are finished as well, see `digests.py`.
         inherited: what else is, from times when the work was divided in another way.
         version: of the application that held it last.
@@ -238,7 +238,6 @@ def _position_of(document: Mapping[str, Any], place: str, group: str) -> Positio
     lease = reader.get("lease_seconds", (int, float), "a number of seconds")
     if lease is not None and not 0 < lease < float("inf"):
         raise reader.nonsense("lease_seconds", "a number of seconds")
-    token = reader.token("token")
     return Position(
         partition=partition,
         partitions=reader.count("partitions", 1, MOST, default=0),
@@ -247,9 +246,9 @@ def _position_of(document: Mapping[str, Any], place: str, group: str) -> Positio
         beat=reader.count("beat", 0, default=0),
         lease=lease,
         identity=Identity.read(document),
-        token=token,
+        token=reader.token("token"),
         fingerprint=reader.text("fingerprint", None),
-        until=reader.token("until") or token or "",
+        until=reader.token("until") or "",
         ahead=reader.digests("ahead"),
         inherited=tuple(reader.facts("inherited")),
         version=reader.text("version"),

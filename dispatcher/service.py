@@ -1,7 +1,6 @@
 """The daemon: puts the parts together, looks whether it can work, runs, and ends in order."""
 
 import asyncio
-import gc
 import os
 import signal
 import sys
@@ -19,6 +18,7 @@ from dispatcher.conditions import Conditions
 from dispatcher.controls import Controls
 from dispatcher.coordination import Coordinator
 from dispatcher.exceptions import ExitCode
+from dispatcher.garbage import collecting
 from dispatcher.measuring import Gauges
 from dispatcher.members import Members
 from dispatcher.observe import Stats, get_logger
@@ -259,16 +259,6 @@ class Service:
             pipeline.resize(place, len(pipelines))
 
 
-def _relax_garbage_collection() -> None:
-    """Look for reference cycles less often.
-
-    Thousands of decoded documents live at any time here, and going through them all after every 700 new objects
-    takes a third of the throughput. They hold no cycles, so reference counting frees them as it always does.
-    """
-    gc.freeze()
-    gc.set_threshold(100_000, 20, 100)
-
-
 def run(service: Callable[[asyncio.Event], Coroutine[Any, Any, None]], loop: str = "auto") -> None:
     """Run a service until SIGINT or SIGTERM; a second one ends the process at once.
 
@@ -283,13 +273,13 @@ def run(service: Callable[[asyncio.Event], Coroutine[Any, Any, None]], loop: str
         factory = uvloop.new_event_loop
 
     async def main() -> None:
-        _relax_garbage_collection()
         threads = ThreadPoolExecutor(thread_name_prefix=_THREADS)
         asyncio.get_running_loop().set_default_executor(threads)
         stop = asyncio.Event()
         _stop_on_signals(stop)
         try:
-            await service(stop)
+            async with collecting():
+                await service(stop)
         finally:
             await _leave_threads(threads)
         await _leave_tasks()

@@ -20,7 +20,7 @@ from pymongo.errors import OperationFailure, PyMongoError
 from dispatcher.codec import Undecoded
 from dispatcher.cursors import Cursors, Shape
 from dispatcher.events import Batch, Namespace, Start, token_time
-from dispatcher.failures import Kind, fatal, in_short, kind_of
+from dispatcher.failures import Kind, fatal, in_short, kind_of, let_go
 from dispatcher.observe import Stats, get_logger
 from dispatcher.oversize import SINGLY, SMALLER, SPLIT, WHOLE, WITHOUT, joined
 from dispatcher.partitions import HASH, belongs, hash_of
@@ -226,6 +226,7 @@ class ChangeStreamSource:
             except PyMongoError as error:
                 if kind_of(error) is Kind.TOO_LARGE and not too_large:
                     too_large = True
+                    let_go(error)
                     continue
                 self._open = False
                 verdict = fatal(error, self._address)
@@ -239,6 +240,7 @@ class ChangeStreamSource:
                     kind=kind_of(error),
                     failures=failures,
                 )
+                let_go(error)
             self._stats.reconnects += 1
             await asyncio.sleep(pause_after(failures))
 
@@ -262,6 +264,7 @@ class ChangeStreamSource:
                     self._splits = False
                 if kind_of(error) not in _OTHERWISE or read == self._in_part:
                     raise
+                let_go(error)
             else:
                 return
 
@@ -312,6 +315,7 @@ class ChangeStreamSource:
         except PyMongoError as error:
             if kind_of(error) not in _OTHERWISE:
                 raise
+            let_go(error)
         return None
 
     async def stamped(self, since: Timestamp, until: str) -> AsyncIterator[Undecoded]:

@@ -27,7 +27,7 @@ and one per partition.
     cluster_time     the token's time, from which another pipeline can start
     fingerprint      of the scope and pipeline that the token belongs to
     ahead            binary: hashes of tokens behind `token` that are finished already, see `digests.py`
-    until            the last one of these tokens
+    until            what sorts behind these tokens; null if there are none
     inherited        what partitions of earlier layouts had finished, see `inherited.py`
     saved_at         the server's time of the last save; advances on an idle stream too
     version          of the application that held it last

@@ -3,6 +3,7 @@
 What is expected depends on the server: 6.0.9 and later split events, the embedded 6.0.5 does not.
 """
 
+import gc
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from pymongo import UpdateOne
 
 import mongoz
 from dispatcher import oversize
+from dispatcher.codec import RawEvent
 from dispatcher.events import Batch
 from dispatcher.oversize import joined
 from mongoz.core.signals import post_delete, post_save, post_update
@@ -190,6 +192,31 @@ async def test_an_image_that_is_required_and_missing(foreign, dispatched, Thing,
     ]
     # The server may look at it once more when it is asked to go on behind it.
     assert actions(capsys)().count("event.too_large") in (1, 2)
+
+
+def _is_large(one: object) -> bool:
+    return type(one) is RawEvent and len(one.raw) > 1_000_000
+
+
+async def test_nothing_of_it_stays_in_memory(foreign, dispatched, Thing, seen):
+    """Not even in cycles: errors and the frames that they came through hold each other."""
+    things = foreign.create_collection("things", **IMAGES)
+    gc.collect()
+    gc.disable()
+    try:
+        async with dispatching(dispatched):
+            for n in range(3):
+                things.insert_one({"_id": n, "data": large("a")})
+                things.update_one({"_id": n}, {"$set": {"n": 1}})
+                things.delete_one({"_id": n})
+            await eventually(lambda: len(seen) == 9, within=30)
+            things.insert_one({"_id": "after"})
+            await eventually(lambda: len(seen) == 10)
+            await eventually(
+                lambda: sum(len(one.raw) for one in gc.get_objects() if type(one) is RawEvent) < 1_000
+            )
+    finally:
+        gc.enable()
 
 
 # -- fragments, on any server ------------------------------------------------------------------------

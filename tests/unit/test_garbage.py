@@ -1,0 +1,30 @@
+"""Reference cycles are found by the clock, however few objects there are."""
+
+import gc
+import weakref
+
+from dispatcher.garbage import collecting
+from tests.support import eventually
+
+
+class Cycle:
+    """Holds itself, and much else."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+async def test_cycles_are_found_by_the_clock(monkeypatch):
+    monkeypatch.setattr("dispatcher.garbage._EVERY", 0.01)
+    thresholds = gc.get_threshold()
+    async with collecting():
+        assert gc.get_threshold()[0] > thresholds[0]
+        new = weakref.ref(Cycle())
+        await eventually(lambda: new() is None)
+        old = Cycle()
+        seen = weakref.ref(old)
+        gc.collect()  # it is an old one now
+        del old
+        await eventually(lambda: seen() is None)
+    assert gc.get_threshold() == thresholds
+    assert gc.get_freeze_count() == 0

@@ -25,14 +25,12 @@ from dispatcher.controls import Controls
 from dispatcher.dead_letters import DeadLetters
 from dispatcher.decode import Undecodable, decode, decoded_together
 from dispatcher.delivery import Deliverer
-from dispatcher.digests import digest_of, split
-from dispatcher.events import Batch, Calls, Change, Job, Start, time_after, token_time
+from dispatcher.events import Batch, Calls, Change, Job, Start, token_time
 from dispatcher.exceptions import DispatcherError, HistoryLost
 from dispatcher.failures import fatal, in_short
 from dispatcher.gaps import Gap, Gaps, gaps_of
 from dispatcher.history import History
 from dispatcher.images import Images
-from dispatcher.inherited import Inherited
 from dispatcher.lanes import Lanes
 from dispatcher.leases import Lease
 from dispatcher.markers import Followed, Markers, slimmed
@@ -41,8 +39,8 @@ from dispatcher.observe import Stats, get_logger
 from dispatcher.origins import HORIZON, Origins
 from dispatcher.parked import Parked
 from dispatcher.parking import Parking
-from dispatcher.partitions import HASH
-from dispatcher.positions import PositionStore, Tracker
+from dispatcher.positions import PositionStore
+from dispatcher.progress import Progress
 from dispatcher.refilling import Refilling
 from dispatcher.resending import Resending
 from dispatcher.routing import Routes
@@ -63,12 +61,6 @@ _OF_DOCUMENTS: Final = _DELIVERABLE | {"marker"}
 
 # Events taken apart in one go: long enough to share a lookup, short enough not to keep the event loop.
 _CHUNK: Final = 100
-
-# Changes behind the oldest unfinished one, at most, and the characters of their tokens. Others flow past a slow
-# document, but what is finished ahead of it must be remembered, here and in the document that holds the position.
-# A token holds the document's _id, which has no limit of its own: most have a hundred characters, some a million.
-_LONGEST_SPAN: Final = 20_000
-_HEAVIEST_SPAN: Final = 6_000_000
 
 # A batch of fewer events means that we are up to date: it is delivered before the next is asked for. Asking takes
 # a millisecond of this process, in which nothing would be delivered. And who read it enters it into the lanes: to
@@ -137,9 +129,7 @@ class Pipeline:
         self._source = source
         self._images = images
         self._routes = routes
-        self._store = store
         self._lease = lease
-        self._fingerprint = fingerprint
         self._codec_options = codec_options
         self._settings = settings
         self._stats = stats
@@ -148,17 +138,18 @@ class Pipeline:
         self._gaps = gaps
         self._history = history
         self._start: Start = position.start(fingerprint)
-        self._finished_before = position.token
-        self._fingerprint_before = position.fingerprint or ""
-        self._ahead = set(split(position.ahead))
-        self._until = position.until
-        self._inherited = Inherited(position.inherited)
-        self._has_passed = False  # some of that, and this is not saved yet
-        self._tracker = Tracker(position.token)
+        self._progress = Progress(
+            store,
+            lease,
+            position,
+            fingerprint,
+            stats=stats,
+            address=address,
+            always=lambda: controls.everything,
+        )
+        self._tracker = self._progress.tracker
         self._origins = Origins(routes.group)
         self._markers = Markers()
-        self._saved: tuple[str, bytes] = (position.token, position.ahead)
-        self._saved_seconds = monotonic()
         self._lag = Lag()
         self._crash: asyncio.Future[None] | None = None
         self._controls = controls
@@ -253,7 +244,7 @@ class Pipeline:
             lag_seconds=self._lag.seconds(now, server_now, waiting_since),
             lag_changes=self._lag.changes(now, server_now, self._tracker.span),
             position_seconds=float(token_time(self._tracker.token).time),
-            saved_seconds=self._saved_seconds,
+            saved_seconds=self._progress.saved_seconds,
             silent_seconds=self._lag.silent(now),
         )
 
@@ -308,7 +299,7 @@ class Pipeline:
         ]
         self._controls.listeners.add(self._on_controls)
         ending = asyncio.Event()
-        saving = asyncio.create_task(self._save_regularly(ending), name="save-position")
+        saving = asyncio.create_task(self._progress.save_regularly(ending, self._settings), name="save-position")
         told = [
             asyncio.create_task(stop.wait(), name="wait-for-stop"),
             asyncio.create_task(self._lease.lost.wait(), name="wait-for-loss"),
@@ -342,7 +333,7 @@ class Pipeline:
 
     async def _read(self, batches: "asyncio.Queue[Batch]") -> None:
         await self._remember_stamps()
-        start, behind = self._start, self._finished_before
+        start, behind = self._start, self._progress.began
         while True:
             try:
                 async with aclosing(self._source.batches(start)) as read:
@@ -373,7 +364,7 @@ class Pipeline:
 
         Where the server does not let us look so far back, or at all, we do without.
         """
-        position, failures = self._finished_before, 0
+        position, failures = self._progress.began, 0
         horizons = [*_HORIZONS]
         while horizons:
             since = Timestamp(max(1, token_time(position).time - horizons[0]), 1)
@@ -450,7 +441,7 @@ class Pipeline:
                     if self._lanes.full:
                         await self._lanes.room()
                     # Where nothing is queued, the span are markers, and their deletes are still to be read.
-                    while self._is_far_ahead and self._lanes.queued:
+                    while self._progress.is_far_ahead and self._lanes.queued:
                         await self._lanes.progress()
                     if self._markers:
                         await self._give_up(self._markers.unclaimed_at(change))
@@ -462,11 +453,6 @@ class Pipeline:
             await self._give_up(self._markers.unclaimed())
         self._tracker.mark(batch.token)
 
-    @property
-    def _is_far_ahead(self) -> bool:
-        """Whether the position must move before more is read."""
-        return self._tracker.span >= _LONGEST_SPAN or self._tracker.weight >= _HEAVIEST_SPAN
-
     async def _look_up(self, changes: list[Change], is_queued: Callable[[Hashable], bool] | None) -> None:
         await self._parking.look_up(changes, self._routes.names_listening_to, is_queued)
 
@@ -474,13 +460,13 @@ class Pipeline:
         self._stats.read += len(events)
         changes = []
         for event, found in zip(events, decoded_together(events, self._codec_options), strict=True):
-            if self._inherited:
-                self._look_back(event)
+            if self._progress.inherits:
+                self._progress.look_back(event)
             try:
                 change = decode(event, self._codec_options, found)
                 changes.append(change if change.stamp is None else self._judged(change))
             except Undecodable as error:
-                if self._is_finished(error.token):
+                if self._progress.is_finished(error.token):
                     continue
                 self._stats.invalid += 1
                 log.error(
@@ -494,28 +480,13 @@ class Pipeline:
                 await self._deliverer.keep_unreadable(bytes(event.raw), error.token, error)
         return changes
 
-    def _look_back(self, event: Undecoded) -> None:
-        """Note whether a change was finished when the work was divided in another way."""
-        token = event["_id"]["_data"]
-        if self._inherited.has_finished(token, event[HASH] if "documentKey" in event else 0):
-            self._ahead.add(digest_of(token))
-            self._until = max(self._until, time_after(token))
-
-    def _is_finished(self, token: str) -> bool:
-        """Whether a change was finished by an earlier process."""
-        return token <= self._finished_before or (bool(self._ahead) and digest_of(token) in self._ahead)
-
     def _judged(self, change: Change) -> Change:
         judged = self._origins.judge(change)
         return slimmed(judged) if judged.operation == "marker" else judged
 
     def _enter(self, change: Change, refused: Refused) -> None:
         """Give a change its place in the order, and its receivers."""
-        if change.token <= self._finished_before:
-            return
-        if self._ahead and (digest := digest_of(change.token)) in self._ahead:
-            self._ahead.discard(digest)  # from here on the tracker knows
-            self._tracker.add(Job(change.token))
+        if self._progress.passes(change.token):
             return
         if change.operation == "marker":
             job = Job(change.token, change)
@@ -591,7 +562,7 @@ class Pipeline:
 
         When this returns it is noted, so that the position may pass it.
         """
-        if not self._is_finished(change.token):
+        if not self._progress.is_finished(change.token):
             for gap in gaps_of(change, self._routes.listening_to):
                 await self._gaps.record(gap)
 
@@ -599,66 +570,6 @@ class Pipeline:
         """An event that the server could not send in any way."""
         text = "a change has an _id of several megabytes, so that its event can not be sent: nobody is told of it"
         await self._gaps.record(Gap("oversize", after, text, None, token_time(after), token_time(before)))
-
-    async def _save_regularly(self, ending: asyncio.Event) -> None:
-        loop = asyncio.get_running_loop()
-        delivered, last = self._stats.delivered, loop.time()
-        while not ending.is_set():
-            # Told to end rather than cancelled: a save that was begun is finished.
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._settings.save_interval):
-                    await ending.wait()
-                    return
-            busy = self._stats.delivered != delivered
-            if not busy and loop.time() - last < self._settings.idle_save_interval:
-                continue
-            delivered, last = self._stats.delivered, loop.time()
-            await self._save()
-
-    async def _save(self) -> None:
-        token = self._tracker.token
-        ahead, until = self._finished_ahead(token)
-        # While everything is paused it is saved as it is, so that it does not look dead.
-        if (token, ahead) == self._saved and not self._controls.everything:
-            self._saved_seconds = monotonic()  # what is there is up to date
-            return
-        # A stream of another fingerprint has not come to the token yet, and can't begin there.
-        fingerprint = self._fingerprint if token > self._finished_before else self._fingerprint_before
-        self._has_passed = self._inherited.pass_(token) or self._has_passed
-        inherited = self._inherited.facts if self._has_passed else None
-        try:
-            ours = await self._store.save(self._lease, token, fingerprint, ahead, until, inherited)
-        except PyMongoError as error:
-            verdict = fatal(error, self._address)
-            if verdict is not None:
-                raise verdict from error
-            log.warning(
-                "the position could not be saved, trying again later",
-                action="position.not_saved",
-                error=in_short(error),
-            )
-            return
-        if not ours:
-            self._lease.lose()
-            return
-        self._saved = (token, ahead)
-        self._has_passed = False
-        self._saved_seconds = monotonic()
-        self._stats.saves += 1
-
-    def _finished_ahead(self, token: str) -> tuple[bytes, str]:
-        """Hashes of what is finished behind a token, and what sorts behind all of that.
-
-        That goes along with the position at every save: whoever goes on after a kill repeats what was finished
-        since, and not all that was finished while a slow delivery kept the position where it is.
-        """
-        if token >= self._until:
-            self._ahead.clear()  # what an earlier process had finished, and the stream did not bring again
-        jobs = self._tracker.ahead
-        for job in jobs:
-            job.digest = job.digest or digest_of(job.token)
-        until = max(self._until if self._ahead else "", time_after(jobs[-1].token) if jobs else "")
-        return b"".join(sorted({*self._ahead, *(job.digest for job in jobs)})), until
 
     async def _drain(self) -> None:
         lost = self._lease.lost.is_set()
@@ -683,7 +594,7 @@ class Pipeline:
         try:
             async with asyncio.timeout(_SAVE_PATIENCE):
                 with suppress(DispatcherError):
-                    await self._save()
+                    await self._progress.save()
         except TimeoutError:
             log.warning(
                 "the position could not be saved in time; what was finished since the last save will be repeated",

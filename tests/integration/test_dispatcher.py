@@ -563,7 +563,7 @@ async def test_a_delete_whose_pre_image_does_not_validate_is_told_all_the_same(u
 
 async def test_what_flows_past_a_slow_document_is_bounded(user, foreign, dispatched, monkeypatch):
     """Everything that is finished ahead of the position must be remembered: that can't go on for ever."""
-    monkeypatch.setattr("dispatcher.pipeline._LONGEST_SPAN", 60)
+    monkeypatch.setattr("dispatcher.progress._LONGEST_SPAN", 60)
     gate, calls = asyncio.Event(), []
 
     @post_save(user, name="slow")
@@ -604,7 +604,7 @@ async def test_so_is_what_has_long_ids(foreign, dispatched, database):
     names = [f"{i:02}" for i in range(60)]
     async with dispatching(dispatched, batch_size=5, grace=0.1) as running:
         foreign["pages"].insert_many([{"_id": name * 50_000} for name in names])
-        await eventually(lambda: running.service.held and running.service.held[0]._is_far_ahead)
+        await eventually(lambda: running.service.held and running.service.held[0]._progress.is_far_ahead)
         await eventually(lambda: len(calls) > 25)
         assert len(calls) <= 31  # of 200 kB each; 6 MB are allowed
     ahead = {*calls} - {"00"}

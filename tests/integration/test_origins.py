@@ -346,7 +346,7 @@ async def test_many_markers_then_many_deletes(world):
     world.users.insert_many([{"_id": id_} for id_ in ids])
     async with dispatching(world.registry, max_queued=5, concurrency=2, batch_size=7):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("dispatcher.pipeline._LONGEST_SPAN", 10)
+            patch.setattr("dispatcher.progress._LONGEST_SPAN", 10)
             with world.transaction() as session:
                 for id_ in ids:
                     world.mark(id_, session, *(["watcher"] if id_ != ids[7] else []))

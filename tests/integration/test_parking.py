@@ -92,7 +92,7 @@ async def test_who_waits_makes_room_for_others(account, foreign, dispatched, sta
         foreign["accounts"].insert_many([{"name": name} for name in [*(f"bad {n}" for n in range(30)), *good]])
         await eventually(lambda: sorted(got) == sorted(good))
         assert {lane["reason"] for lane in state.lanes} == {"retrying"}
-        assert 20 <= len(state.lanes) < 30
+        assert len(state.lanes) >= 20
 
 
 async def test_what_is_looked_for_while_it_is_written_is_not_forgotten(

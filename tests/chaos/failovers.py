@@ -22,9 +22,6 @@ _AWAY_SECONDS = (0.5, 2, 5)
 
 _KILLED_AS_WELL = 0.2
 
-# The clients, too, have to wait for a primary.
-_STALL_SECONDS = 60
-
 # A write that was on its way during an election may come more than ten seconds after its stamp was made. Then it
 # is in doubt who has delivered it, and both do.
 _IN_DOUBT = ("delivered by both", "delivered by the wrong one")
@@ -99,7 +96,7 @@ def run(plan: Plan) -> Report:
         world.break_at_random(Failovers(world, servers).fault)
         world.finish()
         elections, evidence = servers.elections() - before, world.evidence()
-    counted = figures(evidence, faults="failovers", tolerated=_IN_DOUBT, stall=_STALL_SECONDS)
+    counted = figures(evidence, faults="failovers", tolerated=_IN_DOUBT)
     # Some of the absences are too short for one, on purpose.
     counted.insert(3, Figure("elections", elections, least=plan.size.faults // 2))
     return Report(counted, evidence.deaths)

@@ -102,7 +102,6 @@ def figures(
     *,
     faults: str,
     tolerated: Collection[str] = (),
-    stall: float = STALL_SECONDS,
     memory: float = MEMORY_MB,
     late: int = 0,
     harmless: Collection[str] = (),
@@ -113,7 +112,6 @@ def figures(
         evidence: of the run.
         faults: what those are called.
         tolerated: names of figures that may be what they like, since that is what was broken.
-        stall: seconds without a delivery, at most.
         memory: MB of a daemon, at most.
         late: deliveries that may begin in a term that is over, at most.
         harmless: kinds of faults that must not lead to any repetition.
@@ -127,7 +125,7 @@ def figures(
         *_of_the_transactional_receiver(evidence),
         *_of_dead_letters(evidence),
         Figure("ended other than it should", len(evidence.deaths), most=0),
-        Figure("longest stall", longest_stall(_by(evidence.entries, "stream")), "s", most=stall),
+        Figure("longest stall", longest_stall(_by(evidence.entries, "stream")), "s", most=STALL_SECONDS),
         Figure("peak memory of a daemon", evidence.peak_mb, "MB", most=memory),
         Figure("took", evidence.seconds, "s"),
     ]

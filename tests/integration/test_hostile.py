@@ -237,16 +237,22 @@ async def test_a_repr_with_a_bug_is_not_needed(Thing, foreign, dispatched):
         await eventually(lambda: running.stats.failed == 1)
 
 
-async def test_what_was_finished_ahead_stays_so_over_two_restarts(Thing, foreign, dispatched):
-    calls: list[str] = []
-    blocked = True
+class Sticky:
+    """A receiver that does not come back from one document, while others pass it."""
 
-    @post_save(Thing, name="sticky")
-    async def sticky(sender, instance, **kwargs):
-        calls.append(instance.name)
-        if instance.name == "stuck" and blocked:
+    def __init__(self, document: Any) -> None:
+        self.calls: list[str] = []
+        self.holds = True
+        post_save(document, name="sticky")(self)
+
+    async def __call__(self, sender: Any, instance: Any, **kwargs: Any) -> None:
+        self.calls.append(instance.name)
+        if instance.name == "stuck" and self.holds:
             await hang()
 
+
+async def test_what_was_finished_ahead_stays_so_over_two_restarts(Thing, foreign, dispatched):
+    calls = (sticky := Sticky(Thing)).calls
     async with dispatching(dispatched, grace=0.05):
         foreign["things"].insert_one({"name": "stuck"})
         foreign["things"].insert_many([{"name": f"n{i}"} for i in range(400)])
@@ -254,7 +260,7 @@ async def test_what_was_finished_ahead_stays_so_over_two_restarts(Thing, foreign
     # Stopped again while most of what was finished ahead has not even been read again.
     async with dispatching(dispatched, grace=0.05, max_queued=1, batch_size=5):
         await eventually(lambda: calls.count("stuck") == 2)
-    blocked = False
+    sticky.holds = False
     async with dispatching(dispatched):
         foreign["things"].insert_one({"name": "last"})
         await eventually(lambda: "last" in calls)
@@ -264,15 +270,7 @@ async def test_what_was_finished_ahead_stays_so_over_two_restarts(Thing, foreign
 
 async def test_what_was_finished_ahead_stays_so_if_the_next_one_is_killed(Thing, foreign, dispatched):
     """It had read all of that again, and finished something itself, and the position was still before it."""
-    calls: list[str] = []
-    blocked = True
-
-    @post_save(Thing, name="sticky")
-    async def sticky(sender, instance, **kwargs):
-        calls.append(instance.name)
-        if instance.name == "stuck" and blocked:
-            await hang()
-
+    calls = (sticky := Sticky(Thing)).calls
     async with dispatching(dispatched, grace=0.05):
         foreign["things"].insert_one({"name": "stuck"})
         foreign["things"].insert_many([{"name": f"n{i}"} for i in range(40)])
@@ -284,7 +282,7 @@ async def test_what_was_finished_ahead_stays_so_if_the_next_one_is_killed(Thing,
         await eventually(lambda: len(positions.find_one({"partition": 0})["ahead"]) == 41 * DIGEST)
         as_it_was = positions.find_one({"partition": 0}, {"_id": 0, "token": 1, "ahead": 1, "until": 1})
     positions.update_one({"partition": 0}, {"$set": as_it_was})
-    blocked = False
+    sticky.holds = False
     async with dispatching(dispatched):
         foreign["things"].insert_one({"name": "last"})
         await eventually(lambda: "last" in calls)

@@ -8,24 +8,24 @@ saves the position.
 """
 
 import asyncio
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing, suppress
 from time import monotonic, time
 from typing import Any, Final
 
 from bson.codec_options import CodecOptions
-from bson.raw_bson import RawBSONDocument
 from bson.timestamp import Timestamp
 from pymongo.errors import PyMongoError
 
 from dispatcher.cancelling import end
 from dispatcher.codec import Undecoded
-from dispatcher.conditions import Conditions, Refused, wanted
+from dispatcher.conditions import Conditions
 from dispatcher.controls import Controls
 from dispatcher.dead_letters import DeadLetters
 from dispatcher.decode import Undecodable, decode, decoded_together
 from dispatcher.delivery import Deliverer
-from dispatcher.events import Batch, Calls, Change, Job, Start, token_time
+from dispatcher.entrance import DELIVERABLE, Entrance
+from dispatcher.events import Batch, Change, Start, token_time
 from dispatcher.exceptions import DispatcherError, HistoryLost
 from dispatcher.failures import fatal, in_short
 from dispatcher.gaps import Gap, Gaps, gaps_of
@@ -33,7 +33,7 @@ from dispatcher.history import History
 from dispatcher.images import Images
 from dispatcher.lanes import Lanes
 from dispatcher.leases import Lease
-from dispatcher.markers import Followed, Markers, slimmed
+from dispatcher.markers import slimmed
 from dispatcher.measuring import Gauges, Lag, seconds_of
 from dispatcher.observe import Stats, get_logger
 from dispatcher.origins import HORIZON, Origins
@@ -56,8 +56,7 @@ __all__ = ["Pipeline"]
 
 log = get_logger()
 
-_DELIVERABLE: Final = frozenset({"insert", "update", "replace", "delete"})
-_OF_DOCUMENTS: Final = _DELIVERABLE | {"marker"}
+_OF_DOCUMENTS: Final = DELIVERABLE | {"marker"}
 
 # Events taken apart in one go: long enough to share a lookup, short enough not to keep the event loop.
 _CHUNK: Final = 100
@@ -66,9 +65,6 @@ _CHUNK: Final = 100
 # a millisecond of this process, in which nothing would be delivered. And who read it enters it into the lanes: to
 # hand it to another task, and to wait for that, takes two turns of the event loop.
 _SMALL: Final = 100
-
-# What receivers without a `where` do not want.
-_NONE: Final[Refused] = {}
 
 # Seconds before the position where the stamps of earlier writes are looked for; less, if the oplog is that short.
 _HORIZONS: Final = (HORIZON, 15, 3)
@@ -134,7 +130,6 @@ class Pipeline:
         self._settings = settings
         self._stats = stats
         self._address = address
-        self._conditions = conditions
         self._gaps = gaps
         self._history = history
         self._start: Start = position.start(fingerprint)
@@ -149,7 +144,6 @@ class Pipeline:
         )
         self._tracker = self._progress.tracker
         self._origins = Origins(routes.group)
-        self._markers = Markers()
         self._lag = Lag()
         self._crash: asyncio.Future[None] | None = None
         self._controls = controls
@@ -191,6 +185,15 @@ class Pipeline:
             concurrency=settings.concurrency,
             max_queued=settings.max_queued,
             max_bytes=settings.max_queued_mb * 1_000_000,
+        )
+        self._entrance = Entrance(
+            self._progress,
+            routes,
+            self._lanes,
+            self._parking,
+            images=images,
+            conditions=conditions,
+            codec_options=codec_options,
         )
         self._resending = Resending(
             dead_letters,
@@ -430,31 +433,26 @@ class Pipeline:
         """Take a batch apart, and give its changes to the lanes, as far as there is room. One batch at a time."""
         if batch.lost_after is not None:
             await self._report_lost(batch.lost_after, batch.token)
+        markers = self._entrance.markers
         for i in range(0, len(batch.events), _CHUNK):
             changes = await self._decode(batch.events[i : i + _CHUNK])
             async for part in self._images.complete(changes):
-                refused = await self._conditions.refused(part) if self._conditions is not None else _NONE
-                if self._parking.watched:
-                    # Of what waits behind markers nothing is known to the lanes.
-                    await self._look_up(part, None if self._markers else self._lanes.has)
+                refused = await self._entrance.prepare(part)
                 for change in part:
                     if self._lanes.full:
                         await self._lanes.room()
                     # Where nothing is queued, the span are markers, and their deletes are still to be read.
                     while self._progress.is_far_ahead and self._lanes.queued:
                         await self._lanes.progress()
-                    if self._markers:
-                        await self._give_up(self._markers.unclaimed_at(change))
+                    if markers:
+                        await self._entrance.give_up(markers.unclaimed_at(change))
                     if change.operation not in _OF_DOCUMENTS:
                         await self._report(change)
-                    self._enter(change, refused)
+                    self._entrance.enter(change, refused)
             await asyncio.sleep(0)
-        if self._markers and not batch.events:
-            await self._give_up(self._markers.unclaimed())
+        if markers and not batch.events:
+            await self._entrance.give_up(markers.unclaimed())
         self._tracker.mark(batch.token)
-
-    async def _look_up(self, changes: list[Change], is_queued: Callable[[Hashable], bool] | None) -> None:
-        await self._parking.look_up(changes, self._routes.names_listening_to, is_queued)
 
     async def _decode(self, events: Sequence[Undecoded]) -> list[Change]:
         self._stats.read += len(events)
@@ -483,79 +481,6 @@ class Pipeline:
     def _judged(self, change: Change) -> Change:
         judged = self._origins.judge(change)
         return slimmed(judged) if judged.operation == "marker" else judged
-
-    def _enter(self, change: Change, refused: Refused) -> None:
-        """Give a change its place in the order, and its receivers."""
-        if self._progress.passes(change.token):
-            return
-        if change.operation == "marker":
-            job = Job(change.token, change)
-            self._tracker.add(job)
-            self._markers.announce(change, job)
-            return
-        if change.operation not in _DELIVERABLE:
-            self._tracker.add(Job(change.token))
-            return
-        if self._markers:
-            self._enter_beside_markers(change, refused)
-            return
-        calls = self._calls(change, refused)
-        if not calls:
-            self._tracker.add(Job(change.token))
-            return
-        job = Job(change.token, change, calls)
-        self._tracker.add(job)
-        self._lanes.add(change.key, job, change.size)
-
-    def _calls(self, change: Change, refused: Refused) -> tuple[Calls, ...]:
-        calls = self._routes.route(change)
-        if refused and change.token in refused:
-            calls = wanted(calls, refused[change.token])
-        return calls
-
-    def _enter_beside_markers(self, change: Change, refused: Refused) -> None:
-        """A change whose document may have a marker: a delete claims it, all others wait behind it."""
-        followed = self._markers.claim(change) if change.operation == "delete" else None
-        job = Job(change.token, change)
-        self._tracker.add(job)
-        if followed is not None:
-            assert followed.marker.change is not None  # it is not finished
-            change = job.change = change._replace(origin=followed.marker.change.origin)
-            job.marker = followed.marker
-            self._let_go(followed)
-        job.calls = self._calls(change, refused)
-        if followed is not None or not self._markers.wait(change, job):
-            self._deliver(change, job)
-
-    def _deliver(self, change: Change, job: Job) -> None:
-        """Begin with a job that has its place already."""
-        if job.calls:
-            self._lanes.add(change.key, job, change.size)
-        else:
-            self._tracker.finished(job)
-
-    def _let_go(self, followed: Followed) -> None:
-        """Begin with what had to wait behind a marker."""
-        for job in followed.waiting:
-            assert job.change is not None  # it was not begun
-            self._deliver(job.change, job)
-
-    async def _give_up(self, markers: Iterable[Followed]) -> None:
-        """Deliver what looked like markers, but announced nothing: updates that somebody else made."""
-        for followed in markers:
-            job = followed.marker
-            assert job.change is not None  # it is not finished
-            change = decode(RawBSONDocument(job.change.raw), self._codec_options)
-            async for part in self._images.complete([change]):
-                (change,) = part
-            refused = await self._conditions.refused([change]) if self._conditions is not None else _NONE
-            if self._parking.watched:
-                await self._look_up([change], None)
-            if self._lanes.full:
-                await self._lanes.room()
-            job.change, job.calls = change, self._calls(change, refused)
-            self._deliver(change, job)
-            self._let_go(followed)
 
     async def _report(self, change: Change) -> None:
         """Whole collections that came or went: there are no changes of single documents to deliver.

@@ -170,7 +170,7 @@ def _phase(what: str, writes: int, memory: list[float], seconds: float) -> list[
         Figure(f"{what} in", seconds, "s"),
         Figure("  writes per second", round(writes / seconds)),
         Figure("  peak memory of the daemon", max(memory), "MB", most=MEMORY_MB),
-        Figure("  last quarter to second one", last / first, "", most=_GROWTH),
+        Figure("  last quarter to second one", round(last / first, 3), most=_GROWTH),
     ]
 
 

@@ -54,9 +54,9 @@ class Figure(NamedTuple):
     def must(self) -> str:
         """What it must be, in words."""
         if self.most == self.least is not None or self.most == 0:
-            return f"{self.most:,g} {self.unit}".strip()
-        least = "" if self.least is None else f"at least {self.least:,g} {self.unit}"
-        most = "" if self.most is None else f"at most {self.most:,g} {self.unit}"
+            return f"{self.most:,.9g} {self.unit}".strip()
+        least = "" if self.least is None else f"at least {self.least:,.9g} {self.unit}"
+        most = "" if self.most is None else f"at most {self.most:,.9g} {self.unit}"
         return ", ".join(word.strip() for word in (least, most) if word)
 
 

@@ -28,7 +28,7 @@ DRIVER = os.environ.get("MONGOZ_TEST_DRIVER", "pymongo")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes a minute each while there is no cache: nobody shall be left alone with it at the end."""
+    """Begin with what takes minutes while there is no cache: no worker is left alone with it at the end."""
     items.sort(key=lambda item: "typing" not in item.path.parts)
 
 

@@ -118,6 +118,17 @@ def test_point_to_before_the_first_use_only() -> None:
     assert registry.address == "two:5"
 
 
+@pytest.mark.parametrize("driver", ["pymongo", "motor"])
+@pytest.mark.parametrize(
+    ("option", "seconds"), [("", 5), ("connectTimeoutMS=7000", 7), ("connecttimeoutms=7000", 7)]
+)
+async def test_what_a_process_prefers_counts_where_the_url_says_nothing(driver, option, seconds):
+    async with mongoz.Registry(f"mongodb://127.0.0.1:1/?{option}", driver=driver) as registry:
+        registry.prefer(connectTimeoutMS=5_000)
+        bare = registry.client.delegate if driver == "motor" else registry.client
+        assert bare.options.pool_options.connect_timeout == seconds
+
+
 async def test_point_to_after_the_first_use_is_refused() -> None:
     async with mongoz.Registry("mongodb://127.0.0.1:1") as registry:
         assert registry.client is not None

@@ -1,0 +1,28 @@
+"""Hashes of tokens: what was put in is found, and nothing else is."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dispatcher.digests import DIGEST, digest_of, digests_of, holds, split
+from dispatcher.events import time_after, token_time
+
+times = st.integers(0, 2**32 - 1)
+tokens = st.builds(
+    lambda time, inc, rest: f"82{time:08X}{inc:08X}{rest}", times, times, st.sampled_from(["2B0229", "29FF"])
+)
+
+
+@given(st.sets(tokens), st.sets(tokens))
+def test_what_was_put_in_is_found_and_nothing_else(inside, others):
+    digests = digests_of(inside)
+    assert len(digests) == DIGEST * len(inside)
+    assert split(digests) == sorted(map(digest_of, inside))
+    for token in inside | others:
+        assert holds(digests, digest_of(token)) is (token in inside)
+
+
+@given(tokens, tokens)
+def test_what_sorts_behind_a_time(token, other):
+    after = time_after(token)
+    assert token_time(after) == token_time(token)
+    assert (other < after) is (token_time(other) <= token_time(token))

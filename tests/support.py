@@ -101,6 +101,9 @@ class Daemon:
                     # PyMongo leaves its socket to the garbage collector if it is cancelled while it connects.
                     "-W",
                     "ignore:unclosed <socket:ResourceWarning",
+                    # And uvloop, if it may not say so, never ends.
+                    "-W",
+                    "ignore:unclosed resource <TCPTransport:ResourceWarning",
                     "-m",
                     "dispatcher",
                     "run",

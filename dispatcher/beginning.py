@@ -152,6 +152,7 @@ def facts_of(routes: Routes, settings: Settings, version: str, application: str)
             {
                 "id": receiver.id.hex(),
                 "name": receiver.name,
+                "formerly": list(receiver.options.formerly),
                 "signal": signal,
                 "document": listener.document.__name__,
             }

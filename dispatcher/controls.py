@@ -11,7 +11,8 @@ controls: one document per pause. Other kinds have other writers.
     by             who asked, for people
 
 A receiver that is paused is not called; what it should get is parked, and delivered in order when it is resumed.
-Its name stands for all its connections. Where everything is paused nothing is read, and the position stays.
+Its name stands for all its connections, and so do its former names: a pause outlasts the release that renames its
+receiver. Where everything is paused nothing is read, and the position stays.
 """
 
 import asyncio
@@ -94,11 +95,11 @@ async def pause(
     """
     if receiver is not None and receiver not in known:
         await _know(client, database, group, receiver)
-    named = {"group": group, "kind": "pause", "receiver_name": receiver}
-    if await controls(client, database).find_one(named, {"_id": True}):
+    if await controls(client, database).find_one(await _named(client, database, group, receiver), {"_id": True}):
         return False
     whose = _EVERYTHING if receiver is None else receiver
-    values = {"$literal": {**named, "receiver": whose, "by": by}}
+    fields = {"group": group, "kind": "pause", "receiver_name": receiver, "receiver": whose, "by": by}
+    values = {"$literal": fields}
     written = {"$replaceWith": {"$mergeObjects": [values, {"_id": "$_id", "since": "$$NOW"}]}}
     await controls(client, database).update_one({"_id": f"{group}:pause:{whose}"}, [written], upsert=True)
     return True
@@ -120,12 +121,24 @@ async def resume(client: AsyncMongoClient[Any], database: str, group: str, recei
         UnknownReceiver: nobody has heard of it.
         PyMongoError: as the driver has it.
     """
-    named = {"group": group, "kind": "pause", "receiver_name": receiver}
+    named = await _named(client, database, group, receiver)
     if (await controls(client, database).delete_many(named)).deleted_count:
         return True
     if receiver is not None:
         await _know(client, database, group, receiver)
     return False
+
+
+async def _named(client: AsyncMongoClient[Any], database: str, group: str, receiver: str | None) -> dict[str, Any]:
+    """What matches the pauses of a receiver: under its name, and under those that it had before."""
+    names = {receiver}
+    if receiver is not None:
+        found = members(client, database).find({"group": group, "receivers.name": receiver}, {"receivers": True})
+        async for member in found:
+            for one in member["receivers"]:
+                if one["name"] == receiver:
+                    names.update(one.get("formerly") or ())
+    return {"group": group, "kind": "pause", "receiver_name": {"$in": list(names)}}
 
 
 async def _know(client: AsyncMongoClient[Any], database: str, group: str, receiver: str) -> None:

@@ -89,7 +89,7 @@ class Deliverer:
         crowded: Callable[[], bool] = lambda: False,
         blocking: bool = True,
         slow_after: float = 5.0,
-        replace: Callable[["asyncio.Task[Any]", Callable[[Job], Awaitable[None]]], None] | None = None,
+        replace: Callable[["asyncio.Task[Any]", Callable[[], Awaitable[None]]], None] | None = None,
         once: bool = False,
         pause: Pause = asyncio.sleep,
         lease: Lease | None = None,
@@ -151,35 +151,38 @@ class Deliverer:
         if len(job.calls) == 1:
             calls = job.calls[0]
             if ask_hops() == calls.hops + 1 <= MOST_HOPS:  # as nearly always: workers are started like this
-                return self._deliver(change, calls)
-            return self._enter(change, calls)
-        return self._enter_each(change, job.calls)
+                return self._deliver(job, change, calls)
+            return self._enter(job, change, calls)
+        return self._enter_each(job, change, job.calls)
 
-    async def _enter_each(self, change: Change, several: tuple[Calls, ...]) -> None:
+    async def _enter_each(self, job: Job, change: Change, several: tuple[Calls, ...]) -> None:
         for calls in several:
             # An instance takes its row over: several document classes on one collection need a copy each.
-            await self._enter(copy.deepcopy(change), calls)
+            await self._enter(job, copy.deepcopy(change), calls)
 
-    async def _enter(self, change: Change, calls: Calls) -> None:
+    async def _enter(self, job: Job, change: Change, calls: Calls) -> None:
         """Have writes of the receivers carry how far they are from the first one."""
         hops = calls.hops
         if hops > MOST_HOPS:
             await self._failing.stop_hopping(change, calls, hops)
+            job.passed += len(calls.receivers)
         elif ask_hops() == hops + 1:
-            await self._deliver(change, calls)
+            await self._deliver(job, change, calls)
         else:
             with inside_dispatcher(hops):
-                await self._deliver(change, calls)
+                await self._deliver(job, change, calls)
 
-    async def _deliver(self, change: Change, calls: Calls) -> None:
+    async def _deliver(self, job: Job, change: Change, calls: Calls) -> None:
         try:
             image, keywords = keywords_of(change, calls)
         except Exception as error:  # ValidationErrors, and whatever the application's validators raise
             await self._failing.misfit(change, calls, error)
+            job.passed += len(calls.receivers)
             return
         id_ = delivery_id(change.token, calls.run)
         for number, receiver in enumerate(calls.receivers, 1):
             if self._watched and receiver.name in self._watched and await self._holds(change, calls, receiver):
+                job.passed += 1
                 continue
             terms, figures, direct, _ = self._known.get(id(receiver)) or self._get_to_know(receiver, calls.signal)
             delivery = Delivery(
@@ -199,7 +202,7 @@ class Deliverer:
             if observed:
                 self._observe_latency(change, figures)
             if not direct or began >= self._lease.until:
-                failure = await self._attempt(change, calls, receiver, delivery, keywords, terms, began)
+                failure = await self._attempt(change, calls, receiver, delivery, keywords, terms, began, job)
             else:  # the same for nearly all, with a coroutine less
                 failure = await self._caller.call(
                     receiver.function,
@@ -207,21 +210,23 @@ class Deliverer:
                     delivery,
                     keywords,
                     terms.timeout,
-                    (change, calls, receiver, delivery, terms, None),  # to go on without it, if it hangs on
+                    (change, calls, receiver, delivery, terms, job),  # to go on without it, if it hangs on
                 )
             if observed:
                 figures.duration.observe(now() - began)
             if failure is not None:
                 since = datetime.now(UTC) - timedelta(seconds=now() - began)
                 one = Try(change, calls, receiver, delivery, terms, figures, since)
-                delivered = await self._insist(one, failure, began)
+                delivered = await self._insist(job, one, failure, began)
                 if delivered:
                     self._delivered(change, delivery, figures, began)
+                job.passed += 1
                 if number < len(calls.receivers):
                     # With a new instance: what failed attempts did to this one is not for others to see.
                     rest = calls._replace(receivers=calls.receivers[number:])
-                    await self._deliver(untouched(change, self._codec_options), rest)
+                    await self._deliver(job, untouched(change, self._codec_options), rest)
                 return
+            job.passed += 1
             self._delivered(change, delivery, figures, began)
 
     async def _holds(self, change: Change, calls: Calls, receiver: Receiver) -> bool:
@@ -258,9 +263,11 @@ class Deliverer:
         keywords: dict[str, Any],
         terms: Terms,
         began: float,
-        stuck: Stuck | None = None,
+        whose: Job | Stuck,
     ) -> BaseException | None:
         """Call a receiver once; what it raised, if it did.
+
+        If it is left alone, the rest of the job is done without it, or who is `Stuck` is told.
 
         Raises:
             Interrupted: nothing more is to be started.
@@ -272,14 +279,14 @@ class Deliverer:
             function = partial(self._transactions.run, receiver, calls, partial(self._anew, change, calls))
         if self._tracing is not None:
             function = self._tracing.around(function, change, calls, self._stats.clock_offset)
-        context = (change, calls, receiver, delivery, terms, stuck)
+        context = (change, calls, receiver, delivery, terms, whose)
         return await self._caller.call(function, calls.document, delivery, keywords, terms.timeout, context)
 
     def _anew(self, change: Change, calls: Calls) -> dict[str, Any]:
         """Keywords with an instance that nobody has seen."""
         return keywords_of(untouched(change, self._codec_options), calls)[1]
 
-    async def _insist(self, one: Try, error: BaseException, began: float) -> bool:
+    async def _insist(self, job: Job, one: Try, error: BaseException, began: float) -> bool:
         """Try a delivery again whose first attempt failed; whether it succeeded in the end."""
         while True:
             waiting = await self._failing.what_now(one, error)
@@ -296,7 +303,7 @@ class Deliverer:
                 )
                 return False
             one = one._replace(delivery=one.delivery._replace(attempt=one.delivery.attempt + 1))
-            again = await self._again(one)
+            again = await self._again(job, one)
             if again is None:
                 return True
             error = again
@@ -313,8 +320,7 @@ class Deliverer:
         receiver: Receiver,
         delivery: Delivery,
         terms: Terms,
-        stuck: Stuck | None,
-        job: Job,
+        whose: Job | Stuck,
     ) -> None:
         """Do what is left to do of a job whose task is stuck in a receiver.
 
@@ -326,19 +332,17 @@ class Deliverer:
         one = Try(change, calls, receiver, delivery, terms, figures, datetime.now(UTC))
         with inside_dispatcher(calls.hops):
             next_ = await self._failing.what_now(one, error)
-            if stuck is not None:
-                await stuck(task, next_)
+            if not isinstance(whose, Job):
+                await whose(task, next_)
                 return
             if isinstance(next_, Waiting):
                 log_parked(delivery, next_)
                 await self._parking.park(change, calls, receiver, next_, behind=task)
-            number = calls.receivers.index(receiver) + 1
-            if number < len(calls.receivers):
-                rest = calls._replace(receivers=calls.receivers[number:])
-                await self._deliver(untouched(change, self._codec_options), rest)
-        documents = [other.document for other in job.calls]
-        for other in job.calls[documents.index(calls.document) + 1 :]:
-            await self._enter(untouched(change, self._codec_options), other)
+        whose.passed += 1
+        for rest in whose.left:
+            await self._enter(whose, untouched(change, self._codec_options), rest)
+        if whose.afterwards is not None:
+            whose.afterwards()
 
     def _is_long(self, waiting: Waiting, since: float) -> bool:
         """Whether a delivery is parked until its next attempt: it would be here for long, or takes others' room.
@@ -353,7 +357,7 @@ class Deliverer:
             or (waiting.seconds >= _ROOM_FOR and self._crowded())
         )
 
-    async def _again(self, one: Try) -> BaseException | None:
+    async def _again(self, job: Job, one: Try) -> BaseException | None:
         """An attempt that is not the first one."""
         self._stats.retried += 1
         one.figures.retried += 1
@@ -362,7 +366,9 @@ class Deliverer:
         except Exception as invalid:  # a validator that can't make up its mind
             return invalid
         began = now()
-        error = await self._attempt(one.change, one.calls, one.receiver, one.delivery, keywords, one.terms, began)
+        error = await self._attempt(
+            one.change, one.calls, one.receiver, one.delivery, keywords, one.terms, began, job
+        )
         one.figures.duration.observe(now() - began)
         return error
 
@@ -371,8 +377,8 @@ class Deliverer:
         change: Change,
         calls: Calls,
         waiting: Waiting,
-        again: Again | None = None,
-        stuck: Stuck | None = None,
+        again: Again | None,
+        stuck: Stuck,
     ) -> Waiting | None:
         """Make an attempt at a delivery that was parked.
 
@@ -390,7 +396,7 @@ class Deliverer:
             return await self._deliver_parked(change, calls, waiting, again, stuck)
 
     async def _deliver_parked(
-        self, change: Change, calls: Calls, waiting: Waiting, again: Again | None, stuck: Stuck | None
+        self, change: Change, calls: Calls, waiting: Waiting, again: Again | None, stuck: Stuck
     ) -> Waiting | None:
         (receiver,) = calls.receivers
         try:

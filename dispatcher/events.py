@@ -1,6 +1,7 @@
 """What the stages hand to each other."""
 
-from collections.abc import Callable, Coroutine, Hashable, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Iterator, Sequence
+from itertools import islice
 from typing import Any, Final, Literal, NamedTuple
 
 from bson.timestamp import Timestamp
@@ -152,9 +153,13 @@ class Job:
         announces: it is such an update.
         errand: what to do for a document between its changes, instead of delivering one.
         digest: of the token, once somebody has asked for it.
+        passed: how many receivers have had their turn: what they were to get is delivered, parked or given up.
+        afterwards: for whoever goes on in place of a task that is stuck in a receiver: what comes after the job.
     """
 
-    __slots__ = ("announces", "calls", "change", "digest", "done", "errand", "marker", "token")
+    __slots__ = (
+        "afterwards", "announces", "calls", "change", "digest", "done", "errand", "marker", "passed", "token",
+    )  # fmt: skip
 
     def __init__(self, token: str, change: Change | None = None, calls: tuple[Calls, ...] = ()) -> None:
         self.token = token
@@ -164,4 +169,12 @@ class Job:
         self.marker: Job | None = None
         self.announces = False
         self.digest = b""
+        self.passed = 0
+        self.afterwards: Callable[[], None] | None = None
         self.errand: Callable[[], Coroutine[Any, Any, None]] | None = None
+
+    @property
+    def left(self) -> Iterator[Calls]:
+        """The calls that are still to be made, each to a single receiver."""
+        each = (calls._replace(receivers=(one,)) for calls in self.calls for one in calls.receivers)
+        return islice(each, self.passed, None)

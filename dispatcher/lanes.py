@@ -243,7 +243,7 @@ class Lanes:
         elif (error := worker.exception()) is not None:
             self._on_crash(error)
 
-    def replace(self, worker: asyncio.Task[None], work: Callable[[Job], Awaitable[None]]) -> None:
+    def replace(self, worker: asyncio.Task[None], work: Callable[[], Awaitable[None]]) -> None:
         """Have a new worker take the place of one that is stuck in its job.
 
         Args:
@@ -256,12 +256,12 @@ class Lanes:
         place.at = before.at
         self._employ(self._take_over(place, work), place)
 
-    async def _take_over(self, place: _Place, work: Callable[[Job], Awaitable[None]]) -> None:
+    async def _take_over(self, place: _Place, work: Callable[[], Awaitable[None]]) -> None:
         assert place.at is not None
         key, job = place.at
         size = job.change.size if job.change is not None else 0
         try:
-            await work(job)
+            await work()
         except Interrupted:
             return
         finally:
@@ -316,6 +316,11 @@ class Lanes:
         self.queued_bytes -= size
         if self._changed is not None and not self._changed.done():
             self._changed.set_result(None)
+
+    @property
+    def begun(self) -> list[Job]:
+        """Changes that were begun and are not finished."""
+        return [place.at[1] for place in self._workers.values() if place.at is not None and not place.at[1].done]
 
     async def stop(self, grace: float) -> int:
         """Start nothing more; give what is in flight `grace` seconds, then cancel it. What pauses ends at once.

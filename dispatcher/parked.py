@@ -11,7 +11,8 @@ parked_lanes: one document per lane, the deliveries of one receiver that wait fo
     hash              what the server makes of it ($toHashedIndexKey), for partitions
     parked_at         the server's time at which the first one was parked
     due_at            the server's time from which on its first delivery may be tried
-    reason            `"retrying"`, `"blocked"`, `"paused"`, `"retry"` (of a dead letter), or `"orphaned"` (the
+    reason            `"retrying"`, `"blocked"`, `"paused"`, `"retry"` (of a dead letter), `"interrupted"` (the
+                      process ended when other receivers had got the change already), or `"orphaned"` (the
                       application has no such receiver any more)
     token             of the delivery that was tried last, or is waited for
     attempts          how often
@@ -52,7 +53,7 @@ from dispatcher.state import PARKED, parked, parked_chunks, parked_lanes
 
 __all__ = ["Lane", "Parked", "Stuck", "Waiting", "lane_id"]
 
-ParkReason = Literal["retrying", "blocked", "paused", "retry", "orphaned"]
+ParkReason = Literal["retrying", "blocked", "paused", "retry", "interrupted", "orphaned"]
 
 # Characters of an error that a lane shows.
 _LONGEST_MESSAGE: Final = 1_000
@@ -195,8 +196,10 @@ class Parked:
             fields = letter.fields
             values = {name: fields[name] for name in ("group", "receiver", "document", "namespace")}
             values["key"] = fields["key"] if "key" in fields else RawBSONDocument(letter.parts["key"])[""]
+            # A lane that is there keeps the name that its receiver had: who works it off goes by that.
+            begun = {name: {"$ifNull": [f"${name}", {"$literal": value}]} for name, value in values.items()}
             steps = [
-                *_set(values, {"parked_at": {"$ifNull": ["$parked_at", "$$NOW"]}}),
+                *_set({}, {**begun, "parked_at": {"$ifNull": ["$parked_at", "$$NOW"]}}),
                 *_set({}, {"hash": {"$toHashedIndexKey": "$key"}}),
                 *(_joins if waiting.reason == "retry" else _waits)(fields["token"], waiting),
             ]

@@ -13,11 +13,13 @@ import asyncio
 import secrets
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 from pymongo.errors import PyMongoError
 
-from dispatcher.events import Calls, Change, Namespace
+from dispatcher.cancelling import Interrupted
+from dispatcher.events import Calls, Change, Job, Namespace
 from dispatcher.failures import in_short
 from dispatcher.instances import key_of, name_of
 from dispatcher.letters import Again, Letter, delivery_of
@@ -86,6 +88,7 @@ class Parking:
         self._round = 0
         self.stuck: set[str] = set()
         """Lanes that a task is still at, and has been left alone with."""
+        self._resting: set[str] = set()
         self.watched: set[str] = set()
         """Names of the receivers whose deliveries may have to wait. Empty nearly always."""
 
@@ -95,8 +98,8 @@ class Parking:
         return tuple(name for name in self._busy if not self.is_paused(name))
 
     def is_paused(self, name: str) -> bool:
-        """Whether what is parked under a name has to wait because its receiver is paused."""
-        return not self._owners[name].isdisjoint(self._paused())
+        """Whether what is parked under a name has to wait because its receiver is paused, by any of its names."""
+        return not self._owners[name].isdisjoint(self._resting)
 
     async def load(self) -> None:
         """Find out what an earlier process parked.
@@ -118,10 +121,11 @@ class Parking:
             )
 
     def watch(self) -> None:
-        """Find out whose deliveries may have to wait: of whom something is parked, and who is paused."""
+        """Find out whose deliveries may have to wait: of whom something is parked, and who is paused now."""
         busy = {name for name, names in self._names.items() if any(one in self._busy for one in names)}
+        self._resting = {name for name, names in self._names.items() if not self._paused().isdisjoint(names)}
         self.watched.clear()
-        self.watched.update(busy | (self._paused() & self._names.keys()))
+        self.watched.update(busy | self._resting)
 
     # -- who has to wait -------------------------------------------------------------------------------------
 
@@ -166,7 +170,7 @@ class Parking:
                     await self._put(self._row(lane, change, calls, receiver), lane, None)
                     return True
                 del self._remembered[lane]
-        if receiver.name not in self._paused():
+        if receiver.name not in self._resting:
             return False
         await self.park(change, calls, receiver, Waiting("paused"))
         return True
@@ -196,6 +200,23 @@ class Parking:
         if behind is not None:
             self.wait_for(behind, lane)
         await self._begin_lane(self._row(lane, change, calls, receiver), lane, change, receiver, waiting)
+
+    async def park_rest(self, job: Job) -> bool:
+        """Park what is left to do of a change, which is not read again because others got it.
+
+        Returns:
+            False if nobody did, or if it was not possible: then all of it is to be repeated.
+        """
+        change = job.change
+        if change is None or not job.passed:
+            return False
+        with suppress(Interrupted):
+            for calls in job.left:
+                (receiver,) = calls.receivers
+                if not await self.holds(change, calls, receiver):
+                    await self.park(change, calls, receiver, Waiting("interrupted"))
+            return True
+        return False
 
     def wait_for(self, task: "asyncio.Task[Any]", lane: str) -> None:
         """Have nothing of a lane tried before a task has ended."""

@@ -17,7 +17,7 @@ from bson.codec_options import CodecOptions
 from bson.timestamp import Timestamp
 from pymongo.errors import PyMongoError
 
-from dispatcher.cancelling import end
+from dispatcher.cancelling import Interrupted, end
 from dispatcher.codec import Undecoded
 from dispatcher.conditions import Conditions
 from dispatcher.controls import Controls
@@ -32,7 +32,7 @@ from dispatcher.gaps import Gap, Gaps, gaps_of
 from dispatcher.history import History
 from dispatcher.images import Images
 from dispatcher.lanes import Lanes
-from dispatcher.leases import Lease
+from dispatcher.leases import Lease, now
 from dispatcher.markers import slimmed
 from dispatcher.measuring import Gauges, Lag, seconds_of
 from dispatcher.observe import Stats, get_logger
@@ -282,8 +282,9 @@ class Pipeline:
         1. Stop reading: nothing new comes in.
         2. Stop starting deliveries, and give those in flight the grace period. What is queued was not begun,
            and is read again by whoever comes next.
-        3. Cancel what is still in flight; it will be repeated.
-        4. Save the position, with what was finished ahead of it, so that nothing else is repeated.
+        3. Cancel what is still in flight: that one attempt will be repeated.
+        4. Park what is left of changes that some receivers have got: these are not to get them again.
+        5. Save the position, with what was finished ahead of it, so that nothing else is repeated.
 
         Who has lost the lease cancels what is in flight at once, and saves nothing: another process delivers it.
 
@@ -496,6 +497,17 @@ class Pipeline:
         text = "a change has an _id of several megabytes, so that its event can not be sent: nobody is told of it"
         await self._gaps.record(Gap("oversize", after, text, None, token_time(after), token_time(before)))
 
+    async def _park_rest(self) -> None:
+        """See to it that nobody gets again what they got of changes that are not finished."""
+        if now() >= self._lease.until:  # somebody else may be at it
+            return
+        begun = self._lanes.begun
+        for job, parked in zip(begun, await asyncio.gather(*map(self._parking.park_rest, begun)), strict=True):
+            if parked:
+                self._tracker.finished(job)
+        with suppress(Interrupted):
+            await self._unparking.settle_rest()
+
     async def _drain(self) -> None:
         lost = self._lease.lost.is_set()
         log.info(
@@ -518,6 +530,7 @@ class Pipeline:
         # The reason for the end is known already. A server that is gone is not waited for.
         try:
             async with asyncio.timeout(_SAVE_PATIENCE):
+                await self._park_rest()
                 with suppress(DispatcherError):
                     await self._progress.save()
         except TimeoutError:

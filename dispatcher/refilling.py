@@ -172,6 +172,10 @@ class Refilling:
     async def _deliver(
         self, run: Run, routes: Routes, namespace: Namespace, key: bytes, done: "asyncio.Future[None]"
     ) -> None:
+        def finish() -> None:
+            if not done.done():
+                done.set_result(None)
+
         found = await self._parking.insist(lambda: document(self._client, namespace, key))
         if found is not None:  # or it was deleted, of which the stream tells
             try:
@@ -179,11 +183,10 @@ class Refilling:
             except Undecodable as error:
                 await self._deliverer.keep_unreadable(event_of(found, namespace, run), error.token, error)
             else:
-                await self._hand_over(change, routes)
-        if not done.done():
-            done.set_result(None)
+                await self._hand_over(change, routes, finish)
+        finish()
 
-    async def _hand_over(self, change: Change, routes: Routes) -> None:
+    async def _hand_over(self, change: Change, routes: Routes, finish: Callable[[], None]) -> None:
         calls = routes.route(change)
         if self._conditions is not None:
             refused = await self._conditions.refused([change])
@@ -192,4 +195,5 @@ class Refilling:
             await self._parking.look_up([change], routes.names_listening_to, None)
         if calls:
             job = Job("", change, calls)
+            job.afterwards = finish
             await self._deliverer.work(job)

@@ -103,6 +103,8 @@ class Unparking:
         self._woken = asyncio.Event()
         self._next = 0.0
         self._orphans: set[tuple[str, str]] = set()
+        # What is delivered, and still there.
+        self._unsettled: dict[str, tuple[Lane, list[RawBSONDocument]]] = {}
 
     def resize(self, places: int) -> None:
         """Have so many errands at once."""
@@ -256,16 +258,28 @@ class Unparking:
                 break
             rows = await self._parking.insist(lambda: self._parked.following(lane.id))
 
+    async def settle_rest(self) -> None:
+        """Note what was delivered, where errands were cut off before they could.
+
+        Raises:
+            Interrupted: that was not possible. It will be repeated.
+        """
+        for lane, finished in list(self._unsettled.values()):
+            await self._settle(lane, finished, None)
+
     async def _settle(
         self, lane: Lane, finished: list[RawBSONDocument], next_: tuple[str, Waiting] | None
     ) -> bool:
-        return await self._parking.insist(lambda: self._parked.settle(lane.id, finished, next_))
+        more = await self._parking.insist(lambda: self._parked.settle(lane.id, finished, next_))
+        self._unsettled.pop(lane.id, None)
+        return more
 
     async def _deliver_in_order(
         self, name: str, lane: Lane, rows: list[RawBSONDocument], waiting: dict[str, Waiting]
     ) -> tuple[list[RawBSONDocument], tuple[str, Waiting] | None]:
         """Deliver until one has to wait; those that are finished, and what the next one waits for."""
         finished: list[RawBSONDocument] = []
+        self._unsettled[lane.id] = lane, finished
         for row in rows:
             if not self._goes_on() or self._parking.is_paused(name) or not self._is_ours(row):
                 break

@@ -165,6 +165,46 @@ async def test_a_stop_does_not_wait_for_pauses(account, foreign, dispatched):
     assert calls == [1, 2]
 
 
+@pytest.mark.parametrize("fails", ["raises", "hangs"])
+async def test_a_stop_repeats_nothing_for_those_who_had_their_turn(account, foreign, dispatched, state, fails):
+    """Of a change that is not finished: what is left of it is parked, and later changes of its document wait."""
+    told: list[tuple[str, str, int]] = []
+    begun, mended = asyncio.Event(), False
+
+    def connect(name: str) -> None:
+        @post_save(account, name=name, retry=Retry(5, base=60.0))
+        async def receiver(sender, instance, delivery, **kwargs):
+            if name == "second" and instance.name == "stuck" and not mended:
+                begun.set()
+                if fails == "raises":
+                    raise ValueError("not yet")
+                await asyncio.Event().wait()
+            told.append((name, instance.name, delivery.attempt))
+
+    for name in ("first", "second", "third"):
+        connect(name)
+    id_ = ObjectId()
+    async with dispatching(dispatched, park_after=1000.0, grace=0.1 if fails == "hangs" else 20.0) as running:
+        foreign["accounts"].insert_one({"_id": id_, "name": "stuck"})
+        foreign["accounts"].replace_one({"_id": id_}, {"name": "behind"})
+        await eventually(begun.is_set)
+        await eventually(lambda: running.stats.read == 2)
+    assert told == [("first", "stuck", 1)]
+    assert [(lane["receiver"], lane["reason"]) for lane in state.database["parked_lanes"].find()] == [
+        ("second", "interrupted"),
+        ("third", "interrupted"),
+    ]
+    mended = True
+    async with dispatching(dispatched):
+        await eventually(lambda: len(told) == 6)
+        await eventually(lambda: not state.database["parked_lanes"].find_one())
+    assert sorted(told) == sorted(
+        (name, which, 1) for name in ("first", "second", "third") for which in ("stuck", "behind")
+    )
+    for name in ("first", "second", "third"):
+        assert [which for one, which, _ in told if one == name] == ["stuck", "behind"]
+
+
 async def test_drop_forgets(account, foreign, dispatched, state, capsys):
     said = actions(capsys)
     after: list[str] = []

@@ -310,6 +310,34 @@ async def test_partitions_work_off_what_is_theirs(account, foreign, dispatched, 
         ]
 
 
+async def test_a_stop_repeats_nothing_of_a_lane_that_is_being_worked_off(account, foreign, dispatched, state):
+    """It is cut off in the middle: what was delivered before is not there any more."""
+    hangs = asyncio.Event()
+
+    class Hanging(Strict):
+        async def __call__(self, sender: Any, instance: Any, delivery: Any, **kwargs: Any) -> None:
+            if instance.name == "3" and not self.mended:
+                hangs.set()
+                await asyncio.Event().wait()
+            self.got.append(instance.name)
+
+    first, id_ = Strict(account), ObjectId()
+    async with dispatching(dispatched):
+        for number in range(5):
+            foreign["accounts"].replace_one({"_id": id_}, {"name": str(number)}, upsert=True)
+        await eventually(lambda: len(state.rows) == 5)
+    account.signals.post_save.disconnect(first)
+    hanging = Hanging(account)
+    async with dispatching(dispatched, grace=0.05):
+        await eventually(hangs.is_set)
+    assert hanging.got == ["0", "1", "2"]
+    assert len(state.rows) == 2
+    hanging.mended = True
+    async with dispatching(dispatched):
+        await eventually(lambda: state.empty)
+    assert hanging.got == ["0", "1", "2", "3", "4"]
+
+
 async def test_a_receiver_that_is_renamed_or_removed(account, foreign, dispatched, state, capsys):
     """What is parked under an earlier name is found, with its followers; what nobody claims stays, and is said."""
     said = actions(capsys)

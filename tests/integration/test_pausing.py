@@ -150,6 +150,31 @@ async def test_everything_is_paused(account, foreign, dispatched, state, group):
     assert sorted(strict.got) == sorted(["before", *map(str, range(20))])
 
 
+async def test_a_pause_outlasts_the_renaming_of_its_receiver(account, foreign, dispatched, state, group):
+    """A new release brings the name; what an operator has stopped stays stopped, and ends under either name."""
+    id_ = ObjectId()
+    old = Strict(account, name="old")
+    old.mended = True
+    await group.pause("old", known={"old"})
+    async with dispatching(dispatched):
+        foreign["accounts"].insert_one({"_id": id_, "name": "first"})
+        await eventually(lambda: len(state.rows) == 1)
+    account.signals.post_save.disconnect(old)
+    new = Strict(account, name="new", formerly="old")
+    new.mended = True
+    async with dispatching(dispatched):
+        foreign["accounts"].replace_one({"_id": id_}, {"name": "second"})
+        foreign["accounts"].insert_one({"name": "other"})
+        await eventually(lambda: len(state.rows) == 3)
+        assert {lane["reason"] for lane in state.lanes} == {"paused"}
+        assert not await group.pause("new"), "it was already"
+        assert await group.resume("new")
+        assert await group.pauses() == []
+        await eventually(lambda: len(new.got) == 3 and state.empty)
+    assert [name for name in new.got if name != "other"] == ["first", "second"]
+    assert old.attempts == []
+
+
 def paused(running: Any) -> bool:
     return running.service.held[0]._lanes.held
 

@@ -163,6 +163,34 @@ async def test_a_renamed_receiver_gets_its_letters_and_a_removed_one_does_not(
     assert [delivery.receiver for delivery in new.deliveries] == ["new"]
 
 
+async def test_a_letter_joins_what_is_parked_under_an_earlier_name(account, foreign, dispatched, state, retry):
+    """Whoever works a lane off goes by the name that it began with: it must not become another one meanwhile."""
+    old = strict_on(account, name="old")
+    id_ = ObjectId()
+    async with dispatching(dispatched):
+        foreign["accounts"].insert_one({"_id": id_, "name": "letter"})
+        letter = await state.letter()
+    account.signals.post_save.disconnect(old)
+    blocking = strict_on(account, name="old", on_failure="block")
+    async with dispatching(dispatched):
+        foreign["accounts"].replace_one({"_id": id_}, {"name": "parked"})
+        await eventually(lambda: state.rows)
+    account.signals.post_save.disconnect(blocking)
+    slow = Retry(1, base=60, cap=60)
+    new = strict_on(account, name="new", formerly="old", on_failure="block", retry=slow)
+    async with dispatching(dispatched):
+        await eventually(lambda: new.attempts)
+        await retry(letter["_id"], within=0.0)
+        await eventually(lambda: len(state.rows) == 2)
+        assert [lane["receiver"] for lane in state.lanes] == ["old"]
+    new.mended = True
+    state.database["parked_lanes"].update_many({}, {"$currentDate": {"due_at": True}})
+    async with dispatching(dispatched):
+        await eventually(lambda: state.empty)
+    assert new.got == ["letter", "parked"]
+    assert state.letters == []
+
+
 async def test_a_document_that_fits_by_now(mongo, dispatched, database, foreign, state, retry):
     """It did not fit its model. The next version of the application has another one."""
     strict_on(make_account(dispatched, database))

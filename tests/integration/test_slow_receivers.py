@@ -174,6 +174,24 @@ async def test_a_parked_delivery_refuses_to_end(account, foreign, dispatched, st
     assert refusing.calls == [("bad", 1), ("bad", 2), ("bad", 3), ("behind", 1)]
 
 
+async def test_a_backfill_goes_on_beside_who_refuses_to_end(account, foreign, dispatched, state):
+    """The document that it is at waits, parked; the others, and what comes out of the stream, do not."""
+    foreign["accounts"].insert_one({"_id": ObjectId(), "name": "bad"})
+    foreign["accounts"].insert_many([{"name": f"good{n}"} for n in range(5)])
+    refusing = Refusing(account, retry=Retry(1000, base=0.01, cap=0.02))
+    lost = {"failCommands": ["getMore"], "errorCode": 136, "appName": "mongoz-dispatcher"}
+    async with dispatching(dispatched, on_history_lost="backfill", concurrency=1, park_after=0.0):
+        foreign.client.admin.command("configureFailPoint", "failCommand", mode={"times": 1}, data=lost)
+        runs = state.database["controls"]
+        await eventually(lambda: runs.find_one({"kind": "run", "status": "finished"}))
+        assert len(state.rows) == 1
+        foreign["accounts"].insert_one({"name": "good and new"})
+        await eventually(lambda: "good and new" in refusing.done)
+        refusing.gate.set()
+        await eventually(lambda: state.empty)
+    assert sorted(set(refusing.done)) == ["bad", "good and new", *(f"good{n}" for n in range(5))]
+
+
 async def test_who_refuses_to_end_is_given_up_after_the_last_attempt(account, foreign, dispatched, state):
     refusing = Refusing(account, retry=1)
     id_ = ObjectId()

@@ -72,10 +72,13 @@ def _receivers(
     """Those that a member knows or has called, or that has dead letters: a row for each receiver and signal."""
     figures = history.receivers()
     documents: dict[tuple[str, str], set[str]] = {}
+    paused = set(paused)
     for member in members:
         for known in member.receivers if member.alive else ():
             key = (str(known.get("name")), str(known.get("signal")))
             documents.setdefault(key, set()).add(str(known.get("document", "")).rpartition(".")[2])
+            if not paused.isdisjoint(known.get("formerly") or ()):
+                paused.add(key[0])
     letters = {(one.receiver or "", one.signal or ""): one.count for one in overview.dead_letters if one.receiver}
     rows = []
     for name, signal in sorted({*documents, *figures, *letters}):

@@ -1,0 +1,234 @@
+"""The life of an application, at random: releases, pauses, failures, retries and other partitions, all at once.
+
+Whatever happens in whatever order, in the end each receiver has had each change once, as long as nobody is killed;
+and in order, if it blocks. `make chaos` kills.
+"""
+
+import random
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+import structlog
+from bson import ObjectId
+
+import mongoz
+from dispatcher import controls, resending, retries
+from mongoz.core.signals import post_save
+from tests.integration.delivering import IMAGES, QUICK, Parked, make_account
+from tests.support import dispatching, eventually
+
+# Of a release.
+_STEPS = 7
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Everybody looks more often than once a second, and less is logged."""
+    for module in (controls, resending, retries):
+        monkeypatch.setattr(module, "_LOOK", 0.02)
+    structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
+    yield
+    structlog.reset_defaults()
+
+
+class Role:
+    """A receiver, whatever its name is in this release.
+
+    Args:
+        document: what it listens to.
+        name: in the first release.
+        effects: where it writes what it got, if it is transactional: what counts is what was committed.
+        options: of the connection.
+    """
+
+    def __init__(self, document: Any, name: str, effects: Any = None, **options: Any) -> None:
+        self.names = [name]
+        self.refuses: set[ObjectId] = set()
+        self._document = document
+        self._effects = effects
+        self._options = options
+        self._got: dict[ObjectId, list[int]] = defaultdict(list)
+        self._connected: Any = None
+
+    def release(self, *, rename: bool) -> None:
+        """Connect it as the next release of the application does."""
+        if self._connected is not None:
+            self._document.signals.post_save.disconnect(self._connected)
+        if rename:
+            self.names.append(f"{self.names[0]}{len(self.names)}")
+
+        async def receiver(sender: Any, instance: Any, delivery: Any, **kwargs: Any) -> None:
+            await self._get(instance, delivery)
+
+        self._connected = receiver
+        *earlier, name = self.names
+        formerly = {"formerly": earlier} if earlier else {}
+        post_save(self._document, name=name, retry=QUICK, **formerly, **self._options)(receiver)
+
+    async def _get(self, instance: Any, delivery: Any) -> None:
+        if instance.id in self.refuses:
+            raise ValueError("not yet")
+        if self._effects is None:
+            self._got[instance.id].append(instance.amount)
+            return
+        effects = delivery.session.client[self._effects.database.name][self._effects.name]
+        await effects.insert_one({"of": instance.id, "amount": instance.amount}, session=delivery.session)
+
+    @property
+    def got(self) -> dict[ObjectId, list[int]]:
+        """What it was told of, by document."""
+        if self._effects is None:
+            return dict(self._got)
+        got: dict[ObjectId, list[int]] = defaultdict(list)
+        for effect in self._effects.find(sort=[("_id", 1)]):
+            got[effect["of"]].append(effect["amount"])
+        return dict(got)
+
+
+class Life:
+    """What happens to one application and its dispatchers.
+
+    Attributes:
+        did: what was done, for whoever has to understand a failure.
+        written: the last number of each document.
+        roles: the receivers.
+    """
+
+    def __init__(self, seed: int, document: Any, foreign: Any, client: Any, database: str) -> None:
+        self.random = random.Random(seed)
+        self.did: list[str] = []
+        self.state = Parked(foreign)
+        self.written: dict[ObjectId, int] = {ObjectId(): 0 for _ in range(6)}
+        self._foreign = foreign
+        self._where = (client, self.state.database.name, database)
+        self.blocks = Role(document, "blocks", on_failure="block")
+        self.letters = Role(document, "letters", on_failure="dead_letter")
+        self.once = Role(document, "once", foreign["effects"], on_failure="block", transactional=True)
+        self.roles = (self.blocks, self.letters, self.once)
+
+    def release(self) -> int:
+        """A new version of the application; the partitions that it asks for."""
+        renamed = [role for role in self.roles if self.random.random() < 0.4]
+        for role in self.roles:
+            role.release(rename=role in renamed)
+        partitions = self.random.choice([1, 1, 2, 3])
+        self.did.append(f"release {[role.names[-1] for role in self.roles]} on {partitions} partitions")
+        return partitions
+
+    async def run_release(self, registry: mongoz.Registry) -> None:
+        """A release, for a while; maybe another dispatcher comes in the middle of it."""
+        async with AsyncExitStack() as stack:
+            partitions = self.release()
+            await stack.enter_async_context(dispatching(registry, lease=1, partitions=partitions))
+            for number in range(_STEPS):
+                if number == _STEPS // 2 and self.random.random() < 0.5:
+                    self.did.append("another dispatcher")
+                    await stack.enter_async_context(dispatching(registry, lease=1))
+                await self.step()
+
+    async def step(self) -> None:
+        """Something happens."""
+        role = self.random.choice(self.roles)
+        match self.random.choice(["write"] * 5 + ["refuse", "mend", "pause", "pause", "resume", "retry"]):
+            case "write":
+                self.write()
+            case "refuse":
+                role.refuses.update(self.random.sample(list(self.written), 2))
+                self.did.append(f"{role.names[-1]} refuses some")
+            case "mend":
+                role.refuses.clear()
+                self.did.append(f"{role.names[-1]} is mended")
+            case "pause":
+                await self.pause(role)
+            case "resume":
+                await self.resume(role)
+            case "retry":
+                await self.retry()
+        if self.random.random() < 0.4:  # let something come of it
+            before = [self.state.token, len(self.state.rows), self.total]
+            await eventually(
+                lambda: [self.state.token, len(self.state.rows), self.total] != before or not self.owed
+            )
+
+    def write(self) -> None:
+        for id_ in self.random.choices(list(self.written), k=10):
+            self.written[id_] += 1
+            row = {"name": "one", "amount": self.written[id_]}
+            self._foreign["accounts"].replace_one({"_id": id_}, row, upsert=True)
+        self.did.append("write")
+
+    async def pause(self, role: Role) -> None:
+        await controls.pause(*self._where, role.names[-1], known=role.names)
+        self.did.append(f"pause {role.names[-1]}")
+
+    async def resume(self, role: Role) -> None:
+        """By the name that somebody finds in the list of what is paused."""
+        for one in await controls.pauses(*self._where):
+            if one.receiver in role.names:
+                assert await controls.resume(*self._where, one.receiver)
+        self.did.append(f"resume {role.names[-1]}")
+
+    async def retry(self) -> None:
+        await retries.request_retry(*self._where)
+        self.did.append("retry")
+
+    @property
+    def total(self) -> int:
+        return sum(len(got) for role in self.roles for got in role.got.values())
+
+    @property
+    def owed(self) -> bool:
+        return self.total < sum(self.written.values()) * len(self.roles)
+
+    async def end(self) -> None:
+        """All is mended, resumed and tried again."""
+        self.did.append("end")
+        for role in self.roles:
+            role.refuses.clear()
+            await self.resume(role)
+        await eventually(lambda: self.state.empty and self.total + len(self.state.letters) >= self.all, within=30)
+        while self.state.letters:
+            await self.retry()
+            await eventually(lambda: not self.state.letters or self.state.rows, within=30)
+            await eventually(lambda: self.state.empty, within=30)
+        await eventually(lambda: not self.owed, within=30)
+
+    @property
+    def all(self) -> int:
+        return sum(self.written.values()) * len(self.roles)
+
+    def judge(self) -> None:
+        """Once each, and in order where that is promised."""
+        wanted = {id_: list(range(1, last + 1)) for id_, last in self.written.items() if last}
+        assert self.blocks.got == wanted
+        assert self.once.got == wanted
+        assert {id_: sorted(got) for id_, got in self.letters.got.items()} == wanted
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_each_change_is_delivered_once_whatever_happens(
+    seed, dispatched, foreign, client, database, monkeypatch
+):
+    foreign.create_collection("accounts", **IMAGES)
+    foreign.create_collection("effects")
+    life = Life(seed, make_account(dispatched, database), foreign, client, database)
+    try:
+        with monkeypatch.context() as patched:
+            # Two dispatchers of one process share the registry: who ends first may not close it.
+            patched.setattr(mongoz.Registry, "close", nothing)
+            for _ in range(4):
+                await life.run_release(dispatched)
+            life.release()
+            async with dispatching(dispatched, lease=1):
+                await life.end()
+    except AssertionError as error:
+        error.add_note("\n".join(life.did))
+        raise
+    life.judge()
+
+
+async def nothing(*args: Any) -> None:
+    """Does nothing."""

@@ -11,7 +11,7 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any, Final
 
-from dispatcher.cancelling import Abandoned
+from dispatcher.cancelling import Abandoned, Interrupted
 from dispatcher.delivery_log import described
 from dispatcher.observe import get_logger
 from mongoz.signals import Delivery
@@ -69,6 +69,10 @@ class Caller:
         self._slow: dict[asyncio.Task[Any], _Call] = {}
         self._named: dict[str, float] = {}
         self._unnamed: Counter[str] = Counter()
+
+    def is_calling(self, task: asyncio.Task[Any]) -> bool:
+        """Whether a task is in a receiver."""
+        return task in self._calls
 
     def expect(self, timeout: float) -> None:
         """Be prepared for a receiver that may only take so many seconds."""
@@ -146,8 +150,11 @@ class Caller:
         Raises:
             CancelledError: the process ends, and the grace period is over. Whatever else a receiver raises, or
                 does to the task it runs in, it has merely failed.
+            Interrupted: the same, before it was called.
             Abandoned: somebody else goes on in this task's place.
         """
+        if self._cutting():
+            raise Interrupted
         task = asyncio.current_task()
         assert task is not None
         self._calls[task] = (monotonic(), timeout, delivery, context)

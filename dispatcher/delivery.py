@@ -135,6 +135,10 @@ class Deliverer:
         """
         await self._failing.keep_unreadable(event, token, error)
 
+    def is_calling(self, task: "asyncio.Task[Any]") -> bool:
+        """Whether a task is in a receiver."""
+        return self._caller.is_calling(task)
+
     async def watch(self) -> None:
         """Cancel the receivers that hang. Runs for ever, beside the workers."""
         await self._caller.watch()
@@ -379,7 +383,7 @@ class Deliverer:
         waiting: Waiting,
         again: Again | None,
         stuck: Stuck,
-    ) -> Waiting | None:
+    ) -> Waiting | bool:
         """Make an attempt at a delivery that was parked.
 
         Args:
@@ -390,20 +394,20 @@ class Deliverer:
             stuck: told if the receiver is left alone; this never returns then.
 
         Returns:
-            What it waits for now; None if it is finished.
+            What it waits for now; True if it is delivered, False if it was given up.
         """
         with inside_dispatcher(calls.hops):
             return await self._deliver_parked(change, calls, waiting, again, stuck)
 
     async def _deliver_parked(
         self, change: Change, calls: Calls, waiting: Waiting, again: Again | None, stuck: Stuck
-    ) -> Waiting | None:
+    ) -> Waiting | bool:
         (receiver,) = calls.receivers
         try:
             image, keywords = keywords_of(change, calls)
         except Exception as misfit:  # its model is another one by now
             await self._failing.misfit(change, calls, misfit, again)
-            return None
+            return False
         terms, figures, _, _ = self._known.get(id(receiver)) or self._get_to_know(receiver, calls.signal)
         attempt = waiting.attempts + 1
         delivery = Delivery(
@@ -427,11 +431,7 @@ class Deliverer:
         if error is not None:
             one = Try(change, calls, receiver, delivery, terms, figures, since, again)
             next_ = await self._failing.what_now(one, error)
-            if isinstance(next_, Waiting):
+            if next_ is not True:
                 return next_
-            if not next_:
-                return None
         self._delivered(change, delivery, figures, began)
-        if again is not None and self._dead_letters is not None:
-            await self._dead_letters.forget(again.letter, self._pause)
-        return None
+        return True

@@ -21,6 +21,9 @@ _TURN: Final = 100
 # Seconds that a receiver may take to clean up when it is cancelled at the end.
 _PATIENCE: Final = 5.0
 
+# Seconds of these that jobs have to write down what came of deliveries.
+_TO_WRITE: Final = 2.0
+
 log = get_logger()
 
 
@@ -43,6 +46,8 @@ class Lanes:
         concurrency: jobs in flight at most; those that `pause` are not.
         max_queued: jobs accepted but not finished, at most.
         max_bytes: bytes of their events, at most. A single larger one is accepted alone.
+        is_calling: whether a task is in a receiver, which can be cancelled without harm; what else a job does had
+            better be finished.
     """
 
     def __init__(
@@ -54,8 +59,10 @@ class Lanes:
         concurrency: int,
         max_queued: int,
         max_bytes: int,
+        is_calling: Callable[[asyncio.Task[Any]], bool] = lambda _task: True,
     ) -> None:
         self._work = work
+        self._is_calling = is_calling
         self._on_finished = on_finished
         self._on_crash = on_crash
         self._concurrency = self._allowed = concurrency
@@ -341,7 +348,8 @@ class Lanes:
         await asyncio.wait(self._workers.keys(), timeout=grace)
         cut = self.in_flight
         self.cutting = True
-        refused = await end(self._workers.keys(), within=_PATIENCE)
+        await end(self._workers.keys(), within=_TO_WRITE, only=self._is_calling)
+        refused = await end(self._workers.keys(), within=_PATIENCE - _TO_WRITE)
         if refused:
             log.error(
                 "receivers refuse to be cancelled",

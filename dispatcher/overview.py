@@ -92,7 +92,7 @@ class Parked:
 
     Attributes:
         receiver: its name.
-        reason: why: `"retrying"`, `"blocked"`, `"paused"` or `"retry"`.
+        reason: why: `"retrying"`, `"blocked"`, `"paused"`, `"retry"` or `"interrupted"`.
         documents: that wait.
         due_at: when the first of them is tried again.
     """

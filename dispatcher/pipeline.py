@@ -10,6 +10,7 @@ saves the position.
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import aclosing, suppress
+from functools import partial
 from time import monotonic, time
 from typing import Any, Final
 
@@ -185,6 +186,8 @@ class Pipeline:
             concurrency=settings.concurrency,
             max_queued=settings.max_queued,
             max_bytes=settings.max_queued_mb * 1_000_000,
+            # Who has lost the lease had better write nothing more.
+            is_calling=lambda task: lease.lost.is_set() or self._deliverer.is_calling(task),
         )
         self._entrance = Entrance(
             self._progress,
@@ -210,6 +213,7 @@ class Pipeline:
             self._parking,
             routes,
             deliver=self._deliverer.deliver_parked,
+            forget=partial(dead_letters.forget, pause=self._pause),
             add=self._lanes.add,
             goes_on=self._goes_on,
             position=lambda: self._tracker.token,
@@ -223,8 +227,8 @@ class Pipeline:
         )
 
     def _goes_on(self) -> bool:
-        """Whether something that is not in the stream may be begun."""
-        return not (self._lanes.stopping or self._lanes.held)
+        """Whether something that is not in the stream may be begun: not before it is known what is parked."""
+        return self._looked_around.is_set() and not (self._lanes.stopping or self._lanes.held)
 
     @property
     def position(self) -> str:
@@ -282,7 +286,7 @@ class Pipeline:
         1. Stop reading: nothing new comes in.
         2. Stop starting deliveries, and give those in flight the grace period. What is queued was not begun,
            and is read again by whoever comes next.
-        3. Cancel what is still in flight: that one attempt will be repeated.
+        3. Cancel receivers that are still at work: that one attempt will be repeated.
         4. Park what is left of changes that some receivers have got: these are not to get them again.
         5. Save the position, with what was finished ahead of it, so that nothing else is repeated.
 
@@ -520,7 +524,7 @@ class Pipeline:
         cut = await self._lanes.stop(0 if lost else self._settings.grace)
         if cut:
             log.warning(
-                "deliveries were still running after the grace period and will be repeated",
+                "receivers were still at work after the grace period: they are cancelled, and called again later",
                 action="dispatcher.cut",
                 deliveries=cut,
                 grace=0 if lost else self._settings.grace,

@@ -147,6 +147,7 @@ class Playback:
             concurrency=settings.concurrency,
             max_queued=settings.max_queued,
             max_bytes=settings.max_queued_mb * 1_000_000,
+            is_calling=self._deliverer.is_calling,
         )
 
     @property

@@ -36,8 +36,8 @@ __all__ = ["Deliver", "Unparking"]
 
 log = get_logger()
 
-Deliver = Callable[[Change, Calls, Waiting, Again | None, Stuck], Awaitable[Waiting | None]]
-"""Makes an attempt at a delivery; what it waits for now, or None if it is finished."""
+Deliver = Callable[[Change, Calls, Waiting, Again | None, Stuck], Awaitable[Waiting | bool]]
+"""Makes an attempt at a delivery; what it waits for now, or whether it is delivered."""
 
 # Seconds that an errand takes before what was read since gets its turn.
 _SLICE: Final = 0.2
@@ -55,6 +55,27 @@ _ORPHANED: Final = 300.0
 _RETRY: Final = Retry(base=0.1, cap=10.0)
 
 
+class _Done:
+    """Deliveries of a lane that are finished, and still there.
+
+    Args:
+        lane: which.
+    """
+
+    __slots__ = ("lane", "letters", "rows")
+
+    def __init__(self, lane: Lane) -> None:
+        self.lane = lane
+        self.rows: list[RawBSONDocument] = []
+        self.letters: list[str] = []  # that were delivered
+
+    def add(self, row: RawBSONDocument, *, delivered: bool) -> None:
+        """The next one."""
+        self.rows.append(row)
+        if delivered and "again" in row:
+            self.letters.append(row["again"]["letter"])
+
+
 class Unparking:
     """Works off the parked deliveries of one stream.
 
@@ -63,6 +84,7 @@ class Unparking:
         parking: who has something parked.
         routes: who listens to what.
         deliver: makes an attempt.
+        forget: removes a dead letter.
         add: gives a job to the lanes.
         goes_on: whether another delivery may be begun.
         position: the token up to which everything is finished.
@@ -78,6 +100,7 @@ class Unparking:
         routes: Routes,
         *,
         deliver: Deliver,
+        forget: Callable[[str], Awaitable[None]],
         add: Callable[[Hashable, Job, int], None],
         goes_on: Callable[[], bool],
         position: Callable[[], str],
@@ -89,6 +112,7 @@ class Unparking:
         self._parking = parking
         self._routes = routes
         self._deliver = deliver
+        self._forget = forget
         self._add = add
         self._goes_on = goes_on
         self._position = position
@@ -103,8 +127,7 @@ class Unparking:
         self._woken = asyncio.Event()
         self._next = 0.0
         self._orphans: set[tuple[str, str]] = set()
-        # What is delivered, and still there.
-        self._unsettled: dict[str, tuple[Lane, list[RawBSONDocument]]] = {}
+        self._unsettled: dict[str, _Done] = {}
 
     def resize(self, places: int) -> None:
         """Have so many errands at once."""
@@ -250,11 +273,11 @@ class Unparking:
         until = monotonic() + _SLICE
         rows, waiting = [first] if first is not None else [], _left_at(lane)
         while self._goes_on():
-            finished, next_ = await self._deliver_in_order(name, lane, rows, waiting)
-            more = await self._settle(lane, finished, next_)
+            done, next_ = await self._deliver_in_order(name, lane, rows, waiting)
+            more = await self._settle(done, next_)
             if next_ is not None:
                 self.wake(next_[1].seconds)
-            if next_ is not None or not more or len(finished) < len(rows) or monotonic() > until:
+            if next_ is not None or not more or len(done.rows) < len(rows) or monotonic() > until:
                 break
             rows = await self._parking.insist(lambda: self._parked.following(lane.id))
 
@@ -264,51 +287,45 @@ class Unparking:
         Raises:
             Interrupted: that was not possible. It will be repeated.
         """
-        for lane, finished in list(self._unsettled.values()):
-            await self._settle(lane, finished, None)
+        for done in list(self._unsettled.values()):
+            await self._settle(done, None)
 
-    async def _settle(
-        self, lane: Lane, finished: list[RawBSONDocument], next_: tuple[str, Waiting] | None
-    ) -> bool:
-        more = await self._parking.insist(lambda: self._parked.settle(lane.id, finished, next_))
-        self._unsettled.pop(lane.id, None)
+    async def _settle(self, done: _Done, next_: tuple[str, Waiting] | None) -> bool:
+        for letter in done.letters:
+            await self._forget(letter)
+        more = await self._parking.insist(lambda: self._parked.settle(done.lane.id, done.rows, next_))
+        del self._unsettled[done.lane.id]
         return more
 
     async def _deliver_in_order(
         self, name: str, lane: Lane, rows: list[RawBSONDocument], waiting: dict[str, Waiting]
-    ) -> tuple[list[RawBSONDocument], tuple[str, Waiting] | None]:
+    ) -> tuple[_Done, tuple[str, Waiting] | None]:
         """Deliver until one has to wait; those that are finished, and what the next one waits for."""
-        finished: list[RawBSONDocument] = []
-        self._unsettled[lane.id] = lane, finished
+        done = self._unsettled[lane.id] = _Done(lane)
         for row in rows:
             if not self._goes_on() or self._parking.is_paused(name) or not self._is_ours(row):
                 break
             token = row["token"]
-            stuck = partial(self._leave, name, lane, finished, row)
+            stuck = partial(self._leave, name, done, row)
             next_ = await self._deliver_one(row, waiting.get(token) or Waiting("retrying"), stuck)
-            if next_ is not None:
-                return finished, (token, next_)
-            finished.append(row)
-        return finished, None
+            if isinstance(next_, Waiting):
+                return done, (token, next_)
+            done.add(row, delivered=next_)
+        return done, None
 
     async def _leave(
-        self,
-        name: str,
-        lane: Lane,
-        finished: list[RawBSONDocument],
-        row: RawBSONDocument,
-        task: "asyncio.Task[Any]",
-        next_: Waiting | bool,
+        self, name: str, done: _Done, row: RawBSONDocument, task: "asyncio.Task[Any]", next_: Waiting | bool
     ) -> None:
         """End an errand whose task is stuck in a receiver."""
         if isinstance(next_, Waiting):
-            self._parking.wait_for(task, lane.id)
-            await self._settle(lane, finished, (row["token"], next_))
+            self._parking.wait_for(task, done.lane.id)
+            await self._settle(done, (row["token"], next_))
         else:
-            await self._settle(lane, [*finished, row], None)
-        self._end(name, lane)
+            done.add(row, delivered=next_)
+            await self._settle(done, None)
+        self._end(name, done.lane)
 
-    async def _deliver_one(self, row: RawBSONDocument, waiting: Waiting, stuck: Stuck) -> Waiting | None:
+    async def _deliver_one(self, row: RawBSONDocument, waiting: Waiting, stuck: Stuck) -> Waiting | bool:
         parts = await self._parking.insist(lambda: self._parked.parts(row))
         change = change_of(row, parts, self._codec_options)
         calls = self._routes.calls_to(

@@ -448,6 +448,7 @@ async def test_a_letter_that_is_being_tried_again_is_not_dropped(page, state, da
 
 async def test_receivers_and_everything_can_be_paused_and_resumed(page, state, database):
     known = {"id": "00aa", "name": "shop.mail", "signal": "post_save", "document": "shop.User"}
+    known["formerly"] = ["shop.post"]
     now = datetime.now(UTC)
     state.members.insert_one({"_id": "m1", "group": database, "receivers": [known], "seen_at": now})
     assert (await page.post("pause", {"receiver": "shop.mail"})).status == 200
@@ -456,6 +457,10 @@ async def test_receivers_and_everything_can_be_paused_and_resumed(page, state, d
     told = (await page.get("state")).json
     assert [(one["name"], one["paused"]) for one in told["receivers"]] == [("shop.mail", True)]
     assert told["paused_all"] is False
+    state.controls.update_one({}, {"$set": {"receiver_name": "shop.post"}})
+    await page.post("pause", {"receiver": "shop.mail"})
+    assert state.controls.count_documents({}) == 1, "it was already, under its earlier name"
+    assert [one["paused"] for one in (await page.get("state")).json["receivers"]] == [True]
     assert (await page.post("pause", {"receiver": None})).status == 200
     assert (await page.get("state")).json["paused_all"] is True
     assert (await page.post("resume", {"receiver": "shop.mail"})).status == 200

@@ -1,5 +1,6 @@
 """Dead letters are tried again: in order, with fresh attempts, and each with an outcome."""
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from dispatcher.dead_letters import DeadLetters
 from dispatcher.exceptions import UnknownLetter
 from dispatcher.letters import Failure, unreadable_letter
 from dispatcher.observe import Stats
+from dispatcher.parking import Parking
 from mongoz.core.signals import post_update
 from mongoz.signals.options import Retry
 from tests.integration.delivering import Parked, Strict, make_account
@@ -163,8 +165,18 @@ async def test_a_renamed_receiver_gets_its_letters_and_a_removed_one_does_not(
     assert [delivery.receiver for delivery in new.deliveries] == ["new"]
 
 
-async def test_a_letter_joins_what_is_parked_under_an_earlier_name(account, foreign, dispatched, state, retry):
-    """Whoever works a lane off goes by the name that it began with: it must not become another one meanwhile."""
+@pytest.mark.parametrize("asked", ["before the start", "later"])
+async def test_a_letter_joins_what_is_parked_under_an_earlier_name(
+    account, foreign, dispatched, state, retry, monkeypatch, asked
+):
+    """Whoever works a lane off goes by the name that it began with. What is parked is known before all else."""
+    load = Parking.load
+
+    async def slow_load(self: Any) -> None:
+        with contextlib.suppress(AssertionError):  # as it should be
+            await eventually(lambda: len(state.rows) == 2, within=0.3)
+        await load(self)
+
     old = strict_on(account, name="old")
     id_ = ObjectId()
     async with dispatching(dispatched):
@@ -178,9 +190,13 @@ async def test_a_letter_joins_what_is_parked_under_an_earlier_name(account, fore
     account.signals.post_save.disconnect(blocking)
     slow = Retry(1, base=60, cap=60)
     new = strict_on(account, name="new", formerly="old", on_failure="block", retry=slow)
-    async with dispatching(dispatched):
-        await eventually(lambda: new.attempts)
+    if asked != "later":
+        monkeypatch.setattr(Parking, "load", slow_load)
         await retry(letter["_id"], within=0.0)
+    async with dispatching(dispatched):
+        if asked == "later":
+            await eventually(lambda: new.attempts)
+            await retry(letter["_id"], within=0.0)
         await eventually(lambda: len(state.rows) == 2)
         assert [lane["receiver"] for lane in state.lanes] == ["old"]
     new.mended = True

@@ -152,7 +152,7 @@ def _pipeline() -> Pipeline:
     parameters = inspect.signature(Pipeline).parameters.items()
     # With a specification, so that what is a coroutine there can be awaited here.
     parts: dict[str, Any] = {name: MagicMock(spec=parameter.annotation) for name, parameter in parameters}
-    parts["controls"].everything, parts["controls"].receivers = False, {}
+    parts["controls"].everything, parts["controls"].receivers = False, frozenset()
     parts["parked"].receivers.return_value = set()
     parts["position"].configure_mock(term=1, token=_token(-1), ahead=frozenset())
     parts |= {

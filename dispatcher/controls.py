@@ -135,9 +135,8 @@ async def _named(client: AsyncMongoClient[Any], database: str, group: str, recei
     if receiver is not None:
         found = members(client, database).find({"group": group, "receivers.name": receiver}, {"receivers": True})
         async for member in found:
-            for one in member["receivers"]:
-                if one["name"] == receiver:
-                    names.update(one.get("formerly") or ())
+            known = [one for one in member["receivers"] if one.get("name") == receiver]
+            names.update(name for one in known for name in one.get("formerly") or ())
     return {"group": group, "kind": "pause", "receiver_name": {"$in": list(names)}}
 
 

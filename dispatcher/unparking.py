@@ -294,7 +294,7 @@ class Unparking:
         for letter in done.letters:
             await self._forget(letter)
         more = await self._parking.insist(lambda: self._parked.settle(done.lane.id, done.rows, next_))
-        del self._unsettled[done.lane.id]
+        self._unsettled.pop(done.lane.id, None)
         return more
 
     async def _deliver_in_order(

@@ -29,8 +29,8 @@ _TOKEN: Final = "DISPATCHER_HTTP_TOKEN"  # noqa: S105 - the name of the variable
 def develop(app: str, imports: Sequence[str], *, port: int | None, data: str | None, log_level: str) -> None:
     """Run the dispatcher until SIGINT or SIGTERM, and again whenever code changes.
 
-    Code is the Python files below the working directory. Where the dispatcher ends by itself, its error is on the
-    terminal, and the next change starts it again.
+    Code is the Python files below the working directory, but for the virtual environment's. Where the dispatcher
+    ends by itself, its error is on the terminal, and the next change starts it again.
 
     Args:
         app: `"package.module:registry"`.
@@ -102,7 +102,8 @@ def _changes(directory: Path, stop: threading.Event) -> Iterator[frozenset[str]]
     # Several saves in a row, of an editor or a checkout, are one change: watchfiles waits until it is quiet.
     for found in watch(
         directory,
-        watch_filter=PythonFilter(),
+        # A virtual environment in the project's directory may have any name.
+        watch_filter=PythonFilter(ignore_paths=[sys.prefix]),
         stop_event=stop,
         rust_timeout=_LOOK_MS,
         yield_on_timeout=True,

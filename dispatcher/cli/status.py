@@ -113,6 +113,9 @@ def _summary(overview: Overview) -> list[RenderableType]:
     if lags:
         worst = max(lags)
         facts.append(("lag", duration(worst), "yellow" if worst > _LATE else ""))
+    ages = [one.position_age_seconds for one in overview.partitions if one.position_age_seconds is not None]
+    if ages and not alive:
+        facts.append(("delivered", f"until {duration(max(ages))} ago; nobody delivers the rest", "bold red"))
     if alive:
         facts.append(("throughput", f"{rate:.1f} deliveries per second", ""))
     facts.append(("dead letters", str(overview.dead_letter_count), "yellow" if overview.dead_letter_count else ""))

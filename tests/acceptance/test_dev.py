@@ -18,6 +18,8 @@ import psutil
 import pytest
 from pymongo import MongoClient
 
+from dispatcher.dev import _changes
+
 APP = """
 import mongoz
 from mongoz.core.signals import post_save
@@ -155,3 +157,15 @@ def test_a_killed_dev_takes_its_processes_with_it(dev: Dev) -> None:
     dev.process.wait()
     _, alive = psutil.wait_procs(members, timeout=15)
     assert alive == []
+
+
+def test_what_is_installed_is_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the virtual environment is called: pip would start the dispatcher again, file by file."""
+    installed = tmp_path / "venv" / "bin"
+    installed.mkdir(parents=True)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "venv"))
+    changes = _changes(tmp_path, threading.Event())
+    assert next(changes) == frozenset()
+    (installed / "installed.py").touch()
+    (tmp_path / "app.py").touch()
+    assert next(filter(None, changes)) == {"app.py"}

@@ -197,6 +197,7 @@ def test_a_retry_that_can_not_be_changes_nothing(running, letters, dispatcher, f
     assert running.terminate() == ExitCode.OK
     alone = dispatcher("dead-letters", "retry", letters[1])
     assert (alone.code, "No dispatcher" in alone.error) == (ExitCode.NOT_RUNNING, True)
+    assert "ago; nobody delivers the rest" in dispatcher("status").out
     assert list(state.find().sort("_id")) == before
 
 

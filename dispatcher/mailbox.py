@@ -94,7 +94,8 @@ async def letters_of(
         PyMongoError: as the driver has it.
     """
     found = dead_letters(client, database).find(wanted.query(group), _SHORT)
-    return await found.sort([("last_attempt_at", -1), ("_id", -1)]).limit(limit).to_list(None)
+    newest = [("last_attempt_at", -1), ("token", -1), ("_id", -1)]  # many may have failed within a millisecond
+    return await found.sort(newest).limit(limit).to_list(None)
 
 
 async def ids_of(client: AsyncMongoClient[Any], database: str, group: str, wanted: Wanted) -> list[str]:

@@ -35,7 +35,7 @@ class Failovers:
         self._servers = servers
         self._chance = world.chance
         self._faults: dict[str, Callable[[], None]] = {
-            "primary killed": self._kill,
+            "primary killed": self._kill,  # always the first one: it makes an election for certain
             "primary stepped down": self._step_down,
             "primary frozen": self._freeze,
             "primary cut off from the others": partial(self._cut_off, "reset"),
@@ -47,7 +47,8 @@ class Failovers:
     def fault(self) -> None:
         """One of them; each comes up equally often. It is over when all three are there again."""
         if not self._next:
-            self._next = self._chance.sample(list(self._faults), len(self._faults))
+            first, *others = self._faults
+            self._next = [*self._chance.sample(others, len(others)), first]
         kind = self._next.pop()
         self._world.note(kind)
         self._faults[kind]()
@@ -97,8 +98,8 @@ def run(plan: Plan) -> Report:
         world.finish()
         elections, evidence = servers.elections() - before, world.evidence()
     counted = figures(evidence, faults="failovers", tolerated=_IN_DOUBT)
-    # Some of the absences are too short for one, on purpose.
-    counted.insert(3, Figure("elections", elections, least=plan.size.faults // 2))
+    # Some absences are too short for one, on purpose; who is killed or stepped down makes one for certain.
+    counted.insert(3, Figure("elections", elections, least=max(1, plan.size.faults // 3)))
     return Report(counted, evidence.deaths)
 
 

@@ -345,8 +345,6 @@ class Deliverer:
         whose.passed += 1
         for rest in whose.left:
             await self._enter(whose, untouched(change, self._codec_options), rest)
-        if whose.afterwards is not None:
-            whose.afterwards()
 
     def _is_long(self, waiting: Waiting, since: float) -> bool:
         """Whether a delivery is parked until its next attempt: it would be here for long, or takes others' room.

@@ -154,7 +154,7 @@ class Job:
         errand: what to do for a document between its changes, instead of delivering one.
         digest: of the token, once somebody has asked for it.
         passed: how many receivers have had their turn: what they were to get is delivered, parked or given up.
-        afterwards: for whoever goes on in place of a task that is stuck in a receiver: what comes after the job.
+        afterwards: called when it is finished, by whomever.
     """
 
     __slots__ = (

@@ -41,7 +41,7 @@ class Lanes:
 
     Args:
         work: what to do with a job; must not raise, but for what `pause` does.
-        on_finished: told when `work` has returned.
+        on_finished: told when `work` has returned; it marks the job as done.
         on_crash: told when `work` raises after all, which is a bug: nothing may go on as if it had not.
         concurrency: jobs in flight at most; those that `pause` are not.
         max_queued: jobs accepted but not finished, at most.
@@ -273,8 +273,7 @@ class Lanes:
             return
         finally:
             self.in_flight -= 1
-        self._on_finished(job)
-        self._advance(key, size)
+        self._finish(key, job, size)
         self._let_in()
         await self._run(place)
 
@@ -303,8 +302,7 @@ class Lanes:
                     return
                 raise
             self.in_flight -= 1
-            self._on_finished(job)
-            self._advance(key, size)
+            self._finish(key, job, size)
             if self._returning:
                 self._let_in()
 
@@ -313,7 +311,10 @@ class Lanes:
         if not self._rousing:
             self._rouse(1)
 
-    def _advance(self, key: Hashable, size: int) -> None:
+    def _finish(self, key: Hashable, job: Job, size: int) -> None:
+        self._on_finished(job)
+        if job.afterwards is not None:
+            job.afterwards()
         followers = self._lanes[key]
         if followers:
             self._ready.append((key, followers.popleft()))

@@ -13,12 +13,10 @@ import asyncio
 import secrets
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
-from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 from pymongo.errors import PyMongoError
 
-from dispatcher.cancelling import Interrupted
 from dispatcher.events import Calls, Change, Job, Namespace
 from dispatcher.failures import in_short
 from dispatcher.instances import key_of, name_of
@@ -201,22 +199,17 @@ class Parking:
             self.wait_for(behind, lane)
         await self._begin_lane(self._row(lane, change, calls, receiver), lane, change, receiver, waiting)
 
-    async def park_rest(self, job: Job) -> bool:
-        """Park what is left to do of a change, which is not read again because others got it.
+    async def park_rest(self, job: Job) -> None:
+        """Park what is left to do of a change, which is not to be read again because others have got it.
 
-        Returns:
-            False if nobody did, or if it was not possible: then all of it is to be repeated.
+        Raises:
+            Interrupted: that is not possible now.
         """
-        change = job.change
-        if change is None or not job.passed:
-            return False
-        with suppress(Interrupted):
-            for calls in job.left:
-                (receiver,) = calls.receivers
-                if not await self.holds(change, calls, receiver):
-                    await self.park(change, calls, receiver, Waiting("interrupted"))
-            return True
-        return False
+        assert job.change is not None
+        for calls in job.left:
+            (receiver,) = calls.receivers
+            if not await self.holds(job.change, calls, receiver):
+                await self.park(job.change, calls, receiver, Waiting("interrupted"))
 
     def wait_for(self, task: "asyncio.Task[Any]", lane: str) -> None:
         """Have nothing of a lane tried before a task has ended."""

@@ -9,7 +9,7 @@ saves the position.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from functools import partial
 from time import monotonic, time
 from typing import Any, Final
@@ -18,22 +18,23 @@ from bson.codec_options import CodecOptions
 from bson.timestamp import Timestamp
 from pymongo.errors import PyMongoError
 
-from dispatcher.cancelling import Interrupted, end
+from dispatcher.cancelling import end
 from dispatcher.codec import Undecoded
 from dispatcher.conditions import Conditions
 from dispatcher.controls import Controls
 from dispatcher.dead_letters import DeadLetters
 from dispatcher.decode import Undecodable, decode, decoded_together
 from dispatcher.delivery import Deliverer
+from dispatcher.draining import SAVE_PATIENCE, drain
 from dispatcher.entrance import DELIVERABLE, Entrance
 from dispatcher.events import Batch, Change, Start, token_time
-from dispatcher.exceptions import DispatcherError, HistoryLost
+from dispatcher.exceptions import HistoryLost
 from dispatcher.failures import fatal, in_short
 from dispatcher.gaps import Gap, Gaps, gaps_of
 from dispatcher.history import History
 from dispatcher.images import Images
 from dispatcher.lanes import Lanes
-from dispatcher.leases import Lease, now
+from dispatcher.leases import Lease
 from dispatcher.markers import slimmed
 from dispatcher.measuring import Gauges, Lag, seconds_of
 from dispatcher.observe import Stats, get_logger
@@ -69,9 +70,6 @@ _SMALL: Final = 100
 
 # Seconds before the position where the stamps of earlier writes are looked for; less, if the oplog is that short.
 _HORIZONS: Final = (HORIZON, 15, 3)
-
-# Seconds that a save may take at the end.
-_SAVE_PATIENCE: Final = 5.0
 
 
 class Pipeline:
@@ -279,18 +277,7 @@ class Pipeline:
         self._unparking.resize(share(allowed.concurrency) // 2)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Deliver until `stop` is set or the lease is lost; then drain.
-
-        The order of the end, and why:
-
-        1. Stop reading: nothing new comes in.
-        2. Stop starting deliveries, and give those in flight the grace period. What is queued was not begun,
-           and is read again by whoever comes next.
-        3. Cancel receivers that are still at work: that one attempt will be repeated.
-        4. Park what is left of changes that some receivers have got: these are not to get them again.
-        5. Save the position, with what was finished ahead of it, so that nothing else is repeated.
-
-        Who has lost the lease cancels what is in flight at once, and saves nothing: another process delivers it.
+        """Deliver until `stop` is set or the lease is lost; then read nothing more, and drain.
 
         Raises:
             DispatcherError: what no repetition can mend.
@@ -319,9 +306,16 @@ class Pipeline:
             await end([*tasks, *told])
             self._controls.listeners.discard(self._on_controls)
             ending.set()
-            await asyncio.wait([saving], timeout=_SAVE_PATIENCE)
+            await asyncio.wait([saving], timeout=SAVE_PATIENCE)
             await end([saving])
-            await self._drain()
+            await drain(
+                self._lease,
+                self._lanes,
+                self._parking,
+                self._unparking,
+                self._progress,
+                grace=self._settings.grace,
+            )
         self._raise_failures([*tasks, saving])
 
     def _raise_failures(self, tasks: list[asyncio.Task[None]]) -> None:
@@ -500,46 +494,3 @@ class Pipeline:
         """An event that the server could not send in any way."""
         text = "a change has an _id of several megabytes, so that its event can not be sent: nobody is told of it"
         await self._gaps.record(Gap("oversize", after, text, None, token_time(after), token_time(before)))
-
-    async def _park_rest(self) -> None:
-        """See to it that nobody gets again what they got of changes that are not finished."""
-        if now() >= self._lease.until:  # somebody else may be at it
-            return
-        begun = self._lanes.begun
-        for job, parked in zip(begun, await asyncio.gather(*map(self._parking.park_rest, begun)), strict=True):
-            if parked:
-                self._tracker.finished(job)
-        with suppress(Interrupted):
-            await self._unparking.settle_rest()
-
-    async def _drain(self) -> None:
-        lost = self._lease.lost.is_set()
-        log.info(
-            "draining",
-            action="dispatcher.draining",
-            partition=self._lease.partition,
-            in_flight=self._lanes.in_flight,
-        )
-        self._lease.interrupt()
-        cut = await self._lanes.stop(0 if lost else self._settings.grace)
-        if cut:
-            log.warning(
-                "receivers were still at work after the grace period: they are cancelled, and called again later",
-                action="dispatcher.cut",
-                deliveries=cut,
-                grace=0 if lost else self._settings.grace,
-            )
-        if lost:
-            return
-        # The reason for the end is known already. A server that is gone is not waited for.
-        try:
-            async with asyncio.timeout(_SAVE_PATIENCE):
-                await self._park_rest()
-                with suppress(DispatcherError):
-                    await self._progress.save()
-        except TimeoutError:
-            log.warning(
-                "the position could not be saved in time; what was finished since the last save will be repeated",
-                action="position.not_saved",
-                error=f"no answer within {_SAVE_PATIENCE:g} s",
-            )

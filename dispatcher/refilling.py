@@ -163,30 +163,25 @@ class Refilling:
         for key in keys:
             done = asyncio.get_running_loop().create_future()
             job = Job("")
-            job.errand = partial(self._deliver, run, routes, namespace, key, done)
+            job.errand = partial(self._deliver, run, routes, namespace, key)
+            job.afterwards = partial(done.set_result, None)
             id_ = bson.decode(key, codec_options=self._codec_options)[""]
             self._add(document_key(namespace, id_), job, 0)
             told.append(done)
         await asyncio.wait(told)
 
-    async def _deliver(
-        self, run: Run, routes: Routes, namespace: Namespace, key: bytes, done: "asyncio.Future[None]"
-    ) -> None:
-        def finish() -> None:
-            if not done.done():
-                done.set_result(None)
-
+    async def _deliver(self, run: Run, routes: Routes, namespace: Namespace, key: bytes) -> None:
         found = await self._parking.insist(lambda: document(self._client, namespace, key))
-        if found is not None:  # or it was deleted, of which the stream tells
-            try:
-                change = change_of(found, namespace, run, self._codec_options)
-            except Undecodable as error:
-                await self._deliverer.keep_unreadable(event_of(found, namespace, run), error.token, error)
-            else:
-                await self._hand_over(change, routes, finish)
-        finish()
+        if found is None:  # it was deleted, of which the stream tells
+            return
+        try:
+            change = change_of(found, namespace, run, self._codec_options)
+        except Undecodable as error:
+            await self._deliverer.keep_unreadable(event_of(found, namespace, run), error.token, error)
+        else:
+            await self._hand_over(change, routes)
 
-    async def _hand_over(self, change: Change, routes: Routes, finish: Callable[[], None]) -> None:
+    async def _hand_over(self, change: Change, routes: Routes) -> None:
         calls = routes.route(change)
         if self._conditions is not None:
             refused = await self._conditions.refused([change])
@@ -195,5 +190,4 @@ class Refilling:
             await self._parking.look_up([change], routes.names_listening_to, None)
         if calls:
             job = Job("", change, calls)
-            job.afterwards = finish
             await self._deliverer.work(job)

@@ -169,11 +169,12 @@ class Resending:
         """Have it parked between the jobs of its document."""
         done = asyncio.get_running_loop().create_future()
         job = Job("")
-        job.errand = partial(self._park, found, done)
+        job.errand = partial(self._park, found)
+        job.afterwards = partial(done.set_result, None)
         self._add(found.change.key, job, 0)
         return done
 
-    async def _park(self, found: _Found, done: "asyncio.Future[None]") -> None:
+    async def _park(self, found: _Found) -> None:
         letter = found.letter
         again = Again(letter["_id"], int(letter.get("retries", 0)))
         # It may have been dropped meanwhile.
@@ -186,8 +187,6 @@ class Resending:
                 letter=again.letter,
                 receiver=found.calls.receivers[0].name,
             )
-        if not done.done():
-            done.set_result(None)
 
     # -- letters of unreadable events ------------------------------------------------------------------------
 

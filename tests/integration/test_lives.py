@@ -6,17 +6,15 @@ killed; and in order, if it blocks.
 
 import random
 from collections import defaultdict
-from collections.abc import Iterator
 from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import pytest
-import structlog
 from bson import ObjectId
 from pymongo.errors import PyMongoError
 
 import mongoz
-from dispatcher import controls, resending, retries
+from dispatcher import controls, retries
 from dispatcher.exceptions import DispatcherError
 from mongoz.core.signals import post_save
 from tests.integration.delivering import IMAGES, QUICK, Parked, make_account
@@ -26,14 +24,7 @@ from tests.support import Running, dispatching, eventually
 _STEPS = 7
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Everybody looks more often than once a second, and less is logged."""
-    for module in (controls, resending, retries):
-        monkeypatch.setattr(module, "_LOOK", 0.02)
-    structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
-    yield
-    structlog.reset_defaults()
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 class Role:

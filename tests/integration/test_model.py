@@ -14,7 +14,7 @@ from tests.model.runs import judge
 from tests.model.steps import Step, sequences
 from tests.model.world import World
 
-SEQUENCES = int(os.environ.get("MODEL_SEQUENCES") or 200)
+SEQUENCES = int(os.environ.get("MODEL_SEQUENCES") or 120)
 SEED = int(os.environ.get("MODEL_SEED") or random.randrange(10**6))
 
 PARTS = 2  # so that two processes can share the work

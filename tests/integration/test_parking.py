@@ -4,11 +4,9 @@ import asyncio
 import random
 import tracemalloc
 from collections import defaultdict
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import structlog
 from bson import ObjectId
 from pymongo import ReplaceOne
 
@@ -26,12 +24,7 @@ def account(dispatched: mongoz.Registry, database: str) -> Any:
     return make_account(dispatched, database)
 
 
-@pytest.fixture(autouse=True)
-def plain_logs() -> Iterator[None]:
-    """Tracebacks with all local variables take a tenth of a second each."""
-    structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
-    yield
-    structlog.reset_defaults()
+pytestmark = pytest.mark.usefixtures("plain_logs")
 
 
 @pytest.fixture

@@ -1,11 +1,9 @@
 """Pause and resume: of one receiver, whose deliveries wait in the database, and of everything."""
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import structlog
 from bson import ObjectId
 
 import mongoz
@@ -16,14 +14,7 @@ from mongoz.signals.options import Retry
 from tests.integration.delivering import Parked, Strict, actions, make_account
 from tests.support import dispatching, eventually
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Dispatchers look for pauses more often than once a second, and log less."""
-    monkeypatch.setattr(controls, "_LOOK", 0.02)
-    structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
-    yield
-    structlog.reset_defaults()
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture

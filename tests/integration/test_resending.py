@@ -1,16 +1,14 @@
 """Dead letters are tried again: in order, with fresh attempts, and each with an outcome."""
 
 import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import bson
 import pytest
-import structlog
 from bson import ObjectId, Timestamp
 
 import mongoz
-from dispatcher import controls, letters, resending, retries
+from dispatcher import controls, letters, retries
 from dispatcher.dead_letters import DeadLetters
 from dispatcher.exceptions import UnknownLetter
 from dispatcher.letters import Failure, unreadable_letter
@@ -21,15 +19,7 @@ from mongoz.signals.options import Retry
 from tests.integration.delivering import Parked, Strict, make_account
 from tests.support import dispatching, eventually
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Everybody looks more often than once a second, and less is logged."""
-    for module in (controls, resending, retries):
-        monkeypatch.setattr(module, "_LOOK", 0.02)
-    structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
-    yield
-    structlog.reset_defaults()
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture

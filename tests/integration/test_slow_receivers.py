@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
-import structlog
 from bson import ObjectId
 
 import mongoz
@@ -20,12 +19,10 @@ refusing_ones: "list[Refusing]" = []
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Who hangs is cancelled more often than once a second, and less is logged."""
+def soon(monkeypatch: pytest.MonkeyPatch, plain_logs: None) -> Iterator[None]:
+    """Who hangs is cancelled more often than once a second."""
     monkeypatch.setattr(calling, "_CANCEL_AGAIN", 0.02)
-    structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
     yield
-    structlog.reset_defaults()
     refusing_ones.clear()
 
 

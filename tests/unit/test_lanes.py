@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import defaultdict
+from functools import partial
 
 import pytest
 from bson import Timestamp
@@ -25,7 +26,7 @@ def crash(error: BaseException) -> None:
     raise AssertionError(error)
 
 
-def lanes(work, *, finished=None, crashed=crash, concurrency=4, max_queued=1000, max_bytes=10**6) -> Lanes:
+def lanes(work, *, finished=None, crashed=crash, concurrency=4, max_queued=1000, max_bytes=10**6, **more) -> Lanes:
     return Lanes(
         work,
         on_finished=finished or (lambda _job: None),
@@ -33,6 +34,7 @@ def lanes(work, *, finished=None, crashed=crash, concurrency=4, max_queued=1000,
         concurrency=concurrency,
         max_queued=max_queued,
         max_bytes=max_bytes,
+        **more,
     )
 
 
@@ -271,6 +273,62 @@ async def test_a_pause_makes_room():
         made.add(number, job(number), 1)
     await made.idle()
     assert order == ["0 begins", "1 begins", "1 ends", "0 ends", "2 begins", "2 ends"]
+    await made.stop(1)
+
+
+async def test_after_the_grace_receivers_are_cancelled_and_writes_are_finished():
+    """What came of a delivery is not to be left in doubt."""
+    calling: set[asyncio.Task] = set()
+    written, finished = asyncio.Event(), []
+
+    async def work(one: Job) -> None:
+        if one.token == "000000":
+            calling.add(asyncio.current_task())
+            try:
+                await asyncio.Event().wait()
+            finally:
+                written.set()  # as if the answer of the server came only now
+        await written.wait()
+
+    def finish(one: Job) -> None:
+        one.done = True
+        finished.append(one.token)
+
+    made = lanes(work, finished=finish, is_calling=lambda task: task in calling)
+    for number in range(2):
+        made.add(number, job(number), 1)
+    while made.in_flight < 2:
+        await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        assert await made.stop(0) == 2
+    assert finished == ["000001"]
+    assert [one.token for one in made.begun] == ["000000"]
+
+
+async def test_what_comes_after_a_job_comes_when_it_is_finished_by_whomever():
+    told: list[str] = []
+    stuck = asyncio.Event()
+
+    async def work(one: Job) -> None:
+        if one.token == "000000":
+            stuck.set()
+            await asyncio.Event().wait()
+
+    made = lanes(work)
+    for number in range(2):
+        one = job(number)
+        one.afterwards = partial(told.append, one.token)
+        made.add(number, one, 1)
+    await stuck.wait()
+    while not told:
+        await asyncio.sleep(0)
+    assert told == ["000001"]
+    (task,) = [task for task in asyncio.all_tasks() if task.get_name() == "lane-worker-0"]
+    made.replace(task, partial(asyncio.sleep, 0))
+    while len(told) < 2:
+        await asyncio.sleep(0)
+    assert told == ["000001", "000000"]
+    task.cancel()
     await made.stop(1)
 
 

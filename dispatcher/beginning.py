@@ -151,6 +151,7 @@ def facts_of(routes: Routes, settings: Settings, version: str, application: str)
         "receivers": [
             {
                 "id": receiver.id.hex(),
+                "former_ids": [id_.hex() for id_ in receiver.former_ids],
                 "name": receiver.name,
                 "formerly": list(receiver.options.formerly),
                 "signal": signal,

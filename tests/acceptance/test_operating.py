@@ -28,13 +28,17 @@ def broken(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def running(mongo, database, broken, tmp_path) -> Iterator[Daemon]:
-    environment = {
+def environment(mongo, database, broken) -> dict[str, str]:
+    return {
         "TROUBLED_URL": mongo.url,
         "TROUBLED_GROUP": database,
         "TROUBLED_BROKEN": str(broken),
         "DISPATCHER_STATE_DATABASE": f"{database}_state",
     }
+
+
+@pytest.fixture
+def running(environment, tmp_path) -> Iterator[Daemon]:
     with daemon(APP, "--save-interval", "0.1", cwd=tmp_path, **environment) as started:
         started.wait_started()
         yield started
@@ -183,6 +187,19 @@ def test_letters_are_tried_again_with_an_outcome_each(running, letters, dispatch
     assert rest.code == ExitCode.OK
     assert sorted(one["letter"] for one in rest.json) == sorted([letters[0], letters[2]])
     assert dispatcher("dead-letters", "list").out == "There are no dead letters.\n"
+
+
+def test_letters_of_a_renamed_receiver_are_tried_again(running, letters, environment, dispatcher, broken, tmp_path):
+    assert running.terminate() == ExitCode.OK
+    broken.unlink()
+    environment["TROUBLED_NAMES"] = "bill statement invoice"  # renamed twice
+    with daemon(APP, "--save-interval", "0.1", cwd=tmp_path, **environment) as renamed:
+        renamed.wait_started()
+        ran = dispatcher("dead-letters", "retry", "--all", "--json")
+        assert ran.code == ExitCode.OK, ran.error
+        assert sorted((one["letter"], one["result"]) for one in ran.json) == [
+            (letter, "delivered") for letter in sorted(letters)
+        ]
 
 
 def test_a_retry_that_can_not_be_changes_nothing(running, letters, dispatcher, foreign):

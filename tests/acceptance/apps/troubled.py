@@ -8,6 +8,7 @@ from mongoz.core.signals import post_save
 
 registry = mongoz.Registry(os.environ["TROUBLED_URL"], dispatched=os.environ["TROUBLED_GROUP"])
 broken = Path(os.environ["TROUBLED_BROKEN"])
+name, *former_names = os.environ.get("TROUBLED_NAMES", "invoice").split()
 
 
 class Order(mongoz.Document):
@@ -18,7 +19,7 @@ class Order(mongoz.Document):
         database = os.environ["TROUBLED_GROUP"]
 
 
-@post_save(Order, name="invoice", retry=1)
+@post_save(Order, name=name, formerly=former_names or None, retry=1)
 async def invoice(sender, instance, **kwargs):
     if broken.exists():
         raise ConnectionError(f"no invoice for {instance.number}: [red]the printer is on fire[/]")

@@ -98,8 +98,9 @@ def role_for(registry: Registry, settings: Settings) -> str:
     """
     group = group_of(registry, settings)
     routes = routes_of(registry, settings, group)
-    rights = [*needed(scope_of(routes), settings.state_database), *useful(routes)]
-    return create_role(group, rights, settings.state_database)
+    scope = scope_of(routes)
+    rights = [*needed(scope, settings.state_database), *useful(routes)]
+    return create_role(group, scope, rights, settings.state_database)
 
 
 def _application(group: str, routes: Routes) -> str:

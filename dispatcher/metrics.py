@@ -223,7 +223,7 @@ METRICS: Final = (
         "oplog_window_seconds",
         "gauge",
         (),
-        "Seconds of the past that the oplog holds; absent if the user may not read local.oplog.rs.",
+        "Seconds of the past that the oplog holds; absent without the right serverStatus, and behind a mongos.",
         _window,
     ),
     Described(

@@ -4,7 +4,8 @@
 
     changeStream, find      on the watched database, or on the whole deployment where documents live in several
     readWrite               on the database of the dispatcher's state
-    find, collStats         on local.oplog.rs: how far back the oplog reaches
+    serverStatus            on the deployment: how far back the oplog reaches
+    collStats               on local.oplog.rs: how full it is; shows no entry
     listCollections         on the databases of the documents: whether collections keep images
     getClusterParameter     on the deployment: how long images are kept
 """
@@ -72,7 +73,8 @@ def useful(routes: Routes) -> list[Right]:
     """Without these something is not known: a warning is not given, or a metric is absent."""
     databases = sorted({database for database, _ in routes.namespaces})
     return [
-        Right("local", "oplog.rs", ("find", "collStats"), "to tell how far back the oplog reaches"),
+        Right(None, "", ("serverStatus",), "to tell how far back the oplog reaches"),
+        Right("local", "oplog.rs", ("collStats",), "to tell how full the oplog is"),
         *(Right(name, "", ("listCollections",), "to tell whether collections keep images") for name in databases),
         Right(None, "", ("getClusterParameter",), "to tell how long images are kept"),
     ]
@@ -144,11 +146,12 @@ def role_name(group: str) -> str:
     return f"mongoz_dispatcher_{group}"
 
 
-def create_role(group: str, rights: Sequence[Right], state_database: str) -> str:
-    """The command for mongosh that makes a role with the least that is needed.
+def create_role(group: str, scope: Scope, rights: Sequence[Right], state_database: str) -> str:
+    """The command for mongosh that makes a role with the least rights; its comments say what the role can read.
 
     Args:
         group: of dispatchers.
+        scope: what is watched.
         rights: all but those on the state.
         state_database: of the dispatcher, on which it gets `readWrite`.
     """
@@ -162,4 +165,25 @@ def create_role(group: str, rights: Sequence[Right], state_database: str) -> str
         "privileges": privileges,
         "roles": [{"role": "readWrite", "db": state_database}],
     }
-    return f'db.getSiblingDB("admin").createRole({json.dumps(role, indent=2)})'
+    comments = "\n".join(f"// {line}" for line in _readable(scope, state_database))
+    return f'{comments}\ndb.getSiblingDB("admin").createRole({json.dumps(role, indent=2)})'
+
+
+def _readable(scope: Scope, state_database: str) -> list[str]:
+    """What whoever has the role can read, for whoever grants it."""
+    if scope.database is not None:
+        return [
+            f"This role can read every collection of the database {json.dumps(scope.database)}, "
+            "and the changes in them:",
+            "a change stream on a database takes changeStream and find on all of it.",
+            f"It can read and write the database {json.dumps(state_database)}.",
+        ]
+    databases = {name for name, _ in scope.namespaces} | {one.database for one in scope.patterns}
+    return [
+        "WARNING: this role can read every collection of every database except local and config,",
+        "and the changes in them. The documents live in several databases",
+        f"({', '.join(map(json.dumps, sorted(databases)))}), so one change stream watches the whole deployment,",
+        "which takes changeStream and find on all of it. To grant less, keep the documents in one database,",
+        "or give each database a registry and a group of its own.",
+        f"It can read and write the database {json.dumps(state_database)}.",
+    ]

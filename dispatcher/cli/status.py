@@ -132,8 +132,9 @@ def _summary(overview: Overview) -> list[RenderableType]:
 def _headroom(overview: Overview) -> tuple[str, str, str]:
     left = overview.headroom_seconds
     if left is None:
-        known = "no position is saved" if not overview.partitions else "not known: the user may not read the oplog"
-        return "oplog", known, ""
+        if not overview.partitions:
+            return "oplog", "no position is saved", ""
+        return "oplog", "not known: that takes the right serverStatus, and a connection without mongos", ""
     if left <= 0:
         return "oplog", f"the position is lost: the oplog begins {duration(-left)} after it", "bold red"
     return "oplog", f"position would be lost in {duration(left)}", "bold red" if left < _TIGHT else ""

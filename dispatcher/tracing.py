@@ -10,7 +10,7 @@ from time import time
 from typing import TYPE_CHECKING, Any, Final
 
 from dispatcher.events import Calls, Change
-from dispatcher.exceptions import NotInstalled
+from dispatcher.exceptions import NotInstalled, how_to_install
 from dispatcher.measuring import seconds_of
 from dispatcher.settings import Settings
 from mongoz.signals import Delivery
@@ -142,5 +142,5 @@ def exporting(settings: Settings) -> Iterator[None]:
 def _not_installed() -> NotInstalled:
     return NotInstalled(
         "Traces were asked for (--traces, DISPATCHER_TRACES), and OpenTelemetry is not installed.",
-        remedy="pip install 'mongoz-dispatcher[otel]'",
+        remedy=how_to_install("otel"),
     )

@@ -84,7 +84,7 @@ def find_shop() -> Shop:
         return Shop("examples.shop", package.parent)
     raise ApplicationError(
         f"The sample application is missing: there is no examples/shop in or beside {package}.",
-        remedy="Reinstall mongoz-dispatcher.",
+        remedy="Install it again: pip install . (in a checkout of the repository)",
     )
 
 

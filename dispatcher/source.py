@@ -24,7 +24,7 @@ from dispatcher.failures import Kind, fatal, in_short, kind_of, let_go
 from dispatcher.observe import Stats, get_logger
 from dispatcher.oversize import SINGLY, SMALLER, SPLIT, WHOLE, WITHOUT, joined
 from dispatcher.partitions import HASH, belongs, hash_of
-from mongoz.connection.watching import NamespacePattern
+from mongoz.connection.watching import NamespacePattern, is_misread, watched_as
 from mongoz.stamps import FIELD
 
 __all__ = ["ChangeStreamSource", "Scope", "pause_after"]
@@ -85,7 +85,8 @@ class Scope(NamedTuple):
         ordered, alike = tuple(sorted(set(namespaces))), tuple(sorted(set(patterns)))
         databases = {database for database, _ in ordered} | {pattern.database for pattern in alike}
         single = databases.pop() if len(databases) == 1 else None
-        return cls(single if single and "*" not in single else None, ordered, alike, apart_from)
+        narrow = single is not None and "*" not in single and not is_misread(single)
+        return cls(single if narrow else None, ordered, alike, apart_from)
 
     def part(self, partition: int, partitions: int) -> "Scope":
         """One part of it, by the hash of the document's key."""
@@ -111,7 +112,8 @@ class Scope(NamedTuple):
         return [{"$match": {"$or": [elsewhere, ours]}}]
 
     def _watched(self) -> dict[str, Any]:
-        named = [*self.namespaces, *(self._as_filter(pattern) for pattern in self.patterns)]
+        named = [(watched_as(db), watched_as(coll)) for db, coll in self.namespaces]
+        named += [self._as_filter(pattern) for pattern in self.patterns]
         watched = [{"ns.db": db, "ns.coll": coll} for db, coll in named]
         targets = [{"to.db": db, "to.coll": coll} for db, coll in named]
         names = {db for db, _ in named if isinstance(db, str)}
@@ -132,8 +134,8 @@ class Scope(NamedTuple):
         """What the server compares the names of a change with."""
         database, collection = pattern.database, pattern.collection
         return (
-            Regex(pattern.database_regex((self.apart_from,))) if "*" in database else database,
-            Regex(pattern.collection_regex, re.DOTALL) if "*" in collection else collection,
+            Regex(pattern.database_regex((self.apart_from,))) if "*" in database else watched_as(database),
+            Regex(pattern.collection_regex, re.DOTALL) if "*" in collection else watched_as(collection),
         )
 
     @property

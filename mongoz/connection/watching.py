@@ -8,9 +8,11 @@ the dispatcher makes the filter of its change stream from it.
 import re
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-__all__ = ["NOT_WATCHABLE", "NamespacePattern", "Watch", "parse_pattern"]
+from bson import Regex
+
+__all__ = ["NOT_WATCHABLE", "NamespacePattern", "Watch", "is_misread", "parse_pattern", "watched_as"]
 
 NOT_WATCHABLE: Final = frozenset({"admin", "config", "local"})
 """The server's own databases: no change stream tells of them."""
@@ -20,6 +22,9 @@ _MOST_BYTES: Final = 255
 _MOST_BYTES_OF_A_DATABASE: Final = 63
 _NOT_IN_A_DATABASE: Final = frozenset('/\\. "$<>:|?\0')
 _NOT_IN_A_COLLECTION: Final = frozenset("$\0")
+
+# MongoDB fails to parse a change stream's regular expression that contains one of these literally.
+_NOT_IN_A_REGEX: Final = frozenset("'\x7f") | frozenset(map(chr, range(32)))
 
 # Answers that a document remembers about namespaces; applications with more tenants than that ask again.
 _MOST_REMEMBERED: Final = 10_000
@@ -87,7 +92,28 @@ def _database_regex(database: str, apart_from: frozenset[str]) -> str:
 
 @lru_cache(maxsize=1_000)
 def _as_regex(text: str, anything: str) -> str:
-    return anything.join(re.escape(part) for part in text.split("*"))
+    return anything.join(_escaped(part) for part in text.split("*"))
+
+
+def _escaped(text: str) -> str:
+    return "".join(f"\\x{ord(char):02x}" if char in _NOT_IN_A_REGEX else re.escape(char) for char in text)
+
+
+def is_misread(name: str) -> bool:
+    """Whether change streams take the name of a database or collection for a regular expression.
+
+    MongoDB builds one from each name that a stream asks for, and does not escape braces: `log{2024}` matches
+    2,024 times the letter g. A stream on such a collection or database misses all its changes.
+    """
+    return "{" in name
+
+
+def watched_as(name: str) -> Any:
+    """What a change stream's `$match` compares a database's or collection's name with, to find exactly this name.
+
+    A regular expression costs the server two to three times as much as a string, so only a misread name gets one.
+    """
+    return Regex(f"^{_escaped(name)}$") if is_misread(name) else name
 
 
 def parse_pattern(text: object) -> NamespacePattern:

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 from bson import Timestamp
 from pymongo.errors import NetworkTimeout, OperationFailure, PyMongoError
 
+from mongoz.connection.watching import is_misread, watched_as
 from mongoz.persistence.targets import Target
 
 __all__ = ["PATIENCE_MS", "Unreadable", "changes_since"]
@@ -62,6 +63,7 @@ class _Stream:
 
     def __init__(self, target: Target) -> None:
         self._collection = target.driver
+        self._database = target.driver.database
         self._deadline = monotonic() + PATIENCE_MS / 1000
 
     async def read(self, seconds: float, match: dict[str, Any]) -> list[dict[str, Any]]:
@@ -70,15 +72,15 @@ class _Stream:
             raise Unreadable("the server is no replica set")
         margin = _WHOLE_MARGIN if seconds > until.time + 1 else 0
         since = min(int(seconds) - _MARGIN, until.time - margin)
-        stage = {"$changeStream": {"startAtOperationTime": Timestamp(max(since, 1), 0)}}
-        name = self._collection.name
-        command = {"aggregate": name, "pipeline": [stage, {"$match": match}], "cursor": {"batchSize": 0}}
-        cursor = (await self._ask(command))["cursor"]
+        cursor = await self._open(Timestamp(max(since, 1), 0), match)
+        name = cursor["ns"].partition(".")[2]
         events: list[dict[str, Any]] = []
         try:
             while _time_of(cursor["postBatchResumeToken"]) < until:
                 if monotonic() > self._deadline:
-                    raise NetworkTimeout(f"the change stream of {name} did not come to {until} in time")
+                    raise NetworkTimeout(
+                        f"the change stream of {self._collection.name} did not come to {until} in time"
+                    )
                 if not cursor["id"]:  # somebody dropped the collection; after it nothing is to be found
                     break
                 more = {"getMore": cursor["id"], "collection": name, "maxTimeMS": _PAUSE_MS}
@@ -90,9 +92,24 @@ class _Stream:
                     await self._ask({"killCursors": name, "cursors": [cursor["id"]]})
         return events
 
+    async def _open(self, since: Timestamp, match: dict[str, Any]) -> dict[str, Any]:
+        """Open the narrowest stream that has the changes of the collection; see `is_misread`."""
+        database, name = self._collection.database, self._collection.name
+        aggregate: str | int = name
+        stage: dict[str, Any] = {"startAtOperationTime": since}
+        if is_misread(name) or is_misread(database.name):
+            aggregate, match = 1, {"ns.db": watched_as(database.name), "ns.coll": watched_as(name), **match}
+        if is_misread(database.name):
+            stage["allChangesForCluster"] = True
+            self._database = database.client.admin
+        pipeline = [{"$changeStream": stage}, {"$match": match}]
+        command = {"aggregate": aggregate, "pipeline": pipeline, "cursor": {"batchSize": 0}}
+        cursor: dict[str, Any] = (await self._ask(command))["cursor"]
+        return cursor
+
     async def _ask(self, command: dict[str, Any]) -> dict[str, Any]:
-        collection = self._collection
-        answer: dict[str, Any] = await collection.database.command(command, codec_options=collection.codec_options)
+        options = self._collection.codec_options
+        answer: dict[str, Any] = await self._database.command(command, codec_options=options)
         return answer
 
 

@@ -189,7 +189,9 @@ def test_letters_are_tried_again_with_an_outcome_each(running, letters, dispatch
     assert dispatcher("dead-letters", "list").out == "There are no dead letters.\n"
 
 
-def test_letters_of_a_renamed_receiver_are_tried_again(running, letters, environment, dispatcher, broken, tmp_path):
+def test_letters_of_a_renamed_receiver_are_tried_again(
+    running, letters, environment, dispatcher, broken, tmp_path
+):
     assert running.terminate() == ExitCode.OK
     broken.unlink()
     environment["TROUBLED_NAMES"] = "bill statement invoice"  # renamed twice

@@ -355,6 +355,37 @@ async def test_who_comes_before_us_hides_nothing(User, told, proxy, write, execu
 
 
 @AWAY
+@pytest.mark.parametrize("place", [("", "log{2}"), ("_{1,2}", "users"), ("_{1}", "it's{3}")])
+@pytest.mark.parametrize("executed", [True, False])
+async def test_the_stream_is_asked_about_names_that_look_like_regular_expressions(
+    registry, proxy, foreign, database, place, executed
+):
+    class Log(mongoz.Document):
+        name: str = mongoz.String()
+
+        Meta = type("Meta", (), {"registry": registry, "database": database + place[0], "collection": place[1]})
+
+    told: list[str] = []
+
+    async def receive(sender: Any, instance: Any, **kwargs: Any) -> None:
+        told.append(instance.name)
+
+    Log.signals.post_save.connect(receive, name="receive")
+    collection = foreign.client[database + place[0]][place[1]]
+    try:
+        await Log(name="first").create()
+        lose(proxy, "insert", 1, executed=executed, then_refuse=True)
+        with pytest.raises(PyMongoError):
+            await Log(name="second").create()
+        collection.delete_many({})  # so that only the stream can tell
+        proxy.accept()
+        await eventually(lambda: not registry._unsettled, within=15, what="the outcome is known")
+        assert told == ["first", *["second"] * executed]
+    finally:
+        foreign.client.drop_database(collection.database.name)
+
+
+@AWAY
 @pytest.mark.parametrize("write", [update, update_many])
 async def test_a_later_write_of_ours_is_no_proof(User, told, proxy, write, foreign, registry, mongo, database):
     user = await written(User, told)

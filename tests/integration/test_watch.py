@@ -219,6 +219,91 @@ async def test_dropped_databases_that_look_alike_are_reported(dispatched, databa
     assert not any(f"{database}_y" in line for line in said)
 
 
+ODD = [
+    "log{2024}",
+    "a{1,2}b",
+    "é{2,}",
+    "a.b*",
+    "x|y",
+    "(x)?",
+    "^x",
+    "[x]+",
+    "x\\y",
+    "x{",
+    "it's",
+    'say "x"',
+    "x\ny",
+    "\\Qa{2}\\E",
+]
+
+
+async def test_collection_names_that_look_like_regular_expressions(dispatched, database, server, seen):
+    """Change streams make regular expressions of the names that they look for."""
+    for name in ODD:
+        make_user(dispatched, database, seen, collection=name)
+    async with dispatching(dispatched) as running:
+        assert scope_of(running.service.routes).database == database
+        for name in ODD:
+            server[database][name].insert_one({"name": name})
+        server[database]["loggg"].insert_one({"name": "nobody's"})
+        await seen.wait(len(ODD))
+    assert sorted(seen.names()) == sorted(ODD)
+
+
+@pytest.mark.parametrize("name", ["{2}", "'{1,}", "(x)+"])
+async def test_database_names_that_look_like_regular_expressions(dispatched, database, server, seen, name):
+    odd = f"{database}_{name}"
+    make_user(dispatched, odd, seen, collection=name)
+    async with dispatching(dispatched):
+        server[odd][name].insert_one({"name": "Ada"})
+        await seen.wait(1)
+        server.drop_database(odd)
+        await eventually(lambda: [gap["kind"] for gap in _gaps(server, database)] == ["drop", "dropDatabase"])
+
+
+@pytest.mark.parametrize("name", ["log{2024}", "it's"])
+async def test_renames_and_replacements_of_oddly_named_collections_are_gaps(
+    dispatched, database, server, seen, name
+):
+    make_user(dispatched, database, seen, collection=name)
+    home = server[database]
+    async with dispatching(dispatched):
+        home["others"].insert_one({"name": "Ada"})
+        home["others"].rename(name)
+        await eventually(lambda: [gap["kind"] for gap in _gaps(server, database)] == ["rename"])
+        home[name].rename("elsewhere")
+        await eventually(lambda: [gap["kind"] for gap in _gaps(server, database)] == ["rename"] * 2)
+        list(home["elsewhere"].aggregate([{"$out": name}]))
+        await eventually(lambda: [gap["kind"] for gap in _gaps(server, database)] == ["rename"] * 2 + ["out"])
+
+
+async def test_patterns_with_characters_that_streams_misread(dispatched, database, server, seen):
+    make_user(
+        dispatched,
+        database,
+        seen,
+        watch=[f"{database}.log{{2024}}*", f"{database}.it's_*", f"{database}_d{{2}}*.x"],
+    )
+    places = [
+        (database, "log{2024}"),
+        (database, "log{2024}-05"),
+        (database, "it's_x"),
+        (f"{database}_d{{2}}", "x"),
+    ]
+    async with dispatching(dispatched):
+        for db, collection in places:
+            server[db][collection].insert_one({"name": f"{db}.{collection}"})
+        server[database]["loggg"].insert_one({"name": "nobody's"})
+        await seen.wait(len(places))
+        server[database]["users"].insert_one({"name": "end"})
+        await seen.wait_for_end()
+    assert sorted(seen.names()) == sorted([*(f"{db}.{collection}" for db, collection in places), "end"])
+
+
+def _gaps(server: MongoClient, database: str) -> list[dict[str, Any]]:
+    return list(server[f"{database}_state"]["gaps"].find().sort("from_time"))
+
+
 # -- images ------------------------------------------------------------------------------------------
 
 

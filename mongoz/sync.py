@@ -4,12 +4,20 @@ import asyncio
 import contextvars
 from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from inspect import isawaitable
 from typing import TypeVar
 
-__all__ = ["run_sync"]
+__all__ = ["blocked_loops", "run_sync"]
 
 T = TypeVar("T")
+
+_blocked: ContextVar[tuple[asyncio.AbstractEventLoop, ...]] = ContextVar("mongoz_blocked_loops", default=())
+
+
+def blocked_loops() -> tuple[asyncio.AbstractEventLoop, ...]:
+    """The event loops that stand still until what runs here has ended."""
+    return _blocked.get()
 
 
 def run_sync(awaitable: Awaitable[T]) -> T:
@@ -50,9 +58,10 @@ def run_sync(awaitable: Awaitable[T]) -> T:
         return await awaitable
 
     try:
-        asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(run())
     context = contextvars.copy_context()
+    context.run(_blocked.set, (*_blocked.get(), loop))
     with ThreadPoolExecutor(1, thread_name_prefix="mongoz-run-sync") as executor:
         return executor.submit(context.run, asyncio.run, run()).result()

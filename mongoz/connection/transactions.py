@@ -32,6 +32,7 @@ __all__ = [
     "join",
     "run_alone",
     "run_transaction",
+    "session_here",
     "transaction",
 ]
 
@@ -187,6 +188,18 @@ def join(registry: "Registry", session: Any = None) -> Joined:
 
 def _current(registry: "Registry") -> Transaction | None:
     return next((t for t in _entered.get() if t.registry is registry and t.is_entered_here), None)
+
+
+def session_here(session: Any = None) -> Any:
+    """The session of the transaction that a call of the running task is part of; None if it is in none.
+
+    Args:
+        session: the session that the caller asked for.
+    """
+    if session is not None:
+        return session if session.in_transaction else None
+    own = next((t for t in _entered.get() if t.is_entered_here), None)
+    return None if own is None else own.session
 
 
 @contextmanager

@@ -5,6 +5,7 @@ transaction: the dispatcher sees both, next to each other.
 """
 
 import copy
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -20,6 +21,7 @@ from mongoz.persistence.refusals import explain_refused_marker, refuses_stamp
 from mongoz.persistence.rows import loaded
 from mongoz.persistence.sending import note, raise_after
 from mongoz.persistence.targets import Target, aim
+from mongoz.persistence.turns import in_turn
 from mongoz.persistence.watching import require_watched
 from mongoz.persistence.writes import gone, require_id
 from mongoz.signals.firing import Firing, left_to_dispatchers
@@ -33,8 +35,12 @@ __all__ = ["delete", "marks", "takes_no_transactions"]
 _ILLEGAL_OPERATION: Final = 20  # what a standalone server answers to a transaction
 
 
-async def delete(instance: "Document", session: Any = None) -> int:
+def delete(instance: "Document", session: Any = None) -> Coroutine[Any, Any, int]:
     """Delete an instance; see `Document.delete`."""
+    return in_turn(instance, session, _delete(instance, session))
+
+
+async def _delete(instance: "Document", session: Any) -> int:
     document = type(instance).meta.document
     require_id(instance)
     target = await aim(document, loaded(instance).collection, session)

@@ -1,10 +1,12 @@
 """Loading an instance again."""
 
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mongoz.connection.transactions import join
 from mongoz.exceptions import DocumentNotFound
 from mongoz.persistence.rows import hydrate, loaded
+from mongoz.persistence.turns import in_turn
 from mongoz.persistence.writes import require_id
 
 if TYPE_CHECKING:
@@ -17,8 +19,12 @@ D = TypeVar("D", bound="Document")
 _STATE = ("__class__", "__dict__", "__pydantic_extra__", "__pydantic_fields_set__", "_loaded")
 
 
-async def refresh(instance: D, session: Any = None) -> D:
+def refresh(instance: D, session: Any = None) -> Coroutine[Any, Any, D]:
     """Load an instance again; see `Document.refresh`."""
+    return in_turn(instance, session, _refresh(instance, session))
+
+
+async def _refresh(instance: D, session: Any) -> D:
     document: type[D] = type(instance).meta.document
     require_id(instance)
     where = loaded(instance).collection

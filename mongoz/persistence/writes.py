@@ -1,7 +1,7 @@
 """The three ways to write an instance, each with its signals and its origin stamp."""
 
 import copy
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pymongo import ReturnDocument
@@ -17,6 +17,7 @@ from mongoz.persistence.refusals import explain_unstorable
 from mongoz.persistence.rows import Changes, as_loaded, changes, loaded, new_row, previous, remember, validated_row
 from mongoz.persistence.sending import Write, send_and_tell
 from mongoz.persistence.targets import Target, aim, at_home
+from mongoz.persistence.turns import in_turn
 from mongoz.persistence.watching import require_watched
 from mongoz.signals.firing import Firing
 from mongoz.stamps import Call
@@ -44,8 +45,12 @@ def gone(instance: "Document", target: Target) -> DocumentNotFound:
     return DocumentNotFound(f"{target.collection.namespace} has no document with _id {instance.id!r} any more.")
 
 
-async def create(instance: D, collection: Any = None, session: Any = None) -> D:
+def create(instance: D, collection: Any = None, session: Any = None) -> Coroutine[Any, Any, D]:
     """Insert an instance; see `Document.create`."""
+    return in_turn(instance, session, _create(instance, collection, session))
+
+
+async def _create(instance: D, collection: Any, session: Any) -> D:
     meta = instance.meta
     document, signals = meta.document, meta.signals
     target = at_home(meta) if collection is None and session is None else None
@@ -114,12 +119,16 @@ def created(instance: "Document", row: dict[str, Any], elsewhere: Collection | N
     remember(instance, row, elsewhere)
 
 
-async def save(instance: D, collection: Any = None, session: Any = None) -> D:
+def save(instance: D, collection: Any = None, session: Any = None) -> Coroutine[Any, Any, D]:
     """Write what changed since the load; see `Document.save`."""
+    return in_turn(instance, session, _save(instance, collection, session))
+
+
+async def _save(instance: D, collection: Any, session: Any) -> D:
     document = type(instance).meta.document
     if instance.id is None:
         touch(instance)
-        return await create(instance, collection, session)
+        return await _create(instance, collection, session)
     home = loaded(instance).collection or document.meta.require_collection()
     target = await aim(document, home if collection is None else collection, session)
     signals = document.meta.signals
@@ -181,10 +190,14 @@ async def _apply(
     return {name: value for name, value in (row or {}).items() if name != "_id"}
 
 
-async def update(
+def update(
     instance: D, values: dict[str, Any], operations: Sequence[Operation] = (), session: Any = None
-) -> D:
+) -> Coroutine[Any, Any, D]:
     """Write a patch; see `Document.update`."""
+    return in_turn(instance, session, _update(instance, values, operations, session))
+
+
+async def _update(instance: D, values: dict[str, Any], operations: Sequence[Operation], session: Any) -> D:
     if not values and not operations:
         return instance
     document = type(instance).meta.document

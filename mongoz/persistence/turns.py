@@ -1,0 +1,170 @@
+"""Overlapping calls of one instance go one after another.
+
+Two tasks may save one instance at the same time. Each call of an instance is a turn: it waits for the turns of the
+same instance that began before it. A call that a receiver makes inside of a turn does not wait for that turn.
+"""
+
+import asyncio
+from asyncio import get_running_loop
+from collections.abc import Coroutine, Iterator
+from contextlib import suppress
+from contextvars import ContextVar
+from typing import Any, Final, TypeVar
+
+from mongoz.connection.transactions import is_in_one, session_here
+from mongoz.sync import blocked_loops
+
+__all__ = ["in_turn"]
+
+T = TypeVar("T")
+
+_FOREIGN_LOOP_SECONDS: Final = 0.5
+"""How often to look whether another event loop, whose turn we wait for, still runs."""
+
+
+class _Turn:
+    """One call of one instance.
+
+    Attributes:
+        instance: None once the turn has ended.
+        outer: the innermost turn whose receivers make this call.
+        place: id of what the call queues for: the instance, or an outer turn of the same instance.
+        before: the turn that must end before this one begins.
+        session: of the transaction that the call belongs to.
+        loop: the event loop that it runs in.
+        ended: it has ended, or was cancelled while it waited.
+        waiting: it waits for `before`.
+        waiters: of the turns that wait for this one.
+    """
+
+    __slots__ = ("before", "ended", "instance", "loop", "outer", "place", "session", "waiters", "waiting")
+
+    before: "_Turn | None"
+    ended: bool
+    session: Any
+
+    def __init__(self, instance: Any, outer: "_Turn | None") -> None:
+        self.instance = instance
+        self.outer = outer
+        self.before = self.session = None
+        self.loop = get_running_loop()
+        self.ended = self.waiting = False
+        self.waiters: tuple[asyncio.Future[None], ...] = ()
+        self.place = id(instance)
+
+    def line(self) -> "Iterator[_Turn]":
+        """This turn and those around it, inside out."""
+        turn: _Turn | None = self
+        while turn is not None:
+            yield turn
+            turn = turn.outer
+
+    async def come(self) -> None:
+        """Wait for the turns that began before this one."""
+        while (before := self._awaited()) is not None:
+            waiter = self.loop.create_future()
+            before.waiters += (waiter,)
+            self.waiting = True
+            _waiting.add(self)
+            try:
+                if not before.ended:  # in another thread, just now
+                    timeout = None if before.loop is self.loop else _FOREIGN_LOOP_SECONDS
+                    await asyncio.wait([waiter], timeout=timeout)
+            finally:
+                _waiting.discard(self)
+                self.waiting = False
+
+    def _awaited(self) -> "_Turn | None":
+        """The turn to wait for, if there is one that ends without this one."""
+        while self.before is not None and self.before.ended:
+            self.before = self.before.before
+        before = self.before
+        if before is None or not before.loop.is_running() or before.loop in blocked_loops():
+            return None
+        if self.session is not None and before.session is not self.session:
+            return None  # the server may make it wait for this transaction
+        return None if self._is_awaited_by(before) else before
+
+    def _is_awaited_by(self, other: "_Turn") -> bool:
+        """Whether another turn can't end before one of those around this one has ended."""
+        around = set(self.outer.line()) if self.outer is not None else set()
+        seen: set[_Turn] = set()
+        open_ = [other] if around else []
+        while open_:
+            turn = open_.pop()
+            if turn in around:
+                return True
+            if turn in seen:
+                continue
+            seen.add(turn)
+            if turn.waiting and turn.before is not None:
+                open_.append(turn.before)
+            open_ += [inner for inner in tuple(_waiting) if inner is not turn and turn in inner.line()]
+        return False
+
+    def end(self) -> None:
+        """Let those begin that wait for this turn."""
+        # What has not ended of the turns inside of this one, or else before it, keeps the following ones waiting.
+        inside = _last.pop(id(self), None)
+        if inside is not None:
+            inside.place, self.before = self.place, inside
+        while self.before is not None and self.before.ended:
+            self.before = self.before.before
+        self.ended = True
+        if _last.get(self.place) is self:
+            if self.before is None:
+                del _last[self.place]
+            else:
+                _last[self.place] = self.before
+        self.instance = None
+        for waiter in self.waiters:
+            with suppress(RuntimeError):  # its loop is closed
+                waiter.get_loop().call_soon_threadsafe(_wake, waiter)
+
+
+def _wake(waiter: "asyncio.Future[None]") -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+_current: ContextVar[_Turn | None] = ContextVar("mongoz_turn", default=None)
+
+_last: Final[dict[int, _Turn]] = {}
+"""The latest turn of each instance, and of the calls inside of each turn. By id: a turn holds its instance."""
+
+_waiting: Final[set[_Turn]] = set()
+
+
+async def in_turn(instance: Any, session: Any, call: Coroutine[Any, Any, T]) -> T:
+    """Await a call of an instance when the earlier ones have ended.
+
+    Args:
+        instance: a document.
+        session: the session that the caller asked for.
+        call: reads or writes the instance.
+    """
+    # Written for its speed: nearly always nobody else is there.
+    outer = _current.get()
+    while outer is not None and outer.ended:  # of a task that a receiver started, and that outlives the write
+        outer = outer.outer
+    turn = _Turn(instance, outer)
+    if outer is not None:
+        turn.place = next((id(each) for each in outer.line() if each.instance is instance), turn.place)
+    if session is not None or is_in_one():
+        turn.session = session_here(session)
+    turn.before = before = _last.get(turn.place)
+    _last[turn.place] = turn
+    token = _current.set(turn)
+    try:
+        if before is not None:
+            await turn.come()
+        return await call
+    except BaseException:
+        call.close()  # where it never began
+        raise
+    finally:
+        turn.end()
+        try:  # noqa: SIM105 - contextlib.suppress takes ten times as long
+            _current.reset(token)
+        except ValueError:  # the garbage collector ends it, in another context
+            pass

@@ -1,0 +1,298 @@
+"""Overlapping calls of one instance go one after another, and nothing waits for itself."""
+
+import asyncio
+import copy
+import pickle
+from typing import Any
+
+import pytest
+
+import mongoz
+from mongoz import DocumentNotFound, Registry
+from mongoz.core.signals import post_save, pre_save
+from mongoz.persistence import turns
+
+PATIENCE = 20.0
+"""Seconds; only what hangs takes so long."""
+
+
+class Switch(mongoz.Document):
+    """At module level, since one test pickles it."""
+
+    on: bool = mongoz.Boolean()
+    n: int = mongoz.Integer(default=0)
+    tags: list[str] = mongoz.Array(str, default=list)
+
+
+def make(registry: Registry, database: str) -> Any:
+    here = registry.get_database(database)
+
+    class Lamp(mongoz.Document):
+        on: bool = mongoz.Boolean()
+        n: int = mongoz.Integer(default=0)
+
+        class Meta:
+            registry = here._registry
+            database = here
+
+    return Lamp
+
+
+@pytest.fixture
+def Lamp(registry: Registry, database: str) -> Any:
+    return make(registry, database)
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_left_over() -> Any:
+    yield
+    assert not turns._last
+    assert not turns._waiting
+
+
+async def found_again(document: Any) -> Any:
+    return await type(document).objects.get(id=document.id)
+
+
+async def test_the_later_of_two_saves_is_what_is_stored(Lamp: Any) -> None:
+    lamp = await Lamp.objects.create()
+    lamp.on = True
+    first = asyncio.create_task(lamp.save())
+    await asyncio.sleep(0)
+    lamp.on = False
+    await lamp.save()
+    await first
+    assert (await found_again(lamp)).on is False
+
+
+async def test_a_new_instance_that_is_saved_twice_at_once_is_inserted_once(Lamp: Any) -> None:
+    lamp = Lamp()
+    await asyncio.gather(lamp.save(), lamp.save(), lamp.save())
+    assert await Lamp.objects.count() == 1
+
+
+async def test_calls_of_all_kinds_keep_the_order_in_which_they_began(Lamp: Any) -> None:
+    lamp = Lamp()
+    calls = [lamp.create(), *(lamp.update(n=n) for n in range(20)), lamp.refresh(), lamp.save(), lamp.delete()]
+    await asyncio.gather(*calls, return_exceptions=False)
+    assert lamp.n == 19
+    assert await Lamp.objects.count() == 0
+    with pytest.raises(DocumentNotFound):
+        await lamp.save()
+
+
+async def test_receivers_of_overlapping_saves_run_in_the_order_of_the_calls(Lamp: Any) -> None:
+    told: list[int] = []
+
+    async def hear(sender: Any, instance: Any, **kwargs: Any) -> None:
+        n = instance.n
+        await asyncio.sleep(0.01 if n == 1 else 0)
+        told.append(n)
+
+    lamp = await Lamp.objects.create()
+    post_save(Lamp)(hear)
+    tasks = []
+    for n in (1, 2, 3):
+        lamp.n = n
+        tasks.append(asyncio.create_task(lamp.update(n=n)))
+        tasks.append(asyncio.create_task(lamp.save()))
+    await asyncio.gather(*tasks)
+    assert told == [1, 2, 3]
+
+
+async def test_a_cancelled_call_that_waits_lets_the_others_through(Lamp: Any) -> None:
+    lamp = await Lamp.objects.create()
+    tasks = [asyncio.create_task(lamp.update(n=n)) for n in range(1, 6)]
+    await asyncio.sleep(0)
+    tasks[1].cancel()
+    tasks[4].cancel()
+    results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), PATIENCE)
+    assert [isinstance(result, asyncio.CancelledError) for result in results] == [False, True, False, False, True]
+    assert (await found_again(lamp)).n == lamp.n == 4
+
+
+async def test_a_call_that_fails_lets_the_others_through(Lamp: Any) -> None:
+    lamp = await Lamp.objects.create()
+    results = await asyncio.gather(lamp.update(n="x"), lamp.update(m=1), lamp.update(n=3), return_exceptions=True)
+    assert [type(result).__name__ for result in results] == ["ValidationError", "InvalidKeyError", "Lamp"]
+    assert (await found_again(lamp)).n == 3
+
+
+async def test_a_receiver_may_write_its_own_instance(Lamp: Any) -> None:
+    lamp = Lamp()
+
+    @post_save(Lamp)
+    async def again(sender: Any, instance: Any, created: bool, **kwargs: Any) -> None:
+        if created:
+            await instance.update(n=1)
+            await instance.save()
+            await instance.refresh()
+
+    await asyncio.wait_for(asyncio.gather(lamp.save(), lamp.save()), PATIENCE)
+    assert (await found_again(lamp)).n == 1
+
+
+async def test_a_receiver_may_await_tasks_that_write_its_own_instance(Lamp: Any) -> None:
+    order: list[int] = []
+
+    @post_save(Lamp)
+    async def again(sender: Any, instance: Any, created: bool, **kwargs: Any) -> None:
+        if created:
+
+            async def write(n: int) -> None:
+                await instance.update(n=n)
+                order.append(n)
+
+            async with asyncio.TaskGroup() as group:
+                for n in (1, 2, 3):
+                    group.create_task(write(n))
+
+    lamp = Lamp()
+    await asyncio.wait_for(asyncio.gather(lamp.save(), lamp.save()), PATIENCE)
+    assert order == [1, 2, 3]
+    assert (await found_again(lamp)).n == lamp.n == 3
+
+
+async def test_a_pre_receiver_may_write_its_own_instance(Lamp: Any) -> None:
+    lamp = await Lamp.objects.create()
+
+    @pre_save(Lamp)
+    async def before(sender: Any, instance: Any, **kwargs: Any) -> None:
+        await asyncio.create_task(instance.update(n=instance.n + 1))
+
+    await asyncio.wait_for(asyncio.gather(lamp.save(), lamp.save()), PATIENCE)
+    assert (await found_again(lamp)).n == 2
+
+
+async def test_a_task_that_a_receiver_leaves_behind_takes_its_own_turns(Lamp: Any) -> None:
+    left: list[asyncio.Task[Any]] = []
+
+    @post_save(Lamp)
+    async def leave(sender: Any, instance: Any, created: bool, **kwargs: Any) -> None:
+        async def later() -> None:
+            await asyncio.sleep(0.02)
+            for n in (1, 2, 3):
+                await instance.update(n=n)
+
+        if created:
+            left.append(asyncio.create_task(later()))
+
+    lamp = await Lamp.objects.create()
+    await asyncio.wait_for(asyncio.gather(*left, *(lamp.update(on=True) for _ in range(5))), PATIENCE)
+    found = await found_again(lamp)
+    assert (found.n, found.on) == (3, True)
+
+
+async def test_a_task_that_a_receiver_leaves_in_the_middle_of_a_write_keeps_others_waiting(Lamp: Any) -> None:
+    left: list[asyncio.Task[Any]] = []
+
+    @post_save(Lamp)
+    async def leave(sender: Any, instance: Any, created: bool, **kwargs: Any) -> None:
+        if created:
+            left.append(asyncio.create_task(instance.update(n=1)))
+            await asyncio.sleep(0)
+
+    lamp = await Lamp.objects.create()
+    await lamp.update(n=2)
+    await asyncio.gather(*left)
+    assert (await found_again(lamp)).n == lamp.n == 2
+
+
+async def test_receivers_that_write_each_others_instances_do_not_wait_for_ever(Lamp: Any) -> None:
+    one, other = await Lamp.objects.create(), await Lamp.objects.create()
+    inside: list[Any] = []
+    both = asyncio.Event()
+
+    @post_save(Lamp)
+    async def cross(sender: Any, instance: Any, **kwargs: Any) -> None:
+        inside.append(instance)
+        if len(inside) == 2:
+            both.set()
+        await both.wait()
+        await (other if instance is one else one).update(n=7)
+
+    await asyncio.wait_for(asyncio.gather(one.save(), other.save()), PATIENCE)
+    assert (await found_again(one)).n == (await found_again(other)).n == 7
+
+
+async def test_a_ring_of_three_does_not_wait_for_ever(Lamp: Any) -> None:
+    lamps = [await Lamp.objects.create() for _ in range(3)]
+    inside: list[Any] = []
+    all_in = asyncio.Event()
+
+    @post_save(Lamp)
+    async def cross(sender: Any, instance: Any, **kwargs: Any) -> None:
+        place = next(i for i, lamp in enumerate(lamps) if lamp is instance)
+        inside.append(instance)
+        if len(inside) == 3:
+            all_in.set()
+        await all_in.wait()
+        await lamps[(place + 1) % 3].update(n=place + 1)
+
+    await asyncio.wait_for(asyncio.gather(*(lamp.save() for lamp in lamps)), PATIENCE)
+    assert sorted(lamp.n for lamp in lamps) == [1, 2, 3]
+
+
+async def test_a_transaction_does_not_wait_for_a_write_that_waits_for_it(Lamp: Any) -> None:
+    lamp = await Lamp.objects.create()
+    registry = Lamp.meta.registry
+    async with registry.transaction():
+        await lamp.update(n=1)
+        outside = asyncio.create_task(lamp.update(on=True))  # the server has it wait for the commit
+        await asyncio.sleep(0.1)
+        async with asyncio.timeout(PATIENCE):
+            await lamp.update(n=2)
+    await asyncio.wait_for(outside, PATIENCE)
+    found = await found_again(lamp)
+    assert (found.n, found.on) == (2, True)
+
+
+async def test_blocking_calls_do_not_wait_for_the_loop_that_they_block(Lamp: Any) -> None:
+    lamp = await Lamp.objects.create()
+    first = asyncio.create_task(lamp.update(n=1))
+    await asyncio.sleep(0)
+    mongoz.run_sync(lamp.update(on=True))
+    await first
+    found = await found_again(lamp)
+    assert (found.n, found.on) == (1, True)
+
+
+def test_a_call_that_an_abandoned_loop_left_does_not_block_another_loop(mongo: Any, database: str) -> None:
+    registry = Registry(mongo.url)
+    Lamp = make(registry, database)
+    abandoned = asyncio.new_event_loop()
+
+    async def leave() -> Any:
+        lamp = await Lamp.objects.create()
+        task = asyncio.create_task(lamp.update(n=1))
+        await asyncio.sleep(0)
+        return lamp, task
+
+    lamp, task = abandoned.run_until_complete(leave())
+
+    async def go_on() -> None:
+        await asyncio.wait_for(lamp.update(on=True), PATIENCE)
+        assert (await found_again(lamp)).on is True
+
+    try:
+        asyncio.run(go_on())
+    finally:
+        abandoned.run_until_complete(task)
+        abandoned.run_until_complete(abandoned.shutdown_asyncgens())
+        abandoned.close()
+
+
+def test_instances_are_copied_and_pickled_in_the_middle_of_a_call(mongo: Any, database: str) -> None:
+    async def main() -> None:
+        async with Registry(mongo.url) as registry:
+            Lamp = make(registry, database)
+            lamp = await Lamp.objects.create()
+            task = asyncio.create_task(lamp.update(n=1))
+            await asyncio.sleep(0)
+            for copied in (copy.copy(lamp), copy.deepcopy(lamp), Lamp.model_validate(lamp.model_dump())):
+                await asyncio.wait_for(copied.refresh(), PATIENCE)
+            await task
+
+    asyncio.run(main())
+    switch = Switch(n=3)
+    assert pickle.loads(pickle.dumps(switch)).n == 3

@@ -20,7 +20,7 @@ import stamina
 from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 from pymongo import AsyncMongoClient
-from pymongo.errors import ConnectionFailure, PyMongoError
+from pymongo.errors import ConfigurationError, ConnectionFailure, PyMongoError
 
 from dispatcher.codec import lenient
 from dispatcher.events import Calls, Change, Namespace
@@ -55,6 +55,10 @@ _ONCE: Final = lenient(CodecOptions[dict[str, Any]]())
 # Bytes of documents in one command, and how many: the server takes 16 MB, matches included.
 _BYTES: Final = 8_000_000
 _MOST: Final = 250
+
+
+# Errors about the way to the server, not about a match.
+_PASSING: Final = (ConnectionFailure, ConfigurationError)
 
 
 class _Question(NamedTuple):
@@ -122,7 +126,7 @@ class Conditions:
             raw = RawBSONDocument(bson.encode(where, codec_options=self._codec_options))
             # Of no documents at all: what fails on some document only may suit those of the collection.
             await self._database.command(_command([], [raw]))
-        except ConnectionFailure:
+        except _PASSING:
             raise
         except Exception as error:  # the driver has many for what can't be encoded
             if isinstance(error, PyMongoError) and isinstance(fatal(error, self._address), AccessDenied):
@@ -201,7 +205,7 @@ class Conditions:
         command = _command([question.document for question in questions], [self._wheres[n] for n in wheres])
         answer: dict[str, Any] = {}
         async for attempt in stamina.retry_context(
-            on=ConnectionFailure, attempts=None, timeout=None, wait_initial=0.1, wait_max=10.0
+            on=_PASSING, attempts=None, timeout=None, wait_initial=0.1, wait_max=10.0
         ):
             with attempt:
                 answer = await self._database.command(command)

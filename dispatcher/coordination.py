@@ -10,10 +10,10 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
-from pymongo.errors import ConnectionFailure, PyMongoError
+from pymongo.errors import PyMongoError
 
 from dispatcher.cancelling import end
-from dispatcher.failures import fatal, in_short
+from dispatcher.failures import Kind, fatal, in_short, kind_of
 from dispatcher.leases import TAKEN, Lease, Watch, now
 from dispatcher.members import Member, Members
 from dispatcher.observe import get_logger
@@ -380,10 +380,10 @@ class Coordinator(Generic[W]):
         try:
             async with asyncio.timeout(_PATIENCE):
                 await word
-        except (ConnectionFailure, TimeoutError):
+        except TimeoutError:
             self._is_answered = False
-        except PyMongoError:
-            self._is_answered = True  # even if the answer is no
+        except PyMongoError as error:
+            self._is_answered = kind_of(error) is not Kind.PASSING  # even if the answer is no
         else:
             self._is_answered = True
 

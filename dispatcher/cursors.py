@@ -16,6 +16,7 @@ from pymongo.errors import NetworkTimeout, PyMongoError
 
 from dispatcher.codec import RAW, events_of
 from dispatcher.events import Batch, Start
+from mongoz.connection.elections import session_of
 
 __all__ = ["Cursors", "Shape"]
 
@@ -95,7 +96,7 @@ class Cursors:
         Raises:
             PyMongoError: as the driver has it.
         """
-        async with self._client.start_session() as session:
+        async with session_of(self._client) as session:
             reply = await self._open(session, Start(), Shape({}))
             await self._kill(session, reply["id"])
             return str(reply["postBatchResumeToken"]["_data"])
@@ -113,7 +114,7 @@ class Cursors:
         Raises:
             PyMongoError: as the driver has it.
         """
-        async with self._client.start_session() as session:
+        async with session_of(self._client) as session:
             reply = await self._open(session, start, shape)
             opened()
             cursor = reply["id"]

@@ -26,6 +26,7 @@ from dispatcher.failures import fatal, in_short
 from dispatcher.observe import get_logger
 from dispatcher.runs import Run
 from dispatcher.source import pause_after
+from mongoz.connection.elections import session_of
 
 __all__ = ["Found", "change_of", "document", "documents", "event_of", "key_of"]
 
@@ -84,7 +85,7 @@ async def documents(
     )
     while True:
         try:
-            async with client.start_session() as session:
+            async with session_of(client) as session:
                 # A comparison would only find `_id`s of the same type.
                 cursor = collection.find(wanted, fields, limit=size + 1, session=session)
                 cursor = cursor.sort([("_id", 1)]).hint([("_id", 1)])
@@ -138,7 +139,7 @@ async def document(client: AsyncMongoClient[Any], namespace: Namespace, key: byt
     collection = client[namespace[0]].get_collection(
         namespace[1], codec_options=_RAW, read_concern=ReadConcern("majority")
     )
-    async with client.start_session() as session:
+    async with session_of(client) as session:
         row = await collection.find_one({"_id": RawBSONDocument(key)[""]}, session=session)
         time = session.operation_time or Timestamp(1, 1)
     return None if row is None else Found(row, time, datetime.fromtimestamp(time.time, UTC))

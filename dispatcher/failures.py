@@ -12,7 +12,6 @@ from pymongo.errors import ConfigurationError, ConnectionFailure, OperationFailu
 
 from dispatcher.exceptions import (
     AccessDenied,
-    CannotConnect,
     DispatcherError,
     HistoryLost,
     PositionError,
@@ -179,11 +178,13 @@ _VERDICTS: Final = {
 def kind_of(error: PyMongoError) -> Kind:
     """What an error of the driver is.
 
-    Those that the driver has classes for, like a lost connection or no primary in time, have no code.
+    Those that the driver has classes for, like a lost connection or no primary in time, have no code. A
+    ConfigurationError of a command is about the servers that the driver has found: a name that is not resolved, a
+    member that starts, or one of an old version. What is wrong with a URL is known when a client is made of it.
     """
     code = _details(error).get("code", getattr(error, "code", None))
     kind = KINDS.get(code, Kind.UNKNOWN) if isinstance(code, int) else Kind.UNKNOWN
-    if kind is Kind.UNKNOWN and isinstance(error, ConnectionFailure):
+    if kind is Kind.UNKNOWN and isinstance(error, ConnectionFailure | ConfigurationError):
         return Kind.PASSING
     return kind
 
@@ -195,10 +196,6 @@ def fatal(error: PyMongoError, address: str) -> DispatcherError | None:
         error: what the driver raised.
         address: host and port, for the message.
     """
-    if isinstance(error, ConfigurationError):
-        return CannotConnect(
-            f"The connection to {address} is not configured right: {error}", remedy="Mend the URL."
-        )
     verdict = _VERDICTS.get(kind_of(error)) if isinstance(error, OperationFailure) else None
     if verdict is None:
         return None

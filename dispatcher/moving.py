@@ -23,6 +23,7 @@ from dispatcher.observe import Stats
 from dispatcher.positions import PositionStore, unchanged
 from dispatcher.saved import Position, Saved
 from dispatcher.state import POSITIONS, positions
+from mongoz.connection.elections import session_of
 
 __all__ = ["Moved", "Mover"]
 
@@ -168,7 +169,7 @@ class Mover:
                 )
             return done
 
-        async with self._client.start_session() as session:
+        async with session_of(self._client) as session:
             return await session.with_transaction(write)
 
     async def _note(

@@ -338,12 +338,17 @@ async def workplace(registry: Registry, settings: Settings) -> AsyncIterator[Wor
     async with server.patient_client() as client:
         await server.check(client)
     async with server.lasting_client() as client, server.watching_client() as watching, registry:
-        try:
-            scope = scope_of(routes)
-            cursors = Cursors(watching, scope.database, scope.pipeline(), settings.batch_size)
+        scope = scope_of(routes)
+        cursors = Cursors(watching, scope.database, scope.pipeline(), settings.batch_size)
+
+        async def begin() -> Timestamp:
             now = token_time(await cursors.now())
             await index_state(client, settings.state_database)
             await keep_deliveries_for(client, settings.state_database, settings.delivery_retention)
+            return now
+
+        now = await server.patiently(begin)
+        try:
             runs = Runs(client, settings.state_database, group)
             yield Workplace(registry, settings, client, watching, routes, runs, server.address, now, Stats())
         except PyMongoError as error:

@@ -20,6 +20,7 @@ from dispatcher.layouts import divided
 from dispatcher.leases import Lease, now
 from dispatcher.saved import Position, Saved
 from dispatcher.state import positions
+from mongoz.connection.elections import session_of
 
 __all__ = ["PositionStore", "Tracker", "unchanged"]
 
@@ -165,7 +166,7 @@ class PositionStore:
             return True
 
         try:
-            async with self._client.start_session() as session:
+            async with session_of(self._client) as session:
                 return await session.with_transaction(write)
         except DuplicateKeyError:  # somebody else does it at the same moment
             return False
@@ -217,7 +218,7 @@ class PositionStore:
             await session.abort_transaction()
             return False
 
-        async with self._client.start_session() as session:
+        async with session_of(self._client) as session:
             return await session.with_transaction(write)
 
     async def rename_application(self, before: str, application: str) -> bool:

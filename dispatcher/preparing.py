@@ -122,11 +122,13 @@ async def set_up(
     async with server.patient_client() as client:
         await server.check(client)
         store = PositionStore(client, settings.state_database, group)
-        try:
+
+        async def prepare() -> None:
             await admit(store, settings, application)
             if images:
                 for watched in await _listed(client, routes):
-                    prepared.images[watched.name] = await _turn_images_on(client, watched)
+                    done = await _turn_images_on(client, watched)
+                    prepared.images.setdefault(watched.name, done)
             await index_state(client, settings.state_database)
             await keep_deliveries_for(client, settings.state_database, settings.delivery_retention)
             prepared.state = "indexed"
@@ -136,8 +138,8 @@ async def set_up(
             prepared.position = "recorded" if recorded else "recorded already"
             await admit(store, settings, application)
             await divide_into(store, settings.partitions)
-        except PyMongoError as error:
-            raise server.verdict(error) from error
+
+        await server.patiently(prepare)
     return prepared
 
 

@@ -3,12 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from time import monotonic
 from typing import Any, Final, Protocol, TypeVar
 
 import pymongo
 from pymongo import AsyncMongoClient
-from pymongo.errors import ConfigurationError, ConnectionFailure, OperationFailure, PyMongoError
+from pymongo.errors import ConfigurationError, OperationFailure, PyMongoError
 
 from dispatcher.exceptions import ApplicationError, CannotConnect, DispatcherError, NotAReplicaSet, ServerError
 from dispatcher.failures import fatal, in_short
@@ -16,11 +17,11 @@ from dispatcher.observe import get_logger
 from dispatcher.retrying import pause_after
 from dispatcher.settings import Settings
 from mongoz import Registry
-from mongoz.connection.address import first_seed
+from mongoz.connection.address import first_seed, without_options
 from mongoz.exceptions import ImproperlyConfigured
 from mongoz.signals.options import Retry
 
-__all__ = ["Closable", "Server", "close", "closing"]
+__all__ = ["Closable", "Server", "client_of", "close", "closing"]
 
 log = get_logger()
 
@@ -43,6 +44,26 @@ _SOCKET_TIMEOUT_MS: Final = 30_000
 # server that was thought lost is asked again. The driver's defaults are 20 and 10 seconds.
 _CONNECT_TIMEOUT_MS: Final = 5_000
 _HEARTBEAT_MS: Final = 2_000
+
+# Options of a URL that say how an application reads and writes, in lower case.
+_OF_APPLICATIONS: Final = frozenset(
+    {
+        "readpreference",
+        "readpreferencetags",
+        "maxstalenessseconds",
+        "readconcernlevel",
+        "w",
+        "wtimeoutms",
+        "journal",
+        "fsync",
+        "timeoutms",
+        "maxpoolsize",
+        "minpoolsize",
+        "waitqueuetimeoutms",
+        "retrywrites",
+        "retryreads",
+    }
+)
 
 # Server selection waits for a node that may never come back: better fail soon, and try again.
 _SELECTION_TIMEOUT_MS: Final = 5_000
@@ -71,11 +92,12 @@ class Server:
         registry.prefer(connectTimeoutMS=_CONNECT_TIMEOUT_MS, heartbeatFrequencyMS=_HEARTBEAT_MS)
         self._patience = settings.connect_timeout
         self.address = registry.address
+        _attempt_client(self._url, self.address)  # what is wrong with the URL is said before anything else
 
     def client(self, **options: Any) -> AsyncMongoClient[Any]:
         """A new client, for the running loop; options as the driver has them."""
         defaults = {"appname": "mongoz-dispatcher", "socketTimeoutMS": _SOCKET_TIMEOUT_MS}
-        return AsyncMongoClient(self._url, **{**defaults, **options})
+        return client_of(self._url, self.address, **{**defaults, **options})
 
     def patient_client(self) -> AsyncMongoClient[Any]:
         """One that waits for the server as long as the operator said."""
@@ -108,10 +130,10 @@ class Server:
             AccessDenied: it does not let us in.
         """
         try:
-            hello = await client.admin.command("hello")
-        except (ConnectionFailure, ConfigurationError, OperationFailure) as error:
+            hello = await self.patiently(partial(client.admin.command, "hello"))
+        except CannotConnect:
             await self._look_for_a_standalone()
-            raise self.verdict(error) from error
+            raise
         if hello.get("msg") != "isdbgrid":  # mongos is in front of replica sets
             self._refuse_standalone(hello)
         if hello.get("maxWireVersion", 0) < _MIN_WIRE_VERSION:
@@ -181,10 +203,42 @@ class Server:
                 f"The MongoDB server at {self.address} is not ready: {in_short(error)}",
                 remedy="Try again in a moment; if this lasts, look at the server's log.",
             )
+        if isinstance(error, ConfigurationError):
+            return CannotConnect(
+                f"What answers at {self.address} can't be used, for {self._patience:g} s: {in_short(error)}",
+                remedy="Is the name in the URL right, and does a replica set of MongoDB 6.0 or later run there?",
+            )
         return CannotConnect(
             f"No MongoDB server answers at {self.address} within {self._patience:g} s: {in_short(error)}",
             remedy="Is it running, are address and replicaSet of the URL right, may this machine reach it?",
         )
+
+
+def client_of(url: str, address: str, **options: Any) -> AsyncMongoClient[Any]:
+    """A client for the dispatcher's own work, for the running loop.
+
+    Options of the URL that say how the application reads and writes don't count: the dispatcher reads from the
+    primary, writes durably, and takes as many connections as it has streams.
+
+    Args:
+        url: of the application or the operator.
+        address: host and port, for messages.
+        **options: of the driver.
+
+    Raises:
+        CannotConnect: the driver does not accept the URL.
+    """
+    return _attempt_client(without_options(url, _OF_APPLICATIONS), address, **{"w": "majority", **options})
+
+
+def _attempt_client(url: str, address: str, **options: Any) -> AsyncMongoClient[Any]:
+    try:
+        return AsyncMongoClient(url, **options)
+    except (ConfigurationError, ValueError) as error:
+        raise CannotConnect(
+            f"The driver does not accept the URL of {address}: {str(error).rstrip('.')}.",
+            remedy="Mend the options behind the '?' of the URL.",
+        ) from error
 
 
 async def close(*clients: Closable) -> None:

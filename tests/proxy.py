@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 __all__ = ["Proxy", "proxied"]
 
+_SESSIONS = b"logicalSessionTimeoutMinutes"
 _HEADER = 16  # of every message: its length is in the first four bytes
 
 
@@ -17,6 +18,7 @@ class Proxy:
         port: where it listens on 127.0.0.1.
         refusing: connections are closed as soon as they are made, and those that there are were cut.
         lost: how many requests or answers it has lost.
+        electing: the server seems to hold no data, as a member that starts or recovers.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -25,6 +27,7 @@ class Proxy:
         self.refusing = False
         self.lost = 0
         self.delay = 0.0
+        self.electing = False
         self._rules: list[tuple[Callable[[bytes], bool], bool, bool]] = []
         self._hanging, self._hangs_on = 0, ""
         self._flowing = asyncio.Event()
@@ -86,6 +89,10 @@ class Proxy:
         self.refusing = False
         self._rules.clear()
 
+    def _shown(self, answer: bytes) -> bytes:
+        """What a client is shown; of the same length, so that the message stays a message."""
+        return answer.replace(_SESSIONS, b"x" * len(_SESSIONS)) if self.electing else answer
+
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One client."""
         self._writers.add(writer)
@@ -130,11 +137,11 @@ class Proxy:
                     if rule[2]:
                         self.refuse()
                     return
-                writer.write(answer)
+                writer.write(self._shown(answer))
                 while _more_to_come(answer):
                     answer = await _message(server_reader)
                     if generation == self._generation:
-                        writer.write(answer)
+                        writer.write(self._shown(answer))
         finally:
             self._writers.discard(server_writer)
             server_writer.transport.abort()

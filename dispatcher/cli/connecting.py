@@ -14,6 +14,7 @@ from dispatcher.cli.options import default, flag, make_settings
 from dispatcher.exceptions import ApplicationError, CannotConnect, NotFound, ServerError
 from dispatcher.failures import fatal, in_short
 from dispatcher.looking import groups_in
+from dispatcher.server import client_of
 from mongoz.connection.address import first_seed
 from mongoz.exceptions import ImproperlyConfigured, nearest
 
@@ -128,8 +129,12 @@ async def _connected(url: str, database: str, group: str | None, *, may_be_new: 
         raise CannotConnect(str(error), remedy="Mend --url or DISPATCHER_URL.") from error
     address = seed.host if seed.port is None else f"{seed.host}:{seed.port}"
     try:
-        async with AsyncMongoClient[Any](
-            url, appname="mongoz-dispatcher-cli", serverSelectionTimeoutMS=_SELECTION_TIMEOUT_MS, tz_aware=True
+        async with client_of(
+            url,
+            address,
+            appname="mongoz-dispatcher-cli",
+            serverSelectionTimeoutMS=_SELECTION_TIMEOUT_MS,
+            tz_aware=True,
         ) as client:
             if group is None or not may_be_new:
                 group = _chosen(group, await groups_in(client, database), f"{address}, database {database}")

@@ -1,15 +1,16 @@
 """Reading a MongoDB URL without any I/O, and naming it without its password."""
 
-from contextlib import suppress
-from typing import NamedTuple
-from urllib.parse import parse_qsl, urlsplit
+import re
+from collections.abc import Collection
+from typing import Final, NamedTuple
+from urllib.parse import parse_qsl
 
 from pymongo.errors import ConfigurationError, InvalidURI
 from pymongo.uri_parser import parse_uri
 
 from mongoz.exceptions import ImproperlyConfigured
 
-__all__ = ["Seed", "first_seed", "named_options", "wants_retries", "wants_time_zones"]
+__all__ = ["Seed", "first_seed", "named_options", "wants_retries", "wants_time_zones", "without_options"]
 
 
 class Seed(NamedTuple):
@@ -19,27 +20,28 @@ class Seed(NamedTuple):
     port: int | None
 
 
+_SRV: Final = "mongodb+srv://"
+_OF_NAMES: Final = frozenset({"srvservicename", "srvmaxhosts", "srvallowedhostssuffix"})
+_UNKNOWN_OPTION: Final = "Unknown option"
+
+
 def first_seed(url: str) -> Seed:
     """The first seed of a MongoDB URL; a `mongodb+srv` name has no port of its own.
 
     Raises:
         ImproperlyConfigured: the URL does not parse. The message never contains credentials.
     """
-    if url.startswith("mongodb+srv://"):
-        host = None
-        with suppress(ValueError):  # brackets that do not match
-            host = urlsplit(url).hostname  # parse_uri would ask a name server
-        if host:
-            return Seed(host, None)
-        raise ImproperlyConfigured("The MongoDB URL 'mongodb+srv://...' names no host.")
+    is_name = url.startswith(_SRV)
+    # A name is for a name server, which parse_uri would ask. The rest of such a URL is like any other.
+    plain = without_options(f"mongodb://{url.removeprefix(_SRV)}", _OF_NAMES) if is_name else url
     try:
-        node = parse_uri(url)["nodelist"][0]
+        node = parse_uri(plain)["nodelist"][0]
     except (InvalidURI, ConfigurationError, ValueError) as error:
         raise ImproperlyConfigured(
-            f"The MongoDB URL {_without_credentials(url)!r} does not parse: {_first_sentence(error)}. "
+            f"The MongoDB URL {_without_credentials(url)!r} does not parse: {_reason(error, url)}. "
             "Write it like 'mongodb://user:password@host:27017/?replicaSet=rs0'."
         ) from None
-    return Seed(node[0], node[1])
+    return Seed(node[0], None if is_name else node[1])
 
 
 def wants_time_zones(url: str) -> bool:
@@ -57,6 +59,18 @@ def named_options(url: str) -> dict[str, str]:
     return {key.lower(): value for key, value in parse_qsl(url.partition("?")[2])}
 
 
+def without_options(url: str, names: Collection[str]) -> str:
+    """A URL without some of its options.
+
+    Args:
+        url: one that parses.
+        names: of the options, in lower case.
+    """
+    address, mark, query = url.partition("?")
+    kept = [pair for pair in re.split("[&;]", query) if pair.partition("=")[0].lower() not in names]
+    return f"{address}{mark if any(kept) else ''}{'&'.join(kept)}"
+
+
 def _option(url: str, name: str, default: str) -> str:
     return named_options(url).get(name, default).lower()
 
@@ -69,6 +83,9 @@ def _without_credentials(url: str) -> str:
     return f"{scheme}{separator}{'...@' if at else ''}{place}{'?...' if mark else ''}"
 
 
-def _first_sentence(error: Exception) -> str:
+def _reason(error: Exception, url: str) -> str:
     # PyMongo quotes the whole user part in some of its messages, after a colon.
-    return str(error).partition(":")[0].rstrip(". ")
+    what, _, which = str(error).partition(":")
+    if what == _UNKNOWN_OPTION and "@" not in url.partition("?")[2]:  # else it may be a part of a password
+        return f"{what} {which.partition('.')[0].strip()!r}"
+    return what.rstrip(". ")

@@ -14,8 +14,12 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
-from pymongo.errors import OperationFailure, PyMongoError
+from pymongo.errors import ConfigurationError, OperationFailure, PyMongoError
+from pymongo.read_concern import ReadConcern
+from pymongo.read_preferences import ReadPreference
+from pymongo.write_concern import WriteConcern
 
+from mongoz.connection.elections import as_passing, is_of_connection
 from mongoz.connection.patience import find_out
 from mongoz.connection.units import unbroken
 from mongoz.exceptions import ImproperlyConfigured, TransactionError, raise_together
@@ -50,6 +54,8 @@ _OPEN: Final = (
     "Whether it was committed could not be found out yet. If it was, its receivers run as soon as that is known; "
     "instances are left as if it was."
 )
+
+_READ_CONCERNS: Final = (None, "local", "majority", "snapshot")  # that a transaction takes
 
 # As the drivers do it: the whole function again, for two minutes, with growing pauses.
 _TRANSIENT: Final = "TransientTransactionError"
@@ -225,7 +231,7 @@ async def transaction(registry: "Registry", options: dict[str, Any]) -> AsyncIte
     _refuse_nesting(registry)
     async with AsyncExitStack() as held:
         session = await held.enter_async_context(registry._session())
-        await registry._driver.start_transaction(session, options)
+        await registry._driver.start_transaction(session, _fit_for(registry.client, options))
         own = Transaction(registry, session)
         try:
             with _ambient(own):
@@ -236,6 +242,8 @@ async def transaction(registry: "Registry", options: dict[str, Any]) -> AsyncIte
             await _abort(own)
             if _takes_none(error):
                 raise TransactionError(_NO_TRANSACTIONS) from error
+            if (passing := await as_passing(error, registry.client, in_transaction=True)) is not error:
+                raise passing  # noqa: B904 - it has its cause
             raise
 
 
@@ -269,9 +277,17 @@ async def _abort(own: Transaction) -> None:
         return
     try:
         if own.session.in_transaction:
-            await own.session.abort_transaction()
+            await _abort_session(own.session)
     finally:
         own.aborted()
+
+
+async def _abort_session(session: Any) -> None:
+    """Tell the server to forget it. If that does not arrive, the server ends the transaction by itself."""
+    try:
+        await session.abort_transaction()  # the driver ignores all errors but those of an election
+    except ConfigurationError as error:
+        await as_passing(error, session.client)
 
 
 async def _commit(session: Any) -> PyMongoError | None:
@@ -285,9 +301,10 @@ async def _commit(session: Any) -> PyMongoError | None:
         try:
             await session.commit_transaction()
         except PyMongoError as error:
-            if not error.has_error_label(_UNKNOWN_COMMIT):
+            if not (error.has_error_label(_UNKNOWN_COMMIT) or is_of_connection(error)):
                 raise
-            unknown = error
+            unknown = await as_passing(error, session.client)
+            unknown._add_error_label(_UNKNOWN_COMMIT)
         else:
             return None
     return unknown
@@ -312,7 +329,7 @@ async def is_committed(session: Any) -> bool:
         except PyMongoError as error:
             if _is_aborted(error):
                 return False
-            raise
+            raise await as_passing(error, session.client)  # noqa: B904 - it has its cause
         return True
 
     return await find_out(ask)
@@ -331,20 +348,21 @@ async def run_transaction(registry: "Registry", fn: Callable[..., Awaitable[T]],
     takes_session = _takes_session(fn)
     retrying = _Retrying()
     async with AsyncExitStack() as held:
-        session = await held.enter_async_context(registry._session())
+        session, fit = await held.enter_async_context(registry._session()), _fit_for(registry.client, options)
         while True:
-            await registry._driver.start_transaction(session, options)
+            await registry._driver.start_transaction(session, fit)
             own = Transaction(registry, session)
             try:
                 with _ambient(own):
                     result = await (fn(session) if takes_session else fn())
                 await unbroken(_finish(own, held))
-            except BaseException as error:
+            except BaseException as raised:
                 await _abort(own)
-                if _takes_none(error):
-                    raise TransactionError(_NO_TRANSACTIONS) from error
+                if _takes_none(raised):
+                    raise TransactionError(_NO_TRANSACTIONS) from raised
+                error = await as_passing(raised, registry.client, in_transaction=True)
                 if own.is_committed or not retrying.is_asked_for_by(error):
-                    raise
+                    raise error  # noqa: B904 - it is the same, or has its cause
             else:
                 return result
             await retrying.pause()
@@ -362,22 +380,40 @@ async def run_alone(registry: "Registry", session: Any, fn: Callable[[Any], Awai
         PyMongoError: as the driver has it. After one with the label `UnknownTransactionCommitResult`,
             `is_committed` tells whether it stands.
     """
-    retrying = _Retrying()
+    retrying, fit = _Retrying(), _fit_for(registry.client, {})
     while True:
-        await registry._driver.start_transaction(session, {})
+        await registry._driver.start_transaction(session, fit)
         try:
             await fn(session)
             unknown = await _commit(session)
-        except BaseException as error:
+        except BaseException as raised:
             if session.in_transaction:
-                await session.abort_transaction()
+                await _abort_session(session)
+            error = await as_passing(raised, registry.client, in_transaction=True)
             if not retrying.is_asked_for_by(error):
-                raise
+                raise error  # noqa: B904 - it is the same, or has its cause
         else:
             if unknown is not None:
                 raise unknown
             return
         await retrying.pause()
+
+
+def _fit_for(client: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """The caller's options; and what a transaction takes instead of what it would inherit from the URL, but can't.
+
+    Args:
+        client: the driver's, with the options of the URL.
+        given: what the caller asked for.
+    """
+    fit: dict[str, Any] = {}
+    if client.read_preference != ReadPreference.PRIMARY:
+        fit["read_preference"] = ReadPreference.PRIMARY
+    if client.read_concern.level not in _READ_CONCERNS:
+        fit["read_concern"] = ReadConcern("majority")
+    if not client.write_concern.acknowledged:
+        fit["write_concern"] = WriteConcern("majority")
+    return {**fit, **given}
 
 
 class _Retrying:

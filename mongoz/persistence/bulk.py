@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from pymongo import UpdateOne
 from pymongo.errors import BulkWriteError, PyMongoError
 
+from mongoz.connection.elections import as_passing
 from mongoz.fields.storage import stored, stored_names
 from mongoz.persistence.batches import Progress, Row, StillOpen, Written, key_of, settle_and_fire, there_of
 from mongoz.persistence.operations import Operation, with_operations
@@ -110,7 +111,8 @@ async def _send_inserts(
             session = await held.enter_async_context(target.own_session())
             try:
                 await target.driver.insert_many(rows, session=session)
-            except PyMongoError as error:
+            except PyMongoError as raised:
+                error = await as_passing(raised, target.client)
                 if isinstance(error, BulkWriteError) or not is_unknown(error):
                     raise
                 if target.in_transaction:
@@ -292,10 +294,11 @@ async def _send_updates(
             session = await held.enter_async_context(target.own_session())
             try:
                 result = await target.driver.bulk_write(requests, session=session)
-            except PyMongoError as error:
+            except PyMongoError as raised:
+                error = await as_passing(raised, target.client)
                 known = isinstance(error, BulkWriteError) or not is_unknown(error)
                 if known or target.in_transaction or not stamped:
-                    raise
+                    raise error  # noqa: B904 - it is the same, or has its cause
                 return error, await _found_out(target, held, session, error, ids, origins, fields)
     except BulkWriteError as error:
         if stamped:

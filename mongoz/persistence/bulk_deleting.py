@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from pymongo import UpdateOne
 from pymongo.errors import PyMongoError, ServerSelectionTimeoutError
 
+from mongoz.connection.elections import as_passing
 from mongoz.connection.patience import find_out
 from mongoz.connection.transactions import is_committed, run_alone
 from mongoz.ids import new_token
@@ -165,9 +166,10 @@ async def _delete_plainly(ids: list[Any], target: Target, firing: Firing) -> "_D
         session = await held.enter_async_context(target.own_session()) if matters else target.session
         try:
             result = await target.driver.delete_many({"_id": {"$in": ids}}, session=session)
-        except PyMongoError as error:
+        except PyMongoError as raised:
+            error = await as_passing(raised, target.client)
             if not matters or isinstance(error, ServerSelectionTimeoutError) or not is_unknown(error):
-                raise
+                raise error  # noqa: B904 - it is the same, or has its cause
             raise _StillOpen(error, _no_longer_there(ids, target, firing, session, held.pop_all())) from None
     return _Deleted(int(result.deleted_count), _UNKNOWN_WHICH, firing)
 

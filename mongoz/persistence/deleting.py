@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pymongo.errors import OperationFailure, PyMongoError, ServerSelectionTimeoutError
 
+from mongoz.connection.elections import as_passing
 from mongoz.connection.patience import find_out
 from mongoz.connection.transactions import is_committed, run_alone
 from mongoz.ids import new_token
@@ -57,14 +58,15 @@ async def _delete_and_tell(instance: "Document", target: Target, firing: Firing,
     session = await target.lent_session() if deletion.matters else target.session
     try:
         await deletion.send(session)
-    except BaseException as error:
+    except BaseException as raised:
+        error = await as_passing(raised, target.client)
         async with AsyncExitStack() as held:
             if session is not target.session:
                 held.push_async_callback(session.end_session)
             if not (isinstance(error, PyMongoError) and deletion.matters and deletion.is_open_after(error)):
-                raise
+                raise error  # noqa: B904 - it is the same, or has its cause
             if not await _found_out(instance, deletion, session, held, error):
-                raise
+                raise error  # noqa: B904 - it is the same, or has its cause
             failure = error
     else:
         await target.give_back(session)

@@ -13,6 +13,7 @@ from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
+from mongoz.connection.elections import as_passing, is_of_connection
 from mongoz.persistence.evidence import PATIENCE_MS, Unreadable, changes_since
 from mongoz.persistence.targets import Target
 from mongoz.stamps import FIELD, Stamp
@@ -35,7 +36,8 @@ _LABELS: Final = ("RetryableWriteError", _UNKNOWN_COMMIT)
 
 def is_unknown(error: PyMongoError) -> bool:
     """Whether a write may stand or not, after its answer was this error."""
-    return isinstance(error, _UNKNOWN) or any(map(error.has_error_label, _LABELS))
+    open_ = isinstance(error, _UNKNOWN) or is_of_connection(error)
+    return open_ or any(map(error.has_error_label, _LABELS))
 
 
 def is_commit_open(error: PyMongoError) -> bool:
@@ -57,7 +59,10 @@ async def fence(target: Target, session: Any, id_: Any) -> None:
     """
     collection = target.driver.with_options(write_concern=WriteConcern(w=1))
     nowhere = {"_id": id_, FIELD: {"$type": "minKey"}}
-    await collection.update_one(nowhere, {"$unset": {FIELD: ""}}, session=session)
+    try:
+        await collection.update_one(nowhere, {"$unset": {FIELD: ""}}, session=session)
+    except PyMongoError as error:
+        raise await as_passing(error, target.client)  # noqa: B904 - it has its cause
 
 
 async def written_row(target: Target, id_: Any, stamp: bytes, *, inserted: bool) -> dict[str, Any] | None:

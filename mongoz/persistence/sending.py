@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pymongo.errors import ConnectionFailure, PyMongoError, ServerSelectionTimeoutError
 
+from mongoz.connection.elections import as_passing, is_of_connection
 from mongoz.connection.patience import find_out
 from mongoz.connection.units import unbroken
 from mongoz.persistence.origin import Origin
@@ -86,7 +87,8 @@ async def _surely(write: Write) -> None:
     session = await write.target.lent_session()
     try:
         row = await write.send(session)
-    except BaseException as error:
+    except BaseException as raised:
+        error = await as_passing(raised, write.target.client)
         async with AsyncExitStack() as held:
             if session is not write.target.session:
                 held.push_async_callback(session.end_session)
@@ -110,7 +112,7 @@ async def _found_out(write: Write, session: Any, error: BaseException, held: Asy
     if not is_unknown(error):
         explain_refusal(error)
         raise error
-    sent_in = session if isinstance(error, ConnectionFailure) else None
+    sent_in = session if isinstance(error, ConnectionFailure) or is_of_connection(error) else None
     try:
         found = await _look_up(write, sent_in)
     except PyMongoError:

@@ -13,7 +13,7 @@ from pymongo.errors import (
 )
 
 from dispatcher import failures
-from dispatcher.exceptions import AccessDenied, CannotConnect, HistoryLost, PositionError, ServerError
+from dispatcher.exceptions import AccessDenied, HistoryLost, PositionError, ServerError
 from dispatcher.failures import KINDS, Kind, fatal, kind_of
 
 # The codes that a change stream can end with, measured or documented, and what is to be made of each.
@@ -109,5 +109,16 @@ def test_what_nobody_thought_of_is_tried_again():
     assert kind_of(OperationFailure("without a code")) is Kind.UNKNOWN
 
 
-def test_a_url_that_is_wrong_does_not_mend_itself():
-    assert isinstance(fatal(ConfigurationError("no such option"), "db:27017"), CannotConnect)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Sessions are not supported by this MongoDB deployment",
+        "The resolution lifetime expired after 5.1 seconds",
+        "Server at db:27017 reports wire version 6, but this version of PyMongo requires at least 8",
+        "round_trip_time for server ('db', 27017) is unexpectedly None",
+    ],
+)
+def test_what_the_driver_calls_a_wrong_configuration_passes(text):
+    """It is about the servers that it found, and not about the URL, from which a client was made."""
+    assert kind_of(ConfigurationError(text)) is Kind.PASSING
+    assert fatal(ConfigurationError(text), "db:27017") is None

@@ -1,0 +1,147 @@
+"""Options of a URL: those that are wrong are named, and those of the application do no harm to a dispatcher."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+import mongoz
+from dispatcher.exceptions import CannotConnect
+from dispatcher.server import Server
+from dispatcher.service import Service
+from mongoz import U
+from mongoz.connection.address import first_seed, without_options
+from mongoz.core.signals import post_delete, post_save, post_update
+from mongoz.exceptions import ImproperlyConfigured
+from tests.support import dispatching, eventually, settings_for
+
+# What applications write there, and what no transaction takes.
+HARMLESS = (
+    "w=0",
+    "w=1&journal=false",
+    "readConcernLevel=linearizable",
+    "readConcernLevel=available",
+    "readPreference=secondary",
+    "readPreference=nearest&maxStalenessSeconds=120",
+    "maxPoolSize=1",
+    "timeoutMS=2000",
+)
+
+
+def document_of(registry: mongoz.Registry, database: str) -> Any:
+    class User(mongoz.Document):
+        name: str = mongoz.String()
+        age: int = mongoz.Integer(default=0)
+
+        Meta = type("Meta", (), {"registry": registry, "database": database, "collection": "users"})
+
+    return User
+
+
+@pytest.mark.parametrize("options", HARMLESS)
+async def test_options_of_the_application_are_no_trouble_to_a_dispatcher(mongo, database, foreign, options):
+    separator = "&" if "?" in mongo.url else "?"
+    registry = mongoz.Registry(f"{mongo.url}{separator}{options}", dispatched=database)
+    User = document_of(registry, database)
+    told = []
+
+    @post_save(User, name="plain", delivery="dispatcher")
+    async def plain(sender, instance, **kwargs):
+        told.append(("plain", instance.name))
+
+    @post_save(User, name="transactional", transactional=True)
+    async def transactional(sender, instance, delivery, **kwargs):
+        await registry.client[database].copies.insert_one({"name": instance.name}, session=delivery.session)
+        told.append(("transactional", instance.name))
+
+    foreign.create_collection("copies")
+    async with dispatching(registry, partitions=8):
+        foreign.users.insert_many([{"name": str(n)} for n in range(8)])
+        await eventually(lambda: len(told) >= 16, within=60)
+    assert sorted(set(told)) == sorted((kind, str(n)) for kind in ("plain", "transactional") for n in range(8))
+    assert foreign.copies.count_documents({}) == 8
+
+
+@pytest.mark.parametrize("options", ["readConcernLevel=linearizable", "w=0", "readPreference=primaryPreferred"])
+async def test_transactions_take_what_comes_nearest(mongo, database, foreign, options):
+    separator = "&" if "?" in mongo.url else "?"
+    async with mongoz.Registry(f"{mongo.url}{separator}{options}", dispatched=database) as registry:
+        User = document_of(registry, database)
+        told = []
+        for signal in (post_update, post_delete):
+
+            @signal(User, name=f"told.{len(told)}.{signal.__name__}")
+            async def receive(sender, instance, **kwargs):
+                told.append(instance.name)
+
+        foreign.users.insert_many([{"name": "a"}, {"name": "b"}])
+        async with registry.transaction():
+            user = await User.objects.get(name="a")
+            await user.update(U.inc(age=1))
+        assert told == ["a"]
+        assert foreign.users.find_one({"name": "a"})["age"] == 1
+        if options != "w=0":  # else nobody knows whether anything was deleted
+            await user.delete()
+            assert told == ["a", "a"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("replicaset=rs0&maxPoolSize=1&foo=1", "Unknown option 'foo'"),
+        ("readPreferenze=secondary", "Unknown option 'readpreferenze'"),
+        ("maxPoolSize=x", "The value of maxpoolsize must be an integer"),
+        ("readPreference=foo", "foo is not a valid read preference"),
+    ],
+)
+@pytest.mark.parametrize("scheme", ["mongodb", "mongodb+srv"])
+def test_an_option_that_is_wrong_is_named(scheme, options, says):
+    with pytest.raises(ImproperlyConfigured, match=says) as caught:
+        mongoz.Registry(f"{scheme}://ada:s3cret@db.example.com/?{options}")
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["mongodb://ada:s3c?ret=1@db/", "mongodb://ada:s3c?ret=1@db/?replicaSet=rs0"])
+def test_a_password_with_a_question_mark_is_not_taken_for_an_option(url):
+    with pytest.raises(ImproperlyConfigured) as caught:
+        first_seed(url)
+    assert "ret" not in str(caught.value).replace("Write", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("maxStalenessSeconds=10", "Read preference primary cannot be combined with maxStalenessSeconds"),
+        ("w=0&journal=true", "Cannot set w to 0 and j to True"),
+    ],
+)
+async def test_options_that_contradict_each_other_are_named_at_the_start(database, options, says):
+    registry = mongoz.Registry(f"mongodb://127.0.0.1:1/?{options}", dispatched=database)
+    with pytest.raises(CannotConnect, match=says) as caught:
+        Server(registry, settings_for(registry))
+    assert "options" in caught.value.remedy
+
+
+async def test_a_read_preference_is_not_what_keeps_a_dispatcher_from_connecting(database):
+    registry = mongoz.Registry("mongodb://127.0.0.1:1/?readPreference=secondary", dispatched=database)
+
+    @post_save(document_of(registry, database), name="told")
+    async def told(sender, **kwargs):
+        pass
+
+    service = Service(registry, settings_for(registry, connect_timeout=0.2))
+    with pytest.raises(CannotConnect, match=r"No MongoDB server answers at 127\.0\.0\.1:1 ") as caught:
+        await service.run(asyncio.Event())
+    assert "econdary" not in str(caught.value)
+
+
+def test_options_of_names_are_for_name_servers():
+    url = "mongodb+srv://ada:s3cret@cluster.example.com/shop?srvMaxHosts=2&srvServiceName=db&retryWrites=true"
+    assert first_seed(url) == ("cluster.example.com", None)
+
+
+def test_a_url_loses_options():
+    url = "mongodb://ada:p%3Fw@a,b:2/db?replicaSet=rs0&W=0&readPreference=secondary"
+    assert without_options(url, {"w", "readpreference"}) == "mongodb://ada:p%3Fw@a,b:2/db?replicaSet=rs0"
+    assert without_options("mongodb://a/?w=0", {"w"}) == "mongodb://a/"
+    assert without_options("mongodb://a", {"w"}) == "mongodb://a"

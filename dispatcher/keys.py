@@ -1,22 +1,19 @@
-"""When two `_id`s are the same document: as the server sees it, not as Python does.
-
-To the server 1, 1.0 and Decimal128("1.0") are one value, and true is another. To Python 1 == True, NaN is
-nobody's equal, and a dict has no hash.
-"""
+"""When two `_id`s are the same document: as the server sees it, not as Python does. See `mongoz.keys`."""
 
 import math
 from collections.abc import Hashable, Mapping
-from decimal import Decimal
+from decimal import ROUND_HALF_EVEN, Context, Decimal
 from typing import Any, Final
 
 import bson
-from bson.binary import UuidRepresentation
-from bson.codec_options import CodecOptions
 from bson.decimal128 import Decimal128
 
-__all__ = ["comparable", "document_key"]
+from mongoz.keys import KEY_CODEC, canonical
 
-_CODEC: Final[CodecOptions[dict[str, Any]]] = CodecOptions(uuid_representation=UuidRepresentation.STANDARD)
+__all__ = ["document_key", "lane_key"]
+
+# Python's default, whatever the application's is. Longer numbers may share a lane.
+_DIGITS: Final = Context(prec=28, rounding=ROUND_HALF_EVEN, Emin=-999_999, Emax=999_999, traps=[])
 
 
 def document_key(namespace: Hashable, id_: Any) -> Hashable:
@@ -30,24 +27,28 @@ def document_key(namespace: Hashable, id_: Any) -> Hashable:
         return (namespace, id_.binary)  # bytes remember their hash
     if type(id_) is str:
         return (namespace, id_)
-    return (namespace, None, comparable(id_))
+    return (namespace, None, canonical(id_))
 
 
-def comparable(id_: Any) -> bytes:
-    """The same bytes for all `_id`s that the server holds to be equal, in every process."""
-    return bson.encode({"": _canonical(id_)}, codec_options=_CODEC)
+def lane_key(id_: Any) -> bytes:
+    """What stands for an `_id` in the names of parked lanes: the same bytes for all that are equal to the server.
+
+    Not `canonical`, because lanes are stored: what an earlier version parked must be found under the same name.
+    """
+    value = bson.decode(canonical(id_), codec_options=KEY_CODEC)[""]
+    return bson.encode({"": _tagged(value)}, codec_options=KEY_CODEC)
 
 
-def _canonical(value: Any) -> Any:
-    """The same for all that the server holds to be equal."""
+def _tagged(value: Any) -> Any:
+    """A value whose numbers are texts; in documents, names and values are listed."""
     if isinstance(value, bool):
         return value
     if isinstance(value, int | float | Decimal128):
         return {"number": _number(value)}
     if isinstance(value, Mapping):
-        return [[name, _canonical(item)] for name, item in value.items()]
+        return [[name, _tagged(item)] for name, item in value.items()]
     if isinstance(value, list):
-        return {"list": [_canonical(item) for item in value]}
+        return {"list": [_tagged(item) for item in value]}
     return value
 
 
@@ -55,6 +56,4 @@ def _number(value: float | Decimal128) -> str:
     if isinstance(value, float) and math.isnan(value):
         return "NaN"
     number = value.to_decimal() if isinstance(value, Decimal128) else Decimal(value)
-    if number.is_nan():
-        return "NaN"
-    return "0" if number == 0 else str(number.normalize())
+    return "0" if number == 0 else str(number.normalize(_DIGITS))

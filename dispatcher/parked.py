@@ -47,7 +47,7 @@ from pymongo.errors import BulkWriteError, OperationFailure
 from dispatcher.codec import RAW
 from dispatcher.describing import text_of
 from dispatcher.gathering import Gathering
-from dispatcher.keys import comparable
+from dispatcher.keys import lane_key
 from dispatcher.letters import Letter, Parts
 from dispatcher.state import PARKED, parked, parked_chunks, parked_lanes
 
@@ -137,7 +137,7 @@ def lane_id(group: str, receiver: str, document: str, namespace: tuple[str, str]
         namespace: where the document is.
         id_: its `_id`, of any type.
     """
-    named = bson.encode({"": [group, receiver, document, *namespace]}) + comparable(id_)
+    named = bson.encode({"": [group, receiver, document, *namespace]}) + lane_key(id_)
     return blake2b(named, digest_size=16).hexdigest()
 
 

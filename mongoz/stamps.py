@@ -25,8 +25,10 @@ from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
 import bson
-from bson.binary import USER_DEFINED_SUBTYPE, Binary, UuidRepresentation
+from bson.binary import USER_DEFINED_SUBTYPE, Binary
 from bson.codec_options import CodecOptions
+
+from mongoz.keys import KEY_CODEC, canonical
 
 __all__ = ["FIELD", "Call", "Form", "Stamp", "form_of", "key_hash", "receiver_id"]
 
@@ -38,7 +40,6 @@ _FIXED: Final = 24
 _RECEIVERS, _MUTED, _HOPS = range(3)
 _KEPT_FORMS: Final = 1024
 _OBJECT_ID: Final = bson.encode({"": bson.ObjectId()})[:6]  # what is before its twelve bytes, which a zero ends
-_KEY_CODEC: Final[CodecOptions[dict[str, Any]]] = CodecOptions(uuid_representation=UuidRepresentation.STANDARD)
 
 
 class Call(IntEnum):
@@ -149,17 +150,18 @@ def _fits(kind: int, rest: bytes) -> bool:
     return len(rest) == (1 if kind == _HOPS else 0) and kind in (_MUTED, _HOPS)
 
 
-def key_hash(namespace: str, id_: object) -> bytes:
+def key_hash(namespace: str, id_: object, codec_options: CodecOptions[Any] = KEY_CODEC) -> bytes:
     """Eight bytes that stand for one document: a stamp found on any other document is a copy.
 
     Args:
         namespace: `"database.collection"`.
-        id_: the `_id`, of any BSON type.
+        id_: the `_id`, of any type that can be encoded.
+        codec_options: how it is encoded, if it is not what the driver has decoded.
     """
     if isinstance(id_, bson.ObjectId):  # as nearly always: encoded by hand, for a quarter of the cost
         encoded = _OBJECT_ID + id_.binary + b"\0"
     else:
-        encoded = bson.encode({"": id_}, codec_options=_KEY_CODEC)
+        encoded = canonical(id_, codec_options)
     return blake2b(namespace.encode() + encoded, digest_size=8).digest()
 
 

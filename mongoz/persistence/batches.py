@@ -5,13 +5,13 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import bson
 from pymongo.errors import PyMongoError
 from pymongo.read_preferences import ReadPreference
 
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.connection.patience import find_out
 from mongoz.exceptions import raise_together
+from mongoz.keys import canonical
 from mongoz.persistence.evidence import PATIENCE_MS
 from mongoz.persistence.outcomes import surely_read
 from mongoz.persistence.selection import chunks
@@ -161,5 +161,5 @@ async def there_of(
 
 
 def key_of(id_: Any) -> bytes:
-    """An id as a key of a dict; ids may be documents."""
-    return bson.encode({"": id_}, codec_options=CODEC_OPTIONS)
+    """An id as a key of a dict; ids may be documents, and numbers of several types."""
+    return canonical(id_, CODEC_OPTIONS)

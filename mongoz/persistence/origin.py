@@ -4,6 +4,7 @@ from typing import Any, Final, NamedTuple
 
 import bson
 
+from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.ids import id_of_time, new_token
 from mongoz.persistence.targets import Target
 from mongoz.signals.firing import Firing
@@ -63,7 +64,8 @@ class Originator:
         target = self._target
         # By the server's clock: a stamp only counts for a short time.
         token = id_of_time(target.clock.now())
-        return Origin(token.hex(), self._form.filled(token, key_hash(target.collection.namespace, id_)))
+        key = key_hash(target.collection.namespace, id_, CODEC_OPTIONS)
+        return Origin(token.hex(), self._form.filled(token, key))
 
 
 def is_stamped(firing: Firing, target: Target, *, natural: bool) -> bool:

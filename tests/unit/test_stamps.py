@@ -108,7 +108,7 @@ def test_a_group_that_is_too_long_is_refused(name: str) -> None:
 
 
 IDS: list[Any] = [
-    1, 1.0, True, "1", b"1", None, bson.Int64(1), bson.Decimal128("1"), bson.ObjectId(b"1" * 12), "1" * 12,
+    1, 1.5, True, "1", b"1", None, bson.Int64(2), bson.Decimal128("1.1"), bson.ObjectId(b"1" * 12), "1" * 12,
     uuid.UUID(int=1), datetime.datetime(1970, 1, 1), {"a": 1, "b": 1}, {"b": 1, "a": 1}, {"a": True, "b": 1},
 ]  # fmt: skip
 

@@ -2,10 +2,10 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from contextvars import Context
+from contextvars import Context, ContextVar
 from typing import Any, Generic, TypeVar
 
-__all__ = ["unbroken"]
+__all__ = ["is_given_up", "unbroken"]
 
 T = TypeVar("T")
 
@@ -31,13 +31,17 @@ class _Held(Generic[T]):
     refuses; this refuses. `asyncio.shield` would end the wait at once, and takes more turns of the event loop.
     """
 
-    __slots__ = ("_asyncio_future_blocking", "_task", "_unit")
+    __slots__ = ("_asyncio_future_blocking", "_is_cancelled", "_outer", "_task", "_unit")
 
     def __init__(self, unit: Coroutine[Any, Any, T]) -> None:
         self._unit = unit
+        self._outer: _Held[Any] | None = _current.get()
+        self._is_cancelled = False
 
     def __await__(self) -> Generator[Any, None, T]:
+        token = _current.set(self)  # for the task, which copies the context
         self._task = task = asyncio.get_running_loop().create_task(self._unit)
+        _current.reset(token)
         self._asyncio_future_blocking = True  # what makes this a future, to asyncio
         try:
             yield self
@@ -51,7 +55,23 @@ class _Held(Generic[T]):
         self._task.add_done_callback(callback, context=context)
 
     def cancel(self, msg: object = None) -> bool:  # noqa: ARG002 - as futures have it
+        self._is_cancelled = True
         return False
+
+    @property
+    def is_given_up(self) -> bool:
+        return (self._is_cancelled and not self._task.done()) or (
+            self._outer is not None and self._outer.is_given_up
+        )
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
         return self._task.get_loop()
+
+
+_current: ContextVar[_Held[Any] | None] = ContextVar("mongoz_unit", default=None)
+
+
+def is_given_up() -> bool:
+    """Whether this runs inside of a unit whose caller was cancelled, and only waits for its end."""
+    unit = _current.get()
+    return unit is not None and unit.is_given_up

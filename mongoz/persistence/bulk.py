@@ -10,6 +10,7 @@ from pymongo.errors import BulkWriteError, PyMongoError
 
 from mongoz.connection.elections import as_passing
 from mongoz.fields.storage import stored, stored_names
+from mongoz.persistence.asking import ask
 from mongoz.persistence.batches import Progress, Row, StillOpen, Written, key_of, settle_and_fire, there_of
 from mongoz.persistence.operations import Operation, with_operations
 from mongoz.persistence.origin import Origin, originator
@@ -69,7 +70,7 @@ async def create_many(
 async def _insert(document: type[D], batch: list[D], target: Target, progress: Progress) -> None:
     signals = document.meta.signals
     for instance in batch:
-        await signals.pre_save.send(document, instance=instance, created=True)
+        await ask(signals.pre_save, document, instance=instance, created=True)
     require_watched(document, target.collection, signals.post_save)
     rows = [new_row(instance) for instance in batch]
     firing = target.plan(signals.post_save)

@@ -12,6 +12,7 @@ from mongoz.connection.elections import as_passing
 from mongoz.connection.patience import find_out
 from mongoz.connection.transactions import is_committed, run_alone
 from mongoz.ids import new_token
+from mongoz.persistence.asking import ask
 from mongoz.persistence.batches import Progress, Row, Written, fire, key_of, there_of
 from mongoz.persistence.deleting import marks, takes_no_transactions
 from mongoz.persistence.origin import Originator, originator
@@ -54,7 +55,7 @@ async def _delete(document: type["Document"], rows: list[Row], target: Target, p
     signals, elsewhere = document.meta.signals, target.elsewhere(document)
     instances = [hydrate(document, row, elsewhere) for row in rows]
     for instance in instances:
-        await signals.pre_delete.send(document, instance=instance)
+        await ask(signals.pre_delete, document, instance=instance)
     require_watched(document, target.collection, signals.post_delete)
     firing = target.plan(signals.post_delete)
     make = await originator(firing, target, Call.DELETED, natural=True)

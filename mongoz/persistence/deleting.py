@@ -4,7 +4,6 @@ A deleted document can't carry a stamp. So a marker, which is a stamp, is put on
 transaction: the dispatcher sees both, next to each other.
 """
 
-import copy
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack, suppress
 from functools import partial
@@ -16,6 +15,8 @@ from mongoz.connection.elections import as_passing
 from mongoz.connection.patience import find_out
 from mongoz.connection.transactions import is_committed, run_alone
 from mongoz.ids import new_token
+from mongoz.persistence.asking import ask
+from mongoz.persistence.copies import independent_copy
 from mongoz.persistence.origin import Originator, originator
 from mongoz.persistence.outcomes import fence, is_commit_open, is_unknown, is_without
 from mongoz.persistence.refusals import explain_refused_marker, refuses_stamp
@@ -46,7 +47,7 @@ async def _delete(instance: "Document", session: Any) -> int:
     require_id(instance)
     target = await aim(document, loaded(instance).collection, session)
     signals = document.meta.signals
-    await signals.pre_delete.send(document, instance=instance)
+    await ask(signals.pre_delete, document, instance=instance)
     require_watched(document, target.collection, signals.post_delete)
     firing = target.plan(signals.post_delete)
     make = await originator(firing, target, Call.DELETED, natural=True)
@@ -88,7 +89,7 @@ async def _found_out(
         with suppress(PyMongoError):
             return await deletion.stands(session)
     note(error)
-    copied, held = copy.deepcopy(instance), held.pop_all()
+    copied, held = independent_copy(instance), held.pop_all()
 
     async def later() -> None:
         async with held:

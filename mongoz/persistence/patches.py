@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from mongoz.exceptions import InvalidKeyError, nearest
 from mongoz.fields.storage import stored_names
+from mongoz.persistence.asking import ask
 from mongoz.persistence.operations import Operation
 from mongoz.persistence.rows import Changes, changes, loaded, remember, validated_row
 
@@ -70,7 +71,7 @@ async def patch_of(instance: "Document", fields: frozenset[str], operated: froze
     more = Changes({}, ())
     if signal.receivers:
         before = validated_row(instance)
-        await signal.send(document, instance=instance, update_fields=fields | operated)
+        await ask(signal, document, instance=instance, update_fields=fields | operated)
         row = validated_row(instance)
         more = changes(before, row)
     else:

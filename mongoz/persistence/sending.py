@@ -1,6 +1,5 @@
 """Sending one write, and telling its receivers."""
 
-import copy
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
@@ -11,6 +10,7 @@ from pymongo.errors import ConnectionFailure, PyMongoError, ServerSelectionTimeo
 from mongoz.connection.elections import as_passing, is_of_connection
 from mongoz.connection.patience import find_out
 from mongoz.connection.units import unbroken
+from mongoz.persistence.copies import independent_copy
 from mongoz.persistence.origin import Origin
 from mongoz.persistence.outcomes import fence, is_unknown, written_row
 from mongoz.persistence.refusals import explain_refusal, explain_unstorable
@@ -129,7 +129,7 @@ def _tell_later(write: Write, session: Any, held: AsyncExitStack) -> None:
 
     They get the instance as it is now: the caller, who has the error, puts his back, or tries again with it.
     """
-    copied = write._replace(instance=copy.deepcopy(write.instance))
+    copied = write._replace(instance=independent_copy(write.instance))
     write.target.registry._later(_tell_when_known(copied, session, held.pop_all()))
 
 

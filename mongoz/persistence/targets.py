@@ -9,9 +9,11 @@ from mongoz.connection import Collection, Registry
 from mongoz.connection.clock import ServerClock
 from mongoz.connection.drivers import Driver
 from mongoz.connection.transactions import ALONE, Transaction, is_in_one, join
-from mongoz.connection.units import unbroken
+from mongoz.connection.units import is_given_up, unbroken
+from mongoz.persistence.copies import independent_copy
 from mongoz.persistence.rows import loaded
 from mongoz.signals.firing import Firing, left_to_dispatchers, plan
+from mongoz.signals.nesting import refuse_endless
 
 if TYPE_CHECKING:
     from mongoz.documents.base import Document
@@ -87,8 +89,13 @@ class Target(NamedTuple):
         Args:
             signal: a `post_*` signal.
             changed: names of the fields that the write is about; None means any.
+
+        Raises:
+            SignalError: receivers would run too deep inside of others.
         """
         firing = plan(signal, changed)
+        if firing.receivers:
+            refuse_endless(signal, given_up=is_given_up())
         return left_to_dispatchers(firing) if self.uncertain and self.group is not None else firing
 
     @asynccontextmanager
@@ -151,7 +158,9 @@ class Target(NamedTuple):
             return _NOTHING
         if self.transaction is None:
             return firing.run(sender, delivery_id, **keywords)
-        self.transaction.after_commit(partial(firing.run, sender, delivery_id, **keywords))
+        # Until the commit later calls may change the instance: the receivers get it as this call wrote it.
+        kept = {**keywords, "instance": independent_copy(keywords["instance"])}
+        self.transaction.after_commit(partial(firing.run, sender, delivery_id, **kept))
         return _NOTHING
 
     def keep_undoable(self, instance: "Document") -> None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from pymongo.errors import DuplicateKeyError
 
+from mongoz.persistence.asking import ask
 from mongoz.persistence.origin import originator
 from mongoz.persistence.rows import new_row
 from mongoz.persistence.sending import Write, send_and_tell
@@ -35,7 +36,7 @@ async def insert_unless(instance: "Document", filter: Mapping[str, Any], target:
     """
     document = type(instance).meta.document
     signals = document.meta.signals
-    await signals.pre_save.send(document, instance=instance, created=True)
+    await ask(signals.pre_save, document, instance=instance, created=True)
     require_watched(document, target.collection, signals.post_save)
     row = new_row(instance)
     firing = target.plan(signals.post_save)

@@ -10,6 +10,8 @@ from mongoz.connection import Collection
 from mongoz.connection.units import unbroken
 from mongoz.exceptions import DocumentNotFound
 from mongoz.ids import new_token
+from mongoz.persistence.asking import ask
+from mongoz.persistence.copies import independent_values
 from mongoz.persistence.operations import Operation, with_operations
 from mongoz.persistence.origin import is_stamped, originator, plain_origin
 from mongoz.persistence.patches import after, apply, attribute_names, field_names, patch_of, settle, touch
@@ -56,8 +58,8 @@ async def _create(instance: D, collection: Any, session: Any) -> D:
     target = at_home(meta) if collection is None and session is None else None
     if target is None:
         target = await aim(document, collection, session)
-    if signals.pre_save.receivers:
-        await signals.pre_save.send(document, instance=instance, created=True)
+    if signals.pre_save.receivers:  # asked here too: a call is saved
+        await ask(signals.pre_save, document, instance=instance, created=True)
     elsewhere = None
     if target.collection is not meta.collection:
         require_watched(document, target.collection, signals.post_save)
@@ -132,7 +134,7 @@ async def _save(instance: D, collection: Any, session: Any) -> D:
     home = loaded(instance).collection or document.meta.require_collection()
     target = await aim(document, home if collection is None else collection, session)
     signals = document.meta.signals
-    await signals.pre_save.send(document, instance=instance, created=False)
+    await ask(signals.pre_save, document, instance=instance, created=False)
     touch(instance)
     row = validated_row(instance)
     same_place = target.collection == home
@@ -241,7 +243,10 @@ def _state(instance: "Document") -> dict[str, Any]:
     """What `update` puts back if it fails; a receiver may change the inside of values too, so those are copied."""
     names = ("__dict__", "__pydantic_extra__", "__pydantic_fields_set__")
     state = {name: copy.copy(getattr(instance, name)) for name in names}
-    return copy.deepcopy(state) if type(instance).meta.signals.pre_update.receivers else state
+    if type(instance).meta.signals.pre_update.receivers:
+        for name in ("__dict__", "__pydantic_extra__"):
+            state[name] = state[name] and independent_values(state[name])
+    return state
 
 
 def _put_back(instance: "Document", undo: dict[str, Any], ours: dict[str, Any] | None) -> None:

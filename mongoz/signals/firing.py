@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 from mongoz.exceptions import SignalError, raise_together
 from mongoz.signals.hops import ask_hops
 from mongoz.signals.muting import is_muted, muting
+from mongoz.signals.nesting import Link
 from mongoz.signals.receivers import Delivery, Receiver
 from mongoz.signals.signal import Signal
 
@@ -49,19 +50,21 @@ class Firing(NamedTuple):
         name = self.signal.name or ""
         image: Literal["pre", "post"] = "pre" if name == "post_delete" else "post"
         keywords["sender"] = sender
-        for receiver in self.receivers:
-            # By position: by name it takes three times as long.
-            keywords["delivery"] = Delivery(
-                delivery_id, name, receiver.name, "process", 1, 0, None, None, image, False, None
-            )
-            try:
-                await receiver.function(**keywords)
-            except asyncio.CancelledError as error:
-                if _is_cancelled_here():
-                    raise
-                errors.append(_cancelled_inside(receiver, error))
-            except Exception as error:
-                errors.append(error)
+        with Link(self.signal) as link:
+            for receiver in self.receivers:
+                link.receiver = receiver.name
+                # By position: by name it takes three times as long.
+                keywords["delivery"] = Delivery(
+                    delivery_id, name, receiver.name, "process", 1, 0, None, None, image, False, None
+                )
+                try:
+                    await receiver.function(**keywords)
+                except asyncio.CancelledError as error:
+                    if _is_cancelled_here():
+                        raise
+                    errors.append(_cancelled_inside(receiver, error))
+                except Exception as error:
+                    errors.append(error)
         if errors:
             count = f"{len(errors)} of {len(self.receivers)}"
             raise_together(errors, f"{count} {name} receivers of {sender.__name__} raised")

@@ -95,7 +95,7 @@ async def run_page(page: str, mongo: EmbeddedMongo, database: str) -> int:
         ("docs/guide/queries.md", 10),
         ("docs/guide/indexes.md", 4),
         ("docs/guide/transactions.md", 6),
-        ("docs/guide/signals.md", 15),
+        ("docs/guide/signals.md", 16),
         ("docs/coming-from/mongoz.md", 1),
         ("docs/coming-from/beanie.md", 1),
         ("docs/coming-from/mongoengine.md", 1),

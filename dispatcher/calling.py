@@ -14,6 +14,7 @@ from typing import Any, Final
 from dispatcher.cancelling import Abandoned, Interrupted
 from dispatcher.delivery_log import described
 from dispatcher.observe import get_logger
+from dispatcher.throttle import Throttle
 from mongoz.signals import Delivery
 
 __all__ = ["Caller"]
@@ -30,9 +31,6 @@ _MOST_ABANDONED: Final = 200
 # Seconds between two looks at who is late: at most, and at least.
 _RARELY: Final = 1.0
 _OFTEN: Final = 0.01
-
-# Seconds for which a receiver is not named again.
-_NAMED: Final = 60.0
 
 _Call = tuple[float, float, Delivery, Any]
 """When it began, what it may take, what it was given, and what who calls needs to go on without it."""
@@ -67,8 +65,7 @@ class Caller:
         self._abandoned: set[asyncio.Task[Any]] = set()
         self._sooner = asyncio.Event()
         self._slow: dict[asyncio.Task[Any], _Call] = {}
-        self._named: dict[str, float] = {}
-        self._unnamed: Counter[str] = Counter()
+        self._throttle = Throttle()
 
     def is_calling(self, task: asyncio.Task[Any]) -> bool:
         """Whether a task is in a receiver."""
@@ -95,7 +92,7 @@ class Caller:
                     self._end(task, call)
                 elif now - began >= self._slow_after and task not in self._slow:
                     self._slow[task] = call
-                    self._name(delivery, now - began, timeout, now)
+                    self._name(delivery, now - began, timeout)
 
     def _end(self, task: asyncio.Task[Any], call: _Call) -> None:
         """Cancel a receiver; some cancellations get lost, see `cancelling`, and some are ignored."""
@@ -120,20 +117,18 @@ class Caller:
             task.add_done_callback(self._abandoned.discard)
             self._on_abandoned(task, context)
 
-    def _name(self, delivery: Delivery, seconds: float, timeout: float, now: float) -> None:
+    def _name(self, delivery: Delivery, seconds: float, timeout: float) -> None:
         """Say which receiver is slow: once in a while, however often it is."""
-        name = delivery.receiver
-        if now - self._named.get(name, -_NAMED) < _NAMED:
-            self._unnamed[name] += 1
+        further = self._throttle.due(delivery.receiver)
+        if further is None:
             return
-        self._named[name] = now
         log.warning(
             "a receiver is slow",
             action="delivery.slow",
             **described(delivery),
             seconds=round(seconds, 3),
             timeout=timeout,
-            further=self._unnamed.pop(name, 0),
+            further=further,
         )
 
     async def call(

@@ -206,7 +206,7 @@ class Deliverer:
             if observed:
                 self._observe_latency(change, figures)
             if not direct or began >= self._lease.until:
-                failure = await self._attempt(change, calls, receiver, delivery, keywords, terms, began, job)
+                failure = await self._attempt(change, calls, receiver, delivery, keywords, terms, job)
             else:  # the same for nearly all, with a coroutine less
                 failure = await self._caller.call(
                     receiver.function,
@@ -266,7 +266,6 @@ class Deliverer:
         delivery: Delivery,
         keywords: dict[str, Any],
         terms: Terms,
-        began: float,
         whose: Job | Stuck,
     ) -> BaseException | None:
         """Call a receiver once; what it raised, if it did.
@@ -276,15 +275,28 @@ class Deliverer:
         Raises:
             Interrupted: nothing more is to be started.
         """
-        if began >= self._lease.until:
-            await self._lease.held()
-        function = receiver.function
-        if terms.transactional and self._transactions is not None:
-            function = partial(self._transactions.run, receiver, calls, partial(self._anew, change, calls))
-        if self._tracing is not None:
-            function = self._tracing.around(function, change, calls, self._stats.clock_offset)
         context = (change, calls, receiver, delivery, terms, whose)
-        return await self._caller.call(function, calls.document, delivery, keywords, terms.timeout, context)
+
+        async def call(function: Callable[..., Awaitable[Any]], keywords: dict[str, Any]) -> BaseException | None:
+            if now() >= self._lease.until:
+                await self._lease.held()
+            if self._tracing is not None:
+                function = self._tracing.around(function, change, calls, self._stats.clock_offset)
+            return await self._caller.call(function, calls.document, delivery, keywords, terms.timeout, context)
+
+        if not terms.transactional or self._transactions is None:
+            return await call(receiver.function, keywords)
+        return await self._transactions.attempt(
+            receiver,
+            calls,
+            delivery,
+            keywords,
+            call=call,
+            anew=partial(self._anew, change, calls),
+            pause=self._pause,
+            patience=terms.timeout,
+            figures=self._known[id(receiver)].figures,
+        )
 
     def _anew(self, change: Change, calls: Calls) -> dict[str, Any]:
         """Keywords with an instance that nobody has seen."""
@@ -306,7 +318,7 @@ class Deliverer:
                     one.change, one.calls, one.receiver, waiting._replace(reason="paused", seconds=0.0)
                 )
                 return False
-            one = one._replace(delivery=one.delivery._replace(attempt=one.delivery.attempt + 1))
+            one = one._replace(delivery=one.delivery._replace(attempt=waiting.attempts + 1))
             again = await self._again(job, one)
             if again is None:
                 return True
@@ -368,9 +380,7 @@ class Deliverer:
         except Exception as invalid:  # a validator that can't make up its mind
             return invalid
         began = now()
-        error = await self._attempt(
-            one.change, one.calls, one.receiver, one.delivery, keywords, one.terms, began, job
-        )
+        error = await self._attempt(one.change, one.calls, one.receiver, one.delivery, keywords, one.terms, job)
         one.figures.duration.observe(now() - began)
         return error
 
@@ -424,7 +434,7 @@ class Deliverer:
             self._stats.retried += 1
             figures.retried += 1
         began, since = now(), waiting.began or datetime.now(UTC)
-        error = await self._attempt(change, calls, receiver, delivery, keywords, terms, began, stuck)
+        error = await self._attempt(change, calls, receiver, delivery, keywords, terms, stuck)
         figures.duration.observe(now() - began)
         if error is not None:
             one = Try(change, calls, receiver, delivery, terms, figures, since, again)

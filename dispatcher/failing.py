@@ -1,7 +1,7 @@
 """What becomes of deliveries that fail: another attempt, a dead letter, or nothing."""
 
-from datetime import UTC, datetime
-from typing import NamedTuple
+from datetime import UTC, datetime, timedelta
+from typing import Final, NamedTuple
 
 from pymongo.errors import PyMongoError
 
@@ -14,13 +14,17 @@ from dispatcher.measuring import ReceiverFigures
 from dispatcher.observe import Stats, get_logger
 from dispatcher.parked import Waiting
 from dispatcher.retrying import Pause, Terms, pause_after
-from dispatcher.transactional import Transactions
+from dispatcher.transactional import Transactions, is_transient
 from mongoz.signals import Delivery
 from mongoz.signals.receivers import Receiver
 
 __all__ = ["Failing", "Try"]
 
 log = get_logger()
+
+# For how long what the server wants repeated uses up no attempt. No transaction that it meets lasts longer than a
+# minute; what still fails after this fails by itself: a receiver may conflict with its own writes.
+_TRANSIENT_FOR: Final = timedelta(minutes=5)
 
 
 class _TooManyHops(Exception):
@@ -70,6 +74,8 @@ class Failing:
         """What becomes of a delivery of which an attempt failed: what it waits for, or whether it succeeded."""
         terms, failed = one.terms, one.delivery.attempt
         seconds = pause_after(terms.retry, failed)
+        if terms.transactional and is_transient(error) and datetime.now(UTC) - one.began < _TRANSIENT_FOR:
+            return Waiting("retrying", seconds, failed - 1, one.began, error)
         if failed < terms.retry.attempts:
             log_attempt(one.delivery, terms, error)
             return Waiting("retrying", seconds, failed, one.began, error)

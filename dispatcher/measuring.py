@@ -69,11 +69,22 @@ class ReceiverFigures:
         delivered: deliveries that it returned from.
         failed: deliveries given up after its last attempt.
         retried: attempts beyond a delivery's first.
+        conflicts: runs of its transactions that met other writes.
         latency: from the commit of a change to the receiver's first attempt.
         duration: of its attempts.
     """
 
-    __slots__ = ("_due", "delivered", "duration", "failed", "latency", "receiver", "retried", "signal")
+    __slots__ = (
+        "_due",
+        "conflicts",
+        "delivered",
+        "duration",
+        "failed",
+        "latency",
+        "receiver",
+        "retried",
+        "signal",
+    )
 
     def __init__(self, receiver: str, signal: str) -> None:
         self.receiver = receiver
@@ -81,6 +92,7 @@ class ReceiverFigures:
         self.delivered = 0
         self.failed = 0
         self.retried = 0
+        self.conflicts = 0
         self.latency = Histogram()
         self.duration = Histogram()
         self._due = 0.0
@@ -116,6 +128,7 @@ class ReceiverFigures:
             "delivered": self.delivered,
             "failed": self.failed,
             "retried": self.retried,
+            "conflicts": self.conflicts,
             "latency": self.latency.as_dict(),
             "duration": self.duration.as_dict(),
         }

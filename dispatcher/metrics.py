@@ -143,6 +143,13 @@ METRICS: Final = (
         _by_receiver(lambda r: r.retried),
     ),
     Described(
+        "delivery_conflicts",
+        "counter",
+        _RECEIVER,
+        "Runs of a transactional receiver that met another write, and were repeated.",
+        _by_receiver(lambda r: r.conflicts),
+    ),
+    Described(
         "dead_letters_written", "counter", (), "Dead letters that were written.", lambda s: s.stats.dead_letters
     ),
     Described("deliveries_parked", "counter", (), "Deliveries that were parked.", lambda s: s.stats.parked),

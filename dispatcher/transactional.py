@@ -3,26 +3,41 @@
 A repeat of the delivery, after a crash or by a process that was thought dead, finds the record and does nothing.
 """
 
-import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
+from time import monotonic
 from typing import Any, Final
 
 from pymongo import AsyncMongoClient
-from pymongo.errors import DuplicateKeyError, PyMongoError
+from pymongo.errors import DuplicateKeyError, OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
+from dispatcher.contention import Contention
+from dispatcher.delivery_log import described
 from dispatcher.events import Calls
 from dispatcher.instances import name_of
+from dispatcher.measuring import ReceiverFigures
+from dispatcher.observe import get_logger
+from dispatcher.retrying import Pause
 from dispatcher.sessions import Sessions
 from dispatcher.state import DELIVERIES, deliveries
+from dispatcher.throttle import Throttle
 from mongoz import Registry
 from mongoz.signals import Delivery
 from mongoz.signals.receivers import Receiver
 
-__all__ = ["Transactions"]
+__all__ = ["Transactions", "is_conflict", "is_transient"]
+
+log = get_logger()
+
+Run = Callable[..., Awaitable[None]]
+"""Runs a transaction once; takes what a receiver takes."""
+
+# WriteConflict; LockTimeout: what the server answers to a transaction that meets another one.
+_CONFLICTS: Final = frozenset({112, 24})
 
 _TRANSIENT: Final = ("TransientTransactionError", "UnknownTransactionCommitResult")
 
@@ -33,7 +48,7 @@ _OPTIONS: Final[dict[str, Any]] = {
 }
 
 # Seconds between two runs of a transaction that met another one: at first, and at most.
-_FIRST_PAUSE: Final = 0.005
+_FIRST_PAUSE: Final = 0.002
 _LONGEST_PAUSE: Final = 0.5
 
 
@@ -65,46 +80,72 @@ class Transactions:
         self._group = group
         self._sessions = sessions
         self._records = deliveries(client, database)
+        self._contention: dict[bytes, Contention] = {}
+        self._throttle = Throttle()
 
-    async def run(
+    async def attempt(  # noqa: PLR0913 - one attempt, and the steps that its deliverer puts around a run
         self,
         receiver: Receiver,
         calls: Calls,
-        anew: Callable[[], dict[str, Any]],
-        *,
-        sender: Any,
         delivery: Delivery,
-        **keywords: Any,
-    ) -> None:
+        keywords: dict[str, Any],
+        *,
+        call: Callable[[Run, dict[str, Any]], Awaitable[BaseException | None]],
+        anew: Callable[[], dict[str, Any]],
+        pause: Pause,
+        patience: float,
+        figures: ReceiverFigures,
+    ) -> BaseException | None:
         """Call a receiver in a transaction; again as a whole while the server asks for that.
 
-        It does not return before the transaction is known to be committed. Whoever calls it ends it in time.
+        Each run has the receiver's whole time limit: it is not the receiver's fault that others wrote first.
 
         Args:
             receiver: which one.
             calls: what it is called for.
+            delivery: for the receiver; it gets the session.
+            keywords: likewise.
+            call: calls a function once, in time; returns what it raised. It commits before that.
             anew: makes keywords for another run: the first may have changed its instance.
-            sender: for the receiver.
-            delivery: likewise; it gets the session.
-            **keywords: likewise.
+            pause: waits between runs.
+            patience: seconds after which no further run begins.
+            figures: of the receiver.
 
-        Raises:
-            BaseException: what the receiver raised, or the driver; then nothing is committed.
+        Returns:
+            What the last run raised, if it did; `is_transient` tells whether the server asked for another one.
         """
-        pause = _FIRST_PAUSE
+        contention = self._contention.setdefault(receiver.ids[0], Contention())
+        run, began, seconds = partial(self._run, receiver, calls), monotonic(), _FIRST_PAUSE
         while True:
-            try:
-                return await self._once(receiver, calls, sender, delivery, keywords)
-            except Exception as error:
-                if not _is_transient(error):
-                    raise
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-            pause = min(_LONGEST_PAUSE, pause * 2)
+            async with contention.place() as place:
+                error = await call(run, keywords)
+                if error is None:
+                    contention.committed()
+                    return None
+                if is_conflict(error):
+                    contention.conflicted(place)
+                    self._count(delivery, figures, contention.limit)
+            if not is_transient(error) or monotonic() - began >= patience:
+                return error
+            await pause(seconds * random.uniform(0.5, 1.0))
+            seconds = min(_LONGEST_PAUSE, seconds * 2)
             keywords = anew()
 
-    async def _once(
-        self, receiver: Receiver, calls: Calls, sender: Any, delivery: Delivery, keywords: dict[str, Any]
-    ) -> None:
+    def _count(self, delivery: Delivery, figures: ReceiverFigures, limit: float) -> None:
+        """Count a conflict; name the receiver in the log, once in a while."""
+        figures.conflicts += 1
+        further = self._throttle.due(delivery.receiver)
+        if further is not None:
+            log.warning(
+                "a transactional receiver conflicts with other writes; its transaction runs again",
+                action="delivery.conflict",
+                **described(delivery),
+                at_once=max(1, int(limit)),
+                further=further,
+            )
+
+    async def _run(self, receiver: Receiver, calls: Calls, *, delivery: Delivery, **keywords: Any) -> None:
+        """Run the transaction once."""
         record, *former = self._ids(receiver, calls, delivery)
         records = self._registry.client[self._database][DELIVERIES]
         try:
@@ -114,7 +155,7 @@ class Transactions:
                 await _insert(records, record, session)
                 if former and await records.find_one({"_id": {"$in": former}}, session=session):
                     raise _AlreadyDone
-                await receiver.function(sender=sender, delivery=delivery._replace(session=session), **keywords)
+                await receiver.function(delivery=delivery._replace(session=session), **keywords)
         except _AlreadyDone:
             return
 
@@ -153,14 +194,22 @@ async def _insert(records: Any, id_: dict[str, str], session: Any) -> None:
         raise _AlreadyDone from error
 
 
-def _is_transient(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether the server asks for the transaction again; also where the receiver made another error of that."""
+    return any(any(map(one.has_error_label, _TRANSIENT)) for one in _driver_errors(error))
+
+
+def is_conflict(error: BaseException) -> bool:
+    """Whether a transaction met another one's write; also where the receiver made another error of that."""
+    return any(isinstance(one, OperationFailure) and one.code in _CONFLICTS for one in _driver_errors(error))
+
+
+def _driver_errors(error: BaseException) -> Iterator[PyMongoError]:
     seen: BaseException | None = error
     known: set[int] = set()
     while seen is not None and id(seen) not in known:  # an application may have its errors cause each other
-        if isinstance(seen, PyMongoError) and any(map(seen.has_error_label, _TRANSIENT)):
-            return True
+        if isinstance(seen, PyMongoError):
+            yield seen
         known.add(id(seen))
         by_itself = None if seen.__suppress_context__ else seen.__context__
         seen = by_itself if seen.__cause__ is None else seen.__cause__
-    return False

@@ -8,13 +8,13 @@ import asyncio
 import sys
 import threading
 import traceback
-from collections import Counter
 from time import monotonic
 from types import FrameType, TracebackType
 from typing import Any, Final, Self
 
 from dispatcher.calling import Caller
 from dispatcher.observe import get_logger
+from dispatcher.throttle import Throttle
 
 __all__ = ["Watchdog"]
 
@@ -23,9 +23,6 @@ log = get_logger()
 # Looks in the time after which the loop is blocked.
 _LOOKS: Final = 4
 _RARELY: Final = 0.25
-
-# Seconds for which the same receiver is not named again.
-_NAMED: Final = 60.0
 
 # Frames of the stack that are told, the innermost ones.
 _DEPTH: Final = 15
@@ -46,8 +43,7 @@ class Watchdog:
         self._main = threading.get_ident()
         self._stop = threading.Event()
         self._turned = threading.Event()
-        self._named: dict[str | None, float] = {}
-        self._unnamed: Counter[str | None] = Counter()
+        self._throttle = Throttle()
         self._thread = threading.Thread(target=self._watch, name="dispatcher-watchdog", daemon=True)
 
     def __enter__(self) -> Self:
@@ -87,26 +83,22 @@ class Watchdog:
         who, stack = _look_at(frame)
         name = who.get("receiver")
         del frame
-        now = monotonic()
-        said = now - self._named.get(name, -_NAMED) >= _NAMED
-        if said:
-            self._named[name] = now
+        further = self._throttle.due(name)
+        if further is not None:
             log.error(
                 "a receiver blocks the event loop: nothing else is done meanwhile"
                 if name
                 else "the event loop is blocked: nothing else is done meanwhile",
                 action="loop.blocked",
                 **who,
-                seconds=round(now - asked, 3),
+                seconds=round(monotonic() - asked, 3),
                 stack=stack,
-                further=self._unnamed.pop(name, 0),
+                further=further,
                 remedy="await what waits, and give what computes to asyncio.to_thread",
             )
-        else:
-            self._unnamed[name] += 1
         while not self._has_turned(turned, _RARELY):
             pass
-        if said and not self._stop.is_set():
+        if further is not None and not self._stop.is_set():
             log.info(
                 "the event loop turns again", action="loop.turns", seconds=round(monotonic() - asked, 3), **who
             )

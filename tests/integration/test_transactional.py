@@ -272,3 +272,27 @@ async def test_a_state_that_can_not_be_written_is_said_at_the_start(account, for
     finally:
         admin.command("configureFailPoint", "failCommand", mode="off")
     assert "state database" in caught.value.remedy
+
+
+async def test_many_deliveries_that_write_few_documents(account, foreign, dispatched, database, capsys):
+    """Three hundred changes count into twenty documents, a hundred at once. One attempt is enough for each."""
+    totals = make_account(dispatched, database, "totals")
+    names = [str(number) for number in range(20)]
+    foreign["totals"].insert_many([{"name": name, "amount": 0} for name in names])
+    attempts: set[int] = set()
+
+    @post_save(account, name="adding", transactional=True, retry=1)
+    async def adding(sender, instance, delivery, **kwargs):
+        attempts.add(delivery.attempt)
+        total = await totals.objects.get(name=instance.name)
+        await total.update(U.inc(amount=1))
+
+    async with dispatching(dispatched, concurrency=100) as running:
+        foreign["accounts"].insert_many([{"name": names[n % 20]} for n in range(300)])
+        await eventually(lambda: running.stats.delivered + running.stats.failed == 300, within=60)
+    assert (running.stats.failed, running.stats.retried, attempts) == (0, 0, {1})
+    assert [one["amount"] for one in foreign["totals"].find()] == [15] * 20
+    (figures,) = running.stats.receivers.values()
+    assert figures.conflicts > 0
+    captured = capsys.readouterr()
+    assert (captured.out + captured.err).count("delivery.conflict") == 1

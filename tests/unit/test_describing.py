@@ -9,7 +9,7 @@ from pymongo.errors import ConfigurationError
 
 from dispatcher.describing import text_of, trace_of, without_credentials
 from dispatcher.observe import configure_logging, get_logger
-from dispatcher.transactional import _is_transient
+from dispatcher.transactional import is_transient
 
 
 @pytest.fixture(autouse=True)
@@ -121,5 +121,5 @@ def test_a_line_does_not_grow_without_a_limit(capsys):
 
 
 def test_errors_that_cause_each_other_are_looked_at_once():
-    assert not _is_transient(in_a_circle())
-    assert not _is_transient(Untruthful())
+    assert not is_transient(in_a_circle())
+    assert not is_transient(Untruthful())

@@ -156,7 +156,8 @@ class Settings(BaseSettings):
     )
     http_token: SecretStr | None = Field(
         default=None,
-        description="What a client must know to change something over HTTP; without it nobody can.",
+        description="What a client must know to change something over HTTP, or to see documents there. Without it "
+        "nobody can change anything, and only this machine sees documents.",
     )
     traces: bool = Field(
         default=False,

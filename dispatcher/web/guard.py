@@ -1,7 +1,10 @@
-"""Who may ask what: safe headers on every answer, none for foreign web pages, a token for what changes things.
+"""Who may ask what: safe headers on every answer, none for foreign web pages, a token for documents and changes.
 
 A page in an operator's browser can have a name of its own point to 127.0.0.1, and then read what we answer there
 (DNS rebinding). So whoever listens on the loopback interface answers only to names of it.
+
+A proxy on this machine connects from the loopback interface, whoever its client is. So documents are open on
+loopback only where no token is set, and only for requests that no proxy has passed on.
 """
 
 import secrets
@@ -13,7 +16,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["Guard", "denied", "is_loopback"]
+from dispatcher.observe import get_logger
+
+__all__ = ["Guard", "denied", "is_forwarded", "is_loopback", "unreadable"]
+
+log = get_logger()
 
 _SAFE_HEADERS: Final = {
     "Cache-Control": "no-store",
@@ -25,6 +32,40 @@ _SAFE_HEADERS: Final = {
 }
 
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+
+# What proxies add to the requests that they pass on.
+_OF_PROXIES: Final = (
+    "forwarded",
+    "via",
+    "x-real-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "x-original-forwarded-for",
+    "true-client-ip",
+    "cf-connecting-ip",
+    "fastly-client-ip",
+    "x-envoy-external-address",
+)
+_OF_PROXIES_BEGIN: Final = "x-forwarded"
+
+# A proxy that nobody configured (nginx) adds no header, but speaks this to what is behind it. Browsers never do.
+_OLD_HTTP: Final = ("1.0", "0.9")
+
+# Answered however many other requests are: a supervisor must not restart a process because others ask much.
+_PROBES: Final = ("/livez", "/readyz")
+
+# Other requests that are answered at once.
+_MOST_REQUESTS: Final = 50
+
+
+def is_forwarded(scope: Scope) -> bool:
+    """Whether a proxy passed the request on: then whoever sent it may be anywhere."""
+    headers = Headers(scope=scope)
+    return (
+        scope.get("http_version") in _OLD_HTTP
+        or any(name in headers for name in _OF_PROXIES)
+        or any(name.startswith(_OF_PROXIES_BEGIN) for name in headers)
+    )
 
 
 def is_loopback(host: str) -> bool:
@@ -43,6 +84,7 @@ class Guard:
     def __init__(self, app: ASGIApp, hosts: Iterable[str] | None = None) -> None:
         self._app = app
         self._hosts = None if hosts is None else frozenset(hosts)
+        self._running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As ASGI has it."""
@@ -50,20 +92,42 @@ class Guard:
             await self._app(scope, receive, send)
             return
 
+        began = False
+
         async def send_safely(message: Message) -> None:
+            nonlocal began
             if message["type"] == "http.response.start":
+                began = True
                 headers = MutableHeaders(scope=message)
                 for name, value in _SAFE_HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)
 
-        if self._hosts is None or _host_of(scope) in self._hosts:
-            await self._app(scope, receive, send_safely)
-        elif scope["type"] == "http":
-            answer = JSONResponse({"error": "Ask by the address that the dispatcher listens on."}, 421)
-            await answer(scope, receive, send_safely)
-        else:
+        if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
+            return
+        refusal = self._refusal(scope)
+        if refusal is not None:
+            await refusal(scope, receive, send_safely)
+            return
+        self._running += 1
+        try:
+            await self._app(scope, receive, send_safely)
+        except Exception as error:
+            log.error("a request could not be answered", action="http.error", path=scope["path"], exc_info=error)
+            if not began:
+                text = "The dispatcher can't answer this: its log line http.error says why."
+                await JSONResponse({"error": text}, 500)(scope, receive, send_safely)
+        finally:
+            self._running -= 1
+
+    def _refusal(self, scope: Scope) -> JSONResponse | None:
+        if self._hosts is not None and _host_of(scope) not in self._hosts:
+            return JSONResponse({"error": "Ask by the address that the dispatcher listens on."}, 421)
+        if self._running >= _MOST_REQUESTS and scope["path"] not in _PROBES:
+            text = f"{self._running} requests are being answered, which is the most. Ask again in a second."
+            return JSONResponse({"error": text}, 503, headers={"Retry-After": "1"})
+        return None
 
 
 def _host_of(scope: Scope) -> str:
@@ -74,15 +138,31 @@ def _host_of(scope: Scope) -> str:
     return host.rpartition(":")[0] if ":" in host else host
 
 
+def unreadable(request: Request, token: str | None, *, loopback: bool) -> JSONResponse | None:
+    """Why a request may not see documents; None if it may.
+
+    Args:
+        request: with `Authorization: Bearer TOKEN`.
+        token: the operator's. Without one, this machine may see them.
+        loopback: only this machine can connect.
+    """
+    if not token and loopback and not is_forwarded(request.scope):
+        return None
+    return denied(request, token)
+
+
 def denied(request: Request, token: str | None) -> JSONResponse | None:
-    """Why a request may not change anything; None if it may.
+    """Why a request may not do what takes a token; None if it may.
 
     Args:
         request: with `Authorization: Bearer TOKEN`.
         token: the operator's; without one nobody may.
     """
     if not token:
-        error = "Set DISPATCHER_HTTP_TOKEN for the dispatcher; without a token nothing can be changed over HTTP."
+        error = (
+            "Set DISPATCHER_HTTP_TOKEN for the dispatcher. Without a token nothing can be changed over HTTP, and "
+            "documents are shown only to this machine, not through a proxy."
+        )
         return JSONResponse({"error": error}, 403)
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and secrets.compare_digest(given.strip().encode(), token.encode()):

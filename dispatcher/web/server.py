@@ -136,7 +136,8 @@ class _Forwarding(logging.Handler):
     """Has what the server says appear among our own lines."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        log.warning(record.getMessage(), action="http.trouble", exc_info=record.exc_info)
+        error = record.exc_info[1] if record.exc_info else None
+        log.warning(record.getMessage().strip(), action="http.trouble", exc_info=error)
 
 
 def _say_if_it_failed(serving: "asyncio.Task[None]") -> None:

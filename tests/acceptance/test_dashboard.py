@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from tests.conftest import need
 from tests.support import Daemon, daemon, eventually_sync
@@ -89,6 +90,10 @@ def url_of(running: Daemon) -> str:
     return f"{listening['address']}/dashboard/"
 
 
+def link_of(running: Daemon) -> str:
+    return f"{url_of(running)}#token={quote(TOKEN)}"
+
+
 def tile(page: Page, name: str) -> Any:
     return page.locator(".tile", has_text=name).locator("dd")
 
@@ -110,6 +115,9 @@ def test_the_page_shows_what_happens_and_runs_nothing_that_clients_wrote(browser
     expect(page.locator("#members tbody tr")).to_have_count(1)
     expect(page.locator("#status")).to_have_text("delivering")
     expect(tile(page, "Dead letters")).to_have_text("1")
+    expect(page.locator("#letters-locked")).to_have_text("They hold documents: unlock to see them.")
+    expect(page.locator(".letter")).to_have_count(0)
+    unlock(page, TOKEN)
 
     page.locator(".letter summary").click()
     letter = page.locator(".letter[open]")
@@ -118,18 +126,51 @@ def test_the_page_shows_what_happens_and_runs_nothing_that_clients_wrote(browser
     expect(letter.locator("pre").last).to_contain_text("in breaks")
     assert page.locator("img[src=x]").count() == 0
     assert page.title() == title
-    expect(page.get_by_role("button", name="Retry")).to_have_count(0)  # locked
 
     assert watched.complaints == []
     assert watched.hosts == {page.url.split("/")[2]}
     watched.close()
     for width in (390, 320):
-        phone = Watched(browser, url_of(shown), viewport={"width": width, "height": 844}, has_touch=True)
+        phone = Watched(browser, link_of(shown), viewport={"width": width, "height": 844}, has_touch=True)
         phone.page.locator(".letter summary").tap()
         expect(phone.page.locator(".letter[open] pre").last).to_contain_text("in breaks")
         assert not phone.page.evaluate(SCROLLS_SIDEWAYS)
         assert phone.complaints == []
         phone.close()
+
+
+def test_an_answer_from_before_unlocking_locks_nothing(browser, shown):
+    watched = Watched(browser, url_of(shown))
+    page = watched.page
+    held: list[Route] = []
+    page.route("**/api/state?*", lambda route: route.continue_() if held else held.append(route))
+    eventually_sync(lambda: page.wait_for_timeout(20) or held, what="the page asks")
+    unlock(page, TOKEN)
+    expect(page.locator("#pause-all")).to_be_visible()
+    with page.expect_response("**/api/state?*") as late:
+        held[0].continue_()
+    assert late.value.json()["may_change"] is False
+    with page.expect_response(lambda answer: "/api/state?" in answer.url) as next_:
+        pass
+    assert next_.value.json()["may_change"] is True
+    expect(page.locator("#pause-all")).to_be_visible()
+    expect(page.get_by_role("button", name="Unlock").first).to_be_hidden()
+    watched.close()
+
+
+def test_a_link_whose_token_is_none_opens_the_page_locked(browser, shown):
+    for token in ("%E0%A4%A", "%", "", "wrong"):
+        watched = Watched(browser, f"{url_of(shown)}#token={token}")
+        page = watched.page
+        expect(page.locator("#status")).not_to_have_text("connecting")
+        expect(page.get_by_role("button", name="Unlock").first).to_be_visible()
+        assert "#" not in page.url
+        if "%" in token:
+            expect(page.locator("#toasts")).to_contain_text("The token in the link can't be read")
+        unlock(page, TOKEN)
+        expect(page.locator("#pause-all")).to_be_visible()
+        assert watched.complaints == []
+        watched.close()
 
 
 def unlock(page: Page, token: str) -> None:
@@ -143,8 +184,10 @@ def test_an_operator_retries_pauses_and_resumes(browser, shown, foreign, mended)
     watched = Watched(browser, url_of(shown))
     page = watched.page
     foreign["accounts"].insert_one({"name": HOSTILE})
-    page.locator(".letter summary").click()
 
+    page.get_by_role("button", name="Unlock").first.click()
+    expect(page.locator("#unlock-dialog")).to_contain_text("DISPATCHER_HTTP_TOKEN")
+    page.get_by_role("button", name="Cancel").first.click()
     unlock(page, "sixteen letters or less")
     expect(page.locator("#token-trouble")).to_have_text("The token is wrong.")
     page.get_by_role("button", name="Cancel").first.click()
@@ -154,6 +197,7 @@ def test_an_operator_retries_pauses_and_resumes(browser, shown, foreign, mended)
     watched.complaints.clear()
     expect(page.get_by_role("button", name="Retry")).to_have_count(0)
     unlock(page, TOKEN)
+    page.locator(".letter summary").click()
 
     mended.touch()
     page.locator(".letter[open]").get_by_role("button", name="Retry").click()

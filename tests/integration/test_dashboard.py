@@ -3,7 +3,7 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +13,9 @@ import bson
 import pytest
 from bson import ObjectId
 from pymongo import AsyncMongoClient
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
 
 from dispatcher.observe import Stats
 from dispatcher.observing import Observer
@@ -40,13 +43,22 @@ class Answer(NamedTuple):
 class Page:
     """Asks the application as a browser would, without a socket."""
 
-    def __init__(self, client: AsyncMongoClient, group: str, *, token: str | None, loopback: bool) -> None:
+    def __init__(
+        self,
+        client: AsyncMongoClient,
+        group: str,
+        *,
+        token: str | None,
+        loopback: bool,
+        further: Sequence[BaseRoute] = (),
+    ) -> None:
         settings = Settings(state_database=f"{group}_state")
         self.observer = Observer(Stats(), group=group, settings=settings, gauges=dict)
         self.observer.client = client
         self.dashboard = Dashboard(self.observer, loopback=loopback, token=token)
         hosts = ("localhost", "127.0.0.1") if loopback else None
-        self._app = make_app(self.observer, hosts=hosts, further=self.dashboard.routes())
+        self.http_version = "1.1"
+        self._app = make_app(self.observer, hosts=hosts, further=[*self.dashboard.routes(), *further])
 
     async def ask(
         self, method: str, path: str, *, body: bytes = b"", token: str | None = None, **headers: str
@@ -57,6 +69,7 @@ class Page:
             sent["authorization"] = f"Bearer {token}"
         scope = {
             "type": "http",
+            "http_version": self.http_version,
             "method": method,
             "path": path,
             "raw_path": path.encode(),
@@ -81,7 +94,7 @@ class Page:
         said = b"".join(one.get("body", b"") for one in messages if one["type"] == "http.response.body")
         return Answer(start["status"], {k.decode(): v.decode() for k, v in start["headers"]}, said)
 
-    async def get(self, path: str, token: str | None = None, **parameters: Any) -> Answer:
+    async def get(self, path: str, token: str | None = TOKEN, **parameters: Any) -> Answer:
         return await self.ask("GET", f"/dashboard/api/{path}?{urlencode(parameters)}", token=token)
 
     async def post(self, path: str, content: Any = None, token: str | None = TOKEN, **headers: str) -> Answer:
@@ -328,7 +341,7 @@ async def test_long_parts_are_told_by_their_size_only(page, state, database):
 async def test_on_other_addresses_documents_take_the_token_and_figures_do_not(abroad, state, database):
     stored = letter(database, 1)
     state.dead_letters.insert_one(stored)
-    told = (await abroad.get("state")).json
+    told = (await abroad.get("state", None)).json
     assert (told["may_read"], told["may_change"], told["dead_letter_count"]) == (False, False, 1)
     assert "Ada" not in json.dumps(told)
     for path in ("letters", "letter"):
@@ -338,6 +351,93 @@ async def test_on_other_addresses_documents_take_the_token_and_figures_do_not(ab
             assert b"no luck" not in answer.body
         assert (await abroad.get(path, TOKEN, id=stored["_id"])).status == 200
     assert (await abroad.get("state", TOKEN)).json["may_change"] is True
+
+
+async def test_where_a_token_is_set_documents_take_it_on_this_machine_too(page, client, state, database):
+    """A proxy on this machine connects from the loopback address, whoever its client is."""
+    stored = letter(database, 1)
+    state.dead_letters.insert_one(stored)
+    told = (await page.get("state", None)).json
+    assert (told["may_read"], told["token_set"], told["dead_letter_count"]) == (False, True, 1)
+    for path in ("letters", "letter"):
+        for token in (None, WRONG):
+            answer = await page.get(path, token, id=stored["_id"])
+            assert (answer.status, b"no luck" in answer.body) == (401, False)
+    without = Page(client, database, token=None, loopback=True)
+    assert (await without.get("state", None)).json["may_read"] is True
+    for path in ("letters", "letter"):
+        answer = await without.get(path, None, id=stored["_id"])
+        assert (answer.status, b"no luck" in answer.body) == (200, True)
+
+
+PROXIES = [
+    {"x-forwarded-for": "203.0.113.7"},
+    {"x-forwarded-host": "status.example.org"},
+    {"x-forwarded-proto": "https"},
+    {"forwarded": "for=203.0.113.7"},
+    {"via": "1.1 proxy.example.org"},
+    {"x-real-ip": "203.0.113.7"},
+    {"cf-connecting-ip": "203.0.113.7"},
+    {"http_version": "1.0"},  # nginx as it comes
+]
+
+
+@pytest.mark.parametrize("added", PROXIES, ids=str)
+async def test_a_request_that_a_proxy_passed_on_is_not_from_this_machine(client, state, database, added):
+    stored = letter(database, 1)
+    state.dead_letters.insert_one(stored)
+    page = Page(client, database, token=None, loopback=True)
+    added = dict(added)
+    page.http_version = added.pop("http_version", "1.1")
+    told = (await page.ask("GET", "/dashboard/api/state", **added)).json
+    assert (told["may_read"], told["dead_letter_count"]) == (False, 1)
+    for path in ("letters", f"letter?id={stored['_id']}"):
+        answer = await page.ask("GET", f"/dashboard/api/{path}", **added)
+        assert (answer.status, "DISPATCHER_HTTP_TOKEN" in answer.json["error"]) == (403, True)
+        assert b"no luck" not in answer.body
+    page = Page(client, database, token=TOKEN, loopback=True)
+    answer = await page.ask("GET", "/dashboard/api/letters", token=TOKEN, **added)
+    assert (answer.status, b"no luck" in answer.body) == (200, True)
+
+
+async def test_an_answer_that_fails_is_logged_with_its_cause(client, database, capsys):
+    async def break_down(_request: Request) -> Response:
+        raise ZeroDivisionError("the cause")
+
+    page = Page(client, database, token=TOKEN, loopback=True, further=[Route("/broken", break_down)])
+    answer = await page.ask("GET", "/broken")
+    assert (answer.status, "http.error" in answer.json["error"]) == (500, True)
+    assert b"the cause" not in answer.body
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    logged = capsys.readouterr().out
+    assert "http.error" in logged
+    assert "path=/broken" in logged
+    assert "ZeroDivisionError: the cause" in logged
+    assert "in break_down" in logged
+
+
+async def test_probes_are_answered_however_many_others_ask(client, database):
+    going = asyncio.Event()
+
+    async def slow(_request: Request) -> Response:
+        await going.wait()
+        return Response("done")
+
+    page = Page(client, database, token=TOKEN, loopback=True, further=[Route("/slow", slow)])
+    asking = [asyncio.create_task(page.ask("GET", "/slow")) for _ in range(200)]
+    try:
+        async with asyncio.timeout(10):
+            while sum(one.done() for one in asking) < 150:
+                await asyncio.sleep(0.01)
+        refused = [one.result() for one in asking if one.done()]
+        assert {(one.status, one.headers["retry-after"]) for one in refused} == {(503, "1")}
+        assert (await page.ask("GET", "/livez")).status == 200
+        assert (await page.ask("GET", "/readyz")).json["phase"] == "starting"
+    finally:
+        going.set()
+        answers = await asyncio.gather(*asking)
+    assert sum(one.status == 200 for one in answers) == 50
+    assert (await page.ask("GET", "/slow")).status == 200
 
 
 CHANGES = [

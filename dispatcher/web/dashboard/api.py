@@ -27,7 +27,7 @@ from dispatcher.web.dashboard.letters import Letterbox, NoSuchPage
 from dispatcher.web.dashboard.page import page_routes
 from dispatcher.web.dashboard.sampling import Sampler, is_me, myself
 from dispatcher.web.dashboard.view import view_of
-from dispatcher.web.guard import denied
+from dispatcher.web.guard import denied, unreadable
 
 __all__ = ["Dashboard"]
 
@@ -88,7 +88,7 @@ class Dashboard:
     Args:
         observer: of the process.
         loopback: only this machine can connect.
-        token: that opens what is not open to everybody; None if nobody set one.
+        token: that opens documents and changes; None if nobody set one.
     """
 
     def __init__(self, observer: Observer, *, loopback: bool, token: str | None) -> None:
@@ -121,8 +121,8 @@ class Dashboard:
 
     def _route(self, path: str, answer: _Answer, *, reads: bool = False, changes: bool = False) -> Route:
         async def guarded(request: Request) -> Response:
-            if changes or (reads and not self._loopback):
-                refusal = denied(request, self._token)
+            if changes or reads:
+                refusal = denied(request, self._token) if changes else self._unreadable(request)
                 if refusal is not None:
                     if "authorization" in request.headers:
                         client = request.client.host if request.client else None
@@ -139,6 +139,9 @@ class Dashboard:
 
         return Route(f"/dashboard/api/{path}", guarded, methods=["POST" if changes else "GET"])
 
+    def _unreadable(self, request: Request) -> Response | None:
+        return unreadable(request, self._token, loopback=self._loopback)
+
     # -- looking -----------------------------------------------------------------------------------------
 
     async def _state(self, request: Request) -> Response:
@@ -149,7 +152,6 @@ class Dashboard:
             members.append(myself(self._observer))
         said = view_of(overview, members, self._sampler.history, _number(request, "since", -1))
         shot = self._observer.snapshot()
-        knows_token = denied(request, self._token) is None
         return _json(
             {
                 **said,
@@ -157,8 +159,8 @@ class Dashboard:
                 "version": shot.version,
                 "trouble": self._trouble,
                 "token_set": self._token is not None,
-                "may_change": knows_token,
-                "may_read": knows_token or self._loopback,
+                "may_change": denied(request, self._token) is None,
+                "may_read": self._unreadable(request) is None,
             }
         )
 

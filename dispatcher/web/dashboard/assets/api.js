@@ -9,21 +9,44 @@ export class Refused extends Error {
   }
 }
 
-// `dispatcher dev` prints a URL with the token behind the #, which browsers keep to themselves.
-function fromAddress() {
-  const match = /^#token=(.+)$/.exec(window.location.hash);
-  if (!match) return;
-  sessionStorage.setItem(KEY, decodeURIComponent(match[1]));
-  history.replaceState(null, "", window.location.pathname);
+// Where the browser keeps nothing for a page, the token lasts as long as the page.
+let unkept = null;
+
+function kept(action) {
+  try {
+    return action(window.sessionStorage);
+  } catch {
+    return unkept;
+  }
 }
 
-fromAddress();
-
 export const token = {
-  get: () => sessionStorage.getItem(KEY),
-  set: (value) => sessionStorage.setItem(KEY, value),
-  forget: () => sessionStorage.removeItem(KEY),
+  get: () => kept((storage) => storage.getItem(KEY)),
+  set: (value) => {
+    unkept = value;
+    kept((storage) => storage.setItem(KEY, value));
+  },
+  forget: () => {
+    unkept = null;
+    kept((storage) => storage.removeItem(KEY));
+  },
 };
+
+// `dispatcher dev` prints a URL with the token behind the #, which browsers keep to themselves.
+// Returns what is wrong with it; "" if nothing is.
+function fromAddress() {
+  const match = /^#token=(.*)$/.exec(window.location.hash);
+  if (!match) return "";
+  history.replaceState(null, "", window.location.pathname);
+  try {
+    token.set(decodeURIComponent(match[1]));
+  } catch {
+    return "The token in the link can't be read: it is cut off, or not written as links are. Unlock with the token itself.";
+  }
+  return "";
+}
+
+export const wrongLink = fromAddress();
 
 async function ask(path, options = {}, given = token.get()) {
   const headers = { Accept: "application/json", ...options.headers };

@@ -1,6 +1,6 @@
 // The dashboard: asks the dispatcher how things are, as long as somebody looks.
 
-import { Refused, get, post, token } from "./api.js";
+import { Refused, get, post, token, wrongLink } from "./api.js";
 import { confirm, setUpUnlocking } from "./dialogs.js";
 import { byId, toast, write } from "./dom.js";
 import { Letters } from "./letters.js";
@@ -15,26 +15,31 @@ class App {
     this.panels = new Panels({ toggle: (row, button) => this.toggleReceiver(row, button) });
     this.letters = new Letters();
     this.seen = -1;
+    this.turn = 0;
     this.timer = null;
     setUpUnlocking(() => this.refresh());
     byId("pause-all").addEventListener("click", () => this.toggleAll());
     document.addEventListener("visibilitychange", () => !document.hidden && this.refresh());
   }
 
+  // Only the newest request counts. The answer to an earlier one knows nothing of what was done meanwhile, such as unlocking.
   async refresh() {
     clearTimeout(this.timer);
+    const turn = ++this.turn;
     try {
-      await this.look();
-      write(byId("trouble"), this.state.trouble);
-      byId("trouble").hidden = !this.state.trouble;
+      const state = await get("state", { since: this.seen });
+      if (turn !== this.turn) return;
+      await this.show(state);
+      write(byId("trouble"), state.trouble);
+      byId("trouble").hidden = !state.trouble;
     } catch (error) {
+      if (turn !== this.turn) return;
       this.complain(error);
     }
-    if (!document.hidden) this.timer = setTimeout(() => this.refresh(), EVERY_MS);
+    if (turn === this.turn && !document.hidden) this.timer = setTimeout(() => this.refresh(), EVERY_MS);
   }
 
-  async look() {
-    const state = await get("state", { since: this.seen });
+  async show(state) {
     this.state = state;
     this.plots.add(state.points, state.anew);
     this.seen = state.seen;
@@ -103,4 +108,5 @@ function verdict(state) {
   return ["delivering", "good"];
 }
 
+if (wrongLink) toast(wrongLink, "bad");
 new App().refresh();

@@ -7,6 +7,10 @@ import { bytes, count, moment } from "./format.js";
 
 const EVERYBODY = "";
 
+const LOCKED = "They hold documents: unlock to see them.";
+const CLOSED =
+  "They hold documents, and are shown only on the dispatcher's own machine. To see them through a proxy or from another machine, start the dispatcher with DISPATCHER_HTTP_TOKEN.";
+
 export class Letters {
   constructor() {
     this.place = byId("letters");
@@ -32,9 +36,24 @@ export class Letters {
     for (const shown of this.shown.values()) this.showButtons(shown);
     const seen = JSON.stringify([state.dead_letters, state.may_read]);
     byId("letters-locked").hidden = state.may_read;
-    if (seen === this.seen || !state.may_read || this.inUse) return;
+    write(byId("letters-locked"), state.token_set ? LOCKED : CLOSED);
+    if (!state.may_read) return this.clear();
+    if (seen === this.seen || this.inUse) return;
     this.seen = seen;
     await this.load();
+    // The state is a little older than the list. Where they differ, the list is asked for again.
+    const counted = state.dead_letters.filter((one) => !this.filter.value || one.receiver === this.filter.value);
+    const expected = counted.reduce((sum, one) => sum + one.count, 0);
+    if (this.shown.size !== expected && this.next === null) this.seen = null;
+  }
+
+  // Whoever lost the right to see documents sees none.
+  clear() {
+    this.seen = null;
+    this.pages = 1;
+    this.shown.clear();
+    this.more.hidden = true;
+    this.place.replaceChildren();
   }
 
   // Somebody reads: letters that come or go meanwhile must not move what is read.
@@ -139,6 +158,7 @@ export class Letters {
     try {
       const { count: changed } = await what();
       toast(changed === 1 ? said : `${count(changed)} letters: ${said.toLowerCase()}`);
+      this.seen = null;
       await this.load();
     } catch (error) {
       toast(error.message, "bad");

@@ -23,8 +23,7 @@ log = get_logger()
 
 _USUAL: Final = Address("127.0.0.1", 8787)
 
-# Requests that are answered at once, and those that wait.
-_MOST_REQUESTS: Final = 100
+# Connections that wait to be accepted.
 _BACKLOG: Final = 128
 
 # Seconds by which the first delivery is ahead of the first answer, at most; and between two looks.
@@ -93,6 +92,7 @@ class Web:
         import uvicorn  # noqa: PLC0415 - see above
 
         from dispatcher.web.app import make_app  # noqa: PLC0415
+        from dispatcher.web.connections import Connection  # noqa: PLC0415
         from dispatcher.web.dashboard.api import Dashboard  # noqa: PLC0415
         from dispatcher.web.guard import is_loopback  # noqa: PLC0415
 
@@ -117,7 +117,7 @@ class Web:
         app: Any = make_app(self._observer, hosts=hosts, further=dashboard.routes())
         config = uvicorn.Config(
             app,
-            http="h11",
+            http=Connection,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -125,7 +125,6 @@ class Web:
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=_MOST_REQUESTS,
             backlog=_BACKLOG,
             timeout_graceful_shutdown=_PATIENCE,
         )

@@ -1,6 +1,7 @@
 """What a daemon answers over HTTP: probes, metrics, status; Prometheus itself asks as well."""
 
 import asyncio
+import contextlib
 import http.client
 import json
 import signal
@@ -9,7 +10,7 @@ import subprocess
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -18,6 +19,7 @@ from dispatcher.exceptions import ExitCode
 from dispatcher.observe import Stats
 from dispatcher.observing import Observer
 from dispatcher.settings import Address, Settings
+from dispatcher.web import connections
 from dispatcher.web.server import Web
 from tests.acceptance.test_run import RECEIVER, assert_one_error, run, write_app
 from tests.conftest import need
@@ -113,6 +115,94 @@ def test_answers_are_safe_and_only_for_this_machine(running):
     connection.request("POST", "/metrics")
     assert connection.getresponse().status == 405
     connection.close()
+
+
+@pytest.fixture
+async def served(monkeypatch) -> AsyncIterator[Address]:
+    """The server alone, with less patience."""
+    monkeypatch.setattr(connections, "PATIENCE", 0.5)
+    observer = Observer(Stats(), group="g", settings=Settings(), gauges=dict)
+    web = Web(Settings(http="127.0.0.1:0", http_token="sixteen letters or more"), observer)
+    stop, going = asyncio.Event(), asyncio.Event()
+
+    async def run(stop: asyncio.Event) -> None:
+        going.set()
+        await stop.wait()
+
+    task = asyncio.create_task(web.beside(run, stop))
+    await going.wait()
+    where = urllib.parse.urlsplit(observer.http)
+    yield Address(where.hostname, where.port)
+    stop.set()
+    await task
+
+
+async def ask(where: Address, path: str = "/livez") -> bytes:
+    """The first line of an answer."""
+    reader, writer = await asyncio.open_connection(*where)
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+    try:
+        return await asyncio.wait_for(reader.readline(), 20)
+    finally:
+        writer.close()
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+HEAD = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n"
+
+
+async def test_clients_that_do_nothing_keep_nobody_from_an_answer(served, monkeypatch):
+    monkeypatch.setattr(connections, "PATIENCE", 60.0)
+    assert await ask(served) == OK  # it is loaded
+    idle = [await asyncio.open_connection(*served) for _ in range(connections.MOST_CONNECTIONS + 50)]
+    for _, writer in idle[60:]:
+        writer.write(HEAD)
+    for path in ("/livez", "/livez", "/metrics", "/status.json"):
+        assert await ask(served, path) == OK
+    for reader, _ in idle[:50]:
+        with contextlib.suppress(ConnectionResetError):
+            assert await asyncio.wait_for(reader.read(), 20) == b"", "the oldest go"
+    reader, writer = idle[-1]
+    writer.write(b"Connection: close\r\n\r\n")
+    assert await asyncio.wait_for(reader.readline(), 20) == OK, "the newest stay"
+    for _, writer in idle:
+        writer.close()
+
+
+SLOW = {
+    "nothing": [],
+    "a part of the headers": [HEAD],
+    "headers that trickle": [HEAD, *[b"X: y\r\n"] * 1_000],
+    "an answered request, and a part of the next": [HEAD + b"\r\n", HEAD],
+    "a body that does not come": [
+        b"POST /dashboard/api/pause HTTP/1.1\r\nHost: localhost\r\n"
+        b"Authorization: Bearer sixteen letters or more\r\n"
+        b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+    ],
+    "a body that trickles after its answer": [
+        b"POST /dashboard/api/pause HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10000\r\n\r\n",
+        *[b"x"] * 1_000,
+    ],
+}
+
+
+@pytest.mark.parametrize("sent", SLOW.values(), ids=list(SLOW))
+async def test_a_client_that_keeps_it_waiting_is_sent_away(served, sent):
+    reader, writer = await asyncio.open_connection(*served)
+
+    async def send() -> None:
+        for piece in sent:
+            writer.write(piece)
+            await asyncio.sleep(0.05)
+
+    sending = asyncio.create_task(send())
+    async with asyncio.timeout(30):
+        with contextlib.suppress(ConnectionError):
+            while await reader.read(1_000):
+                pass
+    sending.cancel()
+    writer.close()
+    assert await ask(served) == OK
 
 
 async def test_it_is_not_ready_while_the_server_is_gone(ledger, mongo, foreign, tmp_path):

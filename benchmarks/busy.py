@@ -15,7 +15,7 @@ from pymongo.database import Database
 from benchmarks.contestants import BenchmarkFailed, Contestant, busy_daemon
 from benchmarks.figures import quantile
 from benchmarks.workloads.environment import GROUP, Assignment
-from benchmarks.workloads.shape import COLLECTION_PREFIX, Shape
+from benchmarks.workloads.shape import COLLECTION_PREFIX, COUNTERS, Shape
 from dispatcher.controls import pause, resume
 from dispatcher.state import POSITIONS
 
@@ -163,6 +163,8 @@ async def _with_state(url: str, do: Callable[[AsyncMongoClient[Any], str, str], 
 def _prepare(database: Database[dict[str, Any]], busy: Busy) -> None:
     for index in range(busy.shape.collections):
         database.create_collection(_name(index), changeStreamPreAndPostImages={"enabled": True})
+    if busy.shape.counters:
+        database[COUNTERS].insert_many([{"name": str(n), "count": 0} for n in range(busy.shape.counters)])
     for start in range(0, busy.documents, _AT_ONCE):
         ids = range(start, min(start + _AT_ONCE, busy.documents))
         database[_name(0)].insert_many([{"_id": _id(number), **_row(0, busy)} for number in ids])

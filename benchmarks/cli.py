@@ -25,6 +25,7 @@ from benchmarks.peers import Peers, existing_peers, set_up_peers
 from benchmarks.plan import QUICK, WHOLE, Plan
 from benchmarks.report import as_json, show, store
 from benchmarks.setting import Setting
+from benchmarks.shared import measure_shared
 from benchmarks.signals import measure_signals
 from benchmarks.start import measure_start
 from benchmarks.writes import measure_writes
@@ -41,6 +42,7 @@ _SUITES: dict[str, Callable[[Setting], list[Row]]] = {
     "latency": measure_latency,
     "start": measure_start,
     "four": measure_four,
+    "shared": measure_shared,
     "memory": measure_memory,
 }
 

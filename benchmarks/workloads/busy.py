@@ -7,7 +7,8 @@ from typing import Any
 import mongoz
 from benchmarks.workloads.environment import GROUP, Assignment
 from benchmarks.workloads.meters import Spread
-from benchmarks.workloads.shape import COLLECTION_PREFIX, Shape
+from benchmarks.workloads.shape import COLLECTION_PREFIX, COUNTERS, Shape
+from mongoz import U
 
 assignment = Assignment.received()
 shape = Shape.received()
@@ -29,6 +30,16 @@ def _document(index: int) -> Any:
     return Item
 
 
+class Counter(mongoz.Document):
+    name: str = mongoz.String()
+    count: int = mongoz.Integer(default=0)
+
+    class Meta:
+        registry = registry
+        database = assignment.database
+        collection = COUNTERS
+
+
 def _receiver(*, is_last: bool) -> Any:
     async def receive(sender: type, instance: Any, **kwargs: Any) -> None:  # noqa: ARG001 - a receiver's keywords
         if shape.wait_ms:
@@ -37,6 +48,9 @@ def _receiver(*, is_last: bool) -> Any:
             until = perf_counter() + shape.compute_ms / 1e3
             while perf_counter() < until:
                 pass
+        if shape.counters:
+            counter = await Counter.objects.get(name=str(instance.number % shape.counters))
+            await counter.update(U.inc(count=1))
         if is_last:
             meter.event(instance.number)
 
@@ -48,4 +62,4 @@ for index in range(shape.collections):
     for place in range(1, shape.receivers + 1):
         receive = _receiver(is_last=place == shape.receivers)
         for signal in (document.signals.post_save, document.signals.post_update):
-            signal.connect(receive, name=f"receive-{place}")
+            signal.connect(receive, name=f"receive-{place}", transactional=shape.transactional)

@@ -1,0 +1,43 @@
+"""Transactional receivers that write shared documents, against plain ones that do the same.
+
+Changes wait in a backlog; each counts into one of a few documents, a hundred deliveries at once. From the first
+delivery to the last.
+"""
+
+from dataclasses import replace
+
+from benchmarks.busy import Busy, measure_busy
+from benchmarks.figures import Pair, Row, Target
+from benchmarks.setting import Setting
+from benchmarks.workloads.shape import Shape
+
+__all__ = ["measure_shared"]
+
+_TARGET = Target(limit=2.0, tolerated=5.0, better="lower")
+_CHANGES, _COUNTERS = 300, 20
+
+
+def measure_shared(setting: Setting) -> list[Row]:
+    """Measure the row.
+
+    Raises:
+        BenchmarkFailed: a process did not do what it should.
+    """
+    plain = Busy(Shape(counters=_COUNTERS), changes=_CHANGES, timed=False, backlog=True)
+    transactional = replace(plain, shape=Shape(counters=_COUNTERS, transactional=True))
+    pairs = []
+    for i in range(setting.plan.rounds):
+        ours, peer = (_CHANGES / measure_busy(setting.url, one).rate for one in (transactional, plain))
+        pairs.append(Pair(ours, peer))
+        setting.say(f"shared documents, round {i + 1} of {setting.plan.rounds}: {ours:.2f} and {peer:.2f} s")
+    return [
+        Row(
+            key="shared_documents",
+            what="transactional, shared documents",
+            about=f"seconds for {_CHANGES} changes that count into {_COUNTERS} documents, 100 at once",
+            peer="a plain receiver with the same writes",
+            unit="s",
+            pairs=pairs,
+            target=_TARGET,
+        )
+    ]

@@ -12,6 +12,7 @@ import bson
 import pydantic
 
 import mongoz
+from dispatcher.describing import text_of
 from dispatcher.exceptions import ApplicationError
 from mongoz import Registry
 from mongoz.exceptions import nearest
@@ -65,8 +66,7 @@ def _broken(name: str, origin: str, error: BaseException) -> ApplicationError:
     frame = frames[-1] if frames else None
     place = f" ({frame.filename}:{frame.lineno})" if frame else ""
     return ApplicationError(
-        f"{origin} names the module {name!r}, which fails when it is imported{place}: "
-        f"{type(error).__name__}: {error}",
+        f"{origin} names the module {name!r}, which fails when it is imported{place}: {text_of(error)}",
         remedy=f"Mend it; `python -c 'import {name}'` shows the whole traceback.",
     )
 

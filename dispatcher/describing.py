@@ -1,42 +1,43 @@
-"""Errors in words. They may be of an application's classes; whatever those do when asked, this does not raise."""
+"""Errors in words. They may be of an application's classes; whatever those do when asked, this does not raise.
 
-import re
+What is said of them holds no secrets and has a bearable length, wherever it goes: a log, a dead letter, a span.
+"""
+
 import traceback
+from collections.abc import Callable
 from typing import Final
 
-__all__ = ["text_of", "trace_of", "without_credentials"]
+from dispatcher.redacting import LONGEST_TEXT, redacted, shortened
 
-# Up to the last "@": a password that should have been escaped may hold any of the others.
-_USER: Final = re.compile(r"""(\w://)[^\s"'<>]*@""")
+__all__ = ["text_of", "trace_of", "words_of"]
 
-# Options of a URL that are secrets.
-_OPTION: Final = re.compile(r"""([?&](?:\w*password|authMechanismProperties)=)[^&\s"'<>]+""", re.IGNORECASE)
+# Characters of a traceback.
+_LONGEST_TRACE: Final = 50_000
 
 
 def text_of(error: BaseException) -> str:
     """Type and message of an error."""
-    try:
-        return _printable(f"{type(error).__name__}: {error}")
-    except BaseException:  # of a class whose __str__ has a bug
-        return type(error).__name__
+    return _described(lambda: f"{type(error).__name__}: {error}", LONGEST_TEXT) or type(error).__name__
+
+
+def words_of(value: object) -> str:
+    """A value as text; of an error its message alone."""
+    return _described(lambda: str(value), LONGEST_TEXT)
 
 
 def trace_of(error: BaseException) -> str:
     """The traceback, as Python prints it; at least the places that it came by."""
+    told = _described(lambda: "".join(traceback.format_exception(error)), _LONGEST_TRACE)
+    if told:
+        return told
+    places = _described(lambda: "".join(traceback.format_tb(error.__traceback__)), _LONGEST_TRACE)
+    return f"Traceback (most recent call last):\n{places}{text_of(error)}\n"
+
+
+def _described(describe: Callable[[], str], limit: int) -> str:
+    """Cut, without secrets and lone surrogates, which no file and no database takes; "" if describing fails."""
     try:
-        return _printable("".join(traceback.format_exception(error)))
-    except BaseException:  # asked for its causes, its notes, its truth
-        places = "".join(traceback.format_tb(error.__traceback__))
-        return f"Traceback (most recent call last):\n{_printable(places)}{text_of(error)}\n"
-
-
-def _printable(text: str) -> str:
-    """Without lone surrogates, which no file and no database takes."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def without_credentials(text: str) -> str:
-    """The text, with the secrets of URLs replaced by dots."""
-    if "://" not in text:
-        return text
-    return _OPTION.sub(r"\1...", _USER.sub(r"\1...@", text))
+        text = describe()
+    except BaseException:  # an error whose __str__ raises, or that is asked for its causes, its notes, its truth
+        return ""
+    return redacted(shortened(text, limit)).encode("utf-8", "backslashreplace").decode()

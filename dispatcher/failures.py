@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from pymongo.errors import ConfigurationError, ConnectionFailure, OperationFailure, PyMongoError
 
+from dispatcher.describing import words_of
 from dispatcher.exceptions import (
     AccessDenied,
     DispatcherError,
@@ -199,7 +200,7 @@ def fatal(error: PyMongoError, address: str) -> DispatcherError | None:
     verdict = _VERDICTS.get(kind_of(error)) if isinstance(error, OperationFailure) else None
     if verdict is None:
         return None
-    text = str(_details(error).get("errmsg", error)).rstrip(".")
+    text = words_of(_details(error).get("errmsg", error)).rstrip(".")
     return verdict.kind(verdict.message.format(address=address, text=text), remedy=verdict.remedy)
 
 
@@ -227,6 +228,6 @@ def _details(error: PyMongoError) -> Mapping[str, Any]:
 
 def in_short(error: Exception) -> str:
     """A driver's error for a log line, without the server's whole reply and the topology."""
-    text = str(error).partition(", full error")[0].partition(", Timeout:")[0]
+    text = words_of(error).partition(", full error")[0].partition(", Timeout:")[0]
     text = text.partition(" (configured timeouts:")[0]
     return f"{type(error).__name__}: {text}"

@@ -2,23 +2,30 @@
 
 import logging
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import islice
 from typing import Any, Final
 
 import stamina.instrumentation
 import structlog
 
-from dispatcher.describing import trace_of, without_credentials
+from dispatcher.describing import trace_of, words_of
 from dispatcher.measuring import MOST_RECEIVERS, ReceiverFigures
+from dispatcher.redacting import escaped, names_a_secret, redacted, shortened
 
 __all__ = ["Stats", "configure_logging", "get_logger"]
 
 # What the receivers that have no figures of their own are counted as.
 _OTHERS: Final = ("(others)", "")
 
-# Characters of one value in a log line: errors quote documents, and keys may be megabytes long.
-_LONGEST_VALUE: Final = 20_000
+# Of lists and mappings in a log line.
+_MOST_VALUES: Final = 1_000
+_DEEPEST: Final = 5
+
+# Values of several lines.
+_BLOCKS: Final = ("exception", "stack")
+_SET_IN: Final = "\n    "
 
 
 @dataclass(slots=True)
@@ -78,21 +85,23 @@ def configure_logging(log_format: str, level: str) -> None:
     """
     stamina.instrumentation.set_on_retry_hooks(())  # we log retries ourselves, under our own keys
     console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
-    renderer: Any = (
-        structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+    renderers: Sequence[Any] = (
+        (
+            _escaped,
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            ),
         )
         if console
-        else structlog.processors.JSONRenderer(default=str)
+        else (structlog.processors.JSONRenderer(),)
     )
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             _with_traceback,
-            _in_short,
-            renderer,
-            _without_credentials,
+            _described,
+            *renderers,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
@@ -109,13 +118,32 @@ def _with_traceback(_logger: Any, _method: str, event: MutableMapping[str, Any])
     return event
 
 
-def _in_short(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    for key, value in event.items():
-        if isinstance(value, str) and len(value) > _LONGEST_VALUE:
-            event[key] = f"{value[: _LONGEST_VALUE // 2]} [...] {value[-_LONGEST_VALUE // 2 :]}"
-    return event
+def _described(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """What a line is made of: of a bearable length, without secrets, and nothing that a renderer must ask."""
+    return {key: _plain(value) for key, value in event.items()}
 
 
-def _without_credentials(_logger: Any, _method: str, line: Any) -> str:
-    """Last of all, so that whatever a line is made of has gone into it."""
-    return without_credentials(str(line))
+def _plain(value: Any, depth: int = 0) -> Any:
+    if isinstance(value, str):
+        return redacted(shortened(value))
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, Mapping) and depth < _DEEPEST:
+        some = islice(value.items(), _MOST_VALUES)
+        return {words_of(k): "..." if names_a_secret(words_of(k)) else _plain(v, depth + 1) for k, v in some}
+    if isinstance(value, list | tuple | set | frozenset) and depth < _DEEPEST:
+        return [_plain(one, depth + 1) for one in islice(value, _MOST_VALUES)]
+    return words_of(value)
+
+
+def _escaped(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """For people: no value moves the cursor, or passes for a line of ours."""
+    return {key: _on_terminal(key, value) for key, value in event.items()}
+
+
+def _on_terminal(key: str, value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if key in _BLOCKS:
+        return f"    {escaped(str(value).rstrip(), _SET_IN)}"
+    return escaped(str(value))

@@ -25,6 +25,7 @@ from dispatcher.controls import Controls
 from dispatcher.dead_letters import DeadLetters
 from dispatcher.decode import Undecodable, decode, decoded_together
 from dispatcher.delivery import Deliverer
+from dispatcher.describing import words_of
 from dispatcher.draining import SAVE_PATIENCE, drain
 from dispatcher.entrance import DELIVERABLE, Entrance
 from dispatcher.events import Batch, Change, Start, token_time
@@ -471,7 +472,7 @@ class Pipeline:
                     action="change.undecodable",
                     token=error.token,
                     id=repr(error.key),
-                    error=str(error),
+                    error=words_of(error),
                 )
                 # Nothing behind it is entered before, so the position can't pass it.
                 await self._deliverer.keep_unreadable(bytes(event.raw), error.token, error)

@@ -16,7 +16,7 @@ from pymongo.errors import PyMongoError
 from dispatcher.conditions import Conditions, wanted
 from dispatcher.dead_letters import DeadLetters
 from dispatcher.decode import Undecodable, decode
-from dispatcher.describing import text_of
+from dispatcher.describing import text_of, words_of
 from dispatcher.events import Calls, Change, Job
 from dispatcher.failures import fatal, in_short
 from dispatcher.letters import Again, Letter, change_of, delivery_of, letter_id
@@ -195,7 +195,7 @@ class Resending:
         try:
             change = decode(RawBSONDocument(parts["event"]), self._codec_options)
         except Undecodable as error:
-            raise _Refused(f"The event still can't be decoded: {error}") from error
+            raise _Refused(f"The event still can't be decoded: {words_of(error)}") from error
         all_calls = self._routes.route(change)
         if self._conditions is not None:
             refused = await self._conditions.refused([change])

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from time import time
 from typing import TYPE_CHECKING, Any, Final
 
+from dispatcher.describing import text_of, trace_of, words_of
 from dispatcher.events import Calls, Change
 from dispatcher.exceptions import NotInstalled, how_to_install
 from dispatcher.measuring import seconds_of
@@ -81,12 +82,25 @@ class Tracing:
                 try:
                     await function(sender=sender, delivery=delivery, **keywords)
                 except BaseException as error:
-                    span.record_exception(error)
+                    span.add_event("exception", _exception(error))
                     span.set_attribute("error.type", type(error).__qualname__)
-                    span.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {error}"))
+                    span.set_status(Status(StatusCode.ERROR, text_of(error)))
                     raise
 
         return traced
+
+
+def _exception(error: BaseException) -> dict[str, str]:
+    """As OpenTelemetry's `record_exception` has it, without secrets."""
+    kind = type(error)
+    return {
+        "exception.type": f"{kind.__module__}.{kind.__qualname__}"
+        if kind.__module__ != "builtins"
+        else kind.__name__,
+        "exception.message": words_of(error),
+        "exception.stacktrace": trace_of(error),
+        "exception.escaped": "False",
+    }
 
 
 def tracing_of(settings: Settings) -> Tracing | None:

@@ -6,7 +6,7 @@ import typer
 
 from dispatcher.cli import check, develop, letters, pausing, position, receivers, replay, run, setup, status
 from dispatcher.cli.output import complain
-from dispatcher.describing import trace_of, without_credentials
+from dispatcher.describing import trace_of
 from dispatcher.exceptions import DispatcherError, ExitCode
 from mongoz import __version__
 
@@ -54,7 +54,7 @@ def main() -> None:
         complain(error)
         sys.exit(error.exit_code)
     except Exception as error:
-        sys.stderr.write(without_credentials(trace_of(error)))
+        sys.stderr.write(trace_of(error))
         complain(
             DispatcherError(
                 "The dispatcher has a bug: nobody expected the exception above. Nothing is lost.",

@@ -8,8 +8,8 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from dispatcher.describing import without_credentials
 from dispatcher.exceptions import DispatcherError
+from dispatcher.redacting import redacted
 
 __all__ = ["complain", "confirmed", "err", "out", "print_json"]
 
@@ -22,10 +22,10 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 def complain(error: DispatcherError) -> None:
     """An error and its remedy, a line each."""
     err.print("[bold red]error:[/]", end=" ")
-    err.print(without_credentials(error.message), markup=False)
+    err.print(redacted(error.message), markup=False)
     if error.remedy:
         err.print("[bold]remedy:[/]", end=" ")
-        err.print(without_credentials(error.remedy), markup=False)
+        err.print(redacted(error.remedy), markup=False)
 
 
 def confirmed(question: str, *, yes: bool) -> bool:

@@ -49,6 +49,23 @@ def break_on(document: Any, *signals: Any, name: str = "broken", **options: Any)
     return got
 
 
+async def test_a_letter_holds_no_secret_of_an_error(account, foreign, dispatched, state, capsys):
+    @post_save(account, name="leaky", retry=1)
+    async def leaky(sender: Any, **kwargs: Any) -> None:
+        try:
+            raise ValueError("mongodb://me:hunter 2hunter2@db.example.org/shop is down")
+        except ValueError as error:
+            raise LookupError("login with password='hunter2' failed, token=hunter2") from error
+
+    async with dispatching(dispatched):
+        foreign["accounts"].insert_one({"name": "Ada"})
+        letter = await state.letter()
+    assert "hunter2" not in str(letter)
+    assert "hunter2" not in capsys.readouterr().err
+    assert letter["error"]["message"] == "LookupError: login with password='...' failed, token=..."
+    assert "mongodb://...@db.example.org/shop is down" in letter["error"]["traceback"]
+
+
 async def test_what_a_letter_holds(account, foreign, dispatched, database, state, capsys):
     said = actions(capsys)
     foreign.create_collection("accounts", **IMAGES)

@@ -126,6 +126,21 @@ async def test_attempts_that_fail_say_why(account, foreign, dispatched, spans):
     assert delivered.status.status_code == StatusCode.UNSET
 
 
+async def test_a_span_of_an_error_holds_no_secret(account, foreign, dispatched, spans):
+    @post_save(account, name="leaky", retry=1)
+    async def leaky(sender, instance, **kwargs):
+        raise ValueError("GET https://example.org/?api_key=hunter2 with Authorization: Bearer hunter2")
+
+    async with dispatching(dispatched, traces=True):
+        foreign["accounts"].insert_one({"name": "Ada"})
+        await eventually(spans)
+    (span,) = spans()
+    assert "hunter2" not in span.to_json()
+    (event,) = span.events
+    assert event.attributes["exception.type"] == "ValueError"
+    assert "in leaky" in event.attributes["exception.stacktrace"]
+
+
 async def test_a_transactional_receiver_has_one_as_well(account, foreign, dispatched, spans):
     @post_save(account, name="books", transactional=True)
     async def books(sender, instance, delivery, **kwargs):

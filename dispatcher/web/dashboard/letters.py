@@ -11,6 +11,7 @@ from bson.errors import InvalidBSON
 from bson.json_util import RELAXED_JSON_OPTIONS, dumps
 from pymongo import AsyncMongoClient
 
+from dispatcher.redacting import redacted
 from dispatcher.state import dead_letter_chunks, dead_letters
 
 __all__ = ["LETTERS_PER_PAGE", "Letterbox", "NoSuchPage"]
@@ -125,7 +126,7 @@ def _listed(letter: dict[str, Any]) -> dict[str, Any]:
         "key": _line(letter["key"]) if "key" in letter else None,
         "reason": letter.get("reason"),
         "error_type": _line(error.get("type", "")),
-        "error_message": _line(error.get("message", "")),
+        "error_message": _line(redacted(str(error.get("message", "")))),
         "attempts": letter.get("attempts", 0),
         "retries": letter.get("retries", 0),
         "last_attempt_at": _iso(letter.get("last_attempt_at")),
@@ -139,8 +140,8 @@ def _in_full(letter: dict[str, Any], parts: dict[str, bytes], sizes: dict[str, i
     shown = {name: _text(data) for name, data in parts.items() if len(data) <= _LONGEST_PART}
     return {
         **_listed(letter),
-        "error_message": str(error.get("message", "")),
-        "traceback": str(error.get("traceback", "")),
+        "error_message": redacted(str(error.get("message", ""))),
+        "traceback": redacted(str(error.get("traceback", ""))),
         "first_attempt_at": _iso(letter.get("first_attempt_at")),
         "wall_time": _iso(letter.get("wall_time")),
         "operation": letter.get("operation"),

@@ -1,0 +1,240 @@
+"""Text without secrets, text of a bearable length, and text that is safe on a terminal.
+
+Logs, dead letters, spans, the command line and the dashboard all use these functions. Each takes time in
+proportion to the length of its text: anybody who may write a document decides what is in there.
+"""
+
+import re
+from typing import Final
+
+__all__ = ["LONGEST_TEXT", "escaped", "names_a_secret", "redacted", "shortened"]
+
+LONGEST_TEXT: Final = 20_000
+"""Characters of an error or of one value in a log line: errors quote documents, and keys may be megabytes long."""
+
+_DOTS: Final = "..."
+
+# -- credentials before the host of a URL ----------------------------------------------------------------
+
+_END_OF_WORD: Final = re.compile(r"""[\s"'<>]""")
+
+# A user and the beginning of a password. Digits up to the end of the authority are a port.
+_USER: Final = re.compile(r"""[^\s/?#@:\[\]"'<>]*:(?!\d{1,5}(?:[/?#,;.)\]\s"'<>]|$))""")
+
+# What may be the rest of a password with a space, and not a host.
+_BARE_WORD: Final = re.compile(r"[\w-]*[ \t]")
+
+# Examples in messages hold no secret.
+_EXAMPLES: Final = frozenset({"user:password", "username:password", "USER:PASSWORD", "<user>:<password>"})
+
+# -- secrets with a name ---------------------------------------------------------------------------------
+
+_PASSWORD: Final = r"pass(?:word|wd|phrase|code)|(?<![a-z])(?:pass|pwd|pw)(?![a-z])"  # noqa: S105 - the word
+_OTHER: Final = (
+    r"secret|token|api[_\-. ]?key|credential|signature|authmechanismproperties|session[_\-.]?id"
+    r"|(?:access|account|auth|encryption|master|private|service|session|shared|signing)[_\-.]?(?:access[_\-.]?)?key"
+    r"|(?<![a-z0-9])(?:sig|jwt|otp|auth)(?![a-z])"
+)
+_HEADER: Final = r"authorization|(?<![a-z])cookie"
+
+# The rest of a name, its closing quote or bracket, and what stands between it and the value.
+_REST: Final = r"[\w\-]{0,24}(?:\\{0,4}[\"'])?\]?"
+_IS: Final = r"[ \t]{0,8}(?:=>|[=:>](?!=))[ \t]{0,8}"
+
+# A value in quotes ends at the first quote that no letter follows; it may be cut off before.
+_QUOTED: Final = (
+    r"\\{1,4}[\"'][^\"'\n]*"
+    r"|[bru]{0,2}\"(?:[^\"\\\n]|\\.|\"(?=\w))*"
+    r"|[bru]{0,2}'(?:[^'\\\n]|\\.|'(?=\w))*"
+    r"|[(\[{][^)\]}\n]*"
+)
+
+# A password without quotes goes on after a space, unless the next word is a name with a value.
+_WORDS: Final = r"[^\s&]+(?:(?<![,;.:)\]}\"'])[ ](?!\w{1,30}[=:])[^\s&]+)*"
+_WORD: Final = r"[^\s&]+"
+
+_NAMED: Final = tuple(
+    (
+        hints,
+        re.compile(rf"(?P<name>(?:{name}){_REST}{between})(?P<value>{_QUOTED}|{value})", re.IGNORECASE),
+    )
+    for hints, name, between, value in (
+        ("pass pw", _PASSWORD, _IS, _WORDS),
+        ("secret token key cred signature sig= sig' sig\" auth jwt otp session", _OTHER, _IS, _WORD),
+        # Pairs of headers, too: (b'authorization', b'Bearer ...').
+        ("authorization cookie", _HEADER, rf"(?:{_IS}|,[ \t]{{0,8}})", r"digest[^\n]+|aws4[^\n]+|[^\n\"']+"),
+        # Arguments of a command, as text and as a list.
+        ("--", rf"(?<!-)--[a-z\-]{{0,24}}(?:{_PASSWORD}|{_OTHER})", r"(?:,[ \t]{0,8}|[ \t]{1,8})", _WORD),
+        ("? &", r"(?<=[?&])(?:key|code|sig|auth|pass|pw)(?![\w\-])", "=", _WORD),
+    )
+)
+_IS_A_NAME: Final = re.compile(f"{_PASSWORD}|{_OTHER}|{_HEADER}", re.IGNORECASE)
+
+# -- secrets that are known by their looks ---------------------------------------------------------------
+
+_SHAPES: Final = tuple(
+    (hints, re.compile(rf"(?P<name>{before})(?P<value>{shape})"))
+    for hints, before, shape in (
+        ("bearer", r"\bBearer[ \t]+(?!token|auth|scheme)", r"[\w\-.~+/]{6,}=*"),
+        ("eyj", r"(?<![\w-])", r"eyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?"),  # a JSON web token
+        ("akia asia", r"\b", r"(?:AKIA|ASIA)[0-9A-Z]{16}\b"),
+        ("ghp_ gho_ ghu_ ghs_ ghr_", r"\b", r"gh[pousr]_\w{20,}"),
+        ("sk- xox", r"\b", r"(?:sk-[\w-]{20,}|xox[a-z]-[\w-]{10,})"),
+    )
+)
+
+# With substrings, in lower case, of what they can be found in: most texts have none, and are done.
+_PATTERNS: Final = tuple((tuple(hints.split()), pattern) for hints, pattern in (*_NAMED, *_SHAPES))
+_HINTS: Final = ("://", "input_value=", *sorted({hint for hints, _ in _PATTERNS for hint in hints}))
+
+# pydantic quotes the value of a field a line below its name.
+_REFUSED_VALUE: Final = re.compile(
+    rf"^(?P<name>[\w.]{{0,60}}(?:{_PASSWORD}|{_OTHER})[\w.]{{0,60}}\n[^\n]*?\binput_value=)"
+    r"(?P<value>[^\n]*?)(?=, input_type=|$)",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+_KEY_BEGINS: Final = re.compile(r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----")
+_KEY_ENDS: Final = "-----END"
+
+# -- what a terminal would obey ----------------------------------------------------------------------------
+
+# C0, DEL and C1; what turns the direction of writing or hides text; line separators; lone surrogates.
+_CONTROLS: Final = re.compile(
+    "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb"
+    "\U000e0000-\U000e007f]"
+)
+_SHORT_NAMES: Final = {"\t": r"\t", "\r": r"\r"}
+
+
+def redacted(text: str) -> str:
+    """The text, with passwords, tokens and other secrets replaced by dots. Redacted again, it stays the same.
+
+    It knows credentials in URLs, values that are named like secrets in queries, headers, JSON, key-value text,
+    Python's representations and command lines, and the looks of common tokens and private keys.
+    """
+    lower = text.lower()
+    if not any(map(lower.__contains__, _HINTS)):
+        return text
+    patterns = [(hints, pattern) for hints, pattern in _PATTERNS if any(hint in lower for hint in hints)]
+    if patterns or "://" in text:
+        text = "\n".join(_redacted_line(line, patterns) for line in text.split("\n"))
+    if "input_value=" in text:
+        text = _REFUSED_VALUE.sub(rf"\g<name>{_DOTS}", text)
+    return _without_private_keys(text) if _KEY_BEGINS.search(text) else text
+
+
+def _redacted_line(line: str, patterns: list[tuple[tuple[str, ...], re.Pattern[str]]]) -> str:
+    if "://" in line:
+        line = _without_credentials(line)
+    lower = line.lower()
+    for hints, pattern in patterns:
+        if any(hint in lower for hint in hints):
+            line = pattern.sub(_without_value, line)
+    return line
+
+
+def names_a_secret(name: str) -> bool:
+    """Whether a value that goes by this name is a secret."""
+    return _IS_A_NAME.search(name) is not None
+
+
+def shortened(text: str, limit: int = LONGEST_TEXT) -> str:
+    """The beginning and the end of a text that is too long.
+
+    Words at the cut go, but for the letters they begin with: half a secret would not be recognized as one.
+
+    Args:
+        text: any.
+        limit: characters that stay, about.
+    """
+    if len(text) <= limit:
+        return text
+    head, tail = text[: limit // 2], text[-limit // 2 :]
+    last = max(head.rfind(space) for space in " \n\t") + 1
+    word = re.match(r"\w*", head[last:])
+    first = re.search(r"\s", tail)
+    return f"{head[:last]}{word[0] if word else ''} [...] {tail[first.end() :] if first else ''}"
+
+
+def escaped(text: str, newline: str = r"\n") -> str:
+    r"""The text, with control characters as Python writes them: `\x1b`. What is printable stays as it is.
+
+    Args:
+        text: any.
+        newline: what stands for a line break; of a text of several lines a break and an indentation, so that no
+            line of it passes for one of ours.
+    """
+    return _CONTROLS.sub(lambda found: newline if found[0] == "\n" else _escape(found[0]), text)
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if character in _SHORT_NAMES:
+        return _SHORT_NAMES[character]
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _without_credentials(line: str) -> str:
+    """A line, without what stands between "://" and "@"."""
+    pieces: list[str] = []
+    done, found = 0, line.find("://")
+    while found >= 0:
+        begin = found + 3
+        end, looked_at = _end_of_credentials(line, begin)
+        if end >= 0 and line[begin:end] not in _EXAMPLES:
+            pieces += (line[done:begin], _DOTS)
+            done = end
+        found = line.find("://", max(begin, looked_at))
+    return "".join((*pieces, line[done:]))
+
+
+def _end_of_credentials(line: str, begin: int) -> tuple[int, int]:
+    """Where the "@" after credentials is, or -1; and up to where there are no others.
+
+    Up to the last "@" of the word: a password that should have been escaped may hold any character. Where a
+    password has begun and the word has no "@", it holds a space or a quote.
+    """
+    word = _END_OF_WORD.search(line, begin)
+    end_of_word = word.start() if word else len(line)
+    at = line.rfind("@", begin, end_of_word)
+    if _USER.match(line, begin) is None:
+        return at, at if at >= 0 else end_of_word
+    following = line.find("://", end_of_word)
+    end = following if following >= 0 else len(line)
+    if at < 0:
+        at = _last_of_word(line, line.find("@", end_of_word, end), end)
+    while at >= 0 and _BARE_WORD.match(line, at + 1):
+        further = line.find("@", at + 1, end)
+        if further < 0:
+            break
+        at = _last_of_word(line, further, end)
+    return at, at if at >= 0 else end_of_word
+
+
+def _last_of_word(line: str, at: int, end: int) -> int:
+    if at < 0:
+        return at
+    word = _END_OF_WORD.search(line, at, end)
+    return line.rfind("@", at, word.start() if word else end)
+
+
+def _without_value(found: re.Match[str]) -> str:
+    """A secret with its name, without its value; quotes stay, so that what follows reads as before."""
+    value = found["value"]
+    opening = re.match(r"""\\{1,4}["']|[bru]{0,2}["']|[(\[{]""", value, re.IGNORECASE)
+    if opening is None:
+        return f"{found['name']}{_DOTS}"
+    return f"{found['name']}{opening[0]}{_DOTS}"
+
+
+def _without_private_keys(text: str) -> str:
+    pieces: list[str] = []
+    done = 0
+    while begins := _KEY_BEGINS.search(text, done):
+        pieces += (text[done : begins.end()], _DOTS)
+        ends = text.find(_KEY_ENDS, begins.end())
+        done = ends if ends >= 0 else len(text)
+    return "".join((*pieces, text[done:]))

@@ -18,7 +18,8 @@ pydantic's ValidationErrors.
 """
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
 __all__ = [
     "AbstractDocumentError",
@@ -100,21 +101,40 @@ class TransactionError(MongozException):
     """This transaction can not be."""
 
 
-def nearest(name: str, valid: Iterable[str]) -> str:
+_NEAR: Final = 0.7
+"""Of difflib's likeness; "find" and "id" have 0.67."""
+
+
+def nearest(name: str, valid: Iterable[str], elsewhere: Mapping[str, str] | None = None) -> str:
     """A hint to append to a message about an unknown name: the nearest valid one, or all of them.
+
+    Args:
+        name: the unknown one.
+        valid: all that are known.
+        elsewhere: names that other libraries have -> valid ones.
 
     Examples:
         >>> nearest("emial", ["email", "name"])
         " Did you mean 'email'?"
     """
     known = sorted(set(valid))
-    return did_you_mean(name, known) or (f" There are: {', '.join(known)}." if known else "")
+    return did_you_mean(name, known, elsewhere) or (f" There are: {', '.join(known)}." if known else "")
 
 
-def did_you_mean(name: str, valid: Iterable[str]) -> str:
-    """The nearest valid name as a hint, or nothing if none is near."""
-    close = difflib.get_close_matches(name, valid, n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
+def did_you_mean(name: str, valid: Iterable[str], elsewhere: Mapping[str, str] | None = None) -> str:
+    """The nearest valid name as a hint, or nothing if none is near; arguments as for `nearest`."""
+    known = list(valid)
+    meant = (elsewhere or {}).get(name)
+    if meant not in known:
+        close = difflib.get_close_matches(name, known, n=3)
+        meant = next((one for one in close if _is_near(name, one)), None)
+    return f" Did you mean {meant!r}?" if meant else ""
+
+
+def _is_near(name: str, other: str) -> bool:
+    if sorted(name) == sorted(other):  # two letters that changed places weigh much in a short name
+        return True
+    return difflib.SequenceMatcher(None, other, name).ratio() >= _NEAR
 
 
 def raise_together(errors: Sequence[Exception], message: str) -> None:

@@ -14,6 +14,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from mongoz.exceptions import ImproperlyConfigured, OperatorInvalid, did_you_mean
+from mongoz.spellings import OF_LOOKUPS
 
 __all__ = ["MongozSettings", "settings"]
 
@@ -51,6 +52,8 @@ class MongozSettings(BaseSettings):
         parsed_ids: the names that stand for the primary key in filters.
         lookup_prefix: what separates a field from its lookup in keyword filters.
         filter_operators: the lookups of keyword filters, and the operators of `Q` that they stand for.
+        allow_javascript: whether keyword filters may carry JavaScript, as `name__where="..."`. Where keywords come
+            from a request, that is code of whoever sent it.
 
     Examples:
         >>> class Settings(mongoz.MongozSettings):
@@ -62,6 +65,7 @@ class MongozSettings(BaseSettings):
 
     parsed_ids: tuple[str, ...] = ("id", "_id", "pk")
     lookup_prefix: str = "__"
+    allow_javascript: bool = False
     filter_operators: Mapping[str, str] = Field(default_factory=lambda: dict(_FILTER_OPERATORS))
 
     def get_operator(self, name: str) -> Any:
@@ -72,7 +76,7 @@ class MongozSettings(BaseSettings):
         """
         if name not in self.filter_operators:
             raise OperatorInvalid(
-                f"There is no lookup {name!r}.{did_you_mean(name, self.operators)} "
+                f"There is no lookup {name!r}.{did_you_mean(name, self.operators, OF_LOOKUPS)} "
                 f"Valid are: {self.stringified_operators}."
             )
         # By its path: queries read the settings, so the settings can't import queries.

@@ -1,5 +1,6 @@
 """Fixtures for all tests: a real mongod per worker process, a database per test."""
 
+import importlib
 import itertools
 import os
 import shutil
@@ -20,6 +21,8 @@ hypothesis_settings.load_profile("any-machine")
 
 # A dispatcher that nobody asks needs no port. Where a test asks, it says so with --http.
 os.environ.setdefault("DISPATCHER_HTTP", "off")
+
+mongoz_settings = importlib.import_module("mongoz.settings")  # the name in the package is the object
 
 _databases = itertools.count()
 
@@ -98,6 +101,12 @@ async def dispatched(mongo: EmbeddedMongo, database: str) -> AsyncIterator[Regis
     """A dispatched registry; its group is the test's database, so that tests don't share positions."""
     async with Registry(mongo.url, driver=DRIVER, dispatched=database) as made:
         yield made
+
+
+@pytest.fixture
+def javascript_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keyword filters may carry JavaScript."""
+    monkeypatch.setattr(mongoz_settings._load(), "allow_javascript", True)
 
 
 @pytest.fixture

@@ -18,11 +18,13 @@ from mongoz.persistence import bulk, deleting, pickling, rows, writes
 from mongoz.persistence.attachments import attach, attached
 from mongoz.persistence.partial import not_loaded
 from mongoz.persistence.refreshing import refresh
+from mongoz.persistence.reserved import without_stamps
 from mongoz.persistence.targets import aim
 from mongoz.queries.engine import Query
 from mongoz.queries.managers import Manager, ObjectsDescriptor, QueryDescriptor, QuerySet
 from mongoz.queries.operators import Change, resolve_all
 from mongoz.signals import Broadcaster
+from mongoz.spellings import OF_INSTANCES
 
 __all__ = ["Document"]
 
@@ -95,7 +97,13 @@ class Document(IndexOperations, Dumping, metaclass=DocumentMetaclass):
                 return found[name]
             if name in type(self).__pydantic_fields__:
                 raise not_loaded(self, name)
-            return super().__getattr__(name)
+            try:
+                return super().__getattr__(name)
+            except AttributeError as error:
+                if name not in OF_INSTANCES:
+                    raise
+                hint = f"Did you mean {OF_INSTANCES[name]!r}?"
+                raise AttributeError(f"{error}. {hint}", name=name, obj=self) from None
 
     def __copy__(self) -> Self:
         copied = super().__copy__()
@@ -231,10 +239,13 @@ class Document(IndexOperations, Dumping, metaclass=DocumentMetaclass):
 
     @classmethod
     async def aggregate(cls, pipeline: Sequence[Mapping[str, Any]], session: Any = None) -> list[dict[str, Any]]:
-        """Run an aggregation pipeline as it is; returns what the server answers, as dicts."""
+        """Run an aggregation pipeline as it is; returns what the server answers, as dicts.
+
+        Origin stamps are taken out of it, at whatever depth.
+        """
         target = await aim(cls, None, session)
         cursor = await target.driver_seam.aggregate(target.driver, pipeline, session=target.session)
-        return [row async for row in cursor]
+        return [without_stamps(row) async for row in cursor]
 
     @classmethod
     async def get_document_by_id(cls, id: Any) -> Self:

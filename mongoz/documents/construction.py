@@ -19,8 +19,11 @@ from mongoz.fields import BaseField, ObjectId
 from mongoz.fields.choices import invalid_choice
 from mongoz.fields.compiled import compiled, forget_compiled
 from mongoz.fields.factories import from_object_id
+from mongoz.persistence.reserved import refuse_stamp
+from mongoz.queries.engine import method_named
 from mongoz.queries.expressions import FieldProxy
 from mongoz.queries.managers import detach_managers
+from mongoz.stamps import FIELD
 
 if TYPE_CHECKING:
     # The public spelling, type(BaseModel), is no class that a type checker can inherit from.
@@ -82,6 +85,8 @@ class FieldsMetaclass(ModelMetaclass):
 
         def __call__(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: D102 - the constructor
             # Not an __init__: pydantic would call that for every row that is loaded.
+            if FIELD in kwargs and isinstance(cls, DocumentMetaclass):
+                refuse_stamp(cls, kwargs)
             try:
                 make = None if args else _constructor(cls)
                 return super().__call__(*args, **kwargs) if make is None else make(kwargs)
@@ -223,8 +228,16 @@ class DocumentMetaclass(FieldsMetaclass):
             except AttributeError:
                 if _construction.depth or name.startswith("_"):  # what libraries ask everything for
                     raise
-                hint = did_you_mean(name, cls.__dict__.get("__pydantic_fields__", ()))
+                hint = _hint(cls, name)
                 raise AttributeError(f"{cls.__name__} has no attribute {name!r}.{hint}", name=name) from None
+
+
+def _hint(cls: Any, name: str) -> str:
+    """What may be meant by an attribute that a document class does not have."""
+    method = method_named(name)
+    if method is not None:
+        return f" Queries begin with a manager: {cls.__name__}.objects.{method}()."
+    return did_you_mean(name, cls.__dict__.get("__pydantic_fields__", ()))
 
 
 def _parents(bases: tuple[type, ...]) -> list[MetaInfo]:

@@ -10,6 +10,7 @@ from mongoz.exceptions import AbstractDocumentError, ImproperlyConfigured, neare
 from mongoz.fields import BaseField
 from mongoz.queries.managers import refuse_several_managers
 from mongoz.signals import Broadcaster
+from mongoz.stamps import FIELD
 
 __all__ = ["MetaInfo"]
 
@@ -100,6 +101,12 @@ class MetaInfo:
         """
         self.document = document
         self.fields = fields
+        for name, field in fields.items():
+            if FIELD in (field.alias, field.serialization_alias):
+                raise ImproperlyConfigured(
+                    f"{self._document_name}.{name} can't be stored as {FIELD!r}: this name is reserved for the "
+                    "origin stamps of writes. Give the field another alias."
+                )
         self.abstract = self.abstract or not set(fields) - {"id"}
         if self.abstract:
             refuse_several_managers(document)

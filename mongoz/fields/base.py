@@ -13,6 +13,7 @@ from pydantic_core import PydanticUndefined, SchemaError, SchemaValidator, core_
 from mongoz.exceptions import FieldDefinitionError, nearest
 from mongoz.fields.choices import Choices
 from mongoz.fields.rules import PatternRule
+from mongoz.spellings import OF_ARGUMENTS
 
 __all__ = ["BaseField", "declare"]
 
@@ -146,7 +147,7 @@ def _check_names(arguments: dict[str, Any], field_type: Any) -> None:
     unknown = next((name for name, value in arguments.items() if value is not None and name not in known), None)
     if unknown:
         raise FieldDefinitionError(
-            f"This field has no argument {unknown!r}.{nearest(unknown, _OURS | _OF_SOME_FIELDS)}"
+            f"This field has no argument {unknown!r}.{nearest(unknown, _OURS | _OF_SOME_FIELDS, OF_ARGUMENTS)}"
         )
 
 

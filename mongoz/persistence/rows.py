@@ -16,6 +16,7 @@ from mongoz.fields.storage import stored, stored_names
 from mongoz.ids import new_id
 from mongoz.persistence.flat import flat_row
 from mongoz.persistence.partial import fill_in, is_partial, loaded_from, require_all
+from mongoz.persistence.reserved import refuse_stamp
 from mongoz.stamps import FIELD
 
 if TYPE_CHECKING:
@@ -160,7 +161,9 @@ def validated_row(instance: "Document") -> dict[str, Any]:
         pydantic.ValidationError: what would be written does not fit the model.
     """
     document = type(instance)
-    if not instance.__pydantic_extra__:
+    if instance.__pydantic_extra__:
+        refuse_stamp(document, instance.__pydantic_extra__)
+    else:
         flat = flat_row(document, instance.__dict__)
         if flat is not None:
             return flat
@@ -169,7 +172,6 @@ def validated_row(instance: "Document") -> dict[str, Any]:
         stored(instance), context=LOADING, by_alias=True, by_name=False
     )
     row: dict[str, Any] = stored(checked)
-    row.pop(FIELD, None)  # of a row that somebody made the instance from: it belongs to another write
     return row
 
 

@@ -26,31 +26,40 @@ class _Turn:
     """One call of one instance.
 
     Attributes:
-        instance: None once the turn has ended.
+        instance: None once the turn has ended, or was cancelled while it waited.
         outer: the innermost turn whose receivers make this call.
         place: id of what the call queues for: the instance, or an outer turn of the same instance.
+        loop: the event loop that it runs in.
         before: the turn that must end before this one begins.
         session: of the transaction that the call belongs to.
-        loop: the event loop that it runs in.
-        ended: it has ended, or was cancelled while it waited.
-        waiting: it waits for `before`.
+        has_inner: calls of the same instance were made inside of it.
         waiters: of the turns that wait for this one.
     """
 
-    __slots__ = ("before", "ended", "instance", "loop", "outer", "place", "session", "waiters", "waiting")
+    # Defaults of the class, and no slots: each call makes a turn, and most attributes stay as they are.
+    before: "_Turn | None" = None
+    session: Any = None
+    has_inner = False
+    waiters: tuple[asyncio.Future[None], ...] = ()
 
-    before: "_Turn | None"
-    ended: bool
-    session: Any
+    instance: Any
+    outer: "_Turn | None"
+    place: int
+    loop: asyncio.AbstractEventLoop
 
-    def __init__(self, instance: Any, outer: "_Turn | None") -> None:
-        self.instance = instance
-        self.outer = outer
-        self.before = self.session = None
-        self.loop = get_running_loop()
-        self.ended = self.waiting = False
-        self.waiters: tuple[asyncio.Future[None], ...] = ()
-        self.place = id(instance)
+    @property
+    def ended(self) -> bool:
+        """Whether those after it may begin."""
+        return self.instance is None
+
+    def go_inside(self, outer: "_Turn") -> int:
+        """Find the turns that this call is made in; returns its place."""
+        self.outer = next((turn for turn in outer.line() if not turn.ended), None)  # a task may outlive its turn
+        for turn in outer.line():
+            if turn.instance is self.instance:
+                turn.has_inner = True
+                return id(turn)
+        return self.place
 
     def line(self) -> "Iterator[_Turn]":
         """This turn and those around it, inside out."""
@@ -64,7 +73,6 @@ class _Turn:
         while (before := self._awaited()) is not None:
             waiter = self.loop.create_future()
             before.waiters += (waiter,)
-            self.waiting = True
             _waiting.add(self)
             try:
                 if not before.ended:  # in another thread, just now
@@ -72,7 +80,6 @@ class _Turn:
                     await asyncio.wait([waiter], timeout=timeout)
             finally:
                 _waiting.discard(self)
-                self.waiting = False
 
     def _awaited(self) -> "_Turn | None":
         """The turn to wait for, if there is one that ends without this one."""
@@ -97,7 +104,7 @@ class _Turn:
             if turn in seen:
                 continue
             seen.add(turn)
-            if turn.waiting and turn.before is not None:
+            if turn in _waiting and turn.before is not None:
                 open_.append(turn.before)
             open_ += [inner for inner in tuple(_waiting) if inner is not turn and turn in inner.line()]
         return False
@@ -105,18 +112,16 @@ class _Turn:
     def end(self) -> None:
         """Let those begin that wait for this turn."""
         # What has not ended of the turns inside of this one, or else before it, keeps the following ones waiting.
-        inside = _last.pop(id(self), None)
-        if inside is not None:
+        if self.has_inner and (inside := _last.pop(id(self), None)) is not None:
             inside.place, self.before = self.place, inside
         while self.before is not None and self.before.ended:
             self.before = self.before.before
-        self.ended = True
+        self.instance = None
         if _last.get(self.place) is self:
             if self.before is None:
                 del _last[self.place]
             else:
                 _last[self.place] = self.before
-        self.instance = None
         for waiter in self.waiters:
             with suppress(RuntimeError):  # its loop is closed
                 waiter.get_loop().call_soon_threadsafe(_wake, waiter)
@@ -144,16 +149,19 @@ async def in_turn(instance: Any, session: Any, call: Coroutine[Any, Any, T]) -> 
         call: reads or writes the instance.
     """
     # Written for its speed: nearly always nobody else is there.
-    outer = _current.get()
-    while outer is not None and outer.ended:  # of a task that a receiver started, and that outlives the write
-        outer = outer.outer
-    turn = _Turn(instance, outer)
+    turn = _Turn()
+    turn.instance = instance
+    turn.loop = get_running_loop()
+    turn.place = place = id(instance)
+    turn.outer = outer = _current.get()
     if outer is not None:
-        turn.place = next((id(each) for each in outer.line() if each.instance is instance), turn.place)
+        turn.place = place = turn.go_inside(outer)
     if session is not None or is_in_one():
         turn.session = session_here(session)
-    turn.before = before = _last.get(turn.place)
-    _last[turn.place] = turn
+    before = _last.get(place)
+    if before is not None:
+        turn.before = before
+    _last[place] = turn
     token = _current.set(turn)
     try:
         if before is not None:
@@ -163,7 +171,11 @@ async def in_turn(instance: Any, session: Any, call: Coroutine[Any, Any, T]) -> 
         call.close()  # where it never began
         raise
     finally:
-        turn.end()
+        if turn.before is None and not (turn.has_inner or turn.waiters) and _last.get(place) is turn:
+            del _last[place]
+            turn.instance = None
+        else:
+            turn.end()
         try:  # noqa: SIM105 - contextlib.suppress takes ten times as long
             _current.reset(token)
         except ValueError:  # the garbage collector ends it, in another context

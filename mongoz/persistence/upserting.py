@@ -20,13 +20,16 @@ if TYPE_CHECKING:
 __all__ = ["insert_unless"]
 
 
-async def insert_unless(instance: "Document", filter: Mapping[str, Any], target: Target) -> bool:
+async def insert_unless(
+    instance: "Document", filter: Mapping[str, Any], target: Target, *, by_id: bool = False
+) -> bool:
     """Insert an instance unless a document matches; in one atomic command.
 
     Args:
         instance: new, validated.
         filter: what a document that is there matches.
         target: where to.
+        by_id: the filter asks for the `_id` of the instance.
 
     Returns:
         Whether it was inserted. If not, `pre_save` has run, and `post_save` has not.
@@ -44,9 +47,12 @@ async def insert_unless(instance: "Document", filter: Mapping[str, Any], target:
 
     async def send(session: Any) -> dict[str, Any]:
         try:
-            result = await target.driver.update_one(
-                filter, {"$setOnInsert": origin.onto(row)}, upsert=True, session=session
-            )
+            stamped = origin.onto(row)
+            if by_id and not _is_operable(row):  # the `_id` alone keeps a second one away
+                await target.driver.insert_one(stamped, session=session)
+                return {}
+            update = {"$setOnInsert": stamped} if _is_operable(row) else _as_pipeline(stamped)
+            result = await target.driver.update_one(filter, update, upsert=True, session=session)
         except DuplicateKeyError:
             if await target.driver.find_one(filter, {"_id": 1}, session=session) is None:
                 raise
@@ -65,6 +71,17 @@ async def insert_unless(instance: "Document", filter: Mapping[str, Any], target:
     except _Occupied:
         return False
     return True
+
+
+def _is_operable(row: Mapping[str, Any]) -> bool:
+    """Whether update operators take the names of a row as they are: dots are a path to them."""
+    return not any("." in name or name.startswith("$") for name in row)
+
+
+def _as_pipeline(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """An update that makes a new document the row, and leaves one that is there as it is."""
+    is_new = {"$eq": [{"$type": "$_id"}, "missing"]}
+    return [{"$replaceWith": {"$cond": [is_new, {"$literal": row}, "$$ROOT"]}}]
 
 
 class _Occupied(Exception):

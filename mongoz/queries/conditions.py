@@ -16,6 +16,7 @@ from mongoz.exceptions import FieldDefinitionError, OperatorInvalid, did_you_mea
 from mongoz.queries import text
 from mongoz.queries.paths import Path
 from mongoz.queries.values import ValueRefused, comparable, whole_day
+from mongoz.spellings import OF_LOOKUPS
 
 __all__ = ["OPERATORS", "SPELLINGS", "condition", "operator_named"]
 
@@ -52,9 +53,10 @@ def operator_named(name: Any) -> str:
         found = SPELLINGS.get(name, name)
         if found in OPERATORS:
             return found
+    hint = did_you_mean(str(name), OPERATORS, OF_LOOKUPS)
     raise OperatorInvalid(
-        f"There is no operator {name!r}.{did_you_mean(str(name), OPERATORS)} Valid are MongoDB's, which begin "
-        f"with a dollar, and: {', '.join(sorted(OPERATORS))}."
+        f"There is no operator {name!r}.{hint} Valid are MongoDB's, which begin with a dollar, and: "
+        f"{', '.join(sorted(OPERATORS))}."
     )
 
 

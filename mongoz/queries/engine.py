@@ -5,12 +5,14 @@ Query -> Writing -> Reading -> Builders
 
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from mongoz.exceptions import did_you_mean
 from mongoz.queries.writing import Writing
+from mongoz.spellings import OF_QUERIES
 
 if TYPE_CHECKING:
     from mongoz.documents.base import Document
 
-__all__ = ["Query"]
+__all__ = ["Query", "method_named"]
 
 D = TypeVar("D", bound="Document")
 
@@ -24,6 +26,12 @@ class Query(Writing[D]):
         >>> await adults.count()
         >>> await adults.sort("name").limit(10)
     """
+
+    if not TYPE_CHECKING:  # else type checkers would take any name for a method
+
+        def __getattr__(self, name: str) -> Any:
+            hint = "" if name.startswith("_") else _hint(name)
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}.{hint}", name=name)
 
     def get_queryset(self) -> Self:
         """Where a manager starts; for subclasses to override, by refining what this gives.
@@ -41,3 +49,13 @@ class Query(Writing[D]):
         manager = self._with(self._plan)
         manager._bound = owner.meta.document
         return manager.get_queryset()
+
+
+def method_named(name: str) -> str | None:
+    """The method of managers that a name means: its own name, or one that another library has for it."""
+    method = OF_QUERIES.get(name, name)
+    return method if not method.startswith("_") and hasattr(Query, method) else None
+
+
+def _hint(name: str) -> str:
+    return did_you_mean(name, (each for each in dir(Query) if not each.startswith("_")), OF_QUERIES)

@@ -8,6 +8,7 @@ from mongoz.queries.conditions import condition, operator_named
 from mongoz.queries.joins import Join
 from mongoz.queries.paths import Path, take_apart
 from mongoz.settings import settings
+from mongoz.spellings import OF_LOOKUPS
 
 __all__ = ["Compiled", "compile_lookups", "refuse_positional"]
 
@@ -83,13 +84,22 @@ def _parse(document: Any, keyword: str) -> tuple[Path, str]:
         return path, "date"
     if lookup in operators:
         operator = operators[lookup]
-        return path, operator if operator in _DIRECTIONS else operator_named(operator)
+        if operator in _DIRECTIONS:
+            return path, operator
+        operator = operator_named(operator)
+        if operator == "where" and not settings.allow_javascript:
+            raise OperatorInvalid(
+                f"{keyword!r} of {document.__name__} would run JavaScript on the server. Keywords often come from "
+                "a request, so they may carry code only with the setting allow_javascript=True (see "
+                "MONGOZ_SETTINGS_MODULE). Code of your own goes into where('...') or Q.where(...)."
+            )
+        return path, operator
     valid = f"Valid are: {', '.join(sorted(operators))}."
     place = f"(in {keyword!r} of {document.__name__})"
     if path.below:
-        hint = did_you_mean(lookup, [*path.below, *operators]) or nearest(lookup, path.below)
+        hint = did_you_mean(lookup, [*path.below, *operators], OF_LOOKUPS) or nearest(lookup, path.below)
         raise _NeitherFieldNorLookup(f"There is neither a field nor a lookup {lookup!r} {place}.{hint} {valid}")
-    hint = did_you_mean(lookup, operators)
+    hint = did_you_mean(lookup, operators, OF_LOOKUPS)
     if path.shape.open and not hint:  # a plain dict, say
         hint = f" A key inside of {path.path!r} is written with a dot: **{{{f'{path.path}.{lookup}'!r}: ...}}."
     raise OperatorInvalid(f"There is no lookup {lookup!r} {place}.{hint} {valid}")

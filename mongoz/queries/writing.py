@@ -127,10 +127,11 @@ class Writing(Reading[D]):
                 "get_or_create() can't look into a referenced document; it would not make that one."
             )
         values = equalities(self._document, query._plan.conditions)
+        by_id = "id" in values
         values.update({str(name): value for name, value in (defaults or {}).items()})
         instance = self._document(**values)
         target = await aim(self._document, self._elsewhere, self._plan.session)
-        while not await upserting.insert_unless(instance, query._plan.filter, target):
+        while not await upserting.insert_unless(instance, query._plan.filter, target, by_id=by_id):
             found = await query.get_or_none()
             if found is not None:
                 return found

@@ -267,7 +267,7 @@ async def _(registry: mongoz.Registry, database: str, foreign: Any) -> None:
         "name__not_in": ("x",), "name__contains": "b", "name__icontains": "B", "name__startswith": "A",
         "name__istartswith": "a", "name__endswith": "c", "name__iendswith": "C", "name__pattern": "^A.c$",
         "year__gt": 4, "year__gte": 5, "year__lt": 6, "year__lte": 5, "changed__date": datetime.date(2024, 5, 1),
-        "name__where": "this.name == 'Abc'", "year__not": None,
+        "year__not": None,
     }  # fmt: skip
     for lookup, value in holds.items():
         assert [movie.name for movie in await Movie.objects.filter(**{lookup: value})] == ["Abc"], lookup
@@ -277,7 +277,10 @@ async def _(registry: mongoz.Registry, database: str, foreign: Any) -> None:
         assert [movie.name for movie in await Movie.objects.filter(**{lookup: True})] == order
         assert [movie.name for movie in await Movie.objects.exclude(**{lookup: True})] == order
     tried = {lookup.partition("__")[2] or "exact" for lookup in holds} | {"exists", "asc", "desc"}
-    assert tried == set(mongoz.settings.operators)
+    assert tried == set(mongoz.settings.operators) - {"where"}
+    with pytest.raises(mongoz.exceptions.OperatorInvalid, match="allow_javascript"):
+        Movie.objects.filter(name__where="this.name == 'Abc'")
+    assert [movie.name for movie in await Movie.objects.where("this.name == 'Abc'")] == ["Abc"]
 
 
 @line("strings in lookups (`contains`, `startswith`, ...)")

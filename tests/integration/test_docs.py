@@ -96,6 +96,7 @@ async def run_page(page: str, mongo: EmbeddedMongo, database: str) -> int:
         ("docs/guide/indexes.md", 4),
         ("docs/guide/transactions.md", 6),
         ("docs/guide/signals.md", 16),
+        ("docs/how-to/requests.md", 5),
         ("docs/coming-from/mongoz.md", 1),
         ("docs/coming-from/beanie.md", 1),
         ("docs/coming-from/mongoengine.md", 1),

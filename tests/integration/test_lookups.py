@@ -127,6 +127,7 @@ async def test_dates_are_also_found_by_their_iso_strings(Movie: Any) -> None:
     assert await found(Movie.objects.filter(data="2024-05-02"), "data") == ["2024-05-02"]
 
 
+@pytest.mark.usefixtures("javascript_allowed")
 async def test_numbers_and_what_is_missing(Movie: Any, foreign: Any) -> None:
     await fill(Movie, year=[1, 2, 3, None])
     foreign.movies.insert_one({"name": "4"})

@@ -47,6 +47,21 @@ def User(registry: mongoz.Registry, database: str) -> Any:
 
 
 MISTAKES = [
+    ("User.find", AttributeError, r"^User has no attribute 'find'\. .* User\.objects\.filter\(\)\.$"),
+    ("User.find_one", AttributeError, r"User\.objects\.get_or_none\(\)\.$"),
+    ("User.filter", AttributeError, r"User\.objects\.filter\(\)\.$"),
+    ("User.insert_many", AttributeError, r"User\.objects\.create_many\(\)\.$"),
+    ("User.order_by", AttributeError, r"User\.objects\.sort\(\)\.$"),
+    ("User.kind", AttributeError, r"^User has no attribute 'kind'\.$"),
+    ("User.objects.find", AttributeError, r"^Manager has no attribute 'find'\. Did you mean 'filter'\?$"),
+    ("User.query.order_by", AttributeError, r"^QuerySet has no attribute 'order_by'\. Did you mean 'sort'\?$"),
+    ("User.query().fliter", AttributeError, r"Did you mean 'filter'\?$"),
+    ("User.objects.filter().zip", AttributeError, r"has no attribute 'zip'\.$"),
+    ("User(name='a', email='a@b.de').reload", AttributeError, r"attribute 'reload'\. Did you mean 'refresh'\?$"),
+    ("User(name='a', email='a@b.de').find", AttributeError, r"attribute 'find'$"),
+    ("User.objects.filter(age__nin=[1])", OperatorInvalid, "'nin' .* Did you mean 'not_in'"),
+    ("User.objects.filter(age__isnull=True)", OperatorInvalid, "'isnull' .* Did you mean 'exists'"),
+    ("mongoz.Integer(max_value=3)", FieldDefinitionError, r"'max_value'\. Did you mean 'maximum'"),
     ("User.emial", AttributeError, r"^User has no attribute 'emial'\. Did you mean 'email'\?$"),
     ("User.objects.filter(emial=1)", InvalidKeyError, "no field 'emial'. Did you mean 'email'"),
     ("User.objects.exclude(aeg__gte=1)", InvalidKeyError, r"'aeg' \(in 'aeg__gte'\)\. Did you mean 'age'"),

@@ -105,7 +105,6 @@ TABLE: list[tuple[str, Any, dict[str, Any]]] = [
     ("name__iendswith", "x", {"name": {"$regex": r"x\z", "$options": "i"}}),
     ("name__pattern", "x.*", {"name": {"$regex": "x.*"}}),
     ("name__pattern", re.compile("x", re.M), {"name": {"$regex": "x", "$options": "m"}}),
-    ("name__where", "this.name", {"$where": "this.name"}),
     ("name__exists", False, {"name": {"$exists": False}}),
     ("year__gt", 1, {"year": {"$gt": 1}}),
     ("year__gte", 1, {"year": {"$gte": 1}}),
@@ -144,7 +143,7 @@ def test_every_lookup(keyword: str, value: Any, condition: Any) -> None:
 
 def test_the_table_has_all_lookups() -> None:
     tested = {keyword.rpartition("__")[2] for keyword, *_ in TABLE}
-    assert set(settings.filter_operators) <= tested | {"asc", "desc"}
+    assert set(settings.filter_operators) <= tested | {"asc", "desc", "where"}
 
 
 def test_several_lookups_are_several_conditions() -> None:
@@ -235,6 +234,24 @@ def test_an_unknown_lookup_names_all_valid_ones() -> None:
         compile_lookups(Movie, {"name__nope": 1})
     for name in settings.filter_operators:
         assert name in str(caught.value)
+
+
+def test_keywords_carry_javascript_only_where_the_settings_allow_it(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = r"'name__where' of Movie would run JavaScript .* allow_javascript=True .* where\('\.\.\.'\)"
+    for value in ("sleep(1500) || true", bson.Code("true"), {"$code": "x"}, 3):
+        with pytest.raises(OperatorInvalid, match=said):
+            compile_lookups(Movie, {"name__where": value})
+    with monkeypatch.context() as patched:
+        patched.setattr(mongoz.settings, "filter_operators", {"js": "$where"}, raising=False)
+        with pytest.raises(OperatorInvalid, match="allow_javascript"):
+            compile_lookups(Movie, {"name__js": "true"})
+    request.getfixturevalue("javascript_allowed")
+    assert compile_lookups(Movie, {"name__where": "this.name"}).conditions == ({"$where": "this.name"},)
+    for wrong in ({"$code": "x"}, 3):
+        with pytest.raises(OperatorInvalid):
+            compile_lookups(Movie, {"name__where": wrong})
 
 
 # -- values ------------------------------------------------------------------------------------------

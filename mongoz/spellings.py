@@ -1,0 +1,41 @@
+"""What other libraries call things, so that errors can name ours."""
+
+from typing import Final
+
+__all__ = ["OF_ARGUMENTS", "OF_INSTANCES", "OF_LOOKUPS", "OF_QUERIES"]
+
+OF_QUERIES: Final = {
+    "annotate": "aggregate", "bulk_insert": "create_many", "count_documents": "count", "delete_all": "delete",
+    "delete_many": "delete", "delete_one": "delete", "destroy": "delete", "distinct": "distinct_values",
+    "estimated_document_count": "count", "fetch": "filter", "filter_by": "filter", "find": "filter",
+    "find_all": "all", "find_by_id": "get_document_by_id", "find_many": "filter", "find_one": "get_or_none",
+    "find_one_or_create": "get_or_create", "get_all": "all", "get_by_id": "get_document_by_id",
+    "get_or_404": "get", "get_or_insert": "get_or_create", "insert": "create", "insert_all": "create_many",
+    "insert_many": "create_many", "insert_one": "create", "iterator": "all", "length": "count", "list": "all",
+    "one": "get", "one_or_none": "get_or_none", "order_by": "sort", "remove": "delete", "scalar": "values_list",
+    "search": "filter", "select": "only", "to_list": "all", "update_all": "update", "update_one": "update",
+    "upsert": "get_or_create", "upsert_one": "get_or_create",
+}  # fmt: skip
+"""A method of another library's query, manager or document class -> ours of a manager."""
+
+OF_INSTANCES: Final = {
+    "as_dict": "model_dump", "commit": "save", "destroy": "delete", "dump": "model_dump", "fetch": "refresh",
+    "insert": "create", "insert_one": "create", "modify": "update", "put": "save", "refresh_from_db": "refresh",
+    "reload": "refresh", "remove": "delete", "replace": "save", "save_changes": "save", "set": "update",
+    "sync": "refresh", "to_dict": "model_dump", "to_json": "model_dump_json", "to_mongo": "model_dump",
+}  # fmt: skip
+"""A method of another library's instances -> ours."""
+
+OF_LOOKUPS: Final = {
+    "begins_with": "startswith", "ge": "gte", "iexact": "pattern", "ilike": "icontains", "iregex": "pattern",
+    "isnull": "exists", "le": "lte", "like": "contains", "match": "pattern", "ne": "neq", "nin": "not_in",
+    "notin": "not_in", "regex": "pattern", "rlike": "pattern",
+}  # fmt: skip
+"""A lookup of another library -> ours that comes closest."""
+
+OF_ARGUMENTS: Final = {
+    "blank": "null", "db_column": "alias", "db_field": "alias", "editable": "read_only", "enum": "choices",
+    "max": "maximum", "max_value": "maximum", "min": "minimum", "min_value": "minimum", "nullable": "null",
+    "regex": "pattern", "verbose_name": "title",
+}  # fmt: skip
+"""An argument of another library's fields -> ours."""

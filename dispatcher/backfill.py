@@ -8,10 +8,9 @@ from typing import Any, Final
 from bson.binary import Binary
 
 from dispatcher.conditions import Refused, wanted
-from dispatcher.decode import Undecodable
 from dispatcher.events import Namespace
 from dispatcher.exceptions import NothingToDeliver
-from dispatcher.existing import Found, change_of, documents, event_of, key_of
+from dispatcher.existing import Found, change_of, documents, key_of
 from dispatcher.observe import get_logger
 from dispatcher.playback import Outcome, Playback, Step, Workplace
 from dispatcher.runs import Run
@@ -82,10 +81,7 @@ class Backfill:
             "namespace": ".".join(namespace),
             "last": Binary(key_of(found.row)),
         }
-        try:
-            change = change_of(found, namespace, run, self._place.registry.codec_options)
-        except Undecodable as error:
-            return Step(None, (), progress, (event_of(found, namespace, run), error.token, error))
+        change = change_of(found, namespace, run, self._place.registry.codec_options)
         return Step(change, self._routes.route(change), progress)
 
 

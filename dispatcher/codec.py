@@ -8,6 +8,8 @@ import bson
 from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.raw_bson import RawBSONDocument
 
+from dispatcher.elements import DOCUMENT, elements, field, keyed, readable
+
 __all__ = ["RAW", "RawEvent", "Undecoded", "events_of", "lenient"]
 
 RAW: Final[CodecOptions[RawBSONDocument]] = CodecOptions(document_class=RawBSONDocument)
@@ -22,7 +24,9 @@ def lenient(codec_options: CodecOptions[Any]) -> CodecOptions[Any]:
 
 
 class RawEvent(Mapping[str, Any]):
-    """A change event as the server sent it; a tenth of a `RawBSONDocument` until somebody looks into it.
+    """A change event as the server sent it, or a document in it, whatever it holds.
+
+    A tenth of a `RawBSONDocument` until somebody looks into it.
 
     Attributes:
         raw: the BSON.
@@ -34,13 +38,18 @@ class RawEvent(Mapping[str, Any]):
         self.raw = raw
 
     def __getitem__(self, name: str) -> Any:
-        return RawBSONDocument(self.raw, codec_options=RAW)[name]
+        found = field(self.raw, name)
+        if found is None:
+            raise KeyError(name)
+        if found.kind == DOCUMENT:
+            return RawEvent(found.value)
+        return readable(keyed(found))[""]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(RawBSONDocument(self.raw, codec_options=RAW))
+        return (one.name.decode("utf-8", "replace") for one in elements(self.raw))
 
     def __len__(self) -> int:
-        return len(RawBSONDocument(self.raw, codec_options=RAW))
+        return sum(1 for _ in elements(self.raw))
 
 
 Undecoded = RawEvent | RawBSONDocument

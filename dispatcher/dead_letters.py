@@ -7,6 +7,7 @@ dead_letters: one document per letter. What `letters.py` lists, and:
     reason            `"failed"`, `"invalid"` (the document does not fit its model), `"undecodable"`,
                       `"too_many_hops"`
     error             {type, message, traceback}
+    fault             of an undecodable one: {where, path, type, why, remedy}; absent otherwise
     first_attempt_at  when the first attempt began
     last_attempt_at   when the last one ended
     retries           how often it was tried again since, and failed; absent if never
@@ -25,6 +26,7 @@ from pymongo import AsyncMongoClient, ReturnDocument
 from pymongo.errors import PyMongoError
 
 from dispatcher.codec import RAW
+from dispatcher.elements import elements, keyed
 from dispatcher.failures import in_short
 from dispatcher.letters import Letter, Parts
 from dispatcher.observe import Stats, get_logger
@@ -117,8 +119,11 @@ class DeadLetters:
         found = self._letters.find(wanted, {"_id": True}).sort("retry_requested_at", 1).limit(most)
         return [letter["_id"] async for letter in found]
 
-    async def is_ours(self, key: Any) -> bool:
+    async def is_ours(self, key: bytes) -> bool:
         """Whether a document belongs to this partition.
+
+        Args:
+            key: its `_id`, as BSON: {"": _id}.
 
         Raises:
             PyMongoError: as the driver has it.
@@ -127,9 +132,10 @@ class DeadLetters:
         if of == 1:
             return True
         pipeline: list[dict[str, Any]] = [
-            {"$documents": [{"key": {"$literal": key}}]},
+            {"$documents": {"$literal": [RawBSONDocument(keyed(next(elements(key)), "key"))]}},
             {"$match": {"$expr": belongs(hash_of("$key"), number, of)}},
         ]
+        pipeline.append({"$project": {"_id": True}})
         return bool(await (await self._letters.database.aggregate(pipeline)).to_list(None))
 
     async def read(self, letter: str) -> RawBSONDocument | None:

@@ -6,25 +6,31 @@ from typing import Any, Final
 import bson
 from bson.codec_options import CodecOptions
 
-from dispatcher.codec import Undecoded, lenient
+from dispatcher.codec import Undecoded
+from dispatcher.elements import Element, elements, field, joined, keyed, raw_field, readable
 from dispatcher.events import Change
+from dispatcher.observe import get_logger
+from dispatcher.undecodable import (
+    AFTER,
+    BEFORE,
+    KEY,
+    NAMES,
+    Fault,
+    Undecodable,
+    UndecodableValue,
+    UndecodedKey,
+    decoded,
+)
 from mongoz.stamps import FIELD, Stamp
 
-__all__ = ["Undecodable", "decode", "decoded_together"]
+__all__ = ["decode", "decoded_together"]
+
+log = get_logger()
 
 _NOTHING: Final[frozenset[str]] = frozenset()
 
 # They are nothing without the document.
 _NEED_DOCUMENT: Final = frozenset({"insert", "replace"})
-
-
-class Undecodable(Exception):
-    """A change event that this process can't read. It carries the event's token, so that the stream goes on."""
-
-    def __init__(self, token: str, key: Any, reason: str) -> None:
-        super().__init__(reason)
-        self.token = token
-        self.key = key
 
 
 def decoded_together(
@@ -50,12 +56,18 @@ def decode(raw: Undecoded, codec_options: CodecOptions[Any], event: dict[str, An
         codec_options: the registry's, so that receivers get the types that the application is used to.
         event: the same decoded, if it is already.
 
+    Returns:
+        The change. Where a document of it can't be decoded, it says so in `fault`.
+
     Raises:
-        Undecodable: it contains a value that has no Python counterpart, or too little to tell anybody of.
+        Undecodable: it contains too little to tell anybody of.
     """
     data = bytes(raw.raw)
     if event is None:
-        event = _decoded(data, codec_options)
+        try:
+            event = bson.decode(data, codec_options=codec_options)
+        except Exception:  # the driver has several, and decoders of the application may raise anything
+            return _carefully(data, codec_options)
     operation: str = event["operationType"]
     names, stamp = _NOTHING, None
     document = event.get("fullDocument")
@@ -97,13 +109,6 @@ def decode(raw: Undecoded, codec_options: CodecOptions[Any], event: dict[str, An
     )
 
 
-def _decoded(data: bytes, codec_options: CodecOptions[Any]) -> dict[str, Any]:
-    try:
-        return bson.decode(data, codec_options=codec_options)
-    except Exception as error:
-        return _without_images(data, codec_options, error)
-
-
 def _bare(event: dict[str, Any]) -> Undecodable:
     """The server could only send that something happened, see `oversize`."""
     key = event.get("documentKey") or {}
@@ -121,14 +126,131 @@ def _changed_names(description: dict[str, Any]) -> frozenset[str]:
     return frozenset(names)
 
 
-def _without_images(data: bytes, codec_options: CodecOptions[Any], reason: Exception) -> dict[str, Any]:
-    """An event whose documents can't be decoded, without them: an update or delete can be told all the same.
+# The documents of an event, which hold what clients wrote.
+_AFTER: Final = "fullDocument"
+_BEFORE: Final = "fullDocumentBeforeChange"
+_DESCRIPTION: Final = "updateDescription"
+_DOCUMENT_KEY: Final = "documentKey"
+_CLIENTS: Final = frozenset({_AFTER, _BEFORE, _DESCRIPTION, _DOCUMENT_KEY})
+
+
+def _carefully(data: bytes, codec_options: CodecOptions[Any]) -> Change:
+    """A change that holds something which can't be decoded: each of its documents is decoded by itself.
 
     Raises:
-        Undecodable: an insert or a replace is nothing without its document.
+        Undecodable: the event itself can't be decoded, which no server sends.
     """
-    event = bson.decode(data, codec_options=lenient(codec_options))
-    if event["operationType"] in _NEED_DOCUMENT:
-        key = event.get("documentKey") or {}
-        raise Undecodable(event["_id"]["_data"], key.get("_id"), str(reason)) from reason
-    return dict(event) | {"fullDocument": None, "fullDocumentBeforeChange": None}
+    event = _of_the_server(data, codec_options)
+    token, operation = event["_id"]["_data"], event["operationType"]
+    documents = {name: raw_field(data, name) for name in _CLIENTS}
+    faults: list[Fault] = []
+
+    def attempt(name: str, where: str) -> dict[str, Any] | None:
+        raw = documents[name]
+        try:
+            return None if raw is None else decoded(raw, codec_options, where)
+        except UndecodableValue as error:
+            faults.append(error.fault)
+            return None
+
+    key = attempt(_DOCUMENT_KEY, KEY)
+    id_ = key["_id"] if key else _undecoded_key(documents[_DOCUMENT_KEY])
+    document = attempt(_AFTER, AFTER)
+    names, stamp = _NOTHING, None
+    description = documents[_DESCRIPTION]
+    if operation == "update" and description is not None:
+        names, stamp = _told_by(description, codec_options, faults), _stamp_of(description)
+    elif operation == "insert":
+        stamp = _stamp_in(documents[_AFTER])
+    missing = description if operation == "update" else documents[_AFTER]
+    if missing is None and operation in ("insert", "replace", "update"):
+        raise Undecodable(token, id_, "the event is larger than 16 MB, even without images")
+    fault = faults[0] if faults else None
+    before = attempt(_BEFORE, BEFORE)
+    if before is None and documents[_BEFORE] is not None and fault is None:
+        log.warning(
+            "the document before a change can't be decoded; receivers are told without it",
+            action="change.before_undecodable",
+            token=token,
+            id=repr(id_),
+            error=str(faults[-1]),
+        )
+    namespace = event.get("ns") or {}
+    transaction = None
+    if "txnNumber" in event and "lsid" in event:
+        transaction = (raw_field(data, "lsid"), event["txnNumber"])
+    return Change(
+        token,
+        operation,
+        (namespace.get("db", ""), namespace.get("coll", "")),
+        id_,
+        event["clusterTime"],
+        event.get("wallTime"),
+        document,
+        before,
+        "post" if documents[_AFTER] is not None else "key",
+        names,
+        stamp,
+        len(data),
+        data,
+        None,
+        transaction,
+        None,
+        fault,
+    )
+
+
+def _of_the_server(data: bytes, codec_options: CodecOptions[Any]) -> dict[str, Any]:
+    """What the server says of a change, without what clients wrote."""
+    event: dict[str, Any] = {}
+    for one in elements(data):
+        name = one.name.decode("utf-8", "replace")
+        if name not in _CLIENTS:
+            try:
+                event[name] = bson.decode(keyed(one), codec_options=codec_options)[""]
+            except Exception as error:
+                known = readable(data)
+                key = (known.get(_DOCUMENT_KEY) or {}).get("_id")
+                raise Undecodable(known["_id"]["_data"], key, f"{name}: {error}") from error
+    return event
+
+
+def _undecoded_key(document_key: bytes | None) -> Any:
+    found = None if document_key is None else field(document_key, "_id")
+    return None if found is None else UndecodedKey(keyed(found))
+
+
+def _told_by(description: bytes, codec_options: CodecOptions[Any], faults: list[Fault]) -> frozenset[str]:
+    """The names that an update touched; values are not looked at."""
+    updated = raw_field(description, "updatedFields")
+    told: dict[str, Any] = {"updatedFields": _names_in(updated, codec_options, faults)}
+    for name in ("removedFields", "truncatedArrays"):
+        found = field(description, name)
+        try:
+            told[name] = () if found is None else decoded(keyed(found), codec_options, NAMES)[""] or ()
+        except UndecodableValue as error:
+            faults.append(error.fault)
+            told[name] = ()
+    return _changed_names(told)
+
+
+def _names_in(updated: bytes | None, codec_options: CodecOptions[Any], faults: list[Fault]) -> list[str]:
+    if updated is None:
+        return []
+    null = 10
+    alone = joined(*(Element(one.name, null, b"") for one in elements(updated)))
+    try:
+        return list(decoded(alone, codec_options, NAMES))
+    except UndecodableValue as error:
+        faults.append(error.fault)
+        return []
+
+
+def _stamp_of(description: bytes) -> Stamp | None:
+    return _stamp_in(raw_field(description, "updatedFields"))
+
+
+def _stamp_in(document: bytes | None) -> Stamp | None:
+    """The stamp in a document of which something can't be decoded. Drivers take the last field of a name."""
+    found = None if document is None else [one for one in elements(document) if one.name == FIELD.encode()]
+    return Stamp.unpack(readable(keyed(found[-1]))[""]) if found else None

@@ -5,7 +5,6 @@ that it may be dropped, or when it is parked: then it is made later, from what w
 """
 
 import asyncio
-import copy
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -162,7 +161,7 @@ class Deliverer:
     async def _enter_each(self, job: Job, change: Change, several: tuple[Calls, ...]) -> None:
         for calls in several:
             # An instance takes its row over: several document classes on one collection need a copy each.
-            await self._enter(job, copy.deepcopy(change), calls)
+            await self._enter(job, untouched(change, self._codec_options), calls)
 
     async def _enter(self, job: Job, change: Change, calls: Calls) -> None:
         """Have writes of the receivers carry how far they are from the first one."""
@@ -179,7 +178,7 @@ class Deliverer:
     async def _deliver(self, job: Job, change: Change, calls: Calls) -> None:
         try:
             image, keywords = keywords_of(change, calls)
-        except Exception as error:  # ValidationErrors, and whatever the application's validators raise
+        except BaseException as error:  # ValidationErrors, and whatever the application's validators raise
             await self._failing.misfit(change, calls, error)
             job.passed += len(calls.receivers)
             return
@@ -377,7 +376,7 @@ class Deliverer:
         one.figures.retried += 1
         try:
             keywords = self._anew(one.change, one.calls)
-        except Exception as invalid:  # a validator that can't make up its mind
+        except BaseException as invalid:  # a validator that can't make up its mind
             return invalid
         began = now()
         error = await self._attempt(one.change, one.calls, one.receiver, one.delivery, keywords, one.terms, job)
@@ -413,7 +412,7 @@ class Deliverer:
         (receiver,) = calls.receivers
         try:
             image, keywords = keywords_of(change, calls)
-        except Exception as misfit:  # its model is another one by now
+        except BaseException as misfit:  # its model is another one by now
             await self._failing.misfit(change, calls, misfit, again)
             return False
         terms, figures, _, _ = self._known.get(id(receiver)) or self._get_to_know(receiver, calls.signal)

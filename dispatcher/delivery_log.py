@@ -14,7 +14,7 @@ __all__ = ["described", "log_attempt", "log_delivered", "log_failed", "log_parke
 
 log = get_logger()
 
-Undelivered = Literal["change.invalid", "change.too_many_hops"]
+Undelivered = Literal["change.invalid", "change.too_many_hops", "change.undecodable"]
 """Why no receiver can be called."""
 
 End = Literal["blocked", "dropped", "dead_lettered"]
@@ -31,12 +31,12 @@ def log_delivered(change: Change, delivery: Delivery, seconds: float) -> None:
         namespace=".".join(change.namespace),
         key=str(change.id),
         image=delivery.image,
-        wall_time=change.wall_time.isoformat() if change.wall_time else None,
+        wall_time=str(change.wall_time) if change.wall_time else None,
         began=(datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(),
     )
 
 
-def log_undelivered(what: str, action: Undelivered, change: Change, calls: Calls, error: Exception) -> None:
+def log_undelivered(what: str, action: Undelivered, change: Change, calls: Calls, error: BaseException) -> None:
     """No receiver can be called for a change."""
     log.error(
         f"{what}; its receivers are not called, and get dead letters",

@@ -4,16 +4,33 @@ from collections.abc import Callable, Coroutine, Hashable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Final, Literal, NamedTuple
 
+import bson
+from bson.binary import UuidRepresentation
+from bson.codec_options import CodecOptions
 from bson.timestamp import Timestamp
 
 from dispatcher.codec import Undecoded
+from dispatcher.elements import field, keyed, raw_field
 from dispatcher.exceptions import PositionError
 from dispatcher.keys import document_key
+from dispatcher.undecodable import Fault
 from mongoz.connection import Collection
+from mongoz.keys import canonical_of
 from mongoz.signals.receivers import Receiver
 from mongoz.stamps import Stamp
 
-__all__ = ["Batch", "Calls", "Change", "Image", "Job", "Namespace", "Start", "time_after", "token_time"]
+__all__ = [
+    "Batch",
+    "Calls",
+    "Change",
+    "Image",
+    "Job",
+    "Namespace",
+    "Start",
+    "key_from",
+    "time_after",
+    "token_time",
+]
 
 Image = Literal["post", "current", "pre", "key"]
 Namespace = tuple[str, str]
@@ -21,6 +38,8 @@ Namespace = tuple[str, str]
 
 
 _TIMESTAMP_TAG: Final = "82"
+
+_KEYS: Final[CodecOptions[dict[str, Any]]] = CodecOptions(uuid_representation=UuidRepresentation.STANDARD)
 
 
 def token_time(token: str) -> Timestamp:
@@ -91,6 +110,7 @@ class Change(NamedTuple):
         looked_up: the document as it was looked up, where the event had none.
         transaction: what the changes of one transaction have in common; None outside of transactions.
         origin: the stamp again, if it counts, see `origins`; of a delete, its marker's.
+        fault: why `document`, or `id`, can't be decoded; None if it can, as nearly always.
     """
 
     token: str
@@ -109,11 +129,36 @@ class Change(NamedTuple):
     looked_up: bytes | None = None
     transaction: Hashable | None = None
     origin: Stamp | None = None
+    fault: Fault | None = None
 
     @property
     def key(self) -> Hashable:
         """Changes with the same key are delivered one after another, in commit order."""
-        return document_key(self.namespace, self.id)
+        try:
+            return document_key(self.namespace, self.id)
+        except Exception:  # it can't be decoded, or not be encoded again
+            return (self.namespace, None, canonical_of(self.raw_key))
+
+    @property
+    def raw_key(self) -> bytes:
+        """The `_id` as the server sent it, as BSON: {"": _id}."""
+        document_key = raw_field(self.raw, "documentKey") if self.raw else None
+        found = None if document_key is None else field(document_key, "_id")
+        return bson.encode({"": self.id}, codec_options=_KEYS) if found is None else keyed(found)
+
+
+def key_from(namespace: Namespace, raw: bytes, codec_options: CodecOptions[Any]) -> Hashable:
+    """`Change.key` of the changes of a document.
+
+    Args:
+        namespace: where it is.
+        raw: its `_id`, as BSON: {"": _id}.
+        codec_options: the registry's.
+    """
+    try:
+        return document_key(namespace, bson.decode(raw, codec_options=codec_options)[""])
+    except Exception:
+        return (namespace, None, canonical_of(raw))
 
 
 class Calls(NamedTuple):

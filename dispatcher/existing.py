@@ -19,8 +19,9 @@ from pymongo import AsyncMongoClient
 from pymongo.errors import PyMongoError
 from pymongo.read_concern import ReadConcern
 
-from dispatcher.codec import RAW, lenient
+from dispatcher.codec import RAW
 from dispatcher.decode import decode
+from dispatcher.elements import DOCUMENT, Element, elements, field, joined, keyed
 from dispatcher.events import Change, Namespace
 from dispatcher.failures import fatal, in_short
 from dispatcher.observe import get_logger
@@ -28,7 +29,7 @@ from dispatcher.runs import Run
 from dispatcher.source import pause_after
 from mongoz.connection.elections import session_of
 
-__all__ = ["Found", "change_of", "document", "documents", "event_of", "key_of"]
+__all__ = ["Found", "change_of", "document", "documents", "key_of"]
 
 log = get_logger()
 
@@ -36,9 +37,6 @@ log = get_logger()
 _MOST: Final = 500
 _FIRST: Final = 32
 _BYTES: Final = 4_000_000
-
-# Documents are only looked into for their `_id`; the rest need not be understood.
-_RAW: Final = lenient(RAW)
 
 _LAST: Final = bson.encode({"": MaxKey()})
 
@@ -80,21 +78,30 @@ async def documents(
     """
     wanted = only or {}
     size, failures = _FIRST, 0
-    collection = client[namespace[0]].get_collection(
-        namespace[1], codec_options=_RAW, read_concern=ReadConcern("majority")
-    )
+    database = client.get_database(namespace[0], codec_options=RAW)
+    last_of_all = database.get_collection(namespace[1], read_concern=ReadConcern("majority"))
     while True:
         try:
             async with session_of(client) as session:
-                # A comparison would only find `_id`s of the same type.
-                cursor = collection.find(wanted, fields, limit=size + 1, session=session)
-                cursor = cursor.sort([("_id", 1)]).hint([("_id", 1)])
+                command: dict[str, Any] = {
+                    "find": namespace[1],
+                    "filter": wanted,
+                    "sort": {"_id": 1},
+                    "hint": {"_id": 1},
+                    "limit": size + 1,
+                    "readConcern": {"level": "majority"},
+                }
+                if fields is not None:
+                    command["projection"] = fields
                 if last is not None:
-                    cursor = cursor.min([("_id", RawBSONDocument(last)[""])])
+                    # A comparison would only find `_id`s of the same type. Cursors would encode this one anew.
+                    command["min"] = RawBSONDocument(_filter(last))
+                # The first answer is decoded with these options, the further ones with the database's.
+                cursor = await database.cursor_command(command, codec_options=RAW, session=session)
                 rows: list[RawBSONDocument] = await cursor.to_list(None)
                 if last not in (None, _LAST) and len(rows) <= size:
                     # What begins somewhere ends before the very last key that there can be.
-                    rows += await collection.find({"_id": MaxKey(), **wanted}, fields, session=session).to_list(
+                    rows += await last_of_all.find({"_id": MaxKey(), **wanted}, fields, session=session).to_list(
                         None
                     )
                 time = session.operation_time or Timestamp(1, 1)
@@ -137,43 +144,49 @@ async def document(client: AsyncMongoClient[Any], namespace: Namespace, key: byt
         PyMongoError: as the driver has it.
     """
     collection = client[namespace[0]].get_collection(
-        namespace[1], codec_options=_RAW, read_concern=ReadConcern("majority")
+        namespace[1], codec_options=RAW, read_concern=ReadConcern("majority")
     )
     async with session_of(client) as session:
-        row = await collection.find_one({"_id": RawBSONDocument(key)[""]}, session=session)
+        row = await collection.find_one(RawBSONDocument(_filter(key)), session=session)
         time = session.operation_time or Timestamp(1, 1)
     return None if row is None else Found(row, time, datetime.fromtimestamp(time.time, UTC))
 
 
 def key_of(row: RawBSONDocument) -> bytes:
     """The `_id` of a document, as BSON: {"": _id}."""
-    return bson.encode({"": row["_id"]})
+    found = field(bytes(row.raw), "_id")
+    assert found is not None  # no document is without one
+    return keyed(found)
 
 
 def change_of(found: Found, namespace: Namespace, run: Run, codec_options: CodecOptions[Any]) -> Change:
     """What receivers are told of an existing document.
 
-    Raises:
-        Undecodable: it contains a value that has no Python counterpart. It carries what stands for the event.
+    Where it can't be decoded, it says so in `fault`.
     """
-    return decode(RawBSONDocument(event_of(found, namespace, run)), codec_options)._replace(image="current")
+    return decode(RawBSONDocument(_event_of(found, namespace, run)), codec_options)._replace(image="current")
 
 
-def event_of(found: Found, namespace: Namespace, run: Run) -> bytes:
+def _event_of(found: Found, namespace: Namespace, run: Run) -> bytes:
     """A document, as if it had been replaced when it was read.
 
     What stands for a token is the same whenever the run comes to it.
     """
     digest = blake2b(".".join(namespace).encode() + b"\0" + key_of(found.row), digest_size=12).hexdigest().upper()
     token = f"82{run.at.time:08X}{run.at.inc:08X}FF{digest}"
-    return bson.encode(
+    said = bson.encode(
         {
             "_id": {"_data": token},
             "operationType": "replace",
             "clusterTime": found.time,
             "wallTime": found.wall,
             "ns": {"db": namespace[0], "coll": namespace[1]},
-            "documentKey": {"_id": found.row["_id"]},
-            "fullDocument": found.row,
         }
     )
+    document_key = Element(b"documentKey", DOCUMENT, _filter(key_of(found.row)))
+    return joined(*elements(said), document_key, Element(b"fullDocument", DOCUMENT, bytes(found.row.raw)))
+
+
+def _filter(key: bytes) -> bytes:
+    """{"_id": _id}, of {"": _id}."""
+    return keyed(next(elements(key)), "_id")

@@ -15,6 +15,7 @@ from dispatcher.observe import Stats, get_logger
 from dispatcher.parked import Waiting
 from dispatcher.retrying import Pause, Terms, pause_after
 from dispatcher.transactional import Transactions, is_transient
+from dispatcher.undecodable import UndecodableValue
 from mongoz.signals import Delivery
 from mongoz.signals.receivers import Receiver
 
@@ -156,14 +157,18 @@ class Failing:
             letter.fields.update(_id=again.letter, retries=again.retries + 1)
         await self._dead_letters.keep(letter, self._pause)
 
-    async def misfit(self, change: Change, calls: Calls, error: Exception, again: Again | None = None) -> None:
+    async def misfit(self, change: Change, calls: Calls, error: BaseException, again: Again | None = None) -> None:
         """A document can't become an instance."""
         self._stats.invalid += 1
-        log_undelivered("a document does not fit its model", "change.invalid", change, calls, error)
-        await self._refuse(change, calls, error, "invalid", again)
+        if isinstance(error, UndecodableValue):
+            log_undelivered("a change can't be decoded", "change.undecodable", change, calls, error)
+            await self._refuse(change, calls, error, "undecodable", again)
+        else:
+            log_undelivered("a document does not fit its model", "change.invalid", change, calls, error)
+            await self._refuse(change, calls, error, "invalid", again)
 
     async def _refuse(
-        self, change: Change, calls: Calls, error: Exception, reason: Reason, again: Again | None = None
+        self, change: Change, calls: Calls, error: BaseException, reason: Reason, again: Again | None = None
     ) -> None:
         """Keep the deliveries of a change that no receiver can be called for.
 

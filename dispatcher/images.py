@@ -1,10 +1,9 @@
 """Looking up what the server did not send: the documents of updates on collections without post images."""
 
 from collections import defaultdict
-from collections.abc import AsyncIterator, Hashable
+from collections.abc import AsyncIterator
 from typing import Any, Final
 
-import bson
 import stamina
 from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
@@ -12,10 +11,12 @@ from pymongo import AsyncMongoClient
 from pymongo.errors import PyMongoError
 from pymongo.read_concern import ReadConcern
 
-from dispatcher.codec import RAW, lenient
+from dispatcher.codec import RAW
+from dispatcher.elements import ARRAY, DOCUMENT, Element, elements, field, joined, keyed
 from dispatcher.events import Change, Namespace
 from dispatcher.failures import fatal
-from dispatcher.keys import document_key
+from dispatcher.undecodable import AFTER, UndecodableValue, decoded
+from mongoz.keys import canonical_of
 
 __all__ = ["Images"]
 
@@ -23,6 +24,9 @@ __all__ = ["Images"]
 _MOST: Final = 250
 _FIRST: Final = 32
 _BYTES: Final = 4_000_000
+
+
+_Found = dict[tuple[Namespace, bytes], bytes]
 
 
 class Images:
@@ -37,12 +41,11 @@ class Images:
     def __init__(self, client: AsyncMongoClient[Any], codec_options: CodecOptions[Any], address: str) -> None:
         self._client = client
         self._codec_options = codec_options
-        self._lenient = lenient(codec_options)
         self._address = address
         self._slice = _FIRST
 
     async def complete(self, changes: list[Change]) -> AsyncIterator[list[Change]]:
-        """The same changes; updates that had no document have the current one, if it exists and can be read.
+        """The same changes; updates that had no document have the current one, if it exists.
 
         In slices: large documents are not all in memory before the first one is on its way.
 
@@ -59,26 +62,29 @@ class Images:
             found = await self._look_up(part)
             yield [self._completed(change, found) for change in part]
 
-    async def _look_up(self, changes: list[Change]) -> dict[Hashable, bytes]:
-        missing: dict[Namespace, dict[Hashable, Any]] = defaultdict(dict)
+    async def _look_up(self, changes: list[Change]) -> _Found:
+        missing: dict[Namespace, dict[bytes, bytes]] = defaultdict(dict)
         for change in changes:
             if _lacks_document(change):
-                missing[change.namespace][change.key] = change.id
-        found: dict[Hashable, bytes] = {}
+                key = change.raw_key
+                missing[change.namespace][canonical_of(key)] = key
+        found: _Found = {}
         for namespace, ids in missing.items():
             for row in await self._find(namespace, list(ids.values())):
-                id_ = bson.decode(row.raw, codec_options=self._lenient)["_id"]
-                found[document_key(namespace, id_)] = bytes(row.raw)
+                raw = bytes(row.raw)
+                id_ = field(raw, "_id")
+                assert id_ is not None  # no document is without one
+                found[namespace, canonical_of(keyed(id_))] = raw
         if found:
             average = sum(map(len, found.values())) // len(found)
             self._slice = max(1, min(_MOST, _BYTES // max(1, average)))
         return found
 
-    async def _find(self, namespace: Namespace, ids: list[Any]) -> list[RawBSONDocument]:
+    async def _find(self, namespace: Namespace, keys: list[bytes]) -> list[RawBSONDocument]:
         collection = self._client[namespace[0]].get_collection(
             namespace[1], codec_options=RAW, read_concern=ReadConcern("majority")
         )
-        query = bson.encode({"_id": {"$in": ids}}, codec_options=self._codec_options)
+        query = _with_any_of(keys)
         rows: list[RawBSONDocument] = []
         try:
             async for attempt in stamina.retry_context(
@@ -95,17 +101,29 @@ class Images:
     def _is_transient(self, error: Exception) -> bool:
         return isinstance(error, PyMongoError) and fatal(error, self._address) is None
 
-    def _completed(self, change: Change, found: dict[Hashable, bytes]) -> Change:
-        row = found.get(change.key) if _lacks_document(change) else None
+    def _completed(self, change: Change, found: _Found) -> Change:
+        if not _lacks_document(change):
+            return change
+        row = found.get((change.namespace, canonical_of(change.raw_key)))
         if row is None:
             return change
+        document, fault = None, None
         try:
             # Decoded for each change anew: its instance takes the row over, and receivers may change it.
-            document = bson.decode(row, codec_options=self._codec_options)
-        except Exception:  # a value without a Python counterpart: that it changed can be told all the same
-            return change
-        return change._replace(document=document, image="current", size=change.size + len(row), looked_up=row)
+            document = decoded(row, self._codec_options, AFTER)
+        except UndecodableValue as error:
+            fault = error.fault
+        size = change.size + len(row)
+        return change._replace(document=document, image="current", size=size, looked_up=row, fault=fault)
 
 
 def _lacks_document(change: Change) -> bool:
-    return change.document is None and change.operation == "update"
+    return change.document is None and change.operation == "update" and change.fault is None
+
+
+def _with_any_of(keys: list[bytes]) -> bytes:
+    """A filter of `_id`s as the server sent them: some can't be decoded, or not be encoded again as they were."""
+    found = [next(elements(key)) for key in keys]
+    ids = joined(*(one._replace(name=str(i).encode()) for i, one in enumerate(found)))
+    wanted = joined(Element(b"$in", ARRAY, ids))
+    return joined(Element(b"_id", DOCUMENT, wanted))

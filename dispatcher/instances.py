@@ -1,6 +1,5 @@
 """From a change to what receivers are given, and back to the BSON that the server sent."""
 
-from contextlib import suppress
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ from bson.raw_bson import RawBSONDocument
 
 from dispatcher.codec import RAW, lenient
 from dispatcher.events import Calls, Change, Image
+from dispatcher.undecodable import AFTER, UndecodableValue, decoded, exact_key
 from mongoz.connection import Collection
 from mongoz.fields.storage import stored_names
 from mongoz.persistence.rows import bare_instance, hydrate
@@ -42,26 +42,25 @@ def originals_of(change: Change) -> Originals:
 
 
 def key_of(change: Change) -> Any:
-    """The `_id` as the server sent it, whatever the application's codec makes of it."""
-    if not change.raw:
-        return change.id
-    return RawBSONDocument(change.raw, codec_options=_RAW)["documentKey"]["_id"]
+    """The `_id` as the server sent it, whatever the application's codec makes of it; `UndecodedKey` at worst."""
+    return exact_key(change.raw_key) if change.raw else change.id
 
 
 def decoded_again(change: Change, codec_options: CodecOptions[Any]) -> Change:
     """A change that was stored, with its documents: those of them that can be decoded.
 
     Raises:
-        Exception: the document can't be decoded, though it could once.
+        UndecodableValue: the document can't be decoded.
     """
     originals = originals_of(change)
-    document = None
+    document = before = None
     if change.image != "key" and originals.document is not None:
-        document = bson.decode(originals.document, codec_options=codec_options)
-    before = None
-    with suppress(Exception):  # what it was before is no reason not to deliver what it is
-        if originals.before is not None:
+        document = decoded(originals.document, codec_options, AFTER)
+    if originals.before is not None:
+        try:
             before = bson.decode(originals.before, codec_options=codec_options)
+        except BaseException:  # what it was before is no reason not to deliver what it is
+            before = None
     return change._replace(document=document, before=before)
 
 
@@ -90,19 +89,22 @@ def keywords_of(change: Change, calls: Calls) -> tuple[Image, dict[str, Any]]:
     """What the instance is that the receivers get, and their keywords. The change's documents are taken over.
 
     Raises:
+        UndecodableValue: there is no document, since it can't be decoded.
         ValidationError: the document does not fit its model.
-        Exception: a validator of the application raised it.
+        BaseException: a validator of the application raised it.
     """
     document, signal, collection = calls.document, calls.signal, calls.collection
     if signal == "post_delete":
         before = None if change.before is None else _previous(document, change.before, collection)
         if before is None:  # not known, or not fit for the model: that it is gone must be told all the same
+            _refuse_undecodable(change)
             return "key", {"instance": bare_instance(document, change.id, collection)}
         return "pre", {"instance": before}
     row = change.document
     if row is not None:
         instance = hydrate(document, row, collection)
     else:
+        _refuse_undecodable(change)
         instance = bare_instance(document, change.id, collection)
     previous = None if change.before is None else _previous(document, change.before, collection)
     if signal == "post_save":
@@ -110,6 +112,11 @@ def keywords_of(change: Change, calls: Calls) -> tuple[Image, dict[str, Any]]:
     attributes = _attributes(document)
     names = frozenset(attributes.get(name, name) for name in change.names)
     return change.image, {"instance": instance, "update_fields": names, "previous": previous}
+
+
+def _refuse_undecodable(change: Change) -> None:
+    if change.fault is not None:
+        raise UndecodableValue(change.fault)
 
 
 def _previous(document: Any, row: dict[str, Any], collection: Collection | None) -> Any:

@@ -25,7 +25,8 @@ Dead letters and parked deliveries share it:
                       unreadable one: the whole change event)
     chunked           {part: number of chunks}: those that would not fit are in a collection of their own
 
-`key` and `update_fields` are parts, too, where they are very long: as {"": value}.
+`key` and `update_fields` are parts, too, where they are very long, and a key that no driver decodes is one: as
+{"": value}.
 """
 
 from collections.abc import Mapping
@@ -39,9 +40,11 @@ from bson.raw_bson import RawBSONDocument
 from pymongo.asynchronous.collection import AsyncCollection
 
 from dispatcher.describing import text_of, trace_of
+from dispatcher.elements import DOCUMENT, Element, elements, field, joined, keyed, readable
 from dispatcher.events import Calls, Change
 from dispatcher.instances import decoded_again, key_of, name_of, originals_of
 from dispatcher.state import CODEC_OPTIONS
+from dispatcher.undecodable import KEY, UndecodableValue, UndecodedKey, decoded
 from mongoz.signals.receivers import Receiver
 
 __all__ = [
@@ -55,6 +58,7 @@ __all__ = [
     "delivery_of",
     "letter_id",
     "letter_of",
+    "raw_key_of",
     "unreadable_letter",
 ]
 
@@ -74,6 +78,9 @@ _LONGEST_TRACEBACK: Final = 50_000
 _IMAGES: Final = (("fullDocument", "document"), ("fullDocumentBeforeChange", "before"))
 
 _NONE: Final[Mapping[str, int]] = {}
+
+# Chunks of a part, at most: the server's documents have 16 MB, and its events some of them.
+_MOST_CHUNKS: Final = 16
 
 
 class Failure(NamedTuple):
@@ -154,9 +161,13 @@ def delivery_of(change: Change, calls: Calls, receiver: Receiver, *, term: int, 
         "size": change.size,
     }
     parts = {name: raw for name, raw in originals_of(change)._asdict().items() if raw is not None}
-    for name, value in (("key", key_of(change)), ("update_fields", sorted(change.names))):
-        encoded = bson.encode({"": value}, codec_options=CODEC_OPTIONS)
-        if len(encoded) > _FINDABLE:
+    # Which text comes of bytes that are no UTF-8 is the operator's choice; it may be one that BSON does not take.
+    names = sorted(name.encode("utf-8", "replace").decode() for name in change.names)
+    values: dict[str, Any] = {"key": key_of(change), "update_fields": names}
+    for name, value in values.items():
+        odd = isinstance(value, UndecodedKey)
+        encoded = value.raw if odd else bson.encode({"": value}, codec_options=CODEC_OPTIONS)
+        if odd or len(encoded) > _FINDABLE:
             parts[name] = encoded
         else:
             fields[name] = value
@@ -186,6 +197,10 @@ def unreadable_letter(event: bytes, failure: Failure, *, token: str, term: int, 
 
 def _described(failure: Failure) -> dict[str, Any]:
     kind = type(failure.error)
+    fault: dict[str, Any] = {}
+    if isinstance(failure.error, UndecodableValue):
+        found = failure.error.fault._asdict()
+        fault["fault"] = {name: _storable(text, _LONGEST_MESSAGE) for name, text in found.items()}
     return {
         "attempts": failure.attempts,
         "reason": failure.reason,
@@ -194,6 +209,7 @@ def _described(failure: Failure) -> dict[str, Any]:
             "message": _storable(text_of(failure.error), _LONGEST_MESSAGE),
             "traceback": _storable(trace_of(failure.error), _LONGEST_TRACEBACK),
         },
+        **fault,
         "first_attempt_at": failure.began,
         "last_attempt_at": datetime.now(UTC),
     }
@@ -213,31 +229,44 @@ def change_of(letter: RawBSONDocument, parts: Mapping[str, bytes], codec_options
         codec_options: the registry's.
 
     Raises:
-        Exception: the application's codec can't decode what it decoded once.
+        UndecodableValue: its document, or its key, can't be decoded.
+        Exception: it is not written as letters are.
     """
-    fields = bson.decode(letter.raw, codec_options=CODEC_OPTIONS)
-    key = letter["key"] if "key" in letter else RawBSONDocument(parts["key"])[""]
-    names = fields["update_fields"] if "update_fields" in fields else bson.decode(parts["update_fields"])[""]
-    seen = bson.encode({"key": key, "wall_time": letter["wall_time"]})
-    seen_by_receivers = bson.decode(seen, codec_options=codec_options)
-    event = {name: RawBSONDocument(parts[part]) for name, part in _IMAGES if part in parts}
+    raw = bytes(letter.raw)
+    fields = readable(raw)
+    key = raw_key_of(raw, parts)
+    names = fields["update_fields"] if "update_fields" in fields else readable(parts["update_fields"])[""]
+    wall_time = field(raw, "wall_time")
+    event = [Element(name.encode(), DOCUMENT, parts[part]) for name, part in _IMAGES if part in parts]
+    document_key = Element(b"documentKey", DOCUMENT, keyed(next(elements(key)), "_id"))
     namespace = fields["namespace"]
     change = Change(
         token=fields["token"],
         operation=fields["operation"],
         namespace=(namespace["db"], namespace["coll"]),
-        id=seen_by_receivers["key"],
+        id=decoded(key, codec_options, KEY)[""],
         cluster_time=fields["cluster_time"],
-        wall_time=seen_by_receivers["wall_time"],
+        wall_time=None if wall_time is None else bson.decode(keyed(wall_time), codec_options=codec_options)[""],
         document={},
         before={},
         image=fields["image"],
         names=frozenset(names),
         stamp=None,
         size=fields.get("size", 0),
-        raw=bson.encode({"documentKey": {"_id": key}, **event}),
+        raw=joined(document_key, *event),
     )
     return decoded_again(change, codec_options)
+
+
+def raw_key_of(letter: bytes, parts: Mapping[str, bytes]) -> bytes:
+    """The `_id` of the document that a stored delivery is about, as BSON: {"": _id}.
+
+    Args:
+        letter: the delivery.
+        parts: of it.
+    """
+    key = field(letter, "key")
+    return parts["key"] if key is None else keyed(key)
 
 
 class Parts:
@@ -274,12 +303,19 @@ class Parts:
         """The parts of a document that was read from the database.
 
         Raises:
+            ValueError: the document does not say rightly where they are.
             PyMongoError: as the driver has it.
         """
         parts = {name: bytes(data) for name, data in document["parts"].items()}
         for name, count in document["chunked"].items():
+            if not isinstance(count, int) or not 0 < count <= _MOST_CHUNKS:
+                raise ValueError(
+                    f"chunked says {str(count)[:100]} chunks of {name[:100]!r}; there are 1 to {_MOST_CHUNKS}"
+                )
             ids = [f"{document['_id']}:{name}:{n:04}" for n in range(count)]
             chunks = {chunk["_id"]: chunk["data"] async for chunk in self._chunks.find({"_id": {"$in": ids}})}
+            if missing := [id_ for id_ in ids if id_ not in chunks]:
+                raise ValueError(f"chunk {missing[0]!r} is missing in {self._chunks.name}")
             parts[name] = b"".join(chunks[id_] for id_ in ids)
         return parts
 

@@ -7,13 +7,14 @@ fewer images, and with nothing but its key at last.
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any, Final
+from typing import Final
 
 import bson
-from bson.raw_bson import RawBSONDocument
 
-from dispatcher.codec import Undecoded
+from dispatcher.codec import RawEvent, Undecoded
 from dispatcher.cursors import Shape
+from dispatcher.elements import elements
+from dispatcher.elements import joined as document_of
 from dispatcher.events import Batch
 from dispatcher.partitions import HASH
 
@@ -84,10 +85,10 @@ def _whole(token: str) -> str:
     return token[: -len(_FIRST)] + _END
 
 
-def _as_one(fragments: list[Undecoded]) -> RawBSONDocument:
-    event: dict[str, Any] = {}
-    for fragment in fragments:
-        event.update(fragment.items())
-    del event["splitEvent"]
-    event["_id"] = {"_data": _whole(str(fragments[0]["_id"]["_data"]))}
-    return RawBSONDocument(bson.encode(event))
+def _as_one(fragments: list[Undecoded]) -> RawEvent:
+    """One event. What clients wrote is not decoded: maybe it can't be."""
+    parts = {one.name: one for fragment in fragments for one in elements(bytes(fragment.raw))}
+    del parts[b"splitEvent"]
+    token = {"_id": {"_data": _whole(str(fragments[0]["_id"]["_data"]))}}
+    parts[b"_id"] = next(elements(bson.encode(token)))
+    return RawEvent(document_of(*parts.values()))

@@ -46,10 +46,13 @@ from pymongo.errors import BulkWriteError, OperationFailure
 
 from dispatcher.codec import RAW
 from dispatcher.describing import text_of
+from dispatcher.elements import field, keyed, readable
 from dispatcher.gathering import Gathering
 from dispatcher.keys import lane_key
 from dispatcher.letters import Letter, Parts
-from dispatcher.state import PARKED, parked, parked_chunks, parked_lanes
+from dispatcher.state import CODEC_OPTIONS, PARKED, parked, parked_chunks, parked_lanes
+from dispatcher.undecodable import UndecodedKey
+from mongoz.keys import canonical_of
 
 __all__ = ["Lane", "Parked", "Stuck", "Waiting", "lane_id"]
 
@@ -94,12 +97,14 @@ class Lane(NamedTuple):
     Attributes:
         id: the hash.
         fields: its document.
+        key: `_id` of the document that the deliveries wait for, as BSON: {"": _id}.
         first: `_id` of the first delivery in it; None if it is empty.
         size: bytes of it.
     """
 
     id: str
     fields: dict[str, Any]
+    key: bytes
     first: str | None
     size: int
 
@@ -137,8 +142,18 @@ def lane_id(group: str, receiver: str, document: str, namespace: tuple[str, str]
         namespace: where the document is.
         id_: its `_id`, of any type.
     """
-    named = bson.encode({"": [group, receiver, document, *namespace]}) + lane_key(id_)
+    named = bson.encode({"": [group, receiver, document, *namespace]}) + _key_of(id_)
     return blake2b(named, digest_size=16).hexdigest()
+
+
+def _key_of(id_: Any) -> bytes:
+    """What stands for an `_id` in the name of a lane."""
+    if not isinstance(id_, UndecodedKey):
+        return lane_key(id_)
+    try:
+        return lane_key(bson.decode(id_.raw, codec_options=CODEC_OPTIONS)[""])
+    except Exception:  # no driver decodes it
+        return canonical_of(id_.raw)
 
 
 class Parked:
@@ -195,9 +210,10 @@ class Parked:
         if waiting is not None:
             fields = letter.fields
             values = {name: fields[name] for name in ("group", "receiver", "document", "namespace")}
-            values["key"] = fields["key"] if "key" in fields else RawBSONDocument(letter.parts["key"])[""]
+            literals: dict[str, Any] = {name: {"$literal": value} for name, value in values.items()}
+            literals["key"] = {"$literal": fields["key"]} if "key" in fields else _literal(letter.parts["key"])
             # A lane that is there keeps the name that its receiver had: who works it off goes by that.
-            begun = {name: {"$ifNull": [f"${name}", {"$literal": value}]} for name, value in values.items()}
+            begun = {name: {"$ifNull": [f"${name}", literal]} for name, literal in literals.items()}
             steps = [
                 *_set({}, {**begun, "parked_at": {"$ifNull": ["$parked_at", "$$NOW"]}}),
                 *_set({}, {"hash": {"$toHashedIndexKey": "$key"}}),
@@ -242,13 +258,16 @@ class Parked:
         ]
         lanes: list[Lane] = []
         seconds = None
-        async for fields in await self._lanes.aggregate(pipeline):
+        async for row in await self._lanes.with_options(codec_options=RAW).aggregate(pipeline):
+            fields = readable(row)
             milliseconds, first = fields.pop("milliseconds"), fields.pop("first")
             if milliseconds > 0 or len(lanes) == most:
                 seconds = max(0.0, milliseconds / 1000)
                 break
             head: dict[str, Any] = first[0] if first else {"_id": None}
-            lanes.append(Lane(fields["_id"], fields, head["_id"], head.get("size", 0)))
+            key = field(bytes(row.raw), "key")
+            assert key is not None
+            lanes.append(Lane(fields["_id"], fields, keyed(key), head["_id"], head.get("size", 0)))
         return lanes, seconds
 
     async def read(self, ids: Sequence[str]) -> dict[str, RawBSONDocument]:
@@ -344,6 +363,13 @@ _FIRST: Final[dict[str, Any]] = {
         "as": "first",
     }
 }
+
+
+def _literal(key: bytes) -> RawBSONDocument:
+    """An `_id`, given as {"": _id}, in a pipeline."""
+    found = field(key, "")
+    assert found is not None
+    return RawBSONDocument(keyed(found, "$literal"))
 
 
 def _range(lane: str, up_to: str | None = None) -> dict[str, Any]:

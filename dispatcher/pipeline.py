@@ -23,7 +23,7 @@ from dispatcher.codec import Undecoded
 from dispatcher.conditions import Conditions
 from dispatcher.controls import Controls
 from dispatcher.dead_letters import DeadLetters
-from dispatcher.decode import Undecodable, decode, decoded_together
+from dispatcher.decode import decode, decoded_together
 from dispatcher.delivery import Deliverer
 from dispatcher.describing import words_of
 from dispatcher.draining import SAVE_PATIENCE, drain
@@ -52,6 +52,7 @@ from dispatcher.settings import Settings
 from dispatcher.source import ChangeStreamSource, pause_after
 from dispatcher.tracing import tracing_of
 from dispatcher.transactional import Transactions
+from dispatcher.undecodable import Undecodable
 from dispatcher.unparking import Unparking
 from mongoz.stamps import Stamp
 

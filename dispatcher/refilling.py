@@ -9,19 +9,16 @@ from collections.abc import Awaitable, Callable, Hashable, Mapping
 from functools import partial
 from typing import Any, Final
 
-import bson
 from bson.binary import Binary
 from bson.codec_options import CodecOptions
 from pymongo import AsyncMongoClient
 from pymongo.errors import PyMongoError
 
 from dispatcher.conditions import Conditions, wanted
-from dispatcher.decode import Undecodable
 from dispatcher.delivery import Deliverer
-from dispatcher.events import Change, Job, Namespace
-from dispatcher.existing import change_of, document, documents, event_of, key_of
+from dispatcher.events import Job, Namespace, key_from
+from dispatcher.existing import change_of, document, documents, key_of
 from dispatcher.failures import fatal, in_short
-from dispatcher.keys import document_key
 from dispatcher.observe import get_logger
 from dispatcher.parking import Parking
 from dispatcher.partitions import belongs, hash_of
@@ -165,8 +162,7 @@ class Refilling:
             job = Job("")
             job.errand = partial(self._deliver, run, routes, namespace, key)
             job.afterwards = partial(done.set_result, None)
-            id_ = bson.decode(key, codec_options=self._codec_options)[""]
-            self._add(document_key(namespace, id_), job, 0)
+            self._add(key_from(namespace, key, self._codec_options), job, 0)
             told.append(done)
         await asyncio.wait(told)
 
@@ -174,14 +170,7 @@ class Refilling:
         found = await self._parking.insist(lambda: document(self._client, namespace, key))
         if found is None:  # it was deleted, of which the stream tells
             return
-        try:
-            change = change_of(found, namespace, run, self._codec_options)
-        except Undecodable as error:
-            await self._deliverer.keep_unreadable(event_of(found, namespace, run), error.token, error)
-        else:
-            await self._hand_over(change, routes)
-
-    async def _hand_over(self, change: Change, routes: Routes) -> None:
+        change = change_of(found, namespace, run, self._codec_options)
         calls = routes.route(change)
         if self._conditions is not None:
             refused = await self._conditions.refused([change])

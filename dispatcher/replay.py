@@ -12,7 +12,7 @@ from pymongo.errors import PyMongoError
 from dispatcher.beginning import scope_of
 from dispatcher.conditions import Conditions, wanted
 from dispatcher.cursors import Cursors, Shape
-from dispatcher.decode import Undecodable, decode
+from dispatcher.decode import decode
 from dispatcher.deployment import look_at_oplog
 from dispatcher.events import Change, Start, token_time
 from dispatcher.exceptions import HistoryLost
@@ -23,6 +23,7 @@ from dispatcher.origins import HORIZON, Origins
 from dispatcher.playback import Outcome, Playback, Step, Workplace
 from dispatcher.runs import Run
 from dispatcher.source import ChangeStreamSource
+from dispatcher.undecodable import Undecodable
 from mongoz.stamps import Stamp
 
 __all__ = ["Replay", "start"]

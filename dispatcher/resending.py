@@ -15,7 +15,7 @@ from pymongo.errors import PyMongoError
 
 from dispatcher.conditions import Conditions, wanted
 from dispatcher.dead_letters import DeadLetters
-from dispatcher.decode import Undecodable, decode
+from dispatcher.decode import decode
 from dispatcher.describing import text_of, words_of
 from dispatcher.events import Calls, Change, Job
 from dispatcher.failures import fatal, in_short
@@ -23,6 +23,7 @@ from dispatcher.letters import Again, Letter, change_of, delivery_of, letter_id
 from dispatcher.observe import get_logger
 from dispatcher.parking import Parking
 from dispatcher.routing import Routes
+from dispatcher.undecodable import Undecodable, UndecodableValue
 
 __all__ = ["Resending"]
 
@@ -120,7 +121,7 @@ class Resending:
                 parts = await self._letters.parts_of(letter)
                 if letter["receiver"] is None:
                     await self._split(letter, parts)
-                elif "key" in parts and not await self._letters.is_ours(RawBSONDocument(parts["key"])[""]):
+                elif "key" in parts and not await self._letters.is_ours(parts["key"]):
                     continue
                 else:
                     parked.append(self._begin(self._found(letter, parts)))
@@ -146,8 +147,10 @@ class Resending:
         """A letter's change and receiver, as they are today."""
         try:
             change = change_of(letter, parts, self._codec_options)
+        except UndecodableValue as error:
+            raise _Refused(f"It still can't be delivered: {error}") from error
         except Exception as error:
-            raise _Refused(f"Its document can't be decoded: {text_of(error)}") from error
+            raise _Refused(f"It is not written as letters are: {text_of(error)}") from error
         calls = self._routes.calls_to(
             letter["document"],
             letter["signal"],
@@ -196,6 +199,8 @@ class Resending:
             change = decode(RawBSONDocument(parts["event"]), self._codec_options)
         except Undecodable as error:
             raise _Refused(f"The event still can't be decoded: {words_of(error)}") from error
+        if change.fault is not None:
+            raise _Refused(f"The event still can't be decoded: {change.fault}")
         all_calls = self._routes.route(change)
         if self._conditions is not None:
             refused = await self._conditions.refused([change])

@@ -13,23 +13,20 @@ from functools import partial
 from time import monotonic
 from typing import Any, Final
 
-import bson
 from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 from pymongo.errors import PyMongoError
 
 from dispatcher.cancelling import Abandoned
-from dispatcher.events import Calls, Change, Job
+from dispatcher.events import Calls, Change, Job, key_from
 from dispatcher.exceptions import DispatcherError
 from dispatcher.failures import fatal, in_short
-from dispatcher.keys import document_key
 from dispatcher.letters import Again, change_of
 from dispatcher.observe import get_logger
 from dispatcher.parked import Lane, Parked, Stuck, Waiting
 from dispatcher.parking import Parking
 from dispatcher.retrying import pause_after
 from dispatcher.routing import Routes
-from dispatcher.state import CODEC_OPTIONS
 from mongoz.signals.options import Retry
 
 __all__ = ["Deliver", "Unparking"]
@@ -240,10 +237,8 @@ class Unparking:
 
     def _key(self, lane: Lane) -> Hashable:
         """What the jobs of its document go by."""
-        stored = bson.encode({"": lane.fields["key"]}, codec_options=CODEC_OPTIONS)
         namespace = lane.fields["namespace"]
-        id_ = bson.decode(stored, codec_options=self._codec_options)[""]
-        return document_key((namespace["db"], namespace["coll"]), id_)
+        return key_from((namespace["db"], namespace["coll"]), lane.key, self._codec_options)
 
     def _is_ours(self, row: RawBSONDocument) -> bool:
         """Whether a delivery is left to us.

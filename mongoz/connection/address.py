@@ -2,15 +2,19 @@
 
 import re
 from collections.abc import Collection
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl
 
+from bson.codec_options import DatetimeConversion
 from pymongo.errors import ConfigurationError, InvalidURI
 from pymongo.uri_parser import parse_uri
 
 from mongoz.exceptions import ImproperlyConfigured
 
-__all__ = ["Seed", "first_seed", "named_options", "wants_retries", "wants_time_zones", "without_options"]
+__all__ = ["Seed", "decoding", "first_seed", "named_options", "wants_retries", "without_options"]
+
+# What the driver takes for unicode_decode_error_handler.
+_HANDLERS: Final = ("strict", "replace", "backslashreplace", "surrogateescape", "ignore")
 
 
 class Seed(NamedTuple):
@@ -44,9 +48,35 @@ def first_seed(url: str) -> Seed:
     return Seed(node[0], None if is_name else node[1])
 
 
-def wants_time_zones(url: str) -> bool:
-    """Whether a URL asks for aware datetimes (`tz_aware=true`)."""
-    return _option(url, "tz_aware", "false") == "true"
+def decoding(url: str) -> dict[str, Any]:
+    """What a URL says of how values are decoded, as codec options.
+
+    `tz_aware=true` asks for aware datetimes, `datetime_conversion=DATETIME_AUTO` for a `bson.DatetimeMS` where a
+    date is beyond Python's, `unicode_decode_error_handler=replace` for question marks where text is no UTF-8.
+
+    Raises:
+        ImproperlyConfigured: the driver does not know such a value; names those that it knows.
+    """
+    named = named_options(url)
+    options: dict[str, Any] = {"tz_aware": _option(url, "tz_aware", "false") == "true"}
+    handler = "unicode_decode_error_handler"
+    if handler in named:
+        options[handler] = _one_of(handler, named[handler], _HANDLERS)
+    conversion = "datetime_conversion"
+    if conversion in named:
+        names = DatetimeConversion.__members__
+        value = named[conversion]
+        if value.isdecimal() and value in {str(one.value) for one in DatetimeConversion}:
+            options[conversion] = DatetimeConversion(int(value))
+        else:
+            options[conversion] = names[_one_of(conversion, value, tuple(names))]
+    return options
+
+
+def _one_of(option: str, value: str, known: tuple[str, ...]) -> str:
+    if value in known:
+        return value
+    raise ImproperlyConfigured(f"{option}={value!r} in the MongoDB URL is none of {', '.join(known)}.")
 
 
 def wants_retries(url: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, Self, TypeVar
 import pymongo
 from bson.codec_options import CodecOptions
 
-from mongoz.connection.address import Seed, first_seed, named_options, wants_retries, wants_time_zones
+from mongoz.connection.address import Seed, decoding, first_seed, named_options, wants_retries
 from mongoz.connection.clock import ServerClock
 from mongoz.connection.codec import CODEC_OPTIONS, with_our_types
 from mongoz.connection.database import Collection, Database
@@ -99,11 +99,12 @@ class Registry:
         self._indexed: set[tuple[type, Collection]] = set()  # whose indexes were created by themselves, and where
 
     def _set_url(self, url: str) -> None:
+        options = decoding(url)  # before the driver reads the URL, which has fewer words for these
         self._seed = first_seed(url)
         if self.dispatched and not wants_retries(url):
             raise ImproperlyConfigured(_NO_RETRIES)
         self._url = url
-        self._codec_options = CODEC_OPTIONS.with_options(tz_aware=wants_time_zones(url))
+        self._codec_options = CODEC_OPTIONS.with_options(**options)
 
     @property
     def url(self) -> str | None:

@@ -177,10 +177,11 @@ async def test_what_can_not_be_decoded_is_kept_as_it_came(account, foreign, disp
         letter = await state.letter()
         await eventually(lambda: seen)
     assert seen == ["next"]
-    assert (letter["_id"], letter["reason"]) == (f"{letter['delivery_id']}:event", "undecodable")
-    event = RawBSONDocument(letter["parts"]["event"])
-    assert bytes(event["fullDocument"].raw) == row
-    assert letter["receiver"] is None
+    assert (letter["receiver"], letter["reason"], letter["key"]) == ("seeing", "undecodable", 1)
+    assert letter["parts"]["document"] == row
+    assert (letter["fault"]["path"], letter["fault"]["type"]) == ("at", "date")
+    for said in ("'at' in the document after the change", "date", "year 36536864", "DATETIME_AUTO", "retry"):
+        assert said in letter["error"]["message"]
 
 
 async def test_documents_of_nearly_16_mb(account, foreign, dispatched, client, state):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mongoz
-from dispatcher.decode import Undecodable, decode
+from dispatcher.decode import decode
 from dispatcher.events import document_key
 from dispatcher.letters import delivery_id
 from dispatcher.origins import Origins
@@ -210,10 +210,12 @@ def test_an_event_that_has_no_python_value_says_which():
     raw = bytearray(event(fullDocument={"_id": ID, "when": datetime.datetime(2026, 1, 1)}).raw)
     at = raw.index(b"when\0") + len(b"when\0")
     raw[at : at + 8] = (10**16).to_bytes(8, "little")  # the year 318857
-    with pytest.raises(Undecodable) as caught:
-        decode(RawBSONDocument(bytes(raw)), CODEC_OPTIONS)
-    assert caught.value.token == "826B03E05E00000012"
-    assert caught.value.key == ID
+    change = decode(RawBSONDocument(bytes(raw)), CODEC_OPTIONS)
+    assert (change.token, change.id, change.document) == ("826B03E05E00000012", ID, None)
+    assert change.fault is not None
+    assert (change.fault.path, change.fault.type) == ("when", "date")
+    assert "year 318857" in change.fault.why
+    assert "datetime_conversion=DATETIME_AUTO" in change.fault.remedy
 
 
 def test_events_of_whole_collections_have_no_document():

@@ -8,7 +8,8 @@ import bson
 import pytest
 from bson import Decimal128, Int64, ObjectId, Timestamp
 from bson.binary import Binary, UuidRepresentation
-from bson.codec_options import CodecOptions
+from bson.codec_options import CodecOptions, DatetimeConversion
+from bson.datetime_ms import DatetimeMS
 from bson.raw_bson import RawBSONDocument
 
 from dispatcher.codec import RAW
@@ -19,6 +20,7 @@ from dispatcher.instances import key_of, originals_of, untouched
 from dispatcher.letters import change_of, delivery_of
 from dispatcher.parked import lane_id
 from dispatcher.state import CODEC_OPTIONS as STORED
+from dispatcher.undecodable import UndecodableValue
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.signals.receivers import Receiver
 
@@ -118,13 +120,21 @@ def test_it_is_seen_with_the_codec_of_the_application():
     assert same.document["at"].tzinfo is not None
 
 
-def test_a_document_that_could_not_be_decoded_is_none_again():
-    """It was delivered with its key only."""
+def test_a_document_that_could_not_be_decoded_still_can_not():
     document = bson.encode({"_id": 1, "at": Int64(2**60)}).replace(b"\x12at\0", b"\x09at\0")
     change = event(fullDocument=RawBSONDocument(document), fullDocumentBeforeChange=RawBSONDocument(document))
-    assert (change.image, change.document) == ("key", None)
+    assert (change.image, change.document, change.before) == ("post", None, None)
+    with pytest.raises(UndecodableValue, match="'at' in the document after the change can't be decoded"):
+        again(change)
+    lenient = CODEC_OPTIONS.with_options(datetime_conversion=DatetimeConversion.DATETIME_AUTO)
+    assert again(change, lenient).document == {"_id": 1, "at": DatetimeMS(2**60)}
+
+
+def test_what_an_earlier_version_parked_with_its_key_only_is_delivered_so():
+    document = bson.encode({"_id": 1, "at": Int64(2**60)}).replace(b"\x12at\0", b"\x09at\0")
+    change = event(fullDocument=RawBSONDocument(document))._replace(image="key", fault=None)
     same = again(change)
-    assert (same.image, same.document, same.before) == ("key", None, None)
+    assert (same.image, same.document, same.before, same.fault) == ("key", None, None, None)
     assert originals_of(same).document == document
 
 

@@ -3,6 +3,8 @@
 from typing import Any
 
 import pytest
+from bson.binary import UuidRepresentation
+from bson.codec_options import DatetimeConversion
 from pydantic import MongoDsn
 
 import mongoz
@@ -150,3 +152,35 @@ async def test_a_dispatched_registry_needs_retryable_writes(option):
     registry = mongoz.Registry("mongodb://localhost", dispatched=True)
     with pytest.raises(ImproperlyConfigured, match="Remove retryWrites=false"):
         registry.point_to(url)
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "value"),
+    [
+        ("datetime_conversion=DATETIME_AUTO", "datetime_conversion", DatetimeConversion.DATETIME_AUTO),
+        ("datetime_conversion=2", "datetime_conversion", DatetimeConversion(2)),
+        ("Datetime_Conversion=DATETIME_CLAMP", "datetime_conversion", DatetimeConversion.DATETIME_CLAMP),
+        ("unicode_decode_error_handler=replace", "unicode_decode_error_handler", "replace"),
+        ("tz_aware=true", "tz_aware", True),
+    ],
+)
+def test_the_url_says_how_values_are_decoded(option, name, value):
+    """As the driver has it: these options are not only its own, but those of every database of the registry."""
+    for scheme in ("mongodb://localhost/?", "mongodb+srv://cluster.invalid/?"):
+        registry = mongoz.Registry(f"{scheme}retryWrites=true&{option}")
+        assert getattr(registry.codec_options, name) == value
+        assert registry.codec_options.uuid_representation == UuidRepresentation.STANDARD
+
+
+@pytest.mark.parametrize(
+    ("option", "known"),
+    [
+        ("datetime_conversion=datetime_auto", "DATETIME_AUTO"),
+        ("datetime_conversion=9", "DATETIME_AUTO"),
+        ("unicode_decode_error_handler=question", "replace"),
+    ],
+)
+def test_a_way_of_decoding_that_the_driver_does_not_know_is_refused(option, known):
+    name, _, value = option.partition("=")
+    with pytest.raises(ImproperlyConfigured, match=f"{name}='{value}' in the MongoDB URL is none of .*{known}"):
+        mongoz.Registry(f"mongodb://user:secret@localhost/?{option}")

@@ -1,0 +1,161 @@
+"""BSON taken apart without decoding it.
+
+Servers store values that no driver decodes: text that is no UTF-8, UUIDs of three bytes, dates in the far future.
+Code that must work in spite of them, such as finding the `_id` of a document, cuts the bytes out as they are.
+"""
+
+from collections.abc import Iterator, Mapping
+from struct import Struct, error
+from typing import Any, Final, NamedTuple
+
+import bson
+from bson.binary import UuidRepresentation
+from bson.codec_options import CodecOptions, DatetimeConversion
+from bson.errors import InvalidBSON
+from bson.raw_bson import RawBSONDocument
+
+__all__ = [
+    "ARRAY",
+    "DOCUMENT",
+    "TYPES",
+    "Element",
+    "elements",
+    "field",
+    "joined",
+    "keyed",
+    "raw_field",
+    "readable",
+]
+
+DOCUMENT: Final = 3
+ARRAY: Final = 4
+
+TYPES: Final[Mapping[int, str]] = {
+    1: "double", 2: "string", 3: "document", 4: "array", 5: "binary", 6: "undefined", 7: "ObjectId", 8: "bool",
+    9: "date", 10: "null", 11: "regular expression", 12: "DBPointer", 13: "JavaScript", 14: "symbol",
+    15: "JavaScript with scope", 16: "int32", 17: "timestamp", 18: "int64", 19: "decimal128", 127: "MaxKey",
+    255: "MinKey",
+}  # fmt: skip
+"""Names of the types of values."""
+
+_SIZE: Final = Struct("<i")
+
+# Bytes of values that are always as long; of those that begin with their length, what it leaves out.
+_FIXED: Final = {1: 8, 6: 0, 7: 12, 8: 1, 9: 8, 10: 0, 16: 4, 17: 8, 18: 8, 19: 16, 127: 0, 255: 0}
+_MEASURED: Final = {2: 4, 3: 0, 4: 0, 5: 5, 12: 16, 13: 4, 14: 4, 15: 0}
+_REGEX: Final = 11
+
+_BINARY: Final = 5
+_OLD_BINARY: Final = 2
+
+# Nothing is refused but old binary values whose two lengths disagree.
+_LENIENT: Final = CodecOptions[dict[str, Any]](
+    uuid_representation=UuidRepresentation.STANDARD,
+    datetime_conversion=DatetimeConversion.DATETIME_AUTO,
+    unicode_decode_error_handler="replace",
+)
+_ANY_UUID: Final = _LENIENT.with_options(uuid_representation=UuidRepresentation.UNSPECIFIED)
+
+
+class Element(NamedTuple):
+    """A field of a document, or an item of an array, undecoded.
+
+    Attributes:
+        name: UTF-8 as a rule, but not always.
+        kind: the type of the value, a key of TYPES.
+        value: its bytes.
+        at: where these begin in the document.
+    """
+
+    name: bytes
+    kind: int
+    value: bytes
+    at: int = 0
+
+    def __bytes__(self) -> bytes:
+        """As it is written in a document."""
+        return bytes((self.kind,)) + self.name + b"\0" + self.value
+
+
+def elements(raw: bytes) -> Iterator[Element]:
+    """The fields of a document, in their order.
+
+    Raises:
+        InvalidBSON: it is no BSON at all, which no server stores.
+    """
+    at, end = _SIZE.size, len(raw) - 1
+    try:
+        while at < end:
+            kind = raw[at]
+            ends = raw.index(0, at + 1)
+            name, at = raw[at + 1 : ends], ends + 1
+            if kind in _FIXED:
+                size = _FIXED[kind]
+            elif kind in _MEASURED:
+                size = _SIZE.unpack_from(raw, at)[0] + _MEASURED[kind]
+            elif kind == _REGEX:
+                size = raw.index(0, raw.index(0, at) + 1) + 1 - at
+            else:
+                raise InvalidBSON(f"a value of the unknown type {kind}")
+            if size < 0 or at + size > end:
+                raise InvalidBSON("a value that is longer than its document")
+            yield Element(name, kind, raw[at : at + size], at)
+            at += size
+    except (ValueError, error) as broken:
+        raise InvalidBSON("a document that ends too early") from broken
+
+
+def field(raw: bytes, name: str) -> Element | None:
+    """The first field of this name; None if there is none."""
+    wanted = name.encode()
+    return next((one for one in elements(raw) if one.name == wanted), None)
+
+
+def raw_field(raw: bytes, name: str) -> bytes | None:
+    """The document in a field; None if there is none."""
+    found = field(raw, name)
+    return found.value if found is not None and found.kind == DOCUMENT else None
+
+
+def joined(*parts: Element) -> bytes:
+    """A document of these fields."""
+    body = b"".join(map(bytes, parts))
+    return _SIZE.pack(_SIZE.size + len(body) + 1) + body + b"\0"
+
+
+def keyed(found: Element, name: str = "") -> bytes:
+    """A value as a document of its own, under this name."""
+    return joined(found._replace(name=name.encode()))
+
+
+def readable(raw: bytes | RawBSONDocument, *, tz_aware: bool = False) -> dict[str, Any]:
+    """A document for people and for what may hold anything: whatever it holds, this decodes it.
+
+    What no driver decodes becomes the next best: a UUID of the wrong length stays binary, bytes that are no UTF-8
+    become question marks.
+
+    Raises:
+        InvalidBSON: it is no BSON at all, which no server stores.
+    """
+    data = bytes(raw.raw) if isinstance(raw, RawBSONDocument) else raw
+    for options in (_LENIENT, _ANY_UUID):
+        try:
+            return bson.decode(data, options.with_options(tz_aware=tz_aware))
+        except (InvalidBSON, ValueError, OverflowError):
+            continue
+    mended = bytearray(data)
+    _mend(data, mended, 0)
+    return bson.decode(bytes(mended), _ANY_UUID.with_options(tz_aware=tz_aware))
+
+
+def _mend(raw: bytes, mended: bytearray, begin: int) -> None:
+    """Make plain binary values of the old ones, which hold their length once more, and maybe a wrong one."""
+    for one in elements(raw):
+        at = begin + one.at
+        if one.kind == _BINARY and one.value[4] == _OLD_BINARY:
+            mended[at + 4] = 0
+        elif one.kind in (DOCUMENT, ARRAY):
+            _mend(one.value, mended, at)
+        elif one.kind == 15:  # the code comes first, then the scope
+            skip = 4 + 4 + _SIZE.unpack_from(one.value, 4)[0]
+            _mend(one.value[skip:], mended, at + skip)

@@ -1,0 +1,266 @@
+"""Values that no driver decodes: nothing stops, and what can't be delivered is in a letter that says why."""
+
+import asyncio
+import json
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import bson
+import pytest
+from bson import Binary, Timestamp
+from bson.datetime_ms import DatetimeMS
+from bson.raw_bson import RawBSONDocument
+from pymongo import AsyncMongoClient
+from typer.testing import CliRunner
+
+import mongoz
+from dispatcher import backfill, replay
+from dispatcher.cli import app
+from dispatcher.playback import workplace
+from dispatcher.retries import outcomes, request_retry
+from dispatcher.web.dashboard.letters import Letterbox
+from mongoz.core.signals import post_delete, post_save, post_update
+from mongoz.signals.options import Retry
+from tests.integration.delivering import IMAGES, State
+from tests.malformed import IMAGELESS, WITH_IMAGES, stories, write
+from tests.support import dispatching, eventually, settings_for
+
+SHORT_UUID = {"u": Binary(b"123", 4)}
+
+
+class Heard(list[SimpleNamespace]):
+    @property
+    def deliveries(self) -> set[str]:
+        return {one.delivery.id for one in self}
+
+
+def odd(registry: mongoz.Registry, database: str, name: str) -> Any:
+    class Odd(mongoz.Document):
+        id: Any = mongoz.Object(alias="_id", null=True)
+        name: str = mongoz.String(default="")
+        n: int = mongoz.Integer(default=0)
+        data: Any = mongoz.Object(null=True)
+
+        class Meta:
+            abstract = False
+            collection = name
+
+        Meta.registry = registry  # type: ignore[attr-defined]
+        Meta.database = database  # type: ignore[attr-defined]
+
+    return Odd
+
+
+def heard_on(*documents: Any) -> Heard:
+    heard = Heard()
+
+    async def witness(sender: Any, **kwargs: Any) -> None:
+        heard.append(SimpleNamespace(**kwargs))
+
+    for document in documents:
+        for connect in (post_save, post_update, post_delete):
+            connect(document, name="witness")(witness)
+    return heard
+
+
+@pytest.fixture
+def collections(foreign):
+    foreign.create_collection(WITH_IMAGES, **IMAGES)
+    foreign.create_collection(IMAGELESS)
+
+
+@pytest.fixture
+def heard(dispatched, database, collections) -> Heard:
+    return heard_on(*(odd(dispatched, database, name) for name in (WITH_IMAGES, IMAGELESS)))
+
+
+@pytest.fixture
+def state(foreign) -> State:
+    return State(foreign)
+
+
+def told(heard: Heard, state: State) -> set[str]:
+    """The changes of which the receiver was told, or has a letter."""
+    return heard.deliveries | {letter["delivery_id"] for letter in state.letters}
+
+
+SEED = 5
+PLACES = ("_id", "data", "unknown", "last", "_mongoz")
+
+
+async def test_500_stories_of_malformed_documents(heard, foreign, dispatched, state):
+    tales = list(stories(random.Random(SEED), 500))
+    async with dispatching(dispatched) as running:
+        changes = write(foreign, tales).total()
+        await eventually(lambda: running.stats.read >= changes, within=60)
+        await eventually(lambda: len(told(heard, state)) >= changes, within=60, what=f"{changes} changes")
+    assert len(told(heard, state)) == changes
+    letters = state.letters
+    assert {letter["reason"] for letter in letters} <= {"undecodable", "invalid"}
+    undecodable = [letter for letter in letters if letter["reason"] == "undecodable"]
+    assert len(undecodable) > 300
+    for letter in undecodable:
+        fault = letter["fault"]
+        assert letter["receiver"] == "witness"
+        assert fault["path"], fault
+        assert fault["path"].partition(".")[0] in PLACES, fault
+        for said in (repr(fault["path"]), fault["type"], fault["why"], fault["remedy"]):
+            assert said in letter["error"]["message"]
+
+
+async def test_it_begins_again_behind_malformed_documents(heard, foreign, dispatched, state):
+    """What begins looks for the stamps that were written before, and reads what it had not finished."""
+    tales = list(stories(random.Random(SEED + 1), 150))
+    async with dispatching(dispatched):
+        begins = state.token
+    changes = write(foreign, tales).total()
+    for _ in range(2):
+        state.rewind(begins)
+        async with dispatching(dispatched):
+            await eventually(lambda: len(told(heard, state)) >= changes, within=60, what=f"{changes} changes")
+    assert len(told(heard, state)) == changes
+
+
+@pytest.mark.parametrize("partitions", [3])
+async def test_partitions_share_them(heard, foreign, dispatched, state, partitions):
+    tales = list(stories(random.Random(SEED + 2), 100))
+    async with dispatching(dispatched, partitions=partitions):
+        changes = write(foreign, tales).total()
+        await eventually(lambda: len(told(heard, state)) >= changes, within=60, what=f"{changes} changes")
+    assert len(told(heard, state)) == changes
+
+
+async def test_backfill_and_replay_read_them(heard, foreign, dispatched, state):
+    began = foreign.client.admin.command("hello")["operationTime"]
+    written = write(foreign, list(stories(random.Random(SEED + 3), 150)))
+    documents = sum(foreign[name].count_documents({}) for name in (WITH_IMAGES, IMAGELESS))
+    assert documents
+    async with workplace(dispatched, settings_for(dispatched, attempts=1)) as place:
+        run = await backfill.start(place, ["witness"], rate=None, resume=None, new=False)
+        outcome = await run.work(asyncio.Event())
+    assert outcome.finished
+    assert outcome.delivered + outcome.failed == documents == len(told(heard, state))
+    async with workplace(dispatched, settings_for(dispatched, attempts=1)) as place:
+        options: dict[str, Any] = {"until": None, "asked": {}, "rate": None, "resume": None, "new": False}
+        again = await replay.start(place, ["witness"], since=Timestamp(began.time, began.inc + 1), **options)
+        outcome = await again.work(asyncio.Event())
+    assert outcome.finished
+    assert outcome.delivered + outcome.failed == written.total()
+    assert len(told(heard, state)) == documents + written.total()
+
+
+async def test_a_receiver_with_a_condition_gets_letters_of_what_it_wants_only(
+    foreign, dispatched, database, state
+):
+    Odd = odd(dispatched, database, "odds")
+
+    @post_save(Odd, name="picky", where={"name": "wanted", "$expr": {"$gt": [{"$strLenCP": "$name"}, 1]}})
+    async def picky(sender: Any, **kwargs: Any) -> None: ...
+
+    async with dispatching(dispatched) as running:
+        for name in (b"wanted", b"unwanted", b"\xff\xff"):
+            document = bson.encode({"name": "?" * len(name), **SHORT_UUID})
+            foreign["odds"].insert_one(RawBSONDocument(document.replace(b"?" * len(name), name)))
+        await eventually(lambda: running.stats.read == 3)
+        letters = await state.wait(1)
+    assert [bson.decode(one["parts"]["document"], _ANY)["name"] for one in letters] == ["wanted"]
+
+
+_ANY: Any = bson.codec_options.CodecOptions(unicode_decode_error_handler="replace")
+
+
+async def test_urls_say_how_values_are_decoded(mongo, foreign, database, state):
+    """What the letter's remedy names helps."""
+    undecodable = bson.encode({"_id": 1, "name": "AAAA", "data": bson.Int64(2**60)})
+    undecodable = undecodable.replace(b"AAAA", b"caf\xe9").replace(b"\x12data\0", b"\x09data\0")
+    async with mongoz.Registry(mongo.url, dispatched=database) as strict:
+        heard_on(odd(strict, database, "odds"))
+        async with dispatching(strict):
+            foreign["odds"].insert_one(RawBSONDocument(undecodable))
+            letter = await state.letter()
+            assert letter["fault"]["path"] == "name"
+            assert "unicode_decode_error_handler=replace" in letter["fault"]["remedy"]
+            ((result, text),) = await retried(strict, database, letter["_id"])
+            assert result == "refused"
+            assert "'name' in the document after the change can't be decoded" in text
+    url = f"{mongo.url}&datetime_conversion=DATETIME_AUTO&unicode_decode_error_handler=replace"
+    async with mongoz.Registry(url, dispatched=database) as lenient:
+        Odd = odd(lenient, database, "odds")
+        heard = heard_on(Odd)
+        async with dispatching(lenient):
+            assert await retried(lenient, database, letter["_id"]) == [("delivered", "")]
+            foreign["odds"].insert_one(RawBSONDocument(undecodable.replace(b"\x01\0\0\0\x02", b"\x02\0\0\0\x02")))
+            await eventually(lambda: len(heard) == 2)
+        assert (await Odd.objects.get(id=1)).name == "caf\ufffd"
+    assert [(one.instance.name, one.instance.data) for one in heard] == [("caf\ufffd", DatetimeMS(2**60))] * 2
+
+
+async def retried(registry: Any, database: str, *ids: str) -> list[tuple[str, str]]:
+    async with AsyncMongoClient(registry.url) as client:
+        asked = await request_retry(client, f"{database}_state", database, ids)
+        found = [one async for one in outcomes(client, f"{database}_state", asked, within=30)]
+    return [(one.result, one.text) for one in found]
+
+
+async def test_letters_of_malformed_documents_are_listed_and_shown(
+    mongo, heard, foreign, dispatched, database, state
+):
+    """On a terminal, as JSON, by their key, and on the dashboard."""
+    tales = [one for one in stories(random.Random(SEED + 4), 60) if one.collection == WITH_IMAGES]
+    async with dispatching(dispatched):
+        changes = write(foreign, tales).total()
+        await eventually(lambda: len(told(heard, state)) >= changes, within=60)
+    place = ["--url", mongo.url, "--group", database, "--state-database", f"{database}_state"]
+
+    def say(*arguments: str) -> str:
+        result = CliRunner().invoke(app, ["dead-letters", *arguments, *place])
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    def look() -> None:
+        listed = json.loads(say("list", "--limit", "0", "--json"))
+        assert len(listed) == len(state.letters)
+        assert "undecodable" in say("list", "--limit", "0")
+        for letter in state.letters:
+            shown = json.loads(say("show", letter["_id"], "--json"))
+            assert shown["reason"] == letter["reason"]
+            assert say("show", letter["_id"])
+
+    await asyncio.to_thread(look)
+    async with AsyncMongoClient(mongo.url) as client:
+        letterbox = Letterbox(client, f"{database}_state", database)
+        page = await letterbox.page(None, None)
+        assert page["letters"]
+        for letter in state.letters:
+            assert json.dumps(await letterbox.letter(letter["_id"]), default=str)
+
+
+@pytest.mark.parametrize("on_failure", ["dead_letter", "block"])
+async def test_ids_that_can_be_decoded_only_in_part_are_parked_and_delivered(mongo, foreign, database, on_failure):
+    """With replacement characters two ids look alike; they stay two documents."""
+    url = f"{mongo.url}&unicode_decode_error_handler=replace"
+    gate = asyncio.Event()
+    got: list[tuple[str, int]] = []
+    async with mongoz.Registry(url, dispatched=database) as registry:
+        Odd = odd(registry, database, "odds")
+
+        @post_save(Odd, name="slow", retry=Retry(attempts=50, base=0.05, cap=0.1), on_failure=on_failure)
+        @post_update(Odd, name="slow", retry=Retry(attempts=50, base=0.05, cap=0.1), on_failure=on_failure)
+        async def slow(sender: Any, instance: Any, **kwargs: Any) -> None:
+            if not gate.is_set():
+                raise ValueError("not yet")
+            got.append((instance.name, instance.n))
+
+        async with dispatching(registry, park_after=0.01) as running:
+            for number in (0, 1):
+                odd_byte = bytes((0xFE + number,))
+                raw = bson.encode({"_id": "A", "name": f"{number}", "n": 0}).replace(b"A\0", odd_byte + b"\0", 1)
+                foreign["odds"].insert_one(RawBSONDocument(raw))
+                key = bson.encode({"_id": "A"}).replace(b"A\0", odd_byte + b"\0", 1)
+                foreign["odds"].update_one(RawBSONDocument(key), {"$set": {"n": 1}})
+            await eventually(lambda: running.stats.parked >= 4, what="parked deliveries")
+            gate.set()
+            await eventually(lambda: len(got) == 4, within=30)
+    assert [n for name, n in got if name == "0"] == sorted(n for name, n in got if name == "0")
+    assert sorted(got)[1::2] == [("0", 1), ("1", 1)]

@@ -180,7 +180,7 @@ async def test_what_can_not_be_decoded_is_kept_as_it_came(account, foreign, disp
     assert (letter["receiver"], letter["reason"], letter["key"]) == ("seeing", "undecodable", 1)
     assert letter["parts"]["document"] == row
     assert (letter["fault"]["path"], letter["fault"]["type"]) == ("at", "date")
-    for said in ("'at' in the document after the change", "date", "year 36536864", "DATETIME_AUTO", "retry"):
+    for said in ("'at' in the document after the change", "date", "out of range", "DATETIME_AUTO", "retry"):
         assert said in letter["error"]["message"]
 
 

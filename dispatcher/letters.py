@@ -39,7 +39,7 @@ from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 from pymongo.asynchronous.collection import AsyncCollection
 
-from dispatcher.describing import text_of, trace_of
+from dispatcher.describing import text_of, trace_of, words_of
 from dispatcher.elements import DOCUMENT, Element, elements, field, joined, keyed, readable
 from dispatcher.events import Calls, Change
 from dispatcher.instances import decoded_again, key_of, name_of, originals_of
@@ -200,7 +200,7 @@ def _described(failure: Failure) -> dict[str, Any]:
     fault: dict[str, Any] = {}
     if isinstance(failure.error, UndecodableValue):
         found = failure.error.fault._asdict()
-        fault["fault"] = {name: _storable(text, _LONGEST_MESSAGE) for name, text in found.items()}
+        fault["fault"] = {name: words_of(text) for name, text in found.items()}
     return {
         "attempts": failure.attempts,
         "reason": failure.reason,

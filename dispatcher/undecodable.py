@@ -9,6 +9,7 @@ import bson
 from bson.binary import UuidRepresentation
 from bson.codec_options import CodecOptions
 
+from dispatcher.describing import words_of
 from dispatcher.elements import ARRAY, DOCUMENT, TYPES, Element, elements, joined, keyed, readable
 
 __all__ = [
@@ -154,7 +155,7 @@ class _Search:
         fault = self._look(raw, "")
         if fault is not None:
             return fault
-        return Fault(self._where, "", "document", _brief(error), "Correct the document")
+        return Fault(self._where, "", "document", _reason(error), "Correct the document")
 
     def _look(self, raw: bytes, path: str, *, named: bool = True) -> Fault | None:
         for one in elements(raw):
@@ -185,7 +186,7 @@ class _Search:
 
     def _fault(self, path: str, type_: str, why: Exception | str, remedy: str) -> Fault:
         shown = path if len(path) <= _LONGEST else f"{path[:_LONGEST]}..."
-        return Fault(self._where, shown, type_, why if isinstance(why, str) else _brief(why), remedy)
+        return Fault(self._where, shown, type_, why if isinstance(why, str) else _reason(why), remedy)
 
 
 def _judged(one: Element, error: Exception) -> tuple[str, Exception | str, str]:
@@ -206,9 +207,6 @@ def _judged(one: Element, error: Exception) -> tuple[str, Exception | str, str]:
     return kind, error, "Correct the value"
 
 
-def _brief(error: Exception) -> str:
-    try:
-        text = f"{error}".partition(" (Consider Using")[0].rstrip(". ")
-    except Exception:  # of a decoder of the application
-        text = type(error).__name__
-    return text.encode("utf-8", "backslashreplace").decode()[:_LONGEST]
+def _reason(error: Exception) -> str:
+    """What an error says, without the driver's advice."""
+    return words_of(error).partition(" (Consider Using")[0].rstrip(". ")[:_LONGEST]

@@ -56,7 +56,9 @@ def _import(name: str, origin: str) -> ModuleType:
                 remedy=f"Start in the directory that holds it (this is {Path.cwd()}), or set PYTHONPATH.",
             ) from error
         raise _broken(name, origin, error) from error
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:  # somebody wants to stop
+        raise
+    except BaseException as error:
         raise _broken(name, origin, error) from error
 
 

@@ -245,7 +245,15 @@ async def close(*clients: Closable) -> None:
     """Close clients. They tell the server which sessions are over; one that is gone is not waited for."""
     for client in clients:
         with pymongo.timeout(_FAREWELL):
-            await client.close()
+            closing = asyncio.create_task(client.close(), name=f"close-{type(client).__name__}")
+        await asyncio.wait([closing], timeout=2 * _FAREWELL)
+        if not closing.done() or closing.exception() is not None:
+            log.warning(
+                "a client could not be closed, and is left behind",
+                action="client.not_closed",
+                error=repr(closing.exception()) if closing.done() else "it does not come to an end",
+            )
+            closing.cancel()
 
 
 @asynccontextmanager

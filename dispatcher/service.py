@@ -1,14 +1,9 @@
 """The daemon: puts the parts together, looks whether it can work, runs, and ends in order."""
 
 import asyncio
-import os
-import signal
-import sys
-import threading
-from collections.abc import Callable, Coroutine, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 from pymongo import AsyncMongoClient
 
@@ -17,8 +12,7 @@ from dispatcher.cancelling import end
 from dispatcher.conditions import Conditions
 from dispatcher.controls import Controls
 from dispatcher.coordination import Coordinator
-from dispatcher.exceptions import ExitCode
-from dispatcher.garbage import collecting
+from dispatcher.mainloop import run
 from dispatcher.measuring import Gauges
 from dispatcher.members import Members
 from dispatcher.observe import Stats, get_logger
@@ -41,13 +35,6 @@ from mongoz.signals.hops import inside_dispatcher
 __all__ = ["Service", "run"]
 
 log = get_logger()
-
-# Threads that receivers started with asyncio.to_thread, and the seconds they are given at the end.
-_THREADS: Final = "dispatcher-thread"
-_THREAD_PATIENCE: Final = 5.0
-
-# The same for receivers that refuse to be cancelled.
-_TASK_PATIENCE: Final = 1.0
 
 
 class Service:
@@ -257,79 +244,3 @@ class Service:
         pipelines = self.held.values()
         for place, pipeline in enumerate(pipelines):
             pipeline.resize(place, len(pipelines))
-
-
-def run(service: Callable[[asyncio.Event], Coroutine[Any, Any, None]], loop: str = "auto") -> None:
-    """Run a service until SIGINT or SIGTERM; a second one ends the process at once.
-
-    Args:
-        service: what to run; it is given the event that the signals set.
-        loop: `"auto"` takes uvloop where there is one.
-    """
-    factory = None
-    if loop == "auto" and sys.platform != "win32":
-        import uvloop  # noqa: PLC0415 - not installed on Windows
-
-        factory = uvloop.new_event_loop
-
-    async def main() -> None:
-        threads = ThreadPoolExecutor(thread_name_prefix=_THREADS)
-        asyncio.get_running_loop().set_default_executor(threads)
-        stop = asyncio.Event()
-        _stop_on_signals(stop)
-        try:
-            async with collecting():
-                await service(stop)
-        finally:
-            await _leave_threads(threads)
-        await _leave_tasks()
-
-    with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(main())
-
-
-async def _leave_threads(threads: ThreadPoolExecutor) -> None:
-    """Let threads that receivers started end, but not for ever: Python would wait for them without a limit."""
-    threads.shutdown(wait=False, cancel_futures=True)
-    deadline = asyncio.get_running_loop().time() + _THREAD_PATIENCE
-    while any(thread.name.startswith(_THREADS) for thread in threading.enumerate()):
-        if asyncio.get_running_loop().time() > deadline:
-            log.warning("threads of receivers are still at work and are left behind", action="dispatcher.threads")
-            sys.stdout.flush()
-            os._exit(ExitCode.OK)
-        await asyncio.sleep(0.02)
-
-
-async def _leave_tasks() -> None:
-    """Let receivers that refuse to be cancelled be: Python would wait for them without a limit."""
-    others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-    refused = await end(others, within=_TASK_PATIENCE)
-    if refused:
-        log.warning(
-            "receivers refuse to be cancelled and are left behind", action="dispatcher.tasks", receivers=refused
-        )
-        sys.stdout.flush()
-        os._exit(ExitCode.OK)
-
-
-def _stop_on_signals(stop: asyncio.Event) -> None:
-    """Have SIGINT and SIGTERM set an event, for as long as this process lives.
-
-    A handler interrupts the main thread anywhere, inside of the logger too, so it does not log.
-    """
-    loop = asyncio.get_running_loop()
-    seen: list[int] = []
-
-    def on_signal(number: int, _frame: Any) -> None:
-        seen.append(number)
-        if len(seen) > 1:
-            os.write(2, b"forced to stop\n")
-            os._exit(ExitCode.FORCED)
-        loop.call_soon_threadsafe(begin_to_stop, signal.Signals(number).name)
-
-    def begin_to_stop(name: str) -> None:
-        log.info("stopping; a second signal ends at once", action="dispatcher.stopping", signal=name)
-        stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, on_signal)

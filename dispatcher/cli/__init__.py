@@ -1,6 +1,7 @@
 """The command line: flags and environment become settings, errors become one line and an exit code."""
 
 import sys
+import threading
 
 import typer
 
@@ -48,6 +49,17 @@ def _main(
 
 def main() -> None:
     """The console script."""
+    try:
+        _command_line()
+    except SystemExit as ending:
+        if threading.active_count() > 1:
+            from dispatcher.ending import leave_in_time  # noqa: PLC0415 - for those that ran receivers
+
+            leave_in_time(ending.code)
+        raise
+
+
+def _command_line() -> None:
     try:
         app()
     except DispatcherError as error:

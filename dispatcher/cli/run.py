@@ -3,7 +3,7 @@
 import io
 import sys
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import typer
 
@@ -12,6 +12,9 @@ from dispatcher.cli.options import App, Import, default, flag, make_settings
 from dispatcher.observe import configure_logging
 
 __all__ = ["add_to"]
+
+# Seconds beyond --grace that an orderly end may take: it saves, hands over and says goodbye.
+_ORDERLY: Final = 15.0
 
 
 def add_to(app: typer.Typer) -> None:
@@ -98,4 +101,4 @@ def _run(  # noqa: PLR0913 - one parameter per flag
     with exporting(settings):
         dispatcher = service.Service(registry, settings, app)
         web = Web(settings, dispatcher.observer)
-        service.run(partial(web.beside, dispatcher.run))
+        service.run(partial(web.beside, dispatcher.run), within=settings.grace + _ORDERLY)

@@ -1,0 +1,196 @@
+"""Receivers that would end the daemon, or keep it from ending."""
+
+import contextlib
+import signal
+import time
+
+import psutil
+import pytest
+
+from dispatcher.embedded import embedded_mongo
+from dispatcher.exceptions import ExitCode
+from tests.support import daemon, eventually_sync
+
+HEAD = """
+import asyncio, inspect, os, pathlib, signal, sys, threading, time
+import mongoz
+from mongoz.core.signals import post_save
+
+registry = mongoz.Registry({url!r}, dispatched={database!r})
+
+class Thing(mongoz.Document):
+    deed: str = mongoz.String()
+    Meta = type("Meta", (), {{"registry": registry, "database": {database!r}, "collection": "things"}})
+
+left = set()
+
+def leave(coroutine):
+    task = asyncio.ensure_future(coroutine)
+    left.add(task)
+    task.add_done_callback(left.discard)
+
+def loop():
+    return asyncio.get_running_loop()
+
+async def raise_(error):
+    raise error
+
+async def refuse():
+    while True:
+        try:
+            await asyncio.sleep(600)
+        except asyncio.CancelledError:
+            continue
+
+@post_save(Thing, name="unruly", retry=1)
+async def unruly(sender, instance, **kwargs):
+    with pathlib.Path("delivered").open("a") as file:
+        file.write(instance.deed + "\\n")
+    done = eval(instance.deed)
+    if inspect.isawaitable(done):
+        await done
+"""
+
+DEEDS = {
+    "leave(raise_(SystemExit(0)))": "loop.exit_refused",
+    "leave(raise_(KeyboardInterrupt()))": "loop.exit_refused",
+    "[leave(raise_(SystemExit(n))) for n in range(20)]": "loop.exit_refused",
+    "asyncio.wait_for(raise_(SystemExit(3)), 5)": "loop.exit_refused",
+    "loop().call_soon(sys.exit, 0)": "loop.exit_refused",
+    "loop().stop()": "loop.stop_refused",
+    "[loop().call_soon(loop().stop) for _ in range(3)]": "loop.stop_refused",
+    "leave(raise_(ValueError('nobody waits for me')))": "loop.failed",
+    "loop().call_soon(lambda: 1 / 0)": "loop.failed",
+    "threading.Thread(target=lambda: 1 / 0).start()": "thread.failed",
+    "[signal.signal(one, signal.SIG_DFL) for one in (signal.SIGTERM, signal.SIGINT)]": "signals.taken_back",
+    "loop().shutdown_default_executor()": "delivery.dead_lettered",
+    "asyncio.to_thread(sys.exit, 0)": "delivery.dead_lettered",
+    "sys.exit(0)": "delivery.dead_lettered",
+}
+
+
+@contextlib.contextmanager
+def unruly(tmp_path, url, database, *arguments):
+    (tmp_path / "unruly_app.py").write_text(HEAD.format(url=url, database=database))
+    state = ("--state-database", f"{database}_state", "--grace", "0.5")
+    with daemon("unruly_app:registry", *state, *arguments, cwd=tmp_path) as running:
+        running.wait_started(within=60)
+        yield running
+
+
+def delivered(tmp_path):
+    file = tmp_path / "delivered"
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def do(deed: str, tmp_path, foreign) -> None:
+    """Have the receiver do something."""
+    foreign["things"].insert_one({"deed": deed})
+    eventually_sync(lambda: deed in delivered(tmp_path), within=60)
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_a_receiver_does_not_end_the_daemon(loop, tmp_path, mongo, database, foreign, monkeypatch):
+    if loop == "asyncio":
+        (tmp_path / "uvloop.py").write_text("from asyncio import SelectorEventLoop as Loop\n")
+    with unruly(tmp_path, mongo.url, database) as running:
+        for n, (deed, action) in enumerate(DEEDS.items()):
+            before = len(running.lines(action))
+            foreign["things"].insert_many([{"deed": f"{n}+{i}"} for i in range(20)])
+            do(deed, tmp_path, foreign)
+            foreign["things"].insert_many([{"deed": f"{n}-{i}"} for i in range(20)])
+            both = {f"{n}{sign}{i}" for sign in "+-" for i in range(20)}
+            eventually_sync(
+                lambda both=both: set(delivered(tmp_path)) >= both or running.process.poll() is not None, within=60
+            )
+            assert running.process.poll() is None, (deed, running.log)
+            eventually_sync(
+                lambda action=action, before=before: len(running.lines(action)) > before, within=60, what=deed
+            )
+        assert running.terminate(within=60) == ExitCode.OK
+    (started,) = running.lines("dispatcher.started")
+    assert started["loop"] == loop
+    assert running.lines("dispatcher.stopped")
+    assert len(delivered(tmp_path)) == 41 * len(DEEDS)
+
+
+LEFT_BEHIND = {
+    "threading.Thread(target=lambda: time.sleep(600), name='eternal').start()": "threads",
+    "leave(asyncio.to_thread(lambda: time.sleep(600)))": "threads",
+    "leave(refuse())": "tasks",
+}
+
+
+@pytest.mark.parametrize("deed", LEFT_BEHIND)
+def test_what_a_receiver_leaves_behind_is_named_and_keeps_nothing_alive(deed, tmp_path, mongo, database, foreign):
+    with unruly(tmp_path, mongo.url, database) as running:
+        do(deed, tmp_path, foreign)
+        assert running.terminate(within=60) == ExitCode.OK
+    (line,) = running.lines("dispatcher.left_behind")
+    assert "unruly_app.py" in str(line[LEFT_BEHIND[deed]]) or "<string>" in str(line[LEFT_BEHIND[deed]])
+
+
+def test_a_receiver_that_never_gives_way_is_ended_in_time(tmp_path, mongo, database, foreign):
+    with unruly(tmp_path, mongo.url, database) as running:
+        do("time.sleep(600)", tmp_path, foreign)
+        assert running.terminate(within=60) == ExitCode.FORCED
+    (line,) = running.lines("dispatcher.left_behind")
+    assert "unruly_app.py" in line["main"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT, signal.SIGINT])
+def test_other_signals_drain_like_sigterm(number, tmp_path, mongo, database):
+    with unruly(tmp_path, mongo.url, database) as running:
+        running.process.send_signal(number)
+        if number == signal.SIGHUP:  # terminals send several
+            running.process.send_signal(number)
+        assert running.process.wait(60) == ExitCode.OK
+    assert running.lines("dispatcher.stopped")
+
+
+def test_nohup_is_respected(tmp_path, mongo, database, foreign):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with unruly(tmp_path, mongo.url, database) as running:
+            signal.signal(signal.SIGHUP, before)
+            running.process.send_signal(signal.SIGHUP)
+            do("None", tmp_path, foreign)
+            assert running.terminate(within=60) == ExitCode.OK
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+class Strange(BaseException):
+    pass
+
+
+@pytest.mark.parametrize(
+    "error", ["SystemExit(0)", "GeneratorExit('x')", "asyncio.CancelledError('x')", "Strange('x')"]
+)
+def test_an_application_that_raises_anything_is_named(error, tmp_path):
+    source = f"import asyncio\n\nclass Strange(BaseException):\n    pass\n\nraise {error}\n"
+    (tmp_path / "unruly_app.py").write_text(source)
+    with daemon("unruly_app:registry", cwd=tmp_path) as running:
+        assert running.process.wait(60) == ExitCode.APPLICATION
+    assert "unruly_app.py:6" in running.log
+    assert "Traceback" not in running.log
+
+
+@pytest.mark.parametrize("last", ["killed", "frozen"])
+def test_a_server_that_goes_away_in_every_way_keeps_nothing_alive(last, database, tmp_path):
+    """The locks of the driver may be in any state then."""
+    with embedded_mongo() as server, unruly(tmp_path, server.url, database, "--lease", "1") as running:
+        mongod = psutil.Process(server.pid)
+        for seconds in (0.1, 0.5, 1.5):
+            mongod.suspend()
+            running.process.send_signal(signal.SIGSTOP)
+            time.sleep(seconds)
+            running.process.send_signal(signal.SIGCONT)
+            time.sleep(seconds)
+            mongod.resume()
+        mongod.kill() if last == "killed" else mongod.suspend()
+        time.sleep(0.5)
+        assert running.terminate(within=60) == ExitCode.OK
+        with contextlib.suppress(psutil.NoSuchProcess):
+            mongod.kill()
+    assert running.lines("dispatcher.stopped")

@@ -22,11 +22,10 @@ from typing import Any, Final, NamedTuple
 from pymongo import AsyncMongoClient
 from pymongo.errors import PyMongoError
 
-from dispatcher.exceptions import UnknownReceiver
 from dispatcher.failures import in_short
+from dispatcher.known import require_receiver
 from dispatcher.observe import get_logger
-from dispatcher.state import controls, dead_letters, members, parked_lanes
-from mongoz.exceptions import nearest
+from dispatcher.state import controls, members
 
 __all__ = ["Controls", "Paused", "pause", "pauses", "resume"]
 
@@ -93,8 +92,8 @@ async def pause(
         UnknownReceiver: nobody has heard of it.
         PyMongoError: as the driver has it.
     """
-    if receiver is not None and receiver not in known:
-        await _know(client, database, group, receiver)
+    if receiver is not None:
+        await require_receiver(client, database, group, receiver, known=known)
     if await controls(client, database).find_one(await _named(client, database, group, receiver), {"_id": True}):
         return False
     whose = _EVERYTHING if receiver is None else receiver
@@ -105,7 +104,14 @@ async def pause(
     return True
 
 
-async def resume(client: AsyncMongoClient[Any], database: str, group: str, receiver: str | None = None) -> bool:
+async def resume(
+    client: AsyncMongoClient[Any],
+    database: str,
+    group: str,
+    receiver: str | None = None,
+    *,
+    known: Collection[str] = (),
+) -> bool:
     """Have the dispatchers of a group go on with a receiver, or with all that are not paused by name.
 
     Args:
@@ -113,6 +119,7 @@ async def resume(client: AsyncMongoClient[Any], database: str, group: str, recei
         database: of the dispatcher's state.
         group: of dispatchers.
         receiver: its name; None for everything.
+        known: receivers that there are for certain.
 
     Returns:
         False if it was not paused.
@@ -125,7 +132,7 @@ async def resume(client: AsyncMongoClient[Any], database: str, group: str, recei
     if (await controls(client, database).delete_many(named)).deleted_count:
         return True
     if receiver is not None:
-        await _know(client, database, group, receiver)
+        await require_receiver(client, database, group, receiver, known=known)
     return False
 
 
@@ -138,24 +145,6 @@ async def _named(client: AsyncMongoClient[Any], database: str, group: str, recei
             known = [one for one in member["receivers"] if one.get("name") == receiver]
             names.update(name for one in known for name in one.get("formerly") or ())
     return {"group": group, "kind": "pause", "receiver_name": {"$in": list(names)}}
-
-
-async def _know(client: AsyncMongoClient[Any], database: str, group: str, receiver: str) -> None:
-    """Look whether there is a receiver of this name.
-
-    Raises:
-        UnknownReceiver: no dispatcher of the group has it, and nothing waits for it.
-    """
-    of_group = {"group": group}
-    known: set[str] = set(await members(client, database).distinct("receivers.name", of_group))
-    if receiver not in known:
-        known |= set(await parked_lanes(client, database).distinct("receiver", of_group))
-        known |= set(await dead_letters(client, database).distinct("receiver", of_group)) - {None}
-    if receiver not in known:
-        raise UnknownReceiver(
-            f"No dispatcher of group {group!r} has a receiver {receiver!r}.{nearest(receiver, known)}",
-            remedy="`dispatcher receivers APP` lists them; a dispatcher must have run with it once.",
-        )
 
 
 class Controls:

@@ -3,6 +3,8 @@
 dead_letters: one document per letter. What `letters.py` lists, and:
 
     _id               "<delivery id>:<receiver id>:<document>"; "<delivery id>:event" for an unreadable event
+    short_id          what people call it: twelve hexadecimal digits, a hash of `_id`; absent in letters of earlier
+                      versions
     attempts          how many there were; 0 if the receiver was never called
     reason            `"failed"`, `"invalid"` (the document does not fit its model), `"undecodable"`,
                       `"too_many_hops"`
@@ -28,7 +30,7 @@ from pymongo.errors import PyMongoError
 from dispatcher.codec import RAW
 from dispatcher.elements import elements, keyed
 from dispatcher.failures import in_short
-from dispatcher.letters import Letter, Parts
+from dispatcher.letters import Letter, Parts, short_id
 from dispatcher.observe import Stats, get_logger
 from dispatcher.partitions import belongs, hash_of
 from dispatcher.retrying import Pause, pause_after
@@ -92,7 +94,7 @@ class DeadLetters:
         self._stats.dead_letters += 1
 
     async def _write(self, letter: Letter) -> None:
-        document = await self._parts.write(letter)
+        document = {**await self._parts.write(letter), "short_id": short_id(letter.id)}
         before = await self._letters.find_one_and_replace(
             {"_id": letter.id},
             document,

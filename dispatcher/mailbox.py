@@ -8,14 +8,14 @@ from typing import Any, Final, NamedTuple
 from pymongo import AsyncMongoClient
 
 from dispatcher.exceptions import UnknownLetter, UnknownReceiver
-from dispatcher.letters import Parts
+from dispatcher.letters import Parts, short_id
 from dispatcher.overview import Member
 from dispatcher.state import dead_letter_chunks, dead_letters
 
 __all__ = ["Dropped", "Wanted", "drop", "ids_of", "letters_of", "read", "resolve", "without_receiver"]
 
 # What a list shows: all but what is long.
-_SHORT: Final = {"parts": False, "chunked": False, "error.traceback": False}
+_SHORT: Final = {"parts": False, "chunked": False, "error.traceback": False, "short_id": False}
 
 # Letters that a message lists.
 _LISTED: Final = 5
@@ -109,7 +109,7 @@ async def ids_of(client: AsyncMongoClient[Any], database: str, group: str, wante
 
 
 async def resolve(client: AsyncMongoClient[Any], database: str, group: str, texts: Iterable[str]) -> list[str]:
-    """The ids of letters that are named by their ids, or by what only one of them begins with.
+    """The ids of letters that are named by their ids, short or whole, or by what only one of them begins with.
 
     Raises:
         UnknownLetter: there is none, or there are several.
@@ -117,22 +117,40 @@ async def resolve(client: AsyncMongoClient[Any], database: str, group: str, text
     """
     ids: dict[str, None] = {}
     for text in texts:
-        found = dead_letters(client, database).find(
-            {"group": group, "_id": {"$regex": f"^{re.escape(text)}"}}, {"_id": True}
-        )
-        names = [one["_id"] async for one in found.limit(_LISTED + 1)] if text else []
-        if text not in names and len(names) != 1:
-            if names:
-                listed = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
-                raise UnknownLetter(
-                    f"Several dead letters begin with {text!r}: {listed}.", remedy="Write more of the id."
-                )
+        found = await _beginning_with(client, database, group, text) if text else {}
+        exact = [id_ for id_ in found if text in (id_, short_id(id_))]
+        if not found:
             raise UnknownLetter(
                 f"Group {group!r} has no dead letter {text!r}.",
                 remedy="`dispatcher dead-letters list` lists them.",
             )
-        ids[text if text in names else names[0]] = None
+        if len(exact or found) > 1:
+            named = [f"{short_id(id_)} ({receiver or 'unreadable change'})" for id_, receiver in found.items()]
+            listed = ", ".join(named[:_LISTED]) + (", ..." if len(named) > _LISTED else "")
+            raise UnknownLetter(
+                f"Several dead letters begin with {text!r}: {listed}.", remedy="Name one by its short id."
+            )
+        ids[next(iter(exact or found))] = None
     return list(ids)
+
+
+async def _beginning_with(
+    client: AsyncMongoClient[Any], database: str, group: str, text: str
+) -> dict[str, str | None]:
+    """Letters whose id, short or whole, begins so, and their receivers: some of them if there are many."""
+    letters = dead_letters(client, database)
+    pattern = {"$regex": f"^{re.escape(text)}"}
+    either = {"group": group, "$or": [{"short_id": pattern}, {"_id": pattern}]}
+    found = {
+        one["_id"]: one.get("receiver")
+        async for one in letters.find(either, {"receiver": True}).limit(_LISTED + 1)
+    }
+    # Earlier versions did not write the short id down.
+    old = letters.find({"group": group, "short_id": {"$exists": False}}, {"receiver": True})
+    async for one in old:
+        if short_id(one["_id"]).startswith(text):
+            found[one["_id"]] = one.get("receiver")
+    return found
 
 
 async def read(
@@ -144,7 +162,7 @@ async def read(
         UnknownLetter: there is none.
         PyMongoError: as the driver has it.
     """
-    found = await dead_letters(client, database).find_one({"group": group, "_id": id_})
+    found = await dead_letters(client, database).find_one({"group": group, "_id": id_}, {"short_id": False})
     if found is None:
         raise UnknownLetter(
             f"Group {group!r} has no dead letter {id_!r}.", remedy="`dispatcher dead-letters list` lists them."

@@ -118,6 +118,12 @@ class Routes:
         return routes
 
     @property
+    def names(self) -> frozenset[str]:
+        """What the receivers are called, or were."""
+        found = [r for one in self._listeners for receivers in one.receivers.values() for r in receivers]
+        return frozenset(name for one in found for name in (one.name, *one.options.formerly))
+
+    @property
     def namespaces(self) -> tuple[Namespace, ...]:
         """The collections that somebody listens to, as far as they are known by name."""
         watched = (pattern for one in self._listeners for pattern in one.patterns if pattern.is_literal)

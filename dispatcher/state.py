@@ -223,6 +223,7 @@ async def index_state(client: AsyncMongoClient[Any], database: str) -> None:
         name="requested",
         partialFilterExpression={"retry_requested_at": {"$exists": True}},
     )
+    await dead_letters(client, database).create_index([("group", 1), ("short_id", 1)], name="short_id")
 
 
 async def keep_deliveries_for(client: AsyncMongoClient[Any], database: str, days: float) -> None:

@@ -14,6 +14,7 @@ from dispatcher.cli.options import default, flag, make_settings
 from dispatcher.exceptions import ApplicationError, CannotConnect, NotFound, ServerError
 from dispatcher.failures import fatal, in_short
 from dispatcher.looking import groups_in
+from dispatcher.routing import Routes
 from dispatcher.server import client_of
 from mongoz.connection.address import first_seed
 from mongoz.exceptions import ImproperlyConfigured, nearest
@@ -75,12 +76,14 @@ class Group(NamedTuple):
         database: of the state.
         name: of the group.
         address: of the server, for messages.
+        receivers: names that the application's receivers have or had; empty if no application is named.
     """
 
     client: AsyncMongoClient[Any]
     database: str
     name: str
     address: str
+    receivers: frozenset[str] = frozenset()
 
 
 def with_group(
@@ -105,8 +108,10 @@ def with_group(
         typer.BadParameter: neither server nor application are named.
     """
     make_settings(url=url, state_database=state_database)
+    receivers: frozenset[str] = frozenset()
     if app is not None:
         registry = load_registry(app)
+        receivers = Routes(registry.all_documents, registry.dispatched or "default").names
         url = url or registry.url
         group = group or registry.dispatched or "default"
         if url is None:
@@ -116,7 +121,7 @@ def with_group(
 
     async def run() -> _T:
         async with _connected(url, state_database, group, may_be_new=app is not None) as found:
-            return await use(found)
+            return await use(found._replace(receivers=receivers))
 
     return asyncio.run(run())
 

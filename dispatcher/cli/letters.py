@@ -19,6 +19,8 @@ from dispatcher.cli.options import Json, Yes
 from dispatcher.cli.output import confirmed, err, out, print_json
 from dispatcher.cli.parsing import keys, moment
 from dispatcher.exceptions import ExitCode, NotRunning
+from dispatcher.known import require_receiver
+from dispatcher.letters import short_id
 from dispatcher.looking import members_of
 from dispatcher.mailbox import Dropped, Wanted, drop, ids_of, letters_of, read, resolve, without_receiver
 from dispatcher.retries import Outcome, outcomes, request_retry
@@ -102,6 +104,7 @@ def _list(  # noqa: PLR0913 - one parameter per flag
     wanted = _wanted(receiver, signal, reason, since, until, key)
 
     async def look(there: Group) -> tuple[list[dict[str, Any]], int]:
+        await _require(there, wanted)
         found = await letters_of(there.client, there.database, there.name, wanted, limit)
         total = len(found)
         if limit and total == limit:
@@ -133,7 +136,7 @@ def _row(letter: dict[str, Any]) -> tuple[str, ...]:
     elif letter.get("retries"):
         state += f", {letter['retries']} retries"
     return (
-        letter["_id"],
+        short_id(letter["_id"]),
         _when(letter.get("last_attempt_at")),
         letter.get("receiver") or "(unreadable change)",
         letter.get("signal") or "",
@@ -167,6 +170,7 @@ def _show(
     if as_json:
         print_json({**_plain(letter), "parts": {name: _plain_value(value) for name, value in decoded.items()}})
         return
+    letter = {"id": short_id(letter["_id"]), **letter}
     error = letter.pop("error", None) or {}
     for name in ("parts", "chunked"):
         letter.pop(name, None)
@@ -233,7 +237,7 @@ def _retry(  # noqa: PLR0913 - one parameter per flag
 
     found = with_group(retry, url=url, state_database=state_database, group=group, app=app)
     if as_json:
-        print_json([one._asdict() for one in found])
+        print_json([{"id": short_id(one.letter), **one._asdict()} for one in found])
     elif not found:
         out.print("There are no such dead letters.")
     else:
@@ -321,7 +325,18 @@ def _check_selection(ids: list[str], wanted: Wanted, *, all_: bool) -> None:
 async def _chosen(there: Group, ids: list[str], wanted: Wanted) -> list[str]:
     if ids:
         return await resolve(there.client, there.database, there.name, ids)
+    await _require(there, wanted)
     return await ids_of(there.client, there.database, there.name, wanted)
+
+
+async def _require(there: Group, wanted: Wanted) -> None:
+    """Refuse a receiver that nobody has heard of: a typing error must not look like an empty list.
+
+    Raises:
+        UnknownReceiver: as it says.
+    """
+    if wanted.receiver is not None:
+        await require_receiver(there.client, there.database, there.name, wanted.receiver, known=there.receivers)
 
 
 async def _watched(coming: AsyncIterator[Outcome], count: int, *, quiet: bool) -> list[Outcome]:
@@ -341,7 +356,7 @@ def _print_outcomes(found: list[Outcome]) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     for one in found:
         text = (one.text.splitlines() or [""])[0]
-        table.add_row(Text(one.result, _STYLES[one.result]), Text(one.letter), Text(text[:_SHORT]))
+        table.add_row(Text(one.result, _STYLES[one.result]), Text(short_id(one.letter)), Text(text[:_SHORT]))
     out.print(table)
     counts = {result: sum(one.result == result for one in found) for result in _STYLES}
     out.print(", ".join(f"{count} {result}" for result, count in counts.items() if count) + ".")
@@ -368,7 +383,8 @@ def _when(value: Any) -> str:
 
 
 def _plain(letter: dict[str, Any]) -> dict[str, Any]:
-    return {name: _plain_value(value) for name, value in letter.items() if name not in ("parts", "chunked")}
+    told = {name: _plain_value(value) for name, value in letter.items() if name not in ("parts", "chunked")}
+    return {"id": short_id(letter["_id"]), **told}
 
 
 def _plain_value(value: Any) -> Any:

@@ -47,7 +47,7 @@ def _pause(
     """
 
     async def do(there: Group) -> bool:
-        return await pause(there.client, there.database, there.name, receiver, by=_who())
+        return await pause(there.client, there.database, there.name, receiver, by=_who(), known=there.receivers)
 
     changed = with_group(do, url=url, state_database=state_database, group=group, app=app)
     if as_json:
@@ -73,7 +73,7 @@ def _resume(
     """
 
     async def do(there: Group) -> tuple[bool, list[Paused]]:
-        changed = await resume(there.client, there.database, there.name, receiver)
+        changed = await resume(there.client, there.database, there.name, receiver, known=there.receivers)
         return changed, await pauses(there.client, there.database, there.name)
 
     changed, left = with_group(do, url=url, state_database=state_database, group=group, app=app)

@@ -575,6 +575,14 @@ async def test_a_receiver_that_this_process_called_can_be_paused(page, state):
     assert state.controls.count_documents({"receiver_name": "shop.mail"}) == 1
 
 
+@pytest.mark.parametrize("what", ["retry", "drop"])
+async def test_letters_to_nobody_are_a_mistake(page, state, database, what):
+    state.dead_letters.insert_one(letter(database, 1))
+    answer = await page.post(f"letters/{what}", {"all": True, "receiver": "shop.mial"})
+    assert (answer.status, "Did you mean 'shop.mail'?" in answer.json["error"]) == (404, True)
+    assert [set(one) for one in state.dead_letters.find()] == [set(letter(database, 1))]
+
+
 async def test_nobody_is_paused_who_is_not_there(page, state):
     for path in ("pause", "resume"):
         answer = await page.post(path, {"receiver": "shop.mial"})

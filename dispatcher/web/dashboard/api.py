@@ -17,6 +17,7 @@ from starlette.routing import BaseRoute, Route
 from dispatcher.controls import pause, resume
 from dispatcher.exceptions import NotFound
 from dispatcher.failures import in_short
+from dispatcher.known import require_receiver
 from dispatcher.looking import look
 from dispatcher.mailbox import Wanted, drop, ids_of
 from dispatcher.observe import get_logger
@@ -209,22 +210,33 @@ class Dashboard:
     def _where(self) -> tuple[AsyncMongoClient[Any], str, str]:
         return self._client, self._observer.database, self._observer.group
 
+    @property
+    def _called(self) -> set[str]:
+        """Receivers that this process has called: the state may not know them yet."""
+        return {one.receiver for one in self._observer.stats.receivers.values()}
+
     # -- changing something ------------------------------------------------------------------------------
 
     async def _unlock(self, _request: Request) -> Response:
         return _json({"unlocked": True})
 
     async def _retry(self, request: Request) -> Response:
-        named = await _letters_named(request)
+        named = await self._letters_named(request)
         asked = await request_retry(*self._where, named.ids, receiver=named.receiver)
         return self._changed_letters("retry", len(asked), named.receiver)
 
     async def _drop(self, request: Request) -> Response:
-        named = await _letters_named(request)
+        named = await self._letters_named(request)
         done = await drop(*self._where, await ids_of(*self._where, Wanted(named.receiver, ids=named.ids)))
         if named.ids and not done.dropped:
             raise _Refused(409, _TRIED_AGAIN) if done.kept else _Refused(404, _GONE)
         return self._changed_letters("drop", len(done.dropped), named.receiver)
+
+    async def _letters_named(self, request: Request) -> _Named:
+        named = await _letters_named(request)
+        if named.receiver is not None:
+            await require_receiver(*self._where, named.receiver, known=self._called)
+        return named
 
     def _changed_letters(self, what: str, count: int, receiver: str | None) -> Response:
         self._looked = -_FRESH
@@ -233,13 +245,12 @@ class Dashboard:
 
     async def _pause(self, request: Request) -> Response:
         receiver = (await _body(request, _Paused)).receiver
-        known = {one.receiver for one in self._observer.stats.receivers.values()}
-        await pause(*self._where, receiver, by="dashboard", known=known)
+        await pause(*self._where, receiver, by="dashboard", known=self._called)
         return self._changed_pauses("pause", receiver, "paused")
 
     async def _resume(self, request: Request) -> Response:
         receiver = (await _body(request, _Paused)).receiver
-        await resume(*self._where, receiver)
+        await resume(*self._where, receiver, known=self._called)
         return self._changed_pauses("resume", receiver, "delivered")
 
     def _changed_pauses(self, what: str, receiver: str | None, then: str) -> Response:

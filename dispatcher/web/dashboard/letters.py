@@ -11,6 +11,7 @@ from bson.errors import InvalidBSON
 from bson.json_util import RELAXED_JSON_OPTIONS, dumps
 from pymongo import AsyncMongoClient
 
+from dispatcher.letters import short_id
 from dispatcher.redacting import redacted
 from dispatcher.state import dead_letter_chunks, dead_letters
 
@@ -119,6 +120,7 @@ def _listed(letter: dict[str, Any]) -> dict[str, Any]:
     error = letter.get("error") or {}
     return {
         "id": letter["_id"],
+        "short_id": short_id(letter["_id"]),
         "receiver": letter.get("receiver"),
         "signal": letter.get("signal"),
         "document": letter.get("document"),

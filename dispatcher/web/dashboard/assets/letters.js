@@ -170,6 +170,7 @@ export class Letters {
 
 function facts(full) {
   const rows = [
+    ["Letter", full.short_id],
     ["Signal", full.signal],
     ["Document", full.document],
     ["Why", full.reason],

@@ -1,0 +1,136 @@
+"""How operators name letters and receivers: by short ids, and by names that somebody has heard of."""
+
+import json
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from pymongo import AsyncMongoClient
+from typer.testing import CliRunner
+
+from dispatcher.cli import app
+from dispatcher.dead_letters import DeadLetters
+from dispatcher.exceptions import DispatcherError, ExitCode, UnknownLetter
+from dispatcher.letters import Letter, short_id
+from dispatcher.mailbox import Wanted, ids_of, letters_of, resolve
+from dispatcher.observe import Stats
+
+DELIVERY = "57135bc4c0aa57135bc4c0aa"
+
+
+@pytest.fixture
+async def where(mongo, database) -> AsyncIterator[tuple[AsyncMongoClient, str, str]]:
+    async with AsyncMongoClient(mongo.url) as client:
+        yield client, f"{database}_state", database
+
+
+def id_of(receiver: int) -> str:
+    return f"{DELIVERY}:{receiver:016x}:shop.User"
+
+
+def fields(group: str, receiver: int, **changes: Any) -> dict[str, Any]:
+    at = datetime.now(UTC)
+    return {
+        "_id": id_of(receiver),
+        "group": group,
+        "receiver": f"shop.receiver{receiver}",
+        "delivery_id": DELIVERY,
+        "last_attempt_at": at,
+        "token": "82",
+        "reason": "failed",
+        **changes,
+    }
+
+
+async def test_letters_of_one_change_have_short_ids_of_their_own(where):
+    client, database, group = where
+    store = DeadLetters(client, database, group, Stats())
+    for receiver in range(20):
+        await store.keep(Letter(fields(group, receiver), {}))
+    ids = [short_id(id_of(receiver)) for receiver in range(20)]
+    assert len({id_[:6] for id_ in ids}) == 20
+    for receiver, id_ in enumerate(ids):
+        for text in (id_, id_[:6], id_of(receiver), id_of(receiver)[:-3]):
+            assert await resolve(*where, [text]) == [id_of(receiver)]
+    with pytest.raises(UnknownLetter, match=f"Several dead letters begin with '{DELIVERY}'") as raised:
+        await resolve(*where, [DELIVERY])
+    assert "(shop.receiver" in raised.value.message
+    named = raised.value.message.rpartition(": ")[2].split(" ")[0]
+    assert named in ids
+    for nobody in ("", "nothing", ids[0] + "0"):
+        with pytest.raises(UnknownLetter, match="has no dead letter"):
+            await resolve(*where, [nobody])
+    assert "short_id" not in (await letters_of(*where, Wanted(), 1))[0]
+
+
+async def test_a_letter_that_is_written_anew_keeps_its_short_id(where):
+    client, database, group = where
+    store = DeadLetters(client, database, group, Stats())
+    for retries in (0, 1):
+        await store.keep(Letter(fields(group, 1, retries=retries), {}))
+    (found,) = await client[database].dead_letters.find().to_list()
+    assert (found["short_id"], found["retries"]) == (short_id(id_of(1)), 1)
+
+
+async def test_letters_of_earlier_versions_are_found(where, foreign):
+    state = foreign.client[where[1]].dead_letters
+    state.insert_many([fields(where[2], receiver) for receiver in range(3)])  # without a short id
+    for receiver in range(3):
+        for text in (short_id(id_of(receiver)), short_id(id_of(receiver))[:6], id_of(receiver)):
+            assert await resolve(*where, [text]) == [id_of(receiver)]
+    assert len(await ids_of(*where, Wanted(receiver="shop.receiver1"))) == 1
+
+
+@pytest.fixture
+def group(mongo, database, foreign) -> list[str]:
+    """A group that has a position, a member, a letter and a lane; and how commands name it."""
+    state = foreign.client[f"{database}_state"]
+    known = {"id": "00aa", "name": "search.index", "signal": "post_save", "document": "shop.User"}
+    known["formerly"] = ["find"]
+    state.positions.insert_one({"_id": f"{database}:0", "group": database, "partition": 0})
+    state.members.insert_one({"_id": "m", "group": database, "receivers": [known], "seen_at": datetime.now(UTC)})
+    state.dead_letters.insert_one(fields(database, 1, parts={}, chunked={}))
+    state.parked_lanes.insert_one({"_id": "x", "group": database, "receiver": "shop.waits"})
+    return ["--url", mongo.url, "--state-database", f"{database}_state", "--group", database]
+
+
+COMMANDS = {
+    "pause": ["pause", "NAME"],
+    "resume": ["resume", "NAME"],
+    "list": ["dead-letters", "list", "--receiver", "NAME"],
+    "retry": ["dead-letters", "retry", "--receiver", "NAME"],
+    "drop": ["dead-letters", "drop", "--receiver", "NAME", "--yes"],
+}
+
+
+def invoke(command: list[str], name: str, place: list[str]) -> Any:
+    return CliRunner().invoke(app, [name if word == "NAME" else word for word in command] + place)
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=list(COMMANDS))
+def test_a_receiver_that_nobody_has_heard_of_is_an_error_with_a_suggestion(group, command):
+    ran = invoke(command, "serch.index", group)
+    assert isinstance(ran.exception, DispatcherError), ran.output
+    assert ran.exception.exit_code == ExitCode.NOT_FOUND
+    assert "'serch.index'" in ran.exception.message
+    assert "Did you mean 'search.index'?" in ran.exception.message
+    assert ran.exception.remedy
+
+
+@pytest.mark.parametrize("name", ["search.index", "find", "shop.receiver1", "shop.waits"])
+def test_members_former_names_letters_and_lanes_tell_of_receivers(group, name):
+    ran = invoke(COMMANDS["list"], name, group)
+    assert (ran.exit_code, ran.exception) == (0, None), ran.output
+    ran = invoke(COMMANDS["pause"], name, group)
+    assert f"{name} is paused" in ran.output
+
+
+def test_machines_are_told_the_id_too(group):
+    (told,) = json.loads(invoke(["dead-letters", "list", "--json"], "", group).output)
+    assert (told["id"], told["_id"]) == (short_id(id_of(1)), id_of(1))
+    assert "short_id" not in told
+    shown = invoke(["dead-letters", "show", told["id"]], "", group)
+    assert shown.exit_code == 0, shown.output
+    assert id_of(1) in shown.output
+    assert short_id(id_of(1)) in invoke(["dead-letters", "list"], "", group).output

@@ -18,8 +18,11 @@ from mongoz import Registry
 
 ROOT = Path(__file__).parent.parent
 
+PATIENCE = 90.0
+"""Seconds after which something hangs. What works takes one of them, and many on a busy machine."""
 
-async def eventually(condition: Callable[[], Any], *, within: float = 10.0, what: str = "") -> Any:
+
+async def eventually(condition: Callable[[], Any], *, within: float = PATIENCE, what: str = "") -> Any:
     """Wait until a condition holds; fail loudly if it does not in time."""
     deadline = time.monotonic() + within
     while not (value := condition()):
@@ -28,7 +31,7 @@ async def eventually(condition: Callable[[], Any], *, within: float = 10.0, what
     return value
 
 
-def eventually_sync(condition: Callable[[], Any], *, within: float = 15.0, what: str = "") -> Any:
+def eventually_sync(condition: Callable[[], Any], *, within: float = PATIENCE, what: str = "") -> Any:
     """The same, outside of an event loop."""
     deadline = time.monotonic() + within
     while not (value := condition()):
@@ -131,7 +134,7 @@ class Daemon:
         ]
         return [entry for entry in entries if entry["action"] == action]
 
-    def wait_started(self, *, within: float = 15.0) -> None:
+    def wait_started(self, *, within: float = PATIENCE) -> None:
         """Wait until what is written from now on is delivered."""
         eventually_sync(
             lambda: self.lines("dispatcher.started") or self.process.poll() is not None,
@@ -140,7 +143,7 @@ class Daemon:
         )
         assert self.process.poll() is None, self.log
 
-    def terminate(self, *, within: float = 20.0) -> int:
+    def terminate(self, *, within: float = PATIENCE) -> int:
         """SIGTERM, and its exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(within)

@@ -26,6 +26,7 @@ from pymongo.errors import OperationFailure
 from dispatcher.embedded import EmbeddedMongo
 from dispatcher.mongod import find_mongod
 from tests.conftest import need
+from tests.support import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
@@ -199,7 +200,7 @@ def test_the_dispatcher_delivers_what_the_writer_writes_and_is_healthy(mongo: Em
                 time.sleep(0.05)
 
         daemon.send_signal(signal.SIGTERM)
-        assert daemon.wait(20) == 0, log.read_text()
+        assert daemon.wait(PATIENCE) == 0, log.read_text()
     assert check_health(mongo) == 0
     with MongoClient(mongo.url) as client:
         client.drop_database("shop")

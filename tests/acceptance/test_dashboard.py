@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from tests.conftest import need
-from tests.support import Daemon, daemon, eventually_sync
+from tests.support import PATIENCE, Daemon, daemon, eventually_sync
 
 APP = "tests.acceptance.apps.dashboard:registry"
 TOKEN = "sixteen letters or more"
@@ -40,7 +40,7 @@ SCROLLS_SIDEWAYS = "document.documentElement.scrollWidth > window.innerWidth"
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     chromium = need("chromium")
-    expect.set_options(timeout=15_000)
+    expect.set_options(timeout=PATIENCE * 1000)
     with sync_playwright() as playwright:
         yield playwright.chromium.launch(executable_path=chromium, args=FLAGS)
 
@@ -53,7 +53,7 @@ class Watched:
         self.hosts: set[str] = set()
         self._context = browser.new_context(**options)
         self.page = self._context.new_page()
-        self.page.set_default_timeout(15_000)
+        self.page.set_default_timeout(PATIENCE * 1000)
         self.page.on("console", lambda said: self._complain(said.type, said.text))
         self.page.on("pageerror", lambda error: self._complain("error", str(error)))
         self.page.on("request", lambda request: self.hosts.add(request.url.split("/")[2]))

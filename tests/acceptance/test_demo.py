@@ -16,6 +16,8 @@ import psutil
 import pytest
 from pymongo import MongoClient
 
+from tests.support import PATIENCE
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -75,7 +77,7 @@ def wait_for_a_delivery(demo: subprocess.Popen[str]) -> None:
 @pytest.mark.timeout(40)
 def test_the_demo_delivers_everything_and_leaves_nothing_behind(family: Family, tmp_path: Path) -> None:
     demo = family.start("dispatcher", "demo", "--seconds", "3", cwd=tmp_path)
-    out, err = demo.communicate(timeout=30)
+    out, err = demo.communicate(timeout=PATIENCE)
     assert demo.returncode == 0, err
     made, expected = re.search(r"([\d,]+) of ([\d,]+) deliveries made, lost 0\b", out).groups()
     assert made == expected
@@ -91,7 +93,7 @@ def test_the_demo_delivers_everything_and_leaves_nothing_behind(family: Family, 
 @pytest.mark.timeout(40)
 def test_machines_are_told_the_summary(family: Family, tmp_path: Path) -> None:
     demo = family.start("dispatcher", "demo", "--seconds", "1", "--json", cwd=tmp_path)
-    out, err = demo.communicate(timeout=30)
+    out, err = demo.communicate(timeout=PATIENCE)
     assert demo.returncode == 0, err
     told = json.loads(out)
     assert (told["lost"], told["unexpected"]) == ([], 0)
@@ -105,7 +107,7 @@ def test_a_demo_whose_dispatcher_dies_fails_and_says_so(family: Family) -> None:
     demo = family.start("dispatcher", "demo", "--seconds", "60", cwd=ROOT)
     wait_for_a_delivery(demo)
     family.member("dispatcher", "run").kill()
-    _, err = demo.communicate(timeout=20)
+    _, err = demo.communicate(timeout=PATIENCE)
     assert demo.returncode == 1
     assert "The dispatcher ended while changes were written (exit code -9)" in err
     assert "dispatcher.started" in err  # its last words
@@ -117,7 +119,7 @@ def test_a_demo_whose_writer_dies_fails_and_says_so(family: Family) -> None:
     demo = family.start("dispatcher", "demo", "--seconds", "60", cwd=ROOT)
     wait_for_a_delivery(demo)
     family.member("examples.shop.writer").kill()
-    _, err = demo.communicate(timeout=20)
+    _, err = demo.communicate(timeout=PATIENCE)
     assert demo.returncode == 1
     assert "The writer failed (exit code -9)" in err
     assert family.members() == []
@@ -129,7 +131,7 @@ def test_a_signal_ends_the_demo_early_with_its_books_balanced(family: Family, nu
     demo = family.start("dispatcher", "demo", "--seconds", "60", cwd=ROOT)
     wait_for_a_delivery(demo)
     demo.send_signal(number)
-    out, err = demo.communicate(timeout=20)
+    out, err = demo.communicate(timeout=PATIENCE)
     assert demo.returncode == 0, err
     assert "deliveries made, lost 0" in out
     assert family.members() == []
@@ -143,7 +145,7 @@ def test_a_killed_demo_takes_its_processes_with_it(family: Family) -> None:
     assert len(members) > 3
     demo.kill()
     demo.communicate()
-    _, alive = psutil.wait_procs(members, timeout=15)
+    _, alive = psutil.wait_procs(members, timeout=PATIENCE)
     assert alive == []
 
 
@@ -162,7 +164,7 @@ def test_the_writer_reports_exactly_the_changes_that_it_makes(family: Family, mo
                     writer.send_signal(signal.SIGTERM)
                 write = json.loads(line)
                 reported[write["namespace"], write["id"]].append(write["operation"])
-            assert writer.wait(10) == 0
+            assert writer.wait(PATIENCE) == 0
             assert writer.stderr is not None
             assert "changes written" in writer.stderr.read()
             happened = defaultdict(list)

@@ -19,6 +19,7 @@ import pytest
 from pymongo import MongoClient
 
 from dispatcher.dev import _changes
+from tests.support import PATIENCE
 
 APP = """
 import mongoz
@@ -68,7 +69,7 @@ class Dev:
             for line in stream:
                 self.lines.put(line)
 
-    def wait_for(self, pattern: str, timeout: float = 15.0) -> re.Match[str]:
+    def wait_for(self, pattern: str, timeout: float = PATIENCE) -> re.Match[str]:
         """The next line with this in it."""
         deadline = time.monotonic() + timeout
         with suppress(Empty):
@@ -136,7 +137,7 @@ def test_dev_delivers_and_follows_the_code_through_good_and_bad_saves(dev: Dev) 
         dev.rewrite("HELLO", "WELCOME BACK")
         dev.wait_for("WELCOME BACK Grace")
     dev.process.send_signal(signal.SIGINT)
-    assert dev.process.wait(15) == 0
+    assert dev.process.wait(PATIENCE) == 0
     assert dev.members() == []
 
 
@@ -144,7 +145,7 @@ def test_dev_delivers_and_follows_the_code_through_good_and_bad_saves(dev: Dev) 
 def test_dev_ends_on_sigterm(dev: Dev) -> None:
     dev.wait_for("dispatcher.started")
     dev.process.send_signal(signal.SIGTERM)
-    assert dev.process.wait(15) == 0
+    assert dev.process.wait(PATIENCE) == 0
     dev.wait_for("dispatcher.stopped")
     assert dev.members() == []
 
@@ -155,7 +156,7 @@ def test_a_killed_dev_takes_its_processes_with_it(dev: Dev) -> None:
     members = dev.members()
     dev.process.kill()
     dev.process.wait()
-    _, alive = psutil.wait_procs(members, timeout=15)
+    _, alive = psutil.wait_procs(members, timeout=PATIENCE)
     assert alive == []
 
 

@@ -25,7 +25,7 @@ from tests.acceptance.test_run import RECEIVER, assert_one_error, run, write_app
 from tests.conftest import need
 from tests.ledger import APP, IMAGES, Ledger
 from tests.proxy import proxied
-from tests.support import Daemon, daemon, eventually, eventually_sync
+from tests.support import PATIENCE, Daemon, daemon, eventually, eventually_sync
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def address_of(running: Daemon) -> str:
 
 def get(url: str) -> tuple[int, bytes]:
     try:
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         with error:
@@ -100,7 +100,7 @@ def test_a_daemon_tells_how_it_goes(running, foreign):
 
 def test_answers_are_safe_and_only_for_this_machine(running):
     host = urllib.parse.urlsplit(address_of(running)).netloc
-    connection = http.client.HTTPConnection(host, timeout=10)
+    connection = http.client.HTTPConnection(host, timeout=PATIENCE)
     connection.request("GET", "/status.json")
     answer = connection.getresponse()
     answer.read()
@@ -142,7 +142,7 @@ async def ask(where: Address, path: str = "/livez") -> bytes:
     reader, writer = await asyncio.open_connection(*where)
     writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
     try:
-        return await asyncio.wait_for(reader.readline(), 20)
+        return await asyncio.wait_for(reader.readline(), PATIENCE)
     finally:
         writer.close()
 
@@ -161,10 +161,10 @@ async def test_clients_that_do_nothing_keep_nobody_from_an_answer(served, monkey
         assert await ask(served, path) == OK
     for reader, _ in idle[:50]:
         with contextlib.suppress(ConnectionResetError):
-            assert await asyncio.wait_for(reader.read(), 20) == b"", "the oldest go"
+            assert await asyncio.wait_for(reader.read(), PATIENCE) == b"", "the oldest go"
     reader, writer = idle[-1]
     writer.write(b"Connection: close\r\n\r\n")
-    assert await asyncio.wait_for(reader.readline(), 20) == OK, "the newest stay"
+    assert await asyncio.wait_for(reader.readline(), PATIENCE) == OK, "the newest stay"
     for _, writer in idle:
         writer.close()
 
@@ -196,7 +196,7 @@ async def test_a_client_that_keeps_it_waiting_is_sent_away(served, sent):
             await asyncio.sleep(0.05)
 
     sending = asyncio.create_task(send())
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         with contextlib.suppress(ConnectionError):
             while await reader.read(1_000):
                 pass
@@ -215,7 +215,7 @@ async def test_it_is_not_ready_while_the_server_is_gone(ledger, mongo, foreign, 
             address = listening["address"]
 
             async def answers(path: str, status: int) -> dict:
-                async with asyncio.timeout(20):  # in a thread: the proxy needs this loop
+                async with asyncio.timeout(PATIENCE):  # in a thread: the proxy needs this loop
                     while (answer := await asyncio.to_thread(get_json, f"{address}{path}"))[0] != status:
                         pass
                 return answer[1]
@@ -228,7 +228,7 @@ async def test_it_is_not_ready_while_the_server_is_gone(ledger, mongo, foreign, 
             proxy.accept()
             await answers("/readyz", 200)
             running.process.send_signal(signal.SIGTERM)
-            await eventually(lambda: running.process.poll() is not None, within=20)
+            await eventually(lambda: running.process.poll() is not None)
             assert running.process.returncode == ExitCode.OK
 
 
@@ -298,7 +298,7 @@ def test_prometheus_scrapes_it(running, foreign, tmp_path):
             return []
 
     try:
-        eventually_sync(lambda: [one["value"][1] for one in asked("up")] == ["1"], within=20, what="up")
+        eventually_sync(lambda: [one["value"][1] for one in asked("up")] == ["1"], what="up")
         total = "sum(mongoz_dispatcher_deliveries_total)"
         eventually_sync(lambda: [one["value"][1] for one in asked(total)] == ["3"], what=total)
         quantile = "histogram_quantile(0.99, mongoz_dispatcher_delivery_latency_seconds_bucket)"
@@ -308,4 +308,4 @@ def test_prometheus_scrapes_it(running, foreign, tmp_path):
         assert lag["metric"]["partition"] == "0"
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(PATIENCE)

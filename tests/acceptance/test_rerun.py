@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from dispatcher.cli import app
 from dispatcher.exceptions import ExitCode
 from tests.ledger import APP, Ledger
-from tests.support import ROOT, eventually_sync
+from tests.support import PATIENCE, ROOT, eventually_sync
 
 RECEIVER = "tests.acceptance.apps.ledger.note"
 
@@ -41,7 +41,7 @@ class Command:
 
     def __call__(self, *arguments: str, code: int = ExitCode.OK) -> Any:
         process = self.start(*arguments)
-        stdout, stderr = process.communicate(timeout=60)
+        stdout, stderr = process.communicate(timeout=PATIENCE)
         assert process.returncode == code, stdout + stderr
         return json.loads(stdout) if "--json" in arguments and stdout else stdout + stderr
 
@@ -66,7 +66,7 @@ def test_killed_in_the_middle_it_goes_on_and_misses_nothing(what, ledger, foreig
     if what == "replay":
         arguments += ["--since", begin.isoformat(), "--yes"]
     process = command.start(*arguments, "--rate", "500")
-    eventually_sync(lambda: len(ledger()) >= 200, within=30)
+    eventually_sync(lambda: len(ledger()) >= 200)
     process.kill()
     process.communicate()
     told = len(ledger())
@@ -84,9 +84,9 @@ def test_killed_in_the_middle_it_goes_on_and_misses_nothing(what, ledger, foreig
 def test_sigterm_ends_it_in_order_and_says_how_to_go_on(ledger, foreign, command):
     write(foreign)
     process = command.start("backfill", APP, "--receiver", RECEIVER, "--rate", "500")
-    eventually_sync(lambda: len(ledger()) >= 50, within=30)
+    eventually_sync(lambda: len(ledger()) >= 50)
     process.terminate()
-    stdout, stderr = process.communicate(timeout=20)
+    stdout, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == ExitCode.FAILED, stderr
     assert "stopped: run" in stdout
     run = stdout.split("--resume ")[1].split()[0]

@@ -12,7 +12,7 @@ import pytest
 from dispatcher.embedded import embedded_mongo
 from dispatcher.exceptions import ExitCode
 from tests.ledger import APP, IMAGES, ForeignClient, Ledger, Writer, disorder
-from tests.support import ROOT, Daemon, daemon, eventually_sync
+from tests.support import PATIENCE, ROOT, Daemon, daemon, eventually_sync
 
 
 @pytest.fixture
@@ -34,13 +34,11 @@ def test_five_kills_lose_nothing_and_keep_the_order(ledger, foreign, tmp_path):
     try:
         for kill in range(5):
             goal = 250 * (kill + 1)
-            eventually_sync(lambda goal=goal: len({(e.name, e.n) for e in ledger()}) >= goal, within=30)
+            eventually_sync(lambda goal=goal: len({(e.name, e.n) for e in ledger()}) >= goal)
             running.kill()
             running = Daemon(APP, **arguments)
         writer.join()
-        eventually_sync(
-            lambda: {(e.name, e.n) for e in ledger()} >= writer.written, within=40, what="all delivered"
-        )
+        eventually_sync(lambda: {(e.name, e.n) for e in ledger()} >= writer.written, what="all delivered")
         assert running.terminate() == ExitCode.OK
     finally:
         running.kill()
@@ -65,13 +63,13 @@ def test_sigterm_under_load_loses_and_repeats_nothing(ledger, foreign, tmp_path)
     try:
         for stop in range(3):
             goal = 400 * (stop + 1)
-            eventually_sync(lambda goal=goal: len(ledger()) >= goal, within=30)
+            eventually_sync(lambda goal=goal: len(ledger()) >= goal)
             assert running.terminate() == ExitCode.OK
             assert "Traceback" not in running.log
             running = Daemon(APP, **arguments)
             running.wait_started()
         writer.join()
-        eventually_sync(lambda: len(ledger()) >= len(writer.written), within=40)
+        eventually_sync(lambda: len(ledger()) >= len(writer.written))
         assert running.terminate() == ExitCode.OK
     finally:
         running.kill()
@@ -114,7 +112,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path, mongo, database, foreign):
         running.process.send_signal(signal.SIGINT)
         eventually_sync(lambda: running.lines("dispatcher.stopping"))
         running.process.send_signal(signal.SIGTERM)
-        assert running.process.wait(10) == ExitCode.FORCED
+        assert running.process.wait(PATIENCE) == ExitCode.FORCED
 
 
 def run(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -264,12 +262,12 @@ def test_receivers_and_position_show(ledger, foreign, tmp_path):
 def test_sigterm_while_it_still_connects(tmp_path):
     """A server that accepts and is silent: the daemon does not wait for it to say something."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        silent.settimeout(20)
+        silent.settimeout(PATIENCE)
         app = write_app(tmp_path, f"mongodb://127.0.0.1:{silent.getsockname()[1]}/", receivers=RECEIVER)
-        with daemon(app, "--connect-timeout", "60", cwd=tmp_path) as running:
+        with daemon(app, "--connect-timeout", "600", cwd=tmp_path) as running:
             connection, _ = silent.accept()
             with connection:
-                assert running.terminate(within=10) == ExitCode.OK
+                assert running.terminate() == ExitCode.OK
     assert "Traceback" not in running.log
     assert running.lines("dispatcher.stopped")
 
@@ -281,7 +279,7 @@ def test_sigterm_does_not_wait_for_threads_of_receivers(tmp_path, mongo, databas
         "@post_save(Thing)\n"
         "async def saved(sender, **kwargs):\n"
         "    pathlib.Path('began').touch()\n"
-        "    await asyncio.to_thread(time.sleep, 60)\n"
+        "    await asyncio.to_thread(time.sleep, 600)\n"
     )
     app = write_app(tmp_path, mongo.url, receivers=receiver, database=database)
     state = ("--state-database", f"{database}_state")
@@ -303,7 +301,7 @@ def test_sigterm_does_not_wait_for_receivers_that_refuse_to_end(tmp_path, mongo,
         "    pathlib.Path('began').touch()\n"
         "    while True:\n"
         "        try:\n"
-        "            await asyncio.sleep(60)\n"
+        "            await asyncio.sleep(600)\n"
         "        except asyncio.CancelledError:\n"
         "            continue\n"
     )

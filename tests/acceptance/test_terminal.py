@@ -19,7 +19,7 @@ import pytest
 
 from dispatcher.exceptions import ExitCode
 from tests.ledger import APP, Ledger
-from tests.support import ROOT
+from tests.support import PATIENCE, ROOT
 
 RECEIVER = "tests.acceptance.apps.ledger.note"
 ESCAPE = "\x1b["
@@ -51,7 +51,7 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._ours, text.encode())
 
-    def read_until(self, enough: Callable[[str], Any], within: float = 20.0) -> str:
+    def read_until(self, enough: Callable[[str], Any], within: float = PATIENCE) -> str:
         """What it shows, once that is enough."""
         deadline = time.monotonic() + within
         while not enough(self.shown):
@@ -67,7 +67,7 @@ class Terminal:
             assert time.monotonic() < deadline, self.shown
             if select.select([self._ours], [], [], 0.1)[0]:
                 self._is_closed = not self._read()
-        return self.process.wait(20)
+        return self.process.wait(PATIENCE)
 
     def _read(self) -> bool:
         try:

@@ -23,6 +23,7 @@ from dispatcher.settings import Settings
 from dispatcher.web import dashboard
 from dispatcher.web.app import make_app
 from dispatcher.web.dashboard.api import Dashboard
+from tests.support import PATIENCE
 
 TOKEN = "sixteen letters or more"
 WRONG = "sixteen letters or less"
@@ -215,7 +216,7 @@ async def test_the_group_is_told_with_figures_and_points(page, state, database):
     state.dead_letters.insert_many([letter(database, 1), letter(database, 2), letter("another", 3)])
     watching = asyncio.create_task(page.dashboard.watch())
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             while not (told := (await page.get("state", since=-1)).json)["points"]:
                 await asyncio.sleep(0.02)
     finally:
@@ -426,7 +427,7 @@ async def test_probes_are_answered_however_many_others_ask(client, database):
     page = Page(client, database, token=TOKEN, loopback=True, further=[Route("/slow", slow)])
     asking = [asyncio.create_task(page.ask("GET", "/slow")) for _ in range(200)]
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             while sum(one.done() for one in asking) < 150:
                 await asyncio.sleep(0.01)
         refused = [one.result() for one in asking if one.done()]

@@ -26,6 +26,7 @@ from dispatcher.cli import app
 from dispatcher.embedded import EmbeddedMongo
 from dispatcher.exceptions import ExitCode
 from tests.integration import test_operation_matrix as matrix
+from tests.support import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 PAGES = {"README.md": ROOT / "README.md"} | {
@@ -130,10 +131,10 @@ def running(
             yield log.read_text
         finally:
             process.send_signal(signal.SIGTERM)
-            process.wait(20)
+            process.wait(PATIENCE)
 
 
-def wait_for(text: str, said: Callable[[], str], seconds: float = 20.0) -> None:
+def wait_for(text: str, said: Callable[[], str], seconds: float = PATIENCE) -> None:
     deadline = time.monotonic() + seconds
     while text not in said():
         assert time.monotonic() < deadline, f"{text!r} did not appear in\n{said()}"

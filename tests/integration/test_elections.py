@@ -109,7 +109,7 @@ async def test_a_write_whose_second_attempt_meets_an_election_is_told(User, told
         await write(User, user)
     assert proxy.lost == 1
     proxy.electing = False  # and the connections stay
-    await eventually(lambda: not registry._unsettled, within=30, what="the outcome is known")
+    await eventually(lambda: not registry._unsettled, what="the outcome is known")
     assert told == [signal]
 
 
@@ -124,7 +124,7 @@ async def test_a_write_during_an_election_fails_like_one_on_a_lost_connection(Us
             await writing
     proxy.electing = False
     if writing.done():
-        await eventually(lambda: not registry._unsettled, within=30, what="the outcome is known")
+        await eventually(lambda: not registry._unsettled, what="the outcome is known")
         assert told == []
         await write(User, user)
     await asyncio.wait([writing])

@@ -111,14 +111,14 @@ def test_the_handle_names_the_process_and_the_directory(server: EmbeddedMongo) -
 
 
 def test_starts_quickly(server: EmbeddedMongo) -> None:
-    # The module's server has warmed the page cache. 0.5 s is usual; a busy CI machine gets some slack.
+    # The module's server has warmed the page cache. 0.5 s is usual; a busy machine takes many times that.
     started = time.monotonic()
     with embedded_mongo() as another:
         took = time.monotonic() - started
         assert another.port != server.port
         assert another.directory != server.directory
         assert another.pid != server.pid
-    assert took < 5
+    assert took < 60
 
 
 def test_standalone_is_no_replica_set() -> None:
@@ -380,7 +380,7 @@ def test_a_mongod_that_does_not_hear_is_killed(
     with pytest.raises(EmbeddedError, match="does not listen yet"):
         start_embedded(mongod=deaf, timeout=0.3)
 
-    assert time.monotonic() - started < 5, "the guardian's own limit of 10 s came first"
+    assert time.monotonic() - started < 9, "the guardian's own limit of 10 s came first"
     pid = int((tmp_path / "pid").read_text())
     eventually(lambda: not psutil.pid_exists(pid) or has_ended(psutil.Process(pid)))
     assert not list(scratch.iterdir())

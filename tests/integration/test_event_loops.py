@@ -15,7 +15,7 @@ import uvloop
 from pymongo import MongoClient
 
 import mongoz
-from tests.support import eventually_sync
+from tests.support import PATIENCE, eventually_sync
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_threads_with_loops_of_their_own(registry: mongoz.Registry, User: Any) -
         return list(await asyncio.gather(*map(one, range(5))))
 
     def in_a_thread(_: int) -> list[list[str]]:
-        together.wait(30)
+        together.wait(PATIENCE)
         return [asyncio.run(work()) for _ in range(5)]
 
     with ThreadPoolExecutor(8) as executor:

@@ -17,7 +17,7 @@ from dispatcher.moving import Mover
 from dispatcher.partitions import partition_of
 from mongoz.core.signals import post_save, post_update
 from tests.integration.delivering import State, make_account
-from tests.support import dispatching, eventually
+from tests.support import PATIENCE, dispatching, eventually
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ async def test_a_position_that_is_really_lost(forgetful, policy):
     if policy == "fail":
         with pytest.raises(HistoryLost) as caught:
             async with dispatching(registry) as running:
-                await asyncio.wait_for(running.task, 10)
+                await asyncio.wait_for(running.task, PATIENCE)
         assert caught.value.exit_code == ExitCode.HISTORY_LOST
         async with AsyncMongoClient(forgetful.url) as client:
             mover = Mover(client, f"{name}_state", name, address="there")
@@ -157,7 +157,7 @@ async def test_a_backfill_that_is_cut_short_goes_on_at_the_next_start(
     async with dispatching(dispatched, on_history_lost="backfill", partitions=partitions, grace=0.05) as running:
         failing(foreign.client, 136, partitions)
         await eventually(lambda: running.stats.gaps >= 1)
-        await eventually(lambda: len(begun) > 30, within=20)
+        await eventually(lambda: len(begun) > 30)
         foreign["accounts"].insert_one({"name": "live"})  # the stream goes on beside it
         await eventually(lambda: any(not call.delivery.replayed for call in told))
     finished = len([call for call in told if call.delivery.replayed])
@@ -165,7 +165,7 @@ async def test_a_backfill_that_is_cut_short_goes_on_at_the_next_start(
     gate.set()
     runs = State(foreign).database["controls"]
     async with dispatching(dispatched, on_history_lost="backfill"):
-        await eventually(lambda: {one["status"] for one in runs.find({"kind": "run"})} == {"finished"}, within=20)
+        await eventually(lambda: {one["status"] for one in runs.find({"kind": "run"})} == {"finished"})
     again = [call for call in told if call.delivery.replayed]
     # All documents of the partitions that lost their history, and no others.
     lost = {gap["partition"] for gap in State(foreign).database["gaps"].find()}

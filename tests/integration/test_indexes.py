@@ -10,6 +10,7 @@ from pymongo.errors import DuplicateKeyError, OperationFailure
 import mongoz
 from mongoz import Index, IndexType, Order
 from mongoz.exceptions import AbstractDocumentError, ImproperlyConfigured, InvalidKeyError, MongozException
+from tests.support import PATIENCE
 
 Define = Callable[..., Any]
 
@@ -132,7 +133,7 @@ async def test_nothing_declared_does_not_ask_the_server() -> None:
         title: str = mongoz.String()
         Meta = type("Meta", (), options)
 
-    async with registry, asyncio.timeout(5):
+    async with registry, asyncio.timeout(PATIENCE):
         assert await Movie.create_indexes() == []
         await Movie.meta.ensure_indexes(Movie.meta.collection)
 

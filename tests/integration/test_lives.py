@@ -198,12 +198,12 @@ class Life:
         for role in self.roles:
             role.refuses.clear()
             await self.resume(role)
-        await eventually(lambda: self.state.empty and self.total + len(self.state.letters) >= self.all, within=30)
+        await eventually(lambda: self.state.empty and self.total + len(self.state.letters) >= self.all)
         while self.state.letters:
             await self.retry()
-            await eventually(lambda: not self.state.letters or self.state.rows, within=30)
-            await eventually(lambda: self.state.empty, within=30)
-        await eventually(lambda: not self.owed, within=30)
+            await eventually(lambda: not self.state.letters or self.state.rows)
+            await eventually(lambda: self.state.empty)
+        await eventually(lambda: not self.owed)
 
     @property
     def all(self) -> int:

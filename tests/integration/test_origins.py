@@ -298,10 +298,12 @@ async def test_the_look_at_earlier_stamps_stops_at_the_position(world):
 async def test_a_start_without_a_past_takes_no_time(world):
     async with dispatching(world.registry):
         pass
-    began = time.monotonic()
-    async with dispatching(world.registry):
-        took = time.monotonic() - began
-    assert took < 0.9  # waiting for a single change takes the server a second
+    took = []
+    while not took or (min(took) >= 0.9 and len(took) < 10):  # one that a busy machine does not hold up
+        began = time.monotonic()
+        async with dispatching(world.registry):
+            took.append(time.monotonic() - began)
+    assert min(took) < 0.9  # waiting for a single change takes the server a second
 
 
 # Deletes

@@ -180,7 +180,7 @@ async def test_followers_stay_in_order_when_they_are_thousands(account, foreign,
             rows = [{"name": str(n), "amount": n} for n in range(start, min(start + 100, total))]
             foreign["accounts"].bulk_write([bson_replace(id_, row) for row in rows])
             strict.mended = start > total // 2
-        await eventually(lambda: len(strict.got) == total, within=30)
+        await eventually(lambda: len(strict.got) == total)
         await eventually(lambda: state.empty)
         assert running.service.position is not None
     assert strict.got == [str(n) for n in range(total)]
@@ -226,9 +226,7 @@ async def test_order_across_parking_and_live_traffic(account, foreign, dispatche
             for name in ("blocking", "retrying", "steady")
             for id_ in counts
         }
-        await eventually(
-            lambda: sum(map(len, got.values())) >= 3 * sum(counts.values()) and state.empty, within=40
-        )
+        await eventually(lambda: sum(map(len, got.values())) >= 3 * sum(counts.values()) and state.empty)
     assert got == expected
 
 
@@ -430,7 +428,7 @@ async def test_many_are_worked_off_with_flat_memory(account, foreign, dispatched
         for start in range(0, total, 200):
             rows = [{"name": str(n), "blob": blob} for n in range(start, start + 200)]
             foreign["accounts"].insert_many(rows)
-        await eventually(lambda: running.stats.parked >= total, within=40)
+        await eventually(lambda: running.stats.parked >= total)
         pipeline = running.service.held[0]
         strict.mended = True
         tracemalloc.start()

@@ -43,7 +43,7 @@ async def test_a_transaction_of_a_dead_member_is_ended(dispatched, database, for
         await client[database]["totals"].update_one({"_id": 1}, {"$inc": {"n": 100}}, session=session)
         async with dispatching(dispatched):
             foreign["accounts"].insert_one({"name": "Ada"})
-            await eventually(lambda: booked, within=8)
+            await eventually(lambda: booked, within=30)
             await eventually(lambda: foreign["totals"].find_one()["n"] == 1)
             await eventually(lambda: opened.count_documents({"owner": "dead"}) == 0)
 

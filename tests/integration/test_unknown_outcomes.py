@@ -211,7 +211,7 @@ async def test_told_later_where_the_server_is_away(User, told, proxy, write, exe
     if command == "commitTransaction" and not executed:
         foreign.client.admin.command("killAllSessions", [])  # as the server does after a minute
     proxy.accept()
-    await eventually(lambda: not registry._unsettled, within=15, what="the outcome is known")
+    await eventually(lambda: not registry._unsettled, what="the outcome is known")
     assert [name for name, *_ in told] == [signal] * count * executed
     assert stands(foreign, before) is executed
     if executed and signal != "post_delete":
@@ -239,7 +239,7 @@ async def test_a_write_that_was_never_sent_fails_at_once(User, told, proxy, regi
     with pytest.raises(PyMongoError):
         await user.update(age=1)
     proxy.accept()
-    await eventually(lambda: not registry._unsettled, within=15)
+    await eventually(lambda: not registry._unsettled)
     assert told == []
     assert user.age == 0
 
@@ -256,7 +256,7 @@ async def test_a_copy_of_the_instance_is_told_later(User, told, proxy, registry,
     proxy.accept()
     await user.create()  # the caller tries again
     second = user.id
-    await eventually(lambda: not registry._unsettled, within=15)
+    await eventually(lambda: not registry._unsettled)
     assert user.id == second
     first = next(row["_id"] for row in foreign.users.find() if row["_id"] != second)
     assert sorted(told) == sorted([("post_save", second, 3), ("post_save", first, 3)])
@@ -349,7 +349,7 @@ async def test_who_comes_before_us_hides_nothing(User, told, proxy, write, execu
         await write(User, user)
     meanwhile(foreign)
     proxy.accept()
-    await eventually(lambda: not registry._unsettled, within=15, what="the outcome is known")
+    await eventually(lambda: not registry._unsettled, what="the outcome is known")
     assert [name for name, *_ in told] == [signal] * count * executed
     assert {age for *_, age in told} <= {1}  # as it was written, and not as it is now
 
@@ -379,7 +379,7 @@ async def test_the_stream_is_asked_about_names_that_look_like_regular_expression
             await Log(name="second").create()
         collection.delete_many({})  # so that only the stream can tell
         proxy.accept()
-        await eventually(lambda: not registry._unsettled, within=15, what="the outcome is known")
+        await eventually(lambda: not registry._unsettled, what="the outcome is known")
         assert told == ["first", *["second"] * executed]
     finally:
         foreign.client.drop_database(collection.database.name)
@@ -403,7 +403,7 @@ async def test_a_later_write_of_ours_is_no_proof(User, told, proxy, write, forei
             await (await Other.objects.get(id=user.id)).save()
     assert foreign.users.find_one(user.id)["_mongoz"]
     proxy.accept()
-    await eventually(lambda: not registry._unsettled, within=15, what="the outcome is known")
+    await eventually(lambda: not registry._unsettled, what="the outcome is known")
     assert told == []
 
 
@@ -428,7 +428,7 @@ async def test_a_delete_that_brings_no_mark(User, proxy, foreign, registry, many
     if executed and not many:
         foreign.users.insert_one(before)
     proxy.accept()
-    await eventually(lambda: not registry._unsettled, within=15, what="the outcome is known")
+    await eventually(lambda: not registry._unsettled, what="the outcome is known")
     assert told == ["Ada"] * executed
 
 
@@ -524,7 +524,7 @@ async def test_a_commit_of_which_nothing_is_known_until_later(
         foreign.users.delete_many({})
         foreign.users.insert_one(before)
     proxy.accept()
-    await eventually(lambda: not registry._unsettled, within=15, what="the outcome is known")
+    await eventually(lambda: not registry._unsettled, what="the outcome is known")
     assert bool(told) is executed
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from dispatcher.events import Calls, Change, Job
 from dispatcher.lanes import Lanes
+from tests.support import PATIENCE
 
 TIME = Timestamp(1, 1)
 
@@ -244,7 +245,7 @@ def test_jobs_that_pause_keep_their_order_and_the_bound(pauses, keys, concurrenc
         made = lanes(work, concurrency=concurrency)
         for number in range(len(pauses)):
             made.add(number % keys, job(number), 1)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             await made.idle()
         assert made.in_flight == made.queued == 0
         await made.stop(1)
@@ -299,7 +300,7 @@ async def test_after_the_grace_receivers_are_cancelled_and_writes_are_finished()
         made.add(number, job(number), 1)
     while made.in_flight < 2:
         await asyncio.sleep(0)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         assert await made.stop(0) == 2
     assert finished == ["000001"]
     assert [one.token for one in made.begun] == ["000000"]
@@ -346,7 +347,7 @@ async def test_a_stop_interrupts_pauses_at_once():
         made.add(number, job(number), 1)
     while len(paused) < 5:
         await asyncio.sleep(0)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         assert await made.stop(30) == 0
     assert finished == []
     assert made.in_flight == 0

@@ -25,6 +25,7 @@ from mongoz.core.signals import (
 from mongoz.exceptions import SignalError
 from mongoz.signals import muted
 from mongoz.signals.firing import plan
+from tests.support import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 DECORATORS = {
@@ -813,7 +814,7 @@ async def test_muting_is_local_to_the_task() -> None:
         assert await user.signals.post_save.send(sender=user) == [(module_level, None)]
         outside_is_done.set()
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         await asyncio.gather(mutes(), does_not())
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import bson
+from bson.binary import UuidRepresentation
 from bson.codec_options import CodecOptions
 
 from dispatcher.codec import Undecoded
@@ -27,6 +28,7 @@ __all__ = ["decode", "decoded_together"]
 
 log = get_logger()
 
+_ANY: Final = CodecOptions[dict[str, Any]](uuid_representation=UuidRepresentation.STANDARD)
 _NOTHING: Final[frozenset[str]] = frozenset()
 
 # They are nothing without the document.
@@ -76,11 +78,16 @@ def decode(raw: Undecoded, codec_options: CodecOptions[Any], event: dict[str, An
         if description is None:
             raise _bare(event)
         names = _changed_names(description)
+        if not names:
+            operation = "untouched"
         value = description["updatedFields"].get(FIELD)
         if value is not None:
             stamp = Stamp.unpack(value)
     elif document is None and operation in _NEED_DOCUMENT:
         raise _bare(event)
+    elif operation == "replace":
+        if _is_untouched(event.get("fullDocumentBeforeChange"), document):
+            operation = "untouched"
     elif operation == "insert":
         value = document.get(FIELD) if document else None
         if value is not None:
@@ -126,6 +133,18 @@ def _changed_names(description: dict[str, Any]) -> frozenset[str]:
     return frozenset(names)
 
 
+def _is_untouched(before: dict[str, Any] | None, after: dict[str, Any] | None) -> bool:
+    """Whether documents differ in the stamp only: the server reports some updates by pipelines as replaces.
+
+    Where there is no pre image it can't be told.
+    """
+    if not before or not after or not (FIELD in before or FIELD in after):
+        return False
+    one, other = ({name: doc[name] for name in doc if name != FIELD} for doc in (before, after))
+    # To Python 1 == 1.0 == True.
+    return one == other and bson.encode(one, codec_options=_ANY) == bson.encode(other, codec_options=_ANY)
+
+
 # The documents of an event, which hold what clients wrote.
 _AFTER: Final = "fullDocument"
 _BEFORE: Final = "fullDocumentBeforeChange"
@@ -159,7 +178,10 @@ def _carefully(data: bytes, codec_options: CodecOptions[Any]) -> Change:
     names, stamp = _NOTHING, None
     description = documents[_DESCRIPTION]
     if operation == "update" and description is not None:
+        known = len(faults)
         names, stamp = _told_by(description, codec_options, faults), _stamp_of(description)
+        if not names and len(faults) == known:
+            operation = "untouched"
     elif operation == "insert":
         stamp = _stamp_in(documents[_AFTER])
     missing = description if operation == "update" else documents[_AFTER]

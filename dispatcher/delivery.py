@@ -20,7 +20,7 @@ from dispatcher.events import Calls, Change, Job
 from dispatcher.failing import Failing, Try
 from dispatcher.instances import keywords_of, untouched
 from dispatcher.leases import Lease, now
-from dispatcher.letters import Again, delivery_id
+from dispatcher.letters import Again, id_of
 from dispatcher.measuring import ReceiverFigures, seconds_of
 from dispatcher.observe import Stats
 from dispatcher.parked import Stuck, Waiting
@@ -182,7 +182,7 @@ class Deliverer:
             await self._failing.misfit(change, calls, error)
             job.passed += len(calls.receivers)
             return
-        id_ = delivery_id(change.token, calls.run)
+        id_ = id_of(change, calls.run)
         for number, receiver in enumerate(calls.receivers, 1):
             if self._watched and receiver.name in self._watched and await self._holds(change, calls, receiver):
                 job.passed += 1
@@ -418,7 +418,7 @@ class Deliverer:
         terms, figures, _, _ = self._known.get(id(receiver)) or self._get_to_know(receiver, calls.signal)
         attempt = waiting.attempts + 1
         delivery = Delivery(
-            delivery_id(change.token, calls.run),
+            id_of(change, calls.run),
             calls.signal,
             receiver.name,
             "stream",

@@ -1,17 +1,13 @@
 """Changes get their place in the order, and their receivers; markers wait there for their deletes."""
 
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any, Final
-
-from bson.codec_options import CodecOptions
-from bson.raw_bson import RawBSONDocument
+from typing import Final
 
 from dispatcher.conditions import Conditions, Refused, wanted
-from dispatcher.decode import decode
 from dispatcher.events import Calls, Change, Job
-from dispatcher.images import Images
 from dispatcher.lanes import Lanes
 from dispatcher.markers import Followed, Markers
+from dispatcher.observe import Stats
 from dispatcher.parking import Parking
 from dispatcher.progress import Progress
 from dispatcher.routing import Routes
@@ -33,9 +29,8 @@ class Entrance:
         routes: who gets what.
         lanes: where jobs are worked off.
         parking: who has to wait behind parked deliveries.
-        images: completes updates that came without their document.
         conditions: who wants which change; None if everybody wants all.
-        codec_options: the registry's.
+        stats: counters.
     """
 
     def __init__(
@@ -45,18 +40,16 @@ class Entrance:
         lanes: Lanes,
         parking: Parking,
         *,
-        images: Images,
         conditions: Conditions | None,
-        codec_options: CodecOptions[Any],
+        stats: Stats,
     ) -> None:
         self._progress = progress
         self._tracker = progress.tracker
         self._routes = routes
         self._lanes = lanes
         self._parking = parking
-        self._images = images
         self._conditions = conditions
-        self._codec_options = codec_options
+        self._stats = stats
         self.markers = Markers()
 
     async def prepare(self, changes: list[Change]) -> Refused:
@@ -89,6 +82,7 @@ class Entrance:
             self.markers.announce(change, job)
             return
         if change.operation not in DELIVERABLE:
+            self._stats.untouched += change.operation == "untouched"
             self._tracker.add(Job(change.token))
             return
         if self.markers:
@@ -104,9 +98,15 @@ class Entrance:
 
     def _calls(self, change: Change, refused: Refused) -> tuple[Calls, ...]:
         calls = self._routes.route(change)
+        if change.origin is not None:
+            self._count_withheld(change)
         if refused and change.token in refused:
             calls = wanted(calls, refused[change.token])
         return calls
+
+    def _count_withheld(self, change: Change) -> None:
+        for reason, receiver, signal in self._routes.withheld(change):
+            self._stats.figures_of(receiver, signal).withheld[reason] += 1
 
     # -- markers ---------------------------------------------------------------------------------------------
 
@@ -117,7 +117,8 @@ class Entrance:
         self._tracker.add(job)
         if followed is not None:
             assert followed.marker.change is not None  # it is not finished
-            change = job.change = change._replace(origin=followed.marker.change.origin)
+            marker = followed.marker.change
+            change = job.change = change._replace(origin=marker.origin, delivery_id=marker.delivery_id)
             job.marker = followed.marker
             self._let_go(followed)
         job.calls = self._calls(change, refused)
@@ -137,19 +138,8 @@ class Entrance:
             assert job.change is not None  # it was not begun
             self._deliver(job.change, job)
 
-    async def give_up(self, markers: Iterable[Followed]) -> None:
-        """Deliver what looked like markers, but announced nothing: updates that somebody else made."""
+    def give_up(self, markers: Iterable[Followed]) -> None:
+        """Finish what looked like markers, but announced nothing, and begin with what waits behind them."""
         for followed in markers:
-            job = followed.marker
-            assert job.change is not None  # it is not finished
-            change = decode(RawBSONDocument(job.change.raw), self._codec_options)
-            async for part in self._images.complete([change]):
-                (change,) = part
-            refused = await self._conditions.refused([change]) if self._conditions is not None else _NONE
-            if self._parking.watched:
-                await self._look_up([change], None)
-            if self._lanes.full:
-                await self._lanes.room()
-            job.change, job.calls = change, self._calls(change, refused)
-            self._deliver(change, job)
+            self._tracker.finished(followed.marker)
             self._let_go(followed)

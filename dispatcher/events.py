@@ -95,7 +95,8 @@ class Change(NamedTuple):
     Attributes:
         token: its resume token; tokens of one deployment sort in commit order.
         operation: `"insert"`, `"update"`, `"replace"`, `"delete"`, or what happens to whole collections.
-            `"marker"` is an update that does nothing but announce a delete of ours.
+            `"marker"` is an update that does nothing but announce a delete of ours, `"untouched"` any other that
+            touches the stamp and nothing else: a change to nobody.
         namespace: (database, collection); the collection is "" for events of a whole database.
         id: the `_id`.
         cluster_time: the server's logical time of the commit.
@@ -111,6 +112,8 @@ class Change(NamedTuple):
         transaction: what the changes of one transaction have in common; None outside of transactions.
         origin: the stamp again, if it counts, see `origins`; of a delete, its marker's.
         fault: why `document`, or `id`, can't be decoded; None if it can, as nearly always.
+        delivery_id: what its deliveries go by, where the token does not decide: the stamp came too
+            late, or the id was written down.
     """
 
     token: str
@@ -130,6 +133,7 @@ class Change(NamedTuple):
     transaction: Hashable | None = None
     origin: Stamp | None = None
     fault: Fault | None = None
+    delivery_id: str = ""
 
     @property
     def key(self) -> Hashable:

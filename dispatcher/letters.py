@@ -56,6 +56,7 @@ __all__ = [
     "change_of",
     "delivery_id",
     "delivery_of",
+    "id_of",
     "letter_id",
     "letter_of",
     "raw_key_of",
@@ -132,13 +133,18 @@ class Letter(NamedTuple):
         return str(self.fields["_id"])
 
 
-def delivery_id(token: str, run: str = "") -> str:
+def id_of(change: Change, run: str = "") -> str:
     """The id of the deliveries of a change: the same whenever the change is read again.
 
     Args:
-        token: of the change.
+        change: with its origin.
         run: of a replay or a backfill, which delivers under ids of its own.
     """
+    return change.delivery_id if change.delivery_id and not run else delivery_id(change.token, run)
+
+
+def delivery_id(token: str, run: str = "") -> str:
+    """The same, where only the token is known."""
     text = f"{run}:{token}" if run else token
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
 
@@ -154,7 +160,7 @@ def delivery_of(change: Change, calls: Calls, receiver: Receiver, *, term: int, 
         "created": calls.created,
         "hops": calls.hops,
         "run": calls.run,
-        "delivery_id": delivery_id(change.token, calls.run),
+        "delivery_id": id_of(change, calls.run),
         "term": term,
         "token": change.token,
         "operation": change.operation,
@@ -267,6 +273,7 @@ def change_of(letter: RawBSONDocument, parts: Mapping[str, bytes], codec_options
         stamp=None,
         size=fields.get("size", 0),
         raw=joined(document_key, *event),
+        delivery_id=fields["delivery_id"],
     )
     return decoded_again(change, codec_options)
 

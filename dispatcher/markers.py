@@ -2,28 +2,19 @@
 
 A deleted document can't carry a stamp, so the ODM puts one onto the document and deletes it, in one transaction:
 an update that is a marker, and a delete that the marker tells about. The marker claims the next delete of its
-document in its transaction. One that claims none was no marker, but somebody's update, and is delivered as such.
-Until it is known which of the two it is, later changes of its document wait behind it.
+document in its transaction. One that claims none changed nothing but the stamp, and is delivered to nobody. Until
+it is known which of the two it is, later changes of its document wait behind it.
 """
 
 from collections.abc import Hashable, Iterator
 from typing import Final, NamedTuple
 
-import bson
-from bson.raw_bson import RawBSONDocument
-
-from dispatcher.codec import RAW
 from dispatcher.events import Change, Job
 
 __all__ = ["Followed", "Markers", "slimmed"]
 
 # Changes of one document that wait behind its marker; in a transaction of the ODM there are none.
 _MOST_WAITING: Final = 100
-
-# Bytes of an event that is kept as it is. A transaction may have thousands of markers.
-_SMALL: Final = 2_000
-
-_IMAGES: Final = ("fullDocument", "fullDocumentBeforeChange")
 
 
 class Followed(NamedTuple):
@@ -94,9 +85,5 @@ def _key(change: Change) -> Hashable:
 
 
 def slimmed(change: Change) -> Change:
-    """A marker without the documents that nobody is going to see, if it is one after all."""
-    raw = change.raw
-    if len(raw) > _SMALL:
-        event = RawBSONDocument(raw, codec_options=RAW)
-        raw = bson.encode({name: value for name, value in event.items() if name not in _IMAGES})
-    return change._replace(document=None, before=None, raw=raw)
+    """A marker without what nobody is going to see. A transaction may have thousands of them."""
+    return change._replace(document=None, before=None, raw=b"")

@@ -70,6 +70,8 @@ class ReceiverFigures:
         failed: deliveries given up after its last attempt.
         retried: attempts beyond a delivery's first.
         conflicts: runs of its transactions that met other writes.
+        withheld: changes that it did not get because their stamps say so, by reason: `"ran"` (in the writing
+            process) or `"muted"`.
         latency: from the commit of a change to the receiver's first attempt.
         duration: of its attempts.
     """
@@ -84,6 +86,7 @@ class ReceiverFigures:
         "receiver",
         "retried",
         "signal",
+        "withheld",
     )
 
     def __init__(self, receiver: str, signal: str) -> None:
@@ -93,6 +96,7 @@ class ReceiverFigures:
         self.failed = 0
         self.retried = 0
         self.conflicts = 0
+        self.withheld = {"ran": 0, "muted": 0}
         self.latency = Histogram()
         self.duration = Histogram()
         self._due = 0.0
@@ -129,6 +133,7 @@ class ReceiverFigures:
             "failed": self.failed,
             "retried": self.retried,
             "conflicts": self.conflicts,
+            "withheld": dict(self.withheld),
             "latency": self.latency.as_dict(),
             "duration": self.duration.as_dict(),
         }

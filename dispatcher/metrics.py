@@ -150,6 +150,33 @@ METRICS: Final = (
         _by_receiver(lambda r: r.conflicts),
     ),
     Described(
+        "deliveries_withheld",
+        "counter",
+        (*_RECEIVER, "reason"),
+        "Changes that a receiver did not get because their origin stamp says so: it `ran` in the writing process, "
+        "or the write was `muted`.",
+        lambda s: [
+            ((one.receiver, one.signal, reason), count)
+            for one in s.stats.receivers.values()
+            for reason, count in one.withheld.items()
+        ],
+    ),
+    Described(
+        "late_stamps",
+        "counter",
+        (),
+        "Own writes that took too long after they were stamped; receivers that ran in the writing process got "
+        "them again, under the same `delivery.id`.",
+        lambda s: s.stats.late_stamps,
+    ),
+    Described(
+        "untouched_changes",
+        "counter",
+        (),
+        "Updates that touched nothing but the origin stamp; nobody gets them.",
+        lambda s: s.stats.untouched,
+    ),
+    Described(
         "dead_letters_written", "counter", (), "Dead letters that were written.", lambda s: s.stats.dead_letters
     ),
     Described("deliveries_parked", "counter", (), "Deliveries that were parked.", lambda s: s.stats.parked),

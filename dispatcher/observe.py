@@ -52,6 +52,10 @@ class Stats:
     """Deliveries that were parked."""
     lease_changes: int = 0
     """Partitions that were taken over, given up or lost."""
+    late_stamps: int = 0
+    """Own writes that took too long after they were stamped: receivers that ran already got them again."""
+    untouched: int = 0
+    """Updates that touched nothing but the origin stamp: changes to nobody."""
     gaps: int = 0
     """Gaps that were recorded."""
     clock_offset: float = 0.0

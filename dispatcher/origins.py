@@ -4,6 +4,10 @@ Clients copy documents. They re-insert what they deleted, restore what they expo
 that they read a moment ago; the stamps come along. A stamp that is taken for another write than its own hides that
 write from its receivers. So in doubt it does not count, and the write is delivered.
 
+A write may wait: for a lock that a transaction holds, or for a server that stalls. Its stamp comes late then. If
+it is the first of its token, on its own document, and not older than what is remembered, then nobody can have
+copied it: the write is delivered to all receivers, those that ran included, under the id that they know it by.
+
 Everything is told by what the events themselves say: this machine's clock has no part in it.
 """
 
@@ -37,8 +41,10 @@ HORIZON: Final = 75
 """Seconds before the position from which the seen tokens are read again. A copy whose stamp may still count was
 made at most this long after the original, but for clocks that differ."""
 
-# A token may count until 71 s after its own time, and its write may have been up to 10 s before that time.
-_REMEMBERED: Final = _WINDOW + _RESOLUTION + _TRANSACTION + _WINDOW + _RESOLUTION
+# A token may matter until 75 s after its own time, and its write may have been up to 10 s before that time.
+_REMEMBERED: Final = HORIZON + _RESOLUTION + _WINDOW + _RESOLUTION
+
+_NOBODY: Final[frozenset[bytes]] = frozenset()
 
 # Tokens in a generation, at most: some 25 MB.
 _MOST: Final = 250_000
@@ -91,11 +97,16 @@ class Origins:
 
     Args:
         group: the dispatchers that this process belongs to; stamps for others mean nothing to it.
+
+    Attributes:
+        seen: the tokens of the stamps that were written lately.
+        since: the stamps of all changes from then on were seen, in seconds since 1970.
     """
 
     def __init__(self, group: str) -> None:
         self._group = group
         self.seen = Seen()
+        self.since = 0.0
 
     def saw(self, stamp: Stamp | None, wall_time: Any) -> bool:
         """Remember that a stamp was written; whether it was for us, and for the first time.
@@ -115,25 +126,22 @@ class Origins:
         Each change of the stream that has a stamp must come by here once, whether or not it is delivered.
         """
         stamp = change.stamp
-        if stamp is None or not self.saw(stamp, change.wall_time):
+        if stamp is None or not self.saw(stamp, change.wall_time) or not _is_its_own(stamp, change):
             return change
-        if not (_is_timely(stamp, change) and _is_its_own(stamp, change)):
-            return change
-        if (change.operation, stamp.call) in CALLED:
-            return change._replace(origin=stamp)
+        operation = "update" if change.operation == "untouched" else change.operation
         if _is_marker(stamp, change):
-            return change._replace(operation="marker", origin=stamp)
+            operation = "marker"
+        elif (operation, stamp.call) not in CALLED:
+            return change
+        wall, made = _seconds(change.wall_time), int.from_bytes(stamp.token.binary[:4], "big")
+        assert wall is not None  # else it was not seen
+        latest = _WINDOW + _RESOLUTION + (_TRANSACTION if change.transaction is not None else 0)
+        if -_WINDOW <= wall - made <= latest:
+            return change._replace(operation=operation, origin=stamp)
+        if latest < wall - made <= HORIZON and made >= self.since:
+            in_doubt = stamp._replace(receivers=_NOBODY, muted=False)
+            return change._replace(operation=operation, origin=in_doubt, delivery_id=str(stamp.token))
         return change
-
-
-def _is_timely(stamp: Stamp, change: Change) -> bool:
-    """Whether the write came about when its stamp was made."""
-    wall = _seconds(change.wall_time)
-    if wall is None:
-        return False
-    made = int.from_bytes(stamp.token.binary[:4], "big")
-    latest = _WINDOW + _RESOLUTION + (_TRANSACTION if change.transaction is not None else 0)
-    return -_WINDOW <= wall - made <= latest
 
 
 def _is_its_own(stamp: Stamp, change: Change) -> bool:
@@ -146,12 +154,7 @@ def _is_its_own(stamp: Stamp, change: Change) -> bool:
 
 def _is_marker(stamp: Stamp, change: Change) -> bool:
     """Whether an update may announce a delete: it touches the stamp and nothing else, inside a transaction."""
-    return (
-        change.operation == "update"
-        and stamp.call is Call.DELETED
-        and not change.names
-        and change.transaction is not None
-    )
+    return change.operation == "untouched" and stamp.call is Call.DELETED and change.transaction is not None
 
 
 def _seconds(wall_time: Any) -> float | None:

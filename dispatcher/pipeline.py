@@ -60,7 +60,7 @@ __all__ = ["Pipeline"]
 
 log = get_logger()
 
-_OF_DOCUMENTS: Final = DELIVERABLE | {"marker"}
+_OF_DOCUMENTS: Final = DELIVERABLE | {"marker", "untouched"}
 
 # Events taken apart in one go: long enough to share a lookup, short enough not to keep the event loop.
 _CHUNK: Final = 100
@@ -69,6 +69,9 @@ _CHUNK: Final = 100
 # a millisecond of this process, in which nothing would be delivered. And who read it enters it into the lanes: to
 # hand it to another task, and to wait for that, takes two turns of the event loop.
 _SMALL: Final = 100
+
+# Seconds between two lines about stamps that came too late.
+_LATE_EVERY: Final = 10.0
 
 # Seconds before the position where the stamps of earlier writes are looked for; less, if the oplog is that short.
 _HORIZONS: Final = (HORIZON, 15, 3)
@@ -146,6 +149,7 @@ class Pipeline:
         self._tracker = self._progress.tracker
         self._origins = Origins(routes.group)
         self._lag = Lag()
+        self._late_said = float("-inf")
         self._crash: asyncio.Future[None] | None = None
         self._controls = controls
         self._looked_around = asyncio.Event()
@@ -194,9 +198,8 @@ class Pipeline:
             routes,
             self._lanes,
             self._parking,
-            images=images,
             conditions=conditions,
-            codec_options=codec_options,
+            stats=stats,
         )
         self._resending = Resending(
             dead_letters,
@@ -347,6 +350,7 @@ class Pipeline:
                         behind = batch.token
             except HistoryLost as lost:
                 behind = await self._history.bridge(behind, lost)
+                self._origins.since = float(token_time(behind).time)
                 self._refilling.wake()
                 await batches.put(Batch([], behind))
                 start = Start(token=behind)
@@ -369,6 +373,7 @@ class Pipeline:
         Where the server does not let us look so far back, or at all, we do without.
         """
         position, failures = self._progress.began, 0
+        self._origins.since = float(token_time(position).time)
         horizons = [*_HORIZONS]
         while horizons:
             since = Timestamp(max(1, token_time(position).time - horizons[0]), 1)
@@ -386,6 +391,7 @@ class Pipeline:
                     trying_again=bool(horizons),
                 )
             else:
+                self._origins.since = float(since.time)
                 return
             await asyncio.sleep(pause_after(failures) if horizons else 0)
 
@@ -446,18 +452,18 @@ class Pipeline:
                     while self._progress.is_far_ahead and self._lanes.queued:
                         await self._lanes.progress()
                     if markers:
-                        await self._entrance.give_up(markers.unclaimed_at(change))
+                        self._entrance.give_up(markers.unclaimed_at(change))
                     if change.operation not in _OF_DOCUMENTS:
                         await self._report(change)
                     self._entrance.enter(change, refused)
             await asyncio.sleep(0)
         if markers and not batch.events:
-            await self._entrance.give_up(markers.unclaimed())
+            self._entrance.give_up(markers.unclaimed())
         self._tracker.mark(batch.token)
 
     async def _decode(self, events: Sequence[Undecoded]) -> list[Change]:
         self._stats.read += len(events)
-        changes = []
+        changes: list[Change] = []
         for event, found in zip(events, decoded_together(events, self._codec_options), strict=True):
             if self._progress.inherits:
                 self._progress.look_back(event)
@@ -481,7 +487,26 @@ class Pipeline:
 
     def _judged(self, change: Change) -> Change:
         judged = self._origins.judge(change)
+        if judged.delivery_id:
+            self._say_late(judged)
         return slimmed(judged) if judged.operation == "marker" else judged
+
+    def _say_late(self, change: Change) -> None:
+        """Count a stamp that came too late, and say so, not more than once in some seconds: a stall makes many."""
+        self._stats.late_stamps += 1
+        if monotonic() < self._late_said + _LATE_EVERY:
+            return
+        self._late_said = monotonic()
+        log.warning(
+            "a write took too long after it was stamped: receivers that ran in the writing process get it again, "
+            "under the same delivery.id",
+            action="stamps.late",
+            delivery_id=change.delivery_id,
+            namespace=".".join(change.namespace),
+            id=repr(change.id),
+            late_stamps=self._stats.late_stamps,
+            remedy="Keep transactions short, and compare the clocks of the writing processes with the server's.",
+        )
 
     async def _report(self, change: Change) -> None:
         """Whole collections that came or went: there are no changes of single documents to deliver.

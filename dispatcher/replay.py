@@ -30,7 +30,7 @@ __all__ = ["Replay", "start"]
 
 log = get_logger()
 
-_OF_DOCUMENTS: Final = frozenset({"insert", "update", "replace", "delete"})
+_OF_DOCUMENTS: Final = frozenset({"insert", "update", "replace", "delete", "untouched"})
 
 # Events taken apart in one go.
 _CHUNK: Final = 100
@@ -47,13 +47,12 @@ _SURELY_EMPTY: Final = 2
 class _Open(NamedTuple):
     """What looks like a marker, and the changes of its document that wait behind it."""
 
-    judged: Change
-    unjudged: Change
+    marker: Change
     waiting: list[Change]
 
 
 class _Markers:
-    """Deletes get the origin of their markers; a marker without a delete is an update that somebody made."""
+    """Deletes get the origin of their markers; a marker without a delete is no change."""
 
     def __init__(self, origins: Origins) -> None:
         self._origins = origins
@@ -69,28 +68,25 @@ class _Markers:
         # The changes of a transaction have one cluster time and come next to each other.
         for other, one in list(self._open.items()):
             again = other == key and judged.operation == "marker"
-            if again or one.judged.cluster_time != change.cluster_time:
-                yield from self._given_up(other)
+            if again or one.marker.cluster_time != change.cluster_time:
+                yield from self._open.pop(other).waiting
         if judged.operation == "marker":
-            self._open[key] = _Open(judged, change, [])
+            self._open[key] = _Open(judged, [])
+        elif judged.operation == "untouched":
+            return
         elif key not in self._open:
             yield judged
         elif change.operation == "delete":
             one = self._open.pop(key)
             yield from one.waiting
-            yield change._replace(origin=one.judged.origin)
+            yield change._replace(origin=one.marker.origin)
         else:
             self._open[key].waiting.append(judged)
 
     def rest(self) -> Iterator[Change]:
         """What can't be a marker, since nothing comes behind it."""
         for key in list(self._open):
-            yield from self._given_up(key)
-
-    def _given_up(self, key: Any) -> Iterator[Change]:
-        one = self._open.pop(key)
-        yield one.unjudged
-        yield from one.waiting
+            yield from self._open.pop(key).waiting
 
 
 class _Settled(NamedTuple):
@@ -198,6 +194,7 @@ class Replay:
 
         Where the oplog does not reach so far back, we do without.
         """
+        self._origins.since = float(self.begins.time)
         since = Timestamp(max(1, self.begins.time - HORIZON), 1)
         until = self._start.token or f"82{self.begins.time:08X}{self.begins.inc:08X}"
         try:
@@ -209,6 +206,8 @@ class Replay:
                 action="stamps.not_read",
                 error=in_short(error),
             )
+        else:
+            self._origins.since = float(since.time)
 
 
 async def _too_far_back(place: Workplace, since: Timestamp) -> HistoryLost:

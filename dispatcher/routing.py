@@ -1,8 +1,8 @@
 """Who gets a change: the receivers of the watched documents, less those that ran where it was written."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from dispatcher.events import Calls, Change, Namespace
 from dispatcher.instances import name_of
@@ -14,6 +14,9 @@ from mongoz.signals.names import POST
 from mongoz.signals.receivers import Receiver, stamp_ids
 
 __all__ = ["Listener", "Routes"]
+
+Withheld = Literal["ran", "muted"]
+"""Why a stamp keeps a change from a receiver: it ran where the change was written, or nobody was to be told."""
 
 _NOBODY: Final[tuple[Calls, ...]] = ()
 
@@ -86,6 +89,7 @@ class Routes:
         self._found: dict[Namespace, tuple[_Found, ...]] = {}
         # Of changes by others, where that hangs on nothing else.
         self._natural: dict[tuple[Namespace, str], tuple[Calls, ...]] = {}
+        self._withheld: dict[Hashable, tuple[tuple[Withheld, str, str], ...]] = {}
         for document in documents:
             receivers = {
                 name: tuple(r for r in getattr(document.meta.signals, name).receivers if r.runs_in_dispatcher)
@@ -152,6 +156,8 @@ class Routes:
         natural = change.namespace, change.operation
         if change.origin is None and (known := self._natural.get(natural)) is not None:
             return known
+        if change.operation not in _NATURAL:
+            return _NOBODY
         signal, created = _NATURAL[change.operation]
         done: frozenset[bytes] = frozenset()
         hops = 0
@@ -178,6 +184,27 @@ class Routes:
         if origin is None and not any(one.fields for one in found):
             self._natural[natural] = routed
         return routed
+
+    def withheld(self, change: Change) -> tuple[tuple[Withheld, str, str], ...]:
+        """Who does not get a change because its stamp says so: why, receiver and signal."""
+        origin = change.origin
+        assert origin is not None  # else there is no such stamp
+        if not (origin.muted or origin.receivers) or self._run:
+            return ()
+        signal, _ = CALLED[change.operation, origin.call]
+        form = (change.namespace, signal, origin.muted, origin.receivers)
+        known = self._withheld.get(form)
+        if known is None:
+            if len(self._withheld) >= _MOST_REMEMBERED:
+                self._withheld.clear()
+            reason: Withheld = "muted" if origin.muted else "ran"
+            known = self._withheld[form] = tuple(
+                (reason, receiver.name, signal)
+                for one in self._found.get(change.namespace) or self._find(change.namespace)
+                for receiver in one.receivers[signal]
+                if origin.muted or not origin.receivers.isdisjoint(one.stamped[receiver])
+            )
+        return known
 
     def listening_to(self, namespace: Namespace) -> tuple[Listener, ...]:
         """Who listens to a collection, in the order of the documents."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from dispatcher.events import Calls, Change, Namespace
 from dispatcher.keys import document_key
-from dispatcher.letters import delivery_id
+from dispatcher.letters import id_of
 from dispatcher.routing import Routes
 from mongoz.persistence.rows import hydrate
 from mongoz.signals import Delivery
@@ -146,7 +146,7 @@ class Recorder:
             async def recorded(sender: Any, delivery: Delivery, **kwargs: Any) -> Any:
                 kwargs["delivery"] = delivery
                 for record in self.deliveries:
-                    if record.receiver == delivery.receiver and delivery_id(record._change.token) == delivery.id:
+                    if record.receiver == delivery.receiver and id_of(record._change) == delivery.id:
                         return await self._call(record, receiver, sender, kwargs)
                 return await receiver.function(sender=sender, **kwargs)
 

@@ -259,3 +259,28 @@ def test_pauses_grow_to_a_limit(failures):
     assert 0 <= pause_after(failures) <= 10
     if failures:
         assert pause_after(failures) >= 0.05
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "operation"),
+    [
+        ({"a": 1, FIELD: b"x"}, {"a": 1}, "untouched"),
+        ({"a": 1}, {FIELD: b"x", "a": 1}, "untouched"),
+        (
+            {"a": 1, "u": bson.Binary(b"1" * 16, 4), FIELD: b"x"},
+            {"a": 1, "u": bson.Binary(b"1" * 16, 4), FIELD: b"y"},
+            "untouched",
+        ),
+        ({"a": 1, FIELD: b"x"}, {"a": 1.0}, "replace"),
+        ({"a": 1, "b": 1, FIELD: b"x"}, {"b": 1, "a": 1}, "replace"),
+        ({"a": 1, FIELD: b"x"}, {"a": 2}, "replace"),
+        ({"a": 1}, {"a": 1}, "replace"),
+        (None, {"a": 1}, "replace"),
+    ],
+)
+def test_a_replace_that_touches_nothing_but_the_stamp_is_known_by_the_pre_image(before, after, operation):
+    images = {"fullDocument": {"_id": 1, **after}}
+    if before is not None:
+        images["fullDocumentBeforeChange"] = {"_id": 1, **before}
+    found = decode(event("replace", **images), CODEC_OPTIONS)
+    assert found.operation == operation

@@ -1,14 +1,18 @@
 """Calling a receiver once: it ends in time, and whatever it does to its task is nothing to the worker.
 
+Each call has a context of its own, so that no context variable passes from one delivery into the next.
+
 A receiver that is late is cancelled, again and again. One that refuses to end for long is left alone: its task is
 abandoned, somebody else goes on in its place, and what it returns in the end is of no interest any more.
 """
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import suppress
+from contextvars import Context, copy_context
 from time import monotonic
+from types import CoroutineType, coroutine
 from typing import Any, Final
 
 from dispatcher.cancelling import Abandoned, Interrupted
@@ -34,6 +38,30 @@ _OFTEN: Final = 0.01
 
 _Call = tuple[float, float, Delivery, Any]
 """When it began, what it may take, what it was given, and what who calls needs to go on without it."""
+
+
+@coroutine
+def _in_context(context: Context, call: Any) -> Generator[Any, Any, None]:
+    """Await a call in a context of its own: nobody else sees what it sets there. That takes no task."""
+    if type(call) is not CoroutineType:
+        call = _awaited(call)
+    step, value = call.send, None
+    while True:
+        try:
+            waits_for = context.run(step, value)
+        except StopIteration:
+            return
+        finally:
+            step = value = None  # an error would hold this frame, and this frame the error
+        try:
+            value = yield waits_for
+            step = call.send
+        except BaseException as error:
+            step, value = call.throw, error
+
+
+async def _awaited(awaitable: Awaitable[Any]) -> None:
+    await awaitable
 
 
 class Caller:
@@ -154,7 +182,8 @@ class Caller:
         assert task is not None
         self._calls[task] = (monotonic(), timeout, delivery, context)
         try:
-            await function(sender=sender, delivery=delivery, **keywords)
+            apart = copy_context()
+            await _in_context(apart, apart.run(function, sender=sender, delivery=delivery, **keywords))
         except BaseException as error:
             if self._calls.pop(task, None) is None:
                 raise Abandoned from error

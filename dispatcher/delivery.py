@@ -6,6 +6,7 @@ that it may be dropped, or when it is parked: then it is made later, from what w
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import copy_context
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from time import time
@@ -177,7 +178,7 @@ class Deliverer:
 
     async def _deliver(self, job: Job, change: Change, calls: Calls) -> None:
         try:
-            image, keywords = keywords_of(change, calls)
+            image, keywords = copy_context().run(keywords_of, change, calls)  # validators may set variables
         except BaseException as error:  # ValidationErrors, and whatever the application's validators raise
             await self._failing.misfit(change, calls, error)
             job.passed += len(calls.receivers)
@@ -299,7 +300,7 @@ class Deliverer:
 
     def _anew(self, change: Change, calls: Calls) -> dict[str, Any]:
         """Keywords with an instance that nobody has seen."""
-        return keywords_of(untouched(change, self._codec_options), calls)[1]
+        return copy_context().run(keywords_of, untouched(change, self._codec_options), calls)[1]
 
     async def _insist(self, job: Job, one: Try, error: BaseException, began: float) -> bool:
         """Try a delivery again whose first attempt failed; whether it succeeded in the end."""
@@ -411,7 +412,7 @@ class Deliverer:
     ) -> Waiting | bool:
         (receiver,) = calls.receivers
         try:
-            image, keywords = keywords_of(change, calls)
+            image, keywords = copy_context().run(keywords_of, change, calls)  # validators may set variables
         except BaseException as misfit:  # its model is another one by now
             await self._failing.misfit(change, calls, misfit, again)
             return False

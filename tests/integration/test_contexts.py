@@ -1,0 +1,135 @@
+"""Context variables that receivers set belong to their delivery, and to no other."""
+
+import asyncio
+import decimal
+import gc
+import weakref
+from contextvars import ContextVar
+from typing import Any
+
+import pytest
+import structlog
+from pydantic import field_validator
+
+import mongoz
+from dispatcher.calling import Caller
+from mongoz.core.signals import post_save, post_update
+from mongoz.signals import Delivery
+from tests.support import dispatching, eventually
+
+TENANT: ContextVar[str] = ContextVar("tenant", default="none")
+VALIDATED: ContextVar[str] = ContextVar("validated", default="none")
+
+
+@pytest.fixture
+def Order(dispatched: mongoz.Registry, database: str) -> Any:
+    class Order(mongoz.Document):
+        tenant: str = mongoz.String()
+
+        Meta = type("Meta", (), {"registry": dispatched, "database": database, "collection": "orders"})
+
+        @field_validator("tenant")
+        @classmethod
+        def check(cls, value: str) -> str:
+            VALIDATED.set(value)
+            return value
+
+    return Order
+
+
+@pytest.mark.parametrize("transactional", [False, True])
+async def test_no_delivery_sees_what_another_has_set(Order, foreign, dispatched, transactional):
+    found: list[tuple[Any, ...]] = []
+
+    @post_save(Order, name="first", transactional=transactional, delivery="dispatcher")
+    @post_update(Order, name="first", transactional=transactional, delivery="dispatcher")
+    async def first(sender, instance, delivery, **kwargs):
+        bound = structlog.contextvars.get_contextvars().get("tenant", "none")
+        found.append((TENANT.get(), bound, decimal.getcontext().prec, VALIDATED.get()))
+        TENANT.set(instance.tenant)
+        structlog.contextvars.bind_contextvars(tenant=instance.tenant)
+        decimal.setcontext(decimal.Context(prec=5))
+        await asyncio.sleep(0)
+        assert TENANT.get() == await asyncio.create_task(tenant()) == instance.tenant
+        if delivery.attempt == 1 and instance.tenant == "t3":
+            raise ValueError("again")
+
+    @post_save(Order, name="second", delivery="dispatcher")
+    async def second(sender, instance, **kwargs):
+        await first(sender, instance, Delivery("", "", "", "", 2, 0, None, None, "post", False))
+
+    async def tenant() -> str:
+        return TENANT.get()
+
+    precision = decimal.getcontext().prec
+    async with dispatching(dispatched, concurrency=2, park_after=0) as running:
+        foreign.orders.insert_many([{"tenant": f"t{n}"} for n in range(20)])
+        foreign.orders.update_many({}, {"$set": {"n": 1}})
+        await eventually(lambda: running.stats.delivered == 60, within=60)
+    assert len(found) == 62  # t3 came again, parked
+    assert set(found) == {("none", "none", precision, "none")}
+
+
+async def call(function: Any, **options: Any) -> BaseException | None:
+    delivery = Delivery("id", "post_save", "receiver", "stream", 1, 1, None, None, "post", False)
+    caller = Caller(lambda: False, 30.0)
+    watching = asyncio.create_task(caller.watch())
+    try:
+        return await caller.call(function, None, delivery, {}, options.get("timeout", 30.0))
+    finally:
+        watching.cancel()
+
+
+async def test_what_a_call_raises_comes_out_as_it_is():
+    class Odd(BaseException):
+        pass
+
+    async def fail(**_: Any) -> None:
+        await asyncio.sleep(0)
+        raise Odd
+
+    assert isinstance(await call(fail), Odd)
+
+
+async def test_a_call_that_hangs_is_cancelled_inside():
+    cancelled = []
+
+    async def hang(**_: Any) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.append(TENANT.get())
+            raise
+
+    assert isinstance(await call(hang, timeout=0.05), TimeoutError)
+    assert cancelled == ["none"]
+
+
+async def test_any_awaitable_may_be_returned():
+    def plain(**_: Any) -> Any:
+        TENANT.set("plain")
+        return asyncio.ensure_future(asyncio.sleep(0))
+
+    assert await call(plain) is None
+    assert TENANT.get() == "none"
+
+
+async def test_an_error_holds_nothing_in_a_cycle():
+    class Large:
+        pass
+
+    async def fail(**_: Any) -> None:
+        large = Large()
+        left.append(weakref.ref(large))
+        raise ValueError
+
+    left: list[Any] = []
+    gc.disable()
+    try:
+        error = await call(fail)
+        assert error is not None
+        error.__traceback__ = None
+        del error
+        assert left[0]() is None
+    finally:
+        gc.enable()

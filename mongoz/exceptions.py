@@ -11,7 +11,8 @@
     ├── AbstractDocumentError       an operation on a document that has no collection
     ├── OperatorInvalid             a lookup that does not exist
     ├── IndexError                  indexes that contradict each other
-    └── TransactionError            a transaction inside a transaction, or on a server that has none
+    ├── TransactionError            a transaction inside a transaction, or on a server that has none
+    └── WriteConflict               a document that others change faster than it can be read and written
 
 The driver's own errors (DuplicateKeyError, ServerSelectionTimeoutError, ...) pass unwrapped, and so do
 pydantic's ValidationErrors.
@@ -34,6 +35,7 @@ __all__ = [
     "OperatorInvalid",
     "SignalError",
     "TransactionError",
+    "WriteConflict",
     "did_you_mean",
     "nearest",
     "raise_together",
@@ -99,6 +101,10 @@ class IndexError(MongozException):
 
 class TransactionError(MongozException):
     """This transaction can not be."""
+
+
+class WriteConflict(MongozException):
+    """A document changes faster than it can be read, validated and written."""
 
 
 _NEAR: Final = 0.7

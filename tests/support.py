@@ -11,10 +11,14 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+from pymongo.errors import OperationFailure
 
 from dispatcher.service import Service
 from dispatcher.settings import Settings
 from mongoz import Registry
+from mongoz.persistence import bulk_deleting, bulk_updating
 
 ROOT = Path(__file__).parent.parent
 
@@ -38,6 +42,20 @@ def eventually_sync(condition: Callable[[], Any], *, within: float = PATIENCE, w
         assert time.monotonic() < deadline, f"not within {within} s: {what or condition}"
         time.sleep(0.01)
     return value
+
+
+@contextlib.contextmanager
+def without_transactions() -> Iterator[None]:
+    """Bulk writes as on a server that takes no transactions."""
+
+    async def refuse(*args: Any) -> None:
+        raise OperationFailure("Transaction numbers are only allowed on a replica set member or mongos", 20)
+
+    with (
+        mock.patch.object(bulk_updating, "run_once", refuse),
+        mock.patch.object(bulk_deleting, "run_alone", refuse),
+    ):
+        yield
 
 
 class Running:

@@ -35,6 +35,7 @@ __all__ = [
     "is_in_one",
     "join",
     "run_alone",
+    "run_once",
     "run_transaction",
     "session_here",
     "transaction",
@@ -380,23 +381,28 @@ async def run_alone(registry: "Registry", session: Any, fn: Callable[[Any], Awai
         PyMongoError: as the driver has it. After one with the label `UnknownTransactionCommitResult`,
             `is_committed` tells whether it stands.
     """
-    retrying, fit = _Retrying(), _fit_for(registry.client, {})
+    retrying = _Retrying()
     while True:
-        await registry._driver.start_transaction(session, fit)
         try:
-            await fn(session)
-            unknown = await _commit(session)
-        except BaseException as raised:
-            if session.in_transaction:
-                await _abort_session(session)
-            error = await as_passing(raised, registry.client, in_transaction=True)
+            return await run_once(registry, session, fn)
+        except BaseException as error:
             if not retrying.is_asked_for_by(error):
-                raise error  # noqa: B904 - it is the same, or has its cause
-        else:
-            if unknown is not None:
-                raise unknown
-            return
+                raise
         await retrying.pause()
+
+
+async def run_once(registry: "Registry", session: Any, fn: Callable[[Any], Awaitable[None]]) -> None:
+    """The same, but a transaction that the server ends is not repeated: what it raised reaches the caller."""
+    await registry._driver.start_transaction(session, _fit_for(registry.client, {}))
+    try:
+        await fn(session)
+        unknown = await _commit(session)
+    except BaseException as raised:
+        if session.in_transaction:
+            await _abort_session(session)
+        raise await as_passing(raised, registry.client, in_transaction=True)  # noqa: B904 - it has its cause
+    if unknown is not None:
+        raise unknown
 
 
 def _fit_for(client: Any, given: dict[str, Any]) -> dict[str, Any]:

@@ -1,32 +1,29 @@
 """What bulk writes have in common: batches of which some documents stand, and telling their receivers."""
 
-import copy
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from pymongo.errors import PyMongoError
 from pymongo.read_preferences import ReadPreference
 
 from mongoz.connection.codec import CODEC_OPTIONS
-from mongoz.connection.patience import find_out
 from mongoz.exceptions import raise_together
 from mongoz.keys import canonical
 from mongoz.persistence.evidence import PATIENCE_MS
 from mongoz.persistence.outcomes import surely_read
 from mongoz.persistence.selection import chunks
-from mongoz.persistence.sending import note
 from mongoz.persistence.targets import Target
 from mongoz.signals.firing import Firing
 
 if TYPE_CHECKING:
     from mongoz.documents.base import Document
 
-__all__ = ["Progress", "Row", "StillOpen", "Written", "fire", "key_of", "settle_and_fire", "there_of"]
+__all__ = ["Progress", "Row", "Written", "fire", "fire_later", "key_of", "there_of"]
 
 Row = dict[str, Any]
 
 _IDS: Final = 10_000  # that fit into one command
+_KEPT: Final = 100  # exceptions, each with what its traceback holds
 
 
 class Written(NamedTuple):
@@ -38,102 +35,91 @@ class Written(NamedTuple):
     firing: Firing | None = None
 
 
-class StillOpen(Exception):
-    """Nobody can tell now what became of a batch.
+class Progress:
+    """Counts what stands, so that an error can say it, and keeps what receivers raised.
 
-    Args:
-        error: of the write.
-        look: finds out which of its documents stand, once the server answers.
-        held: what that needs.
+    A receiver that raises does not keep the call from the documents that are still to come.
+
+    Attributes:
+        done: how many documents were written.
+        raised: what their receivers raised, the first of it.
     """
 
-    def __init__(
-        self, error: PyMongoError, look: Callable[[], Awaitable[dict[bytes, Row]]], held: AsyncExitStack
-    ) -> None:
-        super().__init__(str(error))
-        self.error = error
-        self.look = look
-        self.held = held
-
-
-class Progress:
-    """Counts what stands, so that an error can say it."""
-
-    def __init__(self, what: str, target: Target) -> None:
+    def __init__(self, document: type["Document"], what: str, target: Target) -> None:
+        self.document = document
         self.what = what
         self.target = target
         self.done = 0
+        self.raised: list[Exception] = []
+        self._failed = 0
+
+    def failed(self, error: Exception) -> None:
+        """Keep what the receivers of one document raised."""
+        self._failed += 1
+        if len(self.raised) < _KEPT:
+            self.raised.append(error)
 
     @contextmanager
     def reported(self) -> Iterator[None]:
-        """Add to an error how many documents were written before it."""
+        """Add to an error how many documents were written before it; or raise what receivers raised.
+
+        Raises:
+            Exception: the only one that was raised, as it is.
+            ExceptionGroup: several were raised. The writes stand in either case.
+        """
         try:
             yield
         except Exception as error:
             if not self.target.in_transaction:  # else nothing stands
                 error.add_note(f"Before this error {self.done} documents were {self.what}; they stay so.")
+            for raised in self.raised:
+                error.add_note(f"And a receiver raised {raised!r}.")
             raise
-
-
-async def settle_and_fire(
-    document: type["Document"],
-    firing: Firing,
-    target: Target,
-    instances: list[Any],
-    sending: Awaitable[tuple[PyMongoError | None, dict[bytes, Row]]],
-    conclude: Callable[[list[Any], dict[bytes, Row]], list[Written]],
-) -> list[Any]:
-    """Send a batch, have its instances know, and tell the receivers; returns the instances that stand.
-
-    Where nobody can tell now what stands, the receivers are told when somebody can; of copies, since the caller
-    may try again with the instances.
-    """
-    try:
-        failure, there = await sending
-    except StillOpen as still:
-        note(still.error)
-        target.registry._later(
-            _tell_when_known(document, firing, target, copy.deepcopy(instances), still, conclude)
+        first = "" if self._failed == len(self.raised) else f"; the first {len(self.raised)} of what they raised"
+        raise_together(
+            self.raised, f"receivers of {self._failed} {self.document.__name__} documents raised{first}"
         )
-        raise still.error from None
-    written = conclude(instances, there)
-    await fire(document, firing, target, written, failure)
-    return [each.instance for each in written]
-
-
-async def _tell_when_known(
-    document: type["Document"],
-    firing: Firing,
-    target: Target,
-    instances: list[Any],
-    still: StillOpen,
-    conclude: Callable[[list[Any], dict[bytes, Row]], list[Written]],
-) -> None:
-    async with still.held:
-        there = await find_out(still.look)
-    await fire(document, firing, target, conclude(instances, there))
 
 
 async def fire(
+    document: type["Document"], firing: Firing, target: Target, written: Iterable[Written], progress: Progress
+) -> None:
+    """Tell the receivers of each document that stands, all of them; `progress` keeps what they raise."""
+    for each in written:
+        told = each.firing or firing
+        if not told.receivers:
+            continue
+        try:
+            await target.fire(told, document, each.token, {"instance": each.instance, **each.keywords})
+        except Exception as error:
+            progress.failed(error)
+
+
+def fire_later(
     document: type["Document"],
     firing: Firing,
     target: Target,
-    written: Iterable[Written],
-    failure: PyMongoError | None = None,
+    look: Callable[[], Awaitable[list[Written]]],
+    held: AsyncExitStack,
 ) -> None:
-    """Tell the receivers of each document that stands, all of them; then raise what went wrong."""
-    errors: list[Exception] = []
-    for each in written if firing.receivers else ():
-        try:
-            told = each.firing or firing
-            await target.fire(told, document, each.token, {"instance": each.instance, **each.keywords})
-        except Exception as error:
-            errors.append(error)
-    if failure is not None:
-        for raised in errors:
-            failure.add_note(f"And a receiver raised {raised!r}.")
-        raise failure
-    raise_together(errors, f"receivers of {len(errors)} {document.__name__} documents raised")
+    """Tell the receivers of a batch as soon as it is known which of its documents stand.
+
+    Args:
+        document: the class.
+        firing: who is told.
+        target: where the documents are.
+        look: finds out which stand, and asks the server until it answers.
+        held: what that needs.
+    """
+
+    async def later() -> None:
+        async with held:
+            written = await look()
+        progress = Progress(document, "written", target)
+        with progress.reported():
+            await fire(document, firing, target, written, progress)
+
+    target.registry._later(later())
 
 
 async def there_of(

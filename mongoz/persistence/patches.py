@@ -1,23 +1,37 @@
 """Patches: new values for some fields of an instance, checked and put together."""
 
 import copy
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
 from mongoz.exceptions import InvalidKeyError, nearest
-from mongoz.fields.storage import stored_names
+from mongoz.fields.email import LOADING
+from mongoz.fields.storage import stored, stored_names
 from mongoz.persistence.asking import ask
+from mongoz.persistence.invariants import asks_for_others
 from mongoz.persistence.operations import Operation
-from mongoz.persistence.rows import Changes, changes, loaded, remember, validated_row
+from mongoz.persistence.rows import (
+    Changes,
+    adopt,
+    as_whole,
+    changes,
+    differing,
+    loaded,
+    remember,
+    validated_row,
+)
 
 if TYPE_CHECKING:
     from mongoz.documents.base import Document
 
 __all__ = [
+    "Applied",
     "after",
     "apply",
+    "apply_as_whole",
     "attribute_names",
     "field_names",
     "now_values",
@@ -58,6 +72,60 @@ def apply(instance: "Document", values: dict[str, Any]) -> frozenset[str]:
     instance.__dict__.update({name: candidate.__dict__[name] for name in fields})
     instance.__pydantic_fields_set__.update(fields)
     return fields
+
+
+class Applied(NamedTuple):
+    """What of an instance an update is about, by the names of the fields.
+
+    Attributes:
+        fields: that were set.
+        derived: that the model's validators changed in consequence.
+    """
+
+    fields: frozenset[str]
+    derived: frozenset[str] = frozenset()
+
+
+def apply_as_whole(
+    instance: "Document",
+    values: Mapping[str, Any],
+    operations: Sequence[Operation] = (),
+    computed: Mapping[str, Any] | None = None,
+) -> Applied:
+    """Put new values onto an instance of a model whose validators look at several fields; all of them, or none.
+
+    Args:
+        instance: as it is before.
+        values: attribute name -> new value.
+        operations: what the server will compute.
+        computed: what that will come to, by stored name; None if that is not known.
+
+    Raises:
+        pydantic.ValidationError: what would be stored does not fit the model.
+    """
+    document = type(instance)
+    names = stored_names(document)
+    row = stored(instance)
+    try:
+        before = stored(as_whole(document, row))
+    except Exception:  # then nothing is known of what it derives
+        before = row
+    new = {**validated_values(document, dict(values)), **now_values(document)}
+    after = {**row, **{names[name]: stored(value) for name, value in new.items()}}
+    operated = {operation.top: operation.attribute for operation in operations if computed is not None}
+    for alias in operated:
+        after.pop(alias, None)
+    after |= computed or {}
+    whole = as_whole(document, after)
+    made = stored(whole)
+    derived = differing(document, before, made) - new.keys() - set(operated.values()) - {"id"}
+    derived |= {attribute for alias, attribute in operated.items() if alias in after} & differing(
+        document, after, made
+    )
+    adopt(instance, whole, {*new, *derived, *operated.values()})
+    fields = frozenset({*new, *derived})
+    instance.__pydantic_fields_set__.update(fields)
+    return Applied(fields, frozenset(derived))
 
 
 async def patch_of(instance: "Document", fields: frozenset[str], operated: frozenset[str]) -> Changes:
@@ -141,11 +209,8 @@ def settle(
 
     Returns:
         The names of the fields that changed.
-
-    Raises:
-        pydantic.ValidationError: what the server computed does not fit the model. It is written all the same.
     """
-    _adopt(instance, operations, row)
+    _take_over(instance, operations, row)
     changed = {**patch.changed, **row}
     removed = (*patch.removed, *(operation.top for operation in operations if operation.top not in row))
     known = loaded(instance).row()
@@ -154,20 +219,27 @@ def settle(
     return attribute_names(type(instance), {*changed, *removed})
 
 
-def _adopt(instance: "Document", operations: Sequence[Operation], row: dict[str, Any]) -> None:
-    """Take over what the server made of the fields that operations changed."""
-    values = {}
+def _take_over(instance: "Document", operations: Sequence[Operation], row: dict[str, Any]) -> None:
+    """Have an instance have what the server made of the fields that operations changed.
+
+    It is written, so a value that does not fit its field is taken as it is.
+    """
+    validate = type(instance).meta.document.proxy_document.__pydantic_validator__.validate_python
     for operation in operations:
-        field = type(instance).model_fields[operation.attribute]
-        default = None if operation.top in row else field.get_default(call_default_factory=True)
-        values[operation.attribute] = row.get(operation.top, default)
-    if values:
-        candidate = _with_values(instance, values)
-        instance.__dict__.update({name: candidate.__dict__[name] for name in values})
+        name, alias = operation.attribute, operation.top
+        if alias not in row:
+            value = type(instance).model_fields[name].get_default(call_default_factory=True)
+        else:
+            value = stored(row[alias])
+            with suppress(Exception):
+                made = validate({alias: value}, context=LOADING, by_alias=True, by_name=False)
+                value = made.__dict__[name]
+        instance.__dict__[name] = value
+        instance.__pydantic_fields_set__.add(name)
 
 
 def validated_values(document: type["Document"], values: dict[str, Any]) -> dict[str, Any]:
-    """Values for some fields, as the fields make them.
+    """Values for some fields, as the fields make them. One that is validated with others stays as it is.
 
     Args:
         document: whose fields they are.
@@ -176,5 +248,8 @@ def validated_values(document: type["Document"], values: dict[str, Any]) -> dict
     Raises:
         pydantic.ValidationError: a value does not fit its field.
     """
-    instance = document.proxy_document.__pydantic_validator__.validate_python(values, by_alias=False, by_name=True)
-    return {name: instance.__dict__[name] for name in values}
+    alone = {name: value for name, value in values.items() if not asks_for_others(document, name)}
+    instance = document.meta.document.proxy_document.__pydantic_validator__.validate_python(
+        alone, by_alias=False, by_name=True
+    )
+    return {name: instance.__dict__[name] if name in alone else value for name, value in values.items()}

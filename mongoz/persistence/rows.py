@@ -1,6 +1,6 @@
 """Between rows and instances: hydration, the state a row was loaded in, and what changed since."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args, get_origin
 
 import bson
@@ -15,6 +15,7 @@ from mongoz.fields.email import LOADING, loading_schema
 from mongoz.fields.storage import stored, stored_names
 from mongoz.ids import new_id
 from mongoz.persistence.flat import flat_row
+from mongoz.persistence.invariants import has_invariants
 from mongoz.persistence.partial import fill_in, is_partial, loaded_from, require_all
 from mongoz.persistence.reserved import refuse_stamp
 from mongoz.stamps import FIELD
@@ -25,10 +26,14 @@ if TYPE_CHECKING:
 __all__ = [
     "Changes",
     "Loaded",
+    "adopt",
     "as_loaded",
+    "as_whole",
     "bare_instance",
     "changes",
+    "differing",
     "hydrate",
+    "hydrate_anyway",
     "loaded",
     "new_row",
     "previous",
@@ -123,6 +128,48 @@ def bare_instance(document: type[D], id_: Any, collection: Collection | None = N
     return instance
 
 
+def hydrate_anyway(document: type[D], row: dict[str, Any], collection: Collection | None = None) -> D:
+    """The same as `hydrate`; a row that violates the model makes an instance that is built without validation.
+
+    Fields that fit are as usual, the others have the value that is stored. A required field that the row lacks is
+    an AttributeError.
+    """
+    try:
+        return hydrate(document, row, collection)
+    except Exception:  # whatever a validator raises: the document is in the database
+        return _unvalidated(document, row, collection)
+
+
+def _unvalidated(document: type[D], row: dict[str, Any], collection: Collection | None) -> D:
+    attributes = {alias: name for name, alias in stored_names(document).items()}
+    fits = document.proxy_document.__pydantic_validator__.validate_python
+    values: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
+    for alias, value in stored(row).items():
+        name = attributes.get(alias)
+        if name is None:
+            extra[alias] = value
+            continue
+        try:
+            values[name] = fits({alias: value}, context=LOADING, by_alias=True, by_name=False).__dict__[name]
+        except Exception:
+            values[name] = value
+    assigned = set(values)
+    for name in attributes.values():
+        field = document.model_fields[name]
+        if name not in values and not field.is_required():
+            values[name] = field.get_default(call_default_factory=True)
+    instance = document.__new__(document)
+    private = {name: attribute.get_default() for name, attribute in document.__private_attributes__.items()}
+    object.__setattr__(instance, "__dict__", values)
+    object.__setattr__(instance, "__pydantic_fields_set__", assigned)
+    object.__setattr__(instance, "__pydantic_extra__", extra)
+    object.__setattr__(instance, "__pydantic_private__", private or None)
+    snapshot = bson.encode(row, codec_options=CODEC_OPTIONS)
+    object.__setattr__(instance, "_loaded", Loaded(snapshot, collection))
+    return instance
+
+
 def previous(instance: D) -> D | None:
     """The state that `instance` was loaded in, as an instance of its own; None if there is none."""
     state = loaded(instance)
@@ -168,11 +215,42 @@ def validated_row(instance: "Document") -> dict[str, Any]:
         if flat is not None:
             return flat
     # As stored, not as it is: pydantic takes the instances of embedded documents on trust.
-    checked = document.__pydantic_validator__.validate_python(
-        stored(instance), context=LOADING, by_alias=True, by_name=False
-    )
+    given = stored(instance)
+    checked = as_whole(document, given)
     row: dict[str, Any] = stored(checked)
+    if has_invariants(document):
+        adopt(instance, checked, differing(document, given, row))
     return row
+
+
+def as_whole(document: type[D], row: dict[str, Any]) -> D:
+    """A row as the model makes it, all its validators included; as an instance that nothing is remembered of.
+
+    Raises:
+        pydantic.ValidationError: the row violates the model.
+    """
+    instance: D = document.__pydantic_validator__.validate_python(
+        row, context=LOADING, by_alias=True, by_name=False
+    )
+    return instance
+
+
+def adopt(instance: "Document", other: "Document", names: Iterable[str]) -> None:
+    """Take over some fields of another instance, without validation."""
+    for name in names:
+        if name in other.__dict__:
+            instance.__dict__[name] = other.__dict__[name]
+
+
+def differing(model: type[BaseModel], one: dict[str, Any], other: dict[str, Any]) -> set[str]:
+    """The names of the fields that two rows have different values of."""
+    return {name for name, alias in stored_names(model).items() if _differ(one, other, alias)}
+
+
+def _differ(one: dict[str, Any], other: dict[str, Any], alias: str) -> bool:
+    if alias in one and alias in other:
+        return not _same(one[alias], other[alias])
+    return alias in one or alias in other
 
 
 def new_row(instance: "Document") -> dict[str, Any]:

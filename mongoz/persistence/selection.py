@@ -3,10 +3,14 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
+from operator import itemgetter
 from typing import Any, Final
 
 from pymongo.errors import CursorNotFound
+from pymongo.read_preferences import ReadPreference
 
+from mongoz.connection.codec import CODEC_OPTIONS
+from mongoz.keys import canonical
 from mongoz.persistence.targets import Target
 
 __all__ = ["BATCH", "Selection", "chunks"]
@@ -26,7 +30,8 @@ class Selection:
         filter: the conditions, as one MongoDB filter.
         options: `hint` and `collation`, where the query has them.
         ids: gives the ids in the order of the query; only for queries that a filter alone can't express: those
-            that join, skip or limit, and those whose order matters.
+            that join, skip or limit, and those whose order matters. What is written by these ids must match the
+            filter still.
     """
 
     target: Target
@@ -41,22 +46,31 @@ class Selection:
 
     def among(self, ids: list[Any]) -> dict[str, Any]:
         """The filter for those of these documents that (still) match."""
-        chosen = {"_id": {"$in": ids}}
-        return {"$and": [dict(self.filter), chosen]} if self.filter and self.is_plain else chosen
+        return self.also({"_id": {"$in": ids}})
 
-    async def batches(self) -> AsyncIterator[list[dict[str, Any]]]:
-        """The rows, in batches of at most `BATCH`.
+    def also(self, *conditions: Mapping[str, Any]) -> dict[str, Any]:
+        """The filter, and further conditions."""
+        every = [dict(condition) for condition in (self.filter, *conditions) if condition]
+        return {"$and": every} if len(every) > 1 else every[0] if every else {}
+
+    @property
+    def collation(self) -> dict[str, Any]:
+        """How strings are compared in the filter, as an argument of the driver."""
+        return {name: value for name, value in self.options.items() if name == "collation"}
+
+    async def batches(self, projection: Mapping[str, Any] | None = None) -> AsyncIterator[list[dict[str, Any]]]:
+        """The rows, or a part of each, in batches of at most `BATCH`.
 
         A plain selection is read in the order of `_id`: no document comes twice, whatever is written meanwhile.
         """
         if self.ids is not None:
             for chosen in chunks(await self.ids(), BATCH):
-                yield await self.rows(chosen)
+                yield await self.matching(chosen, projection, self.target.session)
             return
         batch: list[dict[str, Any]] = []
         last: list[Any] = []
         while True:
-            cursor = self._in_order(last)
+            cursor = self._in_order(last, projection)
             try:
                 async for row in cursor:
                     batch.append(row)
@@ -73,13 +87,17 @@ class Selection:
         if batch:
             yield batch
 
-    def _in_order(self, after: list[Any]) -> Any:
+    def _in_order(self, after: list[Any], projection: Mapping[str, Any] | None) -> Any:
         """A cursor in the order of `_id`, behind this one if there is one."""
         # By $expr, since $gt would only find ids of the same type.
         behind = [{"$expr": {"$gt": ["$_id", {"$literal": id_}]}} for id_ in after]
-        condition = {"$and": [dict(self.filter), *behind]} if behind else self.filter
         return self.target.driver.find(
-            condition, sort=[("_id", 1)], batch_size=BATCH, session=self.target.session, **self.options
+            self.also(*behind),
+            projection,
+            sort=[("_id", 1)],
+            batch_size=BATCH,
+            session=self.target.session,
+            **self.options,
         )
 
     async def id_batches(self) -> AsyncIterator[list[Any]]:
@@ -95,13 +113,37 @@ class Selection:
     async def rows(self, ids: list[Any]) -> list[dict[str, Any]]:
         """Those of these documents that are there, in this order."""
         cursor = self.target.driver.find({"_id": {"$in": ids}}, session=self.target.session)
-        place = {_hashable(id_): number for number, id_ in enumerate(ids)}
-        rows: list[dict[str, Any]] = await cursor.to_list(None)
-        return sorted(rows, key=lambda row: place[_hashable(row["_id"])])
+        return _in_order_of(ids, await cursor.to_list(None))
+
+    async def matching(
+        self, ids: list[Any], projection: Mapping[str, Any] | None = None, session: Any = None
+    ) -> list[dict[str, Any]]:
+        """Those of these documents that match now, by the primary's account, in this order."""
+        primary = self.target.driver.with_options(read_preference=ReadPreference.PRIMARY)
+        cursor = primary.find(self.among(ids), projection, session=session, **self.collation)
+        return _in_order_of(ids, await cursor.to_list(None))
+
+    def as_it_was(self, row: Any) -> dict[str, Any]:
+        """The arguments of a command for a document, if nothing in it has changed since it was read.
+
+        Args:
+            row: the whole document, as it was read when it matched; a dict, or BSON of the driver.
+        """
+        same = {"$expr": {"$eq": ["$$ROOT", {"$literal": row}]}}
+        return {"filter": {"_id": row["_id"], **same}}
+
+    def still(self, row: Any) -> dict[str, Any]:
+        """The arguments of a command for a document, if it matches still."""
+        if self.collation:  # under which other ids might be equal to this one
+            return self.as_it_was(row)
+        return {"filter": self.also({"_id": row["_id"]})}
 
 
-def _hashable(id_: Any) -> Any:
-    return repr(id_) if isinstance(id_, dict | list) else id_
+def _in_order_of(ids: list[Any], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    place = {canonical(id_, CODEC_OPTIONS): number for number, id_ in enumerate(ids)}
+    keyed = [(place.get(canonical(row["_id"], CODEC_OPTIONS)), row) for row in rows]
+    found = [(number, row) for number, row in keyed if number is not None]  # a collation finds more
+    return [row for _, row in sorted(found, key=itemgetter(0))]
 
 
 def chunks(items: list[Any], size: int) -> list[list[Any]]:

@@ -1,22 +1,48 @@
 """The three ways to write an instance, each with its signals and its origin stamp."""
 
 import copy
-from collections.abc import Awaitable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Awaitable, Coroutine, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pymongo import ReturnDocument
+from pymongo.read_preferences import ReadPreference
 
 from mongoz.connection import Collection
 from mongoz.connection.units import unbroken
-from mongoz.exceptions import DocumentNotFound
+from mongoz.exceptions import DocumentNotFound, WriteConflict
 from mongoz.ids import new_token
 from mongoz.persistence.asking import ask
 from mongoz.persistence.copies import independent_values
+from mongoz.persistence.invariants import has_invariants
+from mongoz.persistence.limits import limits_of, require_within
 from mongoz.persistence.operations import Operation, with_operations
 from mongoz.persistence.origin import is_stamped, originator, plain_origin
-from mongoz.persistence.patches import after, apply, attribute_names, field_names, patch_of, settle, touch
+from mongoz.persistence.partial import is_partial
+from mongoz.persistence.patches import (
+    Applied,
+    after,
+    apply,
+    apply_as_whole,
+    attribute_names,
+    field_names,
+    patch_of,
+    settle,
+    touch,
+)
+from mongoz.persistence.preview import preview
 from mongoz.persistence.refusals import explain_unstorable
-from mongoz.persistence.rows import Changes, as_loaded, changes, loaded, new_row, previous, remember, validated_row
+from mongoz.persistence.rows import (
+    Changes,
+    adopt,
+    as_loaded,
+    changes,
+    hydrate_anyway,
+    loaded,
+    new_row,
+    previous,
+    remember,
+    validated_row,
+)
 from mongoz.persistence.sending import Write, send_and_tell
 from mongoz.persistence.targets import Target, aim, at_home
 from mongoz.persistence.turns import in_turn
@@ -27,7 +53,17 @@ from mongoz.stamps import Call
 if TYPE_CHECKING:
     from mongoz.documents.base import Document
 
-__all__ = ["create", "created", "gone", "require_id", "save", "update"]
+__all__ = [
+    "ATTEMPTS",
+    "Moved",
+    "create",
+    "created",
+    "gone",
+    "moves_too_fast",
+    "require_id",
+    "save",
+    "update",
+]
 
 D = TypeVar("D", bound="Document")
 
@@ -45,6 +81,23 @@ def require_id(instance: "Document") -> None:
 def gone(instance: "Document", target: Target) -> DocumentNotFound:
     """The error of a document that was there once."""
     return DocumentNotFound(f"{target.collection.namespace} has no document with _id {instance.id!r} any more.")
+
+
+ATTEMPTS: Final = 100
+"""At a document that others change between each look and the write."""
+
+
+class Moved(Exception):
+    """The document has changed since what is to be written was derived from it."""
+
+
+def moves_too_fast(document: type["Document"], target: Target, id_: Any) -> WriteConflict:
+    """The error of a document that was different at each attempt to write it."""
+    return WriteConflict(
+        f"The document with _id {id_!r} of {target.collection.namespace} changed {ATTEMPTS} times between being "
+        f"read and written, so nothing was written. If a pre_update receiver of {document.__name__} writes the "
+        "document itself, have it change the instance instead; else try again when fewer clients write it."
+    )
 
 
 def create(instance: D, collection: Any = None, session: Any = None) -> Coroutine[Any, Any, D]:
@@ -167,14 +220,32 @@ async def _save(instance: D, collection: Any, session: Any) -> D:
 
 
 async def _apply(
-    instance: "Document", target: Target, patch: Changes, operations: Sequence[Operation] = (), session: Any = None
+    instance: "Document",
+    target: Target,
+    patch: Changes,
+    operations: Sequence[Operation] = (),
+    session: Any = None,
+    conditions: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Send a patch; returns what the operations made of their fields.
 
+    Args:
+        instance: whose document it is.
+        target: where it is.
+        patch: what is set and removed.
+        operations: what the server computes.
+        session: to send it in.
+        conditions: under which it is written.
+
     Raises:
         DocumentNotFound: the document is gone.
+        pydantic.ValidationError: what the operations would make of it does not fit its field.
+        Moved: the conditions do not hold; they did when the document was read.
     """
-    key, update = {"_id": instance.id}, with_operations(patch.as_update(), operations)
+    key: dict[str, Any] = {"_id": instance.id}
+    if conditions:
+        key = {"$and": [key, *conditions]}
+    update = with_operations(patch.as_update(), operations)
     row: dict[str, Any] | None = {}
     if operations:  # only the server knows what they come to
         wanted = dict.fromkeys((operation.top for operation in operations), 1)
@@ -188,6 +259,9 @@ async def _apply(
     else:  # nothing to write, but a document that is gone must still be found out
         found = bool(await target.driver.count_documents(key, limit=1, session=session))
     if not found:
+        if conditions:
+            await _present(instance, target, operations, session)
+            raise Moved
         raise gone(instance, target)
     return {name: value for name, value in (row or {}).items() if name != "_id"}
 
@@ -206,11 +280,27 @@ async def _update(instance: D, values: dict[str, Any], operations: Sequence[Oper
     require_id(instance)
     names = field_names(document, values)
     target = await aim(document, loaded(instance).collection, session)
+    given = {names[name]: value for name, value in values.items()}
+    for _ in range(ATTEMPTS):
+        try:
+            await _patch(instance, given, operations, target)
+        except Moved:  # what it was derived from has changed since
+            continue
+        return instance
+    raise moves_too_fast(document, target, instance.id)
+
+
+async def _patch(
+    instance: "Document", values: dict[str, Any], operations: Sequence[Operation], target: Target
+) -> None:
+    document = type(instance).meta.document
     undo, ours = _state(instance), None
     settled = False
     try:
-        fields = apply(instance, {names[name]: value for name, value in values.items()})
-        patch = await patch_of(instance, fields, frozenset(operation.attribute for operation in operations))
+        applied, conditions = await _applied(instance, values, operations, target)
+        # What the model derives of what the server would compute takes the place of that.
+        operations = [operation for operation in operations if operation.attribute not in applied.derived]
+        patch = await patch_of(instance, applied.fields, frozenset(each.attribute for each in operations))
         ours = dict(instance.__dict__)
         signal = document.meta.signals.post_update
         require_watched(document, target.collection, signal)
@@ -229,14 +319,77 @@ async def _update(instance: D, values: dict[str, Any], operations: Sequence[Oper
             return {"instance": instance, "update_fields": written, "previous": was}
 
         def send(session: Any) -> Awaitable[dict[str, Any]]:
-            return _apply(instance, target, stamped, operations, session)
+            return _apply(instance, target, stamped, operations, session, conditions)
 
         await send_and_tell(Write(target, firing, origin, instance, instance.id, send, settle_all))
     except BaseException:
         if not settled:  # else it is written, and only its receivers raised
             _put_back(instance, undo, ours)
         raise
-    return instance
+
+
+async def _applied(
+    instance: "Document", values: dict[str, Any], operations: Sequence[Operation], target: Target
+) -> tuple[Applied, list[Mapping[str, Any]]]:
+    """Put new values onto an instance; returns which, and under what conditions they may be written.
+
+    Limits of fields that operations are about are such conditions. What a validator has looked at must not have
+    changed until it is written: where that is more than the instance and the new values, it is a condition too.
+    """
+    document = type(instance).meta.document
+    limits = limits_of(document, operations)
+    whole = has_invariants(document)
+    partial = whole and is_partial(type(instance))
+    if not (partial or limits.others or (whole and operations)):
+        apply_all = apply_as_whole if whole else _apply_each
+        return apply_all(instance, values), list(limits.conditions)
+    row = await _present(instance, target, operations, target.session, everything=partial)
+    if not whole:
+        return _apply_each(instance, values), _unchanged(row, operations)
+    computed = preview(row, operations)
+    if not partial:
+        return apply_as_whole(instance, values, operations, computed), _unchanged(row, operations)
+    full = hydrate_anyway(document, dict(row))
+    applied = apply_as_whole(full, values, operations, computed)
+    adopt(instance, full, applied.fields)
+    instance.__pydantic_fields_set__.update(applied.fields)
+    return applied, [{"$expr": {"$eq": ["$$ROOT", {"$literal": row}]}}]
+
+
+def _apply_each(instance: "Document", values: dict[str, Any]) -> Applied:
+    return Applied(apply(instance, values))
+
+
+def _unchanged(row: dict[str, Any], operations: Sequence[Operation]) -> list[Mapping[str, Any]]:
+    """That the fields that operations are about are as they are in a row."""
+    tops = dict.fromkeys(operation.top for operation in operations)
+    return [
+        {"$expr": {"$eq": [f"${top}", {"$literal": row[top]}]}} if top in row else {top: {"$exists": False}}
+        for top in tops
+    ]
+
+
+async def _present(
+    instance: "Document",
+    target: Target,
+    operations: Sequence[Operation],
+    session: Any,
+    *,
+    everything: bool = False,
+) -> dict[str, Any]:
+    """What the database has now in the fields that operations are about, or in all.
+
+    Raises:
+        DocumentNotFound: the document is gone.
+        pydantic.ValidationError: what the operations would make of it does not fit its field.
+    """
+    primary = target.driver.with_options(read_preference=ReadPreference.PRIMARY)
+    wanted = None if everything else {"_id": 1, **{operation.top: 1 for operation in operations}}
+    row: dict[str, Any] | None = await primary.find_one({"_id": instance.id}, wanted, session=session)
+    if row is None:
+        raise gone(instance, target)
+    require_within(type(instance).meta.document, target.collection.namespace, row, operations)
+    return row
 
 
 def _state(instance: "Document") -> dict[str, Any]:

@@ -6,7 +6,15 @@ from typing import Any, Final
 from mongoz.queries.joins import attachments
 from mongoz.queries.plan import Plan, conjunction
 
-__all__ = ["OPTIONS", "command_options", "find_arguments", "is_for_find_only", "last_of", "pipeline"]
+__all__ = [
+    "OPTIONS",
+    "command_options",
+    "find_arguments",
+    "is_for_find_only",
+    "last_of",
+    "own_filter",
+    "pipeline",
+]
 
 OPTIONS: Final = {"hint": "hint", "collation": "collation", "max_time_ms": "maxTimeMS", "batch_size": "batchSize"}
 """Options of a query -> what commands call them. (`find` of the drivers takes our names.)"""
@@ -36,11 +44,7 @@ def command_options(plan: Plan, *names: str) -> dict[str, Any]:
 
 def pipeline(plan: Plan, projection: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
     """The aggregation stages of a plan: what can be matched before documents are joined is."""
-    slots = {join.slot for join in plan.joins}
-    early: list[Any] = []
-    late: list[Any] = []
-    for condition in plan.conditions:
-        (late if _mentions(condition, slots) else early).append(condition)
+    early, late = _parted(plan)
     stages: list[dict[str, Any]] = [{"$match": conjunction(early)}] if early else []
     for join in plan.joins:
         stages += join.stages()
@@ -55,6 +59,21 @@ def pipeline(plan: Plan, projection: Mapping[str, Any] | None = None) -> list[di
     if projection:
         stages.append({"$project": dict(projection)})
     return stages
+
+
+def own_filter(plan: Plan) -> dict[str, Any]:
+    """The conditions that are not about joined documents, as one MongoDB filter."""
+    return conjunction(_parted(plan)[0])
+
+
+def _parted(plan: Plan) -> tuple[list[Any], list[Any]]:
+    """The conditions that hold for a document alone, and those about what is joined to it."""
+    slots = {join.slot for join in plan.joins}
+    early: list[Any] = []
+    late: list[Any] = []
+    for condition in plan.conditions:
+        (late if slots and _mentions(condition, slots) else early).append(condition)
+    return early, late
 
 
 def last_of(plan: Plan) -> list[dict[str, Any]]:

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mongoz.exceptions import InvalidKeyError, nearest
 from mongoz.fields.storage import stored_names
-from mongoz.persistence import bulk, bulk_deleting, upserting, writes
+from mongoz.persistence import bulk, bulk_deleting, bulk_updating, upserting, writes
 from mongoz.persistence.patches import validated_values
 from mongoz.persistence.selection import Selection
 from mongoz.persistence.targets import aim
 from mongoz.queries.equalities import equalities
 from mongoz.queries.operators import Change, resolve_all
+from mongoz.queries.pipelines import own_filter
 from mongoz.queries.reading import Reading
 from mongoz.settings import settings
 
@@ -62,7 +63,7 @@ class Writing(Reading[D]):
         patch = self._patch(operations, fields)
         if patch is None:
             return await self.execute()
-        return await bulk.update_and_load(self._document, await self._selection(ordered=True), patch)
+        return await bulk_updating.update_and_load(self._document, await self._selection(ordered=True), patch)
 
     async def update_many(self, *operations: Change, **fields: Any) -> list[D]:
         """The same as `update`."""
@@ -90,7 +91,7 @@ class Writing(Reading[D]):
         patch = self._patch(operations, fields)
         if patch is None:
             return await self.count()
-        return await bulk.update_and_count(self._document, await self._selection(), patch)
+        return await bulk_updating.update_and_count(self._document, await self._selection(), patch)
 
     async def delete(self) -> int:
         """Delete all matching documents: in one command where no receiver is connected, else in batches.
@@ -142,12 +143,12 @@ class Writing(Reading[D]):
         target = await aim(self._document, self._elsewhere, plan.session)
         options = {name: plan.options[name] for name in ("hint", "collation") if name in plan.options}
         needs_ids = plan.joins or plan.skip or plan.limit or (ordered and plan.order)
-        return Selection(target, plan.filter, options, self._ids if needs_ids else None)
+        return Selection(target, own_filter(plan), options, self._ids if needs_ids else None)
 
     async def _ids(self) -> list[Any]:
         return [row["_id"] async for row in self._rows({"_id": 1})]
 
-    def _patch(self, operations: tuple[Change, ...], fields: dict[str, Any]) -> bulk.Patch | None:
+    def _patch(self, operations: tuple[Change, ...], fields: dict[str, Any]) -> bulk_updating.Patch | None:
         """What to write; None if there is nothing to."""
         document = self._document
         by_stored_name = {alias: name for name, alias in stored_names(document).items()}
@@ -165,4 +166,4 @@ class Writing(Reading[D]):
         resolved = resolve_all(document, operations)
         if self._plan.nothing or not (known or resolved):
             return None
-        return bulk.Patch(validated_values(document, known), resolved)
+        return bulk_updating.Patch(validated_values(document, known), resolved)

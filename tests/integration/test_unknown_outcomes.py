@@ -13,7 +13,7 @@ import mongoz
 from mongoz import U
 from tests.conftest import DRIVER
 from tests.proxy import Proxy, proxied
-from tests.support import eventually
+from tests.support import eventually, without_transactions
 
 QUICK = "&connectTimeoutMS=500&heartbeatFrequencyMS=500&serverMonitoringMode=poll"
 NAMES = ("post_save", "post_update", "post_delete")
@@ -109,6 +109,12 @@ async def update_many(User: Any, user: Any) -> None:
     await User.objects.update_count(age=1)
 
 
+async def update_alone(User: Any, user: Any) -> None:
+    """The same, on a server that takes no transactions."""
+    with without_transactions():
+        await User.objects.update_count(age=1)
+
+
 async def delete(User: Any, user: Any) -> None:
     await user.delete()
 
@@ -124,7 +130,8 @@ WRITES = {
     save: ("update", "post_save", 1),
     get_or_create: ("update", "post_save", 1),
     create_many: ("insert", "post_save", 2),
-    update_many: ("update", "post_update", 1),
+    update_many: ("commitTransaction", "post_update", 1),
+    update_alone: ("findAndModify", "post_update", 1),
     delete: ("commitTransaction", "post_delete", 1),
     delete_many: ("commitTransaction", "post_delete", 1),
 }
@@ -178,7 +185,7 @@ async def test_told_if_it_stands_and_only_then(User, told, proxy, write, execute
     if command == "commitTransaction":  # a commit that is sent once more than we waited for
         await eventually(lambda: not registry._unsettled, what="the outcome is known")
         executed = True
-    elif executed and count == 1 and write is not update_many:
+    elif executed and count == 1:
         assert "written all the same" in notes(caught.value)
     assert stands(foreign, before) is executed
     assert [name for name, *_ in told] == [signal] * count * executed
@@ -286,7 +293,7 @@ async def test_documents_that_were_there_before_were_not_inserted(User, told, pr
     assert user.id
 
 
-@pytest.mark.parametrize("write", [create, update, save, operate, create_many, update_many])
+@pytest.mark.parametrize("write", [create, update, save, operate, create_many, update_alone])
 async def test_a_write_concern_that_is_not_met(User, told, proxy, foreign, driver, database, write, registry):
     user = await written(User, told)
     _, signal, count = WRITES[write]
@@ -339,6 +346,8 @@ def unstamped(foreign: Any) -> None:
         (get_or_create, deleted),
         (update_many, replaced),
         (update_many, unstamped),
+        (update_alone, replaced),
+        (update_alone, unstamped),
     ],
 )
 async def test_who_comes_before_us_hides_nothing(User, told, proxy, write, executed, foreign, registry, meanwhile):
@@ -347,6 +356,8 @@ async def test_who_comes_before_us_hides_nothing(User, told, proxy, write, execu
     lose(proxy, command, 1, executed=executed, then_refuse=True)
     with pytest.raises(PyMongoError):
         await write(User, user)
+    if command == "commitTransaction" and not executed:
+        foreign.client.admin.command("killAllSessions", [])
     meanwhile(foreign)
     proxy.accept()
     await eventually(lambda: not registry._unsettled, what="the outcome is known")
@@ -420,11 +431,13 @@ async def test_a_delete_that_brings_no_mark(User, proxy, foreign, registry, many
     User.signals.post_delete.connect(receive, name="receive", delivery="process")
     user = await User(name="Ada").create()
     before = foreign.users.find_one()
-    lose(proxy, "delete", 1, executed=executed, then_refuse=True)
+    lose(proxy, "commitTransaction" if many else "delete", 1, executed=executed, then_refuse=True)
     with pytest.raises(PyMongoError) as caught:
         await (User.objects.delete() if many else user.delete())
     assert "could not be found out yet" in notes(caught.value)
     assert told == []
+    if many and not executed:
+        foreign.client.admin.command("killAllSessions", [])
     if executed and not many:
         foreign.users.insert_one(before)
     proxy.accept()

@@ -1,0 +1,493 @@
+"""Updating many documents: in one command where that can do, else in batches, each document under its conditions.
+
+A batch is found and written in one transaction, so that it is known which documents were written, and what they
+are now. Where that fails, because another client writes one of them or the server has no transactions, they are
+written one by one: then each command says what it did.
+"""
+
+import copy
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+import bson
+from bson.raw_bson import RawBSONDocument
+from pymongo import ReturnDocument, UpdateOne
+from pymongo.errors import PyMongoError
+
+from mongoz.connection.codec import CODEC_OPTIONS
+from mongoz.connection.transactions import is_committed, run_once
+from mongoz.fields.email import LOADING
+from mongoz.fields.storage import stored, stored_names
+from mongoz.persistence.asking import ask
+from mongoz.persistence.batches import Progress, Row, Written, fire, fire_later, key_of, there_of
+from mongoz.persistence.invariants import has_invariants
+from mongoz.persistence.limits import limits_of, require_within
+from mongoz.persistence.operations import Operation, with_operations
+from mongoz.persistence.origin import Origin, originator
+from mongoz.persistence.outcomes import is_commit_open
+from mongoz.persistence.patches import apply_as_whole, attribute_names, now_values, touch
+from mongoz.persistence.preview import preview
+from mongoz.persistence.rows import Changes, changes, hydrate, hydrate_anyway
+from mongoz.persistence.selection import Selection
+from mongoz.persistence.sending import Write, note, send_and_tell
+from mongoz.persistence.targets import Target
+from mongoz.persistence.watching import require_watched
+from mongoz.persistence.writes import ATTEMPTS, Moved, moves_too_fast
+from mongoz.signals.firing import Firing
+from mongoz.stamps import FIELD, Call
+
+if TYPE_CHECKING:
+    from mongoz.documents.base import Document
+
+__all__ = ["Patch", "update_and_count", "update_and_load"]
+
+D = TypeVar("D", bound="Document")
+
+
+class Patch(NamedTuple):
+    """What a bulk update does to each document.
+
+    Attributes:
+        values: attribute name -> new value.
+        operations: what the server computes.
+    """
+
+    values: dict[str, Any]
+    operations: tuple[Operation, ...] = ()
+
+
+async def update_and_count(document: type["Document"], selection: Selection, patch: Patch) -> int:
+    """Update what is selected.
+
+    Returns:
+        How many documents matched.
+    """
+    update = _Update(document, selection, patch)
+    if update.goes_by_document:
+        await update.by_document()
+    elif selection.is_plain:
+        await update.at_once(selection.filter, selection.options)
+    else:
+        with update.progress.reported():
+            async for ids in selection.id_batches():
+                await update.at_once(selection.among(ids), selection.collation)
+    return update.progress.done
+
+
+async def update_and_load(document: type[D], selection: Selection, patch: Patch) -> list[D]:
+    """Update what is selected.
+
+    Returns:
+        The documents that were updated, as they are after.
+
+    Raises:
+        pydantic.ValidationError: what is stored now does not fit the model.
+    """
+    update = _Update(document, selection, patch, loads=True)
+    if update.goes_by_document:
+        await update.by_document()
+        return [hydrate(document, row, update.elsewhere) for row in update.rows]
+    instances: list[D] = []
+    with update.progress.reported():
+        async for ids in selection.id_batches():
+            if await update.at_once(selection.among(ids), selection.collation):
+                instances += [hydrate(document, row, update.elsewhere) for row in await selection.rows(ids)]
+    return instances
+
+
+class _One(NamedTuple):
+    """One document, and what is to be written to it.
+
+    Attributes:
+        row: as it was read.
+        changes: what is set and removed.
+        operations: what the server computes.
+        firing: who is told.
+        instance: that `pre_update` receivers got, if there are any.
+        read: the row as BSON, if what is written was derived from it.
+    """
+
+    row: Row
+    changes: Changes
+    operations: tuple[Operation, ...]
+    firing: Firing
+    instance: Any = None
+    read: bytes | None = None
+
+    def request(self, origin: Origin) -> dict[str, Any]:
+        """The update document."""
+        stamped = self.changes._replace(changed=origin.onto(self.changes.changed))
+        return with_operations(stamped.as_update(), self.operations)
+
+    def after(self, computed: Row) -> Row:
+        """The row as it is once that is written.
+
+        Args:
+            computed: what the operations made of their fields.
+        """
+        tops = {operation.top for operation in self.operations}
+        gone = {*self.changes.removed, *tops, FIELD}
+        kept = {name: value for name, value in self.row.items() if name not in gone}
+        return {**kept, **self.changes.changed, **{name: computed[name] for name in computed if name in tops}}
+
+
+class _Update(Generic[D]):
+    """One bulk update.
+
+    Args:
+        document: the class.
+        selection: of what.
+        patch: what is done to each.
+        loads: what is stored then is wanted.
+    """
+
+    def __init__(self, document: type[D], selection: Selection, patch: Patch, *, loads: bool = False) -> None:
+        self.document = document
+        self.selection = selection
+        self.patch = patch
+        self.target: Target = selection.target
+        self.elsewhere = self.target.elsewhere(document)
+        self.progress = Progress(document, "updated", self.target)
+        self.rows: list[Row] = []
+        self._loads = loads
+        self._limits = limits_of(document, patch.operations)
+        self._whole = has_invariants(document)
+        self._signal = document.meta.signals.post_update
+        require_watched(document, self.target.collection, self._signal)
+
+    @property
+    def goes_by_document(self) -> bool:
+        """Whether each document must be looked at: for a receiver, a stamp, or a validator."""
+        firing = self.target.plan(self._signal)
+        stamps = (firing.muted or firing.hops) and self.target.group
+        heard = self.document.meta.signals.pre_update.receivers or firing.receivers
+        return bool(heard or stamps or self._whole or self._limits.others)
+
+    @property
+    def _prepares(self) -> bool:
+        """Whether what is written to a document depends on it."""
+        return bool(self._whole or self.document.meta.signals.pre_update.receivers)
+
+    # -- in one command
+
+    async def at_once(self, filter: Mapping[str, Any], options: Mapping[str, Any]) -> int:
+        """Update what matches, in one command; returns how many did.
+
+        Raises:
+            pydantic.ValidationError: one of the documents is beyond a limit of its field then; nothing is written.
+        """
+        driver, limits = self.target.driver, self._limits
+        update = self._common().as_update()
+        update = with_operations(update, self.patch.operations)
+        if not limits.conditions:
+            result = await driver.update_many(filter, update, session=self.target.session, **options)
+        else:
+            await self._require_within(filter, options)
+            within = {"$and": [dict(filter), *limits.conditions]} if filter else {"$and": list(limits.conditions)}
+            result = await driver.update_many(within, update, session=self.target.session, **options)
+            if not result.matched_count:  # another client may have come before
+                await self._require_within(filter, options)
+        self.progress.done += int(result.matched_count)
+        return int(result.matched_count)
+
+    async def _require_within(self, filter: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+        broken = self._limits.broken
+        condition = {"$and": [dict(filter), broken]} if filter else broken
+        row = await self.target.driver.find_one(condition, session=self.target.session, **options)
+        if row is not None:
+            self.check(row)
+
+    def check(self, row: Row) -> None:
+        """Refuse a document that the operations would take beyond a limit of its field.
+
+        Raises:
+            pydantic.ValidationError: names collection, `_id`, field and value.
+        """
+        if self._limits:
+            require_within(self.document, self.target.collection.namespace, row, self.patch.operations)
+
+    def _common(self) -> Changes:
+        """What is set on every document, where that does not depend on it."""
+        names = stored_names(self.document)
+        values = {**now_values(self.document), **self.patch.values}
+        return Changes({names[name]: stored(value) for name, value in values.items()}, ())
+
+    # -- document by document
+
+    async def by_document(self) -> None:
+        """Update what is selected in batches; tell the receivers of each document that was written."""
+        projection = None if self._prepares else {"_id": 1}
+        with self.progress.reported():
+            async for rows in self.selection.batches(projection):
+                for id_ in await self._together(rows):
+                    await self._alone(id_)
+
+    async def _together(self, rows: list[Row]) -> list[Any]:
+        """Update a batch in one transaction; returns the ids of those that are to be updated one by one."""
+        ids = [row["_id"] for row in rows]
+        prepared = {_key(row): await self._prepared(row) for row in rows} if self._prepares else None
+        require_watched(self.document, self.target.collection, self._signal)
+        heard = self.target.plan(self._signal)
+        batch = _Batch(self, ids, prepared)
+
+        async def unit() -> list[Any]:
+            if self.target.in_transaction:
+                await batch.write(self.target.session)
+                await self._settle_and_tell(batch)
+                return batch.moved
+            async with AsyncExitStack() as held:
+                session = await held.enter_async_context(self.target.own_session())
+                try:
+                    await run_once(self.target.registry, session, batch.write)
+                except PyMongoError as error:
+                    if not is_commit_open(error):
+                        return ids
+                    if heard.receivers and batch.written:
+                        self._tell_when_known(batch, error, session, held.pop_all())
+                    raise
+            await self._settle_and_tell(batch)
+            return batch.moved
+
+        return await self.target.as_unit(heard, unit())
+
+    async def _settle_and_tell(self, batch: "_Batch") -> None:
+        self.progress.done += len(batch.written)
+        if self._loads:
+            self.rows += [one.after(computed) for one, _, computed in batch.written]
+        written = [
+            self._told(one, one.after(row), origin) for one, origin, row in batch.written if one.firing.receivers
+        ]
+        for each in written:
+            self.target.keep_undoable(each.instance)
+        await fire(self.document, Firing(self._signal), self.target, written, self.progress)
+
+    def _tell_when_known(self, batch: "_Batch", error: PyMongoError, session: Any, held: AsyncExitStack) -> None:
+        note(error)
+
+        async def found_out() -> list[Written]:
+            if not await is_committed(session):
+                return []
+            return [self._told(one, one.after(row), origin) for one, origin, row in batch.written]
+
+        fire_later(self.document, Firing(self._signal), self.target, found_out, held)
+
+    def _told(self, one: _One, row: Row, origin: Origin) -> Written:
+        """What the receivers of a document are told, which is this row now."""
+        instance = hydrate_anyway(self.document, copy.deepcopy(row) if self._loads else row, self.elsewhere)
+        if one.instance is not None:  # the one that `pre_update` receivers know
+            instance = _become(one.instance, instance)
+        return Written(instance, origin.token, self._keywords(one), one.firing)
+
+    def _keywords(self, one: _One) -> dict[str, Any]:
+        tops = (operation.top for operation in one.operations)
+        names = attribute_names(self.document, (*one.changes.changed, *one.changes.removed, *tops))
+        try:
+            was = hydrate(self.document, stored(one.row), self.elsewhere)
+        except Exception:  # as for any instance: better nothing than a half
+            was = None
+        return {"update_fields": names, "previous": was}
+
+    async def _alone(self, id_: Any) -> None:
+        """Update one document, if it matches still; again where it has changed meanwhile."""
+        for _ in range(ATTEMPTS):
+            rows = await self.selection.matching([id_], session=self.target.session)
+            if not rows:
+                return
+            one = await self._prepared(rows[0]) if self._prepares else self.plain(rows[0])
+            try:
+                await self._send(one)
+            except Moved:
+                continue
+            return
+        raise moves_too_fast(self.document, self.target, id_)
+
+    async def _send(self, one: _One) -> None:
+        """Update one document, and tell its receivers.
+
+        Raises:
+            Moved: it does not match any more, or has changed since.
+        """
+        firing, id_ = one.firing, one.row["_id"]
+        origin = (await originator(firing, self.target, Call.UPDATED, natural=True)).of(id_)
+        update, settled = one.request(origin), False
+        if one.read is not None:
+            condition = self.selection.as_it_was(RawBSONDocument(one.read))
+        elif self._limits.conditions:
+            condition = self.selection.still(one.row)
+            condition["filter"] = {"$and": [condition["filter"], *self._limits.conditions]}
+        else:
+            condition = self.selection.still(one.row)
+        instance = one.instance
+        if instance is None:
+            instance = hydrate_anyway(self.document, copy.deepcopy(one.row), self.elsewhere)
+
+        async def send(session: Any) -> Row:
+            row: Row | None = await self.target.driver.find_one_and_update(
+                **condition, update=update, return_document=ReturnDocument.AFTER, session=session
+            )
+            if row is None:
+                raise Moved
+            return row
+
+        def settle(instance: Any, row: Row) -> dict[str, Any]:
+            nonlocal settled
+            settled = True
+            row = {name: value for name, value in row.items() if name != FIELD}
+            row = {"_id": id_, **row} if "_id" not in row else row
+            if self._loads:
+                self.rows.append(copy.deepcopy(row))
+            self.target.keep_undoable(instance)
+            _become(instance, hydrate_anyway(self.document, row, self.elsewhere))
+            return {"instance": instance, **self._keywords(one)}
+
+        try:
+            await send_and_tell(Write(self.target, firing, origin, instance, id_, send, settle))
+        except Exception as error:
+            if not settled:
+                raise
+            self.progress.failed(error)
+        self.progress.done += 1
+
+    # -- what is written to one document
+
+    def plain(self, row: Row) -> _One:
+        """What is written to every document alike.
+
+        Raises:
+            pydantic.ValidationError: the document would be beyond a limit of its field then.
+        """
+        self.check(row)
+        changed = self._common()
+        return self._one(row, changed, self.patch.operations, read=_encoded(row) if self._limits.others else None)
+
+    def _one(
+        self, row: Row, changed: Changes, operations: tuple[Operation, ...], instance: Any = None, read: Any = None
+    ) -> _One:
+        tops = (operation.top for operation in operations)
+        names = attribute_names(self.document, (*changed.changed, *changed.removed, *tops))
+        return _One(row, changed, operations, self.target.plan(self._signal, names), instance, read)
+
+    async def _prepared(self, row: Row) -> _One:
+        """What is written to a document of which validators, or `pre_update` receivers, decide.
+
+        Raises:
+            pydantic.ValidationError: what would be stored does not fit the model.
+        """
+        self.check(row)
+        read = _encoded(row)
+        row.pop(FIELD, None)
+        instance = hydrate_anyway(self.document, copy.deepcopy(row), self.elsewhere)
+        operations, names = self.patch.operations, stored_names(self.document)
+        values = copy.deepcopy(self.patch.values)
+        if self._whole:
+            computed = preview(row, operations)
+            applied = apply_as_whole(instance, values, operations, computed)
+            operations = tuple(each for each in operations if each.attribute not in applied.derived)
+            fields = applied.fields
+        else:
+            instance.__dict__.update(values)
+            instance.__pydantic_fields_set__.update(values)
+            fields = frozenset([*values, *touch(instance)])
+        more = await self._more(instance, fields | {each.attribute for each in operations})
+        after = stored(instance)
+        patch = Changes({names[name]: after[names[name]] for name in fields} | more.changed, more.removed)
+        derives = self._whole or self._limits.others or more.changed or more.removed
+        return self._one(row, patch, operations, instance, read if derives else None)
+
+    async def _more(self, instance: D, fields: frozenset[str]) -> Changes:
+        """What `pre_update` receivers change on an instance, validated."""
+        signal = self.document.meta.signals.pre_update
+        if not signal.receivers:
+            return Changes({}, ())
+        before = stored(instance)
+        await ask(signal, self.document, instance=instance, update_fields=fields)
+        more = changes(before, stored(instance))
+        if not (more.changed or more.removed):
+            return more
+        if self._whole:
+            derived = apply_as_whole(instance, {})
+            return changes(before, stored(instance)) if derived else more
+        # Only this: what the document had before may be whatever it is, as if nobody listened.
+        valid = self.document.proxy_document.__pydantic_validator__.validate_python(
+            more.changed, context=LOADING, by_alias=True, by_name=False
+        )
+        names = {alias: name for name, alias in stored_names(self.document).items()}
+        for alias in more.changed.keys() & names.keys():
+            instance.__dict__[names[alias]] = valid.__dict__[names[alias]]
+        return changes(before, stored(instance))
+
+
+class _Batch:
+    """A batch on its way.
+
+    Args:
+        update: what it is of.
+        ids: of its documents.
+        prepared: by key, what is to be written to each, where that depends on the document.
+
+    Attributes:
+        written: each document that was written, the origin of that, and what operations made of their fields.
+        moved: the ids of those that have changed since they were read.
+    """
+
+    def __init__(self, update: _Update[Any], ids: list[Any], prepared: dict[bytes, _One] | None) -> None:
+        self._update = update
+        self._ids = ids
+        self._prepared = prepared
+        self.written: list[tuple[_One, Origin, Row]] = []
+        self.moved: list[Any] = []
+
+    async def write(self, session: Any) -> None:
+        """Find what matches, and write it: in a transaction."""
+        update = self._update
+        self.written, self.moved = [], []
+        found = await update.selection.matching(self._ids, session=session)
+        ones = [one for row in found if (one := self._of(row)) is not None]
+        if not ones:
+            return
+        makers = {}
+        for one in ones:
+            if one.firing not in makers:
+                makers[one.firing] = await originator(one.firing, update.target, Call.UPDATED, natural=True)
+        origins = [makers[one.firing].of(one.row["_id"]) for one in ones]
+        requests = [
+            UpdateOne({"_id": one.row["_id"]}, one.request(origin))
+            for one, origin in zip(ones, origins, strict=True)
+        ]
+        await update.target.driver.bulk_write(requests, session=session)
+        computed: dict[bytes, Row] = {}
+        fields = {operation.top for one in ones for operation in one.operations}
+        if fields:
+            computed = await there_of(update.target, [one.row["_id"] for one in ones], fields, session)
+        self.written = [
+            (one, origin, computed.get(_key(one.row), {})) for one, origin in zip(ones, origins, strict=True)
+        ]
+
+    def _of(self, row: Row) -> _One | None:
+        """What is to be written to a document that is this row now; None if that must be found out anew."""
+        if self._prepared is None:
+            return self._update.plain(row)
+        one = self._prepared[_key(row)]
+        if one.read is not None and one.read != _encoded(row):
+            self.moved.append(row["_id"])
+            return None
+        self._update.check(row)
+        row.pop(FIELD, None)
+        return one._replace(row=row)
+
+
+def _become(instance: Any, other: Any) -> Any:
+    """Give an instance the values of another one, and what that remembers of the database."""
+    instance.__dict__.update(other.__dict__)
+    object.__setattr__(instance, "__pydantic_extra__", other.__pydantic_extra__)
+    object.__setattr__(instance, "_loaded", other._loaded)
+    return instance
+
+
+def _key(row: Row) -> bytes:
+    return key_of(row["_id"])
+
+
+def _encoded(row: Row) -> bytes:
+    return bson.encode(row, codec_options=CODEC_OPTIONS)

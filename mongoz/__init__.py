@@ -26,6 +26,7 @@ from mongoz.exceptions import (
     OperatorInvalid,
     SignalError,
     TransactionError,
+    WriteConflict,
 )
 
 # Not in __all__: it would hide the built-in one from whoever imports everything. Type checkers want the alias.
@@ -106,6 +107,7 @@ __all__ = [
     "Time",
     "TransactionError",
     "U",
+    "WriteConflict",
     "__version__",
     "fields",
     "run_sync",

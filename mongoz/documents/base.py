@@ -173,7 +173,8 @@ class Document(IndexOperations, Dumping, metaclass=DocumentMetaclass):
         Raises:
             InvalidKeyError: no such field, or the id.
             DocumentNotFound: the document is gone.
-            pydantic.ValidationError: a value does not fit its field.
+            pydantic.ValidationError: a value does not fit its field, or the model; nothing is written.
+            WriteConflict: others change it faster than it can be read, validated and written.
 
         Examples:
             >>> await user.update(U.inc(logins=1), last_seen=now)

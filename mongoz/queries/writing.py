@@ -47,8 +47,8 @@ class Writing(Reading[D]):
         """Change fields of all matching documents.
 
         Where no receiver is connected this takes three commands: one for the ids, one that writes, one that
-        loads. Where one is connected, documents are loaded and written in batches, and `pre_update` and
-        `post_update` fire for each.
+        loads. Where one is connected, or a validator looks at several fields, documents are found and written in
+        batches, each only if it matches still, and `pre_update` and `post_update` fire for each.
 
         Args:
             *operations: changes that the server computes: `U.inc(age=1)`.
@@ -58,7 +58,8 @@ class Writing(Reading[D]):
             The documents that matched before the write, as they are after it.
 
         Raises:
-            pydantic.ValidationError: a value does not fit its field; nothing is written.
+            pydantic.ValidationError: a value does not fit its field, or the model; nothing is written.
+            WriteConflict: others change a document faster than it can be read, validated and written.
         """
         patch = self._patch(operations, fields)
         if patch is None:
@@ -76,7 +77,8 @@ class Writing(Reading[D]):
     async def update_count(self, *operations: Change, **fields: Any) -> int:
         """Change fields of all matching documents, without loading them where no receiver is connected.
 
-        One round trip then; otherwise batches, so that any number of documents can be updated.
+        One round trip then, unless a validator looks at several fields; otherwise batches, so that any number of
+        documents can be updated.
 
         Args:
             *operations: changes that the server computes: `U.inc(age=1)`.
@@ -86,7 +88,8 @@ class Writing(Reading[D]):
             How many documents matched.
 
         Raises:
-            pydantic.ValidationError: a value does not fit its field; nothing is written.
+            pydantic.ValidationError: a value does not fit its field, or the model; nothing is written.
+            WriteConflict: others change a document faster than it can be read, validated and written.
         """
         patch = self._patch(operations, fields)
         if patch is None:

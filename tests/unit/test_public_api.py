@@ -54,7 +54,7 @@ def test_all_is_complete(name: str) -> None:
 
 EXCEPTIONS = (
     "MongozException DocumentNotFound MultipleDocumentsReturned FieldDefinitionError ImproperlyConfigured "
-    "InvalidObjectIdError InvalidKeyError SignalError AbstractDocumentError OperatorInvalid TransactionError"
+    "InvalidObjectIdError InvalidKeyError SignalError AbstractDocumentError OperatorInvalid TransactionError WriteConflict"
 )
 
 FIELDS = (

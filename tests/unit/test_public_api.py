@@ -54,7 +54,8 @@ def test_all_is_complete(name: str) -> None:
 
 EXCEPTIONS = (
     "MongozException DocumentNotFound MultipleDocumentsReturned FieldDefinitionError ImproperlyConfigured "
-    "InvalidObjectIdError InvalidKeyError SignalError AbstractDocumentError OperatorInvalid TransactionError WriteConflict"
+    "InvalidObjectIdError InvalidKeyError SignalError AbstractDocumentError OperatorInvalid TransactionError "
+    "WriteConflict"
 )
 
 FIELDS = (

@@ -175,6 +175,7 @@ class Failing:
         Those that block are kept as well: only another version of the application can deliver them.
         """
         for receiver in calls.receivers:
+            self._stats.figures_of(receiver.name, calls.signal).refused += 1
             if receiver.options.on_failure != "drop" or again is not None:
                 await self._keep(change, calls, receiver, Failure(error, datetime.now(UTC), 0, reason), again)
 

@@ -10,6 +10,7 @@ from pymongo import AsyncMongoClient
 from pymongo.asynchronous.collection import AsyncCollection
 
 from dispatcher.deployment import Oplog, clock_offset, look_at_oplog
+from dispatcher.health import health_of
 from dispatcher.identity import Identity
 from dispatcher.measuring import seconds_of
 from dispatcher.overview import Counts, Gap, Letters, Member, Overview, Parked, Partition, Paused
@@ -27,6 +28,9 @@ _MOST_GAPS: Final = 20
 # Milliseconds that counting may take: a state with millions of letters must not hold up who asks.
 _PATIENCE_MS: Final = 5_000
 
+# Of a position, all but where it is: that may be the long key of a document.
+_OWNED: Final = {"partition": True, "partitions": True, "owner": True}
+
 # What a run says of where it is.
 _PLACES: Final = frozenset({"progress", "token"})
 
@@ -41,14 +45,19 @@ async def counts_of(client: AsyncMongoClient[Any], database: str, group: str) ->
     """
     now = time() + await clock_offset(client)
     members = await members_of(client, database, group, now)
-    layout = await _collection(client, database, POSITIONS).find_one({"_id": group}, {"partitions": True})
-    pauses = _collection(client, database, CONTROLS).find({"group": group, "kind": "pause"})
+    found = [one async for one in _collection(client, database, POSITIONS).find({"group": group}, _OWNED)]
+    layout = next((one for one in found if one["_id"] == group), {})
+    partitions = _partitions([one for one in found if "partition" in one], members, None, now)
+    controls = _collection(client, database, CONTROLS).find({"group": group, "kind": "pause"})
+    paused = [_paused(one) async for one in controls]
+    parked = await _parked(_collection(client, database, PARKED_LANES), group)
     return Counts(
-        partitions=int((layout or {}).get("partitions", 1)),
+        partitions=int(layout.get("partitions", 1)),
         members=sum(one.alive for one in members),
         dead_letters=await count(client, database, DEAD_LETTERS, group),
         parked=await count(client, database, PARKED, group),
-        paused=tuple([one.get("receiver_name") or "*" async for one in pauses]),
+        paused=tuple(one.receiver or "*" for one in paused),
+        health=health_of(members, partitions, parked, paused, datetime.fromtimestamp(now, UTC)),
     )
 
 
@@ -86,9 +95,7 @@ async def look(client: AsyncMongoClient[Any], database: str, group: str) -> Over
     overview.parked_deliveries = await count(client, database, PARKED, group)
     async for control in _collection(client, database, CONTROLS).find(of_group):
         if control.get("kind") == "pause":
-            overview.paused.append(
-                Paused(control.get("receiver_name"), _aware(control.get("since")), control.get("by"))
-            )
+            overview.paused.append(_paused(control))
         elif control.get("kind") == "run":
             # Not where it is: that may be the key of somebody's document, and everybody may see figures.
             overview.runs.append({name: value for name, value in control.items() if name not in _PLACES})
@@ -214,6 +221,10 @@ async def _parked(collection: _Collection, group: str) -> list[Parked]:
         Parked(one["_id"].get("receiver"), one["_id"].get("reason"), one["documents"], _aware(one["due_at"]))
         async for one in cursor
     ]
+
+
+def _paused(found: dict[str, Any]) -> Paused:
+    return Paused(found.get("receiver_name"), _aware(found.get("since")), found.get("by"))
 
 
 def _gap(found: dict[str, Any]) -> Gap:

@@ -2,10 +2,21 @@
 
 from bisect import bisect_left
 from collections import deque
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-__all__ = ["BOUNDS", "MOST_RECEIVERS", "Gauges", "Histogram", "Lag", "ReceiverFigures", "duration", "seconds_of"]
+__all__ = [
+    "BOUNDS",
+    "MOST_RECEIVERS",
+    "Gauges",
+    "Histogram",
+    "Lag",
+    "ReceiverFigures",
+    "Recent",
+    "duration",
+    "seconds_of",
+]
 
 BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 """Upper bounds of the buckets of all histograms, in seconds; each includes its bound."""
@@ -16,6 +27,10 @@ MOST_RECEIVERS: Final = 200
 # Seconds between two observations of one receiver's times, at least. Each delivery is counted, but looking at the
 # clock and filling two histograms for each would cost a twentieth of what a delivery costs.
 _BETWEEN: Final = 0.001
+
+# Seconds that are "lately", and between two looks at counters.
+_RECENT: Final = 60.0
+_STEP: Final = 5.0
 
 # Seconds without news after which a stream that should bring some every second is behind.
 _QUIET: Final = 5.0
@@ -72,6 +87,7 @@ class ReceiverFigures:
         conflicts: runs of its transactions that met other writes.
         withheld: changes that it did not get because their stamps say so, by reason: `"ran"` (in the writing
             process) or `"muted"`.
+        refused: deliveries given up without an attempt: of a document that does not fit, or after too many hops.
         latency: from the commit of a change to the receiver's first attempt.
         duration: of its attempts.
     """
@@ -84,6 +100,7 @@ class ReceiverFigures:
         "failed",
         "latency",
         "receiver",
+        "refused",
         "retried",
         "signal",
         "withheld",
@@ -97,6 +114,7 @@ class ReceiverFigures:
         self.retried = 0
         self.conflicts = 0
         self.withheld = {"ran": 0, "muted": 0}
+        self.refused = 0
         self.latency = Histogram()
         self.duration = Histogram()
         self._due = 0.0
@@ -137,6 +155,42 @@ class ReceiverFigures:
             "latency": self.latency.as_dict(),
             "duration": self.duration.as_dict(),
         }
+
+
+class Recent:
+    """What receivers' counters grew by lately, so that a fault that is over does not count for ever. Pure."""
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, dict[tuple[str, str], tuple[int, ...]]]] = deque()
+
+    def note(self, now: float, receivers: Iterable[ReceiverFigures]) -> None:
+        """Look at the counters; to be called often.
+
+        Args:
+            now: on the monotonic clock.
+            receivers: all of them.
+        """
+        samples = self._samples
+        if samples and now - samples[-1][0] < _STEP:
+            return
+        samples.append((now, {(one.receiver, one.signal): _recent_counters(one) for one in receivers}))
+        while len(samples) > 1 and samples[1][0] <= now - _RECENT:
+            samples.popleft()
+
+    def of(self, figures: ReceiverFigures) -> dict[str, int]:
+        """By how much the counters of a receiver grew in the last minute."""
+        now = _recent_counters(figures)
+        before = self._samples[0][1].get((figures.receiver, figures.signal)) if self._samples else None
+        return dict(
+            zip(_COUNTED, (a - b for a, b in zip(now, before or (0,) * len(now), strict=True)), strict=True)
+        )
+
+
+_COUNTED: Final = ("delivered", "failed", "refused", "retried")
+
+
+def _recent_counters(figures: ReceiverFigures) -> tuple[int, ...]:
+    return figures.delivered, figures.failed, figures.refused, figures.retried
 
 
 class Gauges(NamedTuple):

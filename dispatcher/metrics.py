@@ -12,7 +12,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCol
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from dispatcher.measuring import BOUNDS, Gauges, Histogram, ReceiverFigures
+from dispatcher.health import WORDS, Health
+from dispatcher.measuring import BOUNDS, MOST_RECEIVERS, Gauges, Histogram, ReceiverFigures
 from dispatcher.observe import Stats
 
 __all__ = ["METRICS", "Described", "Metrics", "Snapshot"]
@@ -63,6 +64,7 @@ class Snapshot(NamedTuple):
         dead_letters: of the group, that are kept; None likewise.
         parked: deliveries of the group; None likewise.
         paused: names of paused receivers; "*" stands for all.
+        health: of the group and its receivers; None while it is not known.
         oplog_begins: the cluster time of the oplog's oldest entry, in seconds since 1970; None if we may not look.
         oplog_ends: likewise of the newest.
         oplog_spare: seconds until the oplog is full and forgets its oldest entries, estimated.
@@ -80,6 +82,7 @@ class Snapshot(NamedTuple):
     dead_letters: int | None = None
     parked: int | None = None
     paused: tuple[str, ...] = ()
+    health: Health | None = None
     oplog_begins: float | None = None
     oplog_ends: float | None = None
     oplog_spare: float = 0.0
@@ -110,8 +113,34 @@ def _window(shot: Snapshot) -> float | None:
     return None if shot.oplog_begins is None or shot.oplog_ends is None else shot.oplog_ends - shot.oplog_begins
 
 
+def _health(shot: Snapshot) -> list[tuple[tuple[str, ...], float]] | None:
+    return shot.health and [((word,), float(word == shot.health.health)) for word in WORDS]
+
+
+def _receiver_health(shot: Snapshot) -> list[tuple[tuple[str, ...], float]] | None:
+    if shot.health is None:
+        return None
+    return [((one.receiver, one.signal, one.health), 1.0) for one in shot.health.receivers[:MOST_RECEIVERS]]
+
+
 METRICS: Final = (
     Described("info", "gauge", ("version",), "Always 1; says which version runs.", lambda s: [((s.version,), 1)]),
+    # How the group is.
+    Described(
+        "health",
+        "gauge",
+        ("health",),
+        "1 for the word that says how the group is, 0 for the others: failing, blocked, behind, delivering, idle, "
+        "paused, down.",
+        _health,
+    ),
+    Described(
+        "receiver_health",
+        "gauge",
+        (*_RECEIVER, "health"),
+        "Always 1; says in a word how the receiver is.",
+        _receiver_health,
+    ),
     # What happened.
     Described("changes_read", "counter", (), "Change events that arrived.", lambda s: s.stats.read),
     Described(

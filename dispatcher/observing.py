@@ -12,7 +12,7 @@ from pymongo.errors import PyMongoError
 from dispatcher.deployment import MOST_SKEW, Oplog, clock_offset, look_at_oplog
 from dispatcher.failures import in_short
 from dispatcher.looking import counts_of
-from dispatcher.measuring import Gauges
+from dispatcher.measuring import Gauges, Recent
 from dispatcher.metrics import Snapshot
 from dispatcher.observe import Stats, get_logger
 from dispatcher.overview import Counts
@@ -83,6 +83,7 @@ class Observer:
         self._skewed = False
         self._unseen = ""  # why the last look failed
         self._delays: deque[float] = deque([0.0], maxlen=_TURNS)
+        self._recent = Recent()
         self._rated: deque[tuple[float, int, int]] = deque()
 
     def begin(self, stop: asyncio.Event) -> None:
@@ -116,6 +117,7 @@ class Observer:
             await asyncio.sleep(_TURN)
             now = loop.time()
             self._delays.append(max(0.0, now - due))
+            self._recent.note(now, self.stats.receivers.values())
             self._rated.append((now, self.stats.delivered, self.stats.read))
             while self._rated[0][0] < now - _RATED:
                 self._rated.popleft()
@@ -171,6 +173,7 @@ class Observer:
             dead_letters=counts.dead_letters,
             parked=counts.parked,
             paused=counts.paused,
+            health=counts.health,
             oplog_begins=oplog and oplog.begins,
             oplog_ends=oplog and oplog.ends,
             oplog_spare=oplog.spare if oplog else 0.0,
@@ -196,7 +199,7 @@ class Observer:
             **self.stats.as_dict(),
             "per_second": self.rates(),
             "latency": [sum(counts) for counts in zip(*(one.latency.counts for one in receivers), strict=True)],
-            "receivers": [one.counters() for one in receivers],
+            "receivers": [{**one.counters(), "recent": self._recent.of(one)} for one in receivers],
             "in_flight": sum(one.in_flight for one in gauges.values()),
             "queued": sum(one.queued for one in gauges.values()),
             "partitions": {

@@ -4,6 +4,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from dispatcher.health import Health, health_of
+
 __all__ = ["Counts", "Gap", "Letters", "Member", "Overview", "Parked", "Partition", "Paused"]
 
 
@@ -185,10 +187,16 @@ class Overview:
         known = [one.headroom_seconds for one in self.partitions if one.headroom_seconds is not None]
         return min(known, default=None)
 
+    @property
+    def health(self) -> Health:
+        """How it and its receivers are."""
+        return health_of(self.members, self.partitions, self.parked, self.paused, self.at)
+
     def as_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
         return {
             **asdict(self),
+            "health": self.health.as_dict(),
             "dead_letter_count": self.dead_letter_count,
             "headroom_seconds": self.headroom_seconds,
         }
@@ -203,6 +211,7 @@ class Counts(NamedTuple):
         dead_letters: that are kept; None likewise.
         parked: deliveries; None likewise.
         paused: names of receivers that are; "*" stands for all.
+        health: how it is; None likewise.
     """
 
     partitions: int = 1
@@ -210,3 +219,4 @@ class Counts(NamedTuple):
     dead_letters: int | None = None
     parked: int | None = None
     paused: tuple[str, ...] = ()
+    health: Health | None = None

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Group as Lines
@@ -15,6 +15,7 @@ from dispatcher.cli.connecting import STATE_DATABASE, Group, GroupName, Optional
 from dispatcher.cli.options import Json
 from dispatcher.cli.output import out, print_json
 from dispatcher.exceptions import ServerError
+from dispatcher.health import Word
 from dispatcher.looking import look
 from dispatcher.measuring import duration
 from dispatcher.overview import Member, Overview, Partition
@@ -25,6 +26,16 @@ __all__ = ["add_to"]
 # Seconds of lag, and of headroom, that deserve attention.
 _LATE = 60.0
 _TIGHT = 3_600.0
+
+_STYLES: Final[dict[Word, str]] = {
+    "delivering": "green",
+    "idle": "green",
+    "behind": "yellow",
+    "paused": "yellow",
+    "blocked": "bold red",
+    "failing": "bold red",
+    "down": "bold red",
+}
 
 
 def add_to(app: typer.Typer) -> None:
@@ -87,6 +98,7 @@ def _watch(once: Callable[[], Overview], interval: float, stop: threading.Event)
 def _rendered(overview: Overview) -> RenderableType:
     return Lines(
         *_summary(overview),
+        *_titled("Receivers", _receivers(overview), overview.health.receivers),
         *_titled("Partitions", _partitions(overview), overview.partitions),
         *_titled("Members", _members(overview.members), overview.members),
         *_titled("Dead letters", _letters(overview), overview.dead_letters),
@@ -106,6 +118,8 @@ def _summary(overview: Overview) -> list[RenderableType]:
     lags = [one.lag_seconds for one in overview.partitions if one.lag_seconds is not None]
     rate = sum(float(one.stats.get("per_second", {}).get("deliveries", 0)) for one in alive)
     facts: list[tuple[str, str, str]] = [("group", overview.group, "bold")]
+    health = overview.health
+    facts.append(("health", f"{health.health}{': ' if health.why else ''}{health.why}", _STYLES[health.health]))
     paused = any(one.receiver is None for one in overview.paused)
     facts.append(("dispatchers", f"{len(alive)} alive", "" if alive else "bold red"))
     if paused:
@@ -138,6 +152,13 @@ def _headroom(overview: Overview) -> tuple[str, str, str]:
     if left <= 0:
         return "oplog", f"the position is lost: the oplog begins {duration(-left)} after it", "bold red"
     return "oplog", f"position would be lost in {duration(left)}", "bold red" if left < _TIGHT else ""
+
+
+def _receivers(overview: Overview) -> Table:
+    table = _table("health", "receiver", "signal", "why")
+    for one in overview.health.receivers:
+        table.add_row(Text(one.health, _STYLES[one.health]), Text(one.receiver), Text(one.signal), Text(one.why))
+    return table
 
 
 def _partitions(overview: Overview) -> Table:

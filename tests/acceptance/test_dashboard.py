@@ -86,7 +86,7 @@ def shown(mongo, database, mended, tmp_path) -> Iterator[Daemon]:
 
 
 def url_of(running: Daemon) -> str:
-    (listening,) = eventually_sync(lambda: running.lines("http.listening"), what=running.log)
+    (listening,) = eventually_sync(lambda: running.lines("http.listening"), within=60, what=running.log)
     return f"{listening['address']}/dashboard/"
 
 
@@ -114,6 +114,7 @@ def test_the_page_shows_what_happens_and_runs_nothing_that_clients_wrote(browser
     expect(page.locator("#partitions tbody tr")).to_have_count(1)
     expect(page.locator("#members tbody tr")).to_have_count(1)
     expect(page.locator("#status")).to_have_text("delivering")
+    expect(row(page, "works").locator("[data-label=State]")).to_have_text("delivering")
     expect(tile(page, "Dead letters")).to_have_text("1")
     expect(page.locator("#letters-locked")).to_have_text("They hold documents: unlock to see them.")
     expect(page.locator(".letter")).to_have_count(0)
@@ -198,6 +199,9 @@ def test_an_operator_retries_pauses_and_resumes(browser, shown, foreign, mended)
     expect(page.get_by_role("button", name="Retry")).to_have_count(0)
     unlock(page, TOKEN)
     page.locator(".letter summary").click()
+    expect(row(page, "breaks").locator("[data-label=State]")).to_have_text("failing")
+    expect(page.locator("#status")).to_have_text("failing")
+    expect(page.locator("#why")).to_have_text("breaks is failing")
 
     mended.touch()
     page.locator(".letter[open]").get_by_role("button", name="Retry").click()
@@ -217,7 +221,7 @@ def test_an_operator_retries_pauses_and_resumes(browser, shown, foreign, mended)
     page.get_by_role("button", name="Pause", exact=True).click()
     expect(page.locator("#status")).to_have_text("paused")
     page.locator("#pause-all").click()
-    expect(page.locator("#status")).to_have_text("delivering")
+    expect(page.locator("#status")).not_to_have_text("paused")
     assert watched.complaints == []
 
     page.reload()

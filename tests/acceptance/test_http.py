@@ -42,7 +42,7 @@ def running(ledger, foreign, tmp_path) -> Iterator[Daemon]:
 
 def address_of(running: Daemon) -> str:
     """Where it answers, once it does."""
-    (listening,) = eventually_sync(lambda: running.lines("http.listening"), what=running.log)
+    (listening,) = eventually_sync(lambda: running.lines("http.listening"), within=60, what=running.log)
     return listening["address"]
 
 
@@ -88,7 +88,12 @@ def test_a_daemon_tells_how_it_goes(running, foreign):
     eventually_sync(lambda: metric(address, "lag_seconds") == 0)
     for name in ("oplog_window_seconds", "oplog_headroom_seconds", "dead_letters"):
         eventually_sync(lambda name=name: metric(address, name) is not None, what=name)
+    receiver = "tests.acceptance.apps.ledger.note"
+    eventually_sync(lambda: metric(address, "health", health="failing") == 1, within=30, what="health")
+    assert metric(address, "health", health="delivering") == 0
+    assert metric(address, "receiver_health", receiver=receiver, health="failing") == 1
     status, shown = get_json(f"{address}/status.json")
+    assert (shown["group"]["health"]["health"], receiver in shown["group"]["health"]["why"]) == ("failing", True)
     assert (status, shown["group_error"]) == (200, None)
     assert shown["process"]["counters"]["delivered"] == 2
     assert shown["group"]["partitions"][0]["number"] == 0

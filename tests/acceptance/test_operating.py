@@ -1,6 +1,7 @@
 """What operators do with a group that runs: status, dead letters, pauses. And what they get wrong."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -79,6 +80,16 @@ def are_listed(letters, dispatcher):
     whole = dispatcher("dead-letters", "show", letters[0], "--json").json
     assert whole["parts"]["document"] == {"_id": {"$oid": str(KEYS[1])}, "number": 1}
     assert "ConnectionError" in whole["error"]["traceback"]
+
+
+def is_unwell(dispatcher):
+    """As soon as the daemon has said so."""
+    eventually_sync(lambda: dispatcher("status", "--json").json["health"]["health"] == "failing", within=30)
+    told = {one["receiver"]: one["health"] for one in dispatcher("status", "--json").json["health"]["receivers"]}
+    assert told["invoice"] == "failing"
+    shown = dispatcher("status").out
+    assert re.search(r"^health +failing: invoice is failing", shown, re.MULTILINE)
+    assert re.search(r"^failing +invoice +post_save", shown, re.MULTILINE)
 
 
 def are_dropped(letters, dispatcher, foreign):
@@ -224,6 +235,7 @@ def test_letters_are_shown_listed_and_dropped_after_asking(running, letters, dis
     """One after the other: a daemon takes a second to start."""
     is_shown(letters, dispatcher, foreign)
     are_listed(letters, dispatcher)
+    is_unwell(dispatcher)
     are_dropped(letters, dispatcher, foreign)
 
 

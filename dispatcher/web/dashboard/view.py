@@ -5,6 +5,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from dispatcher.health import Health, health_of
 from dispatcher.overview import Member, Overview
 from dispatcher.web.dashboard.history import History
 
@@ -26,10 +27,13 @@ def view_of(overview: Overview, members: Sequence[Member], history: History, sin
     points, seen = history.since(since)
     last = history.last
     paused = {one.receiver for one in overview.paused}
+    # This process is among them: what is stored of it is some seconds old, or can't be read.
+    health = health_of(members, overview.partitions, overview.parked, overview.paused, overview.at)
     return {
         **overview.as_dict(),
+        "health": health.as_dict(),
         "members": [_member(one) for one in members],
-        "receivers": _receivers(overview, members, history, paused),
+        "receivers": _receivers(overview, members, history, paused, health),
         "figures": {} if last is None else last._asdict(),
         "points": [point._asdict() for point in points],
         "anew": not 0 <= since <= seen,
@@ -67,7 +71,7 @@ def _utc(moment: Any) -> datetime | None:
 
 
 def _receivers(
-    overview: Overview, members: Sequence[Member], history: History, paused: set[str | None]
+    overview: Overview, members: Sequence[Member], history: History, paused: set[str | None], health: Health
 ) -> list[dict[str, Any]]:
     """Those that a member knows or has called, or that has dead letters: a row for each receiver and signal."""
     figures = history.receivers()
@@ -92,6 +96,8 @@ def _receivers(
                 "documents": sorted(documents.get((name, signal), ())),
                 "known": (name, signal) in documents or (bool(signal) and (name, signal) in figures),
                 "paused": name in paused,
+                "health": (how := health.of(name, signal)).health,
+                "why": how.why,
                 **{one: counted.get(one, 0.0) for one in _COUNTED},
                 "duration_seconds": counted["duration_sum"] / calls if calls > 0 else None,
                 "dead_letters": letters.get((name, signal), 0),

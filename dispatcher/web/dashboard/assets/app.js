@@ -4,6 +4,7 @@ import { Refused, get, post, token, wrongLink } from "./api.js";
 import { confirm, setUpUnlocking } from "./dialogs.js";
 import { byId, toast, write } from "./dom.js";
 import { Letters } from "./letters.js";
+import { TONES } from "./format.js";
 import { Panels } from "./panels.js";
 import { Plots } from "./plots.js";
 
@@ -59,6 +60,7 @@ class App {
     byId("trouble").hidden = false;
     const status = byId("status");
     write(status, locked ? "locked" : "no answer");
+    write(byId("why"), "");
     status.className = "pill bad";
   }
 
@@ -66,9 +68,9 @@ class App {
     document.title = `${state.group} · dispatcher`;
     write(byId("group"), state.group);
     write(byId("where"), `${state.address} · ${state.version}`);
-    const [text, kind] = verdict(state);
-    write(byId("status"), text);
-    byId("status").className = `pill ${kind}`;
+    write(byId("status"), state.health.health);
+    byId("status").className = `pill ${TONES[state.health.health]}`;
+    write(byId("why"), state.health.why);
     byId("unlock").hidden = !state.token_set || state.may_change;
     byId("read-only").hidden = state.token_set;
     byId("pause-all").hidden = !state.may_change;
@@ -97,15 +99,6 @@ class App {
     }
     await this.refresh();
   }
-}
-
-function verdict(state) {
-  const lag = state.figures.lag_seconds;
-  if (!state.members.some((one) => one.alive)) return ["no dispatcher runs", "bad"];
-  if (state.paused_all) return ["paused", "warn"];
-  if (state.partitions.some((one) => !one.where)) return ["partitions without an owner", "bad"];
-  if (lag >= 10) return ["behind", lag >= 60 ? "bad" : "warn"];
-  return ["delivering", "good"];
 }
 
 if (wrongLink) toast(wrongLink, "bad");

@@ -69,10 +69,11 @@ export class Table {
   }
 }
 
-// A column of text: `text` gives it for a row; `tone` may give a class.
-export function column(title, text, { number = false, tone = () => "", kind = "" } = {}) {
+// A column of text: `text` gives it for a row; `tone` may give a class, and `hint` what stands under the pointer.
+export function column(title, text, { number = false, tone = () => "", hint = () => "", kind = "" } = {}) {
   const fill = (cell, row) => {
     write(cell, text(row));
+    cell.title = hint(row);
     for (const each of ["good", "warn", "bad", "quiet"]) cell.classList.toggle(each, tone(row) === each);
   };
   return { title, number, kind, fill };

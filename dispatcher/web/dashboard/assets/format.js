@@ -1,5 +1,16 @@
 // Numbers and times as people read them.
 
+// How the words of health look.
+export const TONES = {
+  delivering: "good",
+  idle: "good",
+  behind: "warn",
+  paused: "warn",
+  blocked: "bad",
+  failing: "bad",
+  down: "bad",
+};
+
 export const DASH = "–";
 
 export function count(value) {

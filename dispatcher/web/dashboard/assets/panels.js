@@ -1,7 +1,7 @@
 // What the group is and does: figures, receivers, partitions, members, what waits, and what was lost.
 
 import { Table, byId, column, element, write } from "./dom.js";
-import { DASH, ago, count, duration, rate, since } from "./format.js";
+import { TONES, DASH, ago, count, duration, rate, since } from "./format.js";
 
 const TILES = [
   ["Deliveries", (s) => [rate(s.figures.delivered), "/s"]],
@@ -71,7 +71,7 @@ export class Panels {
     return [
       column("Receiver", (row) => row.name),
       column("Signal", (row) => row.documents.length ? `${row.signal} of ${row.documents.join(", ")}` : row.signal),
-      column("State", (row) => (row.paused ? "paused" : "delivering"), { tone: (row) => (row.paused ? "warn" : "good") }),
+      column("State", (row) => row.health, { tone: (row) => TONES[row.health], hint: (row) => row.why }),
       column("Per second", (row) => rate(row.delivered_rate), { number: true }),
       column("Delivered", (row) => count(row.delivered), { number: true }),
       column("Retried", (row) => count(row.retried), { number: true, tone: (row) => (row.retried_rate ? "warn" : "") }),

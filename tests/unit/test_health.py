@@ -1,0 +1,189 @@
+"""The word that says how a group and its receivers are."""
+
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dispatcher.health import WORDS, Health, health_of
+from dispatcher.measuring import ReceiverFigures, Recent
+from dispatcher.overview import Member, Overview, Parked, Partition, Paused
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def member(id_: str = "m1", *, alive: bool = True, lag: float = 0.0, **recent: dict[str, int]) -> Member:
+    """A process whose receivers did that lately; the names of receivers have dots, here underscores."""
+    names = [name.replace("_", ".") for name in recent]
+    known = [{"name": name, "signal": "post_save", "formerly": [f"old.{name}"]} for name in names]
+    counted = [
+        {"receiver": name, "signal": "post_save", "delivered": 10_000, "failed": 500, "recent": figures}
+        for name, figures in zip(names, recent.values(), strict=True)
+    ]
+    stats: dict[str, Any] = {"receivers": counted, "partitions": {"0": {"lag_seconds": lag}}}
+    return Member(id_, "here", 1, "1", None, NOW, 0.0, alive, [0], known, stats, None)
+
+
+def partition(owner: str | None = "m1", number: int = 0) -> Partition:
+    return Partition(number, owner, None, 1, NOW, 0.0, 0.0, 0.0, 0.0, None)
+
+
+def parked(receiver: str, reason: str, documents: int = 3, due: float = 60.0) -> Parked:
+    return Parked(receiver, reason, documents, NOW + timedelta(seconds=due))
+
+
+def health(*members: Member, lanes: tuple[Parked, ...] = (), paused: tuple[str | None, ...] = ()) -> Health:
+    pauses = [Paused(one, NOW, "somebody") for one in paused]
+    return health_of(members, [partition()], lanes, pauses, NOW)
+
+
+GOOD = {"delivered": 100, "failed": 0, "refused": 0, "retried": 0}
+QUIET = dict.fromkeys(GOOD, 0)
+
+
+@pytest.mark.parametrize(
+    ("recent", "lanes", "word"),
+    [
+        (GOOD, (), "delivering"),
+        (QUIET, (), "idle"),
+        ({}, (), "idle"),
+        ({**QUIET, "failed": 1}, (), "failing"),
+        ({**QUIET, "failed": 2_961}, (), "failing"),
+        ({**GOOD, "failed": 11}, (), "delivering"),
+        ({**GOOD, "failed": 12}, (), "failing"),
+        ({**GOOD, "refused": 12}, (), "failing"),
+        ({**GOOD, "retried": 100}, (), "delivering"),
+        ({**GOOD, "retried": 101}, (), "failing"),
+        (GOOD, ("retrying",), "delivering"),
+        (QUIET, ("retrying",), "failing"),
+        (GOOD, ("blocked",), "blocked"),
+        ({**QUIET, "failed": 5}, ("blocked",), "blocked"),
+        (GOOD, ("orphaned",), "blocked"),
+        (GOOD, ("paused",), "behind"),  # the pause has ended, and what it left is delivered now
+        (GOOD, ("retry",), "delivering"),
+        (QUIET, ("interrupted",), "idle"),
+    ],
+)
+def test_the_word_of_a_receiver(recent: dict[str, int], lanes: tuple[str, ...], word: str):
+    found = health(member(shop_mail=recent), lanes=tuple(parked("shop.mail", reason) for reason in lanes))
+    assert found.receivers[0][:3] == ("shop.mail", "post_save", word)
+    assert found.health == word
+    assert bool(found.receivers[0].why) == (word not in ("delivering", "idle"))
+    assert found.why == (f"shop.mail is {word}" if word in ("failing", "blocked", "behind") else "")
+
+
+def test_deliveries_that_are_overdue_are_behind():
+    for due, word in ((-9.0, "delivering"), (-10.0, "behind")):
+        found = health(member(shop_mail=GOOD), lanes=(parked("shop.mail", "interrupted", due=due),))
+        assert (found.health, found.receivers[0].health) == (word, word)
+
+
+def test_lag_is_behind():
+    for lag, word in ((9.9, "delivering"), (10.0, "behind"), (3_600.0, "behind")):
+        found = health(member(lag=lag, shop_mail=GOOD))
+        assert (found.health, found.receivers[0].health) == (word, word)
+    assert health(member(lag=60.0)).health == "behind"  # nobody has called a receiver yet
+
+
+def test_a_pause_by_an_earlier_name_and_of_everything():
+    both = member(shop_mail=GOOD, shop_index=QUIET)
+    one = health(both, paused=("old.shop.mail",), lanes=(parked("old.shop.mail", "paused"),))
+    assert [(each.receiver, each.health) for each in one.receivers] == [
+        ("shop.index", "idle"),
+        ("shop.mail", "paused"),
+    ]
+    assert (one.health, one.receivers[1].why) == ("idle", "3 documents wait")
+    every = health(both, paused=("shop.mail", "shop.index"))
+    assert (every.health, every.why) == ("paused", "every receiver is paused")
+    everything = health(member(shop_mail={**QUIET, "failed": 9}), paused=(None,))
+    assert (everything.health, [each.health for each in everything.receivers]) == ("paused", ["paused"])
+
+
+def test_a_group_is_as_its_worst_receiver():
+    bad = {**QUIET, "failed": 1}
+    one = member(a=GOOD, b=bad, c=QUIET, d=GOOD)
+    lanes = (parked("c", "blocked", 4_000), parked("d", "retry", due=-60.0))
+    found = health(one, lanes=lanes)
+    assert {each.receiver: each.health for each in found.receivers} == {
+        "a": "delivering",
+        "b": "failing",
+        "c": "blocked",
+        "d": "behind",
+    }
+    assert (found.health, found.why) == ("failing", "b is failing; c is blocked; d is behind")
+    assert health(one, lanes=lanes, paused=("b",)).health == "blocked"
+    assert health(one, lanes=lanes, paused=("b", "c")).health == "behind"
+    many = health(member(**{f"r{n}": bad for n in range(5)}))
+    assert many.why == "r0, r1, r2 and 2 more are failing"
+
+
+def test_what_members_did_is_taken_together():
+    assert health(member(a=GOOD), member("m2", a={**QUIET, "failed": 5})).health == "delivering"
+    assert health(member(a=QUIET), member("m2", a={**QUIET, "failed": 5})).health == "failing"
+    assert health(member(a=QUIET), member("m2", alive=False, a={**QUIET, "failed": 5})).health == "idle"
+
+
+def test_down():
+    nobody = health(member(alive=False, shop_mail=GOOD), lanes=(parked("shop.mail", "blocked"),))
+    assert (nobody.health, nobody.why) == ("down", "no dispatcher is alive")
+    assert [one.health for one in nobody.receivers] == ["down"]
+    without = health_of(
+        [member(shop_mail=GOOD)], [partition(), partition(None, 1), partition("gone", 2)], (), (), NOW
+    )
+    assert (without.health, without.why) == ("down", "nobody works on partition 1, 2")
+    assert [one.health for one in without.receivers] == ["delivering"]
+
+
+def test_a_receiver_that_nobody_has():
+    found = health(member(shop_mail=GOOD), lanes=(parked("shop.gone", "retrying", 7),))
+    gone = found.of("shop.gone", "post_save")
+    assert (gone.health, gone.why) == ("blocked", "7 documents wait, and no dispatcher that is alive has it")
+    assert found.health == "blocked"
+    assert found.of("shop.letters", "post_save").health == "down"
+    assert found.of("shop.mail", "post_save").health == "delivering"
+
+
+def test_what_another_version_or_an_editor_wrote_breaks_nothing():
+    odd = member(a=GOOD)
+    odd.receivers.append("nonsense")  # type: ignore[arg-type]
+    odd.receivers.append({"signal": "post_save"})
+    odd.stats["receivers"] += [7, {"signal": "x"}, {"receiver": "b", "signal": "post_save", "recent": "soon"}]
+    odd.stats["partitions"] = {"0": None}
+    found = health(odd)
+    assert {one.receiver: one.health for one in found.receivers} == {"a": "delivering", "b": "idle"}
+    odd.stats.clear()
+    assert health(odd).health == "idle"
+
+
+def test_it_is_part_of_what_is_told_of_a_group():
+    overview = Overview("g", NOW, 0.0, None, [partition()], [member(shop_mail={**QUIET, "failed": 1})])
+    told = overview.as_dict()["health"]
+    assert (told["health"], told["receivers"][0]["health"]) == ("failing", "failing")
+    assert told["receivers"][0]["receiver"] == "shop.mail"
+
+
+def test_what_happened_more_than_a_minute_ago_does_not_count():
+    figures, recent = ReceiverFigures("a", "post_save"), Recent()
+    figures.failed = 7  # before the first look: since the start of the process
+    assert recent.of(figures)["failed"] == 7
+    for second in range(200):
+        recent.note(1_000.0 + second, [figures])
+        if second == 10:
+            figures.failed += 5
+            figures.delivered += 1
+        told = recent.of(figures)
+        if second >= 10:
+            assert told["failed"] == (5 if second < 75 else 0) or 70 <= second <= 80
+    assert recent.of(figures) == {"delivered": 0, "failed": 0, "refused": 0, "retried": 0}
+    new = ReceiverFigures("b", "post_save")
+    new.retried = 3
+    assert recent.of(new)["retried"] == 3
+
+
+def test_each_word_is_in_the_documentation():
+    text = (DOCS / "how-to" / "monitoring.md").read_text()
+    section = text.split("## In a word\n", 1)[1].split("\n## ", 1)[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == set(WORDS)

@@ -17,7 +17,7 @@ from dispatcher.exceptions import DispatcherError, PositionError
 from dispatcher.failures import in_short
 from dispatcher.measuring import duration
 from dispatcher.positions import PositionStore
-from dispatcher.preparing import group_of, routes_of
+from dispatcher.preparing import few_connections, group_of, routes_of
 from dispatcher.rights import create_role, missing, needed, useful
 from dispatcher.routing import Routes
 from dispatcher.server import Server
@@ -136,6 +136,8 @@ class _Checks:
     async def all(self) -> AsyncIterator[Finding]:
         """In an order in which one thing that is wrong is not reported as many."""
         yield await self._version()
+        if 0 < self._server.connections < self._settings.concurrency:
+            yield Finding("warning", "connections", *few_connections(self._server, self._settings))
         rights = [finding async for finding in self._rights()]
         for finding in rights:
             yield finding

@@ -17,6 +17,7 @@ from bson.codec_options import CodecOptions
 from dispatcher.calling import Caller
 from dispatcher.dead_letters import DeadLetters
 from dispatcher.delivery_log import log_delivered, log_parked
+from dispatcher.echoes import Echoes
 from dispatcher.events import Calls, Change, Job
 from dispatcher.failing import Failing, Try
 from dispatcher.instances import keywords_of, untouched
@@ -38,6 +39,9 @@ __all__ = ["Deliverer"]
 
 # Seconds of waiting that make room for others if it is done in the database, which takes some milliseconds.
 _ROOM_FOR: Final = 0.3
+
+# Seconds after its commit for which a change may come from a delivery that has just ended.
+_RECENT: Final = 2
 
 
 class _Known(NamedTuple):
@@ -122,6 +126,7 @@ class Deliverer:
         self._caller = Caller(
             cutting, timeout, slow_after=slow_after, on_abandoned=self._on_abandoned if leaves else None
         )
+        self._echoes = Echoes()
         # By the identity of the receiver, which they keep alive.
         self._known: dict[int, _Known] = {}
 
@@ -152,6 +157,24 @@ class Deliverer:
         if change is None:
             assert job.errand is not None
             return job.errand()
+        if change.cluster_time.time + _RECENT < time() + self._stats.clock_offset:  # there is a backlog
+            return self._work(job, change)
+        return self._work_in_pace(job, change)
+
+    async def _work_in_pace(self, job: Job, change: Change) -> None:
+        """Slow down receivers that answer themselves."""
+        key = change.key
+        echoes = self._echoes.count(key, change.wall_time, self._stats.clock_offset)
+        if echoes:
+            names = (receiver.name for calls in job.calls for receiver in calls.receivers)
+            seconds = self._echoes.pause(echoes, names, ".".join(change.namespace), change.id)
+            if seconds:
+                await self._pause(seconds)
+        began = now()
+        await self._work(job, change)
+        self._echoes.delivered(key, began, echoes)
+
+    def _work(self, job: Job, change: Change) -> Coroutine[Any, Any, None]:
         if len(job.calls) == 1:
             calls = job.calls[0]
             if ask_hops() == calls.hops + 1 <= MOST_HOPS:  # as nearly always: workers are started like this

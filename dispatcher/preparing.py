@@ -27,6 +27,7 @@ from mongoz import Registry
 
 __all__ = [
     "Prepared",
+    "few_connections",
     "group_of",
     "routes_of",
     "set_up",
@@ -80,6 +81,12 @@ def routes_of(registry: Registry, settings: Settings, group: str) -> Routes:
         "post_update or post_delete receiver that may run in the dispatcher.",
         remedy="Is the module with the receivers imported? Name it with --import MODULE.",
     )
+
+
+def few_connections(server: Server, settings: Settings) -> tuple[str, str]:
+    """What to say where receivers wait for each other's connections, and the remedy."""
+    text = f"Up to {settings.concurrency} receivers at once share maxPoolSize={server.connections} connections"
+    return text, "Raise maxPoolSize in the URL, or lower --concurrency to it."
 
 
 @dataclass

@@ -9,6 +9,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 import pymongo
 from pymongo import AsyncMongoClient
+from pymongo.common import MAX_POOL_SIZE
 from pymongo.errors import ConfigurationError, OperationFailure, PyMongoError
 
 from dispatcher.exceptions import ApplicationError, CannotConnect, DispatcherError, NotAReplicaSet, ServerError
@@ -17,7 +18,7 @@ from dispatcher.observe import get_logger
 from dispatcher.retrying import pause_after
 from dispatcher.settings import Settings
 from mongoz import Registry
-from mongoz.connection.address import first_seed, without_options
+from mongoz.connection.address import first_seed, named_options, without_options
 from mongoz.exceptions import ImproperlyConfigured
 from mongoz.signals.options import Retry
 
@@ -119,6 +120,12 @@ class Server:
             heartbeatFrequencyMS=_HEARTBEAT_MS,
             socketTimeoutMS=None,
         )
+
+    @property
+    def connections(self) -> int:
+        """How many connections the application's client may have; 0 is no limit."""
+        given = named_options(self._url).get("maxpoolsize", "")
+        return int(given) if given.isdecimal() else MAX_POOL_SIZE
 
     async def check(self, client: AsyncMongoClient[Any]) -> None:
         """Look whether this server has change streams.

@@ -19,13 +19,14 @@ from dispatcher.observe import Stats, get_logger
 from dispatcher.observing import Observer
 from dispatcher.pipeline import Pipeline
 from dispatcher.positions import PositionStore
-from dispatcher.preparing import group_of, routes_of, warn_of_oddities
+from dispatcher.preparing import few_connections, group_of, routes_of, warn_of_oddities
 from dispatcher.retention import forget_old_letters
 from dispatcher.rights import require_state
 from dispatcher.saved import Layout
 from dispatcher.server import Server, close, closing
 from dispatcher.sessions import Sessions
 from dispatcher.settings import Settings
+from dispatcher.silent import require_changes
 from dispatcher.state import index_state, keep_deliveries_for
 from dispatcher.watchdog import Watchdog
 from dispatcher.works import Works
@@ -156,6 +157,9 @@ class Service:
         """Look whether the server will do, and join the others."""
         async with self._server.patient_client() as client:
             await self._server.check(client)
+        if 0 < self._server.connections < self.settings.concurrency:
+            text, remedy = few_connections(self._server, self.settings)
+            log.warning(f"{text}, and wait for each other", action="connections.few", remedy=remedy)
         client, watching = self._server.lasting_client(), self._server.watching_client()
         try:
             return client, watching, *await self._join(client, watching)
@@ -176,6 +180,7 @@ class Service:
         async def join() -> tuple[Works, bool]:
             # What can't be is said before anything is written.
             await require_state(client, self.settings.state_database)
+            await require_changes(client, self.routes)
             await admit(store, self.settings, self._application)
             works = await self._works(client, watching, members.sessions)
             begun = await record(await store.load())

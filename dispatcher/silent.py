@@ -4,14 +4,19 @@ from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
+from pymongo import AsyncMongoClient
+from pymongo.errors import OperationFailure
+
+from dispatcher.exceptions import ServerError
+from dispatcher.failures import Kind, kind_of
 from dispatcher.routing import Routes
-from dispatcher.watched import Watched
+from dispatcher.watched import Watched, watched_collections
 from mongoz import Document, Registry
 from mongoz.fields.storage import stored_names
 from mongoz.signals.names import POST
 from mongoz.signals.receivers import Receiver
 
-__all__ = ["Silent", "silent_receivers", "without_changes"]
+__all__ = ["Silent", "require_changes", "silent_receivers", "without_changes"]
 
 
 class Silent(NamedTuple):
@@ -67,6 +72,23 @@ def without_changes(watched: Iterable[Watched], routes: Routes) -> Iterator[Sile
                         f"{one.name} is a {one.kind}, which has no changes",
                         "Point Meta.collection and Meta.watch to plain collections, or disconnect it.",
                     )
+
+
+async def require_changes(client: AsyncMongoClient[Any], routes: Routes) -> None:
+    """Refuse receivers of what has no changes: they would never be called.
+
+    Raises:
+        ServerError: there are such; names the first.
+        PyMongoError: as the driver has it.
+    """
+    try:
+        watched = await watched_collections(client, routes)
+    except OperationFailure as error:
+        if kind_of(error) is Kind.NO_ACCESS:  # what they are is not ours to know
+            return
+        raise
+    for one in without_changes(watched, routes):
+        raise ServerError(f"{one.receiver} of {one.place} never runs: {one.text}.", remedy=one.remedy)
 
 
 def _connected(routes: Routes) -> Iterator[tuple[Any, str, Receiver]]:

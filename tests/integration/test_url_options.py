@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 import mongoz
-from dispatcher.exceptions import CannotConnect
+from dispatcher.checking import check
+from dispatcher.exceptions import CannotConnect, ServerError
 from dispatcher.server import Server
 from dispatcher.service import Service
 from mongoz import U
@@ -145,3 +146,39 @@ def test_a_url_loses_options():
     assert without_options(url, {"w", "readpreference"}) == "mongodb://ada:p%3Fw@a,b:2/db?replicaSet=rs0"
     assert without_options("mongodb://a/?w=0", {"w"}) == "mongodb://a/"
     assert without_options("mongodb://a", {"w"}) == "mongodb://a"
+
+
+async def test_few_connections_for_many_receivers_are_named(mongo, database, foreign, capsys):
+    registry = mongoz.Registry(f"{mongo.url}&maxPoolSize=1", dispatched=database)
+
+    @post_save(document_of(registry, database), name="told")
+    async def told(sender, **kwargs):
+        pass
+
+    settings = settings_for(registry)
+    found = [finding async for finding in check(registry, settings) if finding.topic == "connections"]
+    assert "100 receivers at once share maxPoolSize=1" in found[0].text
+    async with dispatching(registry):
+        pass
+    assert "connections.few" in capsys.readouterr().out
+    few = [finding async for finding in check(registry, settings_for(registry, concurrency=1))]
+    assert not [finding for finding in few if finding.topic == "connections"]
+
+
+@pytest.mark.parametrize("kind", ["timeseries", "view"])
+async def test_a_start_refuses_what_has_no_changes(mongo, database, foreign, kind):
+    """It would run for ever, and deliver nothing."""
+    options = {"timeseries": {"timeField": "at"}} if kind == "timeseries" else {"viewOn": "others", "pipeline": []}
+    foreign.create_collection("users", **options)
+    registry = mongoz.Registry(mongo.url, dispatched=database)
+
+    @post_save(document_of(registry, database), name="told")
+    async def told(sender, **kwargs):
+        pass
+
+    with pytest.raises(
+        ServerError, match=f"told of User.post_save never runs: {database}.users is a {kind}"
+    ) as caught:
+        await Service(registry, settings_for(registry)).run(asyncio.Event())
+    assert "Meta.collection" in caught.value.remedy
+    assert foreign.client[f"{database}_state"].list_collection_names() == []

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import importlib
 import inspect
 import io
 import os
@@ -88,21 +89,24 @@ async def run_page(page: str, mongo: EmbeddedMongo, database: str) -> int:
     return outputs
 
 
-@pytest.mark.parametrize(
-    ("page", "outputs"),
-    [
-        ("docs/guide/documents.md", 5),
-        ("docs/guide/fields.md", 6),
-        ("docs/guide/queries.md", 10),
-        ("docs/guide/indexes.md", 4),
-        ("docs/guide/transactions.md", 6),
-        ("docs/guide/signals.md", 16),
-        ("docs/how-to/requests.md", 5),
-        ("docs/coming-from/mongoz.md", 1),
-        ("docs/coming-from/beanie.md", 1),
-        ("docs/coming-from/mongoengine.md", 1),
-    ],
-)
+# What is run as a whole, and how many of its blocks have their output shown.
+GUIDES = {
+    "docs/guide/delivery.md": 0,
+    "docs/guide/dispatcher.md": 0,
+    "docs/guide/documents.md": 5,
+    "docs/guide/fields.md": 6,
+    "docs/guide/queries.md": 10,
+    "docs/guide/indexes.md": 4,
+    "docs/guide/transactions.md": 6,
+    "docs/guide/signals.md": 16,
+    "docs/how-to/requests.md": 5,
+    "docs/coming-from/mongoz.md": 1,
+    "docs/coming-from/beanie.md": 1,
+    "docs/coming-from/mongoengine.md": 1,
+}
+
+
+@pytest.mark.parametrize(("page", "outputs"), GUIDES.items())
 async def test_guides_work_as_printed(page: str, outputs: int, mongo: EmbeddedMongo, database: str):
     assert await run_page(page, mongo, database) >= outputs
 
@@ -112,6 +116,57 @@ def test_python_in_all_pages_compiles(page: str):
     for block in blocks(page):
         if block.language == "python":
             compile(block.text, f"{page}:{block.line}", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+
+def test_every_page_that_shows_code_is_run():
+    """Blocks with a title are files of an example: they are run by other tests, or looked at below."""
+    shown = {page for page in PAGES for block in blocks(page) if block.language == "python" and not block.title}
+    assert shown == set(GUIDES)
+
+
+def code_of(page: str) -> str:
+    """All Python of a page as one file, each line where it is in the page."""
+    lines = [""] * (PAGES[page].read_text().count("\n") + 1)
+    for block in blocks(page):
+        if block.language == "python":
+            lines[block.line - 1 : block.line - 1 + block.text.count("\n")] = block.text.splitlines()
+    return "\n".join(lines) + "\n"
+
+
+WITH_CODE = [page for page in PAGES if code_of(page).strip()]
+
+
+@pytest.mark.parametrize("page", WITH_CODE)
+def test_python_in_all_pages_has_names_for_what_it_uses(page: str):
+    """F821 is an undefined name: something that the page neither imports nor defines further up."""
+    command = ["ruff", "check", "--isolated", "--select", "F821,F823", "--target-version", "py311"]
+    ran = subprocess.run(
+        [sys.executable, "-m", *command, "--output-format", "concise", "--stdin-filename", page + ".py", "-"],
+        input=code_of(page),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout
+
+
+@pytest.mark.parametrize("page", WITH_CODE)
+def test_python_in_all_pages_imports_what_there_is(page: str):
+    own = {
+        block.title.removesuffix(".py").replace("/", ".").split(".")[0] for block in blocks(page) if block.title
+    }
+    for node in ast.walk(ast.parse(code_of(page))):
+        if isinstance(node, ast.Import):
+            imported = [(alias.name, None) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            imported = [(node.module or "", alias.name) for alias in node.names]
+        else:
+            continue
+        for module, name in imported:
+            if module.split(".")[0] in own:
+                continue
+            found = importlib.import_module(module)
+            assert name is None or hasattr(found, name), f"{page}:{node.lineno} imports {name} from {module}"
 
 
 @contextlib.contextmanager

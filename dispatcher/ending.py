@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from dispatcher.exceptions import ExitCode
 from dispatcher.observe import get_logger
+from dispatcher.writer import finish
 
 __all__ = ["PATIENCE", "Deadline", "leave_in_time"]
 
@@ -92,7 +93,7 @@ def _say_what_is_left(loop: asyncio.AbstractEventLoop | None) -> None:
         main=_place(frames.get(main.ident or 0)),
         remedy="have threads be daemons, and let tasks be cancelled",
     )
-    sys.stdout.flush()
+    finish()
 
 
 def _tasks_of(loop: asyncio.AbstractEventLoop | None) -> list[str]:

@@ -21,6 +21,7 @@ from dispatcher.ending import PATIENCE, Deadline
 from dispatcher.exceptions import DispatcherError, ExitCode
 from dispatcher.garbage import collecting
 from dispatcher.observe import get_logger
+from dispatcher.writer import say_at_once
 
 __all__ = ["run"]
 
@@ -213,9 +214,7 @@ class _Signals:
         if number in _FORCING:
             self._seen.append(number)
         if len(self._seen) > 1:
-            with suppress(OSError):
-                os.set_blocking(2, False)  # nobody may read it
-                os.write(2, b"forced to stop\n")
+            say_at_once(b"forced to stop\n")
             os._exit(ExitCode.FORCED)
         if self._within is not None:
             self._deadline.order(self._within, ExitCode.FORCED, self._loop)

@@ -69,6 +69,7 @@ class Snapshot(NamedTuple):
         oplog_ends: likewise of the newest.
         oplog_spare: seconds until the oplog is full and forgets its oldest entries, estimated.
         loop_delay: seconds by which the event loop was late at most, lately.
+        dropped_lines: of the log and of what receivers print, that could not be written.
     """
 
     group: str
@@ -87,6 +88,7 @@ class Snapshot(NamedTuple):
     oplog_ends: float | None = None
     oplog_spare: float = 0.0
     loop_delay: float = 0.0
+    dropped_lines: int = 0
 
 
 def _by_receiver(
@@ -225,6 +227,13 @@ METRICS: Final = (
         lambda s: s.stats.lease_changes,
     ),
     Described("gaps", "counter", (), "Gaps that were recorded: changes that nobody gets.", lambda s: s.stats.gaps),
+    Described(
+        "log_lines_dropped",
+        "counter",
+        (),
+        "Lines of the log, and of what receivers print, that could not be written within a second.",
+        lambda s: s.dropped_lines,
+    ),
     # How long it took.
     Described(
         "delivery_latency_seconds",

@@ -1,8 +1,11 @@
-"""What the daemon says about itself: structured logs, and the counters behind them."""
+"""What the daemon says about itself: structured logs, and the counters behind them.
+
+A thread writes the lines: nothing waits for the log, and nothing ends because it can't be written.
+"""
 
 import logging
 import sys
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import islice
 from typing import Any, Final
@@ -13,6 +16,7 @@ import structlog
 from dispatcher.describing import trace_of, words_of
 from dispatcher.measuring import MOST_RECEIVERS, ReceiverFigures
 from dispatcher.redacting import escaped, names_a_secret, redacted, shortened
+from dispatcher.writer import free
 
 __all__ = ["Stats", "configure_logging", "get_logger"]
 
@@ -83,6 +87,9 @@ def get_logger() -> Any:
 def configure_logging(log_format: str, level: str) -> None:
     """Set structlog up for this process; logs go to stderr.
 
+    From then on whatever else is written to `sys.stderr` takes the same way. Lines of other loggers, for which the
+    application has no handler, become lines of this one.
+
     Args:
         log_format: `"console"`, `"json"`, or `"auto"`: console on a terminal.
         level: `"debug"`, `"info"`, `"warning"` or `"error"`.
@@ -97,20 +104,54 @@ def configure_logging(log_format: str, level: str) -> None:
             ),
         )
         if console
-        else (structlog.processors.JSONRenderer(),)
+        else (structlog.processors.JSONRenderer(), _in_visible_ascii)
     )
+    processors = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _with_traceback,
+        _described,
+        *renderers,
+    ]
+    number = logging.getLevelNamesMapping()[level.upper()]
+    free("stderr", _named_dropped(processors))
     structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            _with_traceback,
-            _described,
-            *renderers,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
+    logging.lastResort = _Others(logging.WARNING)
+
+
+def _named_dropped(processors: Sequence[Any]) -> Callable[[int], str]:
+    """Makes the line that says how many were dropped, whatever the level of the log is."""
+    returned = structlog.wrap_logger(
+        structlog.ReturnLogger(), processors=processors, wrapper_class=structlog.make_filtering_bound_logger(0)
+    )
+
+    def named(count: int) -> str:
+        line: str = returned.error(
+            f"{count} log lines were dropped: stderr could not be written", action="log.dropped", dropped=count
+        )
+        return f"{line}\n"
+
+    return named
+
+
+class _Others(logging.Handler):
+    """Has what libraries log appear among our own lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            said = record.getMessage()
+        except Exception:  # its arguments don't fit
+            said = words_of(record.msg)
+        error = record.exc_info[1] if record.exc_info else None
+        if record.levelno >= logging.ERROR:
+            get_logger().error(said, action="library.error", logger=record.name, exc_info=error)
+        else:
+            get_logger().warning(said, action="library.warning", logger=record.name, exc_info=error)
 
 
 def _with_traceback(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -125,6 +166,11 @@ def _with_traceback(_logger: Any, _method: str, event: MutableMapping[str, Any])
 def _described(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """What a line is made of: of a bearable length, without secrets, and nothing that a renderer must ask."""
     return {key: _plain(value) for key, value in event.items()}
+
+
+def _in_visible_ascii(_logger: Any, _method: str, line: str) -> str:
+    """JSON has escapes for all control characters but one."""
+    return line.replace("\x7f", "\\u007f")
 
 
 def _plain(value: Any, depth: int = 0) -> Any:

@@ -17,6 +17,7 @@ from dispatcher.metrics import Snapshot
 from dispatcher.observe import Stats, get_logger
 from dispatcher.overview import Counts
 from dispatcher.settings import Settings
+from dispatcher.writer import dropped_lines
 from mongoz import __version__
 
 __all__ = ["Observer", "Phase"]
@@ -178,6 +179,7 @@ class Observer:
             oplog_ends=oplog and oplog.ends,
             oplog_spare=oplog.spare if oplog else 0.0,
             loop_delay=max(self._delays),
+            dropped_lines=dropped_lines(),
         )
 
     def rates(self) -> dict[str, float]:

@@ -1,7 +1,5 @@
 """`dispatcher run`."""
 
-import io
-import sys
 from functools import partial
 from typing import Annotated, Final, Literal
 
@@ -10,6 +8,7 @@ import typer
 from dispatcher.application import load_registry
 from dispatcher.cli.options import App, Import, default, flag, make_settings
 from dispatcher.observe import configure_logging
+from dispatcher.writer import free
 
 __all__ = ["add_to"]
 
@@ -61,9 +60,6 @@ def _run(  # noqa: PLR0913 - one parameter per flag
 
     Example: `dispatcher run shop.models:registry --import shop.receivers`
     """
-    # What receivers print must not be lost in a buffer when the process is killed: the position would be past it.
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)
     settings = make_settings(
         url=url,
         deliver_everything=deliver_everything,
@@ -93,6 +89,7 @@ def _run(  # noqa: PLR0913 - one parameter per flag
         log_level=log_level,
     )
     configure_logging(settings.log_format, settings.log_level)
+    free("stdout", "{} lines were dropped: stdout could not be written\n".format)
     from dispatcher import service  # noqa: PLC0415 - the driver is only loaded by who connects
     from dispatcher.tracing import exporting  # noqa: PLC0415 - likewise
     from dispatcher.web.server import Web  # noqa: PLC0415 - likewise

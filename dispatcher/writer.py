@@ -1,0 +1,248 @@
+"""Output that nobody waits for: a thread writes it, and what can't be written is dropped and counted.
+
+Whoever logs must not be stopped by the log: a disk may be full, the reader of a pipe may be gone, or not read.
+Only the thread waits for these, in a blocking write. Lines that it can't write within a second are dropped, and so
+are the oldest where too many wait. It says how many once it can write again.
+"""
+
+import atexit
+import io
+import os
+import select
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from time import monotonic, sleep
+from typing import Any, Final, Literal
+
+__all__ = ["Writer", "dropped_lines", "finish", "free", "say_at_once"]
+
+# Seconds after which a line that can't be written is dropped; and that the end of the process waits for the rest.
+_PATIENCE: Final = 1.0
+_LONGEST_END: Final = 5.0
+
+# Seconds between two attempts where writing fails at once.
+_PAUSE: Final = 0.1
+
+# What waits at most, and bytes that are written at once.
+_MOST_LINES: Final = 20_000
+_MOST_BYTES: Final = 8_000_000
+_BATCH: Final = 65_536
+
+
+class Writer:
+    """Writes to a file descriptor. Never raises, and never waits but in `flush`.
+
+    It has a copy of the descriptor, so that nobody else can close it.
+
+    Args:
+        descriptor: where to.
+        name_dropped: makes the line that says how many were dropped.
+    """
+
+    def __init__(self, descriptor: int, name_dropped: Callable[[int], str]) -> None:
+        self._descriptor = os.dup(descriptor)
+        self._name_dropped = name_dropped
+        self._dropped = 0
+        self._reset()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._reset)  # what waits there is the parent's
+
+    def _reset(self) -> None:
+        # Re-entrant: the garbage collector may call something that warns while a line is added.
+        self._changed = threading.Condition(threading.RLock())
+        self._waiting: deque[tuple[float, bytes]] = deque()
+        self._bytes = 0
+        self._unnamed = 0
+        self._rest = b""  # of a line that is written in part
+        self._since: float | None = None  # the write at hand has not got on
+        self._fails = False
+        self._thread: threading.Thread | None = None
+
+    @property
+    def dropped(self) -> int:
+        """Lines that were dropped so far."""
+        with self._changed:
+            self._drop()
+            return self._dropped
+
+    def write(self, data: bytes) -> None:
+        """Have it written soon."""
+        with self._changed:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="dispatcher-log", daemon=True)
+                self._thread.start()
+            self._waiting.append((monotonic(), data))
+            self._bytes += len(data)
+            self._drop()
+            self._changed.notify_all()
+
+    def flush(self) -> None:
+        """Wait until everything is written, or can't be."""
+        end = monotonic() + _LONGEST_END
+        with self._changed:
+            while self._waiting or self._since is not None:
+                if self._is_stuck() or monotonic() > end:
+                    return
+                self._changed.wait(_PAUSE)
+
+    def _drop(self) -> None:
+        while self._waiting and (len(self._waiting) > _MOST_LINES or self._bytes > _MOST_BYTES):
+            self._drop_one()
+        if self._waiting and self._is_stuck():
+            too_old = monotonic() - _PATIENCE
+            while self._waiting and self._waiting[0][0] < too_old:
+                self._drop_one()
+
+    def _drop_one(self) -> None:
+        _, data = self._waiting.popleft()
+        self._bytes -= len(data)
+        self._dropped += 1
+        self._unnamed += 1
+
+    def _is_stuck(self) -> bool:
+        """Whether nothing could be written for long. The thread itself may have had no chance to run, so ask."""
+        if self._since is None or monotonic() - self._since < _PATIENCE:
+            return False
+        return self._fails or not _can_take(self._descriptor)
+
+    # -- the thread ------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._waiting and not self._unnamed and not self._rest:
+                    self._since = None
+                    self._changed.notify_all()
+                    self._changed.wait()
+                self._since = self._since or monotonic()
+                lines, named = self._take(), self._unnamed
+            notice = self._name_dropped(named).encode() if named else b""
+            written = self._write_some(b"".join((self._rest, notice, *(data for _, data in lines))))
+            with self._changed:
+                self._settle(lines, named, notice, written)
+
+    def _take(self) -> list[tuple[float, bytes]]:
+        lines: list[tuple[float, bytes]] = []
+        size = 0
+        while self._waiting and size < _BATCH:
+            lines.append(self._waiting.popleft())
+            size += len(lines[-1][1])
+        self._bytes -= size
+        return lines
+
+    def _write_some(self, data: bytes) -> int:
+        """How many bytes could be written; pauses where none could."""
+        try:
+            written = os.write(self._descriptor, data)
+        except BlockingIOError:  # somebody made it non-blocking
+            self._fails = False
+            _can_take(self._descriptor, _PAUSE)
+            return 0
+        except OSError:
+            self._fails = True
+            sleep(_PAUSE)
+            return 0
+        self._fails = False
+        return written
+
+    def _settle(self, lines: list[tuple[float, bytes]], named: int, notice: bytes, written: int) -> None:
+        """Have lines wait again that were not written, and remember the rest of one that was cut."""
+        if written:
+            self._since = monotonic()
+        left = written - len(self._rest)
+        self._rest = self._rest[written:]
+        if named and left > 0:
+            self._unnamed -= named
+            self._rest = notice[left:]
+            left -= len(notice)
+        while lines and left > 0:
+            _, data = lines.pop(0)
+            self._rest = data[left:]
+            left -= len(data)
+        self._waiting.extendleft(reversed(lines))
+        self._bytes += sum(len(data) for _, data in lines)
+        self._drop()
+        self._changed.notify_all()
+
+
+def _can_take(descriptor: int, within: float = 0.0) -> bool:
+    """Whether something can be written to a descriptor without waiting for longer than some seconds."""
+    asked = select.poll()
+    asked.register(descriptor, select.POLLOUT)
+    return bool(asked.poll(within * 1_000))
+
+
+class _Bytes(io.RawIOBase):
+    """The bytes of a stream."""
+
+    def __init__(self, writer: Writer, descriptor: int) -> None:
+        self._writer = writer
+        self._descriptor = descriptor
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        taken = bytes(data)
+        self._writer.write(taken)
+        return len(taken)
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self._descriptor)
+
+
+class _Stream(io.TextIOWrapper):
+    """What stands for `sys.stderr` or `sys.stdout`: whatever writes to it waits for nobody. It can't be closed."""
+
+    def __init__(self, writer: Writer, descriptor: int, encoding: str) -> None:
+        bytes_ = _Bytes(writer, descriptor)
+        super().__init__(bytes_, encoding, "backslashreplace", newline="\n", line_buffering=True)  # type: ignore[arg-type]
+        self.writer = writer
+        atexit.register(self.finish)
+
+    def finish(self) -> None:
+        """Wait until everything is written, or can't be."""
+        self.flush()
+        self.writer.flush()
+
+    def close(self) -> None:
+        """Only write what is left over."""
+        self.flush()
+
+
+def free(name: Literal["stdout", "stderr"], name_dropped: Callable[[int], str]) -> None:
+    """Have nothing in this process wait for stdout or stderr. An object that somebody put in its place stays.
+
+    Args:
+        name: which.
+        name_dropped: makes the line that says how many were dropped.
+    """
+    stream = getattr(sys, name)
+    if stream is not None and stream is getattr(sys, f"__{name}__"):
+        descriptor = stream.fileno()
+        setattr(sys, name, _Stream(Writer(descriptor, name_dropped), descriptor, stream.encoding))
+
+
+def dropped_lines() -> int:
+    """Lines that could not be written."""
+    return sum(stream.writer.dropped for stream in (sys.stdout, sys.stderr) if isinstance(stream, _Stream))
+
+
+def finish() -> None:
+    """Wait until all is written, or can't be: for an end of the process that Python does not see."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.finish() if isinstance(stream, _Stream) else stream.flush()
+
+
+def say_at_once(text: bytes) -> None:
+    """Write to stderr from a signal handler, if that is possible without waiting."""
+    with suppress(OSError):
+        if _can_take(2):
+            os.write(2, text)

@@ -1,0 +1,252 @@
+"""A log that can't be written, and descriptors that are closed, decide about nothing else."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dispatcher.exceptions import ExitCode
+from tests.acceptance.test_run import write_app
+from tests.support import ROOT, eventually_sync
+
+# Each delivery says much on stderr, in several ways, and notes on disk that it was made.
+RECEIVERS = """
+import asyncio, logging, os, sys, warnings
+@post_save(Thing, retry=1)
+async def noisy(sender, instance, **kwargs):
+    with open("delivered", "a") as file:
+        file.write(instance.name + chr(10))
+    if os.environ.get("CLOSES"):
+        sys.stderr.close()
+    logging.getLogger("shop").error("a library says %s", instance.name)
+    print("to stderr", file=sys.stderr)
+    if os.environ.get("PRINTS"):
+        print("p" * 5000)
+    asyncio.get_running_loop().call_exception_handler({"message": "somebody's task failed"})
+    raise ValueError("no luck " * int(os.environ.get("WORDS", "3000")))
+"""
+COUNT = 20
+
+
+class Running:
+    """A dispatcher with descriptors of the test's choice.
+
+    Attributes:
+        port: where it answers over HTTP.
+    """
+
+    def __init__(self, app: str, cwd: Path, port: int, *arguments: str, shell: str = "", **streams: Any) -> None:
+        self.port = port
+        self._cwd = cwd
+        command = [sys.executable, "-m", "dispatcher", "run", app, "--http", f"127.0.0.1:{port}", *arguments]
+        if shell:
+            command = ["/bin/sh", "-c", f'exec "$@" {shell}', "sh", *command]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **streams.pop("env", {})}
+        self.process = subprocess.Popen(command, cwd=cwd, env=environment, **streams)
+        self._is_told = False
+
+    def terminate(self, times: int = 1) -> None:
+        for _ in range(0 if self._is_told else times):
+            self.process.send_signal(signal.SIGTERM)
+        self._is_told = True
+
+    def get(self, path: str) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as answer:
+            return answer.read().decode()
+
+    def is_ready(self) -> bool:
+        assert self.process.poll() is None
+        with suppress(OSError):
+            return bool(self.get("/readyz"))
+        return False
+
+    def delivered(self) -> int:
+        assert self.process.poll() is None
+        path = self._cwd / "delivered"
+        return len(path.read_text().split()) if path.exists() else 0
+
+    def dropped(self) -> float:
+        (line,) = [one for one in self.get("/metrics").splitlines() if "log_lines_dropped_total{" in one]
+        return float(line.split()[-1])
+
+
+@pytest.fixture
+def running(tmp_path, mongo, database, foreign):
+    app = write_app(tmp_path, mongo.url, receivers=RECEIVERS, database=database)
+
+    @contextmanager
+    def run(*codes: int, **options: Any) -> Iterator[Running]:
+        codes = codes or (ExitCode.OK,)
+        arguments = ("--state-database", f"{database}_state", "--log-format", "json")
+        started = Running(app, tmp_path, free_port(), *arguments, **{"stdin": subprocess.DEVNULL, **options})
+        try:
+            eventually_sync(started.is_ready, within=60)
+            foreign["things"].insert_many([{"name": f"n{n}"} for n in range(COUNT)])
+            eventually_sync(lambda: started.delivered() == COUNT, within=60)
+            yield started
+            started.terminate()
+            assert started.process.wait(60) in codes
+        finally:
+            started.process.kill()
+            started.process.wait()
+
+    return run
+
+
+def free_port() -> int:
+
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@contextmanager
+def full_pipe() -> Iterator[tuple[int, int]]:
+    """The two ends of a pipe that takes nothing more."""
+    theirs, ours = os.pipe()
+    os.set_blocking(ours, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(ours, b"." * 4096)
+    os.set_blocking(ours, True)
+    try:
+        yield theirs, ours
+    finally:
+        os.close(theirs)
+        os.close(ours)
+
+
+def read_until(descriptor: int, enough: bytes, *, within: float = 60) -> bytes:
+    os.set_blocking(descriptor, False)
+    read = b""
+    deadline = time.monotonic() + within
+    while enough not in read:
+        assert time.monotonic() < deadline, read[-2_000:]
+        with suppress(BlockingIOError):
+            read += os.read(descriptor, 1_000_000)
+        time.sleep(0.01)
+    return read
+
+
+def test_a_pipe_that_nobody_reads_delays_no_delivery_and_no_end(running):
+    with full_pipe() as (_, ours), running(stderr=ours, stdout=subprocess.DEVNULL) as started:
+        eventually_sync(lambda: started.dropped() > 0, within=60)
+    # SIGTERM ended it, though nobody read.
+
+
+def test_what_was_dropped_is_named_once_the_pipe_is_read(running):
+    with full_pipe() as (theirs, ours), running(stderr=ours, stdout=subprocess.DEVNULL) as started:
+        eventually_sync(lambda: started.dropped() > 0, within=60)
+        read = read_until(theirs, b"log lines were dropped").decode()
+        (line,) = [one for one in read.lstrip(".").splitlines() if "log lines were dropped" in one]
+        assert '"action": "log.dropped"' in line
+        assert '"level": "error"' in line
+        started.terminate()
+        assert "log lines were dropped" not in read_until(theirs, b"dispatcher.stopped").decode()
+
+
+@pytest.mark.parametrize("what", ["full disk", "reader gone", "closed by a receiver"])
+def test_a_log_that_can_not_be_written_ends_nothing(what, running, tmp_path):
+    if what == "full disk":
+        with running(shell="2>/dev/full", stdout=subprocess.DEVNULL) as started:
+            eventually_sync(lambda: started.dropped() > 0, within=60)
+        return
+    if what == "reader gone":
+        theirs, ours = os.pipe()
+        os.close(theirs)
+        with running(stderr=ours, stdout=subprocess.DEVNULL) as started:
+            os.close(ours)
+            eventually_sync(lambda: started.dropped() > 0, within=60)
+        return
+    with (
+        (tmp_path / "log").open("wb") as log,
+        running(stderr=log, stdout=subprocess.DEVNULL, env={"CLOSES": "1"}),
+    ):
+        pass
+    said = (tmp_path / "log").read_text()
+    assert "dispatcher.stopped" in said.splitlines()[-1]
+    assert said.count('"action": "delivery.dead_lettered"') == COUNT
+
+
+def test_a_second_signal_ends_it_though_nobody_reads(running):
+    codes = (ExitCode.FORCED, ExitCode.OK)
+    with full_pipe() as (_, ours), running(*codes, stderr=ours, stdout=subprocess.DEVNULL) as started:
+        started.terminate(times=2)
+
+
+def test_what_receivers_print_delays_nothing(running):
+    with (
+        full_pipe() as (_, ours),
+        running(stdout=ours, stderr=subprocess.DEVNULL, env={"PRINTS": "1"}) as started,
+    ):
+        eventually_sync(lambda: started.dropped() > 0, within=60)
+
+
+def test_what_others_log_becomes_lines_too(running, tmp_path):
+    with (tmp_path / "log").open("wb") as log, running(stderr=log, stdout=subprocess.DEVNULL, env={"WORDS": "1"}):
+        pass
+    said = (tmp_path / "log").read_text()
+    assert said.count('"event": "a library says n') == COUNT
+    assert said.count('"logger": "shop"') == COUNT
+    assert said.count("somebody's task failed") == COUNT
+    assert said.splitlines().count("to stderr") == COUNT
+
+
+def test_megabytes_in_a_value_are_cut(running, tmp_path):
+    long = {"WORDS": "500000"}
+    with (tmp_path / "log").open("wb") as log, running(stderr=log, stdout=subprocess.DEVNULL, env=long):
+        pass
+    assert (tmp_path / "log").stat().st_size < COUNT * 250_000
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_descriptors_harm_nothing(closed, running):
+    with running(shell=closed, stdin=None, stdout=None if ">&-" in closed else subprocess.DEVNULL):
+        pass
+
+
+def test_the_children_of_a_command_have_descriptors_as_well(tmp_path):
+    ended = subprocess.run(
+        [
+            "/bin/sh",
+            "-c",
+            'exec "$@" <&- >&- 2>&-',
+            "sh",
+            sys.executable,
+            "-m",
+            "dispatcher",
+            "demo",
+            "--seconds",
+            "1",
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=110,
+        check=False,
+    )
+    assert ended.returncode == ExitCode.OK
+
+
+def test_the_last_error_comes_out(tmp_path, mongo, database):
+    app = write_app(tmp_path, mongo.url, receivers="raise RuntimeError('last words')", database=database)
+    ended = subprocess.run(
+        [sys.executable, "-m", "dispatcher", "run", app],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == ExitCode.APPLICATION
+    assert "last words" in ended.stderr
+    assert "remedy:" in ended.stderr

@@ -126,12 +126,12 @@ def configure_logging(log_format: str, level: str) -> None:
 
 def _named_dropped(processors: Sequence[Any]) -> Callable[[int], str]:
     """Makes the line that says how many were dropped, whatever the level of the log is."""
-    returned = structlog.wrap_logger(
+    log: Any = structlog.wrap_logger(
         structlog.ReturnLogger(), processors=processors, wrapper_class=structlog.make_filtering_bound_logger(0)
     )
 
     def named(count: int) -> str:
-        line: str = returned.error(
+        line: str = log.error(
             f"{count} log lines were dropped: stderr could not be written", action="log.dropped", dropped=count
         )
         return f"{line}\n"
@@ -148,10 +148,11 @@ class _Others(logging.Handler):
         except Exception:  # its arguments don't fit
             said = words_of(record.msg)
         error = record.exc_info[1] if record.exc_info else None
+        log = get_logger()
         if record.levelno >= logging.ERROR:
-            get_logger().error(said, action="library.error", logger=record.name, exc_info=error)
+            log.error(said, action="library.error", logger=record.name, exc_info=error)
         else:
-            get_logger().warning(said, action="library.warning", logger=record.name, exc_info=error)
+            log.warning(said, action="library.warning", logger=record.name, exc_info=error)
 
 
 def _with_traceback(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -118,6 +118,10 @@ class Writer:
                     self._changed.notify_all()
                     self._changed.wait()
                 self._since = self._since or monotonic()
+                self._drop()
+            if not _can_take(self._descriptor, _PAUSE):
+                continue
+            with self._changed:
                 lines, named = self._take(), self._unnamed
             notice = self._name_dropped(named).encode() if named else b""
             written = self._write_some(b"".join((self._rest, notice, *(data for _, data in lines))))

@@ -1,0 +1,62 @@
+"""Listening changes nothing: random calls of the ODM, whoever listens (see `tests/listening`).
+
+LISTENING_EXAMPLES=1000 makes a long run, of so many examples per test; LISTENING_SEED repeats one.
+"""
+
+import asyncio
+import os
+import random
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from pymongo import MongoClient
+
+from dispatcher.embedded import EmbeddedMongo
+from tests.conftest import DRIVER
+from tests.listening.calls import Scene
+from tests.listening.judging import faults
+from tests.listening.scenes import GROUPS, scenes
+from tests.listening.world import World
+
+EXAMPLES = int(os.environ.get("LISTENING_EXAMPLES") or 12)
+SEED = int(os.environ.get("LISTENING_SEED") or random.randrange(10**6))
+
+
+@pytest.fixture
+def runner() -> Iterator[asyncio.Runner]:
+    """One event loop for all examples: clients live in it."""
+    with asyncio.Runner() as made:
+        yield made
+
+
+@pytest.fixture
+def world(
+    mongo: EmbeddedMongo, _sync_client: MongoClient, database: str, runner: asyncio.Runner
+) -> Iterator[World]:
+    made = World(_sync_client, database)
+    runner.run(made.open(mongo.url, DRIVER))
+    yield made
+    runner.run(made.close())
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside another client"])
+@pytest.mark.parametrize("group", GROUPS)
+def test_listening_changes_nothing(world: World, runner: asyncio.Runner, group: str, beside: bool) -> None:
+    print(f"LISTENING_SEED={SEED}")
+
+    @seed(SEED)
+    @settings(
+        max_examples=EXAMPLES,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(scenes(group, foreign=beside))
+    def agrees(scene: Scene) -> None:
+        wrong = runner.run(faults(world, scene))
+        if wrong:
+            raise AssertionError("\n".join([str(scene), *wrong]))
+
+    agrees()

@@ -1,0 +1,342 @@
+"""Calls of the ODM as data, so that hypothesis can draw them, shorten them and show them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from bson import ObjectId
+
+from mongoz import U
+from tests.listening.documents import COLLECTION
+
+__all__ = [
+    "Call",
+    "Create",
+    "CreateMany",
+    "Delete",
+    "DeleteMany",
+    "Foreign",
+    "GetOrCreate",
+    "Query",
+    "Row",
+    "Save",
+    "Scene",
+    "Update",
+    "UpdateMany",
+    "Values",
+    "is_numbered",
+    "key",
+    "number_of",
+]
+
+Row = dict[str, Any]
+Values = Mapping[str, Any]
+
+
+def key(number: int) -> ObjectId:
+    """The `_id` of a document that has a number."""
+    return ObjectId(f"{number:024x}")
+
+
+def is_numbered(id_: ObjectId) -> bool:
+    """Whether it is an id of that kind."""
+    return not any(id_.binary[:11])
+
+
+def number_of(id_: ObjectId) -> int:
+    """The number."""
+    return id_.binary[11]
+
+
+def _with_key(values: Values) -> dict[str, Any]:
+    return {name: key(value) if name == "id" else value for name, value in values.items()}
+
+
+def _shown(values: Values, *before: str) -> str:
+    return ", ".join([*before, *(f"{name}={value!r}" for name, value in values.items())])
+
+
+@dataclass(frozen=True)
+class Query:
+    """What a queryset selects."""
+
+    filter: Values = field(default_factory=dict)
+    sort: tuple[str, int] | None = None
+    skip: int = 0
+    limit: int = 0
+
+    def __str__(self) -> str:
+        parts = [f".filter({_shown(self.filter)})"] if self.filter else []
+        parts += [f".sort{self.sort}"] if self.sort else []
+        parts += [f".{name}({value})" for name, value in (("skip", self.skip), ("limit", self.limit)) if value]
+        return "objects" + "".join(parts)
+
+    def of(self, document: Any) -> Any:
+        found = document.objects.filter(**_with_key(self.filter)) if self.filter else document.objects
+        found = found.sort(*self.sort) if self.sort else found
+        found = found.skip(self.skip) if self.skip else found
+        return found.limit(self.limit) if self.limit else found
+
+
+class Call:
+    """One call."""
+
+    def loads(self) -> int | None:
+        """The number of the document that the caller has loaded before."""
+        return None
+
+    async def run(self, document: Any, loaded: dict[Any, Any]) -> Any:
+        """Carry it out; returns what it returns.
+
+        Args:
+            document: the class.
+            loaded: instances by number; what the call makes by itself is put there too.
+        """
+        raise NotImplementedError
+
+    def fired(self) -> str:
+        """The `post_*` signal."""
+        raise NotImplementedError
+
+    @property
+    def query(self) -> Query | None:
+        """What it selects, for calls that do."""
+        return None
+
+
+@dataclass(frozen=True)
+class Create(Call):
+    """How: `create save objects`."""
+
+    how: str
+    values: Values
+
+    def __str__(self) -> str:
+        return f"{self.how}: create({_shown(self.values)})"
+
+    async def run(self, document: Any, loaded: dict[Any, Any]) -> Any:
+        values = _with_key(self.values)
+        if self.how == "objects":
+            return await document.objects.create(**values)
+        instance = loaded["new"] = document(**values)
+        return await (instance.save() if self.how == "save" else instance.create())
+
+    def fired(self) -> str:
+        return "post_save"
+
+
+@dataclass(frozen=True)
+class Save(Call):
+    """`save()` after these assignments, if any."""
+
+    number: int
+    values: Values
+
+    def __str__(self) -> str:
+        return f"{self.number}: save() after ({_shown(self.values)})"
+
+    def loads(self) -> int:
+        return self.number
+
+    async def run(self, document: Any, loaded: dict[Any, Any]) -> Any:
+        instance = loaded[self.number]
+        for name, value in self.values.items():
+            setattr(instance, name, value)
+        return await instance.save()
+
+    def fired(self) -> str:
+        return "post_save"
+
+
+def _shown_changes(values: Values, operations: tuple[tuple[str, Values], ...]) -> str:
+    shown = [f"U.{operator}({_shown(about)})" for operator, about in operations]
+    return _shown(values, *shown)
+
+
+def _changes(operations: tuple[tuple[str, Values], ...]) -> list[Any]:
+    return [
+        U.unset(*values) if operator == "unset" else getattr(U, operator)(**values)
+        for operator, values in operations
+    ]
+
+
+@dataclass(frozen=True)
+class Update(Call):
+    """`update()` of an instance."""
+
+    number: int
+    values: Values = field(default_factory=dict)
+    operations: tuple[tuple[str, Values], ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.number}: update({_shown_changes(self.values, self.operations)})"
+
+    def loads(self) -> int:
+        return self.number
+
+    async def run(self, document: Any, loaded: dict[Any, Any]) -> Any:
+        return await loaded[self.number].update(*_changes(self.operations), **self.values)
+
+    def fired(self) -> str:
+        return "post_update"
+
+
+@dataclass(frozen=True)
+class Delete(Call):
+    """`delete()` of an instance."""
+
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.number}: delete()"
+
+    def loads(self) -> int:
+        return self.number
+
+    async def run(self, document: Any, loaded: dict[Any, Any]) -> Any:
+        return await loaded[self.number].delete()
+
+    def fired(self) -> str:
+        return "post_delete"
+
+
+@dataclass(frozen=True)
+class CreateMany(Call):
+    """How: `create_many bulk_create document`."""
+
+    how: str
+    models: tuple[Values, ...]
+
+    def __str__(self) -> str:
+        return f"{self.how}([{', '.join(f'({_shown(values)})' for values in self.models)}])"
+
+    async def run(self, document: Any, loaded: dict[Any, Any]) -> Any:
+        models = [document(**_with_key(values)) for values in self.models]
+        loaded.update({("new", place): model for place, model in enumerate(models)})
+        if self.how == "document":
+            return await document.create_many(models)
+        return await getattr(document.objects, self.how)(models)
+
+    def fired(self) -> str:
+        return "post_save"
+
+
+@dataclass(frozen=True)
+class UpdateMany(Call):
+    """How: `update update_many bulk_update update_count`."""
+
+    how: str
+    selected: Query
+    values: Values = field(default_factory=dict)
+    operations: tuple[tuple[str, Values], ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.selected}.{self.how}({_shown_changes(self.values, self.operations)})"
+
+    async def run(self, document: Any, loaded: dict[Any, Any]) -> Any:
+        call = getattr(self.selected.of(document), self.how)
+        return await call(*_changes(self.operations), **self.values)
+
+    def fired(self) -> str:
+        return "post_update"
+
+    @property
+    def query(self) -> Query:
+        return self.selected
+
+
+@dataclass(frozen=True)
+class DeleteMany(Call):
+    """`delete()` of a queryset."""
+
+    selected: Query
+
+    def __str__(self) -> str:
+        return f"{self.selected}.delete()"
+
+    async def run(self, document: Any, loaded: dict[Any, Any]) -> Any:
+        return await self.selected.of(document).delete()
+
+    def fired(self) -> str:
+        return "post_delete"
+
+    @property
+    def query(self) -> Query:
+        return self.selected
+
+
+@dataclass(frozen=True)
+class GetOrCreate(Call):
+    """`get_or_create` of what has these values."""
+
+    lookups: Values
+    defaults: Values
+
+    def __str__(self) -> str:
+        return f"objects.get_or_create({dict(self.defaults)}, {_shown(self.lookups)})"
+
+    async def run(self, document: Any, loaded: dict[Any, Any]) -> Any:
+        return await document.objects.get_or_create(dict(self.defaults), **_with_key(self.lookups))
+
+    def fired(self) -> str:
+        return "post_save"
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """Another client's write of one document.
+
+    Attributes:
+        kind: `set inc unset replace insert delete`.
+        number: of the document.
+        values: what is set, added or inserted; the names of what is removed.
+    """
+
+    kind: str
+    number: int
+    values: Values = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"another client: {self.kind} {self.number} {dict(self.values) or ''}"
+
+    def command(self) -> Row:
+        """For the server."""
+        id_ = key(self.number)
+        match self.kind:
+            case "insert":
+                return {"insert": COLLECTION, "documents": [{"_id": id_, **self.values}]}
+            case "delete":
+                return {"delete": COLLECTION, "deletes": [{"q": {"_id": id_}, "limit": 1}]}
+            case "replace":
+                update: Row = dict(self.values)
+            case _:
+                update = {f"${self.kind}": dict(self.values)}
+        return {"update": COLLECTION, "updates": [{"q": {"_id": id_}, "u": update}]}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is there, what is called, and what another client writes.
+
+    Attributes:
+        kind: of the documents.
+        rows: what is there: by the number of the document.
+        calls: one after another.
+        within: None, or a transaction: `committed aborted`.
+        foreign: another client's write.
+        at: before which of the commands.
+    """
+
+    kind: str
+    rows: Mapping[int, Values]
+    calls: tuple[Call, ...]
+    within: str | None = None
+    foreign: Foreign | None = None
+    at: int = 0
+
+    def __str__(self) -> str:
+        rows = [f"    {number}: {dict(row)}" for number, row in self.rows.items()]
+        calls = [f"    {call}" for call in self.calls]
+        within = [f"in a transaction, {self.within}:"] if self.within else []
+        foreign = [f"{self.foreign} before command {self.at}"] if self.foreign else []
+        return "\n".join([f"{self.kind} documents:", *rows, *within, *calls, *foreign])

@@ -1,0 +1,115 @@
+"""Documents that differ in what they ask of their values, and the ways to listen to them."""
+
+from typing import Any, Final, NamedTuple, Self
+
+from pydantic import model_validator
+
+import mongoz
+
+__all__ = ["COLLECTION", "DEFAULTS", "KINDS", "LISTENED", "SILENT", "WAYS", "Way", "as_loaded", "fits", "make"]
+
+KINDS: Final = ("Bare", "Bounded", "Refusing", "Deriving", "Touched")
+
+COLLECTION: Final = "things"
+DEFAULTS: Final[dict[str, Any]] = {"n": 1, "m": 2, "s": "a", "tags": [], "u": None}
+
+
+class Way(NamedTuple):
+    """Who listens.
+
+    Attributes:
+        name: of the way.
+        signals: what receivers are connected to.
+        dispatched: whether the registry is.
+        delivery: of the `post_*` receivers.
+        muted: whether calls are.
+    """
+
+    name: str
+    signals: tuple[str, ...] = ()
+    dispatched: bool = False
+    delivery: str = "any"
+    muted: bool = False
+
+
+_PRE: Final = ("pre_save", "pre_update", "pre_delete")
+_POST: Final = ("post_save", "post_update", "post_delete")
+
+SILENT: Final = Way("nobody listens")
+LISTENED: Final = (
+    Way("a post receiver listens", _POST),
+    Way("a pre receiver listens", _PRE),
+    Way("muted", (*_PRE, *_POST), dispatched=True, muted=True),
+    Way("a post receiver listens, stamped", _POST, dispatched=True),
+    Way("the dispatcher listens", _POST, dispatched=True, delivery="dispatcher"),
+)
+WAYS: Final = (SILENT, *LISTENED)
+
+
+def make(registry: mongoz.Registry, database: str) -> dict[str, Any]:
+    """The documents, by kind; all in one collection."""
+    meta = type("Meta", (), {"registry": registry, "database": database, "collection": COLLECTION})
+
+    class Thing(mongoz.Document):
+        n: int = mongoz.Integer(default=1)
+        m: int = mongoz.Integer(default=2)
+        s: str = mongoz.String(default="a")
+        tags: list[str] = mongoz.Array(str, default=list)
+        u: int | None = mongoz.Integer(null=True)
+
+        class Meta:
+            abstract = True
+
+    class Bare(Thing):
+        Meta = meta
+
+    class Bounded(Thing):
+        n: int = mongoz.Integer(minimum=0, maximum=4, default=1)
+        s: str = mongoz.String(max_length=3, default="a")
+
+        Meta = meta
+
+    class Refusing(Thing):
+        Meta = meta
+
+        @model_validator(mode="after")
+        def _ordered(self) -> Self:
+            if self.n > self.m:
+                raise ValueError("n is more than m")
+            return self
+
+    class Deriving(Thing):
+        Meta = meta
+
+        @model_validator(mode="after")
+        def _derive(self) -> Self:
+            self.__dict__["m"] = 2 * self.n
+            return self
+
+    class Touched(Thing):
+        at: Any = mongoz.DateTime(auto_now=True)
+
+        Meta = meta
+
+    return {document.__name__: document for document in (Bare, Bounded, Refusing, Deriving, Touched)}
+
+
+def fits(kind: str, row: dict[str, Any]) -> bool:
+    """Whether a row is one that a document of this kind takes, and would have written."""
+    row = {**DEFAULTS, **row}
+    if not isinstance(row["n"], int):
+        return False
+    match kind:
+        case "Bounded":
+            return bool(0 <= row["n"] <= 4 and len(row["s"]) <= 3)
+        case "Refusing":
+            return bool(row["n"] <= row["m"])
+        case "Deriving":
+            return bool(row["m"] == 2 * row["n"])
+    return True
+
+
+def as_loaded(kind: str, row: dict[str, Any]) -> dict[str, Any]:
+    """What a document of this kind makes of a row."""
+    n = row.get("n", DEFAULTS["n"])
+    return {**row, "m": 2 * n} if kind == "Deriving" and isinstance(n, int) else row

@@ -1,0 +1,227 @@
+"""What must hold, whoever listens."""
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from tests.listening.calls import Call, DeleteMany, Row, Scene, UpdateMany, key
+from tests.listening.documents import LISTENED, SILENT, WAYS, as_loaded, fits
+from tests.listening.outcomes import Change, Outcome, Told, seen
+from tests.listening.world import World
+
+__all__ = ["faults"]
+
+_MISSING: Final = object()
+
+
+async def faults(world: World, scene: Scene) -> list[str]:
+    """Play a scene in all ways; returns what is wrong, in words."""
+    find = _beside_another_client if scene.foreign else _alone
+    return [fault async for fault in find(world, scene)]
+
+
+async def _alone(world: World, scene: Scene) -> AsyncIterator[str]:
+    silent = await world.run(SILENT, scene)
+    for way in LISTENED:
+        outcome = await world.run(way, scene)
+        for fault in (*_disagreements(silent, outcome), *_misinformed(scene, outcome)):
+            yield f"{way.name}: {fault}"
+
+
+async def _beside_another_client(world: World, scene: Scene) -> AsyncIterator[str]:
+    order = [await world.run(SILENT, scene, when) for when in ("before", "after")]
+    order += await _one_by_one(world, scene)
+    alone = [await world.run(SILENT, replace(scene, calls=()), "after")]
+    for way in WAYS:
+        outcome = await world.run(way, scene, "between")
+        if not outcome.reached:
+            continue
+        conflicted = scene.within is not None and outcome.conflicted
+        found = list(_torn(alone if conflicted else order, outcome))
+        if way is not SILENT:
+            found += _misinformed(scene, outcome)
+        errors = [each.error for each in order]
+        if outcome.error not in errors and not conflicted:
+            found.append(f"error: {_shown(outcome.error, errors)} where nobody listens")
+        for fault in found:
+            yield f"{way.name}: {fault}"
+
+
+async def _one_by_one(world: World, scene: Scene) -> list[Outcome]:
+    """What may become of each document where a skip or a limit picks some; picking and writing are two things."""
+    call = scene.calls[0]
+    if not isinstance(call, UpdateMany | DeleteMany) or not (call.selected.skip or call.selected.limit):
+        return []
+    everything = replace(call, selected=replace(call.selected, skip=0, limit=0))
+    whole = replace(scene, calls=(everything, *scene.calls[1:]))
+    return [await world.run(SILENT, whole, when) for when in ("before", "after")]
+
+
+def _disagreements(silent: Outcome, outcome: Outcome) -> Iterator[str]:
+    for name in ("error", "documents", "results", "instances"):
+        expected, found = getattr(silent, name), getattr(outcome, name)
+        if not _same(expected, found):
+            yield f"{name}: {_shown(found, [expected])} where nobody listens"
+
+
+def _shown(found: Any, expected: list[Any]) -> str:
+    """Two values, without what they have in common."""
+    rows = [found, *expected]
+    if all(isinstance(row, dict) for row in rows):
+        names = {name for row in rows for name in row}
+        common = {n for n in names if all(n in row and _same(row[n], found.get(n)) for row in rows)}
+        rows = [{name: row[name] for name in row if name not in common} for row in rows]
+    different: list[Any] = []
+    for row in rows[1:]:
+        if row not in different:
+            different.append(row)
+    return f"{rows[0]}, and {' or '.join(map(str, different))}"
+
+
+def _torn(allowed: Sequence[Outcome], outcome: Outcome) -> Iterator[str]:
+    """What is neither as if the other client had written before, nor as if after."""
+    for id_ in sorted({*outcome.documents, *(id_ for each in allowed for id_ in each.documents)}, key=str):
+        found = outcome.documents.get(id_)
+        possible = [each.documents.get(id_) for each in allowed]
+        if not any(_same(found, each) for each in possible):
+            yield f"document {id_}: {_shown(found, possible)} where nobody listens"
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values are equal, and of equal types."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[name], other[name]) for name in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return type(one) is type(other) and bool(one == other)
+
+
+# What is told is what was written
+
+
+def _misinformed(scene: Scene, outcome: Outcome) -> Iterator[str]:
+    posts = [told for told in outcome.told if told.signal.startswith("post_")]
+    pres = [told for told in outcome.told if told.signal.startswith("pre_")]
+    way = outcome.way
+    if way.muted or way.delivery == "dispatcher":
+        yield from (f"told {told}" for told in outcome.told)
+    if way.muted:
+        for change in outcome.changes:
+            if change.stamp is None or not change.stamp.muted:
+                yield f"the stamp of {change} does not say that it is muted"
+        return
+    if way.delivery == "dispatcher":
+        for change in outcome.changes:
+            if change.stamp is not None and change.stamp.receivers:
+                yield f"the stamp of {change} claims receivers"
+        return
+    if way.signals and way.signals[0].startswith("pre_"):
+        yield from _unforeseen(pres, outcome)
+        return
+    yield from _untold(scene, posts, outcome)
+    yield from _miscounted(scene, posts, outcome)
+
+
+def _unforeseen(pres: list[Told], outcome: Outcome) -> Iterator[str]:
+    for change in outcome.changes:
+        kinds = {"insert": ("pre_save",), "delete": ("pre_delete",)}.get(
+            change.operation, ("pre_save", "pre_update")
+        )
+        if not any(told.signal in kinds and told.id in (change.id, None) for told in pres):
+            yield f"no pre receiver was told of {change}"
+
+
+def _untold(scene: Scene, posts: list[Told], outcome: Outcome) -> Iterator[str]:
+    """Each change is told once, as it was written; nothing else is."""
+    left = list(outcome.changes)
+    states: dict[Any, list[Row]] = {}
+    for id_, *rows in (
+        *((key(number), dict(row)) for number, row in scene.rows.items()),
+        *((change.id, change.before, change.after) for change in outcome.changes),
+        *([(outcome.theirs["_id"], outcome.theirs)] if outcome.theirs else ()),
+    ):
+        for row in rows:
+            if row is not None:
+                states.setdefault(id_, []).extend([row, as_loaded(scene.kind, row)])
+    for told in posts:
+        known = states.get(told.id, [])
+        change = next((change for change in left if _is_of(told, change)), None)
+        if change is not None:
+            left.remove(change)
+            yield from _misstated(scene, told, change, known, outcome)
+        elif not _is_no_change(told, known):
+            yield f"{told} was told, and not written"
+    for change in left:
+        yield f"{change} was not told"
+
+
+def _is_of(told: Told, change: Change) -> bool:
+    if told.id != change.id:
+        return False
+    match change.operation:
+        case "insert":
+            return told.signal == "post_save" and told.created is True
+        case "delete":
+            return told.signal == "post_delete"
+        case "update":
+            if told.signal == "post_update":
+                assert told.update_fields is not None
+                if not change.names <= told.update_fields:
+                    return False
+            elif told.signal != "post_save" or told.created:
+                return False
+            assert change.after is not None
+            return all(_agrees(told.instance, change.after, name) for name in change.names)
+    return False
+
+
+def _agrees(instance: Row, row: Row, name: str) -> bool:
+    if name in row:
+        return _same(seen(instance.get(name, _MISSING)), row[name])
+    return True  # removed: the instance has its default
+
+
+def _misstated(scene: Scene, told: Told, change: Change, known: list[Row], outcome: Outcome) -> Iterator[str]:
+    row = change.before if change.operation == "delete" else change.after
+    assert row is not None, "the collection has images"
+    for name, value in told.instance.items():
+        if name == "id" or _agrees(told.instance, row, name):
+            continue
+        stale = name not in change.names and any(_same(seen(value), seen(state.get(name))) for state in known)
+        if not stale:
+            yield f"{told} has another {name!r} than {change}"
+    if told.signal == "post_update" and told.previous is None and fits(scene.kind, change.before or {}):
+        yield f"{told} has no previous state"
+    for name, value in (told.previous or {}).items():
+        if name != "id" and not any(_same(seen(value), seen(state.get(name, value))) for state in known):
+            yield f"{told} has a previous {name!r} that was never there"
+    if outcome.way.dispatched:
+        stamp = change.stamp
+        if stamp is None or str(stamp.token) != told.token or not stamp.receivers:
+            yield f"the stamp of {change} is not that of {told}"
+
+
+def _is_no_change(told: Told, known: list[Row]) -> bool:
+    """Whether it is of a write that changed nothing: of what was there already."""
+    if told.signal == "post_delete" or told.created:
+        return False
+    names = told.update_fields if told.update_fields is not None else told.instance.keys() - {"id"}
+    return any(all(_agrees(told.instance, state, name) for name in names) for state in known)
+
+
+def _miscounted(scene: Scene, posts: list[Told], outcome: Outcome) -> Iterator[str]:
+    """As many are told as the calls say that they wrote."""
+    if outcome.error is not None or scene.within == "aborted":
+        return
+    for signal in ("post_update", "post_delete"):
+        results = zip(scene.calls, outcome.results, strict=True)
+        expected = sum(_number(call, result) for call, result in results if call.fired() == signal)
+        number = sum(told.signal == signal for told in posts)
+        if number != expected:
+            yield f"{number} {signal} were told, and the results are {outcome.results}"
+
+
+def _number(call: Call, result: Any) -> int:
+    if isinstance(result, list):
+        return len(result)
+    return int(result) if isinstance(result, int) else 1

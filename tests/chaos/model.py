@@ -11,6 +11,7 @@ from dispatcher.observe import configure_logging
 from tests.chaos.figures import Figure
 from tests.chaos.scenario import Plan, Report, Scenario, Size
 from tests.model.judging import Verdict
+from tests.model.model import GROUPS
 from tests.model.runs import judge
 from tests.model.steps import Step, sequences
 from tests.model.world import World
@@ -37,7 +38,8 @@ def run(plan: Plan) -> Report:
                     break
                 plan.say(f"{total.sequences:,} sequences")
             # What came after a document's last write was dealt with would have come twice, or late.
-            runner.run(world.stop_dispatcher())
+            for group in GROUPS:
+                runner.run(world.stop_dispatcher(group))
         finally:
             runner.run(world.close())
     notes += map(str, world.late)

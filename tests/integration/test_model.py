@@ -10,11 +10,12 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from dispatcher.embedded import EmbeddedMongo
 from tests.model.judging import Verdict
+from tests.model.model import GROUPS
 from tests.model.runs import judge
 from tests.model.steps import Step, sequences
 from tests.model.world import World
 
-SEQUENCES = int(os.environ.get("MODEL_SEQUENCES") or 120)
+SEQUENCES = int(os.environ.get("MODEL_SEQUENCES") or 100)
 SEED = int(os.environ.get("MODEL_SEED") or random.randrange(10**6))
 
 PARTS = 2  # so that two processes can share the work
@@ -60,7 +61,8 @@ def test_every_receiver_sees_what_the_model_says(world: World, runner: asyncio.R
 
     agrees()
     # What came after a document's last write was dealt with would have come twice, or late.
-    runner.run(world.stop_dispatcher())
+    for group in GROUPS:
+        runner.run(world.stop_dispatcher(group))
     assert world.late == []
     assert total.sequences >= SEQUENCES // PARTS
     assert total.writes > total.sequences

@@ -19,6 +19,7 @@ __all__ = [
     "DEFAULTS",
     "DELETED",
     "EVENTS",
+    "GROUPS",
     "LAST",
     "RECEIVERS",
     "SAVED",
@@ -28,6 +29,7 @@ __all__ = [
     "Change",
     "Client",
     "Event",
+    "Group",
     "Key",
     "Listening",
     "Model",
@@ -42,6 +44,7 @@ Key = tuple[str, int]
 Row = dict[str, Any]
 Visible = tuple[str, int, tuple[str, ...]]
 Operation = Literal["insert", "update", "replace", "delete", "marker", "update or replace"]
+Group = Literal["ours", "another"]
 
 STAMP: Final = "_mongoz"
 DEFAULTS: Final[Row] = {"name": "", "n": 0, "tags": []}
@@ -114,6 +117,9 @@ RECEIVERS: Final[Mapping[str, tuple[Listening, ...]]] = {
 }
 """By collection, in the order of their connection."""
 
+GROUPS: Final[tuple[Group, ...]] = ("ours", "another")
+"""Each has a dispatcher, and all receivers."""
+
 WITH_IMAGES: Final = frozenset({"items"})
 """The collections that keep pre and post images."""
 
@@ -126,12 +132,14 @@ class Client(NamedTuple):
         group: of the dispatchers that it stamps its writes for: ours, another one's, or none.
         knows: the names of the receivers that it imports; None means all.
         is_old: it knows receivers by their former names.
+        delay: seconds that pass between the making of its stamps and its writes, because it or the server stalls.
     """
 
     name: str
-    group: Literal["ours", "another", None]
+    group: Group | None
     knows: frozenset[str] | None = None
     is_old: bool = False
+    delay: float = 0.0
 
     def has(self, listening: Listening) -> bool:
         """Whether it imports a receiver."""
@@ -144,10 +152,17 @@ CLIENTS: Final[Mapping[str, Client]] = {
         Client("web", "ours"),
         Client("worker", "ours", frozenset({"renamed", LAST}), is_old=True),
         Client("script", "ours", frozenset()),
+        Client("slow", "ours", delay=20),
+        Client("stalled", "ours", delay=100),
         Client("stranger", "another"),
         Client("neighbour", None),
     )
 }
+
+
+_TIMELY: Final = 11
+_TIMELY_IN_TRANSACTION: Final = 71
+_REMEMBERED: Final = 75
 
 
 class Told(NamedTuple):
@@ -161,6 +176,7 @@ class Told(NamedTuple):
         instance: what it is told; None where that depends on when the dispatcher looks.
         previous: the same before.
         image: of the instance; `"looked up"` stands for `"current"` and `"key"` of an update without post image.
+        is_known: its `delivery.id` is one that receivers in the writing process were told.
     """
 
     receiver: str
@@ -170,6 +186,7 @@ class Told(NamedTuple):
     instance: Visible | None
     previous: Visible | None
     image: str
+    is_known: bool = False
 
 
 class Event(NamedTuple):
@@ -191,18 +208,22 @@ class Change(NamedTuple):
         operation: of the event; a pipeline update may come as either, which only the server knows.
         before: the document.
         after: the same.
+        group: whose stamp it has; to others it is like anybody's.
         call: what was called, if a stamp says so: a signal and `created`.
         ran: the receivers that the stamp speaks for.
         muted: as it says.
+        is_known: the stamp came late, and receivers in the writing process know its token.
         names: of a pipeline update: the fields that the server says have changed.
     """
 
     operation: Operation
     before: Row | None
     after: Row | None
+    group: Group | None = None
     call: tuple[str, bool | None] | None = None
     ran: frozenset[str] = frozenset()
     muted: bool = False
+    is_known: bool = False
     names: frozenset[str] = frozenset()
 
     def fits(self, event: Event) -> bool:
@@ -217,6 +238,21 @@ class Change(NamedTuple):
             return self
         return self._replace(operation=event.operation, names=event.names)  # type: ignore[arg-type]
 
+    def as_seen_by(self, group: Group) -> "Change":
+        """The same to one group of dispatchers."""
+        if self.group == group:
+            return self
+        operation: Operation = "update" if self.operation == "marker" else self.operation
+        return Change(operation, self.before, self.after, names=self.names)
+
+    def is_none(self, collection: str) -> bool:
+        """Whether nothing changed but the stamp, as far as the server lets one know."""
+        if self.operation == "update":
+            return self.call is None and not self.changed
+        if self.operation == "replace" and collection in WITH_IMAGES:
+            return _without_stamp(self.before) == _without_stamp(self.after)
+        return False
+
     @property
     def changed(self) -> frozenset[str]:
         """The names of the fields that are not as before."""
@@ -224,6 +260,10 @@ class Change(NamedTuple):
             return self.names
         before, after = self.before or {}, self.after or {}
         return frozenset(name for name in DEFAULTS if before.get(name) != after.get(name))
+
+
+def _without_stamp(row: Row | None) -> Row:
+    return {name: value for name, value in (row or {}).items() if name != STAMP}
 
 
 def visible(row: Row | None) -> Visible | None:
@@ -243,6 +283,7 @@ class Model:
     in_process: dict[Key, list[Told]] = field(default_factory=lambda: defaultdict(list))
     writes: int = 0
     somebody_elses: bool = False
+    in_transaction: bool = False
     _stamps: Iterator[int] = field(default_factory=itertools.count)
 
     # What clients without the ODM do, and raw calls of the ODM
@@ -259,6 +300,10 @@ class Model:
         if before == after:
             return
         self._write(key, after, Change(operation, before, after))
+
+    def stamp(self) -> int:
+        """A stamp that no other write has."""
+        return next(self._stamps)
 
     # What the ODM does
 
@@ -301,16 +346,22 @@ class Model:
             who = f"{client.name}/{one.formerly if client.is_old and one.formerly else one.name}"
             self.in_process[key].append(Told(who, call[0], call[1], fields, told, was, image))
         operation: Operation = "insert" if before is None else "delete" if after is None else "update"
-        ours = stamped and client.group == "ours"
-        if stamped and after is None:  # the marker: another group's is like anybody's update of the document
+        marks = stamped and after is None
+        limit = _TIMELY_IN_TRANSACTION if marks or self.in_transaction else _TIMELY
+        counts = stamped and client.delay <= limit
+        late = stamped and limit < client.delay <= _REMEMBERED
+        group = client.group if counts or late else None
+        if marks:
             marked = {**(before or {}), STAMP: next(self._stamps)}
-            self._write(key, marked, Change("marker" if ours else "update", before, marked))
+            self._write(key, marked, Change("marker" if group else "update", before, marked, group))
             before = marked
         if before == after:
             return
-        change = Change(operation, before, after)
-        if ours:
+        change = Change(operation, before, after, group)
+        if counts:
             change = change._replace(call=call, ran=for_dispatchers, muted=muted)
+        elif late:
+            change = change._replace(call=call, is_known=bool(ran))
         self._write(key, after, change)
 
     def _run_by(self, client: Client, signal: str, collection: str, names: frozenset[str]) -> list[Listening]:
@@ -341,11 +392,11 @@ class Model:
             somebody_elses: the ODM did not open it, and can't see whether it does.
         """
         saved = copy.copy(self.documents), copy.deepcopy(self.changes), copy.deepcopy(self.in_process), self.writes
-        self.somebody_elses = somebody_elses
+        self.somebody_elses, self.in_transaction = somebody_elses, True
         try:
             yield
         finally:
-            self.somebody_elses = False
+            self.somebody_elses = self.in_transaction = False
         if not commits:
             told = self.in_process  # at once, where nobody sees the end of the transaction
             self.documents, self.changes, self.in_process, self.writes = saved
@@ -354,20 +405,22 @@ class Model:
 
     # What follows
 
-    def by_dispatcher(self, key: Key, events: Sequence[Event]) -> list[Told]:
-        """What the dispatcher must tell of a document, in order.
+    def by_dispatcher(self, key: Key, events: Sequence[Event], group: Group) -> list[Told]:
+        """What the dispatcher of a group must tell of a document, in order.
 
         Args:
             key: of the document.
             events: as many as there are changes, and they fit.
+            group: of the dispatcher.
         """
         pairs = zip(self.changes[key], events, strict=True)
-        return [told for change, event in pairs for told in _told_of(key[0], change.as_reported(event))]
+        seen = [change.as_reported(event).as_seen_by(group) for change, event in pairs]
+        return [told for change in seen for told in _told_of(key[0], change)]
 
 
 def _told_of(collection: str, change: Change) -> Iterator[Told]:
     """What the dispatcher must tell of a change, in the order of the connections."""
-    if change.operation == "marker" or change.muted:
+    if change.operation == "marker" or change.muted or change.is_none(collection):
         return
     signal, created = change.call or _NATURAL[change.operation]
     images = collection in WITH_IMAGES
@@ -386,4 +439,5 @@ def _told_of(collection: str, change: Change) -> Iterator[Told]:
             and one.wants(row)
         ):
             fields = change.changed if signal == "post_update" else None
-            yield Told(one.name, signal, created, fields, visible(row), visible(previous), image)
+            shown = visible(row), visible(previous)
+            yield Told(one.name, signal, created, fields, *shown, image, change.is_known)

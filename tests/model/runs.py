@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 from tests.model.judging import Verdict, compare
-from tests.model.model import Change, Key, Model
+from tests.model.model import GROUPS, Change, Key, Model
 from tests.model.steps import Run, Step
 from tests.model.world import END, World
 
@@ -23,14 +23,14 @@ async def judge(world: World, steps: Sequence[Step]) -> Verdict:
     Raises:
         Exception: of a call that should have succeeded.
     """
-    run = Run(world, Model())
+    run = Run.begin(world, Model(), numbers=len(steps) % 2 == 0)
     for step in steps:
         await step.carry_out(run)
     touched = [key for key, changes in run.model.changes.items() if changes]
     for key in touched:
         await _end(run, key)
     await world.start_dispatcher()
-    ended = await asyncio.gather(*(world.seen((key[0], run.ids[key[1]])).ended() for key in touched))
+    ended = await asyncio.gather(*(world.seen((key[0], run.id_of(key))).ended() for key in touched))
     verdict = Verdict(sequences=1, writes=run.model.writes)
     for key, in_time in zip(touched, ended, strict=True):
         verdict.add(await _judged(run, key, in_time=in_time))
@@ -44,11 +44,11 @@ async def _end(run: Run, key: Key) -> None:
     """A last write, by which one can tell that all others were dealt with: the lanes are first in, first out."""
     existed = run.row(key) is not None
     run.model.foreign(key, dict(_END), "replace" if existed else "insert")
-    await run.world.raw(key[0]).replace_one({"_id": run.ids[key[1]]}, dict(_END), upsert=True)
+    await run.world.raw(key[0]).replace_one({"_id": run.id_of(key)}, dict(_END), upsert=True)
 
 
 async def _judged(run: Run, key: Key, *, in_time: bool) -> Verdict:
-    id_ = run.ids[key[1]]
+    id_ = run.id_of(key)
     seen, changes = run.world.seen((key[0], id_)), run.model.changes[key]
     verdict = _in_process(run, key)
     if len(seen.events) != len(changes) or not all(map(Change.fits, changes, seen.events)):
@@ -56,26 +56,27 @@ async def _judged(run: Run, key: Key, *, in_time: bool) -> Verdict:
         foreseen = [(change.operation, sorted(change.changed)) for change in changes]
         verdict.words.append(f"{key}: the server reports {seen.events}, the model has {foreseen}")
         return verdict
-    expected = run.model.by_dispatcher(key, seen.events)
-    by_dispatcher = compare(expected, seen.by_dispatcher, f"{key}, by the dispatcher")
-    if not in_time and by_dispatcher.agrees:  # nothing that it could be told by is missing, so nobody was told
-        by_dispatcher.words.append(f"{key}: the dispatcher did not come to an end in time")
-    verdict.add(by_dispatcher)
-    once = [told for told in expected if told.receiver == "once"]
-    effects = await run.world.effects(id_) if key[0] == "others" else []
-    if len(effects) != len(once) or len(set(effects)) != len(effects):
-        verdict.wrong += 1
-        verdict.words.append(f"{key}: {len(once)} transactional deliveries had the effects {effects}")
-    for word in seen.unsteady_ids():
-        verdict.wrong += 1
-        verdict.words.append(f"{key}: {word}")
+    for group in GROUPS:
+        expected = run.model.by_dispatcher(key, seen.events, group)
+        by_dispatcher = compare(expected, seen.told_by(group), f"{key}, by the dispatcher of {group}")
+        verdict.add(by_dispatcher)
+        once = [told for told in expected if told.receiver == "once"]
+        effects = await run.world.effects(id_, group) if key[0] == "others" else []
+        if len(effects) != len(once) or len(set(effects)) != len(effects):
+            verdict.wrong += 1
+            verdict.words.append(f"{key}, {group}: {len(once)} transactional deliveries had the effects {effects}")
+        for word in seen.unsteady_ids(group):
+            verdict.wrong += 1
+            verdict.words.append(f"{key}, {group}: {word}")
+    if not in_time and verdict.agrees:  # nothing that it could be told by is missing, so nobody was told
+        verdict.words.append(f"{key}: a dispatcher did not come to an end in time")
     seen.closed = True
     return verdict
 
 
 def _in_process(run: Run, key: Key) -> Verdict:
     """Each client's receivers, each in its caller's order."""
-    seen = run.world.seen((key[0], run.ids[key[1]]))
+    seen = run.world.seen((key[0], run.id_of(key)))
     verdict = compare(run.model.in_process[key], seen.in_process, f"{key}, in process")
     for word in seen.oddities:
         verdict.wrong += 1

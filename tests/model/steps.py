@@ -8,22 +8,29 @@ turn. So hypothesis can remove any others when it looks for the shortest sequenc
 import asyncio
 import contextlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from bson import ObjectId
+from bson import Decimal128, Int64, ObjectId
 from hypothesis import strategies as st
 from pymongo import DeleteOne, InsertOne, ReplaceOne, UpdateOne
 
 from mongoz import U
 from mongoz.signals import muted
-from tests.model.model import CLIENTS, CREATED, DEFAULTS, DELETED, EVENTS, SAVED, UPDATED, Key, Model, Row
+from tests.model.model import CLIENTS, CREATED, DEFAULTS, DELETED, EVENTS, SAVED, STAMP, UPDATED, Key, Model, Row
 from tests.model.world import World
 
 __all__ = ["Run", "Step", "sequences"]
 
 _NUMBERS: Final = (0, 1, 2)
+_SPELLINGS: Final[tuple[Callable[[int], Any], ...]] = (
+    int,
+    float,
+    Int64,
+    lambda number: Decimal128(str(number)),
+)
+"""Numbers that MongoDB holds to be equal."""
 _WRITERS: Final = ("foreign", *CLIENTS)
 _MEMORY: Final = ("", 0)
 
@@ -35,7 +42,7 @@ class Run:
     Attributes:
         world: where.
         model: what should be.
-        ids: of its documents.
+        ids: of its documents: an ObjectId, or a number that every command writes in another type.
         session: of the transaction that raw writes are in.
         theirs: of the transaction that the ODM did not open, in which its calls are.
         memory: a row that somebody read and kept: as the server has it, and as the model has it.
@@ -43,10 +50,24 @@ class Run:
 
     world: World
     model: Model
-    ids: dict[int, ObjectId] = field(default_factory=lambda: {number: ObjectId() for number in _NUMBERS})
+    ids: dict[int, Any]
     session: Any = None
     theirs: Any = None
     memory: tuple[Row, Row] | None = None
+    commands: int = 0
+
+    @classmethod
+    def begin(cls, world: World, model: Model, *, numbers: bool) -> "Run":
+        """A sequence whose documents have numbers for `_id`s, or not."""
+        return cls(world, model, {n: world.number() if numbers else ObjectId() for n in _NUMBERS})
+
+    def id_of(self, key: Key) -> Any:
+        """The `_id` of a document."""
+        id_ = self.ids[key[1]]
+        if isinstance(id_, ObjectId):
+            return id_
+        self.commands += 1
+        return _SPELLINGS[self.commands % len(_SPELLINGS)](id_)
 
     def row(self, key: Key) -> Row | None:
         """What the model has."""
@@ -57,7 +78,7 @@ class Run:
         row = self.row(key)
         if row is None:
             return None
-        found = await self.world.raw(key[0]).find_one({"_id": self.ids[key[1]]}, session=self.session)
+        found = await self.world.raw(key[0]).find_one({"_id": self.id_of(key)}, session=self.session)
         assert found is not None, f"the model has {key}, the server has not"
         return found, row
 
@@ -83,7 +104,8 @@ class Write:
     """One request of the driver.
 
     Attributes:
-        kind: `insert set inc push unset replace delete pipeline-set pipeline-replace`.
+        kind: `insert set inc push unset replace delete pipeline-set pipeline-replace unstamp pipeline-unstamp
+            restamp`.
         key: of the document.
         values: for those that set something.
         upsert: whether it inserts what is not there.
@@ -96,7 +118,7 @@ class Write:
 
     def foretell(self, run: Run) -> Any:
         """Tell the model; returns the request, None if it would come to nothing."""
-        id_, before = run.ids[self.key[1]], run.row(self.key)
+        id_, before = run.id_of(self.key), run.row(self.key)
         full = {**DEFAULTS, **self.values}
         if before is None:
             return self._of_nothing(run, id_, full)
@@ -106,7 +128,7 @@ class Write:
             run.model.foreign(self.key, None, "delete")
             return DeleteOne({"_id": id_})
         if "replace" in self.kind:
-            if before == full:  # the order of its fields would decide
+            if {**before, STAMP: None} == {**full, STAMP: None}:  # the order of its fields would decide
                 return None
             if self.kind == "replace":
                 run.model.foreign(self.key, full, "replace")
@@ -114,11 +136,26 @@ class Write:
             run.model.foreign(self.key, full, "update or replace")
             literal = {name: {"$literal": value} for name, value in full.items()}
             return UpdateOne({"_id": id_}, [{"$replaceWith": {"_id": "$_id", **literal}}])
+        if "stamp" in self.kind:
+            return self._stamp(run, id_, before)
         pipeline = self.kind.startswith("pipeline")
         run.model.foreign(self.key, self._updated(before), "update or replace" if pipeline else "update")
         return UpdateOne({"_id": id_}, self._update(), upsert=self.upsert)
 
-    def _of_nothing(self, run: Run, id_: ObjectId, full: Row) -> Any:
+    def _stamp(self, run: Run, id_: Any, before: Row) -> Any:
+        """Touch nothing but the stamp."""
+        if self.kind == "restamp":
+            stamp = run.model.stamp()
+            run.model.foreign(self.key, {**before, STAMP: stamp}, "update")
+            return UpdateOne({"_id": id_}, {"$set": {STAMP: stamp}})
+        if STAMP not in before:
+            return None
+        after = {name: value for name, value in before.items() if name != STAMP}
+        pipeline = self.kind == "pipeline-unstamp"
+        run.model.foreign(self.key, after, "update or replace" if pipeline else "update")
+        return UpdateOne({"_id": id_}, [{"$unset": STAMP}] if pipeline else {"$unset": {STAMP: 1}})
+
+    def _of_nothing(self, run: Run, id_: Any, full: Row) -> Any:
         """The document is not there."""
         if self.kind == "insert":
             run.model.foreign(self.key, full, "insert")
@@ -222,10 +259,11 @@ class Copy(Step):
         merges = self.how.startswith("merge")
         if found is None or (merges and (self.source is None or run.session is not None)):
             return
-        id_, before = run.ids[self.key[1]], run.row(self.key)
+        id_, before = run.id_of(self.key), run.row(self.key)
         raw, row = {name: value for name, value in found[0].items() if name != "_id"}, found[1]
         whole = self.how in ("replace", "merge-replace")
-        if before is not None and (self.how == "insert" or (whole and before == row)):
+        same = before is not None and {**before, STAMP: None} == {**row, STAMP: None}
+        if before is not None and (self.how == "insert" or (whole and same)):
             return
         after = row if before is None or whole else {**before, **row}
         operation = "insert" if before is None else "replace" if whole else "update"
@@ -234,7 +272,8 @@ class Copy(Step):
         run.model.foreign(self.key, after, operation)  # type: ignore[arg-type]
         collection = run.world.raw(self.key[0])
         if merges:
-            await self._merge(run, found[0]["_id"], id_)
+            there = await collection.find_one({"_id": id_}, {"_id": 1})  # a replace would change its type
+            await self._merge(run, found[0]["_id"], id_ if there is None else there["_id"])
         elif self.how == "insert":
             await collection.insert_one({"_id": id_, **raw}, session=run.session)
         elif self.how == "replace":
@@ -242,7 +281,7 @@ class Copy(Step):
         else:
             await collection.update_one({"_id": id_}, {"$set": raw}, upsert=True, session=run.session)
 
-    async def _merge(self, run: Run, source_id: ObjectId, id_: ObjectId) -> None:
+    async def _merge(self, run: Run, source_id: Any, id_: Any) -> None:
         assert self.source is not None
         matched = "replace" if self.how == "merge-replace" else "merge"
         pipeline: list[dict[str, Any]] = [
@@ -282,7 +321,7 @@ class Own(Step):
         return frozenset({self.key})
 
     async def carry_out(self, run: Run) -> None:
-        document, id_, before = run.world.model(self.by, self.key[0]), run.ids[self.key[1]], run.row(self.key)
+        document, id_, before = run.world.model(self.by, self.key[0]), run.id_of(self.key), run.row(self.key)
         query = document.objects.filter(id=id_).using_session(run.theirs)
         if self.kind == "get_or_create":
             with _muted(self.mute):
@@ -356,13 +395,13 @@ class OwnBulk(Step):
         keys = [(self.collection, number) for number in self.numbers]
         if self.kind == "create_many":
             keys = [key for key in keys if run.row(key) is None]
-            models = [document(id=run.ids[number], **self.values) for _, number in keys]
+            models = [document(id=run.id_of(key), **self.values) for key in keys]
             self._foretell(run, CREATED, {key: {**DEFAULTS, **self.values} for key in keys})
             with _muted(self.mute):
                 await document.create_many(models, session=run.theirs)
             return
         found = {key: row for key in keys if (row := run.row(key)) is not None}
-        ids = [run.ids[number] for number in self.numbers]
+        ids = [run.id_of((self.collection, number)) for number in self.numbers]
         query = document.objects.filter(id__in=ids).using_session(run.theirs)
         with _muted(self.mute):
             if self.kind == "delete":
@@ -521,7 +560,21 @@ _mutes = st.sampled_from(["", "", "", "", "", "", "", "all", *EVENTS])
 _own_kinds = st.sampled_from(["create", "create", "save", "update", "inc", "push", "delete", "get_or_create"])
 _hows = ["insert", "set", "replace", "merge", "merge-replace"]
 _write_kinds = st.sampled_from(
-    ["insert", "insert", "set", "inc", "push", "unset", "replace", "delete", "pipeline-set", "pipeline-replace"]
+    [
+        *(
+            "insert",
+            "insert",
+            "set",
+            "inc",
+            "push",
+            "unset",
+            "replace",
+            "delete",
+            "pipeline-set",
+            "pipeline-replace",
+        ),
+        *("unstamp", "pipeline-unstamp", "restamp"),
+    ]
 )
 _writes = st.builds(Write, _write_kinds, _keys, _some_rows, st.booleans())
 
@@ -566,7 +619,7 @@ def _transactions(draw: st.DrawFn) -> Transaction:
 @st.composite
 def _restored(draw: st.DrawFn) -> InTurn:
     """Somebody reads a document with its stamp, and writes it back when it has changed or is gone."""
-    key, by = draw(_keys), draw(st.sampled_from(["web", "worker"]))
+    key, by = draw(_keys), draw(st.sampled_from(["web", "worker", "slow"]))
     between: tuple[Step, ...] = (
         Raw("foreign", (Write("delete", key),)),
         Own(by, "update", key, draw(_some_rows)),

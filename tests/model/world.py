@@ -3,25 +3,30 @@ were told."""
 
 import asyncio
 import contextlib
+import itertools
+import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any, Final
 
-from bson import ObjectId
 from pymongo import AsyncMongoClient
 
 import mongoz
 from dispatcher.service import Service
+from mongoz.connection.clock import ServerClock
 from mongoz.core.signals import post_delete, post_save, post_update
+from mongoz.keys import canonical
 from tests.model.model import (
     CLIENTS,
     DEFAULTS,
+    GROUPS,
     LAST,
     RECEIVERS,
     STAMP,
     WITH_IMAGES,
     Client,
     Event,
+    Group,
     Listening,
     Told,
 )
@@ -29,7 +34,7 @@ from tests.support import Running, settings_for
 
 __all__ = ["END", "Document", "Seen", "World"]
 
-Document = tuple[str, ObjectId]
+Document = tuple[str, Any]
 """(collection, `_id`)"""
 
 END: Final = "end"
@@ -41,11 +46,24 @@ _PAUSE: Final = 0.002
 _SLOW_ONE_IN: Final = 11
 
 
+class Clock(ServerClock):
+    """The clock of a client that stalls between the making of a stamp and its write."""
+
+    __slots__ = ("delay",)
+
+    def __init__(self, delay: float) -> None:
+        super().__init__()
+        self.delay = delay
+
+    def now(self) -> float:
+        return super().now() - self.delay
+
+
 class Seen:
     """What became of one document: whom the receivers' calls told what, and the server's own events.
 
     Attributes:
-        by_dispatcher: calls in the dispatcher, in order.
+        by_dispatcher: calls in the dispatchers, in order, by group.
         in_process: calls in the writing process, in order.
         events: the server's, in order.
         oddities: what was wrong with calls, in words.
@@ -53,21 +71,23 @@ class Seen:
     """
 
     def __init__(self) -> None:
-        self.by_dispatcher: list[Told] = []
+        self.by_dispatcher: dict[Group, list[Told]] = {group: [] for group in GROUPS}
         self.in_process: list[Told] = []
         self.events: list[Event] = []
         self.oddities: list[str] = []
         self.closed = False
-        self._delivered, self._reported = asyncio.Event(), asyncio.Event()
-        self._deliveries: list[tuple[Any, str, str]] = []
-        self._repeatable: set[tuple[str, str]] = set()
+        self._delivered, self._reported = {group: asyncio.Event() for group in GROUPS}, asyncio.Event()
+        self._deliveries: dict[Group, list[tuple[Any, str, str]]] = {group: [] for group in GROUPS}
+        self._repeatable: set[tuple[str, str, str]] = set()
+        self._ids_in_process: set[str] = set()
 
     async def ended(self) -> bool:
         """Wait until both are so; False if they are not in time."""
         try:
             async with asyncio.timeout(_PATIENCE):
                 await self._reported.wait()
-                await self._delivered.wait()
+                for delivered in self._delivered.values():
+                    await delivered.wait()
         except TimeoutError:
             return False
         return True
@@ -82,27 +102,33 @@ class Seen:
         if (event.get("fullDocument") or {}).get("name") == END:
             self._reported.set()
 
-    def call(self, client: str, told: Told, kwargs: dict[str, Any]) -> None:
-        """A receiver was called."""
+    def call(self, client: str, told: Told, kwargs: dict[str, Any], group: Group = "ours") -> None:
+        """A receiver was called: by a client, or by the dispatcher of a group."""
         delivery = kwargs["delivery"]
         self.oddities += [f"{told.receiver}, {told.signal}: {what}" for what in _oddities(told, kwargs)]
         if client:
+            self._ids_in_process.add(delivery.id)
             self.in_process.append(told._replace(receiver=f"{client}/{told.receiver}"))
             return
-        if delivery.session is not None and (delivery.id, told.receiver) in self._repeatable:
+        if delivery.session is not None and (group, delivery.id, told.receiver) in self._repeatable:
             return  # its transaction was tried again; what counts are its effects
-        self._repeatable.add((delivery.id, told.receiver))
-        self.by_dispatcher.append(told)
-        self._deliveries.append((delivery.cluster_time, delivery.id, told.receiver))
+        self._repeatable.add((group, delivery.id, told.receiver))
+        self.by_dispatcher[group].append(told)
+        self._deliveries[group].append((delivery.cluster_time, delivery.id, told.receiver))
         if told.instance is not None and told.instance[0] == END and told.receiver == LAST:
-            self._delivered.set()
+            self._delivered[group].set()
 
-    def unsteady_ids(self) -> list[str]:
+    def told_by(self, group: Group) -> list[Told]:
+        """The calls in the dispatcher of a group, now that it is known which ids were told in process."""
+        pairs = zip(self.by_dispatcher[group], self._deliveries[group], strict=True)
+        return [told._replace(is_known=id_ in self._ids_in_process) for told, (_, id_, _) in pairs]
+
+    def unsteady_ids(self, group: Group) -> list[str]:
         """What is wrong with the ids of the deliveries: each write has its own, the same for all receivers."""
-        words, order = [], [cluster_time for cluster_time, _, _ in self._deliveries]
+        words, order = [], [cluster_time for cluster_time, _, _ in self._deliveries[group]]
         if order != sorted(order):
             words.append(f"delivery.cluster_time goes back: {order}")
-        count = Counter((id_, receiver) for _, id_, receiver in self._deliveries)
+        count = Counter((id_, receiver) for _, id_, receiver in self._deliveries[group])
         return words + [
             f"{one[1]} got delivery.id {one[0]} {times} times" for one, times in count.items() if times > 1
         ]
@@ -141,21 +167,24 @@ class World:
     def __init__(self, url: str, database: str) -> None:
         self._url = url
         self._database = database
-        self._seen: dict[Document, Seen] = defaultdict(Seen)
+        self._seen: dict[tuple[str, bytes], Seen] = defaultdict(Seen)
         self._models: dict[str, dict[str, Any]] = {}
         self._registries: list[mongoz.Registry] = []
         self._calls = 0
-        self._running: Running | None = None
+        self._running: dict[Group, Running | None] = dict.fromkeys(GROUPS)
+        self._numbers = itertools.count(random.randrange(10**9))
         self._observing: asyncio.Task[None] | None = None
         self.late: list[str] = []
         self.restarts = 0
         self.client: AsyncMongoClient[Any] = AsyncMongoClient(url)
-        self._daemon = self._registry("ours")
-        self._models[""] = _documents(self._daemon, database)
-        for listening, document in _listenings(self._models[""]):
-            self._connect(document, listening, client=None)
+        self._daemons = {group: self._registry(group) for group in GROUPS}
+        for group, daemon in self._daemons.items():
+            for listening, document in _listenings(_documents(daemon, database)):
+                self._connect(document, listening, client=None, group=group)
         for client in CLIENTS.values():
-            documents = self._models[client.name] = _documents(self._registry(client.group), database)
+            registry = self._registry(client.group)
+            registry._clock = Clock(client.delay)
+            documents = self._models[client.name] = _documents(registry, database)
             for listening, document in _listenings(documents):
                 if client.has(listening):
                     self._connect(document, listening, client=client)
@@ -166,7 +195,7 @@ class World:
         self._registries.append(registry)
         return registry
 
-    def _connect(self, document: Any, listening: Listening, client: Client | None) -> None:
+    def _connect(self, document: Any, listening: Listening, client: Client | None, group: Group = "ours") -> None:
         collection, who = document.meta.collection.name, client.name if client else ""
         name = listening.formerly if client and client.is_old and listening.formerly else listening.name
         options: dict[str, Any] = {"name": name, "delivery": listening.mode}
@@ -183,14 +212,14 @@ class World:
                 await asyncio.sleep(_PAUSE)
             delivery, id_ = kwargs["delivery"], kwargs["instance"].id
             if delivery.session is not None:
-                effect = {"delivery": delivery.id, "of": id_}
+                effect = {"delivery": delivery.id, "of": id_, "group": group}
                 effects = delivery.session.client[self._database]["effects"]
                 await effects.insert_one(effect, session=delivery.session)
-            seen = self._seen[collection, id_]
+            seen = self.seen((collection, id_))
             told = _told(name, collection, kwargs)
             if seen.closed:
                 self.late.append(f"{who or 'the dispatcher'} told {told} of {id_} after the end")
-            seen.call(who, told, {"sender": sender, **kwargs})
+            seen.call(who, told, {"sender": sender, **kwargs}, group)
 
         if listening.fields:
             post_update(document, fields=list(listening.fields), **options)(receive)
@@ -207,12 +236,14 @@ class World:
         opened = asyncio.Event()
         self._observing = asyncio.create_task(self._observe(opened), name="observe")
         await opened.wait()
-        await self.start_dispatcher()
+        for group in GROUPS:
+            await self.start_dispatcher(group)
 
     async def close(self) -> None:
         """End everything, and remove it."""
-        with contextlib.suppress(Exception):
-            await self.stop_dispatcher()
+        for group in GROUPS:
+            with contextlib.suppress(Exception):
+                await self.stop_dispatcher(group)
         if self._observing is not None:
             self._observing.cancel()
             await asyncio.wait([self._observing])
@@ -228,18 +259,20 @@ class World:
             opened.set()
             async for event in stream:
                 if "documentKey" in event:
-                    self._seen[event["ns"]["coll"], event["documentKey"]["_id"]].event(event)
+                    self.seen((event["ns"]["coll"], event["documentKey"]["_id"])).event(event)
 
-    async def start_dispatcher(self) -> None:
+    async def start_dispatcher(self, group: Group = "ours") -> None:
         """Unless it runs.
 
         Raises:
             Exception: why it ended by itself.
         """
-        if self._running is not None and not self._running.task.done():
+        running = self._running[group]
+        if running is not None and not running.task.done():
             return
-        settings = settings_for(self._daemon, state_database=f"{self._database}_state")
-        running = self._running = Running(Service(self._daemon, settings))
+        daemon = self._daemons[group]
+        settings = settings_for(daemon, state_database=f"{self._database}_state")
+        running = self._running[group] = Running(Service(daemon, settings))
         self.restarts += 1
         async with asyncio.timeout(_PATIENCE):
             while not (running.service.ready or running.task.done()):
@@ -247,13 +280,13 @@ class World:
         if running.task.done():
             await running.task
 
-    async def stop_dispatcher(self) -> None:
+    async def stop_dispatcher(self, group: Group = "ours") -> None:
         """In order, unless it is stopped.
 
         Raises:
             Exception: why it ended by itself.
         """
-        running, self._running = self._running, None
+        running, self._running[group] = self._running[group], None
         if running is not None:
             await running.stop()
 
@@ -267,17 +300,24 @@ class World:
 
     def seen(self, document: Document) -> Seen:
         """What became of a document."""
-        return self._seen[document]
+        collection, id_ = document
+        return self._seen[collection, canonical(id_)]
 
-    async def effects(self, id_: ObjectId) -> list[str]:
+    def number(self) -> int:
+        """A number that is no document's `_id` yet."""
+        return next(self._numbers)
+
+    async def effects(self, id_: Any, group: Group) -> list[str]:
         """What the transactional receiver has written about a document: ids of deliveries."""
-        return [row["delivery"] async for row in self.raw("effects").find({"of": id_})]
+        found = self.raw("effects").find({"of": id_, "group": group})
+        return [row["delivery"] async for row in found]
 
 
 def _documents(registry: mongoz.Registry, database: str) -> dict[str, Any]:
     """The application's documents, by collection."""
 
     class Item(mongoz.Document):
+        id: Any = mongoz.Object(alias="_id", null=True)
         name: str = mongoz.String(default="")
         n: int = mongoz.Integer(default=0)
         tags: list[str] = mongoz.Array(str, default=list)
@@ -285,6 +325,7 @@ def _documents(registry: mongoz.Registry, database: str) -> dict[str, Any]:
         Meta = type("Meta", (), {"registry": registry, "database": database, "collection": "items"})
 
     class Other(mongoz.Document):
+        id: Any = mongoz.Object(alias="_id", null=True)
         name: str = mongoz.String(default="")
         n: int = mongoz.Integer(default=0)
         tags: list[str] = mongoz.Array(str, default=list)

@@ -8,12 +8,12 @@ written one by one: then each command says what it did.
 import copy
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 import bson
 from bson.raw_bson import RawBSONDocument
 from pymongo import ReturnDocument, UpdateOne
-from pymongo.errors import PyMongoError
+from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure, PyMongoError, WriteError
 
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.connection.transactions import is_committed, run_once
@@ -43,6 +43,12 @@ if TYPE_CHECKING:
 __all__ = ["Patch", "update_and_count", "update_and_load"]
 
 D = TypeVar("D", bound="Document")
+
+_DUPLICATES: Final = frozenset({11000, 11001, 12582})
+
+# BadValue, TypeMismatch, PathNotViable, ConflictingUpdateOperators, DollarPrefixedFieldName, EmptyFieldName,
+# DottedFieldName, ImmutableField, DocumentValidationFailure, BSONObjectTooLarge and its older code.
+_REFUSALS: Final = frozenset({2, 14, 28, 40, 52, 56, 57, 66, 121, 10334, 17419})
 
 
 class Patch(NamedTuple):
@@ -87,7 +93,7 @@ async def update_and_load(document: type[D], selection: Selection, patch: Patch)
     update = _Update(document, selection, patch, loads=True)
     if update.goes_by_document:
         await update.by_document()
-        return [hydrate(document, row, update.elsewhere) for row in update.rows]
+        return [hydrate(document, row, update.elsewhere) for row in update.rows_in_order()]
     instances: list[D] = []
     with update.progress.reported():
         async for ids in selection.id_batches():
@@ -149,7 +155,8 @@ class _Update(Generic[D]):
         self.target: Target = selection.target
         self.elsewhere = self.target.elsewhere(document)
         self.progress = Progress(document, "updated", self.target)
-        self.rows: list[Row] = []
+        self._rows: dict[bytes, Row] = {}
+        self._seen: list[bytes] = []
         self._loads = loads
         self._limits = limits_of(document, patch.operations)
         self._whole = has_invariants(document)
@@ -220,8 +227,14 @@ class _Update(Generic[D]):
         projection = None if self._prepares else {"_id": 1}
         with self.progress.reported():
             async for rows in self.selection.batches(projection):
+                if self._loads:
+                    self._seen += map(_key, rows)
                 for id_ in await self._together(rows):
                     await self._alone(id_)
+
+    def rows_in_order(self) -> list[Row]:
+        """What is stored now in the documents that were written, in the order of the selection."""
+        return [self._rows[key] for key in self._seen if key in self._rows]
 
     async def _together(self, rows: list[Row]) -> list[Any]:
         """Update a batch in one transaction; returns the ids of those that are to be updated one by one."""
@@ -254,7 +267,7 @@ class _Update(Generic[D]):
     async def _settle_and_tell(self, batch: "_Batch") -> None:
         self.progress.done += len(batch.written)
         if self._loads:
-            self.rows += [one.after(computed) for one, _, computed in batch.written]
+            self._rows.update({_key(one.row): one.after(computed) for one, _, computed in batch.written})
         written = [
             self._told(one, one.after(row), origin) for one, origin, row in batch.written if one.firing.receivers
         ]
@@ -323,9 +336,15 @@ class _Update(Generic[D]):
             instance = hydrate_anyway(self.document, copy.deepcopy(one.row), self.elsewhere)
 
         async def send(session: Any) -> Row:
-            row: Row | None = await self.target.driver.find_one_and_update(
-                **condition, update=update, return_document=ReturnDocument.AFTER, session=session
-            )
+            try:
+                row: Row | None = await self.target.driver.find_one_and_update(
+                    **condition, update=update, return_document=ReturnDocument.AFTER, session=session
+                )
+            except OperationFailure as error:
+                if error.code in _REFUSALS and type(error) is OperationFailure:
+                    details: Any = error.details or {}
+                    raise WriteError(str(details.get("errmsg", error)), error.code, details) from error
+                raise
             if row is None:
                 raise Moved
             return row
@@ -336,7 +355,7 @@ class _Update(Generic[D]):
             row = {name: value for name, value in row.items() if name != FIELD}
             row = {"_id": id_, **row} if "_id" not in row else row
             if self._loads:
-                self.rows.append(copy.deepcopy(row))
+                self._rows[_key(row)] = copy.deepcopy(row)
             self.target.keep_undoable(instance)
             _become(instance, hydrate_anyway(self.document, row, self.elsewhere))
             return {"instance": instance, **self._keywords(one)}
@@ -455,7 +474,10 @@ class _Batch:
             UpdateOne({"_id": one.row["_id"]}, one.request(origin))
             for one, origin in zip(ones, origins, strict=True)
         ]
-        await update.target.driver.bulk_write(requests, session=session)
+        try:
+            await update.target.driver.bulk_write(requests, session=session)
+        except BulkWriteError as error:
+            raise _as_of_one(error) from error
         computed: dict[bytes, Row] = {}
         fields = {operation.top for one in ones for operation in one.operations}
         if fields:
@@ -475,6 +497,16 @@ class _Batch:
         self._update.check(row)
         row.pop(FIELD, None)
         return one._replace(row=row)
+
+
+def _as_of_one(error: BulkWriteError) -> PyMongoError:
+    """The error of a bulk write as `update_many` would raise it."""
+    details: Any = error.details
+    refusal = next(iter(details["writeErrors"]), None)
+    if refusal is None:
+        return error
+    kind = DuplicateKeyError if refusal["code"] in _DUPLICATES else WriteError
+    return kind(refusal["errmsg"], refusal["code"], refusal)
 
 
 def _become(instance: Any, other: Any) -> Any:

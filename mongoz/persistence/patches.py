@@ -227,13 +227,13 @@ def _take_over(instance: "Document", operations: Sequence[Operation], row: dict[
     validate = type(instance).meta.document.proxy_document.__pydantic_validator__.validate_python
     for operation in operations:
         name, alias = operation.attribute, operation.top
-        if alias not in row:
-            value = type(instance).model_fields[name].get_default(call_default_factory=True)
-        else:
-            value = stored(row[alias])
-            with suppress(Exception):
+        value = stored(row.get(alias))
+        with suppress(Exception):
+            if alias in row:
                 made = validate({alias: value}, context=LOADING, by_alias=True, by_name=False)
                 value = made.__dict__[name]
+            else:
+                value = type(instance).model_fields[name].get_default(call_default_factory=True)
         instance.__dict__[name] = value
         instance.__pydantic_fields_set__.add(name)
 

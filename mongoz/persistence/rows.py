@@ -1,6 +1,7 @@
 """Between rows and instances: hydration, the state a row was loaded in, and what changed since."""
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args, get_origin
 
 import bson
@@ -158,9 +159,13 @@ def _unvalidated(document: type[D], row: dict[str, Any], collection: Collection 
     for name in attributes.values():
         field = document.model_fields[name]
         if name not in values and not field.is_required():
-            values[name] = field.get_default(call_default_factory=True)
+            with suppress(Exception):  # of the application's factory
+                values[name] = field.get_default(call_default_factory=True)
     instance = document.__new__(document)
-    private = {name: attribute.get_default() for name, attribute in document.__private_attributes__.items()}
+    private = {}
+    for name, attribute in document.__private_attributes__.items():
+        with suppress(Exception):
+            private[name] = attribute.get_default()
     object.__setattr__(instance, "__dict__", values)
     object.__setattr__(instance, "__pydantic_fields_set__", assigned)
     object.__setattr__(instance, "__pydantic_extra__", extra)

@@ -8,7 +8,7 @@ from typing import Any
 import pydantic
 import pytest
 from pydantic import ValidationError, field_validator, model_validator
-from pymongo.errors import BulkWriteError, DuplicateKeyError
+from pymongo.errors import BulkWriteError, DuplicateKeyError, WriteError
 
 import mongoz
 from mongoz import U
@@ -246,6 +246,42 @@ async def test_a_unique_value_stops_at_the_same_document(place, kind, heard, for
         await Stock.objects.update_count(name="x")
     assert sorted(row["name"] for row in foreign.stocks.find()) == ["b", "c", "x"]
     assert [stock.name for stock in heard.told] == (["x"] if tells(kind) else [])
+
+
+@pytest.mark.parametrize("transaction", [False, True])
+async def test_what_the_server_refuses_is_the_same_error(place, kind, heard, foreign, transaction):
+    Stock = make_stock(place)
+    heard.connect(Stock, kind)
+    foreign.stocks.insert_one({"name": "a", "left": "many"})
+    foreign.stocks.insert_many([{"name": "b", "left": 5}, {"name": "c", "left": 5}])
+    foreign.stocks.create_index("name", unique=True)
+
+    async def write(*changes: Any, **values: Any) -> Any:
+        with quietly(kind):
+            if not transaction:
+                return await Stock.objects.filter(name__in=["a", "b"]).update_count(*changes, **values)
+            async with Stock.meta.registry.transaction():
+                return await Stock.objects.filter(name__in=["a", "b"]).update_count(*changes, **values)
+
+    assert await outcome(write(U.inc(left=1))) is WriteError
+    assert await outcome(write(name="c")) is DuplicateKeyError
+    assert heard.told == []
+
+
+@pytest.mark.parametrize("kind", ["silent", "both", "alone"])
+async def test_documents_come_back_in_the_order_of_the_query(place, kind, heard, foreign):
+    Stock = make_stock(place)
+    heard.connect(Stock, kind)
+    await Stock.create_many([Stock(name=name) for name in "bca"])
+
+    async def move(sender: Any, instance: Any, **kwargs: Any) -> None:
+        if heard.ran == 1:  # after the look at all of them
+            foreign.stocks.update_one({"name": "c"}, {"$set": {"left": 7}})
+        instance.left += 1
+
+    if kind != "silent":
+        Stock.signals.pre_update.connect(move)
+    assert [stock.name for stock in await Stock.objects.sort("name", -1).update(left=1)] == ["c", "b", "a"]
 
 
 async def test_a_receiver_that_raises_keeps_no_batch_from_being_written(registry, database, foreign):

@@ -4,9 +4,11 @@ import asyncio
 import contextlib
 import http.client
 import json
+import logging
 import signal
 import socket
 import subprocess
+import sys
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -20,7 +22,7 @@ from dispatcher.observe import Stats
 from dispatcher.observing import Observer
 from dispatcher.settings import Address, Settings
 from dispatcher.web import connections
-from dispatcher.web.server import Web
+from dispatcher.web.server import Web, _Forwarding
 from tests.acceptance.test_run import RECEIVER, assert_one_error, run, write_app
 from tests.conftest import need
 from tests.ledger import APP, IMAGES, Ledger
@@ -261,6 +263,17 @@ async def test_the_usual_port_that_is_taken(monkeypatch, capsys):
 
         await web.beside(run, asyncio.Event())
     assert "http.port_taken" in capsys.readouterr().out
+
+
+def test_what_the_http_server_complains_of_is_logged_with_its_cause(capsys):
+    try:
+        raise ZeroDivisionError("the cause")
+    except ZeroDivisionError:
+        record = logging.LogRecord("uvicorn.error", logging.ERROR, "", 0, "Trouble\n", (), sys.exc_info())
+    _Forwarding().emit(record)
+    logged = capsys.readouterr().out
+    assert "http.trouble" in logged
+    assert "ZeroDivisionError: the cause" in logged
 
 
 def test_an_address_that_is_none(tmp_path):

@@ -17,6 +17,7 @@
     ├── NotRunning                no dispatcher of the group is alive to do it
     ├── StillRunning              one is, and would undo it
     ├── CannotListen              the address for HTTP is taken, or is not ours
+    ├── Cancelled                 a receiver cancelled the dispatcher's own tasks
     ├── NotInstalled              an extra that was asked for is not there
     ├── EmbeddedError             no private mongod could be started
     └── DemoFailed                the demo lost a change
@@ -30,6 +31,7 @@ from typing import ClassVar
 __all__ = [
     "AccessDenied",
     "ApplicationError",
+    "Cancelled",
     "CannotConnect",
     "CannotListen",
     "DemoFailed",
@@ -204,6 +206,12 @@ class EmbeddedError(DispatcherError):
     """No private mongod could be started."""
 
     exit_code = ExitCode.EMBEDDED
+
+
+class Cancelled(DispatcherError):
+    """A receiver cancelled the dispatcher's own tasks."""
+
+    exit_code = ExitCode.CRASHED
 
 
 class DemoFailed(DispatcherError):

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from dispatcher.cancelling import end
 from dispatcher.ending import PATIENCE, Deadline
-from dispatcher.exceptions import DispatcherError, ExitCode
+from dispatcher.exceptions import Cancelled, DispatcherError, ExitCode
 from dispatcher.garbage import collecting
 from dispatcher.observe import get_logger
 from dispatcher.writer import say_at_once
@@ -52,6 +52,11 @@ def run(service: Service, loop: str = "auto", *, within: float | None = None) ->
     turning: Any = runner.get_loop()
     try:
         _turn(turning, _main(service, deadline, within))
+    except asyncio.CancelledError as error:
+        raise Cancelled(
+            "A receiver or a library cancelled the dispatcher's own tasks. Nothing is lost.",
+            remedy="Don't cancel asyncio.all_tasks() in a receiver. Started again, it continues where it stopped.",
+        ) from error
     finally:
         turning.ending = True
         with suppress(SystemExit, KeyboardInterrupt):  # of tasks that are cancelled now

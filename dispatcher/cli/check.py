@@ -11,6 +11,7 @@ from dispatcher.application import load_registry
 from dispatcher.cli.options import App, Import, Json, default, flag, make_settings
 from dispatcher.cli.output import out, print_json
 from dispatcher.exceptions import ApplicationError, ExitCode
+from dispatcher.observe import configure_logging
 
 if TYPE_CHECKING:
     from dispatcher.checking import Finding
@@ -54,6 +55,7 @@ def _check(  # noqa: PLR0913 - one parameter per flag
         state_database=state_database,
         delivery_retention=delivery_retention,
     )
+    configure_logging("auto", "warning")  # to stderr: what is found goes to stdout
     from dispatcher.checking import Finding, check, role_for  # noqa: PLC0415 - only who connects loads the driver
 
     if role:

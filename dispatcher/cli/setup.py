@@ -10,6 +10,7 @@ from rich.table import Table
 from dispatcher.application import load_registry
 from dispatcher.cli.options import App, Import, Json, default, flag, make_settings
 from dispatcher.cli.output import out, print_json
+from dispatcher.observe import configure_logging
 
 __all__ = ["add_to"]
 
@@ -51,6 +52,7 @@ def _setup(  # noqa: PLR0913 - one parameter per flag
         state_database=state_database,
         delivery_retention=delivery_retention,
     )
+    configure_logging("auto", "warning")  # to stderr: what was done goes to stdout
     from dispatcher.preparing import set_up  # noqa: PLC0415 - the driver is only loaded by who connects
 
     registry = load_registry(app, imports)

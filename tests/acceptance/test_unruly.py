@@ -138,6 +138,14 @@ def test_a_receiver_that_never_gives_way_is_ended_in_time(tmp_path, mongo, datab
     assert "unruly_app.py" in line["main"]
 
 
+def test_a_receiver_that_cancels_everything_is_told_so(tmp_path, mongo, database, foreign):
+    with unruly(tmp_path, mongo.url, database) as running:
+        do("[task.cancel() for task in asyncio.all_tasks()]", tmp_path, foreign)
+        assert running.process.wait(60) == ExitCode.CRASHED
+    assert "cancelled the dispatcher's own tasks" in running.log
+    assert "Traceback" not in running.log
+
+
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT, signal.SIGINT])
 def test_other_signals_drain_like_sigterm(number, tmp_path, mongo, database):
     with unruly(tmp_path, mongo.url, database) as running:

@@ -15,6 +15,7 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import NetworkTimeout, PyMongoError
 
 from dispatcher.codec import RAW, events_of
+from dispatcher.digests import as_sent, token_of
 from dispatcher.events import Batch, Start
 from mongoz.connection.elections import session_of
 
@@ -99,7 +100,7 @@ class Cursors:
         async with session_of(self._client) as session:
             reply = await self._open(session, Start(), Shape({}))
             await self._kill(session, reply["id"])
-            return str(reply["postBatchResumeToken"]["_data"])
+            return token_of(reply["postBatchResumeToken"])
 
     async def read(
         self, start: Start, shape: Shape, opened: Callable[[], None] = _ignore
@@ -140,7 +141,7 @@ class Cursors:
     async def _more(self, command: dict[str, Any], session: AsyncClientSession) -> tuple[Batch, int]:
         """The next batch, and the cursor; 0 if it was the last one."""
         events, rest = events_of((await self._ask(command, session))["cursor"])
-        return Batch(events, str(rest["postBatchResumeToken"]["_data"])), rest["id"]
+        return Batch(events, token_of(rest["postBatchResumeToken"])), rest["id"]
 
     async def _open(self, session: AsyncClientSession, start: Start, shape: Shape) -> Any:
         stage = dict(shape.options)
@@ -148,7 +149,7 @@ class Cursors:
             stage["allChangesForCluster"] = True
         if start.token is not None:
             # startAfter does what resumeAfter does, and accepts the token of an invalidate as well.
-            stage["startAfter"] = {"_data": start.token}
+            stage["startAfter"] = as_sent(start.token)
         elif start.cluster_time is not None:
             stage["startAtOperationTime"] = start.cluster_time
         command = {

@@ -8,6 +8,7 @@ from bson.binary import UuidRepresentation
 from bson.codec_options import CodecOptions
 
 from dispatcher.codec import Undecoded
+from dispatcher.digests import token_of
 from dispatcher.elements import Element, elements, field, joined, keyed, raw_field, readable
 from dispatcher.events import Change
 from dispatcher.observe import get_logger
@@ -94,11 +95,12 @@ def decode(raw: Undecoded, codec_options: CodecOptions[Any], event: dict[str, An
             stamp = Stamp.unpack(value)
     namespace = event.get("ns") or {}
     key = event.get("documentKey")
+    id_ = event["_id"]
     transaction = None
     if "txnNumber" in event and "lsid" in event:
         transaction = (bytes(raw["lsid"].raw), event["txnNumber"])
     return Change(
-        event["_id"]["_data"],
+        id_["_data"] if len(id_) == 1 else token_of(id_),
         operation,
         (namespace.get("db", ""), namespace.get("coll", "")),
         key["_id"] if key else None,
@@ -120,7 +122,7 @@ def _bare(event: dict[str, Any]) -> Undecodable:
     """The server could only send that something happened, see `oversize`."""
     key = event.get("documentKey") or {}
     return Undecodable(
-        event["_id"]["_data"], key.get("_id"), "the event is larger than 16 MB, even without images"
+        token_of(event["_id"]), key.get("_id"), "the event is larger than 16 MB, even without images"
     )
 
 
@@ -160,7 +162,7 @@ def _carefully(data: bytes, codec_options: CodecOptions[Any]) -> Change:
         Undecodable: the event itself can't be decoded, which no server sends.
     """
     event = _of_the_server(data, codec_options)
-    token, operation = event["_id"]["_data"], event["operationType"]
+    token, operation = token_of(event["_id"]), event["operationType"]
     documents = {name: raw_field(data, name) for name in _CLIENTS}
     faults: list[Fault] = []
 
@@ -233,7 +235,7 @@ def _of_the_server(data: bytes, codec_options: CodecOptions[Any]) -> dict[str, A
             except Exception as error:
                 known = readable(data)
                 key = (known.get(_DOCUMENT_KEY) or {}).get("_id")
-                raise Undecodable(known["_id"]["_data"], key, f"{name}: {error}") from error
+                raise Undecodable(token_of(known["_id"]), key, f"{name}: {error}") from error
     return event
 
 

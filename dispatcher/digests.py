@@ -1,14 +1,16 @@
-"""Hashes of resume tokens: of changes that are finished, though the position is still before them.
+"""Resume tokens as texts, and hashes of them: of changes that are finished, though the position is before them.
 
 A token holds the document's `_id`, and may be a megabyte long. That it was seen before takes ten bytes.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from hashlib import blake2b
-from typing import Final
+from typing import Any, Final
 
-__all__ = ["DIGEST", "digest_of", "digests_of", "holds", "split"]
+__all__ = ["DIGEST", "as_sent", "data_of", "digest_of", "digests_of", "holds", "split", "token_of"]
+
+_BITS: Final = "."
 
 DIGEST: Final = 10
 """Bytes of the hash of a token.
@@ -18,9 +20,30 @@ is as likely as one in a million millions.
 """
 
 
+def token_of(id_: Mapping[str, Any]) -> str:
+    """A resume token as text: of an event's `_id`, or of a batch. Texts sort as their changes do.
+
+    Where a document's `_id` holds numbers that are no 32-bit integers, the server needs their types to find the
+    change again, and sends them beside the data.
+    """
+    bits = id_.get("_typeBits")
+    return str(id_["_data"]) if bits is None else f"{id_['_data']}{_BITS}{bytes(bits).hex().upper()}"
+
+
+def as_sent(token: str) -> dict[str, Any]:
+    """A resume token as the server takes it."""
+    data, _, bits = token.partition(_BITS)
+    return {"_data": data, "_typeBits": bytes.fromhex(bits)} if bits else {"_data": data}
+
+
+def data_of(token: str) -> str:
+    """A token without types, which earlier versions did not know: what ids and hashes are made of."""
+    return token.partition(_BITS)[0]
+
+
 def digest_of(token: str) -> bytes:
     """The hash of a token."""
-    return blake2b(token.encode(), digest_size=DIGEST).digest()
+    return blake2b(data_of(token).encode(), digest_size=DIGEST).digest()
 
 
 def digests_of(tokens: Iterable[str]) -> bytes:

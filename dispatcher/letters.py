@@ -40,6 +40,7 @@ from bson.raw_bson import RawBSONDocument
 from pymongo.asynchronous.collection import AsyncCollection
 
 from dispatcher.describing import text_of, trace_of, words_of
+from dispatcher.digests import data_of
 from dispatcher.elements import DOCUMENT, Element, elements, field, joined, keyed, readable
 from dispatcher.events import Calls, Change
 from dispatcher.instances import decoded_again, key_of, name_of, originals_of
@@ -145,7 +146,8 @@ def id_of(change: Change, run: str = "") -> str:
 
 def delivery_id(token: str, run: str = "") -> str:
     """The same, where only the token is known."""
-    text = f"{run}:{token}" if run else token
+    data = data_of(token)
+    text = f"{run}:{data}" if run else data
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
 
 

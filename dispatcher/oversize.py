@@ -13,6 +13,7 @@ import bson
 
 from dispatcher.codec import RawEvent, Undecoded
 from dispatcher.cursors import Shape
+from dispatcher.digests import token_of
 from dispatcher.elements import elements
 from dispatcher.elements import joined as document_of
 from dispatcher.events import Batch
@@ -75,7 +76,7 @@ async def joined(batches: AsyncGenerator[Batch]) -> AsyncGenerator[Batch]:
                 if event["splitEvent"]["fragment"] == event["splitEvent"]["of"]:
                     whole = _as_one(fragments)
                     fragments = []
-                    yield Batch([whole], str(whole["_id"]["_data"]))
+                    yield Batch([whole], token_of(whole["_id"]))
 
 
 def _whole(token: str) -> str:

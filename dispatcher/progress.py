@@ -13,7 +13,7 @@ from typing import Final
 from pymongo.errors import PyMongoError
 
 from dispatcher.codec import Undecoded
-from dispatcher.digests import digest_of, split
+from dispatcher.digests import digest_of, split, token_of
 from dispatcher.events import Job, time_after
 from dispatcher.failures import fatal, in_short
 from dispatcher.inherited import Inherited
@@ -90,7 +90,7 @@ class Progress:
 
     def look_back(self, event: Undecoded) -> None:
         """Note whether a change was finished when the work was divided in another way."""
-        token = event["_id"]["_data"]
+        token = token_of(event["_id"])
         if self._inherited.has_finished(token, event[HASH] if "documentKey" in event else 0):
             self._ahead.add(digest_of(token))
             self._until = max(self._until, time_after(token))

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from dispatcher.digests import DIGEST
+from dispatcher.digests import DIGEST, as_sent, data_of
 from dispatcher.events import Start, token_time
 from dispatcher.exceptions import PositionError
 from dispatcher.identity import Identity
@@ -202,7 +202,8 @@ class _Reader:
 def _is_token(text: str) -> bool:
     """Whether it looks like a resume token."""
     try:
-        bytes.fromhex(text)
+        as_sent(text)
+        bytes.fromhex(data_of(text))
         token_time(text)
     except (ValueError, PositionError):
         return False

@@ -19,6 +19,7 @@ from pymongo.errors import OperationFailure, PyMongoError
 
 from dispatcher.codec import Undecoded
 from dispatcher.cursors import Cursors, Shape
+from dispatcher.digests import token_of
 from dispatcher.events import Batch, Namespace, Start, token_time
 from dispatcher.failures import Kind, fatal, in_short, kind_of, let_go
 from dispatcher.observe import Stats, get_logger
@@ -313,7 +314,7 @@ class ChangeStreamSource:
                 async for batch in batches:
                     if batch.events:
                         event = batch.events[0]
-                        return Batch([event], str(event["_id"]["_data"]))
+                        return Batch([event], token_of(event["_id"]))
         except PyMongoError as error:
             if kind_of(error) not in _OTHERWISE:
                 raise
@@ -338,7 +339,7 @@ class ChangeStreamSource:
             async with aclosing(self._cursors.read(start, glance)) as batches:
                 async for batch in batches:
                     for event in batch.events:
-                        if event["_id"]["_data"] > until:
+                        if token_of(event["_id"]) > until:
                             return
                         if "stamp" in event:
                             yield event

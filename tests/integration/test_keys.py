@@ -12,6 +12,7 @@ from bson import Decimal128, Int64
 from pymongo.errors import DuplicateKeyError
 
 import mongoz
+from dispatcher.digests import token_of
 from mongoz.core.signals import post_delete, post_save, post_update
 from tests.support import dispatching, eventually
 from tests.unit.test_keys import DIFFERENT, EQUAL, WAYS
@@ -134,3 +135,22 @@ async def test_ids_of_all_types_that_can_be_stored(dispatched, database, foreign
         ("process", f"post_{name}")
         for name in ("save", "update", "save", "update", "update", "update", "delete", "save", "delete")
     ]
+
+
+@pytest.mark.parametrize("id_", [1, 2**40, Int64(5), 7.5, Decimal128("8.0"), {"a": 2**40, "b": [0.5]}], ids=repr)
+async def test_a_dispatcher_goes_on_behind_a_change_of_any_key(dispatched, database, foreign, id_):
+    """The server needs the types of a key's numbers to find the change that a position names."""
+    told: list[Any] = []
+    make(dispatched, database, Any, told)
+    positions = foreign.client[f"{database}_state"]["positions"]
+    async with dispatching(dispatched):
+        foreign["things"].insert_one({"_id": id_, "name": "first"})
+        await eventually(lambda: told)
+    with foreign["things"].watch(max_await_time_ms=5_000) as stream:
+        foreign["things"].replace_one({"_id": id_}, {"name": "second"})
+        token = token_of(stream.next()["_id"])
+    positions.update_one({"partition": 0}, {"$set": {"token": token, "ahead": b""}})
+    async with dispatching(dispatched):
+        foreign["things"].insert_one({"_id": "end", "name": "end"})
+        await eventually(lambda: told[-1].name == "end")
+    assert [one.name for one in told] == ["first", "end"]

@@ -29,6 +29,7 @@ _SPELLINGS: Final[tuple[Callable[[int], Any], ...]] = (
     float,
     Int64,
     lambda number: Decimal128(str(number)),
+    lambda number: Decimal128(f"{number}.0"),
 )
 """Numbers that MongoDB holds to be equal."""
 _WRITERS: Final = ("foreign", *CLIENTS)

@@ -172,7 +172,7 @@ class World:
         self._registries: list[mongoz.Registry] = []
         self._calls = 0
         self._running: dict[Group, Running | None] = dict.fromkeys(GROUPS)
-        self._numbers = itertools.count(random.randrange(10**9))
+        self._numbers = itertools.count(random.randrange(2**40))
         self._observing: asyncio.Task[None] | None = None
         self.late: list[str] = []
         self.restarts = 0

@@ -8,6 +8,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Final, dataclass_transform, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -19,6 +20,7 @@ from mongoz.fields import BaseField, ObjectId
 from mongoz.fields.choices import invalid_choice
 from mongoz.fields.compiled import compiled, forget_compiled
 from mongoz.fields.factories import from_object_id
+from mongoz.fields.storable import check_storable
 from mongoz.persistence.reserved import refuse_stamp
 from mongoz.queries.engine import method_named
 from mongoz.queries.expressions import FieldProxy
@@ -79,6 +81,10 @@ class FieldsMetaclass(ModelMetaclass):
         for field_name, field in fields.items():
             fields[field_name] = own = BaseField.of(field)
             own.bind(cls, field_name)
+            if cls.__pydantic_complete__:  # else names in its annotations are not defined yet
+                check_storable(name, field_name, own.annotation, own.metadata)
+        if any(isinstance(value, cached_property) for base in cls.__mro__ for value in vars(base).values()):
+            _keep_cached_properties_apart(cls)
         return cls
 
     if not TYPE_CHECKING:  # to type checkers it would hide the parameters of the constructor
@@ -100,6 +106,28 @@ class FieldsMetaclass(ModelMetaclass):
             super().__setattr__(name, value)
             if name.startswith("__"):  # pydantic builds it anew, or somebody gives it an __init__
                 forget_compiled()
+
+
+def _keep_cached_properties_apart(cls: Any) -> None:
+    """Have assignments leave cached properties where they are: pydantic takes them for undeclared keys."""
+    assign = cls.__setattr__
+    if getattr(assign, "_keeps_cached_properties", False):
+        return
+
+    def __setattr__(self: Any, name: str, value: Any) -> None:  # noqa: N807 - it becomes one
+        fields, extra = type(self).__pydantic_fields__, self.__pydantic_extra__
+        cached = {key: kept for key, kept in self.__dict__.items() if key not in fields}
+        undeclared = {key: extra[key] for key in cached if key in extra} if extra else {}
+        assign(self, name, value)
+        for key, kept in cached.items():
+            if key != name and key not in self.__dict__:
+                (self.__pydantic_extra__ or {}).pop(key, None)
+                self.__dict__[key] = kept
+        if undeclared:
+            self.__pydantic_extra__.update(undeclared)
+
+    __setattr__._keeps_cached_properties = True  # type: ignore[attr-defined]
+    cls.__setattr__ = __setattr__
 
 
 @compiled

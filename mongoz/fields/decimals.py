@@ -9,6 +9,7 @@ from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 
 from mongoz.connection.codec import StoredDecimal
+from mongoz.fields.loading import NATIVE
 
 __all__ = ["DecimalRule"]
 
@@ -42,6 +43,7 @@ class DecimalRule(NamedTuple):
             lambda value, check: StoredDecimal(check(self.cut(_parsed(value)))),
             checked,
             serialization=core_schema.plain_serializer_function_ser_schema(_dumped, info_arg=True),
+            metadata=NATIVE,
         )
 
     def cut(self, value: decimal.Decimal) -> decimal.Decimal:

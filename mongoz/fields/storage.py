@@ -1,18 +1,27 @@
 """From Python values to what is stored: models become dicts under their stored names, nothing is shared.
 
-Scalars stay as they are, but for decimals; the codec options of the registry know how to encode dates and times.
+Scalars that BSON has a type for stay as they are; the codec options of the registry know how to encode dates and
+times. Each of the others has a form that its annotation reads back: see `mongoz.fields.loading`.
 """
 
+import dataclasses
 import datetime
 import decimal
+import fractions
+import pathlib
 import uuid
+import zoneinfo
+from collections import deque
+from collections.abc import Callable
 from enum import Enum
 from typing import Any, Final
 
 import bson
-from pydantic import BaseModel
+from pydantic import AliasChoices, BaseModel, NameEmail, Secret, SecretBytes, SecretStr
 
+from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.fields.compiled import compiled
+from mongoz.fields.storable import IP_ADDRESSES, URLS, is_open
 
 __all__ = ["SCALARS", "stored", "stored_names"]
 
@@ -26,38 +35,124 @@ SCALARS: Final = frozenset(
 
 @compiled
 def stored_names(model: Any) -> dict[str, str]:
-    """Attribute name -> the name under which it is stored, for each field of a model."""
-    return {name: field.serialization_alias or field.alias or name for name, field in model.model_fields.items()}
+    """Attribute name -> the name under which it is stored, for each field of a model: the one it is read under."""
+    return {name: _read_as(name, field) for name, field in model.model_fields.items()}
 
 
-def stored(value: Any) -> Any:
+def _read_as(name: str, field: Any) -> str:
+    alias = field.validation_alias
+    if isinstance(alias, AliasChoices):
+        alias = next((choice for choice in alias.choices if isinstance(choice, str)), None)
+    return alias if isinstance(alias, str) else name
+
+
+def stored(value: Any, *, declared: bool = True) -> Any:  # noqa: PLR0911 - a table, one line per kind
     """A value as it is stored. Containers are copied, so that later changes to `value` don't show.
 
     Args:
-        value: a scalar, a model, or a list, tuple, set, mapping or enum of such.
+        value: a scalar, a model, a dataclass, or a list, tuple, set, mapping or enum of such.
+        declared: an annotation says what it is, and reads it back. What no annotation names keeps its type, or the
+            driver refuses it.
     """
     kind = type(value)
     if kind in SCALARS:
         return value
-    if kind is list or isinstance(value, list | tuple | set | frozenset):
-        return [item if type(item) in SCALARS else stored(item) for item in value]
+    if kind is list or isinstance(value, list | tuple | deque):
+        return [item if type(item) in SCALARS else stored(item, declared=declared) for item in value]
+    if isinstance(value, set | frozenset):  # always in the same order: else an equal set would look changed
+        return sorted((stored(item, declared=declared) for item in value), key=_encoded)
     if isinstance(value, BaseModel):
         return _stored_model(value)
     if isinstance(value, dict):
-        return {key: stored(item) for key, item in value.items()}
+        if not declared:
+            return {key: stored(item, declared=False) for key, item in value.items()}
+        return {key if type(key) is str else _key(key): stored(item) for key, item in value.items()}
     if isinstance(value, Enum):
         return stored(value.value)
-    # A decimal of whatever class: like this every codec can encode it.
-    return bson.Decimal128(value) if isinstance(value, decimal.Decimal) else value
+    if isinstance(value, decimal.Decimal):  # of whatever class: like this every codec can encode it
+        return bson.Decimal128(value)
+    return _converted(value) if declared else value
 
 
 def _stored_model(model: BaseModel) -> dict[str, Any]:
-    names = stored_names(type(model))
+    names, open_ = stored_names(type(model)), _open_fields(type(model))
     row = {
-        names[name]: value if type(value) in SCALARS else stored(value)  # most are, and a call is saved for each
-        for name, value in model.__dict__.items()
+        names[name]: value if type(value) in SCALARS else stored(value, declared=name not in open_)
+        for name, value in model.__dict__.items()  # most are scalars, and a call is saved for each
         if name in names
     }
     for name, value in (model.__pydantic_extra__ or {}).items():
-        row[name] = stored(value)
+        row[name] = stored(value, declared=False)
     return row
+
+
+@compiled
+def _open_fields(model: Any) -> frozenset[str]:
+    """The fields whose annotation does not say what may be in them."""
+    return frozenset(name for name, field in model.model_fields.items() if is_open(field.annotation))
+
+
+def _converted(value: Any) -> Any:
+    """What stands for a value that BSON has no type for; the value itself where nothing does."""
+    for kinds, convert in _CONVERSIONS:
+        if isinstance(value, kinds):
+            return convert(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _stored_dataclass(value)
+    return value
+
+
+def _stored_dataclass(value: Any) -> dict[str, Any]:
+    declared = getattr(type(value), "__pydantic_fields__", {})  # pydantic's own dataclasses have aliases
+    return {
+        _read_as(field.name, declared[field.name]) if field.name in declared else field.name: stored(
+            getattr(value, field.name)
+        )
+        for field in dataclasses.fields(value)
+    }
+
+
+def _seconds(value: datetime.timedelta) -> int | float:
+    seconds = value.total_seconds()
+    if not _is_exact(seconds, value):
+        raise ValueError(f"{value!r} is too long to be stored to the microsecond, as a number of seconds.")
+    return int(seconds) if seconds.is_integer() else seconds
+
+
+def _is_exact(seconds: float, value: datetime.timedelta) -> bool:
+    try:
+        return datetime.timedelta(seconds=seconds) == value
+    except OverflowError:
+        return False
+
+
+def _key(key: Any) -> str:
+    """A key of a mapping as BSON has them."""
+    if isinstance(key, Enum):
+        return _key(key.value)
+    if isinstance(key, datetime.datetime | datetime.date):
+        return key.isoformat()
+    if isinstance(key, datetime.timedelta):
+        sign, span = ("-", -key) if key < datetime.timedelta(0) else ("", key)
+        whole, rest = divmod(span, datetime.timedelta(seconds=1))
+        return f"{sign}PT{whole}.{rest.microseconds:06}S"
+    if isinstance(key, bytes):
+        return key.decode()
+    text = _converted(key)
+    return text if isinstance(text, str) else str(text)
+
+
+def _encoded(value: Any) -> bytes:
+    return bson.encode({"": value}, codec_options=CODEC_OPTIONS)
+
+
+_CONVERSIONS: Final[tuple[tuple[Any, Callable[[Any], Any]], ...]] = (
+    (datetime.timedelta, _seconds),
+    ((SecretStr, SecretBytes, Secret), lambda value: stored(value.get_secret_value())),
+    (
+        (
+            pathlib.PurePath, *IP_ADDRESSES, *URLS, NameEmail, zoneinfo.ZoneInfo, complex, fractions.Fraction,
+        ),
+        str,
+    ),
+)  # fmt: skip

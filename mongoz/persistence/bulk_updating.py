@@ -17,7 +17,6 @@ from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure, 
 
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.connection.transactions import is_committed, run_once
-from mongoz.fields.email import LOADING
 from mongoz.fields.storage import stored, stored_names
 from mongoz.persistence.asking import ask
 from mongoz.persistence.batches import Progress, Row, Written, fire, fire_later, key_of, there_of
@@ -28,7 +27,7 @@ from mongoz.persistence.origin import Origin, originator
 from mongoz.persistence.outcomes import is_commit_open
 from mongoz.persistence.patches import apply_as_whole, attribute_names, now_values, touch
 from mongoz.persistence.preview import preview
-from mongoz.persistence.rows import Changes, changes, hydrate, hydrate_anyway
+from mongoz.persistence.rows import Changes, changes, hydrate, hydrate_anyway, validated_as_stored
 from mongoz.persistence.selection import Selection
 from mongoz.persistence.sending import Write, note, send_and_tell
 from mongoz.persistence.targets import Target
@@ -428,9 +427,7 @@ class _Update(Generic[D]):
             derived = apply_as_whole(instance, {})
             return changes(before, stored(instance)) if derived else more
         # Only this: what the document had before may be whatever it is, as if nobody listened.
-        valid = self.document.proxy_document.__pydantic_validator__.validate_python(
-            more.changed, context=LOADING, by_alias=True, by_name=False
-        )
+        valid = validated_as_stored(self.document.proxy_document, more.changed)
         names = {alias: name for name, alias in stored_names(self.document).items()}
         for alias in more.changed.keys() & names.keys():
             instance.__dict__[names[alias]] = valid.__dict__[names[alias]]

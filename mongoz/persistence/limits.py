@@ -9,12 +9,12 @@ from pydantic import BaseModel, Strict, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from mongoz.fields.decimals import DecimalRule
-from mongoz.fields.email import LOADING
 from mongoz.fields.rules import NotNone
 from mongoz.fields.storage import stored, stored_names
 from mongoz.persistence.invariants import has_invariants, has_validator_of
 from mongoz.persistence.operations import Operation
 from mongoz.persistence.preview import preview
+from mongoz.persistence.rows import validated_as_stored
 
 if TYPE_CHECKING:
     from mongoz.documents.base import Document
@@ -216,9 +216,7 @@ def require_within(
     lines: list[InitErrorDetails] = []
     for alias, value in after.items():
         try:
-            document.proxy_document.__pydantic_validator__.validate_python(
-                {alias: value}, context=LOADING, by_alias=True, by_name=False
-            )
+            validated_as_stored(document.proxy_document, {alias: value})
         except ValidationError as error:
             lines += [
                 InitErrorDetails(

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from pydantic import ValidationError
 
 from mongoz.exceptions import InvalidKeyError, nearest
-from mongoz.fields.email import LOADING
 from mongoz.fields.storage import stored, stored_names
 from mongoz.persistence.asking import ask
 from mongoz.persistence.invariants import asks_for_others
@@ -21,6 +20,7 @@ from mongoz.persistence.rows import (
     differing,
     loaded,
     remember,
+    validated_as_stored,
     validated_row,
 )
 
@@ -224,14 +224,13 @@ def _take_over(instance: "Document", operations: Sequence[Operation], row: dict[
 
     It is written, so a value that does not fit its field is taken as it is.
     """
-    validate = type(instance).meta.document.proxy_document.__pydantic_validator__.validate_python
+    partial = type(instance).meta.document.proxy_document
     for operation in operations:
         name, alias = operation.attribute, operation.top
         value = stored(row.get(alias))
         with suppress(Exception):
             if alias in row:
-                made = validate({alias: value}, context=LOADING, by_alias=True, by_name=False)
-                value = made.__dict__[name]
+                value = validated_as_stored(partial, {alias: value}).__dict__[name]
             else:
                 value = type(instance).model_fields[name].get_default(call_default_factory=True)
         instance.__dict__[name] = value

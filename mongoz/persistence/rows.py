@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args, get_origin
 
 import bson
 from pydantic import BaseModel, ValidationError
-from pydantic_core import InitErrorDetails, PydanticCustomError, SchemaValidator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from mongoz.connection import Collection
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.exceptions import InvalidKeyError
 from mongoz.fields.compiled import compiled
 from mongoz.fields.email import LOADING, loading_schema
+from mongoz.fields.loading import from_stored, validator_of
 from mongoz.fields.storage import stored, stored_names
 from mongoz.ids import new_id
 from mongoz.persistence.flat import flat_row
@@ -39,6 +40,7 @@ __all__ = [
     "new_row",
     "previous",
     "remember",
+    "validated_as_stored",
     "validated_row",
 ]
 
@@ -97,10 +99,8 @@ def hydrate(document: type[D], row: dict[str, Any], collection: Collection | Non
     try:
         instance = _loader(document)(row, context=LOADING, by_alias=True, by_name=False)
     except ValidationError:
-        try:  # the class's own validator has the right words for it
-            instance = document.__pydantic_validator__.validate_python(
-                row, context=LOADING, by_alias=True, by_name=False
-            )
+        try:  # the class's own rule for addresses has the right words for it
+            instance = validated_as_stored(document, row)
         except ValidationError as error:
             raise _located(error, document, row, collection) from None
     # The instance must not be able to change the snapshot. Nearly always validation has copied every
@@ -114,8 +114,27 @@ def hydrate(document: type[D], row: dict[str, Any], collection: Collection | Non
 @compiled
 def _loader(document: Any) -> Callable[..., Any]:
     """What validates rows of a class as its own validator does, with e-mail addresses checked without Python."""
-    schema = loading_schema(document.__pydantic_core_schema__)
-    return SchemaValidator(schema, schema.get("config")).validate_python
+    schema = loading_schema(from_stored(document.__pydantic_core_schema__))
+    return validator_of(schema).validate_python
+
+
+@compiled
+def _worded_loader(document: Any) -> Callable[..., Any]:
+    """The same, with the rules of the class as they are."""
+    own = document.__pydantic_core_schema__
+    schema = from_stored(own)
+    if schema is own:
+        return document.__pydantic_validator__.validate_python  # type: ignore[no-any-return]
+    return validator_of(schema).validate_python
+
+
+def validated_as_stored(document: Any, row: dict[str, Any]) -> Any:
+    """An instance of what is stored, as the class validates it; the row stays as it is.
+
+    Raises:
+        pydantic.ValidationError: the row violates the model.
+    """
+    return _worded_loader(document)(row, context=LOADING, by_alias=True, by_name=False)
 
 
 def bare_instance(document: type[D], id_: Any, collection: Collection | None = None) -> D:
@@ -143,7 +162,6 @@ def hydrate_anyway(document: type[D], row: dict[str, Any], collection: Collectio
 
 def _unvalidated(document: type[D], row: dict[str, Any], collection: Collection | None) -> D:
     attributes = {alias: name for name, alias in stored_names(document).items()}
-    fits = document.proxy_document.__pydantic_validator__.validate_python
     values: dict[str, Any] = {}
     extra: dict[str, Any] = {}
     for alias, value in stored(row).items():
@@ -152,7 +170,7 @@ def _unvalidated(document: type[D], row: dict[str, Any], collection: Collection 
             extra[alias] = value
             continue
         try:
-            values[name] = fits({alias: value}, context=LOADING, by_alias=True, by_name=False).__dict__[name]
+            values[name] = validated_as_stored(document.proxy_document, {alias: value}).__dict__[name]
         except Exception:
             values[name] = value
     assigned = set(values)
@@ -234,9 +252,7 @@ def as_whole(document: type[D], row: dict[str, Any]) -> D:
     Raises:
         pydantic.ValidationError: the row violates the model.
     """
-    instance: D = document.__pydantic_validator__.validate_python(
-        row, context=LOADING, by_alias=True, by_name=False
-    )
+    instance: D = validated_as_stored(document, row)
     return instance
 
 

@@ -1,13 +1,16 @@
 """Values of one field as Python has them, apart from their documents."""
 
 import types
+from collections import deque
 from functools import cache
 from typing import Annotated, Any, Final, Union, get_args, get_origin
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import SchemaValidator
 
 from mongoz.fields.email import LOADING
+from mongoz.fields.loading import from_stored, validator_of
 from mongoz.fields.storage import stored_names
 from mongoz.queries.shapes import shape_of
 
@@ -29,14 +32,15 @@ def as_loaded_values(document: Any, path: str, values: list[Any]) -> list[Any]:
 
 
 @cache
-def _adapter(document: Any, path: str) -> TypeAdapter[Any] | None:
+def _adapter(document: Any, path: str) -> SchemaValidator | None:
     field = _field_at(document, [step for step in path.split(".") if not step.isdigit()])
     if field is None:
         return None
     # What else is declared, limits for example, is about a list and not about its items.
     kind: Any = _items(field.annotation) or Annotated[(field.annotation, *field.metadata, "")]
     models = shape_of(kind).models
-    return TypeAdapter(kind, config=None if kind in models else _CONFIG)
+    schema: Any = from_stored(TypeAdapter(kind, config=None if kind in models else _CONFIG).core_schema)
+    return validator_of(schema)
 
 
 def _field_at(model: Any, steps: list[str]) -> FieldInfo | None:
@@ -55,12 +59,12 @@ def _items(annotation: Any) -> Any:
     """The type of a list's items; None if it is no list."""
     if get_origin(annotation) in (Union, types.UnionType):
         return next((items for each in get_args(annotation) if (items := _items(each)) is not None), None)
-    if get_origin(annotation) in (list, set, tuple):
+    if get_origin(annotation) in (list, set, frozenset, tuple, deque):
         return get_args(annotation)[0]
     return None
 
 
-def _adapted(adapter: TypeAdapter[Any], value: Any) -> Any:
+def _adapted(adapter: SchemaValidator, value: Any) -> Any:
     try:
         return adapter.validate_python(value, context=LOADING, by_alias=True, by_name=False)
     except ValidationError:  # other clients' values of another type are values all the same

@@ -3,6 +3,7 @@
 import datetime
 import inspect
 import types
+from collections import deque
 from decimal import Decimal
 from enum import Enum
 from typing import Annotated, Any, Final, Literal, NamedTuple, Union, get_args, get_origin
@@ -13,7 +14,7 @@ from pydantic import BaseModel
 
 __all__ = ["OPEN", "Shape", "shape_of"]
 
-_LISTS: Final = (list, tuple, set, frozenset)
+_LISTS: Final = (list, tuple, set, frozenset, deque)
 _CLOSED: Final = (
     str, int, float, bytes, datetime.date, datetime.time, datetime.timedelta, UUID, bson.ObjectId, Enum,
     Decimal, bson.Decimal128,

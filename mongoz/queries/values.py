@@ -66,7 +66,7 @@ def _converted(path: Path, value: Any) -> Any:
     if shape.holds(bson.ObjectId):
         return _as_id(path, value)
     for kind, given, parsed in _PARSED:
-        if isinstance(value, given) and shape.holds(kind) and not (kind is datetime.date and shape.holds(str)):
+        if isinstance(value, given) and shape.holds(kind) and not (isinstance(value, str) and shape.holds(str)):
             with suppress(ValueError, decimal.InvalidOperation):  # then it equals nothing
                 return parsed(value)
     return value

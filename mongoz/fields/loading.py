@@ -1,0 +1,103 @@
+"""What is stored, as pydantic takes it back: a schema for rows, made of the schema of a class.
+
+BSON has fewer types than Python. A decimal comes back as a Decimal128, a pattern as a Regex, a set as a list. A
+model that is strict, or wants a future date, would refuse what it has written itself.
+"""
+
+import datetime
+from collections.abc import Callable
+from enum import Enum
+from functools import partial
+from typing import Any, Final
+
+import bson
+from pydantic_core import SchemaValidator, core_schema
+
+__all__ = ["NATIVE", "from_stored", "validator_of"]
+
+NATIVE: Final = {"mongoz_native": True}
+"""The metadata of schemas that take what is stored by themselves."""
+
+_DATA: Final = frozenset({"metadata", "serialization", "default", "expected", "members", "cls", "function", "ref"})
+"""Entries of a schema that are no schemas."""
+
+_STRICT_AS_BSON: Final = frozenset({"str", "int", "float", "bool", "model-field", "typed-dict-field"})
+_PATTERNS: Final = frozenset({"pattern_either_validator", "pattern_str_validator"})
+
+
+def from_stored(schema: Any) -> Any:
+    """The schema that takes what is stored of its values; the same object where that makes no difference."""
+    if isinstance(schema, list | tuple):
+        items = [from_stored(item) for item in schema]
+        same = all(new is old for new, old in zip(items, schema, strict=True))
+        return schema if same else type(schema)(items)
+    if not isinstance(schema, dict) or schema.get("metadata", {}).get("mongoz_native"):
+        return schema
+    changed: dict[str, Any] = {}
+    for name, value in schema.items():
+        if name not in _DATA:
+            new = _each(value) if name == "fields" and isinstance(value, dict) else from_stored(value)
+            if new is not value:
+                changed[name] = new
+    if schema.get("strict") and schema.get("type") not in _STRICT_AS_BSON:
+        changed["strict"] = False
+    if schema.get("now_op"):  # it was in the future when it was written
+        changed["now_op"] = None
+    made = {name: value for name, value in {**schema, **changed}.items() if name != "now_op" or value}
+    return _taking(schema if not changed else made)
+
+
+def _each(fields: dict[str, Any]) -> dict[str, Any]:
+    """The same of fields by name, whose names may be those of anything."""
+    made = {name: from_stored(schema) for name, schema in fields.items()}
+    return made if any(made[name] is not schema for name, schema in fields.items()) else fields
+
+
+def validator_of(schema: Any) -> SchemaValidator:
+    """What validates by a schema that was made of that of a class, and not by the class's own."""
+    return SchemaValidator(schema, schema.get("config"), False)  # pydantic would take the validator of the class
+
+
+def _taking(schema: dict[str, Any]) -> Any:  # noqa: PLR0911 - a table, one line per kind
+    kind = schema.get("type")
+    if kind == "decimal":
+        return _before(_decimal, schema)
+    if kind == "datetime" and schema.get("tz_constraint", "naive") != "naive":
+        return _before(_aware, schema)
+    if kind == "literal" and any(isinstance(each, Enum) for each in schema["expected"]):
+        return _before(partial(_member, [each for each in schema["expected"] if isinstance(each, Enum)]), schema)
+    if kind == "json":  # what was parsed is stored, not the text
+        return schema.get("schema", core_schema.any_schema())
+    if kind == "is-instance" and schema["cls"] is bson.Binary:
+        return _before(_binary, schema)
+    if kind == "function-plain" and getattr(schema["function"]["function"], "__name__", "") in _PATTERNS:
+        return _before(_pattern, schema)
+    return schema
+
+
+def _before(convert: Callable[[Any], Any], schema: Any) -> Any:
+    ref = schema.get("ref")
+    inner = {name: value for name, value in schema.items() if name != "ref"}
+    return core_schema.no_info_before_validator_function(convert, inner, ref=ref)
+
+
+def _decimal(value: Any) -> Any:
+    return value.to_decimal() if isinstance(value, bson.Decimal128) else value
+
+
+def _member(members: list[Enum], value: Any) -> Any:
+    return next((each for each in members if type(each.value) is type(value) and each.value == value), value)
+
+
+def _aware(value: Any) -> Any:
+    if isinstance(value, datetime.datetime) and value.tzinfo is None:
+        return value.replace(tzinfo=datetime.UTC)
+    return value
+
+
+def _binary(value: Any) -> Any:
+    return bson.Binary(value) if type(value) is bytes else value
+
+
+def _pattern(value: Any) -> Any:
+    return value.try_compile() if isinstance(value, bson.Regex) else value

@@ -1,0 +1,281 @@
+"""Which annotations can be stored and read back, told when a class is defined."""
+
+import collections
+import dataclasses
+import datetime
+import decimal
+import fractions
+import ipaddress
+import pathlib
+import re
+import types
+import typing
+import uuid
+import zoneinfo
+from collections import abc
+from collections.abc import Iterable
+from enum import Enum
+from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get_origin
+
+import bson
+from bson.datetime_ms import DatetimeMS
+from pydantic import AnyUrl, BaseModel, ImportString, NameEmail, PostgresDsn, Secret, SecretBytes, SecretStr
+from pydantic.types import EncodedBytes, EncodedStr
+
+from mongoz.exceptions import FieldDefinitionError
+
+__all__ = ["IP_ADDRESSES", "URLS", "check_storable", "is_open"]
+
+IP_ADDRESSES: Final = (
+    ipaddress.IPv4Address, ipaddress.IPv6Address, ipaddress.IPv4Interface, ipaddress.IPv6Interface,
+    ipaddress.IPv4Network, ipaddress.IPv6Network,
+)  # fmt: skip
+URLS: Final = (AnyUrl.__base__ or AnyUrl, PostgresDsn.__base__ or PostgresDsn)
+"""The bases of all of pydantic's URLs: those with one host, and those with several."""
+
+# Type -> what kind of BSON value it is stored as. The first that fits counts.
+_STORED_AS: Final[tuple[tuple[tuple[Any, ...], tuple[str, ...]], ...]] = (
+    ((types.NoneType,), ("null",)),
+    ((bool,), ("bool",)),
+    ((bson.Int64, int), ("int",)),
+    ((float,), ("double",)),
+    ((bson.Code,), ("code",)),
+    ((str,), ("string",)),
+    ((bson.Binary,), ("binary",)),
+    ((bytes, SecretBytes), ("binary",)),
+    ((datetime.datetime, datetime.date, DatetimeMS), ("date",)),
+    ((datetime.timedelta,), ("int", "double")),
+    ((decimal.Decimal, bson.Decimal128), ("decimal",)),
+    ((uuid.UUID,), ("uuid",)),
+    ((bson.ObjectId,), ("objectId",)),
+    ((re.Pattern, bson.Regex), ("regex",)),
+    ((bson.Timestamp,), ("timestamp",)),
+    ((bson.DBRef,), ("dbRef",)),
+    ((bson.MinKey,), ("minKey",)),
+    ((bson.MaxKey,), ("maxKey",)),
+    ((datetime.time, complex, fractions.Fraction, zoneinfo.ZoneInfo, NameEmail, SecretStr), ("string",)),
+    ((pathlib.PurePath, *IP_ADDRESSES, *URLS), ("string",)),
+)
+
+_LISTS: Final = (list, tuple, set, frozenset, collections.deque)
+_SEQUENCES: Final = (abc.Sequence, abc.MutableSequence, abc.Set, abc.MutableSet)
+_MAPPINGS: Final = (dict, abc.Mapping, abc.MutableMapping)
+_ENUM_VALUES: Final = (str, int, float, bool, bytes, types.NoneType, uuid.UUID, bson.ObjectId)
+_KEYS: Final = (
+    str, int, float, bool, Enum, uuid.UUID, decimal.Decimal, datetime.date, datetime.time, datetime.timedelta,
+    bson.ObjectId, pathlib.PurePath, *IP_ADDRESSES, *URLS,
+)  # fmt: skip
+_NEVER: Final = (abc.Iterator, abc.Generator, abc.Iterable, abc.Callable, abc.AsyncIterable, abc.Awaitable, type)
+
+_REMEDY: Final = "Use a type that MongoDB has, or keep it in a private attribute (a name that starts with '_')."
+
+Kinds = dict[str, str]
+"""Kind of BSON value -> the type that is stored so, for messages."""
+
+
+class _Refused(Exception):
+    """What is wrong with an annotation."""
+
+
+def is_open(annotation: Any) -> bool:
+    """Whether an annotation leaves open what may be in a value."""
+    annotation = _bare(annotation)
+    if annotation in (Any, object) or isinstance(annotation, TypeVar):
+        return True
+    if annotation in (*_LISTS, *_MAPPINGS):  # without arguments
+        return True
+    if get_origin(annotation) is Literal:
+        return False
+    return any(is_open(argument) for argument in get_args(annotation) if argument is not Ellipsis)
+
+
+def check_storable(owner: str, name: str, annotation: Any, metadata: Iterable[Any] = ()) -> None:
+    """Refuse a field whose values could not be stored, or not be read back as they were.
+
+    Args:
+        owner: the name of the class.
+        name: of the field.
+        annotation: its type.
+        metadata: what stands beside the type in `Annotated`.
+
+    Raises:
+        FieldDefinitionError: names the field, what is wrong, and what to do.
+    """
+    try:
+        _Walk().kinds_of(Annotated[(annotation, *metadata)] if metadata else annotation)
+    except _Refused as refused:
+        raise FieldDefinitionError(f"{owner}.{name} can't be stored: {refused}") from None
+
+
+class _Walk:
+    """One way through an annotation and the models in it."""
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+
+    def kinds_of(self, annotation: Any) -> Kinds:  # noqa: PLR0911 - a table, one line per kind
+        """What kinds of BSON values it is stored as.
+
+        Raises:
+            _Refused: it can't be.
+        """
+        if get_origin(annotation) is Annotated:
+            bare, *metadata = get_args(annotation)
+            _refuse_encoded(metadata)
+            return self.kinds_of(bare)
+        annotation = _bare(annotation)
+        origin, arguments = get_origin(annotation), get_args(annotation)
+        if origin in (Union, types.UnionType):
+            return self._of_union(arguments)
+        if origin is Literal:
+            return self._of_literal(arguments)
+        if annotation in (Any, object) or isinstance(annotation, TypeVar | str | typing.ForwardRef):
+            return {}
+        if annotation is None:
+            return {"null": "None"}
+        kind = origin or annotation
+        if kind in _NEVER or kind is ImportString or not isinstance(kind, type):
+            raise _Refused(f"{_label(annotation)} is no data. {_REMEDY}")
+        if issubclass(kind, _MAPPINGS) and not typing.is_typeddict(kind):
+            return self._of_mapping(kind, arguments)
+        if issubclass(kind, _LISTS) or kind in _SEQUENCES:
+            return self._of_list(kind, arguments)
+        if issubclass(kind, Enum):
+            return _of_enum(kind)
+        if issubclass(kind, Secret):
+            return self._of_secret(arguments)
+        if kind is re.Pattern and bytes in arguments:
+            raise _Refused("MongoDB has patterns of strings, and none of bytes. Use re.Pattern[str].")
+        return self._of_model(kind) or _of_scalar(kind)
+
+    def _of_union(self, members: Iterable[Any]) -> Kinds:
+        merged: Kinds = {}
+        for member in members:
+            for kind, label in self.kinds_of(member).items():
+                other = merged.setdefault(kind, label)
+                if other != label:
+                    raise _Refused(
+                        f"values of {other} and of {label} are both stored as {kind}, and read back as one of "
+                        "the two. Have the field hold one of them."
+                    )
+        return merged
+
+    def _of_literal(self, values: Iterable[Any]) -> Kinds:
+        for value in values:
+            if isinstance(value, Enum):
+                _of_enum(type(value))
+            elif not isinstance(value, _ENUM_VALUES):
+                raise _Refused(f"MongoDB has no type for {value!r}. {_REMEDY}")
+        return {}
+
+    def _of_mapping(self, kind: type, arguments: tuple[Any, ...]) -> Kinds:
+        if kind is collections.Counter:
+            arguments = (*arguments, int)
+        if arguments:
+            self._check_keys(arguments[0])
+            self.kinds_of(arguments[1])
+        return {"object": "dict"}
+
+    def _check_keys(self, annotation: Any) -> None:
+        bare = _bare(annotation)
+        if get_origin(bare) is Annotated:
+            bare = get_args(bare)[0]
+        if get_origin(bare) in (Union, types.UnionType):
+            for member in get_args(bare):
+                self._check_keys(member)
+            others = [member for member in get_args(bare) if member is not str]
+            if len(others) != len(get_args(bare)) or len(others) > 1:
+                raise _Refused(
+                    f"keys are stored as strings, so keys of {_label(bare)} can't be told apart. Use one type for "
+                    "keys."
+                )
+            return
+        if bare in (Any, object) or isinstance(bare, TypeVar) or get_origin(bare) is Literal:
+            return
+        if not (isinstance(bare, type) and issubclass(bare, _KEYS)):
+            raise _Refused(f"a key of type {_label(bare)} has no form as a string. Use a list of pairs.")
+
+    def _of_list(self, kind: type, arguments: tuple[Any, ...]) -> Kinds:
+        if hasattr(kind, "_fields"):  # a named tuple
+            arguments = tuple(_hints(kind).values())
+        for argument in arguments:
+            if argument is not Ellipsis and argument != ():
+                self.kinds_of(argument)
+        return {"array": kind.__name__}
+
+    def _of_secret(self, arguments: tuple[Any, ...]) -> Kinds:
+        inner = self.kinds_of(arguments[0]) if arguments else {}
+        return {kind: f"Secret[{label}]" for kind, label in inner.items()}
+
+    def _of_model(self, kind: type) -> Kinds:
+        """Of a class with fields; nothing of any other."""
+        if issubclass(kind, BaseModel):
+            fields = {name: (field.annotation, field.metadata) for name, field in kind.__pydantic_fields__.items()}
+        elif dataclasses.is_dataclass(kind) or typing.is_typeddict(kind):
+            fields = {name: (hint, []) for name, hint in _hints(kind).items()}
+        else:
+            return {}
+        if id(kind) not in self._seen:
+            self._seen.add(id(kind))
+            for name, (annotation, metadata) in fields.items():
+                try:
+                    self.kinds_of(Annotated[(annotation, *metadata)] if metadata else annotation)
+                except _Refused as refused:
+                    raise _Refused(f"in {kind.__name__}.{name}: {refused}") from None
+        return {"object": "a model"}
+
+
+def _bare(annotation: Any) -> Any:
+    """Without the names that `NewType` and `type` statements give it."""
+    while True:
+        if hasattr(annotation, "__supertype__"):
+            annotation = annotation.__supertype__
+        elif type(annotation).__name__ == "TypeAliasType":
+            annotation = annotation.__value__
+        elif get_origin(annotation) in (typing.Final, typing.Required, typing.NotRequired):
+            annotation = get_args(annotation)[0]
+        else:
+            return annotation
+
+
+def _refuse_encoded(metadata: Iterable[Any]) -> None:
+    for each in metadata:
+        if isinstance(each, EncodedBytes | EncodedStr):
+            raise _Refused("it would be decoded again whenever it is read. Use bytes, or mongoz.Binary().")
+        if each is ImportString:
+            raise _Refused(f"what it imports is no data. {_REMEDY}")
+
+
+def _of_enum(kind: type[Enum]) -> Kinds:
+    for member in kind:
+        if not isinstance(member.value, _ENUM_VALUES):
+            raise _Refused(
+                f"{kind.__name__}.{member.name} has the value {member.value!r}, which is read back as another. "
+                "Give its members strings or numbers."
+            )
+    mixed_in = next((base for base in (str, int, float, bytes) if issubclass(kind, base)), None)
+    if mixed_in is not None:  # its members equal their values
+        return {}
+    return {each: kind.__name__ for member in kind for each in _of_scalar(type(member.value))}
+
+
+def _of_scalar(kind: type) -> Kinds:
+    for scalars, stored_as in _STORED_AS:
+        if issubclass(kind, scalars):
+            base = next((scalar for scalar in scalars if kind is scalar), None)
+            label = "str" if issubclass(kind, str) else (base or kind).__name__
+            return dict.fromkeys(stored_as, label)
+    if hasattr(kind, "__get_pydantic_core_schema__"):
+        return {}  # an application's own type: pydantic knows what it takes
+    raise _Refused(f"MongoDB has no type for {_label(kind)}. {_REMEDY}")
+
+
+def _hints(kind: Any) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(kind, include_extras=True)
+    except (NameError, TypeError):  # names that are not defined yet
+        return {}
+
+
+def _label(annotation: Any) -> str:
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)

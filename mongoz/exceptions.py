@@ -140,6 +140,8 @@ def did_you_mean(name: str, valid: Iterable[str], elsewhere: Mapping[str, str] |
 def _is_near(name: str, other: str) -> bool:
     if sorted(name) == sorted(other):  # two letters that changed places weigh much in a short name
         return True
+    if name.lower().replace("_", "") == other.lower().replace("_", ""):
+        return True
     return difflib.SequenceMatcher(None, other, name).ratio() >= _NEAR
 
 

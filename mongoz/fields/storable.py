@@ -24,7 +24,7 @@ from pydantic.types import EncodedBytes, EncodedStr
 
 from mongoz.exceptions import FieldDefinitionError
 
-__all__ = ["IP_ADDRESSES", "URLS", "check_storable", "is_open"]
+__all__ = ["IP_ADDRESSES", "URLS", "check_storable", "holds_mappings", "is_open"]
 
 IP_ADDRESSES: Final = (
     ipaddress.IPv4Address, ipaddress.IPv6Address, ipaddress.IPv4Interface, ipaddress.IPv6Interface,
@@ -87,6 +87,15 @@ def is_open(annotation: Any) -> bool:
     if get_origin(annotation) is Literal:
         return False
     return any(is_open(argument) for argument in get_args(annotation) if argument is not Ellipsis)
+
+
+def holds_mappings(annotation: Any) -> bool:
+    """Whether an annotation says that mappings may be in a value."""
+    annotation = _bare(annotation)
+    kind = get_origin(annotation) or annotation
+    if isinstance(kind, type) and issubclass(kind, _MAPPINGS):
+        return True
+    return any(holds_mappings(argument) for argument in get_args(annotation) if kind is not Literal)
 
 
 def check_storable(owner: str, name: str, annotation: Any, metadata: Iterable[Any] = ()) -> None:

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.exceptions import InvalidKeyError, OperatorInvalid
+from mongoz.fields.storable import holds_mappings, is_open
 from mongoz.fields.storage import stored
 from mongoz.queries.paths import Path
 
@@ -46,7 +47,7 @@ def comparable(path: Path, value: Any) -> Any:
         ValueRefused: nothing that could ever be stored, or an instance without an id.
     """
     try:
-        kept = stored(_converted(path, value))
+        kept = stored(_converted(path, value), declared=_is_declared(path, value))
         if isinstance(kept, _ALWAYS_FINE):
             return kept
         bson.encode({"": kept}, codec_options=CODEC_OPTIONS)
@@ -70,6 +71,14 @@ def _converted(path: Path, value: Any) -> Any:
             with suppress(ValueError, decimal.InvalidOperation):  # then it equals nothing
                 return parsed(value)
     return value
+
+
+def _is_declared(path: Path, value: Any) -> bool:
+    """Whether the annotation of the field reads back what stands for such a value."""
+    if path.field is None:
+        return not isinstance(value, dict)
+    annotation = path.field.annotation
+    return not is_open(annotation) and (holds_mappings(annotation) or not isinstance(value, dict))
 
 
 def _as_id(path: Path, value: Any) -> Any:

@@ -10,6 +10,7 @@ from pymongo.read_preferences import ReadPreference
 from mongoz.connection import Collection
 from mongoz.connection.units import unbroken
 from mongoz.exceptions import DocumentNotFound, WriteConflict
+from mongoz.fields.storage import stored, stored_names
 from mongoz.ids import new_token
 from mongoz.persistence.asking import ask
 from mongoz.persistence.copies import independent_values
@@ -35,7 +36,9 @@ from mongoz.persistence.rows import (
     Changes,
     adopt,
     as_loaded,
+    as_whole,
     changes,
+    differing,
     hydrate_anyway,
     loaded,
     new_row,
@@ -196,6 +199,8 @@ async def _save(instance: D, collection: Any, session: Any) -> D:
     except Exception as error:
         explain_unstorable(error, instance)
         raise
+    if has_invariants(document) and is_partial(type(instance)):
+        changed = {**changed, **await _derived_elsewhere(instance, changed, target)}
     if document.model_config.get("extra") != "allow":
         removed = ()  # what the model does not know is not on the instance, and not gone
     require_watched(document, target.collection, signals.post_save)
@@ -217,6 +222,25 @@ async def _save(instance: D, collection: Any, session: Any) -> D:
 
     await send_and_tell(Write(target, firing, origin, instance, instance.id, send, settle))
     return instance
+
+
+async def _derived_elsewhere(instance: "Document", changed: dict[str, Any], target: Target) -> dict[str, Any]:
+    """What the model derives of the changed fields of a partly loaded instance, as stored; it is on it then.
+
+    Raises:
+        DocumentNotFound: the document is gone.
+        pydantic.ValidationError: the document would not fit the model.
+    """
+    document = type(instance).meta.document
+    row = await _present(instance, target, (), target.session, everything=True)
+    full = hydrate_anyway(document, row, target.elsewhere(document))
+    before = stored(full)
+    whole = as_whole(document, {**before, **changed})
+    made = stored(whole)
+    names = stored_names(document)
+    derived = {name for name in differing(document, before, made) if names[name] not in changed}
+    adopt(instance, whole, derived)
+    return {names[name]: made[names[name]] for name in derived if names[name] in made}
 
 
 async def _apply(

@@ -195,10 +195,12 @@ class Event(NamedTuple):
     Attributes:
         operation: its type.
         names: of an update: fields that it says have changed. A pipeline that moves a field changes it.
+        in_transaction: it was written in one; how the ODM writes is its own business.
     """
 
     operation: str
     names: frozenset[str]
+    in_transaction: bool = False
 
 
 class Change(NamedTuple):
@@ -212,7 +214,8 @@ class Change(NamedTuple):
         call: what was called, if a stamp says so: a signal and `created`.
         ran: the receivers that the stamp speaks for.
         muted: as it says.
-        is_known: the stamp came late, and receivers in the writing process know its token.
+        is_known: receivers in the writing process know the token of its stamp.
+        delay: how late the stamp came.
         names: of a pipeline update: the fields that the server says have changed.
     """
 
@@ -224,6 +227,7 @@ class Change(NamedTuple):
     ran: frozenset[str] = frozenset()
     muted: bool = False
     is_known: bool = False
+    delay: float = 0.0
     names: frozenset[str] = frozenset()
 
     def fits(self, event: Event) -> bool:
@@ -234,9 +238,13 @@ class Change(NamedTuple):
 
     def as_reported(self, event: Event) -> "Change":
         """The same, once the server has said what it is."""
-        if self.operation != "update or replace":
-            return self
-        return self._replace(operation=event.operation, names=event.names)  # type: ignore[arg-type]
+        if self.operation == "update or replace":
+            return self._replace(operation=event.operation, names=event.names)  # type: ignore[arg-type]
+        if self.delay > _REMEMBERED:
+            return Change("update" if self.operation == "marker" else self.operation, self.before, self.after)
+        if self.delay > (_TIMELY_IN_TRANSACTION if event.in_transaction else _TIMELY):
+            return self._replace(ran=frozenset(), muted=False)
+        return self._replace(is_known=False)
 
     def as_seen_by(self, group: Group) -> "Change":
         """The same to one group of dispatchers."""
@@ -283,7 +291,6 @@ class Model:
     in_process: dict[Key, list[Told]] = field(default_factory=lambda: defaultdict(list))
     writes: int = 0
     somebody_elses: bool = False
-    in_transaction: bool = False
     _stamps: Iterator[int] = field(default_factory=itertools.count)
 
     # What clients without the ODM do, and raw calls of the ODM
@@ -346,22 +353,17 @@ class Model:
             who = f"{client.name}/{one.formerly if client.is_old and one.formerly else one.name}"
             self.in_process[key].append(Told(who, call[0], call[1], fields, told, was, image))
         operation: Operation = "insert" if before is None else "delete" if after is None else "update"
-        marks = stamped and after is None
-        limit = _TIMELY_IN_TRANSACTION if marks or self.in_transaction else _TIMELY
-        counts = stamped and client.delay <= limit
-        late = stamped and limit < client.delay <= _REMEMBERED
-        group = client.group if counts or late else None
-        if marks:
+        group = client.group if stamped else None
+        if stamped and after is None:
             marked = {**(before or {}), STAMP: next(self._stamps)}
             self._write(key, marked, Change("marker" if group else "update", before, marked, group))
             before = marked
         if before == after:
             return
         change = Change(operation, before, after, group)
-        if counts:
-            change = change._replace(call=call, ran=for_dispatchers, muted=muted)
-        elif late:
-            change = change._replace(call=call, is_known=bool(ran))
+        if stamped:
+            change = change._replace(call=call, ran=for_dispatchers, muted=muted, is_known=bool(ran))
+            change = change._replace(delay=client.delay)
         self._write(key, after, change)
 
     def _run_by(self, client: Client, signal: str, collection: str, names: frozenset[str]) -> list[Listening]:
@@ -392,11 +394,11 @@ class Model:
             somebody_elses: the ODM did not open it, and can't see whether it does.
         """
         saved = copy.copy(self.documents), copy.deepcopy(self.changes), copy.deepcopy(self.in_process), self.writes
-        self.somebody_elses, self.in_transaction = somebody_elses, True
+        self.somebody_elses = somebody_elses
         try:
             yield
         finally:
-            self.somebody_elses = self.in_transaction = False
+            self.somebody_elses = False
         if not commits:
             told = self.in_process  # at once, where nobody sees the end of the transaction
             self.documents, self.changes, self.in_process, self.writes = saved

@@ -98,7 +98,7 @@ class Seen:
         paths = [*description.get("updatedFields", ()), *description.get("removedFields", ())]
         paths += [array["field"] for array in description.get("truncatedArrays") or ()]
         names = frozenset(path.partition(".")[0] for path in paths) - {STAMP}
-        self.events.append(Event(event["operationType"], names))
+        self.events.append(Event(event["operationType"], names, "txnNumber" in event))
         if (event.get("fullDocument") or {}).get("name") == END:
             self._reported.set()
 

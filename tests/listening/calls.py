@@ -56,6 +56,19 @@ def _shown(values: Values, *before: str) -> str:
     return ", ".join([*before, *(f"{name}={value!r}" for name, value in values.items())])
 
 
+def _meets(row: Row, lookup: str, value: Any) -> bool:
+    name, _, operator = lookup.partition("__")
+    found = row.get(name)
+    match operator:
+        case "gt":
+            return isinstance(found, int) and found > value
+        case "lt":
+            return isinstance(found, int) and found < value
+        case "in":
+            return found in value
+    return bool(found == value or (isinstance(found, list) and value in found))
+
+
 @dataclass(frozen=True)
 class Query:
     """What a queryset selects."""
@@ -70,6 +83,10 @@ class Query:
         parts += [f".sort{self.sort}"] if self.sort else []
         parts += [f".{name}({value})" for name, value in (("skip", self.skip), ("limit", self.limit)) if value]
         return "objects" + "".join(parts)
+
+    def matches(self, id_: ObjectId, row: Row) -> bool:
+        """Whether the filter selects a document."""
+        return all(_meets({"id": id_, **row}, lookup, value) for lookup, value in _with_key(self.filter).items())
 
     def of(self, document: Any) -> Any:
         found = document.objects.filter(**_with_key(self.filter)) if self.filter else document.objects

@@ -24,7 +24,8 @@ async def _alone(world: World, scene: Scene) -> AsyncIterator[str]:
     silent = await world.run(SILENT, scene)
     for way in LISTENED:
         outcome = await world.run(way, scene)
-        for fault in (*_disagreements(scene, silent, outcome), *_misinformed(scene, outcome)):
+        found = (*_disagreements(scene, silent, outcome), *_unasked(scene, outcome), *_misinformed(scene, outcome))
+        for fault in found:
             yield f"{way.name}: {fault}"
 
 
@@ -39,7 +40,7 @@ async def _beside_another_client(world: World, scene: Scene) -> AsyncIterator[st
         conflicted = scene.within is not None and outcome.conflicted
         found = list(_torn(alone if conflicted else order, outcome))
         if way is not SILENT:
-            found += _misinformed(scene, outcome)
+            found += [*_unasked(scene, outcome), *_misinformed(scene, outcome)]
         errors = [each.error for each in order]
         if outcome.error not in errors and not conflicted:
             found.append(f"error: {_shown(outcome.error, errors)} where nobody listens")
@@ -88,6 +89,14 @@ def _torn(allowed: Sequence[Outcome], outcome: Outcome) -> Iterator[str]:
         possible = [each.documents.get(id_) for each in allowed]
         if not any(_same(found, each) for each in possible):
             yield f"document {id_}: {_shown(found, possible)} where nobody listens"
+
+
+def _unasked(scene: Scene, outcome: Outcome) -> Iterator[str]:
+    """Writes to documents that did not match right then."""
+    query = scene.calls[0].query if len(scene.calls) == 1 else None
+    for change in outcome.changes if query else ():
+        if change.before is not None and not query.matches(change.id, change.before):
+            yield f"{change}: it did not match"
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -72,7 +72,7 @@ _FILTERS: Final[list[Strategy]] = [
 ]
 _QUERIES: Final = st.builds(
     Query,
-    st.just({}) | st.one_of(_FILTERS),
+    st.one_of(st.just({}), *_FILTERS),
     st.none() | st.tuples(st.sampled_from(["n", "s"]), st.sampled_from([1, -1])),
     st.sampled_from([0, 0, 0, 1]),
     st.sampled_from([0, 0, 0, 1, 2]),
@@ -170,4 +170,9 @@ def scenes(draw: Any, group: str, *, foreign: bool) -> Scene:
         more = st.sampled_from(makers).flatmap(lambda make: make(sorted(rows)))
         calls += [draw(more) for _ in range(draw(st.sampled_from([1, 0, 2])))]
     other = draw(_FOREIGN) if foreign else None
+    query = calls[0].query
+    if other and query and query.filter and draw(st.booleans()):  # let it change whether a document matches
+        name = min(query.filter).partition("__")[0]
+        if name in _VALUES:
+            other = Foreign("set", draw(st.sampled_from(sorted(rows))), {name: draw(_VALUES[name])})
     return Scene(kind, rows, tuple(calls), within, other, draw(st.sampled_from([1, 0, 2, 1, 3])) if foreign else 0)

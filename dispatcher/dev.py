@@ -7,12 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from rich.console import Console
-
 from dispatcher.embedded import embedded_mongo
 from dispatcher.exceptions import EmbeddedError, how_to_install
 from dispatcher.processes import Child, stopped_by_signals
 from dispatcher.settings import AUTO
+from dispatcher.terminal import Terminal, shown
 from dispatcher.web.links import new_token, place_for
 
 __all__ = ["develop"]
@@ -42,24 +41,24 @@ def develop(app: str, imports: Sequence[str], *, port: int | None, data: str | N
     Raises:
         EmbeddedError: no MongoDB could be started, or watchfiles is not installed.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal(soft_wrap=True)
     with stopped_by_signals() as stop:
         changes = _changes(Path.cwd(), stop)
         # Watching begins here: what changes while the first dispatcher starts must not be missed.
         next(changes, None)
         with embedded_mongo(port=port, directory=Path(data) if data else None) as server:
-            console.print(f"MongoDB for development: [bold]{server.url}[/]")
+            console.print(shown("MongoDB for development: ") + shown(server.url, "bold"))
             token = os.environ.get(_TOKEN) or new_token()
-            shown = place_for(os.environ.get(_HTTP, AUTO), token)
-            if shown.url is not None:
-                console.print(f"Dashboard: [bold]{shown.url}[/]")
+            place = place_for(os.environ.get(_HTTP, AUTO), token)
+            if place.url is not None:
+                console.print(shown("Dashboard: ") + shown(place.url, "bold"))
             command = _command(app, imports, server.url, log_level)
-            environment = {**_environment(), _HTTP: shown.http, _TOKEN: token}
+            environment = {**_environment(), _HTTP: place.http, _TOKEN: token}
             while not stop.is_set():
                 with Child("dispatcher", command, env=environment) as daemon:
                     changed = _wait_for_change(changes, daemon, console)
                 if changed and not stop.is_set():
-                    console.print(f"[dim]{changed} changed, starting again[/]")
+                    console.print(shown(f"{changed} changed, starting again", "dim"))
 
 
 def _command(app: str, imports: Sequence[str], url: str, log_level: str) -> list[str]:
@@ -74,7 +73,7 @@ def _environment() -> dict[str, str]:
     return {**dict([_GRACE]), **os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-def _wait_for_change(changes: Iterator[frozenset[str]], daemon: Child, console: Console) -> str:
+def _wait_for_change(changes: Iterator[frozenset[str]], daemon: Child, console: Terminal) -> str:
     """Wait until files change, whether the dispatcher runs or not; returns their names, "" when we are to stop."""
     told = False
     for files in changes:
@@ -82,7 +81,8 @@ def _wait_for_change(changes: Iterator[frozenset[str]], daemon: Child, console: 
             return ", ".join(sorted(files))
         if daemon.exit_code is not None and not told:
             told = True
-            console.print(f"[yellow]the dispatcher ended (exit code {daemon.exit_code}); waiting for a change[/]")
+            text = f"the dispatcher ended (exit code {daemon.exit_code}); waiting for a change"
+            console.print(shown(text, "yellow"))
     return ""
 
 

@@ -6,15 +6,18 @@ import threading
 import typer
 
 from dispatcher.cli import check, develop, letters, pausing, position, receivers, replay, run, setup, status
-from dispatcher.cli.output import complain
+from dispatcher.cli.options import Commands
+from dispatcher.cli.output import complain, err
 from dispatcher.describing import trace_of
 from dispatcher.exceptions import DispatcherError, ExitCode
+from dispatcher.terminal import shown
 from mongoz import __version__
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="dispatcher",
+    cls=Commands,
     help="Delivers mongoz signals for writes that were made elsewhere: another service, a shell, a migration.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -66,7 +69,7 @@ def _command_line() -> None:
         complain(error)
         sys.exit(error.exit_code)
     except Exception as error:
-        sys.stderr.write(trace_of(error))
+        err.print(shown(trace_of(error).rstrip(), newline="\n  "))
         complain(
             DispatcherError(
                 "The dispatcher has a bug: nobody expected the exception above. Nothing is lost.",

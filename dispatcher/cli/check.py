@@ -4,14 +4,14 @@ import asyncio
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from dispatcher.application import load_registry
 from dispatcher.cli.options import App, Import, Json, default, flag, make_settings
 from dispatcher.cli.output import out, print_json
 from dispatcher.exceptions import ApplicationError, ExitCode
 from dispatcher.observe import configure_logging
+from dispatcher.redacting import redacted
+from dispatcher.terminal import Grid, shown
 
 if TYPE_CHECKING:
     from dispatcher.checking import Finding
@@ -79,12 +79,12 @@ def _check(  # noqa: PLR0913 - one parameter per flag
 
 
 def _print(found: "list[Finding]") -> None:
-    table = Table(box=None, pad_edge=False, show_header=False)
+    table = Grid()
     table.add_column()
     table.add_column()
     table.add_column(overflow="fold")
     for finding in found:
-        table.add_row(Text(finding.level, _STYLES[finding.level]), finding.topic, Text(finding.text))
+        table.add_row(shown(finding.level, _STYLES[finding.level]), finding.topic, redacted(finding.text))
         if finding.remedy:
-            table.add_row("", "", Text(f"→ {finding.remedy}", "dim"))
+            table.add_row("", "", shown(f"-> {redacted(finding.remedy)}", "dim"))
     out.print(table)

@@ -11,8 +11,6 @@ from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.errors import InvalidBSON
 from bson.json_util import RELAXED_JSON_OPTIONS, dumps
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from rich.text import Text
 
 from dispatcher.cli.connecting import STATE_DATABASE, AppOption, Group, GroupName, StateDatabase, Url, with_group
 from dispatcher.cli.options import Json, Yes
@@ -23,7 +21,9 @@ from dispatcher.known import require_receiver
 from dispatcher.letters import short_id
 from dispatcher.looking import members_of
 from dispatcher.mailbox import Dropped, Wanted, drop, ids_of, letters_of, read, resolve, without_receiver
+from dispatcher.redacting import redacted
 from dispatcher.retries import Outcome, outcomes, request_retry
+from dispatcher.terminal import Grid, shown
 
 __all__ = ["add_to"]
 
@@ -118,18 +118,16 @@ def _list(  # noqa: PLR0913 - one parameter per flag
     if not found:
         out.print("There are no such dead letters." if any(wanted) else "There are no dead letters.")
         return
-    table = Table(box=None, pad_edge=False)
-    for heading in ("id", "given up", "receiver", "signal", "key", "reason", "error"):
-        table.add_column(heading, overflow="fold")
+    table = Grid("id", "given up", "receiver", "signal", "key", "reason", "error")
     for letter in found:
-        table.add_row(*(Text(text) for text in _row(letter)))
+        table.add_row(*_row(letter))
     out.print(table)
     if total > len(found):
         out.print(f"{len(found)} of {total}; --limit 0 shows all.")
 
 
 def _row(letter: dict[str, Any]) -> tuple[str, ...]:
-    error = str((letter.get("error") or {}).get("message", "")).splitlines() or [""]
+    error = redacted(str((letter.get("error") or {}).get("message", ""))).splitlines() or [""]
     state = str(letter.get("reason"))
     if "retrying_since" in letter or "retry_requested_at" in letter:
         state += ", being tried again"
@@ -175,15 +173,19 @@ def _show(
     for name in ("parts", "chunked"):
         letter.pop(name, None)
     for name, value in letter.items():
-        out.print(f"[bold]{name:>20}[/]  ", Text(_brief(value)), sep="", soft_wrap=True)
-    out.print(f"[bold]{'error':>20}[/]  ", Text(str(error.get("message", ""))), sep="", soft_wrap=True)
+        _print_fact(name, _brief(value))
+    _print_fact("error", redacted(str(error.get("message", ""))))
     for name, value in decoded.items():
-        out.print(f"\n[bold]{name}[/]")
         text = value if isinstance(value, str) else dumps(value, json_options=RELAXED_JSON_OPTIONS, indent=2)
-        out.print(Text(text), soft_wrap=True)
+        out.print(shown(f"\n{name}", "bold", "\n"))
+        out.print(shown(text, newline="\n"), soft_wrap=True)  # it is JSON, whose texts have no line breaks
     if trace := error.get("traceback"):
-        out.print("\n[bold]traceback[/]")
-        out.print(Text(trace.rstrip()), soft_wrap=True)
+        out.print(shown("\ntraceback", "bold", "\n"))
+        out.print(shown(redacted(trace).rstrip(), newline="\n  "), soft_wrap=True)
+
+
+def _print_fact(name: str, value: str) -> None:
+    out.print(shown(f"{name:>20}  ", "bold"), shown(value, newline=f"\n{'':22}"), sep="", soft_wrap=True)
 
 
 def _retry(  # noqa: PLR0913 - one parameter per flag
@@ -342,7 +344,7 @@ async def _require(there: Group, wanted: Wanted) -> None:
 async def _watched(coming: AsyncIterator[Outcome], count: int, *, quiet: bool) -> list[Outcome]:
     """All outcomes; on a terminal with a progress bar."""
     found = []
-    columns = (TextColumn("retrying"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("retrying", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     shown = err.is_terminal and not quiet
     with Progress(*columns, console=err, transient=True, disable=not shown) as progress:
         task = progress.add_task("retrying", total=count)
@@ -353,10 +355,10 @@ async def _watched(coming: AsyncIterator[Outcome], count: int, *, quiet: bool) -
 
 
 def _print_outcomes(found: list[Outcome]) -> None:
-    table = Table(box=None, pad_edge=False, show_header=False)
+    table = Grid()
     for one in found:
         text = (one.text.splitlines() or [""])[0]
-        table.add_row(Text(one.result, _STYLES[one.result]), Text(short_id(one.letter)), Text(text[:_SHORT]))
+        table.add_row(shown(one.result, _STYLES[one.result]), short_id(one.letter), text[:_SHORT])
     out.print(table)
     counts = {result: sum(one.result == result for one in found) for result in _STYLES}
     out.print(", ".join(f"{count} {result}" for result, count in counts.items() if count) + ".")

@@ -3,29 +3,30 @@
 import json
 import sys
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import typer
-from rich.console import Console
 
 from dispatcher.exceptions import DispatcherError
 from dispatcher.redacting import redacted
+from dispatcher.terminal import Terminal, shown
 
 __all__ = ["complain", "confirmed", "err", "out", "print_json"]
 
-out = Console(highlight=False)
+out = Terminal()
 if not out.is_terminal:
     out.width = 250  # whoever reads a pipe wants whole names
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+err = Terminal(stderr=True, soft_wrap=True)
+
+# Of an error of several lines the others are set in, so that none passes for a line of ours.
+_SET_IN: Final = "\n  "
 
 
 def complain(error: DispatcherError) -> None:
     """An error and its remedy, a line each."""
-    err.print("[bold red]error:[/]", end=" ")
-    err.print(redacted(error.message), markup=False)
+    err.print(shown("error:", "bold red"), shown(redacted(error.message), newline=_SET_IN))
     if error.remedy:
-        err.print("[bold]remedy:[/]", end=" ")
-        err.print(redacted(error.remedy), markup=False)
+        err.print(shown("remedy:", "bold"), shown(redacted(error.remedy), newline=_SET_IN))
 
 
 def confirmed(question: str, *, yes: bool) -> bool:

@@ -10,6 +10,7 @@ from dispatcher.cli.connecting import STATE_DATABASE, AppOption, Group, GroupNam
 from dispatcher.cli.options import Json
 from dispatcher.cli.output import out, print_json
 from dispatcher.controls import Paused, pause, pauses, resume
+from dispatcher.terminal import shown
 
 __all__ = ["add_to"]
 
@@ -53,7 +54,7 @@ def _pause(
     if as_json:
         print_json({"receiver": receiver, "changed": changed})
     else:
-        out.print(f"{receiver or 'everything'} {'is paused' if changed else 'was paused already'}", markup=False)
+        out.print(shown(f"{receiver or 'everything'} {'is paused' if changed else 'was paused already'}"))
 
 
 def _resume(
@@ -81,9 +82,9 @@ def _resume(
     if as_json:
         print_json({"receiver": receiver, "changed": changed, "still_paused": names})
         return
-    out.print(f"{receiver or 'everything'} {'goes on' if changed else 'was not paused'}", markup=False)
+    out.print(shown(f"{receiver or 'everything'} {'goes on' if changed else 'was not paused'}"))
     if names:
-        out.print(f"still paused: {', '.join(names)}", markup=False)
+        out.print(shown(f"still paused: {', '.join(names)}"))
 
 
 def _who() -> str:

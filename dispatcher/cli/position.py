@@ -5,7 +5,6 @@ from typing import Annotated, Any
 
 import typer
 from bson.timestamp import Timestamp
-from rich.text import Text
 
 from dispatcher.cli.connecting import STATE_DATABASE, Group, GroupName, OptionalApp, StateDatabase, Url, with_group
 from dispatcher.cli.options import Json, Yes
@@ -17,6 +16,7 @@ from dispatcher.looking import look
 from dispatcher.moving import Moved, Mover
 from dispatcher.overview import Partition
 from dispatcher.state import positions
+from dispatcher.terminal import shown
 
 __all__ = ["add_to"]
 
@@ -67,17 +67,17 @@ def _show(
             _readable(there.name, one, found[one.number]) for one in overview.partitions if one.number in found
         ]
 
-    shown = with_group(see, url=url, state_database=state_database, group=group, app=app)
+    rows = with_group(see, url=url, state_database=state_database, group=group, app=app)
     if as_json:
-        print_json(shown)
-    elif not shown:
+        print_json(rows)
+    elif not rows:
         out.print("No position was ever saved: no dispatcher of this group has run here yet.")
     else:
-        for number, one in enumerate(shown):
+        for number, one in enumerate(rows):
             out.print("\n" if number else "", end="")
             for name, value in one.items():
-                out.print(f"[bold]{name:>16}[/]  ", Text("" if value is None else str(value)), sep="")
-    ages = [one["age_seconds"] for one in shown]
+                out.print(shown(f"{name:>16}  ", "bold"), shown("" if value is None else value), sep="")
+    ages = [one["age_seconds"] for one in rows]
     if max_age is not None and (not ages or any(age is None or age > max_age for age in ages)):
         raise typer.Exit(ExitCode.FAILED)
 
@@ -170,7 +170,7 @@ def _say(moved: list[Moved], *, as_json: bool) -> None:
         return
     for one in moved:
         before, after = _text(one.before) or "nowhere", _text(one.after) or "the next start"
-        out.print(f"partition {one.partition}: from {before} to {after}", markup=False)
+        out.print(f"partition {one.partition}: from {before} to {after}")
         if one.gap is not None:
             out.print("  a gap is noted: changes in between are not delivered")
 

@@ -1,12 +1,12 @@
 """`dispatcher receivers`."""
 
 import typer
-from rich.table import Table
 
 from dispatcher.application import load_registry
 from dispatcher.cli.options import App, Import, Json
 from dispatcher.cli.output import out, print_json
 from dispatcher.routing import Routes
+from dispatcher.terminal import Grid
 
 __all__ = ["add_to"]
 
@@ -39,9 +39,7 @@ def _receivers(app: App, imports: Import = [], as_json: Json = False) -> None:  
     if as_json:
         print_json(rows)
         return
-    table = Table(box=None, pad_edge=False)
-    for heading in ("collection", "document", "signal", "receiver", "delivery", "defined at"):
-        table.add_column(heading, overflow="fold")
+    table = Grid("collection", "document", "signal", "receiver", "delivery", "defined at")
     for row in rows:
         table.add_row(*row.values())
     out.print(table if rows else "No receiver of this application may run in the dispatcher.")

@@ -218,8 +218,15 @@ async def _shown(
     """Work on it, with a bar where somebody is looking."""
     if as_json or not out.is_terminal:
         return await run.work(stop)
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit)]
-    with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[figures]}"), console=out) as bar:
+    columns = [
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit, markup=False),
+    ]
+    with Progress(
+        *columns, TimeRemainingColumn(), TextColumn("{task.fields[figures]}", markup=False), console=out
+    ) as bar:
         total, _ = progress()
         task = bar.add_task(run.playback.run.id, total=total, figures="")
 

@@ -5,12 +5,12 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from dispatcher.application import load_registry
 from dispatcher.cli.options import App, Import, Json, default, flag, make_settings
 from dispatcher.cli.output import out, print_json
 from dispatcher.observe import configure_logging
+from dispatcher.terminal import Grid
 
 __all__ = ["add_to"]
 
@@ -60,7 +60,7 @@ def _setup(  # noqa: PLR0913 - one parameter per flag
     if as_json:
         print_json(asdict(prepared))
         return
-    table = Table(box=None, pad_edge=False, show_header=False)
+    table = Grid()
     for name, done in prepared.images.items():
         table.add_row(f"images of {name}", done)
     table.add_row(f"state in {state_database}", prepared.state)

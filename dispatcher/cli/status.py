@@ -8,8 +8,6 @@ import typer
 from rich.console import Group as Lines
 from rich.console import RenderableType
 from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
 from dispatcher.cli.connecting import STATE_DATABASE, Group, GroupName, OptionalApp, StateDatabase, Url, with_group
 from dispatcher.cli.options import Json
@@ -20,6 +18,8 @@ from dispatcher.looking import look
 from dispatcher.measuring import duration
 from dispatcher.overview import Member, Overview, Partition
 from dispatcher.processes import stopped_by_signals
+from dispatcher.redacting import redacted
+from dispatcher.terminal import Grid, shown
 
 __all__ = ["add_to"]
 
@@ -91,7 +91,7 @@ def _watch(once: Callable[[], Overview], interval: float, stop: threading.Event)
             try:
                 seen: RenderableType = _rendered(once())
             except ServerError as error:
-                seen = Text(error.message, "bold red")
+                seen = shown(redacted(error.message), "bold red")
             live.update(seen, refresh=True)
 
 
@@ -109,8 +109,8 @@ def _rendered(overview: Overview) -> RenderableType:
     )
 
 
-def _titled(title: str, table: Table, rows: list[Any]) -> list[RenderableType]:
-    return ["", Text(title, "bold"), table] if rows else []
+def _titled(title: str, table: Grid, rows: list[Any]) -> list[RenderableType]:
+    return ["", shown(title, "bold"), table] if rows else []
 
 
 def _summary(overview: Overview) -> list[RenderableType]:
@@ -136,9 +136,9 @@ def _summary(overview: Overview) -> list[RenderableType]:
     facts.append(("parked", f"{overview.parked_deliveries} deliveries", ""))
     facts.append(("gaps", str(overview.gap_count), "yellow" if overview.gap_count else ""))
     facts.append(_headroom(overview))
-    table = _table()
+    table = Grid()
     for name, value, style in facts:
-        table.add_row(Text(name, "dim"), Text(value, style))
+        table.add_row(shown(name, "dim"), shown(value, style))
     table.show_header = False
     return [table]
 
@@ -154,19 +154,21 @@ def _headroom(overview: Overview) -> tuple[str, str, str]:
     return "oplog", f"position would be lost in {duration(left)}", "bold red" if left < _TIGHT else ""
 
 
-def _receivers(overview: Overview) -> Table:
-    table = _table("health", "receiver", "signal", "why")
+def _receivers(overview: Overview) -> Grid:
+    table = Grid("health", "receiver", "signal", "why")
     for one in overview.health.receivers:
-        table.add_row(Text(one.health, _STYLES[one.health]), Text(one.receiver), Text(one.signal), Text(one.why))
+        table.add_row(
+            shown(one.health, _STYLES[one.health]), shown(one.receiver), shown(one.signal), shown(one.why)
+        )
     return table
 
 
-def _partitions(overview: Overview) -> Table:
-    table = _table("partition", "owner", "term", "delivered up to", "lag", "changes behind", "saved", "lost in")
+def _partitions(overview: Overview) -> Grid:
+    table = Grid("partition", "owner", "term", "delivered up to", "lag", "changes behind", "saved", "lost in")
     for one in overview.partitions:
         table.add_row(
             str(one.number),
-            Text(_owner(one, overview), "" if _owned(one, overview) else "bold red"),
+            shown(_owner(one, overview), "" if _owned(one, overview) else "bold red"),
             str(one.term),
             "" if one.position_at is None else f"{one.position_at:%Y-%m-%d %H:%M:%S}",
             _seconds(one.lag_seconds),
@@ -187,14 +189,14 @@ def _owner(one: Partition, overview: Overview) -> str:
     return one.where if _owned(one, overview) else f"{one.where} (gone)"
 
 
-def _members(members: list[Member]) -> Table:
-    table = _table("member", "version", "started", "heard of", "partitions", "deliveries/s", "http")
+def _members(members: list[Member]) -> Grid:
+    table = Grid("member", "version", "started", "heard of", "partitions", "deliveries/s", "http")
     for one in members:
         table.add_row(
             f"{one.host}, pid {one.pid}",
             one.version,
             "" if one.started_at is None else f"{one.started_at:%Y-%m-%d %H:%M:%S}",
-            Text(f"{duration(one.seen_seconds)} ago", "" if one.alive else "red"),
+            shown(f"{duration(one.seen_seconds)} ago", "" if one.alive else "red"),
             ", ".join(map(str, one.partitions)) or "stands by",
             str(one.stats.get("per_second", {}).get("deliveries", "")),
             one.http or "",
@@ -202,52 +204,45 @@ def _members(members: list[Member]) -> Table:
     return table
 
 
-def _letters(overview: Overview) -> Table:
-    table = _table("count", "receiver", "signal", "newest")
+def _letters(overview: Overview) -> Grid:
+    table = Grid("count", "receiver", "signal", "newest")
     for one in overview.dead_letters:
         newest = "" if one.newest_at is None else f"{one.newest_at:%Y-%m-%d %H:%M:%S}"
         table.add_row(str(one.count), one.receiver or "(unreadable changes)", one.signal or "", newest)
     return table
 
 
-def _parked(overview: Overview) -> Table:
-    table = _table("documents", "receiver", "reason", "next attempt")
+def _parked(overview: Overview) -> Grid:
+    table = Grid("documents", "receiver", "reason", "next attempt")
     for one in overview.parked:
         due = "" if one.due_at is None else f"{one.due_at:%Y-%m-%d %H:%M:%S}"
         table.add_row(str(one.documents), one.receiver or "", one.reason or "", due)
     return table
 
 
-def _paused(overview: Overview) -> Table:
-    table = _table("receiver", "since", "by")
+def _paused(overview: Overview) -> Grid:
+    table = Grid("receiver", "since", "by")
     for one in overview.paused:
         since = "" if one.since is None else f"{one.since:%Y-%m-%d %H:%M:%S}"
         table.add_row(one.receiver or "everything", since, one.by or "")
     return table
 
 
-def _runs(overview: Overview) -> Table:
-    table = _table("run", "what")
+def _runs(overview: Overview) -> Grid:
+    table = Grid("run", "what")
     for one in overview.runs:
         rest = {name: value for name, value in one.items() if name not in ("_id", "group", "kind")}
-        table.add_row(str(one["_id"]), Text(", ".join(f"{name}: {value}" for name, value in rest.items())))
+        table.add_row(str(one["_id"]), shown(", ".join(f"{name}: {value}" for name, value in rest.items())))
     return table
 
 
-def _gaps(overview: Overview) -> Table:
-    table = _table("noted", "kind", "text")
+def _gaps(overview: Overview) -> Grid:
+    table = Grid("noted", "kind", "text")
     for one in overview.gaps:
         noted = "" if one.noted_at is None else f"{one.noted_at:%Y-%m-%d %H:%M:%S}"
-        table.add_row(noted, one.kind, Text(one.text))
+        table.add_row(noted, one.kind, shown(one.text))
     return table
 
 
 def _seconds(value: float | None) -> str:
     return "" if value is None else duration(value)
-
-
-def _table(*headings: str) -> Table:
-    table = Table(*headings, box=None, pad_edge=False)
-    for column in table.columns:
-        column.overflow = "fold"
-    return table

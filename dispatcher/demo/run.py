@@ -9,14 +9,13 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
-from rich.console import Console
-
 from dispatcher.demo.ledger import Ledger, Verdict
 from dispatcher.demo.screen import Screen
 from dispatcher.demo.shop import Effect, Shop, check_effects, find_shop
 from dispatcher.embedded import embedded_mongo
 from dispatcher.exceptions import DemoFailed
 from dispatcher.processes import Child, Line, stopped_by_signals
+from dispatcher.terminal import Terminal
 from dispatcher.web.links import link_to, new_token
 
 __all__ = ["demonstrate"]
@@ -42,7 +41,7 @@ def demonstrate(seconds: float, tell: Callable[[dict[str, Any]], None] | None = 
         DemoFailed: a change was lost, or a process of the demo ended before its time.
         EmbeddedError: no MongoDB could be started.
     """
-    console = Console(highlight=False, stderr=tell is not None)
+    console = Terminal(stderr=tell is not None)
     with stopped_by_signals() as stop:
         shop = find_shop()
         ledger = Ledger(shop.owed())

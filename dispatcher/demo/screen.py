@@ -67,7 +67,7 @@ class Screen:
         """A delivery was made."""
         self._latest.append(delivered)
         if self._live is None:
-            self._console.print(_plain(delivered), highlight=False, soft_wrap=True)
+            self._console.print(_plain(delivered), soft_wrap=True)
 
     def refresh(self) -> None:
         """Draw the live view anew, if it is time."""
@@ -98,12 +98,11 @@ class Screen:
         if self._console.is_terminal:
             self._console.print(_table(list(self._latest)[-10:]))
         self._console.print(Panel(table, box=ROUNDED, title="summary", title_align="left", expand=False))
-        self._console.print(
+        told = Text(
             f"{ledger.written:,} changes written by a client that knows nothing of mongoz, "
-            f"{ledger.delivered:,} of {ledger.expected:,} deliveries made, [bold]lost {len(verdict.lost):,}[/]",
-            highlight=False,
-            soft_wrap=True,
+            f"{ledger.delivered:,} of {ledger.expected:,} deliveries made, "
         )
+        self._console.print(told.append(f"lost {len(verdict.lost):,}", "bold"), soft_wrap=True)
 
     def _view(self) -> RenderableType:
         ledger = self._ledger

@@ -93,7 +93,7 @@ def test_no_terminal_obeys_an_error(encoding, tmp_path):
     said = run("run", f"{EVIL}:x", cwd=tmp_path, PYTHONIOENCODING=encoding).stderr.decode(encoding)
     assert not CONTROLS.search(said)
     assert not re.search(r"^remedy: curl", said, re.MULTILINE)
-    assert PLAIN in said
+    assert "[/] [b]x[/b] o[eu]" in said
 
 
 def test_values_are_shown_as_they_are(environment):

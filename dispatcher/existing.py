@@ -28,6 +28,7 @@ from dispatcher.observe import get_logger
 from dispatcher.runs import Run
 from dispatcher.source import pause_after
 from mongoz.connection.elections import session_of
+from mongoz.keys import canonical_of
 
 __all__ = ["Found", "change_of", "document", "documents", "key_of"]
 
@@ -183,10 +184,10 @@ def _event_of(found: Found, namespace: Namespace, run: Run) -> bytes:
             "ns": {"db": namespace[0], "coll": namespace[1]},
         }
     )
-    document_key = Element(b"documentKey", DOCUMENT, _filter(key_of(found.row)))
+    document_key = Element(b"documentKey", DOCUMENT, keyed(next(elements(key_of(found.row))), "_id"))
     return joined(*elements(said), document_key, Element(b"fullDocument", DOCUMENT, bytes(found.row.raw)))
 
 
 def _filter(key: bytes) -> bytes:
-    """{"_id": _id}, of {"": _id}."""
-    return keyed(next(elements(key)), "_id")
+    """{"_id": _id}, of {"": _id}: canonical, as the index has it."""
+    return keyed(next(elements(canonical_of(key))), "_id")

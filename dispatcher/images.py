@@ -63,14 +63,13 @@ class Images:
             yield [self._completed(change, found) for change in part]
 
     async def _look_up(self, changes: list[Change]) -> _Found:
-        missing: dict[Namespace, dict[bytes, bytes]] = defaultdict(dict)
+        missing: dict[Namespace, set[bytes]] = defaultdict(set)
         for change in changes:
             if _lacks_document(change):
-                key = change.raw_key
-                missing[change.namespace][canonical_of(key)] = key
+                missing[change.namespace].add(canonical_of(change.raw_key))
         found: _Found = {}
-        for namespace, ids in missing.items():
-            for row in await self._find(namespace, list(ids.values())):
+        for namespace, keys in missing.items():
+            for row in await self._find(namespace, sorted(keys)):
                 raw = bytes(row.raw)
                 id_ = field(raw, "_id")
                 assert id_ is not None  # no document is without one
@@ -122,7 +121,11 @@ def _lacks_document(change: Change) -> bool:
 
 
 def _with_any_of(keys: list[bytes]) -> bytes:
-    """A filter of `_id`s as the server sent them: some can't be decoded, or not be encoded again as they were."""
+    """A filter of `_id`s in BSON: some can't be decoded, or not be encoded again as they were.
+
+    Args:
+        keys: canonical. MongoDB 6.0 scans its index for ever if the items of an array in them are not numbered.
+    """
     found = [next(elements(key)) for key in keys]
     ids = joined(*(one._replace(name=str(i).encode()) for i, one in enumerate(found)))
     wanted = joined(Element(b"$in", ARRAY, ids))

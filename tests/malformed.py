@@ -18,8 +18,8 @@ from mongoz.stamps import FIELD
 
 __all__ = ["IMAGELESS", "KINDS", "WITH_IMAGES", "Story", "Write", "stories", "write"]
 
-WITH_IMAGES: Final = "odds"
-IMAGELESS: Final = "bares"
+WITH_IMAGES: Final = "malformed"
+IMAGELESS: Final = "malformed_bare"
 
 # Stories in one command.
 _AT_ONCE: Final = 50
@@ -157,10 +157,16 @@ class Story(NamedTuple):
     writes: tuple[Write, ...]
 
 
-def stories(chance: Chance, count: int) -> Iterator[Story]:
-    """As many, the same for the same chance. Each kind of value comes up equally often."""
+def stories(chance: Chance, count: int, first: int = 0) -> Iterator[Story]:
+    """As many, the same for the same chance. Each kind of value comes up equally often.
+
+    Args:
+        chance: what is left to chance.
+        count: how many.
+        first: number of the first one; stories of the same number may have the same `_id`.
+    """
     kinds: list[str] = []
-    for number in range(count):
+    for number in range(first, first + count):
         if not kinds:
             kinds = chance.sample(KINDS, len(KINDS))
         yield _story(chance, number, kinds.pop())

@@ -14,11 +14,15 @@ from tests.chaos.malice import CODEC_OPTIONS, DOCUMENTS, FAILING, LASTING, MISDE
 from tests.chaos.scenario import Plan, Report, Scenario, Size
 from tests.chaos.world import World
 from tests.ledger import IMAGES
+from tests.malformed import IMAGELESS, WITH_IMAGES, stories, write
 
 __all__ = ["SCENARIO"]
 
 _APP = "tests.chaos.hostile_app:registry"
 _PATIENCE_SECONDS = 60.0
+
+# Malformed documents beside each hostile one: 20,000 in a full run.
+_MALFORMED = 47
 
 # One event of 15 MB with its pre image takes 30, and a few copies exist at a time.
 _MEMORY_MB = 400
@@ -44,9 +48,12 @@ class Malice:
     def __init__(self, world: World) -> None:
         self._world = world
         self._database: Database[Any] = world.database
-        for name in ("odds", "preys"):
+        for name in ("odds", "preys", WITH_IMAGES):
             self._database.create_collection(name, **IMAGES)
-        self._database.create_collection("unseen")
+        for name in ("unseen", IMAGELESS):
+            self._database.create_collection(name)
+        self._told = 0
+        self.malformed_changes = 0
         self._next: list[tuple[str, str]] = []
         self.cases: dict[str, _Case] = {}
 
@@ -61,6 +68,9 @@ class Malice:
             self._odd(kind)
         else:
             self._prey(kind)
+        tales = list(stories(self._world.chance, _MALFORMED, self._told))
+        self._told += len(tales)
+        self.malformed_changes += write(self._database, tales).total()
 
     def _odd(self, kind: str) -> None:
         document = DOCUMENTS[kind](self._world.chance)
@@ -122,8 +132,9 @@ def run(plan: Plan) -> Report:
         embedded_mongo() as server,
         World(plan, server.url, app=_APP) as world,
     ):
-        malice, testimony = Malice(world), plan.directory / "testimony"
+        malice, testimony, readings = Malice(world), plan.directory / "testimony", plan.directory / "readings"
         testimony.touch()
+        readings.touch()
 
         def outcome() -> Outcome:
             with testimony.open() as file:
@@ -131,18 +142,32 @@ def run(plan: Plan) -> Report:
 
         def lost() -> int:
             known = outcome()
-            return sum(known.missing(digest, case) for digest, case in malice.cases.items())
+            missing = malice.malformed_changes - len(told())
+            return missing + sum(known.missing(digest, case) for digest, case in malice.cases.items())
+
+        def told() -> set[str]:
+            """The malformed changes of which the reader was told, or has a letter that names the value."""
+            return {*readings.read_text().split(), *world.dead_letters.distinct("delivery_id", _UNREADABLE)}
 
         world.break_at_random(malice.fault, delay=0.05)
         world.until(lambda: lost() == 0, patience=_PATIENCE_SECONDS)
         world.finish()
         evidence = world.evidence()
         counted = figures(evidence, faults="hostile documents", memory=_MEMORY_MB)
-        counted[-4:-4] = _judged(malice.cases, outcome())
+        counted[-4:-4] = [
+            *_judged(malice.cases, outcome()),
+            Figure("changes of malformed documents", malice.malformed_changes),
+            Figure("  of them dead letters", world.dead_letters.count_documents(_UNREADABLE)),
+            Figure("malformed changes lost", malice.malformed_changes - len(told()), most=0),
+        ]
     return Report(counted, evidence.deaths)
 
 
-_ABOUT_OTHERS = {"namespace.coll": {"$ne": "accounts"}}
+_ABOUT_OTHERS = {"namespace.coll": {"$nin": ["accounts", WITH_IMAGES, IMAGELESS]}}
+_UNREADABLE = {
+    "namespace.coll": {"$in": [WITH_IMAGES, IMAGELESS]},
+    "$or": [{"reason": {"$ne": "undecodable"}}, {"fault.path": {"$gt": ""}, "fault.remedy": {"$gt": ""}}],
+}
 
 
 def _judged(cases: dict[str, _Case], known: Outcome) -> list[Figure]:

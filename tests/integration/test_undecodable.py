@@ -264,3 +264,16 @@ async def test_ids_that_can_be_decoded_only_in_part_are_parked_and_delivered(mon
             await eventually(lambda: len(got) == 4, within=30)
     assert [n for name, n in got if name == "0"] == sorted(n for name, n in got if name == "0")
     assert sorted(got)[1::2] == [("0", 1), ("1", 1)]
+
+
+async def test_ids_with_arrays_that_are_not_numbered_are_looked_up(heard, foreign, dispatched):
+    """MongoDB 6.0 scans its index for ever when it is asked for such an _id and another one."""
+    numbered = bson.encode({"_id": {"n": 1, "v": [None, None]}, "name": "odd"})
+    odd_one = RawBSONDocument(numbered.replace(b"\x0a1\0", b"\x0ax\0"))
+    foreign[IMAGELESS].insert_one(odd_one)
+    foreign[IMAGELESS].insert_many([{"name": f"{n}"} for n in range(20)])
+    async with dispatching(dispatched):
+        foreign[IMAGELESS].update_many({}, {"$inc": {"n": 1}})
+        await eventually(lambda: len(heard) == 21, what="21 updates")
+    assert {one.delivery.image for one in heard} == {"current"}
+    assert {one.instance.name for one in heard} == {"odd", *(f"{n}" for n in range(20))}

@@ -25,7 +25,8 @@ from pymongo.errors import PyMongoError
 from dispatcher.failures import in_short
 from dispatcher.known import require_receiver
 from dispatcher.observe import get_logger
-from dispatcher.state import controls, members
+from dispatcher.sound import Sound, receiver_paused
+from dispatcher.state import CONTROLS, controls, members
 
 __all__ = ["Controls", "Paused", "pause", "pauses", "resume"]
 
@@ -63,7 +64,14 @@ async def pauses(client: AsyncMongoClient[Any], database: str, group: str) -> li
         PyMongoError: as the driver has it.
     """
     found = controls(client, database).find({"group": group, "kind": "pause"}, sort=[("_id", 1)])
-    return [Paused(one.get("receiver_name"), one.get("since"), one.get("by")) async for one in found]
+    sound = Sound(database)
+    paused = sound.each(CONTROLS, await found.to_list(), _paused)
+    sound.log()
+    return paused
+
+
+def _paused(found: Mapping[str, Any]) -> Paused:
+    return Paused(receiver_paused(found), found.get("since"), str(found.get("by", "")))
 
 
 async def pause(
@@ -142,8 +150,10 @@ async def _named(client: AsyncMongoClient[Any], database: str, group: str, recei
     if receiver is not None:
         found = members(client, database).find({"group": group, "receivers.name": receiver}, {"receivers": True})
         async for member in found:
-            known = [one for one in member["receivers"] if one.get("name") == receiver]
-            names.update(name for one in known for name in one.get("formerly") or ())
+            said = member["receivers"]
+            known = [one for one in said if isinstance(one, Mapping)] if isinstance(said, list) else []
+            formerly = [one.get("formerly") for one in known if one.get("name") == receiver]
+            names.update(n for some in formerly if isinstance(some, list) for n in some if isinstance(n, str))
     return {"group": group, "kind": "pause", "receiver_name": {"$in": list(names)}}
 
 

@@ -267,7 +267,7 @@ def _names_in(updated: bytes | None, codec_options: CodecOptions[Any], faults: l
         return list(decoded(alone, codec_options, NAMES))
     except UndecodableValue as error:
         faults.append(error.fault)
-        return []
+        return [one.name.decode("utf-8", "replace") for one in elements(updated)]
 
 
 def _stamp_of(description: bytes) -> Stamp | None:

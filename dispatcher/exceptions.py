@@ -14,6 +14,7 @@
     │   ├── UnknownReceiver       nobody has heard of a receiver of that name
     │   ├── UnknownRun            there is no such replay or backfill
     │   └── UnknownLetter         there is no such dead letter
+    ├── MalformedLetter           a dead letter makes no sense: somebody edited it
     ├── NotRunning                no dispatcher of the group is alive to do it
     ├── StillRunning              one is, and would undo it
     ├── CannotListen              the address for HTTP is taken, or is not ours
@@ -40,6 +41,7 @@ __all__ = [
     "ExitCode",
     "GroupTaken",
     "HistoryLost",
+    "MalformedLetter",
     "NotAReplicaSet",
     "NotFound",
     "NotInstalled",
@@ -176,6 +178,10 @@ class UnknownRun(NotFound):
 
 class UnknownLetter(NotFound):
     """There is no such dead letter."""
+
+
+class MalformedLetter(DispatcherError):
+    """A dead letter that is not written as letters are."""
 
 
 class NotRunning(DispatcherError):

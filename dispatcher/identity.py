@@ -52,6 +52,8 @@ class Identity(NamedTuple):
             os.kill(self.pid, 0)  # sends nothing. /proc alone may hide what other users run
         except ProcessLookupError:
             return True
+        except OverflowError:  # no process has such a number
+            return True
         except OSError:  # it is there, and somebody else's
             pass
         stat = _stat(self.pid)

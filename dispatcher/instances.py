@@ -47,21 +47,20 @@ def key_of(change: Change) -> Any:
 
 
 def decoded_again(change: Change, codec_options: CodecOptions[Any]) -> Change:
-    """A change that was stored, with its documents: those of them that can be decoded.
-
-    Raises:
-        UndecodableValue: the document can't be decoded.
-    """
+    """A change that was stored, with its documents: those of them that can be decoded."""
     originals = originals_of(change)
-    document = before = None
+    document, before, fault = None, None, change.fault
     if change.image != "key" and originals.document is not None:
-        document = decoded(originals.document, codec_options, AFTER)
+        try:
+            document = decoded(originals.document, codec_options, AFTER)
+        except UndecodableValue as error:
+            fault = fault or error.fault
     if originals.before is not None:
         try:
             before = bson.decode(originals.before, codec_options=codec_options)
         except BaseException:  # what it was before is no reason not to deliver what it is
             before = None
-    return change._replace(document=document, before=before)
+    return change._replace(document=document, before=before, fault=fault)
 
 
 def untouched(change: Change, codec_options: CodecOptions[Any]) -> Change:

@@ -44,6 +44,7 @@ from dispatcher.digests import data_of
 from dispatcher.elements import DOCUMENT, Element, elements, field, joined, keyed, readable
 from dispatcher.events import Calls, Change
 from dispatcher.instances import decoded_again, key_of, name_of, originals_of
+from dispatcher.sound import MOST_CHUNKS
 from dispatcher.state import CODEC_OPTIONS
 from dispatcher.undecodable import KEY, UndecodableValue, UndecodedKey, decoded
 from mongoz.signals.receivers import Receiver
@@ -84,9 +85,6 @@ _LONGEST_TRACEBACK: Final = 50_000
 _IMAGES: Final = (("fullDocument", "document"), ("fullDocumentBeforeChange", "before"))
 
 _NONE: Final[Mapping[str, int]] = {}
-
-# Chunks of a part, at most: the server's documents have 16 MB, and its events some of them.
-_MOST_CHUNKS: Final = 16
 
 
 class Failure(NamedTuple):
@@ -249,8 +247,10 @@ def change_of(letter: RawBSONDocument, parts: Mapping[str, bytes], codec_options
         parts: of it.
         codec_options: the registry's.
 
+    Returns:
+        The change. Where its document or its key can't be decoded, it says so in `fault`.
+
     Raises:
-        UndecodableValue: its document, or its key, can't be decoded.
         Exception: it is not written as letters are.
     """
     raw = bytes(letter.raw)
@@ -261,11 +261,16 @@ def change_of(letter: RawBSONDocument, parts: Mapping[str, bytes], codec_options
     event = [Element(name.encode(), DOCUMENT, parts[part]) for name, part in _IMAGES if part in parts]
     document_key = Element(b"documentKey", DOCUMENT, keyed(next(elements(key)), "_id"))
     namespace = fields["namespace"]
+    fault, id_ = None, UndecodedKey(key)
+    try:
+        id_ = decoded(key, codec_options, KEY)[""]
+    except UndecodableValue as error:
+        fault = error.fault
     change = Change(
         token=fields["token"],
         operation=fields["operation"],
         namespace=(namespace["db"], namespace["coll"]),
-        id=decoded(key, codec_options, KEY)[""],
+        id=id_,
         cluster_time=fields["cluster_time"],
         wall_time=None if wall_time is None else bson.decode(keyed(wall_time), codec_options=codec_options)[""],
         document={},
@@ -276,6 +281,7 @@ def change_of(letter: RawBSONDocument, parts: Mapping[str, bytes], codec_options
         size=fields.get("size", 0),
         raw=joined(document_key, *event),
         delivery_id=fields["delivery_id"],
+        fault=fault,
     )
     return decoded_again(change, codec_options)
 
@@ -330,9 +336,9 @@ class Parts:
         """
         parts = {name: bytes(data) for name, data in document["parts"].items()}
         for name, count in document["chunked"].items():
-            if not isinstance(count, int) or not 0 < count <= _MOST_CHUNKS:
+            if not isinstance(count, int) or not 0 < count <= MOST_CHUNKS:
                 raise ValueError(
-                    f"chunked says {str(count)[:100]} chunks of {name[:100]!r}; there are 1 to {_MOST_CHUNKS}"
+                    f"chunked says {str(count)[:100]} chunks of {name[:100]!r}; there are 1 to {MOST_CHUNKS}"
                 )
             ids = [f"{document['_id']}:{name}:{n:04}" for n in range(count)]
             chunks = {chunk["_id"]: chunk["data"] async for chunk in self._chunks.find({"_id": {"$in": ids}})}

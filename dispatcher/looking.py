@@ -1,11 +1,14 @@
 """Looking at a group of dispatchers: reads its state, changes nothing, and needs no dispatcher that runs."""
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import cache
 from time import time
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from bson import Timestamp
+from pydantic import BaseModel, TypeAdapter
 from pymongo import AsyncMongoClient
 from pymongo.asynchronous.collection import AsyncCollection
 
@@ -14,7 +17,8 @@ from dispatcher.health import health_of
 from dispatcher.identity import Identity
 from dispatcher.measuring import seconds_of
 from dispatcher.overview import Counts, Gap, Letters, Member, Overview, Parked, Partition, Paused
-from dispatcher.state import CODEC_OPTIONS, CONTROLS, DEAD_LETTERS, GAPS, MEMBERS, PARKED, PARKED_LANES, POSITIONS
+from dispatcher.sound import Sound, receiver_paused
+from dispatcher.state import CONTROLS, DEAD_LETTERS, GAPS, MEMBERS, PARKED, PARKED_LANES, POSITIONS, READING
 
 __all__ = ["count", "counts_of", "groups_in", "look", "members_of"]
 
@@ -35,6 +39,7 @@ _OWNED: Final = {"partition": True, "partitions": True, "owner": True}
 _PLACES: Final = frozenset({"progress", "token"})
 
 _Collection = AsyncCollection[dict[str, Any]]
+T = TypeVar("T")
 
 
 async def counts_of(client: AsyncMongoClient[Any], database: str, group: str) -> Counts:
@@ -43,16 +48,18 @@ async def counts_of(client: AsyncMongoClient[Any], database: str, group: str) ->
     Raises:
         PyMongoError: as the driver has it.
     """
-    now = time() + await clock_offset(client)
-    members = await members_of(client, database, group, now)
+    now, sound = time() + await clock_offset(client), Sound(database)
+    members = await _members(client, database, group, now, sound)
     found = [one async for one in _collection(client, database, POSITIONS).find({"group": group}, _OWNED)]
     layout = next((one for one in found if one["_id"] == group), {})
-    partitions = _partitions([one for one in found if "partition" in one], members, None, now)
+    partitions = _partitions([one for one in found if "partition" in one], members, None, now, sound)
     controls = _collection(client, database, CONTROLS).find({"group": group, "kind": "pause"})
-    paused = [_paused(one) async for one in controls]
-    parked = await _parked(_collection(client, database, PARKED_LANES), group)
+    paused = sound.each(CONTROLS, await controls.to_list(), _paused)
+    parked = await _parked(_collection(client, database, PARKED_LANES), group, sound)
+    sound.log()
+    count_ = layout.get("partitions", 1)
     return Counts(
-        partitions=int(layout.get("partitions", 1)),
+        partitions=count_ if isinstance(count_, int) else 1,
         members=sum(one.alive for one in members),
         dead_letters=await count(client, database, DEAD_LETTERS, group),
         parked=await count(client, database, PARKED, group),
@@ -86,22 +93,21 @@ async def look(client: AsyncMongoClient[Any], database: str, group: str) -> Over
     oplog = await look_at_oplog(client)
     now = time() + offset
     overview = Overview(group, datetime.fromtimestamp(now, UTC), offset, oplog and oplog.window)
-    of_group = {"group": group}
-    overview.members = await members_of(client, database, group, now)
+    of_group, sound = {"group": group}, Sound(database)
+    overview.members = await _members(client, database, group, now, sound)
     positions = _collection(client, database, POSITIONS).find({**of_group, "partition": {"$exists": True}})
-    overview.partitions = _partitions([one async for one in positions], overview.members, oplog, now)
-    overview.dead_letters = await _letters(_collection(client, database, DEAD_LETTERS), group)
-    overview.parked = await _parked(_collection(client, database, PARKED_LANES), group)
+    overview.partitions = _partitions(await positions.to_list(), overview.members, oplog, now, sound)
+    overview.dead_letters = await _letters(_collection(client, database, DEAD_LETTERS), group, sound)
+    overview.parked = await _parked(_collection(client, database, PARKED_LANES), group, sound)
     overview.parked_deliveries = await count(client, database, PARKED, group)
-    async for control in _collection(client, database, CONTROLS).find(of_group):
-        if control.get("kind") == "pause":
-            overview.paused.append(_paused(control))
-        elif control.get("kind") == "run":
-            # Not where it is: that may be the key of somebody's document, and everybody may see figures.
-            overview.runs.append({name: value for name, value in control.items() if name not in _PLACES})
+    controls = await _collection(client, database, CONTROLS).find(of_group).to_list()
+    overview.paused = sound.each(CONTROLS, (one for one in controls if one.get("kind") == "pause"), _paused)
+    overview.runs = sound.each(CONTROLS, (one for one in controls if one.get("kind") == "run"), _run)
     gaps = _collection(client, database, GAPS)
     overview.gap_count = await count(client, database, GAPS, group)
-    overview.gaps = [_gap(one) async for one in gaps.find(of_group).sort("noted_at", -1).limit(_MOST_GAPS)]
+    newest = await gaps.find(of_group).sort("noted_at", -1).limit(_MOST_GAPS).to_list()
+    overview.gaps = sound.each(GAPS, newest, _gap)
+    overview.misfits = sound.misfits
     return overview
 
 
@@ -131,23 +137,31 @@ async def members_of(
     """
     if now is None:
         now = time() + await clock_offset(client)
+    return await _members(client, database, group, now, Sound(database))
+
+
+async def _members(
+    client: AsyncMongoClient[Any], database: str, group: str, now: float, sound: Sound
+) -> list[Member]:
     found = _collection(client, database, MEMBERS).find({"group": group}).sort("_id", 1)
-    return [_member(one, now) async for one in found]
+    return sound.each(MEMBERS, await found.to_list(), lambda one: _member(one, now))
 
 
 def _collection(client: AsyncMongoClient[Any], database: str, name: str) -> _Collection:
     """Read as it is on this node: who only looks waits for no majority."""
-    return client[database].get_collection(name, codec_options=CODEC_OPTIONS)
+    return client[database].get_collection(name, codec_options=READING)
 
 
 def _member(found: dict[str, Any], now: float) -> Member:
     seen = seconds_of(found.get("seen_at"))
-    silence = now - seen if seen is not None else float("inf")
+    if seen is None:
+        raise ValueError("seen_at is no date")
+    silence = now - seen
     silent = silence >= _SILENCE * float(found.get("lease_seconds") or _LEASE)
-    return Member(
+    member = Member(
         id=str(found["_id"]),
         host=str(found.get("host")),
-        pid=int(found.get("pid", 0)),
+        pid=found.get("pid", 0),
         version=str(found.get("version")),
         application=found.get("application"),
         started_at=_aware(found.get("started_at")),
@@ -158,30 +172,35 @@ def _member(found: dict[str, Any], now: float) -> Member:
         stats=dict(found.get("stats") or {}),
         http=found.get("http"),
     )
+    _StatsSaid.model_validate(member.stats)
+    for receiver in member.receivers:
+        _ReceiverSaid.model_validate(receiver)
+    return _checked(member)
 
 
 def _partitions(
-    positions: Iterable[dict[str, Any]], members: list[Member], oplog: Oplog | None, now: float
+    positions: Iterable[dict[str, Any]], members: list[Member], oplog: Oplog | None, now: float, sound: Sound
 ) -> list[Partition]:
     by_id = {one.id: one for one in members}
-    return [
-        _partition(found, by_id.get(str(found.get("owner"))), oplog, now)
-        for found in sorted(positions, key=lambda one: int(one["partition"]))
-    ]
+
+    def make(found: dict[str, Any]) -> Partition:
+        return _partition(found, by_id.get(str(found.get("owner"))), oplog, now)
+
+    return sorted(sound.each(POSITIONS, positions, make), key=lambda one: one.number)
 
 
 def _partition(found: dict[str, Any], owner: Member | None, oplog: Oplog | None, now: float) -> Partition:
-    number = int(found["partition"])
+    number = found["partition"]
     cluster_time = found.get("cluster_time")
     at = float(cluster_time.time) if isinstance(cluster_time, Timestamp) else None
     saved = seconds_of(found.get("saved_at"))
     told = owner.stats.get("partitions", {}).get(str(number), {}) if owner is not None and owner.alive else {}
     host, pid = (owner.host, owner.pid) if owner is not None else (found.get("host"), found.get("pid"))
-    return Partition(
+    partition = Partition(
         number=number,
         owner=found.get("owner"),
         where=f"{host}, pid {pid}" if found.get("owner") and host is not None else None,
-        term=int(found.get("term", 0)),
+        term=found.get("term", 0),
         position_at=None if at is None else datetime.fromtimestamp(at, UTC),
         position_age_seconds=None if at is None else max(0.0, now - at),
         lag_seconds=told.get("lag_seconds"),
@@ -189,9 +208,10 @@ def _partition(found: dict[str, Any], owner: Member | None, oplog: Oplog | None,
         saved_seconds=None if saved is None else max(0.0, now - saved),
         headroom_seconds=None if oplog is None or at is None else oplog.headroom(at),
     )
+    return _checked(partition)
 
 
-async def _letters(collection: _Collection, group: str) -> list[Letters]:
+async def _letters(collection: _Collection, group: str, sound: Sound) -> list[Letters]:
     by_receiver = {
         "_id": {"receiver": "$receiver", "signal": "$signal"},
         "count": {"$sum": 1},
@@ -201,13 +221,10 @@ async def _letters(collection: _Collection, group: str) -> list[Letters]:
         [{"$match": {"group": group}}, {"$group": by_receiver}, {"$sort": {"count": -1, "_id": 1}}],
         maxTimeMS=_PATIENCE_MS,
     )
-    return [
-        Letters(one["_id"].get("receiver"), one["_id"].get("signal"), one["count"], _aware(one["newest_at"]))
-        async for one in cursor
-    ]
+    return sound.each(DEAD_LETTERS, await cursor.to_list(), _letters_of)
 
 
-async def _parked(collection: _Collection, group: str) -> list[Parked]:
+async def _parked(collection: _Collection, group: str, sound: Sound) -> list[Parked]:
     by_receiver = {
         "_id": {"receiver": "$receiver", "reason": "$reason"},
         "documents": {"$sum": 1},
@@ -217,20 +234,77 @@ async def _parked(collection: _Collection, group: str) -> list[Parked]:
         [{"$match": {"group": group}}, {"$group": by_receiver}, {"$sort": {"documents": -1, "_id": 1}}],
         maxTimeMS=_PATIENCE_MS,
     )
-    return [
-        Parked(one["_id"].get("receiver"), one["_id"].get("reason"), one["documents"], _aware(one["due_at"]))
-        async for one in cursor
-    ]
+    return sound.each(PARKED_LANES, await cursor.to_list(), _parked_of)
+
+
+def _letters_of(found: dict[str, Any]) -> Letters:
+    key = found["_id"]
+    return _checked(Letters(key.get("receiver"), key.get("signal"), found["count"], _aware(found["newest_at"])))
+
+
+def _parked_of(found: dict[str, Any]) -> Parked:
+    key = found["_id"]
+    return _checked(Parked(key.get("receiver"), key.get("reason"), found["documents"], _aware(found["due_at"])))
 
 
 def _paused(found: dict[str, Any]) -> Paused:
-    return Paused(found.get("receiver_name"), _aware(found.get("since")), found.get("by"))
+    return _checked(Paused(receiver_paused(found), _aware(found.get("since")), found.get("by")))
+
+
+def _run(found: dict[str, Any]) -> dict[str, Any]:
+    """Not where it is: that may be the key of somebody's document, and everybody may see figures."""
+    _RunSaid.model_validate(found)
+    return {name: value for name, value in found.items() if name not in _PLACES}
+
+
+@cache
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _checked(made: T) -> T:
+    """The same, if its attributes are of their types.
+
+    Raises:
+        ValidationError: one is not; it names the attribute.
+    """
+    kind: Any = type(made)
+    checked: T = _adapter(kind).validate_python(asdict(made))  # type: ignore[call-overload]
+    return checked
+
+
+class _StatsSaid(BaseModel):
+    """What a member's figures must be, for who computes with them."""
+
+    per_second: dict[str, float] = {}
+    partitions: dict[str, dict[str, float | None]] = {}
+    receivers: list[dict[str, Any]] = []
+
+
+class _ReceiverSaid(BaseModel):
+    """What a member says of a receiver."""
+
+    id: str
+    name: str
+    signal: str
+    formerly: list[str] | None = None
+
+
+class _RunSaid(BaseModel):
+    """What is shown of a run."""
+
+    run: str
+    what: str
+    asked: dict[str, Any]
+    delivered: int
+    failed: int
+    status: str
 
 
 def _gap(found: dict[str, Any]) -> Gap:
     namespace = found.get("namespace") or {}
     name = ".".join(part for part in (namespace.get("db"), namespace.get("coll")) if part)
-    return Gap(str(found.get("kind")), name or None, _aware(found.get("noted_at")), str(found.get("text", "")))
+    return _checked(Gap(found["kind"], name or None, _aware(found.get("noted_at")), found.get("text", "")))
 
 
 def _aware(moment: Any) -> datetime | None:

@@ -7,10 +7,11 @@ from typing import Any, Final, NamedTuple
 
 from pymongo import AsyncMongoClient
 
-from dispatcher.exceptions import UnknownLetter, UnknownReceiver
+from dispatcher.exceptions import MalformedLetter, UnknownLetter, UnknownReceiver
 from dispatcher.letters import Parts, short_id
 from dispatcher.overview import Member
-from dispatcher.state import dead_letter_chunks, dead_letters
+from dispatcher.sound import Misfit, Sound, letter, problem_of
+from dispatcher.state import DEAD_LETTERS, dead_letter_chunks, dead_letters
 
 __all__ = ["Dropped", "Wanted", "drop", "ids_of", "letters_of", "read", "resolve", "without_receiver"]
 
@@ -80,7 +81,7 @@ class Dropped(NamedTuple):
 
 async def letters_of(
     client: AsyncMongoClient[Any], database: str, group: str, wanted: Wanted, limit: int = 0
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], list[Misfit]]:
     """Letters without their parts and tracebacks, the newest first.
 
     Args:
@@ -90,12 +91,17 @@ async def letters_of(
         wanted: which.
         limit: how many at most; 0 for all.
 
+    Returns:
+        The letters, and those that make no sense.
+
     Raises:
         PyMongoError: as the driver has it.
     """
     found = dead_letters(client, database).find(wanted.query(group), _SHORT)
     newest = [("last_attempt_at", -1), ("token", -1), ("_id", -1)]  # many may have failed within a millisecond
-    return await found.sort(newest).limit(limit).to_list(None)
+    sound = Sound(database)
+    letters = sound.each(DEAD_LETTERS, await found.sort(newest).limit(limit).to_list(None), letter)
+    return letters, sound.misfits
 
 
 async def ids_of(client: AsyncMongoClient[Any], database: str, group: str, wanted: Wanted) -> list[str]:
@@ -105,7 +111,7 @@ async def ids_of(client: AsyncMongoClient[Any], database: str, group: str, wante
         PyMongoError: as the driver has it.
     """
     found = dead_letters(client, database).find(wanted.query(group), {"_id": True})
-    return [one["_id"] async for one in found.sort([("token", 1), ("_id", 1)])]
+    return [one["_id"] async for one in found.sort([("token", 1), ("_id", 1)]) if isinstance(one["_id"], str)]
 
 
 async def resolve(client: AsyncMongoClient[Any], database: str, group: str, texts: Iterable[str]) -> list[str]:
@@ -167,7 +173,13 @@ async def read(
         raise UnknownLetter(
             f"Group {group!r} has no dead letter {id_!r}.", remedy="`dispatcher dead-letters list` lists them."
         )
-    parts = await Parts(dead_letter_chunks(client, database)).read(found)
+    try:
+        parts = await Parts(dead_letter_chunks(client, database)).read(letter(found))
+    except (ValueError, KeyError) as error:
+        raise MalformedLetter(
+            f"The dead letter {id_!r} in {database}.{DEAD_LETTERS} makes no sense: {problem_of(error)}.",
+            remedy="Was it edited by hand? Mend it, or forget it with `dispatcher dead-letters drop ID`.",
+        ) from error
     return found, parts
 
 

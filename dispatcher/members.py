@@ -9,7 +9,8 @@ from pymongo import AsyncMongoClient, ReturnDocument
 
 from dispatcher.identity import Identity, own_identity
 from dispatcher.sessions import Sessions
-from dispatcher.state import members
+from dispatcher.sound import Sound
+from dispatcher.state import MEMBERS, members
 
 __all__ = ["Member", "Members"]
 
@@ -36,8 +37,12 @@ class Member(NamedTuple):
     identity: Identity
 
     @classmethod
-    def read(cls, document: Mapping[str, Any]) -> "Member | None":
-        """What a document says; None if it makes no sense: nobody needs to wait for such a member."""
+    def read(cls, document: Mapping[str, Any]) -> "Member":
+        """What a document says.
+
+        Raises:
+            ValueError: it makes no sense. Nobody needs to wait for such a member.
+        """
         match document:
             case {
                 "_id": str(id_),
@@ -48,7 +53,9 @@ class Member(NamedTuple):
             }:
                 leaving = document.get("leaving") is True
                 return cls(id_, beat, float(lease), leaving, version, started, Identity.read(document))
-        return None
+        raise ValueError(
+            "a member has text in _id and version, numbers in beat and lease_seconds, a date in started_at"
+        )
 
 
 class Members:
@@ -131,8 +138,10 @@ class Members:
             PyMongoError: as the driver has it.
         """
         found = self._collection.find({"group": self._group}).sort("_id")
-        read = [Member.read(document) async for document in found]
-        return [member for member in read if member is not None]
+        sound = Sound(self._collection.database.name)
+        members = sound.each(MEMBERS, await found.to_list(), Member.read)
+        sound.log()
+        return members
 
     async def bury(self, dead: Member) -> None:
         """Remove one that is dead, unless it gives a sign of life just now.

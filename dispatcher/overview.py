@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from dispatcher.health import Health, health_of
+from dispatcher.sound import Misfit
 
 __all__ = ["Counts", "Gap", "Letters", "Member", "Overview", "Parked", "Partition", "Paused"]
 
@@ -155,6 +156,7 @@ class Overview:
         runs: of `replay` and `backfill`, as they are recorded.
         gaps: the newest.
         gap_count: all of them.
+        misfits: documents of the state that make no sense, and are left out: `{collection, id, problem, remedy}`.
     """
 
     group: str
@@ -170,6 +172,7 @@ class Overview:
     runs: list[dict[str, Any]] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
     gap_count: int = 0
+    misfits: list[Misfit] = field(default_factory=list)
 
     @property
     def alive(self) -> list[Member]:
@@ -196,6 +199,7 @@ class Overview:
         """Everything, for JSON."""
         return {
             **asdict(self),
+            "misfits": [one._asdict() for one in self.misfits],
             "health": self.health.as_dict(),
             "dead_letter_count": self.dead_letter_count,
             "headroom_seconds": self.headroom_seconds,

@@ -13,7 +13,8 @@ parked_lanes: one document per lane, the deliveries of one receiver that wait fo
     due_at            the server's time from which on its first delivery may be tried
     reason            `"retrying"`, `"blocked"`, `"paused"`, `"retry"` (of a dead letter), `"interrupted"` (the
                       process ended when other receivers had got the change already), or `"orphaned"` (the
-                      application has no such receiver any more)
+                      application has no such receiver any more), or `"malformed"` (its first delivery makes no
+                      sense: somebody edited it)
     token             of the delivery that was tried last, or is waited for
     attempts          how often
     first_attempt_at  when that began; None if it was not tried
@@ -50,13 +51,14 @@ from dispatcher.elements import field, keyed, readable
 from dispatcher.gathering import Gathering
 from dispatcher.keys import lane_key
 from dispatcher.letters import Letter, Parts
-from dispatcher.state import CODEC_OPTIONS, PARKED, parked, parked_chunks, parked_lanes
+from dispatcher.sound import Sound
+from dispatcher.state import CODEC_OPTIONS, PARKED, PARKED_LANES, parked, parked_chunks, parked_lanes
 from dispatcher.undecodable import UndecodedKey
 from mongoz.keys import canonical_of
 
 __all__ = ["Lane", "Parked", "Stuck", "Waiting", "lane_id"]
 
-ParkReason = Literal["retrying", "blocked", "paused", "retry", "interrupted", "orphaned"]
+ParkReason = Literal["retrying", "blocked", "paused", "retry", "interrupted", "orphaned", "malformed"]
 
 # Characters of an error that a lane shows.
 _LONGEST_MESSAGE: Final = 1_000
@@ -170,6 +172,8 @@ class Parked:
         self, client: AsyncMongoClient[Any], database: str, group: str, partition: Mapping[str, Any] | None = None
     ) -> None:
         self.group = group
+        self.database = database
+        self._misfits: list[Any] = []  # lanes that make no sense, as they were found
         self._partition = dict(partition or {})
         self._lanes = parked_lanes(client, database)
         self._rows = parked(client, database)
@@ -180,7 +184,8 @@ class Parked:
 
     async def receivers(self) -> set[str]:
         """The names of all receivers that have something parked."""
-        return set(await self._lanes.distinct("receiver", {"group": self.group}))
+        found = await self._lanes.distinct("receiver", {"group": self.group})
+        return {one for one in found if isinstance(one, str)}
 
     async def which(self, lanes: Sequence[str]) -> set[str]:
         """Those of these lanes that are there."""
@@ -248,12 +253,13 @@ class Parked:
         Raises:
             PyMongoError: as the driver has it.
         """
-        mine = {"group": self.group, "receiver": receiver, "_id": {"$nin": list(apart_from)}, **self._partition}
+        apart = [*apart_from, *self._misfits]
+        mine = {"group": self.group, "receiver": receiver, "_id": {"$nin": apart}, **self._partition}
         pipeline: list[dict[str, Any]] = [
             {"$match": mine},
             {"$sort": {"due_at": 1}},
             {"$limit": most + 1},
-            {"$addFields": {"milliseconds": {"$subtract": ["$due_at", "$$NOW"]}}},
+            {"$addFields": {"milliseconds": _MILLISECONDS}},
             _FIRST,
         ]
         lanes: list[Lane] = []
@@ -261,13 +267,18 @@ class Parked:
         async for row in await self._lanes.with_options(codec_options=RAW).aggregate(pipeline):
             fields = readable(row)
             milliseconds, first = fields.pop("milliseconds"), fields.pop("first")
+            try:
+                lane = _lane_of(bytes(row.raw), fields, first)
+            except Exception as error:  # somebody else wrote it, or edited it
+                self._misfits.append(fields["_id"])
+                sound = Sound(self.database)
+                sound.skip(PARKED_LANES, fields["_id"], error)
+                sound.log()
+                continue
             if milliseconds > 0 or len(lanes) == most:
                 seconds = max(0.0, milliseconds / 1000)
                 break
-            head: dict[str, Any] = first[0] if first else {"_id": None}
-            key = field(bytes(row.raw), "key")
-            assert key is not None
-            lanes.append(Lane(fields["_id"], fields, keyed(key), head["_id"], head.get("size", 0)))
+            lanes.append(lane)
         return lanes, seconds
 
     async def read(self, ids: Sequence[str]) -> dict[str, RawBSONDocument]:
@@ -286,7 +297,7 @@ class Parked:
             PyMongoError: as the driver has it.
         """
         sizes = [
-            (row["_id"], row.get("size", 0))
+            (row["_id"], size if isinstance(size := row.get("size", 0), int) else 0)
             async for row in self._rows.find(_range(lane), {"size": True}, sort=[("_id", 1)], limit=_FOLLOWING)
         ]
         wanted: list[str] = []
@@ -349,6 +360,28 @@ class Parked:
         pipeline: list[dict[str, Any]] = [{"$match": {"_id": {"$in": lanes}}}, {"$project": {"_id": True}}, _FIRST]
         return {lane["_id"] async for lane in await self._lanes.aggregate(pipeline) if not lane["first"]}
 
+
+def _lane_of(raw: bytes, fields: dict[str, Any], first: list[dict[str, Any]]) -> Lane:
+    """What the document of a lane says.
+
+    Raises:
+        ValueError: it makes no sense.
+        KeyError: it lacks something.
+    """
+    key, namespace = field(raw, "key"), fields["namespace"]
+    texts = (fields["_id"], fields["reason"], fields["token"], namespace["db"], namespace["coll"])
+    if key is None or not all(isinstance(one, str) for one in texts):
+        raise ValueError("a lane has a key, and text in _id, reason, token, namespace.db and namespace.coll")
+    attempts, began = fields["attempts"], fields["first_attempt_at"]
+    if not isinstance(attempts, int) or not isinstance(began, datetime | None):
+        raise ValueError("a lane has a number in attempts, and a date or null in first_attempt_at")  # noqa: TRY004
+    head = first[0] if first else {"_id": None}
+    size = head.get("size", 0)
+    return Lane(fields["_id"], fields, keyed(key), head["_id"], size if isinstance(size, int) else 0)
+
+
+# A lane without a date is due.
+_MILLISECONDS: Final = {"$cond": [{"$eq": [{"$type": "$due_at"}, "date"]}, {"$subtract": ["$due_at", "$$NOW"]}, 0]}
 
 _FIRST: Final[dict[str, Any]] = {
     "$lookup": {

@@ -18,12 +18,13 @@ from dispatcher.dead_letters import DeadLetters
 from dispatcher.decode import decode
 from dispatcher.describing import text_of, words_of
 from dispatcher.events import Calls, Change, Job
+from dispatcher.exceptions import DispatcherError
 from dispatcher.failures import fatal, in_short
 from dispatcher.letters import Again, Letter, change_of, delivery_of, letter_id
 from dispatcher.observe import get_logger
 from dispatcher.parking import Parking
 from dispatcher.routing import Routes
-from dispatcher.undecodable import Undecodable, UndecodableValue
+from dispatcher.undecodable import Undecodable
 
 __all__ = ["Resending"]
 
@@ -50,6 +51,7 @@ class _Found(NamedTuple):
     letter: RawBSONDocument
     change: Change
     calls: Calls
+    again: Again
 
 
 class Resending:
@@ -117,6 +119,7 @@ class Resending:
             letter = await self._letters.read(id_)
             if letter is None:
                 continue
+            parts: dict[str, bytes] = {}
             try:
                 parts = await self._letters.parts_of(letter)
                 if letter["receiver"] is None:
@@ -127,6 +130,10 @@ class Resending:
                     parked.append(self._begin(self._found(letter, parts)))
             except _Refused as refused:
                 await self._refuse(id_, str(refused))
+            except (PyMongoError, DispatcherError):
+                raise
+            except Exception as error:  # somebody else wrote it, or edited it
+                await self._refuse(id_, f"It is not written as letters are: {text_of(error)}")
             taken += 1
             size += sum(map(len, parts.values()))
             if size > _BYTES:
@@ -145,12 +152,10 @@ class Resending:
 
     def _found(self, letter: RawBSONDocument, parts: Mapping[str, bytes]) -> _Found:
         """A letter's change and receiver, as they are today."""
-        try:
-            change = change_of(letter, parts, self._codec_options)
-        except UndecodableValue as error:
-            raise _Refused(f"It still can't be delivered: {error}") from error
-        except Exception as error:
-            raise _Refused(f"It is not written as letters are: {text_of(error)}") from error
+        change = change_of(letter, parts, self._codec_options)
+        if change.fault is not None:
+            raise _Refused(f"It still can't be delivered: {change.fault}")
+        again = Again(str(letter["_id"]), int(letter.get("retries", 0)))
         calls = self._routes.calls_to(
             letter["document"],
             letter["signal"],
@@ -166,7 +171,7 @@ class Resending:
                 f"The application has no receiver {letter['receiver']!r} of {letter['signal']} of "
                 f"{letter['document']} any more. Connect one with this name, or with formerly= this name."
             )
-        return _Found(letter, change, calls)
+        return _Found(letter, change, calls, again)
 
     def _begin(self, found: _Found) -> "asyncio.Future[None]":
         """Have it parked between the jobs of its document."""
@@ -178,8 +183,7 @@ class Resending:
         return done
 
     async def _park(self, found: _Found) -> None:
-        letter = found.letter
-        again = Again(letter["_id"], int(letter.get("retries", 0)))
+        again = found.again
         # It may have been dropped meanwhile.
         if await self._parking.insist(lambda: self._letters.is_requested(again.letter)):
             await self._parking.park_again(found.change, found.calls, again)

@@ -34,8 +34,10 @@ from bson.timestamp import Timestamp
 from pymongo import AsyncMongoClient, ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
+from dispatcher.elements import elements
 from dispatcher.exceptions import DispatcherError, UnknownRun
-from dispatcher.state import controls
+from dispatcher.sound import Sound
+from dispatcher.state import CONTROLS, controls
 from mongoz.exceptions import nearest
 
 __all__ = ["Busy", "Run", "Runs"]
@@ -187,7 +189,10 @@ class Runs:
         if partition == 0:
             ours = {"$or": [ours, {"asked.partitions": {"$nin": [None, partitions]}}]}
         wanted = {"group": self._group, "kind": "run", "what": "backfill", "status": {"$ne": "finished"}, **ours}
-        return [_run_of(found) async for found in self._runs.find(wanted).sort("started_at")]
+        sound = Sound(self._runs.database.name)
+        runs = sound.each(CONTROLS, await self._runs.find(wanted).sort("started_at").to_list(), _sound_run_of)
+        sound.log()
+        return runs
 
     async def save(self, run: Run, progress: Mapping[str, Any], delivered: int, failed: int, status: str) -> None:
         """Write down how far a run is finished; a sign of life as well.
@@ -235,6 +240,25 @@ def _is_alive(pid: Any) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def _sound_run_of(found: Mapping[str, Any]) -> Run:
+    """A run that dispatchers work on by themselves, with where it is.
+
+    Raises:
+        Exception: it is not written as runs are.
+        KeyError: it lacks something.
+    """
+    run = _run_of(found)
+    done, last, name = (run.progress.get(one) for one in ("done", "last", "namespace"))
+    texts = (run.id, run.what, *(done or ()), *([name] if name is not None else ()))
+    if not all(isinstance(one, str) for one in texts):
+        raise ValueError("run, what, and in progress done and namespace, must be text")
+    if not isinstance(run.at, Timestamp) or not isinstance(run.delivered, int):
+        raise TypeError("at must be a timestamp, delivered a number")
+    if last is not None:
+        next(elements(last))
+    return run
 
 
 def _run_of(found: Mapping[str, Any]) -> Run:

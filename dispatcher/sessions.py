@@ -13,7 +13,8 @@ from uuid import UUID
 from pymongo import AsyncMongoClient
 
 from dispatcher.observe import get_logger
-from dispatcher.state import CODEC_OPTIONS, sessions
+from dispatcher.sound import Sound
+from dispatcher.state import CODEC_OPTIONS, SESSIONS, sessions
 
 __all__ = ["OpenSession", "Sessions"]
 
@@ -87,7 +88,10 @@ class Sessions:
             PyMongoError: as the driver has it.
         """
         rows = self._collection.find({"group": self._group}, {"owner": True})
-        return [OpenSession(row["_id"], row["owner"]) async for row in rows]
+        sound = Sound(self._collection.database.name)
+        found = sound.each(SESSIONS, await rows.to_list(), _open_session)
+        sound.log()
+        return found
 
     async def end(self, left_open: Iterable[OpenSession]) -> None:
         """End the sessions of members that are dead; forget them, after some seconds.
@@ -119,3 +123,9 @@ class Sessions:
             PyMongoError: as the driver has it.
         """
         await self._collection.delete_many({"owner": self._owner})
+
+
+def _open_session(row: Any) -> OpenSession:
+    if not isinstance(row["_id"], UUID) or not isinstance(row["owner"], str):
+        raise TypeError("a session has a UUID in _id, and text in owner")
+    return OpenSession(row["_id"], row["owner"])

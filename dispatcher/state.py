@@ -64,11 +64,14 @@ from typing import Any, Final
 
 from bson.binary import UuidRepresentation
 from bson.codec_options import CodecOptions, DatetimeConversion
+from bson.raw_bson import RawBSONDocument
 from pymongo import AsyncMongoClient, ReadPreference
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import OperationFailure
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
+
+from dispatcher.elements import readable
 
 __all__ = [
     "CODEC_OPTIONS",
@@ -82,6 +85,7 @@ __all__ = [
     "PARKED_CHUNKS",
     "PARKED_LANES",
     "POSITIONS",
+    "READING",
     "SESSIONS",
     "WRITTEN",
     "controls",
@@ -128,7 +132,21 @@ WRITTEN: Final = (
 CODEC_OPTIONS: Final[CodecOptions[dict[str, Any]]] = CodecOptions(
     uuid_representation=UuidRepresentation.STANDARD, datetime_conversion=DatetimeConversion.DATETIME_AUTO
 )
-"""How state is written and read: the `_id` of an application's document may be of any type."""
+"""How state is written: the `_id` of an application's document may be of any type."""
+
+
+class _Anything(dict[str, Any]):
+    """An answer of the server, whatever it holds: a value that no driver decodes takes no others along."""
+
+    # The driver then hands over bytes, as it does for a RawBSONDocument.
+    _type_marker: Final = RawBSONDocument._type_marker
+
+    def __init__(self, raw: bytes, codec_options: CodecOptions[Any] | None = None) -> None:
+        super().__init__(readable(bytes(raw), tz_aware=codec_options is not None and codec_options.tz_aware))
+
+
+READING: Final[CodecOptions[Any]] = CODEC_OPTIONS.with_options(document_class=_Anything)
+"""How state is read."""
 
 _SECONDS_PER_DAY: Final = 86_400
 _EXPIRY: Final = "expiry"
@@ -205,7 +223,7 @@ def sessions(client: AsyncMongoClient[Any], database: str) -> _Collection:
 def _durable(client: AsyncMongoClient[Any], database: str, name: str) -> _Collection:
     return client[database].get_collection(
         name,
-        codec_options=CODEC_OPTIONS,
+        codec_options=READING,
         write_concern=WriteConcern("majority"),
         read_concern=ReadConcern("majority"),
     )

@@ -17,7 +17,7 @@ from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 from pymongo.errors import PyMongoError
 
-from dispatcher.cancelling import Abandoned
+from dispatcher.cancelling import Abandoned, Interrupted
 from dispatcher.events import Calls, Change, Job, key_from
 from dispatcher.exceptions import DispatcherError
 from dispatcher.failures import fatal, in_short
@@ -27,6 +27,8 @@ from dispatcher.parked import Lane, Parked, Stuck, Waiting
 from dispatcher.parking import Parking
 from dispatcher.retrying import pause_after
 from dispatcher.routing import Routes
+from dispatcher.sound import Sound
+from dispatcher.state import PARKED
 from mongoz.signals.options import Retry
 
 __all__ = ["Deliver", "Unparking"]
@@ -246,7 +248,8 @@ class Unparking:
         What another process parked behind its last saved position comes out of the stream once more, and is parked
         again. To deliver it before that could turn the order round.
         """
-        return bool(row["by"] == self._parking.me or row["token"] <= self._position())
+        token = row.get("token")
+        return row.get("by") == self._parking.me or not isinstance(token, str) or token <= self._position()
 
     # -- one lane --------------------------------------------------------------------------------------------
 
@@ -300,7 +303,7 @@ class Unparking:
         for row in rows:
             if not self._goes_on() or self._parking.is_paused(name) or not self._is_ours(row):
                 break
-            token = row["token"]
+            token = str(row.get("token"))
             stuck = partial(self._leave, name, done, row)
             next_ = await self._deliver_one(row, waiting.get(token) or Waiting("retrying"), stuck)
             if isinstance(next_, Waiting):
@@ -321,22 +324,42 @@ class Unparking:
         self._end(name, done.lane)
 
     async def _deliver_one(self, row: RawBSONDocument, waiting: Waiting, stuck: Stuck) -> Waiting | bool:
-        parts = await self._parking.insist(lambda: self._parked.parts(row))
+        try:
+            parts = await self._parking.insist(lambda: self._parked.parts(row))
+            change, calls, again = self._read(row, parts)
+        except (PyMongoError, DispatcherError, Interrupted):
+            raise
+        except Exception as error:  # somebody else wrote it, or edited it
+            self._say_malformed(row, error)
+            return waiting._replace(reason="malformed", seconds=_ORPHANED, error=error)
+        if calls is not None:
+            return await self._deliver(change, calls, waiting, again, stuck)
+        self._say_orphaned(row)
+        return waiting._replace(reason="orphaned", seconds=_ORPHANED)
+
+    def _read(self, row: RawBSONDocument, parts: dict[str, bytes]) -> tuple[Change, Calls | None, Again | None]:
+        """What a parked delivery says; no calls if the application has no such receiver any more.
+
+        Raises:
+            Exception: it is not written as parked deliveries are.
+        """
         change = change_of(row, parts, self._codec_options)
         calls = self._routes.calls_to(
             row["document"],
             row["signal"],
             bytes.fromhex(row["receiver_id"]),
             change.namespace,
-            created=row["created"],
-            hops=row["hops"],
+            created=bool(row["created"]),
+            hops=int(row["hops"]),
             run=row.get("run") or "",
         )
-        if calls is not None:
-            again = Again(row["again"]["letter"], row["again"]["retries"]) if "again" in row else None
-            return await self._deliver(change, calls, waiting, again, stuck)
-        self._say_orphaned(row)
-        return waiting._replace(reason="orphaned", seconds=_ORPHANED)
+        again = Again(str(row["again"]["letter"]), int(row["again"]["retries"])) if "again" in row else None
+        return change, calls, again
+
+    def _say_malformed(self, row: RawBSONDocument, error: Exception) -> None:
+        sound = Sound(self._parked.database)
+        sound.skip(PARKED, row.get("_id"), error)
+        sound.log()
 
     def _say_orphaned(self, row: RawBSONDocument) -> None:
         """Once: there may be many."""

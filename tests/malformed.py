@@ -218,7 +218,9 @@ def _value(chance: Chance, kind: str) -> Value:
 
 def _whole(chance: Chance, id_: Value, kind: str) -> bytes:
     value = _value(chance, kind)
-    fields = [(b"_id", id_), (b"name", _text(b"fine")), *_placed(chance, value)]
+    # What differs in its stamp alone is no change.
+    n = (b"n", _number(chance.getrandbits(30)))
+    fields = [(b"_id", id_), (b"name", _text(b"fine")), n, *_placed(chance, value)]
     return _document(*fields).raw
 
 

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Final, Literal
 
 import bson
 import typer
-from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.errors import InvalidBSON
 from bson.json_util import RELAXED_JSON_OPTIONS, dumps
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -16,6 +15,7 @@ from dispatcher.cli.connecting import STATE_DATABASE, AppOption, Group, GroupNam
 from dispatcher.cli.options import Json, Yes
 from dispatcher.cli.output import confirmed, err, out, print_json
 from dispatcher.cli.parsing import keys, moment
+from dispatcher.elements import readable
 from dispatcher.exceptions import ExitCode, NotRunning
 from dispatcher.known import require_receiver
 from dispatcher.letters import short_id
@@ -23,6 +23,7 @@ from dispatcher.looking import members_of
 from dispatcher.mailbox import Dropped, Wanted, drop, ids_of, letters_of, read, resolve, without_receiver
 from dispatcher.redacting import redacted
 from dispatcher.retries import Outcome, outcomes, request_retry
+from dispatcher.sound import Misfit
 from dispatcher.terminal import Grid, shown
 
 __all__ = ["add_to"]
@@ -62,11 +63,6 @@ Key = Annotated[
 
 _STYLES: Final = {"delivered": "green", "failed": "red", "refused": "red", "waiting": "yellow"}
 
-# Whatever a client wrote is to be shown, even what is no text.
-_LENIENT: Final[CodecOptions[dict[str, Any]]] = CodecOptions(
-    unicode_decode_error_handler="replace", datetime_conversion=DatetimeConversion.DATETIME_AUTO, tz_aware=True
-)
-
 # Characters of an error in a list.
 _SHORT: Final = 100
 
@@ -103,15 +99,17 @@ def _list(  # noqa: PLR0913 - one parameter per flag
     """
     wanted = _wanted(receiver, signal, reason, since, until, key)
 
-    async def look(there: Group) -> tuple[list[dict[str, Any]], int]:
+    async def look(there: Group) -> tuple[list[dict[str, Any]], list[Misfit], int]:
         await _require(there, wanted)
-        found = await letters_of(there.client, there.database, there.name, wanted, limit)
+        found, misfits = await letters_of(there.client, there.database, there.name, wanted, limit)
         total = len(found)
-        if limit and total == limit:
+        if limit and total + len(misfits) == limit:
             total = len(await ids_of(there.client, there.database, there.name, wanted))
-        return found, total
+        return found, misfits, total
 
-    found, total = with_group(look, url=url, state_database=state_database, group=group, app=app)
+    found, misfits, total = with_group(look, url=url, state_database=state_database, group=group, app=app)
+    for one in misfits:
+        err.print(Text(f"The document {one.id} in {one.collection} makes no sense: {one.problem}. {one.remedy}"))
     if as_json:
         print_json([_plain(letter) for letter in found])
         return
@@ -367,7 +365,7 @@ def _print_outcomes(found: list[Outcome]) -> None:
 def _decoded(data: bytes) -> Any:
     """A part as its values; of one that is not for Python, its bytes as text."""
     try:
-        return bson.decode(data, _LENIENT)
+        return readable(data, tz_aware=True)
     except (InvalidBSON, ValueError, OverflowError):
         return data.hex(" ")
 

@@ -106,6 +106,7 @@ def _rendered(overview: Overview) -> RenderableType:
         *_titled("Paused", _paused(overview), overview.paused),
         *_titled("Runs", _runs(overview), overview.runs),
         *_titled("Gaps: changes that nobody got", _gaps(overview), overview.gaps),
+        *_titled("Documents of the state that make no sense", _misfits(overview), overview.misfits),
     )
 
 
@@ -241,6 +242,13 @@ def _gaps(overview: Overview) -> Grid:
     for one in overview.gaps:
         noted = "" if one.noted_at is None else f"{one.noted_at:%Y-%m-%d %H:%M:%S}"
         table.add_row(noted, one.kind, shown(one.text))
+    return table
+
+
+def _misfits(overview: Overview) -> Table:
+    table = _table("collection", "_id", "problem", "remedy")
+    for one in overview.misfits:
+        table.add_row(*map(Text, one))
     return table
 
 

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from dispatcher.controls import pause, resume
-from dispatcher.exceptions import NotFound
+from dispatcher.exceptions import MalformedLetter, NotFound
 from dispatcher.failures import in_short
 from dispatcher.known import require_receiver
 from dispatcher.looking import look
@@ -191,7 +191,10 @@ class Dashboard:
         return _json(page)
 
     async def _letter(self, request: Request) -> Response:
-        letter = await self._letterbox.letter(request.query_params.get("id", ""))
+        try:
+            letter = await self._letterbox.letter(request.query_params.get("id", ""))
+        except MalformedLetter as error:
+            raise _Refused(409, error.message) from error
         if letter is None:
             raise _Refused(404, _GONE)
         return _json(letter)

@@ -4,16 +4,17 @@ import asyncio
 from datetime import UTC, datetime
 from typing import Any, Final
 
-import bson
 from bson import ObjectId
-from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.errors import InvalidBSON
 from bson.json_util import RELAXED_JSON_OPTIONS, dumps
 from pymongo import AsyncMongoClient
 
+from dispatcher.elements import readable
+from dispatcher.exceptions import MalformedLetter
 from dispatcher.letters import short_id
 from dispatcher.redacting import redacted
-from dispatcher.state import dead_letter_chunks, dead_letters
+from dispatcher.sound import MOST_CHUNKS, Sound, letter, problem_of
+from dispatcher.state import DEAD_LETTERS, READING, dead_letter_chunks, dead_letters
 
 __all__ = ["LETTERS_PER_PAGE", "Letterbox", "NoSuchPage"]
 
@@ -28,10 +29,7 @@ _LONGEST_LINE: Final = 300
 # Milliseconds that the server may take.
 _PATIENCE_MS: Final = 5_000
 
-# Whatever a client wrote is to be shown, even what is no text.
-_LENIENT: Final[CodecOptions[dict[str, Any]]] = CodecOptions(
-    unicode_decode_error_handler="replace", datetime_conversion=DatetimeConversion.DATETIME_AUTO, tz_aware=True
-)
+_READING: Final = READING.with_options(tz_aware=True)
 
 _LISTED: Final = {
     "receiver": True,
@@ -66,7 +64,7 @@ class Letterbox:
     """
 
     def __init__(self, client: AsyncMongoClient[Any], database: str, group: str) -> None:
-        self._letters = dead_letters(client, database).with_options(codec_options=_LENIENT)
+        self._letters = dead_letters(client, database).with_options(codec_options=_READING)
         self._chunks = dead_letter_chunks(client, database)
         self._of_group = {"group": group}
 
@@ -90,17 +88,29 @@ class Letterbox:
         cursor = self._letters.find(wanted, _LISTED).sort(_NEWEST_FIRST).limit(LETTERS_PER_PAGE + 1)
         found = await cursor.max_time_ms(_PATIENCE_MS).to_list()
         page, more = found[:LETTERS_PER_PAGE], len(found) > LETTERS_PER_PAGE
-        return {"letters": [_listed(letter) for letter in page], "next": _mark(page[-1]) if more else None}
+        sound = Sound(self._letters.database.name)
+        listed = sound.each(DEAD_LETTERS, page, lambda one: _listed(letter(one)))
+        sound.log()
+        return {
+            "letters": listed,
+            "misfits": [one._asdict() for one in sound.misfits],
+            "next": _mark(page[-1]) if more else None,
+        }
 
     async def letter(self, id_: str) -> dict[str, Any] | None:
         """One letter with its parts as text; None if there is none with that id.
 
         Raises:
+            MalformedLetter: it makes no sense.
             PyMongoError: as the driver has it.
         """
         found = await self._letters.find_one({**self._of_group, "_id": id_})
         if found is None:
             return None
+        try:
+            letter(found)
+        except ValueError as error:
+            raise MalformedLetter(f"The letter makes no sense: {problem_of(error)}.") from error
         parts = {str(name): bytes(data) for name, data in found.pop("parts", {}).items()}
         sizes = {name: len(data) for name, data in parts.items()}
         for name, count in found.pop("chunked", {}).items():
@@ -109,7 +119,7 @@ class Letterbox:
 
     async def _size(self, letter: str, part: str, count: int) -> int:
         """Bytes of a part that is in chunks."""
-        ids = [f"{letter}:{part}:{number:04}" for number in range(count)]
+        ids = [f"{letter}:{part}:{number:04}" for number in range(min(count, MOST_CHUNKS))]
         total = {"$group": {"_id": None, "size": {"$sum": {"$binarySize": "$data"}}}}
         cursor = await self._chunks.aggregate([{"$match": {"_id": {"$in": ids}}}, total])
         sums = await cursor.to_list()
@@ -158,7 +168,9 @@ def _in_full(letter: dict[str, Any], parts: dict[str, bytes], sizes: dict[str, i
 def _text(data: bytes) -> str:
     """A part as people read it; of one that is no BSON, its bytes."""
     try:
-        return dumps(bson.decode(data, _LENIENT), json_options=RELAXED_JSON_OPTIONS, indent=2, ensure_ascii=False)
+        return dumps(
+            readable(data, tz_aware=True), json_options=RELAXED_JSON_OPTIONS, indent=2, ensure_ascii=False
+        )
     except (InvalidBSON, ValueError, OverflowError):
         return data.hex(" ")
 

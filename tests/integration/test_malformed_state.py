@@ -1,0 +1,166 @@
+"""Documents of the state that make no sense: each is skipped and named, and nothing stops or fails for it."""
+
+import asyncio
+import json
+from datetime import datetime
+from typing import Any
+
+import bson
+import pytest
+from bson import Binary, Int64, ObjectId
+from bson.raw_bson import RawBSONDocument
+from pymongo import AsyncMongoClient
+from typer.testing import CliRunner
+
+from dispatcher.cli import app
+from dispatcher.looking import counts_of, look
+from dispatcher.retries import outcomes, request_retry
+from dispatcher.web.dashboard.letters import Letterbox
+from mongoz.core.signals import post_save
+from tests.integration.delivering import make_account
+from tests.support import dispatching, eventually
+
+NOW = datetime(2026, 1, 1)
+ASKED = {"partition": 0, "partitions": 1}
+
+
+def undecodable(**fields: Any) -> RawBSONDocument:
+    """With a date, a text and a binary value that no driver decodes."""
+    raw = bson.encode({**fields, "text": "AAAA", "when": Int64(2**60), "old": Binary(b"1234", 0)})
+    raw = raw.replace(b"AAAA", b"\xff\xfe\xff\xfe").replace(b"\x12when\0", b"\x09when\0")
+    return RawBSONDocument(raw.replace(b"\x04\0\0\0\x001234", b"\x04\0\0\0\x021234"))
+
+
+def malformed(group: str) -> dict[str, list[Any]]:
+    """By collection."""
+    letter = {"group": group, "receiver": "r", "signal": "post_save", "last_attempt_at": NOW}
+    return {
+        "members": [
+            {"_id": "pid", "group": group, "pid": "many", "seen_at": NOW},
+            {"_id": "partitions", "group": group, "partitions": ["a", 1]},
+            {"_id": "stats", "group": group, "stats": {"per_second": 5, "partitions": []}},
+            {"_id": "receivers", "group": group, "receivers": [5], "lease_seconds": "long"},
+            {"_id": "huge", "group": group, "pid": Int64(2**60), "boot": "a/b/1", "host": {}},
+            undecodable(_id=ObjectId(), group=group),
+        ],
+        "controls": [
+            {"_id": "everything?", "group": group, "kind": "pause"},
+            {"_id": "pause", "group": group, "kind": "pause", "receiver_name": {"a": 1}, "since": "yesterday"},
+            undecodable(_id="pause too", group=group, kind="pause"),
+            {
+                "_id": "run",
+                "group": group,
+                "kind": "run",
+                "what": "backfill",
+                "asked": {"partition": 0, "partitions": 1},
+            },
+            {"_id": "no run", "group": group, "kind": "run", "asked": 5},
+        ],
+        "gaps": [
+            {"_id": "gap", "group": group, "kind": 5, "noted_at": {}},
+            {"_id": "ns", "group": group, "namespace": 1},
+        ],
+        "sessions": [{"_id": "no uuid", "group": group}, undecodable(_id=5, group=group, owner=None)],
+        "dead_letters": [
+            {"_id": ObjectId(), **letter, "retry_requested_at": NOW},
+            {"_id": "error", **letter, "error": "text", "retry_requested_at": NOW},
+            {"_id": "chunks", **letter, "parts": {}, "chunked": {"document": 10**9}, "retry_requested_at": NOW},
+            {"_id": "receiver", "group": group, "receiver": {"a": [1]}, "last_attempt_at": 5},
+            undecodable(_id="undecodable", group=group, retry_requested_at=NOW),
+        ],
+        "parked_lanes": [
+            {"_id": "lane", "group": group, "receiver": "steady", "due_at": "soon"},
+            {"_id": "odd", "group": group, "receiver": {"a": 1}, "reason": 5, "due_at": NOW},
+            undecodable(_id="raw", group=group, receiver="steady", due_at=NOW),
+        ],
+        "parked": [{"_id": "lane:1", "group": group}, undecodable(_id="raw:1", group=group)],
+        "dead_letter_chunks": [{"_id": 5}],
+    }
+
+
+@pytest.fixture
+def steady(dispatched, database) -> Any:
+    account, got = make_account(dispatched, database), []
+
+    @post_save(account, name="steady")
+    async def steady(sender: Any, instance: Any, **kwargs: Any) -> None:
+        got.append(instance.name)
+
+    return got
+
+
+@pytest.fixture
+def spoil(foreign, database):
+    """Write all of them."""
+
+    def write() -> None:
+        for name, documents in malformed(database).items():
+            foreign.client[f"{database}_state"][name].insert_many(documents)
+
+    return write
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+async def test_a_dispatcher_goes_on(steady, spoil, foreign, dispatched, database, when):
+    if when == "before":
+        spoil()
+    async with dispatching(dispatched) as running:
+        foreign["accounts"].insert_one({"name": "first"})
+        await eventually(lambda: steady == ["first"])
+        if when == "meanwhile":
+            spoil()
+        state = foreign.client[f"{database}_state"]
+        asked = {"retry_requested_at": {"$exists": True}}
+        await eventually(lambda: state["dead_letters"].count_documents(asked) == 0, within=30, what="answers")
+        await asyncio.sleep(1.5)  # every part of it looks at the state once a second
+        foreign["accounts"].insert_one({"name": "second"})
+        await eventually(lambda: steady == ["first", "second"])
+        assert not running.task.done()
+    answered = state["dead_letters"].find({"retry_refused": {"$exists": True}}, {"retry_refused": True})
+    refused = {str(one["_id"]): one["retry_refused"]["text"] for one in answered}
+    assert "1000000000" in refused["chunks"]
+    assert len(refused) == 4
+
+
+async def test_a_look_skips_them_and_names_them(spoil, mongo, database):
+    spoil()
+    async with AsyncMongoClient(mongo.url) as client:
+        seen = await look(client, f"{database}_state", database)
+        assert json.dumps(seen.as_dict(), default=str)
+        assert (await counts_of(client, f"{database}_state", database)).paused == ()
+    named = {(one.collection.partition(".")[2], one.id) for one in seen.misfits}
+    for collection, id_ in (("members", "'pid'"), ("controls", "'everything?'"), ("gaps", "'gap'")):
+        assert (collection, id_) in named
+    pid = next(one for one in seen.misfits if one.id == "'pid'")
+    assert "pid" in pid.problem
+    assert "'many'" in pid.problem
+    assert "Mend it or delete it" in pid.remedy
+    assert (seen.paused, seen.alive) == ([], [])
+
+
+async def test_commands_and_dashboard_skip_them_too(spoil, mongo, foreign, database):
+    spoil()
+    foreign.client[f"{database}_state"]["positions"].insert_one(
+        {"_id": database, "group": database, "partitions": 1}
+    )
+    place = ["--url", mongo.url, "--group", database, "--state-database", f"{database}_state"]
+
+    def say(*arguments: str) -> Any:
+        return CliRunner().invoke(app, [*arguments, *place])
+
+    status = await asyncio.to_thread(say, "status")
+    assert status.exit_code == 0, status.output
+    assert "make no sense" in status.stdout
+    listed = await asyncio.to_thread(say, "dead-letters", "list", "--json")
+    assert listed.exit_code == 0, listed.output
+    assert "makes no sense" in listed.stderr
+    assert [one["_id"] for one in json.loads(listed.stdout)] == ["undecodable"]
+    shown = await asyncio.to_thread(say, "dead-letters", "show", "chunks")
+    assert (shown.exit_code, "makes no sense" in shown.output) == (1, True)
+    async with AsyncMongoClient(mongo.url) as client:
+        letterbox = Letterbox(client, f"{database}_state", database)
+        page = await letterbox.page(None, None)
+        assert json.dumps(page, default=str)
+        assert len(page["misfits"]) == 4
+        asked = await request_retry(client, f"{database}_state", database, ["undecodable"])
+        assert [one.result async for one in outcomes(client, f"{database}_state", asked, within=0)] == ["waiting"]

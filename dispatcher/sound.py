@@ -26,9 +26,7 @@ _LONGEST: Final = 300
 MOST_CHUNKS: Final = 16
 """Chunks of a part of a letter, at most: the server's documents have 16 MB, and its events some of them."""
 
-_REMEDY: Final = (
-    "Was it edited by hand, or is it another program's? Mend it or delete it; it is skipped meanwhile."
-)
+_REMEDY: Final = "Was it edited by hand, or by another program? Mend it or delete it; it is skipped meanwhile."
 
 _logged: set[tuple[str, str]] = set()
 
@@ -91,9 +89,7 @@ class Sound:
         """
         if len(self.misfits) < _MOST_NAMED:
             place, name = f"{self._database}.{collection}", words_of(repr(id_))[:_LONGEST]
-            remedy = (
-                "Was it edited by hand, or is it another program's? Mend it or delete it; it is skipped meanwhile."
-            )
+            remedy = "Was it edited by hand, or by another program? Mend it or delete it; it is skipped meanwhile."
             self.misfits.append(Misfit(place, name, problem_of(error)[:_LONGEST], remedy))
 
     def log(self) -> None:

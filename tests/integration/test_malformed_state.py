@@ -154,13 +154,13 @@ async def test_commands_and_dashboard_skip_them_too(spoil, mongo, foreign, datab
     listed = await asyncio.to_thread(say, "dead-letters", "list", "--json")
     assert listed.exit_code == 0, listed.output
     assert "makes no sense" in listed.stderr
-    assert [one["_id"] for one in json.loads(listed.stdout)] == ["undecodable"]
+    assert {one["_id"] for one in json.loads(listed.stdout)} == {"chunks", "undecodable"}
     shown = await asyncio.to_thread(say, "dead-letters", "show", "chunks")
     assert (shown.exit_code, "makes no sense" in shown.output) == (1, True)
     async with AsyncMongoClient(mongo.url) as client:
         letterbox = Letterbox(client, f"{database}_state", database)
         page = await letterbox.page(None, None)
         assert json.dumps(page, default=str)
-        assert len(page["misfits"]) == 4
+        assert len(page["misfits"]) == 3
         asked = await request_retry(client, f"{database}_state", database, ["undecodable"])
         assert [one.result async for one in outcomes(client, f"{database}_state", asked, within=0)] == ["waiting"]

@@ -99,6 +99,9 @@ class World:
         self._environment = {**self.ledger.environment, **_SLOW_RECEIVERS, **_NO_PORT, **settings}
         self._daemon_url = {} if daemon_url is None else {"DISPATCHER_URL": daemon_url}
         self._counted = self._effects = 0
+        self.other_work: Callable[[], int] = lambda: 0
+        """Grows while daemons get on with what is not in the ledger."""
+        self._other_work = 0
         self._ahead = min(_AHEAD, 20 + plan.size.writes * _AHEAD_SHARE)
         self._next = float("inf")
         self._began = self._progress_at = time.monotonic()
@@ -202,6 +205,9 @@ class World:
             for entry in entries[self._counted :]:
                 self.delivered[entry.receiver].add(entry.write)
             self._counted, self._progress_at = len(entries), time.monotonic()
+        other = self.other_work()
+        if other > self._other_work:
+            self._other_work, self._progress_at = other, time.monotonic()
         self.writer.allow(min(len(self.delivered[PLAIN]), self._next) + self._ahead)
 
     def ended(self, daemon: LeashedDaemon) -> None:

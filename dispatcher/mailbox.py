@@ -154,7 +154,7 @@ async def _beginning_with(
     # Earlier versions did not write the short id down.
     old = letters.find({"group": group, "short_id": {"$exists": False}}, {"receiver": True})
     async for one in old:
-        if short_id(one["_id"]).startswith(text):
+        if isinstance(one["_id"], str) and short_id(one["_id"]).startswith(text):
             found[one["_id"]] = one.get("receiver")
     return found
 

@@ -163,6 +163,6 @@ async def test_commands_and_dashboard_skip_them_too(spoil, mongo, foreign, datab
         letterbox = Letterbox(client, f"{database}_state", database)
         page = await letterbox.page(None, None)
         assert json.dumps(page, default=str)
-        assert len(page["misfits"]) == 3
+        assert len(page["misfits"]) == 2  # what is wrong with the others is not in a list
         asked = await request_retry(client, f"{database}_state", database, ["undecodable"])
         assert [one.result async for one in outcomes(client, f"{database}_state", asked, within=0)] == ["waiting"]

@@ -109,7 +109,7 @@ def _list(  # noqa: PLR0913 - one parameter per flag
 
     found, misfits, total = with_group(look, url=url, state_database=state_database, group=group, app=app)
     for one in misfits:
-        err.print(Text(f"The document {one.id} in {one.collection} makes no sense: {one.problem}. {one.remedy}"))
+        err.print(shown(f"The document {one.id} in {one.collection} makes no sense: {one.problem}. {one.remedy}"))
     if as_json:
         print_json([_plain(letter) for letter in found])
         return

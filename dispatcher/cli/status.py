@@ -245,10 +245,10 @@ def _gaps(overview: Overview) -> Grid:
     return table
 
 
-def _misfits(overview: Overview) -> Table:
-    table = _table("collection", "_id", "problem", "remedy")
+def _misfits(overview: Overview) -> Grid:
+    table = Grid("collection", "_id", "problem", "remedy")
     for one in overview.misfits:
-        table.add_row(*map(Text, one))
+        table.add_row(*one)
     return table
 
 

@@ -135,7 +135,7 @@ class _Reader:
         value = repr(self._document.get(field))
         shown = value if len(value) <= _LONGEST else f"{value[:_LONGEST]}..."
         return PositionError(
-            f"The document {self._document['_id']!r} in {self._place} has {field}: {shown}, not {wanted}.",
+            f"The document {self._document['_id']!r} in {self._place} has {shown} as {field}, not {wanted}.",
             remedy=self._remedy,
         )
 

@@ -333,6 +333,7 @@ class Own(Step):
         if (before is None) != (self.kind == "create"):
             return
         instance = document(id=id_, **self.values) if before is None else await query.get()
+        instance.id = id_  # of another type than what is stored, as an application has it that did not read it
         with _muted(self.mute):
             await getattr(self, f"_{self.kind}")(run, instance, before or {})
 

@@ -3,6 +3,7 @@
 Defining a class does no I/O.
 """
 
+import copy
 import inspect
 import re
 import sys
@@ -11,12 +12,15 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Final, dataclass_transform, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 from mongoz import fields
 from mongoz.documents.meta import MetaInfo
 from mongoz.exceptions import FieldDefinitionError, ImproperlyConfigured, did_you_mean
 from mongoz.fields import BaseField, ObjectId
+from mongoz.fields.base import store_as
 from mongoz.fields.choices import invalid_choice
 from mongoz.fields.compiled import compiled, forget_compiled
 from mongoz.fields.factories import from_object_id
@@ -68,8 +72,7 @@ class FieldsMetaclass(ModelMetaclass):
         """
         _declare_fields(name, namespace)
         for field_name, alias in mcs._stored_as.items():
-            if isinstance(field := namespace.get(field_name), BaseField):
-                field.store_as(alias)
+            _store_as(field_name, alias, bases, namespace)
         detach_managers(namespace)
         _refuse_reserved_names(name, bases, namespace["__annotations__"])
         _add_display_methods(bases, namespace)
@@ -162,6 +165,21 @@ def _declare_fields(document_name: str, namespace: dict[str, Any]) -> None:
                 f"{name} = {value.__name__}()."
             )
     namespace["__annotations__"] = _in_order(annotations, declared)
+
+
+def _store_as(name: str, alias: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> None:
+    """Give a field an alias, unless it has one; however it is declared, by the class body or by a base class."""
+    value, annotations = namespace.get(name, PydanticUndefined), namespace["__annotations__"]
+    if name not in annotations:
+        inherited = (base.__pydantic_fields__.get(name) for base in bases if issubclass(base, BaseModel))
+        field = next((found for found in inherited if found is not None), None)
+        if field is None or field.alias is not None:
+            return
+        annotations[name], value = field.annotation, copy.copy(field)
+    if not isinstance(value, FieldInfo):
+        value = Field() if value is PydanticUndefined else Field(value)
+    namespace[name] = value
+    store_as(value, alias)
 
 
 def _add_display_methods(bases: tuple[type, ...], namespace: dict[str, Any]) -> None:

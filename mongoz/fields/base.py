@@ -15,7 +15,7 @@ from mongoz.fields.choices import Choices
 from mongoz.fields.rules import PatternRule
 from mongoz.spellings import OF_ARGUMENTS
 
-__all__ = ["BaseField", "declare"]
+__all__ = ["BaseField", "declare", "store_as"]
 
 # FieldInfo swallows arguments it does not know, so we look before it does.
 _PYDANTIC_ARGUMENTS: Final = frozenset(inspect.signature(Field).parameters) - {"extra"}
@@ -79,17 +79,18 @@ class BaseField(FieldInfo):  # type: ignore[misc]  # final for type checkers; su
         field.null = info.annotation is Any or NoneType in get_args(info.annotation)
         return field
 
-    def store_as(self, alias: str) -> None:
-        """Give it an alias, unless it has one."""
-        if self.alias is None:
-            for name in ("alias", "validation_alias", "serialization_alias"):
-                setattr(self, name, alias)
-                self._attributes_set[name] = alias  # where pydantic looks when it copies a field
-
     def bind(self, document: Any, name: str) -> None:
         """Note which class has this field, and under which name."""
         self.document = document
         self.name = self.name or name
+
+
+def store_as(field: FieldInfo, alias: str) -> None:
+    """Give a field an alias, unless it has one."""
+    if field.alias is None:
+        for name in ("alias", "validation_alias", "serialization_alias"):
+            setattr(field, name, alias)
+            field._attributes_set[name] = alias  # where pydantic looks when it copies a field
 
 
 # What is kept on the field as it was given.

@@ -173,7 +173,8 @@ def created(instance: "Document", row: dict[str, Any], elsewhere: Collection | N
         row: as it was sent, without a stamp.
         elsewhere: the collection, if it is not the document's own.
     """
-    instance.__dict__["id"] = row["_id"]
+    if instance.id is None:  # else it is what the application gave it, which may be stored as another type
+        instance.__dict__["id"] = row["_id"]
     remember(instance, row, elsewhere)
 
 

@@ -154,3 +154,35 @@ async def test_a_dispatcher_goes_on_behind_a_change_of_any_key(dispatched, datab
         foreign["things"].insert_one({"_id": "end", "name": "end"})
         await eventually(lambda: told[-1].name == "end")
     assert [one.name for one in told] == ["first", "end"]
+
+
+IDS = {
+    int | None: 5,
+    str: "five",
+    uuid.UUID: uuid.UUID(int=5),
+    decimal.Decimal: decimal.Decimal("5.5"),
+    dict[str, Any]: {"shop": 1, "number": "five"},
+}
+
+
+@pytest.mark.parametrize("type_", IDS)
+async def test_a_plain_annotation_of_the_id_is_the_key(dispatched, database, foreign, type_):
+    class Thing(mongoz.Document):
+        id: type_
+        n: int = 0
+
+        Meta = type("Meta", (), {"registry": dispatched, "database": database, "collection": "things"})
+
+    id_ = IDS[type_]
+    thing = await Thing(id=id_).create()
+    with pytest.raises(DuplicateKeyError):
+        await Thing(id=id_).create()
+    thing.n = 1
+    await thing.save()
+    assert (await thing.update(n=2)).id == id_
+    [stored] = foreign["things"].find({}, {"n": 1})
+    assert (await Thing.objects.get(id=stored["_id"])).id == (await Thing.objects.get(id=id_)).id == id_
+    assert set(stored) == {"_id", "n"}
+    assert stored["n"] == 2
+    assert await thing.delete() == 1
+    assert foreign["things"].find_one() is None

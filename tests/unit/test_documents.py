@@ -3,13 +3,13 @@
 import copy
 import json
 import socket
-from typing import Any
+from typing import Annotated, Any
 
 import bson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 import mongoz
 from mongoz.exceptions import AbstractDocumentError, ImproperlyConfigured, InvalidKeyError
@@ -328,6 +328,39 @@ def test_a_redeclared_id_is_stored_as_the_id():
     oid = bson.ObjectId()
     assert Own(_id=oid).id == oid
     assert Own().id is None
+
+
+class Keyed(BaseModel):
+    id: int | None = None
+
+
+ID_DECLARATIONS = {
+    "annotation": {"__annotations__": {"id": int}},
+    "annotation as text": {"__annotations__": {"id": "int"}},
+    "default": {"__annotations__": {"id": int | None}, "id": None},
+    "field of pydantic": {"__annotations__": {"id": int}, "id": Field(ge=0)},
+    "factory of pydantic": {"__annotations__": {"id": int}, "id": Field(default_factory=int)},
+    "field in the annotation": {"__annotations__": {"id": Annotated[int, Field(ge=0)]}},
+    "field of ours": {"id": mongoz.Integer()},
+}
+
+
+def check_id(document: Any) -> None:
+    assert document(_id=3).id == document(id=3).id == 3
+    assert document(id=3).model_dump(by_alias=True) == {"_id": 3, "name": ""}
+    assert hydrate(document, {"_id": 3, "name": "x"}).id == 3
+
+
+@pytest.mark.parametrize("declared", ID_DECLARATIONS)
+def test_an_id_of_any_declaration_is_stored_as_the_id(declared):
+    document = define(fields={**ID_DECLARATIONS[declared], "name": mongoz.String(default="")})
+    check_id(document)
+    check_id(define("Heir", document, fields={}))
+
+
+@pytest.mark.parametrize("bases", [(Keyed, mongoz.Document), (type("Deeper", (Keyed,), {}), mongoz.Document)])
+def test_an_id_that_a_base_class_declares_is_stored_as_the_id(bases):
+    check_id(define("Own", *bases, fields={"name": mongoz.String(default="")}))
 
 
 def test_string_annotations_of_local_classes():

@@ -59,7 +59,9 @@ async def test_a_slow_receiver_is_named_once_in_a_while(account, foreign, dispat
     async with dispatching(dispatched, slow_after=0.05) as running:
         foreign["accounts"].insert_many([{"name": "a"}, {"name": "b"}, {"name": "c"}])
         await eventually(lambda: "delivery.slow" in said())
-        await eventually(lambda: sum(running.service.held[0]._deliverer._caller._throttle._kept_back.values()) == 2)
+        await eventually(
+            lambda: sum(running.service.held[0]._deliverer._caller._throttle._kept_back.values()) == 2
+        )
         gate.set()
         await eventually(lambda: running.stats.delivered == 6)
     (line,) = [line for line in said().splitlines() if "delivery.slow" in line]

@@ -91,7 +91,9 @@ def test_what_earlier_layouts_finished_is_read():
 )
 def test_what_earlier_layouts_can_not_have_finished(change):
     for nonsense in ([{**FACT, **change}], [{}], [5], {"0": FACT}):
-        with pytest.raises(PositionError, match=r"has .* as inherited, not a list of what earlier layouts finished"):
+        with pytest.raises(
+            PositionError, match=r"has .* as inherited, not a list of what earlier layouts finished"
+        ):
             Saved.read([position(inherited=nonsense)], "shop", "state")
 
 
@@ -134,7 +136,7 @@ def test_a_position_that_makes_no_sense(field, value, wanted):
 
 @pytest.mark.parametrize("id_", ["shop:x", "shop:-1", "shop:", "shop:٣"])
 def test_a_position_of_no_partition(id_):
-    with pytest.raises(PositionError, match="has .* as _id"):
+    with pytest.raises(PositionError, match=r"has .* as _id"):
         Saved.read([position(_id=id_)], "shop", "state")
 
 
@@ -152,7 +154,9 @@ def test_a_position_of_no_partition(id_):
 def test_a_layout_that_makes_no_sense(field, value):
     with pytest.raises(PositionError) as caught:
         Saved.read([layout(**{field: value})], "shop", "state")
-    assert caught.value.message.startswith(f"The document 'shop' in state.positions has {value!r} as {field}, not ")
+    assert caught.value.message.startswith(
+        f"The document 'shop' in state.positions has {value!r} as {field}, not "
+    )
     assert caught.value.remedy
 
 

@@ -12,7 +12,7 @@ import pathlib
 import uuid
 import zoneinfo
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, Final
 
@@ -23,7 +23,7 @@ from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.fields.compiled import compiled
 from mongoz.fields.storable import IP_ADDRESSES, URLS, is_open
 
-__all__ = ["SCALARS", "stored", "stored_names"]
+__all__ = ["SCALARS", "stored", "stored_names", "stored_values"]
 
 SCALARS: Final = frozenset(
     {
@@ -72,6 +72,17 @@ def stored(value: Any, *, declared: bool = True) -> Any:  # noqa: PLR0911 - a ta
     if isinstance(value, decimal.Decimal):  # of whatever class: like this every codec can encode it
         return bson.Decimal128(value)
     return _converted(value) if declared else value
+
+
+def stored_values(model: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of some fields of a model, by stored name, as a whole instance would have them stored.
+
+    Args:
+        model: the class.
+        values: attribute name -> value.
+    """
+    names, open_ = stored_names(model), _open_fields(model)
+    return {names[name]: stored(value, declared=name not in open_) for name, value in values.items()}
 
 
 def _stored_model(model: BaseModel) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from pydantic import ValidationError
 
 from mongoz.exceptions import InvalidKeyError, nearest
-from mongoz.fields.storage import stored, stored_names
+from mongoz.fields.storage import stored, stored_names, stored_values
 from mongoz.persistence.asking import ask
 from mongoz.persistence.invariants import asks_for_others
 from mongoz.persistence.operations import Operation
@@ -104,14 +104,13 @@ def apply_as_whole(
         pydantic.ValidationError: what would be stored does not fit the model.
     """
     document = type(instance)
-    names = stored_names(document)
     row = stored(instance)
     try:
         before = stored(as_whole(document, row))
     except Exception:  # then nothing is known of what it derives
         before = row
     new = {**validated_values(document, dict(values)), **now_values(document)}
-    after = {**row, **{names[name]: stored(value) for name, value in new.items()}}
+    after = {**row, **stored_values(document, new)}
     operated = {operation.top: operation.attribute for operation in operations if computed is not None}
     for alias in operated:
         after.pop(alias, None)

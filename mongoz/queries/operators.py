@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from mongoz.exceptions import InvalidKeyError, OperatorInvalid
-from mongoz.fields.storage import stored, stored_names
+from mongoz.fields.storage import stored, stored_names, stored_values
 from mongoz.persistence.operations import Operation
 from mongoz.persistence.patches import validated_values
 from mongoz.queries.paths import resolve
@@ -120,13 +120,17 @@ def _number(document: Any, field: str | None, path: str, value: Any) -> Any:
     return stored(value)
 
 
-def _items(document: Any, field: str | None, _path: str, items: Iterable[Any]) -> dict[str, list[Any]]:
+def _items(document: Any, field: str | None, path: str, items: Iterable[Any]) -> dict[str, list[Any]]:
     # $each, since a bare {"$each": ...} out of a user's input would be obeyed.
-    return {"$each": stored(validated_values(document, {field: list(items)})[field] if field else list(items))}
+    return {"$each": _bound(document, field, path, list(items))}
 
 
-def _bound(document: Any, field: str | None, _path: str, value: Any) -> Any:
-    return stored(validated_values(document, {field: value})[field] if field else value)
+def _bound(document: Any, field: str | None, path: str, value: Any) -> Any:
+    return _as_stored(document, field, path, validated_values(document, {field: value})[field] if field else value)
+
+
+def _as_stored(document: Any, field: str | None, _path: str, value: Any) -> Any:
+    return stored_values(document, {field: value}).popitem()[1] if field else stored(value)
 
 
 def _nothing(document: Any, field: str | None, path: str, _value: Any) -> str:
@@ -139,7 +143,7 @@ _VALUES: Final[dict[str, Callable[[Any, str | None, str, Any], Any]]] = {
     "$inc": _number,
     "$push": _items,
     "$addToSet": _items,
-    "$pullAll": lambda _document, _field, _path, items: stored(list(items)),
+    "$pullAll": lambda document, field, path, items: _as_stored(document, field, path, list(items)),
     "$unset": _nothing,
     "$min": _bound,
     "$max": _bound,

@@ -18,6 +18,7 @@ import uuid
 import zoneinfo
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Generic, Literal, NamedTuple, NewType, Optional, TypeVar, Union
+from unittest import mock
 
 import bson
 import pydantic
@@ -27,7 +28,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from typing_extensions import TypeAliasType, TypedDict
 
 import mongoz
-from mongoz import FieldDefinitionError, Registry
+from mongoz import FieldDefinitionError, Registry, U
 from mongoz.core.signals import post_save, post_update, pre_save, pre_update
 from mongoz.persistence.rows import validated_row
 
@@ -403,6 +404,33 @@ async def test_undeclared_values_keep_their_type_or_are_refused(registry: Regist
             await Thing(value={"in": value}).create()
         assert "Thing.value" in caught.value.__notes__[0]
     assert await Thing.objects.count() == 0
+
+
+@pytest.mark.parametrize("listening", [False, True])
+@pytest.mark.parametrize("value", [pathlib.Path("x"), datetime.timedelta(1)])
+async def test_updates_keep_the_type_of_undeclared_values_or_refuse_them(
+    registry: Registry, database: str, value: Any, listening: bool
+) -> None:
+    Thing = document(registry, database, Any)
+    Listed = document(registry, database, list[Any])
+    if listening:
+        for one in (Thing, Listed):
+            one.signals.pre_update.connect(mock.AsyncMock())
+    thing = await Thing.objects.create(value=1)
+    for update in (
+        thing.update(value=value),
+        Thing.objects.update(value=value),
+        Thing.objects.update_count(value={"in": [value]}),
+        thing.update(U.max(value=value)),
+    ):
+        with pytest.raises(bson.errors.InvalidDocument):
+            await update
+    assert (await Thing.objects.get()).value == 1
+    await Thing.objects.update(value=[])
+    for operation in (U.push(value=value), U.add_to_set(value=value), U.pull(value=value)):
+        with pytest.raises(bson.errors.InvalidDocument):
+            await Listed.objects.update(operation)
+    assert (await Listed.objects.get()).value == []
 
 
 def test_a_span_that_a_number_of_seconds_cannot_say_is_refused(registry: Registry, database: str) -> None:

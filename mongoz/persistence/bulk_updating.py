@@ -1,25 +1,26 @@
 """Updating many documents: in one command where that can do, else in batches, each document under its conditions.
 
-A batch is found and written in one transaction, so that it is known which documents were written, and what they
-are now. Where that fails, because another client writes one of them or the server has no transactions, they are
-written one by one: then each command says what it did.
+A batch is found and written in one transaction, see `bulk_batch`. Where that fails, because another client writes
+one of its documents or the server has no transactions, they are written one by one: then each command says what it
+did.
 """
 
 import copy
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
-import bson
 from bson.raw_bson import RawBSONDocument
-from pymongo import ReturnDocument, UpdateOne
-from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure, PyMongoError, WriteError
+from pymongo import ReturnDocument
+from pymongo.errors import OperationFailure, PyMongoError, WriteError
 
-from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.connection.transactions import is_committed, run_once
-from mongoz.fields.storage import stored, stored_names
+from mongoz.fields.storage import stored, stored_names, stored_values
 from mongoz.persistence.asking import ask
-from mongoz.persistence.batches import Progress, Row, Written, fire, fire_later, key_of, there_of
+from mongoz.persistence.batches import Progress, Row, Written, fire, fire_later, key_of
+from mongoz.persistence.bulk_batch import Batch, One, encoded
+from mongoz.persistence.copies import independent_values
 from mongoz.persistence.invariants import has_invariants
 from mongoz.persistence.limits import limits_of, require_within
 from mongoz.persistence.operations import Operation, with_operations
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
 __all__ = ["Patch", "update_and_count", "update_and_load"]
 
 D = TypeVar("D", bound="Document")
-
-_DUPLICATES: Final = frozenset({11000, 11001, 12582})
 
 # BadValue, TypeMismatch, PathNotViable, ConflictingUpdateOperators, DollarPrefixedFieldName, EmptyFieldName,
 # DottedFieldName, ImmutableField, DocumentValidationFailure, BSONObjectTooLarge and its older code.
@@ -84,57 +83,19 @@ async def update_and_load(document: type[D], selection: Selection, patch: Patch)
     """Update what is selected.
 
     Returns:
-        The documents that were updated, as they are after.
-
-    Raises:
-        pydantic.ValidationError: what is stored now does not fit the model.
+        The documents that were updated, as they are after, whether that fits the model or not: they are written.
     """
     update = _Update(document, selection, patch, loads=True)
     if update.goes_by_document:
         await update.by_document()
-        return [hydrate(document, row, update.elsewhere) for row in update.rows_in_order()]
+        return [hydrate_anyway(document, row, update.elsewhere) for row in update.rows_in_order()]
     instances: list[D] = []
     with update.progress.reported():
         async for ids in selection.id_batches():
             if await update.at_once(selection.among(ids), selection.collation):
-                instances += [hydrate(document, row, update.elsewhere) for row in await selection.rows(ids)]
+                rows = await selection.rows(ids)
+                instances += [hydrate_anyway(document, row, update.elsewhere) for row in rows]
     return instances
-
-
-class _One(NamedTuple):
-    """One document, and what is to be written to it.
-
-    Attributes:
-        row: as it was read.
-        changes: what is set and removed.
-        operations: what the server computes.
-        firing: who is told.
-        instance: that `pre_update` receivers got, if there are any.
-        read: the row as BSON, if what is written was derived from it.
-    """
-
-    row: Row
-    changes: Changes
-    operations: tuple[Operation, ...]
-    firing: Firing
-    instance: Any = None
-    read: bytes | None = None
-
-    def request(self, origin: Origin) -> dict[str, Any]:
-        """The update document."""
-        stamped = self.changes._replace(changed=origin.onto(self.changes.changed))
-        return with_operations(stamped.as_update(), self.operations)
-
-    def after(self, computed: Row) -> Row:
-        """The row as it is once that is written.
-
-        Args:
-            computed: what the operations made of their fields.
-        """
-        tops = {operation.top for operation in self.operations}
-        gone = {*self.changes.removed, *tops, FIELD}
-        kept = {name: value for name, value in self.row.items() if name not in gone}
-        return {**kept, **self.changes.changed, **{name: computed[name] for name in computed if name in tops}}
 
 
 class _Update(Generic[D]):
@@ -198,13 +159,14 @@ class _Update(Generic[D]):
         return int(result.matched_count)
 
     async def _require_within(self, filter: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+        """Refuse all of what matches if a document of it would be beyond a limit then: before any is written."""
         broken = self._limits.broken
         condition = {"$and": [dict(filter), broken]} if filter else broken
         row = await self.target.driver.find_one(condition, session=self.target.session, **options)
         if row is not None:
-            self.check(row)
+            self._check(row)
 
-    def check(self, row: Row) -> None:
+    def _check(self, row: Row) -> None:
         """Refuse a document that the operations would take beyond a limit of its field.
 
         Raises:
@@ -215,9 +177,8 @@ class _Update(Generic[D]):
 
     def _common(self) -> Changes:
         """What is set on every document, where that does not depend on it."""
-        names = stored_names(self.document)
         values = {**now_values(self.document), **self.patch.values}
-        return Changes({names[name]: stored(value) for name, value in values.items()}, ())
+        return Changes(stored_values(self.document, values), ())
 
     # -- document by document
 
@@ -225,7 +186,8 @@ class _Update(Generic[D]):
         """Update what is selected in batches; tell the receivers of each document that was written."""
         projection = None if self._prepares else {"_id": 1}
         with self.progress.reported():
-            async for rows in self.selection.batches(projection):
+            look = self._require_within if self._limits.conditions else None
+            async for rows in self.selection.batches(projection, look):
                 if self._loads:
                     self._seen += map(_key, rows)
                 for id_ in await self._together(rows):
@@ -241,7 +203,7 @@ class _Update(Generic[D]):
         prepared = {_key(row): await self._prepared(row) for row in rows} if self._prepares else None
         require_watched(self.document, self.target.collection, self._signal)
         heard = self.target.plan(self._signal)
-        batch = _Batch(self, ids, prepared)
+        batch = Batch(self.selection, ids, partial(self._now, prepared))
 
         async def unit() -> list[Any]:
             if self.target.in_transaction:
@@ -263,7 +225,7 @@ class _Update(Generic[D]):
 
         return await self.target.as_unit(heard, unit())
 
-    async def _settle_and_tell(self, batch: "_Batch") -> None:
+    async def _settle_and_tell(self, batch: Batch) -> None:
         self.progress.done += len(batch.written)
         if self._loads:
             self._rows.update({_key(one.row): one.after(computed) for one, _, computed in batch.written})
@@ -274,7 +236,7 @@ class _Update(Generic[D]):
             self.target.keep_undoable(each.instance)
         await fire(self.document, Firing(self._signal), self.target, written, self.progress)
 
-    def _tell_when_known(self, batch: "_Batch", error: PyMongoError, session: Any, held: AsyncExitStack) -> None:
+    def _tell_when_known(self, batch: Batch, error: PyMongoError, session: Any, held: AsyncExitStack) -> None:
         note(error)
 
         async def found_out() -> list[Written]:
@@ -284,14 +246,14 @@ class _Update(Generic[D]):
 
         fire_later(self.document, Firing(self._signal), self.target, found_out, held)
 
-    def _told(self, one: _One, row: Row, origin: Origin) -> Written:
+    def _told(self, one: One, row: Row, origin: Origin) -> Written:
         """What the receivers of a document are told, which is this row now."""
         instance = hydrate_anyway(self.document, copy.deepcopy(row) if self._loads else row, self.elsewhere)
         if one.instance is not None:  # the one that `pre_update` receivers know
             instance = _become(one.instance, instance)
         return Written(instance, origin.token, self._keywords(one), one.firing)
 
-    def _keywords(self, one: _One) -> dict[str, Any]:
+    def _keywords(self, one: One) -> dict[str, Any]:
         tops = (operation.top for operation in one.operations)
         names = attribute_names(self.document, (*one.changes.changed, *one.changes.removed, *tops))
         try:
@@ -306,7 +268,7 @@ class _Update(Generic[D]):
             rows = await self.selection.matching([id_], session=self.target.session)
             if not rows:
                 return
-            one = await self._prepared(rows[0]) if self._prepares else self.plain(rows[0])
+            one = await self._prepared(rows[0]) if self._prepares else self._plain(rows[0])
             try:
                 await self._send(one)
             except Moved:
@@ -314,7 +276,7 @@ class _Update(Generic[D]):
             return
         raise moves_too_fast(self.document, self.target, id_)
 
-    async def _send(self, one: _One) -> None:
+    async def _send(self, one: One) -> None:
         """Update one document, and tell its receivers.
 
         Raises:
@@ -369,35 +331,51 @@ class _Update(Generic[D]):
 
     # -- what is written to one document
 
-    def plain(self, row: Row) -> _One:
+    def _now(self, prepared: dict[bytes, One] | None, row: Row) -> One | None:
+        """What is to be written to a document that is this row now; None if that must be found out anew.
+
+        Args:
+            prepared: by key, what was to be written as it was, where that depends on the document.
+            row: as it is now.
+        """
+        if prepared is None:
+            return self._plain(row)
+        one = prepared[_key(row)]
+        if one.read is not None and one.read != encoded(row):
+            return None
+        self._check(row)
+        row.pop(FIELD, None)
+        return one._replace(row=row)
+
+    def _plain(self, row: Row) -> One:
         """What is written to every document alike.
 
         Raises:
             pydantic.ValidationError: the document would be beyond a limit of its field then.
         """
-        self.check(row)
+        self._check(row)
         changed = self._common()
-        return self._one(row, changed, self.patch.operations, read=_encoded(row) if self._limits.others else None)
+        return self._one(row, changed, self.patch.operations, read=encoded(row) if self._limits.others else None)
 
     def _one(
         self, row: Row, changed: Changes, operations: tuple[Operation, ...], instance: Any = None, read: Any = None
-    ) -> _One:
+    ) -> One:
         tops = (operation.top for operation in operations)
         names = attribute_names(self.document, (*changed.changed, *changed.removed, *tops))
-        return _One(row, changed, operations, self.target.plan(self._signal, names), instance, read)
+        return One(row, changed, operations, self.target.plan(self._signal, names), instance, read)
 
-    async def _prepared(self, row: Row) -> _One:
+    async def _prepared(self, row: Row) -> One:
         """What is written to a document of which validators, or `pre_update` receivers, decide.
 
         Raises:
             pydantic.ValidationError: what would be stored does not fit the model.
         """
-        self.check(row)
-        read = _encoded(row)
+        self._check(row)
+        read = encoded(row)
         row.pop(FIELD, None)
         instance = hydrate_anyway(self.document, copy.deepcopy(row), self.elsewhere)
         operations, names = self.patch.operations, stored_names(self.document)
-        values = copy.deepcopy(self.patch.values)
+        values = independent_values(self.patch.values)
         if self._whole:
             computed = preview(row, operations)
             applied = apply_as_whole(instance, values, operations, computed)
@@ -434,78 +412,6 @@ class _Update(Generic[D]):
         return changes(before, stored(instance))
 
 
-class _Batch:
-    """A batch on its way.
-
-    Args:
-        update: what it is of.
-        ids: of its documents.
-        prepared: by key, what is to be written to each, where that depends on the document.
-
-    Attributes:
-        written: each document that was written, the origin of that, and what operations made of their fields.
-        moved: the ids of those that have changed since they were read.
-    """
-
-    def __init__(self, update: _Update[Any], ids: list[Any], prepared: dict[bytes, _One] | None) -> None:
-        self._update = update
-        self._ids = ids
-        self._prepared = prepared
-        self.written: list[tuple[_One, Origin, Row]] = []
-        self.moved: list[Any] = []
-
-    async def write(self, session: Any) -> None:
-        """Find what matches, and write it: in a transaction."""
-        update = self._update
-        self.written, self.moved = [], []
-        found = await update.selection.matching(self._ids, session=session)
-        ones = [one for row in found if (one := self._of(row)) is not None]
-        if not ones:
-            return
-        makers = {}
-        for one in ones:
-            if one.firing not in makers:
-                makers[one.firing] = await originator(one.firing, update.target, Call.UPDATED, natural=True)
-        origins = [makers[one.firing].of(one.row["_id"]) for one in ones]
-        requests = [
-            UpdateOne({"_id": one.row["_id"]}, one.request(origin))
-            for one, origin in zip(ones, origins, strict=True)
-        ]
-        try:
-            await update.target.driver.bulk_write(requests, session=session)
-        except BulkWriteError as error:
-            raise _as_of_one(error) from error
-        computed: dict[bytes, Row] = {}
-        fields = {operation.top for one in ones for operation in one.operations}
-        if fields:
-            computed = await there_of(update.target, [one.row["_id"] for one in ones], fields, session)
-        self.written = [
-            (one, origin, computed.get(_key(one.row), {})) for one, origin in zip(ones, origins, strict=True)
-        ]
-
-    def _of(self, row: Row) -> _One | None:
-        """What is to be written to a document that is this row now; None if that must be found out anew."""
-        if self._prepared is None:
-            return self._update.plain(row)
-        one = self._prepared[_key(row)]
-        if one.read is not None and one.read != _encoded(row):
-            self.moved.append(row["_id"])
-            return None
-        self._update.check(row)
-        row.pop(FIELD, None)
-        return one._replace(row=row)
-
-
-def _as_of_one(error: BulkWriteError) -> PyMongoError:
-    """The error of a bulk write as `update_many` would raise it."""
-    details: Any = error.details
-    refusal = next(iter(details["writeErrors"]), None)
-    if refusal is None:
-        return error
-    kind = DuplicateKeyError if refusal["code"] in _DUPLICATES else WriteError
-    return kind(refusal["errmsg"], refusal["code"], refusal)
-
-
 def _become(instance: Any, other: Any) -> Any:
     """Give an instance the values of another one, and what that remembers of the database."""
     instance.__dict__.update(other.__dict__)
@@ -516,7 +422,3 @@ def _become(instance: Any, other: Any) -> Any:
 
 def _key(row: Row) -> bytes:
     return key_of(row["_id"])
-
-
-def _encoded(row: Row) -> bytes:
-    return bson.encode(row, codec_options=CODEC_OPTIONS)

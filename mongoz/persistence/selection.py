@@ -20,6 +20,8 @@ BATCH: Final = 500
 
 _IDS: Final = 10_000  # of 12 bytes and some; a command holds 48 MB
 
+Look = Callable[[Mapping[str, Any], Mapping[str, Any]], Awaitable[None]]
+
 
 @dataclass(frozen=True, slots=True)
 class Selection:
@@ -58,15 +60,26 @@ class Selection:
         """How strings are compared in the filter, as an argument of the driver."""
         return {name: value for name, value in self.options.items() if name == "collation"}
 
-    async def batches(self, projection: Mapping[str, Any] | None = None) -> AsyncIterator[list[dict[str, Any]]]:
+    async def batches(
+        self, projection: Mapping[str, Any] | None = None, look: Look | None = None
+    ) -> AsyncIterator[list[dict[str, Any]]]:
         """The rows, or a part of each, in batches of at most `BATCH`.
 
         A plain selection is read in the order of `_id`: no document comes twice, whatever is written meanwhile.
+
+        Args:
+            projection: what is wanted of each.
+            look: is awaited with what one command could write, filter and options, before the batches of that.
         """
         if self.ids is not None:
-            for chosen in chunks(await self.ids(), BATCH):
-                yield await self.matching(chosen, projection, self.target.session)
+            async for ids in self.id_batches():
+                if look is not None:
+                    await look(self.among(ids), self.collation)
+                for chosen in chunks(ids, BATCH):
+                    yield await self.matching(chosen, projection, self.target.session)
             return
+        if look is not None:
+            await look(self.filter, self.options)
         batch: list[dict[str, Any]] = []
         last: list[Any] = []
         while True:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from typing import Any
+from unittest import mock
 
 import pydantic
 import pytest
@@ -13,6 +14,8 @@ from pymongo.errors import BulkWriteError, DuplicateKeyError, WriteError
 import mongoz
 from mongoz import U
 from mongoz.exceptions import DocumentNotFound, WriteConflict
+from mongoz.persistence import selection
+from mongoz.persistence.selection import Selection
 from mongoz.signals import muted
 from mongoz.stamps import FIELD
 from tests.support import without_transactions
@@ -381,7 +384,8 @@ async def test_documents_that_do_not_fit_are_written_and_told(place, kind, heard
     with quietly(kind):
         assert await Stock.objects.update_count(name="x") == 1
         assert foreign.stocks.find_one()["name"] == "x"
-        assert await outcome(Stock.objects.update(name="y")) is ValidationError
+        (updated,) = await Stock.objects.update(name="y")
+        assert (updated.name, updated.left) == ("y", "many")
         assert foreign.stocks.find_one()["name"] == "y"
         assert await Stock.objects.delete() == 1
     assert [(stock.name, stock.left) for stock in heard.told] == (
@@ -493,6 +497,41 @@ async def test_up_to_a_limit_it_is(place, kind, heard, foreign, change):
     assert len(heard.told) == (3 if tells(kind) else 0)
     assert await Limited.objects.get(id=one.id) == one
     assert last.model_dump(exclude={"id"}) == one.model_dump(exclude={"id"})
+
+
+@pytest.mark.parametrize("transactions", [True, False], ids=["", "without transactions"])
+@pytest.mark.parametrize("order", [None, "n"], ids=["", "in an order"])
+async def test_no_batch_is_written_if_a_document_of_a_later_one_is_at_its_limit(
+    place, kind, heard, foreign, transactions, order
+):
+    Limited = make_limited(place)
+    heard.connect(Limited, kind)
+    foreign.limiteds.insert_many([{"n": n} for n in (1, 1, 1, 1, 10)])
+    query = Limited.objects.sort(order) if order else Limited.objects
+    with (
+        quietly(kind),
+        mock.patch.object(selection, "BATCH", 2),
+        contextlib.nullcontext() if transactions else without_transactions(),
+    ):
+        assert await outcome(query.update(U.inc(n=1))) is ValidationError
+    assert [row["n"] for row in foreign.limiteds.find()] == [1, 1, 1, 1, 10]
+    assert heard.told == []
+
+
+async def test_what_another_client_writes_before_the_load_does_not_stop_it(place, kind, heard, foreign):
+    """Where nobody listens `update` is ids, write, load."""
+    Limited = make_limited(place)
+    heard.connect(Limited, kind)
+    foreign.limiteds.insert_one({"positive": 5})
+    load = Selection.rows
+
+    async def later(self, ids):
+        foreign.limiteds.update_one({}, {"$set": {"n": -1}})
+        return await load(self, ids)
+
+    with quietly(kind), mock.patch.object(Selection, "rows", later):
+        (updated,) = await Limited.objects.update(n=3)
+    assert updated.n == foreign.limiteds.find_one()["n"]
 
 
 async def test_a_limited_counter_is_never_overdrawn(place, kind, heard, foreign):

@@ -17,6 +17,7 @@ __all__ = [
     "DeleteMany",
     "Foreign",
     "GetOrCreate",
+    "Place",
     "Query",
     "Row",
     "Save",
@@ -31,6 +32,8 @@ __all__ = [
 
 Row = dict[str, Any]
 Values = Mapping[str, Any]
+Place = int | str | tuple[str, int]
+"""Of an instance: the number of a document that is there, `new`, or `("new", 1)`, the second of `create_many`."""
 
 
 def key(number: int) -> ObjectId:
@@ -98,8 +101,8 @@ class Query:
 class Call:
     """One call."""
 
-    def loads(self) -> int | None:
-        """The number of the document that the caller has loaded before."""
+    def loads(self) -> Place | None:
+        """Whose instance it is called on."""
         return None
 
     async def run(self, document: Any, loaded: dict[Any, Any]) -> Any:
@@ -134,7 +137,8 @@ class Create(Call):
     async def run(self, document: Any, loaded: dict[Any, Any]) -> Any:
         values = _with_key(self.values)
         if self.how == "objects":
-            return await document.objects.create(**values)
+            loaded["new"] = await document.objects.create(**values)
+            return loaded["new"]
         instance = loaded["new"] = document(**values)
         return await (instance.save() if self.how == "save" else instance.create())
 
@@ -146,13 +150,13 @@ class Create(Call):
 class Save(Call):
     """`save()` after these assignments, if any."""
 
-    number: int
+    number: Place
     values: Values
 
     def __str__(self) -> str:
         return f"{self.number}: save() after ({_shown(self.values)})"
 
-    def loads(self) -> int:
+    def loads(self) -> Place:
         return self.number
 
     async def run(self, document: Any, loaded: dict[Any, Any]) -> Any:
@@ -181,14 +185,14 @@ def _changes(operations: tuple[tuple[str, Values], ...]) -> list[Any]:
 class Update(Call):
     """`update()` of an instance."""
 
-    number: int
+    number: Place
     values: Values = field(default_factory=dict)
     operations: tuple[tuple[str, Values], ...] = ()
 
     def __str__(self) -> str:
         return f"{self.number}: update({_shown_changes(self.values, self.operations)})"
 
-    def loads(self) -> int:
+    def loads(self) -> Place:
         return self.number
 
     async def run(self, document: Any, loaded: dict[Any, Any]) -> Any:
@@ -202,12 +206,12 @@ class Update(Call):
 class Delete(Call):
     """`delete()` of an instance."""
 
-    number: int
+    number: Place
 
     def __str__(self) -> str:
         return f"{self.number}: delete()"
 
-    def loads(self) -> int:
+    def loads(self) -> Place:
         return self.number
 
     async def run(self, document: Any, loaded: dict[Any, Any]) -> Any:

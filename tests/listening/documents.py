@@ -23,6 +23,7 @@ class Way(NamedTuple):
         dispatched: whether the registry is.
         delivery: of the `post_*` receivers.
         muted: whether calls are.
+        transactions: whether the server takes those that bulk calls make by themselves.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Way(NamedTuple):
     dispatched: bool = False
     delivery: str = "any"
     muted: bool = False
+    transactions: bool = True
 
 
 _PRE: Final = ("pre_save", "pre_update", "pre_delete")
@@ -39,7 +41,9 @@ SILENT: Final = Way("nobody listens")
 LISTENED: Final = (
     Way("a post receiver listens", _POST),
     Way("a pre receiver listens", _PRE),
-    Way("muted", (*_PRE, *_POST), dispatched=True, muted=True),
+    Way("a post receiver listens, without transactions", _POST, transactions=False),
+    Way("muted", _POST, dispatched=True, muted=True),
+    Way("muted, and nobody listens", dispatched=True, muted=True),
     Way("a post receiver listens, stamped", _POST, dispatched=True),
     Way("the dispatcher listens", _POST, dispatched=True, delivery="dispatcher"),
 )
@@ -66,6 +70,7 @@ def make(registry: mongoz.Registry, database: str) -> dict[str, Any]:
     class Bounded(Thing):
         n: int = mongoz.Integer(minimum=0, maximum=4, default=1)
         s: str = mongoz.String(max_length=3, default="a")
+        tags: list[str] = mongoz.Array(str, max_length=2, default=list)
 
         Meta = meta
 
@@ -101,7 +106,7 @@ def fits(kind: str, row: dict[str, Any]) -> bool:
         return False
     match kind:
         case "Bounded":
-            return bool(0 <= row["n"] <= 4 and len(row["s"]) <= 3)
+            return bool(0 <= row["n"] <= 4 and len(row["s"]) <= 3 and len(row["tags"]) <= 2)
         case "Refusing":
             return bool(row["n"] <= row["m"])
         case "Deriving":

@@ -24,8 +24,8 @@ async def _alone(world: World, scene: Scene) -> AsyncIterator[str]:
     silent = await world.run(SILENT, scene)
     for way in LISTENED:
         outcome = await world.run(way, scene)
-        found = (*_disagreements(scene, silent, outcome), *_unasked(scene, outcome), *_misinformed(scene, outcome))
-        for fault in found:
+        found = [*_disagreements(scene, silent, outcome), *_unasked(scene, outcome), *_unfit(scene, outcome)]
+        for fault in (*found, *_misinformed(scene, outcome)):
             yield f"{way.name}: {fault}"
 
 
@@ -38,9 +38,13 @@ async def _beside_another_client(world: World, scene: Scene) -> AsyncIterator[st
         if not outcome.reached:
             continue
         conflicted = scene.within is not None and outcome.conflicted
-        found = list(_torn(alone if conflicted else order, outcome))
+        found = [
+            *_torn(alone if conflicted else order, outcome),
+            *_unasked(scene, outcome),
+            *_unfit(scene, outcome),
+        ]
         if way is not SILENT:
-            found += [*_unasked(scene, outcome), *_misinformed(scene, outcome)]
+            found += _misinformed(scene, outcome)
         errors = [each.error for each in order]
         if outcome.error not in errors and not conflicted:
             found.append(f"error: {_shown(outcome.error, errors)} where nobody listens")
@@ -97,6 +101,18 @@ def _unasked(scene: Scene, outcome: Outcome) -> Iterator[str]:
     for change in outcome.changes if query else ():
         if change.before is not None and not query.matches(change.id, change.before):
             yield f"{change}: it did not match"
+
+
+def _unfit(scene: Scene, outcome: Outcome) -> Iterator[str]:
+    """Writes that made a document which the model takes one that it does not take.
+
+    An instance that is out of date is validated as it is: only bounds of single fields are sure to hold then.
+    """
+    alone = len(scene.calls) == 1 and (scene.foreign is None or scene.calls[0].query is not None)
+    for change in outcome.changes if alone or scene.kind == "Bounded" else ():
+        fitted = change.before is None or fits(scene.kind, change.before)
+        if fitted and change.after is not None and not fits(scene.kind, change.after):
+            yield f"{change}: the model does not take it"
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -17,6 +17,7 @@ from mongoz.stamps import FIELD, Stamp, key_hash
 from tests.listening.calls import Foreign, Row, Scene, Values, is_numbered, key, number_of
 from tests.listening.documents import COLLECTION, SILENT, WAYS, Way, make
 from tests.listening.outcomes import Change, Outcome, Told, plain, seen, seen_error, seen_result, stripped
+from tests.support import without_transactions
 
 __all__ = ["World"]
 
@@ -96,14 +97,17 @@ class World:
         outcome, foreign = Outcome(way), _Write(self._database, scene.foreign)
         begin = self._set(scene.rows)
         document = self._documents[way, scene.kind]
-        numbers = {number for call in scene.calls if (number := call.loads()) is not None}
+        numbers = {number for call in scene.calls if isinstance(number := call.loads(), int)}
         loaded: dict[Any, Any] = {number: await document.objects.get(id=key(number)) for number in sorted(numbers)}
         self._told.clear()
         if when == "before":
             foreign.carry_out()
         self._between.start(scene.at if when == "between" else None, foreign.carry_out)
         try:
-            with muted() if way.muted else nullcontext():
+            with (
+                muted() if way.muted else nullcontext(),
+                nullcontext() if way.transactions else without_transactions(),
+            ):
                 await self._carry_out(scene, way, document, loaded, outcome)
         finally:
             outcome.reached = self._between.end()
@@ -116,7 +120,7 @@ class World:
         new = sorted(row["_id"] for row in rows if not is_numbered(row["_id"]))
         names = {id_: f"new {place}" for place, id_ in enumerate(new)}
         outcome.documents = {names.get(row["_id"]) or number_of(row["_id"]): stripped(row) for row in rows}
-        if way is not SILENT:
+        if way is not SILENT or when == "between":
             self._things.insert_one({"_id": _END})
             outcome.changes = list(self._changes(begin, foreign.time))
         return outcome

@@ -161,7 +161,8 @@ class Recent:
     """What receivers' counters grew by lately, so that a fault that is over does not count for ever. Pure."""
 
     def __init__(self) -> None:
-        self._samples: deque[tuple[float, dict[tuple[str, str], tuple[int, ...]]]] = deque()
+        # A process begins with counters of zero: what happens before the first look is recent, too.
+        self._samples: deque[tuple[float, dict[tuple[str, str], tuple[int, ...]]]] = deque([(float("-inf"), {})])
 
     def note(self, now: float, receivers: Iterable[ReceiverFigures]) -> None:
         """Look at the counters; to be called often.
@@ -171,7 +172,7 @@ class Recent:
             receivers: all of them.
         """
         samples = self._samples
-        if samples and now - samples[-1][0] < _STEP:
+        if now - samples[-1][0] < _STEP:
             return
         samples.append((now, {(one.receiver, one.signal): _recent_counters(one) for one in receivers}))
         while len(samples) > 1 and samples[1][0] <= now - _RECENT:
@@ -180,7 +181,7 @@ class Recent:
     def of(self, figures: ReceiverFigures) -> dict[str, int]:
         """By how much the counters of a receiver grew in the last minute."""
         now = _recent_counters(figures)
-        before = self._samples[0][1].get((figures.receiver, figures.signal)) if self._samples else None
+        before = self._samples[0][1].get((figures.receiver, figures.signal))
         return dict(
             zip(_COUNTED, (a - b for a, b in zip(now, before or (0,) * len(now), strict=True)), strict=True)
         )

@@ -90,7 +90,7 @@ WRITES = {
     create: ("insert", "post_save"),
     update: ("update", "post_update"),
     create_many: ("insert", "post_save"),
-    update_many: ("update", "post_update"),
+    update_many: ("commitTransaction", "post_update"),
     delete: ("commitTransaction", "post_delete"),
     delete_many: ("commitTransaction", "post_delete"),
     in_transaction: ("commitTransaction", "post_update"),

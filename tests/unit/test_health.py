@@ -183,6 +183,13 @@ def test_what_happened_more_than_a_minute_ago_does_not_count():
     assert recent.of(new)["retried"] == 3
 
 
+def test_what_happens_before_the_first_look_is_recent():
+    figures, recent = ReceiverFigures("a", "post_save"), Recent()
+    figures.failed = 3
+    recent.note(1.0, [figures])
+    assert recent.of(figures)["failed"] == 3
+
+
 def test_each_word_is_in_the_documentation():
     text = (DOCS / "how-to" / "monitoring.md").read_text()
     section = text.split("## In a word\n", 1)[1].split("\n## ", 1)[0]

@@ -114,7 +114,7 @@ async def _delete_ids(ids: list[Any], selection: Selection, firing: Firing, make
             if target.in_transaction or not (refuses_stamp(error) or takes_no_transactions(error)):
                 raise
             firing = left_to_dispatchers(firing) if refuses_stamp(error) else firing
-    if not firing.receivers:
+    if not (firing.receivers or selection.is_ambiguous):
         result = await target.driver.delete_many(
             selection.among(ids), session=target.session, **selection.collation
         )

@@ -129,7 +129,7 @@ class _Update(Generic[D]):
         firing = self.target.plan(self._signal)
         stamps = (firing.muted or firing.hops) and self.target.group
         heard = self.document.meta.signals.pre_update.receivers or firing.receivers
-        return bool(heard or stamps or self._whole or self._limits.others)
+        return bool(heard or stamps or self._whole or self._limits.others or self.selection.is_ambiguous)
 
     @property
     def _prepares(self) -> bool:

@@ -57,14 +57,19 @@ class Limits(NamedTuple):
 def limits_of(document: type["Document"], operations: Iterable[Operation]) -> Limits:
     """The limits of the fields that operations are about.
 
-    `$min`, `$max` and `$unset` keep them by themselves: their values were validated.
+    `$min`, `$max` and `$unset` keep them by themselves, since their values were validated: except what a document
+    that is embedded demands of several of its fields.
     """
     conditions: list[Mapping[str, Any]] = []
     others = False
     for operation in operations:
-        if operation.operator != "$inc" and operation.operator not in _OF_LISTS:
+        computed = operation.operator == "$inc" or operation.operator in _OF_LISTS
+        if not computed and operation.path == operation.top:
             continue
         rules, more = _rules(document, operation.path)
+        if not computed:
+            others = others or more
+            continue
         kinds = _COMPARISONS if operation.operator == "$inc" else _LENGTHS
         checks = []
         for rule in rules:

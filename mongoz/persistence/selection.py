@@ -46,6 +46,11 @@ class Selection:
         """Whether the filter says it all, so that one command can do."""
         return self.ids is None
 
+    @property
+    def is_ambiguous(self) -> bool:
+        """Whether a command that names the chosen ids may match others, which a collation takes for equal."""
+        return self.ids is not None and bool(self.collation)
+
     def among(self, ids: list[Any]) -> dict[str, Any]:
         """The filter for those of these documents that (still) match."""
         return self.also({"_id": {"$in": ids}})

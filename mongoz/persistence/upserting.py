@@ -74,8 +74,8 @@ async def insert_unless(
 
 
 def _is_operable(row: Mapping[str, Any]) -> bool:
-    """Whether update operators take the names of a row as they are: dots are a path to them."""
-    return not any("." in name or name.startswith("$") for name in row)
+    """Whether update operators take the names of a row as they are: not dots, which are a path to them."""
+    return not any(not name or "." in name or name.startswith("$") for name in row)
 
 
 def _as_pipeline(row: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import mongoz
 from mongoz import Registry
 from mongoz.core.signals import post_save
 
-ODD = {"a.b": 1, "$x": {"$gt": ""}, "plain": {"c.d": 2, "$in": [1]}}
+ODD = {"a.b": 1, "$x": {"$gt": ""}, "": 3, "plain": {"c.d": 2, "$in": [1]}}
 
 
 @pytest.fixture(params=["plain", "dispatched"])

@@ -551,6 +551,24 @@ async def test_a_limited_counter_is_never_overdrawn(place, kind, heard, foreign)
     assert sorted(one.n for one in heard.told) == (list(range(5)) if tells(kind) else [])
 
 
+@pytest.mark.parametrize("write", ["update_count", "update", "delete"])
+async def test_a_limit_holds_where_a_collation_makes_ids_equal(place, kind, heard, foreign, write):
+    class Item(mongoz.Document):
+        id: str
+        n: int = 0
+
+        Meta = place
+
+    foreign.items.insert_many([{"_id": id_, "n": 0} for id_ in ("a", "A", "b")])
+    heard.connect(Item, kind)
+    query = Item.objects.filter(id="A").options(collation={"locale": "en", "strength": 2}).limit(1)
+    with quietly(kind):
+        done = await (query.delete() if write == "delete" else getattr(query, write)(n=1))
+    assert (done if isinstance(done, int) else len(done)) == 1
+    assert foreign.items.count_documents({"n": 0}) == 2
+    assert len(heard.told) == (1 if tells(kind) else 0)
+
+
 # -- models whose validators look at several fields ------------------------------------------------------
 
 
@@ -602,6 +620,46 @@ async def test_what_a_model_validator_forbids_is_never_stored(place, kind, heard
     row = foreign.spans.find_one()
     assert (row["lo"], row["hi"]) == (23, 27)
     assert (await Span.objects.get()).lo == 23
+
+
+NESTED = {
+    "max": U.max("part.lo", 11),
+    "min": U.min("part.hi", -1),
+    "unset": U.unset("part.hi"),
+    "inc": U.inc("part.lo", 11),
+}
+
+
+@pytest.mark.parametrize("change", NESTED)
+async def test_what_the_validator_of_an_embedded_document_forbids_is_never_stored(
+    place, kind, heard, foreign, change
+):
+    class Part(mongoz.EmbeddedDocument):
+        lo: int = mongoz.Integer(default=0)
+        hi: int = mongoz.Integer(default=-5)
+
+        @model_validator(mode="after")
+        def _in_order(self) -> Any:
+            if self.lo > self.hi:
+                raise ValueError(f"{self.lo} is above {self.hi}")
+            return self
+
+    class Whole(mongoz.Document):
+        part: Part = mongoz.Embed(Part)
+
+        Meta = place
+
+    whole = await Whole.objects.create(part=Part(lo=0, hi=10))
+    heard.connect(Whole, kind)
+    before = foreign.wholes.find_one()
+    with quietly(kind):
+        for write in (whole.update, Whole.objects.update_count, Whole.objects.limit(1).update):
+            with pytest.raises(ValidationError):
+                await write(NESTED[change])
+        assert foreign.wholes.find_one() == before
+        assert heard.told == []
+        assert await Whole.objects.update_count(U.max("part.lo", 9)) == 1
+    assert (await Whole.objects.get()).part.lo == 9
 
 
 async def test_a_model_validator_sees_what_is_written_over(place, kind, heard, foreign):

@@ -15,9 +15,14 @@ __all__ = ["text_of", "trace_of", "words_of"]
 _LONGEST_TRACE: Final = 50_000
 
 
-def text_of(error: BaseException) -> str:
-    """Type and message of an error."""
-    return _described(lambda: f"{type(error).__name__}: {error}", LONGEST_TEXT) or type(error).__name__
+def text_of(error: BaseException, limit: int = LONGEST_TEXT) -> str:
+    """Type and message of an error.
+
+    Args:
+        error: any.
+        limit: characters that stay, about; the type and the beginning of the message are among them.
+    """
+    return _described(lambda: f"{type(error).__name__}: {error}", limit) or type(error).__name__
 
 
 def words_of(value: object) -> str:

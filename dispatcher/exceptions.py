@@ -20,6 +20,7 @@
     ├── CannotListen              the address for HTTP is taken, or is not ours
     ├── Cancelled                 a receiver cancelled the dispatcher's own tasks
     ├── NotInstalled              an extra that was asked for is not there
+    ├── CannotWrite               the results can't be written to stdout
     ├── EmbeddedError             no private mongod could be started
     └── DemoFailed                the demo lost a change
 
@@ -35,6 +36,7 @@ __all__ = [
     "Cancelled",
     "CannotConnect",
     "CannotListen",
+    "CannotWrite",
     "DemoFailed",
     "DispatcherError",
     "EmbeddedError",
@@ -81,6 +83,7 @@ class ExitCode(IntEnum):
     NOT_RUNNING = 22
     STILL_RUNNING = 23
     NOT_INSTALLED = 24
+    CANNOT_WRITE = 25
     CRASHED = 70
     """A bug in the dispatcher itself (EX_SOFTWARE): please report it with the traceback."""
     FORCED = 130
@@ -206,6 +209,12 @@ class NotInstalled(DispatcherError):
     """An extra that was asked for is not there."""
 
     exit_code = ExitCode.NOT_INSTALLED
+
+
+class CannotWrite(DispatcherError):
+    """The results can't be written to stdout: the disk is full, or the terminal is gone."""
+
+    exit_code = ExitCode.CANNOT_WRITE
 
 
 class EmbeddedError(DispatcherError):

@@ -80,7 +80,6 @@ _FINDABLE: Final = 100_000
 
 # Characters of an error that are kept: ValidationErrors quote what they object to.
 _LONGEST_MESSAGE: Final = 10_000
-_LONGEST_TRACEBACK: Final = 50_000
 
 _IMAGES: Final = (("fullDocument", "document"), ("fullDocumentBeforeChange", "before"))
 
@@ -225,18 +224,13 @@ def _described(failure: Failure) -> dict[str, Any]:
         "reason": failure.reason,
         "error": {
             "type": f"{kind.__module__}.{kind.__qualname__}",
-            "message": _storable(text_of(failure.error), _LONGEST_MESSAGE),
-            "traceback": _storable(trace_of(failure.error), _LONGEST_TRACEBACK),
+            "message": text_of(failure.error, _LONGEST_MESSAGE),
+            "traceback": trace_of(failure.error),
         },
         **fault,
         "first_attempt_at": failure.began,
         "last_attempt_at": datetime.now(UTC),
     }
-
-
-def _storable(text: str, limit: int) -> str:
-    """The text as BSON takes it; of one that is too long, its end: there it says what happened."""
-    return text[-limit:].encode("utf-8", "replace").decode()
 
 
 def change_of(letter: RawBSONDocument, parts: Mapping[str, bytes], codec_options: CodecOptions[Any]) -> Change:

@@ -6,6 +6,7 @@ A thread writes the lines: nothing waits for the log, and nothing ends because i
 import logging
 import sys
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from itertools import islice
 from typing import Any, Final
@@ -13,7 +14,7 @@ from typing import Any, Final
 import stamina.instrumentation
 import structlog
 
-from dispatcher.describing import trace_of, words_of
+from dispatcher.describing import text_of, trace_of, words_of
 from dispatcher.measuring import MOST_RECEIVERS, ReceiverFigures
 from dispatcher.redacting import escaped, names_a_secret, redacted, shortened
 from dispatcher.writer import free
@@ -79,13 +80,49 @@ class Stats:
         return self.receivers.setdefault(key, ReceiverFigures(*key))
 
 
+class _Log:
+    """The logger: its own once `configure_logging` was called, and until then structlog's as it is set up.
+
+    It never raises. Receivers may configure structlog for themselves: that changes nothing about our lines.
+    """
+
+    def __init__(self) -> None:
+        self.own: Any = None
+
+    def debug(self, event: str, **values: Any) -> None:
+        """For who looks for a fault."""
+        self._say("debug", event, values)
+
+    def info(self, event: str, **values: Any) -> None:
+        """What is as it should be."""
+        self._say("info", event, values)
+
+    def warning(self, event: str, **values: Any) -> None:
+        """What somebody should know."""
+        self._say("warning", event, values)
+
+    def error(self, event: str, **values: Any) -> None:
+        """What somebody should mend."""
+        self._say("error", event, values)
+
+    def _say(self, level: str, event: str, values: dict[str, Any]) -> None:
+        try:
+            getattr(self.own or structlog.get_logger("dispatcher"), level)(event, **values)
+        except Exception as error:  # of a processor that somebody added, or of a value
+            with suppress(Exception):
+                print(f"[{level}] {event} (not all of it can be logged: {text_of(error)})", file=sys.stderr)  # noqa: T201
+
+
+_log: Final = _Log()
+
+
 def get_logger() -> Any:
     """The logger. Every line carries an `action` key that never changes its meaning."""
-    return structlog.get_logger("dispatcher")
+    return _log
 
 
 def configure_logging(log_format: str, level: str) -> None:
-    """Set structlog up for this process; logs go to stderr.
+    """Set our logger up for this process; logs go to stderr. The application's structlog stays as it is.
 
     From then on whatever else is written to `sys.stderr` takes the same way. Lines of other loggers, for which the
     application has no handler, become lines of this one.
@@ -115,10 +152,11 @@ def configure_logging(log_format: str, level: str) -> None:
     ]
     number = logging.getLevelNamesMapping()[level.upper()]
     free("stderr", _named_dropped(processors))
-    structlog.configure(
+    _log.own = structlog.wrap_logger(
+        structlog.PrintLogger(sys.stderr),
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        context_class=dict,
         cache_logger_on_first_use=False,
     )
     logging.lastResort = _Others(logging.WARNING)

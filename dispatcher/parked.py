@@ -415,7 +415,7 @@ def _waits(token: str, waiting: Waiting) -> list[dict[str, Any]]:
     kind = type(waiting.error)
     error = None
     if waiting.error is not None:
-        message = text_of(waiting.error)[-_LONGEST_MESSAGE:].encode("utf-8", "replace").decode()
+        message = text_of(waiting.error, _LONGEST_MESSAGE)
         error = {"type": f"{kind.__module__}.{kind.__qualname__}", "message": message}
     values = {
         "reason": waiting.reason,

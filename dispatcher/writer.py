@@ -220,6 +220,10 @@ class _Stream(io.TextIOWrapper):
         self.flush()
 
 
+# Those that this process has.
+_streams: list[_Stream] = []
+
+
 def free(name: Literal["stdout", "stderr"], name_dropped: Callable[[int], str]) -> None:
     """Have nothing in this process wait for stdout or stderr. An object that somebody put in its place stays.
 
@@ -230,17 +234,18 @@ def free(name: Literal["stdout", "stderr"], name_dropped: Callable[[int], str]) 
     stream = getattr(sys, name)
     if stream is not None and stream is getattr(sys, f"__{name}__"):
         descriptor = stream.fileno()
-        setattr(sys, name, _Stream(Writer(descriptor, name_dropped), descriptor, stream.encoding))
+        _streams.append(_Stream(Writer(descriptor, name_dropped), descriptor, stream.encoding))
+        setattr(sys, name, _streams[-1])
 
 
 def dropped_lines() -> int:
     """Lines that could not be written."""
-    return sum(stream.writer.dropped for stream in (sys.stdout, sys.stderr) if isinstance(stream, _Stream))
+    return sum(stream.writer.dropped for stream in _streams)
 
 
 def finish() -> None:
     """Wait until all is written, or can't be: for an end of the process that Python does not see."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (*_streams, sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, AttributeError):
             stream.finish() if isinstance(stream, _Stream) else stream.flush()
 

@@ -10,6 +10,7 @@ from dispatcher.cli.options import Commands
 from dispatcher.cli.output import complain, err
 from dispatcher.describing import trace_of
 from dispatcher.exceptions import DispatcherError, ExitCode
+from dispatcher.standard import mend_streams
 from dispatcher.terminal import shown
 from mongoz import __version__
 
@@ -60,15 +61,19 @@ def main() -> None:
 
             leave_in_time(ending.code)
         raise
+    finally:
+        mend_streams()
 
 
 def _command_line() -> None:
     try:
-        app()
+        _run()
     except DispatcherError as error:
+        mend_streams()
         complain(error)
         sys.exit(error.exit_code)
     except Exception as error:
+        mend_streams()
         err.print(shown(trace_of(error).rstrip(), newline="\n  "))
         complain(
             DispatcherError(
@@ -77,3 +82,11 @@ def _command_line() -> None:
             )
         )
         sys.exit(ExitCode.CRASHED)
+
+
+def _run() -> None:
+    try:
+        app()
+    finally:
+        if sys.__stdout__ is not None:
+            sys.__stdout__.flush()  # now: an error of the interpreter's own flush at the end would say nothing

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from dispatcher.exceptions import ExitCode
-from tests.acceptance.test_run import write_app
+from tests.acceptance.test_run import RECEIVER, write_app
 from tests.support import ROOT, eventually_sync
 
 # Each delivery says much on stderr, in several ways, and notes on disk that it was made.
@@ -250,3 +250,75 @@ def test_the_last_error_comes_out(tmp_path, mongo, database):
     assert ended.returncode == ExitCode.APPLICATION
     assert "last words" in ended.stderr
     assert "remedy:" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "buffering"),
+    [
+        *(
+            (command, "")
+            for command in ("--version", "--help", "check APP", "receivers APP", "receivers APP --json")
+        ),
+        *((command, "") for command in ("status", "status --json", "dead-letters list --json", "position show")),
+        *((command, "1") for command in ("--help", "status", "status --json")),
+    ],
+)
+def test_results_that_can_not_be_written_are_an_error_that_names_stdout(
+    command, buffering, tmp_path, mongo, database, foreign
+):
+    foreign.client[f"{database}_state"]["positions"].insert_one({"_id": "g", "group": "g", "partitions": 1})
+    app = write_app(tmp_path, mongo.url, receivers=RECEIVER, database=database)
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "dispatcher", *command.replace("APP", app).split()],
+            cwd=tmp_path,
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                "PYTHONUNBUFFERED": buffering,
+                "DISPATCHER_URL": mongo.url,
+                "DISPATCHER_STATE_DATABASE": f"{database}_state",
+            },
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert ended.returncode == ExitCode.CANNOT_WRITE, ended.stderr
+    lines = ended.stderr.splitlines()
+    assert [line for line in lines if line.startswith("error:")] == [
+        "error: stdout could not be written: No space left on device."
+    ]
+    assert "remedy: Make room on the disk" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "Exception ignored" not in ended.stderr
+
+
+def test_an_error_ends_a_command_with_its_code_though_nothing_can_be_written(tmp_path):
+    ended = subprocess.run(
+        ["/bin/sh", "-c", f"{sys.executable} -m dispatcher receivers nowhere:registry >/dev/full 2>&1"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == ExitCode.APPLICATION
+
+
+def test_a_pipe_that_another_process_made_non_blocking_gets_everything(tmp_path):
+    theirs, ours = os.pipe()
+    os.set_blocking(ours, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(ours, b"." * 4096)
+    command = [sys.executable, "-m", "dispatcher", "run", "--help"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=ours, stderr=ours) as running:
+        os.close(ours)
+        time.sleep(1)  # so that it meets the full pipe
+        with os.fdopen(theirs, "rb") as pipe:
+            said = pipe.read().lstrip(b".").decode()
+    assert running.returncode == ExitCode.OK
+    assert "--log-level" in said
+    assert "Error" not in said

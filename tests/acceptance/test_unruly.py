@@ -217,3 +217,21 @@ def test_a_server_that_goes_away_in_every_way_keeps_nothing_alive(last, database
         with contextlib.suppress(psutil.NoSuchProcess):
             mongod.kill()
     assert running.lines("dispatcher.stopped")
+
+
+@pytest.mark.parametrize(
+    "deed",
+    [
+        "setattr(sys, 'stderr', object()), setattr(sys, 'stdout', None)",
+        "__import__('structlog').configure(processors=[lambda *line: 1 / 0])",
+    ],
+)
+def test_what_a_receiver_does_to_streams_and_loggers_decides_about_nothing_else(
+    deed, tmp_path, mongo, database, foreign
+):
+    with unruly(tmp_path, mongo.url, database) as running:
+        do(deed, tmp_path, foreign)
+        do("1 / 0", tmp_path, foreign)
+        assert running.terminate(within=60) == ExitCode.OK
+    assert running.lines("delivery.dead_lettered")
+    assert running.lines("dispatcher.stopped")

@@ -77,6 +77,7 @@ def test_any_error_can_be_kept(error):
         group="g",
     )
     assert len(bson.encode(letter.fields)) < 100_000
+    assert letter.fields["error"]["message"].startswith(type(error).__name__)
 
 
 def test_the_documents_of_a_change_can_be_had_again():

@@ -7,6 +7,7 @@ import pytest
 import structlog
 from pymongo.errors import ConfigurationError
 
+from dispatcher import observe
 from dispatcher.describing import text_of, trace_of, words_of
 from dispatcher.observe import configure_logging, get_logger
 from dispatcher.redacting import redacted
@@ -17,7 +18,7 @@ from dispatcher.transactional import is_transient
 def _logging_as_it_was() -> Iterator[None]:
     """It is one for the whole process, and would write to the file that pytest captures with."""
     yield
-    structlog.reset_defaults()
+    observe._log.own = None
 
 
 class Unprintable(Exception):
@@ -151,3 +152,44 @@ def test_a_line_does_not_grow_without_a_limit(capsys):
 def test_errors_that_cause_each_other_are_looked_at_once():
     assert not is_transient(in_a_circle())
     assert not is_transient(Untruthful())
+
+
+def refuse(*_: object) -> None:
+    raise ValueError("a processor of the application")
+
+
+@pytest.fixture
+def configured_by_the_application() -> Iterator[None]:
+    structlog.configure(processors=[refuse], wrapper_class=structlog.make_filtering_bound_logger(50))
+    yield
+    structlog.reset_defaults()
+
+
+def test_how_an_application_configures_structlog_is_nothing_to_our_lines(capsys, configured_by_the_application):
+    configure_logging("json", "info")
+    structlog.configure(processors=[refuse])
+    get_logger().warning("it goes on", action="test.went_on")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert json.loads(line)["action"] == "test.went_on"
+
+
+def test_our_configuration_is_nothing_to_the_loggers_of_an_application(configured_by_the_application):
+    configure_logging("json", "info")
+    with pytest.raises(ValueError, match="a processor of the application"):
+        structlog.wrap_logger(structlog.ReturnLogger()).critical("theirs")
+
+
+def test_a_line_that_can_not_be_logged_is_still_said_and_raises_nothing(capsys):
+    structlog.configure(processors=[refuse])
+    try:
+        get_logger().error("it goes on", action="test.went_on")
+    finally:
+        structlog.reset_defaults()
+    assert "it goes on (not all of it can be logged: ValueError: a processor" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("limit", [1_000, 10_000])
+def test_a_long_message_is_cut_after_its_beginning(limit):
+    said = text_of(ValueError("m" * 30_000_000), limit)
+    assert said.startswith("ValueError: mmm")
+    assert limit / 3 < len(said) <= limit + 20

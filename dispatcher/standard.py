@@ -1,0 +1,103 @@
+"""The standard streams of this process: they are there, take any text, and fail in a way that says what to do.
+
+What can't be written to stdout is an error of the command, which is CannotWrite. What can't be written to stderr
+is dropped: nobody is left who could be told.
+"""
+
+import io
+import os
+import select
+import sys
+from contextlib import suppress
+from typing import Any, Final
+
+from dispatcher.exceptions import CannotWrite
+
+__all__ = ["mend_streams", "open_streams"]
+
+_NAMES: Final = ("stdin", "stdout", "stderr")
+
+
+class _Bytes(io.FileIO):
+    """The bytes of a stream. It can't be closed, and writes all or raises."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(descriptor, "w", closefd=False)
+        self._failed = False
+
+    def write(self, data: Any) -> int:
+        """Write all bytes; none any more after it failed, so that the interpreter's last flush does not fail."""
+        left = memoryview(data).cast("B")
+        size = len(left)
+        while left and not self._failed:
+            try:
+                written = super().write(left)
+            except OSError as error:
+                self._on_failure(error)
+            else:
+                left = left[written or 0 :]
+                if written is None:  # another process that has it made it non-blocking
+                    select.select((), (self,), ())
+        return size
+
+    def _on_failure(self, error: OSError) -> None:
+        self._failed = True
+        if self.fileno() == 2:
+            return
+        if isinstance(error, BrokenPipeError):  # the reader has enough: no error, see click
+            raise error
+        raise CannotWrite(
+            f"stdout could not be written: {error.strerror}.",
+            remedy="Make room on the disk, or have stdout lead somewhere else. The output so far is not complete.",
+        ) from error
+
+    def close(self) -> None:
+        """Whoever closes a standard stream takes it from everybody else."""
+
+
+def open_streams() -> None:
+    """Have stdin, stdout and stderr for this process and its children.
+
+    A closed one would be the next file or socket that is opened, and what is printed would go there; uvloop does
+    not even start. What an encoding lacks is written as an escape.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            os.dup2(opened, descriptor)  # may be the same; children inherit it in any case
+            if opened != descriptor:
+                os.close(opened)
+            os.set_inheritable(descriptor, True)
+    if sys.stdin is None:
+        _have("stdin", os.fdopen(0, closefd=False))
+    for descriptor in (1, 2):
+        earlier: Any = getattr(sys, _NAMES[descriptor])
+        stream = io.TextIOWrapper(
+            _Bytes(descriptor),
+            encoding=getattr(earlier, "encoding", None),
+            errors="backslashreplace",
+            line_buffering=descriptor == 2 or os.isatty(descriptor),
+            write_through=getattr(earlier, "write_through", False),
+        )
+        _have(_NAMES[descriptor], stream)
+
+
+def _have(name: str, stream: Any) -> None:
+    setattr(sys, name, stream)
+    setattr(sys, f"__{name}__", stream)
+
+
+def mend_streams() -> None:
+    """Put stdout and stderr back where somebody has replaced them by what can't be written.
+
+    The interpreter flushes them at its end, and an error there would become the exit code.
+    """
+    for name in _NAMES[1:]:
+        try:
+            getattr(sys, name).flush()
+        except BaseException:  # of an object that somebody made
+            setattr(sys, name, getattr(sys, f"__{name}__"))
+            with suppress(CannotWrite, OSError):
+                getattr(sys, name).flush()

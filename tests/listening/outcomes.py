@@ -1,6 +1,7 @@
 """What came of calls: what the caller sees, what receivers were told, and what the server reports."""
 
 import datetime
+import re
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -14,6 +15,7 @@ from tests.listening.documents import Way
 
 __all__ = ["Change", "Outcome", "Told", "plain", "seen", "seen_error", "seen_result", "stripped"]
 
+_ID: Final = re.compile(r"ObjectId\('([0-9a-f]{24})'\)")
 _LONG_AGO: Final = datetime.datetime(2021, 1, 1)  # what is later is now
 
 
@@ -115,4 +117,4 @@ def seen_error(error: Exception) -> Any:
         return kind, [(line["type"], line["loc"], line["msg"]) for line in error.errors(include_url=False)]
     if isinstance(error, PyMongoError):
         return kind, getattr(error, "code", None)
-    return kind, str(error)
+    return kind, _ID.sub(lambda found: str(seen(ObjectId(found[1]))), str(error))

@@ -18,7 +18,7 @@ from mongoz.persistence import bulk, deleting, pickling, rows, writes
 from mongoz.persistence.attachments import attach, attached
 from mongoz.persistence.partial import not_loaded
 from mongoz.persistence.refreshing import refresh
-from mongoz.persistence.reserved import without_stamps
+from mongoz.persistence.reserved import refuse_attribute, without_stamps
 from mongoz.persistence.targets import aim
 from mongoz.queries.engine import Query
 from mongoz.queries.managers import Manager, ObjectsDescriptor, QueryDescriptor, QuerySet
@@ -80,6 +80,7 @@ class Document(IndexOperations, Dumping, metaclass=DocumentMetaclass):
     proxy_document: ClassVar[Any] = ProxyDescriptor()
 
     signals: ClassVar[_SignalsDescriptor] = _SignalsDescriptor()
+    _mongoz = property(None, refuse_attribute)
     model_fields: ClassVar[_FieldsDescriptor] = _FieldsDescriptor()
 
     if TYPE_CHECKING:
@@ -222,6 +223,7 @@ class Document(IndexOperations, Dumping, metaclass=DocumentMetaclass):
 
         Raises:
             TypeError: something else than an instance of this document; nothing is written.
+            ValueError: the same instance comes twice; nothing is written.
             pymongo.errors.BulkWriteError: some could not be inserted. Those with an id were.
         """
         return await bulk.create_many(cls, models, collection, session)

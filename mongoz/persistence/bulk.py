@@ -18,6 +18,7 @@ from mongoz.persistence.rows import new_row
 from mongoz.persistence.selection import BATCH, chunks
 from mongoz.persistence.sending import note
 from mongoz.persistence.targets import Target, aim
+from mongoz.persistence.turns import in_turns
 from mongoz.persistence.watching import require_watched
 from mongoz.persistence.writes import created
 from mongoz.stamps import FIELD, Call
@@ -38,6 +39,17 @@ async def create_many(
     for instance in instances:
         if not isinstance(instance, document):
             raise TypeError(f"create_many() of {document.__name__} takes its instances, not {instance!r}.")
+    if len(set(map(id, instances))) < len(instances):
+        again = next(each for place, each in enumerate(instances) if any(each is it for it in instances[:place]))
+        raise ValueError(
+            f"create_many() of {document.__name__} got an instance twice: {again!r}. An instance is one document; "
+            "make one for each."
+        )
+    await in_turns(instances, session, _create_many(document, instances, collection, session))
+    return instances
+
+
+async def _create_many(document: type[D], instances: list[D], collection: Any, session: Any) -> None:
     target = await aim(document, collection, session)
     signals = document.meta.signals
     for instance in instances if signals.pre_save.receivers else ():
@@ -50,7 +62,6 @@ async def create_many(
     with progress.reported():
         for batch in chunks(list(zip(instances, rows, strict=True)), BATCH if heard else max(len(instances), 1)):
             await _insert(document, batch, target, progress)
-    return instances
 
 
 async def _insert(document: type[D], batch: list[tuple[D, Row]], target: Target, progress: Progress) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from mongoz.exceptions import InvalidKeyError
 from mongoz.stamps import FIELD
 
-__all__ = ["refuse_stamp", "without_stamps"]
+__all__ = ["refuse_attribute", "refuse_stamp", "without_stamps"]
 
 
 def refuse_stamp(document: type, values: Mapping[str, Any]) -> None:
@@ -22,21 +22,35 @@ def refuse_stamp(document: type, values: Mapping[str, Any]) -> None:
         )
 
 
+def refuse_attribute(instance: Any, value: Any) -> None:
+    """Refuse to set the reserved name on an instance.
+
+    Raises:
+        InvalidKeyError: names the field.
+    """
+    refuse_stamp(type(instance), {FIELD: value})
+
+
 def without_stamps(row: dict[str, Any]) -> dict[str, Any]:
-    """The same row without stamps, at whatever depth: documents are joined and grouped into each other."""
+    """The same row without stamps, at whatever depth: documents are joined, grouped, and turned into pairs."""
     row.pop(FIELD, None)
-    for value in row.values():
+    for name, value in row.items():
         kind = type(value)
         if kind is list or kind is dict:
-            _strip(value)
+            row[name] = _stripped(value)
     return row
 
 
-def _strip(value: Any) -> None:
+def _stripped(value: Any) -> Any:
     if type(value) is dict:
-        without_stamps(value)
-        return
-    for item in value:
-        kind = type(item)
-        if kind is dict or kind is list:
-            _strip(item)
+        return without_stamps(value)
+    return [
+        _stripped(item) if type(item) is dict or type(item) is list else item
+        for item in value
+        if not _is_stamp(item)
+    ]
+
+
+def _is_stamp(item: Any) -> bool:
+    """Whether it is a pair that `$objectToArray` has made of a stamp."""
+    return type(item) is dict and item.get("k") == FIELD and item.keys() == {"k", "v"}

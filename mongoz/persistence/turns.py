@@ -6,7 +6,7 @@ same instance that began before it. A call that a receiver makes inside of a tur
 
 import asyncio
 from asyncio import get_running_loop
-from collections.abc import Coroutine, Iterator
+from collections.abc import Collection, Coroutine, Iterator
 from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, Final, TypeVar
@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 from mongoz.connection.transactions import is_in_one, session_here
 from mongoz.sync import blocked_loops
 
-__all__ = ["in_turn"]
+__all__ = ["in_turn", "in_turns"]
 
 T = TypeVar("T")
 
@@ -180,3 +180,40 @@ async def in_turn(instance: Any, session: Any, call: Coroutine[Any, Any, T]) -> 
             _current.reset(token)
         except ValueError:  # the garbage collector ends it, in another context
             pass
+
+
+async def in_turns(instances: Collection[Any], session: Any, call: Coroutine[Any, Any, T]) -> T:
+    """Await a call of several instances when the earlier calls of each have ended.
+
+    One turn stands for all of them. It is taken only when there is nothing left to wait for, so that two calls
+    never have half of each other's instances.
+    """
+    turn, outer = _Turn(), _current.get()
+    turn.instance, turn.place, turn.loop = instances, id(turn), get_running_loop()
+    turn.outer = None if outer is None else next((each for each in outer.line() if not each.ended), None)
+    if session is not None or is_in_one():
+        turn.session = session_here(session)
+    places = set(map(id, instances))
+    passed: set[_Turn | None] = {None}  # those that have ended, and those that may not be waited for
+    replaced: dict[int, _Turn] = {}
+    token = _current.set(turn)
+    try:
+        while earlier := {_last.get(place) for place in _last.keys() & places} - passed:
+            turn.before = before = earlier.pop()
+            await turn.come()
+            passed.add(before)
+        turn.before, replaced = None, {place: _last[place] for place in _last.keys() & places}
+        _last.update(dict.fromkeys(places, turn))
+        return await call
+    except BaseException:
+        call.close()  # where it never began
+        raise
+    finally:
+        for place in places:
+            if _last.get(place) is turn:
+                del _last[place]
+                if place in replaced and not replaced[place].ended:
+                    _last[place] = replaced[place]
+        turn.end()
+        with suppress(ValueError):  # the garbage collector ends it, in another context
+            _current.reset(token)

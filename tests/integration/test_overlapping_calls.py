@@ -6,6 +6,7 @@ import pickle
 from typing import Any
 
 import pytest
+from pymongo.errors import BulkWriteError
 
 import mongoz
 from mongoz import DocumentNotFound, Registry
@@ -296,3 +297,95 @@ def test_instances_are_copied_and_pickled_in_the_middle_of_a_call(mongo: Any, da
     asyncio.run(main())
     switch = Switch(n=3)
     assert pickle.loads(pickle.dumps(switch)).n == 3
+
+
+@pytest.mark.parametrize("first", ["save", "create_many"])
+async def test_create_many_takes_the_turns_of_its_instances(Lamp: Any, first: str) -> None:
+    lamp, other = Lamp(), Lamp()
+    calls = {"save": lamp.save, "create_many": lambda: Lamp.create_many([other, lamp])}
+    second = next(name for name in calls if name != first)
+    results = await asyncio.gather(calls[first](), calls[second](), return_exceptions=True)
+    # What is in the database already can't be created: as with create().
+    assert isinstance(results[1], BulkWriteError if second == "create_many" else Lamp)
+    assert await Lamp.objects.count() == 2
+    assert await Lamp.objects.filter(id=lamp.id).count() == 1
+
+
+async def test_create_many_refuses_the_same_instance_twice(Lamp: Any) -> None:
+    lamp, other = Lamp(), Lamp()
+    with pytest.raises(ValueError, match=r"create_many\(\) of Lamp got an instance twice: Lamp\("):
+        await Lamp.create_many([lamp, other, lamp])
+    assert await Lamp.objects.count() == 0
+    assert await Lamp.create_many([lamp, other]) == [lamp, other]
+
+
+async def test_two_create_many_of_the_same_instances_end(Lamp: Any) -> None:
+    lamps = [Lamp() for _ in range(3)]
+    calls = [Lamp.create_many(lamps), Lamp.create_many(lamps[::-1]), lamps[1].save()]
+    results = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), PATIENCE)
+    assert [type(result).__name__ for result in results] == ["list", "BulkWriteError", "Lamp"]
+    assert await Lamp.objects.count() == 3
+
+
+async def test_receivers_of_create_many_may_write_its_instances(Lamp: Any) -> None:
+    lamps = [Lamp() for _ in range(3)]
+
+    async def hear(sender: Any, instance: Any, created: bool, **kwargs: Any) -> None:
+        if created:
+            for lamp in lamps:
+                if lamp.id is not None:
+                    lamp.n += 1
+                    await asyncio.create_task(lamp.save())
+
+    post_save(Lamp)(hear)
+    await asyncio.wait_for(Lamp.create_many(lamps), PATIENCE)
+    assert {(await found_again(lamp)).n for lamp in lamps} == {3}
+
+
+async def test_create_many_and_a_receiver_that_waits_for_it_end(Lamp: Any) -> None:
+    one, other = Lamp(), Lamp()
+
+    async def hear(sender: Any, instance: Any, created: bool, **kwargs: Any) -> None:
+        if instance is one and created:
+            await other.save()
+
+    post_save(Lamp)(hear)
+    calls = [one.save(), Lamp.create_many([other, one])]
+    results = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), PATIENCE)
+    assert isinstance(results[0], Lamp)
+    assert await Lamp.objects.count() == 2
+
+
+async def test_calls_between_and_after_create_many_keep_their_order(Lamp: Any) -> None:
+    lamps = [Lamp(n=n) for n in range(4)]
+    seen: list[tuple[str, int]] = []
+
+    async def hear(sender: Any, instance: Any, **kwargs: Any) -> None:
+        seen.append(("saved", instance.n))
+        await asyncio.sleep(0)
+
+    post_save(Lamp)(hear)
+    calls = [lamps[2].save(), Lamp.create_many([*lamps[:2], *lamps[3:]]), *(lamp.delete() for lamp in lamps)]
+    await asyncio.wait_for(asyncio.gather(*calls), PATIENCE)
+    assert sorted(seen) == [("saved", n) for n in range(4)]
+    assert await Lamp.objects.count() == 0
+
+
+async def test_a_cancelled_create_many_lets_the_others_go(Lamp: Any) -> None:
+    lamp, other = Lamp(), Lamp()
+    held = asyncio.Event()
+
+    async def hold(sender: Any, instance: Any, **kwargs: Any) -> None:
+        await held.wait()
+
+    pre_save(Lamp)(hold)
+    first = asyncio.create_task(lamp.save())
+    await asyncio.sleep(0)
+    waiting = asyncio.create_task(Lamp.create_many([other, lamp]))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    held.set()
+    await asyncio.wait_for(asyncio.gather(first, lamp.save(), other.save()), PATIENCE)
+    assert await Lamp.objects.count() == 2

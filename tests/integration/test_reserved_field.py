@@ -43,7 +43,7 @@ def documents(dispatched: Registry, database: str) -> Any:
 
 def holds(value: Any) -> bool:
     if isinstance(value, dict):
-        return FIELD in value or any(map(holds, value.values()))
+        return FIELD in value or value.get("k") == FIELD or any(map(holds, value.values()))
     return isinstance(value, list | tuple) and any(map(holds, value))
 
 
@@ -60,6 +60,7 @@ async def test_no_read_shows_a_stamp(documents: Any, foreign: Any) -> None:
         [{"$match": {"name": "b"}}, {"$limit": 1}],
         [{"$group": {"_id": "$name", "rows": {"$push": "$$ROOT"}, "first": {"$first": "$$ROOT"}}}],
         [{"$project": {"in": {"deep": [["$$ROOT"]]}}}],
+        [{"$project": {"pairs": {"$objectToArray": "$$ROOT"}}}],
         [{"$facet": {"one": [{"$limit": 1}], "two": []}}],
     ]
     shown: list[Any] = [await User.aggregate(pipeline) for pipeline in pipelines]
@@ -120,9 +121,19 @@ async def test_an_instance_does_not_take_a_stamp(documents: Any, foreign: Any) -
     with pytest.warns(UserWarning, match=FIELD):
         await User.objects.update(**{FIELD: b"x"})
     before = foreign.users.find_one()[FIELD]
-    user._mongoz = b"x"
+    with pytest.raises(InvalidKeyError, match=FIELD):
+        user._mongoz = b"x"
+    with pytest.raises(InvalidKeyError, match=FIELD):
+        setattr(User(name="c"), FIELD, None)
     await user.update(name="b")
     assert foreign.users.find_one()[FIELD] not in (before, b"x")
+    user.model_extra.update({FIELD: b"x"})
+    with pytest.raises(InvalidKeyError, match=FIELD):
+        await user.save()
+    with pytest.raises(InvalidKeyError, match=FIELD):
+        await user.update(name="d")
+    assert foreign.users.find_one()["name"] == "b"
+    user.model_extra.pop(FIELD)
     assert not holds(user.model_dump())
 
 

@@ -17,13 +17,17 @@ from enum import Enum
 from typing import Any, Final
 
 import bson
+from bson.errors import InvalidBSON, InvalidDocument
 from pydantic import AliasChoices, BaseModel, NameEmail, Secret, SecretBytes, SecretStr
 
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.fields.compiled import compiled
 from mongoz.fields.storable import IP_ADDRESSES, URLS, is_open
 
-__all__ = ["SCALARS", "stored", "stored_names", "stored_values"]
+__all__ = ["SCALARS", "UNSTORABLE", "explain_value", "stored", "stored_names", "stored_values"]
+
+UNSTORABLE: Final = (InvalidBSON, InvalidDocument, ArithmeticError, ValueError)
+"""What is raised for a value that BSON has no type for, or no room: a number, a text that is no Unicode."""
 
 SCALARS: Final = frozenset(
     {
@@ -82,19 +86,37 @@ def stored_values(model: Any, values: Mapping[str, Any]) -> dict[str, Any]:
         values: attribute name -> value.
     """
     names, open_ = stored_names(model), _open_fields(model)
-    return {names[name]: stored(value, declared=name not in open_) for name, value in values.items()}
+    row = {}
+    for name, value in values.items():
+        try:
+            row[names[name]] = stored(value, declared=name not in open_)
+        except UNSTORABLE as error:
+            explain_value(error, model, name, value)
+            raise
+    return row
 
 
 def _stored_model(model: BaseModel) -> dict[str, Any]:
     names, open_ = stored_names(type(model)), _open_fields(type(model))
-    row = {
-        names[name]: value if type(value) in SCALARS else stored(value, declared=name not in open_)
-        for name, value in model.__dict__.items()  # most are scalars, and a call is saved for each
-        if name in names
-    }
-    for name, value in (model.__pydantic_extra__ or {}).items():
-        row[name] = stored(value, declared=False)
+    name, value = "", None
+    row = {}
+    try:
+        for name, value in model.__dict__.items():
+            if name in names:  # most are scalars, and a call is saved for each
+                row[names[name]] = value if type(value) in SCALARS else stored(value, declared=name not in open_)
+        for name, value in (model.__pydantic_extra__ or {}).items():
+            row[name] = stored(value, declared=False)
+    except UNSTORABLE as error:
+        explain_value(error, type(model), name, value)
+        raise
     return row
+
+
+def explain_value(error: BaseException, model: Any, name: str, value: Any) -> None:
+    """Add a note to an error: of which field it is about, and what is in it."""
+    note = f"{model.__name__}.{name} is {value!r}, which MongoDB has no type for."
+    if note not in getattr(error, "__notes__", ()):
+        error.add_note(note)
 
 
 @compiled

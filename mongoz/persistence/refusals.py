@@ -4,11 +4,10 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import bson
-from bson.errors import InvalidBSON, InvalidDocument
 from pymongo.errors import BulkWriteError, OperationFailure, PyMongoError
 
 from mongoz.connection.codec import CODEC_OPTIONS
-from mongoz.fields.storage import stored
+from mongoz.fields.storage import UNSTORABLE, explain_value, stored, stored_names
 from mongoz.stamps import FIELD
 
 if TYPE_CHECKING:
@@ -71,13 +70,15 @@ def explain_unstorable(error: BaseException, instance: "Document") -> None:
         error: what the driver raised before it sent anything.
         instance: what was to be written.
     """
-    if not isinstance(error, InvalidBSON | InvalidDocument | OverflowError):
+    if not isinstance(error, UNSTORABLE):
         return
-    for name, value in stored(instance).items():
+    names = stored_names(type(instance))
+    for name, value in {**instance.__dict__, **(instance.__pydantic_extra__ or {})}.items():
         try:
-            bson.encode({name: value}, codec_options=CODEC_OPTIONS)
+            key = names.get(name, name)
+            bson.encode({key: stored(value, declared=name in names)}, codec_options=CODEC_OPTIONS)
         except Exception:  # whatever it is: this is the field
-            error.add_note(f"{type(instance).__name__}.{name} is {value!r}, which MongoDB has no type for.")
+            explain_value(error, type(instance), name, value)
 
 
 def explain_refusal(error: PyMongoError) -> None:

@@ -11,6 +11,7 @@ from mongoz import Registry
 from mongoz.core.signals import post_save
 
 ODD = {"a.b": 1, "$x": {"$gt": ""}, "": 3, "plain": {"c.d": 2, "$in": [1]}}
+EACH = {repr(key): {key: value} for key, value in ODD.items()}
 
 
 @pytest.fixture(params=["plain", "dispatched"])
@@ -31,13 +32,16 @@ def Thing(request: pytest.FixtureRequest, registry: Registry, dispatched: Regist
     return Thing
 
 
+@pytest.mark.parametrize("odd", [ODD, *EACH.values()], ids=["all", *EACH])
 @pytest.mark.parametrize("by_id", [False, True])
-async def test_names_that_mongodb_reads_as_paths_or_operators(Thing: Any, foreign: Any, by_id: bool) -> None:
-    created = await Thing.objects.create(name="created", **ODD)
+async def test_names_that_mongodb_reads_as_paths_or_operators(
+    Thing: Any, foreign: Any, by_id: bool, odd: dict[str, Any]
+) -> None:
+    created = await Thing.objects.create(name="created", **odd)
     lookups = {"name": "got"} | ({"id": bson.ObjectId()} if by_id else {})
-    got = await Thing.objects.get_or_create(ODD, **lookups)
+    got = await Thing.objects.get_or_create(odd, **lookups)
     stored = {row.pop("name"): row for row in foreign.things.find({}, {"_id": 0, "_mongoz": 0})}
-    assert stored["got"] == stored["created"] == {"data": None, **ODD}
+    assert stored["got"] == stored["created"] == {"data": None, **odd}
     assert got.model_dump(exclude={"id", "name"}) == created.model_dump(exclude={"id", "name"})
     again = await Thing.objects.get_or_create({"a.b": 5}, **lookups)
     assert again == got

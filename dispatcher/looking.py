@@ -1,5 +1,6 @@
 """Looking at a group of dispatchers: reads its state, changes nothing, and needs no dispatcher that runs."""
 
+import asyncio
 from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -11,6 +12,7 @@ from bson import Timestamp
 from pydantic import BaseModel, TypeAdapter
 from pymongo import AsyncMongoClient
 from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.errors import ExecutionTimeout
 
 from dispatcher.deployment import Oplog, clock_offset, look_at_oplog
 from dispatcher.health import health_of
@@ -20,7 +22,7 @@ from dispatcher.overview import Counts, Gap, Letters, Member, Overview, Parked, 
 from dispatcher.sound import Sound, receiver_paused
 from dispatcher.state import CONTROLS, DEAD_LETTERS, GAPS, MEMBERS, PARKED, PARKED_LANES, POSITIONS, READING
 
-__all__ = ["count", "counts_of", "groups_in", "look", "members_of"]
+__all__ = ["counts_of", "groups_in", "look", "members_of"]
 
 # A member that was silent for so many times its lease is gone.
 _SILENCE: Final = 1.5
@@ -29,8 +31,10 @@ _LEASE: Final = 10.0
 # Gaps that are shown: the newest ones.
 _MOST_GAPS: Final = 20
 
-# Milliseconds that counting may take: a state with millions of letters must not hold up who asks.
-_PATIENCE_MS: Final = 5_000
+# Milliseconds that counting may take, and documents that are counted if all of them take longer: a state with
+# millions of letters must not hold up who asks.
+_PATIENCE_MS: Final = 1_000
+_COUNTED: Final = 1_000
 
 # Of a position, all but where it is: that may be the long key of a document.
 _OWNED: Final = {"partition": True, "partitions": True, "owner": True}
@@ -55,14 +59,17 @@ async def counts_of(client: AsyncMongoClient[Any], database: str, group: str) ->
     partitions = _partitions([one for one in found if "partition" in one], members, None, now, sound)
     controls = _collection(client, database, CONTROLS).find({"group": group, "kind": "pause"})
     paused = sound.each(CONTROLS, await controls.to_list(), _paused)
-    parked = await _parked(_collection(client, database, PARKED_LANES), group, sound)
+    counted = _Counted(client, database, group)
+    parked, letters, deliveries = await asyncio.gather(
+        _parked(counted, sound), counted.all("dead_letters", DEAD_LETTERS), counted.all("parked", PARKED)
+    )
     sound.log()
     count_ = layout.get("partitions", 1)
     return Counts(
         partitions=count_ if isinstance(count_, int) else 1,
         members=sum(one.alive for one in members),
-        dead_letters=await count(client, database, DEAD_LETTERS, group),
-        parked=await count(client, database, PARKED, group),
+        dead_letters=letters,
+        parked=deliveries,
         paused=tuple(one.receiver or "*" for one in paused),
         health=health_of(members, partitions, parked, paused, datetime.fromtimestamp(now, UTC)),
     )
@@ -97,28 +104,22 @@ async def look(client: AsyncMongoClient[Any], database: str, group: str) -> Over
     overview.members = await _members(client, database, group, now, sound)
     positions = _collection(client, database, POSITIONS).find({**of_group, "partition": {"$exists": True}})
     overview.partitions = _partitions(await positions.to_list(), overview.members, oplog, now, sound)
-    overview.dead_letters = await _letters(_collection(client, database, DEAD_LETTERS), group, sound)
-    overview.parked = await _parked(_collection(client, database, PARKED_LANES), group, sound)
-    overview.parked_deliveries = await count(client, database, PARKED, group)
+    counted = _Counted(client, database, group)
+    overview.dead_letters, overview.parked, overview.parked_deliveries, overview.gap_count = await asyncio.gather(
+        _letters(counted, sound),
+        _parked(counted, sound),
+        counted.all("parked_deliveries", PARKED),
+        counted.all("gap_count", GAPS),
+    )
+    overview.at_least = sorted(counted.at_least)
     controls = await _collection(client, database, CONTROLS).find(of_group).to_list()
     overview.paused = sound.each(CONTROLS, (one for one in controls if one.get("kind") == "pause"), _paused)
     overview.runs = sound.each(CONTROLS, (one for one in controls if one.get("kind") == "run"), _run)
     gaps = _collection(client, database, GAPS)
-    overview.gap_count = await count(client, database, GAPS, group)
     newest = await gaps.find(of_group).sort("noted_at", -1).limit(_MOST_GAPS).to_list()
     overview.gaps = sound.each(GAPS, newest, _gap)
     overview.misfits = sound.misfits
     return overview
-
-
-async def count(client: AsyncMongoClient[Any], database: str, collection: str, group: str) -> int:
-    """How many documents of a collection of the state belong to a group.
-
-    Raises:
-        PyMongoError: as the driver has it.
-    """
-    counted = _collection(client, database, collection)
-    return await counted.count_documents({"group": group}, maxTimeMS=_PATIENCE_MS)
 
 
 async def members_of(
@@ -211,30 +212,53 @@ def _partition(found: dict[str, Any], owner: Member | None, oplog: Oplog | None,
     return _checked(partition)
 
 
-async def _letters(collection: _Collection, group: str, sound: Sound) -> list[Letters]:
+class _Counted:
+    """Counts documents of a group: all of them if that is quick, else some of them.
+
+    Attributes:
+        at_least: names of the figures that more documents belong to than were counted.
+    """
+
+    def __init__(self, client: AsyncMongoClient[Any], database: str, group: str) -> None:
+        self._client = client
+        self._database = database
+        self._of_group = {"$match": {"group": group}}
+        self.at_least: set[str] = set()
+
+    async def all(self, figure: str, collection: str) -> int:
+        """How many documents of a collection there are."""
+        found = await self.by(figure, collection, {"_id": None, "count": {"$sum": 1}})
+        return int(found[0]["count"]) if found else 0
+
+    async def by(self, figure: str, collection: str, grouping: dict[str, Any]) -> list[dict[str, Any]]:
+        """What `$group` makes of the documents of a collection, the largest count first."""
+        asked = _collection(self._client, self._database, collection)
+        grouped = [{"$group": grouping}, {"$sort": {"count": -1, "_id": 1}}]
+        try:
+            cursor = await asked.aggregate([self._of_group, *grouped], maxTimeMS=_PATIENCE_MS)
+            return await cursor.to_list()
+        except ExecutionTimeout:
+            self.at_least.add(figure)
+            cursor = await asked.aggregate([self._of_group, {"$limit": _COUNTED}, *grouped])
+            return await cursor.to_list()
+
+
+async def _letters(counted: _Counted, sound: Sound) -> list[Letters]:
     by_receiver = {
         "_id": {"receiver": "$receiver", "signal": "$signal"},
         "count": {"$sum": 1},
         "newest_at": {"$max": "$last_attempt_at"},
     }
-    cursor = await collection.aggregate(
-        [{"$match": {"group": group}}, {"$group": by_receiver}, {"$sort": {"count": -1, "_id": 1}}],
-        maxTimeMS=_PATIENCE_MS,
-    )
-    return sound.each(DEAD_LETTERS, await cursor.to_list(), _letters_of)
+    return sound.each(DEAD_LETTERS, await counted.by("dead_letters", DEAD_LETTERS, by_receiver), _letters_of)
 
 
-async def _parked(collection: _Collection, group: str, sound: Sound) -> list[Parked]:
+async def _parked(counted: _Counted, sound: Sound) -> list[Parked]:
     by_receiver = {
         "_id": {"receiver": "$receiver", "reason": "$reason"},
-        "documents": {"$sum": 1},
+        "count": {"$sum": 1},
         "due_at": {"$min": "$due_at"},
     }
-    cursor = await collection.aggregate(
-        [{"$match": {"group": group}}, {"$group": by_receiver}, {"$sort": {"documents": -1, "_id": 1}}],
-        maxTimeMS=_PATIENCE_MS,
-    )
-    return sound.each(PARKED_LANES, await cursor.to_list(), _parked_of)
+    return sound.each(PARKED_LANES, await counted.by("parked", PARKED_LANES, by_receiver), _parked_of)
 
 
 def _letters_of(found: dict[str, Any]) -> Letters:
@@ -244,7 +268,7 @@ def _letters_of(found: dict[str, Any]) -> Letters:
 
 def _parked_of(found: dict[str, Any]) -> Parked:
     key = found["_id"]
-    return _checked(Parked(key.get("receiver"), key.get("reason"), found["documents"], _aware(found["due_at"])))
+    return _checked(Parked(key.get("receiver"), key.get("reason"), found["count"], _aware(found["due_at"])))
 
 
 def _paused(found: dict[str, Any]) -> Paused:

@@ -127,24 +127,30 @@ class Observer:
 
     async def _look_regularly(self, client: AsyncMongoClient[Any]) -> None:
         while True:
-            try:
-                async with asyncio.timeout(_PATIENCE):
-                    await self._look(client)
-            except (PyMongoError, TimeoutError) as error:
-                self._unseen = in_short(error)
-                log.debug("the server can't be looked at", action="server.not_seen", error=self._unseen)
-            except Exception as error:  # a state that somebody edited: it is not what deliveries depend on
-                log.warning(
-                    "the state of the group is not understood", action="state.not_understood", exc_info=error
-                )
-            else:
-                self._unseen = ""
+            await self._look(client)
+            await self._count(client)
             await asyncio.sleep(_BETWEEN_LOOKS)
 
     async def _look(self, client: AsyncMongoClient[Any]) -> None:
-        self._note_clocks(await clock_offset(client))
-        self._oplog = await look_at_oplog(client)
-        self._counts = await counts_of(client, self.database, self.group)
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                self._note_clocks(await clock_offset(client))
+                self._oplog = await look_at_oplog(client)
+        except Exception as error:
+            self._unseen = in_short(error)
+            log.debug("the server can't be looked at", action="server.not_seen", error=self._unseen)
+        else:
+            self._unseen = ""
+
+    async def _count(self, client: AsyncMongoClient[Any]) -> None:
+        """See how the group is. Deliveries don't depend on it, so it makes nobody unready."""
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                self._counts = await counts_of(client, self.database, self.group)
+        except (PyMongoError, TimeoutError) as error:
+            log.debug("the group can't be looked at", action="group.not_seen", error=in_short(error))
+        except Exception as error:  # a state that somebody edited
+            log.warning("the state of the group is not understood", action="state.not_understood", exc_info=error)
 
     def _note_clocks(self, offset: float) -> None:
         """Say once that clocks differ: leases don't go by them, but what people read in logs does."""

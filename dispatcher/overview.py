@@ -156,6 +156,8 @@ class Overview:
         runs: of `replay` and `backfill`, as they are recorded.
         gaps: the newest.
         gap_count: all of them.
+        at_least: which of `dead_letters`, `parked`, `parked_deliveries` and `gap_count` are only a part of the
+            documents that there are: counting all would take too long.
         misfits: documents of the state that make no sense, and are left out: `{collection, id, problem, remedy}`.
     """
 
@@ -172,6 +174,7 @@ class Overview:
     runs: list[dict[str, Any]] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
     gap_count: int = 0
+    at_least: list[str] = field(default_factory=list)
     misfits: list[Misfit] = field(default_factory=list)
 
     @property
@@ -212,8 +215,8 @@ class Counts(NamedTuple):
     Attributes:
         partitions: in its layout.
         members: that are alive; None while it is not known.
-        dead_letters: that are kept; None likewise.
-        parked: deliveries; None likewise.
+        dead_letters: that are kept, or so many at least if there are too many to count; None likewise.
+        parked: deliveries; likewise.
         paused: names of receivers that are; "*" stands for all.
         health: how it is; None likewise.
     """

@@ -133,15 +133,21 @@ def _summary(overview: Overview) -> list[RenderableType]:
         facts.append(("delivered", f"until {duration(max(ages))} ago; nobody delivers the rest", "bold red"))
     if alive:
         facts.append(("throughput", f"{rate:.1f} deliveries per second", ""))
-    facts.append(("dead letters", str(overview.dead_letter_count), "yellow" if overview.dead_letter_count else ""))
-    facts.append(("parked", f"{overview.parked_deliveries} deliveries", ""))
-    facts.append(("gaps", str(overview.gap_count), "yellow" if overview.gap_count else ""))
+    letters, gaps = overview.dead_letter_count, overview.gap_count
+    facts.append(("dead letters", _counted("dead_letters", letters, overview), "yellow" if letters else ""))
+    parked = _counted("parked_deliveries", overview.parked_deliveries, overview)
+    facts.append(("parked", f"{parked} deliveries", ""))
+    facts.append(("gaps", _counted("gap_count", gaps, overview), "yellow" if gaps else ""))
     facts.append(_headroom(overview))
     table = Grid()
     for name, value, style in facts:
         table.add_row(shown(name, "dim"), shown(value, style))
     table.show_header = False
     return [table]
+
+
+def _counted(figure: str, count: int, overview: Overview) -> str:
+    return f"at least {count}" if figure in overview.at_least else str(count)
 
 
 def _headroom(overview: Overview) -> tuple[str, str, str]:
@@ -209,7 +215,12 @@ def _letters(overview: Overview) -> Grid:
     table = Grid("count", "receiver", "signal", "newest")
     for one in overview.dead_letters:
         newest = "" if one.newest_at is None else f"{one.newest_at:%Y-%m-%d %H:%M:%S}"
-        table.add_row(str(one.count), one.receiver or "(unreadable changes)", one.signal or "", newest)
+        table.add_row(
+            _counted("dead_letters", one.count, overview),
+            one.receiver or "(unreadable changes)",
+            one.signal or "",
+            newest,
+        )
     return table
 
 
@@ -217,7 +228,7 @@ def _parked(overview: Overview) -> Grid:
     table = Grid("documents", "receiver", "reason", "next attempt")
     for one in overview.parked:
         due = "" if one.due_at is None else f"{one.due_at:%Y-%m-%d %H:%M:%S}"
-        table.add_row(str(one.documents), one.receiver or "", one.reason or "", due)
+        table.add_row(_counted("parked", one.documents, overview), one.receiver or "", one.reason or "", due)
     return table
 
 

@@ -8,12 +8,14 @@ const TILES = [
   ["Lag", (s) => [duration(s.figures.lag_seconds)], (s) => level(s.figures.lag_seconds, 10, 60)],
   ["Latency p99", (s) => [duration(s.figures.p99_seconds)]],
   ["In flight", (s) => [count(s.figures.in_flight)]],
-  ["Dead letters", (s) => [count(s.dead_letter_count)], (s) => level(s.dead_letter_count, 1, 100)],
-  ["Parked", (s) => [count(s.parked_deliveries)], (s) => level(s.parked_deliveries, 1, Infinity)],
+  ["Dead letters", (s) => [count(s.dead_letter_count), orMore(s, "dead_letters")], (s) => level(s.dead_letter_count, 1, 100)],
+  ["Parked", (s) => [count(s.parked_deliveries), orMore(s, "parked_deliveries")], (s) => level(s.parked_deliveries, 1, Infinity)],
   ["Members", (s) => [count(s.members.filter((one) => one.alive).length)], (s) => (anyAlive(s) ? "" : "bad")],
   ["Oplog left", (s) => [duration(s.headroom_seconds)], (s) => oplogLevel(s)],
 ];
 
+// Counting millions would take too long.
+const orMore = (state, figure) => (state.at_least.includes(figure) ? "or more" : "");
 const level = (value, warn, bad) => (value >= bad ? "bad" : value >= warn ? "warn" : "");
 const anyAlive = (state) => state.members.some((one) => one.alive);
 const oplogLevel = (s) =>

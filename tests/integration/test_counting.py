@@ -1,0 +1,100 @@
+"""More documents in the state than can be counted in time."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from datetime import datetime
+
+import pytest
+from pymongo import AsyncMongoClient, MongoClient
+from pymongo.errors import ExecutionTimeout
+from typer.testing import CliRunner
+
+from dispatcher import looking, observing
+from dispatcher.cli import app
+from dispatcher.embedded import embedded_mongo
+from dispatcher.looking import counts_of, look
+from dispatcher.measuring import Gauges
+from dispatcher.observe import Stats
+from dispatcher.observing import Observer
+from dispatcher.settings import Settings
+from tests.support import eventually
+
+WELL = Gauges(True, 0, 0, 0, 0.0, 0.0, 1_000.0, 0.0)
+OF_GROUP = {"group": "g", "receiver": "r", "signal": "post_save", "reason": "retrying"}
+
+
+@pytest.fixture(scope="module")
+def never_in_time() -> Iterator[str]:
+    """A server where each command that may take so and so long takes longer, and a state with 5 of everything."""
+    with embedded_mongo(extra_args=("--setParameter", "enableTestCommands=1")) as server:
+        with MongoClient(server.url) as client:
+            for name in ("dead_letters", "parked", "parked_lanes", "gaps"):
+                documents = [{**OF_GROUP, "kind": "k", "last_attempt_at": datetime(2026, 1, 1)} for _ in range(5)]
+                client["mongoz_dispatcher"][name].insert_many(documents)
+            client["mongoz_dispatcher"]["positions"].insert_one({"_id": "g", "group": "g", "partitions": 1})
+            client.admin.command("configureFailPoint", "maxTimeAlwaysTimeOut", mode="alwaysOn")
+            with pytest.raises(ExecutionTimeout):
+                client["any"]["any"].count_documents({}, maxTimeMS=60_000)
+        yield server.url
+
+
+@pytest.fixture
+async def client(never_in_time: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[AsyncMongoClient]:
+    monkeypatch.setattr(looking, "_COUNTED", 3)
+    async with AsyncMongoClient(never_in_time) as client:
+        yield client
+
+
+async def test_what_takes_too_long_to_count_is_counted_in_part(client):
+    seen = await look(client, "mongoz_dispatcher", "g")
+    assert (seen.dead_letter_count, seen.parked[0].documents, seen.parked_deliveries, seen.gap_count) == (
+        3,
+        3,
+        3,
+        3,
+    )
+    assert seen.as_dict()["at_least"] == ["dead_letters", "gap_count", "parked", "parked_deliveries"]
+    counts = await counts_of(client, "mongoz_dispatcher", "g")
+    assert (counts.dead_letters, counts.parked) == (3, 3)
+
+
+async def test_what_is_counted_in_time_is_exact(mongo, database):
+    async with AsyncMongoClient(mongo.url) as client:
+        await client[database]["dead_letters"].insert_many([dict(OF_GROUP) for _ in range(5)])
+        seen = await look(client, database, "g")
+    assert (seen.dead_letter_count, seen.at_least) == (5, [])
+
+
+def test_status_says_at_least(never_in_time, monkeypatch):
+    monkeypatch.setattr(looking, "_COUNTED", 3)
+    ended = CliRunner().invoke(app, ["status", "--url", never_in_time, "--group", "g"])
+    assert ended.exit_code == 0, ended.output
+    said = " ".join(ended.output.split())
+    assert "dead letters at least 3" in said
+    assert "parked at least 3 deliveries" in said
+    assert "gaps at least 3" in said
+
+
+@pytest.mark.parametrize("error", [TimeoutError, ExecutionTimeout, ValueError])
+async def test_a_group_that_can_not_be_looked_at_makes_nobody_unready(error, mongo, monkeypatch):
+    tried = asyncio.Event()
+
+    async def fail(*_: object) -> None:
+        tried.set()
+        raise error("it takes too long")
+
+    monkeypatch.setattr(observing, "counts_of", fail)
+    observer = Observer(Stats(), group="g", settings=Settings(), gauges=lambda: {0: WELL})
+    observer.begin(asyncio.Event())
+    async with AsyncMongoClient(mongo.url) as client:
+        tasks = observer.watch(client)
+        try:
+            await eventually(tried.is_set, within=30)
+            await eventually(lambda: observer.snapshot().oplog_begins is not None, within=30)
+            assert observer.not_ready() == []
+        finally:
+            for task in tasks:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task

@@ -26,21 +26,22 @@ EXAMPLES = int(LONG or 8)
 SEED = int(os.environ.get("LISTENING_SEED") or (random.randrange(10**6) if LONG else 15))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def runner() -> Iterator[asyncio.Runner]:
     """One event loop for all examples: clients live in it."""
     with asyncio.Runner() as made:
         yield made
 
 
-@pytest.fixture
-def world(
-    mongo: EmbeddedMongo, _sync_client: MongoClient, database: str, runner: asyncio.Runner
-) -> Iterator[World]:
-    made = World(_sync_client, database)
+@pytest.fixture(scope="module")
+def world(mongo: EmbeddedMongo, _sync_client: MongoClient, runner: asyncio.Runner) -> Iterator[World]:
+    """One world for all tests: to make its documents takes as long as to play several scenes."""
+    name = f"listening_{os.getpid()}"
+    made = World(_sync_client, name)
     runner.run(made.open(mongo.url, DRIVER))
     yield made
     runner.run(made.close())
+    _sync_client.drop_database(name)
 
 
 @pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside another client"])

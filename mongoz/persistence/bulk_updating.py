@@ -133,8 +133,8 @@ class _Update(Generic[D]):
 
     @property
     def _prepares(self) -> bool:
-        """Whether what is written to a document depends on it."""
-        return bool(self._whole or self.document.meta.signals.pre_update.receivers)
+        """Whether all documents of a batch must be looked at before any of them is written."""
+        return bool(self._whole or self._limits.others or self.document.meta.signals.pre_update.receivers)
 
     # -- in one command
 
@@ -355,7 +355,7 @@ class _Update(Generic[D]):
         """
         self._check(row)
         changed = self._common()
-        return self._one(row, changed, self.patch.operations, read=encoded(row) if self._limits.others else None)
+        return self._one(row, changed, self.patch.operations)
 
     def _one(
         self, row: Row, changed: Changes, operations: tuple[Operation, ...], instance: Any = None, read: Any = None

@@ -50,6 +50,16 @@ _DUPLICATES: Final = [
     Scene("Bare", _rows({}, {}, {}), (UpdateMany("update", _ALL, {"u": 1}),)),
 ]
 
+_ONCE: Final = [
+    *(Scene("Bare", {}, (Create(how, {}),)) for how in ("create", "save", "objects")),
+    Scene("Bare", {}, (CreateMany("create_many", ({}, {"id": 1})),)),
+    Scene("Bare", _rows({}), (Save(1, {"n": 2}),)),
+    Scene("Bare", _rows({}), (Update(1, {"n": 2}),)),
+    Scene("Bare", _rows({}), (Delete(1),)),
+    Scene("Bare", _rows({}, {}), (UpdateMany("update", _ALL, {"n": 2}),)),
+    Scene("Bare", _rows({}, {}), (DeleteMany(_ALL),)),
+]
+
 # Receivers are told the instance as its own call wrote it.
 _WRITTEN_TWICE: Final = [
     _committed(Update(1, {"n": 3}), Update(1, {"n": 4})),
@@ -70,6 +80,8 @@ _OPERATIONS: Final = [
 ]
 
 _VALIDATORS: Final = [
+    Scene("Checked", _rows({}, {"n": 2}), (UpdateMany("update_count", _ALL, {}, _INC),)),
+    Scene("Checked", _rows({"n": 2}), (Update(1, {}, _INC),)),
     Scene("Refusing", _rows({}), (UpdateMany("update", _ALL, {"m": 0}),)),
     Scene("Refusing", _rows({}), (UpdateMany("update_count", _ALL, {}, _INC_2),)),
     Scene("Deriving", _rows({}, {}), (UpdateMany("update_many", _ALL, {"n": 3}),)),
@@ -108,6 +120,11 @@ _DERIVED_OF: Final = [
     *_beside("Refusing", _rows({}), UpdateMany("update", _ALL, {"n": 2}), Foreign("set", 1, {"m": 1}), 1, 2),
 ]
 
+_CHECKED: Final = [
+    *_beside("Checked", _rows({}, {}), UpdateMany("update", _ALL, {}, _INC), Foreign("set", 2, {"n": 2}), 1, 2, 3),
+    *_beside("Checked", _rows({}), Update(1, {}, _INC), Foreign("set", 1, {"n": 2}), 0, 1),
+]
+
 # Between the look and the write another client takes a document to where the change goes beyond a bound.
 _BOUNDS: Final = [
     *_beside(
@@ -125,6 +142,12 @@ _BOUNDS: Final = [
     *_beside("Bounded", _rows({}), UpdateMany("update_many", _ALL, {"n": 0}), Foreign("inc", 1, {"n": -1}), 2),
 ]
 
+# Between the read and the write another client changes what the call does not: it is told, and returned, as it is.
+_OTHER_FIELDS: Final = [
+    *_beside("Bare", _rows({}, {}), UpdateMany("update", _ALL, {"s": "b"}), Foreign("set", 2, {"m": 0}), 1, 2, 3),
+    *_beside("Bare", _rows({}), UpdateMany("update_many", _ALL, {}, _PUSH), Foreign("set", 1, {"m": 0}), 1, 2),
+]
+
 _OTHER_RACES: Final = [
     *_beside(
         "Bare", _rows({}), GetOrCreate({"u": 1}, {"s": "b"}), Foreign("insert", 4, {**DEFAULTS, "u": 1}), 1, 2
@@ -134,13 +157,16 @@ _OTHER_RACES: Final = [
 ]
 
 DIRECTED: Final[dict[str, list[Scene]]] = {
+    "each call once": _ONCE,
     "duplicates": _DUPLICATES,
     "one instance is written twice": _WRITTEN_TWICE,
     "operations": _OPERATIONS,
-    "validators of the model": _VALIDATORS,
+    "validators": _VALIDATORS,
     "documents that do not fit the model": _MISFITS,
     "a document that does not match any more": _MOVES_OUT,
     "a value that was derived of another one": _DERIVED_OF,
+    "a value that a validator refuses": _CHECKED,
     "bounds": _BOUNDS,
+    "another field": _OTHER_FIELDS,
     "other races": _OTHER_RACES,
 }

@@ -2,13 +2,13 @@
 
 from typing import Any, Final, NamedTuple, Self
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 import mongoz
 
 __all__ = ["COLLECTION", "DEFAULTS", "KINDS", "LISTENED", "SILENT", "WAYS", "Way", "as_loaded", "fits", "make"]
 
-KINDS: Final = ("Bare", "Bounded", "Refusing", "Deriving", "Touched")
+KINDS: Final = ("Bare", "Bounded", "Checked", "Refusing", "Deriving", "Touched")
 
 COLLECTION: Final = "things"
 DEFAULTS: Final[dict[str, Any]] = {"n": 1, "m": 2, "s": "a", "tags": [], "u": None}
@@ -41,6 +41,7 @@ SILENT: Final = Way("nobody listens")
 LISTENED: Final = (
     Way("a post receiver listens", _POST),
     Way("a pre receiver listens", _PRE),
+    Way("pre and post receivers listen", _PRE + _POST),
     Way("a post receiver listens, without transactions", _POST, transactions=False),
     Way("muted", _POST, dispatched=True, muted=True),
     Way("muted, and nobody listens", dispatched=True, muted=True),
@@ -74,6 +75,16 @@ def make(registry: mongoz.Registry, database: str) -> dict[str, Any]:
 
         Meta = meta
 
+    class Checked(Thing):
+        Meta = meta
+
+        @field_validator("n")
+        @classmethod
+        def _not_three(cls, value: int) -> int:
+            if value == 3:
+                raise ValueError("n is three")
+            return value
+
     class Refusing(Thing):
         Meta = meta
 
@@ -96,7 +107,7 @@ def make(registry: mongoz.Registry, database: str) -> dict[str, Any]:
 
         Meta = meta
 
-    return {document.__name__: document for document in (Bare, Bounded, Refusing, Deriving, Touched)}
+    return {document.__name__: document for document in (Bare, Bounded, Checked, Refusing, Deriving, Touched)}
 
 
 def fits(kind: str, row: dict[str, Any]) -> bool:
@@ -107,6 +118,8 @@ def fits(kind: str, row: dict[str, Any]) -> bool:
     match kind:
         case "Bounded":
             return bool(0 <= row["n"] <= 4 and len(row["s"]) <= 3 and len(row["tags"]) <= 2)
+        case "Checked":
+            return bool(row["n"] != 3)
         case "Refusing":
             return bool(row["n"] <= row["m"])
         case "Deriving":

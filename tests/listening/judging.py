@@ -42,6 +42,7 @@ async def _beside_another_client(world: World, scene: Scene) -> AsyncIterator[st
             *_torn(alone if conflicted else order, outcome),
             *_unasked(scene, outcome),
             *_unfit(scene, outcome),
+            *_never_there(scene, outcome),
         ]
         if way is not SILENT:
             found += _misinformed(scene, outcome)
@@ -115,6 +116,19 @@ def _unfit(scene: Scene, outcome: Outcome) -> Iterator[str]:
             yield f"{change}: the model does not take it"
 
 
+def _never_there(scene: Scene, outcome: Outcome) -> Iterator[str]:
+    """Documents that a call on many returns, and that were not so at any time."""
+    if len(scene.calls) > 1 or scene.within == "aborted":
+        return
+    states = {seen(id_): rows for id_, rows in _states(scene, outcome).items()}
+    for result in outcome.results:
+        for found in result if isinstance(result, list) and scene.calls[0].query else ():
+            names = found.keys() - {"id"}
+            known = states.get(found["id"], [])
+            if not any(all(_agrees(found, state, name) for name in names) for state in known):
+                yield f"{found} was returned, and never there"
+
+
 def _same(one: Any, other: Any) -> bool:
     """Whether two values are equal, and of equal types."""
     if isinstance(one, dict) and isinstance(other, dict):
@@ -143,11 +157,11 @@ def _misinformed(scene: Scene, outcome: Outcome) -> Iterator[str]:
             if change.stamp is not None and change.stamp.receivers:
                 yield f"the stamp of {change} claims receivers"
         return
-    if way.signals and way.signals[0].startswith("pre_"):
+    if any(signal.startswith("pre_") for signal in way.signals):
         yield from _unforeseen(pres, outcome)
-        return
-    yield from _untold(scene, posts, outcome)
-    yield from _miscounted(scene, posts, outcome)
+    if any(signal.startswith("post_") for signal in way.signals):
+        yield from _untold(scene, posts, outcome)
+        yield from _miscounted(scene, posts, outcome)
 
 
 def _unforeseen(pres: list[Told], outcome: Outcome) -> Iterator[str]:
@@ -161,16 +175,7 @@ def _unforeseen(pres: list[Told], outcome: Outcome) -> Iterator[str]:
 
 def _untold(scene: Scene, posts: list[Told], outcome: Outcome) -> Iterator[str]:
     """Each change is told once, as it was written; nothing else is."""
-    left = list(outcome.changes)
-    states: dict[Any, list[Row]] = {}
-    for id_, *rows in (
-        *((key(number), dict(row)) for number, row in scene.rows.items()),
-        *((change.id, change.before, change.after) for change in outcome.changes),
-        *([(outcome.theirs["_id"], outcome.theirs)] if outcome.theirs else ()),
-    ):
-        for row in rows:
-            if row is not None:
-                states.setdefault(id_, []).extend([row, as_loaded(scene.kind, row)])
+    left, states = list(outcome.changes), _states(scene, outcome)
     for told in posts:
         known = states.get(told.id, [])
         change = next((change for change in left if _is_of(told, change, outcome.way)), None)
@@ -181,6 +186,20 @@ def _untold(scene: Scene, posts: list[Told], outcome: Outcome) -> Iterator[str]:
             yield f"{told} was told, and not written"
     for change in left:
         yield f"{change} was not told"
+
+
+def _states(scene: Scene, outcome: Outcome) -> dict[Any, list[Row]]:
+    """What each document was at some time, as it was stored and as it is loaded."""
+    states: dict[Any, list[Row]] = {}
+    for id_, *rows in (
+        *((key(number), dict(row)) for number, row in scene.rows.items()),
+        *((change.id, change.before, change.after) for change in outcome.changes),
+        *([(outcome.theirs["_id"], outcome.theirs)] if outcome.theirs else ()),
+    ):
+        for row in rows:
+            if row is not None:
+                states.setdefault(id_, []).extend([row, as_loaded(scene.kind, row)])
+    return states
 
 
 def _is_of(told: Told, change: Change, way: Way) -> bool:

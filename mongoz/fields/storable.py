@@ -24,7 +24,7 @@ from pydantic.types import EncodedBytes, EncodedStr
 
 from mongoz.exceptions import FieldDefinitionError
 
-__all__ = ["IP_ADDRESSES", "URLS", "check_storable", "holds_mappings", "is_open"]
+__all__ = ["IP_ADDRESSES", "URLS", "check_storable", "holds_mappings", "is_open", "unnamed"]
 
 IP_ADDRESSES: Final = (
     ipaddress.IPv4Address, ipaddress.IPv6Address, ipaddress.IPv4Interface, ipaddress.IPv6Interface,
@@ -79,7 +79,7 @@ class _Refused(Exception):
 
 def is_open(annotation: Any) -> bool:
     """Whether an annotation leaves open what may be in a value."""
-    annotation = _bare(annotation)
+    annotation = unnamed(annotation)
     if annotation in (Any, object) or isinstance(annotation, TypeVar):
         return True
     if annotation in (*_LISTS, *_MAPPINGS):  # without arguments
@@ -91,7 +91,7 @@ def is_open(annotation: Any) -> bool:
 
 def holds_mappings(annotation: Any) -> bool:
     """Whether an annotation says that mappings may be in a value."""
-    annotation = _bare(annotation)
+    annotation = unnamed(annotation)
     kind = get_origin(annotation) or annotation
     if isinstance(kind, type) and issubclass(kind, _MAPPINGS):
         return True
@@ -132,7 +132,7 @@ class _Walk:
             bare, *metadata = get_args(annotation)
             _refuse_encoded(metadata)
             return self.kinds_of(bare)
-        annotation = _bare(annotation)
+        annotation = unnamed(annotation)
         origin, arguments = get_origin(annotation), get_args(annotation)
         if origin in (Union, types.UnionType):
             return self._of_union(arguments)
@@ -186,7 +186,7 @@ class _Walk:
         return {"object": "dict"}
 
     def _check_keys(self, annotation: Any) -> None:
-        bare = _bare(annotation)
+        bare = unnamed(annotation)
         if get_origin(bare) is Annotated:
             bare = get_args(bare)[0]
         if get_origin(bare) in (Union, types.UnionType):
@@ -234,7 +234,7 @@ class _Walk:
         return {"object": "a model"}
 
 
-def _bare(annotation: Any) -> Any:
+def unnamed(annotation: Any) -> Any:
     """Without the names that `NewType` and `type` statements give it."""
     while True:
         if hasattr(annotation, "__supertype__"):

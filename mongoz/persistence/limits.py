@@ -1,18 +1,16 @@
 """Limits of fields that operations must keep: put into the filter of the write, or checked on each document."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, Union, get_args, get_origin
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_origin
 
 import annotated_types
-from pydantic import BaseModel, Strict, ValidationError
+from pydantic import ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from mongoz.fields.decimals import DecimalRule
-from mongoz.fields.rules import NotNone
-from mongoz.fields.storage import stored, stored_names
-from mongoz.persistence.invariants import has_invariants, has_validator_of
+from mongoz.fields.storage import stored
 from mongoz.persistence.operations import Operation
+from mongoz.persistence.places import kinds_of, place_at, rules_of
 from mongoz.persistence.preview import preview
 from mongoz.persistence.rows import validated_as_stored
 
@@ -66,10 +64,19 @@ def limits_of(document: type["Document"], operations: Iterable[Operation]) -> Li
         computed = operation.operator == "$inc" or operation.operator in _OF_LISTS
         if not computed and operation.path == operation.top:
             continue
-        rules, more = _rules(document, operation.path)
+        place = place_at(document, operation.path)
+        rules, more = rules_of(place.annotation), place.is_checked
+        if place.is_item:  # which a filter can't name, and which is null where it is unset or was skipped
+            others = True
+            continue
+        if operation.operator not in ("$unset", "$pullAll"):
+            conditions += [{path: {"$exists": True}} for path in place.unmade]
         if not computed:
             others = others or more
             continue
+        chosen = any(get_origin(kind) is Literal or _is_enum(kind) for kind in kinds_of(place.annotation))
+        if chosen and operation.operator == "$inc":
+            more = True
         kinds = _COMPARISONS if operation.operator == "$inc" else _LENGTHS
         checks = []
         for rule in rules:
@@ -110,94 +117,12 @@ def _length(operation: Operation, now: Any) -> dict[str, Any]:
     return {"$size": {"$filter": {"input": now, "as": "one", "cond": kept}}}
 
 
+def _is_enum(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Enum)
+
+
 def _literal(value: Any) -> dict[str, Any]:
     return {"$literal": stored(value)}
-
-
-def _rules(document: type["Document"], path: str) -> tuple[list[Any], bool]:
-    """The rules of what a stored path leads to, and whether there are some that only the model itself knows."""
-    model: Any = document
-    *parents, last = path.split(".")
-    more = False
-    for alias in parents:
-        field = _field(model, alias)
-        if field is None:  # in a field without a model, anything goes
-            return [], more
-        more = more or bool(field[1].metadata) or has_validator_of(model, field[0])
-        model = next((kind for kind in _kinds(field[1].annotation) if _is_model(kind)), None)
-        if model is None:  # an item of a list; or what has no model
-            rules = _unfolded([*field[1].metadata, *_annotated(field[1].annotation)])
-            return [], more or bool(rules) or any(_is_model(k) for k in _within(field[1].annotation))
-        more = more or has_invariants(model)
-    found = _field(model, last)
-    if found is None:
-        return [], more
-    name, field_ = found
-    more = more or has_validator_of(model, name)
-    return _unfolded([*field_.metadata, *_annotated(field_.annotation)]), more
-
-
-def _field(model: Any, alias: str) -> tuple[str, Any] | None:
-    for name, stored_as in stored_names(model).items():
-        if stored_as == alias:
-            return name, model.model_fields[name]
-    return None
-
-
-def _is_model(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
-
-
-def _kinds(annotation: Any) -> list[Any]:
-    """The types that a value may have by itself: the members of a union."""
-    if get_origin(annotation) is Annotated:
-        return _kinds(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, UnionType):
-        return [kind for member in get_args(annotation) for kind in _kinds(member)]
-    return [annotation]
-
-
-def _within(annotation: Any) -> list[Any]:
-    """All types that an annotation is made of."""
-    arguments = get_args(annotation)
-    return [annotation, *(kind for argument in arguments for kind in _within(argument))]
-
-
-def _annotated(annotation: Any) -> list[Any]:
-    """The rules in an annotation that are about the value itself, not about what it contains."""
-    if get_origin(annotation) is Annotated:
-        inner, *rules = get_args(annotation)
-        return [*_annotated(inner), *rules]
-    if get_origin(annotation) in (Union, UnionType):
-        return [rule for member in get_args(annotation) for rule in _annotated(member)]
-    return []
-
-
-def _unfolded(rules: Iterable[Any]) -> list[Any]:
-    """Rules that stand for several, as several; without those that operations can't break."""
-    found: list[Any] = []
-    for rule in rules:
-        if isinstance(rule, NotNone | Strict):
-            continue
-        if isinstance(rule, DecimalRule):
-            found += _decimal_rules(rule)
-        elif isinstance(rule, annotated_types.GroupedMetadata):
-            found += _unfolded(rule)
-        elif hasattr(rule, "metadata"):  # pydantic's Field() inside of an annotation
-            found += _unfolded(rule.metadata)
-        else:
-            found.append(rule)
-    return found
-
-
-def _decimal_rules(rule: DecimalRule) -> list[Any]:
-    whole = 10 ** (rule.max_digits - (rule.decimal_places or 0))
-    rules: list[Any] = [annotated_types.Gt(-whole), annotated_types.Lt(whole)]
-    if rule.minimum is not None:
-        rules.append(annotated_types.Ge(rule.minimum))
-    if rule.maximum is not None:
-        rules.append(annotated_types.Le(rule.maximum))
-    return [*rules, rule.multiple_of] if rule.multiple_of is not None else rules
 
 
 def require_within(

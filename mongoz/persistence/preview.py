@@ -37,25 +37,36 @@ def preview(row: Mapping[str, Any], operations: Iterable[Operation]) -> dict[str
 
 def _apply(document: dict[str, Any], operation: Operation) -> None:
     *parents, last = operation.path.split(".")
+    makes = operation.operator not in ("$unset", "$pullAll")
     place: Any = document
     for name in parents:
-        if isinstance(place, list):
-            place = place[int(name)]
-            continue
-        if name not in place:
-            if operation.operator in ("$unset", "$pullAll"):
+        key: Any = int(name) if isinstance(place, list) else name
+        if not _is_there(place, key):
+            if not makes:
                 return
-            place[name] = {}
-        place = place[name]
-    key: Any = int(last) if isinstance(place, list) else last
-    present = place[key] if isinstance(place, list) else place.get(key, _MISSING)
+            _put(place, key, {})
+        place = place[key]
+    key = int(last) if isinstance(place, list) else last
+    present = place[key] if _is_there(place, key) else _MISSING
+    if present is _MISSING and not makes:
+        return
     value = _OPERATORS[operation.operator](present, operation.value)
     if value is not _MISSING:
-        place[key] = value
+        _put(place, key, value)
     elif isinstance(place, list):
         place[key] = None
     else:
         place.pop(key, None)
+
+
+def _is_there(place: Any, key: Any) -> bool:
+    return key < len(place) if isinstance(place, list) else key in place
+
+
+def _put(place: Any, key: Any, value: Any) -> None:
+    if isinstance(place, list):  # the server fills up with null
+        place += [None] * (key + 1 - len(place))
+    place[key] = value
 
 
 def _inc(present: Any, amount: Any) -> Any:

@@ -5,13 +5,15 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from mongoz.exceptions import InvalidKeyError, OperatorInvalid
-from mongoz.fields.storage import stored, stored_names, stored_values
+from mongoz.fields.storage import stored
 from mongoz.persistence.operations import Operation
-from mongoz.persistence.patches import validated_values
+from mongoz.persistence.places import Place, place_at
 from mongoz.queries.paths import resolve
-from mongoz.queries.shapes import OPEN, shape_of
+from mongoz.queries.shapes import shape_of
 
 __all__ = ["Change", "U", "resolve_all"]
+
+_NUMBERS: Final = (int, float, decimal.Decimal)
 
 
 class Change(NamedTuple):
@@ -97,53 +99,42 @@ def _operation(document: Any, operator: str, key: Any, value: Any) -> Operation:
     path = resolve(document, str(key)).path
     if path == "_id":
         raise InvalidKeyError(f"The id of a {document.__name__} can't be updated.")
-    attribute = _attribute(document, path)
-    # Inside of a field the model says too little: there values go as they are.
-    field = attribute if path == stored_names(document)[attribute] else None
-    return Operation(operator, path, attribute, _VALUES[operator](document, field, path, value))
+    place = place_at(document, path)
+    return Operation(operator, path, place.names[0], _VALUES[operator](place, value))
 
 
-def _attribute(document: Any, path: str) -> str:
-    top = path.partition(".")[0]
-    return next(name for name, alias in stored_names(document).items() if alias == top)
-
-
-def _number(document: Any, field: str | None, path: str, value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int | float | decimal.Decimal):
-        raise OperatorInvalid(f"U.inc of {document.__name__}.{path} takes a number, not {value!r}.")
-    shape = shape_of(document.model_fields[field].annotation) if field else OPEN
-    if not (shape.open or shape.holds(int, float, decimal.Decimal)) or shape.depth:
-        raise OperatorInvalid(f"{document.__name__}.{path} holds no numbers, so U.inc can't add {value!r} to it.")
-    kind = document.model_fields[field].field_type if field else None
-    if kind is int and not isinstance(value, int):
-        raise OperatorInvalid(f"{document.__name__}.{path} is an integer; U.inc can't add {value!r} to it.")
+def _number(place: Place, value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, _NUMBERS):
+        raise OperatorInvalid(f"U.inc of {place} takes a number, not {value!r}.")
+    shape = shape_of(place.annotation)
+    numbers = shape.open or any(issubclass(kind, _NUMBERS) and kind is not bool for kind in shape.scalars)
+    if not numbers or shape.depth:
+        raise OperatorInvalid(f"{place} holds no numbers, so U.inc can't add {value!r} to it.")
+    if not isinstance(value, int) and not (shape.open or shape.holds(float, decimal.Decimal)):
+        raise OperatorInvalid(f"{place} is an integer; U.inc can't add {value!r} to it.")
     return stored(value)
 
 
-def _items(document: Any, field: str | None, path: str, items: Iterable[Any]) -> dict[str, list[Any]]:
+def _items(place: Place, items: Iterable[Any]) -> dict[str, list[Any]]:
     # $each, since a bare {"$each": ...} out of a user's input would be obeyed.
-    return {"$each": _bound(document, field, path, list(items))}
+    return {"$each": _bound(place, list(items))}
 
 
-def _bound(document: Any, field: str | None, path: str, value: Any) -> Any:
-    return _as_stored(document, field, path, validated_values(document, {field: value})[field] if field else value)
+def _bound(place: Place, value: Any) -> Any:
+    return place.stored(place.validated(value))
 
 
-def _as_stored(document: Any, field: str | None, _path: str, value: Any) -> Any:
-    return stored_values(document, {field: value}).popitem()[1] if field else stored(value)
-
-
-def _nothing(document: Any, field: str | None, path: str, _value: Any) -> str:
-    if field and document.model_fields[field].is_required():
-        raise InvalidKeyError(f"{document.__name__}.{path} is required, so it can't be unset.")
+def _nothing(place: Place, _value: Any) -> str:
+    if place.is_required:
+        raise InvalidKeyError(f"{place} is required, so it can't be unset.")
     return ""
 
 
-_VALUES: Final[dict[str, Callable[[Any, str | None, str, Any], Any]]] = {
+_VALUES: Final[dict[str, Callable[[Place, Any], Any]]] = {
     "$inc": _number,
     "$push": _items,
     "$addToSet": _items,
-    "$pullAll": lambda document, field, path, items: _as_stored(document, field, path, list(items)),
+    "$pullAll": lambda place, items: place.stored(list(items)),
     "$unset": _nothing,
     "$min": _bound,
     "$max": _bound,

@@ -15,8 +15,9 @@ from time import monotonic
 from types import CoroutineType, coroutine
 from typing import Any, Final
 
-from dispatcher.cancelling import Abandoned, Interrupted
+from dispatcher.cancelling import Abandoned, Interrupted, receiving
 from dispatcher.delivery_log import described
+from dispatcher.forks import leave_if_forked
 from dispatcher.observe import get_logger
 from dispatcher.throttle import Throttle
 from mongoz.signals import Delivery
@@ -183,8 +184,10 @@ class Caller:
         self._calls[task] = (monotonic(), timeout, delivery, context)
         try:
             apart = copy_context()
+            apart.run(receiving.set, task)
             await _in_context(apart, apart.run(function, sender=sender, delivery=delivery, **keywords))
         except BaseException as error:
+            leave_if_forked(error)
             if self._calls.pop(task, None) is None:
                 raise Abandoned from error
             if self._cutting() and isinstance(error, asyncio.CancelledError):
@@ -193,6 +196,7 @@ class Caller:
             if late and isinstance(error, asyncio.CancelledError):
                 return TimeoutError(f"it took longer than {timeout:g} s")
             return error
+        leave_if_forked()
         if self._calls.pop(task, None) is None:
             raise Abandoned
         if task.cancelling():

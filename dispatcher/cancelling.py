@@ -1,12 +1,44 @@
-"""Ending tasks for certain, and what ends them in order."""
+"""Ending tasks for certain, what ends them in order, and who may not end them."""
 
 import asyncio
-from collections.abc import Callable, Collection
+import sys
+from collections.abc import Callable, Collection, Coroutine
+from contextvars import ContextVar
 from typing import Any, Final
 
-__all__ = ["Abandoned", "Interrupted", "end"]
+__all__ = ["Abandoned", "Interrupted", "end", "guarded", "receiving"]
 
 _AGAIN_AFTER: Final = 0.1
+
+
+receiving: Final[ContextVar[asyncio.Task[Any] | None]] = ContextVar("dispatcher_receiving", default=None)
+"""In a receiver, and in whatever it begins: the task that it runs in. None outside of receivers."""
+
+
+class _Guarded(asyncio.Task[Any]):
+    """A task that receivers can't cancel, except for the one that runs in it."""
+
+    def cancel(self, msg: Any = None) -> bool:
+        """Cancel it.
+
+        Raises:
+            RuntimeError: a receiver does that. One that closes a client of the driver does it in the driver.
+        """
+        if receiving.get() in (None, self):
+            return super().cancel(msg)
+        if str(sys._getframe(1).f_globals.get("__name__")).startswith("pymongo."):
+            return super().cancel(msg)
+        raise RuntimeError(
+            f"The task {self.get_name()!r} is the dispatcher's: a receiver may only cancel tasks of its own."
+        )
+
+
+def guarded(
+    loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **keywords: Any
+) -> asyncio.Task[Any]:
+    """Make a task; a factory of tasks for a loop. What receivers create is theirs."""
+    kind = _Guarded if receiving.get() is None else asyncio.Task
+    return kind(coroutine, loop=loop, **keywords)
 
 
 class Interrupted(Exception):

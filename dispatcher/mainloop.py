@@ -1,8 +1,8 @@
 """The event loop of a process that runs until a signal stops it, and that its receivers can't end.
 
 Receivers share the process and its loop. A task of theirs that raises SystemExit, a call of `loop.stop()`, a
-handler of signals that a library installs: each of these would end the process, or keep it from ending in order.
-Here it is named in the log, and the loop turns on.
+handler of signals that a library installs, the cancellation of all tasks: each of these would end the process, or
+keep it from ending in order. Here it is refused or named in the log, and the loop turns on.
 """
 
 import asyncio
@@ -12,13 +12,13 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Final
 
-from dispatcher.cancelling import end
+from dispatcher.cancelling import end, guarded
 from dispatcher.ending import PATIENCE, Deadline
 from dispatcher.exceptions import Cancelled, DispatcherError, ExitCode
+from dispatcher.forks import Threads, watch_forks
 from dispatcher.garbage import collecting
 from dispatcher.observe import get_logger
 from dispatcher.writer import say_at_once
@@ -50,6 +50,8 @@ def run(service: Service, loop: str = "auto", *, within: float | None = None) ->
     deadline = Deadline()
     runner = asyncio.Runner(loop_factory=_loop_class(loop))
     turning: Any = runner.get_loop()
+    turning.set_task_factory(guarded)
+    watch_forks(turning)
     try:
         _turn(turning, _main(service, deadline, within))
     except asyncio.CancelledError as error:
@@ -61,6 +63,7 @@ def run(service: Service, loop: str = "auto", *, within: float | None = None) ->
         turning.ending = True
         with suppress(SystemExit, KeyboardInterrupt):  # of tasks that are cancelled now
             runner.close()
+        watch_forks(None)
         deadline.lift()
 
 
@@ -68,7 +71,7 @@ async def _main(service: Service, deadline: Deadline, within: float | None) -> N
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_log_failure)
     threading.excepthook = _log_thread
-    threads = ThreadPoolExecutor(thread_name_prefix="dispatcher-thread")
+    threads = Threads(thread_name_prefix="dispatcher-thread")
     loop.set_default_executor(threads)
     stop = asyncio.Event()
     signals = _Signals(stop, deadline, within)

@@ -47,6 +47,28 @@ async def ruin():
         await asyncio.sleep(0)
     await client.close()
 
+async def cancel_all():
+    for task in asyncio.all_tasks():
+        task.cancel()
+
+async def cancel_own():
+    mine = [asyncio.create_task(asyncio.sleep(600)) for _ in range(3)]
+    await asyncio.sleep(0)
+    [task.cancel() for task in mine]
+    await asyncio.gather(*mine, return_exceptions=True)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(asyncio.sleep(0))
+    for waits in (lambda: asyncio.wait_for(asyncio.sleep(600), 0.05), lambda: deadline(0.05)):
+        try:
+            await waits()
+        except TimeoutError:
+            continue
+        assert False
+
+async def deadline(seconds):
+    async with asyncio.timeout(seconds):
+        await asyncio.sleep(600)
+
 async def refuse():
     while True:
         try:
@@ -58,6 +80,8 @@ async def refuse():
 async def unruly(sender, instance, **kwargs):
     with pathlib.Path("delivered").open("a") as file:
         file.write(instance.deed + "\\n")
+    global main_loop
+    main_loop = loop()
     done = eval(instance.deed)
     if inspect.isawaitable(done):
         await done
@@ -153,12 +177,62 @@ def test_a_receiver_that_never_gives_way_is_ended_in_time(tmp_path, mongo, datab
     assert "unruly_app.py" in line["main"]
 
 
-def test_a_receiver_that_cancels_everything_is_told_so(tmp_path, mongo, database, foreign):
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@pytest.mark.parametrize(
+    "deed",
+    [
+        "[task.cancel() for task in asyncio.all_tasks()]",
+        "[task.cancel() for task in asyncio.all_tasks() if task is not asyncio.current_task()]",
+        "asyncio.create_task(cancel_all())",
+        "asyncio.to_thread(lambda: [task.cancel() for task in asyncio.all_tasks(main_loop)])",
+    ],
+)
+def test_a_receiver_that_cancels_the_tasks_of_the_dispatcher_has_failed(
+    deed, loop, tmp_path, mongo, database, foreign
+):
+    if loop == "asyncio":
+        (tmp_path / "uvloop.py").write_text("from asyncio import SelectorEventLoop as Loop\n")
     with unruly(tmp_path, mongo.url, database) as running:
-        do("[task.cancel() for task in asyncio.all_tasks()]", tmp_path, foreign)
-        assert running.process.wait(60) == ExitCode.CRASHED
-    assert "cancelled the dispatcher's own tasks" in running.log
-    assert "Traceback" not in running.log
+        do(deed, tmp_path, foreign)
+        eventually_sync(lambda: running.lines("delivery.dead_lettered"), within=60)
+        do("'it goes on'", tmp_path, foreign)
+        assert running.terminate(within=60) == ExitCode.OK
+    (letter,) = foreign.client[f"{database}_state"]["dead_letters"].find()
+    assert "is the dispatcher's" in letter["error"]["message"]
+    assert letter["attempts"] == 1  # that is what it asks for
+
+
+def test_a_receiver_may_cancel_what_it_has_begun(tmp_path, mongo, database, foreign):
+    with unruly(tmp_path, mongo.url, database) as running:
+        do("cancel_own()", tmp_path, foreign)
+        assert running.terminate(within=60) == ExitCode.OK
+    assert "dead_lettered" not in running.log
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@pytest.mark.parametrize(
+    "deed",
+    [
+        "os.fork()",
+        "os.fork() or sys.exit(3)",
+        "asyncio.sleep(0.01 if os.fork() else 600)",
+        "os.fork() or 1 / 0",
+        "asyncio.to_thread(os.fork)",
+    ],
+)
+def test_a_process_that_a_receiver_forks_is_no_second_dispatcher(deed, loop, tmp_path, mongo, database, foreign):
+    if loop == "asyncio":
+        (tmp_path / "uvloop.py").write_text("from asyncio import SelectorEventLoop as Loop\n")
+    with unruly(tmp_path, mongo.url, database) as running:
+        do(deed, tmp_path, foreign)
+        dispatcher = psutil.Process(running.process.pid)
+        eventually_sync(lambda: {one.status() for one in dispatcher.children()} == {"zombie"}, within=60)
+        foreign["things"].insert_many([{"deed": f"{n}"} for n in range(50)])
+        eventually_sync(lambda: len(delivered(tmp_path)) >= 51, within=60)
+        assert running.terminate(within=60) == ExitCode.OK
+    assert len(delivered(tmp_path)) == 51
+    assert not running.lines("delivery.dead_lettered")
+    assert ("a process that a receiver forked" in running.log) == ("sys.exit" not in deed)
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT, signal.SIGINT])

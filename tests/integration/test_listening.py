@@ -22,7 +22,7 @@ from tests.listening.scenes import GROUPS, scenes
 from tests.listening.world import World
 
 LONG = os.environ.get("LISTENING_EXAMPLES")
-EXAMPLES = int(LONG or 8)
+EXAMPLES = int(LONG or 6)
 SEED = int(os.environ.get("LISTENING_SEED") or (random.randrange(10**6) if LONG else 15))
 
 

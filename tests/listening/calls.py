@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from bson import ObjectId
 
@@ -29,6 +29,8 @@ __all__ = [
     "key",
     "number_of",
 ]
+
+_ANY_CASE: Final = {"locale": "en", "strength": 2}
 
 Row = dict[str, Any]
 Values = Mapping[str, Any]
@@ -59,9 +61,11 @@ def _shown(values: Values, *before: str) -> str:
     return ", ".join([*before, *(f"{name}={value!r}" for name, value in values.items())])
 
 
-def _meets(row: Row, lookup: str, value: Any) -> bool:
+def _meets(row: Row, lookup: str, value: Any, any_case: bool) -> bool:
     name, _, operator = lookup.partition("__")
     found = row.get(name)
+    if any_case and isinstance(value, str):
+        found, value = _in_lower_case(found), value.lower()
     match operator:
         case "gt":
             return isinstance(found, int) and found > value
@@ -72,27 +76,37 @@ def _meets(row: Row, lookup: str, value: Any) -> bool:
     return bool(found == value or (isinstance(found, list) and value in found))
 
 
+def _in_lower_case(found: Any) -> Any:
+    if isinstance(found, list):
+        return [_in_lower_case(each) for each in found]
+    return found.lower() if isinstance(found, str) else found
+
+
 @dataclass(frozen=True)
 class Query:
-    """What a queryset selects."""
+    """What a queryset selects; in `any_case` with a collation that takes "A" and "a" for equal."""
 
     filter: Values = field(default_factory=dict)
     sort: tuple[str, int] | None = None
     skip: int = 0
     limit: int = 0
+    any_case: bool = False
 
     def __str__(self) -> str:
         parts = [f".filter({_shown(self.filter)})"] if self.filter else []
         parts += [f".sort{self.sort}"] if self.sort else []
         parts += [f".{name}({value})" for name, value in (("skip", self.skip), ("limit", self.limit)) if value]
+        parts += [".options(collation=...)"] if self.any_case else []
         return "objects" + "".join(parts)
 
     def matches(self, id_: ObjectId, row: Row) -> bool:
         """Whether the filter selects a document."""
-        return all(_meets({"id": id_, **row}, lookup, value) for lookup, value in _with_key(self.filter).items())
+        row, filter = {"id": id_, **row}, _with_key(self.filter)
+        return all(_meets(row, lookup, value, self.any_case) for lookup, value in filter.items())
 
     def of(self, document: Any) -> Any:
         found = document.objects.filter(**_with_key(self.filter)) if self.filter else document.objects
+        found = found.options(collation=_ANY_CASE) if self.any_case else found
         found = found.sort(*self.sort) if self.sort else found
         found = found.skip(self.skip) if self.skip else found
         return found.limit(self.limit) if self.limit else found

@@ -25,6 +25,7 @@ __all__ = ["DIRECTED"]
 _ALL: Final = Query()
 _ONES: Final = Query({"n": 1})
 _SOME_ONES: Final = Query({"n": 1}, limit=2)
+_ANY_A: Final = Query({"s": "A"}, any_case=True)
 
 
 def _rows(*rows: Values) -> dict[int, dict[str, Any]]:
@@ -100,12 +101,17 @@ _MISFITS: Final = [
 _MOVES_OUT: Final = [
     scene
     for call in (
-        UpdateMany("update", _ONES, {"s": "b"}),
-        UpdateMany("update_count", _SOME_ONES, {"s": "b"}),
+        UpdateMany("update", _ONES, {"m": 0}),
+        UpdateMany("update_count", _SOME_ONES, {"m": 0}),
         DeleteMany(_ONES),
         DeleteMany(_SOME_ONES),
+        DeleteMany(_ANY_A),
     )
-    for scene in _beside("Bare", _rows({}, {}), call, Foreign("set", 2, {"n": 2}), 1, 2, 3)
+    for scene in _beside("Bare", _rows({}, {}), call, Foreign("set", 2, {"n": 2, "s": "b"}), 1, 2, 3)
+] + [  # of a batch of one, the last look is another command
+    *_beside("Bare", _rows({}), UpdateMany("update", _ONES, {"m": 0}), Foreign("set", 1, {"n": 2}), 2, 3),
+    *_beside("Bare", _rows({}), UpdateMany("update_many", _ANY_A, {"m": 0}), Foreign("set", 1, {"s": "b"}), 2, 3),
+    *_beside("Bare", _rows({}), DeleteMany(_ANY_A), Foreign("set", 1, {"s": "b"}), 2, 3),
 ]
 
 # Between the read and the write another client changes what is derived of.

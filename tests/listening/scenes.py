@@ -67,7 +67,7 @@ _FILTERS: Final[list[Strategy]] = [
     st.fixed_dictionaries({"n__gt": _NUMBERS}),
     st.fixed_dictionaries({"n__lt": _NUMBERS}),
     st.fixed_dictionaries({"n": _NUMBERS}),
-    st.fixed_dictionaries({"s": _VALUES["s"]}),
+    st.fixed_dictionaries({"s": st.sampled_from(["a", "b", "A", "long"])}),
     st.fixed_dictionaries({"u__in": st.just([0, 1])}),
     st.fixed_dictionaries({"id": st.integers(1, 4)}),
     st.fixed_dictionaries({"tags": st.just("x")}),
@@ -78,6 +78,7 @@ _QUERIES: Final = st.builds(
     st.none() | st.tuples(st.sampled_from(["n", "s"]), st.sampled_from([1, -1])),
     st.sampled_from([0, 0, 0, 1]),
     st.sampled_from([0, 0, 0, 1, 2]),
+    st.sampled_from([False, False, False, True]),
 )
 
 _OPERATION: Final = st.one_of(

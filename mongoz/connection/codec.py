@@ -5,10 +5,10 @@ import decimal
 from typing import Any
 
 from bson.binary import UuidRepresentation
-from bson.codec_options import CodecOptions, TypeEncoder, TypeRegistry
+from bson.codec_options import CodecOptions, DatetimeConversion, TypeEncoder, TypeRegistry
 from bson.decimal128 import Decimal128
 
-__all__ = ["CODEC_OPTIONS", "StoredDecimal", "with_our_types"]
+__all__ = ["CODEC_OPTIONS", "StoredDecimal", "lenient", "with_our_types"]
 
 
 class StoredDecimal(decimal.Decimal):
@@ -79,6 +79,16 @@ _REGISTRY = TypeRegistry([_DateEncoder(), _DecimalEncoder(), _StoredDecimalEncod
 def with_our_types(options: CodecOptions[Any]) -> CodecOptions[Any]:
     """These options with standard UUIDs, and with encoders for dates, times and decimals."""
     return options.with_options(uuid_representation=UuidRepresentation.STANDARD, type_registry=_REGISTRY)
+
+
+def lenient(options: CodecOptions[Any]) -> CodecOptions[Any]:
+    """These options, for documents that other clients wrote: what Python can't have is decoded as well as it can.
+
+    A date beyond the year 9999 is a `bson.DatetimeMS`; what is no Unicode in a text is replaced.
+    """
+    if options.datetime_conversion == DatetimeConversion.DATETIME:
+        options = options.with_options(datetime_conversion=DatetimeConversion.DATETIME_AUTO)
+    return options.with_options(unicode_decode_error_handler="replace")
 
 
 CODEC_OPTIONS: CodecOptions[dict[str, Any]] = with_our_types(CodecOptions())

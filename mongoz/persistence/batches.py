@@ -140,7 +140,7 @@ async def there_of(
         if surely:
             cursor = surely_read(target).find({"_id": {"$in": some}}, projection, max_time_ms=PATIENCE_MS)
         else:
-            primary = target.driver.with_options(read_preference=ReadPreference.PRIMARY)
+            primary = target.lenient.with_options(read_preference=ReadPreference.PRIMARY)
             cursor = primary.find({"_id": {"$in": some}}, projection, session=session or target.session)
         rows += await cursor.to_list(None)
     return {key_of(row.pop("_id")): row for row in rows}

@@ -162,7 +162,7 @@ class _Update(Generic[D]):
         """Refuse all of what matches if a document of it would be beyond a limit then: before any is written."""
         broken = self._limits.broken
         condition = {"$and": [dict(filter), broken]} if filter else broken
-        row = await self.target.driver.find_one(condition, session=self.target.session, **options)
+        row = await self.target.lenient.find_one(condition, session=self.target.session, **options)
         if row is not None:
             self._check(row)
 
@@ -298,7 +298,7 @@ class _Update(Generic[D]):
 
         async def send(session: Any) -> Row:
             try:
-                row: Row | None = await self.target.driver.find_one_and_update(
+                row: Row | None = await self.target.lenient.find_one_and_update(
                     **condition, update=update, return_document=ReturnDocument.AFTER, session=session
                 )
             except OperationFailure as error:

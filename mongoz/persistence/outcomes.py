@@ -149,7 +149,7 @@ async def is_without(target: Target, id_: Any, since: float) -> bool:
 
 def surely_read(target: Target) -> Any:
     """The driver's collection, for reading what will not be rolled back, from a primary that is one."""
-    return target.driver.with_options(
+    return target.lenient.with_options(
         read_concern=ReadConcern("linearizable"), read_preference=ReadPreference.PRIMARY
     )
 

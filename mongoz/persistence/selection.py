@@ -109,7 +109,7 @@ class Selection:
         """A cursor in the order of `_id`, behind this one if there is one."""
         # By $expr, since $gt would only find ids of the same type.
         behind = [{"$expr": {"$gt": ["$_id", {"$literal": id_}]}} for id_ in after]
-        return self.target.driver.find(
+        return self.target.lenient.find(
             self.also(*behind),
             projection,
             sort=[("_id", 1)],
@@ -123,21 +123,21 @@ class Selection:
         if self.ids is not None:
             ids = await self.ids()
         else:
-            found = self.target.driver.find(self.filter, {"_id": 1}, session=self.target.session, **self.options)
+            found = self.target.lenient.find(self.filter, {"_id": 1}, session=self.target.session, **self.options)
             ids = [row["_id"] for row in await found.to_list(None)]
         for chosen in chunks(ids, _IDS):
             yield chosen
 
     async def rows(self, ids: list[Any]) -> list[dict[str, Any]]:
         """Those of these documents that are there, in this order."""
-        cursor = self.target.driver.find({"_id": {"$in": ids}}, session=self.target.session)
+        cursor = self.target.lenient.find({"_id": {"$in": ids}}, session=self.target.session)
         return _in_order_of(ids, await cursor.to_list(None))
 
     async def matching(
         self, ids: list[Any], projection: Mapping[str, Any] | None = None, session: Any = None
     ) -> list[dict[str, Any]]:
         """Those of these documents that match now, by the primary's account, in this order."""
-        primary = self.target.driver.with_options(read_preference=ReadPreference.PRIMARY)
+        primary = self.target.lenient.with_options(read_preference=ReadPreference.PRIMARY)
         cursor = primary.find(self.among(ids), projection, session=session, **self.collation)
         return _in_order_of(ids, await cursor.to_list(None))
 

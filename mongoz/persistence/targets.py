@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from mongoz.connection import Collection, Registry
 from mongoz.connection.clock import ServerClock
+from mongoz.connection.codec import lenient
 from mongoz.connection.drivers import Driver
 from mongoz.connection.transactions import ALONE, Transaction, is_in_one, join
 from mongoz.connection.units import is_given_up, unbroken
@@ -49,6 +50,13 @@ class Target(NamedTuple):
     def driver(self) -> Any:
         """The driver's collection."""
         collection = self.collection._collection
+        return self.driver_seam.in_transaction(collection) if self.in_transaction else collection
+
+    @property
+    def lenient(self) -> Any:
+        """The same, for reading what is written: a value that Python can't have must not get in between."""
+        collection = self.collection._collection
+        collection = collection.with_options(codec_options=lenient(collection.codec_options))
         return self.driver_seam.in_transaction(collection) if self.in_transaction else collection
 
     @property

@@ -274,7 +274,7 @@ async def _apply(
     row: dict[str, Any] | None = {}
     if operations:  # only the server knows what they come to
         wanted = dict.fromkeys((operation.top for operation in operations), 1)
-        row = await target.driver.find_one_and_update(
+        row = await target.lenient.find_one_and_update(
             key, update, projection=wanted, return_document=ReturnDocument.AFTER, session=session
         )
         found = row is not None
@@ -408,7 +408,7 @@ async def _present(
         DocumentNotFound: the document is gone.
         pydantic.ValidationError: what the operations would make of it does not fit its field.
     """
-    primary = target.driver.with_options(read_preference=ReadPreference.PRIMARY)
+    primary = target.lenient.with_options(read_preference=ReadPreference.PRIMARY)
     wanted = None if everything else {"_id": 1, **{operation.top: 1 for operation in operations}}
     row: dict[str, Any] | None = await primary.find_one({"_id": instance.id}, wanted, session=session)
     if row is None:

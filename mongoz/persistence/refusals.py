@@ -1,13 +1,14 @@
 """Writes that the server refuses, and that the origin stamp may be the reason for."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import bson
 from pymongo.errors import BulkWriteError, OperationFailure, PyMongoError
 
 from mongoz.connection.codec import CODEC_OPTIONS
-from mongoz.fields.storage import UNSTORABLE, explain_value, stored, stored_names
+from mongoz.fields.storage import UNSTORABLE, explain_value, stored
 from mongoz.stamps import FIELD
 
 if TYPE_CHECKING:
@@ -72,13 +73,12 @@ def explain_unstorable(error: BaseException, instance: "Document") -> None:
     """
     if not isinstance(error, UNSTORABLE):
         return
-    names = stored_names(type(instance))
-    for name, value in {**instance.__dict__, **(instance.__pydantic_extra__ or {})}.items():
-        try:
-            key = names.get(name, name)
-            bson.encode({key: stored(value, declared=name in names)}, codec_options=CODEC_OPTIONS)
-        except Exception:  # whatever it is: this is the field
-            explain_value(error, type(instance), name, value)
+    with suppress(*UNSTORABLE):  # else it has no row, and the error names the field already
+        for name, value in stored(instance).items():
+            try:
+                bson.encode({name: value}, codec_options=CODEC_OPTIONS)
+            except Exception:  # whatever it is: this is the field
+                explain_value(error, type(instance), name, value)
 
 
 def explain_refusal(error: PyMongoError) -> None:

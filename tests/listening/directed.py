@@ -143,6 +143,8 @@ _BOUNDS: Final = [
         Foreign("set", 1, {"tags": ["x", "y"]}),
         1,
         2,
+        3,
+        4,
     ),
     *_beside("Bounded", _rows({"n": 2}), Update(1, {}, _INC_2), Foreign("set", 1, {"n": 4}), 0, 1),
     *_beside("Bounded", _rows({}), UpdateMany("update_many", _ALL, {"n": 0}), Foreign("inc", 1, {"n": -1}), 2),

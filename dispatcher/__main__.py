@@ -2,6 +2,8 @@
 
 import sys
 
+from dispatcher.descriptors import require_descriptors
+from dispatcher.exceptions import TooManyFiles
 from dispatcher.standard import open_streams
 
 __all__ = ["main"]
@@ -11,11 +13,15 @@ def main() -> None:
     """Run the command line; Ctrl-C before it can do better ends it without a traceback."""
     open_streams()
     try:
+        require_descriptors()
         from dispatcher.cli import main as command_line  # noqa: PLC0415 - Ctrl-C may come while it loads
 
         command_line()
     except KeyboardInterrupt:
         sys.exit(130)
+    except TooManyFiles as error:
+        sys.stderr.write(f"error: {error.message}\nremedy: {error.remedy}\n")  # whatever else prints is not loaded
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

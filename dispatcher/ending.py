@@ -115,8 +115,8 @@ def _place(frame: FrameType | None) -> str:
     if frame is None:
         return "nowhere"
     stack = traceback.extract_stack(frame)
-    library = str(Path(threading.__file__).parent)
-    one = next((f for f in reversed(stack) if not f.filename.startswith((library + os.sep, "<"))), stack[-1])
+    of_python = (str(Path(threading.__file__).parent) + os.sep, "<frozen ")
+    one = next((f for f in reversed(stack) if not f.filename.startswith(of_python)), stack[-1])
     return f"{one.filename}:{one.lineno} in {one.name}"
 
 

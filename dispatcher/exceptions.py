@@ -18,9 +18,10 @@
     ├── NotRunning                no dispatcher of the group is alive to do it
     ├── StillRunning              one is, and would undo it
     ├── CannotListen              the address for HTTP is taken, or is not ours
-    ├── Cancelled                 a receiver cancelled the dispatcher's own tasks
+    ├── Cancelled                 a thread cancelled the dispatcher's own tasks
     ├── NotInstalled              an extra that was asked for is not there
     ├── CannotWrite               the results can't be written to stdout
+    ├── TooManyFiles              no file or connection can be opened any more
     ├── EmbeddedError             no private mongod could be started
     └── DemoFailed                the demo lost a change
 
@@ -52,6 +53,7 @@ __all__ = [
     "PositionError",
     "ServerError",
     "StillRunning",
+    "TooManyFiles",
     "UnknownLetter",
     "UnknownReceiver",
     "UnknownRun",
@@ -84,8 +86,10 @@ class ExitCode(IntEnum):
     STILL_RUNNING = 23
     NOT_INSTALLED = 24
     CANNOT_WRITE = 25
+    TOO_MANY_FILES = 26
     CRASHED = 70
-    """A bug in the dispatcher itself (EX_SOFTWARE): please report it with the traceback."""
+    """A bug in the dispatcher: please report it with the traceback. Or a thread that a receiver or a library
+    started cancelled the dispatcher's own tasks."""
     FORCED = 130
     """A second SIGINT or SIGTERM cut the drain short. Nothing is lost; a few deliveries may repeat."""
 
@@ -217,6 +221,12 @@ class CannotWrite(DispatcherError):
     exit_code = ExitCode.CANNOT_WRITE
 
 
+class TooManyFiles(DispatcherError):
+    """The process has too few file descriptors, so that no file or connection can be opened any more."""
+
+    exit_code = ExitCode.TOO_MANY_FILES
+
+
 class EmbeddedError(DispatcherError):
     """No private mongod could be started."""
 
@@ -224,7 +234,7 @@ class EmbeddedError(DispatcherError):
 
 
 class Cancelled(DispatcherError):
-    """A receiver cancelled the dispatcher's own tasks."""
+    """A thread that a receiver or a library started cancelled the dispatcher's own tasks."""
 
     exit_code = ExitCode.CRASHED
 

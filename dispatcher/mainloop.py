@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from dispatcher.cancelling import end, guarded
+from dispatcher.descriptors import require_descriptors
 from dispatcher.ending import PATIENCE, Deadline
 from dispatcher.exceptions import Cancelled, DispatcherError, ExitCode
 from dispatcher.forks import Threads, watch_forks
@@ -46,7 +47,11 @@ def run(service: Service, loop: str = "auto", *, within: float | None = None) ->
         service: what to run; it is given the event that the signals set.
         loop: `"auto"` takes uvloop where there is one.
         within: seconds after the signal from which on the process is ended, in order or not.
+
+    Raises:
+        DispatcherError: the service does, or the process can't open enough files, or a thread cancelled its tasks.
     """
+    require_descriptors()
     deadline = Deadline()
     runner = asyncio.Runner(loop_factory=_loop_class(loop))
     turning: Any = runner.get_loop()
@@ -56,8 +61,8 @@ def run(service: Service, loop: str = "auto", *, within: float | None = None) ->
         _turn(turning, _main(service, deadline, within))
     except asyncio.CancelledError as error:
         raise Cancelled(
-            "A receiver or a library cancelled the dispatcher's own tasks. Nothing is lost.",
-            remedy="Don't cancel asyncio.all_tasks() in a receiver. Started again, it continues where it stopped.",
+            "A thread that a receiver or a library started cancelled the dispatcher's own tasks. Nothing is lost.",
+            remedy="Don't cancel asyncio.all_tasks() in a thread. Started again, it continues where it stopped.",
         ) from error
     finally:
         turning.ending = True

@@ -9,6 +9,7 @@ from dispatcher.cli import check, develop, letters, pausing, position, receivers
 from dispatcher.cli.options import Commands
 from dispatcher.cli.output import complain, err
 from dispatcher.describing import trace_of
+from dispatcher.descriptors import lack_in
 from dispatcher.exceptions import DispatcherError, ExitCode
 from dispatcher.standard import mend_streams
 from dispatcher.terminal import shown
@@ -68,12 +69,12 @@ def main() -> None:
 def _command_line() -> None:
     try:
         _run()
-    except DispatcherError as error:
-        mend_streams()
-        complain(error)
-        sys.exit(error.exit_code)
     except Exception as error:
         mend_streams()
+        known = lack_in(error) or error
+        if isinstance(known, DispatcherError):
+            complain(known)
+            sys.exit(known.exit_code)
         err.print(shown(trace_of(error).rstrip(), newline="\n  "))
         complain(
             DispatcherError(

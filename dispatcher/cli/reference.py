@@ -98,15 +98,17 @@ def _default(parameter: Any) -> str:
 
 
 def _meaning(code: ExitCode) -> str:
-    """What the exceptions that lead to it say of themselves; of the others, what the codes do."""
+    """What a code says of itself; of the others, what the exceptions that lead to it do."""
+    found = re.search(rf'^    {code.name} = \d+\n    """(.*?)"""', inspect.getsource(ExitCode), re.M | re.S)
+    if found:
+        return _sentence(found[1])
     kinds = (
         kind for kind in vars(exceptions).values() if inspect.isclass(kind) and issubclass(kind, DispatcherError)
     )
     for kind in kinds:
         if "exit_code" in vars(kind) and kind.exit_code is code and kind is not DispatcherError:
             return _sentence(kind.__doc__ or "")
-    found = re.search(rf'^    {code.name} = \d+\n    """(.*?)"""', inspect.getsource(ExitCode), re.M | re.S)
-    return _sentence(found[1]) if found else ""
+    return ""
 
 
 def _sentence(text: str) -> str:

@@ -9,13 +9,16 @@ import contextlib
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import Any, Final
 
 from dispatcher.cancelling import end
+from dispatcher.descriptors import lack_in
 from dispatcher.exceptions import CannotListen
 from dispatcher.observe import get_logger
 from dispatcher.observing import Observer
 from dispatcher.settings import AUTO, OFF, Address, Settings
+from dispatcher.web.accepting import AGAIN_AFTER, accept, say_it_failed
 
 __all__ = ["Web"]
 
@@ -70,13 +73,14 @@ class Web:
         if self._socket is None:
             return
         await self._let_deliveries_go_first()
-        server, dashboard = await asyncio.to_thread(self._make_server)
-        serving = asyncio.create_task(server.serve([self._socket]), name="http")
+        server, dashboard, make_protocol = await self._made_server()
+        serving = asyncio.create_task(server.serve([]), name="http")
         watching = asyncio.create_task(dashboard.watch(), name="dashboard")
         try:
             log.info("answering over HTTP", action="http.listening", address=self._observer.http)
-            await asyncio.shield(serving)
+            await accept(self._socket, make_protocol)
         finally:
+            self._socket.close()
             await end([watching])
             server.should_exit = True
             await asyncio.wait([serving], timeout=_PATIENCE * 2)
@@ -87,8 +91,19 @@ class Web:
                 while self._observer.not_ready():  # noqa: ASYNC110 - nobody else waits for it
                     await asyncio.sleep(_LOOK)
 
-    def _make_server(self) -> tuple[Any, Any]:
-        """Load what is needed, which takes a while, and make the server."""
+    async def _made_server(self) -> tuple[Any, Any, Any]:
+        """The same as `_make_server`; tried again while no descriptor is left for a file that it loads."""
+        while True:
+            try:
+                return await asyncio.to_thread(self._make_server)
+            except Exception as error:
+                if lack_in(error) is None:
+                    raise
+                say_it_failed(error)
+            await asyncio.sleep(AGAIN_AFTER)
+
+    def _make_server(self) -> tuple[Any, Any, Any]:
+        """Load what is needed, which takes a while; make the server, and what makes its connections."""
         import uvicorn  # noqa: PLC0415 - see above
 
         from dispatcher.web.app import make_app  # noqa: PLC0415
@@ -125,10 +140,11 @@ class Web:
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            backlog=_BACKLOG,
             timeout_graceful_shutdown=_PATIENCE,
         )
-        return Server(config), dashboard
+        config.load()
+        server = Server(config)
+        return server, dashboard, partial(Connection, config, server.server_state, {})
 
 
 class _Forwarding(logging.Handler):

@@ -140,6 +140,21 @@ def test_the_page_shows_what_happens_and_runs_nothing_that_clients_wrote(browser
         phone.close()
 
 
+def test_letters_that_are_too_many_to_count_are_so_many_or_more(browser, shown):
+    def with_many(route: Route) -> None:
+        answer = route.fetch()
+        many = {"dead_letter_count": 12345, "at_least": ["dead_letters"]}
+        route.fulfill(response=answer, json={**answer.json(), **many})
+
+    watched = Watched(browser, url_of(shown))
+    watched.page.route("**/api/state?*", with_many)
+    expect(tile(watched.page, "Dead letters")).to_have_text("12,345 or more")
+    expect(watched.page.locator("#letter-count")).to_have_text("12,345 or more")
+    watched.page.unroute_all(behavior="wait")
+    assert watched.complaints == []
+    watched.close()
+
+
 def test_an_answer_from_before_unlocking_locks_nothing(browser, shown):
     watched = Watched(browser, url_of(shown))
     page = watched.page

@@ -17,6 +17,11 @@ export function count(value) {
   return value === null || value === undefined ? DASH : Math.round(value).toLocaleString("en");
 }
 
+// Counting millions would take too long.
+export function orMore(state, figure) {
+  return state.at_least.includes(figure) ? "or more" : "";
+}
+
 export function rate(value) {
   if (value === null || value === undefined) return DASH;
   if (value === 0) return "0";

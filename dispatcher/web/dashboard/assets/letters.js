@@ -3,7 +3,7 @@
 import { get, post } from "./api.js";
 import { confirm } from "./dialogs.js";
 import { byId, element, toast, write } from "./dom.js";
-import { bytes, count, moment } from "./format.js";
+import { bytes, count, moment, orMore } from "./format.js";
 
 const EVERYBODY = "";
 
@@ -30,7 +30,8 @@ export class Letters {
   // The state says how many there are of whom, and when the last one came.
   async update(state) {
     this.mayChange = state.may_change;
-    write(byId("letter-count"), state.dead_letter_count ? count(state.dead_letter_count) : "");
+    const number = `${count(state.dead_letter_count)} ${orMore(state, "dead_letters")}`.trim();
+    write(byId("letter-count"), state.dead_letter_count ? number : "");
     this.retryShown.hidden = !this.mayChange || !state.dead_letter_count;
     this.showFilter(state.dead_letters);
     for (const shown of this.shown.values()) this.showButtons(shown);

@@ -1,7 +1,7 @@
 // What the group is and does: figures, receivers, partitions, members, what waits, and what was lost.
 
 import { Table, byId, column, element, write } from "./dom.js";
-import { TONES, DASH, ago, count, duration, rate, since } from "./format.js";
+import { TONES, DASH, ago, count, duration, orMore, rate, since } from "./format.js";
 
 const TILES = [
   ["Deliveries", (s) => [rate(s.figures.delivered), "/s"]],
@@ -14,8 +14,6 @@ const TILES = [
   ["Oplog left", (s) => [duration(s.headroom_seconds)], (s) => oplogLevel(s)],
 ];
 
-// Counting millions would take too long.
-const orMore = (state, figure) => (state.at_least.includes(figure) ? "or more" : "");
 const level = (value, warn, bad) => (value >= bad ? "bad" : value >= warn ? "warn" : "");
 const anyAlive = (state) => state.members.some((one) => one.alive);
 const oplogLevel = (s) =>

@@ -1,0 +1,57 @@
+"""Accepting connections. Where that fails, it is tried again: uvloop would stop listening for ever."""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Final
+
+from dispatcher.descriptors import lack_in
+from dispatcher.observe import get_logger
+from dispatcher.throttle import Throttle
+
+__all__ = ["AGAIN_AFTER", "accept", "say_it_failed"]
+
+log = get_logger()
+
+AGAIN_AFTER: Final = 1.0
+"""Seconds after which what failed is tried again."""
+
+_throttle: Final = Throttle()
+
+
+async def accept(listening: socket.socket, make_protocol: Callable[[], asyncio.Protocol]) -> None:
+    """Accept connections, for ever. While no descriptor is left for one, its client waits.
+
+    Args:
+        listening: non-blocking.
+        make_protocol: makes the protocol of a connection.
+    """
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            connection, _ = await loop.sock_accept(listening)
+        except ConnectionError:  # the client has gone already
+            continue
+        except OSError as error:
+            say_it_failed(error)
+            await asyncio.sleep(AGAIN_AFTER)
+            continue
+        try:
+            await loop.connect_accepted_socket(make_protocol, connection)
+        except OSError as error:
+            connection.close()
+            say_it_failed(error)
+
+
+def say_it_failed(error: Exception) -> None:
+    """Log it, once a minute."""
+    further = _throttle.due("http.not_accepted")
+    if further is not None:
+        lack = lack_in(error)
+        log.warning(
+            "no connection can be accepted over HTTP at the moment; it is tried again",
+            action="http.not_accepted",
+            error=lack.message if lack else repr(error),
+            remedy=lack.remedy if lack else "",
+            further=further,
+        )

@@ -111,12 +111,12 @@ def _place_of_task(task: asyncio.Task[Any]) -> str:
 
 
 def _place(frame: FrameType | None) -> str:
-    """Where a stack is: in the innermost frame that is not of Python itself."""
+    """Where a stack is: in the innermost frame of the application, or else in the innermost one."""
     if frame is None:
         return "nowhere"
     stack = traceback.extract_stack(frame)
-    of_python = (str(Path(threading.__file__).parent) + os.sep, "<frozen ")
-    one = next((f for f in reversed(stack) if not f.filename.startswith(of_python)), stack[-1])
+    known = (*(f"{Path(one).parent}{os.sep}" for one in (threading.__file__, __file__)), "<")
+    one = next((f for f in reversed(stack) if not f.filename.startswith(known)), stack[-1])
     return f"{one.filename}:{one.lineno} in {one.name}"
 
 

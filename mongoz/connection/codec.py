@@ -2,13 +2,18 @@
 
 import datetime
 import decimal
-from typing import Any
+from functools import lru_cache
+from typing import Any, Final
+from uuid import UUID
 
-from bson.binary import UuidRepresentation
-from bson.codec_options import CodecOptions, DatetimeConversion, TypeEncoder, TypeRegistry
+import bson
+from bson.binary import UUID_SUBTYPE, Binary, UuidRepresentation
+from bson.codec_options import CodecOptions, DatetimeConversion, TypeDecoder, TypeEncoder, TypeRegistry
 from bson.decimal128 import Decimal128
+from bson.errors import InvalidBSON
+from bson.raw_bson import RawBSONDocument
 
-__all__ = ["CODEC_OPTIONS", "StoredDecimal", "lenient", "with_our_types"]
+__all__ = ["CODEC_OPTIONS", "Read", "StoredDecimal", "as_read", "decoded", "lenient", "read", "with_our_types"]
 
 
 class StoredDecimal(decimal.Decimal):
@@ -81,14 +86,78 @@ def with_our_types(options: CodecOptions[Any]) -> CodecOptions[Any]:
     return options.with_options(uuid_representation=UuidRepresentation.STANDARD, type_registry=_REGISTRY)
 
 
-def lenient(options: CodecOptions[Any]) -> CodecOptions[Any]:
-    """These options, for documents that other clients wrote: what Python can't have is decoded as well as it can.
+class _UuidDecoder(TypeDecoder):
+    """Makes a UUID of what can be one, and leaves other binaries of that subtype as they are."""
 
-    A date beyond the year 9999 is a `bson.DatetimeMS`; what is no Unicode in a text is replaced.
+    @property
+    def bson_type(self) -> Any:
+        return Binary
+
+    def transform_bson(self, value: Any) -> Any:
+        return UUID(bytes=bytes(value)) if value.subtype == UUID_SUBTYPE and len(value) == 16 else value
+
+
+_UUIDS: Final = TypeRegistry([_UuidDecoder()])
+
+
+class Read(dict[str, Any]):
+    """A document that another client may have written, decoded as well as it can be.
+
+    Attributes:
+        raw: its BSON, which the decoded values may not tell.
     """
-    if options.datetime_conversion == DatetimeConversion.DATETIME:
-        options = options.with_options(datetime_conversion=DatetimeConversion.DATETIME_AUTO)
-    return options.with_options(unicode_decode_error_handler="replace")
+
+    __slots__ = ("raw",)
+
+    raw: bytes
+
+
+def as_read(row: dict[str, Any]) -> Any:
+    """A document for a command that compares it with what is stored: nothing of it is lost in decoding."""
+    return RawBSONDocument(row.raw) if isinstance(row, Read) else row
+
+
+def lenient(options: CodecOptions[Any]) -> CodecOptions[Any]:
+    """These options, for documents that other clients wrote: they are left undecoded, see `read`."""
+    return options.with_options(document_class=RawBSONDocument)
+
+
+def read(document: RawBSONDocument, options: CodecOptions[Any]) -> Read:
+    """An undecoded document, decoded as well as it can be.
+
+    Args:
+        document: as the driver gives it with `lenient` options.
+        options: those that documents are usually decoded with.
+    """
+    raw = bytes(document.raw)
+    row = Read(decoded(raw, _decoding(options.tz_aware, options.tzinfo, options.datetime_conversion)))
+    row.raw = raw
+    return row
+
+
+@lru_cache(maxsize=16)
+def _decoding(tz_aware: bool, tzinfo: datetime.tzinfo | None, conversion: int) -> CodecOptions[dict[str, Any]]:
+    if conversion == DatetimeConversion.DATETIME:
+        conversion = DatetimeConversion.DATETIME_AUTO
+    return _LENIENT.with_options(tz_aware=tz_aware, tzinfo=tzinfo, datetime_conversion=conversion)
+
+
+def decoded(raw: bytes, options: CodecOptions[Any] | None = None) -> dict[str, Any]:
+    """A document of which values that Python can't have are decoded as well as they can be.
+
+    A date beyond the year 9999 is a `bson.DatetimeMS`, a UUID of the wrong length is a `bson.Binary`; what is no
+    Unicode in a text is replaced.
+    """
+    options = options or _LENIENT
+    try:
+        return bson.decode(raw, options)
+    except InvalidBSON:
+        unspecified = UuidRepresentation.UNSPECIFIED
+        return bson.decode(raw, options.with_options(uuid_representation=unspecified, type_registry=_UUIDS))
 
 
 CODEC_OPTIONS: CodecOptions[dict[str, Any]] = with_our_types(CodecOptions())
+
+_LENIENT: Final[CodecOptions[dict[str, Any]]] = CODEC_OPTIONS.with_options(
+    datetime_conversion=DatetimeConversion.DATETIME_AUTO, unicode_decode_error_handler="replace"
+)

@@ -142,7 +142,7 @@ async def there_of(
         else:
             primary = target.lenient.with_options(read_preference=ReadPreference.PRIMARY)
             cursor = primary.find({"_id": {"$in": some}}, projection, session=session or target.session)
-        rows += await cursor.to_list(None)
+        rows += map(target.read, await cursor.to_list(None))
     return {key_of(row.pop("_id")): row for row in rows}
 
 

@@ -10,7 +10,7 @@ import bson
 from pymongo import UpdateOne
 from pymongo.errors import BulkWriteError, DuplicateKeyError, PyMongoError, WriteError
 
-from mongoz.connection.codec import CODEC_OPTIONS
+from mongoz.connection.codec import CODEC_OPTIONS, Read
 from mongoz.persistence.batches import Row, key_of, there_of
 from mongoz.persistence.operations import Operation, with_operations
 from mongoz.persistence.origin import Origin, originator
@@ -117,8 +117,8 @@ class Batch:
 
 
 def encoded(row: Row) -> bytes:
-    """A row as the driver sends it: equal for what is stored alike."""
-    return bson.encode(row, codec_options=CODEC_OPTIONS)
+    """A row as it is stored."""
+    return row.raw if isinstance(row, Read) else bson.encode(row, codec_options=CODEC_OPTIONS)
 
 
 def _as_of_one(error: BulkWriteError) -> PyMongoError:

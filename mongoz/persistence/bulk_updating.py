@@ -11,7 +11,6 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
-from bson.raw_bson import RawBSONDocument
 from pymongo import ReturnDocument
 from pymongo.errors import OperationFailure, PyMongoError, WriteError
 
@@ -164,7 +163,7 @@ class _Update(Generic[D]):
         condition = {"$and": [dict(filter), broken]} if filter else broken
         row = await self.target.lenient.find_one(condition, session=self.target.session, **options)
         if row is not None:
-            self._check(row)
+            self._check(self.target.read(row))
 
     def _check(self, row: Row) -> None:
         """Refuse a document that the operations would take beyond a limit of its field.
@@ -286,7 +285,7 @@ class _Update(Generic[D]):
         origin = (await originator(firing, self.target, Call.UPDATED, natural=True)).of(id_)
         update, settled = one.request(origin), False
         if one.read is not None:
-            condition = self.selection.as_it_was(RawBSONDocument(one.read))
+            condition = self.selection.as_it_was(one.row)
         elif self._limits.conditions:
             condition = self.selection.still(one.row)
             condition["filter"] = {"$and": [condition["filter"], *self._limits.conditions]}
@@ -294,11 +293,11 @@ class _Update(Generic[D]):
             condition = self.selection.still(one.row)
         instance = one.instance
         if instance is None:
-            instance = hydrate_anyway(self.document, copy.deepcopy(one.row), self.elsewhere)
+            instance = hydrate_anyway(self.document, copy.deepcopy(dict(one.row)), self.elsewhere)
 
         async def send(session: Any) -> Row:
             try:
-                row: Row | None = await self.target.lenient.find_one_and_update(
+                found = await self.target.lenient.find_one_and_update(
                     **condition, update=update, return_document=ReturnDocument.AFTER, session=session
                 )
             except OperationFailure as error:
@@ -306,8 +305,9 @@ class _Update(Generic[D]):
                     details: Any = error.details or {}
                     raise WriteError(str(details.get("errmsg", error)), error.code, details) from error
                 raise
-            if row is None:
+            if found is None:
                 raise Moved
+            row: Row = self.target.read(found)
             return row
 
         def settle(instance: Any, row: Row) -> dict[str, Any]:
@@ -373,7 +373,7 @@ class _Update(Generic[D]):
         self._check(row)
         read = encoded(row)
         row.pop(FIELD, None)
-        instance = hydrate_anyway(self.document, copy.deepcopy(row), self.elsewhere)
+        instance = hydrate_anyway(self.document, copy.deepcopy(dict(row)), self.elsewhere)
         operations, names = self.patch.operations, stored_names(self.document)
         values = independent_values(self.patch.values)
         if self._whole:

@@ -77,7 +77,7 @@ async def written_row(target: Target, id_: Any, stamp: bytes, *, inserted: bool)
     Raises:
         PyMongoError: the server gives no answer now.
     """
-    row = await surely_read(target).find_one({"_id": id_}, max_time_ms=PATIENCE_MS)
+    row = target.read(await surely_read(target).find_one({"_id": id_}, max_time_ms=PATIENCE_MS))
     return (await those_written(target, {stamp: row}, inserted=inserted)).get(stamp)
 
 
@@ -148,7 +148,7 @@ async def is_without(target: Target, id_: Any, since: float) -> bool:
 
 
 def surely_read(target: Target) -> Any:
-    """The driver's collection, for reading what will not be rolled back, from a primary that is one."""
+    """`Target.lenient`, for reading what will not be rolled back, from a primary that is one."""
     return target.lenient.with_options(
         read_concern=ReadConcern("linearizable"), read_preference=ReadPreference.PRIMARY
     )

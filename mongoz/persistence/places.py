@@ -82,6 +82,25 @@ class Place:
             ]
             raise ValidationError.from_exception_data(self.document.__name__, lines) from None
 
+    def validated_items(self, items: list[Any]) -> Any:
+        """Items for the list that is there, as the model makes them.
+
+        What only the list as a whole must be, its length for example, is asked of the one that comes out.
+
+        Raises:
+            pydantic.ValidationError: one of them does not fit.
+        """
+        try:
+            return self.validated(items)
+        except ValidationError:
+            kinds = tuple(kinds_of(self.annotation))
+            alone = dataclasses.replace(self, annotation=Union[kinds])  # noqa: UP007 - of as many as there are
+            try:
+                return alone._alone.__pydantic_validator__.validate_python({"value": items}).value
+            except ValidationError:
+                pass
+            raise
+
     def stored(self, value: Any) -> Any:
         """The value as the whole document would have it stored."""
         if len(self.names) == 1:

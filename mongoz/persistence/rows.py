@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from mongoz.connection import Collection
-from mongoz.connection.codec import CODEC_OPTIONS
+from mongoz.connection.codec import CODEC_OPTIONS, decoded
 from mongoz.exceptions import InvalidKeyError
 from mongoz.fields.compiled import compiled
 from mongoz.fields.email import LOADING, loading_schema
@@ -64,7 +64,7 @@ class Loaded(NamedTuple):
     def row(self) -> dict[str, Any] | None:
         """The snapshot as a dict."""
         if isinstance(self.snapshot, bytes):
-            return bson.decode(self.snapshot, codec_options=CODEC_OPTIONS)
+            return decoded(self.snapshot)
         return self.snapshot
 
 

@@ -1,6 +1,6 @@
 """The documents that a bulk write is about, in batches."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from operator import itemgetter
@@ -9,7 +9,7 @@ from typing import Any, Final
 from pymongo.errors import CursorNotFound
 from pymongo.read_preferences import ReadPreference
 
-from mongoz.connection.codec import CODEC_OPTIONS
+from mongoz.connection.codec import CODEC_OPTIONS, as_read
 from mongoz.keys import canonical
 from mongoz.persistence.targets import Target
 
@@ -90,7 +90,8 @@ class Selection:
         while True:
             cursor = self._in_order(last, projection)
             try:
-                async for row in cursor:
+                async for found in cursor:
+                    row = self.target.read(found)
                     batch.append(row)
                     last = [row["_id"]]
                     if len(batch) == BATCH:
@@ -124,14 +125,14 @@ class Selection:
             ids = await self.ids()
         else:
             found = self.target.lenient.find(self.filter, {"_id": 1}, session=self.target.session, **self.options)
-            ids = [row["_id"] for row in await found.to_list(None)]
+            ids = [self.target.read(row)["_id"] for row in await found.to_list(None)]
         for chosen in chunks(ids, _IDS):
             yield chosen
 
     async def rows(self, ids: list[Any]) -> list[dict[str, Any]]:
         """Those of these documents that are there, in this order."""
         cursor = self.target.lenient.find({"_id": {"$in": ids}}, session=self.target.session)
-        return _in_order_of(ids, await cursor.to_list(None))
+        return _in_order_of(ids, map(self.target.read, await cursor.to_list(None)))
 
     async def matching(
         self, ids: list[Any], projection: Mapping[str, Any] | None = None, session: Any = None
@@ -139,15 +140,15 @@ class Selection:
         """Those of these documents that match now, by the primary's account, in this order."""
         primary = self.target.lenient.with_options(read_preference=ReadPreference.PRIMARY)
         cursor = primary.find(self.among(ids), projection, session=session, **self.collation)
-        return _in_order_of(ids, await cursor.to_list(None))
+        return _in_order_of(ids, map(self.target.read, await cursor.to_list(None)))
 
     def as_it_was(self, row: Any) -> dict[str, Any]:
         """The arguments of a command for a document, if nothing in it has changed since it was read.
 
         Args:
-            row: the whole document, as it was read when it matched; a dict, or BSON of the driver.
+            row: the whole document, as it was read when it matched.
         """
-        same = {"$expr": {"$eq": ["$$ROOT", {"$literal": row}]}}
+        same = {"$expr": {"$eq": ["$$ROOT", {"$literal": as_read(row)}]}}
         return {"filter": {"_id": row["_id"], **same}}
 
     def still(self, row: Any) -> dict[str, Any]:
@@ -157,7 +158,7 @@ class Selection:
         return {"filter": self.also({"_id": row["_id"]})}
 
 
-def _in_order_of(ids: list[Any], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _in_order_of(ids: list[Any], rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     place = {canonical(id_, CODEC_OPTIONS): number for number, id_ in enumerate(ids)}
     keyed = [(place.get(canonical(row["_id"], CODEC_OPTIONS)), row) for row in rows]
     found = [(number, row) for number, row in keyed if number is not None]  # a collation finds more

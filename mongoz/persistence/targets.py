@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from mongoz.connection import Collection, Registry
 from mongoz.connection.clock import ServerClock
-from mongoz.connection.codec import lenient
+from mongoz.connection.codec import lenient, read
 from mongoz.connection.drivers import Driver
 from mongoz.connection.transactions import ALONE, Transaction, is_in_one, join
 from mongoz.connection.units import is_given_up, unbroken
@@ -54,10 +54,14 @@ class Target(NamedTuple):
 
     @property
     def lenient(self) -> Any:
-        """The same, for reading what is written: a value that Python can't have must not get in between."""
+        """The same, for reading what is written: documents are left undecoded, for `read`."""
         collection = self.collection._collection
         collection = collection.with_options(codec_options=lenient(collection.codec_options))
         return self.driver_seam.in_transaction(collection) if self.in_transaction else collection
+
+    def read(self, document: Any) -> Any:
+        """What `lenient` gives, decoded: a value that Python can't have does not get in between."""
+        return None if document is None else read(document, self.registry.codec_options)
 
     @property
     def registry(self) -> Registry:

@@ -8,6 +8,7 @@ from pymongo import ReturnDocument
 from pymongo.read_preferences import ReadPreference
 
 from mongoz.connection import Collection
+from mongoz.connection.codec import as_read
 from mongoz.connection.units import unbroken
 from mongoz.exceptions import DocumentNotFound, WriteConflict
 from mongoz.fields.storage import stored, stored_names
@@ -274,8 +275,10 @@ async def _apply(
     row: dict[str, Any] | None = {}
     if operations:  # only the server knows what they come to
         wanted = dict.fromkeys((operation.top for operation in operations), 1)
-        row = await target.lenient.find_one_and_update(
-            key, update, projection=wanted, return_document=ReturnDocument.AFTER, session=session
+        row = target.read(
+            await target.lenient.find_one_and_update(
+                key, update, projection=wanted, return_document=ReturnDocument.AFTER, session=session
+            )
         )
         found = row is not None
     elif update:
@@ -378,7 +381,7 @@ async def _applied(
     applied = apply_as_whole(full, values, operations, computed)
     adopt(instance, full, applied.fields)
     instance.__pydantic_fields_set__.update(applied.fields)
-    return applied, [{"$expr": {"$eq": ["$$ROOT", {"$literal": row}]}}]
+    return applied, [{"$expr": {"$eq": ["$$ROOT", {"$literal": as_read(row)}]}}]
 
 
 def _apply_each(instance: "Document", values: dict[str, Any]) -> Applied:
@@ -386,12 +389,10 @@ def _apply_each(instance: "Document", values: dict[str, Any]) -> Applied:
 
 
 def _unchanged(row: dict[str, Any], operations: Sequence[Operation]) -> list[Mapping[str, Any]]:
-    """That the fields that operations are about are as they are in a row."""
+    """That the fields that operations are about are as they are in a row, which has no others."""
     tops = dict.fromkeys(operation.top for operation in operations)
-    return [
-        {"$expr": {"$eq": [f"${top}", {"$literal": row[top]}]}} if top in row else {top: {"$exists": False}}
-        for top in tops
-    ]
+    same = {"$expr": {"$eq": [{name: f"${name}" for name in row}, {"$literal": as_read(row)}]}}
+    return [same, *({top: {"$exists": False}} for top in tops if top not in row)]
 
 
 async def _present(
@@ -410,7 +411,7 @@ async def _present(
     """
     primary = target.lenient.with_options(read_preference=ReadPreference.PRIMARY)
     wanted = None if everything else {"_id": 1, **{operation.top: 1 for operation in operations}}
-    row: dict[str, Any] | None = await primary.find_one({"_id": instance.id}, wanted, session=session)
+    row: dict[str, Any] | None = target.read(await primary.find_one({"_id": instance.id}, wanted, session=session))
     if row is None:
         raise gone(instance, target)
     require_within(type(instance).meta.document, target.collection.namespace, row, operations)

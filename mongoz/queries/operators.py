@@ -117,7 +117,7 @@ def _number(place: Place, value: Any) -> Any:
 
 def _items(place: Place, items: Iterable[Any]) -> dict[str, list[Any]]:
     # $each, since a bare {"$each": ...} out of a user's input would be obeyed.
-    return {"$each": _bound(place, list(items))}
+    return {"$each": place.stored(place.validated_items(list(items)))}
 
 
 def _bound(place: Place, value: Any) -> Any:

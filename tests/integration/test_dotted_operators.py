@@ -5,7 +5,7 @@ import enum
 from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import Field, ValidationError, field_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator
 
 import mongoz
 from mongoz import Registry, U
@@ -201,3 +201,64 @@ async def test_what_fits_is_stored_as_the_model_makes_it(Thing: Any, foreign: An
         assert value == expected
         assert type(value) is type(expected)
         await Thing.objects.get()
+
+
+# -- what only the list as a whole must be -----------------------------------------------------------------
+
+
+class Bag(mongoz.EmbeddedDocument):
+    tags: list[str] = mongoz.Array(str, min_length=2, max_length=3)
+
+
+def two_at_least(items: list[str]) -> list[str]:
+    if len(items) < 2:
+        raise ValueError("two at least")
+    return items
+
+
+@pytest.mark.parametrize("heard", [False, True])
+@pytest.mark.parametrize("path", ["bound", "annotated", "nullable", "checked", "bag.tags"])
+async def test_lengths_are_those_of_the_list_that_comes_out(
+    registry: Registry, database: str, foreign: Any, path: str, heard: bool
+) -> None:
+    where = registry.get_database(database)
+
+    class Shelf(mongoz.Document):
+        bound: list[str] = mongoz.Array(str, min_length=2, max_length=3)
+        annotated: Annotated[list[str], Field(min_length=2, max_length=3)]
+        nullable: Annotated[list[str], Field(min_length=2, max_length=3)] | None = None
+        checked: Annotated[list[str], AfterValidator(two_at_least), Field(max_length=3)]
+        bag: Bag
+
+        class Meta:
+            registry = where._registry
+            database = where
+
+    async def listen(sender: Any, instance: Any, **kwargs: Any) -> None: ...
+
+    if heard:
+        Shelf.signals.post_update.connect(listen)
+    two = ["a", "b"]
+    shelf = await Shelf.objects.create(bound=two, annotated=two, nullable=two, checked=two, bag=Bag(tags=two))
+
+    async def comes_to(*changes: Any) -> Any:
+        foreign.shelfs.update_one({}, {"$set": {path: two}})
+        for change in changes:
+            await Shelf.objects.update_count(change)
+        found: Any = foreign.shelfs.find_one()
+        for name in path.split("."):
+            found = found[name]
+        return found
+
+    assert await comes_to(U.push(path, "c")) == ["a", "b", "c"]
+    assert await comes_to(U.add_to_set(path, "c")) == ["a", "b", "c"]
+    assert await comes_to(U.add_to_set(path, "b", "b", "a", "a")) == two
+    with pytest.raises(ValidationError):
+        await comes_to(U.push(path, "c", "d"))
+    with pytest.raises(ValidationError):
+        await comes_to(U.pull(path, "b"))
+    with pytest.raises(ValidationError):
+        await comes_to(U.push(path, 3))
+    assert await comes_to() == two
+    await shelf.update(U.push(path, "c"))
+    assert foreign.shelfs.count_documents({path: ["a", "b", "c"]}) == 1

@@ -1,19 +1,41 @@
 """Values that Python can't have, in fields that a write is not about: it goes on and is told, whoever listens."""
 
 import datetime
+import uuid
 from contextlib import nullcontext
 from typing import Any
 
+import bson
 import pytest
+from bson.binary import Binary
+from bson.codec_options import CodecOptions
 from bson.datetime_ms import DatetimeMS
+from bson.raw_bson import RawBSONDocument
+from pydantic import field_validator, model_validator
 
 import mongoz
+from dispatcher.elements import elements
 from mongoz import U
 from mongoz.signals import muted
 from tests.support import without_transactions
 
 KINDS = ("silent", "post", "both", "alone", "muted", "dispatched")
 FAR = DatetimeMS(10**15)
+SHORT = Binary(b"123", 4)  # what should be a UUID
+ODD_TEXT = "no Unicode"
+RAW = CodecOptions(document_class=RawBSONDocument)
+
+
+def as_stored(document: dict[str, Any]) -> RawBSONDocument:
+    """A document whose odd text has bytes that are no Unicode."""
+    return RawBSONDocument(bson.encode(document).replace(ODD_TEXT.encode(), b"\xff\xfe Unicode"))
+
+
+def stored_fields(foreign: Any, *without: str) -> list[dict[str, bytes]]:
+    """The bytes of all fields but some, of each document in the order of the ids."""
+    rows = foreign.notes.with_options(codec_options=RAW).find(sort=[("_id", 1)])
+    fields = [{one.name.decode(): one.value for one in elements(row.raw)} for row in rows]
+    return [{name: raw for name, raw in each.items() if name not in (*without, "_mongoz")} for each in fields]
 
 
 @pytest.fixture(params=KINDS)
@@ -34,17 +56,38 @@ def told() -> list[Any]:
 
 
 @pytest.fixture
-def Note(kind: str, registry: Any, dispatched: Any, database: str, told: list[Any]) -> Any:
+def rules(request: pytest.FixtureRequest) -> str:
+    """Of the model: none, a validator that is asked what operations come to, or one that looks at all fields."""
+    return getattr(request, "param", "none")
+
+
+def check(value: Any) -> Any:
+    return value
+
+
+RULES: dict[str, dict[str, Any]] = {
+    "none": {},
+    "of fields": {"check": field_validator("n", "box")(check)},
+    "of all": {"check": model_validator(mode="after")(check)},
+}
+
+
+@pytest.fixture
+def Note(kind: str, rules: str, registry: Any, dispatched: Any, database: str, told: list[Any]) -> Any:
     where = (dispatched if kind in ("muted", "dispatched") else registry).get_database(database)
 
-    class Note(mongoz.Document):
+    class Base(mongoz.Document):
         n: int = 0
         on: datetime.datetime | None = None
+        key: uuid.UUID | None = None
+        text: str = ""
         box: dict[str, Any] = mongoz.Object(default=dict)
 
         class Meta:
-            registry = where._registry
-            database = where
+            abstract = True
+
+    meta = type("Meta", (), {"registry": where._registry, "database": where})
+    Note: Any = type("Note", (Base,), {"Meta": meta, "__module__": __name__, **RULES[rules]})
 
     async def post(sender: Any, instance: Any, **kwargs: Any) -> None:
         told.append(instance)
@@ -66,6 +109,8 @@ CALLS: dict[str, Any] = {
     "limited inc": lambda query: query.limit(5).update(U.inc("box.n")),
     "delete": lambda query: query.delete(),
     "limited delete": lambda query: query.limit(5).delete(),
+    "collated": lambda query: query.options(collation={"locale": "en"}).limit(5).update(n=1),
+    "collated delete": lambda query: query.options(collation={"locale": "en"}).limit(5).delete(),
 }
 ODD: dict[str, Any] = {
     "a date": {"on": FAR},
@@ -75,23 +120,52 @@ ODD: dict[str, Any] = {
 }
 
 
+ODD |= {
+    "a UUID": {"key": SHORT},
+    "an undeclared UUID": {"what": SHORT},
+    "a UUID inside": {"box": {"of": SHORT, "n": 1}},
+    "UUIDs in a list": {"many": [{"of": [SHORT, Binary(b"", 4)]}]},
+    "a text": {"text": ODD_TEXT},
+    "an undeclared text": {"what": ODD_TEXT},
+    "a text inside": {"box": {"of": ODD_TEXT, "n": 1}},
+    "a text and a UUID": {"text": ODD_TEXT, "key": SHORT},
+}
+
+
 @pytest.mark.parametrize("odd", ODD)
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("call", [call for call in CALLS if "collated" not in call])
 async def test_bulk_calls_write_and_tell(
     Note: Any, kind: str, told: list[Any], foreign: Any, call: str, odd: str
 ) -> None:
-    foreign.notes.insert_many([{"n": 0, "box": {}}, {"n": 0, "box": {}, **ODD[odd]}, {"n": 0, "box": {}}])
+    await write_and_tell(Note, kind, told, foreign, call, odd)
+
+
+@pytest.mark.parametrize("odd", ["an undeclared UUID", "a UUID inside", "a text", "a text inside"])
+@pytest.mark.parametrize("call", ["update", "inc", "collated", "collated delete"])
+@pytest.mark.parametrize("rules", ["of fields", "of all"], indirect=True)
+async def test_rules_of_the_model_change_nothing_about_that(
+    Note: Any, kind: str, told: list[Any], foreign: Any, call: str, odd: str
+) -> None:
+    await write_and_tell(Note, kind, told, foreign, call, odd)
+
+
+async def write_and_tell(Note: Any, kind: str, told: list[Any], foreign: Any, call: str, odd: str) -> None:
+    for more in ({}, ODD[odd], {}):
+        foreign.notes.insert_one(as_stored({"_id": bson.ObjectId(), "n": 0, "box": {"n": 0}, **more}))
+    what = "box" if "inc" in call else "n"
+    before = stored_fields(foreign, what)
     with muted() if kind == "muted" else nullcontext():
         done = await CALLS[call](Note.objects)
     assert (done if isinstance(done, int) else len(done)) == 3
+    assert len(told) == (0 if kind in ("silent", "muted") else 3)
     if "delete" in call:
         assert foreign.notes.count_documents({}) == 0
-    else:
-        assert foreign.notes.count_documents({"$or": [{"n": 1}, {"box.n": {"$gte": 1}}]}) == 3
-        # What the call is not about is as it was.
-        path = {"a date": "on", "an undeclared date": "when", "a date inside": "box.at"}.get(odd, "days.at")
-        assert foreign.notes.count_documents({path: FAR}) == 1
-    assert len(told) == (0 if kind in ("silent", "muted") else 3)
+        return
+    assert foreign.notes.count_documents({"$or": [{"n": 1}, {"box.n": {"$gte": 1}}]}) == 3
+    # What the call is not about is as it was.
+    assert stored_fields(foreign, what) == before
+    inside = {key: value for key, value in ODD[odd].get("box", {}).items() if key != "n" and value != ODD_TEXT}
+    assert foreign.notes.count_documents({f"box.{key}": value for key, value in inside.items()}) >= 1
 
 
 async def test_what_is_told_has_the_value(Note: Any, kind: str, told: list[Any], foreign: Any) -> None:
@@ -110,3 +184,19 @@ async def test_an_instance_is_updated(Note: Any, kind: str, told: list[Any], for
         await note.update(n=5)
     assert foreign.notes.count_documents({"n": 5, "box.n": 2, "box.at": FAR}) == 1
     assert note.box == {"at": FAR, "n": 2}
+    assert await note.update(n=6) is note
+    await note.save()
+
+
+@pytest.mark.parametrize("rules", ["none", "of fields", "of all"], indirect=True)
+@pytest.mark.parametrize("odd", [SHORT, ODD_TEXT], ids=["UUID", "text"])
+async def test_an_operation_beside_what_no_driver_decodes(
+    Note: Any, kind: str, told: list[Any], foreign: Any, odd: Any
+) -> None:
+    note = await Note.objects.create()
+    foreign.notes.replace_one({}, as_stored({"_id": note.id, "n": 0, "box": {"of": odd, "n": 1}}))
+    with muted() if kind == "muted" else nullcontext():
+        await note.update(U.inc("box.n"))
+    assert foreign.notes.count_documents({"box.n": 2}) == 1
+    assert note.box["n"] == 2
+    assert len(told) == (0 if kind in ("silent", "muted") else 1)

@@ -175,7 +175,7 @@ async def _delete_one_by_one(ids: list[Any], selection: Selection, firing: Firin
     tokens: dict[bytes, str] = {}
     for row in await selection.matching(ids, session=target.session):
         try:
-            found = await target.driver.find_one_and_delete(
+            found = await target.lenient.find_one_and_delete(
                 **selection.still(row), projection={"_id": 1}, session=target.session
             )
         except PyMongoError as error:

@@ -54,7 +54,7 @@ async def insert_unless(
             update = {"$setOnInsert": stamped} if _is_operable(row) else _as_pipeline(stamped)
             result = await target.driver.update_one(filter, update, upsert=True, session=session)
         except DuplicateKeyError:
-            if await target.driver.find_one(filter, {"_id": 1}, session=session) is None:
+            if await target.lenient.find_one(filter, {"_id": 1}, session=session) is None:
                 raise
             raise _Occupied from None
         if result.upserted_id is None:

@@ -226,15 +226,25 @@ class Reading(Builders[D]):
         rows: list[dict[str, Any]] = await cursor.to_list(None)
         return rows
 
-    async def _cursor(self, plan: Plan, fields: Mapping[str, Any] | None, further: Any = ()) -> Any:
-        """The driver's cursor over the rows of a plan, sent through further stages of an aggregation."""
+    async def _cursor(
+        self, plan: Plan, fields: Mapping[str, Any] | None, further: Any = (), collection: Any = None
+    ) -> Any:
+        """The driver's cursor over the rows of a plan, sent through further stages of an aggregation.
+
+        Args:
+            plan: which rows.
+            fields: what is wanted of each.
+            further: stages.
+            collection: the driver's, if it is to decode with other options.
+        """
         session = self._joined().session
+        place = self._collection if collection is None else collection
         if not (plan.joins or further):
-            return self._collection.find(**find_arguments(plan, fields), session=session)
+            return place.find(**find_arguments(plan, fields), session=session)
         stages = [*pipeline(plan, fields), *further]
         options = command_options(plan, "hint", "collation", "max_time_ms", "batch_size")
         driver = self._target.database._registry._driver
-        return await driver.aggregate(self._collection, stages, session=session, **options)
+        return await driver.aggregate(place, stages, session=session, **options)
 
     def _rows(
         self, fields: Mapping[str, Any] | None = None, batch_size: int | None = None

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mongoz.exceptions import InvalidKeyError, nearest
@@ -9,7 +10,7 @@ from mongoz.fields.storage import stored_names
 from mongoz.persistence import bulk, bulk_deleting, bulk_updating, upserting, writes
 from mongoz.persistence.patches import validated_values
 from mongoz.persistence.selection import Selection
-from mongoz.persistence.targets import aim
+from mongoz.persistence.targets import Target, aim
 from mongoz.queries.equalities import equalities
 from mongoz.queries.operators import Change, resolve_all
 from mongoz.queries.pipelines import own_filter
@@ -146,10 +147,13 @@ class Writing(Reading[D]):
         target = await aim(self._document, self._elsewhere, plan.session)
         options = {name: plan.options[name] for name in ("hint", "collation") if name in plan.options}
         needs_ids = plan.joins or plan.skip or plan.limit or (ordered and plan.order)
-        return Selection(target, own_filter(plan), options, self._ids if needs_ids else None)
+        return Selection(target, own_filter(plan), options, partial(self._ids, target) if needs_ids else None)
 
-    async def _ids(self) -> list[Any]:
-        return [row["_id"] async for row in self._rows({"_id": 1})]
+    async def _ids(self, target: Target) -> list[Any]:
+        if self._plan.nothing:
+            return []
+        cursor = await self._cursor(self._plan, {"_id": 1}, collection=target.lenient)
+        return [target.read(row)["_id"] for row in await cursor.to_list(None)]
 
     def _patch(self, operations: tuple[Change, ...], fields: dict[str, Any]) -> bulk_updating.Patch | None:
         """What to write; None if there is nothing to."""

@@ -149,6 +149,19 @@ async def test_rules_of_the_model_change_nothing_about_that(
     await write_and_tell(Note, kind, told, foreign, call, odd)
 
 
+@pytest.mark.parametrize("odd", [SHORT, FAR, {"of": SHORT}], ids=["UUID", "date", "document"])
+@pytest.mark.parametrize("call", CALLS)
+async def test_an_id_that_no_driver_decodes(
+    Note: Any, kind: str, told: list[Any], foreign: Any, call: str, odd: Any
+) -> None:
+    foreign.notes.insert_many([{"_id": id_, "n": 0, "box": {"n": 0}} for id_ in (bson.ObjectId(), odd, 1)])
+    with muted() if kind == "muted" else nullcontext():
+        done = await CALLS[call](Note.objects)
+    assert (done if isinstance(done, int) else len(done)) == 3
+    assert foreign.notes.count_documents({"n": 0, "box.n": 0}) == 0
+    assert len(told) == (0 if kind in ("silent", "muted") else 3)
+
+
 async def write_and_tell(Note: Any, kind: str, told: list[Any], foreign: Any, call: str, odd: str) -> None:
     for more in ({}, ODD[odd], {}):
         foreign.notes.insert_one(as_stored({"_id": bson.ObjectId(), "n": 0, "box": {"n": 0}, **more}))

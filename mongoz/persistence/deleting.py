@@ -20,7 +20,7 @@ from mongoz.persistence.copies import independent_copy
 from mongoz.persistence.origin import Originator, originator
 from mongoz.persistence.outcomes import fence, is_commit_open, is_unknown, is_without
 from mongoz.persistence.refusals import explain_refused_marker, refuses_stamp
-from mongoz.persistence.rows import loaded
+from mongoz.persistence.rows import id_of, loaded
 from mongoz.persistence.sending import note, raise_after
 from mongoz.persistence.targets import Target, aim
 from mongoz.persistence.turns import in_turn
@@ -55,7 +55,7 @@ async def _delete(instance: "Document", session: Any) -> int:
 
 
 async def _delete_and_tell(instance: "Document", target: Target, firing: Firing, make: Originator) -> int:
-    deletion, failure = _Deletion(instance.id, target, firing, make), None
+    deletion, failure = _Deletion(id_of(instance), target, firing, make), None
     session = await target.lent_session() if deletion.matters else target.session
     try:
         await deletion.send(session)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mongoz.connection.transactions import join
 from mongoz.exceptions import DocumentNotFound
-from mongoz.persistence.rows import hydrate, loaded
+from mongoz.persistence.rows import hydrate, id_of, loaded
 from mongoz.persistence.turns import in_turn
 from mongoz.persistence.writes import require_id
 
@@ -30,7 +30,7 @@ async def _refresh(instance: D, session: Any) -> D:
     where = loaded(instance).collection
     place = where or document.meta.require_collection()
     joined = join(place.database._registry, session)
-    row = await place._collection.find_one({"_id": instance.id}, session=joined.session)
+    row = await place._collection.find_one({"_id": id_of(instance)}, session=joined.session)
     if row is None:
         raise DocumentNotFound(f"{place.namespace} has no document with _id {instance.id!r} to refresh from.")
     fresh = hydrate(document, row, where)

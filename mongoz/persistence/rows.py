@@ -14,7 +14,7 @@ from mongoz.exceptions import InvalidKeyError
 from mongoz.fields.compiled import compiled
 from mongoz.fields.email import LOADING, loading_schema
 from mongoz.fields.loading import from_stored, validator_of
-from mongoz.fields.storage import stored, stored_names
+from mongoz.fields.storage import SCALARS, stored, stored_names, stored_values
 from mongoz.ids import new_id
 from mongoz.persistence.flat import flat_row
 from mongoz.persistence.invariants import has_invariants
@@ -36,6 +36,7 @@ __all__ = [
     "differing",
     "hydrate",
     "hydrate_anyway",
+    "id_of",
     "loaded",
     "new_row",
     "previous",
@@ -82,6 +83,12 @@ def loaded(instance: "Document") -> Loaded:
 def remember(instance: "Document", row: dict[str, Any], collection: Collection | None) -> None:
     """Note that the database now has `row`, which must share nothing with the instance."""
     object.__setattr__(instance, "_loaded", Loaded(row, collection))
+
+
+def id_of(instance: "Document") -> Any:
+    """The `_id` of an instance as it is stored, which may be of another type than what the instance has."""
+    id_ = instance.id
+    return id_ if type(id_) in SCALARS else stored_values(type(instance), {"id": id_})["_id"]
 
 
 def hydrate(document: type[D], row: dict[str, Any], collection: Collection | None = None) -> D:

@@ -41,6 +41,7 @@ from mongoz.persistence.rows import (
     changes,
     differing,
     hydrate_anyway,
+    id_of,
     loaded,
     new_row,
     previous,
@@ -208,7 +209,7 @@ async def _save(instance: D, collection: Any, session: Any) -> D:
     require_watched(document, target.collection, signals.post_save)
     firing = target.plan(signals.post_save)
     was = previous(instance) if firing.receivers else None
-    origin = (await originator(firing, target, Call.SAVED, natural=False)).of(instance.id)
+    origin = (await originator(firing, target, Call.SAVED, natural=False)).of(id_of(instance))
     target.keep_undoable(instance)
     patch = Changes(origin.onto(changed), removed)
 
@@ -222,7 +223,7 @@ async def _save(instance: D, collection: Any, session: Any) -> D:
     def send(session: Any) -> Awaitable[dict[str, Any]]:
         return _apply(instance, target, patch, session=session)
 
-    await send_and_tell(Write(target, firing, origin, instance, instance.id, send, settle))
+    await send_and_tell(Write(target, firing, origin, instance, id_of(instance), send, settle))
     return instance
 
 
@@ -268,7 +269,7 @@ async def _apply(
         pydantic.ValidationError: what the operations would make of it does not fit its field.
         Moved: the conditions do not hold; they did when the document was read.
     """
-    key: dict[str, Any] = {"_id": instance.id}
+    key: dict[str, Any] = {"_id": id_of(instance)}
     if conditions:
         key = {"$and": [key, *conditions]}
     update = with_operations(patch.as_update(), operations)
@@ -335,7 +336,7 @@ async def _patch(
         changed = attribute_names(document, (*patch.changed, *patch.removed, *(o.top for o in operations)))
         firing = target.plan(signal, changed)
         was = previous(instance) if firing.receivers else None
-        origin = (await originator(firing, target, Call.UPDATED, natural=True)).of(instance.id)
+        origin = (await originator(firing, target, Call.UPDATED, natural=True)).of(id_of(instance))
         target.keep_undoable(instance)
         stamped = patch._replace(changed=origin.onto(patch.changed))
 
@@ -349,7 +350,7 @@ async def _patch(
         def send(session: Any) -> Awaitable[dict[str, Any]]:
             return _apply(instance, target, stamped, operations, session, conditions)
 
-        await send_and_tell(Write(target, firing, origin, instance, instance.id, send, settle_all))
+        await send_and_tell(Write(target, firing, origin, instance, id_of(instance), send, settle_all))
     except BaseException:
         if not settled:  # else it is written, and only its receivers raised
             _put_back(instance, undo, ours)
@@ -411,7 +412,8 @@ async def _present(
     """
     primary = target.lenient.with_options(read_preference=ReadPreference.PRIMARY)
     wanted = None if everything else {"_id": 1, **{operation.top: 1 for operation in operations}}
-    row: dict[str, Any] | None = target.read(await primary.find_one({"_id": instance.id}, wanted, session=session))
+    found = await primary.find_one({"_id": id_of(instance)}, wanted, session=session)
+    row: dict[str, Any] | None = target.read(found)
     if row is None:
         raise gone(instance, target)
     require_within(type(instance).meta.document, target.collection.namespace, row, operations)

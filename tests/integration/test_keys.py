@@ -120,10 +120,12 @@ async def test_ids_of_all_types_that_can_be_stored(dispatched, database, foreign
         await thing.update(n=1)
         thing.n = 2
         await thing.save()
+        await thing.refresh()
         await Thing.objects.update(n=3)
         await Thing.objects.update_count(n=4)
         (loaded,) = await Thing.objects.all()
         await loaded.update(n=5)
+        await loaded.refresh()
         await loaded.delete()
         await Thing.create_many([Thing(id=id_)])
         await Thing.objects.delete()

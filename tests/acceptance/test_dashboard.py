@@ -109,6 +109,8 @@ def test_the_page_shows_what_happens_and_runs_nothing_that_clients_wrote(browser
     assert page.evaluate(FILLED, "plot-throughput") < 200  # edges of letters
     foreign["accounts"].insert_many([{"name": f"account {number}"} for number in range(200)])
     foreign["accounts"].insert_one({"name": HOSTILE})
+    gaps = foreign.client[f"{foreign.name}_state"]["gaps"]
+    gaps.insert_one({"_id": HOSTILE, "group": foreign.name, "noted_at": "yesterday"})
     eventually_sync(lambda: page.evaluate(FILLED, "plot-throughput") > 1_000, what="the plot moves")
     expect(row(page, "works").locator("[data-label=Delivered]")).to_have_text("201")
     expect(page.locator("#partitions tbody tr")).to_have_count(1)
@@ -116,6 +118,8 @@ def test_the_page_shows_what_happens_and_runs_nothing_that_clients_wrote(browser
     expect(page.locator("#status")).to_have_text("delivering")
     expect(row(page, "works").locator("[data-label=State]")).to_have_text("delivering")
     expect(tile(page, "Dead letters")).to_have_text("1")
+    expect(page.locator("#misfits tbody tr")).to_have_count(1)
+    expect(page.locator("#misfits [data-label=Document]")).to_contain_text("<img src=x onerror=")
     expect(page.locator("#letters-locked")).to_have_text("They hold documents: unlock to see them.")
     expect(page.locator(".letter")).to_have_count(0)
     unlock(page, TOKEN)

@@ -40,6 +40,7 @@ def view_of(overview: Overview, members: Sequence[Member], history: History, sin
         "seen": seen,
         "paused_all": None in paused,
         "runs": [_run(one) for one in overview.runs],
+        "misfits": [{**one._asdict(), "key": f"{one.collection} {one.id}"} for one in overview.misfits],
         "gaps": [{**asdict(one), "id": f"{one.noted_at} {one.kind} {one.namespace}"} for one in overview.gaps],
     }
 

@@ -35,6 +35,7 @@ export class Panels {
     this.parked = new Table(byId("parked"), parkedColumns(), "Nothing waits.");
     this.runs = new Table(byId("runs"), runColumns(), "None.");
     this.gaps = new Table(byId("gaps"), gapColumns(), "None.");
+    this.misfits = new Table(byId("misfits"), misfitColumns(), "None.");
   }
 
   show(state) {
@@ -51,9 +52,11 @@ export class Panels {
     this.parked.show(dated(state.parked.map((one) => ({ ...one, key: `${one.receiver} ${one.reason}` }))));
     this.runs.show(dated(state.runs.map((one) => ({ ...one, key: one.id }))));
     this.gaps.show(dated(state.gaps.map((one) => ({ ...one, key: one.id }))));
+    this.misfits.show(dated(state.misfits));
     byId("parked-section").hidden = !state.parked.length;
     byId("runs-section").hidden = !state.runs.length;
     byId("gaps-section").hidden = !state.gaps.length;
+    byId("misfits-section").hidden = !state.misfits.length;
   }
 
   receiverColumns() {
@@ -133,4 +136,11 @@ const gapColumns = () => [
   column("What", (row) => row.kind, { tone: () => "bad" }),
   column("Where", (row) => row.namespace ?? DASH),
   column("", (row) => row.text),
+];
+
+const misfitColumns = () => [
+  column("Where", (row) => row.collection),
+  column("Document", (row) => row.id),
+  column("Problem", (row) => row.problem, { tone: () => "bad" }),
+  column("Remedy", (row) => row.remedy),
 ];

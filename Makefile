@@ -2,9 +2,14 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
+# The tests mostly wait, for servers and processes: four workers keep two cores busy.
+PYTEST := $(BIN)/python -m pytest -n $${PYTEST_WORKERS:-4} --dist worksteal
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test test-motor lint format bench guard chaos docs pictures clean
+# Tests and demos start hundreds of processes: each would compile the same modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: help demo test test-slow test-motor lint format bench guard chaos docs pictures clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
@@ -24,13 +29,14 @@ $(VENV)/.docs: $(VENV)/.installed
 demo: $(VENV)/.installed  ## See deliveries for a foreign client's writes, live (15 seconds)
 	$(BIN)/dispatcher demo
 
-# The tests mostly wait, for servers and processes: four workers keep two cores busy.
-test: $(VENV)/.installed  ## Run all tests on an embedded MongoDB
-	$(BIN)/python -m pytest -n $${PYTEST_WORKERS:-4} --dist worksteal $(ARGS)
+test: $(VENV)/.installed  ## Run the tests on an embedded MongoDB, in minutes
+	$(PYTEST) -m 'not slow' $(ARGS)
+
+test-slow: $(VENV)/.installed  ## Run the tests that take seconds each: many processes, type checkers, short chaos
+	$(PYTEST) -m slow $(ARGS)
 
 test-motor: $(VENV)/.installed  ## Run the tests of the ODM on Motor instead of PyMongo's client
-	MONGOZ_TEST_DRIVER=motor $(BIN)/python -m pytest -n $${PYTEST_WORKERS:-4} --dist worksteal \
-		tests/unit tests/integration $(ARGS)
+	MONGOZ_TEST_DRIVER=motor $(PYTEST) tests/unit tests/integration $(ARGS)
 
 lint: $(VENV)/.installed  ## Check style, types and layers
 	$(BIN)/ruff check .

@@ -70,6 +70,7 @@ def check_rows(rows, rounds):
             assert {type(row["met"]), type(row["tolerated"])} == {bool}
 
 
+@pytest.mark.slow
 def test_the_result(mongo, tmp_path):
     path = tmp_path / "result.json"
     run = bench(*SUITES, "--quick", "--no-peers", *sizes(), "--json", str(path))
@@ -96,6 +97,7 @@ def test_the_result(mongo, tmp_path):
     assert rows["save"]["target"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(peers.existing_peers() is None, reason="`python -m benchmarks signals --peers` installs them")
 def test_rows_against_peers(mongo, tmp_path):
     path = tmp_path / "result.json"
@@ -111,6 +113,7 @@ def test_rows_against_peers(mongo, tmp_path):
         assert peers.PACKAGES.keys() & packages.keys() == {name}  # each has an environment of its own
 
 
+@pytest.mark.slow
 def test_suites_can_be_chosen(mongo, tmp_path):
     path = tmp_path / "result.json"
     assert bench("signals", "--no-peers", *sizes(rounds=2), "--json", str(path)).returncode == 0
@@ -222,6 +225,7 @@ def test_pages(tmp_path):
     assert all(one.says in page for one in DIMENSIONS)
 
 
+@pytest.mark.slow
 def test_a_busy_application(mongo):
     shape = Shape(receivers=2, collections=2)
     point = measure_busy(mongo.url, Busy(shape, changes=300, dispatchers=2, timed=False))

@@ -28,6 +28,7 @@ def chaos(*arguments):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", SMALL)
 def test_a_scenario_in_short(mongo, scenario, tmp_path):
     where = tmp_path / "figures.json"
@@ -42,6 +43,7 @@ def test_a_scenario_in_short(mongo, scenario, tmp_path):
     assert f"seed {SMALL[scenario][1]}: " in result.stdout
 
 
+@pytest.mark.slow
 def test_the_model_in_short(mongo, tmp_path):
     where = tmp_path / "figures.json"
     result = chaos("model", "--seed", "5", "--faults", "20", "--json", str(where))
@@ -52,6 +54,7 @@ def test_the_model_in_short(mongo, tmp_path):
     assert by_name["deliveries"] == by_name["deliveries that the model asks for"] > 50
 
 
+@pytest.mark.slow
 def test_reconnects_in_short(mongo, tmp_path):
     where = tmp_path / "figures.json"
     result = chaos("reconnects", "--faults", "300", "--writes", "50", "--json", str(where))

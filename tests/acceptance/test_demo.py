@@ -74,7 +74,6 @@ def wait_for_a_delivery(demo: subprocess.Popen[str]) -> None:
     assert any(" audit " in line for line in demo.stdout), demo.communicate()[1]
 
 
-@pytest.mark.timeout(40)
 def test_the_demo_delivers_everything_and_leaves_nothing_behind(family: Family, tmp_path: Path) -> None:
     demo = family.start("dispatcher", "demo", "--seconds", "3", cwd=tmp_path)
     out, err = demo.communicate(timeout=PATIENCE)
@@ -90,7 +89,7 @@ def test_the_demo_delivers_everything_and_leaves_nothing_behind(family: Family, 
     assert family.members() == []
 
 
-@pytest.mark.timeout(40)
+@pytest.mark.slow
 def test_machines_are_told_the_summary(family: Family, tmp_path: Path) -> None:
     demo = family.start("dispatcher", "demo", "--seconds", "1", "--json", cwd=tmp_path)
     out, err = demo.communicate(timeout=PATIENCE)
@@ -114,7 +113,7 @@ def test_a_demo_whose_dispatcher_dies_fails_and_says_so(family: Family) -> None:
     assert family.members() == []
 
 
-@pytest.mark.timeout(40)
+@pytest.mark.slow
 def test_a_demo_whose_writer_dies_fails_and_says_so(family: Family) -> None:
     demo = family.start("dispatcher", "demo", "--seconds", "60", cwd=ROOT)
     wait_for_a_delivery(demo)
@@ -125,7 +124,7 @@ def test_a_demo_whose_writer_dies_fails_and_says_so(family: Family) -> None:
     assert family.members() == []
 
 
-@pytest.mark.timeout(40)
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_demo_early_with_its_books_balanced(family: Family, number: int) -> None:
     demo = family.start("dispatcher", "demo", "--seconds", "60", cwd=ROOT)
@@ -137,7 +136,6 @@ def test_a_signal_ends_the_demo_early_with_its_books_balanced(family: Family, nu
     assert family.members() == []
 
 
-@pytest.mark.timeout(40)
 def test_a_killed_demo_takes_its_processes_with_it(family: Family) -> None:
     demo = family.start("dispatcher", "demo", "--seconds", "60", cwd=ROOT)
     wait_for_a_delivery(demo)

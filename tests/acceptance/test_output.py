@@ -201,6 +201,7 @@ def test_what_others_log_becomes_lines_too(running, tmp_path):
     assert said.splitlines().count("to stderr") == COUNT
 
 
+@pytest.mark.slow
 def test_megabytes_in_a_value_are_cut(running, tmp_path):
     long = {"WORDS": "500000"}
     with (tmp_path / "log").open("wb") as log, running(stderr=log, stdout=subprocess.DEVNULL, env=long):
@@ -208,12 +209,14 @@ def test_megabytes_in_a_value_are_cut(running, tmp_path):
     assert (tmp_path / "log").stat().st_size < COUNT * 250_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
 def test_closed_descriptors_harm_nothing(closed, running):
     with running(shell=closed, stdin=None, stdout=None if ">&-" in closed else subprocess.DEVNULL):
         pass
 
 
+@pytest.mark.slow
 def test_the_children_of_a_command_have_descriptors_as_well(tmp_path):
     ended = subprocess.run(
         [

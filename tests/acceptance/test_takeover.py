@@ -50,6 +50,7 @@ def write(foreign: Any, ledger: Ledger, number: int) -> None:
     eventually_sync(lambda: any(entry.n == number for entry in ledger()), what=f"{number} is delivered")
 
 
+@pytest.mark.slow
 def test_a_standby_takes_over_within_the_lease_from_one_that_sleeps_and_keeps_it(ledger, foreign, two):
     """SIGSTOP, longer than the lease: who wakes up late moves nothing back, and starts nothing."""
     first, second = two
@@ -95,6 +96,7 @@ def test_a_standby_takes_over_at_once_from_one_that_is_stopped_or_killed(ledger,
     assert [entry.term for entry in ledger() if entry.n == 3] == [3]
 
 
+@pytest.mark.slow
 def test_of_a_machine_that_is_gone_the_lease_is_waited_for(ledger, foreign, two):
     """Nobody elsewhere can know that a process is dead: the standby waits, for the lease and no longer."""
     first, second = two

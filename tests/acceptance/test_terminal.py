@@ -123,6 +123,7 @@ def in_pipe(*arguments: str, **environment: str) -> "subprocess.CompletedProcess
     )
 
 
+@pytest.mark.slow
 def test_colours_are_for_terminals(environment):
     with on_terminal("status", **environment) as terminal:
         assert terminal.ends() == ExitCode.OK
@@ -156,6 +157,7 @@ def test_status_is_watched_until_ctrl_c(environment, foreign, database):
     assert "Traceback" not in terminal.shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["backfill", "replay"])
 def test_long_work_has_a_bar(what, environment, foreign):
     foreign["accounts"].insert_many([{"name": f"a{n}", "n": n} for n in range(200)])

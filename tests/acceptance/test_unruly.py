@@ -11,6 +11,8 @@ from dispatcher.embedded import embedded_mongo
 from dispatcher.exceptions import ExitCode
 from tests.support import daemon, eventually_sync
 
+pytestmark = pytest.mark.slow
+
 HEAD = """
 import asyncio, inspect, os, pathlib, signal, sys, threading, time
 import mongoz

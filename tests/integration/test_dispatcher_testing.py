@@ -681,6 +681,7 @@ def test_fixtures_use_the_server_that_the_environment_names(tmp_path: Path, mong
     assert ran.stdout.count(f"URL {mongo.url}") == 2
 
 
+@pytest.mark.slow
 def test_fixtures_start_a_server_for_each_worker(tmp_path: Path, mongo: EmbeddedMongo):
     ran = run_pytest(tmp_path, "-n", "2", "--dist", "each", "--tx", "2*popen")
     assert ran.returncode == 0, ran.stdout
@@ -689,6 +690,7 @@ def test_fixtures_start_a_server_for_each_worker(tmp_path: Path, mongo: Embedded
     assert len(set(urls)) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("environment", "code", "said"),
     [

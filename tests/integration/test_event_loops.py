@@ -58,6 +58,7 @@ async def write_and_count(User: Any) -> int:
 RUNS: dict[str, Callable[[Any], int]] = {"asyncio.run": asyncio.run, "uvloop.run": uvloop.run}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", RUNS)
 def test_a_hundred_loops_leave_no_socket_behind(
     registry: mongoz.Registry, User: Any, server: MongoClient[dict[str, Any]], database: str, run: str
@@ -138,6 +139,7 @@ print(json.dumps([counts, sockets, len(registry._clients)]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
 def test_loops_closed_without_shutting_down(mongo: Any, database: str, driver: str, kind: str) -> None:
     # In a process of its own, since asyncio complains of the tasks that such loops leave pending.

@@ -419,6 +419,7 @@ async def test_a_crash_between_two_steps_loses_nothing(account, foreign, dispatc
     assert strict.got[-1] == "1"
 
 
+@pytest.mark.slow
 async def test_many_are_worked_off_with_flat_memory(account, foreign, dispatched, state):
     """Much more is parked than may be in hand; neither lanes nor documents pile up in memory."""
     strict = Strict(account, retry=Retry(1, base=0.3, cap=0.3))

@@ -47,6 +47,7 @@ def test_all_examples_pass(tmp_path: Path, mongo: EmbeddedMongo, database: str):
     assert left == []
 
 
+@pytest.mark.slow
 def test_examples_can_fail(tmp_path: Path, mongo: EmbeddedMongo, database: str):
     said = run_guide(tmp_path, mongo, database, ("if created:", "if not created:"))
     failed = set(re.findall(r"^FAILED \w+\.py::(\w+)", said, re.MULTILINE))

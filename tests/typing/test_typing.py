@@ -60,6 +60,7 @@ def run(module: str, *arguments: str) -> str:
     return process.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checker", [mypy, mypy_with_pydantics_plugin, pyright])
 def test_right_uses_pass_and_wrong_ones_are_found(checker: Callable[[Path], Found], tmp_path: Path) -> None:
     lines = enumerate(WRONG.read_text().splitlines(), start=1)

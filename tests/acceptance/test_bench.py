@@ -125,6 +125,7 @@ def test_suites_can_be_chosen(mongo, tmp_path):
     assert "load, writes, signals, backlog, latency" in unknown.stderr
 
 
+@pytest.mark.slow
 def test_the_environments_of_the_peers(tmp_path, monkeypatch):
     """Made once, and made anew when something else is to be in one of them."""
     said, directory, packages = [], tmp_path / "peers", tmp_path / "packages.txt"

@@ -189,6 +189,7 @@ def case(changes: dict[tuple[str, str], str | None], expected: list[str]) -> dic
     }
 
 
+@pytest.mark.slow
 def test_alerts_fire_when_they_should_and_only_then(tmp_path: Path):
     cases = [case({}, []), *(case(changes, [alert]) for alert, changes in FIRING.items())]
     file = tmp_path / "cases.yml"

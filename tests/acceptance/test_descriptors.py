@@ -19,6 +19,8 @@ from tests.acceptance.test_http import OK, address_of, ask, get
 from tests.acceptance.test_run import RECEIVER, assert_one_error, run, write_app
 from tests.support import PATIENCE, Daemon, daemon, eventually_sync
 
+pytestmark = pytest.mark.slow
+
 # Takes all descriptors, and gives them back.
 HOLDER = """\
 import os, pathlib

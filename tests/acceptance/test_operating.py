@@ -239,6 +239,7 @@ def test_letters_are_shown_listed_and_dropped_after_asking(running, letters, dis
     are_dropped(letters, dispatcher, foreign)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_shells_complete_commands(shell):
     words = {"bash": {"COMP_WORDS": "dispatcher dead", "COMP_CWORD": "1"}}.get(

@@ -255,6 +255,7 @@ def test_the_last_error_comes_out(tmp_path, mongo, database):
     assert "remedy:" in ended.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "buffering"),
     [

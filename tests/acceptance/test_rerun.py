@@ -81,6 +81,7 @@ def test_killed_in_the_middle_it_goes_on_and_misses_nothing(what, ledger, foreig
     assert {e.image for e in entries} == {"post" if what == "replay" else "current"}
 
 
+@pytest.mark.slow
 def test_sigterm_ends_it_in_order_and_says_how_to_go_on(ledger, foreign, command):
     write(foreign)
     process = command.start("backfill", APP, "--receiver", RECEIVER, "--rate", "500")

@@ -53,6 +53,7 @@ def test_five_kills_lose_nothing_and_keep_the_order(ledger, foreign, tmp_path):
     assert all(ids[e.name, e.n] == e.delivery for e in entries)
 
 
+@pytest.mark.slow
 def test_sigterm_under_load_loses_and_repeats_nothing(ledger, foreign, tmp_path):
     foreign.create_collection("accounts", **IMAGES)
     writer = Writer({ForeignClient(foreign["accounts"]): 1}, seed=7)
@@ -173,6 +174,7 @@ def assert_one_error(result: subprocess.CompletedProcess[str], says: str) -> Non
     assert lines[1].startswith("remedy: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "url", ["mongodb://", "http://localhost", "localhost:27017", "mongodb://u:secret@h:port/"]
 )

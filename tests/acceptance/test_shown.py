@@ -127,6 +127,7 @@ EVERYTHING = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["latin-1"])
 def test_every_command_writes_in_any_encoding(encoding, app, environment, tmp_path, mongo, database):
     for command in EVERYTHING:
@@ -144,6 +145,7 @@ def test_a_bad_url_is_told_without_its_password_and_with_the_example(tmp_path):
     assert "'mongodb://user:password@host:27017/?replicaSet=rs0'" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "said"),
     [

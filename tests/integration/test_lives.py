@@ -220,7 +220,7 @@ class Life:
         assert {id_: sorted(got) for id_, got in other.items()} == wanted
 
 
-@pytest.mark.parametrize(("seed", "kills"), [(0, False), (1, True)])
+@pytest.mark.parametrize(("seed", "kills"), [(0, False), pytest.param(1, True, marks=pytest.mark.slow)])
 async def test_each_change_is_delivered_once_whatever_happens(
     seed, kills, dispatched, foreign, client, database, monkeypatch
 ):

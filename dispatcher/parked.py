@@ -265,7 +265,7 @@ class Parked:
         lanes: list[Lane] = []
         seconds = None
         async for row in await self._lanes.with_options(codec_options=RAW).aggregate(pipeline):
-            fields = readable(row)
+            fields = readable(row, tz_aware=True)
             milliseconds, first = fields.pop("milliseconds"), fields.pop("first")
             try:
                 lane = _lane_of(bytes(row.raw), fields, first)

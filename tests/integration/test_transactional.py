@@ -1,11 +1,12 @@
 """transactional=True: what a receiver writes in MongoDB happens once, however often its change is delivered."""
 
 import asyncio
+from time import monotonic
 from typing import Any
 
 import pytest
 from bson import ObjectId
-from pymongo.errors import PyMongoError
+from pymongo.errors import OperationFailure, PyMongoError
 
 import mongoz
 from dispatcher.exceptions import AccessDenied
@@ -163,6 +164,38 @@ async def test_a_write_conflict_is_no_failed_attempt(account, total, foreign, di
     assert runs == [(1, []), (1, [])]
     assert foreign["totals"].find_one()["amount"] == 6
     assert (running.stats.failed, running.stats.retried) == (0, 0)
+
+
+async def test_a_parked_delivery_that_conflicts_has_not_failed(account, foreign, dispatched, state):
+    """How long it has been tried is found in its lane, which knows when the first attempt began."""
+    attempts: list[int] = []
+    conflicts = Conflicts()
+
+    @post_save(account, name="conflicting", transactional=True, retry=Retry(2, base=0.01, cap=0.01), timeout=0.3)
+    async def conflicting(sender, delivery, **kwargs):
+        attempts.append(delivery.attempt)
+        if delivery.attempt == 1:
+            raise ValueError("the first attempt")
+        conflicts.meet()
+
+    async with dispatching(dispatched, park_after=0) as running:
+        foreign["accounts"].insert_one({"name": "Ada"})
+        await eventually(lambda: running.stats.delivered == 1)
+    assert (attempts[0], set(attempts[1:]), state.letters, running.stats.failed) == (1, {2}, [], 0)
+
+
+class Conflicts:
+    """Conflicts for longer than one attempt may take."""
+
+    def __init__(self) -> None:
+        self.until = 0.0
+
+    def meet(self) -> None:
+        self.until = self.until or monotonic() + 1.0
+        if monotonic() < self.until:
+            error = OperationFailure("a conflict", 112)
+            error._add_error_label("TransientTransactionError")
+            raise error
 
 
 @pytest.mark.parametrize("committed", [False, True])

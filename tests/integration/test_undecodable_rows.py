@@ -2,6 +2,7 @@
 
 import datetime
 import uuid
+from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
 
@@ -23,6 +24,7 @@ KINDS = ("silent", "post", "both", "alone", "muted", "dispatched")
 FAR = DatetimeMS(10**15)
 SHORT = Binary(b"123", 4)  # what should be a UUID
 ODD_TEXT = "no Unicode"
+IDS = {"UUID": SHORT, "date": FAR, "document": {"of": SHORT}}
 RAW = CodecOptions(document_class=RawBSONDocument)
 
 
@@ -112,15 +114,12 @@ CALLS: dict[str, Any] = {
     "collated": lambda query: query.options(collation={"locale": "en"}).limit(5).update(n=1),
     "collated delete": lambda query: query.options(collation={"locale": "en"}).limit(5).delete(),
 }
+
 ODD: dict[str, Any] = {
     "a date": {"on": FAR},
     "an undeclared date": {"when": FAR},
     "a date inside": {"box": {"at": FAR, "n": 1}},
     "a date in a list": {"days": [{"at": FAR}]},
-}
-
-
-ODD |= {
     "a UUID": {"key": SHORT},
     "an undeclared UUID": {"what": SHORT},
     "a UUID inside": {"box": {"of": SHORT, "n": 1}},
@@ -132,7 +131,12 @@ ODD |= {
 }
 
 
-@pytest.mark.parametrize("odd", ODD)
+def some_slow(names: Iterable[Any], quick: set[str]) -> list[Any]:
+    """All names; one of each kind is enough for a run that takes minutes."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("odd", some_slow(ODD, {"a date", "a UUID inside", "a text"}))
 @pytest.mark.parametrize("call", [call for call in CALLS if "collated" not in call])
 async def test_bulk_calls_write_and_tell(
     Note: Any, kind: str, told: list[Any], foreign: Any, call: str, odd: str
@@ -140,7 +144,9 @@ async def test_bulk_calls_write_and_tell(
     await write_and_tell(Note, kind, told, foreign, call, odd)
 
 
-@pytest.mark.parametrize("odd", ["an undeclared UUID", "a UUID inside", "a text", "a text inside"])
+@pytest.mark.parametrize(
+    "odd", some_slow(["an undeclared UUID", "a UUID inside", "a text", "a text inside"], {"a text"})
+)
 @pytest.mark.parametrize("call", ["update", "inc", "collated", "collated delete"])
 @pytest.mark.parametrize("rules", ["of fields", "of all"], indirect=True)
 async def test_rules_of_the_model_change_nothing_about_that(
@@ -149,12 +155,12 @@ async def test_rules_of_the_model_change_nothing_about_that(
     await write_and_tell(Note, kind, told, foreign, call, odd)
 
 
-@pytest.mark.parametrize("odd", [SHORT, FAR, {"of": SHORT}], ids=["UUID", "date", "document"])
+@pytest.mark.parametrize("odd", some_slow(IDS, {"UUID"}))
 @pytest.mark.parametrize("call", CALLS)
 async def test_an_id_that_no_driver_decodes(
     Note: Any, kind: str, told: list[Any], foreign: Any, call: str, odd: Any
 ) -> None:
-    foreign.notes.insert_many([{"_id": id_, "n": 0, "box": {"n": 0}} for id_ in (bson.ObjectId(), odd, 1)])
+    foreign.notes.insert_many([{"_id": id_, "n": 0, "box": {"n": 0}} for id_ in (bson.ObjectId(), IDS[odd], 1)])
     with muted() if kind == "muted" else nullcontext():
         done = await CALLS[call](Note.objects)
     assert (done if isinstance(done, int) else len(done)) == 3

@@ -143,7 +143,7 @@ def cost(work: Callable[[str], object], text: str) -> float:
 @pytest.mark.parametrize("unit", UNITS)
 def test_the_time_grows_as_the_length_does(unit, before, work):
     short, long = (before + unit * (length // len(unit)) for length in (10_000, 80_000))
-    # Eight times the length: 8 if it is linear, 64 if it is quadratic. What else the machine does can only add to it.
+    # Eight times the length: 8 if linear, 64 if quadratic. What else the machine does can only add to it.
     assert any(cost(work, long) < 24 * cost(work, short) + 0.002 for _ in range(10))
 
 

@@ -2,8 +2,8 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
-# The tests mostly wait, for servers and processes: four workers keep two cores busy.
-PYTEST := $(BIN)/python -m pytest -n $${PYTEST_WORKERS:-4} --dist worksteal
+# Many tests wait, for servers and processes: six workers keep two cores busy.
+PYTEST := $(BIN)/python -m pytest -n $${PYTEST_WORKERS:-6} --dist worksteal
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 # Tests and demos start hundreds of processes: each would compile the same modules again.

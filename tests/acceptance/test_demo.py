@@ -102,6 +102,7 @@ def test_machines_are_told_the_summary(family: Family, tmp_path: Path) -> None:
     assert " audit " in err
 
 
+@pytest.mark.slow
 def test_a_demo_whose_dispatcher_dies_fails_and_says_so(family: Family) -> None:
     demo = family.start("dispatcher", "demo", "--seconds", "60", cwd=ROOT)
     wait_for_a_delivery(demo)
@@ -136,6 +137,7 @@ def test_a_signal_ends_the_demo_early_with_its_books_balanced(family: Family, nu
     assert family.members() == []
 
 
+@pytest.mark.slow
 def test_a_killed_demo_takes_its_processes_with_it(family: Family) -> None:
     demo = family.start("dispatcher", "demo", "--seconds", "60", cwd=ROOT)
     wait_for_a_delivery(demo)

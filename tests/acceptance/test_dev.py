@@ -107,6 +107,7 @@ def dev(tmp_path: Path) -> Iterator[Dev]:
     made.end()
 
 
+@pytest.mark.slow
 def test_dev_delivers_and_follows_the_code_through_good_and_bad_saves(dev: Dev) -> None:
     url = dev.wait_for(r"mongodb://\S+")[0]
     shown = dev.wait_for(r"Dashboard: (http://127\.0\.0\.1:\d+)/dashboard/#token=(\S+)")
@@ -140,7 +141,6 @@ def test_dev_delivers_and_follows_the_code_through_good_and_bad_saves(dev: Dev) 
     assert dev.members() == []
 
 
-@pytest.mark.slow
 def test_dev_ends_on_sigterm(dev: Dev) -> None:
     dev.wait_for("dispatcher.started")
     dev.process.send_signal(signal.SIGTERM)

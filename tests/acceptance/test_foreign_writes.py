@@ -146,6 +146,7 @@ def calls_between(record, first, last):
     return eventually_sync(marks)[0]
 
 
+@pytest.mark.slow
 def test_it_survives_the_server(tmp_path):
     """The server dies and comes back: the daemon waits for it, and nothing of before or after is lost."""
     data = tmp_path / "data"

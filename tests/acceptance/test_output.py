@@ -154,6 +154,7 @@ def test_what_was_dropped_is_named_once_the_pipe_is_read(running):
         assert "log lines were dropped" not in read_until(theirs, b"dispatcher.stopped").decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["full disk", "reader gone", "closed by a receiver"])
 def test_a_log_that_can_not_be_written_ends_nothing(what, running, tmp_path):
     if what == "full disk":

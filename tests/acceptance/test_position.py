@@ -49,6 +49,7 @@ def saved(running: Daemon, state: Any, group: str) -> None:
     assert [one["owner"] for one in state.positions.find({"group": group, "partition": {"$exists": 1}})] == [None]
 
 
+@pytest.mark.slow
 def test_moved_back_changes_are_delivered_again_and_moved_forward_a_gap_is_noted(
     ledger, foreign, state, start, dispatcher: Dispatcher, database
 ):

@@ -58,6 +58,7 @@ def write(foreign: Any) -> None:
     foreign["accounts"].insert_many([{"name": f"a{n}", "n": n} for n in range(COUNT)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["replay", "backfill"])
 def test_killed_in_the_middle_it_goes_on_and_misses_nothing(what, ledger, foreign, command):
     begin = datetime.now(UTC) - timedelta(seconds=1)

@@ -21,6 +21,7 @@ def ledger(mongo, database, tmp_path):
     return Ledger(tmp_path / "ledger", mongo.url, database)
 
 
+@pytest.mark.slow
 def test_five_kills_lose_nothing_and_keep_the_order(ledger, foreign, tmp_path):
     foreign.create_collection("accounts", **IMAGES)
     writer = Writer({ForeignClient(foreign["accounts"]): 1}, seed=5)
@@ -149,6 +150,7 @@ def write_app(
 RECEIVER = "@post_save(Thing)\nasync def saved(sender, **kwargs): ...\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("app", "says", "code"),
     [
@@ -212,6 +214,7 @@ def test_a_registry_that_is_not_dispatched(tmp_path, mongo):
     assert "--deliver-everything" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", ["", "?replicaSet=rs0"])
 def test_a_standalone_server(tmp_path, options):
     with embedded_mongo(replica_set=False) as server:
@@ -221,6 +224,7 @@ def test_a_standalone_server(tmp_path, options):
     assert_one_error(result, "standalone")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flag", "value"), [("--concurrency", "0"), ("--timeout", "-1"), ("--log-level", "loud"), ("--grace", "long")]
 )
@@ -246,6 +250,7 @@ def test_a_position_edited_into_nonsense(ledger, foreign, tmp_path):
     assert_one_error(result, "'zz'")
 
 
+@pytest.mark.slow
 def test_receivers_and_position_show(ledger, foreign, tmp_path):
     table = run("receivers", APP, **ledger.environment)
     assert table.returncode == 0

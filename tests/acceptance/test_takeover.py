@@ -77,6 +77,7 @@ def test_a_standby_takes_over_within_the_lease_from_one_that_sleeps_and_keeps_it
     assert first.terminate() == ExitCode.OK
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lease", [1_000.0])
 def test_a_standby_takes_over_at_once_from_one_that_is_stopped_or_killed(ledger, foreign, two, tmp_path, lease):
     """On the same machine it is known that who was killed is dead; elsewhere the lease would be waited for."""

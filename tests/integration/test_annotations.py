@@ -197,7 +197,7 @@ def document(registry: Registry, database: str, annotation: Any, **more: Any) ->
     return type(mongoz.Document)("Thing", (mongoz.Document,), namespace)
 
 
-@pytest.mark.parametrize("heard", [False, True], ids=["silent", "heard"])
+@pytest.mark.parametrize("heard", [pytest.param(False, marks=pytest.mark.slow), True], ids=["silent", "heard"])
 @pytest.mark.parametrize(
     ("annotation", "value", "other"), KEPT, ids=[f"{number}-{str(row[0])[:40]}" for number, row in enumerate(KEPT)]
 )

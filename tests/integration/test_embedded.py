@@ -144,6 +144,7 @@ def test_an_explicit_port_is_used() -> None:
         assert server.port == port
 
 
+@pytest.mark.slow
 def test_data_in_an_explicit_directory_survives_a_restart_on_another_port(tmp_path: Path) -> None:
     data = tmp_path / "new" / "data"
     with embedded_mongo(directory=data) as first, connected(first.url) as client:
@@ -163,6 +164,7 @@ def test_data_in_an_explicit_directory_survives_a_restart_on_another_port(tmp_pa
     assert (data / "mongod.log.1").exists()
 
 
+@pytest.mark.slow
 def test_a_restart_on_the_same_port_needs_no_new_configuration(tmp_path: Path) -> None:
     first = start_embedded(directory=tmp_path)
     # Killed, which a journal must take: and quicker than a stop.
@@ -172,6 +174,7 @@ def test_a_restart_on_the_same_port_needs_no_new_configuration(tmp_path: Path) -
         assert client.admin.command("replSetGetConfig")["config"]["version"] == 1
 
 
+@pytest.mark.slow
 def test_a_free_port_that_another_mongod_took_first_is_given_up(
     server: EmbeddedMongo, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,6 +205,7 @@ def test_stop_ends_the_processes_and_removes_the_directory_and_may_be_repeated()
     assert not server.directory.exists()
 
 
+@pytest.mark.slow
 def test_stop_after_mongod_was_killed() -> None:
     server = start_embedded(replica_set=False)
     os.kill(server.pid, signal.SIGKILL)
@@ -304,6 +308,7 @@ sys.stdin.read()
             child.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_process_group_leaves_it_to_the_parent(number: signal.Signals) -> None:
     handles = """

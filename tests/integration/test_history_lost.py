@@ -137,6 +137,7 @@ async def test_a_live_stream_that_falls_behind(foreign, dispatched, account, dat
     assert (gap["kind"], gap["policy"]) == ("history_lost", "resume")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("partitions", [1, 2])
 async def test_a_backfill_that_is_cut_short_goes_on_at_the_next_start(
     foreign, dispatched, account, monkeypatch, partitions

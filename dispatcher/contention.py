@@ -18,8 +18,8 @@ __all__ = ["Contention"]
 _FIRST: Final = 8.0
 
 # What is left of the number after a conflict, and what as many commits as it allows add to it afterwards.
-_BACK_OFF: Final = 0.85
-_GROWTH: Final = 2.0
+_BACK_OFF: Final = 0.7
+_GROWTH: Final = 1.0
 
 
 class Contention:

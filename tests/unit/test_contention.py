@@ -68,10 +68,10 @@ async def test_commits_double_the_number_until_the_first_conflict(some):
 async def test_conflicts_of_transactions_that_ran_at_once_count_as_one(some):
     await some.start(*range(30))
     await some.end(*list(some.running), conflict=True)
-    assert some.contention.limit == pytest.approx(8 * 0.85)
-    assert len(some.running) == 6  # fewer than before
+    assert some.contention.limit == pytest.approx(8 * 0.7)
+    assert len(some.running) == 5  # fewer than before
     await some.end(next(iter(some.running)), conflict=True)
-    assert some.contention.limit == pytest.approx(8 * 0.85**2)
+    assert some.contention.limit == pytest.approx(8 * 0.7**2)
 
 
 async def test_after_a_conflict_commits_make_the_number_grow_slowly(some):

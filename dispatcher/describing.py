@@ -4,12 +4,12 @@ What is said of them holds no secrets and has a bearable length, wherever it goe
 """
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from dispatcher.redacting import LONGEST_TEXT, redacted, shortened
 
-__all__ = ["text_of", "trace_of", "words_of"]
+__all__ = ["chain_of", "text_of", "trace_of", "words_of"]
 
 # Characters of a traceback.
 _LONGEST_TRACE: Final = 50_000
@@ -46,3 +46,17 @@ def _described(describe: Callable[[], str], limit: int) -> str:
     except BaseException:  # an error whose __str__ raises, or that is asked for its causes, its notes, its truth
         return ""
     return redacted(shortened(text, limit)).encode("utf-8", "backslashreplace").decode()
+
+
+def chain_of(error: BaseException) -> Iterator[BaseException]:
+    """An error and all errors that led to it: causes, contexts, and the members of groups. Each once."""
+    seen: set[int] = set()
+    rest: list[BaseException | None] = [error]
+    while rest:
+        one = rest.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            yield one
+            rest += [one.__cause__, one.__context__]
+            if isinstance(one, BaseExceptionGroup):
+                rest += one.exceptions

@@ -3,10 +3,9 @@
 import errno
 import os
 import sys
-from collections.abc import Iterator
 from typing import Final
 
-from dispatcher.describing import words_of
+from dispatcher.describing import chain_of, words_of
 from dispatcher.exceptions import TooManyFiles
 
 if sys.platform != "win32":
@@ -37,7 +36,7 @@ def require_descriptors() -> None:
 
 def lack_in(error: BaseException) -> TooManyFiles | None:
     """What to tell the operator of an error that comes from a lack of descriptors; None for any other error."""
-    for one in _chain(error):
+    for one in chain_of(error):
         number = one.errno if isinstance(one, OSError) else None
         text = words_of(one)  # the driver and the loader of libraries only keep the text
         if number == errno.EMFILE or os.strerror(errno.EMFILE) in text:
@@ -51,20 +50,6 @@ def lack_in(error: BaseException) -> TooManyFiles | None:
                 remedy="Raise fs.file-max with sysctl, or end the process that has most of them open (see lsof).",
             )
     return None
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error, and all that led to it."""
-    seen: set[int] = set()
-    rest: list[BaseException | None] = [error]
-    while rest:
-        one = rest.pop()
-        if one is not None and id(one) not in seen:
-            seen.add(id(one))
-            yield one
-            rest += [one.__cause__, one.__context__]
-            if isinstance(one, BaseExceptionGroup):
-                rest += one.exceptions
 
 
 def _limit() -> str:

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from pymongo.errors import ConfigurationError, ConnectionFailure, OperationFailure, PyMongoError
 
-from dispatcher.describing import words_of
+from dispatcher.describing import chain_of, words_of
 from dispatcher.exceptions import (
     AccessDenied,
     DispatcherError,
@@ -210,14 +210,8 @@ def let_go(error: BaseException) -> None:
     The frames it came through hold what was being read, the driver's hold the error, and so all of that would stay
     until somebody looks for cycles.
     """
-    seen: set[int] = set()
-    rest: list[BaseException | None] = [error]
-    while rest:
-        one = rest.pop()
-        if one is not None and id(one) not in seen:
-            seen.add(id(one))
-            one.__traceback__ = None
-            rest += [one.__cause__, one.__context__]
+    for one in chain_of(error):
+        one.__traceback__ = None
 
 
 def _details(error: PyMongoError) -> Mapping[str, Any]:

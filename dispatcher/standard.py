@@ -52,7 +52,7 @@ class _Bytes(io.FileIO):
         ) from error
 
     def close(self) -> None:
-        """Whoever closes a standard stream takes it from everybody else."""
+        """Do nothing: a receiver that closes a standard stream would close it for all others as well."""
 
 
 def open_streams() -> None:

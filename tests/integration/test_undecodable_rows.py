@@ -1,4 +1,4 @@
-"""Values that Python can't have, in fields that a write is not about: it goes on and is told, whoever listens."""
+"""Fields that Python can't decode: a write to other fields of the document succeeds, and receivers are told."""
 
 import datetime
 import uuid

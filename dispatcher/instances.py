@@ -12,7 +12,7 @@ from dispatcher.events import Calls, Change, Image
 from dispatcher.undecodable import AFTER, UndecodableValue, decoded, exact_key
 from mongoz.connection import Collection
 from mongoz.fields.storage import stored_names
-from mongoz.persistence.rows import bare_instance, hydrate
+from mongoz.persistence.rows.hydration import bare_instance, hydrate
 from mongoz.signals.receivers import importable_name
 
 __all__ = ["Originals", "decoded_again", "key_of", "keywords_of", "name_of", "originals_of", "untouched"]

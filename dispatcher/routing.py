@@ -8,7 +8,7 @@ from dispatcher.events import Calls, Change, Namespace
 from dispatcher.instances import name_of
 from dispatcher.origins import CALLED
 from mongoz.connection import Collection
-from mongoz.connection.watching import NamespacePattern
+from mongoz.connection.namespaces import NamespacePattern
 from mongoz.fields.storage import stored_names
 from mongoz.signals.names import POST
 from mongoz.signals.receivers import Receiver, stamp_ids

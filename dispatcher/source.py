@@ -25,7 +25,7 @@ from dispatcher.failures import Kind, fatal, in_short, kind_of, let_go
 from dispatcher.observe import Stats, get_logger
 from dispatcher.oversize import SINGLY, SMALLER, SPLIT, WHOLE, WITHOUT, joined
 from dispatcher.partitions import HASH, belongs, hash_of
-from mongoz.connection.watching import NamespacePattern, is_misread, watched_as
+from mongoz.connection.namespaces import NamespacePattern, is_misread, watched_as
 from mongoz.stamps import FIELD
 
 __all__ = ["ChangeStreamSource", "Scope", "pause_after"]

@@ -52,8 +52,8 @@ from mongoz.fields import (
     Time,
 )
 from mongoz.queries import Expression, Manager, Order, QuerySet, QuerySetManager, SortExpression
-from mongoz.queries.operators import U
 from mongoz.queries.q import Q
+from mongoz.queries.update_operators import U
 from mongoz.settings import MongozSettings, settings
 from mongoz.signals import Signal
 from mongoz.sync import run_sync

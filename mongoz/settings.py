@@ -14,7 +14,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from mongoz.exceptions import ImproperlyConfigured, OperatorInvalid, did_you_mean
-from mongoz.spellings import OF_LOOKUPS
+from mongoz.synonyms import OF_LOOKUPS
 
 __all__ = ["MongozSettings", "settings"]
 

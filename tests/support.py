@@ -18,7 +18,8 @@ from pymongo.errors import OperationFailure
 from dispatcher.service import Service
 from dispatcher.settings import Settings
 from mongoz import Registry
-from mongoz.persistence import bulk_deleting, bulk_updating
+from mongoz.persistence.bulk import delete as bulk_deleting
+from mongoz.persistence.bulk import update as bulk_updating
 
 ROOT = Path(__file__).parent.parent
 

@@ -23,7 +23,7 @@ from dispatcher.testing.recording import RecordedDelivery, Recorder, failures_of
 from mongoz import Document
 from mongoz.exceptions import SignalError, nearest, raise_together
 from mongoz.fields.storage import stored_names
-from mongoz.persistence.rows import new_row
+from mongoz.persistence.rows.hydration import new_row
 from mongoz.signals.names import POST
 
 __all__ = ["HandMade", "delete", "deliver", "insert", "replace", "update"]

@@ -11,7 +11,7 @@ from dispatcher.events import Calls, Change, Namespace
 from dispatcher.keys import document_key
 from dispatcher.letters import id_of
 from dispatcher.routing import Routes
-from mongoz.persistence.rows import hydrate
+from mongoz.persistence.rows.hydration import hydrate
 from mongoz.signals import Delivery
 from mongoz.signals.receivers import Receiver
 

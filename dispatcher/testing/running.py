@@ -21,7 +21,7 @@ from dispatcher.settings import Settings
 from dispatcher.testing.recording import RecordedDelivery, Recorder, RecordingRoutes, failures_of
 from mongoz import Document, Registry, Signal
 from mongoz.exceptions import SignalError, nearest
-from mongoz.persistence.rows import loaded
+from mongoz.persistence.rows.hydration import loaded
 from mongoz.signals.names import POST
 
 __all__ = ["DeliveryTimeout", "Dispatcher"]

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from pymongo import AsyncMongoClient
 
-from mongoz.connection.units import unbroken
+from mongoz.connection.cancellation import unbroken
 from mongoz.exceptions import ImproperlyConfigured
 
 __all__ = ["Driver", "MotorDriver", "PyMongoDriver", "driver_named", "driver_of"]

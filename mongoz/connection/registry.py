@@ -16,7 +16,7 @@ from mongoz.connection.clock import ServerClock
 from mongoz.connection.codec import CODEC_OPTIONS, with_our_types
 from mongoz.connection.database import Collection, Database
 from mongoz.connection.drivers import driver_named, driver_of
-from mongoz.connection.lending import Sessions
+from mongoz.connection.session_pool import Sessions
 from mongoz.connection.transactions import run_transaction, transaction
 from mongoz.exceptions import ImproperlyConfigured
 

@@ -19,9 +19,9 @@ from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
+from mongoz.connection.cancellation import unbroken
 from mongoz.connection.elections import as_passing, is_of_connection
-from mongoz.connection.patience import find_out
-from mongoz.connection.units import unbroken
+from mongoz.connection.retry import find_out
 from mongoz.exceptions import ImproperlyConfigured, TransactionError, raise_together
 
 if TYPE_CHECKING:

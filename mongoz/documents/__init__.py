@@ -2,6 +2,6 @@
 
 from mongoz.documents.base import Document
 from mongoz.documents.embedded import EmbeddedDocument
-from mongoz.documents.indexes import Index, IndexType
+from mongoz.model.indexes import Index, IndexType
 
 __all__ = ["Document", "EmbeddedDocument", "Index", "IndexType"]

@@ -8,23 +8,26 @@ from pydantic import ConfigDict
 
 from mongoz.connection import Collection
 from mongoz.documents.construction import DocumentMetaclass
-from mongoz.documents.dumping import Dumping
-from mongoz.documents.indexing import IndexOperations
 from mongoz.documents.meta import MetaInfo
 from mongoz.documents.proxies import ProxyDescriptor
 from mongoz.fields import ObjectId
 from mongoz.fields.base import declare
-from mongoz.persistence import bulk, deleting, pickling, rows, writes
-from mongoz.persistence.attachments import attach, attached
-from mongoz.persistence.partial import not_loaded
-from mongoz.persistence.refreshing import refresh
-from mongoz.persistence.reserved import refuse_attribute, without_stamps
-from mongoz.persistence.targets import aim
-from mongoz.queries.engine import Query
+from mongoz.model.attachments import attach, attached
+from mongoz.model.dumping import Dumping
+from mongoz.model.partial import not_loaded
+from mongoz.model.reserved import refuse_attribute, without_stamps
+from mongoz.persistence import delete as deleting
+from mongoz.persistence import pickling, writes
+from mongoz.persistence.bulk import insert as bulk
+from mongoz.persistence.indexing import IndexOperations
+from mongoz.persistence.refresh import refresh
+from mongoz.persistence.rows import hydration as rows
+from mongoz.persistence.target import aim
 from mongoz.queries.managers import Manager, ObjectsDescriptor, QueryDescriptor, QuerySet
-from mongoz.queries.operators import Change, resolve_all
+from mongoz.queries.query import Query
+from mongoz.queries.update_operators import Change, resolve_all
 from mongoz.signals import Broadcaster
-from mongoz.spellings import OF_INSTANCES
+from mongoz.synonyms import OF_INSTANCES
 
 __all__ = ["Document"]
 

@@ -22,13 +22,13 @@ from mongoz.exceptions import FieldDefinitionError, ImproperlyConfigured, did_yo
 from mongoz.fields import BaseField, ObjectId
 from mongoz.fields.base import store_as
 from mongoz.fields.choices import invalid_choice
-from mongoz.fields.compiled import compiled, forget_compiled
+from mongoz.fields.class_cache import compiled, forget_compiled
 from mongoz.fields.factories import from_object_id
-from mongoz.fields.storable import check_storable
-from mongoz.persistence.reserved import refuse_stamp
-from mongoz.queries.engine import method_named
+from mongoz.fields.storability import check_storable
+from mongoz.model.reserved import refuse_stamp
 from mongoz.queries.expressions import FieldProxy
 from mongoz.queries.managers import detach_managers
+from mongoz.queries.query import method_named
 from mongoz.stamps import FIELD
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
 from pydantic import ConfigDict
 
 from mongoz.documents.construction import FieldsMetaclass
-from mongoz.documents.dumping import Dumping
+from mongoz.model.dumping import Dumping
 
 __all__ = ["EmbeddedDocument"]
 

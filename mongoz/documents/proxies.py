@@ -3,7 +3,7 @@
 from typing import Any
 
 from mongoz.documents.construction import DocumentMetaclass, ModelMetaclass
-from mongoz.persistence.partial import make_optional, partial_namespace
+from mongoz.model.partial import make_optional, partial_namespace
 
 __all__ = ["ProxyDescriptor"]
 

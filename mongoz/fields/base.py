@@ -13,7 +13,7 @@ from pydantic_core import PydanticUndefined, SchemaError, SchemaValidator, core_
 from mongoz.exceptions import FieldDefinitionError, nearest
 from mongoz.fields.choices import Choices
 from mongoz.fields.rules import PatternRule
-from mongoz.spellings import OF_ARGUMENTS
+from mongoz.synonyms import OF_ARGUMENTS
 
 __all__ = ["BaseField", "declare", "store_as"]
 

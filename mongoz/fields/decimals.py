@@ -9,7 +9,7 @@ from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 
 from mongoz.connection.codec import StoredDecimal
-from mongoz.fields.loading import NATIVE
+from mongoz.fields.stored_schema import NATIVE
 
 __all__ = ["DecimalRule"]
 

@@ -1,7 +1,7 @@
 """From Python values to what is stored: models become dicts under their stored names, nothing is shared.
 
 Scalars that BSON has a type for stay as they are; the codec options of the registry know how to encode dates and
-times. Each of the others has a form that its annotation reads back: see `mongoz.fields.loading`.
+times. Each of the others has a form that its annotation reads back: see `mongoz.fields.stored_schema`.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ from bson.errors import InvalidBSON, InvalidDocument
 from pydantic import AliasChoices, BaseModel, NameEmail, Secret, SecretBytes, SecretStr
 
 from mongoz.connection.codec import CODEC_OPTIONS
-from mongoz.fields.compiled import compiled
-from mongoz.fields.storable import IP_ADDRESSES, URLS, is_open
+from mongoz.fields.class_cache import compiled
+from mongoz.fields.storability import IP_ADDRESSES, URLS, is_open
 
 __all__ = ["SCALARS", "UNSTORABLE", "explain_value", "stored", "stored_names", "stored_values"]
 

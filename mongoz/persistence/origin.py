@@ -6,8 +6,8 @@ import bson
 
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.ids import id_of_time, new_token
-from mongoz.persistence.targets import Target
-from mongoz.signals.firing import Firing
+from mongoz.persistence.target import Target
+from mongoz.signals.post_signals import Firing
 from mongoz.stamps import FIELD, Call, Form, form_of, key_hash
 
 __all__ = ["UNTOLD", "Origin", "Originator", "is_stamped", "originator", "plain_origin"]

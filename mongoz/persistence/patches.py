@@ -9,10 +9,9 @@ from pydantic import ValidationError
 
 from mongoz.exceptions import InvalidKeyError, nearest
 from mongoz.fields.storage import stored, stored_names, stored_values
-from mongoz.persistence.asking import ask
-from mongoz.persistence.invariants import asks_for_others
-from mongoz.persistence.operations import Operation
-from mongoz.persistence.rows import (
+from mongoz.persistence.operations.operation import Operation
+from mongoz.persistence.pre_signals import ask
+from mongoz.persistence.rows.hydration import (
     Changes,
     adopt,
     as_whole,
@@ -23,6 +22,7 @@ from mongoz.persistence.rows import (
     validated_as_stored,
     validated_row,
 )
+from mongoz.persistence.rows.invariants import asks_for_others
 
 if TYPE_CHECKING:
     from mongoz.documents.base import Document

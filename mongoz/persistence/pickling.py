@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from mongoz.connection import Collection
-from mongoz.persistence.attachments import attach, attached
-from mongoz.persistence.partial import is_partial
-from mongoz.persistence.rows import Loaded, loaded
+from mongoz.model.attachments import attach, attached
+from mongoz.model.partial import is_partial
+from mongoz.persistence.rows.hydration import Loaded, loaded
 
 if TYPE_CHECKING:
     from mongoz.documents.base import Document

@@ -8,18 +8,17 @@ from pymongo import ReturnDocument
 from pymongo.read_preferences import ReadPreference
 
 from mongoz.connection import Collection
+from mongoz.connection.cancellation import unbroken
 from mongoz.connection.codec import as_read
-from mongoz.connection.units import unbroken
 from mongoz.exceptions import DocumentNotFound, WriteConflict
 from mongoz.fields.storage import stored, stored_names
 from mongoz.ids import new_token
-from mongoz.persistence.asking import ask
-from mongoz.persistence.copies import independent_values
-from mongoz.persistence.invariants import has_invariants
-from mongoz.persistence.limits import limits_of, require_within
-from mongoz.persistence.operations import Operation, with_operations
+from mongoz.model.partial import is_partial
+from mongoz.persistence.operations.limits import limits_of, require_within
+from mongoz.persistence.operations.operation import Operation, with_operations
+from mongoz.persistence.operations.preview import preview
 from mongoz.persistence.origin import is_stamped, originator, plain_origin
-from mongoz.persistence.partial import is_partial
+from mongoz.persistence.outcome.refusals import explain_unstorable
 from mongoz.persistence.patches import (
     Applied,
     after,
@@ -31,9 +30,9 @@ from mongoz.persistence.patches import (
     settle,
     touch,
 )
-from mongoz.persistence.preview import preview
-from mongoz.persistence.refusals import explain_unstorable
-from mongoz.persistence.rows import (
+from mongoz.persistence.pre_signals import ask
+from mongoz.persistence.rows.copies import independent_values
+from mongoz.persistence.rows.hydration import (
     Changes,
     adopt,
     as_loaded,
@@ -48,11 +47,12 @@ from mongoz.persistence.rows import (
     remember,
     validated_row,
 )
-from mongoz.persistence.sending import Write, send_and_tell
-from mongoz.persistence.targets import Target, aim, at_home
+from mongoz.persistence.rows.invariants import has_invariants
+from mongoz.persistence.target import Target, aim, at_home
 from mongoz.persistence.turns import in_turn
-from mongoz.persistence.watching import require_watched
-from mongoz.signals.firing import Firing
+from mongoz.persistence.watched import require_watched
+from mongoz.persistence.write import Write, send_and_tell
+from mongoz.signals.post_signals import Firing
 from mongoz.stamps import Call
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from mongoz.queries.lookups import compile_lookups, refuse_positional
 from mongoz.queries.pipelines import OPTIONS
 from mongoz.queries.plan import Plan, conjunction
 from mongoz.queries.projection import field_names
-from mongoz.queries.sorting import compile_sort
+from mongoz.queries.sort_keys import compile_sort
 
 if TYPE_CHECKING:
     from mongoz.documents.base import Document

@@ -13,10 +13,10 @@ from typing import Any, Final
 import bson
 
 from mongoz.exceptions import FieldDefinitionError, OperatorInvalid, did_you_mean
-from mongoz.queries import text
-from mongoz.queries.paths import Path
-from mongoz.queries.values import ValueRefused, comparable, whole_day
-from mongoz.spellings import OF_LOOKUPS
+from mongoz.model.paths import Path
+from mongoz.queries import string_patterns as text
+from mongoz.queries.operands import ValueRefused, comparable, whole_day
+from mongoz.synonyms import OF_LOOKUPS
 
 __all__ = ["OPERATORS", "SPELLINGS", "condition", "operator_named"]
 

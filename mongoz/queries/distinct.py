@@ -10,9 +10,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import SchemaValidator
 
 from mongoz.fields.email import LOADING
-from mongoz.fields.loading import from_stored, validator_of
 from mongoz.fields.storage import stored_names
-from mongoz.queries.shapes import shape_of
+from mongoz.fields.stored_schema import from_stored, validator_of
+from mongoz.model.shapes import shape_of
 
 __all__ = ["as_loaded_values"]
 

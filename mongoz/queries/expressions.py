@@ -8,9 +8,9 @@ import pymongo
 
 from mongoz.exceptions import InvalidKeyError, OperatorInvalid
 from mongoz.fields.storage import stored
+from mongoz.model.paths import Path, resolve
 from mongoz.queries.conditions import SPELLINGS, condition, operator_named
-from mongoz.queries.paths import Path, resolve
-from mongoz.queries.values import comparable
+from mongoz.queries.operands import comparable
 
 __all__ = ["Condition", "Expression", "FieldProxy", "Order", "SortExpression", "compile_condition", "made"]
 

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from mongoz.exceptions import ImproperlyConfigured
-from mongoz.queries.engine import Query
 from mongoz.queries.expressions import Condition
+from mongoz.queries.query import Query
 
 if TYPE_CHECKING:
     from mongoz.documents.base import Document

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from mongoz.queries.joins import attachments
+from mongoz.model.joins import attachments
 from mongoz.queries.plan import Plan, conjunction
 
 __all__ = [

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mongoz.queries.joins import Join
+from mongoz.model.joins import Join
 
 __all__ = ["Plan", "conjunction"]
 

@@ -7,8 +7,8 @@ from typing import Any, Final
 from mongoz.connection import Collection
 from mongoz.exceptions import InvalidKeyError, nearest
 from mongoz.fields.storage import stored_names
-from mongoz.persistence.attachments import attach
-from mongoz.persistence.partial import hydrate_partial
+from mongoz.model.attachments import attach
+from mongoz.model.partial import hydrate_partial
 from mongoz.queries.plan import Plan
 from mongoz.settings import settings
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from mongoz.exceptions import InvalidKeyError, OperatorInvalid
 from mongoz.queries.expressions import Expression, FieldProxy, Order, SortExpression, made
-from mongoz.queries.values import ValueRefused
+from mongoz.queries.operands import ValueRefused
 
 __all__ = ["Q"]
 

@@ -9,7 +9,7 @@ from mongoz.signals.decorators import (
     pre_save,
     pre_update,
 )
-from mongoz.signals.muting import muted
+from mongoz.signals.mutes import muted
 from mongoz.signals.options import DeliveryMode, OnFailure, ReceiverOptions, Retry
 from mongoz.signals.receivers import Delivery
 from mongoz.signals.signal import Signal

@@ -6,7 +6,7 @@ from typing import Any, TypeVar, Unpack
 from weakref import WeakSet
 
 from mongoz.exceptions import SignalError
-from mongoz.signals.muting import is_muted, muting
+from mongoz.signals.mutes import is_muted, muting
 from mongoz.signals.names import POST
 from mongoz.signals.options import ReceiverOptions
 from mongoz.signals.receivers import Receiver, ReceiverFunction, identified, make_receiver, stamp_ids

@@ -30,7 +30,7 @@ from typing_extensions import TypeAliasType, TypedDict
 import mongoz
 from mongoz import FieldDefinitionError, Registry, U
 from mongoz.core.signals import post_save, post_update, pre_save, pre_update
-from mongoz.persistence.rows import validated_row
+from mongoz.persistence.rows.hydration import validated_row
 
 D = decimal.Decimal
 DAY = datetime.date(2024, 2, 29)

@@ -13,7 +13,7 @@ from pymongo.errors import AutoReconnect, BulkWriteError, DuplicateKeyError
 import mongoz
 from mongoz import U
 from mongoz.exceptions import InvalidKeyError, MultipleDocumentsReturned, OperatorInvalid
-from mongoz.persistence.selection import BATCH
+from mongoz.persistence.bulk.selection import BATCH
 from mongoz.signals import muted
 from mongoz.stamps import FIELD, Stamp
 

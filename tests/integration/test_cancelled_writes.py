@@ -11,7 +11,8 @@ import pytest
 from bson import ObjectId
 
 from mongoz.core.signals import post_delete, post_save, post_update
-from mongoz.persistence import bulk, selection
+from mongoz.persistence.bulk import insert as bulk
+from mongoz.persistence.bulk import selection
 from mongoz.stamps import FIELD
 from tests.integration.test_operation_matrix import make as make_user
 from tests.support import dispatching, eventually

@@ -14,8 +14,8 @@ from pymongo.errors import BulkWriteError, DuplicateKeyError, WriteError
 import mongoz
 from mongoz import U
 from mongoz.exceptions import DocumentNotFound, WriteConflict
-from mongoz.persistence import selection
-from mongoz.persistence.selection import Selection
+from mongoz.persistence.bulk import selection
+from mongoz.persistence.bulk.selection import Selection
 from mongoz.signals import muted
 from mongoz.stamps import FIELD
 from tests.support import without_transactions

@@ -320,7 +320,7 @@ async def test_the_first_write_may_be_in_a_transaction(define: Define, registry:
 async def test_a_transaction_that_uses_the_collection_already_says_why(
     define: Define, registry: mongoz.Registry, foreign: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mongoz.documents.indexing._PATIENCE_IN_TRANSACTIONS", {"maxTimeMS": 50})
+    monkeypatch.setattr("mongoz.persistence.indexing._PATIENCE_IN_TRANSACTIONS", {"maxTimeMS": 50})
     Movie = define(indexes=[Index("year")], autogenerate_index=True)
     foreign.movies.insert_one({})
 

@@ -8,7 +8,7 @@ from pymongo import InsertOne
 import mongoz
 from mongoz import ImproperlyConfigured, InvalidKeyError, Registry
 from mongoz.core.signals import post_save, post_update
-from mongoz.queries.operators import U
+from mongoz.queries.update_operators import U
 from mongoz.stamps import FIELD
 
 

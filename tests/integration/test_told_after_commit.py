@@ -9,7 +9,7 @@ import pytest
 import mongoz
 from mongoz import Registry
 from mongoz.core.signals import post_delete, post_save, post_update, pre_update
-from mongoz.queries.operators import U
+from mongoz.queries.update_operators import U
 
 
 @pytest.fixture(params=["plain", "dispatched"])

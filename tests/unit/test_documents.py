@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 import mongoz
 from mongoz.exceptions import AbstractDocumentError, ImproperlyConfigured, InvalidKeyError
-from mongoz.persistence.rows import changes, hydrate
+from mongoz.persistence.rows.hydration import changes, hydrate
 
 NO_DATABASE = (
     "'database' for the table not found in the Meta class or any of the superclasses. "

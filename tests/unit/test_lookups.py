@@ -17,7 +17,7 @@ from mongoz.exceptions import (
     MongozException,
     OperatorInvalid,
 )
-from mongoz.queries.joins import Join, attachments
+from mongoz.model.joins import Join, attachments
 from mongoz.queries.lookups import Compiled, compile_lookups
 
 OID = bson.ObjectId("65f0c0ffee0123456789abcd")

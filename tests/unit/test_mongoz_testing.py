@@ -9,7 +9,7 @@ import mongoz
 from mongoz.core.signals import post_save, post_update, pre_save
 from mongoz.exceptions import SignalError
 from mongoz.signals import Signal, muted
-from mongoz.signals.firing import plan
+from mongoz.signals.post_signals import plan
 from mongoz.testing import Captured, capture
 
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from mongoz.queries.joins import Join
+from mongoz.model.joins import Join
 from mongoz.queries.pipelines import command_options, find_arguments, is_for_find_only, last_of, pipeline
 from mongoz.queries.plan import Plan
 

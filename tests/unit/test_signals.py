@@ -24,7 +24,7 @@ from mongoz.core.signals import (
 )
 from mongoz.exceptions import SignalError
 from mongoz.signals import muted
-from mongoz.signals.firing import plan
+from mongoz.signals.post_signals import plan
 from tests.support import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]

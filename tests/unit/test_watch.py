@@ -12,10 +12,10 @@ from dispatcher import routing
 from dispatcher.events import Change, Namespace
 from dispatcher.routing import Routes
 from dispatcher.source import Scope
-from mongoz.connection.watching import NamespacePattern, Watch, parse_pattern
+from mongoz.connection.namespaces import NamespacePattern, Watch, parse_pattern
 from mongoz.exceptions import ImproperlyConfigured
-from mongoz.persistence.refusals import explain_refusal
-from mongoz.persistence.watching import is_watched, require_watched
+from mongoz.persistence.outcome.refusals import explain_refusal
+from mongoz.persistence.watched import is_watched, require_watched
 from mongoz.signals import muted
 
 URL = "mongodb://nowhere.invalid"
@@ -106,7 +106,7 @@ def test_it_is_inherited_from_abstract_parents(registry: mongoz.Registry) -> Non
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mongoz.connection.watching._MOST_REMEMBERED", 10)
+    monkeypatch.setattr("mongoz.connection.namespaces._MOST_REMEMBERED", 10)
     watch = Watch([parse_pattern("t_*")], "users")
     for number in range(25):
         assert watch.covers(f"t_{number}", "users")

@@ -1,0 +1,1 @@
+"""What a document class is: fields, Meta, indexes and names, without any reading or writing."""

@@ -1,0 +1,164 @@
+"""Indexes as they are declared: in Meta, and by fields."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import pymongo
+from pymongo import IndexModel
+
+from mongoz.exceptions import ImproperlyConfigured, IndexError, InvalidKeyError
+from mongoz.fields import BaseField
+from mongoz.model.paths import resolve
+
+__all__ = ["Index", "IndexType", "gathered", "indexes_in_meta", "indexes_of_fields"]
+
+
+class IndexType:
+    """Kinds of keys that are not an order."""
+
+    GEO2D: Final = pymongo.GEO2D
+    GEOSPHERE: Final = pymongo.GEOSPHERE
+    HASHED: Final = pymongo.HASHED
+    TEXT: Final = pymongo.TEXT
+
+
+class Index(IndexModel):
+    """An index of a document's collection, for `Meta.indexes`. One of PyMongo's as well.
+
+    Args:
+        key: the only key, ascending.
+        keys: all keys, as `(field, Order or IndexType)`; a name alone is ascending. They need not be fields.
+        name: how the server calls it; by default the names of the fields, joined with "_".
+        background: accepted by all servers, ignored since MongoDB 4.2.
+        unique: refuse a second document with the same values.
+        sparse: leave out documents that have none of the keys.
+        **options: further ones of `pymongo.IndexModel`, such as `expireAfterSeconds`, `collation` or
+            `partialFilterExpression` (which uses names as they are stored).
+
+    Raises:
+        IndexError: neither `key` nor `keys` is given, or both, or one that can't be a key.
+
+    Examples:
+        >>> class Meta:
+        ...     indexes = [
+        ...         mongoz.Index("email", unique=True),
+        ...         mongoz.Index(keys=[("year", mongoz.Order.DESCENDING), ("title", mongoz.IndexType.TEXT)]),
+        ...     ]
+    """
+
+    def __init__(
+        self,
+        key: str | None = None,
+        keys: Sequence[tuple[str, Any] | str] | None = None,
+        name: str | None = None,
+        background: bool = False,
+        unique: bool = False,
+        sparse: bool = False,
+        **options: Any,
+    ) -> None:
+        self.key = key
+        self.keys = _pairs(key, keys)
+        self.name = name or "_".join(field for field, _ in self.keys)
+        self.background, self.unique, self.sparse = background, unique, sparse
+        flags = {"background": background, "unique": unique, "sparse": sparse}
+        given = {flag: True for flag, value in flags.items() if value}  # the server would keep a False, too
+        super().__init__(self.keys, name=self.name, **given, **options)
+
+    def for_document(self, document: Any) -> IndexModel:
+        """The same for the driver, with the names under which the fields of a document are stored."""
+        options = {option: value for option, value in self.document.items() if option != "key"}
+        return IndexModel([(_stored_path(document, field), kind) for field, kind in self.keys], **options)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Index):
+            return NotImplemented
+        return self.keys == other.keys and self.document == other.document
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+def _pairs(key: str | None, keys: Sequence[tuple[str, Any] | str] | None) -> list[tuple[str, Any]]:
+    if (key is None) == (keys is None):
+        raise IndexError(
+            f"Index(key={key!r}, keys={keys!r}): an index has either one key, or a list of them; "
+            "write Index('name') or Index(keys=[('name', Order.ASCENDING), ...])."
+        )
+    listed = [key] if keys is None else list(keys) if isinstance(keys, list | tuple) else []
+    pairs = [(one, pymongo.ASCENDING) if isinstance(one, str) else one for one in listed]
+    if not pairs or not all(_is_pair(pair) for pair in pairs):
+        raise IndexError(
+            f"Index(key={key!r}, keys={keys!r}): a key is the name of a field, and keys are a list of "
+            "(field, Order or IndexType)."
+        )
+    return [(field, kind) for field, kind in pairs]  # type: ignore[misc]  # _is_pair said so
+
+
+def _is_pair(pair: object) -> bool:
+    if not isinstance(pair, list | tuple) or len(pair) != 2:
+        return False
+    return isinstance(pair[0], str) and bool(pair[0]) and isinstance(pair[1], int | str)
+
+
+def _stored_path(document: Any, field: str) -> str:
+    try:
+        return resolve(document, field).path
+    except InvalidKeyError:  # an index may be on what the model does not know
+        return field
+
+
+def indexes_of_fields(fields: Mapping[str, BaseField]) -> list[Index]:
+    """An index for each field that was declared with `index` or `unique`.
+
+    A unique field has an index from then on: `field.index` says so, and setting that to False later has
+    `check_indexes()` drop it.
+    """
+    found = []
+    for name, field in fields.items():
+        # The server always has an index on _id, and no other.
+        if name == "id" or not (field.unique or field.index):
+            continue
+        field.index = True
+        found.append(Index(name, unique=field.unique, sparse=field.sparse))
+    return found
+
+
+def indexes_in_meta(document_name: str, option: object) -> list[Index]:
+    """A copy of what `Meta.indexes` lists.
+
+    Raises:
+        ImproperlyConfigured: it is no list or tuple.
+        ValueError: something in it is no Index.
+    """
+    if not isinstance(option, list | tuple):
+        raise ImproperlyConfigured(
+            f"Meta.indexes of {document_name} must be a list or a tuple of mongoz.Index, not {option!r}."
+        )
+    wrong = [item for item in option if not isinstance(item, Index)]
+    if wrong:
+        raise ValueError(f"Meta.indexes of {document_name} must contain mongoz.Index only, not {wrong[0]!r}.")
+    return list(option)
+
+
+def gathered(document_name: str, own: Iterable[Index], inherited: Iterable[Index]) -> list[Index]:
+    """All indexes of a document, its own first; one that is inherited twice is one.
+
+    Raises:
+        IndexError: two different ones have the same name, or the document itself names one twice.
+    """
+    found: dict[str, Index] = {}
+    for index in own:
+        if index.name in found:
+            raise _same_name(document_name, index, found[index.name])
+        found[index.name] = index
+    for index in inherited:
+        if found.setdefault(index.name, index) != index:
+            raise _same_name(document_name, index, found[index.name])
+    return list(found.values())
+
+
+def _same_name(document_name: str, one: Index, other: Index) -> IndexError:
+    return IndexError(
+        f"{document_name} has two indexes named {one.name!r}: {other!r} and {one!r} (a field with index=True or "
+        "unique=True has one of its own name). Remove one, or name it otherwise with name=."
+    )

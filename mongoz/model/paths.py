@@ -1,0 +1,230 @@
+"""Names of fields, dotted ones included: from what the application calls them to what is stored."""
+
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
+
+import bson
+from pydantic.fields import FieldInfo
+
+from mongoz.exceptions import InvalidKeyError, did_you_mean, nearest
+from mongoz.fields.foreign_key import ForeignKeyField
+from mongoz.fields.storage import stored_names
+from mongoz.model.joins import Join, join_to
+from mongoz.model.shapes import OPEN, Shape, shape_of
+from mongoz.settings import settings
+
+__all__ = ["Path", "QueriedDocument", "resolve", "take_apart"]
+
+
+_Cut = tuple[str, str, str | None]
+
+
+class QueriedDocument(Protocol):
+    """What a query needs to know of a document class."""
+
+    __name__: str
+    model_fields: Any
+
+
+class Path(NamedTuple):
+    """A resolved name.
+
+    Attributes:
+        path: the stored, dotted name; within the referenced document, if there are joins.
+        shape: what the field can hold.
+        joins: the references on the way, in their order; the last one leads to the document that `path` is in.
+        items: how many of the path's steps lead to the innermost list on the way; 0 if there is none.
+        field: the declaration of the field, if there is one.
+    """
+
+    path: str
+    shape: Shape = OPEN
+    joins: tuple[Join, ...] = ()
+    items: int = 0
+    field: FieldInfo | None = None
+
+    @property
+    def is_id(self) -> bool:
+        """Whether its values are ObjectIds: a primary key or a reference."""
+        return not self.shape.depth and self.shape.holds(bson.ObjectId)
+
+    @property
+    def below(self) -> list[str]:
+        """The names of what is inside of its values."""
+        target = _referred(self.field)
+        models = (*self.shape.models, *([target] if target else ()))
+        return [name for model in models for name in model.model_fields]
+
+    @property
+    def attached(self) -> str:
+        """The dotted name in a row of the query, to sort by."""
+        return f"{self.joins[-1].name}.{self.path}" if self.joins else self.path
+
+
+def resolve(document: Any, name: str) -> Path:
+    """What a field of a document is called in the database.
+
+    Args:
+        document: the document class.
+        name: a field's name, its alias, `id`, `_id`, `pk`, or a path into embedded documents, dotted or with
+            double underscores.
+
+    Raises:
+        InvalidKeyError: there is no such field, or it is one of a referenced document.
+    """
+    path, rest = take_apart(document, name)
+    if rest is not None:
+        raise _unknown(document, name, rest, path.below)
+    if path.joins:
+        raise InvalidKeyError(
+            f"{document.__name__}: {name!r} is a field of {path.joins[-1].document.__name__}, which is only "
+            "referred to. Conditions on it are written as keyword filters."
+        )
+    return path
+
+
+def take_apart(document: Any, keyword: str) -> tuple[Path, str | None]:
+    """The field that the keyword of a filter begins with, and the rest: what should be a lookup, or None.
+
+    Where a name can be both, a field and a lookup, it is the field.
+
+    Raises:
+        InvalidKeyError: there is no such field.
+    """
+    if not isinstance(keyword, str):
+        raise InvalidKeyError(f"{document.__name__} has no field {keyword!r}; names are strings.")
+    if "\0" in keyword:
+        raise InvalidKeyError(f"{keyword!r} names no field: MongoDB's names can't contain a null character.")
+    if not document.__pydantic_complete__:  # a class that its annotations name is yet to be defined
+        return _walked(document, keyword)
+    return _remembered(document, keyword, settings.lookup_prefix, tuple(settings.parsed_ids))
+
+
+@lru_cache(maxsize=4096)
+def _remembered(document: Any, keyword: str, *_settings: Any) -> tuple[Path, str | None]:
+    """The same names are asked for again and again, and a walk costs a tenth of a round trip to the server."""
+    return _walked(document, keyword)
+
+
+def _walked(document: Any, keyword: str) -> tuple[Path, str | None]:
+    walk = _Walk(document, keyword)
+    while walk.rest is not None and walk.step():
+        pass
+    return walk.path, walk.rest
+
+
+class _Walk:
+    """One way through the models, from the document to where the keyword's names lead."""
+
+    def __init__(self, document: Any, keyword: str) -> None:
+        self.document = document
+        self.keyword = keyword
+        self.rest: str | None = keyword
+        self.separator = ""
+        self.shape = Shape(models=(document,))
+        self.field: FieldInfo | None = None
+        self.steps: list[str] = []
+        self.joins: list[Join] = []
+        self.lists: list[int] = []
+
+    @property
+    def path(self) -> Path:
+        """Where it leads so far."""
+        items = self.lists[-1] if self.lists else 0
+        return Path(".".join(self.steps), self.shape, tuple(self.joins), items, self.field)
+
+    def step(self) -> bool:
+        """Take one name off the rest; False if the rest begins with none of a field."""
+        cuts = list(_cuts(self.rest or ""))
+        if self._take_reference(cuts) or self._take_item(cuts) or self._take_field(self.shape, cuts):
+            return True
+        if self.shape.open and self.separator != settings.lookup_prefix:
+            self._take_anything()
+            return False
+        if self.separator != settings.lookup_prefix:
+            raise _unknown(self.document, self.keyword, cuts[-1][0], self.path.below)
+        return False
+
+    def _take_field(self, shape: Shape, cuts: list[_Cut]) -> bool:
+        for name, separator, rest in cuts:
+            for model in shape.models:
+                found = _field(model, name)
+                if found:
+                    stored_name, self.field = found
+                    self.steps.append(stored_name)
+                    self.shape = shape_of(self.field.annotation)
+                    self.separator, self.rest = separator, rest
+                    if self.shape.depth:
+                        self.lists.append(len(self.steps))
+                    return True
+        return False
+
+    def _take_item(self, cuts: list[_Cut]) -> bool:
+        name, separator, rest = cuts[-1]
+        if not (self.shape.depth and name.isdecimal()):
+            return False
+        self.steps.append(name)
+        self.shape = self.shape._replace(depth=self.shape.depth - 1)
+        self.separator, self.rest = separator, rest
+        self.lists.pop()
+        if self.shape.depth:
+            self.lists.append(len(self.steps))
+        return True
+
+    def _take_reference(self, cuts: list[_Cut]) -> bool:
+        target = _referred(self.field)
+        if target is None:
+            return False
+        for name, separator, rest in cuts:
+            if name in settings.parsed_ids:  # what is stored here is that id: no need to look any further
+                self.separator, self.rest, self.field = separator, rest, None
+                return True
+        if not any(_field(target, name) for name, _, _ in cuts):
+            return False
+        prefix = f"{self.joins[-1].slot}." if self.joins else ""
+        self.joins.append(join_to(self.document, target, prefix + ".".join(self.steps)))
+        self.steps, self.lists = [], []
+        return self._take_field(Shape(models=(target,)), cuts)
+
+    def _take_anything(self) -> None:
+        """Below a plain dict every name is one; what stands behind the last prefix is a lookup."""
+        text = self.rest or ""
+        names, _, lookup = text.rpartition(settings.lookup_prefix)
+        self.rest = lookup if names else None
+        self.steps += (names or text).split(".")
+        self.shape = OPEN
+
+
+def _cuts(text: str) -> Iterator[_Cut]:
+    """Where a first name could end: (name, separator, rest), the longest name first."""
+    yield text, "", None
+    ends = list(re.finditer(rf"(?=(\.|{re.escape(settings.lookup_prefix)}))", text))
+    for end in reversed(ends):
+        separator = end[1]
+        if end.start():
+            yield text[: end.start()], separator, text[end.start() + len(separator) :]
+
+
+def _field(model: Any, name: str) -> tuple[str, FieldInfo] | None:
+    """The stored name of a field, and the field."""
+    fields, names = model.model_fields, stored_names(model)
+    if name in settings.parsed_ids and names.get("id") == "_id":
+        return "_id", fields["id"]
+    if name in fields:
+        return names[name], fields[name]
+    return next(((alias, fields[field]) for field, alias in names.items() if alias == name), None)
+
+
+def _referred(field: FieldInfo | None) -> Any:
+    """The document that a foreign key refers to."""
+    return field.to if isinstance(field, ForeignKeyField) else None
+
+
+def _unknown(document: Any, keyword: str, name: str, known: list[str]) -> InvalidKeyError:
+    hint = did_you_mean(name, known)
+    if not hint:
+        hint = f"{nearest(name, known)} Ask for a key that is stored but not declared with query({{name: ...}})."
+    place = "" if name == keyword else f" (in {keyword!r})"
+    return InvalidKeyError(f"{document.__name__} has no field {name!r}{place}.{hint}")

@@ -1,0 +1,1 @@
+"""Writes of many documents: selected, in batches, each with its receivers."""

@@ -1,0 +1,280 @@
+"""What may be at a place in a document that a stored, dotted path leads to, as far as the models tell."""
+
+import dataclasses
+import datetime
+import decimal
+import types
+from collections import abc, deque
+from collections.abc import Callable, Iterable, Iterator
+from enum import Enum
+from functools import cached_property, lru_cache, partial
+from typing import Annotated, Any, Final, Union, get_args, get_origin, get_type_hints, is_typeddict
+
+import annotated_types
+from pydantic import BaseModel, ConfigDict, Strict, TypeAdapter, ValidationError, create_model
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from mongoz.exceptions import InvalidKeyError
+from mongoz.fields.class_cache import compiled
+from mongoz.fields.decimals import DecimalRule
+from mongoz.fields.rules import NotNone
+from mongoz.fields.storability import is_open, unnamed
+from mongoz.fields.storage import SCALARS, stored, stored_names, stored_values
+from mongoz.fields.stored_schema import from_stored, validator_of
+from mongoz.persistence.patches import validated_values
+from mongoz.persistence.rows.invariants import has_invariants, has_validator_of
+
+__all__ = ["Place", "is_model", "kinds_of", "place_at", "rules_of"]
+
+_LISTS: Final = (list, tuple, set, frozenset, deque, abc.Sequence, abc.MutableSequence)
+_MAPPINGS: Final = (dict, abc.Mapping, abc.MutableMapping)
+_SCALARS: Final[tuple[Any, ...]] = (*SCALARS, Enum, decimal.Decimal, datetime.timedelta)
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """What is known of a place.
+
+    Attributes:
+        document: the class.
+        names: what the models call the steps that lead there.
+        annotation: the type of its values, with the rules of that.
+        model: whose settings hold there: the innermost one.
+        is_required: a model says that something must be there.
+        is_checked: there are rules about more than its value: validators, and those of what it is in.
+        is_item: it is in a list.
+        unmade: the stored paths of embedded documents on the way that require more than the next step. Where one
+            is missing, an operator would make half of it.
+    """
+
+    document: Any
+    names: tuple[str, ...]
+    annotation: Any
+    model: Any
+    is_required: bool = False
+    is_checked: bool = False
+    is_item: bool = False
+    unmade: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return ".".join((self.document.__name__, *self.names))
+
+    def validated(self, value: Any) -> Any:
+        """The value as the model makes it.
+
+        Raises:
+            pydantic.ValidationError: it does not fit.
+        """
+        if len(self.names) == 1:
+            return validated_values(self.document, {self.names[0]: value})[self.names[0]]
+        if self.annotation is Any:
+            return value
+        try:
+            return self._alone.__pydantic_validator__.validate_python({"value": value}).value
+        except ValidationError as error:
+            lines = [
+                InitErrorDetails(
+                    type=PydanticCustomError(line["type"], line["msg"]),
+                    loc=(*self.names, *line["loc"][1:]),
+                    input=line["input"],
+                )
+                for line in error.errors(include_url=False)
+            ]
+            raise ValidationError.from_exception_data(self.document.__name__, lines) from None
+
+    def validated_items(self, items: list[Any]) -> Any:
+        """Items for the list that is there, as the model makes them.
+
+        What only the list as a whole must be, its length for example, is asked of the one that comes out.
+
+        Raises:
+            pydantic.ValidationError: one of them does not fit.
+        """
+        try:
+            return self.validated(items)
+        except ValidationError:
+            kinds = tuple(kinds_of(self.annotation))
+            alone = dataclasses.replace(self, annotation=Union[kinds])  # noqa: UP007 - of as many as there are
+            try:
+                return alone._alone.__pydantic_validator__.validate_python({"value": items}).value
+            except ValidationError:
+                pass
+            raise
+
+    def stored(self, value: Any) -> Any:
+        """The value as the whole document would have it stored."""
+        if len(self.names) == 1:
+            return stored_values(self.document, {self.names[0]: value}).popitem()[1]
+        return stored(value, declared=not is_open(self.annotation))
+
+    @cached_property
+    def _alone(self) -> Any:
+        """A model that has nothing but this."""
+        config: Any = {name: value for name, value in self.model.model_config.items() if name in _KEPT}
+        return create_model("Alone", __config__=config, value=(self.annotation, ...))
+
+
+_KEPT: Final = {
+    "arbitrary_types_allowed", "strict", "str_strip_whitespace", "str_to_lower", "str_to_upper", "str_min_length",
+    "str_max_length", "allow_inf_nan", "coerce_numbers_to_str", "use_enum_values", "regex_engine",
+}  # fmt: skip
+
+
+def place_at(document: Any, path: str) -> Place:
+    """What may be where a path leads.
+
+    Args:
+        document: the class.
+        path: stored names, items of lists and keys of mappings, with dots between them.
+
+    Raises:
+        InvalidKeyError: nothing can be there.
+    """
+    return _places(document)(path)
+
+
+@compiled
+def _places(document: Any) -> Callable[[str], Place]:
+    return lru_cache(maxsize=1024)(partial(_walked, document))
+
+
+def _walked(document: Any, path: str) -> Place:
+    places = [Place(document, (), document, document)]
+    steps = path.split(".")
+    for number, step in enumerate(steps):
+        before = ".".join(steps[:number])
+        further = [inner for place in places for inner in _inside(place, step, before)]
+        if not further:
+            raise InvalidKeyError(f"{places[0]} can't have {step!r} inside of it, so {path!r} can't be updated.")
+        places = further
+    annotations = [place.annotation for place in places]
+    return dataclasses.replace(
+        places[0],
+        annotation=Any if Any in annotations else Union[tuple(annotations)],  # noqa: UP007 - of as many as there are
+        is_required=all(place.is_required for place in places),
+        is_checked=any(place.is_checked for place in places),
+        is_item=any(place.is_item for place in places),
+        unmade=tuple({path: None for place in places for path in place.unmade}),
+    )
+
+
+def _inside(place: Place, step: str, before: str) -> Iterator[Place]:
+    """What a step may lead to, from a place that has this path."""
+    checked = place.is_checked or bool(before and rules_of(place.annotation))
+    for kind in kinds_of(place.annotation):
+        origin = get_origin(kind) or kind
+        reached = partial(dataclasses.replace, place, names=(*place.names, step), is_required=False)
+        if kind in (Any, object):
+            yield reached(annotation=Any, is_checked=checked)
+        elif is_model(kind):
+            inner = _field(place, kind, step, checked or bool(before and has_invariants(kind)))
+            others = [name for name, field in kind.model_fields.items() if field.is_required()]
+            half = bool(before and set(others) - {inner.names[-1]})
+            yield dataclasses.replace(inner, unmade=(*place.unmade, before)) if half else inner
+        elif origin in _MAPPINGS:
+            keys, values = get_args(kind) or (Any, Any)
+            if _is_key(keys, step):
+                yield reached(annotation=values, is_checked=checked)
+        elif origin in _LISTS and step.isdecimal():
+            item = _item(kind, int(step))
+            if item is not None:
+                yield reached(annotation=item, is_checked=checked, is_item=True)
+        elif is_typeddict(origin) or dataclasses.is_dataclass(origin):
+            hints = get_type_hints(origin, include_extras=True)
+            yield reached(annotation=hints.get(step, Any), is_checked=checked)
+        elif not (isinstance(origin, type) and issubclass(origin, _SCALARS)):
+            yield reached(annotation=Any, is_checked=checked)
+
+
+def _field(place: Place, model: Any, alias: str, checked: bool) -> Place:
+    name = next((name for name, stored_as in stored_names(model).items() if stored_as == alias), None)
+    names = (*place.names, name or alias)
+    if name is None:
+        return dataclasses.replace(place, names=names, annotation=Any, model=model, is_checked=checked)
+    field = model.model_fields[name]
+    annotation = field.annotation
+    for rule in field.metadata:
+        annotation = Annotated[annotation, rule]
+    return dataclasses.replace(
+        place,
+        names=names,
+        annotation=annotation,
+        model=model,
+        is_required=field.is_required(),
+        is_checked=checked or has_validator_of(model, name),
+    )
+
+
+def _is_key(keys: Any, step: str) -> bool:
+    """Whether a mapping can have a key that is stored as this."""
+    if keys in (Any, str):
+        return True
+    adapter = TypeAdapter(dict[keys, Any], config=ConfigDict(arbitrary_types_allowed=True))
+    try:
+        validator_of(from_stored(adapter.core_schema)).validate_python({step: None})
+    except ValidationError:
+        return False
+    return True
+
+
+def _item(kind: Any, index: int) -> Any:
+    """The type of an item of a list; None if the list can't have it."""
+    arguments = get_args(kind)
+    if not arguments:
+        return Any
+    if get_origin(kind) is tuple and Ellipsis not in arguments:
+        return arguments[index] if index < len(arguments) else None
+    return arguments[0]
+
+
+def is_model(kind: Any) -> bool:
+    """Whether it is the class of an embedded document."""
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def kinds_of(annotation: Any) -> list[Any]:
+    """The types that a value may have by itself: the members of a union."""
+    annotation = unnamed(annotation)
+    if get_origin(annotation) is Annotated:
+        return kinds_of(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [kind for member in get_args(annotation) for kind in kinds_of(member)]
+    return [annotation]
+
+
+def rules_of(annotation: Any) -> list[Any]:
+    """The rules in an annotation that are about the value itself, not about what it contains."""
+    annotation = unnamed(annotation)
+    if get_origin(annotation) is Annotated:
+        inner, *rules = get_args(annotation)
+        return [*rules_of(inner), *_unfolded(rules)]
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [rule for member in get_args(annotation) for rule in rules_of(member)]
+    return []
+
+
+def _unfolded(rules: Iterable[Any]) -> list[Any]:
+    """Rules that stand for several, as several; without those that operations can't break."""
+    found: list[Any] = []
+    for rule in rules:
+        if isinstance(rule, NotNone | Strict):
+            continue
+        if isinstance(rule, DecimalRule):
+            found += _decimal_rules(rule)
+        elif isinstance(rule, annotated_types.GroupedMetadata):
+            found += _unfolded(rule)
+        elif hasattr(rule, "metadata"):  # pydantic's Field() inside of an annotation
+            found += _unfolded(rule.metadata)
+        else:
+            found.append(rule)
+    return found
+
+
+def _decimal_rules(rule: DecimalRule) -> list[Any]:
+    whole = 10 ** (rule.max_digits - (rule.decimal_places or 0))
+    rules: list[Any] = [annotated_types.Gt(-whole), annotated_types.Lt(whole)]
+    if rule.minimum is not None:
+        rules.append(annotated_types.Ge(rule.minimum))
+    if rule.maximum is not None:
+        rules.append(annotated_types.Le(rule.maximum))
+    return [*rules, rule.multiple_of] if rule.multiple_of is not None else rules

@@ -1,0 +1,1 @@
+"""What became of a write: refused by the server, or of unknown outcome."""

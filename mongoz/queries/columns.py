@@ -1,0 +1,118 @@
+"""What `values` and `values_list` give: plain Python values of chosen fields."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
+
+from mongoz.exceptions import FieldDefinitionError, InvalidKeyError
+from mongoz.fields.storage import stored_names
+from mongoz.model.attachments import attached
+from mongoz.model.joins import Join
+from mongoz.model.paths import take_apart
+from mongoz.queries.plan import Plan
+from mongoz.queries.projection import field_names, loaded_names
+
+__all__ = ["Picked", "pick"]
+
+
+class Picked(NamedTuple):
+    """What to read, and what to give of it.
+
+    Attributes:
+        plan: the query, narrowed to what is needed.
+        names: the document's own fields, in the order of the model.
+        parts: fields of joined documents, by the name under which those are attached.
+        undeclared: keys that the model does not know are given as well.
+    """
+
+    plan: Plan
+    names: tuple[str, ...]
+    parts: Mapping[str, frozenset[str]]
+    undeclared: bool
+
+    @property
+    def width(self) -> int:
+        """How many columns there are."""
+        return len(self.names) + len(self.parts)
+
+    def of(self, instance: Any, *, exclude_none: bool) -> dict[str, Any]:
+        """The values of one instance."""
+        values: dict[str, Any] = {name: _plain(instance.__dict__[name]) for name in self.names}
+        if self.undeclared:
+            values.update(_plain(instance.__pydantic_extra__ or {}))
+        for name in self.parts:
+            values[name] = [_plain(each) for each in attached(instance)[name]]
+        if exclude_none:
+            return {name: value for name, value in values.items() if value is not None}
+        return values
+
+
+def pick(document: Any, plan: Plan, fields: Any, exclude: Any, *, undeclared: bool) -> Picked:
+    """What `values(fields, exclude)` reads.
+
+    Args:
+        document: the class that is queried.
+        plan: the query.
+        fields: a list of names, `reference__name` included; None or an empty one for all.
+        exclude: a list, tuple or set of names; None for none.
+        undeclared: whether keys that the model does not know are wanted, where there is no list of names.
+
+    Raises:
+        FieldDefinitionError: `fields` or `exclude` is something else.
+        InvalidKeyError: no such field.
+    """
+    if not isinstance(fields, list | None):
+        raise FieldDefinitionError(f"fields={fields!r} must be a list of names.")
+    if not isinstance(exclude, list | tuple | set | frozenset | None):
+        raise FieldDefinitionError(f"exclude={exclude!r} must be a list, a tuple or a set of names.")
+    own: frozenset[str] | None = None
+    parts: dict[str, frozenset[str]] = {}
+    if fields:
+        plan, references, parts = _with_references(document, plan, [str(name) for name in fields])
+        own = field_names(document, "values", [name for name in fields if str(name) not in references])
+        plan = replace(plan, only=own | {"id"}, defer=frozenset())
+    left_out = field_names(document, "values", exclude or ())
+    if plan.only is None:
+        plan = replace(plan, defer=plan.defer | left_out - {"id"})
+    else:
+        plan = replace(plan, only=plan.only - left_out | {"id"})
+    given = (own if own is not None else loaded_names(document, plan) or document.model_fields.keys()) - left_out
+    names = tuple(name for name in document.model_fields if name in given)
+    return Picked(plan, names, parts, undeclared and plan.only is None)
+
+
+def _with_references(
+    document: Any, plan: Plan, names: Iterable[str]
+) -> tuple[Plan, set[str], dict[str, frozenset[str]]]:
+    """The plan with the joins that `reference__name` needs; which names these are; what to load by each join."""
+    references = set()
+    parts: dict[str, frozenset[str]] = {}
+    for name in names:
+        path, rest = take_apart(document, name)
+        if rest is not None or not path.joins:
+            continue
+        references.add(name)
+        plan = plan.matching((), path.joins)
+        last = path.joins[-1]
+        parts[last.name] = parts.get(last.name, frozenset()) | {_attribute(last, path.path, name)}
+    return plan, references, parts
+
+
+def _attribute(join: Join, path: str, name: str) -> str:
+    for attribute, alias in stored_names(join.document).items():
+        if alias == path:
+            return attribute
+    raise InvalidKeyError(f"values() takes whole fields of a referenced document, not {name!r}.")
+
+
+def _plain(value: Any) -> Any:
+    """A value without models in it: those are dicts under the names of their attributes."""
+    if isinstance(value, BaseModel):
+        return _plain({**value.__dict__, **(value.__pydantic_extra__ or {})})
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(item) for item in value]
+    return value

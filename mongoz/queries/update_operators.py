@@ -1,0 +1,141 @@
+"""`U`: changes to fields that the server computes, for `update`."""
+
+import decimal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, NamedTuple
+
+from mongoz.exceptions import InvalidKeyError, OperatorInvalid
+from mongoz.fields.storage import stored
+from mongoz.model.paths import resolve
+from mongoz.model.shapes import shape_of
+from mongoz.persistence.operations.operation import Operation
+from mongoz.persistence.operations.places import Place, place_at
+
+__all__ = ["Change", "U", "resolve_all"]
+
+_NUMBERS: Final = (int, float, decimal.Decimal)
+
+
+class Change(NamedTuple):
+    """One operator, and what it does to which fields; made by `U`.
+
+    Attributes:
+        operator: MongoDB's: `"$inc"`.
+        values: field -> what the operator takes, as the caller gave it.
+    """
+
+    operator: str
+    values: Mapping[Any, Any]
+
+
+class U:
+    """Changes that the server computes, so that concurrent ones add up.
+
+    Fields are named as keywords, or first as a name or `Document.field`; dotted names reach into embedded
+    documents. Values are values: an operator inside of one has no effect.
+
+    Examples:
+        >>> await user.update(U.inc(logins=1), U.push("tags", "new"), name="Ada")
+        >>> await User.objects.filter(active=True).update(U.inc(User.credit, 10))
+    """
+
+    @staticmethod
+    def inc(field: Any = None, amount: Any = 1, /, **amounts: Any) -> Change:
+        """Add a number; a field that is not there counts as 0."""
+        return Change("$inc", _merged(field, amount, amounts))
+
+    @staticmethod
+    def push(field: Any = None, /, *items: Any, **item_by_field: Any) -> Change:
+        """Append items to a list."""
+        return Change("$push", _merged(field, items, {name: (item,) for name, item in item_by_field.items()}))
+
+    @staticmethod
+    def pull(field: Any = None, /, *items: Any, **item_by_field: Any) -> Change:
+        """Remove all items of a list that equal one of these."""
+        return Change("$pullAll", _merged(field, items, {name: (item,) for name, item in item_by_field.items()}))
+
+    @staticmethod
+    def add_to_set(field: Any = None, /, *items: Any, **item_by_field: Any) -> Change:
+        """Append those items to a list that are not in it yet."""
+        return Change("$addToSet", _merged(field, items, {name: (item,) for name, item in item_by_field.items()}))
+
+    @staticmethod
+    def unset(*fields: Any) -> Change:
+        """Remove fields; on instances they then have their default."""
+        return Change("$unset", dict.fromkeys(fields, ""))
+
+    @staticmethod
+    def min(field: Any = None, value: Any = None, /, **values: Any) -> Change:
+        """Set to a value where that is less than the present one."""
+        return Change("$min", _merged(field, value, values))
+
+    @staticmethod
+    def max(field: Any = None, value: Any = None, /, **values: Any) -> Change:
+        """Set to a value where that is more than the present one."""
+        return Change("$max", _merged(field, value, values))
+
+
+def _merged(field: Any, value: Any, others: Mapping[str, Any]) -> dict[Any, Any]:
+    return {**({} if field is None else {field: value}), **others}
+
+
+def resolve_all(document: Any, changes: Iterable[Any]) -> tuple[Operation, ...]:
+    """Changes, checked against the fields of a document.
+
+    Raises:
+        InvalidKeyError: no such field, the id, or a required field to unset.
+        OperatorInvalid: not made by `U`, or a value of the wrong kind.
+        pydantic.ValidationError: a value does not fit its field.
+    """
+    operations = []
+    for change in changes:
+        if not isinstance(change, Change):
+            raise OperatorInvalid(f"update() takes changes made by U, U.inc(age=1) for example, not {change!r}.")
+        operations += [_operation(document, change.operator, key, value) for key, value in change.values.items()]
+    return tuple(operations)
+
+
+def _operation(document: Any, operator: str, key: Any, value: Any) -> Operation:
+    path = resolve(document, str(key)).path
+    if path == "_id":
+        raise InvalidKeyError(f"The id of a {document.__name__} can't be updated.")
+    place = place_at(document, path)
+    return Operation(operator, path, place.names[0], _VALUES[operator](place, value))
+
+
+def _number(place: Place, value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, _NUMBERS):
+        raise OperatorInvalid(f"U.inc of {place} takes a number, not {value!r}.")
+    shape = shape_of(place.annotation)
+    numbers = shape.open or any(issubclass(kind, _NUMBERS) and kind is not bool for kind in shape.scalars)
+    if not numbers or shape.depth:
+        raise OperatorInvalid(f"{place} holds no numbers, so U.inc can't add {value!r} to it.")
+    if not isinstance(value, int) and not (shape.open or shape.holds(float, decimal.Decimal)):
+        raise OperatorInvalid(f"{place} is an integer; U.inc can't add {value!r} to it.")
+    return stored(value)
+
+
+def _items(place: Place, items: Iterable[Any]) -> dict[str, list[Any]]:
+    # $each, since a bare {"$each": ...} out of a user's input would be obeyed.
+    return {"$each": place.stored(place.validated_items(list(items)))}
+
+
+def _bound(place: Place, value: Any) -> Any:
+    return place.stored(place.validated(value))
+
+
+def _nothing(place: Place, _value: Any) -> str:
+    if place.is_required:
+        raise InvalidKeyError(f"{place} is required, so it can't be unset.")
+    return ""
+
+
+_VALUES: Final[dict[str, Callable[[Place, Any], Any]]] = {
+    "$inc": _number,
+    "$push": _items,
+    "$addToSet": _items,
+    "$pullAll": lambda place, items: place.stored(list(items)),
+    "$unset": _nothing,
+    "$min": _bound,
+    "$max": _bound,
+}

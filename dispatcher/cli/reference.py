@@ -4,15 +4,11 @@ python -m dispatcher.cli.reference > docs/reference/cli.md
 """
 
 import inspect
-import re
 from collections.abc import Iterator
 from enum import Enum
 from typing import Any, Final
 
 import typer
-
-from dispatcher import exceptions
-from dispatcher.exceptions import DispatcherError, ExitCode
 
 __all__ = ["page"]
 
@@ -25,26 +21,18 @@ _HEAD: Final = """\
 |---|---|
 | `--version` | show the version |
 | `--help`, `-h` | show the help |
-| `--install-completion`, `--show-completion` | completion for your shell: bash, zsh, fish, PowerShell |
+| `--install-completion` | make bash, zsh, fish or PowerShell complete commands and flags, from the next shell on |
+| `--show-completion` | print what `--install-completion` would install |
 
-APP is `package.module:registry`. The working directory is importable. Where a command takes APP, it may stand in
-`DISPATCHER_APP` instead. Results go to stdout, errors to stderr: one line, and a second one with the remedy.
-Colours and progress bars are for terminals.
-"""
-
-_EXIT_CODES: Final = """\
-## Exit codes
-
-What to do about each is in [The dispatcher](../guide/dispatcher.md#exit-codes).
-
-| code | name | when |
-|---|---|---|
+APP is `package.module:registry`. The working directory is importable. Where a command takes APP, it can be in
+`DISPATCHER_APP` instead. Results go to stdout. An error is one line on stderr, with a second line for the remedy,
+and an [exit code](exit-codes.md). Only terminals get colours and progress bars.
 """
 
 # Where there is more to say of a command than its help does.
 _SEE: Final = {
     "run": "[The dispatcher](../guide/dispatcher.md)",
-    "setup": "[Setting up](../guide/dispatcher.md#setting-up)",
+    "setup": "[Setting up](../how-to/setup.md)",
     "check": "[Checking](../how-to/check.md)",
     "dev": "[Development](../how-to/development.md)",
 }
@@ -55,8 +43,7 @@ def page() -> str:
     from dispatcher.cli import app  # noqa: PLC0415 - it imports all commands
 
     sections = [_section(path, command) for path, command in _commands(typer.main.get_command(app))]
-    codes = "".join(f"| {code.value} | `{code.name}` | {_meaning(code)} |\n" for code in ExitCode)
-    return "\n".join([_HEAD, *sections, _EXIT_CODES + codes])
+    return "\n".join([_HEAD, *sections])
 
 
 def _commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -95,25 +82,6 @@ def _default(parameter: Any) -> str:
     if isinstance(value, float):
         return f"`{value:g}`"
     return f"`{value}`" if isinstance(value, str | int) else ""
-
-
-def _meaning(code: ExitCode) -> str:
-    """What a code says of itself; of the others, what the exceptions that lead to it do."""
-    found = re.search(rf'^    {code.name} = \d+\n    """(.*?)"""', inspect.getsource(ExitCode), re.M | re.S)
-    if found:
-        return _sentence(found[1])
-    kinds = (
-        kind for kind in vars(exceptions).values() if inspect.isclass(kind) and issubclass(kind, DispatcherError)
-    )
-    for kind in kinds:
-        if "exit_code" in vars(kind) and kind.exit_code is code and kind is not DispatcherError:
-            return _sentence(kind.__doc__ or "")
-    return ""
-
-
-def _sentence(text: str) -> str:
-    first = " ".join(text.partition("\n\n")[0].split())
-    return first.rstrip(".").replace("|", "\\|")
 
 
 if __name__ == "__main__":

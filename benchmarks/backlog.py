@@ -18,7 +18,7 @@ from benchmarks.plan import Plan
 from benchmarks.setting import Setting
 from benchmarks.workloads.environment import Assignment
 from benchmarks.workloads.people import COLLECTION, people
-from dispatcher.state import POSITIONS
+from dispatcher.core.state import POSITIONS
 
 __all__ = ["measure_backlog"]
 

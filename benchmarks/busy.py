@@ -16,8 +16,8 @@ from benchmarks.contestants import BenchmarkFailed, Contestant, busy_daemon
 from benchmarks.figures import quantile
 from benchmarks.workloads.environment import GROUP, Assignment
 from benchmarks.workloads.shape import COLLECTION_PREFIX, COUNTERS, Shape
-from dispatcher.controls import pause, resume
-from dispatcher.state import POSITIONS
+from dispatcher.core.state import POSITIONS
+from dispatcher.operate.pauses import pause, resume
 
 __all__ = ["Busy", "Point", "measure_busy"]
 

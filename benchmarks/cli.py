@@ -29,7 +29,7 @@ from benchmarks.shared import measure_shared
 from benchmarks.signals import measure_signals
 from benchmarks.start import measure_start
 from benchmarks.writes import measure_writes
-from dispatcher.embedded import embedded_mongo
+from dispatcher.embedded.server import embedded_mongo
 from dispatcher.exceptions import EmbeddedError
 
 __all__ = ["main"]

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from benchmarks.workloads.environment import Assignment
 from benchmarks.workloads.shape import Shape
-from dispatcher.processes import Child, Line
+from dispatcher.embedded.processes import Child, Line
 
 __all__ = ["BenchmarkFailed", "Contestant", "bare_loop", "busy_daemon", "daemon", "writer"]
 

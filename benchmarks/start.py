@@ -15,7 +15,7 @@ from benchmarks.figures import Pair, Row, Target
 from benchmarks.setting import Setting
 from benchmarks.workloads.environment import Assignment
 from benchmarks.workloads.people import COLLECTION, person
-from dispatcher.state import POSITIONS
+from dispatcher.core.state import POSITIONS
 
 __all__ = ["measure_start"]
 

@@ -2,9 +2,9 @@
 
 import sys
 
-from dispatcher.descriptors import require_descriptors
+from dispatcher.core.file_descriptors import require_descriptors
+from dispatcher.core.output.streams import open_streams
 from dispatcher.exceptions import TooManyFiles
-from dispatcher.standard import open_streams
 
 __all__ = ["main"]
 

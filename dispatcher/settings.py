@@ -5,7 +5,7 @@ from typing import Final, Literal, NamedTuple
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from dispatcher.partitions import MOST
+from dispatcher.core.partitions import MOST
 
 __all__ = ["AUTO", "OFF", "Address", "Settings"]
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 from pymongo import AsyncMongoClient, MongoClient
 
-from dispatcher.embedded import EmbeddedMongo, embedded_mongo
+from dispatcher.embedded.server import EmbeddedMongo, embedded_mongo
 from dispatcher.exceptions import EmbeddedError
 from mongoz import Registry
 

@@ -15,7 +15,7 @@ from unittest import mock
 
 from pymongo.errors import OperationFailure
 
-from dispatcher.service import Service
+from dispatcher.runtime.service import Service
 from dispatcher.settings import Settings
 from mongoz import Registry
 from mongoz.persistence.bulk import delete as bulk_deleting

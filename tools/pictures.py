@@ -26,7 +26,7 @@ from rich.live import Live
 
 from dispatcher.demo import run as demo
 from dispatcher.demo.screen import Screen
-from dispatcher.embedded import embedded_mongo
+from dispatcher.embedded.server import embedded_mongo
 from dispatcher.web.links import link_to
 
 ROOT = Path(__file__).parents[1]

@@ -20,14 +20,14 @@ from benchmarks.workloads.counting import counted
 from benchmarks.workloads.people import person
 from benchmarks.workloads.sides import mongoz_odm, mongoz_signals
 from benchmarks.workloads.sides.mongoz_odm import Announced, Heard, Human, Person, Silent, Stamped
-from dispatcher.codec import RawEvent
-from dispatcher.events import Batch
-from dispatcher.images import Images
-from dispatcher.leases import Lease
-from dispatcher.observe import Stats
-from dispatcher.pipeline import Pipeline
-from dispatcher.routing import Routes
+from dispatcher.core.bson_codec import RawEvent
+from dispatcher.core.events import Batch
+from dispatcher.core.lease import Lease
+from dispatcher.core.output.logs import Stats
+from dispatcher.delivery.routes import Routes
+from dispatcher.runtime.pipeline import Pipeline
 from dispatcher.settings import Settings
+from dispatcher.stream.lookup import Images
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.signals.hops import inside_dispatcher
 

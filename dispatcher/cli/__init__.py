@@ -8,11 +8,11 @@ import typer
 from dispatcher.cli import check, develop, letters, pausing, position, receivers, replay, run, setup, status
 from dispatcher.cli.options import Commands
 from dispatcher.cli.output import complain, err
-from dispatcher.describing import trace_of
-from dispatcher.descriptors import lack_in
+from dispatcher.core.error_text import trace_of
+from dispatcher.core.file_descriptors import lack_in
+from dispatcher.core.output.streams import mend_streams
+from dispatcher.core.output.terminal import shown
 from dispatcher.exceptions import DispatcherError, ExitCode
-from dispatcher.standard import mend_streams
-from dispatcher.terminal import shown
 from mongoz import __version__
 
 __all__ = ["app", "main"]
@@ -58,7 +58,7 @@ def main() -> None:
         _command_line()
     except SystemExit as ending:
         if threading.active_count() > 1:
-            from dispatcher.ending import leave_in_time  # noqa: PLC0415 - for those that ran receivers
+            from dispatcher.runtime.process_end import leave_in_time  # noqa: PLC0415 - for those that ran receivers
 
             leave_in_time(ending.code)
         raise

@@ -5,16 +5,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dispatcher.application import load_registry
+from dispatcher.cli.application import load_registry
 from dispatcher.cli.options import App, Import, Json, default, flag, make_settings
 from dispatcher.cli.output import out, print_json
+from dispatcher.core.output.logs import configure_logging
+from dispatcher.core.output.redaction import redacted
+from dispatcher.core.output.terminal import Grid, shown
 from dispatcher.exceptions import ApplicationError, ExitCode
-from dispatcher.observe import configure_logging
-from dispatcher.redacting import redacted
-from dispatcher.terminal import Grid, shown
 
 if TYPE_CHECKING:
-    from dispatcher.checking import Finding
+    from dispatcher.operate.check import Finding
 
 __all__ = ["add_to"]
 
@@ -56,7 +56,7 @@ def _check(  # noqa: PLR0913 - one parameter per flag
         delivery_retention=delivery_retention,
     )
     configure_logging("auto", "warning")  # to stderr: what is found goes to stdout
-    from dispatcher.checking import Finding, check, role_for  # noqa: PLC0415 - only who connects loads the driver
+    from dispatcher.operate.check import Finding, check, role_for  # noqa: PLC0415 - only who connects loads the driver
 
     if role:
         print(role_for(load_registry(app, imports), settings))  # noqa: T201 - for mongosh, so nothing may be wrapped

@@ -9,13 +9,13 @@ import typer
 from pymongo import AsyncMongoClient
 from pymongo.errors import ConfigurationError, ConnectionFailure, PyMongoError
 
-from dispatcher.application import load_registry
+from dispatcher.cli.application import load_registry
 from dispatcher.cli.options import default, flag, make_settings
+from dispatcher.core.clients import client_of
+from dispatcher.core.driver_errors import fatal, in_short
+from dispatcher.delivery.routes import Routes
 from dispatcher.exceptions import ApplicationError, CannotConnect, NotFound, ServerError
-from dispatcher.failures import fatal, in_short
-from dispatcher.looking import groups_in
-from dispatcher.routing import Routes
-from dispatcher.server import client_of
+from dispatcher.operate.status import groups_in
 from mongoz.connection.address import first_seed
 from mongoz.exceptions import ImproperlyConfigured, nearest
 

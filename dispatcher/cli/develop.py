@@ -37,7 +37,7 @@ def _dev(
 
     Example: `dispatcher dev shop.models:registry`
     """
-    from dispatcher.dev import develop  # noqa: PLC0415 - needs the extra "embedded"
+    from dispatcher.demo.reload import develop  # noqa: PLC0415 - needs the extra "embedded"
 
     develop(app, imports, port=port, data=data, log_level=log_level)
 

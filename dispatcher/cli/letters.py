@@ -15,16 +15,25 @@ from dispatcher.cli.connecting import STATE_DATABASE, AppOption, Group, GroupNam
 from dispatcher.cli.options import Json, Yes
 from dispatcher.cli.output import confirmed, err, out, print_json
 from dispatcher.cli.parsing import keys, moment
-from dispatcher.elements import readable
+from dispatcher.core.bson_elements import readable
+from dispatcher.core.output.redaction import redacted
+from dispatcher.core.output.terminal import Grid, shown
+from dispatcher.core.state_checks import Misfit
 from dispatcher.exceptions import ExitCode, NotRunning
-from dispatcher.known import require_receiver
-from dispatcher.letters import short_id
-from dispatcher.looking import members_of
-from dispatcher.mailbox import Dropped, Wanted, drop, ids_of, letters_of, read, resolve, without_receiver
-from dispatcher.redacting import redacted
-from dispatcher.retries import Outcome, outcomes, request_retry
-from dispatcher.sound import Misfit
-from dispatcher.terminal import Grid, shown
+from dispatcher.group.known_receivers import require_receiver
+from dispatcher.operate.dead_letters import (
+    Dropped,
+    Wanted,
+    drop,
+    ids_of,
+    letters_of,
+    read,
+    resolve,
+    without_receiver,
+)
+from dispatcher.operate.retries import Outcome, outcomes, request_retry
+from dispatcher.operate.status import members_of
+from dispatcher.parking.record import short_id
 
 __all__ = ["add_to"]
 

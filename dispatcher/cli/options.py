@@ -6,7 +6,7 @@ import typer
 from pydantic import SecretStr, ValidationError
 from typer.core import TyperGroup
 
-from dispatcher.redacting import escaped, redacted
+from dispatcher.core.output.redaction import escaped, redacted
 from dispatcher.settings import Settings
 
 __all__ = ["App", "Commands", "Import", "Json", "Yes", "default", "flag", "make_settings"]

@@ -7,9 +7,9 @@ from typing import Any, Final
 
 import typer
 
+from dispatcher.core.output.redaction import redacted
+from dispatcher.core.output.terminal import Terminal, shown
 from dispatcher.exceptions import DispatcherError
-from dispatcher.redacting import redacted
-from dispatcher.terminal import Terminal, shown
 
 __all__ = ["complain", "confirmed", "err", "out", "print_json"]
 

@@ -9,8 +9,8 @@ import typer
 from dispatcher.cli.connecting import STATE_DATABASE, AppOption, Group, GroupName, StateDatabase, Url, with_group
 from dispatcher.cli.options import Json
 from dispatcher.cli.output import out, print_json
-from dispatcher.controls import Paused, pause, pauses, resume
-from dispatcher.terminal import shown
+from dispatcher.core.output.terminal import shown
+from dispatcher.operate.pauses import Paused, pause, pauses, resume
 
 __all__ = ["add_to"]
 

@@ -10,13 +10,13 @@ from dispatcher.cli.connecting import STATE_DATABASE, Group, GroupName, Optional
 from dispatcher.cli.options import Json, Yes
 from dispatcher.cli.output import confirmed, out, print_json
 from dispatcher.cli.parsing import token
-from dispatcher.digests import DIGEST
+from dispatcher.core.output.terminal import shown
+from dispatcher.core.resume_tokens import DIGEST
+from dispatcher.core.state import positions
 from dispatcher.exceptions import ExitCode
-from dispatcher.looking import look
-from dispatcher.moving import Moved, Mover
-from dispatcher.overview import Partition
-from dispatcher.state import positions
-from dispatcher.terminal import shown
+from dispatcher.operate.positions import Moved, Mover
+from dispatcher.operate.status import look
+from dispatcher.operate.status_model import Partition
 
 __all__ = ["add_to"]
 

@@ -2,11 +2,11 @@
 
 import typer
 
-from dispatcher.application import load_registry
+from dispatcher.cli.application import load_registry
 from dispatcher.cli.options import App, Import, Json
 from dispatcher.cli.output import out, print_json
-from dispatcher.routing import Routes
-from dispatcher.terminal import Grid
+from dispatcher.core.output.terminal import Grid
+from dispatcher.delivery.routes import Routes
 
 __all__ = ["add_to"]
 

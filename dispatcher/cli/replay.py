@@ -10,17 +10,17 @@ import typer
 from bson.timestamp import Timestamp
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dispatcher.application import load_registry
+from dispatcher.cli.application import load_registry
 from dispatcher.cli.options import App, Import, Json, Yes, default, flag, make_settings
 from dispatcher.cli.output import confirmed, out, print_json
 from dispatcher.cli.parsing import point
+from dispatcher.core.output.logs import configure_logging
 from dispatcher.exceptions import ExitCode
-from dispatcher.observe import configure_logging
 
 if TYPE_CHECKING:
-    from dispatcher.backfill import Backfill
-    from dispatcher.playback import Outcome, Workplace
-    from dispatcher.replay import Replay
+    from dispatcher.runs.backfill import Backfill
+    from dispatcher.runs.player import Outcome, Workplace
+    from dispatcher.runs.replay import Replay
     from dispatcher.settings import Settings
 
 __all__ = ["add_to"]
@@ -111,7 +111,7 @@ def _replay(  # noqa: PLR0913 - one parameter per flag
     asked = {"since": since, "until": until}
 
     async def work(place: "Workplace", stop: asyncio.Event) -> "Outcome":
-        from dispatcher import replay  # noqa: PLC0415 - the driver is only loaded by who connects
+        from dispatcher.runs import replay  # noqa: PLC0415 - the driver is only loaded by who connects
 
         run = await replay.start(
             place, receivers, since=begin, until=end, asked=asked, rate=rate, resume=resume, new=new
@@ -163,7 +163,7 @@ def _backfill(  # noqa: PLR0913 - one parameter per flag
     )
 
     async def work(place: "Workplace", stop: asyncio.Event) -> "Outcome":
-        from dispatcher import backfill  # noqa: PLC0415 - the driver is only loaded by who connects
+        from dispatcher.runs import backfill  # noqa: PLC0415 - the driver is only loaded by who connects
 
         run = await backfill.start(place, receivers, rate=rate, resume=resume, new=new)
         return await _shown(run, stop, lambda: (run.total, run.seen), "documents", as_json)
@@ -181,9 +181,9 @@ def _work(
 ) -> None:
     """Run it until it is finished, or somebody stops it; say how it went."""
     configure_logging("auto", log_level)
-    from dispatcher import service  # noqa: PLC0415 - the driver is only loaded by who connects
-    from dispatcher.playback import workplace  # noqa: PLC0415 - likewise
-    from dispatcher.tracing import exporting  # noqa: PLC0415 - likewise
+    from dispatcher.delivery.tracing import exporting  # noqa: PLC0415 - likewise
+    from dispatcher.runs.player import workplace  # noqa: PLC0415 - likewise
+    from dispatcher.runtime import service  # noqa: PLC0415 - the driver is only loaded by who connects
 
     registry = load_registry(app, imports)
     outcomes: list[Outcome] = []

@@ -5,10 +5,10 @@ from typing import Annotated, Final, Literal
 
 import typer
 
-from dispatcher.application import load_registry
+from dispatcher.cli.application import load_registry
 from dispatcher.cli.options import App, Import, default, flag, make_settings
-from dispatcher.observe import configure_logging
-from dispatcher.writer import free
+from dispatcher.core.output.logs import configure_logging
+from dispatcher.core.output.writer import free
 
 __all__ = ["add_to"]
 
@@ -90,8 +90,8 @@ def _run(  # noqa: PLR0913 - one parameter per flag
     )
     configure_logging(settings.log_format, settings.log_level)
     free("stdout", "{} lines were dropped: stdout could not be written\n".format)
-    from dispatcher import service  # noqa: PLC0415 - the driver is only loaded by who connects
-    from dispatcher.tracing import exporting  # noqa: PLC0415 - likewise
+    from dispatcher.delivery.tracing import exporting  # noqa: PLC0415 - likewise
+    from dispatcher.runtime import service  # noqa: PLC0415 - the driver is only loaded by who connects
     from dispatcher.web.server import Web  # noqa: PLC0415 - likewise
 
     registry = load_registry(app, imports)

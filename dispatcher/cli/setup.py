@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from dispatcher.application import load_registry
+from dispatcher.cli.application import load_registry
 from dispatcher.cli.options import App, Import, Json, default, flag, make_settings
 from dispatcher.cli.output import out, print_json
-from dispatcher.observe import configure_logging
-from dispatcher.terminal import Grid
+from dispatcher.core.output.logs import configure_logging
+from dispatcher.core.output.terminal import Grid
 
 __all__ = ["add_to"]
 
@@ -53,7 +53,7 @@ def _setup(  # noqa: PLR0913 - one parameter per flag
         delivery_retention=delivery_retention,
     )
     configure_logging("auto", "warning")  # to stderr: what was done goes to stdout
-    from dispatcher.preparing import set_up  # noqa: PLC0415 - the driver is only loaded by who connects
+    from dispatcher.operate.setup import set_up  # noqa: PLC0415 - the driver is only loaded by who connects
 
     registry = load_registry(app, imports)
     prepared = asyncio.run(set_up(registry, settings, app, images=not no_images))

@@ -12,14 +12,14 @@ from rich.live import Live
 from dispatcher.cli.connecting import STATE_DATABASE, Group, GroupName, OptionalApp, StateDatabase, Url, with_group
 from dispatcher.cli.options import Json
 from dispatcher.cli.output import out, print_json
+from dispatcher.core.output.redaction import redacted
+from dispatcher.core.output.terminal import Grid, shown
+from dispatcher.core.stats import duration
+from dispatcher.embedded.processes import stopped_by_signals
 from dispatcher.exceptions import ServerError
-from dispatcher.health import Word
-from dispatcher.looking import look
-from dispatcher.measuring import duration
-from dispatcher.overview import Member, Overview, Partition
-from dispatcher.processes import stopped_by_signals
-from dispatcher.redacting import redacted
-from dispatcher.terminal import Grid, shown
+from dispatcher.operate.health import Word
+from dispatcher.operate.status import look
+from dispatcher.operate.status_model import Member, Overview, Partition
 
 __all__ = ["add_to"]
 

@@ -9,13 +9,13 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
+from dispatcher.core.output.terminal import Terminal
 from dispatcher.demo.ledger import Ledger, Verdict
 from dispatcher.demo.screen import Screen
 from dispatcher.demo.shop import Effect, Shop, check_effects, find_shop
-from dispatcher.embedded import embedded_mongo
+from dispatcher.embedded.processes import Child, Line, stopped_by_signals
+from dispatcher.embedded.server import embedded_mongo
 from dispatcher.exceptions import DemoFailed
-from dispatcher.processes import Child, Line, stopped_by_signals
-from dispatcher.terminal import Terminal
 from dispatcher.web.links import link_to, new_token
 
 __all__ = ["demonstrate"]

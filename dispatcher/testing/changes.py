@@ -13,12 +13,12 @@ import bson
 from bson.raw_bson import RawBSONDocument
 from bson.timestamp import Timestamp
 
-from dispatcher.cancelling import end
-from dispatcher.decode import decode
-from dispatcher.delivery import Deliverer
-from dispatcher.events import Job
-from dispatcher.observe import Stats
-from dispatcher.routing import Routes
+from dispatcher.core.events import Job
+from dispatcher.core.output.logs import Stats
+from dispatcher.core.tasks import end
+from dispatcher.delivery.deliverer import Deliverer
+from dispatcher.delivery.routes import Routes
+from dispatcher.stream.decode import decode
 from dispatcher.testing.recording import RecordedDelivery, Recorder, failures_of
 from mongoz import Document
 from mongoz.exceptions import SignalError, nearest, raise_together

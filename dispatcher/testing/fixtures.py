@@ -24,7 +24,7 @@ import pytest
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
-from dispatcher.embedded import embedded_mongo
+from dispatcher.embedded.server import embedded_mongo
 from dispatcher.exceptions import EmbeddedError
 
 __all__ = ["TestServer", "mongodb", "mongodb_database", "mongodb_url"]

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Any, Literal
 
-from dispatcher.events import Calls, Change, Namespace
-from dispatcher.keys import document_key
-from dispatcher.letters import id_of
-from dispatcher.routing import Routes
+from dispatcher.core.events import Calls, Change, Namespace
+from dispatcher.core.keys import document_key
+from dispatcher.delivery.routes import Routes
+from dispatcher.parking.record import id_of
 from mongoz.persistence.rows.hydration import hydrate
 from mongoz.signals import Delivery
 from mongoz.signals.receivers import Receiver

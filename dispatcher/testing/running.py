@@ -14,9 +14,9 @@ from pymongo import AsyncMongoClient
 from pymongo.errors import PyMongoError
 from pymongo.write_concern import WriteConcern
 
-from dispatcher.events import Change, Namespace, token_time
-from dispatcher.server import close
-from dispatcher.service import Service
+from dispatcher.core.clients import close
+from dispatcher.core.events import Change, Namespace, token_time
+from dispatcher.runtime.service import Service
 from dispatcher.settings import Settings
 from dispatcher.testing.recording import RecordedDelivery, Recorder, RecordingRoutes, failures_of
 from mongoz import Document, Registry, Signal

@@ -5,9 +5,9 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
-from dispatcher.descriptors import lack_in
-from dispatcher.observe import get_logger
-from dispatcher.throttle import Throttle
+from dispatcher.core.file_descriptors import lack_in
+from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.throttle import Throttle
 
 __all__ = ["AGAIN_AFTER", "accept", "say_it_failed"]
 

@@ -20,10 +20,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from dispatcher.failures import in_short
-from dispatcher.looking import look
-from dispatcher.metrics import Metrics
-from dispatcher.observing import Observer
+from dispatcher.core.driver_errors import in_short
+from dispatcher.operate.metrics import Metrics
+from dispatcher.operate.observer import Observer
+from dispatcher.operate.status import look
 from dispatcher.web.guard import Guard
 
 __all__ = ["make_app"]

@@ -11,7 +11,7 @@ from typing import Any, Final
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from dispatcher.observe import get_logger
+from dispatcher.core.output.logs import get_logger
 
 __all__ = ["MOST_CONNECTIONS", "PATIENCE", "Connection"]
 

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dispatcher.observe import get_logger
+from dispatcher.core.output.logs import get_logger
 
 __all__ = ["Guard", "denied", "is_forwarded", "is_loopback", "unreadable"]
 

@@ -12,11 +12,11 @@ from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import Any, Final
 
-from dispatcher.cancelling import end
-from dispatcher.descriptors import lack_in
+from dispatcher.core.file_descriptors import lack_in
+from dispatcher.core.output.logs import get_logger
+from dispatcher.core.tasks import end
 from dispatcher.exceptions import CannotListen
-from dispatcher.observe import get_logger
-from dispatcher.observing import Observer
+from dispatcher.operate.observer import Observer
 from dispatcher.settings import AUTO, OFF, Address, Settings
 from dispatcher.web.accepting import AGAIN_AFTER, accept, say_it_failed
 

@@ -23,8 +23,8 @@ import yaml
 from pymongo import MongoClient
 from pymongo.errors import OperationFailure
 
-from dispatcher.embedded import EmbeddedMongo
-from dispatcher.mongod import find_mongod
+from dispatcher.embedded.binary import find_mongod
+from dispatcher.embedded.server import EmbeddedMongo
 from tests.conftest import need
 from tests.support import PATIENCE
 

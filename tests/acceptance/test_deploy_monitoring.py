@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dispatcher.metrics import METRICS
+from dispatcher.operate.metrics import METRICS
 from tests.conftest import need
 
 DEPLOY = Path(__file__).parents[2] / "deploy"

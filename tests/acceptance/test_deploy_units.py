@@ -11,9 +11,9 @@ import pytest
 import yaml
 from starlette.routing import Route
 
+from dispatcher.core.output.logs import Stats
 from dispatcher.exceptions import ExitCode
-from dispatcher.observe import Stats
-from dispatcher.observing import Observer
+from dispatcher.operate.observer import Observer
 from dispatcher.settings import Settings
 from dispatcher.web.app import make_app
 from tests.conftest import need

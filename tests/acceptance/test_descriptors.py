@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from dispatcher.descriptors import lack_in
+from dispatcher.core.file_descriptors import lack_in
+from dispatcher.core.output.logs import Stats
 from dispatcher.exceptions import ApplicationError, CannotConnect, ExitCode, TooManyFiles
-from dispatcher.observe import Stats
-from dispatcher.observing import Observer
+from dispatcher.operate.observer import Observer
 from dispatcher.settings import Settings
 from dispatcher.web import server
 from tests.acceptance.test_http import OK, address_of, ask, get

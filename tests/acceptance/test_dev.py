@@ -18,7 +18,7 @@ import psutil
 import pytest
 from pymongo import MongoClient
 
-from dispatcher.dev import _changes
+from dispatcher.demo.reload import _changes
 from tests.support import PATIENCE
 
 APP = """

@@ -7,7 +7,7 @@ import pytest
 from bson import ObjectId
 from pymongo import DeleteOne, InsertOne, MongoClient, ReplaceOne, UpdateMany, UpdateOne
 
-from dispatcher.embedded import embedded_mongo
+from dispatcher.embedded.server import embedded_mongo
 from tests.support import daemon, eventually_sync
 
 RECORDER = "tests.acceptance.apps.recorder:registry"

@@ -17,9 +17,9 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from dispatcher.core.output.logs import Stats
 from dispatcher.exceptions import ExitCode
-from dispatcher.observe import Stats
-from dispatcher.observing import Observer
+from dispatcher.operate.observer import Observer
 from dispatcher.settings import Address, Settings
 from dispatcher.web import connections
 from dispatcher.web.server import Web, _Forwarding

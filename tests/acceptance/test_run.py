@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dispatcher.embedded import embedded_mongo
+from dispatcher.embedded.server import embedded_mongo
 from dispatcher.exceptions import ExitCode
 from tests.ledger import APP, IMAGES, ForeignClient, Ledger, Writer, disorder
 from tests.support import PATIENCE, ROOT, Daemon, daemon, eventually_sync

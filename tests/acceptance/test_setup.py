@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dispatcher.embedded import embedded_mongo
+from dispatcher.embedded.server import embedded_mongo
 from dispatcher.exceptions import ExitCode
 from tests.ledger import APP, Ledger
 from tests.support import ROOT, daemon, eventually_sync

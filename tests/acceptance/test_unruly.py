@@ -7,7 +7,7 @@ import time
 import psutil
 import pytest
 
-from dispatcher.embedded import embedded_mongo
+from dispatcher.embedded.server import embedded_mongo
 from dispatcher.exceptions import ExitCode
 from tests.support import daemon, eventually_sync
 

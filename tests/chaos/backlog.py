@@ -13,7 +13,7 @@ from typing import Any, Final
 import psutil
 from pymongo import MongoClient
 
-from dispatcher.embedded import embedded_mongo
+from dispatcher.embedded.server import embedded_mongo
 from tests.chaos.figures import MEMORY_MB, Figure
 from tests.chaos.scenario import Plan, Report, Scenario, Size
 from tests.chaos.world import LeashedDaemon

@@ -8,7 +8,7 @@ stopped right between the look at its lease and the receiver.
 import signal
 from collections.abc import Callable
 
-from dispatcher.embedded import embedded_mongo
+from dispatcher.embedded.server import embedded_mongo
 from tests.chaos.figures import Figure, figures
 from tests.chaos.scenario import Plan, Report, Scenario, Size
 from tests.chaos.world import LeashedDaemon, World

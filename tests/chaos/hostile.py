@@ -8,7 +8,7 @@ import bson
 from bson import ObjectId
 from pymongo.database import Database
 
-from dispatcher.embedded import embedded_mongo
+from dispatcher.embedded.server import embedded_mongo
 from tests.chaos.figures import Figure, figures
 from tests.chaos.malice import CODEC_OPTIONS, DOCUMENTS, FAILING, LASTING, MISDEEDS, digest_of
 from tests.chaos.scenario import Plan, Report, Scenario, Size

@@ -1,6 +1,6 @@
 """One daemon, killed with SIGKILL at random instants, while a foreign client and the application itself write."""
 
-from dispatcher.embedded import embedded_mongo
+from dispatcher.embedded.server import embedded_mongo
 from tests.chaos.figures import figures
 from tests.chaos.scenario import Plan, Report, Scenario, Size
 from tests.chaos.world import World

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from dispatcher.embedded import embedded_mongo
-from dispatcher.observe import configure_logging
+from dispatcher.core.output.logs import configure_logging
+from dispatcher.embedded.server import embedded_mongo
 from tests.chaos.figures import Figure
 from tests.chaos.scenario import Plan, Report, Scenario, Size
 from tests.model.judging import Verdict

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
-from dispatcher.embedded import embedded_mongo
+from dispatcher.embedded.server import embedded_mongo
 from tests.chaos.figures import figures
 from tests.chaos.scenario import Plan, Report, Scenario, Size
 from tests.chaos.wires import Wire, wires

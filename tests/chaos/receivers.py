@@ -1,6 +1,6 @@
 """Receivers that raise, hang, and take the process with them; some writes they never take."""
 
-from dispatcher.embedded import embedded_mongo
+from dispatcher.embedded.server import embedded_mongo
 from tests.chaos.figures import Figure, figures
 from tests.chaos.scenario import Plan, Report, Scenario, Size
 from tests.chaos.trouble import CRASH, RECEIVERS, TIMEOUT, doomed

@@ -9,11 +9,11 @@ import psutil
 from pymongo import MongoClient
 
 import mongoz
-from dispatcher import source
-from dispatcher.embedded import embedded_mongo
-from dispatcher.observe import configure_logging
-from dispatcher.service import Service
+from dispatcher.core.output.logs import configure_logging
+from dispatcher.embedded.server import embedded_mongo
+from dispatcher.runtime.service import Service
 from dispatcher.settings import Settings
+from dispatcher.stream import change_stream
 from mongoz.core.signals import post_save
 from tests.chaos.figures import Figure
 from tests.chaos.scenario import Plan, Report, Scenario, Size
@@ -33,12 +33,12 @@ _FIRST: Final = 0.1
 def run(plan: Plan) -> Report:
     """Have every read of the stream fail; look at what the process holds, early and at the end."""
     configure_logging("json", "critical")  # it is in this process, and has much to complain about
-    pause, source.pause_after = source.pause_after, lambda _failures: 0.0
+    pause, change_stream.pause_after = change_stream.pause_after, lambda _failures: 0.0
     try:
         with embedded_mongo(extra_args=_FAILING) as server, MongoClient(server.url) as client:
             return asyncio.run(_run(plan, server.url, client))
     finally:
-        source.pause_after = pause
+        change_stream.pause_after = pause
 
 
 async def _run(plan: Plan, url: str, client: MongoClient[Any]) -> Report:

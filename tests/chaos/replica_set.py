@@ -17,7 +17,7 @@ import psutil
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
-from dispatcher.mongod import find_mongod
+from dispatcher.embedded.binary import find_mongod
 from tests.chaos.leash import on_a_leash
 from tests.chaos.wires import Way, Wire, Wires
 

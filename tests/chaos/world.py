@@ -21,8 +21,8 @@ from pymongo.collection import Collection as MongoCollection
 from pymongo.database import Database
 from pymongo.read_concern import ReadConcern
 
+from dispatcher.core.state import CODEC_OPTIONS
 from dispatcher.exceptions import ExitCode
-from dispatcher.state import CODEC_OPTIONS
 from tests.chaos.clients import SteadyClient, application
 from tests.chaos.figures import PLAIN, TRANSACTIONAL, Event, Evidence, Write
 from tests.chaos.leash import on_a_leash

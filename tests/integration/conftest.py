@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from dispatcher import controls, resending, retries
+from dispatcher.operate import pauses, retries
+from dispatcher.parking import redelivery
 
 
 @pytest.fixture
@@ -19,5 +20,5 @@ def plain_logs() -> Iterator[None]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch, plain_logs: None) -> None:
     """Whoever looks for what somebody asked for does so more often than once a second, and less is logged."""
-    for module in (controls, resending, retries):
+    for module in (pauses, redelivery, retries):
         monkeypatch.setattr(module, "_LOOK", 0.02)

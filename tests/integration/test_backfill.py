@@ -11,10 +11,10 @@ from bson import Decimal128, MaxKey, MinKey, ObjectId
 from bson.raw_bson import RawBSONDocument
 
 import mongoz
-from dispatcher import backfill
 from dispatcher.exceptions import NothingToDeliver, UnknownReceiver, UnknownRun
-from dispatcher.playback import Outcome, workplace
-from dispatcher.runs import Busy
+from dispatcher.runs import backfill
+from dispatcher.runs.player import Outcome, workplace
+from dispatcher.runs.store import Busy
 from mongoz.core.signals import post_save, post_update
 from tests.integration.delivering import State
 from tests.support import eventually, settings_for
@@ -72,8 +72,8 @@ IDS = [
 
 
 async def test_every_id_is_reached_once_in_order(foreign, dispatched, Thing, seen, monkeypatch):
-    monkeypatch.setattr("dispatcher.existing._FIRST", 3)
-    monkeypatch.setattr("dispatcher.existing._MOST", 3)
+    monkeypatch.setattr("dispatcher.runs.snapshot._FIRST", 3)
+    monkeypatch.setattr("dispatcher.runs.snapshot._MOST", 3)
     foreign["things"].insert_many([{"_id": id_, "n": n} for n, id_ in enumerate(IDS)])
     outcome = await run(dispatched, "watcher", concurrency=1)
     expected = [row["n"] for row in foreign["things"].find().sort("_id")]

@@ -10,10 +10,10 @@ from pymongo import AsyncMongoClient, MongoClient
 from pymongo.errors import OperationFailure
 
 import mongoz
-from dispatcher.checking import Finding, check, role_for
-from dispatcher.deployment import look_at_oplog
-from dispatcher.embedded import embedded_mongo
-from dispatcher.rights import role_name
+from dispatcher.core.oplog import look_at_oplog
+from dispatcher.embedded.server import embedded_mongo
+from dispatcher.operate.check import Finding, check, role_for
+from dispatcher.operate.privileges import role_name
 from mongoz.core.signals import post_delete, post_save, post_update
 from tests.integration.test_setup import CLOSED, IMAGES, WATCHING, allowed, make_user
 from tests.support import dispatching, eventually, settings_for
@@ -154,7 +154,7 @@ async def test_an_oplog_that_is_too_short_for_the_lag(
     async def estimated(*_: Any) -> float:
         return spare
 
-    monkeypatch.setattr("dispatcher.deployment._spare", estimated)
+    monkeypatch.setattr("dispatcher.core.oplog._spare", estimated)
     make_user(dispatched, database)
     foreign.create_collection("users", **IMAGES)
     remember(foreign, 10_000_000)
@@ -167,16 +167,16 @@ async def test_a_retention_shorter_than_the_oplog(dispatched, database, foreign,
 
     user = make_user(dispatched, database)
     user.meta.signals.post_save.connect(pay, name="pay", transactional=True)
-    monkeypatch.setattr("dispatcher.checking._SECONDS_PER_DAY", 0.0)
+    monkeypatch.setattr("dispatcher.operate.check._SECONDS_PER_DAY", 0.0)
     foreign.create_collection("users", **IMAGES)
-    monkeypatch.setattr("dispatcher.deployment.Oplog.window", property(lambda self: 1.0))
+    monkeypatch.setattr("dispatcher.core.oplog.Oplog.window", property(lambda self: 1.0))
     (found,) = about(await look(), "oplog", "error")
     assert "--delivery-retention" in found.remedy
 
 
 async def test_clocks_that_differ(dispatched, database, look, monkeypatch):
     make_user(dispatched, database)
-    monkeypatch.setattr("dispatcher.deployment.time", lambda: 1_000.0)
+    monkeypatch.setattr("dispatcher.core.oplog.time", lambda: 1_000.0)
     (found,) = about(await look(), "clock")
     assert (found.level, "ahead of" in found.text, "NTP" in found.remedy) == ("warning", True, True)
 

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from dispatcher.server import close
+from dispatcher.core.clients import close
 
 
 async def test_a_client_that_does_not_close_keeps_no_other_one_open(capsys):

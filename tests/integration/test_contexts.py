@@ -12,7 +12,7 @@ import structlog
 from pydantic import field_validator
 
 import mongoz
-from dispatcher.calling import Caller
+from dispatcher.delivery.invoker import Caller
 from mongoz.core.signals import post_save, post_update
 from mongoz.signals import Delivery
 from tests.support import dispatching, eventually

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 import mongoz
-from dispatcher.leases import HELD, TAKEN, now
-from dispatcher.positions import PositionStore
+from dispatcher.core.lease import HELD, TAKEN, now
+from dispatcher.position.store import PositionStore
 from tests.integration.test_dispatcher import Seen, listen, make_user
 from tests.support import Running, dispatching, eventually
 

@@ -10,13 +10,14 @@ from pymongo import AsyncMongoClient, MongoClient
 from pymongo.errors import ExecutionTimeout
 from typer.testing import CliRunner
 
-from dispatcher import looking, observing
 from dispatcher.cli import app
-from dispatcher.embedded import embedded_mongo
-from dispatcher.looking import counts_of, look
-from dispatcher.measuring import Gauges
-from dispatcher.observe import Stats
-from dispatcher.observing import Observer
+from dispatcher.core.output.logs import Stats
+from dispatcher.core.stats import Gauges
+from dispatcher.embedded.server import embedded_mongo
+from dispatcher.operate import observer as observer_module
+from dispatcher.operate import status
+from dispatcher.operate.observer import Observer
+from dispatcher.operate.status import counts_of, look
 from dispatcher.settings import Settings
 from tests.support import eventually
 
@@ -41,7 +42,7 @@ def never_in_time() -> Iterator[str]:
 
 @pytest.fixture
 async def client(never_in_time: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[AsyncMongoClient]:
-    monkeypatch.setattr(looking, "_COUNTED", 3)
+    monkeypatch.setattr(status, "_COUNTED", 3)
     async with AsyncMongoClient(never_in_time) as client:
         yield client
 
@@ -67,7 +68,7 @@ async def test_what_is_counted_in_time_is_exact(mongo, database):
 
 
 def test_status_says_at_least(never_in_time, monkeypatch):
-    monkeypatch.setattr(looking, "_COUNTED", 3)
+    monkeypatch.setattr(status, "_COUNTED", 3)
     ended = CliRunner().invoke(app, ["status", "--url", never_in_time, "--group", "g"])
     assert ended.exit_code == 0, ended.output
     said = " ".join(ended.output.split())
@@ -84,7 +85,7 @@ async def test_a_group_that_can_not_be_looked_at_makes_nobody_unready(error, mon
         tried.set()
         raise error("it takes too long")
 
-    monkeypatch.setattr(observing, "counts_of", fail)
+    monkeypatch.setattr(observer_module, "counts_of", fail)
     observer = Observer(Stats(), group="g", settings=Settings(), gauges=lambda: {0: WELL})
     observer.begin(asyncio.Event())
     async with AsyncMongoClient(mongo.url) as client:

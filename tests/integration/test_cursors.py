@@ -4,9 +4,9 @@ from contextlib import aclosing
 
 from pymongo import AsyncMongoClient
 
-from dispatcher.cursors import Cursors
-from dispatcher.events import Start
-from dispatcher.oversize import SINGLY, WHOLE
+from dispatcher.core.events import Start
+from dispatcher.stream.cursor import Cursors
+from dispatcher.stream.large_events import SINGLY, WHOLE
 
 
 async def sizes(cursors, start, shape, total):

@@ -17,8 +17,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from dispatcher.observe import Stats
-from dispatcher.observing import Observer
+from dispatcher.core.output.logs import Stats
+from dispatcher.operate.observer import Observer
 from dispatcher.settings import Settings
 from dispatcher.web import dashboard
 from dispatcher.web.app import make_app

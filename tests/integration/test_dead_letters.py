@@ -11,9 +11,9 @@ from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 
 import mongoz
-from dispatcher.dead_letters import DeadLetters
-from dispatcher.letters import Letter
-from dispatcher.observe import Stats
+from dispatcher.core.output.logs import Stats
+from dispatcher.parking.dead_letters import DeadLetters
+from dispatcher.parking.record import Letter
 from mongoz.core.signals import post_delete, post_save, post_update
 from tests.integration.delivering import IMAGES, State, actions, decoded, make_account
 from tests.support import dispatching, eventually

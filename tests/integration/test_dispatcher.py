@@ -12,7 +12,7 @@ from pymongo import DeleteOne, InsertOne, ReplaceOne, UpdateOne
 
 import mongoz
 from dispatcher.exceptions import AccessDenied, CannotConnect, HistoryLost, PositionError, ServerError
-from dispatcher.service import Service
+from dispatcher.runtime.service import Service
 from mongoz.core.signals import post_delete, post_save, post_update
 from mongoz.signals import muted
 from tests.integration.delivering import actions
@@ -456,8 +456,8 @@ async def test_a_start_says_what_does_not_pass(user, seen, foreign, dispatched):
 
 async def test_a_clock_that_is_an_hour_off_is_named(user, seen, foreign, dispatched, monkeypatch, capsys):
     """Leases and due times go by no clock of ours; what does, like the lag, reckons with it."""
-    monkeypatch.setattr("dispatcher.deployment.time", lambda: time.time() - 3_600)
-    monkeypatch.setattr("dispatcher.observing.time", lambda: time.time() - 3_600)
+    monkeypatch.setattr("dispatcher.core.oplog.time", lambda: time.time() - 3_600)
+    monkeypatch.setattr("dispatcher.operate.observer.time", lambda: time.time() - 3_600)
     said = actions(capsys)
     async with dispatching(dispatched) as running:
         await eventually(lambda: "clock.skewed" in said())
@@ -563,7 +563,7 @@ async def test_a_delete_whose_pre_image_does_not_validate_is_told_all_the_same(u
 
 async def test_what_flows_past_a_slow_document_is_bounded(user, foreign, dispatched, monkeypatch):
     """Everything that is finished ahead of the position must be remembered: that can't go on for ever."""
-    monkeypatch.setattr("dispatcher.progress._LONGEST_SPAN", 60)
+    monkeypatch.setattr("dispatcher.position.checkpoint._LONGEST_SPAN", 60)
     gate, calls = asyncio.Event(), []
 
     @post_save(user, name="slow")

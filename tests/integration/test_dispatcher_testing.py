@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from pymongo import MongoClient
 
 import mongoz
-from dispatcher.embedded import EmbeddedMongo, embedded_mongo
+from dispatcher.embedded.server import EmbeddedMongo, embedded_mongo
 from dispatcher.exceptions import ApplicationError, CannotConnect, HistoryLost, NothingToDeliver
 from dispatcher.settings import Settings
 from dispatcher.testing import DeliveryTimeout, Dispatcher, delete, deliver, insert, replace, update

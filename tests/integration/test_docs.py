@@ -24,7 +24,7 @@ from pymongo import MongoClient
 import mongoz
 import mongoz.exceptions
 from dispatcher.cli import app
-from dispatcher.embedded import EmbeddedMongo
+from dispatcher.embedded.server import EmbeddedMongo
 from dispatcher.exceptions import ExitCode
 from tests.integration import test_operation_matrix as matrix
 from tests.support import PATIENCE

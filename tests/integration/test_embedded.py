@@ -21,10 +21,10 @@ import psutil
 import pytest
 from pymongo import MongoClient
 
-from dispatcher import embedded
-from dispatcher.embedded import EmbeddedMongo, embedded_mongo, start_embedded
+from dispatcher.embedded import server as embedded_server
+from dispatcher.embedded.binary import find_mongod
+from dispatcher.embedded.server import EmbeddedMongo, embedded_mongo, start_embedded
 from dispatcher.exceptions import EmbeddedError
-from dispatcher.mongod import find_mongod
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -139,7 +139,7 @@ def test_extra_arguments_reach_mongod() -> None:
 
 
 def test_an_explicit_port_is_used() -> None:
-    port = embedded._free_port()
+    port = embedded_server._free_port()
     with embedded_mongo(replica_set=False, port=port) as server:
         assert server.port == port
 
@@ -178,9 +178,9 @@ def test_a_restart_on_the_same_port_needs_no_new_configuration(tmp_path: Path) -
 def test_a_free_port_that_another_mongod_took_first_is_given_up(
     server: EmbeddedMongo, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ports = [server.port, embedded._free_port()]
+    ports = [server.port, embedded_server._free_port()]
     free = ports[1]
-    monkeypatch.setattr(embedded, "_free_port", lambda: ports.pop(0))
+    monkeypatch.setattr(embedded_server, "_free_port", lambda: ports.pop(0))
 
     with embedded_mongo(replica_set=False) as second:
         assert second.port == free
@@ -241,7 +241,7 @@ class Parent:
     def __init__(self, script: str) -> None:
         start = (
             "import os, signal, sys\n"
-            "from dispatcher.embedded import start_embedded\n"
+            "from dispatcher.embedded.server import start_embedded\n"
             "server = start_embedded(replica_set=False)\n"
             "print(server.pid, server.directory, flush=True)\n"
         )
@@ -379,7 +379,7 @@ def test_stop_does_not_depend_on_the_pipe_having_no_other_holder() -> None:
 def test_a_mongod_that_does_not_hear_is_killed(
     tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded, "_STOP_SECONDS", 0.3)
+    monkeypatch.setattr(embedded_server, "_STOP_SECONDS", 0.3)
     deaf = stand_in(tmp_path / "mongod", f"trap '' TERM; echo $$ >{tmp_path}/pid; exec tail -f /dev/null")
     started = time.monotonic()
     with pytest.raises(EmbeddedError, match="does not listen yet"):
@@ -462,10 +462,10 @@ def test_a_mongod_that_is_not_ready_in_time(tmp_path: Path, scratch: Path) -> No
 
 
 def test_a_set_that_elects_nobody_in_time(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wait = embedded._wait_until_primary
-    monkeypatch.setattr(embedded, "_configure", lambda *_: None)
+    wait = embedded_server._wait_until_primary
+    monkeypatch.setattr(embedded_server, "_configure", lambda *_: None)
     # The deadline is set only once it listens, however long that takes on a busy machine.
-    monkeypatch.setattr(embedded, "_wait_until_primary", lambda it, _: wait(it, time.monotonic() + 0.2))
+    monkeypatch.setattr(embedded_server, "_wait_until_primary", lambda it, _: wait(it, time.monotonic() + 0.2))
     with pytest.raises(EmbeddedError, match="not elected"):
         start_embedded()
 
@@ -596,7 +596,7 @@ import sys, types
 package = types.ModuleType("dispatcher")
 package.__path__ = ["dispatcher"]
 sys.modules["dispatcher"] = package
-import dispatcher.embedded
+import dispatcher.embedded.server
 sys.exit("pymongo" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0

@@ -11,10 +11,10 @@ from bson import ObjectId
 from pymongo import AsyncMongoClient, MongoClient
 
 import mongoz
-from dispatcher.embedded import embedded_mongo
+from dispatcher.core.partitions import partition_of
+from dispatcher.embedded.server import embedded_mongo
 from dispatcher.exceptions import ExitCode, HistoryLost
-from dispatcher.moving import Mover
-from dispatcher.partitions import partition_of
+from dispatcher.operate.positions import Mover
 from mongoz.core.signals import post_save, post_update
 from tests.integration.delivering import State, make_account
 from tests.support import PATIENCE, dispatching, eventually
@@ -142,8 +142,8 @@ async def test_a_live_stream_that_falls_behind(foreign, dispatched, account, dat
 async def test_a_backfill_that_is_cut_short_goes_on_at_the_next_start(
     foreign, dispatched, account, monkeypatch, partitions
 ):
-    monkeypatch.setattr("dispatcher.existing._FIRST", 10)
-    monkeypatch.setattr("dispatcher.existing._MOST", 10)
+    monkeypatch.setattr("dispatcher.runs.snapshot._FIRST", 10)
+    monkeypatch.setattr("dispatcher.runs.snapshot._MOST", 10)
     gate, begun = asyncio.Event(), []
     told: list[SimpleNamespace] = []
 

@@ -17,8 +17,8 @@ from pymongo import UpdateOne
 from pymongo.errors import DuplicateKeyError
 
 import mongoz
-from dispatcher.digests import DIGEST
-from dispatcher.keys import document_key
+from dispatcher.core.keys import document_key
+from dispatcher.core.resume_tokens import DIGEST
 from mongoz.core.signals import post_delete, post_save, post_update
 from mongoz.exceptions import DocumentNotFound
 from tests.support import dispatching, eventually

@@ -12,7 +12,7 @@ from bson import Decimal128, Int64
 from pymongo.errors import DuplicateKeyError
 
 import mongoz
-from dispatcher.digests import token_of
+from dispatcher.core.resume_tokens import token_of
 from mongoz.core.signals import post_delete, post_save, post_update
 from tests.support import dispatching, eventually
 from tests.unit.test_keys import DIFFERENT, EQUAL, WAYS

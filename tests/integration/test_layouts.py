@@ -12,10 +12,10 @@ import pytest
 from bson import ObjectId
 
 import mongoz
-from dispatcher.beginning import divide_into
-from dispatcher.inherited import Fact
-from dispatcher.partitions import belongs, hash_of
-from dispatcher.positions import PositionStore
+from dispatcher.core.partitions import belongs, hash_of
+from dispatcher.group.layout import divide_into
+from dispatcher.position.inherited import Fact
+from dispatcher.position.store import PositionStore
 from mongoz.core.signals import post_save
 from tests.integration.test_dispatcher import make_user
 from tests.support import Running, dispatching, eventually

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from pymongo import MongoClient
 
-from dispatcher.embedded import EmbeddedMongo
+from dispatcher.embedded.server import EmbeddedMongo
 from tests.conftest import DRIVER
 from tests.listening.calls import Scene
 from tests.listening.directed import DIRECTED

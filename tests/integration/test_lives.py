@@ -14,8 +14,8 @@ from bson import ObjectId
 from pymongo.errors import PyMongoError
 
 import mongoz
-from dispatcher import controls, retries
 from dispatcher.exceptions import DispatcherError
+from dispatcher.operate import pauses, retries
 from mongoz.core.signals import post_save
 from tests.integration.delivering import IMAGES, QUICK, Parked, make_account
 from tests.support import Running, dispatching, eventually
@@ -171,14 +171,14 @@ class Life:
         self.did.append("write")
 
     async def pause(self, role: Role) -> None:
-        await controls.pause(*self._where, role.names[-1], known=role.names)
+        await pauses.pause(*self._where, role.names[-1], known=role.names)
         self.did.append(f"pause {role.names[-1]}")
 
     async def resume(self, role: Role) -> None:
         """By the name that somebody finds in the list of what is paused."""
-        for one in await controls.pauses(*self._where):
+        for one in await pauses.pauses(*self._where):
             if one.receiver in role.names:
-                assert await controls.resume(*self._where, one.receiver)
+                assert await pauses.resume(*self._where, one.receiver)
         self.did.append(f"resume {role.names[-1]}")
 
     async def retry(self) -> None:

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from dispatcher.cli import app
 from dispatcher.exceptions import MalformedLetter
-from dispatcher.looking import counts_of, look
-from dispatcher.retries import outcomes, request_retry
+from dispatcher.operate.retries import outcomes, request_retry
+from dispatcher.operate.status import counts_of, look
 from dispatcher.web.dashboard.letters import Letterbox
 from mongoz.core.signals import post_save
 from tests.integration.delivering import make_account

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from dispatcher.embedded import EmbeddedMongo
+from dispatcher.embedded.server import EmbeddedMongo
 from tests.model.judging import Verdict
 from tests.model.model import GROUPS
 from tests.model.runs import judge

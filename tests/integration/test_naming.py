@@ -10,11 +10,11 @@ from pymongo import AsyncMongoClient
 from typer.testing import CliRunner
 
 from dispatcher.cli import app
-from dispatcher.dead_letters import DeadLetters
+from dispatcher.core.output.logs import Stats
 from dispatcher.exceptions import DispatcherError, ExitCode, UnknownLetter
-from dispatcher.letters import Letter, short_id
-from dispatcher.mailbox import Wanted, ids_of, letters_of, resolve
-from dispatcher.observe import Stats
+from dispatcher.operate.dead_letters import Wanted, ids_of, letters_of, resolve
+from dispatcher.parking.dead_letters import DeadLetters
+from dispatcher.parking.record import Letter, short_id
 
 DELIVERY = "57135bc4c0aa57135bc4c0aa"
 

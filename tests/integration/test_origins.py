@@ -13,7 +13,7 @@ from bson import ObjectId
 from pymongo import MongoClient
 
 import mongoz
-from dispatcher.digests import DIGEST
+from dispatcher.core.resume_tokens import DIGEST
 from mongoz.core.signals import post_delete, post_save, post_update
 from mongoz.signals.options import Retry
 from mongoz.stamps import FIELD, Call, Stamp, key_hash
@@ -433,7 +433,7 @@ async def test_many_markers_then_many_deletes(world):
     world.users.insert_many([{"_id": id_} for id_ in ids])
     async with dispatching(world.registry, max_queued=5, concurrency=2, batch_size=7):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("dispatcher.progress._LONGEST_SPAN", 10)
+            patch.setattr("dispatcher.position.checkpoint._LONGEST_SPAN", 10)
             with world.transaction() as session:
                 for id_ in ids:
                     world.mark(id_, session, *(["watcher"] if id_ != ids[7] else []))

@@ -13,10 +13,10 @@ from bson.raw_bson import RawBSONDocument
 from pymongo import UpdateOne
 
 import mongoz
-from dispatcher import oversize
-from dispatcher.codec import RawEvent
-from dispatcher.events import Batch
-from dispatcher.oversize import joined
+from dispatcher.core.bson_codec import RawEvent
+from dispatcher.core.events import Batch
+from dispatcher.stream import large_events
+from dispatcher.stream.large_events import joined
 from mongoz.core.signals import post_delete, post_save, post_update
 from tests.integration.delivering import IMAGES, State, actions, decoded
 from tests.support import dispatching, eventually
@@ -171,7 +171,8 @@ async def test_an_image_that_is_required_and_missing(foreign, dispatched, Thing,
     """We require none, but for whoever does (47) the event can't be had as it is; it comes in another shape."""
     required = {"fullDocument": "required", "fullDocumentBeforeChange": "whenAvailable"}
     for shape in ("WHOLE", "SINGLY", "SPLIT"):
-        monkeypatch.setattr(f"dispatcher.source.{shape}", getattr(oversize, shape)._replace(options=required))
+        shaped = getattr(large_events, shape)._replace(options=required)
+        monkeypatch.setattr(f"dispatcher.stream.change_stream.{shape}", shaped)
     things = foreign.create_collection("things", **IMAGES)
     things.insert_one({"_id": "a"})
 

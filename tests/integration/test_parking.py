@@ -11,8 +11,8 @@ from bson import ObjectId
 from pymongo import ReplaceOne
 
 import mongoz
-from dispatcher.parked import Parked as ParkedDeliveries
-from dispatcher.service import Service
+from dispatcher.parking.store import Parked as ParkedDeliveries
+from dispatcher.runtime.service import Service
 from mongoz.core.signals import post_delete, post_save, post_update
 from mongoz.signals.options import Retry
 from tests.integration.delivering import IMAGES, Parked, Strict, actions, make_account
@@ -383,7 +383,7 @@ STEPS = {
 @pytest.mark.parametrize("step", STEPS)
 async def test_a_crash_between_two_steps_loses_nothing(account, foreign, dispatched, state, step, monkeypatch):
     """The process does not come further: the command is refused in that collection, then it is killed."""
-    monkeypatch.setattr("dispatcher.lanes._TO_WRITE", 0.05)  # nobody waits for what it would have written
+    monkeypatch.setattr("dispatcher.delivery.lanes._TO_WRITE", 0.05)  # nobody waits for what it would have written
     strict = Strict(account, refuses=lambda instance: instance.amount == 0)
     id_ = ObjectId()
     command, collection = STEPS[step]

@@ -7,8 +7,8 @@ import pytest
 from bson import ObjectId
 
 import mongoz
-from dispatcher import controls
 from dispatcher.exceptions import UnknownReceiver
+from dispatcher.operate import pauses
 from mongoz.core.signals import post_save
 from mongoz.signals.options import Retry
 from tests.integration.delivering import Parked, Strict, actions, make_account
@@ -33,13 +33,13 @@ def group(client: Any, database: str, state: Parked) -> Any:
 
     class Group:
         async def pause(self, receiver: str | None = None, known: Any = ()) -> bool:
-            return await controls.pause(client, state.database.name, database, receiver, by="ops", known=known)
+            return await pauses.pause(client, state.database.name, database, receiver, by="ops", known=known)
 
         async def resume(self, receiver: str | None = None) -> bool:
-            return await controls.resume(client, state.database.name, database, receiver)
+            return await pauses.resume(client, state.database.name, database, receiver)
 
-        async def pauses(self) -> list[controls.Paused]:
-            return await controls.pauses(client, state.database.name, database)
+        async def pauses(self) -> list[pauses.Paused]:
+            return await pauses.pauses(client, state.database.name, database)
 
     return Group()
 

@@ -8,10 +8,10 @@ import pytest
 from bson import Timestamp
 
 import mongoz
-from dispatcher import replay
-from dispatcher.events import token_time
+from dispatcher.core.events import token_time
 from dispatcher.exceptions import HistoryLost, UnknownReceiver, UnknownRun
-from dispatcher.playback import Outcome, workplace
+from dispatcher.runs import replay
+from dispatcher.runs.player import Outcome, workplace
 from mongoz.core.signals import post_delete, post_save, post_update
 from mongoz.signals import muted
 from tests.integration.delivering import IMAGES, State, make_account

@@ -8,12 +8,13 @@ import pytest
 from bson import ObjectId, Timestamp
 
 import mongoz
-from dispatcher import controls, letters, retries
-from dispatcher.dead_letters import DeadLetters
+from dispatcher.core.output.logs import Stats
 from dispatcher.exceptions import UnknownLetter
-from dispatcher.letters import Failure, unreadable_letter
-from dispatcher.observe import Stats
-from dispatcher.parking import Parking
+from dispatcher.operate import pauses, retries
+from dispatcher.parking import record
+from dispatcher.parking.dead_letters import DeadLetters
+from dispatcher.parking.gate import Parking
+from dispatcher.parking.record import Failure, unreadable_letter
 from mongoz.core.signals import post_update
 from mongoz.signals.options import Retry
 from tests.integration.delivering import Parked, Strict, make_account
@@ -50,8 +51,8 @@ def strict_on(document: Any, *signals: Any, **options: Any) -> Strict:
 
 async def test_a_letter_that_is_delivered_is_gone(account, foreign, dispatched, state, retry, monkeypatch):
     """It is the same delivery, asked for; nothing of it stays, also if it did not fit into one document."""
-    monkeypatch.setattr(letters, "_INLINE", 1_000)
-    monkeypatch.setattr(letters, "_CHUNK", 1_000)
+    monkeypatch.setattr(record, "_INLINE", 1_000)
+    monkeypatch.setattr(record, "_CHUNK", 1_000)
     strict = strict_on(account)
     async with dispatching(dispatched):
         foreign["accounts"].insert_one({"name": "Ada", "blob": bytes(2_500)})
@@ -105,7 +106,7 @@ async def test_in_the_order_of_the_commits_among_what_is_parked(
         for number in range(3):
             foreign["accounts"].replace_one({"_id": id_}, {"name": str(number)}, upsert=True)
         await state.wait(3)
-        await controls.pause(*where, "strict", known={"strict"})
+        await pauses.pause(*where, "strict", known={"strict"})
         await eventually(lambda: state.database["controls"].count_documents({}) == 1)
         for number in range(3, 6):
             foreign["accounts"].replace_one({"_id": id_}, {"name": str(number)})
@@ -113,7 +114,7 @@ async def test_in_the_order_of_the_commits_among_what_is_parked(
         assert {result for result, _ in await retry(within=0.0)} == {"waiting"}
         await eventually(lambda: len(state.rows) == 6)
         strict.mended = True
-        await controls.resume(*where, "strict")
+        await pauses.resume(*where, "strict")
         await eventually(lambda: state.empty)
     assert strict.got == [str(n) for n in range(6)]
     assert state.letters == []

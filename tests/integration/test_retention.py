@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 
-from dispatcher import retention
+from dispatcher.operate import retention
 from tests.integration.delivering import Parked, make_account
 from tests.integration.test_resending import strict_on
 from tests.support import dispatching, eventually

@@ -7,7 +7,7 @@ import pytest
 from pymongo import AsyncMongoClient
 
 import mongoz
-from dispatcher.sessions import Sessions
+from dispatcher.group.sessions import Sessions
 from mongoz.core.signals import post_save
 from tests.integration.delivering import make_account
 from tests.support import dispatching, eventually

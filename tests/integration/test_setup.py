@@ -17,7 +17,7 @@ from dispatcher.exceptions import (
     NothingToDeliver,
     ServerError,
 )
-from dispatcher.preparing import set_up
+from dispatcher.operate.setup import set_up
 from mongoz.core.signals import post_delete, post_save, post_update
 from tests.support import dispatching, eventually, settings_for
 

@@ -9,7 +9,7 @@ import pytest
 from bson import ObjectId
 
 import mongoz
-from dispatcher import calling
+from dispatcher.delivery import invoker
 from mongoz.core.signals import post_save
 from mongoz.signals.options import Retry
 from tests.integration.delivering import Parked, Strict, actions, make_account
@@ -21,7 +21,7 @@ refusing_ones: "list[Refusing]" = []
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch, plain_logs: None) -> Iterator[None]:
     """Who hangs is cancelled more often than once a second."""
-    monkeypatch.setattr(calling, "_CANCEL_AGAIN", 0.02)
+    monkeypatch.setattr(invoker, "_CANCEL_AGAIN", 0.02)
     yield
     refusing_ones.clear()
 

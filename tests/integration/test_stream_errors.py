@@ -12,7 +12,7 @@ from pymongo.errors import OperationFailure
 
 import mongoz
 from dispatcher.exceptions import AccessDenied, PositionError
-from dispatcher.service import Service
+from dispatcher.runtime.service import Service
 from mongoz.core.signals import post_save
 from tests.integration.delivering import State, make_account
 from tests.proxy import proxied
@@ -82,7 +82,7 @@ async def test_a_cursor_that_somebody_kills(foreign, dispatched, names):
 
 
 async def test_no_primary_for_a_while(foreign, dispatched, names, monkeypatch):
-    monkeypatch.setattr("dispatcher.server._SELECTION_TIMEOUT_MS", 300)
+    monkeypatch.setattr("dispatcher.core.clients._SELECTION_TIMEOUT_MS", 300)
     admin, address = foreign.client.admin, foreign.client.address
     async with dispatching(dispatched) as running:
         admin.command("replSetStepDown", 60, force=True)
@@ -113,8 +113,8 @@ def behind(proxy, database) -> mongoz.Registry:
 
 async def test_a_connection_that_died_unnoticed_is_given_up(foreign, behind, proxy, database, monkeypatch):
     """Only that of the stream: whoever looks after the server sees nothing wrong."""
-    monkeypatch.setattr("dispatcher.cursors._PATIENCE", 2.0)
-    monkeypatch.setattr("dispatcher.cursors._SILENCE", 1.2)  # the server waits for a second
+    monkeypatch.setattr("dispatcher.stream.cursor._PATIENCE", 2.0)
+    monkeypatch.setattr("dispatcher.stream.cursor._SILENCE", 1.2)  # the server waits for a second
     names = names_told(make_account(behind, database))
     async with dispatching(behind) as running:
         proxy.hang_after_request("getMore")
@@ -128,9 +128,9 @@ async def test_a_connection_that_died_unnoticed_is_given_up(foreign, behind, pro
 
 async def test_a_network_that_swallows_everything(foreign, behind, proxy, database, monkeypatch):
     """The driver notices by itself, long before patience with the stream ends."""
-    monkeypatch.setattr("dispatcher.server._CONNECT_TIMEOUT_MS", 300)
-    monkeypatch.setattr("dispatcher.server._HEARTBEAT_MS", 500)
-    monkeypatch.setattr("dispatcher.server._SELECTION_TIMEOUT_MS", 300)
+    monkeypatch.setattr("dispatcher.core.clients._CONNECT_TIMEOUT_MS", 300)
+    monkeypatch.setattr("dispatcher.core.clients._HEARTBEAT_MS", 500)
+    monkeypatch.setattr("dispatcher.core.clients._SELECTION_TIMEOUT_MS", 300)
     names = names_told(make_account(behind, database))
     async with dispatching(behind) as running:
         proxy.stall()
@@ -143,8 +143,8 @@ async def test_a_network_that_swallows_everything(foreign, behind, proxy, databa
 
 async def test_receivers_are_freed_from_dead_connections(foreign, behind, proxy, database, monkeypatch):
     """Those of the application's client: it was opened with an eye on what is gone, long before their timeout."""
-    monkeypatch.setattr("dispatcher.server._CONNECT_TIMEOUT_MS", 300)
-    monkeypatch.setattr("dispatcher.server._HEARTBEAT_MS", 500)
+    monkeypatch.setattr("dispatcher.core.clients._CONNECT_TIMEOUT_MS", 300)
+    monkeypatch.setattr("dispatcher.core.clients._HEARTBEAT_MS", 500)
     account, told, began = make_account(behind, database), [], asyncio.Event()
 
     @post_save(account, name="reader", retry=3)
@@ -167,7 +167,7 @@ async def test_a_server_that_has_far_to_read_is_waited_for_longer_each_time(
     foreign, dispatched, names, monkeypatch
 ):
     """What was read in vain is not read in vain for ever."""
-    monkeypatch.setattr("dispatcher.cursors._PATIENCE", 0.1)
+    monkeypatch.setattr("dispatcher.stream.cursor._PATIENCE", 0.1)
     async with dispatching(dispatched) as running:
         foreign["accounts"].insert_one({"name": "1"})
         # An idle stream answers after a second: with a patience of a tenth that takes a few attempts.
@@ -177,7 +177,7 @@ async def test_a_server_that_has_far_to_read_is_waited_for_longer_each_time(
 
 
 async def test_reconnecting_leaves_nothing_behind(foreign, dispatched, names, monkeypatch):
-    monkeypatch.setattr("dispatcher.source.pause_after", lambda failures: 0.0)
+    monkeypatch.setattr("dispatcher.stream.change_stream.pause_after", lambda failures: 0.0)
     process, seen = psutil.Process(), []
     async with dispatching(dispatched) as running:
         with failing(foreign.client, "getMore", errorCode=43):

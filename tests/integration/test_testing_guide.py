@@ -10,7 +10,7 @@ import pytest
 from pymongo import MongoClient
 
 import dispatcher.testing
-from dispatcher.embedded import EmbeddedMongo
+from dispatcher.embedded.server import EmbeddedMongo
 from dispatcher.testing import Dispatcher, RecordedDelivery
 from mongoz.testing import Captured
 from tests.integration.test_docs import blocks

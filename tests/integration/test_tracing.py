@@ -13,9 +13,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 import mongoz
+from dispatcher.delivery.tracing import exporting, tracing_of
 from dispatcher.exceptions import NotInstalled
 from dispatcher.settings import Settings
-from dispatcher.tracing import exporting, tracing_of
 from mongoz.core.signals import post_save
 from mongoz.signals.options import Retry
 from tests.integration.delivering import make_account

@@ -11,7 +11,7 @@ from pymongo.errors import DuplicateKeyError, OperationFailure
 from pymongo.monitoring import CommandListener
 
 import mongoz
-from dispatcher.embedded import embedded_mongo
+from dispatcher.embedded.server import embedded_mongo
 from mongoz.exceptions import DocumentNotFound, ImproperlyConfigured, TransactionError
 from mongoz.stamps import FIELD, Stamp
 from tests.support import eventually

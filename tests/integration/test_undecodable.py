@@ -15,10 +15,10 @@ from pymongo import AsyncMongoClient
 from typer.testing import CliRunner
 
 import mongoz
-from dispatcher import backfill, replay
 from dispatcher.cli import app
-from dispatcher.playback import workplace
-from dispatcher.retries import outcomes, request_retry
+from dispatcher.operate.retries import outcomes, request_retry
+from dispatcher.runs import backfill, replay
+from dispatcher.runs.player import workplace
 from dispatcher.web.dashboard.letters import Letterbox
 from mongoz.core.signals import post_delete, post_save, post_update
 from mongoz.signals.options import Retry

@@ -15,7 +15,7 @@ from bson.raw_bson import RawBSONDocument
 from pydantic import field_validator, model_validator
 
 import mongoz
-from dispatcher.elements import elements
+from dispatcher.core.bson_elements import elements
 from mongoz import U
 from mongoz.signals import muted
 from tests.support import without_transactions

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 import mongoz
-from dispatcher.checking import check
+from dispatcher.core.clients import Server
 from dispatcher.exceptions import CannotConnect, ServerError
-from dispatcher.server import Server
-from dispatcher.service import Service
+from dispatcher.operate.check import check
+from dispatcher.runtime.service import Service
 from mongoz import U
 from mongoz.connection.address import first_seed, without_options
 from mongoz.core.signals import post_delete, post_save, post_update

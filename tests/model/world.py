@@ -12,7 +12,7 @@ from typing import Any, Final
 from pymongo import AsyncMongoClient
 
 import mongoz
-from dispatcher.service import Service
+from dispatcher.runtime.service import Service
 from mongoz.connection.clock import ServerClock
 from mongoz.core.signals import post_delete, post_save, post_update
 from mongoz.keys import canonical

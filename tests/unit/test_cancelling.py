@@ -2,7 +2,7 @@
 
 import asyncio
 
-from dispatcher.cancelling import end
+from dispatcher.core.tasks import end
 
 
 async def swallow(times: int) -> None:

@@ -9,12 +9,12 @@ from bson import Timestamp
 from pymongo import AsyncMongoClient
 from pymongo.errors import OperationFailure
 
-from dispatcher.events import Calls, Change
-from dispatcher.failing import Failing, Try
-from dispatcher.measuring import ReceiverFigures
-from dispatcher.observe import Stats
-from dispatcher.retrying import terms_of
-from dispatcher.transactional import Transactions
+from dispatcher.core.events import Calls, Change
+from dispatcher.core.output.logs import Stats
+from dispatcher.core.stats import ReceiverFigures
+from dispatcher.delivery.failure import Failing, Try
+from dispatcher.delivery.terms import terms_of
+from dispatcher.delivery.transactions import Transactions
 from mongoz.signals import Delivery
 from mongoz.signals.options import Options, Retry
 from mongoz.signals.receivers import Receiver

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from dispatcher.contention import Contention
+from dispatcher.delivery.contention import Contention
 
 
 class Transactions:

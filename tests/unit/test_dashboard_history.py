@@ -2,7 +2,7 @@
 
 import pytest
 
-from dispatcher.measuring import BOUNDS
+from dispatcher.core.stats import BOUNDS
 from dispatcher.web.dashboard.history import History, quantile
 
 

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mongoz
-from dispatcher.decode import decode
-from dispatcher.events import document_key
-from dispatcher.letters import delivery_id
-from dispatcher.origins import Origins
-from dispatcher.routing import Routes
-from dispatcher.source import Scope, pause_after
+from dispatcher.core.events import document_key
+from dispatcher.delivery.routes import Routes
+from dispatcher.parking.record import delivery_id
+from dispatcher.stream.change_stream import Scope, pause_after
+from dispatcher.stream.decode import decode
+from dispatcher.stream.origins import Origins
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.core.signals import post_delete, post_save, post_update
 from mongoz.stamps import FIELD, Call, Stamp, key_hash

@@ -7,12 +7,12 @@ import pytest
 from bson.raw_bson import RawBSONDocument
 from bson.timestamp import Timestamp
 
-from dispatcher.codec import RAW
-from dispatcher.decode import decode
-from dispatcher.events import Calls
-from dispatcher.instances import originals_of, untouched
-from dispatcher.letters import Failure, letter_of
-from dispatcher.retrying import pause_after, terms_of
+from dispatcher.core.bson_codec import RAW
+from dispatcher.core.events import Calls
+from dispatcher.delivery.instances import originals_of, untouched
+from dispatcher.delivery.terms import pause_after, terms_of
+from dispatcher.parking.record import Failure, letter_of
+from dispatcher.stream.decode import decode
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.signals.options import Options, Retry
 from mongoz.signals.receivers import Receiver

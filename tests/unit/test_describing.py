@@ -7,18 +7,18 @@ import pytest
 import structlog
 from pymongo.errors import ConfigurationError
 
-from dispatcher import observe
-from dispatcher.describing import text_of, trace_of, words_of
-from dispatcher.observe import configure_logging, get_logger
-from dispatcher.redacting import redacted
-from dispatcher.transactional import is_transient
+from dispatcher.core.error_text import text_of, trace_of, words_of
+from dispatcher.core.output import logs
+from dispatcher.core.output.logs import configure_logging, get_logger
+from dispatcher.core.output.redaction import redacted
+from dispatcher.delivery.transactions import is_transient
 
 
 @pytest.fixture(autouse=True)
 def _logging_as_it_was() -> Iterator[None]:
     """It is one for the whole process, and would write to the file that pytest captures with."""
     yield
-    observe._log.own = None
+    logs._log.own = None
 
 
 class Unprintable(Exception):

@@ -4,8 +4,8 @@ import bson
 import pytest
 from bson.raw_bson import RawBSONDocument
 
-from dispatcher.codec import RAW, RawEvent, events_of
-from dispatcher.decode import decode, decoded_together
+from dispatcher.core.bson_codec import RAW, RawEvent, events_of
+from dispatcher.stream.decode import decode, decoded_together
 from mongoz.connection.codec import CODEC_OPTIONS
 
 TOKEN = {"_data": "8265"}

@@ -12,9 +12,9 @@ from pymongo.errors import (
     WaitQueueTimeoutError,
 )
 
-from dispatcher import failures
+from dispatcher.core import driver_errors
+from dispatcher.core.driver_errors import KINDS, Kind, fatal, kind_of
 from dispatcher.exceptions import AccessDenied, HistoryLost, PositionError, ServerError
-from dispatcher.failures import KINDS, Kind, fatal, kind_of
 
 # The codes that a change stream can end with, measured or documented, and what is to be made of each.
 EXPECTED = {
@@ -57,7 +57,7 @@ def test_every_code_is_mapped(code, kind):
 
 
 def test_no_code_is_in_two_sets():
-    sets = {name: codes for name, codes in vars(failures).items() if name.endswith("_CODES")}
+    sets = {name: codes for name, codes in vars(driver_errors).items() if name.endswith("_CODES")}
     assert sum(map(len, sets.values())) == len(KINDS) == len(frozenset().union(*sets.values()))
     assert set(KINDS.values()) == set(Kind) - {Kind.UNKNOWN}
 

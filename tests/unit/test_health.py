@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from dispatcher.health import WORDS, Health, health_of
-from dispatcher.measuring import ReceiverFigures, Recent
-from dispatcher.overview import Member, Overview, Parked, Partition, Paused
+from dispatcher.core.stats import ReceiverFigures, Recent
+from dispatcher.operate.health import WORDS, Health, health_of
+from dispatcher.operate.status_model import Member, Overview, Parked, Partition, Paused
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 DOCS = Path(__file__).parents[2] / "docs"

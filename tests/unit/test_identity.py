@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from dispatcher.identity import Identity, own_identity
+from dispatcher.core.identity import Identity, own_identity
 
 pytestmark = pytest.mark.skipif(not own_identity().boot, reason="there is no /proc here")
 
@@ -21,7 +21,7 @@ def child():
 
 
 def identity_of(pid: int) -> Identity:
-    code = "from dispatcher.identity import _stat; import sys; print(_stat(int(sys.argv[1])).started)"
+    code = "from dispatcher.core.identity import _stat; import sys; print(_stat(int(sys.argv[1])).started)"
     started = subprocess.run([sys.executable, "-c", code, str(pid)], capture_output=True, text=True, check=True)
     where = own_identity().boot.rpartition("/")[0]
     return Identity("here", pid, f"{where}/{started.stdout.strip()}")

@@ -3,9 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher.digests import digests_of
-from dispatcher.inherited import Fact, Inherited, beginning_of
-from dispatcher.partitions import partition_of
+from dispatcher.core.partitions import partition_of
+from dispatcher.core.resume_tokens import digests_of
+from dispatcher.position.inherited import Fact, Inherited, beginning_of
 
 HASHES = [-(2**63), -17, -3, -2, -1, 0, 1, 2, 3, 5, 12, 2**63 - 1]
 

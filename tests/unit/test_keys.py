@@ -11,8 +11,8 @@ from bson import Code, DBRef, Decimal128, Int64, ObjectId
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher.keys import document_key, lane_key
-from dispatcher.parked import lane_id
+from dispatcher.core.keys import document_key, lane_key
+from dispatcher.parking.store import lane_id
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.keys import canonical, canonical_of
 from mongoz.stamps import key_hash

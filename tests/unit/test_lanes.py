@@ -9,8 +9,8 @@ from bson import Timestamp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dispatcher.events import Calls, Change, Job
-from dispatcher.lanes import Lanes
+from dispatcher.core.events import Calls, Change, Job
+from dispatcher.delivery.lanes import Lanes
 from tests.support import PATIENCE
 
 TIME = Timestamp(1, 1)

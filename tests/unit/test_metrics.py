@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from dispatcher.measuring import BOUNDS, MOST_RECEIVERS, Gauges, Histogram, Lag, ReceiverFigures, seconds_of
-from dispatcher.metrics import METRICS, Metrics, Snapshot
-from dispatcher.observe import Stats
+from dispatcher.core.output.logs import Stats
+from dispatcher.core.stats import BOUNDS, MOST_RECEIVERS, Gauges, Histogram, Lag, ReceiverFigures, seconds_of
+from dispatcher.operate.metrics import METRICS, Metrics, Snapshot
 
 ROOT = Path(__file__).parents[2]
 GAUGES = Gauges(True, 3, 7, 900, 1.5, 12.0, 990.0, 40.0)

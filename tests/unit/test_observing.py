@@ -5,9 +5,9 @@ import asyncio
 import pytest
 from starlette.requests import Request
 
-from dispatcher.measuring import Gauges
-from dispatcher.observe import Stats
-from dispatcher.observing import Observer
+from dispatcher.core.output.logs import Stats
+from dispatcher.core.stats import Gauges
+from dispatcher.operate.observer import Observer
 from dispatcher.settings import Address, Settings
 from dispatcher.web.guard import Guard, denied, is_loopback
 

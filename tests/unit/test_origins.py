@@ -11,10 +11,10 @@ from bson.raw_bson import RawBSONDocument
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher.decode import decode
-from dispatcher.events import Change, Job
-from dispatcher.markers import Markers, slimmed
-from dispatcher.origins import Origins, Seen
+from dispatcher.core.events import Change, Job
+from dispatcher.stream.decode import decode
+from dispatcher.stream.delete_markers import Markers, slimmed
+from dispatcher.stream.origins import Origins, Seen
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.stamps import FIELD, Call, Stamp, key_hash
 
@@ -214,7 +214,7 @@ def test_what_is_remembered_is_bounded_by_time_and_by_number(monkeypatch):
     for second in range(2_000):
         assert seen.add(token(NOW + second).binary, NOW + second)
     assert len(seen) < 200
-    monkeypatch.setattr("dispatcher.origins._MOST", 50)
+    monkeypatch.setattr("dispatcher.stream.origins._MOST", 50)
     seen, first = Seen(), token(NOW)
     seen.add(first.binary, NOW)
     for tenth in range(1_000):
@@ -224,7 +224,7 @@ def test_what_is_remembered_is_bounded_by_time_and_by_number(monkeypatch):
 
 
 def test_a_clock_that_is_put_back_leaves_no_doubt_behind(monkeypatch):
-    monkeypatch.setattr("dispatcher.origins._MOST", 2)
+    monkeypatch.setattr("dispatcher.stream.origins._MOST", 2)
     seen = Seen()
     for wall in [NOW + 3600] * 8:
         seen.add(token(wall).binary, wall)

@@ -12,14 +12,14 @@ from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.datetime_ms import DatetimeMS
 from bson.raw_bson import RawBSONDocument
 
-from dispatcher.codec import RAW
-from dispatcher.decode import decode
-from dispatcher.events import Calls, Change
-from dispatcher.gathering import Gathering
-from dispatcher.instances import key_of, originals_of, untouched
-from dispatcher.letters import change_of, delivery_of, id_of
-from dispatcher.parked import lane_id
-from dispatcher.state import CODEC_OPTIONS as STORED
+from dispatcher.core.batching import Gathering
+from dispatcher.core.bson_codec import RAW
+from dispatcher.core.events import Calls, Change
+from dispatcher.core.state import CODEC_OPTIONS as STORED
+from dispatcher.delivery.instances import key_of, originals_of, untouched
+from dispatcher.parking.record import change_of, delivery_of, id_of
+from dispatcher.parking.store import lane_id
+from dispatcher.stream.decode import decode
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.signals.receivers import Receiver
 

@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 import pytest
 
 from dispatcher.exceptions import PositionError
-from dispatcher.inherited import Fact
-from dispatcher.saved import Saved
+from dispatcher.position.documents import Saved
+from dispatcher.position.inherited import Fact
 
 TOKEN = "826B03E05E000000122B0229296E04"
 LATER = "826B03E06E000000122B0229296E04"

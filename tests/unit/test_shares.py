@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher.shares import moves, quotas
+from dispatcher.group.assignment import moves, quotas
 
 MEMBERS = ["a", "b", "c", "d", "e"]
 

@@ -7,10 +7,10 @@ from bson import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher.events import Calls, Change, Job, token_time
+from dispatcher.core.events import Calls, Change, Job, token_time
 from dispatcher.exceptions import PositionError
-from dispatcher.positions import Tracker
-from dispatcher.saved import Saved
+from dispatcher.position.documents import Saved
+from dispatcher.position.store import Tracker
 
 TIME = Timestamp(1, 1)
 

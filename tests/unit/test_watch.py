@@ -8,10 +8,10 @@ from bson import ObjectId, Regex, Timestamp
 from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure, WriteError
 
 import mongoz
-from dispatcher import routing
-from dispatcher.events import Change, Namespace
-from dispatcher.routing import Routes
-from dispatcher.source import Scope
+from dispatcher.core.events import Change, Namespace
+from dispatcher.delivery import routes as routes_module
+from dispatcher.delivery.routes import Routes
+from dispatcher.stream.change_stream import Scope
 from mongoz.connection.namespaces import NamespacePattern, Watch, parse_pattern
 from mongoz.exceptions import ImproperlyConfigured
 from mongoz.persistence.outcome.refusals import explain_refusal
@@ -248,7 +248,7 @@ def test_the_listeners_of_a_namespace(registry: mongoz.Registry) -> None:
 def test_the_listeners_that_are_remembered_are_bounded(
     registry: mongoz.Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(routing, "_MOST_REMEMBERED", 10)
+    monkeypatch.setattr(routes_module, "_MOST_REMEMBERED", 10)
     user = define(registry, watch=["tenant_*"])
     listening(user, delivery="any")
     routes = Routes([user], "billing")

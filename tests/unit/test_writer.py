@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import pytest
 
-from dispatcher.writer import Writer, _Stream
+from dispatcher.core.output.writer import Writer, _Stream
 from tests.support import eventually_sync
 
 

@@ -14,16 +14,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from dispatcher.controls import pause, resume
+from dispatcher.core.driver_errors import in_short
+from dispatcher.core.output.logs import get_logger
 from dispatcher.exceptions import MalformedLetter, NotFound
-from dispatcher.failures import in_short
-from dispatcher.known import require_receiver
-from dispatcher.looking import look
-from dispatcher.mailbox import Wanted, drop, ids_of
-from dispatcher.observe import get_logger
-from dispatcher.observing import Observer
-from dispatcher.overview import Overview
-from dispatcher.retries import request_retry
+from dispatcher.group.known_receivers import require_receiver
+from dispatcher.operate.dead_letters import Wanted, drop, ids_of
+from dispatcher.operate.observer import Observer
+from dispatcher.operate.pauses import pause, resume
+from dispatcher.operate.retries import request_retry
+from dispatcher.operate.status import look
+from dispatcher.operate.status_model import Overview
 from dispatcher.web.dashboard.letters import Letterbox, NoSuchPage
 from dispatcher.web.dashboard.page import page_routes
 from dispatcher.web.dashboard.sampling import Sampler, is_me, myself

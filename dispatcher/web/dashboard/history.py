@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate, islice
 from typing import Any, Final, NamedTuple
 
-from dispatcher.measuring import BOUNDS
+from dispatcher.core.stats import BOUNDS
 
 __all__ = ["History", "Point", "quantile"]
 

@@ -9,12 +9,12 @@ from bson.errors import InvalidBSON
 from bson.json_util import RELAXED_JSON_OPTIONS, dumps
 from pymongo import AsyncMongoClient
 
-from dispatcher.elements import readable
+from dispatcher.core.bson_elements import readable
+from dispatcher.core.output.redaction import redacted
+from dispatcher.core.state import DEAD_LETTERS, READING, dead_letter_chunks, dead_letters
+from dispatcher.core.state_checks import MOST_CHUNKS, Sound, letter, problem_of
 from dispatcher.exceptions import MalformedLetter
-from dispatcher.letters import short_id
-from dispatcher.redacting import redacted
-from dispatcher.sound import MOST_CHUNKS, Sound, letter, problem_of
-from dispatcher.state import DEAD_LETTERS, READING, dead_letter_chunks, dead_letters
+from dispatcher.parking.record import short_id
 
 __all__ = ["LETTERS_PER_PAGE", "Letterbox", "NoSuchPage"]
 

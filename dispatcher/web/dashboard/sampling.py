@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from pymongo.errors import PyMongoError
 
-from dispatcher.looking import members_of
-from dispatcher.observing import Observer
-from dispatcher.overview import Member
+from dispatcher.operate.observer import Observer
+from dispatcher.operate.status import members_of
+from dispatcher.operate.status_model import Member
 from dispatcher.web.dashboard.history import History
 from mongoz import __version__
 

@@ -5,8 +5,8 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from dispatcher.health import Health, health_of
-from dispatcher.overview import Member, Overview
+from dispatcher.operate.health import Health, health_of
+from dispatcher.operate.status_model import Member, Overview
 from dispatcher.web.dashboard.history import History
 
 __all__ = ["view_of"]

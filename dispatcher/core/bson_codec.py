@@ -1,0 +1,96 @@
+"""How change events and documents are decoded."""
+
+from collections.abc import Iterator, Mapping
+from struct import Struct
+from typing import Any, Final
+
+import bson
+from bson.codec_options import CodecOptions, DatetimeConversion
+from bson.raw_bson import RawBSONDocument
+
+from dispatcher.core.bson_elements import DOCUMENT, elements, field, keyed, readable
+
+__all__ = ["RAW", "RawEvent", "Undecoded", "events_of", "lenient"]
+
+RAW: Final[CodecOptions[RawBSONDocument]] = CodecOptions(document_class=RawBSONDocument)
+"""Leave documents as they are: one that can't be decoded does not take the others with it."""
+
+
+def lenient(codec_options: CodecOptions[Any]) -> CodecOptions[Any]:
+    """These options, but nothing is refused: dates beyond Python's, and strings that are no UTF-8."""
+    return codec_options.with_options(
+        datetime_conversion=DatetimeConversion.DATETIME_AUTO, unicode_decode_error_handler="replace"
+    )
+
+
+class RawEvent(Mapping[str, Any]):
+    """A change event as the server sent it, or a document in it, whatever it holds.
+
+    A tenth of a `RawBSONDocument` until somebody looks into it.
+
+    Attributes:
+        raw: the BSON.
+    """
+
+    __slots__ = ("raw",)
+
+    def __init__(self, raw: bytes) -> None:
+        self.raw = raw
+
+    def __getitem__(self, name: str) -> Any:
+        found = field(self.raw, name)
+        if found is None:
+            raise KeyError(name)
+        if found.kind == DOCUMENT:
+            return RawEvent(found.value)
+        return readable(keyed(found))[""]
+
+    def __iter__(self) -> Iterator[str]:
+        return (one.name.decode("utf-8", "replace") for one in elements(self.raw))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in elements(self.raw))
+
+
+Undecoded = RawEvent | RawBSONDocument
+
+_SIZE: Final = Struct("<i")
+_EVENTS: Final = b"\x04nextBatch\x00"
+_OBJECT: Final = 3
+
+
+def events_of(cursor: RawBSONDocument) -> tuple[list[RawEvent], Mapping[str, Any]]:
+    """The events of an answer to a getMore, cut out of it undecoded, and what else is in it.
+
+    The driver would make a document of each of them, which takes a twentieth of what it takes to deliver one.
+
+    Args:
+        cursor: that part of the answer.
+    """
+    raw = bytes(cursor.raw)
+    begin = _SIZE.size
+    if raw.startswith(_EVENTS, begin):  # where servers put them
+        at = begin + len(_EVENTS)
+        end = at + _SIZE.unpack_from(raw, at)[0]
+        events = _elements(raw, at + _SIZE.size, end - 1)
+        if events is not None:
+            rest = _SIZE.pack(begin + len(raw) - end) + raw[end:]
+            return events, bson.decode(rest)
+    return [RawEvent(bytes(event.raw)) for event in cursor["nextBatch"]], cursor
+
+
+def _elements(raw: bytes, at: int, end: int) -> list[RawEvent] | None:
+    """The documents of an array; None if it is written in an unusual way."""
+    elements: list[RawEvent] = []
+    size_at, digits, ten = _SIZE.unpack_from, 1, 10
+    while at < end:
+        if len(elements) == ten:
+            digits, ten = digits + 1, ten * 10
+        # The type, the index as a string that ends with a zero, the document.
+        if raw[at] != _OBJECT or raw[at + digits + 1]:
+            return None
+        at += 2 + digits
+        size = size_at(raw, at)[0]
+        elements.append(RawEvent(raw[at : at + size]))
+        at += size
+    return elements

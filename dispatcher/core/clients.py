@@ -1,0 +1,288 @@
+"""The MongoDB deployment: where it is, connecting to it, and whether it will do."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from time import monotonic
+from typing import Any, Final, Protocol, TypeVar
+
+import pymongo
+from pymongo import AsyncMongoClient
+from pymongo.common import MAX_POOL_SIZE
+from pymongo.errors import ConfigurationError, OperationFailure, PyMongoError
+
+from dispatcher.core.driver_errors import fatal, in_short
+from dispatcher.core.output.logs import get_logger
+from dispatcher.delivery.terms import pause_after
+from dispatcher.exceptions import ApplicationError, CannotConnect, DispatcherError, NotAReplicaSet, ServerError
+from dispatcher.settings import Settings
+from mongoz import Registry
+from mongoz.connection.address import first_seed, named_options, without_options
+from mongoz.exceptions import ImproperlyConfigured
+from mongoz.signals.options import Retry
+
+__all__ = ["Closable", "Server", "client_of", "close", "closing"]
+
+log = get_logger()
+
+T = TypeVar("T")
+
+
+class Closable(Protocol):
+    """A client, or what has one."""
+
+    async def close(self) -> None:
+        """Give everything back."""
+
+
+_MIN_WIRE_VERSION: Final = 17  # MongoDB 6.0: pre and post images, wallTime
+
+# Whoever is silent for so long is gone, whatever TCP says.
+_SOCKET_TIMEOUT_MS: Final = 30_000
+
+# For those who run for years: when a node answers no greeting in that time, what waits for it is cut off, and a
+# server that was thought lost is asked again. The driver's defaults are 20 and 10 seconds.
+_CONNECT_TIMEOUT_MS: Final = 5_000
+_HEARTBEAT_MS: Final = 2_000
+
+# Options of a URL that say how an application reads and writes, in lower case.
+_OF_APPLICATIONS: Final = frozenset(
+    {
+        "readpreference",
+        "readpreferencetags",
+        "maxstalenessseconds",
+        "readconcernlevel",
+        "w",
+        "wtimeoutms",
+        "journal",
+        "fsync",
+        "timeoutms",
+        "maxpoolsize",
+        "minpoolsize",
+        "waitqueuetimeoutms",
+        "retrywrites",
+        "retryreads",
+    }
+)
+
+# Server selection waits for a node that may never come back: better fail soon, and try again.
+_SELECTION_TIMEOUT_MS: Final = 5_000
+
+_RETRY: Final = Retry(base=0.1, cap=1.0)
+
+# Seconds that closing a client may take.
+_FAREWELL: Final = 1.0
+
+
+class Server:
+    """The deployment that a registry lives on.
+
+    Args:
+        registry: of the application; pointed to `settings.url`, if there is one.
+        settings: the operator's.
+
+    Raises:
+        ApplicationError: the registry does not tell where the server is.
+        CannotConnect: the URL does not parse.
+    """
+
+    def __init__(self, registry: Registry, settings: Settings) -> None:
+        self._url = _url_of(registry, settings)
+        # Receivers wait for answers on the application's client: it is to notice dead connections soon, like ours.
+        registry.prefer(connectTimeoutMS=_CONNECT_TIMEOUT_MS, heartbeatFrequencyMS=_HEARTBEAT_MS)
+        self._patience = settings.connect_timeout
+        self.address = registry.address
+        _attempt_client(self._url, self.address)  # what is wrong with the URL is said before anything else
+
+    def client(self, **options: Any) -> AsyncMongoClient[Any]:
+        """A new client, for the running loop; options as the driver has them."""
+        defaults = {"appname": "mongoz-dispatcher", "socketTimeoutMS": _SOCKET_TIMEOUT_MS}
+        return client_of(self._url, self.address, **{**defaults, **options})
+
+    def patient_client(self) -> AsyncMongoClient[Any]:
+        """One that waits for the server as long as the operator said."""
+        return self.client(serverSelectionTimeoutMS=int(self._patience * 1000))
+
+    def lasting_client(self) -> AsyncMongoClient[Any]:
+        """One for a long life: it notices soon what is gone."""
+        return self.client(
+            serverSelectionTimeoutMS=_SELECTION_TIMEOUT_MS,
+            connectTimeoutMS=_CONNECT_TIMEOUT_MS,
+            heartbeatFrequencyMS=_HEARTBEAT_MS,
+        )
+
+    def watching_client(self) -> AsyncMongoClient[Any]:
+        """The same for change streams, which have their own patience with a server that reads, see `cursors`."""
+        return self.client(
+            serverSelectionTimeoutMS=_SELECTION_TIMEOUT_MS,
+            connectTimeoutMS=_CONNECT_TIMEOUT_MS,
+            heartbeatFrequencyMS=_HEARTBEAT_MS,
+            socketTimeoutMS=None,
+        )
+
+    @property
+    def connections(self) -> int:
+        """How many connections the application's client may have; 0 is no limit."""
+        given = named_options(self._url).get("maxpoolsize", "")
+        return int(given) if given.isdecimal() else MAX_POOL_SIZE
+
+    async def check(self, client: AsyncMongoClient[Any]) -> None:
+        """Look whether this server has change streams.
+
+        Raises:
+            CannotConnect: nothing answers.
+            NotAReplicaSet: it has none.
+            ServerError: it is too old.
+            AccessDenied: it does not let us in.
+        """
+        try:
+            hello = await self.patiently(partial(client.admin.command, "hello"))
+        except CannotConnect:
+            await self._look_for_a_standalone()
+            raise
+        if hello.get("msg") != "isdbgrid":  # mongos is in front of replica sets
+            self._refuse_standalone(hello)
+        if hello.get("maxWireVersion", 0) < _MIN_WIRE_VERSION:
+            raise ServerError(
+                f"The server at {self.address} is older than MongoDB 6.0.", remedy="Upgrade the server."
+            )
+
+    async def patiently(self, step: Callable[[], Awaitable[T]]) -> T:
+        """Do something that can be done again, while what goes wrong may pass: the server is just being started.
+
+        Args:
+            step: what to do.
+
+        Raises:
+            DispatcherError: no repetition can mend it, or it did not pass in the time that the operator gives.
+        """
+        until, attempt = monotonic() + self._patience, 0
+        while True:
+            try:
+                return await step()
+            except PyMongoError as error:
+                if fatal(error, self.address) is not None or monotonic() > until:
+                    raise self.verdict(error) from error
+                attempt += 1
+                log.warning(
+                    "the server is not ready, trying again",
+                    action="server.not_ready",
+                    error=in_short(error),
+                    attempt=attempt,
+                )
+            await asyncio.sleep(pause_after(_RETRY, attempt))
+
+    def verdict(self, error: PyMongoError) -> DispatcherError:
+        """What to tell the operator of an error that ends a command."""
+        return fatal(error, self.address) or self._unreachable(error)
+
+    async def _look_for_a_standalone(self) -> None:
+        """A URL with replicaSet= finds no server where there is a standalone one; say so then."""
+        options: dict[str, Any] = {
+            "serverSelectionTimeoutMS": 1_000,
+            "replicaSet": None,
+            "directConnection": True,
+        }
+        try:
+            async with AsyncMongoClient(f"mongodb://{self.address}/", **options) as client:
+                hello = await client.admin.command("hello")
+        except PyMongoError:
+            return
+        self._refuse_standalone(hello)
+
+    def _refuse_standalone(self, hello: dict[str, Any]) -> None:
+        if hello.get("setName"):
+            return
+        if hello.get("isreplicaset"):
+            raise NotAReplicaSet(
+                f"The server at {self.address} was started as part of a replica set that is not initiated.",
+                remedy="Run rs.initiate() in mongosh once.",
+            )
+        raise NotAReplicaSet(
+            f"The server at {self.address} is a standalone mongod, which has no change streams.",
+            remedy="Start it with --replSet rs0 and run rs.initiate() in mongosh once; one node is enough.",
+        )
+
+    def _unreachable(self, error: Exception) -> CannotConnect:
+        if isinstance(error, OperationFailure):
+            return CannotConnect(
+                f"The MongoDB server at {self.address} is not ready: {in_short(error)}",
+                remedy="Try again in a moment; if this lasts, look at the server's log.",
+            )
+        if isinstance(error, ConfigurationError):
+            return CannotConnect(
+                f"What answers at {self.address} can't be used, for {self._patience:g} s: {in_short(error)}",
+                remedy="Is the name in the URL right, and does a replica set of MongoDB 6.0 or later run there?",
+            )
+        return CannotConnect(
+            f"No MongoDB server answers at {self.address} within {self._patience:g} s: {in_short(error)}",
+            remedy="Is it running, are address and replicaSet of the URL right, may this machine reach it?",
+        )
+
+
+def client_of(url: str, address: str, **options: Any) -> AsyncMongoClient[Any]:
+    """A client for the dispatcher's own work, for the running loop.
+
+    Options of the URL that say how the application reads and writes don't count: the dispatcher reads from the
+    primary, writes durably, and takes as many connections as it has streams.
+
+    Args:
+        url: of the application or the operator.
+        address: host and port, for messages.
+        **options: of the driver.
+
+    Raises:
+        CannotConnect: the driver does not accept the URL.
+    """
+    return _attempt_client(without_options(url, _OF_APPLICATIONS), address, **{"w": "majority", **options})
+
+
+def _attempt_client(url: str, address: str, **options: Any) -> AsyncMongoClient[Any]:
+    try:
+        return AsyncMongoClient(url, **options)
+    except (ConfigurationError, ValueError) as error:
+        raise CannotConnect(
+            f"The driver does not accept the URL of {address}: {str(error).rstrip('.')}.",
+            remedy="Mend the options behind the '?' of the URL.",
+        ) from error
+
+
+async def close(*clients: Closable) -> None:
+    """Close clients. They tell the server which sessions are over; one that is gone is not waited for."""
+    for client in clients:
+        with pymongo.timeout(_FAREWELL):
+            closing = asyncio.create_task(client.close(), name=f"close-{type(client).__name__}")
+        await asyncio.wait([closing], timeout=2 * _FAREWELL)
+        if not closing.done() or closing.exception() is not None:
+            log.warning(
+                "a client could not be closed, and is left behind",
+                action="client.not_closed",
+                error=repr(closing.exception()) if closing.done() else "it does not come to an end",
+            )
+            closing.cancel()
+
+
+@asynccontextmanager
+async def closing(*clients: Closable) -> AsyncIterator[None]:
+    """Close clients at the end, the last one first."""
+    try:
+        yield
+    finally:
+        await close(*reversed(clients))
+
+
+def _url_of(registry: Registry, settings: Settings) -> str:
+    if settings.url is not None:
+        try:
+            first_seed(settings.url)
+            registry.point_to(settings.url)
+        except ImproperlyConfigured as error:
+            raise CannotConnect(str(error), remedy="Mend --url or DISPATCHER_URL.") from error
+        return settings.url
+    if registry.url is None:
+        raise ApplicationError(
+            "The registry was made from a client, so the dispatcher does not know the URL to watch.",
+            remedy="Make the registry from a URL; Registry(url, driver='motor') uses Motor.",
+        )
+    return registry.url

@@ -1,0 +1,227 @@
+"""Driver errors, classified in one place: what passes by itself, and what somebody must mend.
+
+The codes and what they mean were measured on a 6.0 server; names are the server's own. What is in none of the sets
+is tried again like what is known to pass: a daemon must survive the failures that nobody thought of.
+"""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, Final, NamedTuple
+
+from pymongo.errors import ConfigurationError, ConnectionFailure, OperationFailure, PyMongoError
+
+from dispatcher.core.error_text import chain_of, words_of
+from dispatcher.exceptions import (
+    AccessDenied,
+    DispatcherError,
+    HistoryLost,
+    PositionError,
+    ServerError,
+)
+
+__all__ = ["KINDS", "Kind", "fatal", "in_short", "kind_of", "let_go"]
+
+
+class Kind(StrEnum):
+    """What an error is, for whoever reads a change stream."""
+
+    PASSING = "passing"
+    """The server or the way to it is in trouble: it passes, and then the same is asked again."""
+    TOO_LARGE = "too_large"
+    """One event can't be sent with its images; without them it can."""
+    HISTORY_LOST = "history_lost"
+    """What lies behind the position is not in the oplog any more."""
+    BAD_TOKEN = "bad_token"  # noqa: S105 - of a stream
+    """The position is none of this deployment."""
+    NO_ACCESS = "no_access"
+    """Rights are missing, from the beginning or since somebody took them."""
+    NOT_LET_IN = "not_let_in"
+    """User or password are wrong, or not valid any more."""
+    NOT_SUPPORTED = "not_supported"
+    """This server does not have what is needed."""
+    UNKNOWN = "unknown"
+    """In no set. It is treated as passing."""
+
+
+PASSING_CODES: Final = frozenset(
+    {
+        6,  # HostUnreachable
+        7,  # HostNotFound
+        24,  # LockTimeout
+        43,  # CursorNotFound: killed, timed out, or the server was started again
+        46,  # LockBusy
+        50,  # MaxTimeMSExpired
+        63,  # StaleShardVersion: chunks are on the move
+        64,  # WriteConcernFailed: the majority is out of reach
+        89,  # NetworkTimeout
+        91,  # ShutdownInProgress
+        112,  # WriteConflict
+        133,  # FailedToSatisfyReadPreference: mongos finds no primary
+        134,  # ReadConcernMajorityNotAvailableYet: the server has just been started
+        150,  # StaleEpoch
+        175,  # QueryPlanKilled: the collection was dropped while it was read
+        189,  # PrimarySteppedDown
+        202,  # NetworkInterfaceExceededTimeLimit
+        222,  # CloseChangeStream: mongos wants the stream to be opened anew
+        234,  # RetryChangeStream: the same
+        237,  # CursorKilled
+        246,  # SnapshotUnavailable
+        262,  # ExceededTimeLimit
+        279,  # ClientDisconnect
+        317,  # ConnectionPoolExpired
+        365,  # TemporarilyUnavailable
+        9001,  # SocketException
+        10107,  # NotWritablePrimary
+        11600,  # InterruptedAtShutdown
+        11601,  # Interrupted: somebody used killOp
+        11602,  # InterruptedDueToReplStateChange
+        13388,  # StaleConfig
+        13435,  # NotPrimaryNoSecondaryOk
+        13436,  # NotPrimaryOrSecondary: it recovers, or is being synced
+    }
+)
+
+TOO_LARGE_CODES: Final = frozenset(
+    {
+        10334,  # BSONObjectTooLarge: the event, images included, is over 16 MB
+        7182500,  # (it has no name): one field alone is too large to be split
+        47,  # NoMatchingDocument: an image that is required is missing; we require none, a proxy may
+    }
+)
+
+HISTORY_LOST_CODES: Final = frozenset(
+    {
+        286,  # ChangeStreamHistoryLost: the oplog begins after the token
+        136,  # CappedPositionLost: the same, met by a stream that was open meanwhile
+        326,  # OplogQueryMinTsMissing: the same, met by a start at a time
+    }
+)
+
+BAD_TOKEN_CODES: Final = frozenset(
+    {
+        260,  # InvalidResumeToken: for example an invalidate's, where it may not stand
+        280,  # ChangeStreamFatalError: the token's event does not turn up again
+        9,  # FailedToParse, and
+        15,  # Overflow, and
+        50811,  # (it has no name): what the server answers to a token that is garbage
+    }
+)
+
+NO_ACCESS_CODES: Final = frozenset({13})  # Unauthorized
+NOT_LET_IN_CODES: Final = frozenset({18})  # AuthenticationFailed
+
+NOT_SUPPORTED_CODES: Final = frozenset(
+    {
+        40573,  # $changeStream on a standalone server
+        40324,  # an aggregation stage that the server does not know
+        346,  # ChangeStreamNotEnabled: of deployments that can turn them off
+    }
+)
+
+KINDS: Final[dict[int, Kind]] = {
+    code: kind
+    for kind, codes in (
+        (Kind.PASSING, PASSING_CODES),
+        (Kind.TOO_LARGE, TOO_LARGE_CODES),
+        (Kind.HISTORY_LOST, HISTORY_LOST_CODES),
+        (Kind.BAD_TOKEN, BAD_TOKEN_CODES),
+        (Kind.NO_ACCESS, NO_ACCESS_CODES),
+        (Kind.NOT_LET_IN, NOT_LET_IN_CODES),
+        (Kind.NOT_SUPPORTED, NOT_SUPPORTED_CODES),
+    )
+    for code in codes
+}
+"""Every code that somebody thought of."""
+
+
+class _Verdict(NamedTuple):
+    kind: type[DispatcherError]
+    message: str
+    remedy: str
+
+
+_VERDICTS: Final = {
+    Kind.HISTORY_LOST: _Verdict(
+        HistoryLost,
+        "The oplog of {address} does not reach back to the saved position any more, and the changes in between "
+        "can not be delivered: {text}",
+        "Start with --on-history-lost resume (continue from now, and note the gap) or backfill (deliver the "
+        "current documents as well), and enlarge the oplog.",
+    ),
+    Kind.BAD_TOKEN: _Verdict(
+        PositionError,
+        "{address} does not accept the saved position: {text}",
+        "Was the state copied from another deployment? `dispatcher position reset` has the next start begin now.",
+    ),
+    Kind.NO_ACCESS: _Verdict(
+        AccessDenied,
+        "{address} denies access: {text}",
+        "Grant changeStream and find on the watched databases, and readWrite on the state database.",
+    ),
+    Kind.NOT_LET_IN: _Verdict(
+        AccessDenied,
+        "{address} does not let us in: {text}",
+        "Mend user, password and authSource in the URL.",
+    ),
+    Kind.TOO_LARGE: _Verdict(
+        ServerError,
+        "A change event is larger than 16 MB, and {address} can not send it: {text}",
+        "Turn off pre or post images of the collection that holds such large documents.",
+    ),
+    Kind.NOT_SUPPORTED: _Verdict(
+        ServerError,
+        "{address} can not do what is asked of it: {text}",
+        "Use MongoDB 6.0 or later, as a replica set.",
+    ),
+}
+
+
+def kind_of(error: PyMongoError) -> Kind:
+    """What an error of the driver is.
+
+    Those that the driver has classes for, like a lost connection or no primary in time, have no code. A
+    ConfigurationError of a command is about the servers that the driver has found: a name that is not resolved, a
+    member that starts, or one of an old version. What is wrong with a URL is known when a client is made of it.
+    """
+    code = _details(error).get("code", getattr(error, "code", None))
+    kind = KINDS.get(code, Kind.UNKNOWN) if isinstance(code, int) else Kind.UNKNOWN
+    if kind is Kind.UNKNOWN and isinstance(error, ConnectionFailure | ConfigurationError):
+        return Kind.PASSING
+    return kind
+
+
+def fatal(error: PyMongoError, address: str) -> DispatcherError | None:
+    """What the process must end with, or None for what is worth another try.
+
+    Args:
+        error: what the driver raised.
+        address: host and port, for the message.
+    """
+    verdict = _VERDICTS.get(kind_of(error)) if isinstance(error, OperationFailure) else None
+    if verdict is None:
+        return None
+    text = words_of(_details(error).get("errmsg", error)).rstrip(".")
+    return verdict.kind(verdict.message.format(address=address, text=text), remedy=verdict.remedy)
+
+
+def let_go(error: BaseException) -> None:
+    """Have an error that was dealt with forget where it came from.
+
+    The frames it came through hold what was being read, the driver's hold the error, and so all of that would stay
+    until somebody looks for cycles.
+    """
+    for one in chain_of(error):
+        one.__traceback__ = None
+
+
+def _details(error: PyMongoError) -> Mapping[str, Any]:
+    """The server's answer, as far as there is one."""
+    details = getattr(error, "details", None)
+    return details if isinstance(details, Mapping) else {}
+
+
+def in_short(error: Exception) -> str:
+    """A driver's error for a log line, without the server's whole reply and the topology."""
+    text = words_of(error).partition(", full error")[0].partition(", Timeout:")[0]
+    text = text.partition(" (configured timeouts:")[0]
+    return f"{type(error).__name__}: {text}"

@@ -1,0 +1,229 @@
+"""What the stages hand to each other."""
+
+from collections.abc import Callable, Coroutine, Hashable, Iterator, Sequence
+from itertools import islice
+from typing import Any, Final, Literal, NamedTuple
+
+import bson
+from bson.binary import UuidRepresentation
+from bson.codec_options import CodecOptions
+from bson.timestamp import Timestamp
+
+from dispatcher.core.bson_codec import Undecoded
+from dispatcher.core.bson_elements import field, keyed, raw_field
+from dispatcher.core.keys import document_key
+from dispatcher.core.undecodable import Fault
+from dispatcher.exceptions import PositionError
+from mongoz.connection import Collection
+from mongoz.keys import canonical_of
+from mongoz.signals.receivers import Receiver
+from mongoz.stamps import Stamp
+
+__all__ = [
+    "Batch",
+    "Calls",
+    "Change",
+    "Image",
+    "Job",
+    "Namespace",
+    "Start",
+    "key_from",
+    "time_after",
+    "token_time",
+]
+
+Image = Literal["post", "current", "pre", "key"]
+Namespace = tuple[str, str]
+"""(database, collection)"""
+
+
+_TIMESTAMP_TAG: Final = "82"
+
+_KEYS: Final[CodecOptions[dict[str, Any]]] = CodecOptions(uuid_representation=UuidRepresentation.STANDARD)
+
+
+def token_time(token: str) -> Timestamp:
+    """The cluster time inside a resume token.
+
+    A token is a sortable encoding of the event's coordinates; it starts with the tag of a timestamp and its
+    eight bytes. Post-batch tokens have a time of their own, which no event tells.
+
+    Raises:
+        PositionError: it does not look like a token.
+    """
+    try:
+        if not token.startswith(_TIMESTAMP_TAG):
+            raise ValueError(token)
+        return Timestamp(int(token[2:10], 16), int(token[10:18], 16))
+    except ValueError as error:
+        raise PositionError(
+            f"The saved position has the token {token!r}, which is none.",
+            remedy="Was it edited by hand? Delete the position's document while no dispatcher runs, to begin now.",
+        ) from error
+
+
+def time_after(token: str) -> str:
+    """What sorts behind the tokens of all changes of the same cluster time, and is as short as can be."""
+    return f"{token[:18]}FF"
+
+
+class Start(NamedTuple):
+    """Where a change stream begins: after a token, or at a time; at neither it begins now."""
+
+    token: str | None = None
+    cluster_time: Timestamp | None = None
+
+
+class Batch(NamedTuple):
+    """What one round trip to the server brought.
+
+    Attributes:
+        events: change events, undecoded; empty on an idle stream.
+        token: resuming after it continues behind this batch.
+        lost_after: between this token and the batch is an event that the server could not send in any way; None if
+            there is none, as nearly always.
+    """
+
+    events: Sequence[Undecoded]
+    token: str
+    lost_after: str | None = None
+
+
+class Change(NamedTuple):
+    """One change event.
+
+    Attributes:
+        token: its resume token; tokens of one deployment sort in commit order.
+        operation: `"insert"`, `"update"`, `"replace"`, `"delete"`, or what happens to whole collections.
+            `"marker"` is an update that does nothing but announce a delete of ours, `"untouched"` any other that
+            touches the stamp and nothing else: a change to nobody.
+        namespace: (database, collection); the collection is "" for events of a whole database.
+        id: the `_id`.
+        cluster_time: the server's logical time of the commit.
+        wall_time: the server's wall clock then.
+        document: the document after the change, if known.
+        before: the document before the change, if the server keeps pre images.
+        image: what `document` is (`"key"` while it is unknown).
+        names: top-level stored names that an update changed or removed, the stamp's left out.
+        stamp: the origin stamp that the write brought, if it is readable. It may be a copy, see `origin`.
+        size: bytes of the event as it was sent.
+        raw: the event as it was sent: instances take the decoded documents over, and failures need them again.
+        looked_up: the document as it was looked up, where the event had none.
+        transaction: what the changes of one transaction have in common; None outside of transactions.
+        origin: the stamp again, if it counts, see `origins`; of a delete, its marker's.
+        fault: why `document`, or `id`, can't be decoded; None if it can, as nearly always.
+        delivery_id: what its deliveries go by, where the token does not decide: the stamp came too
+            late, or the id was written down.
+    """
+
+    token: str
+    operation: str
+    namespace: Namespace
+    id: Any
+    cluster_time: Timestamp
+    wall_time: Any
+    document: dict[str, Any] | None
+    before: dict[str, Any] | None
+    image: Image
+    names: frozenset[str]
+    stamp: Stamp | None
+    size: int
+    raw: bytes = b""
+    looked_up: bytes | None = None
+    transaction: Hashable | None = None
+    origin: Stamp | None = None
+    fault: Fault | None = None
+    delivery_id: str = ""
+
+    @property
+    def key(self) -> Hashable:
+        """Changes with the same key are delivered one after another, in commit order."""
+        try:
+            return document_key(self.namespace, self.id)
+        except Exception:  # it can't be decoded, or not be encoded again
+            return (self.namespace, None, canonical_of(self.raw_key))
+
+    @property
+    def raw_key(self) -> bytes:
+        """The `_id` as the server sent it, as BSON: {"": _id}."""
+        document_key = raw_field(self.raw, "documentKey") if self.raw else None
+        found = None if document_key is None else field(document_key, "_id")
+        return bson.encode({"": self.id}, codec_options=_KEYS) if found is None else keyed(found)
+
+
+def key_from(namespace: Namespace, raw: bytes, codec_options: CodecOptions[Any]) -> Hashable:
+    """`Change.key` of the changes of a document.
+
+    Args:
+        namespace: where it is.
+        raw: its `_id`, as BSON: {"": _id}.
+        codec_options: the registry's.
+    """
+    try:
+        return document_key(namespace, bson.decode(raw, codec_options=codec_options)[""])
+    except Exception:
+        return (namespace, None, canonical_of(raw))
+
+
+class Calls(NamedTuple):
+    """The receivers of one change that belong to one document class.
+
+    Attributes:
+        document: the class; its instances are what the receivers get.
+        signal: name of the signal.
+        created: what `post_save` receivers are told.
+        receivers: in connection order.
+        collection: where the change was made, if that is not the document's own collection: an instance that a
+            receiver saves must go back to where it came from.
+        hops: how many receivers of dispatchers lie between the change and what somebody else wrote.
+        run: of a replay or a backfill: its id; "" for what is delivered because it was written.
+    """
+
+    document: Any
+    signal: str
+    created: bool
+    receivers: tuple[Receiver, ...]
+    collection: Collection | None = None
+    hops: int = 0
+    run: str = ""
+
+
+class Job:
+    """One change on its way through the lanes, and its place in the order of the stream.
+
+    Or an errand, which has no place there.
+
+    Attributes:
+        token: of the change.
+        change: None once it is finished, so that a long wait behind a slow job costs little memory.
+        calls: who gets it.
+        done: nothing of it is left to do.
+        marker: of a delete: the job of the update that announced it; the two are finished together.
+        announces: it is such an update.
+        errand: what to do for a document between its changes, instead of delivering one.
+        digest: of the token, once somebody has asked for it.
+        passed: how many receivers have had their turn: what they were to get is delivered, parked or given up.
+        afterwards: called when it is finished, by whomever.
+    """
+
+    __slots__ = (
+        "afterwards", "announces", "calls", "change", "digest", "done", "errand", "marker", "passed", "token",
+    )  # fmt: skip
+
+    def __init__(self, token: str, change: Change | None = None, calls: tuple[Calls, ...] = ()) -> None:
+        self.token = token
+        self.change = change
+        self.calls = calls
+        self.done = change is None
+        self.marker: Job | None = None
+        self.announces = False
+        self.digest = b""
+        self.passed = 0
+        self.afterwards: Callable[[], None] | None = None
+        self.errand: Callable[[], Coroutine[Any, Any, None]] | None = None
+
+    @property
+    def left(self) -> Iterator[Calls]:
+        """The calls that are still to be made, each to a single receiver."""
+        each = (calls._replace(receivers=(one,)) for calls in self.calls for one in calls.receivers)
+        return islice(each, self.passed, None)

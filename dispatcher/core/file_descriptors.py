@@ -1,0 +1,56 @@
+"""File descriptors: each open file and each connection takes one, and a process may have only so many."""
+
+import errno
+import os
+import sys
+from typing import Final
+
+from dispatcher.core.error_text import chain_of, words_of
+from dispatcher.exceptions import TooManyFiles
+
+if sys.platform != "win32":
+    import resource  # here: where it is needed, no file can be opened any more
+
+__all__ = ["lack_in", "require_descriptors"]
+
+# Descriptors that a start takes, with some to spare.
+_NEEDED: Final = 32
+
+
+def require_descriptors() -> None:
+    """Look whether this process can open as many files as a start needs: uvloop aborts a process that can't.
+
+    Raises:
+        TooManyFiles: it can't.
+    """
+    opened: list[int] = []
+    try:
+        while len(opened) < _NEEDED:
+            opened.append(os.dup(2))
+    except OSError as error:
+        raise lack_in(error) or error from None
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+
+
+def lack_in(error: BaseException) -> TooManyFiles | None:
+    """What to tell the operator of an error that comes from a lack of descriptors; None for any other error."""
+    for one in chain_of(error):
+        number = one.errno if isinstance(one, OSError) else None
+        text = words_of(one)  # the driver and the loader of libraries only keep the text
+        if number == errno.EMFILE or os.strerror(errno.EMFILE) in text:
+            return TooManyFiles(
+                f"Too many open files: this process may have {_limit()} of them, sockets included.",
+                remedy="Raise the limit: `ulimit -n 1024` in a shell, LimitNOFILE=1024 in a systemd unit.",
+            )
+        if number == errno.ENFILE or os.strerror(errno.ENFILE) in text:
+            return TooManyFiles(
+                "Too many open files on this machine, in all processes together.",
+                remedy="Raise fs.file-max with sysctl, or end the process that has most of them open (see lsof).",
+            )
+    return None
+
+
+def _limit() -> str:
+    return "a limited number" if sys.platform == "win32" else str(resource.getrlimit(resource.RLIMIT_NOFILE)[0])

@@ -1,0 +1,106 @@
+"""What the server tells about itself: its clock, and how far back its oplog reaches."""
+
+from time import monotonic, time
+from typing import Any, Final, NamedTuple
+
+from bson import Timestamp
+from pymongo import AsyncMongoClient
+from pymongo.errors import OperationFailure
+
+from dispatcher.core.stats import seconds_of
+
+__all__ = ["MOST_SKEW", "Oplog", "clock_offset", "look_at_oplog"]
+
+MOST_SKEW: Final = 1.0
+"""Seconds that the clocks of the server and of this machine may differ before somebody should know."""
+
+# How often the clock is asked for: the answer that took the least time is the best one.
+_ASKED: Final = 3
+
+# Asks for the times of the oplog, and not for the sections that make the answer long.
+_OPLOG_TIMES: Final = {
+    "serverStatus": 1,
+    "oplog": 1,
+    **dict.fromkeys(("indexStats", "locks", "metrics", "tcmalloc", "transactions", "wiredTiger"), 0),
+}
+
+# An oplog that is fuller than this forgets its oldest entries at any time.
+_FULL: Final = 0.95
+
+
+class Oplog(NamedTuple):
+    """The past that the server still knows.
+
+    Attributes:
+        begins: cluster time of the oldest entry, in seconds since 1970.
+        ends: likewise of the newest.
+        spare: seconds until it is full and begins to forget, estimated by how it grew until now; 0 if it is full,
+            or if that is not known.
+    """
+
+    begins: float
+    ends: float
+    spare: float
+
+    @property
+    def window(self) -> float:
+        """Seconds of the past that it holds."""
+        return self.ends - self.begins
+
+    def headroom(self, position: float) -> float:
+        """Seconds after which a position that stays where it is would be lost, estimated.
+
+        Args:
+            position: its cluster time, in seconds since 1970.
+        """
+        return position - self.begins + self.spare
+
+
+async def look_at_oplog(client: AsyncMongoClient[Any]) -> Oplog | None:
+    """How far back the oplog reaches; None without the right to ask, and behind a mongos.
+
+    The server tells the times. Reading the oplog would take a right that shows the writes of every database.
+
+    Raises:
+        PyMongoError: as the driver has it.
+    """
+    try:
+        status = await client.admin.command(dict(_OPLOG_TIMES))  # the driver adds to it
+    except OperationFailure:  # not allowed
+        return None
+    oplog = status.get("oplog") or {}
+    times = (oplog.get("earliestOptime"), oplog.get("latestOptime"))
+    begins, ends = (float(one.time) if isinstance(one, Timestamp) else 0.0 for one in times)
+    if not begins or not ends:  # a mongos has no oplog, and an empty one no times
+        return None
+    return Oplog(begins, ends, await _spare(client, ends - begins))
+
+
+async def _spare(client: AsyncMongoClient[Any], window: float) -> float:
+    """Needs only collStats on the oplog, which tells its size and shows no entry."""
+    try:
+        cursor = await client["local"]["oplog.rs"].aggregate([{"$collStats": {"storageStats": {}}}])
+        (stats,) = await cursor.to_list(1)
+    except OperationFailure:
+        return 0.0
+    size, limit = float(stats["storageStats"]["size"]), float(stats["storageStats"]["maxSize"])
+    if size >= limit * _FULL or not size:
+        return 0.0
+    return (limit - size) / size * max(window, 1.0)  # times are whole seconds
+
+
+async def clock_offset(client: AsyncMongoClient[Any]) -> float:
+    """Seconds that the clock of the server is ahead of ours; half of a round trip is the error at most.
+
+    Raises:
+        PyMongoError: as the driver has it.
+    """
+    offsets = []
+    for _ in range(_ASKED):
+        began, asked = monotonic(), time()
+        answer = await client.admin.command("hello")
+        took = monotonic() - began
+        server_time = seconds_of(answer["localTime"])
+        assert server_time is not None
+        offsets.append((took, server_time - asked - took / 2))
+    return min(offsets)[1]

@@ -1,0 +1,1 @@
+"""Logs, standard streams, and text that is safe to show."""

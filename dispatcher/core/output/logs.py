@@ -1,0 +1,238 @@
+"""What the daemon says about itself: structured logs, and the counters behind them.
+
+A thread writes the lines: nothing waits for the log, and nothing ends because it can't be written.
+"""
+
+import logging
+import sys
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
+from itertools import islice
+from typing import Any, Final
+
+import stamina.instrumentation
+import structlog
+
+from dispatcher.core.error_text import text_of, trace_of, words_of
+from dispatcher.core.output.redaction import escaped, names_a_secret, redacted, shortened
+from dispatcher.core.output.writer import free
+from dispatcher.core.stats import MOST_RECEIVERS, ReceiverFigures
+
+__all__ = ["Stats", "configure_logging", "get_logger"]
+
+# What the receivers that have no figures of their own are counted as.
+_OTHERS: Final = ("(others)", "")
+
+# Of lists and mappings in a log line.
+_MOST_VALUES: Final = 1_000
+_DEEPEST: Final = 5
+
+# Values of several lines.
+_BLOCKS: Final = ("exception", "stack")
+_SET_IN: Final = "\n    "
+
+
+@dataclass(slots=True)
+class Stats:
+    """Counters since the start of the process."""
+
+    read: int = 0
+    """Change events that arrived."""
+    delivered: int = 0
+    """Deliveries whose receiver returned."""
+    retried: int = 0
+    """Attempts beyond a delivery's first."""
+    failed: int = 0
+    """Deliveries given up after their last attempt."""
+    dead_letters: int = 0
+    """Dead letters written."""
+    invalid: int = 0
+    """Documents that could not become instances: nothing of them was delivered to that document's receivers."""
+    reconnects: int = 0
+    """Times the change stream had to be opened again."""
+    saves: int = 0
+    """Times the position was saved."""
+    parked: int = 0
+    """Deliveries that were parked."""
+    lease_changes: int = 0
+    """Partitions that were taken over, given up or lost."""
+    late_stamps: int = 0
+    """Own writes that took too long after they were stamped: receivers that ran already got them again."""
+    untouched: int = 0
+    """Updates that touched nothing but the origin stamp: changes to nobody."""
+    gaps: int = 0
+    """Gaps that were recorded."""
+    clock_offset: float = 0.0
+    """Seconds that the server's clock is ahead of ours, as far as that is known."""
+    receivers: dict[tuple[str, str], ReceiverFigures] = field(default_factory=dict)
+    """The same by receiver and signal, where that is known."""
+
+    def as_dict(self) -> dict[str, int]:
+        """The counters of the process by name."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.type is int}
+
+    def figures_of(self, receiver: str, signal: str) -> ReceiverFigures:
+        """The counters of one receiver; made when it is first asked for."""
+        key = (receiver, signal)
+        if key not in self.receivers and len(self.receivers) >= MOST_RECEIVERS:
+            key = _OTHERS
+        return self.receivers.setdefault(key, ReceiverFigures(*key))
+
+
+class _Log:
+    """The logger: its own once `configure_logging` was called, and until then structlog's as it is set up.
+
+    It never raises. Receivers may configure structlog for themselves: that changes nothing about our lines.
+    """
+
+    def __init__(self) -> None:
+        self.own: Any = None
+
+    def debug(self, event: str, **values: Any) -> None:
+        """For who looks for a fault."""
+        self._say("debug", event, values)
+
+    def info(self, event: str, **values: Any) -> None:
+        """What is as it should be."""
+        self._say("info", event, values)
+
+    def warning(self, event: str, **values: Any) -> None:
+        """What somebody should know."""
+        self._say("warning", event, values)
+
+    def error(self, event: str, **values: Any) -> None:
+        """What somebody should mend."""
+        self._say("error", event, values)
+
+    def _say(self, level: str, event: str, values: dict[str, Any]) -> None:
+        try:
+            getattr(self.own or structlog.get_logger("dispatcher"), level)(event, **values)
+        except Exception as error:  # of a processor that somebody added, or of a value
+            with suppress(Exception):
+                print(f"[{level}] {event} (not all of it can be logged: {text_of(error)})", file=sys.stderr)  # noqa: T201
+
+
+_log: Final = _Log()
+
+
+def get_logger() -> Any:
+    """The logger. Every line carries an `action` key that never changes its meaning."""
+    return _log
+
+
+def configure_logging(log_format: str, level: str) -> None:
+    """Set our logger up for this process; logs go to stderr. The application's structlog stays as it is.
+
+    From then on whatever else is written to `sys.stderr` takes the same way. Lines of other loggers, for which the
+    application has no handler, become lines of this one.
+
+    Args:
+        log_format: `"console"`, `"json"`, or `"auto"`: console on a terminal.
+        level: `"debug"`, `"info"`, `"warning"` or `"error"`.
+    """
+    stamina.instrumentation.set_on_retry_hooks(())  # we log retries ourselves, under our own keys
+    console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
+    renderers: Sequence[Any] = (
+        (
+            _escaped,
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            ),
+        )
+        if console
+        else (structlog.processors.JSONRenderer(), _in_visible_ascii)
+    )
+    processors = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _with_traceback,
+        _described,
+        *renderers,
+    ]
+    number = logging.getLevelNamesMapping()[level.upper()]
+    free("stderr", _named_dropped(processors))
+    _log.own = structlog.wrap_logger(
+        structlog.PrintLogger(sys.stderr),
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        context_class=dict,
+        cache_logger_on_first_use=False,
+    )
+    logging.lastResort = _Others(logging.WARNING)
+
+
+def _named_dropped(processors: Sequence[Any]) -> Callable[[int], str]:
+    """Makes the line that says how many were dropped, whatever the level of the log is."""
+    log: Any = structlog.wrap_logger(
+        structlog.ReturnLogger(), processors=processors, wrapper_class=structlog.make_filtering_bound_logger(0)
+    )
+
+    def named(count: int) -> str:
+        line: str = log.error(
+            f"{count} log lines were dropped: stderr could not be written", action="log.dropped", dropped=count
+        )
+        return f"{line}\n"
+
+    return named
+
+
+class _Others(logging.Handler):
+    """Has what libraries log appear among our own lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            said = record.getMessage()
+        except Exception:  # its arguments don't fit
+            said = words_of(record.msg)
+        error = record.exc_info[1] if record.exc_info else None
+        log = get_logger()
+        if record.levelno >= logging.ERROR:
+            log.error(said, action="library.error", logger=record.name, exc_info=error)
+        else:
+            log.warning(said, action="library.warning", logger=record.name, exc_info=error)
+
+
+def _with_traceback(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    error = event.pop("exc_info", None)
+    if error is True:
+        error = sys.exc_info()[1]
+    if isinstance(error, BaseException):
+        event["exception"] = trace_of(error)
+    return event
+
+
+def _described(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """What a line is made of: of a bearable length, without secrets, and nothing that a renderer must ask."""
+    return {key: _plain(value) for key, value in event.items()}
+
+
+def _in_visible_ascii(_logger: Any, _method: str, line: str) -> str:
+    """JSON has escapes for all control characters but one."""
+    return line.replace("\x7f", "\\u007f")
+
+
+def _plain(value: Any, depth: int = 0) -> Any:
+    if isinstance(value, str):
+        return redacted(shortened(value))
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, Mapping) and depth < _DEEPEST:
+        some = islice(value.items(), _MOST_VALUES)
+        return {words_of(k): "..." if names_a_secret(words_of(k)) else _plain(v, depth + 1) for k, v in some}
+    if isinstance(value, list | tuple | set | frozenset) and depth < _DEEPEST:
+        return [_plain(one, depth + 1) for one in islice(value, _MOST_VALUES)]
+    return words_of(value)
+
+
+def _escaped(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """For people: no value moves the cursor, or passes for a line of ours."""
+    return {key: _on_terminal(key, value) for key, value in event.items()}
+
+
+def _on_terminal(key: str, value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if key in _BLOCKS:
+        return f"    {escaped(str(value).rstrip(), _SET_IN)}"
+    return escaped(str(value))

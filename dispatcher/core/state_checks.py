@@ -1,0 +1,158 @@
+"""Documents of the state that make no sense: they are skipped, and named, and stop nothing.
+
+Somebody may have edited them by hand, or another program may write to the same database. Positions are an
+exception: a dispatcher that does not know where it is must not guess, see `position/documents.py`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, Final, NamedTuple, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError
+
+from dispatcher.core.error_text import words_of
+from dispatcher.core.output.logs import get_logger
+
+__all__ = ["MOST_CHUNKS", "Misfit", "Sound", "letter", "problem_of", "receiver_paused"]
+
+log = get_logger()
+
+# Documents that are named, and those that are remembered so that each is logged once.
+_MOST_NAMED: Final = 20
+_MOST_LOGGED: Final = 1_000
+
+# Characters of an `_id`, and of what is wrong.
+_LONGEST: Final = 300
+
+MOST_CHUNKS: Final = 16
+"""Chunks of a part of a letter, at most: the server's documents have 16 MB, and its events some of them."""
+
+_REMEDY: Final = "Was it edited by hand, or by another program? Mend it or delete it; it is skipped meanwhile."
+
+_logged: set[tuple[str, str]] = set()
+
+T = TypeVar("T")
+
+
+class Misfit(NamedTuple):
+    """A document of the state that makes no sense.
+
+    Attributes:
+        collection: where it is.
+        id: its `_id`.
+        problem: what is wrong with it.
+        remedy: what helps.
+    """
+
+    collection: str
+    id: str
+    problem: str
+    remedy: str
+
+
+class Sound:
+    """Takes the documents that make sense.
+
+    Args:
+        database: of the dispatcher's state.
+
+    Attributes:
+        misfits: those that make none, the first of them.
+    """
+
+    def __init__(self, database: str) -> None:
+        self._database = database
+        self.misfits: list[Misfit] = []
+
+    def each(self, collection: str, found: Iterable[Mapping[str, Any]], make: Callable[[Any], T]) -> list[T]:
+        """What documents say.
+
+        Args:
+            collection: where they are.
+            found: the documents.
+            make: reads one; raises what it wants if it makes no sense.
+        """
+        made = []
+        for document in found:
+            try:
+                made.append(make(document))
+            except Exception as error:  # whatever comes of wrong types
+                self.skip(collection, document.get("_id"), error)
+        return made
+
+    def skip(self, collection: str, id_: Any, error: Exception) -> None:
+        """Note a document that makes no sense.
+
+        Args:
+            collection: where it is.
+            id_: its `_id`.
+            error: why.
+        """
+        if len(self.misfits) < _MOST_NAMED:
+            place, name = f"{self._database}.{collection}", words_of(repr(id_))[:_LONGEST]
+            remedy = "Was it edited by hand, or by another program? Mend it or delete it; it is skipped meanwhile."
+            self.misfits.append(Misfit(place, name, problem_of(error)[:_LONGEST], remedy))
+
+    def log(self) -> None:
+        """Name the misfits, each once in the life of the process."""
+        for one in self.misfits:
+            if (one.collection, one.id) not in _logged and len(_logged) < _MOST_LOGGED:
+                _logged.add((one.collection, one.id))
+                log.warning(
+                    "a document of the state makes no sense; it is skipped",
+                    action="state.misfit",
+                    collection=one.collection,
+                    id=one.id,
+                    problem=one.problem,
+                    remedy=one.remedy,
+                )
+
+
+def problem_of(error: Exception) -> str:
+    """What is wrong with a document, by what it raised."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        return f"{where}: {first['msg']}, and it is {words_of(repr(first['input']))[:100]}"
+    if isinstance(error, KeyError):
+        return f"it has no {error}"
+    return words_of(error) or type(error).__name__
+
+
+def receiver_paused(found: Mapping[str, Any]) -> str | None:
+    """Of the document of a pause, the receiver; None for everything.
+
+    Raises:
+        ValueError: it says neither, and must not stop everything for that.
+    """
+    match found:
+        case {"receiver_name": str(name)}:
+            return name
+        case {"receiver_name": None, "receiver": "*"}:
+            return None
+    raise ValueError("receiver_name is neither a name, nor null with receiver '*'")
+
+
+class _LetterSaid(BaseModel):
+    id: str = Field(alias="_id")
+    receiver: str | None = None
+    signal: str | None = None
+    document: str | None = None
+    reason: str | None = None
+    namespace: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+    retry_refused: dict[str, Any] | None = None
+    attempts: int = 0
+    retries: int = 0
+    update_fields: list[str] | None = None
+    parts: dict[str, bytes] = {}
+    chunked: dict[str, Annotated[int, Field(gt=0, le=MOST_CHUNKS)]] = {}
+
+
+def letter(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The document of a dead letter.
+
+    Raises:
+        ValidationError: it is not written as letters are.
+    """
+    _LetterSaid.model_validate(found)
+    return dict(found)

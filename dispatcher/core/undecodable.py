@@ -1,0 +1,212 @@
+"""Values that can't be decoded: what they are, where they are, and what helps.
+
+Found by looking once more, value by value, at a document that the driver refused as a whole.
+"""
+
+from typing import Any, Final, NamedTuple
+
+import bson
+from bson.binary import UuidRepresentation
+from bson.codec_options import CodecOptions
+
+from dispatcher.core.bson_elements import ARRAY, DOCUMENT, TYPES, Element, elements, joined, keyed, readable
+from dispatcher.core.error_text import words_of
+
+__all__ = [
+    "AFTER",
+    "BEFORE",
+    "KEY",
+    "NAMES",
+    "Fault",
+    "Undecodable",
+    "UndecodableValue",
+    "UndecodedKey",
+    "decoded",
+    "exact_key",
+]
+
+AFTER: Final = "the document after the change"
+BEFORE: Final = "the document before the change"
+KEY: Final = "the key of the document"
+NAMES: Final = "the names of the changed fields"
+
+# Values that are looked at in search of the one that can't be decoded. The event loop stands meanwhile.
+_MOST: Final = 100_000
+
+# Characters of a path, and of a reason, in a message.
+_LONGEST: Final = 500
+
+_STANDARD: Final = CodecOptions[dict[str, Any]](uuid_representation=UuidRepresentation.STANDARD)
+
+_BINARY: Final = 5
+_DATE: Final = 9
+_TEXTS: Final = frozenset({2, 11, 12, 13, 14, 15})
+_UUID: Final = 4
+_OLD_BINARY: Final = 2
+
+_TEXT_REMEDY: Final = (
+    "Correct the text, or add unicode_decode_error_handler=replace to the URL, which replaces such bytes"
+)
+_DATE_REMEDY: Final = (
+    "Correct the date, or add datetime_conversion=DATETIME_AUTO to the URL, which makes a bson.DatetimeMS of it"
+)
+
+
+class Fault(NamedTuple):
+    """A value that can't be decoded.
+
+    Attributes:
+        where: in which document of the change.
+        path: of the field in it, dotted; items of arrays by their numbers. Empty if the place was not found.
+        type: of the value.
+        why: it can't be decoded.
+        remedy: what helps.
+    """
+
+    where: str
+    path: str
+    type: str
+    why: str
+    remedy: str
+
+    def __str__(self) -> str:
+        place = f"{self.path!r} in {self.where}" if self.path else f"a value in {self.where}"
+        return (
+            f"{place} can't be decoded. It is of type {self.type}: {self.why}. {self.remedy}; restart the "
+            "dispatcher if the URL has changed, and retry the letter."
+        )
+
+
+class Undecodable(Exception):
+    """A change event that this process can't read. It carries the event's token, so that the stream goes on."""
+
+    def __init__(self, token: str, key: Any, reason: str) -> None:
+        super().__init__(reason)
+        self.token = token
+        self.key = key
+
+
+class UndecodableValue(ValueError):
+    """A document of a change can't be decoded, so that no receiver can get it."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(str(fault))
+        self.fault = fault
+
+
+class UndecodedKey:
+    """Stands for an `_id` that can't be decoded.
+
+    Attributes:
+        raw: the `_id` as BSON: {"": _id}.
+    """
+
+    __slots__ = ("raw",)
+
+    def __init__(self, raw: bytes) -> None:
+        self.raw = raw
+
+    def __repr__(self) -> str:
+        return repr(readable(self.raw)[""])
+
+
+def decoded(raw: bytes, codec_options: CodecOptions[Any], where: str) -> dict[str, Any]:
+    """A document.
+
+    Args:
+        raw: BSON.
+        codec_options: the registry's.
+        where: what document it is, for messages.
+
+    Raises:
+        UndecodableValue: it can't be decoded; says which value, and what helps.
+    """
+    try:
+        return bson.decode(raw, codec_options=codec_options)
+    except Exception as error:  # whatever the driver or a decoder of the application has
+        raise UndecodableValue(_Search(codec_options, where).fault_in(raw, error)) from error
+
+
+def exact_key(raw: bytes) -> Any:
+    """An `_id` that any client of ours and of others can read and write as it is; else `UndecodedKey`.
+
+    Args:
+        raw: the `_id` as BSON: {"": _id}.
+    """
+    try:
+        bson.decode(raw, codec_options=_STANDARD)
+        id_ = bson.decode(raw)[""]
+        return id_ if bson.encode({"": id_}) == raw else UndecodedKey(raw)
+    except Exception:  # the driver has several
+        return UndecodedKey(raw)
+
+
+class _Search:
+    """Looks for the value that can't be decoded."""
+
+    def __init__(self, codec_options: CodecOptions[Any], where: str) -> None:
+        self._options = codec_options
+        self._where = where
+        self._decoders = bool(codec_options.type_registry._decoder_map)
+        self._left = _MOST
+
+    def fault_in(self, raw: bytes, error: Exception) -> Fault:
+        """What is wrong with a document that raised this error."""
+        fault = self._look(raw, "")
+        if fault is not None:
+            return fault
+        return Fault(self._where, "", "document", _reason(error), "Correct the document")
+
+    def _look(self, raw: bytes, path: str, *, named: bool = True) -> Fault | None:
+        for one in elements(raw):
+            self._left -= 1
+            if self._left < 0:
+                return None
+            name = one.name.decode("utf-8", "backslashreplace")
+            inside = f"{path}.{name}" if path else name
+            if named and not one.name.isascii() and (error := self._refused(joined(Element(one.name, 10, b"")))):
+                return self._fault(inside, "name of a field", error, _TEXT_REMEDY)
+            if one.kind in (DOCUMENT, ARRAY):
+                fault = self._look(one.value, inside, named=one.kind == DOCUMENT)
+                if fault is not None:
+                    return fault
+            elif self._may_fail(one) and (error := self._refused(keyed(one))):
+                return self._fault(inside, *_judged(one, error))
+        return None
+
+    def _may_fail(self, one: Element) -> bool:
+        return self._decoders or one.kind in _TEXTS or one.kind in (_BINARY, _DATE)
+
+    def _refused(self, raw: bytes) -> Exception | None:
+        try:
+            bson.decode(raw, codec_options=self._options)
+        except Exception as error:
+            return error
+        return None
+
+    def _fault(self, path: str, type_: str, why: Exception | str, remedy: str) -> Fault:
+        shown = path if len(path) <= _LONGEST else f"{path[:_LONGEST]}..."
+        return Fault(self._where, shown, type_, why if isinstance(why, str) else _reason(why), remedy)
+
+
+def _judged(one: Element, error: Exception) -> tuple[str, Exception | str, str]:
+    """The type of a value, what is wrong with it, and what helps."""
+    kind = TYPES[one.kind]
+    if one.kind == _DATE:
+        return kind, error, _DATE_REMEDY
+    if one.kind in _TEXTS:
+        return kind, error, _TEXT_REMEDY
+    if one.kind == _BINARY:
+        size, subtype = len(one.value) - 5, one.value[4]
+        if subtype == _UUID:
+            return "binary (UUID)", f"it has {size} bytes, and a UUID has 16", "Store 16 bytes, or another subtype"
+        if subtype == _OLD_BINARY:
+            why = "it holds its length once more, as subtype 2 does, and the two disagree"
+            return "binary (subtype 2)", why, "Store it with subtype 0"
+        kind = f"binary (subtype {subtype})"
+    return kind, error, "Correct the value"
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, without the driver's advice."""
+    return words_of(error).partition(" (Consider Using")[0].rstrip(". ")[:_LONGEST]

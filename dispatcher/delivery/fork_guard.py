@@ -1,0 +1,74 @@
+"""Processes that a receiver forks: one that comes back to the dispatcher's code ends there.
+
+It would go on as a second dispatcher, on the sockets of the first one.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Final, TypeVar
+
+from dispatcher.core.output.writer import say_at_once
+from dispatcher.exceptions import ExitCode
+
+__all__ = ["Threads", "leave_if_forked", "watch_forks"]
+
+_LAST_WORDS: Final = (
+    b"a process that a receiver forked came back to the dispatcher, and was ended; "
+    b"remedy: end it with os._exit(), or use asyncio.create_subprocess_exec()\n"
+)
+
+T = TypeVar("T")
+
+
+class _Process:
+    """This process, as far as forks go."""
+
+    forked = False
+    loop: asyncio.AbstractEventLoop | None = None
+
+    def on_fork(self) -> None:
+        """In the child. It may do what it was made for, up to the next turn of the loop."""
+        if self.loop is not None:
+            self.forked = True
+            self.loop.call_soon(leave_if_forked)
+
+
+_process: Final = _Process()
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_process.on_fork)
+
+
+def watch_forks(loop: asyncio.AbstractEventLoop | None) -> None:
+    """From now on, end processes that are forked and come back to this loop; None for none any more."""
+    _process.loop = loop
+
+
+def leave_if_forked(error: BaseException | None = None) -> None:
+    """End this process if a receiver has forked it; with the code of a SystemExit if that is the error."""
+    if not _process.forked:
+        return
+    if isinstance(error, SystemExit):
+        os._exit(error.code if isinstance(error.code, int) else bool(error.code))
+    say_at_once(_LAST_WORDS)
+    os._exit(ExitCode.CRASHED)
+
+
+class Threads(ThreadPoolExecutor):
+    """Threads of the loop. A process that is forked in one of them ends when the thread has done its job."""
+
+    def submit(self, function: Callable[..., T], /, *args: Any, **keywords: Any) -> Future[T]:
+        """Have a thread call a function."""
+        return super().submit(_run, function, args, keywords)
+
+
+def _run(function: Callable[..., T], args: tuple[Any, ...], keywords: dict[str, Any]) -> T:
+    try:
+        result = function(*args, **keywords)
+    except BaseException as error:
+        leave_if_forked(error)
+        raise
+    leave_if_forked()
+    return result

@@ -1,0 +1,136 @@
+"""From a change to what receivers are given, and back to the BSON that the server sent."""
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import bson
+from bson.codec_options import CodecOptions
+from bson.raw_bson import RawBSONDocument
+
+from dispatcher.core.bson_codec import RAW, lenient
+from dispatcher.core.events import Calls, Change, Image
+from dispatcher.core.undecodable import AFTER, UndecodableValue, decoded, exact_key
+from mongoz.connection import Collection
+from mongoz.fields.storage import stored_names
+from mongoz.persistence.rows.hydration import bare_instance, hydrate
+from mongoz.signals.receivers import importable_name
+
+__all__ = ["Originals", "decoded_again", "key_of", "keywords_of", "name_of", "originals_of", "untouched"]
+
+# What is only cut out of an event need not be understood.
+_RAW = lenient(RAW)
+
+
+class Originals(NamedTuple):
+    """The documents of a change, as BSON, stamp included.
+
+    Attributes:
+        document: after the change; the current one, if it had to be looked up. None if unknown.
+        before: before it. None if unknown.
+    """
+
+    document: bytes | None
+    before: bytes | None
+
+
+def originals_of(change: Change) -> Originals:
+    """What the server sent of the documents, cut out of the event; even what can't be decoded."""
+    event = RawBSONDocument(change.raw, codec_options=_RAW)
+    document, before = event.get("fullDocument"), event.get("fullDocumentBeforeChange")
+    after = None if document is None else bytes(document.raw)
+    return Originals(change.looked_up or after, None if before is None else bytes(before.raw))
+
+
+def key_of(change: Change) -> Any:
+    """The `_id` as the server sent it, whatever the application's codec makes of it; `UndecodedKey` at worst."""
+    return exact_key(change.raw_key) if change.raw else change.id
+
+
+def decoded_again(change: Change, codec_options: CodecOptions[Any]) -> Change:
+    """A change that was stored, with its documents: those of them that can be decoded."""
+    originals = originals_of(change)
+    document, before, fault = None, None, change.fault
+    if change.image != "key" and originals.document is not None:
+        try:
+            document = decoded(originals.document, codec_options, AFTER)
+        except UndecodableValue as error:
+            fault = fault or error.fault
+    if originals.before is not None:
+        try:
+            before = bson.decode(originals.before, codec_options=codec_options)
+        except BaseException:  # what it was before is no reason not to deliver what it is
+            before = None
+    return change._replace(document=document, before=before, fault=fault)
+
+
+def untouched(change: Change, codec_options: CodecOptions[Any]) -> Change:
+    """The same change with documents that nobody has seen: instances take theirs over, and receivers change them.
+
+    Args:
+        change: whose documents may be used up.
+        codec_options: the registry's.
+    """
+    if not change.raw:
+        return change
+    originals = originals_of(change)
+    return change._replace(
+        document=_decoded(originals.document, change.document, codec_options),
+        before=_decoded(originals.before, change.before, codec_options),
+    )
+
+
+def _decoded(raw: bytes | None, used: dict[str, Any] | None, codec_options: CodecOptions[Any]) -> Any:
+    """The document again, unless it could not be decoded the first time either."""
+    return None if raw is None or used is None else bson.decode(raw, codec_options=codec_options)
+
+
+def keywords_of(change: Change, calls: Calls) -> tuple[Image, dict[str, Any]]:
+    """What the instance is that the receivers get, and their keywords. The change's documents are taken over.
+
+    Raises:
+        UndecodableValue: there is no document, since it can't be decoded.
+        ValidationError: the document does not fit its model.
+        BaseException: a validator of the application raised it.
+    """
+    document, signal, collection = calls.document, calls.signal, calls.collection
+    if signal == "post_delete":
+        before = None if change.before is None else _previous(document, change.before, collection)
+        if before is None:  # not known, or not fit for the model: that it is gone must be told all the same
+            _refuse_undecodable(change)
+            return "key", {"instance": bare_instance(document, change.id, collection)}
+        return "pre", {"instance": before}
+    row = change.document
+    if row is not None:
+        instance = hydrate(document, row, collection)
+    else:
+        _refuse_undecodable(change)
+        instance = bare_instance(document, change.id, collection)
+    previous = None if change.before is None else _previous(document, change.before, collection)
+    if signal == "post_save":
+        return change.image, {"instance": instance, "created": calls.created, "previous": previous}
+    attributes = _attributes(document)
+    names = frozenset(attributes.get(name, name) for name in change.names)
+    return change.image, {"instance": instance, "update_fields": names, "previous": previous}
+
+
+def _refuse_undecodable(change: Change) -> None:
+    if change.fault is not None:
+        raise UndecodableValue(change.fault)
+
+
+def _previous(document: Any, row: dict[str, Any], collection: Collection | None) -> Any:
+    try:
+        return hydrate(document, row, collection)
+    except Exception:  # what it was before is no reason not to deliver what it is
+        return None
+
+
+@cache
+def name_of(document: Any) -> str:
+    """What a document class is known as, in every process. Finding out for a class of `__main__` takes a while."""
+    return importable_name(document)
+
+
+@cache
+def _attributes(document: Any) -> dict[str, str]:
+    return {stored: name for name, stored in stored_names(document).items()}

@@ -1,0 +1,101 @@
+"""What the log says of deliveries."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+from dispatcher.core.error_text import text_of
+from dispatcher.core.events import Calls, Change
+from dispatcher.core.output.logs import get_logger
+from dispatcher.delivery.terms import Terms
+from dispatcher.parking.store import Waiting
+from mongoz.signals import Delivery
+
+__all__ = ["described", "log_attempt", "log_delivered", "log_failed", "log_parked", "log_undelivered"]
+
+log = get_logger()
+
+Undelivered = Literal["change.invalid", "change.too_many_hops", "change.undecodable"]
+"""Why no receiver can be called."""
+
+End = Literal["blocked", "dropped", "dead_lettered"]
+"""What becomes of a delivery that failed in every attempt."""
+
+
+def log_delivered(change: Change, delivery: Delivery, seconds: float) -> None:
+    """It was delivered; only where each delivery is logged."""
+    log.debug(
+        "delivered",
+        action="delivery.done",
+        **described(delivery),
+        operation=change.operation,
+        namespace=".".join(change.namespace),
+        key=str(change.id),
+        image=delivery.image,
+        wall_time=str(change.wall_time) if change.wall_time else None,
+        began=(datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(),
+    )
+
+
+def log_undelivered(what: str, action: Undelivered, change: Change, calls: Calls, error: BaseException) -> None:
+    """No receiver can be called for a change."""
+    log.error(
+        f"{what}; its receivers are not called, and get dead letters",
+        action=action,
+        document=calls.document.__name__,
+        operation=change.operation,
+        namespace=".".join(change.namespace),
+        id=repr(change.id),
+        receivers=[receiver.name for receiver in calls.receivers],
+        error=text_of(error),
+    )
+
+
+def log_attempt(delivery: Delivery, terms: Terms, error: BaseException) -> None:
+    """An attempt failed, and there will be another one."""
+    log.warning(
+        "a receiver failed",
+        action="delivery.attempt_failed",
+        **described(delivery),
+        of=terms.retry.attempts,
+        error=text_of(error),
+    )
+
+
+def log_parked(delivery: Delivery, waiting: Waiting) -> None:
+    """It waits in the database."""
+    log.info(
+        "a delivery must wait; it and its followers are parked",
+        action="delivery.parked",
+        **described(delivery),
+        reason=waiting.reason,
+        seconds=round(waiting.seconds, 3),
+    )
+
+
+def log_failed(what: str, how: End, delivery: Delivery, id_: Any, attempts: int, error: BaseException) -> None:
+    """It is given up, or its document's changes wait."""
+    named = described(delivery) | {"attempt": attempts}
+    log.error(
+        what,
+        action=f"delivery.{how}",
+        **named,
+        id=repr(id_),
+        error=text_of(error),
+        exc_info=_from_the_receiver_on(error),
+    )
+
+
+def _from_the_receiver_on(error: BaseException) -> BaseException:
+    """The error without the frame of ours that called the receiver."""
+    trace = error.__traceback__
+    return error if trace is None or trace.tb_next is None else error.with_traceback(trace.tb_next)
+
+
+def described(delivery: Delivery) -> dict[str, Any]:
+    """What a delivery goes by in every line about it."""
+    return {
+        "delivery_id": delivery.id,
+        "signal": delivery.signal,
+        "receiver": delivery.receiver,
+        "attempt": delivery.attempt,
+    }

@@ -1,0 +1,112 @@
+"""`dispatcher dev`: a dispatcher on an embedded MongoDB, started again whenever code changes."""
+
+import os
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from dispatcher.core.output.terminal import Terminal, shown
+from dispatcher.embedded.processes import Child, stopped_by_signals
+from dispatcher.embedded.server import embedded_mongo
+from dispatcher.exceptions import EmbeddedError, how_to_install
+from dispatcher.settings import AUTO
+from dispatcher.web.links import new_token, place_for
+
+__all__ = ["develop"]
+
+# How often we look whether the dispatcher still runs while no file changes.
+_LOOK_MS: Final = 200
+# A receiver in the middle of its work gets this long; it is repeated if it needs longer. In the environment,
+# so that a developer can say otherwise.
+_GRACE: Final = ("DISPATCHER_GRACE", "5")
+_HTTP: Final = "DISPATCHER_HTTP"
+_TOKEN: Final = "DISPATCHER_HTTP_TOKEN"  # noqa: S105 - the name of the variable
+
+
+def develop(app: str, imports: Sequence[str], *, port: int | None, data: str | None, log_level: str) -> None:
+    """Run the dispatcher until SIGINT or SIGTERM, and again whenever code changes.
+
+    Code is the Python files below the working directory, but for the virtual environment's. Where the dispatcher
+    ends by itself, its error is on the terminal, and the next change starts it again.
+
+    Args:
+        app: `"package.module:registry"`.
+        imports: further modules with receivers.
+        port: of the embedded MongoDB; a free one by default.
+        data: directory of its data; by default a temporary one.
+        log_level: of the dispatcher.
+
+    Raises:
+        EmbeddedError: no MongoDB could be started, or watchfiles is not installed.
+    """
+    console = Terminal(soft_wrap=True)
+    with stopped_by_signals() as stop:
+        changes = _changes(Path.cwd(), stop)
+        # Watching begins here: what changes while the first dispatcher starts must not be missed.
+        next(changes, None)
+        with embedded_mongo(port=port, directory=Path(data) if data else None) as server:
+            console.print(shown("MongoDB for development: ") + shown(server.url, "bold"))
+            token = os.environ.get(_TOKEN) or new_token()
+            place = place_for(os.environ.get(_HTTP, AUTO), token)
+            if place.url is not None:
+                console.print(shown("Dashboard: ") + shown(place.url, "bold"))
+            command = _command(app, imports, server.url, log_level)
+            environment = {**_environment(), _HTTP: place.http, _TOKEN: token}
+            while not stop.is_set():
+                with Child("dispatcher", command, env=environment) as daemon:
+                    changed = _wait_for_change(changes, daemon, console)
+                if changed and not stop.is_set():
+                    console.print(shown(f"{changed} changed, starting again", "dim"))
+
+
+def _command(app: str, imports: Sequence[str], url: str, log_level: str) -> list[str]:
+    command = [sys.executable, "-m", "dispatcher", "run", app, "--url", url]
+    for module in imports:
+        command += ["--import", module]
+    return [*command, "--log-level", log_level]
+
+
+def _environment() -> dict[str, str]:
+    # Bytecode is told from the source by seconds and size only: a second save within the second would not count.
+    return {**dict([_GRACE]), **os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def _wait_for_change(changes: Iterator[frozenset[str]], daemon: Child, console: Terminal) -> str:
+    """Wait until files change, whether the dispatcher runs or not; returns their names, "" when we are to stop."""
+    told = False
+    for files in changes:
+        if files:
+            return ", ".join(sorted(files))
+        if daemon.exit_code is not None and not told:
+            told = True
+            text = f"the dispatcher ended (exit code {daemon.exit_code}); waiting for a change"
+            console.print(shown(text, "yellow"))
+    return ""
+
+
+def _changes(directory: Path, stop: threading.Event) -> Iterator[frozenset[str]]:
+    """Names of Python files that changed, relative to `directory`; an empty set now and then if there are none.
+
+    Raises:
+        EmbeddedError: watchfiles is not installed.
+    """
+    try:
+        from watchfiles import PythonFilter, watch  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise EmbeddedError(
+            "Watching for changes of the code needs watchfiles, which is not installed.",
+            remedy=how_to_install("embedded"),
+        ) from error
+    # Several saves in a row, of an editor or a checkout, are one change: watchfiles waits until it is quiet.
+    for found in watch(
+        directory,
+        # A virtual environment in the project's directory may have any name.
+        watch_filter=PythonFilter(ignore_paths=[sys.prefix]),
+        stop_event=stop,
+        rust_timeout=_LOOK_MS,
+        yield_on_timeout=True,
+        raise_interrupt=False,
+    ):
+        yield frozenset(os.path.relpath(path, directory) for _, path in found)

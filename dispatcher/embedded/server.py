@@ -1,0 +1,460 @@
+"""A private, real mongod for development and tests, which cannot outlive the process that started it.
+
+    start_embedded   launch, listen, elect; on a free port, in a temporary directory
+    embedded_mongo   the same as a context manager
+
+The chain of processes, and who notices whose death:
+
+    this process ──pipe──> sh (the guardian, in a session of its own) ──> mongod
+
+Nothing is ever needed from us for the end: when this process dies, by SIGKILL too, the kernel closes
+the pipe, and the guardian ends mongod and removes the temporary directory. `PR_SET_PDEATHSIG` would do
+half of that, on Linux only, and it fires when the *thread* that started mongod ends.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from dispatcher.embedded.binary import checked, find_mongod, require_posix
+from dispatcher.exceptions import EmbeddedError
+
+if TYPE_CHECKING:
+    from pymongo import MongoClient
+
+__all__ = ["EmbeddedMongo", "embedded_mongo", "start_embedded"]
+
+_HOST = "127.0.0.1"
+_REPLICA_SET = "rs0"
+_PORT_ATTEMPTS = 10
+_POLL_SECONDS = 0.01
+# The guardian sends SIGKILL ten seconds after SIGTERM (100 naps in the script); give it a little longer.
+_STOP_SECONDS = 15.0
+
+# $1 is the directory to remove at the end, or nothing; the rest is the command line of mongod.
+# - A background job of a non-interactive shell reads /dev/null unless told otherwise: hence fd 3.
+# - `read` returns for end of file (we are dead) and for a line (we ask for the end) alike. The line is
+#   needed when a fork of our process holds a copy of the pipe, so that closing ours isn't the end of it.
+# - The watcher ends by KILL, as an ignored TERM would be inherited, e.g. from a parent under `nohup`.
+_GUARDIAN = r"""
+scratch=$1; shift
+exec 3<&0 </dev/null
+"$@" >&2 3<&- &
+mongod=$!
+trap 'kill -TERM "$mongod"' TERM INT HUP
+{
+    read -r _
+    kill -TERM "$mongod"
+    naps=0
+    while [ "$naps" -lt 100 ] && kill -0 "$mongod"; do sleep 0.1; naps=$((naps + 1)); done
+    kill -KILL "$mongod"
+} <&3 >/dev/null 2>&1 &
+watcher=$!
+exec 3<&-
+echo "$mongod"
+exec >&2
+wait "$mongod"; code=$?
+# A signal to the guardian itself interrupts the wait before mongod is gone.
+while [ "$code" -gt 128 ] && kill -0 "$mongod" 2>/dev/null; do wait "$mongod"; code=$?; done
+kill -KILL "$watcher" 2>/dev/null
+[ -z "$scratch" ] || rm -rf -- "$scratch"
+exit "$code"
+"""
+
+_BAD_NEWS = re.compile(r"error|cannot|not |fail|denied|illegal", re.IGNORECASE)
+_ADDRESS_IN_USE = re.compile(r"address already in use", re.IGNORECASE)
+# Looked up from the top in the complaint of a mongod that ended early.
+_REMEDIES = (
+    (re.compile(r"libcurl"), "apt-get install libcurl4 (or your system's package of libcurl)"),
+    (re.compile(r"lib(crypto|ssl)"), "this mongod was built for another OpenSSL: set MONGOZ_MONGOD"),
+    (re.compile(r"shared librar|Library not loaded|GLIBC"), "install the library, or set MONGOZ_MONGOD"),
+    (_ADDRESS_IN_USE, "stop what listens there, name another port, or none for a free one"),
+    (re.compile(r"DBPathInUse"), "stop the mongod that uses this directory, or name another directory"),
+    (re.compile(r"Illegal instruction"), "this mongod needs a newer CPU, with AVX: use another machine"),
+    (re.compile(r"unrecognised option|[Uu]nknown.*parameter"), "check extra_args; MongoDB 6.0+ is needed"),
+    (re.compile(r"No space left"), "make room on the disk, or set TMPDIR to another one"),
+)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class EmbeddedMongo:
+    """A running private mongod.
+
+    Attributes:
+        url: what clients connect to, e.g. `mongodb://127.0.0.1:41234/?replicaSet=rs0`.
+        port: the TCP port, on 127.0.0.1 only.
+        directory: its data and its `mongod.log`. Unless it was given by the caller, it is removed when
+            mongod ends, killed or not: give one to start again on the same data.
+        pid: of mongod itself, e.g. to send it a SIGSTOP in a test.
+    """
+
+    url: str
+    port: int
+    directory: Path
+    pid: int
+    _guardian: "_Guardian" = field(repr=False)
+
+    def stop(self) -> None:
+        """End mongod and, if temporary, its directory; returns when both are gone. May be called twice."""
+        self._guardian.stop()
+
+
+@contextmanager
+def embedded_mongo(
+    *,
+    port: int | None = None,
+    directory: Path | None = None,
+    replica_set: bool = True,
+    mongod: Path | None = None,
+    extra_args: Sequence[str] = (),
+    timeout: float = 15.0,
+) -> Iterator[EmbeddedMongo]:
+    """Run a private mongod for the length of a `with` block; for the arguments see `start_embedded`.
+
+    Raises:
+        EmbeddedError: see `start_embedded`.
+
+    Examples:
+        >>> with embedded_mongo() as server:
+        ...     client = AsyncMongoClient(server.url)
+    """
+    server = start_embedded(
+        port=port,
+        directory=directory,
+        replica_set=replica_set,
+        mongod=mongod,
+        extra_args=extra_args,
+        timeout=timeout,
+    )
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def start_embedded(
+    *,
+    port: int | None = None,
+    directory: Path | None = None,
+    replica_set: bool = True,
+    mongod: Path | None = None,
+    extra_args: Sequence[str] = (),
+    timeout: float = 15.0,
+) -> EmbeddedMongo:
+    """Start a private mongod and wait until it takes writes, which is well under a second.
+
+    It ends when `stop()` is called or this process ends, however that happens. Ctrl-C does not reach it.
+    This blocks: from a running event loop, call it in a thread.
+
+    Args:
+        port: the TCP port; a free one by default.
+        directory: where the data stays between runs, created if missing. By default, a temporary
+            directory that is removed at the end. A replica set in it is moved to this run's port.
+        replica_set: a replica set of one node, `rs0`. False: a standalone, without change streams.
+        mongod: the binary; `find_mongod()` by default.
+        extra_args: more arguments for mongod, e.g. `("--setParameter", "enableTestCommands=1")`. Not
+            `--logpath`: the log tells us when mongod listens.
+        timeout: seconds until it must take writes.
+
+    Raises:
+        EmbeddedError: there is no usable mongod, it ended at once (its last error is quoted), the port is
+            taken, or it did not become primary in time.
+
+    Examples:
+        >>> server = start_embedded(directory=Path(".mongo"))
+        >>> server.url
+        'mongodb://127.0.0.1:41234/?replicaSet=rs0'
+        >>> server.stop()
+    """
+    require_posix()
+    binary = find_mongod() if mongod is None else checked(mongod, "mongod")
+    deadline = time.monotonic() + timeout
+    attempts = 1 if port else _PORT_ATTEMPTS
+    while True:
+        attempts -= 1
+        guardian = _launch(binary, port or _free_port(), directory, replica_set, extra_args)
+        try:
+            _wait_until_listening(guardian, deadline)
+            _wait_until_primary(guardian, deadline)
+        except _PortTakenError:
+            guardian.stop()
+            # A port that was free a moment ago went to another process first: try the next one.
+            if not attempts:
+                raise
+        except BaseException:
+            guardian.stop()
+            raise
+        else:
+            return guardian.handle()
+
+
+class _PortTakenError(EmbeddedError):
+    """Somebody else listens on the port."""
+
+
+@dataclass(eq=False, slots=True)
+class _Guardian:
+    """The shell that runs mongod, and our end of the pipe that both of them live by."""
+
+    process: subprocess.Popen[bytes]
+    pipe: IO[bytes]
+    log: IO[bytes]
+    pid: int
+    port: int
+    directory: Path
+    temporary: bool
+    replica_set: bool
+
+    @property
+    def address(self) -> str:
+        return f"{_HOST}:{self.port}"
+
+    def handle(self) -> EmbeddedMongo:
+        """Return the public face of a server that is ready."""
+        self.log.close()
+        query = f"?replicaSet={_REPLICA_SET}" if self.replica_set else ""
+        return EmbeddedMongo(f"mongodb://{self.address}/{query}", self.port, self.directory, self.pid, self)
+
+    def read_log(self) -> str:
+        # Not read(): mongod writes at the position that it shares with our file.
+        descriptor = self.log.fileno()
+        return os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode(errors="replace")
+
+    def check_alive(self) -> None:
+        """Raise what mongod said last, if it has ended."""
+        code = self.process.poll()
+        if code is None:
+            return
+        complaint = _complaint(self.read_log(), code)
+        remedy = next((remedy for pattern, remedy in _REMEDIES if pattern.search(complaint)), "")
+        kind = _PortTakenError if _ADDRESS_IN_USE.search(complaint) else EmbeddedError
+        raise kind(
+            f"mongod ended while starting on {self.address} (exit code {code}): {complaint}",
+            remedy=remedy or "run this mongod by hand with --version to see whether it works here at all",
+        )
+
+    def stop(self) -> None:
+        if self not in _running:
+            return
+        # Broken pipe: mongod has ended by itself, and the guardian after it. Closed: a second thread.
+        with suppress(OSError, ValueError):
+            self.pipe.write(b"stop\n")
+        self.pipe.close()
+        self.log.close()
+        try:
+            code: int | None = self.process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            code = None
+        if code is None or code < 0:
+            # The guardian hangs or was killed: what is left of its session goes by force.
+            with suppress(OSError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        if self.temporary:
+            # The guardian did it already, unless it was killed.
+            shutil.rmtree(self.directory, ignore_errors=True)
+        _running.discard(self)
+
+
+# Also keeps a server alive whose handle the caller has dropped, keeping only its URL.
+_running: set[_Guardian] = set()
+
+
+def _abandon_in_child() -> None:
+    """Leave the servers of the parent to the parent: a fork must neither stop them nor keep them alive."""
+    for guardian in _running:
+        guardian.pipe.close()
+    _running.clear()
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_abandon_in_child)
+
+
+# -- launching ---------------------------------------------------------------------------------------
+
+
+def _launch(
+    binary: Path, port: int, directory: Path | None, replica_set: bool, extra_args: Sequence[str]
+) -> _Guardian:
+    data = _prepared(directory)
+    scratch = "" if directory else str(data)
+    command = ["/bin/sh", "-c", _GUARDIAN, "mongoz-guardian", scratch, str(binary)]
+    command += [*_arguments(port, data, replica_set), *extra_args]
+    # Opened here and not by mongod: its loader's errors belong in there, and what we hold open can
+    # still be read after the guardian has removed the directory.
+    log = (data / "mongod.log").open("w+b", buffering=0)
+    try:
+        # S603: no shell parses the words of mongod, sh gets them as "$@".
+        process = subprocess.Popen(  # noqa: S603
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            bufsize=0,
+            start_new_session=True,
+        )
+    except OSError as error:
+        log.close()
+        if scratch:
+            shutil.rmtree(scratch, ignore_errors=True)
+        raise EmbeddedError(f"/bin/sh cannot be run: {error}", remedy="see this user's limits") from error
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process.stdout as announced:
+        # Nothing at all if the shell itself was killed: `check_alive` reports that.
+        pid = int(announced.readline() or 0)
+    guardian = _Guardian(process, process.stdin, log, pid, port, data, directory is None, replica_set)
+    _running.add(guardian)
+    return guardian
+
+
+def _arguments(port: int, directory: Path, replica_set: bool) -> list[str]:
+    arguments = ["--port", str(port), "--bind_ip", _HOST, "--nounixsocket", "--dbpath", str(directory)]
+    arguments += ["--quiet", "--wiredTigerCacheSizeGB", "0.25"]
+    # The journal is preallocated in files of 100 MB otherwise: 9 MB instead of 301, and faster to recover.
+    arguments += ["--wiredTigerEngineConfigString", "log=(file_max=8MB,prealloc=false)"]
+    arguments += ["--setParameter", "diagnosticDataCollectionEnabled=false"]
+    # A primary waits 15 seconds for a successor otherwise, and there is none.
+    arguments += ["--setParameter", "shutdownTimeoutMillisForSignaledShutdown=0"]
+    return arguments + (["--replSet", _REPLICA_SET] if replica_set else [])
+
+
+def _prepared(directory: Path | None) -> Path:
+    """Return the directory for the data, which exists then; a log in it is kept as `mongod.log.1`."""
+    try:
+        if directory is None:
+            return Path(tempfile.mkdtemp(prefix="mongoz-")).resolve()
+        directory.mkdir(parents=True, exist_ok=True)
+        # Moved and not emptied: it may be the log of a mongod that runs, which is what then goes wrong.
+        with suppress(FileNotFoundError):
+            (directory / "mongod.log").replace(directory / "mongod.log.1")
+        (directory / "mongod.log").touch()
+    except OSError as error:
+        raise EmbeddedError(
+            f"no directory for the data of mongod: {error}", remedy="name a directory that can be written to"
+        ) from error
+    return directory.resolve()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((_HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait_until_listening(guardian: _Guardian, deadline: float) -> None:
+    """Wait for mongod's own word for it.
+
+    A client that connects too early waits half a second before it looks again. And that *something*
+    accepts connections on the port doesn't say that it is ours: it may be who took the port first.
+    """
+    # The words are the same in every MongoDB, in another case before 4.4.
+    while "waiting for connections" not in guardian.read_log().lower():
+        guardian.check_alive()
+        if time.monotonic() > deadline:
+            raise _too_late(guardian, "it does not listen yet")
+        time.sleep(_POLL_SECONDS)
+
+
+def _wait_until_primary(guardian: _Guardian, deadline: float) -> None:
+    # PLC0415: pymongo takes a tenth of a second to import, which who only asks for a binary need not pay.
+    from pymongo import MongoClient  # noqa: PLC0415
+    from pymongo.errors import PyMongoError  # noqa: PLC0415
+
+    # Limits on each step, so that a mongod that hangs cannot carry us past the deadline.
+    with MongoClient[dict[str, Any]](
+        _HOST,
+        guardian.port,
+        directConnection=True,
+        retryReads=False,
+        serverSelectionTimeoutMS=1000,
+        connectTimeoutMS=1000,
+        socketTimeoutMS=2000,
+    ) as client:
+        while True:
+            trouble = "it was not elected"
+            try:
+                hello = client.admin.command("hello")
+                if hello["isWritablePrimary"]:
+                    return
+                # A member of a set knows its name. A new node doesn't, nor one whose port has changed.
+                if guardian.replica_set and "setName" not in hello:
+                    _configure(client, guardian.address)
+            except PyMongoError as error:
+                trouble = str(error)
+            guardian.check_alive()
+            if time.monotonic() > deadline:
+                raise _too_late(guardian, trouble)
+            time.sleep(_POLL_SECONDS)
+
+
+def _configure(client: "MongoClient[dict[str, Any]]", address: str) -> None:
+    """Make the node a replica set of one: a new one, or the one in its directory at its new address."""
+    # PLC0415: see `_wait_until_primary`.
+    from pymongo.errors import OperationFailure  # noqa: PLC0415
+
+    member = {"_id": 0, "host": address}
+    settings = {"electionTimeoutMillis": 1000, "heartbeatIntervalMillis": 500}
+    try:
+        client.admin.command(
+            "replSetInitiate", {"_id": _REPLICA_SET, "version": 1, "members": [member], "settings": settings}
+        )
+    except OperationFailure as error:
+        if error.code != 23:  # AlreadyInitialized
+            raise
+        config = client.admin.command("replSetGetConfig")["config"]
+        if [each["host"] for each in config["members"]] == [address]:
+            return
+        config["version"] += 1
+        config["members"] = [{**config["members"][0], "host": address}]
+        # By force, as only a primary takes any other, and a node that isn't a member can't be one.
+        client.admin.command("replSetReconfig", config, force=True)
+
+
+def _too_late(guardian: _Guardian, trouble: str) -> EmbeddedError:
+    return EmbeddedError(
+        f"mongod on {guardian.address} is not ready for writes in time: {trouble}",
+        remedy="is the machine very busy? then allow a longer timeout; else see mongod.log of a `directory`",
+    )
+
+
+def _complaint(log: str, code: int) -> str:
+    """Return the line of the log that tells best why mongod ended."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    for line in reversed(lines):
+        if error := _structured_error(line):
+            return error
+    plain = [line for line in lines if not line.startswith("{")]
+    wrong = [line for line in plain if _BAD_NEWS.search(line)]
+    if wrong or plain:
+        return (wrong or plain)[-1]
+    return "Illegal instruction" if code == 128 + signal.SIGILL else "it said nothing"
+
+
+def _structured_error(line: str) -> str:
+    """Return the text of a JSON log line of severity error or fatal, else nothing."""
+    try:
+        entry = json.loads(line)
+        # After a fatal error comes one that only says that it aborts.
+        if entry["s"] not in ("E", "F") or "aborting after" in entry["msg"]:
+            return ""
+        error = entry.get("attr", {}).get("error", "")
+    except (ValueError, LookupError, TypeError):
+        # What the loader or the option parser wrote, or a line that the end of mongod cut off.
+        return ""
+    detail = error.get("errmsg", error) if isinstance(error, dict) else error
+    return f"{entry['msg']}: {detail}" if detail else str(entry["msg"])

@@ -1,0 +1,1 @@
+"""The processes of a group: members, leases, and who has which partition."""

@@ -1,0 +1,403 @@
+"""Coordination: the processes of a group share its partitions, and take over from each other.
+
+There is no leader. Every process looks about once a second at who is alive and who holds what, computes the fair
+shares, and takes or hands over what is its own to do. Who takes what is decided by one atomic write.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from functools import partial
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
+
+from pymongo.errors import PyMongoError
+
+from dispatcher.core.driver_errors import Kind, fatal, in_short, kind_of
+from dispatcher.core.lease import TAKEN, Lease, Watch, now
+from dispatcher.core.output.logs import get_logger
+from dispatcher.core.tasks import end
+from dispatcher.group.assignment import moves
+from dispatcher.group.members import Member, Members
+from dispatcher.position.documents import Layout, Position, Saved
+from dispatcher.position.store import PositionStore
+
+__all__ = ["Coordinator", "Held", "Work"]
+
+log = get_logger()
+
+# Seconds between two looks at the others, at most; with short leases they are more frequent.
+_LOOK: Final = 1.0
+_LOOKS_PER_LEASE: Final = 10
+
+# A lease is renewed when a third of it is over.
+_RENEWALS: Final = 3
+
+# Seconds that handing over, and leaving, may take after the deliveries have ended. Others can do without it.
+_PATIENCE: Final = 5.0
+
+# The same for a look at the others that is under way when it is time to stop.
+_LITTLE_PATIENCE: Final = 1.0
+
+
+class Work(Protocol):
+    """What is done with a partition while it is held."""
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until `stop` is set, or the lease is lost; when it returns, all that is to be saved is saved."""
+
+
+W = TypeVar("W", bound=Work)
+
+
+class Held(NamedTuple, Generic[W]):
+    """A partition that this process holds.
+
+    Attributes:
+        lease: the right to it.
+        work: what is done with it.
+        stop: set to hand it over.
+        task: runs until it is handed over or lost.
+    """
+
+    lease: Lease
+    work: W
+    stop: asyncio.Event
+    task: "asyncio.Task[None]"
+
+
+class Coordinator(Generic[W]):
+    """Makes this process a member of its group, and holds its share of the partitions.
+
+    Args:
+        store: the positions of the group.
+        members: its processes; this one has joined them.
+        lease: seconds that a lease is valid without being renewed.
+        version: of the application.
+        begin: records the positions that are missing, given what is saved.
+        work: makes what is done with a partition that was claimed.
+        resized: told whenever the number of partitions that are held has changed.
+        address: of the server, for messages.
+
+    Attributes:
+        held: the partitions that this process holds.
+        live: the ids of all members that are alive, the longest-serving first; empty before the first look.
+        layout: how the work is divided; None before the first look.
+        outdated: a newer version of the application is at work, and this process takes no more partitions.
+    """
+
+    def __init__(
+        self,
+        store: PositionStore,
+        members: Members,
+        *,
+        lease: float,
+        version: str,
+        begin: Callable[[Saved], Coroutine[Any, Any, bool]],
+        work: Callable[[Lease, Position], W],
+        resized: Callable[[], None],
+        address: str,
+    ) -> None:
+        self._store = store
+        self._members = members
+        self._lease = lease
+        self._version = version
+        self._begin = begin
+        self._work = work
+        self._resized = resized
+        self._address = address
+        self._look_every = min(_LOOK, lease / _LOOKS_PER_LEASE)
+        self._watch = Watch()
+        self._looked = float("-inf")
+        self._beaten = now()
+        self._failed = 0
+        self._failures: list[BaseException] = []
+        self._is_answered = True  # by the server, in the end
+        self._awake = asyncio.Event()
+        self.held: dict[int, Held[W]] = {}
+        self.live: tuple[str, ...] = ()
+        self.layout: Layout | None = None
+        self.outdated = False
+
+    @property
+    def member_id(self) -> str:
+        """Of this process."""
+        return self._members.id
+
+    @property
+    def in_touch(self) -> bool:
+        """Whether this process has seen the others, and they have seen it, within the lease time."""
+        return now() - min(self._looked, self._beaten) < self._lease
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Hold a fair share until `stop` is set; then hand everything over, and leave.
+
+        Raises:
+            DispatcherError: what no repetition can mend.
+        """
+        stopping = asyncio.create_task(self._wake_at(stop), name="wait-for-stop")
+        try:
+            while not stop.is_set():
+                self._awake.clear()
+                await self._look_until(stopping)
+                self._raise_failures()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._look_every):
+                        await self._awake.wait()
+        finally:
+            await end([stopping])
+            await self._leave()
+        self._raise_failures()
+
+    async def _wake_at(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        self._awake.set()
+
+    # -- looking -------------------------------------------------------------------------------------------------
+
+    async def _look_until(self, stopping: "asyncio.Task[None]") -> None:
+        """Look around; when it is time to stop, a server that does not answer is not waited for."""
+        looking = asyncio.create_task(self._look_around(), name="look-around")
+        try:
+            await asyncio.wait([looking, stopping], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([looking], timeout=_LITTLE_PATIENCE)
+        finally:
+            await end([looking])
+        if not looking.cancelled():
+            looking.result()
+
+    async def _look_around(self) -> None:
+        """One look at the others, and what follows from it. A server that is gone is asked again later."""
+        try:
+            async with asyncio.timeout(self._lease):
+                await self._beat_if_due()
+                await self._look()
+        except (PyMongoError, TimeoutError) as error:
+            verdict = fatal(error, self._address) if isinstance(error, PyMongoError) else None
+            if verdict is not None:
+                raise verdict from error
+            self._failed += 1
+            log.warning(
+                "the other members can't be seen, looking again",
+                action="members.not_seen",
+                error=in_short(error),
+                failures=self._failed,
+            )
+        else:
+            self._failed = 0
+
+    async def _beat_if_due(self) -> None:
+        sent = now()
+        if sent - self._beaten < self._lease / _RENEWALS - self._look_every:
+            return
+        await self._members.beat()
+        self._beaten = sent
+
+    async def _look(self) -> None:
+        asked = now()
+        sessions = await self._members.sessions.all()  # before the members: whoever has one is among them
+        saved = await self._store.load()
+        members = await self._members.all()
+        answered = now()
+        positions = {number: (one.owner, one.term, one.beat) for number, one in saved.positions.items()}
+        beats = {member.id: member.beat for member in members}
+        ages = self._watch.look(positions | beats, asked=asked, answered=answered)
+        if await self._begin(saved):
+            self._awake.set()  # look again
+            return
+        self.layout = saved.layout
+        live = await self._living(members, ages)
+        self.live = tuple(member.id for member in live)
+        await self._members.sessions.end(one for one in sessions if one.owner not in self.live)
+        assert saved.layout is not None  # nothing was missing
+        owners = {number: self._owner(one, ages) for number, one in saved.positions.items()}
+        if saved.layout.wanted not in (None, saved.layout.partitions):
+            await self._divide(saved, owners)
+            self._looked = asked
+            return
+        sharing = [member for member in live if not member.leaving]
+        capped = [member.id for member in sharing if _is_outdated(member, saved)]
+        self._note_outdated(self.member_id in capped)
+        todo = moves(self.member_id, owners, [member.id for member in sharing], capped)
+        for number in todo.release:
+            self._hand_over(number)
+        for number in todo.claim:
+            await self._claim(saved.positions[number], saved.layout.partitions)
+        self._looked = asked
+
+    async def _living(self, members: list[Member], ages: dict[Any, float]) -> list[Member]:
+        """Those that are alive, as far as can be known from here. The others are removed."""
+        living = []
+        for member in members:
+            dead = ages[member.id] >= member.lease or member.identity.is_dead
+            if member.id != self.member_id and dead:
+                await self._members.bury(member)
+            else:
+                living.append(member)
+        return living
+
+    def _owner(self, position: Position, ages: dict[Any, float]) -> str | None:
+        """Who holds a partition; None if nobody does, or somebody who is dead or whose lease is over."""
+        number = position.partition
+        if number in self.held:
+            return self.member_id
+        if position.owner is None or position.owner == self.member_id:
+            return None  # a claim of ours whose answer was lost
+        if position.identity.is_dead or ages[number] >= TAKEN * (position.lease or self._lease):
+            return None
+        return position.owner
+
+    def _note_outdated(self, outdated: bool) -> None:
+        if outdated and not self.outdated:
+            log.warning(
+                "a newer version of the application is at work in this group: this process takes no more "
+                "partitions, since it does not know all receivers and collections",
+                action="lease.outdated",
+                member=self.member_id,
+                remedy="start this process again, with the new version; or with this one, to go back to it",
+            )
+        self.outdated = outdated
+
+    # -- taking and handing over -----------------------------------------------------------------------------
+
+    async def _divide(self, saved: Saved, owners: dict[int, str | None]) -> None:
+        """Hand over all that is held here. When nobody holds anything any more, divide the work anew.
+
+        All members do that; one of them is the first.
+        """
+        for number in self.held:
+            self._hand_over(number)
+        if any(owner is not None for owner in owners.values()):
+            return
+        if await self._store.divide(saved):
+            assert saved.layout is not None  # it says what is wanted
+            log.info(
+                "the work of this group is divided anew",
+                action="layout.changed",
+                before=saved.layout.partitions,
+                partitions=saved.layout.wanted,
+            )
+        self._awake.set()  # look again
+
+    async def _claim(self, seen: Position, of: int) -> None:
+        started = self._members.started
+        assert started is not None  # it has joined
+        if seen.version == self._version and seen.version_started is not None:
+            started = seen.version_started
+        claimed = await self._store.claim(seen, of, seconds=self._lease, version=self._version, started=started)
+        if claimed is None:
+            return
+        lease, position = claimed
+        assert position.token is not None  # no partition without one is claimed
+        work, stop = self._work(lease, position), asyncio.Event()
+        task = asyncio.create_task(self._hold(lease, work, stop), name=f"partition-{lease.partition}")
+        self.held[lease.partition] = Held(lease, work, stop, task)
+        task.add_done_callback(partial(self._ended, lease.partition))
+        self._resized()
+
+    def _hand_over(self, number: int) -> None:
+        held = self.held[number]
+        if not held.stop.is_set():
+            log.info("handing a partition over", action="lease.handed_over", partition=number)
+            held.stop.set()
+
+    async def _hold(self, lease: Lease, work: W, stop: asyncio.Event) -> None:
+        """Work on a partition, and keep its lease until all of that is saved."""
+        keeping = asyncio.create_task(self._keep(lease), name=f"renew-{lease.partition}")
+        working = asyncio.create_task(work.run(stop), name=f"work-{lease.partition}")
+        try:
+            await asyncio.wait([keeping, working], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stop.set()  # if it ends because the lease can't be kept
+            await asyncio.wait([working])
+            await end([keeping])
+            await self._release(lease)
+        for task in (working, keeping):
+            if not task.cancelled():
+                task.result()
+
+    def _ended(self, number: int, task: "asyncio.Task[None]") -> None:
+        del self.held[number]
+        self._awake.set()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failures.append(error)
+        self._resized()
+
+    async def _keep(self, lease: Lease) -> None:
+        """Renew a lease until it is lost."""
+        every = self._lease / _RENEWALS
+        failures = 0
+        while not lease.lost.is_set():
+            await asyncio.sleep(every if not failures else min(every, self._look_every))
+            sent = now()
+            try:
+                async with asyncio.timeout(every):
+                    renewed = await self._store.renew(lease)
+            except (PyMongoError, TimeoutError) as error:
+                verdict = fatal(error, self._address) if isinstance(error, PyMongoError) else None
+                if verdict is not None:
+                    raise verdict from error
+                failures += 1
+                log.warning(
+                    "a lease could not be renewed, trying again",
+                    action="lease.not_renewed",
+                    partition=lease.partition,
+                    error=in_short(error),
+                    runs_out_in=round(lease.until - now(), 1),
+                )
+                continue
+            failures = 0
+            if renewed:
+                lease.renewed(sent)
+            else:
+                lease.lose()
+
+    async def _release(self, lease: Lease) -> None:
+        if lease.lost.is_set():
+            return
+        lease.give_up()
+        if self._is_answered:
+            await self._say(self._store.release(lease))
+
+    # -- the end ---------------------------------------------------------------------------------------------
+
+    async def _leave(self) -> None:
+        """Hand everything over, and be no member any more.
+
+        The others are told first that this process takes no part in the sharing: what it hands over is theirs.
+        """
+        for number in self.held:
+            self._hand_over(number)
+        await self._say(self._members.beat(leaving=True))
+        while self.held:
+            await asyncio.wait([held.task for held in self.held.values()], timeout=self._lease / _RENEWALS)
+            if self.held:
+                await self._say(self._members.beat(leaving=True))
+        if self._is_answered:
+            await self._say(self._members.leave())
+
+    async def _say(self, word: Awaitable[None]) -> None:
+        """One of the last words to the server. Nothing depends on it: without, the others find out later."""
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                await word
+        except TimeoutError:
+            self._is_answered = False
+        except PyMongoError as error:
+            self._is_answered = kind_of(error) is not Kind.PASSING  # even if the answer is no
+        else:
+            self._is_answered = True
+
+    def _raise_failures(self) -> None:
+        """One partition that fails stops the service, and says why."""
+        if self._failures:
+            raise self._failures[0]
+
+
+def _is_outdated(member: Member, saved: Saved) -> bool:
+    """Whether a newer version of the application has held a partition."""
+    return any(
+        one.version not in ("", member.version)
+        and one.version_started is not None
+        and one.version_started > member.started
+        for one in saved.positions.values()
+    )

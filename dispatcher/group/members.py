@@ -1,0 +1,152 @@
+"""Members: the processes of a group, each with a heartbeat, so that they can share the partitions."""
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from bson import ObjectId
+from pymongo import AsyncMongoClient, ReturnDocument
+
+from dispatcher.core.identity import Identity, own_identity
+from dispatcher.core.state import MEMBERS, members
+from dispatcher.core.state_checks import Sound
+from dispatcher.group.sessions import Sessions
+
+__all__ = ["Member", "Members"]
+
+
+class Member(NamedTuple):
+    """What a process says of itself.
+
+    Attributes:
+        id: new at every start; ids of processes that started later sort behind, as far as their clocks agree.
+        beat: grows with every heartbeat.
+        lease: seconds without a heartbeat after which it is thought dead.
+        leaving: it hands over what it holds, and ends.
+        version: of the application.
+        started: the server's time at which it started.
+        identity: the process.
+    """
+
+    id: str
+    beat: int
+    lease: float
+    leaving: bool
+    version: str
+    started: datetime
+    identity: Identity
+
+    @classmethod
+    def read(cls, document: Mapping[str, Any]) -> "Member":
+        """What a document says.
+
+        Raises:
+            ValueError: it makes no sense. Nobody needs to wait for such a member.
+        """
+        match document:
+            case {
+                "_id": str(id_),
+                "beat": int(beat),
+                "lease_seconds": int() | float() as lease,
+                "version": str(version),
+                "started_at": datetime() as started,
+            }:
+                leaving = document.get("leaving") is True
+                return cls(id_, beat, float(lease), leaving, version, started, Identity.read(document))
+        raise ValueError(
+            "a member has text in _id and version, numbers in beat and lease_seconds, a date in started_at"
+        )
+
+
+class Members:
+    """The processes of one group; this one among them.
+
+    Args:
+        client: opened for the running loop.
+        database: of the dispatcher's state.
+        group: of dispatchers.
+        facts: what this process says of itself; it does not change.
+        says: what else there is to tell at the moment.
+    """
+
+    def __init__(
+        self,
+        client: AsyncMongoClient[Any],
+        database: str,
+        group: str,
+        facts: Mapping[str, Any],
+        says: Callable[[], Mapping[str, Any]] = dict,
+    ) -> None:
+        self._collection = members(client, database)
+        self._group = group
+        identity = own_identity()
+        self._facts = {"group": group, **identity._asdict(), **facts}
+        self._says = says
+        self.id = str(ObjectId())
+        self.sessions = Sessions(client, database, group, self.id)
+        self.started: datetime | None = None
+
+    async def join(self) -> datetime:
+        """Register; the server's time of it.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        found = await self._collection.find_one_and_update(
+            {"_id": self.id},
+            {
+                "$set": {**self._facts, **self._says(), "beat": 0, "leaving": False},
+                "$currentDate": {"started_at": True, "seen_at": True},
+            },
+            upsert=True,
+            return_document=ReturnDocument.AFTER,
+        )
+        assert found is not None  # an upsert returns what it wrote
+        started: datetime = found["started_at"]
+        self.started = started
+        return started
+
+    async def beat(self, *, leaving: bool = False) -> None:
+        """Give a sign of life. Who was thought dead meanwhile, and was removed, is back.
+
+        Args:
+            leaving: this process hands over what it holds, and ends.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        values = {**self._facts, "started_at": self.started, "leaving": leaving, **self._says()}
+        await self._collection.update_one(
+            {"_id": self.id},
+            {"$set": values, "$inc": {"beat": 1}, "$currentDate": {"seen_at": True}},
+            upsert=True,
+        )
+
+    async def leave(self) -> None:
+        """Be no member any more.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        await self.sessions.forget()
+        await self._collection.delete_one({"_id": self.id})
+
+    async def all(self) -> list[Member]:
+        """Every one that makes sense, dead or alive; the longest-serving first.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        found = self._collection.find({"group": self._group}).sort("_id")
+        sound = Sound(self._collection.database.name)
+        members = sound.each(MEMBERS, await found.to_list(), Member.read)
+        sound.log()
+        return members
+
+    async def bury(self, dead: Member) -> None:
+        """Remove one that is dead, unless it gives a sign of life just now.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        await self._collection.delete_one({"_id": dead.id, "beat": dead.beat})

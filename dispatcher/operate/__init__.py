@@ -1,0 +1,1 @@
+"""What operators ask for and see: check, setup, status, pauses, dead letters, metrics."""

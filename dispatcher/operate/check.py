@@ -1,0 +1,334 @@
+"""`check`: whether `run` would work, and what is odd: one finding per thing that was looked at, with its remedy.
+
+It changes nothing on the server.
+"""
+
+from collections.abc import AsyncIterator, Iterable, Iterator
+from typing import Any, Final, Literal, NamedTuple
+
+from pymongo import AsyncMongoClient
+from pymongo.errors import OperationFailure, PyMongoError
+
+from dispatcher.core.clients import Server
+from dispatcher.core.driver_errors import in_short
+from dispatcher.core.events import token_time
+from dispatcher.core.oplog import MOST_SKEW, Oplog, clock_offset, look_at_oplog
+from dispatcher.core.stats import duration
+from dispatcher.delivery.routes import Routes
+from dispatcher.delivery.where import Conditions
+from dispatcher.exceptions import DispatcherError, PositionError
+from dispatcher.group.layout import scope_of, taken
+from dispatcher.operate.privileges import create_role, missing, needed, useful
+from dispatcher.operate.setup import few_connections, group_of, routes_of
+from dispatcher.operate.unreachable import Silent, silent_receivers, without_changes
+from dispatcher.position.store import PositionStore
+from dispatcher.settings import Settings
+from dispatcher.stream.collections import Watched, watched_collections
+from mongoz import Registry
+
+__all__ = ["Finding", "Level", "check", "role_for"]
+
+Level = Literal["ok", "warning", "error"]
+
+# Versions below which the server can't do something that we can do without.
+_SPLITS_EVENTS: Final = (6, 0, 9)
+
+# Seconds after which, if nobody ran, changes would be lost: below this nobody has the time to react.
+_HEADROOM: Final = 3_600.0
+
+_SECONDS_PER_DAY: Final = 86_400.0
+
+
+class Finding(NamedTuple):
+    """What was found out about one thing.
+
+    Attributes:
+        level: `"error"` where `run` would not work, or would not deliver something.
+        topic: what was looked at, in a word or two.
+        text: what was found.
+        remedy: what to do about it; "" where there is nothing to do.
+    """
+
+    level: Level
+    topic: str
+    text: str
+    remedy: str = ""
+
+
+async def check(registry: Registry, settings: Settings, application: str = "") -> AsyncIterator[Finding]:
+    """Look at an application and its deployment.
+
+    Args:
+        registry: of the application, whose receivers are connected by now.
+        settings: the operator's.
+        application: as it was named: `"package.module:registry"`; empty if whose the group is does not matter.
+
+    Yields:
+        Findings; after an error that makes the rest unknowable there are no more.
+    """
+    try:
+        group = group_of(registry, settings)
+        routes = routes_of(registry, settings, group)
+    except DispatcherError as error:
+        yield Finding("error", "application", error.message, error.remedy)
+        for silent in silent_receivers(registry, Routes((), "default")):
+            yield _silent(silent)
+        return
+    yield Finding("ok", "application", _application(group, routes))
+    for silent in silent_receivers(registry, routes):
+        yield _silent(silent)
+    try:
+        server = Server(registry, settings)
+        async with server.patient_client() as client:
+            await server.check(client)
+            async for finding in _Checks(client, registry, settings, routes, server, application).all():
+                yield finding
+    except DispatcherError as error:
+        yield Finding("error", "server", error.message, error.remedy)
+    except PyMongoError as error:
+        verdict = server.verdict(error)
+        yield Finding("error", "server", verdict.message, verdict.remedy)
+
+
+def role_for(registry: Registry, settings: Settings) -> str:
+    """The command for mongosh that makes a role with the least that a dispatcher of an application needs.
+
+    Raises:
+        ApplicationError: the registry can't be served as it is.
+    """
+    group = group_of(registry, settings)
+    routes = routes_of(registry, settings, group)
+    scope = scope_of(routes)
+    rights = [*needed(scope, settings.state_database), *useful(routes)]
+    return create_role(group, scope, rights, settings.state_database)
+
+
+def _application(group: str, routes: Routes) -> str:
+    receivers = sum(len(found) for one in routes.listeners for found in one.receivers.values())
+    return f"group {group!r}: {receivers} receivers of {len(routes.listeners)} documents"
+
+
+def _silent(silent: Silent) -> Finding:
+    return Finding(
+        "warning", "receivers", f"{silent.receiver} of {silent.place} never runs: {silent.text}", silent.remedy
+    )
+
+
+class _Checks:
+    """What only the server knows."""
+
+    def __init__(
+        self,
+        client: AsyncMongoClient[Any],
+        registry: Registry,
+        settings: Settings,
+        routes: Routes,
+        server: Server,
+        application: str,
+    ) -> None:
+        self._client = client
+        self._registry = registry
+        self._settings = settings
+        self._routes = routes
+        self._server = server
+        self._application = application
+
+    async def all(self) -> AsyncIterator[Finding]:
+        """In an order in which one thing that is wrong is not reported as many."""
+        yield await self._version()
+        if 0 < self._server.connections < self._settings.concurrency:
+            yield Finding("warning", "connections", *few_connections(self._server, self._settings))
+        rights = [finding async for finding in self._rights()]
+        for finding in rights:
+            yield finding
+        if any(finding.level == "error" for finding in rights):
+            return
+        yield await self._clock()
+        oplog = await look_at_oplog(self._client)
+        async for finding in self._position(oplog):
+            yield finding
+        async for finding in self._collections():
+            yield finding
+        async for finding in self._conditions():
+            yield finding
+
+    async def _version(self) -> Finding:
+        version = str((await self._client.admin.command("buildInfo"))["version"])
+        numbers = tuple(int(part) for part in version.partition("-")[0].split("."))
+        text = f"MongoDB {version} at {self._server.address}"
+        if numbers < _SPLITS_EVENTS:
+            return Finding(
+                "warning",
+                "server",
+                f"{text} can't send a change over 16 MB, images included, in parts",
+                "Upgrade to 6.0.9 or later if documents with images come near 16 MB.",
+            )
+        return Finding("ok", "server", text)
+
+    async def _rights(self) -> AsyncIterator[Finding]:
+        database = self._settings.state_database
+        lacking = await missing(self._client, needed(scope_of(self._routes), database))
+        remedy = "Grant it, or make a role with what `dispatcher check APP --role` prints."
+        for right in lacking:
+            yield Finding("error", "rights", f"The user lacks {right}", remedy)
+        if not lacking:
+            yield Finding("ok", "rights", "The user may do what is needed")
+        for right in await missing(self._client, useful(self._routes)):
+            yield Finding("warning", "rights", f"The user lacks {right}", remedy)
+
+    async def _clock(self) -> Finding:
+        offset = await clock_offset(self._client)
+        text = f"The clock of the server is {abs(offset):.3f} s {'ahead of' if offset > 0 else 'behind'} this one"
+        if abs(offset) > MOST_SKEW:
+            return Finding("warning", "clock", text, "Have both machines keep their time with NTP.")
+        return Finding("ok", "clock", text)
+
+    async def _position(self, oplog: Oplog | None) -> AsyncIterator[Finding]:
+        if oplog is not None:
+            yield self._oplog(oplog)
+        group = self._routes.group
+        try:
+            saved = await PositionStore(self._client, self._settings.state_database, group, "check").load()
+        except PositionError as error:
+            yield Finding("error", "position", error.message, error.remedy)
+            return
+        before = saved.layout.application if saved.layout is not None else ""
+        if self._application and before not in ("", self._application):
+            wrong = taken(group, before, self._application)
+            yield Finding("error", "application", wrong.message, wrong.remedy)
+        found = [token_time(one.token).time for one in saved.positions.values() if one.token is not None]
+        if not found:
+            yield Finding(
+                "ok",
+                "position",
+                "None is saved: the first run begins when it starts",
+            )
+            return
+        oldest = float(min(found))
+        if oplog is None:
+            return
+        headroom, age = oplog.headroom(oldest), oplog.ends - oldest
+        text = f"It lies {duration(age)} back, and would be lost in {duration(headroom)}"
+        remedy = "Have a dispatcher run now, and enlarge the oplog: replSetResizeOplog."
+        if headroom <= 0:
+            lost = f"The oplog begins {duration(-headroom)} after it: the changes between are lost"
+            yield Finding("error", "position", lost, "See `dispatcher run --help` for --on-history-lost.")
+        elif headroom < max(_HEADROOM, 2 * age):
+            yield Finding("warning", "position", f"{text}: the oplog is too short for the lag", remedy)
+        else:
+            yield Finding("ok", "position", text)
+        async for finding in self._image_expiry(age):
+            yield finding
+
+    def _oplog(self, oplog: Oplog) -> Finding:
+        window = oplog.window + oplog.spare
+        text = f"It holds {duration(oplog.window)}"
+        if oplog.spare:
+            text += f", and is not full: about {duration(window)} if writing goes on like this"
+        retention = self._settings.delivery_retention * _SECONDS_PER_DAY
+        if self._transactional and oplog.window > retention:
+            return Finding(
+                "error",
+                "oplog",
+                f"{text}, but the records of transactional deliveries are kept for {duration(retention)} only: "
+                "what is read again after that would happen twice",
+                "Keep them longer with --delivery-retention.",
+            )
+        if window < _HEADROOM:
+            return Finding(
+                "warning",
+                "oplog",
+                f"{text}: a dispatcher that is down for longer loses changes",
+                "Enlarge it: replSetResizeOplog.",
+            )
+        return Finding("ok", "oplog", text)
+
+    @property
+    def _transactional(self) -> bool:
+        found = (r for one in self._routes.listeners for many in one.receivers.values() for r in many)
+        return any(receiver.options.transactional for receiver in found)
+
+    async def _image_expiry(self, lag: float) -> AsyncIterator[Finding]:
+        try:
+            answer = await self._client.admin.command({"getClusterParameter": "changeStreamOptions"})
+        except OperationFailure:  # not allowed, which the rights tell, or not known to this server
+            return
+        expires = answer["clusterParameters"][0].get("preAndPostImages", {}).get("expireAfterSeconds", "off")
+        if isinstance(expires, int | float) and expires < max(_HEADROOM, 2 * lag):
+            yield Finding(
+                "warning",
+                "images",
+                f"The server keeps them for {duration(float(expires))}, and the position lies {duration(lag)} "
+                "back: later deliveries come without",
+                "Raise preAndPostImages.expireAfterSeconds of the cluster parameter changeStreamOptions.",
+            )
+
+    async def _collections(self) -> AsyncIterator[Finding]:
+        try:
+            watched = await watched_collections(self._client, self._routes)
+        except OperationFailure as error:
+            yield Finding(
+                "warning",
+                "images",
+                f"Whether collections keep images is not known: {in_short(error)}",
+                "Grant listCollections on the databases of the documents.",
+            )
+            return
+        for silent in without_changes(watched, self._routes):
+            yield _silent(silent)._replace(level="error")
+        for finding in self._images(watched):
+            yield finding
+        if self._registry.dispatched is not None:
+            async for finding in self._validators(watched):
+                yield finding
+
+    def _images(self, watched: Iterable[Watched]) -> Iterator[Finding]:
+        plain = [one for one in watched if one.kind in ("", "collection")]
+        for one in plain:
+            if one.has_images:
+                continue
+            listeners = self._routes.listening_to(one.namespace)
+            signals = {name for listener in listeners for name, many in listener.receivers.items() if many}
+            lacks = [
+                text
+                for signal, text in (
+                    ("post_update", "updates come with the document as it is when they are delivered"),
+                    ("post_delete", "deletes come with the id only"),
+                )
+                if signal in signals
+            ]
+            if lacks:
+                state = "keeps no images" if one.kind else "does not exist yet"
+                yield Finding(
+                    "warning", "images", f"{one.name} {state}: {', '.join(lacks)}", "Run `dispatcher setup APP`."
+                )
+        if plain and all(one.has_images for one in plain):
+            yield Finding("ok", "images", f"All {len(plain)} collections keep pre and post images")
+
+    async def _validators(self, watched: Iterable[Watched]) -> AsyncIterator[Finding]:
+        for one in watched:
+            try:
+                refused = await one.refuses_stamp(self._client, self._routes.group)
+            except OperationFailure:  # one that the server can't try takes too long, or has a rare operator
+                continue
+            if refused:
+                yield Finding(
+                    "warning",
+                    "validators",
+                    f"That of {one.name} refuses the field _mongoz: the application's stamped writes fail there",
+                    "Add {_mongoz: {bsonType: 'binData'}} to the properties of its $jsonSchema.",
+                )
+
+    async def _conditions(self) -> AsyncIterator[Finding]:
+        conditions = Conditions(
+            self._client,
+            self._settings.state_database,
+            self._routes,
+            self._registry.codec_options,
+            self._server.address,
+        )
+        try:
+            if await conditions.prepare():
+                yield Finding("ok", "where", "The server accepts the where= of all receivers")
+        except DispatcherError as error:
+            yield Finding("error", "where", error.message, error.remedy)

@@ -1,0 +1,386 @@
+"""What Prometheus is told: plain counters, read when it asks.
+
+The names and what they mean are in METRICS, the one place that the documentation, the Grafana dashboard and the
+alert rules are checked against.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
+from typing import Any, Final, Literal, NamedTuple
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from dispatcher.core.output.logs import Stats
+from dispatcher.core.stats import BOUNDS, MOST_RECEIVERS, Gauges, Histogram, ReceiverFigures
+from dispatcher.operate.health import WORDS, Health
+
+__all__ = ["METRICS", "Described", "Metrics", "Snapshot"]
+
+PREFIX: Final = "mongoz_dispatcher_"
+
+_RECEIVER: Final = ("receiver", "signal")
+_PARTITION: Final = ("partition",)
+
+Kind = Literal["counter", "gauge", "histogram"]
+
+
+class Described(NamedTuple):
+    """One metric.
+
+    Attributes:
+        name: without the prefix; that of a counter without `_total`.
+        kind: of Prometheus.
+        labels: besides `group`, which all have.
+        help: what it says, with the unit.
+        of: its values: a number, or one for each combination of labels; nothing where it is not known.
+    """
+
+    name: str
+    kind: Kind
+    labels: tuple[str, ...]
+    help: str
+    of: "Callable[[Snapshot], float | Iterable[tuple[tuple[str, ...], Any]] | None]"
+
+    @property
+    def full_name(self) -> str:
+        """As it is exposed."""
+        return f"{PREFIX}{self.name}{'_total' if self.kind == 'counter' else ''}"
+
+
+class Snapshot(NamedTuple):
+    """What a process knows of itself and its group at one moment.
+
+    Attributes:
+        group: of dispatchers.
+        version: of this package.
+        now: on the monotonic clock.
+        server_now: on the server's, in seconds since 1970.
+        stats: counters.
+        pipelines: by partition, those that this process works on.
+        partitions: how many there are in the layout.
+        members: processes of the group that are alive; None while it is not known.
+        dead_letters: of the group, that are kept; None likewise.
+        parked: deliveries of the group; None likewise.
+        paused: names of paused receivers; "*" stands for all.
+        health: of the group and its receivers; None while it is not known.
+        oplog_begins: the cluster time of the oplog's oldest entry, in seconds since 1970; None if we may not look.
+        oplog_ends: likewise of the newest.
+        oplog_spare: seconds until the oplog is full and forgets its oldest entries, estimated.
+        loop_delay: seconds by which the event loop was late at most, lately.
+        dropped_lines: of the log and of what receivers print, that could not be written.
+    """
+
+    group: str
+    version: str
+    now: float
+    server_now: float
+    stats: Stats
+    pipelines: dict[int, Gauges]
+    partitions: int = 1
+    members: int | None = None
+    dead_letters: int | None = None
+    parked: int | None = None
+    paused: tuple[str, ...] = ()
+    health: Health | None = None
+    oplog_begins: float | None = None
+    oplog_ends: float | None = None
+    oplog_spare: float = 0.0
+    loop_delay: float = 0.0
+    dropped_lines: int = 0
+
+
+def _by_receiver(
+    value: Callable[[ReceiverFigures], Any],
+) -> Callable[[Snapshot], Iterable[tuple[tuple[str, ...], Any]]]:
+    return lambda shot: [((one.receiver, one.signal), value(one)) for one in shot.stats.receivers.values()]
+
+
+def _by_partition(
+    value: Callable[[Snapshot, Gauges], float | None],
+) -> Callable[[Snapshot], Iterable[tuple[tuple[str, ...], Any]]]:
+    return lambda shot: [((str(number),), value(shot, one)) for number, one in shot.pipelines.items()]
+
+
+def _total(value: Callable[[Gauges], float]) -> Callable[[Snapshot], float]:
+    return lambda shot: float(sum(value(one) for one in shot.pipelines.values()))
+
+
+def _headroom(shot: Snapshot, one: Gauges) -> float | None:
+    return None if shot.oplog_begins is None else one.position_seconds - shot.oplog_begins + shot.oplog_spare
+
+
+def _window(shot: Snapshot) -> float | None:
+    return None if shot.oplog_begins is None or shot.oplog_ends is None else shot.oplog_ends - shot.oplog_begins
+
+
+def _health(shot: Snapshot) -> list[tuple[tuple[str, ...], float]] | None:
+    return shot.health and [((word,), float(word == shot.health.health)) for word in WORDS]
+
+
+def _receiver_health(shot: Snapshot) -> list[tuple[tuple[str, ...], float]] | None:
+    if shot.health is None:
+        return None
+    return [((one.receiver, one.signal, one.health), 1.0) for one in shot.health.receivers[:MOST_RECEIVERS]]
+
+
+METRICS: Final = (
+    Described("info", "gauge", ("version",), "Always 1; says which version runs.", lambda s: [((s.version,), 1)]),
+    # How the group is.
+    Described(
+        "health",
+        "gauge",
+        ("health",),
+        "1 for the word that says how the group is, 0 for the others: failing, blocked, behind, delivering, idle, "
+        "paused, down.",
+        _health,
+    ),
+    Described(
+        "receiver_health",
+        "gauge",
+        (*_RECEIVER, "health"),
+        "Always 1; says in a word how the receiver is.",
+        _receiver_health,
+    ),
+    # What happened.
+    Described("changes_read", "counter", (), "Change events that arrived.", lambda s: s.stats.read),
+    Described(
+        "invalid_documents",
+        "counter",
+        (),
+        "Changes that could not be decoded, or did not fit their model.",
+        lambda s: s.stats.invalid,
+    ),
+    Described(
+        "deliveries",
+        "counter",
+        _RECEIVER,
+        "Deliveries whose receiver returned.",
+        _by_receiver(lambda r: r.delivered),
+    ),
+    Described(
+        "delivery_failures",
+        "counter",
+        _RECEIVER,
+        "Deliveries given up after their last attempt.",
+        _by_receiver(lambda r: r.failed),
+    ),
+    Described(
+        "delivery_retries",
+        "counter",
+        _RECEIVER,
+        "Attempts beyond a delivery's first.",
+        _by_receiver(lambda r: r.retried),
+    ),
+    Described(
+        "delivery_conflicts",
+        "counter",
+        _RECEIVER,
+        "Runs of a transactional receiver that met another write, and were repeated.",
+        _by_receiver(lambda r: r.conflicts),
+    ),
+    Described(
+        "deliveries_withheld",
+        "counter",
+        (*_RECEIVER, "reason"),
+        "Changes that a receiver did not get because their origin stamp says so: it `ran` in the writing process, "
+        "or the write was `muted`.",
+        lambda s: [
+            ((one.receiver, one.signal, reason), count)
+            for one in s.stats.receivers.values()
+            for reason, count in one.withheld.items()
+        ],
+    ),
+    Described(
+        "late_stamps",
+        "counter",
+        (),
+        "Own writes that took too long after they were stamped; receivers that ran in the writing process got "
+        "them again, under the same `delivery.id`.",
+        lambda s: s.stats.late_stamps,
+    ),
+    Described(
+        "untouched_changes",
+        "counter",
+        (),
+        "Updates that touched nothing but the origin stamp; nobody gets them.",
+        lambda s: s.stats.untouched,
+    ),
+    Described(
+        "dead_letters_written", "counter", (), "Dead letters that were written.", lambda s: s.stats.dead_letters
+    ),
+    Described("deliveries_parked", "counter", (), "Deliveries that were parked.", lambda s: s.stats.parked),
+    Described(
+        "stream_reconnects",
+        "counter",
+        (),
+        "Times a change stream had to be opened again.",
+        lambda s: s.stats.reconnects,
+    ),
+    Described("position_saves", "counter", (), "Times a position was saved.", lambda s: s.stats.saves),
+    Described(
+        "lease_changes",
+        "counter",
+        (),
+        "Partitions that this process took over, gave up or lost.",
+        lambda s: s.stats.lease_changes,
+    ),
+    Described("gaps", "counter", (), "Gaps that were recorded: changes that nobody gets.", lambda s: s.stats.gaps),
+    Described(
+        "log_lines_dropped",
+        "counter",
+        (),
+        "Lines of the log, and of what receivers print, that could not be written within a second.",
+        lambda s: s.dropped_lines,
+    ),
+    # How long it took.
+    Described(
+        "delivery_latency_seconds",
+        "histogram",
+        _RECEIVER,
+        "From the commit of a change to the start of its receiver's first attempt; at most a thousand per second "
+        "are observed.",
+        _by_receiver(lambda r: r.latency),
+    ),
+    Described(
+        "receiver_duration_seconds",
+        "histogram",
+        _RECEIVER,
+        "How long attempts of a receiver took; at most a thousand per second are observed.",
+        _by_receiver(lambda r: r.duration),
+    ),
+    # How it is now.
+    Described(
+        "lag_seconds",
+        "gauge",
+        _PARTITION,
+        "How long the oldest change that is not delivered has been waiting; 0 if there is none.",
+        _by_partition(lambda _, g: g.lag_seconds),
+    ),
+    Described(
+        "lag_changes_estimate",
+        "gauge",
+        _PARTITION,
+        "Changes that are not delivered; those that are not read yet are estimated by the last minute's density.",
+        _by_partition(lambda _, g: g.lag_changes),
+    ),
+    Described("in_flight", "gauge", (), "Deliveries in flight.", _total(lambda g: g.in_flight)),
+    Described(
+        "queued_changes", "gauge", (), "Changes that are read and not finished.", _total(lambda g: g.queued)
+    ),
+    Described("queued_bytes", "gauge", (), "Bytes of their events.", _total(lambda g: g.queued_bytes)),
+    Described(
+        "stream_connected",
+        "gauge",
+        _PARTITION,
+        "Whether the change stream is open: 1 or 0.",
+        _by_partition(lambda _, g: float(g.connected)),
+    ),
+    Described(
+        "position_age_seconds",
+        "gauge",
+        _PARTITION,
+        "How far the position, up to which everything is delivered, lies behind the server's clock.",
+        _by_partition(lambda s, g: max(0.0, s.server_now - g.position_seconds)),
+    ),
+    Described(
+        "position_saved_age_seconds",
+        "gauge",
+        _PARTITION,
+        "Seconds since the position that is saved was up to date.",
+        _by_partition(lambda s, g: max(0.0, s.now - g.saved_seconds)),
+    ),
+    Described(
+        "oplog_window_seconds",
+        "gauge",
+        (),
+        "Seconds of the past that the oplog holds; absent without the right serverStatus, and behind a mongos.",
+        _window,
+    ),
+    Described(
+        "oplog_headroom_seconds",
+        "gauge",
+        _PARTITION,
+        "Estimated seconds after which the oplog would not hold the position any more, if it stayed where it is. "
+        "Absent likewise.",
+        _by_partition(_headroom),
+    ),
+    Described(
+        "event_loop_delay_seconds",
+        "gauge",
+        (),
+        "By how much the event loop was late at most in the last seconds: a receiver that blocks it stops all.",
+        lambda s: s.loop_delay,
+    ),
+    Described("partitions", "gauge", (), "Partitions in the layout of the group.", lambda s: s.partitions),
+    Described(
+        "partitions_held", "gauge", (), "Partitions that this process works on.", lambda s: len(s.pipelines)
+    ),
+    Described("members", "gauge", (), "Processes of the group that are alive.", lambda s: s.members),
+    Described("dead_letters", "gauge", (), "Dead letters of the group that are kept.", lambda s: s.dead_letters),
+    Described("parked_deliveries", "gauge", (), "Deliveries of the group that are parked.", lambda s: s.parked),
+    Described(
+        "paused", "gauge", (), "Whether the whole group is paused: 1 or 0.", lambda s: float("*" in s.paused)
+    ),
+    Described(
+        "paused_receivers",
+        "gauge",
+        (),
+        "Receivers that are paused by name.",
+        lambda s: float(len(set(s.paused) - {"*"})),
+    ),
+)
+"""All metrics, in the order of the documentation."""
+
+
+class Metrics(Collector):
+    """The metrics of one process.
+
+    Args:
+        snapshot: tells how things are, whenever Prometheus asks.
+    """
+
+    content_type = CONTENT_TYPE_LATEST
+
+    def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
+        self._snapshot = snapshot
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
+
+    def text(self) -> bytes:
+        """In Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: the registry must not ask for a snapshot before there is one."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """Everything, as it is now."""
+        shot = self._snapshot()
+        for described in METRICS:
+            family = _family(described)
+            values = described.of(shot)
+            if values is None:
+                continue
+            for labels, value in values if isinstance(values, Iterable) else [((), values)]:
+                if value is not None:
+                    _add(family, (shot.group, *labels), value)
+            yield family
+
+
+def _family(described: Described) -> Any:
+    kinds = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily, "histogram": HistogramMetricFamily}
+    labels = ("group", *described.labels)
+    return kinds[described.kind](f"{PREFIX}{described.name}", described.help, labels=labels)
+
+
+def _add(family: Any, labels: tuple[str, ...], value: Any) -> None:
+    if not isinstance(value, Histogram):
+        family.add_metric(labels, value)
+        return
+    cumulated = accumulate(value.counts)
+    bounds = [*map(str, BOUNDS), "+Inf"]
+    family.add_metric(labels, buckets=list(zip(bounds, cumulated, strict=True)), sum_value=value.sum)

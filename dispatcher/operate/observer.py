@@ -1,0 +1,252 @@
+"""What a process knows of itself and of its group, for whoever asks: metrics, probes, the dashboard."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from time import monotonic, time
+from typing import Any, Final, Literal
+
+from pymongo import AsyncMongoClient
+from pymongo.errors import PyMongoError
+
+from dispatcher.core.driver_errors import in_short
+from dispatcher.core.oplog import MOST_SKEW, Oplog, clock_offset, look_at_oplog
+from dispatcher.core.output.logs import Stats, get_logger
+from dispatcher.core.output.writer import dropped_lines
+from dispatcher.core.stats import Gauges, Recent
+from dispatcher.operate.metrics import Snapshot
+from dispatcher.operate.status import counts_of
+from dispatcher.operate.status_model import Counts
+from dispatcher.settings import Settings
+from mongoz import __version__
+
+__all__ = ["Observer", "Phase"]
+
+log = get_logger()
+
+Phase = Literal["starting", "delivering", "stopping"]
+
+# Seconds between two looks at the server, and how long one may take.
+_BETWEEN_LOOKS: Final = 10.0
+_PATIENCE: Final = 5.0
+
+# Seconds between two turns that are timed, and how many of them "lately" is.
+_TURN: Final = 0.25
+_TURNS: Final = 60
+
+# Seconds over which deliveries per second are averaged.
+_RATED: Final = 15.0
+
+# A stream brings something every second, if only the news that there is none.
+_SILENCE: Final = 15.0
+
+# The same, when the server answers otherwise: nothing that we wait for takes so long.
+_STUCK: Final = 300.0
+
+
+class Observer:
+    """Watches one process, and looks at the server now and then.
+
+    Args:
+        stats: counters of the process.
+        group: of dispatchers.
+        settings: the operator's.
+        gauges: of the pipelines of the process, by partition.
+        troubles: what else keeps the process from its work at this moment, for people.
+
+    Attributes:
+        http: where the process answers; None if it does not.
+        client: once there is one.
+    """
+
+    def __init__(
+        self,
+        stats: Stats,
+        *,
+        group: str,
+        settings: Settings,
+        gauges: Callable[[], dict[int, Gauges]],
+        troubles: Callable[[], list[str]] = list,
+    ) -> None:
+        self.stats = stats
+        self.group = group
+        self.database = settings.state_database
+        self.http: str | None = None
+        self.client: AsyncMongoClient[Any] | None = None
+        self._patience = settings.grace + _STUCK
+        self._gauges = gauges
+        self._troubles = troubles
+        self._stop: asyncio.Event | None = None
+        self._stopping_since: float | None = None
+        self._began = monotonic()
+        self._oplog: Oplog | None = None
+        self._counts = Counts()
+        self._skewed = False
+        self._unseen = ""  # why the last look failed
+        self._delays: deque[float] = deque([0.0], maxlen=_TURNS)
+        self._recent = Recent()
+        self._rated: deque[tuple[float, int, int]] = deque()
+
+    def begin(self, stop: asyncio.Event) -> None:
+        """Note that the process delivers from now on, until `stop` is set."""
+        self._stop = stop
+
+    @property
+    def phase(self) -> Phase:
+        """Of the life of the process."""
+        if self._stop is None:
+            return "starting"
+        return "stopping" if self._stop.is_set() else "delivering"
+
+    @property
+    def uptime(self) -> float:
+        """Seconds since the start."""
+        return monotonic() - self._began
+
+    def watch(self, client: AsyncMongoClient[Any]) -> list[asyncio.Task[None]]:
+        """Keep what is known up to date from now on, in tasks that the caller ends."""
+        self.client = client
+        return [
+            asyncio.create_task(self._time_turns(), name="time-turns"),
+            asyncio.create_task(self._look_regularly(client), name="look-at-the-server"),
+        ]
+
+    async def _time_turns(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + _TURN
+            await asyncio.sleep(_TURN)
+            now = loop.time()
+            self._delays.append(max(0.0, now - due))
+            self._recent.note(now, self.stats.receivers.values())
+            self._rated.append((now, self.stats.delivered, self.stats.read))
+            while self._rated[0][0] < now - _RATED:
+                self._rated.popleft()
+            if self.phase == "stopping" and self._stopping_since is None:
+                self._stopping_since = now
+
+    async def _look_regularly(self, client: AsyncMongoClient[Any]) -> None:
+        while True:
+            await self._look(client)
+            await self._count(client)
+            await asyncio.sleep(_BETWEEN_LOOKS)
+
+    async def _look(self, client: AsyncMongoClient[Any]) -> None:
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                self._note_clocks(await clock_offset(client))
+                self._oplog = await look_at_oplog(client)
+        except Exception as error:
+            self._unseen = in_short(error)
+            log.debug("the server can't be looked at", action="server.not_seen", error=self._unseen)
+        else:
+            self._unseen = ""
+
+    async def _count(self, client: AsyncMongoClient[Any]) -> None:
+        """See how the group is. Deliveries don't depend on it, so it makes nobody unready."""
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                self._counts = await counts_of(client, self.database, self.group)
+        except (PyMongoError, TimeoutError) as error:
+            log.debug("the group can't be looked at", action="group.not_seen", error=in_short(error))
+        except Exception as error:  # a state that somebody edited
+            log.warning("the state of the group is not understood", action="state.not_understood", exc_info=error)
+
+    def _note_clocks(self, offset: float) -> None:
+        """Say once that clocks differ: leases don't go by them, but what people read in logs does."""
+        self.stats.clock_offset = offset
+        skewed = abs(offset) > MOST_SKEW
+        if skewed and not self._skewed:
+            log.warning(
+                "the clocks of the server and of this machine differ",
+                action="clock.skewed",
+                server_ahead_by=round(offset, 3),
+                remedy="have both machines keep their time with NTP",
+            )
+        self._skewed = skewed
+
+    def snapshot(self) -> Snapshot:
+        """How things are now."""
+        oplog, counts = self._oplog, self._counts
+        return Snapshot(
+            self.group,
+            __version__,
+            monotonic(),
+            time() + self.stats.clock_offset,
+            self.stats,
+            self._gauges(),
+            partitions=counts.partitions,
+            members=counts.members,
+            dead_letters=counts.dead_letters,
+            parked=counts.parked,
+            paused=counts.paused,
+            health=counts.health,
+            oplog_begins=oplog and oplog.begins,
+            oplog_ends=oplog and oplog.ends,
+            oplog_spare=oplog.spare if oplog else 0.0,
+            loop_delay=max(self._delays),
+            dropped_lines=dropped_lines(),
+        )
+
+    def rates(self) -> dict[str, float]:
+        """Deliveries and changes per second, over the last seconds."""
+        if len(self._rated) < 2:
+            return {"deliveries": 0.0, "changes": 0.0}
+        (began, delivered, read), (ended, delivered_now, read_now) = self._rated[0], self._rated[-1]
+        seconds = ended - began
+        return {
+            "deliveries": round((delivered_now - delivered) / seconds, 2),
+            "changes": round((read_now - read) / seconds, 2),
+        }
+
+    def stats_document(self) -> dict[str, Any]:
+        """What other processes are told: counters, and gauges by partition."""
+        gauges = self._gauges()
+        receivers = self.stats.receivers.values()
+        return {
+            **self.stats.as_dict(),
+            "per_second": self.rates(),
+            "latency": [sum(counts) for counts in zip(*(one.latency.counts for one in receivers), strict=True)],
+            "receivers": [{**one.counters(), "recent": self._recent.of(one)} for one in receivers],
+            "in_flight": sum(one.in_flight for one in gauges.values()),
+            "queued": sum(one.queued for one in gauges.values()),
+            "partitions": {
+                str(number): {
+                    "lag_seconds": round(one.lag_seconds, 3),
+                    "lag_changes": one.lag_changes,
+                    "connected": one.connected,
+                }
+                for number, one in gauges.items()
+            },
+        }
+
+    def not_ready(self) -> list[str]:
+        """Why this process does not do its work at this moment; empty if it does, or stands by to do it.
+
+        A pause is no reason: an operator asked for it, and nobody must restart the process for that.
+        """
+        if self.phase != "delivering":
+            return [f"the dispatcher is {self.phase}"]
+        reasons = self._troubles()
+        for number, one in sorted(self._gauges().items()):
+            if not one.connected:
+                reasons.append(f"the change stream of partition {number} is not open")
+            elif one.silent_seconds > _SILENCE:
+                reasons.append(f"the change stream of partition {number} is silent for {one.silent_seconds:.0f} s")
+        if self._unseen:
+            reasons.append(f"the server can't be reached: {self._unseen}")
+        return reasons
+
+    def must_restart(self) -> list[str]:
+        """Why only another process can go on; empty as long as this one can."""
+        loop = asyncio.get_running_loop()
+        if self._stopping_since is not None and loop.time() - self._stopping_since > self._patience:
+            return ["the dispatcher was told to stop, and does not come to its end"]
+        if self.phase != "delivering" or self._unseen:
+            return []
+        return [
+            f"the change stream of partition {number} is silent for {one.silent_seconds:.0f} s, "
+            "though the server answers"
+            for number, one in sorted(self._gauges().items())
+            if one.silent_seconds > _STUCK
+        ]

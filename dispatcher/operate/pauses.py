@@ -1,0 +1,223 @@
+"""Controls: what an operator asks of running dispatchers, written to the state, where they look once a second.
+
+controls: one document per pause. Other kinds have other writers.
+
+    _id            "<group>:pause:<name of the receiver>"; "<group>:pause:*" for everything
+    group          of dispatchers
+    kind           `"pause"`
+    receiver       name of the receiver; `"*"` for everything
+    receiver_name  name of the receiver; None for everything
+    since          the server's time at which it was asked for
+    by             who asked, for people
+
+A receiver that is paused is not called; what it should get is parked, and delivered in order when it is resumed.
+Its name stands for all its connections, and so do its former names: a pause outlasts the release that renames its
+receiver. Where everything is paused nothing is read, and the position stays.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping, Set
+from typing import Any, Final, NamedTuple
+
+from pymongo import AsyncMongoClient
+from pymongo.errors import PyMongoError
+
+from dispatcher.core.driver_errors import in_short
+from dispatcher.core.output.logs import get_logger
+from dispatcher.core.state import CONTROLS, controls, members
+from dispatcher.core.state_checks import Sound, receiver_paused
+from dispatcher.group.known_receivers import require_receiver
+
+__all__ = ["Controls", "Paused", "pause", "pauses", "resume"]
+
+log = get_logger()
+
+_EVERYTHING: Final = "*"
+
+# Seconds between two looks.
+_LOOK: Final = 1.0
+
+
+class Paused(NamedTuple):
+    """One pause.
+
+    Attributes:
+        receiver: its name; None if everything is paused.
+        since: the server's time.
+        by: who asked for it.
+    """
+
+    receiver: str | None
+    since: Any
+    by: str | None
+
+
+async def pauses(client: AsyncMongoClient[Any], database: str, group: str) -> list[Paused]:
+    """What is paused.
+
+    Args:
+        client: opened for the running loop.
+        database: of the dispatcher's state.
+        group: of dispatchers.
+
+    Raises:
+        PyMongoError: as the driver has it.
+    """
+    found = controls(client, database).find({"group": group, "kind": "pause"}, sort=[("_id", 1)])
+    sound = Sound(database)
+    paused = sound.each(CONTROLS, await found.to_list(), _paused)
+    sound.log()
+    return paused
+
+
+def _paused(found: Mapping[str, Any]) -> Paused:
+    return Paused(receiver_paused(found), found.get("since"), str(found.get("by", "")))
+
+
+async def pause(
+    client: AsyncMongoClient[Any],
+    database: str,
+    group: str,
+    receiver: str | None = None,
+    *,
+    by: str = "",
+    known: Collection[str] = (),
+) -> bool:
+    """Have the dispatchers of a group pause a receiver; they do within some seconds.
+
+    Args:
+        client: opened for the running loop.
+        database: of the dispatcher's state.
+        group: of dispatchers.
+        receiver: its name; None for everything.
+        by: who asks, for people.
+        known: receivers that there are for certain.
+
+    Returns:
+        False if it was paused already.
+
+    Raises:
+        UnknownReceiver: nobody has heard of it.
+        PyMongoError: as the driver has it.
+    """
+    if receiver is not None:
+        await require_receiver(client, database, group, receiver, known=known)
+    if await controls(client, database).find_one(await _named(client, database, group, receiver), {"_id": True}):
+        return False
+    whose = _EVERYTHING if receiver is None else receiver
+    fields = {"group": group, "kind": "pause", "receiver_name": receiver, "receiver": whose, "by": by}
+    values = {"$literal": fields}
+    written = {"$replaceWith": {"$mergeObjects": [values, {"_id": "$_id", "since": "$$NOW"}]}}
+    await controls(client, database).update_one({"_id": f"{group}:pause:{whose}"}, [written], upsert=True)
+    return True
+
+
+async def resume(
+    client: AsyncMongoClient[Any],
+    database: str,
+    group: str,
+    receiver: str | None = None,
+    *,
+    known: Collection[str] = (),
+) -> bool:
+    """Have the dispatchers of a group go on with a receiver, or with all that are not paused by name.
+
+    Args:
+        client: opened for the running loop.
+        database: of the dispatcher's state.
+        group: of dispatchers.
+        receiver: its name; None for everything.
+        known: receivers that there are for certain.
+
+    Returns:
+        False if it was not paused.
+
+    Raises:
+        UnknownReceiver: nobody has heard of it.
+        PyMongoError: as the driver has it.
+    """
+    named = await _named(client, database, group, receiver)
+    if (await controls(client, database).delete_many(named)).deleted_count:
+        return True
+    if receiver is not None:
+        await require_receiver(client, database, group, receiver, known=known)
+    return False
+
+
+async def _named(client: AsyncMongoClient[Any], database: str, group: str, receiver: str | None) -> dict[str, Any]:
+    """What matches the pauses of a receiver: under its name, and under those that it had before."""
+    names = {receiver}
+    if receiver is not None:
+        found = members(client, database).find({"group": group, "receivers.name": receiver}, {"receivers": True})
+        async for member in found:
+            said = member["receivers"]
+            known = [one for one in said if isinstance(one, Mapping)] if isinstance(said, list) else []
+            formerly = [one.get("formerly") for one in known if one.get("name") == receiver]
+            names.update(n for some in formerly if isinstance(some, list) for n in some if isinstance(n, str))
+    return {"group": group, "kind": "pause", "receiver_name": {"$in": list(names)}}
+
+
+class Controls:
+    """What is paused, as far as a dispatcher knows.
+
+    Args:
+        client: opened for the running loop.
+        database: of the dispatcher's state.
+        group: of dispatchers.
+
+    Attributes:
+        receivers: names of those that are paused.
+        everything: everything is.
+        listeners: called when that has changed.
+    """
+
+    def __init__(self, client: AsyncMongoClient[Any], database: str, group: str) -> None:
+        self._where = (client, database, group)
+        self.receivers: frozenset[str] = frozenset()
+        self.everything = False
+        self.listeners: set[Callable[[], None]] = set()
+
+    async def look(self) -> None:
+        """Find out what is paused now.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        found = {one.receiver: one for one in await pauses(*self._where)}
+        before = {*self.receivers, *([None] if self.everything else [])}
+        self.everything = None in found
+        self.receivers = frozenset(name for name in found if name is not None)
+        if before != found.keys():
+            _log_changes(before, found)
+            for listener in list(self.listeners):
+                listener()
+
+    async def watch(self) -> None:
+        """Look again and again, for ever. While the state can't be read, what was known holds."""
+        failing = False
+        while True:
+            await asyncio.sleep(_LOOK)
+            try:
+                await self.look()
+                failing = False
+            except PyMongoError as error:
+                if not failing:
+                    log.warning(
+                        "whether something is to be paused or resumed can't be read now",
+                        action="controls.unavailable",
+                        error=in_short(error),
+                    )
+                failing = True
+
+
+def _log_changes(before: Set[str | None], now: Mapping[str | None, Paused]) -> None:
+    for receiver in sorted(now.keys() - before, key=str):
+        log.warning(
+            "paused: nothing is delivered" if receiver is None else "a receiver is paused: it is not called",
+            action="dispatcher.paused",
+            receiver=receiver,
+            since=str(now[receiver].since),
+            by=now[receiver].by,
+        )
+    for receiver in sorted(before - now.keys(), key=str):
+        log.info("resumed", action="dispatcher.resumed", receiver=receiver)

@@ -1,0 +1,236 @@
+"""Moving the positions of a group by hand: everything since a time is delivered again, or is not delivered.
+
+All partitions move at once, or none does, together with the notes on what is skipped. Whoever holds a partition
+meanwhile has lost it, since each move begins a new term.
+"""
+
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple
+
+from bson.timestamp import Timestamp
+from pymongo import AsyncMongoClient
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.errors import PyMongoError
+
+from dispatcher.core.driver_errors import Kind, kind_of
+from dispatcher.core.events import Start, token_time
+from dispatcher.core.oplog import look_at_oplog
+from dispatcher.core.output.logs import Stats
+from dispatcher.core.state import POSITIONS, positions
+from dispatcher.exceptions import HistoryLost, NotFound, PositionError, StillRunning
+from dispatcher.operate.status import members_of
+from dispatcher.position.documents import Position, Saved
+from dispatcher.position.gaps import Gap, Gaps
+from dispatcher.position.store import PositionStore, unchanged
+from dispatcher.stream.cursor import Cursors, Shape
+from mongoz.connection.elections import session_of
+
+__all__ = ["Moved", "Mover"]
+
+# Seconds of a lease whose holder did not say.
+_LEASE: Final = 10.0
+
+# Who holds a partition, until its former holder must have noticed that it has lost it.
+_BY_HAND: Final = "moved by hand"
+
+# A single small event, or none.
+_GLANCE: Final = Shape({}, ({"$project": {"_id": 1}},), size=1, await_ms=1)
+
+# What a save leaves behind.
+_SAVED: Final = ("token", "cluster_time", "fingerprint", "ahead", "until", "inherited", "saved_at")
+
+
+class Moved(NamedTuple):
+    """What became of the position of one partition.
+
+    Attributes:
+        partition: which.
+        before: cluster time of the position that it had; None if it had none.
+        after: likewise of the one that it has; None if the next start decides.
+        gap: what is not delivered because of it, for people; None if nothing is skipped.
+    """
+
+    partition: int
+    before: Timestamp | None
+    after: Timestamp | None
+    gap: str | None
+
+
+class Mover:
+    """Moves the positions of one group.
+
+    Args:
+        client: opened for the running loop.
+        database: of the dispatcher's state.
+        group: of dispatchers.
+        address: of the server, for messages.
+    """
+
+    def __init__(self, client: AsyncMongoClient[Any], database: str, group: str, *, address: str) -> None:
+        self._client = client
+        self._database = database
+        self._group = group
+        self._address = address
+        self._positions = positions(client, database)
+        self._store = PositionStore(client, database, group)
+
+    async def now(self) -> str:
+        """What stands for this moment: all that was written before it counts as finished.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        time = await self._time()
+        return _token_of(Timestamp(time.time, time.inc + 1))
+
+    async def require_held(self, token: str) -> None:
+        """Find out whether the stream can begin there.
+
+        Args:
+            token: a resume token; or the beginning of one, which stands for a time.
+
+        Raises:
+            HistoryLost: the oplog does not reach back so far.
+            PositionError: it is in the future.
+            PyMongoError: as the driver has it.
+        """
+        time, now = token_time(token), await self._time()
+        if time.time > now.time:
+            raise PositionError(
+                f"{time.as_datetime().isoformat()} is in the future: at {self._address} it is "
+                f"{now.as_datetime().isoformat()}. Nothing was changed.",
+                remedy="Choose an earlier time. `--at now` skips what was written until now.",
+            )
+        # Any collection will do to see how far back the oplog reaches. This one is ours to read.
+        cursors = Cursors(self._client, self._database, [{"$match": {"ns.coll": POSITIONS}}], 1)
+        batches = cursors.read(Start(cluster_time=min(time, now)), _GLANCE)
+        try:
+            await anext(batches, None)
+        except PyMongoError as error:
+            if kind_of(error) is Kind.HISTORY_LOST:
+                raise await self._too_far_back(time) from error
+            raise
+        finally:
+            await batches.aclose()
+
+    async def move(self, token: str | None, *, force: bool) -> list[Moved]:
+        """Have all partitions go on behind a token, or begin anew.
+
+        Args:
+            token: up to which everything counts as finished, and nothing behind it; None: as if no dispatcher had
+                ever run, the next start begins at its own moment.
+            force: though a dispatcher is alive. It starts no delivery any more when its lease is over, and others
+                wait for that.
+
+        Raises:
+            NotFound: nothing was ever saved.
+            PositionError: what is saved makes no sense.
+            StillRunning: a dispatcher of the group is alive, or came to life just now.
+            PyMongoError: as the driver has it.
+        """
+        alive = [one for one in await members_of(self._client, self._database, self._group) if one.alive]
+        if alive and not force:
+            names = ", ".join(f"{one.host}, pid {one.pid}" for one in alive)
+            raise StillRunning(
+                f"{len(alive)} of the group {self._group!r} {'is' if len(alive) == 1 else 'are'} alive: {names}. "
+                "Nothing was changed.",
+                remedy="Stop all dispatchers of the group first. With --force they lose what they hold, and go on "
+                "at the new position when their leases are over.",
+            )
+        saved = await self._store.load()
+        if saved.layout is None:
+            raise NotFound(
+                f"The group {self._group!r} has no position that could be moved.",
+                remedy="`dispatcher setup APP` records the first one.",
+            )
+        return await self._write(saved, token, force=force)
+
+    async def _write(self, saved: Saved, token: str | None, *, force: bool) -> list[Moved]:
+        layout = saved.layout
+        assert layout is not None  # somebody asked for it
+        there = [one for _, one in sorted(saved.positions.items())]
+
+        async def write(session: AsyncClientSession) -> list[Moved]:
+            # A write, so that nobody divides the work at the same moment.
+            same = {"_id": self._group, "partitions": layout.partitions}
+            found = await self._positions.update_one(same, {"$currentDate": {"mended_at": True}}, session=session)
+            matched = found.matched_count
+            done = []
+            for position in there:
+                seen = {"_id": f"{self._group}:{position.partition}", **unchanged(position)}
+                change = _change(position, token, force=force)
+                matched += (await self._positions.update_one(seen, change, session=session)).matched_count
+                done.append(await self._note(position, layout.partitions, token, session))
+            if matched != 1 + len(there):
+                raise StillRunning(
+                    f"A dispatcher of the group {self._group!r} has been at work at the same moment. Nothing was "
+                    "changed.",
+                    remedy="Try again.",
+                )
+            return done
+
+        async with session_of(self._client) as session:
+            return await session.with_transaction(write)
+
+    async def _note(
+        self, position: Position, partitions: int, token: str | None, session: AsyncClientSession
+    ) -> Moved:
+        """Note what is skipped, if anything is."""
+        before = None if position.token is None else token_time(position.token)
+        after = None if token is None else token_time(token)
+        if position.token is None or before is None or (token is not None and token <= position.token):
+            return Moved(position.partition, before, after, None)
+        until = "the next start of a dispatcher" if after is None else after.as_datetime().isoformat()
+        which = f"partition {position.partition}" if partitions > 1 else "the group"
+        text = (
+            f"the position of {which} was moved by hand: changes from {before.as_datetime().isoformat()} to "
+            f"{until} are not delivered"
+        )
+        gaps = Gaps(
+            self._client,
+            self._database,
+            self._group,
+            Stats(),
+            address=self._address,
+            partition=position.partition,
+        )
+        key = f"{position.partition}/{partitions}:{position.term}:{position.token}"
+        await gaps.note(Gap("position_set", key, text, None, before, after), session)
+        return Moved(position.partition, before, after, text)
+
+    async def _time(self) -> Timestamp:
+        """The cluster time of the newest write that the server knows of."""
+        answer = await self._client.admin.command("ping")
+        time: Timestamp = answer["operationTime"]
+        return time
+
+    async def _too_far_back(self, time: Timestamp) -> HistoryLost:
+        oplog = await look_at_oplog(self._client)
+        reach = "" if oplog is None else f": it begins {datetime.fromtimestamp(oplog.begins, UTC).isoformat()}"
+        return HistoryLost(
+            f"The oplog at {self._address} does not reach back to {time.as_datetime().isoformat()}{reach}. "
+            "Nothing was changed.",
+            remedy="Choose a later time. For what is older, `dispatcher backfill` delivers current documents.",
+        )
+
+
+def _token_of(time: Timestamp) -> str:
+    """What sorts before the tokens of all changes of this time, and after those of all earlier ones."""
+    return f"82{time.time:08X}{time.inc:08X}"
+
+
+def _change(position: Position, token: str | None, *, force: bool) -> dict[str, Any]:
+    """What is written over a position.
+
+    Its term grows, so that nobody can save over it. By force it is held for one lease more: a holder that has not
+    noticed yet delivers for so long.
+    """
+    owner = _BY_HAND if force and position.owner is not None else None
+    taken: dict[str, Any] = {"owner": owner, "lease_seconds": position.lease or _LEASE}
+    counted = {"term": 1, "beat": 1}
+    if token is None:
+        return {"$set": taken, "$inc": counted, "$unset": dict.fromkeys(_SAVED, "")}
+    # The token may be one of another stream, which does not turn up in this one's: only its time is used.
+    moved = {"token": token, "cluster_time": token_time(token), "fingerprint": "", "ahead": b"", "until": None}
+    dates = {"saved_at": True, "released_at": True}
+    return {"$set": {**taken, **moved}, "$inc": counted, "$unset": {"inherited": ""}, "$currentDate": dates}

@@ -1,0 +1,189 @@
+"""What a database user of the dispatcher must be allowed to do, and what it is.
+
+`run` needs the first two; the others are for things that it does without where they are missing.
+
+    changeStream, find      on the watched database, or on the whole deployment where documents live in several
+    readWrite               on the database of the dispatcher's state
+    serverStatus            on the deployment: how far back the oplog reaches
+    collStats               on local.oplog.rs: how full it is; shows no entry
+    listCollections         on the databases of the documents: whether collections keep images
+    getClusterParameter     on the deployment: how long images are kept
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from pymongo import AsyncMongoClient
+
+from dispatcher.core.state import CONTROLS, WRITTEN
+from dispatcher.delivery.routes import Routes
+from dispatcher.exceptions import AccessDenied
+from dispatcher.stream.change_stream import Scope
+
+__all__ = ["Right", "create_role", "missing", "needed", "require_state", "role_name", "useful"]
+
+_WRITE: Final = ("find", "insert", "update", "remove")
+_STATE: Final = (*_WRITE, "createCollection", "createIndex")
+
+
+class Right(NamedTuple):
+    """Something to be allowed to do.
+
+    Attributes:
+        database: where; "" stands for every one. None means the deployment itself.
+        collection: likewise.
+        actions: the server's names.
+        why: what it is for, in a few words.
+    """
+
+    database: str | None
+    collection: str
+    actions: tuple[str, ...]
+    why: str
+
+    @property
+    def resource(self) -> dict[str, Any]:
+        """As the server writes it."""
+        if self.database is None:
+            return {"cluster": True}
+        return {"db": self.database, "collection": self.collection}
+
+    def __str__(self) -> str:
+        place = "the deployment"
+        if self.database is not None:
+            place = json.dumps(self.resource)
+        return f"{', '.join(self.actions)} on {place} ({self.why})"
+
+
+def needed(scope: Scope, state_database: str) -> list[Right]:
+    """Without these nothing is delivered.
+
+    Args:
+        scope: what is watched.
+        state_database: of the dispatcher.
+    """
+    return [
+        Right(scope.database or "", "", ("changeStream", "find"), "to read changes"),
+        Right(state_database, "", _STATE, "to keep positions and dead letters"),
+    ]
+
+
+def useful(routes: Routes) -> list[Right]:
+    """Without these something is not known: a warning is not given, or a metric is absent."""
+    databases = sorted({database for database, _ in routes.namespaces})
+    return [
+        Right(None, "", ("serverStatus",), "to tell how far back the oplog reaches"),
+        Right("local", "oplog.rs", ("collStats",), "to tell how full the oplog is"),
+        *(Right(name, "", ("listCollections",), "to tell whether collections keep images") for name in databases),
+        Right(None, "", ("getClusterParameter",), "to tell how long images are kept"),
+    ]
+
+
+async def missing(client: AsyncMongoClient[Any], rights: Iterable[Right]) -> list[Right]:
+    """Those of some rights that the user does not have, reduced to the actions that are missing.
+
+    Raises:
+        PyMongoError: as the driver has it.
+    """
+    answer = await client.admin.command("connectionStatus", showPrivileges=True)
+    info = answer["authInfo"]
+    if not info["authenticatedUsers"]:
+        return []  # without a user either everything is allowed, or we would not have come so far
+    privileges = info["authenticatedUserPrivileges"]
+    lacking = []
+    for right in rights:
+        granted = {
+            action
+            for privilege in privileges
+            if _covers(privilege["resource"], right)
+            for action in privilege["actions"]
+        }
+        actions = () if "anyAction" in granted else tuple(a for a in right.actions if a not in granted)
+        if actions:
+            lacking.append(right._replace(actions=actions))
+    return lacking
+
+
+async def require_state(client: AsyncMongoClient[Any], database: str) -> None:
+    """Look whether the state can be kept, in all of its collections.
+
+    Args:
+        client: opened for the running loop.
+        database: of the dispatcher's state.
+
+    Raises:
+        AccessDenied: it can't; names what is missing.
+        PyMongoError: as the driver has it.
+    """
+    written = [Right(database, collection, _WRITE, "") for collection in WRITTEN]
+    lacking = await missing(client, [*written, Right(database, CONTROLS, ("find",), "")])
+    if lacking:
+        actions = ", ".join(dict.fromkeys(action for right in lacking for action in right.actions))
+        places = ", ".join(f"{database}.{right.collection}" for right in lacking)
+        raise AccessDenied(
+            f"The state can't be kept: the user may not {actions} in {places}.",
+            remedy=f"Grant readWrite on the database {database}, or name another one with --state-database.",
+        )
+
+
+def _covers(resource: Mapping[str, Any], right: Right) -> bool:
+    """Whether what is granted on a resource is granted where the right is about."""
+    if resource.get("anyResource"):
+        return True
+    if right.database is None:
+        return bool(resource.get("cluster"))
+    if "db" not in resource:
+        return False
+    database, collection = resource["db"], resource["collection"]
+    # {db: "", collection: ""} means all databases but local and config.
+    everywhere = not database and right.database not in ("local", "config")
+    return (database == right.database or everywhere) and collection in ("", right.collection)
+
+
+def role_name(group: str) -> str:
+    """What a role for the dispatchers of a group is called here."""
+    return f"mongoz_dispatcher_{group}"
+
+
+def create_role(group: str, scope: Scope, rights: Sequence[Right], state_database: str) -> str:
+    """The command for mongosh that makes a role with the least rights; its comments say what the role can read.
+
+    Args:
+        group: of dispatchers.
+        scope: what is watched.
+        rights: all but those on the state.
+        state_database: of the dispatcher, on which it gets `readWrite`.
+    """
+    privileges = [
+        {"resource": right.resource, "actions": list(right.actions)}
+        for right in rights
+        if right.database != state_database
+    ]
+    role = {
+        "role": role_name(group),
+        "privileges": privileges,
+        "roles": [{"role": "readWrite", "db": state_database}],
+    }
+    comments = "\n".join(f"// {line}" for line in _readable(scope, state_database))
+    return f'{comments}\ndb.getSiblingDB("admin").createRole({json.dumps(role, indent=2)})'
+
+
+def _readable(scope: Scope, state_database: str) -> list[str]:
+    """What whoever has the role can read, for whoever grants it."""
+    if scope.database is not None:
+        return [
+            f"This role can read every collection of the database {json.dumps(scope.database)}, "
+            "and the changes in them:",
+            "a change stream on a database takes changeStream and find on all of it.",
+            f"It can read and write the database {json.dumps(state_database)}.",
+        ]
+    databases = {name for name, _ in scope.namespaces} | {one.database for one in scope.patterns}
+    return [
+        "WARNING: this role can read every collection of every database except local and config,",
+        "and the changes in them. The documents live in several databases",
+        f"({', '.join(map(json.dumps, sorted(databases)))}), so one change stream watches the whole deployment,",
+        "which takes changeStream and find on all of it. To grant less, keep the documents in one database,",
+        "or give each database a registry and a group of its own.",
+        f"It can read and write the database {json.dumps(state_database)}.",
+    ]

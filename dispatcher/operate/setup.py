@@ -1,0 +1,281 @@
+"""Before anything is delivered: what an application wants delivered, what `setup` does for it, and what is odd.
+
+`setup` changes the deployment, once; `run` only looks at it whenever it starts, and warns.
+"""
+
+import asyncio
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final
+
+from pymongo import AsyncMongoClient
+from pymongo.errors import OperationFailure, PyMongoError
+
+from dispatcher.core.clients import Server
+from dispatcher.core.driver_errors import in_short
+from dispatcher.core.output.logs import get_logger
+from dispatcher.core.state import index_state, keep_deliveries_for
+from dispatcher.delivery.routes import Routes
+from dispatcher.exceptions import AccessDenied, ApplicationError, NothingToDeliver, ServerError
+from dispatcher.group.layout import admit, begin, divide_into, scope_of, token_of_now
+from dispatcher.position.store import PositionStore
+from dispatcher.settings import Settings
+from dispatcher.stream.collections import Watched, watched_collections
+from mongoz import Registry
+
+__all__ = [
+    "Prepared",
+    "few_connections",
+    "group_of",
+    "routes_of",
+    "set_up",
+    "warn_of_oddities",
+]
+
+log = get_logger()
+
+_IMAGES: Final = {"changeStreamPreAndPostImages": {"enabled": True}}
+
+_UNAUTHORIZED: Final = 13
+_NAMESPACE_EXISTS: Final = 48
+
+# Seconds that looking for oddities may hold up a start.
+_PATIENCE: Final = 5.0
+
+
+def group_of(registry: Registry, settings: Settings) -> str:
+    """The group of dispatchers that serves a registry.
+
+    Raises:
+        ApplicationError: none does, and the operator did not accept that.
+    """
+    if registry.dispatched is not None:
+        return registry.dispatched
+    if not settings.deliver_everything:
+        raise ApplicationError(
+            "The registry is not dispatched, so the application's own writes can't be told apart: "
+            "their receivers would run twice.",
+            remedy="Make it with Registry(..., dispatched=True), or accept it with --deliver-everything.",
+        )
+    return "default"
+
+
+def routes_of(registry: Registry, settings: Settings, group: str) -> Routes:
+    """Who listens to what.
+
+    Raises:
+        NothingToDeliver: nobody to anything.
+    """
+    routes = Routes(registry.all_documents, group, settings.state_database)
+    if routes.listeners:
+        return routes
+    if not registry.all_documents:
+        raise NothingToDeliver(
+            "The registry has no documents.",
+            remedy="Is the module with the documents imported, and does their Meta name this registry?",
+        )
+    raise NothingToDeliver(
+        f"None of the {len(registry.all_documents)} documents of the registry has a post_save, "
+        "post_update or post_delete receiver that may run in the dispatcher.",
+        remedy="Is the module with the receivers imported? Name it with --import MODULE.",
+    )
+
+
+def few_connections(server: Server, settings: Settings) -> tuple[str, str]:
+    """What to say where receivers wait for each other's connections, and the remedy."""
+    text = f"Up to {settings.concurrency} receivers at once share maxPoolSize={server.connections} connections"
+    return text, "Raise maxPoolSize in the URL, or lower --concurrency to it."
+
+
+@dataclass
+class Prepared:
+    """What `setup` did.
+
+    Attributes:
+        address: of the server.
+        group: of the dispatchers that it was done for.
+        images: what was done about the images of each collection: `"on already"`, `"turned on"`, `"created"`.
+        state: what was done about the dispatcher's own database: `"indexed"`.
+        position: `"recorded"`, or `"recorded already"`.
+    """
+
+    address: str
+    group: str
+    images: dict[str, str] = field(default_factory=dict)
+    state: str = ""
+    position: str = ""
+
+
+async def set_up(
+    registry: Registry, settings: Settings, application: str = "", *, images: bool = True
+) -> Prepared:
+    """Prepare a deployment for the dispatchers of a registry. Done again, it changes nothing.
+
+    Args:
+        registry: of the application, whose receivers are connected by now.
+        settings: the operator's.
+        application: the name by which its group knows it, see `admit`.
+        images: turn pre and post images on.
+
+    Raises:
+        DispatcherError: it can't be done; what was done before stays done.
+    """
+    group = group_of(registry, settings)
+    server = Server(registry, settings)
+    routes = routes_of(registry, settings, group)
+    prepared = Prepared(server.address, group)
+    async with server.patient_client() as client:
+        await server.check(client)
+        store = PositionStore(client, settings.state_database, group)
+
+        async def prepare() -> None:
+            await admit(store, settings, application)
+            if images:
+                for watched in await _listed(client, routes):
+                    done = await _turn_images_on(client, watched)
+                    prepared.images.setdefault(watched.name, done)
+            await index_state(client, settings.state_database)
+            await keep_deliveries_for(client, settings.state_database, settings.delivery_retention)
+            prepared.state = "indexed"
+            # Last: all that is delivered from here on has its images.
+            now = partial(token_of_now, client, scope_of(routes), server.address)
+            recorded = await begin(store, scope_of(routes), now, settings, await store.load())
+            prepared.position = "recorded" if recorded else "recorded already"
+            await admit(store, settings, application)
+            await divide_into(store, settings.partitions)
+
+        await server.patiently(prepare)
+    return prepared
+
+
+async def _listed(client: AsyncMongoClient[Any], routes: Routes) -> list[Watched]:
+    try:
+        return await watched_collections(client, routes)
+    except OperationFailure as error:
+        if error.code != _UNAUTHORIZED:
+            raise
+        raise AccessDenied(
+            f"Which collections keep images can't be found out: {_said(error)}",
+            remedy="Grant listCollections on the databases of the documents (the roles read and dbAdmin have "
+            "it), or leave images as they are with --no-images.",
+        ) from error
+
+
+async def _turn_images_on(client: AsyncMongoClient[Any], watched: Watched) -> str:
+    """Have the server keep pre and post images of one collection; what was done.
+
+    Raises:
+        AccessDenied: not without a privilege; names it.
+        ServerError: it has no changes at all, or the server refuses for another reason.
+    """
+    if watched.kind not in ("", "collection"):
+        if not watched.is_named:
+            return f"left alone: it is a {watched.kind}, which has no changes to deliver"
+        raise ServerError(
+            f"{watched.name} is a {watched.kind}, which has no changes to deliver.",
+            remedy="Point Meta.collection and Meta.watch to plain collections, or disconnect the receivers.",
+        )
+    if watched.has_images:
+        return "on already"
+    database, collection = watched.namespace
+    try:
+        if not watched.kind and await _create(client, watched):
+            return "created"
+        await client[database].command({"collMod": collection, **_IMAGES})
+    except OperationFailure as error:
+        raise _refused(watched, error) from error
+    return "turned on"
+
+
+async def _create(client: AsyncMongoClient[Any], watched: Watched) -> bool:
+    """Create a collection with images; False if somebody else just created it."""
+    database, collection = watched.namespace
+    try:
+        await client[database].command({"create": collection, **_IMAGES})
+    except OperationFailure as error:
+        if error.code == _NAMESPACE_EXISTS:
+            return False
+        raise
+    return True
+
+
+def _refused(watched: Watched, error: OperationFailure) -> AccessDenied | ServerError:
+    said = _said(error)
+    if error.code == _UNAUTHORIZED:
+        action = "collMod" if watched.kind else "createCollection"
+        return AccessDenied(
+            f"The images of {watched.name} can't be turned on: {said}",
+            remedy=f"Grant {action} on {watched.name} (the role dbAdmin has it), have somebody else run setup, or "
+            "leave images as they are with --no-images.",
+        )
+    return ServerError(
+        f"The images of {watched.name} can't be turned on: {said}",
+        remedy="Mend what the server objects to, or leave images as they are with --no-images.",
+    )
+
+
+def _said(error: OperationFailure) -> str:
+    """The server's own words, without those that vary: it repeats the whole command."""
+    text = str((error.details or {}).get("errmsg", error))
+    return text.partition(" to execute command")[0].rstrip(".")
+
+
+async def warn_of_oddities(client: AsyncMongoClient[Any], routes: Routes, *, stamped: bool) -> None:
+    """Log what an operator should know of the watched collections. Never fails, and never takes long.
+
+    Args:
+        client: opened for the running loop.
+        routes: who listens to what.
+        stamped: the ODM stamps writes to them.
+    """
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            watched = await watched_collections(client, routes)
+            _warn_of_missing_images(watched, routes)
+            if stamped:
+                await _warn_of_validators(client, watched, routes.group)
+    except (PyMongoError, TimeoutError) as error:
+        log.info(
+            "the watched collections can't be looked at: whether they keep images and accept stamps is not known",
+            action="collections.not_checked",
+            error=in_short(error),
+        )
+
+
+def _warn_of_missing_images(watched: Iterable[Watched], routes: Routes) -> None:
+    """Only where a receiver is told of updates or deletes: an insert always comes with its document."""
+    names = [
+        one.name
+        for one in watched
+        if not one.has_images
+        and one.kind in ("", "collection")
+        and any(
+            listener.receivers["post_update"] or listener.receivers["post_delete"]
+            for listener in routes.listening_to(one.namespace)
+        )
+    ]
+    if names:
+        log.warning(
+            "collections keep no images: updates are delivered with the document as it is by then, deletes with "
+            "its id only",
+            action="collections.without_images",
+            collections=names,
+            remedy="dispatcher setup APP",
+        )
+
+
+async def _warn_of_validators(client: AsyncMongoClient[Any], watched: Iterable[Watched], group: str) -> None:
+    names = []
+    for one in watched:
+        with suppress(OperationFailure):  # one that the server can't try takes too long, or has a rare operator
+            if await one.refuses_stamp(client, group):
+                names.append(one.name)
+    if names:
+        log.warning(
+            "validators refuse the field _mongoz: the application's writes that carry an origin stamp fail there",
+            action="collections.refuse_stamps",
+            collections=names,
+            remedy="add {_mongoz: {bsonType: 'binData'}} to the properties of the validator's $jsonSchema",
+        )

@@ -1,0 +1,336 @@
+"""Looking at a group of dispatchers: reads its state, changes nothing, and needs no dispatcher that runs."""
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import cache
+from time import time
+from typing import Any, Final, TypeVar
+
+from bson import Timestamp
+from pydantic import BaseModel, TypeAdapter
+from pymongo import AsyncMongoClient
+from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.errors import ExecutionTimeout
+
+from dispatcher.core.identity import Identity
+from dispatcher.core.oplog import Oplog, clock_offset, look_at_oplog
+from dispatcher.core.state import CONTROLS, DEAD_LETTERS, GAPS, MEMBERS, PARKED, PARKED_LANES, POSITIONS, READING
+from dispatcher.core.state_checks import Sound, receiver_paused
+from dispatcher.core.stats import seconds_of
+from dispatcher.operate.health import health_of
+from dispatcher.operate.status_model import Counts, Gap, Letters, Member, Overview, Parked, Partition, Paused
+
+__all__ = ["counts_of", "groups_in", "look", "members_of"]
+
+# A member that was silent for so many times its lease is gone.
+_SILENCE: Final = 1.5
+_LEASE: Final = 10.0
+
+# Gaps that are shown: the newest ones.
+_MOST_GAPS: Final = 20
+
+# Milliseconds that counting may take, and documents that are counted if all of them take longer: a state with
+# millions of letters must not hold up who asks.
+_PATIENCE_MS: Final = 1_000
+_COUNTED: Final = 1_000
+
+# Of a position, all but where it is: that may be the long key of a document.
+_OWNED: Final = {"partition": True, "partitions": True, "owner": True}
+
+# What a run says of where it is.
+_PLACES: Final = frozenset({"progress", "token"})
+
+_Collection = AsyncCollection[dict[str, Any]]
+T = TypeVar("T")
+
+
+async def counts_of(client: AsyncMongoClient[Any], database: str, group: str) -> Counts:
+    """Count what there is of a group; less work than a look at it.
+
+    Raises:
+        PyMongoError: as the driver has it.
+    """
+    now, sound = time() + await clock_offset(client), Sound(database)
+    members = await _members(client, database, group, now, sound)
+    found = [one async for one in _collection(client, database, POSITIONS).find({"group": group}, _OWNED)]
+    layout = next((one for one in found if one["_id"] == group), {})
+    partitions = _partitions([one for one in found if "partition" in one], members, None, now, sound)
+    controls = _collection(client, database, CONTROLS).find({"group": group, "kind": "pause"})
+    paused = sound.each(CONTROLS, await controls.to_list(), _paused)
+    counted = _Counted(client, database, group)
+    parked, letters, deliveries = await asyncio.gather(
+        _parked(counted, sound), counted.all("dead_letters", DEAD_LETTERS), counted.all("parked", PARKED)
+    )
+    sound.log()
+    count_ = layout.get("partitions", 1)
+    return Counts(
+        partitions=count_ if isinstance(count_, int) else 1,
+        members=sum(one.alive for one in members),
+        dead_letters=letters,
+        parked=deliveries,
+        paused=tuple(one.receiver or "*" for one in paused),
+        health=health_of(members, partitions, parked, paused, datetime.fromtimestamp(now, UTC)),
+    )
+
+
+async def groups_in(client: AsyncMongoClient[Any], database: str) -> list[str]:
+    """The groups that have a position, sorted.
+
+    Raises:
+        PyMongoError: as the driver has it.
+    """
+    found = await _collection(client, database, POSITIONS).distinct("group")
+    return sorted(name for name in found if isinstance(name, str))
+
+
+async def look(client: AsyncMongoClient[Any], database: str, group: str) -> Overview:
+    """Look at a group.
+
+    Args:
+        client: opened for the running loop.
+        database: of the dispatcher's state.
+        group: of dispatchers.
+
+    Raises:
+        PyMongoError: as the driver has it.
+    """
+    offset = await clock_offset(client)
+    oplog = await look_at_oplog(client)
+    now = time() + offset
+    overview = Overview(group, datetime.fromtimestamp(now, UTC), offset, oplog and oplog.window)
+    of_group, sound = {"group": group}, Sound(database)
+    overview.members = await _members(client, database, group, now, sound)
+    positions = _collection(client, database, POSITIONS).find({**of_group, "partition": {"$exists": True}})
+    overview.partitions = _partitions(await positions.to_list(), overview.members, oplog, now, sound)
+    counted = _Counted(client, database, group)
+    overview.dead_letters, overview.parked, overview.parked_deliveries, overview.gap_count = await asyncio.gather(
+        _letters(counted, sound),
+        _parked(counted, sound),
+        counted.all("parked_deliveries", PARKED),
+        counted.all("gap_count", GAPS),
+    )
+    overview.at_least = sorted(counted.at_least)
+    controls = await _collection(client, database, CONTROLS).find(of_group).to_list()
+    overview.paused = sound.each(CONTROLS, (one for one in controls if one.get("kind") == "pause"), _paused)
+    overview.runs = sound.each(CONTROLS, (one for one in controls if one.get("kind") == "run"), _run)
+    gaps = _collection(client, database, GAPS)
+    newest = await gaps.find(of_group).sort("noted_at", -1).limit(_MOST_GAPS).to_list()
+    overview.gaps = sound.each(GAPS, newest, _gap)
+    overview.misfits = sound.misfits
+    return overview
+
+
+async def members_of(
+    client: AsyncMongoClient[Any], database: str, group: str, now: float | None = None
+) -> list[Member]:
+    """The processes of a group, dead or alive, the longest-serving first.
+
+    Args:
+        client: opened for the running loop.
+        database: of the dispatcher's state.
+        group: of dispatchers.
+        now: on the server's clock, in seconds since 1970; the server is asked if it is None.
+
+    Raises:
+        PyMongoError: as the driver has it.
+    """
+    if now is None:
+        now = time() + await clock_offset(client)
+    return await _members(client, database, group, now, Sound(database))
+
+
+async def _members(
+    client: AsyncMongoClient[Any], database: str, group: str, now: float, sound: Sound
+) -> list[Member]:
+    found = _collection(client, database, MEMBERS).find({"group": group}).sort("_id", 1)
+    return sound.each(MEMBERS, await found.to_list(), lambda one: _member(one, now))
+
+
+def _collection(client: AsyncMongoClient[Any], database: str, name: str) -> _Collection:
+    """Read as it is on this node: who only looks waits for no majority."""
+    return client[database].get_collection(name, codec_options=READING)
+
+
+def _member(found: dict[str, Any], now: float) -> Member:
+    seen = seconds_of(found.get("seen_at"))
+    if seen is None:
+        raise ValueError("seen_at is no date")
+    silence = now - seen
+    silent = silence >= _SILENCE * float(found.get("lease_seconds") or _LEASE)
+    member = Member(
+        id=str(found["_id"]),
+        host=str(found.get("host")),
+        pid=found.get("pid", 0),
+        version=str(found.get("version")),
+        application=found.get("application"),
+        started_at=_aware(found.get("started_at")),
+        seen_seconds=max(0.0, silence),
+        alive=not silent and not Identity.read(found).is_dead,
+        partitions=sorted(found.get("partitions") or ()),
+        receivers=list(found.get("receivers") or ()),
+        stats=dict(found.get("stats") or {}),
+        http=found.get("http"),
+    )
+    _StatsSaid.model_validate(member.stats)
+    for receiver in member.receivers:
+        _ReceiverSaid.model_validate(receiver)
+    return _checked(member)
+
+
+def _partitions(
+    positions: Iterable[dict[str, Any]], members: list[Member], oplog: Oplog | None, now: float, sound: Sound
+) -> list[Partition]:
+    by_id = {one.id: one for one in members}
+
+    def make(found: dict[str, Any]) -> Partition:
+        return _partition(found, by_id.get(str(found.get("owner"))), oplog, now)
+
+    return sorted(sound.each(POSITIONS, positions, make), key=lambda one: one.number)
+
+
+def _partition(found: dict[str, Any], owner: Member | None, oplog: Oplog | None, now: float) -> Partition:
+    number = found["partition"]
+    cluster_time = found.get("cluster_time")
+    at = float(cluster_time.time) if isinstance(cluster_time, Timestamp) else None
+    saved = seconds_of(found.get("saved_at"))
+    told = owner.stats.get("partitions", {}).get(str(number), {}) if owner is not None and owner.alive else {}
+    host, pid = (owner.host, owner.pid) if owner is not None else (found.get("host"), found.get("pid"))
+    partition = Partition(
+        number=number,
+        owner=found.get("owner"),
+        where=f"{host}, pid {pid}" if found.get("owner") and host is not None else None,
+        term=found.get("term", 0),
+        position_at=None if at is None else datetime.fromtimestamp(at, UTC),
+        position_age_seconds=None if at is None else max(0.0, now - at),
+        lag_seconds=told.get("lag_seconds"),
+        lag_changes=told.get("lag_changes"),
+        saved_seconds=None if saved is None else max(0.0, now - saved),
+        headroom_seconds=None if oplog is None or at is None else oplog.headroom(at),
+    )
+    return _checked(partition)
+
+
+class _Counted:
+    """Counts documents of a group: all of them if that is quick, else some of them.
+
+    Attributes:
+        at_least: names of the figures that more documents belong to than were counted.
+    """
+
+    def __init__(self, client: AsyncMongoClient[Any], database: str, group: str) -> None:
+        self._client = client
+        self._database = database
+        self._of_group = {"$match": {"group": group}}
+        self.at_least: set[str] = set()
+
+    async def all(self, figure: str, collection: str) -> int:
+        """How many documents of a collection there are."""
+        found = await self.by(figure, collection, {"_id": None, "count": {"$sum": 1}})
+        return int(found[0]["count"]) if found else 0
+
+    async def by(self, figure: str, collection: str, grouping: dict[str, Any]) -> list[dict[str, Any]]:
+        """What `$group` makes of the documents of a collection, the largest count first."""
+        asked = _collection(self._client, self._database, collection)
+        grouped = [{"$group": grouping}, {"$sort": {"count": -1, "_id": 1}}]
+        try:
+            cursor = await asked.aggregate([self._of_group, *grouped], maxTimeMS=_PATIENCE_MS)
+            return await cursor.to_list()
+        except ExecutionTimeout:
+            self.at_least.add(figure)
+            cursor = await asked.aggregate([self._of_group, {"$limit": _COUNTED}, *grouped])
+            return await cursor.to_list()
+
+
+async def _letters(counted: _Counted, sound: Sound) -> list[Letters]:
+    by_receiver = {
+        "_id": {"receiver": "$receiver", "signal": "$signal"},
+        "count": {"$sum": 1},
+        "newest_at": {"$max": "$last_attempt_at"},
+    }
+    return sound.each(DEAD_LETTERS, await counted.by("dead_letters", DEAD_LETTERS, by_receiver), _letters_of)
+
+
+async def _parked(counted: _Counted, sound: Sound) -> list[Parked]:
+    by_receiver = {
+        "_id": {"receiver": "$receiver", "reason": "$reason"},
+        "count": {"$sum": 1},
+        "due_at": {"$min": "$due_at"},
+    }
+    return sound.each(PARKED_LANES, await counted.by("parked", PARKED_LANES, by_receiver), _parked_of)
+
+
+def _letters_of(found: dict[str, Any]) -> Letters:
+    key = found["_id"]
+    return _checked(Letters(key.get("receiver"), key.get("signal"), found["count"], _aware(found["newest_at"])))
+
+
+def _parked_of(found: dict[str, Any]) -> Parked:
+    key = found["_id"]
+    return _checked(Parked(key.get("receiver"), key.get("reason"), found["count"], _aware(found["due_at"])))
+
+
+def _paused(found: dict[str, Any]) -> Paused:
+    return _checked(Paused(receiver_paused(found), _aware(found.get("since")), found.get("by")))
+
+
+def _run(found: dict[str, Any]) -> dict[str, Any]:
+    """Not where it is: that may be the key of somebody's document, and everybody may see figures."""
+    _RunSaid.model_validate(found)
+    return {name: value for name, value in found.items() if name not in _PLACES}
+
+
+@cache
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _checked(made: T) -> T:
+    """The same, if its attributes are of their types.
+
+    Raises:
+        ValidationError: one is not; it names the attribute.
+    """
+    kind: Any = type(made)
+    checked: T = _adapter(kind).validate_python(asdict(made))  # type: ignore[call-overload]
+    return checked
+
+
+class _StatsSaid(BaseModel):
+    """What a member's figures must be, for who computes with them."""
+
+    per_second: dict[str, float] = {}
+    partitions: dict[str, dict[str, float | None]] = {}
+    receivers: list[dict[str, Any]] = []
+
+
+class _ReceiverSaid(BaseModel):
+    """What a member says of a receiver."""
+
+    id: str
+    name: str
+    signal: str
+    formerly: list[str] | None = None
+
+
+class _RunSaid(BaseModel):
+    """What is shown of a run."""
+
+    run: str
+    what: str
+    asked: dict[str, Any]
+    delivered: int
+    failed: int
+    status: str
+
+
+def _gap(found: dict[str, Any]) -> Gap:
+    namespace = found.get("namespace") or {}
+    name = ".".join(part for part in (namespace.get("db"), namespace.get("coll")) if part)
+    return _checked(Gap(found["kind"], name or None, _aware(found.get("noted_at")), found.get("text", "")))
+
+
+def _aware(moment: Any) -> datetime | None:
+    """A date of the state, which is UTC; None for anything else."""
+    return moment.replace(tzinfo=UTC) if isinstance(moment, datetime) else None

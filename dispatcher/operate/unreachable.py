@@ -1,0 +1,156 @@
+"""Receivers that can never be called: connected, but to something that does not happen."""
+
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+from pymongo import AsyncMongoClient
+from pymongo.errors import OperationFailure
+
+from dispatcher.core.driver_errors import Kind, kind_of
+from dispatcher.delivery.routes import Routes
+from dispatcher.exceptions import ServerError
+from dispatcher.stream.collections import Watched, watched_collections
+from mongoz import Document, Registry
+from mongoz.fields.storage import stored_names
+from mongoz.signals.names import POST
+from mongoz.signals.receivers import Receiver
+
+__all__ = ["Silent", "require_changes", "silent_receivers", "without_changes"]
+
+
+class Silent(NamedTuple):
+    """A receiver that is never called, as far as one can tell.
+
+    Attributes:
+        receiver: its name.
+        place: document and signal.
+        text: why.
+        remedy: what to do about it.
+    """
+
+    receiver: str
+    place: str
+    text: str
+    remedy: str
+
+
+def silent_receivers(registry: Registry, routes: Routes) -> Iterator[Silent]:
+    """Those that the application alone tells of."""
+    yield from _of_abstract_documents()
+    yield from _of_other_registries(registry)
+    for document, signal, receiver in _connected(routes):
+        place = f"{document.__name__}.{signal}"
+        names = stored_names(document)
+        if receiver.options.fields and {names.get(name, name) for name in receiver.options.fields} <= {"_id"}:
+            yield Silent(
+                receiver.name,
+                place,
+                "fields= names nothing but the id, which never changes",
+                "Name other fields, or leave fields= out.",
+            )
+        for name, meant in _misspelt(document, receiver.options.where or {}):
+            yield Silent(
+                receiver.name,
+                place,
+                f"where= asks for {name!r}, and no field of {document.__name__} is stored under that name",
+                f"Write {meant!r}.",
+            )
+
+
+def without_changes(watched: Iterable[Watched], routes: Routes) -> Iterator[Silent]:
+    """Those of views and time series, which have no changes."""
+    for one in watched:
+        if one.kind in ("", "collection") or not one.is_named:
+            continue
+        for listener in routes.listening_to(one.namespace):
+            for signal, receivers in listener.receivers.items():
+                for receiver in receivers:
+                    yield Silent(
+                        receiver.name,
+                        f"{listener.document.__name__}.{signal}",
+                        f"{one.name} is a {one.kind}, which has no changes",
+                        "Point Meta.collection and Meta.watch to plain collections, or disconnect it.",
+                    )
+
+
+async def require_changes(client: AsyncMongoClient[Any], routes: Routes) -> None:
+    """Refuse receivers of what has no changes: they would never be called.
+
+    Raises:
+        ServerError: there are such; names the first.
+        PyMongoError: as the driver has it.
+    """
+    try:
+        watched = await watched_collections(client, routes)
+    except OperationFailure as error:
+        if kind_of(error) is Kind.NO_ACCESS:  # what they are is not ours to know
+            return
+        raise
+    for one in without_changes(watched, routes):
+        raise ServerError(f"{one.receiver} of {one.place} never runs: {one.text}.", remedy=one.remedy)
+
+
+def _connected(routes: Routes) -> Iterator[tuple[Any, str, Receiver]]:
+    for listener in routes.listeners:
+        for signal, receivers in listener.receivers.items():
+            for receiver in receivers:
+                yield listener.document, signal, receiver
+
+
+def _of_abstract_documents() -> Iterator[Silent]:
+    for document in _descendants(Document):
+        if not document.meta.abstract or any(not one.meta.abstract for one in _descendants(document)):
+            continue
+        for signal, receiver in _own(document):
+            yield Silent(
+                receiver.name,
+                f"{document.__name__}.{signal}",
+                f"{document.__name__} is abstract, and no imported document inherits from it",
+                "Import the module with the documents (--import), or connect the receiver to one of them.",
+            )
+
+
+def _of_other_registries(registry: Registry) -> Iterator[Silent]:
+    for document in _descendants(Document):
+        if document.meta.abstract or document.meta.registry is registry:
+            continue
+        for signal, receiver in _own(document):
+            yield Silent(
+                receiver.name,
+                f"{document.__name__}.{signal}",
+                f"{document.__name__} belongs to "
+                f"{'another registry' if document.meta.registry is not None else 'no registry'}",
+                "Name APP's registry in its Meta, or run a dispatcher for the other one.",
+            )
+
+
+def _own(document: Any) -> Iterator[tuple[str, Receiver]]:
+    """Receivers that are connected to the document itself."""
+    for signal in POST:
+        connected = getattr(document.meta.signals, signal)
+        for receiver in connected.receivers:
+            if receiver.runs_in_dispatcher and receiver.function in connected:
+                yield signal, receiver
+
+
+def _descendants(document: Any) -> Iterator[Any]:
+    for child in document.__subclasses__():
+        yield child
+        yield from _descendants(child)
+
+
+def _misspelt(document: Any, where: Any) -> Iterator[tuple[str, str]]:
+    """Top-level names of a match that no field is stored under, but that look like a field, and what is meant.
+
+    Documents may hold more than their model says, so a name that looks like none of its fields may be right.
+    """
+    names = stored_names(document)
+    known = {"_id", *names.values()}
+    for name in where:
+        top = name.partition(".")[0]
+        if top.startswith("$") or top in known:
+            continue
+        meant = names.get(top) or next(iter(get_close_matches(top, known, n=1)), None)
+        if meant is not None:
+            yield top, meant

@@ -1,0 +1,1 @@
+"""Deliveries that wait, durably: parked deliveries and dead letters."""

@@ -1,0 +1,227 @@
+"""Dead letters: deliveries that failed for good, with all that is needed to try them again.
+
+dead_letters: one document per letter. What `parking/record.py` lists, and:
+
+    _id               "<delivery id>:<receiver id>:<document>"; "<delivery id>:event" for an unreadable event
+    short_id          what people call it: twelve hexadecimal digits, a hash of `_id`; absent in letters of earlier
+                      versions
+    attempts          how many there were; 0 if the receiver was never called
+    reason            `"failed"`, `"invalid"` (the document does not fit its model), `"undecodable"`,
+                      `"too_many_hops"`
+    error             {type, message, traceback}
+    fault             of an undecodable one: {where, path, type, why, remedy}; absent otherwise
+    first_attempt_at  when the first attempt began
+    last_attempt_at   when the last one ended
+    retries           how often it was tried again since, and failed; absent if never
+
+    retry_requested_at    the server's time at which somebody asked for it to be tried again; absent if nobody did
+    retrying_since        the server's time at which it was parked for that; absent if it is not tried now
+    retry_refused         {at, text}: why it could not be; absent if it could
+"""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Final
+
+from bson.raw_bson import RawBSONDocument
+from pymongo import AsyncMongoClient, ReturnDocument
+from pymongo.errors import PyMongoError
+
+from dispatcher.core.bson_codec import RAW
+from dispatcher.core.bson_elements import elements, keyed
+from dispatcher.core.driver_errors import in_short
+from dispatcher.core.output.logs import Stats, get_logger
+from dispatcher.core.partitions import belongs, hash_of
+from dispatcher.core.state import dead_letter_chunks, dead_letters
+from dispatcher.delivery.terms import Pause, pause_after
+from dispatcher.parking.record import Letter, Parts, short_id
+from mongoz.signals.options import Retry
+
+__all__ = ["DeadLetters"]
+
+log = get_logger()
+
+# Characters of a reason that is kept.
+_LONGEST_REASON: Final = 2_000
+
+# Pauses after writes that failed. There is no last attempt.
+_RETRY: Final = Retry(base=0.1, cap=10.0)
+
+
+class DeadLetters:
+    """Keeps letters.
+
+    Args:
+        client: opened for the running loop.
+        database: of the dispatcher's state.
+        group: of dispatchers.
+        stats: counters.
+        partition: which one, of how many: whose letters are ours to be tried again.
+    """
+
+    def __init__(
+        self,
+        client: AsyncMongoClient[Any],
+        database: str,
+        group: str,
+        stats: Stats,
+        partition: tuple[int, int] = (0, 1),
+    ) -> None:
+        self.group = group
+        self._partition = partition
+        self._letters = dead_letters(client, database)
+        self._parts = Parts(dead_letter_chunks(client, database))
+        self._stats = stats
+
+    async def keep(self, letter: Letter, pause: Pause = asyncio.sleep) -> None:
+        """Write a letter; when this returns it survives a failover. One with the same id is replaced.
+
+        What can't be written now is tried again, for ever: until then the delivery is not finished.
+
+        Args:
+            letter: to be written.
+            pause: waits between attempts.
+        """
+        attempt = 0
+        while True:
+            try:
+                await self._write(letter)
+                break
+            except PyMongoError as error:
+                attempt += 1
+                _log_unavailable(letter.id, error, attempt)
+            await pause(pause_after(_RETRY, attempt))
+        self._stats.dead_letters += 1
+
+    async def _write(self, letter: Letter) -> None:
+        document = {**await self._parts.write(letter), "short_id": short_id(letter.id)}
+        before = await self._letters.find_one_and_replace(
+            {"_id": letter.id},
+            document,
+            projection={"chunked": True},
+            upsert=True,
+            return_document=ReturnDocument.BEFORE,
+        )
+        if before is not None and before.get("chunked", {}) != document["chunked"]:
+            await self._parts.drop(letter.id, but=document["chunked"])
+
+    async def requested(self, most: int) -> list[str]:
+        """`_id`s of letters that are to be tried again; those that were asked for first come first.
+
+        A letter whose key is too long to be found by it may be another partition's, see `is_ours`.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        wanted: dict[str, Any] = {"group": self.group, "retry_requested_at": {"$exists": True}}
+        number, of = self._partition
+        if of > 1:
+            long = {"key": {"$exists": False}, "receiver": {"$ne": None}}
+            wanted["$or"] = [{"$expr": belongs(hash_of("$key"), number, of)}, long]
+        found = self._letters.find(wanted, {"_id": True}).sort("retry_requested_at", 1).limit(most)
+        return [letter["_id"] async for letter in found]
+
+    async def is_ours(self, key: bytes) -> bool:
+        """Whether a document belongs to this partition.
+
+        Args:
+            key: its `_id`, as BSON: {"": _id}.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        number, of = self._partition
+        if of == 1:
+            return True
+        pipeline: list[dict[str, Any]] = [
+            {"$documents": {"$literal": [RawBSONDocument(keyed(next(elements(key)), "key"))]}},
+            {"$match": {"$expr": belongs(hash_of("$key"), number, of)}},
+        ]
+        pipeline.append({"$project": {"_id": True}})
+        return bool(await (await self._letters.database.aggregate(pipeline)).to_list(None))
+
+    async def read(self, letter: str) -> RawBSONDocument | None:
+        """A letter that is to be tried again, as it is stored; None if it is not any more.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        wanted = {"_id": letter, "retry_requested_at": {"$exists": True}}
+        return await self._letters.with_options(codec_options=RAW).find_one(wanted)
+
+    async def is_requested(self, letter: str) -> bool:
+        """Whether a letter is still there, and to be tried again.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        wanted = {"_id": letter, "retry_requested_at": {"$exists": True}}
+        return await self._letters.find_one(wanted, {"_id": True}) is not None
+
+    async def taken(self, letter: str) -> None:
+        """Note that a letter is being tried again.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        await self._letters.update_one(
+            {"_id": letter},
+            [{"$set": {"retrying_since": "$$NOW"}}, {"$unset": ["retry_requested_at", "retry_refused"]}],
+        )
+
+    async def refuse(self, letter: str, reason: str) -> None:
+        """Note that a letter can't be tried again.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        text = {"$literal": reason[:_LONGEST_REASON]}
+        await self._letters.update_one(
+            {"_id": letter},
+            [{"$set": {"retry_refused": {"at": "$$NOW", "text": text}}}, {"$unset": ["retry_requested_at"]}],
+        )
+
+    async def forget(self, letter: str, pause: Pause = asyncio.sleep) -> None:
+        """Remove a letter; when this returns it is gone for good. What can't be done now is tried again, for ever.
+
+        Args:
+            letter: its `_id`.
+            pause: waits between attempts.
+        """
+        attempt = 0
+        while True:
+            try:
+                gone = await self._letters.find_one_and_delete({"_id": letter}, projection={"chunked": True})
+                if gone is None or gone.get("chunked"):
+                    await self._parts.drop(letter)
+                break
+            except PyMongoError as error:
+                attempt += 1
+                _log_unavailable(letter, error, attempt)
+            await pause(pause_after(_RETRY, attempt))
+
+    async def parts_of(self, letter: Mapping[str, Any]) -> dict[str, bytes]:
+        """The parts of a letter, as bytes.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        return await self._parts.read(letter)
+
+    async def parts(self, letter: dict[str, Any]) -> dict[str, RawBSONDocument]:
+        """The parts of a letter that was read from the database.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        return {name: RawBSONDocument(data) for name, data in (await self._parts.read(letter)).items()}
+
+
+def _log_unavailable(letter: str, error: PyMongoError, attempt: int) -> None:
+    log.error(
+        "a dead letter could not be written, trying again",
+        action="dead_letter.not_written",
+        letter=letter,
+        error=in_short(error),
+        attempt=attempt,
+    )

@@ -1,0 +1,301 @@
+"""Who has to wait behind parked deliveries, and parking what must wait long.
+
+A delivery is parked when it blocks, when its receiver is paused, or when its next attempt is far away. Once it is
+written, its change is finished as far as this receiver is concerned. Later deliveries of the same receiver and
+document are its followers: they are parked behind it, in order, until the lane is worked off.
+
+What is parked is in the database only. In memory are the names of the receivers that have something parked, and
+the lanes that jobs in the queue need to know of. While a job of a document runs no other job of it does, and a
+lane is touched by jobs of its document only. That is why a lane can't end while a follower is added to it.
+"""
+
+import asyncio
+import secrets
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from typing import Any, Final, TypeVar
+
+from pymongo.errors import PyMongoError
+
+from dispatcher.core.driver_errors import in_short
+from dispatcher.core.events import Calls, Change, Job, Namespace
+from dispatcher.core.output.logs import Stats, get_logger
+from dispatcher.delivery.instances import key_of, name_of
+from dispatcher.delivery.terms import Pause, pause_after
+from dispatcher.parking.record import Again, Letter, delivery_of
+from dispatcher.parking.store import Parked, Waiting, lane_id
+from mongoz.signals.options import Retry
+from mongoz.signals.receivers import Receiver
+
+__all__ = ["Listening", "Parking"]
+
+log = get_logger()
+
+Listening = Callable[[Namespace], Sequence[tuple[str, frozenset[str]]]]
+"""Who listens to a collection: names of document classes, each with those of its receivers."""
+
+# Pauses after commands that failed. There is no last attempt: until then the delivery is not finished.
+_RETRY: Final = Retry(base=0.1, cap=10.0)
+
+T = TypeVar("T")
+
+
+class Parking:
+    """The parked deliveries of one stream.
+
+    Args:
+        parked: the collections.
+        receivers: all that the application has.
+        term: of the position that this process owns.
+        stats: counters.
+        pause: waits between attempts at a command.
+        paused: the names of receivers that are paused now.
+        on_parked: told in how many seconds a delivery that was parked is due.
+    """
+
+    def __init__(
+        self,
+        parked: Parked,
+        receivers: Iterable[Receiver],
+        *,
+        term: int,
+        stats: Stats,
+        pause: Pause,
+        paused: Callable[[], frozenset[str]] = frozenset,
+        on_parked: Callable[[float], None] = lambda _seconds: None,
+    ) -> None:
+        self._parked = parked
+        self.term = term
+        self._stats = stats
+        self._pause = pause
+        self._paused = paused
+        self._on_parked = on_parked
+        self.me = secrets.token_hex(8)
+        # Lanes go by the name that a receiver had when they began.
+        self._names = {one.name: (*one.options.formerly, one.name) for one in receivers}
+        self._owners: dict[str, set[str]] = defaultdict(set)
+        for name, names in self._names.items():
+            for one in names:
+                self._owners[one].add(name)
+        # Names under which something is parked, and how often something was, to notice that it happened again.
+        self._busy: dict[str, int] = {}
+        # Those under which something is being written this moment: nobody finds it, and still it is there.
+        self._writing: Counter[str] = Counter()
+        # Lanes that jobs in the queue must ask for, the round in which that was found out, and their document.
+        self._remembered: dict[str, tuple[int, Hashable]] = {}
+        self._round = 0
+        self.stuck: set[str] = set()
+        """Lanes that a task is still at, and has been left alone with."""
+        self._resting: set[str] = set()
+        self.watched: set[str] = set()
+        """Names of the receivers whose deliveries may have to wait. Empty nearly always."""
+
+    @property
+    def busy(self) -> tuple[str, ...]:
+        """The names of receivers under which something is parked that may be delivered now."""
+        return tuple(name for name in self._busy if not self.is_paused(name))
+
+    def is_paused(self, name: str) -> bool:
+        """Whether what is parked under a name has to wait because its receiver is paused, by any of its names."""
+        return not self._owners[name].isdisjoint(self._resting)
+
+    async def load(self) -> None:
+        """Find out what an earlier process parked.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        known = {name for names in self._names.values() for name in names}
+        found = await self._parked.receivers()
+        self._busy.update(dict.fromkeys(found & known, 0))
+        self.watch()
+        orphaned = sorted(found - known)
+        if orphaned:
+            log.warning(
+                "deliveries are parked for receivers that the application does not have; they stay there",
+                action="parked.orphaned",
+                receivers=orphaned,
+                remedy="connect a receiver with this name, or with formerly= this name",
+            )
+
+    def watch(self) -> None:
+        """Find out whose deliveries may have to wait: of whom something is parked, and who is paused now."""
+        busy = {name for name, names in self._names.items() if any(one in self._busy for one in names)}
+        self._resting = {name for name, names in self._names.items() if not self._paused().isdisjoint(names)}
+        self.watched.clear()
+        self.watched.update(busy | self._resting)
+
+    # -- who has to wait -------------------------------------------------------------------------------------
+
+    async def look_up(
+        self,
+        changes: Iterable[Change],
+        listening: Listening,
+        is_queued: Callable[[Hashable], bool] | None,
+    ) -> None:
+        """Find out which of these changes have something parked before them; before they are queued.
+
+        Args:
+            changes: the next ones of the stream.
+            listening: who they may be for.
+            is_queued: whether jobs of a document are; given where all earlier changes are queued or finished, so
+                that what nobody is going to ask for can be forgotten.
+        """
+        if is_queued is not None:
+            self._round += 1
+            for lane, (since, key) in list(self._remembered.items()):
+                if since < self._round and not is_queued(key):
+                    del self._remembered[lane]
+        lanes: dict[str, Hashable] = {}
+        for change in changes:
+            for document, names in listening(change.namespace):
+                for name in names & self.watched:
+                    lanes.update(dict.fromkeys(self._lanes(name, document, change), change.key))
+        if lanes:
+            for lane in await self.insist(lambda: self._parked.which(list(lanes))):
+                self._remembered[lane] = (self._round, lanes[lane])
+
+    def _lanes(self, name: str, document: str, change: Change) -> list[str]:
+        """The lanes in which something of a receiver may be parked."""
+        names = [one for one in self._names.get(name, ()) if one in self._busy]
+        return [lane_id(self._parked.group, one, document, change.namespace, key_of(change)) for one in names]
+
+    async def holds(self, change: Change, calls: Calls, receiver: Receiver) -> bool:
+        """Whether a delivery has to wait behind others. If so, it is parked when this returns."""
+        for lane in self._lanes(receiver.name, name_of(calls.document), change):
+            if lane in self._remembered:
+                if await self.insist(lambda lane=lane: self._parked.is_there(lane)):  # type: ignore[misc]
+                    await self._put(self._row(lane, change, calls, receiver), lane, None)
+                    return True
+                del self._remembered[lane]
+        if receiver.name not in self._resting:
+            return False
+        await self.park(change, calls, receiver, Waiting("paused"))
+        return True
+
+    # -- parking ---------------------------------------------------------------------------------------------
+
+    async def park(
+        self,
+        change: Change,
+        calls: Calls,
+        receiver: Receiver,
+        waiting: Waiting,
+        *,
+        behind: "asyncio.Task[Any] | None" = None,
+    ) -> None:
+        """Park a delivery that nothing was parked before; when this returns it survives a failover.
+
+        Args:
+            change: what is delivered.
+            calls: to whom.
+            receiver: one of them.
+            waiting: what for.
+            behind: a task that is still at the last attempt; it is not tried again before that has ended.
+        """
+        document = name_of(calls.document)
+        lane = lane_id(self._parked.group, receiver.name, document, change.namespace, key_of(change))
+        if behind is not None:
+            self.wait_for(behind, lane)
+        await self._begin_lane(self._row(lane, change, calls, receiver), lane, change, receiver, waiting)
+
+    async def park_rest(self, job: Job) -> None:
+        """Park what is left to do of a change, which is not to be read again because others have got it.
+
+        Raises:
+            Interrupted: that is not possible now.
+        """
+        assert job.change is not None
+        for calls in job.left:
+            (receiver,) = calls.receivers
+            if not await self.holds(job.change, calls, receiver):
+                await self.park(job.change, calls, receiver, Waiting("interrupted"))
+
+    def wait_for(self, task: "asyncio.Task[Any]", lane: str) -> None:
+        """Have nothing of a lane tried before a task has ended."""
+
+        def ended(_task: object) -> None:
+            self.stuck.discard(lane)
+            self._on_parked(0.0)
+
+        if not task.done():
+            self.stuck.add(lane)
+            task.add_done_callback(ended)
+
+    async def park_again(self, change: Change, calls: Calls, again: Again) -> None:
+        """Park the delivery of a dead letter, in the order of the commits among what is parked already.
+
+        Args:
+            change: with what the letter has of it.
+            calls: a single receiver.
+            again: the letter.
+        """
+        (receiver,) = calls.receivers
+        document = name_of(calls.document)
+        lanes = self._lanes(receiver.name, document, change)
+        there = await self.insist(lambda: self._parked.which(lanes)) if lanes else set()
+        own = lane_id(self._parked.group, receiver.name, document, change.namespace, key_of(change))
+        lane = next((one for one in lanes if one in there), own)
+        row = self._row(lane, change, calls, receiver)
+        row.fields["again"] = again._asdict()
+        await self._begin_lane(row, lane, change, receiver, Waiting("retry"))
+
+    async def _begin_lane(
+        self, row: Letter, lane: str, change: Change, receiver: Receiver, waiting: Waiting
+    ) -> None:
+        """Have whoever comes next ask for a lane, before it is written; and write it."""
+        self._remembered[lane] = (self._round, change.key)
+        self._busy[receiver.name] = self._busy.get(receiver.name, 0) + 1
+        self.watched.add(receiver.name)
+        self._writing[receiver.name] += 1
+        try:
+            await self._put(row, lane, waiting)
+        finally:
+            self._writing[receiver.name] -= 1
+        self._on_parked(waiting.seconds)
+
+    def _row(self, lane: str, change: Change, calls: Calls, receiver: Receiver) -> Letter:
+        fields, parts = delivery_of(change, calls, receiver, term=self.term, group=self._parked.group)
+        id_ = f"{lane}:{change.token}" + (f"~{calls.run}" if calls.run else "")
+        return Letter({"_id": id_, "lane": lane, "by": self.me, **fields}, parts)
+
+    async def _put(self, row: Letter, lane: str, waiting: Waiting | None) -> None:
+        await self.insist(lambda: self._parked.put(row, lane, waiting))
+        self._stats.parked += 1
+
+    async def insist(self, command: Callable[[], Awaitable[T]]) -> T:
+        """Do something in the database, if need be again and again.
+
+        Raises:
+            Interrupted: nothing more is to be started.
+        """
+        attempt = 0
+        while True:
+            try:
+                return await command()
+            except PyMongoError as error:
+                attempt += 1
+                log.error(
+                    "parked deliveries can't be read or written now, trying again",
+                    action="parked.unavailable",
+                    error=in_short(error),
+                    attempt=attempt,
+                )
+            await self._pause(pause_after(_RETRY, attempt))
+
+    # -- forgetting ------------------------------------------------------------------------------------------
+
+    def times_parked(self, name: str) -> int:
+        """Grows whenever something is parked under a name."""
+        return self._busy.get(name, 0)
+
+    def nothing_left(self, name: str, times: int) -> None:
+        """Nothing is parked under this name any more, unless something was since.
+
+        Args:
+            name: of a receiver.
+            times: `times_parked` before that was found out.
+        """
+        if self._busy.get(name) == times and not self._writing[name]:
+            del self._busy[name]
+            self.watch()

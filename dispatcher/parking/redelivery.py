@@ -1,0 +1,221 @@
+"""Dead letters that an operator wants to be tried again: they are parked, with fresh attempts.
+
+So they keep their place: behind what happened to their document before, ahead of what happened since and waits.
+A letter stays until its delivery has succeeded; one that fails again is written anew.
+"""
+
+import asyncio
+from collections.abc import Callable, Hashable, Mapping
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+from bson.codec_options import CodecOptions
+from bson.raw_bson import RawBSONDocument
+from pymongo.errors import PyMongoError
+
+from dispatcher.core.driver_errors import fatal, in_short
+from dispatcher.core.error_text import text_of, words_of
+from dispatcher.core.events import Calls, Change, Job
+from dispatcher.core.output.logs import get_logger
+from dispatcher.core.undecodable import Undecodable
+from dispatcher.delivery.routes import Routes
+from dispatcher.delivery.where import Conditions, wanted
+from dispatcher.exceptions import DispatcherError
+from dispatcher.parking.dead_letters import DeadLetters
+from dispatcher.parking.gate import Parking
+from dispatcher.parking.record import Again, Letter, change_of, delivery_of, letter_id
+from dispatcher.stream.decode import decode
+
+__all__ = ["Resending"]
+
+log = get_logger()
+
+# Seconds between two looks.
+_LOOK: Final = 1.0
+
+# Letters at once, and bytes of their documents.
+_MOST: Final = 50
+_BYTES: Final = 4_000_000
+
+# What a letter keeps when it becomes one for each receiver.
+_FAILURE: Final = ("attempts", "reason", "error", "first_attempt_at", "last_attempt_at", "retry_requested_at")
+
+
+class _Refused(Exception):
+    """A letter that can't be tried again, and why."""
+
+
+class _Found(NamedTuple):
+    """A letter that is to be tried again."""
+
+    letter: RawBSONDocument
+    change: Change
+    calls: Calls
+    again: Again
+
+
+class Resending:
+    """Takes care of the requests for one stream's letters.
+
+    Args:
+        dead_letters: the collection.
+        parking: where they are parked.
+        routes: who listens to what.
+        conditions: who wants which change; None if everybody wants all.
+        add: gives a job to the lanes.
+        goes_on: whether something may be begun.
+        codec_options: the registry's.
+        address: of the server, for messages.
+    """
+
+    def __init__(
+        self,
+        dead_letters: DeadLetters,
+        parking: Parking,
+        routes: Routes,
+        conditions: Conditions | None,
+        *,
+        add: Callable[[Hashable, Job, int], None],
+        goes_on: Callable[[], bool],
+        codec_options: CodecOptions[Any],
+        address: str,
+    ) -> None:
+        self._letters = dead_letters
+        self._parking = parking
+        self._routes = routes
+        self._conditions = conditions
+        self._add = add
+        self._goes_on = goes_on
+        self._codec_options = codec_options
+        self._address = address
+
+    async def run(self) -> None:
+        """Look for requests, for ever.
+
+        Raises:
+            DispatcherError: what no repetition can mend.
+        """
+        while True:
+            try:
+                taken = await self._take() if self._goes_on() else 0
+            except PyMongoError as error:
+                verdict = fatal(error, self._address)
+                if verdict is not None:
+                    raise verdict from error
+                taken = 0
+                log.warning(
+                    "dead letters can't be read now, trying again",
+                    action="dead_letter.unavailable",
+                    error=in_short(error),
+                )
+            if not taken:
+                await asyncio.sleep(_LOOK)
+
+    async def _take(self) -> int:
+        """Begin with the next ones; when this returns they are parked, or answered. How many there were."""
+        taken, size = 0, 0
+        parked: list[asyncio.Future[None]] = []
+        for id_ in await self._letters.requested(_MOST):
+            letter = await self._letters.read(id_)
+            if letter is None:
+                continue
+            parts: dict[str, bytes] = {}
+            try:
+                parts = await self._letters.parts_of(letter)
+                if letter["receiver"] is None:
+                    await self._split(letter, parts)
+                elif "key" in parts and not await self._letters.is_ours(parts["key"]):
+                    continue
+                else:
+                    parked.append(self._begin(self._found(letter, parts)))
+            except _Refused as refused:
+                await self._refuse(id_, str(refused))
+            except (PyMongoError, DispatcherError):
+                raise
+            except Exception as error:  # somebody else wrote it, or edited it
+                await self._refuse(id_, f"It is not written as letters are: {text_of(error)}")
+            taken += 1
+            size += sum(map(len, parts.values()))
+            if size > _BYTES:
+                if parked:
+                    await asyncio.wait(parked)
+                parked, size = [], 0
+        if parked:
+            await asyncio.wait(parked)
+        return taken
+
+    async def _refuse(self, letter: str, reason: str) -> None:
+        await self._letters.refuse(letter, reason)
+        log.warning(
+            "a dead letter can't be tried again", action="dead_letter.refused", letter=letter, reason=reason
+        )
+
+    def _found(self, letter: RawBSONDocument, parts: Mapping[str, bytes]) -> _Found:
+        """A letter's change and receiver, as they are today."""
+        change = change_of(letter, parts, self._codec_options)
+        if change.fault is not None:
+            raise _Refused(f"It still can't be delivered: {change.fault}")
+        again = Again(str(letter["_id"]), int(letter.get("retries", 0)))
+        calls = self._routes.calls_to(
+            letter["document"],
+            letter["signal"],
+            bytes.fromhex(letter["receiver_id"]),
+            change.namespace,
+            created=letter["created"],
+            # Whoever asks has mended the loop, or will see it again after as many hops.
+            hops=0 if letter["reason"] == "too_many_hops" else letter["hops"],
+            run=letter.get("run") or "",
+        )
+        if calls is None:
+            raise _Refused(
+                f"The application has no receiver {letter['receiver']!r} of {letter['signal']} of "
+                f"{letter['document']} any more. Connect one with this name, or with formerly= this name."
+            )
+        return _Found(letter, change, calls, again)
+
+    def _begin(self, found: _Found) -> "asyncio.Future[None]":
+        """Have it parked between the jobs of its document."""
+        done = asyncio.get_running_loop().create_future()
+        job = Job("")
+        job.errand = partial(self._park, found)
+        job.afterwards = partial(done.set_result, None)
+        self._add(found.change.key, job, 0)
+        return done
+
+    async def _park(self, found: _Found) -> None:
+        again = found.again
+        # It may have been dropped meanwhile.
+        if await self._parking.insist(lambda: self._letters.is_requested(again.letter)):
+            await self._parking.park_again(found.change, found.calls, again)
+            await self._parking.insist(lambda: self._letters.taken(again.letter))
+            log.info(
+                "a dead letter is tried again",
+                action="dead_letter.retried",
+                letter=again.letter,
+                receiver=found.calls.receivers[0].name,
+            )
+
+    # -- letters of unreadable events ------------------------------------------------------------------------
+
+    async def _split(self, letter: RawBSONDocument, parts: Mapping[str, bytes]) -> None:
+        """An event that can be decoded today becomes a letter for each receiver. These are taken next."""
+        try:
+            change = decode(RawBSONDocument(parts["event"]), self._codec_options)
+        except Undecodable as error:
+            raise _Refused(f"The event still can't be decoded: {words_of(error)}") from error
+        if change.fault is not None:
+            raise _Refused(f"The event still can't be decoded: {change.fault}")
+        all_calls = self._routes.route(change)
+        if self._conditions is not None:
+            refused = await self._conditions.refused([change])
+            all_calls = wanted(all_calls, refused.get(change.token, frozenset()))
+        kept = {name: letter[name] for name in _FAILURE}
+        for calls in all_calls:
+            for receiver in calls.receivers:
+                await self._letters.keep(self._letter(change, calls._replace(receivers=(receiver,)), kept))
+        await self._letters.forget(letter["_id"])
+
+    def _letter(self, change: Change, calls: Calls, kept: Mapping[str, Any]) -> Letter:
+        (receiver,) = calls.receivers
+        fields, parts = delivery_of(change, calls, receiver, term=self._parking.term, group=self._letters.group)
+        return Letter({"_id": letter_id(fields), **fields, **kept}, parts)

@@ -1,0 +1,385 @@
+"""Working off parked deliveries: lanes whose time has come, oldest first, next to the live traffic.
+
+A lane is worked off by an errand among the jobs of its document, so that nothing of this document is delivered or
+parked meanwhile. It does a slice, and makes room for what was read since. Errands take half of the places at most,
+and no receiver's more than its share of these.
+"""
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Hashable
+from contextlib import suppress
+from functools import partial
+from time import monotonic
+from typing import Any, Final
+
+from bson.codec_options import CodecOptions
+from bson.raw_bson import RawBSONDocument
+from pymongo.errors import PyMongoError
+
+from dispatcher.core.driver_errors import fatal, in_short
+from dispatcher.core.events import Calls, Change, Job, key_from
+from dispatcher.core.output.logs import get_logger
+from dispatcher.core.state import PARKED
+from dispatcher.core.state_checks import Sound
+from dispatcher.core.tasks import Abandoned, Interrupted
+from dispatcher.delivery.routes import Routes
+from dispatcher.delivery.terms import pause_after
+from dispatcher.exceptions import DispatcherError
+from dispatcher.parking.gate import Parking
+from dispatcher.parking.record import Again, change_of
+from dispatcher.parking.store import Lane, Parked, Stuck, Waiting
+from mongoz.signals.options import Retry
+
+__all__ = ["Deliver", "Unparking"]
+
+log = get_logger()
+
+Deliver = Callable[[Change, Calls, Waiting, Again | None, Stuck], Awaitable[Waiting | bool]]
+"""Makes an attempt at a delivery; what it waits for now, or whether it is delivered."""
+
+# Seconds that an errand takes before what was read since gets its turn.
+_SLICE: Final = 0.2
+
+# Seconds between two looks at the database: at most, while something is parked; and at least.
+_RARELY: Final = 1.0
+_OFTEN: Final = 0.005
+
+# Bytes of deliveries in hand, as far as that is known before they are read.
+_BYTES: Final = 8_000_000
+
+# Seconds until a delivery is looked at again whose receiver the application does not have.
+_ORPHANED: Final = 300.0
+
+_RETRY: Final = Retry(base=0.1, cap=10.0)
+
+
+class _Done:
+    """Deliveries of a lane that are finished, and still there.
+
+    Args:
+        lane: which.
+    """
+
+    __slots__ = ("lane", "letters", "rows")
+
+    def __init__(self, lane: Lane) -> None:
+        self.lane = lane
+        self.rows: list[RawBSONDocument] = []
+        self.letters: list[str] = []  # that were delivered
+
+    def add(self, row: RawBSONDocument, *, delivered: bool) -> None:
+        """The next one."""
+        self.rows.append(row)
+        if delivered and "again" in row:
+            self.letters.append(row["again"]["letter"])
+
+
+class Unparking:
+    """Works off the parked deliveries of one stream.
+
+    Args:
+        parked: the collections.
+        parking: who has something parked.
+        routes: who listens to what.
+        deliver: makes an attempt.
+        forget: removes a dead letter.
+        add: gives a job to the lanes.
+        goes_on: whether another delivery may be begun.
+        position: the token up to which everything is finished.
+        places: errands at once.
+        codec_options: the registry's.
+        address: of the server, for messages.
+    """
+
+    def __init__(  # noqa: PLR0913 - it stands between the database, the lanes and the deliverer
+        self,
+        parked: Parked,
+        parking: Parking,
+        routes: Routes,
+        *,
+        deliver: Deliver,
+        forget: Callable[[str], Awaitable[None]],
+        add: Callable[[Hashable, Job, int], None],
+        goes_on: Callable[[], bool],
+        position: Callable[[], str],
+        places: int,
+        codec_options: CodecOptions[Any],
+        address: str,
+    ) -> None:
+        self._parked = parked
+        self._parking = parking
+        self._routes = routes
+        self._deliver = deliver
+        self._forget = forget
+        self._add = add
+        self._goes_on = goes_on
+        self._position = position
+        self._places = max(1, places)
+        self._codec_options = codec_options
+        self._address = address
+        # Lanes in hand, with the receiver and the bytes of the first delivery: those that are read, and of these
+        # those that have become jobs.
+        self._in_hand: dict[str, tuple[str, int]] = {}
+        self._ready: deque[tuple[str, Lane, RawBSONDocument | None]] = deque()
+        self._running: Counter[str] = Counter()
+        self._woken = asyncio.Event()
+        self._next = 0.0
+        self._orphans: set[tuple[str, str]] = set()
+        self._unsettled: dict[str, _Done] = {}
+
+    def resize(self, places: int) -> None:
+        """Have so many errands at once."""
+        self._places = max(1, places)
+
+    def wake(self, seconds: float = 0.0) -> None:
+        """Something is due in so many seconds."""
+        at = monotonic() + seconds
+        if at < self._next:
+            self._next = at
+            self._woken.set()
+
+    async def run(self) -> None:
+        """Work off what is due, for ever.
+
+        Raises:
+            DispatcherError: what no repetition can mend.
+        """
+        failures = 0
+        while True:
+            self._next = monotonic() + _RARELY
+            try:
+                if self._goes_on() and self._parking.busy:
+                    self.wake(await self._take_all())
+                failures = 0
+            except PyMongoError as error:
+                verdict: DispatcherError | None = fatal(error, self._address)
+                if verdict is not None:
+                    raise verdict from error
+                failures += 1
+                log.warning(
+                    "parked deliveries can't be read now, trying again",
+                    action="parked.unavailable",
+                    error=in_short(error),
+                )
+                self._next = monotonic() + pause_after(_RETRY, failures)
+            await asyncio.sleep(_OFTEN)
+            await self._until_next()
+
+    async def _until_next(self) -> None:
+        while (seconds := self._next - monotonic()) > 0:
+            self._woken.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._woken.wait()
+
+    async def _take_all(self) -> float:
+        """Read what is due, as far as there will be places soon; the seconds until something else is."""
+        names = self._parking.busy
+        soonest = _RARELY
+        for name in names:
+            mine = [lane for lane, (of, _) in self._in_hand.items() if of == name]
+            room = min(self._places, self._share + self._places // 2 - len(mine))
+            if room <= 0 or len(self._ready) > self._places // 2 or self._bytes >= _BYTES:
+                continue  # an errand that ends looks again
+            times = self._parking.times_parked(name)
+            stuck = list(self._parking.stuck)
+            due, seconds = await self._parked.due(name, room, [*mine, *stuck])
+            if not due and not mine and not stuck and seconds is None:
+                self._parking.nothing_left(name, times)
+            await self._take(name, due)
+            if seconds is not None and len(due) < room:
+                soonest = min(soonest, seconds)
+        return soonest
+
+    @property
+    def _share(self) -> int:
+        """Errands that one receiver may have at once: one that hangs leaves places for the others."""
+        return max(1, self._places // max(1, len(self._parking.busy)))
+
+    @property
+    def _bytes(self) -> int:
+        return sum(size for _, size in self._in_hand.values())
+
+    async def _take(self, name: str, lanes: list[Lane]) -> None:
+        room = _BYTES - self._bytes
+        taken: list[Lane] = []
+        for lane in lanes:
+            if room <= 0:
+                break
+            taken.append(lane)
+            room -= lane.size
+        firsts = await self._parked.read([lane.first for lane in taken if lane.first is not None])
+        for lane in taken:
+            first = firsts.get(lane.first or "")
+            if first is None or self._is_ours(first):
+                self._in_hand[lane.id] = (name, lane.size)
+                self._ready.append((name, lane, first))
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begin with what is read, as far as there are places now."""
+        for _ in range(len(self._ready)):
+            if self._running.total() >= self._places:
+                return
+            name, lane, first = self._ready.popleft()
+            if self._running[name] >= self._share:
+                self._ready.append((name, lane, first))
+                continue
+            job = Job("")
+            job.errand = partial(self._work_off, name, lane, first)
+            self._running[name] += 1
+            self._add(self._key(lane), job, 0)
+
+    def _end(self, name: str, lane: Lane) -> None:
+        del self._in_hand[lane.id]
+        self._running[name] -= 1
+        self._begin()
+        self.wake()
+
+    def _key(self, lane: Lane) -> Hashable:
+        """What the jobs of its document go by."""
+        namespace = lane.fields["namespace"]
+        return key_from((namespace["db"], namespace["coll"]), lane.key, self._codec_options)
+
+    def _is_ours(self, row: RawBSONDocument) -> bool:
+        """Whether a delivery is left to us.
+
+        What another process parked behind its last saved position comes out of the stream once more, and is parked
+        again. To deliver it before that could turn the order round.
+        """
+        token = row.get("token")
+        return row.get("by") == self._parking.me or not isinstance(token, str) or token <= self._position()
+
+    # -- one lane --------------------------------------------------------------------------------------------
+
+    async def _work_off(self, name: str, lane: Lane, first: RawBSONDocument | None) -> None:
+        """Deliver what is parked in a lane, one after another, for a while.
+
+        A lane without a first delivery is one of which whoever parked it died in between. It is removed.
+        """
+        try:
+            await self._work_off_slice(name, lane, first)
+        except Abandoned:  # whoever took over ends it
+            raise
+        except BaseException:
+            self._end(name, lane)
+            raise
+        self._end(name, lane)
+
+    async def _work_off_slice(self, name: str, lane: Lane, first: RawBSONDocument | None) -> None:
+        until = monotonic() + _SLICE
+        rows, waiting = [first] if first is not None else [], _left_at(lane)
+        while self._goes_on():
+            done, next_ = await self._deliver_in_order(name, lane, rows, waiting)
+            more = await self._settle(done, next_)
+            if next_ is not None:
+                self.wake(next_[1].seconds)
+            if next_ is not None or not more or len(done.rows) < len(rows) or monotonic() > until:
+                break
+            rows = await self._parking.insist(lambda: self._parked.following(lane.id))
+
+    async def settle_rest(self) -> None:
+        """Note what was delivered, where errands were cut off before they could.
+
+        Raises:
+            Interrupted: that was not possible. It will be repeated.
+        """
+        for done in list(self._unsettled.values()):
+            await self._settle(done, None)
+
+    async def _settle(self, done: _Done, next_: tuple[str, Waiting] | None) -> bool:
+        for letter in done.letters:
+            await self._forget(letter)
+        more = await self._parking.insist(lambda: self._parked.settle(done.lane.id, done.rows, next_))
+        self._unsettled.pop(done.lane.id, None)
+        return more
+
+    async def _deliver_in_order(
+        self, name: str, lane: Lane, rows: list[RawBSONDocument], waiting: dict[str, Waiting]
+    ) -> tuple[_Done, tuple[str, Waiting] | None]:
+        """Deliver until one has to wait; those that are finished, and what the next one waits for."""
+        done = self._unsettled[lane.id] = _Done(lane)
+        for row in rows:
+            if not self._goes_on() or self._parking.is_paused(name) or not self._is_ours(row):
+                break
+            token = str(row.get("token"))
+            stuck = partial(self._leave, name, done, row)
+            next_ = await self._deliver_one(row, waiting.get(token) or Waiting("retrying"), stuck)
+            if isinstance(next_, Waiting):
+                return done, (token, next_)
+            done.add(row, delivered=next_)
+        return done, None
+
+    async def _leave(
+        self, name: str, done: _Done, row: RawBSONDocument, task: "asyncio.Task[Any]", next_: Waiting | bool
+    ) -> None:
+        """End an errand whose task is stuck in a receiver."""
+        if isinstance(next_, Waiting):
+            self._parking.wait_for(task, done.lane.id)
+            await self._settle(done, (row["token"], next_))
+        else:
+            done.add(row, delivered=next_)
+            await self._settle(done, None)
+        self._end(name, done.lane)
+
+    async def _deliver_one(self, row: RawBSONDocument, waiting: Waiting, stuck: Stuck) -> Waiting | bool:
+        try:
+            parts = await self._parking.insist(lambda: self._parked.parts(row))
+            change, calls, again = self._read(row, parts)
+        except (PyMongoError, DispatcherError, Interrupted):
+            raise
+        except Exception as error:  # somebody else wrote it, or edited it
+            self._say_malformed(row, error)
+            return waiting._replace(reason="malformed", seconds=_ORPHANED, error=error)
+        if calls is not None:
+            return await self._deliver(change, calls, waiting, again, stuck)
+        self._say_orphaned(row)
+        return waiting._replace(reason="orphaned", seconds=_ORPHANED)
+
+    def _read(self, row: RawBSONDocument, parts: dict[str, bytes]) -> tuple[Change, Calls | None, Again | None]:
+        """What a parked delivery says; no calls if the application has no such receiver any more.
+
+        Raises:
+            Exception: it is not written as parked deliveries are.
+        """
+        change = change_of(row, parts, self._codec_options)
+        calls = self._routes.calls_to(
+            row["document"],
+            row["signal"],
+            bytes.fromhex(row["receiver_id"]),
+            change.namespace,
+            created=bool(row["created"]),
+            hops=int(row["hops"]),
+            run=row.get("run") or "",
+        )
+        again = Again(str(row["again"]["letter"]), int(row["again"]["retries"])) if "again" in row else None
+        return change, calls, again
+
+    def _say_malformed(self, row: RawBSONDocument, error: Exception) -> None:
+        sound = Sound(self._parked.database)
+        sound.skip(PARKED, row.get("_id"), error)
+        sound.log()
+
+    def _say_orphaned(self, row: RawBSONDocument) -> None:
+        """Once: there may be many."""
+        which = (row["receiver_id"], row["document"])
+        if which not in self._orphans:
+            self._orphans.add(which)
+            log.warning(
+                "a delivery is parked for a receiver that the application does not have; it stays there",
+                action="parked.orphaned",
+                receiver=row["receiver"],
+                document=row["document"],
+                signal=row["signal"],
+                remedy="connect a receiver with this name, or with formerly= this name",
+            )
+
+
+def _left_at(lane: Lane) -> dict[str, Waiting]:
+    """What the lane knows of the delivery that it waits for."""
+    fields = lane.fields
+    if not fields["attempts"]:
+        return {}
+    waiting = Waiting(fields["reason"], 0.0, fields["attempts"], fields["first_attempt_at"])
+    return {fields["token"]: waiting}

@@ -1,0 +1,1 @@
+"""How far everything is finished, and keeping that in MongoDB."""

@@ -1,0 +1,186 @@
+"""How far everything is finished in one partition, and keeping that in MongoDB.
+
+What earlier processes had finished is known from three things: a position, up to which everything is; hashes of
+tokens behind it; and facts from times when the work was divided in another way.
+"""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from time import monotonic
+from typing import Final
+
+from pymongo.errors import PyMongoError
+
+from dispatcher.core.bson_codec import Undecoded
+from dispatcher.core.driver_errors import fatal, in_short
+from dispatcher.core.events import Job, time_after
+from dispatcher.core.lease import Lease
+from dispatcher.core.output.logs import Stats, get_logger
+from dispatcher.core.partitions import HASH
+from dispatcher.core.resume_tokens import digest_of, split, token_of
+from dispatcher.position.documents import Position
+from dispatcher.position.inherited import Inherited
+from dispatcher.position.store import PositionStore, Tracker
+from dispatcher.settings import Settings
+
+__all__ = ["Progress"]
+
+log = get_logger()
+
+# Changes behind the oldest unfinished one, at most, and the characters of their tokens. Others flow past a slow
+# document, but what is finished ahead of it must be remembered, here and in the document that holds the position.
+# A token holds the document's _id, which has no limit of its own: most have a hundred characters, some a million.
+_LONGEST_SPAN: Final = 20_000
+_HEAVIEST_SPAN: Final = 6_000_000
+
+
+class Progress:
+    """What is finished of one stream, by this process and by those before it.
+
+    Args:
+        store: where the position is kept.
+        lease: of the partition.
+        position: what was found when it was claimed, with a token.
+        fingerprint: of the stream.
+        stats: counters.
+        address: of the server, for messages.
+        always: whether the position is to be saved even if it has not moved, so that it does not look dead.
+
+    Attributes:
+        tracker: the order of the stream, from the position on.
+        began: the position that was found.
+        saved_seconds: when what is saved was last up to date, by the monotonic clock.
+    """
+
+    def __init__(
+        self,
+        store: PositionStore,
+        lease: Lease,
+        position: Position,
+        fingerprint: str,
+        *,
+        stats: Stats,
+        address: str,
+        always: Callable[[], bool],
+    ) -> None:
+        assert position.token is not None
+        self._store = store
+        self._lease = lease
+        self._fingerprint = fingerprint
+        self._fingerprint_before = position.fingerprint or ""
+        self._stats = stats
+        self._address = address
+        self._always = always
+        self._ahead = set(split(position.ahead))
+        self._until = position.until
+        self._inherited = Inherited(position.inherited)
+        self._has_passed = False  # some of that, and this is not saved yet
+        self._saved: tuple[str, bytes] = (position.token, position.ahead)
+        self.tracker = Tracker(position.token)
+        self.began = position.token
+        self.saved_seconds = monotonic()
+
+    # -- what need not be delivered --------------------------------------------------------------------------
+
+    @property
+    def inherits(self) -> bool:
+        """Whether events are to be shown to `look_back`."""
+        return bool(self._inherited)
+
+    def look_back(self, event: Undecoded) -> None:
+        """Note whether a change was finished when the work was divided in another way."""
+        token = token_of(event["_id"])
+        if self._inherited.has_finished(token, event[HASH] if "documentKey" in event else 0):
+            self._ahead.add(digest_of(token))
+            self._until = max(self._until, time_after(token))
+
+    def is_finished(self, token: str) -> bool:
+        """Whether a change was finished by an earlier process."""
+        return token <= self.began or (bool(self._ahead) and digest_of(token) in self._ahead)
+
+    def passes(self, token: str) -> bool:
+        """Whether a change was finished by an earlier process; if so it counts as finished from here on."""
+        if token <= self.began:
+            return True
+        if self._ahead and (digest := digest_of(token)) in self._ahead:
+            self._ahead.discard(digest)  # from here on the tracker knows
+            self.tracker.add(Job(token))
+            return True
+        return False
+
+    @property
+    def is_far_ahead(self) -> bool:
+        """Whether the position must move before more is read."""
+        return self.tracker.span >= _LONGEST_SPAN or self.tracker.weight >= _HEAVIEST_SPAN
+
+    # -- saving ----------------------------------------------------------------------------------------------
+
+    async def save_regularly(self, ending: asyncio.Event, settings: Settings) -> None:
+        """Save the position now and then, until it is time to end.
+
+        Raises:
+            DispatcherError: what no repetition can mend.
+        """
+        loop = asyncio.get_running_loop()
+        delivered, last = self._stats.delivered, loop.time()
+        while not ending.is_set():
+            # Told to end rather than cancelled: a save that was begun is finished.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(settings.save_interval):
+                    await ending.wait()
+                    return
+            busy = self._stats.delivered != delivered
+            if not busy and loop.time() - last < settings.idle_save_interval:
+                continue
+            delivered, last = self._stats.delivered, loop.time()
+            await self.save()
+
+    async def save(self) -> None:
+        """Save the position, unless another process has taken over: then the lease is lost.
+
+        Raises:
+            DispatcherError: what no repetition can mend. What passes is logged; the next save makes up for it.
+        """
+        token = self.tracker.token
+        ahead, until = self._finished_ahead(token)
+        if (token, ahead) == self._saved and not self._always():
+            self.saved_seconds = monotonic()  # what is there is up to date
+            return
+        # A stream of another fingerprint has not come to the token yet, and can't begin there.
+        fingerprint = self._fingerprint if token > self.began else self._fingerprint_before
+        self._has_passed = self._inherited.pass_(token) or self._has_passed
+        inherited = self._inherited.facts if self._has_passed else None
+        try:
+            ours = await self._store.save(self._lease, token, fingerprint, ahead, until, inherited)
+        except PyMongoError as error:
+            verdict = fatal(error, self._address)
+            if verdict is not None:
+                raise verdict from error
+            log.warning(
+                "the position could not be saved, trying again later",
+                action="position.not_saved",
+                error=in_short(error),
+            )
+            return
+        if not ours:
+            self._lease.lose()
+            return
+        self._saved = (token, ahead)
+        self._has_passed = False
+        self.saved_seconds = monotonic()
+        self._stats.saves += 1
+
+    def _finished_ahead(self, token: str) -> tuple[bytes, str]:
+        """Hashes of what is finished behind a token, and what sorts behind all of that.
+
+        That goes along with the position at every save: whoever goes on after a kill repeats what was finished
+        since, and not all that was finished while a slow delivery kept the position where it is.
+        """
+        if token >= self._until:
+            self._ahead.clear()  # what an earlier process had finished, and the stream did not bring again
+        jobs = self.tracker.ahead
+        for job in jobs:
+            job.digest = job.digest or digest_of(job.token)
+        until = max(self._until if self._ahead else "", time_after(jobs[-1].token) if jobs else "")
+        return b"".join(sorted({*self._ahead, *(job.digest for job in jobs)})), until

@@ -1,0 +1,202 @@
+"""Gaps: changes that nobody could deliver, because there are none or because they are lost. Loss is loud.
+
+gaps: one document per gap.
+
+    _id           an ObjectId, made of what the gap is about: noted again, it stays one gap
+    group         of dispatchers
+    partition     whose stream met it
+    kind          `"drop"`, `"dropDatabase"`, `"rename"` and `"out"`: a whole collection came or went, which has no
+                  changes of single documents; `"history_lost"`: the oplog did not reach back far enough;
+                  `"oversize"`: an event that the server can not send in any way; `"position_set"`: somebody moved
+                  the position by hand
+    namespace     {db, coll} of the collection that it is about, coll missing for a whole database; or null
+    from_time     cluster time (a BSON timestamp) behind which changes are missing
+    to_time       cluster time up to which they are missing
+    noted_at      the server's time when it was first noted
+    policy        what was done about it: `"resume"`, `"backfill"`, or null where there is nothing to choose
+    text          what happened, for people
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from hashlib import blake2b
+from typing import Any, Final, Literal, NamedTuple
+
+from bson import ObjectId
+from bson.raw_bson import RawBSONDocument
+from bson.timestamp import Timestamp
+from pymongo import AsyncMongoClient
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.errors import PyMongoError
+
+from dispatcher.core.bson_codec import RAW
+from dispatcher.core.driver_errors import fatal, in_short
+from dispatcher.core.events import Change, Namespace
+from dispatcher.core.output.logs import Stats, get_logger
+from dispatcher.core.state import gaps
+from dispatcher.delivery.terms import pause_after
+from mongoz.signals.options import Retry
+
+__all__ = ["Gap", "GapKind", "Gaps", "gaps_of"]
+
+log = get_logger()
+
+GapKind = Literal["drop", "dropDatabase", "rename", "out", "history_lost", "oversize", "position_set"]
+
+# What `$out` writes into before it puts the result in the place of its target.
+_OUT: Final = "tmp.agg_out."
+
+# Pauses after writes that failed. There is no last attempt.
+_RETRY: Final = Retry(base=0.1, cap=10.0)
+
+
+class Gap(NamedTuple):
+    """Changes that are missing.
+
+    Attributes:
+        kind: why.
+        key: what makes it the same gap when it is met again, for example a token.
+        text: what happened, for people.
+        namespace: the collection, or the database with "" for all of it; None for all that is watched.
+        from_time: behind which changes are missing.
+        to_time: up to which.
+        policy: what was done about it.
+    """
+
+    kind: GapKind
+    key: str
+    text: str
+    namespace: Namespace | None
+    from_time: Timestamp | None
+    to_time: Timestamp | None
+    policy: str | None = None
+
+
+class Gaps:
+    """Keeps gaps, and says so in log and counters.
+
+    Args:
+        client: opened for the running loop.
+        database: of the dispatcher's state.
+        group: of dispatchers.
+        stats: counters.
+        address: of the server, for messages.
+        partition: whose stream meets them.
+    """
+
+    def __init__(
+        self,
+        client: AsyncMongoClient[Any],
+        database: str,
+        group: str,
+        stats: Stats,
+        *,
+        address: str,
+        partition: int = 0,
+    ) -> None:
+        self._gaps = gaps(client, database)
+        self._group = group
+        self._stats = stats
+        self._address = address
+        self._partition = partition
+
+    async def record(self, gap: Gap) -> None:
+        """Keep a gap; when this returns it survives a failover.
+
+        What can't be written now is tried again, for ever.
+
+        Raises:
+            DispatcherError: what no repetition can mend.
+        """
+        attempt = 0
+        while True:
+            try:
+                await self.note(gap)
+                break
+            except PyMongoError as error:
+                verdict = fatal(error, self._address)
+                if verdict is not None:
+                    raise verdict from error
+                attempt += 1
+                log.warning(
+                    "a gap could not be noted, trying again",
+                    action="gap.not_recorded",
+                    kind=gap.kind,
+                    error=in_short(error),
+                    attempt=attempt,
+                )
+            await asyncio.sleep(pause_after(_RETRY, attempt))
+        self._stats.gaps += 1
+        log.warning(
+            gap.text,
+            action="gap.recorded",
+            kind=gap.kind,
+            namespace=".".join(filter(None, gap.namespace)) if gap.namespace else None,
+            from_time=_readable(gap.from_time),
+            to_time=_readable(gap.to_time),
+            policy=gap.policy,
+        )
+
+    async def note(self, gap: Gap, session: AsyncClientSession | None = None) -> None:
+        """Keep a gap, once, and say nothing of it.
+
+        Args:
+            gap: which.
+            session: of a transaction that it is part of.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        database, collection = gap.namespace or (None, None)
+        values = {
+            "group": self._group,
+            "kind": gap.kind,
+            "namespace": {"db": database, **({"coll": collection} if collection else {})} if database else None,
+            "from_time": gap.from_time,
+            "to_time": gap.to_time,
+            "policy": gap.policy,
+            "text": gap.text,
+        }
+        first = {
+            "noted_at": {"$ifNull": ["$noted_at", "$$NOW"]},
+            "partition": {"$ifNull": ["$partition", self._partition]},
+        }
+        literal = {name: {"$literal": value} for name, value in values.items()}
+        id_ = blake2b(f"{self._group}\0{gap.kind}\0{gap.namespace}\0{gap.key}".encode(), digest_size=12).digest()
+        change = [{"$set": literal | first}]
+        await self._gaps.update_one({"_id": ObjectId(id_)}, change, upsert=True, session=session)
+
+
+def _readable(time: Timestamp | None) -> str | None:
+    return None if time is None else time.as_datetime().isoformat()
+
+
+def gaps_of(change: Change, is_watched: Callable[[Namespace], object]) -> Iterator[Gap]:
+    """What is missing because of a change of a whole collection or database.
+
+    A rename may concern two: the collection that it takes away, and the one whose place it takes.
+
+    Args:
+        change: no change of a document.
+        is_watched: whether somebody listens to a collection.
+    """
+    operation, source, time = change.operation, change.namespace, change.cluster_time
+    name = ".".join(filter(None, source))
+    if operation == "drop":
+        text = f"{name} was dropped: its documents had no deletes of their own"
+        yield Gap("drop", change.token, text, source, time, time)
+    elif operation == "dropDatabase":
+        text = f"the database {name} was dropped: its documents had no deletes of their own"
+        yield Gap("dropDatabase", change.token, text, source, time, time)
+    elif operation == "rename":
+        named = RawBSONDocument(change.raw, codec_options=RAW).get("to") or {}
+        target = (str(named.get("db", "")), str(named.get("coll", "")))
+        onto = ".".join(target)
+        out = source[1].startswith(_OUT)
+        if is_watched(source) and not out:
+            text = f"{name} was renamed to {onto}: its documents went without deletes of their own"
+            yield Gap("rename", change.token, text, source, time, time)
+        if is_watched(target):
+            what = "$out wrote" if out else f"{name} was renamed to"
+            text = f"{what} {onto}: what it holds now came without changes of single documents"
+            yield Gap("out" if out else "rename", change.token, text, target, time, time)

@@ -1,0 +1,132 @@
+"""Existing documents through `post_save` receivers, as `post_save(created=False)`."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any, Final
+
+from bson.binary import Binary
+
+from dispatcher.core.events import Namespace
+from dispatcher.core.output.logs import get_logger
+from dispatcher.delivery.where import Refused, wanted
+from dispatcher.exceptions import NothingToDeliver
+from dispatcher.runs.player import Outcome, Playback, Step, Workplace
+from dispatcher.runs.snapshot import Found, change_of, documents, key_of
+from dispatcher.runs.store import Run
+from dispatcher.stream.collections import collections_of
+
+__all__ = ["Backfill", "start"]
+
+log = get_logger()
+
+# Whoever is told of a document that is there already.
+_SIGNALS: Final = ("post_save",)
+
+
+class Backfill:
+    """One backfill that is ready to be worked on.
+
+    Attributes:
+        playback: works on it.
+        total: how many documents there are, as the server estimates it.
+        seen: how many were read, those of earlier processes not included.
+    """
+
+    def __init__(self, place: Workplace, playback: Playback, receivers: Sequence[str], total: int) -> None:
+        self.playback = playback
+        self.total = total
+        self.seen = 0
+        self._place = place
+        self._routes = place.routes.narrowed(place.chosen(receivers, _SIGNALS), playback.run.id)
+
+    async def work(self, stop: asyncio.Event) -> Outcome:
+        """Deliver everything, unless `stop` is set before.
+
+        Raises:
+            DispatcherError: what no repetition can mend. What is done is written down.
+        """
+        async with aclosing(self._steps()) as steps:
+            return await self.playback.work(steps, stop)
+
+    async def _steps(self) -> AsyncGenerator[Step]:
+        place, run = self._place, self.playback.run
+        conditions = await place.conditions(self._routes)
+        done: list[str] = list(run.progress.get("done", ()))
+        for namespace in await collections_of(place.client, self._routes):
+            name = ".".join(namespace)
+            if name in done:
+                continue
+            last = run.progress.get("last") if run.progress.get("namespace") == name else None
+            async for slice_ in documents(place.client, namespace, last and bytes(last), place.address):
+                self.seen += len(slice_)
+                changes = [self._step(found, namespace, done) for found in slice_]
+                refused: Refused = {}
+                if conditions is not None:
+                    refused = await conditions.refused(
+                        [step.change for step in changes if step.change is not None]
+                    )
+                for step in changes:
+                    if step.change is not None and step.change.token in refused:
+                        yield step._replace(calls=wanted(step.calls, refused[step.change.token]))
+                    else:
+                        yield step
+            done = [*done, name]
+            yield Step(None, (), {"done": done})
+
+    def _step(self, found: Found, namespace: Namespace, done: list[str]) -> Step:
+        run = self.playback.run
+        progress: Mapping[str, Any] = {
+            "done": done,
+            "namespace": ".".join(namespace),
+            "last": Binary(key_of(found.row)),
+        }
+        change = change_of(found, namespace, run, self._place.registry.codec_options)
+        return Step(change, self._routes.route(change), progress)
+
+
+async def start(
+    place: Workplace, receivers: Sequence[str], *, rate: float | None, resume: str | None, new: bool
+) -> Backfill:
+    """Be ready for a backfill: a new one, or one that is not finished.
+
+    Args:
+        place: where.
+        receivers: names.
+        rate: documents per second, at most.
+        resume: the run to go on with; by default one for the same receivers that is not finished.
+        new: begin a new one in any case.
+
+    Raises:
+        UnknownReceiver: there is none of such a name that gets `post_save`.
+        UnknownRun: there is no such run.
+        Busy: another process works on it.
+        NothingToDeliver: there is no collection.
+    """
+    run: Run | None = None
+    asked: dict[str, Any] = {"receivers": sorted(receivers), "partition": None}
+    place.chosen(receivers, _SIGNALS)
+    if resume is not None:
+        run = await place.runs.resume(resume, "backfill")
+    elif not new:
+        run = await place.runs.unfinished("backfill", asked)
+    names = receivers if run is None else run.asked["receivers"]
+    namespaces = await collections_of(place.client, place.routes.narrowed(place.chosen(names, _SIGNALS)))
+    if not namespaces:
+        raise NothingToDeliver(
+            "None of the collections of these receivers exists.", remedy="Is --url that of the right deployment?"
+        )
+    if run is None:
+        run = await place.runs.begin("backfill", asked, place.now)
+    total = 0
+    for database, collection in namespaces:
+        if f"{database}.{collection}" not in run.progress.get("done", ()):
+            total += await place.client[database][collection].estimated_document_count()
+    log.info(
+        "a backfill begins" if run.is_new else "a backfill goes on",
+        action="backfill.started",
+        run=run.id,
+        receivers=names,
+        collections=[".".join(one) for one in namespaces],
+    )
+    return Backfill(place, await place.playback(run, rate), names, total)

@@ -1,0 +1,182 @@
+"""Backfills that a dispatcher began by itself, beside its stream: the current documents, since history was lost.
+
+Each document is looked up when its turn in its lane has come. So what is delivered is at least as new as what was
+delivered before it, and what the stream brings later comes later.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable, Mapping
+from functools import partial
+from typing import Any, Final
+
+from bson.binary import Binary
+from bson.codec_options import CodecOptions
+from pymongo import AsyncMongoClient
+from pymongo.errors import PyMongoError
+
+from dispatcher.core.driver_errors import fatal, in_short
+from dispatcher.core.events import Job, Namespace, key_from
+from dispatcher.core.output.logs import get_logger
+from dispatcher.core.partitions import belongs, hash_of
+from dispatcher.delivery.deliverer import Deliverer
+from dispatcher.delivery.routes import Routes
+from dispatcher.delivery.where import Conditions, wanted
+from dispatcher.parking.gate import Parking
+from dispatcher.runs.snapshot import change_of, document, documents, key_of
+from dispatcher.runs.store import Run, Runs
+
+__all__ = ["Refilling"]
+
+log = get_logger()
+
+# Seconds between two attempts to find out what is to be done, when that failed.
+_AGAIN: Final = 5.0
+
+# Documents that wait in the lanes at once.
+_MOST: Final = 100
+
+
+class Refilling:
+    """Takes care of the backfills of one partition.
+
+    Args:
+        client: opened for the running loop.
+        runs: where they are kept.
+        routes: who listens to what.
+        parking: where deliveries wait.
+        deliverer: makes them.
+        conditions: who wants which change; None if everybody wants all.
+        collections: those in which there are documents for somebody.
+        add: gives a job to the lanes.
+        goes_on: whether something may be begun.
+        partition: which.
+        partitions: how many there are.
+        codec_options: the registry's.
+        address: of the server, for messages.
+    """
+
+    def __init__(  # noqa: PLR0913 - it is a stream of its own
+        self,
+        client: AsyncMongoClient[Any],
+        runs: Runs,
+        routes: Routes,
+        parking: Parking,
+        deliverer: Deliverer,
+        *,
+        conditions: Conditions | None,
+        collections: Callable[[Routes], Awaitable[list[Namespace]]],
+        add: Callable[[Hashable, Job, int], None],
+        goes_on: Callable[[], bool],
+        partition: int,
+        partitions: int,
+        codec_options: CodecOptions[Any],
+        address: str,
+    ) -> None:
+        self._client = client
+        self._runs = runs
+        self._all_routes = routes
+        self._conditions = conditions
+        self._parking = parking
+        self._deliverer = deliverer
+        self._collections = collections
+        self._add = add
+        self._goes_on = goes_on
+        self._partition = partition
+        self._partitions = partitions
+        self._codec_options = codec_options
+        self._address = address
+        self._wanted = asyncio.Event()
+        self._wanted.set()
+
+    def wake(self) -> None:
+        """There may be something to do."""
+        self._wanted.set()
+
+    async def run(self) -> None:
+        """Work on all that there are, and on those that are begun later; for ever.
+
+        Raises:
+            DispatcherError: what no repetition can mend.
+        """
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            try:
+                for run in await self._runs.of_stream(self._partition, self._partitions):
+                    await self._refill(run)
+            except PyMongoError as error:
+                verdict = fatal(error, self._address)
+                if verdict is not None:
+                    raise verdict from error
+                log.warning(
+                    "a backfill is interrupted, going on soon",
+                    action="backfill.interrupted",
+                    error=in_short(error),
+                )
+                self._wanted.set()
+                await asyncio.sleep(_AGAIN)
+
+    async def _refill(self, run: Run) -> None:
+        routes = self._all_routes.narrowed(lambda signal, _: signal == "post_save", run.id)
+        namespaces = await self._collections(routes) if routes.listeners else []
+        log.info(
+            "delivering the current documents, since history was lost",
+            action="backfill.started",
+            run=run.id,
+            collections=[".".join(one) for one in namespaces],
+        )
+        done: list[str] = list(run.progress.get("done", ()))
+        count = run.delivered
+        for namespace in namespaces:
+            name = ".".join(namespace)
+            if name in done:
+                continue
+            last = run.progress.get("last") if run.progress.get("namespace") == name else None
+            async for slice_ in documents(
+                self._client, namespace, last and bytes(last), self._address, self._only(run), {"_id": True}
+            ):
+                keys = [key_of(found.row) for found in slice_]
+                for i in range(0, len(keys), _MOST):
+                    part = keys[i : i + _MOST]
+                    await self._in_lanes(run, routes, namespace, part)
+                    count += len(part)
+                    progress: Mapping[str, Any] = {"done": done, "namespace": name, "last": Binary(part[-1])}
+                    await self._runs.save(run, progress, count, 0, "running")
+            done = [*done, name]
+            await self._runs.save(run, {"done": done}, count, 0, "running")
+        await self._runs.save(run, {"done": done}, count, 0, "finished")
+        log.info("the current documents are delivered", action="backfill.finished", run=run.id, documents=count)
+
+    def _only(self, run: Run) -> dict[str, Any]:
+        """The documents of the partition that lost its history."""
+        partition, partitions = run.asked["partition"], run.asked["partitions"]
+        return {} if partitions == 1 else {"$expr": belongs(hash_of("$_id"), partition, partitions)}
+
+    async def _in_lanes(self, run: Run, routes: Routes, namespace: Namespace, keys: list[bytes]) -> None:
+        """Have some documents delivered, each in its lane; when this returns they are finished or parked."""
+        while not self._goes_on():  # noqa: ASYNC110 - it is paused, for minutes or hours
+            await asyncio.sleep(1.0)
+        told = []
+        for key in keys:
+            done = asyncio.get_running_loop().create_future()
+            job = Job("")
+            job.errand = partial(self._deliver, run, routes, namespace, key)
+            job.afterwards = partial(done.set_result, None)
+            self._add(key_from(namespace, key, self._codec_options), job, 0)
+            told.append(done)
+        await asyncio.wait(told)
+
+    async def _deliver(self, run: Run, routes: Routes, namespace: Namespace, key: bytes) -> None:
+        found = await self._parking.insist(lambda: document(self._client, namespace, key))
+        if found is None:  # it was deleted, of which the stream tells
+            return
+        change = change_of(found, namespace, run, self._codec_options)
+        calls = routes.route(change)
+        if self._conditions is not None:
+            refused = await self._conditions.refused([change])
+            calls = wanted(calls, refused.get(change.token, frozenset()))
+        if self._parking.watched:
+            await self._parking.look_up([change], routes.names_listening_to, None)
+        if calls:
+            job = Job("", change, calls)
+            await self._deliverer.work(job)

@@ -1,0 +1,355 @@
+"""What replays and backfills share: delivering what somebody asked for, at some pace, and knowing how far it is.
+
+It has lanes and deliveries like a dispatcher, and no position: how far a run came is kept with the run. Killed at
+any instant it goes on where it was saved last: what was delivered since is delivered again, under the same ids.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from time import monotonic
+from typing import Any, Final, NamedTuple
+
+from bson.codec_options import CodecOptions
+from bson.timestamp import Timestamp
+from pymongo import AsyncMongoClient
+from pymongo.errors import PyMongoError
+
+from dispatcher.core.clients import Server
+from dispatcher.core.driver_errors import fatal, in_short
+from dispatcher.core.events import Calls, Change, Job, token_time
+from dispatcher.core.output.logs import Stats, get_logger
+from dispatcher.core.state import index_state, keep_deliveries_for, positions
+from dispatcher.core.tasks import end
+from dispatcher.delivery.deliverer import Deliverer
+from dispatcher.delivery.lanes import Lanes
+from dispatcher.delivery.routes import Routes
+from dispatcher.delivery.tracing import tracing_of
+from dispatcher.delivery.transactions import Transactions
+from dispatcher.delivery.where import Conditions
+from dispatcher.exceptions import UnknownReceiver
+from dispatcher.group.layout import scope_of
+from dispatcher.operate.setup import group_of, routes_of
+from dispatcher.parking.dead_letters import DeadLetters
+from dispatcher.runs.store import Run, Runs
+from dispatcher.settings import Settings
+from dispatcher.stream.cursor import Cursors
+from mongoz import Registry
+from mongoz.exceptions import nearest
+from mongoz.signals.hops import inside_dispatcher
+from mongoz.signals.names import POST
+from mongoz.signals.receivers import Receiver
+
+__all__ = ["Outcome", "Playback", "Step", "Workplace", "workplace"]
+
+log = get_logger()
+
+# Seconds between two saves.
+_SAVE: Final = 0.5
+
+# Seconds that the last one may take.
+_SAVE_PATIENCE: Final = 5.0
+
+
+class Step(NamedTuple):
+    """A part of a run.
+
+    Attributes:
+        change: to be delivered; None if there is nothing to do.
+        calls: to whom.
+        progress: how far the run is once this, and everything before it, is finished; None: not farther.
+        unreadable: what to keep instead, where the change can't be read: event, token and reason.
+    """
+
+    change: Change | None
+    calls: tuple[Calls, ...]
+    progress: Mapping[str, Any] | None
+    unreadable: tuple[bytes, str, Exception] | None = None
+
+
+class Outcome(NamedTuple):
+    """How a run went.
+
+    Attributes:
+        run: its id.
+        finished: everything that was asked for is done.
+        delivered: deliveries whose receiver returned, in all processes that worked on it.
+        failed: deliveries that were given up, or that could not be made.
+        dead_letters: those of this process that were kept.
+    """
+
+    run: str
+    finished: bool
+    delivered: int
+    failed: int
+    dead_letters: int
+
+
+class Playback:
+    """Works on one run.
+
+    Args:
+        run: which one.
+        runs: where it is kept.
+        settings: the operator's.
+        stats: counters.
+        codec_options: the registry's.
+        dead_letters: where failed deliveries are kept.
+        transactions: calls transactional receivers.
+        term: of the group's dispatchers at this time.
+        rate: changes per second, at most; None: as fast as it goes.
+        address: of the server, for messages.
+    """
+
+    def __init__(  # noqa: PLR0913 - all that a run needs
+        self,
+        run: Run,
+        runs: Runs,
+        *,
+        settings: Settings,
+        stats: Stats,
+        codec_options: CodecOptions[Any],
+        dead_letters: DeadLetters,
+        transactions: Transactions,
+        term: int,
+        rate: float | None,
+        address: str,
+    ) -> None:
+        self.run = run
+        self.stats = stats
+        self._runs = runs
+        self._grace = settings.grace
+        self._rate = rate
+        self._address = address
+        self._open: deque[tuple[Job, Mapping[str, Any] | None]] = deque()
+        self._progress: Mapping[str, Any] = run.progress
+        self._next = 0.0
+        self._crash: asyncio.Future[None] | None = None
+        self._deliverer = Deliverer(
+            term=term,
+            attempts=settings.attempts,
+            timeout=settings.timeout,
+            stats=stats,
+            codec_options=codec_options,
+            dead_letters=dead_letters,
+            transactions=transactions,
+            blocking=False,  # nobody would be there to go on with what waits
+            pause=self._pause,
+            log_each=settings.log_level == "debug",
+            tracing=tracing_of(settings),
+            cutting=lambda: self._lanes.cutting,
+        )
+        self._lanes = Lanes(
+            self._deliverer.work,
+            on_finished=self._finished,
+            on_crash=self._crashed,
+            concurrency=settings.concurrency,
+            max_queued=settings.max_queued,
+            max_bytes=settings.max_queued_mb * 1_000_000,
+            is_calling=self._deliverer.is_calling,
+        )
+
+    @property
+    def delivered(self) -> int:
+        """Deliveries so far, those of earlier processes included."""
+        return self.run.delivered + self.stats.delivered
+
+    @property
+    def failed(self) -> int:
+        """The same of those that were given up or could not be made."""
+        return self.run.failed + self.stats.failed + self.stats.invalid
+
+    async def work(self, steps: AsyncIterator[Step], stop: asyncio.Event) -> Outcome:
+        """Deliver everything, unless `stop` is set before.
+
+        Raises:
+            DispatcherError: what no repetition can mend. What is done is written down.
+        """
+        self._crash = asyncio.get_running_loop().create_future()
+        feeding = asyncio.create_task(self._feed(steps), name="feed")
+        others = [
+            asyncio.create_task(self._deliverer.watch(), name="watch-timeouts"),
+            asyncio.create_task(self._save_regularly(), name="save-progress"),
+            asyncio.create_task(stop.wait(), name="wait-for-stop"),
+        ]
+        ends: list[asyncio.Future[Any]] = [feeding, *others, self._crash]
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await end([feeding, *others])
+            await self._lanes.stop(self._grace)
+            finished = feeding.done() and not feeding.cancelled() and feeding.exception() is None
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_SAVE_PATIENCE):
+                    await self._save("finished" if finished else "stopped")
+        for one in ends:
+            if one.done() and not one.cancelled():
+                one.result()
+        return Outcome(self.run.id, finished, self.delivered, self.failed, self.stats.dead_letters)
+
+    async def _feed(self, steps: AsyncIterator[Step]) -> None:
+        with inside_dispatcher():
+            async for step in steps:
+                await self._enter(step)
+            await self._lanes.idle()
+
+    async def _enter(self, step: Step) -> None:
+        if step.unreadable is not None:
+            event, token, error = step.unreadable
+            self.stats.invalid += 1
+            await self._deliverer.keep_unreadable(event, token, error)
+        job = Job("", step.change, step.calls)
+        self._open.append((job, step.progress))
+        if step.change is None or not step.calls:
+            self._finished(job)
+            return
+        if self._rate is not None:
+            await self._keep_pace()
+        await self._lanes.room()
+        self._lanes.add(step.change.key, job, step.change.size)
+
+    async def _keep_pace(self) -> None:
+        assert self._rate is not None
+        now = monotonic()
+        self._next = max(self._next, now - 1.0 / self._rate)
+        await asyncio.sleep(max(0.0, self._next - now))
+        self._next += 1.0 / self._rate
+
+    def _finished(self, job: Job) -> None:
+        job.done, job.change, job.calls = True, None, ()
+        while self._open and self._open[0][0].done:
+            _, progress = self._open.popleft()
+            self._progress = self._progress if progress is None else progress
+
+    def _crashed(self, error: BaseException) -> None:
+        if self._crash is not None and not self._crash.done():
+            self._crash.set_exception(error)
+
+    async def _pause(self, seconds: float) -> None:
+        await self._lanes.pause(seconds)
+
+    async def _save_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(_SAVE)
+            await self._save("running")
+
+    async def _save(self, status: str) -> None:
+        try:
+            await self._runs.save(self.run, self._progress, self.delivered, self.failed, status)
+        except PyMongoError as error:
+            verdict = fatal(error, self._address)
+            if verdict is not None:
+                raise verdict from error
+            log.warning("how far the run is could not be saved", action="run.not_saved", error=in_short(error))
+
+
+class Workplace(NamedTuple):
+    """What a run needs of the deployment.
+
+    Attributes:
+        registry: of the application; receivers use it.
+        settings: the operator's.
+        client: for state and documents.
+        watching: for change streams.
+        routes: who listens to what.
+        runs: of the group.
+        address: of the server, for messages.
+        now: cluster time.
+        stats: counters.
+    """
+
+    registry: Registry
+    settings: Settings
+    client: AsyncMongoClient[Any]
+    watching: AsyncMongoClient[Any]
+    routes: Routes
+    runs: Runs
+    address: str
+    now: Timestamp
+    stats: Stats
+
+    async def playback(self, run: Run, rate: float | None) -> Playback:
+        """Be ready to work on a run.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        database, group = self.settings.state_database, self.routes.group
+        latest = await positions(self.client, database).find_one({"group": group}, sort=[("term", -1)])
+        transactions = Transactions(self.registry, self.client, database, group)
+        return Playback(
+            run,
+            self.runs,
+            settings=self.settings,
+            stats=self.stats,
+            codec_options=self.registry.codec_options,
+            dead_letters=DeadLetters(self.client, database, group, self.stats),
+            transactions=transactions,
+            term=int((latest or {}).get("term", 0)),
+            rate=rate,
+            address=self.address,
+        )
+
+    async def conditions(self, routes: Routes) -> Conditions | None:
+        """Who wants which change; None if everybody wants all.
+
+        Raises:
+            ApplicationError: the server does not accept a `where`.
+            PyMongoError: as the driver has it.
+        """
+        options, database = self.registry.codec_options, self.settings.state_database
+        conditions = Conditions(self.client, database, routes, options, self.address)
+        return conditions if await conditions.prepare() else None
+
+    def chosen(self, names: Sequence[str], signals: Sequence[str] = POST) -> Callable[[str, Receiver], bool]:
+        """Whether a receiver is one of those.
+
+        Args:
+            names: of receivers, as they are or were; none: all of them.
+            signals: that count.
+
+        Raises:
+            UnknownReceiver: there is none of such a name that a dispatcher may run for these signals.
+        """
+        listeners = self.routes.listeners
+        known = {one.name for each in listeners for signal in signals for one in each.receivers[signal]}
+        for name in names:
+            if name not in known:
+                kinds = ", ".join(signals)
+                raise UnknownReceiver(
+                    f"The application has no receiver {name!r} of {kinds} that a dispatcher may run."
+                    f"{nearest(name, known)}",
+                    remedy="`dispatcher receivers APP` lists them; name the modules with receivers with --import.",
+                )
+        return lambda signal, one: signal in signals and (not names or one.name in names)
+
+
+@asynccontextmanager
+async def workplace(registry: Registry, settings: Settings) -> AsyncIterator[Workplace]:
+    """Connect to the deployment of an application.
+
+    Raises:
+        DispatcherError: it can't be used.
+    """
+    group = group_of(registry, settings)
+    server = Server(registry, settings)
+    routes = routes_of(registry, settings, group)
+    async with server.patient_client() as client:
+        await server.check(client)
+    async with server.lasting_client() as client, server.watching_client() as watching, registry:
+        scope = scope_of(routes)
+        cursors = Cursors(watching, scope.database, scope.pipeline(), settings.batch_size)
+
+        async def begin() -> Timestamp:
+            now = token_time(await cursors.now())
+            await index_state(client, settings.state_database)
+            await keep_deliveries_for(client, settings.state_database, settings.delivery_retention)
+            return now
+
+        now = await server.patiently(begin)
+        try:
+            runs = Runs(client, settings.state_database, group)
+            yield Workplace(registry, settings, client, watching, routes, runs, server.address, now, Stats())
+        except PyMongoError as error:
+            raise server.verdict(error) from error

@@ -1,0 +1,277 @@
+"""Runs: replays and backfills, and how far each of them came. They are kept in `controls`.
+
+controls: one document per run.
+
+    _id            "<group>:run:<run>"
+    group          of dispatchers
+    kind           `"run"`
+    run            its id: random, or made of what it is about where a dispatcher began it
+    what           `"replay"` or `"backfill"`
+    asked          what was asked for, as it was written: {receivers: [names], since, until}; a run that asks for
+                   the same goes on with one that is not finished
+    at             cluster time (a BSON timestamp) at which it was begun
+    from_time      of a replay: behind which changes are delivered
+    until_time     likewise: up to which
+    token          of a backfill that a dispatcher began by itself: where its stream went on
+    progress       how far it came: of a replay {token}; of a backfill {done: ["db.coll"], namespace, last}: the
+                   collections that are finished, the one it is in, and the `_id` up to which that is finished, as
+                   BSON in binary: {"": _id}
+    delivered      deliveries whose receiver returned, with those that were repeated
+    failed         deliveries that were given up
+    status         `"running"`, `"stopped"` or `"finished"`
+    started_at     the server's time
+    beat_at        likewise, of the last sign of life
+    host, pid      of the process that works on it
+"""
+
+import os
+import secrets
+import socket
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+from bson.timestamp import Timestamp
+from pymongo import AsyncMongoClient, ReturnDocument
+from pymongo.errors import DuplicateKeyError
+
+from dispatcher.core.bson_elements import elements
+from dispatcher.core.state import CONTROLS, controls
+from dispatcher.core.state_checks import Sound
+from dispatcher.exceptions import DispatcherError, UnknownRun
+from mongoz.exceptions import nearest
+
+__all__ = ["Busy", "Run", "Runs"]
+
+# Seconds without a sign of life after which a process of another machine is taken to be dead.
+_DEAD_AFTER: Final = 15
+
+# Days that finished runs are kept.
+_KEPT: Final = 30
+
+
+class Busy(DispatcherError):
+    """Another process works on the run."""
+
+
+class Run(NamedTuple):
+    """A replay or a backfill.
+
+    Attributes:
+        id: of the run; part of the ids of its deliveries.
+        what: `"replay"` or `"backfill"`.
+        asked: what was asked for.
+        at: when it was begun.
+        from_time: of a replay.
+        until_time: likewise.
+        token: of a backfill that belongs to a stream.
+        progress: how far it came.
+        delivered: deliveries so far.
+        failed: likewise those that were given up.
+        is_new: nobody has worked on it yet.
+    """
+
+    id: str
+    what: str
+    asked: dict[str, Any]
+    at: Timestamp
+    from_time: Timestamp | None
+    until_time: Timestamp | None
+    token: str | None
+    progress: dict[str, Any]
+    delivered: int
+    failed: int
+    is_new: bool
+
+
+class Runs:
+    """The runs of a group, one of which this process works on.
+
+    Args:
+        client: opened for the running loop.
+        database: of the dispatcher's state.
+        group: of dispatchers.
+    """
+
+    def __init__(self, client: AsyncMongoClient[Any], database: str, group: str) -> None:
+        self._runs = controls(client, database)
+        self._group = group
+        self._me = {"host": socket.gethostname(), "pid": os.getpid()}
+
+    async def begin(self, what: str, asked: Mapping[str, Any], at: Timestamp, **values: Any) -> Run:
+        """A new run, which this process works on.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        await self._runs.delete_many(
+            {
+                "group": self._group,
+                "kind": "run",
+                "status": "finished",
+                "$expr": {"$lt": ["$beat_at", {"$subtract": ["$$NOW", _KEPT * 86_400_000]}]},
+            }
+        )
+        return await self.ensure(secrets.token_hex(6), what, asked, at, **values)
+
+    async def ensure(self, id_: str, what: str, asked: Mapping[str, Any], at: Timestamp, **values: Any) -> Run:
+        """The run of this id, begun now if there is none; this process works on it.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        new = {
+            "group": self._group,
+            "kind": "run",
+            "run": id_,
+            "what": what,
+            "asked": dict(asked),
+            "at": at,
+            **values,
+            "progress": {},
+            "delivered": 0,
+            "failed": 0,
+            "status": "running",
+            **self._me,
+        }
+        written = {"$mergeObjects": [{"$literal": new}, {"started_at": "$$NOW", "beat_at": "$$NOW"}, "$$ROOT"]}
+        try:
+            found = await self._runs.find_one_and_update(
+                {"_id": self._id(id_)},
+                [{"$replaceWith": written}],
+                upsert=True,
+                return_document=ReturnDocument.AFTER,
+            )
+        except DuplicateKeyError:  # somebody else did the same at this moment
+            found = await self._runs.find_one({"_id": self._id(id_)})
+        assert found is not None
+        return _run_of(found)
+
+    async def unfinished(self, what: str, asked: Mapping[str, Any]) -> Run | None:
+        """A run that asks for the same and is not finished; this process works on it.
+
+        Raises:
+            Busy: another process does.
+            PyMongoError: as the driver has it.
+        """
+        same = {f"asked.{name}": value for name, value in asked.items()}
+        found = await self._runs.find_one(
+            {"group": self._group, "kind": "run", "what": what, **same, "status": {"$ne": "finished"}},
+            sort=[("started_at", -1)],
+        )
+        return None if found is None else await self._take(found)
+
+    async def resume(self, id_: str, what: str) -> Run:
+        """A run that was begun before; this process works on it.
+
+        Raises:
+            UnknownRun: there is none.
+            Busy: another process works on it.
+            PyMongoError: as the driver has it.
+        """
+        found = await self._runs.find_one({"_id": self._id(id_), "kind": "run", "what": what})
+        if found is None:
+            known = await self._runs.distinct("run", {"group": self._group, "kind": "run", "what": what})
+            raise UnknownRun(
+                f"Group {self._group!r} has no {what} {id_!r}.{nearest(id_, known)}",
+                remedy=f"Begin a new {what} without --resume.",
+            )
+        return await self._take(found)
+
+    async def of_stream(self, partition: int, partitions: int) -> list[Run]:
+        """The backfills that dispatchers began by themselves, as far as they are for whoever has this partition.
+
+        Those of a former layout are for the first one.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        ours: dict[str, Any] = {"asked.partition": partition, "asked.partitions": partitions}
+        if partition == 0:
+            ours = {"$or": [ours, {"asked.partitions": {"$nin": [None, partitions]}}]}
+        wanted = {"group": self._group, "kind": "run", "what": "backfill", "status": {"$ne": "finished"}, **ours}
+        sound = Sound(self._runs.database.name)
+        runs = sound.each(CONTROLS, await self._runs.find(wanted).sort("started_at").to_list(), _sound_run_of)
+        sound.log()
+        return runs
+
+    async def save(self, run: Run, progress: Mapping[str, Any], delivered: int, failed: int, status: str) -> None:
+        """Write down how far a run is finished; a sign of life as well.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        values = {
+            "progress": dict(progress),
+            "delivered": delivered,
+            "failed": failed,
+            "status": status,
+            **self._me,
+        }
+        await self._runs.update_one({"_id": self._id(run.id)}, {"$set": values, "$currentDate": {"beat_at": True}})
+
+    async def _take(self, found: dict[str, Any]) -> Run:
+        """Work on a run from now on, if nobody else does."""
+        gone: list[dict[str, Any]] = [{"status": {"$ne": "running"}}]
+        gone.append({"$expr": {"$lt": ["$beat_at", {"$subtract": ["$$NOW", _DEAD_AFTER * 1000]}]}})
+        if found.get("host") == self._me["host"] and not _is_alive(found.get("pid")):
+            gone.append({"host": found["host"], "pid": found["pid"]})
+        taken = await self._runs.find_one_and_update(
+            {"_id": found["_id"], "$or": gone},
+            {"$set": {"status": "running", **self._me}, "$currentDate": {"beat_at": True}},
+            return_document=ReturnDocument.AFTER,
+        )
+        if taken is None:
+            raise Busy(
+                f"The {found['what']} {found['run']} is being worked on by process {found.get('pid')} on "
+                f"{found.get('host')}.",
+                remedy="Wait until it is finished, or stop that process first.",
+            )
+        return _run_of(taken)._replace(is_new=False)
+
+    def _id(self, run: str) -> str:
+        return f"{self._group}:run:{run}"
+
+
+def _is_alive(pid: Any) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, TypeError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _sound_run_of(found: Mapping[str, Any]) -> Run:
+    """A run that dispatchers work on by themselves, with where it is.
+
+    Raises:
+        Exception: it is not written as runs are.
+        KeyError: it lacks something.
+    """
+    run = _run_of(found)
+    done, last, name = (run.progress.get(one) for one in ("done", "last", "namespace"))
+    texts = (run.id, run.what, *(done or ()), *([name] if name is not None else ()))
+    if not all(isinstance(one, str) for one in texts):
+        raise ValueError("run, what, and in progress done and namespace, must be text")
+    if not isinstance(run.at, Timestamp) or not isinstance(run.delivered, int):
+        raise TypeError("at must be a timestamp, delivered a number")
+    if last is not None:
+        next(elements(last))
+    return run
+
+
+def _run_of(found: Mapping[str, Any]) -> Run:
+    return Run(
+        found["run"],
+        found["what"],
+        found["asked"],
+        found["at"],
+        found.get("from_time"),
+        found.get("until_time"),
+        found.get("token"),
+        found["progress"],
+        found["delivered"],
+        found["failed"],
+        not found["progress"],
+    )

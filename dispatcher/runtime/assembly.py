@@ -1,0 +1,116 @@
+"""What all pipelines of a process have in common, and making one for a partition that was claimed."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+from pymongo import AsyncMongoClient
+
+from dispatcher.core.lease import Lease
+from dispatcher.core.output.logs import Stats, get_logger
+from dispatcher.core.partitions import belongs
+from dispatcher.delivery.routes import Routes
+from dispatcher.delivery.transactions import Transactions
+from dispatcher.delivery.where import Conditions
+from dispatcher.group.layout import scope_of
+from dispatcher.group.sessions import Sessions
+from dispatcher.operate.pauses import Controls
+from dispatcher.parking.dead_letters import DeadLetters
+from dispatcher.parking.store import Parked
+from dispatcher.position.documents import Position
+from dispatcher.position.gaps import Gaps
+from dispatcher.position.store import PositionStore
+from dispatcher.runs.live_backfill import Refilling
+from dispatcher.runs.store import Runs
+from dispatcher.runtime.history_lost import History
+from dispatcher.runtime.pipeline import Pipeline
+from dispatcher.settings import Settings
+from dispatcher.stream.change_stream import ChangeStreamSource
+from dispatcher.stream.collections import collections_of
+from dispatcher.stream.lookup import Images
+from mongoz import Registry
+
+__all__ = ["Works"]
+
+log = get_logger()
+
+
+class Works(NamedTuple):
+    """Makes pipelines.
+
+    Attributes:
+        client: opened for the running loop.
+        watching: likewise, for change streams.
+        registry: of the application.
+        routes: who gets what.
+        settings: the operator's.
+        stats: counters.
+        address: of the server, for messages.
+        conditions: who wants which change; None if everybody wants all.
+        controls: what is paused.
+        sessions: of transactional receivers.
+    """
+
+    client: AsyncMongoClient[Any]
+    watching: AsyncMongoClient[Any]
+    registry: Registry
+    routes: Routes
+    settings: Settings
+    stats: Stats
+    address: str
+    conditions: Conditions | None
+    controls: Controls
+    sessions: Sessions
+
+    def pipeline(self, store: PositionStore, lease: Lease, position: Position) -> Pipeline:
+        """One that continues where a partition was left."""
+        database, codec_options = self.settings.state_database, self.registry.codec_options
+        group, (number, of) = self.routes.group, (lease.partition, lease.partitions)
+        scope = scope_of(self.routes).part(number, of)._replace(hashed=bool(position.inherited))
+        ours = {"$expr": belongs("$hash", number, of)} if of > 1 else None
+        log.info(
+            "claimed a partition",
+            action="lease.claimed",
+            partition=number,
+            of=of,
+            term=lease.term,
+            begins="position" if position.fingerprint == scope.fingerprint else "time of the position",
+        )
+        source = ChangeStreamSource(
+            self.watching,
+            scope,
+            batch_size=self.settings.batch_size,
+            address=self.address,
+            stats=self.stats,
+        )
+        gaps = Gaps(self.client, database, group, self.stats, address=self.address, partition=number)
+        runs = Runs(self.client, database, group)
+        of_stream: dict[str, Any] = {"partition": number, "partitions": of, "address": self.address}
+        return Pipeline(
+            source=source,
+            images=Images(self.client, codec_options, self.address),
+            routes=self.routes,
+            store=store,
+            lease=lease,
+            position=position,
+            fingerprint=scope.fingerprint,
+            codec_options=codec_options,
+            settings=self.settings,
+            stats=self.stats,
+            address=self.address,
+            dead_letters=DeadLetters(self.client, database, group, self.stats, (number, of)),
+            parked=Parked(self.client, database, group, ours),
+            controls=self.controls,
+            gaps=gaps,
+            history=History(self.settings.on_history_lost, source, gaps, runs, group=group, **of_stream),
+            refilling=partial(
+                Refilling,
+                self.client,
+                runs,
+                self.routes,
+                collections=partial(collections_of, self.client),
+                codec_options=codec_options,
+                **of_stream,
+            ),
+            transactions=Transactions(self.registry, self.client, database, group, self.sessions),
+            conditions=self.conditions,
+        )

@@ -1,0 +1,238 @@
+"""The event loop of a process that runs until a signal stops it, and that its receivers can't end.
+
+Receivers share the process and its loop. A task of theirs that raises SystemExit, a call of `loop.stop()`, a
+handler of signals that a library installs, the cancellation of all tasks: each of these would end the process, or
+keep it from ending in order. Here it is refused or named in the log, and the loop turns on.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any, Final
+
+from dispatcher.core.file_descriptors import require_descriptors
+from dispatcher.core.gc_tuning import collecting
+from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.writer import say_at_once
+from dispatcher.core.tasks import end, guarded
+from dispatcher.delivery.fork_guard import Threads, watch_forks
+from dispatcher.exceptions import Cancelled, DispatcherError, ExitCode
+from dispatcher.runtime.process_end import PATIENCE, Deadline
+
+__all__ = ["run"]
+
+log = get_logger()
+
+Service = Callable[[asyncio.Event], Coroutine[Any, Any, None]]
+
+# Seconds between two looks at who handles the signals.
+_LOOK: Final = 1.0
+
+# SIGHUP often comes together with SIGTERM, and several times: it does not count as the second signal.
+_STOPPING: Final = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGQUIT", "SIGHUP") if hasattr(signal, name)
+)
+_FORCING: Final = frozenset(_STOPPING) - {getattr(signal, "SIGHUP", None)}
+
+
+def run(service: Service, loop: str = "auto", *, within: float | None = None) -> None:
+    """Run a service until SIGINT, SIGTERM, SIGQUIT or SIGHUP; a second one ends the process at once.
+
+    Args:
+        service: what to run; it is given the event that the signals set.
+        loop: `"auto"` takes uvloop where there is one.
+        within: seconds after the signal from which on the process is ended, in order or not.
+
+    Raises:
+        DispatcherError: the service does, or the process can't open enough files, or a thread cancelled its tasks.
+    """
+    require_descriptors()
+    deadline = Deadline()
+    runner = asyncio.Runner(loop_factory=_loop_class(loop))
+    turning: Any = runner.get_loop()
+    turning.set_task_factory(guarded)
+    watch_forks(turning)
+    try:
+        _turn(turning, _main(service, deadline, within))
+    except asyncio.CancelledError as error:
+        raise Cancelled(
+            "A thread that a receiver or a library started cancelled the dispatcher's own tasks. Nothing is lost.",
+            remedy="Don't cancel asyncio.all_tasks() in a thread. Started again, it continues where it stopped.",
+        ) from error
+    finally:
+        turning.ending = True
+        with suppress(SystemExit, KeyboardInterrupt):  # of tasks that are cancelled now
+            runner.close()
+        watch_forks(None)
+        deadline.lift()
+
+
+async def _main(service: Service, deadline: Deadline, within: float | None) -> None:
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_log_failure)
+    threading.excepthook = _log_thread
+    threads = Threads(thread_name_prefix="dispatcher-thread")
+    loop.set_default_executor(threads)
+    stop = asyncio.Event()
+    signals = _Signals(stop, deadline, within)
+    watching = asyncio.create_task(signals.watch(), name="watch-signals")
+    code = ExitCode.CRASHED
+    try:
+        async with collecting():
+            await service(stop)
+        code = ExitCode.OK
+    except DispatcherError as error:
+        code = error.exit_code
+        raise
+    finally:
+        deadline.order(PATIENCE, code, loop)
+        await end([watching])
+        threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _turn(loop: Any, main: Coroutine[Any, Any, None]) -> None:
+    """Have a loop turn until a coroutine is done, whatever others do to it.
+
+    Raises:
+        Exception: what the coroutine raised.
+    """
+    task = loop.create_task(main, name="main")
+    while True:
+        try:
+            loop.run_until_complete(task)
+        except (SystemExit, KeyboardInterrupt) as error:
+            if task.done():
+                raise
+            log.error(
+                "a task wanted to end the process, which goes on",
+                action="loop.exit_refused",
+                error=repr(error),
+                place=_place_of(error),
+                remedy="raise an Exception instead",
+            )
+        except RuntimeError:
+            if task.done():
+                raise
+            log.error(
+                "the event loop was stopped, and turns on",
+                action="loop.stop_refused",
+                place=loop.stopped_at,
+                remedy="don't call loop.stop() in a receiver",
+            )
+        else:
+            return
+
+
+def _place_of(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
+
+
+def _loop_class(loop: str) -> Callable[[], asyncio.AbstractEventLoop]:
+    """A class of event loops that know who stopped them last."""
+    base: Any = asyncio.SelectorEventLoop
+    if sys.platform == "win32":
+        base = asyncio.ProactorEventLoop
+    elif loop == "auto":
+        import uvloop  # noqa: PLC0415 - not installed on Windows
+
+        base = uvloop.Loop
+
+    class Loop(base):  # type: ignore[misc]
+        __module__ = base.__module__  # for logs: what kind of loop it is
+        stopped_at = ""
+        ending = False
+
+        def stop(self) -> None:
+            caller = sys._getframe(1)
+            self.stopped_at = f"{caller.f_code.co_filename}:{caller.f_lineno} in {caller.f_code.co_name}"
+            super().stop()
+
+        async def shutdown_default_executor(self, *args: Any) -> None:
+            """Only the end of the loop does it: the driver resolves names in there."""
+            if not self.ending:
+                raise RuntimeError("The executor of the event loop is the dispatcher's: leave it open.")
+            await super().shutdown_default_executor(*args)
+
+    return Loop
+
+
+def _log_failure(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Something failed that nobody waits for."""
+    error = context.get("exception")
+    what = context.get("task") or context.get("future") or context.get("handle")
+    log.error(
+        f"in the background: {context.get('message', 'an error')}",
+        action="loop.failed",
+        what=repr(what),
+        exc_info=error if isinstance(error, BaseException) else None,
+    )
+
+
+def _log_thread(failure: threading.ExceptHookArgs) -> None:
+    if failure.exc_type is not SystemExit:
+        log.error(
+            "a thread failed",
+            action="thread.failed",
+            thread=failure.thread.name if failure.thread else "",
+            exc_info=failure.exc_value,
+        )
+
+
+class _Signals:
+    """Sets an event when a signal wants the process to end, for as long as the process lives.
+
+    Args:
+        stop: the event.
+        deadline: for an orderly end.
+        within: its seconds.
+    """
+
+    def __init__(self, stop: asyncio.Event, deadline: Deadline, within: float | None) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stop = stop
+        self._deadline = deadline
+        self._within = within
+        self._seen: list[int] = []
+        # Whoever ignores SIGHUP, as nohup does, wants to outlive the terminal.
+        self._ours = [one for one in _STOPPING if signal.getsignal(one) is not signal.SIG_IGN or one in _FORCING]
+        self._install()
+
+    def _install(self) -> list[str]:
+        """Be the handler of our signals; the names of those that somebody else had taken."""
+        taken = [number for number in self._ours if signal.getsignal(number) != self._on_signal]
+        for number in taken:
+            signal.signal(number, self._on_signal)
+        return [signal.Signals(number).name for number in taken]
+
+    async def watch(self) -> None:
+        """Take the signals back from libraries that handle them in their own way. Runs for ever."""
+        while True:
+            await asyncio.sleep(_LOOK)
+            if taken := self._install():
+                log.warning(
+                    "a receiver or a library has taken signals, which are the dispatcher's: taken back",
+                    action="signals.taken_back",
+                    signals=taken,
+                    remedy="don't call signal.signal() in a receiver",
+                )
+
+    def _on_signal(self, number: int, _frame: Any) -> None:
+        """A handler interrupts the main thread anywhere, inside of the logger too, so it does not log."""
+        if number in _FORCING:
+            self._seen.append(number)
+        if len(self._seen) > 1:
+            say_at_once(b"forced to stop\n")
+            os._exit(ExitCode.FORCED)
+        if self._within is not None:
+            self._deadline.order(self._within, ExitCode.FORCED, self._loop)
+        self._loop.call_soon_threadsafe(self._begin_to_stop, signal.Signals(number).name)
+
+    def _begin_to_stop(self, name: str) -> None:
+        log.info("stopping; a second signal ends at once", action="dispatcher.stopping", signal=name)
+        self._stop.set()

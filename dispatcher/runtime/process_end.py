@@ -1,0 +1,132 @@
+"""The end of a process, in time: whatever receivers or drivers leave behind, it keeps no process alive.
+
+Python waits for threads that are no daemons, and an event loop waits for tasks and generators, without a limit. So
+a thread of ours counts the seconds. When they are over it says what is left, and ends the process.
+"""
+
+import asyncio
+import os
+import sys
+import threading
+import traceback
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from time import monotonic
+from types import FrameType
+from typing import Any, Final, NamedTuple
+
+from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.writer import finish
+from dispatcher.exceptions import ExitCode
+
+__all__ = ["PATIENCE", "Deadline", "leave_in_time"]
+
+log = get_logger()
+
+PATIENCE: Final = 5.0
+"""Seconds that what is left at the end is given."""
+
+# Seconds that the last line of the log may take: its reader may be gone.
+_LAST_WORDS: Final = 1.0
+
+# Threads and tasks that the log names, at most.
+_MOST: Final = 20
+
+
+class _Order(NamedTuple):
+    until: float
+    code: int
+    loop: asyncio.AbstractEventLoop | None
+
+
+class Deadline:
+    """Ends this process when an orderly end takes too long. The latest order counts."""
+
+    def __init__(self) -> None:
+        self._orders: SimpleQueue[_Order | None] = SimpleQueue()  # may be used by handlers of signals
+        threading.Thread(target=self._watch, name="dispatcher-deadline", daemon=True).start()
+
+    def order(self, seconds: float, code: int, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        """End the process after so many seconds.
+
+        Args:
+            seconds: from now on.
+            code: that it ends with.
+            loop: whose tasks are named.
+        """
+        self._orders.put(_Order(monotonic() + seconds, code, loop))
+
+    def lift(self) -> None:
+        """Nothing is left to wait for."""
+        self._orders.put(None)
+
+    def _watch(self) -> None:
+        order = self._orders.get()
+        try:
+            while order is not None:
+                order = self._orders.get(timeout=max(0.0, order.until - monotonic()))
+        except Empty:
+            assert order is not None
+            _end(order)
+
+
+def _end(order: _Order) -> None:
+    saying = threading.Thread(target=_say_what_is_left, args=(order.loop,), daemon=True)
+    saying.start()
+    saying.join(_LAST_WORDS)
+    os._exit(order.code)
+
+
+def _say_what_is_left(loop: asyncio.AbstractEventLoop | None) -> None:
+    frames = sys._current_frames()
+    main = threading.main_thread()
+    threads = [
+        f"{one.name} at {_place(frames.get(one.ident or 0))}"
+        for one in threading.enumerate()
+        if one is not main and not one.daemon
+    ]
+    log.error(
+        "the process does not end by itself, and is ended: what is named here is left behind",
+        action="dispatcher.left_behind",
+        threads=threads[:_MOST],
+        tasks=_tasks_of(loop)[:_MOST],
+        main=_place(frames.get(main.ident or 0)),
+        remedy="have threads be daemons, and let tasks be cancelled",
+    )
+    finish()
+
+
+def _tasks_of(loop: asyncio.AbstractEventLoop | None) -> list[str]:
+    if loop is None or loop.is_closed():
+        return []
+    try:
+        return [f"{one.get_name()} at {_place_of_task(one)}" for one in asyncio.all_tasks(loop)]
+    except RuntimeError:  # they change while they are looked at
+        return []
+
+
+def _place_of_task(task: asyncio.Task[Any]) -> str:
+    stack = task.get_stack(limit=1)
+    return _place(stack[0] if stack else None)
+
+
+def _place(frame: FrameType | None) -> str:
+    """Where a stack is: in the innermost frame of the application, or else in the innermost one."""
+    if frame is None:
+        return "nowhere"
+    stack = traceback.extract_stack(frame)
+    known = (*(f"{Path(one).parent}{os.sep}" for one in (threading.__file__, __file__)), "<")
+    one = next((f for f in reversed(stack) if not f.filename.startswith(known)), stack[-1])
+    return f"{one.filename}:{one.lineno} in {one.name}"
+
+
+def leave_in_time(code: object) -> None:
+    """Have this process end, though threads that are no daemons are still at work.
+
+    Args:
+        code: of a SystemExit.
+    """
+    main = threading.main_thread()
+    if any(not one.daemon for one in threading.enumerate() if one is not main):
+        number = code if isinstance(code, int) else ExitCode.OK if code is None else ExitCode.FAILED
+        Deadline().order(PATIENCE, number)

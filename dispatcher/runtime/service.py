@@ -1,0 +1,251 @@
+"""The daemon: puts the parts together, looks whether it can work, runs, and ends in order."""
+
+import asyncio
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from pymongo import AsyncMongoClient
+
+from dispatcher.core.clients import Server, close, closing
+from dispatcher.core.output.logs import Stats, get_logger
+from dispatcher.core.state import index_state, keep_deliveries_for
+from dispatcher.core.stats import Gauges
+from dispatcher.core.tasks import end
+from dispatcher.delivery.where import Conditions
+from dispatcher.group.coordinator import Coordinator
+from dispatcher.group.layout import admit, begin, divide_into, facts_of, scope_of, token_of_now, version_of
+from dispatcher.group.members import Members
+from dispatcher.group.sessions import Sessions
+from dispatcher.operate.observer import Observer
+from dispatcher.operate.pauses import Controls
+from dispatcher.operate.privileges import require_state
+from dispatcher.operate.retention import forget_old_letters
+from dispatcher.operate.setup import few_connections, group_of, routes_of, warn_of_oddities
+from dispatcher.operate.unreachable import require_changes
+from dispatcher.position.documents import Layout
+from dispatcher.position.store import PositionStore
+from dispatcher.runtime.assembly import Works
+from dispatcher.runtime.main_loop import run
+from dispatcher.runtime.pipeline import Pipeline
+from dispatcher.runtime.watchdog import Watchdog
+from dispatcher.settings import Settings
+from mongoz import Registry
+from mongoz.signals.hops import inside_dispatcher
+
+__all__ = ["Service", "run"]
+
+log = get_logger()
+
+
+class Service:
+    """One dispatcher process for one registry: a member of the group, with a share of its partitions.
+
+    Args:
+        registry: of the application, whose receivers are connected by now.
+        settings: the operator's.
+        application: the name by which its group knows it, `"package.module:registry"`; empty if that is not asked.
+
+    Raises:
+        ApplicationError: the registry can't be served as it is.
+        NothingToDeliver: no receiver of it could ever run here.
+    """
+
+    def __init__(self, registry: Registry, settings: Settings, application: str = "") -> None:
+        self.settings = settings
+        self.stats = Stats()
+        self._registry = registry
+        self._application = application
+        self._coordinator: Coordinator[Pipeline] | None = None
+        group = group_of(registry, settings)
+        self._server = Server(registry, settings)
+        self._address = self._server.address
+        self.routes = routes_of(registry, settings, group)
+        self.observer = Observer(
+            self.stats, group=group, settings=settings, gauges=self.gauges, troubles=self.troubles
+        )
+
+    def gauges(self) -> dict[int, Gauges]:
+        """How the pipelines of this process are, by partition."""
+        return {number: pipeline.gauges() for number, pipeline in self.held.items()}
+
+    def troubles(self) -> list[str]:
+        """What keeps this process from taking part in the work of its group."""
+        one, troubles = self._coordinator, []
+        if one is not None and not one.in_touch:
+            troubles.append("the other members can't be seen, and leases not be renewed")
+        if one is not None and one.outdated:
+            troubles.append("a newer version of the application is at work, so this one takes no partitions")
+        return troubles
+
+    @property
+    def ready(self) -> bool:
+        """Whether this is a healthy member: in touch with the state, and all its change streams are open.
+
+        A hot standby is one, too. A process that may take no partition, since a newer version of the application
+        is at work, is not.
+        """
+        one = self._coordinator
+        return (
+            one is not None
+            and one.in_touch
+            and not one.outdated
+            and all(held.work.connected for held in one.held.values())
+        )
+
+    @property
+    def member_id(self) -> str:
+        """Of this process in the group; empty before it has joined."""
+        return "" if self._coordinator is None else self._coordinator.member_id
+
+    @property
+    def live(self) -> tuple[str, ...]:
+        """The ids of all members that are alive, the longest-serving first."""
+        return () if self._coordinator is None else self._coordinator.live
+
+    @property
+    def layout(self) -> Layout | None:
+        """How the work of the group is divided; None before the start."""
+        return None if self._coordinator is None else self._coordinator.layout
+
+    @property
+    def held(self) -> Mapping[int, Pipeline]:
+        """The partitions that this process holds."""
+        held = {} if self._coordinator is None else self._coordinator.held
+        return {number: held[number].work for number in sorted(held)}
+
+    @property
+    def position(self) -> str | None:
+        """The resume token up to which all partitions held here are finished; None while none is."""
+        return min((pipeline.position for pipeline in self.held.values()), default=None)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Deliver until `stop` is set.
+
+        Raises:
+            DispatcherError: it can't work, or can't go on.
+        """
+        starting = asyncio.create_task(self._start(), name="start")
+        stopped = asyncio.create_task(stop.wait(), name="wait-for-stop")
+        await asyncio.wait([starting, stopped], return_when=asyncio.FIRST_COMPLETED)
+        await end([stopped] if starting.done() else [stopped, starting])
+        if starting.cancelled():
+            log.info("stopped before it had begun", action="dispatcher.stopped", **self.stats.as_dict())
+            return
+        client, watching, coordinator, controls = starting.result()
+        async with closing(client, watching, self._registry):
+            stamped = self._registry.dispatched is not None
+            self.observer.begin(stop)
+            observing = self.observer.watch(client)
+            days = self.settings.dead_letter_retention
+            where = (client, self.settings.state_database, self.routes.group)
+            forgetting = forget_old_letters(*where, days=days, stats=self.stats)
+            observing.append(asyncio.create_task(forgetting, name="forget-old-letters"))
+            observing.append(asyncio.create_task(controls.watch(), name="watch-controls"))
+            looking = asyncio.create_task(warn_of_oddities(client, self.routes, stamped=stamped), name="look")
+            try:
+                # So that every worker is inside, from its start on.
+                with inside_dispatcher(), Watchdog(self.settings.block_after):
+                    await coordinator.run(stop)
+            finally:
+                await end([looking, *observing])
+                log.info("stopped", action="dispatcher.stopped", **self.stats.as_dict())
+
+    async def _start(
+        self,
+    ) -> tuple[AsyncMongoClient[Any], AsyncMongoClient[Any], Coordinator[Pipeline], Controls]:
+        """Look whether the server will do, and join the others."""
+        async with self._server.patient_client() as client:
+            await self._server.check(client)
+        if 0 < self._server.connections < self.settings.concurrency:
+            text, remedy = few_connections(self._server, self.settings)
+            log.warning(f"{text}, and wait for each other", action="connections.few", remedy=remedy)
+        client, watching = self._server.lasting_client(), self._server.watching_client()
+        try:
+            return client, watching, *await self._join(client, watching)
+        except BaseException:
+            await close(client, watching)
+            raise
+
+    async def _join(
+        self, client: AsyncMongoClient[Any], watching: AsyncMongoClient[Any]
+    ) -> tuple[Coordinator[Pipeline], Controls]:
+        scope = scope_of(self.routes)
+        version = version_of(self.routes)
+        facts = facts_of(self.routes, self.settings, version, self._application)
+        members = Members(client, self.settings.state_database, self.routes.group, facts, self._says)
+        store = PositionStore(client, self.settings.state_database, self.routes.group, members.id)
+        record = partial(begin, store, scope, partial(token_of_now, client, scope, self._address), self.settings)
+
+        async def join() -> tuple[Works, bool]:
+            # What can't be is said before anything is written.
+            await require_state(client, self.settings.state_database)
+            await require_changes(client, self.routes)
+            await admit(store, self.settings, self._application)
+            works = await self._works(client, watching, members.sessions)
+            begun = await record(await store.load())
+            await admit(store, self.settings, self._application)
+            await divide_into(store, self.settings.partitions)
+            await members.join()
+            return works, begun
+
+        works, begun = await self._server.patiently(join)
+        log.info(
+            "first start: delivering changes from now on" if begun else "delivering changes from the position on",
+            action="dispatcher.started",
+            address=self._address,
+            group=self.routes.group,
+            member=members.id,
+            watching=[*map(".".join, self.routes.namespaces), *map(str, self.routes.patterns)],
+            receivers=len(self.routes.receivers),
+            loop=type(asyncio.get_running_loop()).__module__.partition(".")[0],
+            begins="now" if begun else "position",
+        )
+        self._coordinator = Coordinator(
+            store,
+            members,
+            lease=self.settings.lease,
+            version=version,
+            begin=record,
+            work=partial(works.pipeline, store),
+            resized=self._share_out,
+            address=self._address,
+        )
+        return self._coordinator, works.controls
+
+    async def _works(
+        self, client: AsyncMongoClient[Any], watching: AsyncMongoClient[Any], sessions: Sessions
+    ) -> Works:
+        database = self.settings.state_database
+        conditions = Conditions(client, database, self.routes, self._registry.codec_options, self._address)
+        conditional = await conditions.prepare()
+        await index_state(client, database)
+        if any(receiver.options.transactional for receiver in self.routes.receivers):
+            await keep_deliveries_for(client, database, self.settings.delivery_retention)
+        return Works(
+            client,
+            watching,
+            self._registry,
+            self.routes,
+            self.settings,
+            self.stats,
+            self._address,
+            conditions if conditional else None,
+            Controls(client, database, self.routes.group),
+            sessions,
+        )
+
+    def _says(self) -> dict[str, Any]:
+        """What others are told with each heartbeat."""
+        return {
+            "partitions": list(self.held),
+            "stats": self.observer.stats_document(),
+            "http": self.observer.http,
+        }
+
+    def _share_out(self) -> None:
+        """Divide what the operator allows to this process among the partitions it holds now."""
+        self.stats.lease_changes += 1
+        pipelines = self.held.values()
+        for place, pipeline in enumerate(pipelines):
+            pipeline.resize(place, len(pipelines))

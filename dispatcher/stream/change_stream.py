@@ -1,0 +1,381 @@
+"""The change stream: batches of undecoded events, for ever.
+
+It does not iterate over PyMongo's: one await per batch instead of one per event, the events stay BSON until their
+turn comes (one that can't be decoded does not take its batch with it), and the token behind an empty batch can be
+saved.
+"""
+
+import asyncio
+import random
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from contextlib import aclosing
+from hashlib import sha256
+from typing import Any, Final, NamedTuple
+
+from bson import Regex, Timestamp, json_util
+from pymongo import AsyncMongoClient
+from pymongo.errors import OperationFailure, PyMongoError
+
+from dispatcher.core.bson_codec import Undecoded
+from dispatcher.core.driver_errors import Kind, fatal, in_short, kind_of, let_go
+from dispatcher.core.events import Batch, Namespace, Start, token_time
+from dispatcher.core.output.logs import Stats, get_logger
+from dispatcher.core.partitions import HASH, belongs, hash_of
+from dispatcher.core.resume_tokens import token_of
+from dispatcher.stream.cursor import Cursors, Shape
+from dispatcher.stream.large_events import SINGLY, SMALLER, SPLIT, WHOLE, WITHOUT, joined
+from mongoz.connection.namespaces import NamespacePattern, is_misread, watched_as
+from mongoz.stamps import FIELD
+
+__all__ = ["ChangeStreamSource", "Scope", "pause_after"]
+
+log = get_logger()
+
+_DOCUMENT_OPERATIONS: Final = ["insert", "update", "replace", "delete"]
+
+# A look into the past has nothing to wait for.
+_GLANCE_MS: Final = 1
+
+# What shows that an event can't be had in a certain shape, but maybe in another.
+_OTHERWISE: Final = frozenset({Kind.TOO_LARGE, Kind.NOT_SUPPORTED, Kind.BAD_TOKEN})
+
+# An aggregation stage that the server does not know.
+_NOT_SUPPORTED: Final = 40324
+
+# Characters of a token in the log: it holds the document's key, which may be megabytes long.
+_LEGIBLE: Final = 200
+
+_FIRST_PAUSE: Final = 0.1
+_LONGEST_PAUSE: Final = 10.0
+
+
+class Scope(NamedTuple):
+    """What a stream watches.
+
+    Attributes:
+        database: a single database, or None for the whole deployment.
+        namespaces: the collections, sorted.
+        patterns: what the names of further ones look like, sorted.
+        apart_from: a database that patterns do not mean, though it may look alike.
+        partition: which part of the documents.
+        partitions: how many parts there are.
+        hashed: each event is to tell the hash of its document. Which events come is the same.
+    """
+
+    database: str | None
+    namespaces: tuple[Namespace, ...]
+    patterns: tuple[NamespacePattern, ...] = ()
+    apart_from: str = ""
+    partition: int = 0
+    partitions: int = 1
+    hashed: bool = False
+
+    @classmethod
+    def of(
+        cls, namespaces: Iterable[Namespace], patterns: Iterable[NamespacePattern] = (), apart_from: str = ""
+    ) -> "Scope":
+        """The narrowest scope that holds these collections.
+
+        Args:
+            namespaces: named collections.
+            patterns: of further ones.
+            apart_from: the dispatcher's own database. Its state is no application's document, and who watched it
+                would be told of every save of the position.
+        """
+        ordered, alike = tuple(sorted(set(namespaces))), tuple(sorted(set(patterns)))
+        databases = {database for database, _ in ordered} | {pattern.database for pattern in alike}
+        single = databases.pop() if len(databases) == 1 else None
+        narrow = single is not None and "*" not in single and not is_misread(single)
+        return cls(single if narrow else None, ordered, alike, apart_from)
+
+    def part(self, partition: int, partitions: int) -> "Scope":
+        """One part of it, by the hash of the document's key."""
+        return self._replace(partition=partition, partitions=partitions)
+
+    def pipeline(self) -> list[dict[str, Any]]:
+        """What the server filters by, behind the `$changeStream` stage."""
+        hashes = [{"$set": {HASH: hash_of("$documentKey._id")}}] if self.hashed else []
+        return [self._watched(), *self._partitioned(), *hashes]
+
+    def _partitioned(self) -> list[dict[str, Any]]:
+        """All changes of a document are in one part. What is no change of a document is in the first one.
+
+        But every stream must be told of its own end.
+        """
+        if self.partitions == 1:
+            return []
+        elsewhere: dict[str, Any] = {"operationType": "invalidate"}
+        if self.partition == 0:
+            elsewhere = {"operationType": {"$nin": _DOCUMENT_OPERATIONS}}
+        here = belongs(hash_of("$documentKey._id"), self.partition, self.partitions)
+        ours = {"operationType": {"$in": _DOCUMENT_OPERATIONS}, "$expr": here}
+        return [{"$match": {"$or": [elsewhere, ours]}}]
+
+    def _watched(self) -> dict[str, Any]:
+        named = [(watched_as(db), watched_as(coll)) for db, coll in self.namespaces]
+        named += [self._as_filter(pattern) for pattern in self.patterns]
+        watched = [{"ns.db": db, "ns.coll": coll} for db, coll in named]
+        targets = [{"to.db": db, "to.coll": coll} for db, coll in named]
+        names = {db for db, _ in named if isinstance(db, str)}
+        expressions = {db.pattern for db, _ in named if isinstance(db, Regex)}
+        databases = [*sorted(names), *map(Regex, sorted(expressions))]
+        return {
+            "$match": {
+                "$or": [
+                    {"operationType": {"$in": [*_DOCUMENT_OPERATIONS, "drop", "rename"]}, "$or": watched},
+                    {"operationType": "rename", "$or": targets},
+                    {"operationType": "dropDatabase", "ns.db": {"$in": databases}},
+                    {"operationType": "invalidate"},
+                ]
+            }
+        }
+
+    def _as_filter(self, pattern: NamespacePattern) -> tuple[Any, Any]:
+        """What the server compares the names of a change with."""
+        database, collection = pattern.database, pattern.collection
+        return (
+            Regex(pattern.database_regex((self.apart_from,))) if "*" in database else watched_as(database),
+            Regex(pattern.collection_regex, re.DOTALL) if "*" in collection else watched_as(collection),
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """A token is valid for the same scope and pipeline only; this tells whether they are the same."""
+        pipeline = self._replace(hashed=False).pipeline()
+        text = json_util.dumps({"database": self.database, "pipeline": pipeline, "version": 1})
+        return sha256(text.encode()).hexdigest()[:16]
+
+
+class ChangeStreamSource:
+    """Reads a change stream; opens it again whenever it breaks, behind the last batch that was handed out.
+
+    Args:
+        client: opened for the running loop. It must not give up on a silent server by itself: who waits for the
+            next change can't tell a server that has far to read from a dead connection, but by its patience.
+        scope: what to watch.
+        batch_size: events per round trip, at most.
+        address: of the server, for messages.
+        stats: where reconnects are counted.
+        await_ms: how long the server waits for the next event, if not as usual.
+    """
+
+    def __init__(
+        self,
+        client: AsyncMongoClient[Any],
+        scope: Scope,
+        *,
+        batch_size: int,
+        address: str,
+        stats: Stats,
+        await_ms: int | None = None,
+    ) -> None:
+        self._whole = WHOLE if await_ms is None else WHOLE._replace(await_ms=await_ms)
+        self._cursors = Cursors(client, scope.database, scope.pipeline(), batch_size)
+        self._address = address
+        self._stats = stats
+        self._open = False
+        self._splits = True
+
+    @property
+    def batch_size(self) -> int:
+        """Events per round trip, at most, from the next one on."""
+        return self._cursors.batch_size
+
+    @batch_size.setter
+    def batch_size(self, size: int) -> None:
+        self._cursors.batch_size = size
+
+    @property
+    def connected(self) -> bool:
+        """Whether the stream is open, and the server answers."""
+        return self._open and not self._cursors.is_silent
+
+    async def now(self) -> str:
+        """A token that stands for this moment: everything after it can be read later.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        return await self._cursors.now()
+
+    async def batches(self, start: Start) -> AsyncGenerator[Batch]:
+        """The stream from `start` on, without an end.
+
+        Yields:
+            Batches, empty ones on an idle stream about once a second.
+
+        Raises:
+            DispatcherError: what no repetition can mend.
+        """
+        failures, too_large = 0, False
+        while True:
+            try:
+                reading = (
+                    self._around(start) if too_large else self._cursors.read(start, self._whole, self._opened)
+                )
+                async with aclosing(reading) as batches:
+                    async for batch in batches:
+                        if failures:
+                            log.info("reading again", action="stream.resumed", after_failures=failures)
+                        failures = 0
+                        start = Start(token=batch.token)
+                        yield batch
+                if too_large:
+                    too_large = False
+                    continue
+                self._open = False
+                log.warning("the server closed the stream", action="stream.invalidated")
+            except PyMongoError as error:
+                if kind_of(error) is Kind.TOO_LARGE and not too_large:
+                    too_large = True
+                    let_go(error)
+                    continue
+                self._open = False
+                verdict = fatal(error, self._address)
+                if verdict is not None:
+                    raise verdict from error
+                failures += 1
+                log.warning(
+                    "the stream broke, opening it again",
+                    action="stream.broken",
+                    error=in_short(error),
+                    kind=kind_of(error),
+                    failures=failures,
+                )
+                let_go(error)
+            self._stats.reconnects += 1
+            await asyncio.sleep(pause_after(failures))
+
+    def _opened(self) -> None:
+        self._open = True
+
+    async def _around(self, start: Start) -> AsyncGenerator[Batch]:
+        """Up to the event that is too large, and past it.
+
+        Raises:
+            PyMongoError: as the driver has it; of the kind `TOO_LARGE` if there is no way past it.
+        """
+        for read in (self._one_by_one, self._in_fragments, self._in_part):
+            try:
+                async with aclosing(read(start)) as batches:
+                    async for batch in batches:
+                        start = Start(token=batch.token)
+                        yield batch
+            except PyMongoError as error:
+                if kind_of(error) is Kind.NOT_SUPPORTED:
+                    self._splits = False
+                if kind_of(error) not in _OTHERWISE or read == self._in_part:
+                    raise
+                let_go(error)
+            else:
+                return
+
+    async def _one_by_one(self, start: Start) -> AsyncGenerator[Batch]:
+        """What comes before the event that is too large; if none comes up after all, this ends."""
+        count = 0
+        async with aclosing(self._cursors.read(start, SINGLY)) as batches:
+            async for batch in batches:
+                yield batch
+                count += len(batch.events)
+                if not batch.events or count > self.batch_size:
+                    return
+
+    async def _in_fragments(self, start: Start) -> AsyncGenerator[Batch]:
+        """The event, and those behind it that are too large as well."""
+        if not self._splits:
+            raise OperationFailure("it does not split events", _NOT_SUPPORTED)
+        async with aclosing(joined(self._cursors.read(start, SPLIT))) as batches:
+            async for batch in batches:
+                yield batch
+
+    async def _in_part(self, start: Start) -> AsyncGenerator[Batch]:
+        """What can be had of the event; if that is nothing, what comes behind it."""
+        for how, shape in SMALLER.items():
+            batch = await self._next(start, shape)
+            if batch is not None:
+                log.warning(
+                    f"the server can't send an event whole; it is delivered {how}",
+                    action="event.too_large",
+                    token=batch.token[:_LEGIBLE],
+                    how=how,
+                )
+                yield batch
+                return
+        async with aclosing(self._cursors.read(start, WITHOUT)) as batches:
+            async for batch in batches:
+                yield batch._replace(lost_after=start.token)
+                return
+
+    async def _next(self, start: Start, shape: Shape) -> Batch | None:
+        """The next event in another shape; None if it is too large in that as well."""
+        try:
+            async with aclosing(self._cursors.read(start, shape)) as batches:
+                async for batch in batches:
+                    if batch.events:
+                        event = batch.events[0]
+                        return Batch([event], token_of(event["_id"]))
+        except PyMongoError as error:
+            if kind_of(error) not in _OTHERWISE:
+                raise
+            let_go(error)
+        return None
+
+    async def stamped(self, since: Timestamp, until: str) -> AsyncIterator[Undecoded]:
+        """The changes of the past that brought a stamp, reduced to `_id`, `wallTime` and `stamp`.
+
+        It takes one round trip more than opening the stream if there is nothing to read.
+
+        Args:
+            since: where to begin.
+            until: the token of the last change to look at.
+
+        Raises:
+            PyMongoError: as the driver has it; some may have been handed out.
+        """
+        start, before = Start(cluster_time=since), ""
+        glance = Shape({}, tuple(_stamped_until(until)), await_ms=_GLANCE_MS)
+        while before < until:
+            async with aclosing(self._cursors.read(start, glance)) as batches:
+                async for batch in batches:
+                    for event in batch.events:
+                        if token_of(event["_id"]) > until:
+                            return
+                        if "stamp" in event:
+                            yield event
+                    if batch.token >= until or (not batch.events and _is_at_the_end(batch.token, before, until)):
+                        return
+                    before, start = batch.token, Start(token=batch.token)
+            # The server closed it, for example because the database was dropped then; it goes on behind that.
+
+
+def pause_after(failures: int) -> float:
+    """Seconds to wait before opening a stream again: doubling, with jitter, since others lost the same server."""
+    if failures == 0:
+        return 0.0
+    return min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1.0)
+
+
+def _stamped_until(token: str) -> list[dict[str, Any]]:
+    """What the server filters by in a look into the past.
+
+    The first change behind the token is let through whatever it is, so that the server stops reading there; and an
+    invalidate, since whoever goes on needs its token.
+    """
+    inserted, updated = f"fullDocument.{FIELD}", f"updateDescription.updatedFields.{FIELD}"
+    wanted = [
+        {"operationType": "insert", inserted: {"$type": "binData"}},
+        {"operationType": "update", updated: {"$type": "binData"}},
+        {"operationType": "invalidate"},
+        {"clusterTime": {"$gt": token_time(token)}},
+    ]
+    stamp = {"$ifNull": [f"${updated}", f"${inserted}", "$$REMOVE"]}
+    return [{"$match": {"$or": wanted}}, {"$project": {"wallTime": 1, "stamp": stamp}}]
+
+
+def _is_at_the_end(token: str, before: str, until: str) -> bool:
+    """Whether nothing more comes before `until`, judged by the tokens behind an empty batch and the one before.
+
+    The token behind an empty batch may be a mere time, and sorts before those of the changes of that time.
+    """
+    return token == before or token_time(token) > token_time(until)

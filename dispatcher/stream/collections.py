@@ -1,0 +1,147 @@
+"""The watched collections as the server has them: which there are, whether they keep images, what they refuse."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, NamedTuple
+
+from bson import ObjectId
+from pymongo import AsyncMongoClient
+from pymongo.errors import OperationFailure
+
+from dispatcher.core.driver_errors import Kind, kind_of
+from dispatcher.core.events import Namespace
+from dispatcher.delivery.routes import Routes
+from mongoz.stamps import FIELD, Call, Stamp
+
+__all__ = ["Watched", "collections_of", "watched_collections"]
+
+# Documents that a validator is tried on, and the milliseconds that this may take: it is only for a warning.
+_SAMPLE: Final = 20
+_PATIENCE_MS: Final = 1_000
+
+
+class Watched(NamedTuple):
+    """One collection that somebody listens to.
+
+    Attributes:
+        namespace: where it is.
+        kind: `"collection"`, `"view"`, `"timeseries"`; "" if it does not exist.
+        options: as it was created or changed; empty if it does not exist.
+        is_named: it is listened to by its name, not because a pattern covers it.
+    """
+
+    namespace: Namespace
+    kind: str
+    options: Mapping[str, Any]
+    is_named: bool
+
+    @property
+    def name(self) -> str:
+        """`"database.collection"`."""
+        return ".".join(self.namespace)
+
+    @property
+    def has_images(self) -> bool:
+        """Whether the server keeps pre and post images of its changes."""
+        return bool(self.options.get("changeStreamPreAndPostImages", {}).get("enabled"))
+
+    async def refuses_stamp(self, client: AsyncMongoClient[Any], group: str) -> bool:
+        """Whether its validator lets no document pass that has the ODM's reserved field.
+
+        The server is asked: documents that satisfy the validator now are tried again with a stamp, without writing
+        them. Where there are none, a `$jsonSchema` is read; nothing certain can be said of any other validator.
+
+        Args:
+            client: opened for the running loop.
+            group: whose stamps they would be.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        validator = self.options.get("validator")
+        if not validator or self.options.get("validationAction") == "warn":
+            return False
+        if self.options.get("validationLevel") == "off":
+            return False
+        stamp = Stamp(group, Call.SAVED, ObjectId(), bytes(8)).pack()
+        database, collection = self.namespace
+        cursor = await client[database][collection].aggregate(
+            [
+                {"$limit": _SAMPLE},
+                {"$match": validator},
+                {"$limit": 1},
+                {"$set": {FIELD: stamp}},
+                {"$facet": {"tried": [{"$count": "n"}], "passed": [{"$match": validator}, {"$count": "n"}]}},
+            ],
+            maxTimeMS=_PATIENCE_MS,
+        )
+        (answer,) = await cursor.to_list(None)
+        return not answer["passed"] if answer["tried"] else _closes_out(validator.get("$jsonSchema"))
+
+
+def _closes_out(schema: Any) -> bool:
+    """Whether a schema allows declared properties only, and the reserved field is not among them."""
+    return (
+        isinstance(schema, Mapping)
+        and schema.get("additionalProperties") is False
+        and FIELD not in schema.get("properties", {})
+        and not schema.get("patternProperties")
+    )
+
+
+async def watched_collections(client: AsyncMongoClient[Any], routes: Routes) -> list[Watched]:
+    """The collections that somebody listens to: those that are named, and those that a pattern finds.
+
+    Raises:
+        PyMongoError: as the driver has it; code 13 where listing collections is not allowed.
+    """
+    named: dict[str, set[str]] = defaultdict(set)
+    for database, collection in routes.namespaces:
+        named[database].add(collection)
+    watched = []
+    for database in sorted(named.keys() | await _matching_databases(client, routes)):
+        found = await _collections(client, database, named[database], routes)
+        names = sorted(named[database] | found.keys())
+        for name in names:
+            kind, options = found.get(name, ("", {}))
+            watched.append(Watched((database, name), kind, options, name in named[database]))
+    return watched
+
+
+async def _matching_databases(client: AsyncMongoClient[Any], routes: Routes) -> set[str]:
+    """Databases that hold collections which a pattern may find."""
+    exact = {pattern.database for pattern in routes.patterns if "*" not in pattern.database}
+    alike = [pattern for pattern in routes.patterns if "*" in pattern.database]
+    if not alike:
+        return exact
+    names = await client.list_database_names()
+    apart_from = (routes.apart_from,)
+    return exact | {name for name in names if any(one.matches_database(name, apart_from) for one in alike)}
+
+
+async def _collections(
+    client: AsyncMongoClient[Any], database: str, named: Iterable[str], routes: Routes
+) -> dict[str, tuple[str, Mapping[str, Any]]]:
+    """Kind and options of a database's watched collections that exist."""
+    # Only asking for what is named saves the server work: it may have thousands.
+    wanted = None if routes.patterns else {"name": {"$in": sorted(named)}}
+    return {
+        entry["name"]: (entry["type"], entry.get("options", {}))
+        async for entry in await client[database].list_collections(filter=wanted)
+        if routes.listening_to((database, entry["name"]))
+    }
+
+
+async def collections_of(client: AsyncMongoClient[Any], routes: Routes) -> list[Namespace]:
+    """The collections with documents that somebody is to be told of, sorted.
+
+    Raises:
+        PyMongoError: as the driver has it.
+    """
+    try:
+        watched = await watched_collections(client, routes)
+    except OperationFailure as error:
+        if kind_of(error) is not Kind.NO_ACCESS or routes.patterns:
+            raise
+        return sorted(routes.namespaces)  # which of them exist is not ours to know
+    return sorted(one.namespace for one in watched if one.kind == "collection")

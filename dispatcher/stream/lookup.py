@@ -1,0 +1,132 @@
+"""Looking up what the server did not send: the documents of updates on collections without post images."""
+
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import stamina
+from bson.codec_options import CodecOptions
+from bson.raw_bson import RawBSONDocument
+from pymongo import AsyncMongoClient
+from pymongo.errors import PyMongoError
+from pymongo.read_concern import ReadConcern
+
+from dispatcher.core.bson_codec import RAW
+from dispatcher.core.bson_elements import ARRAY, DOCUMENT, Element, elements, field, joined, keyed
+from dispatcher.core.driver_errors import fatal
+from dispatcher.core.events import Change, Namespace
+from dispatcher.core.undecodable import AFTER, UndecodableValue, decoded
+from mongoz.keys import canonical_of
+
+__all__ = ["Images"]
+
+# Documents looked up at once: at most, and before their size is known; and the bytes to aim for.
+_MOST: Final = 250
+_FIRST: Final = 32
+_BYTES: Final = 4_000_000
+
+
+_Found = dict[tuple[Namespace, bytes], bytes]
+
+
+class Images:
+    """Completes changes with the current document; one query per collection and slice.
+
+    Args:
+        client: opened for the running loop.
+        codec_options: the registry's.
+        address: of the server, for messages.
+    """
+
+    def __init__(self, client: AsyncMongoClient[Any], codec_options: CodecOptions[Any], address: str) -> None:
+        self._client = client
+        self._codec_options = codec_options
+        self._address = address
+        self._slice = _FIRST
+
+    async def complete(self, changes: list[Change]) -> AsyncIterator[list[Change]]:
+        """The same changes; updates that had no document have the current one, if it exists.
+
+        In slices: large documents are not all in memory before the first one is on its way.
+
+        Raises:
+            DispatcherError: what no repetition can mend.
+        """
+        if not any(_lacks_document(change) for change in changes):
+            yield changes
+            return
+        begin = 0
+        while begin < len(changes):
+            part = changes[begin : begin + self._slice]
+            begin += len(part)
+            found = await self._look_up(part)
+            yield [self._completed(change, found) for change in part]
+
+    async def _look_up(self, changes: list[Change]) -> _Found:
+        missing: dict[Namespace, set[bytes]] = defaultdict(set)
+        for change in changes:
+            if _lacks_document(change):
+                missing[change.namespace].add(canonical_of(change.raw_key))
+        found: _Found = {}
+        for namespace, keys in missing.items():
+            for row in await self._find(namespace, sorted(keys)):
+                raw = bytes(row.raw)
+                id_ = field(raw, "_id")
+                assert id_ is not None  # no document is without one
+                found[namespace, canonical_of(keyed(id_))] = raw
+        if found:
+            average = sum(map(len, found.values())) // len(found)
+            self._slice = max(1, min(_MOST, _BYTES // max(1, average)))
+        return found
+
+    async def _find(self, namespace: Namespace, keys: list[bytes]) -> list[RawBSONDocument]:
+        collection = self._client[namespace[0]].get_collection(
+            namespace[1], codec_options=RAW, read_concern=ReadConcern("majority")
+        )
+        query = _with_any_of(keys)
+        rows: list[RawBSONDocument] = []
+        try:
+            async for attempt in stamina.retry_context(
+                on=self._is_transient, attempts=None, timeout=None, wait_initial=0.1, wait_max=10.0
+            ):
+                with attempt:
+                    rows = await collection.find(RawBSONDocument(query)).to_list(None)
+        except PyMongoError as error:
+            verdict = fatal(error, self._address)
+            assert verdict is not None  # everything else is tried again
+            raise verdict from error
+        return rows
+
+    def _is_transient(self, error: Exception) -> bool:
+        return isinstance(error, PyMongoError) and fatal(error, self._address) is None
+
+    def _completed(self, change: Change, found: _Found) -> Change:
+        if not _lacks_document(change):
+            return change
+        row = found.get((change.namespace, canonical_of(change.raw_key)))
+        if row is None:
+            return change
+        document, fault = None, None
+        try:
+            # Decoded for each change anew: its instance takes the row over, and receivers may change it.
+            document = decoded(row, self._codec_options, AFTER)
+        except UndecodableValue as error:
+            fault = error.fault
+        size = change.size + len(row)
+        return change._replace(document=document, image="current", size=size, looked_up=row, fault=fault)
+
+
+def _lacks_document(change: Change) -> bool:
+    return change.document is None and change.operation == "update" and change.fault is None
+
+
+def _with_any_of(keys: list[bytes]) -> bytes:
+    """A filter of `_id`s in BSON: some can't be decoded, or not be encoded again as they were.
+
+    Args:
+        keys: canonical. MongoDB 6.0 scans its index for ever if the items of an array in them are not numbered.
+    """
+    found = [next(elements(key)) for key in keys]
+    ids = joined(*(one._replace(name=str(i).encode()) for i, one in enumerate(found)))
+    wanted = joined(Element(b"$in", ARRAY, ids))
+    return joined(Element(b"_id", DOCUMENT, wanted))

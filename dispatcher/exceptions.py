@@ -57,7 +57,6 @@ __all__ = [
     "UnknownLetter",
     "UnknownReceiver",
     "UnknownRun",
-    "how_to_install",
 ]
 
 
@@ -92,11 +91,6 @@ class ExitCode(IntEnum):
     started cancelled the dispatcher's own tasks."""
     FORCED = 130
     """A second SIGINT or SIGTERM cut the drain short. Nothing is lost; a few deliveries may repeat."""
-
-
-def how_to_install(extra: str) -> str:
-    """The remedy for an extra that is not there. The package is in no registry, so it names a checkout."""
-    return f"pip install '.[{extra}]' (in a checkout of the repository)"
 
 
 class DispatcherError(Exception):

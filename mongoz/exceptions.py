@@ -18,10 +18,6 @@ The driver's own errors (DuplicateKeyError, ServerSelectionTimeoutError, ...) pa
 pydantic's ValidationErrors.
 """
 
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
-
 __all__ = [
     "AbstractDocumentError",
     "DocumentNotFound",
@@ -36,9 +32,6 @@ __all__ = [
     "SignalError",
     "TransactionError",
     "WriteConflict",
-    "did_you_mean",
-    "nearest",
-    "raise_together",
 ]
 
 
@@ -105,54 +98,3 @@ class TransactionError(MongozException):
 
 class WriteConflict(MongozException):
     """A document changes faster than it can be read, validated and written."""
-
-
-_NEAR: Final = 0.7
-"""Of difflib's likeness; "find" and "id" have 0.67."""
-
-
-def nearest(name: str, valid: Iterable[str], elsewhere: Mapping[str, str] | None = None) -> str:
-    """A hint to append to a message about an unknown name: the nearest valid one, or all of them.
-
-    Args:
-        name: the unknown one.
-        valid: all that are known.
-        elsewhere: names that other libraries have -> valid ones.
-
-    Examples:
-        >>> nearest("emial", ["email", "name"])
-        " Did you mean 'email'?"
-    """
-    known = sorted(set(valid))
-    return did_you_mean(name, known, elsewhere) or (f" There are: {', '.join(known)}." if known else "")
-
-
-def did_you_mean(name: str, valid: Iterable[str], elsewhere: Mapping[str, str] | None = None) -> str:
-    """The nearest valid name as a hint, or nothing if none is near; arguments as for `nearest`."""
-    known = list(valid)
-    meant = (elsewhere or {}).get(name)
-    if meant not in known:
-        close = difflib.get_close_matches(name, known, n=3)
-        meant = next((one for one in close if _is_near(name, one)), None)
-    return f" Did you mean {meant!r}?" if meant else ""
-
-
-def _is_near(name: str, other: str) -> bool:
-    if sorted(name) == sorted(other):  # two letters that changed places weigh much in a short name
-        return True
-    if name.lower().replace("_", "") == other.lower().replace("_", ""):
-        return True
-    return difflib.SequenceMatcher(None, other, name).ratio() >= _NEAR
-
-
-def raise_together(errors: Sequence[Exception], message: str) -> None:
-    """Raise what went wrong: a single exception as it is, several as a group.
-
-    Raises:
-        Exception: the only one.
-        ExceptionGroup: several, under this message.
-    """
-    if len(errors) == 1:
-        raise errors[0]
-    if errors:
-        raise ExceptionGroup(message, errors)

@@ -13,8 +13,8 @@ from typing import Any, Final
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from mongoz.exceptions import ImproperlyConfigured, OperatorInvalid, did_you_mean
-from mongoz.synonyms import OF_LOOKUPS
+from mongoz.exceptions import ImproperlyConfigured, OperatorInvalid
+from mongoz.synonyms import OF_LOOKUPS, did_you_mean
 
 __all__ = ["MongozSettings", "settings"]
 

@@ -1,8 +1,10 @@
-"""What other libraries call things, so that errors can name ours."""
+"""Unknown names: the nearest valid one, and what other libraries call things, so that errors can name ours."""
 
+import difflib
+from collections.abc import Iterable, Mapping
 from typing import Final
 
-__all__ = ["OF_ARGUMENTS", "OF_INSTANCES", "OF_LOOKUPS", "OF_QUERIES"]
+__all__ = ["OF_ARGUMENTS", "OF_INSTANCES", "OF_LOOKUPS", "OF_QUERIES", "did_you_mean", "nearest"]
 
 OF_QUERIES: Final = {
     "annotate": "aggregate", "bulk_insert": "create_many", "count_documents": "count", "delete_all": "delete",
@@ -39,3 +41,40 @@ OF_ARGUMENTS: Final = {
     "regex": "pattern", "verbose_name": "title",
 }  # fmt: skip
 """An argument of another library's fields -> ours."""
+
+_NEAR: Final = 0.7
+"""Of difflib's likeness; "find" and "id" have 0.67."""
+
+
+def nearest(name: str, valid: Iterable[str], elsewhere: Mapping[str, str] | None = None) -> str:
+    """A hint to append to a message about an unknown name: the nearest valid one, or all of them.
+
+    Args:
+        name: the unknown one.
+        valid: all that are known.
+        elsewhere: names that other libraries have -> valid ones.
+
+    Examples:
+        >>> nearest("emial", ["email", "name"])
+        " Did you mean 'email'?"
+    """
+    known = sorted(set(valid))
+    return did_you_mean(name, known, elsewhere) or (f" There are: {', '.join(known)}." if known else "")
+
+
+def did_you_mean(name: str, valid: Iterable[str], elsewhere: Mapping[str, str] | None = None) -> str:
+    """The nearest valid name as a hint, or nothing if none is near; arguments as for `nearest`."""
+    known = list(valid)
+    meant = (elsewhere or {}).get(name)
+    if meant not in known:
+        close = difflib.get_close_matches(name, known, n=3)
+        meant = next((one for one in close if _is_near(name, one)), None)
+    return f" Did you mean {meant!r}?" if meant else ""
+
+
+def _is_near(name: str, other: str) -> bool:
+    if sorted(name) == sorted(other):  # two letters that changed places weigh much in a short name
+        return True
+    if name.lower().replace("_", "") == other.lower().replace("_", ""):
+        return True
+    return difflib.SequenceMatcher(None, other, name).ratio() >= _NEAR

@@ -18,7 +18,7 @@ from typing import Any, Final, overload
 
 from mongoz.connection import Registry
 from mongoz.documents import Document
-from mongoz.exceptions import SignalError, nearest
+from mongoz.exceptions import SignalError
 from mongoz.signals import Broadcaster, Signal
 from mongoz.signals.broadcaster import signals_of, unwatch, watch
 from mongoz.signals.names import KEYWORDS
@@ -26,6 +26,7 @@ from mongoz.signals.options import Options
 from mongoz.signals.receivers import Receiver
 from mongoz.signals.taps import Tap
 from mongoz.stamps import receiver_id
+from mongoz.synonyms import nearest
 
 __all__ = ["Captured", "Fired", "capture"]
 

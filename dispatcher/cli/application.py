@@ -15,7 +15,7 @@ import mongoz
 from dispatcher.core.error_text import text_of
 from dispatcher.exceptions import ApplicationError
 from mongoz import Registry
-from mongoz.exceptions import nearest
+from mongoz.synonyms import nearest
 
 __all__ = ["load_registry"]
 

@@ -17,7 +17,8 @@ from dispatcher.delivery.routes import Routes
 from dispatcher.exceptions import ApplicationError, CannotConnect, NotFound, ServerError
 from dispatcher.operate.status import groups_in
 from mongoz.connection.address import first_seed
-from mongoz.exceptions import ImproperlyConfigured, nearest
+from mongoz.exceptions import ImproperlyConfigured
+from mongoz.synonyms import nearest
 
 __all__ = [
     "STATE_DATABASE",

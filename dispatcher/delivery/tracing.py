@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dispatcher.core.error_text import text_of, trace_of, words_of
 from dispatcher.core.events import Calls, Change
+from dispatcher.core.extras import how_to_install
 from dispatcher.core.stats import seconds_of
-from dispatcher.exceptions import NotInstalled, how_to_install
+from dispatcher.exceptions import NotInstalled
 from dispatcher.settings import Settings
 from mongoz.signals import Delivery
 

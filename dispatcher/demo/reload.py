@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from dispatcher.core.extras import how_to_install
 from dispatcher.core.output.terminal import Terminal, shown
 from dispatcher.embedded.processes import Child, stopped_by_signals
 from dispatcher.embedded.server import embedded_mongo
-from dispatcher.exceptions import EmbeddedError, how_to_install
+from dispatcher.exceptions import EmbeddedError
 from dispatcher.settings import AUTO
 from dispatcher.web.links import new_token, place_for
 

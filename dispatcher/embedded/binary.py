@@ -7,7 +7,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from dispatcher.exceptions import EmbeddedError, how_to_install
+from dispatcher.core.extras import how_to_install
+from dispatcher.exceptions import EmbeddedError
 
 __all__ = ["checked", "find_mongod", "require_posix"]
 

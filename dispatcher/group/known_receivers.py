@@ -7,7 +7,7 @@ from pymongo import AsyncMongoClient
 
 from dispatcher.core.state import dead_letters, members, parked_lanes
 from dispatcher.exceptions import UnknownReceiver
-from mongoz.exceptions import nearest
+from mongoz.synonyms import nearest
 
 __all__ = ["require_receiver"]
 

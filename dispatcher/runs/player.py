@@ -36,10 +36,10 @@ from dispatcher.runs.store import Run, Runs
 from dispatcher.settings import Settings
 from dispatcher.stream.cursor import Cursors
 from mongoz import Registry
-from mongoz.exceptions import nearest
 from mongoz.signals.hops import inside_dispatcher
 from mongoz.signals.names import POST
 from mongoz.signals.receivers import Receiver
+from mongoz.synonyms import nearest
 
 __all__ = ["Outcome", "Playback", "Step", "Workplace", "workplace"]
 

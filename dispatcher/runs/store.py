@@ -38,7 +38,7 @@ from dispatcher.core.bson_elements import elements
 from dispatcher.core.state import CONTROLS, controls
 from dispatcher.core.state_checks import Sound
 from dispatcher.exceptions import DispatcherError, UnknownRun
-from mongoz.exceptions import nearest
+from mongoz.synonyms import nearest
 
 __all__ = ["Busy", "Run", "Runs"]
 

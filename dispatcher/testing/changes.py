@@ -21,10 +21,12 @@ from dispatcher.delivery.routes import Routes
 from dispatcher.stream.decode import decode
 from dispatcher.testing.recording import RecordedDelivery, Recorder, failures_of
 from mongoz import Document
-from mongoz.exceptions import SignalError, nearest, raise_together
+from mongoz.error_groups import raise_together
+from mongoz.exceptions import SignalError
 from mongoz.fields.storage import stored_names
 from mongoz.persistence.rows.hydration import new_row
 from mongoz.signals.names import POST
+from mongoz.synonyms import nearest
 
 __all__ = ["HandMade", "delete", "deliver", "insert", "replace", "update"]
 

@@ -20,9 +20,10 @@ from dispatcher.runtime.service import Service
 from dispatcher.settings import Settings
 from dispatcher.testing.recording import RecordedDelivery, Recorder, RecordingRoutes, failures_of
 from mongoz import Document, Registry, Signal
-from mongoz.exceptions import SignalError, nearest
+from mongoz.exceptions import SignalError
 from mongoz.persistence.rows.hydration import loaded
 from mongoz.signals.names import POST
+from mongoz.synonyms import nearest
 
 __all__ = ["DeliveryTimeout", "Dispatcher"]
 

@@ -22,7 +22,8 @@ from pymongo.write_concern import WriteConcern
 from mongoz.connection.cancellation import unbroken
 from mongoz.connection.elections import as_passing, is_of_connection
 from mongoz.connection.retry import find_out
-from mongoz.exceptions import ImproperlyConfigured, TransactionError, raise_together
+from mongoz.error_groups import raise_together
+from mongoz.exceptions import ImproperlyConfigured, TransactionError
 
 if TYPE_CHECKING:
     from mongoz.connection.registry import Registry

@@ -18,7 +18,7 @@ from pydantic_core import PydanticUndefined
 
 from mongoz import fields
 from mongoz.documents.meta import MetaInfo
-from mongoz.exceptions import FieldDefinitionError, ImproperlyConfigured, did_you_mean
+from mongoz.exceptions import FieldDefinitionError, ImproperlyConfigured
 from mongoz.fields import BaseField, ObjectId
 from mongoz.fields.base import store_as
 from mongoz.fields.choices import invalid_choice
@@ -30,6 +30,7 @@ from mongoz.queries.expressions import FieldProxy
 from mongoz.queries.managers import detach_managers
 from mongoz.queries.query import method_named
 from mongoz.stamps import FIELD
+from mongoz.synonyms import did_you_mean
 
 if TYPE_CHECKING:
     # The public spelling, type(BaseModel), is no class that a type checker can inherit from.

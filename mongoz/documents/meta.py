@@ -4,13 +4,14 @@ from typing import Any, Final
 
 from mongoz.connection import Collection, Database, Registry
 from mongoz.connection.namespaces import NamespacePattern, Watch, parse_pattern
-from mongoz.exceptions import AbstractDocumentError, ImproperlyConfigured, nearest
+from mongoz.exceptions import AbstractDocumentError, ImproperlyConfigured
 from mongoz.fields import BaseField
 from mongoz.model.indexes import Index, gathered, indexes_in_meta, indexes_of_fields
 from mongoz.persistence.indexing import ensure
 from mongoz.queries.managers import refuse_several_managers
 from mongoz.signals import Broadcaster
 from mongoz.stamps import FIELD
+from mongoz.synonyms import nearest
 
 __all__ = ["MetaInfo"]
 

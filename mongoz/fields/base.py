@@ -10,10 +10,10 @@ from pydantic import Field
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, SchemaError, SchemaValidator, core_schema
 
-from mongoz.exceptions import FieldDefinitionError, nearest
+from mongoz.exceptions import FieldDefinitionError
 from mongoz.fields.choices import Choices
 from mongoz.fields.rules import PatternRule
-from mongoz.synonyms import OF_ARGUMENTS
+from mongoz.synonyms import OF_ARGUMENTS, nearest
 
 __all__ = ["BaseField", "declare", "store_as"]
 

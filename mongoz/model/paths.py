@@ -8,12 +8,13 @@ from typing import Any, NamedTuple, Protocol
 import bson
 from pydantic.fields import FieldInfo
 
-from mongoz.exceptions import InvalidKeyError, did_you_mean, nearest
+from mongoz.exceptions import InvalidKeyError
 from mongoz.fields.foreign_key import ForeignKeyField
 from mongoz.fields.storage import stored_names
 from mongoz.model.joins import Join, join_to
 from mongoz.model.shapes import OPEN, Shape, shape_of
 from mongoz.settings import settings
+from mongoz.synonyms import did_you_mean, nearest
 
 __all__ = ["Path", "QueriedDocument", "resolve", "take_apart"]
 

@@ -8,9 +8,10 @@ from pymongo.errors import OperationFailure
 
 from mongoz.connection import Collection
 from mongoz.connection.transactions import join
-from mongoz.exceptions import InvalidKeyError, MongozException, nearest
+from mongoz.exceptions import InvalidKeyError, MongozException
 from mongoz.model.indexes import Index
 from mongoz.persistence.target import as_collection
+from mongoz.synonyms import nearest
 
 if TYPE_CHECKING:
     from mongoz.documents.meta import MetaInfo

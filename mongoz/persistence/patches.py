@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
-from mongoz.exceptions import InvalidKeyError, nearest
+from mongoz.exceptions import InvalidKeyError
 from mongoz.fields.storage import stored, stored_names, stored_values
 from mongoz.persistence.operations.operation import Operation
 from mongoz.persistence.pre_signals import ask
@@ -23,6 +23,7 @@ from mongoz.persistence.rows.hydration import (
     validated_row,
 )
 from mongoz.persistence.rows.invariants import asks_for_others
+from mongoz.synonyms import nearest
 
 if TYPE_CHECKING:
     from mongoz.documents.base import Document

@@ -8,13 +8,14 @@ from pymongo.collation import Collation
 
 from mongoz.connection import Collection, Database
 from mongoz.connection.transactions import Joined, join
-from mongoz.exceptions import FieldDefinitionError, ImproperlyConfigured, InvalidKeyError, nearest
+from mongoz.exceptions import FieldDefinitionError, ImproperlyConfigured, InvalidKeyError
 from mongoz.queries.expressions import Condition, Order, compile_condition
 from mongoz.queries.lookups import compile_lookups, refuse_positional
 from mongoz.queries.pipelines import OPTIONS
 from mongoz.queries.plan import Plan, conjunction
 from mongoz.queries.projection import field_names
 from mongoz.queries.sort_keys import compile_sort
+from mongoz.synonyms import nearest
 
 if TYPE_CHECKING:
     from mongoz.documents.base import Document

@@ -12,11 +12,11 @@ from typing import Any, Final
 
 import bson
 
-from mongoz.exceptions import FieldDefinitionError, OperatorInvalid, did_you_mean
+from mongoz.exceptions import FieldDefinitionError, OperatorInvalid
 from mongoz.model.paths import Path
 from mongoz.queries import string_patterns as text
 from mongoz.queries.operands import ValueRefused, comparable, whole_day
-from mongoz.synonyms import OF_LOOKUPS
+from mongoz.synonyms import OF_LOOKUPS, did_you_mean
 
 __all__ = ["OPERATORS", "SPELLINGS", "condition", "operator_named"]
 

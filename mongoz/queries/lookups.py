@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from mongoz.exceptions import InvalidKeyError, OperatorInvalid, did_you_mean, nearest
+from mongoz.exceptions import InvalidKeyError, OperatorInvalid
 from mongoz.model.joins import Join
 from mongoz.model.paths import Path, take_apart
 from mongoz.queries.conditions import condition, operator_named
 from mongoz.settings import settings
-from mongoz.synonyms import OF_LOOKUPS
+from mongoz.synonyms import OF_LOOKUPS, did_you_mean, nearest
 
 __all__ = ["Compiled", "compile_lookups", "refuse_positional"]
 

@@ -5,12 +5,13 @@ from functools import partial
 from typing import Any, Final
 
 from mongoz.connection import Collection
-from mongoz.exceptions import InvalidKeyError, nearest
+from mongoz.exceptions import InvalidKeyError
 from mongoz.fields.storage import stored_names
 from mongoz.model.attachments import attach
 from mongoz.model.partial import hydrate_partial
 from mongoz.queries.plan import Plan
 from mongoz.settings import settings
+from mongoz.synonyms import nearest
 
 __all__ = ["field_names", "loaded_names", "projection", "row_maker"]
 

@@ -5,9 +5,8 @@ Query -> Writing -> Reading -> Builders
 
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from mongoz.exceptions import did_you_mean
 from mongoz.queries.writes import Writing
-from mongoz.synonyms import OF_QUERIES
+from mongoz.synonyms import OF_QUERIES, did_you_mean
 
 if TYPE_CHECKING:
     from mongoz.documents.base import Document

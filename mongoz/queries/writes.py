@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mongoz.exceptions import InvalidKeyError, nearest
+from mongoz.exceptions import InvalidKeyError
 from mongoz.fields.storage import stored_names
 from mongoz.persistence import upsert as upserting
 from mongoz.persistence import writes
@@ -20,6 +20,7 @@ from mongoz.queries.pipelines import own_filter
 from mongoz.queries.reads import Reading
 from mongoz.queries.update_operators import Change, resolve_all
 from mongoz.settings import settings
+from mongoz.synonyms import nearest
 
 if TYPE_CHECKING:
     from mongoz.documents.base import Document

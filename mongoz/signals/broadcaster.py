@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from mongoz.exceptions import SignalError, nearest
+from mongoz.exceptions import SignalError
 from mongoz.signals.names import BUILT_IN, KEYWORDS
 from mongoz.signals.signal import Signal
+from mongoz.synonyms import nearest
 
 __all__ = ["Broadcaster", "signals_of", "unwatch", "watch"]
 

@@ -5,8 +5,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Final, NamedTuple
 
-from mongoz.exceptions import SignalError, nearest
+from mongoz.exceptions import SignalError
 from mongoz.signals.names import BUILT_IN
+from mongoz.synonyms import nearest
 
 __all__ = ["Muting", "is_muted", "muted", "muting"]
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, Final, Literal, TypedDict, get_args
 
-from mongoz.exceptions import SignalError, nearest
+from mongoz.exceptions import SignalError
 from mongoz.signals.names import POST
+from mongoz.synonyms import nearest
 
 __all__ = ["DeliveryMode", "OnFailure", "Options", "ReceiverOptions", "Retry", "options_of"]
 

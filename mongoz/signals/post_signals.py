@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
-from mongoz.exceptions import SignalError, raise_together
+from mongoz.error_groups import raise_together
+from mongoz.exceptions import SignalError
 from mongoz.signals.chains import Link
 from mongoz.signals.hops import ask_hops
 from mongoz.signals.mutes import is_muted, muting

@@ -10,10 +10,11 @@ from typing import Any, Final, Literal, NamedTuple
 
 from bson import Timestamp
 
-from mongoz.exceptions import SignalError, nearest
+from mongoz.exceptions import SignalError
 from mongoz.signals.names import KEYWORDS
 from mongoz.signals.options import DeliveryMode, Options, options_of
 from mongoz.stamps import receiver_id
+from mongoz.synonyms import nearest
 
 __all__ = [
     "Delivery",

@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from dispatcher.cli import app
-from dispatcher.exceptions import how_to_install
+from dispatcher.core.extras import how_to_install
 from dispatcher.settings import Settings
 
 ROOT = Path(__file__).parents[2]

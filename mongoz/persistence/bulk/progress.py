@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from pymongo.read_preferences import ReadPreference
 
 from mongoz.connection.codec import CODEC_OPTIONS
-from mongoz.exceptions import raise_together
+from mongoz.error_groups import raise_together
 from mongoz.keys import canonical
 from mongoz.persistence.bulk.selection import chunks
 from mongoz.persistence.outcome.lookup import surely_read

@@ -1,5 +1,6 @@
 """Facts about the documentation that need no server: its length, and the files that it names."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -18,3 +19,28 @@ def test_the_guide_to_the_dispatcher_tells_tasks_in_few_words():
 def test_every_path_that_a_page_names_exists(page: Path):
     named = re.findall(rf"`((?:{FOLDERS})/[\w./-]*)`", page.read_text())
     assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def listed() -> dict[str, list[str]]:
+    """The public modules of the reference, each with the names in the first column of its table."""
+    page = (ROOT / "docs/reference/public-api.md").read_text()
+    found: dict[str, list[str]] = {}
+    for section in re.split(r"^#{2,3} ", page, flags=re.MULTILINE)[1:]:
+        heading, _, body = section.partition("\n")
+        if heading.startswith("`"):
+            cells = [line.split("|")[1] for line in body.splitlines() if line.startswith("|")]
+            found[heading.strip("`")] = re.findall(r"`(\w+)`", " ".join(cells))
+    return found
+
+
+def test_the_reference_of_public_names_has_the_modules_that_users_import():
+    documented = re.search(r"import paths \((.*?)\)", (ROOT / "docs/coming-from/mongoz.md").read_text(), re.DOTALL)
+    assert documented
+    assert set(re.findall(r"`([\w.]+)`", documented[1])) <= listed().keys()
+    assert {"mongoz", "mongoz.signals", "mongoz.testing"} <= listed().keys()
+    assert {f"dispatcher.{name}" for name in ("testing", "embedded", "settings", "exceptions")} <= listed().keys()
+
+
+@pytest.mark.parametrize("module", listed())
+def test_public_names_are_those_of_the_reference(module: str):
+    assert sorted(listed()[module]) == sorted(importlib.import_module(module).__all__)

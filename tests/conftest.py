@@ -1,10 +1,14 @@
 """Fixtures for all tests: a real mongod per worker process, a database per test."""
 
+import contextlib
 import importlib
 import itertools
 import os
 import shutil
+import tempfile
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck
@@ -35,11 +39,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: "typing" not in item.path.parts)
 
 
+_MEMORY = Path("/dev/shm")  # where Linux keeps files in memory
+_ROOM = 1 << 30  # bytes; a worker's server takes about 100 MB
+
+
+@contextlib.contextmanager
+def _server(*arguments: str) -> Iterator[EmbeddedMongo]:
+    """A server with its data in memory, where there is room: a new collection is two new files."""
+    roomy = _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > _ROOM
+    with contextlib.ExitStack() as stack:
+        with mock.patch.object(tempfile, "tempdir", str(_MEMORY) if roomy else tempfile.gettempdir()):
+            server = stack.enter_context(
+                embedded_mongo(extra_args=("--setParameter", "enableTestCommands=1", *arguments))
+            )
+        yield server
+
+
 @pytest.fixture(scope="session")
 def mongo() -> Iterator[EmbeddedMongo]:
     """A single-node replica set, shared by the tests of one worker."""
     try:
-        with embedded_mongo(extra_args=("--setParameter", "enableTestCommands=1")) as server:
+        with _server() as server:
             yield server
     except EmbeddedError as error:
         if os.environ.get("CI"):
@@ -59,9 +79,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MongoClient]:
     key = tmp_path_factory.mktemp("guarded") / "key"
     key.write_text("k" * 64)
     key.chmod(0o600)
-    with embedded_mongo(
-        extra_args=("--auth", "--keyFile", str(key), "--setParameter", "enableTestCommands=1")
-    ) as server:
+    with _server("--auth", "--keyFile", str(key)) as server:
         with MongoClient(server.url) as first:  # as long as there is no user, localhost may make one
             first.admin.command("createUser", "admin", pwd="secret", roles=["root"])
         with MongoClient(server.url, username="admin", password="secret") as administrator:

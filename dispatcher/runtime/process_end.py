@@ -15,6 +15,7 @@ from time import monotonic
 from types import FrameType
 from typing import Any, Final, NamedTuple
 
+import dispatcher
 from dispatcher.core.output.logs import get_logger
 from dispatcher.core.output.writer import finish
 from dispatcher.exceptions import ExitCode
@@ -115,7 +116,7 @@ def _place(frame: FrameType | None) -> str:
     if frame is None:
         return "nowhere"
     stack = traceback.extract_stack(frame)
-    known = (*(f"{Path(one).parent}{os.sep}" for one in (threading.__file__, __file__)), "<")
+    known = (*(f"{Path(one).parent}{os.sep}" for one in (threading.__file__, dispatcher.__file__)), "<")
     one = next((f for f in reversed(stack) if not f.filename.startswith(known)), stack[-1])
     return f"{one.filename}:{one.lineno} in {one.name}"
 

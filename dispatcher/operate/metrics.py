@@ -132,15 +132,15 @@ METRICS: Final = (
         "health",
         "gauge",
         ("health",),
-        "1 for the word that says how the group is, 0 for the others: failing, blocked, behind, delivering, idle, "
-        "paused, down.",
+        "The group's health: 1 for its word, 0 for the others. The words: failing, blocked, behind, delivering, "
+        "idle, paused, down.",
         _health,
     ),
     Described(
         "receiver_health",
         "gauge",
         (*_RECEIVER, "health"),
-        "Always 1; says in a word how the receiver is.",
+        "Always 1; the label is the receiver's health in one word.",
         _receiver_health,
     ),
     # What happened.
@@ -184,8 +184,8 @@ METRICS: Final = (
         "deliveries_withheld",
         "counter",
         (*_RECEIVER, "reason"),
-        "Changes that a receiver did not get because their origin stamp says so: it `ran` in the writing process, "
-        "or the write was `muted`.",
+        "Changes that a receiver did not get because of their origin stamp: it `ran` in the writing process, or "
+        "the write was `muted`.",
         lambda s: [
             ((one.receiver, one.signal, reason), count)
             for one in s.stats.receivers.values()
@@ -196,15 +196,15 @@ METRICS: Final = (
         "late_stamps",
         "counter",
         (),
-        "Own writes that took too long after they were stamped; receivers that ran in the writing process got "
-        "them again, under the same `delivery.id`.",
+        "Own writes that arrived too long after their stamp; receivers that ran in the writing process got them "
+        "again, under the same `delivery.id`.",
         lambda s: s.stats.late_stamps,
     ),
     Described(
         "untouched_changes",
         "counter",
         (),
-        "Updates that touched nothing but the origin stamp; nobody gets them.",
+        "Updates that changed nothing but the origin stamp; no receiver gets them.",
         lambda s: s.stats.untouched,
     ),
     Described(
@@ -215,10 +215,10 @@ METRICS: Final = (
         "stream_reconnects",
         "counter",
         (),
-        "Times a change stream had to be opened again.",
+        "How often a change stream was opened again.",
         lambda s: s.stats.reconnects,
     ),
-    Described("position_saves", "counter", (), "Times a position was saved.", lambda s: s.stats.saves),
+    Described("position_saves", "counter", (), "How often a position was saved.", lambda s: s.stats.saves),
     Described(
         "lease_changes",
         "counter",
@@ -226,7 +226,9 @@ METRICS: Final = (
         "Partitions that this process took over, gave up or lost.",
         lambda s: s.stats.lease_changes,
     ),
-    Described("gaps", "counter", (), "Gaps that were recorded: changes that nobody gets.", lambda s: s.stats.gaps),
+    Described(
+        "gaps", "counter", (), "Gaps that were recorded: changes that can't be delivered.", lambda s: s.stats.gaps
+    ),
     Described(
         "log_lines_dropped",
         "counter",
@@ -255,19 +257,19 @@ METRICS: Final = (
         "lag_seconds",
         "gauge",
         _PARTITION,
-        "How long the oldest change that is not delivered has been waiting; 0 if there is none.",
+        "How long the oldest undelivered change has waited; 0 if there is none.",
         _by_partition(lambda _, g: g.lag_seconds),
     ),
     Described(
         "lag_changes_estimate",
         "gauge",
         _PARTITION,
-        "Changes that are not delivered; those that are not read yet are estimated by the last minute's density.",
+        "Undelivered changes; the number of unread ones is estimated from the last minute's density.",
         _by_partition(lambda _, g: g.lag_changes),
     ),
     Described("in_flight", "gauge", (), "Deliveries in flight.", _total(lambda g: g.in_flight)),
     Described(
-        "queued_changes", "gauge", (), "Changes that are read and not finished.", _total(lambda g: g.queued)
+        "queued_changes", "gauge", (), "Changes that are read and not finished yet.", _total(lambda g: g.queued)
     ),
     Described("queued_bytes", "gauge", (), "Bytes of their events.", _total(lambda g: g.queued_bytes)),
     Described(
@@ -281,14 +283,14 @@ METRICS: Final = (
         "position_age_seconds",
         "gauge",
         _PARTITION,
-        "How far the position, up to which everything is delivered, lies behind the server's clock.",
+        "How far the position lies behind the server's clock. Everything up to the position is delivered.",
         _by_partition(lambda s, g: max(0.0, s.server_now - g.position_seconds)),
     ),
     Described(
         "position_saved_age_seconds",
         "gauge",
         _PARTITION,
-        "Seconds since the position that is saved was up to date.",
+        "Seconds since the saved position was up to date.",
         _by_partition(lambda s, g: max(0.0, s.now - g.saved_seconds)),
     ),
     Described(
@@ -302,23 +304,22 @@ METRICS: Final = (
         "oplog_headroom_seconds",
         "gauge",
         _PARTITION,
-        "Estimated seconds after which the oplog would not hold the position any more, if it stayed where it is. "
-        "Absent likewise.",
+        "Estimated seconds until the oplog drops the position, if the position does not move. Absent in the same "
+        "cases.",
         _by_partition(_headroom),
     ),
     Described(
         "event_loop_delay_seconds",
         "gauge",
         (),
-        "By how much the event loop was late at most in the last seconds: a receiver that blocks it stops all.",
+        "The longest delay of the event loop in the last seconds; a receiver that blocks the loop stops all "
+        "others.",
         lambda s: s.loop_delay,
     ),
     Described("partitions", "gauge", (), "Partitions in the layout of the group.", lambda s: s.partitions),
-    Described(
-        "partitions_held", "gauge", (), "Partitions that this process works on.", lambda s: len(s.pipelines)
-    ),
+    Described("partitions_held", "gauge", (), "Partitions that this process holds.", lambda s: len(s.pipelines)),
     Described("members", "gauge", (), "Processes of the group that are alive.", lambda s: s.members),
-    Described("dead_letters", "gauge", (), "Dead letters of the group that are kept.", lambda s: s.dead_letters),
+    Described("dead_letters", "gauge", (), "Dead letters of the group.", lambda s: s.dead_letters),
     Described("parked_deliveries", "gauge", (), "Deliveries of the group that are parked.", lambda s: s.parked),
     Described(
         "paused", "gauge", (), "Whether the whole group is paused: 1 or 0.", lambda s: float("*" in s.paused)

@@ -1,6 +1,7 @@
 """What the stages hand to each other."""
 
 from collections.abc import Callable, Coroutine, Hashable, Iterator, Sequence
+from hashlib import blake2b
 from itertools import islice
 from typing import Any, Final, Literal, NamedTuple
 
@@ -12,6 +13,7 @@ from bson.timestamp import Timestamp
 from dispatcher.core.bson_codec import Undecoded
 from dispatcher.core.bson_elements import field, keyed, raw_field
 from dispatcher.core.keys import document_key
+from dispatcher.core.resume_tokens import data_of
 from dispatcher.core.undecodable import Fault
 from dispatcher.exceptions import PositionError
 from mongoz.connection import Collection
@@ -27,6 +29,8 @@ __all__ = [
     "Job",
     "Namespace",
     "Start",
+    "delivery_id",
+    "delivery_id_of",
     "key_from",
     "time_after",
     "token_time",
@@ -163,6 +167,23 @@ def key_from(namespace: Namespace, raw: bytes, codec_options: CodecOptions[Any])
         return document_key(namespace, bson.decode(raw, codec_options=codec_options)[""])
     except Exception:
         return (namespace, None, canonical_of(raw))
+
+
+def delivery_id_of(change: Change, run: str = "") -> str:
+    """The id of the deliveries of a change: the same whenever the change is read again.
+
+    Args:
+        change: with its origin.
+        run: the id of a replay or a backfill, whose deliveries have ids of their own; "" for live deliveries.
+    """
+    return change.delivery_id if change.delivery_id and not run else delivery_id(change.token, run)
+
+
+def delivery_id(token: str, run: str = "") -> str:
+    """The same for a change of which only the token is known."""
+    data = data_of(token)
+    text = f"{run}:{data}" if run else data
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
 
 
 class Calls(NamedTuple):

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from bson.codec_options import CodecOptions
 
-from dispatcher.core.events import Calls, Change, Job
+from dispatcher.core.events import Calls, Change, Job, delivery_id_of
 from dispatcher.core.lease import Lease, now
 from dispatcher.core.output.logs import Stats
 from dispatcher.core.stats import ReceiverFigures, seconds_of
@@ -23,13 +23,11 @@ from dispatcher.delivery.failure import Failing, Try
 from dispatcher.delivery.instances import keywords_of, untouched
 from dispatcher.delivery.invoker import Caller
 from dispatcher.delivery.log import log_delivered, log_parked
+from dispatcher.delivery.outcome import Again, Stuck, Waiting
+from dispatcher.delivery.ports import DeadLetters, HeldDeliveries
 from dispatcher.delivery.terms import Pause, Terms, terms_of
 from dispatcher.delivery.tracing import Tracing
 from dispatcher.delivery.transactions import Transactions
-from dispatcher.parking.dead_letters import DeadLetters
-from dispatcher.parking.gate import Parking
-from dispatcher.parking.record import Again, id_of
-from dispatcher.parking.store import Stuck, Waiting
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.signals import Delivery
 from mongoz.signals.hops import MOST_HOPS, ask_hops, inside_dispatcher
@@ -88,7 +86,7 @@ class Deliverer:
         codec_options: CodecOptions[Any] = CODEC_OPTIONS,
         dead_letters: DeadLetters | None = None,
         transactions: Transactions | None = None,
-        parking: Parking | None = None,
+        parking: HeldDeliveries | None = None,
         park_after: float = 5.0,
         crowded: Callable[[], bool] = lambda: False,
         blocking: bool = True,
@@ -206,7 +204,7 @@ class Deliverer:
             await self._failing.misfit(change, calls, error)
             job.passed += len(calls.receivers)
             return
-        id_ = id_of(change, calls.run)
+        id_ = delivery_id_of(change, calls.run)
         for number, receiver in enumerate(calls.receivers, 1):
             if self._watched and receiver.name in self._watched and await self._holds(change, calls, receiver):
                 job.passed += 1
@@ -442,7 +440,7 @@ class Deliverer:
         terms, figures, _, _ = self._known.get(id(receiver)) or self._get_to_know(receiver, calls.signal)
         attempt = waiting.attempts + 1
         delivery = Delivery(
-            id_of(change, calls.run),
+            delivery_id_of(change, calls.run),
             calls.signal,
             receiver.name,
             "stream",

@@ -11,11 +11,10 @@ from dispatcher.core.output.logs import Stats, get_logger
 from dispatcher.core.stats import ReceiverFigures
 from dispatcher.core.undecodable import UndecodableValue
 from dispatcher.delivery.log import described, log_attempt, log_failed, log_undelivered
+from dispatcher.delivery.outcome import Again, Failure, Reason, Waiting
+from dispatcher.delivery.ports import DeadLetters
 from dispatcher.delivery.terms import Pause, Terms, pause_after
 from dispatcher.delivery.transactions import Transactions, is_transient
-from dispatcher.parking.dead_letters import DeadLetters
-from dispatcher.parking.record import Again, Failure, Reason, letter_of, unreadable_letter
-from dispatcher.parking.store import Waiting
 from mongoz.signals import Delivery
 from mongoz.signals.receivers import Receiver
 
@@ -143,19 +142,10 @@ class Failing:
     async def _keep(
         self, change: Change, calls: Calls, receiver: Receiver, failure: Failure, again: Again | None = None
     ) -> None:
-        if self._dead_letters is None:
-            return
-        letter = letter_of(
-            change,
-            calls,
-            receiver,
-            failure,
-            term=self._term,
-            group=self._dead_letters.group,
-        )
-        if again is not None:  # it stays the same letter, also where its receiver has another id by now
-            letter.fields.update(_id=again.letter, retries=again.retries + 1)
-        await self._dead_letters.keep(letter, self._pause)
+        if self._dead_letters is not None:
+            await self._dead_letters.keep_delivery(
+                change, calls, receiver, failure, again, term=self._term, pause=self._pause
+            )
 
     async def misfit(self, change: Change, calls: Calls, error: BaseException, again: Again | None = None) -> None:
         """A document can't become an instance."""
@@ -197,14 +187,6 @@ class Failing:
             token: its resume token.
             error: why.
         """
-        if self._dead_letters is None:
-            return
-        failure = Failure(error, datetime.now(UTC), 0, "undecodable")
-        letter = unreadable_letter(
-            event,
-            failure,
-            token=token,
-            term=self._term,
-            group=self._dead_letters.group,
-        )
-        await self._dead_letters.keep(letter)
+        if self._dead_letters is not None:
+            failure = Failure(error, datetime.now(UTC), 0, "undecodable")
+            await self._dead_letters.keep_event(event, token, failure, term=self._term)

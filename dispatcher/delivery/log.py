@@ -6,8 +6,8 @@ from typing import Any, Literal
 from dispatcher.core.error_text import text_of
 from dispatcher.core.events import Calls, Change
 from dispatcher.core.output.logs import get_logger
+from dispatcher.delivery.outcome import Waiting
 from dispatcher.delivery.terms import Terms
-from dispatcher.parking.store import Waiting
 from mongoz.signals import Delivery
 
 __all__ = ["described", "log_attempt", "log_delivered", "log_failed", "log_parked", "log_undelivered"]

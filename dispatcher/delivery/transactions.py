@@ -23,8 +23,8 @@ from dispatcher.core.stats import ReceiverFigures
 from dispatcher.delivery.contention import Contention
 from dispatcher.delivery.instances import name_of
 from dispatcher.delivery.log import described
+from dispatcher.delivery.ports import SessionRegister
 from dispatcher.delivery.terms import Pause
-from dispatcher.group.sessions import Sessions
 from mongoz import Registry
 from mongoz.signals import Delivery
 from mongoz.signals.receivers import Receiver
@@ -73,7 +73,7 @@ class Transactions:
         client: AsyncMongoClient[Any],
         database: str,
         group: str,
-        sessions: Sessions | None = None,
+        sessions: SessionRegister | None = None,
     ) -> None:
         self._registry = registry
         self._database = database

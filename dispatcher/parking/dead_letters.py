@@ -30,12 +30,15 @@ from pymongo.errors import PyMongoError
 from dispatcher.core.bson_codec import RAW
 from dispatcher.core.bson_elements import elements, keyed
 from dispatcher.core.driver_errors import in_short
+from dispatcher.core.events import Calls, Change
 from dispatcher.core.output.logs import Stats, get_logger
 from dispatcher.core.partitions import belongs, hash_of
 from dispatcher.core.state import dead_letter_chunks, dead_letters
+from dispatcher.delivery.outcome import Again, Failure
 from dispatcher.delivery.terms import Pause, pause_after
-from dispatcher.parking.record import Letter, Parts, short_id
+from dispatcher.parking.record import Letter, Parts, letter_of, short_id, unreadable_letter
 from mongoz.signals.options import Retry
+from mongoz.signals.receivers import Receiver
 
 __all__ = ["DeadLetters"]
 
@@ -92,6 +95,27 @@ class DeadLetters:
                 _log_unavailable(letter.id, error, attempt)
             await pause(pause_after(_RETRY, attempt))
         self._stats.dead_letters += 1
+
+    async def keep_delivery(
+        self,
+        change: Change,
+        calls: Calls,
+        receiver: Receiver,
+        failure: Failure,
+        again: Again | None,
+        *,
+        term: int,
+        pause: Pause,
+    ) -> None:
+        """Write the letter of a delivery, as `DeadLetters` in `delivery/ports.py` says."""
+        letter = letter_of(change, calls, receiver, failure, term=term, group=self.group)
+        if again is not None:  # the letter stays the same, also if its receiver has another id now
+            letter.fields.update(_id=again.letter, retries=again.retries + 1)
+        await self.keep(letter, pause)
+
+    async def keep_event(self, event: bytes, token: str, failure: Failure, *, term: int) -> None:
+        """Write the letter of a change event that can't be decoded, likewise."""
+        await self.keep(unreadable_letter(event, failure, token=token, term=term, group=self.group))
 
     async def _write(self, letter: Letter) -> None:
         document = {**await self._parts.write(letter), "short_id": short_id(letter.id)}

@@ -21,9 +21,10 @@ from dispatcher.core.driver_errors import in_short
 from dispatcher.core.events import Calls, Change, Job, Namespace
 from dispatcher.core.output.logs import Stats, get_logger
 from dispatcher.delivery.instances import key_of, name_of
+from dispatcher.delivery.outcome import Again, Waiting
 from dispatcher.delivery.terms import Pause, pause_after
-from dispatcher.parking.record import Again, Letter, delivery_of
-from dispatcher.parking.store import Parked, Waiting, lane_id
+from dispatcher.parking.record import Letter, delivery_of
+from dispatcher.parking.store import Parked, lane_id
 from mongoz.signals.options import Retry
 from mongoz.signals.receivers import Receiver
 

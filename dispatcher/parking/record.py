@@ -32,7 +32,7 @@ Dead letters and parked deliveries share it:
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from hashlib import blake2b
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import bson
 from bson.codec_options import CodecOptions
@@ -41,32 +41,25 @@ from pymongo.asynchronous.collection import AsyncCollection
 
 from dispatcher.core.bson_elements import DOCUMENT, Element, elements, field, joined, keyed, readable
 from dispatcher.core.error_text import text_of, trace_of, words_of
-from dispatcher.core.events import Calls, Change
-from dispatcher.core.resume_tokens import data_of
+from dispatcher.core.events import Calls, Change, delivery_id, delivery_id_of
 from dispatcher.core.state import CODEC_OPTIONS
 from dispatcher.core.state_checks import MOST_CHUNKS
 from dispatcher.core.undecodable import KEY, UndecodableValue, UndecodedKey, decoded
 from dispatcher.delivery.instances import decoded_again, key_of, name_of, originals_of
+from dispatcher.delivery.outcome import Failure
 from mongoz.signals.receivers import Receiver
 
 __all__ = [
-    "Again",
-    "Failure",
     "Letter",
     "Parts",
-    "Reason",
     "change_of",
-    "delivery_id",
     "delivery_of",
-    "id_of",
     "letter_id",
     "letter_of",
     "raw_key_of",
     "short_id",
     "unreadable_letter",
 ]
-
-Reason = Literal["failed", "invalid", "undecodable", "too_many_hops"]
 
 # Bytes of a short id: among a million letters two are alike once in five hundred states.
 _SHORT: Final = 6
@@ -86,34 +79,6 @@ _IMAGES: Final = (("fullDocument", "document"), ("fullDocumentBeforeChange", "be
 _NONE: Final[Mapping[str, int]] = {}
 
 
-class Failure(NamedTuple):
-    """Why a delivery is given up.
-
-    Attributes:
-        error: what was raised last.
-        began: when the first attempt did.
-        attempts: how many there were.
-        reason: in a word.
-    """
-
-    error: BaseException
-    began: datetime
-    attempts: int
-    reason: Reason = "failed"
-
-
-class Again(NamedTuple):
-    """A dead letter that is tried again.
-
-    Attributes:
-        letter: its `_id`.
-        retries: how often it was tried again before.
-    """
-
-    letter: str
-    retries: int
-
-
 class Letter(NamedTuple):
     """A document on its way to the database.
 
@@ -131,23 +96,6 @@ class Letter(NamedTuple):
         return str(self.fields["_id"])
 
 
-def id_of(change: Change, run: str = "") -> str:
-    """The id of the deliveries of a change: the same whenever the change is read again.
-
-    Args:
-        change: with its origin.
-        run: of a replay or a backfill, which delivers under ids of its own.
-    """
-    return change.delivery_id if change.delivery_id and not run else delivery_id(change.token, run)
-
-
-def delivery_id(token: str, run: str = "") -> str:
-    """The same, where only the token is known."""
-    data = data_of(token)
-    text = f"{run}:{data}" if run else data
-    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
-
-
 def delivery_of(change: Change, calls: Calls, receiver: Receiver, *, term: int, group: str) -> Letter:
     """One delivery to one receiver, without an `_id`."""
     fields = {
@@ -159,7 +107,7 @@ def delivery_of(change: Change, calls: Calls, receiver: Receiver, *, term: int, 
         "created": calls.created,
         "hops": calls.hops,
         "run": calls.run,
-        "delivery_id": id_of(change, calls.run),
+        "delivery_id": delivery_id_of(change, calls.run),
         "term": term,
         "token": change.token,
         "operation": change.operation,

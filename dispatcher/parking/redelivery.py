@@ -18,12 +18,13 @@ from dispatcher.core.error_text import text_of, words_of
 from dispatcher.core.events import Calls, Change, Job
 from dispatcher.core.output.logs import get_logger
 from dispatcher.core.undecodable import Undecodable
+from dispatcher.delivery.outcome import Again
 from dispatcher.delivery.routes import Routes
 from dispatcher.delivery.where import Conditions, wanted
 from dispatcher.exceptions import DispatcherError
 from dispatcher.parking.dead_letters import DeadLetters
 from dispatcher.parking.gate import Parking
-from dispatcher.parking.record import Again, Letter, change_of, delivery_of, letter_id
+from dispatcher.parking.record import Letter, change_of, delivery_of, letter_id
 from dispatcher.stream.decode import decode
 
 __all__ = ["Resending"]

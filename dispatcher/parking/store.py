@@ -34,11 +34,10 @@ The document of a lane is written before the first delivery in it, and removed a
 from the primary as it is: what an election may still take back is no reason to overtake anything.
 """
 
-import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from hashlib import blake2b
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import bson
 from bson.raw_bson import RawBSONDocument
@@ -53,12 +52,11 @@ from dispatcher.core.keys import lane_key
 from dispatcher.core.state import CODEC_OPTIONS, PARKED, PARKED_LANES, parked, parked_chunks, parked_lanes
 from dispatcher.core.state_checks import Sound
 from dispatcher.core.undecodable import UndecodedKey
+from dispatcher.delivery.outcome import Waiting
 from dispatcher.parking.record import Letter, Parts
 from mongoz.keys import canonical_of
 
-__all__ = ["Lane", "Parked", "Stuck", "Waiting", "lane_id"]
-
-ParkReason = Literal["retrying", "blocked", "paused", "retry", "interrupted", "orphaned", "malformed"]
+__all__ = ["Lane", "Parked", "lane_id"]
 
 # Characters of an error that a lane shows.
 _LONGEST_MESSAGE: Final = 1_000
@@ -68,29 +66,6 @@ _FOLLOWING: Final = 20
 
 # Bytes of deliveries that are read at once, as far as that is known before.
 _BYTES: Final = 4_000_000
-
-
-class Waiting(NamedTuple):
-    """What a parked delivery waits for.
-
-    Attributes:
-        reason: in a word.
-        seconds: until it may be tried.
-        attempts: how often it was.
-        began: when the first attempt did.
-        error: of the last one.
-    """
-
-    reason: ParkReason
-    seconds: float = 0.0
-    attempts: int = 0
-    began: datetime | None = None
-    error: BaseException | None = None
-
-
-Stuck = Callable[["asyncio.Task[Any]", Waiting | bool], Awaitable[None]]
-"""Told of the task of a parked delivery that is left alone in a receiver, and what becomes of the delivery:
-what it waits for, or whether it turns out to have succeeded."""
 
 
 class Lane(NamedTuple):

@@ -23,12 +23,13 @@ from dispatcher.core.output.logs import get_logger
 from dispatcher.core.state import PARKED
 from dispatcher.core.state_checks import Sound
 from dispatcher.core.tasks import Abandoned, Interrupted
+from dispatcher.delivery.outcome import Again, Stuck, Waiting
 from dispatcher.delivery.routes import Routes
 from dispatcher.delivery.terms import pause_after
 from dispatcher.exceptions import DispatcherError
 from dispatcher.parking.gate import Parking
-from dispatcher.parking.record import Again, change_of
-from dispatcher.parking.store import Lane, Parked, Stuck, Waiting
+from dispatcher.parking.record import change_of
+from dispatcher.parking.store import Lane, Parked
 from mongoz.signals.options import Retry
 
 __all__ = ["Deliver", "Unparking"]

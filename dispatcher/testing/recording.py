@@ -7,10 +7,9 @@ from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Any, Literal
 
-from dispatcher.core.events import Calls, Change, Namespace
+from dispatcher.core.events import Calls, Change, Namespace, delivery_id_of
 from dispatcher.core.keys import document_key
 from dispatcher.delivery.routes import Routes
-from dispatcher.parking.record import id_of
 from mongoz.persistence.rows.hydration import hydrate
 from mongoz.signals import Delivery
 from mongoz.signals.receivers import Receiver
@@ -146,7 +145,7 @@ class Recorder:
             async def recorded(sender: Any, delivery: Delivery, **kwargs: Any) -> Any:
                 kwargs["delivery"] = delivery
                 for record in self.deliveries:
-                    if record.receiver == delivery.receiver and id_of(record._change) == delivery.id:
+                    if record.receiver == delivery.receiver and delivery_id_of(record._change) == delivery.id:
                         return await self._call(record, receiver, sender, kwargs)
                 return await receiver.function(sender=sender, **kwargs)
 

@@ -9,12 +9,13 @@ from bson import ObjectId, Timestamp
 
 import mongoz
 from dispatcher.core.output.logs import Stats
+from dispatcher.delivery.outcome import Failure
 from dispatcher.exceptions import UnknownLetter
 from dispatcher.operate import pauses, retries
 from dispatcher.parking import record
 from dispatcher.parking.dead_letters import DeadLetters
 from dispatcher.parking.gate import Parking
-from dispatcher.parking.record import Failure, unreadable_letter
+from dispatcher.parking.record import unreadable_letter
 from mongoz.core.signals import post_update
 from mongoz.signals.options import Retry
 from tests.integration.delivering import Parked, Strict, make_account

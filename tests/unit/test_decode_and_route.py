@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mongoz
-from dispatcher.core.events import document_key
+from dispatcher.core.events import delivery_id, document_key
 from dispatcher.delivery.routes import Routes
-from dispatcher.parking.record import delivery_id
 from dispatcher.stream.change_stream import Scope, pause_after
 from dispatcher.stream.decode import decode
 from dispatcher.stream.origins import Origins

@@ -10,8 +10,9 @@ from bson.timestamp import Timestamp
 from dispatcher.core.bson_codec import RAW
 from dispatcher.core.events import Calls
 from dispatcher.delivery.instances import originals_of, untouched
+from dispatcher.delivery.outcome import Failure
 from dispatcher.delivery.terms import pause_after, terms_of
-from dispatcher.parking.record import Failure, letter_of
+from dispatcher.parking.record import letter_of
 from dispatcher.stream.decode import decode
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.signals.options import Options, Retry

@@ -14,10 +14,10 @@ from bson.raw_bson import RawBSONDocument
 
 from dispatcher.core.batching import Gathering
 from dispatcher.core.bson_codec import RAW
-from dispatcher.core.events import Calls, Change
+from dispatcher.core.events import Calls, Change, delivery_id_of
 from dispatcher.core.state import CODEC_OPTIONS as STORED
 from dispatcher.delivery.instances import key_of, originals_of, untouched
-from dispatcher.parking.record import change_of, delivery_of, id_of
+from dispatcher.parking.record import change_of, delivery_of
 from dispatcher.parking.store import lane_id
 from dispatcher.stream.decode import decode
 from mongoz.connection.codec import CODEC_OPTIONS
@@ -104,7 +104,7 @@ def test_a_change_that_was_stored_is_the_same(id_):
     change = event(documentKey={"_id": id_}, fullDocument=document, fullDocumentBeforeChange={"_id": id_})
     same = again(change)
     assert same._replace(raw=b"", delivery_id="") == change._replace(raw=b"")
-    assert id_of(same) == id_of(change)
+    assert delivery_id_of(same) == delivery_id_of(change)
     assert originals_of(same) == originals_of(change)
     assert bson.encode({"": key_of(same)}) == bson.encode({"": key_of(change)})
     assert same.key == change.key

@@ -1,0 +1,64 @@
+"""What becomes of a delivery, as values: it waits, or it failed for good."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Literal, NamedTuple
+
+__all__ = ["Again", "Failure", "HoldReason", "Reason", "Stuck", "Waiting"]
+
+HoldReason = Literal["retrying", "blocked", "paused", "retry", "interrupted", "orphaned", "malformed"]
+"""Why a delivery waits."""
+
+Reason = Literal["failed", "invalid", "undecodable", "too_many_hops"]
+"""Why a delivery failed for good."""
+
+
+class Waiting(NamedTuple):
+    """A delivery waits for its next attempt.
+
+    Attributes:
+        reason: why.
+        seconds: until the next attempt.
+        attempts: how many failed.
+        began: the time of the first attempt; None if there was no attempt.
+        error: of the last attempt; None likewise.
+    """
+
+    reason: HoldReason
+    seconds: float = 0.0
+    attempts: int = 0
+    began: datetime | None = None
+    error: BaseException | None = None
+
+
+class Failure(NamedTuple):
+    """A delivery failed for good.
+
+    Attributes:
+        error: of the last attempt, or what made an attempt impossible.
+        began: the time of the first attempt.
+        attempts: how many failed.
+        reason: why.
+    """
+
+    error: BaseException
+    began: datetime
+    attempts: int
+    reason: Reason = "failed"
+
+
+class Again(NamedTuple):
+    """The dead letter that a delivery repeats.
+
+    Attributes:
+        letter: its `_id`.
+        retries: how many earlier retries of the letter failed.
+    """
+
+    letter: str
+    retries: int
+
+
+Stuck = Callable[["asyncio.Task[None]", Waiting | bool], Awaitable[None]]
+"""Told that a held delivery's task ignores cancellation, and what becomes of the delivery."""

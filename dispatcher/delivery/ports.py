@@ -1,0 +1,93 @@
+"""What deliveries need of the packages above this one, as protocols."""
+
+import asyncio
+from collections.abc import Set
+from typing import Any, Protocol
+
+from dispatcher.core.events import Calls, Change
+from dispatcher.delivery.outcome import Again, Failure, Waiting
+from dispatcher.delivery.terms import Pause
+from mongoz.signals.receivers import Receiver
+
+__all__ = ["DeadLetters", "HeldDeliveries", "SessionRegister"]
+
+
+class HeldDeliveries(Protocol):
+    """The deliveries of one stream that wait in the database."""
+
+    @property
+    def watched(self) -> Set[str]:
+        """The names of receivers whose next delivery may have to wait. Nearly always empty."""
+
+    def is_paused(self, name: str) -> bool:
+        """Whether an operator paused a receiver."""
+
+    async def holds(self, change: Change, calls: Calls, receiver: Receiver) -> bool:
+        """Whether a delivery must wait behind others. If so, it is written when this returns."""
+
+    async def park(
+        self,
+        change: Change,
+        calls: Calls,
+        receiver: Receiver,
+        waiting: Waiting,
+        *,
+        behind: "asyncio.Task[Any] | None" = None,
+    ) -> None:
+        """Write a delivery that waits. When this returns, it survives a failover.
+
+        Args:
+            change: the change.
+            calls: the document class and its receivers.
+            receiver: one of these receivers.
+            waiting: why, and for how long.
+            behind: the task of the last attempt, if it still runs. The next attempt begins after its end.
+        """
+
+
+class DeadLetters(Protocol):
+    """The deliveries that failed for good."""
+
+    async def keep_delivery(
+        self,
+        change: Change,
+        calls: Calls,
+        receiver: Receiver,
+        failure: Failure,
+        again: Again | None,
+        *,
+        term: int,
+        pause: Pause,
+    ) -> None:
+        """Write a dead letter. When this returns, it survives a failover.
+
+        Args:
+            change: the change.
+            calls: the document class and its receivers.
+            receiver: one of these receivers.
+            failure: why.
+            again: the dead letter that this delivery repeats: it is replaced.
+            term: of the position that this process owns.
+            pause: waits between attempts to write.
+        """
+
+    async def keep_event(self, event: bytes, token: str, failure: Failure, *, term: int) -> None:
+        """Write the dead letter of a change event that can't be decoded.
+
+        Args:
+            event: the event, as the server sent it.
+            token: its resume token.
+            failure: why.
+            term: of the position that this process owns.
+        """
+
+
+class SessionRegister(Protocol):
+    """The server sessions in which this process opens transactions."""
+
+    async def announce(self, session: Any) -> None:
+        """Register a session, so that others can end its transaction if this process dies.
+
+        Raises:
+            PyMongoError: as the driver raises it.
+        """

@@ -40,61 +40,69 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="DISPATCHER_", frozen=True, extra="forbid")
 
     url: str | None = Field(
-        default=None, description="Connect here instead of to the URL of the application's registry."
+        default=None, description="Connect to this URL instead of the registry's. Receivers use it too."
     )
     deliver_everything: bool = Field(
         default=False,
-        description="Accept a registry that is not dispatched: the application's own writes are delivered too.",
+        description="Accept a registry that is not dispatched. The application's own writes are then "
+        "delivered too.",
     )
     concurrency: int = Field(
         default=100,
         ge=1,
         le=10_000,
-        description="Deliveries in flight at most; one document has one at a time.",
+        description="Maximum number of deliveries at the same time. One document has one at a time.",
     )
     max_queued: int = Field(
-        default=1_000, ge=1, description="Changes read ahead at most; slow receivers slow the reading down."
+        default=1_000,
+        ge=1,
+        description="Maximum number of changes that are read ahead. Slow receivers slow down the reading.",
     )
-    max_queued_mb: int = Field(default=16, ge=1, description="Megabytes of change events read ahead at most.")
+    max_queued_mb: int = Field(
+        default=16, ge=1, description="Maximum megabytes of change events that are read ahead."
+    )
     batch_size: int = Field(
-        default=1_000, ge=1, le=100_000, description="Change events fetched from the server at once, at most."
+        default=1_000,
+        ge=1,
+        le=100_000,
+        description="Maximum number of change events in one batch from the server.",
     )
     attempts: int = Field(
         default=5,
         ge=1,
-        description="Attempts at a delivery whose receiver raises, unless its retry= says otherwise.",
+        description="Attempts at a delivery whose receiver raises, unless the receiver has retry=.",
     )
     timeout: float = Field(
         default=30.0,
         gt=0,
         allow_inf_nan=False,
-        description="Seconds after which a hanging receiver is cancelled and counts as failed, unless it has a "
-        "timeout= itself; at most 50 for transactional ones.",
+        description="Seconds after which a running receiver is cancelled and counts as failed, unless it has "
+        "timeout=; at most 50 for transactional receivers.",
     )
     park_after: float = Field(
         default=5.0,
         ge=0,
         allow_inf_nan=False,
-        description="Seconds after its first attempt began from which on a delivery waits for its next one in "
-        "MongoDB, with those behind it, and not in memory.",
+        description="Seconds from the start of a delivery's first attempt. If the next attempt starts later "
+        "than that, the delivery waits for it in MongoDB, with its followers, and not in memory.",
     )
     slow_after: float = Field(
         default=5.0,
         gt=0,
         allow_inf_nan=False,
-        description="Seconds after which a receiver that is still at work is slow, and named in the log.",
+        description="Seconds after which the log names a receiver that still runs.",
     )
     block_after: float = Field(
         default=1.0,
         gt=0,
         allow_inf_nan=False,
-        description="Seconds after which a receiver that keeps the event loop from turning is named in the log.",
+        description="Seconds after which the log names a receiver that blocks the event loop.",
     )
     grace: float = Field(
         default=30.0,
         ge=0,
         allow_inf_nan=False,
-        description="Seconds that deliveries in flight are given to end at SIGTERM.",
+        description="Seconds that running deliveries get to end after SIGTERM.",
     )
     save_interval: float = Field(
         default=1.0, gt=0, allow_inf_nan=False, description="Seconds between two saves of the position."
@@ -103,18 +111,19 @@ class Settings(BaseSettings):
         default=10.0,
         gt=0,
         allow_inf_nan=False,
-        description="The same while nothing is delivered, so that the position does not age.",
+        description="Seconds between two saves while nothing is delivered, so that the position stays in the "
+        "oplog.",
     )
     connect_timeout: float = Field(
         default=10.0,
         gt=0,
         allow_inf_nan=False,
-        description="Seconds to wait for the server at the start. Later it waits for ever.",
+        description="Seconds to wait for the server at the start. A running dispatcher waits for ever.",
     )
     on_history_lost: Literal["fail", "resume", "backfill"] = Field(
         default="fail",
-        description="When the oplog does not reach back to the position: fail: end with exit code 17; resume: "
-        "continue from now, and note the gap; backfill: deliver the current documents as well.",
+        description="If the oplog does not reach back to the position: fail ends with exit code 17; resume "
+        "continues from now, and records a gap; backfill also delivers the current documents.",
     )
     state_database: str = Field(
         default="mongoz_dispatcher",
@@ -125,34 +134,37 @@ class Settings(BaseSettings):
         default=None,
         ge=1,
         le=MOST,
-        description="Divide the work into so many parts, which as many processes can share. Without it: as it is.",
+        description="Divide the work into this number of partitions, 1 to 64, for as many processes. Without "
+        "it the number stays; it is 1 at first.",
     )
     adopt: bool = Field(
         default=False,
-        description="Accept a group of an application with another name: this one, before it was renamed.",
+        description="Accept a group that belongs to this application under its earlier name.",
     )
     lease: float = Field(
         default=10.0,
         ge=0.5,
         le=3_600.0,
-        description="Seconds after which other processes take over what a process held that is dead or cut off.",
+        description="Seconds after which other processes take over the partitions of a process that is dead "
+        "or cut off.",
     )
     delivery_retention: float = Field(
         default=14.0,
         ge=1.0,
         le=3_650.0,
-        description="Days that records of transactional deliveries are kept: longer than the oplog reaches back.",
+        description="Days that records of transactional deliveries are kept. It must be longer than the oplog "
+        "reaches back.",
     )
     dead_letter_retention: float = Field(
         default=90.0,
         ge=0.0,
         le=36_500.0,
-        description="Days that dead letters are kept after their last attempt; 0 keeps them for ever.",
+        description="Days that dead letters are kept after their last attempt. 0 keeps them for ever.",
     )
     http: str = Field(
         default=AUTO,
-        description="HOST:PORT for probes, metrics and status, port 0 for a free one; auto: 127.0.0.1:8787, or a "
-        "free port where that is taken; off: nothing listens.",
+        description="Where probes, metrics and status are served: HOST:PORT, with port 0 for a free port; "
+        "auto is 127.0.0.1:8787, or a free port if that one is in use; off is nowhere.",
     )
     http_token: SecretStr | None = Field(
         default=None,
@@ -161,14 +173,14 @@ class Settings(BaseSettings):
     )
     traces: bool = Field(
         default=False,
-        description="Write an OpenTelemetry span for each delivery; needs the extra otel. OTEL_... variables say "
-        "where to.",
+        description="Write an OpenTelemetry span for each attempt. It needs the extra otel. OTEL_... "
+        "variables say where spans go.",
     )
     log_format: Literal["auto", "console", "json"] = Field(
-        default="auto", description="auto: console on a terminal, else json."
+        default="auto", description="console, json or auto. auto is console on a terminal, otherwise json."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="debug has a line for each delivery."
+        default="info", description="debug, info, warning or error. debug has a line for each delivery."
     )
 
     @field_validator("http_token")

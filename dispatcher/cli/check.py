@@ -39,10 +39,10 @@ def _check(  # noqa: PLR0913 - one parameter per flag
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Find out whether `run` would work, and what is odd; changes nothing.
+    """Check whether `run` would work, and what looks wrong. It changes nothing.
 
-    Each line is one thing that was looked at; what is not as it should be comes with its remedy. Exits with 1 if
-    `run` would not work or would not deliver something; warnings alone are no reason.
+    Each line is one check, and each problem comes with its remedy. Exits with 1 if `run` would not work or
+    would not deliver something. It exits with 0 if there are only warnings.
 
     Example: `dispatcher check shop.models:registry --import shop.receivers`
 

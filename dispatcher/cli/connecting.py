@@ -39,7 +39,7 @@ OptionalApp = Annotated[
     str | None,
     typer.Argument(
         metavar="[APP]",
-        help="The registry whose dispatchers are meant: package.module:registry. Or name the server with --url.",
+        help="The registry of the dispatchers: package.module:registry. Or name the server with --url.",
         envvar="DISPATCHER_APP",
         show_default=False,
     ),
@@ -49,7 +49,7 @@ AppOption = Annotated[
     str | None,
     typer.Option(
         "--app",
-        help="The registry whose dispatchers are meant: package.module:registry. Or name the server with --url.",
+        help="The registry of the dispatchers: package.module:registry. Or name the server with --url.",
         envvar="DISPATCHER_APP",
         show_default=False,
     ),
@@ -62,7 +62,7 @@ GroupName = Annotated[
     str | None,
     typer.Option(
         "--group",
-        help="The group of dispatchers; by default that of APP, or the only one that has a state.",
+        help="The group of dispatchers. By default the group of APP, or the only group in the state.",
         envvar="DISPATCHER_GROUP",
         show_default=False,
     ),

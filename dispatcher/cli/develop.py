@@ -22,18 +22,18 @@ def _dev(
     port: Annotated[
         int | None,
         typer.Option(
-            min=1, max=65_535, help="Port of the embedded MongoDB; a free one by default.", show_default=False
+            min=1, max=65_535, help="Port of the embedded MongoDB. By default a free port.", show_default=False
         ),
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="Directory that keeps the data; a temporary one by default.", show_default=False),
+        typer.Option(help="Directory for the data. By default a temporary one.", show_default=False),
     ] = None,
     log_level: Annotated[Literal["debug", "info", "warning", "error"], flag("log_level")] = default("log_level"),
 ) -> None:
-    """Run the dispatcher on an embedded MongoDB, and again whenever code changes.
+    """Run the dispatcher on an embedded MongoDB, and restart it whenever code changes.
 
-    APP's registry is pointed to the embedded server; start your application with the URL that is printed.
+    APP's registry uses the embedded server. Start your application with the printed URL.
 
     Example: `dispatcher dev shop.models:registry`
     """
@@ -46,11 +46,11 @@ def _demo(
     seconds: Annotated[float, typer.Option(min=1.0, max=600.0, help="How long the foreign client writes.")] = 12.0,
     as_json: Json = False,
 ) -> None:
-    """Show deliveries for a client that knows nothing of mongoz, then count whether any was lost.
+    """Show deliveries for a client without mongoz, then count the lost ones.
 
     Starts an embedded MongoDB, the sample application under examples/shop, a dispatcher, and a plain PyMongo
-    client in a process of its own. Exits with 1 if a change was lost. With `--json` the summary is on stdout, and
-    what is there for people on stderr.
+    client in its own process. Exits with 1 if a change was lost. With `--json`, the summary goes to stdout
+    and the live view to stderr.
 
     Example: `dispatcher demo --seconds 30`
     """

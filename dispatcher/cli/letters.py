@@ -40,32 +40,34 @@ __all__ = ["add_to"]
 Ids = Annotated[
     list[str],
     typer.Argument(
-        metavar="[ID]...", help="Of letters; the first characters do if no other begins so.", show_default=False
+        metavar="[ID]...",
+        help="Ids of dead letters. The first characters are enough if they are unique.",
+        show_default=False,
     ),
 ]
-All = Annotated[bool, typer.Option("--all", help="All letters that the filters leave over.")]
+All = Annotated[bool, typer.Option("--all", help="All dead letters that the filters select.")]
 Receiver = Annotated[
-    str | None, typer.Option(help="Only those to this receiver, by its name.", show_default=False)
+    str | None, typer.Option(help="Only dead letters for this receiver, by its name.", show_default=False)
 ]
 Signal = Annotated[
     Literal["post_save", "post_update", "post_delete"] | None,
-    typer.Option(help="Only those of this signal.", show_default=False),
+    typer.Option(help="Only dead letters of this signal.", show_default=False),
 ]
 Reason = Annotated[
     Literal["failed", "invalid", "undecodable", "too_many_hops"] | None,
-    typer.Option(help="Only those that were given up for this reason.", show_default=False),
+    typer.Option(help="Only dead letters with this reason.", show_default=False),
 ]
 Since = Annotated[
     str | None,
     typer.Option(
-        help="Only those given up since then: 2h, 7d, or a date like 2026-01-31T12:00Z.", show_default=False
+        help="Only dead letters since then: 2h, 7d, or a date such as 2026-01-31T12:00Z.", show_default=False
     ),
 ]
-Until = Annotated[str | None, typer.Option(help="Only those given up before then.", show_default=False)]
+Until = Annotated[str | None, typer.Option(help="Only dead letters before then.", show_default=False)]
 Key = Annotated[
     str | None,
     typer.Option(
-        help="Only those of the document with this _id: text, number, ObjectId or extended JSON.",
+        help="Only dead letters for the document with this _id: text, number, ObjectId or extended JSON.",
         show_default=False,
     ),
 ]
@@ -95,7 +97,9 @@ def _list(  # noqa: PLR0913 - one parameter per flag
     since: Since = None,
     until: Until = None,
     key: Key = None,
-    limit: Annotated[int, typer.Option(min=0, help="How many at most, the newest first; 0 for all.")] = 50,
+    limit: Annotated[
+        int, typer.Option(min=0, help="Maximum number of dead letters, the newest first. 0 is all.")
+    ] = 50,
     app: AppOption = None,
     url: Url = None,
     state_database: StateDatabase = STATE_DATABASE,
@@ -153,7 +157,10 @@ def _row(letter: dict[str, Any]) -> tuple[str, ...]:
 
 def _show(
     id_: Annotated[
-        str, typer.Argument(metavar="ID", help="Of the letter; its first characters do if no other begins so.")
+        str,
+        typer.Argument(
+            metavar="ID", help="The dead letter's id. Its first characters are enough if they are unique."
+        ),
     ],
     app: AppOption = None,
     url: Url = None,
@@ -161,7 +168,7 @@ def _show(
     group: GroupName = None,
     as_json: Json = False,
 ) -> None:
-    """Show one dead letter: all that is known, the traceback, the documents of the change.
+    """Show one dead letter: all facts, the traceback, and the documents of the change.
 
     Example: `dispatcher dead-letters show 5f2b8c --url mongodb://db.example.org`
     """
@@ -205,7 +212,7 @@ def _retry(  # noqa: PLR0913 - one parameter per flag
     until: Until = None,
     key: Key = None,
     wait: Annotated[
-        float, typer.Option(min=0.0, help="Seconds to wait for the outcomes; 0 only asks for the retries.")
+        float, typer.Option(min=0.0, help="Seconds to wait for the outcomes. 0 does not wait.")
     ] = 60.0,
     app: AppOption = None,
     url: Url = None,
@@ -213,11 +220,11 @@ def _retry(  # noqa: PLR0913 - one parameter per flag
     group: GroupName = None,
     as_json: Json = False,
 ) -> None:
-    """Have dead letters tried again, with fresh attempts, and show what became of each.
+    """Retry dead letters with fresh attempts, and show the outcome of each.
 
-    The dispatchers that run do it, in the order of each document's changes. A letter whose delivery succeeds is
-    gone; one that fails again stays. Exits with 1 unless all were delivered. Where a receiver is not there any
-    more, or no dispatcher runs, nothing is changed.
+    The running dispatchers do it, in the order of each document's changes. After a success the dead letter is
+    removed. After a failure it stays. Exits with 1 unless all were delivered. If a receiver no longer exists,
+    or no dispatcher runs, nothing is changed.
 
     Example: `dispatcher dead-letters retry --url mongodb://db.example.org --receiver billing.welcome --since 2d`
     """
@@ -271,9 +278,9 @@ def _drop(  # noqa: PLR0913 - one parameter per flag
     group: GroupName = None,
     as_json: Json = False,
 ) -> None:
-    """Forget dead letters: what they tell of is never delivered.
+    """Forget dead letters: they are never delivered.
 
-    Those that are being tried again stay.
+    Dead letters that are being retried stay.
 
     Example: `dispatcher dead-letters drop --reason too_many_hops --url mongodb://db.example.org`
     """

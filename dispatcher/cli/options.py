@@ -47,7 +47,8 @@ Import = Annotated[
     typer.Option(
         "--import",
         metavar="MODULE",
-        help="A module with receivers that APP itself does not import. Repeatable.",
+        help="A module with receivers that APP does not import. Repeatable; in the variable, separate "
+        "modules by spaces.",
         envvar="DISPATCHER_IMPORT",
         show_default=False,
     ),

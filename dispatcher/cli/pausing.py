@@ -18,7 +18,7 @@ ReceiverName = Annotated[
     str | None,
     typer.Argument(
         metavar="[RECEIVER]",
-        help="Its name, as `dispatcher receivers APP` lists it; everything without it.",
+        help="The receiver's name in `dispatcher receivers APP`. Without it, everything.",
         show_default=False,
     ),
 ]
@@ -38,11 +38,12 @@ def _pause(
     group: GroupName = None,
     as_json: Json = False,
 ) -> None:
-    """Have the dispatchers of a group stop calling a receiver, or all; nothing is lost.
+    """Pause a receiver of a group, or all receivers. Nothing is lost.
 
-    The deliveries of a paused receiver wait in MongoDB, in order, without holding up the others; `resume` has them
-    delivered. Without RECEIVER everything pauses: nothing is read, and the position stays where it is, so resume
-    before the oplog forgets it. Running dispatchers notice within some seconds; those that start later know.
+    The deliveries of a paused receiver wait in MongoDB, in order, and do not delay others. After `resume`
+    they are made. Without RECEIVER everything pauses: nothing is read, and the position stays where it is, so
+    resume while the oplog still holds it. Running dispatchers follow within some seconds, and later ones
+    follow too.
 
     Example: `dispatcher pause billing.welcome --url mongodb://db.example.org`
     """
@@ -65,10 +66,10 @@ def _resume(
     group: GroupName = None,
     as_json: Json = False,
 ) -> None:
-    """Have the dispatchers of a group go on with a receiver, or with all.
+    """Resume a receiver of a group, or all receivers.
 
-    What waited is delivered first, in order. Without RECEIVER the pause of everything ends; receivers that are
-    paused by name stay so.
+    Waiting deliveries are made first, in order. Without RECEIVER the pause of everything ends. Receivers that
+    are paused by name stay paused.
 
     Example: `dispatcher resume billing.welcome --url mongodb://db.example.org`
     """

@@ -22,7 +22,9 @@ __all__ = ["add_to"]
 
 Force = Annotated[
     bool,
-    typer.Option("--force", help="Even while dispatchers of the group are alive; they go on at the new position."),
+    typer.Option(
+        "--force", help="Do it even while dispatchers of the group are alive. They continue at the new position."
+    ),
 ]
 
 
@@ -46,13 +48,14 @@ def _show(
         float | None,
         typer.Option(
             min=0.0,
-            help="Exit with 1 if the last save of a partition is older than this many seconds: a health check.",
+            help="Exit with 1 if the last save of a partition is older than this number of seconds: a "
+            "health check.",
             show_default=False,
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show up to where everything is delivered, and when that was saved, for each partition.
+    """Show the position of each partition, up to which everything is delivered, and the time of its last save.
 
     A running dispatcher saves its positions at least every ten seconds, on an idle stream too.
 
@@ -102,9 +105,9 @@ def _set(
     at: Annotated[
         str,
         typer.Option(
-            help="What was written from here on is delivered: now, a time (2026-01-31T12:00:00Z; UTC where it "
-            "does not say), how long ago (2h, 30min, 7d), a cluster time (1767225600,1), or a resume token, "
-            "behind which it goes on.",
+            help="Deliver what was written since then: now, a time (2026-01-31T12:00:00Z; UTC by default), "
+            "a duration ago (2h, 30min, 7d), a cluster time (1767225600,1), or a resume token, behind "
+            "which it continues.",
             show_default=False,
         ),
     ],
@@ -116,10 +119,11 @@ def _set(
     group: GroupName = None,
     as_json: Json = False,
 ) -> None:
-    """Have a group go on somewhere else in the past, with all its partitions.
+    """Move the positions of all partitions of a group.
 
-    Moved back, changes are delivered again, under the same ids; moved forward, those in between are not delivered,
-    and a gap is noted. What is parked and dead letters stay. All dispatchers of the group must be stopped.
+    Moved back, changes are delivered again, under the same ids. Moved forward, the changes between are not
+    delivered, and a gap is recorded. Parked deliveries and dead letters stay. All dispatchers of the group
+    must be stopped.
 
     Example: `dispatcher position set shop.models:registry --at 2h`
     """
@@ -146,10 +150,10 @@ def _reset(
     group: GroupName = None,
     as_json: Json = False,
 ) -> None:
-    """Forget the position: the next start begins at its own moment, as the first one did.
+    """Forget the position: the next start begins at its own time, like the first one.
 
-    What was not delivered before that is not delivered, and a gap is noted. What is parked and dead letters stay.
-    All dispatchers of the group must be stopped.
+    Undelivered changes before that time are never delivered, and a gap is recorded. Parked deliveries and
+    dead letters stay. All dispatchers of the group must be stopped.
 
     Example: `dispatcher position reset shop.models:registry`
     """

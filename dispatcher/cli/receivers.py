@@ -17,7 +17,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def _receivers(app: App, imports: Import = [], as_json: Json = False) -> None:  # noqa: B006 - typer's way
-    """List who listens to what in the dispatcher, and where it is defined.
+    """List the receivers that run in the dispatcher, and where they are defined.
 
     Example: `dispatcher receivers shop.models:registry`
     """

@@ -34,14 +34,18 @@ Receivers = Annotated[
 ]
 Rate = Annotated[
     float | None,
-    typer.Option(min=0.01, help="So many per second at most; by default as many as it can.", show_default=False),
+    typer.Option(
+        min=0.01,
+        help="Maximum number of changes or documents per second. By default there is no limit.",
+        show_default=False,
+    ),
 ]
 Resume = Annotated[
     str | None,
-    typer.Option(metavar="RUN", help="Go on with this run, which was stopped or killed.", show_default=False),
+    typer.Option(metavar="RUN", help="Continue this run, which was stopped or killed.", show_default=False),
 ]
 New = Annotated[
-    bool, typer.Option("--new", help="Begin anew, even if a run that asks for the same is not finished.")
+    bool, typer.Option("--new", help="Start a new run, even if a run with the same request is not finished.")
 ]
 
 
@@ -56,13 +60,13 @@ def _replay(  # noqa: PLR0913 - one parameter per flag
     since: Annotated[
         str | None,
         typer.Option(
-            help="Changes from here on: a time (2026-01-31T12:00:00Z; UTC where it does not say), how long ago "
-            "(2h, 30min, 7d), a resume token, or a cluster time (1767225600,1).",
+            help="Changes since then: a time (2026-01-31T12:00:00Z; UTC by default), a duration ago (2h, "
+            "30min, 7d), a resume token, or a cluster time (1767225600,1).",
             show_default=False,
         ),
     ] = None,
     until: Annotated[
-        str | None, typer.Option(help="Up to here; by default up to now.", show_default=False)
+        str | None, typer.Option(help="Changes until then. By default until now.", show_default=False)
     ] = None,
     receivers: Receivers = [],  # noqa: B006 - typer copies it
     rate: Rate = None,
@@ -81,13 +85,14 @@ def _replay(  # noqa: PLR0913 - one parameter per flag
     log_level: Annotated[Literal["debug", "info", "warning", "error"], flag("log_level")] = "warning",
     as_json: Json = False,
 ) -> None:
-    """Deliver past changes again, from the oplog, to the receivers that are named, or to all.
+    """Deliver past changes again, from the oplog, to the named receivers or to all.
 
-    It runs in this process and leaves the position of the dispatchers alone. Each change is delivered under an id
-    of this run (`delivery.replayed` is true), in the order of its document's changes. Receivers that ran where the
-    change was written get it as well; muted writes stay muted. Stopped or killed, the same command goes on.
+    It runs in this process, and does not move the position of the dispatchers. Each change is delivered under
+    an id of this run (`delivery.replayed` is true), in the order of its document's changes. Receivers that
+    ran in the writing process get it too. Muted writes stay muted. If it is stopped or killed, the same
+    command continues.
 
-    Exits with 1 if something could not be delivered; it is kept as dead letters then.
+    Exits with 1 if a delivery failed. It is then a dead letter.
 
     Example: `dispatcher replay shop.models:registry --since 2h --receiver shop.search.index`
     """
@@ -145,9 +150,9 @@ def _backfill(  # noqa: PLR0913 - one parameter per flag
     """Deliver existing documents to `post_save` receivers, with `created=False`.
 
     It runs in this process, beside the dispatchers, in the order of the `_id`s. `delivery.image` is "current" and
-    `delivery.replayed` true. Stopped or killed, the same command goes on where it was.
+    `delivery.replayed` true. If it is stopped or killed, the same command continues.
 
-    Exits with 1 if something could not be delivered; it is kept as dead letters then.
+    Exits with 1 if a delivery failed. It is then a dead letter.
 
     Example: `dispatcher backfill shop.models:registry --receiver shop.search.index --rate 500`
     """

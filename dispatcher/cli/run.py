@@ -55,8 +55,9 @@ def _run(  # noqa: PLR0913 - one parameter per flag
 ) -> None:
     """Deliver changes to the receivers of APP until stopped by SIGTERM or SIGINT.
 
-    The first start begins now; every later one continues where the last one stopped, however it ended. Several
-    dispatchers of a group share the work: each partition is with one of them, and others take over when it dies.
+    The first start begins now. Every later start continues where the last one stopped, however it ended.
+    Several dispatchers of a group share the work: one of them holds each partition, and others take over when
+    it dies.
 
     Example: `dispatcher run shop.models:registry --import shop.receivers`
     """

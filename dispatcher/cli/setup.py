@@ -31,15 +31,15 @@ def _setup(  # noqa: PLR0913 - one parameter per flag
     state_database: Annotated[str, flag("state_database")] = default("state_database"),
     delivery_retention: Annotated[float, flag("delivery_retention")] = default("delivery_retention"),
     no_images: Annotated[
-        bool, typer.Option("--no-images", help="Leave pre and post images as they are, and create no collections.")
+        bool, typer.Option("--no-images", help="Do not turn on pre and post images, and create no collections.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Prepare the deployment for `run`; done again, it changes nothing.
+    """Prepare the deployment for `run`. A second time it changes nothing.
 
-    Turns pre and post images on for every collection that a receiver of APP listens to (creating those that are
-    missing), creates the indexes of the dispatcher's state, and records the first position: what is written from
-    then on is delivered by the first `run`.
+    Turns on pre and post images for every collection that a receiver of APP listens to, and creates missing
+    collections. Creates the indexes of the dispatcher's state. Records the first position: the first `run`
+    delivers what is written after it.
 
     Example: `dispatcher setup shop.models:registry --import shop.receivers`
     """

@@ -48,13 +48,13 @@ def _status(
     url: Url = None,
     state_database: StateDatabase = STATE_DATABASE,
     group: GroupName = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Show it again and again, until Ctrl-C.")] = False,
-    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks with --watch.")] = 2.0,
+    watch: Annotated[bool, typer.Option("--watch", help="Repeat until Ctrl-C.")] = False,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two updates with --watch.")] = 2.0,
     as_json: Json = False,
 ) -> None:
-    """Show a group: its processes, how far behind they are, what failed, what waits, what was lost.
+    """Show a group: its processes, their lag, failures, waiting deliveries and losses.
 
-    It reads the state in MongoDB, and needs no dispatcher that runs.
+    It reads the state in MongoDB, and needs no running dispatcher.
 
     Example: `dispatcher status --url mongodb://db.example.org --group billing --watch`
     """

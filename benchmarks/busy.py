@@ -16,7 +16,7 @@ from benchmarks.contestants import BenchmarkFailed, Contestant, busy_daemon
 from benchmarks.figures import quantile
 from benchmarks.workloads.environment import GROUP, Assignment
 from benchmarks.workloads.shape import COLLECTION_PREFIX, COUNTERS, Shape
-from dispatcher.core.state import POSITIONS
+from dispatcher.core.state import POSITIONS, Group, State
 from dispatcher.operate.pauses import pause, resume
 
 __all__ = ["Busy", "Point", "measure_busy"]
@@ -154,10 +154,10 @@ def measure_busy(url: str, busy: Busy) -> Point:
     )
 
 
-async def _with_state(url: str, do: Callable[[AsyncMongoClient[Any], str, str], Awaitable[bool]]) -> None:
+async def _with_state(url: str, do: Callable[[Group], Awaitable[bool]]) -> None:
     """Pause or resume everything."""
     async with AsyncMongoClient[Any](url) as client:
-        await do(client, _STATE, GROUP)
+        await do(Group(State(client, _STATE), GROUP))
 
 
 def _prepare(database: Database[dict[str, Any]], busy: Busy) -> None:

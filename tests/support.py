@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from pymongo import AsyncMongoClient
 from pymongo.errors import OperationFailure
 
+from dispatcher.core.state import Group, State
 from dispatcher.runtime.service import Service
 from dispatcher.settings import Settings
 from mongoz import Registry
@@ -25,6 +27,11 @@ ROOT = Path(__file__).parent.parent
 
 PATIENCE = 90.0
 """Seconds after which something hangs. What works takes one of them, and many on a busy machine."""
+
+
+def group_of(client: AsyncMongoClient[Any], database: str, name: str | None = None) -> Group:
+    """The group of a test's application, or another one in the same state database."""
+    return Group(State(client, f"{database}_state"), database if name is None else name)
 
 
 async def eventually(condition: Callable[[], Any], *, within: float = PATIENCE, what: str = "") -> Any:

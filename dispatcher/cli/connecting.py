@@ -3,16 +3,16 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, Final, NamedTuple, TypeVar
+from typing import Annotated, Final, NamedTuple, TypeVar
 
 import typer
-from pymongo import AsyncMongoClient
 from pymongo.errors import ConfigurationError, ConnectionFailure, PyMongoError
 
 from dispatcher.cli.application import load_registry
 from dispatcher.cli.options import default, flag, make_settings
 from dispatcher.core.clients import client_of
 from dispatcher.core.driver_errors import fatal, in_short
+from dispatcher.core.state import Group, State
 from dispatcher.delivery.routes import Routes
 from dispatcher.exceptions import ApplicationError, CannotConnect, NotFound, ServerError
 from dispatcher.operate.status import groups_in
@@ -23,7 +23,7 @@ from mongoz.synonyms import nearest
 __all__ = [
     "STATE_DATABASE",
     "AppOption",
-    "Group",
+    "Connection",
     "GroupName",
     "OptionalApp",
     "StateDatabase",
@@ -69,26 +69,22 @@ GroupName = Annotated[
 ]
 
 
-class Group(NamedTuple):
-    """A group of dispatchers, and a connection to its state.
+class Connection(NamedTuple):
+    """A connection to the state of a group of dispatchers.
 
     Attributes:
-        client: opened for the running loop.
-        database: of the state.
-        name: of the group.
+        group: of dispatchers.
         address: of the server, for messages.
         receivers: names that the application's receivers have or had; empty if no application is named.
     """
 
-    client: AsyncMongoClient[Any]
-    database: str
-    name: str
+    group: Group
     address: str
     receivers: frozenset[str] = frozenset()
 
 
 def with_group(
-    use: Callable[[Group], Awaitable[_T]],
+    use: Callable[[Connection], Awaitable[_T]],
     *,
     url: str | None,
     state_database: str,
@@ -128,7 +124,7 @@ def with_group(
 
 
 @asynccontextmanager
-async def _connected(url: str, database: str, group: str | None, *, may_be_new: bool) -> AsyncIterator[Group]:
+async def _connected(url: str, database: str, group: str | None, *, may_be_new: bool) -> AsyncIterator[Connection]:
     try:
         seed = first_seed(url)
     except ImproperlyConfigured as error:
@@ -142,9 +138,10 @@ async def _connected(url: str, database: str, group: str | None, *, may_be_new: 
             serverSelectionTimeoutMS=_SELECTION_TIMEOUT_MS,
             tz_aware=True,
         ) as client:
+            state = State(client, database)
             if group is None or not may_be_new:
-                group = _chosen(group, await groups_in(client, database), f"{address}, database {database}")
-            yield Group(client, database, group, address)
+                group = _chosen(group, await groups_in(state), f"{address}, database {database}")
+            yield Connection(Group(state, group), address)
     except PyMongoError as error:
         if (verdict := fatal(error, address)) is not None:
             raise verdict from error

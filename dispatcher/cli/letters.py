@@ -11,7 +11,15 @@ from bson.errors import InvalidBSON
 from bson.json_util import RELAXED_JSON_OPTIONS, dumps
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from dispatcher.cli.connecting import STATE_DATABASE, AppOption, Group, GroupName, StateDatabase, Url, with_group
+from dispatcher.cli.connecting import (
+    STATE_DATABASE,
+    AppOption,
+    Connection,
+    GroupName,
+    StateDatabase,
+    Url,
+    with_group,
+)
 from dispatcher.cli.options import Json, Yes
 from dispatcher.cli.output import confirmed, err, out, print_json
 from dispatcher.cli.parsing import keys, moment
@@ -112,12 +120,12 @@ def _list(  # noqa: PLR0913 - one parameter per flag
     """
     wanted = _wanted(receiver, signal, reason, since, until, key)
 
-    async def look(there: Group) -> tuple[list[dict[str, Any]], list[Misfit], int]:
+    async def look(there: Connection) -> tuple[list[dict[str, Any]], list[Misfit], int]:
         await _require(there, wanted)
-        found, misfits = await letters_of(there.client, there.database, there.name, wanted, limit)
+        found, misfits = await letters_of(there.group, wanted, limit)
         total = len(found)
         if limit and total + len(misfits) == limit:
-            total = len(await ids_of(there.client, there.database, there.name, wanted))
+            total = len(await ids_of(there.group, wanted))
         return found, misfits, total
 
     found, misfits, total = with_group(look, url=url, state_database=state_database, group=group, app=app)
@@ -173,9 +181,9 @@ def _show(
     Example: `dispatcher dead-letters show 5f2b8c --url mongodb://db.example.org`
     """
 
-    async def look(there: Group) -> tuple[dict[str, Any], dict[str, bytes]]:
-        (whole,) = await resolve(there.client, there.database, there.name, [id_])
-        return await read(there.client, there.database, there.name, whole)
+    async def look(there: Connection) -> tuple[dict[str, Any], dict[str, bytes]]:
+        (whole,) = await resolve(there.group, [id_])
+        return await read(there.group, whole)
 
     letter, parts = with_group(look, url=url, state_database=state_database, group=group, app=app)
     decoded = {name: _decoded(data) for name, data in parts.items()}
@@ -231,25 +239,23 @@ def _retry(  # noqa: PLR0913 - one parameter per flag
     wanted = _wanted(receiver, signal, reason, since, until, key)
     _check_selection(ids, wanted, all_=all_)
 
-    async def retry(there: Group) -> list[Outcome]:
+    async def retry(there: Connection) -> list[Outcome]:
         chosen = await _chosen(there, ids, wanted)
         if not chosen:
             return []
-        alive = [one for one in await members_of(there.client, there.database, there.name) if one.alive]
+        alive = [one for one in await members_of(there.group) if one.alive]
         if not alive:
             raise NotRunning(
-                f"No dispatcher of group {there.name!r} is alive to try them again. Nothing was changed.",
+                f"No dispatcher of group {there.group.name!r} is alive to try them again. Nothing was changed.",
                 remedy="Start one: `dispatcher run APP`.",
             )
-        gone = await without_receiver(there.client, there.database, there.name, chosen, alive)
+        gone = await without_receiver(there.group, chosen, alive)
         if gone is not None:
             raise gone
-        asked = await request_retry(there.client, there.database, there.name, chosen)
+        asked = await request_retry(there.group, chosen)
         if not wait:
             return [Outcome(id_, "waiting", "asked for") for id_ in asked]
-        return await _watched(
-            outcomes(there.client, there.database, asked, within=wait), len(asked), quiet=as_json
-        )
+        return await _watched(outcomes(there.group, asked, within=wait), len(asked), quiet=as_json)
 
     found = with_group(retry, url=url, state_database=state_database, group=group, app=app)
     if as_json:
@@ -287,7 +293,7 @@ def _drop(  # noqa: PLR0913 - one parameter per flag
     wanted = _wanted(receiver, signal, reason, since, until, key)
     _check_selection(ids, wanted, all_=all_)
 
-    async def choose(there: Group) -> list[str]:
+    async def choose(there: Connection) -> list[str]:
         return await _chosen(there, ids, wanted)
 
     place: dict[str, Any] = {"url": url, "state_database": state_database, "group": group, "app": app}
@@ -296,8 +302,8 @@ def _drop(  # noqa: PLR0913 - one parameter per flag
     if chosen and not confirmed(f"Forget {count}? They can't be brought back.", yes=yes):
         raise typer.Exit(ExitCode.FAILED)
 
-    async def forget(there: Group) -> Dropped:
-        return await drop(there.client, there.database, there.name, chosen)
+    async def forget(there: Connection) -> Dropped:
+        return await drop(there.group, chosen)
 
     done = with_group(forget, **place) if chosen else Dropped([], [])
     if as_json:
@@ -338,21 +344,21 @@ def _check_selection(ids: list[str], wanted: Wanted, *, all_: bool) -> None:
         raise typer.BadParameter("Name letters by their ids or by filters, or say --all.", param_hint="ID")
 
 
-async def _chosen(there: Group, ids: list[str], wanted: Wanted) -> list[str]:
+async def _chosen(there: Connection, ids: list[str], wanted: Wanted) -> list[str]:
     if ids:
-        return await resolve(there.client, there.database, there.name, ids)
+        return await resolve(there.group, ids)
     await _require(there, wanted)
-    return await ids_of(there.client, there.database, there.name, wanted)
+    return await ids_of(there.group, wanted)
 
 
-async def _require(there: Group, wanted: Wanted) -> None:
+async def _require(there: Connection, wanted: Wanted) -> None:
     """Refuse a receiver that nobody has heard of: a typing error must not look like an empty list.
 
     Raises:
         UnknownReceiver: as it says.
     """
     if wanted.receiver is not None:
-        await require_receiver(there.client, there.database, there.name, wanted.receiver, known=there.receivers)
+        await require_receiver(there.group, wanted.receiver, known=there.receivers)
 
 
 async def _watched(coming: AsyncIterator[Outcome], count: int, *, quiet: bool) -> list[Outcome]:

@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from dispatcher.cli.connecting import STATE_DATABASE, AppOption, Group, GroupName, StateDatabase, Url, with_group
+from dispatcher.cli.connecting import (
+    STATE_DATABASE,
+    AppOption,
+    Connection,
+    GroupName,
+    StateDatabase,
+    Url,
+    with_group,
+)
 from dispatcher.cli.options import Json
 from dispatcher.cli.output import out, print_json
 from dispatcher.core.output.terminal import shown
@@ -48,8 +56,8 @@ def _pause(
     Example: `dispatcher pause billing.welcome --url mongodb://db.example.org`
     """
 
-    async def do(there: Group) -> bool:
-        return await pause(there.client, there.database, there.name, receiver, by=_who(), known=there.receivers)
+    async def do(there: Connection) -> bool:
+        return await pause(there.group, receiver, by=_who(), known=there.receivers)
 
     changed = with_group(do, url=url, state_database=state_database, group=group, app=app)
     if as_json:
@@ -74,9 +82,9 @@ def _resume(
     Example: `dispatcher resume billing.welcome --url mongodb://db.example.org`
     """
 
-    async def do(there: Group) -> tuple[bool, list[Paused]]:
-        changed = await resume(there.client, there.database, there.name, receiver, known=there.receivers)
-        return changed, await pauses(there.client, there.database, there.name)
+    async def do(there: Connection) -> tuple[bool, list[Paused]]:
+        changed = await resume(there.group, receiver, known=there.receivers)
+        return changed, await pauses(there.group)
 
     changed, left = with_group(do, url=url, state_database=state_database, group=group, app=app)
     names = [one.receiver or "everything" for one in left]

@@ -6,13 +6,20 @@ from typing import Annotated, Any
 import typer
 from bson.timestamp import Timestamp
 
-from dispatcher.cli.connecting import STATE_DATABASE, Group, GroupName, OptionalApp, StateDatabase, Url, with_group
+from dispatcher.cli.connecting import (
+    STATE_DATABASE,
+    Connection,
+    GroupName,
+    OptionalApp,
+    StateDatabase,
+    Url,
+    with_group,
+)
 from dispatcher.cli.options import Json, Yes
 from dispatcher.cli.output import confirmed, out, print_json
 from dispatcher.cli.parsing import token
 from dispatcher.core.output.terminal import shown
 from dispatcher.core.resume_tokens import DIGEST
-from dispatcher.core.state import positions
 from dispatcher.exceptions import ExitCode
 from dispatcher.operate.positions import Moved, Mover
 from dispatcher.operate.status import look
@@ -62,12 +69,14 @@ def _show(
     Example: `dispatcher position show shop.models:registry --max-age 60`
     """
 
-    async def see(there: Group) -> list[dict[str, Any]]:
-        overview = await look(there.client, there.database, there.name)
-        numbered = positions(there.client, there.database).find({"group": there.name, "partition": {"$exists": 1}})
+    async def see(there: Connection) -> list[dict[str, Any]]:
+        overview = await look(there.group)
+        numbered = there.group.state.positions.find({"group": there.group.name, "partition": {"$exists": 1}})
         found = {int(one["partition"]): one async for one in numbered}
         return [
-            _readable(there.name, one, found[one.number]) for one in overview.partitions if one.number in found
+            _readable(there.group.name, one, found[one.number])
+            for one in overview.partitions
+            if one.number in found
         ]
 
     rows = with_group(see, url=url, state_database=state_database, group=group, app=app)
@@ -129,8 +138,8 @@ def _set(
     """
     wanted = None if at.strip() == "now" else token(at, "--at")
 
-    async def do(there: Group) -> list[Moved]:
-        mover = Mover(there.client, there.database, there.name, address=there.address)
+    async def do(there: Connection) -> list[Moved]:
+        mover = Mover(there.group, address=there.address)
         if wanted is None:
             return await mover.move(await mover.now(), force=force)
         await mover.require_held(wanted)
@@ -158,8 +167,8 @@ def _reset(
     Example: `dispatcher position reset shop.models:registry`
     """
 
-    async def do(there: Group) -> list[Moved]:
-        return await Mover(there.client, there.database, there.name, address=there.address).move(None, force=force)
+    async def do(there: Connection) -> list[Moved]:
+        return await Mover(there.group, address=there.address).move(None, force=force)
 
     if not confirmed("Forget the position? What is not delivered yet won't be.", yes=yes):
         raise typer.Exit(ExitCode.FAILED)

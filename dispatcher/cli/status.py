@@ -9,7 +9,15 @@ from rich.console import Group as Lines
 from rich.console import RenderableType
 from rich.live import Live
 
-from dispatcher.cli.connecting import STATE_DATABASE, Group, GroupName, OptionalApp, StateDatabase, Url, with_group
+from dispatcher.cli.connecting import (
+    STATE_DATABASE,
+    Connection,
+    GroupName,
+    OptionalApp,
+    StateDatabase,
+    Url,
+    with_group,
+)
 from dispatcher.cli.options import Json
 from dispatcher.cli.output import out, print_json
 from dispatcher.core.output.redaction import redacted
@@ -59,8 +67,8 @@ def _status(
     Example: `dispatcher status --url mongodb://db.example.org --group billing --watch`
     """
 
-    async def see(there: Group) -> Overview:
-        return await look(there.client, there.database, there.name)
+    async def see(there: Connection) -> Overview:
+        return await look(there.group)
 
     def once() -> Overview:
         return with_group(see, url=url, state_database=state_database, group=group, app=app)

@@ -60,7 +60,7 @@ sessions: one document per session in which a process runs transactional receive
     owner         the member whose process it is
 """
 
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from bson.binary import UuidRepresentation
 from bson.codec_options import CodecOptions, DatetimeConversion
@@ -88,19 +88,8 @@ __all__ = [
     "READING",
     "SESSIONS",
     "WRITTEN",
-    "controls",
-    "dead_letter_chunks",
-    "dead_letters",
-    "deliveries",
-    "gaps",
-    "index_state",
-    "keep_deliveries_for",
-    "members",
-    "parked",
-    "parked_chunks",
-    "parked_lanes",
-    "positions",
-    "sessions",
+    "Group",
+    "State",
 ]
 
 POSITIONS: Final = "positions"
@@ -152,111 +141,95 @@ _SECONDS_PER_DAY: Final = 86_400
 _EXPIRY: Final = "expiry"
 _INDEX_CONFLICTS: Final = frozenset({85, 86})  # IndexOptionsConflict, IndexKeySpecsConflict
 
-_Collection = AsyncCollection[dict[str, Any]]
+Collection = AsyncCollection[dict[str, Any]]
 
 
-def positions(client: AsyncMongoClient[Any], database: str) -> _Collection:
-    """The collection of positions: what is written there survives a failover, and what is read did."""
-    return _durable(client, database, POSITIONS)
+class State:
+    """The collections of one state database, each with its codec, its read concern and its write concern.
 
+    A write to any of them survives a failover.
 
-def dead_letters(client: AsyncMongoClient[Any], database: str) -> _Collection:
-    """The collection of dead letters."""
-    return _durable(client, database, DEAD_LETTERS)
-
-
-def dead_letter_chunks(client: AsyncMongoClient[Any], database: str) -> _Collection:
-    """The collection of what does not fit into dead letters."""
-    return _durable(client, database, DEAD_LETTER_CHUNKS)
-
-
-def deliveries(client: AsyncMongoClient[Any], database: str) -> _Collection:
-    """The collection of records that a transactional receiver ran."""
-    return _durable(client, database, DELIVERIES)
-
-
-def gaps(client: AsyncMongoClient[Any], database: str) -> _Collection:
-    """The collection of changes that nobody could deliver."""
-    return _durable(client, database, GAPS)
-
-
-def controls(client: AsyncMongoClient[Any], database: str) -> _Collection:
-    """The collection of what operators ask of running dispatchers."""
-    return _current(client, database, CONTROLS)
-
-
-def members(client: AsyncMongoClient[Any], database: str) -> _Collection:
-    """The collection of dispatcher processes."""
-    return _durable(client, database, MEMBERS)
-
-
-def parked(client: AsyncMongoClient[Any], database: str) -> _Collection:
-    """The collection of deliveries that wait."""
-    return _current(client, database, PARKED)
-
-
-def parked_lanes(client: AsyncMongoClient[Any], database: str) -> _Collection:
-    """The collection of the lanes in which they wait."""
-    return _current(client, database, PARKED_LANES)
-
-
-def parked_chunks(client: AsyncMongoClient[Any], database: str) -> _Collection:
-    """The collection of what does not fit into deliveries that wait."""
-    return _current(client, database, PARKED_CHUNKS)
-
-
-def _current(client: AsyncMongoClient[Any], database: str, name: str) -> _Collection:
-    """A collection from which is read whatever was written, by whoever was told that it was.
-
-    After an election the new primary's majority view may lie behind that for a moment.
+    Args:
+        client: opened for the running loop.
+        name: of the database.
     """
-    return _durable(client, database, name).with_options(
-        read_concern=ReadConcern("local"), read_preference=ReadPreference.PRIMARY
-    )
+
+    def __init__(self, client: AsyncMongoClient[Any], name: str) -> None:
+        self.client = client
+        self.name = name
+        self.database = client[name]
+        self.positions = self._majority(POSITIONS)
+        self.members = self._majority(MEMBERS)
+        self.sessions = self._majority(SESSIONS)
+        self.deliveries = self._majority(DELIVERIES)
+        self.gaps = self._majority(GAPS)
+        self.dead_letters = self._majority(DEAD_LETTERS)
+        self.dead_letter_chunks = self._majority(DEAD_LETTER_CHUNKS)
+        self.controls = self._newest(CONTROLS)
+        self.parked = self._newest(PARKED)
+        self.parked_lanes = self._newest(PARKED_LANES)
+        self.parked_chunks = self._newest(PARKED_CHUNKS)
+
+    def _majority(self, name: str) -> Collection:
+        """A collection whose reads return only what survives a failover."""
+        return self.database.get_collection(
+            name,
+            codec_options=READING,
+            write_concern=WriteConcern("majority"),
+            read_concern=ReadConcern("majority"),
+        )
+
+    def _newest(self, name: str) -> Collection:
+        """A collection whose reads return every acknowledged write.
+
+        After an election the majority snapshot of the new primary may lack some of them for a moment.
+        """
+        return self._majority(name).with_options(
+            read_concern=ReadConcern("local"), read_preference=ReadPreference.PRIMARY
+        )
+
+    def as_on_this_node(self, name: str) -> Collection:
+        """A collection for reads that only show something: they wait for no majority."""
+        return self.database.get_collection(name, codec_options=READING)
+
+    async def create_indexes(self) -> None:
+        """Create the indexes for parked deliveries that are due, and for letters that are tried again.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        await self.parked_lanes.create_index([("group", 1), ("receiver", 1), ("due_at", 1)], name="due")
+        await self.dead_letters.create_index(
+            [("group", 1), ("retry_requested_at", 1)],
+            name="requested",
+            partialFilterExpression={"retry_requested_at": {"$exists": True}},
+        )
+        await self.dead_letters.create_index([("group", 1), ("short_id", 1)], name="short_id")
+
+    async def keep_deliveries_for(self, days: float) -> None:
+        """Let the server remove records of deliveries that are older than this.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        seconds = round(days * _SECONDS_PER_DAY)
+        try:
+            await self.deliveries.create_index("at", name=_EXPIRY, expireAfterSeconds=seconds)
+        except OperationFailure as error:
+            if error.code not in _INDEX_CONFLICTS:
+                raise
+            # The index has another time. To change it takes collMod, which the role readWrite does not include.
+            await self.deliveries.drop_index(_EXPIRY)
+            await self.deliveries.create_index("at", name=_EXPIRY, expireAfterSeconds=seconds)
 
 
-def sessions(client: AsyncMongoClient[Any], database: str) -> _Collection:
-    """The collection of the sessions of transactional receivers."""
-    return _durable(client, database, SESSIONS)
+class Group(NamedTuple):
+    """A group of dispatchers, and the database that holds its state.
 
-
-def _durable(client: AsyncMongoClient[Any], database: str, name: str) -> _Collection:
-    return client[database].get_collection(
-        name,
-        codec_options=READING,
-        write_concern=WriteConcern("majority"),
-        read_concern=ReadConcern("majority"),
-    )
-
-
-async def index_state(client: AsyncMongoClient[Any], database: str) -> None:
-    """Have the server find the deliveries whose time has come, however many wait, and letters to be tried again.
-
-    Raises:
-        PyMongoError: as the driver has it.
+    Attributes:
+        state: the collections.
+        name: of the group.
     """
-    await parked_lanes(client, database).create_index([("group", 1), ("receiver", 1), ("due_at", 1)], name="due")
-    await dead_letters(client, database).create_index(
-        [("group", 1), ("retry_requested_at", 1)],
-        name="requested",
-        partialFilterExpression={"retry_requested_at": {"$exists": True}},
-    )
-    await dead_letters(client, database).create_index([("group", 1), ("short_id", 1)], name="short_id")
 
-
-async def keep_deliveries_for(client: AsyncMongoClient[Any], database: str, days: float) -> None:
-    """Have the server remove the records of deliveries when they are older than that.
-
-    Raises:
-        PyMongoError: as the driver has it.
-    """
-    collection = deliveries(client, database)
-    seconds = round(days * _SECONDS_PER_DAY)
-    try:
-        await collection.create_index("at", name=_EXPIRY, expireAfterSeconds=seconds)
-    except OperationFailure as error:
-        if error.code not in _INDEX_CONFLICTS:
-            raise
-        # It keeps them for another time. Changing an index needs collMod, which readWrite does not include.
-        await collection.drop_index(_EXPIRY)
-        await collection.create_index("at", name=_EXPIRY, expireAfterSeconds=seconds)
+    state: State
+    name: str

@@ -10,7 +10,6 @@ from functools import partial
 from time import monotonic
 from typing import Any, Final
 
-from pymongo import AsyncMongoClient
 from pymongo.errors import DuplicateKeyError, OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
@@ -18,7 +17,7 @@ from pymongo.write_concern import WriteConcern
 from dispatcher.core.events import Calls
 from dispatcher.core.output.logs import get_logger
 from dispatcher.core.output.throttle import Throttle
-from dispatcher.core.state import DELIVERIES, deliveries
+from dispatcher.core.state import DELIVERIES, Group
 from dispatcher.core.stats import ReceiverFigures
 from dispatcher.delivery.contention import Contention
 from dispatcher.delivery.instances import name_of
@@ -70,16 +69,13 @@ class Transactions:
     def __init__(
         self,
         registry: Registry,
-        client: AsyncMongoClient[Any],
-        database: str,
-        group: str,
+        group: Group,
         sessions: SessionRegister | None = None,
     ) -> None:
         self._registry = registry
-        self._database = database
         self._group = group
         self._sessions = sessions
-        self._records = deliveries(client, database)
+        self._records = group.state.deliveries
         self._contention: dict[bytes, Contention] = {}
         self._throttle = Throttle()
 
@@ -147,7 +143,7 @@ class Transactions:
     async def _run(self, receiver: Receiver, calls: Calls, *, delivery: Delivery, **keywords: Any) -> None:
         """Run the transaction once."""
         record, *former = self._ids(receiver, calls, delivery)
-        records = self._registry.client[self._database][DELIVERIES]
+        records = self._registry.client[self._group.state.name][DELIVERIES]
         try:
             async with self._registry.transaction(**_OPTIONS) as session:
                 if self._sessions is not None:
@@ -176,7 +172,7 @@ class Transactions:
         """
         document = name_of(calls.document)
         return [
-            {"group": self._group, "delivery": delivery.id, "receiver": id_.hex(), "document": document}
+            {"group": self._group.name, "delivery": delivery.id, "receiver": id_.hex(), "document": document}
             for id_ in receiver.ids
         ]
 

@@ -19,13 +19,13 @@ import bson
 import stamina
 from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
-from pymongo import AsyncMongoClient
 from pymongo.errors import ConfigurationError, ConnectionFailure, PyMongoError
 
 from dispatcher.core.bson_codec import lenient
 from dispatcher.core.driver_errors import fatal, in_short
 from dispatcher.core.events import Calls, Change, Namespace
 from dispatcher.core.output.logs import get_logger
+from dispatcher.core.state import State
 from dispatcher.delivery.instances import originals_of
 from dispatcher.delivery.routes import Routes
 from dispatcher.exceptions import AccessDenied, ApplicationError
@@ -73,8 +73,7 @@ class Conditions:
     """Knows the `where` of all receivers, and asks the server.
 
     Args:
-        client: opened for the running loop.
-        database: of the dispatcher's state, where we may run commands.
+        state: the database in which we may run commands.
         routes: who listens to what.
         codec_options: the registry's: how the values of a match are stored.
         address: of the server, for messages.
@@ -82,13 +81,12 @@ class Conditions:
 
     def __init__(
         self,
-        client: AsyncMongoClient[Any],
-        database: str,
+        state: State,
         routes: Routes,
         codec_options: CodecOptions[Any],
         address: str,
     ) -> None:
-        self._database = client[database]
+        self._database = state.database
         self._routes = routes
         self._codec_options = codec_options
         self._address = address

@@ -1,26 +1,19 @@
 """Which receivers a group knows: a name that nobody has heard of is a mistake, not an empty answer."""
 
 from collections.abc import Collection
-from typing import Any
 
-from pymongo import AsyncMongoClient
-
-from dispatcher.core.state import dead_letters, members, parked_lanes
+from dispatcher.core.state import Group
 from dispatcher.exceptions import UnknownReceiver
 from mongoz.synonyms import nearest
 
 __all__ = ["require_receiver"]
 
 
-async def require_receiver(
-    client: AsyncMongoClient[Any], database: str, group: str, receiver: str, *, known: Collection[str] = ()
-) -> None:
+async def require_receiver(group: Group, receiver: str, *, known: Collection[str] = ()) -> None:
     """Look whether there is a receiver of this name, or was: with letters or parked deliveries of its own.
 
     Args:
-        client: opened for the running loop.
-        database: of the dispatcher's state.
-        group: of dispatchers.
+        group: of dispatchers, with the database of its state.
         receiver: its name, or one that it had before.
         known: receivers that there are for certain.
 
@@ -31,15 +24,15 @@ async def require_receiver(
     names = set(known)
     if receiver in names:
         return
-    of_group = {"group": group}
+    of_group = {"group": group.name}
     for field in ("receivers.name", "receivers.formerly"):
-        names |= set(await members(client, database).distinct(field, of_group))
+        names |= set(await group.state.members.distinct(field, of_group))
     if receiver not in names:
-        for collection in (parked_lanes(client, database), dead_letters(client, database)):
+        for collection in (group.state.parked_lanes, group.state.dead_letters):
             names |= set(await collection.distinct("receiver", of_group)) - {None}
     if receiver not in names:
         raise UnknownReceiver(
-            f"No dispatcher of group {group!r} has a receiver {receiver!r}, and no letter or parked delivery is "
-            f"for one.{nearest(receiver, names)}",
+            f"No dispatcher of group {group.name!r} has a receiver {receiver!r}, and no letter or parked delivery "
+            f"is for one.{nearest(receiver, names)}",
             remedy="`dispatcher receivers APP` lists them. Start a dispatcher that has it, or name APP.",
         )

@@ -5,10 +5,10 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from bson import ObjectId
-from pymongo import AsyncMongoClient, ReturnDocument
+from pymongo import ReturnDocument
 
 from dispatcher.core.identity import Identity, own_identity
-from dispatcher.core.state import MEMBERS, members
+from dispatcher.core.state import MEMBERS, Group
 from dispatcher.core.state_checks import Sound
 from dispatcher.group.sessions import Sessions
 
@@ -62,28 +62,24 @@ class Members:
     """The processes of one group; this one among them.
 
     Args:
-        client: opened for the running loop.
-        database: of the dispatcher's state.
-        group: of dispatchers.
+        group: of dispatchers, with the database of its state.
         facts: what this process says of itself; it does not change.
         says: what else there is to tell at the moment.
     """
 
     def __init__(
         self,
-        client: AsyncMongoClient[Any],
-        database: str,
-        group: str,
+        group: Group,
         facts: Mapping[str, Any],
         says: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
-        self._collection = members(client, database)
-        self._group = group
+        self._collection = group.state.members
+        self._group = group.name
         identity = own_identity()
-        self._facts = {"group": group, **identity._asdict(), **facts}
+        self._facts = {"group": group.name, **identity._asdict(), **facts}
         self._says = says
         self.id = str(ObjectId())
-        self.sessions = Sessions(client, database, group, self.id)
+        self.sessions = Sessions(group, self.id)
         self.started: datetime | None = None
 
     async def join(self) -> datetime:

@@ -10,10 +10,8 @@ from time import monotonic
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from pymongo import AsyncMongoClient
-
 from dispatcher.core.output.logs import get_logger
-from dispatcher.core.state import CODEC_OPTIONS, SESSIONS, sessions
+from dispatcher.core.state import CODEC_OPTIONS, SESSIONS, Group
 from dispatcher.core.state_checks import Sound
 
 __all__ = ["OpenSession", "Sessions"]
@@ -47,16 +45,14 @@ class Sessions:
     """Those of one process, and of the others of its group.
 
     Args:
-        client: opened for the running loop.
-        database: of the dispatcher's state.
-        group: of dispatchers.
+        group: of dispatchers, with the database of its state.
         owner: the member that this process is.
     """
 
-    def __init__(self, client: AsyncMongoClient[Any], database: str, group: str, owner: str) -> None:
-        self._admin = client.admin
-        self._collection = sessions(client, database)
-        self._group = group
+    def __init__(self, group: Group, owner: str) -> None:
+        self._admin = group.state.client.admin
+        self._collection = group.state.sessions
+        self._group = group.name
         self._owner = owner
         self._announced: dict[bytes, float] = {}
         self._ended: dict[UUID, float] = {}

@@ -13,6 +13,7 @@ from dispatcher.core.clients import Server
 from dispatcher.core.driver_errors import in_short
 from dispatcher.core.events import token_time
 from dispatcher.core.oplog import MOST_SKEW, Oplog, clock_offset, look_at_oplog
+from dispatcher.core.state import Group, State
 from dispatcher.core.stats import duration
 from dispatcher.delivery.routes import Routes
 from dispatcher.delivery.where import Conditions
@@ -127,6 +128,7 @@ class _Checks:
         application: str,
     ) -> None:
         self._client = client
+        self._state = State(client, settings.state_database)
         self._registry = registry
         self._settings = settings
         self._routes = routes
@@ -188,7 +190,7 @@ class _Checks:
             yield self._oplog(oplog)
         group = self._routes.group
         try:
-            saved = await PositionStore(self._client, self._settings.state_database, group, "check").load()
+            saved = await PositionStore(Group(self._state, group), "check").load()
         except PositionError as error:
             yield Finding("error", "position", error.message, error.remedy)
             return
@@ -321,8 +323,7 @@ class _Checks:
 
     async def _conditions(self) -> AsyncIterator[Finding]:
         conditions = Conditions(
-            self._client,
-            self._settings.state_database,
+            self._state,
             self._routes,
             self._registry.codec_options,
             self._server.address,

@@ -5,9 +5,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from pymongo import AsyncMongoClient
-
-from dispatcher.core.state import DEAD_LETTERS, dead_letter_chunks, dead_letters
+from dispatcher.core.state import DEAD_LETTERS, Group
 from dispatcher.core.state_checks import Misfit, Sound, letter, problem_of
 from dispatcher.exceptions import MalformedLetter, UnknownLetter, UnknownReceiver
 from dispatcher.operate.status_model import Member
@@ -79,15 +77,11 @@ class Dropped(NamedTuple):
     kept: list[str]
 
 
-async def letters_of(
-    client: AsyncMongoClient[Any], database: str, group: str, wanted: Wanted, limit: int = 0
-) -> tuple[list[dict[str, Any]], list[Misfit]]:
+async def letters_of(group: Group, wanted: Wanted, limit: int = 0) -> tuple[list[dict[str, Any]], list[Misfit]]:
     """Letters without their parts and tracebacks, the newest first.
 
     Args:
-        client: opened for the running loop.
-        database: of the dispatcher's state.
-        group: of dispatchers.
+        group: of dispatchers, with the database of its state.
         wanted: which.
         limit: how many at most; 0 for all.
 
@@ -97,24 +91,24 @@ async def letters_of(
     Raises:
         PyMongoError: as the driver has it.
     """
-    found = dead_letters(client, database).find(wanted.query(group), _SHORT)
+    found = group.state.dead_letters.find(wanted.query(group.name), _SHORT)
     newest = [("last_attempt_at", -1), ("token", -1), ("_id", -1)]  # many may have failed within a millisecond
-    sound = Sound(database)
+    sound = Sound(group.state.name)
     letters = sound.each(DEAD_LETTERS, await found.sort(newest).limit(limit).to_list(None), letter)
     return letters, sound.misfits
 
 
-async def ids_of(client: AsyncMongoClient[Any], database: str, group: str, wanted: Wanted) -> list[str]:
+async def ids_of(group: Group, wanted: Wanted) -> list[str]:
     """The ids of letters, the oldest changes first.
 
     Raises:
         PyMongoError: as the driver has it.
     """
-    found = dead_letters(client, database).find(wanted.query(group), {"_id": True})
+    found = group.state.dead_letters.find(wanted.query(group.name), {"_id": True})
     return [one["_id"] async for one in found.sort([("token", 1), ("_id", 1)]) if isinstance(one["_id"], str)]
 
 
-async def resolve(client: AsyncMongoClient[Any], database: str, group: str, texts: Iterable[str]) -> list[str]:
+async def resolve(group: Group, texts: Iterable[str]) -> list[str]:
     """The ids of letters that are named by their ids, short or whole, or by what only one of them begins with.
 
     Raises:
@@ -123,11 +117,11 @@ async def resolve(client: AsyncMongoClient[Any], database: str, group: str, text
     """
     ids: dict[str, None] = {}
     for text in texts:
-        found = await _beginning_with(client, database, group, text) if text else {}
+        found = await _beginning_with(group, text) if text else {}
         exact = [id_ for id_ in found if text in (id_, short_id(id_))]
         if not found:
             raise UnknownLetter(
-                f"Group {group!r} has no dead letter {text!r}.",
+                f"Group {group.name!r} has no dead letter {text!r}.",
                 remedy="`dispatcher dead-letters list` lists them.",
             )
         if len(exact or found) > 1:
@@ -140,58 +134,51 @@ async def resolve(client: AsyncMongoClient[Any], database: str, group: str, text
     return list(ids)
 
 
-async def _beginning_with(
-    client: AsyncMongoClient[Any], database: str, group: str, text: str
-) -> dict[str, str | None]:
+async def _beginning_with(group: Group, text: str) -> dict[str, str | None]:
     """Letters whose id, short or whole, begins so, and their receivers: some of them if there are many."""
-    letters = dead_letters(client, database)
+    letters = group.state.dead_letters
     pattern = {"$regex": f"^{re.escape(text)}"}
-    either = {"group": group, "$or": [{"short_id": pattern}, {"_id": pattern}]}
+    either = {"group": group.name, "$or": [{"short_id": pattern}, {"_id": pattern}]}
     found = {
         one["_id"]: one.get("receiver")
         async for one in letters.find(either, {"receiver": True}).limit(_LISTED + 1)
     }
     # Earlier versions did not write the short id down.
-    old = letters.find({"group": group, "short_id": {"$exists": False}}, {"receiver": True})
+    old = letters.find({"group": group.name, "short_id": {"$exists": False}}, {"receiver": True})
     async for one in old:
         if isinstance(one["_id"], str) and short_id(one["_id"]).startswith(text):
             found[one["_id"]] = one.get("receiver")
     return found
 
 
-async def read(
-    client: AsyncMongoClient[Any], database: str, group: str, id_: str
-) -> tuple[dict[str, Any], dict[str, bytes]]:
+async def read(group: Group, id_: str) -> tuple[dict[str, Any], dict[str, bytes]]:
     """A letter and its parts.
 
     Raises:
         UnknownLetter: there is none.
         PyMongoError: as the driver has it.
     """
-    found = await dead_letters(client, database).find_one({"group": group, "_id": id_}, {"short_id": False})
+    found = await group.state.dead_letters.find_one({"group": group.name, "_id": id_}, {"short_id": False})
     if found is None:
         raise UnknownLetter(
-            f"Group {group!r} has no dead letter {id_!r}.", remedy="`dispatcher dead-letters list` lists them."
+            f"Group {group.name!r} has no dead letter {id_!r}.",
+            remedy="`dispatcher dead-letters list` lists them.",
         )
     try:
-        parts = await Parts(dead_letter_chunks(client, database)).read(letter(found))
+        parts = await Parts(group.state.dead_letter_chunks).read(letter(found))
     except (ValueError, KeyError) as error:
         raise MalformedLetter(
-            f"The dead letter {id_!r} in {database}.{DEAD_LETTERS} makes no sense: {problem_of(error)}.",
+            f"The dead letter {id_!r} in {group.state.name}.{DEAD_LETTERS} makes no sense: {problem_of(error)}.",
             remedy="Was it edited by hand? Mend it, or forget it with `dispatcher dead-letters drop ID`.",
         ) from error
     return found, parts
 
 
-async def without_receiver(
-    client: AsyncMongoClient[Any], database: str, group: str, ids: Sequence[str], members: Iterable[Member]
-) -> UnknownReceiver | None:
+async def without_receiver(group: Group, ids: Sequence[str], members: Iterable[Member]) -> UnknownReceiver | None:
     """What to say if some letters are to receivers that no dispatcher has any more; None if all can be tried.
 
     Args:
-        client: opened for the running loop.
-        database: of the dispatcher's state.
-        group: of dispatchers.
+        group: of dispatchers, with the database of its state.
         ids: of the letters.
         members: the dispatchers that are alive.
 
@@ -201,7 +188,7 @@ async def without_receiver(
     known = {
         id_ for member in members for one in member.receivers for id_ in (one["id"], *one.get("former_ids", ()))
     }
-    letters = dead_letters(client, database)
+    letters = group.state.dead_letters
     gone: dict[str, int] = {}
     for i in range(0, len(ids), _SLICE):
         missing = {"_id": {"$in": list(ids[i : i + _SLICE])}, "receiver_id": {"$nin": [None, *known]}}
@@ -212,23 +199,23 @@ async def without_receiver(
         return None
     listed = "; ".join(f"{count} to {name}" for name, count in list(gone.items())[:_LISTED])
     return UnknownReceiver(
-        f"No dispatcher of group {group!r} has the receivers of these letters any more: {listed}. "
+        f"No dispatcher of group {group.name!r} has the receivers of these letters any more: {listed}. "
         "Nothing was changed.",
         remedy="Connect one with this name, or with formerly= this name; or drop the letters.",
     )
 
 
-async def drop(client: AsyncMongoClient[Any], database: str, group: str, ids: Sequence[str]) -> Dropped:
+async def drop(group: Group, ids: Sequence[str]) -> Dropped:
     """Forget letters; those that are being tried again stay, since what becomes of them is not known yet.
 
     Raises:
         PyMongoError: as the driver has it.
     """
-    letters, parts = dead_letters(client, database), Parts(dead_letter_chunks(client, database))
+    letters, parts = group.state.dead_letters, Parts(group.state.dead_letter_chunks)
     done = Dropped([], [])
     idle = {name: {"$exists": False} for name in _UNDER_WAY}
     for i in range(0, len(ids), _SLICE):
-        these = {"group": group, "_id": {"$in": list(ids[i : i + _SLICE])}}
+        these = {"group": group.name, "_id": {"$in": list(ids[i : i + _SLICE])}}
         found = {one["_id"]: bool(one.get("chunked")) async for one in letters.find(these, {"chunked": True})}
         await letters.delete_many({**these, **idle})
         left = {one["_id"] async for one in letters.find(these, {"_id": True})}

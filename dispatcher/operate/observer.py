@@ -13,6 +13,7 @@ from dispatcher.core.driver_errors import in_short
 from dispatcher.core.oplog import MOST_SKEW, Oplog, clock_offset, look_at_oplog
 from dispatcher.core.output.logs import Stats, get_logger
 from dispatcher.core.output.writer import dropped_lines
+from dispatcher.core.state import Group
 from dispatcher.core.stats import Gauges, Recent
 from dispatcher.operate.metrics import Snapshot
 from dispatcher.operate.status import counts_of
@@ -56,7 +57,8 @@ class Observer:
 
     Attributes:
         http: where the process answers; None if it does not.
-        client: once there is one.
+        name: of the group.
+        group: once there is a connection to its state.
     """
 
     def __init__(
@@ -69,10 +71,9 @@ class Observer:
         troubles: Callable[[], list[str]] = list,
     ) -> None:
         self.stats = stats
-        self.group = group
-        self.database = settings.state_database
+        self.name = group
+        self.group: Group | None = None
         self.http: str | None = None
-        self.client: AsyncMongoClient[Any] | None = None
         self._patience = settings.grace + _STUCK
         self._gauges = gauges
         self._troubles = troubles
@@ -103,12 +104,12 @@ class Observer:
         """Seconds since the start."""
         return monotonic() - self._began
 
-    def watch(self, client: AsyncMongoClient[Any]) -> list[asyncio.Task[None]]:
+    def watch(self, group: Group) -> list[asyncio.Task[None]]:
         """Keep what is known up to date from now on, in tasks that the caller ends."""
-        self.client = client
+        self.group = group
         return [
             asyncio.create_task(self._time_turns(), name="time-turns"),
-            asyncio.create_task(self._look_regularly(client), name="look-at-the-server"),
+            asyncio.create_task(self._look_regularly(group), name="look-at-the-server"),
         ]
 
     async def _time_turns(self) -> None:
@@ -125,10 +126,10 @@ class Observer:
             if self.phase == "stopping" and self._stopping_since is None:
                 self._stopping_since = now
 
-    async def _look_regularly(self, client: AsyncMongoClient[Any]) -> None:
+    async def _look_regularly(self, group: Group) -> None:
         while True:
-            await self._look(client)
-            await self._count(client)
+            await self._look(group.state.client)
+            await self._count(group)
             await asyncio.sleep(_BETWEEN_LOOKS)
 
     async def _look(self, client: AsyncMongoClient[Any]) -> None:
@@ -142,11 +143,11 @@ class Observer:
         else:
             self._unseen = ""
 
-    async def _count(self, client: AsyncMongoClient[Any]) -> None:
+    async def _count(self, group: Group) -> None:
         """See how the group is. Deliveries don't depend on it, so it makes nobody unready."""
         try:
             async with asyncio.timeout(_PATIENCE):
-                self._counts = await counts_of(client, self.database, self.group)
+                self._counts = await counts_of(group)
         except (PyMongoError, TimeoutError) as error:
             log.debug("the group can't be looked at", action="group.not_seen", error=in_short(error))
         except Exception as error:  # a state that somebody edited
@@ -169,7 +170,7 @@ class Observer:
         """How things are now."""
         oplog, counts = self._oplog, self._counts
         return Snapshot(
-            self.group,
+            self.name,
             __version__,
             monotonic(),
             time() + self.stats.clock_offset,

@@ -19,12 +19,11 @@ import asyncio
 from collections.abc import Callable, Collection, Mapping, Set
 from typing import Any, Final, NamedTuple
 
-from pymongo import AsyncMongoClient
 from pymongo.errors import PyMongoError
 
 from dispatcher.core.driver_errors import in_short
 from dispatcher.core.output.logs import get_logger
-from dispatcher.core.state import CONTROLS, controls, members
+from dispatcher.core.state import CONTROLS, Group
 from dispatcher.core.state_checks import Sound, receiver_paused
 from dispatcher.group.known_receivers import require_receiver
 
@@ -52,19 +51,17 @@ class Paused(NamedTuple):
     by: str | None
 
 
-async def pauses(client: AsyncMongoClient[Any], database: str, group: str) -> list[Paused]:
+async def pauses(group: Group) -> list[Paused]:
     """What is paused.
 
     Args:
-        client: opened for the running loop.
-        database: of the dispatcher's state.
-        group: of dispatchers.
+        group: of dispatchers, with the database of its state.
 
     Raises:
         PyMongoError: as the driver has it.
     """
-    found = controls(client, database).find({"group": group, "kind": "pause"}, sort=[("_id", 1)])
-    sound = Sound(database)
+    found = group.state.controls.find({"group": group.name, "kind": "pause"}, sort=[("_id", 1)])
+    sound = Sound(group.state.name)
     paused = sound.each(CONTROLS, await found.to_list(), _paused)
     sound.log()
     return paused
@@ -75,9 +72,7 @@ def _paused(found: Mapping[str, Any]) -> Paused:
 
 
 async def pause(
-    client: AsyncMongoClient[Any],
-    database: str,
-    group: str,
+    group: Group,
     receiver: str | None = None,
     *,
     by: str = "",
@@ -86,9 +81,7 @@ async def pause(
     """Have the dispatchers of a group pause a receiver; they do within some seconds.
 
     Args:
-        client: opened for the running loop.
-        database: of the dispatcher's state.
-        group: of dispatchers.
+        group: of dispatchers, with the database of its state.
         receiver: its name; None for everything.
         by: who asks, for people.
         known: receivers that there are for certain.
@@ -101,21 +94,19 @@ async def pause(
         PyMongoError: as the driver has it.
     """
     if receiver is not None:
-        await require_receiver(client, database, group, receiver, known=known)
-    if await controls(client, database).find_one(await _named(client, database, group, receiver), {"_id": True}):
+        await require_receiver(group, receiver, known=known)
+    if await group.state.controls.find_one(await _named(group, receiver), {"_id": True}):
         return False
     whose = _EVERYTHING if receiver is None else receiver
-    fields = {"group": group, "kind": "pause", "receiver_name": receiver, "receiver": whose, "by": by}
+    fields = {"group": group.name, "kind": "pause", "receiver_name": receiver, "receiver": whose, "by": by}
     values = {"$literal": fields}
     written = {"$replaceWith": {"$mergeObjects": [values, {"_id": "$_id", "since": "$$NOW"}]}}
-    await controls(client, database).update_one({"_id": f"{group}:pause:{whose}"}, [written], upsert=True)
+    await group.state.controls.update_one({"_id": f"{group.name}:pause:{whose}"}, [written], upsert=True)
     return True
 
 
 async def resume(
-    client: AsyncMongoClient[Any],
-    database: str,
-    group: str,
+    group: Group,
     receiver: str | None = None,
     *,
     known: Collection[str] = (),
@@ -123,9 +114,7 @@ async def resume(
     """Have the dispatchers of a group go on with a receiver, or with all that are not paused by name.
 
     Args:
-        client: opened for the running loop.
-        database: of the dispatcher's state.
-        group: of dispatchers.
+        group: of dispatchers, with the database of its state.
         receiver: its name; None for everything.
         known: receivers that there are for certain.
 
@@ -136,34 +125,32 @@ async def resume(
         UnknownReceiver: nobody has heard of it.
         PyMongoError: as the driver has it.
     """
-    named = await _named(client, database, group, receiver)
-    if (await controls(client, database).delete_many(named)).deleted_count:
+    named = await _named(group, receiver)
+    if (await group.state.controls.delete_many(named)).deleted_count:
         return True
     if receiver is not None:
-        await require_receiver(client, database, group, receiver, known=known)
+        await require_receiver(group, receiver, known=known)
     return False
 
 
-async def _named(client: AsyncMongoClient[Any], database: str, group: str, receiver: str | None) -> dict[str, Any]:
+async def _named(group: Group, receiver: str | None) -> dict[str, Any]:
     """What matches the pauses of a receiver: under its name, and under those that it had before."""
     names = {receiver}
     if receiver is not None:
-        found = members(client, database).find({"group": group, "receivers.name": receiver}, {"receivers": True})
+        found = group.state.members.find({"group": group.name, "receivers.name": receiver}, {"receivers": True})
         async for member in found:
             said = member["receivers"]
             known = [one for one in said if isinstance(one, Mapping)] if isinstance(said, list) else []
             formerly = [one.get("formerly") for one in known if one.get("name") == receiver]
             names.update(n for some in formerly if isinstance(some, list) for n in some if isinstance(n, str))
-    return {"group": group, "kind": "pause", "receiver_name": {"$in": list(names)}}
+    return {"group": group.name, "kind": "pause", "receiver_name": {"$in": list(names)}}
 
 
 class Controls:
     """What is paused, as far as a dispatcher knows.
 
     Args:
-        client: opened for the running loop.
-        database: of the dispatcher's state.
-        group: of dispatchers.
+        group: of dispatchers, with the database of its state.
 
     Attributes:
         receivers: names of those that are paused.
@@ -171,8 +158,8 @@ class Controls:
         listeners: called when that has changed.
     """
 
-    def __init__(self, client: AsyncMongoClient[Any], database: str, group: str) -> None:
-        self._where = (client, database, group)
+    def __init__(self, group: Group) -> None:
+        self._group = group
         self.receivers: frozenset[str] = frozenset()
         self.everything = False
         self.listeners: set[Callable[[], None]] = set()
@@ -183,7 +170,7 @@ class Controls:
         Raises:
             PyMongoError: as the driver has it.
         """
-        found = {one.receiver: one for one in await pauses(*self._where)}
+        found = {one.receiver: one for one in await pauses(self._group)}
         before = {*self.receivers, *([None] if self.everything else [])}
         self.everything = None in found
         self.receivers = frozenset(name for name in found if name is not None)

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 from bson.timestamp import Timestamp
-from pymongo import AsyncMongoClient
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import PyMongoError
 
@@ -16,7 +15,7 @@ from dispatcher.core.driver_errors import Kind, kind_of
 from dispatcher.core.events import Start, token_time
 from dispatcher.core.oplog import look_at_oplog
 from dispatcher.core.output.logs import Stats
-from dispatcher.core.state import POSITIONS, positions
+from dispatcher.core.state import POSITIONS, Group
 from dispatcher.exceptions import HistoryLost, NotFound, PositionError, StillRunning
 from dispatcher.operate.status import members_of
 from dispatcher.position.documents import Position, Saved
@@ -60,19 +59,16 @@ class Mover:
     """Moves the positions of one group.
 
     Args:
-        client: opened for the running loop.
-        database: of the dispatcher's state.
-        group: of dispatchers.
+        group: of dispatchers, with the database of its state.
         address: of the server, for messages.
     """
 
-    def __init__(self, client: AsyncMongoClient[Any], database: str, group: str, *, address: str) -> None:
-        self._client = client
-        self._database = database
+    def __init__(self, group: Group, *, address: str) -> None:
+        self._state = group.state
         self._group = group
         self._address = address
-        self._positions = positions(client, database)
-        self._store = PositionStore(client, database, group)
+        self._positions = group.state.positions
+        self._store = PositionStore(group)
 
     async def now(self) -> str:
         """What stands for this moment: all that was written before it counts as finished.
@@ -102,7 +98,7 @@ class Mover:
                 remedy="Choose an earlier time. `--at now` skips what was written until now.",
             )
         # Any collection will do to see how far back the oplog reaches. This one is ours to read.
-        cursors = Cursors(self._client, self._database, [{"$match": {"ns.coll": POSITIONS}}], 1)
+        cursors = Cursors(self._state.client, self._state.name, [{"$match": {"ns.coll": POSITIONS}}], 1)
         batches = cursors.read(Start(cluster_time=min(time, now)), _GLANCE)
         try:
             await anext(batches, None)
@@ -128,19 +124,19 @@ class Mover:
             StillRunning: a dispatcher of the group is alive, or came to life just now.
             PyMongoError: as the driver has it.
         """
-        alive = [one for one in await members_of(self._client, self._database, self._group) if one.alive]
+        alive = [one for one in await members_of(self._group) if one.alive]
         if alive and not force:
             names = ", ".join(f"{one.host}, pid {one.pid}" for one in alive)
             raise StillRunning(
-                f"{len(alive)} of the group {self._group!r} {'is' if len(alive) == 1 else 'are'} alive: {names}. "
-                "Nothing was changed.",
+                f"{len(alive)} of the group {self._group.name!r} {'is' if len(alive) == 1 else 'are'} alive: "
+                f"{names}. Nothing was changed.",
                 remedy="Stop all dispatchers of the group first. With --force they lose what they hold, and go on "
                 "at the new position when their leases are over.",
             )
         saved = await self._store.load()
         if saved.layout is None:
             raise NotFound(
-                f"The group {self._group!r} has no position that could be moved.",
+                f"The group {self._group.name!r} has no position that could be moved.",
                 remedy="`dispatcher setup APP` records the first one.",
             )
         return await self._write(saved, token, force=force)
@@ -152,24 +148,24 @@ class Mover:
 
         async def write(session: AsyncClientSession) -> list[Moved]:
             # A write, so that nobody divides the work at the same moment.
-            same = {"_id": self._group, "partitions": layout.partitions}
+            same = {"_id": self._group.name, "partitions": layout.partitions}
             found = await self._positions.update_one(same, {"$currentDate": {"mended_at": True}}, session=session)
             matched = found.matched_count
             done = []
             for position in there:
-                seen = {"_id": f"{self._group}:{position.partition}", **unchanged(position)}
+                seen = {"_id": f"{self._group.name}:{position.partition}", **unchanged(position)}
                 change = _change(position, token, force=force)
                 matched += (await self._positions.update_one(seen, change, session=session)).matched_count
                 done.append(await self._note(position, layout.partitions, token, session))
             if matched != 1 + len(there):
                 raise StillRunning(
-                    f"A dispatcher of the group {self._group!r} has been at work at the same moment. Nothing was "
-                    "changed.",
+                    f"A dispatcher of the group {self._group.name!r} has been at work at the same moment. "
+                    "Nothing was changed.",
                     remedy="Try again.",
                 )
             return done
 
-        async with session_of(self._client) as session:
+        async with session_of(self._state.client) as session:
             return await session.with_transaction(write)
 
     async def _note(
@@ -186,26 +182,19 @@ class Mover:
             f"the position of {which} was moved by hand: changes from {before.as_datetime().isoformat()} to "
             f"{until} are not delivered"
         )
-        gaps = Gaps(
-            self._client,
-            self._database,
-            self._group,
-            Stats(),
-            address=self._address,
-            partition=position.partition,
-        )
+        gaps = Gaps(self._group, Stats(), address=self._address, partition=position.partition)
         key = f"{position.partition}/{partitions}:{position.term}:{position.token}"
         await gaps.note(Gap("position_set", key, text, None, before, after), session)
         return Moved(position.partition, before, after, text)
 
     async def _time(self) -> Timestamp:
         """The cluster time of the newest write that the server knows of."""
-        answer = await self._client.admin.command("ping")
+        answer = await self._state.client.admin.command("ping")
         time: Timestamp = answer["operationTime"]
         return time
 
     async def _too_far_back(self, time: Timestamp) -> HistoryLost:
-        oplog = await look_at_oplog(self._client)
+        oplog = await look_at_oplog(self._state.client)
         reach = "" if oplog is None else f": it begins {datetime.fromtimestamp(oplog.begins, UTC).isoformat()}"
         return HistoryLost(
             f"The oplog at {self._address} does not reach back to {time.as_datetime().isoformat()}{reach}. "

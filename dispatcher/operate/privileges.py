@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from pymongo import AsyncMongoClient
 
-from dispatcher.core.state import CONTROLS, WRITTEN
+from dispatcher.core.state import CONTROLS, WRITTEN, State
 from dispatcher.delivery.routes import Routes
 from dispatcher.exceptions import AccessDenied
 from dispatcher.stream.change_stream import Scope
@@ -105,19 +105,16 @@ async def missing(client: AsyncMongoClient[Any], rights: Iterable[Right]) -> lis
     return lacking
 
 
-async def require_state(client: AsyncMongoClient[Any], database: str) -> None:
-    """Look whether the state can be kept, in all of its collections.
-
-    Args:
-        client: opened for the running loop.
-        database: of the dispatcher's state.
+async def require_state(state: State) -> None:
+    """Require the rights to keep the state, in all of its collections.
 
     Raises:
         AccessDenied: it can't; names what is missing.
         PyMongoError: as the driver has it.
     """
+    database = state.name
     written = [Right(database, collection, _WRITE, "") for collection in WRITTEN]
-    lacking = await missing(client, [*written, Right(database, CONTROLS, ("find",), "")])
+    lacking = await missing(state.client, [*written, Right(database, CONTROLS, ("find",), "")])
     if lacking:
         actions = ", ".join(dict.fromkeys(action for right in lacking for action in right.actions))
         places = ", ".join(f"{database}.{right.collection}" for right in lacking)

@@ -2,13 +2,13 @@
 
 import asyncio
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
-from pymongo import AsyncMongoClient
 from pymongo.errors import PyMongoError
 
 from dispatcher.core.error_text import text_of
 from dispatcher.core.output.logs import Stats, get_logger
+from dispatcher.core.state import Group
 from dispatcher.operate.dead_letters import Wanted, drop, ids_of
 
 __all__ = ["forget_old_letters"]
@@ -19,23 +19,19 @@ log = get_logger()
 _BETWEEN: Final = 3_600.0
 
 
-async def forget_old_letters(
-    client: AsyncMongoClient[Any], database: str, group: str, *, days: float, stats: Stats
-) -> None:
+async def forget_old_letters(group: Group, *, days: float, stats: Stats) -> None:
     """Remove old letters now and every hour, for ever. What fails is done the next time; any process may do it.
 
     Args:
-        client: opened for the running loop.
-        database: of the dispatcher's state.
-        group: of dispatchers.
+        group: of dispatchers, with the database of its state.
         days: that letters are kept after their last attempt; 0 for ever.
         stats: knows by how much the server's clock differs from ours.
     """
     while days:
         before = datetime.now(UTC) + timedelta(seconds=stats.clock_offset) - timedelta(days=days)
         try:
-            old = await ids_of(client, database, group, Wanted(until=before))
-            gone = (await drop(client, database, group, old)).dropped
+            old = await ids_of(group, Wanted(until=before))
+            gone = (await drop(group, old)).dropped
         except PyMongoError as error:
             log.info(
                 "old dead letters could not be removed", action="dead_letter.not_expired", error=text_of(error)

@@ -5,9 +5,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from time import monotonic
 from typing import Any, Final, Literal, NamedTuple
 
-from pymongo import AsyncMongoClient
-
-from dispatcher.core.state import dead_letters
+from dispatcher.core.state import Group
 from dispatcher.exceptions import UnknownLetter
 
 __all__ = ["Outcome", "outcomes", "request_retry"]
@@ -37,9 +35,7 @@ class Outcome(NamedTuple):
 
 
 async def request_retry(
-    client: AsyncMongoClient[Any],
-    database: str,
-    group: str,
+    group: Group,
     ids: Sequence[str] | None = None,
     *,
     receiver: str | None = None,
@@ -47,9 +43,7 @@ async def request_retry(
     """Ask the dispatchers of a group to try dead letters again, with fresh attempts.
 
     Args:
-        client: opened for the running loop.
-        database: of the dispatcher's state.
-        group: of dispatchers.
+        group: of dispatchers, with the database of its state.
         ids: which letters; None for all.
         receiver: only those to a receiver of this name.
 
@@ -60,8 +54,8 @@ async def request_retry(
         UnknownLetter: one of `ids` is not there. Nothing is changed.
         PyMongoError: as the driver has it.
     """
-    letters = dead_letters(client, database)
-    meant: dict[str, Any] = {"group": group}
+    letters = group.state.dead_letters
+    meant: dict[str, Any] = {"group": group.name}
     if receiver is not None:
         meant["receiver"] = receiver
     if ids is not None:
@@ -71,7 +65,8 @@ async def request_retry(
     if missing:
         listed = ", ".join(map(repr, missing[:_LISTED])) + (", ..." if len(missing) > _LISTED else "")
         raise UnknownLetter(
-            f"Group {group!r} has no dead letter {listed}.", remedy="`dispatcher dead-letters list` lists them."
+            f"Group {group.name!r} has no dead letter {listed}.",
+            remedy="`dispatcher dead-letters list` lists them.",
         )
     request: list[dict[str, Any]] = [{"$set": {"retry_requested_at": "$$NOW"}}, {"$unset": ["retry_refused"]}]
     names = list(asked)
@@ -80,21 +75,18 @@ async def request_retry(
     return asked
 
 
-async def outcomes(
-    client: AsyncMongoClient[Any], database: str, asked: Mapping[str, int], *, within: float
-) -> AsyncIterator[Outcome]:
+async def outcomes(group: Group, asked: Mapping[str, int], *, within: float) -> AsyncIterator[Outcome]:
     """What becomes of letters, as it becomes known.
 
     Args:
-        client: opened for the running loop.
-        database: of the dispatcher's state.
+        group: of dispatchers, with the database of its state.
         asked: what `request_retry` returned.
         within: seconds to wait; what has no outcome by then is `"waiting"`.
 
     Raises:
         PyMongoError: as the driver has it.
     """
-    letters = dead_letters(client, database)
+    letters = group.state.dead_letters
     pending = dict(asked)
     deadline = monotonic() + within
     fields = {"retry_requested_at": True, "retry_refused": True, "retries": True, "error.message": True}

@@ -16,7 +16,7 @@ from pymongo.errors import OperationFailure, PyMongoError
 from dispatcher.core.clients import Server
 from dispatcher.core.driver_errors import in_short
 from dispatcher.core.output.logs import get_logger
-from dispatcher.core.state import index_state, keep_deliveries_for
+from dispatcher.core.state import Group, State
 from dispatcher.delivery.routes import Routes
 from dispatcher.exceptions import AccessDenied, ApplicationError, NothingToDeliver, ServerError
 from dispatcher.group.layout import admit, begin, divide_into, scope_of, token_of_now
@@ -128,7 +128,8 @@ async def set_up(
     prepared = Prepared(server.address, group)
     async with server.patient_client() as client:
         await server.check(client)
-        store = PositionStore(client, settings.state_database, group)
+        state = State(client, settings.state_database)
+        store = PositionStore(Group(state, group))
 
         async def prepare() -> None:
             await admit(store, settings, application)
@@ -136,8 +137,8 @@ async def set_up(
                 for watched in await _listed(client, routes):
                     done = await _turn_images_on(client, watched)
                     prepared.images.setdefault(watched.name, done)
-            await index_state(client, settings.state_database)
-            await keep_deliveries_for(client, settings.state_database, settings.delivery_retention)
+            await state.create_indexes()
+            await state.keep_deliveries_for(settings.delivery_retention)
             prepared.state = "indexed"
             # Last: all that is delivered from here on has its images.
             now = partial(token_of_now, client, scope_of(routes), server.address)

@@ -10,13 +10,21 @@ from typing import Any, Final, TypeVar
 
 from bson import Timestamp
 from pydantic import BaseModel, TypeAdapter
-from pymongo import AsyncMongoClient
-from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import ExecutionTimeout
 
 from dispatcher.core.identity import Identity
 from dispatcher.core.oplog import Oplog, clock_offset, look_at_oplog
-from dispatcher.core.state import CONTROLS, DEAD_LETTERS, GAPS, MEMBERS, PARKED, PARKED_LANES, POSITIONS, READING
+from dispatcher.core.state import (
+    CONTROLS,
+    DEAD_LETTERS,
+    GAPS,
+    MEMBERS,
+    PARKED,
+    PARKED_LANES,
+    POSITIONS,
+    Group,
+    State,
+)
 from dispatcher.core.state_checks import Sound, receiver_paused
 from dispatcher.core.stats import seconds_of
 from dispatcher.operate.health import health_of
@@ -42,24 +50,23 @@ _OWNED: Final = {"partition": True, "partitions": True, "owner": True}
 # What a run says of where it is.
 _PLACES: Final = frozenset({"progress", "token"})
 
-_Collection = AsyncCollection[dict[str, Any]]
 T = TypeVar("T")
 
 
-async def counts_of(client: AsyncMongoClient[Any], database: str, group: str) -> Counts:
+async def counts_of(group: Group) -> Counts:
     """Count what there is of a group; less work than a look at it.
 
     Raises:
         PyMongoError: as the driver has it.
     """
-    now, sound = time() + await clock_offset(client), Sound(database)
-    members = await _members(client, database, group, now, sound)
-    found = [one async for one in _collection(client, database, POSITIONS).find({"group": group}, _OWNED)]
-    layout = next((one for one in found if one["_id"] == group), {})
+    now, sound = time() + await clock_offset(group.state.client), Sound(group.state.name)
+    members = await _members(group, now, sound)
+    found = [one async for one in group.state.as_on_this_node(POSITIONS).find({"group": group.name}, _OWNED)]
+    layout = next((one for one in found if one["_id"] == group.name), {})
     partitions = _partitions([one for one in found if "partition" in one], members, None, now, sound)
-    controls = _collection(client, database, CONTROLS).find({"group": group, "kind": "pause"})
+    controls = group.state.as_on_this_node(CONTROLS).find({"group": group.name, "kind": "pause"})
     paused = sound.each(CONTROLS, await controls.to_list(), _paused)
-    counted = _Counted(client, database, group)
+    counted = _Counted(group)
     parked, letters, deliveries = await asyncio.gather(
         _parked(counted, sound), counted.all("dead_letters", DEAD_LETTERS), counted.all("parked", PARKED)
     )
@@ -75,36 +82,34 @@ async def counts_of(client: AsyncMongoClient[Any], database: str, group: str) ->
     )
 
 
-async def groups_in(client: AsyncMongoClient[Any], database: str) -> list[str]:
+async def groups_in(state: State) -> list[str]:
     """The groups that have a position, sorted.
 
     Raises:
         PyMongoError: as the driver has it.
     """
-    found = await _collection(client, database, POSITIONS).distinct("group")
+    found = await state.as_on_this_node(POSITIONS).distinct("group")
     return sorted(name for name in found if isinstance(name, str))
 
 
-async def look(client: AsyncMongoClient[Any], database: str, group: str) -> Overview:
+async def look(group: Group) -> Overview:
     """Look at a group.
 
     Args:
-        client: opened for the running loop.
-        database: of the dispatcher's state.
-        group: of dispatchers.
+        group: of dispatchers, with the database of its state.
 
     Raises:
         PyMongoError: as the driver has it.
     """
-    offset = await clock_offset(client)
-    oplog = await look_at_oplog(client)
+    offset = await clock_offset(group.state.client)
+    oplog = await look_at_oplog(group.state.client)
     now = time() + offset
-    overview = Overview(group, datetime.fromtimestamp(now, UTC), offset, oplog and oplog.window)
-    of_group, sound = {"group": group}, Sound(database)
-    overview.members = await _members(client, database, group, now, sound)
-    positions = _collection(client, database, POSITIONS).find({**of_group, "partition": {"$exists": True}})
+    overview = Overview(group.name, datetime.fromtimestamp(now, UTC), offset, oplog and oplog.window)
+    of_group, sound = {"group": group.name}, Sound(group.state.name)
+    overview.members = await _members(group, now, sound)
+    positions = group.state.as_on_this_node(POSITIONS).find({**of_group, "partition": {"$exists": True}})
     overview.partitions = _partitions(await positions.to_list(), overview.members, oplog, now, sound)
-    counted = _Counted(client, database, group)
+    counted = _Counted(group)
     overview.dead_letters, overview.parked, overview.parked_deliveries, overview.gap_count = await asyncio.gather(
         _letters(counted, sound),
         _parked(counted, sound),
@@ -112,45 +117,34 @@ async def look(client: AsyncMongoClient[Any], database: str, group: str) -> Over
         counted.all("gap_count", GAPS),
     )
     overview.at_least = sorted(counted.at_least)
-    controls = await _collection(client, database, CONTROLS).find(of_group).to_list()
+    controls = await group.state.as_on_this_node(CONTROLS).find(of_group).to_list()
     overview.paused = sound.each(CONTROLS, (one for one in controls if one.get("kind") == "pause"), _paused)
     overview.runs = sound.each(CONTROLS, (one for one in controls if one.get("kind") == "run"), _run)
-    gaps = _collection(client, database, GAPS)
+    gaps = group.state.as_on_this_node(GAPS)
     newest = await gaps.find(of_group).sort("noted_at", -1).limit(_MOST_GAPS).to_list()
     overview.gaps = sound.each(GAPS, newest, _gap)
     overview.misfits = sound.misfits
     return overview
 
 
-async def members_of(
-    client: AsyncMongoClient[Any], database: str, group: str, now: float | None = None
-) -> list[Member]:
+async def members_of(group: Group, now: float | None = None) -> list[Member]:
     """The processes of a group, dead or alive, the longest-serving first.
 
     Args:
-        client: opened for the running loop.
-        database: of the dispatcher's state.
-        group: of dispatchers.
+        group: of dispatchers, with the database of its state.
         now: on the server's clock, in seconds since 1970; the server is asked if it is None.
 
     Raises:
         PyMongoError: as the driver has it.
     """
     if now is None:
-        now = time() + await clock_offset(client)
-    return await _members(client, database, group, now, Sound(database))
+        now = time() + await clock_offset(group.state.client)
+    return await _members(group, now, Sound(group.state.name))
 
 
-async def _members(
-    client: AsyncMongoClient[Any], database: str, group: str, now: float, sound: Sound
-) -> list[Member]:
-    found = _collection(client, database, MEMBERS).find({"group": group}).sort("_id", 1)
+async def _members(group: Group, now: float, sound: Sound) -> list[Member]:
+    found = group.state.as_on_this_node(MEMBERS).find({"group": group.name}).sort("_id", 1)
     return sound.each(MEMBERS, await found.to_list(), lambda one: _member(one, now))
-
-
-def _collection(client: AsyncMongoClient[Any], database: str, name: str) -> _Collection:
-    """Read as it is on this node: who only looks waits for no majority."""
-    return client[database].get_collection(name, codec_options=READING)
 
 
 def _member(found: dict[str, Any], now: float) -> Member:
@@ -219,10 +213,9 @@ class _Counted:
         at_least: names of the figures that more documents belong to than were counted.
     """
 
-    def __init__(self, client: AsyncMongoClient[Any], database: str, group: str) -> None:
-        self._client = client
-        self._database = database
-        self._of_group = {"$match": {"group": group}}
+    def __init__(self, group: Group) -> None:
+        self._state = group.state
+        self._of_group = {"$match": {"group": group.name}}
         self.at_least: set[str] = set()
 
     async def all(self, figure: str, collection: str) -> int:
@@ -232,7 +225,7 @@ class _Counted:
 
     async def by(self, figure: str, collection: str, grouping: dict[str, Any]) -> list[dict[str, Any]]:
         """What `$group` makes of the documents of a collection, the largest count first."""
-        asked = _collection(self._client, self._database, collection)
+        asked = self._state.as_on_this_node(collection)
         grouped = [{"$group": grouping}, {"$sort": {"count": -1, "_id": 1}}]
         try:
             cursor = await asked.aggregate([self._of_group, *grouped], maxTimeMS=_PATIENCE_MS)

@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from bson.raw_bson import RawBSONDocument
-from pymongo import AsyncMongoClient, ReturnDocument
+from pymongo import ReturnDocument
 from pymongo.errors import PyMongoError
 
 from dispatcher.core.bson_codec import RAW
@@ -33,7 +33,7 @@ from dispatcher.core.driver_errors import in_short
 from dispatcher.core.events import Calls, Change
 from dispatcher.core.output.logs import Stats, get_logger
 from dispatcher.core.partitions import belongs, hash_of
-from dispatcher.core.state import dead_letter_chunks, dead_letters
+from dispatcher.core.state import Group
 from dispatcher.delivery.outcome import Again, Failure
 from dispatcher.delivery.terms import Pause, pause_after
 from dispatcher.parking.record import Letter, Parts, letter_of, short_id, unreadable_letter
@@ -55,25 +55,21 @@ class DeadLetters:
     """Keeps letters.
 
     Args:
-        client: opened for the running loop.
-        database: of the dispatcher's state.
-        group: of dispatchers.
+        group: of dispatchers, with the database of its state.
         stats: counters.
         partition: which one, of how many: whose letters are ours to be tried again.
     """
 
     def __init__(
         self,
-        client: AsyncMongoClient[Any],
-        database: str,
-        group: str,
+        group: Group,
         stats: Stats,
         partition: tuple[int, int] = (0, 1),
     ) -> None:
-        self.group = group
+        self.group = group.name
         self._partition = partition
-        self._letters = dead_letters(client, database)
-        self._parts = Parts(dead_letter_chunks(client, database))
+        self._letters = group.state.dead_letters
+        self._parts = Parts(group.state.dead_letter_chunks)
         self._stats = stats
 
     async def keep(self, letter: Letter, pause: Pause = asyncio.sleep) -> None:

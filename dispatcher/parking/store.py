@@ -41,7 +41,7 @@ from typing import Any, Final, NamedTuple
 
 import bson
 from bson.raw_bson import RawBSONDocument
-from pymongo import AsyncMongoClient, DeleteMany, ReplaceOne, UpdateOne
+from pymongo import DeleteMany, ReplaceOne, UpdateOne
 from pymongo.errors import BulkWriteError, OperationFailure
 
 from dispatcher.core.batching import Gathering
@@ -49,7 +49,7 @@ from dispatcher.core.bson_codec import RAW
 from dispatcher.core.bson_elements import field, keyed, readable
 from dispatcher.core.error_text import text_of
 from dispatcher.core.keys import lane_key
-from dispatcher.core.state import CODEC_OPTIONS, PARKED, PARKED_LANES, parked, parked_chunks, parked_lanes
+from dispatcher.core.state import CODEC_OPTIONS, PARKED, PARKED_LANES, Group
 from dispatcher.core.state_checks import Sound
 from dispatcher.core.undecodable import UndecodedKey
 from dispatcher.delivery.outcome import Waiting
@@ -137,22 +137,18 @@ class Parked:
     """Reads and writes them.
 
     Args:
-        client: opened for the running loop.
-        database: of the dispatcher's state.
-        group: of dispatchers.
+        group: of dispatchers, with the database of its state.
         partition: what the server filters lanes by; nothing if all of them are ours.
     """
 
-    def __init__(
-        self, client: AsyncMongoClient[Any], database: str, group: str, partition: Mapping[str, Any] | None = None
-    ) -> None:
-        self.group = group
-        self.database = database
+    def __init__(self, group: Group, partition: Mapping[str, Any] | None = None) -> None:
+        self.group = group.name
+        self.database = group.state.name
         self._misfits: list[Any] = []  # lanes that make no sense, as they were found
         self._partition = dict(partition or {})
-        self._lanes = parked_lanes(client, database)
-        self._rows = parked(client, database)
-        self._parts = Parts(parked_chunks(client, database))
+        self._lanes = group.state.parked_lanes
+        self._rows = group.state.parked
+        self._parts = Parts(group.state.parked_chunks)
         self._puts: Gathering[_Put, None] = Gathering(self._put)
         self._asked: Gathering[str, bool] = Gathering(self._are_there)
         self._settled: Gathering[_Settled, bool] = Gathering(self._settle)

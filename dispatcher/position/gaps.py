@@ -20,12 +20,11 @@ gaps: one document per gap.
 import asyncio
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
 from bson.timestamp import Timestamp
-from pymongo import AsyncMongoClient
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import PyMongoError
 
@@ -33,7 +32,7 @@ from dispatcher.core.bson_codec import RAW
 from dispatcher.core.driver_errors import fatal, in_short
 from dispatcher.core.events import Change, Namespace
 from dispatcher.core.output.logs import Stats, get_logger
-from dispatcher.core.state import gaps
+from dispatcher.core.state import Group
 from dispatcher.delivery.terms import pause_after
 from mongoz.signals.options import Retry
 
@@ -76,9 +75,7 @@ class Gaps:
     """Keeps gaps, and says so in log and counters.
 
     Args:
-        client: opened for the running loop.
-        database: of the dispatcher's state.
-        group: of dispatchers.
+        group: of dispatchers, with the database of its state.
         stats: counters.
         address: of the server, for messages.
         partition: whose stream meets them.
@@ -86,16 +83,14 @@ class Gaps:
 
     def __init__(
         self,
-        client: AsyncMongoClient[Any],
-        database: str,
-        group: str,
+        group: Group,
         stats: Stats,
         *,
         address: str,
         partition: int = 0,
     ) -> None:
-        self._gaps = gaps(client, database)
-        self._group = group
+        self._gaps = group.state.gaps
+        self._group = group.name
         self._stats = stats
         self._address = address
         self._partition = partition

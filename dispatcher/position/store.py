@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
-from pymongo import AsyncMongoClient, ReturnDocument
+from pymongo import ReturnDocument
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import DuplicateKeyError
 from pymongo.read_concern import ReadConcern
@@ -16,7 +16,7 @@ from pymongo.read_concern import ReadConcern
 from dispatcher.core.events import Job, token_time
 from dispatcher.core.identity import own_identity
 from dispatcher.core.lease import Lease, now
-from dispatcher.core.state import positions
+from dispatcher.core.state import Group
 from dispatcher.position.documents import Position, Saved
 from dispatcher.position.inherited import Fact
 from dispatcher.position.repartition import divided
@@ -110,17 +110,15 @@ class PositionStore:
     Every write names the owner and the term that it believes in, and does nothing if it is wrong.
 
     Args:
-        client: opened for the running loop.
-        database: of the dispatcher's state.
-        group: of dispatchers.
+        group: of dispatchers, with the database of its state.
         member: this process; empty for who only looks.
     """
 
-    def __init__(self, client: AsyncMongoClient[Any], database: str, group: str, member: str = "") -> None:
-        self._client = client
-        self._collection = positions(client, database)
-        self._database = database
-        self.group = self._group = group
+    def __init__(self, group: Group, member: str = "") -> None:
+        self._client = group.state.client
+        self._collection = group.state.positions
+        self._database = group.state.name
+        self.group = self._group = group.name
         self._member = member
 
     async def load(self) -> Saved:

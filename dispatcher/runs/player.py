@@ -20,7 +20,7 @@ from dispatcher.core.clients import Server
 from dispatcher.core.driver_errors import fatal, in_short
 from dispatcher.core.events import Calls, Change, Job, token_time
 from dispatcher.core.output.logs import Stats, get_logger
-from dispatcher.core.state import index_state, keep_deliveries_for, positions
+from dispatcher.core.state import Group, State
 from dispatcher.core.tasks import end
 from dispatcher.delivery.deliverer import Deliverer
 from dispatcher.delivery.lanes import Lanes
@@ -250,7 +250,7 @@ class Workplace(NamedTuple):
     Attributes:
         registry: of the application; receivers use it.
         settings: the operator's.
-        client: for state and documents.
+        group: of dispatchers; the client of its state also reads documents.
         watching: for change streams.
         routes: who listens to what.
         runs: of the group.
@@ -261,7 +261,7 @@ class Workplace(NamedTuple):
 
     registry: Registry
     settings: Settings
-    client: AsyncMongoClient[Any]
+    group: Group
     watching: AsyncMongoClient[Any]
     routes: Routes
     runs: Runs
@@ -269,22 +269,27 @@ class Workplace(NamedTuple):
     now: Timestamp
     stats: Stats
 
+    @property
+    def client(self) -> AsyncMongoClient[Any]:
+        """For state and documents."""
+        return self.group.state.client
+
     async def playback(self, run: Run, rate: float | None) -> Playback:
         """Be ready to work on a run.
 
         Raises:
             PyMongoError: as the driver has it.
         """
-        database, group = self.settings.state_database, self.routes.group
-        latest = await positions(self.client, database).find_one({"group": group}, sort=[("term", -1)])
-        transactions = Transactions(self.registry, self.client, database, group)
+        of_group = {"group": self.group.name}
+        latest = await self.group.state.positions.find_one(of_group, sort=[("term", -1)])
+        transactions = Transactions(self.registry, self.group)
         return Playback(
             run,
             self.runs,
             settings=self.settings,
             stats=self.stats,
             codec_options=self.registry.codec_options,
-            dead_letters=DeadLetters(self.client, database, group, self.stats),
+            dead_letters=DeadLetters(self.group, self.stats),
             transactions=transactions,
             term=int((latest or {}).get("term", 0)),
             rate=rate,
@@ -298,8 +303,7 @@ class Workplace(NamedTuple):
             ApplicationError: the server does not accept a `where`.
             PyMongoError: as the driver has it.
         """
-        options, database = self.registry.codec_options, self.settings.state_database
-        conditions = Conditions(self.client, database, routes, options, self.address)
+        conditions = Conditions(self.group.state, routes, self.registry.codec_options, self.address)
         return conditions if await conditions.prepare() else None
 
     def chosen(self, names: Sequence[str], signals: Sequence[str] = POST) -> Callable[[str, Receiver], bool]:
@@ -332,24 +336,23 @@ async def workplace(registry: Registry, settings: Settings) -> AsyncIterator[Wor
     Raises:
         DispatcherError: it can't be used.
     """
-    group = group_of(registry, settings)
+    name = group_of(registry, settings)
     server = Server(registry, settings)
-    routes = routes_of(registry, settings, group)
+    routes = routes_of(registry, settings, name)
     async with server.patient_client() as client:
         await server.check(client)
     async with server.lasting_client() as client, server.watching_client() as watching, registry:
-        scope = scope_of(routes)
+        group, scope = Group(State(client, settings.state_database), name), scope_of(routes)
         cursors = Cursors(watching, scope.database, scope.pipeline(), settings.batch_size)
 
         async def begin() -> Timestamp:
             now = token_time(await cursors.now())
-            await index_state(client, settings.state_database)
-            await keep_deliveries_for(client, settings.state_database, settings.delivery_retention)
+            await group.state.create_indexes()
+            await group.state.keep_deliveries_for(settings.delivery_retention)
             return now
 
         now = await server.patiently(begin)
         try:
-            runs = Runs(client, settings.state_database, group)
-            yield Workplace(registry, settings, client, watching, routes, runs, server.address, now, Stats())
+            yield Workplace(registry, settings, group, watching, routes, Runs(group), server.address, now, Stats())
         except PyMongoError as error:
             raise server.verdict(error) from error

@@ -31,11 +31,11 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from bson.timestamp import Timestamp
-from pymongo import AsyncMongoClient, ReturnDocument
+from pymongo import ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
 from dispatcher.core.bson_elements import elements
-from dispatcher.core.state import CONTROLS, controls
+from dispatcher.core.state import CONTROLS, Group
 from dispatcher.core.state_checks import Sound
 from dispatcher.exceptions import DispatcherError, UnknownRun
 from mongoz.synonyms import nearest
@@ -87,14 +87,12 @@ class Runs:
     """The runs of a group, one of which this process works on.
 
     Args:
-        client: opened for the running loop.
-        database: of the dispatcher's state.
-        group: of dispatchers.
+        group: of dispatchers, with the database of its state.
     """
 
-    def __init__(self, client: AsyncMongoClient[Any], database: str, group: str) -> None:
-        self._runs = controls(client, database)
-        self._group = group
+    def __init__(self, group: Group) -> None:
+        self._runs = group.state.controls
+        self._group = group.name
         self._me = {"host": socket.gethostname(), "pid": os.getpid()}
 
     async def begin(self, what: str, asked: Mapping[str, Any], at: Timestamp, **values: Any) -> Run:

@@ -8,6 +8,7 @@ from pymongo import AsyncMongoClient
 from dispatcher.core.lease import Lease
 from dispatcher.core.output.logs import Stats, get_logger
 from dispatcher.core.partitions import belongs
+from dispatcher.core.state import Group
 from dispatcher.delivery.routes import Routes
 from dispatcher.delivery.transactions import Transactions
 from dispatcher.delivery.where import Conditions
@@ -38,8 +39,8 @@ class Works(NamedTuple):
     """Makes pipelines.
 
     Attributes:
-        client: opened for the running loop.
-        watching: likewise, for change streams.
+        group: of dispatchers.
+        watching: opened for the running loop, for change streams.
         registry: of the application.
         routes: who gets what.
         settings: the operator's.
@@ -50,7 +51,7 @@ class Works(NamedTuple):
         sessions: of transactional receivers.
     """
 
-    client: AsyncMongoClient[Any]
+    group: Group
     watching: AsyncMongoClient[Any]
     registry: Registry
     routes: Routes
@@ -63,8 +64,8 @@ class Works(NamedTuple):
 
     def pipeline(self, store: PositionStore, lease: Lease, position: Position) -> Pipeline:
         """One that continues where a partition was left."""
-        database, codec_options = self.settings.state_database, self.registry.codec_options
-        group, (number, of) = self.routes.group, (lease.partition, lease.partitions)
+        group, codec_options = self.group, self.registry.codec_options
+        (number, of) = (lease.partition, lease.partitions)
         scope = scope_of(self.routes).part(number, of)._replace(hashed=bool(position.inherited))
         ours = {"$expr": belongs("$hash", number, of)} if of > 1 else None
         log.info(
@@ -82,12 +83,12 @@ class Works(NamedTuple):
             address=self.address,
             stats=self.stats,
         )
-        gaps = Gaps(self.client, database, group, self.stats, address=self.address, partition=number)
-        runs = Runs(self.client, database, group)
+        gaps = Gaps(self.group, self.stats, address=self.address, partition=number)
+        runs = Runs(self.group)
         of_stream: dict[str, Any] = {"partition": number, "partitions": of, "address": self.address}
         return Pipeline(
             source=source,
-            images=Images(self.client, codec_options, self.address),
+            images=Images(group.state.client, codec_options, self.address),
             routes=self.routes,
             store=store,
             lease=lease,
@@ -97,20 +98,20 @@ class Works(NamedTuple):
             settings=self.settings,
             stats=self.stats,
             address=self.address,
-            dead_letters=DeadLetters(self.client, database, group, self.stats, (number, of)),
-            parked=Parked(self.client, database, group, ours),
+            dead_letters=DeadLetters(self.group, self.stats, (number, of)),
+            parked=Parked(self.group, ours),
             controls=self.controls,
             gaps=gaps,
-            history=History(self.settings.on_history_lost, source, gaps, runs, group=group, **of_stream),
+            history=History(self.settings.on_history_lost, source, gaps, runs, group=group.name, **of_stream),
             refilling=partial(
                 Refilling,
-                self.client,
+                group.state.client,
                 runs,
                 self.routes,
-                collections=partial(collections_of, self.client),
+                collections=partial(collections_of, group.state.client),
                 codec_options=codec_options,
                 **of_stream,
             ),
-            transactions=Transactions(self.registry, self.client, database, group, self.sessions),
+            transactions=Transactions(self.registry, self.group, self.sessions),
             conditions=self.conditions,
         )

@@ -9,7 +9,7 @@ from pymongo import AsyncMongoClient
 
 from dispatcher.core.clients import Server, close, closing
 from dispatcher.core.output.logs import Stats, get_logger
-from dispatcher.core.state import index_state, keep_deliveries_for
+from dispatcher.core.state import Group, State
 from dispatcher.core.stats import Gauges
 from dispatcher.core.tasks import end
 from dispatcher.delivery.where import Conditions
@@ -132,14 +132,14 @@ class Service:
         if starting.cancelled():
             log.info("stopped before it had begun", action="dispatcher.stopped", **self.stats.as_dict())
             return
-        client, watching, coordinator, controls = starting.result()
+        group, watching, coordinator, controls = starting.result()
+        client = group.state.client
         async with closing(client, watching, self._registry):
             stamped = self._registry.dispatched is not None
             self.observer.begin(stop)
-            observing = self.observer.watch(client)
+            observing = self.observer.watch(group)
             days = self.settings.dead_letter_retention
-            where = (client, self.settings.state_database, self.routes.group)
-            forgetting = forget_old_letters(*where, days=days, stats=self.stats)
+            forgetting = forget_old_letters(group, days=days, stats=self.stats)
             observing.append(asyncio.create_task(forgetting, name="forget-old-letters"))
             observing.append(asyncio.create_task(controls.watch(), name="watch-controls"))
             looking = asyncio.create_task(warn_of_oddities(client, self.routes, stamped=stamped), name="look")
@@ -153,7 +153,7 @@ class Service:
 
     async def _start(
         self,
-    ) -> tuple[AsyncMongoClient[Any], AsyncMongoClient[Any], Coordinator[Pipeline], Controls]:
+    ) -> tuple[Group, AsyncMongoClient[Any], Coordinator[Pipeline], Controls]:
         """Look whether the server will do, and join the others."""
         async with self._server.patient_client() as client:
             await self._server.check(client)
@@ -162,27 +162,28 @@ class Service:
             log.warning(f"{text}, and wait for each other", action="connections.few", remedy=remedy)
         client, watching = self._server.lasting_client(), self._server.watching_client()
         try:
-            return client, watching, *await self._join(client, watching)
+            group = Group(State(client, self.settings.state_database), self.routes.group)
+            return group, watching, *await self._join(group, watching)
         except BaseException:
             await close(client, watching)
             raise
 
-    async def _join(
-        self, client: AsyncMongoClient[Any], watching: AsyncMongoClient[Any]
-    ) -> tuple[Coordinator[Pipeline], Controls]:
+    async def _join(self, group: Group, watching: AsyncMongoClient[Any]) -> tuple[Coordinator[Pipeline], Controls]:
         scope = scope_of(self.routes)
         version = version_of(self.routes)
         facts = facts_of(self.routes, self.settings, version, self._application)
-        members = Members(client, self.settings.state_database, self.routes.group, facts, self._says)
-        store = PositionStore(client, self.settings.state_database, self.routes.group, members.id)
-        record = partial(begin, store, scope, partial(token_of_now, client, scope, self._address), self.settings)
+        members = Members(group, facts, self._says)
+        store = PositionStore(group, members.id)
+        record = partial(
+            begin, store, scope, partial(token_of_now, group.state.client, scope, self._address), self.settings
+        )
 
         async def join() -> tuple[Works, bool]:
             # What can't be is said before anything is written.
-            await require_state(client, self.settings.state_database)
-            await require_changes(client, self.routes)
+            await require_state(group.state)
+            await require_changes(group.state.client, self.routes)
             await admit(store, self.settings, self._application)
-            works = await self._works(client, watching, members.sessions)
+            works = await self._works(group, watching, members.sessions)
             begun = await record(await store.load())
             await admit(store, self.settings, self._application)
             await divide_into(store, self.settings.partitions)
@@ -213,17 +214,14 @@ class Service:
         )
         return self._coordinator, works.controls
 
-    async def _works(
-        self, client: AsyncMongoClient[Any], watching: AsyncMongoClient[Any], sessions: Sessions
-    ) -> Works:
-        database = self.settings.state_database
-        conditions = Conditions(client, database, self.routes, self._registry.codec_options, self._address)
+    async def _works(self, group: Group, watching: AsyncMongoClient[Any], sessions: Sessions) -> Works:
+        conditions = Conditions(group.state, self.routes, self._registry.codec_options, self._address)
         conditional = await conditions.prepare()
-        await index_state(client, database)
+        await group.state.create_indexes()
         if any(receiver.options.transactional for receiver in self.routes.receivers):
-            await keep_deliveries_for(client, database, self.settings.delivery_retention)
+            await group.state.keep_deliveries_for(self.settings.delivery_retention)
         return Works(
-            client,
+            group,
             watching,
             self._registry,
             self.routes,
@@ -231,7 +229,7 @@ class Service:
             self.stats,
             self._address,
             conditions if conditional else None,
-            Controls(client, database, self.routes.group),
+            Controls(group),
             sessions,
         )
 

@@ -96,11 +96,11 @@ class _Status:
 
     async def _look(self) -> None:
         observer = self._observer
-        if observer.client is None:
+        if observer.group is None:
             return
         try:
             async with asyncio.timeout(_PATIENCE):
-                found = await look(observer.client, observer.database, observer.group)
+                found = await look(observer.group)
         except (PyMongoError, TimeoutError) as error:
             self._group, self._error = None, in_short(error)
         else:

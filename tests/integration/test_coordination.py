@@ -10,7 +10,7 @@ import mongoz
 from dispatcher.core.lease import HELD, TAKEN, now
 from dispatcher.position.store import PositionStore
 from tests.integration.test_dispatcher import Seen, listen, make_user
-from tests.support import Running, dispatching, eventually
+from tests.support import Running, dispatching, eventually, group_of
 
 TOKEN = "826B03E05E000000122B0229296E04"
 LATER = "826B03E05E000000132B0229296E04"
@@ -50,8 +50,8 @@ class Fenced:
     """Two processes, and a position that the first one holds."""
 
     def __init__(self, client: Any, database: str) -> None:
-        self.first = PositionStore(client, f"{database}_state", database, "first")
-        self.second = PositionStore(client, f"{database}_state", database, "second")
+        self.first = PositionStore(group_of(client, database), "first")
+        self.second = PositionStore(group_of(client, database), "second")
 
     async def position(self) -> Any:
         return (await self.first.load()).positions[0]

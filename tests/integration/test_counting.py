@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from dispatcher.cli import app
 from dispatcher.core.output.logs import Stats
+from dispatcher.core.state import Group, State
 from dispatcher.core.stats import Gauges
 from dispatcher.embedded.server import embedded_mongo
 from dispatcher.operate import observer as observer_module
@@ -48,7 +49,7 @@ async def client(never_in_time: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
 
 
 async def test_what_takes_too_long_to_count_is_counted_in_part(client):
-    seen = await look(client, "mongoz_dispatcher", "g")
+    seen = await look(Group(State(client, "mongoz_dispatcher"), "g"))
     assert (seen.dead_letter_count, seen.parked[0].documents, seen.parked_deliveries, seen.gap_count) == (
         3,
         3,
@@ -56,14 +57,14 @@ async def test_what_takes_too_long_to_count_is_counted_in_part(client):
         3,
     )
     assert seen.as_dict()["at_least"] == ["dead_letters", "gap_count", "parked", "parked_deliveries"]
-    counts = await counts_of(client, "mongoz_dispatcher", "g")
+    counts = await counts_of(Group(State(client, "mongoz_dispatcher"), "g"))
     assert (counts.dead_letters, counts.parked) == (3, 3)
 
 
 async def test_what_is_counted_in_time_is_exact(mongo, database):
     async with AsyncMongoClient(mongo.url) as client:
         await client[database]["dead_letters"].insert_many([dict(OF_GROUP) for _ in range(5)])
-        seen = await look(client, database, "g")
+        seen = await look(Group(State(client, database), "g"))
     assert (seen.dead_letter_count, seen.at_least) == (5, [])
 
 
@@ -89,7 +90,7 @@ async def test_a_group_that_can_not_be_looked_at_makes_nobody_unready(error, mon
     observer = Observer(Stats(), group="g", settings=Settings(), gauges=lambda: {0: WELL})
     observer.begin(asyncio.Event())
     async with AsyncMongoClient(mongo.url) as client:
-        tasks = observer.watch(client)
+        tasks = observer.watch(Group(State(client, observer.name), "g"))
         try:
             await eventually(tried.is_set, within=30)
             await eventually(lambda: observer.snapshot().oplog_begins is not None, within=30)

@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from dispatcher.core.output.logs import Stats
+from dispatcher.core.state import Group, State
 from dispatcher.operate.observer import Observer
 from dispatcher.settings import Settings
 from dispatcher.web import dashboard
@@ -55,7 +56,7 @@ class Page:
     ) -> None:
         settings = Settings(state_database=f"{group}_state")
         self.observer = Observer(Stats(), group=group, settings=settings, gauges=dict)
-        self.observer.client = client
+        self.observer.group = Group(State(client, settings.state_database), group)
         self.dashboard = Dashboard(self.observer, loopback=loopback, token=token)
         hosts = ("localhost", "127.0.0.1") if loopback else None
         self.http_version = "1.1"
@@ -259,7 +260,7 @@ async def test_it_says_so_when_the_server_does_not_answer(database):
         assert [one["alive"] for one in told["members"]] == [True]  # this process
         assert (await page.get("letters")).status == 503
         starting = Page(nowhere, database, token=TOKEN, loopback=True)
-        starting.observer.client = None
+        starting.observer.group = None
         assert "not connected" in (await starting.get("state")).json["trouble"]
         assert "not connected" in (await starting.get("letters")).json["error"]
 

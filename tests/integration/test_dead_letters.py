@@ -16,7 +16,7 @@ from dispatcher.parking.dead_letters import DeadLetters
 from dispatcher.parking.record import Letter
 from mongoz.core.signals import post_delete, post_save, post_update
 from tests.integration.delivering import IMAGES, State, actions, decoded, make_account
-from tests.support import dispatching, eventually
+from tests.support import dispatching, eventually, group_of
 
 STANDARD: CodecOptions[dict[str, Any]] = CodecOptions(uuid_representation=UuidRepresentation.STANDARD)
 
@@ -192,7 +192,7 @@ async def test_documents_of_nearly_16_mb(account, foreign, dispatched, client, s
         before = state.token
         foreign["accounts"].insert_one(row)
         letter = await state.letter()
-        store = DeadLetters(client, state.database.name, "any", Stats())
+        store = DeadLetters(group_of(client, state.database.name.removesuffix("_state"), "any"), Stats())
         assert letter["chunked"] == {"document": 2}
         parts = await store.parts(letter)
         assert bytes(parts["document"].raw) == bson.encode(row)

@@ -17,7 +17,7 @@ from dispatcher.exceptions import ExitCode, HistoryLost
 from dispatcher.operate.positions import Mover
 from mongoz.core.signals import post_save, post_update
 from tests.integration.delivering import State, make_account
-from tests.support import PATIENCE, dispatching, eventually
+from tests.support import PATIENCE, dispatching, eventually, group_of
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ async def test_a_position_that_is_really_lost(forgetful, policy):
                 await asyncio.wait_for(running.task, PATIENCE)
         assert caught.value.exit_code == ExitCode.HISTORY_LOST
         async with AsyncMongoClient(forgetful.url) as client:
-            mover = Mover(client, f"{name}_state", name, address="there")
+            mover = Mover(group_of(client, name), address="there")
             with pytest.raises(HistoryLost, match=r"does not reach back to .*: it begins"):
                 await mover.require_held(position["token"])
             await mover.require_held(await mover.now())

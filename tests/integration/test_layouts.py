@@ -18,7 +18,7 @@ from dispatcher.position.inherited import Fact
 from dispatcher.position.store import PositionStore
 from mongoz.core.signals import post_save
 from tests.integration.test_dispatcher import make_user
-from tests.support import Running, dispatching, eventually
+from tests.support import Running, dispatching, eventually, group_of
 
 FIRST, SECOND, THIRD = (f"826B03E05E{number:08X}2B0229296E04" for number in (1, 2, 3))
 
@@ -179,7 +179,7 @@ async def test_a_division_waits_for_who_still_delivers(heard, dispatched, client
 
 
 async def test_the_last_word_counts(heard, dispatched, client, database):
-    store = PositionStore(client, f"{database}_state", database, "somebody")
+    store = PositionStore(group_of(client, database), "somebody")
     async with dispatching(dispatched, lease=1) as running:
         await divide_into(store, 3)
         await eventually(lambda: layout_of(running) == (3, 3))
@@ -195,7 +195,7 @@ async def test_the_last_word_counts(heard, dispatched, client, database):
 
 @pytest.fixture
 async def store(client: Any, database: str) -> PositionStore:
-    one = PositionStore(client, f"{database}_state", database, "me")
+    one = PositionStore(group_of(client, database), "me")
     assert await one.begin(2, {0: (FIRST, "f"), 1: (FIRST, "f")}, new=True)
     return one
 

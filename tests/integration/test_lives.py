@@ -18,7 +18,7 @@ from dispatcher.exceptions import DispatcherError
 from dispatcher.operate import pauses, retries
 from mongoz.core.signals import post_save
 from tests.integration.delivering import IMAGES, QUICK, Parked, make_account
-from tests.support import Running, dispatching, eventually
+from tests.support import Running, dispatching, eventually, group_of
 
 # Of a release.
 _STEPS = 7
@@ -96,7 +96,7 @@ class Life:
         self.state = Parked(foreign)
         self.written: dict[ObjectId, int] = {ObjectId(): 0 for _ in range(6)}
         self._foreign = foreign
-        self._where = (client, self.state.database.name, database)
+        self._group = group_of(client, database)
         self.blocks = Role(document, "blocks", on_failure="block")
         self.letters = Role(document, "letters", on_failure="dead_letter")
         self.once = Role(document, "once", foreign["effects"], on_failure="block", transactional=True)
@@ -171,18 +171,18 @@ class Life:
         self.did.append("write")
 
     async def pause(self, role: Role) -> None:
-        await pauses.pause(*self._where, role.names[-1], known=role.names)
+        await pauses.pause(self._group, role.names[-1], known=role.names)
         self.did.append(f"pause {role.names[-1]}")
 
     async def resume(self, role: Role) -> None:
         """By the name that somebody finds in the list of what is paused."""
-        for one in await pauses.pauses(*self._where):
+        for one in await pauses.pauses(self._group):
             if one.receiver in role.names:
-                assert await pauses.resume(*self._where, one.receiver)
+                assert await pauses.resume(self._group, one.receiver)
         self.did.append(f"resume {role.names[-1]}")
 
     async def retry(self) -> None:
-        await retries.request_retry(*self._where)
+        await retries.request_retry(self._group)
         self.did.append("retry")
 
     @property

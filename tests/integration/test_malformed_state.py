@@ -19,7 +19,7 @@ from dispatcher.operate.status import counts_of, look
 from dispatcher.web.dashboard.letters import Letterbox
 from mongoz.core.signals import post_save
 from tests.integration.delivering import make_account
-from tests.support import dispatching, eventually
+from tests.support import dispatching, eventually, group_of
 
 NOW = datetime(2026, 1, 1)
 ASKED = {"partition": 0, "partitions": 1}
@@ -126,9 +126,9 @@ async def test_a_dispatcher_goes_on(steady, spoil, foreign, dispatched, database
 async def test_a_look_skips_them_and_names_them(spoil, mongo, database):
     spoil()
     async with AsyncMongoClient(mongo.url) as client:
-        seen = await look(client, f"{database}_state", database)
+        seen = await look(group_of(client, database))
         assert json.dumps(seen.as_dict(), default=str)
-        assert (await counts_of(client, f"{database}_state", database)).paused == ()
+        assert (await counts_of(group_of(client, database))).paused == ()
     named = {(one.collection.partition(".")[2], one.id) for one in seen.misfits}
     for collection, id_ in (("members", "'pid'"), ("controls", "'everything?'"), ("gaps", "'gap'")):
         assert (collection, id_) in named
@@ -160,9 +160,9 @@ async def test_commands_and_dashboard_skip_them_too(spoil, mongo, foreign, datab
     assert isinstance(shown.exception, MalformedLetter)  # the command prints it, and exits with its code
     assert "makes no sense: chunked.document" in str(shown.exception)
     async with AsyncMongoClient(mongo.url) as client:
-        letterbox = Letterbox(client, f"{database}_state", database)
+        letterbox = Letterbox(group_of(client, database))
         page = await letterbox.page(None, None)
         assert json.dumps(page, default=str)
         assert len(page["misfits"]) == 2  # what is wrong with the others is not in a list
-        asked = await request_retry(client, f"{database}_state", database, ["undecodable"])
-        assert [one.result async for one in outcomes(client, f"{database}_state", asked, within=0)] == ["waiting"]
+        asked = await request_retry(group_of(client, database), ["undecodable"])
+        assert [one.result async for one in outcomes(group_of(client, database), asked, within=0)] == ["waiting"]

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from dispatcher.cli import app
 from dispatcher.core.output.logs import Stats
+from dispatcher.core.state import Group, State
 from dispatcher.exceptions import DispatcherError, ExitCode, UnknownLetter
 from dispatcher.operate.dead_letters import Wanted, ids_of, letters_of, resolve
 from dispatcher.parking.dead_letters import DeadLetters
@@ -20,9 +21,9 @@ DELIVERY = "57135bc4c0aa57135bc4c0aa"
 
 
 @pytest.fixture
-async def where(mongo, database) -> AsyncIterator[tuple[AsyncMongoClient, str, str]]:
+async def kept(mongo, database) -> AsyncIterator[Group]:
     async with AsyncMongoClient(mongo.url) as client:
-        yield client, f"{database}_state", database
+        yield Group(State(client, f"{database}_state"), database)
 
 
 def id_of(receiver: int) -> str:
@@ -43,43 +44,41 @@ def fields(group: str, receiver: int, **changes: Any) -> dict[str, Any]:
     }
 
 
-async def test_letters_of_one_change_have_short_ids_of_their_own(where):
-    client, database, group = where
-    store = DeadLetters(client, database, group, Stats())
+async def test_letters_of_one_change_have_short_ids_of_their_own(kept):
+    store = DeadLetters(kept, Stats())
     for receiver in range(20):
-        await store.keep(Letter(fields(group, receiver), {}))
+        await store.keep(Letter(fields(kept.name, receiver), {}))
     ids = [short_id(id_of(receiver)) for receiver in range(20)]
     assert len({id_[:6] for id_ in ids}) == 20
     for receiver, id_ in enumerate(ids):
         for text in (id_, id_[:6], id_of(receiver), id_of(receiver)[:-3]):
-            assert await resolve(*where, [text]) == [id_of(receiver)]
+            assert await resolve(kept, [text]) == [id_of(receiver)]
     with pytest.raises(UnknownLetter, match=f"Several dead letters begin with '{DELIVERY}'") as raised:
-        await resolve(*where, [DELIVERY])
+        await resolve(kept, [DELIVERY])
     assert "(shop.receiver" in raised.value.message
     named = raised.value.message.rpartition(": ")[2].split(" ")[0]
     assert named in ids
     for nobody in ("", "nothing", ids[0] + "0"):
         with pytest.raises(UnknownLetter, match="has no dead letter"):
-            await resolve(*where, [nobody])
-    assert "short_id" not in (await letters_of(*where, Wanted(), 1))[0]
+            await resolve(kept, [nobody])
+    assert "short_id" not in (await letters_of(kept, Wanted(), 1))[0]
 
 
-async def test_a_letter_that_is_written_anew_keeps_its_short_id(where):
-    client, database, group = where
-    store = DeadLetters(client, database, group, Stats())
+async def test_a_letter_that_is_written_anew_keeps_its_short_id(kept):
+    store = DeadLetters(kept, Stats())
     for retries in (0, 1):
-        await store.keep(Letter(fields(group, 1, retries=retries), {}))
-    (found,) = await client[database].dead_letters.find().to_list()
+        await store.keep(Letter(fields(kept.name, 1, retries=retries), {}))
+    (found,) = await kept.state.database.dead_letters.find().to_list()
     assert (found["short_id"], found["retries"]) == (short_id(id_of(1)), 1)
 
 
-async def test_letters_of_earlier_versions_are_found(where, foreign):
-    state = foreign.client[where[1]].dead_letters
-    state.insert_many([fields(where[2], receiver) for receiver in range(3)])  # without a short id
+async def test_letters_of_earlier_versions_are_found(kept, foreign):
+    state = foreign.client[kept.state.name].dead_letters
+    state.insert_many([fields(kept.name, receiver) for receiver in range(3)])  # without a short id
     for receiver in range(3):
         for text in (short_id(id_of(receiver)), short_id(id_of(receiver))[:6], id_of(receiver)):
-            assert await resolve(*where, [text]) == [id_of(receiver)]
-    assert len(await ids_of(*where, Wanted(receiver="shop.receiver1"))) == 1
+            assert await resolve(kept, [text]) == [id_of(receiver)]
+    assert len(await ids_of(kept, Wanted(receiver="shop.receiver1"))) == 1
 
 
 @pytest.fixture

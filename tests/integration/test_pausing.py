@@ -12,7 +12,7 @@ from dispatcher.operate import pauses
 from mongoz.core.signals import post_save
 from mongoz.signals.options import Retry
 from tests.integration.delivering import Parked, Strict, actions, make_account
-from tests.support import dispatching, eventually
+from tests.support import dispatching, eventually, group_of
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -33,13 +33,13 @@ def group(client: Any, database: str, state: Parked) -> Any:
 
     class Group:
         async def pause(self, receiver: str | None = None, known: Any = ()) -> bool:
-            return await pauses.pause(client, state.database.name, database, receiver, by="ops", known=known)
+            return await pauses.pause(group_of(client, database), receiver, by="ops", known=known)
 
         async def resume(self, receiver: str | None = None) -> bool:
-            return await pauses.resume(client, state.database.name, database, receiver)
+            return await pauses.resume(group_of(client, database), receiver)
 
         async def pauses(self) -> list[pauses.Paused]:
-            return await pauses.pauses(client, state.database.name, database)
+            return await pauses.pauses(group_of(client, database))
 
     return Group()
 

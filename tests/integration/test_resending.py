@@ -19,7 +19,7 @@ from dispatcher.parking.record import unreadable_letter
 from mongoz.core.signals import post_update
 from mongoz.signals.options import Retry
 from tests.integration.delivering import Parked, Strict, make_account
-from tests.support import dispatching, eventually
+from tests.support import dispatching, eventually, group_of
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -39,9 +39,9 @@ def retry(client: Any, database: str, state: Parked) -> Any:
     """What the command of the CLI does: ask, and wait for what becomes of it."""
 
     async def retry(*ids: str, within: float = 10.0) -> list[tuple[str, str]]:
-        where = (client, state.database.name)
-        asked = await retries.request_retry(*where, database, list(ids) or None)
-        return [(one.result, one.text) async for one in retries.outcomes(*where, asked, within=within)]
+        group = group_of(client, database)
+        asked = await retries.request_retry(group, list(ids) or None)
+        return [(one.result, one.text) async for one in retries.outcomes(group, asked, within=within)]
 
     return retry
 
@@ -101,13 +101,13 @@ async def test_in_the_order_of_the_commits_among_what_is_parked(
     account, foreign, dispatched, state, retry, client, database
 ):
     strict = strict_on(account)
-    where = (client, state.database.name, database)
+    group = group_of(client, database)
     id_ = ObjectId()
     async with dispatching(dispatched):
         for number in range(3):
             foreign["accounts"].replace_one({"_id": id_}, {"name": str(number)}, upsert=True)
         await state.wait(3)
-        await pauses.pause(*where, "strict", known={"strict"})
+        await pauses.pause(group, "strict", known={"strict"})
         await eventually(lambda: state.database["controls"].count_documents({}) == 1)
         for number in range(3, 6):
             foreign["accounts"].replace_one({"_id": id_}, {"name": str(number)})
@@ -115,7 +115,7 @@ async def test_in_the_order_of_the_commits_among_what_is_parked(
         assert {result for result, _ in await retry(within=0.0)} == {"waiting"}
         await eventually(lambda: len(state.rows) == 6)
         strict.mended = True
-        await pauses.resume(*where, "strict")
+        await pauses.resume(group, "strict")
         await eventually(lambda: state.empty)
     assert strict.got == [str(n) for n in range(6)]
     assert state.letters == []
@@ -232,7 +232,7 @@ async def test_an_event_that_can_be_decoded_by_now(account, foreign, dispatched,
         "fullDocument": {"_id": ObjectId(), "name": "Ada"},
     }
     failure = Failure(ValueError("a date beyond Python's"), event["wallTime"], 0, "undecodable")
-    store = DeadLetters(client, state.database.name, database, Stats())
+    store = DeadLetters(group_of(client, database), Stats())
     token = event["_id"]["_data"]
     await store.keep(unreadable_letter(bson.encode(event), failure, token=token, term=1, group=database))
     undecodable = bson.encode({**event, "at": bson.Int64(2**60)}).replace(b"\x12at\0", b"\x09at\0")

@@ -24,7 +24,7 @@ from mongoz.core.signals import post_delete, post_save, post_update
 from mongoz.signals.options import Retry
 from tests.integration.delivering import IMAGES, State
 from tests.malformed import IMAGELESS, WITH_IMAGES, stories, write
-from tests.support import dispatching, eventually, settings_for
+from tests.support import dispatching, eventually, group_of, settings_for
 
 SHORT_UUID = {"u": Binary(b"123", 4)}
 
@@ -198,8 +198,8 @@ async def test_urls_say_how_values_are_decoded(mongo, foreign, database, state):
 
 async def retried(registry: Any, database: str, *ids: str) -> list[tuple[str, str]]:
     async with AsyncMongoClient(registry.url) as client:
-        asked = await request_retry(client, f"{database}_state", database, ids)
-        found = [one async for one in outcomes(client, f"{database}_state", asked, within=30)]
+        asked = await request_retry(group_of(client, database), ids)
+        found = [one async for one in outcomes(group_of(client, database), asked, within=30)]
     return [(one.result, one.text) for one in found]
 
 
@@ -229,7 +229,7 @@ async def test_letters_of_malformed_documents_are_listed_and_shown(
 
     await asyncio.to_thread(look)
     async with AsyncMongoClient(mongo.url) as client:
-        letterbox = Letterbox(client, f"{database}_state", database)
+        letterbox = Letterbox(group_of(client, database))
         page = await letterbox.page(None, None)
         assert page["letters"]
         for letter in state.letters:

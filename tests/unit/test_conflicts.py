@@ -11,6 +11,7 @@ from pymongo.errors import OperationFailure
 
 from dispatcher.core.events import Calls, Change
 from dispatcher.core.output.logs import Stats
+from dispatcher.core.state import Group, State
 from dispatcher.core.stats import ReceiverFigures
 from dispatcher.delivery.failure import Failing, Try
 from dispatcher.delivery.terms import terms_of
@@ -61,7 +62,7 @@ class Runs:
     async def attempt(self, patience: float = 60.0) -> BaseException | None:
         numbers = itertools.count(1)
         async with AsyncMongoClient("mongodb://127.0.0.1:1", connect=False) as client:
-            transactions = Transactions(None, client, "state", "group")  # type: ignore[arg-type]
+            transactions = Transactions(None, Group(State(client, "state"), "group"))  # type: ignore[arg-type]
             return await transactions.attempt(
                 RECEIVER,
                 CALLS,

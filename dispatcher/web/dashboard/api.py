@@ -8,7 +8,6 @@ from time import monotonic, time
 from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from pymongo import AsyncMongoClient
 from pymongo.errors import PyMongoError
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,6 +15,7 @@ from starlette.routing import BaseRoute, Route
 
 from dispatcher.core.driver_errors import in_short
 from dispatcher.core.output.logs import get_logger
+from dispatcher.core.state import Group
 from dispatcher.exceptions import MalformedLetter, NotFound
 from dispatcher.group.known_receivers import require_receiver
 from dispatcher.operate.dead_letters import Wanted, drop, ids_of
@@ -171,7 +171,7 @@ class Dashboard:
             if monotonic() - self._looked >= _FRESH:
                 try:
                     async with asyncio.timeout(_PATIENCE):
-                        self._overview = await look(self._client, self._observer.database, self._observer.group)
+                        self._overview = await look(self._group)
                     self._trouble = ""
                 except (PyMongoError, TimeoutError, _Refused) as error:
                     self._overview = None
@@ -180,7 +180,7 @@ class Dashboard:
         if self._overview is not None:
             return self._overview
         now = datetime.fromtimestamp(time() + self._observer.stats.clock_offset, UTC)
-        return Overview(self._observer.group, now, self._observer.stats.clock_offset, None)
+        return Overview(self._observer.name, now, self._observer.stats.clock_offset, None)
 
     async def _letters(self, request: Request) -> Response:
         query = request.query_params
@@ -200,18 +200,14 @@ class Dashboard:
         return _json(letter)
 
     @property
-    def _client(self) -> AsyncMongoClient[Any]:
-        if self._observer.client is None:
+    def _group(self) -> Group:
+        if self._observer.group is None:
             raise _Refused(503, "The dispatcher is not connected yet.")
-        return self._observer.client
+        return self._observer.group
 
     @property
     def _letterbox(self) -> Letterbox:
-        return Letterbox(self._client, self._observer.database, self._observer.group)
-
-    @property
-    def _where(self) -> tuple[AsyncMongoClient[Any], str, str]:
-        return self._client, self._observer.database, self._observer.group
+        return Letterbox(self._group)
 
     @property
     def _called(self) -> set[str]:
@@ -225,12 +221,12 @@ class Dashboard:
 
     async def _retry(self, request: Request) -> Response:
         named = await self._letters_named(request)
-        asked = await request_retry(*self._where, named.ids, receiver=named.receiver)
+        asked = await request_retry(self._group, named.ids, receiver=named.receiver)
         return self._changed_letters("retry", len(asked), named.receiver)
 
     async def _drop(self, request: Request) -> Response:
         named = await self._letters_named(request)
-        done = await drop(*self._where, await ids_of(*self._where, Wanted(named.receiver, ids=named.ids)))
+        done = await drop(self._group, await ids_of(self._group, Wanted(named.receiver, ids=named.ids)))
         if named.ids and not done.dropped:
             raise _Refused(409, _TRIED_AGAIN) if done.kept else _Refused(404, _GONE)
         return self._changed_letters("drop", len(done.dropped), named.receiver)
@@ -238,7 +234,7 @@ class Dashboard:
     async def _letters_named(self, request: Request) -> _Named:
         named = await _letters_named(request)
         if named.receiver is not None:
-            await require_receiver(*self._where, named.receiver, known=self._called)
+            await require_receiver(self._group, named.receiver, known=self._called)
         return named
 
     def _changed_letters(self, what: str, count: int, receiver: str | None) -> Response:
@@ -248,12 +244,12 @@ class Dashboard:
 
     async def _pause(self, request: Request) -> Response:
         receiver = (await _body(request, _Paused)).receiver
-        await pause(*self._where, receiver, by="dashboard", known=self._called)
+        await pause(self._group, receiver, by="dashboard", known=self._called)
         return self._changed_pauses("pause", receiver, "paused")
 
     async def _resume(self, request: Request) -> Response:
         receiver = (await _body(request, _Paused)).receiver
-        await resume(*self._where, receiver, known=self._called)
+        await resume(self._group, receiver, known=self._called)
         return self._changed_pauses("resume", receiver, "delivered")
 
     def _changed_pauses(self, what: str, receiver: str | None, then: str) -> Response:

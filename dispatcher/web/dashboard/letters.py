@@ -7,11 +7,10 @@ from typing import Any, Final
 from bson import ObjectId
 from bson.errors import InvalidBSON
 from bson.json_util import RELAXED_JSON_OPTIONS, dumps
-from pymongo import AsyncMongoClient
 
 from dispatcher.core.bson_elements import readable
 from dispatcher.core.output.redaction import redacted
-from dispatcher.core.state import DEAD_LETTERS, READING, dead_letter_chunks, dead_letters
+from dispatcher.core.state import DEAD_LETTERS, READING, Group
 from dispatcher.core.state_checks import MOST_CHUNKS, Sound, letter, problem_of
 from dispatcher.exceptions import MalformedLetter
 from dispatcher.parking.record import short_id
@@ -58,15 +57,13 @@ class Letterbox:
     """Reads the dead letters of a group.
 
     Args:
-        client: opened for the running loop.
-        database: of the dispatcher's state.
-        group: of dispatchers.
+        group: of dispatchers, with the database of its state.
     """
 
-    def __init__(self, client: AsyncMongoClient[Any], database: str, group: str) -> None:
-        self._letters = dead_letters(client, database).with_options(codec_options=_READING)
-        self._chunks = dead_letter_chunks(client, database)
-        self._of_group = {"group": group}
+    def __init__(self, group: Group) -> None:
+        self._letters = group.state.dead_letters.with_options(codec_options=_READING)
+        self._chunks = group.state.dead_letter_chunks
+        self._of_group = {"group": group.name}
 
     async def page(self, receiver: str | None, before: str | None) -> dict[str, Any]:
         """Some letters, the newest first, and where the next page begins.

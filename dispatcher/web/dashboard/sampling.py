@@ -73,11 +73,11 @@ class Sampler:
 
     async def _members(self) -> list[Member]:
         observer = self._observer
-        if observer.client is None:
+        if observer.group is None:
             return []
         try:
             async with asyncio.timeout(_PATIENCE):
-                return await members_of(observer.client, observer.database, observer.group, self._now())
+                return await members_of(observer.group, self._now())
         except (PyMongoError, TimeoutError):
             return []
 

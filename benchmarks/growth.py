@@ -42,8 +42,8 @@ DIMENSIONS: Final = (
         "receivers",
         "Receivers of each change",
         "receivers",
-        "One collection, inserts of 0.2 kB, receivers that do nothing. A change is decoded and hydrated once for "
-        "all of its receivers; what each adds is its own call.",
+        "One collection, inserts of 0.2 kB, receivers that do nothing. A change is decoded and "
+        "hydrated once for all its receivers. Each receiver adds only its own call.",
         (1, 10, 100),
         lambda value: Busy(Shape(receivers=int(value)), changes=20_000 if value < 50 else 3_000),
     ),
@@ -51,8 +51,8 @@ DIMENSIONS: Final = (
         "collections",
         "Watched collections",
         "collections",
-        "One receiver for each, inserts spread evenly. One stream serves them all; the server compares each "
-        "change with the list of names.",
+        "One receiver for each collection, inserts spread evenly. One stream serves all; the server "
+        "compares each change with the list of names.",
         (1, 10, 100),
         lambda value: Busy(Shape(collections=int(value)), changes=20_000),
     ),
@@ -60,7 +60,7 @@ DIMENSIONS: Final = (
         "size",
         "Size of a document",
         "kB",
-        "Inserts. Decoding and copying grow with the bytes, everything else is the same.",
+        "Inserts. Decoding and copying grow with the bytes; everything else is constant.",
         (0.2, 2, 20),
         lambda value: Busy(padding=int(value * 1_000) - 60, changes=20_000 if value < 10 else 4_000),
     ),
@@ -68,8 +68,9 @@ DIMENSIONS: Final = (
         "documents",
         "Distinct documents",
         "documents",
-        "Updates of so many documents, with post images, and a receiver that waits 1 ms. The changes of one "
-        "document are delivered one after another: a single hot one is as fast as its receiver.",
+        "Updates of this number of documents, with post images, and a receiver that waits 1 ms. The "
+        "changes of one document are delivered one after another, so a single hot document is as "
+        "fast as its receiver.",
         (1, 100, 100_000),
         lambda value: Busy(
             Shape(wait_ms=1), documents=int(value), changes=2_000 if value < 2 else 20_000, timed=False
@@ -79,8 +80,8 @@ DIMENSIONS: Final = (
         "concurrency",
         "Concurrency",
         "deliveries in flight, at most",
-        "A receiver that waits 10 ms, as for a service. Throughput is concurrency by waiting time, until the "
-        "processor is busy.",
+        "A receiver that waits 10 ms, as if for a service. Throughput is concurrency divided by "
+        "waiting time, until the processor is busy.",
         (1, 10, 100, 1_000),
         lambda value: Busy(
             Shape(wait_ms=10), concurrency=int(value), changes=int(min(20_000, 300 * value)), timed=False
@@ -90,7 +91,8 @@ DIMENSIONS: Final = (
         "waiting",
         "Dispatchers, receivers that wait",
         "dispatchers, each with a partition",
-        "A receiver that waits 50 ms, concurrency 100 each, and a backlog. Waiting adds up over processes.",
+        "A receiver that waits 50 ms, concurrency 100 for each dispatcher, and a backlog. The "
+        "processes wait at the same time, so their throughput adds up.",
         (1, 2, 4),
         lambda value: Busy(
             Shape(wait_ms=50), dispatchers=int(value), changes=int(10_000 * value), timed=False, backlog=True
@@ -100,8 +102,8 @@ DIMENSIONS: Final = (
         "computing",
         "Dispatchers, receivers that compute",
         "dispatchers, each with a partition",
-        "A receiver that keeps the processor for 2 ms, and a backlog. A process computes on one core, so more of "
-        "them help as long as there are cores, which the server needs as well.",
+        "A receiver that computes for 2 ms, and a backlog. A process computes on one core. More "
+        "processes help as long as there are free cores, and the server needs cores too.",
         (1, 2, 4),
         lambda value: Busy(Shape(compute_ms=2), dispatchers=int(value), changes=4_000, timed=False, backlog=True),
     ),

@@ -30,8 +30,8 @@ def write_results(rows: Sequence[Row], result: dict[str, Any], directory: Path =
     text = [
         _HEAD,
         "# Measured\n",
-        "Both sides of a row were measured in turns, in one run, on one machine. The ratio is the median of the "
-        "rounds' ratios, with the smallest and the largest beside it.\n",
+        "Both sides of a row were measured in turns, in one run, on one machine. The ratio is the "
+        "median of the rounds. The column min..max has the smallest and the largest.\n",
         "| | against | ours | theirs | ratio | min..max | target | |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |",
         *cells,
@@ -50,7 +50,11 @@ def write_results(rows: Sequence[Row], result: dict[str, Any], directory: Path =
 def write_growth(grown: Sequence[Grown], machine: dict[str, Any], at: str, directory: Path = PAGES) -> None:
     """A section with plots for each dimension, and the JSON."""
     directory.mkdir(parents=True, exist_ok=True)
-    text = [_HEAD, "# How cost grows\n", "One thing grows at a time; all else stays as it is. One round.\n"]
+    text = [
+        _HEAD,
+        "# How cost grows\n",
+        "In each table one quantity grows, and everything else stays the same. One round.\n",
+    ]
     for one in grown:
         text += [
             f"## {one.dimension.title}\n",

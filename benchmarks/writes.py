@@ -42,7 +42,8 @@ _COMPARISONS = (
     Comparison(
         "create",
         "create",
-        "microseconds to make an instance and create() it, nobody listens, against insert_one of the same values",
+        "microseconds to make an instance and create() it, without receivers, against insert_one of "
+        "the same values",
         "PyMongo",
         _CREATE,
         _INSERT_ONE,
@@ -62,7 +63,7 @@ _COMPARISONS = (
     Comparison(
         "create_cpu",
         "create, own work",
-        "the same as the first: microseconds of processor time of the process itself, without the server's",
+        "the same as the first row, in microseconds of processor time of this process, without the server's",
         "PyMongo",
         _CREATE,
         _INSERT_ONE,

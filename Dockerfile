@@ -1,4 +1,4 @@
-# The dispatcher and the example application. An application of your own needs the same two stages, with its
+# The dispatcher and the example application. Your own application needs the same two stages, with its
 # package in the place of examples/.
 FROM python:3.11-slim-bookworm AS build
 WORKDIR /src

@@ -21,6 +21,13 @@ def test_every_path_that_a_page_names_exists(page: Path):
     assert [path for path in named if not (ROOT / path).exists()] == []
 
 
+def test_every_page_and_test_that_a_deploy_file_names_exists():
+    files = [path for path in (ROOT / "deploy").rglob("*") if path.is_file()] + [ROOT / "docker-compose.yml"]
+    named = [path for file in files for path in re.findall(r"\b(?:docs|tests)/[\w./-]+\.\w+", file.read_text())]
+    assert named
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
 def listed() -> dict[str, list[str]]:
     """The public modules of the reference, each with the names in the first column of its table."""
     page = (ROOT / "docs/reference/public-api.md").read_text()

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dispatcher.cli.application import load_registry
-from dispatcher.cli.options import App, Import, Json, default, flag, make_settings
+from dispatcher.cli.options import App, Import, Json, command, settings_of
 from dispatcher.cli.output import out, print_json
 from dispatcher.core.output.logs import configure_logging
 from dispatcher.core.output.redaction import redacted
 from dispatcher.core.output.terminal import Grid, shown
 from dispatcher.exceptions import ApplicationError, ExitCode
+from dispatcher.settings import Settings
 
 if TYPE_CHECKING:
     from dispatcher.operate.check import Finding
@@ -23,17 +24,17 @@ _STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
 def add_to(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(name="check")(_check)
+    app.command(name="check")(command(_check))
 
 
-def _check(  # noqa: PLR0913 - one parameter per flag
+def _check(
     app: App,
     imports: Import = [],  # noqa: B006 - typer copies it
-    url: Annotated[str | None, flag("url")] = default("url"),
-    deliver_everything: Annotated[bool, flag("deliver_everything")] = default("deliver_everything"),
-    connect_timeout: Annotated[float, flag("connect_timeout")] = default("connect_timeout"),
-    state_database: Annotated[str, flag("state_database")] = default("state_database"),
-    delivery_retention: Annotated[float, flag("delivery_retention")] = default("delivery_retention"),
+    *,
+    settings: Annotated[
+        Settings,
+        settings_of("url", "deliver_everything", "connect_timeout", "state_database", "delivery_retention"),
+    ],
     role: Annotated[
         bool, typer.Option("--role", help="Print the createRole command with the least rights instead.")
     ] = False,
@@ -48,13 +49,6 @@ def _check(  # noqa: PLR0913 - one parameter per flag
 
     With `--role`: `dispatcher check shop.models:registry --role | mongosh "mongodb://admin@db.example.org"`
     """
-    settings = make_settings(
-        url=url,
-        deliver_everything=deliver_everything,
-        connect_timeout=connect_timeout,
-        state_database=state_database,
-        delivery_retention=delivery_retention,
-    )
     configure_logging("auto", "warning")  # to stderr: what is found goes to stdout
     from dispatcher.operate.check import Finding, check, role_for  # noqa: PLC0415 - only who connects loads the driver
 

@@ -3,13 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Annotated, Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import typer
 from pymongo.errors import ConfigurationError, ConnectionFailure, PyMongoError
 
 from dispatcher.cli.application import load_registry
-from dispatcher.cli.options import default, flag, make_settings
+from dispatcher.cli.options import Place, make_settings
 from dispatcher.core.clients import client_of
 from dispatcher.core.driver_errors import fatal, in_short
 from dispatcher.core.state import Group, State
@@ -20,53 +20,11 @@ from mongoz.connection.address import first_seed
 from mongoz.exceptions import ImproperlyConfigured
 from mongoz.synonyms import nearest
 
-__all__ = [
-    "STATE_DATABASE",
-    "AppOption",
-    "Connection",
-    "GroupName",
-    "OptionalApp",
-    "StateDatabase",
-    "Url",
-    "with_group",
-]
+__all__ = ["Connection", "with_group"]
 
 _SELECTION_TIMEOUT_MS: Final = 5_000
 
 _T = TypeVar("_T")
-
-OptionalApp = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="[APP]",
-        help="The registry of the dispatchers: package.module:registry. Or name the server with --url.",
-        envvar="DISPATCHER_APP",
-        show_default=False,
-    ),
-]
-
-AppOption = Annotated[
-    str | None,
-    typer.Option(
-        "--app",
-        help="The registry of the dispatchers: package.module:registry. Or name the server with --url.",
-        envvar="DISPATCHER_APP",
-        show_default=False,
-    ),
-]
-
-Url = Annotated[str | None, flag("url")]
-STATE_DATABASE: Final[str] = default("state_database")
-StateDatabase = Annotated[str, flag("state_database")]
-GroupName = Annotated[
-    str | None,
-    typer.Option(
-        "--group",
-        help="The group of dispatchers. By default the group of APP, or the only group in the state.",
-        envvar="DISPATCHER_GROUP",
-        show_default=False,
-    ),
-]
 
 
 class Connection(NamedTuple):
@@ -83,31 +41,23 @@ class Connection(NamedTuple):
     receivers: frozenset[str] = frozenset()
 
 
-def with_group(
-    use: Callable[[Connection], Awaitable[_T]],
-    *,
-    url: str | None,
-    state_database: str,
-    group: str | None,
-    app: str | None = None,
-) -> _T:
+def with_group(use: Callable[[Connection], Awaitable[_T]], place: Place) -> _T:
     """Connect to a group's state, and use it.
 
     Args:
         use: what to do.
-        url: of the server; by default that of the application.
-        state_database: where the state is.
-        group: its name; by default the application's, or the only one.
-        app: the application.
+        place: the group. Without a URL it is on the server of the application; without a name it is the
+            application's group, or the only one.
 
     Raises:
         DispatcherError: there is no such group, or the server does not answer.
         typer.BadParameter: neither server nor application are named.
     """
-    make_settings(url=url, state_database=state_database)
+    make_settings(url=place.url, state_database=place.state_database)
     receivers: frozenset[str] = frozenset()
-    if app is not None:
-        registry = load_registry(app)
+    url, group = place.url, place.group
+    if place.app is not None:
+        registry = load_registry(place.app)
         receivers = Routes(registry.all_documents, registry.dispatched or "default").names
         url = url or registry.url
         group = group or registry.dispatched or "default"
@@ -117,7 +67,7 @@ def with_group(
         raise typer.BadParameter("Name the server with --url, or the application APP.", param_hint="--url")
 
     async def run() -> _T:
-        async with _connected(url, state_database, group, may_be_new=app is not None) as found:
+        async with _connected(url, place.state_database, group, may_be_new=place.app is not None) as found:
             return await use(found._replace(receivers=receivers))
 
     return asyncio.run(run())

@@ -1,18 +1,19 @@
 """Commands for trying and developing: `demo` and `dev`."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from dispatcher.cli.options import App, Import, Json, default, flag
+from dispatcher.cli.options import App, Import, Json, command, settings_of
 from dispatcher.cli.output import print_json
+from dispatcher.settings import Settings
 
 __all__ = ["add_to"]
 
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command(name="dev")(_dev)
+    app.command(name="dev")(command(_dev))
     app.command(name="demo")(_demo)
 
 
@@ -22,14 +23,17 @@ def _dev(
     port: Annotated[
         int | None,
         typer.Option(
-            min=1, max=65_535, help="Port of the embedded MongoDB. By default a free port.", show_default=False
+            min=1,
+            max=65_535,
+            help="Port of the embedded MongoDB. By default a free port.",
         ),
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="Directory for the data. By default a temporary one.", show_default=False),
+        typer.Option(help="Directory for the data. By default a temporary one."),
     ] = None,
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], flag("log_level")] = default("log_level"),
+    *,
+    settings: Annotated[Settings, settings_of("log_level")],
 ) -> None:
     """Run the dispatcher on an embedded MongoDB, and restart it whenever code changes.
 
@@ -39,7 +43,7 @@ def _dev(
     """
     from dispatcher.demo.reload import develop  # noqa: PLC0415 - needs the extra "embedded"
 
-    develop(app, imports, port=port, data=data, log_level=log_level)
+    develop(app, imports, port=port, data=data, log_level=settings.log_level)
 
 
 def _demo(

@@ -3,7 +3,7 @@
 import json
 from collections.abc import AsyncIterator
 from datetime import datetime
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import bson
 import typer
@@ -11,16 +11,8 @@ from bson.errors import InvalidBSON
 from bson.json_util import RELAXED_JSON_OPTIONS, dumps
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from dispatcher.cli.connecting import (
-    STATE_DATABASE,
-    AppOption,
-    Connection,
-    GroupName,
-    StateDatabase,
-    Url,
-    with_group,
-)
-from dispatcher.cli.options import Json, Yes
+from dispatcher.cli.connecting import Connection, with_group
+from dispatcher.cli.options import Json, OfGroup, Yes, command, fields_of
 from dispatcher.cli.output import confirmed, err, out, print_json
 from dispatcher.cli.parsing import keys, moment
 from dispatcher.core.bson_elements import readable
@@ -50,35 +42,50 @@ Ids = Annotated[
     typer.Argument(
         metavar="[ID]...",
         help="Ids of dead letters. The first characters are enough if they are unique.",
-        show_default=False,
     ),
 ]
 All = Annotated[bool, typer.Option("--all", help="All dead letters that the filters select.")]
-Receiver = Annotated[
-    str | None, typer.Option(help="Only dead letters for this receiver, by its name.", show_default=False)
-]
-Signal = Annotated[
-    Literal["post_save", "post_update", "post_delete"] | None,
-    typer.Option(help="Only dead letters of this signal.", show_default=False),
-]
-Reason = Annotated[
-    Literal["failed", "invalid", "undecodable", "too_many_hops"] | None,
-    typer.Option(help="Only dead letters with this reason.", show_default=False),
-]
-Since = Annotated[
-    str | None,
-    typer.Option(
-        help="Only dead letters since then: 2h, 7d, or a date such as 2026-01-31T12:00Z.", show_default=False
-    ),
-]
-Until = Annotated[str | None, typer.Option(help="Only dead letters before then.", show_default=False)]
-Key = Annotated[
-    str | None,
-    typer.Option(
-        help="Only dead letters for the document with this _id: text, number, ObjectId or extended JSON.",
-        show_default=False,
-    ),
-]
+
+
+class _Filters(NamedTuple):
+    """The flags that say which dead letters are meant."""
+
+    receiver: Annotated[str | None, typer.Option(help="Only dead letters for this receiver, by its name.")]
+    signal: Annotated[
+        Literal["post_save", "post_update", "post_delete"] | None,
+        typer.Option(help="Only dead letters of this signal."),
+    ]
+    reason: Annotated[
+        Literal["failed", "invalid", "undecodable", "too_many_hops"] | None,
+        typer.Option(help="Only dead letters with this reason."),
+    ]
+    since: Annotated[
+        str | None,
+        typer.Option(
+            help="Only dead letters since then: 2h, 7d, or a date such as 2026-01-31T12:00Z.",
+        ),
+    ]
+    until: Annotated[str | None, typer.Option(help="Only dead letters before then.")]
+    key: Annotated[
+        str | None,
+        typer.Option(
+            help="Only dead letters for the document with this _id: text, number, ObjectId or extended JSON.",
+        ),
+    ]
+
+    def wanted(self) -> Wanted:
+        """What they mean."""
+        return Wanted(
+            receiver=self.receiver,
+            signal=self.signal,
+            reason=self.reason,
+            since=None if self.since is None else moment(self.since, "--since"),
+            until=None if self.until is None else moment(self.until, "--until"),
+            keys=() if self.key is None else keys(self.key),
+        )
+
+
+Filtered = Annotated[_Filters, fields_of(_Filters)]
 
 _STYLES: Final = {"delivered": "green", "failed": "red", "refused": "red", "waiting": "yellow"}
 
@@ -91,34 +98,27 @@ def add_to(app: typer.Typer) -> None:
     letters = typer.Typer(
         help="Deliveries that failed for good: look at them, try them again, forget them.", no_args_is_help=True
     )
-    letters.command(name="list")(_list)
-    letters.command(name="show")(_show)
-    letters.command(name="retry")(_retry)
-    letters.command(name="drop")(_drop)
+    letters.command(name="list")(command(_list))
+    letters.command(name="show")(command(_show))
+    letters.command(name="retry")(command(_retry))
+    letters.command(name="drop")(command(_drop))
     app.add_typer(letters, name="dead-letters")
 
 
-def _list(  # noqa: PLR0913 - one parameter per flag
-    receiver: Receiver = None,
-    signal: Signal = None,
-    reason: Reason = None,
-    since: Since = None,
-    until: Until = None,
-    key: Key = None,
+def _list(
+    *,
+    filters: Filtered,
     limit: Annotated[
         int, typer.Option(min=0, help="Maximum number of dead letters, the newest first. 0 is all.")
     ] = 50,
-    app: AppOption = None,
-    url: Url = None,
-    state_database: StateDatabase = STATE_DATABASE,
-    group: GroupName = None,
+    place: OfGroup,
     as_json: Json = False,
 ) -> None:
     """List dead letters, the newest first.
 
     Example: `dispatcher dead-letters list --url mongodb://db.example.org --receiver billing.welcome --since 2d`
     """
-    wanted = _wanted(receiver, signal, reason, since, until, key)
+    wanted = filters.wanted()
 
     async def look(there: Connection) -> tuple[list[dict[str, Any]], list[Misfit], int]:
         await _require(there, wanted)
@@ -128,7 +128,7 @@ def _list(  # noqa: PLR0913 - one parameter per flag
             total = len(await ids_of(there.group, wanted))
         return found, misfits, total
 
-    found, misfits, total = with_group(look, url=url, state_database=state_database, group=group, app=app)
+    found, misfits, total = with_group(look, place)
     for one in misfits:
         err.print(shown(f"The document {one.id} in {one.collection} makes no sense: {one.problem}. {one.remedy}"))
     if as_json:
@@ -170,10 +170,8 @@ def _show(
             metavar="ID", help="The dead letter's id. Its first characters are enough if they are unique."
         ),
     ],
-    app: AppOption = None,
-    url: Url = None,
-    state_database: StateDatabase = STATE_DATABASE,
-    group: GroupName = None,
+    *,
+    place: OfGroup,
     as_json: Json = False,
 ) -> None:
     """Show one dead letter: all facts, the traceback, and the documents of the change.
@@ -185,7 +183,7 @@ def _show(
         (whole,) = await resolve(there.group, [id_])
         return await read(there.group, whole)
 
-    letter, parts = with_group(look, url=url, state_database=state_database, group=group, app=app)
+    letter, parts = with_group(look, place)
     decoded = {name: _decoded(data) for name, data in parts.items()}
     if as_json:
         print_json({**_plain(letter), "parts": {name: _plain_value(value) for name, value in decoded.items()}})
@@ -210,22 +208,15 @@ def _print_fact(name: str, value: str) -> None:
     out.print(shown(f"{name:>20}  ", "bold"), shown(value, newline=f"\n{'':22}"), sep="", soft_wrap=True)
 
 
-def _retry(  # noqa: PLR0913 - one parameter per flag
+def _retry(
     ids: Ids = [],  # noqa: B006 - typer copies it
     all_: All = False,
-    receiver: Receiver = None,
-    signal: Signal = None,
-    reason: Reason = None,
-    since: Since = None,
-    until: Until = None,
-    key: Key = None,
+    *,
+    filters: Filtered,
     wait: Annotated[
         float, typer.Option(min=0.0, help="Seconds to wait for the outcomes. 0 does not wait.")
     ] = 60.0,
-    app: AppOption = None,
-    url: Url = None,
-    state_database: StateDatabase = STATE_DATABASE,
-    group: GroupName = None,
+    place: OfGroup,
     as_json: Json = False,
 ) -> None:
     """Retry dead letters with fresh attempts, and show the outcome of each.
@@ -236,7 +227,7 @@ def _retry(  # noqa: PLR0913 - one parameter per flag
 
     Example: `dispatcher dead-letters retry --url mongodb://db.example.org --receiver billing.welcome --since 2d`
     """
-    wanted = _wanted(receiver, signal, reason, since, until, key)
+    wanted = filters.wanted()
     _check_selection(ids, wanted, all_=all_)
 
     async def retry(there: Connection) -> list[Outcome]:
@@ -257,7 +248,7 @@ def _retry(  # noqa: PLR0913 - one parameter per flag
             return [Outcome(id_, "waiting", "asked for") for id_ in asked]
         return await _watched(outcomes(there.group, asked, within=wait), len(asked), quiet=as_json)
 
-    found = with_group(retry, url=url, state_database=state_database, group=group, app=app)
+    found = with_group(retry, place)
     if as_json:
         print_json([{"id": short_id(one.letter), **one._asdict()} for one in found])
     elif not found:
@@ -268,20 +259,13 @@ def _retry(  # noqa: PLR0913 - one parameter per flag
         raise typer.Exit(ExitCode.FAILED)
 
 
-def _drop(  # noqa: PLR0913 - one parameter per flag
+def _drop(
     ids: Ids = [],  # noqa: B006 - typer copies it
     all_: All = False,
-    receiver: Receiver = None,
-    signal: Signal = None,
-    reason: Reason = None,
-    since: Since = None,
-    until: Until = None,
-    key: Key = None,
+    *,
+    filters: Filtered,
     yes: Yes = False,
-    app: AppOption = None,
-    url: Url = None,
-    state_database: StateDatabase = STATE_DATABASE,
-    group: GroupName = None,
+    place: OfGroup,
     as_json: Json = False,
 ) -> None:
     """Forget dead letters: they are never delivered.
@@ -290,14 +274,13 @@ def _drop(  # noqa: PLR0913 - one parameter per flag
 
     Example: `dispatcher dead-letters drop --reason too_many_hops --url mongodb://db.example.org`
     """
-    wanted = _wanted(receiver, signal, reason, since, until, key)
+    wanted = filters.wanted()
     _check_selection(ids, wanted, all_=all_)
 
     async def choose(there: Connection) -> list[str]:
         return await _chosen(there, ids, wanted)
 
-    place: dict[str, Any] = {"url": url, "state_database": state_database, "group": group, "app": app}
-    chosen = with_group(choose, **place)
+    chosen = with_group(choose, place)
     count = f"{len(chosen)} dead letter{'s' if len(chosen) != 1 else ''}"
     if chosen and not confirmed(f"Forget {count}? They can't be brought back.", yes=yes):
         raise typer.Exit(ExitCode.FAILED)
@@ -305,31 +288,13 @@ def _drop(  # noqa: PLR0913 - one parameter per flag
     async def forget(there: Connection) -> Dropped:
         return await drop(there.group, chosen)
 
-    done = with_group(forget, **place) if chosen else Dropped([], [])
+    done = with_group(forget, place) if chosen else Dropped([], [])
     if as_json:
         print_json(done._asdict())
         return
     out.print(f"{len(done.dropped)} dropped." if chosen else "There are no such dead letters.")
     if done.kept:
         out.print(f"{len(done.kept)} are being tried again, and stay.")
-
-
-def _wanted(
-    receiver: str | None,
-    signal: str | None,
-    reason: str | None,
-    since: str | None,
-    until: str | None,
-    key: str | None,
-) -> Wanted:
-    return Wanted(
-        receiver=receiver,
-        signal=signal,
-        reason=reason,
-        since=None if since is None else moment(since, "--since"),
-        until=None if until is None else moment(until, "--until"),
-        keys=() if key is None else keys(key),
-    )
 
 
 def _check_selection(ids: list[str], wanted: Wanted, *, all_: bool) -> None:

@@ -1,6 +1,8 @@
-"""Flags that are made from the settings: name, default, help and environment variable have one source."""
+"""Flags that commands share. The flag of a setting takes its name, type, default and help from the field."""
 
-from typing import Annotated, Any, Final
+from collections.abc import Callable, Sequence
+from inspect import Parameter, Signature, signature
+from typing import Annotated, Any, Final, NamedTuple, get_type_hints
 
 import typer
 from pydantic import SecretStr, ValidationError
@@ -9,7 +11,22 @@ from typer.core import TyperGroup
 from dispatcher.core.output.redaction import escaped, redacted
 from dispatcher.settings import Settings
 
-__all__ = ["App", "Commands", "Import", "Json", "Yes", "default", "flag", "make_settings"]
+__all__ = [
+    "WITH_FLAG",
+    "App",
+    "Commands",
+    "Flags",
+    "Import",
+    "Json",
+    "OfGroup",
+    "OfGroupOfApp",
+    "Place",
+    "Yes",
+    "command",
+    "fields_of",
+    "make_settings",
+    "settings_of",
+]
 
 _UsageError: Final[Any] = typer.BadParameter.__mro__[1]  # of click, which typer brings along or not
 
@@ -38,7 +55,6 @@ App = Annotated[
         metavar="APP",
         help="The registry to serve, as package.module:registry. The working directory is importable.",
         envvar="DISPATCHER_APP",
-        show_default=False,
     ),
 ]
 
@@ -50,7 +66,6 @@ Import = Annotated[
         help="A module with receivers that APP does not import. Repeatable; in the variable, separate "
         "modules by spaces.",
         envvar="DISPATCHER_IMPORT",
-        show_default=False,
     ),
 ]
 
@@ -58,19 +73,116 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
-def flag(name: str) -> Any:
-    """The flag of one setting."""
-    return typer.Option(
-        f"--{name.replace('_', '-')}",
-        help=Settings.model_fields[name].description,
-        envvar=f"DISPATCHER_{name.upper()}",
-        show_envvar=True,
-    )
+AppArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[APP]",
+        help="The registry of the dispatchers: package.module:registry. Or name the server with --url.",
+        envvar="DISPATCHER_APP",
+    ),
+]
+
+AppOption = Annotated[
+    str | None,
+    typer.Option(
+        "--app",
+        help="The registry of the dispatchers: package.module:registry. Or name the server with --url.",
+        envvar="DISPATCHER_APP",
+    ),
+]
+
+GroupName = Annotated[
+    str | None,
+    typer.Option(
+        "--group",
+        help="The group of dispatchers. By default the group of APP, or the only group in the state.",
+        envvar="DISPATCHER_GROUP",
+    ),
+]
 
 
-def default(name: str) -> Any:
-    """The default of one setting."""
-    return Settings.model_fields[name].default
+class Flags(NamedTuple):
+    """Annotates a parameter of a command that stands for several flags.
+
+    Attributes:
+        make: makes the parameter's value of the values of the flags, which it gets by name.
+        flags: a parameter for each flag.
+    """
+
+    make: Callable[..., Any]
+    flags: Sequence[Parameter]
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _setting(name: str, **default: Any) -> Parameter:
+    """The flag of one setting, with its own default unless another one is given."""
+    field = Settings.model_fields[name]
+    option = typer.Option(_flag(name), help=field.description, envvar=f"DISPATCHER_{name.upper()}")
+    kind = Annotated[field.annotation, option]  # type: ignore[name-defined]  # known at run time only
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=default.get(name, field.default), annotation=kind)
+
+
+WITH_FLAG: Final = tuple(name for name in Settings.model_fields if name != "http_token")
+"""All settings but the secret one: everybody on a machine can see command lines."""
+
+
+def settings_of(*names: str, **defaults: Any) -> Flags:
+    """Flags for the settings that are named; the parameter is a `Settings`."""
+    return Flags(make_settings, [_setting(name, **defaults) for name in names])
+
+
+def fields_of(kind: type[Any], **annotations: Any) -> Flags:
+    """A flag for each field of a NamedTuple; the parameter is an instance.
+
+    Args:
+        kind: the class. The flag of a field without an option of its own is that of the setting with its name.
+        annotations: of fields, in place of their own.
+    """
+    kinds = {**get_type_hints(kind, include_extras=True), **annotations}
+    flags = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=each)
+        if hasattr(each, "__metadata__")
+        else _setting(name)
+        for name, each in kinds.items()
+    ]
+    return Flags(kind, flags)
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """What typer makes a command of: flags take the place of each parameter that `Flags` annotates."""
+    bundles: dict[str, Flags] = {}
+    flags: list[Parameter] = []
+    for one in signature(function).parameters.values():
+        found = [each for each in getattr(one.annotation, "__metadata__", ()) if isinstance(each, Flags)]
+        bundles.update((one.name, each) for each in found)
+        flags += found[0].flags if found else [one.replace(kind=Parameter.KEYWORD_ONLY)]
+
+    def run(**values: Any) -> None:
+        made = {
+            name: bundle.make(**{flag.name: values.pop(flag.name) for flag in bundle.flags})
+            for name, bundle in bundles.items()
+        }
+        function(**values, **made)
+
+    run.__doc__ = function.__doc__
+    run.__signature__ = Signature(flags)  # type: ignore[attr-defined]  # typer reads it
+    return run
+
+
+class Place(NamedTuple):
+    """The flags that say which group is meant."""
+
+    app: AppOption
+    url: str | None
+    state_database: str
+    group: GroupName
+
+
+OfGroup = Annotated[Place, fields_of(Place)]
+OfGroupOfApp = Annotated[Place, fields_of(Place, app=AppArgument)]
 
 
 def make_settings(**values: Any) -> Settings:
@@ -82,12 +194,11 @@ def make_settings(**values: Any) -> Settings:
     try:
         return Settings(**values)
     except ValidationError as error:
-        setting = str(error.errors()[0]["loc"][0])
-        if Settings.model_fields[setting].annotation == SecretStr | None:  # has no flag, and is shown to nobody
-            hint = f"DISPATCHER_{setting.upper()}"
+        name = str(error.errors()[0]["loc"][0])
+        if Settings.model_fields[name].annotation == SecretStr | None:  # it has no flag
+            hint = f"DISPATCHER_{name.upper()}"
             raise typer.BadParameter(_refusal(error, tell_value=False), param_hint=hint) from None
-        name = "--" + setting.replace("_", "-")
-        raise typer.BadParameter(_refusal(error), param_hint=name) from error
+        raise typer.BadParameter(_refusal(error), param_hint=_flag(name)) from error
 
 
 class Commands(TyperGroup):

@@ -6,16 +6,8 @@ from typing import Annotated
 
 import typer
 
-from dispatcher.cli.connecting import (
-    STATE_DATABASE,
-    AppOption,
-    Connection,
-    GroupName,
-    StateDatabase,
-    Url,
-    with_group,
-)
-from dispatcher.cli.options import Json
+from dispatcher.cli.connecting import Connection, with_group
+from dispatcher.cli.options import Json, OfGroup, command
 from dispatcher.cli.output import out, print_json
 from dispatcher.core.output.terminal import shown
 from dispatcher.operate.pauses import Paused, pause, pauses, resume
@@ -27,23 +19,20 @@ ReceiverName = Annotated[
     typer.Argument(
         metavar="[RECEIVER]",
         help="The receiver's name in `dispatcher receivers APP`. Without it, everything.",
-        show_default=False,
     ),
 ]
 
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command(name="pause")(_pause)
-    app.command(name="resume")(_resume)
+    app.command(name="pause")(command(_pause))
+    app.command(name="resume")(command(_resume))
 
 
 def _pause(
     receiver: ReceiverName = None,
-    app: AppOption = None,
-    url: Url = None,
-    state_database: StateDatabase = STATE_DATABASE,
-    group: GroupName = None,
+    *,
+    place: OfGroup,
     as_json: Json = False,
 ) -> None:
     """Pause a receiver of a group, or all receivers. Nothing is lost.
@@ -59,7 +48,7 @@ def _pause(
     async def do(there: Connection) -> bool:
         return await pause(there.group, receiver, by=_who(), known=there.receivers)
 
-    changed = with_group(do, url=url, state_database=state_database, group=group, app=app)
+    changed = with_group(do, place)
     if as_json:
         print_json({"receiver": receiver, "changed": changed})
     else:
@@ -68,10 +57,8 @@ def _pause(
 
 def _resume(
     receiver: ReceiverName = None,
-    app: AppOption = None,
-    url: Url = None,
-    state_database: StateDatabase = STATE_DATABASE,
-    group: GroupName = None,
+    *,
+    place: OfGroup,
     as_json: Json = False,
 ) -> None:
     """Resume a receiver of a group, or all receivers.
@@ -86,7 +73,7 @@ def _resume(
         changed = await resume(there.group, receiver, known=there.receivers)
         return changed, await pauses(there.group)
 
-    changed, left = with_group(do, url=url, state_database=state_database, group=group, app=app)
+    changed, left = with_group(do, place)
     names = [one.receiver or "everything" for one in left]
     if as_json:
         print_json({"receiver": receiver, "changed": changed, "still_paused": names})

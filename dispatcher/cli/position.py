@@ -6,16 +6,8 @@ from typing import Annotated, Any
 import typer
 from bson.timestamp import Timestamp
 
-from dispatcher.cli.connecting import (
-    STATE_DATABASE,
-    Connection,
-    GroupName,
-    OptionalApp,
-    StateDatabase,
-    Url,
-    with_group,
-)
-from dispatcher.cli.options import Json, Yes
+from dispatcher.cli.connecting import Connection, with_group
+from dispatcher.cli.options import Json, OfGroupOfApp, Yes, command
 from dispatcher.cli.output import confirmed, out, print_json
 from dispatcher.cli.parsing import token
 from dispatcher.core.output.terminal import shown
@@ -40,24 +32,21 @@ def add_to(app: typer.Typer) -> None:
     position = typer.Typer(
         help="Up to where everything is delivered: look at it, move it by hand.", no_args_is_help=True
     )
-    position.command(name="show")(_show)
-    position.command(name="set")(_set)
-    position.command(name="reset")(_reset)
+    position.command(name="show")(command(_show))
+    position.command(name="set")(command(_set))
+    position.command(name="reset")(command(_reset))
     app.add_typer(position, name="position")
 
 
 def _show(
-    app: OptionalApp = None,
-    url: Url = None,
-    state_database: StateDatabase = STATE_DATABASE,
-    group: GroupName = None,
+    *,
+    place: OfGroupOfApp,
     max_age: Annotated[
         float | None,
         typer.Option(
             min=0.0,
             help="Exit with 1 if the last save of a partition is older than this number of seconds: a "
             "health check.",
-            show_default=False,
         ),
     ] = None,
     as_json: Json = False,
@@ -79,7 +68,7 @@ def _show(
             if one.number in found
         ]
 
-    rows = with_group(see, url=url, state_database=state_database, group=group, app=app)
+    rows = with_group(see, place)
     if as_json:
         print_json(rows)
     elif not rows:
@@ -117,15 +106,12 @@ def _set(
             help="Deliver what was written since then: now, a time (2026-01-31T12:00:00Z; UTC by default), "
             "a duration ago (2h, 30min, 7d), a cluster time (1767225600,1), or a resume token, behind "
             "which it continues.",
-            show_default=False,
         ),
     ],
-    app: OptionalApp = None,
+    *,
+    place: OfGroupOfApp,
     yes: Yes = False,
     force: Force = False,
-    url: Url = None,
-    state_database: StateDatabase = STATE_DATABASE,
-    group: GroupName = None,
     as_json: Json = False,
 ) -> None:
     """Move the positions of all partitions of a group.
@@ -147,16 +133,14 @@ def _set(
 
     if not confirmed(f"Have everything delivered from {at} on, and nothing before?", yes=yes):
         raise typer.Exit(ExitCode.FAILED)
-    _say(with_group(do, url=url, state_database=state_database, group=group, app=app), as_json=as_json)
+    _say(with_group(do, place), as_json=as_json)
 
 
 def _reset(
-    app: OptionalApp = None,
+    *,
+    place: OfGroupOfApp,
     yes: Yes = False,
     force: Force = False,
-    url: Url = None,
-    state_database: StateDatabase = STATE_DATABASE,
-    group: GroupName = None,
     as_json: Json = False,
 ) -> None:
     """Forget the position: the next start begins at its own time, like the first one.
@@ -172,7 +156,7 @@ def _reset(
 
     if not confirmed("Forget the position? What is not delivered yet won't be.", yes=yes):
         raise typer.Exit(ExitCode.FAILED)
-    _say(with_group(do, url=url, state_database=state_database, group=group, app=app), as_json=as_json)
+    _say(with_group(do, place), as_json=as_json)
 
 
 def _say(moved: list[Moved], *, as_json: bool) -> None:

@@ -4,24 +4,24 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from bson.timestamp import Timestamp
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dispatcher.cli.application import load_registry
-from dispatcher.cli.options import App, Import, Json, Yes, default, flag, make_settings
+from dispatcher.cli.options import App, Import, Json, Yes, command, settings_of
 from dispatcher.cli.output import confirmed, out, print_json
 from dispatcher.cli.parsing import point
 from dispatcher.core.output.logs import configure_logging
 from dispatcher.exceptions import ExitCode
+from dispatcher.settings import Settings
 
 if TYPE_CHECKING:
     from dispatcher.runs.backfill import Backfill
     from dispatcher.runs.player import Outcome, Workplace
     from dispatcher.runs.replay import Replay
-    from dispatcher.settings import Settings
 
 __all__ = ["add_to"]
 
@@ -30,29 +30,44 @@ _TOLERANCE: Final = 5
 
 Receivers = Annotated[
     list[str],
-    typer.Option("--receiver", metavar="NAME", help="A receiver, by its name. Repeatable.", show_default=False),
+    typer.Option("--receiver", metavar="NAME", help="A receiver, by its name. Repeatable."),
 ]
 Rate = Annotated[
     float | None,
     typer.Option(
         min=0.01,
         help="Maximum number of changes or documents per second. By default there is no limit.",
-        show_default=False,
     ),
 ]
 Resume = Annotated[
     str | None,
-    typer.Option(metavar="RUN", help="Continue this run, which was stopped or killed.", show_default=False),
+    typer.Option(metavar="RUN", help="Continue this run, which was stopped or killed."),
 ]
 New = Annotated[
     bool, typer.Option("--new", help="Start a new run, even if a run with the same request is not finished.")
 ]
 
+OfRuns = Annotated[
+    Settings,
+    settings_of(
+        "url",
+        "deliver_everything",
+        "concurrency",
+        "attempts",
+        "timeout",
+        "grace",
+        "connect_timeout",
+        "state_database",
+        "log_level",
+        log_level="warning",
+    ),
+]
+
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command(name="replay")(_replay)
-    app.command(name="backfill")(_backfill)
+    app.command(name="replay")(command(_replay))
+    app.command(name="backfill")(command(_backfill))
 
 
 def _replay(  # noqa: PLR0913 - one parameter per flag
@@ -62,27 +77,17 @@ def _replay(  # noqa: PLR0913 - one parameter per flag
         typer.Option(
             help="Changes since then: a time (2026-01-31T12:00:00Z; UTC by default), a duration ago (2h, "
             "30min, 7d), a resume token, or a cluster time (1767225600,1).",
-            show_default=False,
         ),
     ] = None,
-    until: Annotated[
-        str | None, typer.Option(help="Changes until then. By default until now.", show_default=False)
-    ] = None,
+    until: Annotated[str | None, typer.Option(help="Changes until then. By default until now.")] = None,
     receivers: Receivers = [],  # noqa: B006 - typer copies it
     rate: Rate = None,
     resume: Resume = None,
     new: New = False,
     yes: Yes = False,
     imports: Import = [],  # noqa: B006 - typer copies it
-    url: Annotated[str | None, flag("url")] = default("url"),
-    deliver_everything: Annotated[bool, flag("deliver_everything")] = default("deliver_everything"),
-    concurrency: Annotated[int, flag("concurrency")] = default("concurrency"),
-    attempts: Annotated[int, flag("attempts")] = default("attempts"),
-    timeout: Annotated[float, flag("timeout")] = default("timeout"),
-    grace: Annotated[float, flag("grace")] = default("grace"),
-    connect_timeout: Annotated[float, flag("connect_timeout")] = default("connect_timeout"),
-    state_database: Annotated[str, flag("state_database")] = default("state_database"),
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], flag("log_level")] = "warning",
+    *,
+    settings: OfRuns,
     as_json: Json = False,
 ) -> None:
     """Deliver past changes again, from the oplog, to the named receivers or to all.
@@ -99,16 +104,6 @@ def _replay(  # noqa: PLR0913 - one parameter per flag
     if since is None and resume is None:
         raise typer.BadParameter("Say since when, or which run to go on with (--resume).", param_hint="--since")
     begin, end = _points(since, until)
-    settings = make_settings(
-        url=url,
-        deliver_everything=deliver_everything,
-        concurrency=concurrency,
-        attempts=attempts,
-        timeout=timeout,
-        grace=grace,
-        connect_timeout=connect_timeout,
-        state_database=state_database,
-    )
     whom = ", ".join(receivers) or "all receivers"
     what = f"the run {resume}" if resume else f"changes since {since}"
     if not confirmed(f"Deliver {what} again to {whom}?", yes=yes):
@@ -126,25 +121,18 @@ def _replay(  # noqa: PLR0913 - one parameter per flag
             run, stop, lambda: (whole, max(0, run.at.time - run.begins.time)), "seconds of the past", as_json
         )
 
-    _work(app, imports, settings, work, log_level, as_json)
+    _work(app, imports, settings, work, as_json)
 
 
-def _backfill(  # noqa: PLR0913 - one parameter per flag
+def _backfill(
     app: App,
     receivers: Receivers,
     rate: Rate = None,
     resume: Resume = None,
     new: New = False,
     imports: Import = [],  # noqa: B006 - typer copies it
-    url: Annotated[str | None, flag("url")] = default("url"),
-    deliver_everything: Annotated[bool, flag("deliver_everything")] = default("deliver_everything"),
-    concurrency: Annotated[int, flag("concurrency")] = default("concurrency"),
-    attempts: Annotated[int, flag("attempts")] = default("attempts"),
-    timeout: Annotated[float, flag("timeout")] = default("timeout"),
-    grace: Annotated[float, flag("grace")] = default("grace"),
-    connect_timeout: Annotated[float, flag("connect_timeout")] = default("connect_timeout"),
-    state_database: Annotated[str, flag("state_database")] = default("state_database"),
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], flag("log_level")] = "warning",
+    *,
+    settings: OfRuns,
     as_json: Json = False,
 ) -> None:
     """Deliver existing documents to `post_save` receivers, with `created=False`.
@@ -156,16 +144,6 @@ def _backfill(  # noqa: PLR0913 - one parameter per flag
 
     Example: `dispatcher backfill shop.models:registry --receiver shop.search.index --rate 500`
     """
-    settings = make_settings(
-        url=url,
-        deliver_everything=deliver_everything,
-        concurrency=concurrency,
-        attempts=attempts,
-        timeout=timeout,
-        grace=grace,
-        connect_timeout=connect_timeout,
-        state_database=state_database,
-    )
 
     async def work(place: "Workplace", stop: asyncio.Event) -> "Outcome":
         from dispatcher.runs import backfill  # noqa: PLC0415 - the driver is only loaded by who connects
@@ -173,19 +151,18 @@ def _backfill(  # noqa: PLR0913 - one parameter per flag
         run = await backfill.start(place, receivers, rate=rate, resume=resume, new=new)
         return await _shown(run, stop, lambda: (run.total, run.seen), "documents", as_json)
 
-    _work(app, imports, settings, work, log_level, as_json)
+    _work(app, imports, settings, work, as_json)
 
 
 def _work(
     app: str,
     imports: list[str],
-    settings: "Settings",
+    settings: Settings,
     work: "Callable[[Workplace, asyncio.Event], Any]",
-    log_level: str,
     as_json: bool,
 ) -> None:
     """Run it until it is finished, or somebody stops it; say how it went."""
-    configure_logging("auto", log_level)
+    configure_logging("auto", settings.log_level)
     from dispatcher.delivery.tracing import exporting  # noqa: PLC0415 - likewise
     from dispatcher.runs.player import workplace  # noqa: PLC0415 - likewise
     from dispatcher.runtime import service  # noqa: PLC0415 - the driver is only loaded by who connects

@@ -7,29 +7,36 @@ from typing import Annotated
 import typer
 
 from dispatcher.cli.application import load_registry
-from dispatcher.cli.options import App, Import, Json, default, flag, make_settings
+from dispatcher.cli.options import App, Import, Json, command, settings_of
 from dispatcher.cli.output import out, print_json
 from dispatcher.core.output.logs import configure_logging
 from dispatcher.core.output.terminal import Grid
+from dispatcher.settings import Settings
 
 __all__ = ["add_to"]
 
 
 def add_to(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(name="setup")(_setup)
+    app.command(name="setup")(command(_setup))
 
 
-def _setup(  # noqa: PLR0913 - one parameter per flag
+def _setup(
     app: App,
     imports: Import = [],  # noqa: B006 - typer copies it
-    url: Annotated[str | None, flag("url")] = default("url"),
-    deliver_everything: Annotated[bool, flag("deliver_everything")] = default("deliver_everything"),
-    partitions: Annotated[int | None, flag("partitions")] = default("partitions"),
-    adopt: Annotated[bool, flag("adopt")] = default("adopt"),
-    connect_timeout: Annotated[float, flag("connect_timeout")] = default("connect_timeout"),
-    state_database: Annotated[str, flag("state_database")] = default("state_database"),
-    delivery_retention: Annotated[float, flag("delivery_retention")] = default("delivery_retention"),
+    *,
+    settings: Annotated[
+        Settings,
+        settings_of(
+            "url",
+            "deliver_everything",
+            "partitions",
+            "adopt",
+            "connect_timeout",
+            "state_database",
+            "delivery_retention",
+        ),
+    ],
     no_images: Annotated[
         bool, typer.Option("--no-images", help="Do not turn on pre and post images, and create no collections.")
     ] = False,
@@ -43,15 +50,6 @@ def _setup(  # noqa: PLR0913 - one parameter per flag
 
     Example: `dispatcher setup shop.models:registry --import shop.receivers`
     """
-    settings = make_settings(
-        url=url,
-        deliver_everything=deliver_everything,
-        partitions=partitions,
-        adopt=adopt,
-        connect_timeout=connect_timeout,
-        state_database=state_database,
-        delivery_retention=delivery_retention,
-    )
     configure_logging("auto", "warning")  # to stderr: what was done goes to stdout
     from dispatcher.operate.setup import set_up  # noqa: PLC0415 - the driver is only loaded by who connects
 
@@ -63,6 +61,6 @@ def _setup(  # noqa: PLR0913 - one parameter per flag
     table = Grid()
     for name, done in prepared.images.items():
         table.add_row(f"images of {name}", done)
-    table.add_row(f"state in {state_database}", prepared.state)
+    table.add_row(f"state in {settings.state_database}", prepared.state)
     table.add_row(f"position of {prepared.group}", prepared.position)
     out.print(table)

@@ -9,16 +9,8 @@ from rich.console import Group as Lines
 from rich.console import RenderableType
 from rich.live import Live
 
-from dispatcher.cli.connecting import (
-    STATE_DATABASE,
-    Connection,
-    GroupName,
-    OptionalApp,
-    StateDatabase,
-    Url,
-    with_group,
-)
-from dispatcher.cli.options import Json
+from dispatcher.cli.connecting import Connection, with_group
+from dispatcher.cli.options import Json, OfGroupOfApp, command
 from dispatcher.cli.output import out, print_json
 from dispatcher.core.output.redaction import redacted
 from dispatcher.core.output.terminal import Grid, shown
@@ -48,14 +40,12 @@ _STYLES: Final[dict[Word, str]] = {
 
 def add_to(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(name="status")(_status)
+    app.command(name="status")(command(_status))
 
 
 def _status(
-    app: OptionalApp = None,
-    url: Url = None,
-    state_database: StateDatabase = STATE_DATABASE,
-    group: GroupName = None,
+    *,
+    place: OfGroupOfApp,
     watch: Annotated[bool, typer.Option("--watch", help="Repeat until Ctrl-C.")] = False,
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two updates with --watch.")] = 2.0,
     as_json: Json = False,
@@ -71,7 +61,7 @@ def _status(
         return await look(there.group)
 
     def once() -> Overview:
-        return with_group(see, url=url, state_database=state_database, group=group, app=app)
+        return with_group(see, place)
 
     def show(overview: Overview) -> None:
         if as_json:

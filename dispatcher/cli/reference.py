@@ -24,9 +24,9 @@ _HEAD: Final = """\
 | `--install-completion` | make bash, zsh, fish or PowerShell complete commands and flags, from the next shell on |
 | `--show-completion` | print what `--install-completion` would install |
 
-APP is `package.module:registry`. The working directory is importable. Where a command takes APP, it can be in
-`DISPATCHER_APP` instead. Results go to stdout. An error is one line on stderr, with a second line for the remedy,
-and an [exit code](exit-codes.md). Only terminals get colours and progress bars.
+APP is `package.module:registry`. The working directory is importable. APP can also be in the variable
+`DISPATCHER_APP`. Results go to stdout. An error is one line on stderr, with a second line for the remedy, and an
+[exit code](exit-codes.md). Only terminals get colours and progress bars.
 """
 
 # Where there is more to say of a command than its help does.

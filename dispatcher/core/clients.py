@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from time import monotonic
 from typing import Any, Final, Protocol, TypeVar
 
 import pymongo
@@ -14,7 +13,7 @@ from pymongo.errors import ConfigurationError, OperationFailure, PyMongoError
 
 from dispatcher.core.driver_errors import fatal, in_short
 from dispatcher.core.output.logs import get_logger
-from dispatcher.delivery.terms import pause_after
+from dispatcher.core.retry import retry
 from dispatcher.exceptions import ApplicationError, CannotConnect, DispatcherError, NotAReplicaSet, ServerError
 from dispatcher.settings import Settings
 from mongoz import Registry
@@ -69,7 +68,7 @@ _OF_APPLICATIONS: Final = frozenset(
 # Server selection waits for a node that may never come back: better fail soon, and try again.
 _SELECTION_TIMEOUT_MS: Final = 5_000
 
-_RETRY: Final = Retry(base=0.1, cap=1.0)
+_PAUSES: Final = Retry(base=0.1, cap=1.0)
 
 # Seconds that closing a client may take.
 _FAREWELL: Final = 1.0
@@ -157,21 +156,11 @@ class Server:
         Raises:
             DispatcherError: no repetition can mend it, or it did not pass in the time that the operator gives.
         """
-        until, attempt = monotonic() + self._patience, 0
-        while True:
-            try:
-                return await step()
-            except PyMongoError as error:
-                if fatal(error, self.address) is not None or monotonic() > until:
-                    raise self.verdict(error) from error
-                attempt += 1
-                log.warning(
-                    "the server is not ready, trying again",
-                    action="server.not_ready",
-                    error=in_short(error),
-                    attempt=attempt,
-                )
-            await asyncio.sleep(pause_after(_RETRY, attempt))
+        report = partial(log.warning, "the server is not ready, trying again", action="server.not_ready")
+        try:
+            return await retry(step, report, address=self.address, pauses=_PAUSES, within=self._patience)
+        except PyMongoError as error:
+            raise self._unreachable(error) from error
 
     def verdict(self, error: PyMongoError) -> DispatcherError:
         """What to tell the operator of an error that ends a command."""

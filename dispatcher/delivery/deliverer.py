@@ -17,6 +17,7 @@ from bson.codec_options import CodecOptions
 from dispatcher.core.events import Calls, Change, Job, delivery_id_of
 from dispatcher.core.lease import Lease, now
 from dispatcher.core.output.logs import Stats
+from dispatcher.core.retry import Pause
 from dispatcher.core.stats import ReceiverFigures, seconds_of
 from dispatcher.delivery.echoes import Echoes
 from dispatcher.delivery.failure import Failing, Try
@@ -25,7 +26,7 @@ from dispatcher.delivery.invoker import Caller
 from dispatcher.delivery.log import log_delivered, log_parked
 from dispatcher.delivery.outcome import Again, Stuck, Waiting
 from dispatcher.delivery.ports import DeadLetters, HeldDeliveries
-from dispatcher.delivery.terms import Pause, Terms, terms_of
+from dispatcher.delivery.terms import Terms, terms_of
 from dispatcher.delivery.tracing import Tracing
 from dispatcher.delivery.transactions import Transactions
 from mongoz.connection.codec import CODEC_OPTIONS

@@ -1,19 +1,18 @@
 """What becomes of deliveries that fail: another attempt, a dead letter, or nothing."""
 
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Final, NamedTuple
 
-from pymongo.errors import PyMongoError
-
-from dispatcher.core.driver_errors import in_short
 from dispatcher.core.events import Calls, Change
 from dispatcher.core.output.logs import Stats, get_logger
+from dispatcher.core.retry import Pause, pause_after, retry
 from dispatcher.core.stats import ReceiverFigures
 from dispatcher.core.undecodable import UndecodableValue
 from dispatcher.delivery.log import described, log_attempt, log_failed, log_undelivered
 from dispatcher.delivery.outcome import Again, Failure, Reason, Waiting
 from dispatcher.delivery.ports import DeadLetters
-from dispatcher.delivery.terms import Pause, Terms, pause_after
+from dispatcher.delivery.terms import Terms
 from dispatcher.delivery.transactions import Transactions, is_transient
 from mongoz.signals import Delivery
 from mongoz.signals.receivers import Receiver
@@ -73,7 +72,7 @@ class Failing:
     async def what_now(self, one: Try, error: BaseException) -> Waiting | bool:
         """What becomes of a delivery of which an attempt failed: what it waits for, or whether it succeeded."""
         terms, failed = one.terms, one.delivery.attempt
-        seconds = pause_after(terms.retry, failed)
+        seconds = pause_after(failed, terms.retry)
         if terms.transactional and is_transient(error) and datetime.now(UTC) - one.began < _TRANSIENT_FOR:
             return Waiting("retrying", seconds, failed - 1, one.began, error)
         if failed < terms.retry.attempts:
@@ -124,20 +123,16 @@ class Failing:
 
     async def _happened(self, one: Try) -> bool:
         """Whether a transaction whose outcome is unknown was committed after all."""
-        attempt = 0
-        while self._transactions is not None:
-            try:
-                return await self._transactions.happened(one.receiver, one.calls, one.delivery)
-            except PyMongoError as error:
-                attempt += 1
-                log.warning(
-                    "whether a transaction was committed can't be told yet, asking again",
-                    action="delivery.unknown",
-                    **described(one.delivery),
-                    error=in_short(error),
-                )
-            await self._pause(pause_after(one.terms.retry, attempt))
-        return False
+        if self._transactions is None:
+            return False
+        report = partial(
+            log.warning,
+            "whether a transaction was committed can't be told yet, asking again",
+            action="delivery.unknown",
+            **described(one.delivery),
+        )
+        ask = partial(self._transactions.happened, one.receiver, one.calls, one.delivery)
+        return await retry(ask, report, pauses=one.terms.retry, pause=self._pause)
 
     async def _keep(
         self, change: Change, calls: Calls, receiver: Receiver, failure: Failure, again: Again | None = None

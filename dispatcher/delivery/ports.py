@@ -5,8 +5,8 @@ from collections.abc import Set
 from typing import Any, Protocol
 
 from dispatcher.core.events import Calls, Change
+from dispatcher.core.retry import Pause
 from dispatcher.delivery.outcome import Again, Failure, Waiting
-from dispatcher.delivery.terms import Pause
 from mongoz.signals.receivers import Receiver
 
 __all__ = ["DeadLetters", "HeldDeliveries", "SessionRegister"]

@@ -1,21 +1,13 @@
-"""How often a delivery is tried, how long one attempt may take, and how long to wait in between."""
+"""How often a delivery is tried, and how long one attempt may take."""
 
-import random
-from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
 
 from mongoz.signals.options import OnFailure, Options, Retry
 
-__all__ = ["Pause", "Terms", "pause_after", "terms_of"]
-
-Pause = Callable[[float], Awaitable[None]]
-"""Waits some seconds, without keeping others from being delivered."""
+__all__ = ["Terms", "terms_of"]
 
 # The server ends transactions after 60 s, and the commit takes its time.
 _LONGEST_TRANSACTION: Final = 50.0
-
-# From here on doubling has long met any cap, and would meet the limits of a float.
-_MOST_DOUBLINGS: Final = 60
 
 
 class Terms(NamedTuple):
@@ -51,13 +43,3 @@ def terms_of(options: Options, *, attempts: int, timeout: float, once: bool = Fa
     if once:
         return Terms(Retry(1), seconds, "drop", options.transactional, options)
     return Terms(options.retry or Retry(attempts), seconds, options.on_failure, options.transactional, options)
-
-
-def pause_after(retry: Retry, attempt: int) -> float:
-    """Seconds to wait after a failed attempt: doubling, with jitter, since others may have failed with it.
-
-    Args:
-        retry: of the receiver.
-        attempt: the one that failed: 1, 2, ...
-    """
-    return min(retry.cap, retry.base * 2.0 ** min(attempt - 1, _MOST_DOUBLINGS)) * random.uniform(0.5, 1.0)

@@ -17,13 +17,13 @@ from pymongo.write_concern import WriteConcern
 from dispatcher.core.events import Calls
 from dispatcher.core.output.logs import get_logger
 from dispatcher.core.output.throttle import Throttle
+from dispatcher.core.retry import Pause
 from dispatcher.core.state import DELIVERIES, Group
 from dispatcher.core.stats import ReceiverFigures
 from dispatcher.delivery.contention import Contention
 from dispatcher.delivery.instances import name_of
 from dispatcher.delivery.log import described
 from dispatcher.delivery.ports import SessionRegister
-from dispatcher.delivery.terms import Pause
 from mongoz import Registry
 from mongoz.signals import Delivery
 from mongoz.signals.receivers import Receiver

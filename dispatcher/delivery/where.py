@@ -13,10 +13,10 @@ It takes the right to run commands on the state's database, which readWrite ther
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import bson
-import stamina
 from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 from pymongo.errors import ConfigurationError, ConnectionFailure, PyMongoError
@@ -25,6 +25,7 @@ from dispatcher.core.bson_codec import lenient
 from dispatcher.core.driver_errors import fatal, in_short
 from dispatcher.core.events import Calls, Change, Namespace
 from dispatcher.core.output.logs import get_logger
+from dispatcher.core.retry import retry
 from dispatcher.core.state import State
 from dispatcher.delivery.instances import originals_of
 from dispatcher.delivery.routes import Routes
@@ -201,13 +202,12 @@ class Conditions:
     async def _ask(self, questions: list[_Question]) -> list[set[int]]:
         wheres = questions[0].wheres
         command = _command([question.document for question in questions], [self._wheres[n] for n in wheres])
-        answer: dict[str, Any] = {}
-        async for attempt in stamina.retry_context(
-            on=_PASSING, attempts=None, timeout=None, wait_initial=0.1, wait_max=10.0
-        ):
-            with attempt:
-                # What the server says of values that don't suit a match may quote them.
-                answer = await self._database.command(command, codec_options=_ONCE)
+        # What the server says of values that don't suit a match may quote them.
+        ask = partial(self._database.command, command, codec_options=_ONCE)
+        report = partial(
+            log.warning, "the server can't be asked who wants a change, trying again", action="where.not_asked"
+        )
+        answer = await retry(ask, report, on=_PASSING)
         matched: list[set[int]] = [set() for _ in questions]
         for row in answer["cursor"]["firstBatch"]:
             (hits,) = row["hits"]

@@ -20,24 +20,22 @@ dead_letters: one document per letter. What `parking/record.py` lists, and:
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 from bson.raw_bson import RawBSONDocument
 from pymongo import ReturnDocument
-from pymongo.errors import PyMongoError
 
 from dispatcher.core.bson_codec import RAW
 from dispatcher.core.bson_elements import elements, keyed
-from dispatcher.core.driver_errors import in_short
 from dispatcher.core.events import Calls, Change
 from dispatcher.core.output.logs import Stats, get_logger
 from dispatcher.core.partitions import belongs, hash_of
+from dispatcher.core.retry import Pause, retry
 from dispatcher.core.state import Group
 from dispatcher.delivery.outcome import Again, Failure
-from dispatcher.delivery.terms import Pause, pause_after
 from dispatcher.parking.record import Letter, Parts, letter_of, short_id, unreadable_letter
-from mongoz.signals.options import Retry
 from mongoz.signals.receivers import Receiver
 
 __all__ = ["DeadLetters"]
@@ -46,9 +44,6 @@ log = get_logger()
 
 # Characters of a reason that is kept.
 _LONGEST_REASON: Final = 2_000
-
-# Pauses after writes that failed. There is no last attempt.
-_RETRY: Final = Retry(base=0.1, cap=10.0)
 
 
 class DeadLetters:
@@ -81,15 +76,7 @@ class DeadLetters:
             letter: to be written.
             pause: waits between attempts.
         """
-        attempt = 0
-        while True:
-            try:
-                await self._write(letter)
-                break
-            except PyMongoError as error:
-                attempt += 1
-                _log_unavailable(letter.id, error, attempt)
-            await pause(pause_after(_RETRY, attempt))
+        await retry(partial(self._write, letter), _reporting(letter.id), pause=pause)
         self._stats.dead_letters += 1
 
     async def keep_delivery(
@@ -208,17 +195,12 @@ class DeadLetters:
             letter: its `_id`.
             pause: waits between attempts.
         """
-        attempt = 0
-        while True:
-            try:
-                gone = await self._letters.find_one_and_delete({"_id": letter}, projection={"chunked": True})
-                if gone is None or gone.get("chunked"):
-                    await self._parts.drop(letter)
-                break
-            except PyMongoError as error:
-                attempt += 1
-                _log_unavailable(letter, error, attempt)
-            await pause(pause_after(_RETRY, attempt))
+        await retry(partial(self._remove, letter), _reporting(letter), pause=pause)
+
+    async def _remove(self, letter: str) -> None:
+        gone = await self._letters.find_one_and_delete({"_id": letter}, projection={"chunked": True})
+        if gone is None or gone.get("chunked"):
+            await self._parts.drop(letter)
 
     async def parts_of(self, letter: Mapping[str, Any]) -> dict[str, bytes]:
         """The parts of a letter, as bytes.
@@ -237,11 +219,10 @@ class DeadLetters:
         return {name: RawBSONDocument(data) for name, data in (await self._parts.read(letter)).items()}
 
 
-def _log_unavailable(letter: str, error: PyMongoError, attempt: int) -> None:
-    log.error(
+def _reporting(letter: str) -> Callable[..., object]:
+    return partial(
+        log.error,
         "a dead letter could not be written, trying again",
         action="dead_letter.not_written",
         letter=letter,
-        error=in_short(error),
-        attempt=attempt,
     )

@@ -13,19 +13,16 @@ import asyncio
 import secrets
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
-from typing import Any, Final, TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
-from pymongo.errors import PyMongoError
-
-from dispatcher.core.driver_errors import in_short
 from dispatcher.core.events import Calls, Change, Job, Namespace
 from dispatcher.core.output.logs import Stats, get_logger
+from dispatcher.core.retry import Pause, retry
 from dispatcher.delivery.instances import key_of, name_of
 from dispatcher.delivery.outcome import Again, Waiting
-from dispatcher.delivery.terms import Pause, pause_after
 from dispatcher.parking.record import Letter, delivery_of
 from dispatcher.parking.store import Parked, lane_id
-from mongoz.signals.options import Retry
 from mongoz.signals.receivers import Receiver
 
 __all__ = ["Listening", "Parking"]
@@ -35,8 +32,6 @@ log = get_logger()
 Listening = Callable[[Namespace], Sequence[tuple[str, frozenset[str]]]]
 """Who listens to a collection: names of document classes, each with those of its receivers."""
 
-# Pauses after commands that failed. There is no last attempt: until then the delivery is not finished.
-_RETRY: Final = Retry(base=0.1, cap=10.0)
 
 T = TypeVar("T")
 
@@ -270,19 +265,10 @@ class Parking:
         Raises:
             Interrupted: nothing more is to be started.
         """
-        attempt = 0
-        while True:
-            try:
-                return await command()
-            except PyMongoError as error:
-                attempt += 1
-                log.error(
-                    "parked deliveries can't be read or written now, trying again",
-                    action="parked.unavailable",
-                    error=in_short(error),
-                    attempt=attempt,
-                )
-            await self._pause(pause_after(_RETRY, attempt))
+        report = partial(
+            log.error, "parked deliveries can't be read or written now, trying again", action="parked.unavailable"
+        )
+        return await retry(command, report, pause=self._pause)
 
     # -- forgetting ------------------------------------------------------------------------------------------
 

@@ -20,17 +20,16 @@ from pymongo.errors import PyMongoError
 from dispatcher.core.driver_errors import fatal, in_short
 from dispatcher.core.events import Calls, Change, Job, key_from
 from dispatcher.core.output.logs import get_logger
+from dispatcher.core.retry import pause_after
 from dispatcher.core.state import PARKED
 from dispatcher.core.state_checks import Sound
 from dispatcher.core.tasks import Abandoned, Interrupted
 from dispatcher.delivery.outcome import Again, Stuck, Waiting
 from dispatcher.delivery.routes import Routes
-from dispatcher.delivery.terms import pause_after
 from dispatcher.exceptions import DispatcherError
 from dispatcher.parking.gate import Parking
 from dispatcher.parking.record import change_of
 from dispatcher.parking.store import Lane, Parked
-from mongoz.signals.options import Retry
 
 __all__ = ["Deliver", "Unparking"]
 
@@ -51,8 +50,6 @@ _BYTES: Final = 8_000_000
 
 # Seconds until a delivery is looked at again whose receiver the application does not have.
 _ORPHANED: Final = 300.0
-
-_RETRY: Final = Retry(base=0.1, cap=10.0)
 
 
 class _Done:
@@ -163,7 +160,7 @@ class Unparking:
                     action="parked.unavailable",
                     error=in_short(error),
                 )
-                self._next = monotonic() + pause_after(_RETRY, failures)
+                self._next = monotonic() + pause_after(failures)
             await asyncio.sleep(_OFTEN)
             await self._until_next()
 

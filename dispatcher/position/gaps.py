@@ -17,8 +17,8 @@ gaps: one document per gap.
     text          what happened, for people
 """
 
-import asyncio
 from collections.abc import Callable, Iterator
+from functools import partial
 from hashlib import blake2b
 from typing import Final, Literal, NamedTuple
 
@@ -26,15 +26,12 @@ from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
 from bson.timestamp import Timestamp
 from pymongo.asynchronous.client_session import AsyncClientSession
-from pymongo.errors import PyMongoError
 
 from dispatcher.core.bson_codec import RAW
-from dispatcher.core.driver_errors import fatal, in_short
 from dispatcher.core.events import Change, Namespace
 from dispatcher.core.output.logs import Stats, get_logger
+from dispatcher.core.retry import retry
 from dispatcher.core.state import Group
-from dispatcher.delivery.terms import pause_after
-from mongoz.signals.options import Retry
 
 __all__ = ["Gap", "GapKind", "Gaps", "gaps_of"]
 
@@ -44,9 +41,6 @@ GapKind = Literal["drop", "dropDatabase", "rename", "out", "history_lost", "over
 
 # What `$out` writes into before it puts the result in the place of its target.
 _OUT: Final = "tmp.agg_out."
-
-# Pauses after writes that failed. There is no last attempt.
-_RETRY: Final = Retry(base=0.1, cap=10.0)
 
 
 class Gap(NamedTuple):
@@ -103,24 +97,10 @@ class Gaps:
         Raises:
             DispatcherError: what no repetition can mend.
         """
-        attempt = 0
-        while True:
-            try:
-                await self.note(gap)
-                break
-            except PyMongoError as error:
-                verdict = fatal(error, self._address)
-                if verdict is not None:
-                    raise verdict from error
-                attempt += 1
-                log.warning(
-                    "a gap could not be noted, trying again",
-                    action="gap.not_recorded",
-                    kind=gap.kind,
-                    error=in_short(error),
-                    attempt=attempt,
-                )
-            await asyncio.sleep(pause_after(_RETRY, attempt))
+        report = partial(
+            log.warning, "a gap could not be noted, trying again", action="gap.not_recorded", kind=gap.kind
+        )
+        await retry(partial(self.note, gap), report, address=self._address)
         self._stats.gaps += 1
         log.warning(
             gap.text,

@@ -4,9 +4,9 @@ A collection is read in the order of its `_id`s, slice by slice, so that nothing
 however slow receivers are, and whoever stopped goes on where it was.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
@@ -16,16 +16,14 @@ from bson.max_key import MaxKey
 from bson.raw_bson import RawBSONDocument
 from bson.timestamp import Timestamp
 from pymongo import AsyncMongoClient
-from pymongo.errors import PyMongoError
 from pymongo.read_concern import ReadConcern
 
 from dispatcher.core.bson_codec import RAW
 from dispatcher.core.bson_elements import DOCUMENT, Element, elements, field, joined, keyed
-from dispatcher.core.driver_errors import fatal, in_short
 from dispatcher.core.events import Change, Namespace
 from dispatcher.core.output.logs import get_logger
+from dispatcher.core.retry import retry
 from dispatcher.runs.store import Run
-from dispatcher.stream.change_stream import pause_after
 from dispatcher.stream.decode import decode
 from mongoz.connection.elections import session_of
 from mongoz.keys import canonical_of
@@ -77,49 +75,16 @@ async def documents(
     Raises:
         DispatcherError: what no repetition can mend.
     """
-    wanted = only or {}
-    size, failures = _FIRST, 0
-    database = client.get_database(namespace[0], codec_options=RAW)
-    last_of_all = database.get_collection(namespace[1], read_concern=ReadConcern("majority"))
+    report = partial(
+        log.warning,
+        "documents can't be read now, trying again",
+        action="backfill.not_read",
+        namespace=".".join(namespace),
+    )
+    size = _FIRST
     while True:
-        try:
-            async with session_of(client) as session:
-                command: dict[str, Any] = {
-                    "find": namespace[1],
-                    "filter": wanted,
-                    "sort": {"_id": 1},
-                    "hint": {"_id": 1},
-                    "limit": size + 1,
-                    "readConcern": {"level": "majority"},
-                }
-                if fields is not None:
-                    command["projection"] = fields
-                if last is not None:
-                    # A comparison would only find `_id`s of the same type. Cursors would encode this one anew.
-                    command["min"] = RawBSONDocument(_filter(last))
-                # The first answer is decoded with these options, the further ones with the database's.
-                cursor = await database.cursor_command(command, codec_options=RAW, session=session)
-                rows: list[RawBSONDocument] = await cursor.to_list(None)
-                if last not in (None, _LAST) and len(rows) <= size:
-                    # What begins somewhere ends before the very last key that there can be.
-                    rows += await last_of_all.find({"_id": MaxKey(), **wanted}, fields, session=session).to_list(
-                        None
-                    )
-                time = session.operation_time or Timestamp(1, 1)
-        except PyMongoError as error:
-            verdict = fatal(error, address)
-            if verdict is not None:
-                raise verdict from error
-            failures += 1
-            log.warning(
-                "documents can't be read now, trying again",
-                action="backfill.not_read",
-                namespace=".".join(namespace),
-                error=in_short(error),
-            )
-            await asyncio.sleep(pause_after(failures))
-            continue
-        failures = 0
+        read = partial(_read, client, namespace, last, size, only or {}, fields)
+        rows, time = await retry(read, report, address=address)
         ended = len(rows) <= size or last == _LAST
         if rows and last is not None and key_of(rows[0]) == last:
             rows = rows[1:]
@@ -131,6 +96,40 @@ async def documents(
             size = max(1, min(_MOST, _BYTES * len(rows) // max(1, sum(len(row.raw) for row in rows))))
         if ended:
             return
+
+
+async def _read(
+    client: AsyncMongoClient[Any],
+    namespace: Namespace,
+    last: bytes | None,
+    size: int,
+    wanted: Mapping[str, Any],
+    fields: Mapping[str, Any] | None,
+) -> tuple[list[RawBSONDocument], Timestamp]:
+    """Documents from an `_id` on, one more than `size` if there are more; and the time at which they were so."""
+    database = client.get_database(namespace[0], codec_options=RAW)
+    command: dict[str, Any] = {
+        "find": namespace[1],
+        "filter": wanted,
+        "sort": {"_id": 1},
+        "hint": {"_id": 1},
+        "limit": size + 1,
+        "readConcern": {"level": "majority"},
+    }
+    if fields is not None:
+        command["projection"] = fields
+    if last is not None:
+        # A comparison would only find `_id`s of the same type. Cursors would encode this one anew.
+        command["min"] = RawBSONDocument(_filter(last))
+    async with session_of(client) as session:
+        # The first answer is decoded with these options, the further ones with the database's.
+        cursor = await database.cursor_command(command, codec_options=RAW, session=session)
+        rows: list[RawBSONDocument] = await cursor.to_list(None)
+        if last not in (None, _LAST) and len(rows) <= size:
+            # What begins somewhere ends before the very last key that there can be.
+            last_of_all = database.get_collection(namespace[1], read_concern=ReadConcern("majority"))
+            rows += await last_of_all.find({"_id": MaxKey(), **wanted}, fields, session=session).to_list(None)
+        return rows, session.operation_time or Timestamp(1, 1)
 
 
 async def document(client: AsyncMongoClient[Any], namespace: Namespace, key: bytes) -> Found | None:

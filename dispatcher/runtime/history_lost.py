@@ -3,19 +3,17 @@
 What is done then the operator has chosen beforehand. Whatever it is, the gap is noted before the stream goes on.
 """
 
-import asyncio
+from functools import partial
 from hashlib import blake2b
 from typing import Literal
 
-from pymongo.errors import PyMongoError
-
-from dispatcher.core.driver_errors import fatal, in_short
 from dispatcher.core.events import token_time
 from dispatcher.core.output.logs import get_logger
+from dispatcher.core.retry import retry
 from dispatcher.exceptions import HistoryLost
 from dispatcher.position.gaps import Gap, Gaps
 from dispatcher.runs.store import Runs
-from dispatcher.stream.change_stream import ChangeStreamSource, pause_after
+from dispatcher.stream.change_stream import ChangeStreamSource
 
 __all__ = ["History", "OnHistoryLost"]
 
@@ -72,22 +70,10 @@ class History:
         """
         if self._policy == "fail":
             raise lost
-        failures = 0
-        while True:
-            try:
-                token = await self._bridge(after)
-                break
-            except PyMongoError as error:
-                verdict = fatal(error, self._address)
-                if verdict is not None:
-                    raise verdict from error
-                failures += 1
-                log.warning(
-                    "where to go on could not be found out, trying again",
-                    action="history.not_bridged",
-                    error=in_short(error),
-                )
-            await asyncio.sleep(pause_after(failures))
+        report = partial(
+            log.warning, "where to go on could not be found out, trying again", action="history.not_bridged"
+        )
+        token = await retry(partial(self._bridge, after), report, address=self._address)
         since, until = token_time(after), token_time(token)
         text = (
             f"the oplog does not hold the changes between {since.as_datetime().isoformat()} and "

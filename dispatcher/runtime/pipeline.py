@@ -24,6 +24,7 @@ from dispatcher.core.error_text import words_of
 from dispatcher.core.events import Batch, Change, Start, token_time
 from dispatcher.core.lease import Lease
 from dispatcher.core.output.logs import Stats, get_logger
+from dispatcher.core.retry import pause_after, retry
 from dispatcher.core.stats import Gauges, Lag, seconds_of
 from dispatcher.core.tasks import end
 from dispatcher.core.undecodable import Undecodable
@@ -49,7 +50,7 @@ from dispatcher.runtime.drain import SAVE_PATIENCE, drain
 from dispatcher.runtime.history_lost import History
 from dispatcher.runtime.intake import DELIVERABLE, Entrance
 from dispatcher.settings import Settings
-from dispatcher.stream.change_stream import ChangeStreamSource, pause_after
+from dispatcher.stream.change_stream import ChangeStreamSource
 from dispatcher.stream.decode import decode, decoded_together
 from dispatcher.stream.delete_markers import slimmed
 from dispatcher.stream.lookup import Images
@@ -401,21 +402,9 @@ class Pipeline:
         Raises:
             DispatcherError: what no repetition can mend.
         """
-        failures = 0
-        while True:
-            try:
-                await self._controls.look()
-                await self._parking.load()
-                break
-            except PyMongoError as error:
-                verdict = fatal(error, self._address)
-                if verdict is not None:
-                    raise verdict from error
-                failures += 1
-                log.warning(
-                    "the state can't be read now, trying again", action="state.not_read", error=in_short(error)
-                )
-            await asyncio.sleep(pause_after(failures))
+        report = partial(log.warning, "the state can't be read now, trying again", action="state.not_read")
+        await retry(self._controls.look, report, address=self._address)
+        await retry(self._parking.load, report, address=self._address)
         self._on_controls()
 
     def _on_controls(self) -> None:

@@ -6,7 +6,6 @@ saved.
 """
 
 import asyncio
-import random
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing
@@ -23,12 +22,13 @@ from dispatcher.core.events import Batch, Namespace, Start, token_time
 from dispatcher.core.output.logs import Stats, get_logger
 from dispatcher.core.partitions import HASH, belongs, hash_of
 from dispatcher.core.resume_tokens import token_of
+from dispatcher.core.retry import pause_after
 from dispatcher.stream.cursor import Cursors, Shape
 from dispatcher.stream.large_events import SINGLY, SMALLER, SPLIT, WHOLE, WITHOUT, joined
 from mongoz.connection.namespaces import NamespacePattern, is_misread, watched_as
 from mongoz.stamps import FIELD
 
-__all__ = ["ChangeStreamSource", "Scope", "pause_after"]
+__all__ = ["ChangeStreamSource", "Scope"]
 
 log = get_logger()
 
@@ -45,9 +45,6 @@ _NOT_SUPPORTED: Final = 40324
 
 # Characters of a token in the log: it holds the document's key, which may be megabytes long.
 _LEGIBLE: Final = 200
-
-_FIRST_PAUSE: Final = 0.1
-_LONGEST_PAUSE: Final = 10.0
 
 
 class Scope(NamedTuple):
@@ -347,13 +344,6 @@ class ChangeStreamSource:
                         return
                     before, start = batch.token, Start(token=batch.token)
             # The server closed it, for example because the database was dropped then; it goes on behind that.
-
-
-def pause_after(failures: int) -> float:
-    """Seconds to wait before opening a stream again: doubling, with jitter, since others lost the same server."""
-    if failures == 0:
-        return 0.0
-    return min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1.0)
 
 
 def _stamped_until(token: str) -> list[dict[str, Any]]:

@@ -2,23 +2,25 @@
 
 from collections import defaultdict
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any, Final
 
-import stamina
 from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 from pymongo import AsyncMongoClient
-from pymongo.errors import PyMongoError
 from pymongo.read_concern import ReadConcern
 
 from dispatcher.core.bson_codec import RAW
 from dispatcher.core.bson_elements import ARRAY, DOCUMENT, Element, elements, field, joined, keyed
-from dispatcher.core.driver_errors import fatal
 from dispatcher.core.events import Change, Namespace
+from dispatcher.core.output.logs import get_logger
+from dispatcher.core.retry import retry
 from dispatcher.core.undecodable import AFTER, UndecodableValue, decoded
 from mongoz.keys import canonical_of
 
 __all__ = ["Images"]
+
+log = get_logger()
 
 # Documents looked up at once: at most, and before their size is known; and the bytes to aim for.
 _MOST: Final = 250
@@ -84,21 +86,17 @@ class Images:
             namespace[1], codec_options=RAW, read_concern=ReadConcern("majority")
         )
         query = _with_any_of(keys)
-        rows: list[RawBSONDocument] = []
-        try:
-            async for attempt in stamina.retry_context(
-                on=self._is_transient, attempts=None, timeout=None, wait_initial=0.1, wait_max=10.0
-            ):
-                with attempt:
-                    rows = await collection.find(RawBSONDocument(query)).to_list(None)
-        except PyMongoError as error:
-            verdict = fatal(error, self._address)
-            assert verdict is not None  # everything else is tried again
-            raise verdict from error
-        return rows
 
-    def _is_transient(self, error: Exception) -> bool:
-        return isinstance(error, PyMongoError) and fatal(error, self._address) is None
+        async def find() -> list[RawBSONDocument]:
+            return await collection.find(RawBSONDocument(query)).to_list(None)
+
+        report = partial(
+            log.warning,
+            "documents of updates can't be read now, trying again",
+            action="images.not_read",
+            namespace=".".join(namespace),
+        )
+        return await retry(find, report, address=self._address)
 
     def _completed(self, change: Change, found: _Found) -> Change:
         if not _lacks_document(change):

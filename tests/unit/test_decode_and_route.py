@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import mongoz
 from dispatcher.core.events import delivery_id, document_key
 from dispatcher.delivery.routes import Routes
-from dispatcher.stream.change_stream import Scope, pause_after
+from dispatcher.stream.change_stream import Scope
 from dispatcher.stream.decode import decode
 from dispatcher.stream.origins import Origins
 from mongoz.connection.codec import CODEC_OPTIONS
@@ -251,13 +251,6 @@ def test_the_fingerprint_depends_on_what_is_watched_and_not_on_its_order():
     one = Scope.of([("a", "x"), ("a", "y")])
     assert one.fingerprint == Scope.of([("a", "y"), ("a", "x")]).fingerprint
     assert one.fingerprint != Scope.of([("a", "x")]).fingerprint
-
-
-@given(st.integers(0, 10**6))
-def test_pauses_grow_to_a_limit(failures):
-    assert 0 <= pause_after(failures) <= 10
-    if failures:
-        assert pause_after(failures) >= 0.05
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from dispatcher.core.bson_codec import RAW
 from dispatcher.core.events import Calls
 from dispatcher.delivery.instances import originals_of, untouched
 from dispatcher.delivery.outcome import Failure
-from dispatcher.delivery.terms import pause_after, terms_of
+from dispatcher.delivery.terms import terms_of
 from dispatcher.parking.record import letter_of
 from dispatcher.stream.decode import decode
 from mongoz.connection.codec import CODEC_OPTIONS
@@ -34,14 +34,6 @@ def test_transactions_end_before_the_server_ends_them(setting, expected):
 def test_once_is_once():
     terms = terms_of(Options(retry=Retry(9), on_failure="block"), attempts=7, timeout=1.0, once=True)
     assert (terms.retry.attempts, terms.on_failure) == (1, "drop")
-
-
-def test_pauses_double_up_to_the_cap():
-    retry = Retry(base=0.5, cap=10.0)
-    for attempt, longest in ((1, 0.5), (2, 1.0), (3, 2.0), (6, 10.0), (5_000, 10.0)):
-        pauses = [pause_after(retry, attempt) for _ in range(50)]
-        assert longest / 2 <= min(pauses) <= max(pauses) <= longest
-        assert len(set(pauses)) > 1
 
 
 class Thing:

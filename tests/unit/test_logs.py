@@ -18,13 +18,20 @@ def documented() -> dict[str, set[str]]:
     return {action: set(levels.split(", ")) for action, levels in rows if "." in action}
 
 
+def method_of(call: ast.Call) -> ast.Attribute | None:
+    """The method of `log.level(...)` and of `partial(log.level, ...)`; None where no attribute is called."""
+    is_partial = isinstance(call.func, ast.Name) and call.func.id == "partial"
+    called = call.args[0] if is_partial and call.args else call.func
+    return called if isinstance(called, ast.Attribute) else None
+
+
 def logged(tree: ast.AST) -> Iterator[tuple[str, ast.expr, ast.Call]]:
     """Level, action and call of each line that a module logs."""
     for call in ast.walk(tree):
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in LEVELS:
+        if isinstance(call, ast.Call) and (logs := method_of(call)) is not None and logs.attr in LEVELS:
             for keyword in call.keywords:
                 if keyword.arg == "action":
-                    yield call.func.attr, keyword.value, call
+                    yield logs.attr, keyword.value, call
 
 
 def constants(tree: ast.AST) -> set[str]:
@@ -72,10 +79,10 @@ def test_every_line_has_an_action():
             call
             for call in ast.walk(tree)
             if isinstance(call, ast.Call)
-            and isinstance(call.func, ast.Attribute)
-            and call.func.attr in {*LEVELS, "exception", "critical"}
-            and isinstance(call.func.value, ast.Name)
-            and call.func.value.id == "log"
+            and (logs := method_of(call)) is not None
+            and logs.attr in {*LEVELS, "exception", "critical"}
+            and isinstance(logs.value, ast.Name)
+            and logs.value.id == "log"
         }
         assert calls == {call for _, _, call in logged(tree)}, path
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, fields
 from itertools import islice
 from typing import Any, Final
 
-import stamina.instrumentation
 import structlog
 
 from dispatcher.core.error_text import text_of, trace_of, words_of
@@ -131,7 +130,6 @@ def configure_logging(log_format: str, level: str) -> None:
         log_format: `"console"`, `"json"`, or `"auto"`: console on a terminal.
         level: `"debug"`, `"info"`, `"warning"` or `"error"`.
     """
-    stamina.instrumentation.set_on_retry_hooks(())  # we log retries ourselves, under our own keys
     console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     renderers: Sequence[Any] = (
         (

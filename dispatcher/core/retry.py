@@ -1,0 +1,78 @@
+"""Sends a command to the server again until it succeeds, with pauses that double."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from math import inf
+from time import monotonic
+from typing import Final, TypeVar
+
+from pymongo.errors import PyMongoError
+
+from dispatcher.core.driver_errors import fatal, in_short, let_go
+from mongoz.signals.options import Retry
+
+__all__ = ["Pause", "pause_after", "retry"]
+
+T = TypeVar("T")
+
+Pause = Callable[[float], Awaitable[None]]
+"""Waits some seconds. One that belongs to a delivery lets other deliveries go ahead meanwhile."""
+
+_PAUSES: Final = Retry(base=0.1, cap=10.0)
+
+# From here on doubling has long met any cap, and would meet the limits of a float.
+_MOST_DOUBLINGS: Final = 60
+
+
+def pause_after(attempt: int, pauses: Retry = _PAUSES) -> float:
+    """Seconds to wait after a failed attempt: doubling, with jitter, since others may have failed with it.
+
+    Args:
+        attempt: the one that failed: 1, 2, ...; after 0 there is no pause.
+        pauses: their base and cap.
+    """
+    if attempt == 0:
+        return 0.0
+    return min(pauses.cap, pauses.base * 2.0 ** min(attempt - 1, _MOST_DOUBLINGS)) * random.uniform(0.5, 1.0)
+
+
+async def retry(
+    command: Callable[[], Awaitable[T]],
+    report: Callable[..., object],
+    *,
+    address: str | None = None,
+    on: type[PyMongoError] | tuple[type[PyMongoError], ...] = PyMongoError,
+    pauses: Retry = _PAUSES,
+    pause: Pause = asyncio.sleep,
+    within: float = inf,
+) -> T:
+    """Run a command until it succeeds. The number of attempts has no limit.
+
+    Args:
+        command: may run again after an error of which nobody knows whether the server has done it.
+        report: called after each failed attempt, with `error` and `attempt`; logs them.
+        address: of the server. With it, an error that no repetition can mend is raised as a `DispatcherError`;
+            without it, that error is retried too.
+        on: errors that are retried; others are raised as they are.
+        pauses: base and cap of the pauses; its number of attempts does not count.
+        pause: waits between two attempts, and may end the command with an exception of its own.
+        within: seconds after which the error of an attempt is raised as it is.
+
+    Raises:
+        DispatcherError: what no repetition can mend.
+    """
+    began, attempt = monotonic(), 0
+    while True:
+        try:
+            return await command()
+        except on as error:
+            verdict = None if address is None else fatal(error, address)
+            if verdict is not None:
+                raise verdict from error
+            if monotonic() - began > within:
+                raise
+            attempt += 1
+            report(error=in_short(error), attempt=attempt)
+            let_go(error)
+        await pause(pause_after(attempt, pauses))

@@ -13,7 +13,6 @@ from dispatcher.core.file_descriptors import lack_in
 from dispatcher.core.output.streams import mend_streams
 from dispatcher.core.output.terminal import shown
 from dispatcher.exceptions import DispatcherError, ExitCode
-from mongoz import __version__
 
 __all__ = ["app", "main"]
 
@@ -41,6 +40,8 @@ replay.add_to(app)
 
 def _version(wanted: bool) -> None:
     if wanted:
+        from mongoz import __version__
+
         typer.echo(f"mongoz-dispatcher {__version__}")
         raise typer.Exit
 
@@ -58,7 +59,7 @@ def main() -> None:
         _command_line()
     except SystemExit as ending:
         if threading.active_count() > 1:
-            from dispatcher.runtime.process_end import leave_in_time  # noqa: PLC0415 - for those that ran receivers
+            from dispatcher.runtime.process_end import leave_in_time
 
             leave_in_time(ending.code)
         raise

@@ -7,20 +7,21 @@ import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING, Final
 
-import bson
-import pydantic
-
-import mongoz
 from dispatcher.core.error_text import text_of
 from dispatcher.exceptions import ApplicationError
-from mongoz import Registry
-from mongoz.synonyms import nearest
+
+if TYPE_CHECKING:
+    from mongoz import Registry
 
 __all__ = ["load_registry"]
 
+# Their frames do not show which line of the application is wrong.
+_LIBRARIES: Final = ("mongoz", "bson", "pydantic")
 
-def load_registry(app: str, modules: Iterable[str] = ()) -> Registry:
+
+def load_registry(app: str, modules: Iterable[str] = ()) -> "Registry":
     """Import an application.
 
     Args:
@@ -74,11 +75,15 @@ def _broken(name: str, origin: str, error: BaseException) -> ApplicationError:
 
 
 def _is_library(filename: str) -> bool:
-    ours = tuple(str(Path(package.__file__ or "").parent) + os.sep for package in (mongoz, bson, pydantic))
+    files = [sys.modules[name].__file__ for name in _LIBRARIES if name in sys.modules]
+    ours = tuple(str(Path(file).parent) + os.sep for file in files if file)
     return filename.startswith(ours) or "importlib" in filename or __file__ == filename
 
 
-def _attribute(module: ModuleType, attribute: str, app: str) -> Registry:
+def _attribute(module: ModuleType, attribute: str, app: str) -> "Registry":
+    from mongoz import Registry
+    from mongoz.synonyms import nearest
+
     found: object = module
     for step in attribute.split("."):
         if not hasattr(found, step):

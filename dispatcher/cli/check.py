@@ -8,7 +8,6 @@ import typer
 from dispatcher.cli.application import load_registry
 from dispatcher.cli.options import App, Import, Json, command, settings_of
 from dispatcher.cli.output import out, print_json
-from dispatcher.core.output.logs import configure_logging
 from dispatcher.core.output.redaction import redacted
 from dispatcher.core.output.terminal import Grid, shown
 from dispatcher.exceptions import ApplicationError, ExitCode
@@ -49,8 +48,10 @@ def _check(
 
     With `--role`: `dispatcher check shop.models:registry --role | mongosh "mongodb://admin@db.example.org"`
     """
+    from dispatcher.core.output.logs import configure_logging
+
     configure_logging("auto", "warning")  # to stderr: what is found goes to stdout
-    from dispatcher.operate.check import Finding, check, role_for  # noqa: PLC0415 - only who connects loads the driver
+    from dispatcher.operate.check import Finding, check, role_for
 
     if role:
         print(role_for(load_registry(app, imports), settings))  # noqa: T201 - for mongosh, so nothing may be wrapped

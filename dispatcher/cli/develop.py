@@ -41,7 +41,7 @@ def _dev(
 
     Example: `dispatcher dev shop.models:registry`
     """
-    from dispatcher.demo.reload import develop  # noqa: PLC0415 - needs the extra "embedded"
+    from dispatcher.demo.reload import develop
 
     develop(app, imports, port=port, data=data, log_level=settings.log_level)
 
@@ -58,6 +58,6 @@ def _demo(
 
     Example: `dispatcher demo --seconds 30`
     """
-    from dispatcher.demo import demonstrate  # noqa: PLC0415 - needs the extra "embedded"
+    from dispatcher.demo import demonstrate
 
     demonstrate(seconds, print_json if as_json else None)

@@ -1,39 +1,20 @@
 """`dispatcher dead-letters`."""
 
-import json
 from collections.abc import AsyncIterator
-from datetime import datetime
-from typing import Annotated, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
-import bson
 import typer
-from bson.errors import InvalidBSON
-from bson.json_util import RELAXED_JSON_OPTIONS, dumps
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from dispatcher.cli.connecting import Connection, with_group
 from dispatcher.cli.options import Json, OfGroup, Yes, command, fields_of
 from dispatcher.cli.output import confirmed, err, out, print_json
-from dispatcher.cli.parsing import keys, moment
-from dispatcher.core.bson_elements import readable
-from dispatcher.core.output.redaction import redacted
-from dispatcher.core.output.terminal import Grid, shown
-from dispatcher.core.state_checks import Misfit
+from dispatcher.core.output.terminal import shown
 from dispatcher.exceptions import ExitCode, NotRunning
-from dispatcher.group.known_receivers import require_receiver
-from dispatcher.operate.dead_letters import (
-    Dropped,
-    Wanted,
-    drop,
-    ids_of,
-    letters_of,
-    read,
-    resolve,
-    without_receiver,
-)
-from dispatcher.operate.retries import Outcome, outcomes, request_retry
-from dispatcher.operate.status import members_of
-from dispatcher.parking.record import short_id
+
+if TYPE_CHECKING:
+    from dispatcher.cli.connecting import Connection
+    from dispatcher.core.state_checks import Misfit
+    from dispatcher.operate.dead_letters import Dropped, Wanted
+    from dispatcher.operate.retries import Outcome
 
 __all__ = ["add_to"]
 
@@ -73,8 +54,11 @@ class _Filters(NamedTuple):
         ),
     ]
 
-    def wanted(self) -> Wanted:
+    def wanted(self) -> "Wanted":
         """What they mean."""
+        from dispatcher.cli.parsing import keys, moment
+        from dispatcher.operate.dead_letters import Wanted
+
         return Wanted(
             receiver=self.receiver,
             signal=self.signal,
@@ -86,11 +70,6 @@ class _Filters(NamedTuple):
 
 
 Filtered = Annotated[_Filters, fields_of(_Filters)]
-
-_STYLES: Final = {"delivered": "green", "failed": "red", "refused": "red", "waiting": "yellow"}
-
-# Characters of an error in a list.
-_SHORT: Final = 100
 
 
 def add_to(app: typer.Typer) -> None:
@@ -118,49 +97,32 @@ def _list(
 
     Example: `dispatcher dead-letters list --url mongodb://db.example.org --receiver billing.welcome --since 2d`
     """
+    from dispatcher.cli.connecting import with_group
+    from dispatcher.cli.letter_text import plain, print_list
+    from dispatcher.operate import dead_letters
+
     wanted = filters.wanted()
 
-    async def look(there: Connection) -> tuple[list[dict[str, Any]], list[Misfit], int]:
+    async def look(there: "Connection") -> "tuple[list[dict[str, Any]], list[Misfit], int]":
         await _require(there, wanted)
-        found, misfits = await letters_of(there.group, wanted, limit)
+        found, misfits = await dead_letters.letters_of(there.group, wanted, limit)
         total = len(found)
         if limit and total + len(misfits) == limit:
-            total = len(await ids_of(there.group, wanted))
+            total = len(await dead_letters.ids_of(there.group, wanted))
         return found, misfits, total
 
     found, misfits, total = with_group(look, place)
     for one in misfits:
         err.print(shown(f"The document {one.id} in {one.collection} makes no sense: {one.problem}. {one.remedy}"))
     if as_json:
-        print_json([_plain(letter) for letter in found])
+        print_json([plain(letter) for letter in found])
         return
     if not found:
         out.print("There are no such dead letters." if any(wanted) else "There are no dead letters.")
         return
-    table = Grid("id", "given up", "receiver", "signal", "key", "reason", "error")
-    for letter in found:
-        table.add_row(*_row(letter))
-    out.print(table)
+    print_list(found)
     if total > len(found):
         out.print(f"{len(found)} of {total}; --limit 0 shows all.")
-
-
-def _row(letter: dict[str, Any]) -> tuple[str, ...]:
-    error = redacted(str((letter.get("error") or {}).get("message", ""))).splitlines() or [""]
-    state = str(letter.get("reason"))
-    if "retrying_since" in letter or "retry_requested_at" in letter:
-        state += ", being tried again"
-    elif letter.get("retries"):
-        state += f", {letter['retries']} retries"
-    return (
-        short_id(letter["_id"]),
-        _when(letter.get("last_attempt_at")),
-        letter.get("receiver") or "(unreadable change)",
-        letter.get("signal") or "",
-        _brief(letter.get("key")),
-        state,
-        error[0][:_SHORT],
-    )
 
 
 def _show(
@@ -178,34 +140,19 @@ def _show(
 
     Example: `dispatcher dead-letters show 5f2b8c --url mongodb://db.example.org`
     """
+    from dispatcher.cli.connecting import with_group
+    from dispatcher.cli.letter_text import plain, print_letter
+    from dispatcher.operate import dead_letters
 
-    async def look(there: Connection) -> tuple[dict[str, Any], dict[str, bytes]]:
-        (whole,) = await resolve(there.group, [id_])
-        return await read(there.group, whole)
+    async def look(there: "Connection") -> tuple[dict[str, Any], dict[str, bytes]]:
+        (whole,) = await dead_letters.resolve(there.group, [id_])
+        return await dead_letters.read(there.group, whole)
 
     letter, parts = with_group(look, place)
-    decoded = {name: _decoded(data) for name, data in parts.items()}
     if as_json:
-        print_json({**_plain(letter), "parts": {name: _plain_value(value) for name, value in decoded.items()}})
+        print_json(plain(letter, parts))
         return
-    letter = {"id": short_id(letter["_id"]), **letter}
-    error = letter.pop("error", None) or {}
-    for name in ("parts", "chunked"):
-        letter.pop(name, None)
-    for name, value in letter.items():
-        _print_fact(name, _brief(value))
-    _print_fact("error", redacted(str(error.get("message", ""))))
-    for name, value in decoded.items():
-        text = value if isinstance(value, str) else dumps(value, json_options=RELAXED_JSON_OPTIONS, indent=2)
-        out.print(shown(f"\n{name}", "bold", "\n"))
-        out.print(shown(text, newline="\n"), soft_wrap=True)  # it is JSON, whose texts have no line breaks
-    if trace := error.get("traceback"):
-        out.print(shown("\ntraceback", "bold", "\n"))
-        out.print(shown(redacted(trace).rstrip(), newline="\n  "), soft_wrap=True)
-
-
-def _print_fact(name: str, value: str) -> None:
-    out.print(shown(f"{name:>20}  ", "bold"), shown(value, newline=f"\n{'':22}"), sep="", soft_wrap=True)
+    print_letter(letter, parts)
 
 
 def _retry(
@@ -227,10 +174,16 @@ def _retry(
 
     Example: `dispatcher dead-letters retry --url mongodb://db.example.org --receiver billing.welcome --since 2d`
     """
+    from dispatcher.cli.connecting import with_group
+    from dispatcher.cli.letter_text import print_outcomes
+    from dispatcher.operate import dead_letters, retries
+    from dispatcher.operate.status import members_of
+    from dispatcher.parking.record import short_id
+
     wanted = filters.wanted()
     _check_selection(ids, wanted, all_=all_)
 
-    async def retry(there: Connection) -> list[Outcome]:
+    async def retry(there: "Connection") -> "list[Outcome]":
         chosen = await _chosen(there, ids, wanted)
         if not chosen:
             return []
@@ -240,13 +193,13 @@ def _retry(
                 f"No dispatcher of group {there.group.name!r} is alive to try them again. Nothing was changed.",
                 remedy="Start one: `dispatcher run APP`.",
             )
-        gone = await without_receiver(there.group, chosen, alive)
+        gone = await dead_letters.without_receiver(there.group, chosen, alive)
         if gone is not None:
             raise gone
-        asked = await request_retry(there.group, chosen)
+        asked = await retries.request_retry(there.group, chosen)
         if not wait:
-            return [Outcome(id_, "waiting", "asked for") for id_ in asked]
-        return await _watched(outcomes(there.group, asked, within=wait), len(asked), quiet=as_json)
+            return [retries.Outcome(id_, "waiting", "asked for") for id_ in asked]
+        return await _watched(retries.outcomes(there.group, asked, within=wait), len(asked), quiet=as_json)
 
     found = with_group(retry, place)
     if as_json:
@@ -254,7 +207,7 @@ def _retry(
     elif not found:
         out.print("There are no such dead letters.")
     else:
-        _print_outcomes(found)
+        print_outcomes(found)
     if wait and any(one.result != "delivered" for one in found):
         raise typer.Exit(ExitCode.FAILED)
 
@@ -274,10 +227,13 @@ def _drop(
 
     Example: `dispatcher dead-letters drop --reason too_many_hops --url mongodb://db.example.org`
     """
+    from dispatcher.cli.connecting import with_group
+    from dispatcher.operate import dead_letters
+
     wanted = filters.wanted()
     _check_selection(ids, wanted, all_=all_)
 
-    async def choose(there: Connection) -> list[str]:
+    async def choose(there: "Connection") -> list[str]:
         return await _chosen(there, ids, wanted)
 
     chosen = with_group(choose, place)
@@ -285,10 +241,10 @@ def _drop(
     if chosen and not confirmed(f"Forget {count}? They can't be brought back.", yes=yes):
         raise typer.Exit(ExitCode.FAILED)
 
-    async def forget(there: Connection) -> Dropped:
-        return await drop(there.group, chosen)
+    async def forget(there: "Connection") -> "Dropped":
+        return await dead_letters.drop(there.group, chosen)
 
-    done = with_group(forget, place) if chosen else Dropped([], [])
+    done = with_group(forget, place) if chosen else dead_letters.Dropped([], [])
     if as_json:
         print_json(done._asdict())
         return
@@ -297,7 +253,7 @@ def _drop(
         out.print(f"{len(done.kept)} are being tried again, and stay.")
 
 
-def _check_selection(ids: list[str], wanted: Wanted, *, all_: bool) -> None:
+def _check_selection(ids: list[str], wanted: "Wanted", *, all_: bool) -> None:
     """Nobody gets all letters by leaving something out.
 
     Raises:
@@ -309,25 +265,31 @@ def _check_selection(ids: list[str], wanted: Wanted, *, all_: bool) -> None:
         raise typer.BadParameter("Name letters by their ids or by filters, or say --all.", param_hint="ID")
 
 
-async def _chosen(there: Connection, ids: list[str], wanted: Wanted) -> list[str]:
+async def _chosen(there: "Connection", ids: list[str], wanted: "Wanted") -> list[str]:
+    from dispatcher.operate import dead_letters
+
     if ids:
-        return await resolve(there.group, ids)
+        return await dead_letters.resolve(there.group, ids)
     await _require(there, wanted)
-    return await ids_of(there.group, wanted)
+    return await dead_letters.ids_of(there.group, wanted)
 
 
-async def _require(there: Connection, wanted: Wanted) -> None:
+async def _require(there: "Connection", wanted: "Wanted") -> None:
     """Refuse a receiver that nobody has heard of: a typing error must not look like an empty list.
 
     Raises:
         UnknownReceiver: as it says.
     """
+    from dispatcher.group.known_receivers import require_receiver
+
     if wanted.receiver is not None:
         await require_receiver(there.group, wanted.receiver, known=there.receivers)
 
 
-async def _watched(coming: AsyncIterator[Outcome], count: int, *, quiet: bool) -> list[Outcome]:
+async def _watched(coming: "AsyncIterator[Outcome]", count: int, *, quiet: bool) -> "list[Outcome]":
     """All outcomes; on a terminal with a progress bar."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
     found = []
     columns = (TextColumn("retrying", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     shown = err.is_terminal and not quiet
@@ -337,43 +299,3 @@ async def _watched(coming: AsyncIterator[Outcome], count: int, *, quiet: bool) -
             found.append(outcome)
             progress.advance(task)
     return found
-
-
-def _print_outcomes(found: list[Outcome]) -> None:
-    table = Grid()
-    for one in found:
-        text = (one.text.splitlines() or [""])[0]
-        table.add_row(shown(one.result, _STYLES[one.result]), short_id(one.letter), text[:_SHORT])
-    out.print(table)
-    counts = {result: sum(one.result == result for one in found) for result in _STYLES}
-    out.print(", ".join(f"{count} {result}" for result, count in counts.items() if count) + ".")
-
-
-def _decoded(data: bytes) -> Any:
-    """A part as its values; of one that is not for Python, its bytes as text."""
-    try:
-        return readable(data, tz_aware=True)
-    except (InvalidBSON, ValueError, OverflowError):
-        return data.hex(" ")
-
-
-def _brief(value: Any) -> str:
-    if isinstance(value, datetime):
-        return _when(value)
-    if value is None or isinstance(value, str | int | float | bson.ObjectId):
-        return "" if value is None else str(value)
-    return dumps(value, json_options=RELAXED_JSON_OPTIONS)
-
-
-def _when(value: Any) -> str:
-    return value.strftime("%Y-%m-%d %H:%M:%S") if isinstance(value, datetime) else ""
-
-
-def _plain(letter: dict[str, Any]) -> dict[str, Any]:
-    told = {name: _plain_value(value) for name, value in letter.items() if name not in ("parts", "chunked")}
-    return {"id": short_id(letter["_id"]), **told}
-
-
-def _plain_value(value: Any) -> Any:
-    """For JSON, with extended JSON for what has no other form there."""
-    return json.loads(dumps(value, json_options=RELAXED_JSON_OPTIONS))

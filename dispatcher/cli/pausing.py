@@ -2,15 +2,17 @@
 
 import getpass
 import socket
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dispatcher.cli.connecting import Connection, with_group
 from dispatcher.cli.options import Json, OfGroup, command
 from dispatcher.cli.output import out, print_json
 from dispatcher.core.output.terminal import shown
-from dispatcher.operate.pauses import Paused, pause, pauses, resume
+
+if TYPE_CHECKING:
+    from dispatcher.cli.connecting import Connection
+    from dispatcher.operate.pauses import Paused
 
 __all__ = ["add_to"]
 
@@ -44,8 +46,10 @@ def _pause(
 
     Example: `dispatcher pause billing.welcome --url mongodb://db.example.org`
     """
+    from dispatcher.cli.connecting import with_group
+    from dispatcher.operate.pauses import pause
 
-    async def do(there: Connection) -> bool:
+    async def do(there: "Connection") -> bool:
         return await pause(there.group, receiver, by=_who(), known=there.receivers)
 
     changed = with_group(do, place)
@@ -68,8 +72,10 @@ def _resume(
 
     Example: `dispatcher resume billing.welcome --url mongodb://db.example.org`
     """
+    from dispatcher.cli.connecting import with_group
+    from dispatcher.operate.pauses import pauses, resume
 
-    async def do(there: Connection) -> tuple[bool, list[Paused]]:
+    async def do(there: "Connection") -> "tuple[bool, list[Paused]]":
         changed = await resume(there.group, receiver, known=there.receivers)
         return changed, await pauses(there.group)
 

@@ -1,21 +1,21 @@
 """`dispatcher position`."""
 
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from bson.timestamp import Timestamp
 
-from dispatcher.cli.connecting import Connection, with_group
 from dispatcher.cli.options import Json, OfGroupOfApp, Yes, command
 from dispatcher.cli.output import confirmed, out, print_json
-from dispatcher.cli.parsing import token
 from dispatcher.core.output.terminal import shown
-from dispatcher.core.resume_tokens import DIGEST
 from dispatcher.exceptions import ExitCode
-from dispatcher.operate.positions import Moved, Mover
-from dispatcher.operate.status import look
-from dispatcher.operate.status_model import Partition
+
+if TYPE_CHECKING:
+    from bson.timestamp import Timestamp
+
+    from dispatcher.cli.connecting import Connection
+    from dispatcher.operate.positions import Moved
+    from dispatcher.operate.status_model import Partition
 
 __all__ = ["add_to"]
 
@@ -57,8 +57,10 @@ def _show(
 
     Example: `dispatcher position show shop.models:registry --max-age 60`
     """
+    from dispatcher.cli.connecting import with_group
+    from dispatcher.operate.status import look
 
-    async def see(there: Connection) -> list[dict[str, Any]]:
+    async def see(there: "Connection") -> list[dict[str, Any]]:
         overview = await look(there.group)
         numbered = there.group.state.positions.find({"group": there.group.name, "partition": {"$exists": 1}})
         found = {int(one["partition"]): one async for one in numbered}
@@ -83,7 +85,9 @@ def _show(
         raise typer.Exit(ExitCode.FAILED)
 
 
-def _readable(group: str, seen: Partition, found: dict[str, Any]) -> dict[str, Any]:
+def _readable(group: str, seen: "Partition", found: dict[str, Any]) -> dict[str, Any]:
+    from dispatcher.core.resume_tokens import DIGEST
+
     saved_at = found.get("saved_at")
     return {
         "position": f"{group}:{seen.number}",
@@ -122,9 +126,13 @@ def _set(
 
     Example: `dispatcher position set shop.models:registry --at 2h`
     """
+    from dispatcher.cli.connecting import with_group
+    from dispatcher.cli.parsing import token
+    from dispatcher.operate.positions import Mover
+
     wanted = None if at.strip() == "now" else token(at, "--at")
 
-    async def do(there: Connection) -> list[Moved]:
+    async def do(there: "Connection") -> "list[Moved]":
         mover = Mover(there.group, address=there.address)
         if wanted is None:
             return await mover.move(await mover.now(), force=force)
@@ -150,8 +158,10 @@ def _reset(
 
     Example: `dispatcher position reset shop.models:registry`
     """
+    from dispatcher.cli.connecting import with_group
+    from dispatcher.operate.positions import Mover
 
-    async def do(there: Connection) -> list[Moved]:
+    async def do(there: "Connection") -> "list[Moved]":
         return await Mover(there.group, address=there.address).move(None, force=force)
 
     if not confirmed("Forget the position? What is not delivered yet won't be.", yes=yes):
@@ -159,7 +169,7 @@ def _reset(
     _say(with_group(do, place), as_json=as_json)
 
 
-def _say(moved: list[Moved], *, as_json: bool) -> None:
+def _say(moved: "list[Moved]", *, as_json: bool) -> None:
     if as_json:
         print_json(
             [one._asdict() | {"before": _text(one.before), "after": _text(one.after)} for one in moved],
@@ -172,5 +182,5 @@ def _say(moved: list[Moved], *, as_json: bool) -> None:
             out.print("  a gap is noted: changes in between are not delivered")
 
 
-def _text(time: Timestamp | None) -> str | None:
+def _text(time: "Timestamp | None") -> str | None:
     return None if time is None else time.as_datetime().isoformat()

@@ -6,7 +6,6 @@ from dispatcher.cli.application import load_registry
 from dispatcher.cli.options import App, Import, Json
 from dispatcher.cli.output import out, print_json
 from dispatcher.core.output.terminal import Grid
-from dispatcher.delivery.routes import Routes
 
 __all__ = ["add_to"]
 
@@ -21,6 +20,8 @@ def _receivers(app: App, imports: Import = [], as_json: Json = False) -> None:  
 
     Example: `dispatcher receivers shop.models:registry`
     """
+    from dispatcher.delivery.routes import Routes
+
     registry = load_registry(app, imports)
     routes = Routes(registry.all_documents, registry.dispatched or "default")
     rows = [

@@ -40,7 +40,7 @@ _SEE: Final = {
 
 def page() -> str:
     """The page."""
-    from dispatcher.cli import app  # noqa: PLC0415 - it imports all commands
+    from dispatcher.cli import app
 
     sections = [_section(path, command) for path, command in _commands(typer.main.get_command(app))]
     return "\n".join([_HEAD, *sections])

@@ -7,18 +7,16 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from bson.timestamp import Timestamp
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dispatcher.cli.application import load_registry
 from dispatcher.cli.options import App, Import, Json, Yes, command, settings_of
 from dispatcher.cli.output import confirmed, out, print_json
-from dispatcher.cli.parsing import point
-from dispatcher.core.output.logs import configure_logging
 from dispatcher.exceptions import ExitCode
 from dispatcher.settings import Settings
 
 if TYPE_CHECKING:
+    from bson.timestamp import Timestamp
+
     from dispatcher.runs.backfill import Backfill
     from dispatcher.runs.player import Outcome, Workplace
     from dispatcher.runs.replay import Replay
@@ -111,7 +109,7 @@ def _replay(  # noqa: PLR0913 - one parameter per flag
     asked = {"since": since, "until": until}
 
     async def work(place: "Workplace", stop: asyncio.Event) -> "Outcome":
-        from dispatcher.runs import replay  # noqa: PLC0415 - the driver is only loaded by who connects
+        from dispatcher.runs import replay
 
         run = await replay.start(
             place, receivers, since=begin, until=end, asked=asked, rate=rate, resume=resume, new=new
@@ -146,7 +144,7 @@ def _backfill(
     """
 
     async def work(place: "Workplace", stop: asyncio.Event) -> "Outcome":
-        from dispatcher.runs import backfill  # noqa: PLC0415 - the driver is only loaded by who connects
+        from dispatcher.runs import backfill
 
         run = await backfill.start(place, receivers, rate=rate, resume=resume, new=new)
         return await _shown(run, stop, lambda: (run.total, run.seen), "documents", as_json)
@@ -162,10 +160,12 @@ def _work(
     as_json: bool,
 ) -> None:
     """Run it until it is finished, or somebody stops it; say how it went."""
+    from dispatcher.core.output.logs import configure_logging
+
     configure_logging("auto", settings.log_level)
-    from dispatcher.delivery.tracing import exporting  # noqa: PLC0415 - likewise
-    from dispatcher.runs.player import workplace  # noqa: PLC0415 - likewise
-    from dispatcher.runtime import service  # noqa: PLC0415 - the driver is only loaded by who connects
+    from dispatcher.delivery.tracing import exporting
+    from dispatcher.runs.player import workplace
+    from dispatcher.runtime import service
 
     registry = load_registry(app, imports)
     outcomes: list[Outcome] = []
@@ -200,6 +200,8 @@ async def _shown(
     """Work on it, with a bar where somebody is looking."""
     if as_json or not out.is_terminal:
         return await run.work(stop)
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = [
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -232,7 +234,9 @@ async def _shown(
                 await updating
 
 
-def _points(since: str | None, until: str | None) -> tuple[Timestamp | None, Timestamp | None]:
+def _points(since: str | None, until: str | None) -> "tuple[Timestamp | None, Timestamp | None]":
+    from dispatcher.cli.parsing import point
+
     begin = None if since is None else point(since, "--since")
     end = None if until is None else point(until, "--until")
     now = datetime.now(UTC).timestamp() + _TOLERANCE

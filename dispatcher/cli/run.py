@@ -7,8 +7,6 @@ import typer
 
 from dispatcher.cli.application import load_registry
 from dispatcher.cli.options import WITH_FLAG, App, Import, command, settings_of
-from dispatcher.core.output.logs import configure_logging
-from dispatcher.core.output.writer import free
 from dispatcher.settings import Settings
 
 __all__ = ["add_to"]
@@ -36,11 +34,14 @@ def _run(
 
     Example: `dispatcher run shop.models:registry --import shop.receivers`
     """
+    from dispatcher.core.output.logs import configure_logging
+    from dispatcher.core.output.writer import free
+
     configure_logging(settings.log_format, settings.log_level)
     free("stdout", "{} lines were dropped: stdout could not be written\n".format)
-    from dispatcher.delivery.tracing import exporting  # noqa: PLC0415 - likewise
-    from dispatcher.runtime import service  # noqa: PLC0415 - the driver is only loaded by who connects
-    from dispatcher.web.server import Web  # noqa: PLC0415 - likewise
+    from dispatcher.delivery.tracing import exporting
+    from dispatcher.runtime import service
+    from dispatcher.web.server import Web
 
     registry = load_registry(app, imports)
     with exporting(settings):

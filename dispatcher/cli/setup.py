@@ -9,7 +9,6 @@ import typer
 from dispatcher.cli.application import load_registry
 from dispatcher.cli.options import App, Import, Json, command, settings_of
 from dispatcher.cli.output import out, print_json
-from dispatcher.core.output.logs import configure_logging
 from dispatcher.core.output.terminal import Grid
 from dispatcher.settings import Settings
 
@@ -50,8 +49,10 @@ def _setup(
 
     Example: `dispatcher setup shop.models:registry --import shop.receivers`
     """
+    from dispatcher.core.output.logs import configure_logging
+
     configure_logging("auto", "warning")  # to stderr: what was done goes to stdout
-    from dispatcher.operate.setup import set_up  # noqa: PLC0415 - the driver is only loaded by who connects
+    from dispatcher.operate.setup import set_up
 
     registry = load_registry(app, imports)
     prepared = asyncio.run(set_up(registry, settings, app, images=not no_images))

@@ -2,24 +2,23 @@
 
 import threading
 from collections.abc import Callable
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.console import Group as Lines
 from rich.console import RenderableType
-from rich.live import Live
 
-from dispatcher.cli.connecting import Connection, with_group
 from dispatcher.cli.options import Json, OfGroupOfApp, command
 from dispatcher.cli.output import out, print_json
 from dispatcher.core.output.redaction import redacted
 from dispatcher.core.output.terminal import Grid, shown
 from dispatcher.core.stats import duration
-from dispatcher.embedded.processes import stopped_by_signals
 from dispatcher.exceptions import ServerError
-from dispatcher.operate.health import Word
-from dispatcher.operate.status import look
-from dispatcher.operate.status_model import Member, Overview, Partition
+
+if TYPE_CHECKING:
+    from dispatcher.cli.connecting import Connection
+    from dispatcher.operate.health import Word
+    from dispatcher.operate.status_model import Member, Overview, Partition
 
 __all__ = ["add_to"]
 
@@ -27,7 +26,7 @@ __all__ = ["add_to"]
 _LATE = 60.0
 _TIGHT = 3_600.0
 
-_STYLES: Final[dict[Word, str]] = {
+_STYLES: "Final[dict[Word, str]]" = {
     "delivering": "green",
     "idle": "green",
     "behind": "yellow",
@@ -56,14 +55,16 @@ def _status(
 
     Example: `dispatcher status --url mongodb://db.example.org --group billing --watch`
     """
+    from dispatcher.cli.connecting import with_group
+    from dispatcher.operate.status import look
 
-    async def see(there: Connection) -> Overview:
+    async def see(there: "Connection") -> "Overview":
         return await look(there.group)
 
-    def once() -> Overview:
+    def once() -> "Overview":
         return with_group(see, place)
 
-    def show(overview: Overview) -> None:
+    def show(overview: "Overview") -> None:
         if as_json:
             print_json(overview.as_dict())
         else:
@@ -72,6 +73,8 @@ def _status(
     if not watch:
         show(once())
         return
+    from dispatcher.embedded.processes import stopped_by_signals
+
     # Not by KeyboardInterrupt: in the middle of a look the driver takes it for a broken connection.
     with stopped_by_signals() as stop:
         if not as_json and out.is_terminal:
@@ -82,8 +85,10 @@ def _status(
             show(once())
 
 
-def _watch(once: Callable[[], Overview], interval: float, stop: threading.Event) -> None:
+def _watch(once: "Callable[[], Overview]", interval: float, stop: threading.Event) -> None:
     """Fill the terminal, again and again; a server that is gone for a while ends nothing."""
+    from rich.live import Live
+
     with Live(_rendered(once()), console=out, auto_refresh=False, screen=True) as live:
         while not stop.wait(interval):
             try:
@@ -93,7 +98,7 @@ def _watch(once: Callable[[], Overview], interval: float, stop: threading.Event)
             live.update(seen, refresh=True)
 
 
-def _rendered(overview: Overview) -> RenderableType:
+def _rendered(overview: "Overview") -> RenderableType:
     return Lines(
         *_summary(overview),
         *_titled("Receivers", _receivers(overview), overview.health.receivers),
@@ -112,7 +117,7 @@ def _titled(title: str, table: Grid, rows: list[Any]) -> list[RenderableType]:
     return ["", shown(title, "bold"), table] if rows else []
 
 
-def _summary(overview: Overview) -> list[RenderableType]:
+def _summary(overview: "Overview") -> list[RenderableType]:
     alive = overview.alive
     lags = [one.lag_seconds for one in overview.partitions if one.lag_seconds is not None]
     rate = sum(float(one.stats.get("per_second", {}).get("deliveries", 0)) for one in alive)
@@ -144,11 +149,11 @@ def _summary(overview: Overview) -> list[RenderableType]:
     return [table]
 
 
-def _counted(figure: str, count: int, overview: Overview) -> str:
+def _counted(figure: str, count: int, overview: "Overview") -> str:
     return f"at least {count}" if figure in overview.at_least else str(count)
 
 
-def _headroom(overview: Overview) -> tuple[str, str, str]:
+def _headroom(overview: "Overview") -> tuple[str, str, str]:
     left = overview.headroom_seconds
     if left is None:
         if not overview.partitions:
@@ -159,7 +164,7 @@ def _headroom(overview: Overview) -> tuple[str, str, str]:
     return "oplog", f"position would be lost in {duration(left)}", "bold red" if left < _TIGHT else ""
 
 
-def _receivers(overview: Overview) -> Grid:
+def _receivers(overview: "Overview") -> Grid:
     table = Grid("health", "receiver", "signal", "why")
     for one in overview.health.receivers:
         table.add_row(
@@ -168,7 +173,7 @@ def _receivers(overview: Overview) -> Grid:
     return table
 
 
-def _partitions(overview: Overview) -> Grid:
+def _partitions(overview: "Overview") -> Grid:
     table = Grid("partition", "owner", "term", "delivered up to", "lag", "changes behind", "saved", "lost in")
     for one in overview.partitions:
         table.add_row(
@@ -184,17 +189,17 @@ def _partitions(overview: Overview) -> Grid:
     return table
 
 
-def _owned(one: Partition, overview: Overview) -> bool:
+def _owned(one: "Partition", overview: "Overview") -> bool:
     return any(member.id == one.owner for member in overview.alive)
 
 
-def _owner(one: Partition, overview: Overview) -> str:
+def _owner(one: "Partition", overview: "Overview") -> str:
     if one.owner is None or one.where is None:
         return "nobody"
     return one.where if _owned(one, overview) else f"{one.where} (gone)"
 
 
-def _members(members: list[Member]) -> Grid:
+def _members(members: "list[Member]") -> Grid:
     table = Grid("member", "version", "started", "heard of", "partitions", "deliveries/s", "http")
     for one in members:
         table.add_row(
@@ -209,7 +214,7 @@ def _members(members: list[Member]) -> Grid:
     return table
 
 
-def _letters(overview: Overview) -> Grid:
+def _letters(overview: "Overview") -> Grid:
     table = Grid("count", "receiver", "signal", "newest")
     for one in overview.dead_letters:
         newest = "" if one.newest_at is None else f"{one.newest_at:%Y-%m-%d %H:%M:%S}"
@@ -222,7 +227,7 @@ def _letters(overview: Overview) -> Grid:
     return table
 
 
-def _parked(overview: Overview) -> Grid:
+def _parked(overview: "Overview") -> Grid:
     table = Grid("documents", "receiver", "reason", "next attempt")
     for one in overview.parked:
         due = "" if one.due_at is None else f"{one.due_at:%Y-%m-%d %H:%M:%S}"
@@ -230,7 +235,7 @@ def _parked(overview: Overview) -> Grid:
     return table
 
 
-def _paused(overview: Overview) -> Grid:
+def _paused(overview: "Overview") -> Grid:
     table = Grid("receiver", "since", "by")
     for one in overview.paused:
         since = "" if one.since is None else f"{one.since:%Y-%m-%d %H:%M:%S}"
@@ -238,7 +243,7 @@ def _paused(overview: Overview) -> Grid:
     return table
 
 
-def _runs(overview: Overview) -> Grid:
+def _runs(overview: "Overview") -> Grid:
     table = Grid("run", "what")
     for one in overview.runs:
         rest = {name: value for name, value in one.items() if name not in ("_id", "group", "kind")}
@@ -246,7 +251,7 @@ def _runs(overview: Overview) -> Grid:
     return table
 
 
-def _gaps(overview: Overview) -> Grid:
+def _gaps(overview: "Overview") -> Grid:
     table = Grid("noted", "kind", "text")
     for one in overview.gaps:
         noted = "" if one.noted_at is None else f"{one.noted_at:%Y-%m-%d %H:%M:%S}"
@@ -254,7 +259,7 @@ def _gaps(overview: Overview) -> Grid:
     return table
 
 
-def _misfits(overview: Overview) -> Grid:
+def _misfits(overview: "Overview") -> Grid:
     table = Grid("collection", "_id", "problem", "remedy")
     for one in overview.misfits:
         table.add_row(*one)

@@ -1,0 +1,44 @@
+"""The command line: its flags come from the settings, and its help is there at once."""
+
+import subprocess
+import sys
+
+import typer
+
+from dispatcher.cli import app
+from dispatcher.settings import Settings
+
+HELP = """
+import sys
+from dispatcher.cli import app
+try:
+    app(["--help"])
+finally:
+    print("loaded:", sorted({"bson", "mongoz", "pymongo", "structlog"} & sys.modules.keys()))
+"""
+
+
+def flags_of(command: str) -> dict[str, object]:
+    commands = typer.main.get_command(app).commands
+    return {one.name: one for one in commands[command].params}
+
+
+def test_the_help_loads_neither_the_driver_nor_the_documents():
+    done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "loaded: []"
+
+
+def test_run_has_a_flag_for_each_setting_that_is_no_secret():
+    assert Settings.model_fields.keys() - flags_of("run").keys() == {"http_token"}
+
+
+def test_a_flag_has_the_default_help_and_variable_of_its_setting():
+    flags = flags_of("run")
+    for name in ("concurrency", "on_history_lost", "adopt", "partitions"):
+        field, flag = Settings.model_fields[name], flags[name]
+        assert (flag.default, flag.help) == (field.default, field.description)
+        assert (flag.opts, flag.envvar) == ([f"--{name.replace('_', '-')}"], f"DISPATCHER_{name.upper()}")
+
+
+def test_a_command_can_have_a_default_of_its_own():
+    assert (flags_of("replay")["log_level"].default, flags_of("dev")["log_level"].default) == ("warning", "info")

@@ -18,7 +18,7 @@ from dispatcher.core.output.logs import get_logger
 from dispatcher.core.tasks import end
 from dispatcher.group.assignment import moves
 from dispatcher.group.members import Member, Members
-from dispatcher.position.documents import Layout, Position, Saved
+from dispatcher.position.documents import Layout, Position, SavedPositions
 from dispatcher.position.store import PositionStore
 
 __all__ = ["Coordinator", "Held", "Work"]
@@ -92,7 +92,7 @@ class Coordinator(Generic[W]):
         *,
         lease: float,
         version: str,
-        begin: Callable[[Saved], Coroutine[Any, Any, bool]],
+        begin: Callable[[SavedPositions], Coroutine[Any, Any, bool]],
         work: Callable[[Lease, Position], W],
         resized: Callable[[], None],
         address: str,
@@ -259,7 +259,7 @@ class Coordinator(Generic[W]):
 
     # -- taking and handing over -----------------------------------------------------------------------------
 
-    async def _divide(self, saved: Saved, owners: dict[int, str | None]) -> None:
+    async def _divide(self, saved: SavedPositions, owners: dict[int, str | None]) -> None:
         """Hand over all that is held here. When nobody holds anything any more, divide the work anew.
 
         All members do that; one of them is the first.
@@ -393,7 +393,7 @@ class Coordinator(Generic[W]):
             raise self._failures[0]
 
 
-def _is_outdated(member: Member, saved: Saved) -> bool:
+def _is_outdated(member: Member, saved: SavedPositions) -> bool:
     """Whether a newer version of the application has held a partition."""
     return any(
         one.version not in ("", member.version)

@@ -9,7 +9,7 @@ from pymongo import AsyncMongoClient
 from dispatcher.core.output.logs import Stats, get_logger
 from dispatcher.delivery.routes import Routes
 from dispatcher.exceptions import GroupTaken
-from dispatcher.position.documents import Saved
+from dispatcher.position.documents import SavedPositions
 from dispatcher.position.store import PositionStore
 from dispatcher.settings import Settings
 from dispatcher.stream.change_stream import ChangeStreamSource, Scope
@@ -106,7 +106,7 @@ async def begin(
     scope: Scope,
     now: Callable[[], Coroutine[Any, Any, str]],
     settings: Settings,
-    saved: Saved,
+    saved: SavedPositions,
 ) -> bool:
     """Record the positions that are missing: these partitions begin now.
 

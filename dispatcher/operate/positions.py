@@ -5,7 +5,7 @@ meanwhile has lost it, since each move begins a new term.
 """
 
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from bson.timestamp import Timestamp
 from pymongo.asynchronous.client_session import AsyncClientSession
@@ -18,25 +18,15 @@ from dispatcher.core.output.logs import Stats
 from dispatcher.core.state import POSITIONS, Group
 from dispatcher.exceptions import HistoryLost, NotFound, PositionError, StillRunning
 from dispatcher.operate.status import members_of
-from dispatcher.position.documents import Position, Saved
+from dispatcher.position.documents import Position, SavedPositions
 from dispatcher.position.gaps import Gap, Gaps
-from dispatcher.position.store import PositionStore, unchanged
+from dispatcher.position.store import PositionStore
 from dispatcher.stream.cursor import Cursors, Shape
-from mongoz.connection.elections import session_of
 
 __all__ = ["Moved", "Mover"]
 
-# Seconds of a lease whose holder did not say.
-_LEASE: Final = 10.0
-
-# Who holds a partition, until its former holder must have noticed that it has lost it.
-_BY_HAND: Final = "moved by hand"
-
 # A single small event, or none.
 _GLANCE: Final = Shape({}, ({"$project": {"_id": 1}},), size=1, await_ms=1)
-
-# What a save leaves behind.
-_SAVED: Final = ("token", "cluster_time", "fingerprint", "ahead", "until", "inherited", "saved_at")
 
 
 class Moved(NamedTuple):
@@ -67,7 +57,6 @@ class Mover:
         self._state = group.state
         self._group = group
         self._address = address
-        self._positions = group.state.positions
         self._store = PositionStore(group)
 
     async def now(self) -> str:
@@ -141,37 +130,29 @@ class Mover:
             )
         return await self._write(saved, token, force=force)
 
-    async def _write(self, saved: Saved, token: str | None, *, force: bool) -> list[Moved]:
-        layout = saved.layout
-        assert layout is not None  # somebody asked for it
-        there = [one for _, one in sorted(saved.positions.items())]
+    async def _write(self, saved: SavedPositions, token: str | None, *, force: bool) -> list[Moved]:
+        assert saved.layout is not None  # there is something to move
+        partitions = saved.layout.partitions
+        positions = [one for _, one in sorted(saved.positions.items())]
+        done = [self._moved(position, partitions, token) for position in positions]
 
-        async def write(session: AsyncClientSession) -> list[Moved]:
-            # A write, so that nobody divides the work at the same moment.
-            same = {"_id": self._group.name, "partitions": layout.partitions}
-            found = await self._positions.update_one(same, {"$currentDate": {"mended_at": True}}, session=session)
-            matched = found.matched_count
-            done = []
-            for position in there:
-                seen = {"_id": f"{self._group.name}:{position.partition}", **unchanged(position)}
-                change = _change(position, token, force=force)
-                matched += (await self._positions.update_one(seen, change, session=session)).matched_count
-                done.append(await self._note(position, layout.partitions, token, session))
-            if matched != 1 + len(there):
-                raise StillRunning(
-                    f"A dispatcher of the group {self._group.name!r} has been at work at the same moment. "
-                    "Nothing was changed.",
-                    remedy="Try again.",
-                )
-            return done
+        async def note(session: AsyncClientSession) -> None:
+            for position, one in zip(positions, done, strict=True):
+                if one.gap is not None:
+                    gaps = Gaps(self._group, Stats(), address=self._address, partition=position.partition)
+                    key = f"{position.partition}/{partitions}:{position.term}:{position.token}"
+                    gap = Gap("position_set", key, one.gap, None, one.before, one.after)
+                    await gaps.note(gap, session)
 
-        async with session_of(self._state.client) as session:
-            return await session.with_transaction(write)
+        if not await self._store.move(saved, token, force=force, also=note):
+            raise StillRunning(
+                f"A dispatcher of the group {self._group.name!r} has been at work at the same moment. "
+                "Nothing was changed.",
+                remedy="Try again.",
+            )
+        return done
 
-    async def _note(
-        self, position: Position, partitions: int, token: str | None, session: AsyncClientSession
-    ) -> Moved:
-        """Note what is skipped, if anything is."""
+    def _moved(self, position: Position, partitions: int, token: str | None) -> Moved:
         before = None if position.token is None else token_time(position.token)
         after = None if token is None else token_time(token)
         if position.token is None or before is None or (token is not None and token <= position.token):
@@ -182,9 +163,6 @@ class Mover:
             f"the position of {which} was moved by hand: changes from {before.as_datetime().isoformat()} to "
             f"{until} are not delivered"
         )
-        gaps = Gaps(self._group, Stats(), address=self._address, partition=position.partition)
-        key = f"{position.partition}/{partitions}:{position.term}:{position.token}"
-        await gaps.note(Gap("position_set", key, text, None, before, after), session)
         return Moved(position.partition, before, after, text)
 
     async def _time(self) -> Timestamp:
@@ -206,20 +184,3 @@ class Mover:
 def _token_of(time: Timestamp) -> str:
     """What sorts before the tokens of all changes of this time, and after those of all earlier ones."""
     return f"82{time.time:08X}{time.inc:08X}"
-
-
-def _change(position: Position, token: str | None, *, force: bool) -> dict[str, Any]:
-    """What is written over a position.
-
-    Its term grows, so that nobody can save over it. By force it is held for one lease more: a holder that has not
-    noticed yet delivers for so long.
-    """
-    owner = _BY_HAND if force and position.owner is not None else None
-    taken: dict[str, Any] = {"owner": owner, "lease_seconds": position.lease or _LEASE}
-    counted = {"term": 1, "beat": 1}
-    if token is None:
-        return {"$set": taken, "$inc": counted, "$unset": dict.fromkeys(_SAVED, "")}
-    # The token may be one of another stream, which does not turn up in this one's: only its time is used.
-    moved = {"token": token, "cluster_time": token_time(token), "fingerprint": "", "ahead": b"", "until": None}
-    dates = {"saved_at": True, "released_at": True}
-    return {"$set": {**taken, **moved}, "$inc": counted, "$unset": {"inherited": ""}, "$currentDate": dates}

@@ -21,7 +21,8 @@ from dispatcher.core.partitions import HASH
 from dispatcher.core.resume_tokens import digest_of, split, token_of
 from dispatcher.position.documents import Position
 from dispatcher.position.inherited import Inherited
-from dispatcher.position.store import PositionStore, Tracker
+from dispatcher.position.store import PositionStore
+from dispatcher.position.tracker import Tracker
 from dispatcher.settings import Settings
 
 __all__ = ["Progress"]

@@ -1,7 +1,7 @@
-"""What is saved of a group, read with suspicion: somebody may have edited it by hand.
+"""The documents of positions: what they say, and the fields that are written into them. Pure.
 
-Nothing is changed or delivered on the word of a document that makes no sense. It is named instead, with the field
-and what it holds.
+A person may have edited a document. A document that makes no sense ends the process with an error that names the
+document, the field and its value: a dispatcher that does not know its position must not guess.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ from dispatcher.core.state import POSITIONS
 from dispatcher.exceptions import PositionError
 from dispatcher.position.inherited import Fact
 
-__all__ = ["Layout", "Position", "Saved"]
+__all__ = ["Layout", "Position", "SavedPositions", "moved", "owned_as", "recorded"]
 
 _REMEDY: Final = (
     "Was it edited by hand? Mend the field. Or delete the document while no dispatcher runs: then this partition "
@@ -27,14 +27,23 @@ _REMEDY_LAYOUT: Final = "Was it edited by hand? Mend the field to what it was."
 # Characters of a value in a message.
 _LONGEST: Final = 200
 
+# Seconds of a lease that its owner did not write down.
+_LEASE: Final = 10.0
+
+# The owner of a partition that was moved, until its former owner must have noticed the loss of its lease.
+_BY_HAND: Final = "moved by hand"
+
+# The fields that a save writes.
+_SAVED: Final = ("token", "cluster_time", "fingerprint", "ahead", "until", "inherited", "saved_at")
+
 
 class Layout(NamedTuple):
-    """How a group's work is divided.
+    """How the work of a group is divided.
 
     Attributes:
-        partitions: how many there are.
-        wanted: how many there should be, if that is another number.
-        application: that the group belongs to, as `"package.module:registry"`; empty if it never said.
+        partitions: their number.
+        wanted: the requested number, if it is another one.
+        application: that the group belongs to, as `"package.module:registry"`; empty if it has no name.
     """
 
     partitions: int
@@ -43,23 +52,23 @@ class Layout(NamedTuple):
 
 
 class Position(NamedTuple):
-    """What is saved of one partition.
+    """The position of one partition.
 
     Attributes:
-        partition: which.
-        partitions: of how many; 0 if that was not said.
-        owner: the member that may write here; None if nobody holds it.
+        partition: its number, from 0 on.
+        partitions: the number of partitions; 0 if the document does not have it.
+        owner: the member that may write here; None if no member holds the partition.
         term: grows with every change of ownership.
         beat: grows with every renewal of the lease.
-        lease: seconds after which a lease that was not renewed is over; None if its owner did not say.
+        lease: seconds after which a lease that was not renewed is over; None if its owner did not write it down.
         identity: the owner's process.
         token: everything up to it is finished; None if nothing was ever saved.
         fingerprint: of the stream that the token belongs to.
-        until: what sorts behind the tokens of all changes that `ahead` is about.
+        until: sorts behind the tokens of all changes in `ahead`.
         ahead: hashes of tokens behind `token` that are finished as well, see `core/resume_tokens.py`.
-        inherited: what else is, from times when the work was divided in another way.
+        inherited: finished changes under earlier layouts, see `position/inherited.py`.
         version: of the application that held it last.
-        version_started: the server's time at which a process of that version started; None if it never said.
+        version_started: the server's time at which a process of that version started; None if it is unknown.
     """
 
     partition: int
@@ -78,10 +87,10 @@ class Position(NamedTuple):
     version_started: datetime | None
 
     def start(self, fingerprint: str) -> Start:
-        """Where to read on with a stream of this fingerprint.
+        """Where a stream of this fingerprint continues.
 
-        After another stream's token only its time can be used; whoever reads must then skip what is not
-        behind the token.
+        Of a token of another stream only the time can be used: the reader must skip changes that are not behind
+        the token.
         """
         assert self.token is not None
         if fingerprint == self.fingerprint:
@@ -89,23 +98,23 @@ class Position(NamedTuple):
         return Start(cluster_time=token_time(self.token))
 
 
-class Saved(NamedTuple):
-    """All that is saved of one group.
+class SavedPositions(NamedTuple):
+    """The layout and the positions of one group.
 
     Attributes:
-        layout: None if no dispatcher of the group ever ran, or only ones that knew of no partitions.
-        positions: by partition. One that somebody deleted is missing.
+        layout: None if no dispatcher of the group ever ran, or only versions without partitions.
+        positions: by partition. A deleted one is missing.
     """
 
     layout: Layout | None
     positions: dict[int, Position]
 
     @classmethod
-    def read(cls, documents: list[dict[str, Any]], group: str, database: str) -> "Saved":
-        """What the documents of a group say.
+    def read(cls, documents: list[dict[str, Any]], group: str, database: str) -> "SavedPositions":
+        """Read the documents of a group.
 
         Raises:
-            PositionError: one of them makes no sense; it names the field.
+            PositionError: a document makes no sense; the error names the field.
         """
         place = f"{database}.{POSITIONS}"
         layout = None
@@ -121,6 +130,54 @@ class Saved(NamedTuple):
                 if not number < layout.partitions == (position.partitions or layout.partitions):
                     raise _another_layout(number, position, layout, group, place)
         return cls(layout, positions)
+
+
+def owned_as(seen: Position) -> dict[str, Any]:
+    """The fields that tell whether a position has another owner than when it was read, or a renewed lease."""
+    return {  # a field that is missing equals null
+        "owner": seen.owner,
+        "term": {"$in": [seen.term, None]} if seen.term == 0 else seen.term,
+        "beat": {"$in": [seen.beat, None]} if seen.beat == 0 else seen.beat,
+    }
+
+
+def recorded(token: str, fingerprint: str = "", ahead: bytes = b"", until: str = "") -> dict[str, Any]:
+    """The fields of a position.
+
+    Args:
+        token: everything up to it is finished.
+        fingerprint: of the stream that it belongs to. Without one, only the time of the token is used.
+        ahead: hashes of tokens behind it that are finished as well.
+        until: sorts behind these tokens; empty if there are none.
+    """
+    return {
+        "token": token,
+        "cluster_time": token_time(token),
+        "fingerprint": fingerprint,
+        "ahead": ahead,
+        "until": until or None,
+    }
+
+
+def moved(position: Position, token: str | None, *, force: bool) -> dict[str, Any]:
+    """The update of a position that is moved by hand.
+
+    Its term grows, so that the former owner can't save over it. By force the partition stays held for one lease
+    more: a former owner that has not noticed the loss yet delivers for so long.
+
+    Args:
+        position: as it was read.
+        token: of the new position; None if the next start decides.
+        force: although a member holds it.
+    """
+    owner = _BY_HAND if force and position.owner is not None else None
+    taken: dict[str, Any] = {"owner": owner, "lease_seconds": position.lease or _LEASE}
+    counted = {"term": 1, "beat": 1}
+    if token is None:
+        return {"$set": taken, "$inc": counted, "$unset": dict.fromkeys(_SAVED, "")}
+    # The token may be one of another stream.
+    values, dates = {**taken, **recorded(token)}, {"saved_at": True, "released_at": True}
+    return {"$set": values, "$inc": counted, "$unset": {"inherited": ""}, "$currentDate": dates}
 
 
 class _Reader:
@@ -140,7 +197,7 @@ class _Reader:
         )
 
     def get(self, field: str, kind: type | tuple[type, ...], wanted: str, default: Any = None) -> Any:
-        """A value of this type; the default if there is none."""
+        """A value of this type; the default if the field is missing or null."""
         value = self._document.get(field)
         if value is None:
             return default
@@ -170,7 +227,7 @@ class _Reader:
         return value
 
     def digests(self, field: str) -> bytes:
-        """Hashes of several of them."""
+        """Hashes of resume tokens."""
         wanted = f"binary, {DIGEST} bytes for each of some tokens"
         value: bytes = self.get(field, bytes, wanted, b"")
         if len(value) % DIGEST:
@@ -178,7 +235,7 @@ class _Reader:
         return value
 
     def facts(self, field: str) -> Iterator[Fact]:
-        """What was finished under other layouts."""
+        """Finished changes under earlier layouts."""
         wanted = "a list of what earlier layouts finished"
         for value in self.get(field, list, wanted, []):
             match value:

@@ -32,6 +32,7 @@ from dispatcher.exceptions import UnknownReceiver
 from dispatcher.group.layout import scope_of
 from dispatcher.operate.setup import group_of, routes_of
 from dispatcher.parking.dead_letters import DeadLetters
+from dispatcher.position.store import PositionStore
 from dispatcher.runs.store import Run, Runs
 from dispatcher.settings import Settings
 from dispatcher.stream.cursor import Cursors
@@ -280,8 +281,6 @@ class Workplace(NamedTuple):
         Raises:
             PyMongoError: as the driver has it.
         """
-        of_group = {"group": self.group.name}
-        latest = await self.group.state.positions.find_one(of_group, sort=[("term", -1)])
         transactions = Transactions(self.registry, self.group)
         return Playback(
             run,
@@ -291,7 +290,7 @@ class Workplace(NamedTuple):
             codec_options=self.registry.codec_options,
             dead_letters=DeadLetters(self.group, self.stats),
             transactions=transactions,
-            term=int((latest or {}).get("term", 0)),
+            term=await PositionStore(self.group).newest_term(),
             rate=rate,
             address=self.address,
         )

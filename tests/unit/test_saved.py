@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from dispatcher.exceptions import PositionError
-from dispatcher.position.documents import Saved
+from dispatcher.position.documents import SavedPositions
 from dispatcher.position.inherited import Fact
 
 TOKEN = "826B03E05E000000122B0229296E04"
@@ -23,7 +23,7 @@ def layout(**changes):
 
 def test_what_was_saved_is_read():
     now = datetime.now(UTC)
-    saved = Saved.read(
+    saved = SavedPositions.read(
         [
             layout(application="app:registry"),
             position(
@@ -48,7 +48,7 @@ def test_what_was_saved_is_read():
 
 def test_the_position_of_an_earlier_version_is_read():
     """It has no lease, and there is no layout."""
-    saved = Saved.read([position(owner="me", host="h", pid=1)], "shop", "state")
+    saved = SavedPositions.read([position(owner="me", host="h", pid=1)], "shop", "state")
     assert saved.layout is None
     assert (saved.positions[0].owner, saved.positions[0].beat, saved.positions[0].lease) == ("me", 0, None)
     assert not saved.positions[0].identity.is_dead
@@ -66,7 +66,7 @@ def test_positions_of_another_layout(wrong, said):
     with pytest.raises(
         PositionError, match=f"'{wrong['_id']}' in state.positions {said}, but the .* 2 part"
     ) as caught:
-        Saved.read([wrong, layout(), position()], "shop", "state")
+        SavedPositions.read([wrong, layout(), position()], "shop", "state")
     assert "--partitions" in caught.value.remedy
 
 
@@ -74,7 +74,7 @@ FACT = {"partitions": 4, "partition": 3, "token": TOKEN, "until": TOKEN, "ahead"
 
 
 def test_what_earlier_layouts_finished_is_read():
-    saved = Saved.read([position(inherited=[FACT])], "shop", "state")
+    saved = SavedPositions.read([position(inherited=[FACT])], "shop", "state")
     assert saved.positions[0].inherited == (Fact(4, 3, TOKEN, TOKEN, b"0123456789"),)
 
 
@@ -94,7 +94,7 @@ def test_what_earlier_layouts_can_not_have_finished(change):
         with pytest.raises(
             PositionError, match=r"has .* as inherited, not a list of what earlier layouts finished"
         ):
-            Saved.read([position(inherited=nonsense)], "shop", "state")
+            SavedPositions.read([position(inherited=nonsense)], "shop", "state")
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_what_earlier_layouts_can_not_have_finished(change):
 )
 def test_a_position_that_makes_no_sense(field, value, wanted):
     with pytest.raises(PositionError) as caught:
-        Saved.read([position(**{field: value})], "shop", "state")
+        SavedPositions.read([position(**{field: value})], "shop", "state")
     assert (
         caught.value.message == f"The document 'shop:0' in state.positions has {value!r} as {field}, not {wanted}."
     )
@@ -137,7 +137,7 @@ def test_a_position_that_makes_no_sense(field, value, wanted):
 @pytest.mark.parametrize("id_", ["shop:x", "shop:-1", "shop:", "shop:٣"])
 def test_a_position_of_no_partition(id_):
     with pytest.raises(PositionError, match=r"has .* as _id"):
-        Saved.read([position(_id=id_)], "shop", "state")
+        SavedPositions.read([position(_id=id_)], "shop", "state")
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_a_position_of_no_partition(id_):
 )
 def test_a_layout_that_makes_no_sense(field, value):
     with pytest.raises(PositionError) as caught:
-        Saved.read([layout(**{field: value})], "shop", "state")
+        SavedPositions.read([layout(**{field: value})], "shop", "state")
     assert caught.value.message.startswith(
         f"The document 'shop' in state.positions has {value!r} as {field}, not "
     )
@@ -162,5 +162,5 @@ def test_a_layout_that_makes_no_sense(field, value):
 
 def test_a_long_value_is_shortened():
     with pytest.raises(PositionError) as caught:
-        Saved.read([position(ahead="8" * 100_000)], "shop", "state")
+        SavedPositions.read([position(ahead="8" * 100_000)], "shop", "state")
     assert len(caught.value.message) < 400

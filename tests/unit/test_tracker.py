@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from dispatcher.core.events import Calls, Change, Job, token_time
 from dispatcher.exceptions import PositionError
-from dispatcher.position.documents import Saved
-from dispatcher.position.store import Tracker
+from dispatcher.position.documents import SavedPositions
+from dispatcher.position.tracker import Tracker
 
 TIME = Timestamp(1, 1)
 
@@ -127,7 +127,7 @@ def test_what_is_no_token_is_named(token):
 
 def test_another_pipeline_starts_at_the_time_of_the_position():
     document = {"_id": "shop:0", "token": "826B03E05E000000122B0229296E04", "fingerprint": "same"}
-    position = Saved.read([document], "shop", "state").positions[0]
+    position = SavedPositions.read([document], "shop", "state").positions[0]
     assert position.start("same").token == position.token
     other = position.start("other")
     assert other.token is None

@@ -1,0 +1,86 @@
+"""The order of a stream in one partition, and up to where everything in it is finished."""
+
+from collections import deque
+
+from dispatcher.core.events import Job
+
+__all__ = ["Tracker"]
+
+
+class Tracker:
+    """Computes the position, which never passes a change that is not finished. Pure.
+
+    The position never lies between a delete marker and its delete: a process that starts there reads the delete
+    alone, and takes it for a delete by a foreign client.
+
+    Args:
+        token: everything up to it is finished.
+
+    Attributes:
+        weight: characters of the tokens of all changes behind the position, finished or not.
+    """
+
+    def __init__(self, token: str) -> None:
+        self.token = token
+        self._open: deque[Job] = deque()
+        # These and all before them are finished, but the delete of a marker among them comes later.
+        self._between: list[Job] = []
+        self._announced = 0
+        self._mark = token
+        self.weight = 0
+
+    def add(self, job: Job) -> None:
+        """Note the next change of the stream. A finished one advances the position only after all earlier ones."""
+        if job.done and not self._open:
+            self.token = job.token
+        else:
+            self._open.append(job)
+            self.weight += len(job.token)
+
+    def mark(self, token: str) -> None:
+        """Note that the stream has been read up to this token: between changes, or on an idle stream.
+
+        The token stands for no change of its own, so it is never among those finished ahead.
+        """
+        self._mark = token
+        # A stream that begins at a time has tokens before the position at first.
+        if not self._open and token > self.token:
+            self.token = token
+
+    def finished(self, job: Job) -> None:
+        """Note that a change is finished."""
+        job.done, job.change, job.calls = True, None, ()
+        if job.marker is not None:
+            job.marker.done, job.marker.change = True, None
+        jobs = self._open
+        while jobs and jobs[0].done:
+            self._pass(jobs.popleft())
+        if not jobs and self._mark > self.token:
+            self.token = self._mark
+
+    def _pass(self, job: Job) -> None:
+        """Move the position past a finished job, if no delete of a marker is missing."""
+        self._announced += job.announces - (job.marker is not None)
+        if self._announced:
+            self._between.append(job)
+            return
+        self.token = job.token
+        self.weight -= len(job.token)
+        if self._between:
+            self.weight -= sum(len(one.token) for one in self._between)
+            self._between.clear()
+
+    @property
+    def span(self) -> int:
+        """The number of changes behind the position, finished or not."""
+        return len(self._between) + len(self._open)
+
+    @property
+    def oldest(self) -> Job | None:
+        """The oldest change that is not finished."""
+        return self._open[0] if self._open else None
+
+    @property
+    def ahead(self) -> list[Job]:
+        """Finished changes behind the position, in the order of the stream."""
+        return [*self._between, *(job for job in self._open if job.done)]

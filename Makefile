@@ -9,7 +9,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 # Tests and demos start hundreds of processes: each would compile the same modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-slow test-motor lint format bench guard chaos docs pictures clean
+.PHONY: help compiled demo test test-slow test-motor lint format bench guard chaos docs pictures clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
@@ -26,16 +26,19 @@ $(VENV)/.docs: $(VENV)/.installed
 	$(INSTALL) -e '.[docs]'
 	@touch $@
 
+compiled: $(VENV)/.installed  # else every worker compiles the same modules when it starts
+	@$(BIN)/python -m compileall -q -j 0 -x '/test_' dispatcher examples mongoz tests
+
 demo: $(VENV)/.installed  ## See deliveries for a foreign client's writes, live (15 seconds)
 	$(BIN)/dispatcher demo
 
-test: $(VENV)/.installed  ## Run the tests on an embedded MongoDB, in minutes
+test: compiled  ## Run the tests on an embedded MongoDB, in minutes
 	$(PYTEST) -m 'not slow' $(ARGS)
 
-test-slow: $(VENV)/.installed  ## Run the tests that take seconds each: many processes, type checkers, short chaos
+test-slow: compiled  ## Run the tests that take seconds each: many processes, type checkers, short chaos
 	$(PYTEST) -m slow $(ARGS)
 
-test-motor: $(VENV)/.installed  ## Run the tests of the ODM on Motor instead of PyMongo's client
+test-motor: compiled  ## Run the tests of the ODM on Motor instead of PyMongo's client
 	MONGOZ_TEST_DRIVER=motor $(PYTEST) tests/unit tests/integration $(ARGS)
 
 lint: $(VENV)/.installed  ## Check style, types and layers

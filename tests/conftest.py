@@ -1,10 +1,13 @@
 """Fixtures for all tests: a real mongod per worker process, a database per test."""
 
 import contextlib
+import fcntl
+import gc
 import importlib
 import itertools
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -19,6 +22,9 @@ from dispatcher.embedded.server import EmbeddedMongo, embedded_mongo
 from dispatcher.exceptions import EmbeddedError
 from mongoz import Registry
 
+# What is loaded and collected at the start stays until the end: looking for garbage among it finds nothing.
+gc.disable()
+
 # How long an example takes says more about the machine than about the test.
 hypothesis_settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 hypothesis_settings.load_profile("any-machine")
@@ -32,6 +38,22 @@ _databases = itertools.count()
 
 DRIVER = os.environ.get("MONGOZ_TEST_DRIVER", "pymongo")
 """What the registries of tests use that are not about drivers; `make test-motor` runs them all on Motor."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+    """One worker compiles a module of tests, and the others load what it wrote."""
+    if sys.dont_write_bytecode or not isinstance(collector, pytest.Module):
+        return (yield)
+    with collector.path.open() as module:
+        fcntl.flock(module, fcntl.LOCK_EX)
+        return (yield)
+
+
+def pytest_collection_finish() -> None:
+    """From here on garbage is looked for, but not among what was loaded."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

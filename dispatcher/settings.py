@@ -5,14 +5,15 @@ from typing import Final, Literal, NamedTuple
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from dispatcher.core.partitions import MOST
-
 __all__ = ["AUTO", "OFF", "Address", "Settings"]
 
 AUTO: Final = "auto"
 OFF: Final = "off"
 
 _SHORTEST_TOKEN: Final = 16
+
+MOST_PARTITIONS: Final = 64
+"""Each partition has a change stream, and each stream reads the whole oplog."""
 
 
 class Address(NamedTuple):
@@ -133,7 +134,7 @@ class Settings(BaseSettings):
     partitions: int | None = Field(
         default=None,
         ge=1,
-        le=MOST,
+        le=MOST_PARTITIONS,
         description="Divide the work into this number of partitions, 1 to 64, for as many processes. Without "
         "it the number stays; it is 1 at first.",
     )

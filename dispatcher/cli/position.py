@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from dispatcher.cli.connecting import Connection
     from dispatcher.operate.positions import Moved
-    from dispatcher.operate.status_model import Partition
+    from dispatcher.operate.status_model import PartitionStatus
 
 __all__ = ["add_to"]
 
@@ -85,7 +85,7 @@ def _show(
         raise typer.Exit(ExitCode.FAILED)
 
 
-def _readable(group: str, seen: "Partition", found: dict[str, Any]) -> dict[str, Any]:
+def _readable(group: str, seen: "PartitionStatus", found: dict[str, Any]) -> dict[str, Any]:
     from dispatcher.core.resume_tokens import DIGEST
 
     saved_at = found.get("saved_at")

@@ -18,7 +18,8 @@ from dispatcher.exceptions import ServerError
 if TYPE_CHECKING:
     from dispatcher.cli.connecting import Connection
     from dispatcher.operate.health import Word
-    from dispatcher.operate.status_model import Member, Overview, Partition
+    from dispatcher.operate.overview import Overview
+    from dispatcher.operate.status_model import MemberStatus, PartitionStatus
 
 __all__ = ["add_to"]
 
@@ -189,17 +190,17 @@ def _partitions(overview: "Overview") -> Grid:
     return table
 
 
-def _owned(one: "Partition", overview: "Overview") -> bool:
+def _owned(one: "PartitionStatus", overview: "Overview") -> bool:
     return any(member.id == one.owner for member in overview.alive)
 
 
-def _owner(one: "Partition", overview: "Overview") -> str:
+def _owner(one: "PartitionStatus", overview: "Overview") -> str:
     if one.owner is None or one.where is None:
         return "nobody"
     return one.where if _owned(one, overview) else f"{one.where} (gone)"
 
 
-def _members(members: "list[Member]") -> Grid:
+def _members(members: "list[MemberStatus]") -> Grid:
     table = Grid("member", "version", "started", "heard of", "partitions", "deliveries/s", "http")
     for one in members:
         table.add_row(

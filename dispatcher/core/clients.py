@@ -1,4 +1,4 @@
-"""The MongoDB deployment: where it is, connecting to it, and whether it will do."""
+"""Clients of the MongoDB deployment, and the check that it has what a dispatcher needs."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -21,7 +21,7 @@ from mongoz.connection.address import first_seed, named_options, without_options
 from mongoz.exceptions import ImproperlyConfigured
 from mongoz.signals.options import Retry
 
-__all__ = ["Closable", "Server", "client_of", "close", "closing"]
+__all__ = ["Clients", "Closable", "client_of", "close", "closing"]
 
 log = get_logger()
 
@@ -74,8 +74,8 @@ _PAUSES: Final = Retry(base=0.1, cap=1.0)
 _FAREWELL: Final = 1.0
 
 
-class Server:
-    """The deployment that a registry lives on.
+class Clients:
+    """Makes the clients for the deployment of a registry.
 
     Args:
         registry: of the application; pointed to `settings.url`, if there is one.

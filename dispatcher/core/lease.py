@@ -9,12 +9,12 @@ import asyncio
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 from dispatcher.core.output.logs import get_logger
 from dispatcher.core.tasks import Interrupted
 
-__all__ = ["HELD", "TAKEN", "Lease", "Watch", "now"]
+__all__ = ["HELD", "TAKEN", "Lease", "now"]
 
 log = get_logger()
 
@@ -110,30 +110,3 @@ class Lease:
         for future in self._waiting:
             if not future.done():
                 future.set_result(None)
-
-
-class _Seen(NamedTuple):
-    value: Any
-    since: float
-
-
-class Watch:
-    """Since when things have not changed, as seen from here."""
-
-    def __init__(self) -> None:
-        self._seen: dict[Any, _Seen] = {}
-
-    def look(self, values: dict[Any, Any], *, asked: float, answered: float) -> dict[Any, float]:
-        """Note what was seen; seconds for which each thing has been the same.
-
-        Args:
-            values: all things that were seen, and what they were.
-            asked: when the question was sent, by `now`.
-            answered: when the answer had come.
-        """
-        seen = {}
-        for key, value in values.items():
-            before = self._seen.get(key)
-            seen[key] = before if before is not None and before.value == value else _Seen(value, answered)
-        self._seen = seen
-        return {key: max(0.0, asked - each.since) for key, each in seen.items()}

@@ -5,13 +5,10 @@ The hash is the one that the server has for hashed indexes. It is signed, so its
 
 from typing import Any, Final
 
-__all__ = ["HASH", "MOST", "belongs", "hash_of", "partition_of"]
+__all__ = ["HASH", "belongs", "hash_of", "partition_of"]
 
 HASH: Final = "_mongoz_hash"
 """Where the events of a stream carry the hash of their document, while somebody asks for it."""
-
-MOST: Final = 64
-"""Partitions of a group, at most. Each has a change stream, and each stream reads the whole oplog."""
 
 
 def hash_of(field: str) -> dict[str, Any]:

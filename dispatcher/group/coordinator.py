@@ -13,10 +13,11 @@ from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 from pymongo.errors import PyMongoError
 
 from dispatcher.core.driver_errors import Kind, fatal, in_short, kind_of
-from dispatcher.core.lease import TAKEN, Lease, Watch, now
+from dispatcher.core.lease import TAKEN, Lease, now
 from dispatcher.core.output.logs import get_logger
 from dispatcher.core.tasks import end
 from dispatcher.group.assignment import moves
+from dispatcher.group.heartbeats import Heartbeats
 from dispatcher.group.members import Member, Members
 from dispatcher.position.documents import Layout, Position, SavedPositions
 from dispatcher.position.store import PositionStore
@@ -106,7 +107,7 @@ class Coordinator(Generic[W]):
         self._resized = resized
         self._address = address
         self._look_every = min(_LOOK, lease / _LOOKS_PER_LEASE)
-        self._watch = Watch()
+        self._heartbeats = Heartbeats()
         self._looked = float("-inf")
         self._beaten = now()
         self._failed = 0
@@ -200,7 +201,7 @@ class Coordinator(Generic[W]):
         answered = now()
         positions = {number: (one.owner, one.term, one.beat) for number, one in saved.positions.items()}
         beats = {member.id: member.beat for member in members}
-        ages = self._watch.look(positions | beats, asked=asked, answered=answered)
+        ages = self._heartbeats.note(positions | beats, asked=asked, answered=answered)
         if await self._begin(saved):
             self._awake.set()  # look again
             return

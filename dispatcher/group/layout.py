@@ -1,7 +1,6 @@
 """The beginning: what a group knows of the application that it belongs to, and where its partitions begin."""
 
 from collections.abc import Callable, Coroutine
-from hashlib import sha256
 from typing import Any
 
 from pymongo import AsyncMongoClient
@@ -14,7 +13,7 @@ from dispatcher.position.store import PositionStore
 from dispatcher.settings import Settings
 from dispatcher.stream.change_stream import ChangeStreamSource, Scope
 
-__all__ = ["admit", "begin", "divide_into", "facts_of", "scope_of", "taken", "token_of_now", "version_of"]
+__all__ = ["admit", "begin", "divide_into", "scope_of", "taken", "token_of_now"]
 
 log = get_logger()
 
@@ -134,31 +133,3 @@ async def begin(
     token = await now() if missing else ""
     first = {number: (token, scope.part(number, partitions).fingerprint) for number in missing}
     return await store.begin(partitions, first, new=saved.layout is None) and bool(missing)
-
-
-def version_of(routes: Routes) -> str:
-    """What tells versions of the application apart: what it watches, and who its receivers are."""
-    receivers = sorted(receiver.id.hex() for receiver in routes.receivers)
-    return sha256(" ".join([scope_of(routes).fingerprint, *receivers]).encode()).hexdigest()[:16]
-
-
-def facts_of(routes: Routes, settings: Settings, version: str, application: str) -> dict[str, Any]:
-    """What a process tells the others, and whoever looks, of itself."""
-    return {
-        "application": application,
-        "version": version,
-        "lease_seconds": settings.lease,
-        "receivers": [
-            {
-                "id": receiver.id.hex(),
-                "former_ids": [id_.hex() for id_ in receiver.former_ids],
-                "name": receiver.name,
-                "formerly": list(receiver.options.formerly),
-                "signal": signal,
-                "document": listener.document.__name__,
-            }
-            for listener in routes.listeners
-            for signal, receivers in listener.receivers.items()
-            for receiver in receivers
-        ],
-    }

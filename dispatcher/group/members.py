@@ -10,7 +10,7 @@ from pymongo import ReturnDocument
 from dispatcher.core.identity import Identity, own_identity
 from dispatcher.core.state import MEMBERS, Group
 from dispatcher.core.state_checks import Sound
-from dispatcher.group.sessions import Sessions
+from dispatcher.group.sessions import GroupSessions
 
 __all__ = ["Member", "Members"]
 
@@ -79,7 +79,7 @@ class Members:
         self._facts = {"group": group.name, **identity._asdict(), **facts}
         self._says = says
         self.id = str(ObjectId())
-        self.sessions = Sessions(group, self.id)
+        self.sessions = GroupSessions(group, self.id)
         self.started: datetime | None = None
 
     async def join(self) -> datetime:

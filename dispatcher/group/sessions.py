@@ -14,7 +14,7 @@ from dispatcher.core.output.logs import get_logger
 from dispatcher.core.state import CODEC_OPTIONS, SESSIONS, Group
 from dispatcher.core.state_checks import Sound
 
-__all__ = ["OpenSession", "Sessions"]
+__all__ = ["GroupSessions", "OpenSession"]
 
 log = get_logger()
 
@@ -25,7 +25,7 @@ _FRESH: Final = 600.0
 # Seconds after which nothing more of a dead process arrives.
 _LATE: Final = 5.0
 
-# Sessions that the server is asked to end at once, at most.
+# GroupSessions that the server is asked to end at once, at most.
 _AT_ONCE: Final = 1_000
 
 
@@ -41,8 +41,8 @@ class OpenSession(NamedTuple):
     owner: str
 
 
-class Sessions:
-    """Those of one process, and of the others of its group.
+class GroupSessions:
+    """The sessions of one process, and those of the other members of its group.
 
     Args:
         group: of dispatchers, with the database of its state.

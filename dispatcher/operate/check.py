@@ -9,18 +9,19 @@ from typing import Any, Final, Literal, NamedTuple
 from pymongo import AsyncMongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 
-from dispatcher.core.clients import Server
+from dispatcher.core.clients import Clients
 from dispatcher.core.driver_errors import in_short
 from dispatcher.core.events import token_time
 from dispatcher.core.oplog import MOST_SKEW, Oplog, clock_offset, look_at_oplog
 from dispatcher.core.state import Group, State
 from dispatcher.core.stats import duration
+from dispatcher.delivery.application import group_of, routes_of
 from dispatcher.delivery.routes import Routes
 from dispatcher.delivery.where import Conditions
 from dispatcher.exceptions import DispatcherError, PositionError
 from dispatcher.group.layout import scope_of, taken
 from dispatcher.operate.privileges import create_role, missing, needed, useful
-from dispatcher.operate.setup import few_connections, group_of, routes_of
+from dispatcher.operate.setup import few_connections
 from dispatcher.operate.unreachable import Silent, silent_receivers, without_changes
 from dispatcher.position.store import PositionStore
 from dispatcher.settings import Settings
@@ -79,15 +80,15 @@ async def check(registry: Registry, settings: Settings, application: str = "") -
     for silent in silent_receivers(registry, routes):
         yield _silent(silent)
     try:
-        server = Server(registry, settings)
-        async with server.patient_client() as client:
-            await server.check(client)
-            async for finding in _Checks(client, registry, settings, routes, server, application).all():
+        clients = Clients(registry, settings)
+        async with clients.patient_client() as client:
+            await clients.check(client)
+            async for finding in _Checks(client, registry, settings, routes, clients, application).all():
                 yield finding
     except DispatcherError as error:
         yield Finding("error", "server", error.message, error.remedy)
     except PyMongoError as error:
-        verdict = server.verdict(error)
+        verdict = clients.verdict(error)
         yield Finding("error", "server", verdict.message, verdict.remedy)
 
 
@@ -124,7 +125,7 @@ class _Checks:
         registry: Registry,
         settings: Settings,
         routes: Routes,
-        server: Server,
+        clients: Clients,
         application: str,
     ) -> None:
         self._client = client
@@ -132,14 +133,14 @@ class _Checks:
         self._registry = registry
         self._settings = settings
         self._routes = routes
-        self._server = server
+        self._clients = clients
         self._application = application
 
     async def all(self) -> AsyncIterator[Finding]:
         """In an order in which one thing that is wrong is not reported as many."""
         yield await self._version()
-        if 0 < self._server.connections < self._settings.concurrency:
-            yield Finding("warning", "connections", *few_connections(self._server, self._settings))
+        if 0 < self._clients.connections < self._settings.concurrency:
+            yield Finding("warning", "connections", *few_connections(self._clients, self._settings))
         rights = [finding async for finding in self._rights()]
         for finding in rights:
             yield finding
@@ -157,7 +158,7 @@ class _Checks:
     async def _version(self) -> Finding:
         version = str((await self._client.admin.command("buildInfo"))["version"])
         numbers = tuple(int(part) for part in version.partition("-")[0].split("."))
-        text = f"MongoDB {version} at {self._server.address}"
+        text = f"MongoDB {version} at {self._clients.address}"
         if numbers < _SPLITS_EVENTS:
             return Finding(
                 "warning",
@@ -326,7 +327,7 @@ class _Checks:
             self._state,
             self._routes,
             self._registry.codec_options,
-            self._server.address,
+            self._clients.address,
         )
         try:
             if await conditions.prepare():

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 from dispatcher.core.state import DEAD_LETTERS, Group
 from dispatcher.core.state_checks import Misfit, Sound, letter, problem_of
 from dispatcher.exceptions import MalformedLetter, UnknownLetter, UnknownReceiver
-from dispatcher.operate.status_model import Member
+from dispatcher.operate.status_model import MemberStatus
 from dispatcher.parking.record import Parts, short_id
 
 __all__ = ["Dropped", "Wanted", "drop", "ids_of", "letters_of", "read", "resolve", "without_receiver"]
@@ -174,7 +174,9 @@ async def read(group: Group, id_: str) -> tuple[dict[str, Any], dict[str, bytes]
     return found, parts
 
 
-async def without_receiver(group: Group, ids: Sequence[str], members: Iterable[Member]) -> UnknownReceiver | None:
+async def without_receiver(
+    group: Group, ids: Sequence[str], members: Iterable[MemberStatus]
+) -> UnknownReceiver | None:
     """What to say if some letters are to receivers that no dispatcher has any more; None if all can be tried.
 
     Args:

@@ -22,10 +22,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
-if TYPE_CHECKING:
-    from dispatcher.operate.status_model import Member, Parked, Partition, Paused
+from dispatcher.operate.status_model import MemberStatus, ParkedStatus, PartitionStatus, PauseStatus
 
 __all__ = ["BEHIND", "WORDS", "Health", "ReceiverHealth", "Word", "health_of"]
 
@@ -95,7 +94,7 @@ class _Facts:
     delivered: float = 0.0
     given_up: float = 0.0
     retried: float = 0.0
-    waiting: "list[Parked]" = field(default_factory=list)
+    waiting: list[ParkedStatus] = field(default_factory=list)
 
     def waits(self, *reasons: str) -> int:
         """Documents that wait for one of these reasons."""
@@ -103,10 +102,10 @@ class _Facts:
 
 
 def health_of(
-    members: "Sequence[Member]",
-    partitions: "Iterable[Partition]",
-    parked: "Iterable[Parked]",
-    paused: "Iterable[Paused]",
+    members: Sequence[MemberStatus],
+    partitions: Iterable[PartitionStatus],
+    parked: Iterable[ParkedStatus],
+    paused: Iterable[PauseStatus],
     now: datetime,
 ) -> Health:
     """How a group is.
@@ -190,14 +189,14 @@ def _verdicts(name: str, facts: _Facts, seen: _Seen) -> Iterator[tuple[Word, str
     yield "delivering" if facts.delivered else "idle", ""
 
 
-def _late(waiting: "Iterable[Parked]", now: datetime) -> int:
+def _late(waiting: Iterable[ParkedStatus], now: datetime) -> int:
     """Documents whose parked deliveries should have been tried by now."""
     due = [one for one in waiting if one.due_at is not None and (now - one.due_at).total_seconds() >= BEHIND]
     # What a pause left behind is delivered as soon as it ends.
     return sum(one.documents for one in waiting if one in due or one.reason == "paused")
 
 
-def _names(alive: "Iterable[Member]") -> dict[str, set[str]]:
+def _names(alive: Iterable[MemberStatus]) -> dict[str, set[str]]:
     """The receivers that somebody has, each with the names that it has or had."""
     names: dict[str, set[str]] = defaultdict(set)
     for member in alive:
@@ -210,7 +209,7 @@ def _names(alive: "Iterable[Member]") -> dict[str, set[str]]:
 
 
 def _facts(
-    alive: "Iterable[Member]", parked: "Iterable[Parked]", names: Mapping[str, set[str]]
+    alive: Iterable[MemberStatus], parked: Iterable[ParkedStatus], names: Mapping[str, set[str]]
 ) -> dict[tuple[str, str], _Facts]:
     facts: dict[tuple[str, str], _Facts] = defaultdict(_Facts)
     for member in alive:
@@ -232,13 +231,13 @@ def _facts(
     return facts
 
 
-def _counted(member: "Member") -> list[Mapping[str, Any]]:
+def _counted(member: MemberStatus) -> list[Mapping[str, Any]]:
     found = member.stats.get("receivers")
     entries = found if isinstance(found, list) else []
     return [one for one in entries if isinstance(one, Mapping) and "receiver" in one]
 
 
-def _lag(member: "Member") -> float:
+def _lag(member: MemberStatus) -> float:
     told = member.stats.get("partitions")
     if not isinstance(told, Mapping):
         return 0.0

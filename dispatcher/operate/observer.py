@@ -16,8 +16,8 @@ from dispatcher.core.output.writer import dropped_lines
 from dispatcher.core.state import Group
 from dispatcher.core.stats import Gauges, Recent
 from dispatcher.operate.metrics import Snapshot
+from dispatcher.operate.overview import Counts
 from dispatcher.operate.status import counts_of
-from dispatcher.operate.status_model import Counts
 from dispatcher.settings import Settings
 from mongoz import __version__
 

@@ -13,12 +13,13 @@ from typing import Any, Final
 from pymongo import AsyncMongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 
-from dispatcher.core.clients import Server
+from dispatcher.core.clients import Clients
 from dispatcher.core.driver_errors import in_short
 from dispatcher.core.output.logs import get_logger
 from dispatcher.core.state import Group, State
+from dispatcher.delivery.application import group_of, routes_of
 from dispatcher.delivery.routes import Routes
-from dispatcher.exceptions import AccessDenied, ApplicationError, NothingToDeliver, ServerError
+from dispatcher.exceptions import AccessDenied, ServerError
 from dispatcher.group.layout import admit, begin, divide_into, scope_of, token_of_now
 from dispatcher.position.store import PositionStore
 from dispatcher.settings import Settings
@@ -28,8 +29,6 @@ from mongoz import Registry
 __all__ = [
     "Prepared",
     "few_connections",
-    "group_of",
-    "routes_of",
     "set_up",
     "warn_of_oddities",
 ]
@@ -45,47 +44,9 @@ _NAMESPACE_EXISTS: Final = 48
 _PATIENCE: Final = 5.0
 
 
-def group_of(registry: Registry, settings: Settings) -> str:
-    """The group of dispatchers that serves a registry.
-
-    Raises:
-        ApplicationError: none does, and the operator did not accept that.
-    """
-    if registry.dispatched is not None:
-        return registry.dispatched
-    if not settings.deliver_everything:
-        raise ApplicationError(
-            "The registry is not dispatched, so the application's own writes can't be told apart: "
-            "their receivers would run twice.",
-            remedy="Make it with Registry(..., dispatched=True), or accept it with --deliver-everything.",
-        )
-    return "default"
-
-
-def routes_of(registry: Registry, settings: Settings, group: str) -> Routes:
-    """Who listens to what.
-
-    Raises:
-        NothingToDeliver: nobody to anything.
-    """
-    routes = Routes(registry.all_documents, group, settings.state_database)
-    if routes.listeners:
-        return routes
-    if not registry.all_documents:
-        raise NothingToDeliver(
-            "The registry has no documents.",
-            remedy="Is the module with the documents imported, and does their Meta name this registry?",
-        )
-    raise NothingToDeliver(
-        f"None of the {len(registry.all_documents)} documents of the registry has a post_save, "
-        "post_update or post_delete receiver that may run in the dispatcher.",
-        remedy="Is the module with the receivers imported? Name it with --import MODULE.",
-    )
-
-
-def few_connections(server: Server, settings: Settings) -> tuple[str, str]:
+def few_connections(clients: Clients, settings: Settings) -> tuple[str, str]:
     """What to say where receivers wait for each other's connections, and the remedy."""
-    text = f"Up to {settings.concurrency} receivers at once share maxPoolSize={server.connections} connections"
+    text = f"Up to {settings.concurrency} receivers at once share maxPoolSize={clients.connections} connections"
     return text, "Raise maxPoolSize in the URL, or lower --concurrency to it."
 
 
@@ -123,11 +84,11 @@ async def set_up(
         DispatcherError: it can't be done; what was done before stays done.
     """
     group = group_of(registry, settings)
-    server = Server(registry, settings)
+    clients = Clients(registry, settings)
     routes = routes_of(registry, settings, group)
-    prepared = Prepared(server.address, group)
-    async with server.patient_client() as client:
-        await server.check(client)
+    prepared = Prepared(clients.address, group)
+    async with clients.patient_client() as client:
+        await clients.check(client)
         state = State(client, settings.state_database)
         store = PositionStore(Group(state, group))
 
@@ -141,13 +102,13 @@ async def set_up(
             await state.keep_deliveries_for(settings.delivery_retention)
             prepared.state = "indexed"
             # Last: all that is delivered from here on has its images.
-            now = partial(token_of_now, client, scope_of(routes), server.address)
+            now = partial(token_of_now, client, scope_of(routes), clients.address)
             recorded = await begin(store, scope_of(routes), now, settings, await store.load())
             prepared.position = "recorded" if recorded else "recorded already"
             await admit(store, settings, application)
             await divide_into(store, settings.partitions)
 
-        await server.patiently(prepare)
+        await clients.patiently(prepare)
     return prepared
 
 

@@ -28,7 +28,15 @@ from dispatcher.core.state import (
 from dispatcher.core.state_checks import Sound, receiver_paused
 from dispatcher.core.stats import seconds_of
 from dispatcher.operate.health import health_of
-from dispatcher.operate.status_model import Counts, Gap, Letters, Member, Overview, Parked, Partition, Paused
+from dispatcher.operate.overview import Counts, Overview
+from dispatcher.operate.status_model import (
+    GapStatus,
+    Letters,
+    MemberStatus,
+    ParkedStatus,
+    PartitionStatus,
+    PauseStatus,
+)
 
 __all__ = ["counts_of", "groups_in", "look", "members_of"]
 
@@ -127,7 +135,7 @@ async def look(group: Group) -> Overview:
     return overview
 
 
-async def members_of(group: Group, now: float | None = None) -> list[Member]:
+async def members_of(group: Group, now: float | None = None) -> list[MemberStatus]:
     """The processes of a group, dead or alive, the longest-serving first.
 
     Args:
@@ -142,18 +150,18 @@ async def members_of(group: Group, now: float | None = None) -> list[Member]:
     return await _members(group, now, Sound(group.state.name))
 
 
-async def _members(group: Group, now: float, sound: Sound) -> list[Member]:
+async def _members(group: Group, now: float, sound: Sound) -> list[MemberStatus]:
     found = group.state.as_on_this_node(MEMBERS).find({"group": group.name}).sort("_id", 1)
     return sound.each(MEMBERS, await found.to_list(), lambda one: _member(one, now))
 
 
-def _member(found: dict[str, Any], now: float) -> Member:
+def _member(found: dict[str, Any], now: float) -> MemberStatus:
     seen = seconds_of(found.get("seen_at"))
     if seen is None:
         raise ValueError("seen_at is no date")
     silence = now - seen
     silent = silence >= _SILENCE * float(found.get("lease_seconds") or _LEASE)
-    member = Member(
+    member = MemberStatus(
         id=str(found["_id"]),
         host=str(found.get("host")),
         pid=found.get("pid", 0),
@@ -174,24 +182,26 @@ def _member(found: dict[str, Any], now: float) -> Member:
 
 
 def _partitions(
-    positions: Iterable[dict[str, Any]], members: list[Member], oplog: Oplog | None, now: float, sound: Sound
-) -> list[Partition]:
+    positions: Iterable[dict[str, Any]], members: list[MemberStatus], oplog: Oplog | None, now: float, sound: Sound
+) -> list[PartitionStatus]:
     by_id = {one.id: one for one in members}
 
-    def make(found: dict[str, Any]) -> Partition:
+    def make(found: dict[str, Any]) -> PartitionStatus:
         return _partition(found, by_id.get(str(found.get("owner"))), oplog, now)
 
     return sorted(sound.each(POSITIONS, positions, make), key=lambda one: one.number)
 
 
-def _partition(found: dict[str, Any], owner: Member | None, oplog: Oplog | None, now: float) -> Partition:
+def _partition(
+    found: dict[str, Any], owner: MemberStatus | None, oplog: Oplog | None, now: float
+) -> PartitionStatus:
     number = found["partition"]
     cluster_time = found.get("cluster_time")
     at = float(cluster_time.time) if isinstance(cluster_time, Timestamp) else None
     saved = seconds_of(found.get("saved_at"))
     told = owner.stats.get("partitions", {}).get(str(number), {}) if owner is not None and owner.alive else {}
     host, pid = (owner.host, owner.pid) if owner is not None else (found.get("host"), found.get("pid"))
-    partition = Partition(
+    partition = PartitionStatus(
         number=number,
         owner=found.get("owner"),
         where=f"{host}, pid {pid}" if found.get("owner") and host is not None else None,
@@ -245,7 +255,7 @@ async def _letters(counted: _Counted, sound: Sound) -> list[Letters]:
     return sound.each(DEAD_LETTERS, await counted.by("dead_letters", DEAD_LETTERS, by_receiver), _letters_of)
 
 
-async def _parked(counted: _Counted, sound: Sound) -> list[Parked]:
+async def _parked(counted: _Counted, sound: Sound) -> list[ParkedStatus]:
     by_receiver = {
         "_id": {"receiver": "$receiver", "reason": "$reason"},
         "count": {"$sum": 1},
@@ -259,13 +269,13 @@ def _letters_of(found: dict[str, Any]) -> Letters:
     return _checked(Letters(key.get("receiver"), key.get("signal"), found["count"], _aware(found["newest_at"])))
 
 
-def _parked_of(found: dict[str, Any]) -> Parked:
+def _parked_of(found: dict[str, Any]) -> ParkedStatus:
     key = found["_id"]
-    return _checked(Parked(key.get("receiver"), key.get("reason"), found["count"], _aware(found["due_at"])))
+    return _checked(ParkedStatus(key.get("receiver"), key.get("reason"), found["count"], _aware(found["due_at"])))
 
 
-def _paused(found: dict[str, Any]) -> Paused:
-    return _checked(Paused(receiver_paused(found), _aware(found.get("since")), found.get("by")))
+def _paused(found: dict[str, Any]) -> PauseStatus:
+    return _checked(PauseStatus(receiver_paused(found), _aware(found.get("since")), found.get("by")))
 
 
 def _run(found: dict[str, Any]) -> dict[str, Any]:
@@ -318,10 +328,10 @@ class _RunSaid(BaseModel):
     status: str
 
 
-def _gap(found: dict[str, Any]) -> Gap:
+def _gap(found: dict[str, Any]) -> GapStatus:
     namespace = found.get("namespace") or {}
     name = ".".join(part for part in (namespace.get("db"), namespace.get("coll")) if part)
-    return _checked(Gap(found["kind"], name or None, _aware(found.get("noted_at")), found.get("text", "")))
+    return _checked(GapStatus(found["kind"], name or None, _aware(found.get("noted_at")), found.get("text", "")))
 
 
 def _aware(moment: Any) -> datetime | None:

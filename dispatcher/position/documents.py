@@ -10,11 +10,11 @@ from typing import Any, Final, NamedTuple
 
 from dispatcher.core.events import Start, token_time
 from dispatcher.core.identity import Identity
-from dispatcher.core.partitions import MOST
 from dispatcher.core.resume_tokens import DIGEST, as_sent, data_of
 from dispatcher.core.state import POSITIONS
 from dispatcher.exceptions import PositionError
 from dispatcher.position.inherited import Fact
+from dispatcher.settings import MOST_PARTITIONS
 
 __all__ = ["Layout", "Position", "SavedPositions", "moved", "owned_as", "recorded"]
 
@@ -246,7 +246,7 @@ class _Reader:
                     "until": str(until),
                     "ahead": bytes(ahead),
                 } if (
-                    0 <= partition < partitions <= MOST
+                    0 <= partition < partitions <= MOST_PARTITIONS
                     and _is_token(token)
                     and _is_token(until)
                     and len(ahead) % DIGEST == 0
@@ -269,10 +269,10 @@ def _is_token(text: str) -> bool:
 
 def _layout_of(document: Mapping[str, Any], place: str) -> Layout:
     reader = _Reader(document, place, _REMEDY_LAYOUT)
-    partitions = reader.count("partitions", 1, MOST)
+    partitions = reader.count("partitions", 1, MOST_PARTITIONS)
     if partitions is None:
-        raise reader.nonsense("partitions", f"a whole number from 1 to {MOST}")
-    return Layout(partitions, reader.count("wanted", 1, MOST), reader.text("application"))
+        raise reader.nonsense("partitions", f"a whole number from 1 to {MOST_PARTITIONS}")
+    return Layout(partitions, reader.count("wanted", 1, MOST_PARTITIONS), reader.text("application"))
 
 
 def _another_layout(number: int, position: Position, layout: Layout, group: str, place: str) -> PositionError:
@@ -298,7 +298,7 @@ def _position_of(document: Mapping[str, Any], place: str, group: str) -> Positio
         raise reader.nonsense("lease_seconds", "a number of seconds")
     return Position(
         partition=partition,
-        partitions=reader.count("partitions", 1, MOST, default=0),
+        partitions=reader.count("partitions", 1, MOST_PARTITIONS, default=0),
         owner=reader.text("owner", None),
         term=reader.count("term", 0, default=0),
         beat=reader.count("beat", 0, default=0),

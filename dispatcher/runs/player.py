@@ -16,12 +16,13 @@ from bson.timestamp import Timestamp
 from pymongo import AsyncMongoClient
 from pymongo.errors import PyMongoError
 
-from dispatcher.core.clients import Server
+from dispatcher.core.clients import Clients
 from dispatcher.core.driver_errors import fatal, in_short
 from dispatcher.core.events import Calls, Change, Job, token_time
 from dispatcher.core.output.logs import Stats, get_logger
 from dispatcher.core.state import Group, State
 from dispatcher.core.tasks import end
+from dispatcher.delivery.application import group_of, routes_of
 from dispatcher.delivery.deliverer import Deliverer
 from dispatcher.delivery.lanes import Lanes
 from dispatcher.delivery.routes import Routes
@@ -30,7 +31,6 @@ from dispatcher.delivery.transactions import Transactions
 from dispatcher.delivery.where import Conditions
 from dispatcher.exceptions import UnknownReceiver
 from dispatcher.group.layout import scope_of
-from dispatcher.operate.setup import group_of, routes_of
 from dispatcher.parking.dead_letters import DeadLetters
 from dispatcher.position.store import PositionStore
 from dispatcher.runs.store import Run, Runs
@@ -336,11 +336,11 @@ async def workplace(registry: Registry, settings: Settings) -> AsyncIterator[Wor
         DispatcherError: it can't be used.
     """
     name = group_of(registry, settings)
-    server = Server(registry, settings)
+    clients = Clients(registry, settings)
     routes = routes_of(registry, settings, name)
-    async with server.patient_client() as client:
-        await server.check(client)
-    async with server.lasting_client() as client, server.watching_client() as watching, registry:
+    async with clients.patient_client() as client:
+        await clients.check(client)
+    async with clients.lasting_client() as client, clients.watching_client() as watching, registry:
         group, scope = Group(State(client, settings.state_database), name), scope_of(routes)
         cursors = Cursors(watching, scope.database, scope.pipeline(), settings.batch_size)
 
@@ -350,8 +350,10 @@ async def workplace(registry: Registry, settings: Settings) -> AsyncIterator[Wor
             await group.state.keep_deliveries_for(settings.delivery_retention)
             return now
 
-        now = await server.patiently(begin)
+        now = await clients.patiently(begin)
         try:
-            yield Workplace(registry, settings, group, watching, routes, Runs(group), server.address, now, Stats())
+            yield Workplace(
+                registry, settings, group, watching, routes, Runs(group), clients.address, now, Stats()
+            )
         except PyMongoError as error:
-            raise server.verdict(error) from error
+            raise clients.verdict(error) from error

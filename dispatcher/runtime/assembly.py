@@ -13,7 +13,7 @@ from dispatcher.delivery.routes import Routes
 from dispatcher.delivery.transactions import Transactions
 from dispatcher.delivery.where import Conditions
 from dispatcher.group.layout import scope_of
-from dispatcher.group.sessions import Sessions
+from dispatcher.group.sessions import GroupSessions
 from dispatcher.operate.pauses import Controls
 from dispatcher.parking.dead_letters import DeadLetters
 from dispatcher.parking.store import Parked
@@ -60,7 +60,7 @@ class Works(NamedTuple):
     address: str
     conditions: Conditions | None
     controls: Controls
-    sessions: Sessions
+    sessions: GroupSessions
 
     def pipeline(self, store: PositionStore, lease: Lease, position: Position) -> Pipeline:
         """One that continues where a partition was left."""

@@ -7,21 +7,23 @@ from typing import Any
 
 from pymongo import AsyncMongoClient
 
-from dispatcher.core.clients import Server, close, closing
+from dispatcher.core.clients import Clients, close, closing
 from dispatcher.core.output.logs import Stats, get_logger
 from dispatcher.core.state import Group, State
 from dispatcher.core.stats import Gauges
 from dispatcher.core.tasks import end
+from dispatcher.delivery.application import group_of, routes_of
 from dispatcher.delivery.where import Conditions
 from dispatcher.group.coordinator import Coordinator
-from dispatcher.group.layout import admit, begin, divide_into, facts_of, scope_of, token_of_now, version_of
+from dispatcher.group.facts import facts_of, version_of
+from dispatcher.group.layout import admit, begin, divide_into, scope_of, token_of_now
 from dispatcher.group.members import Members
-from dispatcher.group.sessions import Sessions
+from dispatcher.group.sessions import GroupSessions
 from dispatcher.operate.observer import Observer
 from dispatcher.operate.pauses import Controls
 from dispatcher.operate.privileges import require_state
 from dispatcher.operate.retention import forget_old_letters
-from dispatcher.operate.setup import few_connections, group_of, routes_of, warn_of_oddities
+from dispatcher.operate.setup import few_connections, warn_of_oddities
 from dispatcher.operate.unreachable import require_changes
 from dispatcher.position.documents import Layout
 from dispatcher.position.store import PositionStore
@@ -58,8 +60,8 @@ class Service:
         self._application = application
         self._coordinator: Coordinator[Pipeline] | None = None
         group = group_of(registry, settings)
-        self._server = Server(registry, settings)
-        self._address = self._server.address
+        self._clients = Clients(registry, settings)
+        self._address = self._clients.address
         self.routes = routes_of(registry, settings, group)
         self.observer = Observer(
             self.stats, group=group, settings=settings, gauges=self.gauges, troubles=self.troubles
@@ -155,12 +157,12 @@ class Service:
         self,
     ) -> tuple[Group, AsyncMongoClient[Any], Coordinator[Pipeline], Controls]:
         """Look whether the server will do, and join the others."""
-        async with self._server.patient_client() as client:
-            await self._server.check(client)
-        if 0 < self._server.connections < self.settings.concurrency:
-            text, remedy = few_connections(self._server, self.settings)
+        async with self._clients.patient_client() as client:
+            await self._clients.check(client)
+        if 0 < self._clients.connections < self.settings.concurrency:
+            text, remedy = few_connections(self._clients, self.settings)
             log.warning(f"{text}, and wait for each other", action="connections.few", remedy=remedy)
-        client, watching = self._server.lasting_client(), self._server.watching_client()
+        client, watching = self._clients.lasting_client(), self._clients.watching_client()
         try:
             group = Group(State(client, self.settings.state_database), self.routes.group)
             return group, watching, *await self._join(group, watching)
@@ -190,7 +192,7 @@ class Service:
             await members.join()
             return works, begun
 
-        works, begun = await self._server.patiently(join)
+        works, begun = await self._clients.patiently(join)
         log.info(
             "first start: delivering changes from now on" if begun else "delivering changes from the position on",
             action="dispatcher.started",
@@ -214,7 +216,7 @@ class Service:
         )
         return self._coordinator, works.controls
 
-    async def _works(self, group: Group, watching: AsyncMongoClient[Any], sessions: Sessions) -> Works:
+    async def _works(self, group: Group, watching: AsyncMongoClient[Any], sessions: GroupSessions) -> Works:
         conditions = Conditions(group.state, self.routes, self._registry.codec_options, self._address)
         conditional = await conditions.prepare()
         await group.state.create_indexes()

@@ -7,7 +7,7 @@ import pytest
 from pymongo import AsyncMongoClient
 
 import mongoz
-from dispatcher.group.sessions import Sessions
+from dispatcher.group.sessions import GroupSessions
 from mongoz.core.signals import post_save
 from tests.integration.delivering import make_account
 from tests.support import dispatching, eventually, group_of
@@ -39,7 +39,7 @@ async def test_a_transaction_of_a_dead_member_is_ended(dispatched, database, for
 
     async with client.start_session() as session:
         await session.start_transaction()
-        await Sessions(group_of(client, database), "dead").announce(session)
+        await GroupSessions(group_of(client, database), "dead").announce(session)
         await client[database]["totals"].update_one({"_id": 1}, {"$inc": {"n": 100}}, session=session)
         async with dispatching(dispatched):
             foreign["accounts"].insert_one({"name": "Ada"})
@@ -65,7 +65,7 @@ async def test_sessions_are_written_down_while_they_are_used(either, database, f
 
 
 async def test_a_session_is_written_down_once(client: AsyncMongoClient[Any], database, foreign, opened):
-    mine = Sessions(group_of(client, database), "me")
+    mine = GroupSessions(group_of(client, database), "me")
     async with client.start_session() as session:
         await mine.announce(session)
         opened.delete_many({})
@@ -74,10 +74,10 @@ async def test_a_session_is_written_down_once(client: AsyncMongoClient[Any], dat
 
 
 async def test_those_of_the_living_and_of_other_groups_are_left_alone(client, database, opened):
-    mine = Sessions(group_of(client, database), "me")
+    mine = GroupSessions(group_of(client, database), "me")
     async with client.start_session() as one, client.start_session() as other:
         await mine.announce(one)
-        await Sessions(group_of(client, database, "another group"), "x").announce(other)
+        await GroupSessions(group_of(client, database, "another group"), "x").announce(other)
         assert [found.owner for found in await mine.all()] == ["me"]
         await mine.end([])
     assert opened.count_documents({}) == 2

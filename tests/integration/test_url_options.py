@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import mongoz
-from dispatcher.core.clients import Server
+from dispatcher.core.clients import Clients
 from dispatcher.exceptions import CannotConnect, ServerError
 from dispatcher.operate.check import check
 from dispatcher.runtime.service import Service
@@ -119,7 +119,7 @@ def test_a_password_with_a_question_mark_is_not_taken_for_an_option(url):
 async def test_options_that_contradict_each_other_are_named_at_the_start(database, options, says):
     registry = mongoz.Registry(f"mongodb://127.0.0.1:1/?{options}", dispatched=database)
     with pytest.raises(CannotConnect, match=says) as caught:
-        Server(registry, settings_for(registry))
+        Clients(registry, settings_for(registry))
     assert "options" in caught.value.remedy
 
 

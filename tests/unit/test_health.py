@@ -9,13 +9,14 @@ import pytest
 
 from dispatcher.core.stats import ReceiverFigures, Recent
 from dispatcher.operate.health import WORDS, Health, health_of
-from dispatcher.operate.status_model import Member, Overview, Parked, Partition, Paused
+from dispatcher.operate.overview import Overview
+from dispatcher.operate.status_model import MemberStatus, ParkedStatus, PartitionStatus, PauseStatus
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-def member(id_: str = "m1", *, alive: bool = True, lag: float = 0.0, **recent: dict[str, int]) -> Member:
+def member(id_: str = "m1", *, alive: bool = True, lag: float = 0.0, **recent: dict[str, int]) -> MemberStatus:
     """A process whose receivers did that lately; the names of receivers have dots, here underscores."""
     names = [name.replace("_", ".") for name in recent]
     known = [{"name": name, "signal": "post_save", "formerly": [f"old.{name}"]} for name in names]
@@ -24,19 +25,21 @@ def member(id_: str = "m1", *, alive: bool = True, lag: float = 0.0, **recent: d
         for name, figures in zip(names, recent.values(), strict=True)
     ]
     stats: dict[str, Any] = {"receivers": counted, "partitions": {"0": {"lag_seconds": lag}}}
-    return Member(id_, "here", 1, "1", None, NOW, 0.0, alive, [0], known, stats, None)
+    return MemberStatus(id_, "here", 1, "1", None, NOW, 0.0, alive, [0], known, stats, None)
 
 
-def partition(owner: str | None = "m1", number: int = 0) -> Partition:
-    return Partition(number, owner, None, 1, NOW, 0.0, 0.0, 0.0, 0.0, None)
+def partition(owner: str | None = "m1", number: int = 0) -> PartitionStatus:
+    return PartitionStatus(number, owner, None, 1, NOW, 0.0, 0.0, 0.0, 0.0, None)
 
 
-def parked(receiver: str, reason: str, documents: int = 3, due: float = 60.0) -> Parked:
-    return Parked(receiver, reason, documents, NOW + timedelta(seconds=due))
+def parked(receiver: str, reason: str, documents: int = 3, due: float = 60.0) -> ParkedStatus:
+    return ParkedStatus(receiver, reason, documents, NOW + timedelta(seconds=due))
 
 
-def health(*members: Member, lanes: tuple[Parked, ...] = (), paused: tuple[str | None, ...] = ()) -> Health:
-    pauses = [Paused(one, NOW, "somebody") for one in paused]
+def health(
+    *members: MemberStatus, lanes: tuple[ParkedStatus, ...] = (), paused: tuple[str | None, ...] = ()
+) -> Health:
+    pauses = [PauseStatus(one, NOW, "somebody") for one in paused]
     return health_of(members, [partition()], lanes, pauses, NOW)
 
 

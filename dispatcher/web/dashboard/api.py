@@ -20,10 +20,10 @@ from dispatcher.exceptions import MalformedLetter, NotFound
 from dispatcher.group.known_receivers import require_receiver
 from dispatcher.operate.dead_letters import Wanted, drop, ids_of
 from dispatcher.operate.observer import Observer
+from dispatcher.operate.overview import Overview
 from dispatcher.operate.pauses import pause, resume
 from dispatcher.operate.retries import request_retry
 from dispatcher.operate.status import look
-from dispatcher.operate.status_model import Overview
 from dispatcher.web.dashboard.letters import Letterbox, NoSuchPage
 from dispatcher.web.dashboard.page import page_routes
 from dispatcher.web.dashboard.sampling import Sampler, is_me, myself

@@ -11,7 +11,7 @@ from pymongo.errors import PyMongoError
 
 from dispatcher.operate.observer import Observer
 from dispatcher.operate.status import members_of
-from dispatcher.operate.status_model import Member
+from dispatcher.operate.status_model import MemberStatus
 from dispatcher.web.dashboard.history import History
 from mongoz import __version__
 
@@ -71,7 +71,7 @@ class Sampler:
     def _now(self) -> float:
         return time() + self._observer.stats.clock_offset
 
-    async def _members(self) -> list[Member]:
+    async def _members(self) -> list[MemberStatus]:
         observer = self._observer
         if observer.group is None:
             return []
@@ -82,15 +82,15 @@ class Sampler:
             return []
 
 
-def is_me(member: Member) -> bool:
+def is_me(member: MemberStatus) -> bool:
     """Whether a member is this process."""
     return (member.host, member.pid) == (socket.gethostname(), os.getpid())
 
 
-def myself(observer: Observer) -> Member:
+def myself(observer: Observer) -> MemberStatus:
     """This process, as a member that the state does not know yet, or can't be asked for."""
     shot = observer.snapshot()
-    return Member(
+    return MemberStatus(
         id="myself",
         host=socket.gethostname(),
         pid=os.getpid(),

@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from dispatcher.operate.health import Health, health_of
-from dispatcher.operate.status_model import Member, Overview
+from dispatcher.operate.overview import Overview
+from dispatcher.operate.status_model import MemberStatus
 from dispatcher.web.dashboard.history import History
 
 __all__ = ["view_of"]
@@ -15,7 +16,7 @@ _NO_FIGURES: Final[Mapping[str, float]] = {}
 _COUNTED: Final = ("delivered", "failed", "retried", "delivered_rate", "failed_rate", "retried_rate")
 
 
-def view_of(overview: Overview, members: Sequence[Member], history: History, since: int) -> dict[str, Any]:
+def view_of(overview: Overview, members: Sequence[MemberStatus], history: History, since: int) -> dict[str, Any]:
     """The document.
 
     Args:
@@ -45,7 +46,7 @@ def view_of(overview: Overview, members: Sequence[Member], history: History, sin
     }
 
 
-def _member(member: Member) -> dict[str, Any]:
+def _member(member: MemberStatus) -> dict[str, Any]:
     stats = {name: member.stats.get(name) for name in ("per_second", "in_flight", "queued")}
     return {**asdict(member), "stats": stats, "receivers": len(member.receivers)}
 
@@ -72,7 +73,7 @@ def _utc(moment: Any) -> datetime | None:
 
 
 def _receivers(
-    overview: Overview, members: Sequence[Member], history: History, paused: set[str | None], health: Health
+    overview: Overview, members: Sequence[MemberStatus], history: History, paused: set[str | None], health: Health
 ) -> list[dict[str, Any]]:
     """Those that a member knows or has called, or that has dead letters: a row for each receiver and signal."""
     figures = history.receivers()

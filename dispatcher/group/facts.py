@@ -1,0 +1,38 @@
+"""What a member writes down about itself when it joins its group."""
+
+from hashlib import sha256
+from typing import Any
+
+from dispatcher.delivery.routes import Routes
+from dispatcher.group.layout import scope_of
+from dispatcher.settings import Settings
+
+__all__ = ["facts_of", "version_of"]
+
+
+def version_of(routes: Routes) -> str:
+    """Tells versions of the application apart, by its collections and its receivers."""
+    receivers = sorted(receiver.id.hex() for receiver in routes.receivers)
+    return sha256(" ".join([scope_of(routes).fingerprint, *receivers]).encode()).hexdigest()[:16]
+
+
+def facts_of(routes: Routes, settings: Settings, version: str, application: str) -> dict[str, Any]:
+    """The fields of a member that stay the same as long as it lives."""
+    return {
+        "application": application,
+        "version": version,
+        "lease_seconds": settings.lease,
+        "receivers": [
+            {
+                "id": receiver.id.hex(),
+                "former_ids": [id_.hex() for id_ in receiver.former_ids],
+                "name": receiver.name,
+                "formerly": list(receiver.options.formerly),
+                "signal": signal,
+                "document": listener.document.__name__,
+            }
+            for listener in routes.listeners
+            for signal, receivers in listener.receivers.items()
+            for receiver in receivers
+        ],
+    }

@@ -1,0 +1,32 @@
+"""How long ago the heartbeats of others were, by our own clock."""
+
+from typing import Any, NamedTuple
+
+__all__ = ["Heartbeats"]
+
+
+class _Seen(NamedTuple):
+    value: Any
+    since: float
+
+
+class Heartbeats:
+    """Remembers values that others change with each heartbeat."""
+
+    def __init__(self) -> None:
+        self._seen: dict[Any, _Seen] = {}
+
+    def note(self, values: dict[Any, Any], *, asked: float, answered: float) -> dict[Any, float]:
+        """Note the present values; the seconds for which each has been unchanged, by our clock.
+
+        Args:
+            values: by the key of the document that holds them.
+            asked: when they were asked for, by `core.lease.now`.
+            answered: when the answer had come.
+        """
+        seen = {}
+        for key, value in values.items():
+            before = self._seen.get(key)
+            seen[key] = before if before is not None and before.value == value else _Seen(value, answered)
+        self._seen = seen
+        return {key: max(0.0, asked - each.since) for key, each in seen.items()}

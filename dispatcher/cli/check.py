@@ -8,8 +8,8 @@ import typer
 from dispatcher.cli.application import load_registry
 from dispatcher.cli.options import App, Import, Json, command, settings_of
 from dispatcher.cli.output import out, print_json
-from dispatcher.core.output.redaction import redacted
 from dispatcher.core.output.terminal import Grid, shown
+from dispatcher.core.redaction import redacted
 from dispatcher.exceptions import ApplicationError, ExitCode
 from dispatcher.settings import Settings
 

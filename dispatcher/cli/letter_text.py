@@ -11,8 +11,8 @@ from bson.json_util import RELAXED_JSON_OPTIONS, dumps
 
 from dispatcher.cli.output import out
 from dispatcher.core.bson_elements import readable
-from dispatcher.core.output.redaction import redacted
 from dispatcher.core.output.terminal import Grid, shown
+from dispatcher.core.redaction import redacted
 from dispatcher.operate.retries import Outcome
 from dispatcher.parking.record import short_id
 

@@ -8,7 +8,7 @@ import typer
 from pydantic import SecretStr, ValidationError
 from typer.core import TyperGroup
 
-from dispatcher.core.output.redaction import escaped, redacted
+from dispatcher.core.redaction import escaped, redacted
 from dispatcher.settings import Settings
 
 __all__ = [

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import typer
 
-from dispatcher.core.output.redaction import redacted
 from dispatcher.core.output.terminal import Terminal, shown
+from dispatcher.core.redaction import redacted
 from dispatcher.exceptions import DispatcherError
 
 __all__ = ["complain", "confirmed", "err", "out", "print_json"]

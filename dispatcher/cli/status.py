@@ -10,8 +10,8 @@ from rich.console import RenderableType
 
 from dispatcher.cli.options import Json, OfGroupOfApp, command
 from dispatcher.cli.output import out, print_json
-from dispatcher.core.output.redaction import redacted
 from dispatcher.core.output.terminal import Grid, shown
+from dispatcher.core.redaction import redacted
 from dispatcher.core.stats import duration
 from dispatcher.exceptions import ServerError
 

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from dispatcher.core.output.redaction import LONGEST_TEXT, redacted, shortened
+from dispatcher.core.redaction import LONGEST_TEXT, redacted, shortened
 
 __all__ = ["chain_of", "text_of", "trace_of", "words_of"]
 

@@ -10,7 +10,7 @@ from pymongo.errors import ConfigurationError
 from dispatcher.core.error_text import text_of, trace_of, words_of
 from dispatcher.core.output import logs
 from dispatcher.core.output.logs import configure_logging, get_logger
-from dispatcher.core.output.redaction import redacted
+from dispatcher.core.redaction import redacted
 from dispatcher.delivery.transactions import is_transient
 
 

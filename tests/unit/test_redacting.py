@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher.core.output.redaction import escaped, names_a_secret, redacted, shortened
+from dispatcher.core.redaction import escaped, names_a_secret, redacted, shortened
 
 SECRETS = [
     "mongodb://me:hunter2@host/",

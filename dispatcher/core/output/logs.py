@@ -14,8 +14,8 @@ from typing import Any, Final
 import structlog
 
 from dispatcher.core.error_text import text_of, trace_of, words_of
-from dispatcher.core.output.redaction import escaped, names_a_secret, redacted, shortened
 from dispatcher.core.output.writer import free
+from dispatcher.core.redaction import escaped, names_a_secret, redacted, shortened
 from dispatcher.core.stats import MOST_RECEIVERS, ReceiverFigures
 
 __all__ = ["Stats", "configure_logging", "get_logger"]

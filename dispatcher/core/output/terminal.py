@@ -8,7 +8,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from dispatcher.core.output.redaction import escaped
+from dispatcher.core.redaction import escaped
 
 __all__ = ["Grid", "Terminal", "shown"]
 

@@ -9,7 +9,7 @@ from bson.errors import InvalidBSON
 from bson.json_util import RELAXED_JSON_OPTIONS, dumps
 
 from dispatcher.core.bson_elements import readable
-from dispatcher.core.output.redaction import redacted
+from dispatcher.core.redaction import redacted
 from dispatcher.core.state import DEAD_LETTERS, READING, Group
 from dispatcher.core.state_checks import MOST_CHUNKS, Sound, letter, problem_of
 from dispatcher.exceptions import MalformedLetter

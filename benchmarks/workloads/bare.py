@@ -15,7 +15,7 @@ from pymongo import AsyncMongoClient
 from benchmarks.workloads.environment import Assignment
 from benchmarks.workloads.meters import make_meter, say
 from benchmarks.workloads.people import COLLECTION
-from dispatcher.stream.change_stream import Scope
+from dispatcher.stream.scope import Scope
 
 __all__ = ["watch"]
 

@@ -123,17 +123,12 @@ async def _count_deliveries() -> None:
 
     await _count("loop", bare, events)
     pipeline = _pipeline()
-    batches: asyncio.Queue[Batch] = asyncio.Queue()
-    with inside_dispatcher():
-        filling = asyncio.create_task(pipeline._fill_lanes(batches))
+    await pipeline._load_state()
 
     async def deliver(portion: list[RawEvent]) -> None:
-        batches.put_nowait(Batch(portion, portion[-1]["_id"]["_data"]))
-        filled = asyncio.create_task(batches.join())
-        await asyncio.wait({filled, filling}, return_when=asyncio.FIRST_COMPLETED)
-        if filling.done():
-            filling.result()
-        await pipeline._lanes.idle()
+        with inside_dispatcher():
+            await pipeline._take(Batch(portion, portion[-1]["_id"]["_data"]))
+            await pipeline._lanes.idle()
 
     await deliver(events[_TIMES:])
     # Times are observed a thousand times a second, at most: under valgrind that would be each.
@@ -143,7 +138,6 @@ async def _count_deliveries() -> None:
         await deliver(events[:_TIMES])
     if pipeline._stats.delivered != len(events):
         raise RuntimeError(f"{len(events)} changes, {pipeline._stats.delivered} deliveries")
-    filling.cancel()
     await pipeline._lanes.stop(0.0)
 
 
@@ -163,7 +157,6 @@ def _pipeline() -> Pipeline:
         "codec_options": CODEC_OPTIONS,
         "settings": Settings(),
         "stats": Stats(),
-        "conditions": None,
     }
     return Pipeline(**parts)
 

@@ -19,9 +19,11 @@ from dispatcher.exceptions import PositionError
 from mongoz.connection import Collection
 from mongoz.keys import canonical_of
 from mongoz.signals.receivers import Receiver
-from mongoz.stamps import Stamp
+from mongoz.stamps import Call, Stamp
 
 __all__ = [
+    "CALLED",
+    "DELIVERABLE",
     "Batch",
     "Calls",
     "Change",
@@ -33,6 +35,7 @@ __all__ = [
     "delivery_id_of",
     "key_from",
     "time_after",
+    "token_at",
     "token_time",
 ]
 
@@ -40,6 +43,18 @@ Image = Literal["post", "current", "pre", "key"]
 Namespace = tuple[str, str]
 """(database, collection)"""
 
+DELIVERABLE: Final = frozenset({"insert", "update", "replace", "delete"})
+"""Operations on single documents, which receivers get."""
+
+CALLED: Final = {
+    ("insert", Call.CREATED): ("post_save", True),
+    ("update", Call.SAVED): ("post_save", False),
+    ("update", Call.UPDATED): ("post_update", False),
+    ("delete", Call.DELETED): ("post_delete", False),
+}
+"""Signal and `created` of the call that a stamp tells, by the event that it may belong to.
+
+A replace has no stamp of its own, as the ODM makes none. A delete's stamp is that of its marker."""
 
 _TIMESTAMP_TAG: Final = "82"
 
@@ -64,6 +79,11 @@ def token_time(token: str) -> Timestamp:
             f"The saved position has the token {token!r}, which is none.",
             remedy="Was it edited by hand? Delete the position's document while no dispatcher runs, to begin now.",
         ) from error
+
+
+def token_at(time: Timestamp) -> str:
+    """The part of a token that sorts before the tokens of all changes of a cluster time."""
+    return f"{_TIMESTAMP_TAG}{time.time:08X}{time.inc:08X}"
 
 
 def time_after(token: str) -> str:
@@ -98,9 +118,12 @@ class Change(NamedTuple):
 
     Attributes:
         token: its resume token; tokens of one deployment sort in commit order.
-        operation: `"insert"`, `"update"`, `"replace"`, `"delete"`, or what happens to whole collections.
-            `"marker"` is an update that does nothing but announce a delete of ours, `"untouched"` any other that
-            touches the stamp and nothing else: a change to nobody.
+        operation: `"insert"`, `"update"`, `"replace"`, `"delete"`, or that of an event of a whole collection.
+            `"untouched"`: an update or a replace that changed nothing but the stamp.
+            `"marker"`: an update of that kind that may announce a delete of ours.
+            `"deferred"`: a change that comes again as itself, once it is known what the marker of its document
+            announces.
+            `"finished"`: an earlier process has finished it.
         namespace: (database, collection); the collection is "" for events of a whole database.
         id: the `_id`.
         cluster_time: the server's logical time of the commit.
@@ -115,9 +138,10 @@ class Change(NamedTuple):
         looked_up: the document as it was looked up, where the event had none.
         transaction: what the changes of one transaction have in common; None outside of transactions.
         origin: the stamp again, if it counts, see `origins`; of a delete, its marker's.
+        marker: of a delete: the token of its marker; empty if it has none.
         fault: why `document`, or `id`, can't be decoded; None if it can, as nearly always.
-        delivery_id: what its deliveries go by, where the token does not decide: the stamp came too
-            late, or the id was written down.
+        delivery_id: the id of its deliveries, where the token does not decide: the stamp came too late, or the
+            id was recorded.
     """
 
     token: str
@@ -138,6 +162,7 @@ class Change(NamedTuple):
     origin: Stamp | None = None
     fault: Fault | None = None
     delivery_id: str = ""
+    marker: str = ""
 
     @property
     def key(self) -> Hashable:

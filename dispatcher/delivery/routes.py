@@ -1,26 +1,29 @@
-"""Who gets a change: the receivers of the watched documents, less those that ran where it was written."""
+"""Which receivers get a change: those of its document, less those that ran where it was written.
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+`Routes.resolve` is the only place that decides it, `fields` and `where` included.
+"""
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple
 
-from dispatcher.core.events import Calls, Change, Namespace
+from dispatcher.core.events import CALLED, Calls, Change, Namespace
 from dispatcher.delivery.instances import name_of
-from dispatcher.stream.origins import CALLED
+from dispatcher.delivery.where import Conditions, Routed
 from mongoz.connection import Collection
 from mongoz.connection.namespaces import NamespacePattern
 from mongoz.fields.storage import stored_names
 from mongoz.signals.names import POST
 from mongoz.signals.receivers import Receiver, stamp_ids
 
-__all__ = ["Listener", "Routes"]
+__all__ = ["Listener", "Routed", "Routes"]
 
 Withheld = Literal["ran", "muted"]
-"""Why a stamp keeps a change from a receiver: it ran where the change was written, or nobody was to be told."""
+"""Why a stamp keeps a change from a receiver: it ran where the change was written, or the write was muted."""
 
 _NOBODY: Final[tuple[Calls, ...]] = ()
 
-# What the server's event alone leads to.
+# Signal and `created` by the operation alone: of a change without a stamp that counts.
 _NATURAL: Final = {
     "insert": ("post_save", True),
     "replace": ("post_save", False),
@@ -28,7 +31,7 @@ _NATURAL: Final = {
     "delete": ("post_delete", False),
 }
 
-# Namespaces whose listeners are remembered; deployments with more than that find some of them anew.
+# Namespaces whose listeners are cached, at most.
 _MOST_REMEMBERED: Final = 10_000
 
 
@@ -41,7 +44,7 @@ class Listener(NamedTuple):
         namespace: of its own collection.
         patterns: of further ones that hold such documents.
         fields: the stored names that must have changed, of the `post_update` receivers that ask for some.
-        stamped: what receivers go by in the stamps of this document.
+        stamped: the ids of receivers in the stamps of this document.
     """
 
     document: Any
@@ -53,7 +56,7 @@ class Listener(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """Somebody who listens to a certain namespace.
+    """A listener, as it is for one namespace.
 
     Attributes:
         document: the class.
@@ -77,17 +80,18 @@ class Routes:
 
     Args:
         documents: concrete document classes.
-        group: the group of dispatchers that this process belongs to; stamps of others mean nothing to it.
-        apart_from: the database of the dispatcher's state, which the patterns of `Meta.watch` do not mean.
+        group: the group of dispatchers that this process belongs to; stamps of other groups do not count.
+        apart_from: the database of the dispatcher's state, which the patterns of `Meta.watch` leave out.
     """
 
     def __init__(self, documents: Iterable[Any], group: str, apart_from: str = "") -> None:
         self.group = group
         self.apart_from = apart_from
         self._run = ""
+        self._conditions: Conditions | None = None
         self._listeners: list[Listener] = []
         self._found: dict[Namespace, tuple[_Found, ...]] = {}
-        # Of changes by others, where that hangs on nothing else.
+        # Calls of changes without a stamp, where they depend on nothing but namespace and operation.
         self._natural: dict[tuple[Namespace, str], tuple[Calls, ...]] = {}
         self._withheld: dict[Hashable, tuple[tuple[Withheld, str, str], ...]] = {}
         for document in documents:
@@ -108,10 +112,11 @@ class Routes:
 
         Args:
             keep: whether one stays, by the name of its signal.
-            run: what they are called for. With one, those get a change as well that ran where it was written.
+            run: id of the run that calls them. In a run, receivers that ran where a change was written get it too.
         """
         routes = Routes((), self.group, self.apart_from)
         routes._run = run
+        routes._conditions = self._conditions
         for listener in self._listeners:
             kept = {
                 signal: tuple(one for one in receivers if keep(signal, one))
@@ -123,20 +128,20 @@ class Routes:
 
     @property
     def names(self) -> frozenset[str]:
-        """What the receivers are called, or were."""
+        """The names of all receivers, former ones included."""
         found = [r for one in self._listeners for receivers in one.receivers.values() for r in receivers]
         return frozenset(name for one in found for name in (one.name, *one.options.formerly))
 
     @property
     def namespaces(self) -> tuple[Namespace, ...]:
-        """The collections that somebody listens to, as far as they are known by name."""
+        """The collections with listeners that are known by name."""
         watched = (pattern for one in self._listeners for pattern in one.patterns if pattern.is_literal)
         named = [(pattern.database, pattern.collection) for pattern in watched]
         return tuple(dict.fromkeys([*(listener.namespace for listener in self._listeners), *named]))
 
     @property
     def patterns(self) -> tuple[NamespacePattern, ...]:
-        """What further ones look like."""
+        """The patterns of further ones."""
         watched = [pattern for listener in self._listeners for pattern in listener.patterns]
         return tuple(dict.fromkeys(pattern for pattern in watched if not pattern.is_literal))
 
@@ -148,11 +153,37 @@ class Routes:
 
     @property
     def listeners(self) -> tuple[Listener, ...]:
-        """Every document that somebody listens to."""
+        """Every document that has receivers."""
         return tuple(self._listeners)
 
+    async def prepare(self, conditions: Conditions) -> bool:
+        """Have the server check every `where`, and ask it from now on; whether any receiver has one.
+
+        Raises:
+            ApplicationError: the server does not accept one.
+            PyMongoError: as the driver has it.
+        """
+        prepared = await conditions.prepare(self._each())
+        self._conditions = conditions if prepared else None
+        return prepared
+
+    def _each(self) -> Iterator[tuple[Any, Receiver]]:
+        for listener in self._listeners:
+            for receivers in listener.receivers.values():
+                for receiver in receivers:
+                    yield listener.document, receiver
+
+    async def resolve(self, changes: Sequence[Change]) -> list[Routed]:
+        """The receivers of each change, in the order in which they are called. Most changes of others have none.
+
+        Raises:
+            DispatcherError: what no repetition can mend.
+        """
+        routed = [(change, self.route(change)) for change in changes]
+        return routed if self._conditions is None else await self._conditions.wanted(routed)
+
     def route(self, change: Change) -> tuple[Calls, ...]:
-        """The receivers of one change, in the order in which they are called."""
+        """The receivers of one change; `where` is not asked."""
         natural = change.namespace, change.operation
         if change.origin is None and (known := self._natural.get(natural)) is not None:
             return known
@@ -186,9 +217,9 @@ class Routes:
         return routed
 
     def withheld(self, change: Change) -> tuple[tuple[Withheld, str, str], ...]:
-        """Who does not get a change because its stamp says so: why, receiver and signal."""
+        """The receivers that the stamp keeps a change from: reason, receiver and signal."""
         origin = change.origin
-        assert origin is not None  # else there is no such stamp
+        assert origin is not None  # the caller has looked
         if not (origin.muted or origin.receivers) or self._run:
             return ()
         signal, _ = CALLED[change.operation, origin.call]
@@ -207,7 +238,7 @@ class Routes:
         return known
 
     def listening_to(self, namespace: Namespace) -> tuple[Listener, ...]:
-        """Who listens to a collection, in the order of the documents."""
+        """The listeners of a collection, in the order of the documents."""
         database, collection = namespace
         return tuple(
             listener
@@ -217,7 +248,7 @@ class Routes:
         )
 
     def names_listening_to(self, namespace: Namespace) -> tuple[tuple[str, frozenset[str]], ...]:
-        """Who listens to a collection: names of document classes, each with those of its receivers."""
+        """The listeners of a collection: names of document classes, each with the names of its receivers."""
         found = self._found.get(namespace) or self._find(namespace)
         return tuple((name_of(one.document), one.names) for one in found)
 
@@ -232,7 +263,7 @@ class Routes:
         hops: int,
         run: str = "",
     ) -> Calls | None:
-        """A call that was written down, as it is made today; None if there is no such receiver any more.
+        """A recorded call, as it is made today; None if the receiver does not exist any more.
 
         Args:
             document: name of the class.
@@ -254,7 +285,7 @@ class Routes:
         return None
 
     def _find(self, namespace: Namespace) -> tuple[_Found, ...]:
-        """Who listens to a namespace that was not asked for before; remembered."""
+        """Find the listeners of a namespace, and cache them."""
         if len(self._found) >= _MOST_REMEMBERED:
             self._found.clear()
             self._natural.clear()
@@ -281,12 +312,12 @@ def _collection(document: Any, namespace: Namespace) -> Collection:
 
 
 def _stamped(document: Any, receivers: Mapping[str, Iterable[Receiver]]) -> dict[Receiver, frozenset[bytes]]:
-    """What receivers go by in the stamps of a document."""
+    """The ids of receivers in the stamps of a document."""
     return {r: frozenset(stamp_ids(r, document, signal)) for signal, some in receivers.items() for r in some}
 
 
 def _fields(document: Any, receivers: Iterable[Receiver]) -> dict[Receiver, frozenset[str]]:
-    """Which stored names must have changed for whom; receivers name attributes."""
+    """The stored names that must have changed, by receiver; receivers name attributes."""
     names = stored_names(document)
     return {
         r: frozenset(names.get(name, name) for name in r.options.fields) for r in receivers if r.options.fields

@@ -1,18 +1,18 @@
 """`where`: whether a document is one that a receiver wants. The server decides, as it would for a query.
 
-It is asked about the very image that the receiver gets, which may be in no collection any more. Documents are sent
-along in the command (`$documents`), many at a time, and each goes through the matches of all receivers by itself
-(`$lookup` with a pipeline), so that a match sees the document and nothing else, not even the origin stamp.
+The question is about the image that the receiver gets, which may be in no collection any more. The command
+carries the documents (`$documents`), many at a time. Each goes through the matches of its receivers in a pipeline
+of its own (`$lookup`), so that a match sees the document and nothing else, not even the origin stamp.
 
-Where the image is unknown (`delivery.image` is `"key"`), where the server fails on a document that it should look
-at (an `$expr` that does not suit it), and where document and match are too large for a command, the receiver gets
-the change: in doubt, deliver.
+The receiver gets the change wherever the answer is unknown: without an image (`delivery.image` is `"key"`), when
+the server fails on the document (an `$expr` that does not suit it), and when document and match are too large for
+a command.
 
-It takes the right to run commands on the state's database, which readWrite there includes.
+This takes the right to run commands on the state's database, which readWrite there includes.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -23,101 +23,85 @@ from pymongo.errors import ConfigurationError, ConnectionFailure, PyMongoError
 
 from dispatcher.core.bson_codec import lenient
 from dispatcher.core.driver_errors import fatal, in_short
-from dispatcher.core.events import Calls, Change, Namespace
+from dispatcher.core.events import Calls, Change
 from dispatcher.core.output.logs import get_logger
 from dispatcher.core.retry import retry
 from dispatcher.core.state import State
 from dispatcher.delivery.instances import originals_of
-from dispatcher.delivery.routes import Routes
 from dispatcher.exceptions import AccessDenied, ApplicationError
 from mongoz.signals.receivers import Receiver
 from mongoz.stamps import FIELD
 
-__all__ = ["Conditions", "Refused", "wanted"]
+__all__ = ["Conditions", "Routed"]
 
 log = get_logger()
 
-Refused = Mapping[str, frozenset[bytes]]
-"""By the token of a change, the ids of the receivers that do not want it."""
+Routed = tuple[Change, tuple[Calls, ...]]
+"""A change and its receivers."""
 
-_NOBODY: Final[Refused] = {}
-
-# Which signals a change may become: the stamp of a save() makes a post_save of an update.
-_SIGNALS: Final = {
-    "insert": ("post_save",),
-    "replace": ("post_save",),
-    "update": ("post_save", "post_update"),
-    "delete": ("post_delete",),
-}
-
-# Keeps of several fields with one name the last, and everything else as it is.
+# Of several fields with one name the last one stays; everything else is kept as it is.
 _ONCE: Final = lenient(CodecOptions[dict[str, Any]]())
 
-# Bytes of documents in one command, and how many: the server takes 16 MB, matches included.
+# Bytes and number of the documents in one command: the server takes 16 MB, matches included.
 _BYTES: Final = 8_000_000
 _MOST: Final = 250
 
-
-# Errors about the way to the server, not about a match.
+# Errors of the connection, not of a match.
 _PASSING: Final = (ConnectionFailure, ConfigurationError)
 
 
 class _Question(NamedTuple):
-    """One document, and the matches it has to go through."""
+    """One document, and the matches that it goes through.
 
+    Attributes:
+        place: of its change among those that are asked about.
+        token: of the change.
+        document: the image.
+        wheres: numbers of the matches.
+    """
+
+    place: int
     token: str
     document: RawBSONDocument
     wheres: tuple[int, ...]
 
 
 class Conditions:
-    """Knows the `where` of all receivers, and asks the server.
+    """Holds the `where` of receivers, and asks the server.
 
     Args:
         state: the database in which we may run commands.
-        routes: who listens to what.
         codec_options: the registry's: how the values of a match are stored.
         address: of the server, for messages.
     """
 
-    def __init__(
-        self,
-        state: State,
-        routes: Routes,
-        codec_options: CodecOptions[Any],
-        address: str,
-    ) -> None:
+    def __init__(self, state: State, codec_options: CodecOptions[Any], address: str) -> None:
         self._database = state.database
-        self._routes = routes
         self._codec_options = codec_options
         self._address = address
         self._wheres: list[RawBSONDocument] = []
-        self._receivers: list[set[bytes]] = []
-        self._asked: dict[tuple[Namespace, str], tuple[int, ...]] = {}
+        self._numbers: dict[Receiver, int] = {}
 
-    async def prepare(self) -> bool:
-        """Have the server look at every `where`; whether there is any.
+    async def prepare(self, receivers: Iterable[tuple[Any, Receiver]]) -> bool:
+        """Have the server check every `where`; whether there is any.
+
+        Args:
+            receivers: each with its document class.
 
         Raises:
             ApplicationError: it does not accept one; names receiver, document and the server's reason.
             PyMongoError: as the driver has it.
         """
         numbers: dict[Any, int] = {}
-        for document, receiver in self._conditional():
+        for document, receiver in receivers:
+            if receiver.options.where is None:
+                continue
             raw = await self._checked(document, receiver)
             number = numbers.setdefault(raw.raw, len(self._wheres))
             if number == len(self._wheres):
                 self._wheres.append(raw)
-                self._receivers.append(set())
-            self._receivers[number].add(receiver.id)
+            self._numbers[receiver] = number
         return bool(self._wheres)
-
-    def _conditional(self) -> Iterator[tuple[Any, Receiver]]:
-        for listener in self._routes.listeners:
-            for receivers in listener.receivers.values():
-                for receiver in receivers:
-                    if receiver.options.where is not None:
-                        yield listener.document, receiver
 
     async def _checked(self, document: Any, receiver: Receiver) -> RawBSONDocument:
         where = dict(receiver.options.where or {})
@@ -139,42 +123,37 @@ class Conditions:
             ) from error
         return raw
 
-    async def refused(self, changes: Sequence[Change]) -> Refused:
-        """Who does not want which of these changes.
+    async def wanted(self, routed: list[Routed]) -> list[Routed]:
+        """The same changes, each without the receivers that do not want it.
 
         Raises:
             DispatcherError: what no repetition can mend.
         """
         groups: dict[tuple[int, ...], list[_Question]] = defaultdict(list)
-        for change in changes:
-            wheres = self._asked_for(change.namespace, change.operation)
-            if wheres and (raw := _image(change)) is not None:
-                groups[wheres].append(_Question(change.token, RawBSONDocument(raw), wheres))
-        if not groups:
-            return _NOBODY
-        refused = {}
-        for wheres, questions in groups.items():
+        for place, (change, calls) in enumerate(routed):
+            wheres = self._asked_by(calls)
+            if wheres and (image := _image(change)) is not None:
+                groups[wheres].append(_Question(place, change.token, RawBSONDocument(image), wheres))
+        for questions in groups.values():
             for part in _slices(questions):
                 for question, matched in zip(part, await self._answers(part), strict=True):
-                    ids = set[bytes]().union(*(self._receivers[n] for n in wheres if n not in matched))
-                    if ids:
-                        refused[question.token] = frozenset(ids)
-        return refused
+                    if len(matched) < len(question.wheres):
+                        change, calls = routed[question.place]
+                        routed[question.place] = (change, self._without(calls, {*question.wheres} - matched))
+        return routed
 
-    def _asked_for(self, namespace: Namespace, operation: str) -> tuple[int, ...]:
-        """The matches that a document of a collection has to go through."""
-        found = self._asked.get((namespace, operation))
-        if found is None:
-            ids = {
-                receiver.id
-                for listener in self._routes.listening_to(namespace)
-                for signal in _SIGNALS.get(operation, ())
-                for receiver in listener.receivers[signal]
-                if receiver.options.where is not None
-            }
-            found = tuple(n for n, receivers in enumerate(self._receivers) if receivers & ids)
-            self._asked[namespace, operation] = found
-        return found
+    def _asked_by(self, calls: tuple[Calls, ...]) -> tuple[int, ...]:
+        """The matches that a document goes through on its way to these receivers."""
+        numbers = self._numbers
+        return tuple(sorted({numbers[r] for one in calls for r in one.receivers if r in numbers}))
+
+    def _without(self, calls: tuple[Calls, ...], refused: set[int]) -> tuple[Calls, ...]:
+        """The calls without the receivers that have one of these matches."""
+        kept = (
+            one._replace(receivers=tuple(r for r in one.receivers if self._numbers.get(r) not in refused))
+            for one in calls
+        )
+        return tuple(one for one in kept if one.receivers)
 
     async def _answers(self, questions: list[_Question]) -> list[set[int]]:
         """Which of its matches each document satisfies."""
@@ -262,9 +241,3 @@ def _slices(questions: list[_Question]) -> Iterator[list[_Question]]:
         size += length
     if part:
         yield part
-
-
-def wanted(calls: tuple[Calls, ...], refused: frozenset[bytes]) -> tuple[Calls, ...]:
-    """The calls without those to receivers that do not want the change."""
-    kept = (one._replace(receivers=tuple(r for r in one.receivers if r.id not in refused)) for one in calls)
-    return tuple(one for one in kept if one.receivers)

@@ -4,8 +4,8 @@ from hashlib import sha256
 from typing import Any
 
 from dispatcher.delivery.routes import Routes
-from dispatcher.group.layout import scope_of
 from dispatcher.settings import Settings
+from dispatcher.stream.scope import scope_of
 
 __all__ = ["facts_of", "version_of"]
 

@@ -3,17 +3,14 @@
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from pymongo import AsyncMongoClient
-
-from dispatcher.core.output.logs import Stats, get_logger
-from dispatcher.delivery.routes import Routes
+from dispatcher.core.output.logs import get_logger
 from dispatcher.exceptions import GroupTaken
 from dispatcher.position.documents import SavedPositions
 from dispatcher.position.store import PositionStore
 from dispatcher.settings import Settings
-from dispatcher.stream.change_stream import ChangeStreamSource, Scope
+from dispatcher.stream.scope import Scope
 
-__all__ = ["admit", "begin", "divide_into", "scope_of", "taken", "token_of_now"]
+__all__ = ["admit", "begin", "divide_into", "taken"]
 
 log = get_logger()
 
@@ -61,20 +58,6 @@ def taken(group: str, before: str, application: str) -> GroupTaken:
         remedy="Give each a group of its own with Registry(..., dispatched='name'). If this is the same "
         "application, renamed, start it once with --adopt.",
     )
-
-
-def scope_of(routes: Routes) -> Scope:
-    """What must be watched for them."""
-    return Scope.of(routes.namespaces, routes.patterns, routes.apart_from)
-
-
-async def token_of_now(client: AsyncMongoClient[Any], scope: Scope, address: str) -> str:
-    """A resume token that stands for this moment.
-
-    Raises:
-        PyMongoError: as the driver has it.
-    """
-    return await ChangeStreamSource(client, scope, batch_size=1, address=address, stats=Stats()).now()
 
 
 async def divide_into(store: PositionStore, partitions: int | None) -> None:

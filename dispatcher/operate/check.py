@@ -19,13 +19,14 @@ from dispatcher.delivery.application import group_of, routes_of
 from dispatcher.delivery.routes import Routes
 from dispatcher.delivery.where import Conditions
 from dispatcher.exceptions import DispatcherError, PositionError
-from dispatcher.group.layout import scope_of, taken
+from dispatcher.group.layout import taken
 from dispatcher.operate.privileges import create_role, missing, needed, useful
 from dispatcher.operate.setup import few_connections
 from dispatcher.operate.unreachable import Silent, silent_receivers, without_changes
 from dispatcher.position.store import PositionStore
 from dispatcher.settings import Settings
 from dispatcher.stream.collections import Watched, watched_collections
+from dispatcher.stream.scope import scope_of
 from mongoz import Registry
 
 __all__ = ["Finding", "Level", "check", "role_for"]
@@ -268,7 +269,7 @@ class _Checks:
 
     async def _collections(self) -> AsyncIterator[Finding]:
         try:
-            watched = await watched_collections(self._client, self._routes)
+            watched = await watched_collections(self._client, scope_of(self._routes))
         except OperationFailure as error:
             yield Finding(
                 "warning",
@@ -323,14 +324,9 @@ class _Checks:
                 )
 
     async def _conditions(self) -> AsyncIterator[Finding]:
-        conditions = Conditions(
-            self._state,
-            self._routes,
-            self._registry.codec_options,
-            self._clients.address,
-        )
+        conditions = Conditions(self._state, self._registry.codec_options, self._clients.address)
         try:
-            if await conditions.prepare():
+            if await self._routes.prepare(conditions):
                 yield Finding("ok", "where", "The server accepts the where= of all receivers")
         except DispatcherError as error:
             yield Finding("error", "where", error.message, error.remedy)

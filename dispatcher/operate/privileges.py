@@ -19,7 +19,7 @@ from pymongo import AsyncMongoClient
 from dispatcher.core.state import CONTROLS, WRITTEN, State
 from dispatcher.delivery.routes import Routes
 from dispatcher.exceptions import AccessDenied
-from dispatcher.stream.change_stream import Scope
+from dispatcher.stream.scope import Scope
 
 __all__ = ["Right", "create_role", "missing", "needed", "require_state", "role_name", "useful"]
 

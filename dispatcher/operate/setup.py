@@ -20,10 +20,12 @@ from dispatcher.core.state import Group, State
 from dispatcher.delivery.application import group_of, routes_of
 from dispatcher.delivery.routes import Routes
 from dispatcher.exceptions import AccessDenied, ServerError
-from dispatcher.group.layout import admit, begin, divide_into, scope_of, token_of_now
+from dispatcher.group.layout import admit, begin, divide_into
 from dispatcher.position.store import PositionStore
 from dispatcher.settings import Settings
+from dispatcher.stream.change_stream import token_of_now
 from dispatcher.stream.collections import Watched, watched_collections
+from dispatcher.stream.scope import scope_of
 from mongoz import Registry
 
 __all__ = [
@@ -114,7 +116,7 @@ async def set_up(
 
 async def _listed(client: AsyncMongoClient[Any], routes: Routes) -> list[Watched]:
     try:
-        return await watched_collections(client, routes)
+        return await watched_collections(client, scope_of(routes))
     except OperationFailure as error:
         if error.code != _UNAUTHORIZED:
             raise
@@ -194,7 +196,7 @@ async def warn_of_oddities(client: AsyncMongoClient[Any], routes: Routes, *, sta
     """
     try:
         async with asyncio.timeout(_PATIENCE):
-            watched = await watched_collections(client, routes)
+            watched = await watched_collections(client, scope_of(routes))
             _warn_of_missing_images(watched, routes)
             if stamped:
                 await _warn_of_validators(client, watched, routes.group)

@@ -11,6 +11,7 @@ from dispatcher.core.driver_errors import Kind, kind_of
 from dispatcher.delivery.routes import Routes
 from dispatcher.exceptions import ServerError
 from dispatcher.stream.collections import Watched, watched_collections
+from dispatcher.stream.scope import scope_of
 from mongoz import Document, Registry
 from mongoz.fields.storage import stored_names
 from mongoz.signals.names import POST
@@ -82,7 +83,7 @@ async def require_changes(client: AsyncMongoClient[Any], routes: Routes) -> None
         PyMongoError: as the driver has it.
     """
     try:
-        watched = await watched_collections(client, routes)
+        watched = await watched_collections(client, scope_of(routes))
     except OperationFailure as error:
         if kind_of(error) is Kind.NO_ACCESS:  # what they are is not ours to know
             return

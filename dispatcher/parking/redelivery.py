@@ -20,7 +20,6 @@ from dispatcher.core.output.logs import get_logger
 from dispatcher.core.undecodable import Undecodable
 from dispatcher.delivery.outcome import Again
 from dispatcher.delivery.routes import Routes
-from dispatcher.delivery.where import Conditions, wanted
 from dispatcher.exceptions import DispatcherError
 from dispatcher.parking.dead_letters import DeadLetters
 from dispatcher.parking.gate import Parking
@@ -62,7 +61,6 @@ class Resending:
         dead_letters: the collection.
         parking: where they are parked.
         routes: who listens to what.
-        conditions: who wants which change; None if everybody wants all.
         add: gives a job to the lanes.
         goes_on: whether something may be begun.
         codec_options: the registry's.
@@ -74,7 +72,6 @@ class Resending:
         dead_letters: DeadLetters,
         parking: Parking,
         routes: Routes,
-        conditions: Conditions | None,
         *,
         add: Callable[[Hashable, Job, int], None],
         goes_on: Callable[[], bool],
@@ -84,7 +81,6 @@ class Resending:
         self._letters = dead_letters
         self._parking = parking
         self._routes = routes
-        self._conditions = conditions
         self._add = add
         self._goes_on = goes_on
         self._codec_options = codec_options
@@ -206,10 +202,7 @@ class Resending:
             raise _Refused(f"The event still can't be decoded: {words_of(error)}") from error
         if change.fault is not None:
             raise _Refused(f"The event still can't be decoded: {change.fault}")
-        all_calls = self._routes.route(change)
-        if self._conditions is not None:
-            refused = await self._conditions.refused([change])
-            all_calls = wanted(all_calls, refused.get(change.token, frozenset()))
+        ((_, all_calls),) = await self._routes.resolve([change])
         kept = {name: letter[name] for name in _FAILURE}
         for calls in all_calls:
             for receiver in calls.receivers:

@@ -100,15 +100,11 @@ class Progress:
         """Whether a change was finished by an earlier process."""
         return token <= self.began or (bool(self._ahead) and digest_of(token) in self._ahead)
 
-    def passes(self, token: str) -> bool:
-        """Whether a change was finished by an earlier process; if so it counts as finished from here on."""
-        if token <= self.began:
-            return True
-        if self._ahead and (digest := digest_of(token)) in self._ahead:
-            self._ahead.discard(digest)  # from here on the tracker knows
+    def count_finished(self, token: str) -> None:
+        """Give a change that an earlier process has finished its place in the order."""
+        if token > self.began:
+            self._ahead.discard(digest_of(token))  # from here on the tracker knows
             self.tracker.add(Job(token))
-            return True
-        return False
 
     @property
     def is_far_ahead(self) -> bool:

@@ -1,20 +1,19 @@
 """Existing documents through `post_save` receivers, as `post_save(created=False)`."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any, Final
 
 from bson.binary import Binary
 
-from dispatcher.core.events import Namespace
 from dispatcher.core.output.logs import get_logger
-from dispatcher.delivery.where import Refused, wanted
 from dispatcher.exceptions import NothingToDeliver
 from dispatcher.runs.player import Outcome, Playback, Step, Workplace
-from dispatcher.runs.snapshot import Found, change_of, documents, key_of
+from dispatcher.runs.snapshot import change_of, documents, key_of
 from dispatcher.runs.store import Run
 from dispatcher.stream.collections import collections_of
+from dispatcher.stream.scope import scope_of
 
 __all__ = ["Backfill", "start"]
 
@@ -51,38 +50,22 @@ class Backfill:
 
     async def _steps(self) -> AsyncGenerator[Step]:
         place, run = self._place, self.playback.run
-        conditions = await place.conditions(self._routes)
+        await place.prepare(self._routes)
         done: list[str] = list(run.progress.get("done", ()))
-        for namespace in await collections_of(place.client, self._routes):
+        for namespace in await collections_of(place.client, scope_of(self._routes)):
             name = ".".join(namespace)
             if name in done:
                 continue
             last = run.progress.get("last") if run.progress.get("namespace") == name else None
             async for slice_ in documents(place.client, namespace, last and bytes(last), place.address):
                 self.seen += len(slice_)
-                changes = [self._step(found, namespace, done) for found in slice_]
-                refused: Refused = {}
-                if conditions is not None:
-                    refused = await conditions.refused(
-                        [step.change for step in changes if step.change is not None]
-                    )
-                for step in changes:
-                    if step.change is not None and step.change.token in refused:
-                        yield step._replace(calls=wanted(step.calls, refused[step.change.token]))
-                    else:
-                        yield step
+                options = place.registry.codec_options
+                changes = [change_of(found, namespace, run, options) for found in slice_]
+                for found, (change, calls) in zip(slice_, await self._routes.resolve(changes), strict=True):
+                    progress = {"done": done, "namespace": name, "last": Binary(key_of(found.row))}
+                    yield Step(change, calls, progress)
             done = [*done, name]
             yield Step(None, (), {"done": done})
-
-    def _step(self, found: Found, namespace: Namespace, done: list[str]) -> Step:
-        run = self.playback.run
-        progress: Mapping[str, Any] = {
-            "done": done,
-            "namespace": ".".join(namespace),
-            "last": Binary(key_of(found.row)),
-        }
-        change = change_of(found, namespace, run, self._place.registry.codec_options)
-        return Step(change, self._routes.route(change), progress)
 
 
 async def start(
@@ -111,7 +94,8 @@ async def start(
     elif not new:
         run = await place.runs.unfinished("backfill", asked)
     names = receivers if run is None else run.asked["receivers"]
-    namespaces = await collections_of(place.client, place.routes.narrowed(place.chosen(names, _SIGNALS)))
+    chosen = place.routes.narrowed(place.chosen(names, _SIGNALS))
+    namespaces = await collections_of(place.client, scope_of(chosen))
     if not namespaces:
         raise NothingToDeliver(
             "None of the collections of these receivers exists.", remedy="Is --url that of the right deployment?"

@@ -20,10 +20,10 @@ from dispatcher.core.output.logs import get_logger
 from dispatcher.core.partitions import belongs, hash_of
 from dispatcher.delivery.deliverer import Deliverer
 from dispatcher.delivery.routes import Routes
-from dispatcher.delivery.where import Conditions, wanted
 from dispatcher.parking.gate import Parking
 from dispatcher.runs.snapshot import change_of, document, documents, key_of
 from dispatcher.runs.store import Run, Runs
+from dispatcher.stream.scope import Scope, scope_of
 
 __all__ = ["Refilling"]
 
@@ -45,7 +45,6 @@ class Refilling:
         routes: who listens to what.
         parking: where deliveries wait.
         deliverer: makes them.
-        conditions: who wants which change; None if everybody wants all.
         collections: those in which there are documents for somebody.
         add: gives a job to the lanes.
         goes_on: whether something may be begun.
@@ -63,8 +62,7 @@ class Refilling:
         parking: Parking,
         deliverer: Deliverer,
         *,
-        conditions: Conditions | None,
-        collections: Callable[[Routes], Awaitable[list[Namespace]]],
+        collections: Callable[[Scope], Awaitable[list[Namespace]]],
         add: Callable[[Hashable, Job, int], None],
         goes_on: Callable[[], bool],
         partition: int,
@@ -75,7 +73,6 @@ class Refilling:
         self._client = client
         self._runs = runs
         self._all_routes = routes
-        self._conditions = conditions
         self._parking = parking
         self._deliverer = deliverer
         self._collections = collections
@@ -118,7 +115,7 @@ class Refilling:
 
     async def _refill(self, run: Run) -> None:
         routes = self._all_routes.narrowed(lambda signal, _: signal == "post_save", run.id)
-        namespaces = await self._collections(routes) if routes.listeners else []
+        namespaces = await self._collections(scope_of(routes)) if routes.listeners else []
         log.info(
             "delivering the current documents, since history was lost",
             action="backfill.started",
@@ -171,10 +168,7 @@ class Refilling:
         if found is None:  # it was deleted, of which the stream tells
             return
         change = change_of(found, namespace, run, self._codec_options)
-        calls = routes.route(change)
-        if self._conditions is not None:
-            refused = await self._conditions.refused([change])
-            calls = wanted(calls, refused.get(change.token, frozenset()))
+        ((_, calls),) = await routes.resolve([change])
         if self._parking.watched:
             await self._parking.look_up([change], routes.names_listening_to, None)
         if calls:

@@ -30,12 +30,12 @@ from dispatcher.delivery.tracing import tracing_of
 from dispatcher.delivery.transactions import Transactions
 from dispatcher.delivery.where import Conditions
 from dispatcher.exceptions import UnknownReceiver
-from dispatcher.group.layout import scope_of
 from dispatcher.parking.dead_letters import DeadLetters
 from dispatcher.position.store import PositionStore
 from dispatcher.runs.store import Run, Runs
 from dispatcher.settings import Settings
 from dispatcher.stream.cursor import Cursors
+from dispatcher.stream.scope import scope_of
 from mongoz import Registry
 from mongoz.signals.hops import inside_dispatcher
 from mongoz.signals.names import POST
@@ -295,15 +295,14 @@ class Workplace(NamedTuple):
             address=self.address,
         )
 
-    async def conditions(self, routes: Routes) -> Conditions | None:
-        """Who wants which change; None if everybody wants all.
+    async def prepare(self, routes: Routes) -> None:
+        """Have the server check every `where` of some routes, before they resolve changes.
 
         Raises:
             ApplicationError: the server does not accept a `where`.
             PyMongoError: as the driver has it.
         """
-        conditions = Conditions(self.group.state, routes, self.registry.codec_options, self.address)
-        return conditions if await conditions.prepare() else None
+        await routes.prepare(Conditions(self.group.state, self.registry.codec_options, self.address))
 
     def chosen(self, names: Sequence[str], signals: Sequence[str] = POST) -> Callable[[str, Receiver], bool]:
         """Whether a receiver is one of those.

@@ -1,99 +1,38 @@
 """Past changes again, from the oplog, through chosen receivers, without touching the position of the group."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple
+from itertools import takewhile
+from typing import Any, Final
 
 from bson.timestamp import Timestamp
 from pymongo.errors import PyMongoError
 
-from dispatcher.core.driver_errors import Kind, in_short, kind_of
-from dispatcher.core.events import Change, Start, token_time
+from dispatcher.core.driver_errors import Kind, kind_of
+from dispatcher.core.events import Change, Start, token_at, token_time
 from dispatcher.core.oplog import look_at_oplog
 from dispatcher.core.output.logs import get_logger
-from dispatcher.core.undecodable import Undecodable
-from dispatcher.delivery.where import Conditions, wanted
 from dispatcher.exceptions import HistoryLost
-from dispatcher.group.layout import scope_of
 from dispatcher.runs.player import Outcome, Playback, Step, Workplace
 from dispatcher.runs.store import Run
 from dispatcher.stream.change_stream import ChangeStreamSource
 from dispatcher.stream.cursor import Cursors, Shape
-from dispatcher.stream.decode import decode
 from dispatcher.stream.lookup import Images
-from dispatcher.stream.origins import HORIZON, Origins
-from mongoz.stamps import Stamp
+from dispatcher.stream.reader import Lost, Reader, Unreadable
+from dispatcher.stream.scope import scope_of
 
 __all__ = ["Replay", "start"]
 
 log = get_logger()
 
-_OF_DOCUMENTS: Final = frozenset({"insert", "update", "replace", "delete", "untouched"})
-
-# Events taken apart in one go.
-_CHUNK: Final = 100
-
-
-# The server waits that long for changes that may still belong to what was asked for.
+# Milliseconds that the server waits for further changes of the range.
 _AWAIT_MS: Final = 100
 
-# Empty batches in a row that show that nothing more comes, where their token is the very time that was asked for:
-# it sorts before the tokens of that time's changes.
+# Empty batches in a row that show the end, where their token is the very end of the range: it sorts before the
+# tokens of that time's changes.
 _SURELY_EMPTY: Final = 2
-
-
-class _Open(NamedTuple):
-    """What looks like a marker, and the changes of its document that wait behind it."""
-
-    marker: Change
-    waiting: list[Change]
-
-
-class _Markers:
-    """Deletes get the origin of their markers; a marker without a delete is no change."""
-
-    def __init__(self, origins: Origins) -> None:
-        self._origins = origins
-        self._open: dict[Any, _Open] = {}
-
-    def __len__(self) -> int:
-        return len(self._open)
-
-    def settled(self, change: Change) -> Iterator[Change]:
-        """What is to be delivered now that this change has come, in order."""
-        judged = change if change.stamp is None else self._origins.judge(change)
-        key = (change.transaction, change.key)
-        # The changes of a transaction have one cluster time and come next to each other.
-        for other, one in list(self._open.items()):
-            again = other == key and judged.operation == "marker"
-            if again or one.marker.cluster_time != change.cluster_time:
-                yield from self._open.pop(other).waiting
-        if judged.operation == "marker":
-            self._open[key] = _Open(judged, [])
-        elif judged.operation == "untouched":
-            return
-        elif key not in self._open:
-            yield judged
-        elif change.operation == "delete":
-            one = self._open.pop(key)
-            yield from one.waiting
-            yield change._replace(origin=one.marker.origin)
-        else:
-            self._open[key].waiting.append(judged)
-
-    def rest(self) -> Iterator[Change]:
-        """What can't be a marker, since nothing comes behind it."""
-        for key in list(self._open):
-            yield from self._open.pop(key).waiting
-
-
-class _Settled(NamedTuple):
-    """A change to be delivered, and whether the run may go on behind it another time."""
-
-    change: Change
-    is_safe: bool
 
 
 class Replay:
@@ -116,11 +55,6 @@ class Replay:
         self.begins = self.at = token_time(run.progress["token"]) if run.progress else run.from_time
         self._place = place
         self._routes = place.routes.narrowed(place.chosen(receivers), run.id)
-        self._codec_options = place.registry.codec_options
-        self._images = Images(place.client, self._codec_options, place.address)
-        self._conditions: Conditions | None = None
-        self._origins = Origins(self._routes.group)
-        self._markers = _Markers(self._origins)
         self._source = ChangeStreamSource(
             place.watching,
             scope_of(self._routes),
@@ -129,6 +63,10 @@ class Replay:
             stats=place.stats,
             await_ms=_AWAIT_MS,
         )
+        codec_options = place.registry.codec_options
+        images = Images(place.client, codec_options, place.address)
+        self._reader = Reader(self._source, images, group=self._routes.group, codec_options=codec_options)
+        self._unsettled: set[str] = set()  # tokens of markers whose deletes have not come
 
     async def work(self, stop: asyncio.Event) -> Outcome:
         """Deliver everything, unless `stop` is set before.
@@ -144,70 +82,39 @@ class Replay:
                 raise await _too_far_back(self._place, self.begins) from error
 
     async def _steps(self) -> AsyncGenerator[Step]:
-        await self._remember_stamps()
-        self._conditions = await self._place.conditions(self._routes)
+        await self._place.prepare(self._routes)
+        await self._reader.recall(self._start.token or token_at(self.begins))
         empty = 0
         async with aclosing(self._source.batches(self._start)) as batches:
             async for batch in batches:
-                settled: list[_Settled] = []
-                for event in batch.events:
-                    if event["clusterTime"] > self.until:
-                        break
-                    self.at = event["clusterTime"]
-                    try:
-                        change = decode(event, self._codec_options)
-                    except Undecodable as error:
-                        yield Step(None, (), None, (bytes(event.raw), error.token, error))
-                    else:
-                        settled += self._settled(change)
+                events = list(takewhile(lambda event: event["clusterTime"] <= self.until, batch.events))
+                if events:
+                    self.at = events[-1]["clusterTime"]
                 empty = 0 if batch.events else empty + 1
                 time = token_time(batch.token)
                 ended = time > self.until or (time == self.until and empty >= _SURELY_EMPTY)
-                if ended or empty:
-                    settled += [_Settled(change, not self._markers) for change in self._markers.rest()]
-                for i in range(0, len(settled), _CHUNK):
-                    async for step in self._routed(settled[i : i + _CHUNK]):
+                async for part in self._reader.read(batch._replace(events=events)):
+                    async for step in self._resolved(part):
                         yield step
                 if ended:
+                    async for step in self._resolved(self._reader.rest()):
+                        yield step
                     return
-                if not self._markers:
+                if not self._unsettled:
                     yield Step(None, (), {"token": batch.token})
 
-    def _settled(self, change: Change) -> Iterator[_Settled]:
-        if change.operation in _OF_DOCUMENTS:
-            for each in self._markers.settled(change):
-                yield _Settled(each, not self._markers)
-
-    async def _routed(self, settled: list[_Settled]) -> AsyncIterator[Step]:
-        """With what can be had of their documents, and to whom they go."""
-        safe = {each.change.token for each in settled if each.is_safe}
-        async for part in self._images.complete([each.change for each in settled]):
-            refused = {} if self._conditions is None else await self._conditions.refused(part)
-            for change in part:
-                calls = self._routes.route(change)
-                if change.token in refused:
-                    calls = wanted(calls, refused[change.token])
-                yield Step(change, calls, {"token": change.token} if change.token in safe else None)
-
-    async def _remember_stamps(self) -> None:
-        """See the stamps that were written shortly before: what is read next may hold copies of them.
-
-        Where the oplog does not reach so far back, we do without.
-        """
-        self._origins.since = float(self.begins.time)
-        since = Timestamp(max(1, self.begins.time - HORIZON), 1)
-        until = self._start.token or f"82{self.begins.time:08X}{self.begins.inc:08X}"
-        try:
-            async for event in self._source.stamped(since, until):
-                self._origins.saw(Stamp.unpack(event["stamp"]), event.get("wallTime"))
-        except PyMongoError as error:
-            log.warning(
-                "the stamps of earlier writes could not be read; copies of them may pass for the originals",
-                action="stamps.not_read",
-                error=in_short(error),
-            )
-        else:
-            self._origins.since = float(since.time)
+    async def _resolved(self, part: list[Change] | Unreadable | Lost) -> AsyncIterator[Step]:
+        """The changes with their receivers. The run goes on behind a change only where no marker is open."""
+        if isinstance(part, Unreadable):
+            yield Step(None, (), None, (part.event, part.error.token, part.error))
+        elif isinstance(part, list):
+            for change, calls in await self._routes.resolve(part):
+                if change.operation == "marker":
+                    self._unsettled.add(change.token)
+                    continue
+                if self._unsettled:
+                    self._unsettled -= {change.token, change.marker}
+                yield Step(change, calls, None if self._unsettled else {"token": change.token})
 
 
 async def _too_far_back(place: Workplace, since: Timestamp) -> HistoryLost:

@@ -11,8 +11,6 @@ from dispatcher.core.partitions import belongs
 from dispatcher.core.state import Group
 from dispatcher.delivery.routes import Routes
 from dispatcher.delivery.transactions import Transactions
-from dispatcher.delivery.where import Conditions
-from dispatcher.group.layout import scope_of
 from dispatcher.group.sessions import GroupSessions
 from dispatcher.operate.pauses import Controls
 from dispatcher.parking.dead_letters import DeadLetters
@@ -28,6 +26,7 @@ from dispatcher.settings import Settings
 from dispatcher.stream.change_stream import ChangeStreamSource
 from dispatcher.stream.collections import collections_of
 from dispatcher.stream.lookup import Images
+from dispatcher.stream.scope import scope_of
 from mongoz import Registry
 
 __all__ = ["Works"]
@@ -46,7 +45,6 @@ class Works(NamedTuple):
         settings: the operator's.
         stats: counters.
         address: of the server, for messages.
-        conditions: who wants which change; None if everybody wants all.
         controls: what is paused.
         sessions: of transactional receivers.
     """
@@ -58,7 +56,6 @@ class Works(NamedTuple):
     settings: Settings
     stats: Stats
     address: str
-    conditions: Conditions | None
     controls: Controls
     sessions: GroupSessions
 
@@ -113,5 +110,4 @@ class Works(NamedTuple):
                 **of_stream,
             ),
             transactions=Transactions(self.registry, self.group, self.sessions),
-            conditions=self.conditions,
         )

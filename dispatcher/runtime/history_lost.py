@@ -13,7 +13,7 @@ from dispatcher.core.retry import retry
 from dispatcher.exceptions import HistoryLost
 from dispatcher.position.gaps import Gap, Gaps
 from dispatcher.runs.store import Runs
-from dispatcher.stream.change_stream import ChangeStreamSource
+from dispatcher.stream.source import Source
 
 __all__ = ["History", "OnHistoryLost"]
 
@@ -39,7 +39,7 @@ class History:
     def __init__(
         self,
         policy: OnHistoryLost,
-        source: ChangeStreamSource,
+        source: Source,
         gaps: Gaps,
         runs: Runs,
         *,

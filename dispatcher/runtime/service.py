@@ -16,7 +16,7 @@ from dispatcher.delivery.application import group_of, routes_of
 from dispatcher.delivery.where import Conditions
 from dispatcher.group.coordinator import Coordinator
 from dispatcher.group.facts import facts_of, version_of
-from dispatcher.group.layout import admit, begin, divide_into, scope_of, token_of_now
+from dispatcher.group.layout import admit, begin, divide_into
 from dispatcher.group.members import Members
 from dispatcher.group.sessions import GroupSessions
 from dispatcher.operate.observer import Observer
@@ -32,6 +32,8 @@ from dispatcher.runtime.main_loop import run
 from dispatcher.runtime.pipeline import Pipeline
 from dispatcher.runtime.watchdog import Watchdog
 from dispatcher.settings import Settings
+from dispatcher.stream.change_stream import token_of_now
+from dispatcher.stream.scope import scope_of
 from mongoz import Registry
 from mongoz.signals.hops import inside_dispatcher
 
@@ -217,8 +219,7 @@ class Service:
         return self._coordinator, works.controls
 
     async def _works(self, group: Group, watching: AsyncMongoClient[Any], sessions: GroupSessions) -> Works:
-        conditions = Conditions(group.state, self.routes, self._registry.codec_options, self._address)
-        conditional = await conditions.prepare()
+        await self.routes.prepare(Conditions(group.state, self._registry.codec_options, self._address))
         await group.state.create_indexes()
         if any(receiver.options.transactional for receiver in self.routes.receivers):
             await group.state.keep_deliveries_for(self.settings.delivery_retention)
@@ -230,7 +231,6 @@ class Service:
             self.settings,
             self.stats,
             self._address,
-            conditions if conditional else None,
             Controls(group),
             sessions,
         )

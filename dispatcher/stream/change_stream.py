@@ -6,33 +6,33 @@ saved.
 """
 
 import asyncio
-import re
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from hashlib import sha256
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from bson import Regex, Timestamp, json_util
+from bson import Timestamp
 from pymongo import AsyncMongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 
 from dispatcher.core.bson_codec import Undecoded
 from dispatcher.core.driver_errors import Kind, fatal, in_short, kind_of, let_go
-from dispatcher.core.events import Batch, Namespace, Start, token_time
+from dispatcher.core.events import Batch, Start, token_time
 from dispatcher.core.output.logs import Stats, get_logger
-from dispatcher.core.partitions import HASH, belongs, hash_of
 from dispatcher.core.resume_tokens import token_of
 from dispatcher.core.retry import pause_after
 from dispatcher.stream.cursor import Cursors, Shape
 from dispatcher.stream.large_events import SINGLY, SMALLER, SPLIT, WHOLE, WITHOUT, joined
-from mongoz.connection.namespaces import NamespacePattern, is_misread, watched_as
-from mongoz.stamps import FIELD
+from dispatcher.stream.origins import HORIZON
+from dispatcher.stream.scope import Scope
+from dispatcher.stream.source import Saw
+from mongoz.stamps import FIELD, Stamp
 
-__all__ = ["ChangeStreamSource", "Scope"]
+__all__ = ["ChangeStreamSource", "token_of_now"]
 
 log = get_logger()
 
-_DOCUMENT_OPERATIONS: Final = ["insert", "update", "replace", "delete"]
+# Seconds before a position where stamps are looked for; less, if the oplog is that short.
+_HORIZONS: Final = (HORIZON, 15, 3)
 
 # A look into the past has nothing to wait for.
 _GLANCE_MS: Final = 1
@@ -45,103 +45,6 @@ _NOT_SUPPORTED: Final = 40324
 
 # Characters of a token in the log: it holds the document's key, which may be megabytes long.
 _LEGIBLE: Final = 200
-
-
-class Scope(NamedTuple):
-    """What a stream watches.
-
-    Attributes:
-        database: a single database, or None for the whole deployment.
-        namespaces: the collections, sorted.
-        patterns: what the names of further ones look like, sorted.
-        apart_from: a database that patterns do not mean, though it may look alike.
-        partition: which part of the documents.
-        partitions: how many parts there are.
-        hashed: each event is to tell the hash of its document. Which events come is the same.
-    """
-
-    database: str | None
-    namespaces: tuple[Namespace, ...]
-    patterns: tuple[NamespacePattern, ...] = ()
-    apart_from: str = ""
-    partition: int = 0
-    partitions: int = 1
-    hashed: bool = False
-
-    @classmethod
-    def of(
-        cls, namespaces: Iterable[Namespace], patterns: Iterable[NamespacePattern] = (), apart_from: str = ""
-    ) -> "Scope":
-        """The narrowest scope that holds these collections.
-
-        Args:
-            namespaces: named collections.
-            patterns: of further ones.
-            apart_from: the dispatcher's own database. Its state is no application's document, and who watched it
-                would be told of every save of the position.
-        """
-        ordered, alike = tuple(sorted(set(namespaces))), tuple(sorted(set(patterns)))
-        databases = {database for database, _ in ordered} | {pattern.database for pattern in alike}
-        single = databases.pop() if len(databases) == 1 else None
-        narrow = single is not None and "*" not in single and not is_misread(single)
-        return cls(single if narrow else None, ordered, alike, apart_from)
-
-    def part(self, partition: int, partitions: int) -> "Scope":
-        """One part of it, by the hash of the document's key."""
-        return self._replace(partition=partition, partitions=partitions)
-
-    def pipeline(self) -> list[dict[str, Any]]:
-        """What the server filters by, behind the `$changeStream` stage."""
-        hashes = [{"$set": {HASH: hash_of("$documentKey._id")}}] if self.hashed else []
-        return [self._watched(), *self._partitioned(), *hashes]
-
-    def _partitioned(self) -> list[dict[str, Any]]:
-        """All changes of a document are in one part. What is no change of a document is in the first one.
-
-        But every stream must be told of its own end.
-        """
-        if self.partitions == 1:
-            return []
-        elsewhere: dict[str, Any] = {"operationType": "invalidate"}
-        if self.partition == 0:
-            elsewhere = {"operationType": {"$nin": _DOCUMENT_OPERATIONS}}
-        here = belongs(hash_of("$documentKey._id"), self.partition, self.partitions)
-        ours = {"operationType": {"$in": _DOCUMENT_OPERATIONS}, "$expr": here}
-        return [{"$match": {"$or": [elsewhere, ours]}}]
-
-    def _watched(self) -> dict[str, Any]:
-        named = [(watched_as(db), watched_as(coll)) for db, coll in self.namespaces]
-        named += [self._as_filter(pattern) for pattern in self.patterns]
-        watched = [{"ns.db": db, "ns.coll": coll} for db, coll in named]
-        targets = [{"to.db": db, "to.coll": coll} for db, coll in named]
-        names = {db for db, _ in named if isinstance(db, str)}
-        expressions = {db.pattern for db, _ in named if isinstance(db, Regex)}
-        databases = [*sorted(names), *map(Regex, sorted(expressions))]
-        return {
-            "$match": {
-                "$or": [
-                    {"operationType": {"$in": [*_DOCUMENT_OPERATIONS, "drop", "rename"]}, "$or": watched},
-                    {"operationType": "rename", "$or": targets},
-                    {"operationType": "dropDatabase", "ns.db": {"$in": databases}},
-                    {"operationType": "invalidate"},
-                ]
-            }
-        }
-
-    def _as_filter(self, pattern: NamespacePattern) -> tuple[Any, Any]:
-        """What the server compares the names of a change with."""
-        database, collection = pattern.database, pattern.collection
-        return (
-            Regex(pattern.database_regex((self.apart_from,))) if "*" in database else watched_as(database),
-            Regex(pattern.collection_regex, re.DOTALL) if "*" in collection else watched_as(collection),
-        )
-
-    @property
-    def fingerprint(self) -> str:
-        """A token is valid for the same scope and pipeline only; this tells whether they are the same."""
-        pipeline = self._replace(hashed=False).pipeline()
-        text = json_util.dumps({"database": self.database, "pipeline": pipeline, "version": 1})
-        return sha256(text.encode()).hexdigest()[:16]
 
 
 class ChangeStreamSource:
@@ -318,8 +221,41 @@ class ChangeStreamSource:
             let_go(error)
         return None
 
-    async def stamped(self, since: Timestamp, until: str) -> AsyncIterator[Undecoded]:
-        """The changes of the past that brought a stamp, reduced to `_id`, `wallTime` and `stamp`.
+    async def recall(self, before: str, saw: Saw) -> float:
+        """Show the stamps of the last writes before a position.
+
+        It looks back less far where the oplog is short, and not at all where the server does not allow it.
+
+        Args:
+            before: the token of the last change to look at.
+            saw: is called with each stamp.
+
+        Returns:
+            The time from which on it saw all stamps, in seconds since 1970.
+        """
+        position, failures, horizons = token_time(before).time, 0, [*_HORIZONS]
+        while horizons:
+            since = Timestamp(max(1, position - horizons[0]), 1)
+            try:
+                async for event in self._stamped(since, before):
+                    saw(Stamp.unpack(event["stamp"]), event.get("wallTime"))
+            except PyMongoError as error:
+                failures += 1
+                if fatal(error, self._address) is not None:
+                    horizons.pop(0)
+                log.warning(
+                    "the stamps of earlier writes could not be read; copies of them may pass for the originals",
+                    action="stamps.not_read",
+                    error=in_short(error),
+                    trying_again=bool(horizons),
+                )
+            else:
+                return float(since.time)
+            await asyncio.sleep(pause_after(failures) if horizons else 0)
+        return float(position)
+
+    async def _stamped(self, since: Timestamp, until: str) -> AsyncIterator[Undecoded]:
+        """Past changes that brought a stamp, reduced to `_id`, `wallTime` and `stamp`.
 
         It takes one round trip more than opening the stream if there is nothing to read.
 
@@ -328,7 +264,7 @@ class ChangeStreamSource:
             until: the token of the last change to look at.
 
         Raises:
-            PyMongoError: as the driver has it; some may have been handed out.
+            PyMongoError: as the driver has it; some events may have been yielded.
         """
         start, before = Start(cluster_time=since), ""
         glance = Shape({}, tuple(_stamped_until(until)), await_ms=_GLANCE_MS)
@@ -344,6 +280,15 @@ class ChangeStreamSource:
                         return
                     before, start = batch.token, Start(token=batch.token)
             # The server closed it, for example because the database was dropped then; it goes on behind that.
+
+
+async def token_of_now(client: AsyncMongoClient[Any], scope: Scope, address: str) -> str:
+    """A resume token of this moment.
+
+    Raises:
+        PyMongoError: as the driver has it.
+    """
+    return await ChangeStreamSource(client, scope, batch_size=1, address=address, stats=Stats()).now()
 
 
 def _stamped_until(token: str) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The watched collections as the server has them: which there are, whether they keep images, what they refuse."""
+"""The watched collections on the server: their names, whether they keep images, what their validators refuse."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -10,24 +10,24 @@ from pymongo.errors import OperationFailure
 
 from dispatcher.core.driver_errors import Kind, kind_of
 from dispatcher.core.events import Namespace
-from dispatcher.delivery.routes import Routes
+from dispatcher.stream.scope import Scope
 from mongoz.stamps import FIELD, Call, Stamp
 
 __all__ = ["Watched", "collections_of", "watched_collections"]
 
-# Documents that a validator is tried on, and the milliseconds that this may take: it is only for a warning.
+# Documents on which a validator is tried, and milliseconds that this may take: it is only for a warning.
 _SAMPLE: Final = 20
 _PATIENCE_MS: Final = 1_000
 
 
 class Watched(NamedTuple):
-    """One collection that somebody listens to.
+    """One watched collection.
 
     Attributes:
         namespace: where it is.
         kind: `"collection"`, `"view"`, `"timeseries"`; "" if it does not exist.
         options: as it was created or changed; empty if it does not exist.
-        is_named: it is listened to by its name, not because a pattern covers it.
+        is_named: it is watched by its name, not because a pattern covers it.
     """
 
     namespace: Namespace
@@ -48,8 +48,8 @@ class Watched(NamedTuple):
     async def refuses_stamp(self, client: AsyncMongoClient[Any], group: str) -> bool:
         """Whether its validator lets no document pass that has the ODM's reserved field.
 
-        The server is asked: documents that satisfy the validator now are tried again with a stamp, without writing
-        them. Where there are none, a `$jsonSchema` is read; nothing certain can be said of any other validator.
+        The server tries documents that satisfy the validator now again with a stamp, without writing them. Without
+        such documents, this reads a `$jsonSchema`; of any other validator the answer is no.
 
         Args:
             client: opened for the running loop.
@@ -89,18 +89,18 @@ def _closes_out(schema: Any) -> bool:
     )
 
 
-async def watched_collections(client: AsyncMongoClient[Any], routes: Routes) -> list[Watched]:
-    """The collections that somebody listens to: those that are named, and those that a pattern finds.
+async def watched_collections(client: AsyncMongoClient[Any], scope: Scope) -> list[Watched]:
+    """The collections that a scope names, and those that its patterns find.
 
     Raises:
         PyMongoError: as the driver has it; code 13 where listing collections is not allowed.
     """
     named: dict[str, set[str]] = defaultdict(set)
-    for database, collection in routes.namespaces:
+    for database, collection in scope.namespaces:
         named[database].add(collection)
     watched = []
-    for database in sorted(named.keys() | await _matching_databases(client, routes)):
-        found = await _collections(client, database, named[database], routes)
+    for database in sorted(named.keys() | await _matching_databases(client, scope)):
+        found = await _collections(client, database, named[database], scope)
         names = sorted(named[database] | found.keys())
         for name in names:
             kind, options = found.get(name, ("", {}))
@@ -108,40 +108,40 @@ async def watched_collections(client: AsyncMongoClient[Any], routes: Routes) -> 
     return watched
 
 
-async def _matching_databases(client: AsyncMongoClient[Any], routes: Routes) -> set[str]:
-    """Databases that hold collections which a pattern may find."""
-    exact = {pattern.database for pattern in routes.patterns if "*" not in pattern.database}
-    alike = [pattern for pattern in routes.patterns if "*" in pattern.database]
+async def _matching_databases(client: AsyncMongoClient[Any], scope: Scope) -> set[str]:
+    """Databases in which a pattern may find collections."""
+    exact = {pattern.database for pattern in scope.patterns if "*" not in pattern.database}
+    alike = [pattern for pattern in scope.patterns if "*" in pattern.database]
     if not alike:
         return exact
     names = await client.list_database_names()
-    apart_from = (routes.apart_from,)
+    apart_from = (scope.apart_from,)
     return exact | {name for name in names if any(one.matches_database(name, apart_from) for one in alike)}
 
 
 async def _collections(
-    client: AsyncMongoClient[Any], database: str, named: Iterable[str], routes: Routes
+    client: AsyncMongoClient[Any], database: str, named: Iterable[str], scope: Scope
 ) -> dict[str, tuple[str, Mapping[str, Any]]]:
     """Kind and options of a database's watched collections that exist."""
-    # Only asking for what is named saves the server work: it may have thousands.
-    wanted = None if routes.patterns else {"name": {"$in": sorted(named)}}
+    # A database may have thousands of collections: ask for the named ones only.
+    wanted = None if scope.patterns else {"name": {"$in": sorted(named)}}
     return {
         entry["name"]: (entry["type"], entry.get("options", {}))
         async for entry in await client[database].list_collections(filter=wanted)
-        if routes.listening_to((database, entry["name"]))
+        if scope.covers((database, entry["name"]))
     }
 
 
-async def collections_of(client: AsyncMongoClient[Any], routes: Routes) -> list[Namespace]:
-    """The collections with documents that somebody is to be told of, sorted.
+async def collections_of(client: AsyncMongoClient[Any], scope: Scope) -> list[Namespace]:
+    """The watched collections with documents, sorted.
 
     Raises:
         PyMongoError: as the driver has it.
     """
     try:
-        watched = await watched_collections(client, routes)
+        watched = await watched_collections(client, scope)
     except OperationFailure as error:
-        if kind_of(error) is not Kind.NO_ACCESS or routes.patterns:
+        if kind_of(error) is not Kind.NO_ACCESS or scope.patterns:
             raise
-        return sorted(routes.namespaces)  # which of them exist is not ours to know
+        return list(scope.namespaces)  # we may not look which of them exist
     return sorted(one.namespace for one in watched if one.kind == "collection")

@@ -1,89 +1,84 @@
-"""Markers whose deletes are still to come.
+"""Joins delete markers with their deletes.
 
-A deleted document can't carry a stamp, so the ODM puts one onto the document and deletes it, in one transaction:
-an update that is a marker, and a delete that the marker tells about. The marker claims the next delete of its
-document in its transaction. One that claims none changed nothing but the stamp, and is delivered to nobody. Until
-it is known which of the two it is, later changes of its document wait behind it.
+A deleted document has no field for a stamp. So the ODM stamps the document and deletes it, in one transaction, and
+the stream brings an update, the marker, and a delete. A marker belongs to the next delete of its document in its
+transaction. One without a delete changed nothing but the stamp. Until that is known, later changes of its document
+are deferred.
 """
 
 from collections.abc import Hashable, Iterator
 from typing import Final, NamedTuple
 
-from dispatcher.core.events import Change, Job
+from dispatcher.core.events import DELIVERABLE, Change
 
-__all__ = ["Followed", "Markers", "slimmed"]
+__all__ = ["DeleteMarkers"]
 
-# Changes of one document that wait behind its marker; in a transaction of the ODM there are none.
-_MOST_WAITING: Final = 100
-
-
-class Followed(NamedTuple):
-    """A marker, or what was taken for one, and the changes of its document that wait behind it.
-
-    Attributes:
-        marker: its job; its place in the order of the stream is taken already.
-        waiting: jobs whose places are taken as well.
-    """
-
-    marker: Job
-    waiting: list[Job]
+# Changes of one document that are deferred, at most; transactions of the ODM have none.
+_MOST_DEFERRED: Final = 100
 
 
-class Markers:
+class _Open(NamedTuple):
+    """A marker whose delete has not come, and the deferred changes of its document."""
+
+    marker: Change
+    deferred: list[Change]
+
+
+class DeleteMarkers:
     """The markers of the transaction that the stream is in the middle of."""
 
     def __init__(self) -> None:
-        self._open: dict[Hashable, Followed] = {}
+        self._open: dict[Hashable, _Open] = {}
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def announce(self, change: Change, job: Job) -> None:
-        """Keep a marker until its delete comes. None of the same document may be open."""
-        job.announces = True
-        self._open[_key(change)] = Followed(job, [])
+    def settle(self, changes: list[Change]) -> list[Change]:
+        """The same changes in order; deletes have the stamps of their markers.
 
-    def claim(self, change: Change) -> Followed | None:
-        """The marker of a delete, if it has one."""
-        return self._open.pop(_key(change), None)
-
-    def wait(self, change: Change, job: Job) -> bool:
-        """Have a job wait behind the marker of its document; False if there is none."""
-        followed = self._open.get(_key(change))
-        if followed is None:
-            return False
-        followed.waiting.append(job)
-        return True
-
-    def unclaimed_at(self, change: Change) -> Iterator[Followed]:
-        """Those that turn out to be none, now that this change comes: they are given up.
-
-        The changes of a transaction come next to each other and have one cluster time, so that any other time
-        is behind the end of it. Of two markers on one document the later one counts.
+        Markers and deferred changes keep their places in the order, as `"marker"` and `"deferred"`. Deferred
+        changes come again as themselves when it is known what their marker announces. A marker without a delete
+        comes again as `"untouched"`; otherwise its delete names it.
         """
-        for key, followed in list(self._open.items()):
-            marker = followed.marker.change
-            assert marker is not None  # it is not finished
+        if not self._open and "marker" not in [change.operation for change in changes]:
+            return changes  # nearly always
+        return [settled for change in changes for settled in self._settle(change)]
+
+    def give_up(self) -> list[Change]:
+        """The markers and the deferred changes, where the stream has nothing more: there are no deletes."""
+        return [change for key in list(self._open) for change in self._give_up(key)]
+
+    def _settle(self, change: Change) -> Iterator[Change]:
+        key = (change.transaction, change.key)
+        yield from self._without_delete(key, change)
+        if change.operation == "marker":
+            # A transaction may have thousands of markers, and nobody sees their documents.
+            marker = change._replace(document=None, before=None, raw=b"")
+            self._open[key] = _Open(marker, [])
+            yield marker
+        elif change.operation not in DELIVERABLE or key not in self._open:
+            yield change
+        elif change.operation == "delete":
+            marker, deferred = self._open.pop(key)
+            yield from deferred
+            yield change._replace(origin=marker.origin, delivery_id=marker.delivery_id, marker=marker.token)
+        else:
+            self._open[key].deferred.append(change)
+            yield change._replace(operation="deferred")
+
+    def _without_delete(self, key: Hashable, change: Change) -> Iterator[Change]:
+        """Markers that have no delete, as this change shows.
+
+        The changes of a transaction come next to each other and have one cluster time, so a change with another
+        time is behind its end. Of two markers of one document the later one counts.
+        """
+        for other, (marker, deferred) in list(self._open.items()):
             if marker.cluster_time != change.cluster_time or (
-                key == _key(change) and (change.operation == "marker" or len(followed.waiting) >= _MOST_WAITING)
+                other == key and (change.operation == "marker" or len(deferred) >= _MOST_DEFERRED)
             ):
-                yield self._give_up(key)
+                yield from self._give_up(other)
 
-    def unclaimed(self) -> Iterator[Followed]:
-        """All of them, where the stream has nothing more."""
-        for key in list(self._open):
-            yield self._give_up(key)
-
-    def _give_up(self, key: Hashable) -> Followed:
-        followed = self._open.pop(key)
-        followed.marker.announces = False
-        return followed
-
-
-def _key(change: Change) -> Hashable:
-    return change.transaction, change.key
-
-
-def slimmed(change: Change) -> Change:
-    """A marker without what nobody is going to see. A transaction may have thousands of them."""
-    return change._replace(document=None, before=None, raw=b"")
+    def _give_up(self, key: Hashable) -> Iterator[Change]:
+        marker, deferred = self._open.pop(key)
+        yield marker._replace(operation="untouched")
+        yield from deferred

@@ -14,19 +14,10 @@ Everything is told by what the events themselves say: this machine's clock has n
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from dispatcher.core.events import Change
+from dispatcher.core.events import CALLED, Change
 from mongoz.stamps import Call, Stamp, key_hash
 
-__all__ = ["CALLED", "HORIZON", "Origins", "Seen"]
-
-CALLED: Final = {
-    ("insert", Call.CREATED): ("post_save", True),
-    ("update", Call.SAVED): ("post_save", False),
-    ("update", Call.UPDATED): ("post_update", False),
-    ("delete", Call.DELETED): ("post_delete", False),
-}
-"""Signal and `created` of what a stamp says that was called, by the event that it may belong to. A replace is
-always somebody else's: the ODM has none. A delete's stamp is that of its marker."""
+__all__ = ["HORIZON", "Origins", "Seen"]
 
 # Seconds between the making of a token and the write: clocks are compared, and the write is sent at once.
 _WINDOW: Final = 10

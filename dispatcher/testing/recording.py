@@ -2,14 +2,14 @@
 
 import asyncio
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Any, Literal
 
-from dispatcher.core.events import Calls, Change, Namespace, delivery_id_of
+from dispatcher.core.events import DELIVERABLE, Calls, Change, Namespace, delivery_id_of
 from dispatcher.core.keys import document_key
-from dispatcher.delivery.routes import Routes
+from dispatcher.delivery.routes import Routed, Routes
 from mongoz.persistence.rows.hydration import hydrate
 from mongoz.signals import Delivery
 from mongoz.signals.receivers import Receiver
@@ -159,59 +159,52 @@ class Recorder:
             error = TimeoutError(f"it was cancelled after {monotonic() - record._began:.1f} s")
         record.error = error
 
-    def forget_unwanted(self) -> None:
-        """Take out what was never begun although everything is finished: the receiver's `where` refused it."""
-        self.deliveries = [one for one in self.deliveries if one.outcome != "waiting" or _misfit(one) is not None]
-
     def of(self, namespaces: Iterable[Namespace], id_: Any) -> list[RecordedDelivery]:
         """The deliveries of one document, which may live in any of these collections."""
         keys = {document_key(namespace, id_) for namespace in namespaces}
         return [each for each in self.deliveries if each._change.key in keys]
 
 
-class RecordingRoutes:
-    """Stands in for the `Routes` of a service.
+class RecordingRoutes(Routes):
+    """The `Routes` of a service, which record what they resolve.
 
     Args:
-        routes: the real ones, which decide.
-        recorder: told of every change.
-        marker: a collection of our own, which the stream has to contain as well.
-        on_marker: told of every change in it.
+        routes: those of the service.
+        recorder: gets every change.
+        marker: a collection of our own, which the stream contains as well.
+        on_marker: called with every change of it.
     """
 
     def __init__(
         self, routes: Routes, recorder: Recorder, marker: Namespace, on_marker: Callable[[Change], None]
     ) -> None:
-        self._routes: Any = routes
+        super().__init__((), routes.group, routes.apart_from)
+        self._listeners = [*routes.listeners]
         self._recorder = recorder
         self._marker = marker
         self._on_marker = on_marker
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._routes, name)
-
     @property
     def namespaces(self) -> tuple[Namespace, ...]:
         """The collections to watch."""
-        return (*self._routes.namespaces, self._marker)
-
-    @property
-    def scope(self) -> Any:
-        """What the stream watches."""
-        scope = self._routes.scope
-        return scope._replace(namespaces=tuple(sorted({*scope.namespaces, self._marker})))
+        return (*super().namespaces, self._marker)
 
     def calls_to(self, *names: Any, **options: Any) -> Calls | None:
-        """A call that was written down, as it is made today."""
-        calls: Calls | None = self._routes.calls_to(*names, **options)
+        """A recorded call, as it is made today."""
+        calls = super().calls_to(*names, **options)
         return None if calls is None else self._recorder.again(calls)
 
-    def route(self, change: Change) -> tuple[Calls, ...]:
-        """The receivers of one change, in the order in which they are called."""
-        if change.namespace == self._marker:
-            self._on_marker(change)
-            return ()
-        return self._recorder.saw(change, self._routes.route(change))
+    async def resolve(self, changes: Sequence[Change]) -> list[Routed]:
+        """The receivers of each change, in the order in which they are called."""
+        for change in changes:
+            if change.namespace == self._marker:
+                self._on_marker(change)
+        return [
+            (change, self._recorder.saw(change, calls))
+            if change.operation in DELIVERABLE and change.namespace != self._marker
+            else (change, calls)
+            for change, calls in await super().resolve(changes)
+        ]
 
 
 def failures_of(deliveries: Iterable[RecordedDelivery]) -> list[tuple[RecordedDelivery, Exception]]:

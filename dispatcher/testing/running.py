@@ -113,8 +113,7 @@ class Dispatcher:
         url = self._registry.url
         assert url is not None  # else there is no service
         self._marker: Namespace = (self.service.routes.namespaces[0][0], _MARKERS)
-        recording: Any = RecordingRoutes(self.service.routes, self._recorder, self._marker, self._on_marker)
-        self.service.routes = recording
+        self.service.routes = RecordingRoutes(self.service.routes, self._recorder, self._marker, self._on_marker)
         options: dict[str, Any] = {"serverSelectionTimeoutMS": int(_PATIENCE * 1000)}
         self._client: AsyncMongoClient[Any] = AsyncMongoClient(url, **options)
         self._task = asyncio.create_task(self.service.run(self._stop), name="dispatcher")
@@ -161,7 +160,6 @@ class Dispatcher:
             if self._recorder.activity == before:  # nobody was called meanwhile, so nobody wrote anything
                 break
         self._raise_what_failed(self._recorder.deliveries)
-        self._recorder.forget_unwanted()
 
     async def delivered(
         self,

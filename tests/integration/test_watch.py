@@ -10,7 +10,7 @@ from bson import ObjectId
 from pymongo import MongoClient, UpdateOne
 
 import mongoz
-from dispatcher.group.layout import scope_of
+from dispatcher.stream.scope import scope_of
 from mongoz.core.signals import post_delete, post_save, post_update
 from mongoz.exceptions import ImproperlyConfigured
 from tests.support import dispatching, eventually

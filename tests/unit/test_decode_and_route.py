@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 import mongoz
 from dispatcher.core.events import delivery_id, document_key
 from dispatcher.delivery.routes import Routes
-from dispatcher.stream.change_stream import Scope
 from dispatcher.stream.decode import decode
 from dispatcher.stream.origins import Origins
+from dispatcher.stream.scope import Scope
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.core.signals import post_delete, post_save, post_update
 from mongoz.stamps import FIELD, Call, Stamp, key_hash

@@ -11,9 +11,9 @@ from bson.raw_bson import RawBSONDocument
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher.core.events import Change, Job
+from dispatcher.core.events import Change
 from dispatcher.stream.decode import decode
-from dispatcher.stream.delete_markers import Markers, slimmed
+from dispatcher.stream.delete_markers import DeleteMarkers
 from dispatcher.stream.origins import Origins, Seen
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.stamps import FIELD, Call, Stamp, key_hash
@@ -243,11 +243,12 @@ def delete(**more: Any) -> Change:
     return change("delete", **{**TRANSACTION, **more})
 
 
-def opened(*changes: Change) -> Markers:
-    markers = Markers()
-    for one in changes:
-        markers.announce(one, Job(one.token, one))
-    return markers
+def update(**more: Any) -> Change:
+    return change("update", **{"updated": {"a": 1}, **TRANSACTION, **more})
+
+
+def operations(markers: DeleteMarkers, *changes: Change) -> list[str]:
+    return [one.operation for one in markers.settle([*changes])]
 
 
 def test_a_marker_is_an_update_of_nothing_but_the_stamp_in_a_transaction():
@@ -268,52 +269,82 @@ def test_a_marker_is_an_update_of_nothing_but_the_stamp_in_a_transaction():
     ],
     ids=["document", "transaction", "session", "user"],
 )
-def test_a_marker_claims_the_delete_of_its_document_in_its_transaction(other):
-    markers = opened(marker())
-    assert markers.claim(delete(**other)) is None
-    followed = markers.claim(delete())
-    assert followed is not None
-    assert followed.marker.announces
-    assert markers.claim(delete()) is None
+def test_a_delete_has_the_stamp_of_the_marker_of_its_document_in_its_transaction(other):
+    markers, announcing = DeleteMarkers(), marker()
+    placed, foreign = markers.settle([announcing, delete(**other)])
+    assert (placed.operation, placed.token) == ("marker", announcing.token)
+    assert (foreign.origin, foreign.marker) == (None, "")
+    ours, another = markers.settle([delete(), delete()])
+    assert (ours.origin, ours.marker) == (announcing.origin, announcing.token)
+    assert (another.origin, another.marker) == (None, "")
     assert not markers
 
 
+def test_a_delete_is_delivered_under_the_id_of_its_late_marker():
+    announcing = marker()._replace(delivery_id="late")
+    _, ours = DeleteMarkers().settle([announcing, delete()])
+    assert ours.delivery_id == "late"
+
+
+def test_changes_without_markers_are_the_same_list():
+    changes = [change(), update(), delete()]
+    assert DeleteMarkers().settle(changes) is changes
+
+
 def test_ids_are_compared_as_the_server_does():
-    markers = opened(marker(id_=1))
-    assert markers.claim(delete(id_=True)) is None
-    assert markers.claim(delete(id_=1.0)) is not None
+    _, boolean, number = DeleteMarkers().settle([marker(id_=1), delete(id_=True), delete(id_=1.0)])
+    assert boolean.origin is None
+    assert number.origin is not None
 
 
-def test_a_marker_is_given_up_behind_its_transaction():
-    markers = opened(marker(), marker(id_=7))
-    assert list(markers.unclaimed_at(delete(id_=9))) == []
-    given_up = list(markers.unclaimed_at(change(id_=9, time=2)))
-    assert [followed.marker.announces for followed in given_up] == [False, False]
+def test_a_marker_without_a_delete_comes_again_as_untouched_behind_its_transaction():
+    markers, first, second = DeleteMarkers(), marker(), marker(id_=7)
+    assert operations(markers, first, second, delete(id_=9)) == ["marker", "marker", "delete"]
+    later = change(id_=9, time=2)
+    settled = markers.settle([later])
+    assert [one.operation for one in settled] == ["untouched", "untouched", "insert"]
+    assert [one.token for one in settled] == [first.token, second.token, later.token]
+    assert not markers
+
+
+def test_what_is_open_comes_again_where_the_stream_ends():
+    markers, changed = DeleteMarkers(), update()
+    assert operations(markers, marker(), changed) == ["marker", "deferred"]
+    assert [one.operation for one in markers.give_up()] == ["untouched", "update"]
     assert not markers
 
 
 def test_of_two_markers_the_later_one_counts():
-    first, second = marker(), marker()
-    markers = opened(first)
-    (given_up,) = markers.unclaimed_at(second)
-    assert given_up.marker.change is first
-    markers.announce(second, Job(second.token, second))
-    followed = markers.claim(delete())
-    assert followed is not None
-    assert followed.marker.change is second
+    first, second = marker()._replace(token="first"), marker()._replace(token="second")
+    *settled, ours = DeleteMarkers().settle([first, second, delete()])
+    assert [(one.operation, one.token) for one in settled] == [
+        ("marker", "first"),
+        ("untouched", "first"),
+        ("marker", "second"),
+    ]
+    assert ours.marker == "second"
 
 
-def test_later_changes_wait_behind_a_marker_but_not_for_ever():
-    markers, update = opened(marker()), change("update", updated={"a": 1}, **TRANSACTION)
-    other = change("update", updated={"a": 1}, id_=7, **TRANSACTION)
-    assert not markers.wait(other, Job(other.token, other))
-    for _ in range(100):
-        assert list(markers.unclaimed_at(update)) == []
-        assert markers.wait(update, Job(update.token, update))
-    (given_up,) = markers.unclaimed_at(update)
-    assert len(given_up.waiting) == 100
+def test_changes_behind_a_marker_come_again_before_the_delete():
+    markers, changed = DeleteMarkers(), update()
+    assert operations(markers, marker(), changed, update(id_=7)) == ["marker", "deferred", "update"]
+    again, ours = markers.settle([delete()])
+    assert again is changed
+    assert ours.origin is not None
+
+
+def test_changes_are_deferred_behind_a_marker_but_not_for_ever():
+    markers, changed = DeleteMarkers(), update()
+    assert operations(markers, marker(), *[changed] * 100) == ["marker", *["deferred"] * 100]
+    assert operations(markers, changed) == ["untouched", *["update"] * 101]
+
+
+@pytest.mark.parametrize("operation", ["finished", "untouched", "drop"])
+def test_only_changes_for_receivers_are_deferred(operation):
+    other = update()._replace(operation=operation)
+    assert operations(DeleteMarkers(), marker(), other) == ["marker", operation]
 
 
 def test_a_marker_keeps_nothing_that_is_not_needed():
-    kept = slimmed(marker(fullDocument={"_id": ID, "text": "x" * 10_000}))
+    (kept,) = DeleteMarkers().settle([marker(fullDocument={"_id": ID, "text": "x" * 10_000})])
     assert (kept.raw, kept.document, kept.key) == (b"", None, delete().key)

@@ -11,7 +11,7 @@ import mongoz
 from dispatcher.core.events import Change, Namespace
 from dispatcher.delivery import routes as routes_module
 from dispatcher.delivery.routes import Routes
-from dispatcher.stream.change_stream import Scope
+from dispatcher.stream.scope import Scope
 from mongoz.connection.namespaces import NamespacePattern, Watch, parse_pattern
 from mongoz.exceptions import ImproperlyConfigured
 from mongoz.persistence.outcome.refusals import explain_refusal

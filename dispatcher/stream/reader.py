@@ -1,0 +1,115 @@
+"""From the events of a source to changes: decode, judge stamps, look up documents, join delete markers."""
+
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+from bson.codec_options import CodecOptions
+
+from dispatcher.core.bson_codec import Undecoded
+from dispatcher.core.events import Batch, Change
+from dispatcher.core.undecodable import Undecodable
+from dispatcher.stream.decode import decode, decoded_together
+from dispatcher.stream.delete_markers import DeleteMarkers
+from dispatcher.stream.lookup import Images
+from dispatcher.stream.origins import Origins
+from dispatcher.stream.source import Source
+
+__all__ = ["Lost", "Reader", "Unreadable"]
+
+# Events decoded in one go: enough to share a lookup, and few enough not to keep the event loop.
+_CHUNK: Final = 100
+
+
+class Unreadable(NamedTuple):
+    """An event that can't be decoded.
+
+    Attributes:
+        event: as the server sent it.
+        error: the reason; it knows the token.
+    """
+
+    event: bytes
+    error: Undecodable
+
+
+class Lost(NamedTuple):
+    """An event that the server can't send in any way lies between two tokens."""
+
+    after: str
+    before: str
+
+
+class Reader:
+    """Reads the batches of one source, in their order.
+
+    Args:
+        source: where the batches come from.
+        images: completes updates that came without their document.
+        group: of dispatchers; stamps of other groups do not count.
+        codec_options: the registry's.
+        is_finished: whether an earlier process has finished a change, by its token.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        images: Images,
+        *,
+        group: str,
+        codec_options: CodecOptions[Any],
+        is_finished: Callable[[str], bool] = lambda _token: False,
+    ) -> None:
+        self._source = source
+        self._images = images
+        self._codec_options = codec_options
+        self._is_finished = is_finished
+        self._origins = Origins(group)
+        self._markers = DeleteMarkers()
+
+    async def recall(self, before: str) -> None:
+        """See the stamps of the last writes before a position: what is read next may hold copies of them."""
+        self._origins.since = await self._source.recall(before, self._origins.saw)
+
+    def skip_to(self, time: float) -> None:
+        """Note that the stamps of all writes before a time, in seconds since 1970, are unknown."""
+        self._origins.since = time
+
+    async def read(self, batch: Batch) -> AsyncGenerator[list[Change] | Unreadable | Lost]:
+        """A batch, in parts and in the order of the stream; see `DeleteMarkers.settle` for markers.
+
+        Raises:
+            DispatcherError: what no repetition can mend.
+        """
+        if batch.lost_after is not None:
+            yield Lost(batch.lost_after, batch.token)
+        for i in range(0, len(batch.events), _CHUNK):
+            for part in self._decoded(batch.events[i : i + _CHUNK]):
+                if isinstance(part, Unreadable):
+                    yield part
+                    continue
+                async for changes in self._images.complete(part):
+                    yield self._markers.settle(changes)
+        if self._markers and not batch.events:
+            yield self._markers.give_up()
+
+    def rest(self) -> list[Change]:
+        """The changes that are deferred, where nothing more is read."""
+        return self._markers.give_up()
+
+    def _decoded(self, events: Sequence[Undecoded]) -> Iterator[list[Change] | Unreadable]:
+        changes: list[Change] = []
+        for event, found in zip(events, decoded_together(events, self._codec_options), strict=True):
+            try:
+                change = decode(event, self._codec_options, found)
+            except Undecodable as error:
+                if not self._is_finished(error.token):
+                    yield changes
+                    yield Unreadable(bytes(event.raw), error)
+                    changes = []
+                continue
+            if change.stamp is not None:  # each must be judged once, finished or not
+                change = self._origins.judge(change)
+            if self._is_finished(change.token):
+                change = change._replace(operation="finished")
+            changes.append(change)
+        yield changes

@@ -1,0 +1,136 @@
+"""What a stream watches: the collections, and the part of their documents."""
+
+import re
+from collections.abc import Iterable
+from hashlib import sha256
+from typing import Any, Final, NamedTuple, Protocol
+
+from bson import Regex, json_util
+
+from dispatcher.core.events import Namespace
+from dispatcher.core.partitions import HASH, belongs, hash_of
+from mongoz.connection.namespaces import NamespacePattern, is_misread, watched_as
+
+__all__ = ["Listening", "Scope", "scope_of"]
+
+_DOCUMENT_OPERATIONS: Final = ["insert", "update", "replace", "delete"]
+
+
+class Listening(Protocol):
+    """Receivers, and the collections that they listen to."""
+
+    apart_from: str
+
+    @property
+    def namespaces(self) -> tuple[Namespace, ...]:
+        """The collections that are known by name."""
+
+    @property
+    def patterns(self) -> tuple[NamespacePattern, ...]:
+        """The patterns of further ones."""
+
+
+def scope_of(listening: Listening) -> "Scope":
+    """The narrowest scope for these receivers."""
+    return Scope.of(listening.namespaces, listening.patterns, listening.apart_from)
+
+
+class Scope(NamedTuple):
+    """What a stream watches.
+
+    Attributes:
+        database: a single database, or None for the whole deployment.
+        namespaces: the collections, sorted.
+        patterns: of the names of further ones, sorted.
+        apart_from: a database that patterns leave out, even if its name matches.
+        partition: the part of the documents.
+        partitions: the number of parts.
+        hashed: each event carries the hash of its document. The events are the same.
+    """
+
+    database: str | None
+    namespaces: tuple[Namespace, ...]
+    patterns: tuple[NamespacePattern, ...] = ()
+    apart_from: str = ""
+    partition: int = 0
+    partitions: int = 1
+    hashed: bool = False
+
+    @classmethod
+    def of(
+        cls, namespaces: Iterable[Namespace], patterns: Iterable[NamespacePattern] = (), apart_from: str = ""
+    ) -> "Scope":
+        """The narrowest scope that holds these collections.
+
+        Args:
+            namespaces: named collections.
+            patterns: of further ones.
+            apart_from: the dispatcher's own database: a stream of its state would report every saved position.
+        """
+        ordered, alike = tuple(sorted(set(namespaces))), tuple(sorted(set(patterns)))
+        databases = {database for database, _ in ordered} | {pattern.database for pattern in alike}
+        single = databases.pop() if len(databases) == 1 else None
+        narrow = single is not None and "*" not in single and not is_misread(single)
+        return cls(single if narrow else None, ordered, alike, apart_from)
+
+    def part(self, partition: int, partitions: int) -> "Scope":
+        """One part of it, by the hash of the document's key."""
+        return self._replace(partition=partition, partitions=partitions)
+
+    def covers(self, namespace: Namespace) -> bool:
+        """Whether a collection is watched."""
+        apart_from = (self.apart_from,)
+        return namespace in self.namespaces or any(one.matches(*namespace, apart_from) for one in self.patterns)
+
+    def pipeline(self) -> list[dict[str, Any]]:
+        """The stages behind `$changeStream`, by which the server filters."""
+        hashes = [{"$set": {HASH: hash_of("$documentKey._id")}}] if self.hashed else []
+        return [self._watched(), *self._partitioned(), *hashes]
+
+    def _partitioned(self) -> list[dict[str, Any]]:
+        """All changes of a document are in one part, events of whole collections in the first one.
+
+        Every stream gets its own invalidate event.
+        """
+        if self.partitions == 1:
+            return []
+        elsewhere: dict[str, Any] = {"operationType": "invalidate"}
+        if self.partition == 0:
+            elsewhere = {"operationType": {"$nin": _DOCUMENT_OPERATIONS}}
+        here = belongs(hash_of("$documentKey._id"), self.partition, self.partitions)
+        ours = {"operationType": {"$in": _DOCUMENT_OPERATIONS}, "$expr": here}
+        return [{"$match": {"$or": [elsewhere, ours]}}]
+
+    def _watched(self) -> dict[str, Any]:
+        named = [(watched_as(db), watched_as(coll)) for db, coll in self.namespaces]
+        named += [self._as_filter(pattern) for pattern in self.patterns]
+        watched = [{"ns.db": db, "ns.coll": coll} for db, coll in named]
+        targets = [{"to.db": db, "to.coll": coll} for db, coll in named]
+        names = {db for db, _ in named if isinstance(db, str)}
+        expressions = {db.pattern for db, _ in named if isinstance(db, Regex)}
+        databases = [*sorted(names), *map(Regex, sorted(expressions))]
+        return {
+            "$match": {
+                "$or": [
+                    {"operationType": {"$in": [*_DOCUMENT_OPERATIONS, "drop", "rename"]}, "$or": watched},
+                    {"operationType": "rename", "$or": targets},
+                    {"operationType": "dropDatabase", "ns.db": {"$in": databases}},
+                    {"operationType": "invalidate"},
+                ]
+            }
+        }
+
+    def _as_filter(self, pattern: NamespacePattern) -> tuple[Any, Any]:
+        """The values that the server compares the names of a change with."""
+        database, collection = pattern.database, pattern.collection
+        return (
+            Regex(pattern.database_regex((self.apart_from,))) if "*" in database else watched_as(database),
+            Regex(pattern.collection_regex, re.DOTALL) if "*" in collection else watched_as(collection),
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of scope and pipeline: a token is valid for the same ones only."""
+        pipeline = self._replace(hashed=False).pipeline()
+        text = json_util.dumps({"database": self.database, "pipeline": pipeline, "version": 1})
+        return sha256(text.encode()).hexdigest()[:16]

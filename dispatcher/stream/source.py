@@ -1,0 +1,50 @@
+"""What the dispatcher needs of a source of change events."""
+
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, Protocol
+
+from dispatcher.core.events import Batch, Start
+from mongoz.stamps import Stamp
+
+__all__ = ["Saw", "Source"]
+
+Saw = Callable[[Stamp | None, Any], object]
+"""Takes a stamp, if it is readable, and the wall time of its event."""
+
+
+class Source(Protocol):
+    """Change events of one partition, in the order of their tokens.
+
+    Attributes:
+        batch_size: events per batch, at most, from the next one on.
+    """
+
+    batch_size: int
+
+    @property
+    def connected(self) -> bool:
+        """Whether the source is open, and answers."""
+
+    async def now(self) -> str:
+        """The position of this moment: all later changes can be read from it."""
+
+    def batches(self, start: Start) -> AsyncGenerator[Batch]:
+        """The events behind `start`, without an end; an idle source has an empty batch about once a second.
+
+        The source opens itself again whenever it breaks, behind the last batch.
+
+        Raises:
+            HistoryLost: the source does not hold the changes behind `start` any more.
+            DispatcherError: what no repetition can mend.
+        """
+
+    async def recall(self, before: str, saw: Saw) -> float:
+        """Show the stamps of the last writes before a position, as far back as copies of them may still count.
+
+        Args:
+            before: the position.
+            saw: is called with each.
+
+        Returns:
+            The time from which on it saw all stamps, in seconds since 1970.
+        """

@@ -1,0 +1,153 @@
+"""The dispatcher on a source that reads a list: all that it needs of a source is in the protocol."""
+
+import time
+from typing import Any
+
+import bson
+import pytest
+from bson import Int64, ObjectId
+from bson.timestamp import Timestamp
+
+import mongoz
+from dispatcher.core.bson_codec import RawEvent
+from dispatcher.core.events import token_at, token_time
+from dispatcher.runtime import assembly
+from mongoz.core.signals import post_delete, post_save
+from mongoz.stamps import FIELD, Call, Stamp, key_hash
+from tests.integration.delivering import State, make_account
+from tests.listed import ListSource, event, token_of
+from tests.support import dispatching, eventually
+
+TRANSACTION = {"lsid": {"id": bson.Binary(b"1" * 16, 4), "uid": b"2"}, "txnNumber": Int64(1)}
+
+
+@pytest.fixture
+def account(dispatched: mongoz.Registry, database: str) -> Any:
+    return make_account(dispatched, database)
+
+
+@pytest.fixture
+def source(monkeypatch: pytest.MonkeyPatch) -> ListSource:
+    """Takes the place of the change stream."""
+    listed = ListSource()
+    monkeypatch.setattr(assembly, "ChangeStreamSource", lambda *_, **__: listed)
+    return listed
+
+
+def id_of(number: int) -> ObjectId:
+    return ObjectId(f"{number:024x}")
+
+
+class Writer:
+    """Adds events to a source, behind all that the server has."""
+
+    def __init__(self, source: ListSource, place: str) -> None:
+        self._source = source
+        self._place = place
+        self._second = int(time.time()) + 60
+        self._number = 0
+
+    def write(self, operation: str, number: int, **more: Any) -> str:
+        """Add an event; returns its token."""
+        self._number += 1
+        id_ = id_of(number)
+        made = RawEvent(event(self._number, operation, id_, second=self._second, place=self._place, **more))
+        self._source.events.append(made)
+        return token_of(made)
+
+    def insert(self, number: int) -> str:
+        return self.write("insert", number, fullDocument={"_id": id_of(number), "name": "listed"})
+
+    def mark(self, number: int, group: str) -> str:
+        """Announce a delete of the ODM."""
+        token = ObjectId(self._second.to_bytes(4, "big") + ObjectId().binary[4:])
+        stamp = Stamp(group, Call.DELETED, token, key_hash(self._place, id_of(number)), muted=True)
+        changed = {"updatedFields": {FIELD: stamp.pack()}, "removedFields": []}
+        document = {"_id": id_of(number), "name": "gone"}
+        return self.write("update", number, updateDescription=changed, fullDocument=document, **TRANSACTION)
+
+
+@pytest.fixture
+def writer(source: ListSource, database: str) -> Writer:
+    return Writer(source, f"{database}.accounts")
+
+
+async def test_events_of_a_list_are_delivered_in_order_and_the_position_follows(
+    account, dispatched, foreign, source, writer
+):
+    got: list[int] = []
+
+    @post_save(account, name="listed")
+    async def listed(sender, instance, **kwargs):
+        got.append(int(str(instance.id), 16))
+
+    async with dispatching(dispatched):
+        for number in range(1, 8):
+            writer.insert(number)
+        await eventually(lambda: len(got) == 7, what="all are delivered")
+        last = writer.insert(8)
+        await eventually(lambda: State(foreign).token >= last, what="the position is saved")
+    assert sorted(got) == list(range(1, 9))
+    got.clear()
+    writer.insert(9)
+    async with dispatching(dispatched):
+        await eventually(lambda: got, what="it goes on behind the position")
+    assert got == [9]
+
+
+async def test_a_delete_of_a_list_has_the_stamp_of_its_marker(account, dispatched, foreign, source, writer):
+    """One that is muted is delivered to no receiver; another client's is."""
+    got: list[int] = []
+
+    @post_delete(account, name="listed")
+    async def listed(sender, instance, **kwargs):
+        got.append(int(str(instance.id), 16))
+
+    async with dispatching(dispatched) as running:
+        writer.mark(1, dispatched.dispatched)
+        writer.write("delete", 1, **TRANSACTION)
+        last = writer.write("delete", 2, **TRANSACTION)
+        await eventually(lambda: running.service.position >= last, what="all is finished")
+    assert got == [2]
+
+
+async def test_an_event_that_can_not_be_decoded_becomes_a_dead_letter(
+    account, dispatched, foreign, source, writer
+):
+    got: list[int] = []
+
+    @post_save(account, name="listed")
+    async def listed(sender, instance, **kwargs):
+        got.append(int(str(instance.id), 16))
+
+    async with dispatching(dispatched):
+        token = writer.write("insert", 1)  # without its document
+        writer.insert(2)
+        letter = await State(foreign).letter()
+        await eventually(lambda: got == [2], what="the next one is delivered")
+    assert letter["receiver"] is None
+    assert letter["token"] == token
+
+
+async def test_history_that_a_list_does_not_hold_is_bridged(account, dispatched, foreign, source, writer):
+    got: list[int] = []
+
+    @post_save(account, name="listed")
+    async def listed(sender, instance, **kwargs):
+        got.append(int(str(instance.id), 16))
+
+    source._forgets = True
+    first = writer.insert(1)
+    async with dispatching(dispatched, on_history_lost="resume"):
+        gap = await eventually(State(foreign).database["gaps"].find_one, what="the gap is recorded")
+        writer.insert(2)
+        await eventually(lambda: got, what="it goes on behind the gap")
+    assert gap["kind"] == "history_lost"
+    assert gap["to_time"] == token_time(first)
+    assert got == [2]
+
+
+def test_the_token_of_a_time_sorts_before_its_changes():
+    time_ = Timestamp(1_700_000_000, 1)
+    assert token_at(time_) < token_of(RawEvent(event(1, "insert", 1, second=1_700_000_000)))
+    assert token_time(token_at(time_)) == time_

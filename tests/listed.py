@@ -1,0 +1,98 @@
+"""A source of change events that reads a list: the least that the dispatcher needs of one."""
+
+import asyncio
+import datetime
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+import bson
+from bson import Timestamp
+
+from dispatcher.core.bson_codec import RawEvent
+from dispatcher.core.events import Batch, Start, token_at
+from dispatcher.exceptions import HistoryLost
+from dispatcher.stream.source import Saw
+from mongoz.stamps import Stamp
+
+__all__ = ["ListSource", "event"]
+
+
+def event(number: int, operation: str, id_: Any, *, second: int, place: str = "shop.things", **more: Any) -> bytes:
+    """An undecoded change event. Events of one second have one cluster time, as in a transaction.
+
+    Args:
+        number: its place in the list.
+        operation: of the change.
+        id_: of the document.
+        second: of its cluster time.
+        place: database and collection.
+        more: fields of the event.
+    """
+    database, _, collection = place.partition(".")
+    time = Timestamp(second, 1)
+    return bson.encode(
+        {
+            "_id": {"_data": f"{token_at(time)}2B{number:08X}"},
+            "operationType": operation,
+            "clusterTime": time,
+            "wallTime": datetime.datetime.fromtimestamp(second, datetime.UTC),
+            "ns": {"db": database, "coll": collection},
+            "documentKey": {"_id": id_},
+            **more,
+        }
+    )
+
+
+class ListSource:
+    """Reads events from a list, to which more may be added.
+
+    Args:
+        events: in order.
+        stamps: of earlier writes, with their wall times.
+        forgets: the source holds no changes before its first event.
+    """
+
+    def __init__(
+        self,
+        events: Sequence[bytes] = (),
+        stamps: Sequence[tuple[Stamp, datetime.datetime]] = (),
+        *,
+        forgets: bool = False,
+    ) -> None:
+        self.events = [RawEvent(one) for one in events]
+        self.batch_size = 3
+        self.connected = False
+        self._stamps = stamps
+        self._forgets = forgets
+
+    async def now(self) -> str:
+        """The token of the last event."""
+        return token_of(self.events[-1])
+
+    async def batches(self, start: Start) -> AsyncGenerator[Batch]:
+        """What lies behind `start`, a few events at a time; empty batches at the end."""
+        if start.token is not None:
+            begin = start.token
+        else:
+            assert start.cluster_time is not None
+            begin = token_at(start.cluster_time)
+        if self._forgets and self.events and begin < token_of(self.events[0]):
+            raise HistoryLost("The list does not reach back so far.")
+        self.connected = True
+        while True:
+            found = [one for one in self.events if token_of(one) > begin][: self.batch_size]
+            begin = token_of(found[-1]) if found else begin
+            yield Batch(found, begin)
+            if not found:
+                await asyncio.sleep(0.01)
+
+    async def recall(self, before: str, saw: Saw) -> float:
+        """Show all stamps that it knows of."""
+        for stamp, wall_time in self._stamps:
+            saw(stamp, wall_time)
+        return 0.0
+
+
+def token_of(one: RawEvent) -> str:
+    """The token of an event."""
+    return str(one["_id"]["_data"])

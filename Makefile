@@ -35,8 +35,8 @@ demo: $(VENV)/.installed  ## See deliveries for a foreign client's writes, live 
 test: compiled  ## Run the tests on an embedded MongoDB, in minutes
 	$(PYTEST) -m 'not slow' $(ARGS)
 
-test-slow: compiled  ## Run the tests that take seconds each: many processes, type checkers, short chaos
-	$(PYTEST) -m slow $(ARGS)
+test-slow: compiled  ## Run the tests that take seconds each: many processes and examples, type checkers, short chaos
+	$(PYTEST) -m 'slow or hypothesis' --hypothesis-profile many $(ARGS)
 
 test-motor: compiled  ## Run the tests of the ODM on Motor instead of PyMongo's client
 	MONGOZ_TEST_DRIVER=motor $(PYTEST) tests/unit tests/integration $(ARGS)

@@ -25,9 +25,13 @@ from mongoz import Registry
 # What is loaded and collected at the start stays until the end: looking for garbage among it finds nothing.
 gc.disable()
 
-# How long an example takes says more about the machine than about the test.
-hypothesis_settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-hypothesis_settings.load_profile("any-machine")
+# How long an example takes says more about the machine than about the test. Every run draws other examples:
+# `make test` few of them, and `make test-slow` many.
+for profile, examples in {"few": 25, "many": 100}.items():
+    hypothesis_settings.register_profile(
+        profile, max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+hypothesis_settings.load_profile("few")
 
 # A dispatcher that nobody asks needs no port. Where a test asks, it says so with --http.
 os.environ.setdefault("DISPATCHER_HTTP", "off")

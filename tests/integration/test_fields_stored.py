@@ -9,7 +9,7 @@ from typing import Any
 import bson
 import pytest
 from bson import Decimal128
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -129,7 +129,6 @@ def test_what_is_saved_is_loaded_equal(mongo: Any, database: str) -> None:
 
     with asyncio.Runner() as runner:
 
-        @settings(max_examples=50, deadline=None)
         @given(everything)
         def round_trip(values: dict[str, Any]) -> None:
             runner.run(there_and_back(values))

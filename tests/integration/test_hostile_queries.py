@@ -24,7 +24,7 @@ from mongoz.queries.q import Q
 
 OID = bson.ObjectId("65f0c0ffee0123456789abcd")
 checked = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture], database=None
 )
 
 

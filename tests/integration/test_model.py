@@ -15,7 +15,7 @@ from tests.model.runs import judge
 from tests.model.steps import Step, sequences
 from tests.model.world import World
 
-SEQUENCES = int(os.environ.get("MODEL_SEQUENCES") or 100)
+SEQUENCES = int(os.environ.get("MODEL_SEQUENCES") or settings().max_examples)
 SEED = int(os.environ.get("MODEL_SEED") or random.randrange(10**6))
 
 PARTS = 2  # so that two processes can share the work
@@ -40,6 +40,7 @@ def world(mongo: EmbeddedMongo, database: str, runner: asyncio.Runner) -> Iterat
     runner.run(made.close())
 
 
+@pytest.mark.hypothesis
 @pytest.mark.parametrize("part", range(PARTS))
 def test_every_receiver_sees_what_the_model_says(world: World, runner: asyncio.Runner, part: int) -> None:
     print(f"MODEL_SEED={SEED}")

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 from bson import Timestamp
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dispatcher.core.events import Calls, Change, Job
@@ -39,7 +39,6 @@ def lanes(work, *, finished=None, crashed=crash, concurrency=4, max_queued=1000,
     )
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     keys=st.lists(st.integers(0, 5), max_size=300),
     turns=st.lists(st.integers(0, 3), min_size=1, max_size=20),
@@ -211,7 +210,6 @@ async def test_the_event_loop_gets_its_turn_under_load():
     await made.stop(1)
 
 
-@settings(deadline=None, max_examples=40)
 @given(
     pauses=st.lists(st.integers(0, 3), min_size=1, max_size=60),
     keys=st.integers(1, 20),

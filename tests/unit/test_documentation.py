@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md"]
+ROOT_PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+PAGES = [*sorted((ROOT / "docs").rglob("*.md")), *ROOT_PAGES]
 FOLDERS = "benchmarks|deploy|dispatcher|docs|examples|mongoz|tests|tools"
 
 
@@ -19,6 +20,12 @@ def test_the_guide_to_the_dispatcher_tells_tasks_in_few_words():
 def test_every_path_that_a_page_names_exists(page: Path):
     named = re.findall(rf"`((?:{FOLDERS})/[\w./-]*)`", page.read_text())
     assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", ROOT_PAGES, ids=lambda page: page.name)
+def test_every_link_of_a_page_that_mkdocs_does_not_check_leads_to_a_file(page: Path):
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
+    assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
 
 
 def test_every_page_and_test_that_a_deploy_file_names_exists():

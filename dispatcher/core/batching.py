@@ -1,4 +1,4 @@
-"""Many small commands become few large ones: while some are on their way, the next one gathers."""
+"""Combines many small commands into few large ones: while some run, the next batch collects."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,13 +14,13 @@ R = TypeVar("R")
 
 
 class Gathering(Generic[T, R]):
-    """Does for many at once what each of them asks for by itself.
+    """Runs one command for many items.
 
     Args:
-        work: does it; an answer for each item, in their order. An answer that is an exception is raised to who
-            asked, one that is raised to all of them.
-        most: items in one batch.
-        at_once: batches on their way.
+        work: takes a batch; returns an answer for each item, in their order. An answer that is an exception is
+            raised to the caller of this item. An exception of `work` is raised to all callers.
+        most: items in one batch, at most.
+        at_once: batches that run at the same time, at most.
     """
 
     def __init__(
@@ -37,10 +37,10 @@ class Gathering(Generic[T, R]):
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def add(self, item: T) -> R:
-        """Have one item worked on; its answer.
+        """Add an item to a batch; wait for its answer.
 
         Raises:
-            Exception: what `work` has for it.
+            Exception: the answer of `work`, if it is one.
         """
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
@@ -66,7 +66,7 @@ class Gathering(Generic[T, R]):
 
 def _answer(batch: Sequence[tuple[T, "asyncio.Future[R]"]], answers: Sequence[R | BaseException]) -> None:
     for (_, future), answer in zip(batch, answers, strict=True):
-        if future.done():  # who asked was cancelled
+        if future.done():  # the caller was cancelled
             continue
         if isinstance(answer, asyncio.CancelledError):
             future.cancel()

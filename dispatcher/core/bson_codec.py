@@ -1,4 +1,4 @@
-"""How change events and documents are decoded."""
+"""Decodes change events and documents, as late and as little as possible."""
 
 from collections.abc import Iterator, Mapping
 from struct import Struct
@@ -13,20 +13,20 @@ from dispatcher.core.bson_elements import DOCUMENT, elements, field, keyed, read
 __all__ = ["RAW", "RawEvent", "Undecoded", "events_of", "lenient"]
 
 RAW: Final[CodecOptions[RawBSONDocument]] = CodecOptions(document_class=RawBSONDocument)
-"""Leave documents as they are: one that can't be decoded does not take the others with it."""
+"""Documents stay undecoded: one that can't be decoded does not affect the others."""
 
 
 def lenient(codec_options: CodecOptions[Any]) -> CodecOptions[Any]:
-    """These options, but nothing is refused: dates beyond Python's, and strings that are no UTF-8."""
+    """These options, but dates beyond Python's range and strings that are no UTF-8 are accepted."""
     return codec_options.with_options(
         datetime_conversion=DatetimeConversion.DATETIME_AUTO, unicode_decode_error_handler="replace"
     )
 
 
 class RawEvent(Mapping[str, Any]):
-    """A change event as the server sent it, or a document in it, whatever it holds.
+    """A change event as the server sent it, or a document in it. Fields are decoded when they are read.
 
-    A tenth of a `RawBSONDocument` until somebody looks into it.
+    Until then it costs a tenth of a `RawBSONDocument`.
 
     Attributes:
         raw: the BSON.
@@ -60,16 +60,16 @@ _OBJECT: Final = 3
 
 
 def events_of(cursor: RawBSONDocument) -> tuple[list[RawEvent], Mapping[str, Any]]:
-    """The events of an answer to a getMore, cut out of it undecoded, and what else is in it.
+    """The undecoded events in the answer to a getMore, and the rest of the answer.
 
-    The driver would make a document of each of them, which takes a twentieth of what it takes to deliver one.
+    The driver would make a document of each event, which costs a twentieth of its delivery.
 
     Args:
-        cursor: that part of the answer.
+        cursor: the field `cursor` of the answer.
     """
     raw = bytes(cursor.raw)
     begin = _SIZE.size
-    if raw.startswith(_EVENTS, begin):  # where servers put them
+    if raw.startswith(_EVENTS, begin):  # servers write the events first
         at = begin + len(_EVENTS)
         end = at + _SIZE.unpack_from(raw, at)[0]
         events = _elements(raw, at + _SIZE.size, end - 1)
@@ -80,7 +80,7 @@ def events_of(cursor: RawBSONDocument) -> tuple[list[RawEvent], Mapping[str, Any
 
 
 def _elements(raw: bytes, at: int, end: int) -> list[RawEvent] | None:
-    """The documents of an array; None if it is written in an unusual way."""
+    """The documents of an array; None if the array is not written as servers do it."""
     elements: list[RawEvent] = []
     size_at, digits, ten = _SIZE.unpack_from, 1, 10
     while at < end:

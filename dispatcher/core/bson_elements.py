@@ -1,7 +1,7 @@
-"""BSON taken apart without decoding it.
+"""Takes BSON apart without decoding it.
 
 Servers store values that no driver decodes: text that is no UTF-8, UUIDs of three bytes, dates in the far future.
-Code that must work in spite of them, such as finding the `_id` of a document, cuts the bytes out as they are.
+Code that must work in spite of them, such as a search for the `_id` of a document, takes the bytes as they are.
 """
 
 from collections.abc import Iterator, Mapping
@@ -40,7 +40,7 @@ TYPES: Final[Mapping[int, str]] = {
 
 _SIZE: Final = Struct("<i")
 
-# Bytes of values that are always as long; of those that begin with their length, what it leaves out.
+# Bytes of values of a fixed length; and the bytes that the length at the start of other values leaves out.
 _FIXED: Final = {1: 8, 6: 0, 7: 12, 8: 1, 9: 8, 10: 0, 16: 4, 17: 8, 18: 8, 19: 16, 127: 0, 255: 0}
 _MEASURED: Final = {2: 4, 3: 0, 4: 0, 5: 5, 12: 16, 13: 4, 14: 4, 15: 0}
 _REGEX: Final = 11
@@ -48,7 +48,7 @@ _REGEX: Final = 11
 _BINARY: Final = 5
 _OLD_BINARY: Final = 2
 
-# Nothing is refused but old binary values whose two lengths disagree.
+# Accepts everything but old binary values whose two lengths disagree.
 _LENIENT: Final = CodecOptions[dict[str, Any]](
     uuid_representation=UuidRepresentation.STANDARD,
     datetime_conversion=DatetimeConversion.DATETIME_AUTO,
@@ -61,10 +61,10 @@ class Element(NamedTuple):
     """A field of a document, or an item of an array, undecoded.
 
     Attributes:
-        name: UTF-8 as a rule, but not always.
+        name: its bytes, usually UTF-8.
         kind: the type of the value, a key of TYPES.
         value: its bytes.
-        at: where these begin in the document.
+        at: the offset of these bytes in the document.
     """
 
     name: bytes
@@ -73,7 +73,7 @@ class Element(NamedTuple):
     at: int = 0
 
     def __bytes__(self) -> bytes:
-        """As it is written in a document."""
+        """The bytes of the element in a document."""
         return bytes((self.kind,)) + self.name + b"\0" + self.value
 
 
@@ -81,7 +81,7 @@ def elements(raw: bytes) -> Iterator[Element]:
     """The fields of a document, in their order.
 
     Raises:
-        InvalidBSON: it is no BSON at all, which no server stores.
+        InvalidBSON: it is no BSON, which no server stores.
     """
     at, end = _SIZE.size, len(raw) - 1
     try:
@@ -118,24 +118,24 @@ def raw_field(raw: bytes, name: str) -> bytes | None:
 
 
 def joined(*parts: Element) -> bytes:
-    """A document of these fields."""
+    """A document with these fields."""
     body = b"".join(map(bytes, parts))
     return _SIZE.pack(_SIZE.size + len(body) + 1) + body + b"\0"
 
 
 def keyed(found: Element, name: str = "") -> bytes:
-    """A value as a document of its own, under this name."""
+    """A document with one field of this name, which has the value of an element."""
     return joined(found._replace(name=name.encode()))
 
 
 def readable(raw: bytes | RawBSONDocument, *, tz_aware: bool = False) -> dict[str, Any]:
-    """A document for people and for what may hold anything: whatever it holds, this decodes it.
+    """Decode a document that may hold anything.
 
-    What no driver decodes becomes the next best: a UUID of the wrong length stays binary, bytes that are no UTF-8
+    Values that no driver decodes are replaced: a UUID of the wrong length stays binary, bytes that are no UTF-8
     become question marks.
 
     Raises:
-        InvalidBSON: it is no BSON at all, which no server stores.
+        InvalidBSON: it is no BSON, which no server stores.
     """
     data = bytes(raw.raw) if isinstance(raw, RawBSONDocument) else raw
     for options in (_LENIENT, _ANY_UUID):
@@ -149,7 +149,7 @@ def readable(raw: bytes | RawBSONDocument, *, tz_aware: bool = False) -> dict[st
 
 
 def _mend(raw: bytes, mended: bytearray, begin: int) -> None:
-    """Make plain binary values of the old ones, which hold their length once more, and maybe a wrong one."""
+    """Turn old binary values, which repeat their length and may repeat it wrongly, into plain ones."""
     for one in elements(raw):
         at = begin + one.at
         if one.kind == _BINARY and one.value[4] == _OLD_BINARY:

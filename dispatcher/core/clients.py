@@ -29,23 +29,23 @@ T = TypeVar("T")
 
 
 class Closable(Protocol):
-    """A client, or what has one."""
+    """A client, or an object that has one."""
 
     async def close(self) -> None:
-        """Give everything back."""
+        """Close all connections."""
 
 
 _MIN_WIRE_VERSION: Final = 17  # MongoDB 6.0: pre and post images, wallTime
 
-# Whoever is silent for so long is gone, whatever TCP says.
+# A server that is silent for so long is gone, whatever TCP says.
 _SOCKET_TIMEOUT_MS: Final = 30_000
 
-# For those who run for years: when a node answers no greeting in that time, what waits for it is cut off, and a
-# server that was thought lost is asked again. The driver's defaults are 20 and 10 seconds.
+# For processes that run for years: commands to a node that does not answer a greeting in that time are cut off,
+# and a lost server is asked again. The driver's defaults are 20 and 10 seconds.
 _CONNECT_TIMEOUT_MS: Final = 5_000
 _HEARTBEAT_MS: Final = 2_000
 
-# Options of a URL that say how an application reads and writes, in lower case.
+# Options of a URL about the reads and writes of an application, in lower case.
 _OF_APPLICATIONS: Final = frozenset(
     {
         "readpreference",
@@ -65,7 +65,7 @@ _OF_APPLICATIONS: Final = frozenset(
     }
 )
 
-# Server selection waits for a node that may never come back: better fail soon, and try again.
+# Server selection waits for a node that may never come back. A short wait and another attempt are better.
 _SELECTION_TIMEOUT_MS: Final = 5_000
 
 _PAUSES: Final = Retry(base=0.1, cap=1.0)
@@ -82,29 +82,29 @@ class Clients:
         settings: the operator's.
 
     Raises:
-        ApplicationError: the registry does not tell where the server is.
+        ApplicationError: the registry has no URL.
         CannotConnect: the URL does not parse.
     """
 
     def __init__(self, registry: Registry, settings: Settings) -> None:
         self._url = _url_of(registry, settings)
-        # Receivers wait for answers on the application's client: it is to notice dead connections soon, like ours.
+        # Receivers wait for answers on the application's client, so it must notice dead connections soon too.
         registry.prefer(connectTimeoutMS=_CONNECT_TIMEOUT_MS, heartbeatFrequencyMS=_HEARTBEAT_MS)
         self._patience = settings.connect_timeout
         self.address = registry.address
-        _attempt_client(self._url, self.address)  # what is wrong with the URL is said before anything else
+        _attempt_client(self._url, self.address)  # raises for a wrong URL, before anything else happens
 
     def client(self, **options: Any) -> AsyncMongoClient[Any]:
-        """A new client, for the running loop; options as the driver has them."""
+        """A new client for the running loop, with options of the driver."""
         defaults = {"appname": "mongoz-dispatcher", "socketTimeoutMS": _SOCKET_TIMEOUT_MS}
         return client_of(self._url, self.address, **{**defaults, **options})
 
     def patient_client(self) -> AsyncMongoClient[Any]:
-        """One that waits for the server as long as the operator said."""
+        """A client that waits for the server as long as the operator set."""
         return self.client(serverSelectionTimeoutMS=int(self._patience * 1000))
 
     def lasting_client(self) -> AsyncMongoClient[Any]:
-        """One for a long life: it notices soon what is gone."""
+        """A client for the life of the process: it notices a lost server soon."""
         return self.client(
             serverSelectionTimeoutMS=_SELECTION_TIMEOUT_MS,
             connectTimeoutMS=_CONNECT_TIMEOUT_MS,
@@ -112,7 +112,7 @@ class Clients:
         )
 
     def watching_client(self) -> AsyncMongoClient[Any]:
-        """The same for change streams, which have their own patience with a server that reads, see `cursors`."""
+        """The same for change streams, which have a time limit of their own, see `stream/cursor.py`."""
         return self.client(
             serverSelectionTimeoutMS=_SELECTION_TIMEOUT_MS,
             connectTimeoutMS=_CONNECT_TIMEOUT_MS,
@@ -122,18 +122,18 @@ class Clients:
 
     @property
     def connections(self) -> int:
-        """How many connections the application's client may have; 0 is no limit."""
+        """The number of connections that the application's client may have; 0 is no limit."""
         given = named_options(self._url).get("maxpoolsize", "")
         return int(given) if given.isdecimal() else MAX_POOL_SIZE
 
     async def check(self, client: AsyncMongoClient[Any]) -> None:
-        """Look whether this server has change streams.
+        """Require a server with change streams.
 
         Raises:
-            CannotConnect: nothing answers.
-            NotAReplicaSet: it has none.
+            CannotConnect: no server answers.
+            NotAReplicaSet: it has no change streams.
             ServerError: it is too old.
-            AccessDenied: it does not let us in.
+            AccessDenied: it refuses the user or the password.
         """
         try:
             hello = await self.patiently(partial(client.admin.command, "hello"))
@@ -148,13 +148,13 @@ class Clients:
             )
 
     async def patiently(self, step: Callable[[], Awaitable[T]]) -> T:
-        """Do something that can be done again, while what goes wrong may pass: the server is just being started.
+        """Repeat a step until it succeeds, as long as the operator set: the server may just be starting.
 
         Args:
-            step: what to do.
+            step: may run several times.
 
         Raises:
-            DispatcherError: no repetition can mend it, or it did not pass in the time that the operator gives.
+            DispatcherError: what no repetition can mend, or the time is over.
         """
         report = partial(log.warning, "the server is not ready, trying again", action="server.not_ready")
         try:
@@ -163,11 +163,11 @@ class Clients:
             raise self._unreachable(error) from error
 
     def verdict(self, error: PyMongoError) -> DispatcherError:
-        """What to tell the operator of an error that ends a command."""
+        """The error for the operator, for an error of the driver that ends a command."""
         return fatal(error, self.address) or self._unreachable(error)
 
     async def _look_for_a_standalone(self) -> None:
-        """A URL with replicaSet= finds no server where there is a standalone one; say so then."""
+        """Raise a better error if the server is standalone: with replicaSet= in the URL the driver finds none."""
         options: dict[str, Any] = {
             "serverSelectionTimeoutMS": 1_000,
             "replicaSet": None,
@@ -213,8 +213,8 @@ class Clients:
 def client_of(url: str, address: str, **options: Any) -> AsyncMongoClient[Any]:
     """A client for the dispatcher's own work, for the running loop.
 
-    Options of the URL that say how the application reads and writes don't count: the dispatcher reads from the
-    primary, writes durably, and takes as many connections as it has streams.
+    Options of the URL about the reads and writes of the application do not count: the dispatcher reads from the
+    primary, writes with majority, and takes as many connections as it has streams.
 
     Args:
         url: of the application or the operator.
@@ -238,7 +238,7 @@ def _attempt_client(url: str, address: str, **options: Any) -> AsyncMongoClient[
 
 
 async def close(*clients: Closable) -> None:
-    """Close clients. They tell the server which sessions are over; one that is gone is not waited for."""
+    """Close clients, which end their sessions on the server; wait only briefly for a server that is gone."""
     for client in clients:
         with pymongo.timeout(_FAREWELL):
             closing = asyncio.create_task(client.close(), name=f"close-{type(client).__name__}")

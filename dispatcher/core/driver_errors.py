@@ -1,7 +1,7 @@
-"""Driver errors, classified in one place: what passes by itself, and what somebody must mend.
+"""Classifies driver errors: which ones pass by themselves, and which ones a person must fix.
 
-The codes and what they mean were measured on a 6.0 server; names are the server's own. What is in none of the sets
-is tried again like what is known to pass: a daemon must survive the failures that nobody thought of.
+The codes were measured on a 6.0 server; the names are the server's own. An unknown code is retried like a passing
+one: a daemon must survive failures that nobody thought of.
 """
 
 from collections.abc import Mapping
@@ -23,24 +23,24 @@ __all__ = ["KINDS", "Kind", "fatal", "in_short", "kind_of", "let_go"]
 
 
 class Kind(StrEnum):
-    """What an error is, for whoever reads a change stream."""
+    """What an error means for the reader of a change stream."""
 
     PASSING = "passing"
-    """The server or the way to it is in trouble: it passes, and then the same is asked again."""
+    """The server or the network is in trouble: it passes, and the command is sent again."""
     TOO_LARGE = "too_large"
-    """One event can't be sent with its images; without them it can."""
+    """One event can't be sent with its images. Without them it can."""
     HISTORY_LOST = "history_lost"
-    """What lies behind the position is not in the oplog any more."""
+    """The oplog does not hold the changes behind the position any more."""
     BAD_TOKEN = "bad_token"  # noqa: S105 - of a stream
-    """The position is none of this deployment."""
+    """The position belongs to another deployment."""
     NO_ACCESS = "no_access"
-    """Rights are missing, from the beginning or since somebody took them."""
+    """Rights are missing."""
     NOT_LET_IN = "not_let_in"
-    """User or password are wrong, or not valid any more."""
+    """The user or the password is wrong, or not valid any more."""
     NOT_SUPPORTED = "not_supported"
-    """This server does not have what is needed."""
+    """This server lacks a feature that is needed."""
     UNKNOWN = "unknown"
-    """In no set. It is treated as passing."""
+    """In none of the sets. It is treated as passing."""
 
 
 PASSING_CODES: Final = frozenset(
@@ -48,11 +48,11 @@ PASSING_CODES: Final = frozenset(
         6,  # HostUnreachable
         7,  # HostNotFound
         24,  # LockTimeout
-        43,  # CursorNotFound: killed, timed out, or the server was started again
+        43,  # CursorNotFound: killed, timed out, or the server was restarted
         46,  # LockBusy
         50,  # MaxTimeMSExpired
-        63,  # StaleShardVersion: chunks are on the move
-        64,  # WriteConcernFailed: the majority is out of reach
+        63,  # StaleShardVersion: chunks are being moved
+        64,  # WriteConcernFailed: no majority can be reached
         89,  # NetworkTimeout
         91,  # ShutdownInProgress
         112,  # WriteConflict
@@ -62,7 +62,7 @@ PASSING_CODES: Final = frozenset(
         175,  # QueryPlanKilled: the collection was dropped while it was read
         189,  # PrimarySteppedDown
         202,  # NetworkInterfaceExceededTimeLimit
-        222,  # CloseChangeStream: mongos wants the stream to be opened anew
+        222,  # CloseChangeStream: mongos wants the stream to be reopened
         234,  # RetryChangeStream: the same
         237,  # CursorKilled
         246,  # SnapshotUnavailable
@@ -73,11 +73,11 @@ PASSING_CODES: Final = frozenset(
         9001,  # SocketException
         10107,  # NotWritablePrimary
         11600,  # InterruptedAtShutdown
-        11601,  # Interrupted: somebody used killOp
+        11601,  # Interrupted: by killOp
         11602,  # InterruptedDueToReplStateChange
         13388,  # StaleConfig
         13435,  # NotPrimaryNoSecondaryOk
-        13436,  # NotPrimaryOrSecondary: it recovers, or is being synced
+        13436,  # NotPrimaryOrSecondary: it recovers or syncs
     }
 )
 
@@ -85,25 +85,25 @@ TOO_LARGE_CODES: Final = frozenset(
     {
         10334,  # BSONObjectTooLarge: the event, images included, is over 16 MB
         7182500,  # (it has no name): one field alone is too large to be split
-        47,  # NoMatchingDocument: an image that is required is missing; we require none, a proxy may
+        47,  # NoMatchingDocument: a required image is missing; a proxy may require one
     }
 )
 
 HISTORY_LOST_CODES: Final = frozenset(
     {
         286,  # ChangeStreamHistoryLost: the oplog begins after the token
-        136,  # CappedPositionLost: the same, met by a stream that was open meanwhile
-        326,  # OplogQueryMinTsMissing: the same, met by a start at a time
+        136,  # CappedPositionLost: the same, for a stream that was open
+        326,  # OplogQueryMinTsMissing: the same, for a start at a time
     }
 )
 
 BAD_TOKEN_CODES: Final = frozenset(
     {
-        260,  # InvalidResumeToken: for example an invalidate's, where it may not stand
-        280,  # ChangeStreamFatalError: the token's event does not turn up again
+        260,  # InvalidResumeToken: for example that of an invalidate, where it is not accepted
+        280,  # ChangeStreamFatalError: the event of the token is not found
         9,  # FailedToParse, and
         15,  # Overflow, and
-        50811,  # (it has no name): what the server answers to a token that is garbage
+        50811,  # (it has no name): the token is garbage
     }
 )
 
@@ -114,7 +114,7 @@ NOT_SUPPORTED_CODES: Final = frozenset(
     {
         40573,  # $changeStream on a standalone server
         40324,  # an aggregation stage that the server does not know
-        346,  # ChangeStreamNotEnabled: of deployments that can turn them off
+        346,  # ChangeStreamNotEnabled: the deployment has turned them off
     }
 )
 
@@ -131,7 +131,7 @@ KINDS: Final[dict[int, Kind]] = {
     )
     for code in codes
 }
-"""Every code that somebody thought of."""
+"""Every known code."""
 
 
 class _Verdict(NamedTuple):
@@ -177,11 +177,11 @@ _VERDICTS: Final = {
 
 
 def kind_of(error: PyMongoError) -> Kind:
-    """What an error of the driver is.
+    """Classify an error of the driver.
 
-    Those that the driver has classes for, like a lost connection or no primary in time, have no code. A
-    ConfigurationError of a command is about the servers that the driver has found: a name that is not resolved, a
-    member that starts, or one of an old version. What is wrong with a URL is known when a client is made of it.
+    Errors with a class of their own, such as a lost connection, have no code. A ConfigurationError of a command is
+    about the servers that the driver has found: a name that is not resolved, a member that starts, or one of an
+    old version. A mistake in a URL is raised when a client is made of it.
     """
     code = _details(error).get("code", getattr(error, "code", None))
     kind = KINDS.get(code, Kind.UNKNOWN) if isinstance(code, int) else Kind.UNKNOWN
@@ -191,10 +191,10 @@ def kind_of(error: PyMongoError) -> Kind:
 
 
 def fatal(error: PyMongoError, address: str) -> DispatcherError | None:
-    """What the process must end with, or None for what is worth another try.
+    """The error that the process must end with; None if another attempt may succeed.
 
     Args:
-        error: what the driver raised.
+        error: of the driver.
         address: host and port, for the message.
     """
     verdict = _VERDICTS.get(kind_of(error)) if isinstance(error, OperationFailure) else None
@@ -205,23 +205,23 @@ def fatal(error: PyMongoError, address: str) -> DispatcherError | None:
 
 
 def let_go(error: BaseException) -> None:
-    """Have an error that was dealt with forget where it came from.
+    """Remove the traceback of an error that was handled.
 
-    The frames it came through hold what was being read, the driver's hold the error, and so all of that would stay
-    until somebody looks for cycles.
+    Its frames hold the data that was being read, and frames of the driver hold the error. Only the garbage
+    collector would free this cycle.
     """
     for one in chain_of(error):
         one.__traceback__ = None
 
 
 def _details(error: PyMongoError) -> Mapping[str, Any]:
-    """The server's answer, as far as there is one."""
+    """The server's answer; empty if there is none."""
     details = getattr(error, "details", None)
     return details if isinstance(details, Mapping) else {}
 
 
 def in_short(error: Exception) -> str:
-    """A driver's error for a log line, without the server's whole reply and the topology."""
+    """An error of the driver for a log line, without the server's reply and the topology."""
     text = words_of(error).partition(", full error")[0].partition(", Timeout:")[0]
     text = text.partition(" (configured timeouts:")[0]
     return f"{type(error).__name__}: {text}"

@@ -1,6 +1,6 @@
-"""Errors in words. They may be of an application's classes; whatever those do when asked, this does not raise.
+"""Describes errors in text, without secrets and of a limited length: for logs, dead letters and spans.
 
-What is said of them holds no secrets and has a bearable length, wherever it goes: a log, a dead letter, a span.
+An error may be of an application's class. Whatever its methods do, the functions here do not raise.
 """
 
 import traceback
@@ -19,19 +19,19 @@ def text_of(error: BaseException, limit: int = LONGEST_TEXT) -> str:
     """Type and message of an error.
 
     Args:
-        error: any.
-        limit: characters that stay, about; the type and the beginning of the message are among them.
+        error: of any class.
+        limit: the approximate number of characters; the type and the start of the message are among them.
     """
     return _described(lambda: f"{type(error).__name__}: {error}", limit) or type(error).__name__
 
 
 def words_of(value: object) -> str:
-    """A value as text; of an error its message alone."""
+    """A value as text; of an error the message without its type."""
     return _described(lambda: str(value), LONGEST_TEXT)
 
 
 def trace_of(error: BaseException) -> str:
-    """The traceback, as Python prints it; at least the places that it came by."""
+    """The traceback as Python prints it, or at least its places."""
     told = _described(lambda: "".join(traceback.format_exception(error)), _LONGEST_TRACE)
     if told:
         return told
@@ -40,16 +40,16 @@ def trace_of(error: BaseException) -> str:
 
 
 def _described(describe: Callable[[], str], limit: int) -> str:
-    """Cut, without secrets and lone surrogates, which no file and no database takes; "" if describing fails."""
+    """The text, cut, without secrets and lone surrogates, which can't be stored; "" if `describe` raises."""
     try:
         text = describe()
-    except BaseException:  # an error whose __str__ raises, or that is asked for its causes, its notes, its truth
+    except BaseException:  # methods and properties of the error may raise anything
         return ""
     return redacted(shortened(text, limit)).encode("utf-8", "backslashreplace").decode()
 
 
 def chain_of(error: BaseException) -> Iterator[BaseException]:
-    """An error and all errors that led to it: causes, contexts, and the members of groups. Each once."""
+    """An error and the errors that led to it, each once: causes, contexts, and members of groups."""
     seen: set[int] = set()
     rest: list[BaseException | None] = [error]
     while rest:

@@ -1,8 +1,8 @@
-"""Extras of the package that may not be installed."""
+"""The extras of the package."""
 
 __all__ = ["how_to_install"]
 
 
 def how_to_install(extra: str) -> str:
-    """The remedy for an extra that is not there. The package is in no registry, so it names a checkout."""
+    """The remedy for a missing extra. The package is in no registry, so the remedy names a checkout."""
     return f"pip install '.[{extra}]' (in a checkout of the repository)"

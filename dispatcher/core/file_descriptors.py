@@ -1,4 +1,4 @@
-"""File descriptors: each open file and each connection takes one, and a process may have only so many."""
+"""Checks the limit of file descriptors: each open file and each connection takes one."""
 
 import errno
 import os
@@ -9,7 +9,7 @@ from dispatcher.core.error_text import chain_of, words_of
 from dispatcher.exceptions import TooManyFiles
 
 if sys.platform != "win32":
-    import resource  # here: where it is needed, no file can be opened any more
+    import resource  # here: when it is needed, no more files can be opened
 
 __all__ = ["lack_in", "require_descriptors"]
 
@@ -18,10 +18,10 @@ _NEEDED: Final = 32
 
 
 def require_descriptors() -> None:
-    """Look whether this process can open as many files as a start needs: uvloop aborts a process that can't.
+    """Require as many free descriptors as a start needs: without them uvloop aborts the process.
 
     Raises:
-        TooManyFiles: it can't.
+        TooManyFiles: there are too few.
     """
     opened: list[int] = []
     try:
@@ -35,10 +35,10 @@ def require_descriptors() -> None:
 
 
 def lack_in(error: BaseException) -> TooManyFiles | None:
-    """What to tell the operator of an error that comes from a lack of descriptors; None for any other error."""
+    """The error for the operator if an error comes from a lack of descriptors; None otherwise."""
     for one in chain_of(error):
         number = one.errno if isinstance(one, OSError) else None
-        text = words_of(one)  # the driver and the loader of libraries only keep the text
+        text = words_of(one)  # the driver and the loader of libraries keep only the text
         if number == errno.EMFILE or os.strerror(errno.EMFILE) in text:
             return TooManyFiles(
                 f"Too many open files: this process may have {_limit()} of them, sockets included.",

@@ -1,8 +1,8 @@
-"""Reference cycles: looked for by the clock, and not by the number of objects.
+"""Runs the garbage collector by the clock instead of by the number of new objects.
 
-Thousands of decoded documents live at any time here, and going through them all after every 700 new objects takes
-a third of the throughput. They hold no cycles, so that reference counting frees them as always. But errors do,
-with everything that the frames they came through hold, which may be many megabytes in few objects; receivers may.
+Thousands of decoded documents are alive at any time. A collection after every 700 new objects takes a third of
+the throughput. Documents hold no reference cycles, so reference counting frees them. Errors form cycles with the
+frames of their traceback, which may hold many megabytes in few objects. Receivers may form cycles too.
 """
 
 import asyncio
@@ -15,13 +15,13 @@ from dispatcher.core.tasks import end
 
 __all__ = ["collecting"]
 
-# Objects after which Python looks by itself: as good as never.
+# Objects after which Python collects by itself: almost never.
 _THRESHOLDS: Final = (100_000, 20, 100)
 
-# Seconds between two looks at what is new since the last one; it takes a few milliseconds, even under full load.
+# Seconds between two collections of young objects, which take a few milliseconds even under full load.
 _EVERY: Final = 5.0
 
-# Every so many looks go through everything, but for what was there at the start.
+# Every twelfth collection is a full one, without the objects from before the start.
 _ALL: Final = 12
 
 _YOUNG: Final = 1
@@ -30,7 +30,7 @@ _EVERYTHING: Final = 2
 
 @asynccontextmanager
 async def collecting() -> AsyncIterator[None]:
-    """Look for reference cycles by the clock, for the time of the block."""
+    """Collect by the clock while the block runs."""
     thresholds = gc.get_threshold()
     gc.collect()
     gc.freeze()

@@ -1,7 +1,7 @@
-"""Which process this is, and whether another one is dead for certain.
+"""Identifies processes, and tells whether another one is dead for certain.
 
-A process that was killed leaves its leases behind. On its own machine it can be seen that it is gone, and its
-successor need not wait until they run out. Everywhere else nobody knows, and the leases are waited for.
+A killed process leaves its leases behind. On the same machine another process can see its death, and takes over
+without waiting. On other machines a process waits until the leases have run out.
 """
 
 import os
@@ -17,18 +17,18 @@ __all__ = ["Identity", "own_identity"]
 
 _BOOT: Final = re.compile(r"(?P<where>.+)/(?P<started>\d+)")
 
-# States of a process that runs no more, though its parent has not asked for its exit code yet.
+# States of a process that has ended, although its parent has not read its exit code yet.
 _OVER: Final = frozenset({"Z", "X", "x"})
 
 
 class Identity(NamedTuple):
-    """A process among all that ever ran anywhere.
+    """Identifies a process among all processes on all machines.
 
     Attributes:
-        host: its machine's name, for people.
-        pid: as it is known in its own namespace.
-        boot: what tells the machine's start, the namespace of process ids and the process's own start from others:
-            `"<boot id>/<namespace>/<start>"`; empty where that can't be found out.
+        host: name of its machine, for people.
+        pid: in its own namespace.
+        boot: identifies the boot of the machine, the namespace of process ids and the start of the process:
+            `"<boot id>/<namespace>/<start>"`; empty where the system does not tell.
     """
 
     host: str
@@ -37,24 +37,24 @@ class Identity(NamedTuple):
 
     @classmethod
     def read(cls, document: Mapping[str, Any]) -> "Identity":
-        """What the state says of a process; what makes no sense is taken for unknown."""
+        """Read it from a document of the state; values of wrong types count as unknown."""
         host, pid, boot = (document.get(name) for name in ("host", "pid", "boot"))
         known = isinstance(boot, str) and isinstance(pid, int)
         return cls(str(host), pid if isinstance(pid, int) else 0, str(boot) if known else "")
 
     @property
     def is_dead(self) -> bool:
-        """Whether it is dead for certain. False says nothing."""
+        """Whether it is dead for certain. If not, it may be alive or dead."""
         match, own = _BOOT.fullmatch(self.boot), _BOOT.fullmatch(own_identity().boot)
         if match is None or own is None or match["where"] != own["where"] or self.pid <= 0:
             return False
         try:
-            os.kill(self.pid, 0)  # sends nothing. /proc alone may hide what other users run
+            os.kill(self.pid, 0)  # signal 0 only asks; /proc may hide the processes of other users
         except ProcessLookupError:
             return True
         except OverflowError:  # no process has such a number
             return True
-        except OSError:  # it is there, and somebody else's
+        except OSError:  # it exists, and belongs to another user
             pass
         stat = _stat(self.pid)
         return stat is not None and (stat.started != match["started"] or stat.state in _OVER)
@@ -67,7 +67,7 @@ class _Stat(NamedTuple):
 
 @cache
 def own_identity() -> Identity:
-    """This process."""
+    """The identity of this process."""
     boot = ""
     stat = _stat(os.getpid())
     with suppress(OSError):
@@ -79,10 +79,10 @@ def own_identity() -> Identity:
 
 
 def _stat(pid: int) -> _Stat | None:
-    """What the kernel says of a process: its state, and its start in clock ticks since the machine's."""
+    """The state of a process, and its start in clock ticks since the boot; None if the kernel does not tell."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
-        # The name comes second, in parentheses, and may hold anything.
+        # The second field is the name in parentheses, which may hold any character.
         fields = text.rpartition(")")[2].split()
         return _Stat(fields[0], fields[19])
     except (OSError, IndexError, UnicodeDecodeError):

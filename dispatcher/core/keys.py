@@ -1,4 +1,4 @@
-"""When two `_id`s are the same document: as the server sees it, not as Python does. See `mongoz.keys`."""
+"""Compares `_id`s as the server does, not as Python does. See `mongoz.keys`."""
 
 import math
 from collections.abc import Hashable, Mapping
@@ -12,35 +12,35 @@ from mongoz.keys import KEY_CODEC, canonical
 
 __all__ = ["document_key", "lane_key"]
 
-# Python's default, whatever the application's is. Longer numbers may share a lane.
+# Python's default, whatever the application sets. Longer numbers may share a lane.
 _DIGITS: Final = Context(prec=28, rounding=ROUND_HALF_EVEN, Emin=-999_999, Emax=999_999, traps=[])
 
 
 def document_key(namespace: Hashable, id_: Any) -> Hashable:
-    """One document of the deployment, as a dictionary key.
+    """A dictionary key for one document of the deployment.
 
     Args:
         namespace: (database, collection).
         id_: the `_id`, of any type.
     """
     if type(id_) is bson.ObjectId:
-        return (namespace, id_.binary)  # bytes remember their hash
+        return (namespace, id_.binary)  # bytes cache their hash
     if type(id_) is str:
         return (namespace, id_)
     return (namespace, None, canonical(id_))
 
 
 def lane_key(id_: Any) -> bytes:
-    """What stands for an `_id` in the names of parked lanes: the same bytes for all that are equal to the server.
+    """The bytes of an `_id` in the names of parked lanes; equal for `_id`s that are equal to the server.
 
-    Not `canonical`, because lanes are stored: what an earlier version parked must be found under the same name.
+    Not `canonical`, because the names are stored: this version must find the lanes of an earlier one.
     """
     value = bson.decode(canonical(id_), codec_options=KEY_CODEC)[""]
     return bson.encode({"": _tagged(value)}, codec_options=KEY_CODEC)
 
 
 def _tagged(value: Any) -> Any:
-    """A value whose numbers are texts; in documents, names and values are listed."""
+    """A value with its numbers as texts, and its documents as lists of names and values."""
     if isinstance(value, bool):
         return value
     if isinstance(value, int | float | Decimal128):

@@ -1,8 +1,8 @@
 """A lease: the right to deliver one partition, for some seconds at a time.
 
-Clocks of machines are never compared. The holder counts the seconds of its lease on its own clock, from before it
-sent the last renewal that was acknowledged. Others count on theirs, from when they first saw that renewal, and a
-bit longer. So the lease of a holder that can't renew it has always run out before somebody else takes over.
+Clocks of different machines are never compared. The holder counts the seconds by its own clock, from the moment
+before it sent the last acknowledged renewal. Others count by their clocks, from the moment at which they saw this
+renewal, and a bit longer. So if a holder can't renew its lease, the lease ends before another process takes over.
 """
 
 import asyncio
@@ -22,27 +22,27 @@ HELD: Final = 0.75
 """The part of a lease during which its holder acts, counted from before its last renewal."""
 
 TAKEN: Final = 0.8
-"""The part of a lease after which others take over, counted from when they saw its last renewal."""
+"""The part of a lease after which others take over, counted from the moment at which they saw its last renewal."""
 
 now: Callable[[], float] = (
-    # Unlike the monotonic clock it goes on while the machine sleeps.
+    # Unlike the monotonic clock it advances while the machine sleeps.
     partial(time.clock_gettime, time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
 )
-"""Seconds on this machine's own clock, which nobody sets."""
+"""Seconds by this machine's own clock, which can't be set."""
 
 
 class Lease:
-    """Of one partition, from its claim until it is released or lost.
+    """The lease of one partition, from its claim until it is released or lost.
 
     Args:
-        partition: which.
-        partitions: how many there are.
+        partition: number of the partition.
+        partitions: number of partitions.
         term: grows with every change of ownership.
-        seconds: how long it is valid after a renewal.
+        seconds: for which a renewal is valid.
         sent: when the claim was sent, by `now`.
 
     Attributes:
-        until: when it runs out, by `now`. Nothing is started from then on, unless it is renewed after all.
+        until: when it ends, by `now`. No delivery starts after that, unless a late renewal is acknowledged.
         lost: set when another process has it.
     """
 
@@ -58,17 +58,17 @@ class Lease:
 
     @classmethod
     def for_ever(cls) -> "Lease":
-        """One that nobody else could take."""
+        """A lease that no other process can take."""
         return cls(0, 1, 0, seconds=float("inf"), sent=0.0)
 
     def renewed(self, sent: float) -> None:
-        """Note that a renewal was acknowledged that was sent then."""
+        """Note an acknowledged renewal, and when it was sent."""
         self.until = sent + HELD * self.seconds
         if now() < self.until:
             self._release()
 
     def lose(self) -> None:
-        """Note that another process has taken over. Nothing is started from here on."""
+        """Note that another process has taken over. No delivery starts any more."""
         if self.lost.is_set():
             return
         log.warning(
@@ -81,12 +81,12 @@ class Lease:
         self.give_up()
 
     def give_up(self) -> None:
-        """Start nothing from here on."""
+        """End it: no delivery starts any more."""
         self.until = float("-inf")
         self.interrupt()
 
     def interrupt(self) -> None:
-        """Have nobody wait for a renewal any more."""
+        """Stop waiting for renewals."""
         self._interrupted = True
         self._release()
 
@@ -94,7 +94,7 @@ class Lease:
         """Wait until it is valid.
 
         Raises:
-            Interrupted: it won't be any more, or is not waited for.
+            Interrupted: it is over, or `interrupt` was called.
         """
         while now() >= self.until:
             if self._interrupted:

@@ -1,4 +1,4 @@
-"""What the server tells about itself: its clock, and how far back its oplog reaches."""
+"""Asks the server for its clock, and how far back its oplog reaches."""
 
 from time import monotonic, time
 from typing import Any, Final, NamedTuple
@@ -12,30 +12,29 @@ from dispatcher.core.stats import seconds_of
 __all__ = ["MOST_SKEW", "Oplog", "clock_offset", "look_at_oplog"]
 
 MOST_SKEW: Final = 1.0
-"""Seconds that the clocks of the server and of this machine may differ before somebody should know."""
+"""Seconds that the clocks of the server and of this machine may differ without a warning."""
 
-# How often the clock is asked for: the answer that took the least time is the best one.
+# Questions for the clock: the answer that took the least time counts.
 _ASKED: Final = 3
 
-# Asks for the times of the oplog, and not for the sections that make the answer long.
+# Asks for the times of the oplog, without the long sections of the answer.
 _OPLOG_TIMES: Final = {
     "serverStatus": 1,
     "oplog": 1,
     **dict.fromkeys(("indexStats", "locks", "metrics", "tcmalloc", "transactions", "wiredTiger"), 0),
 }
 
-# An oplog that is fuller than this forgets its oldest entries at any time.
+# From this part of its size on, the oplog may remove its oldest entries at any time.
 _FULL: Final = 0.95
 
 
 class Oplog(NamedTuple):
-    """The past that the server still knows.
+    """The part of the past that the oplog holds.
 
     Attributes:
         begins: cluster time of the oldest entry, in seconds since 1970.
-        ends: likewise of the newest.
-        spare: seconds until it is full and begins to forget, estimated by how it grew until now; 0 if it is full,
-            or if that is not known.
+        ends: cluster time of the newest entry.
+        spare: estimated seconds until it is full; 0 if it is full, or if that is not known.
     """
 
     begins: float
@@ -48,7 +47,7 @@ class Oplog(NamedTuple):
         return self.ends - self.begins
 
     def headroom(self, position: float) -> float:
-        """Seconds after which a position that stays where it is would be lost, estimated.
+        """Estimated seconds until the oplog does not reach back to a position any more.
 
         Args:
             position: its cluster time, in seconds since 1970.
@@ -57,15 +56,15 @@ class Oplog(NamedTuple):
 
 
 async def look_at_oplog(client: AsyncMongoClient[Any]) -> Oplog | None:
-    """How far back the oplog reaches; None without the right to ask, and behind a mongos.
+    """The times of the oplog; None without the right to ask, and behind a mongos.
 
-    The server tells the times. Reading the oplog would take a right that shows the writes of every database.
+    They come from serverStatus. To read the oplog itself takes a right to see the writes of every database.
 
     Raises:
         PyMongoError: as the driver has it.
     """
     try:
-        status = await client.admin.command(dict(_OPLOG_TIMES))  # the driver adds to it
+        status = await client.admin.command(dict(_OPLOG_TIMES))  # a copy: the driver adds to it
     except OperationFailure:  # not allowed
         return None
     oplog = status.get("oplog") or {}
@@ -77,7 +76,7 @@ async def look_at_oplog(client: AsyncMongoClient[Any]) -> Oplog | None:
 
 
 async def _spare(client: AsyncMongoClient[Any], window: float) -> float:
-    """Needs only collStats on the oplog, which tells its size and shows no entry."""
+    """Takes only the right collStats on the oplog, which tells its size and shows no entry."""
     try:
         cursor = await client["local"]["oplog.rs"].aggregate([{"$collStats": {"storageStats": {}}}])
         (stats,) = await cursor.to_list(1)
@@ -90,7 +89,7 @@ async def _spare(client: AsyncMongoClient[Any], window: float) -> float:
 
 
 async def clock_offset(client: AsyncMongoClient[Any]) -> float:
-    """Seconds that the clock of the server is ahead of ours; half of a round trip is the error at most.
+    """Seconds by which the clock of the server is ahead of ours, with an error of half a round trip at most.
 
     Raises:
         PyMongoError: as the driver has it.

@@ -1,7 +1,7 @@
-"""Text without secrets, text of a bearable length, and text that is safe on a terminal.
+"""Removes secrets from texts, shortens them, and escapes them for terminals.
 
-Logs, dead letters, spans, the command line and the dashboard all use these functions. Each takes time in
-proportion to the length of its text: anybody who may write a document decides what is in there.
+Logs, dead letters, spans, the command line and the dashboard use these functions. Each takes time in proportion to
+the length of its text, since a text may come from any client that writes documents.
 """
 
 import re
@@ -18,13 +18,13 @@ _DOTS: Final = "..."
 
 _END_OF_WORD: Final = re.compile(r"""[\s"'<>]""")
 
-# A user and the beginning of a password. Digits up to the end of the authority are a port.
+# A user and the start of a password. Digits up to the end of the authority are a port.
 _USER: Final = re.compile(r"""[^\s/?#@:\[\]"'<>]*:(?!\d{1,5}(?:[/?#,;.)\]\s"'<>]|$))""")
 
-# What may be the rest of a password with a space, and not a host.
+# The possible rest of a password with a space, which is no host.
 _BARE_WORD: Final = re.compile(r"[\w-]*[ \t]")
 
-# Examples in messages hold no secret.
+# Examples in messages are no secrets.
 _EXAMPLES: Final = frozenset({"user:password", "username:password", "USER:PASSWORD", "<user>:<password>"})
 
 # -- secrets with a name ---------------------------------------------------------------------------------
@@ -37,11 +37,11 @@ _OTHER: Final = (
 )
 _HEADER: Final = r"authorization|(?<![a-z])cookie"
 
-# The rest of a name, its closing quote or bracket, and what stands between it and the value.
+# The rest of a name with its closing quote or bracket; and the characters between name and value.
 _REST: Final = r"[\w\-]{0,24}(?:\\{0,4}[\"'])?\]?"
 _IS: Final = r"[ \t]{0,8}(?:=>|[=:>](?!=))[ \t]{0,8}"
 
-# A value in quotes ends at the first quote that no letter follows; it may be cut off before.
+# A value in quotes ends at the first quote that is not followed by a letter, or where the text was cut.
 _QUOTED: Final = (
     r"\\{1,4}[\"'][^\"'\n]*"
     r"|[bru]{0,2}\"(?:[^\"\\\n]|\\.|\"(?=\w))*"
@@ -49,7 +49,7 @@ _QUOTED: Final = (
     r"|[(\[{][^)\]}\n]*"
 )
 
-# A password without quotes goes on after a space, unless the next word is a name with a value.
+# A password without quotes continues after a space, unless the next word is a name with a value.
 _WORDS: Final = r"[^\s&]+(?:(?<![,;.:)\]}\"'])[ ](?!\w{1,30}[=:])[^\s&]+)*"
 _WORD: Final = r"[^\s&]+"
 
@@ -61,7 +61,7 @@ _NAMED: Final = tuple(
     for hints, name, between, value in (
         ("pass pw", _PASSWORD, _IS, _WORDS),
         ("secret token key cred signature sig= sig' sig\" auth jwt otp session", _OTHER, _IS, _WORD),
-        # Pairs of headers, too: (b'authorization', b'Bearer ...').
+        # Also pairs of headers: (b'authorization', b'Bearer ...').
         ("authorization cookie", _HEADER, rf"(?:{_IS}|,[ \t]{{0,8}})", r"digest[^\n]+|aws4[^\n]+|[^\n\"']+"),
         # Arguments of a command, as text and as a list.
         ("--", rf"(?<!-)--[a-z\-]{{0,24}}(?:{_PASSWORD}|{_OTHER})", r"(?:,[ \t]{0,8}|[ \t]{1,8})", _WORD),
@@ -70,7 +70,7 @@ _NAMED: Final = tuple(
 )
 _IS_A_NAME: Final = re.compile(f"{_PASSWORD}|{_OTHER}|{_HEADER}", re.IGNORECASE)
 
-# -- secrets that are known by their looks ---------------------------------------------------------------
+# -- secrets with a known form ----------------------------------------------------------------------
 
 _SHAPES: Final = tuple(
     (hints, re.compile(rf"(?P<name>{before})(?P<value>{shape})"))
@@ -83,7 +83,7 @@ _SHAPES: Final = tuple(
     )
 )
 
-# With substrings, in lower case, of what they can be found in: most texts have none, and are done.
+# Each with substrings of the texts that may match it, in lower case. Most texts have none of them.
 _PATTERNS: Final = tuple((tuple(hints.split()), pattern) for hints, pattern in (*_NAMED, *_SHAPES))
 _HINTS: Final = ("://", "input_value=", *sorted({hint for hints, _ in _PATTERNS for hint in hints}))
 
@@ -97,9 +97,9 @@ _REFUSED_VALUE: Final = re.compile(
 _KEY_BEGINS: Final = re.compile(r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----")
 _KEY_ENDS: Final = "-----END"
 
-# -- what a terminal would obey ----------------------------------------------------------------------------
+# -- control characters of terminals -----------------------------------------------------------------------
 
-# C0, DEL and C1; what turns the direction of writing or hides text; line separators; lone surrogates.
+# C0, DEL and C1; characters that change the direction of writing or hide text; line separators; lone surrogates.
 _CONTROLS: Final = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb"
     "\U000e0000-\U000e007f]"
@@ -108,10 +108,10 @@ _SHORT_NAMES: Final = {"\t": r"\t", "\r": r"\r"}
 
 
 def redacted(text: str) -> str:
-    """The text, with passwords, tokens and other secrets replaced by dots. Redacted again, it stays the same.
+    """The text with dots for passwords, tokens and other secrets. A second call changes nothing.
 
-    It knows credentials in URLs, values that are named like secrets in queries, headers, JSON, key-value text,
-    Python's representations and command lines, and the looks of common tokens and private keys.
+    Secrets are credentials in URLs; values with the names of secrets in queries, headers, JSON, key-value text,
+    Python's representations and command lines; and common forms of tokens and private keys.
     """
     lower = text.lower()
     if not any(map(lower.__contains__, _HINTS)):
@@ -140,13 +140,13 @@ def names_a_secret(name: str) -> bool:
 
 
 def shortened(text: str, limit: int = LONGEST_TEXT) -> str:
-    """The beginning and the end of a text that is too long.
+    """The start and the end of a text that is too long.
 
-    Words at the cut go, but for the letters they begin with: half a secret would not be recognized as one.
+    Words at the cut are removed but for their first letters: half a secret would not be recognized as one.
 
     Args:
-        text: any.
-        limit: characters that stay, about.
+        text: of any length.
+        limit: the approximate number of characters that stay.
     """
     if len(text) <= limit:
         return text
@@ -158,12 +158,12 @@ def shortened(text: str, limit: int = LONGEST_TEXT) -> str:
 
 
 def escaped(text: str, newline: str = r"\n") -> str:
-    r"""The text, with control characters as Python writes them: `\x1b`. What is printable stays as it is.
+    r"""The text with control characters as Python writes them: `\x1b`. Printable characters stay.
 
     Args:
-        text: any.
-        newline: what stands for a line break; of a text of several lines a break and an indentation, so that no
-            line of it passes for one of ours.
+        text: of any kind.
+        newline: replaces a line break. For a text of several lines, a break and an indentation: then no line of it
+            looks like a line of ours.
     """
     return _CONTROLS.sub(lambda found: newline if found[0] == "\n" else _escape(found[0]), text)
 
@@ -178,7 +178,7 @@ def _escape(character: str) -> str:
 
 
 def _without_credentials(line: str) -> str:
-    """A line, without what stands between "://" and "@"."""
+    """A line without the text between "://" and "@"."""
     pieces: list[str] = []
     done, found = 0, line.find("://")
     while found >= 0:
@@ -192,10 +192,10 @@ def _without_credentials(line: str) -> str:
 
 
 def _end_of_credentials(line: str, begin: int) -> tuple[int, int]:
-    """Where the "@" after credentials is, or -1; and up to where there are no others.
+    """The offset of the "@" after credentials, or -1; and the offset up to which there are no others.
 
-    Up to the last "@" of the word: a password that should have been escaped may hold any character. Where a
-    password has begun and the word has no "@", it holds a space or a quote.
+    It is the last "@" of the word, since a password that was not escaped may hold any character. If a password has
+    begun and the word has no "@", the password holds a space or a quote.
     """
     word = _END_OF_WORD.search(line, begin)
     end_of_word = word.start() if word else len(line)
@@ -222,7 +222,7 @@ def _last_of_word(line: str, at: int, end: int) -> int:
 
 
 def _without_value(found: re.Match[str]) -> str:
-    """A secret with its name, without its value; quotes stay, so that what follows reads as before."""
+    """The name of a secret with dots for its value. The quotes stay."""
     value = found["value"]
     opening = re.match(r"""\\{1,4}["']|[bru]{0,2}["']|[(\[{]""", value, re.IGNORECASE)
     if opening is None:

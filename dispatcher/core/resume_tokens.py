@@ -1,6 +1,7 @@
-"""Resume tokens as texts, and hashes of them: of changes that are finished, though the position is before them.
+"""Resume tokens as texts, and short hashes of them.
 
-A token holds the document's `_id`, and may be a megabyte long. That it was seen before takes ten bytes.
+A token holds the `_id` of the document, and may be a megabyte long. The position remembers finished changes behind
+it by hashes of ten bytes.
 """
 
 from bisect import bisect_left
@@ -15,15 +16,15 @@ _BITS: Final = "."
 DIGEST: Final = 10
 """Bytes of the hash of a token.
 
-A million of them fit into a document. That one of a million changes has the hash of another one, and is skipped,
-is as likely as one in a million millions.
+A million of them fit into a document. The probability that one of a million changes has the hash of another one,
+and is skipped, is one in a million millions.
 """
 
 
 def token_of(id_: Mapping[str, Any]) -> str:
-    """A resume token as text: of an event's `_id`, or of a batch. Texts sort as their changes do.
+    """The text of a resume token: the `_id` of an event, or that of a batch. Texts sort like their changes.
 
-    Where a document's `_id` holds numbers that are no 32-bit integers, the server needs their types to find the
+    If the `_id` of a document holds numbers that are no 32-bit integers, the server needs their types to find the
     change again, and sends them beside the data.
     """
     bits = id_.get("_typeBits")
@@ -31,13 +32,13 @@ def token_of(id_: Mapping[str, Any]) -> str:
 
 
 def as_sent(token: str) -> dict[str, Any]:
-    """A resume token as the server takes it."""
+    """The resume token for the server."""
     data, _, bits = token.partition(_BITS)
     return {"_data": data, "_typeBits": bytes.fromhex(bits)} if bits else {"_data": data}
 
 
 def data_of(token: str) -> str:
-    """A token without types, which earlier versions did not know: what ids and hashes are made of."""
+    """A token without types. Ids and hashes are made of it, since earlier versions did not know the types."""
     return token.partition(_BITS)[0]
 
 
@@ -47,16 +48,16 @@ def digest_of(token: str) -> bytes:
 
 
 def digests_of(tokens: Iterable[str]) -> bytes:
-    """Hashes of tokens, in order, to look them up."""
+    """Sorted hashes of tokens, for `holds`."""
     return b"".join(sorted({digest_of(token) for token in tokens}))
 
 
 def split(digests: bytes) -> list[bytes]:
-    """One by one."""
+    """The hashes, one by one."""
     return [digests[i : i + DIGEST] for i in range(0, len(digests), DIGEST)]
 
 
 def holds(digests: bytes, digest: bytes) -> bool:
-    """Whether a hash is among others, which are in order."""
+    """Whether a hash is among sorted hashes."""
     at = bisect_left(range(len(digests) // DIGEST), digest, key=lambda i: digests[i * DIGEST : (i + 1) * DIGEST])
     return digests[at * DIGEST : (at + 1) * DIGEST] == digest

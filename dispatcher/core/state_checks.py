@@ -1,7 +1,7 @@
-"""Documents of the state that make no sense: they are skipped, and named, and stop nothing.
+"""Skips and names documents of the state that make no sense.
 
-Somebody may have edited them by hand, or another program may write to the same database. Positions are an
-exception: a dispatcher that does not know where it is must not guess, see `position/documents.py`.
+A person may have edited them, or another program may write to the same database. Positions are an exception: a
+dispatcher that does not know its position must not guess, see `position/documents.py`.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -16,15 +16,15 @@ __all__ = ["MOST_CHUNKS", "Misfit", "Sound", "letter", "problem_of", "receiver_p
 
 log = get_logger()
 
-# Documents that are named, and those that are remembered so that each is logged once.
+# Documents that one result names; and documents that are remembered, so that each is logged once.
 _MOST_NAMED: Final = 20
 _MOST_LOGGED: Final = 1_000
 
-# Characters of an `_id`, and of what is wrong.
+# Characters of an `_id`, and of a problem.
 _LONGEST: Final = 300
 
 MOST_CHUNKS: Final = 16
-"""Chunks of a part of a letter, at most: the server's documents have 16 MB, and its events some of them."""
+"""Chunks of a part of a letter, at most: an event holds a few documents of at most 16 MB each."""
 
 _REMEDY: Final = "Was it edited by hand, or by another program? Mend it or delete it; it is skipped meanwhile."
 
@@ -37,10 +37,10 @@ class Misfit(NamedTuple):
     """A document of the state that makes no sense.
 
     Attributes:
-        collection: where it is.
+        collection: that holds it.
         id: its `_id`.
         problem: what is wrong with it.
-        remedy: what helps.
+        remedy: what the operator can do.
     """
 
     collection: str
@@ -50,13 +50,13 @@ class Misfit(NamedTuple):
 
 
 class Sound:
-    """Takes the documents that make sense.
+    """Reads the documents that make sense, and collects the others.
 
     Args:
         database: of the dispatcher's state.
 
     Attributes:
-        misfits: those that make none, the first of them.
+        misfits: the first of the documents that make no sense.
     """
 
     def __init__(self, database: str) -> None:
@@ -64,18 +64,18 @@ class Sound:
         self.misfits: list[Misfit] = []
 
     def each(self, collection: str, found: Iterable[Mapping[str, Any]], make: Callable[[Any], T]) -> list[T]:
-        """What documents say.
+        """Read documents.
 
         Args:
-            collection: where they are.
+            collection: that holds them.
             found: the documents.
-            make: reads one; raises what it wants if it makes no sense.
+            make: reads one; raises any error if it makes no sense.
         """
         made = []
         for document in found:
             try:
                 made.append(make(document))
-            except Exception as error:  # whatever comes of wrong types
+            except Exception as error:  # wrong types may raise anything
                 self.skip(collection, document.get("_id"), error)
         return made
 
@@ -83,17 +83,16 @@ class Sound:
         """Note a document that makes no sense.
 
         Args:
-            collection: where it is.
+            collection: that holds it.
             id_: its `_id`.
-            error: why.
+            error: of the attempt to read it.
         """
         if len(self.misfits) < _MOST_NAMED:
             place, name = f"{self._database}.{collection}", words_of(repr(id_))[:_LONGEST]
-            remedy = "Was it edited by hand, or by another program? Mend it or delete it; it is skipped meanwhile."
-            self.misfits.append(Misfit(place, name, problem_of(error)[:_LONGEST], remedy))
+            self.misfits.append(Misfit(place, name, problem_of(error)[:_LONGEST], _REMEDY))
 
     def log(self) -> None:
-        """Name the misfits, each once in the life of the process."""
+        """Log the misfits, each once in the life of the process."""
         for one in self.misfits:
             if (one.collection, one.id) not in _logged and len(_logged) < _MOST_LOGGED:
                 _logged.add((one.collection, one.id))
@@ -108,7 +107,7 @@ class Sound:
 
 
 def problem_of(error: Exception) -> str:
-    """What is wrong with a document, by what it raised."""
+    """What is wrong with a document, from the error that it raised."""
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
@@ -119,10 +118,10 @@ def problem_of(error: Exception) -> str:
 
 
 def receiver_paused(found: Mapping[str, Any]) -> str | None:
-    """Of the document of a pause, the receiver; None for everything.
+    """The receiver in the document of a pause; None if everything is paused.
 
     Raises:
-        ValueError: it says neither, and must not stop everything for that.
+        ValueError: the document names neither; such a document must not pause everything.
     """
     match found:
         case {"receiver_name": str(name)}:
@@ -149,10 +148,10 @@ class _LetterSaid(BaseModel):
 
 
 def letter(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The document of a dead letter.
+    """Check the document of a dead letter, and return it.
 
     Raises:
-        ValidationError: it is not written as letters are.
+        ValidationError: a field has the wrong type.
     """
     _LetterSaid.model_validate(found)
     return dict(found)

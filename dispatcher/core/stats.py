@@ -1,4 +1,4 @@
-"""Numbers that are cheap enough to be counted for every delivery. Nothing here knows who reads them, or how."""
+"""Counters, histograms and the lag: cheap enough for every delivery, and independent of their readers."""
 
 from bisect import bisect_left
 from collections import deque
@@ -19,30 +19,30 @@ __all__ = [
 ]
 
 BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
-"""Upper bounds of the buckets of all histograms, in seconds; each includes its bound."""
+"""Upper bounds of the buckets of all histograms, in seconds. A bucket includes its bound."""
 
 MOST_RECEIVERS: Final = 200
-"""Receivers that have figures of their own; all further ones share some."""
+"""Receivers with figures of their own, at most. All further receivers share one set."""
 
-# Seconds between two observations of one receiver's times, at least. Each delivery is counted, but looking at the
-# clock and filling two histograms for each would cost a twentieth of what a delivery costs.
+# Minimum number of seconds between two observations of one receiver's times. Each delivery is counted, but a look
+# at the clock and an entry in two histograms for each would cost a twentieth of a delivery.
 _BETWEEN: Final = 0.001
 
-# Seconds that are "lately", and between two looks at counters.
+# Seconds that count as recent, and seconds between two samples of the counters.
 _RECENT: Final = 60.0
 _STEP: Final = 5.0
 
-# Seconds without news after which a stream that should bring some every second is behind.
+# Seconds without an answer after which a stream counts as behind: it brings one every second.
 _QUIET: Final = 5.0
 
-# Seconds of the stream's own time over which its changes per second are averaged.
+# Seconds of the stream's time over which its changes per second are averaged.
 _WINDOW: Final = 60
 
 _EPOCH: Final = datetime(1970, 1, 1)
 
 
 class Histogram:
-    """How often something took how long."""
+    """Counts durations by bucket."""
 
     __slots__ = ("counts", "sum")
 
@@ -51,12 +51,12 @@ class Histogram:
         self.sum = 0.0
 
     def observe(self, seconds: float) -> None:
-        """Note one."""
+        """Count one duration."""
         self.counts[bisect_left(BOUNDS, seconds)] += 1
         self.sum += seconds
 
     def as_dict(self) -> dict[str, Any]:
-        """How many there were, what they took together, and bounds of what half and 99 in 100 of them took."""
+        """Their number, their sum, and bounds of the median and of the 99th percentile."""
         return {
             "count": sum(self.counts),
             "sum_seconds": round(self.sum, 6),
@@ -65,7 +65,7 @@ class Histogram:
         }
 
     def quantile(self, share: float) -> float | None:
-        """The bound below which this share of all lies; None where there are none, or it is beyond the last."""
+        """The bound below which this share of all lies; None without any, or beyond the last bound."""
         wanted = sum(self.counts) * share
         if not wanted:
             return None
@@ -81,15 +81,15 @@ class ReceiverFigures:
     """Counters of one receiver of one signal, over all documents that it is connected to.
 
     Attributes:
-        delivered: deliveries that it returned from.
-        failed: deliveries given up after its last attempt.
-        retried: attempts beyond a delivery's first.
-        conflicts: runs of its transactions that met other writes.
-        withheld: changes that it did not get because their stamps say so, by reason: `"ran"` (in the writing
-            process) or `"muted"`.
-        refused: deliveries given up without an attempt: of a document that does not fit, or after too many hops.
-        latency: from the commit of a change to the receiver's first attempt.
-        duration: of its attempts.
+        delivered: deliveries from which it returned.
+        failed: deliveries that were given up after the last attempt.
+        retried: attempts after the first one of a delivery.
+        conflicts: runs of its transactions that conflicted with other writes.
+        withheld: changes that it did not get because of their stamps, by reason: `"ran"` (in the writing process)
+            or `"muted"`.
+        refused: deliveries that were given up without an attempt: the document does not fit, or too many hops.
+        latency: from the commit of a change to the first attempt.
+        duration: of the attempts.
     """
 
     __slots__ = (
@@ -120,7 +120,7 @@ class ReceiverFigures:
         self._due = 0.0
 
     def counters(self) -> dict[str, Any]:
-        """What rates are made of, of two such reports."""
+        """Counters for rates, which are differences of two such reports."""
         return {
             "receiver": self.receiver,
             "signal": self.signal,
@@ -132,10 +132,10 @@ class ReceiverFigures:
         }
 
     def wants(self, now: float) -> bool:
-        """Whether the attempt that begins now, on the monotonic clock, is to be observed.
+        """Whether to observe the attempt that begins now, by the monotonic clock.
 
-        A thousand per second are, at most. They are evenly spread over time, so the histograms show what a
-        look at the clock at any moment would.
+        At most a thousand per second are observed. They are spread evenly over time, so the histograms show what
+        a look at any moment would show.
         """
         if now < self._due:
             return False
@@ -158,18 +158,18 @@ class ReceiverFigures:
 
 
 class Recent:
-    """What receivers' counters grew by lately, so that a fault that is over does not count for ever. Pure."""
+    """The recent growth of receivers' counters. Pure."""
 
     def __init__(self) -> None:
-        # A process begins with counters of zero: what happens before the first look is recent, too.
+        # All counters are zero at the start, so events before the first sample are recent too.
         self._samples: deque[tuple[float, dict[tuple[str, str], tuple[int, ...]]]] = deque([(float("-inf"), {})])
 
     def note(self, now: float, receivers: Iterable[ReceiverFigures]) -> None:
-        """Look at the counters; to be called often.
+        """Sample the counters; to be called often.
 
         Args:
-            now: on the monotonic clock.
-            receivers: all of them.
+            now: by the monotonic clock.
+            receivers: all receivers.
         """
         samples = self._samples
         if now - samples[-1][0] < _STEP:
@@ -179,7 +179,7 @@ class Recent:
             samples.popleft()
 
     def of(self, figures: ReceiverFigures) -> dict[str, int]:
-        """By how much the counters of a receiver grew in the last minute."""
+        """The growth of a receiver's counters in the last minute."""
         now = _recent_counters(figures)
         before = self._samples[0][1].get((figures.receiver, figures.signal))
         return dict(
@@ -199,14 +199,14 @@ class Gauges(NamedTuple):
 
     Attributes:
         connected: the stream is open.
-        in_flight: deliveries.
-        queued: changes that are read and not finished.
-        queued_bytes: of their events.
-        lag_seconds: how long the oldest change that is not delivered has been waiting; 0 if there is none.
-        lag_changes: how many there are, those that are not read yet estimated.
-        position_seconds: the position's cluster time, in seconds since 1970.
-        saved_seconds: when the position was last saved, on the monotonic clock.
-        silent_seconds: how long we have been waiting for the server to say something.
+        in_flight: deliveries that run.
+        queued: changes that were read and are not finished.
+        queued_bytes: size of their events.
+        lag_seconds: the age of the oldest change that is not delivered; 0 if there is none.
+        lag_changes: the number of changes that are not delivered; those that are not read yet are estimated.
+        position_seconds: cluster time of the position, in seconds since 1970.
+        saved_seconds: when the position was last saved, by the monotonic clock.
+        silent_seconds: seconds since the server was asked, if it has not answered yet.
     """
 
     connected: bool
@@ -221,7 +221,7 @@ class Gauges(NamedTuple):
 
 
 class Lag:
-    """How far behind its stream a reader is. Pure."""
+    """Computes how far a reader is behind its stream. Pure."""
 
     def __init__(self) -> None:
         self._heard = 0.0
@@ -236,17 +236,17 @@ class Lag:
         self._asked = now
 
     def silent(self, now: float) -> float:
-        """Seconds since then, if it did not answer yet."""
+        """Seconds since then, if it has not answered yet."""
         return 0.0 if self._asked is None else now - self._asked
 
     def heard(self, now: float, up_to: float, changes: int, *, more: bool) -> None:
         """Note a batch.
 
         Args:
-            now: on the monotonic clock.
-            up_to: the cluster time of its end, in seconds since 1970.
-            changes: in it.
-            more: the next one was probably there already.
+            now: by the monotonic clock.
+            up_to: cluster time of its end, in seconds since 1970.
+            changes: their number.
+            more: the next batch was probably there already.
         """
         self._heard = now
         self._asked = None
@@ -270,20 +270,20 @@ class Lag:
         return quiet if quiet > _QUIET else 0.0
 
     def seconds(self, now: float, server_now: float, oldest: float | None) -> float:
-        """How long the oldest change that is not delivered has been waiting.
+        """The age of the oldest change that is not delivered.
 
         Args:
-            now: on the monotonic clock.
-            server_now: on the server's, in seconds since 1970.
-            oldest: the cluster time of the oldest change that is read and not finished.
+            now: by the monotonic clock.
+            server_now: by the server's clock, in seconds since 1970.
+            oldest: cluster time of the oldest change that was read and is not finished.
         """
         waiting = 0.0 if oldest is None else server_now - oldest
         return max(waiting, self.unread(now, server_now))
 
     def changes(self, now: float, server_now: float, unfinished: int) -> float:
-        """How many changes are not delivered: those that are read, and an estimate of those that are not.
+        """The number of changes that are not delivered: those that were read, and an estimate of the others.
 
-        The estimate takes the stream to go on as densely as it was in the last minute that was read.
+        The estimate assumes that the stream continues at the rate of the last minute that was read.
         """
         seconds = self.unread(now, server_now)
         if not seconds or not self._recent:
@@ -293,7 +293,7 @@ class Lag:
 
 
 def seconds_of(wall_time: Any) -> float | None:
-    """A date as the driver decoded it, naive UTC or aware, in seconds since 1970; None if it is none."""
+    """Seconds since 1970 of a date as the driver decodes it, naive UTC or aware; None if it is no date."""
     try:
         if wall_time.tzinfo is None:
             return float((wall_time - _EPOCH).total_seconds())
@@ -303,7 +303,7 @@ def seconds_of(wall_time: Any) -> float | None:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: two units at most, such as "3 h 20 min" or "31 d"."""
+    """Seconds for people, in two units at most, such as "3 h 20 min" or "31 d"."""
     if seconds < 10:
         return f"{max(0.0, seconds):.1f} s".replace(".0 s", " s")
     rest = round(seconds)

@@ -1,4 +1,4 @@
-"""Ending tasks for certain, what ends them in order, and who may not end them."""
+"""Ends tasks reliably, and keeps receivers from ending tasks of the dispatcher."""
 
 import asyncio
 import sys
@@ -12,7 +12,7 @@ _AGAIN_AFTER: Final = 0.1
 
 
 receiving: Final[ContextVar[asyncio.Task[Any] | None]] = ContextVar("dispatcher_receiving", default=None)
-"""In a receiver, and in whatever it begins: the task that it runs in. None outside of receivers."""
+"""In a receiver, and in every task that it starts: the task that the receiver runs in. None elsewhere."""
 
 
 class _Guarded(asyncio.Task[Any]):
@@ -22,7 +22,7 @@ class _Guarded(asyncio.Task[Any]):
         """Cancel it.
 
         Raises:
-            RuntimeError: a receiver does that. One that closes a client of the driver does it in the driver.
+            RuntimeError: a receiver calls it. The driver may call it, when a receiver closes a client.
         """
         if receiving.get() in (None, self):
             return super().cancel(msg)
@@ -36,17 +36,17 @@ class _Guarded(asyncio.Task[Any]):
 def guarded(
     loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **keywords: Any
 ) -> asyncio.Task[Any]:
-    """Make a task; a factory of tasks for a loop. What receivers create is theirs."""
+    """Make a task; a task factory for a loop. Receivers may cancel tasks that they create themselves."""
     kind = _Guarded if receiving.get() is None else asyncio.Task
     return kind(coroutine, loop=loop, **keywords)
 
 
 class Interrupted(Exception):
-    """Nothing more is to be started, and the job that waits is to be left as it is: it will be repeated."""
+    """No delivery may start any more. The one that waits is left unfinished, and repeated by the next owner."""
 
 
 class Abandoned(BaseException):
-    """Somebody else has gone on in the place of this task, which was stuck: it has nothing to say any more."""
+    """This task was stuck and has been replaced; its result is discarded."""
 
 
 async def end(
@@ -57,16 +57,16 @@ async def end(
 ) -> int:
     """Cancel tasks until they are done.
 
-    Once is not enough: a cancellation that meets the result of `asyncio.wait_for`, in a driver or a receiver,
-    is swallowed on Python 3.11.
+    One cancellation is not enough: on Python 3.11, `asyncio.wait_for` in the driver or in a receiver swallows a
+    cancellation that comes together with its result.
 
     Args:
-        tasks: to be ended; their results and errors are left in them.
-        within: seconds after which those that refuse are left alone; None to insist.
-        only: which are cancelled at the moment; the others are waited for.
+        tasks: their results and errors stay in them.
+        within: seconds after which tasks that are not done are given up; None to wait for ever.
+        only: whether a task is cancelled at the moment; the others are waited for.
 
     Returns:
-        How many refused.
+        The number of tasks that were given up.
     """
     loop = asyncio.get_running_loop()
     deadline = None if within is None else loop.time() + within

@@ -1,6 +1,6 @@
-"""Values that can't be decoded: what they are, where they are, and what helps.
+"""Finds the value of a document that can't be decoded: its place, its type, the reason and the remedy.
 
-Found by looking once more, value by value, at a document that the driver refused as a whole.
+The driver refuses the whole document, so this module decodes it again, value by value.
 """
 
 from typing import Any, Final, NamedTuple
@@ -30,7 +30,7 @@ BEFORE: Final = "the document before the change"
 KEY: Final = "the key of the document"
 NAMES: Final = "the names of the changed fields"
 
-# Values that are looked at in search of the one that can't be decoded. The event loop stands meanwhile.
+# Values that a search decodes, at most. It blocks the event loop.
 _MOST: Final = 100_000
 
 # Characters of a path, and of a reason, in a message.
@@ -56,11 +56,11 @@ class Fault(NamedTuple):
     """A value that can't be decoded.
 
     Attributes:
-        where: in which document of the change.
-        path: of the field in it, dotted; items of arrays by their numbers. Empty if the place was not found.
+        where: the document of the change that holds it.
+        path: of its field, dotted; items of arrays have numbers. Empty if the place was not found.
         type: of the value.
-        why: it can't be decoded.
-        remedy: what helps.
+        why: the reason.
+        remedy: what the operator can do.
     """
 
     where: str
@@ -78,7 +78,7 @@ class Fault(NamedTuple):
 
 
 class Undecodable(Exception):
-    """A change event that this process can't read. It carries the event's token, so that the stream goes on."""
+    """A change event can't be read. The error has the event's token, so that the stream continues."""
 
     def __init__(self, token: str, key: Any, reason: str) -> None:
         super().__init__(reason)
@@ -87,7 +87,7 @@ class Undecodable(Exception):
 
 
 class UndecodableValue(ValueError):
-    """A document of a change can't be decoded, so that no receiver can get it."""
+    """A document of a change can't be decoded, so no receiver can get it."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__(str(fault))
@@ -111,24 +111,24 @@ class UndecodedKey:
 
 
 def decoded(raw: bytes, codec_options: CodecOptions[Any], where: str) -> dict[str, Any]:
-    """A document.
+    """Decode a document.
 
     Args:
         raw: BSON.
         codec_options: the registry's.
-        where: what document it is, for messages.
+        where: describes the document, for messages.
 
     Raises:
-        UndecodableValue: it can't be decoded; says which value, and what helps.
+        UndecodableValue: it can't be decoded; the error names the value and the remedy.
     """
     try:
         return bson.decode(raw, codec_options=codec_options)
-    except Exception as error:  # whatever the driver or a decoder of the application has
+    except Exception as error:  # the driver, or a decoder of the application, may raise anything
         raise UndecodableValue(_Search(codec_options, where).fault_in(raw, error)) from error
 
 
 def exact_key(raw: bytes) -> Any:
-    """An `_id` that any client of ours and of others can read and write as it is; else `UndecodedKey`.
+    """The value of an `_id`, if every client reads and writes it unchanged; otherwise an `UndecodedKey`.
 
     Args:
         raw: the `_id` as BSON: {"": _id}.
@@ -137,12 +137,12 @@ def exact_key(raw: bytes) -> Any:
         bson.decode(raw, codec_options=_STANDARD)
         id_ = bson.decode(raw)[""]
         return id_ if bson.encode({"": id_}) == raw else UndecodedKey(raw)
-    except Exception:  # the driver has several
+    except Exception:  # the driver raises several types
         return UndecodedKey(raw)
 
 
 class _Search:
-    """Looks for the value that can't be decoded."""
+    """Searches for the value that can't be decoded."""
 
     def __init__(self, codec_options: CodecOptions[Any], where: str) -> None:
         self._options = codec_options
@@ -151,7 +151,7 @@ class _Search:
         self._left = _MOST
 
     def fault_in(self, raw: bytes, error: Exception) -> Fault:
-        """What is wrong with a document that raised this error."""
+        """The fault of a document that raised this error."""
         fault = self._look(raw, "")
         if fault is not None:
             return fault
@@ -190,7 +190,7 @@ class _Search:
 
 
 def _judged(one: Element, error: Exception) -> tuple[str, Exception | str, str]:
-    """The type of a value, what is wrong with it, and what helps."""
+    """The type of a value, the reason and the remedy."""
     kind = TYPES[one.kind]
     if one.kind == _DATE:
         return kind, error, _DATE_REMEDY
@@ -208,5 +208,5 @@ def _judged(one: Element, error: Exception) -> tuple[str, Exception | str, str]:
 
 
 def _reason(error: Exception) -> str:
-    """What an error says, without the driver's advice."""
+    """The message of an error, without the driver's advice."""
     return words_of(error).partition(" (Consider Using")[0].rstrip(". ")[:_LONGEST]

@@ -1,1 +1,1 @@
-"""Logs, standard streams, and text that is safe to show."""
+"""Logs and standard streams."""

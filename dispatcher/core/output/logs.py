@@ -1,6 +1,6 @@
-"""What the daemon says about itself: structured logs, and the counters behind them.
+"""The structured log of the daemon, and its counters.
 
-A thread writes the lines: nothing waits for the log, and nothing ends because it can't be written.
+A thread writes the lines, so nothing waits for the log, and an error of the log stops nothing.
 """
 
 import logging
@@ -20,10 +20,10 @@ from dispatcher.core.stats import MOST_RECEIVERS, ReceiverFigures
 
 __all__ = ["Stats", "configure_logging", "get_logger"]
 
-# What the receivers that have no figures of their own are counted as.
+# The name of the shared figures of receivers beyond `MOST_RECEIVERS`.
 _OTHERS: Final = ("(others)", "")
 
-# Of lists and mappings in a log line.
+# Items and depth of lists and mappings in a log line, at most.
 _MOST_VALUES: Final = 1_000
 _DEEPEST: Final = 5
 
@@ -41,38 +41,38 @@ class Stats:
     delivered: int = 0
     """Deliveries whose receiver returned."""
     retried: int = 0
-    """Attempts beyond a delivery's first."""
+    """Attempts after the first one of a delivery."""
     failed: int = 0
-    """Deliveries given up after their last attempt."""
+    """Deliveries that were given up after the last attempt."""
     dead_letters: int = 0
     """Dead letters written."""
     invalid: int = 0
-    """Documents that could not become instances: nothing of them was delivered to that document's receivers."""
+    """Changes that no receiver got, because their documents could not become instances."""
     reconnects: int = 0
-    """Times the change stream had to be opened again."""
+    """Reopenings of the change stream."""
     saves: int = 0
-    """Times the position was saved."""
+    """Saves of the position."""
     parked: int = 0
     """Deliveries that were parked."""
     lease_changes: int = 0
     """Partitions that were taken over, given up or lost."""
     late_stamps: int = 0
-    """Own writes that took too long after they were stamped: receivers that ran already got them again."""
+    """Own writes that took too long after their stamp: receivers that had run already got them again."""
     untouched: int = 0
-    """Updates that touched nothing but the origin stamp: changes to nobody."""
+    """Updates of nothing but the origin stamp, which no receiver gets."""
     gaps: int = 0
     """Gaps that were recorded."""
     clock_offset: float = 0.0
-    """Seconds that the server's clock is ahead of ours, as far as that is known."""
+    """Seconds by which the server's clock is ahead of ours; 0 if that is not known."""
     receivers: dict[tuple[str, str], ReceiverFigures] = field(default_factory=dict)
-    """The same by receiver and signal, where that is known."""
+    """Figures by receiver and signal."""
 
     def as_dict(self) -> dict[str, int]:
         """The counters of the process by name."""
         return {one.name: getattr(self, one.name) for one in fields(self) if one.type is int}
 
     def figures_of(self, receiver: str, signal: str) -> ReceiverFigures:
-        """The counters of one receiver; made when it is first asked for."""
+        """The figures of one receiver, which are created by the first call."""
         key = (receiver, signal)
         if key not in self.receivers and len(self.receivers) >= MOST_RECEIVERS:
             key = _OTHERS
@@ -80,34 +80,34 @@ class Stats:
 
 
 class _Log:
-    """The logger: its own once `configure_logging` was called, and until then structlog's as it is set up.
+    """The logger: our own after `configure_logging`; before that, structlog's as the process configured it.
 
-    It never raises. Receivers may configure structlog for themselves: that changes nothing about our lines.
+    It never raises. A receiver that configures structlog does not change our lines.
     """
 
     def __init__(self) -> None:
         self.own: Any = None
 
     def debug(self, event: str, **values: Any) -> None:
-        """For who looks for a fault."""
+        """Log a detail for the search for a fault."""
         self._say("debug", event, values)
 
     def info(self, event: str, **values: Any) -> None:
-        """What is as it should be."""
+        """Log an expected event."""
         self._say("info", event, values)
 
     def warning(self, event: str, **values: Any) -> None:
-        """What somebody should know."""
+        """Log an event that an operator should know."""
         self._say("warning", event, values)
 
     def error(self, event: str, **values: Any) -> None:
-        """What somebody should mend."""
+        """Log an event that an operator should act on."""
         self._say("error", event, values)
 
     def _say(self, level: str, event: str, values: dict[str, Any]) -> None:
         try:
             getattr(self.own or structlog.get_logger("dispatcher"), level)(event, **values)
-        except Exception as error:  # of a processor that somebody added, or of a value
+        except Exception as error:  # of a processor that the application added, or of a value
             with suppress(Exception):
                 print(f"[{level}] {event} (not all of it can be logged: {text_of(error)})", file=sys.stderr)  # noqa: T201
 
@@ -121,10 +121,10 @@ def get_logger() -> Any:
 
 
 def configure_logging(log_format: str, level: str) -> None:
-    """Set our logger up for this process; logs go to stderr. The application's structlog stays as it is.
+    """Configure our logger for this process; it writes to stderr. The application's structlog stays as it is.
 
-    From then on whatever else is written to `sys.stderr` takes the same way. Lines of other loggers, for which the
-    application has no handler, become lines of this one.
+    From then on everything that is written to `sys.stderr` goes through the same thread. Lines of other loggers
+    without a handler of the application become lines of this one.
 
     Args:
         log_format: `"console"`, `"json"`, or `"auto"`: console on a terminal.
@@ -161,7 +161,7 @@ def configure_logging(log_format: str, level: str) -> None:
 
 
 def _named_dropped(processors: Sequence[Any]) -> Callable[[int], str]:
-    """Makes the line that says how many were dropped, whatever the level of the log is."""
+    """Makes the line with the number of dropped lines, at any level of the log."""
     log: Any = structlog.wrap_logger(
         structlog.ReturnLogger(), processors=processors, wrapper_class=structlog.make_filtering_bound_logger(0)
     )
@@ -176,12 +176,12 @@ def _named_dropped(processors: Sequence[Any]) -> Callable[[int], str]:
 
 
 class _Others(logging.Handler):
-    """Has what libraries log appear among our own lines."""
+    """Turns log records of libraries into lines of ours."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             said = record.getMessage()
-        except Exception:  # its arguments don't fit
+        except Exception:  # its arguments do not fit its text
             said = words_of(record.msg)
         error = record.exc_info[1] if record.exc_info else None
         log = get_logger()
@@ -201,12 +201,12 @@ def _with_traceback(_logger: Any, _method: str, event: MutableMapping[str, Any])
 
 
 def _described(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """What a line is made of: of a bearable length, without secrets, and nothing that a renderer must ask."""
+    """The values of a line: of a limited length, without secrets, and of plain types."""
     return {key: _plain(value) for key, value in event.items()}
 
 
 def _in_visible_ascii(_logger: Any, _method: str, line: str) -> str:
-    """JSON has escapes for all control characters but one."""
+    """Escape the one control character that JSON does not."""
     return line.replace("\x7f", "\\u007f")
 
 
@@ -224,7 +224,7 @@ def _plain(value: Any, depth: int = 0) -> Any:
 
 
 def _escaped(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """For people: no value moves the cursor, or passes for a line of ours."""
+    """For terminals: no value moves the cursor, or looks like a line of ours."""
     return {key: _on_terminal(key, value) for key, value in event.items()}
 
 

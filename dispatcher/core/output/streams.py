@@ -1,7 +1,7 @@
-"""The standard streams of this process: they are there, take any text, and fail in a way that says what to do.
+"""Makes the standard streams of this process exist, accept any text, and raise errors with a remedy.
 
-What can't be written to stdout is an error of the command, which is CannotWrite. What can't be written to stderr
-is dropped: nobody is left who could be told.
+An error of stdout is an error of the command: CannotWrite. An error of stderr drops the text, since there is no
+place left to report it.
 """
 
 import io
@@ -19,14 +19,14 @@ _NAMES: Final = ("stdin", "stdout", "stderr")
 
 
 class _Bytes(io.FileIO):
-    """The bytes of a stream. It can't be closed, and writes all or raises."""
+    """The bytes of a stream. It can't be closed, and writes all bytes or raises."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(descriptor, "w", closefd=False)
         self._failed = False
 
     def write(self, data: Any) -> int:
-        """Write all bytes; none any more after it failed, so that the interpreter's last flush does not fail."""
+        """Write all bytes; after a failure none, so that the last flush of the interpreter does not fail."""
         left = memoryview(data).cast("B")
         size = len(left)
         while left and not self._failed:
@@ -36,7 +36,7 @@ class _Bytes(io.FileIO):
                 self._on_failure(error)
             else:
                 left = left[written or 0 :]
-                if written is None:  # another process that has it made it non-blocking
+                if written is None:  # another process with this descriptor made it non-blocking
                     select.select((), (self,), ())
         return size
 
@@ -44,7 +44,7 @@ class _Bytes(io.FileIO):
         self._failed = True
         if self.fileno() == 2:
             return
-        if isinstance(error, BrokenPipeError):  # the reader has enough: no error, see click
+        if isinstance(error, BrokenPipeError):  # the reader has closed the pipe; click handles it
             raise error
         raise CannotWrite(
             f"stdout could not be written: {error.strerror}.",
@@ -52,21 +52,21 @@ class _Bytes(io.FileIO):
         ) from error
 
     def close(self) -> None:
-        """Do nothing: a receiver that closes a standard stream would close it for all others as well."""
+        """Do nothing: a receiver that closes a standard stream would close it for all others too."""
 
 
 def open_streams() -> None:
-    """Have stdin, stdout and stderr for this process and its children.
+    """Open stdin, stdout and stderr where they are closed, for this process and its children.
 
-    A closed one would be the next file or socket that is opened, and what is printed would go there; uvloop does
-    not even start. What an encoding lacks is written as an escape.
+    The next file or socket would get the descriptor of a closed one, and printed text would go there. uvloop does
+    not even start. Characters that the encoding lacks are written as escapes.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
             opened = os.open(os.devnull, os.O_RDWR)
-            os.dup2(opened, descriptor)  # may be the same; children inherit it in any case
+            os.dup2(opened, descriptor)  # may be the same descriptor; children inherit it
             if opened != descriptor:
                 os.close(opened)
             os.set_inheritable(descriptor, True)
@@ -90,14 +90,14 @@ def _have(name: str, stream: Any) -> None:
 
 
 def mend_streams() -> None:
-    """Put stdout and stderr back where somebody has replaced them by what can't be written.
+    """Restore stdout and stderr if they were replaced by objects that can't be flushed.
 
-    The interpreter flushes them at its end, and an error there would become the exit code.
+    The interpreter flushes them at its end, and an error would become the exit code.
     """
     for name in _NAMES[1:]:
         try:
             getattr(sys, name).flush()
-        except BaseException:  # of an object that somebody made
+        except BaseException:  # any object may stand there
             setattr(sys, name, getattr(sys, f"__{name}__"))
             with suppress(CannotWrite, OSError):
                 getattr(sys, name).flush()

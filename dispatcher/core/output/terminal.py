@@ -1,4 +1,4 @@
-"""What is shown to people. Users choose many of the values: neither rich nor the terminal obeys them."""
+"""Prints values for people. Users choose many of them, so neither rich nor the terminal interprets them."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -14,19 +14,19 @@ __all__ = ["Grid", "Terminal", "shown"]
 
 
 class Terminal(Console):
-    """A console without markup, codes of emojis and highlighting, on which control characters are escaped."""
+    """A console without markup, emoji codes and highlighting, which escapes control characters."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(highlight=False, markup=False, emoji=False, **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """What is printed, piece by piece; control codes of rich itself are pieces of their own."""
+        """The printed segments; control codes of rich are segments of their own."""
         for text, style, control in super().render(renderable, options):
             yield Segment(text if control else escaped(text, "\n"), style, control)
 
 
 class Grid(Table):
-    """Columns without lines between them. A cell that is a string is shown as it is, on one line."""
+    """Columns without lines between them. A string is shown as it is, on one line."""
 
     def __init__(self, *headings: str) -> None:
         super().__init__(*headings, box=None, pad_edge=False, show_header=bool(headings))
@@ -39,11 +39,11 @@ class Grid(Table):
 
 
 def shown(value: object, style: str = "", newline: str = r"\n") -> Text:
-    """A value as it is, but for control characters.
+    """A value with its control characters escaped.
 
     Args:
-        value: any.
+        value: of any type.
         style: of rich.
-        newline: what stands for a line break, see `escaped`.
+        newline: replaces a line break, see `escaped`.
     """
     return Text(escaped(str(value), newline), style)

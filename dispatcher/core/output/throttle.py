@@ -1,4 +1,4 @@
-"""Log lines that many deliveries would write alike: one for each name and minute, which counts the others."""
+"""Limits log lines that many deliveries would repeat to one per name and minute, which counts the others."""
 
 from collections import Counter
 from collections.abc import Hashable
@@ -12,7 +12,7 @@ _BETWEEN: Final = 60.0
 
 
 class Throttle:
-    """Decides which lines are written.
+    """Decides whether a line is written.
 
     Example:
         further = throttle.due(delivery.receiver)
@@ -25,7 +25,7 @@ class Throttle:
         self._kept_back: Counter[Hashable] = Counter()
 
     def due(self, name: Hashable) -> int | None:
-        """How many lines of this name were kept back since the last one; None if this one is kept back, too."""
+        """The number of lines of this name that were left out since the last one; None to leave out this one."""
         now = monotonic()
         if now - self._logged.get(name, -_BETWEEN) < _BETWEEN:
             self._kept_back[name] += 1

@@ -1,8 +1,8 @@
-"""Output that nobody waits for: a thread writes it, and what can't be written is dropped and counted.
+"""Writes output in a thread, so that nothing waits for it. Lines that can't be written are dropped and counted.
 
-Whoever logs must not be stopped by the log: a disk may be full, the reader of a pipe may be gone, or not read.
-Only the thread waits for these, in a blocking write. Lines that it can't write within a second are dropped, and so
-are the oldest where too many wait. It says how many once it can write again.
+The log must not stop the process when a disk is full, or when the reader of a pipe is gone or does not read. Only
+the thread waits, in a blocking write. Lines that it can't write within a second are dropped, and so are the oldest
+lines when too many wait. Their number is written when the thread can write again.
 """
 
 import atexit
@@ -19,27 +19,27 @@ from typing import Any, Final, Literal
 
 __all__ = ["Writer", "dropped_lines", "finish", "free", "say_at_once"]
 
-# Seconds after which a line that can't be written is dropped; and that the end of the process waits for the rest.
+# Seconds after which a line that can't be written is dropped; and seconds that the end of the process waits.
 _PATIENCE: Final = 1.0
 _LONGEST_END: Final = 5.0
 
-# Seconds between two attempts where writing fails at once.
+# Seconds between two attempts if a write fails at once.
 _PAUSE: Final = 0.1
 
-# What waits at most, and bytes that are written at once.
+# Lines and bytes that wait, at most; and bytes of one write.
 _MOST_LINES: Final = 20_000
 _MOST_BYTES: Final = 8_000_000
 _BATCH: Final = 65_536
 
 
 class Writer:
-    """Writes to a file descriptor. Never raises, and never waits but in `flush`.
+    """Writes to a file descriptor. It never raises, and only `flush` waits.
 
-    It has a copy of the descriptor, so that nobody else can close it.
+    It has a copy of the descriptor, which no other code can close.
 
     Args:
-        descriptor: where to.
-        name_dropped: makes the line that says how many were dropped.
+        descriptor: of the output.
+        name_dropped: makes the line with the number of dropped lines.
     """
 
     def __init__(self, descriptor: int, name_dropped: Callable[[int], str]) -> None:
@@ -48,28 +48,28 @@ class Writer:
         self._dropped = 0
         self._reset()
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._reset)  # what waits there is the parent's
+            os.register_at_fork(after_in_child=self._reset)  # the waiting lines are the parent's
 
     def _reset(self) -> None:
-        # Re-entrant: the garbage collector may call something that warns while a line is added.
+        # Re-entrant: the garbage collector may run code that logs while a line is added.
         self._changed = threading.Condition(threading.RLock())
         self._waiting: deque[tuple[float, bytes]] = deque()
         self._bytes = 0
         self._unnamed = 0
-        self._rest = b""  # of a line that is written in part
-        self._since: float | None = None  # the write at hand has not got on
+        self._rest = b""  # the rest of a line that was written in part
+        self._since: float | None = None  # when the present write last made progress
         self._fails = False
         self._thread: threading.Thread | None = None
 
     @property
     def dropped(self) -> int:
-        """Lines that were dropped so far."""
+        """The number of dropped lines."""
         with self._changed:
             self._drop()
             return self._dropped
 
     def write(self, data: bytes) -> None:
-        """Have it written soon."""
+        """Add bytes that the thread writes soon."""
         with self._changed:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="dispatcher-log", daemon=True)
@@ -80,7 +80,7 @@ class Writer:
             self._changed.notify_all()
 
     def flush(self) -> None:
-        """Wait until everything is written, or can't be."""
+        """Wait until everything is written, or nothing can be written."""
         end = monotonic() + _LONGEST_END
         with self._changed:
             while self._waiting or self._since is not None:
@@ -103,7 +103,7 @@ class Writer:
         self._unnamed += 1
 
     def _is_stuck(self) -> bool:
-        """Whether nothing could be written for long. The thread itself may have had no chance to run, so ask."""
+        """Whether nothing can be written for too long. Asks the descriptor, since the thread may not have run."""
         if self._since is None or monotonic() - self._since < _PATIENCE:
             return False
         return self._fails or not _can_take(self._descriptor)
@@ -138,10 +138,10 @@ class Writer:
         return lines
 
     def _write_some(self, data: bytes) -> int:
-        """How many bytes could be written; pauses where none could."""
+        """The number of bytes that were written; pauses if it is 0."""
         try:
             written = os.write(self._descriptor, data)
-        except BlockingIOError:  # somebody made it non-blocking
+        except BlockingIOError:  # another process made it non-blocking
             self._fails = False
             _can_take(self._descriptor, _PAUSE)
             return 0
@@ -153,7 +153,7 @@ class Writer:
         return written
 
     def _settle(self, lines: list[tuple[float, bytes]], named: int, notice: bytes, written: int) -> None:
-        """Have lines wait again that were not written, and remember the rest of one that was cut."""
+        """Put lines back that were not written, and keep the rest of a line that was cut."""
         if written:
             self._since = monotonic()
         left = written - len(self._rest)
@@ -173,7 +173,7 @@ class Writer:
 
 
 def _can_take(descriptor: int, within: float = 0.0) -> bool:
-    """Whether something can be written to a descriptor without waiting for longer than some seconds."""
+    """Whether a descriptor accepts bytes within some seconds."""
     asked = select.poll()
     asked.register(descriptor, select.POLLOUT)
     return bool(asked.poll(within * 1_000))
@@ -202,7 +202,7 @@ class _Bytes(io.RawIOBase):
 
 
 class _Stream(io.TextIOWrapper):
-    """What stands for `sys.stderr` or `sys.stdout`: whatever writes to it waits for nobody. It can't be closed."""
+    """Replaces `sys.stderr` or `sys.stdout`: a write to it never waits. It can't be closed."""
 
     def __init__(self, writer: Writer, descriptor: int, encoding: str) -> None:
         bytes_ = _Bytes(writer, descriptor)
@@ -211,25 +211,25 @@ class _Stream(io.TextIOWrapper):
         atexit.register(self.finish)
 
     def finish(self) -> None:
-        """Wait until everything is written, or can't be."""
+        """Wait until everything is written, or nothing can be written."""
         self.flush()
         self.writer.flush()
 
     def close(self) -> None:
-        """Only write what is left over."""
+        """Only flush."""
         self.flush()
 
 
-# Those that this process has.
+# The replaced streams of this process.
 _streams: list[_Stream] = []
 
 
 def free(name: Literal["stdout", "stderr"], name_dropped: Callable[[int], str]) -> None:
-    """Have nothing in this process wait for stdout or stderr. An object that somebody put in its place stays.
+    """Replace stdout or stderr by a stream that never waits, unless another object was put in its place.
 
     Args:
-        name: which.
-        name_dropped: makes the line that says how many were dropped.
+        name: of the stream.
+        name_dropped: makes the line with the number of dropped lines.
     """
     stream = getattr(sys, name)
     if stream is not None and stream is getattr(sys, f"__{name}__"):
@@ -239,19 +239,19 @@ def free(name: Literal["stdout", "stderr"], name_dropped: Callable[[int], str]) 
 
 
 def dropped_lines() -> int:
-    """Lines that could not be written."""
+    """The number of lines that could not be written."""
     return sum(stream.writer.dropped for stream in _streams)
 
 
 def finish() -> None:
-    """Wait until all is written, or can't be: for an end of the process that Python does not see."""
+    """Wait until everything is written, or nothing can be written. Call it before `os._exit`."""
     for stream in (*_streams, sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, AttributeError):
             stream.finish() if isinstance(stream, _Stream) else stream.flush()
 
 
 def say_at_once(text: bytes) -> None:
-    """Write to stderr from a signal handler, if that is possible without waiting."""
+    """Write to stderr from a signal handler, unless that would wait."""
     with suppress(OSError):
         if _can_take(2):
             os.write(2, text)

@@ -27,7 +27,7 @@ from dispatcher.core.output.logs import Stats
 from dispatcher.delivery.routes import Routes
 from dispatcher.runtime.pipeline import Pipeline
 from dispatcher.settings import Settings
-from dispatcher.stream.lookup import Images
+from dispatcher.stream.lookup import DocumentLookup
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.signals.hops import inside_dispatcher
 
@@ -150,7 +150,7 @@ def _pipeline() -> Pipeline:
     parts["parked"].receivers.return_value = set()
     parts["position"].configure_mock(term=1, token=_token(-1), ahead=frozenset())
     parts |= {
-        "images": Images(MagicMock(), CODEC_OPTIONS, ""),
+        "images": DocumentLookup(MagicMock(), CODEC_OPTIONS, ""),
         "routes": Routes([Announced], "default"),
         "lease": Lease.for_ever(),
         "fingerprint": "",

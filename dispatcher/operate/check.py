@@ -25,7 +25,7 @@ from dispatcher.operate.setup import few_connections
 from dispatcher.operate.unreachable import Silent, silent_receivers, without_changes
 from dispatcher.position.store import PositionStore
 from dispatcher.settings import Settings
-from dispatcher.stream.collections import Watched, watched_collections
+from dispatcher.stream.collections import WatchedCollection, watched_collections
 from dispatcher.stream.scope import scope_of
 from mongoz import Registry
 
@@ -286,7 +286,7 @@ class _Checks:
             async for finding in self._validators(watched):
                 yield finding
 
-    def _images(self, watched: Iterable[Watched]) -> Iterator[Finding]:
+    def _images(self, watched: Iterable[WatchedCollection]) -> Iterator[Finding]:
         plain = [one for one in watched if one.kind in ("", "collection")]
         for one in plain:
             if one.has_images:
@@ -309,7 +309,7 @@ class _Checks:
         if plain and all(one.has_images for one in plain):
             yield Finding("ok", "images", f"All {len(plain)} collections keep pre and post images")
 
-    async def _validators(self, watched: Iterable[Watched]) -> AsyncIterator[Finding]:
+    async def _validators(self, watched: Iterable[WatchedCollection]) -> AsyncIterator[Finding]:
         for one in watched:
             try:
                 refused = await one.refuses_stamp(self._client, self._routes.group)

@@ -21,12 +21,12 @@ from dispatcher.operate.status import members_of
 from dispatcher.position.documents import Position, SavedPositions
 from dispatcher.position.gaps import Gap, Gaps
 from dispatcher.position.store import PositionStore
-from dispatcher.stream.cursor import Cursors, Shape
+from dispatcher.stream.cursor import Cursors, EventShape
 
 __all__ = ["Moved", "Mover"]
 
 # A single small event, or none.
-_GLANCE: Final = Shape({}, ({"$project": {"_id": 1}},), size=1, await_ms=1)
+_GLANCE: Final = EventShape({}, ({"$project": {"_id": 1}},), size=1, await_ms=1)
 
 
 class Moved(NamedTuple):

@@ -24,7 +24,7 @@ from dispatcher.group.layout import admit, begin, divide_into
 from dispatcher.position.store import PositionStore
 from dispatcher.settings import Settings
 from dispatcher.stream.change_stream import token_of_now
-from dispatcher.stream.collections import Watched, watched_collections
+from dispatcher.stream.collections import WatchedCollection, watched_collections
 from dispatcher.stream.scope import scope_of
 from mongoz import Registry
 
@@ -114,7 +114,7 @@ async def set_up(
     return prepared
 
 
-async def _listed(client: AsyncMongoClient[Any], routes: Routes) -> list[Watched]:
+async def _listed(client: AsyncMongoClient[Any], routes: Routes) -> list[WatchedCollection]:
     try:
         return await watched_collections(client, scope_of(routes))
     except OperationFailure as error:
@@ -127,7 +127,7 @@ async def _listed(client: AsyncMongoClient[Any], routes: Routes) -> list[Watched
         ) from error
 
 
-async def _turn_images_on(client: AsyncMongoClient[Any], watched: Watched) -> str:
+async def _turn_images_on(client: AsyncMongoClient[Any], watched: WatchedCollection) -> str:
     """Have the server keep pre and post images of one collection; what was done.
 
     Raises:
@@ -153,7 +153,7 @@ async def _turn_images_on(client: AsyncMongoClient[Any], watched: Watched) -> st
     return "turned on"
 
 
-async def _create(client: AsyncMongoClient[Any], watched: Watched) -> bool:
+async def _create(client: AsyncMongoClient[Any], watched: WatchedCollection) -> bool:
     """Create a collection with images; False if somebody else just created it."""
     database, collection = watched.namespace
     try:
@@ -165,7 +165,7 @@ async def _create(client: AsyncMongoClient[Any], watched: Watched) -> bool:
     return True
 
 
-def _refused(watched: Watched, error: OperationFailure) -> AccessDenied | ServerError:
+def _refused(watched: WatchedCollection, error: OperationFailure) -> AccessDenied | ServerError:
     said = _said(error)
     if error.code == _UNAUTHORIZED:
         action = "collMod" if watched.kind else "createCollection"
@@ -208,7 +208,7 @@ async def warn_of_oddities(client: AsyncMongoClient[Any], routes: Routes, *, sta
         )
 
 
-def _warn_of_missing_images(watched: Iterable[Watched], routes: Routes) -> None:
+def _warn_of_missing_images(watched: Iterable[WatchedCollection], routes: Routes) -> None:
     """Only where a receiver is told of updates or deletes: an insert always comes with its document."""
     names = [
         one.name
@@ -230,7 +230,9 @@ def _warn_of_missing_images(watched: Iterable[Watched], routes: Routes) -> None:
         )
 
 
-async def _warn_of_validators(client: AsyncMongoClient[Any], watched: Iterable[Watched], group: str) -> None:
+async def _warn_of_validators(
+    client: AsyncMongoClient[Any], watched: Iterable[WatchedCollection], group: str
+) -> None:
     names = []
     for one in watched:
         with suppress(OperationFailure):  # one that the server can't try takes too long, or has a rare operator

@@ -10,7 +10,7 @@ from pymongo.errors import OperationFailure
 from dispatcher.core.driver_errors import Kind, kind_of
 from dispatcher.delivery.routes import Routes
 from dispatcher.exceptions import ServerError
-from dispatcher.stream.collections import Watched, watched_collections
+from dispatcher.stream.collections import WatchedCollection, watched_collections
 from dispatcher.stream.scope import scope_of
 from mongoz import Document, Registry
 from mongoz.fields.storage import stored_names
@@ -59,7 +59,7 @@ def silent_receivers(registry: Registry, routes: Routes) -> Iterator[Silent]:
             )
 
 
-def without_changes(watched: Iterable[Watched], routes: Routes) -> Iterator[Silent]:
+def without_changes(watched: Iterable[WatchedCollection], routes: Routes) -> Iterator[Silent]:
     """Those of views and time series, which have no changes."""
     for one in watched:
         if one.kind in ("", "collection") or not one.is_named:

@@ -18,9 +18,9 @@ from dispatcher.exceptions import HistoryLost
 from dispatcher.runs.player import Outcome, Playback, Step, Workplace
 from dispatcher.runs.store import Run
 from dispatcher.stream.change_stream import ChangeStreamSource
-from dispatcher.stream.cursor import Cursors, Shape
-from dispatcher.stream.lookup import Images
-from dispatcher.stream.reader import Lost, Reader, Unreadable
+from dispatcher.stream.cursor import Cursors, EventShape
+from dispatcher.stream.lookup import DocumentLookup
+from dispatcher.stream.reader import LostEvent, Reader, UnreadableEvent
 from dispatcher.stream.scope import scope_of
 
 __all__ = ["Replay", "start"]
@@ -64,7 +64,7 @@ class Replay:
             await_ms=_AWAIT_MS,
         )
         codec_options = place.registry.codec_options
-        images = Images(place.client, codec_options, place.address)
+        images = DocumentLookup(place.client, codec_options, place.address)
         self._reader = Reader(self._source, images, group=self._routes.group, codec_options=codec_options)
         self._unsettled: set[str] = set()  # tokens of markers whose deletes have not come
 
@@ -103,9 +103,9 @@ class Replay:
                 if not self._unsettled:
                     yield Step(None, (), {"token": batch.token})
 
-    async def _resolved(self, part: list[Change] | Unreadable | Lost) -> AsyncIterator[Step]:
+    async def _resolved(self, part: list[Change] | UnreadableEvent | LostEvent) -> AsyncIterator[Step]:
         """The changes with their receivers. The run goes on behind a change only where no marker is open."""
-        if isinstance(part, Unreadable):
+        if isinstance(part, UnreadableEvent):
             yield Step(None, (), None, (part.event, part.error.token, part.error))
         elif isinstance(part, list):
             for change, calls in await self._routes.resolve(part):
@@ -198,4 +198,4 @@ async def _look_back(place: Workplace, since: Timestamp) -> None:
 
 
 # A single small event, or none.
-_GLANCE: Final = Shape({}, ({"$project": {"_id": 1}},), size=1, await_ms=1)
+_GLANCE: Final = EventShape({}, ({"$project": {"_id": 1}},), size=1, await_ms=1)

@@ -25,7 +25,7 @@ from dispatcher.runtime.pipeline import Pipeline
 from dispatcher.settings import Settings
 from dispatcher.stream.change_stream import ChangeStreamSource
 from dispatcher.stream.collections import collections_of
-from dispatcher.stream.lookup import Images
+from dispatcher.stream.lookup import DocumentLookup
 from dispatcher.stream.scope import scope_of
 from mongoz import Registry
 
@@ -85,7 +85,7 @@ class Works(NamedTuple):
         of_stream: dict[str, Any] = {"partition": number, "partitions": of, "address": self.address}
         return Pipeline(
             source=source,
-            images=Images(group.state.client, codec_options, self.address),
+            images=DocumentLookup(group.state.client, codec_options, self.address),
             routes=self.routes,
             store=store,
             lease=lease,

@@ -43,8 +43,8 @@ from dispatcher.runtime.drain import SAVE_PATIENCE, drain
 from dispatcher.runtime.history_lost import History
 from dispatcher.runtime.intake import Intake
 from dispatcher.settings import Settings
-from dispatcher.stream.lookup import Images
-from dispatcher.stream.reader import Lost, Reader, Unreadable
+from dispatcher.stream.lookup import DocumentLookup
+from dispatcher.stream.reader import LostEvent, Reader, UnreadableEvent
 from dispatcher.stream.source import Source
 
 __all__ = ["Pipeline"]
@@ -87,7 +87,7 @@ class Pipeline:
         self,
         *,
         source: Source,
-        images: Images,
+        images: DocumentLookup,
         routes: Routes,
         store: PositionStore,
         lease: Lease,
@@ -258,7 +258,7 @@ class Pipeline:
         async for part in self._reader.read(batch):
             if isinstance(part, list):
                 await self._enter(part)
-            elif isinstance(part, Unreadable):
+            elif isinstance(part, UnreadableEvent):
                 await self._keep_unreadable(part)
             else:
                 await self._report_lost(part)
@@ -284,7 +284,7 @@ class Pipeline:
     # -- changes that can't be delivered ---------------------------------------------------------------------
     # Each is recorded before a later change is entered, so that the position can't pass it before.
 
-    async def _keep_unreadable(self, unreadable: Unreadable) -> None:
+    async def _keep_unreadable(self, unreadable: UnreadableEvent) -> None:
         event, error = unreadable
         self._stats.invalid += 1
         log.error(
@@ -301,7 +301,7 @@ class Pipeline:
         for gap in gaps_of(change, self._routes.listening_to):
             await self._gaps.record(gap)
 
-    async def _report_lost(self, lost: Lost) -> None:
+    async def _report_lost(self, lost: LostEvent) -> None:
         """Record an event that the server can't send."""
         text = "a change has an _id of several megabytes, so that its event can not be sent: nobody is told of it"
         since, until = token_time(lost.after), token_time(lost.before)

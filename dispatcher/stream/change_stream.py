@@ -1,8 +1,8 @@
-"""The change stream: batches of undecoded events, for ever.
+"""The change stream: endless batches of undecoded events.
 
-It does not iterate over PyMongo's: one await per batch instead of one per event, the events stay BSON until their
-turn comes (one that can't be decoded does not take its batch with it), and the token behind an empty batch can be
-saved.
+It does not use PyMongo's change stream, for three reasons. It awaits once per batch, not once per event. Events
+stay BSON until they are decoded, so that an event which can't be decoded does not spoil its batch. And it has the
+token behind an empty batch, which can be saved.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from dispatcher.core.events import Batch, Start, token_time
 from dispatcher.core.output.logs import Stats, get_logger
 from dispatcher.core.resume_tokens import token_of
 from dispatcher.core.retry import pause_after
-from dispatcher.stream.cursor import Cursors, Shape
+from dispatcher.stream.cursor import Cursors, EventShape
 from dispatcher.stream.large_events import SINGLY, SMALLER, SPLIT, WHOLE, WITHOUT, joined
 from dispatcher.stream.origins import HORIZON
 from dispatcher.stream.scope import Scope
@@ -34,30 +34,30 @@ log = get_logger()
 # Seconds before a position where stamps are looked for; less, if the oplog is that short.
 _HORIZONS: Final = (HORIZON, 15, 3)
 
-# A look into the past has nothing to wait for.
+# Milliseconds that the server waits for events of the past.
 _GLANCE_MS: Final = 1
 
-# What shows that an event can't be had in a certain shape, but maybe in another.
+# Errors of an event that the server can't send in one shape, but perhaps in another.
 _OTHERWISE: Final = frozenset({Kind.TOO_LARGE, Kind.NOT_SUPPORTED, Kind.BAD_TOKEN})
 
-# An aggregation stage that the server does not know.
+# The server's code for an unknown aggregation stage.
 _NOT_SUPPORTED: Final = 40324
 
-# Characters of a token in the log: it holds the document's key, which may be megabytes long.
+# Characters of a token in the log: a token holds the document's key, which may have megabytes.
 _LEGIBLE: Final = 200
 
 
 class ChangeStreamSource:
-    """Reads a change stream; opens it again whenever it breaks, behind the last batch that was handed out.
+    """Reads a change stream; opens it again whenever it breaks, behind the last batch.
 
     Args:
-        client: opened for the running loop. It must not give up on a silent server by itself: who waits for the
-            next change can't tell a server that has far to read from a dead connection, but by its patience.
+        client: opened for the running loop, without a time limit on answers of its own: a server that has far to
+            read looks like a dead connection.
         scope: what to watch.
         batch_size: events per round trip, at most.
         address: of the server, for messages.
         stats: where reconnects are counted.
-        await_ms: how long the server waits for the next event, if not as usual.
+        await_ms: milliseconds that the server waits for the next event; None for the default.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class ChangeStreamSource:
         return self._open and not self._cursors.is_silent
 
     async def now(self) -> str:
-        """A token that stands for this moment: everything after it can be read later.
+        """A token of this moment: all later changes can be read from it.
 
         Raises:
             PyMongoError: as the driver has it.
@@ -151,10 +151,10 @@ class ChangeStreamSource:
         self._open = True
 
     async def _around(self, start: Start) -> AsyncGenerator[Batch]:
-        """Up to the event that is too large, and past it.
+        """Read up to the event that is too large, and past it.
 
         Raises:
-            PyMongoError: as the driver has it; of the kind `TOO_LARGE` if there is no way past it.
+            PyMongoError: as the driver has it; of the kind `TOO_LARGE` if no shape of the event can be sent.
         """
         for read in (self._one_by_one, self._in_fragments, self._in_part):
             try:
@@ -172,7 +172,7 @@ class ChangeStreamSource:
                 return
 
     async def _one_by_one(self, start: Start) -> AsyncGenerator[Batch]:
-        """What comes before the event that is too large; if none comes up after all, this ends."""
+        """The events before the one that is too large. This ends if there is none after all."""
         count = 0
         async with aclosing(self._cursors.read(start, SINGLY)) as batches:
             async for batch in batches:
@@ -182,7 +182,7 @@ class ChangeStreamSource:
                     return
 
     async def _in_fragments(self, start: Start) -> AsyncGenerator[Batch]:
-        """The event, and those behind it that are too large as well."""
+        """The event in fragments, and the next ones as long as they are too large too."""
         if not self._splits:
             raise OperationFailure("it does not split events", _NOT_SUPPORTED)
         async with aclosing(joined(self._cursors.read(start, SPLIT))) as batches:
@@ -190,7 +190,7 @@ class ChangeStreamSource:
                 yield batch
 
     async def _in_part(self, start: Start) -> AsyncGenerator[Batch]:
-        """What can be had of the event; if that is nothing, what comes behind it."""
+        """The event with fewer images, or the events behind it if it can't be sent at all."""
         for how, shape in SMALLER.items():
             batch = await self._next(start, shape)
             if batch is not None:
@@ -207,8 +207,8 @@ class ChangeStreamSource:
                 yield batch._replace(lost_after=start.token)
                 return
 
-    async def _next(self, start: Start, shape: Shape) -> Batch | None:
-        """The next event in another shape; None if it is too large in that as well."""
+    async def _next(self, start: Start, shape: EventShape) -> Batch | None:
+        """The next event in another shape; None if it is too large in this shape too."""
         try:
             async with aclosing(self._cursors.read(start, shape)) as batches:
                 async for batch in batches:
@@ -267,7 +267,7 @@ class ChangeStreamSource:
             PyMongoError: as the driver has it; some events may have been yielded.
         """
         start, before = Start(cluster_time=since), ""
-        glance = Shape({}, tuple(_stamped_until(until)), await_ms=_GLANCE_MS)
+        glance = EventShape({}, tuple(_stamped_until(until)), await_ms=_GLANCE_MS)
         while before < until:
             async with aclosing(self._cursors.read(start, glance)) as batches:
                 async for batch in batches:
@@ -279,7 +279,7 @@ class ChangeStreamSource:
                     if batch.token >= until or (not batch.events and _is_at_the_end(batch.token, before, until)):
                         return
                     before, start = batch.token, Start(token=batch.token)
-            # The server closed it, for example because the database was dropped then; it goes on behind that.
+            # The server closed the stream, for example where the database was dropped: go on behind that.
 
 
 async def token_of_now(client: AsyncMongoClient[Any], scope: Scope, address: str) -> str:
@@ -292,10 +292,10 @@ async def token_of_now(client: AsyncMongoClient[Any], scope: Scope, address: str
 
 
 def _stamped_until(token: str) -> list[dict[str, Any]]:
-    """What the server filters by in a look into the past.
+    """The stages by which the server finds past changes with stamps.
 
-    The first change behind the token is let through whatever it is, so that the server stops reading there; and an
-    invalidate, since whoever goes on needs its token.
+    The first change behind the token passes too, so that the server stops reading there, and an invalidate event,
+    whose token is needed to go on behind it.
     """
     inserted, updated = f"fullDocument.{FIELD}", f"updateDescription.updatedFields.{FIELD}"
     wanted = [
@@ -309,8 +309,8 @@ def _stamped_until(token: str) -> list[dict[str, Any]]:
 
 
 def _is_at_the_end(token: str, before: str, until: str) -> bool:
-    """Whether nothing more comes before `until`, judged by the tokens behind an empty batch and the one before.
+    """Whether no more changes come before `until`, by the tokens behind an empty batch and the one before.
 
-    The token behind an empty batch may be a mere time, and sorts before those of the changes of that time.
+    The token behind an empty batch may be a mere time, which sorts before the changes of that time.
     """
     return token == before or token_time(token) > token_time(until)

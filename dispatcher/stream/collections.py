@@ -13,14 +13,14 @@ from dispatcher.core.events import Namespace
 from dispatcher.stream.scope import Scope
 from mongoz.stamps import FIELD, Call, Stamp
 
-__all__ = ["Watched", "collections_of", "watched_collections"]
+__all__ = ["WatchedCollection", "collections_of", "watched_collections"]
 
 # Documents on which a validator is tried, and milliseconds that this may take: it is only for a warning.
 _SAMPLE: Final = 20
 _PATIENCE_MS: Final = 1_000
 
 
-class Watched(NamedTuple):
+class WatchedCollection(NamedTuple):
     """One watched collection.
 
     Attributes:
@@ -89,7 +89,7 @@ def _closes_out(schema: Any) -> bool:
     )
 
 
-async def watched_collections(client: AsyncMongoClient[Any], scope: Scope) -> list[Watched]:
+async def watched_collections(client: AsyncMongoClient[Any], scope: Scope) -> list[WatchedCollection]:
     """The collections that a scope names, and those that its patterns find.
 
     Raises:
@@ -104,7 +104,7 @@ async def watched_collections(client: AsyncMongoClient[Any], scope: Scope) -> li
         names = sorted(named[database] | found.keys())
         for name in names:
             kind, options = found.get(name, ("", {}))
-            watched.append(Watched((database, name), kind, options, name in named[database]))
+            watched.append(WatchedCollection((database, name), kind, options, name in named[database]))
     return watched
 
 

@@ -1,7 +1,7 @@
 """The two commands of a change stream: open it, and ask for more.
 
-A server that is silent is told from one that works: a getMore waits a second for something to happen, but to get
-there the server may have to read through hours of other people's changes, and says nothing meanwhile.
+A getMore waits a second for the next event. But a server that has to read hours of changes of other collections
+first does not answer for as long, and looks like a dead connection.
 """
 
 import asyncio
@@ -19,37 +19,37 @@ from dispatcher.core.events import Batch, Start
 from dispatcher.core.resume_tokens import as_sent, token_of
 from mongoz.connection.elections import session_of
 
-__all__ = ["Cursors", "Shape"]
+__all__ = ["Cursors", "EventShape"]
 
-# Wait this long on the server for the next event; after it an empty batch brings a fresh token.
+# Milliseconds that the server waits for the next event; then an empty batch brings a fresh token.
 _AWAIT_MS: Final = 1_000
 
-# Events in the first round trip, and again whenever there were fewer than asked for; four times as many after each
-# full one. The server answers when it has that many, or has come to the end of the oplog: while others write about
-# as fast as it reads it does not come there, and receivers would wait for a thousand events with nothing to do.
+# Events of the first round trip, and of each one behind a batch that was not full; four times as many behind a
+# full one. The server answers when it has that many events, or at the end of the oplog. While clients write about
+# as fast as it reads it never comes to the end, and receivers would wait for a thousand events.
 _FEW: Final = 100
 _FACTOR: Final = 4
 
-# Seconds that a command may take before its connection is given up. A connection that died half-way looks like a
-# server that has far to read, so that after each time twice as long is waited: sooner or later it gets there.
+# Seconds until the connection of a command is given up; twice as many after each time, since the server may just
+# have far to read.
 _PATIENCE: Final = 15.0
 _LONGEST_PATIENCE: Final = 3_600.0
 
-# Seconds of silence after which nobody should believe any more that the stream is being read.
+# Seconds without an answer after which the stream counts as not connected.
 _SILENCE: Final = 10.0
 
 # Seconds that freeing a cursor may take.
 _FREEING: Final = 2.0
 
 
-class Shape(NamedTuple):
-    """How events are asked for.
+class EventShape(NamedTuple):
+    """The form in which the server sends events.
 
     Attributes:
         options: of the `$changeStream` stage: which images.
         stages: behind the filter.
-        size: events in one round trip, at most; None for the usual number.
-        await_ms: how long the server waits for the first one.
+        size: events per round trip, at most; None for the default.
+        await_ms: milliseconds that the server waits for the first event.
     """
 
     options: Mapping[str, Any]
@@ -66,13 +66,13 @@ class Cursors:
     """Opens cursors of one change stream, and reads them.
 
     Args:
-        client: opened for the running loop. It must not give up on a silent server by itself.
-        database: that is watched; None for the whole deployment.
-        pipeline: what the server filters by.
-        batch_size: events per round trip, at most; as many as that are asked for while we are behind.
+        client: opened for the running loop, without a time limit on answers of its own.
+        database: the watched one; None for the whole deployment.
+        pipeline: the stages by which the server filters.
+        batch_size: events per round trip, at most, while we are behind.
 
     Attributes:
-        batch_size: as it is now.
+        batch_size: the same; it may change.
     """
 
     def __init__(
@@ -88,29 +88,29 @@ class Cursors:
 
     @property
     def is_silent(self) -> bool:
-        """Whether the server was asked a while ago, and has not answered yet."""
+        """Whether the server has not answered for a while."""
         return self._asked_at is not None and monotonic() - self._asked_at > _SILENCE
 
     async def now(self) -> str:
-        """A token that stands for this moment.
+        """A token of this moment.
 
         Raises:
             PyMongoError: as the driver has it.
         """
         async with session_of(self._client) as session:
-            reply = await self._open(session, Start(), Shape({}))
+            reply = await self._open(session, Start(), EventShape({}))
             await self._kill(session, reply["id"])
             return token_of(reply["postBatchResumeToken"])
 
     async def read(
-        self, start: Start, shape: Shape, opened: Callable[[], None] = _ignore
+        self, start: Start, shape: EventShape, opened: Callable[[], None] = _ignore
     ) -> AsyncGenerator[Batch]:
-        """What one cursor brings, until the server closes it.
+        """The batches of one cursor, until the server closes it.
 
         Args:
             start: where to begin.
             shape: of the events.
-            opened: called when the server has accepted that.
+            opened: called when the server has opened the cursor.
 
         Raises:
             PyMongoError: as the driver has it.
@@ -133,36 +133,36 @@ class Cursors:
                     size = asked * _FACTOR if len(batch.events) >= asked else _FEW
                     yield batch
             except (GeneratorExit, asyncio.CancelledError):
-                batch = None  # whatever goes wrong from here on would remember this frame, see `failures.let_go`
-                # Only when it is us who end: after an error the server may be gone, and waiting for it costs time.
+                batch = None  # an error from here on would keep this frame, see `driver_errors.let_go`
+                # Only when we end it: after an error the server may be gone, and this would wait for it.
                 await self._kill(session, cursor)
                 raise
 
     async def _more(self, command: dict[str, Any], session: AsyncClientSession) -> tuple[Batch, int]:
-        """The next batch, and the cursor; 0 if it was the last one."""
+        """The next batch, and the cursor; 0 behind the last batch."""
         events, rest = events_of((await self._ask(command, session))["cursor"])
         return Batch(events, token_of(rest["postBatchResumeToken"])), rest["id"]
 
-    async def _open(self, session: AsyncClientSession, start: Start, shape: Shape) -> Any:
+    async def _open(self, session: AsyncClientSession, start: Start, shape: EventShape) -> Any:
         stage = dict(shape.options)
         if self._everywhere:
             stage["allChangesForCluster"] = True
         if start.token is not None:
-            # startAfter does what resumeAfter does, and accepts the token of an invalidate as well.
+            # Like resumeAfter, but it accepts the token of an invalidate event too.
             stage["startAfter"] = as_sent(start.token)
         elif start.cluster_time is not None:
             stage["startAtOperationTime"] = start.cluster_time
         command = {
             "aggregate": 1,
             "pipeline": [{"$changeStream": stage}, *self._pipeline, *shape.stages],
-            # Empty at first: it answers at once, however far the server must read to the first event.
+            # An empty first batch: the server answers at once, however far the first event is.
             "cursor": {"batchSize": 0},
             "comment": "mongoz dispatcher",
         }
         return (await self._ask(command, session))["cursor"]
 
     async def _ask(self, command: dict[str, Any], session: AsyncClientSession) -> Any:
-        """The answer to a command; a connection that has died unnoticed is left behind."""
+        """The answer to a command. A connection without an answer is given up."""
         self._asked_at = monotonic()
         try:
             async with asyncio.timeout(self._patience):
@@ -177,7 +177,7 @@ class Cursors:
         return answer
 
     async def _kill(self, session: AsyncClientSession, cursor: int) -> None:
-        """Free the cursor on the server. Where that fails it times out there by itself."""
+        """Free the cursor on the server. If this fails, the cursor times out there."""
         with suppress(PyMongoError, asyncio.CancelledError, TimeoutError):
             async with asyncio.timeout(_FREEING):
                 command = {"killCursors": "$cmd.aggregate", "cursors": [cursor]}

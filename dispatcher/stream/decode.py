@@ -1,4 +1,4 @@
-"""From BSON to a Change."""
+"""Makes a `Change` of the BSON of a change event."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -32,22 +32,22 @@ log = get_logger()
 _ANY: Final = CodecOptions[dict[str, Any]](uuid_representation=UuidRepresentation.STANDARD)
 _NOTHING: Final[frozenset[str]] = frozenset()
 
-# They are nothing without the document.
+# Events of these operations always come with their document.
 _NEED_DOCUMENT: Final = frozenset({"insert", "replace"})
 
 
 def decoded_together(
     events: Sequence[Undecoded], codec_options: CodecOptions[Any]
 ) -> Sequence[dict[str, Any] | None]:
-    """The documents of some events, for `decode`; None of each, if one of them can't be decoded.
+    """Some events decoded in one call, for `decode`; None for each, if one of them can't be decoded.
 
-    A call of its own for each would cost a sixth more.
+    One call per event costs a sixth more.
     """
     if len(events) == 1:
         return (None,)
     try:
         return bson.decode_all(b"".join([event.raw for event in events]), codec_options)
-    except Exception:  # whose that is, decoding them one by one will show
+    except Exception:  # `decode` finds out which event it is
         return (None,) * len(events)
 
 
@@ -56,20 +56,20 @@ def decode(raw: Undecoded, codec_options: CodecOptions[Any], event: dict[str, An
 
     Args:
         raw: as the server sent it.
-        codec_options: the registry's, so that receivers get the types that the application is used to.
-        event: the same decoded, if it is already.
+        codec_options: the registry's, so that receivers get the types of the application.
+        event: the decoded event, if `decoded_together` has it.
 
     Returns:
-        The change. Where a document of it can't be decoded, it says so in `fault`.
+        The change; `fault` tells if a document of it can't be decoded.
 
     Raises:
-        Undecodable: it contains too little to tell anybody of.
+        Undecodable: no receiver can get it.
     """
     data = bytes(raw.raw)
     if event is None:
         try:
             event = bson.decode(data, codec_options=codec_options)
-        except Exception:  # the driver has several, and decoders of the application may raise anything
+        except Exception:  # the driver raises several, and decoders of the application any
             return _carefully(data, codec_options)
     operation: str = event["operationType"]
     names, stamp = _NOTHING, None
@@ -119,7 +119,7 @@ def decode(raw: Undecoded, codec_options: CodecOptions[Any], event: dict[str, An
 
 
 def _bare(event: dict[str, Any]) -> Undecodable:
-    """The server could only send that something happened, see `oversize`."""
+    """The error of an event that the server could send only without its document, see `large_events`."""
     key = event.get("documentKey") or {}
     return Undecodable(
         token_of(event["_id"]), key.get("_id"), "the event is larger than 16 MB, even without images"
@@ -127,7 +127,7 @@ def _bare(event: dict[str, Any]) -> Undecodable:
 
 
 def _changed_names(description: dict[str, Any]) -> frozenset[str]:
-    """Top-level names that an update touched; the server reports dotted ones."""
+    """The top-level names that an update changed; the server reports paths with dots."""
     names = {name.partition(".")[0] for name in description["updatedFields"]}
     names.update(name.partition(".")[0] for name in description["removedFields"])
     names.update(array["field"].partition(".")[0] for array in description.get("truncatedArrays") or ())
@@ -138,16 +138,16 @@ def _changed_names(description: dict[str, Any]) -> frozenset[str]:
 def _is_untouched(before: dict[str, Any] | None, after: dict[str, Any] | None) -> bool:
     """Whether documents differ in the stamp only: the server reports some updates by pipelines as replaces.
 
-    Where there is no pre image it can't be told.
+    Without a pre image the answer is no.
     """
     if not before or not after or not (FIELD in before or FIELD in after):
         return False
     one, other = ({name: doc[name] for name in doc if name != FIELD} for doc in (before, after))
-    # To Python 1 == 1.0 == True.
+    # In Python 1 == 1.0 == True.
     return one == other and bson.encode(one, codec_options=_ANY) == bson.encode(other, codec_options=_ANY)
 
 
-# The documents of an event, which hold what clients wrote.
+# The documents of an event, which clients wrote.
 _AFTER: Final = "fullDocument"
 _BEFORE: Final = "fullDocumentBeforeChange"
 _DESCRIPTION: Final = "updateDescription"
@@ -156,10 +156,10 @@ _CLIENTS: Final = frozenset({_AFTER, _BEFORE, _DESCRIPTION, _DOCUMENT_KEY})
 
 
 def _carefully(data: bytes, codec_options: CodecOptions[Any]) -> Change:
-    """A change that holds something which can't be decoded: each of its documents is decoded by itself.
+    """A change of which something can't be decoded: decode each of its documents by itself.
 
     Raises:
-        Undecodable: the event itself can't be decoded, which no server sends.
+        Undecodable: the event itself can't be decoded, which no server sends, or its document is missing.
     """
     event = _of_the_server(data, codec_options)
     token, operation = token_of(event["_id"]), event["operationType"]
@@ -193,7 +193,7 @@ def _carefully(data: bytes, codec_options: CodecOptions[Any]) -> Change:
     before = attempt(_BEFORE, BEFORE)
     if before is None and documents[_BEFORE] is not None and fault is None:
         log.warning(
-            "the document before a change can't be decoded; receivers are told without it",
+            "the document before a change can't be decoded; receivers are called without it",
             action="change.before_undecodable",
             token=token,
             id=repr(id_),
@@ -225,7 +225,7 @@ def _carefully(data: bytes, codec_options: CodecOptions[Any]) -> Change:
 
 
 def _of_the_server(data: bytes, codec_options: CodecOptions[Any]) -> dict[str, Any]:
-    """What the server says of a change, without what clients wrote."""
+    """The fields of an event, without the documents, which clients wrote."""
     event: dict[str, Any] = {}
     for one in elements(data):
         name = one.name.decode("utf-8", "replace")
@@ -245,7 +245,7 @@ def _undecoded_key(document_key: bytes | None) -> Any:
 
 
 def _told_by(description: bytes, codec_options: CodecOptions[Any], faults: list[Fault]) -> frozenset[str]:
-    """The names that an update touched; values are not looked at."""
+    """The names that an update changed; values are not decoded."""
     updated = raw_field(description, "updatedFields")
     told: dict[str, Any] = {"updatedFields": _names_in(updated, codec_options, faults)}
     for name in ("removedFields", "truncatedArrays"):
@@ -275,6 +275,6 @@ def _stamp_of(description: bytes) -> Stamp | None:
 
 
 def _stamp_in(document: bytes | None) -> Stamp | None:
-    """The stamp in a document of which something can't be decoded. Drivers take the last field of a name."""
+    """The stamp in a document of which something can't be decoded. Of fields with one name the last counts."""
     found = None if document is None else [one for one in elements(document) if one.name == FIELD.encode()]
     return Stamp.unpack(readable(keyed(found[-1]))[""]) if found else None

@@ -1,8 +1,8 @@
-"""Events that are larger than the 16 MB which the server can send: the shapes in which they still can be had.
+"""Events over the 16 MB that the server can send, and the shapes in which it can still send them.
 
-The server fails as soon as it comes to such an event, and none of the events before it in the batch arrives. So it
-is gone up to it one by one, and then it alone is asked for: in fragments, where the server can split it, else with
-fewer images, and with nothing but its key at last.
+The server fails when it comes to such an event, and sends none of the events before it in the batch. So the events
+before it are read one by one, and then it alone is requested: in fragments, where the server can split it, else
+with fewer images, at last with nothing but its key.
 """
 
 from collections.abc import AsyncGenerator
@@ -17,51 +17,51 @@ from dispatcher.core.bson_elements import joined as document_of
 from dispatcher.core.events import Batch
 from dispatcher.core.partitions import HASH
 from dispatcher.core.resume_tokens import token_of
-from dispatcher.stream.cursor import Shape
+from dispatcher.stream.cursor import EventShape
 
 __all__ = ["SINGLY", "SMALLER", "SPLIT", "WHOLE", "WITHOUT", "joined"]
 
 _IMAGES: Final = {"fullDocument": "whenAvailable", "fullDocumentBeforeChange": "whenAvailable"}
 
-WHOLE: Final = Shape(_IMAGES)
-"""As events are asked for nearly always."""
+WHOLE: Final = EventShape(_IMAGES)
+"""The usual shape."""
 
-SINGLY: Final = Shape(_IMAGES, size=1)
-"""One by one."""
+SINGLY: Final = EventShape(_IMAGES, size=1)
+"""One event per round trip."""
 
-SPLIT: Final = Shape(_IMAGES, ({"$changeStreamSplitLargeEvent": {}},), size=1)
-"""In fragments. It needs 6.0.9 or 7.0, and every single field must fit into one."""
+SPLIT: Final = EventShape(_IMAGES, ({"$changeStreamSplitLargeEvent": {}},), size=1)
+"""In fragments. This needs MongoDB 6.0.9 or 7.0, and every field must fit into a fragment."""
 
 _KEY: Final = dict.fromkeys(
     ("operationType", "clusterTime", "wallTime", "ns", "documentKey", "lsid", "txnNumber", HASH), 1
 )
 
-# Characters of a token that holds the document's key: it must be longer than that where nothing of all can be had.
+# Characters of a token, which holds the document's key: events that can't be sent in any shape have a longer one.
 _LONG_TOKEN: Final = 2_000_000
 
-WITHOUT: Final = Shape(
+WITHOUT: Final = EventShape(
     _IMAGES, ({"$match": {"$expr": {"$lt": [{"$strLenBytes": "$_id._data"}, _LONG_TOKEN]}}},), size=1
 )
-"""Without the events that can't be had at all: even their token is too large."""
+"""Without the events that can't be sent in any shape: even their token is too large."""
 
-# Of two events the first one is taken. Beside a single one the server sends its token once more.
+# Of two events the first one is used. With a single event the server would send its token twice.
 SMALLER: Final = {
-    "without the pre image": Shape({"fullDocument": "whenAvailable"}, size=2),
-    "without images": Shape({}, size=2),
-    "with its key only": Shape({}, ({"$project": _KEY},), size=2),
+    "without the pre image": EventShape({"fullDocument": "whenAvailable"}, size=2),
+    "without images": EventShape({}, size=2),
+    "with its key only": EventShape({}, ({"$project": _KEY},), size=2),
 }
-"""What can be had of an event, one after another."""
+"""Shapes with less and less of an event, in the order in which they are tried."""
 
-# What fragments end with that were numbered zero; the token of the event as a whole lacks the number.
+# The end of the tokens of first fragments, which holds their number; the token of the whole event has no number.
 _FIRST: Final = "2904"
 _END: Final = "04"
 
 
 async def joined(batches: AsyncGenerator[Batch]) -> AsyncGenerator[Batch]:
-    """Events that were split as one again; ends behind a batch that is not in need of that, and closes the others.
+    """Join the fragments of events; ends behind the first event that is whole, and closes `batches`.
 
-    The tokens of fragments are of no use to a stream that does not split, so that the event gets the token that it
-    has there.
+    A stream that does not split can't resume from the token of a fragment, so the event gets the token that it has
+    in such a stream.
     """
     fragments: list[Undecoded] = []
     async with aclosing(batches):
@@ -87,7 +87,7 @@ def _whole(token: str) -> str:
 
 
 def _as_one(fragments: list[Undecoded]) -> RawEvent:
-    """One event. What clients wrote is not decoded: maybe it can't be."""
+    """One event of its fragments. Its documents are not decoded, as perhaps they can't be."""
     parts = {one.name: one for fragment in fragments for one in elements(bytes(fragment.raw))}
     del parts[b"splitEvent"]
     token = {"_id": {"_data": _whole(str(fragments[0]["_id"]["_data"]))}}

@@ -1,4 +1,4 @@
-"""Looking up what the server did not send: the documents of updates on collections without post images."""
+"""Reads the documents of updates that came without one: their collections keep no post images."""
 
 from collections import defaultdict
 from collections.abc import AsyncIterator
@@ -18,11 +18,11 @@ from dispatcher.core.retry import retry
 from dispatcher.core.undecodable import AFTER, UndecodableValue, decoded
 from mongoz.keys import canonical_of
 
-__all__ = ["Images"]
+__all__ = ["DocumentLookup"]
 
 log = get_logger()
 
-# Documents looked up at once: at most, and before their size is known; and the bytes to aim for.
+# Documents per query: at most, and at first, before their size is known; and the bytes to aim for.
 _MOST: Final = 250
 _FIRST: Final = 32
 _BYTES: Final = 4_000_000
@@ -31,7 +31,7 @@ _BYTES: Final = 4_000_000
 _Found = dict[tuple[Namespace, bytes], bytes]
 
 
-class Images:
+class DocumentLookup:
     """Completes changes with the current document; one query per collection and slice.
 
     Args:
@@ -47,9 +47,9 @@ class Images:
         self._slice = _FIRST
 
     async def complete(self, changes: list[Change]) -> AsyncIterator[list[Change]]:
-        """The same changes; updates that had no document have the current one, if it exists.
+        """The same changes in slices; updates without a document get the current one, if it exists.
 
-        In slices: large documents are not all in memory before the first one is on its way.
+        Slices keep memory small where documents are large.
 
         Raises:
             DispatcherError: what no repetition can mend.
@@ -106,7 +106,7 @@ class Images:
             return change
         document, fault = None, None
         try:
-            # Decoded for each change anew: its instance takes the row over, and receivers may change it.
+            # Decoded for each change: its instance takes the row over, and receivers may change it.
             document = decoded(row, self._codec_options, AFTER)
         except UndecodableValue as error:
             fault = error.fault
@@ -122,7 +122,7 @@ def _with_any_of(keys: list[bytes]) -> bytes:
     """A filter of `_id`s in BSON: some can't be decoded, or not be encoded again as they were.
 
     Args:
-        keys: canonical. MongoDB 6.0 scans its index for ever if the items of an array in them are not numbered.
+        keys: canonical. MongoDB 6.0 scans its index for ever where the items of an array are not numbered.
     """
     found = [next(elements(key)) for key in keys]
     ids = joined(*(one._replace(name=str(i).encode()) for i, one in enumerate(found)))

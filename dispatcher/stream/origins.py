@@ -1,14 +1,14 @@
-"""Which origin stamps count: a stamp silences its own write, once.
+"""Which origin stamps count: a stamp counts once, for its own write.
 
-Clients copy documents. They re-insert what they deleted, restore what they exported, and `$set` whole documents
-that they read a moment ago; the stamps come along. A stamp that is taken for another write than its own hides that
-write from its receivers. So in doubt it does not count, and the write is delivered.
+Clients copy documents together with their stamps: they insert deleted documents again, restore exports, and `$set`
+whole documents that they have read. A stamp that counted for another write would hide this write from receivers.
+So in doubt a stamp does not count, and the write is delivered.
 
-A write may wait: for a lock that a transaction holds, or for a server that stalls. Its stamp comes late then. If
-it is the first of its token, on its own document, and not older than what is remembered, then nobody can have
-copied it: the write is delivered to all receivers, those that ran included, under the id that they know it by.
+A write may wait for a lock that a transaction holds, or for a server that stalls. Then its stamp comes late. If
+the stamp is on its own document, is the first with its token, and is not older than the remembered tokens, it
+can't be a copy. The write is delivered to all receivers, those that ran included, under the same delivery id.
 
-Everything is told by what the events themselves say: this machine's clock has no part in it.
+Only the times in the events decide; the clock of this machine does not.
 """
 
 from datetime import UTC, datetime
@@ -17,35 +17,35 @@ from typing import Any, Final
 from dispatcher.core.events import CALLED, Change
 from mongoz.stamps import Call, Stamp, key_hash
 
-__all__ = ["HORIZON", "Origins", "Seen"]
+__all__ = ["HORIZON", "Origins", "SeenTokens"]
 
-# Seconds between the making of a token and the write: clocks are compared, and the write is sent at once.
+# Seconds between the time of a token and that of its write: the ODM compares clocks, and sends the write at once.
 _WINDOW: Final = 10
 
-# A token tells whole seconds only.
+# The resolution of a token, in seconds.
 _RESOLUTION: Final = 1
 
-# What is written in a transaction has the time of its commit; the server ends transactions after so many seconds.
+# Writes of a transaction have the time of its commit; the server ends transactions after so many seconds.
 _TRANSACTION: Final = 60
 
 HORIZON: Final = 75
-"""Seconds before the position from which the seen tokens are read again. A copy whose stamp may still count was
-made at most this long after the original, but for clocks that differ."""
+"""Seconds before the position from which tokens are read again. A copy whose stamp may still count was made at
+most this long after the original, if clocks agree."""
 
-# A token may matter until 75 s after its own time, and its write may have been up to 10 s before that time.
+# A token matters until 75 s after its own time, and its write may be up to 10 s before that time.
 _REMEMBERED: Final = HORIZON + _RESOLUTION + _WINDOW + _RESOLUTION
 
 _NOBODY: Final[frozenset[bytes]] = frozenset()
 
-# Tokens in a generation, at most: some 25 MB.
+# Tokens of a generation, at most: about 25 MB.
 _MOST: Final = 250_000
 
 
-class Seen:
-    """The tokens of the latest while, in two generations: the older one is forgotten as a whole.
+class SeenTokens:
+    """The tokens of the last minutes, in two generations, of which the older one is forgotten as a whole.
 
-    What is so many that it must be forgotten early leaves doubt behind: tokens from before then are not new for
-    certain.
+    A generation with too many tokens is forgotten early. Then it is not certain that a token from before this
+    moment is new.
     """
 
     def __init__(self) -> None:
@@ -59,15 +59,15 @@ class Seen:
         return len(self._recent) + len(self._older)
 
     def add(self, token: bytes, wall: float) -> bool:
-        """Remember a token; whether it is certain that it was not seen before.
+        """Remember a token; whether it is certainly new.
 
         Args:
-            token: of a stamp; begins with its time in seconds.
+            token: of a stamp; it begins with its time in seconds.
             wall: the event's wall time in seconds.
         """
         if self._began is None or abs(wall - self._began) >= _REMEMBERED or len(self._recent) >= _MOST:
             self._next_generation(wall)
-        if wall < self._doubtful_until:  # the server's clock was put back: nothing of that time was forgotten
+        if wall < self._doubtful_until:  # the server's clock was set back: no token of this time was forgotten
             self._doubtful_until = 0.0
         self._latest = wall
         if token in self._recent or token in self._older:
@@ -84,23 +84,23 @@ class Seen:
 
 
 class Origins:
-    """Looks at the stamps of one stream's changes, in the order of the stream.
+    """Judges the stamps of the changes of one stream, in the order of the stream.
 
     Args:
-        group: the dispatchers that this process belongs to; stamps for others mean nothing to it.
+        group: of dispatchers; stamps of other groups do not count.
 
     Attributes:
-        seen: the tokens of the stamps that were written lately.
+        seen: the tokens of the last stamps.
         since: the stamps of all changes from then on were seen, in seconds since 1970.
     """
 
     def __init__(self, group: str) -> None:
         self._group = group
-        self.seen = Seen()
+        self.seen = SeenTokens()
         self.since = 0.0
 
     def saw(self, stamp: Stamp | None, wall_time: Any) -> bool:
-        """Remember that a stamp was written; whether it was for us, and for the first time.
+        """Remember a stamp; whether it is one of this group, and new.
 
         Args:
             stamp: if it was readable.
@@ -114,7 +114,7 @@ class Origins:
     def judge(self, change: Change) -> Change:
         """The same change, with its origin if its stamp counts; an update may turn out to be a marker.
 
-        Each change of the stream that has a stamp must come by here once, whether or not it is delivered.
+        Judge each change of the stream that has a stamp once, even if it is not delivered.
         """
         stamp = change.stamp
         if stamp is None or not self.saw(stamp, change.wall_time) or not _is_its_own(stamp, change):
@@ -136,20 +136,20 @@ class Origins:
 
 
 def _is_its_own(stamp: Stamp, change: Change) -> bool:
-    """Whether it was made for this document."""
+    """Whether a stamp was made for this document."""
     try:
         return stamp.key == key_hash(".".join(change.namespace), change.id)
-    except Exception:  # an id that the application's codec made something of which BSON does not know
+    except Exception:  # BSON does not know the type that the application's codec makes of the id
         return False
 
 
 def _is_marker(stamp: Stamp, change: Change) -> bool:
-    """Whether an update may announce a delete: it touches the stamp and nothing else, inside a transaction."""
+    """Whether an update may announce a delete: it changes the stamp and nothing else, in a transaction."""
     return change.operation == "untouched" and stamp.call is Call.DELETED and change.transaction is not None
 
 
 def _seconds(wall_time: Any) -> float | None:
-    """Seconds since 1970. Codec options decide what a date is decoded to."""
+    """Seconds since 1970. Codec options decide the type of a decoded date."""
     if isinstance(wall_time, datetime):
         return (wall_time if wall_time.tzinfo else wall_time.replace(tzinfo=UTC)).timestamp()
     try:

@@ -10,17 +10,17 @@ from dispatcher.core.events import Batch, Change
 from dispatcher.core.undecodable import Undecodable
 from dispatcher.stream.decode import decode, decoded_together
 from dispatcher.stream.delete_markers import DeleteMarkers
-from dispatcher.stream.lookup import Images
+from dispatcher.stream.lookup import DocumentLookup
 from dispatcher.stream.origins import Origins
 from dispatcher.stream.source import Source
 
-__all__ = ["Lost", "Reader", "Unreadable"]
+__all__ = ["LostEvent", "Reader", "UnreadableEvent"]
 
 # Events decoded in one go: enough to share a lookup, and few enough not to keep the event loop.
 _CHUNK: Final = 100
 
 
-class Unreadable(NamedTuple):
+class UnreadableEvent(NamedTuple):
     """An event that can't be decoded.
 
     Attributes:
@@ -32,7 +32,7 @@ class Unreadable(NamedTuple):
     error: Undecodable
 
 
-class Lost(NamedTuple):
+class LostEvent(NamedTuple):
     """An event that the server can't send in any way lies between two tokens."""
 
     after: str
@@ -53,7 +53,7 @@ class Reader:
     def __init__(
         self,
         source: Source,
-        images: Images,
+        images: DocumentLookup,
         *,
         group: str,
         codec_options: CodecOptions[Any],
@@ -74,17 +74,17 @@ class Reader:
         """Note that the stamps of all writes before a time, in seconds since 1970, are unknown."""
         self._origins.since = time
 
-    async def read(self, batch: Batch) -> AsyncGenerator[list[Change] | Unreadable | Lost]:
+    async def read(self, batch: Batch) -> AsyncGenerator[list[Change] | UnreadableEvent | LostEvent]:
         """A batch, in parts and in the order of the stream; see `DeleteMarkers.settle` for markers.
 
         Raises:
             DispatcherError: what no repetition can mend.
         """
         if batch.lost_after is not None:
-            yield Lost(batch.lost_after, batch.token)
+            yield LostEvent(batch.lost_after, batch.token)
         for i in range(0, len(batch.events), _CHUNK):
             for part in self._decoded(batch.events[i : i + _CHUNK]):
-                if isinstance(part, Unreadable):
+                if isinstance(part, UnreadableEvent):
                     yield part
                     continue
                 async for changes in self._images.complete(part):
@@ -96,7 +96,7 @@ class Reader:
         """The changes that are deferred, where nothing more is read."""
         return self._markers.give_up()
 
-    def _decoded(self, events: Sequence[Undecoded]) -> Iterator[list[Change] | Unreadable]:
+    def _decoded(self, events: Sequence[Undecoded]) -> Iterator[list[Change] | UnreadableEvent]:
         changes: list[Change] = []
         for event, found in zip(events, decoded_together(events, self._codec_options), strict=True):
             try:
@@ -104,7 +104,7 @@ class Reader:
             except Undecodable as error:
                 if not self._is_finished(error.token):
                     yield changes
-                    yield Unreadable(bytes(event.raw), error)
+                    yield UnreadableEvent(bytes(event.raw), error)
                     changes = []
                 continue
             if change.stamp is not None:  # each must be judged once, finished or not

@@ -11,13 +11,13 @@ from dispatcher.core.events import Namespace
 from dispatcher.core.partitions import HASH, belongs, hash_of
 from mongoz.connection.namespaces import NamespacePattern, is_misread, watched_as
 
-__all__ = ["Listening", "Scope", "scope_of"]
+__all__ = ["Scope", "Subscriptions", "scope_of"]
 
 _DOCUMENT_OPERATIONS: Final = ["insert", "update", "replace", "delete"]
 
 
-class Listening(Protocol):
-    """Receivers, and the collections that they listen to."""
+class Subscriptions(Protocol):
+    """The collections to which receivers listen."""
 
     apart_from: str
 
@@ -30,9 +30,9 @@ class Listening(Protocol):
         """The patterns of further ones."""
 
 
-def scope_of(listening: Listening) -> "Scope":
-    """The narrowest scope for these receivers."""
-    return Scope.of(listening.namespaces, listening.patterns, listening.apart_from)
+def scope_of(subscriptions: Subscriptions) -> "Scope":
+    """The narrowest scope with these collections."""
+    return Scope.of(subscriptions.namespaces, subscriptions.patterns, subscriptions.apart_from)
 
 
 class Scope(NamedTuple):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dispatcher.core.events import Change
 from dispatcher.stream.decode import decode
 from dispatcher.stream.delete_markers import DeleteMarkers
-from dispatcher.stream.origins import Origins, Seen
+from dispatcher.stream.origins import Origins, SeenTokens
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.stamps import FIELD, Call, Stamp, key_hash
 
@@ -200,7 +200,7 @@ def test_without_a_wall_time_it_is_in_doubt(wall):
 
 @given(st.lists(st.integers(0, 70), min_size=1, max_size=60))
 def test_tokens_are_remembered_for_as_long_as_they_may_count(pauses):
-    seen, wall, written = Seen(), float(NOW), []
+    seen, wall, written = SeenTokens(), float(NOW), []
     for pause in pauses:
         wall += pause
         one = token(wall)
@@ -210,12 +210,12 @@ def test_tokens_are_remembered_for_as_long_as_they_may_count(pauses):
 
 
 def test_what_is_remembered_is_bounded_by_time_and_by_number(monkeypatch):
-    seen = Seen()
+    seen = SeenTokens()
     for second in range(2_000):
         assert seen.add(token(NOW + second).binary, NOW + second)
     assert len(seen) < 200
     monkeypatch.setattr("dispatcher.stream.origins._MOST", 50)
-    seen, first = Seen(), token(NOW)
+    seen, first = SeenTokens(), token(NOW)
     seen.add(first.binary, NOW)
     for tenth in range(1_000):
         assert seen.add(token(NOW + tenth / 10).binary, NOW + tenth / 10)
@@ -225,7 +225,7 @@ def test_what_is_remembered_is_bounded_by_time_and_by_number(monkeypatch):
 
 def test_a_clock_that_is_put_back_leaves_no_doubt_behind(monkeypatch):
     monkeypatch.setattr("dispatcher.stream.origins._MOST", 2)
-    seen = Seen()
+    seen = SeenTokens()
     for wall in [NOW + 3600] * 8:
         seen.add(token(wall).binary, wall)
     assert seen.add(token(NOW).binary, NOW)

@@ -10,8 +10,8 @@ from bson import Int64, ObjectId
 
 from dispatcher.core.bson_codec import RawEvent
 from dispatcher.core.events import Batch, Change, Start, token_at
-from dispatcher.stream.lookup import Images
-from dispatcher.stream.reader import Lost, Reader, Unreadable
+from dispatcher.stream.lookup import DocumentLookup
+from dispatcher.stream.reader import LostEvent, Reader, UnreadableEvent
 from dispatcher.stream.source import Source
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.stamps import FIELD, Call, Stamp, key_hash
@@ -52,7 +52,7 @@ UNREADABLE = event(2, "insert", 2, second=NOW)  # without a document
 
 
 def reader_of(source: Source, **options: Any) -> Reader:
-    images = Images(MagicMock(), CODEC_OPTIONS, "")
+    images = DocumentLookup(MagicMock(), CODEC_OPTIONS, "")
     return Reader(source, images, group="tests", codec_options=CODEC_OPTIONS, **options)
 
 
@@ -122,7 +122,7 @@ async def test_the_rest_of_a_range_is_told_on_request():
 async def test_an_event_that_can_not_be_decoded_comes_in_its_place():
     first, unreadable, last = await everything(ListSource([inserted(1, 1), UNREADABLE, inserted(3, 3)]))
     assert (first.id, last.id) == (1, 3)
-    assert isinstance(unreadable, Unreadable)
+    assert isinstance(unreadable, UnreadableEvent)
     assert unreadable.event == UNREADABLE
     assert unreadable.error.token == token_of(RawEvent(UNREADABLE))
 
@@ -131,7 +131,7 @@ async def test_an_event_that_was_lost_comes_before_its_batch():
     reader = reader_of(ListSource())
     batch = Batch([RawEvent(inserted(1, 1))], "b", lost_after="a")
     lost, changes = [part async for part in reader.read(batch)]
-    assert lost == Lost("a", "b")
+    assert lost == LostEvent("a", "b")
     assert described(changes) == [("insert", 1)]  # type: ignore[arg-type]
 
 

@@ -9,8 +9,9 @@ import bson
 from bson import Timestamp
 
 from dispatcher.core.bson_codec import RawEvent
-from dispatcher.core.events import Batch, Start, token_at
-from dispatcher.exceptions import HistoryLost
+from dispatcher.core.events import Batch, Start
+from dispatcher.core.resume_tokens import token_at, token_time
+from dispatcher.exceptions import AccessDenied, HistoryLost
 from dispatcher.stream.source import Saw
 from mongoz.stamps import Stamp
 
@@ -50,6 +51,10 @@ class ListSource:
         events: in order.
         stamps: of earlier writes, with their wall times.
         forgets: the source holds no changes before its first event.
+
+    Attributes:
+        requested: how many batches were requested.
+        fails_after: the source fails behind so many batches.
     """
 
     def __init__(
@@ -62,12 +67,18 @@ class ListSource:
         self.events = [RawEvent(one) for one in events]
         self.batch_size = 3
         self.connected = False
+        self.requested = 0
+        self.fails_after: int | None = None
         self._stamps = stamps
         self._forgets = forgets
 
     async def now(self) -> str:
         """The token of the last event."""
         return token_of(self.events[-1])
+
+    def time_of(self, position: str) -> Timestamp:
+        """The cluster time of a token."""
+        return token_time(position)
 
     async def batches(self, start: Start) -> AsyncGenerator[Batch]:
         """What lies behind `start`, a few events at a time; empty batches at the end."""
@@ -80,6 +91,9 @@ class ListSource:
             raise HistoryLost("The list does not reach back so far.")
         self.connected = True
         while True:
+            if self.requested == self.fails_after:
+                raise AccessDenied("the list is closed")
+            self.requested += 1
             found = [one for one in self.events if token_of(one) > begin][: self.batch_size]
             begin = token_of(found[-1]) if found else begin
             yield Batch(found, begin)

@@ -10,7 +10,7 @@ import typer
 from bson import ObjectId, Timestamp
 from bson.json_util import loads
 
-from dispatcher.core.events import token_time
+from dispatcher.core.resume_tokens import token_time
 
 __all__ = ["keys", "moment", "point", "token"]
 

@@ -15,7 +15,6 @@ from dispatcher.core.bson_elements import field, keyed, raw_field
 from dispatcher.core.keys import document_key
 from dispatcher.core.resume_tokens import data_of
 from dispatcher.core.undecodable import Fault
-from dispatcher.exceptions import PositionError
 from mongoz.connection import Collection
 from mongoz.keys import canonical_of
 from mongoz.signals.receivers import Receiver
@@ -34,9 +33,6 @@ __all__ = [
     "delivery_id",
     "delivery_id_of",
     "key_from",
-    "time_after",
-    "token_at",
-    "token_time",
 ]
 
 Image = Literal["post", "current", "pre", "key"]
@@ -56,39 +52,7 @@ CALLED: Final = {
 
 A replace has no stamp of its own, as the ODM makes none. A delete's stamp is that of its marker."""
 
-_TIMESTAMP_TAG: Final = "82"
-
 _KEYS: Final[CodecOptions[dict[str, Any]]] = CodecOptions(uuid_representation=UuidRepresentation.STANDARD)
-
-
-def token_time(token: str) -> Timestamp:
-    """The cluster time inside a resume token.
-
-    A token is a sortable encoding of the event's coordinates; it starts with the tag of a timestamp and its
-    eight bytes. Post-batch tokens have a time of their own, which no event tells.
-
-    Raises:
-        PositionError: it does not look like a token.
-    """
-    try:
-        if not token.startswith(_TIMESTAMP_TAG):
-            raise ValueError(token)
-        return Timestamp(int(token[2:10], 16), int(token[10:18], 16))
-    except ValueError as error:
-        raise PositionError(
-            f"The saved position has the token {token!r}, which is none.",
-            remedy="Was it edited by hand? Delete the position's document while no dispatcher runs, to begin now.",
-        ) from error
-
-
-def token_at(time: Timestamp) -> str:
-    """The part of a token that sorts before the tokens of all changes of a cluster time."""
-    return f"{_TIMESTAMP_TAG}{time.time:08X}{time.inc:08X}"
-
-
-def time_after(token: str) -> str:
-    """What sorts behind the tokens of all changes of the same cluster time, and is as short as can be."""
-    return f"{token[:18]}FF"
 
 
 class Start(NamedTuple):

@@ -9,9 +9,26 @@ from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from typing import Any, Final
 
-__all__ = ["DIGEST", "as_sent", "data_of", "digest_of", "digests_of", "holds", "split", "token_of"]
+from bson.timestamp import Timestamp
+
+from dispatcher.exceptions import PositionError
+
+__all__ = [
+    "DIGEST",
+    "as_sent",
+    "data_of",
+    "digest_of",
+    "digests_of",
+    "holds",
+    "split",
+    "time_after",
+    "token_at",
+    "token_of",
+    "token_time",
+]
 
 _BITS: Final = "."
+_TIMESTAMP_TAG: Final = "82"
 
 DIGEST: Final = 10
 """Bytes of the hash of a token.
@@ -29,6 +46,35 @@ def token_of(id_: Mapping[str, Any]) -> str:
     """
     bits = id_.get("_typeBits")
     return str(id_["_data"]) if bits is None else f"{id_['_data']}{_BITS}{bytes(bits).hex().upper()}"
+
+
+def token_time(token: str) -> Timestamp:
+    """The cluster time inside a resume token.
+
+    A token starts with the tag of a timestamp and its eight bytes. The token behind a batch has a time of its own.
+
+    Raises:
+        PositionError: it does not look like a token.
+    """
+    try:
+        if not token.startswith(_TIMESTAMP_TAG):
+            raise ValueError(token)
+        return Timestamp(int(token[2:10], 16), int(token[10:18], 16))
+    except ValueError as error:
+        raise PositionError(
+            f"{token!r} in the saved position is no resume token.",
+            remedy="Was it edited by hand? Delete the position's document while no dispatcher runs, to begin now.",
+        ) from error
+
+
+def token_at(time: Timestamp) -> str:
+    """The part of a token that sorts before the tokens of all changes of a cluster time."""
+    return f"{_TIMESTAMP_TAG}{time.time:08X}{time.inc:08X}"
+
+
+def time_after(token: str) -> str:
+    """The shortest text that sorts behind the tokens of all changes of the same cluster time."""
+    return f"{token[:18]}FF"
 
 
 def as_sent(token: str) -> dict[str, Any]:

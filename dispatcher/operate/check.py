@@ -11,8 +11,8 @@ from pymongo.errors import OperationFailure, PyMongoError
 
 from dispatcher.core.clients import Clients
 from dispatcher.core.driver_errors import in_short
-from dispatcher.core.events import token_time
 from dispatcher.core.oplog import MOST_SKEW, Oplog, clock_offset, look_at_oplog
+from dispatcher.core.resume_tokens import token_time
 from dispatcher.core.state import Group, State
 from dispatcher.core.stats import duration
 from dispatcher.delivery.application import group_of, routes_of

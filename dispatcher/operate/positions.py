@@ -12,9 +12,10 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import PyMongoError
 
 from dispatcher.core.driver_errors import Kind, kind_of
-from dispatcher.core.events import Start, token_time
+from dispatcher.core.events import Start
 from dispatcher.core.oplog import look_at_oplog
 from dispatcher.core.output.logs import Stats
+from dispatcher.core.resume_tokens import token_time
 from dispatcher.core.state import POSITIONS, Group
 from dispatcher.exceptions import HistoryLost, NotFound, PositionError, StillRunning
 from dispatcher.operate.status import members_of

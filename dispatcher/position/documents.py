@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from dispatcher.core.events import Start, token_time
+from dispatcher.core.events import Start
 from dispatcher.core.identity import Identity
-from dispatcher.core.resume_tokens import DIGEST, as_sent, data_of
+from dispatcher.core.resume_tokens import DIGEST, as_sent, data_of, token_time
 from dispatcher.core.state import POSITIONS
 from dispatcher.exceptions import PositionError
 from dispatcher.position.inherited import Fact

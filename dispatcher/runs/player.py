@@ -18,8 +18,9 @@ from pymongo.errors import PyMongoError
 
 from dispatcher.core.clients import Clients
 from dispatcher.core.driver_errors import fatal, in_short
-from dispatcher.core.events import Calls, Change, Job, token_time
+from dispatcher.core.events import Calls, Change, Job
 from dispatcher.core.output.logs import Stats, get_logger
+from dispatcher.core.resume_tokens import token_time
 from dispatcher.core.state import Group, State
 from dispatcher.core.tasks import end
 from dispatcher.delivery.application import group_of, routes_of

@@ -11,9 +11,10 @@ from bson.timestamp import Timestamp
 from pymongo.errors import PyMongoError
 
 from dispatcher.core.driver_errors import Kind, kind_of
-from dispatcher.core.events import Change, Start, token_at, token_time
+from dispatcher.core.events import Change, Start
 from dispatcher.core.oplog import look_at_oplog
 from dispatcher.core.output.logs import get_logger
+from dispatcher.core.resume_tokens import token_at, token_time
 from dispatcher.exceptions import HistoryLost
 from dispatcher.runs.player import Outcome, Playback, Step, Workplace
 from dispatcher.runs.store import Run

@@ -1,13 +1,12 @@
-"""History that is lost: the oplog does not reach back to where a stream wants to go on.
+"""Lost history: the oplog does not reach back to the position of a stream.
 
-What is done then the operator has chosen beforehand. Whatever it is, the gap is noted before the stream goes on.
+The operator has chosen beforehand what follows. The gap is recorded before the stream goes on.
 """
 
 from functools import partial
 from hashlib import blake2b
 from typing import Literal
 
-from dispatcher.core.events import token_time
 from dispatcher.core.output.logs import get_logger
 from dispatcher.core.retry import retry
 from dispatcher.exceptions import HistoryLost
@@ -23,12 +22,12 @@ OnHistoryLost = Literal["fail", "resume", "backfill"]
 
 
 class History:
-    """Finds out where a stream goes on.
+    """Decides where a stream goes on behind lost history.
 
     Args:
         policy: the operator's.
         source: of the stream.
-        gaps: where it is noted.
+        gaps: records the loss.
         runs: where backfills are begun.
         group: of dispatchers.
         partition: of the stream.
@@ -58,14 +57,14 @@ class History:
         self._address = address
 
     async def bridge(self, after: str, lost: HistoryLost) -> str:
-        """The token behind which the stream goes on; when this returns everything about it is written down.
+        """The token behind which the stream goes on; the gap is recorded when this returns.
 
         Args:
             after: the token behind which changes are lost.
-            lost: what the server said.
+            lost: the error of the source.
 
         Raises:
-            HistoryLost: that is not wanted.
+            HistoryLost: the operator wants no gap.
             DispatcherError: what no repetition can mend.
         """
         if self._policy == "fail":
@@ -74,14 +73,14 @@ class History:
             log.warning, "where to go on could not be found out, trying again", action="history.not_bridged"
         )
         token = await retry(partial(self._bridge, after), report, address=self._address)
-        since, until = token_time(after), token_time(token)
+        since, until = self._source.time_of(after), self._source.time_of(token)
         text = (
             f"the oplog does not hold the changes between {since.as_datetime().isoformat()} and "
             f"{until.as_datetime().isoformat()} any more: they are not delivered"
         )
         if self._policy == "backfill":
             text += ", and all current documents are instead"
-        # Partitions may lose history behind one token, and each lacks the changes of other documents.
+        # Several partitions may lose history behind one token, each the changes of its own documents.
         key = f"{self._partition}/{self._partitions}:{after}"
         await self._gaps.record(Gap("history_lost", key, text, None, since, until, self._policy))
         return token
@@ -90,11 +89,11 @@ class History:
         token = await self._source.now()
         if self._policy == "resume":
             return token
-        # Begun once for one loss: killed in between, the same run is found again, and the stream goes on where it
-        # was to go on. What is written from there on is in the stream; what was before, the backfill reads.
+        # One run for one loss: after a kill in between, the next process finds it again, and the stream goes on
+        # behind its token. Later changes are in the stream, and the backfill reads the documents as they were
+        # before.
         about = f"{self._group}:{self._partition}:{self._partitions}:{after}"
         asked = {"receivers": [], "partition": self._partition, "partitions": self._partitions}
-        run = await self._runs.ensure(
-            blake2b(about.encode(), digest_size=6).hexdigest(), "backfill", asked, token_time(token), token=token
-        )
+        id_ = blake2b(about.encode(), digest_size=6).hexdigest()
+        run = await self._runs.ensure(id_, "backfill", asked, self._source.time_of(token), token=token)
         return run.token or token

@@ -16,7 +16,7 @@ from typing import Any, Final
 from bson.codec_options import CodecOptions
 
 from dispatcher.core.error_text import words_of
-from dispatcher.core.events import Batch, Change, Start, token_time
+from dispatcher.core.events import Batch, Change, Start
 from dispatcher.core.lease import Lease
 from dispatcher.core.output.logs import Stats, get_logger
 from dispatcher.core.retry import retry
@@ -221,7 +221,7 @@ class Pipeline:
                         behind = batch.token
             except HistoryLost as lost:
                 behind = await self._history.bridge(behind, lost)
-                self._reader.skip_to(float(token_time(behind).time))
+                self._reader.skip_to(float(self._source.time_of(behind).time))
                 self._refilling.wake()
                 await self._take(Batch([], behind))
                 start = Start(token=behind)
@@ -246,7 +246,7 @@ class Pipeline:
         self._lag.asked(monotonic())
         batch = await anext(source)
         count = len(batch.events)
-        self._lag.heard(monotonic(), token_time(batch.token).time, count, more=count >= _FULL)
+        self._lag.heard(monotonic(), self._source.time_of(batch.token).time, count, more=count >= _FULL)
         return batch
 
     async def _take(self, batch: Batch) -> None:
@@ -304,7 +304,7 @@ class Pipeline:
     async def _report_lost(self, lost: LostEvent) -> None:
         """Record an event that the server can't send."""
         text = "a change has an _id of several megabytes, so that its event can not be sent: nobody is told of it"
-        since, until = token_time(lost.after), token_time(lost.before)
+        since, until = self._source.time_of(lost.after), self._source.time_of(lost.before)
         await self._gaps.record(Gap("oversize", lost.after, text, None, since, until))
 
     # -- beginning and end -----------------------------------------------------------------------------------
@@ -405,7 +405,7 @@ class Pipeline:
         waiting_since = None
         if oldest is not None:
             wall_time = oldest.change.wall_time if oldest.change is not None else None
-            waiting_since = seconds_of(wall_time) or float(token_time(oldest.token).time)
+            waiting_since = seconds_of(wall_time) or float(self._source.time_of(oldest.token).time)
         return Gauges(
             connected=self._source.connected,
             in_flight=self._lanes.in_flight,
@@ -413,7 +413,7 @@ class Pipeline:
             queued_bytes=self._lanes.queued_bytes,
             lag_seconds=self._lag.seconds(now, server_now, waiting_since),
             lag_changes=self._lag.changes(now, server_now, self._tracker.span),
-            position_seconds=float(token_time(self._tracker.token).time),
+            position_seconds=float(self._source.time_of(self._tracker.token).time),
             saved_seconds=self._progress.saved_seconds,
             silent_seconds=self._lag.silent(now),
         )

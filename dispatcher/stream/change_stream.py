@@ -16,9 +16,9 @@ from pymongo.errors import OperationFailure, PyMongoError
 
 from dispatcher.core.bson_codec import Undecoded
 from dispatcher.core.driver_errors import Kind, fatal, in_short, kind_of, let_go
-from dispatcher.core.events import Batch, Start, token_time
+from dispatcher.core.events import Batch, Start
 from dispatcher.core.output.logs import Stats, get_logger
-from dispatcher.core.resume_tokens import token_of
+from dispatcher.core.resume_tokens import token_of, token_time
 from dispatcher.core.retry import pause_after
 from dispatcher.stream.cursor import Cursors, EventShape
 from dispatcher.stream.large_events import SINGLY, SMALLER, SPLIT, WHOLE, WITHOUT, joined
@@ -98,6 +98,10 @@ class ChangeStreamSource:
             PyMongoError: as the driver has it.
         """
         return await self._cursors.now()
+
+    def time_of(self, position: str) -> Timestamp:
+        """The cluster time of a token."""
+        return token_time(position)
 
     async def batches(self, start: Start) -> AsyncGenerator[Batch]:
         """The stream from `start` on, without an end.

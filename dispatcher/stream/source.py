@@ -3,6 +3,8 @@
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, Protocol
 
+from bson.timestamp import Timestamp
+
 from dispatcher.core.events import Batch, Start
 from mongoz.stamps import Stamp
 
@@ -14,6 +16,8 @@ Saw = Callable[[Stamp | None, Any], object]
 
 class Source(Protocol):
     """Change events of one partition, in the order of their tokens.
+
+    A position is a text, and positions sort as texts.
 
     Attributes:
         batch_size: events per batch, at most, from the next one on.
@@ -27,6 +31,9 @@ class Source(Protocol):
 
     async def now(self) -> str:
         """The position of this moment: all later changes can be read from it."""
+
+    def time_of(self, position: str) -> Timestamp:
+        """The cluster time of a position."""
 
     def batches(self, start: Start) -> AsyncGenerator[Batch]:
         """The events behind `start`, without an end; an idle source has an empty batch about once a second.

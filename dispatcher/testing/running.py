@@ -15,7 +15,8 @@ from pymongo.errors import PyMongoError
 from pymongo.write_concern import WriteConcern
 
 from dispatcher.core.clients import close
-from dispatcher.core.events import Change, Namespace, token_time
+from dispatcher.core.events import Change, Namespace
+from dispatcher.core.resume_tokens import token_time
 from dispatcher.runtime.service import Service
 from dispatcher.settings import Settings
 from dispatcher.testing.recording import RecordedDelivery, Recorder, RecordingRoutes, failures_of

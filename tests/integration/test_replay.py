@@ -8,7 +8,7 @@ import pytest
 from bson import Timestamp
 
 import mongoz
-from dispatcher.core.events import token_time
+from dispatcher.core.resume_tokens import token_time
 from dispatcher.exceptions import HistoryLost, UnknownReceiver, UnknownRun
 from dispatcher.runs import replay
 from dispatcher.runs.player import Outcome, workplace

@@ -1,5 +1,6 @@
 """The dispatcher on a source that reads a list: all that it needs of a source is in the protocol."""
 
+import asyncio
 import time
 from typing import Any
 
@@ -10,7 +11,8 @@ from bson.timestamp import Timestamp
 
 import mongoz
 from dispatcher.core.bson_codec import RawEvent
-from dispatcher.core.events import token_at, token_time
+from dispatcher.core.resume_tokens import token_at, token_time
+from dispatcher.exceptions import AccessDenied
 from dispatcher.runtime import assembly
 from mongoz.core.signals import post_delete, post_save
 from mongoz.stamps import FIELD, Call, Stamp, key_hash
@@ -145,6 +147,47 @@ async def test_history_that_a_list_does_not_hold_is_bridged(account, dispatched,
     assert gap["kind"] == "history_lost"
     assert gap["to_time"] == token_time(first)
     assert got == [2]
+
+
+@pytest.mark.parametrize(("count", "requested"), [(300, 2), (50, 1)], ids=["full", "small"])
+async def test_behind_a_full_batch_the_next_one_is_requested_at_once(
+    account, dispatched, foreign, source, writer, count, requested
+):
+    """A small batch is delivered before the next one is requested."""
+    got: list[int] = []
+    gate = asyncio.Event()
+
+    @post_save(account, name="listed")
+    async def listed(sender, instance, **kwargs):
+        await gate.wait()
+        got.append(int(str(instance.id), 16))
+
+    for number in range(1, count + 1):
+        writer.insert(number)
+    async with dispatching(dispatched, batch_size=100, concurrency=1, max_queued=1) as running:
+        await eventually(lambda: running.service.gauges()[0].in_flight, what="the first delivery has begun")
+        await eventually(lambda: source.requested >= requested, what="the next batch is requested")
+        for _ in range(100):  # nothing more happens, however often everybody has a turn
+            await asyncio.sleep(0)
+        assert source.requested == requested
+        gate.set()
+        await eventually(lambda: len(got) == count, what="all are delivered")
+    assert sorted(got) == list(range(1, count + 1))
+
+
+async def test_an_error_of_the_source_ends_the_dispatcher_while_a_batch_waits(
+    account, dispatched, foreign, source, writer
+):
+    @post_save(account, name="listed")
+    async def listed(sender, instance, **kwargs):
+        """Deliver nothing of interest."""
+
+    source.fails_after = 1
+    for number in range(1, 301):
+        writer.insert(number)
+    with pytest.raises(AccessDenied, match="the list is closed"):
+        async with dispatching(dispatched, batch_size=100) as running:
+            await running.task
 
 
 def test_the_token_of_a_time_sorts_before_its_changes():

@@ -3,8 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher.core.events import time_after, token_time
-from dispatcher.core.resume_tokens import DIGEST, digest_of, digests_of, holds, split
+from dispatcher.core.resume_tokens import DIGEST, digest_of, digests_of, holds, split, time_after, token_time
 
 times = st.integers(0, 2**32 - 1)
 tokens = st.builds(

@@ -9,7 +9,8 @@ import pytest
 from bson import Int64, ObjectId
 
 from dispatcher.core.bson_codec import RawEvent
-from dispatcher.core.events import Batch, Change, Start, token_at
+from dispatcher.core.events import Batch, Change, Start
+from dispatcher.core.resume_tokens import token_at
 from dispatcher.stream.lookup import DocumentLookup
 from dispatcher.stream.reader import LostEvent, Reader, UnreadableEvent
 from dispatcher.stream.source import Source

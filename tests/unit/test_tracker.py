@@ -7,7 +7,8 @@ from bson import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher.core.events import Calls, Change, Job, token_time
+from dispatcher.core.events import Calls, Change, Job
+from dispatcher.core.resume_tokens import token_time
 from dispatcher.exceptions import PositionError
 from dispatcher.position.documents import SavedPositions
 from dispatcher.position.tracker import Tracker
@@ -121,7 +122,7 @@ def test_time_of_a_token():
 
 @pytest.mark.parametrize("token", ["", "82", "zz6B03E05E00000012", "826B03E05Exx000012", "nonsense"])
 def test_what_is_no_token_is_named(token):
-    with pytest.raises(PositionError, match="which is none"):
+    with pytest.raises(PositionError, match="is no resume token"):
         token_time(token)
 
 

@@ -24,9 +24,6 @@ def account(dispatched: mongoz.Registry, database: str) -> Any:
     return make_account(dispatched, database)
 
 
-pytestmark = pytest.mark.usefixtures("plain_logs")
-
-
 @pytest.fixture
 def state(foreign: Any) -> Parked:
     return Parked(foreign)

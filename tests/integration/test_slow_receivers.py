@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
+import structlog
 from bson import ObjectId
 
 import mongoz
@@ -19,10 +20,12 @@ refusing_ones: "list[Refusing]" = []
 
 
 @pytest.fixture(autouse=True)
-def soon(monkeypatch: pytest.MonkeyPatch, plain_logs: None) -> Iterator[None]:
-    """Who hangs is cancelled more often than once a second."""
+def soon(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A receiver that hangs is cancelled more often than once a second, and an event is one line of the log."""
     monkeypatch.setattr(invoker, "_CANCEL_AGAIN", 0.02)
+    structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
     yield
+    structlog.reset_defaults()
     refusing_ones.clear()
 
 

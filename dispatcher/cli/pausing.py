@@ -12,7 +12,7 @@ from dispatcher.core.output.terminal import shown
 
 if TYPE_CHECKING:
     from dispatcher.cli.connecting import Connection
-    from dispatcher.operate.pauses import Paused
+    from dispatcher.operate.status_model import Pause
 
 __all__ = ["add_to"]
 
@@ -75,7 +75,7 @@ def _resume(
     from dispatcher.cli.connecting import with_group
     from dispatcher.operate.pauses import pauses, resume
 
-    async def do(there: "Connection") -> "tuple[bool, list[Paused]]":
+    async def do(there: "Connection") -> "tuple[bool, list[Pause]]":
         changed = await resume(there.group, receiver, known=there.receivers)
         return changed, await pauses(there.group)
 

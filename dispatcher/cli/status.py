@@ -17,9 +17,7 @@ from dispatcher.exceptions import ServerError
 
 if TYPE_CHECKING:
     from dispatcher.cli.connecting import Connection
-    from dispatcher.operate.health import Word
-    from dispatcher.operate.overview import Overview
-    from dispatcher.operate.status_model import MemberStatus, PartitionStatus
+    from dispatcher.operate.status_model import GroupStatus, MemberStatus, PartitionStatus, Word
 
 __all__ = ["add_to"]
 
@@ -59,13 +57,13 @@ def _status(
     from dispatcher.cli.connecting import with_group
     from dispatcher.operate.status import look
 
-    async def see(there: "Connection") -> "Overview":
+    async def see(there: "Connection") -> "GroupStatus":
         return await look(there.group)
 
-    def once() -> "Overview":
+    def once() -> "GroupStatus":
         return with_group(see, place)
 
-    def show(overview: "Overview") -> None:
+    def show(overview: "GroupStatus") -> None:
         if as_json:
             print_json(overview.as_dict())
         else:
@@ -86,7 +84,7 @@ def _status(
             show(once())
 
 
-def _watch(once: "Callable[[], Overview]", interval: float, stop: threading.Event) -> None:
+def _watch(once: "Callable[[], GroupStatus]", interval: float, stop: threading.Event) -> None:
     """Fill the terminal, again and again; a server that is gone for a while ends nothing."""
     from rich.live import Live
 
@@ -99,7 +97,7 @@ def _watch(once: "Callable[[], Overview]", interval: float, stop: threading.Even
             live.update(seen, refresh=True)
 
 
-def _rendered(overview: "Overview") -> RenderableType:
+def _rendered(overview: "GroupStatus") -> RenderableType:
     return Lines(
         *_summary(overview),
         *_titled("Receivers", _receivers(overview), overview.health.receivers),
@@ -118,7 +116,7 @@ def _titled(title: str, table: Grid, rows: list[Any]) -> list[RenderableType]:
     return ["", shown(title, "bold"), table] if rows else []
 
 
-def _summary(overview: "Overview") -> list[RenderableType]:
+def _summary(overview: "GroupStatus") -> list[RenderableType]:
     alive = overview.alive
     lags = [one.lag_seconds for one in overview.partitions if one.lag_seconds is not None]
     rate = sum(float(one.stats.get("per_second", {}).get("deliveries", 0)) for one in alive)
@@ -150,11 +148,11 @@ def _summary(overview: "Overview") -> list[RenderableType]:
     return [table]
 
 
-def _counted(figure: str, count: int, overview: "Overview") -> str:
+def _counted(figure: str, count: int, overview: "GroupStatus") -> str:
     return f"at least {count}" if figure in overview.at_least else str(count)
 
 
-def _headroom(overview: "Overview") -> tuple[str, str, str]:
+def _headroom(overview: "GroupStatus") -> tuple[str, str, str]:
     left = overview.headroom_seconds
     if left is None:
         if not overview.partitions:
@@ -165,7 +163,7 @@ def _headroom(overview: "Overview") -> tuple[str, str, str]:
     return "oplog", f"position would be lost in {duration(left)}", "bold red" if left < _TIGHT else ""
 
 
-def _receivers(overview: "Overview") -> Grid:
+def _receivers(overview: "GroupStatus") -> Grid:
     table = Grid("health", "receiver", "signal", "why")
     for one in overview.health.receivers:
         table.add_row(
@@ -174,7 +172,7 @@ def _receivers(overview: "Overview") -> Grid:
     return table
 
 
-def _partitions(overview: "Overview") -> Grid:
+def _partitions(overview: "GroupStatus") -> Grid:
     table = Grid("partition", "owner", "term", "delivered up to", "lag", "changes behind", "saved", "lost in")
     for one in overview.partitions:
         table.add_row(
@@ -190,11 +188,11 @@ def _partitions(overview: "Overview") -> Grid:
     return table
 
 
-def _owned(one: "PartitionStatus", overview: "Overview") -> bool:
+def _owned(one: "PartitionStatus", overview: "GroupStatus") -> bool:
     return any(member.id == one.owner for member in overview.alive)
 
 
-def _owner(one: "PartitionStatus", overview: "Overview") -> str:
+def _owner(one: "PartitionStatus", overview: "GroupStatus") -> str:
     if one.owner is None or one.where is None:
         return "nobody"
     return one.where if _owned(one, overview) else f"{one.where} (gone)"
@@ -215,7 +213,7 @@ def _members(members: "list[MemberStatus]") -> Grid:
     return table
 
 
-def _letters(overview: "Overview") -> Grid:
+def _letters(overview: "GroupStatus") -> Grid:
     table = Grid("count", "receiver", "signal", "newest")
     for one in overview.dead_letters:
         newest = "" if one.newest_at is None else f"{one.newest_at:%Y-%m-%d %H:%M:%S}"
@@ -228,7 +226,7 @@ def _letters(overview: "Overview") -> Grid:
     return table
 
 
-def _parked(overview: "Overview") -> Grid:
+def _parked(overview: "GroupStatus") -> Grid:
     table = Grid("documents", "receiver", "reason", "next attempt")
     for one in overview.parked:
         due = "" if one.due_at is None else f"{one.due_at:%Y-%m-%d %H:%M:%S}"
@@ -236,7 +234,7 @@ def _parked(overview: "Overview") -> Grid:
     return table
 
 
-def _paused(overview: "Overview") -> Grid:
+def _paused(overview: "GroupStatus") -> Grid:
     table = Grid("receiver", "since", "by")
     for one in overview.paused:
         since = "" if one.since is None else f"{one.since:%Y-%m-%d %H:%M:%S}"
@@ -244,7 +242,7 @@ def _paused(overview: "Overview") -> Grid:
     return table
 
 
-def _runs(overview: "Overview") -> Grid:
+def _runs(overview: "GroupStatus") -> Grid:
     table = Grid("run", "what")
     for one in overview.runs:
         rest = {name: value for name, value in one.items() if name not in ("_id", "group", "kind")}
@@ -252,7 +250,7 @@ def _runs(overview: "Overview") -> Grid:
     return table
 
 
-def _gaps(overview: "Overview") -> Grid:
+def _gaps(overview: "GroupStatus") -> Grid:
     table = Grid("noted", "kind", "text")
     for one in overview.gaps:
         noted = "" if one.noted_at is None else f"{one.noted_at:%Y-%m-%d %H:%M:%S}"
@@ -260,7 +258,7 @@ def _gaps(overview: "Overview") -> Grid:
     return table
 
 
-def _misfits(overview: "Overview") -> Grid:
+def _misfits(overview: "GroupStatus") -> Grid:
     table = Grid("collection", "_id", "problem", "remedy")
     for one in overview.misfits:
         table.add_row(*one)

@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 
 from dispatcher.core.output.logs import Stats
 from dispatcher.core.stats import BOUNDS, MOST_RECEIVERS, Gauges, Histogram, ReceiverFigures
-from dispatcher.operate.health import WORDS, Health
+from dispatcher.operate.status_model import WORDS, GroupStatus
 
 __all__ = ["METRICS", "Described", "Metrics", "Snapshot"]
 
@@ -58,13 +58,8 @@ class Snapshot(NamedTuple):
         now: on the monotonic clock.
         server_now: on the server's, in seconds since 1970.
         stats: counters.
-        pipelines: by partition, those that this process works on.
-        partitions: how many there are in the layout.
-        members: processes of the group that are alive; None while it is not known.
-        dead_letters: of the group, that are kept; None likewise.
-        parked: deliveries of the group; None likewise.
-        paused: names of paused receivers; "*" stands for all.
-        health: of the group and its receivers; None while it is not known.
+        pipelines: of the partitions that this process holds.
+        status: of the group; None while it is not known.
         oplog_begins: the cluster time of the oplog's oldest entry, in seconds since 1970; None if we may not look.
         oplog_ends: likewise of the newest.
         oplog_spare: seconds until the oplog is full and forgets its oldest entries, estimated.
@@ -78,17 +73,17 @@ class Snapshot(NamedTuple):
     server_now: float
     stats: Stats
     pipelines: dict[int, Gauges]
-    partitions: int = 1
-    members: int | None = None
-    dead_letters: int | None = None
-    parked: int | None = None
-    paused: tuple[str, ...] = ()
-    health: Health | None = None
+    status: GroupStatus | None = None
     oplog_begins: float | None = None
     oplog_ends: float | None = None
     oplog_spare: float = 0.0
     loop_delay: float = 0.0
     dropped_lines: int = 0
+
+    @property
+    def paused(self) -> list[str]:
+        """Names of paused receivers; "*" is everything."""
+        return [] if self.status is None else [one.receiver or "*" for one in self.status.paused]
 
 
 def _by_receiver(
@@ -115,14 +110,8 @@ def _window(shot: Snapshot) -> float | None:
     return None if shot.oplog_begins is None or shot.oplog_ends is None else shot.oplog_ends - shot.oplog_begins
 
 
-def _health(shot: Snapshot) -> list[tuple[tuple[str, ...], float]] | None:
-    return shot.health and [((word,), float(word == shot.health.health)) for word in WORDS]
-
-
-def _receiver_health(shot: Snapshot) -> list[tuple[tuple[str, ...], float]] | None:
-    if shot.health is None:
-        return None
-    return [((one.receiver, one.signal, one.health), 1.0) for one in shot.health.receivers[:MOST_RECEIVERS]]
+def _of_group(value: Callable[[GroupStatus], Any]) -> Callable[[Snapshot], Any]:
+    return lambda shot: None if shot.status is None else value(shot.status)
 
 
 METRICS: Final = (
@@ -134,14 +123,16 @@ METRICS: Final = (
         ("health",),
         "The group's health: 1 for its word, 0 for the others. The words: failing, blocked, behind, delivering, "
         "idle, paused, down.",
-        _health,
+        _of_group(lambda s: [((word,), float(word == s.health.health)) for word in WORDS]),
     ),
     Described(
         "receiver_health",
         "gauge",
         (*_RECEIVER, "health"),
         "Always 1; the label is the receiver's health in one word.",
-        _receiver_health,
+        _of_group(
+            lambda s: [((r.receiver, r.signal, r.health), 1.0) for r in s.health.receivers[:MOST_RECEIVERS]]
+        ),
     ),
     # What happened.
     Described("changes_read", "counter", (), "Change events that arrived.", lambda s: s.stats.read),
@@ -316,11 +307,23 @@ METRICS: Final = (
         "others.",
         lambda s: s.loop_delay,
     ),
-    Described("partitions", "gauge", (), "Partitions in the layout of the group.", lambda s: s.partitions),
+    Described(
+        "partitions",
+        "gauge",
+        (),
+        "Partitions in the layout of the group.",
+        lambda s: s.status.partition_count if s.status else 1,
+    ),
     Described("partitions_held", "gauge", (), "Partitions that this process holds.", lambda s: len(s.pipelines)),
-    Described("members", "gauge", (), "Processes of the group that are alive.", lambda s: s.members),
-    Described("dead_letters", "gauge", (), "Dead letters of the group.", lambda s: s.dead_letters),
-    Described("parked_deliveries", "gauge", (), "Deliveries of the group that are parked.", lambda s: s.parked),
+    Described("members", "gauge", (), "Processes of the group that are alive.", _of_group(lambda s: len(s.alive))),
+    Described("dead_letters", "gauge", (), "Dead letters of the group.", _of_group(lambda s: s.dead_letter_count)),
+    Described(
+        "parked_deliveries",
+        "gauge",
+        (),
+        "Deliveries of the group that are parked.",
+        _of_group(lambda s: s.parked_deliveries),
+    ),
     Described(
         "paused", "gauge", (), "Whether the whole group is paused: 1 or 0.", lambda s: float("*" in s.paused)
     ),

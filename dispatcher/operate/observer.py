@@ -1,13 +1,14 @@
 """What a process knows of itself and of its group, for whoever asks: metrics, probes, the dashboard."""
 
 import asyncio
+import os
+import socket
 from collections import deque
 from collections.abc import Callable
 from time import monotonic, time
 from typing import Any, Final, Literal
 
 from pymongo import AsyncMongoClient
-from pymongo.errors import PyMongoError
 
 from dispatcher.core.driver_errors import in_short
 from dispatcher.core.oplog import MOST_SKEW, Oplog, clock_offset, look_at_oplog
@@ -16,8 +17,8 @@ from dispatcher.core.output.writer import dropped_lines
 from dispatcher.core.state import Group
 from dispatcher.core.stats import Gauges, Recent
 from dispatcher.operate.metrics import Snapshot
-from dispatcher.operate.overview import Counts
-from dispatcher.operate.status import counts_of
+from dispatcher.operate.status import StatusCache
+from dispatcher.operate.status_model import GroupStatus, MemberStatus
 from dispatcher.settings import Settings
 from mongoz import __version__
 
@@ -57,6 +58,7 @@ class Observer:
 
     Attributes:
         http: where the process answers; None if it does not.
+        cache: the status of the group.
         name: of the group.
         group: once there is a connection to its state.
     """
@@ -81,7 +83,7 @@ class Observer:
         self._stopping_since: float | None = None
         self._began = monotonic()
         self._oplog: Oplog | None = None
-        self._counts = Counts()
+        self.cache = StatusCache(group, self._myself, lambda: stats.clock_offset)
         self._skewed = False
         self._unseen = ""  # why the last look failed
         self._delays: deque[float] = deque([0.0], maxlen=_TURNS)
@@ -129,7 +131,7 @@ class Observer:
     async def _look_regularly(self, group: Group) -> None:
         while True:
             await self._look(group.state.client)
-            await self._count(group)
+            await self.cache.get(group)  # for the metrics; nobody is unready because it fails
             await asyncio.sleep(_BETWEEN_LOOKS)
 
     async def _look(self, client: AsyncMongoClient[Any]) -> None:
@@ -142,16 +144,6 @@ class Observer:
             log.debug("the server can't be looked at", action="server.not_seen", error=self._unseen)
         else:
             self._unseen = ""
-
-    async def _count(self, group: Group) -> None:
-        """See how the group is. Deliveries don't depend on it, so it makes nobody unready."""
-        try:
-            async with asyncio.timeout(_PATIENCE):
-                self._counts = await counts_of(group)
-        except (PyMongoError, TimeoutError) as error:
-            log.debug("the group can't be looked at", action="group.not_seen", error=in_short(error))
-        except Exception as error:  # a state that somebody edited
-            log.warning("the state of the group is not understood", action="state.not_understood", exc_info=error)
 
     def _note_clocks(self, offset: float) -> None:
         """Say once that clocks differ: leases don't go by them, but what people read in logs does."""
@@ -168,7 +160,7 @@ class Observer:
 
     def snapshot(self) -> Snapshot:
         """How things are now."""
-        oplog, counts = self._oplog, self._counts
+        oplog = self._oplog
         return Snapshot(
             self.name,
             __version__,
@@ -176,12 +168,7 @@ class Observer:
             time() + self.stats.clock_offset,
             self.stats,
             self._gauges(),
-            partitions=counts.partitions,
-            members=counts.members,
-            dead_letters=counts.dead_letters,
-            parked=counts.parked,
-            paused=counts.paused,
-            health=counts.health,
+            status=self.cache.last,
             oplog_begins=oplog and oplog.begins,
             oplog_ends=oplog and oplog.ends,
             oplog_spare=oplog.spare if oplog else 0.0,
@@ -220,6 +207,26 @@ class Observer:
                 for number, one in gauges.items()
             },
         }
+
+    async def status(self) -> GroupStatus:
+        """The status of the group, as of a moment ago, with the present figures of this process."""
+        return await self.cache.get(self.group)
+
+    def _myself(self) -> MemberStatus:
+        return MemberStatus(
+            id="myself",
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            version=__version__,
+            application=None,
+            started_at=None,
+            seen_seconds=0.0,
+            alive=True,
+            partitions=sorted(self._gauges()),
+            receivers=[],
+            stats=self.stats_document(),
+            http=self.http,
+        )
 
     def not_ready(self) -> list[str]:
         """Why this process does not do its work at this moment; empty if it does, or stands by to do it.

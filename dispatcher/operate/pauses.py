@@ -17,7 +17,7 @@ receiver. Where everything is paused nothing is read, and the position stays.
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Set
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from pymongo.errors import PyMongoError
 
@@ -26,8 +26,9 @@ from dispatcher.core.output.logs import get_logger
 from dispatcher.core.state import CONTROLS, Group
 from dispatcher.core.state_checks import Sound, receiver_paused
 from dispatcher.group.known_receivers import require_receiver
+from dispatcher.operate.status_model import Pause
 
-__all__ = ["Controls", "Paused", "pause", "pauses", "resume"]
+__all__ = ["Pauses", "pause", "pauses", "resume"]
 
 log = get_logger()
 
@@ -37,21 +38,7 @@ _EVERYTHING: Final = "*"
 _LOOK: Final = 1.0
 
 
-class Paused(NamedTuple):
-    """One pause.
-
-    Attributes:
-        receiver: its name; None if everything is paused.
-        since: the server's time.
-        by: who asked for it.
-    """
-
-    receiver: str | None
-    since: Any
-    by: str | None
-
-
-async def pauses(group: Group) -> list[Paused]:
+async def pauses(group: Group) -> list[Pause]:
     """What is paused.
 
     Args:
@@ -67,8 +54,8 @@ async def pauses(group: Group) -> list[Paused]:
     return paused
 
 
-def _paused(found: Mapping[str, Any]) -> Paused:
-    return Paused(receiver_paused(found), found.get("since"), str(found.get("by", "")))
+def _paused(found: Mapping[str, Any]) -> Pause:
+    return Pause(receiver_paused(found), found.get("since"), str(found.get("by", "")))
 
 
 async def pause(
@@ -146,7 +133,7 @@ async def _named(group: Group, receiver: str | None) -> dict[str, Any]:
     return {"group": group.name, "kind": "pause", "receiver_name": {"$in": list(names)}}
 
 
-class Controls:
+class Pauses:
     """What is paused, as far as a dispatcher knows.
 
     Args:
@@ -197,7 +184,7 @@ class Controls:
                 failing = True
 
 
-def _log_changes(before: Set[str | None], now: Mapping[str | None, Paused]) -> None:
+def _log_changes(before: Set[str | None], now: Mapping[str | None, Pause]) -> None:
     for receiver in sorted(now.keys() - before, key=str):
         log.warning(
             "paused: nothing is delivered" if receiver is None else "a receiver is paused: it is not called",

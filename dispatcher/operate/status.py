@@ -1,19 +1,22 @@
 """Looking at a group of dispatchers: reads its state, changes nothing, and needs no dispatcher that runs."""
 
 import asyncio
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import cache
-from time import time
+from time import monotonic, time
 from typing import Any, Final, TypeVar
 
 from bson import Timestamp
 from pydantic import BaseModel, TypeAdapter
-from pymongo.errors import ExecutionTimeout
+from pymongo.errors import ExecutionTimeout, PyMongoError
 
+from dispatcher.core.driver_errors import in_short
+from dispatcher.core.error_text import text_of
 from dispatcher.core.identity import Identity
 from dispatcher.core.oplog import Oplog, clock_offset, look_at_oplog
+from dispatcher.core.output.logs import get_logger
 from dispatcher.core.state import (
     CONTROLS,
     DEAD_LETTERS,
@@ -28,17 +31,19 @@ from dispatcher.core.state import (
 from dispatcher.core.state_checks import Sound, receiver_paused
 from dispatcher.core.stats import seconds_of
 from dispatcher.operate.health import health_of
-from dispatcher.operate.overview import Counts, Overview
 from dispatcher.operate.status_model import (
+    DeadLetterCount,
     GapStatus,
-    Letters,
+    GroupStatus,
     MemberStatus,
-    ParkedStatus,
+    ParkedCount,
     PartitionStatus,
-    PauseStatus,
+    Pause,
 )
 
-__all__ = ["counts_of", "groups_in", "look", "members_of"]
+__all__ = ["StatusCache", "groups_in", "look", "members_of"]
+
+log = get_logger()
 
 # A member that was silent for so many times its lease is gone.
 _SILENCE: Final = 1.5
@@ -52,42 +57,19 @@ _MOST_GAPS: Final = 20
 _PATIENCE_MS: Final = 1_000
 _COUNTED: Final = 1_000
 
-# Of a position, all but where it is: that may be the long key of a document.
-_OWNED: Final = {"partition": True, "partitions": True, "owner": True}
+# Of a position, all fields but the resume token and what was finished ahead of it, which can be long.
+_OWNED: Final = dict.fromkeys(
+    ("partition", "partitions", "owner", "term", "host", "pid", "cluster_time", "saved_at"), True
+)
+
+# Seconds that one look may take, and for which it serves all who ask.
+_PATIENCE: Final = 5.0
+_FRESH: Final = 1.0
 
 # What a run says of where it is.
 _PLACES: Final = frozenset({"progress", "token"})
 
 T = TypeVar("T")
-
-
-async def counts_of(group: Group) -> Counts:
-    """Count what there is of a group; less work than a look at it.
-
-    Raises:
-        PyMongoError: as the driver has it.
-    """
-    now, sound = time() + await clock_offset(group.state.client), Sound(group.state.name)
-    members = await _members(group, now, sound)
-    found = [one async for one in group.state.as_on_this_node(POSITIONS).find({"group": group.name}, _OWNED)]
-    layout = next((one for one in found if one["_id"] == group.name), {})
-    partitions = _partitions([one for one in found if "partition" in one], members, None, now, sound)
-    controls = group.state.as_on_this_node(CONTROLS).find({"group": group.name, "kind": "pause"})
-    paused = sound.each(CONTROLS, await controls.to_list(), _paused)
-    counted = _Counted(group)
-    parked, letters, deliveries = await asyncio.gather(
-        _parked(counted, sound), counted.all("dead_letters", DEAD_LETTERS), counted.all("parked", PARKED)
-    )
-    sound.log()
-    count_ = layout.get("partitions", 1)
-    return Counts(
-        partitions=count_ if isinstance(count_, int) else 1,
-        members=sum(one.alive for one in members),
-        dead_letters=letters,
-        parked=deliveries,
-        paused=tuple(one.receiver or "*" for one in paused),
-        health=health_of(members, partitions, parked, paused, datetime.fromtimestamp(now, UTC)),
-    )
 
 
 async def groups_in(state: State) -> list[str]:
@@ -100,11 +82,12 @@ async def groups_in(state: State) -> list[str]:
     return sorted(name for name in found if isinstance(name, str))
 
 
-async def look(group: Group) -> Overview:
-    """Look at a group.
+async def look(group: Group, myself: MemberStatus | None = None) -> GroupStatus:
+    """Read the status of a group.
 
     Args:
         group: of dispatchers, with the database of its state.
+        myself: this process, if it is a member; the state has older figures of it, or none.
 
     Raises:
         PyMongoError: as the driver has it.
@@ -112,27 +95,104 @@ async def look(group: Group) -> Overview:
     offset = await clock_offset(group.state.client)
     oplog = await look_at_oplog(group.state.client)
     now = time() + offset
-    overview = Overview(group.name, datetime.fromtimestamp(now, UTC), offset, oplog and oplog.window)
+    status = GroupStatus(group.name, datetime.fromtimestamp(now, UTC), offset, oplog and oplog.window)
     of_group, sound = {"group": group.name}, Sound(group.state.name)
-    overview.members = await _members(group, now, sound)
-    positions = group.state.as_on_this_node(POSITIONS).find({**of_group, "partition": {"$exists": True}})
-    overview.partitions = _partitions(await positions.to_list(), overview.members, oplog, now, sound)
+    status.members = _with_myself(await _members(group, now, sound), myself)
+    positions = await group.state.as_on_this_node(POSITIONS).find(of_group, _OWNED).to_list()
+    layout = next((one.get("partitions") for one in positions if one["_id"] == group.name), None)
+    status.partition_count = layout if isinstance(layout, int) else 1
+    numbered = [one for one in positions if "partition" in one]
+    status.partitions = _partitions(numbered, status.members, oplog, now, sound)
     counted = _Counted(group)
-    overview.dead_letters, overview.parked, overview.parked_deliveries, overview.gap_count = await asyncio.gather(
+    status.dead_letters, status.parked, status.parked_deliveries, status.gap_count = await asyncio.gather(
         _letters(counted, sound),
         _parked(counted, sound),
         counted.all("parked_deliveries", PARKED),
         counted.all("gap_count", GAPS),
     )
-    overview.at_least = sorted(counted.at_least)
+    status.at_least = sorted(counted.at_least)
     controls = await group.state.as_on_this_node(CONTROLS).find(of_group).to_list()
-    overview.paused = sound.each(CONTROLS, (one for one in controls if one.get("kind") == "pause"), _paused)
-    overview.runs = sound.each(CONTROLS, (one for one in controls if one.get("kind") == "run"), _run)
+    status.paused = sound.each(CONTROLS, (one for one in controls if one.get("kind") == "pause"), _paused)
+    status.runs = sound.each(CONTROLS, (one for one in controls if one.get("kind") == "run"), _run)
     gaps = group.state.as_on_this_node(GAPS)
     newest = await gaps.find(of_group).sort("noted_at", -1).limit(_MOST_GAPS).to_list()
-    overview.gaps = sound.each(GAPS, newest, _gap)
-    overview.misfits = sound.misfits
-    return overview
+    status.gaps = sound.each(GAPS, newest, _gap)
+    status.misfits = sound.misfits
+    if myself is not None:  # commands print them
+        sound.log()
+    status.health = health_of(status)
+    return status
+
+
+def _with_myself(members: list[MemberStatus], myself: MemberStatus | None) -> list[MemberStatus]:
+    """The members, with the present figures of this process."""
+    if myself is None:
+        return members
+    mine = [one for one in members if (one.host, one.pid) == (myself.host, myself.pid)]
+    if not mine:
+        return [*members, myself]
+    fresh = {one.id: replace(one, stats=myself.stats, seen_seconds=0.0) for one in mine if one.alive}
+    return [fresh.get(one.id, one) for one in members]
+
+
+class StatusCache:
+    """The status of the group that a process belongs to. All who ask within a second share one look at the server.
+
+    Args:
+        name: of the group.
+        myself: makes the status of the process as it is now.
+        offset: seconds by which the server's clock is ahead of ours, as last seen.
+
+    Attributes:
+        last: the last status that could be read; None before the first.
+        error: why the last look failed; empty if it did not fail.
+    """
+
+    def __init__(self, name: str, myself: Callable[[], MemberStatus], offset: Callable[[], float]) -> None:
+        self.last: GroupStatus | None = None
+        self.error = "the dispatcher is not connected yet"
+        self._name = name
+        self._myself = myself
+        self._offset = offset
+        self._lock = asyncio.Lock()
+        self._looked = -_FRESH
+
+    async def get(self, group: Group | None) -> GroupStatus:
+        """The status. While the server does not answer, it has this process alone, and `error` is set.
+
+        Args:
+            group: None as long as there is no connection to its state.
+        """
+        async with self._lock:
+            if group is not None and monotonic() - self._looked >= _FRESH:
+                await self._look(group)
+            if self.last is not None and not self.error:
+                return self.last
+        offset = self._offset()
+        alone = GroupStatus(self._name, datetime.fromtimestamp(time() + offset, UTC), offset, None)
+        alone.members = [self._myself()]
+        alone.health = health_of(alone)
+        return alone
+
+    def forget(self) -> None:
+        """Look again when somebody asks next: something was changed."""
+        self._looked = -_FRESH
+
+    async def _look(self, group: Group) -> None:
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                self.last = await look(group, self._myself())
+            self.error = ""
+        except (PyMongoError, TimeoutError) as error:
+            late = isinstance(error, TimeoutError)
+            self.error = f"no answer within {_PATIENCE:.0f} s" if late else in_short(error)
+            log.debug("the state of the group can't be read", action="group.not_seen", error=self.error)
+        except Exception as error:  # somebody edited the state
+            self.error = text_of(error)
+            log.warning(
+                "the state of the group holds something invalid", action="state.not_understood", exc_info=error
+            )
+        self._looked = monotonic()
 
 
 async def members_of(group: Group, now: float | None = None) -> list[MemberStatus]:
@@ -246,7 +306,7 @@ class _Counted:
             return await cursor.to_list()
 
 
-async def _letters(counted: _Counted, sound: Sound) -> list[Letters]:
+async def _letters(counted: _Counted, sound: Sound) -> list[DeadLetterCount]:
     by_receiver = {
         "_id": {"receiver": "$receiver", "signal": "$signal"},
         "count": {"$sum": 1},
@@ -255,7 +315,7 @@ async def _letters(counted: _Counted, sound: Sound) -> list[Letters]:
     return sound.each(DEAD_LETTERS, await counted.by("dead_letters", DEAD_LETTERS, by_receiver), _letters_of)
 
 
-async def _parked(counted: _Counted, sound: Sound) -> list[ParkedStatus]:
+async def _parked(counted: _Counted, sound: Sound) -> list[ParkedCount]:
     by_receiver = {
         "_id": {"receiver": "$receiver", "reason": "$reason"},
         "count": {"$sum": 1},
@@ -264,18 +324,20 @@ async def _parked(counted: _Counted, sound: Sound) -> list[ParkedStatus]:
     return sound.each(PARKED_LANES, await counted.by("parked", PARKED_LANES, by_receiver), _parked_of)
 
 
-def _letters_of(found: dict[str, Any]) -> Letters:
+def _letters_of(found: dict[str, Any]) -> DeadLetterCount:
     key = found["_id"]
-    return _checked(Letters(key.get("receiver"), key.get("signal"), found["count"], _aware(found["newest_at"])))
+    return _checked(
+        DeadLetterCount(key.get("receiver"), key.get("signal"), found["count"], _aware(found["newest_at"]))
+    )
 
 
-def _parked_of(found: dict[str, Any]) -> ParkedStatus:
+def _parked_of(found: dict[str, Any]) -> ParkedCount:
     key = found["_id"]
-    return _checked(ParkedStatus(key.get("receiver"), key.get("reason"), found["count"], _aware(found["due_at"])))
+    return _checked(ParkedCount(key.get("receiver"), key.get("reason"), found["count"], _aware(found["due_at"])))
 
 
-def _paused(found: dict[str, Any]) -> PauseStatus:
-    return _checked(PauseStatus(receiver_paused(found), _aware(found.get("since")), found.get("by")))
+def _paused(found: dict[str, Any]) -> Pause:
+    return _checked(Pause(receiver_paused(found), _aware(found.get("since")), found.get("by")))
 
 
 def _run(found: dict[str, Any]) -> dict[str, Any]:

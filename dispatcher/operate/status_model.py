@@ -1,10 +1,79 @@
-"""The rows of a group's status: members, partitions, letters, parked deliveries, pauses and gaps."""
+"""The status of a group of dispatchers, for commands, dashboard and metrics. Only data."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Final, Literal, NamedTuple
 
-__all__ = ["GapStatus", "Letters", "MemberStatus", "ParkedStatus", "PartitionStatus", "PauseStatus"]
+from dispatcher.core.state_checks import Misfit
+
+__all__ = [
+    "NOBODY",
+    "WORDS",
+    "DeadLetterCount",
+    "GapStatus",
+    "GroupStatus",
+    "Health",
+    "MemberStatus",
+    "ParkedCount",
+    "PartitionStatus",
+    "Pause",
+    "ReceiverHealth",
+    "Word",
+    "number",
+]
+
+Word = Literal["failing", "blocked", "behind", "delivering", "idle", "paused", "down"]
+
+WORDS: Final[tuple[Word, ...]] = ("failing", "blocked", "behind", "delivering", "idle", "paused", "down")
+"""The words for health. The first five are in order, from the worst to the best."""
+
+NOBODY: Final = "no live dispatcher has it"
+
+
+class ReceiverHealth(NamedTuple):
+    """The health of one receiver of one signal.
+
+    Attributes:
+        receiver: its name.
+        signal: its name; empty if it is not known.
+        health: one word.
+        why: the reason, for people; may be empty.
+    """
+
+    receiver: str
+    signal: str
+    health: Word
+    why: str = ""
+
+
+class Health(NamedTuple):
+    """The health of a group.
+
+    Attributes:
+        health: one word.
+        why: the reason, for people; may be empty.
+        receivers: the health of each receiver.
+    """
+
+    health: Word
+    why: str
+    receivers: list[ReceiverHealth]
+
+    def of(self, receiver: str, signal: str) -> ReceiverHealth:
+        """The health of one receiver. A receiver that no dispatcher has is down."""
+        for one in self.receivers:
+            if one.receiver == receiver and one.signal in (signal, ""):
+                return one
+        return ReceiverHealth(receiver, signal, "down", NOBODY)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same for JSON."""
+        return {**self._asdict(), "receivers": [one._asdict() for one in self.receivers]}
+
+
+def number(value: Any) -> float:
+    """A counter that another version of this program may have written; 0 if it is no number."""
+    return float(value) if isinstance(value, int | float) else 0.0
 
 
 @dataclass
@@ -13,17 +82,17 @@ class MemberStatus:
 
     Attributes:
         id: of the process.
-        host: where it runs.
-        pid: likewise.
+        host: its machine.
+        pid: its process id.
         version: of this package.
-        application: what it serves.
-        started_at: when.
-        seen_seconds: since it was last heard of, by the server's clock.
-        alive: whether it was heard of lately.
-        partitions: that it works on.
+        application: that it serves.
+        started_at: the time of its start.
+        seen_seconds: since its last heartbeat, by the server's clock.
+        alive: whether its lease still holds.
+        partitions: that it owns.
         receivers: that it knows: `{id, name, signal, document}` each.
         stats: its counters and gauges.
-        http: where it answers; None if it does not.
+        http: the URL where it answers; None if it does not listen.
     """
 
     id: str
@@ -39,22 +108,38 @@ class MemberStatus:
     stats: dict[str, Any]
     http: str | None
 
+    @property
+    def lag_seconds(self) -> float | None:
+        """The lag of its partition that is furthest behind; None if it reports none."""
+        told = [one for one in dict(self.stats.get("partitions") or {}).values() if isinstance(one, dict)]
+        return max((number(one.get("lag_seconds")) for one in told), default=None)
+
+    @property
+    def known(self) -> list[dict[str, Any]]:
+        """`receivers`, without entries that make no sense: another version may have written them."""
+        return [one for one in self.receivers if isinstance(one, dict) and one.get("name") is not None]
+
+    @property
+    def counted(self) -> list[dict[str, Any]]:
+        """The counters of its receivers, without entries that make no sense."""
+        return [one for one in self.stats.get("receivers") or () if isinstance(one, dict) and "receiver" in one]
+
 
 @dataclass
 class PartitionStatus:
-    """One part of the work.
+    """One partition.
 
     Attributes:
         number: of the partition.
-        owner: the member that works on it; None if nobody does.
+        owner: id of the member that owns it; None if it has no owner.
         where: host and process id of the owner, for people.
         term: of the ownership.
-        position_at: the time up to which everything is delivered; None if nothing was ever saved.
+        position_at: the time up to which everything is delivered; None if no position is saved.
         position_age_seconds: since then, by the server's clock.
-        lag_seconds: as the owner says, if it is alive.
-        lag_changes: likewise.
-        saved_seconds: since the position was last saved.
-        headroom_seconds: after which the oplog would not hold the position any more; None if that is not known.
+        lag_seconds: as a live owner reports it.
+        lag_changes: as a live owner reports it.
+        saved_seconds: since the last save of the position.
+        headroom_seconds: until the oplog no longer holds the position; None if that is not known.
     """
 
     number: int
@@ -70,14 +155,14 @@ class PartitionStatus:
 
 
 @dataclass
-class Letters:
+class DeadLetterCount:
     """The dead letters of one receiver and signal.
 
     Attributes:
-        receiver: its name; None for changes that nobody could read.
-        signal: likewise.
-        count: how many are kept.
-        newest_at: when the last one was given up.
+        receiver: its name; None for changes that could not be decoded.
+        signal: its name; None for changes that could not be decoded.
+        count: of the dead letters.
+        newest_at: time of the newest one.
     """
 
     receiver: str | None
@@ -87,14 +172,14 @@ class Letters:
 
 
 @dataclass
-class ParkedStatus:
-    """The parked deliveries of one receiver.
+class ParkedCount:
+    """The documents whose deliveries to one receiver are parked for one reason.
 
     Attributes:
         receiver: its name.
-        reason: why: `"retrying"`, `"blocked"`, `"paused"`, `"retry"` or `"interrupted"`.
-        documents: that wait.
-        due_at: when the first of them is tried again.
+        reason: `"retrying"`, `"blocked"`, `"paused"`, `"retry"` or `"interrupted"`.
+        documents: the number of documents.
+        due_at: time of the next attempt.
     """
 
     receiver: str | None
@@ -104,13 +189,13 @@ class ParkedStatus:
 
 
 @dataclass
-class PauseStatus:
+class Pause:
     """A pause.
 
     Attributes:
         receiver: its name; None if everything is paused.
-        since: when it began.
-        by: who asked for it.
+        since: the server's time of the request.
+        by: the person who asked for it, if known.
     """
 
     receiver: str | None
@@ -120,12 +205,12 @@ class PauseStatus:
 
 @dataclass
 class GapStatus:
-    """Changes that nobody got.
+    """Changes that were never delivered.
 
     Attributes:
-        kind: what happened.
-        namespace: of the collection; None if it is not only one.
-        noted_at: when it was noticed.
+        kind: of gap.
+        namespace: of the collection; None if several are affected.
+        noted_at: the time when it was recorded.
         text: for people.
     """
 
@@ -133,3 +218,73 @@ class GapStatus:
     namespace: str | None
     noted_at: datetime | None
     text: str
+
+
+@dataclass
+class GroupStatus:
+    """A group at one moment.
+
+    Attributes:
+        group: its name.
+        at: the moment, by the server's clock.
+        clock_offset_seconds: by which the server's clock is ahead of ours.
+        oplog_window_seconds: of the past that the oplog holds; None if it can't be read.
+        partition_count: in the layout.
+        partitions: with a saved position or an owner.
+        members: the processes.
+        dead_letters: by receiver.
+        parked: by receiver and reason.
+        parked_deliveries: the number of all parked deliveries.
+        paused: the pauses.
+        runs: records of `replay` and `backfill`.
+        gaps: the newest.
+        gap_count: the number of all gaps.
+        at_least: names of those of `dead_letters`, `parked`, `parked_deliveries` and `gap_count` that are lower
+            bounds, because counting all documents takes too long.
+        misfits: malformed documents of the state, which are left out: `{collection, id, problem, remedy}`.
+        health: of the group and its receivers.
+    """
+
+    group: str
+    at: datetime
+    clock_offset_seconds: float
+    oplog_window_seconds: float | None
+    partition_count: int = 1
+    partitions: list[PartitionStatus] = field(default_factory=list)
+    members: list[MemberStatus] = field(default_factory=list)
+    dead_letters: list[DeadLetterCount] = field(default_factory=list)
+    parked: list[ParkedCount] = field(default_factory=list)
+    parked_deliveries: int = 0
+    paused: list[Pause] = field(default_factory=list)
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    gaps: list[GapStatus] = field(default_factory=list)
+    gap_count: int = 0
+    at_least: list[str] = field(default_factory=list)
+    misfits: list[Misfit] = field(default_factory=list)
+    health: Health = field(default_factory=lambda: Health("down", "", []))
+
+    @property
+    def alive(self) -> list[MemberStatus]:
+        """The live processes."""
+        return [one for one in self.members if one.alive]
+
+    @property
+    def dead_letter_count(self) -> int:
+        """The number of all dead letters."""
+        return sum(one.count for one in self.dead_letters)
+
+    @property
+    def headroom_seconds(self) -> float | None:
+        """The headroom of the partition that has the least."""
+        known = [one.headroom_seconds for one in self.partitions if one.headroom_seconds is not None]
+        return min(known, default=None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        return {
+            **asdict(self),
+            "misfits": [one._asdict() for one in self.misfits],
+            "health": self.health.as_dict(),
+            "dead_letter_count": self.dead_letter_count,
+            "headroom_seconds": self.headroom_seconds,
+        }

@@ -12,7 +12,7 @@ from dispatcher.core.state import Group
 from dispatcher.delivery.routes import Routes
 from dispatcher.delivery.transactions import Transactions
 from dispatcher.group.sessions import GroupSessions
-from dispatcher.operate.pauses import Controls
+from dispatcher.operate.pauses import Pauses
 from dispatcher.parking.dead_letters import DeadLetters
 from dispatcher.parking.store import Parked
 from dispatcher.position.documents import Position
@@ -56,7 +56,7 @@ class Works(NamedTuple):
     settings: Settings
     stats: Stats
     address: str
-    controls: Controls
+    controls: Pauses
     sessions: GroupSessions
 
     def pipeline(self, store: PositionStore, lease: Lease, position: Position) -> Pipeline:

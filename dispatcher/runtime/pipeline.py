@@ -28,7 +28,7 @@ from dispatcher.delivery.routes import Routes
 from dispatcher.delivery.tracing import tracing_of
 from dispatcher.delivery.transactions import Transactions
 from dispatcher.exceptions import HistoryLost
-from dispatcher.operate.pauses import Controls
+from dispatcher.operate.pauses import Pauses
 from dispatcher.parking.dead_letters import DeadLetters
 from dispatcher.parking.gate import Parking
 from dispatcher.parking.redelivery import Resending
@@ -99,7 +99,7 @@ class Pipeline:
         address: str,
         dead_letters: DeadLetters,
         parked: Parked,
-        controls: Controls,
+        controls: Pauses,
         gaps: Gaps,
         history: History,
         refilling: Callable[..., Refilling],

@@ -20,7 +20,7 @@ from dispatcher.group.layout import admit, begin, divide_into
 from dispatcher.group.members import Members
 from dispatcher.group.sessions import GroupSessions
 from dispatcher.operate.observer import Observer
-from dispatcher.operate.pauses import Controls
+from dispatcher.operate.pauses import Pauses
 from dispatcher.operate.privileges import require_state
 from dispatcher.operate.retention import forget_old_letters
 from dispatcher.operate.setup import few_connections, warn_of_oddities
@@ -157,7 +157,7 @@ class Service:
 
     async def _start(
         self,
-    ) -> tuple[Group, AsyncMongoClient[Any], Coordinator[Pipeline], Controls]:
+    ) -> tuple[Group, AsyncMongoClient[Any], Coordinator[Pipeline], Pauses]:
         """Look whether the server will do, and join the others."""
         async with self._clients.patient_client() as client:
             await self._clients.check(client)
@@ -172,7 +172,7 @@ class Service:
             await close(client, watching)
             raise
 
-    async def _join(self, group: Group, watching: AsyncMongoClient[Any]) -> tuple[Coordinator[Pipeline], Controls]:
+    async def _join(self, group: Group, watching: AsyncMongoClient[Any]) -> tuple[Coordinator[Pipeline], Pauses]:
         scope = scope_of(self.routes)
         version = version_of(self.routes)
         facts = facts_of(self.routes, self.settings, version, self._application)
@@ -231,7 +231,7 @@ class Service:
             self.settings,
             self.stats,
             self._address,
-            Controls(group),
+            Pauses(group),
             sessions,
         )
 

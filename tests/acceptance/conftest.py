@@ -1,8 +1,16 @@
 """Fixtures of the tests that run commands."""
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 import pytest
 
 from tests.acceptance.commands import Dispatcher, run_command
+from tests.conftest import need
+from tests.support import PATIENCE
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 
 @pytest.fixture
@@ -11,3 +19,25 @@ def dispatcher(mongo, database, monkeypatch) -> Dispatcher:
     monkeypatch.setenv("DISPATCHER_URL", mongo.url)
     monkeypatch.setenv("DISPATCHER_STATE_DATABASE", f"{database}_state")
     return run_command
+
+
+# As root, and without Chromium's own traffic.
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    from playwright.sync_api import expect, sync_playwright
+
+    chromium = need("chromium")
+    expect.set_options(timeout=PATIENCE * 1000)
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=chromium, args=FLAGS)

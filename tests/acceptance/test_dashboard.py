@@ -1,30 +1,19 @@
 """The dashboard in a browser: a real daemon, and Chromium as an operator uses it."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
-from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect
 
-from tests.conftest import need
 from tests.support import PATIENCE, Daemon, daemon, eventually_sync
 
 APP = "tests.acceptance.apps.dashboard:registry"
 TOKEN = "sixteen letters or more"
 HOSTILE = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\">"
-
-# As root, and without Chromium's own traffic.
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 
 # How much of a plot is filled: the area below its first line. At zero there is none.
 FILLED = """id => {
@@ -35,14 +24,6 @@ FILLED = """id => {
   return filled;
 }"""
 SCROLLS_SIDEWAYS = "document.documentElement.scrollWidth > window.innerWidth"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    chromium = need("chromium")
-    expect.set_options(timeout=PATIENCE * 1000)
-    with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=chromium, args=FLAGS)
 
 
 class Watched:
@@ -144,6 +125,28 @@ def test_the_page_shows_what_happens_and_runs_nothing_that_clients_wrote(browser
         phone.close()
 
 
+def test_the_last_hours_are_shown_when_somebody_asks_for_them(browser, shown):
+    """Two hours ago a member delivered for an hour."""
+    now = time.time()
+    delivered = [min(max(0, 4 * 60 - minutes), 60) * 1_000 for minutes in range(360, 0, -1)]
+    samples = [
+        {"at": at, "members": {"m1": {"at": at, "delivered": count}}}
+        for at, count in zip((now - 60.0 * minutes for minutes in range(360, 0, -1)), delivered, strict=True)
+    ]
+    context = browser.new_context()
+    context.route("**/api/history", lambda route: route.fulfill(json={"bounds": [1.0], "samples": samples}))
+    page = context.new_page()
+    page.goto(url_of(shown))
+    page.wait_for_selector("body[data-loaded]")
+    assert page.evaluate(FILLED, "plot-throughput") < 200
+    for choice, filled in (("6 hours", True), ("hour", False), ("6 hours", True), ("15 minutes", False)):
+        page.get_by_label("Last").select_option(choice)
+        eventually_sync(
+            lambda want=filled: (page.evaluate(FILLED, "plot-throughput") > 1_000) is want, what=choice
+        )
+    context.close()
+
+
 def test_letters_that_are_too_many_to_count_are_so_many_or_more(browser, shown):
     def with_many(route: Route) -> None:
         answer = route.fetch()
@@ -151,7 +154,7 @@ def test_letters_that_are_too_many_to_count_are_so_many_or_more(browser, shown):
         route.fulfill(response=answer, json={**answer.json(), **many})
 
     watched = Watched(browser, url_of(shown))
-    watched.page.route("**/api/state?*", with_many)
+    watched.page.route("**/api/state", with_many)
     expect(tile(watched.page, "Dead letters")).to_have_text("12,345 or more")
     expect(watched.page.locator("#letter-count")).to_have_text("12,345 or more")
     watched.page.unroute_all(behavior="wait")
@@ -163,14 +166,14 @@ def test_an_answer_from_before_unlocking_locks_nothing(browser, shown):
     watched = Watched(browser, url_of(shown))
     page = watched.page
     held: list[Route] = []
-    page.route("**/api/state?*", lambda route: route.continue_() if held else held.append(route))
+    page.route("**/api/state", lambda route: route.continue_() if held else held.append(route))
     eventually_sync(lambda: page.wait_for_timeout(20) or held, what="the page asks")
     unlock(page, TOKEN)
     expect(page.locator("#pause-all")).to_be_visible()
-    with page.expect_response("**/api/state?*") as late:
+    with page.expect_response("**/api/state") as late:
         held[0].continue_()
     assert late.value.json()["may_change"] is False
-    with page.expect_response(lambda answer: "/api/state?" in answer.url) as next_:
+    with page.expect_response(lambda answer: "/api/state" in answer.url) as next_:
         pass
     assert next_.value.json()["may_change"] is True
     expect(page.locator("#pause-all")).to_be_visible()

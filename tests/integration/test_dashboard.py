@@ -19,6 +19,7 @@ from starlette.routing import BaseRoute, Route
 
 from dispatcher.core.output.logs import Stats
 from dispatcher.core.state import Group, State
+from dispatcher.core.stats import BOUNDS
 from dispatcher.operate.observer import Observer
 from dispatcher.settings import Settings
 from dispatcher.web import dashboard
@@ -205,7 +206,7 @@ async def test_a_name_of_somebody_elses_that_means_this_machine_is_refused(page,
 # -- what it shows -----------------------------------------------------------------------------------
 
 
-async def test_the_group_is_told_with_figures_and_points(page, state, database):
+async def test_the_group_is_told_with_a_sample_of_its_counters(page, state, database):
     now = datetime.now(UTC)
     known = [{"id": "00aa", "name": "shop.mail", "signal": "post_save", "document": "shop.models.User"}]
     stats = {"delivered": 5, "partitions": {"0": {"lag_seconds": 7.5, "lag_changes": 3}}, "in_flight": 2}
@@ -215,16 +216,10 @@ async def test_the_group_is_told_with_figures_and_points(page, state, database):
         {"_id": f"{database}:0", "group": database, "partition": 0, "owner": "m1", "term": 4}
     )
     state.dead_letters.insert_many([letter(database, 1), letter(database, 2), letter("another", 3)])
-    watching = asyncio.create_task(page.dashboard.watch())
-    try:
-        async with asyncio.timeout(PATIENCE):
-            while not (told := (await page.get("state", since=-1)).json)["points"]:
-                await asyncio.sleep(0.02)
-    finally:
-        watching.cancel()
+    told = (await page.get("state")).json
     assert told["group"] == database
-    assert told["figures"]["lag_seconds"] == 7.5
-    assert (told["seen"], told["anew"]) == (len(told["points"]), True)
+    assert told["sample"]["members"]["m1"]["lag_seconds"] == 7.5
+    assert told["sample"]["members"]["m1"]["delivered"] == 5
     assert told["members"][0]["host"] == "elsewhere"
     assert len(told["members"]) == 2  # and this process
     (partition,) = told["partitions"]
@@ -232,8 +227,19 @@ async def test_the_group_is_told_with_figures_and_points(page, state, database):
     (receiver,) = told["receivers"]
     assert (receiver["name"], receiver["documents"], receiver["dead_letters"]) == ("shop.mail", ["User"], 2)
     assert told["dead_letter_count"] == 2
-    again = (await page.get("state", since=told["seen"])).json
-    assert (again["points"], again["anew"]) == ([], False)
+
+
+async def test_the_samples_of_the_last_hours_are_told_with_the_bounds_of_their_buckets(page):
+    assert (await page.get("history")).json == {"bounds": list(BOUNDS), "samples": []}
+    watching = asyncio.create_task(page.dashboard.watch())
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while not (samples := (await page.get("history")).json["samples"]):
+                await asyncio.sleep(0.02)
+    finally:
+        watching.cancel()
+    (sample,) = samples
+    assert [one["delivered"] for one in sample["members"].values()] == [0]  # this process
 
 
 async def test_runs_are_told_without_the_keys_that_they_are_at(page, state, database):

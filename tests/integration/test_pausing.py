@@ -9,6 +9,7 @@ from bson import ObjectId
 import mongoz
 from dispatcher.exceptions import UnknownReceiver
 from dispatcher.operate import pauses
+from dispatcher.operate.status_model import Pause
 from mongoz.core.signals import post_save
 from mongoz.signals.options import Retry
 from tests.integration.delivering import Parked, Strict, actions, make_account
@@ -38,7 +39,7 @@ def group(client: Any, database: str, state: Parked) -> Any:
         async def resume(self, receiver: str | None = None) -> bool:
             return await pauses.resume(group_of(client, database), receiver)
 
-        async def pauses(self) -> list[pauses.Paused]:
+        async def pauses(self) -> list[Pause]:
             return await pauses.pauses(group_of(client, database))
 
     return Group()

@@ -1,6 +1,7 @@
 """The word that says how a group and its receivers are."""
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,16 @@ from typing import Any
 import pytest
 
 from dispatcher.core.stats import ReceiverFigures, Recent
-from dispatcher.operate.health import WORDS, Health, health_of
-from dispatcher.operate.overview import Overview
-from dispatcher.operate.status_model import MemberStatus, ParkedStatus, PartitionStatus, PauseStatus
+from dispatcher.operate.health import health_of
+from dispatcher.operate.status_model import (
+    WORDS,
+    GroupStatus,
+    Health,
+    MemberStatus,
+    ParkedCount,
+    PartitionStatus,
+    Pause,
+)
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 DOCS = Path(__file__).parents[2] / "docs"
@@ -32,15 +40,25 @@ def partition(owner: str | None = "m1", number: int = 0) -> PartitionStatus:
     return PartitionStatus(number, owner, None, 1, NOW, 0.0, 0.0, 0.0, 0.0, None)
 
 
-def parked(receiver: str, reason: str, documents: int = 3, due: float = 60.0) -> ParkedStatus:
-    return ParkedStatus(receiver, reason, documents, NOW + timedelta(seconds=due))
+def parked(receiver: str, reason: str, documents: int = 3, due: float = 60.0) -> ParkedCount:
+    return ParkedCount(receiver, reason, documents, NOW + timedelta(seconds=due))
+
+
+def group(
+    members: Sequence[MemberStatus],
+    partitions: Sequence[PartitionStatus],
+    lanes: Sequence[ParkedCount] = (),
+    pauses: Sequence[Pause] = (),
+) -> GroupStatus:
+    parts = {"members": members, "partitions": partitions, "parked": lanes, "paused": pauses}
+    return GroupStatus("g", NOW, 0.0, None, **{name: list(part) for name, part in parts.items()})
 
 
 def health(
-    *members: MemberStatus, lanes: tuple[ParkedStatus, ...] = (), paused: tuple[str | None, ...] = ()
+    *members: MemberStatus, lanes: tuple[ParkedCount, ...] = (), paused: tuple[str | None, ...] = ()
 ) -> Health:
-    pauses = [PauseStatus(one, NOW, "somebody") for one in paused]
-    return health_of(members, [partition()], lanes, pauses, NOW)
+    pauses = [Pause(one, NOW, "somebody") for one in paused]
+    return health_of(group(members, [partition()], lanes, pauses))
 
 
 GOOD = {"delivered": 100, "failed": 0, "refused": 0, "retried": 0}
@@ -133,17 +151,15 @@ def test_down():
     nobody = health(member(alive=False, shop_mail=GOOD), lanes=(parked("shop.mail", "blocked"),))
     assert (nobody.health, nobody.why) == ("down", "no dispatcher is alive")
     assert [one.health for one in nobody.receivers] == ["down"]
-    without = health_of(
-        [member(shop_mail=GOOD)], [partition(), partition(None, 1), partition("gone", 2)], (), (), NOW
-    )
-    assert (without.health, without.why) == ("down", "nobody works on partition 1, 2")
+    without = health_of(group([member(shop_mail=GOOD)], [partition(), partition(None, 1), partition("gone", 2)]))
+    assert (without.health, without.why) == ("down", "no dispatcher owns partition 1, 2")
     assert [one.health for one in without.receivers] == ["delivering"]
 
 
 def test_a_receiver_that_nobody_has():
     found = health(member(shop_mail=GOOD), lanes=(parked("shop.gone", "retrying", 7),))
     gone = found.of("shop.gone", "post_save")
-    assert (gone.health, gone.why) == ("blocked", "7 documents wait, and no dispatcher that is alive has it")
+    assert (gone.health, gone.why) == ("blocked", "7 documents wait, and no live dispatcher has it")
     assert found.health == "blocked"
     assert found.of("shop.letters", "post_save").health == "down"
     assert found.of("shop.mail", "post_save").health == "delivering"
@@ -162,8 +178,9 @@ def test_what_another_version_or_an_editor_wrote_breaks_nothing():
 
 
 def test_it_is_part_of_what_is_told_of_a_group():
-    overview = Overview("g", NOW, 0.0, None, [partition()], [member(shop_mail={**QUIET, "failed": 1})])
-    told = overview.as_dict()["health"]
+    status = group([member(shop_mail={**QUIET, "failed": 1})], [partition()])
+    status.health = health_of(status)
+    told = status.as_dict()["health"]
     assert (told["health"], told["receivers"][0]["health"]) == ("failing", "failing")
     assert told["receivers"][0]["receiver"] == "shop.mail"
 

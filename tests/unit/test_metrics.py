@@ -1,6 +1,7 @@
 """What Prometheus is told, and what it costs."""
 
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from dispatcher.core.output.logs import Stats
 from dispatcher.core.stats import BOUNDS, MOST_RECEIVERS, Gauges, Histogram, Lag, ReceiverFigures, seconds_of
 from dispatcher.operate.metrics import METRICS, Metrics, Snapshot
+from dispatcher.operate.status_model import GroupStatus, MemberStatus, Pause
 
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ROOT = Path(__file__).parents[2]
 GAUGES = Gauges(True, 3, 7, 900, 1.5, 12.0, 990.0, 40.0)
 
@@ -18,6 +21,14 @@ GAUGES = Gauges(True, 3, 7, 900, 1.5, 12.0, 990.0, 40.0)
 def snapshot(stats: Stats | None = None, **changes) -> Snapshot:
     shot = Snapshot("billing", "1.2", 50.0, 1_000.0, stats or Stats(), {0: GAUGES, 1: GAUGES})
     return shot._replace(**changes)
+
+
+def group(**changes) -> GroupStatus:
+    return replace(GroupStatus("billing", NOW, 0.0, None), **changes)
+
+
+def member(id_: str, *, alive: bool = True) -> MemberStatus:
+    return MemberStatus(id_, "here", 1, "1", None, NOW, 0.0, alive, [], [], {}, None)
 
 
 def scraped(shot: Snapshot) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -40,7 +51,8 @@ def test_prometheus_reads_counters_gauges_and_histograms():
     figures.delivered, figures.failed, figures.retried = 4, 1, 2
     for seconds in (0.0005, 0.02, 0.025, 1_000.0):
         figures.duration.observe(seconds)
-    samples = scraped(snapshot(stats, oplog_begins=900.0, oplog_ends=1_000.0, oplog_spare=7.0, members=2))
+    status = group(members=[member("a"), member("b"), member("c", alive=False)])
+    samples = scraped(snapshot(stats, oplog_begins=900.0, oplog_ends=1_000.0, oplog_spare=7.0, status=status))
     mail = {"receiver": "shop.mail", "signal": "post_save"}
     assert value(samples, "changes_read_total") == 5
     assert value(samples, "stream_reconnects_total") == 2
@@ -66,11 +78,11 @@ def test_what_is_not_known_is_absent():
     names = {name for name, _ in scraped(snapshot())}
     for name in ("oplog_window_seconds", "oplog_headroom_seconds", "members", "dead_letters", "parked_deliveries"):
         assert f"mongoz_dispatcher_{name}" not in names
-    assert "mongoz_dispatcher_members" in {name for name, _ in scraped(snapshot(members=0))}
+    assert "mongoz_dispatcher_members" in {name for name, _ in scraped(snapshot(status=group()))}
 
 
 def test_pausing_shows():
-    samples = scraped(snapshot(paused=("*", "shop.mail")))
+    samples = scraped(snapshot(status=group(paused=[Pause(None, NOW, ""), Pause("shop.mail", NOW, "")])))
     assert (value(samples, "paused"), value(samples, "paused_receivers")) == (1, 1)
     assert value(scraped(snapshot()), "paused") == 0
 

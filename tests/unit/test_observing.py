@@ -1,13 +1,17 @@
 """When a process is ready, when it must be restarted, and what it tells others."""
 
 import asyncio
+from datetime import UTC, datetime
 
 import pytest
 from starlette.requests import Request
 
 from dispatcher.core.output.logs import Stats
+from dispatcher.core.state import Group
 from dispatcher.core.stats import Gauges
+from dispatcher.operate import status as status_module
 from dispatcher.operate.observer import Observer
+from dispatcher.operate.status_model import GroupStatus, MemberStatus
 from dispatcher.settings import Address, Settings
 from dispatcher.web.guard import Guard, denied, is_loopback
 
@@ -60,6 +64,52 @@ def test_what_others_are_told():
     assert told["read"] == 3
     assert told["partitions"] == {"2": {"lag_seconds": 0.0, "lag_changes": 0.0, "connected": True}}
     assert told["per_second"] == {"deliveries": 0.0, "changes": 0.0}
+
+
+def seen(group: Group, myself: MemberStatus | None) -> GroupStatus:
+    status = GroupStatus(group.name, datetime.now(UTC), 0.0, None, parked_deliveries=3)
+    status.members = [one for one in (myself,) if one is not None]
+    return status
+
+
+async def test_the_metrics_the_dashboard_and_the_status_share_one_look(monkeypatch):
+    looks: list[Group] = []
+
+    async def look(group: Group, myself: MemberStatus | None = None) -> GroupStatus:
+        looks.append(group)
+        await asyncio.sleep(0)
+        return seen(group, myself)
+
+    monkeypatch.setattr(status_module, "look", look)
+    watching = observer(WELL)
+    watching.group = Group(None, "billing")  # type: ignore[arg-type]
+    first, second = await asyncio.gather(watching.status(), watching.status())
+    assert first is second
+    assert first.members[0].stats["partitions"] == watching.stats_document()["partitions"]
+    assert watching.snapshot().status is first
+    assert len(looks) == 1
+    watching.cache.forget()
+    assert await watching.status() is not first
+    assert len(looks) == 2
+
+
+async def test_without_an_answer_the_process_is_alone_and_its_metrics_keep_the_last_figures(monkeypatch):
+    answers = [seen]
+
+    async def look(group: Group, myself: MemberStatus | None = None) -> GroupStatus:
+        return answers.pop()(group, myself)
+
+    monkeypatch.setattr(status_module, "look", look)
+    watching = observer(WELL)
+    assert (await watching.status()).members[0].alive
+    assert watching.cache.error == "the dispatcher is not connected yet"
+    watching.group = Group(None, "billing")  # type: ignore[arg-type]
+    assert ((await watching.status()).parked_deliveries, watching.cache.error) == (3, "")
+    watching.cache.forget()
+    alone = await watching.status()
+    assert (alone.parked_deliveries, len(alone.members), alone.health.health) == (0, 1, "idle")
+    assert "pop from empty list" in watching.cache.error
+    assert watching.snapshot().status.parked_deliveries == 3
 
 
 def request(**headers: str) -> Request:

@@ -1,7 +1,8 @@
 """The dashboard: one page, its assets, and what the page asks for.
 
 GET  /dashboard                     the page; everything that it loads is served from here
-GET  /dashboard/api/state           the group, as `dispatcher status` has it, and the points of the plots
+GET  /dashboard/api/state           the group, as `dispatcher status` shows it, and a sample of its counters
+GET  /dashboard/api/history         the samples of the last six hours
 GET  /dashboard/api/letters         dead letters, a page of them
 GET  /dashboard/api/letter          one in full
 POST /dashboard/api/unlock          whether a token is right
@@ -21,6 +22,5 @@ Who may what:
     api.py        what the page asks for
     view.py       a group as one document
     letters.py    dead letters as text
-    sampling.py   asks the members for their reports
-    history.py    makes rates and percentiles of them
+    history.py    samples of the last six hours, of which the page makes rates and percentiles
 """

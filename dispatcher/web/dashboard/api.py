@@ -1,11 +1,8 @@
 """What the page asks for. Every answer is JSON; of an error it has the text under `error`."""
 
-import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
-from time import monotonic, time
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pymongo.errors import PyMongoError
@@ -16,27 +13,24 @@ from starlette.routing import BaseRoute, Route
 from dispatcher.core.driver_errors import in_short
 from dispatcher.core.output.logs import get_logger
 from dispatcher.core.state import Group
+from dispatcher.core.stats import BOUNDS
 from dispatcher.exceptions import MalformedLetter, NotFound
 from dispatcher.group.known_receivers import require_receiver
 from dispatcher.operate.dead_letters import Wanted, drop, ids_of
 from dispatcher.operate.observer import Observer
-from dispatcher.operate.overview import Overview
 from dispatcher.operate.pauses import pause, resume
 from dispatcher.operate.retries import request_retry
-from dispatcher.operate.status import look
+from dispatcher.web.app import json_response
+from dispatcher.web.dashboard.history import History
 from dispatcher.web.dashboard.letters import Letterbox, NoSuchPage
 from dispatcher.web.dashboard.page import page_routes
-from dispatcher.web.dashboard.sampling import Sampler, is_me, myself
 from dispatcher.web.dashboard.view import view_of
 from dispatcher.web.guard import denied, unreadable
+from mongoz import __version__
 
 __all__ = ["Dashboard"]
 
 log = get_logger()
-
-# Seconds that the server may take, and for which the next ones who ask get the same answer.
-_PATIENCE: Final = 5.0
-_FRESH: Final = 1.5
 
 # Bytes of a request, and letters that it may name.
 _LONGEST_BODY: Final = 100_000
@@ -96,21 +90,18 @@ class Dashboard:
         self._observer = observer
         self._loopback = loopback
         self._token = token
-        self._sampler = Sampler(observer)
-        self._lock = asyncio.Lock()
-        self._overview: Overview | None = None
-        self._trouble = ""
-        self._looked = -_FRESH
+        self._history = History()
 
     async def watch(self) -> None:
         """Collect what the plots show. Runs for ever."""
-        await self._sampler.run()
+        await self._history.keep(self._observer)
 
     def routes(self) -> list[BaseRoute]:
         """The page, and what it asks for."""
         return [
             *page_routes(),
             self._route("state", self._state),
+            self._route("history", self._history_told),
             self._route("letters", self._letters, reads=True),
             self._route("letter", self._letter, reads=True),
             self._route("unlock", self._unlock, changes=True),
@@ -132,11 +123,11 @@ class Dashboard:
             try:
                 return await answer(request)
             except NotFound as error:
-                return _json({"error": error.message}, 404)
+                return json_response({"error": error.message}, 404)
             except _Refused as refused:
-                return _json({"error": refused.text}, refused.status)
+                return json_response({"error": refused.text}, refused.status)
             except PyMongoError as error:
-                return _json({"error": f"MongoDB does not answer: {in_short(error)}"}, 503)
+                return json_response({"error": f"MongoDB does not answer: {in_short(error)}"}, 503)
 
         return Route(f"/dashboard/api/{path}", guarded, methods=["POST" if changes else "GET"])
 
@@ -146,41 +137,22 @@ class Dashboard:
     # -- looking -----------------------------------------------------------------------------------------
 
     async def _state(self, request: Request) -> Response:
-        self._sampler.looked_at()
-        overview = await self._look()
-        members = list(overview.members)
-        if not any(is_me(one) for one in members):
-            members.append(myself(self._observer))
-        said = view_of(overview, members, self._sampler.history, _number(request, "since", -1))
-        shot = self._observer.snapshot()
-        return _json(
+        observer = self._observer
+        return json_response(
             {
-                **said,
-                "address": self._observer.http,
-                "version": shot.version,
-                "trouble": self._trouble,
+                **view_of(await observer.status()),
+                "address": observer.http,
+                "version": __version__,
+                "trouble": observer.cache.error and f"The group can't be looked at: {observer.cache.error}",
                 "token_set": self._token is not None,
                 "may_change": denied(request, self._token) is None,
                 "may_read": self._unreadable(request) is None,
             }
         )
 
-    async def _look(self) -> Overview:
-        """The group, as it was a moment ago; nothing but its name while the server does not answer."""
-        async with self._lock:
-            if monotonic() - self._looked >= _FRESH:
-                try:
-                    async with asyncio.timeout(_PATIENCE):
-                        self._overview = await look(self._group)
-                    self._trouble = ""
-                except (PyMongoError, TimeoutError, _Refused) as error:
-                    self._overview = None
-                    self._trouble = f"The group can't be looked at: {_text_of(error)}"
-                self._looked = monotonic()
-        if self._overview is not None:
-            return self._overview
-        now = datetime.fromtimestamp(time() + self._observer.stats.clock_offset, UTC)
-        return Overview(self._observer.name, now, self._observer.stats.clock_offset, None)
+    async def _history_told(self, _request: Request) -> Response:
+        text = f'{{"bounds": {json.dumps(BOUNDS)}, "samples": {self._history.as_json()}}}'
+        return Response(text, media_type="application/json")
 
     async def _letters(self, request: Request) -> Response:
         query = request.query_params
@@ -188,7 +160,7 @@ class Dashboard:
             page = await self._letterbox.page(query.get("receiver"), query.get("before"))
         except NoSuchPage as error:
             raise _Refused(400, str(error)) from error
-        return _json(page)
+        return json_response(page)
 
     async def _letter(self, request: Request) -> Response:
         try:
@@ -197,7 +169,7 @@ class Dashboard:
             raise _Refused(409, error.message) from error
         if letter is None:
             raise _Refused(404, _GONE)
-        return _json(letter)
+        return json_response(letter)
 
     @property
     def _group(self) -> Group:
@@ -217,7 +189,7 @@ class Dashboard:
     # -- changing something ------------------------------------------------------------------------------
 
     async def _unlock(self, _request: Request) -> Response:
-        return _json({"unlocked": True})
+        return json_response({"unlocked": True})
 
     async def _retry(self, request: Request) -> Response:
         named = await self._letters_named(request)
@@ -238,9 +210,9 @@ class Dashboard:
         return named
 
     def _changed_letters(self, what: str, count: int, receiver: str | None) -> Response:
-        self._looked = -_FRESH
+        self._observer.cache.forget()
         log.info("letters were changed", action=f"dashboard.{what}", letters=count, receiver=receiver)
-        return _json({"count": count})
+        return json_response({"count": count})
 
     async def _pause(self, request: Request) -> Response:
         receiver = (await _body(request, _Paused)).receiver
@@ -253,9 +225,9 @@ class Dashboard:
         return self._changed_pauses("resume", receiver, "delivered")
 
     def _changed_pauses(self, what: str, receiver: str | None, then: str) -> Response:
-        self._looked = -_FRESH
+        self._observer.cache.forget()
         log.info("asked for by somebody", action=f"dashboard.{what}", receiver=receiver)
-        return _json({"said": f"{receiver or 'Everything'} is {then} in a moment."})
+        return json_response({"said": f"{receiver or 'Everything'} is {then} in a moment."})
 
 
 async def _letters_named(request: Request) -> _Named:
@@ -282,22 +254,3 @@ async def _body(request: Request, kind: type[_Body]) -> _Body:
         first = error.errors()[0]
         where = ".".join(str(one) for one in first["loc"])
         raise _Refused(400, f"{where or 'what was sent'}: {first['msg']}") from error
-
-
-def _number(request: Request, name: str, default: int) -> int:
-    text = request.query_params.get(name, "")
-    return int(text) if text.isdecimal() and len(text) < 16 else default
-
-
-def _text_of(error: Exception) -> str:
-    if isinstance(error, TimeoutError):
-        return f"no answer within {_PATIENCE:.0f} s"
-    return error.text if isinstance(error, _Refused) else in_short(error)
-
-
-def _json(content: Any, status: int = 200) -> Response:
-    return Response(json.dumps(content, default=_plain), status, media_type="application/json")
-
-
-def _plain(value: Any) -> Any:
-    return value.isoformat() if isinstance(value, datetime) else str(value)

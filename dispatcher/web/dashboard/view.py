@@ -1,48 +1,29 @@
-"""What the dashboard is told: a group, its history and this process, as one document. Pure."""
+"""What the page shows of a group, as one document for JSON. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from dispatcher.operate.health import Health, health_of
-from dispatcher.operate.overview import Overview
-from dispatcher.operate.status_model import MemberStatus
-from dispatcher.web.dashboard.history import History
+from dispatcher.operate.status_model import GroupStatus, MemberStatus, number
+from dispatcher.web.dashboard.history import sample_of
 
 __all__ = ["view_of"]
 
-_NO_FIGURES: Final[Mapping[str, float]] = {}
-_COUNTED: Final = ("delivered", "failed", "retried", "delivered_rate", "failed_rate", "retried_rate")
+_COUNTED: Final = ("delivered", "failed", "retried", "duration_sum", "duration_count")
 
 
-def view_of(overview: Overview, members: Sequence[MemberStatus], history: History, since: int) -> dict[str, Any]:
-    """The document.
-
-    Args:
-        overview: of the group.
-        members: of it, this process among them.
-        history: of the group.
-        since: how many points of it the client has already; -1 for none.
-    """
-    points, seen = history.since(since)
-    last = history.last
-    paused = {one.receiver for one in overview.paused}
-    # This process is among them: what is stored of it is some seconds old, or can't be read.
-    health = health_of(members, overview.partitions, overview.parked, overview.paused, overview.at)
+def view_of(status: GroupStatus) -> dict[str, Any]:
+    """The document."""
     return {
-        **overview.as_dict(),
-        "health": health.as_dict(),
-        "members": [_member(one) for one in members],
-        "receivers": _receivers(overview, members, history, paused, health),
-        "figures": {} if last is None else last._asdict(),
-        "points": [point._asdict() for point in points],
-        "anew": not 0 <= since <= seen,
-        "seen": seen,
-        "paused_all": None in paused,
-        "runs": [_run(one) for one in overview.runs],
-        "misfits": [{**one._asdict(), "key": f"{one.collection} {one.id}"} for one in overview.misfits],
-        "gaps": [{**asdict(one), "id": f"{one.noted_at} {one.kind} {one.namespace}"} for one in overview.gaps],
+        **status.as_dict(),
+        "members": [_member(one) for one in status.members],
+        "receivers": _receivers(status),
+        "sample": sample_of(status),
+        "paused_all": any(one.receiver is None for one in status.paused),
+        "runs": [_run(one) for one in status.runs],
+        "misfits": [{**one._asdict(), "key": f"{one.collection} {one.id}"} for one in status.misfits],
+        "gaps": [{**asdict(one), "id": f"{one.noted_at} {one.kind} {one.namespace}"} for one in status.gaps],
     }
 
 
@@ -52,7 +33,7 @@ def _member(member: MemberStatus) -> dict[str, Any]:
 
 
 def _run(run: Mapping[str, Any]) -> dict[str, Any]:
-    """A replay or a backfill, without where it is: that may be a key of somebody's document."""
+    """A replay or a backfill, without its position, which may be the key of a document."""
     asked = run.get("asked")
     receivers = asked.get("receivers") if isinstance(asked, Mapping) else None
     return {
@@ -72,37 +53,34 @@ def _utc(moment: Any) -> datetime | None:
     return moment.replace(tzinfo=UTC) if isinstance(moment, datetime) else None
 
 
-def _receivers(
-    overview: Overview, members: Sequence[MemberStatus], history: History, paused: set[str | None], health: Health
-) -> list[dict[str, Any]]:
-    """Those that a member knows or has called, or that has dead letters: a row for each receiver and signal."""
-    figures = history.receivers()
+def _receivers(status: GroupStatus) -> list[dict[str, Any]]:
+    """A row for each receiver and signal that a live member knows or has called, or that has dead letters."""
     documents: dict[tuple[str, str], set[str]] = {}
-    paused = set(paused)
-    for member in members:
-        for known in member.receivers if member.alive else ():
+    counted: dict[tuple[str, str], dict[str, float]] = {}
+    paused = {one.receiver for one in status.paused}
+    for member in status.alive:
+        for known in member.known:
             key = (str(known.get("name")), str(known.get("signal")))
             documents.setdefault(key, set()).add(str(known.get("document", "")).rpartition(".")[2])
             if not paused.isdisjoint(known.get("formerly") or ()):
                 paused.add(key[0])
-    letters = {(one.receiver or "", one.signal or ""): one.count for one in overview.dead_letters if one.receiver}
-    rows = []
-    for name, signal in sorted({*documents, *figures, *letters}):
-        counted = figures.get((name, signal), _NO_FIGURES)
-        calls = counted.get("duration_count", 0.0)
-        rows.append(
-            {
-                "key": f"{name} {signal}",
-                "name": name,
-                "signal": signal,
-                "documents": sorted(documents.get((name, signal), ())),
-                "known": (name, signal) in documents or (bool(signal) and (name, signal) in figures),
-                "paused": name in paused,
-                "health": (how := health.of(name, signal)).health,
-                "why": how.why,
-                **{one: counted.get(one, 0.0) for one in _COUNTED},
-                "duration_seconds": counted["duration_sum"] / calls if calls > 0 else None,
-                "dead_letters": letters.get((name, signal), 0),
-            }
-        )
-    return rows
+        for one in member.counted:
+            sums = counted.setdefault((str(one["receiver"]), str(one.get("signal"))), dict.fromkeys(_COUNTED, 0.0))
+            for name in _COUNTED:
+                sums[name] += number(one.get(name))
+    letters = {(one.receiver or "", one.signal or ""): one.count for one in status.dead_letters if one.receiver}
+    return [
+        {
+            "key": f"{name} {signal}",
+            "name": name,
+            "signal": signal,
+            "documents": sorted(documents.get((name, signal), ())),
+            "known": (name, signal) in documents or (bool(signal) and (name, signal) in counted),
+            "paused": name in paused,
+            "health": (found := status.health.of(name, signal)).health,
+            "why": found.why,
+            **counted.get((name, signal), dict.fromkeys(_COUNTED, 0.0)),
+            "dead_letters": letters.get((name, signal), 0),
+        }
+        for name, signal in sorted({*documents, *counted, *letters})
+    ]

@@ -7,15 +7,21 @@ import { Letters } from "./letters.js";
 import { TONES } from "./format.js";
 import { Panels } from "./panels.js";
 import { Plots } from "./plots.js";
+import { Rates, Windows } from "./rates.js";
 
 const EVERY_MS = 2000;
+
+// After a pause of this length, such as of a hidden tab, the dispatcher has samples that the page does not have.
+const STALE_MS = 90_000;
 
 class App {
   constructor() {
     this.plots = new Plots();
     this.panels = new Panels({ toggle: (row, button) => this.toggleReceiver(row, button) });
     this.letters = new Letters();
-    this.seen = -1;
+    this.receivers = new Windows();
+    this.rates = null;
+    this.shownAt = 0;
     this.turn = 0;
     this.timer = null;
     setUpUnlocking(() => this.refresh());
@@ -28,7 +34,8 @@ class App {
     clearTimeout(this.timer);
     const turn = ++this.turn;
     try {
-      const state = await get("state", { since: this.seen });
+      if (Date.now() - this.shownAt > STALE_MS) await this.loadHistory();
+      const state = await get("state");
       if (turn !== this.turn) return;
       await this.show(state);
       write(byId("trouble"), state.trouble);
@@ -40,10 +47,19 @@ class App {
     if (turn === this.turn && !document.hidden) this.timer = setTimeout(() => this.refresh(), EVERY_MS);
   }
 
+  async loadHistory() {
+    const { bounds, samples } = await get("history");
+    this.rates = new Rates(bounds);
+    this.plots.begin(samples.map((sample) => this.rates.point(sample)));
+  }
+
   async show(state) {
     this.state = state;
-    this.plots.add(state.points, state.anew);
-    this.seen = state.seen;
+    this.shownAt = Date.now();
+    state.figures = this.rates.point(state.sample);
+    this.plots.add(state.figures);
+    this.receivers.add(Object.fromEntries(state.receivers.map((row) => [row.key, { ...row, at: state.sample.at }])));
+    for (const row of state.receivers) row.window = this.receivers.get(row.key);
     if (token.get() && !state.may_change) token.forget();
     this.showHeader(state);
     this.panels.show(state);

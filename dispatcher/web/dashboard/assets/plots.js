@@ -4,7 +4,9 @@ import { byId } from "./dom.js";
 import { duration, rate } from "./format.js";
 
 const HEIGHT = 170;
-const SHOWN_SECONDS = 900;
+
+// As long as the dispatcher keeps them.
+const KEPT_SECONDS = 6 * 3600;
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
@@ -89,17 +91,27 @@ export class Plots {
         duration,
       ),
     ];
+    byId("range").addEventListener("change", () => this.draw());
     window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
   }
 
-  add(points, anew) {
-    this.points = (anew ? [] : this.points).concat(points);
-    const last = this.points.at(-1)?.at ?? 0;
-    this.points = this.points.filter((point) => point.at > last - SHOWN_SECONDS);
+  begin(points) {
+    this.points = points;
+  }
+
+  add(point) {
+    if (point.at > (this.points.at(-1)?.at ?? 0)) this.points.push(point);
+    this.points = this.since(KEPT_SECONDS);
     this.draw();
   }
 
   draw() {
-    for (const plot of this.all) plot.show(this.points);
+    const points = this.since(Number(byId("range").value));
+    for (const plot of this.all) plot.show(points);
+  }
+
+  since(seconds) {
+    const first = this.points.at(-1)?.at - seconds;
+    return this.points.filter((point) => point.at >= first);
   }
 }

@@ -1,7 +1,7 @@
-"""Who should hold which partitions: fair shares, with as few moves as possible. Pure.
+"""Assigns partitions to members: fair shares, with as few moves as possible. Pure.
 
-Every member computes this for itself, of what it reads. Members that read the same agree; until they do, the
-claims, which are atomic, decide.
+Every member computes this from what it reads. Members that read the same data agree. Until then the claims, which
+are atomic, decide.
 """
 
 from collections import Counter
@@ -15,7 +15,7 @@ class Moves(NamedTuple):
     """What one member should do.
 
     Attributes:
-        claim: partitions to take.
+        claim: partitions to claim.
         release: partitions to hand over.
     """
 
@@ -26,15 +26,15 @@ class Moves(NamedTuple):
 def quotas(
     held: Mapping[str, int], members: Sequence[str], partitions: int, capped: Collection[str] = ()
 ) -> dict[str, int]:
-    """How many partitions each member should hold.
+    """The number of partitions that each member should hold.
 
-    The numbers differ by one at most. Where they do, who holds more already keeps more.
+    The numbers differ by one at most. Members that hold more already get the higher number.
 
     Args:
-        held: how many each holds.
-        members: all that take part, the longest-serving first.
-        partitions: how many there are.
-        capped: members that keep what they hold within their share, but get nothing more.
+        held: the number of partitions that each member holds.
+        members: all members that take part, the longest-serving first.
+        partitions: number of partitions.
+        capped: members that keep partitions within their share, but get no further ones.
     """
     shares = _even(held, members, partitions)
     result = {member: min(shares[member], held.get(member, 0)) for member in members if member in capped}
@@ -46,7 +46,7 @@ def _even(held: Mapping[str, int], members: Sequence[str], partitions: int) -> d
     if not members:
         return {}
     least, rest = divmod(partitions, len(members))
-    ordered = sorted(members, key=lambda member: -held.get(member, 0))  # stable: of equals the first
+    ordered = sorted(members, key=lambda member: -held.get(member, 0))  # stable: the first of equals
     return {member: least + (place < rest) for place, member in enumerate(ordered)}
 
 
@@ -56,17 +56,17 @@ def moves(
     """What one member should do now.
 
     Args:
-        me: the member.
-        owners: who holds each partition; None for those that are free. Who is no member here is about to leave.
-        members: all that take part, the longest-serving first.
-        capped: members that get nothing more than they hold.
+        me: id of the member.
+        owners: the owner of each partition; None for free ones. An owner that is not in `members` is leaving.
+        members: all members that take part, the longest-serving first.
+        capped: members that get no further partitions.
     """
     held = Counter(owner for owner in owners.values() if owner is not None)
     wanted = quotas(held, members, len(owners), capped)
     mine = sorted(partition for partition, owner in owners.items() if owner == me)
     claims = []
     for partition in sorted(partition for partition, owner in owners.items() if owner is None):
-        # To whom most is missing; all agree on that, so that no two claim the same one.
+        # The member that lacks most gets it. All members agree on that, so no two claim the same partition.
         lacking = [member for member in members if wanted[member] > held[member]]
         if not lacking:
             break

@@ -1,7 +1,7 @@
-"""Coordination: the processes of a group share its partitions, and take over from each other.
+"""Coordinates the processes of a group: they share its partitions, and take over from each other.
 
-There is no leader. Every process looks about once a second at who is alive and who holds what, computes the fair
-shares, and takes or hands over what is its own to do. Who takes what is decided by one atomic write.
+There is no leader. About once a second every process reads the members and the positions, computes the fair
+shares, and claims or hands over partitions of its own. One atomic write decides each claim.
 """
 
 import asyncio
@@ -26,25 +26,25 @@ __all__ = ["Coordinator", "Held", "Work"]
 
 log = get_logger()
 
-# Seconds between two looks at the others, at most; with short leases they are more frequent.
+# Seconds between two looks at the other members, at most. Short leases make them more frequent.
 _LOOK: Final = 1.0
 _LOOKS_PER_LEASE: Final = 10
 
 # A lease is renewed when a third of it is over.
 _RENEWALS: Final = 3
 
-# Seconds that handing over, and leaving, may take after the deliveries have ended. Others can do without it.
+# Seconds that each last message to the other members may take. They can do without it.
 _PATIENCE: Final = 5.0
 
-# The same for a look at the others that is under way when it is time to stop.
+# Seconds that a look at the other members may take after the stop.
 _LITTLE_PATIENCE: Final = 1.0
 
 
 class Work(Protocol):
-    """What is done with a partition while it is held."""
+    """The work on a partition while it is held."""
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Until `stop` is set, or the lease is lost; when it returns, all that is to be saved is saved."""
+        """Work until `stop` is set or the lease is lost; everything is saved when it returns."""
 
 
 W = TypeVar("W", bound=Work)
@@ -54,8 +54,8 @@ class Held(NamedTuple, Generic[W]):
     """A partition that this process holds.
 
     Attributes:
-        lease: the right to it.
-        work: what is done with it.
+        lease: of the partition.
+        work: on the partition.
         stop: set to hand it over.
         task: runs until it is handed over or lost.
     """
@@ -74,16 +74,16 @@ class Coordinator(Generic[W]):
         members: its processes; this one has joined them.
         lease: seconds that a lease is valid without being renewed.
         version: of the application.
-        begin: records the positions that are missing, given what is saved.
-        work: makes what is done with a partition that was claimed.
-        resized: told whenever the number of partitions that are held has changed.
+        begin: records missing positions; whether there were any.
+        work: makes the work on a claimed partition.
+        resized: called whenever the number of held partitions has changed.
         address: of the server, for messages.
 
     Attributes:
         held: the partitions that this process holds.
-        live: the ids of all members that are alive, the longest-serving first; empty before the first look.
-        layout: how the work is divided; None before the first look.
-        outdated: a newer version of the application is at work, and this process takes no more partitions.
+        live: the ids of all living members, the longest-serving first; empty before the first look.
+        layout: of the group; None before the first look.
+        outdated: a newer version of the application is at work, so this process claims no more partitions.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Coordinator(Generic[W]):
         self._beaten = now()
         self._failed = 0
         self._failures: list[BaseException] = []
-        self._is_answered = True  # by the server, in the end
+        self._is_answered = True  # whether the server answered the last message
         self._awake = asyncio.Event()
         self.held: dict[int, Held[W]] = {}
         self.live: tuple[str, ...] = ()
@@ -126,11 +126,11 @@ class Coordinator(Generic[W]):
 
     @property
     def in_touch(self) -> bool:
-        """Whether this process has seen the others, and they have seen it, within the lease time."""
+        """Whether this process has read the other members, and written a heartbeat, within the lease time."""
         return now() - min(self._looked, self._beaten) < self._lease
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Hold a fair share until `stop` is set; then hand everything over, and leave.
+        """Hold a fair share of the partitions until `stop` is set; then hand them over, and leave the group.
 
         Raises:
             DispatcherError: what no repetition can mend.
@@ -156,7 +156,7 @@ class Coordinator(Generic[W]):
     # -- looking -------------------------------------------------------------------------------------------------
 
     async def _look_until(self, stopping: "asyncio.Task[None]") -> None:
-        """Look around; when it is time to stop, a server that does not answer is not waited for."""
+        """Look at the group; after the stop, do not wait for a server that does not answer."""
         looking = asyncio.create_task(self._look_around(), name="look-around")
         try:
             await asyncio.wait([looking, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -167,7 +167,7 @@ class Coordinator(Generic[W]):
             looking.result()
 
     async def _look_around(self) -> None:
-        """One look at the others, and what follows from it. A server that is gone is asked again later."""
+        """Look at the group once, and act on it. If the server does not answer, the next look does."""
         try:
             async with asyncio.timeout(self._lease):
                 await self._beat_if_due()
@@ -195,7 +195,7 @@ class Coordinator(Generic[W]):
 
     async def _look(self) -> None:
         asked = now()
-        sessions = await self._members.sessions.all()  # before the members: whoever has one is among them
+        sessions = await self._members.sessions.all()  # before the members: then each living owner is among them
         saved = await self._store.load()
         members = await self._members.all()
         answered = now()
@@ -226,7 +226,7 @@ class Coordinator(Generic[W]):
         self._looked = asked
 
     async def _living(self, members: list[Member], ages: dict[Any, float]) -> list[Member]:
-        """Those that are alive, as far as can be known from here. The others are removed."""
+        """The members that are alive, as far as this process can tell. The dead ones are removed."""
         living = []
         for member in members:
             dead = ages[member.id] >= member.lease or member.identity.is_dead
@@ -237,12 +237,12 @@ class Coordinator(Generic[W]):
         return living
 
     def _owner(self, position: Position, ages: dict[Any, float]) -> str | None:
-        """Who holds a partition; None if nobody does, or somebody who is dead or whose lease is over."""
+        """The owner of a partition; None if there is none, or it is dead, or its lease is over."""
         number = position.partition
         if number in self.held:
             return self.member_id
         if position.owner is None or position.owner == self.member_id:
-            return None  # a claim of ours whose answer was lost
+            return None  # the answer to a claim of ours was lost
         if position.identity.is_dead or ages[number] >= TAKEN * (position.lease or self._lease):
             return None
         return position.owner
@@ -261,9 +261,9 @@ class Coordinator(Generic[W]):
     # -- taking and handing over -----------------------------------------------------------------------------
 
     async def _divide(self, saved: SavedPositions, owners: dict[int, str | None]) -> None:
-        """Hand over all that is held here. When nobody holds anything any more, divide the work anew.
+        """Hand all partitions over. When no partition is held any more, divide the work.
 
-        All members do that; one of them is the first.
+        All members do that; the first one succeeds.
         """
         for number in self.held:
             self._hand_over(number)
@@ -272,7 +272,7 @@ class Coordinator(Generic[W]):
         if await self._store.divide(saved):
             assert saved.layout is not None  # it says what is wanted
             log.info(
-                "the work of this group is divided anew",
+                "the work of this group is divided into another number of partitions",
                 action="layout.changed",
                 before=saved.layout.partitions,
                 partitions=saved.layout.wanted,
@@ -302,13 +302,13 @@ class Coordinator(Generic[W]):
             held.stop.set()
 
     async def _hold(self, lease: Lease, work: W, stop: asyncio.Event) -> None:
-        """Work on a partition, and keep its lease until all of that is saved."""
+        """Work on a partition, and renew its lease until everything is saved."""
         keeping = asyncio.create_task(self._keep(lease), name=f"renew-{lease.partition}")
         working = asyncio.create_task(work.run(stop), name=f"work-{lease.partition}")
         try:
             await asyncio.wait([keeping, working], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            stop.set()  # if it ends because the lease can't be kept
+            stop.set()  # also when the lease can't be renewed
             await asyncio.wait([working])
             await end([keeping])
             await self._release(lease)
@@ -362,9 +362,9 @@ class Coordinator(Generic[W]):
     # -- the end ---------------------------------------------------------------------------------------------
 
     async def _leave(self) -> None:
-        """Hand everything over, and be no member any more.
+        """Hand all partitions over, and leave the group.
 
-        The others are told first that this process takes no part in the sharing: what it hands over is theirs.
+        The first heartbeat says that this process leaves, so the others claim what it hands over.
         """
         for number in self.held:
             self._hand_over(number)
@@ -376,20 +376,20 @@ class Coordinator(Generic[W]):
         if self._is_answered:
             await self._say(self._members.leave())
 
-    async def _say(self, word: Awaitable[None]) -> None:
-        """One of the last words to the server. Nothing depends on it: without, the others find out later."""
+    async def _say(self, message: Awaitable[None]) -> None:
+        """Send one of the last messages. Nothing depends on it: without it the others find out later."""
         try:
             async with asyncio.timeout(_PATIENCE):
-                await word
+                await message
         except TimeoutError:
             self._is_answered = False
         except PyMongoError as error:
-            self._is_answered = kind_of(error) is not Kind.PASSING  # even if the answer is no
+            self._is_answered = kind_of(error) is not Kind.PASSING  # a refusal is an answer too
         else:
             self._is_answered = True
 
     def _raise_failures(self) -> None:
-        """One partition that fails stops the service, and says why."""
+        """Raise the error of the first partition that failed: it ends the service."""
         if self._failures:
             raise self._failures[0]
 

@@ -1,4 +1,4 @@
-"""Which receivers a group knows: a name that nobody has heard of is a mistake, not an empty answer."""
+"""Checks names of receivers: an unknown name is a mistake, and no empty answer."""
 
 from collections.abc import Collection
 
@@ -10,12 +10,12 @@ __all__ = ["require_receiver"]
 
 
 async def require_receiver(group: Group, receiver: str, *, known: Collection[str] = ()) -> None:
-    """Look whether there is a receiver of this name, or was: with letters or parked deliveries of its own.
+    """Require that a receiver of this name exists, or existed and has dead letters or parked deliveries.
 
     Args:
         group: of dispatchers, with the database of its state.
-        receiver: its name, or one that it had before.
-        known: receivers that there are for certain.
+        receiver: its name, or a former one.
+        known: names that certainly exist.
 
     Raises:
         UnknownReceiver: there is none.

@@ -1,4 +1,4 @@
-"""The beginning: what a group knows of the application that it belongs to, and where its partitions begin."""
+"""The start of a group: the application that it belongs to, its partitions, and their first positions."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -16,12 +16,12 @@ log = get_logger()
 
 
 async def admit(store: PositionStore, settings: Settings, application: str) -> None:
-    """Look whether a group is the one of this application; if it belongs to none yet, it does from now on.
+    """Require that a group belongs to this application; claim it if it belongs to none.
 
     Args:
         store: of the group.
-        settings: the operator's, who may say that the application has another name now.
-        application: as it was named: `"package.module:registry"`. Without a name it is not asked for.
+        settings: the operator's; `adopt` accepts another name of the application.
+        application: its name, `"package.module:registry"`; empty to require nothing.
 
     Raises:
         GroupTaken: the group is another application's.
@@ -45,12 +45,12 @@ async def admit(store: PositionStore, settings: Settings, application: str) -> N
 
 
 def taken(group: str, before: str, application: str) -> GroupTaken:
-    """What to say of a group that is another application's.
+    """The error about a group that belongs to another application.
 
     Args:
         group: of dispatchers.
-        before: whose it is.
-        application: which wants it.
+        before: the application that it belongs to.
+        application: this one.
     """
     return GroupTaken(
         f"The group {group!r} belongs to the application {before!r}, and this is {application!r}: they would take "
@@ -61,11 +61,11 @@ def taken(group: str, before: str, application: str) -> GroupTaken:
 
 
 async def divide_into(store: PositionStore, partitions: int | None) -> None:
-    """Have the work divided into another number of partitions, as soon as its members have handed it over.
+    """Request another number of partitions. The members divide the work when all have handed theirs over.
 
     Args:
         store: of the group.
-        partitions: how many there should be; None leaves it as it is.
+        partitions: the requested number; None for the present one.
 
     Raises:
         PositionError: what is saved makes no sense.
@@ -76,7 +76,7 @@ async def divide_into(store: PositionStore, partitions: int | None) -> None:
             return
         if await store.want(saved, partitions):
             log.info(
-                "the work of this group is going to be divided anew",
+                "another number of partitions is requested; the members hand over their partitions",
                 action="layout.wanted",
                 before=saved.layout.partitions,
                 partitions=partitions,
@@ -90,17 +90,17 @@ async def begin(
     settings: Settings,
     saved: SavedPositions,
 ) -> bool:
-    """Record the positions that are missing: these partitions begin now.
+    """Record missing positions: their partitions begin now.
 
     Args:
-        store: where they belong.
-        scope: what is watched.
-        now: gives a token of this moment.
+        store: of the group.
+        scope: of the change streams.
+        now: returns a token of this moment.
         settings: the operator's.
-        saved: what is there.
+        saved: the positions as they were read.
 
     Returns:
-        Whether any was missing.
+        Whether a position was missing.
 
     Raises:
         PyMongoError: as the driver has it.

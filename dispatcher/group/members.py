@@ -1,4 +1,4 @@
-"""Members: the processes of a group, each with a heartbeat, so that they can share the partitions."""
+"""The members of a group: its processes, each with a heartbeat, so that they can share the partitions."""
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -16,13 +16,13 @@ __all__ = ["Member", "Members"]
 
 
 class Member(NamedTuple):
-    """What a process says of itself.
+    """One process of a group.
 
     Attributes:
-        id: new at every start; ids of processes that started later sort behind, as far as their clocks agree.
+        id: new at every start. Ids of later processes sort behind, if the clocks of their machines agree.
         beat: grows with every heartbeat.
-        lease: seconds without a heartbeat after which it is thought dead.
-        leaving: it hands over what it holds, and ends.
+        lease: seconds without a heartbeat after which it counts as dead.
+        leaving: it hands its partitions over, and ends.
         version: of the application.
         started: the server's time at which it started.
         identity: the process.
@@ -38,10 +38,10 @@ class Member(NamedTuple):
 
     @classmethod
     def read(cls, document: Mapping[str, Any]) -> "Member":
-        """What a document says.
+        """Read a document.
 
         Raises:
-            ValueError: it makes no sense. Nobody needs to wait for such a member.
+            ValueError: it makes no sense. Then the member does not count.
         """
         match document:
             case {
@@ -59,12 +59,12 @@ class Member(NamedTuple):
 
 
 class Members:
-    """The processes of one group; this one among them.
+    """The processes of one group, this one included.
 
     Args:
         group: of dispatchers, with the database of its state.
-        facts: what this process says of itself; it does not change.
-        says: what else there is to tell at the moment.
+        facts: fields of this process that never change.
+        says: returns fields that do.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Members:
         self.started: datetime | None = None
 
     async def join(self) -> datetime:
-        """Register; the server's time of it.
+        """Register this process; the server's time of it.
 
         Raises:
             PyMongoError: as the driver has it.
@@ -103,10 +103,10 @@ class Members:
         return started
 
     async def beat(self, *, leaving: bool = False) -> None:
-        """Give a sign of life. Who was thought dead meanwhile, and was removed, is back.
+        """Write a heartbeat. A process that was removed as dead is a member again.
 
         Args:
-            leaving: this process hands over what it holds, and ends.
+            leaving: this process hands its partitions over, and ends.
 
         Raises:
             PyMongoError: as the driver has it.
@@ -119,7 +119,7 @@ class Members:
         )
 
     async def leave(self) -> None:
-        """Be no member any more.
+        """Remove this process from the members.
 
         Raises:
             PyMongoError: as the driver has it.
@@ -128,7 +128,7 @@ class Members:
         await self._collection.delete_one({"_id": self.id})
 
     async def all(self) -> list[Member]:
-        """Every one that makes sense, dead or alive; the longest-serving first.
+        """All members whose documents make sense, dead or alive, the longest-serving first.
 
         Raises:
             PyMongoError: as the driver has it.
@@ -140,7 +140,7 @@ class Members:
         return members
 
     async def bury(self, dead: Member) -> None:
-        """Remove one that is dead, unless it gives a sign of life just now.
+        """Remove a dead member, unless it has written a heartbeat since.
 
         Raises:
             PyMongoError: as the driver has it.

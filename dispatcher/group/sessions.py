@@ -1,8 +1,8 @@
-"""The sessions of transactional receivers, so that others can end what a dead process has left open.
+"""Registers the sessions of transactional receivers, so that other members can end those of a dead process.
 
-A server keeps a transaction of a process that was killed for a minute, with all that it has locked. Who repeats
-its deliveries would wait for that. So each process writes down its sessions before it uses them, and whoever takes
-over from it ends them: nothing more can be written in them, and their locks are free.
+The server keeps the transaction of a killed process, with its locks, for a minute. The process that repeats its
+deliveries would wait for these locks. So each process registers its sessions before it uses them, and the next
+owner ends them: nothing more can be written in them, and their locks are free.
 """
 
 from collections.abc import Iterable
@@ -18,23 +18,23 @@ __all__ = ["GroupSessions", "OpenSession"]
 
 log = get_logger()
 
-# Seconds after which a session is written down again; what was not used for twice as long is forgotten. The driver
-# makes new ones now and then, and does not tell which are gone. A transaction takes a minute at most.
+# Seconds after which a session is registered again. One that was not used for twice as long is removed: the driver
+# replaces sessions without telling. A transaction takes a minute at most.
 _FRESH: Final = 600.0
 
-# Seconds after which nothing more of a dead process arrives.
+# Seconds after which no more commands of a dead process arrive.
 _LATE: Final = 5.0
 
-# GroupSessions that the server is asked to end at once, at most.
+# Sessions in one killSessions command, at most.
 _AT_ONCE: Final = 1_000
 
 
 class OpenSession(NamedTuple):
-    """One that a member has written down.
+    """A session that a member has registered.
 
     Attributes:
-        id: the server's name for it.
-        owner: the member.
+        id: of the session on the server.
+        owner: id of the member.
     """
 
     id: UUID
@@ -46,7 +46,7 @@ class GroupSessions:
 
     Args:
         group: of dispatchers, with the database of its state.
-        owner: the member that this process is.
+        owner: id of the member that this process is.
     """
 
     def __init__(self, group: Group, owner: str) -> None:
@@ -58,10 +58,10 @@ class GroupSessions:
         self._ended: dict[UUID, float] = {}
 
     async def announce(self, session: Any) -> None:
-        """Write down that this process uses a session; once in a while, for each of them.
+        """Register a session of this process, at most once in ten minutes.
 
         Args:
-            session: the driver's, in which nothing was sent yet.
+            session: of the driver, before its first command.
 
         Raises:
             PyMongoError: as the driver has it.
@@ -78,7 +78,7 @@ class GroupSessions:
                 del self._announced[other]
 
     async def all(self) -> list[OpenSession]:
-        """Those of all members.
+        """The sessions of all members.
 
         Raises:
             PyMongoError: as the driver has it.
@@ -90,12 +90,12 @@ class GroupSessions:
         return found
 
     async def end(self, left_open: Iterable[OpenSession]) -> None:
-        """End the sessions of members that are dead; forget them, after some seconds.
+        """End the sessions of dead members, and remove them after some seconds.
 
-        Until then it is to be done again, as something that they had sent may arrive only now.
+        Until then each call ends them again, since commands that the dead process had sent may still arrive.
 
         Args:
-            left_open: as they were found.
+            left_open: as they were read.
 
         Raises:
             PyMongoError: as the driver has it.
@@ -106,14 +106,14 @@ class GroupSessions:
             await self._admin.command("killSessions", some, codec_options=CODEC_OPTIONS)
         new = [id_ for id_ in ids if id_ not in self._ended]
         if new:
-            log.info("ended transactions of members that are dead", action="sessions.ended", sessions=len(new))
+            log.info("ended the sessions of dead members", action="sessions.ended", sessions=len(new))
         self._ended = {id_: self._ended.get(id_, now) for id_ in ids}
         old = [id_ for id_, since in self._ended.items() if since < now - _LATE]
         if old:
             await self._collection.delete_many({"_id": {"$in": old}})
 
     async def forget(self) -> None:
-        """Forget those of this process, which uses them no more.
+        """Remove the sessions of this process, which are not used any more.
 
         Raises:
             PyMongoError: as the driver has it.

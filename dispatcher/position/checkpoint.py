@@ -1,7 +1,7 @@
-"""How far everything is finished in one partition, and keeping that in MongoDB.
+"""Knows which changes of one partition are finished, and saves the position.
 
-What earlier processes had finished is known from three things: a position, up to which everything is; hashes of
-tokens behind it; and facts from times when the work was divided in another way.
+Three things tell what earlier processes had finished: the position, up to which everything is; hashes of tokens
+behind it; and facts from earlier layouts.
 """
 
 import asyncio
@@ -29,29 +29,29 @@ __all__ = ["Progress"]
 
 log = get_logger()
 
-# Changes behind the oldest unfinished one, at most, and the characters of their tokens. Others flow past a slow
-# document, but what is finished ahead of it must be remembered, here and in the document that holds the position.
-# A token holds the document's _id, which has no limit of its own: most have a hundred characters, some a million.
+# Changes behind the oldest unfinished one, and the characters of their tokens, at most. A slow document does not
+# stop the others, but their finished changes must be remembered, here and in the document of the position. A token
+# holds the _id of its document, which has no limit: most tokens have a hundred characters, some a million.
 _LONGEST_SPAN: Final = 20_000
 _HEAVIEST_SPAN: Final = 6_000_000
 
 
 class Progress:
-    """What is finished of one stream, by this process and by those before it.
+    """The finished changes of one stream, by this process and by earlier ones.
 
     Args:
         store: where the position is kept.
         lease: of the partition.
-        position: what was found when it was claimed, with a token.
+        position: as it was when the partition was claimed, with a token.
         fingerprint: of the stream.
         stats: counters.
         address: of the server, for messages.
-        always: whether the position is to be saved even if it has not moved, so that it does not look dead.
+        always: whether to save the position even if it has not moved, so that it does not look dead.
 
     Attributes:
         tracker: the order of the stream, from the position on.
-        began: the position that was found.
-        saved_seconds: when what is saved was last up to date, by the monotonic clock.
+        began: the token of the position when the partition was claimed.
+        saved_seconds: when the saved position was last up to date, by the monotonic clock.
     """
 
     def __init__(
@@ -76,21 +76,21 @@ class Progress:
         self._ahead = set(split(position.ahead))
         self._until = position.until
         self._inherited = Inherited(position.inherited)
-        self._has_passed = False  # some of that, and this is not saved yet
+        self._has_passed = False  # some facts were removed since the last save
         self._saved: tuple[str, bytes] = (position.token, position.ahead)
         self.tracker = Tracker(position.token)
         self.began = position.token
         self.saved_seconds = monotonic()
 
-    # -- what need not be delivered --------------------------------------------------------------------------
+    # -- what is finished -------------------------------------------------------------------------------------
 
     @property
     def inherits(self) -> bool:
-        """Whether events are to be shown to `look_back`."""
+        """Whether there are facts of earlier layouts, and `look_back` must see each event."""
         return bool(self._inherited)
 
     def look_back(self, event: Undecoded) -> None:
-        """Note whether a change was finished when the work was divided in another way."""
+        """Note whether a change was finished under an earlier layout."""
         token = token_of(event["_id"])
         if self._inherited.has_finished(token, event[HASH] if "documentKey" in event else 0):
             self._ahead.add(digest_of(token))
@@ -103,7 +103,7 @@ class Progress:
     def count_finished(self, token: str) -> None:
         """Give a change that an earlier process has finished its place in the order."""
         if token > self.began:
-            self._ahead.discard(digest_of(token))  # from here on the tracker knows
+            self._ahead.discard(digest_of(token))  # the tracker knows it from now on
             self.tracker.add(Job(token))
 
     @property
@@ -114,7 +114,7 @@ class Progress:
     # -- saving ----------------------------------------------------------------------------------------------
 
     async def save_regularly(self, ending: asyncio.Event, settings: Settings) -> None:
-        """Save the position now and then, until it is time to end.
+        """Save the position at the intervals of the settings, until `ending` is set.
 
         Raises:
             DispatcherError: what no repetition can mend.
@@ -122,7 +122,7 @@ class Progress:
         loop = asyncio.get_running_loop()
         delivered, last = self._stats.delivered, loop.time()
         while not ending.is_set():
-            # Told to end rather than cancelled: a save that was begun is finished.
+            # An event ends this rather than a cancellation, so that a save is not interrupted.
             with suppress(TimeoutError):
                 async with asyncio.timeout(settings.save_interval):
                     await ending.wait()
@@ -134,17 +134,17 @@ class Progress:
             await self.save()
 
     async def save(self) -> None:
-        """Save the position, unless another process has taken over: then the lease is lost.
+        """Save the position. If another process has taken over, mark the lease as lost.
 
         Raises:
-            DispatcherError: what no repetition can mend. What passes is logged; the next save makes up for it.
+            DispatcherError: what no repetition can mend. Other errors are logged, and the next save repeats it.
         """
         token = self.tracker.token
         ahead, until = self._finished_ahead(token)
         if (token, ahead) == self._saved and not self._always():
-            self.saved_seconds = monotonic()  # what is there is up to date
+            self.saved_seconds = monotonic()  # the saved position is up to date
             return
-        # A stream of another fingerprint has not come to the token yet, and can't begin there.
+        # This stream has not passed the token yet, which belongs to a stream of the earlier fingerprint.
         fingerprint = self._fingerprint if token > self.began else self._fingerprint_before
         self._has_passed = self._inherited.pass_(token) or self._has_passed
         inherited = self._inherited.facts if self._has_passed else None
@@ -169,13 +169,13 @@ class Progress:
         self._stats.saves += 1
 
     def _finished_ahead(self, token: str) -> tuple[bytes, str]:
-        """Hashes of what is finished behind a token, and what sorts behind all of that.
+        """Hashes of the finished changes behind a token, and a text that sorts behind all of them.
 
-        That goes along with the position at every save: whoever goes on after a kill repeats what was finished
-        since, and not all that was finished while a slow delivery kept the position where it is.
+        Every save includes them. So after a kill only the changes since the last save are repeated, although a
+        slow delivery keeps the position where it is.
         """
         if token >= self._until:
-            self._ahead.clear()  # what an earlier process had finished, and the stream did not bring again
+            self._ahead.clear()  # changes of an earlier process that this stream did not bring again
         jobs = self.tracker.ahead
         for job in jobs:
             job.digest = job.digest or digest_of(job.token)

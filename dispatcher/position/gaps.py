@@ -1,20 +1,19 @@
-"""Gaps: changes that nobody could deliver, because there are none or because they are lost. Loss is loud.
+"""Records gaps: changes that can't be delivered, because there are none or because they are lost.
 
 gaps: one document per gap.
 
-    _id           an ObjectId, made of what the gap is about: noted again, it stays one gap
+    _id           an ObjectId, made of the contents: the same gap, recorded again, stays one document
     group         of dispatchers
-    partition     whose stream met it
-    kind          `"drop"`, `"dropDatabase"`, `"rename"` and `"out"`: a whole collection came or went, which has no
+    partition     whose stream has the gap
+    kind          `"drop"`, `"dropDatabase"`, `"rename"` and `"out"`: a whole collection came or went, without
                   changes of single documents; `"history_lost"`: the oplog did not reach back far enough;
-                  `"oversize"`: an event that the server can not send in any way; `"position_set"`: somebody moved
-                  the position by hand
-    namespace     {db, coll} of the collection that it is about, coll missing for a whole database; or null
+                  `"oversize"`: the server can't send an event; `"position_set"`: an operator moved the position
+    namespace     {db, coll} of the collection, without coll for a whole database; or null
     from_time     cluster time (a BSON timestamp) behind which changes are missing
     to_time       cluster time up to which they are missing
-    noted_at      the server's time when it was first noted
-    policy        what was done about it: `"resume"`, `"backfill"`, or null where there is nothing to choose
-    text          what happened, for people
+    noted_at      the server's time when it was first recorded
+    policy        how it was handled: `"resume"`, `"backfill"`, or null where there is no choice
+    text          description, for people
 """
 
 from collections.abc import Callable, Iterator
@@ -39,7 +38,7 @@ log = get_logger()
 
 GapKind = Literal["drop", "dropDatabase", "rename", "out", "history_lost", "oversize", "position_set"]
 
-# What `$out` writes into before it puts the result in the place of its target.
+# `$out` writes into a collection with this prefix, and then renames it to its target.
 _OUT: Final = "tmp.agg_out."
 
 
@@ -47,13 +46,13 @@ class Gap(NamedTuple):
     """Changes that are missing.
 
     Attributes:
-        kind: why.
-        key: what makes it the same gap when it is met again, for example a token.
-        text: what happened, for people.
-        namespace: the collection, or the database with "" for all of it; None for all that is watched.
-        from_time: behind which changes are missing.
-        to_time: up to which.
-        policy: what was done about it.
+        kind: the reason.
+        key: identifies the gap when it is found again, for example a token.
+        text: description, for people.
+        namespace: the collection; the database and "" for a whole database; None for all watched collections.
+        from_time: cluster time behind which changes are missing.
+        to_time: cluster time up to which they are missing.
+        policy: how it was handled.
     """
 
     kind: GapKind
@@ -66,13 +65,13 @@ class Gap(NamedTuple):
 
 
 class Gaps:
-    """Keeps gaps, and says so in log and counters.
+    """Writes gaps to the state, the log and the counters.
 
     Args:
         group: of dispatchers, with the database of its state.
         stats: counters.
         address: of the server, for messages.
-        partition: whose stream meets them.
+        partition: whose stream has them.
     """
 
     def __init__(
@@ -90,9 +89,7 @@ class Gaps:
         self._partition = partition
 
     async def record(self, gap: Gap) -> None:
-        """Keep a gap; when this returns it survives a failover.
-
-        What can't be written now is tried again, for ever.
+        """Record a gap; when this returns it survives a failover. Failed writes are repeated without a limit.
 
         Raises:
             DispatcherError: what no repetition can mend.
@@ -113,11 +110,11 @@ class Gaps:
         )
 
     async def note(self, gap: Gap, session: AsyncClientSession | None = None) -> None:
-        """Keep a gap, once, and say nothing of it.
+        """Write a gap, once, without a log line.
 
         Args:
-            gap: which.
-            session: of a transaction that it is part of.
+            gap: to be written.
+            session: of a transaction that includes the write.
 
         Raises:
             PyMongoError: as the driver has it.
@@ -147,13 +144,13 @@ def _readable(time: Timestamp | None) -> str | None:
 
 
 def gaps_of(change: Change, is_watched: Callable[[Namespace], object]) -> Iterator[Gap]:
-    """What is missing because of a change of a whole collection or database.
+    """The gaps of a change of a whole collection or database.
 
-    A rename may concern two: the collection that it takes away, and the one whose place it takes.
+    A rename may have two gaps: one of the old name, and one of the new name.
 
     Args:
-        change: no change of a document.
-        is_watched: whether somebody listens to a collection.
+        change: of a collection or a database.
+        is_watched: whether a collection has receivers.
     """
     operation, source, time = change.operation, change.namespace, change.cluster_time
     name = ".".join(filter(None, source))

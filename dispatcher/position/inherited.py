@@ -1,8 +1,8 @@
-"""What the partitions of earlier layouts had finished, so that another layout loses and repeats nothing. Pure.
+"""Finished changes of earlier layouts, so that a new layout loses and repeats nothing. Pure.
 
-When the work is divided anew, a partition begins where the slowest of those that it follows had got to. What the
-others had finished is a fact about all documents with certain hashes. It goes along with every new position until
-that is past it.
+When the work is divided into another number of partitions, a new partition begins at the lowest position of the
+old partitions that share documents with it. Their further finished changes are facts about all documents with
+certain hashes. A new position keeps these facts until it is past them.
 """
 
 from collections.abc import Iterable
@@ -16,14 +16,14 @@ __all__ = ["Beginning", "Fact", "Inherited", "beginning_of"]
 
 
 class Fact(NamedTuple):
-    """Of the documents in one partition of some layout, all these changes are finished.
+    """Finished changes of the documents in one partition of a layout.
 
     Attributes:
-        partitions: of the layout.
-        partition: of these.
-        token: all changes up to it.
-        until: the token of the last change that this is about.
-        ahead: and some behind it: hashes of their tokens, see `core/resume_tokens.py`.
+        partitions: the number of partitions of the layout.
+        partition: the number of the partition.
+        token: all changes up to it are finished.
+        until: token of the last change that the fact is about.
+        ahead: hashes of tokens behind `token` that are finished as well, see `core/resume_tokens.py`.
     """
 
     partitions: int
@@ -33,18 +33,18 @@ class Fact(NamedTuple):
     ahead: bytes
 
     def concerns(self, partition: int, partitions: int) -> bool:
-        """Whether there may be documents that are in this partition of another layout as well."""
+        """Whether documents of this fact can be in a partition of another layout."""
         return (partition - self.partition) % gcd(partitions, self.partitions) == 0
 
     def together(self, other: "Fact") -> "Fact":
-        """Both facts as one. They must be about the same documents."""
+        """Both facts as one; they must be about the same documents."""
         ahead = {*split(self.ahead), *split(other.ahead)}
         token, until = max(self.token, other.token), max(self.until, other.until)
         return self._replace(token=token, until=until, ahead=b"".join(sorted(ahead)))
 
 
 class Inherited:
-    """What a partition knows of earlier layouts.
+    """The facts that a partition has from earlier layouts.
 
     Args:
         facts: of any number of layouts.
@@ -61,7 +61,8 @@ class Inherited:
 
         Args:
             token: of the change.
-            hashed: of the document's `_id`; 0 for a change of no document, which is in the first partition of any.
+            hashed: the hash of the document's `_id`; 0 for a change without a document, which belongs to the
+                first partition of every layout.
         """
         for fact in self.facts:
             if partition_of(hashed, fact.partitions) == fact.partition and (
@@ -71,7 +72,7 @@ class Inherited:
         return False
 
     def pass_(self, token: str) -> bool:
-        """Forget what is only about changes up to a token; whether that was anything."""
+        """Remove the facts that are only about changes up to a token; whether there were any."""
         left = tuple(fact for fact in self.facts if fact.until > token)
         passed = len(left) < len(self.facts)
         self.facts = left
@@ -79,11 +80,11 @@ class Inherited:
 
 
 class Beginning(NamedTuple):
-    """Where a partition of a new layout begins.
+    """The first position of a partition in a new layout.
 
     Attributes:
         token: everything up to it is finished.
-        inherited: and what else is.
+        inherited: further finished changes.
     """
 
     token: str
@@ -91,13 +92,13 @@ class Beginning(NamedTuple):
 
 
 def beginning_of(partition: int, partitions: int, now: Iterable[Fact], earlier: Iterable[Fact]) -> Beginning:
-    """Where a partition of a new layout begins.
+    """The first position of a partition in a new layout.
 
     Args:
-        partition: which.
-        partitions: how many there are in the new layout.
-        now: what each partition of the present layout has finished.
-        earlier: what these have inherited.
+        partition: its number.
+        partitions: the number of partitions in the new layout.
+        now: the finished changes of each present partition.
+        earlier: the facts that these have inherited.
     """
     followed = [fact for fact in now if fact.concerns(partition, partitions)]
     token = min(fact.token for fact in followed)

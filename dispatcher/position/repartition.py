@@ -13,7 +13,7 @@ def divided(saved: SavedPositions, group: str) -> list[dict[str, Any]]:
     """The documents of the new positions.
 
     Args:
-        saved: with all positions, and a layout in which another number of partitions is wanted.
+        saved: with all positions, and a layout that wants another number of partitions.
         group: of dispatchers.
     """
     layout, positions = saved.layout, saved.positions.values()

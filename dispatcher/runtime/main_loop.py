@@ -1,8 +1,8 @@
-"""The event loop of a process that runs until a signal stops it, and that its receivers can't end.
+"""Runs the event loop until a signal stops it. Receivers can't end it.
 
-Receivers share the process and its loop. A task of theirs that raises SystemExit, a call of `loop.stop()`, a
-handler of signals that a library installs, the cancellation of all tasks: each of these would end the process, or
-keep it from ending in order. Here it is refused or named in the log, and the loop turns on.
+Receivers share the process and its loop. A task that raises SystemExit, a call of `loop.stop()`, a library's
+signal handler or the cancellation of all tasks would end the process, or disturb its orderly end. This module
+refuses or logs each of them, and the loop continues.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ log = get_logger()
 
 Service = Callable[[asyncio.Event], Coroutine[Any, Any, None]]
 
-# Seconds between two looks at who handles the signals.
+# Seconds between two checks of the signal handlers.
 _LOOK: Final = 1.0
 
 # SIGHUP often comes together with SIGTERM, and several times: it does not count as the second signal.
@@ -44,12 +44,12 @@ def run(service: Service, loop: str = "auto", *, within: float | None = None) ->
     """Run a service until SIGINT, SIGTERM, SIGQUIT or SIGHUP; a second one ends the process at once.
 
     Args:
-        service: what to run; it is given the event that the signals set.
-        loop: `"auto"` takes uvloop where there is one.
-        within: seconds after the signal from which on the process is ended, in order or not.
+        service: runs until the signals set the event that it gets.
+        loop: `"auto"` takes uvloop where it exists.
+        within: seconds after the signal until the process ends in any case.
 
     Raises:
-        DispatcherError: the service does, or the process can't open enough files, or a thread cancelled its tasks.
+        DispatcherError: of the service; or the process can't open enough files, or a thread cancelled its tasks.
     """
     require_descriptors()
     deadline = Deadline()
@@ -66,7 +66,7 @@ def run(service: Service, loop: str = "auto", *, within: float | None = None) ->
         ) from error
     finally:
         turning.ending = True
-        with suppress(SystemExit, KeyboardInterrupt):  # of tasks that are cancelled now
+        with suppress(SystemExit, KeyboardInterrupt):  # from tasks that are cancelled now
             runner.close()
         watch_forks(None)
         deadline.lift()
@@ -96,10 +96,10 @@ async def _main(service: Service, deadline: Deadline, within: float | None) -> N
 
 
 def _turn(loop: Any, main: Coroutine[Any, Any, None]) -> None:
-    """Have a loop turn until a coroutine is done, whatever others do to it.
+    """Run a loop until a coroutine is done, even if other code stops the loop.
 
     Raises:
-        Exception: what the coroutine raised.
+        Exception: of the coroutine.
     """
     task = loop.create_task(main, name="main")
     while True:
@@ -109,7 +109,7 @@ def _turn(loop: Any, main: Coroutine[Any, Any, None]) -> None:
             if task.done():
                 raise
             log.error(
-                "a task wanted to end the process, which goes on",
+                "a task raised an exception that ends processes; the process continues",
                 action="loop.exit_refused",
                 error=repr(error),
                 place=_place_of(error),
@@ -119,7 +119,7 @@ def _turn(loop: Any, main: Coroutine[Any, Any, None]) -> None:
             if task.done():
                 raise
             log.error(
-                "the event loop was stopped, and turns on",
+                "the event loop was stopped, and continues",
                 action="loop.stop_refused",
                 place=loop.stopped_at,
                 remedy="don't call loop.stop() in a receiver",
@@ -134,7 +134,7 @@ def _place_of(error: BaseException) -> str:
 
 
 def _loop_class(loop: str) -> Callable[[], asyncio.AbstractEventLoop]:
-    """A class of event loops that know who stopped them last."""
+    """A class of event loops that record the place of the last `stop()`."""
     base: Any = asyncio.SelectorEventLoop
     if sys.platform == "win32":
         base = asyncio.ProactorEventLoop
@@ -144,7 +144,7 @@ def _loop_class(loop: str) -> Callable[[], asyncio.AbstractEventLoop]:
         base = uvloop.Loop
 
     class Loop(base):  # type: ignore[misc]
-        __module__ = base.__module__  # for logs: what kind of loop it is
+        __module__ = base.__module__  # logs show it
         stopped_at = ""
         ending = False
 
@@ -154,7 +154,7 @@ def _loop_class(loop: str) -> Callable[[], asyncio.AbstractEventLoop]:
             super().stop()
 
         async def shutdown_default_executor(self, *args: Any) -> None:
-            """Only the end of the loop does it: the driver resolves names in there."""
+            """Refuse it before the end of the loop: the driver resolves names in the executor."""
             if not self.ending:
                 raise RuntimeError("The executor of the event loop is the dispatcher's: leave it open.")
             await super().shutdown_default_executor(*args)
@@ -163,7 +163,7 @@ def _loop_class(loop: str) -> Callable[[], asyncio.AbstractEventLoop]:
 
 
 def _log_failure(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Something failed that nobody waits for."""
+    """Log an error in a task or callback whose result is not awaited."""
     error = context.get("exception")
     what = context.get("task") or context.get("future") or context.get("handle")
     log.error(
@@ -185,11 +185,11 @@ def _log_thread(failure: threading.ExceptHookArgs) -> None:
 
 
 class _Signals:
-    """Sets an event when a signal wants the process to end, for as long as the process lives.
+    """Sets an event when a signal asks the process to end.
 
     Args:
         stop: the event.
-        deadline: for an orderly end.
+        deadline: of the orderly end.
         within: its seconds.
     """
 
@@ -199,31 +199,31 @@ class _Signals:
         self._deadline = deadline
         self._within = within
         self._seen: list[int] = []
-        # Whoever ignores SIGHUP, as nohup does, wants to outlive the terminal.
+        # An ignored SIGHUP, for example by nohup, means that the process must outlive the terminal.
         self._ours = [one for one in _STOPPING if signal.getsignal(one) is not signal.SIG_IGN or one in _FORCING]
         self._install()
 
     def _install(self) -> list[str]:
-        """Be the handler of our signals; the names of those that somebody else had taken."""
+        """Install our signal handlers; the names of the signals that had other handlers."""
         taken = [number for number in self._ours if signal.getsignal(number) != self._on_signal]
         for number in taken:
             signal.signal(number, self._on_signal)
         return [signal.Signals(number).name for number in taken]
 
     async def watch(self) -> None:
-        """Take the signals back from libraries that handle them in their own way. Runs for ever."""
+        """Replace signal handlers of libraries by ours, for ever."""
         while True:
             await asyncio.sleep(_LOOK)
             if taken := self._install():
                 log.warning(
-                    "a receiver or a library has taken signals, which are the dispatcher's: taken back",
+                    "a receiver or a library has replaced the dispatcher's signal handlers; they are restored",
                     action="signals.taken_back",
                     signals=taken,
                     remedy="don't call signal.signal() in a receiver",
                 )
 
     def _on_signal(self, number: int, _frame: Any) -> None:
-        """A handler interrupts the main thread anywhere, inside of the logger too, so it does not log."""
+        """Handle a signal without a log line: a handler may interrupt the logger itself."""
         if number in _FORCING:
             self._seen.append(number)
         if len(self._seen) > 1:

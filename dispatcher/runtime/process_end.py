@@ -1,7 +1,7 @@
-"""The end of a process, in time: whatever receivers or drivers leave behind, it keeps no process alive.
+"""Ends the process in time, even if receivers or the driver leave threads or tasks behind.
 
 Python waits for threads that are no daemons, and an event loop waits for tasks and generators, without a limit. So
-a thread of ours counts the seconds. When they are over it says what is left, and ends the process.
+a thread of ours counts the seconds. When they are over it logs what is left, and ends the process.
 """
 
 import asyncio
@@ -25,9 +25,9 @@ __all__ = ["PATIENCE", "Deadline", "leave_in_time"]
 log = get_logger()
 
 PATIENCE: Final = 5.0
-"""Seconds that what is left at the end is given."""
+"""Seconds that remaining threads and tasks have at the end."""
 
-# Seconds that the last line of the log may take: its reader may be gone.
+# Seconds that the last log line may take: its reader may be gone.
 _LAST_WORDS: Final = 1.0
 
 # Threads and tasks that the log names, at most.
@@ -41,24 +41,24 @@ class _Order(NamedTuple):
 
 
 class Deadline:
-    """Ends this process when an orderly end takes too long. The latest order counts."""
+    """Ends this process if an orderly end takes too long. The latest order counts."""
 
     def __init__(self) -> None:
-        self._orders: SimpleQueue[_Order | None] = SimpleQueue()  # may be used by handlers of signals
+        self._orders: SimpleQueue[_Order | None] = SimpleQueue()  # signal handlers may use it
         threading.Thread(target=self._watch, name="dispatcher-deadline", daemon=True).start()
 
     def order(self, seconds: float, code: int, loop: asyncio.AbstractEventLoop | None = None) -> None:
-        """End the process after so many seconds.
+        """End the process after some seconds.
 
         Args:
             seconds: from now on.
-            code: that it ends with.
-            loop: whose tasks are named.
+            code: exit code.
+            loop: whose tasks are logged.
         """
         self._orders.put(_Order(monotonic() + seconds, code, loop))
 
     def lift(self) -> None:
-        """Nothing is left to wait for."""
+        """Cancel the order."""
         self._orders.put(None)
 
     def _watch(self) -> None:
@@ -87,7 +87,7 @@ def _say_what_is_left(loop: asyncio.AbstractEventLoop | None) -> None:
         if one is not main and not one.daemon
     ]
     log.error(
-        "the process does not end by itself, and is ended: what is named here is left behind",
+        "the process does not end by itself, and is ended; these threads and tasks are left behind",
         action="dispatcher.left_behind",
         threads=threads[:_MOST],
         tasks=_tasks_of(loop)[:_MOST],
@@ -102,7 +102,7 @@ def _tasks_of(loop: asyncio.AbstractEventLoop | None) -> list[str]:
         return []
     try:
         return [f"{one.get_name()} at {_place_of_task(one)}" for one in asyncio.all_tasks(loop)]
-    except RuntimeError:  # they change while they are looked at
+    except RuntimeError:  # the set of tasks changed meanwhile
         return []
 
 
@@ -112,7 +112,7 @@ def _place_of_task(task: asyncio.Task[Any]) -> str:
 
 
 def _place(frame: FrameType | None) -> str:
-    """Where a stack is: in the innermost frame of the application, or else in the innermost one."""
+    """The place of the innermost frame of the application, or of the innermost frame."""
     if frame is None:
         return "nowhere"
     stack = traceback.extract_stack(frame)
@@ -122,7 +122,7 @@ def _place(frame: FrameType | None) -> str:
 
 
 def leave_in_time(code: object) -> None:
-    """Have this process end, though threads that are no daemons are still at work.
+    """End this process in time, although threads that are no daemons still run.
 
     Args:
         code: of a SystemExit.

@@ -20,14 +20,14 @@ from mongoz.connection.address import first_seed
 from mongoz.exceptions import ImproperlyConfigured
 from mongoz.synonyms import nearest
 
-__all__ = ["Connection", "with_group"]
+__all__ = ["GroupConnection", "with_group"]
 
 _SELECTION_TIMEOUT_MS: Final = 5_000
 
 _T = TypeVar("_T")
 
 
-class Connection(NamedTuple):
+class GroupConnection(NamedTuple):
     """A connection to the state of a group of dispatchers.
 
     Attributes:
@@ -41,7 +41,7 @@ class Connection(NamedTuple):
     receivers: frozenset[str] = frozenset()
 
 
-def with_group(use: Callable[[Connection], Awaitable[_T]], place: Place) -> _T:
+def with_group(use: Callable[[GroupConnection], Awaitable[_T]], place: Place) -> _T:
     """Connect to a group's state, and use it.
 
     Args:
@@ -74,7 +74,9 @@ def with_group(use: Callable[[Connection], Awaitable[_T]], place: Place) -> _T:
 
 
 @asynccontextmanager
-async def _connected(url: str, database: str, group: str | None, *, may_be_new: bool) -> AsyncIterator[Connection]:
+async def _connected(
+    url: str, database: str, group: str | None, *, may_be_new: bool
+) -> AsyncIterator[GroupConnection]:
     try:
         seed = first_seed(url)
     except ImproperlyConfigured as error:
@@ -91,7 +93,7 @@ async def _connected(url: str, database: str, group: str | None, *, may_be_new: 
             state = State(client, database)
             if group is None or not may_be_new:
                 group = _chosen(group, await groups_in(state), f"{address}, database {database}")
-            yield Connection(Group(state, group), address)
+            yield GroupConnection(Group(state, group), address)
     except PyMongoError as error:
         if (verdict := fatal(error, address)) is not None:
             raise verdict from error

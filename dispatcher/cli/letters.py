@@ -11,7 +11,7 @@ from dispatcher.core.output.terminal import shown
 from dispatcher.exceptions import ExitCode, NotRunning
 
 if TYPE_CHECKING:
-    from dispatcher.cli.connecting import Connection
+    from dispatcher.cli.connecting import GroupConnection
     from dispatcher.core.state_checks import Misfit
     from dispatcher.operate.dead_letters import Dropped, Wanted
     from dispatcher.operate.retries import Outcome
@@ -103,7 +103,7 @@ def _list(
 
     wanted = filters.wanted()
 
-    async def look(there: "Connection") -> "tuple[list[dict[str, Any]], list[Misfit], int]":
+    async def look(there: "GroupConnection") -> "tuple[list[dict[str, Any]], list[Misfit], int]":
         await _require(there, wanted)
         found, misfits = await dead_letters.letters_of(there.group, wanted, limit)
         total = len(found)
@@ -144,7 +144,7 @@ def _show(
     from dispatcher.cli.letter_text import plain, print_letter
     from dispatcher.operate import dead_letters
 
-    async def look(there: "Connection") -> tuple[dict[str, Any], dict[str, bytes]]:
+    async def look(there: "GroupConnection") -> tuple[dict[str, Any], dict[str, bytes]]:
         (whole,) = await dead_letters.resolve(there.group, [id_])
         return await dead_letters.read(there.group, whole)
 
@@ -183,7 +183,7 @@ def _retry(
     wanted = filters.wanted()
     _check_selection(ids, wanted, all_=all_)
 
-    async def retry(there: "Connection") -> "list[Outcome]":
+    async def retry(there: "GroupConnection") -> "list[Outcome]":
         chosen = await _chosen(there, ids, wanted)
         if not chosen:
             return []
@@ -233,7 +233,7 @@ def _drop(
     wanted = filters.wanted()
     _check_selection(ids, wanted, all_=all_)
 
-    async def choose(there: "Connection") -> list[str]:
+    async def choose(there: "GroupConnection") -> list[str]:
         return await _chosen(there, ids, wanted)
 
     chosen = with_group(choose, place)
@@ -241,7 +241,7 @@ def _drop(
     if chosen and not confirmed(f"Forget {count}? They can't be brought back.", yes=yes):
         raise typer.Exit(ExitCode.FAILED)
 
-    async def forget(there: "Connection") -> "Dropped":
+    async def forget(there: "GroupConnection") -> "Dropped":
         return await dead_letters.drop(there.group, chosen)
 
     done = with_group(forget, place) if chosen else dead_letters.Dropped([], [])
@@ -265,7 +265,7 @@ def _check_selection(ids: list[str], wanted: "Wanted", *, all_: bool) -> None:
         raise typer.BadParameter("Name letters by their ids or by filters, or say --all.", param_hint="ID")
 
 
-async def _chosen(there: "Connection", ids: list[str], wanted: "Wanted") -> list[str]:
+async def _chosen(there: "GroupConnection", ids: list[str], wanted: "Wanted") -> list[str]:
     from dispatcher.operate import dead_letters
 
     if ids:
@@ -274,7 +274,7 @@ async def _chosen(there: "Connection", ids: list[str], wanted: "Wanted") -> list
     return await dead_letters.ids_of(there.group, wanted)
 
 
-async def _require(there: "Connection", wanted: "Wanted") -> None:
+async def _require(there: "GroupConnection", wanted: "Wanted") -> None:
     """Refuse a receiver that nobody has heard of: a typing error must not look like an empty list.
 
     Raises:

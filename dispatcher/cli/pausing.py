@@ -11,7 +11,7 @@ from dispatcher.cli.output import out, print_json
 from dispatcher.core.output.terminal import shown
 
 if TYPE_CHECKING:
-    from dispatcher.cli.connecting import Connection
+    from dispatcher.cli.connecting import GroupConnection
     from dispatcher.operate.status_model import Pause
 
 __all__ = ["add_to"]
@@ -49,7 +49,7 @@ def _pause(
     from dispatcher.cli.connecting import with_group
     from dispatcher.operate.pauses import pause
 
-    async def do(there: "Connection") -> bool:
+    async def do(there: "GroupConnection") -> bool:
         return await pause(there.group, receiver, by=_who(), known=there.receivers)
 
     changed = with_group(do, place)
@@ -75,7 +75,7 @@ def _resume(
     from dispatcher.cli.connecting import with_group
     from dispatcher.operate.pauses import pauses, resume
 
-    async def do(there: "Connection") -> "tuple[bool, list[Pause]]":
+    async def do(there: "GroupConnection") -> "tuple[bool, list[Pause]]":
         changed = await resume(there.group, receiver, known=there.receivers)
         return changed, await pauses(there.group)
 

@@ -13,7 +13,7 @@ from dispatcher.exceptions import ExitCode
 if TYPE_CHECKING:
     from bson.timestamp import Timestamp
 
-    from dispatcher.cli.connecting import Connection
+    from dispatcher.cli.connecting import GroupConnection
     from dispatcher.operate.positions import Moved
     from dispatcher.operate.status_model import PartitionStatus
 
@@ -60,7 +60,7 @@ def _show(
     from dispatcher.cli.connecting import with_group
     from dispatcher.operate.status import look
 
-    async def see(there: "Connection") -> list[dict[str, Any]]:
+    async def see(there: "GroupConnection") -> list[dict[str, Any]]:
         overview = await look(there.group)
         numbered = there.group.state.positions.find({"group": there.group.name, "partition": {"$exists": 1}})
         found = {int(one["partition"]): one async for one in numbered}
@@ -132,7 +132,7 @@ def _set(
 
     wanted = None if at.strip() == "now" else token(at, "--at")
 
-    async def do(there: "Connection") -> "list[Moved]":
+    async def do(there: "GroupConnection") -> "list[Moved]":
         mover = Mover(there.group, address=there.address)
         if wanted is None:
             return await mover.move(await mover.now(), force=force)
@@ -161,7 +161,7 @@ def _reset(
     from dispatcher.cli.connecting import with_group
     from dispatcher.operate.positions import Mover
 
-    async def do(there: "Connection") -> "list[Moved]":
+    async def do(there: "GroupConnection") -> "list[Moved]":
         return await Mover(there.group, address=there.address).move(None, force=force)
 
     if not confirmed("Forget the position? What is not delivered yet won't be.", yes=yes):

@@ -16,7 +16,7 @@ from dispatcher.core.stats import duration
 from dispatcher.exceptions import ServerError
 
 if TYPE_CHECKING:
-    from dispatcher.cli.connecting import Connection
+    from dispatcher.cli.connecting import GroupConnection
     from dispatcher.operate.status_model import GroupStatus, MemberStatus, PartitionStatus, Word
 
 __all__ = ["add_to"]
@@ -57,7 +57,7 @@ def _status(
     from dispatcher.cli.connecting import with_group
     from dispatcher.operate.status import look
 
-    async def see(there: "Connection") -> "GroupStatus":
+    async def see(there: "GroupConnection") -> "GroupStatus":
         return await look(there.group)
 
     def once() -> "GroupStatus":

@@ -5,7 +5,7 @@ it by hashes of ten bytes.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -18,7 +18,6 @@ __all__ = [
     "as_sent",
     "data_of",
     "digest_of",
-    "digests_of",
     "holds",
     "split",
     "time_after",
@@ -91,11 +90,6 @@ def data_of(token: str) -> str:
 def digest_of(token: str) -> bytes:
     """The hash of a token."""
     return blake2b(data_of(token).encode(), digest_size=DIGEST).digest()
-
-
-def digests_of(tokens: Iterable[str]) -> bytes:
-    """Sorted hashes of tokens, for `holds`."""
-    return b"".join(sorted({digest_of(token) for token in tokens}))
 
 
 def split(digests: bytes) -> list[bytes]:

@@ -327,8 +327,6 @@ def _arguments(port: int, directory: Path, replica_set: bool) -> list[str]:
     # The journal is preallocated in files of 100 MB otherwise: 9 MB instead of 301, and faster to recover.
     arguments += ["--wiredTigerEngineConfigString", "log=(file_max=8MB,prealloc=false)"]
     arguments += ["--setParameter", "diagnosticDataCollectionEnabled=false"]
-    # Dropping a database and building an index wait for the journal's next turn, every 100 ms otherwise.
-    arguments += ["--journalCommitInterval", "10"]
     # A primary waits 15 seconds for a successor otherwise, and there is none.
     arguments += ["--setParameter", "shutdownTimeoutMillisForSignaledShutdown=0"]
     return arguments + (["--replSet", _REPLICA_SET] if replica_set else [])
@@ -395,7 +393,7 @@ def _wait_until_primary(guardian: _Guardian, deadline: float) -> None:
                     return
                 # A member of a set knows its name. A new node doesn't, nor one whose port has changed.
                 if guardian.replica_set and "setName" not in hello:
-                    _configure(client, guardian.address)
+                    _configure(client, guardian)
             except PyMongoError as error:
                 trouble = str(error)
             guardian.check_alive()
@@ -404,17 +402,22 @@ def _wait_until_primary(guardian: _Guardian, deadline: float) -> None:
             time.sleep(_POLL_SECONDS)
 
 
-def _configure(client: "MongoClient[dict[str, Any]]", address: str) -> None:
+def _configure(client: "MongoClient[dict[str, Any]]", guardian: _Guardian) -> None:
     """Make the node a replica set of one: a new one, or the one in its directory at its new address."""
     # PLC0415: see `_wait_until_primary`.
     from pymongo.errors import OperationFailure  # noqa: PLC0415
 
-    member = {"_id": 0, "host": address}
-    settings = {"electionTimeoutMillis": 1000, "heartbeatIntervalMillis": 500}
+    address = guardian.address
+    initial = {
+        "_id": _REPLICA_SET,
+        "version": 1,
+        "members": [{"_id": 0, "host": address}],
+        "settings": {"electionTimeoutMillis": 1000, "heartbeatIntervalMillis": 500},
+        # Data that nobody reads after mongod's end need no journal. Dropping a database waits 100 ms for it.
+        "writeConcernMajorityJournalDefault": not guardian.temporary,
+    }
     try:
-        client.admin.command(
-            "replSetInitiate", {"_id": _REPLICA_SET, "version": 1, "members": [member], "settings": settings}
-        )
+        client.admin.command("replSetInitiate", initial)
     except OperationFailure as error:
         if error.code != 23:  # AlreadyInitialized
             raise

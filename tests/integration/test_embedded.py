@@ -121,6 +121,16 @@ def test_starts_quickly(server: EmbeddedMongo) -> None:
     assert took < 60
 
 
+def test_majority_waits_for_the_journal_only_where_the_data_stay(server: EmbeddedMongo, tmp_path: Path) -> None:
+    def waits(url: str) -> bool:
+        with connected(url) as client:
+            return client.admin.command("replSetGetConfig")["config"]["writeConcernMajorityJournalDefault"]
+
+    assert not waits(server.url)
+    with embedded_mongo(directory=tmp_path) as staying:
+        assert waits(staying.url)
+
+
 def test_standalone_is_no_replica_set() -> None:
     with embedded_mongo(replica_set=False) as server, connected(server.url) as client:
         hello = client.admin.command("hello")

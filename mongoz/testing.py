@@ -278,12 +278,12 @@ class capture:  # noqa: N801 - it reads as what it does: with capture(User) as c
         receiver = Receiver(
             partial(self._record, signal), self._name, -1, Options(delivery="process"), receiver_id((self._name,))
         )
-        tap = Tap(receiver, self._silent, self._listens)
+        tap = Tap(receiver, self._silent, self._is_active)
         self._tapped.append(signal)
         self._taps.append(tap)
         signal.tap(tap)
 
-    def _listens(self) -> bool:
+    def _is_active(self) -> bool:
         return not self._this_task or self in _entered.get()
 
     async def _record(self, signal: Signal, /, sender: Any = None, **kwargs: Any) -> None:

@@ -60,8 +60,8 @@ def without_transactions() -> Iterator[None]:
         raise OperationFailure("Transaction numbers are only allowed on a replica set member or mongos", 20)
 
     with (
-        mock.patch.object(bulk_updating, "run_once", refuse),
-        mock.patch.object(bulk_deleting, "run_alone", refuse),
+        mock.patch.object(bulk_updating, "run_private_transaction_once", refuse),
+        mock.patch.object(bulk_deleting, "run_private_transaction", refuse),
     ):
         yield
 

@@ -88,11 +88,11 @@ async def _count_hydration() -> None:
 
 async def _count_creates() -> None:
     for registry in (mongoz_odm.plain_registry, mongoz_odm.stamping_registry):
-        registry._clock._compared = time.monotonic()
-        registry._clock._origin = time.time() - time.monotonic()
+        registry.clock._compared_at = time.monotonic()
+        registry.clock._origin = time.time() - time.monotonic()
     for document in (Silent, Heard, Announced, Stamped):
         collection = document.get_collection()
-        collection._resolved = (collection.database._registry.client, _NoDriver())
+        collection._resolved = (collection.database.deployment.client, _NoDriver())
     driver = _NoDriver()
 
     async def make_and_encode(row: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ from dispatcher.delivery.tracing import Tracing
 from dispatcher.delivery.transactions import Transactions
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.signals import Delivery
-from mongoz.signals.hops import MOST_HOPS, ask_hops, inside_dispatcher
+from mongoz.signals.hops import MAX_HOPS, current_hops, inside_dispatcher
 from mongoz.signals.receivers import Receiver
 
 __all__ = ["Deliverer"]
@@ -176,7 +176,7 @@ class Deliverer:
     def _work(self, job: Job, change: Change) -> Coroutine[Any, Any, None]:
         if len(job.calls) == 1:
             calls = job.calls[0]
-            if ask_hops() == calls.hops + 1 <= MOST_HOPS:  # as nearly always: workers are started like this
+            if current_hops() == calls.hops + 1 <= MAX_HOPS:  # as nearly always: workers are started like this
                 return self._deliver(job, change, calls)
             return self._enter(job, change, calls)
         return self._enter_each(job, change, job.calls)
@@ -189,10 +189,10 @@ class Deliverer:
     async def _enter(self, job: Job, change: Change, calls: Calls) -> None:
         """Have writes of the receivers carry how far they are from the first one."""
         hops = calls.hops
-        if hops > MOST_HOPS:
+        if hops > MAX_HOPS:
             await self._failing.stop_hopping(change, calls, hops)
             job.passed += len(calls.receivers)
-        elif ask_hops() == hops + 1:
+        elif current_hops() == hops + 1:
             await self._deliver(job, change, calls)
         else:
             with inside_dispatcher(hops):

@@ -12,7 +12,7 @@ from dispatcher.core.events import Calls, Change, Image
 from dispatcher.core.undecodable import AFTER, UndecodableValue, decoded, exact_key
 from mongoz.connection import Collection
 from mongoz.fields.storage import stored_names
-from mongoz.persistence.rows.hydration import bare_instance, hydrate
+from mongoz.persistence.rows.hydration import hydrate, make_bare_instance
 from mongoz.signals.receivers import importable_name
 
 __all__ = ["Originals", "decoded_again", "key_of", "keywords_of", "name_of", "originals_of", "untouched"]
@@ -97,14 +97,14 @@ def keywords_of(change: Change, calls: Calls) -> tuple[Image, dict[str, Any]]:
         before = None if change.before is None else _previous(document, change.before, collection)
         if before is None:  # not known, or not fit for the model: that it is gone must be told all the same
             _refuse_undecodable(change)
-            return "key", {"instance": bare_instance(document, change.id, collection)}
+            return "key", {"instance": make_bare_instance(document, change.id, collection)}
         return "pre", {"instance": before}
     row = change.document
     if row is not None:
         instance = hydrate(document, row, collection)
     else:
         _refuse_undecodable(change)
-        instance = bare_instance(document, change.id, collection)
+        instance = make_bare_instance(document, change.id, collection)
     previous = None if change.before is None else _previous(document, change.before, collection)
     if signal == "post_save":
         return change.image, {"instance": instance, "created": calls.created, "previous": previous}

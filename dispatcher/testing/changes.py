@@ -24,7 +24,7 @@ from mongoz import Document
 from mongoz.error_groups import raise_together
 from mongoz.exceptions import SignalError
 from mongoz.fields.storage import stored_names
-from mongoz.persistence.rows.hydration import new_row
+from mongoz.persistence.rows.validation import new_row
 from mongoz.signals.names import POST
 from mongoz.synonyms import nearest
 
@@ -129,7 +129,7 @@ async def deliver(
         >>> await deliver(User, update({"_id": 1, "name": "Ada"}, changed={"name"}), receiver=reindex)
     """
     collection = document.meta.require_collection()
-    registry = collection.database._registry
+    registry = collection.database.deployment
     _check_receiver(document, receiver)
     namespace = (collection.database.name, collection.name)
     event = RawBSONDocument(bson.encode(_event(document, change, namespace), codec_options=registry.codec_options))

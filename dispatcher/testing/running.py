@@ -22,7 +22,7 @@ from dispatcher.settings import Settings
 from dispatcher.testing.recording import RecordedDelivery, Recorder, RecordingRoutes, failures_of
 from mongoz import Document, Registry, Signal
 from mongoz.exceptions import SignalError
-from mongoz.persistence.rows.hydration import loaded
+from mongoz.model.state import loaded
 from mongoz.signals.names import POST
 from mongoz.synonyms import nearest
 

@@ -1,4 +1,4 @@
-"""Where documents live: registry, databases, collections, and the driver seam."""
+"""The connection to MongoDB: registry, databases, collections, transactions, and adapters of the drivers."""
 
 from mongoz.connection.database import Collection, Database
 from mongoz.connection.registry import Registry

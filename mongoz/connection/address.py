@@ -1,4 +1,4 @@
-"""Reading a MongoDB URL without any I/O, and naming it without its password."""
+"""Parts and options of MongoDB URLs, without any I/O; in messages without credentials."""
 
 import re
 from collections.abc import Collection
@@ -11,10 +11,10 @@ from pymongo.uri_parser import parse_uri
 
 from mongoz.exceptions import ImproperlyConfigured
 
-__all__ = ["Seed", "decoding", "first_seed", "named_options", "wants_retries", "without_options"]
+__all__ = ["Seed", "decoding_options", "first_seed", "has_retryable_writes", "named_options", "without_options"]
 
-# What the driver takes for unicode_decode_error_handler.
-_HANDLERS: Final = ("strict", "replace", "backslashreplace", "surrogateescape", "ignore")
+# Valid values of unicode_decode_error_handler.
+_UNICODE_HANDLERS: Final = ("strict", "replace", "backslashreplace", "surrogateescape", "ignore")
 
 
 class Seed(NamedTuple):
@@ -25,19 +25,19 @@ class Seed(NamedTuple):
 
 
 _SRV: Final = "mongodb+srv://"
-_OF_NAMES: Final = frozenset({"srvservicename", "srvmaxhosts", "srvallowedhostssuffix"})
+_SRV_OPTIONS: Final = frozenset({"srvservicename", "srvmaxhosts", "srvallowedhostssuffix"})
 _UNKNOWN_OPTION: Final = "Unknown option"
 
 
 def first_seed(url: str) -> Seed:
-    """The first seed of a MongoDB URL; a `mongodb+srv` name has no port of its own.
+    """The first seed of a MongoDB URL; a `mongodb+srv` name has no port.
 
     Raises:
         ImproperlyConfigured: the URL does not parse. The message never contains credentials.
     """
     is_name = url.startswith(_SRV)
-    # A name is for a name server, which parse_uri would ask. The rest of such a URL is like any other.
-    plain = without_options(f"mongodb://{url.removeprefix(_SRV)}", _OF_NAMES) if is_name else url
+    # parse_uri would ask a name server, so it gets the name as a plain host.
+    plain = without_options(f"mongodb://{url.removeprefix(_SRV)}", _SRV_OPTIONS) if is_name else url
     try:
         node = parse_uri(plain)["nodelist"][0]
     except (InvalidURI, ConfigurationError, ValueError) as error:
@@ -48,20 +48,20 @@ def first_seed(url: str) -> Seed:
     return Seed(node[0], None if is_name else node[1])
 
 
-def decoding(url: str) -> dict[str, Any]:
-    """What a URL says of how values are decoded, as codec options.
+def decoding_options(url: str) -> dict[str, Any]:
+    """The options of a URL about decoding, as codec options.
 
-    `tz_aware=true` asks for aware datetimes, `datetime_conversion=DATETIME_AUTO` for a `bson.DatetimeMS` where a
-    date is beyond Python's, `unicode_decode_error_handler=replace` for question marks where text is no UTF-8.
+    `tz_aware=true` gives aware datetimes, `datetime_conversion=DATETIME_AUTO` a `bson.DatetimeMS` for dates that
+    Python does not have, `unicode_decode_error_handler=replace` a replacement character for invalid UTF-8.
 
     Raises:
-        ImproperlyConfigured: the driver does not know such a value; names those that it knows.
+        ImproperlyConfigured: an option has an invalid value; lists the valid ones.
     """
     named = named_options(url)
     options: dict[str, Any] = {"tz_aware": _option(url, "tz_aware", "false") == "true"}
     handler = "unicode_decode_error_handler"
     if handler in named:
-        options[handler] = _one_of(handler, named[handler], _HANDLERS)
+        options[handler] = _one_of(handler, named[handler], _UNICODE_HANDLERS)
     conversion = "datetime_conversion"
     if conversion in named:
         names = DatetimeConversion.__members__
@@ -76,16 +76,16 @@ def decoding(url: str) -> dict[str, Any]:
 def _one_of(option: str, value: str, known: tuple[str, ...]) -> str:
     if value in known:
         return value
-    raise ImproperlyConfigured(f"{option}={value!r} in the MongoDB URL is none of {', '.join(known)}.")
+    raise ImproperlyConfigured(f"{option}={value!r} in the MongoDB URL is invalid; valid are {', '.join(known)}.")
 
 
-def wants_retries(url: str) -> bool:
-    """Whether writes are to be retryable, as they are unless a URL says `retryWrites=false`."""
+def has_retryable_writes(url: str) -> bool:
+    """Whether writes are retryable: always, unless the URL says `retryWrites=false`."""
     return _option(url, "retrywrites", "true") != "false"
 
 
 def named_options(url: str) -> dict[str, str]:
-    """The options that a URL has, by their names in lower case."""
+    """The options of a URL, by their names in lower case."""
     return {key.lower(): value for key, value in parse_qsl(url.partition("?")[2])}
 
 
@@ -93,8 +93,8 @@ def without_options(url: str, names: Collection[str]) -> str:
     """A URL without some of its options.
 
     Args:
-        url: one that parses.
-        names: of the options, in lower case.
+        url: a valid URL.
+        names: the options to remove, in lower case.
     """
     address, mark, query = url.partition("?")
     kept = [pair for pair in re.split("[&;]", query) if pair.partition("=")[0].lower() not in names]
@@ -108,14 +108,14 @@ def _option(url: str, name: str, default: str) -> str:
 def _without_credentials(url: str) -> str:
     scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
     _, at, place = rest.rpartition("@")
-    # Options may hold passwords too, of certificate files for example.
+    # Options may contain passwords too, for example of certificate files.
     place, mark, _ = place.partition("?")
     return f"{scheme}{separator}{'...@' if at else ''}{place}{'?...' if mark else ''}"
 
 
 def _reason(error: Exception, url: str) -> str:
-    # PyMongo quotes the whole user part in some of its messages, after a colon.
-    what, _, which = str(error).partition(":")
-    if what == _UNKNOWN_OPTION and "@" not in url.partition("?")[2]:  # else it may be a part of a password
-        return f"{what} {which.partition('.')[0].strip()!r}"
-    return what.rstrip(". ")
+    # Some messages of PyMongo quote the credentials after a colon.
+    message, _, quoted = str(error).partition(":")
+    if message == _UNKNOWN_OPTION and "@" not in url.partition("?")[2]:  # else it may be a part of a password
+        return f"{message} {quoted.partition('.')[0].strip()!r}"
+    return message.rstrip(". ")

@@ -1,7 +1,7 @@
-"""How far the server's clock is from this machine's.
+"""The server's clock, as far as this process knows it.
 
-A stamp's time is compared with that of the server's event; a machine an hour off must not have its own writes
-taken for copies.
+A stamp's time is compared with the time of the server's event. Without this a machine whose clock is an hour off
+would take its own writes for copies.
 """
 
 import asyncio
@@ -14,64 +14,67 @@ from pymongo.errors import PyMongoError
 
 __all__ = ["ServerClock"]
 
-_FRESH: Final = 300.0  # seconds that a measurement is trusted
-_PROMPT: Final = 1.0  # seconds; an answer that takes longer (a connection was opened first) says little
+_FRESH_SECONDS: Final = 300.0  # for so long a measurement counts
+_PROMPT_SECONDS: Final = 1.0  # a slower answer (it opened a connection first) is measured again
 _ATTEMPTS: Final = 3
-_STEP: Final = 1.0  # seconds that this machine's clock may be set by before it must be compared again
+_STEP_SECONDS: Final = 1.0  # a larger step of this machine's clock makes the measurement void
 
 
 class ServerClock:
-    """The server's time, as far as it is known. No thread or task: read again when it is needed and old."""
+    """The server's time. It has no thread or task: writes measure it when they need it and it is old."""
 
-    __slots__ = ("_asking", "_compared", "_offset", "_origin")
+    __slots__ = ("_compared_at", "_measurements", "_offset", "_origin")
 
     def __init__(self) -> None:
         self._offset = 0.0
-        self._compared = float("-inf")
+        self._compared_at = float("-inf")
         self._origin = 0.0
-        self._asking: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Task[None]] = WeakKeyDictionary()
+        self._measurements: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Task[None]] = WeakKeyDictionary()
 
     @property
     def is_fresh(self) -> bool:
-        """Whether `now` can be relied upon."""
+        """Whether `now` is reliable."""
         running = monotonic()
-        return running - self._compared < _FRESH and abs(time() - running - self._origin) < _STEP
+        return (
+            running - self._compared_at < _FRESH_SECONDS and abs(time() - running - self._origin) < _STEP_SECONDS
+        )
 
     def now(self) -> float:
         """Seconds since 1970, by the server's clock."""
         return time() + self._offset
 
     async def compare(self, client: Any) -> None:
-        """Ask the server what time it is; once, however many wait for it.
+        """Measure the server's time; once for all callers that wait at the same time.
 
-        Where it does not answer, what was known stays.
+        If the server does not answer, the last measurement stays.
 
         Args:
-            client: the driver's.
+            client: the driver's client.
         """
         loop = asyncio.get_running_loop()
-        asking = self._asking.get(loop)
-        if asking is None:
-            asking = self._asking[loop] = loop.create_task(self._compare(client), name="mongoz-server-clock")
-            asking.add_done_callback(lambda _: self._asking.pop(loop, None))
-        await asyncio.shield(asking)
+        measurement = self._measurements.get(loop)
+        if measurement is None:
+            measurement = loop.create_task(self._compare(client), name="mongoz-server-clock")
+            self._measurements[loop] = measurement
+            measurement.add_done_callback(lambda _: self._measurements.pop(loop, None))
+        await asyncio.shield(measurement)
 
     async def _compare(self, client: Any) -> None:
         for _ in range(_ATTEMPTS):
-            if await self._ask(client) < _PROMPT:
+            if await self._ask(client) < _PROMPT_SECONDS:
                 return
 
     async def _ask(self, client: Any) -> float:
-        """Ask once; returns how long that took."""
+        """Measure once; returns how long the answer took."""
         asked, began = time(), monotonic()
         try:
             answer: dict[str, Any] = await client.admin.command("hello")
-        except PyMongoError:  # the write that needs the time will say so better
+        except PyMongoError:  # the write that needs the time fails with a better error
             return 0.0
         answered, running = time(), monotonic()
         server: datetime = answer["localTime"]
         if server.tzinfo is None:
             server = server.replace(tzinfo=UTC)
         self._offset = server.timestamp() - (asked + answered) / 2
-        self._compared, self._origin = running, answered - running
+        self._compared_at, self._origin = running, answered - running
         return running - began

@@ -1,4 +1,4 @@
-"""How Python values become BSON: the options that every database of a registry uses."""
+"""Codec options: how Python values become BSON in every database of a registry, and how BSON is decoded."""
 
 import datetime
 import decimal
@@ -13,11 +13,20 @@ from bson.decimal128 import Decimal128
 from bson.errors import InvalidBSON
 from bson.raw_bson import RawBSONDocument
 
-__all__ = ["CODEC_OPTIONS", "Read", "StoredDecimal", "as_read", "decoded", "lenient", "read", "with_our_types"]
+__all__ = [
+    "CODEC_OPTIONS",
+    "LenientRow",
+    "StoredDecimal",
+    "as_stored_literal",
+    "decode_leniently",
+    "decode_raw",
+    "raw_options",
+    "with_our_types",
+]
 
 
 class StoredDecimal(decimal.Decimal):
-    """A Decimal that is stored as a `bson.Decimal128`, and equals one of the same value.
+    """A Decimal that is stored as a `bson.Decimal128`, and equals a `bson.Decimal128` of the same value.
 
     Examples:
         >>> StoredDecimal("28.0") == Decimal128("28")
@@ -27,20 +36,20 @@ class StoredDecimal(decimal.Decimal):
     __slots__ = ()
 
     def to_decimal(self) -> decimal.Decimal:
-        """The plain Decimal, as `bson.Decimal128` has it."""
+        """The plain Decimal; `bson.Decimal128` has the same method."""
         return decimal.Decimal(self)
 
     def __eq__(self, other: object) -> bool:
         return super().__eq__(other.to_decimal() if isinstance(other, Decimal128) else other)
 
-    def __ne__(self, other: object) -> bool:  # Decimal has one of its own, which knows no Decimal128
+    def __ne__(self, other: object) -> bool:  # Decimal defines it too, without Decimal128
         return not self == other
 
     __hash__ = decimal.Decimal.__hash__
 
 
 class _DateEncoder(TypeEncoder):
-    """A date is stored as midnight UTC, since BSON only has instants."""
+    """A date is stored as midnight UTC, since BSON has instants only."""
 
     @property
     def python_type(self) -> type:
@@ -60,7 +69,7 @@ class _DecimalEncoder(TypeEncoder):
 
 
 class _StoredDecimalEncoder(_DecimalEncoder):
-    """The driver looks up the exact type, so a subclass needs an encoder of its own."""
+    """The driver looks up the exact type, so a subclass needs its own encoder."""
 
     @property
     def python_type(self) -> type:
@@ -68,7 +77,7 @@ class _StoredDecimalEncoder(_DecimalEncoder):
 
 
 class _TimeEncoder(TypeEncoder):
-    """A time of day is stored as its ISO string, which sorts as it should."""
+    """A time of day is stored as its ISO string, which sorts in order of time."""
 
     @property
     def python_type(self) -> type:
@@ -87,7 +96,7 @@ def with_our_types(options: CodecOptions[Any]) -> CodecOptions[Any]:
 
 
 class _UuidDecoder(TypeDecoder):
-    """Makes a UUID of what can be one, and leaves other binaries of that subtype as they are."""
+    """Decodes UUIDs of the right length; other binaries of that subtype stay binaries."""
 
     @property
     def bson_type(self) -> Any:
@@ -100,11 +109,11 @@ class _UuidDecoder(TypeDecoder):
 _UUIDS: Final = TypeRegistry([_UuidDecoder()])
 
 
-class Read(dict[str, Any]):
-    """A document that another client may have written, decoded as well as it can be.
+class LenientRow(dict[str, Any]):
+    """A document that was decoded leniently, with its BSON.
 
     Attributes:
-        raw: its BSON, which the decoded values may not tell.
+        raw: the BSON; encoding the decoded values may give another one.
     """
 
     __slots__ = ("raw",)
@@ -112,41 +121,44 @@ class Read(dict[str, Any]):
     raw: bytes
 
 
-def as_read(row: dict[str, Any]) -> Any:
-    """A document for a command that compares it with what is stored: nothing of it is lost in decoding."""
-    return RawBSONDocument(row.raw) if isinstance(row, Read) else row
+def as_stored_literal(row: dict[str, Any]) -> Any:
+    """A document for a command that compares it with the stored one: its exact BSON, if that is known."""
+    return RawBSONDocument(row.raw) if isinstance(row, LenientRow) else row
 
 
-def lenient(options: CodecOptions[Any]) -> CodecOptions[Any]:
-    """These options, for documents that other clients wrote: they are left undecoded, see `read`."""
+def raw_options(options: CodecOptions[Any]) -> CodecOptions[Any]:
+    """These options, but documents stay undecoded for `decode_raw`: other clients may have written them."""
     return options.with_options(document_class=RawBSONDocument)
 
 
-def read(document: RawBSONDocument, options: CodecOptions[Any]) -> Read:
-    """An undecoded document, decoded as well as it can be.
+def decode_raw(document: RawBSONDocument, options: CodecOptions[Any]) -> LenientRow:
+    """Decode a document leniently.
 
     Args:
-        document: as the driver gives it with `lenient` options.
-        options: those that documents are usually decoded with.
+        document: the undecoded document that the driver gives with `raw_options`.
+        options: the usual options.
     """
     raw = bytes(document.raw)
-    row = Read(decoded(raw, _decoding(options.tz_aware, options.tzinfo, options.datetime_conversion)))
+    lenient = _lenient_options(options.tz_aware, options.tzinfo, options.datetime_conversion)
+    row = LenientRow(decode_leniently(raw, lenient))
     row.raw = raw
     return row
 
 
 @lru_cache(maxsize=16)
-def _decoding(tz_aware: bool, tzinfo: datetime.tzinfo | None, conversion: int) -> CodecOptions[dict[str, Any]]:
+def _lenient_options(
+    tz_aware: bool, tzinfo: datetime.tzinfo | None, conversion: int
+) -> CodecOptions[dict[str, Any]]:
     if conversion == DatetimeConversion.DATETIME:
         conversion = DatetimeConversion.DATETIME_AUTO
     return _LENIENT.with_options(tz_aware=tz_aware, tzinfo=tzinfo, datetime_conversion=conversion)
 
 
-def decoded(raw: bytes, options: CodecOptions[Any] | None = None) -> dict[str, Any]:
-    """A document of which values that Python can't have are decoded as well as they can be.
+def decode_leniently(raw: bytes, options: CodecOptions[Any] | None = None) -> dict[str, Any]:
+    """Decode a document, whatever values another client wrote.
 
-    A date beyond the year 9999 is a `bson.DatetimeMS`, a UUID of the wrong length is a `bson.Binary`; what is no
-    Unicode in a text is replaced.
+    A date beyond the year 9999 becomes a `bson.DatetimeMS`, a UUID of the wrong length a `bson.Binary`, and
+    invalid Unicode is replaced.
     """
     options = options or _LENIENT
     try:

@@ -1,11 +1,10 @@
-"""Databases and collections of a registry: names, resolved to the driver's objects per event loop."""
+"""Databases and collections of a deployment: names that become the driver's objects for each event loop."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bson.codec_options import CodecOptions
 
-if TYPE_CHECKING:
-    from mongoz.connection.registry import Registry
+from mongoz.connection.deployment import Deployment
 
 __all__ = ["Collection", "Database"]
 
@@ -15,23 +14,26 @@ class Database:
 
     Attributes:
         name: its name.
+        deployment: the registry.
     """
 
-    __slots__ = ("_registry", "name")
+    __slots__ = ("deployment", "name")
 
-    def __init__(self, name: str, registry: "Registry") -> None:
+    def __init__(self, name: str, deployment: Deployment) -> None:
         self.name = name
-        self._registry = registry
+        self.deployment = deployment
 
     @property
     def codec_options(self) -> CodecOptions[Any]:
         """How values are read and written: the client's options, with standard UUIDs and our encoders."""
-        return self._registry.codec_options
+        return self.deployment.codec_options
 
     @property
-    def _db(self) -> Any:
+    def driver_database(self) -> Any:
         """The driver's database, for the running event loop."""
-        return self._registry.client.get_database(self.name, codec_options=self.codec_options)
+        return self.deployment.client.get_database(self.name, codec_options=self.codec_options)
+
+    _db = driver_database  # the documented name
 
     def get_collection(self, name: str) -> "Collection":
         """The collection of this name; no I/O."""
@@ -39,15 +41,15 @@ class Database:
 
     async def get_collections(self) -> list["Collection"]:
         """All collections that exist now, in the order of their names."""
-        return [self.get_collection(name) for name in sorted(await self._db.list_collection_names())]
+        return [self.get_collection(name) for name in sorted(await self.driver_database.list_collection_names())]
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Database):
             return NotImplemented
-        return self.name == other.name and self._registry is other._registry
+        return self.name == other.name and self.deployment is other.deployment
 
     def __hash__(self) -> int:
-        return hash((self.name, id(self._registry)))
+        return hash((self.name, id(self.deployment)))
 
     def __repr__(self) -> str:
         return f"Database({self.name!r})"
@@ -58,16 +60,17 @@ class Collection:
 
     Attributes:
         name: its name, without the database.
-        database: where it lives.
+        database: its database.
+        write_target: kept for `mongoz.persistence.target`: the target of writes outside of any session.
     """
 
-    __slots__ = ("_plain_target", "_resolved", "database", "name")
+    __slots__ = ("_resolved", "database", "name", "write_target")
 
     def __init__(self, name: str, database: Database) -> None:
         self.name = name
         self.database = database
+        self.write_target: Any = None
         self._resolved: tuple[Any, Any] | None = None
-        self._plain_target: Any = None  # of writes outside of any session, see `persistence.targets`
 
     @property
     def namespace(self) -> str:
@@ -75,13 +78,19 @@ class Collection:
         return f"{self.database.name}.{self.name}"
 
     @property
-    def _collection(self) -> Any:
+    def driver_collection(self) -> Any:
         """The driver's collection, for the running event loop."""
-        client = self.database._registry.client
-        resolved = self._resolved  # read once: another thread, with a loop of its own, may write it meanwhile
+        client = self.database.deployment.client
+        resolved = self._resolved  # read once: another thread, with another loop, may write it meanwhile
         if resolved is None or resolved[0] is not client:
-            self._resolved = resolved = (client, self.database._db[self.name])
+            self._resolved = resolved = (client, self.database.driver_database[self.name])
         return resolved[1]
+
+    _collection = driver_collection  # the documented name
+
+    def sibling(self, database: str, name: str | None = None) -> "Collection":
+        """A collection in another database of the same deployment; of the same name unless given."""
+        return Database(database, self.database.deployment).get_collection(name or self.name)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Collection):

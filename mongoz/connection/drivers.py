@@ -1,7 +1,7 @@
-"""The driver seam: everything in which PyMongo's async client and Motor differ, and nothing else.
+"""Adapters of the two drivers: only the calls in which PyMongo's async client and Motor differ.
 
-Collections of both have the same coroutines for single documents (`insert_one`, `update_one`,
-`find_one`, `count_documents`, ...) and cursors of both are asynchronous iterators; those are used as they are.
+Collections of both have the same coroutines for single documents (`insert_one`, `update_one`, `find_one`,
+`count_documents`, ...), and cursors of both are asynchronous iterators. The ODM uses those directly.
 """
 
 import asyncio
@@ -13,19 +13,19 @@ from typing import Any, Protocol
 
 from pymongo import AsyncMongoClient
 
-from mongoz.connection.cancellation import unbroken
+from mongoz.connection.cancellation import uninterrupted
 from mongoz.exceptions import ImproperlyConfigured
 
-__all__ = ["Driver", "MotorDriver", "PyMongoDriver", "driver_named", "driver_of"]
+__all__ = ["DriverAdapter", "MotorAdapter", "PyMongoAdapter", "adapter_named", "adapter_of"]
 
 
-class Driver(Protocol):
-    """What the ODM needs of a driver beyond what both do alike."""
+class DriverAdapter(Protocol):
+    """The calls in which the drivers differ."""
 
     name: str
 
     def connect(self, url: str, **options: Any) -> Any:
-        """A client for the running event loop, with these options beside those of the URL; no I/O."""
+        """A client for the running event loop, with options in addition to those of the URL. No I/O."""
 
     async def close(self, client: Any) -> None:
         """Close its sockets."""
@@ -34,10 +34,10 @@ class Driver(Protocol):
         """A session that ends with the block."""
 
     async def start_session(self, client: Any) -> Any:
-        """A session that whoever asks must end; no I/O. Its reads don't wait for its writes."""
+        """A session that the caller must end. No I/O. It is not causally consistent."""
 
     async def start_transaction(self, session: Any, options: dict[str, Any]) -> None:
-        """Start a transaction; no I/O."""
+        """Start a transaction. No I/O."""
 
     async def aggregate(self, collection: Any, pipeline: Any, **options: Any) -> Any:
         """The cursor of an aggregation."""
@@ -46,16 +46,16 @@ class Driver(Protocol):
         """The cursor over the indexes of a collection."""
 
     def in_transaction(self, collection: Any) -> Any:
-        """A collection whose commands, once they are cancelled, are not sent behind the abort that follows."""
+        """The collection for commands of a transaction: a cancelled command never arrives after the abort."""
 
 
-class PyMongoDriver:
+class PyMongoAdapter:
     """PyMongo's native async client, the default."""
 
     name = "pymongo"
 
     def connect(self, url: str, **options: Any) -> AsyncMongoClient[dict[str, Any]]:
-        """A client for the running event loop, with these options beside those of the URL; no I/O."""
+        """A client for the running event loop, with options in addition to those of the URL. No I/O."""
         return AsyncMongoClient(url, **options)
 
     async def close(self, client: AsyncMongoClient[dict[str, Any]]) -> None:
@@ -69,11 +69,11 @@ class PyMongoDriver:
             yield session
 
     async def start_session(self, client: AsyncMongoClient[dict[str, Any]]) -> Any:
-        """A session that whoever asks must end; no I/O. Its reads don't wait for its writes."""
+        """A session that the caller must end. No I/O. It is not causally consistent."""
         return client.start_session(causal_consistency=False)
 
     async def start_transaction(self, session: Any, options: dict[str, Any]) -> None:
-        """Start a transaction; no I/O."""
+        """Start a transaction. No I/O."""
         await session.start_transaction(**options)
 
     async def aggregate(self, collection: Any, pipeline: Any, **options: Any) -> Any:
@@ -85,18 +85,18 @@ class PyMongoDriver:
         return await collection.list_indexes()
 
     def in_transaction(self, collection: Any) -> Any:
-        """As it is: a command that is cancelled takes its connection along."""
+        """The same collection: PyMongo closes the connection of a cancelled command."""
         return collection
 
 
-class MotorDriver:
-    """Motor: deprecated upstream, still what many applications pass in."""
+class MotorAdapter:
+    """Motor: deprecated upstream, and still in use."""
 
     name = "motor"
 
     def connect(self, url: str, **options: Any) -> Any:
-        """A client for the running event loop, with these options beside those of the URL; no I/O."""
-        from motor.motor_asyncio import AsyncIOMotorClient  # noqa: PLC0415 - 40 ms for nearly nobody
+        """A client for the running event loop, with options in addition to those of the URL. No I/O."""
+        from motor.motor_asyncio import AsyncIOMotorClient  # noqa: PLC0415 - takes 40 ms, and few applications need it
 
         return AsyncIOMotorClient(url, io_loop=asyncio.get_running_loop(), **options)
 
@@ -111,11 +111,11 @@ class MotorDriver:
             yield session
 
     async def start_session(self, client: Any) -> Any:
-        """A session that whoever asks must end; no I/O. Its reads don't wait for its writes."""
+        """A session that the caller must end. No I/O. It is not causally consistent."""
         return await client.start_session(causal_consistency=False)
 
     async def start_transaction(self, session: Any, options: dict[str, Any]) -> None:
-        """Start a transaction; no I/O."""
+        """Start a transaction. No I/O."""
         session.start_transaction(**options)
 
     async def aggregate(self, collection: Any, pipeline: Any, **options: Any) -> Any:
@@ -127,16 +127,15 @@ class MotorDriver:
         return collection.list_indexes()
 
     def in_transaction(self, collection: Any) -> Any:
-        """One whose commands are waited for when they are cancelled."""
-        return _Waiting(collection)
+        """A collection whose cancelled commands are awaited."""
+        return _MotorCollection(collection)
 
 
-class _Waiting:
-    """A collection of Motor's whose commands end before their cancellation goes on.
+class _MotorCollection:
+    """A collection of Motor's whose commands end before their cancellation is raised.
 
-    They run in threads, which know nothing of a cancellation. Whoever was cancelled aborts the transaction, and
-    the thread would send its command after that: outside of any transaction, so that it stands, or in one that
-    nobody ends.
+    Commands run in threads, which a cancellation does not reach. The cancelled caller aborts the transaction, and
+    the thread could send its command after that: outside of any transaction, or in a new one that nobody ends.
     """
 
     __slots__ = ("_collection",)
@@ -146,44 +145,44 @@ class _Waiting:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._collection, name)
-        return partial(_waiting, found) if inspect.ismethod(found) else found
+        return partial(_call_uninterrupted, found) if inspect.ismethod(found) else found
 
 
-def _waiting(method: Callable[..., Any], *args: Any, **options: Any) -> Any:
+def _call_uninterrupted(method: Callable[..., Any], *args: Any, **options: Any) -> Any:
     result = method(*args, **options)
-    return unbroken(_result(result)) if isinstance(result, asyncio.Future) else result
+    return uninterrupted(_await_future(result)) if isinstance(result, asyncio.Future) else result
 
 
-async def _result(future: "asyncio.Future[Any]") -> Any:
+async def _await_future(future: "asyncio.Future[Any]") -> Any:
     return await future
 
 
-_DRIVERS: dict[str, Driver] = {driver.name: driver for driver in (PyMongoDriver(), MotorDriver())}
+_ADAPTERS: dict[str, DriverAdapter] = {adapter.name: adapter for adapter in (PyMongoAdapter(), MotorAdapter())}
 
 
-def driver_named(name: str) -> Driver:
-    """The driver of this name.
+def adapter_named(name: str) -> DriverAdapter:
+    """The adapter of the driver with this name.
 
     Raises:
         ImproperlyConfigured: there is none.
     """
-    if name not in _DRIVERS:
-        raise ImproperlyConfigured(f"driver={name!r} is unknown; there are {', '.join(sorted(_DRIVERS))}.")
-    return _DRIVERS[name]
+    if name not in _ADAPTERS:
+        raise ImproperlyConfigured(f"driver={name!r} is unknown; valid are {', '.join(sorted(_ADAPTERS))}.")
+    return _ADAPTERS[name]
 
 
-def driver_of(client: object) -> Driver:
-    """The driver that made this client.
+def adapter_of(client: object) -> DriverAdapter:
+    """The adapter of the driver that made this client.
 
     Raises:
         ImproperlyConfigured: it is not an asynchronous MongoDB client.
     """
     if isinstance(client, AsyncMongoClient):
-        return _DRIVERS["pymongo"]
-    # By name, so that Motor is only imported by those who use it.
+        return _ADAPTERS["pymongo"]
+    # By name, so that only users of Motor import it.
     if any(base.__module__.startswith("motor.") for base in type(client).__mro__):
-        return _DRIVERS["motor"]
+        return _ADAPTERS["motor"]
     raise ImproperlyConfigured(
         f"Registry() takes a URL, a pymongo.AsyncMongoClient or a Motor client, not an object of "
-        f"{type(client).__qualname__}."  # not its repr: that of a URL object shows the password
+        f"{type(client).__qualname__}."  # not its repr: the repr of a URL object shows the password
     )

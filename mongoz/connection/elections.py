@@ -1,8 +1,8 @@
-"""Sessions while a replica set elects: what the driver then calls a wrong configuration passes by itself.
+"""Sessions during an election: the driver's ConfigurationError becomes a transient error.
 
-A member that starts, recovers or rolls back says that it has no sessions, and the driver believes that for as long
-as the connection lasts. It raises ConfigurationError, which tells applications and daemons to give up. It raises
-that again on the same connection after the election.
+A member that starts, recovers or rolls back says that it has no sessions. The driver believes that for the whole
+life of the connection and raises ConfigurationError, which tells applications to give up. It raises the same error
+again after the election.
 """
 
 from collections.abc import AsyncIterator
@@ -14,60 +14,62 @@ from pymongo import AsyncMongoClient
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import AutoReconnect, ConfigurationError, OperationFailure
 
-__all__ = ["as_passing", "is_of_connection", "session_of"]
+__all__ = ["as_transient", "is_connection_error", "session_of"]
 
 E = TypeVar("E", bound=BaseException)
 
 _NO_SESSIONS: Final = "Sessions are not supported"
-_NOT_LET_IN: Final = 18  # AuthenticationFailed
+_AUTHENTICATION_FAILED: Final = 18
 _TRANSIENT: Final = "TransientTransactionError"
 
 
-def _meets_election(error: BaseException) -> bool:
-    """Whether the driver refused a session because the member that it asked holds no data at the moment."""
+def _is_from_election(error: BaseException) -> bool:
+    """Whether the driver refused a session because the member holds no data at the moment."""
     return isinstance(error, ConfigurationError) and str(error).startswith(_NO_SESSIONS)
 
 
-def is_of_connection(error: BaseException) -> bool:
-    """Whether an error is about a new connection, and tells nothing of what was sent on an earlier one.
+def is_connection_error(error: BaseException) -> bool:
+    """Whether an error is about a new connection, so that the outcome of an earlier attempt stays unknown.
 
-    The driver sends a write or a commit a second time after a lost connection, and raises the second error.
+    The driver repeats a write or a commit after a lost connection, and raises the second error.
     """
-    return _meets_election(error) or (isinstance(error, OperationFailure) and error.code == _NOT_LET_IN)
+    return _is_from_election(error) or (
+        isinstance(error, OperationFailure) and error.code == _AUTHENTICATION_FAILED
+    )
 
 
-async def as_passing(error: E, client: Any, *, in_transaction: bool = False) -> E | AutoReconnect:
-    """The error as it is; for a session that met an election, what the driver raises for a lost connection.
+async def as_transient(error: E, client: Any, *, in_transaction: bool = False) -> E | AutoReconnect:
+    """The error unchanged; for an error of an election, the AutoReconnect that a lost connection raises.
 
     Args:
-        error: of a command in a session.
-        client: the driver's, PyMongo's or Motor's. It opens new connections after such an error.
-        in_transaction: the command was one of a transaction, which can be repeated as a whole.
+        error: the error of a command in a session.
+        client: the driver's client, PyMongo's or Motor's. After an error of an election it opens new connections.
+        in_transaction: the command belongs to a transaction, which can be repeated as a whole.
     """
-    if not _meets_election(error):
+    if not _is_from_election(error):
         return error
     await _drop_connections(client)
-    passing = AutoReconnect("The member that was asked holds no data at the moment: it starts or recovers.")
+    transient = AutoReconnect("The member of the replica set holds no data at the moment: it starts or recovers.")
     if in_transaction:
-        passing._add_error_label(_TRANSIENT)
-    passing.__cause__ = error
-    return passing
+        transient._add_error_label(_TRANSIENT)
+    transient.__cause__ = error
+    return transient
 
 
 @asynccontextmanager
 async def session_of(client: AsyncMongoClient[Any]) -> AsyncIterator[AsyncClientSession]:
-    """A session of PyMongo's that ends with the block. A session that meets an election raises AutoReconnect."""
+    """A session of PyMongo's that ends with the block. During an election it raises AutoReconnect."""
     try:
         async with client.start_session() as session:
             yield session
     except ConfigurationError as error:
-        raise await as_passing(error, client)  # noqa: B904 - it has its cause
+        raise await as_transient(error, client)  # noqa: B904 - its cause is set
 
 
 async def _drop_connections(client: Any) -> None:
-    """Close the idle connections, and those in use when they come back: the driver has no public call for it."""
-    bare = client if isinstance(client, AsyncMongoClient) else client.delegate
-    for server in list(bare._topology._servers.values()):
+    """Close idle connections now, and others when they come back. The driver has no public call for this."""
+    pymongo_client = client if isinstance(client, AsyncMongoClient) else client.delegate
+    for server in list(pymongo_client._topology._servers.values()):
         closing = server.pool.reset_without_pause()
         if isawaitable(closing):
             await closing

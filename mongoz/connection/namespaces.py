@@ -1,8 +1,8 @@
-"""Which further namespaces hold a document: what `Meta.watch` may say, and matching by it.
+"""Patterns of namespaces: the entries of `Meta.watch`, and matching by them.
 
-A namespace is `"database.collection"`; a database's name has no dot, a collection's may have several. `*` stands
-for anything, in the database part for anything but a dot. Everything here is pure: the ODM asks before it writes,
-the dispatcher makes the filter of its change stream from it.
+A namespace is `"database.collection"`. A database's name has no dot, a collection's may have several. `*` matches
+any text, in the database part any text without a dot. Nothing here does I/O: the ODM checks a namespace before it
+writes, and the dispatcher makes the filter of its change stream from the patterns.
 """
 
 import re
@@ -12,30 +12,30 @@ from typing import Any, Final, NamedTuple
 
 from bson import Regex
 
-__all__ = ["NOT_WATCHABLE", "NamespacePattern", "Watch", "is_misread", "parse_pattern", "watched_as"]
+__all__ = ["NOT_WATCHABLE", "NamespacePattern", "WatchedNamespaces", "is_misread", "parse_pattern", "watched_as"]
 
 NOT_WATCHABLE: Final = frozenset({"admin", "config", "local"})
-"""The server's own databases: no change stream tells of them."""
+"""The server's own databases: they have no change streams."""
 
 _SYSTEM: Final = "system."
-_MOST_BYTES: Final = 255
-_MOST_BYTES_OF_A_DATABASE: Final = 63
-_NOT_IN_A_DATABASE: Final = frozenset('/\\. "$<>:|?\0')
-_NOT_IN_A_COLLECTION: Final = frozenset("$\0")
+_MAX_BYTES: Final = 255
+_MAX_DATABASE_BYTES: Final = 63
+_NOT_IN_DATABASE: Final = frozenset('/\\. "$<>:|?\0')
+_NOT_IN_COLLECTION: Final = frozenset("$\0")
 
-# MongoDB fails to parse a change stream's regular expression that contains one of these literally.
-_NOT_IN_A_REGEX: Final = frozenset("'\x7f") | frozenset(map(chr, range(32)))
+# MongoDB can't parse a change stream's regular expression that contains one of these literally.
+_NOT_IN_REGEX: Final = frozenset("'\x7f") | frozenset(map(chr, range(32)))
 
-# Answers that a document remembers about namespaces; applications with more tenants than that ask again.
-_MOST_REMEMBERED: Final = 10_000
+# Namespaces that a document caches; beyond that the cache starts again.
+_MAX_CACHED: Final = 10_000
 
 
 class NamespacePattern(NamedTuple):
-    """One namespace, or all those that look alike.
+    """A pattern of namespaces.
 
     Attributes:
-        database: its name, `*` for anything in it.
-        collection: its name, `*` for anything in it; "" for the name of the document's own collection.
+        database: a name, in which `*` matches any text.
+        collection: a name, in which `*` matches any text; "" is the name of the document's own collection.
     """
 
     database: str
@@ -43,35 +43,35 @@ class NamespacePattern(NamedTuple):
 
     @property
     def is_literal(self) -> bool:
-        """Whether it names a single collection."""
+        """Whether it matches a single collection only."""
         return "*" not in self.database and "*" not in self.collection
 
     def within(self, collection: str) -> "NamespacePattern":
-        """The same, of a document whose own collection has this name."""
+        """The pattern for a document whose own collection has this name."""
         return self if self.collection else self._replace(collection=collection)
 
     def database_regex(self, apart_from: Iterable[str] = ()) -> str:
-        """What the names of its databases look like, anchored, for Python and for the server.
+        """The regular expression of its databases, anchored, for Python and for the server.
 
         Args:
-            apart_from: databases that are only meant by who names them: not matched by a `*`.
+            apart_from: databases that `*` does not match.
         """
         return _database_regex(self.database, frozenset(apart_from))
 
     @property
     def collection_regex(self) -> str:
-        """What the names of its collections look like; to be used with the option "s"."""
-        # System collections have no changes that anybody could deliver; a pattern never means them.
+        """The regular expression of its collections, for use with the option "s"."""
+        # System collections have no changes to deliver, so a pattern never matches them.
         return f"^(?!system\\.){_as_regex(self.collection, '.*')}$"
 
     def matches_database(self, name: str, apart_from: Iterable[str] = ()) -> bool:
-        """Whether it stands for collections of this database."""
+        """Whether it matches collections of this database."""
         if "*" in self.database:
             return bool(re.match(self.database_regex(apart_from), name))
         return self.database == name
 
     def matches(self, database: str, collection: str, apart_from: Iterable[str] = ()) -> bool:
-        """Whether it stands for this namespace."""
+        """Whether it matches this namespace."""
         if not self.matches_database(database, apart_from):
             return False
         if "*" in self.collection:
@@ -96,54 +96,54 @@ def _as_regex(text: str, anything: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    return "".join(f"\\x{ord(char):02x}" if char in _NOT_IN_A_REGEX else re.escape(char) for char in text)
+    return "".join(f"\\x{ord(char):02x}" if char in _NOT_IN_REGEX else re.escape(char) for char in text)
 
 
 def is_misread(name: str) -> bool:
-    """Whether change streams take the name of a database or collection for a regular expression.
+    """Whether change streams misread the name of a database or collection as a regular expression.
 
-    MongoDB builds one from each name that a stream asks for, and does not escape braces: `log{2024}` matches
-    2,024 times the letter g. A stream on such a collection or database misses all its changes.
+    MongoDB builds a regular expression from each name and does not escape braces: `log{2024}` matches 2,024 times
+    the letter g. A stream on a collection or database with this name misses all changes.
     """
     return "{" in name
 
 
 def watched_as(name: str) -> Any:
-    """What a change stream's `$match` compares a database's or collection's name with, to find exactly this name.
+    """The value for a change stream's `$match` that matches exactly this name of a database or collection.
 
-    A regular expression costs the server two to three times as much as a string, so only a misread name gets one.
+    A regular expression costs the server two to three times as much as a string, so only misread names use it.
     """
     return Regex(f"^{_escaped(name)}$") if is_misread(name) else name
 
 
 def parse_pattern(text: object) -> NamespacePattern:
-    """Read one entry of `Meta.watch`.
+    """Parse one entry of `Meta.watch`.
 
     Args:
-        text: `"database.collection"`, or a database alone, which means the document's own collection in it.
+        text: `"database.collection"`, or only a database for the document's own collection in it.
 
     Raises:
-        ValueError: it can't be a namespace; says why, in words that continue the entry.
+        ValueError: it can't be a namespace. The message is the rest of a sentence that begins with the entry.
     """
     if not isinstance(text, str):
-        raise ValueError("is no string")  # noqa: TRY004 - one error for all that can be wrong with it
+        raise ValueError("is no string")  # noqa: TRY004 - one type of error for all reasons
     database, dot, collection = text.partition(".")
     _check_database(database)
     if dot:
         _check_collection(collection)
-    if len(text.encode()) > _MOST_BYTES:
-        raise ValueError(f"is longer than {_MOST_BYTES} bytes")
+    if len(text.encode()) > _MAX_BYTES:
+        raise ValueError(f"is longer than {_MAX_BYTES} bytes")
     return NamespacePattern(database, collection)
 
 
 def _check_database(name: str) -> None:
     if not name:
         raise ValueError("names no database")
-    bad = next((character for character in name if character in _NOT_IN_A_DATABASE), None)
+    bad = next((character for character in name if character in _NOT_IN_DATABASE), None)
     if bad is not None:
         raise ValueError(f"has {bad!r} in the name of its database, which MongoDB does not allow")
-    if len(name.replace("*", "").encode()) > _MOST_BYTES_OF_A_DATABASE:
-        raise ValueError(f"has a database whose name is longer than {_MOST_BYTES_OF_A_DATABASE} bytes")
+    if len(name.replace("*", "").encode()) > _MAX_DATABASE_BYTES:
+        raise ValueError(f"has a database whose name is longer than {_MAX_DATABASE_BYTES} bytes")
     if name in NOT_WATCHABLE:
         raise ValueError(f"is in the server's own database {name!r}, which has no change stream")
 
@@ -151,7 +151,7 @@ def _check_database(name: str) -> None:
 def _check_collection(name: str) -> None:
     if not name:
         raise ValueError("names no collection behind its dot")
-    bad = next((character for character in name if character in _NOT_IN_A_COLLECTION), None)
+    bad = next((character for character in name if character in _NOT_IN_COLLECTION), None)
     if bad is not None:
         raise ValueError(f"has {bad!r} in the name of its collection, which MongoDB does not allow")
     if name.startswith(".") or name.endswith("."):
@@ -160,31 +160,31 @@ def _check_collection(name: str) -> None:
         raise ValueError("is one of the server's own collections, which have no changes to deliver")
 
 
-class Watch:
-    """The namespaces of `Meta.watch`, of a document whose collection is known.
+class WatchedNamespaces:
+    """The namespaces of `Meta.watch`, for a document whose collection is known.
 
     Args:
-        patterns: as parsed.
+        patterns: the parsed entries.
         collection: name of the document's own collection.
     """
 
-    __slots__ = ("_known", "patterns")
+    __slots__ = ("_cached", "patterns")
 
     def __init__(self, patterns: Iterable[NamespacePattern] = (), collection: str = "") -> None:
         self.patterns: tuple[NamespacePattern, ...] = tuple(
             dict.fromkeys(pattern.within(collection) for pattern in patterns)
         )
-        self._known: dict[tuple[str, str], bool] = {}
+        self._cached: dict[tuple[str, str], bool] = {}
 
     def covers(self, database: str, collection: str) -> bool:
-        """Whether one of them stands for this namespace. Remembered: writes ask again and again."""
+        """Whether one of the patterns matches this namespace. Cached, since each write asks."""
         if not self.patterns:
             return False
         namespace = (database, collection)
-        known = self._known.get(namespace)
+        known = self._cached.get(namespace)
         if known is None:
-            if len(self._known) >= _MOST_REMEMBERED:
-                self._known.clear()
+            if len(self._cached) >= _MAX_CACHED:
+                self._cached.clear()
             known = any(pattern.matches(database, collection) for pattern in self.patterns)
-            self._known[namespace] = known
+            self._cached[namespace] = known
         return known

@@ -1,4 +1,4 @@
-"""Asking until there is an answer."""
+"""Asking the server until it answers."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -6,7 +6,7 @@ from typing import Final, TypeVar
 
 from pymongo.errors import InvalidOperation, PyMongoError
 
-__all__ = ["find_out"]
+__all__ = ["ask_until_answered"]
 
 T = TypeVar("T")
 
@@ -14,8 +14,8 @@ _FIRST_PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 10.0
 
 
-async def find_out(look: Callable[[], Awaitable[T]]) -> T:
-    """Look again and again, with growing pauses, until the server answers.
+async def ask_until_answered(ask: Callable[[], Awaitable[T]]) -> T:
+    """Ask again and again, with growing pauses, until the server answers.
 
     Raises:
         InvalidOperation: the client was closed.
@@ -23,7 +23,7 @@ async def find_out(look: Callable[[], Awaitable[T]]) -> T:
     pause = _FIRST_PAUSE
     while True:
         try:
-            return await look()
+            return await ask()
         except InvalidOperation:
             raise
         except PyMongoError:

@@ -1,7 +1,7 @@
-"""Transactions: a session that the calls of one task join, and what waits for its commit.
+"""Transactions: a session that the calls of one task join, and the actions that wait for its commit.
 
-The calls of the task that entered `registry.transaction()` find its session by themselves. Tasks that it
-starts don't: a session can't be used by two tasks at once, and MongoDB would refuse.
+Calls of the task that entered `registry.transaction()` find its session by themselves. Tasks that it starts don't:
+two tasks can't use one session at once, MongoDB refuses that.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 from pymongo.errors import ConfigurationError, OperationFailure, PyMongoError
@@ -19,61 +19,59 @@ from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
-from mongoz.connection.cancellation import unbroken
-from mongoz.connection.elections import as_passing, is_of_connection
-from mongoz.connection.retry import find_out
+from mongoz.connection.cancellation import uninterrupted
+from mongoz.connection.deployment import Deployment
+from mongoz.connection.elections import as_transient, is_connection_error
+from mongoz.connection.retry import ask_until_answered
 from mongoz.error_groups import raise_together
 from mongoz.exceptions import ImproperlyConfigured, TransactionError
 
-if TYPE_CHECKING:
-    from mongoz.connection.registry import Registry
-
 __all__ = [
-    "ALONE",
-    "Joined",
+    "NOT_JOINED",
+    "JoinedSession",
     "Transaction",
     "is_committed",
-    "is_in_one",
+    "is_in_transaction",
     "join",
-    "run_alone",
-    "run_once",
+    "run_private_transaction",
+    "run_private_transaction_once",
     "run_transaction",
-    "session_here",
+    "session_of_call",
     "transaction",
 ]
 
 T = TypeVar("T")
 
-_ILLEGAL_OPERATION: Final = 20  # what a server without a replica set answers to a transaction's first command
+_ILLEGAL_OPERATION: Final = 20  # the answer of a server without a replica set to a transaction's first command
 _NO_TRANSACTIONS: Final = (
-    "This server takes no transactions: they need a replica set (one node is enough: start mongod with --replSet, "
+    "This server has no transactions: they need a replica set (one node is enough: start mongod with --replSet, "
     "and run rs.initiate() once)."
 )
 _UNKNOWN_COMMIT: Final = "UnknownTransactionCommitResult"
 _COMMIT_ATTEMPTS: Final = 3
 _NOT_THERE: Final = frozenset({225, 251})  # TransactionTooOld, NoSuchTransaction
-_OPEN: Final = (
-    "Whether it was committed could not be found out yet. If it was, its receivers run as soon as that is known; "
-    "instances are left as if it was."
+_OUTCOME_UNKNOWN: Final = (
+    "It is unknown yet whether the transaction was committed. If it was, its receivers run as soon as that is "
+    "known. Instances stay as if it was committed."
 )
 
-_READ_CONCERNS: Final = (None, "local", "majority", "snapshot")  # that a transaction takes
+_READ_CONCERNS: Final = (None, "local", "majority", "snapshot")  # those that transactions support
 
-# As the drivers do it: the whole function again, for two minutes, with growing pauses.
+# As the drivers do it: repeat the whole function for two minutes, with growing pauses.
 _TRANSIENT: Final = "TransientTransactionError"
-_LONGEST_RETRYING: Final = 120.0
+_RETRY_SECONDS: Final = 120.0
 _FIRST_PAUSE: Final = 0.005
 _LONGEST_PAUSE: Final = 0.5
 
 
 class Transaction:
-    """One attempt at a transaction, and what is to happen in this process when it ends.
+    """One attempt at a transaction, and the actions of this process at its end.
 
     Attributes:
-        registry: whose databases it is on.
+        deployment: the deployment that it runs on.
         session: the driver's session.
-        is_committed: it stands, whatever its receivers raise.
-        is_open: whether it stands is not known yet; what waits for the commit goes on waiting.
+        is_committed: it is committed; errors of receivers don't change that.
+        is_outcome_unknown: the commit got no answer yet; its actions still wait.
     """
 
     __slots__ = (
@@ -81,17 +79,17 @@ class Transaction:
         "_after_commit",
         "_on_abort",
         "_task",
+        "deployment",
         "is_committed",
-        "is_open",
-        "registry",
+        "is_outcome_unknown",
         "session",
     )
 
-    def __init__(self, registry: "Registry", session: Any) -> None:
-        self.registry = registry
+    def __init__(self, deployment: Deployment, session: Any) -> None:
+        self.deployment = deployment
         self.session = session
         self.is_committed = False
-        self.is_open = False
+        self.is_outcome_unknown = False
         self._task = asyncio.current_task()
         self._after_commit: list[Callable[[], Awaitable[None]]] = []
         self._on_abort: list[Callable[[], None]] = []
@@ -103,24 +101,24 @@ class Transaction:
         return self._task is asyncio.current_task()
 
     def after_commit(self, action: Callable[[], Awaitable[None]]) -> None:
-        """Have `action` awaited once the transaction is committed; never if it aborts."""
+        """Await `action` once the transaction is committed; never if it aborts."""
         self._after_commit.append(action)
 
     @property
     def is_awaited(self) -> bool:
-        """Whether anybody waits for the commit."""
+        """Whether any action waits for the commit."""
         return bool(self._after_commit)
 
     def on_abort(self, undo: Callable[[], None]) -> None:
-        """Have `undo` called if the transaction aborts: what is in memory then follows the database."""
+        """Call `undo` if the transaction aborts, so that instances match the database again."""
         self._on_abort.append(undo)
 
-    async def committed(self) -> None:
-        """Do what waited for the commit, in order, all of it; then raise what was raised.
+    async def run_commit_actions(self) -> None:
+        """Mark it as committed and await all its actions in order; then raise their errors.
 
         Raises:
-            Exception: the only one that was raised, as it is.
-            ExceptionGroup: several were raised. The transaction stands in either case.
+            Exception: one action failed; its error, unchanged.
+            ExceptionGroup: several actions failed. The transaction stays committed in either case.
         """
         self.is_committed = True
         _by_session.pop(_key(self.session), None)
@@ -132,77 +130,77 @@ class Transaction:
                 errors.append(error)
         raise_together(errors, f"{len(errors)} writes of a transaction have receivers that raised")
 
-    def aborted(self) -> None:
-        """Forget what waited, and undo what instances remember of it."""
+    def undo_in_memory(self) -> None:
+        """Drop its actions, and reset the instances that it wrote."""
         _by_session.pop(_key(self.session), None)
         for undo in reversed(self._on_abort):
             undo()
 
 
 _entered: ContextVar[tuple[Transaction, ...]] = ContextVar("mongoz_transactions", default=())
-is_in_one: Final[Callable[[], object]] = _entered.get
-"""Whether the running task, or one that it comes from, has entered a transaction. A function of C, for speed."""
+is_in_transaction: Final[Callable[[], object]] = _entered.get
+"""Whether the running task or its parent task entered a transaction. A C function: each call of the ODM asks."""
 
 _by_session: WeakKeyDictionary[Any, Transaction] = WeakKeyDictionary()
 
 
 def _key(session: Any) -> Any:
-    """What stands for a session; Motor's wrappers can't be keys, and wrap a session that can."""
+    """The key of a session in a weak dict: Motor's wrapper can't be one, the wrapped session can."""
     return getattr(session, "delegate", session)
 
 
-class Joined(NamedTuple):
-    """What a call works in.
+class JoinedSession(NamedTuple):
+    """The session of one call.
 
     Attributes:
         session: the driver's session, or None.
-        transaction: the transaction of ours that the session is in, or None.
+        transaction: our transaction that the session is in, or None.
     """
 
     session: Any = None
     transaction: Transaction | None = None
 
     @property
-    def is_somebody_elses_transaction(self) -> bool:
-        """Whether it is in a transaction whose commit we can't see."""
+    def is_foreign_transaction(self) -> bool:
+        """Whether it is in a transaction that the application started with the driver: we don't see its commit."""
         return self.session is not None and self.transaction is None and bool(self.session.in_transaction)
 
 
-ALONE: Final = Joined()
+NOT_JOINED: Final = JoinedSession()
 
 
-def join(registry: "Registry", session: Any = None) -> Joined:
+def join(deployment: Deployment, session: Any = None) -> JoinedSession:
     """The session for a call of the running task.
 
     Args:
-        registry: whose database is read or written.
-        session: the session that the caller asked for; None joins the transaction that the task entered.
+        deployment: the deployment that is read or written.
+        session: the session that the caller gave; None joins the transaction that the task entered.
 
     Raises:
         ImproperlyConfigured: the session belongs to another client.
     """
     if session is not None:
-        if getattr(session, "client", None) is not registry.client:
+        if getattr(session, "client", None) is not deployment.client:
             raise ImproperlyConfigured(
-                f"session={session!r} was not started by the client of {registry!r}; start it with "
+                f"session={session!r} was not started by the client of {deployment!r}; start it with "
                 "registry.client.start_session(), or use registry.transaction()."
             )
-        return Joined(session, _by_session.get(_key(session)))
+        return JoinedSession(session, _by_session.get(_key(session)))
     if not _entered.get():
-        return ALONE
-    own = _current(registry)
-    return ALONE if own is None else Joined(own.session, own)
+        return NOT_JOINED
+    own = _current(deployment)
+    return NOT_JOINED if own is None else JoinedSession(own.session, own)
 
 
-def _current(registry: "Registry") -> Transaction | None:
-    return next((t for t in _entered.get() if t.registry is registry and t.is_entered_here), None)
+def _current(deployment: Deployment) -> Transaction | None:
+    return next((t for t in _entered.get() if t.deployment is deployment and t.is_entered_here), None)
 
 
-def session_here(session: Any = None) -> Any:
-    """The session of the transaction that a call of the running task is part of; None if it is in none.
+def session_of_call(session: Any = None) -> Any:
+    """The session of the transaction that a call of the running task belongs to, or None.
 
     Args:
-        session: the session that the caller asked for.
+        session: the session that the caller gave.
     """
     if session is not None:
         return session if session.in_transaction else None
@@ -211,7 +209,7 @@ def session_here(session: Any = None) -> Any:
 
 
 @contextmanager
-def _ambient(transaction: Transaction) -> Iterator[None]:
+def _entering(transaction: Transaction) -> Iterator[None]:
     token = _entered.set((*_entered.get(), transaction))
     try:
         yield
@@ -219,8 +217,8 @@ def _ambient(transaction: Transaction) -> Iterator[None]:
         _entered.reset(token)
 
 
-def _refuse_nesting(registry: "Registry") -> None:
-    if _current(registry) is not None:
+def _refuse_nesting(deployment: Deployment) -> None:
+    if _current(deployment) is not None:
         raise TransactionError(
             "This task is in a transaction of this registry already, and MongoDB has no nested ones; do the work "
             "in the transaction that is open."
@@ -228,84 +226,84 @@ def _refuse_nesting(registry: "Registry") -> None:
 
 
 @asynccontextmanager
-async def transaction(registry: "Registry", options: dict[str, Any]) -> AsyncIterator[Any]:
+async def transaction(deployment: Deployment, options: dict[str, Any]) -> AsyncIterator[Any]:
     """See `Registry.transaction`."""
-    _refuse_nesting(registry)
+    _refuse_nesting(deployment)
     async with AsyncExitStack() as held:
-        session = await held.enter_async_context(registry._session())
-        await registry._driver.start_transaction(session, _fit_for(registry.client, options))
-        own = Transaction(registry, session)
+        session = await held.enter_async_context(deployment.new_session())
+        await deployment.adapter.start_transaction(session, _transaction_options(deployment.client, options))
+        own = Transaction(deployment, session)
         try:
-            with _ambient(own):
+            with _entering(own):
                 yield session
-            # A commit and the receivers that wait for it are one unit, as a write and its receivers are.
-            await unbroken(_finish(own, held))
+            # A cancellation must not separate a commit from its receivers, as it must not for a write.
+            await uninterrupted(_finish(own, held))
         except BaseException as error:
             await _abort(own)
-            if _takes_none(error):
+            if _has_no_transactions(error):
                 raise TransactionError(_NO_TRANSACTIONS) from error
-            if (passing := await as_passing(error, registry.client, in_transaction=True)) is not error:
-                raise passing  # noqa: B904 - it has its cause
+            if (transient := await as_transient(error, deployment.client, in_transaction=True)) is not error:
+                raise transient  # noqa: B904 - its cause is set
             raise
 
 
 async def _finish(own: Transaction, held: AsyncExitStack) -> None:
-    """Commit; then do what waited for it.
+    """Commit; then run the actions that wait for it.
 
     Args:
-        own: what is to be committed.
-        held: its session; kept where the answer stays away, and taken out of it then.
+        own: the transaction.
+        held: owns the session. If the outcome is unknown, the session moves to a background task.
     """
     unknown = await _commit(own.session)
     if unknown is not None:
-        own.is_open = True
+        own.is_outcome_unknown = True
         if own.is_awaited:
-            unknown.add_note(_OPEN)
-            own.registry._later(_finish_when_known(own, held.pop_all()))
+            unknown.add_note(_OUTCOME_UNKNOWN)
+            own.deployment.run_in_background(_finish_when_known(own, held.pop_all()))
         raise unknown
-    await own.committed()
+    await own.run_commit_actions()
 
 
 async def _finish_when_known(own: Transaction, held: AsyncExitStack) -> None:
     async with held:
         committed = await is_committed(own.session)
     if committed:
-        await own.committed()
+        await own.run_commit_actions()
 
 
 async def _abort(own: Transaction) -> None:
-    """Undo everything, unless it is committed, and only receivers raised, or may be."""
-    if own.is_committed or own.is_open:
+    """Abort, unless the transaction is committed or may be."""
+    if own.is_committed or own.is_outcome_unknown:
         return
     try:
         if own.session.in_transaction:
             await _abort_session(own.session)
     finally:
-        own.aborted()
+        own.undo_in_memory()
 
 
 async def _abort_session(session: Any) -> None:
-    """Tell the server to forget it. If that does not arrive, the server ends the transaction by itself."""
+    """Abort on the server. If the command does not arrive, the server ends the transaction by itself."""
     try:
-        await session.abort_transaction()  # the driver ignores all errors but those of an election
+        await session.abort_transaction()  # the driver ignores all other errors
     except ConfigurationError as error:
-        await as_passing(error, session.client)
+        await as_transient(error, session.client)
 
 
 async def _commit(session: Any) -> PyMongoError | None:
-    """Commit; while the outcome is unknown, ask again: that changes nothing where it is committed already.
+    """Commit, and commit again while the outcome is unknown: a second commit of one transaction changes nothing.
 
     Returns:
-        The error after which the outcome is unknown still; None if it is committed.
+        None if it is committed; else the last error, and the outcome stays unknown.
     """
     unknown = None
     for _ in range(_COMMIT_ATTEMPTS):
         try:
             await session.commit_transaction()
         except PyMongoError as error:
-            if not (error.has_error_label(_UNKNOWN_COMMIT) or is_of_connection(error)):
+            if not (error.has_error_label(_UNKNOWN_COMMIT) or is_connection_error(error)):
                 raise
-            unknown = await as_passing(error, session.client)
+            unknown = await as_transient(error, session.client)
             unknown._add_error_label(_UNKNOWN_COMMIT)
         else:
             return None
@@ -313,13 +311,12 @@ async def _commit(session: Any) -> PyMongoError | None:
 
 
 async def is_committed(session: Any) -> bool:
-    """Whether a transaction whose commit got no answer stands: the commit is sent again until there is one.
+    """Whether a transaction was committed whose commit got no answer. Commits again until the server answers.
 
-    That changes nothing where it is committed already. Only the server knows: what the transaction has written may
-    be overwritten or deleted by now.
+    A second commit changes nothing. The documents can't tell: another client may have changed them since.
 
     Args:
-        session: nothing was done in it since.
+        session: the session of the transaction, unused since.
 
     Raises:
         InvalidOperation: the client was closed.
@@ -331,87 +328,93 @@ async def is_committed(session: Any) -> bool:
         except PyMongoError as error:
             if _is_aborted(error):
                 return False
-            raise await as_passing(error, session.client)  # noqa: B904 - it has its cause
+            raise await as_transient(error, session.client)  # noqa: B904 - its cause is set
         return True
 
-    return await find_out(ask)
+    return await ask_until_answered(ask)
 
 
 def _is_aborted(error: PyMongoError) -> bool:
-    """Whether the answer to a commit means that there is nothing to commit."""
+    """Whether the server answered a commit by saying that the transaction is gone."""
     if error.has_error_label(_UNKNOWN_COMMIT):
         return False
     return error.has_error_label(_TRANSIENT) or (isinstance(error, OperationFailure) and error.code in _NOT_THERE)
 
 
-async def run_transaction(registry: "Registry", fn: Callable[..., Awaitable[T]], options: dict[str, Any]) -> T:
+async def run_transaction(deployment: Deployment, fn: Callable[..., Awaitable[T]], options: dict[str, Any]) -> T:
     """See `Registry.run_transaction`."""
-    _refuse_nesting(registry)
+    _refuse_nesting(deployment)
     takes_session = _takes_session(fn)
-    retrying = _Retrying()
+    retry = _RetryPolicy()
     async with AsyncExitStack() as held:
-        session, fit = await held.enter_async_context(registry._session()), _fit_for(registry.client, options)
+        session, fit = (
+            await held.enter_async_context(deployment.new_session()),
+            _transaction_options(deployment.client, options),
+        )
         while True:
-            await registry._driver.start_transaction(session, fit)
-            own = Transaction(registry, session)
+            await deployment.adapter.start_transaction(session, fit)
+            own = Transaction(deployment, session)
             try:
-                with _ambient(own):
+                with _entering(own):
                     result = await (fn(session) if takes_session else fn())
-                await unbroken(_finish(own, held))
+                await uninterrupted(_finish(own, held))
             except BaseException as raised:
                 await _abort(own)
-                if _takes_none(raised):
+                if _has_no_transactions(raised):
                     raise TransactionError(_NO_TRANSACTIONS) from raised
-                error = await as_passing(raised, registry.client, in_transaction=True)
-                if own.is_committed or not retrying.is_asked_for_by(error):
-                    raise error  # noqa: B904 - it is the same, or has its cause
+                error = await as_transient(raised, deployment.client, in_transaction=True)
+                if own.is_committed or not retry.allows(error):
+                    raise error  # noqa: B904 - it is the same error, or its cause is set
             else:
                 return result
-            await retrying.pause()
+            await retry.pause()
 
 
-async def run_alone(registry: "Registry", session: Any, fn: Callable[[Any], Awaitable[None]]) -> None:
-    """Run a few commands in a transaction that no other call joins; all again while the server asks for that.
+async def run_private_transaction(
+    deployment: Deployment, session: Any, fn: Callable[[Any], Awaitable[None]]
+) -> None:
+    """Run commands in a transaction that no other call joins; repeat all of it while the server asks for that.
 
     Args:
-        registry: whose driver it is.
-        session: in no transaction.
-        fn: sends the commands, in the session that it is given.
+        deployment: the deployment of the session.
+        session: a session in no transaction.
+        fn: sends the commands in the session that it is given.
 
     Raises:
-        PyMongoError: as the driver has it. After one with the label `UnknownTransactionCommitResult`,
-            `is_committed` tells whether it stands.
+        PyMongoError: the driver's error. If it has the label `UnknownTransactionCommitResult`, ask `is_committed`.
     """
-    retrying = _Retrying()
+    retry = _RetryPolicy()
     while True:
         try:
-            return await run_once(registry, session, fn)
+            return await run_private_transaction_once(deployment, session, fn)
         except BaseException as error:
-            if not retrying.is_asked_for_by(error):
+            if not retry.allows(error):
                 raise
-        await retrying.pause()
+        await retry.pause()
 
 
-async def run_once(registry: "Registry", session: Any, fn: Callable[[Any], Awaitable[None]]) -> None:
-    """The same, but a transaction that the server ends is not repeated: what it raised reaches the caller."""
-    await registry._driver.start_transaction(session, _fit_for(registry.client, {}))
+async def run_private_transaction_once(
+    deployment: Deployment, session: Any, fn: Callable[[Any], Awaitable[None]]
+) -> None:
+    """The same without repetition: a transient error reaches the caller."""
+    await deployment.adapter.start_transaction(session, _transaction_options(deployment.client, {}))
     try:
         await fn(session)
         unknown = await _commit(session)
     except BaseException as raised:
         if session.in_transaction:
             await _abort_session(session)
-        raise await as_passing(raised, registry.client, in_transaction=True)  # noqa: B904 - it has its cause
+        raise await as_transient(raised, deployment.client, in_transaction=True)  # noqa: B904 - its cause is set
     if unknown is not None:
         raise unknown
 
 
-def _fit_for(client: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """The caller's options; and what a transaction takes instead of what it would inherit from the URL, but can't.
+def _transaction_options(client: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """The caller's options, and replacements for options of the URL that transactions don't support.
 
     Args:
-        client: the driver's, with the options of the URL.
-        given: what the caller asked for.
+        client: the driver's client, with the options of the URL.
+        given: the caller's options.
     """
     fit: dict[str, Any] = {}
     if client.read_preference != ReadPreference.PRIMARY:
@@ -423,20 +426,20 @@ def _fit_for(client: Any, given: dict[str, Any]) -> dict[str, Any]:
     return {**fit, **given}
 
 
-class _Retrying:
+class _RetryPolicy:
     """How long transactions are repeated, and with which pauses."""
 
     def __init__(self) -> None:
-        self._deadline = monotonic() + _LONGEST_RETRYING
+        self._deadline = monotonic() + _RETRY_SECONDS
         self._pause = _FIRST_PAUSE
 
-    def is_asked_for_by(self, error: BaseException) -> bool:
-        """Whether the server wants the transaction again, and there is time for that."""
+    def allows(self, error: BaseException) -> bool:
+        """Whether the server asks for a repetition after this error, and there is time for it."""
         transient = isinstance(error, PyMongoError) and error.has_error_label(_TRANSIENT)
         return transient and monotonic() + self._pause <= self._deadline
 
     async def pause(self) -> None:
-        """Wait before the next one."""
+        """Wait before the next attempt."""
         await asyncio.sleep(self._pause * random.random())
         self._pause = min(_LONGEST_PAUSE, self._pause * 1.5)
 
@@ -449,6 +452,6 @@ def _takes_session(fn: Callable[..., Any]) -> bool:
     return True
 
 
-def _takes_none(error: BaseException) -> bool:
-    """Whether a server says that it has no transactions at all."""
+def _has_no_transactions(error: BaseException) -> bool:
+    """Whether the server says that it has no transactions at all."""
     return isinstance(error, OperationFailure) and error.code == _ILLEGAL_OPERATION

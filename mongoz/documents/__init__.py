@@ -1,7 +1,7 @@
-"""Documents: what an application declares."""
+"""Documents, which applications declare."""
 
 from mongoz.documents.base import Document
-from mongoz.documents.embedded import EmbeddedDocument
+from mongoz.model.embedded import EmbeddedDocument
 from mongoz.model.indexes import Index, IndexType
 
 __all__ = ["Document", "EmbeddedDocument", "Index", "IndexType"]

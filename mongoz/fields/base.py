@@ -15,7 +15,7 @@ from mongoz.fields.choices import Choices
 from mongoz.fields.rules import PatternRule
 from mongoz.synonyms import OF_ARGUMENTS, nearest
 
-__all__ = ["BaseField", "declare", "store_as"]
+__all__ = ["BaseField", "declare", "set_alias"]
 
 # FieldInfo swallows arguments it does not know, so we look before it does.
 _PYDANTIC_ARGUMENTS: Final = frozenset(inspect.signature(Field).parameters) - {"extra"}
@@ -85,7 +85,7 @@ class BaseField(FieldInfo):  # type: ignore[misc]  # final for type checkers; su
         self.name = self.name or name
 
 
-def store_as(field: FieldInfo, alias: str) -> None:
+def set_alias(field: FieldInfo, alias: str) -> None:
     """Give a field an alias, unless it has one."""
     if field.alias is None:
         for name in ("alias", "validation_alias", "serialization_alias"):

@@ -1,24 +1,24 @@
-"""What is made once for each class, until pydantic builds a class anew."""
+"""Values that are computed once for each class, until pydantic rebuilds a class."""
 
 from collections.abc import Callable
 from functools import cache
 from typing import Final, TypeVar
 
-__all__ = ["compiled", "forget_compiled"]
+__all__ = ["cached_per_class", "clear_class_caches"]
 
 T = TypeVar("T")
 
-_forget: Final[list[Callable[[], None]]] = []
+_clear_functions: Final[list[Callable[[], None]]] = []
 
 
-def compiled(make: Callable[[type], T]) -> Callable[[type], T]:
-    """Call `make` once for each class. Its result must not change unless the class does."""
+def cached_per_class(make: Callable[[type], T]) -> Callable[[type], T]:
+    """Call `make` once for each class. Its result must depend on the class only."""
     cached = cache(make)
-    _forget.append(cached.cache_clear)
+    _clear_functions.append(cached.cache_clear)
     return cached
 
 
-def forget_compiled() -> None:
-    """Make all of it anew, since a class has changed. That happens while an application is imported, if ever."""
-    for forget in _forget:
-        forget()
+def clear_class_caches() -> None:
+    """Compute all of it anew, since a class has changed. That happens during imports, if at all."""
+    for clear in _clear_functions:
+        clear()

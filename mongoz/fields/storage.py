@@ -21,7 +21,7 @@ from bson.errors import InvalidBSON, InvalidDocument
 from pydantic import AliasChoices, BaseModel, NameEmail, Secret, SecretBytes, SecretStr
 
 from mongoz.connection.codec import CODEC_OPTIONS
-from mongoz.fields.class_cache import compiled
+from mongoz.fields.class_cache import cached_per_class
 from mongoz.fields.storability import IP_ADDRESSES, URLS, is_open
 
 __all__ = ["SCALARS", "UNSTORABLE", "explain_value", "stored", "stored_names", "stored_values"]
@@ -37,7 +37,7 @@ SCALARS: Final = frozenset(
 )  # fmt: skip
 
 
-@compiled
+@cached_per_class
 def stored_names(model: Any) -> dict[str, str]:
     """Attribute name -> the name under which it is stored, for each field of a model: the one it is read under."""
     return {name: _read_as(name, field) for name, field in model.model_fields.items()}
@@ -119,7 +119,7 @@ def explain_value(error: BaseException, model: Any, name: str, value: Any) -> No
         error.add_note(note)
 
 
-@compiled
+@cached_per_class
 def _open_fields(model: Any) -> frozenset[str]:
     """The fields whose annotation does not say what may be in them."""
     return frozenset(name for name, field in model.model_fields.items() if is_open(field.annotation))

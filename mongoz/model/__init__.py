@@ -1,1 +1,1 @@
-"""What a document class is: fields, Meta, indexes and names, without any reading or writing."""
+"""Document classes as data: fields, Meta, indexes and names of fields, without any reading or writing."""

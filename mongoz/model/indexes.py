@@ -1,4 +1,4 @@
-"""Indexes as they are declared: in Meta, and by fields."""
+"""The declared indexes of a document: in Meta, and by fields."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
@@ -10,11 +10,11 @@ from mongoz.exceptions import ImproperlyConfigured, IndexError, InvalidKeyError
 from mongoz.fields import BaseField
 from mongoz.model.paths import resolve
 
-__all__ = ["Index", "IndexType", "gathered", "indexes_in_meta", "indexes_of_fields"]
+__all__ = ["Index", "IndexType", "indexes_in_meta", "indexes_of_fields", "merge_indexes"]
 
 
 class IndexType:
-    """Kinds of keys that are not an order."""
+    """Kinds of index keys, apart from ascending and descending."""
 
     GEO2D: Final = pymongo.GEO2D
     GEOSPHERE: Final = pymongo.GEOSPHERE
@@ -23,20 +23,20 @@ class IndexType:
 
 
 class Index(IndexModel):
-    """An index of a document's collection, for `Meta.indexes`. One of PyMongo's as well.
+    """An index of a document's collection, for `Meta.indexes`. It is a `pymongo.IndexModel` as well.
 
     Args:
         key: the only key, ascending.
         keys: all keys, as `(field, Order or IndexType)`; a name alone is ascending. They need not be fields.
-        name: how the server calls it; by default the names of the fields, joined with "_".
+        name: the name on the server; by default the names of the fields, joined with "_".
         background: accepted by all servers, ignored since MongoDB 4.2.
         unique: refuse a second document with the same values.
         sparse: leave out documents that have none of the keys.
-        **options: further ones of `pymongo.IndexModel`, such as `expireAfterSeconds`, `collation` or
-            `partialFilterExpression` (which uses names as they are stored).
+        **options: further options of `pymongo.IndexModel`, such as `expireAfterSeconds`, `collation` or
+            `partialFilterExpression` (with stored names).
 
     Raises:
-        IndexError: neither `key` nor `keys` is given, or both, or one that can't be a key.
+        IndexError: neither `key` nor `keys` is given, both are, or one of them can't be a key.
 
     Examples:
         >>> class Meta:
@@ -61,11 +61,11 @@ class Index(IndexModel):
         self.name = name or "_".join(field for field, _ in self.keys)
         self.background, self.unique, self.sparse = background, unique, sparse
         flags = {"background": background, "unique": unique, "sparse": sparse}
-        given = {flag: True for flag, value in flags.items() if value}  # the server would keep a False, too
+        given = {flag: True for flag, value in flags.items() if value}  # the server would store a False, too
         super().__init__(self.keys, name=self.name, **given, **options)
 
     def for_document(self, document: Any) -> IndexModel:
-        """The same for the driver, with the names under which the fields of a document are stored."""
+        """The index for the driver, with the stored names of a document's fields."""
         options = {option: value for option, value in self.document.items() if option != "key"}
         return IndexModel([(_stored_path(document, field), kind) for field, kind in self.keys], **options)
 
@@ -91,7 +91,7 @@ def _pairs(key: str | None, keys: Sequence[tuple[str, Any] | str] | None) -> lis
             f"Index(key={key!r}, keys={keys!r}): a key is the name of a field, and keys are a list of "
             "(field, Order or IndexType)."
         )
-    return [(field, kind) for field, kind in pairs]  # type: ignore[misc]  # _is_pair said so
+    return [(field, kind) for field, kind in pairs]  # type: ignore[misc]  # checked by _is_pair
 
 
 def _is_pair(pair: object) -> bool:
@@ -103,19 +103,19 @@ def _is_pair(pair: object) -> bool:
 def _stored_path(document: Any, field: str) -> str:
     try:
         return resolve(document, field).path
-    except InvalidKeyError:  # an index may be on what the model does not know
+    except InvalidKeyError:  # an index may have a key that is not declared
         return field
 
 
 def indexes_of_fields(fields: Mapping[str, BaseField]) -> list[Index]:
     """An index for each field that was declared with `index` or `unique`.
 
-    A unique field has an index from then on: `field.index` says so, and setting that to False later has
-    `check_indexes()` drop it.
+    A unique field gets `field.index = True`. If an application sets it to False later, `check_indexes()` drops the
+    index.
     """
     found = []
     for name, field in fields.items():
-        # The server always has an index on _id, and no other.
+        # The server makes the index of _id itself, and allows no other.
         if name == "id" or not (field.unique or field.index):
             continue
         field.index = True
@@ -124,11 +124,11 @@ def indexes_of_fields(fields: Mapping[str, BaseField]) -> list[Index]:
 
 
 def indexes_in_meta(document_name: str, option: object) -> list[Index]:
-    """A copy of what `Meta.indexes` lists.
+    """A copy of `Meta.indexes`.
 
     Raises:
         ImproperlyConfigured: it is no list or tuple.
-        ValueError: something in it is no Index.
+        ValueError: an item is no Index.
     """
     if not isinstance(option, list | tuple):
         raise ImproperlyConfigured(
@@ -140,11 +140,11 @@ def indexes_in_meta(document_name: str, option: object) -> list[Index]:
     return list(option)
 
 
-def gathered(document_name: str, own: Iterable[Index], inherited: Iterable[Index]) -> list[Index]:
-    """All indexes of a document, its own first; one that is inherited twice is one.
+def merge_indexes(document_name: str, own: Iterable[Index], inherited: Iterable[Index]) -> list[Index]:
+    """All indexes of a document, its own first; an index that is inherited twice is listed once.
 
     Raises:
-        IndexError: two different ones have the same name, or the document itself names one twice.
+        IndexError: two different indexes have the same name, or the document itself lists a name twice.
     """
     found: dict[str, Index] = {}
     for index in own:

@@ -1,24 +1,23 @@
-"""Joins: conditions on fields of a referenced document."""
+"""Joins: references that a query follows to another document."""
 
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from mongoz.exceptions import ImproperlyConfigured
 from mongoz.fields.storage import stored_names
 
-__all__ = ["Join", "attachments", "join_to"]
+__all__ = ["Join", "make_join"]
 
 
 class Join(NamedTuple):
     """One `$lookup`.
 
-    Two references to one collection (a match has a home team and a guest team) are two joins of the same name,
-    so each has a slot of its own for its conditions; `attachments` merges the slots in the end.
+    Two references to one collection (a match has a home team and a guest team) are two joins with the same name.
+    So each has its own slot for conditions; the slots are merged at the end.
 
     Attributes:
-        local: the stored, dotted name of the referencing field; below a slot, where it is of a joined document.
-        document: the document class that it refers to.
-        name: under which the matching rows are attached: the foreign collection's name.
+        local: the stored, dotted name of the referencing field; in a joined document it begins with a slot.
+        document: the referenced document class.
+        name: the name under which the rows are attached: the foreign collection's name.
     """
 
     local: str
@@ -27,21 +26,16 @@ class Join(NamedTuple):
 
     @property
     def slot(self) -> str:
-        """Where the referenced rows are until they are attached; conditions are on this name."""
+        """The name of the referenced rows until they are attached; conditions use it."""
         return f"_joined_{self.local.replace('.', '__')}"
 
-    def stages(self) -> list[dict[str, Any]]:
-        """The aggregation stages that fill the slot."""
-        lookup = {"from": self.name, "localField": self.local, "foreignField": "_id", "as": self.slot}
-        return [{"$lookup": lookup}]
 
-
-def join_to(document: Any, target: Any, local: str) -> Join:
-    """The join that follows a reference.
+def make_join(document: Any, target: Any, local: str) -> Join:
+    """Make the join of a reference.
 
     Args:
-        document: the class that is queried.
-        target: the class that is referred to.
+        document: the queried class.
+        target: the referenced class.
         local: the stored, dotted name of the referencing field.
 
     Raises:
@@ -60,17 +54,3 @@ def join_to(document: Any, target: Any, local: str) -> Join:
             "and it has a field that is stored under this name. Give the field an alias."
         )
     return Join(local, target, foreign.name)
-
-
-def attachments(joins: Iterable[Join]) -> list[dict[str, Any]]:
-    """The stages that move what was joined from the slots to the names of the foreign collections.
-
-    They belong behind what matches, and before what sorts.
-    """
-    slots: dict[str, list[str]] = {}
-    for join in joins:
-        slots.setdefault(join.name, []).append(join.slot)
-    if not slots:
-        return []
-    merged = {name: {"$concatArrays": [f"${slot}" for slot in of_name]} for name, of_name in slots.items()}
-    return [{"$set": merged}, {"$unset": [slot for of_name in slots.values() for slot in of_name]}]

@@ -1,9 +1,9 @@
-"""Names of fields, dotted ones included: from what the application calls them to what is stored."""
+"""Paths: from the names of fields in an application, dotted ones included, to stored names."""
 
 import re
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import bson
 from pydantic.fields import FieldInfo
@@ -11,22 +11,15 @@ from pydantic.fields import FieldInfo
 from mongoz.exceptions import InvalidKeyError
 from mongoz.fields.foreign_key import ForeignKeyField
 from mongoz.fields.storage import stored_names
-from mongoz.model.joins import Join, join_to
-from mongoz.model.shapes import OPEN, Shape, shape_of
+from mongoz.model.joins import Join, make_join
+from mongoz.model.shapes import OPEN, FieldShape, shape_of
 from mongoz.settings import settings
 from mongoz.synonyms import did_you_mean, nearest
 
-__all__ = ["Path", "QueriedDocument", "resolve", "take_apart"]
+__all__ = ["Path", "resolve", "split_keyword"]
 
 
 _Cut = tuple[str, str, str | None]
-
-
-class QueriedDocument(Protocol):
-    """What a query needs to know of a document class."""
-
-    __name__: str
-    model_fields: Any
 
 
 class Path(NamedTuple):
@@ -34,14 +27,14 @@ class Path(NamedTuple):
 
     Attributes:
         path: the stored, dotted name; within the referenced document, if there are joins.
-        shape: what the field can hold.
-        joins: the references on the way, in their order; the last one leads to the document that `path` is in.
-        items: how many of the path's steps lead to the innermost list on the way; 0 if there is none.
+        shape: the values that the field can hold.
+        joins: the references on the way, in order; the last one leads to the document with this `path`.
+        items: the number of steps to the innermost list on the way; 0 if there is none.
         field: the declaration of the field, if there is one.
     """
 
     path: str
-    shape: Shape = OPEN
+    shape: FieldShape = OPEN
     joins: tuple[Join, ...] = ()
     items: int = 0
     field: FieldInfo | None = None
@@ -53,19 +46,19 @@ class Path(NamedTuple):
 
     @property
     def below(self) -> list[str]:
-        """The names of what is inside of its values."""
-        target = _referred(self.field)
+        """The names of fields inside of its values."""
+        target = _referenced_document(self.field)
         models = (*self.shape.models, *([target] if target else ()))
         return [name for model in models for name in model.model_fields]
 
     @property
     def attached(self) -> str:
-        """The dotted name in a row of the query, to sort by."""
+        """The dotted name in a row of the query, for sorting."""
         return f"{self.joins[-1].name}.{self.path}" if self.joins else self.path
 
 
 def resolve(document: Any, name: str) -> Path:
-    """What a field of a document is called in the database.
+    """The path of a field.
 
     Args:
         document: the document class.
@@ -73,23 +66,23 @@ def resolve(document: Any, name: str) -> Path:
             double underscores.
 
     Raises:
-        InvalidKeyError: there is no such field, or it is one of a referenced document.
+        InvalidKeyError: there is no such field, or it belongs to a referenced document.
     """
-    path, rest = take_apart(document, name)
+    path, rest = split_keyword(document, name)
     if rest is not None:
-        raise _unknown(document, name, rest, path.below)
+        raise _unknown_field(document, name, rest, path.below)
     if path.joins:
         raise InvalidKeyError(
-            f"{document.__name__}: {name!r} is a field of {path.joins[-1].document.__name__}, which is only "
-            "referred to. Conditions on it are written as keyword filters."
+            f"{document.__name__}: {name!r} is a field of the referenced {path.joins[-1].document.__name__}. Only "
+            "keyword filters support conditions on it."
         )
     return path
 
 
-def take_apart(document: Any, keyword: str) -> tuple[Path, str | None]:
-    """The field that the keyword of a filter begins with, and the rest: what should be a lookup, or None.
+def split_keyword(document: Any, keyword: str) -> tuple[Path, str | None]:
+    """The field at the start of a filter's keyword, and the rest: the name of a lookup, or None.
 
-    Where a name can be both, a field and a lookup, it is the field.
+    A name that can be both a field and a lookup is the field.
 
     Raises:
         InvalidKeyError: there is no such field.
@@ -98,33 +91,33 @@ def take_apart(document: Any, keyword: str) -> tuple[Path, str | None]:
         raise InvalidKeyError(f"{document.__name__} has no field {keyword!r}; names are strings.")
     if "\0" in keyword:
         raise InvalidKeyError(f"{keyword!r} names no field: MongoDB's names can't contain a null character.")
-    if not document.__pydantic_complete__:  # a class that its annotations name is yet to be defined
-        return _walked(document, keyword)
-    return _remembered(document, keyword, settings.lookup_prefix, tuple(settings.parsed_ids))
+    if not document.__pydantic_complete__:  # a class in its annotations is not defined yet
+        return _walk(document, keyword)
+    return _cached_walk(document, keyword, settings.lookup_prefix, tuple(settings.parsed_ids))
 
 
 @lru_cache(maxsize=4096)
-def _remembered(document: Any, keyword: str, *_settings: Any) -> tuple[Path, str | None]:
-    """The same names are asked for again and again, and a walk costs a tenth of a round trip to the server."""
-    return _walked(document, keyword)
+def _cached_walk(document: Any, keyword: str, *_settings: Any) -> tuple[Path, str | None]:
+    """The result of a walk, which costs a tenth of a round trip to the server."""
+    return _walk(document, keyword)
 
 
-def _walked(document: Any, keyword: str) -> tuple[Path, str | None]:
-    walk = _Walk(document, keyword)
+def _walk(document: Any, keyword: str) -> tuple[Path, str | None]:
+    walk = _PathWalk(document, keyword)
     while walk.rest is not None and walk.step():
         pass
     return walk.path, walk.rest
 
 
-class _Walk:
-    """One way through the models, from the document to where the keyword's names lead."""
+class _PathWalk:
+    """A walk through the models, from the document along the names of a keyword."""
 
     def __init__(self, document: Any, keyword: str) -> None:
         self.document = document
         self.keyword = keyword
         self.rest: str | None = keyword
         self.separator = ""
-        self.shape = Shape(models=(document,))
+        self.shape = FieldShape(models=(document,))
         self.field: FieldInfo | None = None
         self.steps: list[str] = []
         self.joins: list[Join] = []
@@ -132,12 +125,12 @@ class _Walk:
 
     @property
     def path(self) -> Path:
-        """Where it leads so far."""
+        """The path so far."""
         items = self.lists[-1] if self.lists else 0
         return Path(".".join(self.steps), self.shape, tuple(self.joins), items, self.field)
 
     def step(self) -> bool:
-        """Take one name off the rest; False if the rest begins with none of a field."""
+        """Take one name off the rest; False if the rest does not begin with the name of a field."""
         cuts = list(_cuts(self.rest or ""))
         if self._take_reference(cuts) or self._take_item(cuts) or self._take_field(self.shape, cuts):
             return True
@@ -145,10 +138,10 @@ class _Walk:
             self._take_anything()
             return False
         if self.separator != settings.lookup_prefix:
-            raise _unknown(self.document, self.keyword, cuts[-1][0], self.path.below)
+            raise _unknown_field(self.document, self.keyword, cuts[-1][0], self.path.below)
         return False
 
-    def _take_field(self, shape: Shape, cuts: list[_Cut]) -> bool:
+    def _take_field(self, shape: FieldShape, cuts: list[_Cut]) -> bool:
         for name, separator, rest in cuts:
             for model in shape.models:
                 found = _field(model, name)
@@ -175,22 +168,22 @@ class _Walk:
         return True
 
     def _take_reference(self, cuts: list[_Cut]) -> bool:
-        target = _referred(self.field)
+        target = _referenced_document(self.field)
         if target is None:
             return False
         for name, separator, rest in cuts:
-            if name in settings.parsed_ids:  # what is stored here is that id: no need to look any further
+            if name in settings.parsed_ids:  # the reference itself is this id
                 self.separator, self.rest, self.field = separator, rest, None
                 return True
         if not any(_field(target, name) for name, _, _ in cuts):
             return False
         prefix = f"{self.joins[-1].slot}." if self.joins else ""
-        self.joins.append(join_to(self.document, target, prefix + ".".join(self.steps)))
+        self.joins.append(make_join(self.document, target, prefix + ".".join(self.steps)))
         self.steps, self.lists = [], []
-        return self._take_field(Shape(models=(target,)), cuts)
+        return self._take_field(FieldShape(models=(target,)), cuts)
 
     def _take_anything(self) -> None:
-        """Below a plain dict every name is one; what stands behind the last prefix is a lookup."""
+        """Inside of a plain dict every name is a key; after the last prefix comes a lookup."""
         text = self.rest or ""
         names, _, lookup = text.rpartition(settings.lookup_prefix)
         self.rest = lookup if names else None
@@ -199,7 +192,7 @@ class _Walk:
 
 
 def _cuts(text: str) -> Iterator[_Cut]:
-    """Where a first name could end: (name, separator, rest), the longest name first."""
+    """The possible first names: (name, separator, rest), the longest name first."""
     yield text, "", None
     ends = list(re.finditer(rf"(?=(\.|{re.escape(settings.lookup_prefix)}))", text))
     for end in reversed(ends):
@@ -218,14 +211,14 @@ def _field(model: Any, name: str) -> tuple[str, FieldInfo] | None:
     return next(((alias, fields[field]) for field, alias in names.items() if alias == name), None)
 
 
-def _referred(field: FieldInfo | None) -> Any:
-    """The document that a foreign key refers to."""
+def _referenced_document(field: FieldInfo | None) -> Any:
+    """The document that a foreign key references."""
     return field.to if isinstance(field, ForeignKeyField) else None
 
 
-def _unknown(document: Any, keyword: str, name: str, known: list[str]) -> InvalidKeyError:
+def _unknown_field(document: Any, keyword: str, name: str, known: list[str]) -> InvalidKeyError:
     hint = did_you_mean(name, known)
     if not hint:
-        hint = f"{nearest(name, known)} Ask for a key that is stored but not declared with query({{name: ...}})."
+        hint = f"{nearest(name, known)} For a key that is stored but not declared use query({{name: ...}})."
     place = "" if name == keyword else f" (in {keyword!r})"
     return InvalidKeyError(f"{document.__name__} has no field {name!r}{place}.{hint}")

@@ -1,4 +1,4 @@
-"""The reserved field, which holds origin stamps: users neither see nor set it."""
+"""The reserved field of origin stamps: applications neither see nor set it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ __all__ = ["refuse_attribute", "refuse_stamp", "without_stamps"]
 
 
 def refuse_stamp(document: type, values: Mapping[str, Any]) -> None:
-    """Refuse values for a document, a stamp among them.
+    """Refuse values for a document that contain the reserved field.
 
     Raises:
         InvalidKeyError: names the field.
@@ -18,7 +18,7 @@ def refuse_stamp(document: type, values: Mapping[str, Any]) -> None:
     if FIELD in values:
         raise InvalidKeyError(
             f"{document.__name__} can't have a field {FIELD!r}: it is reserved for the origin stamps of writes. "
-            f"Leave it out; {document.__name__}.from_row(row) makes an instance of a row of the database."
+            f"Leave it out; {document.__name__}.from_row(row) makes an instance from a row of the database."
         )
 
 
@@ -32,7 +32,7 @@ def refuse_attribute(instance: Any, value: Any) -> None:
 
 
 def without_stamps(row: dict[str, Any]) -> dict[str, Any]:
-    """The same row without stamps, at whatever depth: documents are joined, grouped, and turned into pairs."""
+    """The same row without stamps, at any depth: pipelines join and group documents, and turn them into pairs."""
     row.pop(FIELD, None)
     for name, value in row.items():
         kind = type(value)
@@ -52,5 +52,5 @@ def _stripped(value: Any) -> Any:
 
 
 def _is_stamp(item: Any) -> bool:
-    """Whether it is a pair that `$objectToArray` has made of a stamp."""
+    """Whether it is a pair that `$objectToArray` made from a stamp."""
     return type(item) is dict and item.get("k") == FIELD and item.keys() == {"k", "v"}

@@ -1,4 +1,4 @@
-"""What the values of a field can be, as far as its annotation tells."""
+"""The shape of a field: the values that its annotation allows."""
 
 import datetime
 import inspect
@@ -12,7 +12,7 @@ from uuid import UUID
 import bson
 from pydantic import BaseModel
 
-__all__ = ["OPEN", "Shape", "shape_of"]
+__all__ = ["OPEN", "FieldShape", "shape_of"]
 
 _LISTS: Final = (list, tuple, set, frozenset, deque)
 _CLOSED: Final = (
@@ -21,14 +21,14 @@ _CLOSED: Final = (
 )  # fmt: skip
 
 
-class Shape(NamedTuple):
-    """What a field can hold.
+class FieldShape(NamedTuple):
+    """The values that a field can hold.
 
     Attributes:
-        scalars: the types of its values, or of the items where it is a list.
+        scalars: the types of its values, or of the items if it is a list.
         models: the embedded documents among them.
-        depth: how many lists are around them.
-        open: anything may be in there: a plain dict, or an annotation that tells nothing.
+        depth: the number of lists around them.
+        open: the annotation does not restrict the content: a plain dict, for example.
     """
 
     scalars: frozenset[type] = frozenset()
@@ -37,17 +37,17 @@ class Shape(NamedTuple):
     open: bool = False
 
     def holds(self, *kinds: type) -> bool:
-        """Whether one of these types, or a subclass, is among its values or items."""
+        """Whether its values or items can be of one of these types, or of a subclass."""
         return any(issubclass(scalar, kinds) for scalar in self.scalars)
 
     @property
     def may_be_text(self) -> bool:
-        """Whether a value, not an item of a list, can be stored as a string (a time of day is)."""
+        """Whether a value, not an item of a list, can be stored as a string, as a time of day is."""
         return not self.depth and (self.open or self.holds(str, datetime.time))
 
     @property
     def is_text(self) -> bool:
-        """Whether its values are strings and nothing else."""
+        """Whether its values can only be strings."""
         return (
             self.may_be_text
             and not (self.open or self.models)
@@ -56,7 +56,7 @@ class Shape(NamedTuple):
 
     @property
     def is_moment(self) -> bool:
-        """Whether its values, or items, are dates or datetimes and nothing else."""
+        """Whether its values or items can only be dates or datetimes."""
         return (
             bool(self.scalars)
             and not (self.open or self.models)
@@ -64,34 +64,34 @@ class Shape(NamedTuple):
         )
 
 
-OPEN: Final = Shape(open=True)
-"""Nothing is known."""
+OPEN: Final = FieldShape(open=True)
+"""The shape without any restriction."""
 
 
-def shape_of(annotation: Any) -> Shape:  # noqa: PLR0911 - a table, one line per kind
+def shape_of(annotation: Any) -> FieldShape:  # noqa: PLR0911 - a table, one line per kind
     """The shape of a field with this annotation: X, X | None, list[X], Annotated[X, ...], Literal[...]."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation is None or annotation is types.NoneType:
-        return Shape()
+        return FieldShape()
     if origin is Annotated:
         return shape_of(arguments[0])
     if origin is Literal:
-        return Shape(scalars=frozenset(map(type, arguments)))
+        return FieldShape(scalars=frozenset(map(type, arguments)))
     if origin in (Union, types.UnionType):
         return _merged(arguments)
     if annotation in _LISTS or origin in _LISTS:
         items = _merged([kind for kind in arguments if kind is not Ellipsis]) if arguments else OPEN
         return items._replace(depth=items.depth + 1)
     if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
-        return Shape(models=(annotation,))
+        return FieldShape(models=(annotation,))
     if inspect.isclass(annotation) and not origin and issubclass(annotation, _CLOSED):
-        return Shape(scalars=frozenset({annotation}))
+        return FieldShape(scalars=frozenset({annotation}))
     return OPEN
 
 
-def _merged(annotations: Any) -> Shape:
+def _merged(annotations: Any) -> FieldShape:
     shapes = [shape_of(annotation) for annotation in annotations]
-    return Shape(
+    return FieldShape(
         scalars=frozenset().union(*(shape.scalars for shape in shapes)),
         models=tuple(model for shape in shapes for model in shape.models),
         depth=max((shape.depth for shape in shapes), default=0),

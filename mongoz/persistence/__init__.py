@@ -1,1 +1,1 @@
-"""Between instances and the database: rows, and the writes of single documents and of many."""
+"""Writes of documents: one or many, each with its signals and its origin stamp."""

@@ -1,117 +1,119 @@
-"""Deleting an instance: where a dispatcher must know of it, with a marker.
+"""Deleting an instance; with a marker if a dispatcher must know that the delete is ours.
 
-A deleted document can't carry a stamp. So a marker, which is a stamp, is put onto it and it is deleted in one
-transaction: the dispatcher sees both, next to each other.
+A deleted document can't carry a stamp. So a marker, which is a stamp, is written to the document, and the document
+is deleted, both in one transaction: the dispatcher sees the two changes next to each other.
 """
 
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from pymongo.errors import OperationFailure, PyMongoError, ServerSelectionTimeoutError
 
-from mongoz.connection.elections import as_passing
-from mongoz.connection.retry import find_out
-from mongoz.connection.transactions import is_committed, run_alone
+from mongoz.connection.elections import as_transient
+from mongoz.connection.retry import ask_until_answered
+from mongoz.connection.transactions import is_committed, run_private_transaction
 from mongoz.ids import new_token
-from mongoz.persistence.origin import Originator, originator
-from mongoz.persistence.outcome.lookup import fence, is_commit_open, is_unknown, is_without
+from mongoz.model.base import Model
+from mongoz.model.state import loaded
+from mongoz.persistence.errors import document_gone, require_id
+from mongoz.persistence.origin import Originator, make_originator
+from mongoz.persistence.outcome.lookup import fence_session, is_commit_unknown, is_outcome_unknown, was_absent
 from mongoz.persistence.outcome.refusals import explain_refused_marker, refuses_stamp
-from mongoz.persistence.pre_signals import ask
+from mongoz.persistence.pre_signals import fire_pre_signal
 from mongoz.persistence.rows.copies import independent_copy
-from mongoz.persistence.rows.hydration import id_of, loaded
+from mongoz.persistence.rows.validation import id_of
 from mongoz.persistence.target import Target, aim
-from mongoz.persistence.turns import in_turn
+from mongoz.persistence.turns import run_in_turn
 from mongoz.persistence.watched import require_watched
-from mongoz.persistence.write import note, raise_after
-from mongoz.persistence.writes import gone, require_id
-from mongoz.signals.post_signals import Firing, left_to_dispatchers
+from mongoz.persistence.write import note_unknown_outcome, raise_after_firing
+from mongoz.signals.post_signals import Firing, leave_to_dispatchers
 from mongoz.stamps import FIELD, Call
 
-if TYPE_CHECKING:
-    from mongoz.documents.base import Document
+__all__ = ["delete_instance", "has_no_transactions", "needs_marker"]
 
-__all__ = ["delete", "marks", "takes_no_transactions"]
-
-_ILLEGAL_OPERATION: Final = 20  # what a standalone server answers to a transaction
+_ILLEGAL_OPERATION: Final = 20  # the answer of a standalone server to a transaction
 
 
-def delete(instance: "Document", session: Any = None) -> Coroutine[Any, Any, int]:
+def delete_instance(instance: Model, session: Any = None) -> Coroutine[Any, Any, int]:
     """Delete an instance; see `Document.delete`."""
-    return in_turn(instance, session, _delete(instance, session))
+    return run_in_turn(instance, session, _delete(instance, session))
 
 
-async def _delete(instance: "Document", session: Any) -> int:
+async def _delete(instance: Model, session: Any) -> int:
     document = type(instance).meta.document
     require_id(instance)
     target = await aim(document, loaded(instance).collection, session)
     signals = document.meta.signals
-    await ask(signals.pre_delete, document, instance=instance)
+    await fire_pre_signal(signals.pre_delete, document, instance=instance)
     require_watched(document, target.collection, signals.post_delete)
     firing = target.plan(signals.post_delete)
-    make = await originator(firing, target, Call.DELETED, natural=True)
-    return await target.as_unit(firing, _delete_and_tell(instance, target, firing, make))
+    originator = await make_originator(firing, target, Call.DELETED, natural=True)
+    return await target.as_unit(firing, _delete_and_fire(instance, target, firing, originator))
 
 
-async def _delete_and_tell(instance: "Document", target: Target, firing: Firing, make: Originator) -> int:
-    deletion, failure = _Deletion(id_of(instance), target, firing, make), None
-    session = await target.lent_session() if deletion.matters else target.session
+async def _delete_and_fire(instance: Model, target: Target, firing: Firing, originator: Originator) -> int:
+    deletion, failure = _Deletion(id_of(instance), target, firing, originator), None
+    session = await target.take_session() if deletion.needs_outcome else target.session
     try:
         await deletion.send(session)
     except BaseException as raised:
-        error = await as_passing(raised, target.client)
+        error = await as_transient(raised, target.client)
         async with AsyncExitStack() as held:
             if session is not target.session:
                 held.push_async_callback(session.end_session)
-            if not (isinstance(error, PyMongoError) and deletion.matters and deletion.is_open_after(error)):
-                raise error  # noqa: B904 - it is the same, or has its cause
-            if not await _found_out(instance, deletion, session, held, error):
-                raise error  # noqa: B904 - it is the same, or has its cause
+            if not (
+                isinstance(error, PyMongoError) and deletion.needs_outcome and deletion.is_unknown_after(error)
+            ):
+                raise error  # noqa: B904 - it is the same error, or its cause is set
+            if not await _find_out(instance, deletion, session, held, error):
+                raise error  # noqa: B904 - it is the same error, or its cause is set
             failure = error
     else:
-        await target.give_back(session)
+        await target.give_back_session(session)
     if not deletion.token:
-        raise gone(instance, target)
-    await raise_after(_tell(instance, deletion), failure)
+        raise document_gone(instance, target)
+    await raise_after_firing(_fire(instance, deletion), failure)
     return 1
 
 
-async def _found_out(
-    instance: "Document", deletion: "_Deletion", session: Any, held: AsyncExitStack, error: PyMongoError
+async def _find_out(
+    instance: Model, deletion: "_Deletion", session: Any, held: AsyncExitStack, error: PyMongoError
 ) -> bool:
     """Whether a delete of unknown outcome stands.
 
     Raises:
-        PyMongoError: the delete's; that can't be found out now. The receivers run when it can.
+        PyMongoError: the error of the delete; the outcome stays unknown, and receivers run as soon as it is known.
     """
-    if not deletion.is_marked:  # else the commit was sent often enough
+    if not deletion.is_marked:  # the commit of a marked delete was repeated already
         with suppress(PyMongoError):
             return await deletion.stands(session)
-    note(error)
+    note_unknown_outcome(error)
     copied, held = independent_copy(instance), held.pop_all()
 
-    async def later() -> None:
+    async def fire_when_known() -> None:
         async with held:
-            stands = await (
-                is_committed(session) if deletion.is_marked else find_out(partial(deletion.stands, session))
-            )
+            if deletion.is_marked:
+                stands = await is_committed(session)
+            else:
+                stands = await ask_until_answered(partial(deletion.stands, session))
         if stands:
-            await _tell(copied, deletion)
+            await _fire(copied, deletion)
 
-    deletion.target.registry._later(later())
+    deletion.target.deployment.run_in_background(fire_when_known())
     raise error
 
 
-async def _tell(instance: "Document", deletion: "_Deletion") -> None:
+async def _fire(instance: Model, deletion: "_Deletion") -> None:
     document = type(instance).meta.document
     await deletion.target.fire(deletion.firing, document, deletion.token, {"instance": instance})
 
 
-def marks(target: Target, firing: Firing) -> bool:
-    """Whether a dispatcher must be told that a delete was ours.
+def needs_marker(target: Target, firing: Firing) -> bool:
+    """Whether a dispatcher must know that a delete is ours.
 
-    Not for receivers that no dispatcher ever runs: then there is nothing that it could do twice.
+    Not if no dispatcher runs any of the receivers: then nothing could be delivered twice.
     """
     if target.group is None:
         return False
@@ -119,20 +121,20 @@ def marks(target: Target, firing: Firing) -> bool:
 
 
 class _Deletion:
-    """One delete on its way.
+    """One delete.
 
     Attributes:
-        target: where it goes.
-        firing: who is to be told: if it could not be marked, only those that no dispatcher runs.
-        token: stands for it; empty if there was nothing to delete.
-        is_marked: the latest attempt was one with a mark, in a transaction.
+        target: the target.
+        firing: the receivers to run; if no marker could be written, only those that no dispatcher runs.
+        token: the id of the delete; empty if there was nothing to delete.
+        is_marked: the latest attempt was a marker and a delete in a transaction.
     """
 
-    __slots__ = ("_id", "_make", "_sent_at", "firing", "is_marked", "target", "token")
+    __slots__ = ("_id", "_originator", "_sent_at", "firing", "is_marked", "target", "token")
 
-    def __init__(self, id_: Any, target: Target, firing: Firing, make: Originator) -> None:
+    def __init__(self, id_: Any, target: Target, firing: Firing, originator: Originator) -> None:
         self._id = id_
-        self._make = make
+        self._originator = originator
         self._sent_at = 0.0
         self.target = target
         self.firing = firing
@@ -140,64 +142,68 @@ class _Deletion:
         self.is_marked = False
 
     @property
-    def matters(self) -> bool:
-        """Whether somebody must know what became of it, should its answer be lost."""
-        return self.target.group is not None and self.firing.tells and not self.target.in_transaction
+    def needs_outcome(self) -> bool:
+        """Whether this process must find out the outcome if the answer gets lost."""
+        return (
+            self.target.group is not None and self.firing.concerns_dispatchers and not self.target.in_transaction
+        )
 
     async def send(self, session: Any) -> None:
-        """Delete; with a mark where a dispatcher must know of it, and where the server takes one."""
-        if not marks(self.target, self.firing):
-            await self._plainly(session)
+        """Delete; with a marker if dispatchers need it and the server accepts it."""
+        if not needs_marker(self.target, self.firing):
+            await self._delete_unmarked(session)
         elif self.target.in_transaction:
-            await self._marked_in_transaction(session)
+            await self._delete_marked_in_transaction(session)
         else:
-            await self._marked(session)
+            await self._delete_marked(session)
 
-    def is_open_after(self, error: PyMongoError) -> bool:
-        """Whether somebody is to be told if it stands, and this error leaves open whether it does."""
-        if not (self.token and self.firing.receivers and is_unknown(error)):
+    def is_unknown_after(self, error: PyMongoError) -> bool:
+        """Whether receivers depend on the outcome, and it is unknown after this error."""
+        if not (self.token and self.firing.receivers and is_outcome_unknown(error)):
             return False
         if self.is_marked:
-            return is_commit_open(error)
-        return not isinstance(error, ServerSelectionTimeoutError)  # else it was never sent
+            return is_commit_unknown(error)
+        return not isinstance(error, ServerSelectionTimeoutError)  # then it was never sent
 
     async def stands(self, session: Any) -> bool:
-        """Whether there is no such document any more, or was none for a moment; of a delete without a mark.
+        """Whether the document was absent at any time since an unmarked delete was sent.
 
-        Who deleted it is not known then; in doubt it was this.
+        Another client may have deleted it. In doubt it was this delete.
 
         Args:
-            session: in which it was sent.
+            session: the session of the delete.
         """
-        await fence(self.target, session, self._id)
-        return await is_without(self.target, self._id, self._sent_at)
+        await fence_session(self.target, session, self._id)
+        return await was_absent(self.target, self._id, self._sent_at)
 
-    async def _plainly(self, session: Any) -> None:
+    async def _delete_unmarked(self, session: Any) -> None:
         self.token, self.is_marked, self._sent_at = new_token(), False, self.target.clock.now()
-        result = await self.target.driver.delete_one({"_id": self._id}, session=session)
+        result = await self.target.driver_collection.delete_one({"_id": self._id}, session=session)
         if not result.deleted_count:
             self.token = ""
 
     async def _mark_and_delete(self, session: Any) -> None:
         self.token, self.is_marked = "", True
-        origin = self._make.of(self._id)  # for each attempt anew: a stamp counts for a short time only
+        origin = self._originator.origin_for(
+            self._id
+        )  # anew for each attempt: a stamp counts for a short time only
         marker = {"$set": {FIELD: origin.stamp}}
-        marked = await self.target.driver.update_one({"_id": self._id}, marker, session=session)
+        marked = await self.target.driver_collection.update_one({"_id": self._id}, marker, session=session)
         if marked.matched_count:
-            await self.target.driver.delete_one({"_id": self._id}, session=session)
+            await self.target.driver_collection.delete_one({"_id": self._id}, session=session)
             self.token = origin.token
 
-    async def _marked(self, session: Any) -> None:
+    async def _delete_marked(self, session: Any) -> None:
         try:
-            await run_alone(self.target.registry, session, self._mark_and_delete)
+            await run_private_transaction(self.target.deployment, session, self._mark_and_delete)
         except PyMongoError as error:
             if refuses_stamp(error):
-                self.firing = left_to_dispatchers(self.firing)
-            elif not takes_no_transactions(error):
+                self.firing = leave_to_dispatchers(self.firing)
+            elif not has_no_transactions(error):
                 raise
-            await self._plainly(session)
+            await self._delete_unmarked(session)
 
-    async def _marked_in_transaction(self, session: Any) -> None:
+    async def _delete_marked_in_transaction(self, session: Any) -> None:
         try:
             await self._mark_and_delete(session)
         except PyMongoError as error:
@@ -205,6 +211,6 @@ class _Deletion:
             raise
 
 
-def takes_no_transactions(error: PyMongoError) -> bool:
-    """Whether the server has none at all; then it has no dispatchers either."""
+def has_no_transactions(error: PyMongoError) -> bool:
+    """Whether the server has no transactions at all; then it has no dispatchers either."""
     return isinstance(error, OperationFailure) and error.code == _ILLEGAL_OPERATION

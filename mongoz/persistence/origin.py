@@ -1,4 +1,4 @@
-"""Where writes come from, for the dispatcher to know: their tokens and their stamps."""
+"""The origins of writes: their tokens, and their stamps for dispatchers."""
 
 from typing import Any, Final, NamedTuple
 
@@ -10,37 +10,37 @@ from mongoz.persistence.target import Target
 from mongoz.signals.post_signals import Firing
 from mongoz.stamps import FIELD, Call, Form, form_of, key_hash
 
-__all__ = ["UNTOLD", "Origin", "Originator", "is_stamped", "originator", "plain_origin"]
+__all__ = ["NO_ORIGIN", "Origin", "Originator", "make_originator", "must_stamp", "unstamped_origin"]
 
 
 class Origin(NamedTuple):
     """The origin of one write.
 
     Attributes:
-        token: stands for the write; its receivers in this process know it as `delivery.id`.
-        stamp: what is written with it, if a dispatcher must know.
+        token: the id of the write; receivers in this process get it as `delivery.id`.
+        stamp: the stamp for dispatchers, or None.
     """
 
     token: str = ""
     stamp: bson.Binary | None = None
 
-    def onto(self, values: dict[str, Any]) -> dict[str, Any]:
-        """These values, with the stamp where there is one."""
+    def stamped(self, values: dict[str, Any]) -> dict[str, Any]:
+        """These values, with the stamp if there is one."""
         return values if self.stamp is None else {**values, FIELD: self.stamp}
 
 
-UNTOLD: Final = Origin()
-"""Of a write that nobody in this process is told about, and no dispatcher needs to know of."""
+NO_ORIGIN: Final = Origin()
+"""The origin of a write without receivers in this process, and without a stamp."""
 
 
 class Originator:
-    """Makes the origins of writes that have all but their documents in common.
+    """Makes the origins of writes that differ in their documents only.
 
     Args:
-        firing: who runs in this process.
-        target: where it is written to.
-        call: what was called.
-        stamps: whether a dispatcher must know.
+        firing: the receivers of this process.
+        target: the target of the writes.
+        call: the called method.
+        stamps: whether the writes are stamped.
     """
 
     __slots__ = ("_firing", "_form", "_target")
@@ -53,47 +53,47 @@ class Originator:
             ids = firing.signal.ids_of(firing.receivers)
             self._form = form_of(target.group or "", call, ids, firing.muted, firing.hops)
 
-    def of(self, id_: Any) -> Origin:
+    def origin_for(self, id_: Any) -> Origin:
         """The origin of a write that is sent now.
 
         Args:
             id_: the document's `_id`.
         """
         if self._form is None:
-            return plain_origin(self._firing)
+            return unstamped_origin(self._firing)
         target = self._target
-        # By the server's clock: a stamp only counts for a short time.
+        # By the server's clock: a stamp counts for a short time only.
         token = id_of_time(target.clock.now())
         key = key_hash(target.collection.namespace, id_, CODEC_OPTIONS)
         return Origin(token.hex(), self._form.filled(token, key))
 
 
-def is_stamped(firing: Firing, target: Target, *, natural: bool) -> bool:
-    """Whether a dispatcher must know of a write.
+def must_stamp(firing: Firing, target: Target, *, natural: bool) -> bool:
+    """Whether a write needs a stamp.
 
     Args:
-        firing: who runs in this process.
-        target: where it is written to.
+        firing: the receivers of this process.
+        target: the target of the write.
         natural: the server's event alone leads to the same signal.
     """
-    return target.group is not None and (firing.tells or not natural)
+    return target.group is not None and (firing.concerns_dispatchers or not natural)
 
 
-async def originator(firing: Firing, target: Target, call: Call, *, natural: bool) -> Originator:
-    """Decide whether writes are stamped.
+async def make_originator(firing: Firing, target: Target, call: Call, *, natural: bool) -> Originator:
+    """Make the originator of some writes. Compares the clock with the server's if stamps need that.
 
     Args:
-        firing: who runs in this process.
-        target: where it is written to.
-        call: what was called.
+        firing: the receivers of this process.
+        target: the target of the writes.
+        call: the called method.
         natural: the server's event alone leads to the same signal.
     """
-    stamps = is_stamped(firing, target, natural=natural)
+    stamps = must_stamp(firing, target, natural=natural)
     if stamps and not target.clock.is_fresh:
         await target.clock.compare(target.client)
     return Originator(firing, target, call, stamps=stamps)
 
 
-def plain_origin(firing: Firing) -> Origin:
-    """The origin of a write that is not stamped."""
-    return Origin(new_token()) if firing.receivers else UNTOLD
+def unstamped_origin(firing: Firing) -> Origin:
+    """The origin of a write without a stamp."""
+    return Origin(new_token()) if firing.receivers else NO_ORIGIN

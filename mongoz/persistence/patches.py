@@ -1,154 +1,140 @@
-"""Patches: new values for some fields of an instance, checked and put together."""
+"""Patches: new values for some fields of an instance, validated and merged with what validators derive."""
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
 from mongoz.exceptions import InvalidKeyError
 from mongoz.fields.storage import stored, stored_names, stored_values
+from mongoz.model.base import Model
+from mongoz.model.state import loaded, remember
 from mongoz.persistence.operations.operation import Operation
-from mongoz.persistence.pre_signals import ask
-from mongoz.persistence.rows.hydration import (
-    Changes,
-    adopt,
-    as_whole,
-    changes,
-    differing,
-    loaded,
-    remember,
-    validated_as_stored,
-    validated_row,
-)
-from mongoz.persistence.rows.invariants import asks_for_others
+from mongoz.persistence.pre_signals import fire_pre_signal
+from mongoz.persistence.rows.changes import Changes, differing_fields, find_changes
+from mongoz.persistence.rows.hydration import validate_stored
+from mongoz.persistence.rows.validation import adopt_fields, validate_row, validate_values, validated_row
 from mongoz.synonyms import nearest
 
-if TYPE_CHECKING:
-    from mongoz.documents.base import Document
-
 __all__ = [
-    "Applied",
-    "after",
-    "apply",
-    "apply_as_whole",
+    "AppliedValues",
+    "apply_values",
+    "apply_values_together",
     "attribute_names",
-    "field_names",
-    "now_values",
-    "patch_of",
-    "settle",
-    "touch",
-    "validated_values",
+    "auto_now_values",
+    "make_patch",
+    "resolve_field_names",
+    "set_auto_now",
+    "settle_update",
 ]
 
-D = TypeVar("D", bound="Document")
+D = TypeVar("D", bound=Model)
 
 
-def now_values(document: type["Document"]) -> dict[str, Any]:
-    """The fields that every update sets to now, and that."""
-    fields = {name: field for name, field in document.meta.fields.items() if getattr(field, "auto_now", False)}
-    return {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
-
-
-def touch(instance: "Document") -> list[str]:
-    """Set the auto_now fields to now; returns their names."""
-    values = now_values(type(instance))
-    instance.__dict__.update(values)
-    instance.__pydantic_fields_set__.update(values)
-    return list(values)
-
-
-def apply(instance: "Document", values: dict[str, Any]) -> frozenset[str]:
-    """Put new values onto an instance, and now into its auto_now fields; all of them, or none.
-
-    Returns:
-        The names of the fields that were set.
-
-    Raises:
-        pydantic.ValidationError: a value does not fit its field.
-    """
-    candidate = _with_values(instance, values)
-    fields = frozenset([*values, *touch(candidate)])
-    instance.__dict__.update({name: candidate.__dict__[name] for name in fields})
-    instance.__pydantic_fields_set__.update(fields)
-    return fields
-
-
-class Applied(NamedTuple):
-    """What of an instance an update is about, by the names of the fields.
+class AppliedValues(NamedTuple):
+    """The fields that an update sets on an instance, by attribute name.
 
     Attributes:
-        fields: that were set.
-        derived: that the model's validators changed in consequence.
+        fields: all fields that were set.
+        derived: those of them that validators of the model changed.
     """
 
     fields: frozenset[str]
     derived: frozenset[str] = frozenset()
 
 
-def apply_as_whole(
-    instance: "Document",
+def auto_now_values(document: type[Model]) -> dict[str, Any]:
+    """The values that every update gives to the `auto_now` fields."""
+    fields = {name: field for name, field in document.meta.fields.items() if getattr(field, "auto_now", False)}
+    return {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
+
+
+def set_auto_now(instance: Model) -> list[str]:
+    """Set the `auto_now` fields to now; returns their names."""
+    values = auto_now_values(type(instance))
+    instance.__dict__.update(values)
+    instance.__pydantic_fields_set__.update(values)
+    return list(values)
+
+
+def apply_values(instance: Model, values: dict[str, Any]) -> AppliedValues:
+    """Put new values onto an instance, and set its `auto_now` fields; all of them, or none.
+
+    Raises:
+        pydantic.ValidationError: a value does not fit its field.
+    """
+    candidate = _with_values(instance, values)
+    fields = frozenset([*values, *set_auto_now(candidate)])
+    instance.__dict__.update({name: candidate.__dict__[name] for name in fields})
+    instance.__pydantic_fields_set__.update(fields)
+    return AppliedValues(fields)
+
+
+def apply_values_together(
+    instance: Model,
     values: Mapping[str, Any],
     operations: Sequence[Operation] = (),
     computed: Mapping[str, Any] | None = None,
-) -> Applied:
-    """Put new values onto an instance of a model whose validators look at several fields; all of them, or none.
+) -> AppliedValues:
+    """Put new values onto an instance whose validators read several fields; all of them, or none.
 
     Args:
-        instance: as it is before.
+        instance: the instance before the update.
         values: attribute name -> new value.
-        operations: what the server will compute.
-        computed: what that will come to, by stored name; None if that is not known.
+        operations: the changes that the server computes.
+        computed: the results of the operations, by stored name; None if they are unknown.
 
     Raises:
-        pydantic.ValidationError: what would be stored does not fit the model.
+        pydantic.ValidationError: the instance would not fit the model.
     """
     document = type(instance)
     row = stored(instance)
     try:
-        before = stored(as_whole(document, row))
-    except Exception:  # then nothing is known of what it derives
+        before = stored(validate_row(document, row))
+    except Exception:  # an invalid instance tells nothing about derived fields
         before = row
-    new = {**validated_values(document, dict(values)), **now_values(document)}
+    new = {**validate_values(document, dict(values)), **auto_now_values(document)}
     after = {**row, **stored_values(document, new)}
     operated = {operation.top: operation.attribute for operation in operations if computed is not None}
     for alias in operated:
         after.pop(alias, None)
     after |= computed or {}
-    whole = as_whole(document, after)
-    made = stored(whole)
-    derived = differing(document, before, made) - new.keys() - set(operated.values()) - {"id"}
-    derived |= {attribute for alias, attribute in operated.items() if alias in after} & differing(
+    checked = validate_row(document, after)
+    made = stored(checked)
+    derived = differing_fields(document, before, made) - new.keys() - set(operated.values()) - {"id"}
+    derived |= {attribute for alias, attribute in operated.items() if alias in after} & differing_fields(
         document, after, made
     )
-    adopt(instance, whole, {*new, *derived, *operated.values()})
+    adopt_fields(instance, checked, {*new, *derived, *operated.values()})
     fields = frozenset({*new, *derived})
     instance.__pydantic_fields_set__.update(fields)
-    return Applied(fields, frozenset(derived))
+    return AppliedValues(fields, frozenset(derived))
 
 
-async def patch_of(instance: "Document", fields: frozenset[str], operated: frozenset[str]) -> Changes:
-    """Run the `pre_update` receivers; returns what must be written.
-
-    Without receivers that is the patch; what a receiver changed on the instance is written with it.
-    """
+async def make_patch(instance: Model, fields: frozenset[str], operated: frozenset[str]) -> Changes:
+    """Fire `pre_update`; returns the fields to write: the given ones, and those that a receiver changed."""
     document = type(instance).meta.document
     signal = document.meta.signals.pre_update
     names = stored_names(document)
     more = Changes({}, ())
     if signal.receivers:
         before = validated_row(instance)
-        await ask(signal, document, instance=instance, update_fields=fields | operated)
+        await fire_pre_signal(signal, document, instance=instance, update_fields=fields | operated)
         row = validated_row(instance)
-        more = changes(before, row)
+        more = find_changes(before, row)
     else:
         row = validated_row(instance)
     return Changes({names[name]: row[names[name]] for name in fields} | more.changed, more.removed)
 
 
-def field_names(document: type["Document"], values: dict[str, Any]) -> dict[str, str]:
-    """What was given -> the field's name; aliases included."""
+def resolve_field_names(document: type[Model], values: dict[str, Any]) -> dict[str, str]:
+    """Given name -> name of the field; a given name may be an alias.
+
+    Raises:
+        InvalidKeyError: there is no such field, or it is the id.
+    """
     aliases = {alias: name for name, alias in stored_names(document).items()}
     names = {}
     for given in values:
@@ -164,7 +150,7 @@ def field_names(document: type["Document"], values: dict[str, Any]) -> dict[str,
 
 
 def _with_values(instance: D, values: dict[str, Any]) -> D:
-    """A copy with these values, validated; the instance stays as it is."""
+    """A copy with these values, validated; the instance stays unchanged."""
     candidate = copy.copy(instance)
     errors: list[ValidationError] = []
     for name, value in values.items():
@@ -177,52 +163,47 @@ def _with_values(instance: D, values: dict[str, Any]) -> D:
     return candidate
 
 
-def _merged(document: type["Document"], errors: list[ValidationError]) -> ValidationError:
+def _merged(document: type[Model], errors: list[ValidationError]) -> ValidationError:
     if len(errors) == 1:
         return errors[0]
     lines: list[Any] = [line for error in errors for line in error.errors(include_url=False)]
     return ValidationError.from_exception_data(document.__name__, lines)
 
 
-def attribute_names(document: type["Document"], stored_under: Iterable[str]) -> frozenset[str]:
-    """Stored names -> the attributes' names."""
+def attribute_names(document: type[Model], aliases: Iterable[str]) -> frozenset[str]:
+    """Stored names -> attribute names."""
     attributes = {alias: name for name, alias in stored_names(document).items()}
-    return frozenset(attributes.get(name, name) for name in stored_under)
+    return frozenset(attributes.get(alias, alias) for alias in aliases)
 
 
-def after(known: dict[str, Any], changed: dict[str, Any], removed: tuple[str, ...]) -> dict[str, Any]:
-    """What the database has after a write, as far as we know."""
-    return {name: value for name, value in {**known, **changed}.items() if name not in removed}
-
-
-def settle(
-    instance: "Document", patch: Changes, operations: Sequence[Operation], row: dict[str, Any], elsewhere: Any
+def settle_update(
+    instance: Model, patch: Changes, operations: Sequence[Operation], row: dict[str, Any], elsewhere: Any
 ) -> frozenset[str]:
-    """Have an instance know that a patch was written.
+    """Update the state of an instance after its patch was written.
 
     Args:
-        instance: what was updated; it has the patch's values already.
-        patch: what was set and removed.
-        operations: what the server computed.
-        row: what the operations made of their fields.
-        elsewhere: the collection, if it is not the document's own.
+        instance: the instance, which has the values of the patch already.
+        patch: the fields that were set and removed.
+        operations: the changes that the server computed.
+        row: the computed fields.
+        elsewhere: the collection, unless it is the document's own.
 
     Returns:
         The names of the fields that changed.
     """
-    _take_over(instance, operations, row)
-    changed = {**patch.changed, **row}
+    _take_computed(instance, operations, row)
     removed = (*patch.removed, *(operation.top for operation in operations if operation.top not in row))
+    written = Changes({**patch.changed, **row}, removed)
     known = loaded(instance).row()
-    if known is not None:  # else nothing is known about the other fields, and nothing is assumed
-        remember(instance, after(known, changed, removed), elsewhere)
-    return attribute_names(type(instance), {*changed, *removed})
+    if known is not None:  # else the other fields are unknown and stay so
+        remember(instance, written.applied_to(known), elsewhere)
+    return attribute_names(type(instance), {*written.changed, *removed})
 
 
-def _take_over(instance: "Document", operations: Sequence[Operation], row: dict[str, Any]) -> None:
-    """Have an instance have what the server made of the fields that operations changed.
+def _take_computed(instance: Model, operations: Sequence[Operation], row: dict[str, Any]) -> None:
+    """Give an instance the fields that the server computed.
 
-    It is written, so a value that does not fit its field is taken as it is.
+    They are written, so a value that does not fit its field is taken unchanged.
     """
     partial = type(instance).meta.document.proxy_document
     for operation in operations:
@@ -230,25 +211,8 @@ def _take_over(instance: "Document", operations: Sequence[Operation], row: dict[
         value = stored(row.get(alias))
         with suppress(Exception):
             if alias in row:
-                value = validated_as_stored(partial, {alias: value}).__dict__[name]
+                value = validate_stored(partial, {alias: value}).__dict__[name]
             else:
                 value = type(instance).model_fields[name].get_default(call_default_factory=True)
         instance.__dict__[name] = value
         instance.__pydantic_fields_set__.add(name)
-
-
-def validated_values(document: type["Document"], values: dict[str, Any]) -> dict[str, Any]:
-    """Values for some fields, as the fields make them. One that is validated with others stays as it is.
-
-    Args:
-        document: whose fields they are.
-        values: attribute name -> value.
-
-    Raises:
-        pydantic.ValidationError: a value does not fit its field.
-    """
-    alone = {name: value for name, value in values.items() if not asks_for_others(document, name)}
-    instance = document.meta.document.proxy_document.__pydantic_validator__.validate_python(
-        alone, by_alias=False, by_name=True
-    )
-    return {name: instance.__dict__[name] if name in alone else value for name, value in values.items()}

@@ -1,29 +1,29 @@
-"""The `pre_*` receivers of a write: before anything is sent."""
+"""The `pre_*` signals of a write, which fire before anything is sent."""
 
 from typing import Any
 
-from mongoz.connection.cancellation import is_given_up
+from mongoz.connection.cancellation import is_caller_cancelled
 from mongoz.signals import Signal
-from mongoz.signals.chains import Link, refuse_endless
+from mongoz.signals.chains import Link, refuse_endless_chain
 from mongoz.signals.mutes import is_muted
 
-__all__ = ["ask"]
+__all__ = ["fire_pre_signal"]
 
 
-async def ask(signal: Signal, sender: type, **keywords: Any) -> None:
+async def fire_pre_signal(signal: Signal, sender: type, **keywords: Any) -> None:
     """Send a `pre_*` signal.
 
     Args:
-        signal: of the document that is written.
+        signal: a signal of the written document.
         sender: the document class.
-        **keywords: what the receivers are told beside that.
+        **keywords: further keywords of the receivers.
 
     Raises:
-        SignalError: too many writes are inside of each other.
-        Exception: what a receiver raised: it aborts the write.
+        SignalError: the chain of receivers is too long.
+        Exception: a receiver raised it: it aborts the write.
     """
     if not signal.receivers or is_muted(sender, signal.name):
         return
-    refuse_endless(signal, given_up=is_given_up())
+    refuse_endless_chain(signal, caller_cancelled=is_caller_cancelled())
     with Link(signal):
         await signal.send(sender, **keywords)

@@ -1,7 +1,7 @@
-"""Overlapping calls of one instance go one after another.
+"""Turns: overlapping calls of one instance run one after another.
 
-Two tasks may save one instance at the same time. Each call of an instance is a turn: it waits for the turns of the
-same instance that began before it. A call that a receiver makes inside of a turn does not wait for that turn.
+Two tasks may save one instance at the same time. Each call of an instance takes a turn, which waits for the
+earlier turns of the same instance. A call that a receiver makes inside of a turn does not wait for that turn.
 """
 
 import asyncio
@@ -11,32 +11,32 @@ from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, Final, TypeVar
 
-from mongoz.connection.transactions import is_in_one, session_here
+from mongoz.connection.transactions import is_in_transaction, session_of_call
 from mongoz.sync import blocked_loops
 
-__all__ = ["in_turn", "in_turns"]
+__all__ = ["run_in_turn", "run_in_turns"]
 
 T = TypeVar("T")
 
 _FOREIGN_LOOP_SECONDS: Final = 0.5
-"""How often to look whether another event loop, whose turn we wait for, still runs."""
+"""The interval of checks whether another event loop still runs, if a turn of it comes first."""
 
 
 class _Turn:
     """One call of one instance.
 
     Attributes:
-        instance: None once the turn has ended, or was cancelled while it waited.
+        instance: the instance; None once the turn has ended, or was cancelled while it waited.
         outer: the innermost turn whose receivers make this call.
-        place: id of what the call queues for: the instance, or an outer turn of the same instance.
-        loop: the event loop that it runs in.
+        place: the id of the queue: of the instance, or of an outer turn of the same instance.
+        loop: the event loop of the call.
         before: the turn that must end before this one begins.
-        session: of the transaction that the call belongs to.
-        has_inner: calls of the same instance were made inside of it.
-        waiters: of the turns that wait for this one.
+        session: the session of the call's transaction.
+        has_inner: receivers called the same instance inside of this turn.
+        waiters: futures of the turns that wait for this one.
     """
 
-    # Defaults of the class, and no slots: each call makes a turn, and most attributes stay as they are.
+    # Class defaults instead of slots: each call makes a turn, and most attributes keep their default.
     before: "_Turn | None" = None
     session: Any = None
     has_inner = False
@@ -49,11 +49,11 @@ class _Turn:
 
     @property
     def ended(self) -> bool:
-        """Whether those after it may begin."""
+        """Whether the next turns may begin."""
         return self.instance is None
 
-    def go_inside(self, outer: "_Turn") -> int:
-        """Find the turns that this call is made in; returns its place."""
+    def enter(self, outer: "_Turn") -> int:
+        """Set the turn that this call is made in; returns its place."""
         self.outer = next((turn for turn in outer.line() if not turn.ended), None)  # a task may outlive its turn
         for turn in outer.line():
             if turn.instance is self.instance:
@@ -62,38 +62,38 @@ class _Turn:
         return self.place
 
     def line(self) -> "Iterator[_Turn]":
-        """This turn and those around it, inside out."""
+        """This turn and its outer turns, from the inside to the outside."""
         turn: _Turn | None = self
         while turn is not None:
             yield turn
             turn = turn.outer
 
-    async def come(self) -> None:
-        """Wait for the turns that began before this one."""
-        while (before := self._awaited()) is not None:
+    async def wait(self) -> None:
+        """Wait for the earlier turns."""
+        while (before := self._turn_to_await()) is not None:
             waiter = self.loop.create_future()
             before.waiters += (waiter,)
             _waiting.add(self)
             try:
-                if not before.ended:  # in another thread, just now
+                if not before.ended:  # it may have ended in another thread just now
                     timeout = None if before.loop is self.loop else _FOREIGN_LOOP_SECONDS
                     await asyncio.wait([waiter], timeout=timeout)
             finally:
                 _waiting.discard(self)
 
-    def _awaited(self) -> "_Turn | None":
-        """The turn to wait for, if there is one that ends without this one."""
+    def _turn_to_await(self) -> "_Turn | None":
+        """The turn to wait for; None if there is none, or if it can't end before this one."""
         while self.before is not None and self.before.ended:
             self.before = self.before.before
         before = self.before
         if before is None or not before.loop.is_running() or before.loop in blocked_loops():
             return None
         if self.session is not None and before.session is not self.session:
-            return None  # the server may make it wait for this transaction
+            return None  # the server may let it wait for our transaction
         return None if self._is_awaited_by(before) else before
 
     def _is_awaited_by(self, other: "_Turn") -> bool:
-        """Whether another turn can't end before one of those around this one has ended."""
+        """Whether another turn can't end before one of our outer turns has ended."""
         around = set(self.outer.line()) if self.outer is not None else set()
         seen: set[_Turn] = set()
         open_ = [other] if around else []
@@ -110,8 +110,8 @@ class _Turn:
         return False
 
     def end(self) -> None:
-        """Let those begin that wait for this turn."""
-        # What has not ended of the turns inside of this one, or else before it, keeps the following ones waiting.
+        """End the turn, and wake the turns that wait for it."""
+        # A turn inside of this one that has not ended, or else one before it, takes its place in the queue.
         if self.has_inner and (inside := _last.pop(id(self), None)) is not None:
             inside.place, self.before = self.place, inside
         while self.before is not None and self.before.ended:
@@ -135,29 +135,29 @@ def _wake(waiter: "asyncio.Future[None]") -> None:
 _current: ContextVar[_Turn | None] = ContextVar("mongoz_turn", default=None)
 
 _last: Final[dict[int, _Turn]] = {}
-"""The latest turn of each instance, and of the calls inside of each turn. By id: a turn holds its instance."""
+"""The latest turn of each instance, and of the calls inside of each turn, by id: turns keep instances alive."""
 
 _waiting: Final[set[_Turn]] = set()
 
 
-async def in_turn(instance: Any, session: Any, call: Coroutine[Any, Any, T]) -> T:
-    """Await a call of an instance when the earlier ones have ended.
+async def run_in_turn(instance: Any, session: Any, call: Coroutine[Any, Any, T]) -> T:
+    """Await a call of an instance after its earlier calls have ended.
 
     Args:
-        instance: a document.
-        session: the session that the caller asked for.
+        instance: the instance.
+        session: the session that the caller gave.
         call: reads or writes the instance.
     """
-    # Written for its speed: nearly always nobody else is there.
+    # Optimized for an instance without other calls, which is nearly always the case.
     turn = _Turn()
     turn.instance = instance
     turn.loop = get_running_loop()
     turn.place = place = id(instance)
     turn.outer = outer = _current.get()
     if outer is not None:
-        turn.place = place = turn.go_inside(outer)
-    if session is not None or is_in_one():
-        turn.session = session_here(session)
+        turn.place = place = turn.enter(outer)
+    if session is not None or is_in_transaction():
+        turn.session = session_of_call(session)
     before = _last.get(place)
     if before is not None:
         turn.before = before
@@ -165,10 +165,10 @@ async def in_turn(instance: Any, session: Any, call: Coroutine[Any, Any, T]) -> 
     token = _current.set(turn)
     try:
         if before is not None:
-            await turn.come()
+            await turn.wait()
         return await call
     except BaseException:
-        call.close()  # where it never began
+        call.close()  # it may not have begun
         raise
     finally:
         if turn.before is None and not (turn.has_inner or turn.waiters) and _last.get(place) is turn:
@@ -182,31 +182,31 @@ async def in_turn(instance: Any, session: Any, call: Coroutine[Any, Any, T]) -> 
             pass
 
 
-async def in_turns(instances: Collection[Any], session: Any, call: Coroutine[Any, Any, T]) -> T:
-    """Await a call of several instances when the earlier calls of each have ended.
+async def run_in_turns(instances: Collection[Any], session: Any, call: Coroutine[Any, Any, T]) -> T:
+    """Await a call of several instances after the earlier calls of each have ended.
 
-    One turn stands for all of them. It is taken only when there is nothing left to wait for, so that two calls
-    never have half of each other's instances.
+    One turn is in all queues. It enters them when nothing is left to wait for, so two calls never wait for each
+    other.
     """
     turn, outer = _Turn(), _current.get()
     turn.instance, turn.place, turn.loop = instances, id(turn), get_running_loop()
     turn.outer = None if outer is None else next((each for each in outer.line() if not each.ended), None)
-    if session is not None or is_in_one():
-        turn.session = session_here(session)
+    if session is not None or is_in_transaction():
+        turn.session = session_of_call(session)
     places = set(map(id, instances))
-    passed: set[_Turn | None] = {None}  # those that have ended, and those that may not be waited for
+    passed: set[_Turn | None] = {None}  # turns that have ended, or can't end before this one
     replaced: dict[int, _Turn] = {}
     token = _current.set(turn)
     try:
         while earlier := {_last.get(place) for place in _last.keys() & places} - passed:
             turn.before = before = earlier.pop()
-            await turn.come()
+            await turn.wait()
             passed.add(before)
         turn.before, replaced = None, {place: _last[place] for place in _last.keys() & places}
         _last.update(dict.fromkeys(places, turn))
         return await call
     except BaseException:
-        call.close()  # where it never began
+        call.close()  # it may not have begun
         raise
     finally:
         for place in places:

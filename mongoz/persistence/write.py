@@ -1,26 +1,24 @@
-"""Sending one write, and telling its receivers."""
+"""Sending one write, and firing its `post_*` signal."""
 
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from pymongo.errors import ConnectionFailure, PyMongoError, ServerSelectionTimeoutError
 
-from mongoz.connection.cancellation import unbroken
-from mongoz.connection.elections import as_passing, is_of_connection
-from mongoz.connection.retry import find_out
+from mongoz.connection.cancellation import uninterrupted
+from mongoz.connection.elections import as_transient, is_connection_error
+from mongoz.connection.retry import ask_until_answered
+from mongoz.model.base import Model
 from mongoz.persistence.origin import Origin
-from mongoz.persistence.outcome.lookup import fence, is_unknown, written_row
+from mongoz.persistence.outcome.lookup import fence_session, find_written_row, is_outcome_unknown
 from mongoz.persistence.outcome.refusals import explain_refusal, explain_unstorable
 from mongoz.persistence.rows.copies import independent_copy
 from mongoz.persistence.target import Target
 from mongoz.signals.post_signals import Firing
 
-if TYPE_CHECKING:
-    from mongoz.documents.base import Document
-
-__all__ = ["Write", "note", "raise_after", "send_and_tell"]
+__all__ = ["Write", "note_unknown_outcome", "raise_after_firing", "write_and_fire"]
 
 Row = Any
 
@@ -29,47 +27,46 @@ class Write(NamedTuple):
     """One write of one document.
 
     Attributes:
-        target: where it goes.
-        firing: whom this process tells.
+        target: the target.
+        firing: the receivers of this process.
         origin: its token, and its stamp if it has one.
-        instance: the document.
-        id: its `_id`.
-        send: sends it, in the session that it is given; returns what the server made of the document, where that
-            is more than what was sent.
-        settle: has an instance know that it was written; takes it and what `send` returned, returns what
-            receivers are told, as a new dict.
-        inserts: it is an insert.
+        instance: the instance.
+        id: the `_id` of the document.
+        send: sends the command in the given session; returns the fields that the server computed.
+        settle: updates the state of the instance with the result of `send`; returns the keywords of the receivers
+            as a new dict.
+        inserts: the command is an insert.
     """
 
     target: Target
     firing: Firing
     origin: Origin
-    instance: "Document"
+    instance: Model
     id: Any
     send: Callable[[Any], Awaitable[Any]]
-    settle: Callable[["Document", Any], dict[str, Any]]
+    settle: Callable[[Model, Any], dict[str, Any]]
     inserts: bool = False
 
-    def settle_and_tell(self, row: Row) -> Awaitable[None]:
-        """Run the receivers, or have them run after the commit. To be awaited in either case."""
+    def settle_and_fire(self, row: Row) -> Awaitable[None]:
+        """Run the receivers, or schedule them for the commit. The caller awaits the result in either case."""
         keywords = self.settle(self.instance, row)
         return self.target.fire(self.firing, self.instance.meta.document, self.origin.token, keywords)
 
 
-def send_and_tell(write: Write) -> Awaitable[None]:
-    """Send a write; then run its receivers: one unit, which no cancellation tears apart. To be awaited.
+def write_and_fire(write: Write) -> Awaitable[None]:
+    """Send a write, then run its receivers: one unit, which a cancellation does not interrupt. To be awaited.
 
     Raises:
-        PyMongoError: as the driver has it. If its outcome is unknown, and it has a stamp, the receivers have run
-            if it stands; where even that can't be found out now, they run when it can.
-        Exception: what the receivers raised.
+        PyMongoError: the driver's error. If the outcome of a stamped write is unknown, the receivers have run if
+            the write stands, or they run as soon as that is known.
+        Exception: a receiver raised it.
     """
     if not write.firing.receivers or write.target.in_transaction:
-        return _plainly(write)
-    return unbroken(_plainly(write) if write.origin.stamp is None else _surely(write))
+        return _write_simply(write)
+    return uninterrupted(_write_simply(write) if write.origin.stamp is None else _write_stamped(write))
 
 
-async def _plainly(write: Write) -> None:
+async def _write_simply(write: Write) -> None:
     target = write.target
     try:
         row = await write.send(target.session)
@@ -80,88 +77,90 @@ async def _plainly(write: Write) -> None:
     except Exception as error:
         explain_unstorable(error, write.instance)
         raise
-    await write.settle_and_tell(row)
+    await write.settle_and_fire(row)
 
 
-async def _surely(write: Write) -> None:
-    session = await write.target.lent_session()
+async def _write_stamped(write: Write) -> None:
+    """Write in a session of its own, so that an unknown outcome can be found out."""
+    session = await write.target.take_session()
     try:
         row = await write.send(session)
     except BaseException as raised:
-        error = await as_passing(raised, write.target.client)
+        error = await as_transient(raised, write.target.client)
         async with AsyncExitStack() as held:
             if session is not write.target.session:
                 held.push_async_callback(session.end_session)
-            row = await _found_out(write, session, error, held)
-        await raise_after(write.settle_and_tell(row), error)
+            row = await _find_out(write, session, error, held)
+        await raise_after_firing(write.settle_and_fire(row), error)
     else:
-        await write.target.give_back(session)
-        await write.settle_and_tell(row)
+        await write.target.give_back_session(session)
+        await write.settle_and_fire(row)
 
 
-async def _found_out(write: Write, session: Any, error: BaseException, held: AsyncExitStack) -> Row:
-    """What the server made of a write that raised an error, if it stands all the same.
+async def _find_out(write: Write, session: Any, error: BaseException, held: AsyncExitStack) -> Row:
+    """The fields that the server computed in a write that raised an error, if the write stands all the same.
 
     Raises:
-        BaseException: the error; it does not stand, or that is not known.
+        BaseException: the error; the write does not stand, or that is unknown.
     """
-    # The first was never sent: after a first attempt the driver raises that one's error.
+    # ServerSelectionTimeoutError: the write was never sent. After a first attempt the driver raises its error
+    # instead.
     if isinstance(error, ServerSelectionTimeoutError) or not isinstance(error, PyMongoError):
         explain_unstorable(error, write.instance)
         raise error
-    if not is_unknown(error):
+    if not is_outcome_unknown(error):
         explain_refusal(error)
         raise error
-    sent_in = session if isinstance(error, ConnectionFailure) or is_of_connection(error) else None
+    fenced = session if isinstance(error, ConnectionFailure) or is_connection_error(error) else None
     try:
-        found = await _look_up(write, sent_in)
+        found = await _look_up(write, fenced)
     except PyMongoError:
-        note(error)
-        _tell_later(write, sent_in, held)
+        note_unknown_outcome(error)
+        _fire_in_background(write, fenced, held)
         raise error from None
     if found is None:
         raise error
     return found
 
 
-def _tell_later(write: Write, session: Any, held: AsyncExitStack) -> None:
-    """Have the receivers run once it is known that the write stands.
+def _fire_in_background(write: Write, session: Any, held: AsyncExitStack) -> None:
+    """Run the receivers as soon as the write is known to stand.
 
-    They get the instance as it is now: the caller, who has the error, puts his back, or tries again with it.
+    They get a copy of the instance: the caller has the error, and may change the instance or write it again.
     """
     copied = write._replace(instance=independent_copy(write.instance))
-    write.target.registry._later(_tell_when_known(copied, session, held.pop_all()))
+    write.target.deployment.run_in_background(_fire_when_known(copied, session, held.pop_all()))
 
 
 async def _look_up(write: Write, session: Any = None) -> Row | None:
     assert write.origin.stamp is not None
     if session is not None:
-        await fence(write.target, session, write.id)
-    return await written_row(write.target, write.id, write.origin.stamp, inserted=write.inserts)
+        await fence_session(write.target, session, write.id)
+    return await find_written_row(write.target, write.id, write.origin.stamp, inserted=write.inserts)
 
 
-async def _tell_when_known(write: Write, session: Any, held: AsyncExitStack) -> None:
+async def _fire_when_known(write: Write, session: Any, held: AsyncExitStack) -> None:
     async with held:
-        row = await find_out(partial(_look_up, write, session))
+        row = await ask_until_answered(partial(_look_up, write, session))
     if row is not None:
-        await write.settle_and_tell(row)
+        await write.settle_and_fire(row)
 
 
-def note(error: PyMongoError) -> None:
-    """Say in an error that its outcome is open, and what will be done about it."""
+def note_unknown_outcome(error: PyMongoError) -> None:
+    """Add a note to an error: its outcome is unknown, and receivers may run later."""
     error.add_note(
-        "Whether it was written could not be found out yet. If it was, its receivers run as soon as that is known."
+        "It is unknown yet whether the write was done. If it was, its receivers run as soon as that is known."
     )
 
 
-async def raise_after(told: Awaitable[None], failure: BaseException | None) -> None:
-    """Await the receivers of a write that stands; then raise the error that its answer was, if it was one."""
+async def raise_after_firing(fired: Awaitable[None], failure: BaseException | None) -> None:
+    """Await the receivers of a write that stands; then raise the error that the write raised, if any."""
     try:
-        await told
+        await fired
     except Exception as raised:
         if failure is None:
             raise
         failure.add_note(f"And a receiver raised {raised!r}.")
     if failure is not None:
-        failure.add_note("It was written all the same, and its receivers have run.")
+        failure.add_note("The write was done all the same, and its receivers have run.")
         raise failure

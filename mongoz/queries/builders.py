@@ -1,14 +1,15 @@
-"""The builders of a query: each derives a new one."""
+"""The builder methods of queries: each returns a new query."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Generic, Never, Self, TypeVar
+from typing import Any, Generic, Never, Self, TypeVar
 
 import bson
 from pymongo.collation import Collation
 
 from mongoz.connection import Collection, Database
-from mongoz.connection.transactions import Joined, join
+from mongoz.connection.transactions import join
 from mongoz.exceptions import FieldDefinitionError, ImproperlyConfigured, InvalidKeyError
+from mongoz.model.base import Model
 from mongoz.queries.expressions import Condition, Order, compile_condition
 from mongoz.queries.lookups import compile_lookups, refuse_positional
 from mongoz.queries.pipelines import OPTIONS
@@ -17,18 +18,15 @@ from mongoz.queries.projection import field_names
 from mongoz.queries.sort_keys import compile_sort
 from mongoz.synonyms import nearest
 
-if TYPE_CHECKING:
-    from mongoz.documents.base import Document
+__all__ = ["QueryBuilder"]
 
-__all__ = ["Builders"]
-
-D = TypeVar("D", bound="Document")
+D = TypeVar("D", bound=Model)
 
 
-class Builders(Generic[D]):
-    """An immutable plan over one document class, and what refines it."""
+class QueryBuilder(Generic[D]):
+    """A document class and an immutable plan, with methods that return a query with a refined plan."""
 
-    # Here too, for managers of applications whose constructor does not call this one.
+    # Class defaults, for applications' managers whose constructor does not call this one.
     _bound: type[D] | None = None
     _plan = Plan()
 
@@ -38,46 +36,52 @@ class Builders(Generic[D]):
 
     @property
     def _document(self) -> type[D]:
-        """The class that is queried.
+        """The queried document class.
 
         Raises:
             ImproperlyConfigured: this is a manager that is not attached to a document.
         """
         if self._bound is None:
             raise ImproperlyConfigured(
-                f"This {type(self).__name__} belongs to no document; assign it in the body of a document's class, "
+                f"This {type(self).__name__} belongs to no document; assign it in the body of a document class, "
                 "and use it through that class."
             )
         return self._bound
 
-    _stays = False
-    """Whether awaiting it gives itself: what `none()` returns does, what is derived from that does not."""
+    _gives_itself = False
+    """Whether awaiting the query gives the query itself: true for the result of `none()` only."""
+
+    def _bind(self, document: type[D]) -> Self:
+        """The same manager, of this document."""
+        manager = self._with(self._plan)
+        manager._bound = document
+        return manager
 
     def _with(self, plan: Plan) -> Self:
-        # Not by calling the class: an application's manager may have a constructor and state of its own.
+        # Not by calling the class: an application's manager may have its own constructor and state.
         query = object.__new__(type(self))
-        query.__dict__ = {**self.__dict__, "_plan": plan, "_stays": False}
+        query.__dict__ = {**self.__dict__, "_plan": plan, "_gives_itself": False}
         return query
 
     def _derive(self, **changes: Any) -> Self:
         return self._with(replace(self._plan, **changes))
 
     def filter(self, *misplaced: Never, **lookups: Any) -> Self:
-        """Only documents for which all of these hold: `name="Ada"`, `age__gte=18`, `**{"address.city": "Bonn"}`.
+        """Only documents that match all of these: `name="Ada"`, `age__gte=18`, `**{"address.city": "Bonn"}`.
 
         Raises:
-            InvalidKeyError: no such field.
-            OperatorInvalid: no such lookup.
+            InvalidKeyError: there is no such field.
+            OperatorInvalid: there is no such lookup.
         """
         refuse_positional("filter", misplaced)
         return self._with(self._plan.matching(*compile_lookups(self._document, lookups)))
 
     def exclude(self, *misplaced: Never, **lookups: Any) -> Self:
-        """Leave out the documents for which all of these hold.
+        """Leave out documents that match all of these.
 
         Raises:
-            InvalidKeyError: no such field.
-            OperatorInvalid: no such lookup.
+            InvalidKeyError: there is no such field.
+            OperatorInvalid: there is no such lookup.
         """
         refuse_positional("exclude", misplaced)
         compiled = compile_lookups(self._document, lookups)
@@ -85,15 +89,15 @@ class Builders(Generic[D]):
         return self._with(self._plan.matching(conditions, compiled.joins, compiled.order))
 
     def all(self, *misplaced: Never, **lookups: Any) -> Self:
-        """All documents for which these hold; the same as `filter`. Await it for the list."""
+        """All documents that match these; the same as `filter`. Await it for a list."""
         refuse_positional("all", misplaced)
         return self.filter(**lookups)
 
     def query(self, *conditions: Condition) -> Self:
-        """Only documents for which all of these hold: expressions, or MongoDB queries as dicts.
+        """Only documents that match all of these: expressions, or MongoDB queries as dicts.
 
         Raises:
-            InvalidKeyError: something else.
+            InvalidKeyError: an argument is neither, or names an unknown field.
 
         Examples:
             >>> await User.objects.query(User.age >= 18, {"name": {"$exists": True}})
@@ -107,15 +111,15 @@ class Builders(Generic[D]):
     def where(self, js: str | bson.Code) -> Self:
         """Only documents for which a JavaScript expression or function is true; `this` is the document.
 
-        Never put a user's input into it: it is code.
+        Never include a user's input: it is code.
 
         Raises:
-            TypeError: neither a str nor a bson.Code.
+            TypeError: it is neither a str nor a bson.Code.
 
         Examples:
             >>> await Movie.objects.where("this.year > 2000")
         """
-        if not isinstance(js, str):  # which a Code is, too
+        if not isinstance(js, str):  # bson.Code is a subclass
             raise TypeError(f"where() takes JavaScript as a str or a bson.Code, not {js!r}.")
         return self._with(self._plan.matching([{"$where": js}]))
 
@@ -123,7 +127,7 @@ class Builders(Generic[D]):
         """Load these fields only, and the id. A second call replaces the first.
 
         Raises:
-            InvalidKeyError: no such field.
+            InvalidKeyError: there is no such field.
             FieldDefinitionError: the query has a `defer` already.
         """
         chosen = field_names(self._document, "only", names)
@@ -132,10 +136,10 @@ class Builders(Generic[D]):
         return self._derive(only=chosen | {"id"}) if chosen else self._derive()
 
     def defer(self, *names: Any) -> Self:
-        """Don't load these fields; calls add up, and the id is loaded anyway.
+        """Don't load these fields; calls add up, and the id is always loaded.
 
         Raises:
-            InvalidKeyError: no such field.
+            InvalidKeyError: there is no such field.
             FieldDefinitionError: the query has an `only` already.
         """
         left_out = field_names(self._document, "defer", names)
@@ -147,12 +151,12 @@ class Builders(Generic[D]):
         """Order by a key; calls append, and the first key is the primary one.
 
         Args:
-            key: a field's name, `Document.field`, a SortExpression, or a list of such or of `(key, direction)`.
+            key: a field's name, `Document.field`, a SortExpression, or a list of these or of `(key, direction)`.
             direction: `Order.ASCENDING` (1) or `Order.DESCENDING` (-1).
             **lookups: `name__asc=True`, `age__desc=True`.
 
         Raises:
-            InvalidKeyError: no such field, or no such direction.
+            InvalidKeyError: there is no such field or direction.
         """
         compiled = compile_sort(self._document, key, direction, lookups)
         return self._with(self._plan.matching((), compiled.joins, compiled.order))
@@ -176,10 +180,10 @@ class Builders(Generic[D]):
     def using(self, database: str | Database) -> Self:
         """Work on the collection of the same name in another database of the registry.
 
-        What is loaded remembers it: `save` and `delete` of an instance go where it came from.
+        Loaded instances remember it: `save` and `delete` use the same collection.
 
         Raises:
-            ImproperlyConfigured: that is no name of a database.
+            ImproperlyConfigured: this is no name of a database.
         """
         name = database.name if isinstance(database, Database) else database
         if not isinstance(name, str) or not name:
@@ -195,11 +199,11 @@ class Builders(Generic[D]):
 
         Args:
             **options: `hint`: an index's name or its `(key, direction)` pairs. `collation`: pymongo's Collation,
-                or a dict. `max_time_ms`: the server gives up after it. `batch_size`: rows that a round trip
-                brings. None takes an option back.
+                or a dict. `max_time_ms`: the server's time limit. `batch_size`: rows per round trip. None removes
+                an option.
 
         Raises:
-            InvalidKeyError: no such option.
+            InvalidKeyError: there is no such option.
         """
         for name in options:
             if name not in OPTIONS:
@@ -211,37 +215,38 @@ class Builders(Generic[D]):
         return self._derive(options={name: value for name, value in merged.items() if value is not None})
 
     def none(self) -> Self:
-        """Matches nothing, and asks the server nothing. Awaiting it gives the empty query itself."""
+        """No documents, without asking the server. Awaiting it gives the empty query itself."""
         query = self._derive(nothing=True)
-        query._stays = True
+        query._gives_itself = True
         return query
 
     @property
-    def _target(self) -> Collection:
-        """Our collection that this query works on."""
+    def _place(self) -> Collection:
+        """Our collection of this query."""
         own = self._document.meta.require_collection()
         database = self._plan.database
         if database is None or database == own.database.name:
             return own
-        return own.database._registry.get_database(database).get_collection(own.name)
+        return own.sibling(database)
 
     @property
     def _elsewhere(self) -> Collection | None:
-        """The collection, if it is not the document's own."""
-        target = self._target
-        return None if target == self._document.meta.collection else target
+        """The collection, unless it is the document's own."""
+        place = self._place
+        return None if place == self._document.meta.collection else place
 
     @property
     def _collection(self) -> Any:
         """The driver's collection, for the running event loop."""
-        return self._target._collection
+        return self._place.driver_collection
 
-    def _joined(self) -> Joined:
-        """The session that this query runs in, and the transaction that it is part of."""
-        return join(self._target.database._registry, self._plan.session)
+    @property
+    def _session(self) -> Any:
+        """The driver's session of this query, or None."""
+        return join(self._place.database.deployment, self._plan.session).session
 
 
-def _not_negative(what: str, count: int) -> int:
+def _not_negative(method: str, count: int) -> int:
     if not isinstance(count, int) or count < 0:
-        raise ValueError(f"{what}({count!r}): a number of documents is an int from 0 on.")
+        raise ValueError(f"{method}({count!r}): a number of documents is an int from 0 on.")
     return count

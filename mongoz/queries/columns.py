@@ -1,4 +1,4 @@
-"""What `values` and `values_list` give: plain Python values of chosen fields."""
+"""The columns of `values` and `values_list`: plain Python values of chosen fields."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -8,23 +8,23 @@ from pydantic import BaseModel
 
 from mongoz.exceptions import FieldDefinitionError, InvalidKeyError
 from mongoz.fields.storage import stored_names
-from mongoz.model.attachments import attached
 from mongoz.model.joins import Join
-from mongoz.model.paths import take_apart
+from mongoz.model.paths import split_keyword
+from mongoz.model.state import attached
 from mongoz.queries.plan import Plan
 from mongoz.queries.projection import field_names, loaded_names
 
-__all__ = ["Picked", "pick"]
+__all__ = ["Columns", "select_columns"]
 
 
-class Picked(NamedTuple):
-    """What to read, and what to give of it.
+class Columns(NamedTuple):
+    """The chosen fields of a query.
 
     Attributes:
-        plan: the query, narrowed to what is needed.
-        names: the document's own fields, in the order of the model.
-        parts: fields of joined documents, by the name under which those are attached.
-        undeclared: keys that the model does not know are given as well.
+        plan: the query, which loads only the needed fields.
+        names: fields of the document, in the order of the model.
+        parts: fields of joined documents, by the name under which these are attached.
+        undeclared: undeclared keys are included.
     """
 
     plan: Plan
@@ -34,10 +34,10 @@ class Picked(NamedTuple):
 
     @property
     def width(self) -> int:
-        """How many columns there are."""
+        """The number of columns."""
         return len(self.names) + len(self.parts)
 
-    def of(self, instance: Any, *, exclude_none: bool) -> dict[str, Any]:
+    def values_of(self, instance: Any, *, exclude_none: bool) -> dict[str, Any]:
         """The values of one instance."""
         values: dict[str, Any] = {name: _plain(instance.__dict__[name]) for name in self.names}
         if self.undeclared:
@@ -49,19 +49,19 @@ class Picked(NamedTuple):
         return values
 
 
-def pick(document: Any, plan: Plan, fields: Any, exclude: Any, *, undeclared: bool) -> Picked:
-    """What `values(fields, exclude)` reads.
+def select_columns(document: Any, plan: Plan, fields: Any, exclude: Any, *, undeclared: bool) -> Columns:
+    """The columns of `values(fields, exclude)`.
 
     Args:
-        document: the class that is queried.
+        document: the queried class.
         plan: the query.
-        fields: a list of names, `reference__name` included; None or an empty one for all.
+        fields: a list of names, which may be `reference__name`; None or an empty list for all.
         exclude: a list, tuple or set of names; None for none.
-        undeclared: whether keys that the model does not know are wanted, where there is no list of names.
+        undeclared: include undeclared keys, if there is no list of names.
 
     Raises:
-        FieldDefinitionError: `fields` or `exclude` is something else.
-        InvalidKeyError: no such field.
+        FieldDefinitionError: `fields` or `exclude` has a wrong type.
+        InvalidKeyError: there is no such field.
     """
     if not isinstance(fields, list | None):
         raise FieldDefinitionError(f"fields={fields!r} must be a list of names.")
@@ -80,17 +80,17 @@ def pick(document: Any, plan: Plan, fields: Any, exclude: Any, *, undeclared: bo
         plan = replace(plan, only=plan.only - left_out | {"id"})
     given = (own if own is not None else loaded_names(document, plan) or document.model_fields.keys()) - left_out
     names = tuple(name for name in document.model_fields if name in given)
-    return Picked(plan, names, parts, undeclared and plan.only is None)
+    return Columns(plan, names, parts, undeclared and plan.only is None)
 
 
 def _with_references(
     document: Any, plan: Plan, names: Iterable[str]
 ) -> tuple[Plan, set[str], dict[str, frozenset[str]]]:
-    """The plan with the joins that `reference__name` needs; which names these are; what to load by each join."""
+    """The plan with the joins for `reference__name`; these names; and the fields to load by each join."""
     references = set()
     parts: dict[str, frozenset[str]] = {}
     for name in names:
-        path, rest = take_apart(document, name)
+        path, rest = split_keyword(document, name)
         if rest is not None or not path.joins:
             continue
         references.add(name)
@@ -108,7 +108,7 @@ def _attribute(join: Join, path: str, name: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A value without models in it: those are dicts under the names of their attributes."""
+    """A value in which models are dicts with attribute names."""
     if isinstance(value, BaseModel):
         return _plain({**value.__dict__, **(value.__pydantic_extra__ or {})})
     if isinstance(value, dict):

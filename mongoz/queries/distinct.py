@@ -1,4 +1,4 @@
-"""Values of one field as Python has them, apart from their documents."""
+"""Values of one field, loaded without their documents."""
 
 import types
 from collections import deque
@@ -14,18 +14,18 @@ from mongoz.fields.storage import stored_names
 from mongoz.fields.stored_schema import from_stored, validator_of
 from mongoz.model.shapes import shape_of
 
-__all__ = ["as_loaded_values"]
+__all__ = ["load_values"]
 
 _CONFIG: Final = ConfigDict(arbitrary_types_allowed=True)
 
 
-def as_loaded_values(document: Any, path: str, values: list[Any]) -> list[Any]:
-    """Values out of the database, as a loaded document has them.
+def load_values(document: Any, path: str, values: list[Any]) -> list[Any]:
+    """Values of the database in the form that a loaded document has.
 
     Args:
         document: the class.
-        path: the stored, dotted name of the field that they are of.
-        values: as the driver decoded them; items, where the field is a list.
+        path: the stored, dotted name of their field.
+        values: the decoded values; items, if the field is a list.
     """
     adapter = _adapter(document, path)
     return values if adapter is None else [_adapted(adapter, value) for value in values]
@@ -36,7 +36,7 @@ def _adapter(document: Any, path: str) -> SchemaValidator | None:
     field = _field_at(document, [step for step in path.split(".") if not step.isdigit()])
     if field is None:
         return None
-    # What else is declared, limits for example, is about a list and not about its items.
+    # Rules of the field, limits for example, are about a list and not about its items.
     kind: Any = _items(field.annotation) or Annotated[(field.annotation, *field.metadata, "")]
     models = shape_of(kind).models
     schema: Any = from_stored(TypeAdapter(kind, config=None if kind in models else _CONFIG).core_schema)
@@ -44,7 +44,7 @@ def _adapter(document: Any, path: str) -> SchemaValidator | None:
 
 
 def _field_at(model: Any, steps: list[str]) -> FieldInfo | None:
-    """The field that stored names lead to; None where the models say nothing about it."""
+    """The field at stored names; None if it is not declared."""
     names = {alias: name for name, alias in stored_names(model).items()}
     if steps[0] not in names:
         return None
@@ -67,5 +67,5 @@ def _items(annotation: Any) -> Any:
 def _adapted(adapter: SchemaValidator, value: Any) -> Any:
     try:
         return adapter.validate_python(value, context=LOADING, by_alias=True, by_name=False)
-    except ValidationError:  # other clients' values of another type are values all the same
+    except ValidationError:  # other clients may have stored values of another type
         return value

@@ -1,18 +1,18 @@
-"""What the conditions of a query say about a document that is yet to be made."""
+"""Equality conditions of a query, as values for a new document."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mongoz.fields.storage import stored_names
 
-__all__ = ["equalities"]
+__all__ = ["find_equalities"]
 
 
-def equalities(document: Any, conditions: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Attribute name -> value, for each field that the conditions ask to equal something.
+def find_equalities(document: Any, conditions: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Attribute name -> value, for each field with an equality condition.
 
     Args:
-        document: the class that is queried.
+        document: the queried class.
         conditions: MongoDB conditions on stored names; dotted names become nested dicts.
     """
     attributes = {alias: name for name, alias in stored_names(document).items()}
@@ -36,11 +36,11 @@ def _pairs(conditions: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, Any]]
                 yield from _pairs(value)
             elif path.startswith("$"):
                 continue
-            elif not _is_operators(value):
+            elif not _has_operators(value):
                 yield path, value
             elif "$eq" in value:
                 yield path, value["$eq"]
 
 
-def _is_operators(value: Any) -> bool:
+def _has_operators(value: Any) -> bool:
     return isinstance(value, Mapping) and any(str(key).startswith("$") for key in value)

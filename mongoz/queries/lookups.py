@@ -1,26 +1,26 @@
-"""Keyword filters: how a keyword is taken apart, and which operator its lookup stands for."""
+"""Keyword filters: the field and the lookup of each keyword, as a MongoDB condition."""
 
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from mongoz.exceptions import InvalidKeyError, OperatorInvalid
 from mongoz.model.joins import Join
-from mongoz.model.paths import Path, take_apart
+from mongoz.model.paths import Path, split_keyword
 from mongoz.queries.conditions import condition, operator_named
 from mongoz.settings import settings
 from mongoz.synonyms import OF_LOOKUPS, did_you_mean, nearest
 
-__all__ = ["Compiled", "compile_lookups", "refuse_positional"]
+__all__ = ["CompiledLookups", "compile_lookups", "refuse_positional"]
 
 _DIRECTIONS: Final = {"asc": 1, "desc": -1}
 
 
-class Compiled(NamedTuple):
-    """What keyword filters ask for.
+class CompiledLookups(NamedTuple):
+    """Keyword filters in MongoDB's terms.
 
     Attributes:
-        conditions: MongoDB conditions that all hold.
-        joins: the referenced documents that they look into, each once.
+        conditions: MongoDB conditions, which all must hold.
+        joins: the joins that they use, each once.
         order: `(stored name, 1 or -1)`.
     """
 
@@ -30,24 +30,24 @@ class Compiled(NamedTuple):
 
 
 class _NotAKeyword(InvalidKeyError, TypeError):
-    """Python's own TypeError would only count the arguments."""
+    """The error of a positional argument. Python's own TypeError would only count the arguments."""
 
 
 class _NeitherFieldNorLookup(InvalidKeyError, OperatorInvalid):
-    """Behind an embedded document or a reference a name can be either."""
+    """The error of a name after an embedded document or a reference, which may be a field or a lookup."""
 
 
-def compile_lookups(document: Any, lookups: Mapping[str, Any]) -> Compiled:
-    """One MongoDB condition per keyword, except for `asc` and `desc`, which are sort keys (if true).
+def compile_lookups(document: Any, lookups: Mapping[str, Any]) -> CompiledLookups:
+    """Compile keyword filters: one condition per keyword; `asc` and `desc` with a true value become sort keys.
 
     Args:
-        document: the class that is queried.
+        document: the queried class.
         lookups: `{"age__gte": 18, "address.city": "Bonn", "pk": id, "boss_id__name": "Ada", "name__desc": True}`.
 
     Raises:
-        InvalidKeyError: no such field.
-        OperatorInvalid: no such lookup, or a value of the wrong kind for it.
-        FieldDefinitionError: the lookup makes no sense for the field.
+        InvalidKeyError: there is no such field.
+        OperatorInvalid: there is no such lookup, or it does not support the value.
+        FieldDefinitionError: the field does not support the lookup.
     """
     conditions: list[dict[str, Any]] = []
     joins: dict[Join, None] = {}
@@ -59,28 +59,28 @@ def compile_lookups(document: Any, lookups: Mapping[str, Any]) -> Compiled:
             conditions.append(condition(path, operator, value))
         elif value:
             order.append((path.attached, _DIRECTIONS[operator]))
-    return Compiled(tuple(conditions), tuple(joins), tuple(order))
+    return CompiledLookups(tuple(conditions), tuple(joins), tuple(order))
 
 
-def refuse_positional(call: str, things: tuple[Any, ...]) -> None:
-    """Raise where a call that takes keyword filters got something else.
+def refuse_positional(method: str, arguments: tuple[Any, ...]) -> None:
+    """Refuse positional arguments of a method with keyword filters.
 
     Raises:
-        InvalidKeyError: which is a TypeError too.
+        InvalidKeyError: there are positional arguments. It is a TypeError too.
     """
-    if things:
+    if arguments:
         raise _NotAKeyword(
-            f"{call}() takes keywords, such as age=3 or age__gte=3, not {things[0]!r}. Expressions and dicts go "
-            "into query(), which can be chained with it."
+            f"{method}() takes keywords, for example age=3 or age__gte=3, not {arguments[0]!r}. Expressions and "
+            "dicts are arguments of query(), which can be chained with it."
         )
 
 
 def _parse(document: Any, keyword: str) -> tuple[Path, str]:
-    path, lookup = take_apart(document, keyword)
+    path, lookup = split_keyword(document, keyword)
     if lookup is None:
         return path, "eq"
     operators = settings.filter_operators
-    if lookup == "date":  # no single operator of Q
+    if lookup == "date":  # Q has no such operator
         return path, "date"
     if lookup in operators:
         operator = operators[lookup]
@@ -90,8 +90,8 @@ def _parse(document: Any, keyword: str) -> tuple[Path, str]:
         if operator == "where" and not settings.allow_javascript:
             raise OperatorInvalid(
                 f"{keyword!r} of {document.__name__} would run JavaScript on the server. Keywords often come from "
-                "a request, so they may carry code only with the setting allow_javascript=True (see "
-                "MONGOZ_SETTINGS_MODULE). Code of your own goes into where('...') or Q.where(...)."
+                "a request, so they may contain code only with the setting allow_javascript=True (see "
+                "MONGOZ_SETTINGS_MODULE). For your own code use where('...') or Q.where(...)."
             )
         return path, operator
     valid = f"Valid are: {', '.join(sorted(operators))}."
@@ -100,6 +100,6 @@ def _parse(document: Any, keyword: str) -> tuple[Path, str]:
         hint = did_you_mean(lookup, [*path.below, *operators], OF_LOOKUPS) or nearest(lookup, path.below)
         raise _NeitherFieldNorLookup(f"There is neither a field nor a lookup {lookup!r} {place}.{hint} {valid}")
     hint = did_you_mean(lookup, operators, OF_LOOKUPS)
-    if path.shape.open and not hint:  # a plain dict, say
+    if path.shape.open and not hint:  # for example a plain dict
         hint = f" A key inside of {path.path!r} is written with a dot: **{{{f'{path.path}.{lookup}'!r}: ...}}."
     raise OperatorInvalid(f"There is no lookup {lookup!r} {place}.{hint} {valid}")

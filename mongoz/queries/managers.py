@@ -1,13 +1,11 @@
-"""`Document.objects`, `Document.query`, and the managers that applications write: spellings of the one engine."""
+"""Managers and querysets: the names of `Query` for `Document.objects`, `Document.query` and applications."""
 
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+from typing import Protocol, Self, TypeVar
 
 from mongoz.exceptions import ImproperlyConfigured
+from mongoz.model.base import Model
 from mongoz.queries.expressions import Condition
 from mongoz.queries.query import Query
-
-if TYPE_CHECKING:
-    from mongoz.documents.base import Document
 
 __all__ = [
     "Manager",
@@ -15,15 +13,14 @@ __all__ = [
     "QueryDescriptor",
     "QuerySet",
     "QuerySetManager",
-    "detach_managers",
     "refuse_several_managers",
 ]
 
-D = TypeVar("D", bound="Document")
+D = TypeVar("D", bound=Model)
 
 
 class Manager(Query[D]):
-    """What `Document.objects` is; subclass it, and assign an instance in the body of a document.
+    """The class of `Document.objects`. Subclass it, and assign an instance in the body of a document.
 
     Examples:
         >>> class Adults(mongoz.Manager):
@@ -37,10 +34,10 @@ class Manager(Query[D]):
 
 
 class QuerySet(Query[D]):
-    """What `Document.query(...)` is; calling it again adds conditions."""
+    """The class of `Document.query(...)`. Calling it adds conditions."""
 
     def __call__(self, *conditions: Condition) -> Self:
-        """Only documents for which all of these hold: expressions, or MongoDB queries as dicts.
+        """Only documents that match all of these: expressions, or MongoDB queries as dicts.
 
         Examples:
             >>> await User.query(User.age >= 18, {"name": {"$exists": True}})
@@ -49,7 +46,7 @@ class QuerySet(Query[D]):
 
 
 class QuerySetManager(QuerySet[D]):
-    """A queryset to subclass: `get_queryset` says where it starts. Assign an instance in the body of a document.
+    """A queryset to subclass, with `get_queryset` as its start. Assign an instance in the body of a document.
 
     Examples:
         >>> class Active(mongoz.QuerySetManager):
@@ -63,7 +60,7 @@ class QuerySetManager(QuerySet[D]):
 
 
 class ObjectsDescriptor(Protocol):
-    """The type of `Document.objects`: any manager may stand there."""
+    """The type of `Document.objects`, which applications may replace by any manager."""
 
     def __get__(self, instance: object, owner: type[D]) -> Manager[D]: ...
 
@@ -74,18 +71,11 @@ class QueryDescriptor(Protocol):
     def __get__(self, instance: object, owner: type[D]) -> QuerySet[D]: ...
 
 
-def detach_managers(namespace: dict[str, Any]) -> None:
-    """Take the annotations of managers out of a class body: however they are annotated, they are no fields."""
-    for name, value in namespace.items():
-        if isinstance(value, Query):
-            namespace["__annotations__"].pop(name, None)
-
-
 def refuse_several_managers(document: type) -> None:
-    """Check what an abstract document may have.
+    """Refuse an abstract document with several managers.
 
     Raises:
-        ImproperlyConfigured: its class body has more than one Manager.
+        ImproperlyConfigured: the class body has more than one Manager.
     """
     names = [name for name, value in vars(document).items() if isinstance(value, Manager)]
     if len(names) > 1:

@@ -1,23 +1,24 @@
-"""Plans as what the driver takes: arguments of `find`, and the aggregation of a query that joins."""
+"""From plans to commands: arguments of `find`, and the aggregation of a query with joins."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 
-from mongoz.model.joins import attachments
+from mongoz.model.joins import Join
 from mongoz.queries.plan import Plan, conjunction
 
 __all__ = [
     "OPTIONS",
+    "attachment_stages",
     "command_options",
     "find_arguments",
     "is_for_find_only",
-    "last_of",
+    "last_row_stages",
     "own_filter",
     "pipeline",
 ]
 
 OPTIONS: Final = {"hint": "hint", "collation": "collation", "max_time_ms": "maxTimeMS", "batch_size": "batchSize"}
-"""Options of a query -> what commands call them. (`find` of the drivers takes our names.)"""
+"""Options of a query -> their names in commands. (`find` of the drivers uses our names.)"""
 
 _FIND_ONLY: Final = frozenset({"$where", "$near", "$nearSphere"})
 
@@ -35,22 +36,23 @@ def find_arguments(plan: Plan, projection: Any = None) -> dict[str, Any]:
 
 
 def command_options(plan: Plan, *names: str) -> dict[str, Any]:
-    """Those of the query's options as arguments of `aggregate`, `count_documents` and `distinct`."""
+    """The named options of a query as arguments of `aggregate`, `count_documents` and `distinct`."""
     options = {OPTIONS[name]: value for name, value in plan.options.items() if name in names}
-    if isinstance(options.get("hint"), list | tuple):  # find() translates the pairs of an index by itself
+    if isinstance(options.get("hint"), list | tuple):  # only find() converts the pairs of an index itself
         options["hint"] = dict(options["hint"])
     return options
 
 
 def pipeline(plan: Plan, projection: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-    """The aggregation stages of a plan: what can be matched before documents are joined is."""
-    early, late = _parted(plan)
+    """The aggregation stages of a plan. Conditions on the document alone come before the joins."""
+    early, late = _split_conditions(plan)
     stages: list[dict[str, Any]] = [{"$match": conjunction(early)}] if early else []
     for join in plan.joins:
-        stages += join.stages()
+        lookup = {"from": join.name, "localField": join.local, "foreignField": "_id", "as": join.slot}
+        stages.append({"$lookup": lookup})
     if late:
         stages.append({"$match": conjunction(late)})
-    stages += attachments(plan.joins)
+    stages += attachment_stages(plan.joins)
     if plan.order:
         stages.append({"$sort": dict(plan.order)})
     for stage, count in (("$skip", plan.skip), ("$limit", plan.limit)):
@@ -61,13 +63,27 @@ def pipeline(plan: Plan, projection: Mapping[str, Any] | None = None) -> list[di
     return stages
 
 
+def attachment_stages(joins: Iterable[Join]) -> list[dict[str, Any]]:
+    """The stages that move joined rows from the slots to the names of the foreign collections.
+
+    They come after the conditions and before the sort.
+    """
+    slots: dict[str, list[str]] = {}
+    for join in joins:
+        slots.setdefault(join.name, []).append(join.slot)
+    if not slots:
+        return []
+    merged = {name: {"$concatArrays": [f"${slot}" for slot in of_name]} for name, of_name in slots.items()}
+    return [{"$set": merged}, {"$unset": [slot for of_name in slots.values() for slot in of_name]}]
+
+
 def own_filter(plan: Plan) -> dict[str, Any]:
-    """The conditions that are not about joined documents, as one MongoDB filter."""
-    return conjunction(_parted(plan)[0])
+    """The conditions on the document alone, as one MongoDB filter."""
+    return conjunction(_split_conditions(plan)[0])
 
 
-def _parted(plan: Plan) -> tuple[list[Any], list[Any]]:
-    """The conditions that hold for a document alone, and those about what is joined to it."""
+def _split_conditions(plan: Plan) -> tuple[list[Any], list[Any]]:
+    """The conditions on the document alone, and the conditions on joined documents."""
     slots = {join.slot for join in plan.joins}
     early: list[Any] = []
     late: list[Any] = []
@@ -76,22 +92,22 @@ def _parted(plan: Plan) -> tuple[list[Any], list[Any]]:
     return early, late
 
 
-def last_of(plan: Plan) -> list[dict[str, Any]]:
-    """The stages after those of a plan that leave its last row; without a sort, that with the highest `_id`."""
+def last_row_stages(plan: Plan) -> list[dict[str, Any]]:
+    """The stages after those of a plan that keep its last row; without a sort the row with the highest `_id`."""
     if not plan.order:
         return [{"$sort": {"_id": -1}}, {"$limit": 1}]
     return [{"$group": {"_id": None, "row": {"$last": "$$ROOT"}}}, {"$replaceRoot": {"newRoot": "$row"}}]
 
 
 def is_for_find_only(condition: Any) -> bool:
-    """Whether a condition uses an operator that an aggregation has not."""
+    """Whether a condition uses an operator that aggregations don't support."""
     if isinstance(condition, Mapping):
         return any(key in _FIND_ONLY or is_for_find_only(value) for key, value in condition.items())
     return isinstance(condition, list | tuple) and any(map(is_for_find_only, condition))
 
 
 def _mentions(condition: Any, names: Collection[str]) -> bool:
-    """Whether a condition is about something joined; in doubt it is: it is then only checked later."""
+    """Whether a condition names a joined document; in doubt yes: then it is checked after the join."""
     if isinstance(condition, Mapping):
         return any(_is_below(key, names) or _mentions(value, names) for key, value in condition.items())
     if isinstance(condition, list | tuple):

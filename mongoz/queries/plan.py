@@ -1,4 +1,4 @@
-"""What a query asks for, as a value."""
+"""The plan of a query: a value."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -11,20 +11,20 @@ __all__ = ["Plan", "conjunction"]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a query asks for. Never changed; builders make new ones.
+    """The plan of a query. Immutable; builder methods make new ones.
 
     Attributes:
-        conditions: MongoDB conditions that all hold, on stored names.
-        joins: referenced documents that the conditions look into.
-        order: `(stored name, 1 or -1)`, the primary one first.
-        limit: at most so many documents; 0 is no limit.
-        skip: leave out so many first.
+        conditions: MongoDB conditions on stored names, which all must hold.
+        joins: references to documents that the conditions use.
+        order: `(stored name, 1 or -1)`, the primary key first.
+        limit: the maximum number of documents; 0 is no limit.
+        skip: the number of documents to leave out at the start.
         only: attribute names to load, the id included; None for all.
         defer: attribute names not to load.
         database: the name of another database than the document's own.
-        session: the driver's session, where one was given.
-        options: `hint`, `collation`, `max_time_ms`, `batch_size`: for the driver, as they are.
-        nothing: matches nothing, without asking the server.
+        session: the driver's session, if one was given.
+        options: `hint`, `collation`, `max_time_ms`, `batch_size`, for the driver.
+        nothing: the query has no documents, without asking the server.
     """
 
     conditions: tuple[Mapping[str, Any], ...] = ()
@@ -50,7 +50,7 @@ class Plan:
         joins: Iterable[Join] = (),
         order: Iterable[tuple[str, int]] = (),
     ) -> "Plan":
-        """A plan with these conditions, joins and sort keys as well; a join that is there already is kept once."""
+        """The plan with further conditions, joins and sort keys. Each join is kept once."""
         return replace(
             self,
             conditions=(*self.conditions, *conditions),
@@ -59,17 +59,17 @@ class Plan:
         )
 
     def at_most(self, count: int) -> "Plan":
-        """A plan for no more than `count` documents, its own limit kept."""
+        """The plan for at most `count` documents; a smaller limit stays."""
         return replace(self, limit=min(self.limit or count, count))
 
     @property
     def reversed_order(self) -> tuple[tuple[str, int], ...]:
-        """The sort keys that begin with what now comes last; without any, the highest `_id`."""
+        """The sort keys of the reversed order; without any, descending by `_id`."""
         return tuple((name, -way) for name, way in self.order) or (("_id", -1),)
 
 
 def conjunction(conditions: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Conditions that all hold, as one MongoDB filter."""
+    """One MongoDB filter for conditions that all must hold."""
     every = [dict(condition) for condition in conditions]
     if len(every) > 1:
         return {"$and": every}

@@ -1,4 +1,4 @@
-"""Which fields a query loads, and what makes instances of its rows."""
+"""The fields that a query loads, and the functions that make instances from its rows."""
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -7,28 +7,28 @@ from typing import Any, Final
 from mongoz.connection import Collection
 from mongoz.exceptions import InvalidKeyError
 from mongoz.fields.storage import stored_names
-from mongoz.model.attachments import attach
-from mongoz.model.partial import hydrate_partial
+from mongoz.model.partial import fill_in_defaults, loaded_from
+from mongoz.model.state import attach
 from mongoz.queries.plan import Plan
 from mongoz.settings import settings
 from mongoz.synonyms import nearest
 
-__all__ = ["field_names", "loaded_names", "projection", "row_maker"]
+__all__ = ["field_names", "instance_maker", "loaded_names", "projection"]
 
 Parts = Mapping[str, frozenset[str]]
-_WHOLE: Final[Parts] = {}
+_ALL_PARTS: Final[Parts] = {}
 
 
 def field_names(document: Any, caller: str, names: Iterable[Any]) -> frozenset[str]:
-    """The attributes that names stand for: aliases, the spellings of the id, and `Document.field`.
+    """The attribute names for names, aliases, the names of the id, and `Document.field`.
 
     Args:
-        document: the class that is queried.
-        caller: which method was given them, for the message.
-        names: what it was given.
+        document: the queried class.
+        caller: the called method, for the message.
+        names: the given names.
 
     Raises:
-        InvalidKeyError: no such field, or only a part of one.
+        InvalidKeyError: there is no such field, or the name is a part of a field.
     """
     return frozenset(_field_name(document, caller, name) for name in names)
 
@@ -48,19 +48,19 @@ def _field_name(document: Any, caller: str, given: Any) -> str:
 
 
 def loaded_names(document: Any, plan: Plan) -> frozenset[str] | None:
-    """The attributes that a query loads; None for all there are, undeclared ones included."""
+    """The attributes that a query loads; None for all, undeclared ones included."""
     if plan.only is not None:
         return plan.only
     return frozenset(document.model_fields) - plan.defer if plan.defer else None
 
 
-def projection(document: Any, plan: Plan, parts: Parts = _WHOLE) -> dict[str, int] | None:
-    """What the server is to send; None for everything.
+def projection(document: Any, plan: Plan, parts: Parts = _ALL_PARTS) -> dict[str, int] | None:
+    """The projection of a query; None for everything.
 
     Args:
-        document: the class that is queried.
-        plan: what it is asked.
-        parts: what to load of joined documents, if not everything.
+        document: the queried class.
+        plan: the query.
+        parts: the fields to load of joined documents; by default all.
     """
     names = stored_names(document)
     if plan.only is None:
@@ -75,16 +75,16 @@ def projection(document: Any, plan: Plan, parts: Parts = _WHOLE) -> dict[str, in
     return dict.fromkeys(sorted(wanted), 1)
 
 
-def row_maker(
-    document: Any, plan: Plan, elsewhere: Collection | None, parts: Parts = _WHOLE
+def instance_maker(
+    document: Any, plan: Plan, elsewhere: Collection | None, parts: Parts = _ALL_PARTS
 ) -> Callable[[dict[str, Any]], Any]:
-    """What makes an instance of a row; chosen once for a query, since it is called for every row.
+    """The function that makes an instance from a row; chosen once per query, since it is called for every row.
 
     Args:
-        document: the class that is queried.
-        plan: what it is asked.
-        elsewhere: where the rows come from, if that is not the document's own collection.
-        parts: what is loaded of joined documents, if not everything.
+        document: the queried class.
+        plan: the query.
+        elsewhere: the collection of the rows, unless it is the document's own.
+        parts: the loaded fields of joined documents; by default all.
     """
     make = _maker(document, loaded_names(document, plan), elsewhere)
     if not plan.joins:
@@ -98,11 +98,32 @@ def row_maker(
 
 def _maker(document: Any, names: frozenset[str] | None, elsewhere: Collection | None) -> Callable[..., Any]:
     if names is not None:
-        return partial(hydrate_partial, document.proxy_document, names=names, collection=elsewhere)
+        return partial(_hydrate_partial, document.proxy_document, names=names, collection=elsewhere)
     if elsewhere is not None:
         return partial(document.from_row, collection=elsewhere)
     from_row: Callable[..., Any] = document.from_row
     return from_row
+
+
+def _hydrate_partial(
+    partial_class: Any, row: dict[str, Any], names: frozenset[str], collection: Collection | None = None
+) -> Any:
+    """Make an instance with some of the fields of a document.
+
+    Args:
+        partial_class: the document's `proxy_document`.
+        row: the loaded fields. The instance keeps the row and changes it.
+        names: the wanted fields; a field that is not stored gets its default.
+        collection: the collection of the row, unless it is the document's own.
+
+    Raises:
+        pydantic.ValidationError: the row violates the model; names collection, `_id` and field.
+    """
+    id_ = row.get("_id")
+    instance = partial_class.from_row(row, collection)
+    if missing := names - instance.__dict__.keys():
+        fill_in_defaults(instance, missing, loaded_from(partial_class, collection, id_))
+    return instance
 
 
 def _with_attached(

@@ -1,39 +1,37 @@
-"""The one lazy query engine: an immutable plan, builders that derive new ones, terminals that run them.
+"""The lazy query of managers and querysets: an immutable plan, and the methods that refine and run it.
 
-Query -> Writing -> Reading -> Builders
+Query -> WriteQuery -> ReadQuery -> QueryBuilder
 """
 
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from mongoz.queries.writes import Writing
+from mongoz.model.base import Model
+from mongoz.queries.writes import WriteQuery
 from mongoz.synonyms import OF_QUERIES, did_you_mean
-
-if TYPE_CHECKING:
-    from mongoz.documents.base import Document
 
 __all__ = ["Query", "method_named"]
 
-D = TypeVar("D", bound="Document")
+D = TypeVar("D", bound=Model)
 
 
-class Query(Writing[D]):
+class Query(WriteQuery[D]):
     """A lazy query over one document class.
 
-    Every builder returns a new query, so one can be kept and refined many times:
+    Every builder method returns a new query, so a query can be kept and refined many times:
 
         >>> adults = User.objects.filter(age__gte=18)
         >>> await adults.count()
         >>> await adults.sort("name").limit(10)
     """
 
-    if not TYPE_CHECKING:  # else type checkers would take any name for a method
+    if not TYPE_CHECKING:  # else type checkers would accept any method
 
         def __getattr__(self, name: str) -> Any:
             hint = "" if name.startswith("_") else _hint(name)
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}.{hint}", name=name)
 
     def get_queryset(self) -> Self:
-        """Where a manager starts; for subclasses to override, by refining what this gives.
+        """The query that a manager starts with. Subclasses override it, and refine the result of `super()`.
 
         Examples:
             >>> def get_queryset(self):
@@ -42,16 +40,14 @@ class Query(Writing[D]):
         return self
 
     def __get__(self, instance: object, owner: Any) -> Self:
-        """Read from a document's class, or from an instance: the manager of that class."""
+        """The manager of a document class, read from the class or from an instance."""
         if self._bound is not None or not hasattr(owner, "meta"):
             return self
-        manager = self._with(self._plan)
-        manager._bound = owner.meta.document
-        return manager.get_queryset()
+        return self._bind(owner.meta.document).get_queryset()
 
 
 def method_named(name: str) -> str | None:
-    """The method of managers that a name means: its own name, or one that another library has for it."""
+    """The method of managers with this name, or with this name in another library."""
     method = OF_QUERIES.get(name, name)
     return method if not method.startswith("_") and hasattr(Query, method) else None
 

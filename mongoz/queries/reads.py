@@ -1,8 +1,8 @@
-"""The terminals of a query that read."""
+"""The methods of queries that read."""
 
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, Never, TypeVar
+from typing import Any, Final, Never, TypeVar
 
 from mongoz.exceptions import (
     DocumentNotFound,
@@ -12,32 +12,30 @@ from mongoz.exceptions import (
     MultipleDocumentsReturned,
 )
 from mongoz.fields.object_id import parse_object_id
+from mongoz.model.base import Model
 from mongoz.model.paths import resolve
-from mongoz.queries.builders import Builders
-from mongoz.queries.columns import Picked, pick
-from mongoz.queries.distinct import as_loaded_values
+from mongoz.queries.builders import QueryBuilder
+from mongoz.queries.columns import Columns, select_columns
+from mongoz.queries.distinct import load_values
 from mongoz.queries.lookups import refuse_positional
-from mongoz.queries.pipelines import command_options, find_arguments, is_for_find_only, last_of, pipeline
+from mongoz.queries.pipelines import command_options, find_arguments, is_for_find_only, last_row_stages, pipeline
 from mongoz.queries.plan import Plan
-from mongoz.queries.projection import projection, row_maker
+from mongoz.queries.projection import instance_maker, projection
 
-if TYPE_CHECKING:
-    from mongoz.documents.base import Document
+__all__ = ["ReadQuery"]
 
-__all__ = ["Reading"]
+D = TypeVar("D", bound=Model)
 
-D = TypeVar("D", bound="Document")
-
-_ID: Final = {"_id": 1}
+_ID_ONLY: Final = {"_id": 1}
 
 
-class Reading(Builders[D]):
-    """What a query can be asked. Awaiting it gives a list of instances; `async for` streams them."""
+class ReadQuery(QueryBuilder[D]):
+    """A query that can be read. Awaiting it gives a list of instances; `async for` streams them."""
 
     async def execute(self) -> list[D]:
-        """All matching documents: what awaiting the query gives, also for `none()`."""
+        """All matching documents as a list: the same as awaiting the query, but a list for `none()` too."""
         plan = self._plan
-        make = row_maker(self._document, plan, self._elsewhere)
+        make = instance_maker(self._document, plan, self._elsewhere)
         return [make(row) for row in await self._fetch(plan, projection(self._document, plan))]
 
     async def first(self) -> D | None:
@@ -49,33 +47,34 @@ class Reading(Builders[D]):
         plan = self._plan
         if not (plan.skip or plan.limit):
             return await self._derive(order=plan.reversed_order).first()
-        # Which one is last depends on how many there are: the server finds out.
-        rows = await self._fetch(plan, projection(self._document, plan), last_of(plan))
-        return row_maker(self._document, plan, self._elsewhere)(rows[0]) if rows else None
+        # The last one depends on the number of documents, which only the server knows.
+        rows = await self._fetch(plan, projection(self._document, plan), last_row_stages(plan))
+        return instance_maker(self._document, plan, self._elsewhere)(rows[0]) if rows else None
 
     async def get(self, *misplaced: Never, **lookups: Any) -> D:
         """The only matching document.
 
         Raises:
-            DocumentNotFound: none matches.
-            MultipleDocumentsReturned: more than one does.
+            DocumentNotFound: no document matches.
+            MultipleDocumentsReturned: several documents match.
         """
         refuse_positional("get", misplaced)
-        query = self.filter(**lookups)
-        found = await query._with(query._plan.at_most(2)).execute()
+        return await self.filter(**lookups)._get()
+
+    async def _get(self) -> D:
+        plan = self._plan
+        found = await self._with(plan.at_most(2)).execute()
         if not found:
-            raise DocumentNotFound(f"No {self._document.__name__} matches {query._plan.filter!r}.")
+            raise DocumentNotFound(f"No {self._document.__name__} matches {plan.filter!r}.")
         if len(found) > 1:
-            raise MultipleDocumentsReturned(
-                f"More than one {self._document.__name__} matches {query._plan.filter!r}."
-            )
+            raise MultipleDocumentsReturned(f"More than one {self._document.__name__} matches {plan.filter!r}.")
         return found[0]
 
     async def get_or_none(self, *misplaced: Never, **lookups: Any) -> D | None:
         """The only matching document, or None.
 
         Raises:
-            MultipleDocumentsReturned: more than one matches.
+            MultipleDocumentsReturned: several documents match.
         """
         refuse_positional("get_or_none", misplaced)
         try:
@@ -90,8 +89,8 @@ class Reading(Builders[D]):
             id: an ObjectId or its 24 hexadecimal digits (or the id itself, where `id` is of another type).
 
         Raises:
-            InvalidKeyError: a string that is no ObjectId.
-            DocumentNotFound: there is none.
+            InvalidKeyError: it is a string and no ObjectId.
+            DocumentNotFound: there is no such document.
         """
         if resolve(self._document, "id").is_id:
             try:
@@ -109,60 +108,61 @@ class Reading(Builders[D]):
             rows = await self._fetch(plan, None, [{"$count": "count"}])
             return int(rows[0]["count"]) if rows else 0
         if is_for_find_only(plan.conditions):
-            return len(await self._fetch(plan, _ID))
+            return len(await self._fetch(plan, _ID_ONLY))
         window = {key: value for key in ("skip", "limit") if (value := getattr(plan, key))}
         options = command_options(plan, "hint", "collation", "max_time_ms")
-        session = self._joined().session
+        session = self._session
         return int(await self._collection.count_documents(plan.filter, session=session, **window, **options))
 
     async def exists(self, *misplaced: Never, **lookups: Any) -> bool:
         """Whether any document matches."""
         refuse_positional("exists", misplaced)
-        query = self.filter(**lookups)
-        return bool(await query._fetch(query._plan.at_most(1), _ID))
+        return await self.filter(**lookups)._exists()
+
+    async def _exists(self) -> bool:
+        return bool(await self._fetch(self._plan.at_most(1), _ID_ONLY))
 
     async def distinct_values(self, key: Any) -> list[Any]:
-        """The different values of one field; those of its items, where it is a list.
+        """The distinct values of one field; for a list the distinct items.
 
         Args:
-            key: a field's name, dotted ones included, or `Document.field`.
+            key: a field's name, which may be dotted, or `Document.field`.
 
         Raises:
-            InvalidKeyError: no such field.
+            InvalidKeyError: there is no such field.
         """
         plan, path = self._plan, resolve(self._document, str(key)).path
         if plan.nothing:
             return []
         options = command_options(plan, "hint", "collation", "max_time_ms")
         conditions = plan.filter
-        if plan.joins or plan.skip or plan.limit:  # the server's command knows none of these
-            conditions = {"_id": {"$in": [row["_id"] for row in await self._fetch(plan, _ID)]}}
+        if plan.joins or plan.skip or plan.limit:  # the server's command has none of these
+            conditions = {"_id": {"$in": [row["_id"] for row in await self._fetch(plan, _ID_ONLY)]}}
             options.pop("hint", None)
-        session = self._joined().session
-        values = await self._collection.distinct(path, conditions, session=session, **options)
-        return as_loaded_values(self._document, path, values)
+        values = await self._collection.distinct(path, conditions, session=self._session, **options)
+        return load_values(self._document, path, values)
 
     async def values(
         self, fields: list[Any] | None = None, exclude: Any = None, exclude_none: bool = False
     ) -> list[dict[str, Any]]:
-        """The matching documents as dicts of plain Python values; only what is needed is read.
+        """The matching documents as dicts of plain Python values. Reads only the wanted fields.
 
         Args:
-            fields: names of fields, and `reference__name` for fields of a referenced document: these are given
-                as a list under the name of its collection. None for all fields.
+            fields: names of fields, and `reference__name` for fields of a referenced document: the result has
+                these as a list under the name of its collection. None for all fields.
             exclude: names of fields to leave out.
-            exclude_none: leave out what is None.
+            exclude_none: leave out values that are None.
 
         Raises:
             FieldDefinitionError: `fields` is no list.
-            InvalidKeyError: no such field.
+            InvalidKeyError: there is no such field.
 
         Examples:
             >>> await Movie.objects.values(["name", "producer_id__city"])
             [{"name": "Alien", "producers": [{"city": "London"}]}]
         """
-        picked = pick(self._document, self._plan, fields, exclude, undeclared=True)
-        return await self._picked(picked, exclude_none)
+        columns = select_columns(self._document, self._plan, fields, exclude, undeclared=True)
+        return await self._fetch_columns(columns, exclude_none)
 
     async def values_list(
         self,
@@ -176,50 +176,50 @@ class Reading(Builders[D]):
         Args:
             fields: names of fields, or one name. None for all fields.
             exclude: names of fields to leave out.
-            exclude_none: leave out what is None; tuples may then be of different lengths.
-            flat: give the values of the only field, instead of tuples of one.
+            exclude_none: leave out values that are None; tuples may then have different lengths.
+            flat: give the values of the only field, instead of tuples.
 
         Raises:
-            FieldDefinitionError: `fields` is neither a list nor a str; or `flat` without exactly one field.
-            InvalidKeyError: no such field.
+            FieldDefinitionError: `fields` is neither a list nor a str; or `flat` comes without exactly one field.
+            InvalidKeyError: there is no such field.
         """
         names = [fields] if isinstance(fields, str) else fields
         try:
-            picked = pick(self._document, self._plan, names, exclude, undeclared=False)
+            columns = select_columns(self._document, self._plan, names, exclude, undeclared=False)
         except InvalidKeyError as error:
             if flat:
                 raise FieldDefinitionError(f"flat=True needs a field: {error}") from error
             raise
-        if flat and (not names or picked.width != 1):
+        if flat and (not names or columns.width != 1):
             raise FieldDefinitionError(f"flat=True needs exactly one field, not {fields!r}.")
-        rows = [tuple(row.values()) for row in await self._picked(picked, exclude_none)]
+        rows = [tuple(row.values()) for row in await self._fetch_columns(columns, exclude_none)]
         return [row[0] for row in rows if row] if flat else rows
 
     async def explain(self) -> dict[str, Any]:
-        """How the server runs the query: its `explain`, with the statistics of all plans that it considered."""
+        """The server's `explain` of the query, with the statistics of all considered plans."""
         plan = self._plan
         if plan.nothing:
             return {}
-        target, fields = self._target, projection(self._document, plan)
-        # Without the session: no server explains inside of a transaction.
+        place, fields = self._place, projection(self._document, plan)
+        # Without the session, since servers refuse explain inside of a transaction.
         if not plan.joins:
             explained = await self._collection.find(**find_arguments(plan, fields)).explain()
         else:
             options = command_options(plan, "hint", "collation", "max_time_ms")
-            aggregation = {"aggregate": target.name, "pipeline": pipeline(plan, fields), "cursor": {}, **options}
-            explained = await target.database._db.command({"explain": aggregation})
+            aggregation = {"aggregate": place.name, "pipeline": pipeline(plan, fields), "cursor": {}, **options}
+            explained = await place.database.driver_database.command({"explain": aggregation})
         return dict(explained)
 
-    async def _picked(self, picked: Picked, exclude_none: bool) -> list[dict[str, Any]]:
-        plan, parts = picked.plan, picked.parts
-        make = row_maker(self._document, plan, self._elsewhere, parts)
+    async def _fetch_columns(self, columns: Columns, exclude_none: bool) -> list[dict[str, Any]]:
+        plan, parts = columns.plan, columns.parts
+        make = instance_maker(self._document, plan, self._elsewhere, parts)
         rows = await self._fetch(plan, projection(self._document, plan, parts))
-        return [picked.of(make(row), exclude_none=exclude_none) for row in rows]
+        return [columns.values_of(make(row), exclude_none=exclude_none) for row in rows]
 
     async def _fetch(
         self, plan: Plan, fields: Mapping[str, Any] | None, further: Any = ()
     ) -> list[dict[str, Any]]:
-        """The rows of a plan, all of them."""
+        """All rows of a plan."""
         if plan.nothing:
             return []
         cursor = await self._cursor(plan, fields, further)
@@ -229,27 +229,27 @@ class Reading(Builders[D]):
     async def _cursor(
         self, plan: Plan, fields: Mapping[str, Any] | None, further: Any = (), collection: Any = None
     ) -> Any:
-        """The driver's cursor over the rows of a plan, sent through further stages of an aggregation.
+        """The driver's cursor over the rows of a plan.
 
         Args:
-            plan: which rows.
-            fields: what is wanted of each.
-            further: stages.
-            collection: the driver's, if it is to decode with other options.
+            plan: the plan.
+            fields: the projection.
+            further: further stages of an aggregation.
+            collection: the driver's collection, if it decodes with other options.
         """
-        session = self._joined().session
-        place = self._collection if collection is None else collection
+        session = self._session
+        found_in = self._collection if collection is None else collection
         if not (plan.joins or further):
-            return place.find(**find_arguments(plan, fields), session=session)
+            return found_in.find(**find_arguments(plan, fields), session=session)
         stages = [*pipeline(plan, fields), *further]
         options = command_options(plan, "hint", "collation", "max_time_ms", "batch_size")
-        driver = self._target.database._registry._driver
-        return await driver.aggregate(place, stages, session=session, **options)
+        adapter = self._place.database.deployment.adapter
+        return await adapter.aggregate(found_in, stages, session=session, **options)
 
     def _rows(
         self, fields: Mapping[str, Any] | None = None, batch_size: int | None = None
     ) -> AsyncIterator[dict[str, Any]]:
-        """The raw rows, one after another, with the whole state of the query."""
+        """The raw rows, one after another."""
         plan = self._plan
         if batch_size is not None:
             plan = replace(plan, options={**plan.options, "batch_size": batch_size})
@@ -269,31 +269,31 @@ class Reading(Builders[D]):
 
     def __aiter__(self) -> AsyncIterator[D]:
         plan = self._plan
-        make = row_maker(self._document, plan, self._elsewhere)
+        make = instance_maker(self._document, plan, self._elsewhere)
         return self._stream(plan, projection(self._document, plan), make)
 
     def __await__(self) -> Generator[Any, None, list[D]]:
-        return self._all().__await__()
+        return self._result().__await__()
 
-    async def _all(self) -> Any:
-        return self if self._stays else await self.execute()
+    async def _result(self) -> Any:
+        return self if self._gives_itself else await self.execute()
 
     def __bool__(self) -> bool:
-        return not self._plan.nothing  # of other queries only the database knows
+        return not self._plan.nothing  # without asking the server whether other queries match anything
 
     def __len__(self) -> int:
-        return len(self._nothing())
+        return len(self._known_documents())
 
     def __iter__(self) -> Iterator[D]:
-        return iter(self._nothing())
+        return iter(self._known_documents())
 
     def __getitem__(self, key: object) -> Any:
         raise TypeError(f"{self!r} has no items: [10:15] is skip(10).limit(5), and [3] is skip(3).first().")
 
-    def _nothing(self) -> tuple[D, ...]:
+    def _known_documents(self) -> tuple[D, ...]:
         if self._plan.nothing:
             return ()
-        raise TypeError(f"{self!r} has not been asked yet: await it for a list, or stream it with 'async for'.")
+        raise TypeError(f"{self!r} has not run yet: await it for a list, or stream it with 'async for'.")
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._document.__name__}: {self._plan.filter!r}>"

@@ -1,35 +1,35 @@
-"""What `sort` takes, in all its spellings."""
+"""The sort keys of a query, in all forms that `sort` accepts."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from mongoz.exceptions import InvalidKeyError
-from mongoz.model.paths import take_apart
+from mongoz.model.paths import split_keyword
 from mongoz.queries.expressions import Order, SortExpression
-from mongoz.queries.lookups import Compiled, compile_lookups
+from mongoz.queries.lookups import CompiledLookups, compile_lookups
 from mongoz.settings import settings
 
 __all__ = ["compile_sort"]
 
 
-def compile_sort(document: Any, key: Any, direction: Any, lookups: Mapping[str, Any]) -> Compiled:
-    """What one call of `sort` asks for, as sort keys and the joins that they need.
+def compile_sort(document: Any, key: Any, direction: Any, lookups: Mapping[str, Any]) -> CompiledLookups:
+    """The sort keys of one call of `sort`, and the joins that they need.
 
     Args:
-        document: the class that is queried.
-        key: a field's name, `Document.field`, a SortExpression, a list of such or of `(key, direction)`, or None.
-        direction: for a key alone.
+        document: the queried class.
+        key: a field's name, `Document.field`, a SortExpression, a list of these or of `(key, direction)`, or None.
+        direction: the direction of a single key.
         lookups: `{"name__asc": True}`.
 
     Raises:
-        InvalidKeyError: no such field, or no such direction.
+        InvalidKeyError: there is no such field or direction.
     """
     items = [] if key is None else key if isinstance(key, list) else [(key, direction)]
     ways = {}
     for item in items:
         name, way = _pair(item)
         ways[_keyword(name, way)] = True
-        take_apart(document, str(name))  # an unknown one is reported as it was given
+        split_keyword(document, str(name))  # an error names an unknown field as it was given
     for keyword in lookups:
         if keyword.rpartition(settings.lookup_prefix)[2] not in ("asc", "desc"):
             raise InvalidKeyError(f"sort() takes name__asc or name__desc, not {keyword!r}.")
@@ -46,6 +46,6 @@ def _keyword(key: Any, direction: Any) -> str:
     if direction not in (Order.ASCENDING, Order.DESCENDING):
         raise InvalidKeyError(f"{direction!r} is no direction to sort {str(key)!r} in; use 1 or -1.")
     if str(key).startswith("-"):
-        raise InvalidKeyError(f"sort() knows no {str(key)!r}; write sort({str(key)[1:]!r}, Order.DESCENDING).")
+        raise InvalidKeyError(f"sort() has no key {str(key)!r}; write sort({str(key)[1:]!r}, Order.DESCENDING).")
     way = "asc" if direction == Order.ASCENDING else "desc"
     return f"{key}{settings.lookup_prefix}{way}"

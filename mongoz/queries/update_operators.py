@@ -9,14 +9,14 @@ from mongoz.fields.storage import stored
 from mongoz.model.paths import resolve
 from mongoz.model.shapes import shape_of
 from mongoz.persistence.operations.operation import Operation
-from mongoz.persistence.operations.places import Place, place_at
+from mongoz.persistence.operations.places import FieldPlace, place_at
 
-__all__ = ["Change", "U", "resolve_all"]
+__all__ = ["U", "UpdateOperator", "resolve_operators"]
 
 _NUMBERS: Final = (int, float, decimal.Decimal)
 
 
-class Change(NamedTuple):
+class UpdateOperator(NamedTuple):
     """One operator, and what it does to which fields; made by `U`.
 
     Attributes:
@@ -40,46 +40,52 @@ class U:
     """
 
     @staticmethod
-    def inc(field: Any = None, amount: Any = 1, /, **amounts: Any) -> Change:
+    def inc(field: Any = None, amount: Any = 1, /, **amounts: Any) -> UpdateOperator:
         """Add a number; a field that is not there counts as 0."""
-        return Change("$inc", _merged(field, amount, amounts))
+        return UpdateOperator("$inc", _merged(field, amount, amounts))
 
     @staticmethod
-    def push(field: Any = None, /, *items: Any, **item_by_field: Any) -> Change:
+    def push(field: Any = None, /, *items: Any, **item_by_field: Any) -> UpdateOperator:
         """Append items to a list."""
-        return Change("$push", _merged(field, items, {name: (item,) for name, item in item_by_field.items()}))
+        return UpdateOperator(
+            "$push", _merged(field, items, {name: (item,) for name, item in item_by_field.items()})
+        )
 
     @staticmethod
-    def pull(field: Any = None, /, *items: Any, **item_by_field: Any) -> Change:
+    def pull(field: Any = None, /, *items: Any, **item_by_field: Any) -> UpdateOperator:
         """Remove all items of a list that equal one of these."""
-        return Change("$pullAll", _merged(field, items, {name: (item,) for name, item in item_by_field.items()}))
+        return UpdateOperator(
+            "$pullAll", _merged(field, items, {name: (item,) for name, item in item_by_field.items()})
+        )
 
     @staticmethod
-    def add_to_set(field: Any = None, /, *items: Any, **item_by_field: Any) -> Change:
+    def add_to_set(field: Any = None, /, *items: Any, **item_by_field: Any) -> UpdateOperator:
         """Append those items to a list that are not in it yet."""
-        return Change("$addToSet", _merged(field, items, {name: (item,) for name, item in item_by_field.items()}))
+        return UpdateOperator(
+            "$addToSet", _merged(field, items, {name: (item,) for name, item in item_by_field.items()})
+        )
 
     @staticmethod
-    def unset(*fields: Any) -> Change:
+    def unset(*fields: Any) -> UpdateOperator:
         """Remove fields; on instances they then have their default."""
-        return Change("$unset", dict.fromkeys(fields, ""))
+        return UpdateOperator("$unset", dict.fromkeys(fields, ""))
 
     @staticmethod
-    def min(field: Any = None, value: Any = None, /, **values: Any) -> Change:
+    def min(field: Any = None, value: Any = None, /, **values: Any) -> UpdateOperator:
         """Set to a value where that is less than the present one."""
-        return Change("$min", _merged(field, value, values))
+        return UpdateOperator("$min", _merged(field, value, values))
 
     @staticmethod
-    def max(field: Any = None, value: Any = None, /, **values: Any) -> Change:
+    def max(field: Any = None, value: Any = None, /, **values: Any) -> UpdateOperator:
         """Set to a value where that is more than the present one."""
-        return Change("$max", _merged(field, value, values))
+        return UpdateOperator("$max", _merged(field, value, values))
 
 
 def _merged(field: Any, value: Any, others: Mapping[str, Any]) -> dict[Any, Any]:
     return {**({} if field is None else {field: value}), **others}
 
 
-def resolve_all(document: Any, changes: Iterable[Any]) -> tuple[Operation, ...]:
+def resolve_operators(document: Any, changes: Iterable[Any]) -> tuple[Operation, ...]:
     """Changes, checked against the fields of a document.
 
     Raises:
@@ -89,7 +95,7 @@ def resolve_all(document: Any, changes: Iterable[Any]) -> tuple[Operation, ...]:
     """
     operations = []
     for change in changes:
-        if not isinstance(change, Change):
+        if not isinstance(change, UpdateOperator):
             raise OperatorInvalid(f"update() takes changes made by U, U.inc(age=1) for example, not {change!r}.")
         operations += [_operation(document, change.operator, key, value) for key, value in change.values.items()]
     return tuple(operations)
@@ -103,7 +109,7 @@ def _operation(document: Any, operator: str, key: Any, value: Any) -> Operation:
     return Operation(operator, path, place.names[0], _VALUES[operator](place, value))
 
 
-def _number(place: Place, value: Any) -> Any:
+def _number(place: FieldPlace, value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, _NUMBERS):
         raise OperatorInvalid(f"U.inc of {place} takes a number, not {value!r}.")
     shape = shape_of(place.annotation)
@@ -115,22 +121,22 @@ def _number(place: Place, value: Any) -> Any:
     return stored(value)
 
 
-def _items(place: Place, items: Iterable[Any]) -> dict[str, list[Any]]:
+def _items(place: FieldPlace, items: Iterable[Any]) -> dict[str, list[Any]]:
     # $each, since a bare {"$each": ...} out of a user's input would be obeyed.
     return {"$each": place.stored(place.validated_items(list(items)))}
 
 
-def _bound(place: Place, value: Any) -> Any:
+def _bound(place: FieldPlace, value: Any) -> Any:
     return place.stored(place.validated(value))
 
 
-def _nothing(place: Place, _value: Any) -> str:
+def _nothing(place: FieldPlace, _value: Any) -> str:
     if place.is_required:
         raise InvalidKeyError(f"{place} is required, so it can't be unset.")
     return ""
 
 
-_VALUES: Final[dict[str, Callable[[Place, Any], Any]]] = {
+_VALUES: Final[dict[str, Callable[[FieldPlace, Any], Any]]] = {
     "$inc": _number,
     "$push": _items,
     "$addToSet": _items,

@@ -1,60 +1,57 @@
-"""The terminals of a query that write."""
+"""The methods of queries that write."""
 
 import warnings
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from mongoz.exceptions import InvalidKeyError
 from mongoz.fields.storage import stored_names
-from mongoz.persistence import upsert as upserting
-from mongoz.persistence import writes
-from mongoz.persistence.bulk import delete as bulk_deleting
-from mongoz.persistence.bulk import insert as bulk
-from mongoz.persistence.bulk import update as bulk_updating
+from mongoz.model.base import Model
+from mongoz.persistence.bulk.delete import delete_selected
+from mongoz.persistence.bulk.insert import insert_many
 from mongoz.persistence.bulk.selection import Selection
-from mongoz.persistence.patches import validated_values
+from mongoz.persistence.bulk.update import BulkPatch, update_and_count, update_and_load
+from mongoz.persistence.insert import insert_instance, insert_unless_exists
+from mongoz.persistence.rows.validation import validate_values
 from mongoz.persistence.target import Target, aim
-from mongoz.queries.equalities import equalities
+from mongoz.queries.equalities import find_equalities
 from mongoz.queries.pipelines import own_filter
-from mongoz.queries.reads import Reading
-from mongoz.queries.update_operators import Change, resolve_all
+from mongoz.queries.reads import ReadQuery
+from mongoz.queries.update_operators import UpdateOperator, resolve_operators
 from mongoz.settings import settings
 from mongoz.synonyms import nearest
 
-if TYPE_CHECKING:
-    from mongoz.documents.base import Document
+__all__ = ["WriteQuery"]
 
-__all__ = ["Writing"]
-
-D = TypeVar("D", bound="Document")
+D = TypeVar("D", bound=Model)
 
 
-class Writing(Reading[D]):
-    """What a query can be told to do. Every write fires the signals of its document."""
+class WriteQuery(ReadQuery[D]):
+    """A query that can write. Every write fires the signals of its document."""
 
     async def create(self, **values: Any) -> D:
-        """Make a document of these values, and write it.
+        """Make a document with these values, and insert it.
 
         Raises:
             pydantic.ValidationError: a value does not fit its field.
         """
-        return await writes.create(self._document(**values), self._elsewhere, self._plan.session)
+        return await insert_instance(self._document(**values), self._elsewhere, self._plan.session)
 
     async def create_many(self, models: Iterable[D]) -> list[D]:
         """Insert many instances; see `Document.create_many`."""
-        return await bulk.create_many(self._document, models, self._elsewhere, self._plan.session)
+        return await insert_many(self._document, models, self._elsewhere, self._plan.session)
 
     async def bulk_create(self, models: Iterable[D]) -> list[D]:
         """The same as `create_many`."""
         return await self.create_many(models)
 
-    async def update(self, *operations: Change, **fields: Any) -> list[D]:
+    async def update(self, *operations: UpdateOperator, **fields: Any) -> list[D]:
         """Change fields of all matching documents.
 
-        Where no receiver is connected this takes three commands: one for the ids, one that writes, one that
-        loads. Where one is connected, or a validator looks at several fields, documents are found and written in
-        batches, each only if it matches still, and `pre_update` and `post_update` fire for each.
+        Without connected receivers this takes three commands: one reads the ids, one writes, one loads. With a
+        receiver, or a validator that reads several fields, documents are read and written in batches, each only if
+        it still matches, and `pre_update` and `post_update` fire for each.
 
         Args:
             *operations: changes that the server computes: `U.inc(age=1)`.
@@ -65,84 +62,88 @@ class Writing(Reading[D]):
 
         Raises:
             pydantic.ValidationError: a value does not fit its field, or the model; nothing is written.
-            WriteConflict: others change a document faster than it can be read, validated and written.
+            WriteConflict: other clients change a document faster than it can be read, validated and written.
         """
         patch = self._patch(operations, fields)
         if patch is None:
             return await self.execute()
-        return await bulk_updating.update_and_load(self._document, await self._selection(ordered=True), patch)
+        return await update_and_load(self._document, await self._selection(ordered=True), patch)
 
-    async def update_many(self, *operations: Change, **fields: Any) -> list[D]:
+    async def update_many(self, *operations: UpdateOperator, **fields: Any) -> list[D]:
         """The same as `update`."""
         return await self.update(*operations, **fields)
 
-    async def bulk_update(self, *operations: Change, **fields: Any) -> list[D]:
+    async def bulk_update(self, *operations: UpdateOperator, **fields: Any) -> list[D]:
         """The same as `update`."""
         return await self.update(*operations, **fields)
 
-    async def update_count(self, *operations: Change, **fields: Any) -> int:
-        """Change fields of all matching documents, without loading them where no receiver is connected.
+    async def update_count(self, *operations: UpdateOperator, **fields: Any) -> int:
+        """Change fields of all matching documents, without loading them if no receiver is connected.
 
-        One round trip then, unless a validator looks at several fields; otherwise batches, so that any number of
-        documents can be updated.
+        Then it takes one round trip, unless a validator reads several fields; otherwise batches, so that any
+        number of documents can be updated.
 
         Args:
             *operations: changes that the server computes: `U.inc(age=1)`.
             **fields: new values; names that are not fields are ignored, with a warning.
 
         Returns:
-            How many documents matched.
+            The number of matching documents.
 
         Raises:
             pydantic.ValidationError: a value does not fit its field, or the model; nothing is written.
-            WriteConflict: others change a document faster than it can be read, validated and written.
+            WriteConflict: other clients change a document faster than it can be read, validated and written.
         """
         patch = self._patch(operations, fields)
         if patch is None:
             return await self.count()
-        return await bulk_updating.update_and_count(self._document, await self._selection(), patch)
+        return await update_and_count(self._document, await self._selection(), patch)
 
     async def delete(self) -> int:
-        """Delete all matching documents: in one command where no receiver is connected, else in batches.
+        """Delete all matching documents: in one command if no receiver is connected, else in batches.
 
         Returns:
-            How many were deleted.
+            The number of deleted documents.
         """
         if self._plan.nothing:
             return 0
-        return await bulk_deleting.delete(self._document, await self._selection())
+        return await delete_selected(self._document, await self._selection())
 
     async def get_or_create(self, defaults: Mapping[Any, Any] | None = None, **lookups: Any) -> D:
         """The only matching document, or else a new one.
 
-        What the query and the lookups ask to be equal becomes the new document's fields, together with the
+        Equality conditions of the query and the lookups become fields of the new document, together with the
         defaults. One atomic upsert: if another writer is faster, its document is returned, and `post_save` does
-        not fire. (Two that are equally fast are only kept apart by a unique index.)
+        not fire. (Only a unique index keeps two concurrent upserts from inserting a document each.)
 
         Args:
             defaults: further fields of a new document; keys are names or `Document.field`.
             **lookups: as for `filter`.
 
         Raises:
-            InvalidKeyError: no such field, or a condition on a referenced document.
-            MultipleDocumentsReturned: more than one matches.
+            InvalidKeyError: there is no such field, or a condition is on a referenced document.
+            MultipleDocumentsReturned: several documents match.
             pydantic.ValidationError: a new document would not fit the model.
         """
         query = self.filter(**lookups) if lookups else self
-        found = await query.get_or_none()
+        return await query._get_or_create(defaults or {})
+
+    async def _get_or_create(self, defaults: Mapping[Any, Any]) -> D:
+        found = await self.get_or_none()
         if found is not None:
             return found
-        if query._plan.joins:
+        plan = self._plan
+        if plan.joins:
             raise InvalidKeyError(
-                "get_or_create() can't look into a referenced document; it would not make that one."
+                "get_or_create() supports no conditions on a referenced document, since it does not create one."
             )
-        values = equalities(self._document, query._plan.conditions)
+        values = find_equalities(self._document, plan.conditions)
         by_id = "id" in values
-        values.update({str(name): value for name, value in (defaults or {}).items()})
+        values.update({str(name): value for name, value in defaults.items()})
         instance = self._document(**values)
-        target = await aim(self._document, self._elsewhere, self._plan.session)
-        while not await upserting.insert_unless(instance, query._plan.filter, target, by_id=by_id):
-            found = await query.get_or_none()
+        target = await aim(self._document, self._elsewhere, plan.session)
+        while not await insert_unless_exists(instance, plan.filter, target, by_id=by_id):
+            found = await self.get_or_none()
             if found is not None:
                 return found
         return instance
@@ -157,11 +158,11 @@ class Writing(Reading[D]):
     async def _ids(self, target: Target) -> list[Any]:
         if self._plan.nothing:
             return []
-        cursor = await self._cursor(self._plan, {"_id": 1}, collection=target.lenient)
-        return [target.read(row)["_id"] for row in await cursor.to_list(None)]
+        cursor = await self._cursor(self._plan, {"_id": 1}, collection=target.raw_collection)
+        return [target.decode(row)["_id"] for row in await cursor.to_list(None)]
 
-    def _patch(self, operations: tuple[Change, ...], fields: dict[str, Any]) -> bulk_updating.Patch | None:
-        """What to write; None if there is nothing to."""
+    def _patch(self, operations: tuple[UpdateOperator, ...], fields: dict[str, Any]) -> BulkPatch | None:
+        """The changes to write; None if there are none."""
         document = self._document
         by_stored_name = {alias: name for name, alias in stored_names(document).items()}
         known = {}
@@ -171,11 +172,11 @@ class Writing(Reading[D]):
                 known[name] = value
                 continue
             warnings.warn(
-                f"update() of {document.__name__} ignores {given!r}: no field that can be updated."
+                f"update() of {document.__name__} ignores {given!r}: it is no field that can be updated."
                 f"{nearest(given, document.model_fields) if given not in settings.parsed_ids else ''}",
                 stacklevel=4,
             )
-        resolved = resolve_all(document, operations)
+        resolved = resolve_operators(document, operations)
         if self._plan.nothing or not (known or resolved):
             return None
-        return bulk_updating.Patch(validated_values(document, known), resolved)
+        return BulkPatch(validate_values(document, known), resolved)

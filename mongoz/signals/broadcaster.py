@@ -1,4 +1,4 @@
-"""The signals of one document, by name."""
+"""The signals of a document, by name."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,17 +12,17 @@ __all__ = ["Broadcaster", "signals_of", "unwatch", "watch"]
 
 
 class Broadcaster:
-    """What `Document.signals` is: the six built-in signals and the custom ones of this document.
+    """The class of `Document.signals`: the six built-in signals and the custom signals of the document.
 
-    Assign a `Signal` to add a custom one, or just name it: an unknown name creates it. Only names that
-    start with `pre_` or `post_` must exist, since a misspelt one would never be fired by anybody.
+    Assign a `Signal` to add a custom one, or just name it: an unknown name creates it. Names that start with
+    `pre_` or `post_` must exist, since a misspelt signal would never fire.
 
     Examples:
         >>> User.meta.signals.on_verify = mongoz.Signal()
         >>> User.signals.post_save.connect(send_mail)
     """
 
-    # The built-in signals have slots of their own: writes look them up, and `__getattr__` takes ten times as long.
+    # The built-in signals have slots, since writes look them up and `__getattr__` takes ten times as long.
     __slots__ = (
         "_dispatched",
         "_parents",
@@ -37,7 +37,7 @@ class Broadcaster:
         "pre_update",
     )
 
-    # Declared, since to a type checker every other attribute is a Signal.
+    # Declared, since type checkers take every other attribute for a Signal.
     _sender: type
     _parents: "tuple[Broadcaster, ...]"
     _dispatched: bool
@@ -66,7 +66,7 @@ class Broadcaster:
         super().__setattr__(name, signal)
 
     def __getattr__(self, name: str) -> Signal:
-        if name.startswith("_"):  # what copy, pickle and inspect ask everything for
+        if name.startswith("_"):  # copy, pickle and inspect ask for these
             raise AttributeError(name)
         found: Signal | None = self._signals.get(name)
         if found is None:
@@ -74,8 +74,8 @@ class Broadcaster:
         if found is None:
             if name.startswith(("pre_", "post_")):
                 raise SignalError(
-                    f"{self._sender.__name__} has no signal {name!r}, and nobody would fire it."
-                    f"{nearest(name, self)} A custom signal of that name must be assigned first."
+                    f"{self._sender.__name__} has no signal {name!r}, so it would never fire."
+                    f"{nearest(name, self)} Assign a custom signal of this name first."
                 )
             found = Signal()
             setattr(self, name, found)
@@ -89,12 +89,12 @@ class Broadcaster:
         if name in BUILT_IN:
             replaced = self._signals[name]
             self._bind(name, value)
-            value.take_the_place_of(replaced)
+            value.replace(replaced)
         else:
             value.name = value.name or name
             self._signals[name] = value
-        for told in self._watchers:
-            told(value)
+        for watcher in self._watchers:
+            watcher(value)
 
     def __delattr__(self, name: str) -> None:
         if name in BUILT_IN or name not in self._signals:
@@ -111,21 +111,21 @@ class Broadcaster:
         return f"<Broadcaster of {self._sender.__name__}: {', '.join(self)}>"
 
 
-# Functions and no methods: every public name of a Broadcaster is that of a signal.
+# Functions instead of methods: every public name of a Broadcaster is the name of a signal.
 
 
 def signals_of(broadcaster: Broadcaster) -> Iterator[Signal]:
-    """A document's own signals, and the custom ones of the abstract documents that it inherits from."""
+    """A document's own signals, and the custom signals of its abstract parents."""
     yield from broadcaster._signals.values()
     for parent in broadcaster._parents:
         yield from (signal for signal in signals_of(parent) if signal.name not in KEYWORDS)
 
 
-def watch(broadcaster: Broadcaster, told: Callable[[Signal], None]) -> None:
-    """Call `told` with each signal that is assigned to the document, or comes into being, from now on."""
-    object.__setattr__(broadcaster, "_watchers", (*broadcaster._watchers, told))
+def watch(broadcaster: Broadcaster, watcher: Callable[[Signal], None]) -> None:
+    """Call `watcher` with each signal that is created or assigned from now on."""
+    object.__setattr__(broadcaster, "_watchers", (*broadcaster._watchers, watcher))
 
 
-def unwatch(broadcaster: Broadcaster, told: Callable[[Signal], None]) -> None:
-    """End what `watch` began."""
-    object.__setattr__(broadcaster, "_watchers", tuple(one for one in broadcaster._watchers if one != told))
+def unwatch(broadcaster: Broadcaster, watcher: Callable[[Signal], None]) -> None:
+    """Undo `watch`."""
+    object.__setattr__(broadcaster, "_watchers", tuple(one for one in broadcaster._watchers if one != watcher))

@@ -1,91 +1,91 @@
-"""Writes inside of receivers of writes: how deep they are, and where they end.
+"""Chains of writes and receivers, and their limit.
 
-A receiver that saves its own instance is told of that save too. Two receivers may trigger each other in the same
-way. Without a limit such a chain never ends.
+A receiver that saves its own instance triggers itself again. Two receivers may trigger each other. Without a limit
+such a chain never ends.
 """
 
 from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Final, Self
+from typing import Final, Self
 
 from mongoz.exceptions import SignalError
+from mongoz.signals.signal import Signal
 
-if TYPE_CHECKING:
-    from mongoz.signals.signal import Signal
+__all__ = ["MAX_LENGTH", "Link", "innermost_link", "refuse_endless_chain"]
 
-__all__ = ["MOST_NESTED", "Link", "chain", "refuse_endless"]
-
-MOST_NESTED: Final = 16
-"""Writes inside of each other that have receivers."""
+MAX_LENGTH: Final = 16
+"""The maximum number of writes in a chain."""
 
 
 class Link:
-    """One signal whose receivers run: use it as a context manager around them.
+    """One signal whose receivers run: a context manager around them.
 
     Attributes:
-        signal: it.
-        receiver: the name of the receiver that runs at present, where that is known.
+        signal: the signal.
+        receiver: the name of the running receiver, if it is known.
         outer: the link whose receivers made this write, if there is one.
-        depth: how many links there are, this one included.
-        outermost: the link where the chain begins.
-        is_stopped: of the outermost one: the chain came to the limit, and its other branches end as well.
+        depth: the number of links, this one included.
+        outermost: the link at the start of the chain.
+        is_stopped: on the outermost link: the chain reached the limit, and its other branches end as well.
     """
 
     __slots__ = ("_token", "depth", "is_stopped", "outer", "outermost", "receiver", "signal")
 
-    def __init__(self, signal: "Signal") -> None:
+    def __init__(self, signal: Signal) -> None:
         self.signal = signal
         self.receiver = ""
         self.is_stopped = False
-        self.outer = outer = chain.get()
+        self.outer = outer = innermost_link.get()
         if outer is None:
             self.depth, self.outermost = 1, self
         else:
             self.depth, self.outermost = outer.depth + 1, outer.outermost
 
     def __enter__(self) -> Self:
-        self._token = chain.set(self)
+        self._token = innermost_link.set(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        chain.reset(self._token)
-        self.is_stopped = False  # tasks that a receiver has started may go on with other writes
+        innermost_link.reset(self._token)
+        self.is_stopped = False  # tasks that a receiver started may make other writes
 
     def __str__(self) -> str:
         name = self.receiver or ", ".join(receiver.name for receiver in self.signal.receivers)
-        return f"{_sender(self.signal)}.{self.signal.name} ({name})"
+        return f"{_sender_name(self.signal)}.{self.signal.name} ({name})"
 
 
-chain: Final[ContextVar[Link | None]] = ContextVar("mongoz_chain", default=None)
-"""The innermost signal whose receivers run in this task, or have started it."""
+innermost_link: Final[ContextVar[Link | None]] = ContextVar("mongoz_chain", default=None)
+"""The innermost signal whose receivers run in this task, or started it."""
 
 
-def refuse_endless(signal: "Signal", *, given_up: bool) -> None:
-    """Refuse a write whose receivers would run too deep inside of others.
+def refuse_endless_chain(signal: Signal, *, caller_cancelled: bool) -> None:
+    """Refuse a write whose chain is too long.
 
     Args:
-        signal: what the write fires.
-        given_up: whoever awaits the outermost write was cancelled: then a chain ends where it comes to a signal
-            again. One that does not repeat itself goes on: a write and its receivers belong together.
+        signal: the signal of the write.
+        caller_cancelled: the caller of the outermost write was cancelled. Then the chain ends when it reaches a
+            signal again. A chain without repetition continues: a write and its receivers belong together.
 
     Raises:
         SignalError: names the chain.
     """
-    inner = chain.get()
+    inner = innermost_link.get()
     if inner is None:
         return
-    if inner.depth > MOST_NESTED:
+    if inner.depth > MAX_LENGTH:
         inner.outermost.is_stopped = True
-        what = f"has led to {MOST_NESTED} writes inside of each other"
-    elif (given_up or inner.outermost.is_stopped) and any(link.signal is signal for link in _links(inner)):
-        what = "repeats itself, and its caller was cancelled" if given_up else "repeats itself without an end"
+        reason = f"has led to {MAX_LENGTH} writes inside of each other"
+    elif (caller_cancelled or inner.outermost.is_stopped) and any(link.signal is signal for link in _links(inner)):
+        reason = "repeats itself without an end"
+        if caller_cancelled:
+            reason = "repeats itself, and its caller was cancelled"
     else:
         return
     links = " -> ".join(str(link) for link in reversed([*_links(inner)]))
     raise SignalError(
-        f"A chain of receivers {what}, so the next write, which would fire {signal.name} of {_sender(signal)}, is "
-        f"refused: {links}. Have a receiver write only where something is left to change, or write inside of "
-        "mongoz.signals.muted(), or connect it with delivery='dispatcher'."
+        f"A chain of receivers {reason}, so the next write, which would fire {signal.name} of "
+        f"{_sender_name(signal)}, is refused: {links}. Let a receiver write only if something is left to change, "
+        "or write inside of mongoz.signals.muted(), or connect the receiver with delivery='dispatcher'."
     )
 
 
@@ -95,5 +95,5 @@ def _links(link: Link | None) -> Iterator[Link]:
         link = link.outer
 
 
-def _sender(signal: "Signal") -> str:
+def _sender_name(signal: Signal) -> str:
     return signal.sender.__name__ if signal.sender is not None else "?"

@@ -1,7 +1,7 @@
-"""Hops: how many receivers of dispatchers lie between a write and what somebody else wrote.
+"""Hops: the number of dispatchers' receivers between a write and the first write of its chain.
 
-What a receiver in a dispatcher writes comes back through the change stream, to other receivers. Two that trigger
-each other would go on for ever, so every such write carries how far it is from the first one.
+The writes of a receiver in a dispatcher come back through the change stream, and trigger other receivers. Two
+receivers that trigger each other would never end, so each such write carries its hops.
 """
 
 from collections.abc import Iterator
@@ -9,28 +9,23 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Final
 
-__all__ = ["MOST_HOPS", "ask_hops", "current_hops", "inside_dispatcher"]
+__all__ = ["MAX_HOPS", "current_hops", "inside_dispatcher"]
 
-MOST_HOPS: Final = 16
-"""A change that came over more hops than this is dead-lettered."""
+MAX_HOPS: Final = 16
+"""A change with more hops is dead-lettered."""
 
 _hops: ContextVar[int] = ContextVar("mongoz_hops", default=0)
 
-ask_hops: Final = _hops.get
-"""What the writes of this task have to carry; 0 outside of a dispatcher. A function of C: every write asks."""
-
-
-def current_hops() -> int:
-    """The same, for who is in no hurry."""
-    return _hops.get()
+current_hops: Final = _hops.get
+"""The hops of writes in this task; 0 outside of a dispatcher. A C function: every write asks."""
 
 
 @contextmanager
 def inside_dispatcher(hops: int = 0) -> Iterator[None]:
-    """Within the block, writes are those of a dispatcher's receiver: they run no `post_*` receivers themselves.
+    """A block for a dispatcher's receiver: its writes run no `post_*` receivers in process.
 
     Args:
-        hops: of the change that the receiver is called for.
+        hops: the hops of the change that the receiver is called for.
     """
     token = _hops.set(hops + 1)
     try:

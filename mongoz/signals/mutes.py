@@ -1,4 +1,4 @@
-"""Muting: a block in which signals do not fire, local to the task that entered it."""
+"""Mutes: blocks in which signals do not fire, local to the task that entered them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,11 +19,11 @@ class _Mute(NamedTuple):
     def covers(self, sender: object, name: str | None) -> bool:
         if self.names and name not in self.names:
             return False
-        return not self.documents or any(_stands_for(document, sender) for document in self.documents)
+        return not self.documents or any(_includes(document, sender) for document in self.documents)
 
 
-def _stands_for(document: Any, sender: object) -> bool:
-    """Whether what is said of `document` holds for `sender`: an abstract one stands for its subclasses."""
+def _includes(document: Any, sender: object) -> bool:
+    """Whether a mute of `document` includes `sender`: an abstract document includes its subclasses."""
     return document is sender or (
         document.meta.abstract and isinstance(sender, type) and issubclass(sender, document)
     )
@@ -33,10 +33,10 @@ _mutes: ContextVar[tuple[_Mute, ...]] = ContextVar("mongoz_mutes", default=())
 
 
 class Muting:
-    """What `Signal.send` looks at first.
+    """Whether this process uses mutes at all.
 
     Attributes:
-        is_used: something was muted in this process. Nearly never, and asking the context costs a tenth of a send.
+        is_used: something was muted in this process. Reading the context instead costs a tenth of a send.
     """
 
     __slots__ = ("is_used",)
@@ -50,15 +50,15 @@ muting: Final = Muting()
 
 @contextmanager
 def muted(*targets: Any) -> Iterator[None]:
-    """Within the block signals do not fire, in this task and in tasks that it starts.
+    """A block in which signals do not fire, in this task and in tasks that it starts.
 
-    Muted means that nobody delivers: on a dispatched registry the write is stamped so, and the dispatcher
-    skips it as well (a migration must not mail everyone).
+    Dispatchers don't deliver either: on a dispatched registry the stamp of a write says that it is muted (a
+    migration must not mail everyone).
 
     Args:
-        *targets: documents and names of signals. None at all: every signal. Documents: every signal of these
-            (an abstract one stands for its subclasses). Names: these signals of every document. Both:
-            these signals of these documents.
+        *targets: documents and names of signals. Without any: every signal. Documents: all their signals (an
+            abstract document includes its subclasses). Names: these signals of every document. Both: these
+            signals of these documents.
 
     Raises:
         SignalError: a target is neither a document nor a name.
@@ -84,5 +84,5 @@ def muted(*targets: Any) -> Iterator[None]:
 
 
 def is_muted(sender: object, name: str | None) -> bool:
-    """Whether a signal of this name from this sender is muted in the current task."""
+    """Whether the signal of this name and sender is muted in the current task."""
     return muting.is_used and any(mute.covers(sender, name) for mute in _mutes.get())

@@ -1,4 +1,4 @@
-"""The built-in signals, and the keywords that their receivers get."""
+"""The names of the built-in signals, and the keywords of their receivers."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""Running the in-process receivers of one write that stands."""
+"""Firing `post_*` signals: the receivers that this process runs after a write."""
 
 import asyncio
 from collections.abc import Iterable
@@ -7,22 +7,22 @@ from typing import Any, Literal, NamedTuple
 from mongoz.error_groups import raise_together
 from mongoz.exceptions import SignalError
 from mongoz.signals.chains import Link
-from mongoz.signals.hops import ask_hops
+from mongoz.signals.hops import current_hops
 from mongoz.signals.mutes import is_muted, muting
 from mongoz.signals.receivers import Delivery, Receiver
 from mongoz.signals.signal import Signal
 
-__all__ = ["Firing", "left_to_dispatchers", "plan"]
+__all__ = ["Firing", "leave_to_dispatchers", "plan_firing"]
 
 
 class Firing(NamedTuple):
-    """What will happen in this process after a write: decided before it, since the stamp must say so.
+    """The receivers of a write. Decided before the write, since the stamp names them.
 
     Attributes:
         signal: the `post_*` signal.
-        receivers: those that this process runs.
-        muted: nobody delivers this write, the dispatcher neither.
-        hops: of the write, if a receiver in a dispatcher makes it, else 0.
+        receivers: the receivers that this process runs.
+        muted: neither this process nor a dispatcher runs receivers.
+        hops: the hops of the write, if a receiver in a dispatcher makes it, else 0.
     """
 
     signal: Signal
@@ -31,21 +31,21 @@ class Firing(NamedTuple):
     hops: int = 0
 
     @property
-    def tells(self) -> bool:
-        """Whether a dispatcher must know of it."""
+    def concerns_dispatchers(self) -> bool:
+        """Whether a dispatcher must know that the write is ours."""
         return bool(self.receivers or self.muted or self.hops)
 
     async def run(self, sender: type, delivery_id: str, **keywords: Any) -> None:
-        """Await all receivers, one after another; then raise what they raised.
+        """Await all receivers, one after another; then raise their errors.
 
         Args:
             sender: the document class.
             delivery_id: the token of the write.
-            **keywords: what the receivers are told beside these.
+            **keywords: further keywords of the receivers.
 
         Raises:
-            Exception: what the only failing receiver raised, as it is.
-            ExceptionGroup: what several raised. The write stands in either case.
+            Exception: the error of the only failing receiver.
+            ExceptionGroup: several receivers failed. The write stands in either case.
         """
         errors: list[Exception] = []
         name = self.signal.name or ""
@@ -54,7 +54,7 @@ class Firing(NamedTuple):
         with Link(self.signal) as link:
             for receiver in self.receivers:
                 link.receiver = receiver.name
-                # By position: by name it takes three times as long.
+                # Positional arguments: keywords would take three times as long.
                 keywords["delivery"] = Delivery(
                     delivery_id, name, receiver.name, "process", 1, 0, None, None, image, False, None
                 )
@@ -77,28 +77,27 @@ def _is_cancelled_here() -> bool:
 
 
 def _cancelled_inside(receiver: Receiver, error: asyncio.CancelledError) -> SignalError:
-    """What stands for the cancellation of something that a receiver awaited: the others must run all the same."""
-    raised = SignalError(f"What the receiver {receiver.name!r} awaited was cancelled; it has not run to its end.")
+    """The error of a receiver whose awaited task was cancelled. The other receivers must still run."""
+    raised = SignalError(f"A task that the receiver {receiver.name!r} awaited was cancelled; it did not complete.")
     raised.__cause__ = error
     return raised
 
 
-def plan(signal: Signal, changed: Iterable[str] | None = None) -> Firing:
-    """Who of a signal's receivers runs here, as things are now in this task.
+def plan_firing(signal: Signal, changed: Iterable[str] | None = None) -> Firing:
+    """Decide which receivers of a signal this process runs, in the current context.
 
     Args:
         signal: a `post_*` signal.
-        changed: names of the fields that the write is about, for receivers that listen to some fields only; None
-            means any.
+        changed: names of the written fields, for receivers with `fields=`; None means any.
     """
     if muting.is_used and is_muted(signal.sender, signal.name):
         return Firing(signal, muted=True)
-    if hops := ask_hops():
+    if hops := current_hops():
         return Firing(signal, hops=hops)
-    planned: Firing | None = signal._planned
+    planned: Firing | None = signal.cached_firing
     if planned is None:
         planned = Firing(signal, signal.in_process)
-        signal._planned = None if signal.is_tapped else planned
+        signal.cached_firing = None if signal.is_tapped else planned
     receivers = planned.receivers
     if changed is not None and any(receiver.options.fields for receiver in receivers):
         names = frozenset(changed)
@@ -106,6 +105,6 @@ def plan(signal: Signal, changed: Iterable[str] | None = None) -> Firing:
     return planned
 
 
-def left_to_dispatchers(firing: Firing) -> Firing:
-    """The same, for a write that dispatchers won't know to be ours: only receivers that they never run stay."""
+def leave_to_dispatchers(firing: Firing) -> Firing:
+    """The firing of a write that dispatchers take for a foreign one: only receivers that they never run stay."""
     return firing._replace(receivers=tuple(r for r in firing.receivers if not r.runs_in_dispatcher))

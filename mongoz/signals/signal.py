@@ -1,4 +1,4 @@
-"""One signal: who listens, and telling them."""
+"""A signal and its receivers."""
 
 import itertools
 from collections.abc import Iterable
@@ -10,18 +10,18 @@ from mongoz.signals.mutes import is_muted, muting
 from mongoz.signals.names import POST
 from mongoz.signals.options import ReceiverOptions
 from mongoz.signals.receivers import Receiver, ReceiverFunction, identified, make_receiver, stamp_ids
-from mongoz.signals.taps import Tap, looking_on, running
+from mongoz.signals.taps import Tap, active_observers, unsilenced
 
 __all__ = ["Signal"]
 
 _F = TypeVar("_F", bound=ReceiverFunction)
 
 _connections = itertools.count()
-"""Orders all connections of the process: a document's own receivers and those it inherits mix by it."""
+"""The order of all connections of the process, for a document's own and inherited receivers together."""
 
 
 class Signal:
-    """Something that happens, and the async receivers that want to know.
+    """An event of documents, and its async receivers.
 
     Examples:
         >>> User.meta.signals.on_verify = mongoz.Signal()
@@ -38,9 +38,9 @@ class Signal:
         "_only",
         "_own",
         "_parents",
-        "_planned",
         "_resolved",
         "_taps",
+        "cached_firing",
         "dispatched",
         "name",
         "sender",
@@ -54,40 +54,40 @@ class Signal:
         self._children: WeakSet[Signal] = WeakSet()
         self._own: tuple[Receiver, ...] = ()
         self._resolved: tuple[Receiver, ...] = ()
-        self._functions: tuple[ReceiverFunction, ...] | None = ()  # None: what is resolved is out of date
-        self._only: ReceiverFunction | None = None  # where there is exactly one, as nearly always
+        self._functions: tuple[ReceiverFunction, ...] | None = ()  # None: the resolved receivers are out of date
+        self._only: ReceiverFunction | None = None  # the only function, if there is exactly one
         self._in_process: tuple[Receiver, ...] = ()
         self._in_process_ids: frozenset[bytes] | None = None
-        self._planned: Any = None  # what `firing.plan` made of the receivers
-        self._taps: tuple[Tap, ...] = ()  # as long as there are any, nothing is remembered as resolved or planned
+        self._taps: tuple[Tap, ...] = ()  # while there are any, nothing below is cached
+        self.cached_firing: Any = None  # of `post_signals.plan_firing`
 
     def bind(self, name: str, sender: type, parents: Iterable["Signal"], *, dispatched: bool) -> None:
-        """Make this the signal `name` of one document. Done by the document's Broadcaster.
+        """Make this the signal `name` of one document. The document's Broadcaster calls it.
 
         Args:
-            name: the attribute under which it is known.
+            name: the name of the attribute.
             sender: the document class.
             parents: the same signal of the abstract documents that the sender inherits from.
-            dispatched: receivers need an identity that holds across processes.
+            dispatched: receivers need an identity that is the same in all processes.
         """
         self.name, self.sender, self.dispatched = name, sender, dispatched
         self._parents = tuple(parents)
-        if name in POST:  # receivers that were connected before the signal had a name have no id yet
+        if name in POST:  # receivers that were connected before this have no id yet
             self._own = tuple(identified(receiver, sender, name) for receiver in self._own)
-        self._forget()
+        self._clear_cache()
         self._check_identities(self.receivers)
-        for parent in self._parents:  # last: the signals of a class that can't be must not object to anything
+        for parent in self._parents:  # last, since an error above means that the class is not defined
             parent._children.add(self)
 
-    def take_the_place_of(self, other: "Signal") -> None:
-        """Have whatever inherits from `other` inherit from this one."""
+    def replace(self, other: "Signal") -> None:
+        """Let the signals that inherit from `other` inherit from this one."""
         for child in other._children:
             child._parents = tuple(self if parent is other else parent for parent in child._parents)
             self._children.add(child)
-        self._forget_resolved()
+        self._clear_caches()
 
     def connect(self, receiver: _F, **options: Unpack[ReceiverOptions]) -> _F:
-        """Call `receiver` whenever this signal is sent, after all those that were connected before.
+        """Call `receiver` whenever this signal is sent, after the receivers that were connected before.
 
         Connecting the same receiver again changes nothing.
 
@@ -99,7 +99,7 @@ class Signal:
             The receiver, so that `connect` serves as a decorator.
 
         Raises:
-            SignalError: the receiver could never be called as it is, or an option does not fit.
+            SignalError: the receiver has a wrong signature, or an option is wrong.
         """
         if self._find(receiver) is not None:
             return receiver
@@ -113,61 +113,61 @@ class Signal:
         for signal in (self, *self._children):
             signal._check_identities((*signal.receivers, made))
         self._own = (*self._own, made)
-        self._forget_resolved()
+        self._clear_caches()
         return receiver
 
     def disconnect(self, receiver: ReceiverFunction) -> bool:
         """Stop calling `receiver`.
 
         Returns:
-            False if it was not connected here (a receiver of an abstract document is connected there).
+            False if it was not connected here. (A receiver of an abstract document is connected to that.)
         """
         found = self._find(receiver)
         if found is None:
             return False
         self._own = tuple(r for r in self._own if r is not found)
-        self._forget_resolved()
+        self._clear_caches()
         return True
 
     def tap(self, tap: Tap) -> None:
-        """Have somebody look on who is none of the receivers: a test, see `mongoz.testing`.
+        """Add an observer that is no receiver, for tests; see `mongoz.testing`.
 
-        What is connected stays as it is, and so does what `send` returns. A tap is not inherited.
+        Connected receivers and the result of `send` stay the same. Subclasses don't inherit a tap.
         """
         self._taps = (*self._taps, tap)
-        self._forget()
+        self._clear_cache()
 
     def untap(self, tap: Tap) -> None:
-        """End what `tap` began; nothing happens if it did not."""
+        """Remove an observer, if it is there."""
         self._taps = tuple(one for one in self._taps if one is not tap)
-        self._forget()
+        self._clear_cache()
 
     @property
     def receivers(self) -> tuple[Receiver, ...]:
-        """All that are called, own and inherited, in the order in which they were connected; after any taps."""
+        """All receivers, own and inherited, in the order of their connection; after any taps."""
         if self._functions is None:
             if self._taps:
-                return (*looking_on(self._taps), *self._merged())
+                return (*active_observers(self._taps), *self._merged())
             self._resolve()
         return self._resolved
 
     @property
     def in_process(self) -> tuple[Receiver, ...]:
-        """Those that the writing process calls, in order; after any taps."""
+        """The receivers that the writing process calls, in order; after any taps."""
         if self._functions is None:
             if self._taps:
-                those = tuple(receiver for receiver in self._merged() if receiver.runs_in_process)
-                return (*looking_on(self._taps), *running(self._taps, those))
+                local = tuple(receiver for receiver in self._merged() if receiver.runs_in_process)
+                return (*active_observers(self._taps), *unsilenced(self._taps, local))
             self._resolve()
         return self._in_process
 
     @property
     def is_tapped(self) -> bool:
-        """Whether somebody looks on, so that who is called depends on the task."""
+        """Whether there are taps: then the receivers depend on the task."""
         return bool(self._taps)
 
     def ids_of(self, receivers: tuple[Receiver, ...]) -> frozenset[bytes]:
-        """All that some of the receivers go by in stamps."""
+        """The ids of some of the receivers in stamps."""
         if receivers is not self._in_process:
             return self._ids(receivers)
         if self._in_process_ids is None:
@@ -183,13 +183,13 @@ class Signal:
         """Await the receivers one after another; the first exception stops and reaches the caller.
 
         Args:
-            sender: what sends; `sender=` may be written as well.
-            **kwargs: handed on.
+            sender: the sender; `sender=` works as well.
+            **kwargs: keywords of the receivers.
 
         Returns:
-            `(receiver, result)` of each, in order; an empty list where the signal is muted.
+            `(receiver, result)` of each, in order; an empty list if the signal is muted.
         """
-        # Written for its speed. Positional only: what is given by name is in a dict already that can be handed on.
+        # Optimized. `sender` is positional only, so that kwargs is the dict for the receivers.
         if "sender" not in kwargs:
             kwargs["sender"] = sender
         elif sender is not None:
@@ -199,11 +199,11 @@ class Signal:
             return [(only, await only(**kwargs))]
         functions = self._functions
         if functions is None:
-            functions = self._resolve() if not self._taps else await self._let_see(kwargs)
+            functions = self._resolve() if not self._taps else await self._call_taps(kwargs)
         if not functions or is_muted(kwargs["sender"], self.name):
             return []
         results = []
-        for function in functions:  # an asynchronous comprehension takes half as long again
+        for function in functions:  # an async comprehension takes half as long again
             results.append((function, await function(**kwargs)))
         return results
 
@@ -211,24 +211,24 @@ class Signal:
         """Await all receivers one after another, whatever they raise.
 
         Returns:
-            `(receiver, result or exception)` of each, in order; an empty list where the signal is muted.
+            `(receiver, result or exception)` of each, in order; an empty list if the signal is muted.
         """
         if is_muted(sender, self.name):
             return []
         results: list[tuple[ReceiverFunction, Any]] = []
-        for function in await self._let_see({"sender": sender, **kwargs}):
+        for function in await self._call_taps({"sender": sender, **kwargs}):
             try:
                 results.append((function, await function(sender=sender, **kwargs)))
             except Exception as error:
                 results.append((function, error))
         return results
 
-    async def _let_see(self, kwargs: dict[str, Any]) -> tuple[ReceiverFunction, ...]:
-        """Show the taps what is sent, unless it is muted; returns whom it is sent to."""
+    async def _call_taps(self, kwargs: dict[str, Any]) -> tuple[ReceiverFunction, ...]:
+        """Await the taps, unless the signal is muted; returns the receivers' functions."""
         if not is_muted(kwargs["sender"], self.name):
-            for onlooker in looking_on(self._taps):
-                await onlooker.function(**kwargs)
-        return tuple(receiver.function for receiver in running(self._taps, self._merged()))
+            for observer in active_observers(self._taps):
+                await observer.function(**kwargs)
+        return tuple(receiver.function for receiver in unsilenced(self._taps, self._merged()))
 
     def __contains__(self, receiver: object) -> bool:
         """Whether `receiver` is connected to this signal itself, not to a parent's."""
@@ -239,11 +239,11 @@ class Signal:
         return f"<Signal {owner}{self.name or '(custom)'}, {len(self.receivers)} receivers>"
 
     def _find(self, function: Any) -> Receiver | None:
-        # By equality: every access to a bound method makes a new, equal object.
+        # By equality: each access to a bound method makes a new, equal object.
         return next((r for r in self._own if r.function == function), None)
 
     def _merged(self) -> tuple[Receiver, ...]:
-        """Own and inherited receivers in order."""
+        """Own and inherited receivers, in order."""
         merged = list(self._own)
         for parent in self._parents:
             merged += [r for r in parent._own if all(r.function != seen.function for seen in merged)]
@@ -256,24 +256,24 @@ class Signal:
         self._only = functions[0] if len(functions) == 1 else None
         return functions
 
-    def _forget_resolved(self) -> None:
-        self._forget()
+    def _clear_caches(self) -> None:
+        self._clear_cache()
         for child in self._children:
-            child._forget()
+            child._clear_cache()
 
-    def _forget(self) -> None:
-        self._functions = self._only = self._in_process_ids = self._planned = None
+    def _clear_cache(self) -> None:
+        self._functions = self._only = self._in_process_ids = self.cached_firing = None
 
     def _check_identities(self, receivers: Iterable[Receiver]) -> None:
-        """A dispatcher knows receivers by name: each must be found again in another process, and only it."""
+        """Refuse receivers that a dispatcher could not find by name, or not tell apart."""
         if not self.dispatched or self.name not in POST:
             return
         seen: dict[str | bytes, Receiver] = {}
         for receiver in receivers:
             if receiver.name.startswith("__main__.") or "<locals>" in receiver.name:
                 raise SignalError(
-                    f"The registry is dispatched and another process could not find {receiver.name!r} again; "
-                    f"connect it with name='...'."
+                    f"The registry is dispatched, and another process could not find {receiver.name!r} by this "
+                    "name; connect it with name='...'."
                 )
             aliases: tuple[str | bytes, ...] = (receiver.name, *receiver.options.formerly, *receiver.ids)
             for alias in aliases:

@@ -1,11 +1,11 @@
-"""Who looks on at signals without being one of their receivers: tests."""
+"""Taps: observers of a signal that are not among its receivers, for tests."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from mongoz.signals.receivers import Receiver
 
-__all__ = ["Tap", "looking_on", "running"]
+__all__ = ["Tap", "active_observers", "unsilenced"]
 
 
 def _always() -> bool:
@@ -14,24 +14,24 @@ def _always() -> bool:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Tap:
-    """What `Signal.tap` takes.
+    """An observer of a signal, for `Signal.tap`.
 
     Attributes:
-        receiver: is awaited before all receivers, with what they get. What it returns goes nowhere.
-        silences: the receivers don't run in this process meanwhile; they stay connected.
-        listens: whether it looks on in the current task; asked whenever the signal is sent or a write planned.
+        receiver: awaited before all receivers, with the same keywords. Its result is ignored.
+        silences: the receivers don't run in this process; they stay connected.
+        is_active: whether it observes the current task; called whenever the signal is sent or a write is planned.
     """
 
     receiver: Receiver
     silences: bool = False
-    listens: Callable[[], bool] = _always
+    is_active: Callable[[], bool] = _always
 
 
-def looking_on(taps: Iterable[Tap]) -> tuple[Receiver, ...]:
-    """What those taps want called that look on in the current task."""
-    return tuple(tap.receiver for tap in taps if tap.listens())
+def active_observers(taps: Iterable[Tap]) -> tuple[Receiver, ...]:
+    """The receivers of the taps that observe the current task."""
+    return tuple(tap.receiver for tap in taps if tap.is_active())
 
 
-def running(taps: Iterable[Tap], receivers: tuple[Receiver, ...]) -> tuple[Receiver, ...]:
-    """Those of a signal's receivers that the taps let run in the current task: all, or none."""
-    return () if any(tap.silences and tap.listens() for tap in taps) else receivers
+def unsilenced(taps: Iterable[Tap], receivers: tuple[Receiver, ...]) -> tuple[Receiver, ...]:
+    """The receivers that run in the current task: none if a tap silences them, else all."""
+    return () if any(tap.silences and tap.is_active() for tap in taps) else receivers

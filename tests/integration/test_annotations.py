@@ -30,7 +30,7 @@ from typing_extensions import TypeAliasType, TypedDict
 import mongoz
 from mongoz import FieldDefinitionError, Registry, U
 from mongoz.core.signals import post_save, post_update, pre_save, pre_update
-from mongoz.persistence.rows.hydration import validated_row
+from mongoz.persistence.rows.validation import validated_row
 
 D = decimal.Decimal
 DAY = datetime.date(2024, 2, 29)
@@ -302,7 +302,7 @@ async def test_what_is_not_a_field_is_never_stored(registry: Registry, database:
             return len(self.name)
 
         class Meta:
-            registry = here._registry
+            registry = here.deployment
             database = here
 
     def read(thing: Any) -> None:
@@ -349,7 +349,7 @@ async def test_another_clients_key_with_the_name_of_a_cached_property_is_kept(
             return self.name.upper()
 
         class Meta:
-            registry = here._registry
+            registry = here.deployment
             database = here
 
     foreign.things.insert_one({"name": "a", "shouted": "theirs"})

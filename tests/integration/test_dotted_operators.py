@@ -66,7 +66,7 @@ def Thing(registry: Registry, database: str) -> Any:
         data: Any = mongoz.Object(null=True)
 
         class Meta:
-            registry = here._registry
+            registry = here.deployment
             database = here
 
     return Thing
@@ -231,7 +231,7 @@ async def test_lengths_are_those_of_the_list_that_comes_out(
         bag: Bag
 
         class Meta:
-            registry = where._registry
+            registry = where.deployment
             database = where
 
     async def listen(sender: Any, instance: Any, **kwargs: Any) -> None: ...

@@ -23,7 +23,7 @@ def Thing(request: pytest.FixtureRequest, registry: Registry, dispatched: Regist
         data: Any = mongoz.Object(null=True)
 
         class Meta:
-            registry = here._registry
+            registry = here.deployment
             database = here
 
     @post_save(Thing, name="heard")

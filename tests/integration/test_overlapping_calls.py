@@ -33,7 +33,7 @@ def make(registry: Registry, database: str) -> Any:
         n: int = mongoz.Integer(default=0)
 
         class Meta:
-            registry = here._registry
+            registry = here.deployment
             database = here
 
     return Lamp

@@ -264,7 +264,7 @@ async def test_undeclared_keys(Person: Any, foreign: Any) -> None:
 
 
 async def test_a_bare_instance_says_the_same(Person: Any) -> None:
-    from mongoz.persistence.rows.hydration import bare_instance
+    from mongoz.persistence.rows.hydration import make_bare_instance
 
     with pytest.raises(AttributeError, match=r"Person.age was not loaded"):
-        bare_instance(Person, mongoz.ObjectId()).age  # noqa: B018
+        make_bare_instance(Person, mongoz.ObjectId()).age  # noqa: B018

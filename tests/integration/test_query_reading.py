@@ -285,7 +285,7 @@ async def test_every_read_joins_the_session(Movie: Any, commands: Commands) -> N
     assert {command["lsid"]["id"] for command in commands.sent} == {lsid["id"]}
     assert all("txnNumber" in command for command in commands.sent)
     commands.sent.clear()
-    async with registry._session() as session:
+    async with registry.new_session() as session:
         await read(Movie.query.using_session(session))
         assert {command["lsid"]["id"] for command in commands.sent} == {session.session_id["id"]}
 

@@ -26,7 +26,7 @@ def Item(request: pytest.FixtureRequest, registry: Registry, dispatched: Registr
         part: Part = mongoz.Embed(Part, default=Part)
 
         class Meta:
-            registry = here._registry
+            registry = here.deployment
             database = here
 
     return Item

@@ -268,7 +268,7 @@ async def test_a_session_of_another_client_is_refused(registry, Account, client)
 
 
 async def test_a_session_without_a_transaction_fires_at_once(registry, Account, fired):
-    async with registry._session() as session:
+    async with registry.new_session() as session:
         ada = await Account(name="ada").create(session=session)
         assert fired == [("post_save", "ada")]
         await ada.delete(session=session)
@@ -278,9 +278,9 @@ async def test_a_session_without_a_transaction_fires_at_once(registry, Account, 
 def somebody_elses_transaction(registry: mongoz.Registry) -> Any:
     class Block:
         async def __aenter__(self) -> Any:
-            self.block: Any = registry._session()
+            self.block: Any = registry.new_session()
             self.session = await self.block.__aenter__()
-            await registry._driver.start_transaction(self.session, {})
+            await registry.adapter.start_transaction(self.session, {})
             return self.session
 
         async def __aexit__(self, *exc: Any) -> None:

@@ -88,7 +88,7 @@ def Note(kind: str, rules: str, registry: Any, dispatched: Any, database: str, t
         class Meta:
             abstract = True
 
-    meta = type("Meta", (), {"registry": where._registry, "database": where})
+    meta = type("Meta", (), {"registry": where.deployment, "database": where})
     Note: Any = type("Note", (Base,), {"Meta": meta, "__module__": __name__, **RULES[rules]})
 
     async def post(sender: Any, instance: Any, **kwargs: Any) -> None:

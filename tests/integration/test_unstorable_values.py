@@ -25,7 +25,7 @@ def Thing(registry: Registry, database: str) -> Any:
         data: Any = mongoz.Object(null=True)
 
         class Meta:
-            registry = here._registry
+            registry = here.deployment
             database = here
 
     return Thing

@@ -183,7 +183,7 @@ class World:
                 self._connect(document, listening, client=None, group=group)
         for client in CLIENTS.values():
             registry = self._registry(client.group)
-            registry._clock = Clock(client.delay)
+            registry.clock = Clock(client.delay)
             documents = self._models[client.name] = _documents(registry, database)
             for listening, document in _listenings(documents):
                 if client.has(listening):

@@ -13,7 +13,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 import mongoz
 from mongoz.exceptions import AbstractDocumentError, ImproperlyConfigured, InvalidKeyError
-from mongoz.persistence.rows.hydration import changes, hydrate
+from mongoz.persistence.rows.changes import find_changes
+from mongoz.persistence.rows.hydration import hydrate
 
 NO_DATABASE = (
     "'database' for the table not found in the Meta class or any of the superclasses. "
@@ -228,7 +229,7 @@ rows = st.dictionaries(keys, values, max_size=5)
 @given(rows, rows)
 def test_changes_lead_from_the_snapshot_to_the_row(before: dict[str, Any], row: dict[str, Any]) -> None:
     before, row = {**before, "_id": 1}, {**row, "_id": 1}
-    changed, removed = changes(before, row)
+    changed, removed = find_changes(before, row)
     after = {name: value for name, value in {**before, **changed}.items() if name not in removed}
     # As bytes: that is what tells 1 from True and from 1.0.
     assert {name: bson.encode({"": value}) for name, value in after.items()} == {
@@ -242,13 +243,13 @@ def test_changes_lead_from_the_snapshot_to_the_row(before: dict[str, Any], row: 
 
 @given(rows)
 def test_what_is_the_same_is_no_change(row: dict[str, Any]) -> None:
-    assert changes(copy.deepcopy(row), row) == ({}, ())
-    assert changes(bson.decode(bson.encode(row)), row) == ({}, ())
+    assert find_changes(copy.deepcopy(row), row) == ({}, ())
+    assert find_changes(bson.decode(bson.encode(row)), row) == ({}, ())
 
 
 @given(rows)
 def test_without_a_snapshot_everything_is_written(row: dict[str, Any]) -> None:
-    assert changes(None, {**row, "_id": 1}) == (row, ())
+    assert find_changes(None, {**row, "_id": 1}) == (row, ())
 
 
 @pytest.mark.parametrize("before", EQUAL_IN_PYTHON)
@@ -256,7 +257,7 @@ def test_without_a_snapshot_everything_is_written(row: dict[str, Any]) -> None:
 def test_values_that_are_equal_in_python_only(before: Any, after: Any) -> None:
     same = type(before) is type(after)
     for wrap in (lambda v: v, lambda v: [v], lambda v: {"a": {"b": [v]}}):
-        assert bool(changes({"x": wrap(before)}, {"x": wrap(after)}).changed) is not same
+        assert bool(find_changes({"x": wrap(before)}, {"x": wrap(after)}).changed) is not same
 
 
 @pytest.mark.parametrize("key", ["a.b", "$a", "a."])
@@ -264,8 +265,8 @@ def test_values_that_are_equal_in_python_only(before: Any, after: Any) -> None:
 def test_keys_that_an_update_would_misread(key: str, before: Any, row: Any) -> None:
     snapshot = before and {key: 1}
     with pytest.raises(InvalidKeyError, match="path or an operator"):
-        changes(snapshot, {} if row is None else {key: row})
-    assert changes({key: 1}, {key: 1}) == ({}, ())
+        find_changes(snapshot, {} if row is None else {key: row})
+    assert find_changes({key: 1}, {key: 1}) == ({}, ())
 
 
 def test_an_id_is_shown_in_spite_of_exclude():

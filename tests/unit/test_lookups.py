@@ -17,8 +17,10 @@ from mongoz.exceptions import (
     MongozException,
     OperatorInvalid,
 )
-from mongoz.model.joins import Join, attachments
-from mongoz.queries.lookups import Compiled, compile_lookups
+from mongoz.model.joins import Join
+from mongoz.queries.lookups import CompiledLookups, compile_lookups
+from mongoz.queries.pipelines import attachment_stages, pipeline
+from mongoz.queries.plan import Plan
 
 OID = bson.ObjectId("65f0c0ffee0123456789abcd")
 DAY, NEXT = datetime.datetime(2024, 2, 29), datetime.datetime(2024, 3, 1)
@@ -147,15 +149,15 @@ def test_the_table_has_all_lookups() -> None:
 
 
 def test_several_lookups_are_several_conditions() -> None:
-    assert compile_lookups(Movie, {}) == Compiled()
+    assert compile_lookups(Movie, {}) == CompiledLookups()
     compiled = compile_lookups(Movie, {"name": "x", "year__gt": 1, "year__lt": 3})
     assert compiled.conditions == ({"name": {"$eq": "x"}}, {"year": {"$gt": 1}}, {"year": {"$lt": 3}})
 
 
 def test_asc_and_desc_only_sort() -> None:
     compiled = compile_lookups(Movie, {"class___desc": True, "place__city__asc": True, "id__desc": 1})
-    assert compiled == Compiled(order=(("class", -1), ("place.c", 1), ("_id", -1)))
-    assert compile_lookups(Movie, {"name__asc": False}) == Compiled()
+    assert compiled == CompiledLookups(order=(("class", -1), ("place.c", 1), ("_id", -1)))
+    assert compile_lookups(Movie, {"name__asc": False}) == CompiledLookups()
 
 
 # -- names -------------------------------------------------------------------------------------------
@@ -303,7 +305,7 @@ def test_a_condition_shares_nothing_with_the_value() -> None:
 
 def test_a_field_of_a_reference_joins() -> None:
     slot = "_joined_producer"
-    assert compile_lookups(Movie, {"producer__name": "x"}) == Compiled(
+    assert compile_lookups(Movie, {"producer__name": "x"}) == CompiledLookups(
         ({slot: {"$elemMatch": {"n": {"$eq": "x"}}}},), (PRODUCER,)
     )
     assert compile_lookups(
@@ -318,7 +320,7 @@ def test_a_field_of_a_reference_joins() -> None:
         (),
     )
     assert compile_lookups(Movie, {"distributor__name": "x"}).joins == (DISTRIBUTOR,)
-    assert compile_lookups(Movie, {"producer__name__desc": True}) == Compiled(
+    assert compile_lookups(Movie, {"producer__name__desc": True}) == CompiledLookups(
         (), (PRODUCER,), (("companies.n", -1),)
     )
 
@@ -328,7 +330,7 @@ def test_joins_go_on() -> None:
     country = Join("_joined_producer.country", Country, "countrys")
     assert compiled.joins == (PRODUCER, country)
     assert compiled.conditions[0] == {country.slot: {"$elemMatch": {"name": {"$eq": "x"}}}}
-    assert country.stages() == [
+    assert pipeline(Plan(joins=(country,)))[:1] == [
         {
             "$lookup": {
                 "from": "countrys",
@@ -342,11 +344,11 @@ def test_joins_go_on() -> None:
 
 
 def test_two_references_to_one_collection_have_slots_of_their_own() -> None:
-    assert attachments([PRODUCER, DISTRIBUTOR]) == [
+    assert attachment_stages([PRODUCER, DISTRIBUTOR]) == [
         {"$set": {"companies": {"$concatArrays": ["$_joined_producer", "$_joined_dist"]}}},
         {"$unset": ["_joined_producer", "_joined_dist"]},
     ]
-    assert attachments([]) == []
+    assert attachment_stages([]) == []
 
 
 def test_what_can_not_be_joined() -> None:

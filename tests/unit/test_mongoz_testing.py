@@ -9,7 +9,7 @@ import mongoz
 from mongoz.core.signals import post_save, post_update, pre_save
 from mongoz.exceptions import SignalError
 from mongoz.signals import Signal, muted
-from mongoz.signals.post_signals import plan
+from mongoz.signals.post_signals import plan_firing
 from mongoz.testing import Captured, capture
 
 
@@ -56,7 +56,9 @@ def ran(User: Any) -> list[str]:
 async def write(document: Any, instance: Any, *, created: bool = True) -> None:
     """The signals of `save`, as a write fires them; without its I/O."""
     await document.signals.pre_save.send(document, instance=instance, created=created)
-    await plan(document.signals.post_save).run(document, "id", instance=instance, created=created, previous=None)
+    await plan_firing(document.signals.post_save).run(
+        document, "id", instance=instance, created=created, previous=None
+    )
 
 
 async def test_records_what_fires_in_order_and_runs_the_receivers(User, ran):
@@ -111,7 +113,7 @@ async def test_silent_keeps_receivers_from_running_and_from_the_stamp(User, ran)
 
 def stamped(document: Any) -> set[bytes]:
     """The receivers that a stamp names."""
-    return {id_ for receiver in plan(document.signals.post_save).receivers for id_ in receiver.ids}
+    return {id_ for receiver in plan_firing(document.signals.post_save).receivers for id_ in receiver.ids}
 
 
 async def test_a_dispatcher_still_finds_the_receivers(User, ran):
@@ -318,7 +320,7 @@ async def test_signals_of_an_own_kind(User):
 async def fired(User: Any) -> Captured:
     with capture(User) as captured:
         await write(User, User(name="Ada"))
-        await plan(User.signals.post_update).run(
+        await plan_firing(User.signals.post_update).run(
             User, "id", instance=User(name="x" * 100), update_fields=frozenset({"name"}), previous=None
         )
     return captured

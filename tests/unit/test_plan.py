@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from mongoz.model.joins import Join
-from mongoz.queries.pipelines import command_options, find_arguments, is_for_find_only, last_of, pipeline
+from mongoz.queries.pipelines import command_options, find_arguments, is_for_find_only, last_row_stages, pipeline
 from mongoz.queries.plan import Plan
 
 
@@ -74,8 +74,8 @@ def test_what_can_be_matched_before_the_join_is() -> None:
 
 
 def test_the_last_of_a_window() -> None:
-    assert last_of(Plan(skip=1))[0] == {"$sort": {"_id": -1}}
-    assert last_of(Plan(order=(("a", 1),), skip=1))[-1] == {"$replaceRoot": {"newRoot": "$row"}}
+    assert last_row_stages(Plan(skip=1))[0] == {"$sort": {"_id": -1}}
+    assert last_row_stages(Plan(order=(("a", 1),), skip=1))[-1] == {"$replaceRoot": {"newRoot": "$row"}}
 
 
 def test_conditions_that_only_find_takes() -> None:

@@ -8,7 +8,7 @@ from bson.codec_options import DatetimeConversion
 from pydantic import MongoDsn
 
 import mongoz
-from mongoz.connection.drivers import driver_named
+from mongoz.connection.drivers import adapter_named
 from mongoz.exceptions import ImproperlyConfigured
 
 
@@ -147,8 +147,8 @@ async def test_a_dispatched_registry_needs_retryable_writes(option):
     mongoz.Registry("mongodb://localhost/?retryWrites=true", dispatched=True)
     for driver in ("pymongo", "motor"):
         with pytest.raises(ImproperlyConfigured, match="Remove retryWrites=false"):
-            mongoz.Registry(driver_named(driver).connect(url), dispatched=True)
-        mongoz.Registry(driver_named(driver).connect("mongodb://localhost"), dispatched=True)
+            mongoz.Registry(adapter_named(driver).connect(url), dispatched=True)
+        mongoz.Registry(adapter_named(driver).connect("mongodb://localhost"), dispatched=True)
     registry = mongoz.Registry("mongodb://localhost", dispatched=True)
     with pytest.raises(ImproperlyConfigured, match="Remove retryWrites=false"):
         registry.point_to(url)
@@ -180,7 +180,9 @@ def test_the_url_says_how_values_are_decoded(option, name, value):
         ("unicode_decode_error_handler=question", "replace"),
     ],
 )
-def test_a_way_of_decoding_that_the_driver_does_not_know_is_refused(option, known):
+def test_an_unknown_value_of_a_decoding_option_is_refused(option, known):
     name, _, value = option.partition("=")
-    with pytest.raises(ImproperlyConfigured, match=f"{name}='{value}' in the MongoDB URL is none of .*{known}"):
+    with pytest.raises(
+        ImproperlyConfigured, match=f"{name}='{value}' in the MongoDB URL is invalid; valid are .*{known}"
+    ):
         mongoz.Registry(f"mongodb://user:secret@localhost/?{option}")

@@ -24,7 +24,7 @@ from mongoz.core.signals import (
 )
 from mongoz.exceptions import SignalError
 from mongoz.signals import muted
-from mongoz.signals.post_signals import plan
+from mongoz.signals.post_signals import plan_firing
 from tests.support import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -544,7 +544,7 @@ async def test_delivery_says_where_a_receiver_runs(name: str, mode: str) -> None
     assert receiver.delivery == mode
     assert receiver.runs_in_process is (mode != "dispatcher")
     assert receiver.runs_in_dispatcher is (mode != "process")
-    assert plan(getattr(user.signals, name)).receivers == (() if mode == "dispatcher" else (receiver,))
+    assert plan_firing(getattr(user.signals, name)).receivers == (() if mode == "dispatcher" else (receiver,))
 
 
 @pytest.mark.parametrize("wrong", ["Any", "", 1, True, "stream"])
@@ -748,7 +748,7 @@ async def heard(*senders: Any) -> set[str]:
             sent, robust = await signal.send(sender=sender), await signal.send_robust(sender=sender)
             assert sent == robust
             if name in POST:
-                firing = plan(signal)
+                firing = plan_firing(signal)
                 assert bool(firing.receivers) is bool(sent)
                 assert firing.muted is not bool(sent)
             if sent:
@@ -832,7 +832,7 @@ async def test_post_receivers_all_run_then_a_single_error_is_raised_as_it_is() -
     for entry, raised in enumerate([None, error, None]):
         user.signals.post_save.connect(recorder(log, entry, raised))
     with pytest.raises(ZeroDivisionError) as caught:
-        await plan(user.signals.post_save).run(user, "token", instance=user(), created=True)
+        await plan_firing(user.signals.post_save).run(user, "token", instance=user(), created=True)
     assert caught.value is error
     assert log == [0, 1, 2]
 
@@ -843,7 +843,7 @@ async def test_several_errors_of_post_receivers_become_a_group() -> None:
     for entry, raised in enumerate([errors[0], None, errors[1], None]):
         user.signals.post_save.connect(recorder(log, entry, raised))
     with pytest.raises(ExceptionGroup, match="2 of 4 post_save receivers of User") as caught:
-        await plan(user.signals.post_save).run(user, "token", instance=user(), created=True)
+        await plan_firing(user.signals.post_save).run(user, "token", instance=user(), created=True)
     assert list(caught.value.exceptions) == errors
     assert log == [0, 1, 2, 3]
 
@@ -856,7 +856,7 @@ async def test_post_receivers_are_told_about_their_delivery(name: str) -> None:
         got.append((sender, delivery, kwargs))
 
     DECORATORS[name](user, name="mine")(receive)
-    await plan(getattr(user.signals, name)).run(user, "token", instance=instance)
+    await plan_firing(getattr(user.signals, name)).run(user, "token", instance=instance)
     ((sender, delivery, kwargs),) = got
     assert sender is user
     assert kwargs == {"instance": instance}

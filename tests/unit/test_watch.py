@@ -12,7 +12,7 @@ from dispatcher.core.events import Change, Namespace
 from dispatcher.delivery import routes as routes_module
 from dispatcher.delivery.routes import Routes
 from dispatcher.stream.scope import Scope
-from mongoz.connection.namespaces import NamespacePattern, Watch, parse_pattern
+from mongoz.connection.namespaces import NamespacePattern, WatchedNamespaces, parse_pattern
 from mongoz.exceptions import ImproperlyConfigured
 from mongoz.persistence.outcome.refusals import explain_refusal
 from mongoz.persistence.watched import is_watched, require_watched
@@ -105,13 +105,13 @@ def test_it_is_inherited_from_abstract_parents(registry: mongoz.Registry) -> Non
     assert define(None, base, watch=["x.y"]).meta.watch == ("x.y",)
 
 
-def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mongoz.connection.namespaces._MOST_REMEMBERED", 10)
-    watch = Watch([parse_pattern("t_*")], "users")
+def test_cached_namespaces_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mongoz.connection.namespaces._MAX_CACHED", 10)
+    watch = WatchedNamespaces([parse_pattern("t_*")], "users")
     for number in range(25):
         assert watch.covers(f"t_{number}", "users")
         assert not watch.covers(f"t_{number}", "others")
-        assert len(watch._known) <= 10
+        assert len(watch._cached) <= 10
 
 
 # -- writes ------------------------------------------------------------------------------------------
@@ -268,8 +268,8 @@ NAMED = {"details": {"schemaRulesNotSatisfied": [{"additionalProperties": ["othe
     ("error", "says"),
     [
         (WriteError("no", 121, {"code": 121, "errInfo": NAMED}), "validator refuses '_mongoz'"),
-        (WriteError("no", 121, {"code": 121, "errInfo": {"details": {}}}), "may be what refuses it"),
-        (WriteError("no", 121), "may be what refuses it"),
+        (WriteError("no", 121, {"code": 121, "errInfo": {"details": {}}}), "may refuse"),
+        (WriteError("no", 121), "may refuse"),
         (OperationFailure("no", 121, {"errInfo": NAMED}), "validator refuses '_mongoz'"),
         (WriteError("no", 17419), "has no room"),
         (BulkWriteError({"writeErrors": [{"code": 11000}, {"code": 121, "errInfo": NAMED}]}), "refuses '_mongoz'"),

@@ -1,1 +1,1 @@
-"""Writes of many documents: selected, in batches, each with its receivers."""
+"""Writes of many documents, in batches, each document with its receivers."""

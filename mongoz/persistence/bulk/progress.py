@@ -1,33 +1,39 @@
-"""What bulk writes have in common: batches of which some documents stand, and telling their receivers."""
+"""The progress of a bulk write: which documents were written, and what their receivers raised."""
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from pymongo.read_preferences import ReadPreference
 
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.error_groups import raise_together
 from mongoz.keys import canonical
-from mongoz.persistence.bulk.selection import chunks
-from mongoz.persistence.outcome.lookup import surely_read
-from mongoz.persistence.outcome.reported import PATIENCE_MS
+from mongoz.model.base import Model
+from mongoz.persistence.bulk.selection import split_into_chunks
+from mongoz.persistence.outcome.lookup import durable_collection
+from mongoz.persistence.outcome.reported import TIMEOUT_MS
 from mongoz.persistence.target import Target
 from mongoz.signals.post_signals import Firing
 
-if TYPE_CHECKING:
-    from mongoz.documents.base import Document
-
-__all__ = ["Progress", "Row", "Written", "fire", "fire_later", "key_of", "there_of"]
+__all__ = [
+    "BulkProgress",
+    "Row",
+    "WrittenDocument",
+    "find_existing",
+    "fire_for_each",
+    "fire_when_known",
+    "id_key",
+]
 
 Row = dict[str, Any]
 
-_IDS: Final = 10_000  # that fit into one command
-_KEPT: Final = 100  # exceptions, each with what its traceback holds
+_IDS_PER_COMMAND: Final = 10_000
+_KEPT_ERRORS: Final = 100  # each keeps its traceback and frames alive
 
 
-class Written(NamedTuple):
-    """One document of a batch that stands, and what its receivers are told."""
+class WrittenDocument(NamedTuple):
+    """A document of a batch that was written, and the keywords of its receivers."""
 
     instance: Any
     token: str
@@ -35,43 +41,43 @@ class Written(NamedTuple):
     firing: Firing | None = None
 
 
-class Progress:
-    """Counts what stands, so that an error can say it, and keeps what receivers raised.
+class BulkProgress:
+    """Counts written documents for errors, and keeps the errors of receivers.
 
-    A receiver that raises does not keep the call from the documents that are still to come.
+    A receiver that raises does not stop the bulk write.
 
     Attributes:
-        done: how many documents were written.
-        raised: what their receivers raised, the first of it.
+        done: the number of written documents.
+        raised: the first errors of receivers.
     """
 
-    def __init__(self, document: type["Document"], what: str, target: Target) -> None:
+    def __init__(self, document: type[Model], participle: str, target: Target) -> None:
         self.document = document
-        self.what = what
+        self.participle = participle
         self.target = target
         self.done = 0
         self.raised: list[Exception] = []
         self._failed = 0
 
-    def failed(self, error: Exception) -> None:
-        """Keep what the receivers of one document raised."""
+    def add_error(self, error: Exception) -> None:
+        """Keep the error of a document's receivers."""
         self._failed += 1
-        if len(self.raised) < _KEPT:
+        if len(self.raised) < _KEPT_ERRORS:
             self.raised.append(error)
 
     @contextmanager
     def reported(self) -> Iterator[None]:
-        """Add to an error how many documents were written before it; or raise what receivers raised.
+        """Add the number of written documents to an error of the block; after the block raise errors of receivers.
 
         Raises:
-            Exception: the only one that was raised, as it is.
-            ExceptionGroup: several were raised. The writes stand in either case.
+            Exception: the error of the only failing receiver.
+            ExceptionGroup: several receivers failed. The writes stand in either case.
         """
         try:
             yield
         except Exception as error:
-            if not self.target.in_transaction:  # else nothing stands
-                error.add_note(f"Before this error {self.done} documents were {self.what}; they stay so.")
+            if not self.target.in_transaction:  # in a transaction nothing stands yet
+                error.add_note(f"Before this error {self.done} documents were {self.participle}; they stay so.")
             for raised in self.raised:
                 error.add_note(f"And a receiver raised {raised!r}.")
             raise
@@ -81,71 +87,75 @@ class Progress:
         )
 
 
-async def fire(
-    document: type["Document"], firing: Firing, target: Target, written: Iterable[Written], progress: Progress
-) -> None:
-    """Tell the receivers of each document that stands, all of them; `progress` keeps what they raise."""
-    for each in written:
-        told = each.firing or firing
-        if not told.receivers:
-            continue
-        try:
-            await target.fire(told, document, each.token, {"instance": each.instance, **each.keywords})
-        except Exception as error:
-            progress.failed(error)
-
-
-def fire_later(
-    document: type["Document"],
+async def fire_for_each(
+    document: type[Model],
     firing: Firing,
     target: Target,
-    look: Callable[[], Awaitable[list[Written]]],
+    written: Iterable[WrittenDocument],
+    progress: BulkProgress,
+) -> None:
+    """Run the receivers of each written document; `progress` keeps their errors."""
+    for each in written:
+        its_firing = each.firing or firing
+        if not its_firing.receivers:
+            continue
+        try:
+            await target.fire(its_firing, document, each.token, {"instance": each.instance, **each.keywords})
+        except Exception as error:
+            progress.add_error(error)
+
+
+def fire_when_known(
+    document: type[Model],
+    firing: Firing,
+    target: Target,
+    find_written: Callable[[], Awaitable[list[WrittenDocument]]],
     held: AsyncExitStack,
 ) -> None:
-    """Tell the receivers of a batch as soon as it is known which of its documents stand.
+    """Run the receivers of a batch in the background, as soon as it is known which documents were written.
 
     Args:
         document: the class.
-        firing: who is told.
-        target: where the documents are.
-        look: finds out which stand, and asks the server until it answers.
-        held: what that needs.
+        firing: the receivers.
+        target: the target.
+        find_written: finds the written documents; asks the server until it answers.
+        held: the resources that `find_written` needs.
     """
 
-    async def later() -> None:
+    async def fire_later() -> None:
         async with held:
-            written = await look()
-        progress = Progress(document, "written", target)
+            written = await find_written()
+        progress = BulkProgress(document, "written", target)
         with progress.reported():
-            await fire(document, firing, target, written, progress)
+            await fire_for_each(document, firing, target, written, progress)
 
-    target.registry._later(later())
+    target.deployment.run_in_background(fire_later())
 
 
-async def there_of(
-    target: Target, ids: list[Any], fields: Iterable[str] = (), session: Any = None, *, surely: bool = False
+async def find_existing(
+    target: Target, ids: list[Any], fields: Iterable[str] = (), session: Any = None, *, durable: bool = False
 ) -> dict[bytes, Row]:
-    """Those of these documents that exist, with some of their fields; from the primary, which has them first.
+    """The existing documents among these, with some of their fields, by `id_key`; read from the primary.
 
     Args:
-        target: where they are.
-        ids: which.
+        target: the target.
+        ids: the ids.
         fields: stored names.
-        session: for the read; by default the caller's.
-        surely: read nothing that could be rolled back; without a session.
+        session: the session of the read; by default the caller's.
+        durable: read nothing that a rollback could undo; without a session.
     """
     projection = {"_id": 1, **dict.fromkeys(fields, 1)}
     rows: list[Row] = []
-    for some in chunks(ids, _IDS):
-        if surely:
-            cursor = surely_read(target).find({"_id": {"$in": some}}, projection, max_time_ms=PATIENCE_MS)
+    for some in split_into_chunks(ids, _IDS_PER_COMMAND):
+        if durable:
+            cursor = durable_collection(target).find({"_id": {"$in": some}}, projection, max_time_ms=TIMEOUT_MS)
         else:
-            primary = target.lenient.with_options(read_preference=ReadPreference.PRIMARY)
+            primary = target.raw_collection.with_options(read_preference=ReadPreference.PRIMARY)
             cursor = primary.find({"_id": {"$in": some}}, projection, session=session or target.session)
-        rows += map(target.read, await cursor.to_list(None))
-    return {key_of(row.pop("_id")): row for row in rows}
+        rows += map(target.decode, await cursor.to_list(None))
+    return {id_key(row.pop("_id")): row for row in rows}
 
 
-def key_of(id_: Any) -> bytes:
-    """An id as a key of a dict; ids may be documents, and numbers of several types."""
+def id_key(id_: Any) -> bytes:
+    """An id as a key of a dict: ids may be documents, and equal numbers of several types."""
     return canonical(id_, CODEC_OPTIONS)

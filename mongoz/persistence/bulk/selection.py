@@ -1,4 +1,4 @@
-"""The documents that a bulk write is about, in batches."""
+"""The documents of a bulk write, in batches."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -9,31 +9,30 @@ from typing import Any, Final
 from pymongo.errors import CursorNotFound
 from pymongo.read_preferences import ReadPreference
 
-from mongoz.connection.codec import CODEC_OPTIONS, as_read
+from mongoz.connection.codec import CODEC_OPTIONS, as_stored_literal
 from mongoz.keys import canonical
 from mongoz.persistence.target import Target
 
-__all__ = ["BATCH", "Selection", "chunks"]
+__all__ = ["BATCH", "Selection", "split_into_chunks"]
 
 BATCH: Final = 500
-"""Documents that are in memory at once while receivers are told about each."""
+"""The number of documents in memory at once, while receivers run for each."""
 
-_IDS: Final = 10_000  # of 12 bytes and some; a command holds 48 MB
+_IDS_PER_COMMAND: Final = 10_000  # of 12 bytes and more each; a command has room for 48 MB
 
-Look = Callable[[Mapping[str, Any], Mapping[str, Any]], Awaitable[None]]
+Check = Callable[[Mapping[str, Any], Mapping[str, Any]], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What a query selects, for writing.
+    """The documents that a query selects, for writing.
 
     Attributes:
-        target: where it is.
+        target: the target.
         filter: the conditions, as one MongoDB filter.
-        options: `hint` and `collation`, where the query has them.
-        ids: gives the ids in the order of the query; only for queries that a filter alone can't express: those
-            that join, skip or limit, and those whose order matters. What is written by these ids must match the
-            filter still.
+        options: `hint` and `collation`, if the query has them.
+        ids: gives the ids in the order of the query; only if a filter alone is not enough: if the query joins,
+            skips or limits, or if its order matters. The documents with these ids must still match the filter.
     """
 
     target: Target
@@ -43,62 +42,64 @@ class Selection:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the filter says it all, so that one command can do."""
+        """Whether the filter alone selects the documents, so that one command is enough."""
         return self.ids is None
 
     @property
     def is_ambiguous(self) -> bool:
-        """Whether a command that names the chosen ids may match others, which a collation takes for equal."""
+        """Whether a command with the selected ids may match other ids, which a collation takes for equal."""
         return self.ids is not None and bool(self.collation)
 
     def among(self, ids: list[Any]) -> dict[str, Any]:
-        """The filter for those of these documents that (still) match."""
-        return self.also({"_id": {"$in": ids}})
+        """The filter for those of these documents that match."""
+        return self.narrowed({"_id": {"$in": ids}})
 
-    def also(self, *conditions: Mapping[str, Any]) -> dict[str, Any]:
-        """The filter, and further conditions."""
+    def narrowed(self, *conditions: Mapping[str, Any]) -> dict[str, Any]:
+        """The filter with further conditions."""
         every = [dict(condition) for condition in (self.filter, *conditions) if condition]
         return {"$and": every} if len(every) > 1 else every[0] if every else {}
 
     @property
     def collation(self) -> dict[str, Any]:
-        """How strings are compared in the filter, as an argument of the driver."""
+        """The collation of the filter, as an argument of the driver."""
         return {name: value for name, value in self.options.items() if name == "collation"}
 
     async def batches(
-        self, projection: Mapping[str, Any] | None = None, look: Look | None = None
+        self, projection: Mapping[str, Any] | None = None, check: Check | None = None
     ) -> AsyncIterator[list[dict[str, Any]]]:
-        """The rows, or a part of each, in batches of at most `BATCH`.
+        """The rows, in batches of at most `BATCH`.
 
-        A plain selection is read in the order of `_id`: no document comes twice, whatever is written meanwhile.
+        A plain selection is read in the order of `_id`, so that no document comes twice, whatever is written
+        meanwhile.
 
         Args:
-            projection: what is wanted of each.
-            look: is awaited with what one command could write, filter and options, before the batches of that.
+            projection: the wanted fields.
+            check: awaited before the batches of one command's documents, with the filter and options of that
+                command.
         """
         if self.ids is not None:
             async for ids in self.id_batches():
-                if look is not None:
-                    await look(self.among(ids), self.collation)
-                for chosen in chunks(ids, BATCH):
+                if check is not None:
+                    await check(self.among(ids), self.collation)
+                for chosen in split_into_chunks(ids, BATCH):
                     yield await self.matching(chosen, projection, self.target.session)
             return
-        if look is not None:
-            await look(self.filter, self.options)
+        if check is not None:
+            await check(self.filter, self.options)
         batch: list[dict[str, Any]] = []
         last: list[Any] = []
         while True:
-            cursor = self._in_order(last, projection)
+            cursor = self._find_in_order(last, projection)
             try:
                 async for found in cursor:
-                    row = self.target.read(found)
+                    row = self.target.decode(found)
                     batch.append(row)
                     last = [row["_id"]]
                     if len(batch) == BATCH:
                         yield batch
                         batch = []
                 break
-            except CursorNotFound:  # receivers that are slow: the server closes what nobody reads for 10 minutes
+            except CursorNotFound:  # slow receivers: the server closes a cursor that was idle for 10 minutes
                 if not last:
                     raise
             finally:
@@ -106,12 +107,12 @@ class Selection:
         if batch:
             yield batch
 
-    def _in_order(self, after: list[Any], projection: Mapping[str, Any] | None) -> Any:
-        """A cursor in the order of `_id`, behind this one if there is one."""
-        # By $expr, since $gt would only find ids of the same type.
-        behind = [{"$expr": {"$gt": ["$_id", {"$literal": id_}]}} for id_ in after]
-        return self.target.lenient.find(
-            self.also(*behind),
+    def _find_in_order(self, after: list[Any], projection: Mapping[str, Any] | None) -> Any:
+        """A cursor in the order of `_id`, after the given id if there is one."""
+        # By $expr, since $gt only finds ids of the same type.
+        beyond = [{"$expr": {"$gt": ["$_id", {"$literal": id_}]}} for id_ in after]
+        return self.target.raw_collection.find(
+            self.narrowed(*beyond),
             projection,
             sort=[("_id", 1)],
             batch_size=BATCH,
@@ -124,48 +125,50 @@ class Selection:
         if self.ids is not None:
             ids = await self.ids()
         else:
-            found = self.target.lenient.find(self.filter, {"_id": 1}, session=self.target.session, **self.options)
-            ids = [self.target.read(row)["_id"] for row in await found.to_list(None)]
-        for chosen in chunks(ids, _IDS):
+            found = self.target.raw_collection.find(
+                self.filter, {"_id": 1}, session=self.target.session, **self.options
+            )
+            ids = [self.target.decode(row)["_id"] for row in await found.to_list(None)]
+        for chosen in split_into_chunks(ids, _IDS_PER_COMMAND):
             yield chosen
 
     async def rows(self, ids: list[Any]) -> list[dict[str, Any]]:
-        """Those of these documents that are there, in this order."""
-        cursor = self.target.lenient.find({"_id": {"$in": ids}}, session=self.target.session)
-        return _in_order_of(ids, map(self.target.read, await cursor.to_list(None)))
+        """The existing documents among these, in this order."""
+        cursor = self.target.raw_collection.find({"_id": {"$in": ids}}, session=self.target.session)
+        return _in_order_of(ids, map(self.target.decode, await cursor.to_list(None)))
 
     async def matching(
         self, ids: list[Any], projection: Mapping[str, Any] | None = None, session: Any = None
     ) -> list[dict[str, Any]]:
-        """Those of these documents that match now, by the primary's account, in this order."""
-        primary = self.target.lenient.with_options(read_preference=ReadPreference.PRIMARY)
+        """The matching documents among these, in this order; read from the primary."""
+        primary = self.target.raw_collection.with_options(read_preference=ReadPreference.PRIMARY)
         cursor = primary.find(self.among(ids), projection, session=session, **self.collation)
-        return _in_order_of(ids, map(self.target.read, await cursor.to_list(None)))
+        return _in_order_of(ids, map(self.target.decode, await cursor.to_list(None)))
 
-    def as_it_was(self, row: Any) -> dict[str, Any]:
-        """The arguments of a command for a document, if nothing in it has changed since it was read.
+    def if_unchanged(self, row: Any) -> dict[str, Any]:
+        """The arguments of a command on a document that must not have changed.
 
         Args:
             row: the whole document, as it was read when it matched.
         """
-        same = {"$expr": {"$eq": ["$$ROOT", {"$literal": as_read(row)}]}}
+        same = {"$expr": {"$eq": ["$$ROOT", {"$literal": as_stored_literal(row)}]}}
         return {"filter": {"_id": row["_id"], **same}}
 
-    def still(self, row: Any) -> dict[str, Any]:
-        """The arguments of a command for a document, if it matches still."""
-        if self.collation:  # under which other ids might be equal to this one
-            return self.as_it_was(row)
-        return {"filter": self.also({"_id": row["_id"]})}
+    def if_matching(self, row: Any) -> dict[str, Any]:
+        """The arguments of a command on a document that must still match."""
+        if self.collation:  # under which another id may be equal
+            return self.if_unchanged(row)
+        return {"filter": self.narrowed({"_id": row["_id"]})}
 
 
 def _in_order_of(ids: list[Any], rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     place = {canonical(id_, CODEC_OPTIONS): number for number, id_ in enumerate(ids)}
     keyed = [(place.get(canonical(row["_id"], CODEC_OPTIONS)), row) for row in rows]
-    found = [(number, row) for number, row in keyed if number is not None]  # a collation finds more
+    found = [(number, row) for number, row in keyed if number is not None]  # a collation finds further ids
     return [row for _, row in sorted(found, key=itemgetter(0))]
 
 
-def chunks(items: list[Any], size: int) -> list[list[Any]]:
+def split_into_chunks(items: list[Any], size: int) -> list[list[Any]]:
     """The items in lists of at most `size`."""
     rest = iter(items)
     return list(iter(lambda: list(islice(rest, size)), []))

@@ -1,313 +1,338 @@
-"""Updating many documents: in one command where that can do, else in batches, each document under its conditions.
+"""Updating many documents: in one command if that is enough, else in batches with receivers for each document.
 
-A batch is found and written in one transaction, see `bulk_batch`. Where that fails, because another client writes
-one of its documents or the server has no transactions, they are written one by one: then each command says what it
-did.
+A batch is read and written in one transaction, see `update_batch`. If that fails, because another client writes
+one of its documents or the server has no transactions, one command is sent for each document.
 """
 
 import copy
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from pymongo import ReturnDocument
 from pymongo.errors import OperationFailure, PyMongoError, WriteError
 
-from mongoz.connection.transactions import is_committed, run_once
+from mongoz.connection.transactions import is_committed, run_private_transaction_once
 from mongoz.fields.storage import stored, stored_names, stored_values
-from mongoz.persistence.bulk.progress import Progress, Row, Written, fire, fire_later, key_of
+from mongoz.model.base import Model
+from mongoz.model.state import loaded, restore
+from mongoz.persistence.bulk.progress import (
+    BulkProgress,
+    Row,
+    WrittenDocument,
+    fire_for_each,
+    fire_when_known,
+    id_key,
+)
 from mongoz.persistence.bulk.selection import Selection
-from mongoz.persistence.bulk.update_batch import Batch, One, encoded
-from mongoz.persistence.operations.limits import limits_of, require_within
+from mongoz.persistence.bulk.update_batch import DocumentUpdate, UpdateBatch, encode_row
+from mongoz.persistence.errors import ATTEMPTS, DocumentChanged, write_conflict
+from mongoz.persistence.operations.limits import limits_of, require_within_limits
 from mongoz.persistence.operations.operation import Operation, with_operations
-from mongoz.persistence.operations.preview import preview
-from mongoz.persistence.origin import Origin, originator
-from mongoz.persistence.outcome.lookup import is_commit_open
-from mongoz.persistence.patches import apply_as_whole, attribute_names, now_values, touch
-from mongoz.persistence.pre_signals import ask
+from mongoz.persistence.operations.preview import preview_operations
+from mongoz.persistence.origin import Origin, make_originator
+from mongoz.persistence.outcome.lookup import is_commit_unknown
+from mongoz.persistence.patches import apply_values_together, attribute_names, auto_now_values, set_auto_now
+from mongoz.persistence.pre_signals import fire_pre_signal
+from mongoz.persistence.rows.changes import Changes, find_changes
 from mongoz.persistence.rows.copies import independent_values
-from mongoz.persistence.rows.hydration import Changes, changes, hydrate, hydrate_anyway, validated_as_stored
+from mongoz.persistence.rows.hydration import hydrate, hydrate_leniently, validate_stored
 from mongoz.persistence.rows.invariants import has_invariants
 from mongoz.persistence.target import Target
 from mongoz.persistence.watched import require_watched
-from mongoz.persistence.write import Write, note, send_and_tell
-from mongoz.persistence.writes import ATTEMPTS, Moved, moves_too_fast
+from mongoz.persistence.write import Write, note_unknown_outcome, write_and_fire
 from mongoz.signals.post_signals import Firing
 from mongoz.stamps import FIELD, Call
 
-if TYPE_CHECKING:
-    from mongoz.documents.base import Document
+__all__ = ["BulkPatch", "update_and_count", "update_and_load"]
 
-__all__ = ["Patch", "update_and_count", "update_and_load"]
-
-D = TypeVar("D", bound="Document")
+D = TypeVar("D", bound=Model)
 
 # BadValue, TypeMismatch, PathNotViable, ConflictingUpdateOperators, DollarPrefixedFieldName, EmptyFieldName,
 # DottedFieldName, ImmutableField, DocumentValidationFailure, BSONObjectTooLarge and its older code.
-_REFUSALS: Final = frozenset({2, 14, 28, 40, 52, 56, 57, 66, 121, 10334, 17419})
+_REFUSAL_CODES: Final = frozenset({2, 14, 28, 40, 52, 56, 57, 66, 121, 10334, 17419})
 
 
-class Patch(NamedTuple):
-    """What a bulk update does to each document.
+class BulkPatch(NamedTuple):
+    """The changes of a bulk update to each document.
 
     Attributes:
         values: attribute name -> new value.
-        operations: what the server computes.
+        operations: the changes that the server computes.
     """
 
     values: dict[str, Any]
     operations: tuple[Operation, ...] = ()
 
 
-async def update_and_count(document: type["Document"], selection: Selection, patch: Patch) -> int:
-    """Update what is selected.
+async def update_and_count(document: type[Model], selection: Selection, patch: BulkPatch) -> int:
+    """Update the selected documents.
 
     Returns:
-        How many documents matched.
+        The number of matching documents.
     """
-    update = _Update(document, selection, patch)
-    if update.goes_by_document:
-        await update.by_document()
+    update = _BulkUpdate(document, selection, patch)
+    if update.needs_each_document:
+        await update.update_each()
     elif selection.is_plain:
-        await update.at_once(selection.filter, selection.options)
+        await update.update_at_once(selection.filter, selection.options)
     else:
         with update.progress.reported():
             async for ids in selection.id_batches():
-                await update.at_once(selection.among(ids), selection.collation)
+                await update.update_at_once(selection.among(ids), selection.collation)
     return update.progress.done
 
 
-async def update_and_load(document: type[D], selection: Selection, patch: Patch) -> list[D]:
-    """Update what is selected.
+async def update_and_load(document: type[D], selection: Selection, patch: BulkPatch) -> list[D]:
+    """Update the selected documents.
 
     Returns:
-        The documents that were updated, as they are after, whether that fits the model or not: they are written.
+        The updated documents. A document that does not fit the model is included, since it is written.
     """
-    update = _Update(document, selection, patch, loads=True)
-    if update.goes_by_document:
-        await update.by_document()
-        return [hydrate_anyway(document, row, update.elsewhere) for row in update.rows_in_order()]
+    update = _BulkUpdate(document, selection, patch, loads=True)
+    if update.needs_each_document:
+        await update.update_each()
+        return [hydrate_leniently(document, row, update.elsewhere) for row in update.rows_in_order()]
     instances: list[D] = []
     with update.progress.reported():
         async for ids in selection.id_batches():
-            if await update.at_once(selection.among(ids), selection.collation):
+            if await update.update_at_once(selection.among(ids), selection.collation):
                 rows = await selection.rows(ids)
-                instances += [hydrate_anyway(document, row, update.elsewhere) for row in rows]
+                instances += [hydrate_leniently(document, row, update.elsewhere) for row in rows]
     return instances
 
 
-class _Update(Generic[D]):
+class _BulkUpdate(Generic[D]):
     """One bulk update.
 
     Args:
         document: the class.
-        selection: of what.
-        patch: what is done to each.
-        loads: what is stored then is wanted.
+        selection: the documents.
+        patch: the changes to each document.
+        loads: the updated rows are wanted.
     """
 
-    def __init__(self, document: type[D], selection: Selection, patch: Patch, *, loads: bool = False) -> None:
+    def __init__(self, document: type[D], selection: Selection, patch: BulkPatch, *, loads: bool = False) -> None:
         self.document = document
         self.selection = selection
         self.patch = patch
         self.target: Target = selection.target
         self.elsewhere = self.target.elsewhere(document)
-        self.progress = Progress(document, "updated", self.target)
+        self.progress = BulkProgress(document, "updated", self.target)
         self._rows: dict[bytes, Row] = {}
         self._seen: list[bytes] = []
         self._loads = loads
         self._limits = limits_of(document, patch.operations)
-        self._whole = has_invariants(document)
+        self._has_invariants = has_invariants(document)
         self._signal = document.meta.signals.post_update
         require_watched(document, self.target.collection, self._signal)
 
     @property
-    def goes_by_document(self) -> bool:
-        """Whether each document must be looked at: for a receiver, a stamp, or a validator."""
+    def needs_each_document(self) -> bool:
+        """Whether each document must be read: for a receiver, a stamp or a validator."""
         firing = self.target.plan(self._signal)
         stamps = (firing.muted or firing.hops) and self.target.group
-        heard = self.document.meta.signals.pre_update.receivers or firing.receivers
-        return bool(heard or stamps or self._whole or self._limits.others or self.selection.is_ambiguous)
+        has_receivers = self.document.meta.signals.pre_update.receivers or firing.receivers
+        return bool(
+            has_receivers
+            or stamps
+            or self._has_invariants
+            or self._limits.has_others
+            or self.selection.is_ambiguous
+        )
 
     @property
     def _prepares(self) -> bool:
-        """Whether all documents of a batch must be looked at before any of them is written."""
-        return bool(self._whole or self._limits.others or self.document.meta.signals.pre_update.receivers)
+        """Whether all documents of a batch must be read before any of them is written."""
+        return bool(
+            self._has_invariants or self._limits.has_others or self.document.meta.signals.pre_update.receivers
+        )
 
     # -- in one command
 
-    async def at_once(self, filter: Mapping[str, Any], options: Mapping[str, Any]) -> int:
-        """Update what matches, in one command; returns how many did.
+    async def update_at_once(self, filter: Mapping[str, Any], options: Mapping[str, Any]) -> int:
+        """Update all matching documents in one command; returns their number.
 
         Raises:
-            pydantic.ValidationError: one of the documents is beyond a limit of its field then; nothing is written.
+            pydantic.ValidationError: a document would exceed a limit of its field; nothing is written.
         """
-        driver, limits = self.target.driver, self._limits
-        update = self._common().as_update()
-        update = with_operations(update, self.patch.operations)
+        collection, limits = self.target.driver_collection, self._limits
+        update = with_operations(self._common_changes().as_update(), self.patch.operations)
         if not limits.conditions:
-            result = await driver.update_many(filter, update, session=self.target.session, **options)
+            result = await collection.update_many(filter, update, session=self.target.session, **options)
         else:
-            await self._require_within(filter, options)
+            await self._require_all_within_limits(filter, options)
             within = {"$and": [dict(filter), *limits.conditions]} if filter else {"$and": list(limits.conditions)}
-            result = await driver.update_many(within, update, session=self.target.session, **options)
-            if not result.matched_count:  # another client may have come before
-                await self._require_within(filter, options)
+            result = await collection.update_many(within, update, session=self.target.session, **options)
+            if not result.matched_count:  # another client may have changed the documents in between
+                await self._require_all_within_limits(filter, options)
         self.progress.done += int(result.matched_count)
         return int(result.matched_count)
 
-    async def _require_within(self, filter: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-        """Refuse all of what matches if a document of it would be beyond a limit then: before any is written."""
-        broken = self._limits.broken
-        condition = {"$and": [dict(filter), broken]} if filter else broken
-        row = await self.target.lenient.find_one(condition, session=self.target.session, **options)
+    async def _require_all_within_limits(self, filter: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+        """Refuse the update before anything is written, if one of the documents would exceed a limit."""
+        exceeded = self._limits.exceeded
+        condition = {"$and": [dict(filter), exceeded]} if filter else exceeded
+        row = await self.target.raw_collection.find_one(condition, session=self.target.session, **options)
         if row is not None:
-            self._check(self.target.read(row))
+            self._require_within_limits(self.target.decode(row))
 
-    def _check(self, row: Row) -> None:
-        """Refuse a document that the operations would take beyond a limit of its field.
+    def _require_within_limits(self, row: Row) -> None:
+        """Refuse a document that would exceed a limit of its field.
 
         Raises:
             pydantic.ValidationError: names collection, `_id`, field and value.
         """
         if self._limits:
-            require_within(self.document, self.target.collection.namespace, row, self.patch.operations)
+            require_within_limits(self.document, self.target.collection.namespace, row, self.patch.operations)
 
-    def _common(self) -> Changes:
-        """What is set on every document, where that does not depend on it."""
-        values = {**now_values(self.document), **self.patch.values}
+    def _common_changes(self) -> Changes:
+        """The changes that are the same for all documents."""
+        values = {**auto_now_values(self.document), **self.patch.values}
         return Changes(stored_values(self.document, values), ())
 
     # -- document by document
 
-    async def by_document(self) -> None:
-        """Update what is selected in batches; tell the receivers of each document that was written."""
+    async def update_each(self) -> None:
+        """Update the selected documents in batches; run the receivers of each written document."""
         projection = None if self._prepares else {"_id": 1}
         with self.progress.reported():
-            look = self._require_within if self._limits.conditions else None
-            async for rows in self.selection.batches(projection, look):
+            check = self._require_all_within_limits if self._limits.conditions else None
+            async for rows in self.selection.batches(projection, check):
                 if self._loads:
                     self._seen += map(_key, rows)
-                for id_ in await self._together(rows):
-                    await self._alone(id_)
+                for id_ in await self._update_batch(rows):
+                    await self._update_one(id_)
 
     def rows_in_order(self) -> list[Row]:
-        """What is stored now in the documents that were written, in the order of the selection."""
+        """The written documents as they are now, in the order of the selection."""
         return [self._rows[key] for key in self._seen if key in self._rows]
 
-    async def _together(self, rows: list[Row]) -> list[Any]:
-        """Update a batch in one transaction; returns the ids of those that are to be updated one by one."""
+    async def _update_batch(self, rows: list[Row]) -> list[Any]:
+        """Update a batch in one transaction; returns the ids of documents that remain to be updated one by one."""
         ids = [row["_id"] for row in rows]
-        prepared = {_key(row): await self._prepared(row) for row in rows} if self._prepares else None
+        prepared = {_key(row): await self._prepare(row) for row in rows} if self._prepares else None
         require_watched(self.document, self.target.collection, self._signal)
-        heard = self.target.plan(self._signal)
-        batch = Batch(self.selection, ids, partial(self._now, prepared))
+        firing = self.target.plan(self._signal)
+        batch = UpdateBatch(self.selection, ids, partial(self._make_update, prepared))
 
         async def unit() -> list[Any]:
             if self.target.in_transaction:
                 await batch.write(self.target.session)
-                await self._settle_and_tell(batch)
-                return batch.moved
+                await self._settle_and_fire(batch)
+                return batch.changed
             async with AsyncExitStack() as held:
                 session = await held.enter_async_context(self.target.own_session())
                 try:
-                    await run_once(self.target.registry, session, batch.write)
+                    await run_private_transaction_once(self.target.deployment, session, batch.write)
                 except PyMongoError as error:
-                    if not is_commit_open(error):
+                    if not is_commit_unknown(error):
                         return ids
-                    if heard.receivers and batch.written:
-                        self._tell_when_known(batch, error, session, held.pop_all())
+                    if firing.receivers and batch.written:
+                        self._fire_when_known(batch, error, session, held.pop_all())
                     raise
-            await self._settle_and_tell(batch)
-            return batch.moved
+            await self._settle_and_fire(batch)
+            return batch.changed
 
-        return await self.target.as_unit(heard, unit())
+        return await self.target.as_unit(firing, unit())
 
-    async def _settle_and_tell(self, batch: Batch) -> None:
+    async def _settle_and_fire(self, batch: UpdateBatch) -> None:
         self.progress.done += len(batch.written)
         if self._loads:
-            self._rows.update({_key(one.row): one.after(computed) for one, _, computed in batch.written})
+            self._rows.update(
+                {_key(update.row): update.row_after(computed) for update, _, computed in batch.written}
+            )
         written = [
-            self._told(one, one.after(row), origin) for one, origin, row in batch.written if one.firing.receivers
+            self._written(update, update.row_after(row), origin)
+            for update, origin, row in batch.written
+            if update.firing.receivers
         ]
         for each in written:
-            self.target.keep_undoable(each.instance)
-        await fire(self.document, Firing(self._signal), self.target, written, self.progress)
+            self.target.undo_on_abort(each.instance)
+        await fire_for_each(self.document, Firing(self._signal), self.target, written, self.progress)
 
-    def _tell_when_known(self, batch: Batch, error: PyMongoError, session: Any, held: AsyncExitStack) -> None:
-        note(error)
+    def _fire_when_known(
+        self, batch: UpdateBatch, error: PyMongoError, session: Any, held: AsyncExitStack
+    ) -> None:
+        note_unknown_outcome(error)
 
-        async def found_out() -> list[Written]:
+        async def find_written() -> list[WrittenDocument]:
             if not await is_committed(session):
                 return []
-            return [self._told(one, one.after(row), origin) for one, origin, row in batch.written]
+            return [self._written(update, update.row_after(row), origin) for update, origin, row in batch.written]
 
-        fire_later(self.document, Firing(self._signal), self.target, found_out, held)
+        fire_when_known(self.document, Firing(self._signal), self.target, find_written, held)
 
-    def _told(self, one: One, row: Row, origin: Origin) -> Written:
-        """What the receivers of a document are told, which is this row now."""
-        instance = hydrate_anyway(self.document, copy.deepcopy(row) if self._loads else row, self.elsewhere)
-        if one.instance is not None:  # the one that `pre_update` receivers know
-            instance = _become(one.instance, instance)
-        return Written(instance, origin.token, self._keywords(one), one.firing)
+    def _written(self, update: DocumentUpdate, row: Row, origin: Origin) -> WrittenDocument:
+        """A written document for its receivers.
 
-    def _keywords(self, one: One) -> dict[str, Any]:
-        tops = (operation.top for operation in one.operations)
-        names = attribute_names(self.document, (*one.changes.changed, *one.changes.removed, *tops))
+        Args:
+            update: the update.
+            row: the document after it.
+            origin: the origin of the write.
+        """
+        instance = hydrate_leniently(self.document, copy.deepcopy(row) if self._loads else row, self.elsewhere)
+        if update.instance is not None:  # `pre_update` receivers have it already
+            instance = _replace_values(update.instance, instance)
+        return WrittenDocument(instance, origin.token, self._keywords(update), update.firing)
+
+    def _keywords(self, update: DocumentUpdate) -> dict[str, Any]:
+        tops = (operation.top for operation in update.operations)
+        names = attribute_names(self.document, (*update.changes.changed, *update.changes.removed, *tops))
         try:
-            was = hydrate(self.document, stored(one.row), self.elsewhere)
-        except Exception:  # as for any instance: better nothing than a half
-            was = None
-        return {"update_fields": names, "previous": was}
+            previous = hydrate(self.document, stored(update.row), self.elsewhere)
+        except Exception:  # an invalid document has no previous instance
+            previous = None
+        return {"update_fields": names, "previous": previous}
 
-    async def _alone(self, id_: Any) -> None:
-        """Update one document, if it matches still; again where it has changed meanwhile."""
+    async def _update_one(self, id_: Any) -> None:
+        """Update one document if it still matches; again if it changed meanwhile."""
         for _ in range(ATTEMPTS):
             rows = await self.selection.matching([id_], session=self.target.session)
             if not rows:
                 return
-            one = await self._prepared(rows[0]) if self._prepares else self._plain(rows[0])
+            update = await self._prepare(rows[0]) if self._prepares else self._common_update(rows[0])
             try:
-                await self._send(one)
-            except Moved:
+                await self._send(update)
+            except DocumentChanged:
                 continue
             return
-        raise moves_too_fast(self.document, self.target, id_)
+        raise write_conflict(self.document, self.target, id_)
 
-    async def _send(self, one: One) -> None:
-        """Update one document, and tell its receivers.
+    async def _send(self, update: DocumentUpdate) -> None:
+        """Update one document, and run its receivers.
 
         Raises:
-            Moved: it does not match any more, or has changed since.
+            DocumentChanged: it does not match any more, or has changed since.
         """
-        firing, id_ = one.firing, one.row["_id"]
-        origin = (await originator(firing, self.target, Call.UPDATED, natural=True)).of(id_)
-        update, settled = one.request(origin), False
-        if one.read is not None:
-            condition = self.selection.as_it_was(one.row)
+        firing, id_ = update.firing, update.row["_id"]
+        origin = (await make_originator(firing, self.target, Call.UPDATED, natural=True)).origin_for(id_)
+        request, settled = update.request(origin), False
+        if update.encoded is not None:
+            condition = self.selection.if_unchanged(update.row)
         elif self._limits.conditions:
-            condition = self.selection.still(one.row)
+            condition = self.selection.if_matching(update.row)
             condition["filter"] = {"$and": [condition["filter"], *self._limits.conditions]}
         else:
-            condition = self.selection.still(one.row)
-        instance = one.instance
+            condition = self.selection.if_matching(update.row)
+        instance = update.instance
         if instance is None:
-            instance = hydrate_anyway(self.document, copy.deepcopy(dict(one.row)), self.elsewhere)
+            instance = hydrate_leniently(self.document, copy.deepcopy(dict(update.row)), self.elsewhere)
 
         async def send(session: Any) -> Row:
             try:
-                found = await self.target.lenient.find_one_and_update(
-                    **condition, update=update, return_document=ReturnDocument.AFTER, session=session
+                found = await self.target.raw_collection.find_one_and_update(
+                    **condition, update=request, return_document=ReturnDocument.AFTER, session=session
                 )
             except OperationFailure as error:
-                if error.code in _REFUSALS and type(error) is OperationFailure:
+                if error.code in _REFUSAL_CODES and type(error) is OperationFailure:
                     details: Any = error.details or {}
                     raise WriteError(str(details.get("errmsg", error)), error.code, details) from error
                 raise
             if found is None:
-                raise Moved
-            row: Row = self.target.read(found)
+                raise DocumentChanged
+            row: Row = self.target.decode(found)
             return row
 
         def settle(instance: Any, row: Row) -> dict[str, Any]:
@@ -317,108 +342,112 @@ class _Update(Generic[D]):
             row = {"_id": id_, **row} if "_id" not in row else row
             if self._loads:
                 self._rows[_key(row)] = copy.deepcopy(row)
-            self.target.keep_undoable(instance)
-            _become(instance, hydrate_anyway(self.document, row, self.elsewhere))
-            return {"instance": instance, **self._keywords(one)}
+            self.target.undo_on_abort(instance)
+            _replace_values(instance, hydrate_leniently(self.document, row, self.elsewhere))
+            return {"instance": instance, **self._keywords(update)}
 
         try:
-            await send_and_tell(Write(self.target, firing, origin, instance, id_, send, settle))
+            await write_and_fire(Write(self.target, firing, origin, instance, id_, send, settle))
         except Exception as error:
             if not settled:
                 raise
-            self.progress.failed(error)
+            self.progress.add_error(error)
         self.progress.done += 1
 
-    # -- what is written to one document
+    # -- the update of one document
 
-    def _now(self, prepared: dict[bytes, One] | None, row: Row) -> One | None:
-        """What is to be written to a document that is this row now; None if that must be found out anew.
+    def _make_update(self, prepared: dict[bytes, DocumentUpdate] | None, row: Row) -> DocumentUpdate | None:
+        """The update of a document; None if the prepared update is out of date.
 
         Args:
-            prepared: by key, what was to be written as it was, where that depends on the document.
-            row: as it is now.
+            prepared: the prepared updates by key, if updates depend on the document.
+            row: the document as it is now.
         """
         if prepared is None:
-            return self._plain(row)
-        one = prepared[_key(row)]
-        if one.read is not None and one.read != encoded(row):
+            return self._common_update(row)
+        update = prepared[_key(row)]
+        if update.encoded is not None and update.encoded != encode_row(row):
             return None
-        self._check(row)
+        self._require_within_limits(row)
         row.pop(FIELD, None)
-        return one._replace(row=row)
+        return update._replace(row=row)
 
-    def _plain(self, row: Row) -> One:
-        """What is written to every document alike.
+    def _common_update(self, row: Row) -> DocumentUpdate:
+        """The update with the same changes for all documents.
 
         Raises:
-            pydantic.ValidationError: the document would be beyond a limit of its field then.
+            pydantic.ValidationError: the document would exceed a limit of its field.
         """
-        self._check(row)
-        changed = self._common()
-        return self._one(row, changed, self.patch.operations)
+        self._require_within_limits(row)
+        return self._update_of(row, self._common_changes(), self.patch.operations)
 
-    def _one(
-        self, row: Row, changed: Changes, operations: tuple[Operation, ...], instance: Any = None, read: Any = None
-    ) -> One:
+    def _update_of(
+        self,
+        row: Row,
+        changes: Changes,
+        operations: tuple[Operation, ...],
+        instance: Any = None,
+        encoded: bytes | None = None,
+    ) -> DocumentUpdate:
         tops = (operation.top for operation in operations)
-        names = attribute_names(self.document, (*changed.changed, *changed.removed, *tops))
-        return One(row, changed, operations, self.target.plan(self._signal, names), instance, read)
+        names = attribute_names(self.document, (*changes.changed, *changes.removed, *tops))
+        return DocumentUpdate(row, changes, operations, self.target.plan(self._signal, names), instance, encoded)
 
-    async def _prepared(self, row: Row) -> One:
-        """What is written to a document of which validators, or `pre_update` receivers, decide.
+    async def _prepare(self, row: Row) -> DocumentUpdate:
+        """The update of a document, with the changes of validators and `pre_update` receivers.
 
         Raises:
-            pydantic.ValidationError: what would be stored does not fit the model.
+            pydantic.ValidationError: the document would not fit the model.
         """
-        self._check(row)
-        read = encoded(row)
+        self._require_within_limits(row)
+        encoded = encode_row(row)
         row.pop(FIELD, None)
-        instance = hydrate_anyway(self.document, copy.deepcopy(dict(row)), self.elsewhere)
+        instance = hydrate_leniently(self.document, copy.deepcopy(dict(row)), self.elsewhere)
         operations, names = self.patch.operations, stored_names(self.document)
         values = independent_values(self.patch.values)
-        if self._whole:
-            computed = preview(row, operations)
-            applied = apply_as_whole(instance, values, operations, computed)
+        if self._has_invariants:
+            computed = preview_operations(row, operations)
+            applied = apply_values_together(instance, values, operations, computed)
             operations = tuple(each for each in operations if each.attribute not in applied.derived)
             fields = applied.fields
         else:
             instance.__dict__.update(values)
             instance.__pydantic_fields_set__.update(values)
-            fields = frozenset([*values, *touch(instance)])
-        more = await self._more(instance, fields | {each.attribute for each in operations})
+            fields = frozenset([*values, *set_auto_now(instance)])
+        more = await self._fire_pre_update(instance, fields | {each.attribute for each in operations})
         after = stored(instance)
-        patch = Changes({names[name]: after[names[name]] for name in fields} | more.changed, more.removed)
-        derives = self._whole or self._limits.others or more.changed or more.removed
-        return self._one(row, patch, operations, instance, read if derives else None)
+        changes = Changes({names[name]: after[names[name]] for name in fields} | more.changed, more.removed)
+        is_derived = self._has_invariants or self._limits.has_others or more.changed or more.removed
+        return self._update_of(row, changes, operations, instance, encoded if is_derived else None)
 
-    async def _more(self, instance: D, fields: frozenset[str]) -> Changes:
-        """What `pre_update` receivers change on an instance, validated."""
+    async def _fire_pre_update(self, instance: D, fields: frozenset[str]) -> Changes:
+        """Fire `pre_update`; returns the changes of the receivers to the instance, validated."""
         signal = self.document.meta.signals.pre_update
         if not signal.receivers:
             return Changes({}, ())
         before = stored(instance)
-        await ask(signal, self.document, instance=instance, update_fields=fields)
-        more = changes(before, stored(instance))
+        await fire_pre_signal(signal, self.document, instance=instance, update_fields=fields)
+        more = find_changes(before, stored(instance))
         if not (more.changed or more.removed):
             return more
-        if self._whole:
-            derived = apply_as_whole(instance, {})
-            return changes(before, stored(instance)) if derived else more
-        # Only this: what the document had before may be whatever it is, as if nobody listened.
-        valid = validated_as_stored(self.document.proxy_document, more.changed)
+        if self._has_invariants:
+            derived = apply_values_together(instance, {})
+            return find_changes(before, stored(instance)) if derived else more
+        # Only the changed fields: a receiver must not make the update fail for other, invalid fields.
+        valid = validate_stored(self.document.proxy_document, more.changed)
         names = {alias: name for name, alias in stored_names(self.document).items()}
         for alias in more.changed.keys() & names.keys():
             instance.__dict__[names[alias]] = valid.__dict__[names[alias]]
-        return changes(before, stored(instance))
+        return find_changes(before, stored(instance))
 
 
-def _become(instance: Any, other: Any) -> Any:
-    """Give an instance the values of another one, and what that remembers of the database."""
+def _replace_values(instance: Any, other: Any) -> Any:
+    """Give an instance the values and the state of another one."""
     instance.__dict__.update(other.__dict__)
     object.__setattr__(instance, "__pydantic_extra__", other.__pydantic_extra__)
-    object.__setattr__(instance, "_loaded", other._loaded)
+    restore(instance, loaded(other))
     return instance
 
 
 def _key(row: Row) -> bytes:
-    return key_of(row["_id"])
+    return id_key(row["_id"])

@@ -1,6 +1,6 @@
-"""A batch of a bulk update: found and written in one transaction.
+"""A batch of a bulk update: read and written in one transaction.
 
-So it is known which documents were written, and what they are now.
+So it is known which documents were written, and what they contain afterwards.
 """
 
 from collections.abc import Callable
@@ -10,30 +10,30 @@ import bson
 from pymongo import UpdateOne
 from pymongo.errors import BulkWriteError, DuplicateKeyError, PyMongoError, WriteError
 
-from mongoz.connection.codec import CODEC_OPTIONS, Read
-from mongoz.persistence.bulk.progress import Row, key_of, there_of
+from mongoz.connection.codec import CODEC_OPTIONS, LenientRow
+from mongoz.persistence.bulk.progress import Row, find_existing, id_key
 from mongoz.persistence.bulk.selection import Selection
 from mongoz.persistence.operations.operation import Operation, with_operations
-from mongoz.persistence.origin import Origin, originator
-from mongoz.persistence.rows.hydration import Changes
+from mongoz.persistence.origin import Origin, make_originator
+from mongoz.persistence.rows.changes import Changes
 from mongoz.signals.post_signals import Firing
 from mongoz.stamps import FIELD, Call
 
-__all__ = ["Batch", "One", "encoded"]
+__all__ = ["DocumentUpdate", "UpdateBatch", "encode_row"]
 
-_DUPLICATES: Final = frozenset({11000, 11001, 12582})
+_DUPLICATE_KEY_CODES: Final = frozenset({11000, 11001, 12582})
 
 
-class One(NamedTuple):
-    """A document, and what is to be written to it.
+class DocumentUpdate(NamedTuple):
+    """The update of one document.
 
     Attributes:
-        row: as it was read.
-        changes: what is set and removed.
-        operations: what the server computes.
-        firing: who is told.
-        instance: that `pre_update` receivers got, if there are any.
-        read: the row as BSON, if what is written was derived from it.
+        row: the document as it was read.
+        changes: the fields to set and remove.
+        operations: the changes that the server computes.
+        firing: the receivers.
+        instance: the instance of the `pre_update` receivers, if there are any.
+        encoded: the BSON of the row, if the update was derived from it.
     """
 
     row: Row
@@ -41,91 +41,95 @@ class One(NamedTuple):
     operations: tuple[Operation, ...]
     firing: Firing
     instance: Any = None
-    read: bytes | None = None
+    encoded: bytes | None = None
 
     def request(self, origin: Origin) -> dict[str, Any]:
         """The update document."""
-        stamped = self.changes._replace(changed=origin.onto(self.changes.changed))
+        stamped = self.changes._replace(changed=origin.stamped(self.changes.changed))
         return with_operations(stamped.as_update(), self.operations)
 
-    def after(self, computed: Row) -> Row:
-        """The row as it is once that is written.
+    def row_after(self, computed: Row) -> Row:
+        """The row after the update.
 
         Args:
-            computed: what the operations made of their fields.
+            computed: the fields that the server computed.
         """
         tops = {operation.top for operation in self.operations}
-        gone = {*self.changes.removed, *tops, FIELD}
-        kept = {name: value for name, value in self.row.items() if name not in gone}
+        dropped = {*self.changes.removed, *tops, FIELD}
+        kept = {name: value for name, value in self.row.items() if name not in dropped}
         return {**kept, **self.changes.changed, **{name: computed[name] for name in computed if name in tops}}
 
 
-class Batch:
-    """A batch on its way.
+class UpdateBatch:
+    """A batch of a bulk update.
 
     Args:
-        selection: what it is of.
-        ids: of its documents.
-        one_of: what is to be written to a document that is this row now; None if that must be found out anew.
+        selection: the selected documents.
+        ids: the ids of the batch.
+        make_update: makes the update of a document from its row; None if the document must be read again.
 
     Attributes:
-        written: each document that was written, the origin of that, and what operations made of their fields.
-        moved: the ids of those that have changed since they were read.
+        written: each written document, its origin, and the fields that the server computed.
+        changed: the ids of documents that changed since they were read.
     """
 
-    def __init__(self, selection: Selection, ids: list[Any], one_of: Callable[[Row], One | None]) -> None:
+    def __init__(
+        self, selection: Selection, ids: list[Any], make_update: Callable[[Row], DocumentUpdate | None]
+    ) -> None:
         self._selection = selection
         self._ids = ids
-        self._one_of = one_of
-        self.written: list[tuple[One, Origin, Row]] = []
-        self.moved: list[Any] = []
+        self._make_update = make_update
+        self.written: list[tuple[DocumentUpdate, Origin, Row]] = []
+        self.changed: list[Any] = []
 
     async def write(self, session: Any) -> None:
-        """Find what matches, and write it: in a transaction."""
+        """Read the matching documents and update them, in a transaction."""
         target = self._selection.target
-        self.written, self.moved = [], []
-        ones: list[One] = []
+        self.written, self.changed = [], []
+        updates: list[DocumentUpdate] = []
         for row in await self._selection.matching(self._ids, session=session):
-            one = self._one_of(row)
-            if one is None:
-                self.moved.append(row["_id"])
+            update = self._make_update(row)
+            if update is None:
+                self.changed.append(row["_id"])
             else:
-                ones.append(one)
-        if not ones:
+                updates.append(update)
+        if not updates:
             return
-        makers = {}
-        for one in ones:
-            if one.firing not in makers:
-                makers[one.firing] = await originator(one.firing, target, Call.UPDATED, natural=True)
-        origins = [makers[one.firing].of(one.row["_id"]) for one in ones]
+        originators = {}
+        for update in updates:
+            if update.firing not in originators:
+                originators[update.firing] = await make_originator(
+                    update.firing, target, Call.UPDATED, natural=True
+                )
+        origins = [originators[update.firing].origin_for(update.row["_id"]) for update in updates]
         requests = [
-            UpdateOne({"_id": one.row["_id"]}, one.request(origin))
-            for one, origin in zip(ones, origins, strict=True)
+            UpdateOne({"_id": update.row["_id"]}, update.request(origin))
+            for update, origin in zip(updates, origins, strict=True)
         ]
         try:
-            await target.driver.bulk_write(requests, session=session)
+            await target.driver_collection.bulk_write(requests, session=session)
         except BulkWriteError as error:
-            raise _as_of_one(error) from error
+            raise _as_single_error(error) from error
         computed: dict[bytes, Row] = {}
-        fields = {operation.top for one in ones for operation in one.operations}
+        fields = {operation.top for update in updates for operation in update.operations}
         if fields:
-            computed = await there_of(target, [one.row["_id"] for one in ones], fields, session)
+            computed = await find_existing(target, [update.row["_id"] for update in updates], fields, session)
         self.written = [
-            (one, origin, computed.get(key_of(one.row["_id"]), {}))
-            for one, origin in zip(ones, origins, strict=True)
+            (update, origin, computed.get(id_key(update.row["_id"]), {}))
+            for update, origin in zip(updates, origins, strict=True)
         ]
 
 
-def encoded(row: Row) -> bytes:
-    """A row as it is stored."""
-    return row.raw if isinstance(row, Read) else bson.encode(row, codec_options=CODEC_OPTIONS)
+def encode_row(row: Row) -> bytes:
+    """The BSON of a row."""
+    return row.raw if isinstance(row, LenientRow) else bson.encode(row, codec_options=CODEC_OPTIONS)
 
 
-def _as_of_one(error: BulkWriteError) -> PyMongoError:
+def _as_single_error(error: BulkWriteError) -> PyMongoError:
     """The error of a bulk write as `update_many` would raise it."""
     details: Any = error.details
     refusal = next(iter(details["writeErrors"]), None)
     if refusal is None:
         return error
-    kind = DuplicateKeyError if refusal["code"] in _DUPLICATES else WriteError
+    kind = DuplicateKeyError if refusal["code"] in _DUPLICATE_KEY_CODES else WriteError
     return kind(refusal["errmsg"], refusal["code"], refusal)

@@ -1,1 +1,1 @@
-"""Update operators: what they may do to a document, and what the server makes of them."""
+"""Update operators: the fields that they change, the limits that they must keep, and their results."""

@@ -1,23 +1,21 @@
-"""Limits of fields that operations must keep: put into the filter of the write, or checked on each document."""
+"""Limits that operations must keep: conditions in the filter of the write, or checks of each document."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_origin
+from typing import Any, Final, Literal, NamedTuple, get_origin
 
 import annotated_types
 from pydantic import ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from mongoz.fields.storage import stored
+from mongoz.model.base import Model
 from mongoz.persistence.operations.operation import Operation
 from mongoz.persistence.operations.places import kinds_of, place_at, rules_of
-from mongoz.persistence.operations.preview import preview
-from mongoz.persistence.rows.hydration import validated_as_stored
+from mongoz.persistence.operations.preview import preview_operations
+from mongoz.persistence.rows.hydration import validate_stored
 
-if TYPE_CHECKING:
-    from mongoz.documents.base import Document
-
-__all__ = ["Limits", "limits_of", "require_within"]
+__all__ = ["OperationLimits", "limits_of", "require_within_limits"]
 
 _COMPARISONS: Final = {
     annotated_types.Ge: ("ge", "$gte"),
@@ -29,48 +27,48 @@ _LENGTHS: Final = {
     annotated_types.MinLen: ("min_length", "$gte"),
     annotated_types.MaxLen: ("max_length", "$lte"),
 }
-_OF_LISTS: Final = frozenset({"$push", "$addToSet", "$pullAll"})
+_LIST_OPERATORS: Final = frozenset({"$push", "$addToSet", "$pullAll"})
 
 
-class Limits(NamedTuple):
-    """What operations must keep.
+class OperationLimits(NamedTuple):
+    """The limits that operations must keep.
 
     Attributes:
-        conditions: that hold for a document if what comes out is within the limits; for a filter.
-        others: there are rules that no filter can express: each document must be looked at.
+        conditions: filter conditions that hold if the result is within the limits.
+        has_others: there are rules that no filter can express, so each document must be checked.
     """
 
     conditions: tuple[Mapping[str, Any], ...] = ()
-    others: bool = False
+    has_others: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.conditions or self.others)
+        return bool(self.conditions or self.has_others)
 
     @property
-    def broken(self) -> dict[str, Any]:
-        """What holds for a document if one of the conditions does not."""
+    def exceeded(self) -> dict[str, Any]:
+        """The filter condition that holds if a limit would be exceeded."""
         return {"$nor": [{"$and": list(self.conditions)}]}
 
 
-def limits_of(document: type["Document"], operations: Iterable[Operation]) -> Limits:
-    """The limits of the fields that operations are about.
+def limits_of(document: type[Model], operations: Iterable[Operation]) -> OperationLimits:
+    """The limits of the operated fields.
 
-    `$min`, `$max` and `$unset` keep them by themselves, since their values were validated: except what a document
-    that is embedded demands of several of its fields.
+    `$min`, `$max` and `$unset` always keep them, since their operands were validated; except for rules of embedded
+    documents about several fields.
     """
     conditions: list[Mapping[str, Any]] = []
     others = False
     for operation in operations:
-        computed = operation.operator == "$inc" or operation.operator in _OF_LISTS
+        computed = operation.operator == "$inc" or operation.operator in _LIST_OPERATORS
         if not computed and operation.path == operation.top:
             continue
         place = place_at(document, operation.path)
         rules, more = rules_of(place.annotation), place.is_checked
-        if place.is_item:  # which a filter can't name, and which is null where it is unset or was skipped
+        if place.is_item:  # a filter can't name an item, and an unset or skipped item is null
             others = True
             continue
         if operation.operator not in ("$unset", "$pullAll"):
-            conditions += [{path: {"$exists": True}} for path in place.unmade]
+            conditions += [{path: {"$exists": True}} for path in place.incomplete]
         if not computed:
             others = others or more
             continue
@@ -88,11 +86,11 @@ def limits_of(document: type["Document"], operations: Iterable[Operation]) -> Li
         if checks:
             conditions.append(_condition(operation, checks))
         others = others or more
-    return Limits(tuple(conditions), others)
+    return OperationLimits(tuple(conditions), others)
 
 
 def _condition(operation: Operation, checks: list[dict[str, Any]]) -> dict[str, Any]:
-    """That the checks hold for `it`: the number that comes out, or the length of the list that does."""
+    """The condition that the checks hold for `it`: the resulting number, or the length of the resulting list."""
     present: Any = f"${operation.path}"
     if operation.operator == "$inc":
         now: Any = {"$ifNull": [present, 0]}
@@ -103,7 +101,7 @@ def _condition(operation: Operation, checks: list[dict[str, Any]]) -> dict[str, 
         fits = {"$isArray": [now]}
         after = _length(operation, now)
     within = {"$let": {"vars": {"it": after}, "in": {"$and": checks}}}
-    # What has another type the server refuses by itself, in its own words.
+    # The server itself refuses values of another type.
     return {"$expr": {"$cond": [fits, within, True]}}
 
 
@@ -125,28 +123,28 @@ def _literal(value: Any) -> dict[str, Any]:
     return {"$literal": stored(value)}
 
 
-def require_within(
-    document: type["Document"], namespace: str, row: Mapping[str, Any], operations: Sequence[Operation]
+def require_within_limits(
+    document: type[Model], namespace: str, row: Mapping[str, Any], operations: Sequence[Operation]
 ) -> None:
-    """Refuse operations on a document that would leave a field with a value that does not fit it.
+    """Refuse operations on a document whose result would not fit a field.
 
     Args:
         document: the class.
-        namespace: of the collection, for the message.
-        row: the document as the database has it, or at least its `_id` and the operated fields.
-        operations: what is to be sent.
+        namespace: the namespace of the collection, for the message.
+        row: the document in the database, or at least its `_id` and the operated fields.
+        operations: the operations.
 
     Raises:
         pydantic.ValidationError: names collection, `_id`, field and value.
     """
-    after = preview(row, operations)
-    if after is None:  # the server refuses them, in its own words
+    after = preview_operations(row, operations)
+    if after is None:  # the server refuses them itself
         return
     attributes = {operation.top: operation.attribute for operation in operations}
     lines: list[InitErrorDetails] = []
     for alias, value in after.items():
         try:
-            validated_as_stored(document.proxy_document, {alias: value})
+            validate_stored(document.proxy_document, {alias: value})
         except ValidationError as error:
             lines += [
                 InitErrorDetails(
@@ -159,7 +157,7 @@ def require_within(
         refused = ValidationError.from_exception_data(title, lines)
         shown = ", ".join(f"{attributes[alias]}={value!r}" for alias, value in after.items())
         refused.add_note(
-            f"The update would make it {shown[:200]}, so nothing was written. Have the query select only "
-            "documents that can take the change, or ask for a smaller one."
+            f"The update would make it {shown[:200]}, so nothing was written. Select only documents that stay "
+            "valid with this change, or make a smaller change."
         )
         raise refused

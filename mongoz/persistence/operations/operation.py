@@ -1,4 +1,4 @@
-"""Atomic operations: parts of an update that the server computes."""
+"""Operations: changes that the server computes, as checked update operators."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -12,10 +12,10 @@ class Operation(NamedTuple):
     """One operator on one field, checked and ready to send.
 
     Attributes:
-        operator: MongoDB's: `"$inc"`.
+        operator: MongoDB's operator: `"$inc"`.
         path: the stored, dotted name.
-        attribute: the document's field that it is in.
-        value: what the operator takes.
+        attribute: the name of the document's field with this path.
+        value: the operand.
     """
 
     operator: str
@@ -35,7 +35,7 @@ def with_operations(
     """The update document of a patch and some operations.
 
     Raises:
-        InvalidKeyError: two of them are about the same field; MongoDB has no order among them.
+        InvalidKeyError: two of them change the same path; MongoDB defines no order.
     """
     update = {operator: dict(values) for operator, values in patch.items()}
     seen: set[str] = set()

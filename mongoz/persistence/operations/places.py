@@ -1,4 +1,4 @@
-"""What may be at a place in a document that a stored, dotted path leads to, as far as the models tell."""
+"""Places in documents: what the models say about the value at a stored, dotted path."""
 
 import dataclasses
 import datetime
@@ -15,16 +15,16 @@ from pydantic import BaseModel, ConfigDict, Strict, TypeAdapter, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from mongoz.exceptions import InvalidKeyError
-from mongoz.fields.class_cache import compiled
+from mongoz.fields.class_cache import cached_per_class
 from mongoz.fields.decimals import DecimalRule
 from mongoz.fields.rules import NotNone
 from mongoz.fields.storability import is_open, unnamed
 from mongoz.fields.storage import SCALARS, stored, stored_names, stored_values
 from mongoz.fields.stored_schema import from_stored, validator_of
-from mongoz.persistence.patches import validated_values
 from mongoz.persistence.rows.invariants import has_invariants, has_validator_of
+from mongoz.persistence.rows.validation import validate_values
 
-__all__ = ["Place", "is_model", "kinds_of", "place_at", "rules_of"]
+__all__ = ["FieldPlace", "is_model", "kinds_of", "place_at", "rules_of"]
 
 _LISTS: Final = (list, tuple, set, frozenset, deque, abc.Sequence, abc.MutableSequence)
 _MAPPINGS: Final = (dict, abc.Mapping, abc.MutableMapping)
@@ -32,19 +32,19 @@ _SCALARS: Final[tuple[Any, ...]] = (*SCALARS, Enum, decimal.Decimal, datetime.ti
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-    """What is known of a place.
+class FieldPlace:
+    """A place in a document.
 
     Attributes:
         document: the class.
-        names: what the models call the steps that lead there.
-        annotation: the type of its values, with the rules of that.
-        model: whose settings hold there: the innermost one.
-        is_required: a model says that something must be there.
-        is_checked: there are rules about more than its value: validators, and those of what it is in.
-        is_item: it is in a list.
-        unmade: the stored paths of embedded documents on the way that require more than the next step. Where one
-            is missing, an operator would make half of it.
+        names: the steps of the path, by the names of the models.
+        annotation: the type of the value, with its rules.
+        model: the innermost model, whose settings apply.
+        is_required: a model requires a value.
+        is_checked: there are rules about more than the value: validators, and rules of the containers.
+        is_item: the place is in a list.
+        incomplete: stored paths of embedded documents on the way that require other fields too. If one does not
+            exist, an operator would make it without these fields.
     """
 
     document: Any
@@ -54,19 +54,19 @@ class Place:
     is_required: bool = False
     is_checked: bool = False
     is_item: bool = False
-    unmade: tuple[str, ...] = ()
+    incomplete: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return ".".join((self.document.__name__, *self.names))
 
     def validated(self, value: Any) -> Any:
-        """The value as the model makes it.
+        """The value, validated by the model.
 
         Raises:
             pydantic.ValidationError: it does not fit.
         """
         if len(self.names) == 1:
-            return validated_values(self.document, {self.names[0]: value})[self.names[0]]
+            return validate_values(self.document, {self.names[0]: value})[self.names[0]]
         if self.annotation is Any:
             return value
         try:
@@ -83,12 +83,12 @@ class Place:
             raise ValidationError.from_exception_data(self.document.__name__, lines) from None
 
     def validated_items(self, items: list[Any]) -> Any:
-        """Items for the list that is there, as the model makes them.
+        """Items for the list, validated by the model.
 
-        What only the list as a whole must be, its length for example, is asked of the one that comes out.
+        Rules about the whole list, its length for example, are checked on the resulting list instead.
 
         Raises:
-            pydantic.ValidationError: one of them does not fit.
+            pydantic.ValidationError: an item does not fit.
         """
         try:
             return self.validated(items)
@@ -102,44 +102,44 @@ class Place:
             raise
 
     def stored(self, value: Any) -> Any:
-        """The value as the whole document would have it stored."""
+        """The stored form of the value at this place."""
         if len(self.names) == 1:
             return stored_values(self.document, {self.names[0]: value}).popitem()[1]
         return stored(value, declared=not is_open(self.annotation))
 
     @cached_property
     def _alone(self) -> Any:
-        """A model that has nothing but this."""
-        config: Any = {name: value for name, value in self.model.model_config.items() if name in _KEPT}
+        """A model with this value only."""
+        config: Any = {name: value for name, value in self.model.model_config.items() if name in _SETTINGS}
         return create_model("Alone", __config__=config, value=(self.annotation, ...))
 
 
-_KEPT: Final = {
+_SETTINGS: Final = {
     "arbitrary_types_allowed", "strict", "str_strip_whitespace", "str_to_lower", "str_to_upper", "str_min_length",
     "str_max_length", "allow_inf_nan", "coerce_numbers_to_str", "use_enum_values", "regex_engine",
 }  # fmt: skip
 
 
-def place_at(document: Any, path: str) -> Place:
-    """What may be where a path leads.
+def place_at(document: Any, path: str) -> FieldPlace:
+    """The place at a path.
 
     Args:
         document: the class.
-        path: stored names, items of lists and keys of mappings, with dots between them.
+        path: stored names, indexes of lists and keys of mappings, with dots between them.
 
     Raises:
-        InvalidKeyError: nothing can be there.
+        InvalidKeyError: there can't be a value.
     """
     return _places(document)(path)
 
 
-@compiled
-def _places(document: Any) -> Callable[[str], Place]:
+@cached_per_class
+def _places(document: Any) -> Callable[[str], FieldPlace]:
     return lru_cache(maxsize=1024)(partial(_walked, document))
 
 
-def _walked(document: Any, path: str) -> Place:
-    places = [Place(document, (), document, document)]
+def _walked(document: Any, path: str) -> FieldPlace:
+    places = [FieldPlace(document, (), document, document)]
     steps = path.split(".")
     for number, step in enumerate(steps):
         before = ".".join(steps[:number])
@@ -154,12 +154,18 @@ def _walked(document: Any, path: str) -> Place:
         is_required=all(place.is_required for place in places),
         is_checked=any(place.is_checked for place in places),
         is_item=any(place.is_item for place in places),
-        unmade=tuple({path: None for place in places for path in place.unmade}),
+        incomplete=tuple({path: None for place in places for path in place.incomplete}),
     )
 
 
-def _inside(place: Place, step: str, before: str) -> Iterator[Place]:
-    """What a step may lead to, from a place that has this path."""
+def _inside(place: FieldPlace, step: str, before: str) -> Iterator[FieldPlace]:
+    """The places one step further.
+
+    Args:
+        place: the place so far.
+        step: the next step.
+        before: the path so far.
+    """
     checked = place.is_checked or bool(before and rules_of(place.annotation))
     for kind in kinds_of(place.annotation):
         origin = get_origin(kind) or kind
@@ -169,8 +175,8 @@ def _inside(place: Place, step: str, before: str) -> Iterator[Place]:
         elif is_model(kind):
             inner = _field(place, kind, step, checked or bool(before and has_invariants(kind)))
             others = [name for name, field in kind.model_fields.items() if field.is_required()]
-            half = bool(before and set(others) - {inner.names[-1]})
-            yield dataclasses.replace(inner, unmade=(*place.unmade, before)) if half else inner
+            needs_others = bool(before and set(others) - {inner.names[-1]})
+            yield dataclasses.replace(inner, incomplete=(*place.incomplete, before)) if needs_others else inner
         elif origin in _MAPPINGS:
             keys, values = get_args(kind) or (Any, Any)
             if _is_key(keys, step):
@@ -186,7 +192,7 @@ def _inside(place: Place, step: str, before: str) -> Iterator[Place]:
             yield reached(annotation=Any, is_checked=checked)
 
 
-def _field(place: Place, model: Any, alias: str, checked: bool) -> Place:
+def _field(place: FieldPlace, model: Any, alias: str, checked: bool) -> FieldPlace:
     name = next((name for name, stored_as in stored_names(model).items() if stored_as == alias), None)
     names = (*place.names, name or alias)
     if name is None:
@@ -206,7 +212,7 @@ def _field(place: Place, model: Any, alias: str, checked: bool) -> Place:
 
 
 def _is_key(keys: Any, step: str) -> bool:
-    """Whether a mapping can have a key that is stored as this."""
+    """Whether a mapping can have a key with this stored form."""
     if keys in (Any, str):
         return True
     adapter = TypeAdapter(dict[keys, Any], config=ConfigDict(arbitrary_types_allowed=True))
@@ -218,7 +224,7 @@ def _is_key(keys: Any, step: str) -> bool:
 
 
 def _item(kind: Any, index: int) -> Any:
-    """The type of an item of a list; None if the list can't have it."""
+    """The type of an item of a list; None if the list can't have an item there."""
     arguments = get_args(kind)
     if not arguments:
         return Any
@@ -228,12 +234,12 @@ def _item(kind: Any, index: int) -> Any:
 
 
 def is_model(kind: Any) -> bool:
-    """Whether it is the class of an embedded document."""
+    """Whether a type is the class of an embedded document."""
     return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def kinds_of(annotation: Any) -> list[Any]:
-    """The types that a value may have by itself: the members of a union."""
+    """The types that a value may have: the members of a union, or the annotation itself."""
     annotation = unnamed(annotation)
     if get_origin(annotation) is Annotated:
         return kinds_of(get_args(annotation)[0])
@@ -243,7 +249,7 @@ def kinds_of(annotation: Any) -> list[Any]:
 
 
 def rules_of(annotation: Any) -> list[Any]:
-    """The rules in an annotation that are about the value itself, not about what it contains."""
+    """The rules of an annotation about the value itself, not about its content."""
     annotation = unnamed(annotation)
     if get_origin(annotation) is Annotated:
         inner, *rules = get_args(annotation)
@@ -254,7 +260,7 @@ def rules_of(annotation: Any) -> list[Any]:
 
 
 def _unfolded(rules: Iterable[Any]) -> list[Any]:
-    """Rules that stand for several, as several; without those that operations can't break."""
+    """Single rules of grouped ones, without rules that operations can't break."""
     found: list[Any] = []
     for rule in rules:
         if isinstance(rule, NotNone | Strict):

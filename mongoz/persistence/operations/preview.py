@@ -1,4 +1,4 @@
-"""What the server will make of operations on a document, computed here so that it can be validated before."""
+"""The result of operations on a document, computed before the server does it, for validation."""
 
 import copy
 import decimal
@@ -11,20 +11,20 @@ from bson.decimal128 import create_decimal128_context
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.persistence.operations.operation import Operation
 
-__all__ = ["preview"]
+__all__ = ["preview_operations"]
 
 _MISSING: Final = object()
 
 
-def preview(row: Mapping[str, Any], operations: Iterable[Operation]) -> dict[str, Any] | None:
-    """The operated fields of a row after the operations, by stored name; those that are removed are left out.
+def preview_operations(row: Mapping[str, Any], operations: Iterable[Operation]) -> dict[str, Any] | None:
+    """The operated fields of a row after the operations, by stored name, without removed fields.
 
     Args:
-        row: as the database has it. It stays as it is.
-        operations: what is sent.
+        row: the document in the database. It stays unchanged.
+        operations: the operations.
 
     Returns:
-        None if the server will refuse them, or does what can't be told from here.
+        None if the server will refuse the operations, or the result can't be computed here.
     """
     after = {name: copy.deepcopy(row[name]) for name in {each.top for each in operations} if name in row}
     try:
@@ -64,7 +64,7 @@ def _is_there(place: Any, key: Any) -> bool:
 
 
 def _put(place: Any, key: Any, value: Any) -> None:
-    if isinstance(place, list):  # the server fills up with null
+    if isinstance(place, list):  # the server fills gaps with null
         place += [None] * (key + 1 - len(place))
     place[key] = value
 

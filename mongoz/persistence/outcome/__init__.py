@@ -1,1 +1,1 @@
-"""What became of a write: refused by the server, or of unknown outcome."""
+"""The outcome of a write: refused by the server, or unknown since the answer got lost."""

@@ -1,7 +1,7 @@
-"""What became of a write whose answer got lost.
+"""The outcome of a write whose answer got lost.
 
-A stamped write tells the dispatcher that its receivers ran here. So when the network or a write concern leaves its
-outcome open, this process must find out, or nobody would run them.
+A stamp tells dispatchers that the receivers of a write ran here. So if the network or a write concern leaves the
+outcome of a stamped write unknown, this process must find it out: no other process would run the receivers.
 """
 
 from collections.abc import Iterable
@@ -13,111 +13,113 @@ from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
-from mongoz.connection.elections import as_passing, is_of_connection
-from mongoz.persistence.outcome.reported import PATIENCE_MS, Unreadable, changes_since
+from mongoz.connection.elections import as_transient, is_connection_error
+from mongoz.persistence.outcome.reported import TIMEOUT_MS, NoChangeStream, read_changes_since
 from mongoz.persistence.target import Target
 from mongoz.stamps import FIELD, Stamp
 
 __all__ = [
-    "fence",
-    "is_commit_open",
-    "is_ours",
-    "is_unknown",
-    "is_without",
-    "surely_read",
-    "those_written",
-    "written_row",
+    "durable_collection",
+    "fence_session",
+    "find_written_row",
+    "find_written_rows",
+    "has_passed",
+    "is_commit_unknown",
+    "is_outcome_unknown",
+    "was_absent",
 ]
 
 _UNKNOWN: Final = (ConnectionFailure, ExecutionTimeout, WriteConcernError)
 _UNKNOWN_COMMIT: Final = "UnknownTransactionCommitResult"
 _LABELS: Final = ("RetryableWriteError", _UNKNOWN_COMMIT)
+_COUNTER_SIZE: Final = 1 << 24  # the counter of ObjectIds starts again there
 
 
-def is_unknown(error: PyMongoError) -> bool:
-    """Whether a write may stand or not, after its answer was this error."""
-    open_ = isinstance(error, _UNKNOWN) or is_of_connection(error)
-    return open_ or any(map(error.has_error_label, _LABELS))
+def is_outcome_unknown(error: PyMongoError) -> bool:
+    """Whether the outcome of a write is unknown after this error."""
+    unknown = isinstance(error, _UNKNOWN) or is_connection_error(error)
+    return unknown or any(map(error.has_error_label, _LABELS))
 
 
-def is_commit_open(error: PyMongoError) -> bool:
-    """Whether a transaction may stand or not, after this was the answer to its commit."""
+def is_commit_unknown(error: PyMongoError) -> bool:
+    """Whether the outcome of a transaction is unknown after this error of its commit."""
     return error.has_error_label(_UNKNOWN_COMMIT)
 
 
-async def fence(target: Target, session: Any, id_: Any) -> None:
-    """Make sure that what was sent in this session has happened by now, or never will.
+async def fence_session(target: Target, session: Any, id_: Any) -> None:
+    """Make sure that the commands of a session are done by now, or never will be.
 
-    A command may still be on its way when its connection is lost. The next retryable write of the session waits
-    until the server is done with it, and has a higher number: the server refuses lower ones from then on. This
-    one changes nothing.
+    A command may still run when its connection is lost. The next retryable write of the session waits until the
+    server is done with it, and has a higher number: the server refuses lower ones from then on. This write changes
+    nothing.
 
     Args:
-        target: where the write went.
-        session: in which it was sent.
+        target: the target of the command.
+        session: the session of the command.
         id_: the document's `_id`.
     """
-    collection = target.driver.with_options(write_concern=WriteConcern(w=1))
-    nowhere = {"_id": id_, FIELD: {"$type": "minKey"}}
+    collection = target.driver_collection.with_options(write_concern=WriteConcern(w=1))
+    no_match = {"_id": id_, FIELD: {"$type": "minKey"}}
     try:
-        await collection.update_one(nowhere, {"$unset": {FIELD: ""}}, session=session)
+        await collection.update_one(no_match, {"$unset": {FIELD: ""}}, session=session)
     except PyMongoError as error:
-        raise await as_passing(error, target.client)  # noqa: B904 - it has its cause
+        raise await as_transient(error, target.client)  # noqa: B904 - its cause is set
 
 
-async def written_row(target: Target, id_: Any, stamp: bytes, *, inserted: bool) -> dict[str, Any] | None:
-    """The document of a write, if the write stands, as the write made it; None if it does not stand.
+async def find_written_row(target: Target, id_: Any, stamp: bytes, *, inserted: bool) -> dict[str, Any] | None:
+    """The document as a stamped write made it; None if the write does not stand.
 
     Args:
-        target: where the write went.
+        target: the target of the write.
         id_: the document's `_id`.
-        stamp: what it was sent with.
-        inserted: it was an insert.
+        stamp: the stamp of the write.
+        inserted: the write was an insert.
 
     Raises:
-        PyMongoError: the server gives no answer now.
+        PyMongoError: the server does not answer at present.
     """
-    row = target.read(await surely_read(target).find_one({"_id": id_}, max_time_ms=PATIENCE_MS))
-    return (await those_written(target, {stamp: row}, inserted=inserted)).get(stamp)
+    row = target.decode(await durable_collection(target).find_one({"_id": id_}, max_time_ms=TIMEOUT_MS))
+    return (await find_written_rows(target, {stamp: row}, inserted=inserted)).get(stamp)
 
 
-async def those_written(
+async def find_written_rows(
     target: Target, rows: dict[bytes, dict[str, Any] | None], *, inserted: bool
 ) -> dict[bytes, dict[str, Any]]:
-    """The documents of those writes that stand, by their stamps.
+    """The documents of the stamped writes that stand, by their stamps.
 
-    One that has its stamp was written. Of any other the server is asked: since then another client may have
-    replaced it, deleted it, or put an older stamp back. Where it does not tell, see `is_ours`.
+    A document with the stamp was written. For the others the change stream tells: since the write another client
+    may have replaced the document, deleted it, or restored an older stamp. Without a change stream see
+    `has_passed`.
 
     Args:
-        target: where the writes went.
-        rows: their documents as they are now, by stamp; None is one that is not there.
-        inserted: they were inserts.
+        target: the target of the writes.
+        rows: stamp -> the document as it is now; None if it does not exist.
+        inserted: the writes were inserts.
 
     Raises:
-        PyMongoError: the server gives no answer now.
+        PyMongoError: the server does not answer at present.
     """
     written = {stamp: row for stamp, row in rows.items() if row is not None and row.get(FIELD) == stamp}
-    open_ = [stamp for stamp in rows if stamp not in written]
-    if not open_:
+    unknown = [stamp for stamp in rows if stamp not in written]
+    if not unknown:
         return written
     try:
-        reported = await _reported(target, open_)
-    except Unreadable:
-        found = {stamp: row for stamp in open_ if (row := rows[stamp]) is not None}
-        return written | {stamp: row for stamp, row in found.items() if is_ours(row, stamp, inserted=inserted)}
+        reported = await _reported_values(target, unknown)
+    except NoChangeStream:
+        found = {stamp: row for stamp in unknown if (row := rows[stamp]) is not None}
+        return written | {stamp: row for stamp, row in found.items() if has_passed(row, stamp, inserted=inserted)}
     return written | {stamp: {**(rows[stamp] or {}), **values} for stamp, values in reported.items()}
 
 
-async def _reported(target: Target, stamps: Iterable[bytes]) -> dict[bytes, dict[str, Any]]:
-    """What the server reports of the writes that have these stamps: what they set, by stamp."""
+async def _reported_values(target: Target, stamps: Iterable[bytes]) -> dict[bytes, dict[str, Any]]:
+    """Stamp -> the values that its write set, according to the change stream."""
     by_stamp = {bytes(stamp): stamp for stamp in stamps}
-    minted = min(int.from_bytes(_token_of(stamp)[:4], "big") for stamp in by_stamp)
+    earliest = min(int.from_bytes(_token_of(stamp)[:4], "big") for stamp in by_stamp)
     ours = {"$in": list(by_stamp.values())}
     places = ({f"fullDocument.{FIELD}": ours}, {f"updateDescription.updatedFields.{FIELD}": ours})
     match = {"operationType": {"$in": ["insert", "update"]}, "$or": list(places)}
     reported: dict[bytes, dict[str, Any]] = {}
-    for event in await changes_since(target, minted, match):
+    for event in await read_changes_since(target, earliest, match):
         inserted = event["operationType"] == "insert"
         values = event["fullDocument"] if inserted else event["updateDescription"]["updatedFields"]
         stamp = by_stamp[bytes(values[FIELD])]
@@ -127,43 +129,44 @@ async def _reported(target: Target, stamps: Iterable[bytes]) -> dict[bytes, dict
 
 def _token_of(stamp: bytes) -> bytes:
     found = Stamp.unpack(stamp)
-    assert found is not None  # it is ours
+    assert found is not None  # this process made it
     return found.token.binary
 
 
-async def is_without(target: Target, id_: Any, since: float) -> bool:
-    """Whether there is no such document, or was none for a moment.
+async def was_absent(target: Target, id_: Any, since: float) -> bool:
+    """Whether a document does not exist, or did not exist at some moment since then.
 
     Args:
-        target: where it was.
-        id_: its `_id`.
+        target: the target of the delete.
+        id_: the document's `_id`.
         since: seconds since 1970, by the server's clock.
     """
-    if await surely_read(target).find_one({"_id": id_}, {"_id": 1}, max_time_ms=PATIENCE_MS) is None:
+    found = await durable_collection(target).find_one({"_id": id_}, {"_id": 1}, max_time_ms=TIMEOUT_MS)
+    if found is None:
         return True
     try:
-        return bool(await changes_since(target, since, {"operationType": "delete", "documentKey._id": id_}))
-    except Unreadable:
+        return bool(await read_changes_since(target, since, {"operationType": "delete", "documentKey._id": id_}))
+    except NoChangeStream:
         return False
 
 
-def surely_read(target: Target) -> Any:
-    """`Target.lenient`, for reading what will not be rolled back, from a primary that is one."""
-    return target.lenient.with_options(
+def durable_collection(target: Target) -> Any:
+    """`Target.raw_collection` for reads of a current primary that no rollback can undo."""
+    return target.raw_collection.with_options(
         read_concern=ReadConcern("linearizable"), read_preference=ReadPreference.PRIMARY
     )
 
 
-def is_ours(row: dict[str, Any], stamp: bytes, *, inserted: bool) -> bool:
-    """Whether a document has gone through the write of this stamp.
+def has_passed(row: dict[str, Any], stamp: bytes, *, inserted: bool) -> bool:
+    """Whether a document was written by the write with this stamp, judged by the document alone.
 
-    A later write of this ODM has put its own stamp in the place of ours, and another client may have removed what
-    was inserted with it. Whether ours came before is open then: in doubt it did, so that nothing is lost.
+    A later write of this ODM may have replaced the stamp, and another client may have removed it from an inserted
+    document. In both cases the answer is yes, so that no delivery is lost.
 
     Args:
-        row: as it is now.
-        stamp: what was sent.
-        inserted: by an insert.
+        row: the document as it is now.
+        stamp: the stamp of the write.
+        inserted: the write was an insert.
     """
     value = row.get(FIELD)
     if value == stamp:
@@ -171,19 +174,16 @@ def is_ours(row: dict[str, Any], stamp: bytes, *, inserted: bool) -> bool:
     found, sent = Stamp.unpack(value), Stamp.unpack(stamp)
     if found is None or sent is None:
         return inserted and value is None
-    return found.key == sent.key and _is_later(found.token, sent.token)
+    return found.key == sent.key and _may_be_later(found.token, sent.token)
 
 
-def _is_later(found: bson.ObjectId, sent: bson.ObjectId) -> bool:
-    """Whether one token may have been minted after another.
+def _may_be_later(found: bson.ObjectId, sent: bson.ObjectId) -> bool:
+    """Whether one token may be newer than another.
 
-    Those of one process are counted. So the stamp of the write right before ours, in the same second, is not
-    taken for a later one.
+    Tokens of one process have a counter, so the stamp of an earlier write in the same second is not taken for
+    newer.
     """
     if found.binary[4:9] == sent.binary[4:9]:
         ahead = int.from_bytes(found.binary[9:], "big") - int.from_bytes(sent.binary[9:], "big")
-        return ahead % _COUNTED < _COUNTED // 2
+        return ahead % _COUNTER_SIZE < _COUNTER_SIZE // 2
     return found.generation_time >= sent.generation_time
-
-
-_COUNTED: Final = 1 << 24  # where the counter of ObjectIds starts again

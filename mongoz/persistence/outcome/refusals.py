@@ -1,18 +1,16 @@
-"""Writes that the server refuses, and that the origin stamp may be the reason for."""
+"""Notes for writes that the server refuses, perhaps because of the origin stamp."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import bson
 from pymongo.errors import BulkWriteError, OperationFailure, PyMongoError
 
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.fields.storage import UNSTORABLE, explain_value, stored
+from mongoz.model.base import Model
 from mongoz.stamps import FIELD
-
-if TYPE_CHECKING:
-    from mongoz.documents.base import Document
 
 __all__ = [
     "BSON_TOO_LARGE",
@@ -24,70 +22,70 @@ __all__ = [
 ]
 
 VALIDATION_FAILED: Final = 121
-"""DocumentValidationFailure: the collection's validator does not accept what would be stored."""
+"""DocumentValidationFailure: the collection's validator does not accept the document."""
 
 BSON_TOO_LARGE: Final = 17419
 """The document would be larger than 16 MB after the update."""
 
 _SIZE_NOTE: Final = (
-    f"The registry is dispatched, so the write brought the reserved field {FIELD!r}, for which a document of "
-    "nearly 16 MB has no room. Keep it smaller, or remove something from it in the same update."
+    f"The registry is dispatched, so the write contained the reserved field {FIELD!r}, for which a document of "
+    "nearly 16 MB has no room. Make the document smaller, or remove some of it in the same update."
 )
-_MEND: Final = (
-    f"Add {{{FIELD}: {{bsonType: 'binData'}}}} to the properties of its $jsonSchema, or do without "
+_REMEDY: Final = (
+    f"Add {{{FIELD}: {{bsonType: 'binData'}}}} to the properties of its $jsonSchema, or remove "
     "'additionalProperties: false'."
 )
 _NAMED_NOTE: Final = (
-    f"The collection's validator refuses {FIELD!r}, the reserved field that writes of a dispatched registry "
-    f"bring. {_MEND}"
+    f"The collection's validator refuses {FIELD!r}, the reserved field in writes of a dispatched registry. "
+    f"{_REMEDY}"
 )
 _MARKER_NOTE: Final = (
-    "It was the mark by which a dispatcher tells this delete from others, and the server has ended the "
-    "transaction with it. Outside of a transaction such a document is deleted without a mark."
+    "The server refused the marker by which dispatchers recognize this delete, and ended the transaction. Outside "
+    "of a transaction the document is deleted without a marker."
 )
 _MAYBE_NOTE: Final = (
-    f"The registry is dispatched, so the write brought the reserved field {FIELD!r}, and the collection's "
-    f"validator may be what refuses it. {_MEND}"
+    f"The registry is dispatched, so the write contained the reserved field {FIELD!r}, which the collection's "
+    f"validator may refuse. {_REMEDY}"
 )
 
 
 def explain_refused_marker(error: PyMongoError) -> None:
-    """Add notes to the error of a delete in the caller's transaction, if the server refused its mark.
+    """Add notes to the error of a delete in the caller's transaction, if the server refused its marker.
 
     Args:
-        error: what the driver raised.
+        error: the driver's error.
     """
     if refuses_stamp(error):
         explain_refusal(error)
         error.add_note(_MARKER_NOTE)
 
 
-def explain_unstorable(error: BaseException, instance: "Document") -> None:
-    """Add a note to the error of a write whose values BSON has no type for: of which field, and what.
+def explain_unstorable(error: BaseException, instance: Model) -> None:
+    """Add a note to the error of a value that BSON has no type for: the field and the value.
 
-    Other errors stay as they are.
+    Other errors stay unchanged.
 
     Args:
-        error: what the driver raised before it sent anything.
-        instance: what was to be written.
+        error: the driver's error, raised before anything was sent.
+        instance: the instance of the write.
     """
     if not isinstance(error, UNSTORABLE):
         return
-    with suppress(*UNSTORABLE):  # else it has no row, and the error names the field already
+    with suppress(*UNSTORABLE):  # then the error names the field already
         for name, value in stored(instance).items():
             try:
                 bson.encode({name: value}, codec_options=CODEC_OPTIONS)
-            except Exception:  # whatever it is: this is the field
+            except Exception:  # of any type: this is the field
                 explain_value(error, type(instance), name, value)
 
 
 def explain_refusal(error: PyMongoError) -> None:
-    """Add a note to the error of a stamped write that the server refused, if the stamp may be the reason.
+    """Add a note to the error of a stamped write, if the stamp may be the reason for the refusal.
 
-    Other errors stay as they are, and one that has its note gets no second one.
+    Other errors stay unchanged. A note is added once.
 
     Args:
-        error: what the driver raised.
+        error: the driver's error.
     """
     for refusal in _refusals(error):
         note = _note(refusal)
@@ -98,12 +96,12 @@ def explain_refusal(error: PyMongoError) -> None:
 
 
 def refuses_stamp(error: PyMongoError) -> bool:
-    """Whether the stamp may be what the server refuses, rather than what it was put on."""
+    """Whether the server may refuse the stamp rather than the document."""
     return any(refusal.get("code") in (VALIDATION_FAILED, BSON_TOO_LARGE) for refusal in _refusals(error))
 
 
 def _refusals(error: PyMongoError) -> Iterator[Mapping[str, Any]]:
-    """What the server said: of a bulk write one answer for each write that failed."""
+    """The server's answers: one for each failed write of a bulk write."""
     details = error.details if isinstance(error, OperationFailure) else None
     if isinstance(error, BulkWriteError):
         yield from (details or {}).get("writeErrors", ())
@@ -119,7 +117,7 @@ def _note(refusal: Mapping[str, Any]) -> str | None:
 
 
 def _names_the_stamp(details: Any) -> bool:
-    """Whether the server's explanation lists the stamp among the properties that are too many."""
+    """Whether the server's explanation lists the stamp among the additional properties."""
     if isinstance(details, Mapping):
         extra = details.get("additionalProperties")
         if isinstance(extra, list) and FIELD in extra:

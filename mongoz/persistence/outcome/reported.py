@@ -1,7 +1,7 @@
-"""What was written, by the server's own account: its change stream of the last while.
+"""Writes that the server reports: a short change stream of a collection's recent changes.
 
-A document alone does not always tell whether a write stands: another client may have replaced or deleted it before
-anybody looked. The stream tells of each write that was committed.
+A document alone does not always tell whether a write stands: another client may have replaced or deleted it since.
+The change stream has each committed write.
 """
 
 import asyncio
@@ -16,61 +16,61 @@ from pymongo.errors import NetworkTimeout, OperationFailure, PyMongoError
 from mongoz.connection.namespaces import is_misread, watched_as
 from mongoz.persistence.target import Target
 
-__all__ = ["PATIENCE_MS", "Unreadable", "changes_since"]
+__all__ = ["TIMEOUT_MS", "NoChangeStream", "read_changes_since"]
 
-PATIENCE_MS: Final = 5_000
-"""That a server may take to answer such a question."""
+TIMEOUT_MS: Final = 5_000
+"""The time limit of a read that finds out an outcome."""
 
-_MARGIN: Final = 5  # seconds that a time may be wrong by
-_WHOLE_MARGIN: Final = 120  # where it is wrong by more, which is known if it is still to come
-_PAUSE_MS: Final = 250  # that the server waits for more, before it says how far it has read
-_AT_ONCE: Final = 4  # streams of one process: each of them reads all that the server has written
+_MARGIN: Final = 5  # seconds by which the given time may be wrong
+_FUTURE_MARGIN: Final = 120  # used if the given time is in the future, so that it is wrong by more
+_PAUSE_MS: Final = 250  # the server waits this long for more changes before it reports its position
+_MAX_STREAMS: Final = 4  # of one process at a time: each reads everything that the server has written
 
-_PERMITTED: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
-
-
-class Unreadable(Exception):
-    """The server has no change stream for us: it is no replica set, we have no right to it, or it is too late."""
+_PERMITS: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
 
 
-async def changes_since(target: Target, seconds: float, match: dict[str, Any]) -> list[dict[str, Any]]:
-    """The changes of a collection that were committed since then, up to now.
+class NoChangeStream(Exception):
+    """The server gives no change stream: it is no replica set, we have no privilege, or the oplog is too short."""
+
+
+async def read_changes_since(target: Target, seconds: float, match: dict[str, Any]) -> list[dict[str, Any]]:
+    """The changes of a collection that were committed since a time, up to now.
 
     Args:
-        target: whose collection it is.
-        seconds: since 1970, by the server's clock.
-        match: which of them.
+        target: the target with the collection.
+        seconds: the time since 1970, by the server's clock.
+        match: the filter of the events.
 
     Returns:
         The events, in order.
 
     Raises:
-        Unreadable: nothing can be found out like this, now or later.
-        PyMongoError: the server gives no answer now.
+        NoChangeStream: the changes can't be read, now or later.
+        PyMongoError: the server does not answer at present.
     """
     loop = asyncio.get_running_loop()
-    async with _PERMITTED.setdefault(loop, asyncio.Semaphore(_AT_ONCE)):
+    async with _PERMITS.setdefault(loop, asyncio.Semaphore(_MAX_STREAMS)):
         try:
-            return await _Stream(target).read(seconds, match)
+            return await _RecentChanges(target).read(seconds, match)
         except OperationFailure as error:
             if error.timeout or error.has_error_label("RetryableWriteError"):
                 raise
-            raise Unreadable(str(error)) from error
+            raise NoChangeStream(str(error)) from error
 
 
-class _Stream:
-    """By commands, so that both drivers do it alike."""
+class _RecentChanges:
+    """A change stream that ends at the present; made of commands, which both drivers send alike."""
 
     def __init__(self, target: Target) -> None:
-        self._collection = target.driver
-        self._database = target.driver.database
-        self._deadline = monotonic() + PATIENCE_MS / 1000
+        self._collection = target.driver_collection
+        self._database = target.driver_collection.database
+        self._deadline = monotonic() + TIMEOUT_MS / 1000
 
     async def read(self, seconds: float, match: dict[str, Any]) -> list[dict[str, Any]]:
-        until = (await self._ask({"ping": 1})).get("operationTime")
+        until = (await self._send({"ping": 1})).get("operationTime")
         if until is None:
-            raise Unreadable("the server is no replica set")
-        margin = _WHOLE_MARGIN if seconds > until.time + 1 else 0
+            raise NoChangeStream("the server is no replica set")
+        margin = _FUTURE_MARGIN if seconds > until.time + 1 else 0
         since = min(int(seconds) - _MARGIN, until.time - margin)
         cursor = await self._open(Timestamp(max(since, 1), 0), match)
         name = cursor["ns"].partition(".")[2]
@@ -79,17 +79,17 @@ class _Stream:
             while _time_of(cursor["postBatchResumeToken"]) < until:
                 if monotonic() > self._deadline:
                     raise NetworkTimeout(
-                        f"the change stream of {self._collection.name} did not come to {until} in time"
+                        f"the change stream of {self._collection.name} did not reach {until} in {TIMEOUT_MS} ms"
                     )
-                if not cursor["id"]:  # somebody dropped the collection; after it nothing is to be found
+                if not cursor["id"]:  # the collection was dropped, which ends its stream
                     break
                 more = {"getMore": cursor["id"], "collection": name, "maxTimeMS": _PAUSE_MS}
-                cursor = (await self._ask(more))["cursor"]
+                cursor = (await self._send(more))["cursor"]
                 events += cursor["nextBatch"]
         finally:
             if cursor["id"]:
                 with suppress(PyMongoError):
-                    await self._ask({"killCursors": name, "cursors": [cursor["id"]]})
+                    await self._send({"killCursors": name, "cursors": [cursor["id"]]})
         return events
 
     async def _open(self, since: Timestamp, match: dict[str, Any]) -> dict[str, Any]:
@@ -104,16 +104,16 @@ class _Stream:
             self._database = database.client.admin
         pipeline = [{"$changeStream": stage}, {"$match": match}]
         command = {"aggregate": aggregate, "pipeline": pipeline, "cursor": {"batchSize": 0}}
-        cursor: dict[str, Any] = (await self._ask(command))["cursor"]
+        cursor: dict[str, Any] = (await self._send(command))["cursor"]
         return cursor
 
-    async def _ask(self, command: dict[str, Any]) -> dict[str, Any]:
+    async def _send(self, command: dict[str, Any]) -> dict[str, Any]:
         options = self._collection.codec_options
         answer: dict[str, Any] = await self._database.command(command, codec_options=options)
         return answer
 
 
 def _time_of(token: dict[str, Any]) -> Timestamp:
-    """Up to where a stream was read: its tokens begin with that, behind the byte that says that it is a time."""
+    """The time of a resume token: its first bytes after the type byte."""
     data = bytes.fromhex(str(token["_data"])[2:18])
     return Timestamp(int.from_bytes(data[:4], "big"), int.from_bytes(data[4:8], "big"))

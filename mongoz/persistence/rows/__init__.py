@@ -1,1 +1,1 @@
-"""Rows of the database and instances of models: one made from the other, and compared."""
+"""Rows of the database and instances of models: validation, hydration, comparison and copies."""

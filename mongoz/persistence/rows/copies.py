@@ -2,18 +2,17 @@
 
 import copy
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-if TYPE_CHECKING:
-    from mongoz.documents.base import Document
+from mongoz.model.base import Model
 
 __all__ = ["independent_copy", "independent_values"]
 
-D = TypeVar("D", bound="Document")
+D = TypeVar("D", bound=Model)
 
 
 def independent_copy(instance: D) -> D:
-    """The instance as it is now, whatever happens to it afterwards. It remembers the same of the database."""
+    """A copy of the instance with the same state in the database; later changes of the instance don't reach it."""
     try:
         return copy.deepcopy(instance)
     except Exception:  # of a value that is no field: a cached client, a lock
@@ -25,7 +24,7 @@ def independent_copy(instance: D) -> D:
 
 
 def independent_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """These values, copied; what can't be copied is shared."""
+    """Copies of these values; a value that can't be copied is shared."""
     copied = {}
     for name, value in values.items():
         try:

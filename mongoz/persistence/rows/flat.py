@@ -1,7 +1,7 @@
-"""Flat documents, whose fields are scalars and lists of them: checked and turned into rows in one pass.
+"""Flat documents, whose fields are scalars and lists of scalars: validated and turned into rows in one pass.
 
-Pydantic makes an instance of what it validates, and that would have to be taken apart again. So out of the schema
-of a class another one is made, once, whose validation gives the row itself: under the stored names, lists copied.
+Pydantic makes an instance from validated values, which would have to become a row afterwards. So each class gets a
+second schema, once, whose validation gives the row itself, with stored names and copied lists.
 """
 
 import datetime
@@ -13,7 +13,7 @@ import bson
 from pydantic import BaseModel, ValidationError
 from pydantic_core import CoreSchema, SchemaValidator, core_schema
 
-from mongoz.fields.class_cache import compiled
+from mongoz.fields.class_cache import cached_per_class
 from mongoz.fields.email import LOADING, loading_schema
 from mongoz.fields.object_id import ObjectId
 from mongoz.fields.storage import SCALARS, stored, stored_names
@@ -38,18 +38,18 @@ _PLAIN: Final = frozenset(
 
 
 def flat_row(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any] | None:
-    """The row of an instance of a flat model; None if it must be made otherwise.
+    """The row of an instance of a flat model; None if the model is not flat, or the values are invalid.
 
     Args:
         model: the class.
-        values: by the attributes' names. What is no field is left out.
+        values: attribute name -> value. Values that are no fields are left out.
     """
     validator = _row_validator(model)
     if validator is None:
         return None
     try:
         row: dict[str, Any] = validator.validate_python(values, context=LOADING)
-    except ValidationError:  # the model's own validator has the right words for it
+    except ValidationError:  # the model's own validator has the right message
         return None
     for name, value in row.items():
         kind = type(value)
@@ -58,14 +58,14 @@ def flat_row(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any] |
     return row
 
 
-@compiled
+@cached_per_class
 def _row_validator(model: Any) -> SchemaValidator | None:
-    """What makes rows of the attributes of a model, if it is flat."""
+    """The validation that makes rows from attributes, if the model is flat."""
     decorators, schema = model.__pydantic_decorators__, model.__pydantic_core_schema__
-    looks_at_the_whole = decorators.model_validators or decorators.root_validators
-    # What would tell a field of a row from one of a model: `info.field_name`, `info.data`.
-    looks_around = decorators.field_validators or decorators.validators
-    if looks_at_the_whole or looks_around or schema["type"] != "model" or schema.get("post_init"):
+    model_validators = decorators.model_validators or decorators.root_validators
+    # They may use `info.field_name` or `info.data`, which differ for rows.
+    field_validators = decorators.field_validators or decorators.validators
+    if model_validators or field_validators or schema["type"] != "model" or schema.get("post_init"):
         return None
     fields = schema["schema"]
     if fields["type"] != "model-fields" or not all(_is_plain(f.annotation) for f in model.model_fields.values()):
@@ -82,13 +82,13 @@ def _row_validator(model: Any) -> SchemaValidator | None:
 
 
 def _without_default(schema: CoreSchema) -> CoreSchema:
-    """For a value that is there."""
+    """The schema of a field for a value that is present."""
     bare: CoreSchema = loading_schema(schema["schema"] if schema["type"] == "default" else schema)
     return bare
 
 
 def _takes_info(schema: Any) -> bool:
-    """Whether a function in a schema asks where the value is that it is given."""
+    """Whether a function in a schema takes `info`."""
     if isinstance(schema, dict):
         return schema.get("type") == "with-info" or any(map(_takes_info, schema.values()))
     return isinstance(schema, list) and any(map(_takes_info, schema))

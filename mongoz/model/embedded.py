@@ -1,11 +1,11 @@
-"""Documents inside documents."""
+"""Documents inside of documents."""
 
 from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
 
 from pydantic import ConfigDict
 
-from mongoz.documents.construction import FieldsMetaclass
-from mongoz.model.dumping import Dumping
+from mongoz.model.dump import DumpableModel
+from mongoz.model.metaclass import FieldsMetaclass
 
 __all__ = ["EmbeddedDocument"]
 
@@ -15,10 +15,10 @@ class _EmbeddedMetaclass(FieldsMetaclass):
     pass
 
 
-class EmbeddedDocument(Dumping, metaclass=_EmbeddedMetaclass):
+class EmbeddedDocument(DumpableModel, metaclass=_EmbeddedMetaclass):
     """A part of a document: fields and validation, but no id, no collection and no signals of its own.
 
-    Keys that are not declared are kept: writing the part back must not lose other clients' data.
+    It keeps undeclared keys: writing it back must not lose other clients' data.
 
     Examples:
         >>> class Address(mongoz.EmbeddedDocument):
@@ -38,5 +38,5 @@ class EmbeddedDocument(Dumping, metaclass=_EmbeddedMetaclass):
     __embedded__: ClassVar[bool] = True
 
     if TYPE_CHECKING:
-        # dataclass_transform gives it a constructor of its fields; what is undeclared is allowed too.
+        # dataclass_transform gives it a constructor of its fields; undeclared keys are allowed too.
         def __init__(self, **values: Any) -> None: ...

@@ -1,14 +1,13 @@
-"""What `class Meta` says, resolved against the parents' and the class itself."""
+"""`Document.meta`: the options of `class Meta`, merged with those of the parents."""
 
 from typing import Any, Final
 
 from mongoz.connection import Collection, Database, Registry
-from mongoz.connection.namespaces import NamespacePattern, Watch, parse_pattern
+from mongoz.connection.namespaces import NamespacePattern, WatchedNamespaces, parse_pattern
 from mongoz.exceptions import AbstractDocumentError, ImproperlyConfigured
 from mongoz.fields import BaseField
-from mongoz.model.indexes import Index, gathered, indexes_in_meta, indexes_of_fields
-from mongoz.persistence.indexing import ensure
-from mongoz.queries.managers import refuse_several_managers
+from mongoz.model.indexes import Index, indexes_in_meta, indexes_of_fields, merge_indexes
+from mongoz.model.partial import make_partial_class
 from mongoz.signals import Broadcaster
 from mongoz.stamps import FIELD
 from mongoz.synonyms import nearest
@@ -26,21 +25,21 @@ _NO_DATABASE: Final = (
 
 
 class MetaInfo:
-    """`Document.meta`: where a document lives and what belongs to it.
+    """`Document.meta`: the place of a document, its fields, indexes and signals.
 
     Attributes:
         registry: the Registry, or None.
-        database: a Database, or None where there is no registry.
-        collection: a Collection; None for abstract documents and without a registry.
-        abstract: it has no collection and makes no rows.
-        autogenerate_index: the indexes are created before the first write to each collection.
-        watch: further databases and collections that hold this document, as written in Meta.
-        watched: the same as patterns of namespaces. The own collection is always watched, and not among them.
+        database: the Database; None without a registry.
+        collection: the Collection; None for abstract documents and without a registry.
+        abstract: the document has no collection.
+        autogenerate_index: the first write to each collection creates the indexes.
+        watch: further databases and collections with this document, as written in Meta.
+        watched: the same as patterns of namespaces. The own collection is always watched, and not in the list.
         fields: name -> field.
-        indexes: those of the fields, then Meta's own, then those of the parents' Meta. The list may be changed
-            after the class is defined.
+        indexes: the indexes of the fields, then Meta's own, then those of the parents' Meta. The list may be
+            changed after the class is defined.
         signals: the Broadcaster.
-        document: the class, also when asked through that of only() or defer() rows.
+        document: the class; the same for the class of partial rows.
     """
 
     registry: Registry | None
@@ -53,19 +52,19 @@ class MetaInfo:
     indexes: list[Index]
     autogenerate_index: bool
     watch: tuple[str, ...]
-    watched: Watch
+    watched: WatchedNamespaces
 
     def __init__(self, document_name: str, declared: object, parents: list["MetaInfo"]) -> None:
         """Read the options of one class.
 
         Args:
-            document_name: for messages and the default collection's name.
+            document_name: the name of the class, for messages and for the default name of the collection.
             declared: the inner class Meta, if there is one.
             parents: the Meta of the parents, nearest first.
 
         Raises:
-            ImproperlyConfigured: an unknown option, or one of a wrong type.
-            ValueError: something in `indexes` is no Index.
+            ImproperlyConfigured: an option is unknown or of a wrong type.
+            ValueError: an item of `indexes` is no Index.
         """
         self._options = options = _options_of(document_name, declared)
         self._document_name = document_name
@@ -76,14 +75,14 @@ class MetaInfo:
         )
         self._database_option = options.get("database") or _inherited("_database_name", parents)
         self._collection_option = options.get("collection")
-        # Of abstract parents only: what a concrete parent watches holds its own documents.
+        # Inherited from abstract parents only: the namespaces of a concrete parent hold the parent's documents.
         self._patterns = (
             _patterns_of(document_name, options["watch"])
             if "watch" in options
             else _inherited("_patterns", [parent for parent in parents if parent.abstract])
         )
         self.watch = tuple(str(pattern) for pattern in self._patterns or ())
-        self.watched = Watch()
+        self.watched = WatchedNamespaces()
         self.fields = {}
         self._own_indexes = indexes_in_meta(document_name, options.get("indexes", ()))
         self._field_indexes: list[Index] = []
@@ -93,11 +92,10 @@ class MetaInfo:
         self.collection = None
 
     def settle(self, document: type, fields: dict[str, BaseField], parents: list["MetaInfo"]) -> None:
-        """Finish once the class exists: its fields, its collection, its signals.
+        """Set the fields, the collection and the signals, once the class exists.
 
         Raises:
-            ImproperlyConfigured: a concrete document has a registry but no database, or an abstract one several
-                managers.
+            ImproperlyConfigured: a concrete document has a registry but no database.
             IndexError: two indexes have the same name.
         """
         self.document = document
@@ -109,16 +107,14 @@ class MetaInfo:
                     "origin stamps of writes. Give the field another alias."
                 )
         self.abstract = self.abstract or not set(fields) - {"id"}
-        if self.abstract:
-            refuse_several_managers(document)
         if not self.abstract and self.registry is not None:
             if self.database is None:
                 raise ImproperlyConfigured(_NO_DATABASE, detail=f"({self._document_name} has none.)")
             self.collection = self._make_collection(self.database)
-            self.watched = Watch(self._patterns or (), self.collection.name)
+            self.watched = WatchedNamespaces(self._patterns or (), self.collection.name)
         self._field_indexes = indexes_of_fields(fields)
         inherited = [index for parent in parents for index in parent._own_indexes]
-        self.indexes = gathered(self._document_name, [*self._field_indexes, *self._own_indexes], inherited)
+        self.indexes = merge_indexes(self._document_name, [*self._field_indexes, *self._own_indexes], inherited)
         self.signals = Broadcaster(
             document,
             tuple(parent.signals for parent in parents if parent.abstract),
@@ -126,7 +122,7 @@ class MetaInfo:
         )
 
     def require_collection(self) -> Collection:
-        """The collection to work on.
+        """The document's own collection.
 
         Raises:
             AbstractDocumentError: the document is abstract.
@@ -144,38 +140,46 @@ class MetaInfo:
             f"{self._document_name} has no registry, so it can't be read or written; set 'registry' in its Meta."
         )
 
+    def collection_for(self, collection: Any) -> Collection:
+        """Our collection for one of ours or of the driver's.
+
+        Raises:
+            AbstractDocumentError: the document is abstract.
+            ImproperlyConfigured: it has no registry.
+            TypeError: it is neither.
+        """
+        if isinstance(collection, Collection):
+            return collection
+        own = self.require_collection()
+        if not hasattr(collection, "database"):
+            raise TypeError(f"A collection is one of mongoz or of the driver, not {collection!r}.")
+        return own.sibling(collection.database.name, collection.name)
+
+    def partial_class(self) -> Any:
+        """The class of partial rows. Made at the first use, since most documents never need it."""
+        made = vars(self).get("_partial_class")
+        # Of two threads the second one uses the class of the first.
+        return made or vars(self).setdefault("_partial_class", make_partial_class(self.document))
+
     def wanted_indexes(self) -> list[Index]:
-        """The declared indexes, without those of fields whose `index` was set to False since."""
+        """The declared indexes, without those of fields whose `index` was set to False since then."""
         unwanted = [index for index in self._field_indexes if not self.fields[index.name].index]
         return [index for index in self.indexes if not any(index is one for one in unwanted)]
 
-    async def ensure_indexes(self, target: Collection, session: Any = None) -> None:
-        """Create the indexes in a collection that this process did not create there yet, if Meta wants that.
-
-        Args:
-            target: the collection that is about to be written to.
-            session: the one that the write uses, if the caller gave one. The indexes are built outside of it.
-
-        Raises:
-            pymongo.errors.OperationFailure: the server refuses one.
-        """
-        if self.autogenerate_index:
-            await ensure(self.document, target, session)
-
     def _check_types(self) -> None:
         if self.registry is not None and not isinstance(self.registry, Registry):
-            raise self._wrong("registry", self.registry, "a mongoz.Registry")
+            raise self._wrong_type("registry", self.registry, "a mongoz.Registry")
         if not isinstance(self._database_option, str | Database | None):
-            raise self._wrong("database", self._database_option, "a name or a Database")
+            raise self._wrong_type("database", self._database_option, "a name or a Database")
         if not isinstance(self._collection_option, str | Collection | None):
-            raise self._wrong("collection", self._collection_option, "a name or a Collection")
+            raise self._wrong_type("collection", self._collection_option, "a name or a Collection")
 
-    def _wrong(self, option: str, value: object, expected: str) -> ImproperlyConfigured:
+    def _wrong_type(self, option: str, value: object, expected: str) -> ImproperlyConfigured:
         return ImproperlyConfigured(f"Meta.{option} of {self._document_name} must be {expected}, not {value!r}.")
 
     @property
     def _database_name(self) -> str | None:
-        """What children inherit: in their own registry, should they have another."""
+        """The name that children inherit, since they may have another registry."""
         option = self._database_option
         return option.name if isinstance(option, Database) else option
 
@@ -195,14 +199,14 @@ class MetaInfo:
         return database.get_collection(option or f"{self._document_name.lower()}s")
 
     def _refuse_other_registry(self, option: str, value: object, database: Database) -> None:
-        if database._registry is not self.registry:
+        if database.deployment is not self.registry:
             raise ImproperlyConfigured(
                 f"Meta.{option} of {self._document_name} is {value!r} of another registry; give its name, or "
                 "take it from the registry in Meta."
             )
 
     def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[type]:
-        """Lets `class Meta(Parent.Meta)` inherit the options, as if that was still the class it is written as."""
+        """Let `class Meta(Parent.Meta)` inherit the options: `Parent.Meta` is no class any more."""
         options = {name: value for name, value in self._options.items() if name != "abstract"}
         return (type("Meta", (), options),)
 
@@ -230,10 +234,10 @@ def _options_of(document_name: str, declared: object) -> dict[str, Any]:
 
 
 def _patterns_of(document_name: str, watch: object) -> tuple[NamespacePattern, ...]:
-    """The entries of `Meta.watch`.
+    """The parsed entries of `Meta.watch`.
 
     Raises:
-        ImproperlyConfigured: it is no list, or one of them can't be a namespace.
+        ImproperlyConfigured: it is no list, or an entry can't be a namespace.
     """
     if not isinstance(watch, list | tuple):
         raise ImproperlyConfigured(
@@ -246,7 +250,7 @@ def _patterns_of(document_name: str, watch: object) -> tuple[NamespacePattern, .
         except ValueError as error:
             raise ImproperlyConfigured(
                 f"Meta.watch of {document_name} has {entry!r}, which {error}; write 'database.collection', or a "
-                "database alone for the document's own collection in it, with '*' for anything."
+                "database alone for the document's own collection in it, with '*' for any text."
             ) from None
     return tuple(patterns)
 

@@ -1,29 +1,29 @@
-"""From instances to dicts and JSON."""
+"""Dumps of instances: dicts and JSON."""
 
 from typing import Any
 
 import bson
 from pydantic import BaseModel
 
-__all__ = ["Dumping"]
+__all__ = ["DumpableModel"]
 
 
 def _as_json(value: Any) -> Any:
-    """What JSON has instead of BSON's own types, in fields and undeclared keys of any type."""
+    """The form of BSON's own types in JSON, for fields and undeclared keys of any type."""
     if isinstance(value, bson.ObjectId | bson.Decimal128):
         return str(value)
     raise TypeError(f"{value!r} of type {type(value).__name__} can't become JSON.")
 
 
-class Dumping(BaseModel):
-    """Pydantic's dumps, for models that hold what MongoDB stores."""
+class DumpableModel(BaseModel):
+    """Pydantic's dumps, for models with values of BSON's own types."""
 
     def model_dump(self, *, show_id: bool = False, **options: Any) -> dict[str, Any]:
         """The fields as a dict.
 
         Args:
-            show_id: have the id in it, whatever `include` and `exclude` say.
-            **options: what `pydantic.BaseModel.model_dump` takes.
+            show_id: include the id, whatever `include` and `exclude` say.
+            **options: arguments of `pydantic.BaseModel.model_dump`.
         """
         if options.get("mode") == "json":
             options.setdefault("fallback", _as_json)

@@ -1,0 +1,276 @@
+"""A MongoDB deployment: a client for each event loop, its sessions, and the server's clock."""
+
+import asyncio
+import gc
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, suppress
+from typing import Any, Final, NamedTuple
+
+import pymongo
+from bson.codec_options import CodecOptions
+
+from mongoz.connection.address import Seed, decoding_options, first_seed, has_retryable_writes, named_options
+from mongoz.connection.clock import ServerClock
+from mongoz.connection.codec import CODEC_OPTIONS, with_our_types
+from mongoz.connection.drivers import adapter_named, adapter_of
+from mongoz.connection.session_pool import SessionPool
+from mongoz.exceptions import ImproperlyConfigured
+
+__all__ = ["Deployment"]
+
+_DEFAULT_GROUP: Final = "default"
+_GROUP: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+
+# Seconds that closing a client may take: it reports the ended sessions to the server, which may be unreachable.
+_CLOSE_TIMEOUT: Final = 1.0
+
+_NO_RETRIES: Final = (
+    "retryWrites=false can't be combined with dispatched=...: if the answer to a write is lost, only the end of a "
+    "retryable write can be found out, and with it whether its receivers must run. Remove retryWrites=false; "
+    "replica sets, which dispatchers need anyway, accept retryable writes."
+)
+
+
+class _OpenClient(NamedTuple):
+    client: Any
+    closer: AsyncGenerator[None, None]
+    session_pool: SessionPool
+
+
+class Deployment:
+    """One MongoDB deployment, used from any number of event loops.
+
+    Args:
+        url: a MongoDB URL, or an existing asynchronous client.
+        driver: the name of the driver that opens a URL; None is PyMongo, or the driver of the given client.
+        dispatched: the group of dispatchers that serves it; True is the group "default".
+
+    Attributes:
+        adapter: the differences between the drivers.
+        dispatched: the name of the group, or None.
+        clock: the server's clock.
+        indexed: which documents have had their indexes created by this process, each with a database and a
+            collection.
+
+    Raises:
+        ImproperlyConfigured: the URL does not parse, an argument is of no use, or the deployment is dispatched and
+            its writes are not retryable.
+    """
+
+    def __init__(self, url: Any, driver: str | None, dispatched: bool | str) -> None:
+        self._url: str | None = None
+        self._given: Any = None
+        self._clients: dict[asyncio.AbstractEventLoop, _OpenClient] = {}
+        self._preferred: dict[str, Any] = {}
+        self.dispatched = _group_of(dispatched)
+        if isinstance(url, str):
+            self.adapter = adapter_named(driver or "pymongo")
+            self._set_url(url)
+        else:
+            self.adapter = adapter_of(url)
+            if driver not in (None, self.adapter.name):
+                raise ImproperlyConfigured(
+                    f"driver={driver!r}, but the given client is one of {self.adapter.name}; leave driver= out."
+                )
+            self._given = url
+            self._given_pool = SessionPool(self.adapter, url)
+            self._given_loop: asyncio.AbstractEventLoop | None = None
+            self._codec_options = with_our_types(url.codec_options)
+            if self.dispatched and not _pymongo_client(url, self.driver).options.retry_writes:
+                raise ImproperlyConfigured(_NO_RETRIES)
+        self.clock = ServerClock()
+        self.indexed: set[tuple[type, str, str]] = set()
+        self._unsettled: set[asyncio.Task[None]] = set()
+
+    def _set_url(self, url: str) -> None:
+        options = decoding_options(url)  # first: our error names the valid values, the driver's does not
+        self._seed = first_seed(url)
+        if self.dispatched and not has_retryable_writes(url):
+            raise ImproperlyConfigured(_NO_RETRIES)
+        self._url = url
+        self._codec_options = CODEC_OPTIONS.with_options(**options)
+
+    @property
+    def url(self) -> str | None:
+        """The URL it was made from, credentials included; None if it was made from a client."""
+        return self._url
+
+    @property
+    def driver(self) -> str:
+        """`"pymongo"` or `"motor"`."""
+        return self.adapter.name
+
+    @property
+    def host(self) -> str:
+        """Host of the first seed."""
+        return self._first_seed.host
+
+    @property
+    def port(self) -> int | None:
+        """Port of the first seed; None for `mongodb+srv` names."""
+        return self._first_seed.port
+
+    @property
+    def address(self) -> str:
+        """`host:port` of the first seed, without credentials, so it may be logged. No I/O."""
+        seed = self._first_seed
+        return f"{seed.host}:{seed.port}" if seed.port else seed.host
+
+    @property
+    def _first_seed(self) -> Seed:
+        if self._given is None:
+            return self._seed
+        settings = getattr(_pymongo_client(self._given, self.driver), "_topology_settings", None)
+        host, port = sorted(settings.seeds)[0] if settings else ("client", None)
+        return Seed(host, port)
+
+    @property
+    def codec_options(self) -> CodecOptions[Any]:
+        """How values are read and written in all databases of this deployment."""
+        return self._codec_options
+
+    def point_to(self, url: str) -> None:
+        """Use another deployment from now on; for tests, and for a dispatcher's `--url`.
+
+        Raises:
+            ImproperlyConfigured: the URL does not parse, or a client is already in use.
+        """
+        if self._given is not None or self._clients:
+            raise ImproperlyConfigured(
+                "The registry is connected already; point it elsewhere before its first use, and make it "
+                "from a URL rather than from a client."
+            )
+        self._set_url(url)
+
+    def prefer(self, **options: Any) -> None:
+        """Open clients with these options of the driver from now on, unless the URL sets them.
+
+        For processes that use the application in an unusual way, such as a dispatcher.
+        """
+        self._preferred.update(options)
+
+    @property
+    def client(self) -> Any:
+        """The driver's client for the running event loop, opened at the first use.
+
+        Raises:
+            ImproperlyConfigured: no event loop is running, or the client that the registry was made from
+                belongs to another one.
+        """
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise ImproperlyConfigured(
+                "No event loop is running; a document can only be read or written from a coroutine."
+            ) from None
+        if self._given is not None:
+            return self._given_client(loop)
+        opened = self._clients.get(loop)
+        return (opened or self._open(loop)).client
+
+    def _open(self, loop: asyncio.AbstractEventLoop) -> _OpenClient:
+        assert self._url is not None
+        self._abandon_dead_loops()
+        named = named_options(self._url)
+        preferred = {name: value for name, value in self._preferred.items() if name.lower() not in named}
+        client = self.adapter.connect(self._url, **preferred)
+        session_pool = SessionPool(self.adapter, client)
+
+        async def close() -> None:
+            self._clients.pop(loop, None)
+            with pymongo.timeout(_CLOSE_TIMEOUT):
+                await session_pool.end()
+                await self.adapter.close(client)
+
+        opened = self._clients[loop] = _OpenClient(client, _close_with_loop(close), session_pool)
+        return opened
+
+    def _abandon_dead_loops(self) -> None:
+        """Drop the clients of loops that were closed without `shutdown_asyncgens()`.
+
+        A client can't be closed without its loop; garbage collection closes its sockets.
+        """
+        dead = [loop for loop in list(self._clients) if loop.is_closed()]  # list(): other threads add theirs
+        for loop in dead:
+            self._clients.pop(loop, None)
+        if dead:
+            gc.collect()
+
+    def _given_client(self, loop: asyncio.AbstractEventLoop) -> Any:
+        if self._given_loop is None:
+            self._given_loop = loop
+        if self._given_loop is not loop:
+            raise ImproperlyConfigured(
+                "The registry was made from a client, and a client belongs to one event loop; this is another. "
+                "Make the registry from a URL: it then opens a client for every loop."
+            )
+        return self._given
+
+    def new_session(self) -> AbstractAsyncContextManager[Any]:
+        """A new session of the running loop's client; it ends with the block."""
+        return self.adapter.session(self.client)
+
+    @property
+    def session_pool(self) -> SessionPool:
+        """Sessions for single writes, of the running loop's client."""
+        if self._given is not None:
+            return self._given_pool
+        loop = asyncio.get_running_loop()
+        return (self._clients.get(loop) or self._open(loop)).session_pool
+
+    def run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine in a task of its own, until the registry is closed."""
+        task = asyncio.create_task(work, name="mongoz-unsettled-write")
+        self._unsettled.add(task)  # the event loop keeps weak references only
+        task.add_done_callback(self._unsettled.discard)
+
+    async def close(self) -> None:
+        """Close the running loop's client; a later use opens a new one. A given client stays open."""
+        loop = asyncio.get_running_loop()
+        for task in [task for task in self._unsettled if task.get_loop() is loop]:
+            task.cancel()
+        if self._given is not None:
+            await self._given_pool.end()
+        opened = self._clients.get(loop)
+        if opened is not None:
+            await opened.closer.aclose()
+
+
+def _pymongo_client(client: Any, driver: str) -> Any:
+    """PyMongo's client, which Motor's wraps."""
+    # Not by hasattr("delegate"): every attribute of a client is a database.
+    return client.delegate if driver == "motor" else client
+
+
+def _group_of(dispatched: bool | str) -> str | None:
+    if dispatched is True:
+        return _DEFAULT_GROUP
+    if dispatched is False or dispatched is None:
+        return None
+    if isinstance(dispatched, str) and _GROUP.fullmatch(dispatched):
+        return dispatched
+    raise ImproperlyConfigured(
+        f"dispatched={dispatched!r} must be True, False or the name of a group of dispatchers: letters, digits, "
+        "'_', '.' and '-', at most 63."
+    )
+
+
+def _close_with_loop(close: Callable[[], Awaitable[None]]) -> AsyncGenerator[None, None]:
+    """Await `close` when the running loop shuts down, or when the generator is closed before.
+
+    A loop that shuts down finalizes the async generators that were started in it (`asyncio.run`, uvloop and
+    test runners all do), so a generator that is suspended inside of `try` runs its `finally` then.
+    """
+
+    async def wait_for_the_end() -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            await close()
+
+    generator = wait_for_the_end()
+    # The first step needs no loop: it runs straight to the yield, which surfaces as StopIteration.
+    with suppress(StopIteration):
+        generator.__anext__().__await__().send(None)
+    return generator

@@ -1,0 +1,170 @@
+"""The class methods of documents for the indexes of their collections."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mongoz.connection import Collection
+from mongoz.exceptions import InvalidKeyError, MongozException
+from mongoz.model.meta import MetaInfo
+from mongoz.persistence.indexing import (
+    create_indexes,
+    drop_index,
+    index_names,
+    list_indexes,
+    match_indexes,
+)
+from mongoz.synonyms import nearest
+
+__all__ = ["IndexOperations"]
+
+
+class IndexOperations:
+    """The class methods of documents for the indexes of their collections."""
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+        meta: ClassVar[MetaInfo]
+
+    @classmethod
+    async def create_index(cls, name: str, collection: Any = None) -> str:
+        """Create one of the declared indexes.
+
+        Args:
+            name: its name; the index of a field has the name of the field.
+            collection: the collection, ours or the driver's; by default the document's own.
+
+        Returns:
+            The name.
+
+        Raises:
+            InvalidKeyError: no index of this name is declared.
+            pymongo.errors.OperationFailure: the server refuses, for example since another index has the name.
+        """
+        target = _target(cls.meta, collection)
+        index = next((index for index in cls.meta.indexes if index.name == name), None)
+        if index is None:
+            known = nearest(name, (index.name for index in cls.meta.indexes))
+            raise InvalidKeyError(f"{cls.__name__} declares no index {name!r}.{known}")
+        await create_indexes(cls.meta, [index], target)
+        return index.name
+
+    @classmethod
+    async def create_indexes(cls, collection: Any = None) -> list[str]:
+        """Create the declared indexes; existing ones stay as they are.
+
+        Args:
+            collection: the collection, ours or the driver's; by default the document's own.
+
+        Returns:
+            Their names in order. Without any the server is not asked.
+
+        Raises:
+            pymongo.errors.OperationFailure: the server refuses one.
+        """
+        return await create_indexes(cls.meta, cls.meta.wanted_indexes(), _target(cls.meta, collection))
+
+    @classmethod
+    async def drop_index(cls, name: str, collection: Any = None) -> str:
+        """Drop an index, declared or not. It is no error if there is no such index.
+
+        Args:
+            name: its name.
+            collection: the collection, ours or the driver's; by default the document's own.
+
+        Returns:
+            The name.
+        """
+        await drop_index(name, _target(cls.meta, collection))
+        return name
+
+    @classmethod
+    async def drop_indexes(cls, force: bool = False, collection: Any = None) -> list[str]:
+        """Drop the declared indexes that exist.
+
+        Args:
+            force: drop undeclared indexes too, except the index of `_id`.
+            collection: the collection, ours or the driver's; by default the document's own.
+
+        Returns:
+            The names of the dropped indexes.
+        """
+        target = _target(cls.meta, collection)
+        declared = {index.name for index in cls.meta.indexes}
+        dropped = [name for name in await index_names(target) if force or name in declared]
+        for name in dropped:
+            await drop_index(name, target)
+        return dropped
+
+    @classmethod
+    async def list_indexes(cls, collection: Any = None) -> list[dict[str, Any]]:
+        """The indexes of the collection, as the server describes them: `name`, `key`, `unique`, ...
+
+        The index of `_id` comes first. A collection that does not exist has none.
+
+        Args:
+            collection: the collection, ours or the driver's; by default the document's own.
+        """
+        return await list_indexes(_target(cls.meta, collection))
+
+    @classmethod
+    async def check_indexes(cls, force_drop: bool = False, collection: Any = None) -> None:
+        """Make the indexes of the collection match the declared ones: create missing ones, drop the others.
+
+        The index of a field is dropped once `meta.fields[name].index` is False. Indexes of other documents of the
+        registry that share the collection stay.
+
+        Args:
+            force_drop: drop and rebuild an index whose declaration changed since it was created; without this the
+                server refuses the change.
+            collection: the collection, ours or the driver's; by default the document's own.
+
+        Raises:
+            pymongo.errors.OperationFailure: the server refuses an index.
+        """
+        await match_indexes(cls.meta, _target(cls.meta, collection), force_drop=force_drop)
+
+    @classmethod
+    async def create_indexes_for_multiple_databases(
+        cls, database_names: Sequence[str], collection: Any = None
+    ) -> None:
+        """Create the declared indexes in the document's own database and in others, in collections of one name.
+
+        Args:
+            database_names: the other databases.
+            collection: the collection, ours or the driver's; by default the document's own.
+
+        Raises:
+            MongozException: `database_names` is no list or tuple of names.
+            pymongo.errors.OperationFailure: the server refuses an index.
+        """
+        own = _target(cls.meta, collection)
+        for target in dict.fromkeys([own, *_siblings(own, database_names)]):
+            await cls.create_indexes(target)
+
+    @classmethod
+    async def drop_indexes_for_multiple_databases(
+        cls, database_names: Sequence[str], collection: Any = None
+    ) -> None:
+        """Drop the declared indexes in other databases, from collections of the same name.
+
+        Args:
+            database_names: the databases; the document's own only if it is listed.
+            collection: the collection whose name counts, ours or the driver's; by default the document's own.
+
+        Raises:
+            MongozException: `database_names` is no list or tuple of names.
+        """
+        for target in _siblings(_target(cls.meta, collection), database_names):
+            await cls.drop_indexes(collection=target)
+
+
+def _target(meta: MetaInfo, collection: Any) -> Collection:
+    own = meta.require_collection()
+    return own if collection is None else meta.collection_for(collection)
+
+
+def _siblings(own: Collection, database_names: object) -> list[Collection]:
+    if not isinstance(database_names, list | tuple) or not all(isinstance(n, str) for n in database_names):
+        raise MongozException(f"The databases must be a list or a tuple of names, not {database_names!r}.")
+    return [own.sibling(name) for name in database_names]

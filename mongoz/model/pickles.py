@@ -1,0 +1,58 @@
+"""Pickles of instances, with their state in the database, so that `save` writes the same after unpickling."""
+
+import pickle
+from collections.abc import Mapping
+from typing import Any, Final
+
+from mongoz.connection import Collection
+from mongoz.model.partial import is_partial
+from mongoz.model.state import Loaded, attach, attached, loaded, restore
+
+__all__ = ["pickled_state", "reduce_instance", "restore_pickled_state"]
+
+_SNAPSHOT: Final = "mongoz_snapshot"
+_COLLECTION: Final = "mongoz_collection"
+_ATTACHED: Final = "mongoz_attached"
+
+
+def reduce_instance(instance: Any) -> tuple[Any, ...]:
+    """The `__reduce__` of an instance. Pickle can't import the class of partial rows, so it gets the document."""
+    document = type(instance)
+    return _make_blank, (document.meta.document, is_partial(document)), instance.__getstate__()
+
+
+def _make_blank(document: Any, partial: bool) -> Any:
+    kind = document.proxy_document if partial else document
+    return kind.__new__(kind)
+
+
+def pickled_state(instance: Any) -> dict[str, Any]:
+    """The state of an instance besides its fields, in a form that can be pickled.
+
+    Raises:
+        pickle.PicklingError: another process could not find its collection.
+    """
+    state = loaded(instance)
+    return {
+        _SNAPSHOT: state.snapshot,
+        _COLLECTION: None if state.collection is None else _names_of(instance, state.collection),
+        _ATTACHED: attached(instance),
+    }
+
+
+def restore_pickled_state(instance: Any, pickled: Mapping[Any, Any]) -> None:
+    """Give an instance the pickled state; an older pickle without one leaves it empty."""
+    names = pickled.get(_COLLECTION)
+    collection = None if names is None else instance.meta.require_collection().sibling(*names)
+    restore(instance, Loaded(pickled.get(_SNAPSHOT), collection))
+    attach(instance, pickled.get(_ATTACHED) or {})
+
+
+def _names_of(instance: Any, collection: Collection) -> tuple[str, str]:
+    """The names of database and collection: connections can't be pickled, and the class has the registry."""
+    if collection.database.deployment is not instance.meta.registry:
+        raise pickle.PicklingError(
+            f"{instance!r} is from {collection.namespace!r} of another registry than its class, which a pickle "
+            "can't express. Pickle its model_dump(), or load it through a class of that registry."
+        )
+    return collection.database.name, collection.name

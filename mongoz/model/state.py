@@ -1,0 +1,65 @@
+"""What an instance knows besides its fields: its state in the database, and attached instances.
+
+Neither is dumped, compared or written.
+"""
+
+from typing import Any, Final, NamedTuple
+
+from mongoz.connection import Collection
+from mongoz.connection.codec import decode_leniently
+
+__all__ = ["Loaded", "attach", "attached", "loaded", "remember", "restore"]
+
+
+class Loaded(NamedTuple):
+    """The state of an instance in the database.
+
+    Attributes:
+        snapshot: the row in the database as far as we know, None if there was none. A dict that shares nothing
+            with the instance, or BSON if a dict would share values.
+        collection: the collection it was loaded from or written to; None means the document's own.
+    """
+
+    snapshot: dict[str, Any] | bytes | None = None
+    collection: Collection | None = None
+
+    def row(self) -> dict[str, Any] | None:
+        """The snapshot as a dict."""
+        if isinstance(self.snapshot, bytes):
+            return decode_leniently(self.snapshot)
+        return self.snapshot
+
+
+_NEVER: Final = Loaded()
+
+
+def loaded(instance: Any) -> Loaded:
+    """The state of an instance in the database."""
+    try:
+        return instance._loaded  # type: ignore[no-any-return]
+    except AttributeError:  # the slot was never set
+        return _NEVER
+
+
+def restore(instance: Any, state: Loaded) -> None:
+    """Give an instance this state."""
+    object.__setattr__(instance, "_loaded", state)
+
+
+def remember(instance: Any, row: dict[str, Any] | bytes | None, collection: Collection | None) -> None:
+    """Note that the database has this row, which must share nothing with the instance."""
+    object.__setattr__(instance, "_loaded", Loaded(row, collection))
+
+
+def attach(instance: Any, found: dict[str, list[Any]]) -> None:
+    """Make lists of referenced instances readable as `instance.<name>`: a query with a join found them."""
+    object.__setattr__(instance, "_attached", found)
+
+
+def attached(instance: Any) -> dict[str, list[Any]]:
+    """The attached instances, by name."""
+    try:
+        found: dict[str, list[Any]] = object.__getattribute__(instance, "_attached")
+    except AttributeError:  # the slot was never set
+        return {}
+    return found

@@ -1,0 +1,170 @@
+"""Inserting an instance."""
+
+from collections.abc import Awaitable, Coroutine, Mapping
+from typing import Any, TypeVar
+
+from pymongo.errors import DuplicateKeyError
+
+from mongoz.connection import Collection
+from mongoz.connection.cancellation import uninterrupted
+from mongoz.ids import new_token
+from mongoz.model.base import Model
+from mongoz.model.state import remember
+from mongoz.persistence.origin import make_originator, must_stamp, unstamped_origin
+from mongoz.persistence.outcome.refusals import explain_unstorable
+from mongoz.persistence.pre_signals import fire_pre_signal
+from mongoz.persistence.rows.validation import new_row
+from mongoz.persistence.target import Target, aim, aim_without_session
+from mongoz.persistence.turns import run_in_turn
+from mongoz.persistence.watched import require_watched
+from mongoz.persistence.write import Write, write_and_fire
+from mongoz.signals.post_signals import Firing
+from mongoz.stamps import Call
+
+__all__ = ["insert_after_save_signal", "insert_instance", "insert_unless_exists", "mark_inserted"]
+
+D = TypeVar("D", bound=Model)
+
+
+def insert_instance(instance: D, collection: Any = None, session: Any = None) -> Coroutine[Any, Any, D]:
+    """Insert an instance; see `Document.create`."""
+    return run_in_turn(instance, session, insert_after_save_signal(instance, collection, session))
+
+
+async def insert_after_save_signal(instance: D, collection: Any, session: Any) -> D:
+    """Insert an instance, without waiting for its turn."""
+    meta = instance.meta
+    document, signals = meta.document, meta.signals
+    target = aim_without_session(meta) if collection is None and session is None else None
+    if target is None:
+        target = await aim(document, collection, session)
+    if signals.pre_save.receivers:  # checked here too, which saves a call
+        await fire_pre_signal(signals.pre_save, document, instance=instance, created=True)
+    elsewhere = None
+    if target.collection is not meta.collection:
+        require_watched(document, target.collection, signals.post_save)
+        elsewhere = target.elsewhere(document)
+    row = new_row(instance)
+    firing = target.plan(signals.post_save)
+    if target.transaction is not None:
+        target.undo_on_abort(instance)
+    if not firing.concerns_dispatchers:
+        try:
+            await target.driver_collection.insert_one(row, session=target.session)
+        except Exception as error:
+            explain_unstorable(error, instance)
+            raise
+        mark_inserted(instance, row, elsewhere)
+        return instance
+    if must_stamp(firing, target, natural=True):
+        origin = (await make_originator(firing, target, Call.CREATED, natural=True)).origin_for(row["_id"])
+    elif target.in_transaction:
+        origin = unstamped_origin(firing)
+    else:  # the most frequent case; the code below does the same at a higher price
+        unit = _insert_and_fire(instance, target, firing, row, elsewhere)
+        await (uninterrupted(unit) if firing.receivers else unit)
+        return instance
+
+    def send(session: Any) -> Awaitable[Any]:
+        return target.driver_collection.insert_one(origin.stamped(row), session=session)  # type: ignore[no-any-return]
+
+    def settle(instance: Model, _: object) -> dict[str, Any]:
+        mark_inserted(instance, row, elsewhere)
+        return {"instance": instance, "created": True, "previous": None}
+
+    await write_and_fire(Write(target, firing, origin, instance, row["_id"], send, settle, True))
+    return instance
+
+
+async def _insert_and_fire(
+    instance: Model, target: Target, firing: Firing, row: dict[str, Any], elsewhere: Collection | None
+) -> None:
+    """Insert a row without a stamp, outside of transactions; then run the receivers."""
+    try:
+        await target.driver_collection.insert_one(row, session=target.session)
+    except Exception as error:
+        explain_unstorable(error, instance)
+        raise
+    mark_inserted(instance, row, elsewhere)
+    await firing.run(instance.meta.document, new_token(), instance=instance, created=True, previous=None)
+
+
+def mark_inserted(instance: Model, row: dict[str, Any], elsewhere: Collection | None) -> None:
+    """Give an instance its id and its state in the database.
+
+    Args:
+        instance: the inserted instance.
+        row: the row without a stamp.
+        elsewhere: the collection, unless it is the document's own.
+    """
+    if instance.id is None:  # an id that the application set stays: the stored one may be of another type
+        instance.__dict__["id"] = row["_id"]
+    remember(instance, row, elsewhere)
+
+
+async def insert_unless_exists(
+    instance: Model, filter: Mapping[str, Any], target: Target, *, by_id: bool = False
+) -> bool:
+    """Insert an instance unless a document matches, in one atomic command.
+
+    Args:
+        instance: new and validated.
+        filter: the filter that an existing document matches.
+        target: the target.
+        by_id: the filter names the `_id` of the instance.
+
+    Returns:
+        Whether it was inserted. If not, `pre_save` has fired, and `post_save` has not.
+
+    Raises:
+        pymongo.errors.DuplicateKeyError: a document that does not match has one of its unique values.
+    """
+    document = type(instance).meta.document
+    signals = document.meta.signals
+    await fire_pre_signal(signals.pre_save, document, instance=instance, created=True)
+    require_watched(document, target.collection, signals.post_save)
+    row = new_row(instance)
+    firing = target.plan(signals.post_save)
+    origin = (await make_originator(firing, target, Call.CREATED, natural=True)).origin_for(row["_id"])
+
+    async def send(session: Any) -> dict[str, Any]:
+        try:
+            stamped = origin.stamped(row)
+            if by_id and not _has_operable_names(row):  # the `_id` alone prevents a second document
+                await target.driver_collection.insert_one(stamped, session=session)
+                return {}
+            update = {"$setOnInsert": stamped} if _has_operable_names(row) else _as_pipeline(stamped)
+            result = await target.driver_collection.update_one(filter, update, upsert=True, session=session)
+        except DuplicateKeyError:
+            if await target.raw_collection.find_one(filter, {"_id": 1}, session=session) is None:
+                raise
+            raise _DocumentExists from None
+        if result.upserted_id is None:
+            raise _DocumentExists
+        return {}
+
+    def settle(instance: Model, _: dict[str, Any]) -> dict[str, Any]:
+        target.undo_on_abort(instance)
+        mark_inserted(instance, row, target.elsewhere(document))
+        return {"instance": instance, "created": True, "previous": None}
+
+    try:
+        await write_and_fire(Write(target, firing, origin, instance, row["_id"], send, settle, inserts=True))
+    except _DocumentExists:
+        return False
+    return True
+
+
+def _has_operable_names(row: Mapping[str, Any]) -> bool:
+    """Whether update operators support the names of a row; they read a dot as a path."""
+    return not any(not name or "." in name or name.startswith("$") for name in row)
+
+
+def _as_pipeline(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """An update that writes the row into a new document, and does not change an existing one."""
+    is_new = {"$eq": [{"$type": "$_id"}, "missing"]}
+    return [{"$replaceWith": {"$cond": [is_new, {"$literal": row}, "$$ROOT"]}}]
+
+
+class _DocumentExists(Exception):
+    """Another document matches."""

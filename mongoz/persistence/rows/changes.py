@@ -1,0 +1,73 @@
+"""The differences between two rows."""
+
+from typing import Any, NamedTuple
+
+import bson
+from pydantic import BaseModel
+
+from mongoz.connection.codec import CODEC_OPTIONS
+from mongoz.exceptions import InvalidKeyError
+from mongoz.fields.storage import stored_names
+
+__all__ = ["Changes", "differing_fields", "find_changes"]
+
+
+class Changes(NamedTuple):
+    """The differences of a row from its snapshot, by top-level stored names."""
+
+    changed: dict[str, Any]
+    removed: tuple[str, ...]
+
+    def as_update(self) -> dict[str, dict[str, Any]]:
+        """The update document; empty if nothing changed."""
+        update: dict[str, dict[str, Any]] = {}
+        if self.changed:
+            update["$set"] = self.changed
+        if self.removed:
+            update["$unset"] = dict.fromkeys(self.removed, "")
+        return update
+
+    def applied_to(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row after the changes."""
+        return {name: value for name, value in {**row, **self.changed}.items() if name not in self.removed}
+
+
+def find_changes(before: dict[str, Any] | None, row: dict[str, Any]) -> Changes:
+    """The changes that make `row` of what was there before.
+
+    Raises:
+        InvalidKeyError: update operators don't support the name of a changed key.
+    """
+    known = before or {}
+    changed = {
+        name: value
+        for name, value in row.items()
+        if name != "_id" and not (name in known and _are_same(known[name], value))
+    }
+    removed = tuple(name for name in known if name not in row)
+    for name in (*changed, *removed):
+        if "." in name or name.startswith("$"):
+            raise InvalidKeyError(f"The key {name!r} can't be updated: MongoDB reads it as a path or an operator.")
+    return Changes(changed, removed)
+
+
+def differing_fields(model: type[BaseModel], one: dict[str, Any], other: dict[str, Any]) -> set[str]:
+    """The names of the fields in which two rows differ."""
+    return {name for name, alias in stored_names(model).items() if _differ(one, other, alias)}
+
+
+def _differ(one: dict[str, Any], other: dict[str, Any], alias: str) -> bool:
+    if alias in one and alias in other:
+        return not _are_same(one[alias], other[alias])
+    return alias in one or alias in other
+
+
+def _are_same(a: Any, b: Any) -> bool:
+    """Whether two values have the same BSON; 1, 1.0 and True are equal in Python only."""
+    if type(a) is type(b) and isinstance(a, str | int | bson.ObjectId):
+        return bool(a == b)
+    return _encoded(a) == _encoded(b)
+
+
+def _encoded(value: Any) -> bytes:
+    return bson.encode({"": value}, codec_options=CODEC_OPTIONS)

@@ -1,0 +1,163 @@
+"""Updating some fields of an instance."""
+
+import copy
+from collections.abc import Awaitable, Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
+
+from mongoz.connection.codec import as_stored_literal
+from mongoz.model.base import Model
+from mongoz.model.partial import is_partial
+from mongoz.model.state import loaded
+from mongoz.persistence.errors import ATTEMPTS, DocumentChanged, require_id, write_conflict
+from mongoz.persistence.operations.limits import limits_of
+from mongoz.persistence.operations.operation import Operation
+from mongoz.persistence.operations.preview import preview_operations
+from mongoz.persistence.origin import make_originator
+from mongoz.persistence.patch_command import read_current, send_patch
+from mongoz.persistence.patches import (
+    AppliedValues,
+    apply_values,
+    apply_values_together,
+    attribute_names,
+    make_patch,
+    resolve_field_names,
+    settle_update,
+)
+from mongoz.persistence.rows.copies import independent_values
+from mongoz.persistence.rows.hydration import hydrate_leniently, previous_instance
+from mongoz.persistence.rows.invariants import has_invariants
+from mongoz.persistence.rows.validation import adopt_fields, id_of
+from mongoz.persistence.target import Target, aim
+from mongoz.persistence.turns import run_in_turn
+from mongoz.persistence.watched import require_watched
+from mongoz.persistence.write import Write, write_and_fire
+from mongoz.stamps import Call
+
+__all__ = ["update_instance"]
+
+D = TypeVar("D", bound=Model)
+
+
+def update_instance(
+    instance: D, values: dict[str, Any], operations: Sequence[Operation] = (), session: Any = None
+) -> Coroutine[Any, Any, D]:
+    """Write a patch; see `Document.update`."""
+    return run_in_turn(instance, session, _update(instance, values, operations, session))
+
+
+async def _update(instance: D, values: dict[str, Any], operations: Sequence[Operation], session: Any) -> D:
+    if not values and not operations:
+        return instance
+    document = type(instance).meta.document
+    require_id(instance)
+    names = resolve_field_names(document, values)
+    target = await aim(document, loaded(instance).collection, session)
+    given = {names[name]: value for name, value in values.items()}
+    for _ in range(ATTEMPTS):
+        try:
+            await _patch(instance, given, operations, target)
+        except DocumentChanged:
+            continue
+        return instance
+    raise write_conflict(document, target, instance.id)
+
+
+async def _patch(instance: Model, values: dict[str, Any], operations: Sequence[Operation], target: Target) -> None:
+    """Update an instance once.
+
+    Raises:
+        DocumentChanged: the fields that the patch depends on changed since they were read.
+    """
+    document = type(instance).meta.document
+    undo, ours = _copy_state(instance), None
+    settled = False
+    try:
+        applied, conditions = await _apply(instance, values, operations, target)
+        # A field that the model derives from a computed one replaces the server's operation.
+        operations = [operation for operation in operations if operation.attribute not in applied.derived]
+        patch = await make_patch(instance, applied.fields, frozenset(each.attribute for each in operations))
+        ours = dict(instance.__dict__)
+        signal = document.meta.signals.post_update
+        require_watched(document, target.collection, signal)
+        changed = attribute_names(document, (*patch.changed, *patch.removed, *(o.top for o in operations)))
+        firing = target.plan(signal, changed)
+        previous = previous_instance(instance) if firing.receivers else None
+        origin = (await make_originator(firing, target, Call.UPDATED, natural=True)).origin_for(id_of(instance))
+        target.undo_on_abort(instance)
+        stamped = patch._replace(changed=origin.stamped(patch.changed))
+
+        def settle(instance: Model, row: dict[str, Any]) -> dict[str, Any]:
+            nonlocal settled
+            settled = True
+            computed = {operation.top: row[operation.top] for operation in operations if operation.top in row}
+            written = settle_update(instance, patch, operations, computed, target.elsewhere(document))
+            return {"instance": instance, "update_fields": written, "previous": previous}
+
+        def send(session: Any) -> Awaitable[dict[str, Any]]:
+            return send_patch(instance, target, stamped, operations, session, conditions)
+
+        await write_and_fire(Write(target, firing, origin, instance, id_of(instance), send, settle))
+    except BaseException:
+        if not settled:  # else the update is written, and only receivers raised
+            _restore_state(instance, undo, ours)
+        raise
+
+
+async def _apply(
+    instance: Model, values: dict[str, Any], operations: Sequence[Operation], target: Target
+) -> tuple[AppliedValues, list[Mapping[str, Any]]]:
+    """Put new values onto an instance; returns which, and the conditions under which they may be written.
+
+    Limits of the operated fields are conditions. If a validator read more than the instance and the new values,
+    these fields must not have changed at the write.
+    """
+    document = type(instance).meta.document
+    limits = limits_of(document, operations)
+    together = has_invariants(document)
+    needs_whole = together and is_partial(type(instance))
+    if not (needs_whole or limits.has_others or (together and operations)):
+        apply = apply_values_together if together else apply_values
+        return apply(instance, values), list(limits.conditions)
+    row = await read_current(instance, target, operations, target.session, whole=needs_whole)
+    if not together:
+        return apply_values(instance, values), _unchanged(row, operations)
+    computed = preview_operations(row, operations)
+    if not needs_whole:
+        return apply_values_together(instance, values, operations, computed), _unchanged(row, operations)
+    full = hydrate_leniently(document, dict(row))
+    applied = apply_values_together(full, values, operations, computed)
+    adopt_fields(instance, full, applied.fields)
+    instance.__pydantic_fields_set__.update(applied.fields)
+    return applied, [{"$expr": {"$eq": ["$$ROOT", {"$literal": as_stored_literal(row)}]}}]
+
+
+def _unchanged(row: dict[str, Any], operations: Sequence[Operation]) -> list[Mapping[str, Any]]:
+    """The conditions that the operated fields have the values of a row, which has no other fields."""
+    tops = dict.fromkeys(operation.top for operation in operations)
+    same = {"$expr": {"$eq": [{name: f"${name}" for name in row}, {"$literal": as_stored_literal(row)}]}}
+    return [same, *({top: {"$exists": False}} for top in tops if top not in row)]
+
+
+def _copy_state(instance: Model) -> dict[str, Any]:
+    """Copy what a failed `update` restores. Receivers may change the inside of values, so those are copied too."""
+    names = ("__dict__", "__pydantic_extra__", "__pydantic_fields_set__")
+    state = {name: copy.copy(getattr(instance, name)) for name in names}
+    if type(instance).meta.signals.pre_update.receivers:
+        for name in ("__dict__", "__pydantic_extra__"):
+            state[name] = state[name] and independent_values(state[name])
+    return state
+
+
+def _restore_state(instance: Model, undo: dict[str, Any], ours: dict[str, Any] | None) -> None:
+    """Undo a failed update. After the receivers ran, only values that are still ours.
+
+    Another update of the same instance may have changed and written other fields in the meantime.
+    """
+    if ours is not None:
+        before, now = undo.pop("__dict__"), instance.__dict__
+        for name, value in ours.items():
+            if name in before and now.get(name) is value:
+                now[name] = before[name]
+        undo.pop("__pydantic_fields_set__")
+    for name, value in undo.items():
+        object.__setattr__(instance, name, value)

@@ -1,7 +1,7 @@
 """Settings of the ODM.
 
-`MONGOZ_SETTINGS_MODULE` names a subclass of `MongozSettings` as `package.module.Class`; without it the
-defaults below hold. `settings` is lazy: nothing is imported before the first attribute is read.
+`MONGOZ_SETTINGS_MODULE` names a subclass of `MongozSettings` as `package.module.Class`; without it the defaults
+apply. `settings` is lazy: nothing is imported before the first attribute is read.
 """
 
 import importlib
@@ -16,10 +16,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from mongoz.exceptions import ImproperlyConfigured, OperatorInvalid
 from mongoz.synonyms import OF_LOOKUPS, did_you_mean
 
-__all__ = ["MongozSettings", "settings"]
+__all__ = ["MongozSettings", "provide_operators", "settings"]
 
 
-# Lookup -> operator of Q. A whole day is no single operator: what `date` is closest to is equality.
+# Lookup -> operator of Q. Q has no operator for a whole day; the closest to `date` is equality.
 _FILTER_OPERATORS: Final = {
     "exact": "eq",
     "neq": "neq",
@@ -46,14 +46,14 @@ _FILTER_OPERATORS: Final = {
 
 
 class MongozSettings(BaseSettings):
-    """What an application may set, by subclassing.
+    """The settings. Applications change them in a subclass.
 
     Attributes:
-        parsed_ids: the names that stand for the primary key in filters.
-        lookup_prefix: what separates a field from its lookup in keyword filters.
-        filter_operators: the lookups of keyword filters, and the operators of `Q` that they stand for.
-        allow_javascript: whether keyword filters may carry JavaScript, as `name__where="..."`. Where keywords come
-            from a request, that is code of whoever sent it.
+        parsed_ids: the names of the primary key in filters.
+        lookup_prefix: the separator between a field and its lookup in keyword filters.
+        filter_operators: the lookups of keyword filters -> operators of `Q`.
+        allow_javascript: whether keyword filters may contain JavaScript, as `name__where="..."`. If keywords come
+            from a request, its sender chooses the code.
 
     Examples:
         >>> class Settings(mongoz.MongozSettings):
@@ -69,7 +69,7 @@ class MongozSettings(BaseSettings):
     filter_operators: Mapping[str, str] = Field(default_factory=lambda: dict(_FILTER_OPERATORS))
 
     def get_operator(self, name: str) -> Any:
-        """The operator that a lookup stands for: `get_operator("exact")` is `Q.eq`.
+        """The operator of a lookup: `get_operator("exact")` is `Q.eq`.
 
         Raises:
             OperatorInvalid: there is no such lookup.
@@ -79,8 +79,7 @@ class MongozSettings(BaseSettings):
                 f"There is no lookup {name!r}.{did_you_mean(name, self.operators, OF_LOOKUPS)} "
                 f"Valid are: {self.stringified_operators}."
             )
-        # By its path: queries read the settings, so the settings can't import queries.
-        return getattr(importlib.import_module("mongoz.queries.q").Q, self.filter_operators[name])
+        return getattr(_operators[-1], self.filter_operators[name])
 
     @property
     def operators(self) -> list[str]:
@@ -91,6 +90,14 @@ class MongozSettings(BaseSettings):
     def stringified_operators(self) -> str:
         """The names of all lookups in one string, separated by commas."""
         return ", ".join(self.operators)
+
+
+_operators: list[type] = []
+
+
+def provide_operators(operators: type) -> None:
+    """Set the class with the operators of `get_operator`. Queries call it: settings can't import queries."""
+    _operators.append(operators)
 
 
 @cache
@@ -112,10 +119,10 @@ def _load() -> MongozSettings:
 
 
 class _LazySettings:
-    """Stands in for the settings until somebody reads one."""
+    """Loads the settings when the first one is read."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # what test runners, copy and inspect ask everything for
+        if name.startswith("__"):  # test runners, copy and inspect ask for these
             raise AttributeError(name)
         return getattr(_load(), name)
 

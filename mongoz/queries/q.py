@@ -6,6 +6,7 @@ from typing import Any
 from mongoz.exceptions import InvalidKeyError, OperatorInvalid
 from mongoz.queries.expressions import Expression, FieldProxy, Order, SortExpression, made
 from mongoz.queries.operands import ValueRefused
+from mongoz.settings import provide_operators
 
 __all__ = ["Q"]
 
@@ -161,6 +162,9 @@ class Q:
     def nor_(*conditions: Any) -> Expression:
         """None of them holds; arguments and errors as for `and_`."""
         return _joined("$nor", conditions)
+
+
+provide_operators(Q)
 
 
 def _compared(key: Any, operator: str, value: Any) -> Expression:

@@ -10,6 +10,7 @@ from pymongo.errors import DuplicateKeyError, OperationFailure
 import mongoz
 from mongoz import Index, IndexType, Order
 from mongoz.exceptions import AbstractDocumentError, ImproperlyConfigured, InvalidKeyError, MongozException
+from mongoz.persistence.indexing import ensure_indexes
 from tests.support import PATIENCE
 
 Define = Callable[..., Any]
@@ -135,7 +136,7 @@ async def test_nothing_declared_does_not_ask_the_server() -> None:
 
     async with registry, asyncio.timeout(PATIENCE):
         assert await Movie.create_indexes() == []
-        await Movie.meta.ensure_indexes(Movie.meta.collection)
+        await ensure_indexes(Movie.meta, Movie.get_collection())
 
 
 async def test_check_creates_and_drops(define: Define, foreign: Any) -> None:
@@ -168,7 +169,7 @@ async def test_a_changed_index_is_refused_or_rebuilt(define: Define) -> None:
     for refused in (after.create_indexes, after.check_indexes):
         with pytest.raises(OperationFailure) as caught:
             await refused()
-        assert "the indexes of Movie in" in caught.value.__notes__[0]
+        assert "The indexes of Movie in" in caught.value.__notes__[0]
         assert "check_indexes(force_drop=True)" in caught.value.__notes__[0]
     await after.check_indexes(force_drop=True)
     rows = {row["name"]: row for row in await after.list_indexes()}
@@ -320,7 +321,7 @@ async def test_the_first_write_may_be_in_a_transaction(define: Define, registry:
 async def test_a_transaction_that_uses_the_collection_already_says_why(
     define: Define, registry: mongoz.Registry, foreign: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mongoz.persistence.indexing._PATIENCE_IN_TRANSACTIONS", {"maxTimeMS": 50})
+    monkeypatch.setattr("mongoz.persistence.indexing._TIMEOUT_IN_TRANSACTION", {"maxTimeMS": 50})
     Movie = define(indexes=[Index("year")], autogenerate_index=True)
     foreign.movies.insert_one({})
 

@@ -77,7 +77,7 @@ MISTAKES = [
         FieldDefinitionError,
         "dates, not strings",
     ),
-    ("User.objects.filter(User.age == 3)", TypeError, r"filter\(\) takes keywords, such as .* go into query\(\)"),
+    ("User.objects.filter(User.age == 3)", TypeError, r"filter\(\) takes keywords, for example .* are arguments of query\(\)"),
     ("User.objects.filter({'age': 3})", InvalidKeyError, r"filter\(\) takes keywords, .* not {'age': 3}"),
     ("User.objects.exclude(User.age == 3)", TypeError, r"exclude\(\) takes keywords"),
     ("User.objects.all(User.age == 3)", TypeError, r"all\(\) takes keywords"),

@@ -186,7 +186,7 @@ async def test_told_if_it_stands_and_only_then(User, told, proxy, write, execute
         await eventually(lambda: not registry._unsettled, what="the outcome is known")
         executed = True
     elif executed and count == 1:
-        assert "written all the same" in notes(caught.value)
+        assert "done all the same" in notes(caught.value)
     assert stands(foreign, before) is executed
     assert [name for name, *_ in told] == [signal] * count * executed
     if not executed and write in (update, operate):
@@ -210,7 +210,7 @@ async def test_told_later_where_the_server_is_away(User, told, proxy, write, exe
     lose(proxy, command, 1, executed=executed, then_refuse=True)
     with pytest.raises(PyMongoError) as caught:
         await write(User, user)
-    assert "could not be found out yet" in notes(caught.value)
+    assert "is unknown yet whether" in notes(caught.value)
     assert told == []
     assert stands(foreign, before) is executed
     if write in (update, operate):
@@ -312,7 +312,7 @@ async def test_a_write_concern_that_is_not_met(User, told, proxy, foreign, drive
         await write(User, user)
     assert [name for name, *_ in told] == [signal] * count
     if isinstance(caught.value, WriteConcernError):
-        assert caught.value.__notes__ == ["It was written all the same, and its receivers have run."]
+        assert caught.value.__notes__ == ["The write was done all the same, and its receivers have run."]
     assert foreign.users.count_documents({"age": 1}) == count
     assert not registry._unsettled
 
@@ -434,7 +434,7 @@ async def test_a_delete_that_brings_no_mark(User, proxy, foreign, registry, many
     lose(proxy, "commitTransaction" if many else "delete", 1, executed=executed, then_refuse=True)
     with pytest.raises(PyMongoError) as caught:
         await (User.objects.delete() if many else user.delete())
-    assert "could not be found out yet" in notes(caught.value)
+    assert "is unknown yet whether" in notes(caught.value)
     assert told == []
     if many and not executed:
         foreign.client.admin.command("killAllSessions", [])
@@ -529,7 +529,7 @@ async def test_a_commit_of_which_nothing_is_known_until_later(
     with pytest.raises(PyMongoError) as caught:
         async with registry.transaction() as session:
             await body(User, user)
-    assert "could not be found out yet" in notes(caught.value)
+    assert "is unknown yet whether" in notes(caught.value)
     assert told == []
     if not executed:
         foreign.client.admin.command("killSessions", [session.session_id])

@@ -29,7 +29,7 @@ from mongoz.exceptions import (
     WriteConflict,
 )
 
-# Not in __all__: it would hide the built-in one from whoever imports everything. Type checkers want the alias.
+# Not in __all__: `import *` would hide the built-in IndexError. Type checkers need the alias.
 from mongoz.exceptions import IndexError as IndexError
 from mongoz.fields import (
     UUID,

@@ -6,11 +6,11 @@ __all__ = ["raise_together"]
 
 
 def raise_together(errors: Sequence[Exception], message: str) -> None:
-    """Raise what went wrong: a single exception as it is, several as a group.
+    """Raise a single exception unchanged, several as a group.
 
     Raises:
-        Exception: the only one.
-        ExceptionGroup: several, under this message.
+        Exception: there is one.
+        ExceptionGroup: there are several; with this message.
     """
     if len(errors) == 1:
         raise errors[0]

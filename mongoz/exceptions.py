@@ -1,21 +1,21 @@
-"""Every error mongoz raises on purpose.
+"""The errors of mongoz.
 
     MongozException
-    ├── DocumentNotFound            a read or write whose document is not there
-    ├── MultipleDocumentsReturned   get() matched more than one
-    ├── FieldDefinitionError        a field was declared with arguments that contradict each other
-    ├── ImproperlyConfigured        a registry or document was put together wrongly
-    ├── InvalidKeyError             a name or an id that means nothing for this document
-    ├── InvalidObjectIdError        a string that is no ObjectId
-    ├── SignalError                 a receiver or a signal that could never work
-    ├── AbstractDocumentError       an operation on a document that has no collection
-    ├── OperatorInvalid             a lookup that does not exist
-    ├── IndexError                  indexes that contradict each other
-    ├── TransactionError            a transaction inside a transaction, or on a server that has none
-    └── WriteConflict               a document that others change faster than it can be read and written
+    ├── DocumentNotFound            the document of a read or write does not exist
+    ├── MultipleDocumentsReturned   get() matched several documents
+    ├── FieldDefinitionError        the arguments of a field contradict each other
+    ├── ImproperlyConfigured        a registry or a document is defined wrongly
+    ├── InvalidKeyError             a name or an id is unknown for this document
+    ├── InvalidObjectIdError        a string is no ObjectId
+    ├── SignalError                 a receiver or a signal can't work
+    ├── AbstractDocumentError       an operation needs a collection, and the document has none
+    ├── OperatorInvalid             a lookup or an operator does not exist
+    ├── IndexError                  indexes contradict each other
+    ├── TransactionError            a transaction is inside of another one, or the server has none
+    └── WriteConflict               other clients change a document faster than it can be read and written
 
-The driver's own errors (DuplicateKeyError, ServerSelectionTimeoutError, ...) pass unwrapped, and so do
-pydantic's ValidationErrors.
+The driver's own errors (DuplicateKeyError, ServerSelectionTimeoutError, ...) and pydantic's ValidationErrors are
+not wrapped.
 """
 
 __all__ = [
@@ -39,11 +39,11 @@ class MongozException(Exception):
     """Something went wrong in mongoz."""
 
     def __init__(self, *args: object, detail: str = "") -> None:
-        """Keep the arguments as they are, as every exception does; the detail comes last among them.
+        """Keep the arguments; the detail becomes the last one.
 
         Args:
-            *args: what went wrong.
-            detail: more about it.
+            *args: the message.
+            detail: a further sentence.
         """
         super().__init__(*args, *((detail,) if detail else ()))
         self.detail = detail or (str(args[0]) if args else self.__doc__ or "")
@@ -57,7 +57,7 @@ class DocumentNotFound(MongozException):
 
 
 class MultipleDocumentsReturned(MongozException):
-    """More than one document matches."""
+    """Several documents match."""
 
 
 class FieldDefinitionError(MongozException):
@@ -65,11 +65,11 @@ class FieldDefinitionError(MongozException):
 
 
 class ImproperlyConfigured(MongozException):
-    """A registry or a document is not put together correctly."""
+    """A registry or a document is not configured correctly."""
 
 
 class InvalidKeyError(MongozException):
-    """This name or id means nothing for this document."""
+    """This name or id is unknown for this document."""
 
 
 class InvalidObjectIdError(MongozException):
@@ -77,11 +77,11 @@ class InvalidObjectIdError(MongozException):
 
 
 class SignalError(MongozException):
-    """This receiver or signal can not work."""
+    """This receiver or signal can't work."""
 
 
 class AbstractDocumentError(MongozException):
-    """An abstract document has no collection to work on."""
+    """An abstract document has no collection."""
 
 
 class OperatorInvalid(MongozException):
@@ -93,7 +93,7 @@ class IndexError(MongozException):
 
 
 class TransactionError(MongozException):
-    """This transaction can not be."""
+    """This transaction is not possible."""
 
 
 class WriteConflict(MongozException):

@@ -1,6 +1,6 @@
-"""New ids, as `bson.ObjectId()` makes them, for a fifth of what that costs.
+"""New ids, as `bson.ObjectId()` makes them, for a fifth of the cost.
 
-A write takes up to three: its document's `_id`, the token of its stamp, and the id of its deliveries.
+A write needs up to three: the `_id` of its document, the token of its stamp, and the id of its deliveries.
 """
 
 import os
@@ -17,11 +17,11 @@ __all__ = ["id_of_time", "new_id", "new_token"]
 _COUNTED: Final = 1 << 24
 _pack: Final = Struct(">IQ").pack
 
-_counter = count(secrets.randbelow(_COUNTED))  # one for all threads: the next number is taken in a single step
+_counter = count(secrets.randbelow(_COUNTED))  # shared by all threads: taking the next number is atomic
 
 
-class _Process:
-    """Five random bytes that tell the ids of this process from all others'; and three that count, after them."""
+class _ProcessBytes:
+    """Five random bytes that distinguish the ids of this process; followed by three bytes of the counter."""
 
     __slots__ = ("first",)
 
@@ -32,25 +32,25 @@ class _Process:
         self.first = secrets.randbits(40) << 24
 
 
-_process: Final = _Process()
-if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+_process: Final = _ProcessBytes()
+if hasattr(os, "register_at_fork"):  # Windows has no fork
     os.register_at_fork(after_in_child=_process.renew)
 
 
 def id_of_time(seconds: float) -> bytes:
-    """The twelve bytes of a new id: four of the time, five of the process, three counted.
+    """The twelve bytes of a new id: four for the time, five for the process, three of the counter.
 
     Args:
-        seconds: since 1970.
+        seconds: the time since 1970.
     """
     return _pack(int(seconds) & 0xFFFFFFFF, _process.first | next(_counter) % _COUNTED)
 
 
 def new_id() -> bson.ObjectId:
-    """An ObjectId of now."""
+    """A new ObjectId."""
     return bson.ObjectId(id_of_time(time()))
 
 
 def new_token() -> str:
-    """The 24 hexadecimal digits of one."""
+    """The 24 hexadecimal digits of a new id."""
     return id_of_time(time()).hex()

@@ -1,11 +1,10 @@
-"""Document keys: which `_id`s are one and the same document to the server.
+"""Canonical keys: equal bytes for `_id`s that the server takes for equal.
 
 MongoDB compares numbers by value: 1, `NumberLong(1)`, 1.0 and `Decimal128("1.00")` are one `_id`, also inside of
-documents and arrays; so are 0.0 and -0.0, and all NaN. To BSON, and so to a hash of it, they differ. `canonical`
-makes one of them: every number in the narrowest type that holds it.
+documents and arrays; so are 0.0 and -0.0, and all NaN. Their BSON differs, and so would a hash of it. `canonical`
+encodes every number in the narrowest type that holds it.
 
-Works on BSON, since Python's values compare otherwise (1 == True), and since a value that Python can't decode may
-be a key, too.
+It works on BSON, since Python compares otherwise (1 == True), and since Python can't decode every key.
 """
 
 import struct
@@ -20,18 +19,18 @@ from bson.decimal128 import Decimal128
 __all__ = ["KEY_CODEC", "canonical", "canonical_of"]
 
 KEY_CODEC: Final[CodecOptions[dict[str, Any]]] = CodecOptions(uuid_representation=UuidRepresentation.STANDARD)
-"""How keys are encoded that the driver has decoded."""
+"""The codec options for keys that the driver has decoded."""
 
 _DOUBLE, _STRING, _DOCUMENT, _ARRAY, _REGEX, _SYMBOL, _CODE_WITH_SCOPE = 0x01, 0x02, 0x03, 0x04, 0x0B, 0x0E, 0x0F
 _INT32, _INT64, _DECIMAL = 0x10, 0x12, 0x13
 
-# Bytes of values that have a fixed length.
+# The number of bytes of types with a fixed length.
 _FIXED: Final = {
     _DOUBLE: 8, 0x06: 0, 0x07: 12, 0x08: 1, 0x09: 8, 0x0A: 0, _INT32: 4, 0x11: 8, _INT64: 8, _DECIMAL: 16,
     0x7F: 0, 0xFF: 0,
 }  # fmt: skip
 
-# Bytes besides those that a value's length, its first four bytes, counts.
+# The number of bytes in addition to the length in a value's first four bytes.
 _COUNTED: Final = {
     _STRING: 4, _DOCUMENT: 0, _ARRAY: 0, 0x05: 5, 0x0C: 16, 0x0D: 4, _SYMBOL: 4, _CODE_WITH_SCOPE: 0,
 }  # fmt: skip
@@ -46,7 +45,7 @@ _EXACT: Final = Context(prec=34, Emin=-999_999, Emax=999_999, traps=[])  # digit
 
 
 def canonical(id_: Any, codec_options: CodecOptions[Any] = KEY_CODEC) -> bytes:
-    """The same bytes for all `_id`s that the server holds to be equal, in every process.
+    """The same bytes for all `_id`s that the server takes for equal, in every process.
 
     Args:
         id_: of any type that can be encoded.
@@ -79,7 +78,7 @@ def _document(data: bytes, *, is_array: bool = False) -> bytes:
 
 
 def _end_of(type_: int, data: bytes, at: int) -> int:
-    """Where a value ends."""
+    """The position after a value."""
     if type_ == _REGEX:
         return data.index(0, data.index(0, at) + 1) + 1
     length = _FIXED.get(type_)
@@ -87,7 +86,7 @@ def _end_of(type_: int, data: bytes, at: int) -> int:
 
 
 def _value(type_: int, value: bytes) -> tuple[int, bytes]:
-    """A type and a value of it that stand for all that are equal to this one."""
+    """The canonical type and bytes of a value."""
     if type_ == _INT64:
         return _integer(_LONG.unpack(value)[0])
     if type_ == _DOUBLE:

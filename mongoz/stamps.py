@@ -1,8 +1,8 @@
-"""Origin stamps: how a dispatcher tells an application's own writes from everybody else's.
+"""Origin stamps, by which a dispatcher distinguishes an application's own writes from all others.
 
-A stamp is one scalar, so that no pipeline update or partial `$set` can split it: a BSON binary of the
-user-defined subtype in the reserved field `_mongoz`. It says which receivers already ran (or will run) in
-the writing process for this one write, so that the dispatcher delivers to all others.
+A stamp is one scalar, so that no pipeline update or partial `$set` can split it: a BSON binary of the user-defined
+subtype in the reserved field `_mongoz`. It names the receivers that ran (or will run) in the writing process for
+this one write. The dispatcher delivers to all others.
 
 Layout, version 1, big-endian:
 
@@ -15,7 +15,7 @@ Layout, version 1, big-endian:
     24..         the group, UTF-8
     then         8 bytes per receiver that runs in process, or one byte: the hops
 
-Everything here is pure: the ODM writes stamps with it and the dispatcher reads them.
+Nothing here does I/O. The ODM makes stamps with this module, and the dispatcher reads them.
 """
 
 from collections.abc import Iterable
@@ -39,11 +39,11 @@ _VERSION: Final = 1
 _FIXED: Final = 24
 _RECEIVERS, _MUTED, _HOPS = range(3)
 _KEPT_FORMS: Final = 1024
-_OBJECT_ID: Final = bson.encode({"": bson.ObjectId()})[:6]  # what is before its twelve bytes, which a zero ends
+_OBJECT_ID: Final = bson.encode({"": bson.ObjectId()})[:6]  # the bytes before the id; a zero byte follows it
 
 
 class Call(IntEnum):
-    """Which signal a write of the ODM fires; the server's event alone can't tell `save` from `update`."""
+    """The signal that a write of the ODM fires. The server's event does not distinguish `save` and `update`."""
 
     CREATED = 1
     SAVED = 2
@@ -55,13 +55,13 @@ class Stamp(NamedTuple):
     """One write's origin.
 
     Attributes:
-        group: the dispatchers it is addressed to (`Registry(dispatched="group")`).
-        call: what the ODM was asked to do.
-        token: minted for this write; in process it is the `delivery.id`.
-        key: `key_hash` of the document that was written.
-        receivers: ids of the receivers that the writing process runs itself.
-        muted: nobody shall deliver this write.
-        hops: the write was made by a receiver in a dispatcher, for a change that itself had this many less one.
+        group: the group of dispatchers (`Registry(dispatched="group")`).
+        call: the call of the ODM.
+        token: the id of this write; in process it is the `delivery.id`.
+        key: `key_hash` of the written document.
+        receivers: ids of the receivers that the writing process runs.
+        muted: this write must not be delivered.
+        hops: a receiver in a dispatcher made the write, for a change with one hop less.
     """
 
     group: str
@@ -73,7 +73,7 @@ class Stamp(NamedTuple):
     hops: int = 0
 
     def pack(self) -> Binary:
-        """The scalar that is stored.
+        """The stored scalar.
 
         Raises:
             ValueError: the group's name is longer than 255 bytes.
@@ -84,9 +84,9 @@ class Stamp(NamedTuple):
 
     @classmethod
     def unpack(cls, value: object) -> "Stamp | None":
-        """Read a stored stamp; None for anything that is not one (garbage, a later version, another type).
+        """Read a stored stamp; None if it is unreadable: garbage, a later version, another type.
 
-        Who can't read a stamp must deliver: nothing is skipped on the word of something unreadable.
+        A change with an unreadable stamp must be delivered.
         """
         if not isinstance(value, bytes) or len(value) < _FIXED or value[0] != _VERSION:
             return None
@@ -110,24 +110,24 @@ class Stamp(NamedTuple):
 
 
 class Form(NamedTuple):
-    """What the stamps of many writes have in common.
+    """The common parts of the stamps of many writes.
 
     Attributes:
-        head: before the token.
-        tail: behind the key.
+        head: the bytes before the token.
+        tail: the bytes after the key.
     """
 
     head: bytes
     tail: bytes
 
     def filled(self, token: bytes, key: bytes) -> Binary:
-        """The stamp of one write, as it is stored."""
+        """The stored stamp of one write."""
         return Binary(self.head + token + key + self.tail, USER_DEFINED_SUBTYPE)
 
 
 @lru_cache(maxsize=_KEPT_FORMS)
 def form_of(group: str, call: Call, receivers: frozenset[bytes], muted: bool, hops: int) -> Form:
-    """The form of stamps with these attributes, see `Stamp`.
+    """The form of stamps with these attributes; see `Stamp`.
 
     Raises:
         ValueError: the group's name is longer than 255 bytes.
@@ -144,21 +144,21 @@ def form_of(group: str, call: Call, receivers: frozenset[bytes], muted: bool, ho
 
 
 def _fits(kind: int, rest: bytes) -> bool:
-    """Whether this may follow the group's name in a stamp of this kind."""
+    """Whether these bytes may follow the group's name in a stamp of this kind."""
     if kind == _RECEIVERS:
         return len(rest) % 8 == 0
     return len(rest) == (1 if kind == _HOPS else 0) and kind in (_MUTED, _HOPS)
 
 
 def key_hash(namespace: str, id_: object, codec_options: CodecOptions[Any] = KEY_CODEC) -> bytes:
-    """Eight bytes that stand for one document: a stamp found on any other document is a copy.
+    """Eight bytes that identify one document: a stamp on any other document is a copy.
 
     Args:
         namespace: `"database.collection"`.
         id_: the `_id`, of any type that can be encoded.
-        codec_options: how it is encoded, if it is not what the driver has decoded.
+        codec_options: the options for encoding, if the driver did not decode the `_id`.
     """
-    if isinstance(id_, bson.ObjectId):  # as nearly always: encoded by hand, for a quarter of the cost
+    if isinstance(id_, bson.ObjectId):  # the most frequent type, encoded here for a quarter of the cost
         encoded = _OBJECT_ID + id_.binary + b"\0"
     else:
         encoded = canonical(id_, codec_options)
@@ -166,5 +166,5 @@ def key_hash(namespace: str, id_: object, codec_options: CodecOptions[Any] = KEY
 
 
 def receiver_id(parts: Iterable[str]) -> bytes:
-    """Eight bytes that stand for one receiver: of its sender, its signal and its name."""
+    """Eight bytes that identify one receiver by its sender, its signal and its name."""
     return blake2b("\0".join(parts).encode(), digest_size=8).digest()

@@ -1,4 +1,4 @@
-"""From synchronous code into the ODM: `run_sync`."""
+"""`run_sync`: calls of the ODM from synchronous code."""
 
 import asyncio
 import contextvars
@@ -16,29 +16,29 @@ _blocked: ContextVar[tuple[asyncio.AbstractEventLoop, ...]] = ContextVar("mongoz
 
 
 def blocked_loops() -> tuple[asyncio.AbstractEventLoop, ...]:
-    """The event loops that stand still until what runs here has ended."""
+    """The event loops that `run_sync` blocks until this code has ended."""
     return _blocked.get()
 
 
 def run_sync(awaitable: Awaitable[T]) -> T:
-    """Run an awaitable to its end, once, and return what it returns.
+    """Run an awaitable once to its end, and return its result.
 
-    It gets an event loop of its own, and with that a connection of its own; both are closed at the end. That
-    costs some 10 ms per call, so run one function with many queries rather than many queries.
+    It gets its own event loop, and with it its own connection; both are closed at the end. That takes about 10 ms
+    per call, so run one function with many queries rather than many queries.
 
-    Where a loop is running already, the other one runs in a thread, while the caller, and with it the running
-    loop, waits: the awaitable can't wait for anything that this loop has to do. Context variables are carried
-    over, so `muted()` holds inside; a transaction is not joined, since it belongs to the task that entered it.
+    If a loop is running already, the new one runs in a thread. The running loop is blocked meanwhile, so the
+    awaitable must not wait for anything in it. Context variables are copied, so `muted()` applies inside. A
+    transaction is not joined, since it belongs to the task that entered it.
 
     Args:
-        awaitable: a coroutine, a query, or anything else to await; but no task or future, which belong to a loop.
+        awaitable: a coroutine, a query, or another awaitable; no task or future, since these belong to a loop.
 
     Returns:
         Its result.
 
     Raises:
         TypeError: it is not awaitable, or belongs to a loop already.
-        BaseException: what the awaitable raised, as it is.
+        BaseException: the awaitable raised it.
 
     Examples:
         >>> users = run_sync(User.objects.filter(active=True))

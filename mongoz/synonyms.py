@@ -1,4 +1,4 @@
-"""Unknown names: the nearest valid one, and what other libraries call things, so that errors can name ours."""
+"""Hints for unknown names: the nearest valid name, and our names for those of other libraries."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -18,7 +18,7 @@ OF_QUERIES: Final = {
     "search": "filter", "select": "only", "to_list": "all", "update_all": "update", "update_one": "update",
     "upsert": "get_or_create", "upsert_one": "get_or_create",
 }  # fmt: skip
-"""A method of another library's query, manager or document class -> ours of a manager."""
+"""A method of another library's query, manager or document class -> our method of managers."""
 
 OF_INSTANCES: Final = {
     "as_dict": "model_dump", "commit": "save", "destroy": "delete", "dump": "model_dump", "fetch": "refresh",
@@ -26,33 +26,33 @@ OF_INSTANCES: Final = {
     "reload": "refresh", "remove": "delete", "replace": "save", "save_changes": "save", "set": "update",
     "sync": "refresh", "to_dict": "model_dump", "to_json": "model_dump_json", "to_mongo": "model_dump",
 }  # fmt: skip
-"""A method of another library's instances -> ours."""
+"""A method of another library's instances -> our method of instances."""
 
 OF_LOOKUPS: Final = {
     "begins_with": "startswith", "ge": "gte", "iexact": "pattern", "ilike": "icontains", "iregex": "pattern",
     "isnull": "exists", "le": "lte", "like": "contains", "match": "pattern", "ne": "neq", "nin": "not_in",
     "notin": "not_in", "regex": "pattern", "rlike": "pattern",
 }  # fmt: skip
-"""A lookup of another library -> ours that comes closest."""
+"""A lookup of another library -> our closest lookup."""
 
 OF_ARGUMENTS: Final = {
     "blank": "null", "db_column": "alias", "db_field": "alias", "editable": "read_only", "enum": "choices",
     "max": "maximum", "max_value": "maximum", "min": "minimum", "min_value": "minimum", "nullable": "null",
     "regex": "pattern", "verbose_name": "title",
 }  # fmt: skip
-"""An argument of another library's fields -> ours."""
+"""An argument of another library's fields -> our argument."""
 
 _NEAR: Final = 0.7
-"""Of difflib's likeness; "find" and "id" have 0.67."""
+"""The least similarity by difflib; "find" and "id" have 0.67."""
 
 
 def nearest(name: str, valid: Iterable[str], elsewhere: Mapping[str, str] | None = None) -> str:
-    """A hint to append to a message about an unknown name: the nearest valid one, or all of them.
+    """A hint to append to a message about an unknown name: the nearest valid name, or all valid names.
 
     Args:
-        name: the unknown one.
-        valid: all that are known.
-        elsewhere: names that other libraries have -> valid ones.
+        name: the unknown name.
+        valid: the valid names.
+        elsewhere: names in other libraries -> valid names.
 
     Examples:
         >>> nearest("emial", ["email", "name"])
@@ -63,7 +63,7 @@ def nearest(name: str, valid: Iterable[str], elsewhere: Mapping[str, str] | None
 
 
 def did_you_mean(name: str, valid: Iterable[str], elsewhere: Mapping[str, str] | None = None) -> str:
-    """The nearest valid name as a hint, or nothing if none is near; arguments as for `nearest`."""
+    """A hint with the nearest valid name, or "" if no name is near; arguments as for `nearest`."""
     known = list(valid)
     meant = (elsewhere or {}).get(name)
     if meant not in known:
@@ -73,7 +73,7 @@ def did_you_mean(name: str, valid: Iterable[str], elsewhere: Mapping[str, str] |
 
 
 def _is_near(name: str, other: str) -> bool:
-    if sorted(name) == sorted(other):  # two letters that changed places weigh much in a short name
+    if sorted(name) == sorted(other):  # difflib weighs two swapped letters too much in a short name
         return True
     if name.lower().replace("_", "") == other.lower().replace("_", ""):
         return True

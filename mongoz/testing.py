@@ -1,10 +1,10 @@
-"""For tests: which signals fired, with what.
+"""Captures of signals, for tests.
 
     with capture(User) as captured:
         await sign_up("ada@example.com")
     captured.assert_fired(User.signals.post_save, created=True, instance__email="ada@example.com")
 
-A capture listens in this process only. What a dispatcher delivers is recorded by `dispatcher.testing`.
+A capture records signals of this process only. `dispatcher.testing` records the deliveries of a dispatcher.
 """
 
 import copy
@@ -32,8 +32,8 @@ __all__ = ["Captured", "Fired", "capture"]
 
 _numbers = itertools.count(1)
 
-# Said in a line of its own place, or of no interest to who reads a failed test.
-_UNSAID: Final = frozenset({"sender", "instance", "delivery", "previous"})
+# Keywords that reports leave out: they show the first two elsewhere, and the others don't help.
+_LEFT_OUT: Final = frozenset({"sender", "instance", "delivery", "previous"})
 _LONGEST: Final = 60
 
 
@@ -43,10 +43,10 @@ class Fired:
 
     Attributes:
         signal: its name.
-        sender: who sent it: the document class.
-        instance: the instance it is about, as it is by now; None if a custom signal was sent without one.
-        kwargs: all keywords that receivers got, `sender` left out.
-        values: the fields of the instance as they were when the signal fired.
+        sender: the sender: the document class.
+        instance: the instance in its present state; None if a custom signal was sent without one.
+        kwargs: the keywords of the receivers, without `sender`.
+        values: the fields of the instance when the signal fired.
     """
 
     signal: str
@@ -60,7 +60,7 @@ class Fired:
         about = ""
         if self.values:
             about = f" {', '.join(f'{name}={_short(value)}' for name, value in self.values.items())}"
-        said = [f"{name}={_short(value)}" for name, value in self.kwargs.items() if name not in _UNSAID]
+        said = [f"{name}={_short(value)}" for name, value in self.kwargs.items() if name not in _LEFT_OUT]
         return f"{_name_of(self.sender)}.{self.signal}({', '.join(said)}){about}"
 
     def matches(self, matching: Mapping[str, Any]) -> bool:
@@ -81,9 +81,9 @@ class Fired:
 
 
 class Captured(Sequence[Fired]):
-    """What fired, in order. It stays readable after the block.
+    """The captured signals, in order. It stays readable after the block.
 
-    `of()` and `named()` return the part that is there at the time.
+    `of()` and `named()` return a part of what was captured so far.
     """
 
     def __init__(self, signals: list[Signal], fired: Iterable[Fired] = ()) -> None:
@@ -109,37 +109,37 @@ class Captured(Sequence[Fired]):
         return [each.signal for each in self._fired]
 
     def of(self, *documents: type[Document]) -> "Captured":
-        """What these documents sent; an abstract one stands for its subclasses."""
+        """The signals that these documents sent; an abstract document includes its subclasses."""
         return Captured(self._signals, [f for f in self._fired if any(_is_of(f, one) for one in documents)])
 
     def named(self, *signals: str | Signal) -> "Captured":
-        """What fired of these signals.
+        """The captured signals with these names.
 
         Raises:
-            SignalError: a signal that is not captured, so that it could not be here.
+            SignalError: a signal is not captured at all.
         """
         tests = [self._test(signal) for signal in signals]
         return Captured(self._signals, [f for f in self._fired if any(test(f) for test in tests)])
 
     def clear(self) -> None:
-        """Forget what fired so far."""
+        """Remove the signals that were captured so far."""
         self._fired.clear()
 
     def assert_fired(self, signal: str | Signal, times: int | None = 1, **matching: Any) -> list[Fired]:
-        """Assert that a signal fired, as often as said.
+        """Assert that a signal fired this many times.
 
         Args:
-            signal: `User.signals.post_save`, or a name: then of all documents that are captured.
-            times: exactly so often; None means at least once.
-            **matching: keywords that the receivers got (`created=True`), and fields of the instance at that time
-                (`instance__name="Ada"`). Only what matches all of them is counted.
+            signal: `User.signals.post_save`; or a name, which includes all captured documents.
+            times: the exact number; None means at least once.
+            **matching: keywords of the receivers (`created=True`), and fields of the instance at that time
+                (`instance__name="Ada"`). Only signals that match all of them count.
 
         Returns:
-            What matched.
+            The signals that match.
 
         Raises:
-            AssertionError: it did not; the message lists what did fire.
-            SignalError: the signal is not captured, or never has such a keyword.
+            AssertionError: it did not; the message lists the signals that fired.
+            SignalError: the signal is not captured, or never has this keyword.
 
         Examples:
             >>> captured.assert_fired("post_update", update_fields={"name"}, instance__name="Ada")
@@ -155,14 +155,14 @@ class Captured(Sequence[Fired]):
         )
 
     def assert_not_fired(self, signal: str | Signal, **matching: Any) -> None:
-        """Assert that a signal did not fire, or not so; for the arguments and errors see `assert_fired`."""
+        """Assert that a matching signal did not fire; for the arguments and errors see `assert_fired`."""
         self.assert_fired(signal, times=0, **matching)
 
     def assert_nothing_fired(self) -> None:
         """Assert that none of the captured signals fired.
 
         Raises:
-            AssertionError: one did; the message lists them all.
+            AssertionError: a signal fired; the message lists all of them.
         """
         if self._fired:
             raise AssertionError(f"Nothing should have fired.\n{self._report()}")
@@ -191,27 +191,27 @@ class Captured(Sequence[Fired]):
 class capture:  # noqa: N801 - it reads as what it does: with capture(User) as captured
     """Record which signals fire while a `with` block runs.
 
-    A signal counts as fired when it is sent: also when no receiver is connected, and before any runs, so a
-    `pre_*` receiver that refuses the write can be tested too. Muted signals do not fire, `post_*` signals of a
-    transaction fire after its commit. Where nobody listens, bulk calls work on the server alone and fire nothing;
-    a capture listens, so with it they work on instances.
+    A signal counts as fired when it is sent: without any receiver too, and before the first receiver runs. So a
+    `pre_*` receiver that refuses the write can be tested as well. Muted signals do not fire, and `post_*` signals
+    of a transaction fire after its commit. Without receivers, bulk calls only send commands and fire nothing; a
+    capture counts as a receiver, so with it they work on instances.
 
-    What all tasks of this process send is recorded, also those that were running before the block, such as
-    workers of the application. Of several flows that run concurrently each sees only its own with
-    `this_task=True`.
+    It records the signals of all tasks of this process, including tasks that were running before the block, such
+    as workers of the application. With `this_task=True` each of several concurrent tasks records its own signals
+    only.
 
-    On a dispatched registry captured writes carry a stamp like those with a receiver. Receivers that a silent
-    capture keeps from running are not named in it: a dispatcher delivers to them.
+    On a dispatched registry captured writes have a stamp, as writes with a receiver have. The stamp does not name
+    receivers that a silent capture keeps from running: a dispatcher delivers to them.
 
     Args:
-        *targets: documents (all their signals, custom ones included; an abstract one stands for its subclasses
-            as well), single signals, or a registry (all its documents).
+        *targets: documents (all their signals, custom ones included; an abstract document includes its
+            subclasses), single signals, or a registry (all its documents).
         silent: the real receivers do not run in process inside of the block.
-        this_task: record, and silence, only what is sent by the task that enters the block, and by tasks that are
-            started from it inside of the block.
+        this_task: record and silence only signals of the task that enters the block, and of tasks that it starts
+            inside of the block.
 
     Raises:
-        SignalError: there is no target, or one is none of these.
+        SignalError: there is no target, or a target is none of these.
 
     Examples:
         >>> with capture(User, silent=True) as captured:
@@ -253,7 +253,7 @@ class capture:  # noqa: N801 - it reads as what it does: with capture(User) as c
             raise SignalError("This capture is in use already; make another one: capture(...).")
         self._captured = Captured(self._tapped)
         for broadcaster in self._broadcasters:
-            watch(broadcaster, self._tap)  # a signal that comes into being is captured too
+            watch(broadcaster, self._tap)  # captures signals that are created in the block too
             for signal in signals_of(broadcaster):
                 self._tap(signal)
         for signal in self._signals:
@@ -274,7 +274,7 @@ class capture:  # noqa: N801 - it reads as what it does: with capture(User) as c
     def _tap(self, signal: Signal) -> None:
         if any(signal is one for one in self._tapped):
             return
-        # An id of its own: it may stand in stamps, where it must be nobody else's.
+        # A unique id, since stamps may contain it.
         receiver = Receiver(
             partial(self._record, signal), self._name, -1, Options(delivery="process"), receiver_id((self._name,))
         )
@@ -294,7 +294,7 @@ class capture:  # noqa: N801 - it reads as what it does: with capture(User) as c
 
 
 _entered: Final[ContextVar[frozenset[capture]]] = ContextVar("mongoz_testing_entered", default=frozenset())
-"""The captures whose blocks the current task is in; tasks take it over from those that start them."""
+"""The captures whose blocks the current task is in; a task inherits them from the task that starts it."""
 
 
 def _subclasses(document: type) -> Iterator[type]:
@@ -312,7 +312,7 @@ def _is_of(fired: Fired, document: Any) -> bool:
 
 
 def _check_keywords(signal: str | Signal, matching: Mapping[str, Any]) -> None:
-    """A misspelt keyword would match nothing, and an assertion that something did *not* fire would pass."""
+    """Refuse misspelt keywords: they match nothing, so `assert_not_fired` would always pass."""
     name = signal if isinstance(signal, str) else signal.name
     fields = getattr(None if isinstance(signal, str) else signal.sender, "model_fields", None)
     for path in matching:
@@ -348,5 +348,5 @@ def _short(value: Any) -> str:
 def _copied(value: Any) -> Any:
     try:
         return copy.deepcopy(value)
-    except Exception:  # a file, a lock: what can't be copied is shown as it is
+    except Exception:  # a file or a lock can't be copied
         return value

@@ -1,4 +1,4 @@
-"""Documented import path of the settings; the code is in `mongoz.settings`."""
+"""The public import path of the settings; the code is in `mongoz.settings`."""
 
 from mongoz.settings import MongozSettings, settings
 

@@ -1,1 +1,1 @@
-"""Documented import paths; the code lives in the packages beside this one."""
+"""Public import paths; the code is in the packages beside this one."""

@@ -1,4 +1,4 @@
-"""Documents, which applications declare."""
+"""Documents and their parts, which applications declare."""
 
 from mongoz.documents.base import Document
 from mongoz.model.embedded import EmbeddedDocument

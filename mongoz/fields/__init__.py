@@ -1,4 +1,4 @@
-"""Field types, and how they map to pydantic."""
+"""Fields: the factories for declarations, and their types, rules and stored forms."""
 
 from mongoz.fields.base import BaseField
 from mongoz.fields.factories import (

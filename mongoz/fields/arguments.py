@@ -1,4 +1,4 @@
-"""The keyword arguments of the field factories, group by group; type checkers and editors know them from here."""
+"""The keyword arguments of the field factories, in groups, for type checkers and editors."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -10,25 +10,25 @@ __all__ = ["Lengths", "Limits", "Moments", "Shared"]
 
 
 class Shared(TypedDict, total=False):
-    """What every field takes besides `null`: that makes None a valid value and the default.
+    """The arguments of every field, besides `null`, which makes None a valid value and the default.
 
     Attributes:
         default: a value, or a callable without arguments that makes one. None makes the field nullable.
         unique: add a unique index named after the field.
         index: add an index named after the field.
-        sparse: documents without the field are not in that index.
-        choices: `(value, label)` pairs, or groups of them as `(label, pairs)`; nothing else is accepted then.
-        name: for people; the attribute's name where there is none.
-        alias: the name under which it is stored, where that is not the attribute's.
+        sparse: the index leaves out documents without the field.
+        choices: the accepted values: `(value, label)` pairs, or groups of them as `(label, pairs)`.
+        name: a name for readers; by default the attribute's name.
+        alias: the stored name; by default the attribute's name.
         title: for JSON schemas.
         description: for JSON schemas.
-        comment: for people.
-        owner: for people.
-        help_text: for people; also the description where there is none.
-        read_only: for people and JSON schemas.
-        pattern: a regular expression that is searched for; of what is no string, in `str(value)`.
+        comment: for readers.
+        owner: for readers.
+        help_text: for readers; also the description if there is none.
+        read_only: for readers and JSON schemas.
+        pattern: a regular expression to search for; in `str(value)` if the value is no string.
 
-    The others are those of `pydantic.Field`.
+    The others are arguments of `pydantic.Field`.
     """
 
     default: Any
@@ -75,11 +75,11 @@ class Shared(TypedDict, total=False):
 
 
 class Lengths(Shared, total=False):
-    """Those of strings.
+    """The arguments of strings.
 
     Attributes:
-        max_length: in characters.
-        min_length: in characters.
+        max_length: the largest number of characters.
+        min_length: the smallest number of characters.
     """
 
     max_length: int | None
@@ -87,12 +87,12 @@ class Lengths(Shared, total=False):
 
 
 class Limits(Shared, total=False):
-    """Those of numbers.
+    """The arguments of numbers.
 
     Attributes:
-        minimum: the smallest value allowed.
-        maximum: the largest value allowed.
-        multiple_of: every value is a multiple of it.
+        minimum: the smallest valid value.
+        maximum: the largest valid value.
+        multiple_of: valid values are multiples of it.
     """
 
     minimum: Any
@@ -101,11 +101,11 @@ class Limits(Shared, total=False):
 
 
 class Moments(Shared, total=False):
-    """Those of instants and days.
+    """The arguments of instants and days.
 
     Attributes:
-        auto_now: set by every save and update.
-        auto_now_add: set when the document is created. An explicit value is accepted by both.
+        auto_now: every save and update sets the field to now.
+        auto_now_add: creating the document sets the field to now. Both accept an explicit value.
     """
 
     auto_now: bool

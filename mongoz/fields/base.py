@@ -1,4 +1,4 @@
-"""What a declared field is: pydantic's FieldInfo, with what the ODM knows about it on top."""
+"""The class of declared fields: pydantic's FieldInfo, with the attributes of the ODM."""
 
 import inspect
 import re
@@ -17,12 +17,12 @@ from mongoz.synonyms import OF_ARGUMENTS, nearest
 
 __all__ = ["BaseField", "declare", "set_alias"]
 
-# FieldInfo swallows arguments it does not know, so we look before it does.
+# FieldInfo ignores unknown arguments, so they are checked before.
 _PYDANTIC_ARGUMENTS: Final = frozenset(inspect.signature(Field).parameters) - {"extra"}
 
 _LENGTHS: Final = frozenset({"max_length", "min_length"})
 
-# For the hint only: those that a factory takes of its own, or that people use of pydantic's.
+# For the hint only: arguments of single factories, and frequent arguments of pydantic.
 _OF_SOME_FIELDS: Final = _LENGTHS | {
     "maximum",
     "minimum",
@@ -38,19 +38,19 @@ class BaseField(FieldInfo):  # type: ignore[misc]  # final for type checkers; su
     """A field of a document; `Document.model_fields[name]` and `meta.fields[name]` are of this class.
 
     Attributes:
-        name: of the attribute, unless it was declared with another.
-        document: the class that has it; of an inherited field, the heir.
+        name: the name of the attribute, or the declared name.
+        document: the class with the field; for an inherited field the subclass.
         null: None is a valid value.
         field_type: the Python type of a value that is not None.
-        unique, index, sparse: what index it asks for.
-        choices: as they were declared.
-        labels: the same, for looking up values; None without choices.
-        comment, owner, help_text, read_only: descriptions for people, kept as they were given.
-        auto_now: set by every save and update.
-        auto_now_add: set when the document is created.
+        unique, index, sparse: the index of the field.
+        choices: the declared choices.
+        labels: the choices for looking up values; None without choices.
+        comment, owner, help_text, read_only: the declared descriptions.
+        auto_now: every save and update sets the field to now.
+        auto_now_add: creating the document sets the field to now.
     """
 
-    # FieldInfo's own __init__ takes pydantic's arguments only; what differs from these is set after it.
+    # The __init__ of FieldInfo accepts pydantic's arguments only; other attributes are set after it.
     name: str | None = None
     document: Any = None
     null: bool = False
@@ -69,7 +69,7 @@ class BaseField(FieldInfo):  # type: ignore[misc]  # final for type checkers; su
 
     @classmethod
     def of(cls, info: FieldInfo) -> Self:
-        """A field of ours that is like one which was declared in pydantic's own way; ours stay as they are."""
+        """A field of this class for a field of pydantic's class."""
         if isinstance(info, cls):
             return info
         field = cls.__new__(cls)
@@ -80,7 +80,7 @@ class BaseField(FieldInfo):  # type: ignore[misc]  # final for type checkers; su
         return field
 
     def bind(self, document: Any, name: str) -> None:
-        """Note which class has this field, and under which name."""
+        """Set the class with this field, and its name there."""
         self.document = document
         self.name = self.name or name
 
@@ -90,29 +90,29 @@ def set_alias(field: FieldInfo, alias: str) -> None:
     if field.alias is None:
         for name in ("alias", "validation_alias", "serialization_alias"):
             setattr(field, name, alias)
-            field._attributes_set[name] = alias  # where pydantic looks when it copies a field
+            field._attributes_set[name] = alias  # pydantic reads these when it copies a field
 
 
-# What is kept on the field as it was given.
+# Arguments that become attributes of the field.
 _KEPT: Final = frozenset({"name", "unique", "index", "sparse", "comment", "owner", "help_text", "read_only"})
 
 _OURS: Final = _KEPT | {"null", "choices", "pattern"}
 
-# What pydantic is not given as it was given to us.
+# Arguments that pydantic gets in another form, or not at all.
 _TRANSLATED: Final = _OURS | {"default", "alias"}
 
 
 def declare(field_type: Any, *, kind: type[BaseField] = BaseField, **arguments: Any) -> Any:
-    """A field of `field_type`, of the class `kind`. All factories end here.
+    """Make a field. All factories call this.
 
     Args:
-        field_type: the Python type of its values, annotations for pydantic included.
+        field_type: the Python type of its values, with annotations for pydantic.
         kind: the class of the field.
-        **arguments: `null`, and those of `mongoz.fields.arguments.Shared` and `pydantic.Field`. None of pydantic's
-            is the same as not given.
+        **arguments: `null`, and the arguments of `mongoz.fields.arguments.Shared` and `pydantic.Field`. None is
+            the same as leaving out an argument of pydantic.
 
     Raises:
-        FieldDefinitionError: an argument that the field does not have, or that contradicts another.
+        FieldDefinitionError: the field does not have an argument, or two arguments contradict each other.
     """
     _check_names(arguments, field_type)
     choices = _choices(arguments.get("choices"))
@@ -126,7 +126,7 @@ def declare(field_type: Any, *, kind: type[BaseField] = BaseField, **arguments: 
     given.setdefault("description", arguments.get("help_text"))
     if arguments.get("read_only"):
         given.setdefault("json_schema_extra", {"readOnly": True})
-    # Rules beside the type, and not in it: pydantic makes a field of its own class of one with both.
+    # The rules are set apart from the type: otherwise pydantic makes a field of its own class.
     bare, *rules = get_args(field_type) if get_origin(field_type) is Annotated else (field_type,)
     try:
         field = kind(annotation=field_type | None if null else bare, **given)
@@ -136,7 +136,7 @@ def declare(field_type: Any, *, kind: type[BaseField] = BaseField, **arguments: 
     field.metadata = [*([] if null else rules), *field.metadata]
     if choices is not None:
         field.choices, field.labels = choices.declared, choices
-        field.metadata.append(choices)  # last, so that it encloses all other rules
+        field.metadata.append(choices)  # last, so that it wraps all other rules
     for name in _KEPT & arguments.keys():
         setattr(field, name, arguments[name])
     return field
@@ -153,7 +153,7 @@ def _check_names(arguments: dict[str, Any], field_type: Any) -> None:
 
 
 def _bare(field_type: Any) -> Any:
-    """Without the rules in its annotation, and of a list no more than that."""
+    """The type without the rules in its annotation, and without the arguments of a list."""
     if get_origin(field_type) is Annotated:
         return _bare(get_args(field_type)[0])
     return get_origin(field_type) or field_type
@@ -178,7 +178,7 @@ def _default(default: Any, choices: Choices | None) -> dict[str, Any]:
 def _check_factory(factory: Callable[[], Any]) -> None:
     try:
         signature = inspect.signature(factory)
-    except ValueError:  # some built-in types have none
+    except ValueError:  # some built-in types have no signature
         return
     try:
         signature.bind()
@@ -193,7 +193,7 @@ def _alias(alias: str | None) -> dict[str, Any]:
 
 
 def _with_pattern(field_type: Any, pattern: str | re.Pattern[str] | None) -> tuple[Any, dict[str, Any]]:
-    """The type, and pydantic's constraint for strings; what is no string gets a rule instead."""
+    """The type, and pydantic's constraint for strings; other types get a rule instead."""
     if pattern is None:
         return field_type, {}
     try:
@@ -204,6 +204,6 @@ def _with_pattern(field_type: Any, pattern: str | re.Pattern[str] | None) -> tup
         return Annotated[field_type, PatternRule(compiled)], {}
     try:
         SchemaValidator(core_schema.str_schema(pattern=pattern))
-    except SchemaError:  # pydantic's own engine is the faster one, but has no look-around and no back-references
+    except SchemaError:  # pydantic's own engine is faster, but supports no look-around and no back-references
         return field_type, {"pattern": compiled}
     return field_type, {"pattern": pattern}

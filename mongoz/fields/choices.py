@@ -1,4 +1,4 @@
-"""The choices of a field: the values that it takes, and what people call them."""
+"""The choices of a field: the accepted values and their labels."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
@@ -14,13 +14,13 @@ _ERROR_TYPE: Final = "invalid_choice"
 
 
 class Choices:
-    """The choices of one field, and the rule that makes pydantic hold to them.
+    """The choices of one field, and their rule for pydantic.
 
     Args:
-        declared: `(value, label)` pairs, or groups `(label, pairs)`, or both mixed.
+        declared: `(value, label)` pairs, groups `(label, pairs)`, or both.
 
     Raises:
-        FieldDefinitionError: it is neither.
+        FieldDefinitionError: an item is neither.
     """
 
     __slots__ = ("declared", "pairs")
@@ -33,7 +33,7 @@ class Choices:
         return any(value == choice for choice, _ in self.pairs)
 
     def label(self, value: Any) -> Any:
-        """What people call a value: its label, the value itself as a string without one, None for None."""
+        """The label of a value; without a label the value as a string, None for None."""
         labels = (label for choice, label in self.pairs if value == choice)
         return next(labels, None if value is None else str(value))
 
@@ -43,9 +43,9 @@ class Choices:
     def _check(self, given: Any, validate: Any, info: core_schema.ValidationInfo[Any]) -> Any:
         try:
             value = validate(given)
-        except ValidationError:  # of a wrong type is no choice either
+        except ValidationError:  # a value of a wrong type is no choice either
             raise _error(info.field_name, given) from None
-        if value is None or value in self:  # None gets here where the field is nullable
+        if value is None or value in self:  # None passes the inner validation if the field is nullable
             return value
         raise _error(info.field_name, given)
 
@@ -67,7 +67,7 @@ def _error(field: str | None, value: Any) -> PydanticCustomError:
 
 
 def invalid_choice(error: ValidationError) -> str | None:
-    """The message of the first error in it that is about a choice; None if none is."""
+    """The message of the first error about a choice; None if there is none."""
     lines = error.errors(include_url=False, include_context=False, include_input=False)
     return next((line["msg"] for line in lines if line["type"] == _ERROR_TYPE), None)
 
@@ -96,7 +96,7 @@ def _items(declared: Any) -> tuple[Any, ...]:
     return tuple(declared)
 
 
-def _malformed(what: object) -> FieldDefinitionError:
+def _malformed(given: object) -> FieldDefinitionError:
     return FieldDefinitionError(
-        f"choices are (value, label) pairs, or groups of them as (label, pairs); {what!r} is neither."
+        f"choices are (value, label) pairs, or groups of them as (label, pairs); {given!r} is neither."
     )

@@ -1,4 +1,4 @@
-"""What values a Decimal field takes, and what it makes of them."""
+"""The rule of Decimal fields: accepted values, rounding and limits."""
 
 import decimal
 import struct
@@ -11,24 +11,24 @@ from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 from mongoz.connection.codec import StoredDecimal
 from mongoz.fields.stored_schema import NATIVE
 
-__all__ = ["DecimalRule"]
+__all__ = ["DecimalRule", "decimal_of"]
 
 _STORABLE: Final = 34
-"""Digits that a Decimal128 has room for."""
+"""The number of digits in a Decimal128."""
 
 _HALVES: Final = struct.Struct("<QQ").unpack
 
-# The arithmetic must not cut anything by itself: Python's default context knows 28 digits.
+# Arithmetic must not round: Python's default context has 28 digits.
 _EXACT: Final = decimal.Context(prec=decimal.MAX_PREC, Emax=decimal.MAX_EMAX, Emin=decimal.MIN_EMIN)
 
 
 class DecimalRule(NamedTuple):
-    """Makes pydantic treat an annotated type as decimals that MongoDB can store.
+    """The rule that makes pydantic treat an annotated type as decimals of MongoDB.
 
     Attributes:
-        max_digits: of the value, before and after the point.
-        decimal_places: digits beyond these are cut off, toward zero.
-        minimum, maximum, multiple_of: of the value after the cut.
+        max_digits: the number of digits before and after the point.
+        decimal_places: further decimals are cut off, toward zero.
+        minimum, maximum, multiple_of: limits of the value after the cut.
     """
 
     max_digits: int = _STORABLE
@@ -47,10 +47,10 @@ class DecimalRule(NamedTuple):
         )
 
     def cut(self, value: decimal.Decimal) -> decimal.Decimal:
-        """The value without surplus decimals.
+        """Cut off surplus decimals.
 
         Raises:
-            PydanticKnownError: it is no number, or has too many digits before the point.
+            PydanticKnownError: the value is no number, or has too many digits before the point.
         """
         if not value.is_finite():
             _refuse("finite_number")
@@ -68,11 +68,11 @@ class DecimalRule(NamedTuple):
 
 
 def _parsed(value: Any) -> decimal.Decimal:
-    """The Decimal that a value stands for; a float is what it shows, and not its binary fraction."""
+    """The Decimal of a value; a float counts by its shown digits, not by its binary fraction."""
     if isinstance(value, decimal.Decimal):
         return value
     if isinstance(value, Decimal128):
-        return _of_decimal128(value)
+        return decimal_of(value)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         _refuse("decimal_type")
     try:
@@ -81,14 +81,16 @@ def _parsed(value: Any) -> decimal.Decimal:
         _refuse("decimal_parsing")
 
 
-def _of_decimal128(value: Decimal128) -> decimal.Decimal:
-    """What `value.to_decimal()` returns, in a quarter of the time; every load of a decimal needs it."""
+def decimal_of(value: Decimal128) -> decimal.Decimal:
+    """The same as `value.to_decimal()`, in a quarter of the time; each load of a decimal needs it."""
     low, high = _HALVES(value.bid)
     if high >> 61 & 3 == 3:  # infinite, not a number, or too long to be valid
         return value.to_decimal()
     coefficient = decimal.Decimal((high & (1 << 49) - 1) << 64 | low)
     exact = coefficient.scaleb((high >> 49 & 0x3FFF) - 6176, _EXACT)
-    return exact.copy_negate() if high >> 63 else exact  # a minus would round to the context's 28 digits
+    return (
+        exact.copy_negate() if high >> 63 else exact
+    )  # the operator - would round to the 28 digits of the context
 
 
 def _refuse(

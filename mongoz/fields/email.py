@@ -1,4 +1,4 @@
-"""E-mail addresses: checked in full when they come in, and only looked at when they are loaded."""
+"""E-mail addresses: new values are validated in full, loaded ones only for an @-sign."""
 
 import re
 from functools import lru_cache
@@ -11,10 +11,10 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 __all__ = ["LOADING", "EmailRule", "loading_schema"]
 
 LOADING: Final = {"mongoz": "loading"}
-"""The validation context of values that come out of the database or were validated before.
+"""The validation context of values from the database, and of values that were validated before.
 
-Validating an address takes tens of microseconds, nine tenths of what loading a small document costs, and the
-address was checked when it was written.
+Validating an address takes tens of microseconds, nine tenths of loading a small document. The address was
+validated when it was written.
 """
 
 
@@ -29,18 +29,18 @@ def _check(value: str, info: core_schema.ValidationInfo[Any]) -> str:
     return validate_email(value)[1]
 
 
-# What needs no look at its local part: lower-case letters and digits in words joined by dots. The full check of
-# an address costs ten times what all the rest of making a small document does; that of a domain is remembered.
+# Addresses whose local part is surely valid: lower-case letters and digits in words joined by dots. Validating an
+# address in full costs ten times the rest of making a small document, so only the domain is validated, and cached.
 _PLAIN: Final = re.compile(r"(?=[^@]{1,64}@)[a-z0-9_+-]+(?:\.[a-z0-9_+-]+)*@([a-z0-9.-]+)")
 _LONGEST: Final = 254
 
 _HAS_AT_SIGN: Final = "(?s).@."
-"""Has one neither at the beginning nor at the end; in the syntax of pydantic's own engine."""
+"""An @-sign neither at the start nor at the end, in the syntax of pydantic's own engine."""
 
 
 @lru_cache(maxsize=1024)
 def _is_normal(domain: str) -> bool:
-    """Whether an address at this domain is valid, and stays as it is."""
+    """Whether an address at this domain is valid and already normalized."""
     try:
         return validate_email(f"a@{domain}")[1] == f"a@{domain}"
     except PydanticCustomError:
@@ -48,7 +48,7 @@ def _is_normal(domain: str) -> bool:
 
 
 class EmailRule:
-    """Makes pydantic treat an annotated `str` as an e-mail address."""
+    """The rule that makes pydantic treat an annotated `str` as an e-mail address."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.with_info_after_validator_function(_check, handler(source))
@@ -58,10 +58,10 @@ class EmailRule:
 
 
 def loading_schema(schema: Any) -> Any:
-    """A schema in which e-mail addresses are checked as they are when they are loaded, without a call of Python.
+    """A schema for loading, which checks e-mail addresses without calling Python code.
 
     Args:
-        schema: of pydantic; it stays as it is.
+        schema: a schema of pydantic; it stays unchanged.
     """
     if isinstance(schema, list):
         return [loading_schema(item) for item in schema]

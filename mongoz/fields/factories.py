@@ -1,8 +1,8 @@
-"""The field factories that documents are declared with.
+"""The factories of fields, for declarations in documents.
 
-They are functions with capitalized names: a declaration reads like the type it stands for. For type checkers they
-return the Python type of the value, so that `name: str = String()` and `name = String()` both say what they mean;
-with `null=True` they return Any, which fits every annotation.
+They are functions with capitalized names, so that a declaration reads like a type. For type checkers they return
+the Python type of the value, so `name: str = String()` and `name = String()` are both correct. With `null=True`
+they return Any, which fits every annotation.
 """
 
 # ruff: noqa: N802 - see above
@@ -48,12 +48,12 @@ def String(*, max_length: int | None = None, min_length: int | None = None, **sh
     """A `str`.
 
     Args:
-        max_length: in characters.
-        min_length: in characters.
-        **shared: what all fields take, see `mongoz.fields.arguments.Shared`.
+        max_length: the largest number of characters.
+        min_length: the smallest number of characters.
+        **shared: the arguments of all fields, see `mongoz.fields.arguments.Shared`.
 
     Raises:
-        FieldDefinitionError: arguments that contradict each other.
+        FieldDefinitionError: arguments contradict each other.
 
     Examples:
         >>> name: str = mongoz.String(max_length=100)
@@ -68,8 +68,8 @@ def Email(*, null: bool = False, **arguments: Unpack[Lengths]) -> str: ...
 def Email(*, max_length: int | None = None, min_length: int | None = None, **shared: Any) -> Any:
     """A `str` that is an e-mail address; arguments and errors as for `String`.
 
-    New values are checked in full (without asking a name server); what is loaded from the database was
-    checked when it was written and is only looked at.
+    New values are validated in full (without asking a name server); loaded values must only contain an @-sign,
+    since they were validated when they were written.
     """
     return _text(Annotated[str, EmailRule()], max_length, min_length, shared)
 
@@ -115,14 +115,14 @@ def Binary(*, max_length: int | None = None, **shared: Any) -> Any:
     """`bytes`; base64 in JSON.
 
     Args:
-        max_length: in bytes; mandatory.
-        **shared: what all fields take, see `mongoz.fields.arguments.Shared`.
+        max_length: the largest number of bytes; mandatory.
+        **shared: the arguments of all fields, see `mongoz.fields.arguments.Shared`.
 
     Raises:
-        FieldDefinitionError: no `max_length`.
+        FieldDefinitionError: `max_length` is missing.
     """
     if max_length is None:
-        raise FieldDefinitionError("Binary() needs max_length=, the number of bytes that are allowed at most.")
+        raise FieldDefinitionError("Binary() needs max_length=, the largest number of bytes.")
     _check_length("max_length", max_length)
     return declare(Annotated[bytes, BytesRule()], max_length=max_length, **shared)
 
@@ -134,7 +134,7 @@ def NullableObjectId(**shared: Unpack[Shared]) -> Any:
 
 
 def Object(*, null: bool = False, **shared: Unpack[Shared]) -> Any:
-    """A `dict`, or any JSON-like value as it is, a string too."""
+    """A `dict`, or any JSON-like value, a string too."""
     return declare(Any if null else Annotated[Any, NotNone()], null=null, **shared)
 
 
@@ -145,11 +145,11 @@ def Array(type_of: type[T], *, null: bool = False, **arguments: Unpack[Lengths])
 @overload
 def Array(type_of: Any, *, null: bool = False, **arguments: Unpack[Lengths]) -> list[Any]: ...
 def Array(type_of: Any, **shared: Any) -> Any:
-    """A `list` whose items are of one type.
+    """A `list` with items of one type.
 
     Args:
         type_of: the type of the items: a Python type or an `EmbeddedDocument`.
-        **shared: what all fields take, see `mongoz.fields.arguments.Shared`.
+        **shared: the arguments of all fields, see `mongoz.fields.arguments.Shared`.
 
     Raises:
         FieldDefinitionError: `type_of` is a field, not a type.
@@ -177,11 +177,11 @@ def Embed(document: type[T], *, null: Literal[True], **arguments: Unpack[Shared]
 @overload
 def Embed(document: type[T], *, null: bool = False, **arguments: Unpack[Shared]) -> T: ...
 def Embed(document: Any, **shared: Any) -> Any:
-    """One `EmbeddedDocument` inside the document.
+    """One `EmbeddedDocument` inside of the document.
 
     Args:
         document: its class.
-        **shared: what all fields take, see `mongoz.fields.arguments.Shared`.
+        **shared: the arguments of all fields, see `mongoz.fields.arguments.Shared`.
 
     Raises:
         FieldDefinitionError: `document` is no EmbeddedDocument.
@@ -192,5 +192,5 @@ def Embed(document: Any, **shared: Any) -> Any:
 
 
 def from_object_id(declaration: ObjectId) -> Any:
-    """The field that an ObjectId assigned in a class body declares."""
+    """The field for an ObjectId that is assigned in a class body."""
     return declare(ObjectId, **declaration.field_options)

@@ -19,15 +19,15 @@ __all__ = ["ForeignKey", "ForeignKeyField"]
 
 
 def ForeignKey(refer_to: Any, *, null: bool = False, **shared: Unpack[Shared]) -> Any:
-    """The ObjectId of another document; an instance of it is accepted and stands for its id.
+    """The ObjectId of another document. An instance of that document is accepted too, and its id is used.
 
-    Type checkers take the field for Any, since an instance may be assigned where an ObjectId is read.
+    For type checkers the type is Any, since an instance may be assigned, and an ObjectId is read.
 
     Args:
-        refer_to: the document's class, its dotted path (`"shop.models.Producer"`), or the name of a class of the
-            same registry or module. A name is looked up when it is needed, so it may be defined later.
+        refer_to: the document's class, its dotted path (`"shop.models.Producer"`), or the name of a class in the
+            same registry or module. A name is looked up at the first use, so the class may be defined later.
         null: None is a valid value, and the default.
-        **shared: what all fields take, see `mongoz.fields.arguments.Shared`.
+        **shared: the arguments of all fields, see `mongoz.fields.arguments.Shared`.
 
     Raises:
         FieldDefinitionError: `refer_to` is none of these.
@@ -49,10 +49,10 @@ def ForeignKey(refer_to: Any, *, null: bool = False, **shared: Unpack[Shared]) -
 
 
 class ForeignKeyField(BaseField):  # type: ignore[misc]  # as BaseField itself
-    """What `ForeignKey` declares.
+    """A field that `ForeignKey` declares.
 
     Attributes:
-        refer_to: as it was declared.
+        refer_to: the declared document, path or name.
     """
 
     refer_to: Any = None
@@ -60,7 +60,7 @@ class ForeignKeyField(BaseField):  # type: ignore[misc]  # as BaseField itself
 
     @property
     def to(self) -> Any:
-        """The document class that it refers to, looked up when it is first asked for.
+        """The referenced document class, looked up at the first use.
 
         Raises:
             FieldDefinitionError: there is no such class.
@@ -70,7 +70,7 @@ class ForeignKeyField(BaseField):  # type: ignore[misc]  # as BaseField itself
         return self._resolved
 
     def bind(self, document: Any, name: str) -> None:
-        """Note which class has this field, under which name; another class may mean another document by a name."""
+        """Set the class with this field, and its name. In a subclass `refer_to` may name another document."""
         super().bind(document, name)
         self._resolved = None
 
@@ -80,17 +80,17 @@ class ForeignKeyField(BaseField):  # type: ignore[misc]  # as BaseField itself
         except (ImportError, AttributeError, ValueError) as error:
             raise self._no_document(str(error)) from error
         if not _is_document(found):
-            raise self._no_document(f"that is {found!r}, and no document")
+            raise self._no_document(f"it is {found!r}, which is no document")
         return found
 
     def _neighbour(self, name: str) -> Any:
-        """A class named without a path: of the registry, or else of the module that the field's class is in."""
+        """A class named without a path: in the registry, or else in the module of the field's class."""
         registry = getattr(getattr(self.document, "meta", None), "registry", None)
         if registry is not None and name in registry.documents:
             return registry.documents[name]
         module = sys.modules.get(getattr(self.document, "__module__", ""))
         if not hasattr(module, name):
-            raise AttributeError("neither the registry nor the module knows this name")
+            raise AttributeError("neither the registry nor the module has this name")
         return getattr(module, name)
 
     def _no_document(self, reason: str) -> FieldDefinitionError:
@@ -102,7 +102,7 @@ class ForeignKeyField(BaseField):  # type: ignore[misc]  # as BaseField itself
 
 
 class _Reference(NamedTuple):
-    """Makes pydantic take the id of an instance."""
+    """The rule that makes pydantic replace an instance by its id."""
 
     refer_to: Any
 
@@ -116,7 +116,7 @@ class _Reference(NamedTuple):
         if type(value) is BsonObjectId or not _is_document(type(value)):
             return value
         document = type(value).meta.document
-        if not self._means(document):
+        if not self._accepts(document):
             raise PydanticCustomError(
                 "wrong_document",
                 "Input should be a {expected} or its ObjectId, not a {given}",
@@ -128,17 +128,17 @@ class _Reference(NamedTuple):
             )
         return value.id
 
-    def _means(self, document: type) -> bool:
+    def _accepts(self, document: type) -> bool:
         if isinstance(self.refer_to, type):
             return issubclass(document, self.refer_to)
-        # By name, since what it stands for may not be importable yet.
+        # By name, since the class may not be importable yet.
         name = self.refer_to.rpartition(".")[2]
         return any(cls.__name__ == name for cls in document.__mro__)
 
 
-def _is_document(what: object) -> bool:
-    return isinstance(what, type) and issubclass(what, BaseModel) and hasattr(what, "meta")
+def _is_document(given: object) -> bool:
+    return isinstance(given, type) and issubclass(given, BaseModel) and hasattr(given, "meta")
 
 
-def _is_dotted(what: object) -> bool:
-    return isinstance(what, str) and all(part.isidentifier() for part in what.split("."))
+def _is_dotted(given: object) -> bool:
+    return isinstance(given, str) and all(part.isidentifier() for part in given.split("."))

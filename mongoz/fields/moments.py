@@ -13,7 +13,7 @@ __all__ = ["Date", "DateTime", "Time", "utc_now"]
 
 
 def utc_now() -> datetime.datetime:
-    """Now in naive UTC, in whole milliseconds: what MongoDB keeps of an instant."""
+    """Now in naive UTC, in whole milliseconds, which is the precision of MongoDB."""
     now = datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
     return now.replace(microsecond=now.microsecond // 1000 * 1000)
 
@@ -28,7 +28,7 @@ def _moment(type_: type, now: Any, auto_now: bool, auto_now_add: bool, shared: d
             "auto_now and auto_now_add exclude each other; auto_now sets at creation as well."
         )
     if auto_now or auto_now_add:
-        shared["default"] = now  # whatever else was given: it is what they are set to later, too
+        shared["default"] = now  # replaces another default: later writes set the field to now too
     field = declare(type_, **shared)
     field.auto_now, field.auto_now_add = auto_now, auto_now_add
     return field
@@ -42,12 +42,12 @@ def DateTime(*, auto_now: bool = False, auto_now_add: bool = False, **shared: An
     """A `datetime`, naive UTC, stored in milliseconds.
 
     Args:
-        auto_now: set to now by every save and update.
-        auto_now_add: set to now when the document is created. An explicit value is accepted by both.
-        **shared: what all fields take, see `mongoz.fields.arguments.Shared`.
+        auto_now: every save and update sets the field to now.
+        auto_now_add: creating the document sets the field to now. Both accept an explicit value.
+        **shared: the arguments of all fields, see `mongoz.fields.arguments.Shared`.
 
     Raises:
-        FieldDefinitionError: both auto_now and auto_now_add.
+        FieldDefinitionError: both auto_now and auto_now_add are given.
     """
     return _moment(datetime.datetime, utc_now, auto_now, auto_now_add, shared)
 

@@ -26,10 +26,10 @@ def Integer(
     """An `int`.
 
     Args:
-        minimum: the smallest value allowed.
-        maximum: the largest value allowed.
-        multiple_of: every value is a multiple of it.
-        **shared: what all fields take, see `mongoz.fields.arguments.Shared`.
+        minimum: the smallest valid value.
+        maximum: the largest valid value.
+        multiple_of: valid values are multiples of it.
+        **shared: the arguments of all fields, see `mongoz.fields.arguments.Shared`.
 
     Raises:
         FieldDefinitionError: minimum is above maximum, or one of the three is no number.
@@ -65,12 +65,12 @@ def Double(
     """A `float`; errors as for `Integer`.
 
     Args:
-        minimum: the smallest value allowed.
-        maximum: the largest value allowed.
-        multiple_of: every value is a multiple of it.
-        max_digits: that a value may show, before and after the point.
-        decimal_places: that a value may show after the point.
-        **shared: what all fields take, see `mongoz.fields.arguments.Shared`.
+        minimum: the smallest valid value.
+        maximum: the largest valid value.
+        multiple_of: valid values are multiples of it.
+        max_digits: the largest number of digits, before and after the point.
+        decimal_places: the largest number of digits after the point.
+        **shared: the arguments of all fields, see `mongoz.fields.arguments.Shared`.
     """
     limits = _limits(minimum, maximum, multiple_of)
     _check_digits(max_digits, decimal_places)
@@ -94,20 +94,20 @@ def Decimal(
     multiple_of: _Number | None = None,
     **shared: Any,
 ) -> Any:
-    """A `decimal.Decimal`, stored as Decimal128; what is loaded also equals a `bson.Decimal128` of the same value.
+    """A `decimal.Decimal`, stored as Decimal128. A loaded value also equals a `bson.Decimal128` of the same value.
 
-    It takes strings, floats (as they are shown: 0.1 is a tenth) and decimals.
+    It accepts strings, decimals, and floats by their shown digits (0.1 is a tenth).
 
     Args:
-        max_digits: `max_digits - decimal_places` digits may stand before the point; mandatory.
-        decimal_places: digits beyond these are cut off, toward zero, before anything is counted; mandatory.
-        minimum: the smallest value allowed.
-        maximum: the largest value allowed.
-        multiple_of: every value is a multiple of it.
-        **shared: what all fields take, see `mongoz.fields.arguments.Shared`.
+        max_digits: a value has at most `max_digits - decimal_places` digits before the point; mandatory.
+        decimal_places: further decimals are cut off, toward zero, before digits are counted; mandatory.
+        minimum: the smallest valid value.
+        maximum: the largest valid value.
+        multiple_of: valid values are multiples of it.
+        **shared: the arguments of all fields, see `mongoz.fields.arguments.Shared`.
 
     Raises:
-        FieldDefinitionError: max_digits or decimal_places is missing or makes no sense, minimum is above maximum.
+        FieldDefinitionError: max_digits or decimal_places is missing or invalid, or minimum is above maximum.
 
     Examples:
         >>> price: decimal.Decimal = mongoz.Decimal(max_digits=5, decimal_places=2)  # up to 999.99
@@ -118,19 +118,19 @@ def Decimal(
     limits = _limits(minimum, maximum, multiple_of).values()
     exactly = [None if limit is None else decimal.Decimal(str(limit)) for limit in limits]
     rule = DecimalRule(max_digits, decimal_places, *exactly)
-    # A default may be a float or a string, as any value.
+    # A default may be a float or a string, as any other value.
     return declare(Annotated[decimal.Decimal, rule], **({"validate_default": True} | shared))
 
 
 def _limits(minimum: Any, maximum: Any, multiple_of: Any) -> dict[str, Any]:
-    """Pydantic's names for them."""
+    """The limits by pydantic's names."""
     for name, limit in (("minimum", minimum), ("maximum", maximum), ("multiple_of", multiple_of)):
         if limit is not None and (not isinstance(limit, _Number) or isinstance(limit, bool)):
             raise FieldDefinitionError(f"{name}={limit!r} is no number.")
     if minimum is not None and maximum is not None and minimum > maximum:
         raise FieldDefinitionError(f"minimum={minimum!r} is above maximum={maximum!r}: no value could fit.")
     if multiple_of == 0:
-        raise FieldDefinitionError("multiple_of=0: there is no multiple of zero but zero.")
+        raise FieldDefinitionError("multiple_of=0: the only multiple of zero is zero.")
     return {"ge": minimum, "le": maximum, "multiple_of": multiple_of}
 
 

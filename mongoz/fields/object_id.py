@@ -16,15 +16,15 @@ _NO_OPTIONS: Final[dict[str, Any]] = {}
 class ObjectId(bson.ObjectId):
     """An ObjectId that pydantic understands.
 
-    As a value it is `bson.ObjectId`. Assigned in the body of a document it declares a field, and takes the
-    arguments that all fields take; the instance is not a default, so the field stays required.
+    As a value it is a `bson.ObjectId`. Assigned in the body of a document it declares a field, and accepts the
+    arguments of all fields. The instance is not the default, so the field stays required.
 
     Args:
-        oid: 24 hexadecimal digits, 12 bytes or another ObjectId; a new id when left out.
+        oid: 24 hexadecimal digits, 12 bytes or another ObjectId; a new id by default.
         **field_options: `null`, `default`, `alias`, ... as for any field.
 
     Raises:
-        InvalidId: from bson, where `oid` is none.
+        InvalidId: from bson, if `oid` is no ObjectId.
 
     Examples:
         >>> class Order(mongoz.Document):
@@ -32,7 +32,7 @@ class ObjectId(bson.ObjectId):
         ...     invoice: ObjectId = ObjectId(null=True)
     """
 
-    # bson.ObjectId has slots: without one of our own every id would carry a dict.
+    # bson.ObjectId has slots: without our own slots every id would have a dict.
     __slots__ = ("field_options",)
 
     def __init__(self, oid: Any = None, **field_options: Any) -> None:
@@ -44,7 +44,9 @@ class ObjectId(bson.ObjectId):
         digits = core_schema.str_schema(pattern="^[0-9a-fA-F]{24}$")
         return core_schema.json_or_python_schema(
             python_schema=core_schema.is_instance_schema(bson.ObjectId, cls_repr="ObjectId"),
-            json_schema=core_schema.no_info_after_validator_function(bson.ObjectId, digits),  # JSON has no other
+            json_schema=core_schema.no_info_after_validator_function(
+                bson.ObjectId, digits
+            ),  # JSON has strings only
             serialization=core_schema.plain_serializer_function_ser_schema(str, when_used="json"),
         )
 
@@ -54,10 +56,10 @@ class ObjectId(bson.ObjectId):
 
 
 def parse_object_id(value: Any) -> bson.ObjectId:
-    """The ObjectId that a string of 24 hexadecimal digits (or an ObjectId) stands for.
+    """The ObjectId with these 24 hexadecimal digits; an ObjectId stays unchanged.
 
     Raises:
-        InvalidObjectIdError: anything else.
+        InvalidObjectIdError: the value is neither.
     """
     if isinstance(value, bson.ObjectId):
         return value

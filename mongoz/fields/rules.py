@@ -1,4 +1,4 @@
-"""Rules that pydantic has no constraint for; each is put into an annotation."""
+"""Rules for annotations that pydantic has no constraint for."""
 
 import base64
 import binascii
@@ -13,10 +13,10 @@ __all__ = ["BytesRule", "DigitsRule", "NotNone", "PatternRule"]
 
 
 class PatternRule(NamedTuple):
-    """A pattern for what is no string: `str(value)` has to match.
+    """A pattern for values that are no strings: `str(value)` must match.
 
     Attributes:
-        pattern: is searched for; anchor it with `^` and `$`.
+        pattern: a regular expression to search for; anchor it with `^` and `$`.
     """
 
     pattern: re.Pattern[str]
@@ -31,7 +31,7 @@ class PatternRule(NamedTuple):
 
 
 class DigitsRule(NamedTuple):
-    """How many digits a float may show."""
+    """The limit of a float's digits."""
 
     max_digits: int | None
     decimal_places: int | None
@@ -59,7 +59,7 @@ class DigitsRule(NamedTuple):
 
 
 class BytesRule:
-    """Bytes are base64 in JSON, whatever they contain."""
+    """Bytes are base64 in JSON."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.with_info_before_validator_function(
@@ -84,7 +84,7 @@ def _from_json(value: Any, info: core_schema.ValidationInfo[Any]) -> Any:
 
 
 class NotNone:
-    """Refuses None where the type itself would take it."""
+    """Refuses None for types that accept it."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_after_validator_function(_not_none, handler(source))

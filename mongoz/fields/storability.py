@@ -1,4 +1,4 @@
-"""Which annotations can be stored and read back, told when a class is defined."""
+"""Checks at the definition of a class whether values of its annotations can be stored and read back."""
 
 import collections
 import dataclasses
@@ -31,9 +31,9 @@ IP_ADDRESSES: Final = (
     ipaddress.IPv4Network, ipaddress.IPv6Network,
 )  # fmt: skip
 URLS: Final = (AnyUrl.__base__ or AnyUrl, PostgresDsn.__base__ or PostgresDsn)
-"""The bases of all of pydantic's URLs: those with one host, and those with several."""
+"""The bases of all of pydantic's URLs: with one host, and with several."""
 
-# Type -> what kind of BSON value it is stored as. The first that fits counts.
+# Types -> the kinds of BSON values that they are stored as. The first match counts.
 _STORED_AS: Final[tuple[tuple[tuple[Any, ...], tuple[str, ...]], ...]] = (
     ((types.NoneType,), ("null",)),
     ((bool,), ("bool",)),
@@ -70,15 +70,15 @@ _NEVER: Final = (abc.Iterator, abc.Generator, abc.Iterable, abc.Callable, abc.As
 _REMEDY: Final = "Use a type that MongoDB has, or keep it in a private attribute (a name that starts with '_')."
 
 Kinds = dict[str, str]
-"""Kind of BSON value -> the type that is stored so, for messages."""
+"""Kind of BSON value -> the type that is stored as this kind, for messages."""
 
 
-class _Refused(Exception):
-    """What is wrong with an annotation."""
+class _NotStorable(Exception):
+    """The reason why values of an annotation can't be stored."""
 
 
 def is_open(annotation: Any) -> bool:
-    """Whether an annotation leaves open what may be in a value."""
+    """Whether an annotation does not restrict the content of a value."""
     annotation = unnamed(annotation)
     if annotation in (Any, object) or isinstance(annotation, TypeVar):
         return True
@@ -90,7 +90,7 @@ def is_open(annotation: Any) -> bool:
 
 
 def holds_mappings(annotation: Any) -> bool:
-    """Whether an annotation says that mappings may be in a value."""
+    """Whether a value may be or contain a mapping, by its annotation."""
     annotation = unnamed(annotation)
     kind = get_origin(annotation) or annotation
     if isinstance(kind, type) and issubclass(kind, _MAPPINGS):
@@ -99,34 +99,34 @@ def holds_mappings(annotation: Any) -> bool:
 
 
 def check_storable(owner: str, name: str, annotation: Any, metadata: Iterable[Any] = ()) -> None:
-    """Refuse a field whose values could not be stored, or not be read back as they were.
+    """Refuse a field whose values can't be stored, or would be read back as other values.
 
     Args:
         owner: the name of the class.
-        name: of the field.
+        name: the name of the field.
         annotation: its type.
-        metadata: what stands beside the type in `Annotated`.
+        metadata: the other arguments of `Annotated`.
 
     Raises:
-        FieldDefinitionError: names the field, what is wrong, and what to do.
+        FieldDefinitionError: names the field, the reason and the remedy.
     """
     try:
-        _Walk().kinds_of(Annotated[(annotation, *metadata)] if metadata else annotation)
-    except _Refused as refused:
+        _AnnotationWalk().kinds_of(Annotated[(annotation, *metadata)] if metadata else annotation)
+    except _NotStorable as refused:
         raise FieldDefinitionError(f"{owner}.{name} can't be stored: {refused}") from None
 
 
-class _Walk:
-    """One way through an annotation and the models in it."""
+class _AnnotationWalk:
+    """A walk through an annotation and the models in it."""
 
     def __init__(self) -> None:
         self._seen: set[int] = set()
 
     def kinds_of(self, annotation: Any) -> Kinds:  # noqa: PLR0911 - a table, one line per kind
-        """What kinds of BSON values it is stored as.
+        """The kinds of BSON values that it is stored as.
 
         Raises:
-            _Refused: it can't be.
+            _NotStorable: its values can't be stored.
         """
         if get_origin(annotation) is Annotated:
             bare, *metadata = get_args(annotation)
@@ -144,7 +144,7 @@ class _Walk:
             return {"null": "None"}
         kind = origin or annotation
         if kind in _NEVER or kind is ImportString or not isinstance(kind, type):
-            raise _Refused(f"{_label(annotation)} is no data. {_REMEDY}")
+            raise _NotStorable(f"{_label(annotation)} is no data. {_REMEDY}")
         if issubclass(kind, _MAPPINGS) and not typing.is_typeddict(kind):
             return self._of_mapping(kind, arguments)
         if issubclass(kind, _LISTS) or kind in _SEQUENCES:
@@ -154,7 +154,7 @@ class _Walk:
         if issubclass(kind, Secret):
             return self._of_secret(arguments)
         if kind is re.Pattern and bytes in arguments:
-            raise _Refused("MongoDB has patterns of strings, and none of bytes. Use re.Pattern[str].")
+            raise _NotStorable("MongoDB has patterns of strings, and none of bytes. Use re.Pattern[str].")
         return self._of_model(kind) or _of_scalar(kind)
 
     def _of_union(self, members: Iterable[Any]) -> Kinds:
@@ -163,7 +163,7 @@ class _Walk:
             for kind, label in self.kinds_of(member).items():
                 other = merged.setdefault(kind, label)
                 if other != label:
-                    raise _Refused(
+                    raise _NotStorable(
                         f"values of {other} and of {label} are both stored as {kind}, and read back as one of "
                         "the two. Have the field hold one of them."
                     )
@@ -174,7 +174,7 @@ class _Walk:
             if isinstance(value, Enum):
                 _of_enum(type(value))
             elif not isinstance(value, _ENUM_VALUES):
-                raise _Refused(f"MongoDB has no type for {value!r}. {_REMEDY}")
+                raise _NotStorable(f"MongoDB has no type for {value!r}. {_REMEDY}")
         return {}
 
     def _of_mapping(self, kind: type, arguments: tuple[Any, ...]) -> Kinds:
@@ -194,7 +194,7 @@ class _Walk:
                 self._check_keys(member)
             others = [member for member in get_args(bare) if member is not str]
             if len(others) != len(get_args(bare)) or len(others) > 1:
-                raise _Refused(
+                raise _NotStorable(
                     f"keys are stored as strings, so keys of {_label(bare)} can't be told apart. Use one type for "
                     "keys."
                 )
@@ -202,7 +202,7 @@ class _Walk:
         if bare in (Any, object) or isinstance(bare, TypeVar) or get_origin(bare) is Literal:
             return
         if not (isinstance(bare, type) and issubclass(bare, _KEYS)):
-            raise _Refused(f"a key of type {_label(bare)} has no form as a string. Use a list of pairs.")
+            raise _NotStorable(f"a key of type {_label(bare)} has no form as a string. Use a list of pairs.")
 
     def _of_list(self, kind: type, arguments: tuple[Any, ...]) -> Kinds:
         if hasattr(kind, "_fields"):  # a named tuple
@@ -217,7 +217,7 @@ class _Walk:
         return {kind: f"Secret[{label}]" for kind, label in inner.items()}
 
     def _of_model(self, kind: type) -> Kinds:
-        """Of a class with fields; nothing of any other."""
+        """The kinds of a class with fields; empty for other classes."""
         if issubclass(kind, BaseModel):
             fields = {name: (field.annotation, field.metadata) for name, field in kind.__pydantic_fields__.items()}
         elif dataclasses.is_dataclass(kind) or typing.is_typeddict(kind):
@@ -229,13 +229,13 @@ class _Walk:
             for name, (annotation, metadata) in fields.items():
                 try:
                     self.kinds_of(Annotated[(annotation, *metadata)] if metadata else annotation)
-                except _Refused as refused:
-                    raise _Refused(f"in {kind.__name__}.{name}: {refused}") from None
+                except _NotStorable as refused:
+                    raise _NotStorable(f"in {kind.__name__}.{name}: {refused}") from None
         return {"object": "a model"}
 
 
 def unnamed(annotation: Any) -> Any:
-    """Without the names that `NewType` and `type` statements give it."""
+    """The annotation without the names of `NewType` and `type` statements."""
     while True:
         if hasattr(annotation, "__supertype__"):
             annotation = annotation.__supertype__
@@ -250,15 +250,15 @@ def unnamed(annotation: Any) -> Any:
 def _refuse_encoded(metadata: Iterable[Any]) -> None:
     for each in metadata:
         if isinstance(each, EncodedBytes | EncodedStr):
-            raise _Refused("it would be decoded again whenever it is read. Use bytes, or mongoz.Binary().")
+            raise _NotStorable("it would be decoded again whenever it is read. Use bytes, or mongoz.Binary().")
         if each is ImportString:
-            raise _Refused(f"what it imports is no data. {_REMEDY}")
+            raise _NotStorable(f"what it imports is no data. {_REMEDY}")
 
 
 def _of_enum(kind: type[Enum]) -> Kinds:
     for member in kind:
         if not isinstance(member.value, _ENUM_VALUES):
-            raise _Refused(
+            raise _NotStorable(
                 f"{kind.__name__}.{member.name} has the value {member.value!r}, which is read back as another. "
                 "Give its members strings or numbers."
             )
@@ -275,8 +275,8 @@ def _of_scalar(kind: type) -> Kinds:
             label = "str" if issubclass(kind, str) else (base or kind).__name__
             return dict.fromkeys(stored_as, label)
     if hasattr(kind, "__get_pydantic_core_schema__"):
-        return {}  # an application's own type: pydantic knows what it takes
-    raise _Refused(f"MongoDB has no type for {_label(kind)}. {_REMEDY}")
+        return {}  # an application's own type, which pydantic validates
+    raise _NotStorable(f"MongoDB has no type for {_label(kind)}. {_REMEDY}")
 
 
 def _hints(kind: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""From Python values to what is stored: models become dicts under their stored names, nothing is shared.
+"""The stored form of Python values: models become dicts with stored names, and nothing is shared.
 
-Scalars that BSON has a type for stay as they are; the codec options of the registry know how to encode dates and
-times. Each of the others has a form that its annotation reads back: see `mongoz.fields.stored_schema`.
+Scalars with a BSON type stay unchanged; the codec options of the registry encode dates and times. Every other
+value has a form that its annotation reads back: see `mongoz.fields.stored_schema`.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from mongoz.fields.storability import IP_ADDRESSES, URLS, is_open
 __all__ = ["SCALARS", "UNSTORABLE", "explain_value", "stored", "stored_names", "stored_values"]
 
 UNSTORABLE: Final = (InvalidBSON, InvalidDocument, ArithmeticError, ValueError)
-"""What is raised for a value that BSON has no type for, or no room: a number, a text that is no Unicode."""
+"""The errors of a value that BSON has no type for or no room for: a large number, text that is no Unicode."""
 
 SCALARS: Final = frozenset(
     {
@@ -39,11 +39,11 @@ SCALARS: Final = frozenset(
 
 @cached_per_class
 def stored_names(model: Any) -> dict[str, str]:
-    """Attribute name -> the name under which it is stored, for each field of a model: the one it is read under."""
-    return {name: _read_as(name, field) for name, field in model.model_fields.items()}
+    """Attribute name -> stored name, for each field of a model. The stored name is the name for validation."""
+    return {name: _validation_name(name, field) for name, field in model.model_fields.items()}
 
 
-def _read_as(name: str, field: Any) -> str:
+def _validation_name(name: str, field: Any) -> str:
     alias = field.validation_alias
     if isinstance(alias, AliasChoices):
         alias = next((choice for choice in alias.choices if isinstance(choice, str)), None)
@@ -51,19 +51,19 @@ def _read_as(name: str, field: Any) -> str:
 
 
 def stored(value: Any, *, declared: bool = True) -> Any:  # noqa: PLR0911 - a table, one line per kind
-    """A value as it is stored. Containers are copied, so that later changes to `value` don't show.
+    """The stored form of a value. Containers are copied, so later changes of `value` don't reach it.
 
     Args:
-        value: a scalar, a model, a dataclass, or a list, tuple, set, mapping or enum of such.
-        declared: an annotation says what it is, and reads it back. What no annotation names keeps its type, or the
-            driver refuses it.
+        value: a scalar, a model, a dataclass, or a list, tuple, set, mapping or enum of these.
+        declared: an annotation has the type, and reads the value back. Undeclared values keep their type, or the
+            driver refuses them.
     """
     kind = type(value)
     if kind in SCALARS:
         return value
     if kind is list or isinstance(value, list | tuple | deque):
         return [item if type(item) in SCALARS else stored(item, declared=declared) for item in value]
-    if isinstance(value, set | frozenset):  # always in the same order: else an equal set would look changed
+    if isinstance(value, set | frozenset):  # sorted, else an equal set would look changed
         return sorted((stored(item, declared=declared) for item in value), key=_encoded)
     if isinstance(value, BaseModel):
         return _stored_model(value)
@@ -73,13 +73,13 @@ def stored(value: Any, *, declared: bool = True) -> Any:  # noqa: PLR0911 - a ta
         return {key if type(key) is str else _key(key): stored(item) for key, item in value.items()}
     if isinstance(value, Enum):
         return stored(value.value)
-    if isinstance(value, decimal.Decimal):  # of whatever class: like this every codec can encode it
+    if isinstance(value, decimal.Decimal):  # subclasses too: every codec can encode a Decimal128
         return bson.Decimal128(value)
     return _converted(value) if declared else value
 
 
 def stored_values(model: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of some fields of a model, by stored name, as a whole instance would have them stored.
+    """The stored form of some fields of a model, by stored name.
 
     Args:
         model: the class.
@@ -102,7 +102,7 @@ def _stored_model(model: BaseModel) -> dict[str, Any]:
     row = {}
     try:
         for name, value in model.__dict__.items():
-            if name in names:  # most are scalars, and a call is saved for each
+            if name in names:  # checked here too, which saves a call for each scalar
                 row[names[name]] = value if type(value) in SCALARS else stored(value, declared=name not in open_)
         for name, value in (model.__pydantic_extra__ or {}).items():
             row[name] = stored(value, declared=False)
@@ -113,7 +113,7 @@ def _stored_model(model: BaseModel) -> dict[str, Any]:
 
 
 def explain_value(error: BaseException, model: Any, name: str, value: Any) -> None:
-    """Add a note to an error: of which field it is about, and what is in it."""
+    """Add a note to an error: the field and its value."""
     note = f"{model.__name__}.{name} is {value!r}, which MongoDB has no type for."
     if note not in getattr(error, "__notes__", ()):
         error.add_note(note)
@@ -121,12 +121,12 @@ def explain_value(error: BaseException, model: Any, name: str, value: Any) -> No
 
 @cached_per_class
 def _open_fields(model: Any) -> frozenset[str]:
-    """The fields whose annotation does not say what may be in them."""
+    """The fields whose annotation does not restrict their content."""
     return frozenset(name for name, field in model.model_fields.items() if is_open(field.annotation))
 
 
 def _converted(value: Any) -> Any:
-    """What stands for a value that BSON has no type for; the value itself where nothing does."""
+    """The stored form of a value that BSON has no type for; the value itself if there is none."""
     for kinds, convert in _CONVERSIONS:
         if isinstance(value, kinds):
             return convert(value)
@@ -138,7 +138,7 @@ def _converted(value: Any) -> Any:
 def _stored_dataclass(value: Any) -> dict[str, Any]:
     declared = getattr(type(value), "__pydantic_fields__", {})  # pydantic's own dataclasses have aliases
     return {
-        _read_as(field.name, declared[field.name]) if field.name in declared else field.name: stored(
+        _validation_name(field.name, declared[field.name]) if field.name in declared else field.name: stored(
             getattr(value, field.name)
         )
         for field in dataclasses.fields(value)
@@ -148,7 +148,7 @@ def _stored_dataclass(value: Any) -> dict[str, Any]:
 def _seconds(value: datetime.timedelta) -> int | float:
     seconds = value.total_seconds()
     if not _is_exact(seconds, value):
-        raise ValueError(f"{value!r} is too long to be stored to the microsecond, as a number of seconds.")
+        raise ValueError(f"{value!r} is too long to be stored as a number of seconds with microseconds.")
     return int(seconds) if seconds.is_integer() else seconds
 
 
@@ -160,7 +160,7 @@ def _is_exact(seconds: float, value: datetime.timedelta) -> bool:
 
 
 def _key(key: Any) -> str:
-    """A key of a mapping as BSON has them."""
+    """The stored form of a key of a mapping: BSON keys are strings."""
     if isinstance(key, Enum):
         return _key(key.value)
     if isinstance(key, datetime.datetime | datetime.date):

@@ -1,7 +1,7 @@
-"""What is stored, as pydantic takes it back: a schema for rows, made of the schema of a class.
+"""Schemas for stored values, made from the schema of a class.
 
-BSON has fewer types than Python. A decimal comes back as a Decimal128, a pattern as a Regex, a set as a list. A
-model that is strict, or wants a future date, would refuse what it has written itself.
+BSON has fewer types than Python. A decimal is read as a Decimal128, a pattern as a Regex, a set as a list. A
+strict model, or one that requires a future date, would refuse its own stored values.
 """
 
 import datetime
@@ -16,17 +16,17 @@ from pydantic_core import SchemaValidator, core_schema
 __all__ = ["NATIVE", "from_stored", "validator_of"]
 
 NATIVE: Final = {"mongoz_native": True}
-"""The metadata of schemas that take what is stored by themselves."""
+"""The metadata of schemas that accept stored values already."""
 
 _DATA: Final = frozenset({"metadata", "serialization", "default", "expected", "members", "cls", "function", "ref"})
-"""Entries of a schema that are no schemas."""
+"""Keys of a schema whose values are no schemas."""
 
 _STRICT_AS_BSON: Final = frozenset({"str", "int", "float", "bool", "model-field", "typed-dict-field"})
 _PATTERNS: Final = frozenset({"pattern_either_validator", "pattern_str_validator"})
 
 
 def from_stored(schema: Any) -> Any:
-    """The schema that takes what is stored of its values; the same object where that makes no difference."""
+    """The schema that accepts stored values; the same object if nothing has to change."""
     if isinstance(schema, list | tuple):
         items = [from_stored(item) for item in schema]
         same = all(new is old for new, old in zip(items, schema, strict=True))
@@ -41,24 +41,24 @@ def from_stored(schema: Any) -> Any:
                 changed[name] = new
     if schema.get("strict") and schema.get("type") not in _STRICT_AS_BSON:
         changed["strict"] = False
-    if schema.get("now_op"):  # it was in the future when it was written
+    if schema.get("now_op"):  # the date was in the future when it was written
         changed["now_op"] = None
     made = {name: value for name, value in {**schema, **changed}.items() if name != "now_op" or value}
-    return _taking(schema if not changed else made)
+    return _accepting_stored(schema if not changed else made)
 
 
 def _each(fields: dict[str, Any]) -> dict[str, Any]:
-    """The same of fields by name, whose names may be those of anything."""
+    """The same for fields by name: a name may equal any key of a schema."""
     made = {name: from_stored(schema) for name, schema in fields.items()}
     return made if any(made[name] is not schema for name, schema in fields.items()) else fields
 
 
 def validator_of(schema: Any) -> SchemaValidator:
-    """What validates by a schema that was made of that of a class, and not by the class's own."""
-    return SchemaValidator(schema, schema.get("config"), False)  # pydantic would take the validator of the class
+    """The validator of a schema that was made from the schema of a class."""
+    return SchemaValidator(schema, schema.get("config"), False)  # else pydantic uses the validator of the class
 
 
-def _taking(schema: dict[str, Any]) -> Any:  # noqa: PLR0911 - a table, one line per kind
+def _accepting_stored(schema: dict[str, Any]) -> Any:  # noqa: PLR0911 - a table, one line per kind
     kind = schema.get("type")
     if kind == "decimal":
         return _before(_decimal, schema)
@@ -66,7 +66,7 @@ def _taking(schema: dict[str, Any]) -> Any:  # noqa: PLR0911 - a table, one line
         return _before(_aware, schema)
     if kind == "literal" and any(isinstance(each, Enum) for each in schema["expected"]):
         return _before(partial(_member, [each for each in schema["expected"] if isinstance(each, Enum)]), schema)
-    if kind == "json":  # what was parsed is stored, not the text
+    if kind == "json":  # the parsed value is stored, not the text
         return schema.get("schema", core_schema.any_schema())
     if kind == "is-instance" and schema["cls"] is bson.Binary:
         return _before(_binary, schema)

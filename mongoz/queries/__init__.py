@@ -1,4 +1,4 @@
-"""Queries: expressions, lookups, and the one lazy engine."""
+"""Queries: managers and querysets, expressions, lookups and update operators."""
 
 from mongoz.queries.expressions import Expression, Order, SortExpression
 from mongoz.queries.managers import Manager, QuerySet, QuerySetManager

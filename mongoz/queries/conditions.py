@@ -1,7 +1,7 @@
-"""The operators of queries: what each of them is in MongoDB's language.
+"""The operators of queries, and their MongoDB conditions.
 
-A value is a value: it always stands behind an operator of ours, so a dict from a user's input is compared, never
-obeyed.
+A value is never taken for an operator: it always comes after one of our operators, so a dict from a user's input
+is only compared with.
 """
 
 import datetime
@@ -24,30 +24,32 @@ Condition = dict[str, Any]
 
 
 def condition(path: Path, operator: str, value: Any) -> Condition:
-    """The MongoDB condition that a field is in this relation to a value.
+    """The MongoDB condition of a field, an operator and a value.
 
     Args:
-        path: the field; one of a referenced document asks for at least one referenced instance.
+        path: the field. For a field of a referenced document at least one referenced document must match.
         operator: a name of `OPERATORS`.
-        value: as the application gave it.
+        value: the application's value.
 
     Raises:
-        ValueRefused: the operator takes no such value.
-        FieldDefinitionError: it makes no sense for this field.
+        ValueRefused: the operator does not support the value.
+        FieldDefinitionError: the field does not support the operator.
     """
     made = OPERATORS[operator](path, value)
     if not path.joins:
         return made
     if operator == "where":
-        raise OperatorInvalid("JavaScript can't look into referenced documents.")
+        raise OperatorInvalid(
+            "JavaScript can't read referenced documents; remove the lookup 'where' from the join."
+        )
     return {path.joins[-1].slot: {"$elemMatch": made}}
 
 
 def operator_named(name: Any) -> str:
-    """The name in `OPERATORS` of an operator in one of its spellings: `eq`, `$eq`, `exact`, `in`, `in_`.
+    """The name in `OPERATORS` for any name of an operator: `eq`, `$eq`, `exact`, `in`, `in_`.
 
     Raises:
-        OperatorInvalid: there is none.
+        OperatorInvalid: there is no such operator.
     """
     if isinstance(name, str):
         found = SPELLINGS.get(name, name)
@@ -55,7 +57,7 @@ def operator_named(name: Any) -> str:
             return found
     hint = did_you_mean(str(name), OPERATORS, OF_LOOKUPS)
     raise OperatorInvalid(
-        f"There is no operator {name!r}.{hint} Valid are MongoDB's, which begin with a dollar, and: "
+        f"There is no operator {name!r}.{hint} Valid are MongoDB's operators, which begin with a dollar, and: "
         f"{', '.join(sorted(OPERATORS))}."
     )
 
@@ -66,7 +68,7 @@ def _eq(path: Path, value: Any) -> Condition:
 
 def _neq(path: Path, value: Any) -> Condition:
     kept = comparable(path, value)
-    if _is_regex(kept):  # the server takes none behind $ne
+    if _is_regex(kept):  # the server refuses one after $ne
         return {path.path: {"$not": {"$eq": kept}}}
     return {path.path: {"$ne": kept}}
 
@@ -75,13 +77,13 @@ def _in(path: Path, values: Any, *, operator: str, junction: str) -> Condition:
     if not isinstance(values, list | tuple):
         raise ValueRefused(f"{path.path!r}: in and not_in take a list or a tuple, not {values!r}.")
     members = [comparable(path, value) for value in values]
-    if any(map(_has_a_meaning_of_its_own, members)):
+    if any(map(_is_special_in_lists, members)):
         return {junction: [{path.path: {"$eq": member}} for member in members]}
     return {path.path: {operator: members}}
 
 
-def _has_a_meaning_of_its_own(member: Any) -> bool:
-    """What MongoDB would not compare in a list, but refuse or match with."""
+def _is_special_in_lists(member: Any) -> bool:
+    """Whether MongoDB would not compare with this member of a list, but refuse it or take it for a pattern."""
     if isinstance(member, Mapping):
         return any(str(key).startswith("$") for key in member)
     return _is_regex(member)
@@ -94,17 +96,19 @@ def _is_regex(value: Any) -> bool:
 def _compare(path: Path, value: Any, *, operator: str) -> Condition:
     kept = comparable(path, value)
     if kept is None or _is_regex(kept):
-        raise ValueRefused(f"{path.path!r} can't be compared with {value!r} by {operator}: that has no order.")
+        raise ValueRefused(
+            f"{path.path!r} can't be compared with {value!r} by {operator}: the value has no order."
+        )
     return {path.path: {operator: kept}}
 
 
 def _date(path: Path, value: Any) -> Condition:
     if not (path.shape.open or path.shape.holds(datetime.date)):
-        raise FieldDefinitionError(f"{path.path!r} holds no dates, so it can't be asked for a day.")
+        raise FieldDefinitionError(f"{path.path!r} holds no dates, so it does not support the lookup 'date'.")
     day = whole_day(value)
     if not path.items:
         return {path.path: day}
-    # Of a list one item must be on this day, not one after its begin and another one before its end.
+    # One item of a list must be within the day; not one after its start, and another one before its end.
     steps = path.path.split(".")
     inside = ".".join(steps[path.items :])
     return {".".join(steps[: path.items]): {"$elemMatch": {inside: day} if inside else day}}
@@ -117,7 +121,7 @@ def _exists(path: Path, value: Any) -> Condition:
 
 
 def _where(path: Path, value: Any) -> Condition:
-    if not isinstance(value, str):  # which bson.Code is, too
+    if not isinstance(value, str):  # bson.Code is a subclass
         raise ValueRefused(f"{path.path!r}: where takes JavaScript as a str or a bson.Code, not {value!r}.")
     return {"$where": value}
 
@@ -136,7 +140,7 @@ def _text(path: Path, value: Any, *, match: Callable[..., Condition], ignoring_c
 def _contains(path: Path, value: Any, *, ignoring_case: bool) -> Condition:
     if path.shape.is_text or (path.shape.may_be_text and isinstance(value, str)):
         return _text(path, value, match=text.has, ignoring_case=ignoring_case)
-    # A list contains what equals one of its items; of other values nothing but themselves is a part.
+    # A list contains its items. Other values that are no text contain only themselves.
     if ignoring_case and isinstance(value, str) and not path.shape.is_moment:
         return _text(path, value, match=text.equals, ignoring_case=True)
     return _eq(path, value)
@@ -174,4 +178,4 @@ SPELLINGS: Final = {
     "$eq": "eq", "$ne": "neq", "$in": "in_", "$nin": "not_in", "$gt": "gt", "$gte": "gte", "$lt": "lt",
     "$lte": "lte", "$regex": "pattern", "$exists": "exists", "$where": "where",
 }  # fmt: skip
-"""Other names of the operators, MongoDB's among them."""
+"""Other names of the operators, including MongoDB's."""

@@ -1,4 +1,4 @@
-"""Expressions: conditions and sort keys as values, made by `Document.field == value` and by `Q`."""
+"""Expressions: conditions and sort keys as values, from `Document.field == value` and from `Q`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,11 +12,19 @@ from mongoz.model.paths import Path, resolve
 from mongoz.queries.conditions import SPELLINGS, condition, operator_named
 from mongoz.queries.operands import comparable
 
-__all__ = ["Condition", "Expression", "FieldProxy", "Order", "SortExpression", "compile_condition", "made"]
+__all__ = [
+    "Condition",
+    "Expression",
+    "FieldProxy",
+    "Order",
+    "SortExpression",
+    "compile_condition",
+    "make_expression",
+]
 
 
 class Order:
-    """Directions to sort in."""
+    """The directions of sort keys."""
 
     ASCENDING = pymongo.ASCENDING
     DESCENDING = pymongo.DESCENDING
@@ -27,11 +35,11 @@ class Expression:
     """One condition. Combine them with `&`, `|` and `~`.
 
     Args:
-        key: a field's name or `Document.field`; None where conditions are combined.
-        operator: a name of `Q`'s, `"gte"`, or MongoDB's, `"$gte"`.
-        value: what it compares with; a value is a value, an operator in it has no effect. (Except with MongoDB's
-            operators that take others by their nature, `"$elemMatch"` for example.)
-        options: further operators beside it, `{"$options": "i"}`; or the options of a pattern, `"i"`.
+        key: a field's name or `Document.field`; None for combined conditions.
+        operator: a name of `Q`, `"gte"`, or of MongoDB, `"$gte"`.
+        value: the value to compare with. An operator in it has no effect, except for MongoDB's operators that
+            take other operators, `"$elemMatch"` for example.
+        options: further operators beside this one, `{"$options": "i"}`; or the options of a pattern, `"i"`.
 
     Examples:
         >>> await User.query((User.age >= 18) & ~Expression("name", "startswith", "A"))
@@ -43,10 +51,10 @@ class Expression:
     options: Mapping[str, Any] | str | None = None
 
     def compile(self) -> dict[str, Any]:
-        """The MongoDB condition; a key that is only a name is taken as the stored name.
+        """The MongoDB condition. A key that is a string is the stored name.
 
         Raises:
-            OperatorInvalid: no such operator, or it takes no such value.
+            OperatorInvalid: there is no such operator, or it does not support the value.
         """
         return _compiled(None, self)
 
@@ -66,16 +74,19 @@ class Expression:
         return Expression(None, "$nor", (self,))
 
     def __bool__(self) -> NoReturn:
-        raise TypeError(f"{self!r} is a condition for a query; whether it holds only the database knows.")
+        raise TypeError(
+            f"{self!r} is a condition for a query, and has no truth value. Combine conditions with & | ~."
+        )
 
 
-# A bool is what type checkers take `Document.age >= 18` for, since instances have an int there; none gets here.
+# Type checkers take `Document.age >= 18` for a bool, since instances have an int there. At run time it never is
+# one.
 Condition = Union[Expression, Mapping[Any, Any], bool]  # noqa: UP007 - it is named above, as a string
 
 
 def _combined(operator: str, *conditions: Condition) -> Expression:
     if not all(isinstance(each, Expression | Mapping) for each in conditions):
-        return NotImplemented  # type: ignore[no-any-return]  # Python then says what is wrong with the operands
+        return NotImplemented  # type: ignore[no-any-return]  # then Python raises a TypeError with both operands
     return Expression(None, operator, conditions)
 
 
@@ -88,15 +99,15 @@ class SortExpression:
 
 
 class FieldProxy:
-    """`Document.field`: makes expressions, names the field in sort keys, and leads to the fields inside of it.
+    """`Document.field`: makes expressions, names the field in sort keys, and gives the fields inside of it.
 
-    It has no public attributes of its own: every name belongs to the embedded documents.
+    It has no public attributes: every name belongs to the embedded documents.
     """
 
-    # Dunders, which no field can be called.
+    # Dunders, since fields can't have such names.
     __slots__ = ("__document__", "__resolved__", "__spelling__")
 
-    __iter__ = None  # else __getitem__ would make it iterable, without an end
+    __iter__ = None  # else __getitem__ would make it iterable without an end
     __contains__ = None
 
     def __init__(self, document: Any, name: str) -> None:
@@ -105,7 +116,7 @@ class FieldProxy:
         self.__resolved__ = resolve(document, name)
 
     def __getattr__(self, name: str) -> "FieldProxy":
-        if name.startswith("__"):  # what copy, inspect and pydantic ask everything for
+        if name.startswith("__"):  # copy, inspect and pydantic ask for these
             raise AttributeError(name)
         return FieldProxy(self.__document__, f"{self.__spelling__}.{name}")
 
@@ -113,26 +124,26 @@ class FieldProxy:
         return FieldProxy(self.__document__, f"{self.__spelling__}.{key}")
 
     def __eq__(self, value: object) -> Any:
-        if isinstance(value, FieldProxy):  # in dicts and lists proxies must find their like
+        if isinstance(value, FieldProxy):  # proxies are keys of dicts
             return self.__document__ is value.__document__ and str(self) == str(value)
-        return made(self, "eq", value)
+        return make_expression(self, "eq", value)
 
     def __ne__(self, value: object) -> Any:
         if isinstance(value, FieldProxy):
             return not self == value
-        return made(self, "neq", value)
+        return make_expression(self, "neq", value)
 
     def __lt__(self, value: Any) -> Expression:
-        return made(self, "lt", value)
+        return make_expression(self, "lt", value)
 
     def __le__(self, value: Any) -> Expression:
-        return made(self, "lte", value)
+        return make_expression(self, "lte", value)
 
     def __gt__(self, value: Any) -> Expression:
-        return made(self, "gt", value)
+        return make_expression(self, "gt", value)
 
     def __ge__(self, value: Any) -> Expression:
-        return made(self, "gte", value)
+        return make_expression(self, "gte", value)
 
     def __hash__(self) -> int:
         return hash((self.__document__, self.__resolved__.path))
@@ -144,13 +155,13 @@ class FieldProxy:
         return f"{self.__document__.__name__}.{self.__spelling__}"
 
 
-def made(key: Any, operator: str, value: Any) -> Expression:
-    """An expression; what can be told without the document is checked at once.
+def make_expression(key: Any, operator: str, value: Any) -> Expression:
+    """Make an expression. Errors that don't depend on the document are raised at once.
 
     Raises:
         InvalidKeyError: the key is no name.
-        OperatorInvalid: the operator takes no such value.
-        FieldDefinitionError: the operator makes no sense for the field.
+        OperatorInvalid: the operator does not support the value.
+        FieldDefinitionError: the field does not support the operator.
     """
     expression = Expression(key, operator, value)
     expression.compile()
@@ -163,24 +174,24 @@ _COMPARISONS: Final = frozenset(
 )
 
 
-def compile_condition(document: Any, thing: Condition) -> dict[str, Any]:
-    """The MongoDB condition that an argument of `query` or `raw` is.
+def compile_condition(document: Any, given: Condition) -> dict[str, Any]:
+    """Compile an argument of `query` or `raw` to a MongoDB condition.
 
     Args:
-        document: the class that is queried.
-        thing: an Expression; or a MongoDB query, operators included, whose keys may be `Document.field`.
+        document: the queried class.
+        given: an Expression; or a MongoDB query, operators included, whose keys may be `Document.field`.
 
     Raises:
-        InvalidKeyError: something else, or no such field in an expression.
-        OperatorInvalid: no such operator, or it takes no such value.
-        FieldDefinitionError: an operator makes no sense for its field.
+        InvalidKeyError: it is neither, or an expression names an unknown field.
+        OperatorInvalid: there is no such operator, or it does not support the value.
+        FieldDefinitionError: a field does not support its operator.
     """
-    if isinstance(thing, Expression):
-        return _compiled(document, thing)
-    if isinstance(thing, Mapping):
-        return dict(_native_item(document, key, value) for key, value in thing.items())
+    if isinstance(given, Expression):
+        return _compiled(document, given)
+    if isinstance(given, Mapping):
+        return dict(_native_item(document, key, value) for key, value in given.items())
     raise InvalidKeyError(
-        f"query() takes expressions and dicts, not {thing!r}. Sort keys are for sort(), keywords for filter()."
+        f"query() takes expressions and dicts, not {given!r}. Sort keys are for sort(), keywords for filter()."
     )
 
 
@@ -194,14 +205,14 @@ def _compiled(document: Any, expression: Expression) -> dict[str, Any]:
     path, options = _path(document, expression.key), expression.options or {}
     if isinstance(options, str):
         options = {"$options": options}
-    if _is_mongodbs_own(operator):
+    if _is_native(operator):
         return {path.path: {operator: comparable(path, value), **options}}
     compiled = condition(path, operator_named(operator), value)
     return {key: {**inner, **options} for key, inner in compiled.items()} if options else compiled
 
 
-def _is_mongodbs_own(operator: Any) -> bool:
-    """Whether it is an operator that `Q` has no name for."""
+def _is_native(operator: Any) -> bool:
+    """Whether it is an operator of MongoDB without a name in `Q`."""
     return isinstance(operator, str) and operator.startswith("$") and operator not in SPELLINGS
 
 
@@ -209,7 +220,7 @@ def _path(document: Any, key: Any) -> Path:
     if isinstance(key, FieldProxy):
         return key.__resolved__
     if not isinstance(key, str):
-        raise InvalidKeyError(f"A condition is on a field's name or on Document.field, not on {key!r}.")
+        raise InvalidKeyError(f"The key of a condition is a field's name or Document.field, not {key!r}.")
     return Path(key) if document is None else resolve(document, key)
 
 
@@ -223,12 +234,12 @@ def _native_item(document: Any, key: Any, value: Any) -> tuple[str, Any]:
     except InvalidKeyError:
         if not isinstance(key, str):
             raise
-        path = Path(key)  # in MongoDB's own language one may ask for what the model does not know
+        path = Path(key)  # a MongoDB query may name keys that are not declared
     return path.path, _native_value(path, value)
 
 
 def _native_value(path: Path, value: Any) -> Any:
-    """What stands behind a name in a MongoDB query, with values as the field stores them."""
+    """The value of a name in a MongoDB query, with values in stored form."""
     if isinstance(value, Mapping) and any(str(key).startswith("$") for key in value):
         return {
             key: _native_value(path, inner) if key in _COMPARISONS else stored(inner)

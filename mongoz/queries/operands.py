@@ -1,4 +1,4 @@
-"""Values of conditions: as they are stored, so that what compares equal in Python does in the database."""
+"""Operands: the values of conditions, in the form that their field is stored in."""
 
 import datetime
 import decimal
@@ -19,9 +19,9 @@ from mongoz.model.paths import Path
 __all__ = ["ValueRefused", "comparable", "whole_day"]
 
 _ALWAYS_FINE: Final = (bson.ObjectId, bool, float, type(None), datetime.datetime)
-_DEEPEST: Final = 100  # levels; what MongoDB's documentation promises to nest
+_MAX_DEPTH: Final = 100  # levels of nesting that MongoDB's documentation promises
 
-# What is also known by something else than a value of the type: as it comes out of JSON or a URL.
+# Types whose values may be given in another form, as JSON and URLs contain them.
 _PARSED: Final[tuple[tuple[type, tuple[type, ...], Callable[[Any], Any]], ...]] = (
     (decimal.Decimal, (float, str), lambda value: decimal.Decimal(str(value))),
     (uuid.UUID, (str,), uuid.UUID),
@@ -30,36 +30,36 @@ _PARSED: Final[tuple[tuple[type, tuple[type, ...], Callable[[Any], Any]], ...]] 
 
 
 class ValueRefused(OperatorInvalid, InvalidKeyError, AssertionError):
-    """An operator was given a value of a kind that it does not take.
+    """An operator does not support a value.
 
-    All of these: applications catch AssertionError for `in` without a list, InvalidKeyError for an impossible
-    comparison.
+    It has several bases since applications catch AssertionError for `in` without a list, and InvalidKeyError for
+    an impossible comparison.
     """
 
 
 def comparable(path: Path, value: Any) -> Any:
-    """A value as the field at `path` would store it, for a condition on it.
+    """A value in the stored form of the field at `path`, for a condition.
 
-    For ids that is an ObjectId, also of its 24 hexadecimal digits and of an instance that has the id; for
-    decimals a Decimal, also of a float (by its digits) and of a str; for dates a datetime, also of its ISO string.
+    24 hexadecimal digits and an instance become an ObjectId if the field is an id; a float (by its digits) and a
+    str become a Decimal; an ISO string becomes a datetime.
 
     Raises:
-        ValueRefused: nothing that could ever be stored, or an instance without an id.
+        ValueRefused: the value can't be stored, or it is an instance without an id.
     """
     try:
         kept = stored(_converted(path, value), declared=_is_declared(path, value))
         if isinstance(kept, _ALWAYS_FINE):
             return kept
         bson.encode({"": kept}, codec_options=CODEC_OPTIONS)
-        if _depth(kept) <= _DEEPEST:
+        if _depth(kept) <= _MAX_DEPTH:
             return kept
     except RecursionError:
         pass
     except ValueRefused:
         raise
-    except Exception as error:  # bson raises nine kinds of errors, decimal's among them
-        raise ValueRefused(f"{value!r} can't be compared with: MongoDB could never store it ({error}).") from error
-    raise ValueRefused(f"A {type(value).__name__} of more than {_DEEPEST} levels can't be stored in MongoDB.")
+    except Exception as error:  # bson raises nine types of errors
+        raise ValueRefused(f"{value!r} can't be compared with: MongoDB can't store it ({error}).") from error
+    raise ValueRefused(f"A {type(value).__name__} of more than {_MAX_DEPTH} levels can't be stored in MongoDB.")
 
 
 def _converted(path: Path, value: Any) -> Any:
@@ -68,13 +68,13 @@ def _converted(path: Path, value: Any) -> Any:
         return _as_id(path, value)
     for kind, given, parsed in _PARSED:
         if isinstance(value, given) and shape.holds(kind) and not (isinstance(value, str) and shape.holds(str)):
-            with suppress(ValueError, decimal.InvalidOperation):  # then it equals nothing
+            with suppress(ValueError, decimal.InvalidOperation):  # then the value equals nothing stored
                 return parsed(value)
     return value
 
 
 def _is_declared(path: Path, value: Any) -> bool:
-    """Whether the annotation of the field reads back what stands for such a value."""
+    """Whether the annotation of the field reads back the stored form of this value."""
     if path.field is None:
         return not isinstance(value, dict)
     annotation = path.field.annotation
@@ -88,7 +88,7 @@ def _as_id(path: Path, value: Any) -> Any:
         found = value.__dict__.get("id")
         if found is None:
             raise ValueRefused(
-                f"{value!r} has no id yet, so nothing at {path.path!r} can refer to it; create it first."
+                f"{value!r} has no id yet, so nothing at {path.path!r} can reference it; create it first."
             )
         return found
     return value
@@ -106,10 +106,10 @@ def whole_day(value: Any) -> dict[str, Any]:
     """The instants of one day in UTC, as a half-open interval.
 
     Args:
-        value: a date, a datetime (a naive one is UTC), or the ISO string of one.
+        value: a date, a datetime (a naive one is UTC), or the ISO string of either.
 
     Raises:
-        ValueRefused: anything else.
+        ValueRefused: it is none of these.
     """
     day = _day(value)
     start = datetime.datetime(day.year, day.month, day.day)
@@ -128,7 +128,7 @@ def _day(value: Any) -> datetime.date:
         return _utc(value).date()
     if isinstance(value, datetime.date):
         return value
-    raise ValueRefused(f"A day is a date, a datetime, or the ISO string of one, not {value!r}.")
+    raise ValueRefused(f"A day is a date, a datetime, or the ISO string of either, not {value!r}.")
 
 
 def _utc(moment: datetime.datetime) -> datetime.datetime:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mongoz.exceptions import InvalidKeyError, OperatorInvalid
-from mongoz.queries.expressions import Expression, FieldProxy, Order, SortExpression, made
+from mongoz.queries.expressions import Expression, FieldProxy, Order, SortExpression, make_expression
 from mongoz.queries.operands import ValueRefused
 from mongoz.settings import provide_operators
 
@@ -12,10 +12,9 @@ __all__ = ["Q"]
 
 
 class Q:
-    """Conditions for `query` and sort keys for `sort`; fields are given by name or as `Document.field`.
+    """Conditions for `query` and sort keys for `sort`. A field is given by its name or as `Document.field`.
 
-    A value is a value: a dict is compared with, operators in it have no effect. Strings are matched literally,
-    except by `pattern`.
+    A dict is a value: operators in it have no effect. Strings match literally, except with `pattern`.
 
     Examples:
         >>> await Movie.query(Q.or_(Q.startswith("name", "Al"), Q.in_(Movie.year, [1979, 1986])))
@@ -33,134 +32,134 @@ class Q:
 
     @staticmethod
     def eq(key: Any, value: Any) -> Expression:
-        """It is equal; a list also if it has an item that is equal."""
-        return made(key, "eq", value)
+        """The field is equal; or it is a list with an equal item."""
+        return make_expression(key, "eq", value)
 
     @staticmethod
     def neq(key: Any, value: Any) -> Expression:
-        """It is not equal."""
-        return made(key, "neq", value)
+        """The field is not equal."""
+        return make_expression(key, "neq", value)
 
     @staticmethod
     def not_(key: Any, value: Any) -> Expression:
-        """It is not equal. To negate an expression write `~expression`."""
-        return made(key, "neq", value)
+        """The field is not equal. To negate an expression, write `~expression`."""
+        return make_expression(key, "neq", value)
 
     @staticmethod
     def in_(key: Any, values: list[Any] | tuple[Any, ...]) -> Expression:
-        """It is equal to one of a list's or tuple's.
+        """The field is equal to one of the values.
 
         Raises:
-            OperatorInvalid: neither a list nor a tuple (an AssertionError, too).
+            OperatorInvalid: `values` is neither a list nor a tuple. It is an AssertionError too.
         """
-        return made(key, "in_", values)
+        return make_expression(key, "in_", values)
 
     @staticmethod
     def not_in(key: Any, values: list[Any] | tuple[Any, ...]) -> Expression:
-        """It is equal to none of them; errors as for `in_`."""
-        return made(key, "not_in", values)
+        """The field is equal to none of the values; errors as for `in_`."""
+        return make_expression(key, "not_in", values)
 
     @staticmethod
     def contains(key: Any, value: Any) -> Expression:
-        """A string has the value in it; a list has an item that equals it; anything else equals it."""
-        return made(key, "contains", value)
+        """A string contains the value; a list has an equal item; any other field is equal."""
+        return make_expression(key, "contains", value)
 
     @staticmethod
     def icontains(key: Any, value: Any) -> Expression:
-        """The same without regard to case."""
-        return made(key, "icontains", value)
+        """The same, ignoring case."""
+        return make_expression(key, "icontains", value)
 
     @staticmethod
     def startswith(key: Any, value: str) -> Expression:
-        """A string starts with the value."""
-        return made(key, "startswith", value)
+        """The string starts with the value."""
+        return make_expression(key, "startswith", value)
 
     @staticmethod
     def istartswith(key: Any, value: str) -> Expression:
-        """The same without regard to case."""
-        return made(key, "istartswith", value)
+        """The same, ignoring case."""
+        return make_expression(key, "istartswith", value)
 
     @staticmethod
     def endswith(key: Any, value: str) -> Expression:
-        """A string ends with the value."""
-        return made(key, "endswith", value)
+        """The string ends with the value."""
+        return make_expression(key, "endswith", value)
 
     @staticmethod
     def iendswith(key: Any, value: str) -> Expression:
-        """The same without regard to case."""
-        return made(key, "iendswith", value)
+        """The same, ignoring case."""
+        return make_expression(key, "iendswith", value)
 
     @staticmethod
     def pattern(key: Any, value: Any) -> Expression:
-        """A string matches a regular expression, a str or a compiled one.
+        """The string matches a regular expression, given as a str or compiled.
 
         Raises:
-            FieldDefinitionError: the field holds no strings. (With a name for a key, when the query is made.)
+            FieldDefinitionError: the field holds no strings. (For a key that is a name, the query raises it.)
         """
-        return made(key, "pattern", value)
+        return make_expression(key, "pattern", value)
 
     @staticmethod
     def where(key: Any, js: str) -> Expression:
-        """JavaScript that is true of the document, which it calls `this`.
+        """JavaScript that is true for the document, which is `this`.
 
-        It is code: never put a user's input into it.
+        It is code: never include a user's input.
 
         Args:
-            key: the field that it is about; for readers only.
+            key: the field, for readers of the code only.
             js: a str or a bson.Code.
 
         Raises:
-            OperatorInvalid: anything else.
+            OperatorInvalid: `js` is neither.
         """
-        return made(key, "where", js)
+        return make_expression(key, "where", js)
 
     @staticmethod
     def gt(key: Any, value: Any) -> Expression:
-        """It is greater.
+        """The field is greater.
 
         Raises:
-            OperatorInvalid: the value is None, a bool or a regular expression: these have no order.
+            OperatorInvalid: the value is None, a bool or a regular expression, which have no order.
         """
         return _compared(key, "gt", value)
 
     @staticmethod
     def gte(key: Any, value: Any) -> Expression:
-        """It is greater or equal; errors as for `gt`."""
+        """The field is greater or equal; errors as for `gt`."""
         return _compared(key, "gte", value)
 
     @staticmethod
     def lt(key: Any, value: Any) -> Expression:
-        """It is less; errors as for `gt`."""
+        """The field is less; errors as for `gt`."""
         return _compared(key, "lt", value)
 
     @staticmethod
     def lte(key: Any, value: Any) -> Expression:
-        """It is less or equal; errors as for `gt`."""
+        """The field is less or equal; errors as for `gt`."""
         return _compared(key, "lte", value)
 
     @staticmethod
     def exists(key: Any, value: bool = True) -> Expression:
-        """The document has the field (or has not, with False); None is a value."""
-        return made(key, "exists", value)
+        """The document has the field, which may be None; with False, the document does not have it."""
+        return make_expression(key, "exists", value)
 
     @staticmethod
     def and_(*conditions: Any) -> Expression:
-        """All of them hold: expressions, MongoDB queries as dicts, or a list of such.
+        """All conditions hold: expressions, MongoDB queries as dicts, or lists of these.
 
         Raises:
-            OperatorInvalid: there is none.
-            InvalidKeyError: something else.
+            OperatorInvalid: there is no condition.
+            InvalidKeyError: an argument is no condition.
         """
         return _joined("$and", conditions)
 
     @staticmethod
     def or_(*conditions: Any) -> Expression:
-        """At least one of them holds; arguments and errors as for `and_`."""
+        """At least one condition holds; arguments and errors as for `and_`."""
         return _joined("$or", conditions)
 
     @staticmethod
     def nor_(*conditions: Any) -> Expression:
-        """None of them holds; arguments and errors as for `and_`."""
+        """No condition holds; arguments and errors as for `and_`."""
         return _joined("$nor", conditions)
 
 
@@ -169,8 +168,8 @@ provide_operators(Q)
 
 def _compared(key: Any, operator: str, value: Any) -> Expression:
     if isinstance(value, bool):
-        raise ValueRefused(f"Q.{operator}({str(key)!r}, {value!r}): a bool has no order; ask for equality.")
-    return made(key, operator, value)
+        raise ValueRefused(f"Q.{operator}({str(key)!r}, {value!r}): a bool has no order; use Q.eq.")
+    return make_expression(key, operator, value)
 
 
 def _joined(operator: str, conditions: tuple[Any, ...]) -> Expression:

@@ -1,4 +1,4 @@
-"""Matching of strings: regular expressions that say exactly what a lookup says."""
+"""Regular expressions for lookups on strings."""
 
 import re
 from typing import Any, Final
@@ -9,22 +9,22 @@ from mongoz.queries.operands import ValueRefused
 
 __all__ = ["ends", "equals", "has", "matches", "starts"]
 
-_LONGEST: Final = 10_000  # characters; the server compiles a bit more, depending on what they are
+_MAX_LENGTH: Final = 10_000  # characters; the server's limit is higher, and depends on the characters
 _FLAGS: Final = {"i": re.IGNORECASE, "m": re.MULTILINE, "s": re.DOTALL, "x": re.VERBOSE}
 
 
 def has(text: str, *, ignoring_case: bool) -> dict[str, Any]:
-    """The text is somewhere in the string."""
+    """The string contains the text."""
     return _literally("", text, "", ignoring_case)
 
 
 def starts(text: str, *, ignoring_case: bool) -> dict[str, Any]:
-    """The string starts with the text; the server can use an index if the case matters."""
+    """The string starts with the text; the server can use an index unless case is ignored."""
     return _literally("^", text, "", ignoring_case)
 
 
 def ends(text: str, *, ignoring_case: bool) -> dict[str, Any]:
-    r"""The string ends with the text. `\z`, since `$` also matches before a newline at the end."""
+    r"""The string ends with the text. By `\z`, since `$` also matches before a newline at the end."""
     return _literally("", text, r"\z", ignoring_case)
 
 
@@ -37,25 +37,27 @@ def matches(pattern: Any) -> dict[str, Any]:
     """The string matches a regular expression, in MongoDB's dialect (PCRE).
 
     Args:
-        pattern: a str, or a compiled one, whose flags are kept.
+        pattern: a str, or a compiled pattern, whose flags count.
 
     Raises:
-        ValueRefused: anything else.
+        ValueRefused: it is neither.
     """
     flags = 0
     if isinstance(pattern, re.Pattern | bson.Regex):
         pattern, flags = pattern.pattern, int(pattern.flags)
     if not isinstance(pattern, str) or isinstance(pattern, bson.Code):
-        raise ValueRefused(f"A pattern is a str or a compiled one of str, not {pattern!r}.")
+        raise ValueRefused(f"A pattern is a str or a compiled pattern of str, not {pattern!r}.")
     return _regex(pattern, "".join(letter for letter, flag in _FLAGS.items() if flags & flag))
 
 
 def _literally(before: str, text: str, after: str, ignoring_case: bool) -> dict[str, Any]:
-    if len(text) > _LONGEST:
-        raise ValueRefused(f"{text[:40]!r}... is too long to match with: {len(text)} characters, of {_LONGEST}.")
+    if len(text) > _MAX_LENGTH:
+        raise ValueRefused(
+            f"{text[:40]!r}... is too long to match with: {len(text)} characters, and the limit is {_MAX_LENGTH}."
+        )
     return _regex(f"{before}{re.escape(text)}{after}", "i" if ignoring_case else "")
 
 
 def _regex(pattern: str, options: str) -> dict[str, Any]:
-    regex = {"$regex": pattern.replace("\0", r"\x00")}  # the server takes none with a null character
+    regex = {"$regex": pattern.replace("\0", r"\x00")}  # the server refuses a null character
     return {**regex, "$options": options} if options else regex

@@ -1,4 +1,4 @@
-"""`U`: changes to fields that the server computes, for `update`."""
+"""`U`: update operators, for changes that the server computes."""
 
 import decimal
 from collections.abc import Callable, Iterable, Mapping
@@ -17,11 +17,11 @@ _NUMBERS: Final = (int, float, decimal.Decimal)
 
 
 class UpdateOperator(NamedTuple):
-    """One operator, and what it does to which fields; made by `U`.
+    """An update operator with its fields; made by `U`.
 
     Attributes:
-        operator: MongoDB's: `"$inc"`.
-        values: field -> what the operator takes, as the caller gave it.
+        operator: MongoDB's operator: `"$inc"`.
+        values: field -> operand, as the caller gave it.
     """
 
     operator: str
@@ -29,10 +29,10 @@ class UpdateOperator(NamedTuple):
 
 
 class U:
-    """Changes that the server computes, so that concurrent ones add up.
+    """Changes that the server computes, so that concurrent changes add up.
 
-    Fields are named as keywords, or first as a name or `Document.field`; dotted names reach into embedded
-    documents. Values are values: an operator inside of one has no effect.
+    A field is given as a keyword, or as first argument by its name or as `Document.field`; a dotted name is a
+    field of an embedded document. An operator inside of a value has no effect.
 
     Examples:
         >>> await user.update(U.inc(logins=1), U.push("tags", "new"), name="Ada")
@@ -41,7 +41,7 @@ class U:
 
     @staticmethod
     def inc(field: Any = None, amount: Any = 1, /, **amounts: Any) -> UpdateOperator:
-        """Add a number; a field that is not there counts as 0."""
+        """Add a number; a missing field counts as 0."""
         return UpdateOperator("$inc", _merged(field, amount, amounts))
 
     @staticmethod
@@ -60,24 +60,24 @@ class U:
 
     @staticmethod
     def add_to_set(field: Any = None, /, *items: Any, **item_by_field: Any) -> UpdateOperator:
-        """Append those items to a list that are not in it yet."""
+        """Append the items that a list does not contain yet."""
         return UpdateOperator(
             "$addToSet", _merged(field, items, {name: (item,) for name, item in item_by_field.items()})
         )
 
     @staticmethod
     def unset(*fields: Any) -> UpdateOperator:
-        """Remove fields; on instances they then have their default."""
+        """Remove fields; instances get the default."""
         return UpdateOperator("$unset", dict.fromkeys(fields, ""))
 
     @staticmethod
     def min(field: Any = None, value: Any = None, /, **values: Any) -> UpdateOperator:
-        """Set to a value where that is less than the present one."""
+        """Set to the value if that is less than the present one."""
         return UpdateOperator("$min", _merged(field, value, values))
 
     @staticmethod
     def max(field: Any = None, value: Any = None, /, **values: Any) -> UpdateOperator:
-        """Set to a value where that is more than the present one."""
+        """Set to the value if that is greater than the present one."""
         return UpdateOperator("$max", _merged(field, value, values))
 
 
@@ -86,11 +86,11 @@ def _merged(field: Any, value: Any, others: Mapping[str, Any]) -> dict[Any, Any]
 
 
 def resolve_operators(document: Any, changes: Iterable[Any]) -> tuple[Operation, ...]:
-    """Changes, checked against the fields of a document.
+    """Check update operators against the fields of a document.
 
     Raises:
-        InvalidKeyError: no such field, the id, or a required field to unset.
-        OperatorInvalid: not made by `U`, or a value of the wrong kind.
+        InvalidKeyError: there is no such field, it is the id, or a required field is unset.
+        OperatorInvalid: a change is not made by `U`, or an operand has a wrong type.
         pydantic.ValidationError: a value does not fit its field.
     """
     operations = []
@@ -122,7 +122,7 @@ def _number(place: FieldPlace, value: Any) -> Any:
 
 
 def _items(place: FieldPlace, items: Iterable[Any]) -> dict[str, list[Any]]:
-    # $each, since a bare {"$each": ...} out of a user's input would be obeyed.
+    # By $each, since the server would execute a bare {"$each": ...} from a user's input.
     return {"$each": place.stored(place.validated_items(list(items)))}
 
 

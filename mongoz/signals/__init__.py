@@ -1,4 +1,4 @@
-"""Signals: what happens to documents, and the receivers that are told. No I/O in here."""
+"""Signals: events of documents, and their receivers. Without any I/O."""
 
 from mongoz.signals.broadcaster import Broadcaster
 from mongoz.signals.decorators import (

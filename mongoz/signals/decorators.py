@@ -1,4 +1,4 @@
-"""`@pre_save(User)` and its five siblings."""
+"""The decorators of receivers: `@pre_save(User)` and five others."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, Unpack
@@ -38,7 +38,7 @@ def _connect(senders: _Senders, signal: str, options: ReceiverOptions) -> Callab
                 if receiver not in one:
                     one.connect(receiver, **options)
                     connected.append(one)
-        except SignalError:  # all of the list, or none
+        except SignalError:  # connect to all documents of the list, or to none
             for one in connected:
                 one.disconnect(receiver)
             raise
@@ -48,16 +48,17 @@ def _connect(senders: _Senders, signal: str, options: ReceiverOptions) -> Callab
 
 
 def pre_save(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Callable[[_F], _F]:
-    """Run before an instance is created or saved; what it changes is written, what it raises aborts.
+    """Run before an instance is created or saved. Its changes are written, and its errors abort the write.
 
     Keywords: `sender`, `instance`, `created`.
 
     Args:
         senders: a document class, or a list or tuple of them.
-        **options: those of `post_*` signals; refused with words rather than with a TypeError.
+        **options: options of `post_*` signals, which are refused with a better message than Python's.
 
     Raises:
-        SignalError: not a document, an option, or (when decorating) not an async callable of the right shape.
+        SignalError: a sender is no document, an option was given, or the decorated object is no async callable
+            with the right parameters.
 
     Examples:
         >>> @pre_save(User)
@@ -68,17 +69,17 @@ def pre_save(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Callable[
 
 
 def post_save(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Callable[[_F], _F]:
-    """Run after a document was inserted, saved or replaced, by whomever.
+    """Run after a document was inserted, saved or replaced, by any client.
 
     Keywords: `sender`, `instance`, `created`, `previous`, `delivery`.
 
     Args:
         senders: a document class, or a list or tuple of them.
-        **options: where it runs, for which changes, and what if it fails: see `ReceiverOptions`.
+        **options: where it runs, for which changes, and how failures are handled: see `ReceiverOptions`.
 
     Raises:
-        SignalError: not a document, an option that does not fit, or (when decorating) not an async
-            callable of the right shape.
+        SignalError: a sender is no document, an option is wrong, or the decorated object is no async callable with
+            the right parameters.
 
     Examples:
         >>> @post_save(User)
@@ -90,7 +91,7 @@ def post_save(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Callable
 
 
 def pre_update(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Callable[[_F], _F]:
-    """Run before `update()`; the instance has the new values, what else changes on it is written too.
+    """Run before `update()`. The instance has the new values, and further changes of it are written too.
 
     Keywords: `sender`, `instance`, `update_fields`. For arguments, errors and an example see `pre_save`.
     """
@@ -98,7 +99,7 @@ def pre_update(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Callabl
 
 
 def post_update(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Callable[[_F], _F]:
-    """Run after single fields of a document were changed, by whomever.
+    """Run after some fields of a document were changed, by any client.
 
     Keywords: `sender`, `instance`, `update_fields`, `previous`, `delivery`. For arguments, errors and an
     example see `post_save`.
@@ -107,7 +108,7 @@ def post_update(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Callab
 
 
 def pre_delete(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Callable[[_F], _F]:
-    """Run before a document is deleted; what it raises keeps the document.
+    """Run before a document is deleted. An error keeps the document.
 
     Keywords: `sender`, `instance`. For arguments, errors and an example see `pre_save`.
     """
@@ -115,7 +116,7 @@ def pre_delete(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Callabl
 
 
 def post_delete(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Callable[[_F], _F]:
-    """Run after a document was deleted, by whomever.
+    """Run after a document was deleted, by any client.
 
     Keywords: `sender`, `instance`, `delivery`. For arguments, errors and an example see `post_save`.
     """

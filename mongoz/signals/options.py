@@ -1,4 +1,4 @@
-"""The options of a `post_*` connection: where a receiver runs, for which changes, and what if it fails."""
+"""The options of a `post_*` receiver: where it runs, for which changes, and how failures are handled."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -16,14 +16,14 @@ DeliveryMode = Literal["any", "process", "dispatcher"]
 """Where a `post_*` receiver runs.
 
 `"any"`: in the writing process for writes of this ODM, in the dispatcher for all others.
-`"process"`: never in the dispatcher. `"dispatcher"`: only there, for every write.
+`"process"`: never in the dispatcher. `"dispatcher"`: in the dispatcher only, for every write.
 """
 
 OnFailure = Literal["dead_letter", "block", "drop"]
 """What a dispatcher does after the last attempt.
 
-`"dead_letter"`: keep the delivery for an operator to retry. `"block"`: go on trying, later changes of the same
-document wait. `"drop"`: log it, and forget it.
+`"dead_letter"`: keep the delivery, so that an operator can retry it. `"block"`: keep trying, while later changes
+of the same document wait. `"drop"`: log the failure, and drop the delivery.
 """
 
 _LONGEST_TRANSACTION: Final = 50.0  # seconds; the server ends transactions after 60
@@ -31,12 +31,12 @@ _LONGEST_TRANSACTION: Final = 50.0  # seconds; the server ends transactions afte
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """How often a dispatcher tries a delivery, and how long it waits in between: exponential, with jitter.
+    """The number of a delivery's attempts by a dispatcher, and the pauses between them: exponential, with jitter.
 
     Attributes:
-        attempts: how many there are in all.
-        base: seconds before the second attempt; the pause doubles with each further one.
-        cap: seconds that a pause has at most.
+        attempts: the number of attempts.
+        base: seconds before the second attempt; each further pause is twice as long.
+        cap: the longest pause in seconds.
 
     Examples:
         >>> @post_save(User, retry=Retry(attempts=10, base=1.0))
@@ -56,21 +56,20 @@ class Retry:
 
 
 class ReceiverOptions(TypedDict, total=False):
-    """What `post_*` decorators and `Signal.connect` take.
+    """The options of `post_*` decorators and `Signal.connect`.
 
     Attributes:
         delivery: `"any"` (default), `"process"` or `"dispatcher"`: where it runs, see `DeliveryMode`.
-        name: a stable name to know it by, in stamps, dead letters and metrics; by default `module.qualname`.
-        formerly: earlier names of a renamed receiver: one, or several.
-        fields: `post_update` only: run only when one of these fields, or something inside of one, changed.
-        where: a MongoDB match on the document, with stored names; implies `delivery="dispatcher"`. It goes to the
-            server as it is: never build it from a user's input.
-        retry: attempts of a dispatcher: a number, or a `Retry`; by default the dispatcher's setting (5).
-        timeout: seconds for one attempt of a dispatcher; by default the dispatcher's setting (30).
+        name: a stable name for stamps, dead letters and metrics; by default `module.qualname`.
+        formerly: one or several earlier names of a renamed receiver.
+        fields: `post_update` only: run only if one of these fields, or a part of one, changed.
+        where: a MongoDB match on the document, with stored names; implies `delivery="dispatcher"`. It is sent to
+            the server unchanged: never build it from a user's input.
+        retry: a dispatcher's attempts: a number, or a `Retry`; by default the dispatcher's setting (5).
+        timeout: the time limit of a dispatcher's attempt in seconds; by default the dispatcher's setting (30).
         on_failure: `"dead_letter"` (default), `"block"` or `"drop"`: see `OnFailure`.
         transactional: run in a transaction of MongoDB, together with a record that it ran; implies
-            `delivery="dispatcher"`. What it writes through `delivery.session`, or through the ODM, happens
-            once.
+            `delivery="dispatcher"`. Writes through `delivery.session`, or through the ODM, take effect once.
     """
 
     delivery: DeliveryMode | None
@@ -86,7 +85,7 @@ class ReceiverOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The same, checked; None where the default is not known here."""
+    """Checked options. None means a default that the dispatcher sets."""
 
     delivery: DeliveryMode = "any"
     name: str | None = None
@@ -100,15 +99,15 @@ class Options:
 
 
 def options_of(given: Mapping[str, Any], *, signal: str | None, label: str) -> Options:
-    """Check the options of a connection.
+    """Check the options of a receiver.
 
     Args:
-        given: as the caller wrote them; None means the default.
+        given: the caller's options; None means the default.
         signal: name of the signal.
-        label: who they are of, for messages.
+        label: the receiver, for messages.
 
     Raises:
-        SignalError: there is no such option, it has a wrong value, or it does not go with the signal or another.
+        SignalError: an option does not exist, has a wrong value, or contradicts the signal or another option.
     """
     for option in given:
         if option not in _KNOWN:
@@ -119,7 +118,7 @@ def options_of(given: Mapping[str, Any], *, signal: str | None, label: str) -> O
             f"{next(iter(values))}= is for post_* signals; {signal or 'a custom signal'} runs in process only."
         )
     if "fields" in values and signal != "post_update":
-        raise SignalError(f"fields= is for post_update; {signal} tells of whole documents.")
+        raise SignalError(f"fields= is for post_update; {signal} is about whole documents.")
     checked = {option: _CHECKS[option](value, label) for option, value in values.items()}
     options = Options(**{**checked, "delivery": _mode(checked, label)})
     if options.transactional and (options.timeout or 0) > _LONGEST_TRANSACTION:
@@ -131,7 +130,7 @@ def options_of(given: Mapping[str, Any], *, signal: str | None, label: str) -> O
 
 
 def _mode(checked: dict[str, Any], label: str) -> str:
-    """The delivery mode; what only a dispatcher can do implies that one does it."""
+    """The delivery mode; options that only a dispatcher supports imply "dispatcher"."""
     implied = next((option for option in ("where", "transactional") if checked.get(option)), None)
     given: str | None = checked.get("delivery")
     if implied and given not in {None, "dispatcher"}:
@@ -142,7 +141,7 @@ def _mode(checked: dict[str, Any], label: str) -> str:
         return "dispatcher"
     only = next((o for o in ("retry", "timeout", "on_failure") if o in checked), None)
     if given == "process" and only:
-        raise SignalError(f"{only}= of {label} is for dispatchers, and delivery='process' keeps it from them.")
+        raise SignalError(f"{only}= of {label} is for dispatchers, which delivery='process' excludes.")
     return given or "any"
 
 

@@ -1,4 +1,4 @@
-"""Receivers: what can be connected to a signal, and under which name it is known."""
+"""Receivers: functions that are connected to a signal, with their options and identities."""
 
 import functools
 import inspect
@@ -30,22 +30,22 @@ ReceiverFunction = Callable[..., Awaitable[Any]]
 
 
 class Delivery(NamedTuple):
-    """What a `post_*` receiver is told about the delivery itself, as the keyword `delivery`.
+    """The delivery, which a `post_*` receiver gets as the keyword `delivery`.
 
     Attributes:
-        id: the same for every attempt at the same write; deduplicate by it. In process it is the token of the
-            write's origin stamp, in the dispatcher it is derived from the change event's resume token.
+        id: the same for every attempt at the same write; use it for deduplication. In process it is the token of
+            the write's origin stamp, in the dispatcher it is derived from the change event's resume token.
         signal: name of the signal, `"post_save"` for example.
-        receiver: name of the receiver, stable across processes.
+        receiver: name of the receiver, the same in all processes.
         origin: `"process"` (awaited by the writer) or `"stream"` (delivered by a dispatcher).
         attempt: 1, 2, ...; above 1 only in the dispatcher.
         term: grows whenever another dispatcher process takes over; fence external effects with it. 0 in process.
         cluster_time: the server's time of the write; None in process.
         wall_time: the server's wall clock at the write, naive UTC; None in process.
-        image: what `instance` is: `"post"` the document right after this write, `"current"` the document as
-            it was when the dispatcher looked it up (later writes may be in it), `"pre"` the document right
-            before its deletion, `"key"` nothing but its id.
-        replayed: asked for by an operator, not by a new write.
+        image: the state of `instance`: `"post"` the document right after this write, `"current"` the document
+            when the dispatcher looked it up (it may contain later writes), `"pre"` the document right before its
+            deletion, `"key"` only its id.
+        replayed: an operator asked for the delivery; there is no new write.
         session: the session of a transactional receiver, else None.
     """
 
@@ -68,12 +68,12 @@ class Receiver:
 
     Attributes:
         function: the async callable.
-        name: `module.qualname` of the function, or what `name=` said.
+        name: `module.qualname` of the function, or the option `name`.
         sequence: the place in the order of all connections of this process.
-        options: where it runs, for which changes, and what if it fails.
-        id: eight bytes that stand for it in origin stamps; empty for signals that are not a document's.
-        former_ids: those of its earlier names.
-        defined_at: file and line of the definition, for people.
+        options: where it runs, for which changes, and how failures are handled.
+        id: eight bytes that identify it in origin stamps; empty for signals without a document.
+        former_ids: the ids of its earlier names.
+        defined_at: file and line of the definition, for messages.
     """
 
     function: ReceiverFunction
@@ -91,7 +91,7 @@ class Receiver:
 
     @property
     def ids(self) -> tuple[bytes, ...]:
-        """All that it goes by in stamps, so that a dispatcher that still knows its earlier name finds it too."""
+        """All its ids in stamps, for dispatchers that still use an earlier name."""
         return (self.id, *self.former_ids)
 
     @property
@@ -108,10 +108,10 @@ class Receiver:
 def make_receiver(
     function: Any, *, signal: str, sender: type | None, sequence: int, options: Mapping[str, Any]
 ) -> Receiver:
-    """Check a callable and its options, and give it its identity.
+    """Make a receiver of a callable and its options.
 
     Raises:
-        SignalError: it is not async, takes no `sender` first or no `**kwargs`, or an option is wrong.
+        SignalError: it is not async, lacks `sender` as first parameter or `**kwargs`, or an option is wrong.
     """
     label = _label(function)
     _check_async(function, label)
@@ -124,16 +124,16 @@ def make_receiver(
 
 
 def identified(receiver: Receiver, sender: type, signal: str) -> Receiver:
-    """The same receiver, with the ids that it has as one of this document's signal."""
+    """The same receiver, with its ids for a signal of this document."""
     owner = importable_name(sender)
     former = tuple(receiver_id((owner, signal, name)) for name in receiver.options.formerly)
     return replace(receiver, id=receiver_id((owner, signal, receiver.name)), former_ids=former)
 
 
 def stamp_ids(receiver: Receiver, sender: type, signal: str) -> tuple[bytes, ...]:
-    """What a receiver goes by in the stamps of one document, under its present name and earlier ones.
+    """The ids of a receiver in the stamps of one document, by its present and earlier names.
 
-    Several documents that inherit it may share a collection: each is told of a write, and only one made it.
+    Several documents that inherit the receiver may share a collection: each gets a write, and only one made it.
     """
     owner = importable_name(sender)
     return tuple(receiver_id((owner, signal, name)) for name in (receiver.name, *receiver.options.formerly))
@@ -149,10 +149,10 @@ def _check_fields(options: Options, sender: Any, label: str) -> None:
 
 
 def importable_name(thing: Any) -> str:
-    """`module.qualname`, with `__main__` replaced by the name under which its file can be imported.
+    """`module.qualname`, with `__main__` replaced by the importable name of its file.
 
-    A script sees itself as `__main__`, the dispatcher imports the same file by its name: both must come to
-    the same answer. Where the file lies outside of `sys.path`, `__main__` stays.
+    A script is `__main__` to itself, and the dispatcher imports the same file by its name: both must get the same
+    result. If the file is outside of `sys.path`, `__main__` stays.
     """
     module = getattr(thing, "__module__", None) or type(thing).__module__
     qualname = getattr(thing, "__qualname__", None) or type(thing).__qualname__
@@ -171,8 +171,8 @@ def _main_module() -> str:
         return "__main__"
     path = Path(file).resolve().with_suffix("")
     for root in sorted((Path(entry or ".").resolve() for entry in sys.path), key=lambda p: -len(p.parts)):
-        # The script's own folder is on the path as well: a script in a package is found under both names,
-        # so the folders of a package are skipped.
+        # The script's own folder is on the path too, so a script in a package has two names. The folders of a
+        # package are skipped.
         if path.is_relative_to(root) and not (root / "__init__.py").exists():
             return ".".join(path.relative_to(root).parts)
     return "__main__"
@@ -203,8 +203,8 @@ def _check_async(function: Any, label: str) -> None:
     if not callable(function):
         raise SignalError(f"{label} is not callable; connect an async function.")
     thing = _underlying(function)
-    # iscoroutinefunction also knows AsyncMock and what inspect.markcoroutinefunction marks.
-    if inspect.iscoroutinefunction(thing) or inspect.iscoroutinefunction(getattr(thing, "__call__", None)):  # noqa: B004 - the method is what we ask about
+    # iscoroutinefunction also recognizes AsyncMock, and functions that inspect.markcoroutinefunction marks.
+    if inspect.iscoroutinefunction(thing) or inspect.iscoroutinefunction(getattr(thing, "__call__", None)):  # noqa: B004 - this asks about the method
         return
     if _is_async_mock(thing):
         return
@@ -212,14 +212,14 @@ def _check_async(function: Any, label: str) -> None:
 
 
 def _is_async_mock(thing: Any) -> bool:
-    """AsyncMock answers to asyncio's older test only; in its own dict, since every Mock has any attribute."""
+    """Whether it is an AsyncMock, by a mark in its own dict: every Mock has any attribute."""
     return "_is_coroutine" in getattr(thing, "__dict__", {})
 
 
 def _check_signature(function: Any, label: str, signal: str) -> None:
     try:
         parameters = list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):  # built without a signature: nothing to hold against it
+    except (TypeError, ValueError):  # it has no signature to check
         return
     kinds = [parameter.kind for parameter in parameters]
     first = parameters[0] if parameters else None

@@ -18,7 +18,7 @@ from mongoz.connection.codec import CODEC_OPTIONS, StoredDecimal
 from mongoz.exceptions import FieldDefinitionError
 from mongoz.fields import Array
 from mongoz.fields import Decimal as DecimalField
-from mongoz.fields.decimals import _of_decimal128
+from mongoz.fields.decimals import decimal_of
 from mongoz.fields.storage import stored
 
 
@@ -218,7 +218,7 @@ def test_the_rules_hold_for_every_value(size: tuple[int, int], value: Any) -> No
 @given(st.integers(-(10**34) + 1, 10**34 - 1), st.integers(-6176, 6111))
 def test_what_the_server_sends_is_read_as_the_driver_reads_it(digits: int, exponent: int) -> None:
     sent = Decimal128(Decimal((digits < 0, tuple(map(int, str(abs(digits)))), exponent)))
-    read = _of_decimal128(sent)
+    read = decimal_of(sent)
     assert read == sent.to_decimal()
     assert read.as_tuple().exponent == sent.to_decimal().as_tuple().exponent
 

@@ -1,1 +1,1 @@
-"""Documented import paths of the database layer."""
+"""Public import paths of the connection."""

@@ -1,1 +1,1 @@
-"""Documented import paths of documents."""
+"""Public import paths of documents."""

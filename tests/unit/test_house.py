@@ -1,0 +1,112 @@
+"""The rules of the house that no linter checks: private names stay in their module, a class name means one thing."""
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MODULES = {
+    str(path.relative_to(ROOT)): ast.parse(path.read_text())
+    for package in ("mongoz", "dispatcher")
+    for path in sorted((ROOT / package).rglob("*.py"))
+}
+
+PUBLIC = {"_asdict", "_fields", "_make", "_replace", "_exit", "_getframe", "_current_frames"}
+"""Documented names of the standard library that begin with an underscore."""
+
+WITHOUT_A_PUBLIC_CALL = {
+    "_add_error_label": "PyMongo: labels of an error that the ODM makes",
+    "_attributes_set": "pydantic: the arguments of a field that a copy keeps",
+    "_decoder_map": "PyMongo: the decoders of a type registry",
+    "_servers": "PyMongo: connections to close after an election",
+    "_topology": "PyMongo: connections to close after an election",
+}
+"""Private names of other libraries, with the reason."""
+
+STILL_PRIVATE = {"dispatcher/testing/running.py: record._change"}
+"""Accesses that remain. Remove an entry together with its access; add none."""
+
+STILL_AMBIGUOUS = {
+    "Bytes", "Change", "Connection", "DeadLetters", "Delivered", "Found", "History", "Markers", "Order", "Outcome",
+    "Paused", "Place", "Refused", "Seen", "Settled", "Verdict",
+}  # fmt: skip
+"""Class names with several meanings in the dispatcher. Remove an entry once it has one; add none."""
+
+
+def own_names(module: ast.AST) -> set[str]:
+    """The names that a module defines: functions, classes, variables, attributes, and names in `setattr` calls."""
+    names: set[str] = set()
+    for node in ast.walk(module):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and is_own_object(node.value):
+            names.add(node.attr)
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "__setattr__":
+            names |= {each.value for each in node.args if isinstance(each, ast.Constant)}
+    return names
+
+
+def is_own_object(node: ast.AST) -> bool:
+    if isinstance(node, ast.Call):
+        return isinstance(node.func, ast.Name) and node.func.id == "super"
+    return isinstance(node, ast.Name) and node.id in {"self", "cls", "mcs"}
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__") and name not in PUBLIC | WITHOUT_A_PUBLIC_CALL.keys()
+
+
+def private_accesses(name: str, module: ast.AST) -> Iterator[str]:
+    own = own_names(module)
+    for node in ast.walk(module):
+        if isinstance(node, ast.ImportFrom):
+            yield from (f"{name}: {node.module}.{each.name}" for each in node.names if is_private(each.name))
+        elif isinstance(node, ast.Attribute) and is_private(node.attr) and node.attr not in own:
+            if not is_own_object(node.value):
+                yield f"{name}: {ast.unparse(node)}"
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("registry._clients", ["m.py: registry._clients"]),
+        ("from mongoz.keys import _value", ["m.py: mongoz.keys._value"]),
+        ("import a\na._b()", ["m.py: a._b"]),
+        ("self._clients", []),
+        ("super()._clients", []),
+        ("class A:\n  def _f(self, other):\n    return other._f", []),
+        ("row._replace(a=1)", []),
+        ("a.__dict__", []),
+    ],
+)
+def test_an_access_of_a_private_name_is_found(source: str, found: list[str]) -> None:
+    assert list(private_accesses("m.py", ast.parse(source))) == found
+
+
+def test_private_names_stay_in_their_module() -> None:
+    assert {found for name, module in MODULES.items() for found in private_accesses(name, module)} == STILL_PRIVATE
+
+
+def test_a_class_name_means_one_thing() -> None:
+    places: dict[str, set[str]] = defaultdict(set)
+    for name, module in MODULES.items():
+        for node in ast.walk(module):
+            if isinstance(node, ast.ClassDef):
+                places[node.name.lstrip("_")].add(name)
+    several = {name: sorted(where) for name, where in places.items() if len(where) > 1}
+    assert {name: where for name, where in several.items() if name not in STILL_AMBIGUOUS} == {}
+    inside_of_the_odm = {n: w for n, w in several.items() if sum(each.startswith("mongoz/") for each in w) > 1}
+    assert inside_of_the_odm == {}
+
+
+def test_a_package_has_at_most_24_modules() -> None:
+    sizes: dict[str, int] = defaultdict(int)
+    for name in MODULES:
+        if not name.endswith("__init__.py"):
+            sizes[str(Path(name).parent)] += 1
+    assert {package: size for package, size in sizes.items() if size > 24} == {}

@@ -49,7 +49,7 @@ def canonical(id_: Any, codec_options: CodecOptions[Any] = KEY_CODEC) -> bytes:
 
     Args:
         id_: of any type that can be encoded.
-        codec_options: how it is encoded, if it is not what the driver has decoded.
+        codec_options: the options for encoding, if the driver did not decode the `_id`.
 
     Raises:
         bson.errors.InvalidDocument: it can't be encoded.

@@ -83,7 +83,7 @@ class Fired:
 class Captured(Sequence[Fired]):
     """The captured signals, in order. It stays readable after the block.
 
-    `of()` and `named()` return a part of what was captured so far.
+    `of()` and `named()` return a part of the signals that were captured so far.
     """
 
     def __init__(self, signals: list[Signal], fired: Iterable[Fired] = ()) -> None:
@@ -188,7 +188,7 @@ class Captured(Sequence[Fired]):
         return lambda fired: fired.signal == name and _is_of(fired, sender)  # also those of its subclasses
 
 
-class capture:  # noqa: N801 - it reads as what it does: with capture(User) as captured
+class capture:  # noqa: N801 - it reads like a function: with capture(User) as captured
     """Record which signals fire while a `with` block runs.
 
     A signal counts as fired when it is sent: without any receiver too, and before the first receiver runs. So a

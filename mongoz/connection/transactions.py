@@ -97,7 +97,7 @@ class Transaction:
 
     @property
     def is_entered_here(self) -> bool:
-        """Whether the running task is the one that entered it."""
+        """Whether the running task entered it."""
         return self._task is asyncio.current_task()
 
     def after_commit(self, action: Callable[[], Awaitable[None]]) -> None:

@@ -165,7 +165,7 @@ class _AnnotationWalk:
                 if other != label:
                     raise _NotStorable(
                         f"values of {other} and of {label} are both stored as {kind}, and read back as one of "
-                        "the two. Have the field hold one of them."
+                        "the two. Use one of them only."
                     )
         return merged
 

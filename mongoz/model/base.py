@@ -42,7 +42,7 @@ class _ProxyDescriptor:
 
 
 class Model(DumpableModel, metaclass=ModelMetaclass):
-    """What reading and writing need to know of a document. Applications inherit from `Document`."""
+    """The parts of a document that reading and writing use. Applications inherit from `Document`."""
 
     # Slots without annotations: annotated names become pydantic's private attributes, which take a third of the
     # time of loading.

@@ -22,7 +22,7 @@ def require_id(instance: Model) -> None:
     Raises:
         DocumentNotFound: it has no id.
     """
-    if instance.id is None:  # there may be a document whose _id is null, and it is another one
+    if instance.id is None:  # a document whose _id is null is another document
         raise DocumentNotFound(f"This {type(instance).__name__} was never saved: it has no id.")
 
 

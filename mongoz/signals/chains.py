@@ -1,7 +1,7 @@
 """Chains of writes and receivers, and their limit.
 
 A receiver that saves its own instance triggers itself again. Two receivers may trigger each other. Without a limit
-such a chain never ends.
+the chain never ends.
 """
 
 from collections.abc import Iterator

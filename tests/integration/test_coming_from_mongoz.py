@@ -35,7 +35,9 @@ def line(begins: str) -> Callable[[Proof], Proof]:
 def lines_of_the_page() -> list[str]:
     """The first column of the table of what behaves differently."""
     table = (
-        PAGE.read_text().partition("## What behaves differently")[2].partition("\n\n| | there | here |\n|---|")[2]
+        PAGE.read_text()
+        .partition("## What behaves differently")[2]
+        .partition("\n\n| | older package | here |\n|---|")[2]
     )
     rows = table.partition("\n\n")[0].splitlines()[1:]
     return [row.split(" | ")[0].removeprefix("| ") for row in rows]

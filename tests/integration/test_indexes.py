@@ -335,6 +335,15 @@ async def test_a_transaction_that_uses_the_collection_already_says_why(
     assert "registry.document_checks()" in caught.value.__notes__[0]
 
 
+async def test_a_check_keeps_the_indexes_of_other_documents_in_the_collection(define: Define) -> None:
+    Movie, Film = define("Movie", indexes=[Index("year")]), define("Film", indexes=[Index("rating")])
+    await Film.create_indexes()
+    await Movie.check_indexes()
+    assert sorted(await names(Movie)) == ["_id_", "name", "rating", "year"]
+    await Film.check_indexes(force_drop=True)
+    assert sorted(await names(Film)) == ["_id_", "name", "rating", "year"]
+
+
 async def test_the_registry_checks_all_documents(
     define: Define, registry: mongoz.Registry, foreign: Any, database: str
 ) -> None:

@@ -114,7 +114,7 @@ MISTAKES = [
     (
         "mongoz.Registry('mongodb://x', driver='moter')",
         ImproperlyConfigured,
-        "'moter' is unknown; there are",
+        "'moter' is unknown; valid are",
     ),
     ("mongoz.String(max_lenght=5)", FieldDefinitionError, "'max_lenght'. Did you mean 'max_length'"),
     ("mongoz.Array(mongoz.String())", FieldDefinitionError, r"as in Array\(str\)"),

@@ -76,7 +76,8 @@ EXPORTS = {
     "mongoz.exceptions": f"{EXCEPTIONS} IndexError",
     "mongoz.conf": "settings",
     "mongoz.conf.settings": "settings MongozSettings",
-    "mongoz.signals": "muted Delivery Signal Broadcaster",
+    "mongoz.signals": "muted Delivery Retry Signal Broadcaster",
+    "mongoz.testing": "Captured Fired capture",
 }
 
 

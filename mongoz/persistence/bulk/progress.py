@@ -1,4 +1,4 @@
-"""The progress of a bulk write: which documents were written, and what their receivers raised."""
+"""The progress of a bulk write: the written documents, and the errors of their receivers."""
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, contextmanager

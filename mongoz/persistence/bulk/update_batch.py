@@ -1,6 +1,6 @@
 """A batch of a bulk update: read and written in one transaction.
 
-So it is known which documents were written, and what they contain afterwards.
+The transaction makes the written documents and their new values known.
 """
 
 from collections.abc import Callable

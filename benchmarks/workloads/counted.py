@@ -147,7 +147,7 @@ def _pipeline() -> Pipeline:
     # With a specification, so that what is a coroutine there can be awaited here.
     parts: dict[str, Any] = {name: MagicMock(spec=parameter.annotation) for name, parameter in parameters}
     parts["controls"].everything, parts["controls"].receivers = False, frozenset()
-    parts["parked"].receivers.return_value = set()
+    parts["held"].receivers.return_value = set()
     parts["position"].configure_mock(term=1, token=_token(-1), ahead=frozenset())
     parts |= {
         "images": DocumentLookup(MagicMock(), CODEC_OPTIONS, ""),

@@ -13,7 +13,7 @@ from dispatcher.cli.output import out
 from dispatcher.core.bson_elements import readable
 from dispatcher.core.output.terminal import Grid, shown
 from dispatcher.core.redaction import redacted
-from dispatcher.operate.retries import Outcome
+from dispatcher.operate.dead_letters import Outcome
 from dispatcher.parking.record import short_id
 
 __all__ = ["plain", "print_letter", "print_list", "print_outcomes"]
@@ -60,7 +60,7 @@ def print_letter(letter: dict[str, Any], parts: Mapping[str, bytes]) -> None:
     decoded = {name: _decoded(data) for name, data in parts.items()}
     letter = {"id": short_id(letter["_id"]), **letter}
     error = letter.pop("error", None) or {}
-    for name in ("parts", "chunked"):
+    for name in ("parts", "files"):
         letter.pop(name, None)
     for name, value in letter.items():
         _print_fact(name, _brief(value))
@@ -96,7 +96,7 @@ def plain(letter: dict[str, Any], parts: Mapping[str, bytes] | None = None) -> d
         letter: without what is large.
         parts: the documents of its change, as BSON; None leaves them out.
     """
-    told = {name: _plain_value(value) for name, value in letter.items() if name not in ("parts", "chunked")}
+    told = {name: _plain_value(value) for name, value in letter.items() if name not in ("parts", "files")}
     if parts is not None:
         told["parts"] = {name: _plain_value(_decoded(data)) for name, data in parts.items()}
     return {"id": short_id(letter["_id"]), **told}

@@ -13,8 +13,7 @@ from dispatcher.exceptions import ExitCode, NotRunning
 if TYPE_CHECKING:
     from dispatcher.cli.connecting import GroupConnection
     from dispatcher.core.state_checks import Misfit
-    from dispatcher.operate.dead_letters import Dropped, Wanted
-    from dispatcher.operate.retries import Outcome
+    from dispatcher.operate.dead_letters import Dropped, Outcome, Wanted
 
 __all__ = ["add_to"]
 
@@ -176,7 +175,7 @@ def _retry(
     """
     from dispatcher.cli.connecting import with_group
     from dispatcher.cli.letter_text import print_outcomes
-    from dispatcher.operate import dead_letters, retries
+    from dispatcher.operate import dead_letters
     from dispatcher.operate.status import members_of
     from dispatcher.parking.record import short_id
 
@@ -196,10 +195,10 @@ def _retry(
         gone = await dead_letters.without_receiver(there.group, chosen, alive)
         if gone is not None:
             raise gone
-        asked = await retries.request_retry(there.group, chosen)
+        asked = await dead_letters.request_retry(there.group, chosen)
         if not wait:
-            return [retries.Outcome(id_, "waiting", "asked for") for id_ in asked]
-        return await _watched(retries.outcomes(there.group, asked, within=wait), len(asked), quiet=as_json)
+            return [dead_letters.Outcome(id_, "waiting", "asked for") for id_ in asked]
+        return await _watched(dead_letters.outcomes(there.group, asked, within=wait), len(asked), quiet=as_json)
 
     found = with_group(retry, place)
     if as_json:

@@ -31,18 +31,14 @@ and one per partition.
     inherited        what partitions of earlier layouts had finished, see `position/inherited.py`
     saved_at         the server's time of the last save; advances on an idle stream too
     version          of the application that held it last
-    version_started  the server's time at which a process of that version started
+    version_since    the server's time at which a process of that version started
+    version_started  a date in the far future, for dispatchers of earlier versions: see `position/store.py`
 
 members: one document per process; `group/members.py` has the fields that others read, `group/layout.py` the rest.
 
-dead_letters: one document per delivery that failed for good; see `parking/dead_letters.py` for its fields.
+held: one document per delivery that waits, or that failed for good; see `parking/store.py` for its fields.
 
-dead_letter_chunks: the documents of letters that would not fit into one document.
-
-    _id           "<_id of the letter>:<name of the part>:<number>"; the number has four digits, from 0000
-    data          binary, at most 8 MB
-
-parked_lanes, parked, parked_chunks: deliveries that wait; see `parking/store.py` for their fields.
+held.files, held.chunks: their documents that would not fit into one document, in GridFS.
 
 controls: what operators ask of running dispatchers; see `operate/pauses.py` for their fields.
 
@@ -76,45 +72,36 @@ from dispatcher.core.bson_elements import readable
 __all__ = [
     "CODEC_OPTIONS",
     "CONTROLS",
-    "DEAD_LETTERS",
-    "DEAD_LETTER_CHUNKS",
     "DELIVERIES",
     "GAPS",
+    "HELD",
     "MEMBERS",
-    "PARKED",
-    "PARKED_CHUNKS",
-    "PARKED_LANES",
     "POSITIONS",
     "READING",
     "SESSIONS",
     "WRITTEN",
+    "Collection",
     "Group",
     "State",
 ]
 
 POSITIONS: Final = "positions"
-DEAD_LETTERS: Final = "dead_letters"
-DEAD_LETTER_CHUNKS: Final = "dead_letter_chunks"
 DELIVERIES: Final = "deliveries"
 SESSIONS: Final = "sessions"
 GAPS: Final = "gaps"
+HELD: Final = "held"
 CONTROLS: Final = "controls"
 MEMBERS: Final = "members"
-PARKED: Final = "parked"
-PARKED_LANES: Final = "parked_lanes"
-PARKED_CHUNKS: Final = "parked_chunks"
 
 WRITTEN: Final = (
     POSITIONS,
     MEMBERS,
-    DEAD_LETTERS,
-    DEAD_LETTER_CHUNKS,
     DELIVERIES,
     SESSIONS,
     GAPS,
-    PARKED,
-    PARKED_LANES,
-    PARKED_CHUNKS,
+    HELD,
+    f"{HELD}.files",
+    f"{HELD}.chunks",
 )
 """The collections that a dispatcher writes to."""
 
@@ -163,12 +150,8 @@ class State:
         self.sessions = self._majority(SESSIONS)
         self.deliveries = self._majority(DELIVERIES)
         self.gaps = self._majority(GAPS)
-        self.dead_letters = self._majority(DEAD_LETTERS)
-        self.dead_letter_chunks = self._majority(DEAD_LETTER_CHUNKS)
-        self.controls = self._newest(CONTROLS)
-        self.parked = self._newest(PARKED)
-        self.parked_lanes = self._newest(PARKED_LANES)
-        self.parked_chunks = self._newest(PARKED_CHUNKS)
+        self.controls = self.newest(CONTROLS)
+        self.held = self.newest(HELD)
 
     def _majority(self, name: str) -> Collection:
         """A collection whose reads return only what survives a failover."""
@@ -179,7 +162,7 @@ class State:
             read_concern=ReadConcern("majority"),
         )
 
-    def _newest(self, name: str) -> Collection:
+    def newest(self, name: str) -> Collection:
         """A collection whose reads return every acknowledged write.
 
         After an election the majority snapshot of the new primary may lack some of them for a moment.
@@ -193,18 +176,21 @@ class State:
         return self.database.get_collection(name, codec_options=READING)
 
     async def create_indexes(self) -> None:
-        """Create the indexes for parked deliveries that are due, and for letters that are tried again.
+        """Create the indexes by which held deliveries are found.
 
         Raises:
             PyMongoError: as the driver has it.
         """
-        await self.parked_lanes.create_index([("group", 1), ("receiver", 1), ("due_at", 1)], name="due")
-        await self.dead_letters.create_index(
-            [("group", 1), ("retry_requested_at", 1)],
-            name="requested",
-            partialFilterExpression={"retry_requested_at": {"$exists": True}},
-        )
-        await self.dead_letters.create_index([("group", 1), ("short_id", 1)], name="short_id")
+        await self.held.create_index([("group", 1), ("lane", 1), ("token", 1), ("run", 1)], name="order")
+        for name, fields, present in (
+            ("due", ("group", "receiver", "due_at"), "due_at"),
+            ("letters", ("group", "last_attempt_at"), "reason"),
+            ("requested", ("group", "retry_requested_at"), "retry_requested_at"),
+            ("short_id", ("group", "short_id"), "short_id"),
+        ):
+            keys = [(field, 1) for field in fields]
+            only = {present: {"$exists": True}}
+            await self.held.create_index(keys, name=name, partialFilterExpression=only)
 
     async def keep_deliveries_for(self, days: float) -> None:
         """Let the server remove records of deliveries that are older than this.

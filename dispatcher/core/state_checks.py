@@ -5,14 +5,14 @@ dispatcher that does not know its position must not guess, see `position/documen
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
 from dispatcher.core.error_text import words_of
 from dispatcher.core.output.logs import get_logger
 
-__all__ = ["MOST_CHUNKS", "Misfit", "Sound", "letter", "problem_of", "receiver_paused"]
+__all__ = ["Misfit", "Sound", "letter", "problem_of", "receiver_paused"]
 
 log = get_logger()
 
@@ -22,9 +22,6 @@ _MOST_LOGGED: Final = 1_000
 
 # Characters of an `_id`, and of a problem.
 _LONGEST: Final = 300
-
-MOST_CHUNKS: Final = 16
-"""Chunks of a part of a letter, at most: an event holds a few documents of at most 16 MB each."""
 
 _REMEDY: Final = "Was it edited by hand, or by another program? Mend it or delete it; it is skipped meanwhile."
 
@@ -144,7 +141,7 @@ class _LetterSaid(BaseModel):
     retries: int = 0
     update_fields: list[str] | None = None
     parts: dict[str, bytes] = {}
-    chunked: dict[str, Annotated[int, Field(gt=0, le=MOST_CHUNKS)]] = {}
+    files: dict[str, Any] = {}
 
 
 def letter(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from dispatcher.core.output.logs import get_logger
 from dispatcher.core.tasks import end
 from dispatcher.group.assignment import moves
 from dispatcher.group.heartbeats import Heartbeats
-from dispatcher.group.members import Member, Members
+from dispatcher.group.members import FORMAT, Member, Members
 from dispatcher.position.documents import Layout, Position, SavedPositions
 from dispatcher.position.store import PositionStore
 
@@ -118,6 +118,7 @@ class Coordinator(Generic[W]):
         self.live: tuple[str, ...] = ()
         self.layout: Layout | None = None
         self.outdated = False
+        self._older: set[str] = set()
 
     @property
     def member_id(self) -> str:
@@ -215,7 +216,8 @@ class Coordinator(Generic[W]):
             await self._divide(saved, owners)
             self._looked = asked
             return
-        sharing = [member for member in live if not member.leaving]
+        self._note_older([member for member in live if member.format < FORMAT])
+        sharing = [member for member in live if not member.leaving and member.format >= FORMAT]
         capped = [member.id for member in sharing if _is_outdated(member, saved)]
         self._note_outdated(self.member_id in capped)
         todo = moves(self.member_id, owners, [member.id for member in sharing], capped)
@@ -258,6 +260,19 @@ class Coordinator(Generic[W]):
             )
         self.outdated = outdated
 
+    def _note_older(self, older: list[Member]) -> None:
+        """Name the members that can't read what is held now. They keep their partitions, and get no others."""
+        ids = {member.id for member in older}
+        if ids - self._older:
+            log.warning(
+                "processes of an earlier version are at work in this group: they get no more partitions, and what "
+                "they hold is taken over when they end",
+                action="members.older",
+                members=[f"{member.id} ({member.identity.host}, pid {member.identity.pid})" for member in older],
+                remedy="End them.",
+            )
+        self._older = ids
+
     # -- taking and handing over -----------------------------------------------------------------------------
 
     async def _divide(self, saved: SavedPositions, owners: dict[int, str | None]) -> None:
@@ -282,8 +297,8 @@ class Coordinator(Generic[W]):
     async def _claim(self, seen: Position, of: int) -> None:
         started = self._members.started
         assert started is not None  # it has joined
-        if seen.version == self._version and seen.version_started is not None:
-            started = seen.version_started
+        if seen.version == self._version and seen.version_since is not None:
+            started = seen.version_since
         claimed = await self._store.claim(seen, of, seconds=self._lease, version=self._version, started=started)
         if claimed is None:
             return
@@ -398,7 +413,7 @@ def _is_outdated(member: Member, saved: SavedPositions) -> bool:
     """Whether a newer version of the application has held a partition."""
     return any(
         one.version not in ("", member.version)
-        and one.version_started is not None
-        and one.version_started > member.started
+        and one.version_since is not None
+        and one.version_since > member.started
         for one in saved.positions.values()
     )

@@ -4,6 +4,7 @@ from hashlib import sha256
 from typing import Any
 
 from dispatcher.delivery.routes import Routes
+from dispatcher.group.members import FORMAT
 from dispatcher.settings import Settings
 from dispatcher.stream.scope import scope_of
 
@@ -11,9 +12,9 @@ __all__ = ["facts_of", "version_of"]
 
 
 def version_of(routes: Routes) -> str:
-    """Tells versions of the application apart, by its collections and its receivers."""
+    """Tells versions of the application apart, by its collections, its receivers, and the format of the state."""
     receivers = sorted(receiver.id.hex() for receiver in routes.receivers)
-    return sha256(" ".join([scope_of(routes).fingerprint, *receivers]).encode()).hexdigest()[:16]
+    return sha256(" ".join([str(FORMAT), scope_of(routes).fingerprint, *receivers]).encode()).hexdigest()[:16]
 
 
 def facts_of(routes: Routes, settings: Settings, version: str, application: str) -> dict[str, Any]:
@@ -21,6 +22,7 @@ def facts_of(routes: Routes, settings: Settings, version: str, application: str)
     return {
         "application": application,
         "version": version,
+        "format": FORMAT,
         "lease_seconds": settings.lease,
         "receivers": [
             {

@@ -28,8 +28,7 @@ async def require_receiver(group: Group, receiver: str, *, known: Collection[str
     for field in ("receivers.name", "receivers.formerly"):
         names |= set(await group.state.members.distinct(field, of_group))
     if receiver not in names:
-        for collection in (group.state.parked_lanes, group.state.dead_letters):
-            names |= set(await collection.distinct("receiver", of_group)) - {None}
+        names |= set(await group.state.held.distinct("receiver", of_group)) - {None}
     if receiver not in names:
         raise UnknownReceiver(
             f"No dispatcher of group {group.name!r} has a receiver {receiver!r}, and no letter or parked delivery "

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from bson import ObjectId
 from pymongo import ReturnDocument
@@ -12,7 +12,11 @@ from dispatcher.core.state import MEMBERS, Group
 from dispatcher.core.state_checks import Sound
 from dispatcher.group.sessions import GroupSessions
 
-__all__ = ["Member", "Members"]
+__all__ = ["FORMAT", "Member", "Members"]
+
+
+FORMAT: Final = 2
+"""Of held deliveries in the state: 1 are five collections, see `parking/upgrade.py`; 2 is one."""
 
 
 class Member(NamedTuple):
@@ -24,6 +28,7 @@ class Member(NamedTuple):
         lease: seconds without a heartbeat after which it counts as dead.
         leaving: it hands its partitions over, and ends.
         version: of the application.
+        format: of the state that it reads and writes.
         started: the server's time at which it started.
         identity: the process.
     """
@@ -35,6 +40,7 @@ class Member(NamedTuple):
     version: str
     started: datetime
     identity: Identity
+    format: int = FORMAT
 
     @classmethod
     def read(cls, document: Mapping[str, Any]) -> "Member":
@@ -52,7 +58,10 @@ class Member(NamedTuple):
                 "started_at": datetime() as started,
             }:
                 leaving = document.get("leaving") is True
-                return cls(id_, beat, float(lease), leaving, version, started, Identity.read(document))
+                format_ = document.get("format")
+                identity = Identity.read(document)
+                known = format_ if isinstance(format_, int) else 1
+                return cls(id_, beat, float(lease), leaving, version, started, identity, known)
         raise ValueError(
             "a member has text in _id and version, numbers in beat and lease_seconds, a date in started_at"
         )

@@ -1,29 +1,57 @@
-"""Dead letters for operators: find, read and drop them. `operate/retries.py` asks for another attempt."""
+"""Dead letters for operators: find, read, retry and drop them. Old ones are dropped without being asked."""
 
+import asyncio
 import re
-from collections.abc import Iterable, Sequence
-from datetime import datetime
-from typing import Any, Final, NamedTuple
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from time import monotonic
+from typing import Any, Final, Literal, NamedTuple
 
-from dispatcher.core.state import DEAD_LETTERS, Group
+from pymongo.errors import PyMongoError
+
+from dispatcher.core.error_text import text_of
+from dispatcher.core.output.logs import Stats, get_logger
+from dispatcher.core.state import HELD, Group
 from dispatcher.core.state_checks import Misfit, Sound, letter, problem_of
 from dispatcher.exceptions import MalformedLetter, UnknownLetter, UnknownReceiver
 from dispatcher.operate.status_model import MemberStatus
-from dispatcher.parking.record import Parts, short_id
+from dispatcher.parking.files import Files
+from dispatcher.parking.record import short_id
+from dispatcher.parking.store import LETTERS
 
-__all__ = ["Dropped", "Wanted", "drop", "ids_of", "letters_of", "read", "resolve", "without_receiver"]
+__all__ = [
+    "Dropped",
+    "Outcome",
+    "Wanted",
+    "drop",
+    "drop_old",
+    "ids_of",
+    "letters_of",
+    "outcomes",
+    "read",
+    "request_retry",
+    "resolve",
+    "without_receiver",
+]
 
-# What a list shows: all but what is long.
-_SHORT: Final = {"parts": False, "chunked": False, "error.traceback": False, "short_id": False}
+log = get_logger()
 
-# Letters that a message lists.
+# Fields that only dispatchers need; a list has no long ones either.
+_INTERNAL: Final = dict.fromkeys(("short_id", "hash", "lane", "by", "parked_at", "due_at"), False)
+_SHORT: Final = {**_INTERNAL, "parts": False, "files": False, "error.traceback": False}
+
+# Dead letters that a message lists.
 _LISTED: Final = 5
 
-# Letters in one command.
+# Dead letters in one command.
 _SLICE: Final = 1_000
 
-# A letter is tried again, or will be.
-_UNDER_WAY: Final = ("retry_requested_at", "retrying_since")
+# A dead letter that is not being retried.
+_IDLE: Final = {name: {"$exists": False} for name in ("retry_requested_at", "retrying_since")}
+
+# Seconds between two looks at the outcomes of retries, and at old dead letters.
+_LOOK: Final = 0.2
+_BETWEEN: Final = 3_600.0
 
 
 class Wanted(NamedTuple):
@@ -49,7 +77,7 @@ class Wanted(NamedTuple):
 
     def query(self, group: str) -> dict[str, Any]:
         """As find() takes it."""
-        query: dict[str, Any] = {"group": group}
+        query: dict[str, Any] = {"group": group, **LETTERS}
         for name in ("receiver", "signal", "reason"):
             if (value := getattr(self, name)) is not None:
                 query[name] = value
@@ -77,6 +105,20 @@ class Dropped(NamedTuple):
     kept: list[str]
 
 
+class Outcome(NamedTuple):
+    """What became of one letter.
+
+    Attributes:
+        letter: its `_id`.
+        result: `"delivered"`, `"failed"` again, `"refused"` (it can't be tried), or `"waiting"` (nothing yet).
+        text: why, for people; empty if it was delivered.
+    """
+
+    letter: str
+    result: Literal["delivered", "failed", "refused", "waiting"]
+    text: str = ""
+
+
 async def letters_of(group: Group, wanted: Wanted, limit: int = 0) -> tuple[list[dict[str, Any]], list[Misfit]]:
     """Letters without their parts and tracebacks, the newest first.
 
@@ -91,10 +133,10 @@ async def letters_of(group: Group, wanted: Wanted, limit: int = 0) -> tuple[list
     Raises:
         PyMongoError: as the driver has it.
     """
-    found = group.state.dead_letters.find(wanted.query(group.name), _SHORT)
+    found = group.state.held.find(wanted.query(group.name), _SHORT)
     newest = [("last_attempt_at", -1), ("token", -1), ("_id", -1)]  # many may have failed within a millisecond
     sound = Sound(group.state.name)
-    letters = sound.each(DEAD_LETTERS, await found.sort(newest).limit(limit).to_list(None), letter)
+    letters = sound.each(HELD, await found.sort(newest).limit(limit).to_list(None), letter)
     return letters, sound.misfits
 
 
@@ -104,7 +146,7 @@ async def ids_of(group: Group, wanted: Wanted) -> list[str]:
     Raises:
         PyMongoError: as the driver has it.
     """
-    found = group.state.dead_letters.find(wanted.query(group.name), {"_id": True})
+    found = group.state.held.find(wanted.query(group.name), {"_id": True})
     return [one["_id"] async for one in found.sort([("token", 1), ("_id", 1)]) if isinstance(one["_id"], str)]
 
 
@@ -136,19 +178,11 @@ async def resolve(group: Group, texts: Iterable[str]) -> list[str]:
 
 async def _beginning_with(group: Group, text: str) -> dict[str, str | None]:
     """Letters whose id, short or whole, begins so, and their receivers: some of them if there are many."""
-    letters = group.state.dead_letters
+    letters = group.state.held
     pattern = {"$regex": f"^{re.escape(text)}"}
-    either = {"group": group.name, "$or": [{"short_id": pattern}, {"_id": pattern}]}
-    found = {
-        one["_id"]: one.get("receiver")
-        async for one in letters.find(either, {"receiver": True}).limit(_LISTED + 1)
-    }
-    # Earlier versions did not write the short id down.
-    old = letters.find({"group": group.name, "short_id": {"$exists": False}}, {"receiver": True})
-    async for one in old:
-        if isinstance(one["_id"], str) and short_id(one["_id"]).startswith(text):
-            found[one["_id"]] = one.get("receiver")
-    return found
+    either = {"group": group.name, **LETTERS, "$or": [{"short_id": pattern}, {"_id": pattern}]}
+    found = letters.find(either, {"receiver": True}).limit(_LISTED + 1)
+    return {one["_id"]: one.get("receiver") async for one in found}
 
 
 async def read(group: Group, id_: str) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -158,17 +192,17 @@ async def read(group: Group, id_: str) -> tuple[dict[str, Any], dict[str, bytes]
         UnknownLetter: there is none.
         PyMongoError: as the driver has it.
     """
-    found = await group.state.dead_letters.find_one({"group": group.name, "_id": id_}, {"short_id": False})
+    found = await group.state.held.find_one({"group": group.name, **LETTERS, "_id": id_}, _INTERNAL)
     if found is None:
         raise UnknownLetter(
             f"Group {group.name!r} has no dead letter {id_!r}.",
             remedy="`dispatcher dead-letters list` lists them.",
         )
     try:
-        parts = await Parts(group.state.dead_letter_chunks).read(letter(found))
+        parts = await Files(group.state).read(letter(found))
     except (ValueError, KeyError) as error:
         raise MalformedLetter(
-            f"The dead letter {id_!r} in {group.state.name}.{DEAD_LETTERS} makes no sense: {problem_of(error)}.",
+            f"The dead letter {id_!r} in {group.state.name}.{HELD} makes no sense: {problem_of(error)}.",
             remedy="Was it edited by hand? Mend it, or forget it with `dispatcher dead-letters drop ID`.",
         ) from error
     return found, parts
@@ -190,7 +224,7 @@ async def without_receiver(
     known = {
         id_ for member in members for one in member.receivers for id_ in (one["id"], *one.get("former_ids", ()))
     }
-    letters = group.state.dead_letters
+    letters = group.state.held
     gone: dict[str, int] = {}
     for i in range(0, len(ids), _SLICE):
         missing = {"_id": {"$in": list(ids[i : i + _SLICE])}, "receiver_id": {"$nin": [None, *known]}}
@@ -213,16 +247,124 @@ async def drop(group: Group, ids: Sequence[str]) -> Dropped:
     Raises:
         PyMongoError: as the driver has it.
     """
-    letters, parts = group.state.dead_letters, Parts(group.state.dead_letter_chunks)
+    letters, files = group.state.held, Files(group.state)
     done = Dropped([], [])
-    idle = {name: {"$exists": False} for name in _UNDER_WAY}
     for i in range(0, len(ids), _SLICE):
-        these = {"group": group.name, "_id": {"$in": list(ids[i : i + _SLICE])}}
-        found = {one["_id"]: bool(one.get("chunked")) async for one in letters.find(these, {"chunked": True})}
-        await letters.delete_many({**these, **idle})
+        these = {"group": group.name, **LETTERS, "_id": {"$in": list(ids[i : i + _SLICE])}}
+        found = await letters.find(these, {"files": True}).to_list()
+        await letters.delete_many({**these, **_IDLE})
         left = {one["_id"] async for one in letters.find(these, {"_id": True})}
-        for id_, chunked in found.items():
-            (done.kept if id_ in left else done.dropped).append(id_)
-            if chunked and id_ not in left:
-                await parts.drop(id_)
+        for one in found:
+            (done.kept if one["_id"] in left else done.dropped).append(one["_id"])
+            if one["_id"] not in left:
+                await files.delete(one)
     return done
+
+
+async def drop_old(group: Group, *, days: float, stats: Stats) -> None:
+    """Drop old dead letters now and every hour, without an end. Any process may do it; a failure is no matter.
+
+    Args:
+        group: of dispatchers, with the database of its state.
+        days: that dead letters are kept after their last attempt; 0 keeps them.
+        stats: knows the difference between the server's clock and ours.
+    """
+    while days:
+        before = datetime.now(UTC) + timedelta(seconds=stats.clock_offset) - timedelta(days=days)
+        try:
+            gone = (await drop(group, await ids_of(group, Wanted(until=before)))).dropped
+        except PyMongoError as error:
+            log.info(
+                "old dead letters could not be removed", action="dead_letter.not_expired", error=text_of(error)
+            )
+        else:
+            if gone:
+                log.info(
+                    "old dead letters are forgotten", action="dead_letter.expired", count=len(gone), days=days
+                )
+        await asyncio.sleep(_BETWEEN)
+
+
+async def request_retry(
+    group: Group,
+    ids: Sequence[str] | None = None,
+    *,
+    receiver: str | None = None,
+) -> dict[str, int]:
+    """Ask the dispatchers of a group to try dead letters again, with fresh attempts.
+
+    Args:
+        group: of dispatchers, with the database of its state.
+        ids: which letters; None for all.
+        receiver: only those to a receiver of this name.
+
+    Returns:
+        Those that were asked for, and how often each was tried again before: `outcomes` takes it.
+
+    Raises:
+        UnknownLetter: one of `ids` is not there. Nothing is changed.
+        PyMongoError: as the driver has it.
+    """
+    letters = group.state.held
+    meant: dict[str, Any] = {"group": group.name, **LETTERS}
+    if receiver is not None:
+        meant["receiver"] = receiver
+    if ids is not None:
+        meant["_id"] = {"$in": list(ids)}
+    asked = {one["_id"]: int(one.get("retries", 0)) async for one in letters.find(meant, {"retries": True})}
+    missing = [id_ for id_ in ids or () if id_ not in asked]
+    if missing:
+        listed = ", ".join(map(repr, missing[:_LISTED])) + (", ..." if len(missing) > _LISTED else "")
+        raise UnknownLetter(
+            f"Group {group.name!r} has no dead letter {listed}.",
+            remedy="`dispatcher dead-letters list` lists them.",
+        )
+    request: list[dict[str, Any]] = [{"$set": {"retry_requested_at": "$$NOW"}}, {"$unset": ["retry_refused"]}]
+    names = list(asked)
+    for i in range(0, len(names), _SLICE):
+        await letters.update_many({"_id": {"$in": names[i : i + _SLICE]}}, request)
+    return asked
+
+
+async def outcomes(group: Group, asked: Mapping[str, int], *, within: float) -> AsyncIterator[Outcome]:
+    """What becomes of letters, as it becomes known.
+
+    Args:
+        group: of dispatchers, with the database of its state.
+        asked: what `request_retry` returned.
+        within: seconds to wait; what has no outcome by then is `"waiting"`.
+
+    Raises:
+        PyMongoError: as the driver has it.
+    """
+    letters = group.state.held
+    pending = dict(asked)
+    deadline = monotonic() + within
+    fields = {"retry_requested_at": True, "retry_refused": True, "retries": True, "error.message": True}
+    while pending:
+        over = monotonic() >= deadline
+        names = list(pending)
+        for i in range(0, len(names), _SLICE):
+            part = names[i : i + _SLICE]
+            found = {one["_id"]: one async for one in letters.find({"_id": {"$in": part}}, fields)}
+            for id_ in part:
+                outcome = _outcome(id_, found.get(id_), pending[id_], over=over)
+                if outcome is not None:
+                    del pending[id_]
+                    yield outcome
+        if pending:
+            await asyncio.sleep(_LOOK)
+
+
+def _outcome(id_: str, letter: Mapping[str, Any] | None, retries: int, *, over: bool) -> Outcome | None:
+    if letter is None:
+        return Outcome(id_, "delivered")
+    if "retry_refused" in letter:
+        return Outcome(id_, "refused", letter["retry_refused"]["text"])
+    if letter.get("retries", 0) > retries:
+        return Outcome(id_, "failed", letter["error"]["message"])
+    if not over:
+        return None
+    if "retry_requested_at" in letter:
+        return Outcome(id_, "waiting", "No dispatcher has taken it yet. Is one running?")
+    return Outcome(id_, "waiting", "It is parked: its attempts are not over, it waits behind others, or a pause.")

@@ -1,7 +1,7 @@
 """Looking at a group of dispatchers: reads its state, changes nothing, and needs no dispatcher that runs."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import cache
@@ -17,17 +17,7 @@ from dispatcher.core.error_text import text_of
 from dispatcher.core.identity import Identity
 from dispatcher.core.oplog import Oplog, clock_offset, look_at_oplog
 from dispatcher.core.output.logs import get_logger
-from dispatcher.core.state import (
-    CONTROLS,
-    DEAD_LETTERS,
-    GAPS,
-    MEMBERS,
-    PARKED,
-    PARKED_LANES,
-    POSITIONS,
-    Group,
-    State,
-)
+from dispatcher.core.state import CONTROLS, GAPS, HELD, MEMBERS, POSITIONS, Group, State
 from dispatcher.core.state_checks import Sound, receiver_paused
 from dispatcher.core.stats import seconds_of
 from dispatcher.operate.health import health_of
@@ -40,6 +30,7 @@ from dispatcher.operate.status_model import (
     PartitionStatus,
     Pause,
 )
+from dispatcher.parking.store import HEADS, LETTERS, WAITING
 
 __all__ = ["StatusCache", "groups_in", "look", "members_of"]
 
@@ -65,6 +56,8 @@ _OWNED: Final = dict.fromkeys(
 # Seconds that one look may take, and for which it serves all who ask.
 _PATIENCE: Final = 5.0
 _FRESH: Final = 1.0
+
+_ALL: Final[Mapping[str, Any]] = {}
 
 # What a run says of where it is.
 _PLACES: Final = frozenset({"progress", "token"})
@@ -107,7 +100,7 @@ async def look(group: Group, myself: MemberStatus | None = None) -> GroupStatus:
     status.dead_letters, status.parked, status.parked_deliveries, status.gap_count = await asyncio.gather(
         _letters(counted, sound),
         _parked(counted, sound),
-        counted.all("parked_deliveries", PARKED),
+        counted.all("parked_deliveries", HELD, WAITING),
         counted.all("gap_count", GAPS),
     )
     status.at_least = sorted(counted.at_least)
@@ -285,24 +278,42 @@ class _Counted:
 
     def __init__(self, group: Group) -> None:
         self._state = group.state
-        self._of_group = {"$match": {"group": group.name}}
+        self._group = group.name
         self.at_least: set[str] = set()
 
-    async def all(self, figure: str, collection: str) -> int:
+    async def all(self, figure: str, collection: str, only: Mapping[str, Any] = _ALL) -> int:
         """How many documents of a collection there are."""
-        found = await self.by(figure, collection, {"_id": None, "count": {"$sum": 1}})
+        found = await self.by(figure, collection, {"_id": None, "count": {"$sum": 1}}, only)
         return int(found[0]["count"]) if found else 0
 
-    async def by(self, figure: str, collection: str, grouping: dict[str, Any]) -> list[dict[str, Any]]:
-        """What `$group` makes of the documents of a collection, the largest count first."""
+    async def by(
+        self,
+        figure: str,
+        collection: str,
+        grouping: dict[str, Any],
+        only: Mapping[str, Any] = _ALL,
+        order: Mapping[str, int] | None = None,
+    ) -> list[dict[str, Any]]:
+        """What `$group` makes of documents of a collection, the largest count first.
+
+        Args:
+            figure: its name.
+            collection: its name.
+            grouping: for `$group`.
+            only: which documents.
+            order: of the index that holds these documents, and no others.
+        """
         asked = self._state.as_on_this_node(collection)
+        match: list[dict[str, Any]] = [{"$match": {"group": self._group, **only}}]
+        if order is not None:
+            match.append({"$sort": {"group": 1, **order}})
         grouped = [{"$group": grouping}, {"$sort": {"count": -1, "_id": 1}}]
         try:
-            cursor = await asked.aggregate([self._of_group, *grouped], maxTimeMS=_PATIENCE_MS)
+            cursor = await asked.aggregate([*match, *grouped], maxTimeMS=_PATIENCE_MS)
             return await cursor.to_list()
         except ExecutionTimeout:
             self.at_least.add(figure)
-            cursor = await asked.aggregate([self._of_group, {"$limit": _COUNTED}, *grouped])
+            cursor = await asked.aggregate([*match, {"$limit": _COUNTED}, *grouped])
             return await cursor.to_list()
 
 
@@ -312,16 +323,18 @@ async def _letters(counted: _Counted, sound: Sound) -> list[DeadLetterCount]:
         "count": {"$sum": 1},
         "newest_at": {"$max": "$last_attempt_at"},
     }
-    return sound.each(DEAD_LETTERS, await counted.by("dead_letters", DEAD_LETTERS, by_receiver), _letters_of)
+    found = await counted.by("dead_letters", HELD, by_receiver, LETTERS, {"last_attempt_at": 1})
+    return sound.each(HELD, found, _letters_of)
 
 
 async def _parked(counted: _Counted, sound: Sound) -> list[ParkedCount]:
     by_receiver = {
-        "_id": {"receiver": "$receiver", "reason": "$reason"},
+        "_id": {"receiver": "$receiver", "reason": "$state"},
         "count": {"$sum": 1},
         "due_at": {"$min": "$due_at"},
     }
-    return sound.each(PARKED_LANES, await counted.by("parked", PARKED_LANES, by_receiver), _parked_of)
+    found = await counted.by("parked", HELD, by_receiver, HEADS, {"receiver": 1, "due_at": 1})
+    return sound.each(HELD, found, _parked_of)
 
 
 def _letters_of(found: dict[str, Any]) -> DeadLetterCount:

@@ -20,9 +20,9 @@ from dispatcher.core.events import Calls, Change, Job, Namespace
 from dispatcher.core.output.logs import Stats, get_logger
 from dispatcher.core.retry import Pause, retry
 from dispatcher.delivery.instances import key_of, name_of
-from dispatcher.delivery.outcome import Again, Waiting
-from dispatcher.parking.record import Letter, delivery_of
-from dispatcher.parking.store import Parked, lane_id
+from dispatcher.delivery.outcome import Waiting
+from dispatcher.parking.record import Record, record_of
+from dispatcher.parking.store import HeldStore, lane_id
 from mongoz.signals.receivers import Receiver
 
 __all__ = ["Listening", "Parking"]
@@ -40,7 +40,7 @@ class Parking:
     """The parked deliveries of one stream.
 
     Args:
-        parked: the collections.
+        held: the collection.
         receivers: all that the application has.
         term: of the position that this process owns.
         stats: counters.
@@ -51,7 +51,7 @@ class Parking:
 
     def __init__(
         self,
-        parked: Parked,
+        held: HeldStore,
         receivers: Iterable[Receiver],
         *,
         term: int,
@@ -60,7 +60,7 @@ class Parking:
         paused: Callable[[], frozenset[str]] = frozenset,
         on_parked: Callable[[float], None] = lambda _seconds: None,
     ) -> None:
-        self._parked = parked
+        self._held = held
         self.term = term
         self._stats = stats
         self._pause = pause
@@ -73,6 +73,7 @@ class Parking:
         for name, names in self._names.items():
             for one in names:
                 self._owners[one].add(name)
+        self._orphaned: set[str] = set()
         # Names under which something is parked, and how often something was, to notice that it happened again.
         self._busy: dict[str, int] = {}
         # Those under which something is being written this moment: nobody finds it, and still it is there.
@@ -96,21 +97,24 @@ class Parking:
         return not self._owners[name].isdisjoint(self._resting)
 
     async def load(self) -> None:
-        """Find out what an earlier process parked.
+        """Find out what earlier processes held. Also later: something may have come from an earlier version.
 
         Raises:
             PyMongoError: as the driver has it.
         """
+        await self._held.recover()
         known = {name for names in self._names.values() for name in names}
-        found = await self._parked.receivers()
-        self._busy.update(dict.fromkeys(found & known, 0))
+        found = await self._held.receivers()
+        for name in found & known:
+            self._busy.setdefault(name, 0)
         self.watch()
-        orphaned = sorted(found - known)
+        orphaned = found - known - self._orphaned
         if orphaned:
+            self._orphaned |= orphaned
             log.warning(
                 "deliveries are parked for receivers that the application does not have; they stay there",
                 action="parked.orphaned",
-                receivers=orphaned,
+                receivers=sorted(orphaned),
                 remedy="connect a receiver with this name, or with formerly= this name",
             )
 
@@ -148,20 +152,25 @@ class Parking:
                 for name in names & self.watched:
                     lanes.update(dict.fromkeys(self._lanes(name, document, change), change.key))
         if lanes:
-            for lane in await self.insist(lambda: self._parked.which(list(lanes))):
+            for lane in await self.insist(lambda: self._held.existing(list(lanes))):
                 self._remembered[lane] = (self._round, lanes[lane])
 
-    def _lanes(self, name: str, document: str, change: Change) -> list[str]:
-        """The lanes in which something of a receiver may be parked."""
+    def _lanes(self, name: str, document: str, change: Change) -> dict[str, str]:
+        """The lanes in which something of a receiver may be parked, with its name there."""
         names = [one for one in self._names.get(name, ()) if one in self._busy]
-        return [lane_id(self._parked.group, one, document, change.namespace, key_of(change)) for one in names]
+        return {self._lane(one, document, change): one for one in names}
+
+    def _lane(self, name: str, document: str, change: Change) -> str:
+        return lane_id(self._held.group, name, document, change.namespace, key_of(change))
 
     async def holds(self, change: Change, calls: Calls, receiver: Receiver) -> bool:
         """Whether a delivery has to wait behind others. If so, it is parked when this returns."""
-        for lane in self._lanes(receiver.name, name_of(calls.document), change):
+        for lane, name in self._lanes(receiver.name, name_of(calls.document), change).items():
             if lane in self._remembered:
-                if await self.insist(lambda lane=lane: self._parked.is_there(lane)):  # type: ignore[misc]
-                    await self._put(self._row(lane, change, calls, receiver), lane, None)
+                headed = await self.insist(lambda lane=lane: self._held.is_headed(lane))  # type: ignore[misc]
+                if headed is not None:
+                    waiting = None if headed else Waiting("retrying")
+                    await self._put(self._record(name, change, calls, receiver), lane, waiting)
                     return True
                 del self._remembered[lane]
         if receiver.name not in self._resting:
@@ -189,11 +198,12 @@ class Parking:
             waiting: what for.
             behind: a task that is still at the last attempt; it is not tried again before that has ended.
         """
-        document = name_of(calls.document)
-        lane = lane_id(self._parked.group, receiver.name, document, change.namespace, key_of(change))
+        lane = self._lane(receiver.name, name_of(calls.document), change)
         if behind is not None:
             self.wait_for(behind, lane)
-        await self._begin_lane(self._row(lane, change, calls, receiver), lane, change, receiver, waiting)
+        record = self._record(receiver.name, change, calls, receiver)
+        await self._begin_lane(lane, receiver.name, change, lambda: self._put(record, lane, waiting))
+        self._on_parked(waiting.seconds)
 
     async def park_rest(self, job: Job) -> None:
         """Park what is left to do of a change, which is not to be read again because others have got it.
@@ -218,45 +228,54 @@ class Parking:
             self.stuck.add(lane)
             task.add_done_callback(ended)
 
-    async def park_again(self, change: Change, calls: Calls, again: Again) -> None:
-        """Park the delivery of a dead letter, in the order of the commits among what is parked already.
+    async def retry(self, change: Change, calls: Calls, letter: str) -> bool:
+        """Let a dead letter wait in the order of the commits among the deliveries that are parked already.
 
         Args:
-            change: with what the letter has of it.
+            change: the change of the letter.
             calls: a single receiver.
-            again: the letter.
+            letter: its `_id`.
+
+        Returns:
+            False if it is not to be retried any more.
+
+        Raises:
+            Interrupted: that is not possible now.
         """
         (receiver,) = calls.receivers
         document = name_of(calls.document)
         lanes = self._lanes(receiver.name, document, change)
-        there = await self.insist(lambda: self._parked.which(lanes)) if lanes else set()
-        own = lane_id(self._parked.group, receiver.name, document, change.namespace, key_of(change))
-        lane = next((one for one in lanes if one in there), own)
-        row = self._row(lane, change, calls, receiver)
-        row.fields["again"] = again._asdict()
-        await self._begin_lane(row, lane, change, receiver, Waiting("retry"))
+        there = await self.insist(lambda: self._held.existing(list(lanes))) if lanes else set()
+        own = (self._lane(receiver.name, document, change), receiver.name)
+        lane, name = next((one for one in lanes.items() if one[0] in there), own)
+        fields = {"receiver": name, "receiver_id": receiver.id.hex(), "hops": calls.hops}
+        fields |= {"by": self.me, "term": self.term}
+        written = await self._begin_lane(
+            lane, name, change, lambda: self.insist(lambda: self._held.retry(letter, lane, fields))
+        )
+        self._stats.parked += written
+        self._on_parked(0.0)
+        return written
 
-    async def _begin_lane(
-        self, row: Letter, lane: str, change: Change, receiver: Receiver, waiting: Waiting
-    ) -> None:
+    async def _begin_lane(self, lane: str, name: str, change: Change, write: Callable[[], Awaitable[T]]) -> T:
         """Have whoever comes next ask for a lane, before it is written; and write it."""
         self._remembered[lane] = (self._round, change.key)
-        self._busy[receiver.name] = self._busy.get(receiver.name, 0) + 1
-        self.watched.add(receiver.name)
-        self._writing[receiver.name] += 1
+        self._busy[name] = self._busy.get(name, 0) + 1
+        self.watched.update(self._owners[name])
+        self._writing[name] += 1
         try:
-            await self._put(row, lane, waiting)
+            return await write()
         finally:
-            self._writing[receiver.name] -= 1
-        self._on_parked(waiting.seconds)
+            self._writing[name] -= 1
 
-    def _row(self, lane: str, change: Change, calls: Calls, receiver: Receiver) -> Letter:
-        fields, parts = delivery_of(change, calls, receiver, term=self.term, group=self._parked.group)
-        id_ = f"{lane}:{change.token}" + (f"~{calls.run}" if calls.run else "")
-        return Letter({"_id": id_, "lane": lane, "by": self.me, **fields}, parts)
+    def _record(self, name: str, change: Change, calls: Calls, receiver: Receiver) -> Record:
+        """A delivery, under the name that its receiver has in its lane."""
+        record = record_of(change, calls, receiver, term=self.term, group=self._held.group, name=name)
+        record.fields["by"] = self.me
+        return record
 
-    async def _put(self, row: Letter, lane: str, waiting: Waiting | None) -> None:
-        await self.insist(lambda: self._parked.put(row, lane, waiting))
+    async def _put(self, record: Record, lane: str, waiting: Waiting | None) -> None:
+        await self.insist(lambda: self._held.put(record, lane, waiting))
         self._stats.parked += 1
 
     async def insist(self, command: Callable[[], Awaitable[T]]) -> T:

@@ -1,13 +1,12 @@
-"""Dead letters that an operator wants to be tried again: they are parked, with fresh attempts.
+"""Retries of dead letters: a dead letter becomes a delivery that waits, with fresh attempts.
 
-So they keep their place: behind what happened to their document before, ahead of what happened since and waits.
-A letter stays until its delivery has succeeded; one that fails again is written anew.
+It keeps its place: behind earlier deliveries of its document that wait, and ahead of later ones.
 """
 
 import asyncio
 from collections.abc import Callable, Hashable, Mapping
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
@@ -18,13 +17,13 @@ from dispatcher.core.error_text import text_of, words_of
 from dispatcher.core.events import Calls, Change, Job
 from dispatcher.core.output.logs import get_logger
 from dispatcher.core.undecodable import Undecodable
-from dispatcher.delivery.outcome import Again
 from dispatcher.delivery.routes import Routes
 from dispatcher.exceptions import DispatcherError
-from dispatcher.parking.dead_letters import DeadLetters
 from dispatcher.parking.gate import Parking
-from dispatcher.parking.record import Letter, change_of, delivery_of, letter_id
+from dispatcher.parking.record import Record, change_of, record_of
+from dispatcher.parking.store import HeldStore
 from dispatcher.stream.decode import decode
+from mongoz.signals.receivers import Receiver
 
 __all__ = ["Resending"]
 
@@ -45,20 +44,11 @@ class _Refused(Exception):
     """A letter that can't be tried again, and why."""
 
 
-class _Found(NamedTuple):
-    """A letter that is to be tried again."""
-
-    letter: RawBSONDocument
-    change: Change
-    calls: Calls
-    again: Again
-
-
 class Resending:
     """Takes care of the requests for one stream's letters.
 
     Args:
-        dead_letters: the collection.
+        held: the collection.
         parking: where they are parked.
         routes: who listens to what.
         add: gives a job to the lanes.
@@ -69,7 +59,7 @@ class Resending:
 
     def __init__(
         self,
-        dead_letters: DeadLetters,
+        held: HeldStore,
         parking: Parking,
         routes: Routes,
         *,
@@ -78,7 +68,7 @@ class Resending:
         codec_options: CodecOptions[Any],
         address: str,
     ) -> None:
-        self._letters = dead_letters
+        self._held = held
         self._parking = parking
         self._routes = routes
         self._add = add
@@ -112,19 +102,17 @@ class Resending:
         """Begin with the next ones; when this returns they are parked, or answered. How many there were."""
         taken, size = 0, 0
         parked: list[asyncio.Future[None]] = []
-        for id_ in await self._letters.requested(_MOST):
-            letter = await self._letters.read(id_)
+        for id_ in await self._held.requested(_MOST):
+            letter = await self._held.requested_letter(id_)
             if letter is None:
                 continue
             parts: dict[str, bytes] = {}
             try:
-                parts = await self._letters.parts_of(letter)
+                parts = await self._held.parts(letter)
                 if letter["receiver"] is None:
                     await self._split(letter, parts)
-                elif "key" in parts and not await self._letters.is_ours(parts["key"]):
-                    continue
                 else:
-                    parked.append(self._begin(self._found(letter, parts)))
+                    parked.append(self._begin(letter["_id"], *self._found(letter, parts)))
             except _Refused as refused:
                 await self._refuse(id_, str(refused))
             except (PyMongoError, DispatcherError):
@@ -142,17 +130,16 @@ class Resending:
         return taken
 
     async def _refuse(self, letter: str, reason: str) -> None:
-        await self._letters.refuse(letter, reason)
+        await self._held.refuse(letter, reason)
         log.warning(
             "a dead letter can't be tried again", action="dead_letter.refused", letter=letter, reason=reason
         )
 
-    def _found(self, letter: RawBSONDocument, parts: Mapping[str, bytes]) -> _Found:
+    def _found(self, letter: RawBSONDocument, parts: Mapping[str, bytes]) -> tuple[Change, Calls]:
         """A letter's change and receiver, as they are today."""
         change = change_of(letter, parts, self._codec_options)
         if change.fault is not None:
             raise _Refused(f"It still can't be delivered: {change.fault}")
-        again = Again(str(letter["_id"]), int(letter.get("retries", 0)))
         calls = self._routes.calls_to(
             letter["document"],
             letter["signal"],
@@ -168,28 +155,24 @@ class Resending:
                 f"The application has no receiver {letter['receiver']!r} of {letter['signal']} of "
                 f"{letter['document']} any more. Connect one with this name, or with formerly= this name."
             )
-        return _Found(letter, change, calls, again)
+        return change, calls
 
-    def _begin(self, found: _Found) -> "asyncio.Future[None]":
+    def _begin(self, letter: str, change: Change, calls: Calls) -> "asyncio.Future[None]":
         """Have it parked between the jobs of its document."""
         done = asyncio.get_running_loop().create_future()
         job = Job("")
-        job.errand = partial(self._park, found)
+        job.errand = partial(self._park, letter, change, calls)
         job.afterwards = partial(done.set_result, None)
-        self._add(found.change.key, job, 0)
+        self._add(change.key, job, 0)
         return done
 
-    async def _park(self, found: _Found) -> None:
-        again = found.again
-        # It may have been dropped meanwhile.
-        if await self._parking.insist(lambda: self._letters.is_requested(again.letter)):
-            await self._parking.park_again(found.change, found.calls, again)
-            await self._parking.insist(lambda: self._letters.taken(again.letter))
+    async def _park(self, letter: str, change: Change, calls: Calls) -> None:
+        if await self._parking.retry(change, calls, letter):
             log.info(
                 "a dead letter is tried again",
                 action="dead_letter.retried",
-                letter=again.letter,
-                receiver=found.calls.receivers[0].name,
+                letter=letter,
+                receiver=calls.receivers[0].name,
             )
 
     # -- letters of unreadable events ------------------------------------------------------------------------
@@ -206,10 +189,10 @@ class Resending:
         kept = {name: letter[name] for name in _FAILURE}
         for calls in all_calls:
             for receiver in calls.receivers:
-                await self._letters.keep(self._letter(change, calls._replace(receivers=(receiver,)), kept))
-        await self._letters.forget(letter["_id"])
+                await self._held.keep(self._letter(change, calls, receiver, kept))
+        await self._held.drop(letter["_id"])
 
-    def _letter(self, change: Change, calls: Calls, kept: Mapping[str, Any]) -> Letter:
-        (receiver,) = calls.receivers
-        fields, parts = delivery_of(change, calls, receiver, term=self._parking.term, group=self._letters.group)
-        return Letter({"_id": letter_id(fields), **fields, **kept}, parts)
+    def _letter(self, change: Change, calls: Calls, receiver: Receiver, kept: Mapping[str, Any]) -> Record:
+        record = record_of(change, calls, receiver, term=self._parking.term, group=self._held.group)
+        record.fields.update(kept)
+        return record

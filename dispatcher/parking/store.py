@@ -1,122 +1,165 @@
-"""The collections of parked deliveries: what is written there, and how it is found again.
+"""The collection `held`: one document per delivery that waits, or that failed for good.
 
-parked_lanes: one document per lane, the deliveries of one receiver that wait for one document.
+A document has the fields that `parking/record.py` lists, and:
 
-    _id               hash of group, receiver, document class, namespace and `_id`: 32 hexadecimal digits
-    group             of dispatchers
-    receiver          its name
-    document          `module.qualname` of the document class
-    namespace         {db, coll}
-    key               `_id` of the document
-    hash              what the server makes of it ($toHashedIndexKey), for partitions
-    parked_at         the server's time at which the first one was parked
-    due_at            the server's time from which on its first delivery may be tried
-    reason            `"retrying"`, `"blocked"`, `"paused"`, `"retry"` (of a dead letter), `"interrupted"` (the
-                      process ended when other receivers had got the change already), or `"orphaned"` (the
-                      application has no such receiver any more), or `"malformed"` (its first delivery makes no
-                      sense: somebody edited it)
-    token             of the delivery that was tried last, or is waited for
-    attempts          how often
-    first_attempt_at  when that began; None if it was not tried
-    error             {type, message} of the last attempt; None likewise
+    _id               "<delivery id>:<receiver id>:<document>": the same delivery is never held twice;
+                      "<delivery id>:event" for an event that can't be decoded
+    hash              $toHashedIndexKey of `key`: the partition
+    state             "dead": an operator decides. Or it waits: "following" behind others in its lane, or at the
+                      head of its lane as "retrying", "blocked", "paused", "retry" (of a dead letter),
+                      "interrupted" (the process ended when other receivers had the change), "orphaned" (the
+                      application has no such receiver), "malformed" (somebody edited it)
+    attempts          failed so far; 0 if the receiver was never called
+    first_attempt_at  the time of the first of them
+    error             of the last one: {type, message}, of a dead letter also {traceback}
 
-parked: one document per delivery. What `parking/record.py` lists, and:
+  of a delivery that waits:
+    lane              hash of group, receiver, document class, namespace and key. The deliveries of a lane are made
+                      one after another, in the order of (token, run). `receiver` is the same in all of a lane
+    by                the process that held it: it has read the change, and will not read it again
+    parked_at         the server's time of that
+    due_at            the server's time of the next attempt; absent in followers
 
-    _id               "<lane>:<token>": sorted by it, the deliveries of a lane are in the order of their commits;
-                      that of a replay has "~<id of the run>" behind it
-    by                the process that parked it: it has read the change, and will not read it again
-    again             {letter, retries}: of a dead letter that is tried again, its `_id` and how often that was
-                      done before; absent otherwise
+  of a dead letter, also while it waits for a retry:
+    short_id          its name for people: twelve hexadecimal digits, a hash of `_id`
+    reason            "failed", "invalid" (the document does not fit its model), "undecodable", "too_many_hops"
+    fault             of an undecodable one: {where, path, type, why, remedy}
+    last_attempt_at   when the delivery failed for good
+    retries           how many retries of it failed; absent if none
+    retry_requested_at, retrying_since, retry_refused {at, text}: what became of a request for a retry
 
-parked_chunks: what does not fit into one document, as in `dead_letter_chunks`.
+Transitions: a delivery is written as head or as follower of a lane (`put`), or as dead letter (`keep`). Its next
+attempt succeeds (`settle` deletes it), must wait (`settle` sets `due_at`), or was the last one (`keep` replaces
+it). A retry turns a dead letter into a delivery among those of its lane (`retry`).
 
-The document of a lane is written before the first delivery in it, and removed after the last one. Both are read
-from the primary as it is: what an election may still take back is no reason to overtake anything.
+There is no document of a lane. A lane exists while one of its deliveries waits, and `due_at` marks its head. `due`
+finds marked deliveries by (group, receiver, due_at), and the first one of each lane by (group, lane, token, run).
+That one is delivered: `due` moves the mark if another one has it, as after a crash. To look a lane up costs one
+seek in the index, however many deliveries wait.
+
+What can happen, and why nothing is lost or overtaken:
+
+- A job of a document is the only one at work on it in its process, so nothing joins a lane while the lane ends.
+- A crash between two writes: `settle` marks the next delivery before it deletes the finished ones. In between, two
+  have the mark, and the first one is delivered again. If the next one is not known before, or the head becomes a
+  dead letter, none has the mark in between: `recover` marks the first delivery of each lane without a mark. It
+  runs when a partition is claimed, soon after, and every hour.
+- Two processes during a takeover: the former owner may delete the head after the new one wrote a follower, or
+  write a follower after the new one deleted the head. `holds` asks for the mark, so a delivery that finds a lane
+  without one brings its own. `recover` takes care of lanes that are not touched again.
+- The same change is read again after a crash: `put` replaces the delivery, and `by` is the new process. Until then
+  the delivery is left alone, since the position has not passed it.
+- 10,000 followers, or 100,000 lanes of a paused receiver: no query reads more than it returns; writes are batched.
+- A retry of a dead letter whose document has followers: it takes the mark over, and sorts before them by its
+  token. If it does not, `due` moves the mark.
+- All reads are from the primary, with all acknowledged writes; all writes are to a majority: elections undo none.
 """
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from hashlib import blake2b
+from itertools import takewhile
 from typing import Any, Final, NamedTuple
 
 import bson
+from bson import MinKey
+from bson.errors import InvalidBSON
 from bson.raw_bson import RawBSONDocument
-from pymongo import DeleteMany, ReplaceOne, UpdateOne
+from pymongo import ReturnDocument, UpdateOne
 from pymongo.errors import BulkWriteError, OperationFailure
 
 from dispatcher.core.batching import Gathering
 from dispatcher.core.bson_codec import RAW
-from dispatcher.core.bson_elements import field, keyed, readable
+from dispatcher.core.bson_elements import readable
 from dispatcher.core.error_text import text_of
+from dispatcher.core.events import Calls, Change
 from dispatcher.core.keys import lane_key
-from dispatcher.core.state import CODEC_OPTIONS, PARKED, PARKED_LANES, Group
+from dispatcher.core.output.logs import Stats, get_logger
+from dispatcher.core.partitions import belongs
+from dispatcher.core.retry import Pause, retry
+from dispatcher.core.state import CODEC_OPTIONS, HELD, Group
 from dispatcher.core.state_checks import Sound
 from dispatcher.core.undecodable import UndecodedKey
-from dispatcher.delivery.outcome import Waiting
-from dispatcher.parking.record import Letter, Parts
+from dispatcher.delivery.outcome import Again, Failure, Waiting
+from dispatcher.parking.files import Files
+from dispatcher.parking.record import Record, failed, hash_of_key, record_of, short_id, undecodable_event
+from dispatcher.parking.upgrade import take_over
 from mongoz.keys import canonical_of
+from mongoz.signals.receivers import Receiver
 
-__all__ = ["Lane", "Parked", "lane_id"]
+__all__ = ["HEADS", "LETTERS", "WAITING", "HeldStore", "Lane", "lane_id"]
 
-# Characters of an error that a lane shows.
+log = get_logger()
+
+LETTERS: Final[Mapping[str, Any]] = {"reason": {"$exists": True}}
+"""Matches dead letters, also those that are being retried."""
+
+WAITING: Final[Mapping[str, Any]] = {"lane": {"$gt": ""}}
+"""Matches deliveries that wait."""
+
+HEADS: Final[Mapping[str, Any]] = {"due_at": {"$gt": MinKey()}}
+"""Matches the deliveries that wait at the head of their lanes."""
+
+_ORDER: Final = {"group": 1, "lane": 1, "token": 1, "run": 1}
+
+# Characters of an error, and of the reason of a refusal, that are kept.
 _LONGEST_MESSAGE: Final = 1_000
+_LONGEST_REASON: Final = 2_000
 
-# Deliveries of one lane that are read at once.
+# Deliveries of one lane that are read at once, and their bytes, as far as these are known before.
 _FOLLOWING: Final = 20
-
-# Bytes of deliveries that are read at once, as far as that is known before.
 _BYTES: Final = 4_000_000
 
 
 class Lane(NamedTuple):
-    """A lane whose time has come, with its first delivery.
+    """A lane that is due.
 
     Attributes:
         id: the hash.
-        fields: its document.
-        key: `_id` of the document that the deliveries wait for, as BSON: {"": _id}.
-        first: `_id` of the first delivery in it; None if it is empty.
+        state: of its head.
+        due_at: of its head.
+        first: `_id` of its first delivery.
         size: bytes of it.
     """
 
     id: str
-    fields: dict[str, Any]
-    key: bytes
-    first: str | None
+    state: str
+    due_at: Any
+    first: str
     size: int
 
 
 class _Put(NamedTuple):
-    """A delivery to write, and its lane, unless that is there."""
+    """A delivery to write."""
 
     document: dict[str, Any]
-    lane: UpdateOne | None
+    computed: dict[str, Any]
 
 
 class _Settled(NamedTuple):
     """How far a lane was worked off.
 
     Attributes:
-        lane: which.
-        up_to: `_id` of the last delivery that is finished; None if none is.
-        chunked: `_id`s of those of them that did not fit into one document.
-        change: of the lane's document; None if it is to be removed once it is empty.
+        lane: the lane.
+        finished: its first deliveries.
+        head: the update that marks the next one; None if that is not known.
     """
 
-    lane: str
-    up_to: str | None
-    chunked: Sequence[str]
-    change: list[dict[str, Any]] | None
+    lane: Lane
+    finished: Sequence[Mapping[str, Any]]
+    head: UpdateOne | None
 
 
 def lane_id(group: str, receiver: str, document: str, namespace: tuple[str, str], id_: Any) -> str:
-    """The `_id` of a lane.
+    """The name of a lane.
 
     Args:
         group: of dispatchers.
-        receiver: its name: what one function is told of one document by several signals stays in order.
+        receiver: its name: the deliveries of several signals of one document to one function stay in order.
         document: name of the class.
-        namespace: where the document is.
+        namespace: the document's collection.
         id_: its `_id`, of any type.
     """
     named = bson.encode({"": [group, receiver, document, *namespace]}) + _key_of(id_)
@@ -133,170 +176,236 @@ def _key_of(id_: Any) -> bytes:
         return canonical_of(id_.raw)
 
 
-class Parked:
-    """Reads and writes them.
+class HeldStore:
+    """Reads and writes the held deliveries of one partition.
 
     Args:
         group: of dispatchers, with the database of its state.
-        partition: what the server filters lanes by; nothing if all of them are ours.
+        stats: counters.
+        partition: which one, of how many.
     """
 
-    def __init__(self, group: Group, partition: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, group: Group, stats: Stats, partition: tuple[int, int] = (0, 1)) -> None:
         self.group = group.name
         self.database = group.state.name
-        self._misfits: list[Any] = []  # lanes that make no sense, as they were found
-        self._partition = dict(partition or {})
-        self._lanes = group.state.parked_lanes
-        self._rows = group.state.parked
-        self._parts = Parts(group.state.parked_chunks)
+        self._group = group
+        self._partition = partition
+        self._stats = stats
+        number, of = partition
+        self._ours: dict[str, Any] = {"$expr": belongs("$hash", number, of)} if of > 1 else {}
+        self._held = group.state.held
+        self._raw = self._held.with_options(codec_options=RAW)
+        self._files = Files(group.state)
+        self._misfits: list[Any] = []
         self._puts: Gathering[_Put, None] = Gathering(self._put)
-        self._asked: Gathering[str, bool] = Gathering(self._are_there)
+        self._asked: Gathering[str, bool | None] = Gathering(self._are_headed)
         self._settled: Gathering[_Settled, bool] = Gathering(self._settle)
 
+    # -- lanes -----------------------------------------------------------------------------------------------
+
     async def receivers(self) -> set[str]:
-        """The names of all receivers that have something parked."""
-        found = await self._lanes.distinct("receiver", {"group": self.group})
+        """The names of all receivers with deliveries that wait.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        found = await self._held.distinct("receiver", {"group": self.group, **HEADS})
         return {one for one in found if isinstance(one, str)}
 
-    async def which(self, lanes: Sequence[str]) -> set[str]:
-        """Those of these lanes that are there."""
-        return {lane["_id"] async for lane in self._lanes.find({"_id": {"$in": lanes}}, {"_id": True})}
+    async def existing(self, lanes: Sequence[str]) -> set[str]:
+        """Those of these lanes that exist.
 
-    async def is_there(self, lane: str) -> bool:
-        """Whether a lane has something parked."""
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        return set(await self._held.distinct("lane", {"group": self.group, "lane": {"$in": list(lanes)}}))
+
+    async def is_headed(self, lane: str) -> bool | None:
+        """Whether the first delivery of a lane is marked as its head; None if the lane does not exist.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
         return await self._asked.add(lane)
 
-    async def _are_there(self, lanes: list[str]) -> list[bool]:
-        found = await self.which(lanes)
-        return [lane in found for lane in lanes]
+    async def _are_headed(self, lanes: list[str]) -> list[bool | None]:
+        found = {one["_id"]: one.get("due_at") is not None async for one in await self._firsts({"$in": lanes})}
+        return [found.get(lane) for lane in lanes]
 
-    async def put(self, letter: Letter, lane: str, waiting: Waiting | None) -> None:
-        """Write a delivery; when this returns it survives a failover.
+    async def _firsts(self, lanes: Mapping[str, Any]) -> Any:
+        """The first delivery of each of these lanes: `_id` is the lane, `first` its `_id`."""
+        first = {"_id": "$lane", "first": {"$first": "$_id"}, "due_at": {"$first": "$due_at"}}
+        there = {"$match": {"group": self.group, "lane": lanes}}
+        return await self._held.aggregate([there, {"$sort": _ORDER}, {"$group": first}])
 
-        Args:
-            letter: its `_id` begins with that of the lane. One with the same is replaced.
-            lane: where it belongs.
-            waiting: what for; None if the lane is there.
+    async def recover(self) -> None:
+        """Take care of what earlier versions held, and of what crashes left: lanes without a head, and files.
 
         Raises:
             PyMongoError: as the driver has it.
         """
-        document = await self._parts.write(letter)
-        change = None
+        await take_over(self._group, self._partition)
+        await self._files.sweep()
+        marks = [
+            _mark(one["first"], one["_id"], "retrying", "$$NOW")
+            async for one in await self._firsts(WAITING["lane"])
+            if one.get("due_at") is None
+        ]
+        if marks:
+            await self._held.bulk_write(marks, ordered=False)
+
+    # -- writing ---------------------------------------------------------------------------------------------
+
+    async def put(self, record: Record, lane: str, waiting: Waiting | None) -> None:
+        """Write a delivery that waits. When this returns, it survives a failover. One with its `_id` is replaced.
+
+        Args:
+            record: the delivery.
+            lane: its lane.
+            waiting: why; None for a follower.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        document = {**await self._files.write(record), "lane": lane, "state": "following"}
+        computed: dict[str, Any] = {"hash": hash_of_key(record.parts), "parked_at": "$$NOW"}
         if waiting is not None:
-            fields = letter.fields
-            values = {name: fields[name] for name in ("group", "receiver", "document", "namespace")}
-            literals: dict[str, Any] = {name: {"$literal": value} for name, value in values.items()}
-            literals["key"] = {"$literal": fields["key"]} if "key" in fields else _literal(letter.parts["key"])
-            # A lane that is there keeps the name that its receiver had: who works it off goes by that.
-            begun = {name: {"$ifNull": [f"${name}", literal]} for name, literal in literals.items()}
-            steps = [
-                *_set({}, {**begun, "parked_at": {"$ifNull": ["$parked_at", "$$NOW"]}}),
-                *_set({}, {"hash": {"$toHashedIndexKey": "$key"}}),
-                *(_joins if waiting.reason == "retry" else _waits)(fields["token"], waiting),
-            ]
-            change = UpdateOne({"_id": lane}, steps, upsert=True)
-        await self._puts.add(_Put(document, change))
+            document.update(_waits(waiting))
+            computed["due_at"] = _after(waiting.seconds)
+        await self._puts.add(_Put(document, computed))
 
     async def _put(self, puts: list[_Put]) -> list[Exception | None]:
+        writes = [UpdateOne({"_id": put.document["_id"]}, _replace(*put), upsert=True) for put in puts]
         answers: list[Exception | None] = [None] * len(puts)
-        lanes = [(i, put.lane) for i, put in enumerate(puts) if put.lane is not None]
-        await _write_all(self._lanes, lanes, answers)
-        rows = [
-            (i, ReplaceOne({"_id": put.document["_id"]}, put.document, upsert=True))
-            for i, put in enumerate(puts)
-            if answers[i] is None
-        ]
-        await _write_all(self._rows, rows, answers)
+        try:
+            await self._held.bulk_write(writes, ordered=False)
+        except BulkWriteError as error:
+            details = error.details or {}
+            if details.get("writeConcernErrors") or not details.get("writeErrors"):
+                raise
+            for one in details["writeErrors"]:
+                answers[one["index"]] = OperationFailure(one["errmsg"], one["code"], one)
         return answers
 
+    # -- working off -----------------------------------------------------------------------------------------
+
     async def due(self, receiver: str, most: int, apart_from: Sequence[str]) -> tuple[list[Lane], float | None]:
-        """Lanes whose time has come, those that have waited longest first.
+        """Lanes that are due, those that have waited longest first.
 
         Args:
-            receiver: whose.
+            receiver: their receiver.
             most: how many at most.
-            apart_from: lanes that are not meant.
+            apart_from: lanes to leave out.
 
         Returns:
-            The lanes, and the seconds until the next one is due: None if there is no other.
+            The lanes, and the seconds until another one is due; None if there is no other.
 
         Raises:
             PyMongoError: as the driver has it.
         """
-        apart = [*apart_from, *self._misfits]
-        mine = {"group": self.group, "receiver": receiver, "_id": {"$nin": apart}, **self._partition}
+        apart = {"lane": {"$nin": list(apart_from)}, "_id": {"$nin": self._misfits}}
         pipeline: list[dict[str, Any]] = [
-            {"$match": mine},
+            {"$match": {"group": self.group, "receiver": receiver, **HEADS, **apart, **self._ours}},
             {"$sort": {"due_at": 1}},
             {"$limit": most + 1},
-            {"$addFields": {"milliseconds": _MILLISECONDS}},
-            _FIRST,
+            {"$project": {"lane": True, "state": True, "due_at": True, "milliseconds": _MILLISECONDS}},
+            self._first,
         ]
-        lanes: list[Lane] = []
+        lanes: dict[str, Lane] = {}
+        moved: list[UpdateOne] = []
         seconds = None
-        async for row in await self._lanes.with_options(codec_options=RAW).aggregate(pipeline):
-            fields = readable(row, tz_aware=True)
-            milliseconds, first = fields.pop("milliseconds"), fields.pop("first")
-            try:
-                lane = _lane_of(bytes(row.raw), fields, first)
-            except Exception as error:  # somebody else wrote it, or edited it
-                self._misfits.append(fields["_id"])
-                sound = Sound(self.database)
-                sound.skip(PARKED_LANES, fields["_id"], error)
-                sound.log()
+        async for raw in await self._raw.aggregate(pipeline):
+            row = readable(raw)
+            if not row["first"]:  # it has just ended
                 continue
-            if milliseconds > 0 or len(lanes) == most:
-                seconds = max(0.0, milliseconds / 1000)
+            try:
+                lane = _lane_of(row)
+            except (ValueError, KeyError, TypeError) as error:  # somebody else wrote it, or edited it
+                self.skip(row["_id"], error)
+                continue
+            if row["milliseconds"] > 0 or len(lanes) == most:
+                seconds = max(0.0, row["milliseconds"] / 1000)
                 break
-            lanes.append(lane)
-        return lanes, seconds
+            if lane.first == row["_id"]:
+                lanes.setdefault(lane.id, lane)
+            else:  # the mark moves to the first one
+                moved.append(_mark(lane.first, lane.id, lane.state, lane.due_at))
+                moved.append(UpdateOne({"_id": row["_id"]}, _FOLLOWS))
+        if moved:
+            await self._held.bulk_write(moved, ordered=True)
+            seconds = 0.0
+        return list(lanes.values()), seconds
+
+    @property
+    def _first(self) -> dict[str, Any]:
+        pipeline = [
+            {"$match": {"group": self.group}},
+            {"$sort": _ORDER},
+            {"$limit": 1},
+            {"$project": {"size": True}},
+        ]
+        joined = {"from": HELD, "localField": "lane", "foreignField": "lane", "pipeline": pipeline, "as": "first"}
+        return {"$lookup": joined}
+
+    def skip(self, id_: Any, error: Exception) -> None:
+        """Leave a delivery alone that makes no sense, and name it."""
+        self._misfits.append(id_)
+        sound = Sound(self.database)
+        sound.skip(HELD, id_, error)
+        sound.log()
 
     async def read(self, ids: Sequence[str]) -> dict[str, RawBSONDocument]:
-        """Deliveries by their `_id`s, those of them that are there.
+        """Deliveries by their `_id`s, those of them that are there, and make sense.
 
         Raises:
             PyMongoError: as the driver has it.
         """
-        rows = self._rows.with_options(codec_options=RAW).find({"_id": {"$in": list(ids)}})
-        return {row["_id"]: row async for row in rows}
+        rows = {}
+        async for row in self._raw.find({"_id": {"$in": list(ids)}}):
+            try:
+                rows[row["_id"]] = row
+            except InvalidBSON as error:  # somebody else wrote it, or edited it
+                self.skip(readable(row)["_id"], error)
+        return rows
 
-    async def following(self, lane: str) -> list[RawBSONDocument]:
-        """The first deliveries of a lane, in order.
+    async def following(self, lane: str) -> tuple[list[RawBSONDocument], str | None]:
+        """The first deliveries of a lane, in order, and the `_id` of the one behind them.
 
         Raises:
             PyMongoError: as the driver has it.
         """
-        sizes = [
-            (row["_id"], size if isinstance(size := row.get("size", 0), int) else 0)
-            async for row in self._rows.find(_range(lane), {"size": True}, sort=[("_id", 1)], limit=_FOLLOWING)
-        ]
+        found = self._held.find({"group": self.group, "lane": lane}, {"size": True})
         wanted: list[str] = []
-        total = 0
-        for id_, size in sizes:
-            if wanted and total + size > _BYTES:
+        behind, total = None, 0
+        async for row in found.sort(_ORDER).limit(_FOLLOWING + 1):
+            size = size if isinstance(size := row.get("size"), int) else 0
+            if len(wanted) == _FOLLOWING or (wanted and total + size > _BYTES):
+                behind = row["_id"]
                 break
-            wanted.append(id_)
+            wanted.append(row["_id"])
             total += size
-        return [row for _, row in sorted((await self.read(wanted)).items())]
+        rows = await self.read(wanted)
+        return [rows[id_] for id_ in takewhile(rows.__contains__, wanted)], behind
 
-    async def parts(self, row: RawBSONDocument) -> dict[str, bytes]:
+    async def parts(self, row: Mapping[str, Any]) -> dict[str, bytes]:
         """The documents of a delivery.
 
         Raises:
+            ValueError: the delivery does not say rightly where they are.
             PyMongoError: as the driver has it.
         """
-        return await self._parts.read(row)
+        return await self._files.read(row)
 
     async def settle(
-        self, lane: str, finished: Sequence[RawBSONDocument], waiting: tuple[str, Waiting] | None
+        self, lane: Lane, finished: Sequence[Mapping[str, Any]], next_: str | None, waiting: Waiting | None
     ) -> bool:
-        """Note how far a lane was worked off. One that is empty then is removed.
+        """Note how far a lane was worked off. It ends if nothing is left.
 
         Args:
-            lane: which. Nobody may add to it meanwhile.
-            finished: deliveries, from the first one on.
-            waiting: the token of the next one, and what it waits for; None if it may be tried at once.
+            lane: the lane. Nobody may add to it meanwhile.
+            finished: the deliveries that are finished, from the first one on.
+            next_: `_id` of the one behind them; None if that is not known.
+            waiting: why that one waits; None if it may be tried at once.
 
         Returns:
             Whether something is left.
@@ -304,124 +413,206 @@ class Parked:
         Raises:
             PyMongoError: as the driver has it.
         """
-        up_to = finished[-1]["_id"] if finished else None
-        chunked = [row["_id"] for row in finished if row["chunked"]]
-        change = None if waiting is None else _waits(*waiting)
-        return await self._settled.add(_Settled(lane, up_to, chunked, change))
+        head = None
+        if next_ is not None and waiting is not None:
+            change = _set(_waits(waiting), due_at=_after(waiting.seconds))
+            head = UpdateOne({"_id": next_, "lane": lane.id}, change)
+        elif next_ is not None and finished:
+            head = _mark(next_, lane.id, lane.state, lane.due_at)
+        if head is None and not finished:
+            return True
+        return await self._settled.add(_Settled(lane, finished, head))
 
-    async def _settle(self, all_: list[_Settled]) -> list[bool | Exception]:
-        answers: list[Any] = [None] * len(all_)
-        ended = [(i, DeleteMany(_range(one.lane, one.up_to))) for i, one in enumerate(all_) if one.up_to]
-        await _write_all(self._rows, ended, answers)
-        for id_ in (id_ for one in all_ for id_ in one.chunked):
-            await self._parts.drop(id_)
-        changes = [
-            (i, UpdateOne({"_id": one.lane}, one.change))
-            for i, one in enumerate(all_)
-            if one.change is not None and answers[i] is None
-        ]
-        await _write_all(self._lanes, changes, answers)
-        at_once = [one.lane for i, one in enumerate(all_) if one.change is None and answers[i] is None]
-        gone = await self._empty(at_once) if at_once else set()
-        if gone:
-            await self._lanes.delete_many({"_id": {"$in": sorted(gone)}})
-        return [one.lane not in gone if answers[i] is None else answers[i] for i, one in enumerate(all_)]
+    async def _settle(self, all_: list[_Settled]) -> list[bool]:
+        heads = [one.head for one in all_ if one.head is not None]
+        if heads:
+            await self._held.bulk_write(heads, ordered=False)
+        done = [row for one in all_ for row in one.finished]
+        if done:  # those that have become dead letters meanwhile stay
+            await self._held.delete_many({"_id": {"$in": [row["_id"] for row in done]}, **WAITING})
+            for row in done:
+                await self._delete_files(row)
+        left = await self._mark_next({one.lane.id: one.lane for one in all_ if one.head is None})
+        return [one.head is not None or one.lane.id in left for one in all_]
 
-    async def _empty(self, lanes: list[str]) -> set[str]:
-        pipeline: list[dict[str, Any]] = [{"$match": {"_id": {"$in": lanes}}}, {"$project": {"_id": True}}, _FIRST]
-        return {lane["_id"] async for lane in await self._lanes.aggregate(pipeline) if not lane["first"]}
+    async def _mark_next(self, lanes: Mapping[str, Lane]) -> set[str]:
+        """Mark the first deliveries of these lanes, as far as something is left in them; the lanes with one."""
+        if not lanes:
+            return set()
+        firsts = [one async for one in await self._firsts({"$in": list(lanes)})]
+        if firsts:
+            found = [(one["first"], lanes[one["_id"]]) for one in firsts]
+            marks = [_mark(first, lane.id, lane.state, lane.due_at) for first, lane in found]
+            await self._held.bulk_write(marks, ordered=False)
+        return {one["_id"] for one in firsts}
+
+    async def _delete_files(self, row: Mapping[str, Any]) -> None:
+        if "files" in row and await self._held.find_one({"_id": row["_id"]}, {"_id": True}) is None:
+            await self._files.delete(row)
+
+    # -- dead letters ----------------------------------------------------------------------------------------
+
+    async def keep_delivery(
+        self,
+        change: Change,
+        calls: Calls,
+        receiver: Receiver,
+        failure: Failure,
+        again: Again | None,
+        *,
+        term: int,
+        pause: Pause,
+    ) -> None:
+        """Write the dead letter of a delivery, as `DeadLetters` in `delivery/ports.py` says."""
+        record = record_of(change, calls, receiver, term=term, group=self.group)
+        if again is not None:  # the letter stays the same, also if its receiver has another id now
+            record.fields.update(_id=again.letter, retries=again.retries + 1)
+        await self.keep(failed(record, failure), pause)
+
+    async def keep_event(self, event: bytes, token: str, failure: Failure, *, term: int) -> None:
+        """Write the dead letter of a change event that can't be decoded, likewise."""
+        await self.keep(undecodable_event(event, failure, token=token, term=term, group=self.group))
+
+    async def keep(self, letter: Record, pause: Pause = asyncio.sleep) -> None:
+        """Write a dead letter. When this returns, it survives a failover. One with its `_id` is replaced.
+
+        A write that fails is repeated without an end: until then the delivery is not finished.
+
+        Args:
+            letter: the dead letter.
+            pause: waits between attempts.
+        """
+        report = partial(
+            log.error,
+            "a dead letter could not be written, trying again",
+            action="dead_letter.not_written",
+            letter=letter.id,
+        )
+        await retry(partial(self._keep, letter), report, pause=pause)
+        self._stats.dead_letters += 1
+
+    async def _keep(self, letter: Record) -> None:
+        document = {**await self._files.write(letter), "state": "dead", "short_id": short_id(letter.id)}
+        change = _replace(document, {"hash": hash_of_key(letter.parts)})
+        before = await self._held.find_one_and_update(
+            {"_id": letter.id},
+            change,
+            projection={"files": True},
+            upsert=True,
+            return_document=ReturnDocument.BEFORE,
+        )
+        await self._files.delete(before or {})
+
+    async def drop(self, id_: str) -> None:
+        """Delete a dead letter.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        await self._files.delete(await self._held.find_one_and_delete({"_id": id_}) or {})
+
+    async def requested(self, most: int) -> list[str]:
+        """`_id`s of dead letters that are to be retried, in the order of the requests.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        wanted = {"group": self.group, **_REQUESTED, **self._ours}
+        found = self._held.find(wanted, {"_id": True}).sort("retry_requested_at", 1).limit(most)
+        return [letter["_id"] async for letter in found]
+
+    async def requested_letter(self, id_: str) -> RawBSONDocument | None:
+        """A dead letter that is to be retried; None if it is not any more.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        return await self._raw.find_one({"_id": id_, **_REQUESTED})
+
+    async def retry(self, id_: str, lane: str, fields: Mapping[str, Any]) -> bool:
+        """Let a dead letter wait in a lane, due at once; False if it is not to be retried any more.
+
+        Args:
+            id_: its `_id`.
+            lane: the lane.
+            fields: what changes of it.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        values = {**fields, "lane": lane, "state": "retry", "attempts": 0, "first_attempt_at": None}
+        now = dict.fromkeys(("due_at", "parked_at", "retrying_since"), "$$NOW")
+        change = [*_set(values, **now), {"$unset": ["retry_requested_at", "retry_refused"]}]
+        if not (await self._held.update_one({"_id": id_, **_REQUESTED}, change)).matched_count:
+            return False
+        others = {"group": self.group, "lane": lane, "_id": {"$ne": id_}, **HEADS}
+        await self._held.update_many(others, _FOLLOWS)
+        return True
+
+    async def refuse(self, id_: str, reason: str) -> None:
+        """Note why a dead letter can't be retried.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        refused = {"at": "$$NOW", "text": {"$literal": reason[:_LONGEST_REASON]}}
+        change = [*_set({}, retry_refused=refused), {"$unset": ["retry_requested_at"]}]
+        await self._held.update_one({"_id": id_}, change)
 
 
-def _lane_of(raw: bytes, fields: dict[str, Any], first: list[dict[str, Any]]) -> Lane:
-    """What the document of a lane says.
+_REQUESTED: Final = {"retry_requested_at": {"$exists": True}}
+
+_FOLLOWS: Final = {"$unset": {"due_at": ""}, "$set": {"state": "following"}}
+
+# A head whose `due_at` is no date is due.
+_MILLISECONDS: Final = {"$cond": [{"$eq": [{"$type": "$due_at"}, "date"]}, {"$subtract": ["$due_at", "$$NOW"]}, 0]}
+
+
+def _lane_of(row: Mapping[str, Any]) -> Lane:
+    """What a marked delivery says of its lane.
 
     Raises:
         ValueError: it makes no sense.
         KeyError: it lacks something.
     """
-    key, namespace = field(raw, "key"), fields["namespace"]
-    texts = (fields["_id"], fields["reason"], fields["token"], namespace["db"], namespace["coll"])
-    if key is None or not all(isinstance(one, str) for one in texts):
-        raise ValueError("a lane has a key, and text in _id, reason, token, namespace.db and namespace.coll")
-    attempts, began = fields["attempts"], fields["first_attempt_at"]
-    if not isinstance(attempts, int) or not isinstance(began, datetime | None):
-        raise ValueError("a lane has a number in attempts, and a date or null in first_attempt_at")  # noqa: TRY004
-    head = first[0] if first else {"_id": None}
-    size = head.get("size", 0)
-    return Lane(fields["_id"], fields, keyed(key), head["_id"], size if isinstance(size, int) else 0)
+    lane, state = row["lane"], row["state"]
+    if not isinstance(lane, str) or not isinstance(state, str):
+        raise ValueError("a delivery that waits has text in lane and state")  # noqa: TRY004
+    (first,) = row["first"]
+    size = first.get("size")
+    due_at = row["due_at"] if isinstance(row["due_at"], datetime) else "$$NOW"
+    return Lane(lane, state, due_at, first["_id"], size if isinstance(size, int) else 0)
 
 
-# A lane without a date is due.
-_MILLISECONDS: Final = {"$cond": [{"$eq": [{"$type": "$due_at"}, "date"]}, {"$subtract": ["$due_at", "$$NOW"]}, 0]}
-
-_FIRST: Final[dict[str, Any]] = {
-    "$lookup": {
-        "from": PARKED,
-        "let": {"from": {"$concat": ["$_id", ":"]}, "to": {"$concat": ["$_id", ";"]}},
-        "pipeline": [
-            {"$match": {"$expr": {"$and": [{"$gt": ["$_id", "$$from"]}, {"$lt": ["$_id", "$$to"]}]}}},
-            {"$sort": {"_id": 1}},
-            {"$limit": 1},
-            {"$project": {"size": True}},
-        ],
-        "as": "first",
-    }
-}
+def _mark(id_: str, lane: str, state: str, due_at: Any) -> UpdateOne:
+    """The update that marks a delivery as the head of its lane. One that is due earlier already stays so."""
+    own = {"$cond": [{"$in": ["$state", ["following", None]]}, state, "$state"]}
+    change = [{"$set": {"due_at": {"$min": ["$due_at", due_at]}, "state": own}}]
+    return UpdateOne({"_id": id_, "lane": lane}, change)
 
 
-def _literal(key: bytes) -> RawBSONDocument:
-    """An `_id`, given as {"": _id}, in a pipeline."""
-    found = field(key, "")
-    assert found is not None
-    return RawBSONDocument(keyed(found, "$literal"))
-
-
-def _range(lane: str, up_to: str | None = None) -> dict[str, Any]:
-    """The deliveries of a lane; ";" is the character after ":"."""
-    return {"_id": {"$gt": f"{lane}:", **({"$lt": f"{lane};"} if up_to is None else {"$lte": up_to})}}
-
-
-def _waits(token: str, waiting: Waiting) -> list[dict[str, Any]]:
-    """The update of a lane whose first delivery waits."""
-    kind = type(waiting.error)
+def _waits(waiting: Waiting) -> dict[str, Any]:
+    """The fields of a head that waits."""
     error = None
     if waiting.error is not None:
+        kind = type(waiting.error)
         message = text_of(waiting.error, _LONGEST_MESSAGE)
         error = {"type": f"{kind.__module__}.{kind.__qualname__}", "message": message}
-    values = {
-        "reason": waiting.reason,
-        "token": token,
+    return {
+        "state": waiting.reason,
         "attempts": waiting.attempts,
         "first_attempt_at": waiting.began,
         "error": error,
     }
-    return _set(values, {"due_at": {"$add": ["$$NOW", round(waiting.seconds * 1000)]}})
 
 
-def _joins(token: str, waiting: Waiting) -> list[dict[str, Any]]:
-    """The update of a lane that gets a delivery which is to be tried at once, and maybe has others already."""
-    new = {"reason": waiting.reason, "token": token, "attempts": 0, "first_attempt_at": None, "error": None}
-    joined = {name: {"$ifNull": [f"${name}", {"$literal": value}]} for name, value in new.items()}
-    return _set({}, {**joined, "due_at": "$$NOW"})
+def _after(seconds: float) -> dict[str, Any]:
+    return {"$add": ["$$NOW", round(seconds * 1000)]}
 
 
-def _set(values: Mapping[str, Any], computed: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _replace(document: Mapping[str, Any], computed: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [{"$replaceWith": {"$literal": document}}, {"$set": dict(computed)}]
+
+
+def _set(values: Mapping[str, Any], **computed: Any) -> list[dict[str, Any]]:
     return [{"$set": {**{name: {"$literal": value} for name, value in values.items()}, **computed}}]
-
-
-async def _write_all(collection: Any, writes: Sequence[tuple[int, Any]], answers: list[Any]) -> None:
-    """Write all of them; what goes wrong with one of them becomes the answer at its index.
-
-    Raises:
-        PyMongoError: with all of them.
-    """
-    if not writes:
-        return
-    try:
-        await collection.bulk_write([write for _, write in writes], ordered=False)
-    except BulkWriteError as error:
-        details = error.details or {}
-        if details.get("writeConcernErrors") or not details.get("writeErrors"):
-            raise
-        for one in details["writeErrors"]:
-            answers[writes[one["index"]][0]] = OperationFailure(one["errmsg"], one["code"], one)

@@ -7,8 +7,9 @@ and no receiver's more than its share of these.
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from functools import partial
 from time import monotonic
 from typing import Any, Final
@@ -21,15 +22,15 @@ from dispatcher.core.driver_errors import fatal, in_short
 from dispatcher.core.events import Calls, Change, Job, key_from
 from dispatcher.core.output.logs import get_logger
 from dispatcher.core.retry import pause_after
-from dispatcher.core.state import PARKED
+from dispatcher.core.state import HELD
 from dispatcher.core.state_checks import Sound
 from dispatcher.core.tasks import Abandoned, Interrupted
 from dispatcher.delivery.outcome import Again, Stuck, Waiting
 from dispatcher.delivery.routes import Routes
 from dispatcher.exceptions import DispatcherError
 from dispatcher.parking.gate import Parking
-from dispatcher.parking.record import change_of
-from dispatcher.parking.store import Lane, Parked
+from dispatcher.parking.record import change_of, raw_key_of
+from dispatcher.parking.store import HeldStore, Lane
 
 __all__ = ["Deliver", "Unparking"]
 
@@ -51,37 +52,51 @@ _BYTES: Final = 8_000_000
 # Seconds until a delivery is looked at again whose receiver the application does not have.
 _ORPHANED: Final = 300.0
 
+# Seconds until the next look for what former owners of the partition left behind: soon after the takeover, when
+# their last commands have ended, and then seldom.
+_SOON: Final = 60.0
+_SELDOM: Final = 3_600.0
 
-class _Done:
-    """Deliveries of a lane that are finished, and still there.
+
+class _Slice:
+    """Deliveries of a lane that are worked off at once.
 
     Args:
-        lane: which.
+        lane: the lane.
+        rows: its first deliveries.
+        behind: `_id` of the next one, if that is known.
+
+    Attributes:
+        finished: how many of the rows are finished, and still there.
     """
 
-    __slots__ = ("lane", "letters", "rows")
+    __slots__ = ("behind", "finished", "lane", "rows")
 
-    def __init__(self, lane: Lane) -> None:
+    def __init__(self, lane: Lane, rows: Sequence[RawBSONDocument], behind: str | None = None) -> None:
         self.lane = lane
-        self.rows: list[RawBSONDocument] = []
-        self.letters: list[str] = []  # that were delivered
+        self.rows = rows
+        self.behind = behind
+        self.finished = 0
 
-    def add(self, row: RawBSONDocument, *, delivered: bool) -> None:
-        """The next one."""
-        self.rows.append(row)
-        if delivered and "again" in row:
-            self.letters.append(row["again"]["letter"])
+    @property
+    def is_finished(self) -> bool:
+        """Whether all of the rows are."""
+        return self.finished == len(self.rows)
+
+    @property
+    def next(self) -> str | None:
+        """`_id` of the first delivery that is not finished, if it is known."""
+        return self.behind if self.is_finished else self.rows[self.finished]["_id"]
 
 
 class Unparking:
     """Works off the parked deliveries of one stream.
 
     Args:
-        parked: the collections.
+        held: the collection.
         parking: who has something parked.
         routes: who listens to what.
         deliver: makes an attempt.
-        forget: removes a dead letter.
         add: gives a job to the lanes.
         goes_on: whether another delivery may be begun.
         position: the token up to which everything is finished.
@@ -92,12 +107,11 @@ class Unparking:
 
     def __init__(  # noqa: PLR0913 - it stands between the database, the lanes and the deliverer
         self,
-        parked: Parked,
+        held: HeldStore,
         parking: Parking,
         routes: Routes,
         *,
         deliver: Deliver,
-        forget: Callable[[str], Awaitable[None]],
         add: Callable[[Hashable, Job, int], None],
         goes_on: Callable[[], bool],
         position: Callable[[], str],
@@ -105,11 +119,10 @@ class Unparking:
         codec_options: CodecOptions[Any],
         address: str,
     ) -> None:
-        self._parked = parked
+        self._held = held
         self._parking = parking
         self._routes = routes
         self._deliver = deliver
-        self._forget = forget
         self._add = add
         self._goes_on = goes_on
         self._position = position
@@ -119,12 +132,13 @@ class Unparking:
         # Lanes in hand, with the receiver and the bytes of the first delivery: those that are read, and of these
         # those that have become jobs.
         self._in_hand: dict[str, tuple[str, int]] = {}
-        self._ready: deque[tuple[str, Lane, RawBSONDocument | None]] = deque()
+        self._ready: deque[tuple[str, Lane, RawBSONDocument, Hashable]] = deque()
         self._running: Counter[str] = Counter()
         self._woken = asyncio.Event()
         self._next = 0.0
         self._orphans: set[tuple[str, str]] = set()
-        self._unsettled: dict[str, _Done] = {}
+        self._unsettled: dict[str, _Slice] = {}
+        self._look_after = monotonic() + _SOON
 
     def resize(self, places: int) -> None:
         """Have so many errands at once."""
@@ -147,6 +161,9 @@ class Unparking:
         while True:
             self._next = monotonic() + _RARELY
             try:
+                if monotonic() > self._look_after:
+                    self._look_after = monotonic() + _SELDOM
+                    await self._parking.load()
                 if self._goes_on() and self._parking.busy:
                     self.wake(await self._take_all())
                 failures = 0
@@ -182,7 +199,7 @@ class Unparking:
                 continue  # an errand that ends looks again
             times = self._parking.times_parked(name)
             stuck = list(self._parking.stuck)
-            due, seconds = await self._parked.due(name, room, [*mine, *stuck])
+            due, seconds = await self._held.due(name, room, [*mine, *stuck])
             if not due and not mine and not stuck and seconds is None:
                 self._parking.nothing_left(name, times)
             await self._take(name, due)
@@ -207,12 +224,18 @@ class Unparking:
                 break
             taken.append(lane)
             room -= lane.size
-        firsts = await self._parked.read([lane.first for lane in taken if lane.first is not None])
+        firsts = await self._held.read([lane.first for lane in taken])
         for lane in taken:
-            first = firsts.get(lane.first or "")
-            if first is None or self._is_ours(first):
-                self._in_hand[lane.id] = (name, lane.size)
-                self._ready.append((name, lane, first))
+            first = firsts.get(lane.first)
+            if first is None or not self._is_ours(first):
+                continue
+            try:
+                key = self._key(first)
+            except Exception as error:  # somebody else wrote it, or edited it
+                self._held.skip(lane.first, error)
+                continue
+            self._in_hand[lane.id] = (name, lane.size)
+            self._ready.append((name, lane, first, key))
         self._begin()
 
     def _begin(self) -> None:
@@ -220,14 +243,14 @@ class Unparking:
         for _ in range(len(self._ready)):
             if self._running.total() >= self._places:
                 return
-            name, lane, first = self._ready.popleft()
+            name, lane, first, key = self._ready.popleft()
             if self._running[name] >= self._share:
-                self._ready.append((name, lane, first))
+                self._ready.append((name, lane, first, key))
                 continue
             job = Job("")
-            job.errand = partial(self._work_off, name, lane, first)
+            job.errand = partial(self._work_off, name, _Slice(lane, [first]))
             self._running[name] += 1
-            self._add(self._key(lane), job, 0)
+            self._add(key, job, 0)
 
     def _end(self, name: str, lane: Lane) -> None:
         del self._in_hand[lane.id]
@@ -235,10 +258,11 @@ class Unparking:
         self._begin()
         self.wake()
 
-    def _key(self, lane: Lane) -> Hashable:
+    def _key(self, row: RawBSONDocument) -> Hashable:
         """What the jobs of its document go by."""
-        namespace = lane.fields["namespace"]
-        return key_from((namespace["db"], namespace["coll"]), lane.key, self._codec_options)
+        namespace = row["namespace"]
+        raw = raw_key_of(bytes(row.raw), row["parts"])
+        return key_from((namespace["db"], namespace["coll"]), raw, self._codec_options)
 
     def _is_ours(self, row: RawBSONDocument) -> bool:
         """Whether a delivery is left to us.
@@ -251,31 +275,27 @@ class Unparking:
 
     # -- one lane --------------------------------------------------------------------------------------------
 
-    async def _work_off(self, name: str, lane: Lane, first: RawBSONDocument | None) -> None:
-        """Deliver what is parked in a lane, one after another, for a while.
-
-        A lane without a first delivery is one of which whoever parked it died in between. It is removed.
-        """
+    async def _work_off(self, name: str, slice_: _Slice) -> None:
+        """Deliver what is parked in a lane, one after another, for a while."""
         try:
-            await self._work_off_slice(name, lane, first)
+            await self._work_off_from(name, slice_)
         except Abandoned:  # whoever took over ends it
             raise
         except BaseException:
-            self._end(name, lane)
+            self._end(name, slice_.lane)
             raise
-        self._end(name, lane)
+        self._end(name, slice_.lane)
 
-    async def _work_off_slice(self, name: str, lane: Lane, first: RawBSONDocument | None) -> None:
-        until = monotonic() + _SLICE
-        rows, waiting = [first] if first is not None else [], _left_at(lane)
-        while self._goes_on():
-            done, next_ = await self._deliver_in_order(name, lane, rows, waiting)
-            more = await self._settle(done, next_)
-            if next_ is not None:
-                self.wake(next_[1].seconds)
-            if next_ is not None or not more or len(done.rows) < len(rows) or monotonic() > until:
+    async def _work_off_from(self, name: str, slice_: _Slice) -> None:
+        until, lane = monotonic() + _SLICE, slice_.lane
+        while self._goes_on() and slice_.rows:
+            waiting = await self._deliver_in_order(name, slice_)
+            more = await self._settle(slice_, waiting)
+            if waiting is not None:
+                self.wake(waiting.seconds)
+            if waiting is not None or not more or not slice_.is_finished or monotonic() > until:
                 break
-            rows = await self._parking.insist(lambda: self._parked.following(lane.id))
+            slice_ = _Slice(lane, *await self._parking.insist(lambda: self._held.following(lane.id)))
 
     async def settle_rest(self) -> None:
         """Note what was delivered, where errands were cut off before they could.
@@ -283,47 +303,40 @@ class Unparking:
         Raises:
             Interrupted: that was not possible. It will be repeated.
         """
-        for done in list(self._unsettled.values()):
-            await self._settle(done, None)
+        for slice_ in list(self._unsettled.values()):
+            await self._settle(slice_, None)
 
-    async def _settle(self, done: _Done, next_: tuple[str, Waiting] | None) -> bool:
-        for letter in done.letters:
-            await self._forget(letter)
-        more = await self._parking.insist(lambda: self._parked.settle(done.lane.id, done.rows, next_))
-        self._unsettled.pop(done.lane.id, None)
+    async def _settle(self, slice_: _Slice, waiting: Waiting | None) -> bool:
+        finished = slice_.rows[: slice_.finished]
+        more = await self._parking.insist(lambda: self._held.settle(slice_.lane, finished, slice_.next, waiting))
+        self._unsettled.pop(slice_.lane.id, None)
         return more
 
-    async def _deliver_in_order(
-        self, name: str, lane: Lane, rows: list[RawBSONDocument], waiting: dict[str, Waiting]
-    ) -> tuple[_Done, tuple[str, Waiting] | None]:
-        """Deliver until one has to wait; those that are finished, and what the next one waits for."""
-        done = self._unsettled[lane.id] = _Done(lane)
-        for row in rows:
+    async def _deliver_in_order(self, name: str, slice_: _Slice) -> Waiting | None:
+        """Deliver until one has to wait; what it waits for."""
+        self._unsettled[slice_.lane.id] = slice_
+        for row in slice_.rows:
             if not self._goes_on() or self._parking.is_paused(name) or not self._is_ours(row):
                 break
-            token = str(row.get("token"))
-            stuck = partial(self._leave, name, done, row)
-            next_ = await self._deliver_one(row, waiting.get(token) or Waiting("retrying"), stuck)
+            next_ = await self._deliver_one(row, _left_at(row), partial(self._leave, name, slice_))
             if isinstance(next_, Waiting):
-                return done, (token, next_)
-            done.add(row, delivered=next_)
-        return done, None
+                return next_
+            slice_.finished += 1
+        return None
 
-    async def _leave(
-        self, name: str, done: _Done, row: RawBSONDocument, task: "asyncio.Task[Any]", next_: Waiting | bool
-    ) -> None:
+    async def _leave(self, name: str, slice_: _Slice, task: "asyncio.Task[Any]", next_: Waiting | bool) -> None:
         """End an errand whose task is stuck in a receiver."""
         if isinstance(next_, Waiting):
-            self._parking.wait_for(task, done.lane.id)
-            await self._settle(done, (row["token"], next_))
+            self._parking.wait_for(task, slice_.lane.id)
+            await self._settle(slice_, next_)
         else:
-            done.add(row, delivered=next_)
-            await self._settle(done, None)
-        self._end(name, done.lane)
+            slice_.finished += 1
+            await self._settle(slice_, None)
+        self._end(name, slice_.lane)
 
     async def _deliver_one(self, row: RawBSONDocument, waiting: Waiting, stuck: Stuck) -> Waiting | bool:
         try:
-            parts = await self._parking.insist(lambda: self._parked.parts(row))
+            parts = await self._parking.insist(lambda: self._held.parts(row))
             change, calls, again = self._read(row, parts)
         except (PyMongoError, DispatcherError, Interrupted):
             raise
@@ -351,12 +364,12 @@ class Unparking:
             hops=int(row["hops"]),
             run=row.get("run") or "",
         )
-        again = Again(str(row["again"]["letter"]), int(row["again"]["retries"])) if "again" in row else None
+        again = Again(row["_id"], int(row.get("retries", 0))) if "reason" in row else None
         return change, calls, again
 
     def _say_malformed(self, row: RawBSONDocument, error: Exception) -> None:
-        sound = Sound(self._parked.database)
-        sound.skip(PARKED, row.get("_id"), error)
+        sound = Sound(self._held.database)
+        sound.skip(HELD, row.get("_id"), error)
         sound.log()
 
     def _say_orphaned(self, row: RawBSONDocument) -> None:
@@ -374,10 +387,9 @@ class Unparking:
             )
 
 
-def _left_at(lane: Lane) -> dict[str, Waiting]:
-    """What the lane knows of the delivery that it waits for."""
-    fields = lane.fields
-    if not fields["attempts"]:
-        return {}
-    waiting = Waiting(fields["reason"], 0.0, fields["attempts"], fields["first_attempt_at"])
-    return {fields["token"]: waiting}
+def _left_at(row: RawBSONDocument) -> Waiting:
+    """What is known of the attempts at a delivery."""
+    attempts, began = row.get("attempts"), row.get("first_attempt_at")
+    if not isinstance(attempts, int) or not attempts or not isinstance(began, datetime):
+        return Waiting("retrying")
+    return Waiting("retrying", 0.0, attempts, began.replace(tzinfo=UTC))

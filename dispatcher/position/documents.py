@@ -16,7 +16,11 @@ from dispatcher.exceptions import PositionError
 from dispatcher.position.inherited import Fact
 from dispatcher.settings import MOST_PARTITIONS
 
-__all__ = ["Layout", "Position", "SavedPositions", "moved", "owned_as", "recorded"]
+__all__ = ["NEVER", "Layout", "Position", "SavedPositions", "moved", "owned_as", "recorded"]
+
+NEVER: Final = datetime(9999, 12, 31)
+"""What `version_started` is from now on. Dispatchers of earlier versions, which can't read what is held, take no
+partition of another version that started later than they."""
 
 _REMEDY: Final = (
     "Was it edited by hand? Mend the field. Or delete the document while no dispatcher runs: then this partition "
@@ -68,7 +72,7 @@ class Position(NamedTuple):
         ahead: hashes of tokens behind `token` that are finished as well, see `core/resume_tokens.py`.
         inherited: finished changes under earlier layouts, see `position/inherited.py`.
         version: of the application that held it last.
-        version_started: the server's time at which a process of that version started; None if it is unknown.
+        version_since: the server's time at which a process of that version started; None if it is unknown.
     """
 
     partition: int
@@ -84,7 +88,7 @@ class Position(NamedTuple):
     ahead: bytes
     inherited: tuple[Fact, ...]
     version: str
-    version_started: datetime | None
+    version_since: datetime | None
 
     def start(self, fingerprint: str) -> Start:
         """Where a stream of this fingerprint continues.
@@ -310,5 +314,5 @@ def _position_of(document: Mapping[str, Any], place: str, group: str) -> Positio
         ahead=reader.digests("ahead"),
         inherited=tuple(reader.facts("inherited")),
         version=reader.text("version"),
-        version_started=reader.get("version_started", datetime, "a date"),
+        version_since=reader.get("version_since", datetime, "a date"),
     )

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from dispatcher.position.documents import Position, SavedPositions, recorded
+from dispatcher.position.documents import NEVER, Position, SavedPositions, recorded
 from dispatcher.position.inherited import Fact, beginning_of
 
 __all__ = ["divided"]
@@ -21,7 +21,7 @@ def divided(saved: SavedPositions, group: str) -> list[dict[str, Any]]:
     assert layout.wanted is not None
     facts = [_fact_of(layout.partitions, one) for one in positions]
     earlier = [fact for one in positions for fact in one.inherited]
-    newest = max(positions, key=lambda one: one.version_started or datetime.min)
+    newest = max(positions, key=lambda one: one.version_since or datetime.min)
     documents = []
     for partition in range(layout.wanted):
         begins = beginning_of(partition, layout.wanted, facts, earlier)
@@ -38,7 +38,8 @@ def divided(saved: SavedPositions, group: str) -> list[dict[str, Any]]:
                 **recorded(begins.token),  # which may be one of another partition's stream
                 "inherited": [fact._asdict() for fact in begins.inherited],
                 "version": newest.version,
-                "version_started": newest.version_started,
+                "version_since": newest.version_since,
+                "version_started": NEVER,
             }
         )
     return documents

@@ -15,7 +15,7 @@ from pymongo.read_concern import ReadConcern
 from dispatcher.core.identity import own_identity
 from dispatcher.core.lease import Lease, now
 from dispatcher.core.state import Group
-from dispatcher.position.documents import Position, SavedPositions, moved, owned_as, recorded
+from dispatcher.position.documents import NEVER, Position, SavedPositions, moved, owned_as, recorded
 from dispatcher.position.inherited import Fact
 from dispatcher.position.repartition import divided
 from mongoz.connection.elections import session_of
@@ -235,7 +235,8 @@ class PositionStore:
             **own_identity()._asdict(),
             "lease_seconds": seconds,
             "version": version,
-            "version_started": started,
+            "version_since": started,
+            "version_started": NEVER,
         }
         found = await self._collection.find_one_and_update(
             self._as_read(seen),

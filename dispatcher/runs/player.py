@@ -31,7 +31,7 @@ from dispatcher.delivery.tracing import tracing_of
 from dispatcher.delivery.transactions import Transactions
 from dispatcher.delivery.where import Conditions
 from dispatcher.exceptions import UnknownReceiver
-from dispatcher.parking.dead_letters import DeadLetters
+from dispatcher.parking.store import HeldStore
 from dispatcher.position.store import PositionStore
 from dispatcher.runs.store import Run, Runs
 from dispatcher.settings import Settings
@@ -112,7 +112,7 @@ class Playback:
         settings: Settings,
         stats: Stats,
         codec_options: CodecOptions[Any],
-        dead_letters: DeadLetters,
+        dead_letters: HeldStore,
         transactions: Transactions,
         term: int,
         rate: float | None,
@@ -289,7 +289,7 @@ class Workplace(NamedTuple):
             settings=self.settings,
             stats=self.stats,
             codec_options=self.registry.codec_options,
-            dead_letters=DeadLetters(self.group, self.stats),
+            dead_letters=HeldStore(self.group, self.stats),
             transactions=transactions,
             term=await PositionStore(self.group).newest_term(),
             rate=rate,

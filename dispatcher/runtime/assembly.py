@@ -7,14 +7,12 @@ from pymongo import AsyncMongoClient
 
 from dispatcher.core.lease import Lease
 from dispatcher.core.output.logs import Stats, get_logger
-from dispatcher.core.partitions import belongs
 from dispatcher.core.state import Group
 from dispatcher.delivery.routes import Routes
 from dispatcher.delivery.transactions import Transactions
 from dispatcher.group.sessions import GroupSessions
 from dispatcher.operate.pauses import Pauses
-from dispatcher.parking.dead_letters import DeadLetters
-from dispatcher.parking.store import Parked
+from dispatcher.parking.store import HeldStore
 from dispatcher.position.documents import Position
 from dispatcher.position.gaps import Gaps
 from dispatcher.position.store import PositionStore
@@ -64,7 +62,6 @@ class Works(NamedTuple):
         group, codec_options = self.group, self.registry.codec_options
         (number, of) = (lease.partition, lease.partitions)
         scope = scope_of(self.routes).part(number, of)._replace(hashed=bool(position.inherited))
-        ours = {"$expr": belongs("$hash", number, of)} if of > 1 else None
         log.info(
             "claimed a partition",
             action="lease.claimed",
@@ -95,8 +92,7 @@ class Works(NamedTuple):
             settings=self.settings,
             stats=self.stats,
             address=self.address,
-            dead_letters=DeadLetters(self.group, self.stats, (number, of)),
-            parked=Parked(self.group, ours),
+            held=HeldStore(self.group, self.stats, (number, of)),
             controls=self.controls,
             gaps=gaps,
             history=History(self.settings.on_history_lost, source, gaps, runs, group=group.name, **of_stream),

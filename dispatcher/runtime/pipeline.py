@@ -29,10 +29,9 @@ from dispatcher.delivery.tracing import tracing_of
 from dispatcher.delivery.transactions import Transactions
 from dispatcher.exceptions import HistoryLost
 from dispatcher.operate.pauses import Pauses
-from dispatcher.parking.dead_letters import DeadLetters
 from dispatcher.parking.gate import Parking
 from dispatcher.parking.redelivery import Resending
-from dispatcher.parking.store import Parked
+from dispatcher.parking.store import HeldStore
 from dispatcher.parking.worker import Unparking
 from dispatcher.position.checkpoint import Progress
 from dispatcher.position.documents import Position
@@ -74,8 +73,7 @@ class Pipeline:
         settings: the operator's.
         stats: counters.
         address: of the server, for messages.
-        dead_letters: where failed deliveries are kept.
-        parked: where deliveries wait that must wait long.
+        held: where deliveries are kept that wait long, or failed for good.
         controls: what is paused.
         gaps: where it is noted that changes are missing.
         history: where to go on when the oplog does not reach back far enough.
@@ -97,8 +95,7 @@ class Pipeline:
         settings: Settings,
         stats: Stats,
         address: str,
-        dead_letters: DeadLetters,
-        parked: Parked,
+        held: HeldStore,
         controls: Pauses,
         gaps: Gaps,
         history: History,
@@ -139,7 +136,7 @@ class Pipeline:
         self._reading = asyncio.Event()
         self._reading.set()
         self._parking = Parking(
-            parked,
+            held,
             routes.receivers,
             term=lease.term,
             stats=stats,
@@ -153,7 +150,7 @@ class Pipeline:
             timeout=settings.timeout,
             stats=stats,
             codec_options=codec_options,
-            dead_letters=dead_letters,
+            dead_letters=held,
             transactions=transactions,
             parking=self._parking,
             park_after=settings.park_after,
@@ -178,7 +175,7 @@ class Pipeline:
         )
         self._intake = Intake(self._progress, routes, self._lanes, stats)
         self._resending = Resending(
-            dead_letters,
+            held,
             self._parking,
             routes,
             add=self._lanes.add,
@@ -187,11 +184,10 @@ class Pipeline:
             address=address,
         )
         self._unparking = Unparking(
-            parked,
+            held,
             self._parking,
             routes,
             deliver=self._deliverer.deliver_parked,
-            forget=partial(dead_letters.forget, pause=self._pause),
             add=self._lanes.add,
             goes_on=self._goes_on,
             position=lambda: self._tracker.token,

@@ -19,10 +19,10 @@ from dispatcher.group.facts import facts_of, version_of
 from dispatcher.group.layout import admit, begin, divide_into
 from dispatcher.group.members import Members
 from dispatcher.group.sessions import GroupSessions
+from dispatcher.operate.dead_letters import drop_old
 from dispatcher.operate.observer import Observer
 from dispatcher.operate.pauses import Pauses
 from dispatcher.operate.privileges import require_state
-from dispatcher.operate.retention import forget_old_letters
 from dispatcher.operate.setup import few_connections, warn_of_oddities
 from dispatcher.operate.unreachable import require_changes
 from dispatcher.position.documents import Layout
@@ -143,7 +143,7 @@ class Service:
             self.observer.begin(stop)
             observing = self.observer.watch(group)
             days = self.settings.dead_letter_retention
-            forgetting = forget_old_letters(group, days=days, stats=self.stats)
+            forgetting = drop_old(group, days=days, stats=self.stats)
             observing.append(asyncio.create_task(forgetting, name="forget-old-letters"))
             observing.append(asyncio.create_task(controls.watch(), name="watch-controls"))
             looking = asyncio.create_task(warn_of_oddities(client, self.routes, stamped=stamped), name="look")

@@ -228,7 +228,7 @@ def test_an_operator_retries_pauses_and_resumes(browser, shown, foreign, mended)
     mended.touch()
     page.locator(".letter[open]").get_by_role("button", name="Retry").click()
     expect(page.locator(".letter")).to_have_count(0)
-    assert state.dead_letters.count_documents({}) == 0
+    assert state.held.count_documents({}) == 0
 
     row(page, "works").get_by_role("button", name="Pause works").click()
     expect(row(page, "works").locator("[data-label=State]")).to_have_text("paused")

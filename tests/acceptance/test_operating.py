@@ -50,8 +50,8 @@ def letters(running, foreign) -> list[str]:
     """Ids of three dead letters, the oldest first."""
     foreign["orders"].insert_many([{"_id": KEYS[n], "number": n} for n in (1, 2, 3)])
     state = foreign.client[f"{foreign.name}_state"]
-    eventually_sync(lambda: state.dead_letters.count_documents({}) == 3)
-    return [one["_id"] for one in state.dead_letters.find().sort("token", 1)]
+    eventually_sync(lambda: state.held.count_documents({}) == 3)
+    return [one["_id"] for one in state.held.find().sort("token", 1)]
 
 
 def are_listed(letters, dispatcher):
@@ -93,7 +93,7 @@ def is_unwell(dispatcher):
 
 
 def are_dropped(letters, dispatcher, foreign):
-    state = foreign.client[f"{foreign.name}_state"].dead_letters
+    state = foreign.client[f"{foreign.name}_state"].held
     asked = dispatcher("dead-letters", "drop", "--all", input="y\n")
     assert (asked.code, "--yes" in asked.error) == (ExitCode.USAGE, True)  # a pipe is nobody
     assert state.count_documents({}) == 3
@@ -216,7 +216,7 @@ def test_letters_of_a_renamed_receiver_are_tried_again(
 
 
 def test_a_retry_that_can_not_be_changes_nothing(running, letters, dispatcher, foreign):
-    state = foreign.client[f"{foreign.name}_state"].dead_letters
+    state = foreign.client[f"{foreign.name}_state"].held
     state.update_one({"_id": letters[0]}, {"$set": {"receiver": "refund", "receiver_id": "00" * 8}})
     before = list(state.find().sort("_id"))
     gone = dispatcher("dead-letters", "retry", "--all")

@@ -40,11 +40,11 @@ def environment(app, mongo, database, foreign) -> dict[str, str]:
         "message": f"ValueError: {EVIL} password=hunter2",
         "traceback": f"Trace\n{EVIL}",
     }
-    state.dead_letters.insert_one(
+    state.held.insert_one(
         {
             **{"_id": "aaaabbbbccccdddd", "group": database, "receiver": EVIL, "signal": "post_save"},
             **{"key": EVIL, "reason": "failed", "error": error, "token": "8200", "last_attempt_at": now},
-            **{"parts": {}, "chunked": {}},
+            **{"parts": {}, "state": "dead"},
         }
     )
     return {

@@ -148,7 +148,8 @@ def test_status_is_watched_until_ctrl_c(environment, foreign, database):
     with on_terminal("status", "--watch", "--interval", "0.1", **environment) as terminal:
         terminal.read_until(lambda shown: "0 alive" in plain(shown))
         state = foreign.client[f"{database}_state"]
-        state.dead_letters.insert_one({"group": database, "receiver": "mail", "signal": "post_save"})
+        letter = {"group": database, "receiver": "mail", "signal": "post_save", "reason": "failed"}
+        state.held.insert_one(letter)
         terminal.read_until(lambda shown: "Dead letters" in plain(shown))
         terminal.process.send_signal(signal.SIGINT)
         assert terminal.ends() == ExitCode.OK
@@ -174,9 +175,16 @@ def test_long_work_has_a_bar(what, environment, foreign):
 
 @pytest.mark.parametrize(("answer", "left"), [("n", 1), ("y", 0)])
 def test_what_can_not_be_undone_is_asked_for(answer, left, environment, foreign, database):
-    letters = foreign.client[f"{database}_state"].dead_letters
+    letters = foreign.client[f"{database}_state"].held
     letters.insert_one(
-        {"_id": "one", "group": database, "receiver": "mail", "signal": "post_save", "token": "8200"}
+        {
+            "_id": "one",
+            "group": database,
+            "receiver": "mail",
+            "signal": "post_save",
+            "token": "8200",
+            "reason": "failed",
+        }
     )
     with on_terminal("dead-letters", "drop", "--all", **environment) as terminal:
         terminal.read_until(lambda shown: "[y/N]" in shown)

@@ -199,7 +199,7 @@ def test_a_receiver_that_cancels_the_tasks_of_the_dispatcher_has_failed(
         eventually_sync(lambda: running.lines("delivery.dead_lettered"), within=60)
         do("'it goes on'", tmp_path, foreign)
         assert running.terminate(within=60) == ExitCode.OK
-    (letter,) = foreign.client[f"{database}_state"]["dead_letters"].find()
+    (letter,) = foreign.client[f"{database}_state"]["held"].find()
     assert "is the dispatcher's" in letter["error"]["message"]
     assert letter["attempts"] == 1  # that is what it asks for
 

@@ -345,4 +345,4 @@ class World:
     def dead_letters(self) -> MongoCollection[dict[str, Any]]:
         """Of the dispatchers."""
         state = self.client[f"{_DATABASE}_state"]
-        return state.get_collection("dead_letters", codec_options=CODEC_OPTIONS)
+        return state.get_collection("held", codec_options=CODEC_OPTIONS)

@@ -2,12 +2,12 @@
 
 import pytest
 
-from dispatcher.operate import pauses, retries
+from dispatcher.operate import dead_letters, pauses
 from dispatcher.parking import redelivery
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A dispatcher looks for requests of operators more often than once a second."""
-    for module in (pauses, redelivery, retries):
+    for module in (pauses, redelivery, dead_letters):
         monkeypatch.setattr(module, "_LOOK", 0.02)

@@ -1,7 +1,7 @@
 """What the tests of deliveries share: a document, its receivers, and the dispatcher's state."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import bson
 from bson.codec_options import CodecOptions
@@ -40,12 +40,12 @@ class State:
 
     def __init__(self, foreign: Any) -> None:
         self.database = foreign.client[f"{foreign.name}_state"]
-        self._letters = self.database.get_collection("dead_letters", codec_options=CodecOptions())
+        self._held = self.database.get_collection("held", codec_options=CodecOptions())
 
     @property
     def letters(self) -> list[dict[str, Any]]:
         """All dead letters, in the order of their last attempts."""
-        return list(self._letters.find().sort("last_attempt_at"))
+        return list(self._held.find({"reason": {"$exists": True}}).sort("last_attempt_at"))
 
     async def letter(self) -> dict[str, Any]:
         """The only one, once it is there."""
@@ -71,17 +71,21 @@ class State:
 class Parked(State):
     """The parked deliveries of a test."""
 
+    HEADS: ClassVar = {"due_at": {"$exists": True}}
+
     @property
-    def lanes(self) -> list[dict[str, Any]]:
-        return list(self.database["parked_lanes"].find())
+    def heads(self) -> list[dict[str, Any]]:
+        """The deliveries at the heads of their lanes."""
+        return list(self._held.find(self.HEADS))
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        return list(self.database["parked"].find().sort("_id"))
+        """All deliveries that wait, lane by lane, in order."""
+        return list(self._held.find({"lane": {"$exists": True}}).sort([("lane", 1), ("token", 1), ("run", 1)]))
 
     @property
     def empty(self) -> bool:
-        return not self.lanes and not self.rows
+        return not self.rows
 
 
 class Strict:

@@ -22,7 +22,9 @@ from dispatcher.settings import Settings
 from tests.support import eventually
 
 WELL = Gauges(True, 0, 0, 0, 0.0, 0.0, 1_000.0, 0.0)
-OF_GROUP = {"group": "g", "receiver": "r", "signal": "post_save", "reason": "retrying"}
+OF_GROUP = {"group": "g", "receiver": "r", "signal": "post_save"}
+LETTER = {**OF_GROUP, "state": "dead", "reason": "failed"}
+PARKED = {**OF_GROUP, "state": "retrying", "lane": "l", "due_at": datetime(2026, 1, 1)}
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +32,8 @@ def never_in_time() -> Iterator[str]:
     """A server where each command that may take so and so long takes longer, and a state with 5 of everything."""
     with embedded_mongo(extra_args=("--setParameter", "enableTestCommands=1")) as server:
         with MongoClient(server.url) as client:
-            for name in ("dead_letters", "parked", "parked_lanes", "gaps"):
-                documents = [{**OF_GROUP, "kind": "k", "last_attempt_at": datetime(2026, 1, 1)} for _ in range(5)]
-                client["mongoz_dispatcher"][name].insert_many(documents)
+            for name, document in (("held", LETTER), ("held", PARKED), ("gaps", {**OF_GROUP, "kind": "k"})):
+                client["mongoz_dispatcher"][name].insert_many([dict(document) for _ in range(5)])
             client["mongoz_dispatcher"]["positions"].insert_one({"_id": "g", "group": "g", "partitions": 1})
             client.admin.command("configureFailPoint", "maxTimeAlwaysTimeOut", mode="alwaysOn")
             with pytest.raises(ExecutionTimeout):
@@ -60,7 +61,7 @@ async def test_what_takes_too_long_to_count_is_counted_in_part(client):
 
 async def test_what_is_counted_in_time_is_exact(mongo, database):
     async with AsyncMongoClient(mongo.url) as client:
-        await client[database]["dead_letters"].insert_many([dict(OF_GROUP) for _ in range(5)])
+        await client[database]["held"].insert_many([dict(LETTER) for _ in range(5)])
         seen = await look(Group(State(client, database), "g"))
     assert (seen.dead_letter_count, seen.at_least) == (5, [])
 

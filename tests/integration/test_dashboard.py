@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 import bson
 import pytest
 from bson import ObjectId
+from gridfs import GridFSBucket
 from pymongo import AsyncMongoClient
 from starlette.requests import Request
 from starlette.responses import Response
@@ -150,7 +151,7 @@ def letter(group: str, number: int = 0, receiver: str = "shop.mail", **changes: 
         "last_attempt_at": at,
         "wall_time": at,
         "parts": {"document": bson.encode({"_id": number, "name": "Ada"})},
-        "chunked": {},
+        "state": "dead",
         **changes,
     }
 
@@ -196,7 +197,7 @@ async def test_assets_do_not_lead_out_of_their_directory(page):
 
 
 async def test_a_name_of_somebody_elses_that_means_this_machine_is_refused(page, state, database):
-    state.dead_letters.insert_one(letter(database))
+    state.held.insert_one(letter(database))
     for path in ("/dashboard/", "/dashboard/api/state", "/dashboard/api/letters"):
         answer = await page.ask("GET", path, host="evil.example.org:8787")
         assert answer.status == 421
@@ -215,7 +216,7 @@ async def test_the_group_is_told_with_a_sample_of_its_counters(page, state, data
     state.positions.insert_one(
         {"_id": f"{database}:0", "group": database, "partition": 0, "owner": "m1", "term": 4}
     )
-    state.dead_letters.insert_many([letter(database, 1), letter(database, 2), letter("another", 3)])
+    state.held.insert_many([letter(database, 1), letter(database, 2), letter("another", 3)])
     told = (await page.get("state")).json
     assert told["group"] == database
     assert told["sample"]["members"]["m1"]["lag_seconds"] == 7.5
@@ -272,10 +273,10 @@ async def test_it_says_so_when_the_server_does_not_answer(database):
 
 
 async def test_letters_are_told_page_by_page_the_newest_first(page, state, database):
-    state.dead_letters.insert_many(
+    state.held.insert_many(
         [letter(database, number, "shop.mail" if number % 2 else "shop.index") for number in range(25)]
     )
-    state.dead_letters.insert_one(letter("another", 30))
+    state.held.insert_one(letter("another", 30))
     keys: list[str] = []
     before: dict[str, str] = {}
     while True:
@@ -294,7 +295,7 @@ async def test_letters_are_told_page_by_page_the_newest_first(page, state, datab
 async def test_a_letter_is_told_in_full(page, state, database):
     stored = letter(database, 7, update_fields=["name"], retries=2)
     stored["parts"]["before"] = bson.encode({"_id": 7, "name": "Bea", "at": ObjectId("0" * 24)})
-    state.dead_letters.insert_one(stored)
+    state.held.insert_one(stored)
     told = (await page.get("letter", id=stored["_id"])).json
     assert (told["traceback"], told["error_type"]) == ("Traceback: no luck", "builtins.LookupError")
     assert (told["update_fields"], told["retries"]) == (["name"], 2)
@@ -306,12 +307,12 @@ async def test_a_letter_is_told_in_full(page, state, database):
 
 async def test_a_letter_of_another_group_is_nobodys_business(page, state):
     stored = letter("another", 1)
-    state.dead_letters.insert_one(stored)
+    state.held.insert_one(stored)
     assert (await page.get("letter", id=stored["_id"])).status == 404
     assert (await page.post("letters/retry", {"ids": [stored["_id"]]})).status == 404
     assert (await page.post("letters/drop", {"ids": [stored["_id"]]})).status == 404
-    assert state.dead_letters.find_one() == {**stored, **state.dead_letters.find_one()}
-    assert "retry_requested_at" not in state.dead_letters.find_one()
+    assert state.held.find_one() == {**stored, **state.held.find_one()}
+    assert "retry_requested_at" not in state.held.find_one()
 
 
 async def test_whatever_clients_wrote_is_told_as_text(page, state, database):
@@ -320,7 +321,7 @@ async def test_whatever_clients_wrote_is_told_as_text(page, state, database):
     stored = letter(database, 1, key={"a": HOSTILE})
     stored["parts"] = {"document": bytes(document), "event": b"no BSON at all"}
     stored["parts"]["before"] = bson.encode({"at": bson.DatetimeMS(2**62)})
-    state.dead_letters.insert_one(stored)
+    state.held.insert_one(stored)
     answer = await page.get("letter", id=stored["_id"])
     assert answer.headers["content-type"] == "application/json"
     parts = {one["name"]: one["text"] for one in answer.json["parts"]}
@@ -331,11 +332,9 @@ async def test_whatever_clients_wrote_is_told_as_text(page, state, database):
 
 
 async def test_long_parts_are_told_by_their_size_only(page, state, database):
-    stored = letter(database, 1, chunked={"before": 2})
+    stored = letter(database, 1, files={"before": GridFSBucket(state, "held").upload_from_stream("x", b"x" * 200)})
     stored["parts"] = {"document": bson.encode({"text": "x" * 200_000})}
-    state.dead_letters.insert_one(stored)
-    for number in range(2):
-        state.dead_letter_chunks.insert_one({"_id": f"{stored['_id']}:before:{number:04}", "data": b"x" * 100})
+    state.held.insert_one(stored)
     answer = await page.get("letter", id=stored["_id"])
     assert len(answer.body) < 5_000
     parts = {one["name"]: one for one in answer.json["parts"]}
@@ -348,7 +347,7 @@ async def test_long_parts_are_told_by_their_size_only(page, state, database):
 
 async def test_on_other_addresses_documents_take_the_token_and_figures_do_not(abroad, state, database):
     stored = letter(database, 1)
-    state.dead_letters.insert_one(stored)
+    state.held.insert_one(stored)
     told = (await abroad.get("state", None)).json
     assert (told["may_read"], told["may_change"], told["dead_letter_count"]) == (False, False, 1)
     assert "Ada" not in json.dumps(told)
@@ -364,7 +363,7 @@ async def test_on_other_addresses_documents_take_the_token_and_figures_do_not(ab
 async def test_where_a_token_is_set_documents_take_it_on_this_machine_too(page, client, state, database):
     """A proxy on this machine connects from the loopback address, whoever its client is."""
     stored = letter(database, 1)
-    state.dead_letters.insert_one(stored)
+    state.held.insert_one(stored)
     told = (await page.get("state", None)).json
     assert (told["may_read"], told["token_set"], told["dead_letter_count"]) == (False, True, 1)
     for path in ("letters", "letter"):
@@ -393,7 +392,7 @@ PROXIES = [
 @pytest.mark.parametrize("added", PROXIES, ids=str)
 async def test_a_request_that_a_proxy_passed_on_is_not_from_this_machine(client, state, database, added):
     stored = letter(database, 1)
-    state.dead_letters.insert_one(stored)
+    state.held.insert_one(stored)
     page = Page(client, database, token=None, loopback=True)
     added = dict(added)
     page.http_version = added.pop("http_version", "1.1")
@@ -460,9 +459,9 @@ CHANGES = [
 
 @pytest.mark.parametrize(("path", "content"), CHANGES)
 async def test_without_the_right_token_nothing_is_changed(page, client, state, database, path, content, capsys):
-    state.dead_letters.insert_one(letter(database, 1))
+    state.held.insert_one(letter(database, 1))
     state.controls.insert_one({"_id": "x", "group": database, "kind": "pause", "receiver_name": None})
-    before = list(state.dead_letters.find()), list(state.controls.find())
+    before = list(state.held.find()), list(state.controls.find())
     for token in (None, "", WRONG, TOKEN[:-1], TOKEN + "x"):
         assert (await page.post(path, content, token)).status == 401
     assert (await page.post(path, content, None, authorization=f"Basic {TOKEN}")).status == 401
@@ -472,7 +471,7 @@ async def test_without_the_right_token_nothing_is_changed(page, client, state, d
     for token in (None, "", "None", TOKEN):
         answer = await without.post(path, content, token)
         assert (answer.status, "DISPATCHER_HTTP_TOKEN" in answer.json["error"]) == (403, True)
-    assert (list(state.dead_letters.find()), list(state.controls.find())) == before
+    assert (list(state.held.find()), list(state.controls.find())) == before
     assert TOKEN not in capsys.readouterr().err
 
 
@@ -496,33 +495,31 @@ NONSENSE = [
 
 @pytest.mark.parametrize(("body", "status"), NONSENSE)
 async def test_nonsense_is_refused_and_changes_nothing(page, state, database, body, status):
-    state.dead_letters.insert_one(letter(database, 1))
+    state.held.insert_one(letter(database, 1))
     for path in ("letters/retry", "letters/drop"):
         answer = await page.ask("POST", f"/dashboard/api/{path}", body=body, token=TOKEN)
         assert (answer.status, bool(answer.json["error"])) == (status, True)
-    assert [set(one) for one in state.dead_letters.find()] == [set(letter(database, 1))]
+    assert [set(one) for one in state.held.find()] == [set(letter(database, 1))]
 
 
 async def test_a_form_of_another_site_is_no_request(page, state, database):
-    state.dead_letters.insert_one(letter(database, 1))
+    state.held.insert_one(letter(database, 1))
     for kind in ("application/x-www-form-urlencoded", "text/plain", "multipart/form-data"):
         answer = await page.post("letters/drop", {"all": True}, **{"content-type": kind})
         assert answer.status == 415
-    assert state.dead_letters.count_documents({}) == 1
+    assert state.held.count_documents({}) == 1
 
 
 # -- changing something ------------------------------------------------------------------------------
 
 
 async def test_a_retry_is_requested_for_the_letters_that_are_meant(page, state, database):
-    state.dead_letters.insert_many(
+    state.held.insert_many(
         [letter(database, 1), letter(database, 2, "shop.index"), letter(database, 3), letter("another", 4)]
     )
 
     def requested() -> list[int]:
-        return [
-            one["key"] for one in state.dead_letters.find({"retry_requested_at": {"$type": "date"}}).sort("key")
-        ]
+        return [one["key"] for one in state.held.find({"retry_requested_at": {"$type": "date"}}).sort("key")]
 
     assert (await page.post("letters/retry", {"ids": ["delivery-001:00aa:shop.User"]})).json == {"count": 1}
     assert requested() == [1]
@@ -533,25 +530,24 @@ async def test_a_retry_is_requested_for_the_letters_that_are_meant(page, state, 
     assert (await page.post("letters/retry", {"ids": ["gone"]})).status == 404
 
 
-async def test_a_letter_that_is_dropped_leaves_no_chunks(page, state, database):
-    state.dead_letters.insert_many([letter(database, 1, chunked={"document": 1}), letter(database, 2)])
-    for number in (1, 10):
-        chunk = f"delivery-{number:03}:00aa:shop.User:document:0000"
-        state.dead_letter_chunks.insert_one({"_id": chunk, "data": b"x"})
+async def test_a_letter_that_is_dropped_leaves_no_files(page, state, database):
+    one, another = (GridFSBucket(state, "held").upload_from_stream("x", b"x") for _ in range(2))
+    state.held.insert_many([letter(database, 1, files={"document": one}), letter(database, 2)])
     assert (await page.post("letters/drop", {"ids": ["delivery-001:00aa:shop.User"]})).json == {"count": 1}
-    assert [one["key"] for one in state.dead_letters.find()] == [2]
-    assert [one["_id"][:12] for one in state.dead_letter_chunks.find()] == ["delivery-010"]
+    assert [one["key"] for one in state.held.find()] == [2]
+    assert [file["_id"] for file in state["held.files"].find()] == [another]
+    assert [chunk["files_id"] for chunk in state["held.chunks"].find()] == [another]
 
 
 @pytest.mark.parametrize("mark", ["retry_requested_at", "retrying_since"])
 async def test_a_letter_that_is_being_tried_again_is_not_dropped(page, state, database, mark):
     """Its delivery may succeed, or write it anew."""
     trying = letter(database, 1, **{mark: datetime.now(UTC)})
-    state.dead_letters.insert_many([trying, letter(database, 2)])
+    state.held.insert_many([trying, letter(database, 2)])
     answer = await page.post("letters/drop", {"ids": [trying["_id"]]})
     assert (answer.status, "being tried again" in answer.json["error"]) == (409, True)
     assert (await page.post("letters/drop", {"all": True})).json == {"count": 1}
-    assert [one["_id"] for one in state.dead_letters.find()] == [trying["_id"]]
+    assert [one["_id"] for one in state.held.find()] == [trying["_id"]]
 
 
 async def test_receivers_and_everything_can_be_paused_and_resumed(page, state, database):
@@ -585,10 +581,10 @@ async def test_a_receiver_that_this_process_called_can_be_paused(page, state):
 
 @pytest.mark.parametrize("what", ["retry", "drop"])
 async def test_letters_to_nobody_are_a_mistake(page, state, database, what):
-    state.dead_letters.insert_one(letter(database, 1))
+    state.held.insert_one(letter(database, 1))
     answer = await page.post(f"letters/{what}", {"all": True, "receiver": "shop.mial"})
     assert (answer.status, "Did you mean 'shop.mail'?" in answer.json["error"]) == (404, True)
-    assert [set(one) for one in state.dead_letters.find()] == [set(letter(database, 1))]
+    assert [set(one) for one in state.held.find()] == [set(letter(database, 1))]
 
 
 async def test_nobody_is_paused_who_is_not_there(page, state):

@@ -12,8 +12,8 @@ from bson.raw_bson import RawBSONDocument
 
 import mongoz
 from dispatcher.core.output.logs import Stats
-from dispatcher.parking.dead_letters import DeadLetters
-from dispatcher.parking.record import Letter
+from dispatcher.parking.record import Record
+from dispatcher.parking.store import HeldStore
 from mongoz.core.signals import post_delete, post_save, post_update
 from tests.integration.delivering import IMAGES, State, actions, decoded, make_account
 from tests.support import dispatching, eventually, group_of
@@ -192,14 +192,14 @@ async def test_documents_of_nearly_16_mb(account, foreign, dispatched, client, s
         before = state.token
         foreign["accounts"].insert_one(row)
         letter = await state.letter()
-        store = DeadLetters(group_of(client, state.database.name.removesuffix("_state"), "any"), Stats())
-        assert letter["chunked"] == {"document": 2}
+        store = HeldStore(group_of(client, state.database.name.removesuffix("_state"), "any"), Stats())
+        assert letter["files"].keys() == {"document"}
         parts = await store.parts(letter)
-        assert bytes(parts["document"].raw) == bson.encode(row)
+        assert parts["document"] == bson.encode(row)
         await eventually(lambda: state.token > before)
-    small = {name: value for name, value in letter.items() if name not in ("parts", "chunked")}
-    await store.keep(Letter(small, {"document": bson.encode({"_id": 1})}))
-    assert state.database["dead_letter_chunks"].count_documents({}) == 0
+    small = {name: value for name, value in letter.items() if name not in ("parts", "files")}
+    await store.keep(Record(small, {"document": bson.encode({"_id": 1})}))
+    assert state.database["held.chunks"].count_documents({}) == 0
     assert decoded((await state.letter())["parts"]["document"]) == {"_id": 1}
 
 

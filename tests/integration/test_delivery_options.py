@@ -10,7 +10,7 @@ from bson import ObjectId
 import mongoz
 from mongoz.core.signals import post_save, post_update
 from mongoz.signals.options import Retry
-from tests.integration.delivering import State, actions, make_account
+from tests.integration.delivering import Parked, State, actions, make_account
 from tests.support import PATIENCE, dispatching, eventually
 
 QUICK = Retry(attempts=3, base=0.01, cap=0.02)
@@ -190,14 +190,14 @@ async def test_a_stop_repeats_nothing_for_those_who_had_their_turn(account, fore
         await eventually(begun.is_set)
         await eventually(lambda: running.stats.read == 2)
     assert told == [("first", "stuck", 1)]
-    assert [(lane["receiver"], lane["reason"]) for lane in state.database["parked_lanes"].find()] == [
+    assert [(head["receiver"], head["state"]) for head in Parked(foreign).heads] == [
         ("second", "interrupted"),
         ("third", "interrupted"),
     ]
     mended = True
     async with dispatching(dispatched):
         await eventually(lambda: len(told) == 6)
-        await eventually(lambda: not state.database["parked_lanes"].find_one())
+        await eventually(lambda: Parked(foreign).empty)
     assert sorted(told) == sorted(
         (name, which, 1) for name in ("first", "second", "third") for which in ("stuck", "behind")
     )

@@ -15,7 +15,7 @@ from pymongo.errors import PyMongoError
 
 import mongoz
 from dispatcher.exceptions import DispatcherError
-from dispatcher.operate import pauses, retries
+from dispatcher.operate import dead_letters, pauses
 from mongoz.core.signals import post_save
 from tests.integration.delivering import IMAGES, QUICK, Parked, make_account
 from tests.support import Running, dispatching, eventually, group_of
@@ -182,7 +182,7 @@ class Life:
         self.did.append(f"resume {role.names[-1]}")
 
     async def retry(self) -> None:
-        await retries.request_retry(self._group)
+        await dead_letters.request_retry(self._group)
         self.did.append("retry")
 
     @property

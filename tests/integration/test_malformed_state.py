@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from dispatcher.cli import app
 from dispatcher.exceptions import MalformedLetter
-from dispatcher.operate.retries import outcomes, request_retry
+from dispatcher.operate.dead_letters import outcomes, request_retry
 from dispatcher.operate.status import look
 from dispatcher.web.dashboard.letters import Letterbox
 from mongoz.core.signals import post_save
@@ -34,7 +34,7 @@ def undecodable(**fields: Any) -> RawBSONDocument:
 
 def malformed(group: str) -> dict[str, list[Any]]:
     """By collection."""
-    letter = {"group": group, "receiver": "r", "signal": "post_save", "last_attempt_at": NOW}
+    letter = {"group": group, "receiver": "r", "signal": "post_save", "last_attempt_at": NOW, "reason": "failed"}
     return {
         "members": [
             {"_id": "pid", "group": group, "pid": "many", "seen_at": NOW},
@@ -62,20 +62,27 @@ def malformed(group: str) -> dict[str, list[Any]]:
             {"_id": "ns", "group": group, "namespace": 1},
         ],
         "sessions": [{"_id": "no uuid", "group": group}, undecodable(_id=5, group=group, owner=None)],
-        "dead_letters": [
+        "held": [
             {"_id": ObjectId(), **letter, "retry_requested_at": NOW},
             {"_id": "error", **letter, "error": "text", "retry_requested_at": NOW},
-            {"_id": "chunks", **letter, "parts": {}, "chunked": {"document": 10**9}, "retry_requested_at": NOW},
-            {"_id": "receiver", "group": group, "receiver": {"a": [1]}, "last_attempt_at": 5},
-            undecodable(_id="undecodable", group=group, retry_requested_at=NOW),
+            {"_id": "files", **letter, "parts": {}, "files": {"document": 10**9}, "retry_requested_at": NOW},
+            {"_id": "receiver", **letter, "receiver": {"a": [1]}, "last_attempt_at": 5},
+            undecodable(_id="undecodable", group=group, reason="failed", retry_requested_at=NOW),
+            {"_id": "no lane", "group": group, "receiver": "steady", "due_at": NOW},
+            {
+                "_id": "head",
+                "group": group,
+                "receiver": "steady",
+                "lane": "a",
+                "state": "paused",
+                "due_at": "soon",
+            },
+            {"_id": "state", "group": group, "receiver": "steady", "lane": "b", "state": 5, "due_at": NOW},
+            {"_id": "odd", "group": group, "receiver": {"a": 1}, "lane": "c", "state": 5, "due_at": NOW},
+            undecodable(_id="raw", group=group, receiver="steady", lane="d", state="blocked", due_at=NOW),
+            {"_id": "follower", "group": group, "receiver": "steady", "lane": 5, "token": 5},
         ],
-        "parked_lanes": [
-            {"_id": "lane", "group": group, "receiver": "steady", "due_at": "soon"},
-            {"_id": "odd", "group": group, "receiver": {"a": 1}, "reason": 5, "due_at": NOW},
-            undecodable(_id="raw", group=group, receiver="steady", due_at=NOW),
-        ],
-        "parked": [{"_id": "lane:1", "group": group}, undecodable(_id="raw:1", group=group)],
-        "dead_letter_chunks": [{"_id": 5}],
+        "held.files": [{"_id": 5}],
     }
 
 
@@ -112,14 +119,14 @@ async def test_a_dispatcher_goes_on(steady, spoil, foreign, dispatched, database
             spoil()
         state = foreign.client[f"{database}_state"]
         asked = {"retry_requested_at": {"$exists": True}}
-        await eventually(lambda: state["dead_letters"].count_documents(asked) == 0, within=30, what="answers")
+        await eventually(lambda: state["held"].count_documents(asked) == 0, within=30, what="answers")
         await asyncio.sleep(1.5)  # every part of it looks at the state once a second
         foreign["accounts"].insert_one({"name": "second"})
         await eventually(lambda: steady == ["first", "second"])
         assert not running.task.done()
-    answered = state["dead_letters"].find({"retry_refused": {"$exists": True}}, {"retry_refused": True})
+    answered = state["held"].find({"retry_refused": {"$exists": True}}, {"retry_refused": True})
     refused = {str(one["_id"]): one["retry_refused"]["text"] for one in answered}
-    assert "1000000000" in refused["chunks"]
+    assert "1000000000" in refused["files"]
     assert len(refused) == 4
 
 
@@ -154,10 +161,10 @@ async def test_commands_and_dashboard_skip_them_too(spoil, mongo, foreign, datab
     listed = await asyncio.to_thread(say, "dead-letters", "list", "--json")
     assert listed.exit_code == 0, listed.output
     assert "makes no sense" in listed.stderr
-    assert {one["_id"] for one in json.loads(listed.stdout)} == {"chunks", "undecodable"}
-    shown = await asyncio.to_thread(say, "dead-letters", "show", "chunks")
+    assert {one["_id"] for one in json.loads(listed.stdout)} == {"files", "undecodable"}
+    shown = await asyncio.to_thread(say, "dead-letters", "show", "receiver")
     assert isinstance(shown.exception, MalformedLetter)  # the command prints it, and exits with its code
-    assert "makes no sense: chunked.document" in str(shown.exception)
+    assert "makes no sense: receiver" in str(shown.exception)
     async with AsyncMongoClient(mongo.url) as client:
         letterbox = Letterbox(group_of(client, database))
         page = await letterbox.page(None, None)

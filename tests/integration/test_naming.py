@@ -14,8 +14,8 @@ from dispatcher.core.output.logs import Stats
 from dispatcher.core.state import Group, State
 from dispatcher.exceptions import DispatcherError, ExitCode, UnknownLetter
 from dispatcher.operate.dead_letters import Wanted, ids_of, letters_of, resolve
-from dispatcher.parking.dead_letters import DeadLetters
-from dispatcher.parking.record import Letter, short_id
+from dispatcher.parking.record import Record, short_id
+from dispatcher.parking.store import HeldStore
 
 DELIVERY = "57135bc4c0aa57135bc4c0aa"
 
@@ -39,15 +39,16 @@ def fields(group: str, receiver: int, **changes: Any) -> dict[str, Any]:
         "delivery_id": DELIVERY,
         "last_attempt_at": at,
         "token": "82",
+        "state": "dead",
         "reason": "failed",
         **changes,
     }
 
 
 async def test_letters_of_one_change_have_short_ids_of_their_own(kept):
-    store = DeadLetters(kept, Stats())
+    store = HeldStore(kept, Stats())
     for receiver in range(20):
-        await store.keep(Letter(fields(kept.name, receiver), {}))
+        await store.keep(Record(fields(kept.name, receiver), {}))
     ids = [short_id(id_of(receiver)) for receiver in range(20)]
     assert len({id_[:6] for id_ in ids}) == 20
     for receiver, id_ in enumerate(ids):
@@ -65,16 +66,17 @@ async def test_letters_of_one_change_have_short_ids_of_their_own(kept):
 
 
 async def test_a_letter_that_is_written_anew_keeps_its_short_id(kept):
-    store = DeadLetters(kept, Stats())
+    store = HeldStore(kept, Stats())
     for retries in (0, 1):
-        await store.keep(Letter(fields(kept.name, 1, retries=retries), {}))
-    (found,) = await kept.state.database.dead_letters.find().to_list()
+        await store.keep(Record(fields(kept.name, 1, retries=retries), {}))
+    (found,) = await kept.state.database.held.find().to_list()
     assert (found["short_id"], found["retries"]) == (short_id(id_of(1)), 1)
 
 
 async def test_letters_of_earlier_versions_are_found(kept, foreign):
     state = foreign.client[kept.state.name].dead_letters
     state.insert_many([fields(kept.name, receiver) for receiver in range(3)])  # without a short id
+    await HeldStore(kept, Stats()).recover()
     for receiver in range(3):
         for text in (short_id(id_of(receiver)), short_id(id_of(receiver))[:6], id_of(receiver)):
             assert await resolve(kept, [text]) == [id_of(receiver)]
@@ -89,8 +91,8 @@ def group(mongo, database, foreign) -> list[str]:
     known["formerly"] = ["find"]
     state.positions.insert_one({"_id": f"{database}:0", "group": database, "partition": 0})
     state.members.insert_one({"_id": "m", "group": database, "receivers": [known], "seen_at": datetime.now(UTC)})
-    state.dead_letters.insert_one(fields(database, 1, parts={}, chunked={}))
-    state.parked_lanes.insert_one({"_id": "x", "group": database, "receiver": "shop.waits"})
+    state.held.insert_one(fields(database, 1, parts={}, short_id=short_id(id_of(1))))
+    state.held.insert_one({"_id": "x", "group": database, "lane": "l", "receiver": "shop.waits"})
     return ["--url", mongo.url, "--state-database", f"{database}_state", "--group", database]
 
 

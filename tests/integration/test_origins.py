@@ -205,7 +205,7 @@ async def test_a_late_delivery_keeps_its_id_when_it_fails(world, database):
             raise ValueError("not yet")
 
     post_save(world.user, name="fails", retry=Retry(2, base=0.01))(fails)
-    letters = world.client[f"{database}_state"]["dead_letters"]
+    letters = world.client[f"{database}_state"]["held"]
     id_ = ObjectId()
     stamp = world.stamp(Call.CREATED, id_, "fails", age=30)
     async with dispatching(world.registry):

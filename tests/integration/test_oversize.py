@@ -136,7 +136,7 @@ async def test_a_key_that_leaves_no_room_for_the_document(foreign, dispatched, T
     assert seen[0].id == "after"
     assert (letter["reason"], letter["receiver"], letter["attempts"]) == ("undecodable", None, 0)
     assert "larger than 16 MB" in letter["error"]["message"]
-    kept = b"".join(chunk["data"] for chunk in State(foreign).database["dead_letter_chunks"].find().sort("_id"))
+    kept = b"".join(chunk["data"] for chunk in State(foreign).database["held.chunks"].find().sort("n"))
     assert decoded(kept)["documentKey"]["_id"] == key
 
 

@@ -4,6 +4,7 @@ import asyncio
 import random
 import tracemalloc
 from collections import defaultdict
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from bson import ObjectId
 from pymongo import ReplaceOne
 
 import mongoz
-from dispatcher.parking.store import Parked as ParkedDeliveries
+from dispatcher.parking.store import HeldStore
 from dispatcher.runtime.service import Service
 from mongoz.core.signals import post_delete, post_save, post_update
 from mongoz.signals.options import Retry
@@ -50,9 +51,9 @@ async def test_a_blocked_document_pins_nothing(account, foreign, dispatched, sta
         assert sorted(seen) == ["0", "1", "2", "3", "other"]
         assert strict.got == ["other"]
         await eventually(lambda: state.token > before)
-        (lane,) = state.lanes
-        assert (lane["receiver"], lane["reason"], lane["key"]) == ("strict", "blocked", id_)
-        assert lane["error"] == {"type": "builtins.ValueError", "message": "ValueError: not yet"}
+        (head,) = state.heads
+        assert (head["receiver"], head["state"], head["key"]) == ("strict", "blocked", id_)
+        assert head["error"] == {"type": "builtins.ValueError", "message": "ValueError: not yet"}
         assert [row["token"] for row in state.rows] == sorted(row["token"] for row in state.rows)
         strict.mended = True
         await eventually(lambda: state.empty)
@@ -81,8 +82,8 @@ async def test_who_waits_makes_room_for_others(account, foreign, dispatched, sta
     async with dispatching(dispatched, max_queued=20, park_after=120.0):
         foreign["accounts"].insert_many([{"name": name} for name in [*(f"bad {n}" for n in range(30)), *good]])
         await eventually(lambda: sorted(got) == sorted(good))
-        assert {lane["reason"] for lane in state.lanes} == {"retrying"}
-        assert len(state.lanes) >= 20
+        assert {head["state"] for head in state.heads} == {"retrying"}
+        assert len(state.heads) >= 20
 
 
 async def test_what_is_looked_for_while_it_is_written_is_not_forgotten(
@@ -90,7 +91,7 @@ async def test_what_is_looked_for_while_it_is_written_is_not_forgotten(
 ):
     """Whoever looks finds nothing yet, again and again; afterwards it is worked off all the same."""
     looked = 0
-    due, put = ParkedDeliveries.due, ParkedDeliveries.put
+    due, put = HeldStore.due, HeldStore.put
 
     async def watched_due(self: Any, *args: Any) -> Any:
         nonlocal looked
@@ -103,8 +104,8 @@ async def test_what_is_looked_for_while_it_is_written_is_not_forgotten(
         await eventually(lambda: looked > before + 1, what="two looks")
         await put(self, *args)
 
-    monkeypatch.setattr(ParkedDeliveries, "due", watched_due)
-    monkeypatch.setattr(ParkedDeliveries, "put", slow_put)
+    monkeypatch.setattr(HeldStore, "due", watched_due)
+    monkeypatch.setattr(HeldStore, "put", slow_put)
     strict = Strict(account, refuses=lambda instance: len(strict.attempts) < 2, retry=Retry(9, base=0.1, cap=0.1))
     async with dispatching(dispatched, park_after=0.0):
         foreign["accounts"].insert_one({"name": "first"})
@@ -341,11 +342,11 @@ async def test_a_receiver_that_is_renamed_or_removed(account, foreign, dispatche
     async with dispatching(dispatched):
         foreign["accounts"].replace_one({"_id": id_}, {"name": "1"})
         await eventually(lambda: len(state.rows) == 3)
-        assert {lane["receiver"] for lane in state.lanes} == {"old", "gone"}
+        assert {head["receiver"] for head in state.heads} == {"old", "gone"}
         new.mended = True
         await eventually(lambda: new.got == ["0", "1"])
         await eventually(lambda: len(state.rows) == 1)
-    assert [lane["receiver"] for lane in state.lanes] == ["gone"]
+    assert [head["receiver"] for head in state.heads] == ["gone"]
     assert said().count("parked.orphaned") == 1
     assert {delivery.receiver for delivery in new.deliveries} == {"new"}
     Strict(account, name="gone").mended = True
@@ -363,17 +364,18 @@ async def test_a_connection_that_is_gone_leaves_its_deliveries(account, foreign,
     account.signals.post_save.disconnect(strict)
     Strict(account, post_update)
     async with dispatching(dispatched):
-        await eventually(lambda: [lane["reason"] for lane in state.lanes] == ["orphaned"])
+        await eventually(lambda: [head["state"] for head in state.heads] == ["orphaned"])
     assert said().count("parked.orphaned") == 1
     assert len(state.rows) == 1
 
 
 SAVES_NEVER: Any = {"save_interval": 60.0, "idle_save_interval": 60.0, "grace": 0.1}
 
-STEPS = {
-    "the lane is there, its first delivery is not": ("update", "parked"),
-    "a delivery is finished and not removed": ("delete", "parked"),
-    "an empty lane is not removed": ("delete", "parked_lanes"),
+STEPS: Any = {
+    "it is not written": ("update", [], "block"),
+    "it is finished, and not removed": ("delete", ["0"], "block"),
+    "it is removed, and the next one is not the head": ("update", ["0"], "block"),
+    "it is a dead letter, and the next one is not the head": ("update", [], "dead_letter"),
 }
 
 
@@ -381,39 +383,47 @@ STEPS = {
 async def test_a_crash_between_two_steps_loses_nothing(account, foreign, dispatched, state, step, monkeypatch):
     """The process does not come further: the command is refused in that collection, then it is killed."""
     monkeypatch.setattr("dispatcher.delivery.lanes._TO_WRITE", 0.05)  # nobody waits for what it would have written
+    command, delivered, on_failure = STEPS[step]
     strict = Strict(account, refuses=lambda instance: instance.amount == 0)
     id_ = ObjectId()
-    command, collection = STEPS[step]
     admin = foreign.client.admin
     # By its namespace: how many others, a lease's renewals say, come in between is a matter of luck.
-    failing = {"failCommands": [command], "errorCode": 11600, "namespace": f"{foreign.name}_state.{collection}"}
+    failing = {"failCommands": [command], "errorCode": 11600, "namespace": f"{foreign.name}_state.held"}
 
     def stop_at(command_mode: Any) -> None:
         admin.command("configureFailPoint", "failCommand", mode=command_mode, data=failing)
 
+    if step != "it is not written":
+        async with dispatching(dispatched):
+            foreign["accounts"].insert_one({"_id": id_, "name": "0", "amount": 0})
+            foreign["accounts"].replace_one({"_id": id_}, {"name": "1", "amount": 1})
+            await eventually(lambda: len(state.rows) == 2)
+        state.database["held"].update_one(state.HEADS, {"$set": {"due_at": datetime(2020, 1, 1)}})
+    if on_failure != "block":  # the next version of the application
+        account.signals.post_save.disconnect(strict)
+        strict = Strict(account, retry=Retry(1), on_failure=on_failure)
+    strict.mended = bool(delivered)
+    stop_at("alwaysOn")
     async with dispatching(dispatched, lease=1.0, **SAVES_NEVER) as running:
         token = state.token
-        if command == "update":
-            stop_at("alwaysOn")
-        foreign["accounts"].insert_one({"_id": id_, "name": "0", "amount": 0})
-        if command == "delete":
-            await eventually(lambda: len(state.rows) == 1)
-            stop_at("alwaysOn")
-            strict.mended = True
-            await eventually(lambda: strict.got == ["0"])
-            await eventually(lambda: len(state.rows) == (collection == "parked"))
+        if step == "it is not written":
+            foreign["accounts"].insert_one({"_id": id_, "name": "0", "amount": 0})
+            await eventually(lambda: strict.attempts)
         else:
-            await eventually(lambda: len(state.lanes) == 1)
+            await eventually(lambda: strict.attempts and strict.got == delivered)
+            await eventually(lambda: len(state.rows) == (1 if command == "update" else 2))
         running.task.cancel()
         await asyncio.wait([running.task])
     admin.command("configureFailPoint", "failCommand", mode="off")
     state.rewind(token)
     strict.mended = True
     async with dispatching(dispatched, lease=1.0):
-        foreign["accounts"].replace_one({"_id": id_}, {"name": "1", "amount": 1})
+        if step == "it is not written":
+            foreign["accounts"].replace_one({"_id": id_}, {"name": "1", "amount": 1})
         await eventually(lambda: "1" in strict.got and state.empty)
-    assert list(dict.fromkeys(strict.got)) == ["0", "1"]
+    assert list(dict.fromkeys(strict.got)) == [*(["0"] if on_failure == "block" else []), "1"]
     assert strict.got[-1] == "1"
+    assert len(state.letters) == (on_failure != "block")
 
 
 @pytest.mark.slow

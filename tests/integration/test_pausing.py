@@ -71,7 +71,7 @@ async def test_a_paused_receiver_gets_everything_in_order_when_it_is_resumed(
         write(0, 10)
         await eventually(lambda: len(state.rows) == 10 and len(seen) == 10)
         before = state.token
-        assert {lane["reason"] for lane in state.lanes} == {"paused"}
+        assert {head["state"] for head in state.heads} == {"paused"}
     async with dispatching(dispatched):
         write(10, 20)
         await eventually(lambda: len(state.rows) == 20 and state.token > before)
@@ -99,7 +99,7 @@ async def test_what_is_being_retried_is_not_retried_while_it_is_paused(account, 
         foreign["accounts"].insert_one({"name": "first"})
         await eventually(lambda: strict.attempts)
         await group.pause("strict", known={"strict"})
-        await eventually(lambda: [lane["reason"] for lane in state.lanes] == ["paused"])
+        await eventually(lambda: [head["state"] for head in state.heads] == ["paused"])
         tried = len(strict.attempts)
         strict.mended = True
         foreign["accounts"].insert_one({"name": "second"})
@@ -158,7 +158,7 @@ async def test_a_pause_outlasts_the_renaming_of_its_receiver(account, foreign, d
         foreign["accounts"].replace_one({"_id": id_}, {"name": "second"})
         foreign["accounts"].insert_one({"name": "other"})
         await eventually(lambda: len(state.rows) == 3)
-        assert {lane["reason"] for lane in state.lanes} == {"paused"}
+        assert {head["state"] for head in state.heads} == {"paused"}
         assert not await group.pause("new"), "it was already"
         assert await group.resume("new")
         assert await group.pauses() == []
@@ -172,7 +172,9 @@ def paused(running: Any) -> bool:
 
 
 async def test_only_what_is_known_is_paused(group, state, foreign):
-    state.database["dead_letters"].insert_one({"group": foreign.name, "receiver": "shop.receivers.welcome"})
+    state.database["held"].insert_one(
+        {"group": foreign.name, "reason": "failed", "receiver": "shop.receivers.welcome"}
+    )
     with pytest.raises(UnknownReceiver, match=r"Did you mean .shop\.receivers\.welcome") as caught:
         await group.pause("shop.receivers.wellcome")
     assert caught.value.remedy

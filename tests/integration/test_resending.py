@@ -11,11 +11,11 @@ import mongoz
 from dispatcher.core.output.logs import Stats
 from dispatcher.delivery.outcome import Failure
 from dispatcher.exceptions import UnknownLetter
-from dispatcher.operate import pauses, retries
-from dispatcher.parking import record
-from dispatcher.parking.dead_letters import DeadLetters
+from dispatcher.operate import dead_letters, pauses
+from dispatcher.parking import files
 from dispatcher.parking.gate import Parking
-from dispatcher.parking.record import unreadable_letter
+from dispatcher.parking.record import undecodable_event
+from dispatcher.parking.store import HeldStore
 from mongoz.core.signals import post_update
 from mongoz.signals.options import Retry
 from tests.integration.delivering import Parked, Strict, make_account
@@ -40,8 +40,8 @@ def retry(client: Any, database: str, state: Parked) -> Any:
 
     async def retry(*ids: str, within: float = 10.0) -> list[tuple[str, str]]:
         group = group_of(client, database)
-        asked = await retries.request_retry(group, list(ids) or None)
-        return [(one.result, one.text) async for one in retries.outcomes(group, asked, within=within)]
+        asked = await dead_letters.request_retry(group, list(ids) or None)
+        return [(one.result, one.text) async for one in dead_letters.outcomes(group, asked, within=within)]
 
     return retry
 
@@ -52,22 +52,21 @@ def strict_on(document: Any, *signals: Any, **options: Any) -> Strict:
 
 async def test_a_letter_that_is_delivered_is_gone(account, foreign, dispatched, state, retry, monkeypatch):
     """It is the same delivery, asked for; nothing of it stays, also if it did not fit into one document."""
-    monkeypatch.setattr(record, "_INLINE", 1_000)
-    monkeypatch.setattr(record, "_CHUNK", 1_000)
+    monkeypatch.setattr(files, "_INLINE", 1_000)
+    monkeypatch.setattr(files, "_CHUNK", 1_000)
     strict = strict_on(account)
     async with dispatching(dispatched):
         foreign["accounts"].insert_one({"name": "Ada", "blob": bytes(2_500)})
         letter = await state.letter()
-        assert letter["chunked"] == {"document": 3}
+        assert letter["files"].keys() == {"document"}
+        assert state.database["held.chunks"].count_documents({}) == 3
         strict.mended = True
         assert await retry(letter["_id"]) == [("delivered", "")]
         await eventually(lambda: state.empty)
     (delivery,) = strict.deliveries
     assert (delivery.id, delivery.attempt, delivery.replayed) == (letter["delivery_id"], 1, True)
     assert state.letters == []
-    assert all(
-        state.database[name].count_documents({}) == 0 for name in ("dead_letter_chunks", "parked_chunks", "parked")
-    )
+    assert all(state.database[name].count_documents({}) == 0 for name in ("held", "held.files", "held.chunks"))
 
 
 async def test_a_letter_that_fails_again_is_written_anew(account, foreign, dispatched, state, retry):
@@ -190,9 +189,11 @@ async def test_a_letter_joins_what_is_parked_under_an_earlier_name(
             await eventually(lambda: new.attempts)
             await retry(letter["_id"], within=0.0)
         await eventually(lambda: len(state.rows) == 2)
-        assert [lane["receiver"] for lane in state.lanes] == ["old"]
+        assert len({row["lane"] for row in state.rows}) == 1
+        assert {row["receiver"] for row in state.rows} == {"old"}
+        await eventually(lambda: len(state.heads) == 1)
     new.mended = True
-    state.database["parked_lanes"].update_many({}, {"$currentDate": {"due_at": True}})
+    state.database["held"].update_many(state.HEADS, {"$currentDate": {"due_at": True}})
     async with dispatching(dispatched):
         await eventually(lambda: state.empty)
     assert new.got == ["letter", "parked"]
@@ -232,11 +233,11 @@ async def test_an_event_that_can_be_decoded_by_now(account, foreign, dispatched,
         "fullDocument": {"_id": ObjectId(), "name": "Ada"},
     }
     failure = Failure(ValueError("a date beyond Python's"), event["wallTime"], 0, "undecodable")
-    store = DeadLetters(group_of(client, database), Stats())
+    store = HeldStore(group_of(client, database), Stats())
     token = event["_id"]["_data"]
-    await store.keep(unreadable_letter(bson.encode(event), failure, token=token, term=1, group=database))
+    await store.keep(undecodable_event(bson.encode(event), failure, token=token, term=1, group=database))
     undecodable = bson.encode({**event, "at": bson.Int64(2**60)}).replace(b"\x12at\0", b"\x09at\0")
-    await store.keep(unreadable_letter(undecodable, failure, token=f"{token}05", term=1, group=database))
+    await store.keep(undecodable_event(undecodable, failure, token=f"{token}05", term=1, group=database))
     async with dispatching(dispatched):
         results = await retry()
         reasons = dict(results)

@@ -2,31 +2,36 @@
 
 from datetime import UTC, datetime, timedelta
 
-from dispatcher.operate import retention
+from gridfs import GridFSBucket
+
+from dispatcher.operate import dead_letters
 from tests.integration.delivering import Parked, make_account
 from tests.integration.test_resending import strict_on
 from tests.support import dispatching, eventually
 
 
 async def test_old_letters_are_forgotten(dispatched, database, foreign, monkeypatch):
-    monkeypatch.setattr(retention, "_BETWEEN", 0.02)
+    monkeypatch.setattr(dead_letters, "_BETWEEN", 0.02)
     strict_on(make_account(dispatched, database))
     state = Parked(foreign)
     old = datetime.now(UTC) - timedelta(days=10)
     kept = datetime.now(UTC) - timedelta(days=8)
-    letters = state.database["dead_letters"]
-    chunks = state.database["dead_letter_chunks"]
+    letters = state.database["held"]
+    file = GridFSBucket(state.database, "held").upload_from_stream("old", b"x")
     letters.insert_many(
         [
-            {"_id": "old", "group": database, "last_attempt_at": old, "chunked": {"document": 1}},
-            {"_id": "younger", "group": database, "last_attempt_at": kept},
-            {"_id": "tried", "group": database, "last_attempt_at": old, "retrying_since": old},
-            {"_id": "of others", "group": "other", "last_attempt_at": old},
+            {**one, "reason": "failed"}
+            for one in (
+                {"_id": "old", "group": database, "last_attempt_at": old, "files": {"document": file}},
+                {"_id": "younger", "group": database, "last_attempt_at": kept},
+                {"_id": "tried", "group": database, "last_attempt_at": old, "retrying_since": old},
+                {"_id": "of others", "group": "other", "last_attempt_at": old},
+            )
         ]
     )
-    chunks.insert_one({"_id": "old:document:0000", "data": b""})
     async with dispatching(dispatched, dead_letter_retention=9.0):
-        await eventually(lambda: letters.count_documents({}) == 3 and not chunks.count_documents({}))
+        await eventually(lambda: letters.count_documents({}) == 3)
+        await eventually(lambda: not state.database["held.chunks"].count_documents({}))
     assert {one["_id"] for one in letters.find()} == {"younger", "tried", "of others"}
     async with dispatching(dispatched, dead_letter_retention=0) as running:
         foreign["accounts"].insert_one({"name": "Ada"})

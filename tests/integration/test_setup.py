@@ -214,7 +214,7 @@ async def test_a_dispatcher_that_may_not_write_its_state_begins_with_nothing(gua
             "actions": ["find", "insert", "update", "remove"],
         }
         guarded.admin.command("grantPrivilegesToRole", database, privileges=[right])
-    with pytest.raises(AccessDenied, match=f"may not insert, update, remove in .*{state}.dead_letters") as caught:
+    with pytest.raises(AccessDenied, match=f"may not insert, update, remove in .*{state}.held") as caught:
         async with dispatching(registry):
             pass
     assert (f"{state}.positions" in caught.value.message) is (role == "read")

@@ -166,7 +166,7 @@ async def test_a_parked_delivery_refuses_to_end(account, foreign, dispatched, st
         first, refusing.gate = refusing.gate, asyncio.Event()
         first.set()
         await eventually(lambda: ("bad", 2) in refusing.calls)
-        await eventually(lambda: state.lanes[0]["attempts"] == 2)
+        await eventually(lambda: state.heads[0]["attempts"] == 2)
         await eventually(lambda: running.service.held[0]._lanes.in_flight == 0)
         refusing.hangs = False
         refusing.gate.set()

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import mongoz
 from dispatcher.cli import app
-from dispatcher.operate.retries import outcomes, request_retry
+from dispatcher.operate.dead_letters import outcomes, request_retry
 from dispatcher.runs import backfill, replay
 from dispatcher.runs.player import workplace
 from dispatcher.web.dashboard.letters import Letterbox

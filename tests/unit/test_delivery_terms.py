@@ -12,7 +12,7 @@ from dispatcher.core.events import Calls
 from dispatcher.delivery.instances import originals_of, untouched
 from dispatcher.delivery.outcome import Failure
 from dispatcher.delivery.terms import terms_of
-from dispatcher.parking.record import letter_of
+from dispatcher.parking.record import failed, record_of
 from dispatcher.stream.decode import decode
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.signals.options import Options, Retry
@@ -61,14 +61,8 @@ def change(**fields):
 def test_any_error_can_be_kept(error):
     calls = Calls(Thing, "post_save", True, ())
     failure = Failure(error, datetime.now(UTC), 1)
-    letter = letter_of(
-        change(fullDocument={"_id": 1}),
-        calls,
-        Receiver(test_any_error_can_be_kept, "r", 1),
-        failure,
-        term=1,
-        group="g",
-    )
+    receiver = Receiver(test_any_error_can_be_kept, "r", 1)
+    letter = failed(record_of(change(fullDocument={"_id": 1}), calls, receiver, term=1, group="g"), failure)
     assert len(bson.encode(letter.fields)) < 100_000
     assert letter.fields["error"]["message"].startswith(type(error).__name__)
 

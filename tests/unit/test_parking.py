@@ -17,7 +17,7 @@ from dispatcher.core.bson_codec import RAW
 from dispatcher.core.events import Calls, Change, delivery_id_of
 from dispatcher.core.state import CODEC_OPTIONS as STORED
 from dispatcher.delivery.instances import key_of, originals_of, untouched
-from dispatcher.parking.record import change_of, delivery_of
+from dispatcher.parking.record import change_of, record_of
 from dispatcher.parking.store import lane_id
 from dispatcher.stream.decode import decode
 from mongoz.connection.codec import CODEC_OPTIONS
@@ -77,8 +77,8 @@ def event(**fields) -> Change:
 
 def again(change: Change, codec_options=CODEC_OPTIONS) -> Change:
     """Written down, stored, read, and made a change again."""
-    fields, parts = delivery_of(change, CALLS, RECEIVER, term=1, group="g")
-    stored = bson.encode({"_id": "x", **fields}, codec_options=STORED)
+    fields, parts = record_of(change, CALLS, RECEIVER, term=1, group="g")
+    stored = bson.encode(fields, codec_options=STORED)
     return change_of(RawBSONDocument(stored, codec_options=RAW), parts, codec_options)
 
 

@@ -33,7 +33,7 @@ def test_what_was_saved_is_read():
                 ahead=b"0123456789",
                 until=LATER,
                 version="v",
-                version_started=now,
+                version_since=now,
             ),
         ],
         "shop",
@@ -43,7 +43,7 @@ def test_what_was_saved_is_read():
     one = saved.positions[0]
     assert (one.owner, one.term, one.beat, one.lease) == ("me", 3, 7, 10)
     assert (one.token, one.ahead, one.until) == (TOKEN, b"0123456789", LATER)
-    assert (one.version, one.version_started, one.partitions) == ("v", now, 0)
+    assert (one.version, one.version_since, one.partitions) == ("v", now, 0)
 
 
 def test_the_position_of_an_earlier_version_is_read():
@@ -122,7 +122,7 @@ def test_what_earlier_layouts_can_not_have_finished(change):
         ("lease_seconds", "ten", "a number of seconds"),
         ("lease_seconds", -1, "a number of seconds"),
         ("lease_seconds", float("inf"), "a number of seconds"),
-        ("version_started", "today", "a date"),
+        ("version_since", "today", "a date"),
     ],
 )
 def test_a_position_that_makes_no_sense(field, value, wanted):

@@ -16,10 +16,9 @@ from dispatcher.core.state import Group
 from dispatcher.core.stats import BOUNDS
 from dispatcher.exceptions import MalformedLetter, NotFound
 from dispatcher.group.known_receivers import require_receiver
-from dispatcher.operate.dead_letters import Wanted, drop, ids_of
+from dispatcher.operate.dead_letters import Wanted, drop, ids_of, request_retry
 from dispatcher.operate.observer import Observer
 from dispatcher.operate.pauses import pause, resume
-from dispatcher.operate.retries import request_retry
 from dispatcher.web.app import json_response
 from dispatcher.web.dashboard.history import History
 from dispatcher.web.dashboard.letters import Letterbox, NoSuchPage

@@ -10,10 +10,12 @@ from bson.json_util import RELAXED_JSON_OPTIONS, dumps
 
 from dispatcher.core.bson_elements import readable
 from dispatcher.core.redaction import redacted
-from dispatcher.core.state import DEAD_LETTERS, READING, Group
-from dispatcher.core.state_checks import MOST_CHUNKS, Sound, letter, problem_of
+from dispatcher.core.state import HELD, READING, Group
+from dispatcher.core.state_checks import Sound, letter, problem_of
 from dispatcher.exceptions import MalformedLetter
+from dispatcher.parking.files import Files
 from dispatcher.parking.record import short_id
+from dispatcher.parking.store import LETTERS
 
 __all__ = ["LETTERS_PER_PAGE", "Letterbox", "NoSuchPage"]
 
@@ -61,9 +63,9 @@ class Letterbox:
     """
 
     def __init__(self, group: Group) -> None:
-        self._letters = group.state.dead_letters.with_options(codec_options=_READING)
-        self._chunks = group.state.dead_letter_chunks
-        self._of_group = {"group": group.name}
+        self._letters = group.state.held.with_options(codec_options=_READING)
+        self._files = Files(group.state)
+        self._of_group = {"group": group.name, **LETTERS}
 
     async def page(self, receiver: str | None, before: str | None) -> dict[str, Any]:
         """Some letters, the newest first, and where the next page begins.
@@ -86,7 +88,7 @@ class Letterbox:
         found = await cursor.max_time_ms(_PATIENCE_MS).to_list()
         page, more = found[:LETTERS_PER_PAGE], len(found) > LETTERS_PER_PAGE
         sound = Sound(self._letters.database.name)
-        listed = sound.each(DEAD_LETTERS, page, lambda one: _listed(letter(one)))
+        listed = sound.each(HELD, page, lambda one: _listed(letter(one)))
         sound.log()
         return {
             "letters": listed,
@@ -109,18 +111,8 @@ class Letterbox:
         except ValueError as error:
             raise MalformedLetter(f"The letter makes no sense: {problem_of(error)}.") from error
         parts = {str(name): bytes(data) for name, data in found.pop("parts", {}).items()}
-        sizes = {name: len(data) for name, data in parts.items()}
-        for name, count in found.pop("chunked", {}).items():
-            sizes[str(name)] = await self._size(id_, str(name), int(count))
+        sizes = {name: len(data) for name, data in parts.items()} | await self._files.sizes(found)
         return await asyncio.to_thread(_in_full, found, parts, sizes)
-
-    async def _size(self, letter: str, part: str, count: int) -> int:
-        """Bytes of a part that is in chunks."""
-        ids = [f"{letter}:{part}:{number:04}" for number in range(min(count, MOST_CHUNKS))]
-        total = {"$group": {"_id": None, "size": {"$sum": {"$binarySize": "$data"}}}}
-        cursor = await self._chunks.aggregate([{"$match": {"_id": {"$in": ids}}}, total])
-        sums = await cursor.to_list()
-        return int(sums[0]["size"]) if sums else 0
 
 
 def _listed(letter: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,135 @@
+"""Parts of held deliveries that do not fit into their document: they are files in GridFS.
+
+A file is written before the document that names it, and deleted after it. It never changes: a document that is
+written anew names new files. A crash between two writes leaves a file that no document names; `sweep` deletes it.
+"""
+
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from bson import ObjectId
+from gridfs import AsyncGridFSBucket
+from gridfs.errors import CorruptGridFile, NoFile
+
+from dispatcher.core.state import HELD, State
+from dispatcher.parking.record import Record
+
+__all__ = ["Files"]
+
+# Bytes of parts that a document holds itself; the server's limit is 16 MB.
+_INLINE: Final = 8_000_000
+_CHUNK: Final = 4_000_000
+
+# After this time the document that names a file was written, or never will be.
+_PATIENCE: Final = timedelta(hours=1)
+
+
+class Files:
+    """Writes, reads and deletes the parts of held deliveries.
+
+    Args:
+        state: the state.
+    """
+
+    def __init__(self, state: State) -> None:
+        held = state.held
+        database = state.database.with_options(
+            read_preference=held.read_preference, write_concern=held.write_concern, read_concern=held.read_concern
+        )
+        self._held = held
+        self._bucket = AsyncGridFSBucket(database, HELD, chunk_size_bytes=_CHUNK)
+
+    async def write(self, record: Record) -> dict[str, Any]:
+        """Write the parts that do not fit.
+
+        Returns:
+            The whole document, to be written next.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        inline, large = _divided(record.parts)
+        document = {**record.fields, "parts": inline}
+        if large:
+            document["files"] = {part: await self.add(record.id, data) for part, data in large.items()}
+        return document
+
+    async def add(self, id_: str, data: bytes) -> ObjectId:
+        """Write a part of the document with this `_id`; the id of its file.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        file: ObjectId = await self._bucket.upload_from_stream(id_, data)
+        return file
+
+    async def read(self, document: Mapping[str, Any]) -> dict[str, bytes]:
+        """The parts of a document that was read from the database.
+
+        Raises:
+            ValueError: a part is missing.
+            PyMongoError: as the driver has it.
+        """
+        parts = {name: bytes(data) for name, data in document["parts"].items()}
+        for name, id_ in document.get("files", {}).items():
+            try:
+                parts[name] = await (await self._bucket.open_download_stream(id_)).read()
+            except (NoFile, CorruptGridFile) as error:
+                raise ValueError(
+                    f"the file {id_!r} of its part {name[:100]!r} is missing in {HELD}.files"
+                ) from error
+        return parts
+
+    async def sizes(self, document: Mapping[str, Any]) -> dict[str, int]:
+        """Bytes of the parts that are files.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        files = document.get("files", {})
+        found = self._bucket.find({"_id": {"$in": list(files.values())}})
+        lengths = {file._id: file.length async for file in found}
+        return {str(name): int(lengths.get(id_, 0)) for name, id_ in files.items()}
+
+    async def delete(self, document: Mapping[str, Any]) -> None:
+        """Delete the files of a document that is gone, or was replaced.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        await self._delete(document.get("files", {}).values())
+
+    async def _delete(self, ids: Iterable[Any]) -> None:
+        for id_ in ids:
+            with suppress(NoFile):
+                await self._bucket.delete(id_)
+
+    async def sweep(self) -> None:
+        """Delete the files that a crash left behind.
+
+        Raises:
+            PyMongoError: as the driver has it.
+        """
+        old = ObjectId.from_datetime(datetime.now(UTC) - _PATIENCE)
+        found = {file._id: file.filename async for file in self._bucket.find({"_id": {"$lt": old}})}
+        records = self._held.find({"_id": {"$in": list(found.values())}}, {"files": True})
+        async for record in records:
+            for id_ in record.get("files", {}).values():
+                found.pop(id_, None)
+        await self._delete(found)
+
+
+def _divided(parts: Mapping[str, bytes]) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """Parts that a document can hold, the small ones first, and those that it can't. A key must be in it."""
+    inline: dict[str, bytes] = {}
+    large: dict[str, bytes] = {}
+    room = _INLINE
+    for name, data in sorted(parts.items(), key=lambda part: (part[0] != "key", len(part[1]))):
+        if name == "key" or len(data) <= room:
+            inline[name] = data
+            room -= len(data)
+        else:
+            large[name] = data
+    return inline, large

@@ -1,0 +1,239 @@
+"""Takes over the deliveries that dispatchers of an earlier version held.
+
+They had five collections:
+
+    parked            one document per delivery that waits: "<lane>:<token>", or "<lane>:<token>~<run>"; with
+                      `again` {letter, retries} if it is a retry
+    parked_lanes      one document per lane: what its first delivery waits for
+    dead_letters      one document per dead letter, also while it is retried
+    parked_chunks, dead_letter_chunks     "<_id>:<part>:<number>": parts that do not fit, counted in `chunked`
+
+Whoever claims a partition moves what belongs to it into `held` before the first delivery, and looks again later: a
+run or a command of an earlier version may have written since. The lease of the partition makes sure that nobody
+else works on it. Each document is written to `held`, unless it is there, and deleted then. A crash in between
+changes nothing: the next process goes on.
+"""
+
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from datetime import datetime
+from typing import Any, Final
+
+import bson
+from bson.raw_bson import RawBSONDocument
+from pymongo import UpdateOne
+
+from dispatcher.core.bson_codec import RAW
+from dispatcher.core.bson_elements import elements, joined, readable
+from dispatcher.core.output.logs import get_logger
+from dispatcher.core.partitions import belongs, hash_of
+from dispatcher.core.state import CODEC_OPTIONS, Collection, Group
+from dispatcher.parking.files import Files
+from dispatcher.parking.record import hash_of_key, record_id, short_id
+
+__all__ = ["dead_letter", "take_over", "waiting_delivery"]
+
+log = get_logger()
+
+# Documents in one command, and their bytes.
+_MOST: Final = 200
+_BYTES: Final = 16_000_000
+
+# What is left of a dead letter while it is retried.
+_OF_LETTER: Final = frozenset(
+    {"reason", "error", "fault", "last_attempt_at", "retries", "retrying_since", "retry_requested_at"}
+)
+
+_ALWAYS: Final = datetime(1970, 1, 1)
+
+
+async def take_over(group: Group, partition: tuple[int, int]) -> None:
+    """Move what earlier versions left of a partition.
+
+    Args:
+        group: of dispatchers, with the database of its state.
+        partition: which one, of how many.
+
+    Raises:
+        PyMongoError: as the driver has it.
+    """
+    taker = _Taker(group, partition)
+    moved = await taker.take_parked() + await taker.take_letters()
+    if moved:
+        log.info(
+            "deliveries that an earlier version held are moved into one collection",
+            action="held.upgraded",
+            partition=partition[0],
+            deliveries=moved,
+        )
+
+
+class _Taker:
+    """Moves documents.
+
+    Args:
+        group: of dispatchers, with the database of its state.
+        partition: which one, of how many.
+    """
+
+    def __init__(self, group: Group, partition: tuple[int, int]) -> None:
+        state = group.state
+        self._held = state.held
+        self._files = Files(state)
+        self._group = group.name
+        self._partition = partition
+        self._parked, self._lanes = state.newest("parked"), state.newest("parked_lanes")
+        self._letters = state.newest("dead_letters")
+        self._parked_chunks, self._letter_chunks = (
+            state.newest("parked_chunks"),
+            state.newest("dead_letter_chunks"),
+        )
+
+    async def take_parked(self) -> int:
+        """Move the deliveries that wait; their number."""
+        lane = {"from": self._lanes.name, "localField": "lane", "foreignField": "_id", "as": "lane_document"}
+        hashed = {"$ifNull": [{"$first": "$lane_document.hash"}, hash_of("$key")]}
+        stages: list[dict[str, Any]] = [{"$sort": {"_id": 1}}, {"$lookup": lane}, {"$set": {"hash": hashed}}]
+        moved, before = 0, None
+        async for rows in _batches(await self._ours(self._parked, stages)):
+            documents, letters = [], []
+            for row in rows:
+                fields = readable(row)
+                letter = await self._letter_of(fields)
+                files = await self._copy(self._parked_chunks, fields)
+                documents.append(waiting_delivery(row, letter, files, head=fields.get("lane") != before))
+                before = fields.get("lane")
+                if letter is not None:
+                    letters.append(letter)
+            await self._move(documents, rows, self._parked, self._parked_chunks)
+            await self._delete(letters, self._letters, self._letter_chunks)
+            moved += len(rows)
+        async for lanes in _batches(await self._ours(self._lanes, [])):
+            await self._delete(lanes, self._lanes, self._parked_chunks)
+        return moved
+
+    async def take_letters(self) -> int:
+        """Move the dead letters; their number."""
+        moved = 0
+        async for letters in _batches(await self._ours(self._letters, [{"$set": {"hash": hash_of("$key")}}])):
+            files = [await self._copy(self._letter_chunks, readable(letter)) for letter in letters]
+            documents = [dead_letter(*one) for one in zip(letters, files, strict=True)]
+            await self._move(documents, letters, self._letters, self._letter_chunks)
+            moved += len(letters)
+        return moved
+
+    async def _ours(self, collection: Collection, stages: list[dict[str, Any]]) -> AsyncIterable[RawBSONDocument]:
+        """The documents of the partition."""
+        number, of = self._partition
+        ours = [{"$match": {"$expr": belongs("$hash", number, of)}}] if of > 1 else []
+        pipeline = [{"$match": {"group": self._group}}, *stages, *ours]
+        found: Any = await collection.with_options(codec_options=RAW).aggregate(pipeline)
+        return found  # type: ignore[no-any-return]
+
+    async def _letter_of(self, fields: Mapping[str, Any]) -> bytes | None:
+        match fields.get("again"):
+            case {"letter": str(id_)}:
+                found = await self._letters.with_options(codec_options=RAW).find_one({"_id": id_})
+                return None if found is None else bytes(found.raw)
+        return None
+
+    async def _copy(self, chunks: Collection, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Make files of the parts that do not fit; their ids. What is missing is missed when it is delivered."""
+        files = {}
+        for part in fields.get("chunked") or ():
+            begins = f"{fields['_id']}:{part}:"
+            found = chunks.find({"_id": {"$gte": begins, "$lt": f"{begins[:-1]};"}}).sort("_id", 1)
+            data = b"".join([bytes(chunk["data"]) async for chunk in found])
+            files[part] = await self._files.add(str(fields["_id"]), data)
+        return files
+
+    async def _move(
+        self, documents: list[bytes], rows: list[bytes], collection: Collection, chunks: Collection
+    ) -> None:
+        await self._held.bulk_write([_unless_there(document) for document in documents], ordered=False)
+        await self._delete(rows, collection, chunks)
+
+    async def _delete(self, rows: list[bytes], collection: Collection, chunks: Collection) -> None:
+        found = [readable(row) for row in rows]
+        await collection.delete_many({"_id": {"$in": [one["_id"] for one in found]}})
+        for one in found:
+            if one.get("chunked"):  # ";" is the character after ":"
+                await chunks.delete_many({"_id": {"$gte": f"{one['_id']}:", "$lt": f"{one['_id']};"}})
+
+
+async def _batches(found: AsyncIterable[RawBSONDocument]) -> AsyncIterator[list[bytes]]:
+    batch: list[bytes] = []
+    size = 0
+    async for one in found:
+        batch.append(bytes(one.raw))
+        size += len(batch[-1])
+        if len(batch) >= _MOST or size > _BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def waiting_delivery(row: bytes, letter: bytes | None, files: Mapping[str, Any], *, head: bool) -> bytes:
+    """A delivery that waits, as it is held now. Pure.
+
+    Args:
+        row: as an earlier version parked it, with its lane in `lane_document`.
+        letter: the dead letter that it is a retry of.
+        files: its parts in GridFS.
+        head: whether it is the first one of its lane.
+    """
+    fields = readable(row)
+    lane: dict[str, Any] = next(iter(fields.get("lane_document") or ()), {})
+    id_ = str(fields["_id"])
+    if letter is not None:
+        id_ = fields["again"]["letter"]
+    elif all(isinstance(fields.get(name), str) for name in ("delivery_id", "receiver_id", "document")):
+        id_ = record_id(fields)
+    reason = lane.get("reason")
+    said: dict[str, Any] = {
+        "_id": id_,
+        "lane": fields.get("lane", str(fields["_id"]).partition(":")[0]),
+        "receiver": lane.get("receiver", fields.get("receiver")),
+        "state": "following",
+        "parked_at": lane.get("parked_at"),
+    }
+    if head:
+        due_at = lane.get("due_at")
+        said["state"] = reason if isinstance(reason, str) else "retrying"
+        said["due_at"] = due_at if isinstance(due_at, datetime) else _ALWAYS
+    if lane.get("attempts") and lane.get("token") == fields.get("token"):
+        said |= {name: lane.get(name) for name in ("attempts", "first_attempt_at", "error")}
+    if letter is not None:
+        kept = joined(*(one for one in elements(letter) if one.name.decode("utf-8", "replace") in _OF_LETTER))
+        said = {**readable(kept), "short_id": short_id(id_), **said}
+    return _changed(row, said, files, apart_from=("again", "lane_document"))
+
+
+def dead_letter(letter: bytes, files: Mapping[str, Any]) -> bytes:
+    """A dead letter, as it is held now. Pure.
+
+    Args:
+        letter: as an earlier version kept it.
+        files: its parts in GridFS.
+    """
+    fields = readable(letter)
+    said = {"_id": fields["_id"], "state": "dead", "reason": fields.get("reason")}
+    if isinstance(fields["_id"], str):
+        said["short_id"] = short_id(fields["_id"])
+    return _changed(letter, said, files, apart_from=("retrying_since",))
+
+
+def _changed(row: bytes, said: dict[str, Any], files: Mapping[str, Any], apart_from: tuple[str, ...]) -> bytes:
+    """A document with other values for some fields. The others stay as they are, even if they can't be decoded."""
+    if files:
+        said = {**said, "files": dict(files)}
+    gone = {*said, *apart_from, "chunked", "hash"}
+    kept = (one for one in elements(row) if one.name.decode("utf-8", "replace") not in gone)
+    return joined(*elements(bson.encode(said, codec_options=CODEC_OPTIONS)), *kept)
+
+
+def _unless_there(document: bytes) -> UpdateOne:
+    fields = readable(document)
+    new = {"$cond": [{"$eq": [{"$type": "$group"}, "missing"]}, {"$literal": RawBSONDocument(document)}, "$$ROOT"]}
+    hashed = {"$ifNull": ["$hash", hash_of_key(fields.get("parts"))]}
+    return UpdateOne({"_id": fields["_id"]}, [{"$replaceWith": new}, {"$set": {"hash": hashed}}], upsert=True)

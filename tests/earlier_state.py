@@ -1,0 +1,20 @@
+"""What a dispatcher of format 1 wrote: captured documents of its five collections."""
+
+from pathlib import Path
+from typing import Any
+
+from bson.json_util import CANONICAL_JSON_OPTIONS, loads
+
+__all__ = ["GROUP", "LETTERS", "PARKED", "captured"]
+
+GROUP = "shop"
+PARKED = "parked"
+LETTERS = "dead_letters"
+
+_DATA = Path(__file__).parent / "unit" / "data" / "held_by_format_1.json"
+
+
+def captured() -> dict[str, list[dict[str, Any]]]:
+    """By collection: a blocked lane with two followers, one that retries, a paused one, a retry, a dead letter."""
+    found: dict[str, list[dict[str, Any]]] = loads(_DATA.read_text(), json_options=CANONICAL_JSON_OPTIONS)
+    return found

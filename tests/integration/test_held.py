@@ -1,0 +1,196 @@
+"""The store of held deliveries: lanes, their heads, and what queries of it read."""
+
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Any
+
+import bson
+import pytest
+from bson import ObjectId
+from pymongo import AsyncMongoClient
+
+from dispatcher.core.output.logs import Stats
+from dispatcher.delivery.outcome import Waiting
+from dispatcher.parking import files
+from dispatcher.parking.record import Record
+from dispatcher.parking.store import HeldStore
+from tests.support import group_of
+
+PAST, FUTURE = datetime(2020, 1, 1), datetime(2100, 1, 1)
+
+
+@pytest.fixture
+async def store(mongo: Any, database: str) -> AsyncIterator[HeldStore]:
+    async with AsyncMongoClient(mongo.url) as client:
+        group = group_of(client, database)
+        await group.state.create_indexes()
+        yield HeldStore(group, Stats())
+
+
+@pytest.fixture
+def held(foreign: Any, database: str) -> Any:
+    return foreign.client[f"{database}_state"].held
+
+
+def record(group: str, number: int, *, receiver: str = "r", size: int = 10, **parts: bytes) -> Record:
+    fields = {"_id": f"d{number:05}", "group": group, "receiver": receiver, "key": 1, "size": size}
+    return Record({**fields, "token": f"{number:05}", "run": ""}, parts)
+
+
+async def put(store: HeldStore, lane: str, *numbers: int, state: Any = "blocked") -> None:
+    """A lane with a head and followers."""
+    for number in numbers:
+        await store.put(record(store.group, number), lane, Waiting(state) if number == numbers[0] else None)
+
+
+async def worked_off(store: HeldStore, *, most: int = 10) -> list[str]:
+    """The deliveries of all lanes that are due, in the order in which they would be made."""
+    made: list[str] = []
+    while True:
+        lanes, seconds = await store.due("r", most, [])
+        if not lanes and seconds != 0.0:
+            return made
+        for lane in lanes:
+            first = await store.read([lane.first])
+            more = await store.settle(lane, list(first.values()), None, None)
+            made += first
+            while more:
+                rows, behind = await store.following(lane.id)
+                made += [row["_id"] for row in rows]
+                more = await store.settle(lane, rows, behind, None)
+
+
+async def test_a_lane_is_worked_off_in_order_and_is_gone(store, held):
+    await put(store, "lane", *range(100, 200))
+    assert await store.existing(["lane", "other"]) == {"lane"}
+    assert (await store.is_headed("lane"), await store.is_headed("other")) == (True, None)
+    assert await worked_off(store) == [f"d{n:05}" for n in range(100, 200)]
+    assert await store.existing(["lane"]) == set()
+    assert held.count_documents({}) == 0
+
+
+async def test_a_head_that_waits_keeps_its_followers_waiting(store, held):
+    await put(store, "lane", 1, 2)
+    (lane,), _ = await store.due("r", 5, [])
+    assert await store.settle(lane, [], lane.first, Waiting("retrying", 60.0, 3, PAST, ValueError("no")))
+    assert (await store.due("r", 5, []))[0] == []
+    _, seconds = await store.due("r", 5, [])
+    assert 50 < seconds <= 60
+    head = held.find_one({"_id": "d00001"})
+    assert (head["state"], head["attempts"], head["error"]["message"]) == ("retrying", 3, "ValueError: no")
+    assert held.find_one({"_id": "d00002"})["state"] == "following"
+
+
+async def test_of_two_heads_the_first_one_counts(store, held):
+    """As after a crash between two writes. The other one is a follower, and knows how often it was tried."""
+    await put(store, "lane", 2, 3)
+    held.update_one({"_id": "d00002"}, {"$set": {"attempts": 7, "due_at": PAST}})
+    await store.put(record(store.group, 1), "lane", Waiting("retrying", 3_600.0))
+    assert await store.due("r", 5, []) == ([], 0.0)
+    (lane,), _ = await store.due("r", 5, [])
+    assert (lane.first, lane.due_at) == ("d00001", PAST)
+    other = held.find_one({"_id": "d00002"})
+    assert (other["state"], other["attempts"], "due_at" in other) == ("following", 7, False)
+    assert await worked_off(store) == ["d00001", "d00002", "d00003"]
+
+
+async def test_a_lane_without_a_head_is_found_again(store, held):
+    """Another process deleted it, or died before it marked the next one."""
+    await put(store, "lane", 1, 2, 3)
+    held.delete_one({"_id": "d00001"})
+    assert await store.is_headed("lane") is False
+    assert await worked_off(store) == []
+    await store.recover()
+    assert await store.is_headed("lane") is True
+    assert await worked_off(store) == ["d00002", "d00003"]
+
+
+async def test_a_follower_that_came_meanwhile_becomes_the_head(store):
+    """The lane was read when it had only one delivery."""
+    await put(store, "lane", 1)
+    (lane,), _ = await store.due("r", 5, [])
+    await store.put(record(store.group, 2), "lane", None)
+    assert await store.settle(lane, list((await store.read([lane.first])).values()), None, None)
+    assert await worked_off(store) == ["d00002"]
+
+
+async def test_a_dead_letter_is_retried_in_its_place(store, held):
+    for number in (1, 5):
+        await store.keep(Record({**record(store.group, number).fields, "reason": "failed"}, {}))
+        held.update_one({"_id": f"d{number:05}"}, {"$set": {"retry_requested_at": PAST}})
+    await put(store, "lane", 3, 4)
+    held.update_one({"_id": "d00003"}, {"$set": {"due_at": FUTURE, "attempts": 7}})
+    assert await store.requested(10) == ["d00001", "d00005"]
+    for id_ in await store.requested(10):
+        assert await store.retry(id_, "lane", {"receiver": "r"})
+    assert not await store.retry("d00001", "lane", {"receiver": "r"})  # nobody asked again
+    assert [one["_id"] for one in held.find({"due_at": {"$exists": True}})] == ["d00005"]
+    assert await worked_off(store) == ["d00001", "d00003", "d00004", "d00005"]
+
+
+async def test_a_delivery_that_is_read_again_replaces_itself(store, held):
+    await put(store, "lane", 1, 2)
+    await put(store, "lane", 1, 2, state="paused")
+    assert held.count_documents({}) == 2
+    assert held.find_one({"_id": "d00001"})["state"] == "paused"
+
+
+async def test_no_query_reads_more_than_it_returns(store, held):
+    """A lane with 10,000 followers, and 2,000 lanes of another receiver."""
+    await put(store, "lane", 0)
+    row = held.find_one()
+    more = {**row, "state": "following"}
+    del more["due_at"]
+    held.insert_many([{**more, "_id": f"f{n:05}", "token": f"{n + 1:05}"} for n in range(10_000)])
+    held.insert_many([{**row, "_id": f"o{n}", "lane": f"o{n}", "receiver": "other"} for n in range(2_000)])
+    held.insert_many([{"_id": f"l{n}", "group": store.group, "reason": "failed"} for n in range(2_000)])
+    database = held.database
+    database.command("profile", 2)
+    try:
+        assert await store.existing(["lane", "nothing", "o5"]) == {"lane", "o5"}
+        assert await store.is_headed("lane") is True
+        (lane,), _ = await store.due("r", 20, [])
+        rows, behind = await store.following("lane")
+        assert (len(rows), behind) == (20, "f00019")
+        await store.settle(lane, rows, behind, None)
+        assert len((await store.due("other", 20, []))[0]) == 20
+        assert await store.receivers() == {"r", "other"}
+    finally:
+        database.command("profile", 0)
+    profile = database["system.profile"].find({"docsExamined": {"$exists": True}})
+    read = [(one["docsExamined"], one["keysExamined"], one["command"]) for one in profile]
+    assert len(read) >= 8
+    assert [one for one in read if max(one[:2]) > 50] == []
+
+
+async def test_files_come_and_go_with_their_delivery(store, held, monkeypatch):
+    monkeypatch.setattr(files, "_INLINE", 100)
+    data = bson.encode({"_id": 1, "blob": bytes(1_000)})
+    await store.put(record(store.group, 1, document=data), "lane", Waiting("blocked"))
+    kept = held.database["held.files"]
+    assert kept.count_documents({}) == 1
+    (lane,), _ = await store.due("r", 5, [])
+    (row,) = (await store.read([lane.first])).values()
+    assert (await store.parts(row))["document"] == data
+    kept.update_one({}, {"$set": {"filename": "d00001"}})
+    await store.recover()
+    assert (await store.parts(row))["document"] == data
+    await store.settle(lane, [row], None, None)
+    assert [held.database[name].count_documents({}) for name in ("held", "held.files", "held.chunks")] == [0, 0, 0]
+    with pytest.raises(ValueError, match=r"part 'document' is missing in held.files"):
+        await store.parts(row)
+
+
+async def test_files_that_a_crash_left_behind_are_deleted_later(store, held, monkeypatch):
+    monkeypatch.setattr(files, "_INLINE", 100)
+    await store.put(record(store.group, 1, document=bson.encode({"a": bytes(1_000)})), "lane", Waiting("blocked"))
+    chunk = held.database["held.chunks"].find_one()
+    old = ObjectId.from_datetime(PAST)
+    file = held.database["held.files"].find_one()
+    for id_, filename in ((old, "d00001"), (ObjectId(), "nobody")):
+        held.database["held.files"].insert_one({**file, "_id": id_, "filename": filename})
+        held.database["held.chunks"].insert_one({**chunk, "_id": ObjectId(), "files_id": id_})
+    await store.recover()
+    assert held.database["held.files"].find_one({"_id": old}) is None
+    assert held.database["held.chunks"].find_one({"files_id": old}) is None
+    assert held.database["held.files"].count_documents({}) == 2  # one is named, and one may be soon

@@ -1,12 +1,12 @@
 """The dispatcher's own collections, in the database `mongoz_dispatcher` (a setting).
 
-positions: one document per group, which says how its work is divided,
+positions: one document per group, with its layout,
 
     _id              "<group>"
     group            the group of dispatchers
-    partitions       how many parts there are
-    mended_at        the server's time at which a position was recorded anew, or moved by hand
-    wanted           how many there should be; only while that is another number
+    partitions       number of partitions
+    mended_at        the server's time at which a missing position was recorded, or a position was moved by hand
+    wanted           the requested number of partitions; only while it is another one
     application      that the group belongs to: "package.module:registry"
 
 and one per partition.
@@ -14,46 +14,46 @@ and one per partition.
     _id              "<group>:<partition>"
     group            the group of dispatchers
     partition        from 0 on
-    partitions       how many there are
-    owner            the member that may write here; null if nobody holds it
+    partitions       number of partitions
+    owner            the member that may write here; null if no member holds the partition
     term             grows with every change of ownership; `delivery.term`
     beat             grows with every renewal of the lease
     lease_seconds    after which others take over, if the lease is not renewed
     host, pid, boot  of the owner, see `core/identity.py`
     claimed_at       the server's time at which the owner took over
-    renewed_at       the same of the last renewal, for people
-    released_at      the same of the last hand-over
+    renewed_at       the server's time of the last renewal, for people
+    released_at      the server's time of the last hand-over
     token            resume token (its `_data`): everything up to it is finished
     cluster_time     the token's time, from which another pipeline can start
     fingerprint      of the scope and pipeline that the token belongs to
-    ahead            binary: hashes of tokens behind `token` that are finished already, see `core/resume_tokens.py`
-    until            what sorts behind these tokens; null if there are none
-    inherited        what partitions of earlier layouts had finished, see `position/inherited.py`
+    ahead            binary: hashes of tokens behind `token` that are finished as well, see `core/resume_tokens.py`
+    until            a text that sorts behind these tokens; null if there are none
+    inherited        finished changes of earlier layouts, see `position/inherited.py`
     saved_at         the server's time of the last save; advances on an idle stream too
     version          of the application that held it last
     version_since    the server's time at which a process of that version started
     version_started  a date in the far future, for dispatchers of earlier versions: see `position/store.py`
 
-members: one document per process; `group/members.py` has the fields that others read, `group/layout.py` the rest.
+members: one document per process; see `group/members.py` and `group/facts.py` for its fields.
 
 held: one document per delivery that waits, or that failed for good; see `parking/store.py` for its fields.
 
-held.files, held.chunks: their documents that would not fit into one document, in GridFS.
+held.files, held.chunks: the documents of such deliveries that do not fit into one document, in GridFS.
 
-controls: what operators ask of running dispatchers; see `operate/pauses.py` for their fields.
+controls: requests of operators to running dispatchers; see `operate/pauses.py` for their fields.
 
-gaps: one document per gap, changes that nobody could deliver; see `position/gaps.py` for its fields.
+gaps: one document per gap, that is, changes that can't be delivered; see `position/gaps.py` for its fields.
 
 deliveries: one document per delivery to a transactional receiver, written in the receiver's own transaction.
 
     _id           {group, delivery, receiver, document}: `delivery.id`, id of the receiver, name of the class
-    at            when; the server removes it `delivery_retention` days later
+    at            the time of the delivery; the server removes the document `delivery_retention` days later
 
 sessions: one document per session in which a process runs transactional receivers.
 
     _id           the server's id of the session
     group         the group of dispatchers
-    owner         the member whose process it is
+    owner         the member that uses it
 """
 
 from typing import Any, Final, NamedTuple
@@ -108,13 +108,13 @@ WRITTEN: Final = (
 CODEC_OPTIONS: Final[CodecOptions[dict[str, Any]]] = CodecOptions(
     uuid_representation=UuidRepresentation.STANDARD, datetime_conversion=DatetimeConversion.DATETIME_AUTO
 )
-"""How state is written: the `_id` of an application's document may be of any type."""
+"""Options for writes: the `_id` of an application's document may be of any type."""
 
 
 class _Anything(dict[str, Any]):
-    """An answer of the server, whatever it holds: a value that no driver decodes takes no others along."""
+    """An answer of the server. A value that no driver decodes does not affect the others."""
 
-    # The driver then hands over bytes, as it does for a RawBSONDocument.
+    # With it the driver passes bytes, as for a RawBSONDocument.
     _type_marker: Final = RawBSONDocument._type_marker
 
     def __init__(self, raw: bytes, codec_options: CodecOptions[Any] | None = None) -> None:
@@ -122,7 +122,7 @@ class _Anything(dict[str, Any]):
 
 
 READING: Final[CodecOptions[Any]] = CODEC_OPTIONS.with_options(document_class=_Anything)
-"""How state is read."""
+"""Options for reads."""
 
 _SECONDS_PER_DAY: Final = 86_400
 _EXPIRY: Final = "expiry"

@@ -128,12 +128,12 @@ async def _count_deliveries() -> None:
     async def deliver(portion: list[RawEvent]) -> None:
         with inside_dispatcher():
             await pipeline._take(Batch(portion, portion[-1]["_id"]["_data"]))
-            await pipeline._lanes.idle()
+            await pipeline._capacity.idle()
 
     await deliver(events[_TIMES:])
     # Times are observed a thousand times a second, at most: under valgrind that would be each.
     for figures in pipeline._stats.receivers.values():
-        figures._due = float("inf")
+        figures.due = float("inf")
     with counted(f"deliver {_TIMES}"):
         await deliver(events[:_TIMES])
     if pipeline._stats.delivered != len(events):
@@ -148,6 +148,7 @@ def _pipeline() -> Pipeline:
     parts: dict[str, Any] = {name: MagicMock(spec=parameter.annotation) for name, parameter in parameters}
     parts["controls"].everything, parts["controls"].receivers = False, frozenset()
     parts["held"].receivers.return_value = set()
+    parts["transactions"].around.side_effect = lambda target: target
     parts["position"].configure_mock(term=1, token=_token(-1), ahead=frozenset())
     parts |= {
         "images": DocumentLookup(MagicMock(), CODEC_OPTIONS, ""),

@@ -26,6 +26,7 @@ __all__ = [
     "Batch",
     "Calls",
     "Change",
+    "Errand",
     "Image",
     "Job",
     "Namespace",
@@ -199,41 +200,53 @@ class Calls(NamedTuple):
 
 
 class Job:
-    """One change on its way through the lanes, and its place in the order of the stream.
-
-    Or an errand, which has no place there.
+    """The delivery of one change, and its place in the order of the stream.
 
     Attributes:
         token: of the change.
-        change: None once it is finished, so that a long wait behind a slow job costs little memory.
+        change: the change; None once nothing is left to do, as finished jobs may wait for long behind a slow one.
         calls: who gets it.
-        done: nothing of it is left to do.
-        marker: of a delete: the job of the update that announced it; the two are finished together.
-        announces: it is such an update.
-        errand: what to do for a document between its changes, instead of delivering one.
-        digest: of the token, once somebody has asked for it.
-        passed: how many receivers have had their turn: what they were to get is delivered, parked or given up.
-        afterwards: called when it is finished, by whomever.
+        size: bytes of its event.
+        passed: how many receivers are done: their deliveries succeeded, wait in the database, or failed for good.
+        marker: of a delete: the job of the update that announced it. Both are finished together.
+        announces: whether it is such an update.
     """
 
-    __slots__ = (
-        "afterwards", "announces", "calls", "change", "digest", "done", "errand", "marker", "passed", "token",
-    )  # fmt: skip
+    __slots__ = ("announces", "calls", "change", "marker", "passed", "size", "token")
 
     def __init__(self, token: str, change: Change | None = None, calls: tuple[Calls, ...] = ()) -> None:
         self.token = token
         self.change = change
         self.calls = calls
-        self.done = change is None
+        self.size = 0 if change is None else change.size
+        self.passed = 0
         self.marker: Job | None = None
         self.announces = False
-        self.digest = b""
-        self.passed = 0
-        self.afterwards: Callable[[], None] | None = None
-        self.errand: Callable[[], Coroutine[Any, Any, None]] | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.change is None
 
     @property
     def left(self) -> Iterator[Calls]:
-        """The calls that are still to be made, each to a single receiver."""
+        """The calls that are left to do, each with a single receiver."""
         each = (calls._replace(receivers=(one,)) for calls in self.calls for one in calls.receivers)
         return islice(each, self.passed, None)
+
+
+class Errand(NamedTuple):
+    """Something to do for a document between the deliveries of its changes.
+
+    Attributes:
+        run: does it.
+        on_finished: called when it is finished, also if another task had to finish it.
+    """
+
+    run: Callable[[], Coroutine[Any, Any, None]]
+    on_finished: Callable[[], None] | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of its event: it has none."""
+        return 0

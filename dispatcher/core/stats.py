@@ -24,10 +24,6 @@ BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2
 MOST_RECEIVERS: Final = 200
 """Receivers with figures of their own, at most. All further receivers share one set."""
 
-# Minimum number of seconds between two observations of one receiver's times. Each delivery is counted, but a look
-# at the clock and an entry in two histograms for each would cost a twentieth of a delivery.
-_BETWEEN: Final = 0.001
-
 # Seconds that count as recent, and seconds between two samples of the counters.
 _RECENT: Final = 60.0
 _STEP: Final = 5.0
@@ -90,12 +86,13 @@ class ReceiverFigures:
         refused: deliveries that were given up without an attempt: the document does not fit, or too many hops.
         latency: from the commit of a change to the first attempt.
         duration: of the attempts.
+        due: when the next attempt is measured, by `lease.now`.
     """
 
     __slots__ = (
-        "_due",
         "conflicts",
         "delivered",
+        "due",
         "duration",
         "failed",
         "latency",
@@ -117,7 +114,7 @@ class ReceiverFigures:
         self.refused = 0
         self.latency = Histogram()
         self.duration = Histogram()
-        self._due = 0.0
+        self.due = 0.0
 
     def counters(self) -> dict[str, Any]:
         """Counters for rates, which are differences of two such reports."""
@@ -130,17 +127,6 @@ class ReceiverFigures:
             "duration_sum": self.duration.sum,
             "duration_count": sum(self.duration.counts),
         }
-
-    def wants(self, now: float) -> bool:
-        """Whether to observe the attempt that begins now, by the monotonic clock.
-
-        At most a thousand per second are observed. They are spread evenly over time, so the histograms show what
-        a look at any moment would show.
-        """
-        if now < self._due:
-            return False
-        self._due = now + _BETWEEN
-        return True
 
     def as_dict(self) -> dict[str, Any]:
         """The figures, for JSON."""

@@ -1,4 +1,4 @@
-"""What becomes of deliveries that fail: another attempt, a dead letter, or nothing."""
+"""What follows a failed attempt: another attempt, a dead letter, or nothing."""
 
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -7,60 +7,61 @@ from typing import Final, NamedTuple
 from dispatcher.core.events import Calls, Change
 from dispatcher.core.output.logs import Stats, get_logger
 from dispatcher.core.retry import Pause, pause_after, retry
-from dispatcher.core.stats import ReceiverFigures
 from dispatcher.core.undecodable import UndecodableValue
+from dispatcher.delivery.attempt import Attempt
 from dispatcher.delivery.log import described, log_attempt, log_failed, log_undelivered
-from dispatcher.delivery.outcome import Again, Failure, Reason, Waiting
+from dispatcher.delivery.outcome import Again, Decision, Failure, Reason, Waiting
 from dispatcher.delivery.ports import DeadLetters
-from dispatcher.delivery.terms import Terms
 from dispatcher.delivery.transactions import Transactions, is_transient
-from mongoz.signals import Delivery
 from mongoz.signals.receivers import Receiver
 
-__all__ = ["Failing", "Try"]
+__all__ = ["FailedAttempt", "Failures"]
 
 log = get_logger()
 
-# For how long what the server wants repeated uses up no attempt. No transaction that it meets lasts longer than a
-# minute; what still fails after this fails by itself: a receiver may conflict with its own writes.
+# For so long, errors that the server asks to repeat use up no attempt. No transaction lasts longer than a minute,
+# so what still conflicts after this time conflicts with the receiver's own writes.
 _TRANSIENT_FOR: Final = timedelta(minutes=5)
 
 
 class _TooManyHops(Exception):
-    """A change that receivers of dispatchers have passed on to each other too often."""
+    """Receivers of dispatchers have passed a change on to each other too often."""
 
 
-class Try(NamedTuple):
-    """A delivery of one change to one receiver, of which an attempt failed."""
+class FailedAttempt(NamedTuple):
+    """An attempt that failed.
 
-    change: Change
-    calls: Calls
-    receiver: Receiver
-    delivery: Delivery
-    terms: Terms
-    figures: ReceiverFigures
+    Attributes:
+        attempt: the attempt.
+        error: what it raised.
+        began: the time of the delivery's first attempt.
+        again: the dead letter that the delivery repeats, if it repeats one.
+    """
+
+    attempt: Attempt
+    error: BaseException
     began: datetime
     again: Again | None = None
 
 
-class Failing:
-    """Deals with what failed.
+class Failures:
+    """Decides what follows failed attempts, and keeps dead letters.
 
     Args:
         term: of the position that this process owns.
         stats: counters.
-        dead_letters: where failed deliveries are kept; without it they are only logged.
-        transactions: knows whether a transaction was committed; without it there are none.
-        pause: waits between attempts.
+        dead_letters: keeps them; None to log them only.
+        transactions: knows which transactions are committed; None if there are none.
+        pause: waits between attempts to read or write.
     """
 
     def __init__(
         self,
-        *,
         term: int,
         stats: Stats,
-        dead_letters: DeadLetters | None,
-        transactions: Transactions | None,
+        *,
+        dead_letters: DeadLetters | None = None,
+        transactions: Transactions | None = None,
         pause: Pause,
     ) -> None:
         self._term = term
@@ -69,81 +70,67 @@ class Failing:
         self._transactions = transactions
         self._pause = pause
 
-    async def what_now(self, one: Try, error: BaseException) -> Waiting | bool:
-        """What becomes of a delivery of which an attempt failed: what it waits for, or whether it succeeded."""
-        terms, failed = one.terms, one.delivery.attempt
-        seconds = pause_after(failed, terms.retry)
-        if terms.transactional and is_transient(error) and datetime.now(UTC) - one.began < _TRANSIENT_FOR:
-            return Waiting("retrying", seconds, failed - 1, one.began, error)
-        if failed < terms.retry.attempts:
-            log_attempt(one.delivery, terms, error)
-            return Waiting("retrying", seconds, failed, one.began, error)
+    async def decide(self, failed: FailedAttempt) -> Decision:
+        """Decide what follows: a wait, which the caller applies; or the end, of which all is written."""
+        attempt, error, began, _ = failed
+        terms, number = attempt.target.terms, attempt.delivery.attempt
+        seconds = pause_after(number, terms.retry)
+        if terms.transactional and is_transient(error) and datetime.now(UTC) - began < _TRANSIENT_FOR:
+            return Waiting("retrying", seconds, number - 1, began, error)
+        if number < terms.retry.attempts:
+            log_attempt(attempt.delivery, terms, error)
+            return Waiting("retrying", seconds, number, began, error)
         if terms.on_failure != "block":
-            return await self._give_up(one, Failure(error, one.began, failed))
-        if failed == terms.retry.attempts:
-            log_failed(
-                "a receiver fails; later changes of this document wait",
-                "blocked",
-                one.delivery,
-                one.change.id,
-                failed,
-                error,
-            )
+            return await self._give_up(failed)
+        if number == terms.retry.attempts:
+            text = "a receiver fails; later changes of this document wait"
+            log_failed(text, "blocked", attempt.delivery, attempt.change.id, error)
         else:
-            log_attempt(one.delivery, terms, error)
-        return Waiting("blocked", seconds, failed, one.began, error)
+            log_attempt(attempt.delivery, terms, error)
+        return Waiting("blocked", seconds, number, began, error)
 
-    async def _give_up(self, one: Try, failure: Failure) -> bool:
-        """Keep, or forget, a delivery that failed in every attempt; whether it turns out to have succeeded."""
-        if one.terms.transactional and await self._happened(one):
+    async def _give_up(self, failed: FailedAttempt) -> bool:
+        """Keep or drop a delivery after its last attempt; whether it turns out to have succeeded."""
+        attempt, error, began, again = failed
+        target, delivery, id_ = attempt.target, attempt.delivery, attempt.change.id
+        if target.terms.transactional and await self._is_committed(attempt):
             return True
         self._stats.failed += 1
-        one.figures.failed += 1
-        what = "a receiver failed in every attempt"
-        if one.terms.on_failure == "drop" and one.again is None:
-            log_failed(
-                f"{what}; the delivery is dropped",
-                "dropped",
-                one.delivery,
-                one.change.id,
-                failure.attempts,
-                failure.error,
-            )
+        target.figures.failed += 1
+        text = "a receiver failed in every attempt"
+        if target.terms.on_failure == "drop" and again is None:
+            log_failed(f"{text}; the delivery is dropped", "dropped", delivery, id_, error)
         else:
-            await self._keep(one.change, one.calls, one.receiver, failure, one.again)
-            log_failed(
-                f"{what}; the delivery is a dead letter",
-                "dead_lettered",
-                one.delivery,
-                one.change.id,
-                failure.attempts,
-                failure.error,
-            )
+            failure = Failure(error, began, delivery.attempt)
+            await self._keep(attempt.change, attempt.calls, target.receiver, failure, again)
+            log_failed(f"{text}; the delivery is a dead letter", "dead_lettered", delivery, id_, error)
         return False
 
-    async def _happened(self, one: Try) -> bool:
-        """Whether a transaction whose outcome is unknown was committed after all."""
+    async def _is_committed(self, attempt: Attempt) -> bool:
+        """Whether a transaction is committed although its attempt failed: the answer to the commit may be lost."""
         if self._transactions is None:
             return False
         report = partial(
             log.warning,
             "whether a transaction was committed can't be told yet, asking again",
             action="delivery.unknown",
-            **described(one.delivery),
+            **described(attempt.delivery),
         )
-        ask = partial(self._transactions.happened, one.receiver, one.calls, one.delivery)
-        return await retry(ask, report, pauses=one.terms.retry, pause=self._pause)
+        ask = partial(self._transactions.is_committed, attempt)
+        return await retry(ask, report, pauses=attempt.target.terms.retry, pause=self._pause)
 
     async def _keep(
-        self, change: Change, calls: Calls, receiver: Receiver, failure: Failure, again: Again | None = None
+        self, change: Change, calls: Calls, receiver: Receiver, failure: Failure, again: Again | None
     ) -> None:
         if self._dead_letters is not None:
             await self._dead_letters.keep_delivery(
                 change, calls, receiver, failure, again, term=self._term, pause=self._pause
             )
 
+    # -- changes for which no receiver can be called ---------------------------------------------------------
+
     async def misfit(self, change: Change, calls: Calls, error: BaseException, again: Again | None = None) -> None:
-        """A document can't become an instance."""
+        """Keep the deliveries of a document that can't become an instance."""
         self._stats.invalid += 1
         if isinstance(error, UndecodableValue):
             log_undelivered("a change can't be decoded", "change.undecodable", change, calls, error)
@@ -152,35 +139,33 @@ class Failing:
             log_undelivered("a document does not fit its model", "change.invalid", change, calls, error)
             await self._refuse(change, calls, error, "invalid", again)
 
-    async def _refuse(
-        self, change: Change, calls: Calls, error: BaseException, reason: Reason, again: Again | None = None
-    ) -> None:
-        """Keep the deliveries of a change that no receiver can be called for.
+    async def stop_hopping(self, change: Change, calls: Calls) -> None:
+        """Keep the deliveries of a change that receivers have passed on to each other too often."""
+        error = _TooManyHops(
+            f"It came over {calls.hops} receivers of dispatchers; each made the next write, so they trigger each "
+            "other."
+        )
+        text = "receivers trigger each other without an end"
+        log_undelivered(text, "change.too_many_hops", change, calls, error)
+        await self._refuse(change, calls, error, "too_many_hops", None)
 
-        Those that block are kept as well: only another version of the application can deliver them.
-        """
+    async def _refuse(
+        self, change: Change, calls: Calls, error: BaseException, reason: Reason, again: Again | None
+    ) -> None:
+        """Keep dead letters, also for `on_failure="block"`: only another version of the application can help."""
+        failure = Failure(error, datetime.now(UTC), 0, reason)
         for receiver in calls.receivers:
             self._stats.figures_of(receiver.name, calls.signal).refused += 1
             if receiver.options.on_failure != "drop" or again is not None:
-                await self._keep(change, calls, receiver, Failure(error, datetime.now(UTC), 0, reason), again)
-
-    async def stop_hopping(self, change: Change, calls: Calls, hops: int) -> None:
-        """Keep the deliveries of a change that receivers have passed on to each other too often."""
-        error = _TooManyHops(
-            f"It came over {hops} receivers of dispatchers; each made the next write, so they trigger each other."
-        )
-        log_undelivered(
-            "receivers trigger each other without an end", "change.too_many_hops", change, calls, error
-        )
-        await self._refuse(change, calls, error, "too_many_hops")
+                await self._keep(change, calls, receiver, failure, again)
 
     async def keep_unreadable(self, event: bytes, token: str, error: Exception) -> None:
-        """Keep a change event that can't be decoded; when this returns it may be skipped.
+        """Keep a change event that can't be decoded. When this returns, the position may pass it.
 
         Args:
             event: as the server sent it.
             token: its resume token.
-            error: why.
+            error: why it can't be decoded.
         """
         if self._dead_letters is not None:
             failure = Failure(error, datetime.now(UTC), 0, "undecodable")

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 from dispatcher.core.output.writer import say_at_once
 from dispatcher.exceptions import ExitCode
 
-__all__ = ["Threads", "leave_if_forked", "watch_forks"]
+__all__ = ["Threads", "leave_if_forked", "this_process", "watch_forks"]
 
 _LAST_WORDS: Final = (
     b"a process that a receiver forked came back to the dispatcher, and was ended; "
@@ -23,32 +23,37 @@ T = TypeVar("T")
 
 
 class _Process:
-    """This process, as far as forks go."""
+    """Whether this process is a child that a receiver has forked.
+
+    Attributes:
+        forked: whether it is.
+        loop: children of this loop end when they come back to it.
+    """
 
     forked = False
     loop: asyncio.AbstractEventLoop | None = None
 
     def on_fork(self) -> None:
-        """In the child. It may do what it was made for, up to the next turn of the loop."""
+        """Note a fork, in the child. The child may run up to the next turn of the loop."""
         if self.loop is not None:
             self.forked = True
             self.loop.call_soon(leave_if_forked)
 
 
-_process: Final = _Process()
+this_process: Final = _Process()
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-    os.register_at_fork(after_in_child=_process.on_fork)
+    os.register_at_fork(after_in_child=this_process.on_fork)
 
 
 def watch_forks(loop: asyncio.AbstractEventLoop | None) -> None:
     """From now on, end processes that are forked and come back to this loop; None for none any more."""
-    _process.loop = loop
+    this_process.loop = loop
 
 
 def leave_if_forked(error: BaseException | None = None) -> None:
     """End this process if a receiver has forked it; with the code of a SystemExit if that is the error."""
-    if not _process.forked:
+    if not this_process.forked:
         return
     if isinstance(error, SystemExit):
         os._exit(error.code if isinstance(error.code, int) else bool(error.code))

@@ -1,9 +1,8 @@
-"""Calling a receiver once: it ends in time, and whatever it does to its task is nothing to the worker.
+"""Run a receiver in a context of its own, and end it when its time is over.
 
-Each call has a context of its own, so that no context variable passes from one delivery into the next.
-
-A receiver that is late is cancelled, again and again. One that refuses to end for long is left alone: its task is
-abandoned, somebody else goes on in its place, and what it returns in the end is of no interest any more.
+A receiver runs in the task of a worker. A context of its own keeps the context variables that it sets out of other
+deliveries. A receiver that exceeds its time limit is cancelled, once a second. After ten cancellations that it
+ignored, another task replaces the worker, and the result of the receiver is discarded.
 """
 
 import asyncio
@@ -11,39 +10,44 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import suppress
 from contextvars import Context, copy_context
+from dataclasses import replace
 from time import monotonic
 from types import CoroutineType, coroutine
 from typing import Any, Final
 
+from dispatcher.core.lease import Lease, now
 from dispatcher.core.output.logs import get_logger
 from dispatcher.core.output.throttle import Throttle
 from dispatcher.core.tasks import Abandoned, Interrupted, receiving
-from dispatcher.delivery.fork_guard import leave_if_forked
+from dispatcher.delivery.attempt import Attempt, Target, run_receiver
+from dispatcher.delivery.capacity import Capacity
+from dispatcher.delivery.fork_guard import leave_if_forked, this_process
 from dispatcher.delivery.log import described
+from dispatcher.delivery.terms import Policy
 from mongoz.signals import Delivery
 
-__all__ = ["Caller"]
+__all__ = ["Invoker"]
 
 log = get_logger()
 
-# Seconds after which a receiver that hangs on is cancelled once more, and how often before it is left alone.
+# Seconds between two cancellations of one receiver, and how many it may ignore.
 _CANCEL_AGAIN: Final = 1.0
 _CANCELLATIONS: Final = 10
 
-# Abandoned tasks at most: each holds its instance. From here on the receivers that hang keep their places.
+# Tasks that were replaced and have not ended, at most: each holds its instance. Further ones keep their workers.
 _MOST_ABANDONED: Final = 200
 
-# Seconds between two looks at who is late: at most, and at least.
+# Seconds between two checks of time limits: at most, and at least.
 _RARELY: Final = 1.0
 _OFTEN: Final = 0.01
 
-_Call = tuple[float, float, Delivery, Any]
-"""When it began, what it may take, what it was given, and what who calls needs to go on without it."""
+_Running = tuple[float, Attempt]
+"""When a receiver began, by the monotonic clock, and for what."""
 
 
 @coroutine
 def _in_context(context: Context, call: Any) -> Generator[Any, Any, None]:
-    """Await a call in a context of its own: nobody else sees what it sets there. That takes no task."""
+    """Await a call in a context of its own, without a task of its own."""
     if type(call) is not CoroutineType:
         call = _awaited(call)
     step, value = call.send, None
@@ -65,150 +69,169 @@ async def _awaited(awaitable: Awaitable[Any]) -> None:
     await awaitable
 
 
-class Caller:
-    """Calls receivers, and cancels those that take too long.
+class Invoker:
+    """Runs receivers, as the step with the time limit.
 
     Args:
-        cutting: whether deliveries in flight are being cancelled because the process ends.
-        timeout: seconds that most receivers may take.
-        slow_after: seconds after which a receiver is slow, and named in the log.
-        on_abandoned: told of a task that is left alone, with what `call` was given to go on without it. Where
-            there is nobody to tell, none is.
+        policy: the usual time limit, and when a receiver is slow.
+        capacity: says when receivers are cancelled because the process ends.
+        lease: of the partition. No attempt begins without it.
     """
 
-    def __init__(
-        self,
-        cutting: Callable[[], bool],
-        timeout: float,
-        *,
-        slow_after: float = float("inf"),
-        on_abandoned: Callable[[asyncio.Task[Any], Any], None] | None = None,
-    ) -> None:
-        self._cutting = cutting
-        self._slow_after = slow_after
-        self._on_abandoned = on_abandoned
-        self._shortest = min(timeout, slow_after)
-        # Who is in a receiver. A timer per delivery would cost more than a delivery.
-        self._calls: dict[asyncio.Task[Any], _Call] = {}
-        self._overdue: Counter[asyncio.Task[Any]] = Counter()
+    def __init__(self, policy: Policy, capacity: Capacity, lease: Lease) -> None:
+        self._capacity = capacity
+        self._lease = lease
+        self._slow_after = policy.slow_after
+        self._shortest = min(policy.timeout, policy.slow_after)
+        # A timer per delivery would cost more than a delivery.
+        self._running: dict[asyncio.Task[Any], _Running] = {}
+        self._cancelled: Counter[asyncio.Task[Any]] = Counter()
         self._abandoned: set[asyncio.Task[Any]] = set()
+        self._slow: dict[asyncio.Task[Any], _Running] = {}
         self._sooner = asyncio.Event()
-        self._slow: dict[asyncio.Task[Any], _Call] = {}
         self._throttle = Throttle()
 
-    def is_calling(self, task: asyncio.Task[Any]) -> bool:
-        """Whether a task is in a receiver."""
-        return task in self._calls
-
-    def expect(self, timeout: float) -> None:
-        """Be prepared for a receiver that may only take so many seconds."""
-        if timeout < self._shortest:
-            self._shortest = timeout
+    def around(self, target: Target) -> Target:
+        """Put the time limit around the `run` of a receiver."""
+        if target.terms.timeout < self._shortest:
+            self._shortest = target.terms.timeout
             self._sooner.set()
+        return replace(target, call=self.call)
 
-    async def watch(self) -> None:
-        """Cancel the receivers that hang, and name those that are slow. Runs for ever, beside the workers."""
+    def can_be_cut(self, task: asyncio.Task[Any]) -> bool:
+        """Whether a worker can be cancelled without harm: in a receiver, or when it may write nothing any more."""
+        return task in self._running or self._lease.lost.is_set()
+
+    def delivery_in(self, task: asyncio.Task[Any]) -> Delivery | None:
+        """The delivery whose receiver runs in a task. Another thread may ask."""
+        running = self._running.get(task)
+        return None if running is None else running[1].delivery
+
+    # -- one attempt -----------------------------------------------------------------------------------------
+
+    async def call(self, attempt: Attempt) -> BaseException | None:
+        """Run a receiver once.
+
+        Returns:
+            What it raised, or a TimeoutError; None if it returned.
+
+        Raises:
+            CancelledError: the process ends, and the grace period is over. Whatever else a receiver raises, or
+                does to its task, is only a failure of the receiver.
+            Interrupted: the same, before the receiver was called; or the lease is lost.
+            Abandoned: another task replaced this one; discard the result.
+        """
+        if now() >= self._lease.until:
+            await self._lease.held()
+        capacity = self._capacity
+        if capacity.cutting:
+            raise Interrupted
+        task = asyncio.current_task()
+        assert task is not None
+        target = attempt.target
+        run = target.run
+        self._running[task] = (monotonic(), attempt)
+        try:
+            context = copy_context()
+            context.run(receiving.set, task)
+            if run is run_receiver:  # as for most receivers: this is what it does, without its frame
+                running = context.run(
+                    target.receiver.function,
+                    sender=attempt.calls.document,
+                    delivery=attempt.delivery,
+                    **attempt.keywords,
+                )
+            else:
+                running = context.run(run, attempt)
+            await _in_context(context, running)
+        except BaseException as error:
+            leave_if_forked(error)
+            if self._running.pop(task, None) is None:
+                raise Abandoned from error
+            if self._capacity.cutting and isinstance(error, asyncio.CancelledError):
+                raise
+            late = await self._clear_cancellations(task)
+            if late and isinstance(error, asyncio.CancelledError):
+                return TimeoutError(f"it took longer than {target.terms.timeout:g} s")
+            return error
+        if this_process.forked:
+            leave_if_forked()
+        if self._running.pop(task, None) is None:
+            raise Abandoned
+        if task.cancelling():
+            await self._clear_cancellations(task)
+        return None
+
+    async def _clear_cancellations(self, task: asyncio.Task[Any]) -> bool:
+        """Clear the worker of the cancellations that were meant for its receiver; whether there were any."""
+        late = self._cancelled.pop(task, 0) > 0
+        if task.cancelling() and not self._capacity.cutting:
+            while task.cancelling():
+                task.uncancel()
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)  # takes the one that was requested and has not arrived
+        return late
+
+    # -- time limits -----------------------------------------------------------------------------------------
+
+    async def watch(self, abandon: Callable[[asyncio.Task[Any], Attempt], None] | None = None) -> None:
+        """Cancel receivers that exceed their time limit, and log slow ones. Runs for ever, beside the workers.
+
+        Args:
+            abandon: replaces the task of a receiver that ignores cancellation. Without it, the receiver keeps its
+                worker.
+        """
         while True:
             self._sooner.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(_RARELY, max(_OFTEN, self._shortest / 10))):
                     await self._sooner.wait()
-            now = monotonic()
-            self._slow = {task: call for task, call in self._slow.items() if self._calls.get(task) is call}
-            for task, call in list(self._calls.items()):
-                began, timeout, delivery, _ = call
-                if now - began > timeout + self._overdue[task] * _CANCEL_AGAIN:
-                    self._end(task, call)
-                elif now - began >= self._slow_after and task not in self._slow:
-                    self._slow[task] = call
-                    self._name(delivery, now - began, timeout)
+            clock = monotonic()
+            self._slow = {task: one for task, one in self._slow.items() if self._running.get(task) is one}
+            for task, running in list(self._running.items()):
+                began, attempt = running
+                if clock - began > attempt.target.terms.timeout + self._cancelled[task] * _CANCEL_AGAIN:
+                    self._end(task, attempt, abandon)
+                elif clock - began >= self._slow_after and task not in self._slow:
+                    self._slow[task] = running
+                    self._log_slow(attempt, clock - began)
 
-    def _end(self, task: asyncio.Task[Any], call: _Call) -> None:
-        """Cancel a receiver; some cancellations get lost, see `cancelling`, and some are ignored."""
-        _, timeout, delivery, context = call
-        self._overdue[task] += 1
-        if self._overdue[task] <= _CANCELLATIONS or self._on_abandoned is None or self._cutting():
+    def _end(
+        self,
+        task: asyncio.Task[Any],
+        attempt: Attempt,
+        abandon: Callable[[asyncio.Task[Any], Attempt], None] | None,
+    ) -> None:
+        """Cancel a receiver, or abandon its task. A single cancellation may get lost, see `core/tasks.py`."""
+        self._cancelled[task] += 1
+        if self._cancelled[task] <= _CANCELLATIONS or abandon is None or self._capacity.cutting:
             task.cancel()
             return
-        enough = len(self._abandoned) >= _MOST_ABANDONED
-        if not enough or self._overdue[task] == _CANCELLATIONS + 1:
+        too_many = len(self._abandoned) >= _MOST_ABANDONED
+        if not too_many or self._cancelled[task] == _CANCELLATIONS + 1:
             log.error(
-                "a receiver refuses to be cancelled; "
-                + ("too many do, so it keeps its place" if enough else "it is left alone, and loses its place"),
+                "a receiver ignores cancellation; "
+                + ("too many do, so it keeps its worker" if too_many else "another worker takes its place"),
                 action="delivery.stuck",
-                **described(delivery),
-                timeout=timeout,
+                **described(attempt.delivery),
+                timeout=attempt.target.terms.timeout,
                 abandoned=len(self._abandoned),
             )
-        if not enough:
-            del self._calls[task], self._overdue[task]
+        if not too_many:
+            del self._running[task], self._cancelled[task]
             self._abandoned.add(task)
             task.add_done_callback(self._abandoned.discard)
-            self._on_abandoned(task, context)
+            abandon(task, attempt)
 
-    def _name(self, delivery: Delivery, seconds: float, timeout: float) -> None:
-        """Say which receiver is slow: once in a while, however often it is."""
-        further = self._throttle.due(delivery.receiver)
-        if further is None:
-            return
-        log.warning(
-            "a receiver is slow",
-            action="delivery.slow",
-            **described(delivery),
-            seconds=round(seconds, 3),
-            timeout=timeout,
-            further=further,
-        )
-
-    async def call(
-        self,
-        function: Callable[..., Awaitable[Any]],
-        sender: Any,
-        delivery: Delivery,
-        keywords: dict[str, Any],
-        timeout: float,  # noqa: ASYNC109 - a timer per call would cost more than the call
-        context: Any = None,
-    ) -> BaseException | None:
-        """Call a receiver once; what it raised, if it did.
-
-        Raises:
-            CancelledError: the process ends, and the grace period is over. Whatever else a receiver raises, or
-                does to the task it runs in, it has merely failed.
-            Interrupted: the same, before it was called.
-            Abandoned: somebody else goes on in this task's place.
-        """
-        if self._cutting():
-            raise Interrupted
-        task = asyncio.current_task()
-        assert task is not None
-        self._calls[task] = (monotonic(), timeout, delivery, context)
-        try:
-            apart = copy_context()
-            apart.run(receiving.set, task)
-            await _in_context(apart, apart.run(function, sender=sender, delivery=delivery, **keywords))
-        except BaseException as error:
-            leave_if_forked(error)
-            if self._calls.pop(task, None) is None:
-                raise Abandoned from error
-            if self._cutting() and isinstance(error, asyncio.CancelledError):
-                raise
-            late = await self._settle(task)
-            if late and isinstance(error, asyncio.CancelledError):
-                return TimeoutError(f"it took longer than {timeout:g} s")
-            return error
-        leave_if_forked()
-        if self._calls.pop(task, None) is None:
-            raise Abandoned
-        if task.cancelling():
-            await self._settle(task)
-        return None
-
-    async def _settle(self, task: asyncio.Task[Any]) -> bool:
-        """Clear the worker of cancellations that were meant for the receiver; whether it was late."""
-        late = self._overdue.pop(task, 0) > 0
-        if task.cancelling() and not self._cutting():
-            while task.cancelling():
-                task.uncancel()
-            with suppress(asyncio.CancelledError):
-                await asyncio.sleep(0)  # takes one that was asked for and is still to come
-        return late
+    def _log_slow(self, attempt: Attempt, seconds: float) -> None:
+        """Log a slow receiver, now and then."""
+        further = self._throttle.due(attempt.delivery.receiver)
+        if further is not None:
+            log.warning(
+                "a receiver is slow",
+                action="delivery.slow",
+                **described(attempt.delivery),
+                seconds=round(seconds, 3),
+                timeout=attempt.target.terms.timeout,
+                further=further,
+            )

@@ -1,4 +1,4 @@
-"""What the log says of deliveries."""
+"""Log lines about deliveries."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -15,14 +15,14 @@ __all__ = ["described", "log_attempt", "log_delivered", "log_failed", "log_parke
 log = get_logger()
 
 Undelivered = Literal["change.invalid", "change.too_many_hops", "change.undecodable"]
-"""Why no receiver can be called."""
+"""The `action` of a change for which no receiver can be called."""
 
 End = Literal["blocked", "dropped", "dead_lettered"]
-"""What becomes of a delivery that failed in every attempt."""
+"""What follows the last attempt of a delivery."""
 
 
 def log_delivered(change: Change, delivery: Delivery, seconds: float) -> None:
-    """It was delivered; only where each delivery is logged."""
+    """A delivery succeeded; only logged if the operator wants each delivery logged."""
     log.debug(
         "delivered",
         action="delivery.done",
@@ -51,7 +51,7 @@ def log_undelivered(what: str, action: Undelivered, change: Change, calls: Calls
 
 
 def log_attempt(delivery: Delivery, terms: Terms, error: BaseException) -> None:
-    """An attempt failed, and there will be another one."""
+    """An attempt failed, and another one follows."""
     log.warning(
         "a receiver failed",
         action="delivery.attempt_failed",
@@ -62,7 +62,7 @@ def log_attempt(delivery: Delivery, terms: Terms, error: BaseException) -> None:
 
 
 def log_parked(delivery: Delivery, waiting: Waiting) -> None:
-    """It waits in the database."""
+    """A delivery waits in the database."""
     log.info(
         "a delivery must wait; it and its followers are parked",
         action="delivery.parked",
@@ -72,13 +72,12 @@ def log_parked(delivery: Delivery, waiting: Waiting) -> None:
     )
 
 
-def log_failed(what: str, how: End, delivery: Delivery, id_: Any, attempts: int, error: BaseException) -> None:
-    """It is given up, or its document's changes wait."""
-    named = described(delivery) | {"attempt": attempts}
+def log_failed(what: str, how: End, delivery: Delivery, id_: Any, error: BaseException) -> None:
+    """The last attempt of a delivery failed."""
     log.error(
         what,
         action=f"delivery.{how}",
-        **named,
+        **described(delivery),
         id=repr(id_),
         error=text_of(error),
         exc_info=_from_the_receiver_on(error),
@@ -86,13 +85,15 @@ def log_failed(what: str, how: End, delivery: Delivery, id_: Any, attempts: int,
 
 
 def _from_the_receiver_on(error: BaseException) -> BaseException:
-    """The error without the frame of ours that called the receiver."""
+    """The error without the leading frames of the dispatcher, which called the receiver."""
     trace = error.__traceback__
-    return error if trace is None or trace.tb_next is None else error.with_traceback(trace.tb_next)
+    while trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("dispatcher.delivery."):
+        trace = trace.tb_next
+    return error if trace is None else error.with_traceback(trace)
 
 
 def described(delivery: Delivery) -> dict[str, Any]:
-    """What a delivery goes by in every line about it."""
+    """The keys that each line about a delivery has."""
     return {
         "delivery_id": delivery.id,
         "signal": delivery.signal,

@@ -1,11 +1,9 @@
 """What becomes of a delivery, as values: it waits, or it failed for good."""
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Literal, NamedTuple
 
-__all__ = ["Again", "Failure", "HoldReason", "Reason", "Stuck", "Waiting"]
+__all__ = ["Again", "Decision", "Failure", "HoldReason", "Reason", "Waiting"]
 
 HoldReason = Literal["retrying", "blocked", "paused", "retry", "interrupted", "orphaned", "malformed"]
 """Why a delivery waits."""
@@ -60,5 +58,5 @@ class Again(NamedTuple):
     retries: int
 
 
-Stuck = Callable[["asyncio.Task[None]", Waiting | bool], Awaitable[None]]
-"""Told that a held delivery's task ignores cancellation, and what becomes of the delivery."""
+Decision = Waiting | bool
+"""What follows a failed attempt: a wait for the next one, or the end; True if the delivery succeeded after all."""

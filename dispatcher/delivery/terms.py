@@ -1,24 +1,25 @@
-"""How often a delivery is tried, and how long one attempt may take."""
+"""How often a delivery is attempted, and how long one attempt may take."""
 
 from typing import Final, NamedTuple
 
+from dispatcher.settings import Settings
 from mongoz.signals.options import OnFailure, Options, Retry
 
-__all__ = ["Terms", "terms_of"]
+__all__ = ["Policy", "Terms"]
 
 # The server ends transactions after 60 s, and the commit takes its time.
 _LONGEST_TRANSACTION: Final = 50.0
 
 
 class Terms(NamedTuple):
-    """What holds for the deliveries to one receiver: its options, or else the operator's settings.
+    """The options of one receiver, completed by the operator's settings.
 
     Attributes:
         retry: attempts and pauses.
         timeout: seconds for one attempt.
-        on_failure: what happens after the last one.
-        transactional: each attempt is a transaction.
-        options: of the receiver, as they are.
+        on_failure: what happens after the last attempt.
+        transactional: whether each attempt is a transaction.
+        options: of the receiver, unchanged.
     """
 
     retry: Retry
@@ -28,18 +29,46 @@ class Terms(NamedTuple):
     options: Options
 
 
-def terms_of(options: Options, *, attempts: int, timeout: float, once: bool = False) -> Terms:
-    """The terms of a receiver with these options.
+class Policy(NamedTuple):
+    """The operator's settings for deliveries.
 
-    Args:
-        options: of the receiver.
-        attempts: where it says nothing.
-        timeout: likewise.
-        once: a single attempt, whatever it says, and nobody waits for another.
+    Attributes:
+        attempts: for a delivery, if the receiver's options do not say otherwise.
+        timeout: seconds for one attempt, likewise.
+        park_after: seconds after the first attempt. A later attempt waits in the database.
+        slow_after: seconds after which the log names a receiver as slow.
+        once: make one attempt and keep no dead letter, whatever the options of a receiver are.
+        blocking: honour `on_failure="block"`; otherwise such a delivery becomes a dead letter.
+        log_each: log each delivery, at level debug.
     """
-    seconds = timeout if options.timeout is None else options.timeout
-    if options.transactional:
-        seconds = min(seconds, _LONGEST_TRANSACTION)
-    if once:
-        return Terms(Retry(1), seconds, "drop", options.transactional, options)
-    return Terms(options.retry or Retry(attempts), seconds, options.on_failure, options.transactional, options)
+
+    attempts: int
+    timeout: float
+    park_after: float = 5.0
+    slow_after: float = 5.0
+    once: bool = False
+    blocking: bool = True
+    log_each: bool = False
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Policy":
+        """The policy of a dispatcher with these settings."""
+        return cls(
+            settings.attempts,
+            settings.timeout,
+            settings.park_after,
+            settings.slow_after,
+            log_each=settings.log_level == "debug",
+        )
+
+    def terms_of(self, options: Options) -> Terms:
+        """The terms of a receiver with these options."""
+        seconds = self.timeout if options.timeout is None else options.timeout
+        if options.transactional:
+            seconds = min(seconds, _LONGEST_TRANSACTION)
+        retry, on_failure = options.retry or Retry(self.attempts), options.on_failure
+        if self.once:
+            retry, on_failure = Retry(1), "drop"
+        elif on_failure == "block" and not self.blocking:
+            on_failure = "dead_letter"
+        return Terms(retry, seconds, on_failure, options.transactional, options)

@@ -1,21 +1,23 @@
-"""OpenTelemetry: a span for each attempt at a delivery, for those who ask for it.
+"""OpenTelemetry: a span for each run of a receiver, if the operator asks for spans.
 
-The package opentelemetry is an extra, and is imported by nobody else. The names of attributes are those of its
-semantic conventions for messaging and databases where these have one, else they begin with `mongoz.`.
+The package opentelemetry is an extra, and only this module imports it. The attributes have the names of its
+semantic conventions for messaging and databases. Attributes without a convention begin with `mongoz.`.
 """
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from time import time
 from typing import TYPE_CHECKING, Any, Final
 
 from dispatcher.core.error_text import text_of, trace_of, words_of
-from dispatcher.core.events import Calls, Change
 from dispatcher.core.extras import how_to_install
+from dispatcher.core.output.logs import Stats
 from dispatcher.core.stats import seconds_of
+from dispatcher.delivery.attempt import Attempt, Run, Target
 from dispatcher.exceptions import NotInstalled
 from dispatcher.settings import Settings
-from mongoz.signals import Delivery
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
@@ -25,74 +27,70 @@ __all__ = ["Tracing", "exporting", "tracing_of"]
 _SCOPE: Final = "mongoz.dispatcher"
 _SERVICE: Final = "mongoz-dispatcher"
 
-Function = Callable[..., Awaitable[Any]]
-
 
 class Tracing:
-    """Puts spans around receivers. While one runs its span is the current one, so that its own are children.
+    """The step that makes a span for each run of a receiver. Spans of the receiver become its children.
 
     Args:
         tracer: makes the spans.
+        stats: has the offset of the server's clock.
     """
 
-    def __init__(self, tracer: "Tracer") -> None:
+    def __init__(self, tracer: "Tracer", stats: Stats) -> None:
         self._tracer = tracer
+        self._stats = stats
 
-    def around(self, function: Function, change: Change, calls: Calls, clock_offset: float) -> Function:
-        """A receiver, with a span around each call.
+    def around(self, target: Target) -> Target:
+        """Put the step around the `run` of a receiver."""
+        return replace(target, run=partial(self._run, target.run))
 
-        Args:
-            function: to be called with the keywords of a receiver.
-            change: what is delivered.
-            calls: to whom.
-            clock_offset: seconds that the server's clock is ahead of ours.
-        """
+    async def _run(self, run: Run, attempt: Attempt) -> None:
         from opentelemetry.trace import SpanKind, Status, StatusCode  # noqa: PLC0415 - an extra
 
+        # OpenTelemetry records only subclasses of Exception; an attempt that is late is cancelled.
+        with self._tracer.start_as_current_span(
+            f"process {attempt.change.namespace[1]}",
+            kind=SpanKind.CONSUMER,
+            attributes=self._attributes(attempt),
+            record_exception=False,
+            set_status_on_exception=False,
+        ) as span:
+            try:
+                await run(attempt)
+            except BaseException as error:
+                span.add_event("exception", _exception(error))
+                span.set_attribute("error.type", type(error).__qualname__)
+                span.set_status(Status(StatusCode.ERROR, text_of(error)))
+                raise
+
+    def _attributes(self, attempt: Attempt) -> dict[str, Any]:
+        change, calls, delivery = attempt.change, attempt.calls, attempt.delivery
         database, collection = change.namespace
-
-        async def traced(sender: Any, delivery: Delivery, **keywords: Any) -> None:
-            attributes = {
-                "messaging.system": "mongodb",
-                "messaging.operation.type": "process",
-                "messaging.operation.name": delivery.signal,
-                "messaging.destination.name": f"{database}.{collection}",
-                "messaging.message.id": delivery.id,
-                "db.namespace": database,
-                "db.collection.name": collection,
-                "mongoz.document": calls.document.__qualname__,
-                "mongoz.receiver": delivery.receiver,
-                "mongoz.operation": change.operation,
-                "mongoz.attempt": delivery.attempt,
-                "mongoz.term": delivery.term,
-                "mongoz.image": delivery.image,
-                "mongoz.replayed": delivery.replayed,
-                "mongoz.hops": calls.hops,
-            }
-            committed = seconds_of(change.wall_time)
-            if committed is not None:
-                attributes["mongoz.lag"] = max(0.0, time() + clock_offset - committed)
-            # Its own handling of errors knows only subclasses of Exception; an attempt that is late is cancelled.
-            with self._tracer.start_as_current_span(
-                f"process {collection}",
-                kind=SpanKind.CONSUMER,
-                attributes=attributes,
-                record_exception=False,
-                set_status_on_exception=False,
-            ) as span:
-                try:
-                    await function(sender=sender, delivery=delivery, **keywords)
-                except BaseException as error:
-                    span.add_event("exception", _exception(error))
-                    span.set_attribute("error.type", type(error).__qualname__)
-                    span.set_status(Status(StatusCode.ERROR, text_of(error)))
-                    raise
-
-        return traced
+        attributes = {
+            "messaging.system": "mongodb",
+            "messaging.operation.type": "process",
+            "messaging.operation.name": delivery.signal,
+            "messaging.destination.name": f"{database}.{collection}",
+            "messaging.message.id": delivery.id,
+            "db.namespace": database,
+            "db.collection.name": collection,
+            "mongoz.document": calls.document.__qualname__,
+            "mongoz.receiver": delivery.receiver,
+            "mongoz.operation": change.operation,
+            "mongoz.attempt": delivery.attempt,
+            "mongoz.term": delivery.term,
+            "mongoz.image": delivery.image,
+            "mongoz.replayed": delivery.replayed,
+            "mongoz.hops": calls.hops,
+        }
+        committed = seconds_of(change.wall_time)
+        if committed is not None:
+            attributes["mongoz.lag"] = max(0.0, time() + self._stats.clock_offset - committed)
+        return attributes
 
 
 def _exception(error: BaseException) -> dict[str, str]:
-    """As OpenTelemetry's `record_exception` has it, without secrets."""
+    """The attributes of OpenTelemetry's `record_exception`, without secrets."""
     kind = type(error)
     return {
         "exception.type": f"{kind.__module__}.{kind.__qualname__}"
@@ -104,11 +102,11 @@ def _exception(error: BaseException) -> dict[str, str]:
     }
 
 
-def tracing_of(settings: Settings) -> Tracing | None:
-    """Spans for a deliverer, if the operator wants any: those of the provider that this process has.
+def tracing_of(settings: Settings, stats: Stats) -> Tracing | None:
+    """The step with the span provider of this process; None if the operator does not ask for spans.
 
     Raises:
-        NotInstalled: opentelemetry is not there.
+        NotInstalled: opentelemetry is not installed.
     """
     if not settings.traces:
         return None
@@ -116,17 +114,17 @@ def tracing_of(settings: Settings) -> Tracing | None:
         from opentelemetry import trace  # noqa: PLC0415 - an extra
     except ImportError as error:
         raise _not_installed() from error
-    return Tracing(trace.get_tracer(_SCOPE))
+    return Tracing(trace.get_tracer(_SCOPE), stats)
 
 
 @contextmanager
 def exporting(settings: Settings) -> Iterator[None]:
-    """Have spans sent, as the variables of OpenTelemetry (`OTEL_...`) say, and the last ones at the end.
+    """Send spans as the variables of OpenTelemetry (`OTEL_...`) say; at the end, send the last ones.
 
-    An application that has made a provider of its own keeps it.
+    If the application has set its own provider, that is used.
 
     Raises:
-        NotInstalled: opentelemetry is not there.
+        NotInstalled: opentelemetry is not installed.
     """
     if not settings.traces:
         yield

@@ -14,7 +14,7 @@ from pymongo.errors import PyMongoError
 
 from dispatcher.core.driver_errors import fatal, in_short
 from dispatcher.core.error_text import text_of, words_of
-from dispatcher.core.events import Calls, Change, Job
+from dispatcher.core.events import Calls, Change, Errand
 from dispatcher.core.output.logs import get_logger
 from dispatcher.core.undecodable import Undecodable
 from dispatcher.delivery.routes import Routes
@@ -63,7 +63,7 @@ class Resending:
         parking: Parking,
         routes: Routes,
         *,
-        add: Callable[[Hashable, Job, int], None],
+        add: Callable[[Hashable, Errand], None],
         goes_on: Callable[[], bool],
         codec_options: CodecOptions[Any],
         address: str,
@@ -160,10 +160,8 @@ class Resending:
     def _begin(self, letter: str, change: Change, calls: Calls) -> "asyncio.Future[None]":
         """Have it parked between the jobs of its document."""
         done = asyncio.get_running_loop().create_future()
-        job = Job("")
-        job.errand = partial(self._park, letter, change, calls)
-        job.afterwards = partial(done.set_result, None)
-        self._add(change.key, job, 0)
+        park = partial(self._park, letter, change, calls)
+        self._add(change.key, Errand(park, partial(done.set_result, None)))
         return done
 
     async def _park(self, letter: str, change: Change, calls: Calls) -> None:

@@ -19,13 +19,14 @@ from bson.raw_bson import RawBSONDocument
 from pymongo.errors import PyMongoError
 
 from dispatcher.core.driver_errors import fatal, in_short
-from dispatcher.core.events import Calls, Change, Job, key_from
+from dispatcher.core.events import Calls, Change, Errand, key_from
 from dispatcher.core.output.logs import get_logger
 from dispatcher.core.retry import pause_after
 from dispatcher.core.state import HELD
 from dispatcher.core.state_checks import Sound
 from dispatcher.core.tasks import Abandoned, Interrupted
-from dispatcher.delivery.outcome import Again, Stuck, Waiting
+from dispatcher.delivery.attempt import HeldDelivery
+from dispatcher.delivery.outcome import Again, Decision, Waiting
 from dispatcher.delivery.routes import Routes
 from dispatcher.exceptions import DispatcherError
 from dispatcher.parking.gate import Parking
@@ -36,8 +37,8 @@ __all__ = ["Deliver", "Unparking"]
 
 log = get_logger()
 
-Deliver = Callable[[Change, Calls, Waiting, Again | None, Stuck], Awaitable[Waiting | bool]]
-"""Makes an attempt at a delivery; what it waits for now, or whether it is delivered."""
+Deliver = Callable[[HeldDelivery], Awaitable[Decision]]
+"""Makes an attempt at a delivery."""
 
 # Seconds that an errand takes before what was read since gets its turn.
 _SLICE: Final = 0.2
@@ -112,7 +113,7 @@ class Unparking:
         routes: Routes,
         *,
         deliver: Deliver,
-        add: Callable[[Hashable, Job, int], None],
+        add: Callable[[Hashable, Errand], None],
         goes_on: Callable[[], bool],
         position: Callable[[], str],
         places: int,
@@ -247,10 +248,8 @@ class Unparking:
             if self._running[name] >= self._share:
                 self._ready.append((name, lane, first, key))
                 continue
-            job = Job("")
-            job.errand = partial(self._work_off, name, _Slice(lane, [first]))
             self._running[name] += 1
-            self._add(key, job, 0)
+            self._add(key, Errand(partial(self._work_off, name, _Slice(lane, [first]))))
 
     def _end(self, name: str, lane: Lane) -> None:
         del self._in_hand[lane.id]
@@ -324,7 +323,7 @@ class Unparking:
             slice_.finished += 1
         return None
 
-    async def _leave(self, name: str, slice_: _Slice, task: "asyncio.Task[Any]", next_: Waiting | bool) -> None:
+    async def _leave(self, name: str, slice_: _Slice, task: "asyncio.Task[Any]", next_: Decision) -> None:
         """End an errand whose task is stuck in a receiver."""
         if isinstance(next_, Waiting):
             self._parking.wait_for(task, slice_.lane.id)
@@ -334,7 +333,12 @@ class Unparking:
             await self._settle(slice_, None)
         self._end(name, slice_.lane)
 
-    async def _deliver_one(self, row: RawBSONDocument, waiting: Waiting, stuck: Stuck) -> Waiting | bool:
+    async def _deliver_one(
+        self,
+        row: RawBSONDocument,
+        waiting: Waiting,
+        leave: Callable[["asyncio.Task[Any]", Decision], Awaitable[None]],
+    ) -> Decision:
         try:
             parts = await self._parking.insist(lambda: self._held.parts(row))
             change, calls, again = self._read(row, parts)
@@ -344,7 +348,7 @@ class Unparking:
             self._say_malformed(row, error)
             return waiting._replace(reason="malformed", seconds=_ORPHANED, error=error)
         if calls is not None:
-            return await self._deliver(change, calls, waiting, again, stuck)
+            return await self._deliver(HeldDelivery(change, calls, waiting, again, leave))
         self._say_orphaned(row)
         return waiting._replace(reason="orphaned", seconds=_ORPHANED)
 

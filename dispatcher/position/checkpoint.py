@@ -75,6 +75,7 @@ class Progress:
         self._always = always
         self._ahead = set(split(position.ahead))
         self._until = position.until
+        self._digests: dict[str, bytes] = {}  # of the tokens that were finished ahead at the last save
         self._inherited = Inherited(position.inherited)
         self._has_passed = False  # some facts were removed since the last save
         self._saved: tuple[str, bytes] = (position.token, position.ahead)
@@ -176,8 +177,7 @@ class Progress:
         """
         if token >= self._until:
             self._ahead.clear()  # changes of an earlier process that this stream did not bring again
-        jobs = self.tracker.ahead
-        for job in jobs:
-            job.digest = job.digest or digest_of(job.token)
+        jobs, known = self.tracker.ahead, self._digests
+        self._digests = {job.token: known.get(job.token) or digest_of(job.token) for job in jobs}
         until = max(self._until if self._ahead else "", time_after(jobs[-1].token) if jobs else "")
-        return b"".join(sorted({*self._ahead, *(job.digest for job in jobs)})), until
+        return b"".join(sorted({*self._ahead, *self._digests.values()})), until

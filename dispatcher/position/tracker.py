@@ -31,7 +31,7 @@ class Tracker:
 
     def add(self, job: Job) -> None:
         """Note the next change of the stream. A finished one advances the position only after all earlier ones."""
-        if job.done and not self._open:
+        if job.change is None and not self._open:
             self.token = job.token
         else:
             self._open.append(job)
@@ -49,11 +49,11 @@ class Tracker:
 
     def finished(self, job: Job) -> None:
         """Note that a change is finished."""
-        job.done, job.change, job.calls = True, None, ()
+        job.change = None
         if job.marker is not None:
-            job.marker.done, job.marker.change = True, None
+            job.marker.change = None
         jobs = self._open
-        while jobs and jobs[0].done:
+        while jobs and jobs[0].change is None:
             self._pass(jobs.popleft())
         if not jobs and self._mark > self.token:
             self.token = self._mark
@@ -83,4 +83,4 @@ class Tracker:
     @property
     def ahead(self) -> list[Job]:
         """Finished changes behind the position, in the order of the stream."""
-        return [*self._between, *(job for job in self._open if job.done)]
+        return [*self._between, *(job for job in self._open if job.change is None)]

@@ -15,7 +15,7 @@ from pymongo import AsyncMongoClient
 from pymongo.errors import PyMongoError
 
 from dispatcher.core.driver_errors import fatal, in_short
-from dispatcher.core.events import Job, Namespace, key_from
+from dispatcher.core.events import Errand, Job, Namespace, key_from
 from dispatcher.core.output.logs import get_logger
 from dispatcher.core.partitions import belongs, hash_of
 from dispatcher.delivery.deliverer import Deliverer
@@ -63,7 +63,7 @@ class Refilling:
         deliverer: Deliverer,
         *,
         collections: Callable[[Scope], Awaitable[list[Namespace]]],
-        add: Callable[[Hashable, Job, int], None],
+        add: Callable[[Hashable, Errand], None],
         goes_on: Callable[[], bool],
         partition: int,
         partitions: int,
@@ -156,10 +156,8 @@ class Refilling:
         told = []
         for key in keys:
             done = asyncio.get_running_loop().create_future()
-            job = Job("")
-            job.errand = partial(self._deliver, run, routes, namespace, key)
-            job.afterwards = partial(done.set_result, None)
-            self._add(key_from(namespace, key, self._codec_options), job, 0)
+            errand = Errand(partial(self._deliver, run, routes, namespace, key), partial(done.set_result, None))
+            self._add(key_from(namespace, key, self._codec_options), errand)
             told.append(done)
         await asyncio.wait(told)
 

@@ -19,14 +19,19 @@ from pymongo.errors import PyMongoError
 from dispatcher.core.clients import Clients
 from dispatcher.core.driver_errors import fatal, in_short
 from dispatcher.core.events import Calls, Change, Job
+from dispatcher.core.lease import Lease
 from dispatcher.core.output.logs import Stats, get_logger
 from dispatcher.core.resume_tokens import token_time
 from dispatcher.core.state import Group, State
 from dispatcher.core.tasks import end
 from dispatcher.delivery.application import group_of, routes_of
+from dispatcher.delivery.capacity import Bounds, Capacity
 from dispatcher.delivery.deliverer import Deliverer
+from dispatcher.delivery.failure import Failures
 from dispatcher.delivery.lanes import Lanes
 from dispatcher.delivery.routes import Routes
+from dispatcher.delivery.steps import Steps
+from dispatcher.delivery.terms import Policy
 from dispatcher.delivery.tracing import tracing_of
 from dispatcher.delivery.transactions import Transactions
 from dispatcher.delivery.where import Conditions
@@ -127,29 +132,29 @@ class Playback:
         self._open: deque[tuple[Job, Mapping[str, Any] | None]] = deque()
         self._progress: Mapping[str, Any] = run.progress
         self._next = 0.0
-        self._crash: asyncio.Future[None] | None = None
-        self._deliverer = Deliverer(
-            term=term,
-            attempts=settings.attempts,
-            timeout=settings.timeout,
-            stats=stats,
-            codec_options=codec_options,
-            dead_letters=dead_letters,
+        self._capacity = capacity = Capacity(Bounds.of(settings))
+        # A run ends: no process would continue with deliveries that block.
+        policy = Policy.of(settings)._replace(blocking=False)
+        steps = Steps(
+            policy,
+            Lease.for_ever(),
+            capacity,
+            stats,
+            codec_options,
+            tracing=tracing_of(settings, stats),
             transactions=transactions,
-            blocking=False,  # nobody would be there to go on with what waits
-            pause=self._pause,
-            log_each=settings.log_level == "debug",
-            tracing=tracing_of(settings),
-            cutting=lambda: self._lanes.cutting,
+        )
+        self._failures = Failures(
+            term, stats, dead_letters=dead_letters, transactions=transactions, pause=capacity.pause
+        )
+        self._deliverer = Deliverer(
+            term, policy, capacity, stats, codec_options, steps=steps, failures=self._failures
         )
         self._lanes = Lanes(
+            capacity,
             self._deliverer.work,
             on_finished=self._finished,
-            on_crash=self._crashed,
-            concurrency=settings.concurrency,
-            max_queued=settings.max_queued,
-            max_bytes=settings.max_queued_mb * 1_000_000,
-            is_calling=self._deliverer.is_calling,
+            can_be_cut=steps.invoker.can_be_cut,
         )
 
     @property
@@ -168,14 +173,14 @@ class Playback:
         Raises:
             DispatcherError: what no repetition can mend. What is done is written down.
         """
-        self._crash = asyncio.get_running_loop().create_future()
         feeding = asyncio.create_task(self._feed(steps), name="feed")
         others = [
             asyncio.create_task(self._deliverer.watch(), name="watch-timeouts"),
             asyncio.create_task(self._save_regularly(), name="save-progress"),
             asyncio.create_task(stop.wait(), name="wait-for-stop"),
+            asyncio.create_task(self._lanes.crashed.wait(), name="wait-for-crash"),
         ]
-        ends: list[asyncio.Future[Any]] = [feeding, *others, self._crash]
+        ends = [feeding, *others]
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -188,19 +193,21 @@ class Playback:
         for one in ends:
             if one.done() and not one.cancelled():
                 one.result()
+        if self._lanes.crash is not None:
+            raise self._lanes.crash
         return Outcome(self.run.id, finished, self.delivered, self.failed, self.stats.dead_letters)
 
     async def _feed(self, steps: AsyncIterator[Step]) -> None:
         with inside_dispatcher():
             async for step in steps:
                 await self._enter(step)
-            await self._lanes.idle()
+            await self._capacity.idle()
 
     async def _enter(self, step: Step) -> None:
         if step.unreadable is not None:
             event, token, error = step.unreadable
             self.stats.invalid += 1
-            await self._deliverer.keep_unreadable(event, token, error)
+            await self._failures.keep_unreadable(event, token, error)
         job = Job("", step.change, step.calls)
         self._open.append((job, step.progress))
         if step.change is None or not step.calls:
@@ -208,8 +215,8 @@ class Playback:
             return
         if self._rate is not None:
             await self._keep_pace()
-        await self._lanes.room()
-        self._lanes.add(step.change.key, job, step.change.size)
+        await self._capacity.room()
+        self._lanes.add(step.change.key, job)
 
     async def _keep_pace(self) -> None:
         assert self._rate is not None
@@ -219,17 +226,10 @@ class Playback:
         self._next += 1.0 / self._rate
 
     def _finished(self, job: Job) -> None:
-        job.done, job.change, job.calls = True, None, ()
+        job.change = None
         while self._open and self._open[0][0].done:
             _, progress = self._open.popleft()
             self._progress = self._progress if progress is None else progress
-
-    def _crashed(self, error: BaseException) -> None:
-        if self._crash is not None and not self._crash.done():
-            self._crash.set_exception(error)
-
-    async def _pause(self, seconds: float) -> None:
-        await self._lanes.pause(seconds)
 
     async def _save_regularly(self) -> None:
         while True:

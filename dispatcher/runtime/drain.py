@@ -19,6 +19,7 @@ from dispatcher.core.events import Job
 from dispatcher.core.lease import Lease, now
 from dispatcher.core.output.logs import get_logger
 from dispatcher.core.tasks import Interrupted
+from dispatcher.delivery.capacity import Capacity
 from dispatcher.delivery.lanes import Lanes
 from dispatcher.exceptions import DispatcherError
 from dispatcher.parking.gate import Parking
@@ -34,12 +35,20 @@ SAVE_PATIENCE: Final = 5.0
 
 
 async def drain(
-    lease: Lease, lanes: Lanes, parking: Parking, unparking: Unparking, progress: Progress, *, grace: float
+    lease: Lease,
+    capacity: Capacity,
+    lanes: Lanes,
+    parking: Parking,
+    unparking: Unparking,
+    progress: Progress,
+    *,
+    grace: float,
 ) -> None:
     """End all deliveries, and see to it that as little as possible is repeated.
 
     Args:
         lease: of the partition.
+        capacity: how many there are.
         lanes: where they are.
         parking: where what is left of them goes.
         unparking: works off what is parked.
@@ -47,7 +56,7 @@ async def drain(
         grace: seconds that deliveries in flight have.
     """
     lost = lease.lost.is_set()
-    log.info("draining", action="dispatcher.draining", partition=lease.partition, in_flight=lanes.in_flight)
+    log.info("draining", action="dispatcher.draining", partition=lease.partition, in_flight=capacity.in_flight)
     lease.interrupt()
     patience = 0 if lost else grace
     cut = await lanes.stop(patience)

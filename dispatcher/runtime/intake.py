@@ -52,7 +52,7 @@ class Intake:
             return
         job = self._unsettled.pop(change.token, None) if self._unsettled else None
         if job is not None:
-            job.change, job.calls, job.announces = change, calls, False
+            job.change, job.calls, job.size, job.announces = change, calls, change.size, False
         else:
             unfinished = calls or change.marker or operation in _UNSETTLED
             job = Job(change.token, change if unfinished else None, calls)
@@ -68,7 +68,7 @@ class Intake:
         if change.marker:
             job.marker = self._unsettled.pop(change.marker)
         if calls:
-            self._lanes.add(change.key, job, change.size)
+            self._lanes.add(change.key, job)
         elif not job.done:
             self._tracker.finished(job)
 

@@ -22,9 +22,13 @@ from dispatcher.core.output.logs import Stats, get_logger
 from dispatcher.core.retry import retry
 from dispatcher.core.stats import Gauges, Lag, seconds_of
 from dispatcher.core.tasks import end
+from dispatcher.delivery.capacity import Bounds, Capacity, share
 from dispatcher.delivery.deliverer import Deliverer
+from dispatcher.delivery.failure import Failures
 from dispatcher.delivery.lanes import Lanes
 from dispatcher.delivery.routes import Routes
+from dispatcher.delivery.steps import Steps
+from dispatcher.delivery.terms import Policy
 from dispatcher.delivery.tracing import tracing_of
 from dispatcher.delivery.transactions import Transactions
 from dispatcher.exceptions import HistoryLost
@@ -45,6 +49,7 @@ from dispatcher.settings import Settings
 from dispatcher.stream.lookup import DocumentLookup
 from dispatcher.stream.reader import LostEvent, Reader, UnreadableEvent
 from dispatcher.stream.source import Source
+from mongoz.signals import Delivery
 
 __all__ = ["Pipeline"]
 
@@ -130,48 +135,49 @@ class Pipeline:
             is_finished=self._progress.is_finished,
         )
         self._lag = Lag()
-        self._crash: asyncio.Future[None] | None = None
         self._controls = controls
         self._state_known = False
         self._reading = asyncio.Event()
         self._reading.set()
+        self._capacity = capacity = Capacity(Bounds.of(settings))
         self._parking = Parking(
             held,
             routes.receivers,
             term=lease.term,
             stats=stats,
-            pause=self._pause,
+            pause=capacity.pause,
             paused=lambda: controls.receivers,
             on_parked=lambda seconds: self._unparking.wake(seconds),  # noqa: PLW0108 - it is made later
         )
-        self._deliverer = Deliverer(
-            term=lease.term,
-            attempts=settings.attempts,
-            timeout=settings.timeout,
-            stats=stats,
-            codec_options=codec_options,
-            dead_letters=held,
+        policy = Policy.of(settings)
+        steps = Steps(
+            policy,
+            lease,
+            capacity,
+            stats,
+            codec_options,
+            tracing=tracing_of(settings, stats),
             transactions=transactions,
-            parking=self._parking,
-            park_after=settings.park_after,
-            crowded=lambda: self._lanes.crowded,
-            slow_after=settings.slow_after,
-            replace=lambda task, work: self._lanes.replace(task, work),  # noqa: PLW0108 - they are made later
-            pause=self._pause,
-            lease=lease,
-            log_each=settings.log_level == "debug",
-            tracing=tracing_of(settings),
-            cutting=lambda: self._lanes.cutting,
+        )
+        self._invoker = steps.invoker
+        self._failures = Failures(
+            lease.term, stats, dead_letters=held, transactions=transactions, pause=capacity.pause
+        )
+        self._deliverer = Deliverer(
+            lease.term,
+            policy,
+            capacity,
+            stats,
+            codec_options,
+            steps=steps,
+            failures=self._failures,
+            held=self._parking,
         )
         self._lanes = Lanes(
+            capacity,
             self._deliverer.work,
             on_finished=self._tracker.finished,
-            on_crash=self._crashed,
-            concurrency=settings.concurrency,
-            max_queued=settings.max_queued,
-            max_bytes=settings.max_queued_mb * 1_000_000,
-            # Who has lost the lease had better write nothing more.
-            is_calling=lambda task: lease.lost.is_set() or self._deliverer.is_calling(task),
+            can_be_cut=self._invoker.can_be_cut,
         )
         self._intake = Intake(self._progress, routes, self._lanes, stats)
         self._resending = Resending(
@@ -187,7 +193,7 @@ class Pipeline:
             held,
             self._parking,
             routes,
-            deliver=self._deliverer.deliver_parked,
+            deliver=self._deliverer.deliver_held,
             add=self._lanes.add,
             goes_on=self._goes_on,
             position=lambda: self._tracker.token,
@@ -268,11 +274,11 @@ class Pipeline:
             wanted = [change for change, calls in routed if calls]
             await self._parking.look_up(wanted, self._routes.names_listening_to, self._lanes.has)
         for change, calls in routed:
-            if self._lanes.full:
-                await self._lanes.room()
+            if self._capacity.full:
+                await self._capacity.room()
             # With empty lanes the span consists of markers, whose deletes are still to be read.
-            while self._progress.is_far_ahead and self._lanes.queued:
-                await self._lanes.progress()
+            while self._progress.is_far_ahead and self._capacity.queued:
+                await self._capacity.progress()
             if change.operation in _OF_COLLECTIONS:
                 await self._report(change)
             self._intake.enter(change, calls)
@@ -290,7 +296,7 @@ class Pipeline:
             id=repr(error.key),
             error=words_of(error),
         )
-        await self._deliverer.keep_unreadable(event, error.token, error)
+        await self._failures.keep_unreadable(event, error.token, error)
 
     async def _report(self, change: Change) -> None:
         """Record that the documents of a whole collection came or went."""
@@ -311,10 +317,9 @@ class Pipeline:
         Raises:
             DispatcherError: what no repetition can mend.
         """
-        self._crash = asyncio.get_running_loop().create_future()
         tasks = [
             asyncio.create_task(self._follow(), name="follow"),
-            asyncio.create_task(self._deliverer.watch(), name="watch-timeouts"),
+            asyncio.create_task(self._deliverer.watch(self._lanes.replace), name="watch-timeouts"),
             asyncio.create_task(self._unparking.run(), name="work-off-parked"),
             asyncio.create_task(self._resending.run(), name="retry-dead-letters"),
             asyncio.create_task(self._refilling.run(), name="work-on-backfills"),
@@ -325,10 +330,10 @@ class Pipeline:
         told = [
             asyncio.create_task(stop.wait(), name="wait-for-stop"),
             asyncio.create_task(self._lease.lost.wait(), name="wait-for-loss"),
+            asyncio.create_task(self._lanes.crashed.wait(), name="wait-for-crash"),
         ]
         try:
-            ends: list[asyncio.Future[Any]] = [*tasks, saving, *told, self._crash]
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([*tasks, saving, *told], return_when=asyncio.FIRST_COMPLETED)
         finally:
             await end([*tasks, *told])
             self._controls.listeners.discard(self._on_controls)
@@ -337,6 +342,7 @@ class Pipeline:
             await end([saving])
             await drain(
                 self._lease,
+                self._capacity,
                 self._lanes,
                 self._parking,
                 self._unparking,
@@ -350,12 +356,8 @@ class Pipeline:
         for task in tasks:
             if not task.cancelled():
                 task.result()
-        if self._crash is not None and self._crash.done():
-            self._crash.result()
-
-    def _crashed(self, error: BaseException) -> None:
-        if self._crash is not None and not self._crash.done():
-            self._crash.set_exception(error)
+        if self._lanes.crash is not None:
+            raise self._lanes.crash
 
     async def _load_state(self) -> None:
         """Load what is paused, and what an earlier process parked.
@@ -374,18 +376,15 @@ class Pipeline:
         self._parking.watch()
         if self._controls.everything:
             self._reading.clear()
-            self._lanes.hold()
-        elif self._lanes.held:
+            self._capacity.hold()
+        elif self._capacity.held:
             self._reading.set()
-            self._lanes.release()
+            self._capacity.release()
         self._unparking.wake()
 
     def _goes_on(self) -> bool:
         """Whether work beside the stream may begin: not before it is known what is parked."""
-        return self._state_known and not (self._lanes.stopping or self._lanes.held)
-
-    async def _pause(self, seconds: float) -> None:
-        await self._lanes.pause(seconds)
+        return self._state_known and not (self._capacity.stopping or self._capacity.held)
 
     # -- how it goes -----------------------------------------------------------------------------------------
 
@@ -404,15 +403,19 @@ class Pipeline:
             waiting_since = seconds_of(wall_time) or float(self._source.time_of(oldest.token).time)
         return Gauges(
             connected=self._source.connected,
-            in_flight=self._lanes.in_flight,
-            queued=self._lanes.queued,
-            queued_bytes=self._lanes.queued_bytes,
+            in_flight=self._capacity.in_flight,
+            queued=self._capacity.queued,
+            queued_bytes=self._capacity.queued_bytes,
             lag_seconds=self._lag.seconds(now, server_now, waiting_since),
             lag_changes=self._lag.changes(now, server_now, self._tracker.span),
             position_seconds=float(self._source.time_of(self._tracker.token).time),
             saved_seconds=self._progress.saved_seconds,
             silent_seconds=self._lag.silent(now),
         )
+
+    def delivery_in(self, task: "asyncio.Task[Any]") -> Delivery | None:
+        """The delivery whose receiver runs in a task. Another thread may ask."""
+        return self._invoker.delivery_in(task)
 
     @property
     def connected(self) -> bool:
@@ -426,13 +429,7 @@ class Pipeline:
             part: which, from 0 on; the first ones get what can't be divided.
             parts: how many pipelines share it.
         """
-
-        def share(total: int) -> int:
-            return max(1, total // parts + (part < total % parts))
-
-        allowed = self._settings
-        self._source.batch_size = share(allowed.batch_size)
-        self._lanes.resize(
-            share(allowed.concurrency), share(allowed.max_queued), share(allowed.max_queued_mb * 1_000_000)
-        )
-        self._unparking.resize(share(allowed.concurrency) // 2)
+        bounds = Bounds.of(self._settings).share(part, parts)
+        self._source.batch_size = share(self._settings.batch_size, part, parts)
+        self._capacity.resize(bounds)
+        self._unparking.resize(bounds.concurrency // 2)

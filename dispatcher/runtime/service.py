@@ -35,6 +35,7 @@ from dispatcher.settings import Settings
 from dispatcher.stream.change_stream import token_of_now
 from dispatcher.stream.scope import scope_of
 from mongoz import Registry
+from mongoz.signals import Delivery
 from mongoz.signals.hops import inside_dispatcher
 
 __all__ = ["Service", "run"]
@@ -149,7 +150,7 @@ class Service:
             looking = asyncio.create_task(warn_of_oddities(client, self.routes, stamped=stamped), name="look")
             try:
                 # So that every worker is inside, from its start on.
-                with inside_dispatcher(), Watchdog(self.settings.block_after):
+                with inside_dispatcher(), Watchdog(self.settings.block_after, self._delivery_in):
                     await coordinator.run(stop)
             finally:
                 await end([looking, *observing])
@@ -234,6 +235,12 @@ class Service:
             Pauses(group),
             sessions,
         )
+
+    def _delivery_in(self, task: "asyncio.Task[Any]") -> Delivery | None:
+        """The delivery whose receiver runs in a task. Another thread may ask."""
+        held = () if self._coordinator is None else tuple(self._coordinator.held.values())
+        found = (one.work.delivery_in(task) for one in held)
+        return next((delivery for delivery in found if delivery is not None), None)
 
     def _says(self) -> dict[str, Any]:
         """What others are told with each heartbeat."""

@@ -1,44 +1,46 @@
-"""Who keeps the event loop from turning: a thread looks, since nothing in the loop can.
+"""Find out what blocks the event loop, from a thread: nothing in a blocked loop can.
 
-Receivers share one loop. One that computes or waits without giving way stops all others, the change stream, and
-whatever has to be renewed in time. While the loop turns this costs it a callback four times a second.
+All receivers share one loop. A receiver that computes, or waits without `await`, stops all others, the change
+stream, and the renewal of leases. While the loop turns, this costs it a callback four times a second.
 """
 
 import asyncio
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from time import monotonic
 from types import FrameType, TracebackType
 from typing import Any, Final, Self
 
 from dispatcher.core.output.logs import get_logger
 from dispatcher.core.output.throttle import Throttle
-from dispatcher.delivery.invoker import Caller
+from dispatcher.delivery import invoker
+from mongoz.signals import Delivery
 
 __all__ = ["Watchdog"]
 
 log = get_logger()
 
-# Looks in the time after which the loop is blocked.
-_LOOKS: Final = 4
+# Checks in the time after which the loop is blocked, and the seconds between two checks, at most.
+_CHECKS: Final = 4
 _RARELY: Final = 0.25
 
-# Frames of the stack that are told, the innermost ones.
+# Innermost frames of the stack that are logged.
 _DEPTH: Final = 15
-
-_CALL: Final = Caller.call.__code__
 
 
 class Watchdog:
-    """Names what blocks the event loop that it was made in.
+    """Logs what blocks the running event loop.
 
     Args:
         block_after: seconds after which the loop is blocked.
+        delivery_in: the delivery whose receiver runs in a task, if one does. Another thread asks.
     """
 
-    def __init__(self, block_after: float) -> None:
+    def __init__(self, block_after: float, delivery_in: Callable[["asyncio.Task[Any]"], Delivery | None]) -> None:
         self._block_after = block_after
+        self._delivery_in = delivery_in
         self._loop = asyncio.get_running_loop()
         self._main = threading.get_ident()
         self._stop = threading.Event()
@@ -58,7 +60,7 @@ class Watchdog:
         self._thread.join()
 
     def _watch(self) -> None:
-        pause = min(_RARELY, self._block_after / _LOOKS)
+        pause = min(_RARELY, self._block_after / _CHECKS)
         while not self._stop.wait(pause):
             turned = self._turned = threading.Event()
             asked = monotonic()
@@ -70,7 +72,7 @@ class Watchdog:
                 self._blocked(turned, asked)
 
     def _has_turned(self, turned: threading.Event, seconds: float) -> bool:
-        """Whether the loop turns within some seconds, or nobody wants to know any more."""
+        """Whether the loop turns within some seconds, or the watchdog stops."""
         until = monotonic() + seconds
         while not self._stop.is_set() and (left := until - monotonic()) > 0:
             if turned.wait(min(left, _RARELY)):
@@ -78,11 +80,9 @@ class Watchdog:
         return self._stop.is_set()
 
     def _blocked(self, turned: threading.Event, asked: float) -> None:
-        """Say who it is; and when it is over, how long it took."""
-        frame = sys._current_frames().get(self._main)
-        who, stack = _look_at(frame)
+        """Log the receiver and its stack; later, how long it took."""
+        who, stack = self._receiver(), _stack(sys._current_frames().get(self._main))
         name = who.get("receiver")
-        del frame
         further = self._throttle.due(name)
         if further is not None:
             log.error(
@@ -103,17 +103,20 @@ class Watchdog:
                 "the event loop turns again", action="loop.turns", seconds=round(monotonic() - asked, 3), **who
             )
 
+    def _receiver(self) -> dict[str, str]:
+        """The receiver that runs at this moment, if one does."""
+        task = asyncio.current_task(self._loop)
+        delivery = None if task is None else self._delivery_in(task)
+        if delivery is None:
+            return {}
+        return {"receiver": delivery.receiver, "signal": delivery.signal, "delivery_id": delivery.id}
 
-def _look_at(frame: FrameType | None) -> tuple[dict[str, Any], str]:
-    """The delivery that is at work in a stack, if one is, and the stack; that of the receiver, if there is one."""
+
+def _stack(frame: FrameType | None) -> str:
+    """The innermost frames, as text; only those of the receiver, if one runs."""
     frames: list[FrameType] = []
-    who: dict[str, Any] = {}
-    while frame is not None:
-        if frame.f_code is _CALL:
-            delivery = frame.f_locals["delivery"]
-            who = {"receiver": delivery.receiver, "signal": delivery.signal, "delivery_id": delivery.id}
-            break
+    while frame is not None and frame.f_globals.get("__name__") != invoker.__name__:
         frames.append(frame)
         frame = frame.f_back
     told = traceback.StackSummary.extract((one, one.f_lineno) for one in reversed(frames[:_DEPTH]))
-    return who, "".join(told.format())
+    return "".join(told.format())

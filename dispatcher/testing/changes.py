@@ -14,10 +14,15 @@ from bson.raw_bson import RawBSONDocument
 from bson.timestamp import Timestamp
 
 from dispatcher.core.events import Job
+from dispatcher.core.lease import Lease
 from dispatcher.core.output.logs import Stats
 from dispatcher.core.tasks import end
+from dispatcher.delivery.capacity import Bounds, Capacity
 from dispatcher.delivery.deliverer import Deliverer
+from dispatcher.delivery.failure import Failures
 from dispatcher.delivery.routes import Routes
+from dispatcher.delivery.steps import Steps
+from dispatcher.delivery.terms import Policy
 from dispatcher.stream.decode import decode
 from dispatcher.testing.recording import RecordedDelivery, Recorder, failures_of
 from mongoz import Document
@@ -142,7 +147,17 @@ async def deliver(
     ]
     recorder = Recorder()
     recorded = recorder.saw(decoded, [each for each in calls if each.receivers])
-    deliverer = Deliverer(term=1, attempts=1, timeout=timeout, stats=Stats(), once=True)
+    policy, capacity, stats = Policy(1, timeout, once=True), Capacity(Bounds(1, 1, 1)), Stats()
+    steps = Steps(policy, Lease.for_ever(), capacity, stats, registry.codec_options)
+    deliverer = Deliverer(
+        1,
+        policy,
+        capacity,
+        stats,
+        registry.codec_options,
+        steps=steps,
+        failures=Failures(1, stats, pause=capacity.pause),
+    )
     watch = asyncio.create_task(deliverer.watch(), name="watch-timeouts")
     try:
         # A task of its own: what a receiver does to the task that it runs in is nothing to ours.

@@ -9,12 +9,22 @@ from typing import Any
 
 import pytest
 import structlog
+from bson import Timestamp
 from pydantic import field_validator
 
 import mongoz
-from dispatcher.delivery.invoker import Caller
+from dispatcher.core.events import Calls, Change, Job
+from dispatcher.core.lease import Lease, now
+from dispatcher.core.output.logs import Stats
+from dispatcher.delivery.attempt import Attempt
+from dispatcher.delivery.capacity import Bounds, Capacity
+from dispatcher.delivery.steps import Steps
+from dispatcher.delivery.terms import Policy
+from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.core.signals import post_save, post_update
 from mongoz.signals import Delivery
+from mongoz.signals.options import Options
+from mongoz.signals.receivers import Receiver
 from tests.support import dispatching, eventually
 
 TENANT: ContextVar[str] = ContextVar("tenant", default="none")
@@ -71,11 +81,16 @@ async def test_no_delivery_sees_what_another_has_set(Order, foreign, dispatched,
 
 
 async def call(function: Any, **options: Any) -> BaseException | None:
+    change = Change("82", "insert", ("d", "c"), 1, Timestamp(1, 1), None, {}, None, "post", frozenset(), None, 1)
+    receiver = Receiver(function, "receiver", 1, Options(**options), b"12345678")
+    calls = Calls(object, "post_save", True, (receiver,))  # type: ignore[arg-type]
+    policy, lease, capacity, stats = Policy(1, 30.0), Lease.for_ever(), Capacity(Bounds(1, 1, 1)), Stats()
+    steps = Steps(policy, lease, capacity, stats, CODEC_OPTIONS)
     delivery = Delivery("id", "post_save", "receiver", "stream", 1, 1, None, None, "post", False)
-    caller = Caller(lambda: False, 30.0)
-    watching = asyncio.create_task(caller.watch())
+    target = steps.target(receiver, "post_save")
+    watching = asyncio.create_task(steps.invoker.watch())
     try:
-        return await caller.call(function, None, delivery, {}, options.get("timeout", 30.0))
+        return await target.call(Attempt(target, change, calls, delivery, {}, Job("82", change), now()))
     finally:
         watching.cancel()
 

@@ -152,7 +152,7 @@ async def test_a_partition_that_got_nowhere_begins_where_it_began(heard, dispatc
     for _ in range(2):
         async with dispatching(dispatched, lease=1, grace=0.05, partitions=2) as running:
             await eventually(lambda one=running: layout_of(one) == (2, 2))
-            await eventually(lambda one=running: one.service.held[0]._lanes.in_flight == 1)
+            await eventually(lambda one=running: one.service.held[0]._capacity.in_flight == 1)
             await eventually(lambda one=running: one.service.held[0]._tracker.ahead)
     heard.hangs.clear()
     async with dispatching(dispatched, lease=1):
@@ -166,9 +166,9 @@ async def test_a_division_waits_for_who_still_delivers(heard, dispatched, client
     heard.hangs.add(hanging)
     async with dispatching(dispatched, lease=1, grace=60) as first:
         await client[database]["users"].insert_one({"_id": hanging, "name": "slow"})
-        await eventually(lambda: first.service.held[0]._lanes.in_flight == 1)
+        await eventually(lambda: first.service.held[0]._capacity.in_flight == 1)
         async with dispatching(dispatched, lease=1, partitions=2) as second:
-            await eventually(lambda: first.service.held[0]._lanes.stopping)
+            await eventually(lambda: first.service.held[0]._capacity.stopping)
             await asyncio.sleep(1.5)  # longer than the lease, which is renewed all the while
             assert (layout_of(first), layout_of(second)) == ((1, 1), (1, 0))
             (worker,) = [w for w in first.service.held[0]._lanes._workers if not w.done()]

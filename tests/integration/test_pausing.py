@@ -168,7 +168,7 @@ async def test_a_pause_outlasts_the_renaming_of_its_receiver(account, foreign, d
 
 
 def paused(running: Any) -> bool:
-    return running.service.held[0]._lanes.held
+    return running.service.held[0]._capacity.held
 
 
 async def test_only_what_is_known_is_paused(group, state, foreign):

@@ -62,9 +62,7 @@ async def test_a_slow_receiver_is_named_once_in_a_while(account, foreign, dispat
     async with dispatching(dispatched, slow_after=0.05) as running:
         foreign["accounts"].insert_many([{"name": "a"}, {"name": "b"}, {"name": "c"}])
         await eventually(lambda: "delivery.slow" in said())
-        await eventually(
-            lambda: sum(running.service.held[0]._deliverer._caller._throttle._kept_back.values()) == 2
-        )
+        await eventually(lambda: sum(running.service.held[0]._invoker._throttle._kept_back.values()) == 2)
         gate.set()
         await eventually(lambda: running.stats.delivered == 6)
     (line,) = [line for line in said().splitlines() if "delivery.slow" in line]
@@ -146,7 +144,7 @@ async def test_who_refuses_to_end_loses_its_place(account, foreign, dispatched, 
         await eventually(lambda: len(state.rows) == 2 and state.token > before)
         assert [name for name in after if "good" not in name] == ["bad", "behind"]
         assert refusing.calls.count(("bad", 1)) == len([one for one in refusing.calls if one[0] == "bad"]) == 1
-        assert running.service.held[0]._lanes.in_flight == 0
+        assert running.service.held[0]._capacity.in_flight == 0
         refusing.gate.set()
         await eventually(lambda: state.empty)
     # What the one that was left alone returned in the end does not count: it is tried again, then the next one.
@@ -156,7 +154,7 @@ async def test_who_refuses_to_end_loses_its_place(account, foreign, dispatched, 
 
 
 async def test_a_parked_delivery_refuses_to_end(account, foreign, dispatched, state):
-    """It is left alone as well, and there is never more than one at a document."""
+    """Its worker is replaced as well, and a document has one delivery at a time."""
     refusing = Refusing(account, retry=Retry(1000, base=0.01, cap=0.02))
     id_ = ObjectId()
     async with dispatching(dispatched, concurrency=2, park_after=0.0) as running:
@@ -167,7 +165,7 @@ async def test_a_parked_delivery_refuses_to_end(account, foreign, dispatched, st
         first.set()
         await eventually(lambda: ("bad", 2) in refusing.calls)
         await eventually(lambda: state.heads[0]["attempts"] == 2)
-        await eventually(lambda: running.service.held[0]._lanes.in_flight == 0)
+        await eventually(lambda: running.service.held[0]._capacity.in_flight == 0)
         refusing.hangs = False
         refusing.gate.set()
         await eventually(lambda: state.empty)
@@ -204,5 +202,5 @@ async def test_who_refuses_to_end_is_given_up_after_the_last_attempt(account, fo
         await eventually(lambda: refusing.done == ["behind"])
         refusing.gate.set()
         await eventually(lambda: refusing.inside == 0)
-    assert "refuses to be cancelled" in letter["error"]["message"]
+    assert "ignores cancellation" in letter["error"]["message"]
     assert state.empty

@@ -13,6 +13,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 import mongoz
+from dispatcher.core.output.logs import Stats
 from dispatcher.delivery.tracing import exporting, tracing_of
 from dispatcher.exceptions import NotInstalled
 from dispatcher.settings import Settings
@@ -160,6 +161,6 @@ def test_what_is_not_installed_is_named(monkeypatch):
         pass
     assert raised.value.remedy == "pip install '.[otel]' (in a checkout of the repository)"
     with pytest.raises(NotInstalled):
-        tracing_of(settings)
+        tracing_of(settings, Stats())
     with exporting(Settings()):  # who does not ask for it needs nothing
-        assert tracing_of(Settings()) is None
+        assert tracing_of(Settings(), Stats()) is None

@@ -1,21 +1,22 @@
 """Transactions that meet other writes run again within the attempt, and use up none."""
 
-import itertools
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from bson import Timestamp
-from pymongo import AsyncMongoClient
+from bson import ObjectId, Timestamp
 from pymongo.errors import OperationFailure
 
-from dispatcher.core.events import Calls, Change
+import mongoz
+from dispatcher.core.events import Calls, Change, Job
+from dispatcher.core.lease import now
 from dispatcher.core.output.logs import Stats
-from dispatcher.core.state import Group, State
 from dispatcher.core.stats import ReceiverFigures
-from dispatcher.delivery.failure import Failing, Try
-from dispatcher.delivery.terms import terms_of
-from dispatcher.delivery.transactions import Transactions
+from dispatcher.delivery.attempt import Attempt, Target, run_receiver
+from dispatcher.delivery.conflicts import Conflicts
+from dispatcher.delivery.failure import FailedAttempt, Failures
+from dispatcher.delivery.terms import Policy
+from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.signals import Delivery
 from mongoz.signals.options import Options, Retry
 from mongoz.signals.receivers import Receiver
@@ -37,9 +38,18 @@ async def receive(sender: Any, **kwargs: Any) -> None:
     """Stands for a receiver."""
 
 
+class Account(mongoz.Document):
+    balance: int = mongoz.Integer(default=0)
+
+    class Meta:
+        registry = mongoz.Registry("mongodb://127.0.0.1:1")
+        database = "d"
+
+
 RECEIVER = Receiver(receive, "adding", 1, Options(transactional=True, retry=Retry(2)), b"12345678")
-CALLS = Calls(object, "post_save", True, (RECEIVER,))  # type: ignore[arg-type]
-CHANGE = Change("82", "insert", ("d", "c"), 1, TIME, None, {}, None, "post", frozenset(), None, 1)
+CALLS = Calls(Account, "post_save", True, (RECEIVER,))
+CHANGE = Change("82", "insert", ("d", "c"), 1, TIME, None, {"_id": ObjectId()}, None, "post", frozenset(), None, 1)
+JOB = Job("82", CHANGE, (CALLS,))
 DELIVERY = Delivery("id", "post_save", "adding", "stream", 1, 1, TIME, None, "post", False)
 
 
@@ -48,39 +58,31 @@ class Runs:
 
     def __init__(self, *ends: BaseException | None) -> None:
         self.ends = iter(ends)
-        self.given: list[dict[str, Any]] = []
+        self.instances: list[Any] = []
         self.pauses: list[float] = []
         self.figures = ReceiverFigures("adding", "post_save")
 
-    async def call(self, run: Any, keywords: dict[str, Any]) -> BaseException | None:
-        self.given.append(keywords)
+    async def call(self, attempt: Attempt) -> BaseException | None:
+        self.instances.append(attempt.keywords["instance"])
         return next(self.ends)
 
     async def pause(self, seconds: float) -> None:
         self.pauses.append(seconds)
 
-    async def attempt(self, patience: float = 60.0) -> BaseException | None:
-        numbers = itertools.count(1)
-        async with AsyncMongoClient("mongodb://127.0.0.1:1", connect=False) as client:
-            transactions = Transactions(None, Group(State(client, "state"), "group"))  # type: ignore[arg-type]
-            return await transactions.attempt(
-                RECEIVER,
-                CALLS,
-                DELIVERY,
-                {"instance": 0},
-                call=self.call,
-                anew=lambda: {"instance": next(numbers)},
-                pause=self.pause,
-                patience=patience,
-                figures=self.figures,
-            )
+    def target(self, timeout: float = 60.0) -> Target:
+        terms = Policy(5, timeout).terms_of(RECEIVER.options)
+        return Target(RECEIVER, terms, self.figures, run_receiver, self.call)
+
+    async def attempt(self, timeout: float = 50.0) -> BaseException | None:
+        target = Conflicts(CODEC_OPTIONS, self.pause).around(self.target(timeout))
+        return await target.call(Attempt(target, CHANGE, CALLS, DELIVERY, {"instance": object()}, JOB, now()))
 
 
 async def test_each_run_is_a_call_of_its_own_with_a_new_instance():
     """So each has the receiver's whole time limit."""
     runs = Runs(transient(112), hidden(transient(24)), None)
     assert await runs.attempt() is None
-    assert [one["instance"] for one in runs.given] == [0, 1, 2]
+    assert len({*map(id, runs.instances)}) == 3
     assert len(runs.pauses) == 2
     assert runs.figures.conflicts == 2
 
@@ -95,14 +97,14 @@ async def test_what_the_receiver_raised_ends_the_attempt():
     error = ValueError("no")
     runs = Runs(transient(112), error)
     assert await runs.attempt() is error
-    assert len(runs.given) == 2
+    assert len(runs.instances) == 2
 
 
 async def test_conflicts_without_an_end_make_room_for_others():
     conflict = transient(112)
     runs = Runs(conflict, None)
-    assert await runs.attempt(patience=0.0) is conflict
-    assert len(runs.given) == 1
+    assert await runs.attempt(timeout=0.0) is conflict
+    assert len(runs.instances) == 1
 
 
 @pytest.mark.parametrize(
@@ -115,10 +117,10 @@ async def test_conflicts_without_an_end_make_room_for_others():
     ],
 )
 async def test_a_conflict_uses_up_no_attempt_for_five_minutes(error, since, attempts):
-    failing = Failing(term=1, stats=Stats(), dead_letters=None, transactions=None, pause=Runs().pause)
+    runs = Runs()
     began = datetime.now(UTC) - timedelta(seconds=since)
-    terms = terms_of(RECEIVER.options, attempts=5, timeout=30.0)
-    one = Try(CHANGE, CALLS, RECEIVER, DELIVERY, terms, ReceiverFigures("adding", "post_save"), began)
-    waiting = await failing.what_now(one, error)
+    failures = Failures(1, Stats(), pause=runs.pause)
+    attempt = Attempt(runs.target(), CHANGE, CALLS, DELIVERY, {}, JOB, now())
+    waiting = await failures.decide(FailedAttempt(attempt, error, began))
     assert not isinstance(waiting, bool)
     assert (waiting.reason, waiting.attempts) == ("retrying", attempts)

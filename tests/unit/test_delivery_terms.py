@@ -11,7 +11,7 @@ from dispatcher.core.bson_codec import RAW
 from dispatcher.core.events import Calls
 from dispatcher.delivery.instances import originals_of, untouched
 from dispatcher.delivery.outcome import Failure
-from dispatcher.delivery.terms import terms_of
+from dispatcher.delivery.terms import Policy
 from dispatcher.parking.record import failed, record_of
 from dispatcher.stream.decode import decode
 from mongoz.connection.codec import CODEC_OPTIONS
@@ -20,19 +20,23 @@ from mongoz.signals.receivers import Receiver
 
 
 def test_the_settings_hold_where_a_receiver_says_nothing():
-    terms = terms_of(Options(), attempts=7, timeout=90.0)
+    terms = Policy(7, 90.0).terms_of(Options())
     assert (terms.retry, terms.timeout, terms.on_failure) == (Retry(7), 90.0, "dead_letter")
-    own = terms_of(Options(retry=Retry(2, 1.0, 3.0), timeout=4.0, on_failure="block"), attempts=7, timeout=90.0)
+    own = Policy(7, 90.0).terms_of(Options(retry=Retry(2, 1.0, 3.0), timeout=4.0, on_failure="block"))
     assert (own.retry, own.timeout, own.on_failure) == (Retry(2, 1.0, 3.0), 4.0, "block")
 
 
 @pytest.mark.parametrize(("setting", "expected"), [(90.0, 50.0), (30.0, 30.0)])
 def test_transactions_end_before_the_server_ends_them(setting, expected):
-    assert terms_of(Options(transactional=True), attempts=1, timeout=setting).timeout == expected
+    assert Policy(1, setting).terms_of(Options(transactional=True)).timeout == expected
+
+
+def test_what_blocks_becomes_a_dead_letter_where_nothing_can_block():
+    assert Policy(7, 1.0, blocking=False).terms_of(Options(on_failure="block")).on_failure == "dead_letter"
 
 
 def test_once_is_once():
-    terms = terms_of(Options(retry=Retry(9), on_failure="block"), attempts=7, timeout=1.0, once=True)
+    terms = Policy(7, 1.0, once=True).terms_of(Options(retry=Retry(9), on_failure="block"))
     assert (terms.retry.attempts, terms.on_failure) == (1, "drop")
 
 

@@ -9,7 +9,8 @@ from bson import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher.core.events import Calls, Change, Job
+from dispatcher.core.events import Calls, Change, Errand, Job
+from dispatcher.delivery.capacity import Bounds, Capacity
 from dispatcher.delivery.lanes import Lanes
 from tests.support import PATIENCE
 
@@ -23,20 +24,20 @@ def job(number: int, size: int = 1) -> Job:
     return Job(change.token, change, (Calls(None, "post_save", True, ()),))
 
 
-def crash(error: BaseException) -> None:
-    raise AssertionError(error)
+class Made(Lanes):
+    """Lanes with their capacity."""
+
+    def __init__(self, work, *, finished=None, concurrency=4, max_queued=1000, max_bytes=10**6, **more) -> None:
+        self.capacity = Capacity(Bounds(concurrency, max_queued, max_bytes))
+        super().__init__(self.capacity, work, on_finished=finished or (lambda _job: None), **more)
+
+    async def stop(self, grace: float) -> int:
+        cut = await super().stop(grace)
+        assert self.crash is None
+        return cut
 
 
-def lanes(work, *, finished=None, crashed=crash, concurrency=4, max_queued=1000, max_bytes=10**6, **more) -> Lanes:
-    return Lanes(
-        work,
-        on_finished=finished or (lambda _job: None),
-        on_crash=crashed,
-        concurrency=concurrency,
-        max_queued=max_queued,
-        max_bytes=max_bytes,
-        **more,
-    )
+lanes = Made
 
 
 @given(
@@ -65,9 +66,9 @@ def test_one_at_a_time_and_in_order_per_key(keys, turns, concurrency):
     async def main() -> None:
         made = lanes(work, concurrency=concurrency)
         for number, key in enumerate(keys):
-            made.add(key, job(number), 1)
-        await made.idle()
-        assert made.in_flight == made.queued == made.queued_bytes == 0
+            made.add(key, job(number))
+        await made.capacity.idle()
+        assert made.capacity.in_flight == made.capacity.queued == made.capacity.queued_bytes == 0
         await made.stop(1)
 
     asyncio.run(main())
@@ -86,12 +87,12 @@ async def test_as_many_at_once_as_allowed():
 
     made = lanes(work, concurrency=10)
     for number in range(30):
-        made.add(number, job(number), 1)
+        made.add(number, job(number))
     for _ in range(20):
         await asyncio.sleep(0)
-    assert running == made.in_flight == 10
+    assert running == made.capacity.in_flight == 10
     gate.set()
-    await made.idle()
+    await made.capacity.idle()
     assert running == 30
     await made.stop(1)
 
@@ -106,13 +107,13 @@ async def test_a_hot_key_does_not_hold_the_others():
 
     made = lanes(work, concurrency=2)
     for number in range(5):
-        made.add("hot", job(number), 1)
-    made.add("cold", job(9), 1)
+        made.add("hot", job(number))
+    made.add("cold", job(9))
     while not done:
         await asyncio.sleep(0)
     assert done == ["000009"]
     gate.set()
-    await made.idle()
+    await made.capacity.idle()
     assert done == ["000009", "000000", "000001", "000002", "000003", "000004"]
     await made.stop(1)
 
@@ -126,17 +127,17 @@ async def test_bounded_by_number_and_by_bytes(max_queued, max_bytes, fits):
 
     made = lanes(work, max_queued=max_queued, max_bytes=max_bytes)
     accepted = 0
-    while not made.full:
-        made.add(accepted, job(accepted, size=10), 10)
+    while not made.capacity.full:
+        made.add(accepted, job(accepted, size=10))
         accepted += 1
     assert accepted == fits
-    waiting = asyncio.create_task(made.room())
+    waiting = asyncio.create_task(made.capacity.room())
     await asyncio.sleep(0)
     assert not waiting.done()
     gate.set()
     await waiting
-    assert not made.full
-    await made.idle()
+    assert not made.capacity.full
+    await made.capacity.idle()
     await made.stop(1)
 
 
@@ -149,7 +150,7 @@ async def test_stopping_finishes_what_is_in_flight_and_starts_nothing():
 
     made = lanes(work, concurrency=2, finished=lambda one: finished.append(one.token))
     for number in range(6):
-        made.add(number % 3, job(number), 1)
+        made.add(number % 3, job(number))
     while len(begun) < 2:
         await asyncio.sleep(0)
     stopping = asyncio.create_task(made.stop(5))
@@ -166,25 +167,23 @@ async def test_what_outlasts_the_grace_is_cancelled_and_not_finished():
         await asyncio.Event().wait()
 
     made = lanes(work, finished=finished.append)
-    made.add("a", job(1), 1)
-    while not made.in_flight:
+    made.add("a", job(1))
+    while not made.capacity.in_flight:
         await asyncio.sleep(0)
     assert await made.stop(0.01) == 1
     assert finished == []
 
 
 async def test_a_crash_of_the_work_is_reported():
-    crashes: list[BaseException] = []
-
     async def work(_job: Job) -> None:
         raise RuntimeError("a bug")
 
-    made = lanes(work, crashed=crashes.append)
-    made.add("a", job(1), 1)
-    while not crashes:
-        await asyncio.sleep(0)
-    assert str(crashes[0]) == "a bug"
-    await made.stop(0)
+    made = lanes(work)
+    made.add("a", job(1))
+    async with asyncio.timeout(PATIENCE):
+        await made.crashed.wait()
+    assert str(made.crash) == "a bug"
+    await Lanes.stop(made, 0)
 
 
 async def test_the_event_loop_gets_its_turn_under_load():
@@ -203,8 +202,8 @@ async def test_the_event_loop_gets_its_turn_under_load():
     counter = asyncio.create_task(count_turns())
     made = lanes(work, max_queued=10**6)
     for number in range(5_000):
-        made.add(number, job(number), 1)
-    await made.idle()
+        made.add(number, job(number))
+    await made.capacity.idle()
     assert turns >= 40
     counter.cancel()
     await made.stop(1)
@@ -231,7 +230,7 @@ def test_jobs_that_pause_keep_their_order_and_the_bound(pauses, keys, concurrenc
         for _ in range(pauses[number]):
             await asyncio.sleep(0)
             running -= 1
-            await made.pause(0)
+            await made.capacity.pause(0)
             running += 1
             most = max(most, running)
         running -= 1
@@ -242,10 +241,10 @@ def test_jobs_that_pause_keep_their_order_and_the_bound(pauses, keys, concurrenc
         nonlocal made
         made = lanes(work, concurrency=concurrency)
         for number in range(len(pauses)):
-            made.add(number % keys, job(number), 1)
+            made.add(number % keys, job(number))
         async with asyncio.timeout(PATIENCE):
-            await made.idle()
-        assert made.in_flight == made.queued == 0
+            await made.capacity.idle()
+        assert made.capacity.in_flight == made.capacity.queued == 0
         await made.stop(1)
 
     made: Lanes = None  # type: ignore[assignment]
@@ -262,15 +261,15 @@ async def test_a_pause_makes_room():
     async def work(one: Job) -> None:
         order.append(f"{int(one.token)} begins")
         if one.token.endswith("0"):
-            await made.pause(0.01)
+            await made.capacity.pause(0.01)
         else:
             await asyncio.sleep(0.03)
         order.append(f"{int(one.token)} ends")
 
     made = lanes(work, concurrency=1)
     for number in range(3):
-        made.add(number, job(number), 1)
-    await made.idle()
+        made.add(number, job(number))
+    await made.capacity.idle()
     assert order == ["0 begins", "1 begins", "1 ends", "0 ends", "2 begins", "2 ends"]
     await made.stop(1)
 
@@ -290,13 +289,13 @@ async def test_after_the_grace_receivers_are_cancelled_and_writes_are_finished()
         await written.wait()
 
     def finish(one: Job) -> None:
-        one.done = True
+        one.change = None
         finished.append(one.token)
 
-    made = lanes(work, finished=finish, is_calling=lambda task: task in calling)
+    made = lanes(work, finished=finish, can_be_cut=lambda task: task in calling)
     for number in range(2):
-        made.add(number, job(number), 1)
-    while made.in_flight < 2:
+        made.add(number, job(number))
+    while made.capacity.in_flight < 2:
         await asyncio.sleep(0)
     async with asyncio.timeout(PATIENCE):
         assert await made.stop(0) == 2
@@ -304,29 +303,26 @@ async def test_after_the_grace_receivers_are_cancelled_and_writes_are_finished()
     assert [one.token for one in made.begun] == ["000000"]
 
 
-async def test_what_comes_after_a_job_comes_when_it_is_finished_by_whomever():
-    told: list[str] = []
+async def test_an_errand_tells_when_it_is_finished_also_by_another_worker():
+    told: list[int] = []
     stuck = asyncio.Event()
 
-    async def work(one: Job) -> None:
-        if one.token == "000000":
-            stuck.set()
-            await asyncio.Event().wait()
+    async def hang() -> None:
+        stuck.set()
+        await asyncio.Event().wait()
 
-    made = lanes(work)
-    for number in range(2):
-        one = job(number)
-        one.afterwards = partial(told.append, one.token)
-        made.add(number, one, 1)
+    made = lanes(lambda errand: errand.run())
+    made.add(0, Errand(hang, partial(told.append, 0)))
+    made.add(1, Errand(partial(asyncio.sleep, 0), partial(told.append, 1)))
     await stuck.wait()
     while not told:
         await asyncio.sleep(0)
-    assert told == ["000001"]
+    assert told == [1]
     (task,) = [task for task in asyncio.all_tasks() if task.get_name() == "lane-worker-0"]
     made.replace(task, partial(asyncio.sleep, 0))
     while len(told) < 2:
         await asyncio.sleep(0)
-    assert told == ["000001", "000000"]
+    assert told == [1, 0]
     task.cancel()
     await made.stop(1)
 
@@ -338,14 +334,14 @@ async def test_a_stop_interrupts_pauses_at_once():
 
     async def work(one: Job) -> None:
         paused.append(one)
-        await made.pause(60)
+        await made.capacity.pause(60)
 
     made = lanes(work, finished=finished.append, concurrency=2)
     for number in range(5):
-        made.add(number, job(number), 1)
+        made.add(number, job(number))
     while len(paused) < 5:
         await asyncio.sleep(0)
     async with asyncio.timeout(PATIENCE):
         assert await made.stop(30) == 0
     assert finished == []
-    assert made.in_flight == 0
+    assert made.capacity.in_flight == 0

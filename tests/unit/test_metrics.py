@@ -9,7 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from dispatcher.core.output.logs import Stats
-from dispatcher.core.stats import BOUNDS, MOST_RECEIVERS, Gauges, Histogram, Lag, ReceiverFigures, seconds_of
+from dispatcher.core.stats import BOUNDS, MOST_RECEIVERS, Gauges, Histogram, Lag, seconds_of
 from dispatcher.operate.metrics import METRICS, Metrics, Snapshot
 from dispatcher.operate.status_model import GroupStatus, MemberStatus, Pause
 
@@ -122,14 +122,6 @@ def test_counters_of_the_process_go_into_logs_without_those_of_receivers():
     assert stats.as_dict()["read"] == 1
     assert "receivers" not in stats.as_dict()
     assert "clock_offset" not in stats.as_dict()
-
-
-def test_a_receiver_is_observed_a_thousand_times_per_second_at_most():
-    figures = ReceiverFigures("mail", "post_save")
-    observed = sum(figures.wants(n / 100_000) for n in range(100_000))
-    assert 900 <= observed <= 1_000
-    assert figures.wants(5.0)
-    assert not figures.wants(5.0005)
 
 
 def test_every_value_falls_into_one_bucket():

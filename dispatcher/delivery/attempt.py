@@ -1,0 +1,115 @@
+"""One attempt: a receiver, what it is called with, and how steps are put around the call."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextvars import copy_context
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
+
+from bson.codec_options import CodecOptions
+
+from dispatcher.core.events import Calls, Change, Job
+from dispatcher.core.lease import now
+from dispatcher.core.stats import ReceiverFigures
+from dispatcher.delivery.instances import keywords_of, untouched
+from dispatcher.delivery.outcome import Again, Decision, Waiting
+from dispatcher.delivery.terms import Terms
+from mongoz.signals import Delivery
+from mongoz.signals.receivers import Receiver
+
+__all__ = ["Attempt", "Call", "HeldDelivery", "Run", "Step", "Target", "run_receiver", "with_new_instance"]
+
+Run = Callable[["Attempt"], Awaitable[Any]]
+"""Runs a receiver. It raises what the receiver raises."""
+
+Call = Callable[["Attempt"], Awaitable[BaseException | None]]
+"""Makes an attempt. It returns what the receiver raised; None if the attempt succeeded."""
+
+
+@dataclass(slots=True, eq=False)
+class Target:
+    """A receiver with the steps around its attempts, which are chosen once. `replace` adds a step.
+
+    Attributes:
+        receiver: the receiver.
+        terms: its options, completed by the operator's settings.
+        figures: its metrics.
+        run: the steps inside the time limit. They run in the receiver's context and can be cancelled.
+        call: the steps outside the time limit, around `run`. They run in the context of the worker.
+    """
+
+    receiver: Receiver
+    terms: Terms
+    figures: ReceiverFigures
+    run: Run
+    call: Call
+
+
+class Step(Protocol):
+    """Something that happens around each attempt of the receivers that need it."""
+
+    def around(self, target: Target) -> Target:
+        """Put the step around a receiver: around its `run`, or around its `call`.
+
+        Returns:
+            The target with another `run` or `call`; the same target if the receiver does not need this step.
+        """
+
+
+class HeldDelivery(NamedTuple):
+    """A delivery that waited in the database, and is due.
+
+    Attributes:
+        change: the change, with documents that no receiver has seen.
+        calls: the document class and a single receiver.
+        waiting: what it waited for.
+        again: the dead letter that it repeats, if it repeats one.
+        leave: called with the task and the decision if the receiver ignores cancellation. `deliver_held` does not
+            return then.
+    """
+
+    change: Change
+    calls: Calls
+    waiting: Waiting
+    again: Again | None
+    leave: Callable[["asyncio.Task[Any]", Decision], Awaitable[None]]
+
+
+@dataclass(slots=True, eq=False)
+class Attempt:
+    """One attempt to deliver one change to one receiver. It is never changed: `replace` makes another one.
+
+    Attributes:
+        target: the receiver and its steps.
+        change: the change.
+        calls: the document class, the signal, and where the change comes from.
+        delivery: what the receiver gets as `delivery`.
+        keywords: the other keywords that the receiver gets; with the instance.
+        whose: the job of the change, or the held delivery, that this attempt is part of.
+        began: when it began, by `lease.now`.
+    """
+
+    target: Target
+    change: Change
+    calls: Calls
+    delivery: Delivery
+    keywords: dict[str, Any]
+    whose: Job | HeldDelivery
+    began: float
+
+
+def run_receiver(attempt: Attempt) -> Awaitable[Any]:
+    """Call the receiver: the innermost `run`."""
+    sender, delivery = attempt.calls.document, attempt.delivery
+    return attempt.target.receiver.function(sender=sender, delivery=delivery, **attempt.keywords)
+
+
+def with_new_instance(attempt: Attempt, codec_options: CodecOptions[Any]) -> Attempt:
+    """The same attempt, with an instance that no receiver has seen.
+
+    Raises:
+        BaseException: a validator of the application raised it.
+    """
+    change = untouched(attempt.change, codec_options)
+    _, keywords = copy_context().run(keywords_of, change, attempt.calls)  # validators may set variables
+    return replace(attempt, keywords=keywords, began=now())

@@ -1,0 +1,210 @@
+"""How many jobs may be queued and in flight at once, and pauses that give a place to another job."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from dispatcher.core.tasks import Interrupted
+from dispatcher.settings import Settings
+
+__all__ = ["Bounds", "Capacity", "share"]
+
+
+class Bounds(NamedTuple):
+    """What the operator allows.
+
+    Attributes:
+        concurrency: jobs in flight at most; jobs in a pause do not count.
+        max_queued: jobs that are accepted and not finished, at most.
+        max_bytes: bytes of their events, at most. A single larger event is accepted alone.
+    """
+
+    concurrency: int
+    max_queued: int
+    max_bytes: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Bounds":
+        """The bounds of a process with these settings."""
+        return cls(settings.concurrency, settings.max_queued, settings.max_queued_mb * 1_000_000)
+
+    def share(self, part: int, parts: int) -> "Bounds":
+        """The part of one of several partitions."""
+        return Bounds(*(share(total, part, parts) for total in self))
+
+
+class Capacity:
+    """The places for jobs, and their use. The lanes count here; everything else only reads.
+
+    Args:
+        bounds: at the beginning.
+
+    Attributes:
+        places: jobs that may be in flight now; 0 while the lanes are held.
+        in_flight: jobs that are.
+        away: jobs in a pause.
+        queued: jobs that are accepted and not finished.
+        queued_bytes: bytes of their events.
+        returning: jobs whose pause is over, and that wait for a place.
+        watched: resolved when a job is finished; None if no task waits for that.
+        stopping: whether no further job begins.
+        cutting: whether receivers are being cancelled because the process ends.
+    """
+
+    def __init__(self, bounds: Bounds) -> None:
+        self._bounds = bounds
+        self.places = bounds.concurrency
+        self.in_flight = self.away = self.queued = self.queued_bytes = 0
+        self.returning: deque[asyncio.Future[None]] = deque()
+        self.stopping = self.cutting = False
+        self._paused: set[asyncio.Future[None]] = set()
+        self.watched: asyncio.Future[None] | None = None
+        self._on_free: Callable[[], None] = _nothing
+
+    def on_free(self, listener: Callable[[], None]) -> None:
+        """Have a function called whenever a new job may begin."""
+        self._on_free = listener
+
+    # -- the queue -------------------------------------------------------------------------------------------
+
+    @property
+    def full(self) -> bool:
+        """Whether no further job should be queued now."""
+        bounds = self._bounds
+        return self.queued >= bounds.max_queued or (self.queued > 0 and self.queued_bytes >= bounds.max_bytes)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether more than half of the queue is taken."""
+        return self.queued * 2 > self._bounds.max_queued or self.queued_bytes * 2 > self._bounds.max_bytes
+
+    async def room(self) -> None:
+        """Wait until another job may be queued."""
+        while self.full:
+            await self.progress()
+
+    async def idle(self) -> None:
+        """Wait until nothing is left to do."""
+        while self.queued:
+            await self.progress()
+
+    async def progress(self) -> None:
+        """Wait until a job is finished."""
+        self.watched = asyncio.get_running_loop().create_future()
+        await self.watched
+
+    def report_progress(self) -> None:
+        """End the wait for a finished job."""
+        if self.watched is not None:
+            _resolve(self.watched)
+            self.watched = None
+
+    # -- places ----------------------------------------------------------------------------------------------
+
+    @property
+    def held(self) -> bool:
+        """Whether the lanes are held."""
+        return self.places == 0
+
+    def hold(self) -> None:
+        """Begin no job until `release`. Jobs in flight continue; no pause ends."""
+        self.places = 0
+
+    def release(self) -> None:
+        """Begin jobs again."""
+        self.places = self._bounds.concurrency
+        while self.returning and self.in_flight < self.places:
+            self._return_one()
+        self._on_free()
+
+    def resize(self, bounds: Bounds) -> None:
+        """Change the bounds. What is queued or in flight beyond smaller bounds stays."""
+        self._bounds = bounds
+        if not self.held:
+            self.release()
+        self.report_progress()
+
+    def stop(self) -> None:
+        """Begin no further job, and interrupt all pauses."""
+        self.stopping = True
+        for future in list(self._paused):
+            if not future.done():
+                future.set_exception(Interrupted())
+
+    def free_place(self) -> None:
+        """Give a free place to a job whose pause is over, or else to a new job."""
+        if self.in_flight < self.places and not self._return_one():
+            self._on_free()
+
+    def _return_one(self) -> bool:
+        while self.returning:
+            future = self.returning.popleft()
+            if not future.done():
+                self.in_flight += 1
+                future.set_result(None)
+                return True
+        return False
+
+    async def pause(self, seconds: float) -> None:
+        """Wait in the middle of a job. Another job may take its place meanwhile; later jobs of its lane wait too.
+
+        Raises:
+            Interrupted: no further job begins.
+        """
+        self.away += 1
+        self.in_flight -= 1
+        self.free_place()
+        has_place = False
+        try:
+            await self._sleep(seconds)
+            if self.in_flight >= self.places:  # others took it; the next free place is for this job
+                future = asyncio.get_running_loop().create_future()
+                self.returning.append(future)
+                try:
+                    await self._wait(future)
+                finally:
+                    has_place = future.done() and not future.cancelled() and future.exception() is None
+        finally:
+            self.away -= 1
+            if not has_place:
+                self.in_flight += 1
+
+    async def _sleep(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        timer = loop.call_later(seconds, _resolve, future)
+        try:
+            await self._wait(future)
+        finally:
+            timer.cancel()
+
+    async def _wait(self, future: "asyncio.Future[None]") -> None:
+        """Wait for a future. `stop` ends that."""
+        if self.stopping:
+            raise Interrupted
+        self._paused.add(future)
+        try:
+            await future
+        finally:
+            self._paused.discard(future)
+
+
+def share(total: int, part: int, parts: int) -> int:
+    """One part of a number, at least 1. The first parts get what can't be divided.
+
+    Args:
+        total: the number.
+        part: which: 0, 1, ...
+        parts: how many there are.
+    """
+    return max(1, total // parts + (part < total % parts))
+
+
+def _resolve(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _nothing() -> None:
+    pass

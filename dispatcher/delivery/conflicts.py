@@ -1,0 +1,80 @@
+"""Repeat transactions that meet other writes, and limit how many transactions of a receiver run at once."""
+
+import random
+from dataclasses import replace
+from functools import partial
+from time import monotonic
+from typing import Any, Final
+
+from bson.codec_options import CodecOptions
+
+from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.throttle import Throttle
+from dispatcher.core.retry import Pause
+from dispatcher.delivery.attempt import Attempt, Call, Target, with_new_instance
+from dispatcher.delivery.contention import Contention
+from dispatcher.delivery.log import described
+from dispatcher.delivery.transactions import is_conflict, is_transient
+
+__all__ = ["Conflicts"]
+
+log = get_logger()
+
+# Seconds between two runs of a transaction that met another write: at first, and at most.
+_FIRST_PAUSE: Final = 0.002
+_LONGEST_PAUSE: Final = 0.5
+
+
+class Conflicts:
+    """The step that repeats a transaction within its attempt, for as long as the server asks for that.
+
+    Each run has the receiver's whole time limit: the receiver is not to blame for writes of others. No run begins
+    when the attempt is older than the time limit.
+
+    Args:
+        codec_options: the registry's.
+        pause: waits between runs.
+    """
+
+    def __init__(self, codec_options: CodecOptions[Any], pause: Pause) -> None:
+        self._codec_options = codec_options
+        self._pause = pause
+        self._contention: dict[bytes, Contention] = {}
+        self._throttle = Throttle()
+
+    def around(self, target: Target) -> Target:
+        """Put the step around the `call` of a transactional receiver."""
+        if not target.terms.transactional:
+            return target
+        contention = self._contention.setdefault(target.receiver.ids[0], Contention())
+        return replace(target, call=partial(self._repeat, target.call, contention))
+
+    async def _repeat(self, call: Call, contention: Contention, attempt: Attempt) -> BaseException | None:
+        began, seconds = monotonic(), _FIRST_PAUSE
+        while True:
+            async with contention.place() as place:
+                error = await call(attempt)
+                if error is None:
+                    contention.committed()
+                    return None
+                if is_conflict(error):
+                    contention.conflicted(place)
+                    self._count(attempt, contention.limit)
+            if not is_transient(error) or monotonic() - began >= attempt.target.terms.timeout:
+                return error
+            await self._pause(seconds * random.uniform(0.5, 1.0))
+            seconds = min(_LONGEST_PAUSE, seconds * 2)
+            attempt = with_new_instance(attempt, self._codec_options)
+
+    def _count(self, attempt: Attempt, limit: float) -> None:
+        """Count a conflict; log it now and then."""
+        attempt.target.figures.conflicts += 1
+        further = self._throttle.due(attempt.delivery.receiver)
+        if further is not None:
+            log.warning(
+                "a transactional receiver conflicts with other writes; its transaction runs again",
+                action="delivery.conflict",
+                **described(attempt.delivery),
+                at_once=max(1, int(limit)),
+                further=further,
+            )

@@ -1,0 +1,69 @@
+"""The steps around each attempt, in their order. `docs/why.md` has the reason of each, and how to add one."""
+
+from typing import Any
+
+from bson.codec_options import CodecOptions
+
+from dispatcher.core.lease import Lease
+from dispatcher.core.output.logs import Stats
+from dispatcher.delivery.attempt import Step, Target, run_receiver
+from dispatcher.delivery.capacity import Capacity
+from dispatcher.delivery.conflicts import Conflicts
+from dispatcher.delivery.invoker import Invoker
+from dispatcher.delivery.measurement import Measurement
+from dispatcher.delivery.terms import Policy
+from dispatcher.delivery.tracing import Tracing
+from dispatcher.delivery.transactions import Transactions
+from mongoz.signals.receivers import Receiver
+
+__all__ = ["Steps"]
+
+
+class Steps:
+    """The steps around each attempt.
+
+    Args:
+        policy: the operator's settings for deliveries.
+        lease: of the partition.
+        capacity: the places for jobs.
+        stats: counters.
+        codec_options: the registry's.
+        tracing: makes spans; None if the operator asks for none.
+        transactions: runs transactional receivers; None to run them like others.
+
+    Attributes:
+        invoker: the step with the time limit.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        lease: Lease,
+        capacity: Capacity,
+        stats: Stats,
+        codec_options: CodecOptions[Any],
+        *,
+        tracing: Tracing | None = None,
+        transactions: Transactions | None = None,
+    ) -> None:
+        self._policy = policy
+        self._stats = stats
+        self.invoker = Invoker(policy, capacity, lease)
+        steps: tuple[Step | None, ...] = (
+            # In the worker's task, around the whole attempt; the outermost step first.
+            Measurement(stats),
+            Conflicts(codec_options, capacity.pause) if transactions is not None else None,
+            self.invoker,
+            # In the receiver's context, inside the time limit.
+            tracing,
+            transactions,
+        )
+        self._steps = [step for step in steps if step is not None]
+
+    def target(self, receiver: Receiver, signal: str) -> Target:
+        """Choose the steps of a receiver of a signal."""
+        terms, figures = self._policy.terms_of(receiver.options), self._stats.figures_of(receiver.name, signal)
+        target = Target(receiver, terms, figures, run_receiver, self.invoker.call)
+        for step in reversed(self._steps):
+            target = step.around(target)
+        return target

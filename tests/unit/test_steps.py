@@ -1,0 +1,103 @@
+"""Steps around attempts: each receiver has the steps that it needs, in their order."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from bson import Timestamp
+
+from dispatcher.core.events import Calls, Change, Job
+from dispatcher.core.lease import Lease, now
+from dispatcher.core.output.logs import Stats
+from dispatcher.core.stats import ReceiverFigures
+from dispatcher.delivery.attempt import Attempt, Target, run_receiver
+from dispatcher.delivery.capacity import Bounds, Capacity
+from dispatcher.delivery.measurement import Measurement
+from dispatcher.delivery.steps import Steps
+from dispatcher.delivery.terms import Policy
+from mongoz.connection.codec import CODEC_OPTIONS
+from mongoz.signals import Delivery
+from mongoz.signals.options import Options
+from mongoz.signals.receivers import Receiver
+
+CHANGE = Change("82", "insert", ("d", "c"), 1, Timestamp(1, 1), None, {}, None, "post", frozenset(), None, 1)
+JOB = Job("82", CHANGE)
+
+
+def receiver_of(function: Any, **options: Any) -> Receiver:
+    return Receiver(function, "receiver", 1, Options(**options), b"12345678")
+
+
+def attempt_at(target: Target, *, began: float = 0.0) -> Attempt:
+    calls = Calls(object, "post_save", True, (target.receiver,))
+    delivery = Delivery("id", "post_save", "receiver", "stream", 1, 1, None, None, "post", False)
+    return Attempt(target, CHANGE, calls, delivery, {}, JOB, began)
+
+
+class Noted:
+    """A step that notes what runs in it."""
+
+    def __init__(self, name: str, notes: list[str]) -> None:
+        self.name = name
+        self.notes = notes
+
+    def around(self, target: Target) -> Target:
+        run = target.run
+
+        async def noted(attempt: Attempt) -> None:
+            self.notes.append(f"{self.name} begins")
+            await run(attempt)
+            self.notes.append(f"{self.name} ends")
+
+        return replace(target, run=noted)
+
+
+def steps(**more: Any) -> Steps:
+    policy, capacity = Policy(5, 30.0), Capacity(Bounds(1, 1, 1))
+    return Steps(policy, Lease.for_ever(), capacity, Stats(), CODEC_OPTIONS, **more)
+
+
+async def test_spans_are_around_transactions():
+    """So the commit is a part of the span."""
+    notes: list[str] = []
+
+    async def receive(**_: Any) -> None:
+        notes.append("receiver")
+
+    target = steps(tracing=Noted("span", notes), transactions=Noted("transaction", notes)).target(
+        receiver_of(receive), "post_save"
+    )
+    assert await target.call(attempt_at(target, began=now())) is None
+    assert notes == ["span begins", "transaction begins", "receiver", "transaction ends", "span ends"]
+
+
+async def test_a_plain_receiver_is_called_directly():
+    async def receive(**_: Any) -> None:
+        """Do nothing."""
+
+    assert steps().target(receiver_of(receive), "post_save").run is run_receiver
+
+
+@pytest.mark.parametrize(("options", "expected"), [({}, 30.0), ({"timeout": 4.0}, 4.0)])
+async def test_a_receiver_is_chosen_with_its_terms(options, expected):
+    assert steps().target(receiver_of(print, **options), "post_save").terms.timeout == expected
+
+
+async def test_attempts_are_measured_a_thousand_times_per_second_at_most():
+    figures = ReceiverFigures("receiver", "post_save")
+
+    async def call(_attempt: Attempt) -> None:
+        return
+
+    receiver = receiver_of(call)
+    target = Measurement(Stats()).around(
+        Target(receiver, Policy(5, 30.0).terms_of(receiver.options), figures, run_receiver, call)
+    )
+
+    async def measured(began: float) -> int:
+        before = sum(figures.duration.counts)
+        assert await target.call(attempt_at(target, began=began)) is None
+        return sum(figures.duration.counts) - before
+
+    assert 900 <= sum([await measured(n / 100_000) for n in range(100_000)]) <= 1_000
+    assert [await measured(5.0), await measured(5.0005)] == [1, 0]

@@ -1,9 +1,9 @@
-"""How many transactions of one receiver run at once: fewer while they conflict, more again while they succeed.
+"""Limit how many transactions of one receiver run at once: fewer while they conflict, more while they succeed.
 
-A transaction that meets another one's write is aborted, and all that it did was for nothing. A hundred of them on
-twenty documents abort each other nearly always. Which number makes the most progress depends on the documents, and
-nobody knows it before. So it is found as TCP finds the rate of a network. It begins small and doubles; the first
-conflict ends that. From then on each conflict makes it smaller by a part, and each commit larger by a little.
+A transaction that meets the write of another one is aborted, and its work is lost. A hundred transactions on
+twenty documents abort each other nearly always. The best limit depends on the documents, so it is found as TCP
+finds the rate of a network. It begins small and doubles until the first conflict. From then on, each conflict
+reduces it by a fraction, and each commit raises it a little.
 """
 
 import asyncio
@@ -14,10 +14,10 @@ from typing import Final
 
 __all__ = ["Contention"]
 
-# The first number. Doubling brings it to a hundred within four transactions' time.
+# The first limit. Doubling brings it to a hundred in the time of four transactions.
 _FIRST: Final = 8.0
 
-# What is left of the number after a conflict, and what as many commits as it allows add to it afterwards.
+# The fraction of the limit that is left after a conflict, and how much as many commits as the limit add to it.
 _BACK_OFF: Final = 0.7
 _GROWTH: Final = 1.0
 
@@ -26,12 +26,13 @@ class Contention:
     """The transactions of one receiver in this process.
 
     Attributes:
-        limit: how many may run at once.
+        limit: how many may run at once; its fraction counts as well.
 
     Example:
-        async with contention.place():
-            if await run() is a conflict:
-                contention.conflicted(began)
+        async with contention.place() as place:
+            error = await run()
+            if is_conflict(error):
+                contention.conflicted(place)
     """
 
     def __init__(self) -> None:
@@ -42,7 +43,7 @@ class Contention:
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[int]:
-        """Wait for a place, in the order of arrival, and hold it. Yields what `conflicted` needs to know."""
+        """Wait for a place, in the order of arrival, and hold it. Yields the argument of `conflicted`."""
         if self._waiting or self._running >= int(self.limit):
             await self._wait()
         else:
@@ -59,7 +60,7 @@ class Contention:
         try:
             await place
         except BaseException:
-            if place.done() and not place.cancelled():  # it was given, and is not wanted any more
+            if place.done() and not place.cancelled():  # it was given, and is not needed any more
                 self._running -= 1
                 self._admit()
             raise
@@ -72,19 +73,19 @@ class Contention:
                 place.set_result(None)
 
     def conflicted(self, began: int) -> None:
-        """A transaction met another one's write.
+        """Reduce the limit after a conflict.
 
-        Transactions that run at once meet at once. They count as one conflict: those that began before the
-        number was made smaller say nothing about the smaller one.
+        Transactions that run at once conflict at once. They count as one conflict: a transaction that began before
+        the limit was reduced says nothing about the reduced limit.
 
         Args:
-            began: what `place` gave it.
+            began: the value that `place` yielded.
         """
         if began == self._round:
             self._round += 1
             self.limit = max(1.0, self.limit * _BACK_OFF)
 
     def committed(self) -> None:
-        """A transaction succeeded."""
-        if self._running >= self.limit - 1:  # else the number is not what bounds them, and says nothing
+        """Raise the limit after a commit."""
+        if self._running >= self.limit - 1:  # otherwise something else bounds them
             self.limit += _GROWTH / self.limit if self._round else 1.0

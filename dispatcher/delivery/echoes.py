@@ -1,10 +1,10 @@
-"""Receivers that answer their own writes: what can be known of them, and what slows them down.
+"""Detect receivers that answer their own writes, and slow them down.
 
-A write of the ODM inside a receiver carries a hop count. A raw one (`bulk_write`, the driver itself) carries none,
-and comes back like anybody's. But its change is committed while the delivery of that document is at work, time
-after time. By chance that happens too, where a document is written often. So its next delivery waits a little, and
-each time for longer. Changes of others don't wait for it: they are committed outside of it. Those of
-the receiver itself go on following it, and it is named. No delivery is lost, and each document has its own pace.
+A write of the ODM inside a receiver carries a hop count. A raw write (`bulk_write`, the driver itself) carries
+none, and looks like a write of any other client. But its change is committed during the delivery that made it,
+time after time. For a document that is written often, this also happens by chance. So the next delivery of the
+document waits a little, and each further one for longer. Changes of other clients are committed outside of these
+deliveries, and do not wait. The log names the receiver. No delivery is lost, and each document has its own pace.
 """
 
 from collections.abc import Iterable
@@ -20,18 +20,18 @@ __all__ = ["Echoes"]
 
 log = get_logger()
 
-# Deliveries in a row that may follow each other like this, at full speed, and those that are slowed down unnamed.
+# Deliveries in a row at full speed, and how many more are slowed down before the log names the receiver.
 _FREE: Final = 16
 _UNNAMED: Final = 4
 
-# Seconds to wait before the first one that is slowed down, and at most.
+# Seconds that the first delayed delivery waits, and the limit for later ones.
 _FIRST: Final = 0.1
 _LONGEST: Final = 5.0
 
-# Seconds that commit times may be wrong by: they are whole milliseconds, of another clock.
+# Inaccuracy of commit times in seconds: they are whole milliseconds, by another clock.
 _INEXACT: Final = 0.002
 
-# Seconds for which a delivery is remembered, at least.
+# Minimum number of seconds for which a delivery is remembered.
 _KEPT: Final = 2.0
 
 
@@ -42,7 +42,7 @@ class _Delivered(NamedTuple):
 
 
 class Echoes:
-    """Knows the latest delivery of each document, for a short time."""
+    """Remembers the latest delivery of each document, for a short time."""
 
     def __init__(self) -> None:
         self._young: dict[Any, _Delivered] = {}
@@ -51,12 +51,12 @@ class Echoes:
         self._named: set[str] = set()
 
     def count(self, key: Any, wall_time: datetime | None, clock_offset: float) -> int:
-        """How many deliveries of a document in a row were each committed during the one before; 0 for most.
+        """How many changes of a document in a row were each committed during the delivery before; 0 for most.
 
         Args:
             key: of the document.
-            wall_time: at which the change was committed, by the server's clock.
-            clock_offset: seconds that it is ahead of ours.
+            wall_time: the time of the commit, by the server's clock.
+            clock_offset: seconds that the server's clock is ahead of ours.
         """
         before = self._young.get(key) or self._old.get(key)
         if before is None or wall_time is None:
@@ -66,12 +66,12 @@ class Echoes:
         return before.echoes + 1 if inside else 0
 
     def delivered(self, key: Any, began: float, echoes: int) -> None:
-        """A delivery of a document is over.
+        """Remember a delivery that has ended.
 
         Args:
             key: of the document.
-            began: when it did.
-            echoes: what `count` said of it.
+            began: when the delivery began, by `now`.
+            echoes: the result of `count`.
         """
         ended = now()
         if ended > self._turn:
@@ -79,13 +79,13 @@ class Echoes:
         self._young[key] = _Delivered(began, ended, echoes)
 
     def pause(self, echoes: int, receivers: Iterable[str], namespace: str, id_: Any) -> float:
-        """Seconds that a delivery waits before it begins; names its receivers once, if they answer themselves.
+        """Seconds that a delivery waits before it begins. Logs each receiver that answers its own writes, once.
 
         Args:
-            echoes: what `count` said of it.
+            echoes: the result of `count`.
             receivers: their names.
             namespace: of the document.
-            id_: likewise.
+            id_: of the document.
         """
         if echoes < _FREE:
             return 0.0
@@ -94,14 +94,13 @@ class Echoes:
         if echoes >= _FREE + _UNNAMED and unnamed:
             self._named.update(unnamed)
             log.warning(
-                "a receiver seems to answer its own writes without an end; its deliveries of such documents are "
+                "a receiver seems to answer its own writes without an end; deliveries of these documents are "
                 "slowed down",
                 action="delivery.echo",
                 receivers=unnamed,
                 namespace=namespace,
                 id=repr(id_),
                 in_a_row=echoes,
-                remedy="write with the ODM's own calls, which carry a hop count, or not at all where nothing is "
-                "left to change",
+                remedy="write with the ODM's own calls, which carry a hop count, and only if something changes",
             )
         return seconds

@@ -1,4 +1,4 @@
-"""From a change to what receivers are given, and back to the BSON that the server sent."""
+"""Make the instances that receivers get from a change, and find the BSON that the server sent."""
 
 from functools import cache
 from typing import Any, NamedTuple
@@ -17,16 +17,16 @@ from mongoz.signals.receivers import importable_name
 
 __all__ = ["Originals", "decoded_again", "key_of", "keywords_of", "name_of", "originals_of", "untouched"]
 
-# What is only cut out of an event need not be understood.
+# Parts that are only cut out of an event need not be decoded.
 _RAW = lenient(RAW)
 
 
 class Originals(NamedTuple):
-    """The documents of a change, as BSON, stamp included.
+    """The documents of a change, as BSON, with the stamp.
 
     Attributes:
-        document: after the change; the current one, if it had to be looked up. None if unknown.
-        before: before it. None if unknown.
+        document: after the change; the current one if it had to be looked up. None if unknown.
+        before: before the change. None if unknown.
     """
 
     document: bytes | None
@@ -34,7 +34,7 @@ class Originals(NamedTuple):
 
 
 def originals_of(change: Change) -> Originals:
-    """What the server sent of the documents, cut out of the event; even what can't be decoded."""
+    """The documents that the server sent, cut out of the event, also if they can't be decoded."""
     event = RawBSONDocument(change.raw, codec_options=_RAW)
     document, before = event.get("fullDocument"), event.get("fullDocumentBeforeChange")
     after = None if document is None else bytes(document.raw)
@@ -42,12 +42,12 @@ def originals_of(change: Change) -> Originals:
 
 
 def key_of(change: Change) -> Any:
-    """The `_id` as the server sent it, whatever the application's codec makes of it; `UndecodedKey` at worst."""
+    """The `_id` as the server sent it, without the application's codec; `UndecodedKey` if it can't be decoded."""
     return exact_key(change.raw_key) if change.raw else change.id
 
 
 def decoded_again(change: Change, codec_options: CodecOptions[Any]) -> Change:
-    """A change that was stored, with its documents: those of them that can be decoded."""
+    """A change that was stored, with those of its documents that can be decoded."""
     originals = originals_of(change)
     document, before, fault = None, None, change.fault
     if change.image != "key" and originals.document is not None:
@@ -58,16 +58,16 @@ def decoded_again(change: Change, codec_options: CodecOptions[Any]) -> Change:
     if originals.before is not None:
         try:
             before = bson.decode(originals.before, codec_options=codec_options)
-        except BaseException:  # what it was before is no reason not to deliver what it is
+        except BaseException:  # the change is delivered without `previous`
             before = None
     return change._replace(document=document, before=before, fault=fault)
 
 
 def untouched(change: Change, codec_options: CodecOptions[Any]) -> Change:
-    """The same change with documents that nobody has seen: instances take theirs over, and receivers change them.
+    """The same change with new documents: an instance takes its document over, and receivers change instances.
 
     Args:
-        change: whose documents may be used up.
+        change: an instance may have taken its documents over.
         codec_options: the registry's.
     """
     if not change.raw:
@@ -80,22 +80,22 @@ def untouched(change: Change, codec_options: CodecOptions[Any]) -> Change:
 
 
 def _decoded(raw: bytes | None, used: dict[str, Any] | None, codec_options: CodecOptions[Any]) -> Any:
-    """The document again, unless it could not be decoded the first time either."""
+    """The document again, unless it could not be decoded the first time."""
     return None if raw is None or used is None else bson.decode(raw, codec_options=codec_options)
 
 
 def keywords_of(change: Change, calls: Calls) -> tuple[Image, dict[str, Any]]:
-    """What the instance is that the receivers get, and their keywords. The change's documents are taken over.
+    """The image of the instance, and the keywords for receivers. The instance takes the change's documents over.
 
     Raises:
-        UndecodableValue: there is no document, since it can't be decoded.
+        UndecodableValue: the document can't be decoded.
         ValidationError: the document does not fit its model.
         BaseException: a validator of the application raised it.
     """
     document, signal, collection = calls.document, calls.signal, calls.collection
     if signal == "post_delete":
         before = None if change.before is None else _previous(document, change.before, collection)
-        if before is None:  # not known, or not fit for the model: that it is gone must be told all the same
+        if before is None:  # unknown, or it does not fit the model: the delete is delivered without it
             _refuse_undecodable(change)
             return "key", {"instance": make_bare_instance(document, change.id, collection)}
         return "pre", {"instance": before}
@@ -121,13 +121,13 @@ def _refuse_undecodable(change: Change) -> None:
 def _previous(document: Any, row: dict[str, Any], collection: Collection | None) -> Any:
     try:
         return hydrate(document, row, collection)
-    except Exception:  # what it was before is no reason not to deliver what it is
+    except Exception:  # the change is delivered without `previous`
         return None
 
 
 @cache
 def name_of(document: Any) -> str:
-    """What a document class is known as, in every process. Finding out for a class of `__main__` takes a while."""
+    """The name of a document class, the same in every process. For a class of `__main__` this takes a while."""
     return importable_name(document)
 
 

@@ -1,6 +1,9 @@
 """Steps around attempts: each receiver has the steps that it needs, in their order."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -81,6 +84,32 @@ async def test_a_plain_receiver_is_called_directly():
 @pytest.mark.parametrize(("options", "expected"), [({}, 30.0), ({"timeout": 4.0}, 4.0)])
 async def test_a_receiver_is_chosen_with_its_terms(options, expected):
     assert steps().target(receiver_of(print, **options), "post_save").terms.timeout == expected
+
+
+async def test_the_documented_step_waits_outside_of_the_time_limit():
+    text = (Path(__file__).parents[2] / "docs/why.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(class RateLimits:.*?)```", text, re.S)
+    scope: dict[str, Any] = {}
+    exec("from __future__ import annotations\n" + code, {"now": lambda: 0.0, "replace": replace}, scope)
+    waits: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        waits.append(seconds)
+
+    async def call(_attempt: Attempt) -> None:
+        return
+
+    receiver = receiver_of(call)
+    figures, terms = ReceiverFigures("receiver", "post_save"), Policy(5, 30.0).terms_of(receiver.options)
+    limited = terms._replace(options=SimpleNamespace(rate=10))  # type: ignore[arg-type]
+    step = scope["RateLimits"](pause)
+    target = step.around(Target(receiver, limited, figures, run_receiver, call))
+    assert target.run is run_receiver
+    for _ in range(3):
+        await target.call(attempt_at(target))
+    assert waits == pytest.approx([0.1, 0.2])
+    plain = Target(receiver, terms._replace(options=SimpleNamespace(rate=None)), figures, run_receiver, call)  # type: ignore[arg-type]
+    assert step.around(plain) is plain
 
 
 async def test_attempts_are_measured_a_thousand_times_per_second_at_most():

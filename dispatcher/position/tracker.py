@@ -49,7 +49,7 @@ class Tracker:
 
     def finished(self, job: Job) -> None:
         """Note that a change is finished."""
-        job.change = None
+        job.change, job.calls = None, ()
         if job.marker is not None:
             job.marker.change = None
         jobs = self._open

@@ -226,7 +226,7 @@ class Playback:
         self._next += 1.0 / self._rate
 
     def _finished(self, job: Job) -> None:
-        job.change = None
+        job.change, job.calls = None, ()
         while self._open and self._open[0][0].done:
             _, progress = self._open.popleft()
             self._progress = self._progress if progress is None else progress

@@ -1,4 +1,4 @@
-"""Past changes again, from the oplog, through chosen receivers, without touching the position of the group."""
+"""Delivers past changes of the oplog again, to chosen receivers. The position of the group stays as it is."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
@@ -37,11 +37,11 @@ _SURELY_EMPTY: Final = 2
 
 
 class Replay:
-    """One replay that is ready to be worked on.
+    """One replay, ready to run.
 
     Attributes:
-        playback: works on it.
-        at: cluster time of the change that was read last.
+        playback: delivers its changes.
+        at: cluster time of the last change that was read.
         begins: cluster time at which this process begins.
         until: cluster time at which it ends.
     """
@@ -140,22 +140,22 @@ async def start(
     resume: str | None,
     new: bool,
 ) -> Replay:
-    """Be ready for a replay: a new one, or one that is not finished.
+    """Prepare a replay: a new one, or one that is not finished.
 
     Args:
-        place: where.
+        place: the deployment.
         receivers: names; none: all that a dispatcher may run.
-        since: changes behind this cluster time; needed for a new one.
-        until: up to this one; by default up to now.
-        asked: the same as it was written.
+        since: the range begins behind this cluster time; needed for a new replay.
+        until: the last cluster time of the range; by default that of now.
+        asked: the range as the operator wrote it.
         rate: changes per second, at most.
-        resume: the run to go on with; by default one that asked for the same and is not finished.
+        resume: id of the run to go on with; by default one for the same range that is not finished.
         new: begin a new one in any case.
 
     Raises:
-        UnknownReceiver: there is none of such a name.
+        UnknownReceiver: no receiver has such a name.
         UnknownRun: there is no such run.
-        Busy: another process works on it.
+        Busy: another process works on the run.
         HistoryLost: the oplog does not reach back so far.
     """
     run: Run | None = None
@@ -181,7 +181,7 @@ async def start(
 
 
 async def _look_back(place: Workplace, since: Timestamp) -> None:
-    """Find out whether the oplog reaches back so far; before anything is written down.
+    """Check whether the oplog reaches back so far, before anything is written.
 
     Raises:
         HistoryLost: it does not.

@@ -242,7 +242,7 @@ class Pipeline:
             finally:
                 if coming is not None:
                     await end([coming])
-                    _ = coming.cancelled() or coming.exception()  # another error ended this already
+                    _ = coming.cancelled() or coming.exception()  # its error is not the first one
 
     async def _next(self, source: AsyncGenerator[Batch]) -> Batch:
         self._lag.asked(monotonic())
@@ -290,7 +290,7 @@ class Pipeline:
         event, error = unreadable
         self._stats.invalid += 1
         log.error(
-            "a change event can not be decoded; it becomes a dead letter",
+            "a change event can't be decoded; it becomes a dead letter",
             action="change.undecodable",
             token=error.token,
             id=repr(error.key),
@@ -305,7 +305,7 @@ class Pipeline:
 
     async def _report_lost(self, lost: LostEvent) -> None:
         """Record an event that the server can't send."""
-        text = "a change has an _id of several megabytes, so that its event can not be sent: nobody is told of it"
+        text = "a change has an _id of several megabytes, so the server can't send its event: no receiver gets it"
         since, until = self._source.time_of(lost.after), self._source.time_of(lost.before)
         await self._gaps.record(Gap("oversize", lost.after, text, None, since, until))
 
@@ -352,7 +352,7 @@ class Pipeline:
         self._raise_failures([*tasks, saving])
 
     def _raise_failures(self, tasks: list[asyncio.Task[None]]) -> None:
-        """One task that fails stops the service, and says why."""
+        """Raise the error of the task that failed."""
         for task in tasks:
             if not task.cancelled():
                 task.result()
@@ -372,7 +372,7 @@ class Pipeline:
         self._on_controls()
 
     def _on_controls(self) -> None:
-        """Something was paused or resumed."""
+        """Follow what the operator paused or resumed."""
         self._parking.watch()
         if self._controls.everything:
             self._reading.clear()
@@ -386,7 +386,7 @@ class Pipeline:
         """Whether work beside the stream may begin: not before it is known what is parked."""
         return self._state_known and not (self._capacity.stopping or self._capacity.held)
 
-    # -- how it goes -----------------------------------------------------------------------------------------
+    # -- figures and bounds ----------------------------------------------------------------------------------
 
     @property
     def position(self) -> str:
@@ -394,7 +394,7 @@ class Pipeline:
         return self._tracker.token
 
     def gauges(self) -> Gauges:
-        """How it goes, at this moment."""
+        """The gauges of this moment."""
         now, server_now = monotonic(), time() + self._stats.clock_offset
         oldest = self._tracker.oldest
         waiting_since = None
@@ -423,11 +423,11 @@ class Pipeline:
         return self._source.connected
 
     def resize(self, part: int, parts: int) -> None:
-        """Take one part of what the operator allows to the process.
+        """Take one part of the bounds of the process.
 
         Args:
-            part: which, from 0 on; the first ones get what can't be divided.
-            parts: how many pipelines share it.
+            part: its number, from 0 on; the first parts get the remainder of a division.
+            parts: the number of pipelines that share the bounds.
         """
         bounds = Bounds.of(self._settings).share(part, parts)
         self._source.batch_size = share(self._settings.batch_size, part, parts)

@@ -1,4 +1,4 @@
-"""Hand-made changes: what a receiver gets from the dispatcher, without a server and without a dispatcher."""
+"""Hand-made changes, which receivers get as from a dispatcher, without a server."""
 
 import asyncio
 import itertools
@@ -55,7 +55,7 @@ def insert(document: Row) -> HandMade:
     """The insert of a document: a `post_save` with `created=True`.
 
     Args:
-        document: as another client stores it, a dict of stored names; it gets an `_id` if it has none. Or an
+        document: as another client stores it, a dict of stored names, which gets an `_id` if it has none; or an
             instance.
     """
     return HandMade("insert", document)
@@ -66,7 +66,7 @@ def replace(document: Row, *, previous: Row | None = None) -> HandMade:
 
     Args:
         document: the new one, see `insert`.
-        previous: the one before, as collections with pre images tell it.
+        previous: the one before, as collections with pre images have it.
     """
     return HandMade("replace", document, previous)
 
@@ -82,11 +82,11 @@ def update(
 
     Args:
         document: the whole document after the update, see `insert`.
-        changed: names of the fields that were written, or `"address.city"` for something inside of one. Those
-            that the document does not have were removed.
-        previous: the document before, as collections with pre images tell it.
-        image: what the dispatcher knows: `"post"` with post images; `"current"`: it looked the document up;
-            `"key"`: the document was gone by then, and the instance has nothing but its id.
+        changed: names of the changed fields, or paths inside of them such as `"address.city"`. A name that the
+            document does not have is that of a removed field.
+        previous: the document before, as collections with pre images have it.
+        image: what the dispatcher knows: `"post"`: the post image; `"current"`: the document as it was looked up;
+            `"key"`: nothing but the id, as the document was gone.
     """
     return HandMade("update", document, previous, tuple(changed), image)
 
@@ -96,7 +96,7 @@ def delete(id_: Any, *, before: Row | None = None) -> HandMade:
 
     Args:
         id_: its `_id`.
-        before: the deleted document, as collections with pre images tell it. Without it the instance has nothing
+        before: the deleted document, as collections with pre images have it. Without it the instance has nothing
             but its id.
     """
     return HandMade("delete", {"_id": id_}, before)
@@ -110,25 +110,26 @@ async def deliver(
     timeout: float = 30.0,  # noqa: ASYNC109 - it is the receiver's, as in the dispatcher's settings
     raise_failures: bool = True,
 ) -> list[RecordedDelivery]:
-    """Deliver a change that nobody made to the receivers of a document, as the dispatcher would.
+    """Deliver a hand-made change to the receivers of a document, as the dispatcher does.
 
-    It becomes a change event, and goes through the dispatcher's own code from there on. Neither a server nor a
-    running dispatcher is needed. The receivers are called once each, in the order in which they are connected.
+    The change becomes a change event, and takes the way of the dispatcher's own code. This needs neither a server
+    nor a running dispatcher. Each receiver is called once, in the order in which they are connected. A `where` is
+    not asked, as only a server can answer.
 
     Args:
         document: whose collection the change is in. Other documents of the same collection do not get it.
         change: `insert({"name": "Ada"})` and the like.
         receiver: deliver to this one only: the function, or its name.
         timeout: seconds that a receiver may take.
-        raise_failures: raise what receivers raise; else it is found in the result.
+        raise_failures: raise the exceptions of receivers; otherwise the result has them.
 
     Returns:
-        The deliveries. Empty if the receivers do not want this change, because of their options.
+        The deliveries; none if the options of the receivers leave this change out.
 
     Raises:
         SignalError: no such receiver is connected to a `post_*` signal of the document.
-        Exception: what the only failing receiver raised, as it is; or that the document does not fit its model.
-        ExceptionGroup: what several raised.
+        Exception: that of the only receiver that failed, or the document does not fit its model.
+        ExceptionGroup: those of several receivers.
 
     Examples:
         >>> await deliver(User, update({"_id": 1, "name": "Ada"}, changed={"name"}), receiver=reindex)
@@ -160,7 +161,7 @@ async def deliver(
     )
     watch = asyncio.create_task(deliverer.watch(), name="watch-timeouts")
     try:
-        # A task of its own: what a receiver does to the task that it runs in is nothing to ours.
+        # In a task of its own: a receiver may cancel the task in which it runs.
         await asyncio.create_task(deliverer.work(Job(decoded.token, decoded, recorded)), name="hand-made-change")
     finally:
         await end([watch])
@@ -190,7 +191,7 @@ def _check_receiver(document: type[Document], receiver: object) -> None:
 
 
 def _event(document: type[Document], change: HandMade, namespace: tuple[str, str]) -> dict[str, Any]:
-    """What the server would send."""
+    """The event, as a server sends it."""
     row = _row(change.document)
     now, increment = int(time.time()), next(_increments)
     event: dict[str, Any] = {

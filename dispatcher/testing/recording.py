@@ -1,4 +1,4 @@
-"""Writing down what the dispatcher delivers, from where it decides who gets a change."""
+"""Records the deliveries of a dispatcher, where it resolves their receivers."""
 
 import asyncio
 import copy
@@ -32,9 +32,9 @@ class RecordedDelivery:
         outcome: `"waiting"` (not called yet), `"running"`, `"delivered"`, `"failed"` (the last attempt raised), or
             `"cancelled"` because the dispatcher ended.
         attempts: how often it was called.
-        error: what it raised last; None if it returned in the end.
-        kwargs: what it got: `instance`, `created`, `update_fields`, `previous`, `delivery`.
-        result: what it returned.
+        error: its last exception; None if it returned in the end.
+        kwargs: its keywords: `instance`, `created`, `update_fields`, `previous`, `delivery`.
+        result: its return value.
     """
 
     receiver: str
@@ -52,12 +52,12 @@ class RecordedDelivery:
 
     @property
     def instance(self) -> Any:
-        """The instance that the receiver got; None while it was not called."""
+        """The instance of the receiver; None until it is called."""
         return self.kwargs.get("instance")
 
     @property
     def delivery(self) -> Delivery | None:
-        """What the receiver got as `delivery`; None while it was not called."""
+        """The `delivery` of the receiver; None until it is called."""
         return self.kwargs.get("delivery")
 
     def __str__(self) -> str:
@@ -71,24 +71,24 @@ class RecordedDelivery:
 
 @dataclass(frozen=True, slots=True)
 class SeenChange:
-    """A change that was read, and how many receivers it has here."""
+    """A change, and the number of its receivers here."""
 
     change: Change
     receivers: int
 
     def __str__(self) -> str:
         said = f"{self.change.operation} of {'.'.join(self.change.namespace)} {self.change.id!r}"
-        return said if self.receivers else f"{said}: nobody is left to deliver it to"
+        return said if self.receivers else f"{said}: no receiver is left for it"
 
 
 class Recorder:
-    """What was read and delivered.
+    """Holds what a dispatcher read and delivered.
 
     Attributes:
         deliveries: in the order in which their changes were read.
-        changes: likewise.
-        activity: grows whenever a change finds receivers, and whenever a receiver ends.
-        ending: receivers that are cancelled from now on did nothing wrong.
+        changes: in the order in which they were read.
+        activity: grows whenever a change has receivers, and whenever a receiver ends.
+        ending: the dispatcher ends, so a cancelled receiver has not failed.
     """
 
     def __init__(self) -> None:
@@ -99,7 +99,7 @@ class Recorder:
         self.ending = False
 
     def saw(self, change: Change, calls: Iterable[Calls]) -> tuple[Calls, ...]:
-        """Write down who gets a change; the same calls, to receivers that are recorded."""
+        """Record the receivers of a change; the same calls, to receivers that are recorded."""
         recorded = tuple(self._recorded(change, each) for each in calls)
         self.changes.append(SeenChange(change, sum(len(each.receivers) for each in recorded)))
         self.activity += len(recorded)
@@ -109,7 +109,7 @@ class Recorder:
         return calls._replace(receivers=tuple(self._wrap(change, calls, one) for one in calls.receivers))
 
     def _wrap(self, change: Change, calls: Calls, receiver: Receiver) -> Receiver:
-        # The row becomes the instance's own, and is wanted later if no instance can be made of it.
+        # A copy: the row becomes the instance's own, and the error of a row that does not fit is found later.
         kept = change._replace(document=copy.deepcopy(change.document))
         place = ".".join(change.namespace)
         record = RecordedDelivery(receiver.name, calls.signal, calls.document, place, change.id, _change=kept)
@@ -138,7 +138,7 @@ class Recorder:
             self.activity += 1
 
     def again(self, calls: Calls) -> Calls:
-        """A delivery that was parked, to a receiver that goes on with its record."""
+        """A delivery that waited, to a receiver that goes on with its record."""
         (receiver,) = calls.receivers
         if id(receiver) not in self._again:
 
@@ -160,7 +160,7 @@ class Recorder:
         record.error = error
 
     def of(self, namespaces: Iterable[Namespace], id_: Any) -> list[RecordedDelivery]:
-        """The deliveries of one document, which may live in any of these collections."""
+        """The deliveries of one document, which may be in any of these collections."""
         keys = {document_key(namespace, id_) for namespace in namespaces}
         return [each for each in self.deliveries if each._change.key in keys]
 
@@ -208,10 +208,10 @@ class RecordingRoutes(Routes):
 
 
 def failures_of(deliveries: Iterable[RecordedDelivery]) -> list[tuple[RecordedDelivery, Exception]]:
-    """What went wrong with finished deliveries; each exception has a note that says where.
+    """The errors of finished deliveries; a note of each exception names the delivery.
 
-    A delivery that is over and whose receiver was never called is one whose document does not fit its model. That
-    is said once, for however many receivers.
+    A finished delivery whose receiver was never called has a document that does not fit its model. This is one
+    error for all its receivers.
     """
     failures: list[tuple[RecordedDelivery, Exception]] = []
     misfits: set[tuple[str, Any]] = set()
@@ -222,7 +222,7 @@ def failures_of(deliveries: Iterable[RecordedDelivery]) -> list[tuple[RecordedDe
             misfits.add((record._change.token, record.document))
         if error is None:
             continue
-        if not isinstance(error, Exception):  # a group of exceptions takes no SystemExit
+        if not isinstance(error, Exception):  # an ExceptionGroup takes no SystemExit
             error = RuntimeError(f"{type(error).__name__}: {error}")
         note = f"in the delivery of {record.signal} of {record.collection} {record.id!r} to {record.receiver}"
         if note not in getattr(error, "__notes__", ()):

@@ -1,4 +1,4 @@
-"""A dispatcher inside of a test, and waiting for what it delivers."""
+"""A dispatcher inside of a test, which waits for deliveries."""
 
 import asyncio
 import secrets
@@ -30,37 +30,37 @@ __all__ = ["DeliveryTimeout", "Dispatcher"]
 
 _POLL: Final = 0.005
 
-# A test waits for a server that is gone no longer than that.
+# Seconds that a test waits for a server that is gone.
 _PATIENCE: Final = 5.0
 _LITTLE_PATIENCE: Final = 0.5
 
-# What a report lists at most, the latest ones.
+# Entries of a list in a report, at most; the latest ones.
 _LISTED: Final = 20
 
 _MARKERS: Final = "mongoz_dispatcher_testing"
 
 
 class DeliveryTimeout(AssertionError):
-    """What a test waited for was not delivered in time. The message lists what was seen instead."""
+    """A delivery did not happen in time. The message lists the deliveries and changes of this time."""
 
 
 class Dispatcher:
-    """The daemon's service, run in the event loop of a test: what is written inside of the block is delivered.
+    """The daemon's service in the event loop of a test: it delivers writes that are made inside of the block.
 
-    It is the real one: it watches the change stream, and tells apart what ran in process. Unlike the daemon it
-    makes one attempt at a delivery, begins at the moment at which the block is entered, and keeps its position in
-    a state database of its own, which is dropped at the end. Settings change that.
+    It is the real service: it watches the change stream, and leaves out receivers that ran in process. Unlike the
+    daemon it makes one attempt at a delivery, begins when the block is entered, and keeps its position in a state
+    database of its own, which it drops at the end. Settings change that.
 
-    A collection `mongoz_dispatcher_testing` next to the documents marks the places that `until_idle` waits for; it
-    is dropped at the end as well.
+    `until_idle` writes into a collection `mongoz_dispatcher_testing` next to the documents. It is dropped at the
+    end too.
 
     Args:
         registry: of the application. It must be dispatched, unless `deliver_everything` is set, and its receivers
             must be connected by now.
         settings: of the dispatcher. If they name a `state_database`, it is kept: a second dispatcher with the same
             settings goes on where the first one ended.
-        url: watch this deployment, if that is not the registry's.
-        raise_failures: `until_idle`, `delivered` and the end of the block raise what receivers raised.
+        url: watch this deployment instead of the registry's.
+        raise_failures: `until_idle`, `delivered` and the end of the block raise the exceptions of receivers.
 
     Attributes:
         service: the daemon's service, once the block is entered.
@@ -88,7 +88,7 @@ class Dispatcher:
         self._settings, self._own_state = _settings(settings, None if url == registry.url else url)
         self._raise_failures = raise_failures
         self._recorder = Recorder()
-        self._reported: set[int] = set()  # failures that the test was told of, by id(): the recorder keeps them
+        self._reported: set[int] = set()  # failures that were raised, by id(): the recorder keeps them
         self._error_reported = False
         self._stop = asyncio.Event()
         self._marked: dict[Any, str] = {}
@@ -100,7 +100,7 @@ class Dispatcher:
 
     @property
     def failures(self) -> Sequence[RecordedDelivery]:
-        """Those whose receiver raised in the last attempt that was made."""
+        """The deliveries whose receiver raised in its last attempt."""
         return tuple(each for each in self._recorder.deliveries if each.outcome == "failed")
 
     def clear(self) -> None:
@@ -146,11 +146,12 @@ class Dispatcher:
             error.add_note(f"The dispatcher had ended before: {type(ended).__name__}: {ended}")
 
     async def until_idle(self, timeout: float = 10.0) -> None:  # noqa: ASYNC109 - with a report of what was seen
-        """Wait until every write that was made before, by anyone, is delivered; and what receivers wrote as well.
+        """Wait until all earlier writes are delivered, by whichever client, and the writes of receivers too.
 
         Raises:
-            ExceptionGroup: what receivers raised, each with a note that says where; and the errors of documents
-                that do not fit their model. Only those that no call raised before.
+            ExceptionGroup: the exceptions of receivers, each with a note that names the delivery, and the errors
+            of
+                documents that do not fit their model. Each is raised once.
             DeliveryTimeout: it is still at work.
             DispatcherError: the dispatcher has ended.
         """
@@ -158,7 +159,7 @@ class Dispatcher:
         while True:
             before = self._recorder.activity
             await self._reach_now(deadline, f"The dispatcher is not idle after {timeout:g} s")
-            if self._recorder.activity == before:  # nobody was called meanwhile, so nobody wrote anything
+            if self._recorder.activity == before:  # no receiver was called meanwhile, so none wrote anything
                 break
         self._raise_what_failed(self._recorder.deliveries)
 
@@ -174,18 +175,18 @@ class Dispatcher:
         """Wait until writes of a document are delivered; deliveries since the start of the block count.
 
         Args:
-            target: an instance, or where it is and its `_id`: `("users", id)`, `("shop.users", id)`, `(User, id)`.
+            target: an instance, or its collection and `_id`: `("users", id)`, `("shop.users", id)`, `(User, id)`.
             signal: only this one, `"post_save"` or `User.signals.post_save`.
-            times: so many deliveries at least. A write has one for each receiver.
+            times: the least number of deliveries. A write has one for each receiver.
             timeout: seconds to wait.
-            receiver: only to this one: the function, or its name.
+            receiver: only this one: the function, or its name.
 
         Returns:
             The deliveries, in the order of the writes. All of them, if there are more than `times`.
 
         Raises:
-            DeliveryTimeout: it was not delivered; the message lists what was.
-            ExceptionGroup: receivers raised, and it will not be delivered.
+            DeliveryTimeout: it was not delivered; the message lists the deliveries.
+            ExceptionGroup: receivers raised, so that it is never delivered.
             SignalError: no dispatcher delivers such a signal.
             DispatcherError: the dispatcher has ended.
 
@@ -219,7 +220,7 @@ class Dispatcher:
     # -- waiting ---------------------------------------------------------------------------------------------
 
     async def _reach_now(self, deadline: float, complaint: str) -> None:
-        """Wait until everything is finished that was committed before this call."""
+        """Wait until all changes that were committed before this call are finished."""
         id_ = bson.ObjectId()
         written_at = await self._write_marker(id_, deadline, complaint)
 
@@ -228,14 +229,14 @@ class Dispatcher:
             if position is None:
                 return False
             marker = self._marked.get(id_)
-            # Normally it comes along in the stream. If that doesn't hold it, an idle stream's position tells.
+            # The stream brings the marker. A stream without it has an idle position behind its time.
             return position >= marker if marker is not None else token_time(position) > written_at
 
         await self._until(reached, deadline, complaint)
         self._marked.pop(id_, None)
 
     async def _write_marker(self, id_: bson.ObjectId, deadline: float, complaint: str) -> Timestamp:
-        """Write something of our own behind all that was committed so far."""
+        """Write a document of our own behind all commits so far; the time of its commit."""
         database, name = self._marker
         markers = self._client[database].get_collection(name, write_concern=WriteConcern("majority"))
         writing = asyncio.create_task(self._insert(markers, id_), name="write-marker")
@@ -279,11 +280,11 @@ class Dispatcher:
         return position is not None and position >= record._change.token
 
     def _raise_what_failed(self, deliveries: Sequence[RecordedDelivery], *, over: bool = True) -> None:
-        """Raise what was not raised before.
+        """Raise the failures that were not raised before.
 
         Args:
             deliveries: those to look at.
-            over: they are finished, so that one whose receiver was not called won't be.
+            over: they are finished, so a receiver that was not called never is.
         """
         if not self._raise_failures:
             return
@@ -297,7 +298,7 @@ class Dispatcher:
         raise ExceptionGroup("\n".join([f"{count} failed:", *lines]), [error for _, error in failed])
 
     def _report(self) -> str:
-        """What was and was not seen, for who waited in vain."""
+        """The deliveries and changes so far, as text."""
         deliveries, changes = self._recorder.deliveries, self._recorder.changes
         lines = [self._lag()]
         lines += _listed("Not finished", [d for d in deliveries if d.outcome in {"waiting", "running"}])
@@ -322,7 +323,7 @@ class Dispatcher:
     # -- targets ---------------------------------------------------------------------------------------------
 
     def _locate(self, target: Document | tuple[str | type[Document], Any]) -> tuple[list[Namespace], Any]:
-        """The collections that are meant, and the `_id`."""
+        """The collections in which a target may be, and its `_id`."""
         if isinstance(target, Document):
             collection = loaded(target).collection or type(target).meta.require_collection()
             return [(collection.database.name, collection.name)], target.id
@@ -334,7 +335,7 @@ class Dispatcher:
         found = [each for each in watched if place in (each[1], ".".join(each))]
         if not found:
             known = [name for each in watched for name in (each[1], ".".join(each))]
-            raise SignalError(f"Nobody listens to a collection {place!r}.{nearest(place, known)}")
+            raise SignalError(f"No receiver listens to a collection {place!r}.{nearest(place, known)}")
         return found, id_
 
     def _names_of(self, receiver: str | Callable[..., Awaitable[Any]]) -> set[str]:
@@ -350,10 +351,10 @@ class Dispatcher:
     # -- the end ---------------------------------------------------------------------------------------------
 
     async def _end(self) -> BaseException | None:
-        """Stop as at SIGTERM, and clean up; what the dispatcher ended with, if that is an error."""
+        """Stop as at SIGTERM, and clean up; returns the error with which the dispatcher ended, if any."""
         healthy = self.service.ready
         self._stop.set()
-        # What is in flight gets the grace period; what is cancelled after it has not failed.
+        # Deliveries in flight get the grace period; a delivery that is cancelled after it has not failed.
         cut = asyncio.get_running_loop().call_later(self._settings.grace, self._cut)
         await asyncio.wait([self._task])
         cut.cancel()
@@ -366,7 +367,7 @@ class Dispatcher:
         return error
 
     async def _clean_up(self, patience: float) -> None:
-        with suppress(PyMongoError, TimeoutError):  # of a server that is gone nothing has to be cleaned up
+        with suppress(PyMongoError, TimeoutError):  # nothing can be dropped on a server that is gone
             async with asyncio.timeout(patience):
                 database, name = self._marker
                 await self._client[database].drop_collection(name)
@@ -378,10 +379,10 @@ class Dispatcher:
 
 
 def _settings(settings: Settings | None, url: str | None) -> tuple[Settings, bool]:
-    """The settings to use, and whether the state is our own to drop."""
+    """The settings to use, and whether the state database is dropped at the end."""
     name = f"dispatcher_test_{secrets.token_hex(6)}"
     if settings is None:
-        # The URL is said in any case: that of an environment variable is no place for tests.
+        # Always with a URL: tests must not run on the deployment that an environment variable names.
         return Settings(url=url, attempts=1, grace=1.0, connect_timeout=_PATIENCE, state_database=name), True
     own = "state_database" not in settings.model_fields_set
     changes: dict[str, Any] = {"state_database": name} if own else {}

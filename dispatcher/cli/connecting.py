@@ -31,8 +31,6 @@ class GroupConnection(NamedTuple):
     """A connection to the state of a group of dispatchers.
 
     Attributes:
-        group: of dispatchers.
-        address: of the server, for messages.
         receivers: names that the application's receivers have or had; empty if no application is named.
     """
 
@@ -45,7 +43,6 @@ def with_group(use: Callable[[GroupConnection], Awaitable[_T]], place: Place) ->
     """Connect to a group's state, and use it.
 
     Args:
-        use: what to do.
         place: the group. Without a URL it is on the server of the application; without a name it is the
             application's group, or the only one.
 

@@ -32,10 +32,6 @@ def complain(error: DispatcherError) -> None:
 def confirmed(question: str, *, yes: bool) -> bool:
     """Whether an operator wants something that can't be undone.
 
-    Args:
-        question: what to ask.
-        yes: it was said already.
-
     Raises:
         typer.BadParameter: nobody is there to be asked.
     """

@@ -23,10 +23,6 @@ _TOKEN: Final = re.compile(r"82(?:[0-9A-Fa-f]{2}){8,}(?:\.(?:[0-9A-Fa-f]{2})+)?"
 def moment(text: str, option: str) -> datetime:
     """A moment: `now`, how long ago (`90s`, `15min`, `2h`, `7d`), or a date as ISO 8601 has it, in UTC.
 
-    Args:
-        text: what was written.
-        option: where, for the message.
-
     Raises:
         typer.BadParameter: it is none.
     """
@@ -52,10 +48,6 @@ def _moment(text: str) -> datetime:
 def point(text: str, option: str) -> Timestamp:
     """A cluster time: a moment, a resume token, or a cluster time as it is.
 
-    Args:
-        text: what was written.
-        option: where, for the message.
-
     Raises:
         typer.BadParameter: it is none of these.
     """
@@ -76,10 +68,6 @@ def point(text: str, option: str) -> Timestamp:
 
 def token(text: str, option: str) -> str:
     """A resume token; of a time, what sorts before the tokens of all its changes.
-
-    Args:
-        text: what was written.
-        option: where, for the message.
 
     Raises:
         typer.BadParameter: it is neither token nor time.

@@ -27,9 +27,6 @@ class RawEvent(Mapping[str, Any]):
     """A change event as the server sent it, or a document in it. Fields are decoded when they are read.
 
     Until then it costs a tenth of a `RawBSONDocument`.
-
-    Attributes:
-        raw: the BSON.
     """
 
     __slots__ = ("raw",)

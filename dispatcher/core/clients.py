@@ -79,7 +79,6 @@ class Clients:
 
     Args:
         registry: of the application; pointed to `settings.url`, if there is one.
-        settings: the operator's.
 
     Raises:
         ApplicationError: the registry has no URL.
@@ -215,11 +214,6 @@ def client_of(url: str, address: str, **options: Any) -> AsyncMongoClient[Any]:
 
     Options of the URL about the reads and writes of the application do not count: the dispatcher reads from the
     primary, writes with majority, and takes as many connections as it has streams.
-
-    Args:
-        url: of the application or the operator.
-        address: host and port, for messages.
-        **options: of the driver.
 
     Raises:
         CannotConnect: the driver does not accept the URL.

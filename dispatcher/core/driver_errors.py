@@ -191,12 +191,7 @@ def kind_of(error: PyMongoError) -> Kind:
 
 
 def fatal(error: PyMongoError, address: str) -> DispatcherError | None:
-    """The error that the process must end with; None if another attempt may succeed.
-
-    Args:
-        error: of the driver.
-        address: host and port, for the message.
-    """
+    """The error that the process must end with; None if another attempt may succeed."""
     verdict = _VERDICTS.get(kind_of(error)) if isinstance(error, OperationFailure) else None
     if verdict is None:
         return None

@@ -19,7 +19,6 @@ def text_of(error: BaseException, limit: int = LONGEST_TEXT) -> str:
     """Type and message of an error.
 
     Args:
-        error: of any class.
         limit: the approximate number of characters; the type and the start of the message are among them.
     """
     return _described(lambda: f"{type(error).__name__}: {error}", limit) or type(error).__name__

@@ -149,9 +149,7 @@ def key_from(namespace: Namespace, raw: bytes, codec_options: CodecOptions[Any])
     """`Change.key` of the changes of a document.
 
     Args:
-        namespace: where it is.
         raw: its `_id`, as BSON: {"": _id}.
-        codec_options: the registry's.
     """
     try:
         return document_key(namespace, bson.decode(raw, codec_options=codec_options)[""])
@@ -181,7 +179,6 @@ class Calls(NamedTuple):
 
     Attributes:
         document: the class; its instances are what the receivers get.
-        signal: name of the signal.
         created: what `post_save` receivers are told.
         receivers: in connection order.
         collection: where the change was made, if that is not the document's own collection: an instance that a

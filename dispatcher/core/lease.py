@@ -35,8 +35,6 @@ class Lease:
     """The lease of one partition, from its claim until it is released or lost.
 
     Args:
-        partition: number of the partition.
-        partitions: number of partitions.
         term: grows with every change of ownership.
         seconds: for which a renewal is valid.
         sent: when the claim was sent, by `now`.

@@ -1,4 +1,7 @@
-"""Asks the server for its clock, and how far back its oplog reaches."""
+"""Asks the server for its clock, and how far back its oplog reaches.
+
+Commands raise `PyMongoError` as the driver has it.
+"""
 
 from time import monotonic, time
 from typing import Any, Final, NamedTuple
@@ -59,9 +62,6 @@ async def look_at_oplog(client: AsyncMongoClient[Any]) -> Oplog | None:
     """The times of the oplog; None without the right to ask, and behind a mongos.
 
     They come from serverStatus. To read the oplog itself takes a right to see the writes of every database.
-
-    Raises:
-        PyMongoError: as the driver has it.
     """
     try:
         status = await client.admin.command(dict(_OPLOG_TIMES))  # a copy: the driver adds to it
@@ -89,11 +89,7 @@ async def _spare(client: AsyncMongoClient[Any], window: float) -> float:
 
 
 async def clock_offset(client: AsyncMongoClient[Any]) -> float:
-    """Seconds by which the clock of the server is ahead of ours, with an error of half a round trip at most.
-
-    Raises:
-        PyMongoError: as the driver has it.
-    """
+    """Seconds by which the clock of the server is ahead of ours, with an error of half a round trip at most."""
     offsets = []
     for _ in range(_ASKED):
         began, asked = monotonic(), time()

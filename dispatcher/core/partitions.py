@@ -25,8 +25,6 @@ def belongs(hashed: Any, partition: int, partitions: int) -> dict[str, Any]:
 
     Args:
         hashed: an expression for the hash, see `hash_of`; or the path of a hash, such as `"$hash"`.
-        partition: number of the partition.
-        partitions: number of partitions.
     """
     return {"$eq": [{"$abs": {"$mod": [hashed, partitions]}}, partition]}
 

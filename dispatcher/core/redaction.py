@@ -145,7 +145,6 @@ def shortened(text: str, limit: int = LONGEST_TEXT) -> str:
     Words at the cut are removed but for their first letters: half a secret would not be recognized as one.
 
     Args:
-        text: of any length.
         limit: the approximate number of characters that stay.
     """
     if len(text) <= limit:
@@ -161,7 +160,6 @@ def escaped(text: str, newline: str = r"\n") -> str:
     r"""The text with control characters as Python writes them: `\x1b`. Printable characters stay.
 
     Args:
-        text: of any kind.
         newline: replaces a line break. For a text of several lines, a break and an indentation: then no line of it
             looks like a line of ours.
     """

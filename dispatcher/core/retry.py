@@ -1,4 +1,7 @@
-"""Sends a command to the server again until it succeeds, with pauses that double."""
+"""Sends a command to the server again until it succeeds, with pauses that double.
+
+A stage that uses it raises a `DispatcherError` for what no repetition can mend.
+"""
 
 import asyncio
 import random

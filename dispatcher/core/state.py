@@ -54,6 +54,8 @@ sessions: one document per session in which a process runs transactional receive
     _id           the server's id of the session
     group         the group of dispatchers
     owner         the member that uses it
+
+Commands raise `PyMongoError` as the driver has it.
 """
 
 from typing import Any, Final, NamedTuple
@@ -138,7 +140,6 @@ class State:
 
     Args:
         client: opened for the running loop.
-        name: of the database.
     """
 
     def __init__(self, client: AsyncMongoClient[Any], name: str) -> None:
@@ -176,11 +177,7 @@ class State:
         return self.database.get_collection(name, codec_options=READING)
 
     async def create_indexes(self) -> None:
-        """Create the indexes by which held deliveries are found.
-
-        Raises:
-            PyMongoError: as the driver has it.
-        """
+        """Create the indexes by which held deliveries are found."""
         await self.held.create_index([("group", 1), ("lane", 1), ("token", 1), ("run", 1)], name="order")
         for name, fields, present in (
             ("due", ("group", "receiver", "due_at"), "due_at"),
@@ -193,11 +190,7 @@ class State:
             await self.held.create_index(keys, name=name, partialFilterExpression=only)
 
     async def keep_deliveries_for(self, days: float) -> None:
-        """Let the server remove records of deliveries that are older than this.
-
-        Raises:
-            PyMongoError: as the driver has it.
-        """
+        """Let the server remove records of deliveries that are older than this."""
         seconds = round(days * _SECONDS_PER_DAY)
         try:
             await self.deliveries.create_index("at", name=_EXPIRY, expireAfterSeconds=seconds)
@@ -210,12 +203,7 @@ class State:
 
 
 class Group(NamedTuple):
-    """A group of dispatchers, and the database that holds its state.
-
-    Attributes:
-        state: the collections.
-        name: of the group.
-    """
+    """A group of dispatchers, and the database that holds its state."""
 
     state: State
     name: str

@@ -31,14 +31,7 @@ T = TypeVar("T")
 
 
 class Misfit(NamedTuple):
-    """A document of the state that makes no sense.
-
-    Attributes:
-        collection: that holds it.
-        id: its `_id`.
-        problem: what is wrong with it.
-        remedy: what the operator can do.
-    """
+    """A document of the state that makes no sense."""
 
     collection: str
     id: str
@@ -48,9 +41,6 @@ class Misfit(NamedTuple):
 
 class Sound:
     """Reads the documents that make sense, and collects the others.
-
-    Args:
-        database: of the dispatcher's state.
 
     Attributes:
         misfits: the first of the documents that make no sense.
@@ -64,8 +54,6 @@ class Sound:
         """Read documents.
 
         Args:
-            collection: that holds them.
-            found: the documents.
             make: reads one; raises any error if it makes no sense.
         """
         made = []
@@ -77,13 +65,7 @@ class Sound:
         return made
 
     def skip(self, collection: str, id_: Any, error: Exception) -> None:
-        """Note a document that makes no sense.
-
-        Args:
-            collection: that holds it.
-            id_: its `_id`.
-            error: of the attempt to read it.
-        """
+        """Note a document that makes no sense."""
         if len(self.misfits) < _MOST_NAMED:
             place, name = f"{self._database}.{collection}", words_of(repr(id_))[:_LONGEST]
             self.misfits.append(Misfit(place, name, problem_of(error)[:_LONGEST], _REMEDY))

@@ -155,7 +155,6 @@ class Recent:
 
         Args:
             now: by the monotonic clock.
-            receivers: all receivers.
         """
         samples = self._samples
         if now - samples[-1][0] < _STEP:
@@ -231,7 +230,6 @@ class Lag:
         Args:
             now: by the monotonic clock.
             up_to: cluster time of its end, in seconds since 1970.
-            changes: their number.
             more: the next batch was probably there already.
         """
         self._heard = now

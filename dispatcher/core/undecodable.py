@@ -58,9 +58,6 @@ class Fault(NamedTuple):
     Attributes:
         where: the document of the change that holds it.
         path: of its field, dotted; items of arrays have numbers. Empty if the place was not found.
-        type: of the value.
-        why: the reason.
-        remedy: what the operator can do.
     """
 
     where: str
@@ -114,8 +111,6 @@ def decoded(raw: bytes, codec_options: CodecOptions[Any], where: str) -> dict[st
     """Decode a document.
 
     Args:
-        raw: BSON.
-        codec_options: the registry's.
         where: describes the document, for messages.
 
     Raises:

@@ -37,7 +37,6 @@ def develop(app: str, imports: Sequence[str], *, port: int | None, data: str | N
         imports: further modules with receivers.
         port: of the embedded MongoDB; a free one by default.
         data: directory of its data; by default a temporary one.
-        log_level: of the dispatcher.
 
     Raises:
         EmbeddedError: no MongoDB could be started, or watchfiles is not installed.

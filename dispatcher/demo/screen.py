@@ -27,13 +27,7 @@ _FRAME_LINES: Final = 11
 
 
 class Screen:
-    """Shows one demo.
-
-    Args:
-        console: where to.
-        ledger: what is counted.
-        seconds: how long will be written.
-    """
+    """Shows one demo."""
 
     def __init__(self, console: Console, ledger: Ledger, seconds: float) -> None:
         self._console = console

@@ -33,10 +33,6 @@ class Child:
     killed, it is ended all the same.
 
     Args:
-        name: for messages.
-        command: the program and its arguments.
-        cwd: its working directory; ours by default.
-        env: its environment; ours by default.
         into: gets what it writes to stdout and stderr. By default that goes where our own output goes.
     """
 

@@ -12,12 +12,7 @@ __all__ = ["Moves", "moves", "quotas"]
 
 
 class Moves(NamedTuple):
-    """What one member should do.
-
-    Attributes:
-        claim: partitions to claim.
-        release: partitions to hand over.
-    """
+    """What one member should do."""
 
     claim: tuple[int, ...]
     release: tuple[int, ...]
@@ -33,7 +28,6 @@ def quotas(
     Args:
         held: the number of partitions that each member holds.
         members: all members that take part, the longest-serving first.
-        partitions: number of partitions.
         capped: members that keep partitions within their share, but get no further ones.
     """
     shares = _even(held, members, partitions)
@@ -56,7 +50,6 @@ def moves(
     """What one member should do now.
 
     Args:
-        me: id of the member.
         owners: the owner of each partition; None for free ones. An owner that is not in `members` is leaving.
         members: all members that take part, the longest-serving first.
         capped: members that get no further partitions.

@@ -54,8 +54,6 @@ class Held(NamedTuple, Generic[W]):
     """A partition that this process holds.
 
     Attributes:
-        lease: of the partition.
-        work: on the partition.
         stop: set to hand it over.
         task: runs until it is handed over or lost.
     """
@@ -70,14 +68,10 @@ class Coordinator(Generic[W]):
     """Makes this process a member of its group, and holds its share of the partitions.
 
     Args:
-        store: the positions of the group.
         members: its processes; this one has joined them.
         lease: seconds that a lease is valid without being renewed.
-        version: of the application.
         begin: records missing positions; whether there were any.
-        work: makes the work on a claimed partition.
         resized: called whenever the number of held partitions has changed.
-        address: of the server, for messages.
 
     Attributes:
         held: the partitions that this process holds.
@@ -131,11 +125,7 @@ class Coordinator(Generic[W]):
         return now() - min(self._looked, self._beaten) < self._lease
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Hold a fair share of the partitions until `stop` is set; then hand them over, and leave the group.
-
-        Raises:
-            DispatcherError: what no repetition can mend.
-        """
+        """Hold a fair share of the partitions until `stop` is set; then hand them over, and leave the group."""
         stopping = asyncio.create_task(self._wake_at(stop), name="wait-for-stop")
         try:
             while not stop.is_set():

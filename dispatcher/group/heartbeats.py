@@ -22,7 +22,6 @@ class Heartbeats:
         Args:
             values: by the key of the document that holds them.
             asked: when they were asked for, by `core.lease.now`.
-            answered: when the answer had come.
         """
         seen = {}
         for key, value in values.items():

@@ -1,4 +1,7 @@
-"""Checks names of receivers: an unknown name is a mistake, and no empty answer."""
+"""Checks names of receivers: an unknown name is a mistake, and no empty answer.
+
+Commands raise `PyMongoError` as the driver has it.
+"""
 
 from collections.abc import Collection
 
@@ -13,13 +16,11 @@ async def require_receiver(group: Group, receiver: str, *, known: Collection[str
     """Require that a receiver of this name exists, or existed and has dead letters or parked deliveries.
 
     Args:
-        group: of dispatchers, with the database of its state.
         receiver: its name, or a former one.
         known: names that certainly exist.
 
     Raises:
         UnknownReceiver: there is none.
-        PyMongoError: as the driver has it.
     """
     names = set(known)
     if receiver in names:

@@ -1,4 +1,7 @@
-"""The start of a group: the application that it belongs to, its partitions, and their first positions."""
+"""The start of a group: the application that it belongs to, its partitions, and their first positions.
+
+Commands raise `PyMongoError` as the driver has it.
+"""
 
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -19,14 +22,12 @@ async def admit(store: PositionStore, settings: Settings, application: str) -> N
     """Require that a group belongs to this application; claim it if it belongs to none.
 
     Args:
-        store: of the group.
         settings: the operator's; `adopt` accepts another name of the application.
         application: its name, `"package.module:registry"`; empty to require nothing.
 
     Raises:
         GroupTaken: the group is another application's.
         PositionError: what is saved makes no sense.
-        PyMongoError: as the driver has it.
     """
     while application and (layout := (await store.load()).layout) is not None:
         before = layout.application
@@ -45,13 +46,7 @@ async def admit(store: PositionStore, settings: Settings, application: str) -> N
 
 
 def taken(group: str, before: str, application: str) -> GroupTaken:
-    """The error about a group that belongs to another application.
-
-    Args:
-        group: of dispatchers.
-        before: the application that it belongs to.
-        application: this one.
-    """
+    """The error about a group that belongs to another application."""
     return GroupTaken(
         f"The group {group!r} belongs to the application {before!r}, and this is {application!r}: they would take "
         "changes away from each other.",
@@ -64,12 +59,10 @@ async def divide_into(store: PositionStore, partitions: int | None) -> None:
     """Request another number of partitions. The members divide the work when all have handed theirs over.
 
     Args:
-        store: of the group.
         partitions: the requested number; None for the present one.
 
     Raises:
         PositionError: what is saved makes no sense.
-        PyMongoError: as the driver has it.
     """
     while partitions is not None and (saved := await store.load()).layout is not None:
         if (saved.layout.wanted or saved.layout.partitions) == partitions:
@@ -93,17 +86,10 @@ async def begin(
     """Record missing positions: their partitions begin now.
 
     Args:
-        store: of the group.
-        scope: of the change streams.
         now: returns a token of this moment.
-        settings: the operator's.
-        saved: the positions as they were read.
 
     Returns:
         Whether a position was missing.
-
-    Raises:
-        PyMongoError: as the driver has it.
     """
     if saved.layout is not None:
         partitions = saved.layout.partitions

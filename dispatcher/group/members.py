@@ -1,4 +1,7 @@
-"""The members of a group: its processes, each with a heartbeat, so that they can share the partitions."""
+"""The members of a group: its processes, each with a heartbeat, so that they can share the partitions.
+
+Commands raise `PyMongoError` as the driver has it.
+"""
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -27,10 +30,8 @@ class Member(NamedTuple):
         beat: grows with every heartbeat.
         lease: seconds without a heartbeat after which it counts as dead.
         leaving: it hands its partitions over, and ends.
-        version: of the application.
         format: of the state that it reads and writes.
         started: the server's time at which it started.
-        identity: the process.
     """
 
     id: str
@@ -71,7 +72,6 @@ class Members:
     """The processes of one group, this one included.
 
     Args:
-        group: of dispatchers, with the database of its state.
         facts: fields of this process that never change.
         says: returns fields that do.
     """
@@ -92,11 +92,7 @@ class Members:
         self.started: datetime | None = None
 
     async def join(self) -> datetime:
-        """Register this process; the server's time of it.
-
-        Raises:
-            PyMongoError: as the driver has it.
-        """
+        """Register this process; the server's time of it."""
         found = await self._collection.find_one_and_update(
             {"_id": self.id},
             {
@@ -112,14 +108,7 @@ class Members:
         return started
 
     async def beat(self, *, leaving: bool = False) -> None:
-        """Write a heartbeat. A process that was removed as dead is a member again.
-
-        Args:
-            leaving: this process hands its partitions over, and ends.
-
-        Raises:
-            PyMongoError: as the driver has it.
-        """
+        """Write a heartbeat. A process that was removed as dead is a member again."""
         values = {**self._facts, "started_at": self.started, "leaving": leaving, **self._says()}
         await self._collection.update_one(
             {"_id": self.id},
@@ -128,20 +117,12 @@ class Members:
         )
 
     async def leave(self) -> None:
-        """Remove this process from the members.
-
-        Raises:
-            PyMongoError: as the driver has it.
-        """
+        """Remove this process from the members."""
         await self.sessions.forget()
         await self._collection.delete_one({"_id": self.id})
 
     async def all(self) -> list[Member]:
-        """All members whose documents make sense, dead or alive, the longest-serving first.
-
-        Raises:
-            PyMongoError: as the driver has it.
-        """
+        """All members whose documents make sense, dead or alive, the longest-serving first."""
         found = self._collection.find({"group": self._group}).sort("_id")
         sound = Sound(self._collection.database.name)
         members = sound.each(MEMBERS, await found.to_list(), Member.read)
@@ -149,9 +130,5 @@ class Members:
         return members
 
     async def bury(self, dead: Member) -> None:
-        """Remove a dead member, unless it has written a heartbeat since.
-
-        Raises:
-            PyMongoError: as the driver has it.
-        """
+        """Remove a dead member, unless it has written a heartbeat since."""
         await self._collection.delete_one({"_id": dead.id, "beat": dead.beat})

@@ -3,6 +3,8 @@
 The server keeps the transaction of a killed process, with its locks, for a minute. The process that repeats its
 deliveries would wait for these locks. So each process registers its sessions before it uses them, and the next
 owner ends them: nothing more can be written in them, and their locks are free.
+
+Commands raise `PyMongoError` as the driver has it.
 """
 
 from collections.abc import Iterable
@@ -30,12 +32,7 @@ _AT_ONCE: Final = 1_000
 
 
 class OpenSession(NamedTuple):
-    """A session that a member has registered.
-
-    Attributes:
-        id: of the session on the server.
-        owner: id of the member.
-    """
+    """A session that a member has registered."""
 
     id: UUID
     owner: str
@@ -45,7 +42,6 @@ class GroupSessions:
     """The sessions of one process, and those of the other members of its group.
 
     Args:
-        group: of dispatchers, with the database of its state.
         owner: id of the member that this process is.
     """
 
@@ -62,9 +58,6 @@ class GroupSessions:
 
         Args:
             session: of the driver, before its first command.
-
-        Raises:
-            PyMongoError: as the driver has it.
         """
         id_, now = session.session_id["id"], monotonic()
         if self._announced.get(id_, float("-inf")) > now - _FRESH:
@@ -78,11 +71,7 @@ class GroupSessions:
                 del self._announced[other]
 
     async def all(self) -> list[OpenSession]:
-        """The sessions of all members.
-
-        Raises:
-            PyMongoError: as the driver has it.
-        """
+        """The sessions of all members."""
         rows = self._collection.find({"group": self._group}, {"owner": True})
         sound = Sound(self._collection.database.name)
         found = sound.each(SESSIONS, await rows.to_list(), _open_session)
@@ -93,12 +82,6 @@ class GroupSessions:
         """End the sessions of dead members, and remove them after some seconds.
 
         Until then each call ends them again, since commands that the dead process had sent may still arrive.
-
-        Args:
-            left_open: as they were read.
-
-        Raises:
-            PyMongoError: as the driver has it.
         """
         ids, now = [one.id for one in left_open], monotonic()
         for start in range(0, len(ids), _AT_ONCE):
@@ -113,11 +96,7 @@ class GroupSessions:
             await self._collection.delete_many({"_id": {"$in": old}})
 
     async def forget(self) -> None:
-        """Remove the sessions of this process, which are not used any more.
-
-        Raises:
-            PyMongoError: as the driver has it.
-        """
+        """Remove the sessions of this process, which are not used any more."""
         await self._collection.delete_many({"owner": self._owner})
 
 

@@ -63,7 +63,6 @@ async def check(registry: Registry, settings: Settings, application: str = "") -
 
     Args:
         registry: of the application, whose receivers are connected by now.
-        settings: the operator's.
         application: as it was named: `"package.module:registry"`; empty if whose the group is does not matter.
 
     Yields:

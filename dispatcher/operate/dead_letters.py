@@ -1,4 +1,7 @@
-"""Dead letters for operators: find, read, retry and drop them. Old ones are dropped without being asked."""
+"""Dead letters for operators: find, read, retry and drop them. Old ones are dropped without being asked.
+
+Commands raise `PyMongoError` as the driver has it.
+"""
 
 import asyncio
 import re
@@ -58,13 +61,9 @@ class Wanted(NamedTuple):
     """Which letters are meant: those to which all of this applies.
 
     Attributes:
-        receiver: its name.
-        signal: its name.
-        reason: why they were given up.
         since: the last attempt ended then, or later.
         until: it ended before.
         keys: values that the `_id` of the document may have.
-        ids: of the letters.
     """
 
     receiver: str | None = None
@@ -109,7 +108,6 @@ class Outcome(NamedTuple):
     """What became of one letter.
 
     Attributes:
-        letter: its `_id`.
         result: `"delivered"`, `"failed"` again, `"refused"` (it can't be tried), or `"waiting"` (nothing yet).
         text: why, for people; empty if it was delivered.
     """
@@ -123,15 +121,10 @@ async def letters_of(group: Group, wanted: Wanted, limit: int = 0) -> tuple[list
     """Letters without their parts and tracebacks, the newest first.
 
     Args:
-        group: of dispatchers, with the database of its state.
-        wanted: which.
         limit: how many at most; 0 for all.
 
     Returns:
         The letters, and those that make no sense.
-
-    Raises:
-        PyMongoError: as the driver has it.
     """
     found = group.state.held.find(wanted.query(group.name), _SHORT)
     newest = [("last_attempt_at", -1), ("token", -1), ("_id", -1)]  # many may have failed within a millisecond
@@ -141,11 +134,7 @@ async def letters_of(group: Group, wanted: Wanted, limit: int = 0) -> tuple[list
 
 
 async def ids_of(group: Group, wanted: Wanted) -> list[str]:
-    """The ids of letters, the oldest changes first.
-
-    Raises:
-        PyMongoError: as the driver has it.
-    """
+    """The ids of letters, the oldest changes first."""
     found = group.state.held.find(wanted.query(group.name), {"_id": True})
     return [one["_id"] async for one in found.sort([("token", 1), ("_id", 1)]) if isinstance(one["_id"], str)]
 
@@ -155,7 +144,6 @@ async def resolve(group: Group, texts: Iterable[str]) -> list[str]:
 
     Raises:
         UnknownLetter: there is none, or there are several.
-        PyMongoError: as the driver has it.
     """
     ids: dict[str, None] = {}
     for text in texts:
@@ -190,7 +178,6 @@ async def read(group: Group, id_: str) -> tuple[dict[str, Any], dict[str, bytes]
 
     Raises:
         UnknownLetter: there is none.
-        PyMongoError: as the driver has it.
     """
     found = await group.state.held.find_one({"group": group.name, **LETTERS, "_id": id_}, _INTERNAL)
     if found is None:
@@ -214,12 +201,7 @@ async def without_receiver(
     """What to say if some letters are to receivers that no dispatcher has any more; None if all can be tried.
 
     Args:
-        group: of dispatchers, with the database of its state.
-        ids: of the letters.
         members: the dispatchers that are alive.
-
-    Raises:
-        PyMongoError: as the driver has it.
     """
     known = {
         id_ for member in members for one in member.receivers for id_ in (one["id"], *one.get("former_ids", ()))
@@ -242,11 +224,7 @@ async def without_receiver(
 
 
 async def drop(group: Group, ids: Sequence[str]) -> Dropped:
-    """Forget letters; those that are being tried again stay, since what becomes of them is not known yet.
-
-    Raises:
-        PyMongoError: as the driver has it.
-    """
+    """Forget letters; those that are being tried again stay, since what becomes of them is not known yet."""
     letters, files = group.state.held, Files(group.state)
     done = Dropped([], [])
     for i in range(0, len(ids), _SLICE):
@@ -265,7 +243,6 @@ async def drop_old(group: Group, *, days: float, stats: Stats) -> None:
     """Drop old dead letters now and every hour, without an end. Any process may do it; a failure is no matter.
 
     Args:
-        group: of dispatchers, with the database of its state.
         days: that dead letters are kept after their last attempt; 0 keeps them.
         stats: knows the difference between the server's clock and ours.
     """
@@ -294,7 +271,6 @@ async def request_retry(
     """Ask the dispatchers of a group to try dead letters again, with fresh attempts.
 
     Args:
-        group: of dispatchers, with the database of its state.
         ids: which letters; None for all.
         receiver: only those to a receiver of this name.
 
@@ -303,7 +279,6 @@ async def request_retry(
 
     Raises:
         UnknownLetter: one of `ids` is not there. Nothing is changed.
-        PyMongoError: as the driver has it.
     """
     letters = group.state.held
     meant: dict[str, Any] = {"group": group.name, **LETTERS}
@@ -330,12 +305,8 @@ async def outcomes(group: Group, asked: Mapping[str, int], *, within: float) -> 
     """What becomes of letters, as it becomes known.
 
     Args:
-        group: of dispatchers, with the database of its state.
         asked: what `request_retry` returned.
         within: seconds to wait; what has no outcome by then is `"waiting"`.
-
-    Raises:
-        PyMongoError: as the driver has it.
     """
     letters = group.state.held
     pending = dict(asked)

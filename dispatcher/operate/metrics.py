@@ -53,11 +53,8 @@ class Snapshot(NamedTuple):
     """What a process knows of itself and its group at one moment.
 
     Attributes:
-        group: of dispatchers.
-        version: of this package.
         now: on the monotonic clock.
         server_now: on the server's, in seconds since 1970.
-        stats: counters.
         pipelines: of the partitions that this process holds.
         status: of the group; None while it is not known.
         oplog_begins: the cluster time of the oplog's oldest entry, in seconds since 1970; None if we may not look.

@@ -50,9 +50,6 @@ class Observer:
     """Watches one process, and looks at the server now and then.
 
     Args:
-        stats: counters of the process.
-        group: of dispatchers.
-        settings: the operator's.
         gauges: of the pipelines of the process, by partition.
         troubles: what else keeps the process from its work at this moment, for people.
 
@@ -60,7 +57,6 @@ class Observer:
         http: where the process answers; None if it does not.
         cache: the status of the group.
         name: of the group.
-        group: once there is a connection to its state.
     """
 
     def __init__(

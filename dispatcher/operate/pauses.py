@@ -13,6 +13,8 @@ controls: one document per pause. Other kinds have other writers.
 A receiver that is paused is not called; what it should get is parked, and delivered in order when it is resumed.
 Its name stands for all its connections, and so do its former names: a pause outlasts the release that renames its
 receiver. Where everything is paused nothing is read, and the position stays.
+
+Commands raise `PyMongoError` as the driver has it.
 """
 
 import asyncio
@@ -39,14 +41,7 @@ _LOOK: Final = 1.0
 
 
 async def pauses(group: Group) -> list[Pause]:
-    """What is paused.
-
-    Args:
-        group: of dispatchers, with the database of its state.
-
-    Raises:
-        PyMongoError: as the driver has it.
-    """
+    """What is paused."""
     found = group.state.controls.find({"group": group.name, "kind": "pause"}, sort=[("_id", 1)])
     sound = Sound(group.state.name)
     paused = sound.each(CONTROLS, await found.to_list(), _paused)
@@ -68,7 +63,6 @@ async def pause(
     """Have the dispatchers of a group pause a receiver; they do within some seconds.
 
     Args:
-        group: of dispatchers, with the database of its state.
         receiver: its name; None for everything.
         by: who asks, for people.
         known: receivers that there are for certain.
@@ -78,7 +72,6 @@ async def pause(
 
     Raises:
         UnknownReceiver: nobody has heard of it.
-        PyMongoError: as the driver has it.
     """
     if receiver is not None:
         await require_receiver(group, receiver, known=known)
@@ -101,7 +94,6 @@ async def resume(
     """Have the dispatchers of a group go on with a receiver, or with all that are not paused by name.
 
     Args:
-        group: of dispatchers, with the database of its state.
         receiver: its name; None for everything.
         known: receivers that there are for certain.
 
@@ -110,7 +102,6 @@ async def resume(
 
     Raises:
         UnknownReceiver: nobody has heard of it.
-        PyMongoError: as the driver has it.
     """
     named = await _named(group, receiver)
     if (await group.state.controls.delete_many(named)).deleted_count:
@@ -136,9 +127,6 @@ async def _named(group: Group, receiver: str | None) -> dict[str, Any]:
 class Pauses:
     """What is paused, as far as a dispatcher knows.
 
-    Args:
-        group: of dispatchers, with the database of its state.
-
     Attributes:
         receivers: names of those that are paused.
         everything: everything is.
@@ -152,11 +140,7 @@ class Pauses:
         self.listeners: set[Callable[[], None]] = set()
 
     async def look(self) -> None:
-        """Find out what is paused now.
-
-        Raises:
-            PyMongoError: as the driver has it.
-        """
+        """Find out what is paused now."""
         found = {one.receiver: one for one in await pauses(self._group)}
         before = {*self.receivers, *([None] if self.everything else [])}
         self.everything = None in found

@@ -2,6 +2,8 @@
 
 All partitions move at once, or none does, together with the notes on what is skipped. Whoever holds a partition
 meanwhile has lost it, since each move begins a new term.
+
+Commands raise `PyMongoError` as the driver has it.
 """
 
 from datetime import UTC, datetime
@@ -34,7 +36,6 @@ class Moved(NamedTuple):
     """What became of the position of one partition.
 
     Attributes:
-        partition: which.
         before: cluster time of the position that it had; None if it had none.
         after: likewise of the one that it has; None if the next start decides.
         gap: what is not delivered because of it, for people; None if nothing is skipped.
@@ -47,12 +48,7 @@ class Moved(NamedTuple):
 
 
 class Mover:
-    """Moves the positions of one group.
-
-    Args:
-        group: of dispatchers, with the database of its state.
-        address: of the server, for messages.
-    """
+    """Moves the positions of one group."""
 
     def __init__(self, group: Group, *, address: str) -> None:
         self._state = group.state
@@ -61,11 +57,7 @@ class Mover:
         self._store = PositionStore(group)
 
     async def now(self) -> str:
-        """What stands for this moment: all that was written before it counts as finished.
-
-        Raises:
-            PyMongoError: as the driver has it.
-        """
+        """What stands for this moment: all that was written before it counts as finished."""
         time = await self._time()
         return _token_of(Timestamp(time.time, time.inc + 1))
 
@@ -78,7 +70,6 @@ class Mover:
         Raises:
             HistoryLost: the oplog does not reach back so far.
             PositionError: it is in the future.
-            PyMongoError: as the driver has it.
         """
         time, now = token_time(token), await self._time()
         if time.time > now.time:
@@ -112,7 +103,6 @@ class Mover:
             NotFound: nothing was ever saved.
             PositionError: what is saved makes no sense.
             StillRunning: a dispatcher of the group is alive, or came to life just now.
-            PyMongoError: as the driver has it.
         """
         alive = [one for one in await members_of(self._group) if one.alive]
         if alive and not force:

@@ -8,6 +8,8 @@
     collStats               on local.oplog.rs: how full it is; shows no entry
     listCollections         on the databases of the documents: whether collections keep images
     getClusterParameter     on the deployment: how long images are kept
+
+Commands raise `PyMongoError` as the driver has it.
 """
 
 import json
@@ -32,9 +34,7 @@ class Right(NamedTuple):
 
     Attributes:
         database: where; "" stands for every one. None means the deployment itself.
-        collection: likewise.
         actions: the server's names.
-        why: what it is for, in a few words.
     """
 
     database: str | None
@@ -57,12 +57,7 @@ class Right(NamedTuple):
 
 
 def needed(scope: Scope, state_database: str) -> list[Right]:
-    """Without these nothing is delivered.
-
-    Args:
-        scope: what is watched.
-        state_database: of the dispatcher.
-    """
+    """Without these nothing is delivered."""
     return [
         Right(scope.database or "", "", ("changeStream", "find"), "to read changes"),
         Right(state_database, "", _STATE, "to keep positions and dead letters"),
@@ -81,11 +76,7 @@ def useful(routes: Routes) -> list[Right]:
 
 
 async def missing(client: AsyncMongoClient[Any], rights: Iterable[Right]) -> list[Right]:
-    """Those of some rights that the user does not have, reduced to the actions that are missing.
-
-    Raises:
-        PyMongoError: as the driver has it.
-    """
+    """Those of some rights that the user does not have, reduced to the actions that are missing."""
     answer = await client.admin.command("connectionStatus", showPrivileges=True)
     info = answer["authInfo"]
     if not info["authenticatedUsers"]:
@@ -110,7 +101,6 @@ async def require_state(state: State) -> None:
 
     Raises:
         AccessDenied: it can't; names what is missing.
-        PyMongoError: as the driver has it.
     """
     database = state.name
     written = [Right(database, collection, _WRITE, "") for collection in WRITTEN]
@@ -147,8 +137,6 @@ def create_role(group: str, scope: Scope, rights: Sequence[Right], state_databas
     """The command for mongosh that makes a role with the least rights; its comments say what the role can read.
 
     Args:
-        group: of dispatchers.
-        scope: what is watched.
         rights: all but those on the state.
         state_database: of the dispatcher, on which it gets `readWrite`.
     """

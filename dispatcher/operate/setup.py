@@ -57,8 +57,6 @@ class Prepared:
     """What `setup` did.
 
     Attributes:
-        address: of the server.
-        group: of the dispatchers that it was done for.
         images: what was done about the images of each collection: `"on already"`, `"turned on"`, `"created"`.
         state: what was done about the dispatcher's own database: `"indexed"`.
         position: `"recorded"`, or `"recorded already"`.
@@ -78,9 +76,7 @@ async def set_up(
 
     Args:
         registry: of the application, whose receivers are connected by now.
-        settings: the operator's.
         application: the name by which its group knows it, see `admit`.
-        images: turn pre and post images on.
 
     Raises:
         DispatcherError: it can't be done; what was done before stays done.
@@ -191,7 +187,6 @@ async def warn_of_oddities(client: AsyncMongoClient[Any], routes: Routes, *, sta
 
     Args:
         client: opened for the running loop.
-        routes: who listens to what.
         stamped: the ODM stamps writes to them.
     """
     try:

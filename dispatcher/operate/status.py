@@ -1,4 +1,7 @@
-"""Looking at a group of dispatchers: reads its state, changes nothing, and needs no dispatcher that runs."""
+"""Looking at a group of dispatchers: reads its state, changes nothing, and needs no dispatcher that runs.
+
+Commands raise `PyMongoError` as the driver has it.
+"""
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
@@ -66,11 +69,7 @@ T = TypeVar("T")
 
 
 async def groups_in(state: State) -> list[str]:
-    """The groups that have a position, sorted.
-
-    Raises:
-        PyMongoError: as the driver has it.
-    """
+    """The groups that have a position, sorted."""
     found = await state.as_on_this_node(POSITIONS).distinct("group")
     return sorted(name for name in found if isinstance(name, str))
 
@@ -79,11 +78,7 @@ async def look(group: Group, myself: MemberStatus | None = None) -> GroupStatus:
     """Read the status of a group.
 
     Args:
-        group: of dispatchers, with the database of its state.
         myself: this process, if it is a member; the state has older figures of it, or none.
-
-    Raises:
-        PyMongoError: as the driver has it.
     """
     offset = await clock_offset(group.state.client)
     oplog = await look_at_oplog(group.state.client)
@@ -132,7 +127,6 @@ class StatusCache:
     """The status of the group that a process belongs to. All who ask within a second share one look at the server.
 
     Args:
-        name: of the group.
         myself: makes the status of the process as it is now.
         offset: seconds by which the server's clock is ahead of ours, as last seen.
 
@@ -192,11 +186,7 @@ async def members_of(group: Group, now: float | None = None) -> list[MemberStatu
     """The processes of a group, dead or alive, the longest-serving first.
 
     Args:
-        group: of dispatchers, with the database of its state.
         now: on the server's clock, in seconds since 1970; the server is asked if it is None.
-
-    Raises:
-        PyMongoError: as the driver has it.
     """
     if now is None:
         now = time() + await clock_offset(group.state.client)
@@ -297,10 +287,7 @@ class _Counted:
         """What `$group` makes of documents of a collection, the largest count first.
 
         Args:
-            figure: its name.
-            collection: its name.
             grouping: for `$group`.
-            only: which documents.
             order: of the index that holds these documents, and no others.
         """
         asked = self._state.as_on_this_node(collection)

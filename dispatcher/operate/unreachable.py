@@ -1,4 +1,7 @@
-"""Receivers that can never be called: connected, but to something that does not happen."""
+"""Receivers that can never be called: connected, but to something that does not happen.
+
+Commands raise `PyMongoError` as the driver has it.
+"""
 
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
@@ -24,10 +27,7 @@ class Silent(NamedTuple):
     """A receiver that is never called, as far as one can tell.
 
     Attributes:
-        receiver: its name.
         place: document and signal.
-        text: why.
-        remedy: what to do about it.
     """
 
     receiver: str
@@ -80,7 +80,6 @@ async def require_changes(client: AsyncMongoClient[Any], routes: Routes) -> None
 
     Raises:
         ServerError: there are such; names the first.
-        PyMongoError: as the driver has it.
     """
     try:
         watched = await watched_collections(client, scope_of(routes))

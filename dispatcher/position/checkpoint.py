@@ -40,12 +40,7 @@ class Progress:
     """The finished changes of one stream, by this process and by earlier ones.
 
     Args:
-        store: where the position is kept.
-        lease: of the partition.
         position: as it was when the partition was claimed, with a token.
-        fingerprint: of the stream.
-        stats: counters.
-        address: of the server, for messages.
         always: whether to save the position even if it has not moved, so that it does not look dead.
 
     Attributes:
@@ -115,11 +110,7 @@ class Progress:
     # -- saving ----------------------------------------------------------------------------------------------
 
     async def save_regularly(self, ending: asyncio.Event, settings: Settings) -> None:
-        """Save the position at the intervals of the settings, until `ending` is set.
-
-        Raises:
-            DispatcherError: what no repetition can mend.
-        """
+        """Save the position at the intervals of the settings, until `ending` is set."""
         loop = asyncio.get_running_loop()
         delivered, last = self._stats.delivered, loop.time()
         while not ending.is_set():

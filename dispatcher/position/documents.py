@@ -45,7 +45,6 @@ class Layout(NamedTuple):
     """How the work of a group is divided.
 
     Attributes:
-        partitions: their number.
         wanted: the requested number, if it is another one.
         application: that the group belongs to, as `"package.module:registry"`; empty if it has no name.
     """
@@ -170,7 +169,6 @@ def moved(position: Position, token: str | None, *, force: bool) -> dict[str, An
     more: a former owner that has not noticed the loss yet delivers for so long.
 
     Args:
-        position: as it was read.
         token: of the new position; None if the next start decides.
         force: although a member holds it.
     """

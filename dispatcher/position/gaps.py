@@ -14,6 +14,8 @@ gaps: one document per gap.
     noted_at      the server's time when it was first recorded
     policy        how it was handled: `"resume"`, `"backfill"`, or null where there is no choice
     text          description, for people
+
+Commands raise `PyMongoError` as the driver has it.
 """
 
 from collections.abc import Callable, Iterator
@@ -46,13 +48,10 @@ class Gap(NamedTuple):
     """Changes that are missing.
 
     Attributes:
-        kind: the reason.
         key: identifies the gap when it is found again, for example a token.
-        text: description, for people.
         namespace: the collection; the database and "" for a whole database; None for all watched collections.
         from_time: cluster time behind which changes are missing.
         to_time: cluster time up to which they are missing.
-        policy: how it was handled.
     """
 
     kind: GapKind
@@ -65,14 +64,7 @@ class Gap(NamedTuple):
 
 
 class Gaps:
-    """Writes gaps to the state, the log and the counters.
-
-    Args:
-        group: of dispatchers, with the database of its state.
-        stats: counters.
-        address: of the server, for messages.
-        partition: whose stream has them.
-    """
+    """Writes gaps to the state, the log and the counters."""
 
     def __init__(
         self,
@@ -89,11 +81,7 @@ class Gaps:
         self._partition = partition
 
     async def record(self, gap: Gap) -> None:
-        """Record a gap; when this returns it survives a failover. Failed writes are repeated without a limit.
-
-        Raises:
-            DispatcherError: what no repetition can mend.
-        """
+        """Record a gap; when this returns it survives a failover. Failed writes are repeated without a limit."""
         report = partial(
             log.warning, "a gap could not be noted, trying again", action="gap.not_recorded", kind=gap.kind
         )
@@ -110,15 +98,7 @@ class Gaps:
         )
 
     async def note(self, gap: Gap, session: AsyncClientSession | None = None) -> None:
-        """Write a gap, once, without a log line.
-
-        Args:
-            gap: to be written.
-            session: of a transaction that includes the write.
-
-        Raises:
-            PyMongoError: as the driver has it.
-        """
+        """Write a gap, once, without a log line."""
         database, collection = gap.namespace or (None, None)
         values = {
             "group": self._group,
@@ -149,7 +129,6 @@ def gaps_of(change: Change, is_watched: Callable[[Namespace], object]) -> Iterat
     A rename may have two gaps: one of the old name, and one of the new name.
 
     Args:
-        change: of a collection or a database.
         is_watched: whether a collection has receivers.
     """
     operation, source, time = change.operation, change.namespace, change.cluster_time

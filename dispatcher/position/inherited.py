@@ -19,8 +19,6 @@ class Fact(NamedTuple):
     """Finished changes of the documents in one partition of a layout.
 
     Attributes:
-        partitions: the number of partitions of the layout.
-        partition: the number of the partition.
         token: all changes up to it are finished.
         until: token of the last change that the fact is about.
         ahead: hashes of tokens behind `token` that are finished as well, see `core/resume_tokens.py`.
@@ -44,11 +42,7 @@ class Fact(NamedTuple):
 
 
 class Inherited:
-    """The facts that a partition has from earlier layouts.
-
-    Args:
-        facts: of any number of layouts.
-    """
+    """The facts that a partition has from earlier layouts."""
 
     def __init__(self, facts: Iterable[Fact]) -> None:
         self.facts = tuple(facts)
@@ -60,7 +54,6 @@ class Inherited:
         """Whether a change was finished under an earlier layout.
 
         Args:
-            token: of the change.
             hashed: the hash of the document's `_id`; 0 for a change without a document, which belongs to the
                 first partition of every layout.
         """
@@ -95,7 +88,6 @@ def beginning_of(partition: int, partitions: int, now: Iterable[Fact], earlier: 
     """The first position of a partition in a new layout.
 
     Args:
-        partition: its number.
         partitions: the number of partitions in the new layout.
         now: the finished changes of each present partition.
         earlier: the facts that these have inherited.

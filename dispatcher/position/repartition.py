@@ -14,7 +14,6 @@ def divided(saved: SavedPositions, group: str) -> list[dict[str, Any]]:
 
     Args:
         saved: with all positions, and a layout that wants another number of partitions.
-        group: of dispatchers.
     """
     layout, positions = saved.layout, saved.positions.values()
     assert layout is not None  # another one is wanted

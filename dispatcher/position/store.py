@@ -1,6 +1,8 @@
 """The positions of a group in the state database: every command that writes them.
 
 Each write names the owner and the term that the process believes in, and changes nothing if they are wrong.
+
+Commands raise `PyMongoError` as the driver has it.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -27,7 +29,6 @@ class PositionStore:
     """The positions of one group.
 
     Args:
-        group: of dispatchers, with the database of its state.
         member: this process; empty if it claims no partition.
     """
 
@@ -45,7 +46,6 @@ class PositionStore:
 
         Raises:
             PositionError: a document makes no sense.
-            PyMongoError: as the driver has it.
         """
         # No group's name has a colon.
         numbered = {"_id": {"$gte": f"{self._group}:", "$lt": f"{self._group};"}}
@@ -54,11 +54,7 @@ class PositionStore:
         return SavedPositions.read(found, self._group, self._database)
 
     async def newest_term(self) -> int:
-        """The highest term of the group; 0 if it has no position.
-
-        Raises:
-            PyMongoError: as the driver has it.
-        """
+        """The highest term of the group; 0 if it has no position."""
         newest = await self._collection.find_one({"group": self._group}, {"term": True}, sort=[("term", -1)])
         return int((newest or {}).get("term", 0))
 
@@ -68,15 +64,11 @@ class PositionStore:
         """Record the first positions of partitions; their first owner begins there.
 
         Args:
-            partitions: how many the group has.
             first: by partition, a token up to which all counts as finished, and the fingerprint of its stream.
             new: the group has no layout yet.
 
         Returns:
             False if there is something already, which stays as it is.
-
-        Raises:
-            PyMongoError: as the driver has it.
         """
 
         async def write(session: AsyncClientSession) -> bool:
@@ -105,15 +97,7 @@ class PositionStore:
             return False
 
     async def want(self, saved: SavedPositions, partitions: int) -> bool:
-        """Request another number of partitions, or take the request back; False if that has changed since.
-
-        Args:
-            saved: as it was read.
-            partitions: how many there should be.
-
-        Raises:
-            PyMongoError: as the driver has it.
-        """
+        """Request another number of partitions, or take the request back; False if that has changed since."""
         assert saved.layout is not None  # there is something to divide
         as_read = {"_id": self._group, "partitions": saved.layout.partitions, "wanted": saved.layout.wanted}
         as_it_is = partitions == saved.layout.partitions
@@ -128,9 +112,6 @@ class PositionStore:
 
         Returns:
             False if something has happened since it was read.
-
-        Raises:
-            PyMongoError: as the driver has it.
         """
         layout = saved.layout
         assert layout is not None  # another one is wanted
@@ -152,15 +133,7 @@ class PositionStore:
         return await self._at_once(write)
 
     async def rename_application(self, before: str, application: str) -> bool:
-        """Note the application that the group belongs to; False if that has changed since.
-
-        Args:
-            before: the name in the document.
-            application: the new name.
-
-        Raises:
-            PyMongoError: as the driver has it.
-        """
+        """Note the application that the group belongs to; False if that has changed since."""
         as_read = {"_id": self._group, "application": before or {"$in": ["", None]}}
         result = await self._collection.update_one(as_read, {"$set": {"application": application}})
         return bool(result.matched_count)
@@ -178,7 +151,6 @@ class PositionStore:
         """Make all partitions continue behind a token, or begin anew. Everything happens at once, or nothing.
 
         Args:
-            saved: as it was read.
             token: everything up to it counts as finished, and nothing behind it; None: as if no dispatcher had
                 ever run.
             force: although partitions are held.
@@ -186,9 +158,6 @@ class PositionStore:
 
         Returns:
             False if something has happened since it was read.
-
-        Raises:
-            PyMongoError: as the driver has it.
         """
         layout = saved.layout
         assert layout is not None  # there is something to move
@@ -214,17 +183,12 @@ class PositionStore:
         """Become the owner of a partition, if nothing has happened to it since it was read.
 
         Args:
-            seen: as it was read.
             of: the number of partitions at that time.
             seconds: after which the lease is over, if it is not renewed.
-            version: of the application.
             started: the server's time at which a process of this version started.
 
         Returns:
             The lease and the position; None if another process was faster.
-
-        Raises:
-            PyMongoError: as the driver has it.
         """
         sent = now()
         values = {
@@ -253,11 +217,7 @@ class PositionStore:
         return Lease(position.partition, of, position.term, seconds=seconds, sent=sent), position
 
     async def renew(self, lease: Lease) -> bool:
-        """Renew a lease; False if another process has taken over.
-
-        Raises:
-            PyMongoError: as the driver has it.
-        """
+        """Renew a lease; False if another process has taken over."""
         return await self._update(lease, {"$inc": {"beat": 1}, "$currentDate": {"renewed_at": True}})
 
     async def save(
@@ -272,15 +232,7 @@ class PositionStore:
         """Write the position; False if another process has taken over.
 
         Args:
-            lease: of the partition.
-            token: everything up to it is finished.
-            fingerprint: of the stream that it belongs to.
-            ahead: hashes of tokens behind it that are finished as well.
-            until: sorts behind these tokens; empty if there are none.
             inherited: further facts about finished changes, if they have changed.
-
-        Raises:
-            PyMongoError: as the driver has it.
         """
         values = recorded(token, fingerprint, ahead, until)
         if inherited is not None:
@@ -288,11 +240,7 @@ class PositionStore:
         return await self._update(lease, {"$set": values, "$currentDate": {"saved_at": True}})
 
     async def release(self, lease: Lease) -> None:
-        """Hand a partition over: another member may claim it at once.
-
-        Raises:
-            PyMongoError: as the driver has it.
-        """
+        """Hand a partition over: another member may claim it at once."""
         await self._update(lease, {"$set": {"owner": None}, "$currentDate": {"released_at": True}})
 
     # -- what they have in common ----------------------------------------------------------------------------

@@ -27,7 +27,6 @@ class Backfill:
     """One backfill that is ready to be worked on.
 
     Attributes:
-        playback: works on it.
         total: how many documents there are, as the server estimates it.
         seen: how many were read, those of earlier processes not included.
     """
@@ -74,8 +73,6 @@ async def start(
     """Be ready for a backfill: a new one, or one that is not finished.
 
     Args:
-        place: where.
-        receivers: names.
         rate: documents per second, at most.
         resume: the run to go on with; by default one for the same receivers that is not finished.
         new: begin a new one in any case.

@@ -41,17 +41,8 @@ class Refilling:
 
     Args:
         client: opened for the running loop.
-        runs: where they are kept.
-        routes: who listens to what.
-        parking: where deliveries wait.
-        deliverer: makes them.
         collections: those in which there are documents for somebody.
-        add: gives a job to the lanes.
         goes_on: whether something may be begun.
-        partition: which.
-        partitions: how many there are.
-        codec_options: the registry's.
-        address: of the server, for messages.
     """
 
     def __init__(  # noqa: PLR0913 - it is a stream of its own
@@ -90,11 +81,7 @@ class Refilling:
         self._wanted.set()
 
     async def run(self) -> None:
-        """Work on all that there are, and on those that are begun later; for ever.
-
-        Raises:
-            DispatcherError: what no repetition can mend.
-        """
+        """Work on all that there are, and on those that are begun later; for ever."""
         while True:
             await self._wanted.wait()
             self._wanted.clear()

@@ -2,6 +2,8 @@
 
 It has lanes and deliveries like a dispatcher, and no position: how far a run came is kept with the run. Killed at
 any instant it goes on where it was saved last: what was delivered since is delivered again, under the same ids.
+
+Commands raise `PyMongoError` as the driver has it.
 """
 
 import asyncio
@@ -79,7 +81,6 @@ class Outcome(NamedTuple):
     """How a run went.
 
     Attributes:
-        run: its id.
         finished: everything that was asked for is done.
         delivered: deliveries whose receiver returned, in all processes that worked on it.
         failed: deliveries that were given up, or that could not be made.
@@ -97,16 +98,8 @@ class Playback:
     """Works on one run.
 
     Args:
-        run: which one.
-        runs: where it is kept.
-        settings: the operator's.
-        stats: counters.
-        codec_options: the registry's.
-        dead_letters: where failed deliveries are kept.
-        transactions: calls transactional receivers.
         term: of the group's dispatchers at this time.
         rate: changes per second, at most; None: as fast as it goes.
-        address: of the server, for messages.
     """
 
     def __init__(  # noqa: PLR0913 - all that a run needs
@@ -250,15 +243,9 @@ class Workplace(NamedTuple):
     """What a run needs of the deployment.
 
     Attributes:
-        registry: of the application; receivers use it.
-        settings: the operator's.
         group: of dispatchers; the client of its state also reads documents.
         watching: for change streams.
-        routes: who listens to what.
-        runs: of the group.
-        address: of the server, for messages.
         now: cluster time.
-        stats: counters.
     """
 
     registry: Registry
@@ -277,11 +264,7 @@ class Workplace(NamedTuple):
         return self.group.state.client
 
     async def playback(self, run: Run, rate: float | None) -> Playback:
-        """Be ready to work on a run.
-
-        Raises:
-            PyMongoError: as the driver has it.
-        """
+        """Be ready to work on a run."""
         transactions = Transactions(self.registry, self.group)
         return Playback(
             run,
@@ -301,7 +284,6 @@ class Workplace(NamedTuple):
 
         Raises:
             ApplicationError: the server does not accept a `where`.
-            PyMongoError: as the driver has it.
         """
         await routes.prepare(Conditions(self.group.state, self.registry.codec_options, self.address))
 
@@ -310,7 +292,6 @@ class Workplace(NamedTuple):
 
         Args:
             names: of receivers, as they are or were; none: all of them.
-            signals: that count.
 
         Raises:
             UnknownReceiver: there is none of such a name that a dispatcher may run for these signals.

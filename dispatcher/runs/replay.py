@@ -1,4 +1,7 @@
-"""Delivers past changes of the oplog again, to chosen receivers. The position of the group stays as it is."""
+"""Delivers past changes of the oplog again, to chosen receivers. The position of the group stays as it is.
+
+Commands raise `PyMongoError` as the driver has it.
+"""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
@@ -40,7 +43,6 @@ class Replay:
     """One replay, ready to run.
 
     Attributes:
-        playback: delivers its changes.
         at: cluster time of the last change that was read.
         begins: cluster time at which this process begins.
         until: cluster time at which it ends.
@@ -143,7 +145,6 @@ async def start(
     """Prepare a replay: a new one, or one that is not finished.
 
     Args:
-        place: the deployment.
         receivers: names; none: all that a dispatcher may run.
         since: the range begins behind this cluster time; needed for a new replay.
         until: the last cluster time of the range; by default that of now.
@@ -185,7 +186,6 @@ async def _look_back(place: Workplace, since: Timestamp) -> None:
 
     Raises:
         HistoryLost: it does not.
-        PyMongoError: as the driver has it.
     """
     scope = scope_of(place.routes)
     cursors = Cursors(place.watching, scope.database, scope.pipeline(), 1)

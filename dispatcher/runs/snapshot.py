@@ -2,6 +2,8 @@
 
 A collection is read in the order of its `_id`s, slice by slice, so that nothing has to stay open on the server
 however slow receivers are, and whoever stopped goes on where it was.
+
+Commands raise `PyMongoError` as the driver has it.
 """
 
 from collections.abc import AsyncIterator, Mapping
@@ -44,7 +46,6 @@ class Found(NamedTuple):
     """A document as it was read.
 
     Attributes:
-        row: all of it.
         time: cluster time of the reading.
         wall: the same, roughly, as a date.
     """
@@ -66,14 +67,8 @@ async def documents(
 
     Args:
         client: opened for the running loop.
-        namespace: of the collection.
         last: begin behind this `_id`, as BSON: {"": _id}.
-        address: of the server, for messages.
-        only: which of them.
         fields: what is read of them; all by default.
-
-    Raises:
-        DispatcherError: what no repetition can mend.
     """
     report = partial(
         log.warning,
@@ -136,12 +131,7 @@ async def document(client: AsyncMongoClient[Any], namespace: Namespace, key: byt
     """One document, as it is now.
 
     Args:
-        client: opened for the running loop.
-        namespace: of the collection.
         key: its `_id`, as BSON: {"": _id}.
-
-    Raises:
-        PyMongoError: as the driver has it.
     """
     collection = client[namespace[0]].get_collection(
         namespace[1], codec_options=RAW, read_concern=ReadConcern("majority")

@@ -22,6 +22,8 @@ controls: one document per run.
     started_at     the server's time
     beat_at        likewise, of the last sign of life
     host, pid      of the process that works on it
+
+Commands raise `PyMongoError` as the driver has it.
 """
 
 import os
@@ -59,14 +61,9 @@ class Run(NamedTuple):
     Attributes:
         id: of the run; part of the ids of its deliveries.
         what: `"replay"` or `"backfill"`.
-        asked: what was asked for.
-        at: when it was begun.
         from_time: of a replay.
         until_time: likewise.
         token: of a backfill that belongs to a stream.
-        progress: how far it came.
-        delivered: deliveries so far.
-        failed: likewise those that were given up.
         is_new: nobody has worked on it yet.
     """
 
@@ -84,11 +81,7 @@ class Run(NamedTuple):
 
 
 class Runs:
-    """The runs of a group, one of which this process works on.
-
-    Args:
-        group: of dispatchers, with the database of its state.
-    """
+    """The runs of a group, one of which this process works on."""
 
     def __init__(self, group: Group) -> None:
         self._runs = group.state.controls
@@ -96,11 +89,7 @@ class Runs:
         self._me = {"host": socket.gethostname(), "pid": os.getpid()}
 
     async def begin(self, what: str, asked: Mapping[str, Any], at: Timestamp, **values: Any) -> Run:
-        """A new run, which this process works on.
-
-        Raises:
-            PyMongoError: as the driver has it.
-        """
+        """A new run, which this process works on."""
         await self._runs.delete_many(
             {
                 "group": self._group,
@@ -112,11 +101,7 @@ class Runs:
         return await self.ensure(secrets.token_hex(6), what, asked, at, **values)
 
     async def ensure(self, id_: str, what: str, asked: Mapping[str, Any], at: Timestamp, **values: Any) -> Run:
-        """The run of this id, begun now if there is none; this process works on it.
-
-        Raises:
-            PyMongoError: as the driver has it.
-        """
+        """The run of this id, begun now if there is none; this process works on it."""
         new = {
             "group": self._group,
             "kind": "run",
@@ -149,7 +134,6 @@ class Runs:
 
         Raises:
             Busy: another process does.
-            PyMongoError: as the driver has it.
         """
         same = {f"asked.{name}": value for name, value in asked.items()}
         found = await self._runs.find_one(
@@ -164,7 +148,6 @@ class Runs:
         Raises:
             UnknownRun: there is none.
             Busy: another process works on it.
-            PyMongoError: as the driver has it.
         """
         found = await self._runs.find_one({"_id": self._id(id_), "kind": "run", "what": what})
         if found is None:
@@ -179,9 +162,6 @@ class Runs:
         """The backfills that dispatchers began by themselves, as far as they are for whoever has this partition.
 
         Those of a former layout are for the first one.
-
-        Raises:
-            PyMongoError: as the driver has it.
         """
         ours: dict[str, Any] = {"asked.partition": partition, "asked.partitions": partitions}
         if partition == 0:
@@ -193,11 +173,7 @@ class Runs:
         return runs
 
     async def save(self, run: Run, progress: Mapping[str, Any], delivered: int, failed: int, status: str) -> None:
-        """Write down how far a run is finished; a sign of life as well.
-
-        Raises:
-            PyMongoError: as the driver has it.
-        """
+        """Write down how far a run is finished; a sign of life as well."""
         values = {
             "progress": dict(progress),
             "delivered": delivered,

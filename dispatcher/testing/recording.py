@@ -169,8 +169,6 @@ class RecordingRoutes(Routes):
     """The `Routes` of a service, which record what they resolve.
 
     Args:
-        routes: those of the service.
-        recorder: gets every change.
         marker: a collection of our own, which the stream contains as well.
         on_marker: called with every change of it.
     """

@@ -283,7 +283,6 @@ class Dispatcher:
         """Raise the failures that were not raised before.
 
         Args:
-            deliveries: those to look at.
             over: they are finished, so a receiver that was not called never is.
         """
         if not self._raise_failures:

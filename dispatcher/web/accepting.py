@@ -24,7 +24,6 @@ async def accept(listening: socket.socket, make_protocol: Callable[[], asyncio.P
 
     Args:
         listening: non-blocking.
-        make_protocol: makes the protocol of a connection.
     """
     loop = asyncio.get_running_loop()
     while True:

@@ -30,9 +30,7 @@ def make_app(
     """The application.
 
     Args:
-        observer: of the process.
         hosts: names that clients may use for us; None if any will do.
-        further: routes of the dashboard.
     """
     metrics = Metrics(observer.snapshot)
 

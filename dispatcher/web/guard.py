@@ -142,7 +142,6 @@ def unreadable(request: Request, token: str | None, *, loopback: bool) -> JSONRe
     """Why a request may not see documents; None if it may.
 
     Args:
-        request: with `Authorization: Bearer TOKEN`.
         token: the operator's. Without one, this machine may see them.
         loopback: only this machine can connect.
     """
@@ -155,7 +154,6 @@ def denied(request: Request, token: str | None) -> JSONResponse | None:
     """Why a request may not do what takes a token; None if it may.
 
     Args:
-        request: with `Authorization: Bearer TOKEN`.
         token: the operator's; without one nobody may.
     """
     if not token:

@@ -18,7 +18,6 @@ class Shown(NamedTuple):
     """Where a dispatcher is to listen.
 
     Attributes:
-        http: for its `--http`.
         url: of its dashboard; None if it has none, or if it chooses the port.
     """
 
@@ -36,7 +35,6 @@ def link_to(address: str, token: str) -> str:
 
     Args:
         address: of the dispatcher, as `http://host:port`.
-        token: of the dispatcher.
     """
     return f"{address}/dashboard/#token={quote(token, safe='')}"
 
@@ -46,7 +44,6 @@ def place_for(http: str, token: str) -> Shown:
 
     Args:
         http: what its user wants, as for `--http`.
-        token: of the dispatcher.
     """
     if http == OFF:
         return Shown(http, None)

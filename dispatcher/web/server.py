@@ -40,10 +40,6 @@ _PATIENCE: Final = 1
 class Web:
     """What answers over HTTP.
 
-    Args:
-        settings: the operator's.
-        observer: of the process.
-
     Raises:
         CannotListen: not there.
     """

@@ -128,7 +128,6 @@ def configure_logging(log_format: str, level: str) -> None:
 
     Args:
         log_format: `"console"`, `"json"`, or `"auto"`: console on a terminal.
-        level: `"debug"`, `"info"`, `"warning"` or `"error"`.
     """
     console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     renderers: Sequence[Any] = (

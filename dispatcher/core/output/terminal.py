@@ -42,8 +42,6 @@ def shown(value: object, style: str = "", newline: str = r"\n") -> Text:
     """A value with its control characters escaped.
 
     Args:
-        value: of any type.
-        style: of rich.
         newline: replaces a line break, see `escaped`.
     """
     return Text(escaped(str(value), newline), style)

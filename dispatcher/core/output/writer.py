@@ -38,7 +38,6 @@ class Writer:
     It has a copy of the descriptor, which no other code can close.
 
     Args:
-        descriptor: of the output.
         name_dropped: makes the line with the number of dropped lines.
     """
 
@@ -228,7 +227,6 @@ def free(name: Literal["stdout", "stderr"], name_dropped: Callable[[int], str]) 
     """Replace stdout or stderr by a stream that never waits, unless another object was put in its place.
 
     Args:
-        name: of the stream.
         name_dropped: makes the line with the number of dropped lines.
     """
     stream = getattr(sys, name)

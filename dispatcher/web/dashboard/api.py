@@ -42,12 +42,7 @@ _Answer = Callable[[Request], Awaitable[Response]]
 
 
 class _Refused(Exception):
-    """What is asked for can't be done.
-
-    Args:
-        status: of the answer.
-        text: for people.
-    """
+    """What is asked for can't be done."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
@@ -80,7 +75,6 @@ class Dashboard:
     """The dashboard of one process.
 
     Args:
-        observer: of the process.
         loopback: only this machine can connect.
         token: that opens documents and changes; None if nobody set one.
     """

@@ -1,4 +1,7 @@
-"""Dead letters for the dashboard: a page of them, and one in full."""
+"""Dead letters for the dashboard: a page of them, and one in full.
+
+Commands raise `PyMongoError` as the driver has it.
+"""
 
 import asyncio
 from datetime import UTC, datetime
@@ -56,11 +59,7 @@ class NoSuchPage(ValueError):
 
 
 class Letterbox:
-    """Reads the dead letters of a group.
-
-    Args:
-        group: of dispatchers, with the database of its state.
-    """
+    """Reads the dead letters of a group."""
 
     def __init__(self, group: Group) -> None:
         self._letters = group.state.held.with_options(codec_options=_READING)
@@ -76,7 +75,6 @@ class Letterbox:
 
         Raises:
             NoSuchPage: it gave nothing like that.
-            PyMongoError: as the driver has it.
         """
         wanted: dict[str, Any] = {**self._of_group}
         if receiver is not None:
@@ -101,7 +99,6 @@ class Letterbox:
 
         Raises:
             MalformedLetter: it makes no sense.
-            PyMongoError: as the driver has it.
         """
         found = await self._letters.find_one({**self._of_group, "_id": id_})
         if found is None:

@@ -32,7 +32,7 @@ __all__ = [
     "Transaction",
     "is_committed",
     "is_in_transaction",
-    "join",
+    "join_transaction",
     "run_private_transaction",
     "run_private_transaction_once",
     "run_transaction",
@@ -169,7 +169,7 @@ class JoinedSession(NamedTuple):
 NOT_JOINED: Final = JoinedSession()
 
 
-def join(deployment: Deployment, session: Any = None) -> JoinedSession:
+def join_transaction(deployment: Deployment, session: Any = None) -> JoinedSession:
     """The session for a call of the running task.
 
     Args:

@@ -16,7 +16,7 @@ from mongoz.persistence.insert import insert_instance
 from mongoz.persistence.refresh import refresh_instance
 from mongoz.persistence.rows.hydration import hydrate
 from mongoz.persistence.save import save_instance
-from mongoz.persistence.target import aim
+from mongoz.persistence.target import resolve_target
 from mongoz.persistence.update import update_instance
 from mongoz.queries.managers import Manager, ObjectsDescriptor, QueryDescriptor, QuerySet
 from mongoz.queries.query import Query
@@ -160,7 +160,7 @@ class Document(IndexOperations, Model, metaclass=DocumentMetaclass):
         Returns:
             The driver's `BulkWriteResult`.
         """
-        target = await aim(cls, None, session)
+        target = await resolve_target(cls, None, session)
         return await target.driver_collection.bulk_write(requests, ordered=ordered, session=target.session)
 
     @classmethod
@@ -169,7 +169,7 @@ class Document(IndexOperations, Model, metaclass=DocumentMetaclass):
 
         Origin stamps are removed, at any depth.
         """
-        target = await aim(cls, None, session)
+        target = await resolve_target(cls, None, session)
         cursor = await target.adapter.aggregate(target.driver_collection, pipeline, session=target.session)
         return [without_stamps(row) async for row in cursor]
 

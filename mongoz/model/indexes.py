@@ -8,7 +8,7 @@ from pymongo import IndexModel
 
 from mongoz.exceptions import ImproperlyConfigured, IndexError, InvalidKeyError
 from mongoz.fields import BaseField
-from mongoz.model.paths import resolve
+from mongoz.model.paths import resolve_path
 
 __all__ = ["Index", "IndexType", "indexes_in_meta", "indexes_of_fields", "merge_indexes"]
 
@@ -102,7 +102,7 @@ def _is_pair(pair: object) -> bool:
 
 def _stored_path(document: Any, field: str) -> str:
     try:
-        return resolve(document, field).path
+        return resolve_path(document, field).path
     except InvalidKeyError:  # an index may have a key that is not declared
         return field
 

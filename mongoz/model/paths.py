@@ -16,7 +16,7 @@ from mongoz.model.shapes import OPEN, FieldShape, shape_of
 from mongoz.settings import settings
 from mongoz.synonyms import did_you_mean, nearest
 
-__all__ = ["Path", "resolve", "split_keyword"]
+__all__ = ["Path", "resolve_path", "split_keyword"]
 
 
 _Cut = tuple[str, str, str | None]
@@ -57,7 +57,7 @@ class Path(NamedTuple):
         return f"{self.joins[-1].name}.{self.path}" if self.joins else self.path
 
 
-def resolve(document: Any, name: str) -> Path:
+def resolve_path(document: Any, name: str) -> Path:
     """The path of a field.
 
     Args:

@@ -24,7 +24,7 @@ from mongoz.persistence.outcome.refusals import explain_refused_marker, refuses_
 from mongoz.persistence.pre_signals import fire_pre_signal
 from mongoz.persistence.rows.copies import independent_copy
 from mongoz.persistence.rows.validation import id_of
-from mongoz.persistence.target import Target, aim
+from mongoz.persistence.target import Target, resolve_target
 from mongoz.persistence.turns import run_in_turn
 from mongoz.persistence.watched import require_watched
 from mongoz.persistence.write import note_unknown_outcome, raise_after_firing
@@ -44,7 +44,7 @@ def delete_instance(instance: Model, session: Any = None) -> Coroutine[Any, Any,
 async def _delete(instance: Model, session: Any) -> int:
     document = type(instance).meta.document
     require_id(instance)
-    target = await aim(document, loaded(instance).collection, session)
+    target = await resolve_target(document, loaded(instance).collection, session)
     signals = document.meta.signals
     await fire_pre_signal(signals.pre_delete, document, instance=instance)
     require_watched(document, target.collection, signals.post_delete)

@@ -7,7 +7,7 @@ from typing import Any, Final
 from pymongo.errors import OperationFailure
 
 from mongoz.connection import Collection
-from mongoz.connection.transactions import join
+from mongoz.connection.transactions import join_transaction
 from mongoz.model.indexes import Index
 from mongoz.model.meta import MetaInfo
 
@@ -39,7 +39,7 @@ async def ensure_indexes(meta: MetaInfo, target: Collection, session: Any = None
     key = (meta.document, target.database.name, target.name)
     if key in deployment.indexed:  # several tasks may get past this: the server makes each index once
         return
-    in_transaction = join(deployment, session).session is not None
+    in_transaction = join_transaction(deployment, session).session is not None
     options = _TIMEOUT_IN_TRANSACTION if in_transaction else {}
     await create_indexes(meta, meta.wanted_indexes(), target, **options)
     deployment.indexed.add(key)

@@ -14,7 +14,7 @@ from mongoz.persistence.origin import make_originator, must_stamp, unstamped_ori
 from mongoz.persistence.outcome.refusals import explain_unstorable
 from mongoz.persistence.pre_signals import fire_pre_signal
 from mongoz.persistence.rows.validation import new_row
-from mongoz.persistence.target import Target, aim, aim_without_session
+from mongoz.persistence.target import Target, default_target, resolve_target
 from mongoz.persistence.turns import run_in_turn
 from mongoz.persistence.watched import require_watched
 from mongoz.persistence.write import Write, write_and_fire
@@ -35,9 +35,9 @@ async def insert_after_save_signal(instance: D, collection: Any, session: Any) -
     """Insert an instance, without waiting for its turn."""
     meta = instance.meta
     document, signals = meta.document, meta.signals
-    target = aim_without_session(meta) if collection is None and session is None else None
+    target = default_target(meta) if collection is None and session is None else None
     if target is None:
-        target = await aim(document, collection, session)
+        target = await resolve_target(document, collection, session)
     if signals.pre_save.receivers:  # checked here too, which saves a call
         await fire_pre_signal(signals.pre_save, document, instance=instance, created=True)
     elsewhere = None

@@ -3,7 +3,7 @@
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
-from mongoz.connection.transactions import join
+from mongoz.connection.transactions import join_transaction
 from mongoz.exceptions import DocumentNotFound
 from mongoz.model.base import Model
 from mongoz.model.state import loaded
@@ -29,7 +29,7 @@ async def _refresh(instance: D, session: Any) -> D:
     require_id(instance)
     elsewhere = loaded(instance).collection
     place = elsewhere or document.meta.require_collection()
-    joined = join(place.database.deployment, session)
+    joined = join_transaction(place.database.deployment, session)
     row = await place.driver_collection.find_one({"_id": id_of(instance)}, session=joined.session)
     if row is None:
         raise DocumentNotFound(f"{place.namespace} has no document with _id {instance.id!r} to refresh from.")

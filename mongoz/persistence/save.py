@@ -17,7 +17,7 @@ from mongoz.persistence.rows.changes import Changes, differing_fields, find_chan
 from mongoz.persistence.rows.hydration import hydrate_leniently, previous_instance, row_as_loaded
 from mongoz.persistence.rows.invariants import has_invariants
 from mongoz.persistence.rows.validation import adopt_fields, id_of, validate_row, validated_row
-from mongoz.persistence.target import Target, aim
+from mongoz.persistence.target import Target, resolve_target
 from mongoz.persistence.turns import run_in_turn
 from mongoz.persistence.watched import require_watched
 from mongoz.persistence.write import Write, write_and_fire
@@ -39,7 +39,7 @@ async def _save(instance: D, collection: Any, session: Any) -> D:
         set_auto_now(instance)
         return await insert_after_save_signal(instance, collection, session)
     home = loaded(instance).collection or document.meta.require_collection()
-    target = await aim(document, home if collection is None else collection, session)
+    target = await resolve_target(document, home if collection is None else collection, session)
     signals = document.meta.signals
     await fire_pre_signal(signals.pre_save, document, instance=instance, created=False)
     set_auto_now(instance)

@@ -11,7 +11,7 @@ from mongoz.connection.clock import ServerClock
 from mongoz.connection.codec import decode_raw, raw_options
 from mongoz.connection.deployment import Deployment
 from mongoz.connection.drivers import DriverAdapter
-from mongoz.connection.transactions import NOT_JOINED, Transaction, is_in_transaction, join
+from mongoz.connection.transactions import NOT_JOINED, Transaction, is_in_transaction, join_transaction
 from mongoz.model.base import Model
 from mongoz.model.meta import MetaInfo
 from mongoz.model.state import loaded, restore
@@ -21,7 +21,7 @@ from mongoz.signals import Signal
 from mongoz.signals.chains import refuse_endless_chain
 from mongoz.signals.post_signals import Firing, leave_to_dispatchers, plan_firing
 
-__all__ = ["Target", "aim", "aim_without_session"]
+__all__ = ["Target", "default_target", "resolve_target"]
 
 T = TypeVar("T")
 
@@ -194,8 +194,8 @@ class Target(NamedTuple):
         self.transaction.on_abort(undo)
 
 
-def aim_without_session(meta: MetaInfo) -> Target | None:
-    """The target of most writes: the document's own collection, in no session. None if only `aim` can tell."""
+def default_target(meta: MetaInfo) -> Target | None:
+    """The target of most writes: the document's own collection, in no session. None if another one may apply."""
     place = meta.collection
     if place is None or meta.autogenerate_index or is_in_transaction():
         return None
@@ -222,7 +222,7 @@ def _advance(session: Any, other: Any) -> None:
         session.advance_operation_time(other.operation_time)
 
 
-async def aim(document: type[Model], collection: Any = None, session: Any = None) -> Target:
+async def resolve_target(document: type[Model], collection: Any = None, session: Any = None) -> Target:
     """The target of a write. Creates the indexes of the collection first, if Meta asks for that.
 
     Args:
@@ -238,7 +238,7 @@ async def aim(document: type[Model], collection: Any = None, session: Any = None
     place = meta.require_collection() if collection is None else meta.collection_for(collection)
     if meta.autogenerate_index:
         await ensure_indexes(meta, place, session)
-    joined = join(place.database.deployment, session)
+    joined = join_transaction(place.database.deployment, session)
     if joined is not NOT_JOINED:
         return Target(place, joined.session, joined.transaction, joined.is_foreign_transaction)
     if place.write_target is None:

@@ -27,7 +27,7 @@ from mongoz.persistence.rows.copies import independent_values
 from mongoz.persistence.rows.hydration import hydrate_leniently, previous_instance
 from mongoz.persistence.rows.invariants import has_invariants
 from mongoz.persistence.rows.validation import adopt_fields, id_of
-from mongoz.persistence.target import Target, aim
+from mongoz.persistence.target import Target, resolve_target
 from mongoz.persistence.turns import run_in_turn
 from mongoz.persistence.watched import require_watched
 from mongoz.persistence.write import Write, write_and_fire
@@ -51,7 +51,7 @@ async def _update(instance: D, values: dict[str, Any], operations: Sequence[Oper
     document = type(instance).meta.document
     require_id(instance)
     names = resolve_field_names(document, values)
-    target = await aim(document, loaded(instance).collection, session)
+    target = await resolve_target(document, loaded(instance).collection, session)
     given = {names[name]: value for name, value in values.items()}
     for _ in range(ATTEMPTS):
         try:

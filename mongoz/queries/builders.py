@@ -7,7 +7,7 @@ import bson
 from pymongo.collation import Collation
 
 from mongoz.connection import Collection, Database
-from mongoz.connection.transactions import join
+from mongoz.connection.transactions import join_transaction
 from mongoz.exceptions import FieldDefinitionError, ImproperlyConfigured, InvalidKeyError
 from mongoz.model.base import Model
 from mongoz.queries.expressions import Condition, Order, compile_condition
@@ -243,7 +243,7 @@ class QueryBuilder(Generic[D]):
     @property
     def _session(self) -> Any:
         """The driver's session of this query, or None."""
-        return join(self._place.database.deployment, self._plan.session).session
+        return join_transaction(self._place.database.deployment, self._plan.session).session
 
 
 def _not_negative(method: str, count: int) -> int:

@@ -15,15 +15,15 @@ import bson
 from mongoz.exceptions import FieldDefinitionError, OperatorInvalid
 from mongoz.model.paths import Path
 from mongoz.queries import string_patterns as text
-from mongoz.queries.operands import ValueRefused, comparable, whole_day
+from mongoz.queries.operands import ValueRefused, convert_operand, whole_day
 from mongoz.synonyms import OF_LOOKUPS, did_you_mean
 
-__all__ = ["OPERATORS", "SPELLINGS", "condition", "operator_named"]
+__all__ = ["OPERATORS", "SPELLINGS", "make_condition", "operator_named"]
 
 Condition = dict[str, Any]
 
 
-def condition(path: Path, operator: str, value: Any) -> Condition:
+def make_condition(path: Path, operator: str, value: Any) -> Condition:
     """The MongoDB condition of a field, an operator and a value.
 
     Args:
@@ -63,11 +63,11 @@ def operator_named(name: Any) -> str:
 
 
 def _eq(path: Path, value: Any) -> Condition:
-    return {path.path: {"$eq": comparable(path, value)}}
+    return {path.path: {"$eq": convert_operand(path, value)}}
 
 
 def _neq(path: Path, value: Any) -> Condition:
-    kept = comparable(path, value)
+    kept = convert_operand(path, value)
     if _is_regex(kept):  # the server refuses one after $ne
         return {path.path: {"$not": {"$eq": kept}}}
     return {path.path: {"$ne": kept}}
@@ -76,7 +76,7 @@ def _neq(path: Path, value: Any) -> Condition:
 def _in(path: Path, values: Any, *, operator: str, junction: str) -> Condition:
     if not isinstance(values, list | tuple):
         raise ValueRefused(f"{path.path!r}: in and not_in take a list or a tuple, not {values!r}.")
-    members = [comparable(path, value) for value in values]
+    members = [convert_operand(path, value) for value in values]
     if any(map(_is_special_in_lists, members)):
         return {junction: [{path.path: {"$eq": member}} for member in members]}
     return {path.path: {operator: members}}
@@ -94,7 +94,7 @@ def _is_regex(value: Any) -> bool:
 
 
 def _compare(path: Path, value: Any, *, operator: str) -> Condition:
-    kept = comparable(path, value)
+    kept = convert_operand(path, value)
     if kept is None or _is_regex(kept):
         raise ValueRefused(
             f"{path.path!r} can't be compared with {value!r} by {operator}: the value has no order."
@@ -129,7 +129,7 @@ def _where(path: Path, value: Any) -> Condition:
 def _text(path: Path, value: Any, *, match: Callable[..., Condition], ignoring_case: bool) -> Condition:
     if path.shape.is_moment:
         raise FieldDefinitionError(f"{path.path!r} holds dates, not strings; compare by date, gte and lt.")
-    wanted = comparable(path, value)
+    wanted = convert_operand(path, value)
     if isinstance(wanted, datetime.time):  # stored as a string
         wanted = wanted.isoformat()
     if not isinstance(wanted, str) or isinstance(wanted, bson.Code):

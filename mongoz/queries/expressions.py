@@ -8,9 +8,9 @@ import pymongo
 
 from mongoz.exceptions import InvalidKeyError, OperatorInvalid
 from mongoz.fields.storage import stored
-from mongoz.model.paths import Path, resolve
-from mongoz.queries.conditions import SPELLINGS, condition, operator_named
-from mongoz.queries.operands import comparable
+from mongoz.model.paths import Path, resolve_path
+from mongoz.queries.conditions import SPELLINGS, make_condition, operator_named
+from mongoz.queries.operands import convert_operand
 
 __all__ = [
     "Condition",
@@ -113,7 +113,7 @@ class FieldProxy:
     def __init__(self, document: Any, name: str) -> None:
         self.__document__ = document
         self.__spelling__ = name
-        self.__resolved__ = resolve(document, name)
+        self.__resolved__ = resolve_path(document, name)
 
     def __getattr__(self, name: str) -> "FieldProxy":
         if name.startswith("__"):  # copy, inspect and pydantic ask for these
@@ -206,8 +206,8 @@ def _compiled(document: Any, expression: Expression) -> dict[str, Any]:
     if isinstance(options, str):
         options = {"$options": options}
     if _is_native(operator):
-        return {path.path: {operator: comparable(path, value), **options}}
-    compiled = condition(path, operator_named(operator), value)
+        return {path.path: {operator: convert_operand(path, value), **options}}
+    compiled = make_condition(path, operator_named(operator), value)
     return {key: {**inner, **options} for key, inner in compiled.items()} if options else compiled
 
 
@@ -221,7 +221,7 @@ def _path(document: Any, key: Any) -> Path:
         return key.__resolved__
     if not isinstance(key, str):
         raise InvalidKeyError(f"The key of a condition is a field's name or Document.field, not {key!r}.")
-    return Path(key) if document is None else resolve(document, key)
+    return Path(key) if document is None else resolve_path(document, key)
 
 
 def _native_item(document: Any, key: Any, value: Any) -> tuple[str, Any]:
@@ -247,4 +247,4 @@ def _native_value(path: Path, value: Any) -> Any:
         }
     if isinstance(value, list | tuple):
         return [_native_value(path, item) for item in value]
-    return comparable(path, value)
+    return convert_operand(path, value)

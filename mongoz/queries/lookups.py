@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 from mongoz.exceptions import InvalidKeyError, OperatorInvalid
 from mongoz.model.joins import Join
 from mongoz.model.paths import Path, split_keyword
-from mongoz.queries.conditions import condition, operator_named
+from mongoz.queries.conditions import make_condition, operator_named
 from mongoz.settings import settings
 from mongoz.synonyms import OF_LOOKUPS, did_you_mean, nearest
 
@@ -56,7 +56,7 @@ def compile_lookups(document: Any, lookups: Mapping[str, Any]) -> CompiledLookup
         path, operator = _parse(document, keyword)
         joins.update(dict.fromkeys(path.joins))
         if operator not in _DIRECTIONS:
-            conditions.append(condition(path, operator, value))
+            conditions.append(make_condition(path, operator, value))
         elif value:
             order.append((path.attached, _DIRECTIONS[operator]))
     return CompiledLookups(tuple(conditions), tuple(joins), tuple(order))

@@ -16,7 +16,7 @@ from mongoz.fields.storability import holds_mappings, is_open
 from mongoz.fields.storage import stored
 from mongoz.model.paths import Path
 
-__all__ = ["ValueRefused", "comparable", "whole_day"]
+__all__ = ["ValueRefused", "convert_operand", "whole_day"]
 
 _ALWAYS_FINE: Final = (bson.ObjectId, bool, float, type(None), datetime.datetime)
 _MAX_DEPTH: Final = 100  # levels of nesting that MongoDB's documentation promises
@@ -37,7 +37,7 @@ class ValueRefused(OperatorInvalid, InvalidKeyError, AssertionError):
     """
 
 
-def comparable(path: Path, value: Any) -> Any:
+def convert_operand(path: Path, value: Any) -> Any:
     """A value in the stored form of the field at `path`, for a condition.
 
     24 hexadecimal digits and an instance become an ObjectId if the field is an id; a float (by its digits) and a

@@ -13,7 +13,7 @@ from mongoz.exceptions import (
 )
 from mongoz.fields.object_id import parse_object_id
 from mongoz.model.base import Model
-from mongoz.model.paths import resolve
+from mongoz.model.paths import resolve_path
 from mongoz.queries.builders import QueryBuilder
 from mongoz.queries.columns import Columns, select_columns
 from mongoz.queries.distinct import load_values
@@ -92,7 +92,7 @@ class ReadQuery(QueryBuilder[D]):
             InvalidKeyError: it is a string and no ObjectId.
             DocumentNotFound: there is no such document.
         """
-        if resolve(self._document, "id").is_id:
+        if resolve_path(self._document, "id").is_id:
             try:
                 id = parse_object_id(id)
             except InvalidObjectIdError as error:
@@ -131,7 +131,7 @@ class ReadQuery(QueryBuilder[D]):
         Raises:
             InvalidKeyError: there is no such field.
         """
-        plan, path = self._plan, resolve(self._document, str(key)).path
+        plan, path = self._plan, resolve_path(self._document, str(key)).path
         if plan.nothing:
             return []
         options = command_options(plan, "hint", "collation", "max_time_ms")

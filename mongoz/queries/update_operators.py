@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 
 from mongoz.exceptions import InvalidKeyError, OperatorInvalid
 from mongoz.fields.storage import stored
-from mongoz.model.paths import resolve
+from mongoz.model.paths import resolve_path
 from mongoz.model.shapes import shape_of
 from mongoz.persistence.operations.operation import Operation
 from mongoz.persistence.operations.places import FieldPlace, place_at
@@ -102,7 +102,7 @@ def resolve_operators(document: Any, changes: Iterable[Any]) -> tuple[Operation,
 
 
 def _operation(document: Any, operator: str, key: Any, value: Any) -> Operation:
-    path = resolve(document, str(key)).path
+    path = resolve_path(document, str(key)).path
     if path == "_id":
         raise InvalidKeyError(f"The id of a {document.__name__} can't be updated.")
     place = place_at(document, path)

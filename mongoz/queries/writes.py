@@ -14,7 +14,7 @@ from mongoz.persistence.bulk.selection import Selection
 from mongoz.persistence.bulk.update import BulkPatch, update_and_count, update_and_load
 from mongoz.persistence.insert import insert_instance, insert_unless_exists
 from mongoz.persistence.rows.validation import validate_values
-from mongoz.persistence.target import Target, aim
+from mongoz.persistence.target import Target, resolve_target
 from mongoz.queries.equalities import find_equalities
 from mongoz.queries.pipelines import own_filter
 from mongoz.queries.reads import ReadQuery
@@ -141,7 +141,7 @@ class WriteQuery(ReadQuery[D]):
         by_id = "id" in values
         values.update({str(name): value for name, value in defaults.items()})
         instance = self._document(**values)
-        target = await aim(self._document, self._elsewhere, plan.session)
+        target = await resolve_target(self._document, self._elsewhere, plan.session)
         while not await insert_unless_exists(instance, plan.filter, target, by_id=by_id):
             found = await self.get_or_none()
             if found is not None:
@@ -150,7 +150,7 @@ class WriteQuery(ReadQuery[D]):
 
     async def _selection(self, *, ordered: bool = False) -> Selection:
         plan = self._plan
-        target = await aim(self._document, self._elsewhere, plan.session)
+        target = await resolve_target(self._document, self._elsewhere, plan.session)
         options = {name: plan.options[name] for name in ("hint", "collation") if name in plan.options}
         needs_ids = plan.joins or plan.skip or plan.limit or (ordered and plan.order)
         return Selection(target, own_filter(plan), options, partial(self._ids, target) if needs_ids else None)

@@ -20,10 +20,10 @@ __all__ = [
     "Delivery",
     "Receiver",
     "ReceiverFunction",
-    "identified",
     "importable_name",
     "make_receiver",
     "stamp_ids",
+    "with_ids",
 ]
 
 ReceiverFunction = Callable[..., Awaitable[Any]]
@@ -120,10 +120,10 @@ def make_receiver(
     _check_fields(checked, sender, label)
     known_as = checked.name or importable_name(_underlying(function))
     made = Receiver(function, known_as, sequence, checked, defined_at=_defined_at(function))
-    return made if sender is None else identified(made, sender, signal)
+    return made if sender is None else with_ids(made, sender, signal)
 
 
-def identified(receiver: Receiver, sender: type, signal: str) -> Receiver:
+def with_ids(receiver: Receiver, sender: type, signal: str) -> Receiver:
     """The same receiver, with its ids for a signal of this document."""
     owner = importable_name(sender)
     former = tuple(receiver_id((owner, signal, name)) for name in receiver.options.formerly)

@@ -9,7 +9,7 @@ from mongoz.exceptions import SignalError
 from mongoz.signals.mutes import is_muted, muting
 from mongoz.signals.names import POST
 from mongoz.signals.options import ReceiverOptions
-from mongoz.signals.receivers import Receiver, ReceiverFunction, identified, make_receiver, stamp_ids
+from mongoz.signals.receivers import Receiver, ReceiverFunction, make_receiver, stamp_ids, with_ids
 from mongoz.signals.taps import Tap, active_observers, unsilenced
 
 __all__ = ["Signal"]
@@ -73,7 +73,7 @@ class Signal:
         self.name, self.sender, self.dispatched = name, sender, dispatched
         self._parents = tuple(parents)
         if name in POST:  # receivers that were connected before this have no id yet
-            self._own = tuple(identified(receiver, sender, name) for receiver in self._own)
+            self._own = tuple(with_ids(receiver, sender, name) for receiver in self._own)
         self._clear_cache()
         self._check_identities(self.receivers)
         for parent in self._parents:  # last, since an error above means that the class is not defined

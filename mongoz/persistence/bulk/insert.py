@@ -26,7 +26,7 @@ from mongoz.persistence.outcome.refusals import explain_refusal, explain_unstora
 from mongoz.persistence.pre_signals import fire_pre_signal
 from mongoz.persistence.rows.copies import independent_copy
 from mongoz.persistence.rows.validation import new_row
-from mongoz.persistence.target import Target, aim
+from mongoz.persistence.target import Target, resolve_target
 from mongoz.persistence.turns import run_in_turns
 from mongoz.persistence.watched import require_watched
 from mongoz.persistence.write import note_unknown_outcome
@@ -56,7 +56,7 @@ async def insert_many(
 
 
 async def _insert_many(document: type[D], instances: list[D], collection: Any, session: Any) -> None:
-    target = await aim(document, collection, session)
+    target = await resolve_target(document, collection, session)
     signals = document.meta.signals
     for instance in instances if signals.pre_save.receivers else ():
         await fire_pre_signal(signals.pre_save, document, instance=instance, created=True)

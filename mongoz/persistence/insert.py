@@ -21,17 +21,17 @@ from mongoz.persistence.write import Write, write_and_fire
 from mongoz.signals.post_signals import Firing
 from mongoz.stamps import Call
 
-__all__ = ["insert_after_save_signal", "insert_instance", "insert_unless_exists", "mark_inserted"]
+__all__ = ["insert_instance", "insert_unless_exists", "insert_within_turn", "mark_inserted"]
 
 D = TypeVar("D", bound=Model)
 
 
 def insert_instance(instance: D, collection: Any = None, session: Any = None) -> Coroutine[Any, Any, D]:
     """Insert an instance; see `Document.create`."""
-    return run_in_turn(instance, session, insert_after_save_signal(instance, collection, session))
+    return run_in_turn(instance, session, insert_within_turn(instance, collection, session))
 
 
-async def insert_after_save_signal(instance: D, collection: Any, session: Any) -> D:
+async def insert_within_turn(instance: D, collection: Any, session: Any) -> D:
     """Insert an instance, without waiting for its turn."""
     meta = instance.meta
     document, signals = meta.document, meta.signals

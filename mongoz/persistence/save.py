@@ -7,7 +7,7 @@ from mongoz.fields.storage import stored, stored_names
 from mongoz.model.base import Model
 from mongoz.model.partial import is_partial
 from mongoz.model.state import loaded, remember
-from mongoz.persistence.insert import insert_after_save_signal
+from mongoz.persistence.insert import insert_within_turn
 from mongoz.persistence.origin import make_originator
 from mongoz.persistence.outcome.refusals import explain_unstorable
 from mongoz.persistence.patch_command import read_current, send_patch
@@ -37,7 +37,7 @@ async def _save(instance: D, collection: Any, session: Any) -> D:
     document = type(instance).meta.document
     if instance.id is None:
         set_auto_now(instance)
-        return await insert_after_save_signal(instance, collection, session)
+        return await insert_within_turn(instance, collection, session)
     home = loaded(instance).collection or document.meta.require_collection()
     target = await resolve_target(document, home if collection is None else collection, session)
     signals = document.meta.signals

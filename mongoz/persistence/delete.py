@@ -24,7 +24,7 @@ from mongoz.persistence.outcome.refusals import explain_refused_marker, refuses_
 from mongoz.persistence.pre_signals import fire_pre_signal
 from mongoz.persistence.rows.copies import independent_copy
 from mongoz.persistence.rows.validation import id_of
-from mongoz.persistence.target import Target, resolve_target
+from mongoz.persistence.target import WriteTarget, resolve_target
 from mongoz.persistence.turns import run_in_turn
 from mongoz.persistence.watched import require_watched
 from mongoz.persistence.write import note_unknown_outcome, raise_after_firing
@@ -53,7 +53,7 @@ async def _delete(instance: Model, session: Any) -> int:
     return await target.as_unit(firing, _delete_and_fire(instance, target, firing, originator))
 
 
-async def _delete_and_fire(instance: Model, target: Target, firing: Firing, originator: Originator) -> int:
+async def _delete_and_fire(instance: Model, target: WriteTarget, firing: Firing, originator: Originator) -> int:
     deletion, failure = _Deletion(id_of(instance), target, firing, originator), None
     session = await target.take_session() if deletion.needs_outcome else target.session
     try:
@@ -110,7 +110,7 @@ async def _fire(instance: Model, deletion: "_Deletion") -> None:
     await deletion.target.fire(deletion.firing, document, deletion.token, {"instance": instance})
 
 
-def needs_marker(target: Target, firing: Firing) -> bool:
+def needs_marker(target: WriteTarget, firing: Firing) -> bool:
     """Whether a dispatcher must know that a delete is ours.
 
     Not if no dispatcher runs any of the receivers: then nothing could be delivered twice.
@@ -132,7 +132,7 @@ class _Deletion:
 
     __slots__ = ("_id", "_originator", "_sent_at", "firing", "is_marked", "target", "token")
 
-    def __init__(self, id_: Any, target: Target, firing: Firing, originator: Originator) -> None:
+    def __init__(self, id_: Any, target: WriteTarget, firing: Firing, originator: Originator) -> None:
         self._id = id_
         self._originator = originator
         self._sent_at = 0.0

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from mongoz.exceptions import DocumentNotFound, WriteConflict
 from mongoz.model.base import Model
-from mongoz.persistence.target import Target
+from mongoz.persistence.target import WriteTarget
 
 __all__ = ["ATTEMPTS", "DocumentChanged", "document_gone", "require_id", "write_conflict"]
 
@@ -26,12 +26,12 @@ def require_id(instance: Model) -> None:
         raise DocumentNotFound(f"This {type(instance).__name__} was never saved: it has no id.")
 
 
-def document_gone(instance: Model, target: Target) -> DocumentNotFound:
+def document_gone(instance: Model, target: WriteTarget) -> DocumentNotFound:
     """The error of a write to a document that was deleted."""
     return DocumentNotFound(f"{target.collection.namespace} has no document with _id {instance.id!r} any more.")
 
 
-def write_conflict(document: type[Model], target: Target, id_: Any) -> WriteConflict:
+def write_conflict(document: type[Model], target: WriteTarget, id_: Any) -> WriteConflict:
     """The error of a document that changed before each attempt to write it."""
     return WriteConflict(
         f"The document with _id {id_!r} of {target.collection.namespace} changed {ATTEMPTS} times between being "

@@ -14,7 +14,7 @@ from mongoz.persistence.origin import make_originator, must_stamp, unstamped_ori
 from mongoz.persistence.outcome.refusals import explain_unstorable
 from mongoz.persistence.pre_signals import fire_pre_signal
 from mongoz.persistence.rows.validation import new_row
-from mongoz.persistence.target import Target, default_target, resolve_target
+from mongoz.persistence.target import WriteTarget, default_target, resolve_target
 from mongoz.persistence.turns import run_in_turn
 from mongoz.persistence.watched import require_watched
 from mongoz.persistence.write import Write, write_and_fire
@@ -77,7 +77,7 @@ async def insert_within_turn(instance: D, collection: Any, session: Any) -> D:
 
 
 async def _insert_and_fire(
-    instance: Model, target: Target, firing: Firing, row: dict[str, Any], elsewhere: Collection | None
+    instance: Model, target: WriteTarget, firing: Firing, row: dict[str, Any], elsewhere: Collection | None
 ) -> None:
     """Insert a row without a stamp, outside of transactions; then run the receivers."""
     try:
@@ -103,7 +103,7 @@ def mark_inserted(instance: Model, row: dict[str, Any], elsewhere: Collection | 
 
 
 async def insert_unless_exists(
-    instance: Model, filter: Mapping[str, Any], target: Target, *, by_id: bool = False
+    instance: Model, filter: Mapping[str, Any], target: WriteTarget, *, by_id: bool = False
 ) -> bool:
     """Insert an instance unless a document matches, in one atomic command.
 

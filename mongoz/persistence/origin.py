@@ -6,7 +6,7 @@ import bson
 
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.ids import id_of_time, new_token
-from mongoz.persistence.target import Target
+from mongoz.persistence.target import WriteTarget
 from mongoz.signals.post_signals import Firing
 from mongoz.stamps import FIELD, Call, Form, form_of, key_hash
 
@@ -45,7 +45,7 @@ class Originator:
 
     __slots__ = ("_firing", "_form", "_target")
 
-    def __init__(self, firing: Firing, target: Target, call: Call, *, stamps: bool) -> None:
+    def __init__(self, firing: Firing, target: WriteTarget, call: Call, *, stamps: bool) -> None:
         self._firing = firing
         self._target = target
         self._form: Form | None = None
@@ -68,7 +68,7 @@ class Originator:
         return Origin(token.hex(), self._form.filled(token, key))
 
 
-def must_stamp(firing: Firing, target: Target, *, natural: bool) -> bool:
+def must_stamp(firing: Firing, target: WriteTarget, *, natural: bool) -> bool:
     """Whether a write needs a stamp.
 
     Args:
@@ -79,7 +79,7 @@ def must_stamp(firing: Firing, target: Target, *, natural: bool) -> bool:
     return target.group is not None and (firing.concerns_dispatchers or not natural)
 
 
-async def make_originator(firing: Firing, target: Target, call: Call, *, natural: bool) -> Originator:
+async def make_originator(firing: Firing, target: WriteTarget, call: Call, *, natural: bool) -> Originator:
     """Make the originator of some writes. Compares the clock with the server's if stamps need that.
 
     Args:

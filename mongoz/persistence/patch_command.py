@@ -12,14 +12,14 @@ from mongoz.persistence.operations.limits import require_within_limits
 from mongoz.persistence.operations.operation import Operation, with_operations
 from mongoz.persistence.rows.changes import Changes
 from mongoz.persistence.rows.validation import id_of
-from mongoz.persistence.target import Target
+from mongoz.persistence.target import WriteTarget
 
 __all__ = ["read_current", "send_patch"]
 
 
 async def send_patch(
     instance: Model,
-    target: Target,
+    target: WriteTarget,
     patch: Changes,
     operations: Sequence[Operation] = (),
     session: Any = None,
@@ -68,7 +68,7 @@ async def send_patch(
 
 async def read_current(
     instance: Model,
-    target: Target,
+    target: WriteTarget,
     operations: Sequence[Operation],
     session: Any,
     *,

@@ -17,7 +17,7 @@ from mongoz.persistence.rows.changes import Changes, differing_fields, find_chan
 from mongoz.persistence.rows.hydration import hydrate_leniently, previous_instance, row_as_loaded
 from mongoz.persistence.rows.invariants import has_invariants
 from mongoz.persistence.rows.validation import adopt_fields, id_of, validate_row, validated_row
-from mongoz.persistence.target import Target, resolve_target
+from mongoz.persistence.target import WriteTarget, resolve_target
 from mongoz.persistence.turns import run_in_turn
 from mongoz.persistence.watched import require_watched
 from mongoz.persistence.write import Write, write_and_fire
@@ -75,7 +75,7 @@ async def _save(instance: D, collection: Any, session: Any) -> D:
     return instance
 
 
-async def _derived_fields(instance: Model, changed: dict[str, Any], target: Target) -> dict[str, Any]:
+async def _derived_fields(instance: Model, changed: dict[str, Any], target: WriteTarget) -> dict[str, Any]:
     """The fields that the model derives from the changed fields of a partial instance, as stored.
 
     The instance gets them too.

@@ -21,12 +21,12 @@ from mongoz.signals import Signal
 from mongoz.signals.chains import refuse_endless_chain
 from mongoz.signals.post_signals import Firing, leave_to_dispatchers, plan_firing
 
-__all__ = ["Target", "default_target", "resolve_target"]
+__all__ = ["WriteTarget", "default_target", "resolve_target"]
 
 T = TypeVar("T")
 
 
-class Target(NamedTuple):
+class WriteTarget(NamedTuple):
     """The target of a write.
 
     Attributes:
@@ -194,13 +194,13 @@ class Target(NamedTuple):
         self.transaction.on_abort(undo)
 
 
-def default_target(meta: MetaInfo) -> Target | None:
+def default_target(meta: MetaInfo) -> WriteTarget | None:
     """The target of most writes: the document's own collection, in no session. None if another one may apply."""
     place = meta.collection
     if place is None or meta.autogenerate_index or is_in_transaction():
         return None
     if place.write_target is None:
-        place.write_target = Target(place)
+        place.write_target = WriteTarget(place)
     return place.write_target  # type: ignore[no-any-return]
 
 
@@ -222,7 +222,7 @@ def _advance(session: Any, other: Any) -> None:
         session.advance_operation_time(other.operation_time)
 
 
-async def resolve_target(document: type[Model], collection: Any = None, session: Any = None) -> Target:
+async def resolve_target(document: type[Model], collection: Any = None, session: Any = None) -> WriteTarget:
     """The target of a write. Creates the indexes of the collection first, if Meta asks for that.
 
     Args:
@@ -240,7 +240,7 @@ async def resolve_target(document: type[Model], collection: Any = None, session:
         await ensure_indexes(meta, place, session)
     joined = join_transaction(place.database.deployment, session)
     if joined is not NOT_JOINED:
-        return Target(place, joined.session, joined.transaction, joined.is_foreign_transaction)
+        return WriteTarget(place, joined.session, joined.transaction, joined.is_foreign_transaction)
     if place.write_target is None:
-        place.write_target = Target(place)
+        place.write_target = WriteTarget(place)
     return place.write_target  # type: ignore[no-any-return]

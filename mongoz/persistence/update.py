@@ -27,7 +27,7 @@ from mongoz.persistence.rows.copies import independent_values
 from mongoz.persistence.rows.hydration import hydrate_leniently, previous_instance
 from mongoz.persistence.rows.invariants import has_invariants
 from mongoz.persistence.rows.validation import adopt_fields, id_of
-from mongoz.persistence.target import Target, resolve_target
+from mongoz.persistence.target import WriteTarget, resolve_target
 from mongoz.persistence.turns import run_in_turn
 from mongoz.persistence.watched import require_watched
 from mongoz.persistence.write import Write, write_and_fire
@@ -62,7 +62,9 @@ async def _update(instance: D, values: dict[str, Any], operations: Sequence[Oper
     raise write_conflict(document, target, instance.id)
 
 
-async def _patch(instance: Model, values: dict[str, Any], operations: Sequence[Operation], target: Target) -> None:
+async def _patch(
+    instance: Model, values: dict[str, Any], operations: Sequence[Operation], target: WriteTarget
+) -> None:
     """Update an instance once.
 
     Raises:
@@ -104,7 +106,7 @@ async def _patch(instance: Model, values: dict[str, Any], operations: Sequence[O
 
 
 async def _apply(
-    instance: Model, values: dict[str, Any], operations: Sequence[Operation], target: Target
+    instance: Model, values: dict[str, Any], operations: Sequence[Operation], target: WriteTarget
 ) -> tuple[AppliedValues, list[Mapping[str, Any]]]:
     """Put new values onto an instance; returns which, and the conditions under which they may be written.
 

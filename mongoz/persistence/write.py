@@ -15,7 +15,7 @@ from mongoz.persistence.origin import Origin
 from mongoz.persistence.outcome.lookup import fence_session, find_written_row, is_outcome_unknown
 from mongoz.persistence.outcome.refusals import explain_refusal, explain_unstorable
 from mongoz.persistence.rows.copies import independent_copy
-from mongoz.persistence.target import Target
+from mongoz.persistence.target import WriteTarget
 from mongoz.signals.post_signals import Firing
 
 __all__ = ["Write", "note_unknown_outcome", "raise_after_firing", "write_and_fire"]
@@ -38,7 +38,7 @@ class Write(NamedTuple):
         inserts: the command is an insert.
     """
 
-    target: Target
+    target: WriteTarget
     firing: Firing
     origin: Origin
     instance: Model

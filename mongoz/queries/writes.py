@@ -14,7 +14,7 @@ from mongoz.persistence.bulk.selection import Selection
 from mongoz.persistence.bulk.update import BulkPatch, update_and_count, update_and_load
 from mongoz.persistence.insert import insert_instance, insert_unless_exists
 from mongoz.persistence.rows.validation import validate_values
-from mongoz.persistence.target import Target, resolve_target
+from mongoz.persistence.target import WriteTarget, resolve_target
 from mongoz.queries.equalities import find_equalities
 from mongoz.queries.pipelines import own_filter
 from mongoz.queries.reads import ReadQuery
@@ -155,7 +155,7 @@ class WriteQuery(ReadQuery[D]):
         needs_ids = plan.joins or plan.skip or plan.limit or (ordered and plan.order)
         return Selection(target, own_filter(plan), options, partial(self._ids, target) if needs_ids else None)
 
-    async def _ids(self, target: Target) -> list[Any]:
+    async def _ids(self, target: WriteTarget) -> list[Any]:
         if self._plan.nothing:
             return []
         cursor = await self._cursor(self._plan, {"_id": 1}, collection=target.raw_collection)

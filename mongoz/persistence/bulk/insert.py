@@ -26,7 +26,7 @@ from mongoz.persistence.outcome.refusals import explain_refusal, explain_unstora
 from mongoz.persistence.pre_signals import fire_pre_signal
 from mongoz.persistence.rows.copies import independent_copy
 from mongoz.persistence.rows.validation import new_row
-from mongoz.persistence.target import Target, resolve_target
+from mongoz.persistence.target import WriteTarget, resolve_target
 from mongoz.persistence.turns import run_in_turns
 from mongoz.persistence.watched import require_watched
 from mongoz.persistence.write import note_unknown_outcome
@@ -72,7 +72,7 @@ async def _insert_many(document: type[D], instances: list[D], collection: Any, s
 
 
 async def _insert_batch(
-    document: type[D], batch: list[tuple[D, Row]], target: Target, progress: BulkProgress
+    document: type[D], batch: list[tuple[D, Row]], target: WriteTarget, progress: BulkProgress
 ) -> None:
     signals = document.meta.signals
     require_watched(document, target.collection, signals.post_save)
@@ -120,7 +120,7 @@ async def _insert_batch(
 
 
 async def _send(
-    rows: list[Row], origins: list[Origin], target: Target
+    rows: list[Row], origins: list[Origin], target: WriteTarget
 ) -> tuple[PyMongoError | None, Collection[int]]:
     """Insert in order; returns the error, if any, and the places of the inserted documents."""
     try:
@@ -171,7 +171,7 @@ class _InsertOutcomeUnknown(Exception):
 
 
 async def _find_inserted(
-    target: Target,
+    target: WriteTarget,
     held: AsyncExitStack,
     session: Any,
     error: PyMongoError,

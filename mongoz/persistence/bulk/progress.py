@@ -13,7 +13,7 @@ from mongoz.model.base import Model
 from mongoz.persistence.bulk.selection import split_into_chunks
 from mongoz.persistence.outcome.lookup import durable_collection
 from mongoz.persistence.outcome.reported import TIMEOUT_MS
-from mongoz.persistence.target import Target
+from mongoz.persistence.target import WriteTarget
 from mongoz.signals.post_signals import Firing
 
 __all__ = [
@@ -51,7 +51,7 @@ class BulkProgress:
         raised: the first errors of receivers.
     """
 
-    def __init__(self, document: type[Model], participle: str, target: Target) -> None:
+    def __init__(self, document: type[Model], participle: str, target: WriteTarget) -> None:
         self.document = document
         self.participle = participle
         self.target = target
@@ -90,7 +90,7 @@ class BulkProgress:
 async def fire_for_each(
     document: type[Model],
     firing: Firing,
-    target: Target,
+    target: WriteTarget,
     written: Iterable[WrittenDocument],
     progress: BulkProgress,
 ) -> None:
@@ -108,7 +108,7 @@ async def fire_for_each(
 def fire_when_known(
     document: type[Model],
     firing: Firing,
-    target: Target,
+    target: WriteTarget,
     find_written: Callable[[], Awaitable[list[WrittenDocument]]],
     held: AsyncExitStack,
 ) -> None:
@@ -133,7 +133,7 @@ def fire_when_known(
 
 
 async def find_existing(
-    target: Target, ids: list[Any], fields: Iterable[str] = (), session: Any = None, *, durable: bool = False
+    target: WriteTarget, ids: list[Any], fields: Iterable[str] = (), session: Any = None, *, durable: bool = False
 ) -> dict[bytes, Row]:
     """The existing documents among these, with some of their fields, by `id_key`; read from the primary.
 

@@ -11,7 +11,7 @@ from pymongo.read_preferences import ReadPreference
 
 from mongoz.connection.codec import CODEC_OPTIONS, as_stored_literal
 from mongoz.keys import canonical
-from mongoz.persistence.target import Target
+from mongoz.persistence.target import WriteTarget
 
 __all__ = ["BATCH", "Selection", "split_into_chunks"]
 
@@ -35,7 +35,7 @@ class Selection:
             skips or limits, or if its order matters. The documents with these ids must still match the filter.
     """
 
-    target: Target
+    target: WriteTarget
     filter: Mapping[str, Any]
     options: Mapping[str, Any] = field(default_factory=dict)
     ids: Callable[[], Awaitable[list[Any]]] | None = None

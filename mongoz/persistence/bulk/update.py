@@ -39,7 +39,7 @@ from mongoz.persistence.rows.changes import Changes, find_changes
 from mongoz.persistence.rows.copies import independent_values
 from mongoz.persistence.rows.hydration import hydrate, hydrate_leniently, validate_stored
 from mongoz.persistence.rows.invariants import has_invariants
-from mongoz.persistence.target import Target
+from mongoz.persistence.target import WriteTarget
 from mongoz.persistence.watched import require_watched
 from mongoz.persistence.write import Write, note_unknown_outcome, write_and_fire
 from mongoz.signals.post_signals import Firing
@@ -117,7 +117,7 @@ class _BulkUpdate(Generic[D]):
         self.document = document
         self.selection = selection
         self.patch = patch
-        self.target: Target = selection.target
+        self.target: WriteTarget = selection.target
         self.elsewhere = self.target.elsewhere(document)
         self.progress = BulkProgress(document, "updated", self.target)
         self._rows: dict[bytes, Row] = {}

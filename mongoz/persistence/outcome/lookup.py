@@ -15,7 +15,7 @@ from pymongo.write_concern import WriteConcern
 
 from mongoz.connection.elections import as_transient, is_connection_error
 from mongoz.persistence.outcome.reported import TIMEOUT_MS, NoChangeStream, read_changes_since
-from mongoz.persistence.target import Target
+from mongoz.persistence.target import WriteTarget
 from mongoz.stamps import FIELD, Stamp
 
 __all__ = [
@@ -46,7 +46,7 @@ def is_commit_unknown(error: PyMongoError) -> bool:
     return error.has_error_label(_UNKNOWN_COMMIT)
 
 
-async def fence_session(target: Target, session: Any, id_: Any) -> None:
+async def fence_session(target: WriteTarget, session: Any, id_: Any) -> None:
     """Make sure that the commands of a session are done by now, or never will be.
 
     A command may still run when its connection is lost. The next retryable write of the session waits until the
@@ -66,7 +66,9 @@ async def fence_session(target: Target, session: Any, id_: Any) -> None:
         raise await as_transient(error, target.client)  # noqa: B904 - its cause is set
 
 
-async def find_written_row(target: Target, id_: Any, stamp: bytes, *, inserted: bool) -> dict[str, Any] | None:
+async def find_written_row(
+    target: WriteTarget, id_: Any, stamp: bytes, *, inserted: bool
+) -> dict[str, Any] | None:
     """The document as a stamped write made it; None if the write does not stand.
 
     Args:
@@ -83,7 +85,7 @@ async def find_written_row(target: Target, id_: Any, stamp: bytes, *, inserted: 
 
 
 async def find_written_rows(
-    target: Target, rows: dict[bytes, dict[str, Any] | None], *, inserted: bool
+    target: WriteTarget, rows: dict[bytes, dict[str, Any] | None], *, inserted: bool
 ) -> dict[bytes, dict[str, Any]]:
     """The documents of the stamped writes that stand, by their stamps.
 
@@ -111,7 +113,7 @@ async def find_written_rows(
     return written | {stamp: {**(rows[stamp] or {}), **values} for stamp, values in reported.items()}
 
 
-async def _reported_values(target: Target, stamps: Iterable[bytes]) -> dict[bytes, dict[str, Any]]:
+async def _reported_values(target: WriteTarget, stamps: Iterable[bytes]) -> dict[bytes, dict[str, Any]]:
     """Stamp -> the values that its write set, according to the change stream."""
     by_stamp = {bytes(stamp): stamp for stamp in stamps}
     earliest = min(int.from_bytes(_token_of(stamp)[:4], "big") for stamp in by_stamp)
@@ -133,7 +135,7 @@ def _token_of(stamp: bytes) -> bytes:
     return found.token.binary
 
 
-async def was_absent(target: Target, id_: Any, since: float) -> bool:
+async def was_absent(target: WriteTarget, id_: Any, since: float) -> bool:
     """Whether a document does not exist, or did not exist at some moment since then.
 
     Args:
@@ -150,8 +152,8 @@ async def was_absent(target: Target, id_: Any, since: float) -> bool:
         return False
 
 
-def durable_collection(target: Target) -> Any:
-    """`Target.raw_collection` for reads of a current primary that no rollback can undo."""
+def durable_collection(target: WriteTarget) -> Any:
+    """`WriteTarget.raw_collection` for reads of a current primary that no rollback can undo."""
     return target.raw_collection.with_options(
         read_concern=ReadConcern("linearizable"), read_preference=ReadPreference.PRIMARY
     )

@@ -14,7 +14,7 @@ from bson import Timestamp
 from pymongo.errors import NetworkTimeout, OperationFailure, PyMongoError
 
 from mongoz.connection.namespaces import is_misread, watched_as
-from mongoz.persistence.target import Target
+from mongoz.persistence.target import WriteTarget
 
 __all__ = ["TIMEOUT_MS", "NoChangeStream", "read_changes_since"]
 
@@ -33,7 +33,7 @@ class NoChangeStream(Exception):
     """The server gives no change stream: it is no replica set, we have no privilege, or the oplog is too short."""
 
 
-async def read_changes_since(target: Target, seconds: float, match: dict[str, Any]) -> list[dict[str, Any]]:
+async def read_changes_since(target: WriteTarget, seconds: float, match: dict[str, Any]) -> list[dict[str, Any]]:
     """The changes of a collection that were committed since a time, up to now.
 
     Args:
@@ -61,7 +61,7 @@ async def read_changes_since(target: Target, seconds: float, match: dict[str, An
 class _RecentChanges:
     """A change stream that ends at the present; made of commands, which both drivers send alike."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: WriteTarget) -> None:
         self._collection = target.driver_collection
         self._database = target.driver_collection.database
         self._deadline = monotonic() + TIMEOUT_MS / 1000

@@ -2,11 +2,13 @@
 
 import sys
 import threading
+from collections.abc import Callable, Mapping
+from typing import Final
 
 import typer
 
 from dispatcher.cli import check, develop, letters, pausing, position, receivers, replay, run, setup, status
-from dispatcher.cli.options import Commands
+from dispatcher.cli.options import Commands, command
 from dispatcher.cli.output import complain, err
 from dispatcher.core.error_text import trace_of
 from dispatcher.core.file_descriptors import lack_in
@@ -26,16 +28,43 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-run.add_to(app)
-check.add_to(app)
-setup.add_to(app)
-develop.add_to(app)
-receivers.add_to(app)
-position.add_to(app)
-status.add_to(app)
-letters.add_to(app)
-pausing.add_to(app)
-replay.add_to(app)
+_COMMANDS: Final[Mapping[str, Callable[..., None]]] = {
+    "run": run.run,
+    "check": check.check,
+    "setup": setup.setup,
+    "dev": develop.dev,
+    "demo": develop.demo,
+    "receivers": receivers.receivers,
+    "status": status.status,
+    "pause": pausing.pause,
+    "resume": pausing.resume,
+    "replay": replay.replay,
+    "backfill": replay.backfill,
+}
+_GROUPS: Final[Mapping[tuple[str, str], Mapping[str, Callable[..., None]]]] = {
+    ("position", "Up to where everything is delivered: look at it, move it by hand."): {
+        "show": position.show,
+        "set": position.move,
+        "reset": position.reset,
+    },
+    ("dead-letters", "Deliveries that failed for good: look at them, try them again, forget them."): {
+        "list": letters.list_,
+        "show": letters.show,
+        "retry": letters.retry,
+        "drop": letters.drop,
+    },
+}
+
+
+def _add(commands: Mapping[str, Callable[..., None]], to: typer.Typer) -> None:
+    for name, function in commands.items():
+        to.command(name)(command(function))
+
+
+_add(_COMMANDS, app)
+for (_name, _help), _commands in _GROUPS.items():
+    app.add_typer(_group := typer.Typer(help=_help, no_args_is_help=True), name=_name)
+    _add(_commands, _group)
 
 
 def _version(wanted: bool) -> None:

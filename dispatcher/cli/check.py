@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dispatcher.cli.application import load_registry
-from dispatcher.cli.options import App, Import, Json, command, settings_of
+from dispatcher.cli.options import App, Import, Json, settings_of
 from dispatcher.cli.output import out, print_json
 from dispatcher.core.output.terminal import Grid, shown
 from dispatcher.core.redaction import redacted
@@ -16,17 +16,12 @@ from dispatcher.settings import Settings
 if TYPE_CHECKING:
     from dispatcher.operate.check import Finding
 
-__all__ = ["add_to"]
+__all__ = ["check"]
 
 _STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="check")(command(_check))
-
-
-def _check(
+def check(
     app: App,
     imports: Import = [],  # noqa: B006 - typer copies it
     *,
@@ -51,18 +46,18 @@ def _check(
     from dispatcher.core.output.logs import configure_logging
 
     configure_logging("auto", "warning")  # to stderr: what is found goes to stdout
-    from dispatcher.operate.check import Finding, check, role_for
+    from dispatcher.operate import check as checks
 
     if role:
-        print(role_for(load_registry(app, imports), settings))  # noqa: T201 - for mongosh, so nothing may be wrapped
+        print(checks.role_for(load_registry(app, imports), settings))  # noqa: T201 - for mongosh, so nothing may be wrapped
         return
 
-    async def findings() -> list[Finding]:
+    async def findings() -> "list[Finding]":
         try:
             registry = load_registry(app, imports)
         except ApplicationError as error:
-            return [Finding("error", "application", error.message, error.remedy)]
-        return [finding async for finding in check(registry, settings, app)]
+            return [checks.Finding("error", "application", error.message, error.remedy)]
+        return [finding async for finding in checks.check(registry, settings, app)]
 
     found = asyncio.run(findings())
     if as_json:

@@ -4,20 +4,14 @@ from typing import Annotated
 
 import typer
 
-from dispatcher.cli.options import App, Import, Json, command, settings_of
+from dispatcher.cli.options import App, Import, Json, settings_of
 from dispatcher.cli.output import print_json
 from dispatcher.settings import Settings
 
-__all__ = ["add_to"]
+__all__ = ["demo", "dev"]
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command(name="dev")(command(_dev))
-    app.command(name="demo")(_demo)
-
-
-def _dev(
+def dev(
     app: App,
     imports: Import = [],  # noqa: B006 - typer copies it
     port: Annotated[
@@ -46,7 +40,7 @@ def _dev(
     develop(app, imports, port=port, data=data, log_level=settings.log_level)
 
 
-def _demo(
+def demo(
     seconds: Annotated[float, typer.Option(min=1.0, max=600.0, help="How long the foreign client writes.")] = 12.0,
     as_json: Json = False,
 ) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
-from dispatcher.cli.options import Json, OfGroup, Yes, command, fields_of
+from dispatcher.cli.options import Json, OfGroup, Yes, fields_of
 from dispatcher.cli.output import confirmed, err, out, print_json
 from dispatcher.core.output.terminal import shown
 from dispatcher.exceptions import ExitCode, NotRunning
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dispatcher.core.state_checks import Misfit
     from dispatcher.operate.dead_letters import Dropped, Outcome, Wanted
 
-__all__ = ["add_to"]
+__all__ = ["drop", "list_", "retry", "show"]
 
 Ids = Annotated[
     list[str],
@@ -71,19 +71,7 @@ class _Filters(NamedTuple):
 Filtered = Annotated[_Filters, fields_of(_Filters)]
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the commands."""
-    letters = typer.Typer(
-        help="Deliveries that failed for good: look at them, try them again, forget them.", no_args_is_help=True
-    )
-    letters.command(name="list")(command(_list))
-    letters.command(name="show")(command(_show))
-    letters.command(name="retry")(command(_retry))
-    letters.command(name="drop")(command(_drop))
-    app.add_typer(letters, name="dead-letters")
-
-
-def _list(
+def list_(
     *,
     filters: Filtered,
     limit: Annotated[
@@ -124,7 +112,7 @@ def _list(
         out.print(f"{len(found)} of {total}; --limit 0 shows all.")
 
 
-def _show(
+def show(
     id_: Annotated[
         str,
         typer.Argument(
@@ -154,7 +142,7 @@ def _show(
     print_letter(letter, parts)
 
 
-def _retry(
+def retry(
     ids: Ids = [],  # noqa: B006 - typer copies it
     all_: All = False,
     *,
@@ -211,7 +199,7 @@ def _retry(
         raise typer.Exit(ExitCode.FAILED)
 
 
-def _drop(
+def drop(
     ids: Ids = [],  # noqa: B006 - typer copies it
     all_: All = False,
     *,

@@ -10,7 +10,7 @@ import typer
 from bson import ObjectId, Timestamp
 from bson.json_util import loads
 
-from dispatcher.core.resume_tokens import token_time
+from dispatcher.core.resume_tokens import token_at, token_time
 
 __all__ = ["keys", "moment", "point", "token"]
 
@@ -74,8 +74,7 @@ def token(text: str, option: str) -> str:
     """
     if _TOKEN.fullmatch(text.strip()):
         return text.strip().upper()
-    time = point(text, option)
-    return f"82{time.time:08X}{time.inc:08X}"
+    return token_at(point(text, option))
 
 
 def keys(text: str) -> Sequence[Any]:

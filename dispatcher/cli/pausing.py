@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dispatcher.cli.options import Json, OfGroup, command
+from dispatcher.cli.options import Json, OfGroup
 from dispatcher.cli.output import out, print_json
 from dispatcher.core.output.terminal import shown
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dispatcher.cli.connecting import GroupConnection
     from dispatcher.operate.status_model import Pause
 
-__all__ = ["add_to"]
+__all__ = ["pause", "resume"]
 
 ReceiverName = Annotated[
     str | None,
@@ -25,13 +25,7 @@ ReceiverName = Annotated[
 ]
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command(name="pause")(command(_pause))
-    app.command(name="resume")(command(_resume))
-
-
-def _pause(
+def pause(
     receiver: ReceiverName = None,
     *,
     place: OfGroup,
@@ -47,10 +41,10 @@ def _pause(
     Example: `dispatcher pause billing.welcome --url mongodb://db.example.org`
     """
     from dispatcher.cli.connecting import with_group
-    from dispatcher.operate.pauses import pause
+    from dispatcher.operate import pauses
 
     async def do(there: "GroupConnection") -> bool:
-        return await pause(there.group, receiver, by=_who(), known=there.receivers)
+        return await pauses.pause(there.group, receiver, by=_who(), known=there.receivers)
 
     changed = with_group(do, place)
     if as_json:
@@ -59,7 +53,7 @@ def _pause(
         out.print(shown(f"{receiver or 'everything'} {'is paused' if changed else 'was paused already'}"))
 
 
-def _resume(
+def resume(
     receiver: ReceiverName = None,
     *,
     place: OfGroup,
@@ -73,11 +67,11 @@ def _resume(
     Example: `dispatcher resume billing.welcome --url mongodb://db.example.org`
     """
     from dispatcher.cli.connecting import with_group
-    from dispatcher.operate.pauses import pauses, resume
+    from dispatcher.operate import pauses
 
     async def do(there: "GroupConnection") -> "tuple[bool, list[Pause]]":
-        changed = await resume(there.group, receiver, known=there.receivers)
-        return changed, await pauses(there.group)
+        changed = await pauses.resume(there.group, receiver, known=there.receivers)
+        return changed, await pauses.pauses(there.group)
 
     changed, left = with_group(do, place)
     names = [one.receiver or "everything" for one in left]

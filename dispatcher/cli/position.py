@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dispatcher.cli.options import Json, OfGroupOfApp, Yes, command
+from dispatcher.cli.options import Json, OfGroupOfApp, Yes
 from dispatcher.cli.output import confirmed, out, print_json
 from dispatcher.core.output.terminal import shown
 from dispatcher.exceptions import ExitCode
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dispatcher.operate.positions import Moved
     from dispatcher.operate.status_model import PartitionStatus
 
-__all__ = ["add_to"]
+__all__ = ["move", "reset", "show"]
 
 Force = Annotated[
     bool,
@@ -27,18 +27,7 @@ Force = Annotated[
 ]
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the commands."""
-    position = typer.Typer(
-        help="Up to where everything is delivered: look at it, move it by hand.", no_args_is_help=True
-    )
-    position.command(name="show")(command(_show))
-    position.command(name="set")(command(_set))
-    position.command(name="reset")(command(_reset))
-    app.add_typer(position, name="position")
-
-
-def _show(
+def show(
     *,
     place: OfGroupOfApp,
     max_age: Annotated[
@@ -103,7 +92,7 @@ def _readable(group: str, seen: "PartitionStatus", found: dict[str, Any]) -> dic
     }
 
 
-def _set(
+def move(
     at: Annotated[
         str,
         typer.Option(
@@ -144,7 +133,7 @@ def _set(
     _say(with_group(do, place), as_json=as_json)
 
 
-def _reset(
+def reset(
     *,
     place: OfGroupOfApp,
     yes: Yes = False,

@@ -1,21 +1,14 @@
 """`dispatcher receivers`."""
 
-import typer
-
 from dispatcher.cli.application import load_registry
 from dispatcher.cli.options import App, Import, Json
 from dispatcher.cli.output import out, print_json
 from dispatcher.core.output.terminal import Grid
 
-__all__ = ["add_to"]
+__all__ = ["receivers"]
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="receivers")(_receivers)
-
-
-def _receivers(app: App, imports: Import = [], as_json: Json = False) -> None:  # noqa: B006 - typer's way
+def receivers(app: App, imports: Import = [], as_json: Json = False) -> None:  # noqa: B006 - typer's way
     """List the receivers that run in the dispatcher, and where they are defined.
 
     Example: `dispatcher receivers shop.models:registry`

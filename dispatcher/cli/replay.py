@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from dispatcher.cli.application import load_registry
-from dispatcher.cli.options import App, Import, Json, Yes, command, settings_of
+from dispatcher.cli.options import App, Import, Json, Yes, settings_of
 from dispatcher.cli.output import confirmed, out, print_json
 from dispatcher.exceptions import ExitCode
 from dispatcher.settings import Settings
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dispatcher.runs.player import Outcome, Workplace
     from dispatcher.runs.replay import Replay
 
-__all__ = ["add_to"]
+__all__ = ["backfill", "replay"]
 
 # Seconds that a clock here may be ahead of the server's.
 _TOLERANCE: Final = 5
@@ -62,13 +62,7 @@ OfRuns = Annotated[
 ]
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command(name="replay")(command(_replay))
-    app.command(name="backfill")(command(_backfill))
-
-
-def _replay(  # noqa: PLR0913 - one parameter per flag
+def replay(  # noqa: PLR0913 - one parameter per flag
     app: App,
     since: Annotated[
         str | None,
@@ -122,7 +116,7 @@ def _replay(  # noqa: PLR0913 - one parameter per flag
     _work(app, imports, settings, work, as_json)
 
 
-def _backfill(
+def backfill(
     app: App,
     receivers: Receivers,
     rate: Rate = None,

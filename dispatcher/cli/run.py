@@ -3,24 +3,17 @@
 from functools import partial
 from typing import Annotated, Final
 
-import typer
-
 from dispatcher.cli.application import load_registry
-from dispatcher.cli.options import WITH_FLAG, App, Import, command, settings_of
+from dispatcher.cli.options import WITH_FLAG, App, Import, settings_of
 from dispatcher.settings import Settings
 
-__all__ = ["add_to"]
+__all__ = ["run"]
 
 # Seconds beyond --grace that an orderly end may take: it saves, hands over and says goodbye.
 _ORDERLY: Final = 15.0
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="run")(command(_run))
-
-
-def _run(
+def run(
     app: App,
     imports: Import = [],  # noqa: B006 - typer copies it
     *,

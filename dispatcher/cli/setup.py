@@ -7,20 +7,15 @@ from typing import Annotated
 import typer
 
 from dispatcher.cli.application import load_registry
-from dispatcher.cli.options import App, Import, Json, command, settings_of
+from dispatcher.cli.options import App, Import, Json, settings_of
 from dispatcher.cli.output import out, print_json
 from dispatcher.core.output.terminal import Grid
 from dispatcher.settings import Settings
 
-__all__ = ["add_to"]
+__all__ = ["setup"]
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="setup")(command(_setup))
-
-
-def _setup(
+def setup(
     app: App,
     imports: Import = [],  # noqa: B006 - typer copies it
     *,

@@ -8,7 +8,7 @@ import typer
 from rich.console import Group as Lines
 from rich.console import RenderableType
 
-from dispatcher.cli.options import Json, OfGroupOfApp, command
+from dispatcher.cli.options import Json, OfGroupOfApp
 from dispatcher.cli.output import out, print_json
 from dispatcher.core.output.terminal import Grid, shown
 from dispatcher.core.redaction import redacted
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dispatcher.cli.connecting import GroupConnection
     from dispatcher.operate.status_model import GroupStatus, MemberStatus, PartitionStatus, Word
 
-__all__ = ["add_to"]
+__all__ = ["status"]
 
 # Seconds of lag, and of headroom, that deserve attention.
 _LATE = 60.0
@@ -36,12 +36,7 @@ _STYLES: "Final[dict[Word, str]]" = {
 }
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="status")(command(_status))
-
-
-def _status(
+def status(
     *,
     place: OfGroupOfApp,
     watch: Annotated[bool, typer.Option("--watch", help="Repeat until Ctrl-C.")] = False,

@@ -102,22 +102,18 @@ class Clients:
         """A client that waits for the server as long as the operator set."""
         return self.client(serverSelectionTimeoutMS=int(self._patience * 1000))
 
-    def lasting_client(self) -> AsyncMongoClient[Any]:
+    def lasting_client(self, **options: Any) -> AsyncMongoClient[Any]:
         """A client for the life of the process: it notices a lost server soon."""
         return self.client(
             serverSelectionTimeoutMS=_SELECTION_TIMEOUT_MS,
             connectTimeoutMS=_CONNECT_TIMEOUT_MS,
             heartbeatFrequencyMS=_HEARTBEAT_MS,
+            **options,
         )
 
     def watching_client(self) -> AsyncMongoClient[Any]:
         """The same for change streams, which have a time limit of their own, see `stream/cursor.py`."""
-        return self.client(
-            serverSelectionTimeoutMS=_SELECTION_TIMEOUT_MS,
-            connectTimeoutMS=_CONNECT_TIMEOUT_MS,
-            heartbeatFrequencyMS=_HEARTBEAT_MS,
-            socketTimeoutMS=None,
-        )
+        return self.lasting_client(socketTimeoutMS=None)
 
     @property
     def connections(self) -> int:

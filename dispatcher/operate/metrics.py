@@ -21,7 +21,6 @@ __all__ = ["METRICS", "Described", "Metrics", "Snapshot"]
 PREFIX: Final = "mongoz_dispatcher_"
 
 _RECEIVER: Final = ("receiver", "signal")
-_PARTITION: Final = ("partition",)
 
 Kind = Literal["counter", "gauge", "histogram"]
 
@@ -31,17 +30,16 @@ class Described(NamedTuple):
 
     Attributes:
         name: without the prefix; that of a counter without `_total`.
-        kind: of Prometheus.
-        labels: besides `group`, which all have.
         help: what it says, with the unit.
         of: its values: a number, or one for each combination of labels; nothing where it is not known.
+        labels: besides `group`, which all have.
     """
 
     name: str
-    kind: Kind
-    labels: tuple[str, ...]
     help: str
     of: "Callable[[Snapshot], float | Iterable[tuple[tuple[str, ...], Any]] | None]"
+    kind: Kind = "gauge"
+    labels: tuple[str, ...] = ()
 
     @property
     def full_name(self) -> str:
@@ -83,16 +81,22 @@ class Snapshot(NamedTuple):
         return [] if self.status is None else [one.receiver or "*" for one in self.status.paused]
 
 
-def _by_receiver(
-    value: Callable[[ReceiverFigures], Any],
-) -> Callable[[Snapshot], Iterable[tuple[tuple[str, ...], Any]]]:
-    return lambda shot: [((one.receiver, one.signal), value(one)) for one in shot.stats.receivers.values()]
+def _counter(name: str, text: str, of: Callable[[Snapshot], Any], *labels: str) -> Described:
+    return Described(name, text, of, "counter", labels)
 
 
-def _by_partition(
-    value: Callable[[Snapshot, Gauges], float | None],
-) -> Callable[[Snapshot], Iterable[tuple[tuple[str, ...], Any]]]:
-    return lambda shot: [((str(number),), value(shot, one)) for number, one in shot.pipelines.items()]
+def _by_receiver(kind: Kind, name: str, text: str, value: Callable[[ReceiverFigures], Any]) -> Described:
+    def values(shot: Snapshot) -> Iterable[tuple[tuple[str, ...], Any]]:
+        return [((one.receiver, one.signal), value(one)) for one in shot.stats.receivers.values()]
+
+    return Described(name, text, values, kind, _RECEIVER)
+
+
+def _by_partition(name: str, text: str, value: Callable[[Snapshot, Gauges], float | None]) -> Described:
+    def values(shot: Snapshot) -> Iterable[tuple[tuple[str, ...], Any]]:
+        return [((str(number),), value(shot, one)) for number, one in shot.pipelines.items()]
+
+    return Described(name, text, values, labels=("partition",))
 
 
 def _total(value: Callable[[Gauges], float]) -> Callable[[Snapshot], float]:
@@ -112,66 +116,43 @@ def _of_group(value: Callable[[GroupStatus], Any]) -> Callable[[Snapshot], Any]:
 
 
 METRICS: Final = (
-    Described("info", "gauge", ("version",), "Always 1; says which version runs.", lambda s: [((s.version,), 1)]),
+    Described("info", "Always 1; says which version runs.", lambda s: [((s.version,), 1)], labels=("version",)),
     # How the group is.
     Described(
         "health",
-        "gauge",
-        ("health",),
         "The group's health: 1 for its word, 0 for the others. The words: failing, blocked, behind, delivering, "
         "idle, paused, down.",
         _of_group(lambda s: [((word,), float(word == s.health.health)) for word in WORDS]),
+        labels=("health",),
     ),
     Described(
         "receiver_health",
-        "gauge",
-        (*_RECEIVER, "health"),
         "Always 1; the label is the receiver's health in one word.",
         _of_group(
             lambda s: [((r.receiver, r.signal, r.health), 1.0) for r in s.health.receivers[:MOST_RECEIVERS]]
         ),
+        labels=(*_RECEIVER, "health"),
     ),
     # What happened.
-    Described("changes_read", "counter", (), "Change events that arrived.", lambda s: s.stats.read),
-    Described(
+    _counter("changes_read", "Change events that arrived.", lambda s: s.stats.read),
+    _counter(
         "invalid_documents",
-        "counter",
-        (),
         "Changes that could not be decoded, or did not fit their model.",
         lambda s: s.stats.invalid,
     ),
-    Described(
-        "deliveries",
-        "counter",
-        _RECEIVER,
-        "Deliveries whose receiver returned.",
-        _by_receiver(lambda r: r.delivered),
+    _by_receiver("counter", "deliveries", "Deliveries whose receiver returned.", lambda r: r.delivered),
+    _by_receiver(
+        "counter", "delivery_failures", "Deliveries given up after their last attempt.", lambda r: r.failed
     ),
-    Described(
-        "delivery_failures",
+    _by_receiver("counter", "delivery_retries", "Attempts beyond a delivery's first.", lambda r: r.retried),
+    _by_receiver(
         "counter",
-        _RECEIVER,
-        "Deliveries given up after their last attempt.",
-        _by_receiver(lambda r: r.failed),
-    ),
-    Described(
-        "delivery_retries",
-        "counter",
-        _RECEIVER,
-        "Attempts beyond a delivery's first.",
-        _by_receiver(lambda r: r.retried),
-    ),
-    Described(
         "delivery_conflicts",
-        "counter",
-        _RECEIVER,
         "Runs of a transactional receiver that met another write, and were repeated.",
-        _by_receiver(lambda r: r.conflicts),
+        lambda r: r.conflicts,
     ),
-    Described(
+    _counter(
         "deliveries_withheld",
-        "counter",
-        (*_RECEIVER, "reason"),
         "Changes that a receiver did not get because of their origin stamp: it `ran` in the writing process, or "
         "the write was `muted`.",
         lambda s: [
@@ -179,157 +160,107 @@ METRICS: Final = (
             for one in s.stats.receivers.values()
             for reason, count in one.withheld.items()
         ],
+        *_RECEIVER,
+        "reason",
     ),
-    Described(
+    _counter(
         "late_stamps",
-        "counter",
-        (),
         "Own writes that arrived too long after their stamp; receivers that ran in the writing process got them "
         "again, under the same `delivery.id`.",
         lambda s: s.stats.late_stamps,
     ),
-    Described(
+    _counter(
         "untouched_changes",
-        "counter",
-        (),
         "Updates that changed nothing but the origin stamp; no receiver gets them.",
         lambda s: s.stats.untouched,
     ),
-    Described(
-        "dead_letters_written", "counter", (), "Dead letters that were written.", lambda s: s.stats.dead_letters
-    ),
-    Described("deliveries_parked", "counter", (), "Deliveries that were parked.", lambda s: s.stats.parked),
-    Described(
-        "stream_reconnects",
-        "counter",
-        (),
-        "How often a change stream was opened again.",
-        lambda s: s.stats.reconnects,
-    ),
-    Described("position_saves", "counter", (), "How often a position was saved.", lambda s: s.stats.saves),
-    Described(
+    _counter("dead_letters_written", "Dead letters that were written.", lambda s: s.stats.dead_letters),
+    _counter("deliveries_parked", "Deliveries that were parked.", lambda s: s.stats.parked),
+    _counter("stream_reconnects", "How often a change stream was opened again.", lambda s: s.stats.reconnects),
+    _counter("position_saves", "How often a position was saved.", lambda s: s.stats.saves),
+    _counter(
         "lease_changes",
-        "counter",
-        (),
         "Partitions that this process took over, gave up or lost.",
         lambda s: s.stats.lease_changes,
     ),
-    Described(
-        "gaps", "counter", (), "Gaps that were recorded: changes that can't be delivered.", lambda s: s.stats.gaps
-    ),
-    Described(
+    _counter("gaps", "Gaps that were recorded: changes that can't be delivered.", lambda s: s.stats.gaps),
+    _counter(
         "log_lines_dropped",
-        "counter",
-        (),
         "Lines of the log, and of what receivers print, that could not be written within a second.",
         lambda s: s.dropped_lines,
     ),
     # How long it took.
-    Described(
-        "delivery_latency_seconds",
+    _by_receiver(
         "histogram",
-        _RECEIVER,
+        "delivery_latency_seconds",
         "From the commit of a change to the start of its receiver's first attempt; at most a thousand per second "
         "are observed.",
-        _by_receiver(lambda r: r.latency),
+        lambda r: r.latency,
     ),
-    Described(
-        "receiver_duration_seconds",
+    _by_receiver(
         "histogram",
-        _RECEIVER,
+        "receiver_duration_seconds",
         "How long attempts of a receiver took; at most a thousand per second are observed.",
-        _by_receiver(lambda r: r.duration),
+        lambda r: r.duration,
     ),
     # How it is now.
-    Described(
+    _by_partition(
         "lag_seconds",
-        "gauge",
-        _PARTITION,
         "How long the oldest undelivered change has waited; 0 if there is none.",
-        _by_partition(lambda _, g: g.lag_seconds),
+        lambda _, g: g.lag_seconds,
     ),
-    Described(
+    _by_partition(
         "lag_changes_estimate",
-        "gauge",
-        _PARTITION,
         "Undelivered changes; the number of unread ones is estimated from the last minute's density.",
-        _by_partition(lambda _, g: g.lag_changes),
+        lambda _, g: g.lag_changes,
     ),
-    Described("in_flight", "gauge", (), "Deliveries in flight.", _total(lambda g: g.in_flight)),
-    Described(
-        "queued_changes", "gauge", (), "Changes that are read and not finished yet.", _total(lambda g: g.queued)
+    Described("in_flight", "Deliveries in flight.", _total(lambda g: g.in_flight)),
+    Described("queued_changes", "Changes that are read and not finished yet.", _total(lambda g: g.queued)),
+    Described("queued_bytes", "Bytes of their events.", _total(lambda g: g.queued_bytes)),
+    _by_partition(
+        "stream_connected", "Whether the change stream is open: 1 or 0.", lambda _, g: float(g.connected)
     ),
-    Described("queued_bytes", "gauge", (), "Bytes of their events.", _total(lambda g: g.queued_bytes)),
-    Described(
-        "stream_connected",
-        "gauge",
-        _PARTITION,
-        "Whether the change stream is open: 1 or 0.",
-        _by_partition(lambda _, g: float(g.connected)),
-    ),
-    Described(
+    _by_partition(
         "position_age_seconds",
-        "gauge",
-        _PARTITION,
         "How far the position lies behind the server's clock. Everything up to the position is delivered.",
-        _by_partition(lambda s, g: max(0.0, s.server_now - g.position_seconds)),
+        lambda s, g: max(0.0, s.server_now - g.position_seconds),
     ),
-    Described(
+    _by_partition(
         "position_saved_age_seconds",
-        "gauge",
-        _PARTITION,
         "Seconds since the saved position was up to date.",
-        _by_partition(lambda s, g: max(0.0, s.now - g.saved_seconds)),
+        lambda s, g: max(0.0, s.now - g.saved_seconds),
     ),
     Described(
         "oplog_window_seconds",
-        "gauge",
-        (),
         "Seconds of the past that the oplog holds; absent without the right serverStatus, and behind a mongos.",
         _window,
     ),
-    Described(
+    _by_partition(
         "oplog_headroom_seconds",
-        "gauge",
-        _PARTITION,
         "Estimated seconds until the oplog drops the position, if the position does not move. Absent in the same "
         "cases.",
-        _by_partition(_headroom),
+        _headroom,
     ),
     Described(
         "event_loop_delay_seconds",
-        "gauge",
-        (),
         "The longest delay of the event loop in the last seconds; a receiver that blocks the loop stops all "
         "others.",
         lambda s: s.loop_delay,
     ),
     Described(
         "partitions",
-        "gauge",
-        (),
         "Partitions in the layout of the group.",
         lambda s: s.status.partition_count if s.status else 1,
     ),
-    Described("partitions_held", "gauge", (), "Partitions that this process holds.", lambda s: len(s.pipelines)),
-    Described("members", "gauge", (), "Processes of the group that are alive.", _of_group(lambda s: len(s.alive))),
-    Described("dead_letters", "gauge", (), "Dead letters of the group.", _of_group(lambda s: s.dead_letter_count)),
+    Described("partitions_held", "Partitions that this process holds.", lambda s: len(s.pipelines)),
+    Described("members", "Processes of the group that are alive.", _of_group(lambda s: len(s.alive))),
+    Described("dead_letters", "Dead letters of the group.", _of_group(lambda s: s.dead_letter_count)),
     Described(
-        "parked_deliveries",
-        "gauge",
-        (),
-        "Deliveries of the group that are parked.",
-        _of_group(lambda s: s.parked_deliveries),
+        "parked_deliveries", "Deliveries of the group that are parked.", _of_group(lambda s: s.parked_deliveries)
     ),
+    Described("paused", "Whether the whole group is paused: 1 or 0.", lambda s: float("*" in s.paused)),
     Described(
-        "paused", "gauge", (), "Whether the whole group is paused: 1 or 0.", lambda s: float("*" in s.paused)
-    ),
-    Described(
-        "paused_receivers",
-        "gauge",
-        (),
-        "Receivers that are paused by name.",
-        lambda s: float(len(set(s.paused) - {"*"})),
+        "paused_receivers", "Receivers that are paused by name.", lambda s: float(len(set(s.paused) - {"*"}))
     ),
 )
 """All metrics, in the order of the documentation."""

@@ -17,7 +17,7 @@ from dispatcher.core.driver_errors import Kind, kind_of
 from dispatcher.core.events import Start
 from dispatcher.core.oplog import look_at_oplog
 from dispatcher.core.output.logs import Stats
-from dispatcher.core.resume_tokens import token_time
+from dispatcher.core.resume_tokens import token_at, token_time
 from dispatcher.core.state import POSITIONS, Group
 from dispatcher.exceptions import HistoryLost, NotFound, PositionError, StillRunning
 from dispatcher.operate.status import members_of
@@ -59,7 +59,7 @@ class Mover:
     async def now(self) -> str:
         """What stands for this moment: all that was written before it counts as finished."""
         time = await self._time()
-        return _token_of(Timestamp(time.time, time.inc + 1))
+        return token_at(Timestamp(time.time, time.inc + 1))
 
     async def require_held(self, token: str) -> None:
         """Find out whether the stream can begin there.
@@ -170,8 +170,3 @@ class Mover:
             "Nothing was changed.",
             remedy="Choose a later time. For what is older, `dispatcher backfill` delivers current documents.",
         )
-
-
-def _token_of(time: Timestamp) -> str:
-    """What sorts before the tokens of all changes of this time, and after those of all earlier ones."""
-    return f"82{time.time:08X}{time.inc:08X}"

@@ -3,7 +3,6 @@
 import re
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -88,9 +87,10 @@ async def test_a_receiver_is_chosen_with_its_terms(options, expected):
 
 async def test_the_documented_step_waits_outside_of_the_time_limit():
     text = (Path(__file__).parents[2] / "docs/why.md").read_text("utf-8")
-    (code,) = re.findall(r"```python\n(class RateLimits:.*?)```", text, re.S)
+    (code,) = re.findall(r"```python title=\"rate_limits.py\"\n(.*?)```", text, re.S)
     scope: dict[str, Any] = {}
-    exec("from __future__ import annotations\n" + code, {"now": lambda: 0.0, "replace": replace}, scope)
+    exec(code, scope)
+    scope["now"] = lambda: 0.0
     waits: list[float] = []
 
     async def pause(seconds: float) -> None:
@@ -101,15 +101,13 @@ async def test_the_documented_step_waits_outside_of_the_time_limit():
 
     receiver = receiver_of(call)
     figures, terms = ReceiverFigures("receiver", "post_save"), Policy(5, 30.0).terms_of(receiver.options)
-    limited = terms._replace(options=SimpleNamespace(rate=10))  # type: ignore[arg-type]
-    step = scope["RateLimits"](pause)
-    target = step.around(Target(receiver, limited, figures, run_receiver, call))
-    assert target.run is run_receiver
+    plain = Target(receiver, terms, figures, run_receiver, call)
+    assert scope["RateLimits"]({}, pause).around(plain) is plain
+    limited = scope["RateLimits"]({"receiver": 10.0}, pause).around(plain)
+    assert limited.run is run_receiver
     for _ in range(3):
-        await target.call(attempt_at(target))
+        await limited.call(attempt_at(limited))
     assert waits == pytest.approx([0.1, 0.2])
-    plain = Target(receiver, terms._replace(options=SimpleNamespace(rate=None)), figures, run_receiver, call)  # type: ignore[arg-type]
-    assert step.around(plain) is plain
 
 
 async def test_attempts_are_measured_a_thousand_times_per_second_at_most():

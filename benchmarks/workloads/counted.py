@@ -6,15 +6,14 @@ valgrind --tool=callgrind --instr-atstart=no python -m benchmarks.workloads.coun
 import asyncio
 import datetime
 import gc
-import inspect
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
-from unittest.mock import MagicMock
 
 import bson
 from bson.codec_options import CodecOptions
 from pydantic import BaseModel
+from pymongo import AsyncMongoClient
 
 from benchmarks.workloads.counting import counted
 from benchmarks.workloads.people import person
@@ -24,10 +23,15 @@ from dispatcher.core.bson_codec import RawEvent
 from dispatcher.core.events import Batch
 from dispatcher.core.lease import Lease
 from dispatcher.core.output.logs import Stats
+from dispatcher.core.state import Group, State
 from dispatcher.delivery.routes import Routes
+from dispatcher.group.sessions import GroupSessions
+from dispatcher.operate.pauses import Pauses
+from dispatcher.position.documents import SavedPositions
+from dispatcher.position.store import PositionStore
+from dispatcher.runtime.assembly import Assembly
 from dispatcher.runtime.pipeline import Pipeline
 from dispatcher.settings import Settings
-from dispatcher.stream.lookup import DocumentLookup
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.signals.hops import inside_dispatcher
 
@@ -123,7 +127,7 @@ async def _count_deliveries() -> None:
 
     await _count("loop", bare, events)
     pipeline = _pipeline()
-    await pipeline._load_state()
+    pipeline._on_controls()
 
     async def deliver(portion: list[RawEvent]) -> None:
         with inside_dispatcher():
@@ -142,24 +146,23 @@ async def _count_deliveries() -> None:
 
 
 def _pipeline() -> Pipeline:
-    """The daemon's, on stand-ins for all that does I/O and has no part in a delivery that succeeds."""
-    parameters = inspect.signature(Pipeline).parameters.items()
-    # With a specification, so that what is a coroutine there can be awaited here.
-    parts: dict[str, Any] = {name: MagicMock(spec=parameter.annotation) for name, parameter in parameters}
-    parts["controls"].everything, parts["controls"].receivers = False, frozenset()
-    parts["held"].receivers.return_value = set()
-    parts["transactions"].around.side_effect = lambda target: target
-    parts["position"].configure_mock(term=1, token=_token(-1), ahead=frozenset())
-    parts |= {
-        "images": DocumentLookup(MagicMock(), CODEC_OPTIONS, ""),
-        "routes": Routes([Announced], "default"),
-        "lease": Lease.for_ever(),
-        "fingerprint": "",
-        "codec_options": CODEC_OPTIONS,
-        "settings": Settings(),
-        "stats": Stats(),
-    }
-    return Pipeline(**parts)
+    """The daemon's, whose clients never connect: nothing does I/O in a delivery that succeeds."""
+    client = AsyncMongoClient[Any]("mongodb://127.0.0.1:1", connect=False)
+    group, routes = Group(State(client, "state"), "default"), Routes([Announced], "default")
+    assembly = Assembly(
+        group,
+        client,
+        mongoz_odm.plain_registry,
+        routes,
+        Settings(),
+        Stats(),
+        "",
+        Pauses(group),
+        GroupSessions(group, "member"),
+    )
+    saved = {"_id": "default:0", "partition": 0, "token": _token(-1), "term": 1}
+    position = SavedPositions.read([saved], "default", "state").positions[0]
+    return assembly.pipeline(PositionStore(group), Lease.for_ever(), position)
 
 
 def _event(number: int) -> bytes:

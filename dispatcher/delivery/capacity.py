@@ -107,6 +107,10 @@ class Capacity:
         """Whether the lanes are held."""
         return self.places == 0
 
+    def may_begin(self) -> bool:
+        """Whether work beside the stream may begin."""
+        return not (self.stopping or self.held)
+
     def hold(self) -> None:
         """Begin no job until `release`. Jobs in flight continue; no pause ends."""
         self.places = 0

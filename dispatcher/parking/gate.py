@@ -46,7 +46,6 @@ class Parking:
         stats: counters.
         pause: waits between attempts at a command.
         paused: the names of receivers that are paused now.
-        on_parked: told in how many seconds a delivery that was parked is due.
     """
 
     def __init__(
@@ -58,14 +57,13 @@ class Parking:
         stats: Stats,
         pause: Pause,
         paused: Callable[[], frozenset[str]] = frozenset,
-        on_parked: Callable[[float], None] = lambda _seconds: None,
     ) -> None:
         self._held = held
         self.term = term
         self._stats = stats
         self._pause = pause
         self._paused = paused
-        self._on_parked = on_parked
+        self._on_parked: Callable[[float], None] = lambda _seconds: None
         self.me = secrets.token_hex(8)
         # Lanes go by the name that a receiver had when they began.
         self._names = {one.name: (*one.options.formerly, one.name) for one in receivers}
@@ -86,6 +84,10 @@ class Parking:
         self._resting: set[str] = set()
         self.watched: set[str] = set()
         """Names of the receivers whose deliveries may have to wait. Empty nearly always."""
+
+    def on_parked(self, listener: Callable[[float], None]) -> None:
+        """Call a function whenever a delivery is parked, with the seconds until it is due."""
+        self._on_parked = listener
 
     @property
     def busy(self) -> tuple[str, ...]:

@@ -122,6 +122,7 @@ class Unparking:
     ) -> None:
         self._held = held
         self._parking = parking
+        parking.on_parked(self.wake)
         self._routes = routes
         self._deliver = deliver
         self._add = add

@@ -25,7 +25,7 @@ from dispatcher.position.store import PositionStore
 from dispatcher.position.tracker import Tracker
 from dispatcher.settings import Settings
 
-__all__ = ["Progress"]
+__all__ = ["Checkpoint"]
 
 log = get_logger()
 
@@ -36,7 +36,7 @@ _LONGEST_SPAN: Final = 20_000
 _HEAVIEST_SPAN: Final = 6_000_000
 
 
-class Progress:
+class Checkpoint:
     """The finished changes of one stream, by this process and by earlier ones.
 
     Args:
@@ -44,7 +44,9 @@ class Progress:
         always: whether to save the position even if it has not moved, so that it does not look dead.
 
     Attributes:
+        lease: of the partition.
         tracker: the order of the stream, from the position on.
+        start: where the stream continues.
         began: the token of the position when the partition was claimed.
         saved_seconds: when the saved position was last up to date, by the monotonic clock.
     """
@@ -62,7 +64,7 @@ class Progress:
     ) -> None:
         assert position.token is not None
         self._store = store
-        self._lease = lease
+        self.lease = lease
         self._fingerprint = fingerprint
         self._fingerprint_before = position.fingerprint or ""
         self._stats = stats
@@ -75,6 +77,7 @@ class Progress:
         self._has_passed = False  # some facts were removed since the last save
         self._saved: tuple[str, bytes] = (position.token, position.ahead)
         self.tracker = Tracker(position.token)
+        self.start = position.start(fingerprint)
         self.began = position.token
         self.saved_seconds = monotonic()
 
@@ -141,7 +144,7 @@ class Progress:
         self._has_passed = self._inherited.pass_(token) or self._has_passed
         inherited = self._inherited.facts if self._has_passed else None
         try:
-            ours = await self._store.save(self._lease, token, fingerprint, ahead, until, inherited)
+            ours = await self._store.save(self.lease, token, fingerprint, ahead, until, inherited)
         except PyMongoError as error:
             verdict = fatal(error, self._address)
             if verdict is not None:
@@ -153,7 +156,7 @@ class Progress:
             )
             return
         if not ours:
-            self._lease.lose()
+            self.lease.lose()
             return
         self._saved = (token, ahead)
         self._has_passed = False

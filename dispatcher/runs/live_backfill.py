@@ -5,7 +5,7 @@ delivered before it, and what the stream brings later comes later.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -16,16 +16,20 @@ from pymongo.errors import PyMongoError
 
 from dispatcher.core.driver_errors import fatal, in_short
 from dispatcher.core.events import Errand, Job, Namespace, key_from
+from dispatcher.core.lease import Lease
 from dispatcher.core.output.logs import get_logger
 from dispatcher.core.partitions import belongs, hash_of
+from dispatcher.delivery.capacity import Capacity
 from dispatcher.delivery.deliverer import Deliverer
+from dispatcher.delivery.lanes import Lanes
 from dispatcher.delivery.routes import Routes
 from dispatcher.parking.gate import Parking
 from dispatcher.runs.snapshot import change_of, document, documents, key_of
 from dispatcher.runs.store import Run, Runs
-from dispatcher.stream.scope import Scope, scope_of
+from dispatcher.stream.collections import collections_of
+from dispatcher.stream.scope import scope_of
 
-__all__ = ["Refilling"]
+__all__ = ["LiveBackfill"]
 
 log = get_logger()
 
@@ -36,13 +40,12 @@ _AGAIN: Final = 5.0
 _MOST: Final = 100
 
 
-class Refilling:
+class LiveBackfill:
     """Takes care of the backfills of one partition.
 
     Args:
         client: opened for the running loop.
-        collections: those in which there are documents for somebody.
-        goes_on: whether something may be begun.
+        capacity: tells whether work beside the stream may begin.
     """
 
     def __init__(  # noqa: PLR0913 - it is a stream of its own
@@ -52,12 +55,10 @@ class Refilling:
         routes: Routes,
         parking: Parking,
         deliverer: Deliverer,
+        lanes: Lanes,
+        capacity: Capacity,
+        lease: Lease,
         *,
-        collections: Callable[[Scope], Awaitable[list[Namespace]]],
-        add: Callable[[Hashable, Errand], None],
-        goes_on: Callable[[], bool],
-        partition: int,
-        partitions: int,
         codec_options: CodecOptions[Any],
         address: str,
     ) -> None:
@@ -66,11 +67,9 @@ class Refilling:
         self._all_routes = routes
         self._parking = parking
         self._deliverer = deliverer
-        self._collections = collections
-        self._add = add
-        self._goes_on = goes_on
-        self._partition = partition
-        self._partitions = partitions
+        self._lanes = lanes
+        self._capacity = capacity
+        self._partition, self._partitions = lease.partition, lease.partitions
         self._codec_options = codec_options
         self._address = address
         self._wanted = asyncio.Event()
@@ -102,7 +101,7 @@ class Refilling:
 
     async def _refill(self, run: Run) -> None:
         routes = self._all_routes.narrowed(lambda signal, _: signal == "post_save", run.id)
-        namespaces = await self._collections(scope_of(routes)) if routes.listeners else []
+        namespaces = await collections_of(self._client, scope_of(routes)) if routes.listeners else []
         log.info(
             "delivering the current documents, since history was lost",
             action="backfill.started",
@@ -138,13 +137,13 @@ class Refilling:
 
     async def _in_lanes(self, run: Run, routes: Routes, namespace: Namespace, keys: list[bytes]) -> None:
         """Have some documents delivered, each in its lane; when this returns they are finished or parked."""
-        while not self._goes_on():  # noqa: ASYNC110 - it is paused, for minutes or hours
+        while not self._capacity.may_begin():  # noqa: ASYNC110 - it is paused, for minutes or hours
             await asyncio.sleep(1.0)
         told = []
         for key in keys:
             done = asyncio.get_running_loop().create_future()
             errand = Errand(partial(self._deliver, run, routes, namespace, key), partial(done.set_result, None))
-            self._add(key_from(namespace, key, self._codec_options), errand)
+            self._lanes.add(key_from(namespace, key, self._codec_options), errand)
             told.append(done)
         await asyncio.wait(told)
 

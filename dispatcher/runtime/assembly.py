@@ -1,6 +1,5 @@
-"""What all pipelines of a process have in common, and making one for a partition that was claimed."""
+"""Builds the pipeline of a partition: the stages bottom-up, each in one step."""
 
-from functools import partial
 from typing import Any, NamedTuple
 
 from pymongo import AsyncMongoClient
@@ -8,42 +7,53 @@ from pymongo import AsyncMongoClient
 from dispatcher.core.lease import Lease
 from dispatcher.core.output.logs import Stats, get_logger
 from dispatcher.core.state import Group
+from dispatcher.delivery.capacity import Bounds, Capacity
+from dispatcher.delivery.deliverer import Deliverer
+from dispatcher.delivery.failure import Failures
+from dispatcher.delivery.lanes import Lanes
 from dispatcher.delivery.routes import Routes
+from dispatcher.delivery.steps import Steps
+from dispatcher.delivery.terms import Policy
+from dispatcher.delivery.tracing import tracing_of
 from dispatcher.delivery.transactions import Transactions
 from dispatcher.group.sessions import GroupSessions
 from dispatcher.operate.pauses import Pauses
+from dispatcher.parking.gate import Parking
+from dispatcher.parking.redelivery import Resending
 from dispatcher.parking.store import HeldStore
+from dispatcher.parking.worker import Unparking
+from dispatcher.position.checkpoint import Checkpoint
 from dispatcher.position.documents import Position
 from dispatcher.position.gaps import Gaps
 from dispatcher.position.store import PositionStore
-from dispatcher.runs.live_backfill import Refilling
+from dispatcher.runs.live_backfill import LiveBackfill
 from dispatcher.runs.store import Runs
-from dispatcher.runtime.history_lost import History
-from dispatcher.runtime.pipeline import Pipeline
+from dispatcher.runtime.history_lost import LostHistory
+from dispatcher.runtime.pipeline import Beside, Delivering, Pipeline, Reading
 from dispatcher.settings import Settings
 from dispatcher.stream.change_stream import ChangeStreamSource
-from dispatcher.stream.collections import collections_of
 from dispatcher.stream.lookup import DocumentLookup
-from dispatcher.stream.scope import scope_of
+from dispatcher.stream.reader import Reader
+from dispatcher.stream.scope import Scope, scope_of
 from mongoz import Registry
 
-__all__ = ["Works"]
+__all__ = ["Assembly"]
 
 log = get_logger()
 
 
-class Works(NamedTuple):
-    """Makes pipelines.
+class Assembly(NamedTuple):
+    """Builds the pipelines of a process: each stage after the stages that it calls.
 
     Attributes:
         group: of dispatchers.
         watching: opened for the running loop, for change streams.
         registry: of the application.
-        routes: who gets what.
+        routes: find the receivers of changes.
         settings: the operator's.
         stats: counters.
         address: of the server, for messages.
-        controls: what is paused.
+        controls: pauses of the operator.
         sessions: of transactional receivers.
     """
 
@@ -58,18 +68,49 @@ class Works(NamedTuple):
     sessions: GroupSessions
 
     def pipeline(self, store: PositionStore, lease: Lease, position: Position) -> Pipeline:
-        """One that continues where a partition was left."""
-        group, codec_options = self.group, self.registry.codec_options
-        (number, of) = (lease.partition, lease.partitions)
-        scope = scope_of(self.routes).part(number, of)._replace(hashed=bool(position.inherited))
+        """The pipeline of a claimed partition.
+
+        Args:
+            store: of the position.
+            lease: of the partition.
+            position: as it was when the partition was claimed, with a token.
+        """
+        scope = scope_of(self.routes).part(lease.partition, lease.partitions)
+        scope = scope._replace(hashed=bool(position.inherited))
         log.info(
             "claimed a partition",
             action="lease.claimed",
-            partition=number,
-            of=of,
+            partition=lease.partition,
+            of=lease.partitions,
             term=lease.term,
             begins="position" if position.fingerprint == scope.fingerprint else "time of the position",
         )
+        checkpoint = Checkpoint(
+            store,
+            lease,
+            position,
+            scope.fingerprint,
+            stats=self.stats,
+            address=self.address,
+            always=lambda: self.controls.everything,
+        )
+        runs = Runs(self.group)
+        held = HeldStore(self.group, self.stats, (lease.partition, lease.partitions))
+        reading = self._reading(scope, lease, checkpoint, runs)
+        delivering = self._delivering(lease, checkpoint, held)
+        return Pipeline(
+            reading,
+            delivering,
+            self._beside(lease, checkpoint, held, runs, delivering),
+            checkpoint,
+            controls=self.controls,
+            settings=self.settings,
+            stats=self.stats,
+            address=self.address,
+        )
+
+    def _reading(self, scope: Scope, lease: Lease, checkpoint: Checkpoint, runs: Runs) -> Reading:
+        codec_options = self.registry.codec_options
         source = ChangeStreamSource(
             self.watching,
             scope,
@@ -77,33 +118,99 @@ class Works(NamedTuple):
             address=self.address,
             stats=self.stats,
         )
-        gaps = Gaps(self.group, self.stats, address=self.address, partition=number)
-        runs = Runs(self.group)
-        of_stream: dict[str, Any] = {"partition": number, "partitions": of, "address": self.address}
-        return Pipeline(
-            source=source,
-            images=DocumentLookup(group.state.client, codec_options, self.address),
-            routes=self.routes,
-            store=store,
-            lease=lease,
-            position=position,
-            fingerprint=scope.fingerprint,
+        reader = Reader(
+            source,
+            DocumentLookup(self.group.state.client, codec_options, self.address),
+            group=self.group.name,
             codec_options=codec_options,
-            settings=self.settings,
-            stats=self.stats,
-            address=self.address,
-            held=HeldStore(self.group, self.stats, (number, of)),
-            controls=self.controls,
-            gaps=gaps,
-            history=History(self.settings.on_history_lost, source, gaps, runs, group=group.name, **of_stream),
-            refilling=partial(
-                Refilling,
-                group.state.client,
-                runs,
-                self.routes,
-                collections=partial(collections_of, group.state.client),
-                codec_options=codec_options,
-                **of_stream,
-            ),
-            transactions=Transactions(self.registry, self.group, self.sessions),
+            is_finished=checkpoint.is_finished,
         )
+        gaps = Gaps(self.group, self.stats, address=self.address, partition=lease.partition)
+        history = LostHistory(
+            self.settings.on_history_lost,
+            source,
+            gaps,
+            runs,
+            group=self.group.name,
+            lease=lease,
+            address=self.address,
+        )
+        return Reading(source, reader, self.routes, history, gaps)
+
+    def _delivering(self, lease: Lease, checkpoint: Checkpoint, held: HeldStore) -> Delivering:
+        stats, codec_options, policy = self.stats, self.registry.codec_options, Policy.of(self.settings)
+        capacity = Capacity(Bounds.of(self.settings))
+        parking = Parking(
+            held,
+            self.routes.receivers,
+            term=lease.term,
+            stats=stats,
+            pause=capacity.pause,
+            paused=lambda: self.controls.receivers,
+        )
+        transactions = Transactions(self.registry, self.group, self.sessions)
+        steps = Steps(
+            policy,
+            lease,
+            capacity,
+            stats,
+            codec_options,
+            tracing=tracing_of(self.settings, stats),
+            transactions=transactions,
+        )
+        failures = Failures(lease.term, stats, dead_letters=held, transactions=transactions, pause=capacity.pause)
+        deliverer = Deliverer(
+            lease.term, policy, capacity, stats, codec_options, steps=steps, failures=failures, held=parking
+        )
+        lanes = Lanes(
+            capacity,
+            deliverer.work,
+            on_finished=checkpoint.tracker.finished,
+            can_be_cut=steps.invoker.can_be_cut,
+        )
+        return Delivering(capacity, lanes, deliverer, steps.invoker, failures, parking)
+
+    def _beside(
+        self,
+        lease: Lease,
+        checkpoint: Checkpoint,
+        held: HeldStore,
+        runs: Runs,
+        delivering: Delivering,
+    ) -> Beside:
+        capacity, lanes, deliverer, _, _, parking = delivering
+        codec_options, address = self.registry.codec_options, self.address
+        worker = Unparking(
+            held,
+            parking,
+            self.routes,
+            deliver=deliverer.deliver_held,
+            add=lanes.add,
+            goes_on=capacity.may_begin,
+            position=lambda: checkpoint.tracker.token,
+            places=self.settings.concurrency // 2,
+            codec_options=codec_options,
+            address=address,
+        )
+        redelivery = Resending(
+            held,
+            parking,
+            self.routes,
+            add=lanes.add,
+            goes_on=capacity.may_begin,
+            codec_options=codec_options,
+            address=address,
+        )
+        backfill = LiveBackfill(
+            self.group.state.client,
+            runs,
+            self.routes,
+            parking,
+            deliverer,
+            lanes,
+            capacity,
+            lease,
+            codec_options=codec_options,
+            address=address,
+        )
+        return Beside(worker, redelivery, backfill)

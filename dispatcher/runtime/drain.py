@@ -1,14 +1,14 @@
-"""The end of one stream's work, in order.
+"""Ends the deliveries of one partition in order.
 
-Nothing new is read any more when this begins. Then, and why:
+The stream is not read any more. Then:
 
-1. Stop starting deliveries, and give those in flight the grace period. What is queued was not begun, and is read
-   again by whoever comes next.
-2. Cancel the receivers that are still at work: this one attempt will be repeated.
-3. Park what is left of changes that some receivers have got: these are not to get them again.
-4. Save the position, with what was finished ahead of it, so that nothing else is repeated.
+1. No further delivery starts. Those in flight have the grace period. The next owner reads queued changes again.
+2. Receivers that still run are cancelled. Only this attempt is repeated.
+3. For changes that some of their receivers have got, the other deliveries are parked, so that nothing is repeated.
+4. The position is saved, with the finished changes ahead of it.
 
-Who has lost the lease cancels what is in flight at once, and writes nothing: another process delivers it.
+After the loss of the lease, everything in flight is cancelled at once and nothing is written: another process
+delivers it.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Final
 
 from dispatcher.core.events import Job
-from dispatcher.core.lease import Lease, now
+from dispatcher.core.lease import now
 from dispatcher.core.output.logs import get_logger
 from dispatcher.core.tasks import Interrupted
 from dispatcher.delivery.capacity import Capacity
@@ -24,37 +24,36 @@ from dispatcher.delivery.lanes import Lanes
 from dispatcher.exceptions import DispatcherError
 from dispatcher.parking.gate import Parking
 from dispatcher.parking.worker import Unparking
-from dispatcher.position.checkpoint import Progress
+from dispatcher.position.checkpoint import Checkpoint
 
 __all__ = ["SAVE_PATIENCE", "drain"]
 
 log = get_logger()
 
 SAVE_PATIENCE: Final = 5.0
-"""Seconds that the last writes may take: the reason for the end is known already, and a server may be gone."""
+"""Seconds that the last writes may take: the server may be gone."""
 
 
 async def drain(
-    lease: Lease,
     capacity: Capacity,
     lanes: Lanes,
     parking: Parking,
     unparking: Unparking,
-    progress: Progress,
+    checkpoint: Checkpoint,
     *,
     grace: float,
 ) -> None:
-    """End all deliveries, and see to it that as little as possible is repeated.
+    """End all deliveries, so that as little as possible is repeated.
 
     Args:
-        lease: of the partition.
-        capacity: how many there are.
-        lanes: where they are.
-        parking: where what is left of them goes.
-        unparking: works off what is parked.
-        progress: keeps the position.
+        capacity: the places for jobs.
+        lanes: run the jobs.
+        parking: parks the rest of jobs.
+        unparking: delivers parked deliveries.
+        checkpoint: saves the position, under the lease of the partition.
         grace: seconds that deliveries in flight have.
     """
+    lease = checkpoint.lease
     lost = lease.lost.is_set()
     log.info("draining", action="dispatcher.draining", partition=lease.partition, in_flight=capacity.in_flight)
     lease.interrupt()
@@ -62,7 +61,7 @@ async def drain(
     cut = await lanes.stop(patience)
     if cut:
         log.warning(
-            "receivers were still at work after the grace period: they are cancelled, and called again later",
+            "receivers still ran after the grace period; they are cancelled, and called again later",
             action="dispatcher.cut",
             deliveries=cut,
             grace=patience,
@@ -71,31 +70,31 @@ async def drain(
         return
     try:
         async with asyncio.timeout(SAVE_PATIENCE):
-            if now() < lease.until:  # or somebody else may be at it
-                with suppress(Interrupted):  # what can't be written is repeated
-                    await _park_rest(lanes, parking, progress)
+            if now() < lease.until:  # otherwise another process may have it
+                with suppress(Interrupted):  # the rest is repeated
+                    await _park_rest(lanes, parking, checkpoint)
                 with suppress(Interrupted):
                     await unparking.settle_rest()
-            with suppress(DispatcherError):  # the reason for the end is known already
-                await progress.save()
+            with suppress(DispatcherError):  # the end has another reason, which is raised
+                await checkpoint.save()
     except TimeoutError:
         log.warning(
-            "the position could not be saved in time; what was finished since the last save will be repeated",
+            "the position could not be saved in time; changes that finished since the last save are repeated",
             action="position.not_saved",
             error=f"no answer within {SAVE_PATIENCE:g} s",
         )
 
 
-async def _park_rest(lanes: Lanes, parking: Parking, progress: Progress) -> None:
-    """Have changes that were begun, and that somebody has got, count as finished: what is left of them is parked.
+async def _park_rest(lanes: Lanes, parking: Parking, checkpoint: Checkpoint) -> None:
+    """Park the rest of changes that some of their receivers have got, and count these changes as finished.
 
     Raises:
-        Interrupted: that was not possible for some.
+        Interrupted: some could not be parked.
     """
 
     async def park(job: Job) -> None:
         await parking.park_rest(job)
-        progress.tracker.finished(job)
+        checkpoint.tracker.finished(job)
 
     ends = [park(job) for job in lanes.begun if job.passed]
     for outcome in await asyncio.gather(*ends, return_exceptions=True):

@@ -7,6 +7,7 @@ from functools import partial
 from hashlib import blake2b
 from typing import Literal
 
+from dispatcher.core.lease import Lease
 from dispatcher.core.output.logs import get_logger
 from dispatcher.core.retry import retry
 from dispatcher.exceptions import HistoryLost
@@ -14,14 +15,14 @@ from dispatcher.position.gaps import Gap, Gaps
 from dispatcher.runs.store import Runs
 from dispatcher.stream.source import Source
 
-__all__ = ["History", "OnHistoryLost"]
+__all__ = ["LostHistory", "OnHistoryLost"]
 
 log = get_logger()
 
 OnHistoryLost = Literal["fail", "resume", "backfill"]
 
 
-class History:
+class LostHistory:
     """Decides where a stream goes on behind lost history.
 
     Args:
@@ -30,8 +31,7 @@ class History:
         gaps: records the loss.
         runs: where backfills are begun.
         group: of dispatchers.
-        partition: of the stream.
-        partitions: how many there are.
+        lease: of the partition.
         address: of the server, for messages.
     """
 
@@ -43,8 +43,7 @@ class History:
         runs: Runs,
         *,
         group: str,
-        partition: int,
-        partitions: int,
+        lease: Lease,
         address: str,
     ) -> None:
         self._policy = policy
@@ -52,8 +51,7 @@ class History:
         self._gaps = gaps
         self._runs = runs
         self._group = group
-        self._partition = partition
-        self._partitions = partitions
+        self._partition, self._partitions = lease.partition, lease.partitions
         self._address = address
 
     async def bridge(self, after: str, lost: HistoryLost) -> str:

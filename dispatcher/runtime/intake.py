@@ -7,7 +7,7 @@ from dispatcher.core.events import DELIVERABLE, Calls, Change, Job
 from dispatcher.core.output.logs import Stats, get_logger
 from dispatcher.delivery.lanes import Lanes
 from dispatcher.delivery.routes import Routes
-from dispatcher.position.checkpoint import Progress
+from dispatcher.position.checkpoint import Checkpoint
 
 __all__ = ["Intake"]
 
@@ -23,15 +23,15 @@ class Intake:
     """Enters changes, one after another, in the order of the stream.
 
     Args:
-        progress: the order, and what is finished of it.
+        checkpoint: the order, and what is finished of it.
         routes: count the receivers that a stamp keeps a change from.
         lanes: where jobs are worked off.
         stats: counters.
     """
 
-    def __init__(self, progress: Progress, routes: Routes, lanes: Lanes, stats: Stats) -> None:
-        self._progress = progress
-        self._tracker = progress.tracker
+    def __init__(self, checkpoint: Checkpoint, routes: Routes, lanes: Lanes, stats: Stats) -> None:
+        self._checkpoint = checkpoint
+        self._tracker = checkpoint.tracker
         self._routes = routes
         self._lanes = lanes
         self._stats = stats
@@ -48,7 +48,7 @@ class Intake:
         """
         operation = change.operation
         if operation == "finished":
-            self._progress.count_finished(change.token)
+            self._checkpoint.count_finished(change.token)
             return
         job = self._unsettled.pop(change.token, None) if self._unsettled else None
         if job is not None:

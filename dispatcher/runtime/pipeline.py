@@ -7,17 +7,14 @@ far as there is room. The lanes' workers deliver. One task saves the position.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
 from time import monotonic, time
-from typing import Any, Final
-
-from bson.codec_options import CodecOptions
+from typing import Any, Final, NamedTuple
 
 from dispatcher.core.error_text import words_of
 from dispatcher.core.events import Batch, Change, Start
-from dispatcher.core.lease import Lease
 from dispatcher.core.output.logs import Stats, get_logger
 from dispatcher.core.retry import retry
 from dispatcher.core.stats import Gauges, Lag, seconds_of
@@ -25,33 +22,26 @@ from dispatcher.core.tasks import end
 from dispatcher.delivery.capacity import Bounds, Capacity, share
 from dispatcher.delivery.deliverer import Deliverer
 from dispatcher.delivery.failure import Failures
+from dispatcher.delivery.invoker import Invoker
 from dispatcher.delivery.lanes import Lanes
 from dispatcher.delivery.routes import Routes
-from dispatcher.delivery.steps import Steps
-from dispatcher.delivery.terms import Policy
-from dispatcher.delivery.tracing import tracing_of
-from dispatcher.delivery.transactions import Transactions
 from dispatcher.exceptions import HistoryLost
 from dispatcher.operate.pauses import Pauses
 from dispatcher.parking.gate import Parking
 from dispatcher.parking.redelivery import Resending
-from dispatcher.parking.store import HeldStore
 from dispatcher.parking.worker import Unparking
-from dispatcher.position.checkpoint import Progress
-from dispatcher.position.documents import Position
+from dispatcher.position.checkpoint import Checkpoint
 from dispatcher.position.gaps import Gap, Gaps, gaps_of
-from dispatcher.position.store import PositionStore
-from dispatcher.runs.live_backfill import Refilling
+from dispatcher.runs.live_backfill import LiveBackfill
 from dispatcher.runtime.drain import SAVE_PATIENCE, drain
-from dispatcher.runtime.history_lost import History
+from dispatcher.runtime.history_lost import LostHistory
 from dispatcher.runtime.intake import Intake
 from dispatcher.settings import Settings
-from dispatcher.stream.lookup import DocumentLookup
 from dispatcher.stream.reader import LostEvent, Reader, UnreadableEvent
 from dispatcher.stream.source import Source
 from mongoz.signals import Delivery
 
-__all__ = ["Pipeline"]
+__all__ = ["Beside", "Delivering", "Pipeline", "Reading"]
 
 log = get_logger()
 
@@ -63,146 +53,94 @@ _OF_COLLECTIONS: Final = frozenset({"drop", "dropDatabase", "rename"})
 _FULL: Final = 100
 
 
-class Pipeline:
-    """Delivers what comes out of one change stream.
+class Reading(NamedTuple):
+    """The stages from the source to the receivers of a change.
 
-    Args:
-        source: the change stream.
-        images: completes updates that came without their document.
-        routes: who gets what.
-        store: where the position is kept.
-        lease: of the partition.
-        position: what was found when it was claimed, with a token.
-        fingerprint: of the stream.
-        codec_options: the registry's.
-        settings: the operator's.
-        stats: counters.
-        address: of the server, for messages.
-        held: where deliveries are kept that wait long, or failed for good.
-        controls: what is paused.
-        gaps: where it is noted that changes are missing.
-        history: where to go on when the oplog does not reach back far enough.
-        refilling: makes what takes care of backfills.
-        transactions: calls transactional receivers.
+    Attributes:
+        source: of events.
+        reader: makes changes of events.
+        routes: finds the receivers of changes.
+        history: decides where the stream continues behind lost history.
+        gaps: records changes that can't be delivered.
     """
 
-    def __init__(  # noqa: PLR0913 - here all stages meet
+    source: Source
+    reader: Reader
+    routes: Routes
+    history: LostHistory
+    gaps: Gaps
+
+
+class Delivering(NamedTuple):
+    """The stages from a place in a lane to the end of a delivery.
+
+    Attributes:
+        capacity: the places for jobs.
+        lanes: run the jobs.
+        deliverer: does a job.
+        invoker: calls receivers.
+        failures: keeps events that can't be decoded.
+        parking: deliveries that wait in the database.
+    """
+
+    capacity: Capacity
+    lanes: Lanes
+    deliverer: Deliverer
+    invoker: Invoker
+    failures: Failures
+    parking: Parking
+
+
+class Beside(NamedTuple):
+    """Sources of deliveries beside the stream.
+
+    Attributes:
+        worker: delivers parked deliveries that are due.
+        redelivery: retries dead letters on request.
+        backfill: delivers the current documents after lost history.
+    """
+
+    worker: Unparking
+    redelivery: Resending
+    backfill: LiveBackfill
+
+
+class Pipeline:
+    """Delivers the changes of one partition.
+
+    Args:
+        reading: the stages before a delivery.
+        delivering: the stages of a delivery.
+        beside: sources of further deliveries.
+        checkpoint: saves the position, under the lease of the partition.
+        controls: pauses of the operator.
+    """
+
+    def __init__(
         self,
+        reading: Reading,
+        delivering: Delivering,
+        beside: Beside,
+        checkpoint: Checkpoint,
         *,
-        source: Source,
-        images: DocumentLookup,
-        routes: Routes,
-        store: PositionStore,
-        lease: Lease,
-        position: Position,
-        fingerprint: str,
-        codec_options: CodecOptions[Any],
+        controls: Pauses,
         settings: Settings,
         stats: Stats,
         address: str,
-        held: HeldStore,
-        controls: Pauses,
-        gaps: Gaps,
-        history: History,
-        refilling: Callable[..., Refilling],
-        transactions: Transactions,
     ) -> None:
-        assert position.token is not None
-        self._source = source
-        self._routes = routes
-        self._lease = lease
+        self._source, self._reader, self._routes, self._history, self._gaps = reading
+        self._capacity, self._lanes, self._deliverer, self._invoker, self._failures, self._parking = delivering
+        self._worker, self._redelivery, self._backfill = beside
+        self._checkpoint = checkpoint
+        self._tracker = checkpoint.tracker
+        self._controls = controls
         self._settings = settings
         self._stats = stats
         self._address = address
-        self._gaps = gaps
-        self._history = history
-        self._start: Start = position.start(fingerprint)
-        self._progress = Progress(
-            store,
-            lease,
-            position,
-            fingerprint,
-            stats=stats,
-            address=address,
-            always=lambda: controls.everything,
-        )
-        self._tracker = self._progress.tracker
-        self._reader = Reader(
-            source,
-            images,
-            group=routes.group,
-            codec_options=codec_options,
-            is_finished=self._progress.is_finished,
-        )
+        self._intake = Intake(checkpoint, self._routes, self._lanes, stats)
         self._lag = Lag()
-        self._controls = controls
-        self._state_known = False
-        self._reading = asyncio.Event()
-        self._reading.set()
-        self._capacity = capacity = Capacity(Bounds.of(settings))
-        self._parking = Parking(
-            held,
-            routes.receivers,
-            term=lease.term,
-            stats=stats,
-            pause=capacity.pause,
-            paused=lambda: controls.receivers,
-            on_parked=lambda seconds: self._unparking.wake(seconds),  # noqa: PLW0108 - it is made later
-        )
-        policy = Policy.of(settings)
-        steps = Steps(
-            policy,
-            lease,
-            capacity,
-            stats,
-            codec_options,
-            tracing=tracing_of(settings, stats),
-            transactions=transactions,
-        )
-        self._invoker = steps.invoker
-        self._failures = Failures(
-            lease.term, stats, dead_letters=held, transactions=transactions, pause=capacity.pause
-        )
-        self._deliverer = Deliverer(
-            lease.term,
-            policy,
-            capacity,
-            stats,
-            codec_options,
-            steps=steps,
-            failures=self._failures,
-            held=self._parking,
-        )
-        self._lanes = Lanes(
-            capacity,
-            self._deliverer.work,
-            on_finished=self._tracker.finished,
-            can_be_cut=self._invoker.can_be_cut,
-        )
-        self._intake = Intake(self._progress, routes, self._lanes, stats)
-        self._resending = Resending(
-            held,
-            self._parking,
-            routes,
-            add=self._lanes.add,
-            goes_on=self._goes_on,
-            codec_options=codec_options,
-            address=address,
-        )
-        self._unparking = Unparking(
-            held,
-            self._parking,
-            routes,
-            deliver=self._deliverer.deliver_held,
-            add=self._lanes.add,
-            goes_on=self._goes_on,
-            position=lambda: self._tracker.token,
-            places=settings.concurrency // 2,
-            codec_options=codec_options,
-            address=address,
-        )
-
-        self._refilling = refilling(self._parking, self._deliverer, add=self._lanes.add, goes_on=self._goes_on)
+        self._unpaused = asyncio.Event()
+        self._capacity.hold()  # until the state is known
 
     # -- the way of a change ---------------------------------------------------------------------------------
 
@@ -213,7 +151,7 @@ class Pipeline:
             DispatcherError: what no repetition can mend.
         """
         await self._load_state()
-        start, behind = self._start, self._progress.began
+        start, behind = self._checkpoint.start, self._checkpoint.began
         await self._reader.recall(behind)
         while True:
             try:
@@ -224,7 +162,7 @@ class Pipeline:
             except HistoryLost as lost:
                 behind = await self._history.bridge(behind, lost)
                 self._reader.skip_to(float(self._source.time_of(behind).time))
-                self._refilling.wake()
+                self._backfill.wake()
                 await self._take(Batch([], behind))
                 start = Start(token=behind)
 
@@ -237,7 +175,7 @@ class Pipeline:
                     batch = await (self._next(source) if coming is None else coming)
                     full = len(batch.events) >= _FULL
                     coming = asyncio.create_task(self._next(source), name="read-ahead") if full else None
-                    await self._reading.wait()
+                    await self._unpaused.wait()
                     yield batch
             finally:
                 if coming is not None:
@@ -254,9 +192,9 @@ class Pipeline:
     async def _take(self, batch: Batch) -> None:
         """Have a batch delivered: when this returns, its changes are in their lanes."""
         self._stats.read += len(batch.events)
-        if self._progress.inherits:
+        if self._checkpoint.inherits:
             for event in batch.events:
-                self._progress.look_back(event)
+                self._checkpoint.look_back(event)
         async for part in self._reader.read(batch):
             if isinstance(part, list):
                 await self._enter(part)
@@ -277,7 +215,7 @@ class Pipeline:
             if self._capacity.full:
                 await self._capacity.room()
             # With empty lanes the span consists of markers, whose deletes are still to be read.
-            while self._progress.is_far_ahead and self._capacity.queued:
+            while self._checkpoint.is_far_ahead and self._capacity.queued:
                 await self._capacity.progress()
             if change.operation in _OF_COLLECTIONS:
                 await self._report(change)
@@ -320,16 +258,15 @@ class Pipeline:
         tasks = [
             asyncio.create_task(self._follow(), name="follow"),
             asyncio.create_task(self._deliverer.watch(self._lanes.replace), name="watch-timeouts"),
-            asyncio.create_task(self._unparking.run(), name="work-off-parked"),
-            asyncio.create_task(self._resending.run(), name="retry-dead-letters"),
-            asyncio.create_task(self._refilling.run(), name="work-on-backfills"),
+            asyncio.create_task(self._worker.run(), name="work-off-parked"),
+            asyncio.create_task(self._redelivery.run(), name="retry-dead-letters"),
+            asyncio.create_task(self._backfill.run(), name="work-on-backfills"),
         ]
-        self._controls.listeners.add(self._on_controls)
         ending = asyncio.Event()
-        saving = asyncio.create_task(self._progress.save_regularly(ending, self._settings), name="save-position")
+        saving = asyncio.create_task(self._checkpoint.save_regularly(ending, self._settings), name="save-position")
         told = [
             asyncio.create_task(stop.wait(), name="wait-for-stop"),
-            asyncio.create_task(self._lease.lost.wait(), name="wait-for-loss"),
+            asyncio.create_task(self._checkpoint.lease.lost.wait(), name="wait-for-loss"),
             asyncio.create_task(self._lanes.crashed.wait(), name="wait-for-crash"),
         ]
         try:
@@ -341,12 +278,11 @@ class Pipeline:
             await asyncio.wait([saving], timeout=SAVE_PATIENCE)
             await end([saving])
             await drain(
-                self._lease,
                 self._capacity,
                 self._lanes,
                 self._parking,
-                self._unparking,
-                self._progress,
+                self._worker,
+                self._checkpoint,
                 grace=self._settings.grace,
             )
         self._raise_failures([*tasks, saving])
@@ -360,7 +296,7 @@ class Pipeline:
             raise self._lanes.crash
 
     async def _load_state(self) -> None:
-        """Load what is paused, and what an earlier process parked.
+        """Load pauses and parked deliveries, and then begin to deliver.
 
         Raises:
             DispatcherError: what no repetition can mend.
@@ -368,23 +304,19 @@ class Pipeline:
         report = partial(log.warning, "the state can't be read now, trying again", action="state.not_read")
         await retry(self._controls.look, report, address=self._address)
         await retry(self._parking.load, report, address=self._address)
-        self._state_known = True
+        self._controls.listeners.add(self._on_controls)
         self._on_controls()
 
     def _on_controls(self) -> None:
         """Follow what the operator paused or resumed."""
         self._parking.watch()
         if self._controls.everything:
-            self._reading.clear()
+            self._unpaused.clear()
             self._capacity.hold()
         elif self._capacity.held:
-            self._reading.set()
+            self._unpaused.set()
             self._capacity.release()
-        self._unparking.wake()
-
-    def _goes_on(self) -> bool:
-        """Whether work beside the stream may begin: not before it is known what is parked."""
-        return self._state_known and not (self._capacity.stopping or self._capacity.held)
+        self._worker.wake()
 
     # -- figures and bounds ----------------------------------------------------------------------------------
 
@@ -409,7 +341,7 @@ class Pipeline:
             lag_seconds=self._lag.seconds(now, server_now, waiting_since),
             lag_changes=self._lag.changes(now, server_now, self._tracker.span),
             position_seconds=float(self._source.time_of(self._tracker.token).time),
-            saved_seconds=self._progress.saved_seconds,
+            saved_seconds=self._checkpoint.saved_seconds,
             silent_seconds=self._lag.silent(now),
         )
 
@@ -432,4 +364,4 @@ class Pipeline:
         bounds = Bounds.of(self._settings).share(part, parts)
         self._source.batch_size = share(self._settings.batch_size, part, parts)
         self._capacity.resize(bounds)
-        self._unparking.resize(bounds.concurrency // 2)
+        self._worker.resize(bounds.concurrency // 2)

@@ -27,7 +27,7 @@ from dispatcher.operate.setup import few_connections, warn_of_oddities
 from dispatcher.operate.unreachable import require_changes
 from dispatcher.position.documents import Layout
 from dispatcher.position.store import PositionStore
-from dispatcher.runtime.assembly import Works
+from dispatcher.runtime.assembly import Assembly
 from dispatcher.runtime.main_loop import run
 from dispatcher.runtime.pipeline import Pipeline
 from dispatcher.runtime.watchdog import Watchdog
@@ -183,19 +183,19 @@ class Service:
             begin, store, scope, partial(token_of_now, group.state.client, scope, self._address), self.settings
         )
 
-        async def join() -> tuple[Works, bool]:
+        async def join() -> tuple[Assembly, bool]:
             # What can't be is said before anything is written.
             await require_state(group.state)
             await require_changes(group.state.client, self.routes)
             await admit(store, self.settings, self._application)
-            works = await self._works(group, watching, members.sessions)
+            assembly = await self._assemble(group, watching, members.sessions)
             begun = await record(await store.load())
             await admit(store, self.settings, self._application)
             await divide_into(store, self.settings.partitions)
             await members.join()
-            return works, begun
+            return assembly, begun
 
-        works, begun = await self._clients.patiently(join)
+        assembly, begun = await self._clients.patiently(join)
         log.info(
             "first start: delivering changes from now on" if begun else "delivering changes from the position on",
             action="dispatcher.started",
@@ -213,18 +213,18 @@ class Service:
             lease=self.settings.lease,
             version=version,
             begin=record,
-            work=partial(works.pipeline, store),
+            work=partial(assembly.pipeline, store),
             resized=self._share_out,
             address=self._address,
         )
-        return self._coordinator, works.controls
+        return self._coordinator, assembly.controls
 
-    async def _works(self, group: Group, watching: AsyncMongoClient[Any], sessions: GroupSessions) -> Works:
+    async def _assemble(self, group: Group, watching: AsyncMongoClient[Any], sessions: GroupSessions) -> Assembly:
         await self.routes.prepare(Conditions(group.state, self._registry.codec_options, self._address))
         await group.state.create_indexes()
         if any(receiver.options.transactional for receiver in self.routes.receivers):
             await group.state.keep_deliveries_for(self.settings.delivery_retention)
-        return Works(
+        return Assembly(
             group,
             watching,
             self._registry,

@@ -134,7 +134,7 @@ async def test_a_second_dispatcher_stands_by_until_the_first_one_ends(user, seen
 async def test_a_standby_takes_over_from_one_that_is_silent(user, seen, foreign, dispatched, database):
     async with dispatching(dispatched, lease=1) as first, dispatching(dispatched, lease=1) as second:
         silence(first)
-        first.service.held[0]._lease.give_up()
+        first.service.held[0]._checkpoint.lease.give_up()
         await first.stop()
         members = foreign.client[f"{database}_state"]["members"]
         assert members.count_documents({}) == 2
@@ -151,7 +151,7 @@ async def test_without_its_lease_nothing_is_started_and_with_it_all_goes_on(user
     """The server is gone longer than the lease: who holds a partition stops, and continues if nobody took it."""
     async with dispatching(dispatched, lease=1) as running:
         store, renew = running.service._coordinator._store, running.service._coordinator._store.renew
-        lease = running.service.held[0]._lease
+        lease = running.service.held[0]._checkpoint.lease
 
         async def lost(_lease: Any) -> bool:
             raise TimeoutError
@@ -164,7 +164,7 @@ async def test_without_its_lease_nothing_is_started_and_with_it_all_goes_on(user
         assert seen == []
         store.renew = renew
         await seen.wait(5)
-        assert running.service.held[0]._lease is lease
+        assert running.service.held[0]._checkpoint.lease is lease
     assert {call.delivery.term for call in seen} == {1}
 
 

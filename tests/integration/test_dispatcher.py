@@ -604,7 +604,7 @@ async def test_so_is_what_has_long_ids(foreign, dispatched, database):
     names = [f"{i:02}" for i in range(60)]
     async with dispatching(dispatched, batch_size=5, grace=0.1) as running:
         foreign["pages"].insert_many([{"_id": name * 50_000} for name in names])
-        await eventually(lambda: running.service.held and running.service.held[0]._progress.is_far_ahead)
+        await eventually(lambda: running.service.held and running.service.held[0]._checkpoint.is_far_ahead)
         await eventually(lambda: len(calls) > 25)
         assert len(calls) <= 31  # of 200 kB each; 6 MB are allowed
     ahead = {*calls} - {"00"}

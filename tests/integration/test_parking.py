@@ -442,7 +442,7 @@ async def test_many_are_worked_off_with_flat_memory(account, foreign, dispatched
         tracemalloc.start()
         try:
             while len(strict.got) < total:
-                in_hand = len(pipeline._unparking._in_hand)
+                in_hand = len(pipeline._worker._in_hand)
                 assert in_hand <= 20
                 assert len(pipeline._parking._remembered) <= 1_000
                 most = max(most, in_hand)

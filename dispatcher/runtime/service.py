@@ -1,4 +1,4 @@
-"""The daemon: puts the parts together, looks whether it can work, runs, and ends in order."""
+"""The daemon: checks the server, joins the group, delivers, and ends in order."""
 
 import asyncio
 from collections.abc import Mapping
@@ -47,13 +47,13 @@ class Service:
     """One dispatcher process for one registry: a member of the group, with a share of its partitions.
 
     Args:
-        registry: of the application, whose receivers are connected by now.
+        registry: of the application, with all receivers connected.
         settings: the operator's.
-        application: the name by which its group knows it, `"package.module:registry"`; empty if that is not asked.
+        application: its name in the group, `"package.module:registry"`; empty to accept any group.
 
     Raises:
-        ApplicationError: the registry can't be served as it is.
-        NothingToDeliver: no receiver of it could ever run here.
+        ApplicationError: the registry has a setting that excludes a dispatcher.
+        NothingToDeliver: no receiver of the registry may run in a dispatcher.
     """
 
     def __init__(self, registry: Registry, settings: Settings, application: str = "") -> None:
@@ -71,11 +71,11 @@ class Service:
         )
 
     def gauges(self) -> dict[int, Gauges]:
-        """How the pipelines of this process are, by partition."""
+        """The gauges of the pipelines of this process, by partition."""
         return {number: pipeline.gauges() for number, pipeline in self.held.items()}
 
     def troubles(self) -> list[str]:
-        """What keeps this process from taking part in the work of its group."""
+        """The reasons why this process takes no part in the work of its group, for people."""
         one, troubles = self._coordinator, []
         if one is not None and not one.in_touch:
             troubles.append("the other members can't be seen, and leases not be renewed")
@@ -85,9 +85,9 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether this is a healthy member: in touch with the state, and all its change streams are open.
+        """Whether this is a healthy member: in touch with the group, with all its change streams open.
 
-        A hot standby is one, too. A process that may take no partition, since a newer version of the application
+        A hot standby is ready. A process that may claim no partition, because a newer version of the application
         is at work, is not.
         """
         one = self._coordinator
@@ -100,35 +100,35 @@ class Service:
 
     @property
     def member_id(self) -> str:
-        """Of this process in the group; empty before it has joined."""
+        """Id of this process in the group; empty before it has joined."""
         return "" if self._coordinator is None else self._coordinator.member_id
 
     @property
     def live(self) -> tuple[str, ...]:
-        """The ids of all members that are alive, the longest-serving first."""
+        """The ids of all living members, the longest-serving first."""
         return () if self._coordinator is None else self._coordinator.live
 
     @property
     def layout(self) -> Layout | None:
-        """How the work of the group is divided; None before the start."""
+        """The layout of the group; None before the start."""
         return None if self._coordinator is None else self._coordinator.layout
 
     @property
     def held(self) -> Mapping[int, Pipeline]:
-        """The partitions that this process holds."""
+        """The pipelines of the partitions that this process holds."""
         held = {} if self._coordinator is None else self._coordinator.held
         return {number: held[number].work for number in sorted(held)}
 
     @property
     def position(self) -> str | None:
-        """The resume token up to which all partitions held here are finished; None while none is."""
+        """The lowest position of the partitions that this process holds; None if it holds none."""
         return min((pipeline.position for pipeline in self.held.values()), default=None)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Deliver until `stop` is set.
 
         Raises:
-            DispatcherError: it can't work, or can't go on.
+            DispatcherError: what no repetition can mend.
         """
         starting = asyncio.create_task(self._start(), name="start")
         stopped = asyncio.create_task(stop.wait(), name="wait-for-stop")
@@ -137,29 +137,28 @@ class Service:
         if starting.cancelled():
             log.info("stopped before it had begun", action="dispatcher.stopped", **self.stats.as_dict())
             return
-        group, watching, coordinator, controls = starting.result()
+        assembly, coordinator = starting.result()
+        group = assembly.group
         client = group.state.client
-        async with closing(client, watching, self._registry):
+        async with closing(client, assembly.watching, self._registry):
             stamped = self._registry.dispatched is not None
             self.observer.begin(stop)
             observing = self.observer.watch(group)
             days = self.settings.dead_letter_retention
             forgetting = drop_old(group, days=days, stats=self.stats)
             observing.append(asyncio.create_task(forgetting, name="forget-old-letters"))
-            observing.append(asyncio.create_task(controls.watch(), name="watch-controls"))
+            observing.append(asyncio.create_task(assembly.controls.watch(), name="watch-controls"))
             looking = asyncio.create_task(warn_of_oddities(client, self.routes, stamped=stamped), name="look")
             try:
-                # So that every worker is inside, from its start on.
+                # Every worker inherits this context.
                 with inside_dispatcher(), Watchdog(self.settings.block_after, self._delivery_in):
                     await coordinator.run(stop)
             finally:
                 await end([looking, *observing])
                 log.info("stopped", action="dispatcher.stopped", **self.stats.as_dict())
 
-    async def _start(
-        self,
-    ) -> tuple[Group, AsyncMongoClient[Any], Coordinator[Pipeline], Pauses]:
-        """Look whether the server will do, and join the others."""
+    async def _start(self) -> tuple[Assembly, Coordinator[Pipeline]]:
+        """Check the server, and join the group."""
         async with self._clients.patient_client() as client:
             await self._clients.check(client)
         if 0 < self._clients.connections < self.settings.concurrency:
@@ -168,12 +167,12 @@ class Service:
         client, watching = self._clients.lasting_client(), self._clients.watching_client()
         try:
             group = Group(State(client, self.settings.state_database), self.routes.group)
-            return group, watching, *await self._join(group, watching)
+            return await self._join(group, watching)
         except BaseException:
             await close(client, watching)
             raise
 
-    async def _join(self, group: Group, watching: AsyncMongoClient[Any]) -> tuple[Coordinator[Pipeline], Pauses]:
+    async def _join(self, group: Group, watching: AsyncMongoClient[Any]) -> tuple[Assembly, Coordinator[Pipeline]]:
         scope = scope_of(self.routes)
         version = version_of(self.routes)
         facts = facts_of(self.routes, self.settings, version, self._application)
@@ -184,7 +183,7 @@ class Service:
         )
 
         async def join() -> tuple[Assembly, bool]:
-            # What can't be is said before anything is written.
+            # All checks come before the first write.
             await require_state(group.state)
             await require_changes(group.state.client, self.routes)
             await admit(store, self.settings, self._application)
@@ -217,7 +216,7 @@ class Service:
             resized=self._share_out,
             address=self._address,
         )
-        return self._coordinator, assembly.controls
+        return assembly, self._coordinator
 
     async def _assemble(self, group: Group, watching: AsyncMongoClient[Any], sessions: GroupSessions) -> Assembly:
         await self.routes.prepare(Conditions(group.state, self._registry.codec_options, self._address))
@@ -243,7 +242,7 @@ class Service:
         return next((delivery for delivery in found if delivery is not None), None)
 
     def _says(self) -> dict[str, Any]:
-        """What others are told with each heartbeat."""
+        """The fields of a heartbeat that change."""
         return {
             "partitions": list(self.held),
             "stats": self.observer.stats_document(),
@@ -251,7 +250,7 @@ class Service:
         }
 
     def _share_out(self) -> None:
-        """Divide what the operator allows to this process among the partitions it holds now."""
+        """Divide the limits of this process among the partitions that it holds now."""
         self.stats.lease_changes += 1
         pipelines = self.held.values()
         for place, pipeline in enumerate(pipelines):

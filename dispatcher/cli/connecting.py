@@ -105,12 +105,7 @@ async def _connected(
 
 
 def _chosen(group: str | None, there_are: list[str], place: str) -> str:
-    """The group that is meant.
-
-    Raises:
-        NotFound: there is no such group, or none at all.
-        typer.BadParameter: there are several.
-    """
+    """The group that is meant."""
     if group in there_are:
         return group
     if not there_are:

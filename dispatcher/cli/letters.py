@@ -241,11 +241,7 @@ def drop(
 
 
 def _check_selection(ids: list[str], wanted: "Wanted", *, all_: bool) -> None:
-    """Nobody gets all letters by leaving something out.
-
-    Raises:
-        typer.BadParameter: it is not clear which are meant.
-    """
+    """Nobody gets all letters by leaving something out."""
     if ids and (all_ or any(wanted)):
         raise typer.BadParameter("Name letters by their ids, or by filters, not both.", param_hint="ID")
     if not ids and not all_ and not any(wanted):
@@ -262,11 +258,7 @@ async def _chosen(there: "GroupConnection", ids: list[str], wanted: "Wanted") ->
 
 
 async def _require(there: "GroupConnection", wanted: "Wanted") -> None:
-    """Refuse a receiver that nobody has heard of: a typing error must not look like an empty list.
-
-    Raises:
-        UnknownReceiver: as it says.
-    """
+    """Refuse a receiver that nobody has heard of: a typing error must not look like an empty list."""
     from dispatcher.group.known_receivers import require_receiver
 
     if wanted.receiver is not None:

@@ -205,11 +205,7 @@ class Commands(TyperGroup):
     """The commands. What they say of a flag is in our words, and safe on a terminal."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command that is named.
-
-        Raises:
-            typer.BadParameter: a flag can't be understood.
-        """
+        """Run the command that is named."""
         try:
             return super().invoke(ctx)
         except _UsageError as error:

@@ -21,11 +21,7 @@ _TOKEN: Final = re.compile(r"82(?:[0-9A-Fa-f]{2}){8,}(?:\.(?:[0-9A-Fa-f]{2})+)?"
 
 
 def moment(text: str, option: str) -> datetime:
-    """A moment: `now`, how long ago (`90s`, `15min`, `2h`, `7d`), or a date as ISO 8601 has it, in UTC.
-
-    Raises:
-        typer.BadParameter: it is none.
-    """
+    """A moment: `now`, how long ago (`90s`, `15min`, `2h`, `7d`), or a date as ISO 8601 has it, in UTC."""
     try:
         return _moment(text.strip())
     except (ValueError, OverflowError) as error:
@@ -46,11 +42,7 @@ def _moment(text: str) -> datetime:
 
 
 def point(text: str, option: str) -> Timestamp:
-    """A cluster time: a moment, a resume token, or a cluster time as it is.
-
-    Raises:
-        typer.BadParameter: it is none of these.
-    """
+    """A cluster time: a moment, a resume token, or a cluster time as it is."""
     text = text.strip()
     try:
         if _TOKEN.fullmatch(text):
@@ -67,11 +59,7 @@ def point(text: str, option: str) -> Timestamp:
 
 
 def token(text: str, option: str) -> str:
-    """A resume token; of a time, what sorts before the tokens of all its changes.
-
-    Raises:
-        typer.BadParameter: it is neither token nor time.
-    """
+    """A resume token; of a time, what sorts before the tokens of all its changes."""
     if _TOKEN.fullmatch(text.strip()):
         return text.strip().upper()
     return token_at(point(text, option))

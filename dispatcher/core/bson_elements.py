@@ -133,9 +133,6 @@ def readable(raw: bytes | RawBSONDocument, *, tz_aware: bool = False) -> dict[st
 
     Values that no driver decodes are replaced: a UUID of the wrong length stays binary, bytes that are no UTF-8
     become question marks.
-
-    Raises:
-        InvalidBSON: it is no BSON, which no server stores.
     """
     data = bytes(raw.raw) if isinstance(raw, RawBSONDocument) else raw
     for options in (_LENIENT, _ANY_UUID):

@@ -18,11 +18,7 @@ _NEEDED: Final = 32
 
 
 def require_descriptors() -> None:
-    """Require as many free descriptors as a start needs: without them uvloop aborts the process.
-
-    Raises:
-        TooManyFiles: there are too few.
-    """
+    """Require as many free descriptors as a start needs: without them uvloop aborts the process."""
     opened: list[int] = []
     try:
         while len(opened) < _NEEDED:

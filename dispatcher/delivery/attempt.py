@@ -31,9 +31,7 @@ class Target:
     """A receiver with the steps around its attempts, which are chosen once. `replace` adds a step.
 
     Attributes:
-        receiver: the receiver.
         terms: its options, completed by the operator's settings.
-        figures: its metrics.
         run: the steps inside the time limit. They run in the receiver's context and can be cancelled.
         call: the steps outside the time limit, around `run`. They run in the context of the worker.
     """
@@ -62,7 +60,6 @@ class HeldDelivery(NamedTuple):
     Attributes:
         change: the change, with documents that no receiver has seen.
         calls: the document class and a single receiver.
-        waiting: what it waited for.
         again: the dead letter that it repeats, if it repeats one.
         leave: called with the task and the decision if the receiver ignores cancellation. `deliver_held` does not
             return then.
@@ -80,8 +77,6 @@ class Attempt:
     """One attempt to deliver one change to one receiver. It is never changed: `replace` makes another one.
 
     Attributes:
-        target: the receiver and its steps.
-        change: the change.
         calls: the document class, the signal, and where the change comes from.
         delivery: what the receiver gets as `delivery`.
         keywords: the other keywords that the receiver gets; with the instance.

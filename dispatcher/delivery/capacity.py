@@ -37,9 +37,6 @@ class Bounds(NamedTuple):
 class Capacity:
     """The places for jobs, and their use. The lanes count here; everything else only reads.
 
-    Args:
-        bounds: at the beginning.
-
     Attributes:
         places: jobs that may be in flight now; 0 while the lanes are held.
         in_flight: jobs that are.
@@ -198,9 +195,7 @@ def share(total: int, part: int, parts: int) -> int:
     """One part of a number, at least 1. The first parts get what can't be divided.
 
     Args:
-        total: the number.
         part: which: 0, 1, ...
-        parts: how many there are.
     """
     return max(1, total // parts + (part < total % parts))
 

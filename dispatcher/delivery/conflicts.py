@@ -30,10 +30,6 @@ class Conflicts:
 
     Each run has the receiver's whole time limit: the receiver is not to blame for writes of others. No run begins
     when the attempt is older than the time limit.
-
-    Args:
-        codec_options: the registry's.
-        pause: waits between runs.
     """
 
     def __init__(self, codec_options: CodecOptions[Any], pause: Pause) -> None:

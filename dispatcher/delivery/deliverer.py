@@ -48,13 +48,6 @@ class Deliverer:
     """Delivers changes.
 
     Args:
-        term: of the position that this process owns.
-        policy: the operator's settings for deliveries.
-        capacity: the places for jobs.
-        stats: counters.
-        codec_options: the registry's.
-        steps: around each attempt.
-        failures: decides what follows a failed attempt.
         held: the deliveries that wait in the database; None to have them wait in memory.
     """
 
@@ -214,8 +207,6 @@ class Deliverer:
         """Wait for the next attempt; whether it takes place in the database, and this returns at once.
 
         Args:
-            attempt: the failed one.
-            waiting: for the next one.
             since: seconds since the first one began.
         """
         held, receiver = self._held, attempt.target.receiver

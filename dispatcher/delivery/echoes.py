@@ -54,7 +54,6 @@ class Echoes:
         """How many changes of a document in a row were each committed during the delivery before; 0 for most.
 
         Args:
-            key: of the document.
             wall_time: the time of the commit, by the server's clock.
             clock_offset: seconds that the server's clock is ahead of ours.
         """
@@ -69,7 +68,6 @@ class Echoes:
         """Remember a delivery that has ended.
 
         Args:
-            key: of the document.
             began: when the delivery began, by `now`.
             echoes: the result of `count`.
         """
@@ -83,9 +81,6 @@ class Echoes:
 
         Args:
             echoes: the result of `count`.
-            receivers: their names.
-            namespace: of the document.
-            id_: of the document.
         """
         if echoes < _FREE:
             return 0.0

@@ -32,8 +32,6 @@ class FailedAttempt(NamedTuple):
     """An attempt that failed.
 
     Attributes:
-        attempt: the attempt.
-        error: what it raised.
         began: the time of the delivery's first attempt.
         again: the dead letter that the delivery repeats, if it repeats one.
     """
@@ -48,8 +46,6 @@ class Failures:
     """Decides what follows failed attempts, and keeps dead letters.
 
     Args:
-        term: of the position that this process owns.
-        stats: counters.
         dead_letters: keeps them; None to log them only.
         transactions: knows which transactions are committed; None if there are none.
         pause: waits between attempts to read or write.
@@ -160,13 +156,7 @@ class Failures:
                 await self._keep(change, calls, receiver, failure, again)
 
     async def keep_unreadable(self, event: bytes, token: str, error: Exception) -> None:
-        """Keep a change event that can't be decoded. When this returns, the position may pass it.
-
-        Args:
-            event: as the server sent it.
-            token: its resume token.
-            error: why it can't be decoded.
-        """
+        """Keep a change event that can't be decoded. When this returns, the position may pass it."""
         if self._dead_letters is not None:
             failure = Failure(error, datetime.now(UTC), 0, "undecodable")
             await self._dead_letters.keep_event(event, token, failure, term=self._term)

@@ -68,7 +68,6 @@ def untouched(change: Change, codec_options: CodecOptions[Any]) -> Change:
 
     Args:
         change: an instance may have taken its documents over.
-        codec_options: the registry's.
     """
     if not change.raw:
         return change

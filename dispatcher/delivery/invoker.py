@@ -73,8 +73,6 @@ class Invoker:
     """Runs receivers, as the step with the time limit.
 
     Args:
-        policy: the usual time limit, and when a receiver is slow.
-        capacity: says when receivers are cancelled because the process ends.
         lease: of the partition. No attempt begins without it.
     """
 

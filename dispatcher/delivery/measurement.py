@@ -20,11 +20,7 @@ _BETWEEN: Final = 0.001
 
 
 class Measurement:
-    """The step that measures how long attempts take, and how old changes are at their first attempt.
-
-    Args:
-        stats: counters.
-    """
+    """The step that measures how long attempts take, and how old changes are at their first attempt."""
 
     def __init__(self, stats: Stats) -> None:
         self._stats = stats

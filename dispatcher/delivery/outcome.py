@@ -16,7 +16,6 @@ class Waiting(NamedTuple):
     """A delivery waits for its next attempt.
 
     Attributes:
-        reason: why.
         seconds: until the next attempt.
         attempts: how many failed.
         began: the time of the first attempt; None if there was no attempt.
@@ -37,7 +36,6 @@ class Failure(NamedTuple):
         error: of the last attempt, or what made an attempt impossible.
         began: the time of the first attempt.
         attempts: how many failed.
-        reason: why.
     """
 
     error: BaseException
@@ -50,7 +48,6 @@ class Again(NamedTuple):
     """The dead letter that a delivery repeats.
 
     Attributes:
-        letter: its `_id`.
         retries: how many earlier retries of the letter failed.
     """
 

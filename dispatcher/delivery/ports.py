@@ -37,10 +37,7 @@ class HeldDeliveries(Protocol):
         """Write a delivery that waits. When this returns, it survives a failover.
 
         Args:
-            change: the change.
-            calls: the document class and its receivers.
             receiver: one of these receivers.
-            waiting: why, and for how long.
             behind: the task of the last attempt, if it still runs. The next attempt begins after its end.
         """
 
@@ -62,24 +59,13 @@ class DeadLetters(Protocol):
         """Write a dead letter. When this returns, it survives a failover.
 
         Args:
-            change: the change.
-            calls: the document class and its receivers.
             receiver: one of these receivers.
-            failure: why.
             again: the dead letter that this delivery repeats: it is replaced.
-            term: of the position that this process owns.
             pause: waits between attempts to write.
         """
 
     async def keep_event(self, event: bytes, token: str, failure: Failure, *, term: int) -> None:
-        """Write the dead letter of a change event that can't be decoded.
-
-        Args:
-            event: the event, as the server sent it.
-            token: its resume token.
-            failure: why.
-            term: of the position that this process owns.
-        """
+        """Write the dead letter of a change event that can't be decoded."""
 
 
 class SessionRegister(Protocol):

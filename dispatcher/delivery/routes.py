@@ -39,7 +39,6 @@ class Listener(NamedTuple):
     """One document class and its receivers, by signal.
 
     Attributes:
-        document: the class.
         receivers: by signal.
         namespace: of its own collection.
         patterns: of further ones that hold such documents.
@@ -59,12 +58,8 @@ class _Found(NamedTuple):
     """A listener, as it is for one namespace.
 
     Attributes:
-        document: the class.
-        receivers: by signal.
         collection: the one that the namespace names, if it is not the document's own.
-        fields: as the listener has it.
         names: of all its receivers.
-        stamped: as the listener has it.
     """
 
     document: Any
@@ -174,11 +169,7 @@ class Routes:
                     yield listener.document, receiver
 
     async def resolve(self, changes: Sequence[Change]) -> list[Routed]:
-        """The receivers of each change, in the order in which they are called. Most changes of others have none.
-
-        Raises:
-            DispatcherError: what no repetition can mend.
-        """
+        """The receivers of each change, in the order in which they are called. Most changes have none."""
         routed = [(change, self.route(change)) for change in changes]
         return routed if self._conditions is None else await self._conditions.wanted(routed)
 
@@ -267,12 +258,9 @@ class Routes:
 
         Args:
             document: name of the class.
-            signal: name.
             receiver: its id, or one that it had under an earlier name.
             namespace: where the change was made.
             created: what `post_save` receivers are told.
-            hops: of the change.
-            run: that it belongs to.
         """
         for listener in self._listeners:
             if name_of(listener.document) != document:

@@ -23,11 +23,6 @@ class Steps:
     """The steps around each attempt.
 
     Args:
-        policy: the operator's settings for deliveries.
-        lease: of the partition.
-        capacity: the places for jobs.
-        stats: counters.
-        codec_options: the registry's.
         tracing: makes spans; None if the operator asks for none.
         transactions: runs transactional receivers; None to run them like others.
 

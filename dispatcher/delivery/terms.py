@@ -15,11 +15,8 @@ class Terms(NamedTuple):
     """The options of one receiver, completed by the operator's settings.
 
     Attributes:
-        retry: attempts and pauses.
         timeout: seconds for one attempt.
-        on_failure: what happens after the last attempt.
         transactional: whether each attempt is a transaction.
-        options: of the receiver, unchanged.
     """
 
     retry: Retry

@@ -29,12 +29,7 @@ _SERVICE: Final = "mongoz-dispatcher"
 
 
 class Tracing:
-    """The step that makes a span for each run of a receiver. Spans of the receiver become its children.
-
-    Args:
-        tracer: makes the spans.
-        stats: has the offset of the server's clock.
-    """
+    """The step that makes a span for each run of a receiver. Spans of the receiver become its children."""
 
     def __init__(self, tracer: "Tracer", stats: Stats) -> None:
         self._tracer = tracer

@@ -55,8 +55,6 @@ class _Question(NamedTuple):
 
     Attributes:
         place: of its change among those that are asked about.
-        token: of the change.
-        document: the image.
         wheres: numbers of the matches.
     """
 
@@ -70,9 +68,7 @@ class Conditions:
     """Holds the `where` of receivers, and asks the server.
 
     Args:
-        state: the database in which we may run commands.
         codec_options: the registry's: how the values of a match are stored.
-        address: of the server, for messages.
     """
 
     def __init__(self, state: State, codec_options: CodecOptions[Any], address: str) -> None:
@@ -84,9 +80,6 @@ class Conditions:
 
     async def prepare(self, receivers: Iterable[tuple[Any, Receiver]]) -> bool:
         """Have the server check every `where`; whether there is any.
-
-        Args:
-            receivers: each with its document class.
 
         Raises:
             ApplicationError: it does not accept one; names receiver, document and the server's reason.
@@ -124,11 +117,7 @@ class Conditions:
         return raw
 
     async def wanted(self, routed: list[Routed]) -> list[Routed]:
-        """The same changes, each without the receivers that do not want it.
-
-        Raises:
-            DispatcherError: what no repetition can mend.
-        """
+        """The same changes, each without the receivers that do not want it."""
         groups: dict[tuple[int, ...], list[_Question]] = defaultdict(list)
         for place, (change, calls) in enumerate(routed):
             wheres = self._asked_by(calls)

@@ -87,11 +87,7 @@ def _wait_for_change(changes: Iterator[frozenset[str]], daemon: Child, console: 
 
 
 def _changes(directory: Path, stop: threading.Event) -> Iterator[frozenset[str]]:
-    """Names of Python files that changed, relative to `directory`; an empty set now and then if there are none.
-
-    Raises:
-        EmbeddedError: watchfiles is not installed.
-    """
+    """Names of Python files that changed, relative to `directory`; an empty set now and then if there are none."""
     try:
         from watchfiles import PythonFilter, watch  # noqa: PLC0415 - an extra
     except ImportError as error:

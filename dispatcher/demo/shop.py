@@ -48,11 +48,7 @@ class Shop(NamedTuple):
         return [*command, "--seconds", str(seconds), "--rate", str(rate)]
 
     def owed(self) -> dict[tuple[str, str], frozenset[str]]:
-        """The receivers that the dispatcher must call, by (namespace, signal).
-
-        Raises:
-            ApplicationError: the sample application does not load.
-        """
+        """The receivers that the dispatcher must call, by (namespace, signal)."""
         command = [sys.executable, "-m", "dispatcher", "receivers", f"{self.package}.app:registry", "--json"]
         asked = subprocess.run(  # noqa: S603 - our own interpreter
             command,
@@ -72,11 +68,7 @@ class Shop(NamedTuple):
 
 
 def find_shop() -> Shop:
-    """The sample application: in an installed package inside of it, in a checkout beside it.
-
-    Raises:
-        ApplicationError: it is in neither place.
-    """
+    """The sample application: in an installed package inside of it, in a checkout beside it."""
     package = Path(__file__).resolve().parent.parent
     if (package / "examples" / "shop" / "app.py").is_file():
         return Shop("dispatcher.examples.shop", None)

@@ -42,11 +42,7 @@ def find_mongod() -> Path:
 
 
 def require_posix() -> None:
-    """Refuse Windows, which has neither `sh` nor the signals that the guardian lives by.
-
-    Raises:
-        EmbeddedError: this is Windows.
-    """
+    """Refuse Windows, which has neither `sh` nor the signals that the guardian lives by."""
     if sys.platform == "win32":
         raise EmbeddedError(
             "the embedded mongod does not support Windows",
@@ -55,11 +51,7 @@ def require_posix() -> None:
 
 
 def checked(binary: Path, origin: str) -> Path:
-    """The absolute path of a binary that somebody named.
-
-    Raises:
-        EmbeddedError: it is no file, or can't be executed.
-    """
+    """The absolute path of a binary that somebody named."""
     binary = binary.expanduser().absolute()
     if not binary.is_file():
         raise EmbeddedError(f"{origin} names {binary}, which is not a file", remedy=_NOT_FOUND_REMEDY)

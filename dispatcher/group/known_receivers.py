@@ -18,9 +18,6 @@ async def require_receiver(group: Group, receiver: str, *, known: Collection[str
     Args:
         receiver: its name, or a former one.
         known: names that certainly exist.
-
-    Raises:
-        UnknownReceiver: there is none.
     """
     names = set(known)
     if receiver in names:

@@ -60,9 +60,6 @@ async def divide_into(store: PositionStore, partitions: int | None) -> None:
 
     Args:
         partitions: the requested number; None for the present one.
-
-    Raises:
-        PositionError: what is saved makes no sense.
     """
     while partitions is not None and (saved := await store.load()).layout is not None:
         if (saved.layout.wanted or saved.layout.partitions) == partitions:

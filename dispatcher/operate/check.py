@@ -93,11 +93,7 @@ async def check(registry: Registry, settings: Settings, application: str = "") -
 
 
 def role_for(registry: Registry, settings: Settings) -> str:
-    """The command for mongosh that makes a role with the least that a dispatcher of an application needs.
-
-    Raises:
-        ApplicationError: the registry can't be served as it is.
-    """
+    """The command for mongosh that makes a role with the least that a dispatcher of an application needs."""
     group = group_of(registry, settings)
     routes = routes_of(registry, settings, group)
     scope = scope_of(routes)

@@ -174,11 +174,7 @@ async def _beginning_with(group: Group, text: str) -> dict[str, str | None]:
 
 
 async def read(group: Group, id_: str) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """A letter and its parts.
-
-    Raises:
-        UnknownLetter: there is none.
-    """
+    """A letter and its parts."""
     found = await group.state.held.find_one({"group": group.name, **LETTERS, "_id": id_}, _INTERNAL)
     if found is None:
         raise UnknownLetter(

@@ -69,9 +69,6 @@ async def pause(
 
     Returns:
         False if it was paused already.
-
-    Raises:
-        UnknownReceiver: nobody has heard of it.
     """
     if receiver is not None:
         await require_receiver(group, receiver, known=known)
@@ -99,9 +96,6 @@ async def resume(
 
     Returns:
         False if it was not paused.
-
-    Raises:
-        UnknownReceiver: nobody has heard of it.
     """
     named = await _named(group, receiver)
     if (await group.state.controls.delete_many(named)).deleted_count:

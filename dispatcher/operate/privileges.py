@@ -97,11 +97,7 @@ async def missing(client: AsyncMongoClient[Any], rights: Iterable[Right]) -> lis
 
 
 async def require_state(state: State) -> None:
-    """Require the rights to keep the state, in all of its collections.
-
-    Raises:
-        AccessDenied: it can't; names what is missing.
-    """
+    """Require the rights to keep the state, in all of its collections."""
     database = state.name
     written = [Right(database, collection, _WRITE, "") for collection in WRITTEN]
     lacking = await missing(state.client, [*written, Right(database, CONTROLS, ("find",), "")])

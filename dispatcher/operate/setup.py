@@ -124,12 +124,7 @@ async def _listed(client: AsyncMongoClient[Any], routes: Routes) -> list[Watched
 
 
 async def _turn_images_on(client: AsyncMongoClient[Any], watched: WatchedCollection) -> str:
-    """Have the server keep pre and post images of one collection; what was done.
-
-    Raises:
-        AccessDenied: not without a privilege; names it.
-        ServerError: it has no changes at all, or the server refuses for another reason.
-    """
+    """Have the server keep pre and post images of one collection; what was done."""
     if watched.kind not in ("", "collection"):
         if not watched.is_named:
             return f"left alone: it is a {watched.kind}, which has no changes to deliver"

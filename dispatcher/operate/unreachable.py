@@ -76,11 +76,7 @@ def without_changes(watched: Iterable[WatchedCollection], routes: Routes) -> Ite
 
 
 async def require_changes(client: AsyncMongoClient[Any], routes: Routes) -> None:
-    """Refuse receivers of what has no changes: they would never be called.
-
-    Raises:
-        ServerError: there are such; names the first.
-    """
+    """Refuse receivers of what has no changes: they would never be called."""
     try:
         watched = await watched_collections(client, scope_of(routes))
     except OperationFailure as error:

@@ -2,6 +2,8 @@
 
 A file is written before the document that names it, and deleted after it. It never changes: a document that is
 written anew names new files. A crash between two writes leaves a file that no document names; `sweep` deletes it.
+
+Commands raise `PyMongoError` as the driver has it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,11 +29,7 @@ _PATIENCE: Final = timedelta(hours=1)
 
 
 class Files:
-    """Writes, reads and deletes the parts of held deliveries.
-
-    Args:
-        state: the state.
-    """
+    """Writes, reads and deletes the parts of held deliveries."""
 
     def __init__(self, state: State) -> None:
         held = state.held
@@ -46,9 +44,6 @@ class Files:
 
         Returns:
             The whole document, to be written next.
-
-        Raises:
-            PyMongoError: as the driver has it.
         """
         inline, large = _divided(record.parts)
         document = {**record.fields, "parts": inline}
@@ -57,11 +52,7 @@ class Files:
         return document
 
     async def add(self, id_: str, data: bytes) -> ObjectId:
-        """Write a part of the document with this `_id`; the id of its file.
-
-        Raises:
-            PyMongoError: as the driver has it.
-        """
+        """Write a part of the document with this `_id`; the id of its file."""
         file: ObjectId = await self._bucket.upload_from_stream(id_, data)
         return file
 
@@ -70,7 +61,6 @@ class Files:
 
         Raises:
             ValueError: a part is missing.
-            PyMongoError: as the driver has it.
         """
         parts = {name: bytes(data) for name, data in document["parts"].items()}
         for name, id_ in document.get("files", {}).items():
@@ -83,22 +73,14 @@ class Files:
         return parts
 
     async def sizes(self, document: Mapping[str, Any]) -> dict[str, int]:
-        """Bytes of the parts that are files.
-
-        Raises:
-            PyMongoError: as the driver has it.
-        """
+        """Bytes of the parts that are files."""
         files = document.get("files", {})
         found = self._bucket.find({"_id": {"$in": list(files.values())}})
         lengths = {file._id: file.length async for file in found}
         return {str(name): int(lengths.get(id_, 0)) for name, id_ in files.items()}
 
     async def delete(self, document: Mapping[str, Any]) -> None:
-        """Delete the files of a document that is gone, or was replaced.
-
-        Raises:
-            PyMongoError: as the driver has it.
-        """
+        """Delete the files of a document that is gone, or was replaced."""
         await self._delete(document.get("files", {}).values())
 
     async def _delete(self, ids: Iterable[Any]) -> None:
@@ -107,11 +89,7 @@ class Files:
                 await self._bucket.delete(id_)
 
     async def sweep(self) -> None:
-        """Delete the files that a crash left behind.
-
-        Raises:
-            PyMongoError: as the driver has it.
-        """
+        """Delete the files that a crash left behind."""
         old = ObjectId.from_datetime(datetime.now(UTC) - _PATIENCE)
         found = {file._id: file.filename async for file in self._bucket.find({"_id": {"$lt": old}})}
         records = self._held.find({"_id": {"$in": list(found.values())}}, {"files": True})

@@ -7,6 +7,8 @@ document are its followers: they are parked behind it, in order, until the lane 
 What is parked is in the database only. In memory are the names of the receivers that have something parked, and
 the lanes that jobs in the queue need to know of. While a job of a document runs no other job of it does, and a
 lane is touched by jobs of its document only. That is why a lane can't end while a follower is added to it.
+
+Commands raise `PyMongoError` as the driver has it.
 """
 
 import asyncio
@@ -40,11 +42,7 @@ class Parking:
     """The parked deliveries of one stream.
 
     Args:
-        held: the collection.
         receivers: all that the application has.
-        term: of the position that this process owns.
-        stats: counters.
-        pause: waits between attempts at a command.
         paused: the names of receivers that are paused now.
     """
 
@@ -99,11 +97,7 @@ class Parking:
         return not self._owners[name].isdisjoint(self._resting)
 
     async def load(self) -> None:
-        """Find out what earlier processes held. Also later: something may have come from an earlier version.
-
-        Raises:
-            PyMongoError: as the driver has it.
-        """
+        """Find out what earlier processes held. Also later: something may have come from an earlier version."""
         await self._held.recover()
         known = {name for names in self._names.values() for name in names}
         found = await self._held.receivers()
@@ -194,10 +188,6 @@ class Parking:
         """Park a delivery that nothing was parked before; when this returns it survives a failover.
 
         Args:
-            change: what is delivered.
-            calls: to whom.
-            receiver: one of them.
-            waiting: what for.
             behind: a task that is still at the last attempt; it is not tried again before that has ended.
         """
         lane = self._lane(receiver.name, name_of(calls.document), change)
@@ -234,9 +224,7 @@ class Parking:
         """Let a dead letter wait in the order of the commits among the deliveries that are parked already.
 
         Args:
-            change: the change of the letter.
             calls: a single receiver.
-            letter: its `_id`.
 
         Returns:
             False if it is not to be retried any more.
@@ -301,7 +289,6 @@ class Parking:
         """Nothing is parked under this name any more, unless something was since.
 
         Args:
-            name: of a receiver.
             times: `times_parked` before that was found out.
         """
         if self._busy.get(name) == times and not self._writing[name]:

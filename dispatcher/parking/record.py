@@ -93,11 +93,6 @@ def record_of(
     """One delivery to one receiver.
 
     Args:
-        change: the change.
-        calls: the document class.
-        receiver: one of its receivers.
-        term: of the position that this process owns.
-        group: of dispatchers.
         name: an earlier name of the receiver, under which the delivery is written; "" for the present one.
     """
     known = (receiver.name, *receiver.options.formerly)
@@ -136,11 +131,7 @@ def record_of(
 
 
 def short_id(letter: str) -> str:
-    """What people call a dead letter: the `_id`s of all receivers of one change begin alike.
-
-    Args:
-        letter: its `_id`.
-    """
+    """What people call a dead letter: the `_id`s of all receivers of one change begin alike."""
     return blake2b(letter.encode("utf-8", "surrogatepass"), digest_size=_SHORT).hexdigest()
 
 
@@ -181,11 +172,6 @@ def failed(record: Record, failure: Failure) -> Record:
 
 def change_of(record: RawBSONDocument, parts: Mapping[str, bytes], codec_options: CodecOptions[Any]) -> Change:
     """The change of a held delivery: receivers get the same as from the stream.
-
-    Args:
-        record: as it is stored.
-        parts: of it.
-        codec_options: the registry's.
 
     Returns:
         The change. If its document or its key can't be decoded, `fault` says so.
@@ -231,7 +217,6 @@ def raw_key_of(record: bytes, parts: Mapping[str, bytes]) -> bytes:
 
     Args:
         record: the delivery, as BSON.
-        parts: of it.
     """
     key = field(record, "key")
     return parts["key"] if key is None else keyed(key)

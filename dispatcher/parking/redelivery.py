@@ -48,13 +48,7 @@ class Resending:
     """Takes care of the requests for one stream's letters.
 
     Args:
-        held: the collection.
-        parking: where they are parked.
-        routes: who listens to what.
-        add: gives a job to the lanes.
         goes_on: whether something may be begun.
-        codec_options: the registry's.
-        address: of the server, for messages.
     """
 
     def __init__(
@@ -77,11 +71,7 @@ class Resending:
         self._address = address
 
     async def run(self) -> None:
-        """Look for requests, for ever.
-
-        Raises:
-            DispatcherError: what no repetition can mend.
-        """
+        """Look for requests, for ever."""
         while True:
             try:
                 taken = await self._take() if self._goes_on() else 0

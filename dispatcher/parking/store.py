@@ -53,6 +53,8 @@ What can happen, and why nothing is lost or overtaken:
 - A retry of a dead letter whose document has followers: it takes the mark over, and sorts before them by its
   token. If it does not, `due` moves the mark.
 - All reads are from the primary, with all acknowledged writes; all writes are to a majority: elections undo none.
+
+Commands raise `PyMongoError` as the driver has it.
 """
 
 import asyncio
@@ -142,7 +144,6 @@ class _Settled(NamedTuple):
     """How far a lane was worked off.
 
     Attributes:
-        lane: the lane.
         finished: its first deliveries.
         head: the update that marks the next one; None if that is not known.
     """
@@ -156,11 +157,7 @@ def lane_id(group: str, receiver: str, document: str, namespace: tuple[str, str]
     """The name of a lane.
 
     Args:
-        group: of dispatchers.
         receiver: its name: the deliveries of several signals of one document to one function stay in order.
-        document: name of the class.
-        namespace: the document's collection.
-        id_: its `_id`, of any type.
     """
     named = bson.encode({"": [group, receiver, document, *namespace]}) + _key_of(id_)
     return blake2b(named, digest_size=16).hexdigest()
@@ -180,8 +177,6 @@ class HeldStore:
     """Reads and writes the held deliveries of one partition.
 
     Args:
-        group: of dispatchers, with the database of its state.
-        stats: counters.
         partition: which one, of how many.
     """
 
@@ -204,28 +199,16 @@ class HeldStore:
     # -- lanes -----------------------------------------------------------------------------------------------
 
     async def receivers(self) -> set[str]:
-        """The names of all receivers with deliveries that wait.
-
-        Raises:
-            PyMongoError: as the driver has it.
-        """
+        """The names of all receivers with deliveries that wait."""
         found = await self._held.distinct("receiver", {"group": self.group, **HEADS})
         return {one for one in found if isinstance(one, str)}
 
     async def existing(self, lanes: Sequence[str]) -> set[str]:
-        """Those of these lanes that exist.
-
-        Raises:
-            PyMongoError: as the driver has it.
-        """
+        """Those of these lanes that exist."""
         return set(await self._held.distinct("lane", {"group": self.group, "lane": {"$in": list(lanes)}}))
 
     async def is_headed(self, lane: str) -> bool | None:
-        """Whether the first delivery of a lane is marked as its head; None if the lane does not exist.
-
-        Raises:
-            PyMongoError: as the driver has it.
-        """
+        """Whether the first delivery of a lane is marked as its head; None if the lane does not exist."""
         return await self._asked.add(lane)
 
     async def _are_headed(self, lanes: list[str]) -> list[bool | None]:
@@ -239,11 +222,7 @@ class HeldStore:
         return await self._held.aggregate([there, {"$sort": _ORDER}, {"$group": first}])
 
     async def recover(self) -> None:
-        """Take care of what earlier versions held, and of what crashes left: lanes without a head, and files.
-
-        Raises:
-            PyMongoError: as the driver has it.
-        """
+        """Take care of what earlier versions held, and of what crashes left: lanes without a head, and files."""
         await take_over(self._group, self._partition)
         await self._files.sweep()
         marks = [
@@ -260,12 +239,7 @@ class HeldStore:
         """Write a delivery that waits. When this returns, it survives a failover. One with its `_id` is replaced.
 
         Args:
-            record: the delivery.
-            lane: its lane.
             waiting: why; None for a follower.
-
-        Raises:
-            PyMongoError: as the driver has it.
         """
         document = {**await self._files.write(record), "lane": lane, "state": "following"}
         computed: dict[str, Any] = {"hash": hash_of_key(record.parts), "parked_at": "$$NOW"}
@@ -292,16 +266,8 @@ class HeldStore:
     async def due(self, receiver: str, most: int, apart_from: Sequence[str]) -> tuple[list[Lane], float | None]:
         """Lanes that are due, those that have waited longest first.
 
-        Args:
-            receiver: their receiver.
-            most: how many at most.
-            apart_from: lanes to leave out.
-
         Returns:
             The lanes, and the seconds until another one is due; None if there is no other.
-
-        Raises:
-            PyMongoError: as the driver has it.
         """
         apart = {"lane": {"$nin": list(apart_from)}, "_id": {"$nin": self._misfits}}
         pipeline: list[dict[str, Any]] = [
@@ -355,11 +321,7 @@ class HeldStore:
         sound.log()
 
     async def read(self, ids: Sequence[str]) -> dict[str, RawBSONDocument]:
-        """Deliveries by their `_id`s, those of them that are there, and make sense.
-
-        Raises:
-            PyMongoError: as the driver has it.
-        """
+        """Deliveries by their `_id`s, those of them that are there, and make sense."""
         rows = {}
         async for row in self._raw.find({"_id": {"$in": list(ids)}}):
             try:
@@ -369,11 +331,7 @@ class HeldStore:
         return rows
 
     async def following(self, lane: str) -> tuple[list[RawBSONDocument], str | None]:
-        """The first deliveries of a lane, in order, and the `_id` of the one behind them.
-
-        Raises:
-            PyMongoError: as the driver has it.
-        """
+        """The first deliveries of a lane, in order, and the `_id` of the one behind them."""
         found = self._held.find({"group": self.group, "lane": lane}, {"size": True})
         wanted: list[str] = []
         behind, total = None, 0
@@ -392,7 +350,6 @@ class HeldStore:
 
         Raises:
             ValueError: the delivery does not say rightly where they are.
-            PyMongoError: as the driver has it.
         """
         return await self._files.read(row)
 
@@ -409,9 +366,6 @@ class HeldStore:
 
         Returns:
             Whether something is left.
-
-        Raises:
-            PyMongoError: as the driver has it.
         """
         head = None
         if next_ is not None and waiting is not None:
@@ -477,10 +431,6 @@ class HeldStore:
         """Write a dead letter. When this returns, it survives a failover. One with its `_id` is replaced.
 
         A write that fails is repeated without an end: until then the delivery is not finished.
-
-        Args:
-            letter: the dead letter.
-            pause: waits between attempts.
         """
         report = partial(
             log.error,
@@ -504,42 +454,21 @@ class HeldStore:
         await self._files.delete(before or {})
 
     async def drop(self, id_: str) -> None:
-        """Delete a dead letter.
-
-        Raises:
-            PyMongoError: as the driver has it.
-        """
+        """Delete a dead letter."""
         await self._files.delete(await self._held.find_one_and_delete({"_id": id_}) or {})
 
     async def requested(self, most: int) -> list[str]:
-        """`_id`s of dead letters that are to be retried, in the order of the requests.
-
-        Raises:
-            PyMongoError: as the driver has it.
-        """
+        """`_id`s of dead letters that are to be retried, in the order of the requests."""
         wanted = {"group": self.group, **_REQUESTED, **self._ours}
         found = self._held.find(wanted, {"_id": True}).sort("retry_requested_at", 1).limit(most)
         return [letter["_id"] async for letter in found]
 
     async def requested_letter(self, id_: str) -> RawBSONDocument | None:
-        """A dead letter that is to be retried; None if it is not any more.
-
-        Raises:
-            PyMongoError: as the driver has it.
-        """
+        """A dead letter that is to be retried; None if it is not any more."""
         return await self._raw.find_one({"_id": id_, **_REQUESTED})
 
     async def retry(self, id_: str, lane: str, fields: Mapping[str, Any]) -> bool:
-        """Let a dead letter wait in a lane, due at once; False if it is not to be retried any more.
-
-        Args:
-            id_: its `_id`.
-            lane: the lane.
-            fields: what changes of it.
-
-        Raises:
-            PyMongoError: as the driver has it.
-        """
+        """Let a dead letter wait in a lane, due at once; False if it is not to be retried any more."""
         values = {**fields, "lane": lane, "state": "retry", "attempts": 0, "first_attempt_at": None}
         now = dict.fromkeys(("due_at", "parked_at", "retrying_since"), "$$NOW")
         change = [*_set(values, **now), {"$unset": ["retry_requested_at", "retry_refused"]}]
@@ -550,11 +479,7 @@ class HeldStore:
         return True
 
     async def refuse(self, id_: str, reason: str) -> None:
-        """Note why a dead letter can't be retried.
-
-        Raises:
-            PyMongoError: as the driver has it.
-        """
+        """Note why a dead letter can't be retried."""
         refused = {"at": "$$NOW", "text": {"$literal": reason[:_LONGEST_REASON]}}
         change = [*_set({}, retry_refused=refused), {"$unset": ["retry_requested_at"]}]
         await self._held.update_one({"_id": id_}, change)

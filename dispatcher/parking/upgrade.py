@@ -12,6 +12,8 @@ Whoever claims a partition moves what belongs to it into `held` before the first
 run or a command of an earlier version may have written since. The lease of the partition makes sure that nobody
 else works on it. Each document is written to `held`, unless it is there, and deleted then. A crash in between
 changes nothing: the next process goes on.
+
+Commands raise `PyMongoError` as the driver has it.
 """
 
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
@@ -50,11 +52,7 @@ async def take_over(group: Group, partition: tuple[int, int]) -> None:
     """Move what earlier versions left of a partition.
 
     Args:
-        group: of dispatchers, with the database of its state.
         partition: which one, of how many.
-
-    Raises:
-        PyMongoError: as the driver has it.
     """
     taker = _Taker(group, partition)
     moved = await taker.take_parked() + await taker.take_letters()
@@ -68,12 +66,7 @@ async def take_over(group: Group, partition: tuple[int, int]) -> None:
 
 
 class _Taker:
-    """Moves documents.
-
-    Args:
-        group: of dispatchers, with the database of its state.
-        partition: which one, of how many.
-    """
+    """Moves documents."""
 
     def __init__(self, group: Group, partition: tuple[int, int]) -> None:
         state = group.state
@@ -179,7 +172,6 @@ def waiting_delivery(row: bytes, letter: bytes | None, files: Mapping[str, Any],
     Args:
         row: as an earlier version parked it, with its lane in `lane_document`.
         letter: the dead letter that it is a retry of.
-        files: its parts in GridFS.
         head: whether it is the first one of its lane.
     """
     fields = readable(row)
@@ -210,12 +202,7 @@ def waiting_delivery(row: bytes, letter: bytes | None, files: Mapping[str, Any],
 
 
 def dead_letter(letter: bytes, files: Mapping[str, Any]) -> bytes:
-    """A dead letter, as it is held now. Pure.
-
-    Args:
-        letter: as an earlier version kept it.
-        files: its parts in GridFS.
-    """
+    """A dead letter, as it is held now. Pure."""
     fields = readable(letter)
     said = {"_id": fields["_id"], "state": "dead", "reason": fields.get("reason")}
     if isinstance(fields["_id"], str):

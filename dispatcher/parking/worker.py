@@ -63,7 +63,6 @@ class _Slice:
     """Deliveries of a lane that are worked off at once.
 
     Args:
-        lane: the lane.
         rows: its first deliveries.
         behind: `_id` of the next one, if that is known.
 
@@ -94,16 +93,9 @@ class Unparking:
     """Works off the parked deliveries of one stream.
 
     Args:
-        held: the collection.
-        parking: who has something parked.
-        routes: who listens to what.
-        deliver: makes an attempt.
-        add: gives a job to the lanes.
         goes_on: whether another delivery may be begun.
         position: the token up to which everything is finished.
         places: errands at once.
-        codec_options: the registry's.
-        address: of the server, for messages.
     """
 
     def __init__(  # noqa: PLR0913 - it stands between the database, the lanes and the deliverer
@@ -154,11 +146,7 @@ class Unparking:
             self._woken.set()
 
     async def run(self) -> None:
-        """Work off what is due, for ever.
-
-        Raises:
-            DispatcherError: what no repetition can mend.
-        """
+        """Work off what is due, for ever."""
         failures = 0
         while True:
             self._next = monotonic() + _RARELY

@@ -42,11 +42,7 @@ class PositionStore:
     # -- reading ---------------------------------------------------------------------------------------------
 
     async def load(self) -> SavedPositions:
-        """All documents of the group, as they were at one moment.
-
-        Raises:
-            PositionError: a document makes no sense.
-        """
+        """All documents of the group, as they were at one moment."""
         # No group's name has a colon.
         numbered = {"_id": {"$gte": f"{self._group}:", "$lt": f"{self._group};"}}
         at_once = self._collection.with_options(read_concern=ReadConcern("snapshot"))

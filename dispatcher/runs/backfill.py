@@ -39,11 +39,7 @@ class Backfill:
         self._routes = place.routes.narrowed(place.chosen(receivers, _SIGNALS), playback.run.id)
 
     async def work(self, stop: asyncio.Event) -> Outcome:
-        """Deliver everything, unless `stop` is set before.
-
-        Raises:
-            DispatcherError: what no repetition can mend. What is done is written down.
-        """
+        """Deliver everything, unless `stop` is set before."""
         async with aclosing(self._steps()) as steps:
             return await self.playback.work(steps, stop)
 

@@ -280,11 +280,7 @@ class Workplace(NamedTuple):
         )
 
     async def prepare(self, routes: Routes) -> None:
-        """Have the server check every `where` of some routes, before they resolve changes.
-
-        Raises:
-            ApplicationError: the server does not accept a `where`.
-        """
+        """Have the server check every `where` of some routes, before they resolve changes."""
         await routes.prepare(Conditions(self.group.state, self.registry.codec_options, self.address))
 
     def chosen(self, names: Sequence[str], signals: Sequence[str] = POST) -> Callable[[str, Receiver], bool]:
@@ -311,11 +307,7 @@ class Workplace(NamedTuple):
 
 @asynccontextmanager
 async def workplace(registry: Registry, settings: Settings) -> AsyncIterator[Workplace]:
-    """Connect to the deployment of an application.
-
-    Raises:
-        DispatcherError: it can't be used.
-    """
+    """Connect to the deployment of an application."""
     name = group_of(registry, settings)
     clients = Clients(registry, settings)
     routes = routes_of(registry, settings, name)

@@ -182,11 +182,7 @@ async def start(
 
 
 async def _look_back(place: Workplace, since: Timestamp) -> None:
-    """Check whether the oplog reaches back so far, before anything is written.
-
-    Raises:
-        HistoryLost: it does not.
-    """
+    """Check whether the oplog reaches back so far, before anything is written."""
     scope = scope_of(place.routes)
     cursors = Cursors(place.watching, scope.database, scope.pipeline(), 1)
     try:

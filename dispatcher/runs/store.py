@@ -217,12 +217,7 @@ def _is_alive(pid: Any) -> bool:
 
 
 def _sound_run_of(found: Mapping[str, Any]) -> Run:
-    """A run that dispatchers work on by themselves, with where it is.
-
-    Raises:
-        Exception: it is not written as runs are.
-        KeyError: it lacks something.
-    """
+    """A run that dispatchers work on by themselves, with where it is."""
     run = _run_of(found)
     done, last, name = (run.progress.get(one) for one in ("done", "last", "namespace"))
     texts = (run.id, run.what, *(done or ()), *([name] if name is not None else ()))

@@ -185,13 +185,7 @@ def _log_thread(failure: threading.ExceptHookArgs) -> None:
 
 
 class _Signals:
-    """Sets an event when a signal asks the process to end.
-
-    Args:
-        stop: the event.
-        deadline: of the orderly end.
-        within: its seconds.
-    """
+    """Sets an event when a signal asks the process to end."""
 
     def __init__(self, stop: asyncio.Event, deadline: Deadline, within: float | None) -> None:
         self._loop = asyncio.get_running_loop()

@@ -52,7 +52,6 @@ class Deadline:
 
         Args:
             seconds: from now on.
-            code: exit code.
             loop: whose tasks are logged.
         """
         self._orders.put(_Order(monotonic() + seconds, code, loop))

@@ -3,6 +3,8 @@
 It does not use PyMongo's change stream, for three reasons. It awaits once per batch, not once per event. Events
 stay BSON until they are decoded, so that an event which can't be decoded does not spoil its batch. And it has the
 token behind an empty batch, which can be saved.
+
+Commands raise `PyMongoError` as the driver has it.
 """
 
 import asyncio
@@ -53,10 +55,7 @@ class ChangeStreamSource:
     Args:
         client: opened for the running loop, without a time limit on answers of its own: a server that has far to
             read looks like a dead connection.
-        scope: what to watch.
         batch_size: events per round trip, at most.
-        address: of the server, for messages.
-        stats: where reconnects are counted.
         await_ms: milliseconds that the server waits for the next event; None for the default.
     """
 
@@ -92,11 +91,7 @@ class ChangeStreamSource:
         return self._open and not self._cursors.is_silent
 
     async def now(self) -> str:
-        """A token of this moment: all later changes can be read from it.
-
-        Raises:
-            PyMongoError: as the driver has it.
-        """
+        """A token of this moment: all later changes can be read from it."""
         return await self._cursors.now()
 
     def time_of(self, position: str) -> Timestamp:
@@ -108,9 +103,6 @@ class ChangeStreamSource:
 
         Yields:
             Batches, empty ones on an idle stream about once a second.
-
-        Raises:
-            DispatcherError: what no repetition can mend.
         """
         failures, too_large = 0, False
         while True:
@@ -264,7 +256,6 @@ class ChangeStreamSource:
         It takes one round trip more than opening the stream if there is nothing to read.
 
         Args:
-            since: where to begin.
             until: the token of the last change to look at.
 
         Raises:
@@ -287,11 +278,7 @@ class ChangeStreamSource:
 
 
 async def token_of_now(client: AsyncMongoClient[Any], scope: Scope, address: str) -> str:
-    """A resume token of this moment.
-
-    Raises:
-        PyMongoError: as the driver has it.
-    """
+    """A resume token of this moment."""
     return await ChangeStreamSource(client, scope, batch_size=1, address=address, stats=Stats()).now()
 
 

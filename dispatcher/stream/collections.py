@@ -1,4 +1,7 @@
-"""The watched collections on the server: their names, whether they keep images, what their validators refuse."""
+"""The watched collections on the server: their names, whether they keep images, what their validators refuse.
+
+Commands raise `PyMongoError` as the driver has it.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -24,7 +27,6 @@ class WatchedCollection(NamedTuple):
     """One watched collection.
 
     Attributes:
-        namespace: where it is.
         kind: `"collection"`, `"view"`, `"timeseries"`; "" if it does not exist.
         options: as it was created or changed; empty if it does not exist.
         is_named: it is watched by its name, not because a pattern covers it.
@@ -50,13 +52,6 @@ class WatchedCollection(NamedTuple):
 
         The server tries documents that satisfy the validator now again with a stamp, without writing them. Without
         such documents, this reads a `$jsonSchema`; of any other validator the answer is no.
-
-        Args:
-            client: opened for the running loop.
-            group: whose stamps they would be.
-
-        Raises:
-            PyMongoError: as the driver has it.
         """
         validator = self.options.get("validator")
         if not validator or self.options.get("validationAction") == "warn":
@@ -133,11 +128,7 @@ async def _collections(
 
 
 async def collections_of(client: AsyncMongoClient[Any], scope: Scope) -> list[Namespace]:
-    """The watched collections with documents, sorted.
-
-    Raises:
-        PyMongoError: as the driver has it.
-    """
+    """The watched collections with documents, sorted."""
     try:
         watched = await watched_collections(client, scope)
     except OperationFailure as error:

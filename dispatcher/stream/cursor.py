@@ -2,6 +2,8 @@
 
 A getMore waits a second for the next event. But a server that has to read hours of changes of other collections
 first does not answer for as long, and looks like a dead connection.
+
+Commands raise `PyMongoError` as the driver has it.
 """
 
 import asyncio
@@ -92,11 +94,7 @@ class Cursors:
         return self._asked_at is not None and monotonic() - self._asked_at > _SILENCE
 
     async def now(self) -> str:
-        """A token of this moment.
-
-        Raises:
-            PyMongoError: as the driver has it.
-        """
+        """A token of this moment."""
         async with session_of(self._client) as session:
             reply = await self._open(session, Start(), EventShape({}))
             await self._kill(session, reply["id"])
@@ -108,12 +106,7 @@ class Cursors:
         """The batches of one cursor, until the server closes it.
 
         Args:
-            start: where to begin.
-            shape: of the events.
             opened: called when the server has opened the cursor.
-
-        Raises:
-            PyMongoError: as the driver has it.
         """
         async with session_of(self._client) as session:
             reply = await self._open(session, start, shape)

@@ -55,7 +55,6 @@ def decode(raw: Undecoded, codec_options: CodecOptions[Any], event: dict[str, An
     """One change event.
 
     Args:
-        raw: as the server sent it.
         codec_options: the registry's, so that receivers get the types of the application.
         event: the decoded event, if `decoded_together` has it.
 

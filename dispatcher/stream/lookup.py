@@ -32,13 +32,7 @@ _Found = dict[tuple[Namespace, bytes], bytes]
 
 
 class DocumentLookup:
-    """Completes changes with the current document; one query per collection and slice.
-
-    Args:
-        client: opened for the running loop.
-        codec_options: the registry's.
-        address: of the server, for messages.
-    """
+    """Completes changes with the current document; one query per collection and slice."""
 
     def __init__(self, client: AsyncMongoClient[Any], codec_options: CodecOptions[Any], address: str) -> None:
         self._client = client
@@ -50,9 +44,6 @@ class DocumentLookup:
         """The same changes in slices; updates without a document get the current one, if it exists.
 
         Slices keep memory small where documents are large.
-
-        Raises:
-            DispatcherError: what no repetition can mend.
         """
         if not any(_lacks_document(change) for change in changes):
             yield changes

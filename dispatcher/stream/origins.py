@@ -100,12 +100,7 @@ class Origins:
         self.since = 0.0
 
     def saw(self, stamp: Stamp | None, wall_time: Any) -> bool:
-        """Remember a stamp; whether it is one of this group, and new.
-
-        Args:
-            stamp: if it was readable.
-            wall_time: of the event.
-        """
+        """Remember a stamp; whether it is one of this group, and new."""
         wall = _seconds(wall_time)
         if stamp is None or wall is None or stamp.group != self._group:
             return False

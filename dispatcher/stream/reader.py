@@ -24,7 +24,6 @@ class UnreadableEvent(NamedTuple):
     """An event that can't be decoded.
 
     Attributes:
-        event: as the server sent it.
         error: the reason; it knows the token.
     """
 
@@ -43,10 +42,6 @@ class Reader:
     """Reads the batches of one source, in their order.
 
     Args:
-        source: where the batches come from.
-        images: completes updates that came without their document.
-        group: of dispatchers; stamps of other groups do not count.
-        codec_options: the registry's.
         is_finished: whether an earlier process has finished a change, by its token.
     """
 
@@ -75,11 +70,7 @@ class Reader:
         self._origins.since = time
 
     async def read(self, batch: Batch) -> AsyncGenerator[list[Change] | UnreadableEvent | LostEvent]:
-        """A batch, in parts and in the order of the stream; see `DeleteMarkers.settle` for markers.
-
-        Raises:
-            DispatcherError: what no repetition can mend.
-        """
+        """A batch, in parts and in the order of the stream; see `DeleteMarkers.settle` for markers."""
         if batch.lost_after is not None:
             yield LostEvent(batch.lost_after, batch.token)
         for i in range(0, len(batch.events), _CHUNK):

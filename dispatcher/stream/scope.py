@@ -43,8 +43,6 @@ class Scope(NamedTuple):
         namespaces: the collections, sorted.
         patterns: of the names of further ones, sorted.
         apart_from: a database that patterns leave out, even if its name matches.
-        partition: the part of the documents.
-        partitions: the number of parts.
         hashed: each event carries the hash of its document. The events are the same.
     """
 
@@ -63,8 +61,6 @@ class Scope(NamedTuple):
         """The narrowest scope that holds these collections.
 
         Args:
-            namespaces: named collections.
-            patterns: of further ones.
             apart_from: the dispatcher's own database: a stream of its state would report every saved position.
         """
         ordered, alike = tuple(sorted(set(namespaces))), tuple(sorted(set(patterns)))

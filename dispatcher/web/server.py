@@ -38,11 +38,7 @@ _PATIENCE: Final = 1
 
 
 class Web:
-    """What answers over HTTP.
-
-    Raises:
-        CannotListen: not there.
-    """
+    """What answers over HTTP."""
 
     def __init__(self, settings: Settings, observer: Observer) -> None:
         self._settings = settings

@@ -95,11 +95,7 @@ class Letterbox:
         }
 
     async def letter(self, id_: str) -> dict[str, Any] | None:
-        """One letter with its parts as text; None if there is none with that id.
-
-        Raises:
-            MalformedLetter: it makes no sense.
-        """
+        """One letter with its parts as text; None if there is none with that id."""
         found = await self._letters.find_one({**self._of_group, "_id": id_})
         if found is None:
             return None

@@ -1,4 +1,4 @@
-"""A daemon that delivers mongoz signals for writes that were made elsewhere."""
+"""A daemon that delivers mongoz signals for writes of other clients."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ __all__ = ["__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":  # lazily: the command must be able to answer Ctrl-C before everything is loaded
+    if name == "__version__":  # lazily: the command must react to Ctrl-C before everything is loaded
         from mongoz import __version__  # noqa: PLC0415 - see above
 
         return __version__

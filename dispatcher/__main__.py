@@ -10,17 +10,17 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command line; Ctrl-C before it can do better ends it without a traceback."""
+    """Run the command line. An early Ctrl-C ends it without a traceback."""
     open_streams()
     try:
         require_descriptors()
-        from dispatcher.cli import main as command_line  # noqa: PLC0415 - Ctrl-C may come while it loads
+        from dispatcher.cli import main as command_line  # noqa: PLC0415 - Ctrl-C can come while it loads
 
         command_line()
     except KeyboardInterrupt:
         sys.exit(130)
     except TooManyFiles as error:
-        sys.stderr.write(f"error: {error.message}\nremedy: {error.remedy}\n")  # whatever else prints is not loaded
+        sys.stderr.write(f"error: {error.message}\nremedy: {error.remedy}\n")  # no module for output is loaded
         sys.exit(error.exit_code)
 
 

@@ -21,7 +21,7 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     name="dispatcher",
     cls=Commands,
-    help="Delivers mongoz signals for writes that were made elsewhere: another service, a shell, a migration.",
+    help="Delivers mongoz signals for writes of other clients: by another service, a shell or a migration.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -42,12 +42,12 @@ _COMMANDS: Final[Mapping[str, Callable[..., None]]] = {
     "backfill": replay.backfill,
 }
 _GROUPS: Final[Mapping[tuple[str, str], Mapping[str, Callable[..., None]]]] = {
-    ("position", "Up to where everything is delivered: look at it, move it by hand."): {
+    ("position", "The position, up to which everything is delivered: show or move it."): {
         "show": position.show,
         "set": position.move,
         "reset": position.reset,
     },
-    ("dead-letters", "Deliveries that failed for good: look at them, try them again, forget them."): {
+    ("dead-letters", "Deliveries that failed for good: show, retry or drop them."): {
         "list": letters.list_,
         "show": letters.show,
         "retry": letters.retry,
@@ -108,8 +108,8 @@ def _command_line() -> None:
         err.print(shown(trace_of(error).rstrip(), newline="\n  "))
         complain(
             DispatcherError(
-                "The dispatcher has a bug: nobody expected the exception above. Nothing is lost.",
-                remedy="Report it together with the traceback. Started again, it continues where it stopped.",
+                "The dispatcher has a bug: it did not expect the exception above. Nothing is lost.",
+                remedy="Report it with the traceback. After a restart the dispatcher continues where it stopped.",
             )
         )
         sys.exit(ExitCode.CRASHED)
@@ -120,4 +120,4 @@ def _run() -> None:
         app()
     finally:
         if sys.__stdout__ is not None:
-            sys.__stdout__.flush()  # now: an error of the interpreter's own flush at the end would say nothing
+            sys.__stdout__.flush()  # the interpreter hides errors of its own flush at exit

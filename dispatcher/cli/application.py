@@ -1,4 +1,4 @@
-"""Loading APP: the registry that is served, and the modules that connect receivers to its documents."""
+"""Loads APP: the registry to serve, and the modules that connect receivers to its documents."""
 
 import importlib
 import os
@@ -26,10 +26,10 @@ def load_registry(app: str, modules: Iterable[str] = ()) -> "Registry":
 
     Args:
         app: `"package.module:registry"`.
-        modules: further modules to import, whose receivers APP itself does not bring in.
+        modules: further modules to import, with receivers that APP does not import.
 
     Raises:
-        ApplicationError: something can't be imported, or is no registry.
+        ApplicationError: something can't be imported, or is not a registry.
     """
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
@@ -57,20 +57,20 @@ def _import(name: str, origin: str) -> ModuleType:
                 remedy=f"Start in the directory that holds it (this is {Path.cwd()}), or set PYTHONPATH.",
             ) from error
         raise _broken(name, origin, error) from error
-    except KeyboardInterrupt:  # somebody wants to stop
+    except KeyboardInterrupt:  # Ctrl-C
         raise
     except BaseException as error:
         raise _broken(name, origin, error) from error
 
 
 def _broken(name: str, origin: str, error: BaseException) -> ApplicationError:
-    # The innermost frame of the application: not of the import machinery, nor of the libraries that it called.
+    # The innermost frame of the application, without the import machinery and the libraries that it calls.
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_library(f.filename)]
     frame = frames[-1] if frames else None
     place = f" ({frame.filename}:{frame.lineno})" if frame else ""
     return ApplicationError(
         f"{origin} names the module {name!r}, which fails when it is imported{place}: {text_of(error)}",
-        remedy=f"Mend it; `python -c 'import {name}'` shows the whole traceback.",
+        remedy=f"Fix it. `python -c 'import {name}'` shows the whole traceback.",
     )
 
 

@@ -45,11 +45,11 @@ def check(
     """
     from dispatcher.core.output.logs import configure_logging
 
-    configure_logging("auto", "warning")  # to stderr: what is found goes to stdout
+    configure_logging("auto", "warning")  # to stderr; findings go to stdout
     from dispatcher.operate import check as checks
 
     if role:
-        print(checks.role_for(load_registry(app, imports), settings))  # noqa: T201 - for mongosh, so nothing may be wrapped
+        print(checks.role_for(load_registry(app, imports), settings))  # noqa: T201 - for mongosh, so no line may be wrapped
         return
 
     async def findings() -> "list[Finding]":

@@ -1,4 +1,4 @@
-"""Commands about a group that runs somewhere: where its state is, and connecting to it."""
+"""Connects a command to the state of a group."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -31,7 +31,7 @@ class GroupConnection(NamedTuple):
     """A connection to the state of a group of dispatchers.
 
     Attributes:
-        receivers: names that the application's receivers have or had; empty if no application is named.
+        receivers: present and former names of the application's receivers; empty without an application.
     """
 
     group: Group
@@ -40,7 +40,7 @@ class GroupConnection(NamedTuple):
 
 
 def with_group(use: Callable[[GroupConnection], Awaitable[_T]], place: Place) -> _T:
-    """Connect to a group's state, and use it.
+    """Connect to the state of a group, and do something with it.
 
     Args:
         place: the group. Without a URL it is on the server of the application; without a name it is the
@@ -48,7 +48,7 @@ def with_group(use: Callable[[GroupConnection], Awaitable[_T]], place: Place) ->
 
     Raises:
         DispatcherError: there is no such group, or the server does not answer.
-        typer.BadParameter: neither server nor application are named.
+        typer.BadParameter: neither a server nor an application is named.
     """
     make_settings(url=place.url, state_database=place.state_database)
     receivers: frozenset[str] = frozenset()
@@ -77,7 +77,7 @@ async def _connected(
     try:
         seed = first_seed(url)
     except ImproperlyConfigured as error:
-        raise CannotConnect(str(error), remedy="Mend --url or DISPATCHER_URL.") from error
+        raise CannotConnect(str(error), remedy="Fix --url or DISPATCHER_URL.") from error
     address = seed.host if seed.port is None else f"{seed.host}:{seed.port}"
     try:
         async with client_of(
@@ -100,18 +100,19 @@ async def _connected(
                 remedy="Is it running, is the URL right, and may this machine reach it?",
             ) from error
         raise ServerError(
-            f"{address} can not do what is asked of it: {in_short(error)}", remedy="See the server's log."
+            f"{address} refuses the request: {in_short(error)}", remedy="See the server's log."
         ) from error
 
 
 def _chosen(group: str | None, there_are: list[str], place: str) -> str:
-    """The group that is meant."""
+    """The named group, or the only one."""
     if group in there_are:
         return group
     if not there_are:
         raise NotFound(
             f"There is no state of dispatchers at {place}.",
-            remedy="Name the right server with --url and the database with --state-database. Did one ever run?",
+            remedy="Name the right server with --url and the right database with --state-database. A group has a "
+            "state after its first `dispatcher run` or `dispatcher setup`.",
         )
     if group is not None:
         raise NotFound(
@@ -119,5 +120,6 @@ def _chosen(group: str | None, there_are: list[str], place: str) -> str:
             remedy="The group is dispatched= of the registry; True is 'default'.",
         )
     if len(there_are) > 1:
-        raise typer.BadParameter(f"There are several: {', '.join(there_are)}. Name one.", param_hint="--group")
+        names = ", ".join(there_are)
+        raise typer.BadParameter(f"There are several groups: {names}. Name one.", param_hint="--group")
     return there_are[0]

@@ -1,4 +1,4 @@
-"""Commands for trying and developing: `demo` and `dev`."""
+"""`dispatcher demo` and `dispatcher dev`."""
 
 from typing import Annotated
 

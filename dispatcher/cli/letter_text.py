@@ -1,4 +1,4 @@
-"""How dead letters are printed."""
+"""Prints dead letters."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +25,7 @@ _SHORT: Final = 100
 
 
 def print_list(letters: Iterable[dict[str, Any]]) -> None:
-    """A line for each."""
+    """Print a line for each dead letter."""
     table = Grid("id", "given up", "receiver", "signal", "key", "reason", "error")
     for letter in letters:
         table.add_row(*_row(letter))
@@ -36,7 +36,7 @@ def _row(letter: dict[str, Any]) -> tuple[str, ...]:
     error = redacted(str((letter.get("error") or {}).get("message", ""))).splitlines() or [""]
     state = str(letter.get("reason"))
     if "retrying_since" in letter or "retry_requested_at" in letter:
-        state += ", being tried again"
+        state += ", retry requested"
     elif letter.get("retries"):
         state += f", {letter['retries']} retries"
     return (
@@ -51,10 +51,10 @@ def _row(letter: dict[str, Any]) -> tuple[str, ...]:
 
 
 def print_letter(letter: dict[str, Any], parts: Mapping[str, bytes]) -> None:
-    """One in full.
+    """Print one dead letter in full.
 
     Args:
-        letter: without what is large.
+        letter: its document, without the large parts.
         parts: the documents of its change, as BSON.
     """
     decoded = {name: _decoded(data) for name, data in parts.items()}
@@ -68,7 +68,7 @@ def print_letter(letter: dict[str, Any], parts: Mapping[str, bytes]) -> None:
     for name, value in decoded.items():
         text = value if isinstance(value, str) else dumps(value, json_options=RELAXED_JSON_OPTIONS, indent=2)
         out.print(shown(f"\n{name}", "bold", "\n"))
-        out.print(shown(text, newline="\n"), soft_wrap=True)  # it is JSON, whose texts have no line breaks
+        out.print(shown(text, newline="\n"), soft_wrap=True)  # JSON has no line breaks inside of its texts
     if trace := error.get("traceback"):
         out.print(shown("\ntraceback", "bold", "\n"))
         out.print(shown(redacted(trace).rstrip(), newline="\n  "), soft_wrap=True)
@@ -79,7 +79,7 @@ def _print_fact(name: str, value: str) -> None:
 
 
 def print_outcomes(found: Sequence[Outcome]) -> None:
-    """A line for each, and how many there are of each result."""
+    """Print a line for each outcome, and the count of each result."""
     table = Grid()
     for one in found:
         text = (one.text.splitlines() or [""])[0]
@@ -93,7 +93,7 @@ def plain(letter: dict[str, Any], parts: Mapping[str, bytes] | None = None) -> d
     """A dead letter for JSON.
 
     Args:
-        letter: without what is large.
+        letter: its document, without the large parts.
         parts: the documents of its change, as BSON; None leaves them out.
     """
     told = {name: _plain_value(value) for name, value in letter.items() if name not in ("parts", "files")}
@@ -108,7 +108,7 @@ def _plain_value(value: Any) -> Any:
 
 
 def _decoded(data: bytes) -> Any:
-    """A part as its values; of one that is not for Python, its bytes as text."""
+    """The values of a part. If Python can't represent them, its bytes as text."""
     try:
         return readable(data, tz_aware=True)
     except (InvalidBSON, ValueError, OverflowError):

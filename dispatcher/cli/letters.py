@@ -28,7 +28,7 @@ All = Annotated[bool, typer.Option("--all", help="All dead letters that the filt
 
 
 class _Filters(NamedTuple):
-    """The flags that say which dead letters are meant."""
+    """The flags that select dead letters."""
 
     receiver: Annotated[str | None, typer.Option(help="Only dead letters for this receiver, by its name.")]
     signal: Annotated[
@@ -54,7 +54,7 @@ class _Filters(NamedTuple):
     ]
 
     def wanted(self) -> "Wanted":
-        """What they mean."""
+        """The same as a filter of the state."""
         from dispatcher.cli.parsing import keys, moment
         from dispatcher.operate.dead_letters import Wanted
 
@@ -100,7 +100,7 @@ def list_(
 
     found, misfits, total = with_group(look, place)
     for one in misfits:
-        err.print(shown(f"The document {one.id} in {one.collection} makes no sense: {one.problem}. {one.remedy}"))
+        err.print(shown(f"The document {one.id} in {one.collection} is malformed: {one.problem}. {one.remedy}"))
     if as_json:
         print_json([plain(letter) for letter in found])
         return
@@ -177,7 +177,7 @@ def retry(
         alive = [one for one in await members_of(there.group) if one.alive]
         if not alive:
             raise NotRunning(
-                f"No dispatcher of group {there.group.name!r} is alive to try them again. Nothing was changed.",
+                f"No dispatcher of group {there.group.name!r} is alive to retry them. Nothing was changed.",
                 remedy="Start one: `dispatcher run APP`.",
             )
         gone = await dead_letters.without_receiver(there.group, chosen, alive)
@@ -185,7 +185,7 @@ def retry(
             raise gone
         asked = await dead_letters.request_retry(there.group, chosen)
         if not wait:
-            return [dead_letters.Outcome(id_, "waiting", "asked for") for id_ in asked]
+            return [dead_letters.Outcome(id_, "waiting", "requested") for id_ in asked]
         return await _watched(dead_letters.outcomes(there.group, asked, within=wait), len(asked), quiet=as_json)
 
     found = with_group(retry, place)
@@ -237,15 +237,15 @@ def drop(
         return
     out.print(f"{len(done.dropped)} dropped." if chosen else "There are no such dead letters.")
     if done.kept:
-        out.print(f"{len(done.kept)} are being tried again, and stay.")
+        out.print(f"{len(done.kept)} are being retried, and stay.")
 
 
 def _check_selection(ids: list[str], wanted: "Wanted", *, all_: bool) -> None:
-    """Nobody gets all letters by leaving something out."""
+    """Require ids, filters or --all: no filter must not mean all letters."""
     if ids and (all_ or any(wanted)):
-        raise typer.BadParameter("Name letters by their ids, or by filters, not both.", param_hint="ID")
+        raise typer.BadParameter("Give ids or filters, not both.", param_hint="ID")
     if not ids and not all_ and not any(wanted):
-        raise typer.BadParameter("Name letters by their ids or by filters, or say --all.", param_hint="ID")
+        raise typer.BadParameter("Give ids, filters or --all.", param_hint="ID")
 
 
 async def _chosen(there: "GroupConnection", ids: list[str], wanted: "Wanted") -> list[str]:
@@ -258,7 +258,7 @@ async def _chosen(there: "GroupConnection", ids: list[str], wanted: "Wanted") ->
 
 
 async def _require(there: "GroupConnection", wanted: "Wanted") -> None:
-    """Refuse a receiver that nobody has heard of: a typing error must not look like an empty list."""
+    """Refuse an unknown receiver: a typing error must not look like an empty list."""
     from dispatcher.group.known_receivers import require_receiver
 
     if wanted.receiver is not None:
@@ -266,7 +266,7 @@ async def _require(there: "GroupConnection", wanted: "Wanted") -> None:
 
 
 async def _watched(coming: "AsyncIterator[Outcome]", count: int, *, quiet: bool) -> "list[Outcome]":
-    """All outcomes; on a terminal with a progress bar."""
+    """Wait for all outcomes, with a progress bar on a terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     found = []

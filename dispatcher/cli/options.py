@@ -28,9 +28,9 @@ __all__ = [
     "settings_of",
 ]
 
-_UsageError: Final[Any] = typer.BadParameter.__mro__[1]  # of click, which typer brings along or not
+_UsageError: Final[Any] = typer.BadParameter.__mro__[1]  # of click, or of the copy that typer contains
 
-# What values must do, by pydantic's names of errors.
+# The requirement behind each of pydantic's errors.
 _MUSTS: Final = {
     "greater_than": "be more than {gt}",
     "greater_than_equal": "be at least {ge}",
@@ -102,11 +102,11 @@ GroupName = Annotated[
 
 
 class Flags(NamedTuple):
-    """Annotates a parameter of a command that stands for several flags.
+    """Annotates one parameter of a command that several flags replace.
 
     Attributes:
-        make: makes the parameter's value of the values of the flags, which it gets by name.
-        flags: a parameter for each flag.
+        make: gets the values of the flags by name, and returns the value of the parameter.
+        flags: one parameter for each flag.
     """
 
     make: Callable[..., Any]
@@ -118,7 +118,7 @@ def _flag(name: str) -> str:
 
 
 def _setting(name: str, **default: Any) -> Parameter:
-    """The flag of one setting, with its own default unless another one is given."""
+    """The flag of one setting. `default` can replace the default of the setting."""
     field = Settings.model_fields[name]
     option = typer.Option(_flag(name), help=field.description, envvar=f"DISPATCHER_{name.upper()}")
     kind = Annotated[field.annotation, option]  # type: ignore[name-defined]  # known at run time only
@@ -126,20 +126,20 @@ def _setting(name: str, **default: Any) -> Parameter:
 
 
 WITH_FLAG: Final = tuple(name for name in Settings.model_fields if name != "http_token")
-"""All settings but the secret one: everybody on a machine can see command lines."""
+"""All settings except the secret one: everybody on a machine can see command lines."""
 
 
 def settings_of(*names: str, **defaults: Any) -> Flags:
-    """Flags for the settings that are named; the parameter is a `Settings`."""
+    """Flags for these settings. The parameter becomes a `Settings`."""
     return Flags(make_settings, [_setting(name, **defaults) for name in names])
 
 
 def fields_of(kind: type[Any], **annotations: Any) -> Flags:
-    """A flag for each field of a NamedTuple; the parameter is an instance.
+    """A flag for each field of a NamedTuple. The parameter becomes an instance.
 
     Args:
-        kind: the class. The flag of a field without an option of its own is that of the setting with its name.
-        annotations: of fields, in place of their own.
+        kind: the class. A field without a typer option is the flag of the setting with the same name.
+        annotations: replace those of fields.
     """
     kinds = {**get_type_hints(kind, include_extras=True), **annotations}
     flags = [
@@ -152,7 +152,7 @@ def fields_of(kind: type[Any], **annotations: Any) -> Flags:
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """What typer makes a command of: flags take the place of each parameter that `Flags` annotates."""
+    """Make a function for typer: flags replace each parameter that is annotated with `Flags`."""
     bundles: dict[str, Flags] = {}
     flags: list[Parameter] = []
     for one in signature(function).parameters.values():
@@ -173,7 +173,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
 
 class Place(NamedTuple):
-    """The flags that say which group is meant."""
+    """The flags that name a group."""
 
     app: AppOption
     url: str | None
@@ -186,10 +186,10 @@ OfGroupOfApp = Annotated[Place, fields_of(Place, app=AppArgument)]
 
 
 def make_settings(**values: Any) -> Settings:
-    """Settings of what the flags said.
+    """Make settings from the values of flags.
 
     Raises:
-        typer.BadParameter: a value is out of range; names its flag.
+        typer.BadParameter: a value is invalid; the error names its flag.
     """
     try:
         return Settings(**values)
@@ -202,10 +202,10 @@ def make_settings(**values: Any) -> Settings:
 
 
 class Commands(TyperGroup):
-    """The commands. What they say of a flag is in our words, and safe on a terminal."""
+    """The commands. Errors about flags are in plain words, and safe on a terminal."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command that is named."""
+        """Run the named command."""
         try:
             return super().invoke(ctx)
         except _UsageError as error:
@@ -216,7 +216,7 @@ class Commands(TyperGroup):
 
 
 def _refusal(error: ValidationError, *, tell_value: bool = True) -> str:
-    """What is wrong with a value, and what it must be."""
+    """The text about an invalid value: the value and the requirement."""
     first = error.errors()[0]
     if first["type"] in {"value_error", "assertion_error"}:
         text = first["msg"].partition(", ")[2]

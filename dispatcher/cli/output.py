@@ -15,37 +15,37 @@ __all__ = ["complain", "confirmed", "err", "out", "print_json"]
 
 out = Terminal()
 if not out.is_terminal:
-    out.width = 250  # whoever reads a pipe wants whole names
+    out.width = 250  # a pipe gets whole names
 err = Terminal(stderr=True, soft_wrap=True)
 
-# Of an error of several lines the others are set in, so that none passes for a line of ours.
+# Later lines of an error are indented, so that none of them looks like a line of the dispatcher.
 _SET_IN: Final = "\n  "
 
 
 def complain(error: DispatcherError) -> None:
-    """An error and its remedy, a line each."""
+    """Print an error and its remedy on one line each."""
     err.print(shown("error:", "bold red"), shown(redacted(error.message), newline=_SET_IN))
     if error.remedy:
         err.print(shown("remedy:", "bold"), shown(redacted(error.remedy), newline=_SET_IN))
 
 
 def confirmed(question: str, *, yes: bool) -> bool:
-    """Whether an operator wants something that can't be undone.
+    """Ask an operator to confirm something that can't be undone.
 
     Raises:
-        typer.BadParameter: nobody is there to be asked.
+        typer.BadParameter: stdin is not a terminal.
     """
     if yes:
         return True
     if not sys.stdin.isatty():
         raise typer.BadParameter(
-            "It can't be undone, and nobody is there to be asked: confirm it.", param_hint="--yes"
+            "It can't be undone, and stdin is not a terminal: confirm it with this flag.", param_hint="--yes"
         )
     return typer.confirm(question, err=True)
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on a line, for machines."""
+    """Print one JSON document on one line, for machines."""
     print(json.dumps(value, default=_plain))  # noqa: T201 - rich would wrap it
 
 

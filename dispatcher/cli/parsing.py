@@ -1,4 +1,4 @@
-"""What people write on a command line: moments, points in the stream, and keys of documents."""
+"""Parses times, points in the change stream, and keys of documents."""
 
 import re
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ _TOKEN: Final = re.compile(r"82(?:[0-9A-Fa-f]{2}){8,}(?:\.(?:[0-9A-Fa-f]{2})+)?"
 
 
 def moment(text: str, option: str) -> datetime:
-    """A moment: `now`, how long ago (`90s`, `15min`, `2h`, `7d`), or a date as ISO 8601 has it, in UTC."""
+    """A time: `now`, a duration ago (`90s`, `15min`, `2h`, `7d`), or a date in ISO 8601, by default in UTC."""
     try:
         return _moment(text.strip())
     except (ValueError, OverflowError) as error:
         raise typer.BadParameter(
-            f"{text!r} is no time. Write how long ago, like 90s, 15min, 2h or 7d, or a date like "
+            f"{text!r} is not a time. Write a duration ago, such as 90s, 15min, 2h or 7d, or a date such as "
             "2026-01-31T12:00:00Z.",
             param_hint=option,
         ) from error
@@ -42,7 +42,7 @@ def _moment(text: str) -> datetime:
 
 
 def point(text: str, option: str) -> Timestamp:
-    """A cluster time: a moment, a resume token, or a cluster time as it is."""
+    """A cluster time, from a time, a resume token, or a cluster time."""
     text = text.strip()
     try:
         if _TOKEN.fullmatch(text):
@@ -52,21 +52,21 @@ def point(text: str, option: str) -> Timestamp:
         return Timestamp(max(1, int(_moment(text).timestamp())), 0)
     except (ValueError, OverflowError) as error:
         raise typer.BadParameter(
-            f"{text!r} is no point in time. Write a date like 2026-01-31T12:00:00Z, how long ago like 2h, 30min "
-            "or 7d, a resume token, or a cluster time like 1767225600,1.",
+            f"{text!r} is not a point in time. Write a date such as 2026-01-31T12:00:00Z, a duration ago such as "
+            "2h, 30min or 7d, a resume token, or a cluster time such as 1767225600,1.",
             param_hint=option,
         ) from error
 
 
 def token(text: str, option: str) -> str:
-    """A resume token; of a time, what sorts before the tokens of all its changes."""
+    """A resume token. For a time, a text that sorts before the tokens of all its changes."""
     if _TOKEN.fullmatch(text.strip()):
         return text.strip().upper()
     return token_at(point(text, option))
 
 
 def keys(text: str) -> Sequence[Any]:
-    """What a document's `_id` may be that is written like this: text, an ObjectId, a number, extended JSON."""
+    """All `_id`s that this text can mean: the text, an ObjectId, a number, extended JSON."""
     found: list[Any] = [text]
     if ObjectId.is_valid(text):
         found.append(ObjectId(text))

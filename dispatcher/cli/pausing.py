@@ -78,13 +78,13 @@ def resume(
     if as_json:
         print_json({"receiver": receiver, "changed": changed, "still_paused": names})
         return
-    out.print(shown(f"{receiver or 'everything'} {'goes on' if changed else 'was not paused'}"))
+    out.print(shown(f"{receiver or 'everything'} {'is resumed' if changed else 'was not paused'}"))
     if names:
         out.print(shown(f"still paused: {', '.join(names)}"))
 
 
 def _who() -> str:
-    """Whoever asks, for people."""
+    """User and host, for people."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user often has no name

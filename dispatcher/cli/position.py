@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from bson.timestamp import Timestamp
 
     from dispatcher.cli.connecting import GroupConnection
-    from dispatcher.operate.positions import Moved
+    from dispatcher.operate.positions import MovedPosition
     from dispatcher.operate.status_model import PartitionStatus
 
 __all__ = ["move", "reset", "show"]
@@ -47,10 +47,10 @@ def show(
     Example: `dispatcher position show shop.models:registry --max-age 60`
     """
     from dispatcher.cli.connecting import with_group
-    from dispatcher.operate.status import look
+    from dispatcher.operate.status import read_status
 
     async def see(there: "GroupConnection") -> list[dict[str, Any]]:
-        overview = await look(there.group)
+        overview = await read_status(there.group)
         numbered = there.group.state.positions.find({"group": there.group.name, "partition": {"$exists": 1}})
         found = {int(one["partition"]): one async for one in numbered}
         return [
@@ -121,14 +121,14 @@ def move(
 
     wanted = None if at.strip() == "now" else token(at, "--at")
 
-    async def do(there: "GroupConnection") -> "list[Moved]":
+    async def do(there: "GroupConnection") -> "list[MovedPosition]":
         mover = Mover(there.group, address=there.address)
         if wanted is None:
             return await mover.move(await mover.now(), force=force)
         await mover.require_held(wanted)
         return await mover.move(wanted, force=force)
 
-    if not confirmed(f"Have everything delivered from {at} on, and nothing before?", yes=yes):
+    if not confirmed(f"Deliver everything since {at}, and nothing before?", yes=yes):
         raise typer.Exit(ExitCode.FAILED)
     _say(with_group(do, place), as_json=as_json)
 
@@ -150,15 +150,15 @@ def reset(
     from dispatcher.cli.connecting import with_group
     from dispatcher.operate.positions import Mover
 
-    async def do(there: "GroupConnection") -> "list[Moved]":
+    async def do(there: "GroupConnection") -> "list[MovedPosition]":
         return await Mover(there.group, address=there.address).move(None, force=force)
 
-    if not confirmed("Forget the position? What is not delivered yet won't be.", yes=yes):
+    if not confirmed("Forget the position? Undelivered changes are never delivered.", yes=yes):
         raise typer.Exit(ExitCode.FAILED)
     _say(with_group(do, place), as_json=as_json)
 
 
-def _say(moved: "list[Moved]", *, as_json: bool) -> None:
+def _say(moved: "list[MovedPosition]", *, as_json: bool) -> None:
     if as_json:
         print_json(
             [one._asdict() | {"before": _text(one.before), "after": _text(one.after)} for one in moved],
@@ -168,7 +168,7 @@ def _say(moved: "list[Moved]", *, as_json: bool) -> None:
         before, after = _text(one.before) or "nowhere", _text(one.after) or "the next start"
         out.print(f"partition {one.partition}: from {before} to {after}")
         if one.gap is not None:
-            out.print("  a gap is noted: changes in between are not delivered")
+            out.print("  a gap is recorded: the changes between are not delivered")
 
 
 def _text(time: "Timestamp | None") -> str | None:

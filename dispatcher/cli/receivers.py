@@ -8,7 +8,7 @@ from dispatcher.core.output.terminal import Grid
 __all__ = ["receivers"]
 
 
-def receivers(app: App, imports: Import = [], as_json: Json = False) -> None:  # noqa: B006 - typer's way
+def receivers(app: App, imports: Import = [], as_json: Json = False) -> None:  # noqa: B006 - typer copies it
     """List the receivers that run in the dispatcher, and where they are defined.
 
     Example: `dispatcher receivers shop.models:registry`
@@ -36,4 +36,4 @@ def receivers(app: App, imports: Import = [], as_json: Json = False) -> None:  #
     table = Grid("collection", "document", "signal", "receiver", "delivery", "defined at")
     for row in rows:
         table.add_row(*row.values())
-    out.print(table if rows else "No receiver of this application may run in the dispatcher.")
+    out.print(table if rows else "No receiver of this application runs in the dispatcher.")

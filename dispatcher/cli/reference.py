@@ -1,4 +1,4 @@
-"""Prints the page docs/reference/cli.md, which is made from the commands themselves.
+"""Prints docs/reference/cli.md from the commands.
 
 python -m dispatcher.cli.reference > docs/reference/cli.md
 """
@@ -29,7 +29,7 @@ APP is `package.module:registry`. The working directory is importable. APP can a
 [exit code](exit-codes.md). Only terminals get colours and progress bars.
 """
 
-# Where there is more to say of a command than its help does.
+# Pages with more about a command.
 _SEE: Final = {
     "run": "[The dispatcher](../guide/dispatcher.md)",
     "setup": "[Setting up](../how-to/setup.md)",
@@ -39,7 +39,7 @@ _SEE: Final = {
 
 
 def page() -> str:
-    """The page."""
+    """The text of the page."""
     from dispatcher.cli import app
 
     sections = [_section(path, command) for path, command in _commands(typer.main.get_command(app))]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["backfill", "replay"]
 
-# Seconds that a clock here may be ahead of the server's.
+# Seconds by which our clock may be ahead of the server's.
 _TOLERANCE: Final = 5
 
 Receivers = Annotated[
@@ -94,7 +94,7 @@ def replay(  # noqa: PLR0913 - one parameter per flag
     Example: `dispatcher replay shop.models:registry --since 2h --receiver shop.search.index`
     """
     if since is None and resume is None:
-        raise typer.BadParameter("Say since when, or which run to go on with (--resume).", param_hint="--since")
+        raise typer.BadParameter("Give a start (--since) or a run to continue (--resume).", param_hint="--since")
     begin, end = _points(since, until)
     whom = ", ".join(receivers) or "all receivers"
     what = f"the run {resume}" if resume else f"changes since {since}"
@@ -153,7 +153,7 @@ def _work(
     work: "Callable[[Workplace, asyncio.Event], Any]",
     as_json: bool,
 ) -> None:
-    """Run it until it is finished, or somebody stops it; say how it went."""
+    """Run it until it is finished or stopped, and print the outcome."""
     from dispatcher.core.output.logs import configure_logging
 
     configure_logging("auto", settings.log_level)
@@ -179,7 +179,7 @@ def _work(
         if outcome.dead_letters:
             out.print(f"{outcome.dead_letters} dead letters: `dispatcher dead-letters list` shows them")
         if not outcome.finished:
-            out.print(f"the same command goes on, or --resume {outcome.run}")
+            out.print(f"the same command continues it, or --resume {outcome.run}")
     if outcome.failed or not outcome.finished:
         raise typer.Exit(ExitCode.FAILED)
 
@@ -191,7 +191,7 @@ async def _shown(
     unit: str,
     as_json: bool,
 ) -> "Outcome":
-    """Work on it, with a bar where somebody is looking."""
+    """Run it, with a progress bar on a terminal."""
     if as_json or not out.is_terminal:
         return await run.work(stop)
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -237,8 +237,8 @@ def _points(since: str | None, until: str | None) -> "tuple[Timestamp | None, Ti
     for name, moment in (("--since", begin), ("--until", end)):
         if moment is not None and moment.time > now:
             raise typer.BadParameter(
-                f"{moment.as_datetime().isoformat()} is still to come; what happens then is delivered when it "
-                "happens.",
+                f"{moment.as_datetime().isoformat()} is in the future. Dispatchers deliver later changes "
+                "when they happen.",
                 param_hint=name,
             )
     if begin is not None and end is not None and end < begin:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["status"]
 
-# Seconds of lag, and of headroom, that deserve attention.
+# Seconds of lag and of headroom that are highlighted.
 _LATE = 60.0
 _TIGHT = 3_600.0
 
@@ -50,10 +50,10 @@ def status(
     Example: `dispatcher status --url mongodb://db.example.org --group billing --watch`
     """
     from dispatcher.cli.connecting import with_group
-    from dispatcher.operate.status import look
+    from dispatcher.operate.status import read_status
 
     async def see(there: "GroupConnection") -> "GroupStatus":
-        return await look(there.group)
+        return await read_status(there.group)
 
     def once() -> "GroupStatus":
         return with_group(see, place)
@@ -69,7 +69,7 @@ def status(
         return
     from dispatcher.embedded.processes import stopped_by_signals
 
-    # Not by KeyboardInterrupt: in the middle of a look the driver takes it for a broken connection.
+    # Signals instead of KeyboardInterrupt, which the driver would take for a broken connection.
     with stopped_by_signals() as stop:
         if not as_json and out.is_terminal:
             _watch(once, interval, stop)
@@ -80,7 +80,7 @@ def status(
 
 
 def _watch(once: "Callable[[], GroupStatus]", interval: float, stop: threading.Event) -> None:
-    """Fill the terminal, again and again; a server that is gone for a while ends nothing."""
+    """Fill the terminal again and again. It continues while the server does not answer."""
     from rich.live import Live
 
     with Live(_rendered(once()), console=out, auto_refresh=False, screen=True) as live:
@@ -102,8 +102,8 @@ def _rendered(overview: "GroupStatus") -> RenderableType:
         *_titled("Parked", _parked(overview), overview.parked),
         *_titled("Paused", _paused(overview), overview.paused),
         *_titled("Runs", _runs(overview), overview.runs),
-        *_titled("Gaps: changes that nobody got", _gaps(overview), overview.gaps),
-        *_titled("Documents of the state that make no sense", _misfits(overview), overview.misfits),
+        *_titled("Gaps: changes that were never delivered", _gaps(overview), overview.gaps),
+        *_titled("Malformed documents of the state", _misfits(overview), overview.misfits),
     )
 
 
@@ -121,13 +121,19 @@ def _summary(overview: "GroupStatus") -> list[RenderableType]:
     paused = any(one.receiver is None for one in overview.paused)
     facts.append(("dispatchers", f"{len(alive)} alive", "" if alive else "bold red"))
     if paused:
-        facts.append(("paused", "everything: nothing is delivered", "bold yellow"))
+        facts.append(("paused", "everything", "bold yellow"))
     if lags:
         worst = max(lags)
         facts.append(("lag", duration(worst), "yellow" if worst > _LATE else ""))
     ages = [one.position_age_seconds for one in overview.partitions if one.position_age_seconds is not None]
     if ages and not alive:
-        facts.append(("delivered", f"until {duration(max(ages))} ago; nobody delivers the rest", "bold red"))
+        facts.append(
+            (
+                "delivered",
+                f"until {duration(max(ages))} ago; no dispatcher is alive",
+                "bold red",
+            )
+        )
     if alive:
         facts.append(("throughput", f"{rate:.1f} deliveries per second", ""))
     letters, gaps = overview.dead_letter_count, overview.gap_count
@@ -151,11 +157,15 @@ def _headroom(overview: "GroupStatus") -> tuple[str, str, str]:
     left = overview.headroom_seconds
     if left is None:
         if not overview.partitions:
-            return "oplog", "no position is saved", ""
-        return "oplog", "not known: that takes the right serverStatus, and a connection without mongos", ""
+            return "oplog", "no position is saved yet", ""
+        return "oplog", "unknown: it needs the privilege serverStatus, and no mongos", ""
     if left <= 0:
-        return "oplog", f"the position is lost: the oplog begins {duration(-left)} after it", "bold red"
-    return "oplog", f"position would be lost in {duration(left)}", "bold red" if left < _TIGHT else ""
+        return (
+            "oplog",
+            f"begins {duration(-left)} after the position: changes are lost",
+            "bold red",
+        )
+    return "oplog", f"holds the position for another {duration(left)}", "bold red" if left < _TIGHT else ""
 
 
 def _receivers(overview: "GroupStatus") -> Grid:

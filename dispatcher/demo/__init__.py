@@ -1,4 +1,4 @@
-"""`dispatcher demo`: a foreign client writes, a dispatcher delivers, and the books must balance."""
+"""`dispatcher demo`: another client writes, a dispatcher delivers, and no delivery may be missing."""
 
 from dispatcher.demo.run import demonstrate
 

@@ -1,4 +1,4 @@
-"""The books of the demo: what was written, what is owed for it, and what was delivered. Pure."""
+"""Counts of the demo: writes, expected deliveries, and deliveries. Pure."""
 
 import math
 import statistics
@@ -22,7 +22,7 @@ Document = tuple[str, str]
 
 
 class Delivered(NamedTuple):
-    """One delivery, for showing it."""
+    """One delivery, for the screen."""
 
     at: datetime
     operation: str
@@ -30,11 +30,11 @@ class Delivered(NamedTuple):
     key: str
     receiver: str
     seconds: float
-    """From the commit, by the server's clock, until the receiver was called."""
+    """From the commit, by the server's clock, to the call of the receiver."""
 
 
 class Lost(NamedTuple):
-    """A delivery that is owed and was never made."""
+    """An expected delivery that was never made."""
 
     operation: str
     namespace: str
@@ -43,7 +43,7 @@ class Lost(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What is missing, and how many deliveries nobody had asked for."""
+    """The lost deliveries, and the number of unexpected ones."""
 
     lost: list[Lost]
     unexpected: int
@@ -51,20 +51,20 @@ class Verdict(NamedTuple):
 
 @dataclass(slots=True)
 class _Change:
-    """What became of one change: the receivers that were called for it."""
+    """One change: the receivers that were called for it."""
 
     signal: str
     receivers: set[str] = field(default_factory=set)
 
 
 class Ledger:
-    """Matches every write with the deliveries that it owes.
+    """Matches each write with its expected deliveries.
 
-    A delivery does not say which write it is for. But all deliveries of one change have one id, and the
-    changes of one document arrive in commit order: so they are laid beside that document's writes, one by one.
+    A delivery does not name its write. But all deliveries of one change have the same id, and the changes of one
+    document arrive in commit order. So they are matched with the writes of that document, one by one.
 
     Args:
-        owed: the receivers of (namespace, signal).
+        owed: the expected receivers for (namespace, signal).
     """
 
     def __init__(self, owed: Mapping[tuple[str, str], frozenset[str]]) -> None:
@@ -75,14 +75,14 @@ class Ledger:
         self.operations: Counter[tuple[str, str]] = Counter()
         """Writes by (namespace, operation)."""
         self.ordered: Counter[str] = Counter()
-        """Pieces ordered of each product."""
+        """The ordered quantity of each product."""
         self.written = 0
         self.expected = 0
         self.delivered = 0
         self.repeated = 0
 
     def add_write(self, line: Mapping[str, Any]) -> None:
-        """Note a write, as the writer reported it."""
+        """Count a write that the writer reported."""
         namespace, operation = line["namespace"], line["operation"]
         self._writes[namespace, line["id"]].append(operation)
         self.operations[namespace, operation] += 1
@@ -92,7 +92,7 @@ class Ledger:
             self.ordered[line["product"]] += line["quantity"]
 
     def add_delivery(self, line: Mapping[str, Any]) -> Delivered:
-        """Note a delivery, as the dispatcher logged it."""
+        """Count a delivery that the dispatcher logged."""
         namespace, key, signal = line["namespace"], line["key"], line["signal"]
         changes = self._changes[namespace, key]
         change = changes.setdefault(line["delivery_id"], _Change(signal))
@@ -102,28 +102,28 @@ class Ledger:
             change.receivers.add(line["receiver"])
             self.delivered += 1
         at = datetime.fromisoformat(line["began"])
-        # The server's clock has milliseconds, and so a delivery can seem to precede its commit.
+        # The commit time has whole milliseconds, so a delivery can seem to precede it.
         seconds = max(0.0, (at - datetime.fromisoformat(line["wall_time"]).replace(tzinfo=UTC)).total_seconds())
         self._seconds.append(seconds)
         return Delivered(at, line["operation"], namespace, key, line["receiver"].rpartition(".")[2], seconds)
 
     @property
     def in_flight(self) -> int:
-        """Deliveries that are owed and did not arrive yet. The dispatcher may be ahead of the writer's report."""
+        """Expected deliveries that are not made yet. The dispatcher can be ahead of the writer's report."""
         return max(0, self.expected - self.delivered)
 
     @property
     def median(self) -> float:
-        """Seconds from commit to receiver; half of the deliveries were faster."""
+        """The median of the seconds from commit to receiver."""
         return statistics.median(self._seconds) if self._seconds else 0.0
 
     @property
     def p99(self) -> float:
-        """Seconds within which 99 of 100 deliveries were made."""
+        """The 99th percentile of these seconds."""
         return sorted(self._seconds)[math.ceil(len(self._seconds) * 0.99) - 1] if self._seconds else 0.0
 
     def verdict(self) -> Verdict:
-        """Lay deliveries beside writes."""
+        """Match deliveries with writes."""
         lost: list[Lost] = []
         unexpected = 0
         for document in self._writes.keys() | self._changes.keys():
@@ -139,7 +139,7 @@ class Ledger:
         for operation in self._writes.get(document, ()):
             owed = self._receivers(document[0], operation)
             called: set[str] = set()
-            # A change of another kind belongs to a later write: this one's was lost.
+            # A change of another kind belongs to a later write: the change of this write was lost.
             if owed and changes and changes[0].signal == _SIGNALS[operation]:
                 called = changes.pop(0).receivers
             lost += [Lost(operation, *document, receiver) for receiver in sorted(owed - called)]

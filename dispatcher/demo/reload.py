@@ -1,4 +1,4 @@
-"""`dispatcher dev`: a dispatcher on an embedded MongoDB, started again whenever code changes."""
+"""`dispatcher dev`: a dispatcher on an embedded MongoDB, restarted whenever code changes."""
 
 import os
 import sys
@@ -17,20 +17,20 @@ from dispatcher.web.links import new_token, place_for
 
 __all__ = ["develop"]
 
-# How often we look whether the dispatcher still runs while no file changes.
+# Milliseconds between two checks that the dispatcher still runs.
 _LOOK_MS: Final = 200
-# A receiver in the middle of its work gets this long; it is repeated if it needs longer. In the environment,
-# so that a developer can say otherwise.
+# Seconds that a running receiver gets before a restart; it is repeated if it needs longer. A developer can set
+# another value in the environment.
 _GRACE: Final = ("DISPATCHER_GRACE", "5")
 _HTTP: Final = "DISPATCHER_HTTP"
 _TOKEN: Final = "DISPATCHER_HTTP_TOKEN"  # noqa: S105 - the name of the variable
 
 
 def develop(app: str, imports: Sequence[str], *, port: int | None, data: str | None, log_level: str) -> None:
-    """Run the dispatcher until SIGINT or SIGTERM, and again whenever code changes.
+    """Run the dispatcher until SIGINT or SIGTERM, and restart it whenever code changes.
 
-    Code is the Python files below the working directory, but for the virtual environment's. Where the dispatcher
-    ends by itself, its error is on the terminal, and the next change starts it again.
+    Code is all Python files below the working directory, except in a virtual environment. If the dispatcher ends
+    by itself, its error is on the terminal, and the next change restarts it.
 
     Args:
         app: `"package.module:registry"`.
@@ -39,12 +39,12 @@ def develop(app: str, imports: Sequence[str], *, port: int | None, data: str | N
         data: directory of its data; by default a temporary one.
 
     Raises:
-        EmbeddedError: no MongoDB could be started, or watchfiles is not installed.
+        EmbeddedError: MongoDB can't be started, or watchfiles is not installed.
     """
     console = Terminal(soft_wrap=True)
     with stopped_by_signals() as stop:
         changes = _changes(Path.cwd(), stop)
-        # Watching begins here: what changes while the first dispatcher starts must not be missed.
+        # Watching begins before the first start, so that no change is missed.
         next(changes, None)
         with embedded_mongo(port=port, directory=Path(data) if data else None) as server:
             console.print(shown("MongoDB for development: ") + shown(server.url, "bold"))
@@ -58,7 +58,7 @@ def develop(app: str, imports: Sequence[str], *, port: int | None, data: str | N
                 with Child("dispatcher", command, env=environment) as daemon:
                     changed = _wait_for_change(changes, daemon, console)
                 if changed and not stop.is_set():
-                    console.print(shown(f"{changed} changed, starting again", "dim"))
+                    console.print(shown(f"{changed} changed, restarting", "dim"))
 
 
 def _command(app: str, imports: Sequence[str], url: str, log_level: str) -> list[str]:
@@ -69,12 +69,12 @@ def _command(app: str, imports: Sequence[str], url: str, log_level: str) -> list
 
 
 def _environment() -> dict[str, str]:
-    # Bytecode is told from the source by seconds and size only: a second save within the second would not count.
+    # Bytecode is compared with the source by seconds and size only, so a second save in a second would not count.
     return {**dict([_GRACE]), **os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def _wait_for_change(changes: Iterator[frozenset[str]], daemon: Child, console: Terminal) -> str:
-    """Wait until files change, whether the dispatcher runs or not; returns their names, "" when we are to stop."""
+    """Wait until files change, even if the dispatcher ended. Returns their names, or "" at SIGINT or SIGTERM."""
     told = False
     for files in changes:
         if files:
@@ -87,7 +87,7 @@ def _wait_for_change(changes: Iterator[frozenset[str]], daemon: Child, console: 
 
 
 def _changes(directory: Path, stop: threading.Event) -> Iterator[frozenset[str]]:
-    """Names of Python files that changed, relative to `directory`; an empty set now and then if there are none."""
+    """Yields names of changed Python files, relative to `directory`, and regularly an empty set."""
     try:
         from watchfiles import PythonFilter, watch  # noqa: PLC0415 - an extra
     except ImportError as error:
@@ -95,10 +95,10 @@ def _changes(directory: Path, stop: threading.Event) -> Iterator[frozenset[str]]
             "Watching for changes of the code needs watchfiles, which is not installed.",
             remedy=how_to_install("embedded"),
         ) from error
-    # Several saves in a row, of an editor or a checkout, are one change: watchfiles waits until it is quiet.
+    # Several saves in a row are one change, for example of a checkout: watchfiles waits for a pause.
     for found in watch(
         directory,
-        # A virtual environment in the project's directory may have any name.
+        # A virtual environment in the project can have any name.
         watch_filter=PythonFilter(ignore_paths=[sys.prefix]),
         stop_event=stop,
         rust_timeout=_LOOK_MS,

@@ -1,4 +1,4 @@
-"""The course of the demo."""
+"""Runs the demo."""
 
 import json
 import threading
@@ -20,26 +20,26 @@ from dispatcher.web.links import link_to, new_token
 
 __all__ = ["demonstrate"]
 
-# Changes per second: as many as an eye can follow.
+# Changes per second, slow enough to follow on the screen.
 _RATE: Final = 40.0
 _START_SECONDS: Final = 30.0
-# What a delivery may take after the last write, before it counts as lost.
+# Maximum seconds of a delivery after the last write. Then it counts as lost.
 _STRAGGLER_SECONDS: Final = 15.0
 _LOG_LINES: Final = 15
 
 
 def demonstrate(seconds: float, tell: Callable[[dict[str, Any]], None] | None = None) -> None:
-    """Let a foreign client write, deliver its changes, show both, and count whether anything was lost.
+    """Let another client write, deliver its changes, show both, and count lost deliveries.
 
-    SIGINT and SIGTERM end the writing early; what was written until then is still accounted for.
+    SIGINT and SIGTERM end the writing early. All earlier writes count.
 
     Args:
-        seconds: how long the foreign client writes.
-        tell: is given the summary; what is there for people goes to stderr then.
+        seconds: how long the other client writes.
+        tell: gets the summary; the view for people then goes to stderr.
 
     Raises:
-        DemoFailed: a change was lost, or a process of the demo ended before its time.
-        EmbeddedError: no MongoDB could be started.
+        DemoFailed: a change was lost, or a process of the demo ended too early.
+        EmbeddedError: MongoDB can't be started.
     """
     console = Terminal(stderr=tell is not None)
     with stopped_by_signals() as stop:
@@ -49,7 +49,7 @@ def demonstrate(seconds: float, tell: Callable[[dict[str, Any]], None] | None = 
 
 
 class _Demo:
-    """The processes of one demo, and what they said."""
+    """The processes of one demo, and their output."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class _Demo:
                 return writer in self._ended or daemon in self._ended
 
             self._listen(lambda: over() or self._stop.is_set(), seconds + _START_SECONDS)
-            if not over():  # interrupted, or it hangs
+            if not over():  # interrupted, or the writer hangs
                 writer.process.terminate()
                 self._listen(over, _STRAGGLER_SECONDS)
             self._must_run(daemon, "ended while changes were written")
@@ -114,14 +114,14 @@ class _Demo:
             self._must_run(daemon, "ended before everything was delivered")
 
     def _end(self, daemon: Child) -> None:
-        """Let the dispatcher stop in order, and hear what it still has to say: it may deliver too much, too."""
+        """Stop the dispatcher, and read its last output: it could make unexpected deliveries."""
         code = daemon.stop()
         self._listen(lambda: daemon in self._ended, _STRAGGLER_SECONDS)
         if code:
             raise self._died(daemon, "did not stop in order")
 
     def _listen(self, until: Callable[[], bool], seconds: float) -> None:
-        """Take in what the processes say, until something is so or the time is over."""
+        """Read the output of the processes, until a condition holds or the time is over."""
         deadline = time.monotonic() + seconds
         while not until() and time.monotonic() < deadline:
             with suppress(Empty):
@@ -151,13 +151,13 @@ class _Demo:
         code = child.stop()
         log = "\n".join(f"  {line}" for line in self._logs[child])
         return DemoFailed(
-            f"The {child.name} {what} (exit code {code}). Its last words:\n{log or '  (none)'}",
+            f"The {child.name} {what} (exit code {code}). Its last lines:\n{log or '  (none)'}",
             remedy="If you did not end it yourself, please report this with the lines above.",
         )
 
 
 def _parsed(text: str) -> dict[str, Any]:
-    """A line of JSON; anything else is somebody's plain words."""
+    """The content of a line of JSON; None for other lines."""
     try:
         said = json.loads(text)
     except ValueError:
@@ -166,7 +166,7 @@ def _parsed(text: str) -> dict[str, Any]:
 
 
 def _summary(ledger: Ledger, verdict: Verdict, effects: list[Effect]) -> dict[str, Any]:
-    """The same for machines; times are in seconds."""
+    """The summary for machines, with times in seconds."""
     return {
         "written": ledger.written,
         "expected": ledger.expected,
@@ -187,7 +187,7 @@ def _judge(verdict: Verdict, effects: list[Effect], ledger: Ledger) -> None:
         )
         raise DemoFailed(f"{len(verdict.lost):,} of {ledger.expected:,} deliveries were lost: {some} ...")
     if verdict.unexpected:
-        raise DemoFailed(f"{verdict.unexpected:,} deliveries were made that no write accounts for.")
+        raise DemoFailed(f"{verdict.unexpected:,} deliveries were made without a write.")
     wrong = [f"{effect.name} ({effect.text})" for effect in effects if not effect.holds]
     if wrong:
-        raise DemoFailed(f"Everything was delivered, but the shop is not as it must be: {', '.join(wrong)}.")
+        raise DemoFailed(f"Everything was delivered, but the data of the shop is wrong: {', '.join(wrong)}.")

@@ -1,4 +1,4 @@
-"""What the demo shows: a live view on a terminal, plain lines elsewhere."""
+"""The screen of the demo: a live view on a terminal, otherwise plain lines."""
 
 import time
 from collections import Counter, deque
@@ -22,7 +22,7 @@ __all__ = ["Screen"]
 
 _COLOURS: Final = {"insert": "green", "update": "yellow", "replace": "cyan", "delete": "red"}
 _REFRESH_SECONDS: Final = 0.1
-# Lines of the live view that are not deliveries: counters, the table's head, the progress bar, the cursor.
+# Lines of the live view without deliveries: counters, the head of the table, the progress bar, the cursor.
 _FRAME_LINES: Final = 11
 
 
@@ -38,17 +38,17 @@ class Screen:
         self._began = self._refreshed = time.monotonic()
 
     def say(self, text: str) -> None:
-        """A line above everything else."""
+        """Print a line above everything else."""
         self._console.print(Text(text, style="dim"), soft_wrap=True)
 
     @contextmanager
     def live(self) -> Iterator[None]:
-        """Show deliveries while this is open."""
+        """Show deliveries during the `with` block."""
         self._began = time.monotonic()
         if not self._console.is_terminal:
             yield
             return
-        # Refreshed by us: rich's own thread would read the ledger while it is written.
+        # Not refreshed by rich: its thread would read the ledger while it changes.
         view = Live(console=self._console, auto_refresh=False, get_renderable=self._view, transient=True)
         with view:
             self._live = view
@@ -58,20 +58,20 @@ class Screen:
                 self._live = None
 
     def show(self, delivered: Delivered) -> None:
-        """A delivery was made."""
+        """Show a delivery."""
         self._latest.append(delivered)
         if self._live is None:
             self._console.print(_plain(delivered), soft_wrap=True)
 
     def refresh(self) -> None:
-        """Draw the live view anew, if it is time."""
+        """Draw the live view again, if it is time."""
         now = time.monotonic()
         if self._live is not None and now - self._refreshed >= _REFRESH_SECONDS:
             self._refreshed = now
             self._live.refresh()
 
     def summarize(self, verdict: Verdict, effects: Sequence[Effect]) -> None:
-        """How it went."""
+        """Print the summary."""
         ledger = self._ledger
         table = Table.grid(padding=(0, 2))
         table.add_column(style="bold", no_wrap=True)
@@ -93,7 +93,7 @@ class Screen:
             self._console.print(_table(list(self._latest)[-10:]))
         self._console.print(Panel(table, box=ROUNDED, title="summary", title_align="left", expand=False))
         told = Text(
-            f"{ledger.written:,} changes written by a client that knows nothing of mongoz, "
+            f"{ledger.written:,} changes written by a client without mongoz, "
             f"{ledger.delivered:,} of {ledger.expected:,} deliveries made, "
         )
         self._console.print(told.append(f"lost {len(verdict.lost):,}", "bold"), soft_wrap=True)
@@ -139,7 +139,7 @@ def _table(deliveries: Sequence[Delivered], height: int | None = None) -> Table:
             Text(one.receiver, style=f"bold {colour}"),
             _ms(one.seconds),
         )
-    # The view has its full height from the start, so that it does not jump.
+    # The view has its full height from the start, so that it does not move.
     for _ in range((height or 0) - len(deliveries)):
         table.add_row()
     return table

@@ -1,4 +1,4 @@
-"""What the demo knows of the sample application: where it is, how to run it, and what must have happened in it."""
+"""The sample application of the demo: its place, its commands, and the expected effects of its receivers."""
 
 import json
 import os
@@ -21,8 +21,8 @@ class Shop(NamedTuple):
     """The sample application.
 
     Attributes:
-        package: the name under which it is imported.
-        directory: from where; None for wherever we are.
+        package: its import name.
+        directory: to import it from; None is the working directory.
     """
 
     package: str
@@ -30,7 +30,7 @@ class Shop(NamedTuple):
 
     @property
     def environment(self) -> dict[str, str]:
-        """Ours, without the settings of the user's own application: the demo is the same for everybody."""
+        """Our environment without the settings of the user's application: the demo is the same for everybody."""
         return {
             name: value
             for name, value in os.environ.items()
@@ -38,12 +38,12 @@ class Shop(NamedTuple):
         }
 
     def dispatcher(self, url: str) -> list[str]:
-        """The command that starts a dispatcher for it, which logs every delivery."""
+        """The command that starts a dispatcher for it, which logs each delivery."""
         command = [sys.executable, "-m", "dispatcher", "run", f"{self.package}.app:registry", "--url", url]
         return [*command, "--log-format", "json", "--log-level", "debug"]
 
     def writer(self, url: str, seconds: float, rate: float) -> list[str]:
-        """The command that starts the foreign client, which reports every write."""
+        """The command that starts the other client, which reports each write."""
         command = [sys.executable, "-m", f"{self.package}.writer", "--url", url, "--report"]
         return [*command, "--seconds", str(seconds), "--rate", str(rate)]
 
@@ -57,7 +57,7 @@ class Shop(NamedTuple):
             capture_output=True,
             text=True,
             check=False,
-            start_new_session=True,  # Ctrl-C is for us alone
+            start_new_session=True,  # Ctrl-C must reach this process only
         )
         if asked.returncode:
             raise ApplicationError(f"The sample application does not load: {asked.stderr.strip()}")
@@ -68,7 +68,7 @@ class Shop(NamedTuple):
 
 
 def find_shop() -> Shop:
-    """The sample application: in an installed package inside of it, in a checkout beside it."""
+    """Find the sample application: inside an installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parent.parent
     if (package / "examples" / "shop" / "app.py").is_file():
         return Shop("dispatcher.examples.shop", None)
@@ -81,7 +81,7 @@ def find_shop() -> Shop:
 
 
 class Effect(NamedTuple):
-    """Something that the receivers of the shop must have brought about."""
+    """An expected effect of the receivers of the shop."""
 
     name: str
     text: str
@@ -89,7 +89,7 @@ class Effect(NamedTuple):
 
 
 def check_effects(url: str, ledger: Ledger) -> list[Effect]:
-    """Look whether the database is as it must be after all that was written."""
+    """Check the effects of all writes in the database."""
     with MongoClient[dict[str, Any]](url) as client:
         shop = client["shop"]
         return [_stock(shop, ledger), _mails(shop, ledger), _audit(shop, ledger)]

@@ -1,4 +1,4 @@
-"""Which mongod the embedded server runs: `MONGOZ_MONGOD`, else the PATH, else the wheel of the extra."""
+"""Finds a mongod: `MONGOZ_MONGOD`, else on the PATH, else in the wheel of the extra."""
 
 import importlib.util
 import os
@@ -19,7 +19,7 @@ def find_mongod() -> Path:
     """Return the mongod to run: `MONGOZ_MONGOD`, else the one on PATH, else that of the `embedded` extra.
 
     Returns:
-        An absolute path that can be executed: for the extra possibly a copy in the user's cache directory.
+        The absolute path of an executable. For the extra it can be a copy in the user's cache directory.
 
     Raises:
         EmbeddedError: there is none, `MONGOZ_MONGOD` is no executable file, or this is Windows.
@@ -42,7 +42,7 @@ def find_mongod() -> Path:
 
 
 def require_posix() -> None:
-    """Refuse Windows, which has neither `sh` nor the signals that the guardian lives by."""
+    """Refuse Windows, which has neither `sh` nor the signals that the guardian needs."""
     if sys.platform == "win32":
         raise EmbeddedError(
             "the embedded mongod does not support Windows",
@@ -51,7 +51,7 @@ def require_posix() -> None:
 
 
 def checked(binary: Path, origin: str) -> Path:
-    """The absolute path of a binary that somebody named."""
+    """The absolute path of a named binary."""
     binary = binary.expanduser().absolute()
     if not binary.is_file():
         raise EmbeddedError(f"{origin} names {binary}, which is not a file", remedy=_NOT_FOUND_REMEDY)
@@ -74,20 +74,20 @@ def _made_executable(binary: Path) -> Path:
     if not os.access(binary, os.X_OK):
         with suppress(OSError):
             binary.chmod(binary.stat().st_mode | 0o111)
-    # Asked again, as there are file systems that allow the change and ignore it (noexec).
+    # Checked again: some file systems accept the change and ignore it (noexec).
     return binary if os.access(binary, os.X_OK) else _cached_copy(binary)
 
 
 def _cached_copy(binary: Path) -> Path:
-    import fcntl  # noqa: PLC0415 - Windows has none, and must still be able to import this module
+    import fcntl  # noqa: PLC0415 - Windows does not have it, and must be able to import this module
 
     try:
         cache = _cache_directory()
         stat = binary.stat()
         copy = cache / f"mongod-{stat.st_size}-{stat.st_mtime_ns}"
         cache.mkdir(parents=True, exist_ok=True)
-        # The lock is for the disk's sake: of many test workers, one writes the 140 MB. The rename is
-        # for safety: whoever sees the copy sees all of it.
+        # With the lock only one of many test workers writes the 140 MB. With the rename nobody sees
+        # an incomplete copy.
         with (cache / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not os.access(copy, os.X_OK):

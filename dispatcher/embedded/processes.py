@@ -1,4 +1,4 @@
-"""Subprocesses of `demo` and `dev`: they end with us, however we end."""
+"""Subprocesses of `demo` and `dev`. They end when this process ends, however it ends."""
 
 import os
 import signal
@@ -14,13 +14,13 @@ from dispatcher.exceptions import ExitCode
 
 __all__ = ["Child", "Line", "stopped_by_signals"]
 
-# Waits for our death, which closes the pipe that it reads, and ends the child then: $1 is its process id.
+# Reads a pipe that closes when this process dies, and then ends the child with the process id $1.
 _WATCHER = 'read -r _; kill -TERM "$1"; naps=0; while [ $naps -lt 50 ] && kill -0 "$1"; do sleep 0.1; '
 _WATCHER += 'naps=$((naps + 1)); done; kill -KILL "$1"'
 
 
 class Line(NamedTuple):
-    """What a child said. `text` is None at the end: it has nothing more to say."""
+    """A line of output of a child. `text` is None at the end of the output."""
 
     child: "Child"
     text: str | None
@@ -29,11 +29,11 @@ class Line(NamedTuple):
 class Child:
     """A running subprocess. As a context manager it is stopped at the end.
 
-    It is in a session of its own: Ctrl-C reaches us only, and we decide in which order to end. If we are
-    killed, it is ended all the same.
+    It has its own session: Ctrl-C reaches this process only, which decides the order of the end. If this process
+    is killed, the child ends too.
 
     Args:
-        into: gets what it writes to stdout and stderr. By default that goes where our own output goes.
+        into: gets the lines of its stdout and stderr. By default they go to ours.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Child:
             encoding="utf-8",
             errors="replace",
         )
-        self._watcher = subprocess.Popen(  # noqa: S603 - as above; the script is a constant
+        self._watcher = subprocess.Popen(  # noqa: S603 - likewise; the script is a constant
             ["/bin/sh", "-c", _WATCHER, "dispatcher-watcher", str(self.process.pid)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
@@ -97,7 +97,7 @@ class Child:
             self.process.wait(grace)
         self.process.kill()
         code = self.process.wait()
-        # Only now: were we killed a moment ago, it would still have been needed.
+        # Not earlier: the watcher is needed if this process is killed while the child ends.
         self._watcher.kill()
         self._watcher.communicate()
         return code
@@ -105,9 +105,9 @@ class Child:
 
 @contextmanager
 def stopped_by_signals() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; a second one ends the process at once.
+    """An event that the first SIGINT or SIGTERM sets. A second one ends the process at once.
 
-    Children and the embedded MongoDB end with it also then: they have their watchers.
+    Children and the embedded MongoDB end in this case too, because of their watchers.
     """
     stop = threading.Event()
 

@@ -1,15 +1,15 @@
-"""A private, real mongod for development and tests, which cannot outlive the process that started it.
+"""A private, real mongod for development and tests. It can't outlive the process that started it.
 
     start_embedded   launch, listen, elect; on a free port, in a temporary directory
     embedded_mongo   the same as a context manager
 
-The chain of processes, and who notices whose death:
+The chain of processes; each notices when the one before it dies:
 
     this process ──pipe──> sh (the guardian, in a session of its own) ──> mongod
 
-Nothing is ever needed from us for the end: when this process dies, by SIGKILL too, the kernel closes
-the pipe, and the guardian ends mongod and removes the temporary directory. `PR_SET_PDEATHSIG` would do
-half of that, on Linux only, and it fires when the *thread* that started mongod ends.
+The end needs no action of this process: when it dies, even by SIGKILL, the kernel closes the pipe. Then the
+guardian ends mongod and removes the temporary directory. `PR_SET_PDEATHSIG` would do half of that, on Linux only,
+and it is sent when the *thread* that started mongod ends.
 """
 
 import json
@@ -40,14 +40,14 @@ _HOST = "127.0.0.1"
 _REPLICA_SET = "rs0"
 _PORT_ATTEMPTS = 10
 _POLL_SECONDS = 0.01
-# The guardian sends SIGKILL ten seconds after SIGTERM (100 naps in the script); give it a little longer.
+# The guardian sends SIGKILL ten seconds after SIGTERM (100 naps in the script); we wait a little longer.
 _STOP_SECONDS = 15.0
 
-# $1 is the directory to remove at the end, or nothing; the rest is the command line of mongod.
+# $1 is the directory to remove at the end, or empty; the rest is the command line of mongod.
 # - A background job of a non-interactive shell reads /dev/null unless told otherwise: hence fd 3.
-# - `read` returns for end of file (we are dead) and for a line (we ask for the end) alike. The line is
-#   needed when a fork of our process holds a copy of the pipe, so that closing ours isn't the end of it.
-# - The watcher ends by KILL, as an ignored TERM would be inherited, e.g. from a parent under `nohup`.
+# - `read` returns at the end of the file (this process died) and for a line (it asks for the end). The line is
+#   needed if a fork of this process holds a copy of the pipe, which then stays open.
+# - The watcher is ended by KILL: it could have inherited an ignored TERM, e.g. from a parent under `nohup`.
 _GUARDIAN = r"""
 scratch=$1; shift
 exec 3<&0 </dev/null
@@ -75,7 +75,7 @@ exit "$code"
 
 _BAD_NEWS = re.compile(r"error|cannot|not |fail|denied|illegal", re.IGNORECASE)
 _ADDRESS_IN_USE = re.compile(r"address already in use", re.IGNORECASE)
-# Looked up from the top in the complaint of a mongod that ended early.
+# The first match in the output of a mongod that ended early gives the remedy.
 _REMEDIES = (
     (re.compile(r"libcurl"), "apt-get install libcurl4 (or your system's package of libcurl)"),
     (re.compile(r"lib(crypto|ssl)"), "this mongod was built for another OpenSSL: set MONGOZ_MONGOD"),
@@ -93,10 +93,10 @@ class EmbeddedMongo:
     """A running private mongod.
 
     Attributes:
-        url: what clients connect to, e.g. `mongodb://127.0.0.1:41234/?replicaSet=rs0`.
+        url: for clients, e.g. `mongodb://127.0.0.1:41234/?replicaSet=rs0`.
         port: the TCP port, on 127.0.0.1 only.
-        directory: its data and its `mongod.log`. Unless it was given by the caller, it is removed when
-            mongod ends, killed or not: give one to start again on the same data.
+        directory: with its data and its `mongod.log`. A directory that the caller did not give is removed when
+            mongod ends, even if it is killed. Give one to start again on the same data.
         pid: of mongod itself, e.g. to send it a SIGSTOP in a test.
     """
 
@@ -121,7 +121,7 @@ def embedded_mongo(
     extra_args: Sequence[str] = (),
     timeout: float = 15.0,
 ) -> Iterator[EmbeddedMongo]:
-    """Run a private mongod for the length of a `with` block; for the arguments see `start_embedded`.
+    """Run a private mongod during a `with` block. For the arguments see `start_embedded`.
 
     Raises:
         EmbeddedError: see `start_embedded`.
@@ -153,20 +153,20 @@ def start_embedded(
     extra_args: Sequence[str] = (),
     timeout: float = 15.0,
 ) -> EmbeddedMongo:
-    """Start a private mongod and wait until it takes writes, which is well under a second.
+    """Start a private mongod and wait until it accepts writes, which takes less than a second.
 
-    It ends when `stop()` is called or this process ends, however that happens. Ctrl-C does not reach it.
-    This blocks: from a running event loop, call it in a thread.
+    It ends when `stop()` is called or this process ends, however it ends. Ctrl-C does not reach it.
+    This call blocks: in a running event loop, make it in a thread.
 
     Args:
         port: the TCP port; a free one by default.
-        directory: where the data stays between runs, created if missing. By default, a temporary
+        directory: for the data between runs; created if missing. By default, a temporary
             directory that is removed at the end. A replica set in it is moved to this run's port.
         replica_set: a replica set of one node, `rs0`. False: a standalone, without change streams.
         mongod: the binary; `find_mongod()` by default.
         extra_args: more arguments for mongod, e.g. `("--setParameter", "enableTestCommands=1")`. Not
-            `--logpath`: the log tells us when mongod listens.
-        timeout: seconds until it must take writes.
+            `--logpath`: the log shows when mongod listens.
+        timeout: seconds until it must accept writes.
 
     Raises:
         EmbeddedError: there is no usable mongod, it ended at once (its last error is quoted), the port is
@@ -190,7 +190,7 @@ def start_embedded(
             _wait_until_primary(guardian, deadline)
         except _PortTakenError:
             guardian.stop()
-            # A port that was free a moment ago went to another process first: try the next one.
+            # Another process took the free port in between: try the next one.
             if not attempts:
                 raise
         except BaseException:
@@ -201,12 +201,12 @@ def start_embedded(
 
 
 class _PortTakenError(EmbeddedError):
-    """Somebody else listens on the port."""
+    """Another process listens on the port."""
 
 
 @dataclass(eq=False, slots=True)
 class _Guardian:
-    """The shell that runs mongod, and our end of the pipe that both of them live by."""
+    """The shell that runs mongod, and our end of the pipe that keeps both alive."""
 
     process: subprocess.Popen[bytes]
     pipe: IO[bytes]
@@ -222,18 +222,18 @@ class _Guardian:
         return f"{_HOST}:{self.port}"
 
     def handle(self) -> EmbeddedMongo:
-        """Return the public face of a server that is ready."""
+        """Return the public object for a server that is ready."""
         self.log.close()
         query = f"?replicaSet={_REPLICA_SET}" if self.replica_set else ""
         return EmbeddedMongo(f"mongodb://{self.address}/{query}", self.port, self.directory, self.pid, self)
 
     def read_log(self) -> str:
-        # Not read(): mongod writes at the position that it shares with our file.
+        # Not read(): it would move the position that mongod shares with our file.
         descriptor = self.log.fileno()
         return os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode(errors="replace")
 
     def check_alive(self) -> None:
-        """Raise what mongod said last, if it has ended."""
+        """Raise an error with mongod's last output, if it has ended."""
         code = self.process.poll()
         if code is None:
             return
@@ -248,7 +248,7 @@ class _Guardian:
     def stop(self) -> None:
         if self not in _running:
             return
-        # Broken pipe: mongod has ended by itself, and the guardian after it. Closed: a second thread.
+        # Broken pipe: mongod has ended by itself, and the guardian after it. Closed: by a second thread.
         with suppress(OSError, ValueError):
             self.pipe.write(b"stop\n")
         self.pipe.close()
@@ -258,22 +258,22 @@ class _Guardian:
         except subprocess.TimeoutExpired:
             code = None
         if code is None or code < 0:
-            # The guardian hangs or was killed: what is left of its session goes by force.
+            # The guardian hangs or was killed: kill the rest of its session.
             with suppress(OSError):
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
         if self.temporary:
-            # The guardian did it already, unless it was killed.
+            # Usually the guardian did it already.
             shutil.rmtree(self.directory, ignore_errors=True)
         _running.discard(self)
 
 
-# Also keeps a server alive whose handle the caller has dropped, keeping only its URL.
+# It also keeps a server alive if the caller keeps its URL only, and not the handle.
 _running: set[_Guardian] = set()
 
 
 def _abandon_in_child() -> None:
-    """Leave the servers of the parent to the parent: a fork must neither stop them nor keep them alive."""
+    """Forget the servers of the parent: a fork must neither stop them nor keep them alive."""
     for guardian in _running:
         guardian.pipe.close()
     _running.clear()
@@ -293,8 +293,8 @@ def _launch(
     scratch = "" if directory else str(data)
     command = ["/bin/sh", "-c", _GUARDIAN, "mongoz-guardian", scratch, str(binary)]
     command += [*_arguments(port, data, replica_set), *extra_args]
-    # Opened here and not by mongod: its loader's errors belong in there, and what we hold open can
-    # still be read after the guardian has removed the directory.
+    # Opened here and not by mongod: so errors of its loader are in it, and it can still be read after the
+    # guardian has removed the directory.
     log = (data / "mongod.log").open("w+b", buffering=0)
     try:
         # S603: no shell parses the words of mongod, sh gets them as "$@".
@@ -314,7 +314,7 @@ def _launch(
     assert process.stdin is not None
     assert process.stdout is not None
     with process.stdout as announced:
-        # Nothing at all if the shell itself was killed: `check_alive` reports that.
+        # Empty if the shell itself was killed: `check_alive` reports that.
         pid = int(announced.readline() or 0)
     guardian = _Guardian(process, process.stdin, log, pid, port, data, directory is None, replica_set)
     _running.add(guardian)
@@ -338,7 +338,7 @@ def _prepared(directory: Path | None) -> Path:
         if directory is None:
             return Path(tempfile.mkdtemp(prefix="mongoz-")).resolve()
         directory.mkdir(parents=True, exist_ok=True)
-        # Moved and not emptied: it may be the log of a mongod that runs, which is what then goes wrong.
+        # Moved and not emptied: it can be the log of a running mongod, which is then the fault to report.
         with suppress(FileNotFoundError):
             (directory / "mongod.log").replace(directory / "mongod.log.1")
         (directory / "mongod.log").touch()
@@ -357,12 +357,12 @@ def _free_port() -> int:
 
 
 def _wait_until_listening(guardian: _Guardian, deadline: float) -> None:
-    """Wait for mongod's own word for it.
+    """Wait until the log says that mongod listens.
 
-    A client that connects too early waits half a second before it looks again. And that *something*
-    accepts connections on the port doesn't say that it is ours: it may be who took the port first.
+    A client that connects too early waits half a second before it tries again. And a connection to the port
+    would not prove that our mongod has it: another process could have taken it first.
     """
-    # The words are the same in every MongoDB, in another case before 4.4.
+    # All versions log these words; before 4.4 with other capitals.
     while "waiting for connections" not in guardian.read_log().lower():
         guardian.check_alive()
         if time.monotonic() > deadline:
@@ -371,11 +371,11 @@ def _wait_until_listening(guardian: _Guardian, deadline: float) -> None:
 
 
 def _wait_until_primary(guardian: _Guardian, deadline: float) -> None:
-    # PLC0415: pymongo takes a tenth of a second to import, which who only asks for a binary need not pay.
+    # PLC0415: pymongo takes a tenth of a second to import, which `find_mongod` does not need.
     from pymongo import MongoClient  # noqa: PLC0415
     from pymongo.errors import PyMongoError  # noqa: PLC0415
 
-    # Limits on each step, so that a mongod that hangs cannot carry us past the deadline.
+    # A limit for each step, so that a hanging mongod can't delay us beyond the deadline.
     with MongoClient[dict[str, Any]](
         _HOST,
         guardian.port,
@@ -426,19 +426,19 @@ def _configure(client: "MongoClient[dict[str, Any]]", guardian: _Guardian) -> No
             return
         config["version"] += 1
         config["members"] = [{**config["members"][0], "host": address}]
-        # By force, as only a primary takes any other, and a node that isn't a member can't be one.
+        # By force: only a primary accepts other changes, and a node that is not a member can't be one.
         client.admin.command("replSetReconfig", config, force=True)
 
 
 def _too_late(guardian: _Guardian, trouble: str) -> EmbeddedError:
     return EmbeddedError(
         f"mongod on {guardian.address} is not ready for writes in time: {trouble}",
-        remedy="is the machine very busy? then allow a longer timeout; else see mongod.log of a `directory`",
+        remedy="if the machine is very busy, allow a longer timeout; otherwise see mongod.log in a `directory`",
     )
 
 
 def _complaint(log: str, code: int) -> str:
-    """Return the line of the log that tells best why mongod ended."""
+    """Return the line of the log that explains best why mongod ended."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     for line in reversed(lines):
         if error := _structured_error(line):
@@ -447,19 +447,19 @@ def _complaint(log: str, code: int) -> str:
     wrong = [line for line in plain if _BAD_NEWS.search(line)]
     if wrong or plain:
         return (wrong or plain)[-1]
-    return "Illegal instruction" if code == 128 + signal.SIGILL else "it said nothing"
+    return "Illegal instruction" if code == 128 + signal.SIGILL else "it logged nothing"
 
 
 def _structured_error(line: str) -> str:
     """Return the text of a JSON log line of severity error or fatal, else nothing."""
     try:
         entry = json.loads(line)
-        # After a fatal error comes one that only says that it aborts.
+        # The last fatal error only says that mongod aborts.
         if entry["s"] not in ("E", "F") or "aborting after" in entry["msg"]:
             return ""
         error = entry.get("attr", {}).get("error", "")
     except (ValueError, LookupError, TypeError):
-        # What the loader or the option parser wrote, or a line that the end of mongod cut off.
+        # A line of the loader or of the option parser, or one that mongod did not finish.
         return ""
     detail = error.get("errmsg", error) if isinstance(error, dict) else error
     return f"{entry['msg']}: {detail}" if detail else str(entry["msg"])

@@ -1,4 +1,4 @@
-"""`check`: whether `run` would work, and what is odd: one finding per thing that was looked at, with its remedy.
+"""`dispatcher check`: one finding for each check of the application and its deployment, with a remedy.
 
 It changes nothing on the server.
 """
@@ -22,7 +22,7 @@ from dispatcher.exceptions import DispatcherError, PositionError
 from dispatcher.group.layout import taken
 from dispatcher.operate.privileges import create_role, missing, needed, useful
 from dispatcher.operate.setup import few_connections
-from dispatcher.operate.unreachable import Silent, silent_receivers, without_changes
+from dispatcher.operate.unreachable import Unreachable, unreachable_receivers, without_changes
 from dispatcher.position.store import PositionStore
 from dispatcher.settings import Settings
 from dispatcher.stream.collections import WatchedCollection, watched_collections
@@ -33,23 +33,23 @@ __all__ = ["Finding", "Level", "check", "role_for"]
 
 Level = Literal["ok", "warning", "error"]
 
-# Versions below which the server can't do something that we can do without.
+# The first version that can send a large change event in parts.
 _SPLITS_EVENTS: Final = (6, 0, 9)
 
-# Seconds after which, if nobody ran, changes would be lost: below this nobody has the time to react.
+# Minimum seconds of headroom: with less, an operator has no time to react.
 _HEADROOM: Final = 3_600.0
 
 _SECONDS_PER_DAY: Final = 86_400.0
 
 
 class Finding(NamedTuple):
-    """What was found out about one thing.
+    """The result of one check.
 
     Attributes:
-        level: `"error"` where `run` would not work, or would not deliver something.
-        topic: what was looked at, in a word or two.
-        text: what was found.
-        remedy: what to do about it; "" where there is nothing to do.
+        level: `"error"` if `run` would not work, or would not deliver something.
+        topic: of the check, in a word or two.
+        text: the result.
+        remedy: for a warning or an error; otherwise empty.
     """
 
     level: Level
@@ -59,26 +59,26 @@ class Finding(NamedTuple):
 
 
 async def check(registry: Registry, settings: Settings, application: str = "") -> AsyncIterator[Finding]:
-    """Look at an application and its deployment.
+    """Check an application and its deployment.
 
     Args:
-        registry: of the application, whose receivers are connected by now.
-        application: as it was named: `"package.module:registry"`; empty if whose the group is does not matter.
+        registry: of the application. Its receivers are connected already.
+        application: its name, `"package.module:registry"`; empty if it need not be the owner of the group.
 
     Yields:
-        Findings; after an error that makes the rest unknowable there are no more.
+        Findings. After an error that prevents further checks there are no more.
     """
     try:
         group = group_of(registry, settings)
         routes = routes_of(registry, settings, group)
     except DispatcherError as error:
         yield Finding("error", "application", error.message, error.remedy)
-        for silent in silent_receivers(registry, Routes((), "default")):
-            yield _silent(silent)
+        for one in unreachable_receivers(registry, Routes((), "default")):
+            yield _unreachable(one)
         return
     yield Finding("ok", "application", _application(group, routes))
-    for silent in silent_receivers(registry, routes):
-        yield _silent(silent)
+    for one in unreachable_receivers(registry, routes):
+        yield _unreachable(one)
     try:
         clients = Clients(registry, settings)
         async with clients.patient_client() as client:
@@ -93,7 +93,7 @@ async def check(registry: Registry, settings: Settings, application: str = "") -
 
 
 def role_for(registry: Registry, settings: Settings) -> str:
-    """The command for mongosh that makes a role with the least that a dispatcher of an application needs."""
+    """The command for mongosh that creates a role with the least privileges for an application."""
     group = group_of(registry, settings)
     routes = routes_of(registry, settings, group)
     scope = scope_of(routes)
@@ -106,14 +106,12 @@ def _application(group: str, routes: Routes) -> str:
     return f"group {group!r}: {receivers} receivers of {len(routes.listeners)} documents"
 
 
-def _silent(silent: Silent) -> Finding:
-    return Finding(
-        "warning", "receivers", f"{silent.receiver} of {silent.place} never runs: {silent.text}", silent.remedy
-    )
+def _unreachable(one: Unreachable) -> Finding:
+    return Finding("warning", "receivers", f"{one.receiver} of {one.place} never runs: {one.text}", one.remedy)
 
 
 class _Checks:
-    """What only the server knows."""
+    """The checks that need the server."""
 
     def __init__(
         self,
@@ -133,7 +131,7 @@ class _Checks:
         self._application = application
 
     async def all(self) -> AsyncIterator[Finding]:
-        """In an order in which one thing that is wrong is not reported as many."""
+        """All checks, in an order in which one fault is not reported several times."""
         yield await self._version()
         if 0 < self._clients.connections < self._settings.concurrency:
             yield Finding("warning", "connections", *few_connections(self._clients, self._settings))
@@ -159,7 +157,7 @@ class _Checks:
             return Finding(
                 "warning",
                 "server",
-                f"{text} can't send a change over 16 MB, images included, in parts",
+                f"{text} can't send a change with more than 16 MB, with images, in parts",
                 "Upgrade to 6.0.9 or later if documents with images come near 16 MB.",
             )
         return Finding("ok", "server", text)
@@ -167,11 +165,11 @@ class _Checks:
     async def _rights(self) -> AsyncIterator[Finding]:
         database = self._settings.state_database
         lacking = await missing(self._client, needed(scope_of(self._routes), database))
-        remedy = "Grant it, or make a role with what `dispatcher check APP --role` prints."
+        remedy = "Grant it, or create the role that `dispatcher check APP --role` prints."
         for right in lacking:
             yield Finding("error", "rights", f"The user lacks {right}", remedy)
         if not lacking:
-            yield Finding("ok", "rights", "The user may do what is needed")
+            yield Finding("ok", "rights", "The user has all required privileges")
         for right in await missing(self._client, useful(self._routes)):
             yield Finding("warning", "rights", f"The user lacks {right}", remedy)
 
@@ -179,7 +177,7 @@ class _Checks:
         offset = await clock_offset(self._client)
         text = f"The clock of the server is {abs(offset):.3f} s {'ahead of' if offset > 0 else 'behind'} this one"
         if abs(offset) > MOST_SKEW:
-            return Finding("warning", "clock", text, "Have both machines keep their time with NTP.")
+            return Finding("warning", "clock", text, "Synchronize both clocks with NTP.")
         return Finding("ok", "clock", text)
 
     async def _position(self, oplog: Oplog | None) -> AsyncIterator[Finding]:
@@ -200,18 +198,18 @@ class _Checks:
             yield Finding(
                 "ok",
                 "position",
-                "None is saved: the first run begins when it starts",
+                "No position is saved: the first run begins at its start",
             )
             return
         oldest = float(min(found))
         if oplog is None:
             return
         headroom, age = oplog.headroom(oldest), oplog.ends - oldest
-        text = f"It lies {duration(age)} back, and would be lost in {duration(headroom)}"
-        remedy = "Have a dispatcher run now, and enlarge the oplog: replSetResizeOplog."
+        text = f"It lies {duration(age)} back, and the oplog holds it for another {duration(headroom)}"
+        remedy = "Run a dispatcher now, and enlarge the oplog with replSetResizeOplog."
         if headroom <= 0:
             lost = f"The oplog begins {duration(-headroom)} after it: the changes between are lost"
-            yield Finding("error", "position", lost, "See `dispatcher run --help` for --on-history-lost.")
+            yield Finding("error", "position", lost, "See --on-history-lost in `dispatcher run --help`.")
         elif headroom < max(_HEADROOM, 2 * age):
             yield Finding("warning", "position", f"{text}: the oplog is too short for the lag", remedy)
         else:
@@ -221,24 +219,24 @@ class _Checks:
 
     def _oplog(self, oplog: Oplog) -> Finding:
         window = oplog.window + oplog.spare
-        text = f"It holds {duration(oplog.window)}"
+        text = f"It holds the last {duration(oplog.window)}"
         if oplog.spare:
-            text += f", and is not full: about {duration(window)} if writing goes on like this"
+            text += f". It is not full, and will hold about {duration(window)} at this rate"
         retention = self._settings.delivery_retention * _SECONDS_PER_DAY
         if self._transactional and oplog.window > retention:
             return Finding(
                 "error",
                 "oplog",
-                f"{text}, but the records of transactional deliveries are kept for {duration(retention)} only: "
-                "what is read again after that would happen twice",
+                f"{text}, but records of transactional deliveries are kept for {duration(retention)} only: "
+                "changes that are read again later would be delivered twice",
                 "Keep them longer with --delivery-retention.",
             )
         if window < _HEADROOM:
             return Finding(
                 "warning",
                 "oplog",
-                f"{text}: a dispatcher that is down for longer loses changes",
-                "Enlarge it: replSetResizeOplog.",
+                f"{text}: changes are lost if no dispatcher runs for longer than that",
+                "Enlarge it with replSetResizeOplog.",
             )
         return Finding("ok", "oplog", text)
 
@@ -250,7 +248,7 @@ class _Checks:
     async def _image_expiry(self, lag: float) -> AsyncIterator[Finding]:
         try:
             answer = await self._client.admin.command({"getClusterParameter": "changeStreamOptions"})
-        except OperationFailure:  # not allowed, which the rights tell, or not known to this server
+        except OperationFailure:  # a missing privilege, reported above, or an older server
             return
         expires = answer["clusterParameters"][0].get("preAndPostImages", {}).get("expireAfterSeconds", "off")
         if isinstance(expires, int | float) and expires < max(_HEADROOM, 2 * lag):
@@ -258,7 +256,7 @@ class _Checks:
                 "warning",
                 "images",
                 f"The server keeps them for {duration(float(expires))}, and the position lies {duration(lag)} "
-                "back: later deliveries come without",
+                "back: later deliveries have no images",
                 "Raise preAndPostImages.expireAfterSeconds of the cluster parameter changeStreamOptions.",
             )
 
@@ -269,12 +267,12 @@ class _Checks:
             yield Finding(
                 "warning",
                 "images",
-                f"Whether collections keep images is not known: {in_short(error)}",
+                f"It is not known whether collections keep images: {in_short(error)}",
                 "Grant listCollections on the databases of the documents.",
             )
             return
-        for silent in without_changes(watched, self._routes):
-            yield _silent(silent)._replace(level="error")
+        for one in without_changes(watched, self._routes):
+            yield _unreachable(one)._replace(level="error")
         for finding in self._images(watched):
             yield finding
         if self._registry.dispatched is not None:
@@ -291,8 +289,8 @@ class _Checks:
             lacks = [
                 text
                 for signal, text in (
-                    ("post_update", "updates come with the document as it is when they are delivered"),
-                    ("post_delete", "deletes come with the id only"),
+                    ("post_update", "updates are delivered with the current document"),
+                    ("post_delete", "deletes are delivered with the id only"),
                 )
                 if signal in signals
             ]
@@ -308,13 +306,13 @@ class _Checks:
         for one in watched:
             try:
                 refused = await one.refuses_stamp(self._client, self._routes.group)
-            except OperationFailure:  # one that the server can't try takes too long, or has a rare operator
+            except OperationFailure:  # the validator is too slow, or has a rare operator
                 continue
             if refused:
                 yield Finding(
                     "warning",
                     "validators",
-                    f"That of {one.name} refuses the field _mongoz: the application's stamped writes fail there",
+                    f"The validator of {one.name} refuses the field _mongoz, so the application's writes fail",
                     "Add {_mongoz: {bsonType: 'binData'}} to the properties of its $jsonSchema.",
                 )
 

@@ -1,7 +1,7 @@
-"""What Prometheus is told: plain counters, read when it asks.
+"""The metrics for Prometheus, computed for each scrape.
 
-The names and what they mean are in METRICS, the one place that the documentation, the Grafana dashboard and the
-alert rules are checked against.
+METRICS has all names and their meanings. Tests compare it with the documentation, the Grafana dashboard and the
+alert rules.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -29,10 +29,10 @@ class Described(NamedTuple):
     """One metric.
 
     Attributes:
-        name: without the prefix; that of a counter without `_total`.
-        help: what it says, with the unit.
-        of: its values: a number, or one for each combination of labels; nothing where it is not known.
-        labels: besides `group`, which all have.
+        name: without the prefix, and for a counter without `_total`.
+        help: its meaning, with the unit.
+        of: computes its value: a number, one for each combination of labels, or None if it is not known.
+        labels: in addition to `group`, which all metrics have.
     """
 
     name: str
@@ -43,23 +43,23 @@ class Described(NamedTuple):
 
     @property
     def full_name(self) -> str:
-        """As it is exposed."""
+        """The exposed name."""
         return f"{PREFIX}{self.name}{'_total' if self.kind == 'counter' else ''}"
 
 
 class Snapshot(NamedTuple):
-    """What a process knows of itself and its group at one moment.
+    """A process and its group at one moment.
 
     Attributes:
-        now: on the monotonic clock.
-        server_now: on the server's, in seconds since 1970.
+        now: by the monotonic clock.
+        server_now: by the server's clock, in seconds since 1970.
         pipelines: of the partitions that this process holds.
         status: of the group; None while it is not known.
-        oplog_begins: the cluster time of the oplog's oldest entry, in seconds since 1970; None if we may not look.
-        oplog_ends: likewise of the newest.
-        oplog_spare: seconds until the oplog is full and forgets its oldest entries, estimated.
-        loop_delay: seconds by which the event loop was late at most, lately.
-        dropped_lines: of the log and of what receivers print, that could not be written.
+        oplog_begins: cluster time of the oplog's oldest entry, in seconds since 1970; None if it can't be read.
+        oplog_ends: cluster time of its newest entry.
+        oplog_spare: estimated seconds until the oplog is full and drops its oldest entries.
+        loop_delay: the longest delay of the event loop in the last seconds.
+        dropped_lines: lines of the log and of receivers that could not be written.
     """
 
     group: str
@@ -117,7 +117,7 @@ def _of_group(value: Callable[[GroupStatus], Any]) -> Callable[[Snapshot], Any]:
 
 METRICS: Final = (
     Described("info", "Always 1; says which version runs.", lambda s: [((s.version,), 1)], labels=("version",)),
-    # How the group is.
+    # The group.
     Described(
         "health",
         "The group's health: 1 for its word, 0 for the others. The words: failing, blocked, behind, delivering, "
@@ -133,7 +133,7 @@ METRICS: Final = (
         ),
         labels=(*_RECEIVER, "health"),
     ),
-    # What happened.
+    # Counters.
     _counter("changes_read", "Change events that arrived.", lambda s: s.stats.read),
     _counter(
         "invalid_documents",
@@ -189,7 +189,7 @@ METRICS: Final = (
         "Lines of the log, and of what receivers print, that could not be written within a second.",
         lambda s: s.dropped_lines,
     ),
-    # How long it took.
+    # Durations.
     _by_receiver(
         "histogram",
         "delivery_latency_seconds",
@@ -203,7 +203,7 @@ METRICS: Final = (
         "How long attempts of a receiver took; at most a thousand per second are observed.",
         lambda r: r.duration,
     ),
-    # How it is now.
+    # The present.
     _by_partition(
         "lag_seconds",
         "How long the oldest undelivered change has waited; 0 if there is none.",
@@ -270,7 +270,7 @@ class Metrics(Collector):
     """The metrics of one process.
 
     Args:
-        snapshot: tells how things are, whenever Prometheus asks.
+        snapshot: makes the snapshot for a scrape.
     """
 
     content_type = CONTENT_TYPE_LATEST
@@ -282,15 +282,15 @@ class Metrics(Collector):
         ProcessCollector(registry=self._registry)
 
     def text(self) -> bytes:
-        """In Prometheus' text format."""
+        """All metrics in the text format of Prometheus."""
         return generate_latest(self._registry)
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing: the registry must not ask for a snapshot before there is one."""
+        """Nothing: the registry must not ask for a snapshot too early."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        """Everything, as it is now."""
+        """All metrics at this moment."""
         shot = self._snapshot()
         for described in METRICS:
             family = _family(described)

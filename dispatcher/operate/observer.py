@@ -1,4 +1,4 @@
-"""What a process knows of itself and of its group, for whoever asks: metrics, probes, the dashboard."""
+"""Observes a process and its group, for metrics, probes and the dashboard."""
 
 import asyncio
 import os
@@ -28,33 +28,33 @@ log = get_logger()
 
 Phase = Literal["starting", "delivering", "stopping"]
 
-# Seconds between two looks at the server, and how long one may take.
-_BETWEEN_LOOKS: Final = 10.0
+# Seconds between two checks of the server, and the maximum for one.
+_BETWEEN_CHECKS: Final = 10.0
 _PATIENCE: Final = 5.0
 
-# Seconds between two turns that are timed, and how many of them "lately" is.
+# Seconds between two measurements of the event loop, and how many are kept.
 _TURN: Final = 0.25
 _TURNS: Final = 60
 
 # Seconds over which deliveries per second are averaged.
 _RATED: Final = 15.0
 
-# A stream brings something every second, if only the news that there is none.
+# Maximum seconds without an answer of the change stream, which comes every second on an idle stream too.
 _SILENCE: Final = 15.0
 
-# The same, when the server answers otherwise: nothing that we wait for takes so long.
+# The same if the server answers other requests. No request takes so long, so the process must be restarted.
 _STUCK: Final = 300.0
 
 
 class Observer:
-    """Watches one process, and looks at the server now and then.
+    """Observes one process, and checks the server regularly.
 
     Args:
         gauges: of the pipelines of the process, by partition.
-        troubles: what else keeps the process from its work at this moment, for people.
+        troubles: further reasons why the process can't work at this moment, for people.
 
     Attributes:
-        http: where the process answers; None if it does not.
+        http: the URL where the process answers; None if it does not listen.
         cache: the status of the group.
         name: of the group.
     """
@@ -81,18 +81,18 @@ class Observer:
         self._oplog: Oplog | None = None
         self.cache = StatusCache(group, self._myself, lambda: stats.clock_offset)
         self._skewed = False
-        self._unseen = ""  # why the last look failed
+        self._unseen = ""  # the error of the last check
         self._delays: deque[float] = deque([0.0], maxlen=_TURNS)
         self._recent = Recent()
         self._rated: deque[tuple[float, int, int]] = deque()
 
     def begin(self, stop: asyncio.Event) -> None:
-        """Note that the process delivers from now on, until `stop` is set."""
+        """The process delivers from now on, until `stop` is set."""
         self._stop = stop
 
     @property
     def phase(self) -> Phase:
-        """Of the life of the process."""
+        """The phase of the process."""
         if self._stop is None:
             return "starting"
         return "stopping" if self._stop.is_set() else "delivering"
@@ -103,11 +103,11 @@ class Observer:
         return monotonic() - self._began
 
     def watch(self, group: Group) -> list[asyncio.Task[None]]:
-        """Keep what is known up to date from now on, in tasks that the caller ends."""
+        """Start to observe, in tasks that the caller ends."""
         self.group = group
         return [
             asyncio.create_task(self._time_turns(), name="time-turns"),
-            asyncio.create_task(self._look_regularly(group), name="look-at-the-server"),
+            asyncio.create_task(self._check_regularly(group), name="check-the-server"),
         ]
 
     async def _time_turns(self) -> None:
@@ -124,25 +124,25 @@ class Observer:
             if self.phase == "stopping" and self._stopping_since is None:
                 self._stopping_since = now
 
-    async def _look_regularly(self, group: Group) -> None:
+    async def _check_regularly(self, group: Group) -> None:
         while True:
-            await self._look(group.state.client)
-            await self.cache.get(group)  # for the metrics; nobody is unready because it fails
-            await asyncio.sleep(_BETWEEN_LOOKS)
+            await self._check(group.state.client)
+            await self.cache.get(group)  # for the metrics; an error does not affect readiness
+            await asyncio.sleep(_BETWEEN_CHECKS)
 
-    async def _look(self, client: AsyncMongoClient[Any]) -> None:
+    async def _check(self, client: AsyncMongoClient[Any]) -> None:
         try:
             async with asyncio.timeout(_PATIENCE):
                 self._note_clocks(await clock_offset(client))
                 self._oplog = await look_at_oplog(client)
         except Exception as error:
             self._unseen = in_short(error)
-            log.debug("the server can't be looked at", action="server.not_seen", error=self._unseen)
+            log.debug("the server can't be checked", action="server.not_seen", error=self._unseen)
         else:
             self._unseen = ""
 
     def _note_clocks(self, offset: float) -> None:
-        """Say once that clocks differ: leases don't go by them, but what people read in logs does."""
+        """Warn once if the clocks differ. Leases do not depend on it, but times in logs do."""
         self.stats.clock_offset = offset
         skewed = abs(offset) > MOST_SKEW
         if skewed and not self._skewed:
@@ -150,12 +150,12 @@ class Observer:
                 "the clocks of the server and of this machine differ",
                 action="clock.skewed",
                 server_ahead_by=round(offset, 3),
-                remedy="have both machines keep their time with NTP",
+                remedy="synchronize both clocks with NTP",
             )
         self._skewed = skewed
 
     def snapshot(self) -> Snapshot:
-        """How things are now."""
+        """The process and its group at this moment."""
         oplog = self._oplog
         return Snapshot(
             self.name,
@@ -173,7 +173,7 @@ class Observer:
         )
 
     def rates(self) -> dict[str, float]:
-        """Deliveries and changes per second, over the last seconds."""
+        """Deliveries and changes per second, averaged over the last seconds."""
         if len(self._rated) < 2:
             return {"deliveries": 0.0, "changes": 0.0}
         (began, delivered, read), (ended, delivered_now, read_now) = self._rated[0], self._rated[-1]
@@ -184,7 +184,7 @@ class Observer:
         }
 
     def stats_document(self) -> dict[str, Any]:
-        """What other processes are told: counters, and gauges by partition."""
+        """The statistics for other processes: counters, and gauges by partition."""
         gauges = self._gauges()
         receivers = self.stats.receivers.values()
         return {
@@ -225,9 +225,9 @@ class Observer:
         )
 
     def not_ready(self) -> list[str]:
-        """Why this process does not do its work at this moment; empty if it does, or stands by to do it.
+        """The reasons why this process does not work at this moment; empty if it works, or is a standby.
 
-        A pause is no reason: an operator asked for it, and nobody must restart the process for that.
+        A pause is no reason: an operator asked for it, and a supervisor must not restart the process.
         """
         if self.phase != "delivering":
             return [f"the dispatcher is {self.phase}"]
@@ -242,10 +242,10 @@ class Observer:
         return reasons
 
     def must_restart(self) -> list[str]:
-        """Why only another process can go on; empty as long as this one can."""
+        """The reasons why this process must be restarted; empty if it need not."""
         loop = asyncio.get_running_loop()
         if self._stopping_since is not None and loop.time() - self._stopping_since > self._patience:
-            return ["the dispatcher was told to stop, and does not come to its end"]
+            return ["the dispatcher was told to stop, and does not end"]
         if self.phase != "delivering" or self._unseen:
             return []
         return [

@@ -1,18 +1,18 @@
-"""Controls: what an operator asks of running dispatchers, written to the state, where they look once a second.
+"""Pauses: an operator writes them to the state, and running dispatchers read them once a second.
 
-controls: one document per pause. Other kinds have other writers.
+The collection `controls` has one document for each pause, and documents of other kinds:
 
     _id            "<group>:pause:<name of the receiver>"; "<group>:pause:*" for everything
     group          of dispatchers
     kind           `"pause"`
     receiver       name of the receiver; `"*"` for everything
     receiver_name  name of the receiver; None for everything
-    since          the server's time at which it was asked for
-    by             who asked, for people
+    since          the server's time of the request
+    by             user and host, for people
 
-A receiver that is paused is not called; what it should get is parked, and delivered in order when it is resumed.
-Its name stands for all its connections, and so do its former names: a pause outlasts the release that renames its
-receiver. Where everything is paused nothing is read, and the position stays.
+A paused receiver is not called. Its deliveries are parked, and made in order after it is resumed. A pause applies
+to all connections of the receiver, and to its former names: it outlasts a release that renames the receiver. If
+everything is paused, nothing is read, and the position stays.
 
 Commands raise `PyMongoError` as the driver has it.
 """
@@ -36,12 +36,12 @@ log = get_logger()
 
 _EVERYTHING: Final = "*"
 
-# Seconds between two looks.
+# Seconds between two reads.
 _LOOK: Final = 1.0
 
 
 async def pauses(group: Group) -> list[Pause]:
-    """What is paused."""
+    """The pauses of a group."""
     found = group.state.controls.find({"group": group.name, "kind": "pause"}, sort=[("_id", 1)])
     sound = Sound(group.state.name)
     paused = sound.each(CONTROLS, await found.to_list(), _paused)
@@ -60,12 +60,12 @@ async def pause(
     by: str = "",
     known: Collection[str] = (),
 ) -> bool:
-    """Have the dispatchers of a group pause a receiver; they do within some seconds.
+    """Pause a receiver of a group. Running dispatchers follow within some seconds.
 
     Args:
         receiver: its name; None for everything.
-        by: who asks, for people.
-        known: receivers that there are for certain.
+        by: user and host, for people.
+        known: names of receivers that are known to exist.
 
     Returns:
         False if it was paused already.
@@ -88,11 +88,11 @@ async def resume(
     *,
     known: Collection[str] = (),
 ) -> bool:
-    """Have the dispatchers of a group go on with a receiver, or with all that are not paused by name.
+    """Resume a receiver of a group, or all that are not paused by name.
 
     Args:
         receiver: its name; None for everything.
-        known: receivers that there are for certain.
+        known: names of receivers that are known to exist.
 
     Returns:
         False if it was not paused.
@@ -106,7 +106,7 @@ async def resume(
 
 
 async def _named(group: Group, receiver: str | None) -> dict[str, Any]:
-    """What matches the pauses of a receiver: under its name, and under those that it had before."""
+    """A filter for the pauses of a receiver, under its present and its former names."""
     names = {receiver}
     if receiver is not None:
         found = group.state.members.find({"group": group.name, "receivers.name": receiver}, {"receivers": True})
@@ -119,12 +119,12 @@ async def _named(group: Group, receiver: str | None) -> dict[str, Any]:
 
 
 class Pauses:
-    """What is paused, as far as a dispatcher knows.
+    """The pauses, as a dispatcher knows them.
 
     Attributes:
-        receivers: names of those that are paused.
-        everything: everything is.
-        listeners: called when that has changed.
+        receivers: names of the paused receivers.
+        everything: whether everything is paused.
+        listeners: called after a change.
     """
 
     def __init__(self, group: Group) -> None:
@@ -134,7 +134,7 @@ class Pauses:
         self.listeners: set[Callable[[], None]] = set()
 
     async def look(self) -> None:
-        """Find out what is paused now."""
+        """Read the pauses."""
         found = {one.receiver: one for one in await pauses(self._group)}
         before = {*self.receivers, *([None] if self.everything else [])}
         self.everything = None in found
@@ -145,7 +145,7 @@ class Pauses:
                 listener()
 
     async def watch(self) -> None:
-        """Look again and again, for ever. While the state can't be read, what was known holds."""
+        """Read them again and again, for ever. While the state can't be read, the last ones hold."""
         failing = False
         while True:
             await asyncio.sleep(_LOOK)
@@ -155,7 +155,7 @@ class Pauses:
             except PyMongoError as error:
                 if not failing:
                     log.warning(
-                        "whether something is to be paused or resumed can't be read now",
+                        "the pauses can't be read; the last known ones hold",
                         action="controls.unavailable",
                         error=in_short(error),
                     )
@@ -165,7 +165,7 @@ class Pauses:
 def _log_changes(before: Set[str | None], now: Mapping[str | None, Pause]) -> None:
     for receiver in sorted(now.keys() - before, key=str):
         log.warning(
-            "paused: nothing is delivered" if receiver is None else "a receiver is paused: it is not called",
+            "everything is paused" if receiver is None else "a receiver is paused",
             action="dispatcher.paused",
             receiver=receiver,
             since=str(now[receiver].since),

@@ -1,7 +1,7 @@
-"""Moving the positions of a group by hand: everything since a time is delivered again, or is not delivered.
+"""Moves the positions of a group by hand, back or forward.
 
-All partitions move at once, or none does, together with the notes on what is skipped. Whoever holds a partition
-meanwhile has lost it, since each move begins a new term.
+All partitions move in one transaction, which also records the gaps. Each move begins a new term, so a process that
+holds a partition loses it.
 
 Commands raise `PyMongoError` as the driver has it.
 """
@@ -26,19 +26,19 @@ from dispatcher.position.gaps import Gap, Gaps
 from dispatcher.position.store import PositionStore
 from dispatcher.stream.cursor import Cursors, EventShape
 
-__all__ = ["Moved", "Mover"]
+__all__ = ["MovedPosition", "Mover"]
 
-# A single small event, or none.
+# At most one small event.
 _GLANCE: Final = EventShape({}, ({"$project": {"_id": 1}},), size=1, await_ms=1)
 
 
-class Moved(NamedTuple):
-    """What became of the position of one partition.
+class MovedPosition(NamedTuple):
+    """The move of the position of one partition.
 
     Attributes:
-        before: cluster time of the position that it had; None if it had none.
-        after: likewise of the one that it has; None if the next start decides.
-        gap: what is not delivered because of it, for people; None if nothing is skipped.
+        before: cluster time of the old position; None if there was none.
+        after: cluster time of the new position; None if the next start decides.
+        gap: the skipped changes, for people; None if there are none.
     """
 
     partition: int
@@ -57,15 +57,15 @@ class Mover:
         self._store = PositionStore(group)
 
     async def now(self) -> str:
-        """What stands for this moment: all that was written before it counts as finished."""
+        """A token for this moment: all earlier writes count as finished."""
         time = await self._time()
         return token_at(Timestamp(time.time, time.inc + 1))
 
     async def require_held(self, token: str) -> None:
-        """Find out whether the stream can begin there.
+        """Require that the stream can begin at a token.
 
         Args:
-            token: a resume token; or the beginning of one, which stands for a time.
+            token: a resume token, or the beginning of one, which means a time.
 
         Raises:
             HistoryLost: the oplog does not reach back so far.
@@ -78,7 +78,7 @@ class Mover:
                 f"{now.as_datetime().isoformat()}. Nothing was changed.",
                 remedy="Choose an earlier time. `--at now` skips what was written until now.",
             )
-        # Any collection will do to see how far back the oplog reaches. This one is ours to read.
+        # Any collection shows how far back the oplog reaches. We may read this one.
         cursors = Cursors(self._state.client, self._state.name, [{"$match": {"ns.coll": POSITIONS}}], 1)
         batches = cursors.read(Start(cluster_time=min(time, now)), _GLANCE)
         try:
@@ -90,19 +90,19 @@ class Mover:
         finally:
             await batches.aclose()
 
-    async def move(self, token: str | None, *, force: bool) -> list[Moved]:
-        """Have all partitions go on behind a token, or begin anew.
+    async def move(self, token: str | None, *, force: bool) -> list[MovedPosition]:
+        """Let all partitions continue behind a token, or begin anew.
 
         Args:
-            token: up to which everything counts as finished, and nothing behind it; None: as if no dispatcher had
-                ever run, the next start begins at its own moment.
-            force: though a dispatcher is alive. It starts no delivery any more when its lease is over, and others
-                wait for that.
+            token: everything up to it counts as finished, and nothing behind it. With None the next start begins
+                at its own time, like the first one.
+            force: move them although a dispatcher is alive. It starts no more deliveries after the end of its
+                lease, and others wait for that.
 
         Raises:
-            NotFound: nothing was ever saved.
-            PositionError: what is saved makes no sense.
-            StillRunning: a dispatcher of the group is alive, or came to life just now.
+            NotFound: no position is saved.
+            PositionError: a saved position is malformed.
+            StillRunning: a dispatcher of the group is alive, or started just now.
         """
         alive = [one for one in await members_of(self._group) if one.alive]
         if alive and not force:
@@ -110,19 +110,19 @@ class Mover:
             raise StillRunning(
                 f"{len(alive)} of the group {self._group.name!r} {'is' if len(alive) == 1 else 'are'} alive: "
                 f"{names}. Nothing was changed.",
-                remedy="Stop all dispatchers of the group first. With --force they lose what they hold, and go on "
-                "at the new position when their leases are over.",
+                remedy="Stop all dispatchers of the group first. With --force they lose their partitions, and "
+                "continue at the new position when their leases are over.",
             )
         saved = await self._store.load()
         if saved.layout is None:
             raise NotFound(
-                f"The group {self._group.name!r} has no position that could be moved.",
+                f"The group {self._group.name!r} has no position.",
                 remedy="`dispatcher setup APP` records the first one.",
             )
         return await self._write(saved, token, force=force)
 
-    async def _write(self, saved: SavedPositions, token: str | None, *, force: bool) -> list[Moved]:
-        assert saved.layout is not None  # there is something to move
+    async def _write(self, saved: SavedPositions, token: str | None, *, force: bool) -> list[MovedPosition]:
+        assert saved.layout is not None  # at least one
         partitions = saved.layout.partitions
         positions = [one for _, one in sorted(saved.positions.items())]
         done = [self._moved(position, partitions, token) for position in positions]
@@ -137,27 +137,27 @@ class Mover:
 
         if not await self._store.move(saved, token, force=force, also=note):
             raise StillRunning(
-                f"A dispatcher of the group {self._group.name!r} has been at work at the same moment. "
+                f"A dispatcher of the group {self._group.name!r} saved a position at the same time. "
                 "Nothing was changed.",
                 remedy="Try again.",
             )
         return done
 
-    def _moved(self, position: Position, partitions: int, token: str | None) -> Moved:
+    def _moved(self, position: Position, partitions: int, token: str | None) -> MovedPosition:
         before = None if position.token is None else token_time(position.token)
         after = None if token is None else token_time(token)
         if position.token is None or before is None or (token is not None and token <= position.token):
-            return Moved(position.partition, before, after, None)
+            return MovedPosition(position.partition, before, after, None)
         until = "the next start of a dispatcher" if after is None else after.as_datetime().isoformat()
         which = f"partition {position.partition}" if partitions > 1 else "the group"
         text = (
-            f"the position of {which} was moved by hand: changes from {before.as_datetime().isoformat()} to "
+            f"the position of {which} was moved by hand: the changes from {before.as_datetime().isoformat()} to "
             f"{until} are not delivered"
         )
-        return Moved(position.partition, before, after, text)
+        return MovedPosition(position.partition, before, after, text)
 
     async def _time(self) -> Timestamp:
-        """The cluster time of the newest write that the server knows of."""
+        """The cluster time of the newest write on the server."""
         answer = await self._state.client.admin.command("ping")
         time: Timestamp = answer["operationTime"]
         return time
@@ -168,5 +168,5 @@ class Mover:
         return HistoryLost(
             f"The oplog at {self._address} does not reach back to {time.as_datetime().isoformat()}{reach}. "
             "Nothing was changed.",
-            remedy="Choose a later time. For what is older, `dispatcher backfill` delivers current documents.",
+            remedy="Choose a later time. For older changes, `dispatcher backfill` delivers the current documents.",
         )

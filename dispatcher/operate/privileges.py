@@ -1,8 +1,8 @@
-"""What a database user of the dispatcher must be allowed to do, and what it is.
+"""The privileges that the database user of a dispatcher needs, and those that it has.
 
-`run` needs the first two; the others are for things that it does without where they are missing.
+`run` requires the first two. Without the others it lacks some facts and warnings.
 
-    changeStream, find      on the watched database, or on the whole deployment where documents live in several
+    changeStream, find      on the watched database, or on the whole deployment if there are several
     readWrite               on the database of the dispatcher's state
     serverStatus            on the deployment: how far back the oplog reaches
     collStats               on local.oplog.rs: how full it is; shows no entry
@@ -30,7 +30,7 @@ _STATE: Final = (*_WRITE, "createCollection", "createIndex")
 
 
 class Right(NamedTuple):
-    """Something to be allowed to do.
+    """Actions on a resource.
 
     Attributes:
         database: where; "" stands for every one. None means the deployment itself.
@@ -44,7 +44,7 @@ class Right(NamedTuple):
 
     @property
     def resource(self) -> dict[str, Any]:
-        """As the server writes it."""
+        """The resource in the form of the server."""
         if self.database is None:
             return {"cluster": True}
         return {"db": self.database, "collection": self.collection}
@@ -65,7 +65,7 @@ def needed(scope: Scope, state_database: str) -> list[Right]:
 
 
 def useful(routes: Routes) -> list[Right]:
-    """Without these something is not known: a warning is not given, or a metric is absent."""
+    """The optional privileges. Without them a warning is not given, or a metric is absent."""
     databases = sorted({database for database, _ in routes.namespaces})
     return [
         Right(None, "", ("serverStatus",), "to tell how far back the oplog reaches"),
@@ -76,11 +76,11 @@ def useful(routes: Routes) -> list[Right]:
 
 
 async def missing(client: AsyncMongoClient[Any], rights: Iterable[Right]) -> list[Right]:
-    """Those of some rights that the user does not have, reduced to the actions that are missing."""
+    """The privileges that the user lacks, with the missing actions only."""
     answer = await client.admin.command("connectionStatus", showPrivileges=True)
     info = answer["authInfo"]
     if not info["authenticatedUsers"]:
-        return []  # without a user either everything is allowed, or we would not have come so far
+        return []  # without a user everything is allowed, or the connection would have failed
     privileges = info["authenticatedUserPrivileges"]
     lacking = []
     for right in rights:
@@ -97,7 +97,7 @@ async def missing(client: AsyncMongoClient[Any], rights: Iterable[Right]) -> lis
 
 
 async def require_state(state: State) -> None:
-    """Require the rights to keep the state, in all of its collections."""
+    """Require the privileges on all collections of the state."""
     database = state.name
     written = [Right(database, collection, _WRITE, "") for collection in WRITTEN]
     lacking = await missing(state.client, [*written, Right(database, CONTROLS, ("find",), "")])
@@ -106,12 +106,12 @@ async def require_state(state: State) -> None:
         places = ", ".join(f"{database}.{right.collection}" for right in lacking)
         raise AccessDenied(
             f"The state can't be kept: the user may not {actions} in {places}.",
-            remedy=f"Grant readWrite on the database {database}, or name another one with --state-database.",
+            remedy=f"Grant readWrite on the database {database}, or choose another one with --state-database.",
         )
 
 
 def _covers(resource: Mapping[str, Any], right: Right) -> bool:
-    """Whether what is granted on a resource is granted where the right is about."""
+    """Whether a granted resource contains the resource of a privilege."""
     if resource.get("anyResource"):
         return True
     if right.database is None:
@@ -125,16 +125,16 @@ def _covers(resource: Mapping[str, Any], right: Right) -> bool:
 
 
 def role_name(group: str) -> str:
-    """What a role for the dispatchers of a group is called here."""
+    """The name of the role for a group."""
     return f"mongoz_dispatcher_{group}"
 
 
 def create_role(group: str, scope: Scope, rights: Sequence[Right], state_database: str) -> str:
-    """The command for mongosh that makes a role with the least rights; its comments say what the role can read.
+    """The command for mongosh that creates a role with the least privileges. Its comments list what it can read.
 
     Args:
-        rights: all but those on the state.
-        state_database: of the dispatcher, on which it gets `readWrite`.
+        rights: all except those on the state.
+        state_database: of the dispatcher; the role gets `readWrite` on it.
     """
     privileges = [
         {"resource": right.resource, "actions": list(right.actions)}
@@ -151,12 +151,12 @@ def create_role(group: str, scope: Scope, rights: Sequence[Right], state_databas
 
 
 def _readable(scope: Scope, state_database: str) -> list[str]:
-    """What whoever has the role can read, for whoever grants it."""
+    """A comment about what the role can read, for the administrator who grants it."""
     if scope.database is not None:
         return [
             f"This role can read every collection of the database {json.dumps(scope.database)}, "
             "and the changes in them:",
-            "a change stream on a database takes changeStream and find on all of it.",
+            "a change stream on a database needs changeStream and find on all of it.",
             f"It can read and write the database {json.dumps(state_database)}.",
         ]
     databases = {name for name, _ in scope.namespaces} | {one.database for one in scope.patterns}
@@ -164,7 +164,7 @@ def _readable(scope: Scope, state_database: str) -> list[str]:
         "WARNING: this role can read every collection of every database except local and config,",
         "and the changes in them. The documents live in several databases",
         f"({', '.join(map(json.dumps, sorted(databases)))}), so one change stream watches the whole deployment,",
-        "which takes changeStream and find on all of it. To grant less, keep the documents in one database,",
+        "which needs changeStream and find on all of it. To grant less, keep the documents in one database,",
         "or give each database a registry and a group of its own.",
         f"It can read and write the database {json.dumps(state_database)}.",
     ]

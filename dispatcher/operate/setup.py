@@ -1,7 +1,4 @@
-"""Before anything is delivered: what an application wants delivered, what `setup` does for it, and what is odd.
-
-`setup` changes the deployment, once; `run` only looks at it whenever it starts, and warns.
-"""
+"""`dispatcher setup` prepares a deployment. `dispatcher run` only checks it at each start, and warns."""
 
 import asyncio
 from collections.abc import Iterable
@@ -42,23 +39,23 @@ _IMAGES: Final = {"changeStreamPreAndPostImages": {"enabled": True}}
 _UNAUTHORIZED: Final = 13
 _NAMESPACE_EXISTS: Final = 48
 
-# Seconds that looking for oddities may hold up a start.
+# Maximum seconds by which checks for warnings delay a start.
 _PATIENCE: Final = 5.0
 
 
 def few_connections(clients: Clients, settings: Settings) -> tuple[str, str]:
-    """What to say where receivers wait for each other's connections, and the remedy."""
+    """The warning that receivers wait for connections, and its remedy."""
     text = f"Up to {settings.concurrency} receivers at once share maxPoolSize={clients.connections} connections"
     return text, "Raise maxPoolSize in the URL, or lower --concurrency to it."
 
 
 @dataclass
 class Prepared:
-    """What `setup` did.
+    """The result of `setup`.
 
     Attributes:
-        images: what was done about the images of each collection: `"on already"`, `"turned on"`, `"created"`.
-        state: what was done about the dispatcher's own database: `"indexed"`.
+        images: the result for each collection: `"on already"`, `"turned on"` or `"created"`.
+        state: the result for the state database: `"indexed"`.
         position: `"recorded"`, or `"recorded already"`.
     """
 
@@ -72,14 +69,14 @@ class Prepared:
 async def set_up(
     registry: Registry, settings: Settings, application: str = "", *, images: bool = True
 ) -> Prepared:
-    """Prepare a deployment for the dispatchers of a registry. Done again, it changes nothing.
+    """Prepare a deployment for the dispatchers of a registry. A second call changes nothing.
 
     Args:
-        registry: of the application, whose receivers are connected by now.
-        application: the name by which its group knows it, see `admit`.
+        registry: of the application. Its receivers are connected already.
+        application: its name, see `admit`.
 
     Raises:
-        DispatcherError: it can't be done; what was done before stays done.
+        DispatcherError: a step failed. Earlier steps stay done.
     """
     group = group_of(registry, settings)
     clients = Clients(registry, settings)
@@ -99,7 +96,7 @@ async def set_up(
             await state.create_indexes()
             await state.keep_deliveries_for(settings.delivery_retention)
             prepared.state = "indexed"
-            # Last: all that is delivered from here on has its images.
+            # Last: all changes from here on have images.
             now = partial(token_of_now, client, scope_of(routes), clients.address)
             recorded = await begin(store, scope_of(routes), now, settings, await store.load())
             prepared.position = "recorded" if recorded else "recorded already"
@@ -117,14 +114,14 @@ async def _listed(client: AsyncMongoClient[Any], routes: Routes) -> list[Watched
         if error.code != _UNAUTHORIZED:
             raise
         raise AccessDenied(
-            f"Which collections keep images can't be found out: {_said(error)}",
+            f"The options of the collections can't be read: {_said(error)}",
             remedy="Grant listCollections on the databases of the documents (the roles read and dbAdmin have "
             "it), or leave images as they are with --no-images.",
         ) from error
 
 
 async def _turn_images_on(client: AsyncMongoClient[Any], watched: WatchedCollection) -> str:
-    """Have the server keep pre and post images of one collection; what was done."""
+    """Turn on pre and post images for one collection. Returns the result."""
     if watched.kind not in ("", "collection"):
         if not watched.is_named:
             return f"left alone: it is a {watched.kind}, which has no changes to deliver"
@@ -145,7 +142,7 @@ async def _turn_images_on(client: AsyncMongoClient[Any], watched: WatchedCollect
 
 
 async def _create(client: AsyncMongoClient[Any], watched: WatchedCollection) -> bool:
-    """Create a collection with images; False if somebody else just created it."""
+    """Create a collection with images. False if another client created it at the same time."""
     database, collection = watched.namespace
     try:
         await client[database].command({"create": collection, **_IMAGES})
@@ -162,23 +159,23 @@ def _refused(watched: WatchedCollection, error: OperationFailure) -> AccessDenie
         action = "collMod" if watched.kind else "createCollection"
         return AccessDenied(
             f"The images of {watched.name} can't be turned on: {said}",
-            remedy=f"Grant {action} on {watched.name} (the role dbAdmin has it), have somebody else run setup, or "
-            "leave images as they are with --no-images.",
+            remedy=f"Grant {action} on {watched.name} (the role dbAdmin has it), let an administrator run setup, "
+            "or leave images as they are with --no-images.",
         )
     return ServerError(
         f"The images of {watched.name} can't be turned on: {said}",
-        remedy="Mend what the server objects to, or leave images as they are with --no-images.",
+        remedy="Fix what the server reports, or leave images as they are with --no-images.",
     )
 
 
 def _said(error: OperationFailure) -> str:
-    """The server's own words, without those that vary: it repeats the whole command."""
+    """The server's message, without the command that it repeats."""
     text = str((error.details or {}).get("errmsg", error))
     return text.partition(" to execute command")[0].rstrip(".")
 
 
 async def warn_of_oddities(client: AsyncMongoClient[Any], routes: Routes, *, stamped: bool) -> None:
-    """Log what an operator should know of the watched collections. Never fails, and never takes long.
+    """Log warnings about the watched collections. It never fails, and never takes long.
 
     Args:
         client: opened for the running loop.
@@ -192,14 +189,14 @@ async def warn_of_oddities(client: AsyncMongoClient[Any], routes: Routes, *, sta
                 await _warn_of_validators(client, watched, routes.group)
     except (PyMongoError, TimeoutError) as error:
         log.info(
-            "the watched collections can't be looked at: whether they keep images and accept stamps is not known",
+            "the options of the watched collections can't be read, so their images and validators are not checked",
             action="collections.not_checked",
             error=in_short(error),
         )
 
 
 def _warn_of_missing_images(watched: Iterable[WatchedCollection], routes: Routes) -> None:
-    """Only where a receiver is told of updates or deletes: an insert always comes with its document."""
+    """Warn about collections with receivers of updates or deletes. An insert always has its document."""
     names = [
         one.name
         for one in watched
@@ -212,8 +209,8 @@ def _warn_of_missing_images(watched: Iterable[WatchedCollection], routes: Routes
     ]
     if names:
         log.warning(
-            "collections keep no images: updates are delivered with the document as it is by then, deletes with "
-            "its id only",
+            "collections keep no images: updates are delivered with the current document, deletes with "
+            "the id only",
             action="collections.without_images",
             collections=names,
             remedy="dispatcher setup APP",
@@ -225,12 +222,12 @@ async def _warn_of_validators(
 ) -> None:
     names = []
     for one in watched:
-        with suppress(OperationFailure):  # one that the server can't try takes too long, or has a rare operator
+        with suppress(OperationFailure):  # the validator is too slow, or has a rare operator
             if await one.refuses_stamp(client, group):
                 names.append(one.name)
     if names:
         log.warning(
-            "validators refuse the field _mongoz: the application's writes that carry an origin stamp fail there",
+            "validators refuse the field _mongoz, so the application's writes fail there",
             action="collections.refuse_stamps",
             collections=names,
             remedy="add {_mongoz: {bsonType: 'binData'}} to the properties of the validator's $jsonSchema",

@@ -35,34 +35,33 @@ from dispatcher.operate.status_model import (
 )
 from dispatcher.parking.store import HEADS, LETTERS, WAITING
 
-__all__ = ["StatusCache", "groups_in", "look", "members_of"]
+__all__ = ["StatusCache", "groups_in", "members_of", "read_status"]
 
 log = get_logger()
 
-# A member that was silent for so many times its lease is gone.
+# A member is dead if its last heartbeat is older than this number of leases.
 _SILENCE: Final = 1.5
 _LEASE: Final = 10.0
 
-# Gaps that are shown: the newest ones.
+# Maximum number of gaps, the newest first.
 _MOST_GAPS: Final = 20
 
-# Milliseconds that counting may take, and documents that are counted if all of them take longer: a state with
-# millions of letters must not hold up who asks.
+# Maximum milliseconds for counting all documents, and the number of documents that are counted if it takes longer.
 _PATIENCE_MS: Final = 1_000
 _COUNTED: Final = 1_000
 
-# Of a position, all fields but the resume token and what was finished ahead of it, which can be long.
+# The fields of a position, without the resume token and the digests, which can be long.
 _OWNED: Final = dict.fromkeys(
     ("partition", "partitions", "owner", "term", "host", "pid", "cluster_time", "saved_at"), True
 )
 
-# Seconds that one look may take, and for which it serves all who ask.
+# Maximum seconds of one read, and seconds for which its result is used again.
 _PATIENCE: Final = 5.0
 _FRESH: Final = 1.0
 
 _ALL: Final[Mapping[str, Any]] = {}
 
-# What a run says of where it is.
+# Fields of a run that can hold the key of a document.
 _PLACES: Final = frozenset({"progress", "token"})
 
 T = TypeVar("T")
@@ -74,11 +73,11 @@ async def groups_in(state: State) -> list[str]:
     return sorted(name for name in found if isinstance(name, str))
 
 
-async def look(group: Group, myself: MemberStatus | None = None) -> GroupStatus:
+async def read_status(group: Group, myself: MemberStatus | None = None) -> GroupStatus:
     """Read the status of a group.
 
     Args:
-        myself: this process, if it is a member; the state has older figures of it, or none.
+        myself: the present figures of this process, if it is a member. The state has older ones.
     """
     offset = await clock_offset(group.state.client)
     oplog = await look_at_oplog(group.state.client)
@@ -106,7 +105,7 @@ async def look(group: Group, myself: MemberStatus | None = None) -> GroupStatus:
     newest = await gaps.find(of_group).sort("noted_at", -1).limit(_MOST_GAPS).to_list()
     status.gaps = sound.each(GAPS, newest, _gap)
     status.misfits = sound.misfits
-    if myself is not None:  # commands print them
+    if myself is not None:  # commands print them instead
         sound.log()
     status.health = health_of(status)
     return status
@@ -124,15 +123,15 @@ def _with_myself(members: list[MemberStatus], myself: MemberStatus | None) -> li
 
 
 class StatusCache:
-    """The status of the group that a process belongs to. All who ask within a second share one look at the server.
+    """The status of the group of a process. All calls within a second share one read.
 
     Args:
         myself: makes the status of the process as it is now.
-        offset: seconds by which the server's clock is ahead of ours, as last seen.
+        offset: returns the seconds by which the server's clock is ahead of ours.
 
     Attributes:
-        last: the last status that could be read; None before the first.
-        error: why the last look failed; empty if it did not fail.
+        last: the last status; None before the first.
+        error: of the last read; empty if it succeeded.
     """
 
     def __init__(self, name: str, myself: Callable[[], MemberStatus], offset: Callable[[], float]) -> None:
@@ -142,17 +141,17 @@ class StatusCache:
         self._myself = myself
         self._offset = offset
         self._lock = asyncio.Lock()
-        self._looked = -_FRESH
+        self._read_at = -_FRESH
 
     async def get(self, group: Group | None) -> GroupStatus:
-        """The status. While the server does not answer, it has this process alone, and `error` is set.
+        """The status. After an error it has this process only, and `error` is set.
 
         Args:
-            group: None as long as there is no connection to its state.
+            group: None before there is a connection to its state.
         """
         async with self._lock:
-            if group is not None and monotonic() - self._looked >= _FRESH:
-                await self._look(group)
+            if group is not None and monotonic() - self._read_at >= _FRESH:
+                await self._read(group)
             if self.last is not None and not self.error:
                 return self.last
         offset = self._offset()
@@ -162,31 +161,29 @@ class StatusCache:
         return alone
 
     def forget(self) -> None:
-        """Look again when somebody asks next: something was changed."""
-        self._looked = -_FRESH
+        """Read again at the next call, because of an action."""
+        self._read_at = -_FRESH
 
-    async def _look(self, group: Group) -> None:
+    async def _read(self, group: Group) -> None:
         try:
             async with asyncio.timeout(_PATIENCE):
-                self.last = await look(group, self._myself())
+                self.last = await read_status(group, self._myself())
             self.error = ""
         except (PyMongoError, TimeoutError) as error:
             late = isinstance(error, TimeoutError)
             self.error = f"no answer within {_PATIENCE:.0f} s" if late else in_short(error)
             log.debug("the state of the group can't be read", action="group.not_seen", error=self.error)
-        except Exception as error:  # somebody edited the state
+        except Exception as error:  # the state was edited
             self.error = text_of(error)
-            log.warning(
-                "the state of the group holds something invalid", action="state.not_understood", exc_info=error
-            )
-        self._looked = monotonic()
+            log.warning("the state of the group is malformed", action="state.not_understood", exc_info=error)
+        self._read_at = monotonic()
 
 
 async def members_of(group: Group, now: float | None = None) -> list[MemberStatus]:
-    """The processes of a group, dead or alive, the longest-serving first.
+    """The processes of a group, live and dead, the oldest first.
 
     Args:
-        now: on the server's clock, in seconds since 1970; the server is asked if it is None.
+        now: by the server's clock, in seconds since 1970; None asks the server.
     """
     if now is None:
         now = time() + await clock_offset(group.state.client)
@@ -218,9 +215,9 @@ def _member(found: dict[str, Any], now: float) -> MemberStatus:
         stats=dict(found.get("stats") or {}),
         http=found.get("http"),
     )
-    _StatsSaid.model_validate(member.stats)
+    _StatsTypes.model_validate(member.stats)
     for receiver in member.receivers:
-        _ReceiverSaid.model_validate(receiver)
+        _ReceiverTypes.model_validate(receiver)
     return _checked(member)
 
 
@@ -260,10 +257,10 @@ def _partition(
 
 
 class _Counted:
-    """Counts documents of a group: all of them if that is quick, else some of them.
+    """Counts documents of a group: all of them if that is fast, otherwise a part.
 
     Attributes:
-        at_least: names of the figures that more documents belong to than were counted.
+        at_least: names of the figures that count a part only.
     """
 
     def __init__(self, group: Group) -> None:
@@ -272,7 +269,7 @@ class _Counted:
         self.at_least: set[str] = set()
 
     async def all(self, figure: str, collection: str, only: Mapping[str, Any] = _ALL) -> int:
-        """How many documents of a collection there are."""
+        """The number of documents of a collection."""
         found = await self.by(figure, collection, {"_id": None, "count": {"$sum": 1}}, only)
         return int(found[0]["count"]) if found else 0
 
@@ -341,8 +338,8 @@ def _paused(found: dict[str, Any]) -> Pause:
 
 
 def _run(found: dict[str, Any]) -> dict[str, Any]:
-    """Not where it is: that may be the key of somebody's document, and everybody may see figures."""
-    _RunSaid.model_validate(found)
+    """A run without its place, which can be the key of a document: figures are open for everybody."""
+    _RunTypes.model_validate(found)
     return {name: value for name, value in found.items() if name not in _PLACES}
 
 
@@ -352,26 +349,26 @@ def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
 
 
 def _checked(made: T) -> T:
-    """The same, if its attributes are of their types.
+    """Check the types of a dataclass, and return it.
 
     Raises:
-        ValidationError: one is not; it names the attribute.
+        ValidationError: an attribute has a wrong type; the error names it.
     """
     kind: Any = type(made)
     checked: T = _adapter(kind).validate_python(asdict(made))  # type: ignore[call-overload]
     return checked
 
 
-class _StatsSaid(BaseModel):
-    """What a member's figures must be, for who computes with them."""
+class _StatsTypes(BaseModel):
+    """The types of a member's statistics."""
 
     per_second: dict[str, float] = {}
     partitions: dict[str, dict[str, float | None]] = {}
     receivers: list[dict[str, Any]] = []
 
 
-class _ReceiverSaid(BaseModel):
-    """What a member says of a receiver."""
+class _ReceiverTypes(BaseModel):
+    """The types of a member's entry for a receiver."""
 
     id: str
     name: str
@@ -379,8 +376,8 @@ class _ReceiverSaid(BaseModel):
     formerly: list[str] | None = None
 
 
-class _RunSaid(BaseModel):
-    """What is shown of a run."""
+class _RunTypes(BaseModel):
+    """The types of a run."""
 
     run: str
     what: str

@@ -20,11 +20,11 @@ from mongoz.fields.storage import stored_names
 from mongoz.signals.names import POST
 from mongoz.signals.receivers import Receiver
 
-__all__ = ["Silent", "require_changes", "silent_receivers", "without_changes"]
+__all__ = ["Unreachable", "require_changes", "unreachable_receivers", "without_changes"]
 
 
-class Silent(NamedTuple):
-    """A receiver that is never called, as far as one can tell.
+class Unreachable(NamedTuple):
+    """A receiver that is never called.
 
     Attributes:
         place: document and signal.
@@ -36,22 +36,22 @@ class Silent(NamedTuple):
     remedy: str
 
 
-def silent_receivers(registry: Registry, routes: Routes) -> Iterator[Silent]:
-    """Those that the application alone tells of."""
+def unreachable_receivers(registry: Registry, routes: Routes) -> Iterator[Unreachable]:
+    """The unreachable receivers that the application alone shows."""
     yield from _of_abstract_documents()
     yield from _of_other_registries(registry)
     for document, signal, receiver in _connected(routes):
         place = f"{document.__name__}.{signal}"
         names = stored_names(document)
         if receiver.options.fields and {names.get(name, name) for name in receiver.options.fields} <= {"_id"}:
-            yield Silent(
+            yield Unreachable(
                 receiver.name,
                 place,
                 "fields= names nothing but the id, which never changes",
                 "Name other fields, or leave fields= out.",
             )
         for name, meant in _misspelt(document, receiver.options.where or {}):
-            yield Silent(
+            yield Unreachable(
                 receiver.name,
                 place,
                 f"where= asks for {name!r}, and no field of {document.__name__} is stored under that name",
@@ -59,15 +59,15 @@ def silent_receivers(registry: Registry, routes: Routes) -> Iterator[Silent]:
             )
 
 
-def without_changes(watched: Iterable[WatchedCollection], routes: Routes) -> Iterator[Silent]:
-    """Those of views and time series, which have no changes."""
+def without_changes(watched: Iterable[WatchedCollection], routes: Routes) -> Iterator[Unreachable]:
+    """The receivers of views and time series, which have no changes."""
     for one in watched:
         if one.kind in ("", "collection") or not one.is_named:
             continue
         for listener in routes.listening_to(one.namespace):
             for signal, receivers in listener.receivers.items():
                 for receiver in receivers:
-                    yield Silent(
+                    yield Unreachable(
                         receiver.name,
                         f"{listener.document.__name__}.{signal}",
                         f"{one.name} is a {one.kind}, which has no changes",
@@ -76,11 +76,11 @@ def without_changes(watched: Iterable[WatchedCollection], routes: Routes) -> Ite
 
 
 async def require_changes(client: AsyncMongoClient[Any], routes: Routes) -> None:
-    """Refuse receivers of what has no changes: they would never be called."""
+    """Refuse receivers of views and time series."""
     try:
         watched = await watched_collections(client, scope_of(routes))
     except OperationFailure as error:
-        if kind_of(error) is Kind.NO_ACCESS:  # what they are is not ours to know
+        if kind_of(error) is Kind.NO_ACCESS:  # we may not list collections
             return
         raise
     for one in without_changes(watched, routes):
@@ -94,12 +94,12 @@ def _connected(routes: Routes) -> Iterator[tuple[Any, str, Receiver]]:
                 yield listener.document, signal, receiver
 
 
-def _of_abstract_documents() -> Iterator[Silent]:
+def _of_abstract_documents() -> Iterator[Unreachable]:
     for document in _descendants(Document):
         if not document.meta.abstract or any(not one.meta.abstract for one in _descendants(document)):
             continue
         for signal, receiver in _own(document):
-            yield Silent(
+            yield Unreachable(
                 receiver.name,
                 f"{document.__name__}.{signal}",
                 f"{document.__name__} is abstract, and no imported document inherits from it",
@@ -107,12 +107,12 @@ def _of_abstract_documents() -> Iterator[Silent]:
             )
 
 
-def _of_other_registries(registry: Registry) -> Iterator[Silent]:
+def _of_other_registries(registry: Registry) -> Iterator[Unreachable]:
     for document in _descendants(Document):
         if document.meta.abstract or document.meta.registry is registry:
             continue
         for signal, receiver in _own(document):
-            yield Silent(
+            yield Unreachable(
                 receiver.name,
                 f"{document.__name__}.{signal}",
                 f"{document.__name__} belongs to "
@@ -122,7 +122,7 @@ def _of_other_registries(registry: Registry) -> Iterator[Silent]:
 
 
 def _own(document: Any) -> Iterator[tuple[str, Receiver]]:
-    """Receivers that are connected to the document itself."""
+    """The receivers of a document itself, without those of its parents."""
     for signal in POST:
         connected = getattr(document.meta.signals, signal)
         for receiver in connected.receivers:
@@ -137,9 +137,9 @@ def _descendants(document: Any) -> Iterator[Any]:
 
 
 def _misspelt(document: Any, where: Any) -> Iterator[tuple[str, str]]:
-    """Top-level names of a match that no field is stored under, but that look like a field, and what is meant.
+    """Top-level names in `where` that no field is stored under, but that are close to a field; and that field.
 
-    Documents may hold more than their model says, so a name that looks like none of its fields may be right.
+    Documents can hold more fields than their model. So a name that is not close to a field can be right.
     """
     names = stored_names(document)
     known = {"_id", *names.values()}

@@ -1,4 +1,4 @@
-"""Accepting connections. Where that fails, it is tried again: uvloop would stop listening for ever."""
+"""Accepts connections. After a failure it tries again; uvloop would stop listening for ever."""
 
 import asyncio
 import socket
@@ -14,22 +14,22 @@ __all__ = ["AGAIN_AFTER", "accept", "say_it_failed"]
 log = get_logger()
 
 AGAIN_AFTER: Final = 1.0
-"""Seconds after which what failed is tried again."""
+"""Seconds between two attempts."""
 
 _throttle: Final = Throttle()
 
 
 async def accept(listening: socket.socket, make_protocol: Callable[[], asyncio.Protocol]) -> None:
-    """Accept connections, for ever. While no descriptor is left for one, its client waits.
+    """Accept connections for ever. While no file descriptor is free, clients wait.
 
     Args:
-        listening: non-blocking.
+        listening: a non-blocking socket.
     """
     loop = asyncio.get_running_loop()
     while True:
         try:
             connection, _ = await loop.sock_accept(listening)
-        except ConnectionError:  # the client has gone already
+        except ConnectionError:  # the client has left already
             continue
         except OSError as error:
             say_it_failed(error)
@@ -48,7 +48,7 @@ def say_it_failed(error: Exception) -> None:
     if further is not None:
         lack = lack_in(error)
         log.warning(
-            "no connection can be accepted over HTTP at the moment; it is tried again",
+            "an HTTP connection can't be accepted; trying again",
             action="http.not_accepted",
             error=lack.message if lack else repr(error),
             remedy=lack.remedy if lack else "",

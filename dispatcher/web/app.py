@@ -1,9 +1,9 @@
 """The routes.
 
-GET /livez         200 while the process works; 503 when it must be restarted
-GET /readyz        200 while it delivers, or stands by to do so; 503 otherwise, with the reasons
+GET /livez         200 while the process works; 503 if it must be restarted
+GET /readyz        200 while it delivers or is a standby; otherwise 503, with the reasons
 GET /metrics       for Prometheus
-GET /status.json   everything that `dispatcher status` shows, and this process
+GET /status.json   the facts of `dispatcher status`, and of this process
 """
 
 import json
@@ -30,7 +30,7 @@ def make_app(
     """The application.
 
     Args:
-        hosts: names that clients may use for us; None if any will do.
+        hosts: host names that clients may use; None allows all.
     """
     metrics = Metrics(observer.snapshot)
 

@@ -1,7 +1,8 @@
-"""Connections: how long one may keep us waiting, and which one goes when there are too many.
+"""HTTP connections with a deadline and a limit.
 
-A client that keeps us waiting is one whose request is not complete yet, or who does not take its answer. It has
-`PATIENCE` seconds. The time that we need for an answer is not counted.
+A client has `PATIENCE` seconds to complete its request, and to take the answer. The time that the dispatcher needs
+for the answer does not count. If there are too many connections, the one that has waited longest for its client is
+closed.
 """
 
 import asyncio
@@ -13,45 +14,45 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from dispatcher.core.output.logs import get_logger
 
-__all__ = ["MOST_CONNECTIONS", "PATIENCE", "Connection"]
+__all__ = ["MOST_CONNECTIONS", "PATIENCE", "HttpConnection"]
 
 log = get_logger()
 
 PATIENCE: Final = 10.0
-"""Seconds that a client may take to send its request, and to take its answer."""
+"""Seconds that a client has to send its request, and to take its answer."""
 
 MOST_CONNECTIONS: Final = 100
-"""Beyond these, the client goes that has kept us waiting for longest."""
+"""Maximum number of connections. Beyond it, the one that has waited longest for its client is closed."""
 
-# Seconds between two log lines about clients that had to go.
+# Seconds between two log lines about closed connections.
 _SAY_AGAIN: Final = 60.0
 
 _said = -_SAY_AGAIN
 
-# What a client is in while its request is not complete.
+# States of a client whose request is not complete.
 _SENDING: Final = (h11.IDLE, h11.SEND_BODY)
 
 
-class Connection(H11Protocol):
-    """One connection."""
+class HttpConnection(H11Protocol):
+    """One HTTP connection."""
 
     _deadline: asyncio.TimerHandle | None = None
     _waiting_since: float | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """As asyncio has it."""
+        """As in asyncio."""
         super().connection_made(transport)
         self._wait_for_client()
         if len(self.connections) > MOST_CONNECTIONS:
-            self._send_one_away()
+            self._close_one()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """As asyncio has it."""
+        """As in asyncio."""
         self._stop_waiting()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """As asyncio has it."""
+        """As in asyncio."""
         if self._deadline is None:
             self._wait_for_client()
         super().data_received(data)
@@ -59,18 +60,18 @@ class Connection(H11Protocol):
             self._stop_waiting()
 
     def on_response_complete(self) -> None:
-        """As uvicorn has it. It closes the connection if no further request comes within some seconds."""
+        """As in uvicorn, which closes the connection if no further request comes within some seconds."""
         super().on_response_complete()
         if self._waiting_since is None:
             self._waiting_since = self.loop.time()
 
     def pause_writing(self) -> None:
-        """As asyncio has it: the client does not take its answer."""
+        """As in asyncio: the client does not take its answer."""
         super().pause_writing()
         self._wait_for_client()
 
     def resume_writing(self) -> None:
-        """As asyncio has it."""
+        """As in asyncio."""
         super().resume_writing()
         self._stop_waiting()
 
@@ -85,9 +86,9 @@ class Connection(H11Protocol):
             self._deadline.cancel()
             self._deadline = None
 
-    def _send_one_away(self) -> None:
-        """Make room, so that probes are answered however many clients do nothing."""
-        waiting = [one for one in self.connections if isinstance(one, Connection) and one.since is not None]
+    def _close_one(self) -> None:
+        """Close a connection, so that idle clients never keep probes from an answer."""
+        waiting = [one for one in self.connections if isinstance(one, HttpConnection) and one.since is not None]
         oldest = min(waiting, key=lambda one: one.since or 0.0, default=None)
         if oldest is not None:
             oldest.transport.abort()
@@ -95,7 +96,7 @@ class Connection(H11Protocol):
 
     @property
     def since(self) -> float | None:
-        """When the client began to keep us waiting; None if it does not."""
+        """The time since which we wait for the client; None if we do not."""
         return None if self.transport.is_closing() else self._waiting_since
 
 
@@ -104,7 +105,7 @@ def _say_so(connections: int) -> None:
     if monotonic() - _said >= _SAY_AGAIN:
         _said = monotonic()
         log.warning(
-            "too many clients are connected; those that have sent nothing for longest are sent away",
+            "too many HTTP connections; the longest idle ones are closed",
             action="http.crowded",
             connections=connections,
             most=MOST_CONNECTIONS,

@@ -1,10 +1,10 @@
-"""Who may ask what: safe headers on every answer, none for foreign web pages, a token for documents and changes.
+"""Access over HTTP: safe headers, no answer for foreign web pages, a token for documents and actions.
 
-A page in an operator's browser can have a name of its own point to 127.0.0.1, and then read what we answer there
-(DNS rebinding). So whoever listens on the loopback interface answers only to names of it.
+A web site can let its own host name point to 127.0.0.1, and then read answers in an operator's browser (DNS
+rebinding). So on the loopback interface only requests for names of this interface are answered.
 
-A proxy on this machine connects from the loopback interface, whoever its client is. So documents are open on
-loopback only where no token is set, and only for requests that no proxy has passed on.
+A proxy on this machine connects from the loopback interface, whoever its client is. So without a token documents
+are open on loopback, but only for requests that did not pass a proxy.
 """
 
 import secrets
@@ -33,7 +33,7 @@ _SAFE_HEADERS: Final = {
 
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
-# What proxies add to the requests that they pass on.
+# Headers that proxies add to requests.
 _OF_PROXIES: Final = (
     "forwarded",
     "via",
@@ -48,18 +48,18 @@ _OF_PROXIES: Final = (
 )
 _OF_PROXIES_BEGIN: Final = "x-forwarded"
 
-# A proxy that nobody configured (nginx) adds no header, but speaks this to what is behind it. Browsers never do.
+# nginx adds no header by default, but it uses these versions. Browsers never do.
 _OLD_HTTP: Final = ("1.0", "0.9")
 
-# Answered however many other requests are: a supervisor must not restart a process because others ask much.
+# Always answered: a supervisor must not restart a process because other clients send many requests.
 _PROBES: Final = ("/livez", "/readyz")
 
-# Other requests that are answered at once.
+# Maximum number of other requests at the same time.
 _MOST_REQUESTS: Final = 50
 
 
 def is_forwarded(scope: Scope) -> bool:
-    """Whether a proxy passed the request on: then whoever sent it may be anywhere."""
+    """Whether the request passed a proxy. Then its sender may be on any machine."""
     headers = Headers(scope=scope)
     return (
         scope.get("http_version") in _OLD_HTTP
@@ -69,16 +69,16 @@ def is_forwarded(scope: Scope) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches what listens there."""
+    """Whether only this machine reaches this host."""
     return host in _LOOPBACK or host.startswith("127.")
 
 
 class Guard:
-    """Wraps an application.
+    """ASGI middleware that checks requests and adds safe headers.
 
     Args:
-        app: whose answers lack the headers; those that it sets itself stay.
-        hosts: names that clients may use for us; None if any will do.
+        app: the application. Headers that it sets itself stay.
+        hosts: host names that clients may use; None allows all.
     """
 
     def __init__(self, app: ASGIApp, hosts: Iterable[str] | None = None) -> None:
@@ -87,7 +87,7 @@ class Guard:
         self._running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI has it."""
+        """As in ASGI."""
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
@@ -116,22 +116,22 @@ class Guard:
         except Exception as error:
             log.error("a request could not be answered", action="http.error", path=scope["path"], exc_info=error)
             if not began:
-                text = "The dispatcher can't answer this: its log line http.error says why."
+                text = "The dispatcher can't answer this. Its log line http.error has the reason."
                 await JSONResponse({"error": text}, 500)(scope, receive, send_safely)
         finally:
             self._running -= 1
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         if self._hosts is not None and _host_of(scope) not in self._hosts:
-            return JSONResponse({"error": "Ask by the address that the dispatcher listens on."}, 421)
+            return JSONResponse({"error": "Use the address that the dispatcher listens on."}, 421)
         if self._running >= _MOST_REQUESTS and scope["path"] not in _PROBES:
-            text = f"{self._running} requests are being answered, which is the most. Ask again in a second."
+            text = f"{self._running} requests are running, which is the maximum. Try again in a second."
             return JSONResponse({"error": text}, 503, headers={"Retry-After": "1"})
         return None
 
 
 def _host_of(scope: Scope) -> str:
-    """The name that the client used, without the port."""
+    """The host name of the request, without the port."""
     host = Headers(scope=scope).get("host", "")
     if host.startswith("["):
         return host[1:].partition("]")[0]
@@ -139,10 +139,10 @@ def _host_of(scope: Scope) -> str:
 
 
 def unreadable(request: Request, token: str | None, *, loopback: bool) -> JSONResponse | None:
-    """Why a request may not see documents; None if it may.
+    """The refusal of a request that may not read documents; None if it may.
 
     Args:
-        token: the operator's. Without one, this machine may see them.
+        token: the operator's. Without one, this machine may read them.
         loopback: only this machine can connect.
     """
     if not token and loopback and not is_forwarded(request.scope):
@@ -151,15 +151,15 @@ def unreadable(request: Request, token: str | None, *, loopback: bool) -> JSONRe
 
 
 def denied(request: Request, token: str | None) -> JSONResponse | None:
-    """Why a request may not do what takes a token; None if it may.
+    """The refusal of a request without the required token; None if it has it.
 
     Args:
-        token: the operator's; without one nobody may.
+        token: the operator's. Without one every request is refused.
     """
     if not token:
         error = (
             "Set DISPATCHER_HTTP_TOKEN for the dispatcher. Without a token nothing can be changed over HTTP, and "
-            "documents are shown only to this machine, not through a proxy."
+            "documents are readable only from this machine, without a proxy."
         )
         return JSONResponse({"error": error}, 403)
     scheme, _, given = request.headers.get("authorization", "").partition(" ")

@@ -1,4 +1,4 @@
-"""Links to the dashboard of a dispatcher that we start ourselves, with a token that we choose."""
+"""Links to the dashboard of a dispatcher that `demo` or `dev` starts with its own token."""
 
 import secrets
 import socket
@@ -10,15 +10,15 @@ from dispatcher.settings import AUTO, OFF, Address
 
 __all__ = ["Shown", "link_to", "new_token", "place_for"]
 
-# Where `--http auto` listens, if it can.
+# The preferred address of `--http auto`.
 _USUAL: Final = Address("127.0.0.1", 8787)
 
 
 class Shown(NamedTuple):
-    """Where a dispatcher is to listen.
+    """The address for a dispatcher.
 
     Attributes:
-        url: of its dashboard; None if it has none, or if it chooses the port.
+        url: of its dashboard; None if there is none, or if the dispatcher chooses the port.
     """
 
     http: str
@@ -26,12 +26,12 @@ class Shown(NamedTuple):
 
 
 def new_token() -> str:
-    """One that nobody guesses."""
+    """A random token."""
     return secrets.token_urlsafe(24)
 
 
 def link_to(address: str, token: str) -> str:
-    """A link that opens the dashboard unlocked. Browsers send nobody what is behind the #.
+    """A link that opens the dashboard unlocked. Browsers do not send the part behind the #.
 
     Args:
         address: of the dispatcher, as `http://host:port`.
@@ -40,10 +40,10 @@ def link_to(address: str, token: str) -> str:
 
 
 def place_for(http: str, token: str) -> Shown:
-    """Where a dispatcher that is started again and again is to listen: always at the same port.
+    """One port for a dispatcher that is restarted again and again.
 
     Args:
-        http: what its user wants, as for `--http`.
+        http: the user's setting, as for `--http`.
     """
     if http == OFF:
         return Shown(http, None)
@@ -55,7 +55,7 @@ def place_for(http: str, token: str) -> Shown:
 
 
 def _free(address: Address) -> Address:
-    """This address, or the same with a free port if something listens there."""
+    """This address, or a free port of its host if it is in use."""
     for port in (address.port, 0):
         with closing(socket.socket()) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,7 +1,7 @@
-"""Listening, and serving while the dispatcher runs.
+"""Listens, and serves while the dispatcher runs.
 
-The socket is there before anything else: a taken port is an error at once. Who connects to it waits until the
-server is loaded, which takes a tenth of a second, and is not to keep the first delivery waiting.
+The socket is opened first, so that a used port is an error at once. Clients that connect early wait until the
+server is loaded. Loading takes a tenth of a second, and must not delay the first delivery.
 """
 
 import asyncio
@@ -26,19 +26,19 @@ log = get_logger()
 
 _USUAL: Final = Address("127.0.0.1", 8787)
 
-# Connections that wait to be accepted.
+# Maximum number of connections that wait to be accepted.
 _BACKLOG: Final = 128
 
-# Seconds by which the first delivery is ahead of the first answer, at most; and between two looks.
+# Maximum seconds that loading the server waits for the first delivery; seconds between two checks.
 _HEAD_START: Final = 1.0
 _LOOK: Final = 0.02
 
-# Seconds that answers may take at the end.
+# Seconds that running answers get at the end.
 _PATIENCE: Final = 1
 
 
 class Web:
-    """What answers over HTTP."""
+    """The HTTP server of one process."""
 
     def __init__(self, settings: Settings, observer: Observer) -> None:
         self._settings = settings
@@ -48,9 +48,9 @@ class Web:
             observer.http = _url(self._socket)
 
     async def beside(self, run: Callable[[asyncio.Event], Awaitable[None]], stop: asyncio.Event) -> None:
-        """Run the dispatcher, and answer as long as it does.
+        """Run the dispatcher, and answer while it runs.
 
-        An HTTP server that fails takes no dispatcher with it: its log says so, and probes do.
+        If the HTTP server fails, the dispatcher goes on: the log and the probes show the failure.
         """
         serving = asyncio.create_task(self._serve(), name="http")
         serving.add_done_callback(_say_if_it_failed)
@@ -80,11 +80,11 @@ class Web:
     async def _let_deliveries_go_first(self) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_HEAD_START):
-                while self._observer.not_ready():  # noqa: ASYNC110 - nobody else waits for it
+                while self._observer.not_ready():  # noqa: ASYNC110 - nothing else waits for this
                     await asyncio.sleep(_LOOK)
 
     async def _made_server(self) -> tuple[Any, Any, Any]:
-        """The same as `_make_server`; tried again while no descriptor is left for a file that it loads."""
+        """Call `_make_server`, and call it again while no file descriptor is free for loading modules."""
         while True:
             try:
                 return await asyncio.to_thread(self._make_server)
@@ -95,11 +95,11 @@ class Web:
             await asyncio.sleep(AGAIN_AFTER)
 
     def _make_server(self) -> tuple[Any, Any, Any]:
-        """Load what is needed, which takes a while; make the server, and what makes its connections."""
+        """Load the modules, which takes a while. Returns the server, the dashboard, and a maker of connections."""
         import uvicorn  # noqa: PLC0415 - see above
 
         from dispatcher.web.app import make_app  # noqa: PLC0415
-        from dispatcher.web.connections import Connection  # noqa: PLC0415
+        from dispatcher.web.connections import HttpConnection  # noqa: PLC0415
         from dispatcher.web.dashboard.api import Dashboard  # noqa: PLC0415
         from dispatcher.web.guard import is_loopback  # noqa: PLC0415
 
@@ -124,7 +124,7 @@ class Web:
         app: Any = make_app(self._observer, hosts=hosts, further=dashboard.routes())
         config = uvicorn.Config(
             app,
-            http=Connection,
+            http=HttpConnection,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -136,11 +136,11 @@ class Web:
         )
         config.load()
         server = Server(config)
-        return server, dashboard, partial(Connection, config, server.server_state, {})
+        return server, dashboard, partial(HttpConnection, config, server.server_state, {})
 
 
 class _Forwarding(logging.Handler):
-    """Has what the server says appear among our own lines."""
+    """Writes the lines of uvicorn to our log."""
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
@@ -149,11 +149,11 @@ class _Forwarding(logging.Handler):
 
 def _say_if_it_failed(serving: "asyncio.Task[None]") -> None:
     if not serving.cancelled() and (error := serving.exception()) is not None:
-        log.error("nothing is answered over HTTP any more", action="http.failed", exc_info=error)
+        log.error("the HTTP server failed; no request is answered any more", action="http.failed", exc_info=error)
 
 
 def _listen(where: str) -> socket.socket | None:
-    """A socket that listens; None if nothing is to listen."""
+    """A listening socket; None for `--http off`."""
     if where == OFF:
         return None
     if where != AUTO:
@@ -163,7 +163,7 @@ def _listen(where: str) -> socket.socket | None:
     except CannotListen:
         free = _bound(_USUAL._replace(port=0))
         log.warning(
-            "the usual port for HTTP is taken; another one is used",
+            "the default port for HTTP is in use; listening on another one",
             action="http.port_taken",
             taken=f"{_USUAL.host}:{_USUAL.port}",
             instead=_url(free),

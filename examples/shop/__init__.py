@@ -1,4 +1,4 @@
-"""A small shop: users, orders and a stock, with receivers that run no matter who wrote.
+"""A small shop: users, orders and a stock, with receivers that run for the writes of every client.
 
-`app` is what a dispatcher serves: `dispatcher run examples.shop.app:registry`.
+A dispatcher serves `app`: `dispatcher run examples.shop.app:registry`.
 """

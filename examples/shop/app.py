@@ -1,6 +1,6 @@
-"""The shop as a dispatcher serves it: `dispatcher run examples.shop.app:registry`.
+"""The application for a dispatcher: `dispatcher run examples.shop.app:registry`.
 
-Importing the receivers connects them to the documents; nothing else has to be done.
+The import of the receivers connects them to the documents. Nothing else is needed.
 """
 
 from . import receivers

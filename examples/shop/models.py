@@ -5,15 +5,15 @@ from datetime import datetime
 
 import mongoz
 
-# dispatched=True: a dispatcher serves this registry and delivers what others write, so our own writes say
-# which receivers have run already.
+# dispatched=True: a dispatcher serves this registry and delivers the writes of other clients. So our own writes
+# carry a stamp that names the receivers that ran already.
 registry = mongoz.Registry(
     os.environ.get("SHOP_MONGODB_URL", "mongodb://localhost:27017/?replicaSet=rs0"), dispatched=True
 )
 
 
 class ShopDocument(mongoz.Document):
-    """Where all documents of the shop live."""
+    """The base of all documents of the shop."""
 
     class Meta:
         abstract = True
@@ -22,7 +22,7 @@ class ShopDocument(mongoz.Document):
 
 
 class KeyedDocument(ShopDocument):
-    """A document whose `_id` is a text that we choose, so that writing it twice is one document."""
+    """A document with a chosen text as `_id`, so that writing it twice makes one document."""
 
     id: str = mongoz.String(alias="_id")  # type: ignore[assignment]  # instead of an ObjectId
 
@@ -52,11 +52,11 @@ class Order(ShopDocument):
 
 
 class Stock(KeyedDocument):
-    """What is left of one product; `_id` is its name."""
+    """The stock of one product; `_id` is its name."""
 
     stocked: int = mongoz.Integer()
     level: int = mongoz.Integer()
-    # The latest deliveries that changed the level: see receivers.take_from_stock.
+    # The latest deliveries that changed the level. See receivers.take_from_stock.
     applied: list[str] = mongoz.Array(str, default=list)
 
     class Meta:
@@ -64,7 +64,7 @@ class Stock(KeyedDocument):
 
 
 class Mail(KeyedDocument):
-    """A mail to be sent; another job takes it from here. `_id` is the delivery that it answers to."""
+    """A mail that another job sends. `_id` is the id of its delivery."""
 
     to: str = mongoz.Email()
     subject: str = mongoz.String()
@@ -74,7 +74,7 @@ class Mail(KeyedDocument):
 
 
 class AuditEntry(KeyedDocument):
-    """One change of a user or an order; `_id` is the delivery that told us."""
+    """One change of a user or an order. `_id` is the id of its delivery."""
 
     document: str = mongoz.String()
     key: str = mongoz.String()

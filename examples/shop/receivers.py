@@ -1,8 +1,8 @@
-"""What happens in the shop when documents change, whoever changed them.
+"""The receivers of the shop. They run for the changes of every client.
 
-A delivery may be repeated after a crash, with the same `delivery.id`. So every receiver here makes sure that
-its second run changes nothing: either the id is the `_id` of what it writes, or it is recorded by the same
-atomic update that has the effect.
+A delivery can be repeated after a crash, with the same `delivery.id`. So a second run of a receiver must change
+nothing. Either the id is the `_id` of the document that it writes, or the atomic update with the effect also
+records the id.
 """
 
 from contextlib import suppress
@@ -15,29 +15,28 @@ from mongoz.signals import Delivery
 
 from .models import AuditEntry, Mail, Order, ShopDocument, Stock, User
 
-# How many deliveries a product remembers. A crash repeats about the last second of them: plenty for this shop.
+# The number of deliveries that a product remembers. A crash repeats about one second of them, which is less.
 REMEMBERED = 100
 
 
 @post_save(User)
 async def welcome(sender: type[User], instance: User, created: bool, delivery: Delivery, **kwargs: Any) -> None:
-    """Write to a new user. A mail that is in the outbox already was put there by an earlier attempt."""
+    """Write to a new user. A mail that is already in the outbox is from an earlier attempt."""
     if not created:
         return
     with suppress(DuplicateKeyError):
         await Mail(id=delivery.id, to=instance.email, subject=f"Welcome, {instance.name}!").create()
 
 
-# delivery="dispatcher": not even our own process takes from the stock while it handles a request. The
-# dispatcher does, and it does so too when that process dies right after the order was written.
+# delivery="dispatcher": the process that writes an order does not run this receiver. The dispatcher does, even if
+# that process dies right after the write.
 @post_save(Order, delivery="dispatcher")
 async def take_from_stock(
     sender: type[Order], instance: Order, created: bool, delivery: Delivery, **kwargs: Any
 ) -> None:
-    """Lower the stock by what was ordered, exactly once.
+    """Lower the stock by the ordered quantity, exactly once.
 
-    The condition, the new level and the note that this delivery is done are one atomic update. It goes to the
-    driver's own collection: the ODM has no operator updates.
+    The condition, the new level and the id of this delivery are one atomic update, on the driver's collection.
     """
     if not created:
         return
@@ -54,7 +53,7 @@ async def take_from_stock(
 @post_update([User, Order])
 @post_delete([User, Order])
 async def audit(sender: type[ShopDocument], instance: ShopDocument, delivery: Delivery, **kwargs: Any) -> None:
-    """Note every change. Of a deleted document often only the id is known: see `delivery.image`."""
+    """Record each change. Of a deleted document often only the id is known: see `delivery.image`."""
     operation = delivery.signal.removeprefix("post_")
     entry = AuditEntry(
         id=delivery.id,

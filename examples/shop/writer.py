@@ -1,4 +1,4 @@
-"""Another client of the shop's database: plain PyMongo, which knows nothing of mongoz, models or receivers.
+"""Another client of the shop's database: plain PyMongo, without mongoz, models or receivers.
 
 Run it with `python -m examples.shop.writer --url mongodb://... --seconds 60`.
 """
@@ -26,7 +26,7 @@ PRODUCTS = ("chair", "desk", "lamp", "shelf", "stool")
 NAMES = ("Ada", "Barbara", "Edsger", "Grace", "Hedy", "John", "Katherine", "Margaret", "Radia", "Tim")
 CITIES = ("Bonn", "Graz", "Lyon", "Oslo", "Porto", "Turin")
 STOCKED = 100_000
-# So many documents of a kind are kept; whoever writes for hours must also delete.
+# Maximum number of documents of a kind: a client that writes for hours must also delete.
 KEPT = 300
 
 
@@ -40,11 +40,11 @@ class Change(NamedTuple):
 
 
 class Client:
-    """Writes to a shop as its other services might. It keeps what it wrote, to know what it can change.
+    """Writes to a shop like its other services. It remembers its documents, to change them later.
 
     Args:
-        users, orders: the collections, of the shop that is written to.
-        random: decides what is written.
+        users, orders: the collections of the shop.
+        random: chooses the writes.
     """
 
     def __init__(self, users: Collection[Row], orders: Collection[Row], random: Random) -> None:
@@ -66,7 +66,7 @@ class Client:
         }
 
     def step(self) -> list[Change]:
-        """Write something; returns what has changed, in the order of the commits."""
+        """Make a write. Returns its changes, in the order of the commits."""
         (write,) = self.random.choices(list(self.weights), list(self.weights.values()))
         if len(self.rows[self.orders.full_name]) > KEPT:
             write = self.cancel
@@ -133,7 +133,7 @@ class Client:
         collection.delete_one({"_id": row["_id"]})
         return [self.wrote(collection, "delete", row)]
 
-    # Several in one call, and what may be one thing or another
+    # Several writes in one call, and upserts
 
     def import_users(self) -> list[Change]:
         """Insert some, then change, replace and delete one of them, in a single bulk write."""
@@ -156,7 +156,7 @@ class Client:
         ]
 
     def upsert_user(self) -> list[Change]:
-        """Count a visit of a user who may be unknown so far."""
+        """Count a visit of a user, which can be a new user."""
         known = self.any_of(self.users) if self.random.random() < 0.5 else None
         row = known or self.new_user()
         row = {**row, "visits": row["visits"] + 1}
@@ -186,7 +186,7 @@ class Client:
         return {"street": f"Main Street {self.random.randint(1, 99)}", "city": self.random.choice(CITIES)}
 
     def another_status(self, row: Row) -> str:
-        """An update that changes nothing is no change: it must be another one."""
+        """Another value: an update that changes nothing makes no change event."""
         return self.random.choice([status for status in ("paid", "packed", "shipped") if status != row["status"]])
 
     def any_of(self, collection: Collection[Row]) -> Row | None:
@@ -203,21 +203,21 @@ class Client:
 
 
 def fill_stock(stock: Collection[Row]) -> None:
-    """Put every product on the shelf that is not there yet."""
+    """Insert the products that are missing."""
     for product in PRODUCTS:
         values = {"stocked": STOCKED, "level": STOCKED, "applied": []}
         stock.update_one({"_id": product}, {"$setOnInsert": values}, upsert=True)
 
 
 def report(change: Change) -> None:
-    """One line for machines. What an order takes from the stock is part of it, so that it can be checked."""
+    """One line for machines. An order has its quantity, so that the stock can be checked."""
     line = {"namespace": change.namespace, "id": str(change.id), "operation": change.operation}
     line |= {name: change.row[name] for name in ("product", "quantity") if name in change.row}
     print(json.dumps(line), flush=True)
 
 
 def write(client: Client, options: argparse.Namespace, stop: threading.Event) -> int:
-    """Write at a steady rate until the time is over or somebody stops us; returns how many changes that made."""
+    """Write at a steady rate until the time is over, or until stopped. Returns the number of changes."""
     written = 0
     due = time.monotonic()
     end = due + options.seconds if options.seconds else float("inf")

@@ -108,10 +108,10 @@ def are_dropped(letters, dispatcher, foreign):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("retry",), "say --all"),
-        (("drop",), "say --all"),
+        (("retry",), "--all"),
+        (("drop",), "--all"),
         (("drop", "x", "--all"), "not both"),
-        (("list", "--since", "yesterdayish"), "'yesterdayish' is no time"),
+        (("list", "--since", "yesterdayish"), "'yesterdayish' is not a time"),
         (("list", "--reason", "bad luck"), "bad luck"),
         (("list", "--limit", "-1"), "--limit"),
     ],
@@ -137,8 +137,8 @@ def test_a_receiver_is_paused_and_resumed(running, letters, dispatcher, foreign,
     assert (unknown.code, "Did you mean 'invoice'?" in unknown.error) == (ExitCode.NOT_FOUND, True)
     assert "everything is paused" in dispatcher("pause").out
     resumed = dispatcher("resume")
-    assert resumed.out == "everything goes on\nstill paused: invoice\n"
-    assert "invoice goes on" in dispatcher("resume", "invoice").out
+    assert resumed.out == "everything is resumed\nstill paused: invoice\n"
+    assert "invoice is resumed" in dispatcher("resume", "invoice").out
     eventually_sync(lambda: not dispatcher("status", "--json").json["parked_deliveries"])
 
 
@@ -171,7 +171,7 @@ def is_shown(letters, dispatcher, foreign):
     shown = dispatcher("status")
     assert shown.code == 0
     assert f"group         {foreign.name}" in shown.out
-    assert "position would be lost in" in shown.out
+    assert "holds the position for another" in shown.out
     assert "invoice   post_save" in shown.out
     status = eventually_sync(
         lambda: (
@@ -227,7 +227,7 @@ def test_a_retry_that_can_not_be_changes_nothing(running, letters, dispatcher, f
     assert running.terminate() == ExitCode.OK
     alone = dispatcher("dead-letters", "retry", letters[1])
     assert (alone.code, "No dispatcher" in alone.error) == (ExitCode.NOT_RUNNING, True)
-    assert "ago; nobody delivers the rest" in dispatcher("status").out
+    assert "ago; no dispatcher is alive" in dispatcher("status").out
     assert list(state.find().sort("_id")) == before
 
 

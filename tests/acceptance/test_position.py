@@ -74,7 +74,7 @@ def test_moved_back_changes_are_delivered_again_and_moved_forward_a_gap_is_noted
         saved(running, state, database)
     write(foreign, 4)
     skipped = dispatcher("position", "set", "--at", "now", "--yes")
-    assert (skipped.code, "a gap is noted" in skipped.out) == (ExitCode.OK, True)
+    assert (skipped.code, "a gap is recorded" in skipped.out) == (ExitCode.OK, True)
     assert "moved by hand" in dispatcher("status").out
     (gap,) = state.gaps.find()
     assert (gap["kind"], gap["partition"], gap["namespace"]) == ("position_set", 0, None)
@@ -157,10 +157,10 @@ def position(foreign, state) -> Any:
     ("at", "code", "says"),
     [
         ("2100-01-01", ExitCode.POSITION, "is in the future"),
-        ("yesterdayish", ExitCode.USAGE, "'yesterdayish' is no point in time"),
-        ("82zz", ExitCode.USAGE, "is no point in time"),
-        ("825E0BE100000000012", ExitCode.USAGE, "is no point in time"),
-        ("", ExitCode.USAGE, "is no point in time"),
+        ("yesterdayish", ExitCode.USAGE, "'yesterdayish' is not a point in time"),
+        ("82zz", ExitCode.USAGE, "is not a point in time"),
+        ("825E0BE100000000012", ExitCode.USAGE, "is not a point in time"),
+        ("", ExitCode.USAGE, "is not a point in time"),
     ],
 )
 def test_a_time_that_can_not_be(position, state, dispatcher: Dispatcher, at, code, says):

@@ -108,8 +108,8 @@ def test_what_is_not_there(command, foreign):
     ("arguments", "code", "says"),
     [
         (["replay", APP], ExitCode.USAGE, "--since"),
-        (["replay", APP, "--since", "yesterday", "--yes"], ExitCode.USAGE, "'yesterday' is no point in time"),
-        (["replay", APP, "--since", "2100-01-01", "--yes"], ExitCode.USAGE, "still to come"),
+        (["replay", APP, "--since", "yesterday", "--yes"], ExitCode.USAGE, "'yesterday' is not a point in time"),
+        (["replay", APP, "--since", "2100-01-01", "--yes"], ExitCode.USAGE, "in the future"),
         (["replay", APP, "--since", "1h", "--until", "-2h", "--yes"], ExitCode.USAGE, "before it begins"),
         (["replay", APP, "--since", "1h"], ExitCode.USAGE, "--yes"),
         (["backfill", APP], ExitCode.USAGE, "--receiver"),

@@ -110,8 +110,8 @@ async def test_images_that_are_off(dispatched, database, foreign, look):
     texts = {one.text: one for one in about(await look(), "images", "warning")}
     assert len(texts) == 2
     (off,) = [text for text in texts if f"{database}.users keeps no images" in text]
-    assert "updates come with the document as it is when they are delivered" in off
-    assert "deletes come with the id only" in off
+    assert "updates are delivered with the current document" in off
+    assert "deletes are delivered with the id only" in off
     assert texts[off].remedy == "Run `dispatcher setup APP`."
     assert any(f"{database}.missing does not exist yet" in text for text in texts)
 
@@ -143,7 +143,7 @@ async def test_images_that_expire_before_they_are_delivered(dispatched, database
     [
         (15_000_000.0, "warning", "too short for the lag"),  # it would be lost sooner than it came to be so old
         (0.0, "error", "the changes between are lost"),
-        (60_000_000.0, "ok", "would be lost in"),
+        (60_000_000.0, "ok", "the oplog holds it for another"),
     ],
 )
 async def test_an_oplog_that_is_too_short_for_the_lag(
@@ -286,7 +286,7 @@ async def test_the_role_that_it_prints_is_what_a_dispatcher_needs(guarded: Mongo
     grant(guarded, database, role_for(registry, settings))
     guarded[database].create_collection("users", **IMAGES)
     found = [one async for one in check(registry, settings)]
-    assert about(found, "rights") == [Finding("ok", "rights", "The user may do what is needed")]
+    assert about(found, "rights") == [Finding("ok", "rights", "The user has all required privileges")]
     assert about(found, "oplog")
     async with dispatching(registry):
         guarded[database]["users"].insert_one({"name": "Ada"})

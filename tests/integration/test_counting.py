@@ -17,7 +17,7 @@ from dispatcher.core.stats import Gauges
 from dispatcher.embedded.server import embedded_mongo
 from dispatcher.operate import status
 from dispatcher.operate.observer import Observer
-from dispatcher.operate.status import look
+from dispatcher.operate.status import read_status
 from dispatcher.settings import Settings
 from tests.support import eventually
 
@@ -49,7 +49,7 @@ async def client(never_in_time: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
 
 
 async def test_what_takes_too_long_to_count_is_counted_in_part(client):
-    seen = await look(Group(State(client, "mongoz_dispatcher"), "g"))
+    seen = await read_status(Group(State(client, "mongoz_dispatcher"), "g"))
     assert (seen.dead_letter_count, seen.parked[0].documents, seen.parked_deliveries, seen.gap_count) == (
         3,
         3,
@@ -62,7 +62,7 @@ async def test_what_takes_too_long_to_count_is_counted_in_part(client):
 async def test_what_is_counted_in_time_is_exact(mongo, database):
     async with AsyncMongoClient(mongo.url) as client:
         await client[database]["held"].insert_many([dict(LETTER) for _ in range(5)])
-        seen = await look(Group(State(client, database), "g"))
+        seen = await read_status(Group(State(client, database), "g"))
     assert (seen.dead_letter_count, seen.at_least) == (5, [])
 
 
@@ -84,7 +84,7 @@ async def test_a_group_that_can_not_be_looked_at_makes_nobody_unready(error, mon
         tried.set()
         raise error("it takes too long")
 
-    monkeypatch.setattr(status, "look", fail)
+    monkeypatch.setattr(status, "read_status", fail)
     observer = Observer(Stats(), group="g", settings=Settings(), gauges=lambda: {0: WELL})
     observer.begin(asyncio.Event())
     async with AsyncMongoClient(mongo.url) as client:

@@ -545,7 +545,7 @@ async def test_a_letter_that_is_being_tried_again_is_not_dropped(page, state, da
     trying = letter(database, 1, **{mark: datetime.now(UTC)})
     state.held.insert_many([trying, letter(database, 2)])
     answer = await page.post("letters/drop", {"ids": [trying["_id"]]})
-    assert (answer.status, "being tried again" in answer.json["error"]) == (409, True)
+    assert (answer.status, "being retried" in answer.json["error"]) == (409, True)
     assert (await page.post("letters/drop", {"all": True})).json == {"count": 1}
     assert [one["_id"] for one in state.held.find()] == [trying["_id"]]
 

@@ -448,7 +448,7 @@ def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
             "TMPDIR",
         ),
         ('echo \'{"t":{},"s":"I","msg":"hi"}\'; echo \'{"t":{},"s\'; kill -ILL $$', "Illegal", "AVX"),
-        ("exit 3", r"exit code 3\): it said nothing", "--version"),
+        ("exit 3", r"exit code 3\): it logged nothing", "--version"),
     ],
 )
 def test_a_mongod_that_ends_at_once_is_quoted(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dispatcher.operate.status_model import GroupStatus, MemberStatus
-from dispatcher.web.dashboard.history import History, sample_of
+from dispatcher.web.dashboard.history import Samples, sample_of
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -52,7 +52,7 @@ async def test_six_hours_are_kept_a_sample_a_minute(monkeypatch: pytest.MonkeyPa
         slept.append(seconds)
 
     monkeypatch.setattr("dispatcher.web.dashboard.history.asyncio.sleep", sleep)
-    history = History()
+    history = Samples()
     assert history.as_json() == "[]"
     with pytest.raises(IndexError):
         await history.keep(Observed(400))  # type: ignore[arg-type]

@@ -75,12 +75,12 @@ def seen(group: Group, myself: MemberStatus | None) -> GroupStatus:
 async def test_the_metrics_the_dashboard_and_the_status_share_one_look(monkeypatch):
     looks: list[Group] = []
 
-    async def look(group: Group, myself: MemberStatus | None = None) -> GroupStatus:
+    async def read_status(group: Group, myself: MemberStatus | None = None) -> GroupStatus:
         looks.append(group)
         await asyncio.sleep(0)
         return seen(group, myself)
 
-    monkeypatch.setattr(status_module, "look", look)
+    monkeypatch.setattr(status_module, "read_status", read_status)
     watching = observer(WELL)
     watching.group = Group(None, "billing")  # type: ignore[arg-type]
     first, second = await asyncio.gather(watching.status(), watching.status())
@@ -96,10 +96,10 @@ async def test_the_metrics_the_dashboard_and_the_status_share_one_look(monkeypat
 async def test_without_an_answer_the_process_is_alone_and_its_metrics_keep_the_last_figures(monkeypatch):
     answers = [seen]
 
-    async def look(group: Group, myself: MemberStatus | None = None) -> GroupStatus:
+    async def read_status(group: Group, myself: MemberStatus | None = None) -> GroupStatus:
         return answers.pop()(group, myself)
 
-    monkeypatch.setattr(status_module, "look", look)
+    monkeypatch.setattr(status_module, "read_status", read_status)
     watching = observer(WELL)
     assert (await watching.status()).members[0].alive
     assert watching.cache.error == "the dispatcher is not connected yet"

@@ -1,26 +1,26 @@
-"""The dashboard: one page, its assets, and what the page asks for.
+"""The dashboard: one page, its assets, and the requests of the page.
 
-GET  /dashboard                     the page; everything that it loads is served from here
+GET  /dashboard                     the page; the dispatcher serves everything that it loads
 GET  /dashboard/api/state           the group, as `dispatcher status` shows it, and a sample of its counters
 GET  /dashboard/api/history         the samples of the last six hours
 GET  /dashboard/api/letters         dead letters, a page of them
-GET  /dashboard/api/letter          one in full
+GET  /dashboard/api/letter          one dead letter in full
 POST /dashboard/api/unlock          whether a token is right
-POST /dashboard/api/letters/retry   has the dispatchers deliver letters again
-POST /dashboard/api/letters/drop    forgets letters
+POST /dashboard/api/letters/retry   requests a retry of dead letters
+POST /dashboard/api/letters/drop    drops dead letters
 POST /dashboard/api/pause, resume   a receiver, or everything
 
-Who may what:
+Access:
 
-- Figures are for everybody who reaches the port, like those of `/status.json`.
-- Letters hold documents. On a loopback address whoever is on the machine may read them; elsewhere that takes the
-  token.
-- What changes something takes the token, everywhere; where none is set, nothing can be changed. It comes in a
-  header, which no other site can make a browser send.
+- Figures are open for everybody who reaches the port, as in `/status.json`.
+- Dead letters hold documents. They need the token. Without a token, users of this machine can read them on a
+  loopback address.
+- Actions need the token. Without a token there are none. The token comes in a header, which no other web site can
+  make a browser send.
 
     page.py       the page and its assets
-    api.py        what the page asks for
-    view.py       a group as one document
+    api.py        the requests of the page
+    view.py       the status of a group as one document
     letters.py    dead letters as text
-    history.py    samples of the last six hours, of which the page makes rates and percentiles
+    history.py    samples of the last six hours; the page computes rates and percentiles from them
 """

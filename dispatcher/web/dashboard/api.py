@@ -1,4 +1,4 @@
-"""What the page asks for. Every answer is JSON; of an error it has the text under `error`."""
+"""The requests of the page. Every answer is JSON. An error has its text under `error`."""
 
 import json
 from collections.abc import Awaitable, Callable
@@ -20,7 +20,7 @@ from dispatcher.operate.dead_letters import Wanted, drop, ids_of, request_retry
 from dispatcher.operate.observer import Observer
 from dispatcher.operate.pauses import pause, resume
 from dispatcher.web.app import json_response
-from dispatcher.web.dashboard.history import History
+from dispatcher.web.dashboard.history import Samples
 from dispatcher.web.dashboard.letters import Letterbox, NoSuchPage
 from dispatcher.web.dashboard.page import page_routes
 from dispatcher.web.dashboard.view import view_of
@@ -31,18 +31,18 @@ __all__ = ["Dashboard"]
 
 log = get_logger()
 
-# Bytes of a request, and letters that it may name.
+# Maximum bytes of a request, and of dead letters in it.
 _LONGEST_BODY: Final = 100_000
 _MOST_LETTERS: Final = 1_000
 
-_TRIED_AGAIN: Final = "It is being tried again; what becomes of it is not known yet. Drop it afterwards."
-_GONE: Final = "There is no such letter any more: it was delivered or dropped meanwhile."
+_TRIED_AGAIN: Final = "It is being retried, and the outcome is not known yet. Drop it afterwards."
+_GONE: Final = "This dead letter no longer exists: it was delivered or dropped meanwhile."
 
 _Answer = Callable[[Request], Awaitable[Response]]
 
 
-class _Refused(Exception):
-    """What is asked for can't be done."""
+class _RequestRefused(Exception):
+    """The request can't be fulfilled."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
@@ -50,8 +50,8 @@ class _Refused(Exception):
         self.text = text
 
 
-class _Named(BaseModel):
-    """Which letters are meant: some, or all of a receiver, or all."""
+class _LettersRequest(BaseModel):
+    """Selects dead letters: some, all of a receiver, or all."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -60,8 +60,8 @@ class _Named(BaseModel):
     all: bool = False
 
 
-class _Paused(BaseModel):
-    """Whose deliveries are meant; None for everything."""
+class _PauseRequest(BaseModel):
+    """Selects a receiver; None is everything."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -76,21 +76,21 @@ class Dashboard:
 
     Args:
         loopback: only this machine can connect.
-        token: that opens documents and changes; None if nobody set one.
+        token: for documents and actions; None if none is set.
     """
 
     def __init__(self, observer: Observer, *, loopback: bool, token: str | None) -> None:
         self._observer = observer
         self._loopback = loopback
         self._token = token
-        self._history = History()
+        self._samples = Samples()
 
     async def watch(self) -> None:
-        """Collect what the plots show. Runs for ever."""
-        await self._history.keep(self._observer)
+        """Collect samples for the plots. Runs for ever."""
+        await self._samples.keep(self._observer)
 
     def routes(self) -> list[BaseRoute]:
-        """The page, and what it asks for."""
+        """The page, and its requests."""
         return [
             *page_routes(),
             self._route("state", self._state),
@@ -111,13 +111,15 @@ class Dashboard:
                 if refusal is not None:
                     if "authorization" in request.headers:
                         client = request.client.host if request.client else None
-                        log.warning("a wrong token", action="dashboard.denied", path=path, client=client)
+                        log.warning(
+                            "wrong token in a request", action="dashboard.denied", path=path, client=client
+                        )
                     return refusal
             try:
                 return await answer(request)
             except NotFound as error:
                 return json_response({"error": error.message}, 404)
-            except _Refused as refused:
+            except _RequestRefused as refused:
                 return json_response({"error": refused.text}, refused.status)
             except PyMongoError as error:
                 return json_response({"error": f"MongoDB does not answer: {in_short(error)}"}, 503)
@@ -127,7 +129,7 @@ class Dashboard:
     def _unreadable(self, request: Request) -> Response | None:
         return unreadable(request, self._token, loopback=self._loopback)
 
-    # -- looking -----------------------------------------------------------------------------------------
+    # -- reading -----------------------------------------------------------------------------------------
 
     async def _state(self, request: Request) -> Response:
         observer = self._observer
@@ -144,7 +146,7 @@ class Dashboard:
         )
 
     async def _history_told(self, _request: Request) -> Response:
-        text = f'{{"bounds": {json.dumps(BOUNDS)}, "samples": {self._history.as_json()}}}'
+        text = f'{{"bounds": {json.dumps(BOUNDS)}, "samples": {self._samples.as_json()}}}'
         return Response(text, media_type="application/json")
 
     async def _letters(self, request: Request) -> Response:
@@ -152,22 +154,22 @@ class Dashboard:
         try:
             page = await self._letterbox.page(query.get("receiver"), query.get("before"))
         except NoSuchPage as error:
-            raise _Refused(400, str(error)) from error
+            raise _RequestRefused(400, str(error)) from error
         return json_response(page)
 
     async def _letter(self, request: Request) -> Response:
         try:
             letter = await self._letterbox.letter(request.query_params.get("id", ""))
         except MalformedLetter as error:
-            raise _Refused(409, error.message) from error
+            raise _RequestRefused(409, error.message) from error
         if letter is None:
-            raise _Refused(404, _GONE)
+            raise _RequestRefused(404, _GONE)
         return json_response(letter)
 
     @property
     def _group(self) -> Group:
         if self._observer.group is None:
-            raise _Refused(503, "The dispatcher is not connected yet.")
+            raise _RequestRefused(503, "The dispatcher is not connected yet.")
         return self._observer.group
 
     @property
@@ -176,10 +178,10 @@ class Dashboard:
 
     @property
     def _called(self) -> set[str]:
-        """Receivers that this process has called: the state may not know them yet."""
+        """Receivers that this process has called. The state may not have them yet."""
         return {one.receiver for one in self._observer.stats.receivers.values()}
 
-    # -- changing something ------------------------------------------------------------------------------
+    # -- actions ------------------------------------------------------------------------------
 
     async def _unlock(self, _request: Request) -> Response:
         return json_response({"unlocked": True})
@@ -193,10 +195,10 @@ class Dashboard:
         named = await self._letters_named(request)
         done = await drop(self._group, await ids_of(self._group, Wanted(named.receiver, ids=named.ids)))
         if named.ids and not done.dropped:
-            raise _Refused(409, _TRIED_AGAIN) if done.kept else _Refused(404, _GONE)
+            raise _RequestRefused(409, _TRIED_AGAIN) if done.kept else _RequestRefused(404, _GONE)
         return self._changed_letters("drop", len(done.dropped), named.receiver)
 
-    async def _letters_named(self, request: Request) -> _Named:
+    async def _letters_named(self, request: Request) -> _LettersRequest:
         named = await _letters_named(request)
         if named.receiver is not None:
             await require_receiver(self._group, named.receiver, known=self._called)
@@ -204,46 +206,46 @@ class Dashboard:
 
     def _changed_letters(self, what: str, count: int, receiver: str | None) -> Response:
         self._observer.cache.forget()
-        log.info("letters were changed", action=f"dashboard.{what}", letters=count, receiver=receiver)
+        log.info("a request changed dead letters", action=f"dashboard.{what}", letters=count, receiver=receiver)
         return json_response({"count": count})
 
     async def _pause(self, request: Request) -> Response:
-        receiver = (await _body(request, _Paused)).receiver
+        receiver = (await _body(request, _PauseRequest)).receiver
         await pause(self._group, receiver, by="dashboard", known=self._called)
         return self._changed_pauses("pause", receiver, "paused")
 
     async def _resume(self, request: Request) -> Response:
-        receiver = (await _body(request, _Paused)).receiver
+        receiver = (await _body(request, _PauseRequest)).receiver
         await resume(self._group, receiver, known=self._called)
         return self._changed_pauses("resume", receiver, "delivered")
 
     def _changed_pauses(self, what: str, receiver: str | None, then: str) -> Response:
         self._observer.cache.forget()
-        log.info("asked for by somebody", action=f"dashboard.{what}", receiver=receiver)
+        log.info("paused or resumed by request", action=f"dashboard.{what}", receiver=receiver)
         return json_response({"said": f"{receiver or 'Everything'} is {then} in a moment."})
 
 
-async def _letters_named(request: Request) -> _Named:
-    named = await _body(request, _Named)
+async def _letters_named(request: Request) -> _LettersRequest:
+    named = await _body(request, _LettersRequest)
     if (named.ids is None) == (not named.all):
-        raise _Refused(400, "Name letters in ids, or ask for all of them.")
+        raise _RequestRefused(400, "Give ids of dead letters, or all.")
     if named.ids is not None and len(named.ids) > _MOST_LETTERS:
-        raise _Refused(400, f"{len(named.ids):,} letters are named, {_MOST_LETTERS:,} at once are the most.")
+        raise _RequestRefused(400, f"{len(named.ids):,} dead letters are given; the maximum is {_MOST_LETTERS:,}.")
     return named
 
 
 async def _body(request: Request, kind: type[_Body]) -> _Body:
-    """What was sent, if it makes sense."""
+    """The content of a request."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-        raise _Refused(415, "Send JSON, and say so: Content-Type: application/json.")
+        raise _RequestRefused(415, "Send JSON with Content-Type: application/json.")
     sent = bytearray()
     async for piece in request.stream():
         sent += piece
         if len(sent) > _LONGEST_BODY:
-            raise _Refused(413, f"More than {_LONGEST_BODY:,} bytes were sent.")
+            raise _RequestRefused(413, f"The request has more than {_LONGEST_BODY:,} bytes.")
     try:
         return kind.model_validate_json(bytes(sent))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(one) for one in first["loc"])
-        raise _Refused(400, f"{where or 'what was sent'}: {first['msg']}") from error
+        raise _RequestRefused(400, f"{where or 'the request'}: {first['msg']}") from error

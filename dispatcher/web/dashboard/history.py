@@ -1,4 +1,4 @@
-"""The last six hours of a group: each minute a sample of what its members counted. The page makes rates of it.
+"""The last six hours of a group: each minute a sample of its members' counters. The page computes rates from them.
 
 Counters grow from the start of a member. So a rate is the difference of two samples by the seconds between them.
 """
@@ -11,7 +11,7 @@ from typing import Any, Final
 from dispatcher.operate.observer import Observer
 from dispatcher.operate.status_model import GroupStatus
 
-__all__ = ["History", "sample_of"]
+__all__ = ["Samples", "sample_of"]
 
 # Seconds between two samples, and how many of them are kept.
 _STEP: Final = 60.0
@@ -20,8 +20,8 @@ _SAMPLES: Final = 360
 _COUNTED: Final = ("read", "delivered", "failed", "retried", "in_flight", "latency")
 
 
-class History:
-    """Samples of a group, as JSON: they wait in memory, and few pages ask for them."""
+class Samples:
+    """The samples of a group. They are kept as JSON, which takes little memory."""
 
     def __init__(self) -> None:
         self._samples: deque[str] = deque(maxlen=_SAMPLES)

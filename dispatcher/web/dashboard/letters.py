@@ -24,13 +24,13 @@ __all__ = ["LETTERS_PER_PAGE", "Letterbox", "NoSuchPage"]
 
 LETTERS_PER_PAGE: Final = 10
 
-# Bytes of a part that are turned into text: more would keep the event loop from deliveries, and nobody reads it.
+# Maximum bytes of a part that becomes text. More would block the event loop, and nobody reads it.
 _LONGEST_PART: Final = 100_000
 
-# Characters of what stands in a list.
+# Maximum characters of a text in the list.
 _LONGEST_LINE: Final = 300
 
-# Milliseconds that the server may take.
+# Maximum milliseconds of a query.
 _PATIENCE_MS: Final = 5_000
 
 _READING: Final = READING.with_options(tz_aware=True)
@@ -55,7 +55,7 @@ _NEWEST_FIRST: Final = [("last_attempt_at", -1), ("_id", -1)]
 
 
 class NoSuchPage(ValueError):
-    """A place in the list that makes no sense."""
+    """The place in the list is malformed."""
 
 
 class Letterbox:
@@ -67,14 +67,14 @@ class Letterbox:
         self._of_group = {"group": group.name, **LETTERS}
 
     async def page(self, receiver: str | None, before: str | None) -> dict[str, Any]:
-        """Some letters, the newest first, and where the next page begins.
+        """One page of dead letters, the newest first, and the place of the next page.
 
         Args:
-            receiver: whose; None for all.
-            before: what an earlier page gave as `next`.
+            receiver: its name; None for all.
+            before: `next` of the page before.
 
         Raises:
-            NoSuchPage: it gave nothing like that.
+            NoSuchPage: `before` is malformed.
         """
         wanted: dict[str, Any] = {**self._of_group}
         if receiver is not None:
@@ -95,14 +95,14 @@ class Letterbox:
         }
 
     async def letter(self, id_: str) -> dict[str, Any] | None:
-        """One letter with its parts as text; None if there is none with that id."""
+        """One dead letter with its parts as text; None if there is none with that id."""
         found = await self._letters.find_one({**self._of_group, "_id": id_})
         if found is None:
             return None
         try:
             letter(found)
         except ValueError as error:
-            raise MalformedLetter(f"The letter makes no sense: {problem_of(error)}.") from error
+            raise MalformedLetter(f"The dead letter is malformed: {problem_of(error)}.") from error
         parts = {str(name): bytes(data) for name, data in found.pop("parts", {}).items()}
         sizes = {name: len(data) for name, data in parts.items()} | await self._files.sizes(found)
         return await asyncio.to_thread(_in_full, found, parts, sizes)
@@ -148,7 +148,7 @@ def _in_full(letter: dict[str, Any], parts: dict[str, bytes], sizes: dict[str, i
 
 
 def _text(data: bytes) -> str:
-    """A part as people read it; of one that is no BSON, its bytes."""
+    """A part as text. If it is not BSON, its bytes."""
     try:
         return dumps(
             readable(data, tz_aware=True), json_options=RELAXED_JSON_OPTIONS, indent=2, ensure_ascii=False
@@ -187,4 +187,4 @@ def _place(mark: str) -> tuple[datetime, str]:
             raise ValueError("no ~")
         return datetime.fromtimestamp(int(millis) / 1000, UTC), id_
     except (ValueError, OverflowError, OSError) as error:
-        raise NoSuchPage(f"{mark[:50]!r} is no place in the list: take the last page's next.") from error
+        raise NoSuchPage(f"{mark[:50]!r} is not a place in the list. Use `next` of the page before.") from error

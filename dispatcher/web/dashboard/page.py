@@ -1,4 +1,4 @@
-"""The page and its assets. Nothing is loaded from anywhere else."""
+"""The page and its assets. Nothing is loaded from another host."""
 
 from pathlib import Path
 from typing import Final
@@ -19,11 +19,11 @@ HEADERS: Final = {
     ),
     "Cross-Origin-Opener-Policy": "same-origin",
 }
-"""Of the page: no script stands in it, nothing comes from elsewhere, and no other page shows it."""
+"""Headers of the page: it has no inline scripts, loads nothing from other hosts, and is in no frame."""
 
 
 def page_routes() -> list[BaseRoute]:
-    """Routes for the page and for what it loads."""
+    """Routes for the page and its assets."""
     return [
         Route("/", _to_page),
         Route("/dashboard", _to_page),
@@ -41,7 +41,7 @@ async def _page(_request: Request) -> Response:
 
 
 class _Assets(StaticFiles):
-    """Browsers ask whether what they have is still right: a newer version must not find older scripts."""
+    """Assets that browsers check before each use: a newer page must not load older scripts."""
 
     def file_response(self, *args: object, **kwargs: object) -> Response:
         response = super().file_response(*args, **kwargs)  # type: ignore[arg-type]

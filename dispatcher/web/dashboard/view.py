@@ -1,4 +1,4 @@
-"""What the page shows of a group, as one document for JSON. Pure."""
+"""The status of a group as one document for the page. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import asdict

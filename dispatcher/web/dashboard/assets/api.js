@@ -1,4 +1,4 @@
-// Asks the dispatcher. The token stays in this tab, and travels in a header that no other site can make a browser send.
+// Requests to the dispatcher. The token stays in this tab. It is sent in a header, which no other site can make a browser send.
 
 const KEY = "dispatcher-token";
 
@@ -9,7 +9,7 @@ export class Refused extends Error {
   }
 }
 
-// Where the browser keeps nothing for a page, the token lasts as long as the page.
+// If the browser has no session storage, the token lasts as long as the page.
 let unkept = null;
 
 function kept(action) {
@@ -32,8 +32,8 @@ export const token = {
   },
 };
 
-// `dispatcher dev` prints a URL with the token behind the #, which browsers keep to themselves.
-// Returns what is wrong with it; "" if nothing is.
+// `dispatcher dev` prints a URL with the token behind the #. Browsers do not send this part.
+// Returns the problem, or "" if there is none.
 function fromAddress() {
   const match = /^#token=(.*)$/.exec(window.location.hash);
   if (!match) return "";
@@ -41,7 +41,7 @@ function fromAddress() {
   try {
     token.set(decodeURIComponent(match[1]));
   } catch {
-    return "The token in the link can't be read: it is cut off, or not written as links are. Unlock with the token itself.";
+    return "The token in the link can't be read: it is cut off, or wrongly encoded. Unlock with the token itself.";
   }
   return "";
 }

@@ -1,4 +1,4 @@
-// The dashboard: asks the dispatcher how things are, as long as somebody looks.
+// The dashboard: asks the dispatcher for its state while the page is visible.
 
 import { Refused, get, post, token, wrongLink } from "./api.js";
 import { confirm, setUpUnlocking } from "./dialogs.js";
@@ -11,7 +11,7 @@ import { Rates, Windows } from "./rates.js";
 
 const EVERY_MS = 2000;
 
-// After a pause of this length, such as of a hidden tab, the dispatcher has samples that the page does not have.
+// After such a pause, for example of a hidden tab, the page loads the samples of the dispatcher again.
 const STALE_MS = 90_000;
 
 class App {
@@ -29,7 +29,7 @@ class App {
     document.addEventListener("visibilitychange", () => !document.hidden && this.refresh());
   }
 
-  // Only the newest request counts. The answer to an earlier one knows nothing of what was done meanwhile, such as unlocking.
+  // Only the newest request counts. An earlier answer does not show later actions, such as unlocking.
   async refresh() {
     clearTimeout(this.timer);
     const turn = ++this.turn;

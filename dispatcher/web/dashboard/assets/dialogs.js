@@ -1,4 +1,4 @@
-// Asks the user: for the token, and whether something is really meant.
+// Dialogs: for the token, and for confirmations.
 
 import { post, token } from "./api.js";
 import { byId, write } from "./dom.js";

@@ -1,4 +1,4 @@
-// Builds elements. Whatever comes from a document or an error becomes text, never markup.
+// Builds elements. Content of documents and errors becomes text, never markup.
 
 export const byId = (id) => document.getElementById(id);
 
@@ -14,7 +14,7 @@ export function element(tag, properties = {}, ...children) {
   return made;
 }
 
-// Texts are only written where they changed: what a user has selected stays selected.
+// Only changed texts are written, so that a selection of the user stays.
 export function write(node, text) {
   const wanted = text ?? "";
   if (node.textContent !== wanted) node.textContent = wanted;
@@ -26,7 +26,7 @@ export function toast(text, kind = "good") {
   setTimeout(() => shown.remove(), kind === "bad" ? 9000 : 4500);
 }
 
-// A table whose rows keep their elements as long as their key is there, so that a button does not vanish under a click.
+// A table that keeps the elements of a row while its key exists, so that a button does not vanish during a click.
 export class Table {
   constructor(table, columns, emptyText) {
     this.columns = columns;
@@ -69,7 +69,7 @@ export class Table {
   }
 }
 
-// A column of text: `text` gives it for a row; `tone` may give a class, and `hint` what stands under the pointer.
+// A column of text. `text` makes the text of a row, `tone` a class, and `hint` a tooltip.
 export function column(title, text, { number = false, tone = () => "", hint = () => "", kind = "" } = {}) {
   const fill = (cell, row) => {
     write(cell, text(row));

@@ -1,6 +1,6 @@
-// Numbers and times as people read them.
+// Numbers and times for people.
 
-// How the words of health look.
+// The colours of the words for health.
 export const TONES = {
   delivering: "good",
   idle: "good",
@@ -17,7 +17,7 @@ export function count(value) {
   return value === null || value === undefined ? DASH : Math.round(value).toLocaleString("en");
 }
 
-// Counting millions would take too long.
+// A count is a lower bound if counting all documents takes too long.
 export function orMore(state, figure) {
   return state.at_least.includes(figure) ? "or more" : "";
 }
@@ -49,7 +49,7 @@ export function ago(seconds) {
   return seconds === null || seconds === undefined ? DASH : `${duration(Math.max(0, seconds))} ago`;
 }
 
-// A moment of the server's, seen from the server's now.
+// The time since a moment, by the clock of the server.
 export function since(text, now) {
   return text ? ago((Date.parse(now) - Date.parse(text)) / 1000) : DASH;
 }

@@ -1,4 +1,4 @@
-// The dead letters: a list that is asked for when it changed, and each one in full when it is opened.
+// The dead letters. The list is loaded again when it changes; a dead letter is loaded in full when it is opened.
 
 import { get, post } from "./api.js";
 import { confirm } from "./dialogs.js";
@@ -27,7 +27,7 @@ export class Letters {
     this.retryShown.addEventListener("click", () => this.retryAll());
   }
 
-  // The state says how many there are of whom, and when the last one came.
+  // The state has the count and the newest time by receiver.
   async update(state) {
     this.mayChange = state.may_change;
     const number = `${count(state.dead_letter_count)} ${orMore(state, "dead_letters")}`.trim();
@@ -42,13 +42,13 @@ export class Letters {
     if (seen === this.seen || this.inUse) return;
     this.seen = seen;
     await this.load();
-    // The state is a little older than the list. Where they differ, the list is asked for again.
+    // The state is a little older than the list. If they differ, the list is loaded again.
     const counted = state.dead_letters.filter((one) => !this.filter.value || one.receiver === this.filter.value);
     const expected = counted.reduce((sum, one) => sum + one.count, 0);
     if (this.shown.size !== expected && this.next === null) this.seen = null;
   }
 
-  // Whoever lost the right to see documents sees none.
+  // Without access to documents, none is shown.
   clear() {
     this.seen = null;
     this.pages = 1;
@@ -57,7 +57,7 @@ export class Letters {
     this.place.replaceChildren();
   }
 
-  // Somebody reads: letters that come or go meanwhile must not move what is read.
+  // A user reads an open dead letter: others that come or go must not move it.
   get inUse() {
     return this.pages > 1 || this.place.querySelector("details[open]") !== null;
   }
@@ -91,7 +91,7 @@ export class Letters {
     });
     if (before === null) {
       this.shown = kept;
-      if (!nodes.length) nodes.push(element("p", { class: "empty" }, "None. Every delivery was made, or is still tried."));
+      if (!nodes.length) nodes.push(element("p", { class: "empty" }, "None."));
       this.place.replaceChildren(...nodes);
     } else {
       kept.forEach((shown, id) => this.shown.set(id, shown));
@@ -137,7 +137,7 @@ export class Letters {
     const retry = element("button", { type: "button", class: "primary" }, "Retry");
     const drop = element("button", { type: "button" }, "Drop");
     retry.onclick = async () => {
-      await this.act(retry, () => post("letters/retry", { ids: [shown.letter.id] }), "Will be tried again.");
+      await this.act(retry, () => post("letters/retry", { ids: [shown.letter.id] }), "Retry requested.");
       shown.details.open = false;
     };
     drop.onclick = async () => {
@@ -151,7 +151,7 @@ export class Letters {
     const receiver = this.filter.value || null;
     const whose = receiver === null ? "all dead letters" : `all dead letters of ${receiver}`;
     if (!(await confirm("Retry?", `The dispatcher delivers ${whose} again.`, "Retry"))) return;
-    await this.act(this.retryShown, () => post("letters/retry", { receiver, all: true }), "Will be tried again.");
+    await this.act(this.retryShown, () => post("letters/retry", { receiver, all: true }), "Retry requested.");
   }
 
   async act(button, what, said) {

@@ -1,4 +1,4 @@
-// What the group is and does: figures, receivers, partitions, members, what waits, and what was lost.
+// The panels: figures, receivers, partitions, members, parked deliveries, runs and gaps.
 
 import { Table, byId, column, element, write } from "./dom.js";
 import { TONES, DASH, ago, count, duration, orMore, rate, since } from "./format.js";
@@ -29,8 +29,8 @@ export class Panels {
       byId("tiles").append(tile);
       return { tile, value, unit, text, tone: tone ?? (() => "") };
     });
-    this.receivers = new Table(byId("receivers"), this.receiverColumns(), "No member says what it delivers to.");
-    this.partitions = new Table(byId("partitions"), partitionColumns(), "Nothing was ever delivered by this group.");
+    this.receivers = new Table(byId("receivers"), this.receiverColumns(), "No live member reports its receivers.");
+    this.partitions = new Table(byId("partitions"), partitionColumns(), "No position is saved yet.");
     this.members = new Table(byId("members"), memberColumns(), "No dispatcher of this group runs.");
     this.parked = new Table(byId("parked"), parkedColumns(), "Nothing waits.");
     this.runs = new Table(byId("runs"), runColumns(), "None.");

@@ -1,11 +1,11 @@
-// Three plots over the same time. uPlot draws them; it is loaded by the page.
+// Three plots over the same time, drawn by uPlot.
 
 import { byId } from "./dom.js";
 import { duration, rate } from "./format.js";
 
 const HEIGHT = 170;
 
-// As long as the dispatcher keeps them.
+// The dispatcher keeps samples for the same time.
 const KEPT_SECONDS = 6 * 3600;
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -17,7 +17,7 @@ function series(label, variable, format, fill = false) {
     fill: fill ? () => `${colour(variable)}22` : undefined,
     width: 1.75,
     points: { show: false },
-    // Under the cursor; without one the newest.
+    // The value under the cursor, or else the newest value.
     value: (plot, value, number, at) => format(at === null || at === undefined ? plot.data[number].at(-1) : value),
   };
 }

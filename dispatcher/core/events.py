@@ -220,6 +220,10 @@ class Job:
         self.marker: Job | None = None
         self.announces = False
 
+    def settle(self, change: Change, calls: tuple[Calls, ...]) -> None:
+        """Set what was not known when a marker, or a change behind one, took its place in the order."""
+        self.change, self.calls, self.size, self.announces = change, calls, change.size, False
+
     @property
     def done(self) -> bool:
         """Whether nothing is left to do."""

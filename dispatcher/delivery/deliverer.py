@@ -204,11 +204,7 @@ class Deliverer:
         self._succeeded(attempt)
 
     async def _wait(self, attempt: Attempt, waiting: Waiting, since: float) -> bool:
-        """Wait for the next attempt; whether it takes place in the database, and this returns at once.
-
-        Args:
-            since: seconds since the first one began.
-        """
+        """Wait for the next attempt, `since` seconds after the first one; whether that is done in the database."""
         held, receiver = self._held, attempt.target.receiver
         if held is not None and self._is_long(waiting, since):
             log_parked(attempt.delivery, waiting)

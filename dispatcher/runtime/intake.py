@@ -52,7 +52,7 @@ class Intake:
             return
         job = self._unsettled.pop(change.token, None) if self._unsettled else None
         if job is not None:
-            job.change, job.calls, job.size, job.announces = change, calls, change.size, False
+            job.settle(change, calls)
         else:
             unfinished = calls or change.marker or operation in _UNSETTLED
             job = Job(change.token, change if unfinished else None, calls)

@@ -1,4 +1,4 @@
-"""Receivers that are slow, block the event loop, or refuse to end: they are named, and others flow on."""
+"""Receivers that are slow, block the event loop or ignore cancellation are logged; other deliveries continue."""
 
 import asyncio
 import time
@@ -11,10 +11,11 @@ from bson import ObjectId
 
 import mongoz
 from dispatcher.delivery import invoker
+from dispatcher.operate import dead_letters
 from mongoz.core.signals import post_save
 from mongoz.signals.options import Retry
 from tests.integration.delivering import Parked, Strict, actions, make_account
-from tests.support import dispatching, eventually
+from tests.support import dispatching, eventually, group_of
 
 refusing_ones: "list[Refusing]" = []
 
@@ -31,7 +32,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 async def released() -> AsyncIterator[None]:
-    """Who refuses to end is let go when a test fails: nothing else could end the event loop."""
+    """Release receivers that ignore cancellation when a test fails: nothing else could end the event loop."""
     yield
     for each in refusing_ones:
         each.hangs = False
@@ -48,8 +49,8 @@ def state(foreign: Any) -> Parked:
     return Parked(foreign)
 
 
-async def test_a_slow_receiver_is_named_once_in_a_while(account, foreign, dispatched, capsys):
-    """While it is still at work; quick ones are not."""
+async def test_a_slow_receiver_is_logged_now_and_then(account, foreign, dispatched, capsys):
+    """While it still runs; quick receivers are not logged."""
     said = actions(capsys)
     gate = asyncio.Event()
     quick = Strict(account, name="quick")
@@ -71,7 +72,9 @@ async def test_a_slow_receiver_is_named_once_in_a_while(account, foreign, dispat
     assert "seconds=" in line
 
 
-async def test_who_blocks_the_event_loop_is_named_with_the_place(account, foreign, dispatched, capsys):
+async def test_a_receiver_that_blocks_the_event_loop_is_logged_with_its_frames(
+    account, foreign, dispatched, capsys
+):
     said = actions(capsys)
     done: list[str] = []
 
@@ -89,7 +92,7 @@ async def test_who_blocks_the_event_loop_is_named_with_the_place(account, foreig
     assert "receiver='blocking'" in line
     assert "in computes_for_long" in line
     assert "time.sleep(0.5)" in line
-    assert "lanes.py" not in line  # the receiver's own frames are enough
+    assert "lanes.py" not in line  # only the receiver's own frames
 
 
 def computes_for_long() -> None:
@@ -123,8 +126,10 @@ class Refusing:
         self.done.append(instance.name)
 
 
-async def test_who_refuses_to_end_loses_its_place(account, foreign, dispatched, state, capsys):
-    """With a single place: others flow on, the position moves, and its document waits, parked, until it ends."""
+async def test_a_new_worker_replaces_one_whose_receiver_ignores_cancellation(
+    account, foreign, dispatched, state, capsys
+):
+    """With a single place: other deliveries continue, the position moves, and the document waits until its end."""
     said = actions(capsys)
     refusing = Refusing(account, retry=Retry(1000, base=0.01, cap=0.02))
     after: list[str] = []
@@ -147,13 +152,13 @@ async def test_who_refuses_to_end_loses_its_place(account, foreign, dispatched, 
         assert running.service.held[0]._capacity.in_flight == 0
         refusing.gate.set()
         await eventually(lambda: state.empty)
-    # What the one that was left alone returned in the end does not count: it is tried again, then the next one.
+    # The late result is discarded: the delivery is repeated, and then the next one follows.
     assert refusing.done[5:] == ["bad", "bad", "behind"]
     assert refusing.calls[-2:] == [("bad", 2), ("behind", 1)]
     assert "delivery.stuck" in said()
 
 
-async def test_a_parked_delivery_refuses_to_end(account, foreign, dispatched, state):
+async def test_the_receiver_of_a_parked_delivery_ignores_cancellation(account, foreign, dispatched, state):
     """Its worker is replaced as well, and a document has one delivery at a time."""
     refusing = Refusing(account, retry=Retry(1000, base=0.01, cap=0.02))
     id_ = ObjectId()
@@ -174,8 +179,10 @@ async def test_a_parked_delivery_refuses_to_end(account, foreign, dispatched, st
     assert refusing.calls == [("bad", 1), ("bad", 2), ("bad", 3), ("behind", 1)]
 
 
-async def test_a_backfill_goes_on_beside_who_refuses_to_end(account, foreign, dispatched, state):
-    """The document that it is at waits, parked; the others, and what comes out of the stream, do not."""
+async def test_a_backfill_continues_beside_a_receiver_that_ignores_cancellation(
+    account, foreign, dispatched, state
+):
+    """Its document waits, parked; other documents and the stream do not."""
     foreign["accounts"].insert_one({"_id": ObjectId(), "name": "bad"})
     foreign["accounts"].insert_many([{"name": f"good{n}"} for n in range(5)])
     refusing = Refusing(account, retry=Retry(1000, base=0.01, cap=0.02))
@@ -192,7 +199,9 @@ async def test_a_backfill_goes_on_beside_who_refuses_to_end(account, foreign, di
     assert sorted(set(refusing.done)) == ["bad", "good and new", *(f"good{n}" for n in range(5))]
 
 
-async def test_who_refuses_to_end_is_given_up_after_the_last_attempt(account, foreign, dispatched, state):
+async def test_a_receiver_that_ignores_cancellation_fails_after_its_last_attempt(
+    account, foreign, dispatched, state
+):
     refusing = Refusing(account, retry=1)
     id_ = ObjectId()
     async with dispatching(dispatched):
@@ -204,3 +213,21 @@ async def test_who_refuses_to_end_is_given_up_after_the_last_attempt(account, fo
         await eventually(lambda: refusing.inside == 0)
     assert "ignores cancellation" in letter["error"]["message"]
     assert state.empty
+
+
+async def test_a_retried_dead_letter_whose_receiver_ignores_cancellation_stays_one_letter(
+    account, foreign, dispatched, state, client, database
+):
+    refusing = Refusing(account, retry=1)
+    async with dispatching(dispatched):
+        foreign["accounts"].insert_one({"name": "bad"})
+        letter = await state.letter()
+        first, refusing.gate = refusing.gate, asyncio.Event()
+        first.set()
+        await eventually(lambda: refusing.inside == 0)
+        await dead_letters.request_retry(group_of(client, database), [letter["_id"]])
+        await eventually(lambda: state.letters and state.letters[0].get("retries") == 1)
+        refusing.gate.set()
+        await eventually(lambda: refusing.inside == 0)
+    assert [one["_id"] for one in state.letters] == [letter["_id"]]
+    assert "ignores cancellation" in state.letters[0]["error"]["message"]

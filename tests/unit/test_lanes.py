@@ -97,7 +97,7 @@ async def test_as_many_at_once_as_allowed():
     await made.stop(1)
 
 
-async def test_a_hot_key_does_not_hold_the_others():
+async def test_a_busy_key_does_not_delay_other_keys():
     gate, done = asyncio.Event(), []
 
     async def work(one: Job) -> None:
@@ -141,7 +141,7 @@ async def test_bounded_by_number_and_by_bytes(max_queued, max_bytes, fits):
     await made.stop(1)
 
 
-async def test_stopping_finishes_what_is_in_flight_and_starts_nothing():
+async def test_a_stop_finishes_jobs_in_flight_and_begins_none():
     gate, begun, finished = asyncio.Event(), [], []
 
     async def work(one: Job) -> None:
@@ -160,7 +160,7 @@ async def test_stopping_finishes_what_is_in_flight_and_starts_nothing():
     assert finished == begun == ["000000", "000001"]
 
 
-async def test_what_outlasts_the_grace_is_cancelled_and_not_finished():
+async def test_a_job_that_outlasts_the_grace_period_is_cancelled_and_not_finished():
     finished = []
 
     async def work(_job: Job) -> None:
@@ -255,7 +255,7 @@ def test_jobs_that_pause_keep_their_order_and_the_bound(pauses, keys, concurrenc
 
 
 async def test_a_pause_makes_room():
-    """With a single place; and whoever comes back gets the place before new jobs do."""
+    """With a single place. A job whose pause is over gets the place before new jobs."""
     order: list[str] = []
 
     async def work(one: Job) -> None:
@@ -274,8 +274,8 @@ async def test_a_pause_makes_room():
     await made.stop(1)
 
 
-async def test_after_the_grace_receivers_are_cancelled_and_writes_are_finished():
-    """What came of a delivery is not to be left in doubt."""
+async def test_after_the_grace_period_receivers_are_cancelled_and_writes_finish():
+    """The result of a delivery is recorded."""
     calling: set[asyncio.Task] = set()
     written, finished = asyncio.Event(), []
 
@@ -328,7 +328,7 @@ async def test_an_errand_tells_when_it_is_finished_also_by_another_worker():
 
 
 async def test_a_stop_interrupts_pauses_at_once():
-    """What paused is not finished, and nothing of it was cut."""
+    """A paused job is not finished, and does not count as cancelled."""
     finished: list[Job] = []
     paused: list[Job] = []
 

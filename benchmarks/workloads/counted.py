@@ -22,8 +22,8 @@ from benchmarks.workloads.sides.mongoz_odm import Announced, Heard, Human, Perso
 from dispatcher.core.bson_codec import RawEvent
 from dispatcher.core.events import Batch
 from dispatcher.core.lease import Lease
-from dispatcher.core.output.logs import Stats
 from dispatcher.core.state import Group, State
+from dispatcher.core.stats import Stats
 from dispatcher.delivery.routes import Routes
 from dispatcher.group.sessions import GroupSessions
 from dispatcher.operate.pauses import Pauses

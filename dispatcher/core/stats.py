@@ -3,6 +3,7 @@
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
@@ -14,6 +15,7 @@ __all__ = [
     "Lag",
     "ReceiverFigures",
     "Recent",
+    "Stats",
     "duration",
     "seconds_of",
 ]
@@ -33,6 +35,9 @@ _QUIET: Final = 5.0
 
 # Seconds of the stream's time over which its changes per second are averaged.
 _WINDOW: Final = 60
+
+# The name of the shared figures of receivers beyond `MOST_RECEIVERS`.
+_OTHERS: Final = ("(others)", "")
 
 _EPOCH: Final = datetime(1970, 1, 1)
 
@@ -141,6 +146,53 @@ class ReceiverFigures:
             "latency": self.latency.as_dict(),
             "duration": self.duration.as_dict(),
         }
+
+
+@dataclass(slots=True)
+class Stats:
+    """Counters since the start of the process."""
+
+    read: int = 0
+    """Change events that arrived."""
+    delivered: int = 0
+    """Deliveries whose receiver returned."""
+    retried: int = 0
+    """Attempts after the first one of a delivery."""
+    failed: int = 0
+    """Deliveries that were given up after the last attempt."""
+    dead_letters: int = 0
+    """Dead letters written."""
+    invalid: int = 0
+    """Changes that no receiver got, because their documents could not become instances."""
+    reconnects: int = 0
+    """Reopenings of the change stream."""
+    saves: int = 0
+    """Saves of the position."""
+    parked: int = 0
+    """Deliveries that were parked."""
+    lease_changes: int = 0
+    """Partitions that were taken over, given up or lost."""
+    late_stamps: int = 0
+    """Own writes that took too long after their stamp: receivers that had run already got them again."""
+    untouched: int = 0
+    """Updates of nothing but the origin stamp, which no receiver gets."""
+    gaps: int = 0
+    """Gaps that were recorded."""
+    clock_offset: float = 0.0
+    """Seconds by which the server's clock is ahead of ours; 0 if that is not known."""
+    receivers: dict[tuple[str, str], ReceiverFigures] = field(default_factory=dict)
+    """Figures by receiver and signal."""
+
+    def as_dict(self) -> dict[str, int]:
+        """The counters of the process by name."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.type is int}
+
+    def figures_of(self, receiver: str, signal: str) -> ReceiverFigures:
+        """The figures of one receiver, which are created by the first call."""
+        key = (receiver, signal)
+        if key not in self.receivers and len(self.receivers) >= MOST_RECEIVERS:
+            key = _OTHERS
+        return self.receivers.setdefault(key, ReceiverFigures(*key))
 
 
 class Recent:

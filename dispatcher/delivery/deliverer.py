@@ -17,7 +17,7 @@ from bson.codec_options import CodecOptions
 
 from dispatcher.core.events import Calls, Change, Errand, Job, delivery_id_of
 from dispatcher.core.lease import now
-from dispatcher.core.output.logs import Stats
+from dispatcher.core.stats import Stats
 from dispatcher.delivery.attempt import Attempt, HeldDelivery, Target, with_new_instance
 from dispatcher.delivery.capacity import Capacity
 from dispatcher.delivery.echoes import Echoes

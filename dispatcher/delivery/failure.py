@@ -5,8 +5,9 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from dispatcher.core.events import Calls, Change
-from dispatcher.core.output.logs import Stats, get_logger
+from dispatcher.core.output.logs import get_logger
 from dispatcher.core.retry import Pause, pause_after, retry
+from dispatcher.core.stats import Stats
 from dispatcher.core.undecodable import UndecodableValue
 from dispatcher.delivery.attempt import Attempt
 from dispatcher.delivery.log import described, log_attempt, log_failed, log_undelivered

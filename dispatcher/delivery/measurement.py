@@ -7,8 +7,7 @@ from typing import Final
 
 from dispatcher.core.events import Job
 from dispatcher.core.lease import now
-from dispatcher.core.output.logs import Stats
-from dispatcher.core.stats import seconds_of
+from dispatcher.core.stats import Stats, seconds_of
 from dispatcher.delivery.attempt import Attempt, Call, Target
 
 __all__ = ["Measurement"]

@@ -5,7 +5,7 @@ from typing import Any
 from bson.codec_options import CodecOptions
 
 from dispatcher.core.lease import Lease
-from dispatcher.core.output.logs import Stats
+from dispatcher.core.stats import Stats
 from dispatcher.delivery.attempt import Step, Target, run_receiver
 from dispatcher.delivery.capacity import Capacity
 from dispatcher.delivery.conflicts import Conflicts

@@ -13,9 +13,10 @@ from typing import Any, Final, Literal, NamedTuple
 from pymongo.errors import PyMongoError
 
 from dispatcher.core.error_text import text_of
-from dispatcher.core.output.logs import Stats, get_logger
+from dispatcher.core.output.logs import get_logger
 from dispatcher.core.state import HELD, Group
 from dispatcher.core.state_checks import Misfit, Sound, letter, problem_of
+from dispatcher.core.stats import Stats
 from dispatcher.exceptions import MalformedLetter, UnknownLetter, UnknownReceiver
 from dispatcher.operate.status_model import MemberStatus
 from dispatcher.parking.files import Files

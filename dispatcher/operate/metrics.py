@@ -12,8 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCol
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from dispatcher.core.output.logs import Stats
-from dispatcher.core.stats import BOUNDS, MOST_RECEIVERS, Gauges, Histogram, ReceiverFigures
+from dispatcher.core.stats import BOUNDS, MOST_RECEIVERS, Gauges, Histogram, ReceiverFigures, Stats
 from dispatcher.operate.status_model import WORDS, GroupStatus
 
 __all__ = ["METRICS", "Described", "Metrics", "Snapshot"]

@@ -12,10 +12,10 @@ from pymongo import AsyncMongoClient
 
 from dispatcher.core.driver_errors import in_short
 from dispatcher.core.oplog import MOST_SKEW, Oplog, clock_offset, look_at_oplog
-from dispatcher.core.output.logs import Stats, get_logger
+from dispatcher.core.output.logs import get_logger
 from dispatcher.core.output.writer import dropped_lines
 from dispatcher.core.state import Group
-from dispatcher.core.stats import Gauges, Recent
+from dispatcher.core.stats import Gauges, Recent, Stats
 from dispatcher.operate.metrics import Snapshot
 from dispatcher.operate.status import StatusCache
 from dispatcher.operate.status_model import GroupStatus, MemberStatus

@@ -16,9 +16,9 @@ from pymongo.errors import PyMongoError
 from dispatcher.core.driver_errors import Kind, kind_of
 from dispatcher.core.events import Start
 from dispatcher.core.oplog import look_at_oplog
-from dispatcher.core.output.logs import Stats
 from dispatcher.core.resume_tokens import token_at, token_time
 from dispatcher.core.state import POSITIONS, Group
+from dispatcher.core.stats import Stats
 from dispatcher.exceptions import HistoryLost, NotFound, PositionError, StillRunning
 from dispatcher.operate.status import members_of
 from dispatcher.position.documents import Position, SavedPositions

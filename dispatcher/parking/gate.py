@@ -19,8 +19,9 @@ from functools import partial
 from typing import Any, TypeVar
 
 from dispatcher.core.events import Calls, Change, Job, Namespace
-from dispatcher.core.output.logs import Stats, get_logger
+from dispatcher.core.output.logs import get_logger
 from dispatcher.core.retry import Pause, retry
+from dispatcher.core.stats import Stats
 from dispatcher.delivery.instances import key_of, name_of
 from dispatcher.delivery.outcome import Waiting
 from dispatcher.parking.record import Record, record_of

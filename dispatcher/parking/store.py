@@ -78,11 +78,12 @@ from dispatcher.core.bson_elements import readable
 from dispatcher.core.error_text import text_of
 from dispatcher.core.events import Calls, Change
 from dispatcher.core.keys import lane_key
-from dispatcher.core.output.logs import Stats, get_logger
+from dispatcher.core.output.logs import get_logger
 from dispatcher.core.partitions import belongs
 from dispatcher.core.retry import Pause, retry
 from dispatcher.core.state import CODEC_OPTIONS, HELD, Group
 from dispatcher.core.state_checks import Sound
+from dispatcher.core.stats import Stats
 from dispatcher.core.undecodable import UndecodedKey
 from dispatcher.delivery.outcome import Again, Failure, Waiting
 from dispatcher.parking.files import Files

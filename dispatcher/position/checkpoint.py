@@ -16,9 +16,10 @@ from dispatcher.core.bson_codec import Undecoded
 from dispatcher.core.driver_errors import fatal, in_short
 from dispatcher.core.events import Job
 from dispatcher.core.lease import Lease
-from dispatcher.core.output.logs import Stats, get_logger
+from dispatcher.core.output.logs import get_logger
 from dispatcher.core.partitions import HASH
 from dispatcher.core.resume_tokens import digest_of, split, time_after, token_of
+from dispatcher.core.stats import Stats
 from dispatcher.position.documents import Position
 from dispatcher.position.inherited import Inherited
 from dispatcher.position.store import PositionStore

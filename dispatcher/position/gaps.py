@@ -30,9 +30,10 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 
 from dispatcher.core.bson_codec import RAW
 from dispatcher.core.events import Change, Namespace
-from dispatcher.core.output.logs import Stats, get_logger
+from dispatcher.core.output.logs import get_logger
 from dispatcher.core.retry import retry
 from dispatcher.core.state import Group
+from dispatcher.core.stats import Stats
 
 __all__ = ["Gap", "GapKind", "Gaps", "gaps_of"]
 

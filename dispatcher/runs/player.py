@@ -22,9 +22,10 @@ from dispatcher.core.clients import Clients
 from dispatcher.core.driver_errors import fatal, in_short
 from dispatcher.core.events import Calls, Change, Job
 from dispatcher.core.lease import Lease
-from dispatcher.core.output.logs import Stats, get_logger
+from dispatcher.core.output.logs import get_logger
 from dispatcher.core.resume_tokens import token_time
 from dispatcher.core.state import Group, State
+from dispatcher.core.stats import Stats
 from dispatcher.core.tasks import end
 from dispatcher.delivery.application import group_of, routes_of
 from dispatcher.delivery.capacity import Bounds, Capacity

@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 from pymongo import AsyncMongoClient
 
 from dispatcher.core.lease import Lease
-from dispatcher.core.output.logs import Stats, get_logger
+from dispatcher.core.output.logs import get_logger
 from dispatcher.core.state import Group
+from dispatcher.core.stats import Stats
 from dispatcher.delivery.capacity import Bounds, Capacity
 from dispatcher.delivery.deliverer import Deliverer
 from dispatcher.delivery.failure import Failures

@@ -4,7 +4,8 @@ from time import monotonic
 from typing import Final
 
 from dispatcher.core.events import DELIVERABLE, Calls, Change, Job
-from dispatcher.core.output.logs import Stats, get_logger
+from dispatcher.core.output.logs import get_logger
+from dispatcher.core.stats import Stats
 from dispatcher.delivery.lanes import Lanes
 from dispatcher.delivery.routes import Routes
 from dispatcher.position.checkpoint import Checkpoint

@@ -15,9 +15,9 @@ from typing import Any, Final, NamedTuple
 
 from dispatcher.core.error_text import words_of
 from dispatcher.core.events import Batch, Change, Start
-from dispatcher.core.output.logs import Stats, get_logger
+from dispatcher.core.output.logs import get_logger
 from dispatcher.core.retry import retry
-from dispatcher.core.stats import Gauges, Lag, seconds_of
+from dispatcher.core.stats import Gauges, Lag, Stats, seconds_of
 from dispatcher.core.tasks import end
 from dispatcher.delivery.capacity import Bounds, Capacity, share
 from dispatcher.delivery.deliverer import Deliverer

@@ -8,9 +8,9 @@ from typing import Any
 from pymongo import AsyncMongoClient
 
 from dispatcher.core.clients import Clients, close, closing
-from dispatcher.core.output.logs import Stats, get_logger
+from dispatcher.core.output.logs import get_logger
 from dispatcher.core.state import Group, State
-from dispatcher.core.stats import Gauges
+from dispatcher.core.stats import Gauges, Stats
 from dispatcher.core.tasks import end
 from dispatcher.delivery.application import group_of, routes_of
 from dispatcher.delivery.where import Conditions

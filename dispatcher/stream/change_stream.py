@@ -19,9 +19,10 @@ from pymongo.errors import OperationFailure, PyMongoError
 from dispatcher.core.bson_codec import Undecoded
 from dispatcher.core.driver_errors import Kind, fatal, in_short, kind_of, let_go
 from dispatcher.core.events import Batch, Start
-from dispatcher.core.output.logs import Stats, get_logger
+from dispatcher.core.output.logs import get_logger
 from dispatcher.core.resume_tokens import token_of, token_time
 from dispatcher.core.retry import pause_after
+from dispatcher.core.stats import Stats
 from dispatcher.stream.cursor import Cursors, EventShape
 from dispatcher.stream.large_events import SINGLY, SMALLER, SPLIT, WHOLE, WITHOUT, joined
 from dispatcher.stream.origins import HORIZON

@@ -15,7 +15,7 @@ from bson.timestamp import Timestamp
 
 from dispatcher.core.events import Job
 from dispatcher.core.lease import Lease
-from dispatcher.core.output.logs import Stats
+from dispatcher.core.stats import Stats
 from dispatcher.core.tasks import end
 from dispatcher.delivery.capacity import Bounds, Capacity
 from dispatcher.delivery.deliverer import Deliverer

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from starlette.routing import Route
 
-from dispatcher.core.output.logs import Stats
+from dispatcher.core.stats import Stats
 from dispatcher.exceptions import ExitCode
 from dispatcher.operate.observer import Observer
 from dispatcher.settings import Settings

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dispatcher.core.file_descriptors import lack_in
-from dispatcher.core.output.logs import Stats
+from dispatcher.core.stats import Stats
 from dispatcher.exceptions import ApplicationError, CannotConnect, ExitCode, TooManyFiles
 from dispatcher.operate.observer import Observer
 from dispatcher.settings import Settings

@@ -15,7 +15,7 @@ from pydantic import field_validator
 import mongoz
 from dispatcher.core.events import Calls, Change, Job
 from dispatcher.core.lease import Lease, now
-from dispatcher.core.output.logs import Stats
+from dispatcher.core.stats import Stats
 from dispatcher.delivery.attempt import Attempt
 from dispatcher.delivery.capacity import Bounds, Capacity
 from dispatcher.delivery.steps import Steps

@@ -11,9 +11,8 @@ from pymongo.errors import ExecutionTimeout
 from typer.testing import CliRunner
 
 from dispatcher.cli import app
-from dispatcher.core.output.logs import Stats
 from dispatcher.core.state import Group, State
-from dispatcher.core.stats import Gauges
+from dispatcher.core.stats import Gauges, Stats
 from dispatcher.embedded.server import embedded_mongo
 from dispatcher.operate import status
 from dispatcher.operate.observer import Observer

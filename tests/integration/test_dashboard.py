@@ -18,9 +18,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from dispatcher.core.output.logs import Stats
 from dispatcher.core.state import Group, State
-from dispatcher.core.stats import BOUNDS
+from dispatcher.core.stats import BOUNDS, Stats
 from dispatcher.operate.observer import Observer
 from dispatcher.settings import Settings
 from dispatcher.web import dashboard

@@ -11,7 +11,7 @@ from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 
 import mongoz
-from dispatcher.core.output.logs import Stats
+from dispatcher.core.stats import Stats
 from dispatcher.parking.record import Record
 from dispatcher.parking.store import HeldStore
 from mongoz.core.signals import post_delete, post_save, post_update

@@ -9,7 +9,7 @@ import pytest
 from bson import ObjectId
 from pymongo import AsyncMongoClient
 
-from dispatcher.core.output.logs import Stats
+from dispatcher.core.stats import Stats
 from dispatcher.delivery.outcome import Waiting
 from dispatcher.parking import files
 from dispatcher.parking.record import Record

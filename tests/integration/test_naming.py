@@ -10,8 +10,8 @@ from pymongo import AsyncMongoClient
 from typer.testing import CliRunner
 
 from dispatcher.cli import app
-from dispatcher.core.output.logs import Stats
 from dispatcher.core.state import Group, State
+from dispatcher.core.stats import Stats
 from dispatcher.exceptions import DispatcherError, ExitCode, UnknownLetter
 from dispatcher.operate.dead_letters import Wanted, ids_of, letters_of, resolve
 from dispatcher.parking.record import Record, short_id

@@ -8,7 +8,7 @@ import pytest
 from bson import ObjectId, Timestamp
 
 import mongoz
-from dispatcher.core.output.logs import Stats
+from dispatcher.core.stats import Stats
 from dispatcher.delivery.outcome import Failure
 from dispatcher.exceptions import UnknownLetter
 from dispatcher.operate import dead_letters, pauses

@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 import mongoz
-from dispatcher.core.output.logs import Stats
+from dispatcher.core.stats import Stats
 from dispatcher.delivery.tracing import exporting, tracing_of
 from dispatcher.exceptions import NotInstalled
 from dispatcher.settings import Settings

@@ -9,8 +9,8 @@ from bson import ObjectId
 from pymongo import AsyncMongoClient
 from pymongo.errors import PyMongoError
 
-from dispatcher.core.output.logs import Stats
 from dispatcher.core.state import Group, State
+from dispatcher.core.stats import Stats
 from dispatcher.operate.dead_letters import Wanted, letters_of, read
 from dispatcher.parking.store import HeldStore
 from tests.earlier_state import GROUP, captured

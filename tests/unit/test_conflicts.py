@@ -10,8 +10,7 @@ from pymongo.errors import OperationFailure
 import mongoz
 from dispatcher.core.events import Calls, Change, Job
 from dispatcher.core.lease import now
-from dispatcher.core.output.logs import Stats
-from dispatcher.core.stats import ReceiverFigures
+from dispatcher.core.stats import ReceiverFigures, Stats
 from dispatcher.delivery.attempt import Attempt, Target, run_receiver
 from dispatcher.delivery.conflicts import Conflicts
 from dispatcher.delivery.failure import FailedAttempt, Failures

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from dispatcher.core.output.logs import Stats
-from dispatcher.core.stats import BOUNDS, MOST_RECEIVERS, Gauges, Histogram, Lag, seconds_of
+from dispatcher.core.stats import BOUNDS, MOST_RECEIVERS, Gauges, Histogram, Lag, Stats, seconds_of
 from dispatcher.operate.metrics import METRICS, Metrics, Snapshot
 from dispatcher.operate.status_model import GroupStatus, MemberStatus, Pause
 

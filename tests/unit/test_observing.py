@@ -6,9 +6,8 @@ from datetime import UTC, datetime
 import pytest
 from starlette.requests import Request
 
-from dispatcher.core.output.logs import Stats
 from dispatcher.core.state import Group
-from dispatcher.core.stats import Gauges
+from dispatcher.core.stats import Gauges, Stats
 from dispatcher.operate import status as status_module
 from dispatcher.operate.observer import Observer
 from dispatcher.operate.status_model import GroupStatus, MemberStatus

@@ -10,8 +10,7 @@ from bson import Timestamp
 
 from dispatcher.core.events import Calls, Change, Job
 from dispatcher.core.lease import Lease, now
-from dispatcher.core.output.logs import Stats
-from dispatcher.core.stats import ReceiverFigures
+from dispatcher.core.stats import ReceiverFigures, Stats
 from dispatcher.delivery.attempt import Attempt, Target, run_receiver
 from dispatcher.delivery.capacity import Bounds, Capacity
 from dispatcher.delivery.measurement import Measurement

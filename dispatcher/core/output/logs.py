@@ -1,4 +1,4 @@
-"""The structured log of the daemon, and its counters.
+"""The structured log of the daemon.
 
 A thread writes the lines, so nothing waits for the log, and an error of the log stops nothing.
 """
@@ -7,7 +7,6 @@ import logging
 import sys
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
 from itertools import islice
 from typing import Any, Final
 
@@ -16,12 +15,8 @@ import structlog
 from dispatcher.core.error_text import text_of, trace_of, words_of
 from dispatcher.core.output.writer import free
 from dispatcher.core.redaction import escaped, names_a_secret, redacted, shortened
-from dispatcher.core.stats import MOST_RECEIVERS, ReceiverFigures
 
-__all__ = ["Stats", "configure_logging", "get_logger"]
-
-# The name of the shared figures of receivers beyond `MOST_RECEIVERS`.
-_OTHERS: Final = ("(others)", "")
+__all__ = ["configure_logging", "get_logger"]
 
 # Items and depth of lists and mappings in a log line, at most.
 _MOST_VALUES: Final = 1_000
@@ -30,53 +25,6 @@ _DEEPEST: Final = 5
 # Values of several lines.
 _BLOCKS: Final = ("exception", "stack")
 _SET_IN: Final = "\n    "
-
-
-@dataclass(slots=True)
-class Stats:
-    """Counters since the start of the process."""
-
-    read: int = 0
-    """Change events that arrived."""
-    delivered: int = 0
-    """Deliveries whose receiver returned."""
-    retried: int = 0
-    """Attempts after the first one of a delivery."""
-    failed: int = 0
-    """Deliveries that were given up after the last attempt."""
-    dead_letters: int = 0
-    """Dead letters written."""
-    invalid: int = 0
-    """Changes that no receiver got, because their documents could not become instances."""
-    reconnects: int = 0
-    """Reopenings of the change stream."""
-    saves: int = 0
-    """Saves of the position."""
-    parked: int = 0
-    """Deliveries that were parked."""
-    lease_changes: int = 0
-    """Partitions that were taken over, given up or lost."""
-    late_stamps: int = 0
-    """Own writes that took too long after their stamp: receivers that had run already got them again."""
-    untouched: int = 0
-    """Updates of nothing but the origin stamp, which no receiver gets."""
-    gaps: int = 0
-    """Gaps that were recorded."""
-    clock_offset: float = 0.0
-    """Seconds by which the server's clock is ahead of ours; 0 if that is not known."""
-    receivers: dict[tuple[str, str], ReceiverFigures] = field(default_factory=dict)
-    """Figures by receiver and signal."""
-
-    def as_dict(self) -> dict[str, int]:
-        """The counters of the process by name."""
-        return {one.name: getattr(self, one.name) for one in fields(self) if one.type is int}
-
-    def figures_of(self, receiver: str, signal: str) -> ReceiverFigures:
-        """The figures of one receiver, which are created by the first call."""
-        key = (receiver, signal)
-        if key not in self.receivers and len(self.receivers) >= MOST_RECEIVERS:
-            key = _OTHERS
-        return self.receivers.setdefault(key, ReceiverFigures(*key))
 
 
 class _Log:

@@ -11,7 +11,7 @@ from pymongo.errors import ConfigurationError, ConnectionFailure, PyMongoError
 from dispatcher.cli.application import load_registry
 from dispatcher.cli.options import Place, make_settings
 from dispatcher.core.clients import client_of
-from dispatcher.core.driver_errors import fatal, in_short
+from dispatcher.core.driver_errors import in_short, raise_if_fatal
 from dispatcher.core.state import Group, State
 from dispatcher.delivery.routes import Routes
 from dispatcher.exceptions import ApplicationError, CannotConnect, NotFound, ServerError
@@ -92,8 +92,7 @@ async def _connected(
                 group = _chosen(group, await groups_in(state), f"{address}, database {database}")
             yield GroupConnection(Group(state, group), address)
     except PyMongoError as error:
-        if (verdict := fatal(error, address)) is not None:
-            raise verdict from error
+        raise_if_fatal(error, address)
         if isinstance(error, ConnectionFailure | ConfigurationError):
             raise CannotConnect(
                 f"No MongoDB server answers at {address}: {in_short(error)}",

@@ -13,7 +13,7 @@ from dispatcher.exceptions import ExitCode, NotRunning
 if TYPE_CHECKING:
     from dispatcher.cli.connecting import GroupConnection
     from dispatcher.core.state_checks import Misfit
-    from dispatcher.operate.dead_letters import Dropped, Outcome, Wanted
+    from dispatcher.operate.dead_letters import Outcome, Wanted
 
 __all__ = ["drop", "list_", "retry", "show"]
 
@@ -220,18 +220,13 @@ def drop(
     wanted = filters.wanted()
     _check_selection(ids, wanted, all_=all_)
 
-    async def choose(there: "GroupConnection") -> list[str]:
-        return await _chosen(there, ids, wanted)
-
-    chosen = with_group(choose, place)
+    chosen = with_group(lambda there: _chosen(there, ids, wanted), place)
     count = f"{len(chosen)} dead letter{'s' if len(chosen) != 1 else ''}"
     if chosen and not confirmed(f"Forget {count}? They can't be brought back.", yes=yes):
         raise typer.Exit(ExitCode.FAILED)
-
-    async def forget(there: "GroupConnection") -> "Dropped":
-        return await dead_letters.drop(there.group, chosen)
-
-    done = with_group(forget, place) if chosen else dead_letters.Dropped([], [])
+    done = dead_letters.Dropped([], [])
+    if chosen:
+        done = with_group(lambda there: dead_letters.drop(there.group, chosen), place)
     if as_json:
         print_json(done._asdict())
         return

@@ -43,10 +43,9 @@ def pause(
     from dispatcher.cli.connecting import with_group
     from dispatcher.operate import pauses
 
-    async def do(there: "GroupConnection") -> bool:
-        return await pauses.pause(there.group, receiver, by=_who(), known=there.receivers)
-
-    changed = with_group(do, place)
+    changed = with_group(
+        lambda there: pauses.pause(there.group, receiver, by=_who(), known=there.receivers), place
+    )
     if as_json:
         print_json({"receiver": receiver, "changed": changed})
     else:

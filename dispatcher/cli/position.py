@@ -150,12 +150,10 @@ def reset(
     from dispatcher.cli.connecting import with_group
     from dispatcher.operate.positions import Mover
 
-    async def do(there: "GroupConnection") -> "list[MovedPosition]":
-        return await Mover(there.group, address=there.address).move(None, force=force)
-
     if not confirmed("Forget the position? Undelivered changes are never delivered.", yes=yes):
         raise typer.Exit(ExitCode.FAILED)
-    _say(with_group(do, place), as_json=as_json)
+    moved = with_group(lambda there: Mover(there.group, address=there.address).move(None, force=force), place)
+    _say(moved, as_json=as_json)
 
 
 def _say(moved: "list[MovedPosition]", *, as_json: bool) -> None:

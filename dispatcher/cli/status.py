@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -16,7 +17,6 @@ from dispatcher.core.stats import duration
 from dispatcher.exceptions import ServerError
 
 if TYPE_CHECKING:
-    from dispatcher.cli.connecting import GroupConnection
     from dispatcher.operate.status_model import GroupStatus, MemberStatus, PartitionStatus, Word
 
 __all__ = ["status"]
@@ -52,11 +52,8 @@ def status(
     from dispatcher.cli.connecting import with_group
     from dispatcher.operate.status import read_status
 
-    async def see(there: "GroupConnection") -> "GroupStatus":
-        return await read_status(there.group)
-
     def once() -> "GroupStatus":
-        return with_group(see, place)
+        return with_group(lambda there: read_status(there.group), place)
 
     def show(overview: "GroupStatus") -> None:
         if as_json:
@@ -184,7 +181,7 @@ def _partitions(overview: "GroupStatus") -> Grid:
             str(one.number),
             shown(_owner(one, overview), "" if _owned(one, overview) else "bold red"),
             str(one.term),
-            "" if one.position_at is None else f"{one.position_at:%Y-%m-%d %H:%M:%S}",
+            _when(one.position_at),
             _seconds(one.lag_seconds),
             "" if one.lag_changes is None else f"about {one.lag_changes:.0f}",
             "" if one.saved_seconds is None else f"{duration(one.saved_seconds)} ago",
@@ -209,7 +206,7 @@ def _members(members: "list[MemberStatus]") -> Grid:
         table.add_row(
             f"{one.host}, pid {one.pid}",
             one.version,
-            "" if one.started_at is None else f"{one.started_at:%Y-%m-%d %H:%M:%S}",
+            _when(one.started_at),
             shown(f"{duration(one.seen_seconds)} ago", "" if one.alive else "red"),
             ", ".join(map(str, one.partitions)) or "stands by",
             str(one.stats.get("per_second", {}).get("deliveries", "")),
@@ -221,12 +218,11 @@ def _members(members: "list[MemberStatus]") -> Grid:
 def _letters(overview: "GroupStatus") -> Grid:
     table = Grid("count", "receiver", "signal", "newest")
     for one in overview.dead_letters:
-        newest = "" if one.newest_at is None else f"{one.newest_at:%Y-%m-%d %H:%M:%S}"
         table.add_row(
             _counted("dead_letters", one.count, overview),
             one.receiver or "(unreadable changes)",
             one.signal or "",
-            newest,
+            _when(one.newest_at),
         )
     return table
 
@@ -234,16 +230,16 @@ def _letters(overview: "GroupStatus") -> Grid:
 def _parked(overview: "GroupStatus") -> Grid:
     table = Grid("documents", "receiver", "reason", "next attempt")
     for one in overview.parked:
-        due = "" if one.due_at is None else f"{one.due_at:%Y-%m-%d %H:%M:%S}"
-        table.add_row(_counted("parked", one.documents, overview), one.receiver or "", one.reason or "", due)
+        table.add_row(
+            _counted("parked", one.documents, overview), one.receiver or "", one.reason or "", _when(one.due_at)
+        )
     return table
 
 
 def _paused(overview: "GroupStatus") -> Grid:
     table = Grid("receiver", "since", "by")
     for one in overview.paused:
-        since = "" if one.since is None else f"{one.since:%Y-%m-%d %H:%M:%S}"
-        table.add_row(one.receiver or "everything", since, one.by or "")
+        table.add_row(one.receiver or "everything", _when(one.since), one.by or "")
     return table
 
 
@@ -258,8 +254,7 @@ def _runs(overview: "GroupStatus") -> Grid:
 def _gaps(overview: "GroupStatus") -> Grid:
     table = Grid("noted", "kind", "text")
     for one in overview.gaps:
-        noted = "" if one.noted_at is None else f"{one.noted_at:%Y-%m-%d %H:%M:%S}"
-        table.add_row(noted, one.kind, shown(one.text))
+        table.add_row(_when(one.noted_at), one.kind, shown(one.text))
     return table
 
 
@@ -272,3 +267,7 @@ def _misfits(overview: "GroupStatus") -> Grid:
 
 def _seconds(value: float | None) -> str:
     return "" if value is None else duration(value)
+
+
+def _when(moment: datetime | None) -> str:
+    return "" if moment is None else f"{moment:%Y-%m-%d %H:%M:%S}"

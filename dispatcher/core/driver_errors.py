@@ -19,7 +19,7 @@ from dispatcher.exceptions import (
     ServerError,
 )
 
-__all__ = ["KINDS", "Kind", "fatal", "in_short", "kind_of", "let_go"]
+__all__ = ["KINDS", "Kind", "fatal", "in_short", "kind_of", "let_go", "raise_if_fatal"]
 
 
 class Kind(StrEnum):
@@ -197,6 +197,13 @@ def fatal(error: PyMongoError, address: str) -> DispatcherError | None:
         return None
     text = words_of(_details(error).get("errmsg", error)).rstrip(".")
     return verdict.kind(verdict.message.format(address=address, text=text), remedy=verdict.remedy)
+
+
+def raise_if_fatal(error: BaseException, address: str) -> None:
+    """Raise the error that the process must end with, if another attempt can't succeed."""
+    verdict = fatal(error, address) if isinstance(error, PyMongoError) else None
+    if verdict is not None:
+        raise verdict from error
 
 
 def let_go(error: BaseException) -> None:

@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 
 from pymongo.errors import PyMongoError
 
-from dispatcher.core.driver_errors import fatal, in_short, let_go
+from dispatcher.core.driver_errors import in_short, let_go, raise_if_fatal
 from mongoz.signals.options import Retry
 
 __all__ = ["Pause", "pause_after", "retry"]
@@ -70,9 +70,8 @@ async def retry(
         try:
             return await command()
         except on as error:
-            verdict = None if address is None else fatal(error, address)
-            if verdict is not None:
-                raise verdict from error
+            if address is not None:
+                raise_if_fatal(error, address)
             if monotonic() - began > within:
                 raise
             attempt += 1

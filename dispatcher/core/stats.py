@@ -78,48 +78,30 @@ class Histogram:
         return None
 
 
+@dataclass(slots=True, eq=False)
 class ReceiverFigures:
-    """Counters of one receiver of one signal, over all documents that it is connected to.
+    """Counters of one receiver of one signal, over all documents that it is connected to."""
 
-    Attributes:
-        delivered: deliveries from which it returned.
-        failed: deliveries that were given up after the last attempt.
-        retried: attempts after the first one of a delivery.
-        conflicts: runs of its transactions that conflicted with other writes.
-        withheld: changes that it did not get because of their stamps, by reason: `"ran"` (in the writing process)
-            or `"muted"`.
-        refused: deliveries that were given up without an attempt: the document does not fit, or too many hops.
-        latency: from the commit of a change to the first attempt.
-        duration: of the attempts.
-        due: when the next attempt is measured, by `lease.now`.
-    """
-
-    __slots__ = (
-        "conflicts",
-        "delivered",
-        "due",
-        "duration",
-        "failed",
-        "latency",
-        "receiver",
-        "refused",
-        "retried",
-        "signal",
-        "withheld",
-    )
-
-    def __init__(self, receiver: str, signal: str) -> None:
-        self.receiver = receiver
-        self.signal = signal
-        self.delivered = 0
-        self.failed = 0
-        self.retried = 0
-        self.conflicts = 0
-        self.withheld = {"ran": 0, "muted": 0}
-        self.refused = 0
-        self.latency = Histogram()
-        self.duration = Histogram()
-        self.due = 0.0
+    receiver: str
+    signal: str
+    delivered: int = 0
+    """Deliveries from which it returned."""
+    failed: int = 0
+    """Deliveries that were given up after the last attempt."""
+    retried: int = 0
+    """Attempts after the first one of a delivery."""
+    conflicts: int = 0
+    """Runs of its transactions that conflicted with other writes."""
+    withheld: dict[str, int] = field(default_factory=lambda: {"ran": 0, "muted": 0})
+    """Changes that it did not get because of their stamps, by reason; `"ran"`: in the writing process."""
+    refused: int = 0
+    """Deliveries that were given up without an attempt: the document does not fit, or too many hops."""
+    latency: Histogram = field(default_factory=Histogram)
+    """From the commit of a change to the first attempt."""
+    duration: Histogram = field(default_factory=Histogram)
+    """Of the attempts."""
+    due: float = 0.0
+    """When the next attempt is measured, by `lease.now`."""
 
     def counters(self) -> dict[str, Any]:
         """Counters for rates, which are differences of two such reports."""

@@ -12,7 +12,7 @@ from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 from pymongo.errors import PyMongoError
 
-from dispatcher.core.driver_errors import Kind, fatal, in_short, kind_of
+from dispatcher.core.driver_errors import Kind, in_short, kind_of, raise_if_fatal
 from dispatcher.core.lease import TAKEN, Lease, now
 from dispatcher.core.output.logs import get_logger
 from dispatcher.core.tasks import end
@@ -164,9 +164,7 @@ class Coordinator(Generic[W]):
                 await self._beat_if_due()
                 await self._look()
         except (PyMongoError, TimeoutError) as error:
-            verdict = fatal(error, self._address) if isinstance(error, PyMongoError) else None
-            if verdict is not None:
-                raise verdict from error
+            raise_if_fatal(error, self._address)
             self._failed += 1
             log.warning(
                 "the other members can't be seen, looking again",
@@ -339,9 +337,7 @@ class Coordinator(Generic[W]):
                 async with asyncio.timeout(every):
                     renewed = await self._store.renew(lease)
             except (PyMongoError, TimeoutError) as error:
-                verdict = fatal(error, self._address) if isinstance(error, PyMongoError) else None
-                if verdict is not None:
-                    raise verdict from error
+                raise_if_fatal(error, self._address)
                 failures += 1
                 log.warning(
                     "a lease could not be renewed, trying again",

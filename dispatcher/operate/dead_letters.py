@@ -151,10 +151,7 @@ async def resolve(group: Group, texts: Iterable[str]) -> list[str]:
         found = await _beginning_with(group, text) if text else {}
         exact = [id_ for id_ in found if text in (id_, short_id(id_))]
         if not found:
-            raise UnknownLetter(
-                f"Group {group.name!r} has no dead letter {text!r}.",
-                remedy="`dispatcher dead-letters list` lists them.",
-            )
+            raise _unknown(group, repr(text))
         if len(exact or found) > 1:
             named = [f"{short_id(id_)} ({receiver or 'unreadable change'})" for id_, receiver in found.items()]
             listed = ", ".join(named[:_LISTED]) + (", ..." if len(named) > _LISTED else "")
@@ -163,6 +160,12 @@ async def resolve(group: Group, texts: Iterable[str]) -> list[str]:
             )
         ids[next(iter(exact or found))] = None
     return list(ids)
+
+
+def _unknown(group: Group, named: str) -> UnknownLetter:
+    return UnknownLetter(
+        f"Group {group.name!r} has no dead letter {named}.", remedy="`dispatcher dead-letters list` lists them."
+    )
 
 
 async def _beginning_with(group: Group, text: str) -> dict[str, str | None]:
@@ -178,10 +181,7 @@ async def read(group: Group, id_: str) -> tuple[dict[str, Any], dict[str, bytes]
     """A letter and its parts."""
     found = await group.state.held.find_one({"group": group.name, **LETTERS, "_id": id_}, _INTERNAL)
     if found is None:
-        raise UnknownLetter(
-            f"Group {group.name!r} has no dead letter {id_!r}.",
-            remedy="`dispatcher dead-letters list` lists them.",
-        )
+        raise _unknown(group, repr(id_))
     try:
         parts = await Files(group.state).read(letter(found))
     except (ValueError, KeyError) as error:
@@ -287,10 +287,7 @@ async def request_retry(
     missing = [id_ for id_ in ids or () if id_ not in asked]
     if missing:
         listed = ", ".join(map(repr, missing[:_LISTED])) + (", ..." if len(missing) > _LISTED else "")
-        raise UnknownLetter(
-            f"Group {group.name!r} has no dead letter {listed}.",
-            remedy="`dispatcher dead-letters list` lists them.",
-        )
+        raise _unknown(group, listed)
     request: list[dict[str, Any]] = [{"$set": {"retry_requested_at": "$$NOW"}}, {"$unset": ["retry_refused"]}]
     names = list(asked)
     for i in range(0, len(names), _SLICE):

@@ -7,14 +7,11 @@ Commands raise `PyMongoError` as the driver has it.
 """
 
 from datetime import UTC, datetime
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from bson.timestamp import Timestamp
 from pymongo.asynchronous.client_session import AsyncClientSession
-from pymongo.errors import PyMongoError
 
-from dispatcher.core.driver_errors import Kind, kind_of
-from dispatcher.core.events import Start
 from dispatcher.core.oplog import look_at_oplog
 from dispatcher.core.resume_tokens import token_at, token_time
 from dispatcher.core.state import POSITIONS, Group
@@ -24,12 +21,9 @@ from dispatcher.operate.status import members_of
 from dispatcher.position.documents import Position, SavedPositions
 from dispatcher.position.gaps import Gap, Gaps
 from dispatcher.position.store import PositionStore
-from dispatcher.stream.cursor import Cursors, EventShape
+from dispatcher.stream.cursor import Cursors
 
 __all__ = ["MovedPosition", "Mover"]
-
-# At most one small event.
-_GLANCE: Final = EventShape({}, ({"$project": {"_id": 1}},), size=1, await_ms=1)
 
 
 class MovedPosition(NamedTuple):
@@ -80,15 +74,8 @@ class Mover:
             )
         # Any collection shows how far back the oplog reaches. We may read this one.
         cursors = Cursors(self._state.client, self._state.name, [{"$match": {"ns.coll": POSITIONS}}], 1)
-        batches = cursors.read(Start(cluster_time=min(time, now)), _GLANCE)
-        try:
-            await anext(batches, None)
-        except PyMongoError as error:
-            if kind_of(error) is Kind.HISTORY_LOST:
-                raise await self._too_far_back(time) from error
-            raise
-        finally:
-            await batches.aclose()
+        if not await cursors.reaches_back_to(min(time, now)):
+            raise await self._too_far_back(time)
 
     async def move(self, token: str | None, *, force: bool) -> list[MovedPosition]:
         """Let all partitions continue behind a token, or begin anew.

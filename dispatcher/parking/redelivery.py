@@ -12,7 +12,7 @@ from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 from pymongo.errors import PyMongoError
 
-from dispatcher.core.driver_errors import fatal, in_short
+from dispatcher.core.driver_errors import in_short, raise_if_fatal
 from dispatcher.core.error_text import text_of, words_of
 from dispatcher.core.events import Calls, Change, Errand
 from dispatcher.core.output.logs import get_logger
@@ -76,9 +76,7 @@ class Resending:
             try:
                 taken = await self._take() if self._goes_on() else 0
             except PyMongoError as error:
-                verdict = fatal(error, self._address)
-                if verdict is not None:
-                    raise verdict from error
+                raise_if_fatal(error, self._address)
                 taken = 0
                 log.warning(
                     "dead letters can't be read now, trying again",

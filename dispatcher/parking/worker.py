@@ -18,7 +18,7 @@ from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 from pymongo.errors import PyMongoError
 
-from dispatcher.core.driver_errors import fatal, in_short
+from dispatcher.core.driver_errors import in_short, raise_if_fatal
 from dispatcher.core.events import Calls, Change, Errand, key_from
 from dispatcher.core.output.logs import get_logger
 from dispatcher.core.retry import pause_after
@@ -158,9 +158,7 @@ class Unparking:
                     self.wake(await self._take_all())
                 failures = 0
             except PyMongoError as error:
-                verdict: DispatcherError | None = fatal(error, self._address)
-                if verdict is not None:
-                    raise verdict from error
+                raise_if_fatal(error, self._address)
                 failures += 1
                 log.warning(
                     "parked deliveries can't be read now, trying again",

@@ -13,7 +13,7 @@ from typing import Final
 from pymongo.errors import PyMongoError
 
 from dispatcher.core.bson_codec import Undecoded
-from dispatcher.core.driver_errors import fatal, in_short
+from dispatcher.core.driver_errors import in_short, raise_if_fatal
 from dispatcher.core.events import Job
 from dispatcher.core.lease import Lease
 from dispatcher.core.output.logs import get_logger
@@ -147,9 +147,7 @@ class Checkpoint:
         try:
             ours = await self._store.save(self.lease, token, fingerprint, ahead, until, inherited)
         except PyMongoError as error:
-            verdict = fatal(error, self._address)
-            if verdict is not None:
-                raise verdict from error
+            raise_if_fatal(error, self._address)
             log.warning(
                 "the position could not be saved, trying again later",
                 action="position.not_saved",

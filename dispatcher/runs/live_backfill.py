@@ -14,7 +14,7 @@ from bson.codec_options import CodecOptions
 from pymongo import AsyncMongoClient
 from pymongo.errors import PyMongoError
 
-from dispatcher.core.driver_errors import fatal, in_short
+from dispatcher.core.driver_errors import in_short, raise_if_fatal
 from dispatcher.core.events import Errand, Job, Namespace, key_from
 from dispatcher.core.lease import Lease
 from dispatcher.core.output.logs import get_logger
@@ -88,9 +88,7 @@ class LiveBackfill:
                 for run in await self._runs.of_stream(self._partition, self._partitions):
                     await self._refill(run)
             except PyMongoError as error:
-                verdict = fatal(error, self._address)
-                if verdict is not None:
-                    raise verdict from error
+                raise_if_fatal(error, self._address)
                 log.warning(
                     "a backfill is interrupted, going on soon",
                     action="backfill.interrupted",

@@ -19,7 +19,7 @@ from pymongo import AsyncMongoClient
 from pymongo.errors import PyMongoError
 
 from dispatcher.core.clients import Clients
-from dispatcher.core.driver_errors import fatal, in_short
+from dispatcher.core.driver_errors import in_short, raise_if_fatal
 from dispatcher.core.events import Calls, Change, Job
 from dispatcher.core.lease import Lease
 from dispatcher.core.output.logs import get_logger
@@ -234,9 +234,7 @@ class Playback:
         try:
             await self._runs.save(self.run, self._progress, self.delivered, self.failed, status)
         except PyMongoError as error:
-            verdict = fatal(error, self._address)
-            if verdict is not None:
-                raise verdict from error
+            raise_if_fatal(error, self._address)
             log.warning("how far the run is could not be saved", action="run.not_saved", error=in_short(error))
 
 

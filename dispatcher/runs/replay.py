@@ -11,9 +11,7 @@ from itertools import takewhile
 from typing import Any, Final
 
 from bson.timestamp import Timestamp
-from pymongo.errors import PyMongoError
 
-from dispatcher.core.driver_errors import Kind, kind_of
 from dispatcher.core.events import Change, Start
 from dispatcher.core.oplog import look_at_oplog
 from dispatcher.core.output.logs import get_logger
@@ -22,7 +20,7 @@ from dispatcher.exceptions import HistoryLost
 from dispatcher.runs.player import Outcome, Playback, Step, Workplace
 from dispatcher.runs.store import Run
 from dispatcher.stream.change_stream import ChangeStreamSource
-from dispatcher.stream.cursor import Cursors, EventShape
+from dispatcher.stream.cursor import Cursors
 from dispatcher.stream.lookup import DocumentLookup
 from dispatcher.stream.reader import LostEvent, Reader, UnreadableEvent
 from dispatcher.stream.scope import scope_of
@@ -184,15 +182,5 @@ async def start(
 async def _look_back(place: Workplace, since: Timestamp) -> None:
     """Check whether the oplog reaches back so far, before anything is written."""
     scope = scope_of(place.routes)
-    cursors = Cursors(place.watching, scope.database, scope.pipeline(), 1)
-    try:
-        async with aclosing(cursors.read(Start(cluster_time=since), _GLANCE)) as batches:
-            await anext(batches, None)
-    except PyMongoError as error:
-        if kind_of(error) is Kind.HISTORY_LOST:
-            raise await _too_far_back(place, since) from error
-        raise
-
-
-# A single small event, or none.
-_GLANCE: Final = EventShape({}, ({"$project": {"_id": 1}},), size=1, await_ms=1)
+    if not await Cursors(place.watching, scope.database, scope.pipeline(), 1).reaches_back_to(since):
+        raise await _too_far_back(place, since)

@@ -17,7 +17,7 @@ from pymongo import AsyncMongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 
 from dispatcher.core.bson_codec import Undecoded
-from dispatcher.core.driver_errors import Kind, fatal, in_short, kind_of, let_go
+from dispatcher.core.driver_errors import Kind, fatal, in_short, kind_of, let_go, raise_if_fatal
 from dispatcher.core.events import Batch, Start
 from dispatcher.core.output.logs import get_logger
 from dispatcher.core.resume_tokens import token_of, token_time
@@ -129,9 +129,7 @@ class ChangeStreamSource:
                     let_go(error)
                     continue
                 self._open = False
-                verdict = fatal(error, self._address)
-                if verdict is not None:
-                    raise verdict from error
+                raise_if_fatal(error, self._address)
                 failures += 1
                 log.warning(
                     "the stream broke, opening it again",

@@ -8,15 +8,17 @@ Commands raise `PyMongoError` as the driver has it.
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from time import monotonic
 from typing import Any, Final, NamedTuple
 
+from bson.timestamp import Timestamp
 from pymongo import AsyncMongoClient
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import NetworkTimeout, PyMongoError
 
 from dispatcher.core.bson_codec import RAW, events_of
+from dispatcher.core.driver_errors import Kind, kind_of
 from dispatcher.core.events import Batch, Start
 from dispatcher.core.resume_tokens import as_sent, token_of
 from mongoz.connection.elections import session_of
@@ -130,6 +132,18 @@ class Cursors:
                 # Only when we end it: after an error the server may be gone, and this would wait for it.
                 await self._kill(session, cursor)
                 raise
+
+    async def reaches_back_to(self, time: Timestamp) -> bool:
+        """Whether the oplog still holds the changes since a cluster time."""
+        glance = EventShape({}, ({"$project": {"_id": 1}},), size=1, await_ms=1)  # a single small event, or none
+        try:
+            async with aclosing(self.read(Start(cluster_time=time), glance)) as batches:
+                await anext(batches, None)
+        except PyMongoError as error:
+            if kind_of(error) is not Kind.HISTORY_LOST:
+                raise
+            return False
+        return True
 
     async def _more(self, command: dict[str, Any], session: AsyncClientSession) -> tuple[Batch, int]:
         """The next batch, and the cursor; 0 behind the last batch."""

@@ -6,13 +6,13 @@ closed.
 """
 
 import asyncio
-from time import monotonic
 from typing import Any, Final
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.throttle import Throttle
 
 __all__ = ["MOST_CONNECTIONS", "PATIENCE", "HttpConnection"]
 
@@ -24,10 +24,7 @@ PATIENCE: Final = 10.0
 MOST_CONNECTIONS: Final = 100
 """Maximum number of connections. Beyond it, the one that has waited longest for its client is closed."""
 
-# Seconds between two log lines about closed connections.
-_SAY_AGAIN: Final = 60.0
-
-_said = -_SAY_AGAIN
+_throttle: Final = Throttle()
 
 # States of a client whose request is not complete.
 _SENDING: Final = (h11.IDLE, h11.SEND_BODY)
@@ -101,9 +98,7 @@ class HttpConnection(H11Protocol):
 
 
 def _say_so(connections: int) -> None:
-    global _said  # noqa: PLW0603 - once a minute for the process
-    if monotonic() - _said >= _SAY_AGAIN:
-        _said = monotonic()
+    if _throttle.due("http.crowded") is not None:
         log.warning(
             "too many HTTP connections; the longest idle ones are closed",
             action="http.crowded",

@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
+from functools import partialmethod
 from itertools import islice
 from typing import Any, Final
 
@@ -36,28 +37,17 @@ class _Log:
     def __init__(self) -> None:
         self.own: Any = None
 
-    def debug(self, event: str, **values: Any) -> None:
-        """Log a detail for the search for a fault."""
-        self._say("debug", event, values)
-
-    def info(self, event: str, **values: Any) -> None:
-        """Log an expected event."""
-        self._say("info", event, values)
-
-    def warning(self, event: str, **values: Any) -> None:
-        """Log an event that an operator should know."""
-        self._say("warning", event, values)
-
-    def error(self, event: str, **values: Any) -> None:
-        """Log an event that an operator should act on."""
-        self._say("error", event, values)
-
-    def _say(self, level: str, event: str, values: dict[str, Any]) -> None:
+    def _say(self, level: str, event: str, /, **values: Any) -> None:
         try:
             getattr(self.own or structlog.get_logger("dispatcher"), level)(event, **values)
         except Exception as error:  # of a processor that the application added, or of a value
             with suppress(Exception):
                 print(f"[{level}] {event} (not all of it can be logged: {text_of(error)})", file=sys.stderr)  # noqa: T201
+
+    debug = partialmethod(_say, "debug")
+    info = partialmethod(_say, "info")
+    warning = partialmethod(_say, "warning")
+    error = partialmethod(_say, "error")
 
 
 _log: Final = _Log()

@@ -6,6 +6,7 @@ from typing import Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pymongo.errors import PyMongoError
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -39,15 +40,6 @@ _TRIED_AGAIN: Final = "It is being retried, and the outcome is not known yet. Dr
 _GONE: Final = "This dead letter no longer exists: it was delivered or dropped meanwhile."
 
 _Answer = Callable[[Request], Awaitable[Response]]
-
-
-class _RequestRefused(Exception):
-    """The request can't be fulfilled."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
-        self.text = text
 
 
 class _LettersRequest(BaseModel):
@@ -119,8 +111,8 @@ class Dashboard:
                 return await answer(request)
             except NotFound as error:
                 return json_response({"error": error.message}, 404)
-            except _RequestRefused as refused:
-                return json_response({"error": refused.text}, refused.status)
+            except HTTPException as refused:
+                return json_response({"error": refused.detail}, refused.status_code)
             except PyMongoError as error:
                 return json_response({"error": f"MongoDB does not answer: {in_short(error)}"}, 503)
 
@@ -154,22 +146,22 @@ class Dashboard:
         try:
             page = await self._letterbox.page(query.get("receiver"), query.get("before"))
         except NoSuchPage as error:
-            raise _RequestRefused(400, str(error)) from error
+            raise HTTPException(400, str(error)) from error
         return json_response(page)
 
     async def _letter(self, request: Request) -> Response:
         try:
             letter = await self._letterbox.letter(request.query_params.get("id", ""))
         except MalformedLetter as error:
-            raise _RequestRefused(409, error.message) from error
+            raise HTTPException(409, error.message) from error
         if letter is None:
-            raise _RequestRefused(404, _GONE)
+            raise HTTPException(404, _GONE)
         return json_response(letter)
 
     @property
     def _group(self) -> Group:
         if self._observer.group is None:
-            raise _RequestRefused(503, "The dispatcher is not connected yet.")
+            raise HTTPException(503, "The dispatcher is not connected yet.")
         return self._observer.group
 
     @property
@@ -195,11 +187,16 @@ class Dashboard:
         named = await self._letters_named(request)
         done = await drop(self._group, await ids_of(self._group, Wanted(named.receiver, ids=named.ids)))
         if named.ids and not done.dropped:
-            raise _RequestRefused(409, _TRIED_AGAIN) if done.kept else _RequestRefused(404, _GONE)
+            raise HTTPException(409, _TRIED_AGAIN) if done.kept else HTTPException(404, _GONE)
         return self._changed_letters("drop", len(done.dropped), named.receiver)
 
     async def _letters_named(self, request: Request) -> _LettersRequest:
-        named = await _letters_named(request)
+        named = await _body(request, _LettersRequest)
+        if (named.ids is None) == (not named.all):
+            raise HTTPException(400, "Give ids of dead letters, or all.")
+        if named.ids is not None and len(named.ids) > _MOST_LETTERS:
+            text = f"{len(named.ids):,} dead letters are given; the maximum is {_MOST_LETTERS:,}."
+            raise HTTPException(400, text)
         if named.receiver is not None:
             await require_receiver(self._group, named.receiver, known=self._called)
         return named
@@ -225,27 +222,18 @@ class Dashboard:
         return json_response({"said": f"{receiver or 'Everything'} is {then} in a moment."})
 
 
-async def _letters_named(request: Request) -> _LettersRequest:
-    named = await _body(request, _LettersRequest)
-    if (named.ids is None) == (not named.all):
-        raise _RequestRefused(400, "Give ids of dead letters, or all.")
-    if named.ids is not None and len(named.ids) > _MOST_LETTERS:
-        raise _RequestRefused(400, f"{len(named.ids):,} dead letters are given; the maximum is {_MOST_LETTERS:,}.")
-    return named
-
-
 async def _body(request: Request, kind: type[_Body]) -> _Body:
     """The content of a request."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-        raise _RequestRefused(415, "Send JSON with Content-Type: application/json.")
+        raise HTTPException(415, "Send JSON with Content-Type: application/json.")
     sent = bytearray()
     async for piece in request.stream():
         sent += piece
         if len(sent) > _LONGEST_BODY:
-            raise _RequestRefused(413, f"The request has more than {_LONGEST_BODY:,} bytes.")
+            raise HTTPException(413, f"The request has more than {_LONGEST_BODY:,} bytes.")
     try:
         return kind.model_validate_json(bytes(sent))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(one) for one in first["loc"])
-        raise _RequestRefused(400, f"{where or 'the request'}: {first['msg']}") from error
+        raise HTTPException(400, f"{where or 'the request'}: {first['msg']}") from error

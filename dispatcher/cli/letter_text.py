@@ -93,7 +93,6 @@ def plain(letter: dict[str, Any], parts: Mapping[str, bytes] | None = None) -> d
     """A dead letter for JSON.
 
     Args:
-        letter: its document, without the large parts.
         parts: the documents of its change, as BSON; None leaves them out.
     """
     told = {name: _plain_value(value) for name, value in letter.items() if name not in ("parts", "files")}

@@ -106,7 +106,6 @@ class Flags(NamedTuple):
 
     Attributes:
         make: gets the values of the flags by name, and returns the value of the parameter.
-        flags: one parameter for each flag.
     """
 
     make: Callable[..., Any]
@@ -139,7 +138,6 @@ def fields_of(kind: type[Any], **annotations: Any) -> Flags:
 
     Args:
         kind: the class. A field without a typer option is the flag of the setting with the same name.
-        annotations: replace those of fields.
     """
     kinds = {**get_type_hints(kind, include_extras=True), **annotations}
     flags = [

@@ -37,11 +37,7 @@ class Gathering(Generic[T, R]):
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def add(self, item: T) -> R:
-        """Add an item to a batch; wait for its answer.
-
-        Raises:
-            Exception: the answer of `work`, if it is one.
-        """
+        """Add an item to a batch; wait for its answer."""
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
         if len(self._tasks) < self._at_once:

@@ -60,9 +60,6 @@ def events_of(cursor: RawBSONDocument) -> tuple[list[RawEvent], Mapping[str, Any
     """The undecoded events in the answer to a getMore, and the rest of the answer.
 
     The driver would make a document of each event, which costs a twentieth of its delivery.
-
-    Args:
-        cursor: the field `cursor` of the answer.
     """
     raw = bytes(cursor.raw)
     begin = _SIZE.size

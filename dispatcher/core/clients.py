@@ -210,9 +210,6 @@ def client_of(url: str, address: str, **options: Any) -> AsyncMongoClient[Any]:
 
     Options of the URL about the reads and writes of the application do not count: the dispatcher reads from the
     primary, writes with majority, and takes as many connections as it has streams.
-
-    Raises:
-        CannotConnect: the driver does not accept the URL.
     """
     return _attempt_client(without_options(url, _OF_APPLICATIONS), address, **{"w": "majority", **options})
 

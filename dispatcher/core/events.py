@@ -90,7 +90,6 @@ class Change(NamedTuple):
             announces.
             `"finished"`: an earlier process has finished it.
         namespace: (database, collection); the collection is "" for events of a whole database.
-        id: the `_id`.
         cluster_time: the server's logical time of the commit.
         wall_time: the server's wall clock then.
         document: the document after the change, if known.
@@ -200,10 +199,7 @@ class Job:
     """The delivery of one change, and its place in the order of the stream.
 
     Attributes:
-        token: of the change.
         change: the change; None once nothing is left to do, as finished jobs may wait for long behind a slow one.
-        calls: who gets it.
-        size: bytes of its event.
         passed: how many receivers are done: their deliveries succeeded, wait in the database, or failed for good.
         marker: of a delete: the job of the update that announced it. Both are finished together.
         announces: whether it is such an update.
@@ -240,7 +236,6 @@ class Errand(NamedTuple):
     """Something to do for a document between the deliveries of its changes.
 
     Attributes:
-        run: does it.
         on_finished: called when it is finished, also if another task had to finish it.
     """
 

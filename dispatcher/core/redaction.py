@@ -143,9 +143,6 @@ def shortened(text: str, limit: int = LONGEST_TEXT) -> str:
     """The start and the end of a text that is too long.
 
     Words at the cut are removed but for their first letters: half a secret would not be recognized as one.
-
-    Args:
-        limit: the approximate number of characters that stay.
     """
     if len(text) <= limit:
         return text

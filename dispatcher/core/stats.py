@@ -217,10 +217,7 @@ class Gauges(NamedTuple):
     """One pipeline at this moment.
 
     Attributes:
-        connected: the stream is open.
-        in_flight: deliveries that run.
         queued: changes that were read and are not finished.
-        queued_bytes: size of their events.
         lag_seconds: the age of the oldest change that is not delivered; 0 if there is none.
         lag_changes: the number of changes that are not delivered; those that are not read yet are estimated.
         position_seconds: cluster time of the position, in seconds since 1970.

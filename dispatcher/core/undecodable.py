@@ -110,9 +110,6 @@ class UndecodedKey:
 def decoded(raw: bytes, codec_options: CodecOptions[Any], where: str) -> dict[str, Any]:
     """Decode a document.
 
-    Args:
-        where: describes the document, for messages.
-
     Raises:
         UndecodableValue: it can't be decoded; the error names the value and the remedy.
     """

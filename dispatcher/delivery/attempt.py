@@ -78,7 +78,6 @@ class Attempt:
 
     Attributes:
         calls: the document class, the signal, and where the change comes from.
-        delivery: what the receiver gets as `delivery`.
         keywords: the other keywords that the receiver gets; with the instance.
         whose: the job of the change, or the held delivery, that this attempt is part of.
         began: when it began, by `lease.now`.

@@ -39,10 +39,8 @@ class Capacity:
 
     Attributes:
         places: jobs that may be in flight now; 0 while the lanes are held.
-        in_flight: jobs that are.
         away: jobs in a pause.
         queued: jobs that are accepted and not finished.
-        queued_bytes: bytes of their events.
         returning: jobs whose pause is over, and that wait for a place.
         watched: resolved when a job is finished; None if no task waits for that.
         stopping: whether no further job begins.

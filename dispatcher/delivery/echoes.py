@@ -69,7 +69,6 @@ class Echoes:
 
         Args:
             began: when the delivery began, by `now`.
-            echoes: the result of `count`.
         """
         ended = now()
         if ended > self._turn:
@@ -77,11 +76,7 @@ class Echoes:
         self._young[key] = _Delivered(began, ended, echoes)
 
     def pause(self, echoes: int, receivers: Iterable[str], namespace: str, id_: Any) -> float:
-        """Seconds that a delivery waits before it begins. Logs each receiver that answers its own writes, once.
-
-        Args:
-            echoes: the result of `count`.
-        """
+        """Seconds that a delivery waits before it begins. Logs each receiver that answers its own writes, once."""
         if echoes < _FREE:
             return 0.0
         seconds = float(min(_LONGEST, _FIRST * 2.0 ** min(echoes - _FREE, 10)))

@@ -26,7 +26,6 @@ class _Process:
     """Whether this process is a child that a receiver has forked.
 
     Attributes:
-        forked: whether it is.
         loop: children of this loop end when they come back to it.
     """
 

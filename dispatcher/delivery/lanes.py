@@ -41,7 +41,6 @@ class Lanes:
     """Runs jobs; those with the same key one after another.
 
     Args:
-        capacity: the bounds; the lanes count their jobs there.
         work: does a job. It raises only what pauses raise.
         on_finished: called when a job that delivers a change is finished; it marks the job as done.
         can_be_cut: whether a task can be cancelled without harm now: other work of a job should finish.
@@ -201,7 +200,6 @@ class Lanes:
 
         Args:
             task: of the worker. It must raise `Abandoned` if its receiver ends after all.
-            rest: does the rest of the job, in the new worker.
         """
         before = self._workers.pop(task)
         assert before.at is not None

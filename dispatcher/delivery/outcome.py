@@ -17,7 +17,6 @@ class Waiting(NamedTuple):
 
     Attributes:
         seconds: until the next attempt.
-        attempts: how many failed.
         began: the time of the first attempt; None if there was no attempt.
         error: of the last attempt; None likewise.
     """
@@ -35,7 +34,6 @@ class Failure(NamedTuple):
     Attributes:
         error: of the last attempt, or what made an attempt impossible.
         began: the time of the first attempt.
-        attempts: how many failed.
     """
 
     error: BaseException

@@ -37,7 +37,6 @@ class HeldDeliveries(Protocol):
         """Write a delivery that waits. When this returns, it survives a failover.
 
         Args:
-            receiver: one of these receivers.
             behind: the task of the last attempt, if it still runs. The next attempt begins after its end.
         """
 
@@ -59,7 +58,6 @@ class DeadLetters(Protocol):
         """Write a dead letter. When this returns, it survives a failover.
 
         Args:
-            receiver: one of these receivers.
             again: the dead letter that this delivery repeats: it is replaced.
             pause: waits between attempts to write.
         """

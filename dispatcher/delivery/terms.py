@@ -16,7 +16,6 @@ class Terms(NamedTuple):
 
     Attributes:
         timeout: seconds for one attempt.
-        transactional: whether each attempt is a transaction.
     """
 
     retry: Retry

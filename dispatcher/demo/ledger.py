@@ -62,9 +62,6 @@ class Ledger:
 
     A delivery does not name its write. But all deliveries of one change have the same id, and the changes of one
     document arrive in commit order. So they are matched with the writes of that document, one by one.
-
-    Args:
-        owed: the expected receivers for (namespace, signal).
     """
 
     def __init__(self, owed: Mapping[tuple[str, str], frozenset[str]]) -> None:

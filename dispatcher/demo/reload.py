@@ -34,7 +34,6 @@ def develop(app: str, imports: Sequence[str], *, port: int | None, data: str | N
 
     Args:
         app: `"package.module:registry"`.
-        imports: further modules with receivers.
         port: of the embedded MongoDB; a free one by default.
         data: directory of its data; by default a temporary one.
 

@@ -34,7 +34,6 @@ def demonstrate(seconds: float, tell: Callable[[dict[str, Any]], None] | None = 
     SIGINT and SIGTERM end the writing early. All earlier writes count.
 
     Args:
-        seconds: how long the other client writes.
         tell: gets the summary; the view for people then goes to stderr.
 
     Raises:

@@ -26,7 +26,6 @@ def quotas(
     The numbers differ by one at most. Members that hold more already get the higher number.
 
     Args:
-        held: the number of partitions that each member holds.
         members: all members that take part, the longest-serving first.
         capped: members that keep partitions within their share, but get no further ones.
     """
@@ -51,8 +50,6 @@ def moves(
 
     Args:
         owners: the owner of each partition; None for free ones. An owner that is not in `members` is leaving.
-        members: all members that take part, the longest-serving first.
-        capped: members that get no further partitions.
     """
     held = Counter(owner for owner in owners.values() if owner is not None)
     wanted = quotas(held, members, len(owners), capped)

@@ -39,11 +39,7 @@ class OpenSession(NamedTuple):
 
 
 class GroupSessions:
-    """The sessions of one process, and those of the other members of its group.
-
-    Args:
-        owner: id of the member that this process is.
-    """
+    """The sessions of one process, and those of the other members of its group."""
 
     def __init__(self, group: Group, owner: str) -> None:
         self._admin = group.state.client.admin

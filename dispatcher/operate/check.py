@@ -47,8 +47,6 @@ class Finding(NamedTuple):
 
     Attributes:
         level: `"error"` if `run` would not work, or would not deliver something.
-        topic: of the check, in a word or two.
-        text: the result.
         remedy: for a warning or an error; otherwise empty.
     """
 

@@ -97,7 +97,6 @@ class Dropped(NamedTuple):
     """What was forgotten.
 
     Attributes:
-        dropped: ids of the letters that are gone.
         kept: ids of those that stay, because they are being tried again.
     """
 
@@ -241,7 +240,6 @@ async def drop_old(group: Group, *, days: float, stats: Stats) -> None:
 
     Args:
         days: that dead letters are kept after their last attempt; 0 keeps them.
-        stats: knows the difference between the server's clock and ours.
     """
     while days:
         before = datetime.now(UTC) + timedelta(seconds=stats.clock_offset) - timedelta(days=days)
@@ -269,7 +267,6 @@ async def request_retry(
 
     Args:
         ids: which letters; None for all.
-        receiver: only those to a receiver of this name.
 
     Returns:
         Those that were asked for, and how often each was tried again before: `outcomes` takes it.

@@ -52,7 +52,6 @@ class Snapshot(NamedTuple):
     Attributes:
         now: by the monotonic clock.
         server_now: by the server's clock, in seconds since 1970.
-        pipelines: of the partitions that this process holds.
         status: of the group; None while it is not known.
         oplog_begins: cluster time of the oplog's oldest entry, in seconds since 1970; None if it can't be read.
         oplog_ends: cluster time of its newest entry.
@@ -266,11 +265,7 @@ METRICS: Final = (
 
 
 class Metrics(Collector):
-    """The metrics of one process.
-
-    Args:
-        snapshot: makes the snapshot for a scrape.
-    """
+    """The metrics of one process."""
 
     content_type = CONTENT_TYPE_LATEST
 

@@ -64,7 +64,6 @@ async def pause(
 
     Args:
         receiver: its name; None for everything.
-        by: user and host, for people.
         known: names of receivers that are known to exist.
 
     Returns:
@@ -92,7 +91,6 @@ async def resume(
 
     Args:
         receiver: its name; None for everything.
-        known: names of receivers that are known to exist.
 
     Returns:
         False if it was not paused.
@@ -122,8 +120,6 @@ class Pauses:
     """The pauses, as a dispatcher knows them.
 
     Attributes:
-        receivers: names of the paused receivers.
-        everything: whether everything is paused.
         listeners: called after a change.
     """
 

@@ -34,7 +34,6 @@ class Right(NamedTuple):
 
     Attributes:
         database: where; "" stands for every one. None means the deployment itself.
-        actions: the server's names.
     """
 
     database: str | None

@@ -126,7 +126,6 @@ class StatusCache:
     """The status of the group of a process. All calls within a second share one read.
 
     Args:
-        myself: makes the status of the process as it is now.
         offset: returns the seconds by which the server's clock is ahead of ours.
 
     Attributes:
@@ -284,7 +283,6 @@ class _Counted:
         """What `$group` makes of documents of a collection, the largest count first.
 
         Args:
-            grouping: for `$group`.
             order: of the index that holds these documents, and no others.
         """
         asked = self._state.as_on_this_node(collection)
@@ -349,11 +347,7 @@ def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
 
 
 def _checked(made: T) -> T:
-    """Check the types of a dataclass, and return it.
-
-    Raises:
-        ValidationError: an attribute has a wrong type; the error names it.
-    """
+    """Check the types of a dataclass, and return it."""
     kind: Any = type(made)
     checked: T = _adapter(kind).validate_python(asdict(made))  # type: ignore[call-overload]
     return checked

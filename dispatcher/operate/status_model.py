@@ -34,9 +34,7 @@ class ReceiverHealth(NamedTuple):
     """The health of one receiver of one signal.
 
     Attributes:
-        receiver: its name.
         signal: its name; empty if it is not known.
-        health: one word.
         why: the reason, for people; may be empty.
     """
 
@@ -50,9 +48,7 @@ class Health(NamedTuple):
     """The health of a group.
 
     Attributes:
-        health: one word.
         why: the reason, for people; may be empty.
-        receivers: the health of each receiver.
     """
 
     health: Word
@@ -81,15 +77,8 @@ class MemberStatus:
     """A process of the group.
 
     Attributes:
-        id: of the process.
-        host: its machine.
-        pid: its process id.
-        version: of this package.
-        application: that it serves.
-        started_at: the time of its start.
         seen_seconds: since its last heartbeat, by the server's clock.
         alive: whether its lease still holds.
-        partitions: that it owns.
         receivers: that it knows: `{id, name, signal, document}` each.
         stats: its counters and gauges.
         http: the URL where it answers; None if it does not listen.
@@ -130,10 +119,8 @@ class PartitionStatus:
     """One partition.
 
     Attributes:
-        number: of the partition.
         owner: id of the member that owns it; None if it has no owner.
         where: host and process id of the owner, for people.
-        term: of the ownership.
         position_at: the time up to which everything is delivered; None if no position is saved.
         position_age_seconds: since then, by the server's clock.
         lag_seconds: as a live owner reports it.
@@ -161,8 +148,6 @@ class DeadLetterCount:
     Attributes:
         receiver: its name; None for changes that could not be decoded.
         signal: its name; None for changes that could not be decoded.
-        count: of the dead letters.
-        newest_at: time of the newest one.
     """
 
     receiver: str | None
@@ -176,10 +161,7 @@ class ParkedCount:
     """The documents whose deliveries to one receiver are parked for one reason.
 
     Attributes:
-        receiver: its name.
         reason: `"retrying"`, `"blocked"`, `"paused"`, `"retry"` or `"interrupted"`.
-        documents: the number of documents.
-        due_at: time of the next attempt.
     """
 
     receiver: str | None
@@ -208,10 +190,7 @@ class GapStatus:
     """Changes that were never delivered.
 
     Attributes:
-        kind: of gap.
         namespace: of the collection; None if several are affected.
-        noted_at: the time when it was recorded.
-        text: for people.
     """
 
     kind: str
@@ -225,24 +204,17 @@ class GroupStatus:
     """A group at one moment.
 
     Attributes:
-        group: its name.
-        at: the moment, by the server's clock.
         clock_offset_seconds: by which the server's clock is ahead of ours.
         oplog_window_seconds: of the past that the oplog holds; None if it can't be read.
         partition_count: in the layout.
         partitions: with a saved position or an owner.
-        members: the processes.
         dead_letters: by receiver.
         parked: by receiver and reason.
-        parked_deliveries: the number of all parked deliveries.
-        paused: the pauses.
         runs: records of `replay` and `backfill`.
         gaps: the newest.
-        gap_count: the number of all gaps.
         at_least: names of those of `dead_letters`, `parked`, `parked_deliveries` and `gap_count` that are lower
             bounds, because counting all documents takes too long.
         misfits: malformed documents of the state, which are left out: `{collection, id, problem, remedy}`.
-        health: of the group and its receivers.
     """
 
     group: str

@@ -133,8 +133,6 @@ class Parking:
         """Find out which of these changes have something parked before them; before they are queued.
 
         Args:
-            changes: the next ones of the stream.
-            listening: who they may be for.
             is_queued: whether jobs of a document are; given where all earlier changes are queued or finished, so
                 that what nobody is going to ask for can be forgotten.
         """

@@ -175,9 +175,6 @@ def change_of(record: RawBSONDocument, parts: Mapping[str, bytes], codec_options
 
     Returns:
         The change. If its document or its key can't be decoded, `fault` says so.
-
-    Raises:
-        Exception: the document makes no sense.
     """
     raw = bytes(record.raw)
     fields = readable(raw)

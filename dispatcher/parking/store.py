@@ -495,12 +495,7 @@ _MILLISECONDS: Final = {"$cond": [{"$eq": [{"$type": "$due_at"}, "date"]}, {"$su
 
 
 def _lane_of(row: Mapping[str, Any]) -> Lane:
-    """What a marked delivery says of its lane.
-
-    Raises:
-        ValueError: it makes no sense.
-        KeyError: it lacks something.
-    """
+    """What a marked delivery says of its lane."""
     lane, state = row["lane"], row["state"]
     if not isinstance(lane, str) or not isinstance(state, str):
         raise ValueError("a delivery that waits has text in lane and state")  # noqa: TRY004

@@ -340,11 +340,7 @@ class Unparking:
         return waiting._replace(reason="orphaned", seconds=_ORPHANED)
 
     def _read(self, row: RawBSONDocument, parts: dict[str, bytes]) -> tuple[Change, Calls | None, Again | None]:
-        """What a parked delivery says; no calls if the application has no such receiver any more.
-
-        Raises:
-            Exception: it is not written as parked deliveries are.
-        """
+        """What a parked delivery says; no calls if the application has no such receiver any more."""
         change = change_of(row, parts, self._codec_options)
         calls = self._routes.calls_to(
             row["document"],

@@ -47,15 +47,7 @@ class Assembly(NamedTuple):
     """Builds the pipelines of a process: each stage after the stages that it calls.
 
     Attributes:
-        group: of dispatchers.
         watching: opened for the running loop, for change streams.
-        registry: of the application.
-        routes: find the receivers of changes.
-        settings: the operator's.
-        stats: counters.
-        address: of the server, for messages.
-        controls: pauses of the operator.
-        sessions: of transactional receivers.
     """
 
     group: Group
@@ -72,8 +64,6 @@ class Assembly(NamedTuple):
         """The pipeline of a claimed partition.
 
         Args:
-            store: of the position.
-            lease: of the partition.
             position: as it was when the partition was claimed, with a token.
         """
         scope = scope_of(self.routes).part(lease.partition, lease.partitions)

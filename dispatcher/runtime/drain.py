@@ -46,11 +46,6 @@ async def drain(
     """End all deliveries, so that as little as possible is repeated.
 
     Args:
-        capacity: the places for jobs.
-        lanes: run the jobs.
-        parking: parks the rest of jobs.
-        unparking: delivers parked deliveries.
-        checkpoint: saves the position, under the lease of the partition.
         grace: seconds that deliveries in flight have.
     """
     lease = checkpoint.lease
@@ -86,11 +81,7 @@ async def drain(
 
 
 async def _park_rest(lanes: Lanes, parking: Parking, checkpoint: Checkpoint) -> None:
-    """Park the rest of changes that some of their receivers have got, and count these changes as finished.
-
-    Raises:
-        Interrupted: some could not be parked.
-    """
+    """Park the rest of changes that some of their receivers have got, and count these changes as finished."""
 
     async def park(job: Job) -> None:
         await parking.park_rest(job)

@@ -23,17 +23,7 @@ OnHistoryLost = Literal["fail", "resume", "backfill"]
 
 
 class LostHistory:
-    """Decides where a stream goes on behind lost history.
-
-    Args:
-        policy: the operator's.
-        source: of the stream.
-        gaps: records the loss.
-        runs: where backfills are begun.
-        group: of dispatchers.
-        lease: of the partition.
-        address: of the server, for messages.
-    """
+    """Decides where a stream goes on behind lost history."""
 
     def __init__(
         self,
@@ -59,11 +49,9 @@ class LostHistory:
 
         Args:
             after: the token behind which changes are lost.
-            lost: the error of the source.
 
         Raises:
             HistoryLost: the operator wants no gap.
-            DispatcherError: what no repetition can mend.
         """
         if self._policy == "fail":
             raise lost

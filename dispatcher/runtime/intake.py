@@ -24,10 +24,7 @@ class Intake:
     """Enters changes, one after another, in the order of the stream.
 
     Args:
-        checkpoint: the order, and what is finished of it.
         routes: count the receivers that a stamp keeps a change from.
-        lanes: where jobs are worked off.
-        stats: counters.
     """
 
     def __init__(self, checkpoint: Checkpoint, routes: Routes, lanes: Lanes, stats: Stats) -> None:
@@ -41,12 +38,7 @@ class Intake:
         self._late_said = float("-inf")
 
     def enter(self, change: Change, calls: tuple[Calls, ...]) -> None:
-        """Give a change its place in the order, unless it has one, and hand it to its lane.
-
-        Args:
-            change: the next one of the reader.
-            calls: its receivers.
-        """
+        """Give a change its place in the order, unless it has one, and hand it to its lane."""
         operation = change.operation
         if operation == "finished":
             self._checkpoint.count_finished(change.token)

@@ -96,11 +96,7 @@ async def _main(service: Service, deadline: Deadline, within: float | None) -> N
 
 
 def _turn(loop: Any, main: Coroutine[Any, Any, None]) -> None:
-    """Run a loop until a coroutine is done, even if other code stops the loop.
-
-    Raises:
-        Exception: of the coroutine.
-    """
+    """Run a loop until a coroutine is done, even if other code stops the loop."""
     task = loop.create_task(main, name="main")
     while True:
         try:

@@ -57,9 +57,7 @@ class Reading(NamedTuple):
     """The stages from the source to the receivers of a change.
 
     Attributes:
-        source: of events.
         reader: makes changes of events.
-        routes: finds the receivers of changes.
         history: decides where the stream continues behind lost history.
         gaps: records changes that can't be delivered.
     """
@@ -75,10 +73,6 @@ class Delivering(NamedTuple):
     """The stages from a place in a lane to the end of a delivery.
 
     Attributes:
-        capacity: the places for jobs.
-        lanes: run the jobs.
-        deliverer: does a job.
-        invoker: calls receivers.
         failures: keeps events that can't be decoded.
         parking: deliveries that wait in the database.
     """
@@ -113,7 +107,6 @@ class Pipeline:
         delivering: the stages of a delivery.
         beside: sources of further deliveries.
         checkpoint: saves the position, under the lease of the partition.
-        controls: pauses of the operator.
     """
 
     def __init__(
@@ -145,11 +138,7 @@ class Pipeline:
     # -- the way of a change ---------------------------------------------------------------------------------
 
     async def _follow(self) -> None:
-        """Follow the source, for ever; go on behind history that it does not hold any more.
-
-        Raises:
-            DispatcherError: what no repetition can mend.
-        """
+        """Follow the source, for ever; go on behind history that it does not hold any more."""
         await self._load_state()
         start, behind = self._checkpoint.start, self._checkpoint.began
         await self._reader.recall(behind)
@@ -250,11 +239,7 @@ class Pipeline:
     # -- beginning and end -----------------------------------------------------------------------------------
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Deliver until `stop` is set or the lease is lost; then read nothing more, and drain.
-
-        Raises:
-            DispatcherError: what no repetition can mend.
-        """
+        """Deliver until `stop` is set or the lease is lost; then read nothing more, and drain."""
         tasks = [
             asyncio.create_task(self._follow(), name="follow"),
             asyncio.create_task(self._deliverer.watch(self._lanes.replace), name="watch-timeouts"),
@@ -296,11 +281,7 @@ class Pipeline:
             raise self._lanes.crash
 
     async def _load_state(self) -> None:
-        """Load pauses and parked deliveries, and then begin to deliver.
-
-        Raises:
-            DispatcherError: what no repetition can mend.
-        """
+        """Load pauses and parked deliveries, and then begin to deliver."""
         report = partial(log.warning, "the state can't be read now, trying again", action="state.not_read")
         await retry(self._controls.look, report, address=self._address)
         await retry(self._parking.load, report, address=self._address)

@@ -48,7 +48,6 @@ class Service:
 
     Args:
         registry: of the application, with all receivers connected.
-        settings: the operator's.
         application: its name in the group, `"package.module:registry"`; empty to accept any group.
 
     Raises:
@@ -125,11 +124,7 @@ class Service:
         return min((pipeline.position for pipeline in self.held.values()), default=None)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Deliver until `stop` is set.
-
-        Raises:
-            DispatcherError: what no repetition can mend.
-        """
+        """Deliver until `stop` is set."""
         starting = asyncio.create_task(self._start(), name="start")
         stopped = asyncio.create_task(stop.wait(), name="wait-for-stop")
         await asyncio.wait([starting, stopped], return_when=asyncio.FIRST_COMPLETED)

@@ -39,9 +39,5 @@ class Grid(Table):
 
 
 def shown(value: object, style: str = "", newline: str = r"\n") -> Text:
-    """A value with its control characters escaped.
-
-    Args:
-        newline: replaces a line break, see `escaped`.
-    """
+    """A value with its control characters escaped."""
     return Text(escaped(str(value), newline), style)

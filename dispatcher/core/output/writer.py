@@ -224,11 +224,7 @@ _streams: list[_Stream] = []
 
 
 def free(name: Literal["stdout", "stderr"], name_dropped: Callable[[int], str]) -> None:
-    """Replace stdout or stderr by a stream that never waits, unless another object was put in its place.
-
-    Args:
-        name_dropped: makes the line with the number of dropped lines.
-    """
+    """Replace stdout or stderr by a stream that never waits, unless another object was put in its place."""
     stream = getattr(sys, name)
     if stream is not None and stream is getattr(sys, f"__{name}__"):
         descriptor = stream.fileno()

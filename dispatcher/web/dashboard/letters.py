@@ -70,7 +70,6 @@ class Letterbox:
         """One page of dead letters, the newest first, and the place of the next page.
 
         Args:
-            receiver: its name; None for all.
             before: `next` of the page before.
 
         Raises:

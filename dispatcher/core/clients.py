@@ -12,7 +12,7 @@ from pymongo.common import MAX_POOL_SIZE
 from pymongo.errors import ConfigurationError, OperationFailure, PyMongoError
 
 from dispatcher.core.driver_errors import fatal, in_short
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.core.retry import retry
 from dispatcher.exceptions import ApplicationError, CannotConnect, DispatcherError, NotAReplicaSet, ServerError
 from dispatcher.settings import Settings
@@ -22,8 +22,6 @@ from mongoz.exceptions import ImproperlyConfigured
 from mongoz.signals.options import Retry
 
 __all__ = ["Clients", "Closable", "client_of", "close", "closing"]
-
-log = get_logger()
 
 T = TypeVar("T")
 

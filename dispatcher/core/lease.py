@@ -11,12 +11,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.core.tasks import Interrupted
 
 __all__ = ["HELD", "TAKEN", "Lease", "now"]
-
-log = get_logger()
 
 HELD: Final = 0.75
 """The part of a lease during which its holder acts, counted from before its last renewal."""

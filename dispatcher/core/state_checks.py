@@ -10,11 +10,9 @@ from typing import Any, Final, NamedTuple, TypeVar
 from pydantic import BaseModel, Field, ValidationError
 
 from dispatcher.core.error_text import words_of
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 
 __all__ = ["Misfit", "Sound", "letter", "problem_of", "receiver_paused"]
-
-log = get_logger()
 
 # Documents that one result names; and documents that are remembered, so that each is logged once.
 _MOST_NAMED: Final = 20

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from bson.codec_options import CodecOptions
 
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.core.output.throttle import Throttle
 from dispatcher.core.retry import Pause
 from dispatcher.delivery.attempt import Attempt, Call, Target, with_new_instance
@@ -17,8 +17,6 @@ from dispatcher.delivery.log import described
 from dispatcher.delivery.transactions import is_conflict, is_transient
 
 __all__ = ["Conflicts"]
-
-log = get_logger()
 
 # Seconds between two runs of a transaction that met another write: at first, and at most.
 _FIRST_PAUSE: Final = 0.002

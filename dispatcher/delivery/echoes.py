@@ -13,12 +13,10 @@ from time import time
 from typing import Any, Final, NamedTuple
 
 from dispatcher.core.lease import now
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.core.stats import seconds_of
 
 __all__ = ["Echoes"]
-
-log = get_logger()
 
 # Deliveries in a row at full speed, and how many more are slowed down before the log names the receiver.
 _FREE: Final = 16

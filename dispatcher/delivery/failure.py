@@ -5,7 +5,7 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from dispatcher.core.events import Calls, Change
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.core.retry import Pause, pause_after, retry
 from dispatcher.core.stats import Stats
 from dispatcher.core.undecodable import UndecodableValue
@@ -17,8 +17,6 @@ from dispatcher.delivery.transactions import Transactions, is_transient
 from mongoz.signals.receivers import Receiver
 
 __all__ = ["FailedAttempt", "Failures"]
-
-log = get_logger()
 
 # For so long, errors that the server asks to repeat use up no attempt. No transaction lasts longer than a minute,
 # so what still conflicts after this time conflicts with the receiver's own writes.

@@ -16,7 +16,7 @@ from types import CoroutineType, coroutine
 from typing import Any, Final
 
 from dispatcher.core.lease import Lease, now
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.core.output.throttle import Throttle
 from dispatcher.core.tasks import Abandoned, Interrupted, receiving
 from dispatcher.delivery.attempt import Attempt, Target, run_receiver
@@ -27,8 +27,6 @@ from dispatcher.delivery.terms import Policy
 from mongoz.signals import Delivery
 
 __all__ = ["Invoker"]
-
-log = get_logger()
 
 # Seconds between two cancellations of one receiver, and how many it may ignore.
 _CANCEL_AGAIN: Final = 1.0

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from typing import Any, Final
 
 from dispatcher.core.events import Errand, Job
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.core.tasks import Abandoned, Interrupted, end
 from dispatcher.delivery.capacity import Capacity
 
@@ -24,8 +24,6 @@ _PATIENCE: Final = 5.0
 
 # Part of that time reserved for recording results.
 _TO_WRITE: Final = 2.0
-
-log = get_logger()
 
 
 class _Worker:

@@ -5,14 +5,12 @@ from typing import Any, Literal
 
 from dispatcher.core.error_text import text_of
 from dispatcher.core.events import Calls, Change
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.delivery.outcome import Waiting
 from dispatcher.delivery.terms import Terms
 from mongoz.signals import Delivery
 
 __all__ = ["described", "log_attempt", "log_delivered", "log_failed", "log_parked", "log_undelivered"]
-
-log = get_logger()
 
 Undelivered = Literal["change.invalid", "change.too_many_hops", "change.undecodable"]
 """The `action` of a change for which no receiver can be called."""

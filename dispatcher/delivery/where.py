@@ -24,7 +24,7 @@ from pymongo.errors import ConfigurationError, ConnectionFailure, PyMongoError
 from dispatcher.core.bson_codec import lenient
 from dispatcher.core.driver_errors import fatal, in_short
 from dispatcher.core.events import Calls, Change
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.core.retry import retry
 from dispatcher.core.state import State
 from dispatcher.delivery.instances import originals_of
@@ -33,8 +33,6 @@ from mongoz.signals.receivers import Receiver
 from mongoz.stamps import FIELD
 
 __all__ = ["Conditions", "Routed"]
-
-log = get_logger()
 
 Routed = tuple[Change, tuple[Calls, ...]]
 """A change and its receivers."""

@@ -14,7 +14,7 @@ from pymongo.errors import PyMongoError
 
 from dispatcher.core.driver_errors import Kind, in_short, kind_of, raise_if_fatal
 from dispatcher.core.lease import TAKEN, Lease, now
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.core.tasks import end
 from dispatcher.group.assignment import moves
 from dispatcher.group.heartbeats import Heartbeats
@@ -23,8 +23,6 @@ from dispatcher.position.documents import Layout, Position, SavedPositions
 from dispatcher.position.store import PositionStore
 
 __all__ = ["Coordinator", "Held", "Work"]
-
-log = get_logger()
 
 # Seconds between two looks at the other members, at most. Short leases make them more frequent.
 _LOOK: Final = 1.0

@@ -6,7 +6,7 @@ Commands raise `PyMongoError` as the driver has it.
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.exceptions import GroupTaken
 from dispatcher.position.documents import SavedPositions
 from dispatcher.position.store import PositionStore
@@ -14,8 +14,6 @@ from dispatcher.settings import Settings
 from dispatcher.stream.scope import Scope
 
 __all__ = ["admit", "begin", "divide_into", "taken"]
-
-log = get_logger()
 
 
 async def admit(store: PositionStore, settings: Settings, application: str) -> None:

@@ -12,13 +12,11 @@ from time import monotonic
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.core.state import CODEC_OPTIONS, SESSIONS, Group
 from dispatcher.core.state_checks import Sound
 
 __all__ = ["GroupSessions", "OpenSession"]
-
-log = get_logger()
 
 # Seconds after which a session is registered again. One that was not used for twice as long is removed: the driver
 # replaces sessions without telling. A transaction takes a minute at most.

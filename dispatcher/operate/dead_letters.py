@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, NamedTuple
 from pymongo.errors import PyMongoError
 
 from dispatcher.core.error_text import text_of
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.core.state import HELD, Group
 from dispatcher.core.state_checks import Misfit, Sound, letter, problem_of
 from dispatcher.core.stats import Stats
@@ -37,8 +37,6 @@ __all__ = [
     "resolve",
     "without_receiver",
 ]
-
-log = get_logger()
 
 # Fields that only dispatchers need; a list has no long ones either.
 _INTERNAL: Final = dict.fromkeys(("short_id", "hash", "lane", "by", "parked_at", "due_at"), False)

@@ -12,7 +12,7 @@ from pymongo import AsyncMongoClient
 
 from dispatcher.core.driver_errors import in_short
 from dispatcher.core.oplog import MOST_SKEW, Oplog, clock_offset, look_at_oplog
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.core.output.writer import dropped_lines
 from dispatcher.core.state import Group
 from dispatcher.core.stats import Gauges, Recent, Stats
@@ -23,8 +23,6 @@ from dispatcher.settings import Settings
 from mongoz import __version__
 
 __all__ = ["Observer", "Phase"]
-
-log = get_logger()
 
 Phase = Literal["starting", "delivering", "stopping"]
 

@@ -24,15 +24,13 @@ from typing import Any, Final
 from pymongo.errors import PyMongoError
 
 from dispatcher.core.driver_errors import in_short
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.core.state import CONTROLS, Group
 from dispatcher.core.state_checks import Sound, receiver_paused
 from dispatcher.group.known_receivers import require_receiver
 from dispatcher.operate.status_model import Pause
 
 __all__ = ["Pauses", "pause", "pauses", "resume"]
-
-log = get_logger()
 
 _EVERYTHING: Final = "*"
 

@@ -12,7 +12,7 @@ from pymongo.errors import OperationFailure, PyMongoError
 
 from dispatcher.core.clients import Clients
 from dispatcher.core.driver_errors import in_short
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.core.state import Group, State
 from dispatcher.delivery.application import group_of, routes_of
 from dispatcher.delivery.routes import Routes
@@ -31,8 +31,6 @@ __all__ = [
     "set_up",
     "warn_of_oddities",
 ]
-
-log = get_logger()
 
 _IMAGES: Final = {"changeStreamPreAndPostImages": {"enabled": True}}
 

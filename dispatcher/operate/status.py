@@ -19,7 +19,7 @@ from dispatcher.core.driver_errors import in_short
 from dispatcher.core.error_text import text_of
 from dispatcher.core.identity import Identity
 from dispatcher.core.oplog import Oplog, clock_offset, look_at_oplog
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.core.state import CONTROLS, GAPS, HELD, MEMBERS, POSITIONS, Group, State
 from dispatcher.core.state_checks import Sound, receiver_paused
 from dispatcher.core.stats import seconds_of
@@ -36,8 +36,6 @@ from dispatcher.operate.status_model import (
 from dispatcher.parking.store import HEADS, LETTERS, WAITING
 
 __all__ = ["StatusCache", "groups_in", "members_of", "read_status"]
-
-log = get_logger()
 
 # A member is dead if its last heartbeat is older than this number of leases.
 _SILENCE: Final = 1.5

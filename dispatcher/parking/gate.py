@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from dispatcher.core.events import Calls, Change, Job, Namespace
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.core.retry import Pause, retry
 from dispatcher.core.stats import Stats
 from dispatcher.delivery.instances import key_of, name_of
@@ -29,8 +29,6 @@ from dispatcher.parking.store import HeldStore, lane_id
 from mongoz.signals.receivers import Receiver
 
 __all__ = ["Listening", "Parking"]
-
-log = get_logger()
 
 Listening = Callable[[Namespace], Sequence[tuple[str, frozenset[str]]]]
 """Who listens to a collection: names of document classes, each with those of its receivers."""

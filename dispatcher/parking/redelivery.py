@@ -15,7 +15,7 @@ from pymongo.errors import PyMongoError
 from dispatcher.core.driver_errors import in_short, raise_if_fatal
 from dispatcher.core.error_text import text_of, words_of
 from dispatcher.core.events import Calls, Change, Errand
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.core.undecodable import Undecodable
 from dispatcher.delivery.routes import Routes
 from dispatcher.exceptions import DispatcherError
@@ -26,8 +26,6 @@ from dispatcher.stream.decode import decode
 from mongoz.signals.receivers import Receiver
 
 __all__ = ["Resending"]
-
-log = get_logger()
 
 # Seconds between two looks.
 _LOOK: Final = 1.0

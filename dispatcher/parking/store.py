@@ -78,7 +78,7 @@ from dispatcher.core.bson_elements import readable
 from dispatcher.core.error_text import text_of
 from dispatcher.core.events import Calls, Change
 from dispatcher.core.keys import lane_key
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.core.partitions import belongs
 from dispatcher.core.retry import Pause, retry
 from dispatcher.core.state import CODEC_OPTIONS, HELD, Group
@@ -93,8 +93,6 @@ from mongoz.keys import canonical_of
 from mongoz.signals.receivers import Receiver
 
 __all__ = ["HEADS", "LETTERS", "WAITING", "HeldStore", "Lane", "lane_id"]
-
-log = get_logger()
 
 LETTERS: Final[Mapping[str, Any]] = {"reason": {"$exists": True}}
 """Matches dead letters, also those that are being retried."""

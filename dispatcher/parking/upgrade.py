@@ -26,15 +26,13 @@ from pymongo import UpdateOne
 
 from dispatcher.core.bson_codec import RAW
 from dispatcher.core.bson_elements import elements, joined, readable
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.core.partitions import belongs, hash_of
 from dispatcher.core.state import CODEC_OPTIONS, Collection, Group
 from dispatcher.parking.files import Files
 from dispatcher.parking.record import hash_of_key, record_id, short_id
 
 __all__ = ["dead_letter", "take_over", "waiting_delivery"]
-
-log = get_logger()
 
 # Documents in one command, and their bytes.
 _MOST: Final = 200

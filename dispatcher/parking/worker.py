@@ -20,7 +20,7 @@ from pymongo.errors import PyMongoError
 
 from dispatcher.core.driver_errors import in_short, raise_if_fatal
 from dispatcher.core.events import Calls, Change, Errand, key_from
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.core.retry import pause_after
 from dispatcher.core.state import HELD
 from dispatcher.core.state_checks import Sound
@@ -34,8 +34,6 @@ from dispatcher.parking.record import change_of, raw_key_of
 from dispatcher.parking.store import HeldStore, Lane
 
 __all__ = ["Deliver", "Unparking"]
-
-log = get_logger()
 
 Deliver = Callable[[HeldDelivery], Awaitable[Decision]]
 """Makes an attempt at a delivery."""

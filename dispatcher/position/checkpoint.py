@@ -16,7 +16,7 @@ from dispatcher.core.bson_codec import Undecoded
 from dispatcher.core.driver_errors import in_short, raise_if_fatal
 from dispatcher.core.events import Job
 from dispatcher.core.lease import Lease
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.core.partitions import HASH
 from dispatcher.core.resume_tokens import digest_of, split, time_after, token_of
 from dispatcher.core.stats import Stats
@@ -27,8 +27,6 @@ from dispatcher.position.tracker import Tracker
 from dispatcher.settings import Settings
 
 __all__ = ["Checkpoint"]
-
-log = get_logger()
 
 # Changes behind the oldest unfinished one, and the characters of their tokens, at most. A slow document does not
 # stop the others, but their finished changes must be remembered, here and in the document of the position. A token

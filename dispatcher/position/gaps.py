@@ -30,14 +30,12 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 
 from dispatcher.core.bson_codec import RAW
 from dispatcher.core.events import Change, Namespace
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.core.retry import retry
 from dispatcher.core.state import Group
 from dispatcher.core.stats import Stats
 
 __all__ = ["Gap", "GapKind", "Gaps", "gaps_of"]
-
-log = get_logger()
 
 GapKind = Literal["drop", "dropDatabase", "rename", "out", "history_lost", "oversize", "position_set"]
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from bson.binary import Binary
 
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.exceptions import NothingToDeliver
 from dispatcher.runs.player import Outcome, Playback, Step, Workplace
 from dispatcher.runs.snapshot import change_of, documents, key_of
@@ -16,8 +16,6 @@ from dispatcher.stream.collections import collections_of
 from dispatcher.stream.scope import scope_of
 
 __all__ = ["Backfill", "start"]
-
-log = get_logger()
 
 # Whoever is told of a document that is there already.
 _SIGNALS: Final = ("post_save",)

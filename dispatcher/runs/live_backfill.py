@@ -17,7 +17,7 @@ from pymongo.errors import PyMongoError
 from dispatcher.core.driver_errors import in_short, raise_if_fatal
 from dispatcher.core.events import Errand, Job, Namespace, key_from
 from dispatcher.core.lease import Lease
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.core.partitions import belongs, hash_of
 from dispatcher.delivery.capacity import Capacity
 from dispatcher.delivery.deliverer import Deliverer
@@ -30,8 +30,6 @@ from dispatcher.stream.collections import collections_of
 from dispatcher.stream.scope import scope_of
 
 __all__ = ["LiveBackfill"]
-
-log = get_logger()
 
 # Seconds between two attempts to find out what is to be done, when that failed.
 _AGAIN: Final = 5.0

@@ -22,7 +22,7 @@ from dispatcher.core.clients import Clients
 from dispatcher.core.driver_errors import in_short, raise_if_fatal
 from dispatcher.core.events import Calls, Change, Job
 from dispatcher.core.lease import Lease
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.core.resume_tokens import token_time
 from dispatcher.core.state import Group, State
 from dispatcher.core.stats import Stats
@@ -52,8 +52,6 @@ from mongoz.signals.receivers import Receiver
 from mongoz.synonyms import nearest
 
 __all__ = ["Outcome", "Playback", "Step", "Workplace", "workplace"]
-
-log = get_logger()
 
 # Seconds between two saves.
 _SAVE: Final = 0.5

@@ -14,7 +14,7 @@ from bson.timestamp import Timestamp
 
 from dispatcher.core.events import Change, Start
 from dispatcher.core.oplog import look_at_oplog
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.core.resume_tokens import token_at, token_time
 from dispatcher.exceptions import HistoryLost
 from dispatcher.runs.player import Outcome, Playback, Step, Workplace
@@ -26,8 +26,6 @@ from dispatcher.stream.reader import LostEvent, Reader, UnreadableEvent
 from dispatcher.stream.scope import scope_of
 
 __all__ = ["Replay", "start"]
-
-log = get_logger()
 
 # Milliseconds that the server waits for further changes of the range.
 _AWAIT_MS: Final = 100

@@ -23,7 +23,7 @@ from pymongo.read_concern import ReadConcern
 from dispatcher.core.bson_codec import RAW
 from dispatcher.core.bson_elements import DOCUMENT, Element, elements, field, joined, keyed
 from dispatcher.core.events import Change, Namespace
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.core.retry import retry
 from dispatcher.runs.store import Run
 from dispatcher.stream.decode import decode
@@ -31,8 +31,6 @@ from mongoz.connection.elections import session_of
 from mongoz.keys import canonical_of
 
 __all__ = ["Found", "change_of", "document", "documents", "key_of"]
-
-log = get_logger()
 
 # Documents read at once: at most, and before their size is known; and the bytes to aim for.
 _MOST: Final = 500

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from pymongo import AsyncMongoClient
 
 from dispatcher.core.lease import Lease
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.core.state import Group
 from dispatcher.core.stats import Stats
 from dispatcher.delivery.capacity import Bounds, Capacity
@@ -39,8 +39,6 @@ from dispatcher.stream.scope import Scope, scope_of
 from mongoz import Registry
 
 __all__ = ["Assembly"]
-
-log = get_logger()
 
 
 class Assembly(NamedTuple):

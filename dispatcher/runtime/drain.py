@@ -17,7 +17,7 @@ from typing import Final
 
 from dispatcher.core.events import Job
 from dispatcher.core.lease import now
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.core.tasks import Interrupted
 from dispatcher.delivery.capacity import Capacity
 from dispatcher.delivery.lanes import Lanes
@@ -27,8 +27,6 @@ from dispatcher.parking.worker import Unparking
 from dispatcher.position.checkpoint import Checkpoint
 
 __all__ = ["SAVE_PATIENCE", "drain"]
-
-log = get_logger()
 
 SAVE_PATIENCE: Final = 5.0
 """Seconds that the last writes may take: the server may be gone."""

@@ -8,7 +8,7 @@ from hashlib import blake2b
 from typing import Literal
 
 from dispatcher.core.lease import Lease
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.core.retry import retry
 from dispatcher.exceptions import HistoryLost
 from dispatcher.position.gaps import Gap, Gaps
@@ -16,8 +16,6 @@ from dispatcher.runs.store import Runs
 from dispatcher.stream.source import Source
 
 __all__ = ["LostHistory", "OnHistoryLost"]
-
-log = get_logger()
 
 OnHistoryLost = Literal["fail", "resume", "backfill"]
 

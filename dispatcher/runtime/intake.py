@@ -4,15 +4,13 @@ from time import monotonic
 from typing import Final
 
 from dispatcher.core.events import DELIVERABLE, Calls, Change, Job
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.core.stats import Stats
 from dispatcher.delivery.lanes import Lanes
 from dispatcher.delivery.routes import Routes
 from dispatcher.position.checkpoint import Checkpoint
 
 __all__ = ["Intake"]
-
-log = get_logger()
 
 _UNSETTLED: Final = frozenset({"marker", "deferred"})
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from dispatcher.core.file_descriptors import require_descriptors
 from dispatcher.core.gc_tuning import collecting
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.core.output.writer import say_at_once
 from dispatcher.core.tasks import end, guarded
 from dispatcher.delivery.fork_guard import Threads, watch_forks
@@ -25,8 +25,6 @@ from dispatcher.exceptions import Cancelled, DispatcherError, ExitCode
 from dispatcher.runtime.process_end import PATIENCE, Deadline
 
 __all__ = ["run"]
-
-log = get_logger()
 
 Service = Callable[[asyncio.Event], Coroutine[Any, Any, None]]
 

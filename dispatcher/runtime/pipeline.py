@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from dispatcher.core.error_text import words_of
 from dispatcher.core.events import Batch, Change, Start
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.core.retry import retry
 from dispatcher.core.stats import Gauges, Lag, Stats, seconds_of
 from dispatcher.core.tasks import end
@@ -42,8 +42,6 @@ from dispatcher.stream.source import Source
 from mongoz.signals import Delivery
 
 __all__ = ["Beside", "Delivering", "Pipeline", "Reading"]
-
-log = get_logger()
 
 # Operations on whole collections: there are no changes of single documents to deliver.
 _OF_COLLECTIONS: Final = frozenset({"drop", "dropDatabase", "rename"})

@@ -16,13 +16,11 @@ from types import FrameType
 from typing import Any, Final, NamedTuple
 
 import dispatcher
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.core.output.writer import finish
 from dispatcher.exceptions import ExitCode
 
 __all__ = ["PATIENCE", "Deadline", "leave_in_time"]
-
-log = get_logger()
 
 PATIENCE: Final = 5.0
 """Seconds that remaining threads and tasks have at the end."""

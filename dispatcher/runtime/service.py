@@ -8,7 +8,7 @@ from typing import Any
 from pymongo import AsyncMongoClient
 
 from dispatcher.core.clients import Clients, close, closing
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.core.state import Group, State
 from dispatcher.core.stats import Gauges, Stats
 from dispatcher.core.tasks import end
@@ -39,8 +39,6 @@ from mongoz.signals import Delivery
 from mongoz.signals.hops import inside_dispatcher
 
 __all__ = ["Service", "run"]
-
-log = get_logger()
 
 
 class Service:

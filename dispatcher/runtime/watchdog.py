@@ -13,14 +13,12 @@ from time import monotonic
 from types import FrameType, TracebackType
 from typing import Any, Final, Self
 
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.core.output.throttle import Throttle
 from dispatcher.delivery import invoker
 from mongoz.signals import Delivery
 
 __all__ = ["Watchdog"]
-
-log = get_logger()
 
 # Checks in the time after which the loop is blocked, and the seconds between two checks, at most.
 _CHECKS: Final = 4

@@ -19,7 +19,7 @@ from pymongo.errors import OperationFailure, PyMongoError
 from dispatcher.core.bson_codec import Undecoded
 from dispatcher.core.driver_errors import Kind, fatal, in_short, kind_of, let_go, raise_if_fatal
 from dispatcher.core.events import Batch, Start
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.core.resume_tokens import token_of, token_time
 from dispatcher.core.retry import pause_after
 from dispatcher.core.stats import Stats
@@ -31,8 +31,6 @@ from dispatcher.stream.source import Saw
 from mongoz.stamps import FIELD, Stamp
 
 __all__ = ["ChangeStreamSource", "token_of_now"]
-
-log = get_logger()
 
 # Seconds before a position where stamps are looked for; less, if the oplog is that short.
 _HORIZONS: Final = (HORIZON, 15, 3)

@@ -10,7 +10,7 @@ from bson.codec_options import CodecOptions
 from dispatcher.core.bson_codec import Undecoded
 from dispatcher.core.bson_elements import Element, elements, field, joined, keyed, raw_field, readable
 from dispatcher.core.events import Change
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.core.resume_tokens import token_of
 from dispatcher.core.undecodable import (
     AFTER,
@@ -26,8 +26,6 @@ from dispatcher.core.undecodable import (
 from mongoz.stamps import FIELD, Stamp
 
 __all__ = ["decode", "decoded_together"]
-
-log = get_logger()
 
 _ANY: Final = CodecOptions[dict[str, Any]](uuid_representation=UuidRepresentation.STANDARD)
 _NOTHING: Final[frozenset[str]] = frozenset()

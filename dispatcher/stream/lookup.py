@@ -13,14 +13,12 @@ from pymongo.read_concern import ReadConcern
 from dispatcher.core.bson_codec import RAW
 from dispatcher.core.bson_elements import ARRAY, DOCUMENT, Element, elements, field, joined, keyed
 from dispatcher.core.events import Change, Namespace
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.core.retry import retry
 from dispatcher.core.undecodable import AFTER, UndecodableValue, decoded
 from mongoz.keys import canonical_of
 
 __all__ = ["DocumentLookup"]
-
-log = get_logger()
 
 # Documents per query: at most, and at first, before their size is known; and the bytes to aim for.
 _MOST: Final = 250

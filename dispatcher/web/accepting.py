@@ -6,12 +6,10 @@ from collections.abc import Callable
 from typing import Final
 
 from dispatcher.core.file_descriptors import lack_in
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.core.output.throttle import Throttle
 
 __all__ = ["AGAIN_AFTER", "accept", "say_it_failed"]
-
-log = get_logger()
 
 AGAIN_AFTER: Final = 1.0
 """Seconds between two attempts."""

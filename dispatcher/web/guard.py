@@ -16,11 +16,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 
 __all__ = ["Guard", "denied", "is_forwarded", "is_loopback", "unreadable"]
-
-log = get_logger()
 
 _SAFE_HEADERS: Final = {
     "Cache-Control": "no-store",

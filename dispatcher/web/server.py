@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Final
 
 from dispatcher.core.file_descriptors import lack_in
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.core.tasks import end
 from dispatcher.exceptions import CannotListen
 from dispatcher.operate.observer import Observer
@@ -21,8 +21,6 @@ from dispatcher.settings import AUTO, OFF, Address, Settings
 from dispatcher.web.accepting import AGAIN_AFTER, accept, say_it_failed
 
 __all__ = ["Web"]
-
-log = get_logger()
 
 _USUAL: Final = Address("127.0.0.1", 8787)
 

@@ -9,7 +9,7 @@ from pymongo.errors import ConfigurationError
 
 from dispatcher.core.error_text import text_of, trace_of, words_of
 from dispatcher.core.output import logs
-from dispatcher.core.output.logs import configure_logging, get_logger
+from dispatcher.core.output.logs import configure_logging, log
 from dispatcher.core.redaction import redacted
 from dispatcher.delivery.transactions import is_transient
 
@@ -18,7 +18,7 @@ from dispatcher.delivery.transactions import is_transient
 def _logging_as_it_was() -> Iterator[None]:
     """It is one for the whole process, and would write to the file that pytest captures with."""
     yield
-    logs._log.own = None
+    logs.log.own = None
 
 
 class Unprintable(Exception):
@@ -63,14 +63,14 @@ def test_its_traceback_says_where_it_came_from(error):
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_it_can_be_logged(error, log_format, capsys):
     configure_logging(log_format, "info")
-    get_logger().error("failed", action="test.failed", exc_info=raised(error))
+    log.error("failed", action="test.failed", exc_info=raised(error))
     said = capsys.readouterr().err
     assert "in raised" in (json.loads(said)["exception"] if log_format == "json" else said)
 
 
 def test_credentials_in_a_traceback_are_not_logged(capsys):
     configure_logging("json", "info")
-    get_logger().error("failed", action="test.failed", exc_info=raised(ValueError("mongodb://me:secret@host/")))
+    log.error("failed", action="test.failed", exc_info=raised(ValueError("mongodb://me:secret@host/")))
     assert "secret" not in capsys.readouterr().err
 
 
@@ -88,7 +88,6 @@ SECRETS = [
 @pytest.mark.parametrize("text", SECRETS)
 def test_credentials_are_not_logged_wherever_they_stand(text, log_format, capsys):
     configure_logging(log_format, "debug")
-    log = get_logger()
     log.debug(text, action="test.failed")
     log.info("in a value", action="test.failed", url=text)
     log.warning("deep inside", action="test.failed", settings={"urls": [text]}, error=ValueError(text))
@@ -120,7 +119,7 @@ def test_what_is_said_of_an_error_holds_no_secret_and_is_not_too_long(of):
 def test_values_are_logged_without_secrets_however_deep_they_are(capsys):
     configure_logging("json", "info")
     nested = {"options": [{"password": "hunter2", "n": 1}], "Authorization": "hunter2", "list": ["token=hunter2"]}
-    get_logger().error("failed", action="test.failed", nested=nested, odd={1: Unprintable("hunter2")})
+    log.error("failed", action="test.failed", nested=nested, odd={1: Unprintable("hunter2")})
     said = capsys.readouterr().err
     assert "hunter2" not in said
     assert json.loads(said)["nested"]["options"] == [{"password": "...", "n": 1}]
@@ -133,7 +132,7 @@ CONTROLS = "\x1b]0;x\x07\x1b[2J\x9b31m\u202eevil\r\n2026-01-01T00:00:00Z [info] 
 def test_no_value_is_obeyed_by_a_terminal_or_passes_for_a_line(log_format, capsys):
     configure_logging(log_format, "info")
     error = raised(ValueError(CONTROLS))
-    get_logger().error(CONTROLS, action="test.failed", text=CONTROLS, some=[CONTROLS], odd=error, exc_info=error)
+    log.error(CONTROLS, action="test.failed", text=CONTROLS, some=[CONTROLS], odd=error, exc_info=error)
     said = capsys.readouterr().err
     assert not {"\x1b", "\x07", "\x9b", "\u202e", "\r"} & set(said)
     assert "x1b" in said if log_format == "console" else "001b" in said
@@ -143,7 +142,7 @@ def test_no_value_is_obeyed_by_a_terminal_or_passes_for_a_line(log_format, capsy
 
 def test_a_line_does_not_grow_without_a_limit(capsys):
     configure_logging("json", "info")
-    get_logger().error("failed", action="test.failed", error="x" * 10_000_000)
+    log.error("failed", action="test.failed", error="x" * 10_000_000)
     said = capsys.readouterr().err
     assert len(said) < 21_000
     assert json.loads(said)["error"].startswith("xxx")
@@ -168,7 +167,7 @@ def configured_by_the_application() -> Iterator[None]:
 def test_how_an_application_configures_structlog_is_nothing_to_our_lines(capsys, configured_by_the_application):
     configure_logging("json", "info")
     structlog.configure(processors=[refuse])
-    get_logger().warning("it goes on", action="test.went_on")
+    log.warning("it goes on", action="test.went_on")
     (line,) = capsys.readouterr().err.splitlines()
     assert json.loads(line)["action"] == "test.went_on"
 
@@ -182,7 +181,7 @@ def test_our_configuration_is_nothing_to_the_loggers_of_an_application(configure
 def test_a_line_that_can_not_be_logged_is_still_said_and_raises_nothing(capsys):
     structlog.configure(processors=[refuse])
     try:
-        get_logger().error("it goes on", action="test.went_on")
+        log.error("it goes on", action="test.went_on")
     finally:
         structlog.reset_defaults()
     assert "it goes on (not all of it can be logged: ValueError: a processor" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from dispatcher.core.error_text import text_of, trace_of, words_of
 from dispatcher.core.output.writer import free
 from dispatcher.core.redaction import escaped, names_a_secret, redacted, shortened
 
-__all__ = ["configure_logging", "get_logger"]
+__all__ = ["configure_logging", "log"]
 
 # Items and depth of lists and mappings in a log line, at most.
 _MOST_VALUES: Final = 1_000
@@ -50,12 +50,8 @@ class _Log:
     error = partialmethod(_say, "error")
 
 
-_log: Final = _Log()
-
-
-def get_logger() -> Any:
-    """The logger. Every line carries an `action` key that never changes its meaning."""
-    return _log
+log: Final[Any] = _Log()
+"""The logger. Every line carries an `action` key that never changes its meaning."""
 
 
 def configure_logging(log_format: str, level: str) -> None:
@@ -87,7 +83,7 @@ def configure_logging(log_format: str, level: str) -> None:
     ]
     number = logging.getLevelNamesMapping()[level.upper()]
     free("stderr", _named_dropped(processors))
-    _log.own = structlog.wrap_logger(
+    log.own = structlog.wrap_logger(
         structlog.PrintLogger(sys.stderr),
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(number),
@@ -99,12 +95,12 @@ def configure_logging(log_format: str, level: str) -> None:
 
 def _named_dropped(processors: Sequence[Any]) -> Callable[[int], str]:
     """Makes the line with the number of dropped lines, at any level of the log."""
-    log: Any = structlog.wrap_logger(
+    lines: Any = structlog.wrap_logger(
         structlog.ReturnLogger(), processors=processors, wrapper_class=structlog.make_filtering_bound_logger(0)
     )
 
     def named(count: int) -> str:
-        line: str = log.error(
+        line: str = lines.error(
             f"{count} log lines were dropped: stderr could not be written", action="log.dropped", dropped=count
         )
         return f"{line}\n"
@@ -121,7 +117,6 @@ class _Others(logging.Handler):
         except Exception:  # its arguments do not fit its text
             said = words_of(record.msg)
         error = record.exc_info[1] if record.exc_info else None
-        log = get_logger()
         if record.levelno >= logging.ERROR:
             log.error(said, action="library.error", logger=record.name, exc_info=error)
         else:

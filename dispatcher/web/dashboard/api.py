@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from dispatcher.core.driver_errors import in_short
-from dispatcher.core.output.logs import get_logger
+from dispatcher.core.output.logs import log
 from dispatcher.core.state import Group
 from dispatcher.core.stats import BOUNDS
 from dispatcher.exceptions import MalformedLetter, NotFound
@@ -29,8 +29,6 @@ from dispatcher.web.guard import denied, unreadable
 from mongoz import __version__
 
 __all__ = ["Dashboard"]
-
-log = get_logger()
 
 # Maximum bytes of a request, and of dead letters in it.
 _LONGEST_BODY: Final = 100_000

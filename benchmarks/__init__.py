@@ -1,25 +1,25 @@
-"""What mongoz and its dispatcher cost, as ratios: both sides of each are measured in one run, on one machine.
+"""The cost of mongoz and its dispatcher, as ratios. Both sides of a ratio are measured in one run on one machine.
 
     cli.py              flags -> plan -> rows -> report
-    plan.py             how much is measured
-    setting.py          what every suite is given
-    load.py             rows: how fast documents are loaded
-    writes.py           rows: what single writes cost
-    signals.py          rows: what sending a signal costs
-    backlog.py          row: how fast a backlog is delivered
-    latency.py          rows: how long a write takes to its receiver
-    start.py            row: how long a daemon takes to its first delivery
+    plan.py             the size of a run
+    setting.py          the arguments of each suite
+    load.py             rows: loading documents
+    writes.py           rows: single writes
+    signals.py          rows: sending a signal
+    backlog.py          row: delivering a backlog
+    latency.py          rows: the time from a write to its receiver
+    start.py            row: the time from the start of a daemon to its first delivery
     four.py             row: four dispatchers against one
-    memory.py           rows: the daemon's memory over a long backlog
-    growth.py           how cost grows, as plots: `make bench ARGS=growth`
-    busy.py             measuring an application of a certain shape
+    memory.py           rows: the daemon's memory during a long backlog
+    growth.py           growth of cost, as plots: `make bench ARGS=growth`
+    busy.py             measures an application of a given shape
     turns.py            sides that take turns
     workers.py          the processes of these sides
     peers.py            the environments of other ODMs and signals; peers.txt has the versions
     contestants.py      the processes of the dispatcher's rows: the daemon, the bare loop; and the writer
-    workloads/          what runs inside all those processes
+    workloads/          the code inside all these processes
     figures.py          samples, ratios, targets; pure
-    machine.py          where it was measured
+    machine.py          the machine
     report.py           the table and the JSON
 
     guard.py            instructions instead of seconds, against the records in guard.json: `make guard`

@@ -1,10 +1,10 @@
-"""How fast a backlog is delivered.
+"""The rate of delivering a backlog.
 
-The position of a daemon is saved, then the backlog is written, then the two sides go through it in turns: each
-time the daemon finds the position as it was saved then, and the bare loop starts after the token in it. Both are
-timed from the first change that reaches the user's code to the last one, inside the process: starting Python,
-importing and connecting are not part of it. Nor is fetching the first batch, of 1,000 changes: a short backlog
-flatters who waits for the server the more. Which side begins changes from round to round.
+The position of a daemon is saved, the backlog is written, and then the two sides deliver it in turns. Each time
+the daemon finds the same saved position, and the bare loop starts after the token in it. The time is measured
+inside the process, from the first to the last change that reaches the user's code. It does not include starting
+Python, imports, connecting, and fetching the first batch of 1,000 changes. A short backlog favours the side that
+waits longer for the server. The first side changes from round to round.
 """
 
 from typing import Any
@@ -56,7 +56,7 @@ def measure_backlog(setting: Setting) -> list[Row]:
 
 
 def _saved_position(assignment: Assignment, positions: Collection[dict[str, Any]]) -> dict[str, Any]:
-    """What the daemon itself saves when it starts for the first time, before it says that it has started."""
+    """The position that the daemon saves at its first start, before it logs the start."""
     with daemon(assignment, _STATE) as process:
         process.wait_ready()
         process.kill()
@@ -69,7 +69,7 @@ def _saved_position(assignment: Assignment, positions: Collection[dict[str, Any]
 def _our_turn(assignment: Assignment, positions: Collection[dict[str, Any]], position: dict[str, Any]) -> Measured:
     positions.replace_one(
         {"_id": position["_id"]}, position | {"owner": None}
-    )  # released: nobody waits for a lease
+    )  # released, so that nothing waits for a lease
     with daemon(assignment, _STATE) as process:
         measured = process.measured()
         (stopped,) = (line for line in process.end() if line.get("action") == "dispatcher.stopped")

@@ -1,4 +1,4 @@
-"""Measuring a busy application: how many changes a second, after how many milliseconds, with how much memory."""
+"""Measures a busy application: changes per second, latency and memory."""
 
 import asyncio
 import time
@@ -29,17 +29,17 @@ _TIMED, _RATE = 200, 100.0  # writes whose latency is measured, and how many a s
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """What is measured.
+    """One measurement.
 
     Attributes:
         shape: of the application.
-        changes: that are written as fast as possible.
-        padding: characters in each document, beside a few dozen bytes.
-        documents: that the changes update; 0 to insert one for each.
+        changes: the number of writes, as fast as possible.
+        padding: additional characters in each document.
+        documents: the number of updated documents; 0 inserts one for each change.
         concurrency: of each dispatcher.
         dispatchers: processes; as many partitions.
-        timed: the latency is measured too.
-        backlog: all of it is written before anything is delivered; else while that goes on.
+        timed: whether the latency is measured too.
+        backlog: whether all changes are written before the first delivery.
     """
 
     shape: Shape = field(default_factory=Shape)
@@ -53,13 +53,13 @@ class Busy:
 
 
 class Point(NamedTuple):
-    """What was measured.
+    """The result of a measurement.
 
     Attributes:
         rate: changes per second.
         p50, p99: milliseconds from sending a write to the end of its last receiver, at 100 writes/s; None if not
             measured.
-        memory_mb: of one process, the most that was seen.
+        memory_mb: the maximum for one process.
     """
 
     rate: float
@@ -69,7 +69,7 @@ class Point(NamedTuple):
 
 
 class _Heard:
-    """What the processes have said so far."""
+    """The reports of the processes so far."""
 
     def __init__(self, processes: list[Contestant]) -> None:
         self._processes = processes
@@ -79,20 +79,20 @@ class _Heard:
 
     @property
     def count(self) -> int:
-        """Changes that came in."""
+        """The number of delivered changes."""
         return sum(spread["count"] for spread in self._spreads.values())
 
     @property
     def seconds(self) -> float:
-        """From the first change of all to the last."""
+        """Seconds from the first change to the last."""
         spreads = self._spreads.values()
         return float(max(s["last"] for s in spreads) - min(s["first"] for s in spreads)) / 1e9
 
     def wait(self, what: str, is_over: Callable[[], bool]) -> None:
-        """Listen until something holds.
+        """Read reports until a condition holds.
 
         Raises:
-            BenchmarkFailed: it does not, for a long time.
+            BenchmarkFailed: it does not hold in time.
         """
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while not is_over():
@@ -110,7 +110,7 @@ class _Heard:
 
 
 def measure_busy(url: str, busy: Busy) -> Point:
-    """Start the processes, write, and hear what becomes of it.
+    """Start the processes, write, and collect the reports.
 
     Raises:
         BenchmarkFailed: a process did not do what it should.

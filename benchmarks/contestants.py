@@ -1,4 +1,4 @@
-"""The processes of a measurement: the daemon, the bare loop, and the writer; and hearing what they measured."""
+"""The processes of a measurement: the daemon, the bare loop and the writer; and their reports."""
 
 import json
 import sys
@@ -18,17 +18,17 @@ _PATIENCE_SECONDS = 60.0
 
 
 class BenchmarkFailed(Exception):
-    """A measurement did not come about."""
+    """A measurement failed."""
 
 
 class Contestant:
-    """A process that says lines of JSON, and is gone when the block ends.
+    """A process that writes lines of JSON, and is ended at the end of the block.
 
     Args:
         name: for messages.
         command: arguments for our Python interpreter.
-        assignment: what to measure.
-        is_ready: whether a line that it said means that it watches.
+        assignment: the measurement.
+        is_ready: whether a line means that it watches.
         shape: of the busy application.
     """
 
@@ -60,11 +60,11 @@ class Contestant:
         self._wait_for(self._is_ready)
 
     def measured(self, patience: float = _PATIENCE_SECONDS) -> dict[str, Any]:
-        """Wait so many seconds until it has its measurement complete, and return that."""
+        """Wait up to this number of seconds for its result, and return it."""
         return dict(self._wait_for(lambda said: "measured" in said, patience)["measured"])
 
     def news(self) -> list[dict[str, Any]]:
-        """What it said since it was heard last.
+        """The lines since the last call.
 
         Raises:
             BenchmarkFailed: it has ended.
@@ -80,7 +80,7 @@ class Contestant:
             said.append(self._parsed(line.text))
 
     def end(self) -> list[dict[str, Any]]:
-        """End it in order; returns what it said since the last time it was heard."""
+        """End it with SIGTERM. Returns the lines since the last call."""
         code = self._child.stop()
         said = []
         while (line := self._lines.get(timeout=_PATIENCE_SECONDS)).text is not None:
@@ -101,7 +101,7 @@ class Contestant:
             try:
                 line = self._lines.get(timeout=max(0.0, deadline - time.monotonic()))
             except Empty:
-                raise self._failed(f"said nothing for {patience:g} s") from None
+                raise self._failed(f"wrote nothing for {patience:g} s") from None
             if line.text is None:
                 raise self._failed("ended before it was done")
             said = self._parsed(line.text)
@@ -118,11 +118,11 @@ class Contestant:
 
     def _failed(self, what: str) -> BenchmarkFailed:
         words = "\n".join(f"  {line[:500]}" for line in self._heard[-30:])
-        return BenchmarkFailed(f"The {self.name} {what}. Its last words:\n{words or '  (none)'}")
+        return BenchmarkFailed(f"The {self.name} {what}. Its last lines:\n{words or '  (none)'}")
 
 
 def daemon(assignment: Assignment, state_database: str) -> Contestant:
-    """The dispatcher, as an operator starts it: no flag that would make it faster or slower."""
+    """The dispatcher as an operator starts it, without flags that affect its speed."""
     command = ["-m", "dispatcher", "run", "benchmarks.workloads.app:registry", "--log-format", "json"]
     return Contestant(
         "dispatcher",
@@ -135,7 +135,7 @@ def daemon(assignment: Assignment, state_database: str) -> Contestant:
 def busy_daemon(
     assignment: Assignment, state_database: str, shape: Shape, *, concurrency: int = 100, partitions: int = 1
 ) -> Contestant:
-    """The dispatcher of an application of a certain shape."""
+    """The dispatcher of an application of a given shape."""
     command = ["-m", "dispatcher", "run", "benchmarks.workloads.busy:registry", "--log-format", "json"]
     flags = ["--concurrency", str(concurrency), "--partitions", str(partitions)]
     return Contestant(

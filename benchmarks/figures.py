@@ -11,12 +11,12 @@ __all__ = ["Pair", "Row", "Target", "quantile"]
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a ratio of ours to the peer's must be.
+    """The target for a ratio of our figure to the peer's.
 
     Attributes:
         limit: the design's target.
-        tolerated: where `--check` draws the line, far beyond the target: a shared machine that does three other
-            things at once must not turn a build red, a regression by a factor must.
+        tolerated: the limit of `--check`, far beyond the target: a regression by a factor must fail a build, and a
+            busy shared machine must not.
         better: `"higher"` for a rate, `"lower"` for a time.
     """
 
@@ -33,12 +33,12 @@ class Target:
         return ratio >= self.tolerated if self.better == "higher" else ratio <= self.tolerated
 
     def missed_by(self, ratio: float) -> float:
-        """By which part of itself the target is missed; negative if it is met."""
+        """The share by which the target is missed; negative if it is met."""
         return 1 - ratio / self.limit if self.better == "higher" else ratio / self.limit - 1
 
 
 class Pair(NamedTuple):
-    """What one round measured, in the unit of its row."""
+    """The result of one round, in the unit of its row."""
 
     ours: float
     peer: float
@@ -57,11 +57,11 @@ class Row:
         key: stable name, for machines.
         what: for people, in a few words.
         about: for people, in a sentence.
-        peer: what ours is compared with.
+        peer: the other side.
         unit: of the samples.
         pairs: one per round.
-        target: for the median of the ratios; None where the design sets none, and the row informs.
-        details: whatever else was measured, by name; goes into the JSON as it is.
+        target: for the median of the ratios; None for a row without a target.
+        details: further results by name, for the JSON.
     """
 
     key: str
@@ -80,7 +80,7 @@ class Row:
 
     @property
     def ratio(self) -> float:
-        """The median of the ratios: the two sides of a round ran close together, under the same conditions."""
+        """The median of the ratios. The two sides of a round run close together, under the same conditions."""
         return median(self.ratios)
 
     @property
@@ -95,6 +95,6 @@ class Row:
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least this share of the values does not exceed."""
+    """The smallest value that is at least as large as this share of the values."""
     ordered = sorted(values)
     return ordered[max(0, ceil(share * len(ordered)) - 1)]

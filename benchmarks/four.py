@@ -1,8 +1,9 @@
 """Four dispatchers against one: a receiver that waits 50 ms, as for a service, 100 deliveries at once in each.
 
-Each has one partition. All changes are written while the group is paused, and then it is resumed: whoever writes
-takes as much of a small machine as a dispatcher does. From the first delivery of all to the last; the processes
-notice the end of the pause up to a second apart, so there are enough changes for some seconds of four.
+Each has one partition. All changes are written while the group is paused, because a writer needs as much of a
+small machine as a dispatcher. Then the group is resumed, and the time is measured from the first delivery to the
+last. The processes see the end of the pause up to a second apart, so four of them have enough changes for some
+seconds.
 """
 
 from dataclasses import replace

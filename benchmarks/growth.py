@@ -1,4 +1,4 @@
-"""How cost grows: changes per second, milliseconds and megabytes over one thing at a time."""
+"""Growth of cost: changes per second, milliseconds and megabytes over one quantity at a time."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,15 +11,15 @@ __all__ = ["DIMENSIONS", "Dimension", "Grown", "measure_growth"]
 
 
 class Dimension(NamedTuple):
-    """One thing that grows.
+    """One quantity that grows.
 
     Attributes:
         key: stable name, for machines and files.
         title: for people.
-        axis: what the numbers are.
-        says: what is measured, in a sentence.
-        values: how far it grows.
-        busy: what is measured at each.
+        axis: its unit.
+        says: the measurement, in a sentence.
+        values: of the quantity.
+        busy: the measurement for each value.
     """
 
     key: str
@@ -31,7 +31,7 @@ class Dimension(NamedTuple):
 
 
 class Grown(NamedTuple):
-    """What was measured of a dimension: a point for each value."""
+    """The results of a dimension: a point for each value."""
 
     dimension: Dimension
     points: list[Point]
@@ -114,8 +114,8 @@ def measure_growth(url: str, say: Callable[[str], None], *, quick: bool = False)
     """Measure all dimensions.
 
     Args:
-        url: of a server that nobody else uses.
-        say: told about the progress.
+        url: of a server for this run only.
+        say: gets the progress.
         quick: a tenth of the changes.
 
     Raises:

@@ -1,11 +1,11 @@
-"""A guard against getting slower: instructions instead of seconds, counted by valgrind's callgrind.
+"""A guard against regressions of speed: it counts instructions with valgrind's callgrind.
 
-Each operation is counted beside a bare reference that runs in the same interpreter, and what is compared is their
-ratio: so neither the machine, nor what else it does, nor the build of Python matters. The ratios that are allowed
-are in guard.json; one that exceeds its record by more than 15 % fails.
+Each operation is counted next to a bare reference in the same interpreter, and their ratio is compared. So the
+machine, its load and the build of Python do not matter. guard.json has the recorded ratios. A ratio that exceeds
+its record by more than 15 % fails.
 
     python -m benchmarks.guard              compare
-    python -m benchmarks.guard --record     take what is counted now for the new records
+    python -m benchmarks.guard --record     record the present ratios
 """
 
 import argparse
@@ -28,7 +28,7 @@ RECORDS: Final = Path(__file__).parent / "guard.json"
 _SLACK: Final = 1.15
 _PATIENCE_SECONDS: Final = 600
 
-# Operation -> what it is divided by.
+# Operation -> its reference.
 _REFERENCES: Final = {
     "send": "await",
     "hydrate": "validate",
@@ -50,7 +50,7 @@ class Verdict(NamedTuple):
         name: of it.
         instructions: per operation.
         ratio: to the reference.
-        record: the ratio that it had; None if it is new.
+        record: the recorded ratio; None if it is new.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Verdict(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """Whether it is no slower than it may be."""
+        """Whether its ratio is within the limit."""
         return self.record is not None and self.ratio <= self.record * _SLACK
 
 
@@ -90,7 +90,7 @@ def judge(counts: dict[str, float], records: dict[str, float]) -> list[Verdict]:
 
     Args:
         counts: instructions per operation, references included.
-        records: ratios that were there before.
+        records: the recorded ratios.
     """
     return [
         Verdict(name, counts[name], counts[name] / counts[reference], records.get(name))
@@ -123,7 +123,7 @@ def _count() -> dict[str, float]:
     """Instructions per operation, by its name.
 
     Raises:
-        RuntimeError: valgrind, or what it runs, did not end well.
+        RuntimeError: valgrind or its program failed.
     """
     with tempfile.TemporaryDirectory(prefix="mongoz-guard-") as directory:
         command = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={directory}/out"]
@@ -138,7 +138,7 @@ def _count() -> dict[str, float]:
             check=False,
         )
         if done.returncode:
-            raise RuntimeError(f"valgrind ended with {done.returncode}. Its last words:\n{done.stderr[-2000:]}")
+            raise RuntimeError(f"valgrind ended with {done.returncode}. Its last lines:\n{done.stderr[-2000:]}")
         counts = {}
         for path in Path(directory).glob("out.*"):
             found = _DUMP.search(path.read_text("utf-8", errors="replace"))

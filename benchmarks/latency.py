@@ -1,15 +1,14 @@
-"""How long a write takes until its receiver is called.
+"""The time from a write to the call of its receiver.
 
-From when: from the instant before the writer sends the insert. That is the one instant that is sure to come before
-the receiver's call, on both sides. The acknowledgement is not: a change stream shows a write as soon as a majority
-has it, and then its reader and the writer hear of it in any order (the difference of the two was negative for a
-tenth to a half of the writes). So the time that the server takes to commit is part of both sides, which draws the
-ratio towards 1; the details have the time to the acknowledgement, to judge by how much. Clocks: all processes are
-on one machine and read its monotonic clock.
+The time begins before the writer sends the insert. Only this instant is always before the call of the receiver.
+The acknowledgement is not: a change stream shows a write as soon as a majority has it, so its reader and the
+writer get it in any order. (The difference was negative for a tenth to a half of the writes.) So both sides
+include the commit time of the server, which moves the ratio towards 1. The details have the time to the
+acknowledgement for comparison. All processes run on one machine and read its monotonic clock.
 
-Alone or together: each side is alone with the writer and the server, in turns, and both sides of a round get the
-same stream of writes. Both at once would see the very same writes, but would wake up at the same instant for each
-of them, and on few cores measure who was first, and the other side's work.
+Each side runs alone with the writer and the server, in turns. Both sides of a round get the same stream of writes.
+If both ran at once, they would wake up at the same time for each write. On few cores the result would depend on
+the order, and on the work of the other side.
 """
 
 from typing import Any, NamedTuple
@@ -33,8 +32,8 @@ class Turn(NamedTuple):
     """One side on one stream of writes: milliseconds from sending, in the order of the writes.
 
     Attributes:
-        received: until the receiver was called.
-        acknowledged: until the writer had heard that it is committed.
+        received: until the call of the receiver.
+        acknowledged: until the acknowledgement.
     """
 
     received: list[float]

@@ -1,8 +1,4 @@
-"""How fast documents are loaded: (str, e-mail, int, list of str, datetime), all of a collection into a list.
-
-The design also names upstream mongoz 0.13.3 here. It is left out on purpose: this project is written afresh, and
-that package is neither read nor installed where it is made.
-"""
+"""The rate of loading documents (str, e-mail, int, list of str, datetime): a whole collection into a list."""
 
 from pymongo import MongoClient
 
@@ -28,7 +24,7 @@ def measure_load(setting: Setting) -> list[Row]:
 
 
 def fill(setting: Setting, count: int) -> None:
-    """Have so many documents, and nothing else, in the ODMs' database."""
+    """Fill the ODMs' database with this number of documents."""
     with MongoClient[dict[str, object]](setting.url) as client:
         client.drop_database(ODM_DATABASE)
         for portion in people(count):

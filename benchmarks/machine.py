@@ -1,4 +1,4 @@
-"""Where it was measured."""
+"""Describes the machine."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ _PACKAGES = ("mongoz-dispatcher", "pymongo", "pydantic", "pydantic-core", "uvloo
 
 
 def describe_machine(url: str) -> dict[str, Any]:
-    """The machine, how busy it is at this moment, and the versions of what is measured."""
+    """The machine, its load at this moment, and the measured versions."""
     with MongoClient[dict[str, Any]](url) as client:
         server = str(client.server_info()["version"])
     return {

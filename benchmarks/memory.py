@@ -1,7 +1,7 @@
-"""The memory of the daemon over a long backlog: how much at most, and whether it grows.
+"""The memory of the daemon during a long backlog: its maximum and its growth.
 
-It is looked at after each tenth of the changes, inside the process. One round: it takes minutes, and
-memory does not depend on what else the machine does.
+It is measured inside the process after each tenth of the changes. One round is enough: it takes minutes, and
+memory does not depend on the load of the machine.
 """
 
 from pymongo import MongoClient
@@ -30,7 +30,7 @@ def measure_memory(setting: Setting) -> list[Row]:
     changes = setting.plan.long
     assignment = Assignment(setting.url, _DATABASE, changes, "pace")
     with MongoClient[dict[str, object]](setting.url) as client:
-        with daemon(assignment, _STATE) as process:  # its position is behind all that is written from here on
+        with daemon(assignment, _STATE) as process:  # its position is behind all later writes
             process.wait_ready()
         setting.say(f"writing a backlog of {changes:,} inserts")
         for portion in people(changes):

@@ -1,4 +1,4 @@
-"""What a run writes into the documentation: the table, the plots, and how many changes a second need what."""
+"""Writes the pages of a run: the table, the plots, and the growth of cost."""
 
 import json
 from collections.abc import Sequence

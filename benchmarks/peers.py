@@ -1,8 +1,7 @@
-"""The peers' environments: a virtual environment for each, made when it is first needed.
+"""A virtual environment for each peer, made when it is first needed.
 
-Ours never gets them: they may want other versions of pydantic or PyMongo, and nothing that we ship is to depend on
-what happens to be importable here. Nor does any of them get another's, for the same reason. What goes in is in
-peers.txt, to the last version.
+Peers are not installed into our environment or into each other's: they can need other versions of pydantic or
+PyMongo, and our code must not depend on them by accident. peers.txt has all versions.
 """
 
 import subprocess
@@ -37,7 +36,7 @@ class Peers:
     """Environments that are complete.
 
     Attributes:
-        versions: by the peer: of everything in its environment, by the packages' names.
+        versions: of all packages in the environment of a peer, by peer and package.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -52,12 +51,12 @@ class Peers:
 
 
 def existing_peers(directory: Path = DIRECTORY) -> Peers | None:
-    """The environments, if they are there and are what peers.txt and this Python ask for."""
+    """The environments, if they exist and fit peers.txt and this Python."""
     return Peers(directory) if all(_is_complete(directory / peer) for peer in PACKAGES) else None
 
 
 def set_up_peers(say: Callable[[str], None], directory: Path = DIRECTORY) -> Peers:
-    """The environments; those that are not there, or not what is asked for, are made now, side by side.
+    """The environments. Missing and outdated ones are made now, in parallel.
 
     Raises:
         BenchmarkFailed: the packages could not be installed.
@@ -88,7 +87,7 @@ def _is_complete(made: Path) -> bool:
 
 
 def _wanted(peer: str) -> str:
-    """What an environment must have been made for."""
+    """The text that identifies the content of an environment."""
     return f"{sys.implementation.cache_tag}\n{' '.join(PACKAGES[peer])}\n{VERSIONS.read_text('utf-8')}"
 
 
@@ -109,4 +108,4 @@ def _run(command: list[str], what: str) -> None:
         raise BenchmarkFailed(f"{what}: {error}") from error
     if done.returncode:
         words = "\n".join(f"  {line}" for line in done.stderr.splitlines()[-10:])
-        raise BenchmarkFailed(f"{what}: exit code {done.returncode}. Its last words:\n{words}")
+        raise BenchmarkFailed(f"{what}: exit code {done.returncode}. Its last lines:\n{words}")

@@ -1,4 +1,4 @@
-"""How much is measured."""
+"""The size of a run."""
 
 from dataclasses import dataclass
 
@@ -12,14 +12,14 @@ class Plan:
     Attributes:
         rounds: pairs of every row; a round measures both sides once.
         changes: length of the backlog.
-        writes: that are timed per side and round, for latency.
-        documents: that are loaded.
-        loads: of all of them, per side and round.
+        writes: timed writes per side and round, for latency.
+        documents: in the loaded collection.
+        loads: of the collection per side and round.
         operations: single creates, saves and updates per side and round.
         sends: of a signal per side and round.
-        long: changes over which memory is watched.
-        waits: changes that one dispatcher, and then four, deliver to a receiver that waits.
-        rate: writes per second while latency is measured.
+        long: changes of the backlog for memory.
+        waits: changes for one dispatcher and for four, with a receiver that waits.
+        rate: writes per second for latency.
     """
 
     rounds: int
@@ -35,7 +35,7 @@ class Plan:
 
     @property
     def warm_up(self) -> int:
-        """Writes before those that are timed: connections, caches and branches get warm on both sides."""
+        """Writes before the timed ones, to warm up both sides."""
         return max(20, self.writes // 10)
 
 

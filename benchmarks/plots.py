@@ -19,7 +19,7 @@ class Line(NamedTuple):
     """One line of a plot.
 
     Attributes:
-        name: what the legend says.
+        name: in the legend.
         points: (x, y).
     """
 
@@ -28,7 +28,7 @@ class Line(NamedTuple):
 
 
 def bars(rows: Sequence[Row]) -> str:
-    """Ratios of the rows that have a target, each in units of it: the target is where the line is."""
+    """Ratios of the rows with a target, in units of the target, which is a line."""
     chosen = [row for row in rows if row.target is not None]
     parts, right, most = [], 230, 2.0
     scale = (_WIDTH - right - 110) / most
@@ -86,7 +86,7 @@ def lines(title: str, x_name: str, y_name: str, drawn: Sequence[Line]) -> str:
 
 
 def _rounded(value: float) -> float:
-    """The next number that looks good at the end of an axis."""
+    """The next round number for the end of an axis."""
     if value <= 0:
         return 1.0
     unit = 10 ** int(log10(value) if value >= 1 else log10(value) - 1)

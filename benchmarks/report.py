@@ -23,7 +23,7 @@ _SHOWN: Final = ("pymongo", "pydantic")
 
 
 def show(console: Console, rows: Sequence[Row], machine: dict[str, Any]) -> None:
-    """Print the rows and where they were measured."""
+    """Print the rows and the machine."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("", "against"):
         table.add_column(name, no_wrap=True)
@@ -49,7 +49,7 @@ def show(console: Console, rows: Sequence[Row], machine: dict[str, Any]) -> None
 
 
 def place(machine: dict[str, Any]) -> str:
-    """Where it was measured, for people."""
+    """The machine, for people."""
     ours = ", ".join(f"{name} {machine[name]}" for name in ("pymongo", "pydantic", "uvloop", "mongoz-dispatcher"))
     lines = [
         f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB, {machine['system']}",
@@ -73,14 +73,14 @@ def quantity(value: float, unit: str) -> str:
 
 
 def target_of(row: Row) -> str:
-    """What its ratio must be, for people; empty where nothing is asked."""
+    """The target of a row, for people; empty if it has none."""
     if row.target is None:
         return ""
     return f"{'>=' if row.target.better == 'higher' else '<='} {row.target.limit:g}x"
 
 
 def verdict_of(row: Row) -> str:
-    """Whether it is, for people."""
+    """Whether the target is met, for people."""
     if row.target is None:
         return ""
     return "met" if row.target.met_by(row.ratio) else f"missed {row.target.missed_by(row.ratio):.0%}"
@@ -91,7 +91,7 @@ def _verdict(row: Row) -> Text:
 
 
 def as_json(rows: Sequence[Row], machine: dict[str, Any], plan: Plan) -> dict[str, Any]:
-    """Everything that was measured."""
+    """All results."""
     return {
         "format": _FORMAT,
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -119,7 +119,7 @@ def as_json(rows: Sequence[Row], machine: dict[str, Any], plan: Plan) -> dict[st
 
 
 def store(result: dict[str, Any], path: Path | None) -> Path:
-    """Write a result to a file: the one that was asked for, else one among the results."""
+    """Write the result to the given file, or to a new one among the results."""
     path = path or RESULTS / f"{result['at'].replace(':', '')}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What every suite is given."""
+"""The arguments of each suite."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ class Setting:
     """A run.
 
     Attributes:
-        url: of a server that nobody else uses.
-        plan: how much is measured.
-        peers: their environment; None to leave their rows out.
-        say: told about the progress.
+        url: of a server for this run only.
+        plan: the size of the run.
+        peers: their environments; None leaves their rows out.
+        say: gets the progress.
     """
 
     url: str

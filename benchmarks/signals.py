@@ -1,4 +1,4 @@
-"""What sending a signal to one async receiver costs, that does nothing."""
+"""The cost of sending a signal to one async receiver that does nothing."""
 
 from math import ceil
 

@@ -1,7 +1,7 @@
-"""How long `dispatcher run` takes to its first delivery: from starting the process to the call of the receiver.
+"""The time from the start of `dispatcher run` to the call of its first receiver.
 
-The change waits for it: it was written after the position that the daemon finds. All modules are in the
-interpreter's cache, as they are on every start but the first.
+The change already waits: it was written after the saved position. All modules are in the interpreter's cache, as
+at each start except the first.
 """
 
 import time

@@ -1,9 +1,9 @@
-"""Sides that take turns: worker processes that measure when they are asked to, a portion at a time.
+"""Measures sides in turns: worker processes measure one portion at a time.
 
-A round is cut into portions, and in each portion every side has one turn, in an order that changes from portion
-to portion. What disturbs the machine for longer than a portion so disturbs all sides of a round alike; what
-disturbs it for less (the server flushes its journal) is left out, as the round is worth the median of a side's
-turns. Each side has a turn before the first round that does not count.
+A round consists of portions. In each portion every side has one turn, in an order that changes. So a disturbance
+that is longer than a portion affects all sides of a round alike. A shorter one, such as a flush of the server's
+journal, does not count, because the result of a round is the median of a side's turns. Before the first round each
+side has a turn that does not count.
 """
 
 import sys
@@ -22,12 +22,12 @@ __all__ = ["Comparison", "Side", "measured_rows"]
 
 
 class Side(NamedTuple):
-    """What is measured, and who does it.
+    """A side: an operation and the environment that runs it.
 
     Attributes:
         module: in `workloads.sides`.
-        operation: one of what it offers.
-        peer: whose environment it needs; empty for ours.
+        operation: of the module.
+        peer: the name of its environment; empty for ours.
     """
 
     module: str
@@ -36,7 +36,7 @@ class Side(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """A row to be: two sides, and what their ratio must be.
+    """A planned row: two sides, and the target of their ratio.
 
     Attributes:
         key: stable name, for machines.
@@ -45,9 +45,9 @@ class Comparison(NamedTuple):
         peer: for people, the other side.
         ours: our side.
         theirs: the other side.
-        unit: `"/s"` to compare rates, `"us"` to compare times, `"us CPU"` to compare what the processes' own work
-            takes; of one document, write or signal.
-        target: for the ratio; None where the design has none.
+        unit: `"/s"` to compare rates, `"us"` to compare times, `"us CPU"` to compare processor times of the
+            processes; for one document, write or signal.
+        target: for the ratio; None for a row without one.
     """
 
     key: str
@@ -64,10 +64,10 @@ def measured_rows(setting: Setting, comparisons: Sequence[Comparison], *, portio
     """Measure the sides of all comparisons together.
 
     Args:
-        setting: those comparisons that need peers are left out where there are none.
-        comparisons: what is compared.
-        portions: turns of every side in a round.
-        count: how often an operation is done in a turn.
+        setting: of the run. Without peers, comparisons with them are left out.
+        comparisons: the planned rows.
+        portions: turns of each side in a round.
+        count: operations in a turn.
 
     Raises:
         BenchmarkFailed: a side did not do what it should.
@@ -93,7 +93,7 @@ def _workers(setting: Setting, sides: Sequence[Side]) -> Iterator[dict[str, Work
             if side.module not in workers:
                 python = sys.executable
                 if side.peer:
-                    assert setting.peers is not None  # else its rows are left out
+                    assert setting.peers is not None  # otherwise its rows are left out
                     python = setting.peers.python(side.peer)
                 workers[side.module] = stack.enter_context(Worker(python, side.module, setting.url))
         for worker in workers.values():

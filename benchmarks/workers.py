@@ -1,4 +1,4 @@
-"""Worker processes: they measure one side each, when they are asked to."""
+"""Worker processes. Each measures one side on request."""
 
 import json
 import select
@@ -17,24 +17,24 @@ _PATIENCE_SECONDS: Final = 120.0
 
 
 class Turn(NamedTuple):
-    """What a side took."""
+    """The time of one turn."""
 
     seconds: float
     cpu_seconds: float
 
 
 class Worker:
-    """A process that measures the operations of one module, and is gone when the block ends.
+    """A process that measures the operations of one module, and is ended at the end of the block.
 
     Args:
-        python: the interpreter to run it with.
-        module: the side's.
+        python: its interpreter.
+        module: of the side.
         url: of the server.
     """
 
     def __init__(self, python: str, module: str, url: str) -> None:
         self._name = module
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process runs
         self._process = subprocess.Popen(
             [python, "-m", "benchmarks.workloads.sides.worker", module, url],
             cwd=_ROOT,
@@ -51,7 +51,7 @@ class Worker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._process.kill()  # it has nothing to finish
+        self._process.kill()  # it has no work to finish
         self._process.communicate()
         self._errors.close()
 
@@ -60,10 +60,10 @@ class Worker:
         self._heard()
 
     def measure(self, operation: str, count: int) -> Turn:
-        """Have an operation done so often.
+        """Run an operation this number of times.
 
         Raises:
-            BenchmarkFailed: it was not.
+            BenchmarkFailed: it failed.
         """
         assert self._process.stdin is not None
         try:
@@ -75,9 +75,9 @@ class Worker:
 
     def _heard(self) -> dict[str, Any]:
         assert self._process.stdout is not None
-        # It says one line at a time: none can be waiting in the buffer, where select does not see it.
+        # It writes one line at a time, so no line can wait in the buffer, where select does not see it.
         if not select.select([self._process.stdout], [], [], _PATIENCE_SECONDS)[0]:
-            raise self._failed(f"said nothing for {_PATIENCE_SECONDS:g} s")
+            raise self._failed(f"wrote nothing for {_PATIENCE_SECONDS:g} s")
         line = self._process.stdout.readline()
         if not line:
             raise self._failed("ended")
@@ -87,4 +87,4 @@ class Worker:
     def _failed(self, what: str) -> BenchmarkFailed:
         self._errors.seek(0)
         words = self._errors.read().decode(errors="replace").splitlines()[-30:]
-        return BenchmarkFailed(f"The side {self._name} {what}. Its last words:\n" + "\n".join(words))
+        return BenchmarkFailed(f"The side {self._name} {what}. Its last lines:\n" + "\n".join(words))

@@ -1,11 +1,11 @@
-"""What single writes cost: one after another, each awaited, as a request handler does it.
+"""The cost of single writes, awaited one after another, as in a request handler.
 
-The time of a write is mostly the server's, for which all sides wait alike: ratios come out near 1, and a busy
-server draws them nearer still: where it flushes its journal once a millisecond, a write takes a millisecond. So
-there are rows for the processor time that each side spends itself, too, of which none is the server's.
+Most of the time of a write is spent in the server, equally for all sides. So ratios are near 1, and on a busy
+server even nearer: if it flushes its journal once a millisecond, a write takes a millisecond. So further rows
+compare the processor time of each process, without the server.
 
-`create` is making an instance out of plain values and writing it, as is what it is compared with: full validation
-included, of which the e-mail address is the dearest part. `create of an instance` leaves the making out.
+`create` and its peers make an instance from plain values and write it, with full validation, of which the e-mail
+address is the most expensive part. `create of an instance` does not include making the instance.
 """
 
 from math import ceil
@@ -17,7 +17,7 @@ from benchmarks.turns import Comparison, Side, measured_rows
 
 __all__ = ["measure_writes"]
 
-# Short, so that the sides of a round see the same machine; long enough to outweigh the first step, which is extra.
+# Short, so that both sides of a round see the same machine; long enough to outweigh the first step.
 _PORTION = 50
 
 

@@ -1,1 +1,1 @@
-"""What developers run now and then; not part of the package."""
+"""Tools for developers; not part of the package."""

@@ -1,7 +1,7 @@
-"""Makes the pictures of the documentation anew: `make pictures`.
+"""Makes the pictures of the documentation: `make pictures`.
 
     docs/images/demo.svg        the end of `dispatcher demo`, as a terminal shows it
-    docs/images/dashboard.png   the dashboard of a group that is at work, in Chromium
+    docs/images/dashboard.png   the dashboard of a busy group, in Chromium
 
 Both are of real runs on an embedded MongoDB.
 """
@@ -35,7 +35,7 @@ TOKEN = "sixteen letters or more"
 SECONDS = 75
 MEMBERS = 2
 
-# The shop with two more receivers: one whose other side is down for some customers, and one that takes its time.
+# The shop with two more receivers: one fails for some customers, and one is slow.
 TROUBLED = """
 import asyncio
 import random
@@ -59,7 +59,7 @@ async def reindex(sender, instance, **kwargs):
 
 
 class Still(Screen):
-    """Without what is shown while the demo runs: a terminal has forgotten that by its end, a recording has not."""
+    """The recording without the live view, which a terminal no longer shows at the end."""
 
     @contextlib.contextmanager
     def live(self) -> Iterator[None]:
@@ -71,7 +71,7 @@ class Still(Screen):
         pass
 
     def say(self, text: str) -> None:
-        if "#token=" not in text:  # nobody can follow that link
+        if "#token=" not in text:  # the link is dead
             super().say(text)
 
 
@@ -81,13 +81,13 @@ def picture_of_the_demo(seconds: float = 12.0) -> None:
     with patch.object(demo, "Console", lambda **_: console), patch.object(demo, "Screen", Still):
         demo.demonstrate(seconds)
     drawn = console.export_svg(title="dispatcher demo")
-    # It would have a font fetched from elsewhere.
+    # It would load a font from another host.
     (IMAGES / "demo.svg").write_text(re.sub(r"\s*@font-face \{[^}]*\}", "", drawn))
 
 
 @contextlib.contextmanager
 def running(*command: str, **environment: str) -> Iterator[None]:
-    """A process of ours, until the block ends."""
+    """A process during a `with` block."""
     process = subprocess.Popen(
         [sys.executable, "-m", *command],
         cwd=ROOT,
@@ -103,13 +103,13 @@ def running(*command: str, **environment: str) -> Iterator[None]:
 
 
 def free_address() -> str:
-    """One that nothing listens at."""
+    """A free port."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 def picture_of_the_dashboard() -> None:
-    """Run a group for a while, and look at it."""
+    """Run a group for a while, and take a picture of its dashboard."""
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory())
         (Path(directory) / "troubled.py").write_text(TROUBLED)

@@ -1,1 +1,1 @@
-"""What runs inside the processes that are measured."""
+"""The code inside the measured processes."""

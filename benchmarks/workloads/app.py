@@ -1,4 +1,4 @@
-"""Our side: an application with one receiver, which `dispatcher run benchmarks.workloads.app:registry` serves."""
+"""Our side: an application with one receiver. `dispatcher run benchmarks.workloads.app:registry` serves it."""
 
 import datetime
 from typing import Any

@@ -1,7 +1,7 @@
-"""The other side: the shortest loop over a change stream that PyMongo's async client allows, on uvloop as well.
+"""The other side: the shortest loop over a change stream with PyMongo's async client, also on uvloop.
 
-It watches what the daemon watches, with the same pipeline and the same images, and keeps no position, hydrates
-nothing, and calls its user's code without an await: the limit of what can be had.
+It has the same pipeline and images as the daemon. It saves no position, makes no instances, and calls the user's
+code without an await. So it is the upper limit.
 
     python -m benchmarks.workloads.bare [TOKEN]
 """
@@ -21,10 +21,10 @@ __all__ = ["watch"]
 
 
 async def watch(assignment: Assignment, token: str | None) -> None:
-    """Hand every change to the meter, until all expected ones were there.
+    """Give each change to the meter, until all expected ones have arrived.
 
     Args:
-        assignment: what to measure.
+        assignment: the measurement.
         token: start after it; by default now.
     """
     meter, left = make_meter(assignment), assignment.expected

@@ -1,4 +1,4 @@
-"""Our side where its cost is to grow: `dispatcher run benchmarks.workloads.busy:registry`."""
+"""Our side for the growth of cost: `dispatcher run benchmarks.workloads.busy:registry`."""
 
 import asyncio
 from time import perf_counter

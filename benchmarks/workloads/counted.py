@@ -1,4 +1,4 @@
-"""What the guard counts, each beside a bare reference in the same interpreter. Nothing here does any I/O.
+"""The operations of the guard, each next to a bare reference in the same interpreter, without I/O.
 
 valgrind --tool=callgrind --instr-atstart=no python -m benchmarks.workloads.counted
 """
@@ -43,7 +43,7 @@ Step = Callable[[Any], Awaitable[object]]
 
 
 class Plain(BaseModel):
-    """The same fields as a document has, and nothing else."""
+    """The same fields as the document, and nothing else."""
 
     name: str
     email: str
@@ -63,7 +63,7 @@ class _NoDriver:
 
 
 async def _count(name: str, step: Step, inputs: list[Any]) -> None:
-    """Count one step per input; some that are not counted come first, for what is done once."""
+    """Count one step for each input. Some uncounted steps come first, to exclude work that is done once."""
     for one in inputs[_TIMES:]:
         await step(one)
     with counted(f"{name} {_TIMES}"):
@@ -116,8 +116,8 @@ def _creating(document: type[Human]) -> Step:
 
 
 async def _count_deliveries() -> None:
-    """From an undecoded event to the receiver: all that is done for each change."""
-    # The half that is counted comes second, as tokens must grow.
+    """From an undecoded event to the receiver: the whole work for each change."""
+    # The counted half comes second, because tokens must grow.
     numbers = [*range(_TIMES, 2 * _TIMES), *range(_TIMES)]
     events = [RawEvent(_event(number)) for number in numbers]
 
@@ -135,7 +135,7 @@ async def _count_deliveries() -> None:
             await pipeline._capacity.idle()
 
     await deliver(events[_TIMES:])
-    # Times are observed a thousand times a second, at most: under valgrind that would be each.
+    # Times are observed at most a thousand times a second. Under valgrind this would be each delivery.
     for figures in pipeline._stats.receivers.values():
         figures.due = float("inf")
     with counted(f"deliver {_TIMES}"):
@@ -166,7 +166,7 @@ def _pipeline() -> Pipeline:
 
 
 def _event(number: int) -> bytes:
-    """What a server sends of an insert."""
+    """The event of an insert, as a server sends it."""
     collection = Announced.get_collection()
     namespace = {"db": collection.database.name, "coll": collection.name}
     id_ = bson.ObjectId()

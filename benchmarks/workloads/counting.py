@@ -1,8 +1,8 @@
-"""Counting instructions: what valgrind's callgrind is told from inside the process that it runs.
+"""Counts instructions: requests to valgrind's callgrind from inside the process.
 
-A program talks to valgrind by a sequence of instructions that does nothing elsewhere ("client requests", a stable
-part of its interface, otherwise wrapped into C macros). It is put into a page of memory and called, so nothing has
-to be compiled where the guard runs. Linux on x86-64 only.
+A program sends requests to valgrind with a sequence of instructions that does nothing without valgrind ("client
+requests", a stable part of its interface, usually wrapped in C macros). The sequence is put into a page of memory
+and called, so nothing has to be compiled. Linux on x86-64 only.
 """
 
 import ctypes
@@ -37,7 +37,7 @@ def is_counting() -> bool:
 
 @contextmanager
 def counted(name: str) -> Iterator[None]:
-    """Have callgrind write a dump of what the block executed, triggered by this name."""
+    """Let callgrind write a dump of the instructions of the block, with this name as its trigger."""
     text = ctypes.create_string_buffer(name.encode())
     _request(_START)
     _request(_ZERO_STATS)

@@ -1,4 +1,4 @@
-"""What the processes of a measurement are told, as environment variables."""
+"""Assignments for the processes of a measurement, as environment variables."""
 
 import os
 from dataclasses import asdict, dataclass
@@ -20,9 +20,9 @@ class Assignment:
 
     Attributes:
         url: of the server.
-        database: that is watched and written to.
+        database: for the writes.
         expected: changes after which the measurement is complete.
-        meter: what is measured.
+        meter: its name.
     """
 
     url: str
@@ -32,7 +32,7 @@ class Assignment:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Our own environment with the assignment in it, and without settings that would change what runs."""
+        """Our environment with the assignment, and without settings that would affect the run."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("DISPATCHER_")}
         return kept | {f"{_PREFIX}{name.upper()}": str(value) for name, value in asdict(self).items()}
 

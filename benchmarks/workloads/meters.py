@@ -1,7 +1,7 @@
-"""Meters: called once per change by the user's code of either side, which is all that code does.
+"""Meters: the user's code of both sides calls them once for each change, and does nothing else.
 
-They report as a line of JSON on stdout, `{"measured": {...}}`, when the last expected change is in. Times are
-`time.monotonic_ns()`, which is one clock for all processes of a machine.
+They report with a line of JSON on stdout, `{"measured": {...}}`, after the last expected change. Times are
+`time.monotonic_ns()`, the same clock for all processes of a machine.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ class Meter(Protocol):
 
 
 class Pace:
-    """From the first change to the last one: how long, how much work, and the memory after each tenth."""
+    """From the first change to the last: seconds, processor time, and the memory after each tenth."""
 
     def __init__(self, expected: int) -> None:
         self._left = self._expected = expected
@@ -56,7 +56,7 @@ class Pace:
 
 
 class Arrivals:
-    """When each change arrived, by its number."""
+    """The time of each change, by its number."""
 
     def __init__(self, expected: int) -> None:
         self._expected = expected
@@ -69,9 +69,10 @@ class Arrivals:
 
 
 class Spread:
-    """How many changes reached this process from when to when, and when each did: told every while.
+    """The changes of this process with their times, reported regularly.
 
-    For several processes that share the changes: none of them knows when all are in. It takes a running loop.
+    For several processes that share the changes, because none knows when all have arrived. It needs a running
+    loop.
     """
 
     def __init__(self) -> None:
@@ -103,12 +104,12 @@ def make_meter(assignment: Assignment) -> Meter:
 
 
 def say(line: dict[str, Any]) -> None:
-    """Tell the process that started us."""
+    """Report to the parent process."""
     print(json.dumps(line), flush=True)
 
 
 def rss_mb() -> float:
-    """Megabytes of memory that this process has now; where that is not told, the most it ever had."""
+    """Megabytes of memory of this process; its maximum if the system does not report the present value."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     except OSError:

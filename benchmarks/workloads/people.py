@@ -1,4 +1,4 @@
-"""The documents: (str, e-mail, int, list of str, datetime), as a client writes them that does not know mongoz."""
+"""The documents: (str, e-mail, int, list of str, datetime), as a client without mongoz writes them."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -8,7 +8,7 @@ __all__ = ["COLLECTION", "CREATED", "ODM_DATABASE", "people", "person"]
 
 COLLECTION: Final = "people"
 ODM_DATABASE: Final = "odm"
-"""Where the rows about the ODM have their `COLLECTION`, and `CREATED`, to which all sides add."""
+"""The database of the rows about the ODM, with `COLLECTION`, and `CREATED` for new documents."""
 CREATED: Final = "created"
 
 _EPOCH: Final = datetime(2024, 1, 1, tzinfo=UTC)

@@ -1,4 +1,4 @@
-"""What the busy application looks like: how many receivers, of what, and what they do."""
+"""The shape of the busy application: its receivers, their collections and their work."""
 
 import json
 import os
@@ -18,10 +18,10 @@ class Shape:
 
     Attributes:
         receivers: of each change.
-        collections: that are watched.
-        wait_ms: that each receiver waits, as for a service.
-        compute_ms: that each receiver keeps the processor.
-        counters: documents that the receivers count into; 0 for none.
+        collections: the number of watched collections.
+        wait_ms: waiting time of each receiver, as if for a service.
+        compute_ms: processor time of each receiver.
+        counters: the number of documents that receivers count into; 0 for none.
         transactional: whether each delivery is a transaction.
     """
 
@@ -34,10 +34,10 @@ class Shape:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Where the application finds it."""
+        """The environment variable for the application."""
         return {_VARIABLE: json.dumps(asdict(self))}
 
     @classmethod
     def received(cls) -> Self:
-        """The one of this process."""
+        """The shape for this process."""
         return cls(**json.loads(os.environ.get(_VARIABLE, "{}")))

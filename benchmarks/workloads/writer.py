@@ -1,8 +1,8 @@
 """The writer of the latency rows: single inserts at a steady mean rate, by a plain PyMongo client.
 
-The gaps between two writes are exponential: regular ones would fall into step with somebody's timer, which helps
-or harms by chance. They depend on the seed alone, so that both sides of a round get the same stream of writes.
-It reports when each write was sent and when it was acknowledged, as a line of JSON.
+The gaps between two writes are exponential. Regular gaps could fall into step with a timer, with a random effect.
+They depend on the seed only, so both sides of a round get the same stream of writes. It reports the times of each
+write and its acknowledgement as a line of JSON.
 
     python -m benchmarks.workloads.writer RATE SEED
 """
@@ -22,7 +22,7 @@ __all__ = ["write"]
 
 
 def write(assignment: Assignment, rate: float, seed: int) -> None:
-    """Write as many documents as are expected."""
+    """Write the expected number of documents."""
     random = Random(seed)
     sent: list[int] = []
     acknowledged: list[int] = []

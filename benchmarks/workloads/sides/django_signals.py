@@ -10,7 +10,7 @@ __all__ = ["prepare"]
 
 
 class Sender:
-    """What sends."""
+    """The sender."""
 
 
 async def receiver(sender: type, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""A peer: MongoEngine. It is not asynchronous, so nothing is awaited that could wait."""
+"""A peer: MongoEngine. It is synchronous, so nothing is awaited."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ class Human(Document):  # type: ignore[misc]  # unknown, as the import
     tags = ListField(StringField())
     joined_at = DateTimeField(required=True)
 
-    meta: dict[str, Any] = {"abstract": True}  # noqa: RUF012 - how MongoEngine wants it
+    meta: dict[str, Any] = {"abstract": True}  # noqa: RUF012 - as MongoEngine requires
 
 
 class Person(Human):

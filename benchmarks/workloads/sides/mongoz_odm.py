@@ -11,7 +11,7 @@ from mongoz.core.signals import post_delete, post_save, pre_save
 
 __all__ = ["prepare"]
 
-# The URL is not known yet; `prepare` says it.
+# `prepare` sets the URL.
 plain_registry = mongoz.Registry("mongodb://localhost")
 stamping_registry = mongoz.Registry("mongodb://localhost", dispatched="bench")
 
@@ -35,7 +35,7 @@ class Person(Human):
 
 
 class Silent(Human):
-    """Nobody listens."""
+    """Without receivers."""
 
     class Meta:
         collection = CREATED
@@ -56,7 +56,7 @@ class Announced(Human):
 
 
 class Stamped(Human):
-    """The same, and a dispatcher is told that it ran."""
+    """The same, with stamps for a dispatcher."""
 
     class Meta:
         collection = CREATED
@@ -74,7 +74,7 @@ async def after(sender: type[Human], **kwargs: Any) -> None:
     """Do nothing."""
 
 
-# A name that no document had before: whoever writes only what changed has something to write.
+# A new name, so that a side that writes only changed fields has something to write.
 _names = (f"Renamed Person {number}" for number in itertools.count())
 
 
@@ -156,7 +156,7 @@ def _deleting_many(document: type[Human]) -> Operation:
         with Clock() as clock:
             deleted = await document.objects.filter(id__in=ids).delete()
         if deleted != times:
-            raise RuntimeError(f"{times} documents were to be deleted, and {deleted} were")
+            raise RuntimeError(f"{times} documents should be deleted, and {deleted} were")
         return clock
 
     return delete

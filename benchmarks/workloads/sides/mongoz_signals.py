@@ -1,4 +1,4 @@
-"""Our side of signals, and awaiting the receiver without any."""
+"""Our side of signals, and a bare await of the receiver."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ __all__ = ["prepare"]
 
 
 class Sender:
-    """What sends."""
+    """The sender."""
 
 
 async def receiver(sender: type, **kwargs: Any) -> None:

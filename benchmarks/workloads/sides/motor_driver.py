@@ -1,4 +1,4 @@
-"""A peer: Motor, bare. It was what asynchronous applications had before PyMongo's own client."""
+"""A peer: Motor, bare. Asynchronous applications used it before PyMongo had an async client."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The clock of all sides, and what an operation is."""
+"""The clock of all sides, and the type of an operation."""
 
 import gc
 from collections.abc import Awaitable, Callable, Iterable
@@ -10,11 +10,11 @@ __all__ = ["Clock", "Operation", "Operations", "each", "once"]
 
 
 class Clock:
-    """Runs for the length of a `with` block.
+    """Measures a `with` block.
 
     Attributes:
-        seconds: on the wall.
-        cpu_seconds: of this process.
+        seconds: of elapsed time.
+        cpu_seconds: of processor time of this process.
     """
 
     seconds = cpu_seconds = 0.0
@@ -35,7 +35,7 @@ Operations = dict[str, Operation]
 
 
 async def each(step: Callable[[Any], Awaitable[object]], inputs: Iterable[Any]) -> Clock:
-    """Time a step over all inputs but the first: that one wakes up the server, the sockets and the caches."""
+    """Time a step for all inputs except the first, which warms up the server, the sockets and the caches."""
     first, *others = inputs
     await step(first)
     with Clock() as clock:
@@ -47,14 +47,14 @@ async def each(step: Callable[[Any], Awaitable[object]], inputs: Iterable[Any]) 
 async def once(load: Callable[[], Awaitable[list[Any]]], count: int) -> Clock:
     """Time loading `count` documents.
 
-    The garbage collector runs as in an application, from a clean start. Freeing what was loaded is not timed.
+    The garbage collector runs as in an application, after a collection. Freeing the documents is not timed.
 
     Raises:
-        RuntimeError: there were more or less.
+        RuntimeError: there were more or fewer.
     """
     gc.collect()
     with Clock() as clock:
         loaded = await load()
     if len(loaded) != count:
-        raise RuntimeError(f"{count} documents were to be loaded, and {len(loaded)} came")
+        raise RuntimeError(f"{count} documents should be loaded, and {len(loaded)} were")
     return clock

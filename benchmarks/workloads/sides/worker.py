@@ -1,10 +1,10 @@
-"""A side as a process: told what to do by lines of JSON on stdin, it answers each with one on stdout.
+"""A side as a process. It reads lines of JSON from stdin, and answers each with a line on stdout.
 
     -> {"operation": "load", "count": 20000}        <- {"seconds": 0.11, "cpu_seconds": 0.1}
 
-It says `{"ready": true}` when it is prepared, and ends when stdin does: with whoever started it, at the latest.
-All sides run on uvloop, as the daemon does. While nothing is measured the loop is free, so that no client has to
-catch up with its heartbeats in the midst of a measurement.
+It writes `{"ready": true}` when it is prepared, and ends with stdin, at the latest when its parent ends. All sides
+run on uvloop, like the daemon. Between measurements the loop is free, so that no client has to catch up with its
+heartbeats during a measurement.
 
     python -m benchmarks.workloads.sides.worker MODULE URL
 """
@@ -22,10 +22,10 @@ __all__ = ["work"]
 
 
 async def work(module: str, url: str) -> None:
-    """Measure what is asked for, until nobody asks any more.
+    """Measure on request, until stdin ends.
 
     Args:
-        module: the side's, in this package.
+        module: of the side, in this package.
         url: of the server.
     """
     operations: Operations = await importlib.import_module(f"{__package__}.{module}").prepare(url)

@@ -1,4 +1,4 @@
-"""The command line: its flags come from the settings, and its help is there at once."""
+"""The command line: its flags come from the settings, and its help starts fast."""
 
 import subprocess
 import sys
@@ -28,11 +28,11 @@ def test_the_help_loads_neither_the_driver_nor_the_documents():
     assert done.stdout.splitlines()[-1] == "loaded: []"
 
 
-def test_run_has_a_flag_for_each_setting_that_is_no_secret():
+def test_run_has_a_flag_for_each_setting_except_secrets():
     assert Settings.model_fields.keys() - flags_of("run").keys() == {"http_token"}
 
 
-def test_a_flag_has_the_default_help_and_variable_of_its_setting():
+def test_a_flag_has_the_default_the_help_and_the_variable_of_its_setting():
     flags = flags_of("run")
     for name in ("concurrency", "on_history_lost", "adopt", "partitions"):
         field, flag = Settings.model_fields[name], flags[name]
@@ -40,5 +40,5 @@ def test_a_flag_has_the_default_help_and_variable_of_its_setting():
         assert (flag.opts, flag.envvar) == ([f"--{name.replace('_', '-')}"], f"DISPATCHER_{name.upper()}")
 
 
-def test_a_command_can_have_a_default_of_its_own():
+def test_a_command_can_override_the_default_of_a_setting():
     assert (flags_of("replay")["log_level"].default, flags_of("dev")["log_level"].default) == ("warning", "info")

@@ -1,4 +1,4 @@
-"""Transactions that meet other writes run again within the attempt, and use up none."""
+"""A transaction with a write conflict runs again within the same attempt."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -53,7 +53,7 @@ DELIVERY = Delivery("id", "post_save", "adding", "stream", 1, 1, TIME, None, "po
 
 
 class Runs:
-    """Runs that end as they are told to."""
+    """Transaction runs with prescribed results."""
 
     def __init__(self, *ends: BaseException | None) -> None:
         self.ends = iter(ends)
@@ -77,8 +77,8 @@ class Runs:
         return await target.call(Attempt(target, CHANGE, CALLS, DELIVERY, {"instance": object()}, JOB, now()))
 
 
-async def test_each_run_is_a_call_of_its_own_with_a_new_instance():
-    """So each has the receiver's whole time limit."""
+async def test_each_run_calls_the_receiver_with_a_new_instance():
+    """Each run has the receiver's whole time limit."""
     runs = Runs(transient(112), hidden(transient(24)), None)
     assert await runs.attempt() is None
     assert len({*map(id, runs.instances)}) == 3
@@ -86,20 +86,20 @@ async def test_each_run_is_a_call_of_its_own_with_a_new_instance():
     assert runs.figures.conflicts == 2
 
 
-async def test_an_election_is_no_conflict_and_is_run_again():
+async def test_a_transaction_runs_again_after_an_election():
     runs = Runs(transient(189), None)
     assert await runs.attempt() is None
     assert runs.figures.conflicts == 0
 
 
-async def test_what_the_receiver_raised_ends_the_attempt():
+async def test_an_error_of_the_receiver_ends_the_attempt():
     error = ValueError("no")
     runs = Runs(transient(112), error)
     assert await runs.attempt() is error
     assert len(runs.instances) == 2
 
 
-async def test_conflicts_without_an_end_make_room_for_others():
+async def test_endless_conflicts_release_the_place_for_other_deliveries():
     conflict = transient(112)
     runs = Runs(conflict, None)
     assert await runs.attempt(timeout=0.0) is conflict
@@ -111,11 +111,11 @@ async def test_conflicts_without_an_end_make_room_for_others():
     [
         (transient(112), 290, 0),
         (hidden(transient(112)), 290, 0),
-        (transient(112), 310, 1),  # it conflicts with itself, it seems
+        (transient(112), 310, 1),  # after five minutes a conflict counts as a failed attempt
         (ValueError("no"), 0, 1),
     ],
 )
-async def test_a_conflict_uses_up_no_attempt_for_five_minutes(error, since, attempts):
+async def test_conflicts_use_up_no_attempt_for_five_minutes(error, since, attempts):
     runs = Runs()
     began = datetime.now(UTC) - timedelta(seconds=since)
     failures = Failures(1, Stats(), pause=runs.pause)

@@ -1,4 +1,4 @@
-"""How many transactions of one receiver run at once."""
+"""The number of concurrent transactions of one receiver adapts to conflicts."""
 
 import asyncio
 
@@ -8,7 +8,7 @@ from dispatcher.delivery.contention import Contention
 
 
 class Transactions:
-    """Runs transactions that end when they are told to."""
+    """Runs transactions and ends them on request."""
 
     def __init__(self, contention: Contention) -> None:
         self.contention = contention
@@ -56,25 +56,25 @@ async def some():
     await made.close()
 
 
-async def test_commits_double_the_number_until_the_first_conflict(some):
+async def test_commits_double_the_limit_until_the_first_conflict(some):
     await some.start(*range(200))
     assert len(some.running) == 8
     for expected in (16, 32, 64):
         await some.end(*some.running)
         assert some.contention.limit == expected
-    assert some.started == sorted(some.started)  # in the order of arrival
+    assert some.started == sorted(some.started)  # in the order of the requests
 
 
-async def test_conflicts_of_transactions_that_ran_at_once_count_as_one(some):
+async def test_conflicts_of_concurrent_transactions_count_as_one(some):
     await some.start(*range(30))
     await some.end(*list(some.running), conflict=True)
     assert some.contention.limit == pytest.approx(8 * 0.7)
-    assert len(some.running) == 5  # fewer than before
+    assert len(some.running) == 5  # below the earlier limit
     await some.end(next(iter(some.running)), conflict=True)
     assert some.contention.limit == pytest.approx(8 * 0.7**2)
 
 
-async def test_after_a_conflict_commits_make_the_number_grow_slowly(some):
+async def test_after_a_conflict_commits_raise_the_limit_slowly(some):
     await some.start(*range(30))
     await some.end(0, conflict=True)
     before = some.contention.limit
@@ -82,7 +82,7 @@ async def test_after_a_conflict_commits_make_the_number_grow_slowly(some):
     assert before + 1 < some.contention.limit < before + 3
 
 
-async def test_one_always_runs(some):
+async def test_at_least_one_transaction_runs(some):
     await some.start(*range(100))
     while some.running:
         await some.end(next(iter(some.running)), conflict=True)
@@ -90,25 +90,25 @@ async def test_one_always_runs(some):
     assert len(some.started) == 100
 
 
-async def test_few_transactions_say_nothing_about_a_large_number(some):
+async def test_few_transactions_do_not_raise_a_limit_that_they_do_not_reach(some):
     for number in range(100):
         await some.start(number)
         await some.end(number)
     assert some.contention.limit == 8
 
 
-async def test_a_cancelled_one_gives_its_place_to_the_next(some):
+async def test_a_cancelled_transaction_gives_its_place_to_the_next(some):
     await some.start(*range(10))
-    for number in (3, 8):  # one that runs, one that waits
+    for number in (3, 8):  # one is running, one is waiting
         some.tasks[number].cancel()
     await some.settle()
     assert some.started == [0, 1, 2, 3, 4, 5, 6, 7, 9]
 
 
-async def test_a_place_that_is_given_to_a_cancelled_one_is_not_lost(some):
+async def test_a_place_given_to_a_cancelled_transaction_is_not_lost(some):
     await some.start(*range(10))
     some.running[0].set_result(False)
-    await asyncio.sleep(0)  # the place goes to 8, which has not noticed
+    await asyncio.sleep(0)  # 8 gets the place before it handles its cancellation
     some.tasks[8].cancel()
     await some.settle()
     assert 9 in some.running

@@ -1,4 +1,4 @@
-"""The samples that the page makes its plots of."""
+"""The samples behind the plots of the dashboard."""
 
 import json
 from collections import deque
@@ -23,7 +23,7 @@ def group(*members: MemberStatus) -> GroupStatus:
     return status
 
 
-def test_a_sample_has_the_counters_of_live_members_and_the_times_of_their_reports():
+def test_a_sample_has_the_counters_and_report_times_of_live_members():
     partitions = {"0": {"lag_seconds": 1.5}, "1": {"lag_seconds": 9.0}}
     counted = {"read": 9, "delivered": 7, "failed": 1, "retried": 2, "in_flight": 3, "latency": [1, 2]}
     sample = sample_of(group(member("a", seen=2.0, partitions=partitions, **counted), member("b", alive=False)))
@@ -31,12 +31,12 @@ def test_a_sample_has_the_counters_of_live_members_and_the_times_of_their_report
     assert sample == {"at": at, "members": {"a": {"at": at - 2.0, "lag_seconds": 9.0, **counted}}}
 
 
-def test_a_member_that_reports_nothing_has_no_lag():
+def test_a_member_without_a_report_has_no_lag():
     assert sample_of(group(member("a")))["members"]["a"]["lag_seconds"] is None
 
 
 class Observed:
-    """Gives one status after the other, and then ends it."""
+    """Returns the given statuses in order, then stops the sampling."""
 
     def __init__(self, count: int) -> None:
         self.left = deque(range(count))
@@ -45,7 +45,7 @@ class Observed:
         return group(member("a", delivered=self.left.popleft()))
 
 
-async def test_six_hours_are_kept_a_sample_a_minute(monkeypatch: pytest.MonkeyPatch):
+async def test_the_history_keeps_six_hours_with_one_sample_a_minute(monkeypatch: pytest.MonkeyPatch):
     slept: list[float] = []
 
     async def sleep(seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""Where a dispatcher of our own is to listen, and the link to its dashboard."""
+"""The address of a local dispatcher, and the link to its dashboard."""
 
 import socket
 
@@ -7,7 +7,7 @@ import pytest
 from dispatcher.web.links import link_to, new_token, place_for
 
 
-def test_a_link_has_the_token_where_no_server_sees_it():
+def test_a_link_has_the_token_in_its_fragment():
     assert link_to("http://127.0.0.1:1", "a/b#c") == "http://127.0.0.1:1/dashboard/#token=a%2Fb%23c"
 
 
@@ -19,16 +19,16 @@ def test_tokens_differ_and_are_long_enough_for_the_setting():
 @pytest.mark.parametrize(
     ("http", "where"), [("127.0.0.1:1234", "127.0.0.1:1234"), (":1234", "127.0.0.1:1234"), ("[::1]:9", "[::1]:9")]
 )
-def test_who_says_where_gets_it(http, where):
+def test_a_given_address_is_used(http, where):
     assert place_for(http, "t") == (where, f"http://{where}/dashboard/#token=t")
 
 
-def test_no_link_where_nothing_listens_or_nobody_knows_where():
+def test_there_is_no_link_without_a_known_address():
     assert place_for("off", "t") == ("off", None)
     assert place_for("127.0.0.1:0", "t") == ("127.0.0.1:0", None)
 
 
-def test_a_port_that_is_taken_is_not_chosen():
+def test_a_port_in_use_is_not_chosen():
     first = place_for("auto", "t")
     host, port = first.http.split(":")
     with socket.create_server((host, int(port))):

@@ -1,4 +1,4 @@
-"""What holds for a receiver: its options or the operator's settings; and what a dead letter can always hold."""
+"""The terms of a delivery come from the receiver's options, then from the settings."""
 
 from datetime import UTC, datetime
 
@@ -19,7 +19,7 @@ from mongoz.signals.options import Options, Retry
 from mongoz.signals.receivers import Receiver
 
 
-def test_the_settings_hold_where_a_receiver_says_nothing():
+def test_the_settings_apply_where_a_receiver_has_no_option():
     terms = Policy(7, 90.0).terms_of(Options())
     assert (terms.retry, terms.timeout, terms.on_failure) == (Retry(7), 90.0, "dead_letter")
     own = Policy(7, 90.0).terms_of(Options(retry=Retry(2, 1.0, 3.0), timeout=4.0, on_failure="block"))
@@ -27,15 +27,15 @@ def test_the_settings_hold_where_a_receiver_says_nothing():
 
 
 @pytest.mark.parametrize(("setting", "expected"), [(90.0, 50.0), (30.0, 30.0)])
-def test_transactions_end_before_the_server_ends_them(setting, expected):
+def test_the_time_limit_of_a_transaction_is_below_the_limit_of_the_server(setting, expected):
     assert Policy(1, setting).terms_of(Options(transactional=True)).timeout == expected
 
 
-def test_what_blocks_becomes_a_dead_letter_where_nothing_can_block():
+def test_on_failure_block_means_dead_letter_where_blocking_is_impossible():
     assert Policy(7, 1.0, blocking=False).terms_of(Options(on_failure="block")).on_failure == "dead_letter"
 
 
-def test_once_is_once():
+def test_delivery_once_has_one_attempt():
     terms = Policy(7, 1.0, once=True).terms_of(Options(retry=Retry(9), on_failure="block"))
     assert (terms.retry.attempts, terms.on_failure) == (1, "drop")
 
@@ -62,16 +62,16 @@ def change(**fields):
 
 
 @pytest.mark.parametrize("error", [ValueError("no \ud800 luck"), Unprintable(), ValueError("x" * 20_000_000)])
-def test_any_error_can_be_kept(error):
+def test_a_dead_letter_can_hold_any_error(error):
     calls = Calls(Thing, "post_save", True, ())
     failure = Failure(error, datetime.now(UTC), 1)
-    receiver = Receiver(test_any_error_can_be_kept, "r", 1)
+    receiver = Receiver(test_a_dead_letter_can_hold_any_error, "r", 1)
     letter = failed(record_of(change(fullDocument={"_id": 1}), calls, receiver, term=1, group="g"), failure)
     assert len(bson.encode(letter.fields)) < 100_000
     assert letter.fields["error"]["message"].startswith(type(error).__name__)
 
 
-def test_the_documents_of_a_change_can_be_had_again():
+def test_a_change_returns_its_documents_repeatedly():
     one = change(fullDocument={"_id": 1, "tags": ["a"]}, fullDocumentBeforeChange={"_id": 1})
     assert one.document is not None
     one.document["tags"].append("b")
@@ -81,7 +81,7 @@ def test_the_documents_of_a_change_can_be_had_again():
     assert originals_of(one).document == bson.encode({"_id": 1, "tags": ["a"]})
 
 
-def test_a_document_that_was_looked_up_is_the_one_that_counts():
+def test_a_looked_up_document_takes_precedence():
     one = change(operationType="update", updateDescription={"updatedFields": {}, "removedFields": []})
     assert originals_of(one) == (None, None)
     row = bson.encode({"_id": 1, "n": 2})

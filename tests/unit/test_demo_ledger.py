@@ -1,4 +1,4 @@
-"""The books of the demo: a loss must show, whatever else makes up for it in the counters."""
+"""The ledger of the demo shows each loss, even where a surplus delivery balances the counters."""
 
 import pytest
 
@@ -49,14 +49,14 @@ DELIVERED = [
 ]
 
 
-def test_everything_delivered() -> None:
+def test_a_complete_ledger_has_no_loss() -> None:
     books = ledger(HISTORY, DELIVERED)
     assert (books.written, books.expected, books.delivered, books.in_flight) == (5, 7, 7, 0)
     assert books.verdict() == ([], 0)
 
 
 @pytest.mark.parametrize("missing", range(len(DELIVERED)))
-def test_each_single_loss_is_one_loss(missing: int) -> None:
+def test_each_missing_delivery_is_one_loss(missing: int) -> None:
     gone = DELIVERED[missing]
     books = ledger(HISTORY, [one for one in DELIVERED if one is not gone])
     lost, unexpected = books.verdict()
@@ -64,7 +64,7 @@ def test_each_single_loss_is_one_loss(missing: int) -> None:
     assert unexpected == 0
 
 
-def test_a_delivery_too_many_does_not_make_up_for_one_that_is_lost() -> None:
+def test_a_surplus_delivery_does_not_balance_a_lost_one() -> None:
     books = ledger(
         [write("update"), write("update", "b")], [delivery("1", "post_update"), delivery("2", "post_update")]
     )
@@ -72,7 +72,7 @@ def test_a_delivery_too_many_does_not_make_up_for_one_that_is_lost() -> None:
     assert books.verdict() == ([Lost("update", "shop.users", "b", "audit")], 1)
 
 
-def test_a_repeat_is_no_second_delivery() -> None:
+def test_a_repeated_delivery_counts_once() -> None:
     books = ledger(
         [write("update"), write("update")], [delivery("1", "post_update"), delivery("1", "post_update")]
     )
@@ -80,21 +80,21 @@ def test_a_repeat_is_no_second_delivery() -> None:
     assert len(books.verdict().lost) == 1
 
 
-def test_the_wrong_receiver_is_both() -> None:
+def test_a_delivery_to_the_wrong_receiver_is_unexpected_and_a_loss() -> None:
     books = ledger([write("update")], [delivery("1", "post_update", "welcome")])
     assert books.verdict() == ([Lost("update", "shop.users", "a", "audit")], 1)
 
 
-def test_a_document_that_nobody_wrote_is_unexpected() -> None:
+def test_a_delivery_without_a_write_is_unexpected() -> None:
     assert ledger([], [delivery("1", "post_delete")]).verdict() == ([], 1)
 
 
-def test_writes_that_nobody_listens_to_owe_nothing() -> None:
+def test_a_write_without_receivers_expects_no_delivery() -> None:
     books = ledger([write("insert", namespace="shop.stock")], [])
     assert (books.expected, books.verdict()) == (0, ([], 0))
 
 
-def test_times() -> None:
+def test_latencies_have_a_median_and_a_99th_percentile() -> None:
     books = ledger([], [delivery(str(i), "post_update", milliseconds=i) for i in range(1, 101)])
     assert books.median == pytest.approx(0.0505)
     assert books.p99 == pytest.approx(0.099)

@@ -12,7 +12,7 @@ PAGES = [*sorted((ROOT / "docs").rglob("*.md")), *ROOT_PAGES]
 FOLDERS = "benchmarks|deploy|dispatcher|docs|examples|mongoz|tests|tools"
 
 
-def test_the_guide_to_the_dispatcher_tells_tasks_in_few_words():
+def test_the_guide_to_the_dispatcher_is_short():
     assert len((ROOT / "docs/guide/dispatcher.md").read_text().split()) <= 1_200
 
 
@@ -23,7 +23,7 @@ def test_every_path_that_a_page_names_exists(page: Path):
 
 
 @pytest.mark.parametrize("page", ROOT_PAGES, ids=lambda page: page.name)
-def test_every_link_of_a_page_that_mkdocs_does_not_check_leads_to_a_file(page: Path):
+def test_every_relative_link_outside_of_docs_leads_to_a_file(page: Path):
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
     assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
 
@@ -47,7 +47,7 @@ def listed() -> dict[str, list[str]]:
     return found
 
 
-def test_the_reference_of_public_names_has_the_modules_that_users_import():
+def test_the_reference_of_public_names_lists_the_public_modules():
     documented = re.search(
         r"import paths\s\((.*?)\)", (ROOT / "docs/coming-from/mongoz.md").read_text(), re.DOTALL
     )

@@ -1,4 +1,4 @@
-"""Document classes: how fields and Meta come together, without a server and without any I/O."""
+"""Fields and Meta of document classes, without a server and without I/O."""
 
 import copy
 import json
@@ -24,7 +24,7 @@ NO_DATABASE = (
 
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> mongoz.Registry:
-    """A registry nobody can reach, in a process that can't reach anybody."""
+    """A registry without a server, in a process without network."""
 
     def refuse(*_: Any) -> None:
         pytest.fail("defining documents must do no I/O")
@@ -57,7 +57,7 @@ class Mixed(mongoz.Document):
 # -- fields ------------------------------------------------------------------------------------------
 
 
-def test_the_factorys_type_wins_over_any_annotation() -> None:
+def test_the_type_of_the_field_takes_precedence_over_the_annotation() -> None:
     mixed = Mixed(first=1, second="b")
     assert (mixed.first, mixed.third, mixed.plain, mixed.sixth, mixed.seventh) == (1, 3, 4, False, None)
     with pytest.raises(ValidationError) as caught:
@@ -76,7 +76,7 @@ def test_fields_are_in_the_order_of_declaration() -> None:
     assert list(Child.model_fields) == [*declared, "own"]
 
 
-def test_an_object_id_declaration_is_no_default() -> None:
+def test_an_object_id_declaration_is_not_a_default() -> None:
     document = define(fields={"owner": mongoz.ObjectId()})
     with pytest.raises(ValidationError):
         document()
@@ -116,7 +116,7 @@ def test_a_registry_without_a_database_is_refused_when_the_class_is_defined(regi
     define("Base", registry=registry, abstract=True)
 
 
-def test_what_is_inherited_and_what_is_not(registry: mongoz.Registry) -> None:
+def test_meta_inherits_only_some_options(registry: mongoz.Registry) -> None:
     base = define("Base", registry=registry, database="shop", abstract=True)
     user = define("User", base)
     admin = define("Admin", user, database="other", collection="bosses")
@@ -172,7 +172,7 @@ def test_a_document_without_a_registry_can_be_defined_and_instantiated() -> None
         user.get_collection()
 
 
-def test_the_registry_knows_the_latest_of_a_name_and_all_of_them(registry: mongoz.Registry) -> None:
+def test_the_registry_finds_the_latest_class_of_a_name_and_lists_all(registry: mongoz.Registry) -> None:
     first = define(registry=registry, database="shop")
     second = define(registry=registry, database="shop")
     define("Base", registry=registry, database="shop", abstract=True)
@@ -216,7 +216,7 @@ EQUAL_IN_PYTHON = [1, True, 1.0, bson.Int64(1)]
 scalars = (
     st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.text(max_size=5)
 )
-# No NUL and no surrogates in keys; and dots and dollars are another test's.
+# Keys have no NUL and no surrogates; another test covers dots and dollars.
 keys = st.text("abcdef", min_size=1, max_size=2)
 values = st.recursive(
     scalars | st.sampled_from(EQUAL_IN_PYTHON),
@@ -227,11 +227,11 @@ rows = st.dictionaries(keys, values, max_size=5)
 
 
 @given(rows, rows)
-def test_changes_lead_from_the_snapshot_to_the_row(before: dict[str, Any], row: dict[str, Any]) -> None:
+def test_the_changes_turn_the_snapshot_into_the_row(before: dict[str, Any], row: dict[str, Any]) -> None:
     before, row = {**before, "_id": 1}, {**row, "_id": 1}
     changed, removed = find_changes(before, row)
     after = {name: value for name, value in {**before, **changed}.items() if name not in removed}
-    # As bytes: that is what tells 1 from True and from 1.0.
+    # As bytes, because 1 == True == 1.0 in Python.
     assert {name: bson.encode({"": value}) for name, value in after.items()} == {
         name: bson.encode({"": value}) for name, value in row.items()
     }
@@ -242,19 +242,19 @@ def test_changes_lead_from_the_snapshot_to_the_row(before: dict[str, Any], row: 
 
 
 @given(rows)
-def test_what_is_the_same_is_no_change(row: dict[str, Any]) -> None:
+def test_an_equal_value_is_not_a_change(row: dict[str, Any]) -> None:
     assert find_changes(copy.deepcopy(row), row) == ({}, ())
     assert find_changes(bson.decode(bson.encode(row)), row) == ({}, ())
 
 
 @given(rows)
-def test_without_a_snapshot_everything_is_written(row: dict[str, Any]) -> None:
+def test_without_a_snapshot_every_field_is_a_change(row: dict[str, Any]) -> None:
     assert find_changes(None, {**row, "_id": 1}) == (row, ())
 
 
 @pytest.mark.parametrize("before", EQUAL_IN_PYTHON)
 @pytest.mark.parametrize("after", EQUAL_IN_PYTHON)
-def test_values_that_are_equal_in_python_only(before: Any, after: Any) -> None:
+def test_values_that_differ_only_in_bson_are_changes(before: Any, after: Any) -> None:
     same = type(before) is type(after)
     for wrap in (lambda v: v, lambda v: [v], lambda v: {"a": {"b": [v]}}):
         assert bool(find_changes({"x": wrap(before)}, {"x": wrap(after)}).changed) is not same
@@ -262,14 +262,14 @@ def test_values_that_are_equal_in_python_only(before: Any, after: Any) -> None:
 
 @pytest.mark.parametrize("key", ["a.b", "$a", "a."])
 @pytest.mark.parametrize(("before", "row"), [({}, 1), ({"x": 1}, 2), ({"x": 1}, None), (None, 1)])
-def test_keys_that_an_update_would_misread(key: str, before: Any, row: Any) -> None:
+def test_a_changed_key_with_a_dot_or_a_dollar_is_refused(key: str, before: Any, row: Any) -> None:
     snapshot = before and {key: 1}
     with pytest.raises(InvalidKeyError, match="path or an operator"):
         find_changes(snapshot, {} if row is None else {key: row})
     assert find_changes({key: 1}, {key: 1}) == ({}, ())
 
 
-def test_an_id_is_shown_in_spite_of_exclude():
+def test_the_id_is_shown_despite_exclude():
     class Shown(mongoz.Document):
         name: str = mongoz.String()
 
@@ -280,7 +280,7 @@ def test_an_id_is_shown_in_spite_of_exclude():
     assert one.model_dump(exclude={"id"}, show_id=True, by_alias=True) == {"_id": one.id, "name": "a"}
 
 
-def test_dict_of_an_instance_is_its_dump():
+def test_dict_of_an_instance_equals_its_dump():
     class Inner(mongoz.EmbeddedDocument):
         city: str = mongoz.String()
 
@@ -293,7 +293,7 @@ def test_dict_of_an_instance_is_its_dump():
     assert dict(one)["many"] == [{"city": "Rome"}]
 
 
-def test_bson_types_anywhere_become_json():
+def test_bson_types_become_json_at_any_depth():
     class Any_(mongoz.Document):
         data: dict = mongoz.Object(default=dict)
 
@@ -305,7 +305,7 @@ def test_bson_types_anywhere_become_json():
     assert Any_.model_validate_json(one.model_dump_json()).id == id_
 
 
-def test_errors_name_fields_and_not_aliases():
+def test_errors_name_fields_instead_of_aliases():
     class Aliased(mongoz.Document):
         number: int = mongoz.Integer(alias="n")
 
@@ -353,7 +353,7 @@ def check_id(document: Any) -> None:
 
 
 @pytest.mark.parametrize("declared", ID_DECLARATIONS)
-def test_an_id_of_any_declaration_is_stored_as_the_id(declared):
+def test_every_declaration_of_an_id_is_stored_as_the_id(declared):
     document = define(fields={**ID_DECLARATIONS[declared], "name": mongoz.String(default="")})
     check_id(document)
     check_id(define("Heir", document, fields={}))

@@ -1,4 +1,4 @@
-"""Expressions, `Q` and `Document.field`, without a server: what they compile to, and what they refuse."""
+"""Expressions, `Q` and `Document.field` compile to filters, without a server."""
 
 import enum
 import re
@@ -78,7 +78,7 @@ SIMPLE = [
 
 
 @pytest.mark.parametrize(("make", "value", "condition"), SIMPLE)
-def test_q_takes_names_and_fields(make: Any, value: Any, condition: Any) -> None:
+def test_q_accepts_names_and_fields(make: Any, value: Any, condition: Any) -> None:
     assert compiled(make("name", value)) == {"name": condition}
     assert compiled(make(Person.name, value)) == {"name": condition}
     assert make("name", value).compile() == make(Person.name, value).compile() == {"name": condition}
@@ -86,7 +86,7 @@ def test_q_takes_names_and_fields(make: Any, value: Any, condition: Any) -> None
     assert compiled(make("family", value)) == compiled(make("last_name", value)) == {"last_name": condition}
 
 
-def test_q_where_is_code() -> None:
+def test_q_where_is_javascript() -> None:
     for code in ("this.age > 3", bson.Code("this.age > 3")):
         assert compiled(Q.where("age", code)) == {"$where": code}
     for wrong in (None, 3, {"$code": "1"}, ["1"]):
@@ -99,7 +99,7 @@ def test_q_sorts() -> None:
     assert Q.desc(Person.name) == SortExpression(Person.name, Order.DESCENDING)
 
 
-def test_every_operator_can_be_spelled_in_an_expression() -> None:
+def test_an_expression_accepts_every_spelling_of_an_operator() -> None:
     spellings = {
         "eq": ["$eq", "eq", "exact"], "neq": ["$ne", "ne", "neq", "not", "not_"], "in_": ["$in", "in", "in_"],
         "not_in": ["$nin", "nin", "not_in"], "gt": ["$gt", "gt"], "gte": ["$gte", "gte"], "lt": ["$lt", "lt"],
@@ -143,7 +143,7 @@ def test_conditions_combine() -> None:
     assert (a | b).compile() == {"$or": [one, two]}
 
 
-def test_what_does_not_combine() -> None:
+def test_other_values_do_not_combine() -> None:
     a = Q.eq("age", 1)
     for wrong in (lambda: a & 3, lambda: "x" | a, lambda: a and a, lambda: not a, lambda: bool(a | a)):
         with pytest.raises(TypeError):
@@ -161,7 +161,7 @@ def test_what_does_not_combine() -> None:
 
 @pytest.mark.parametrize("make", [Q.gt, Q.gte, Q.lt, Q.lte])
 @pytest.mark.parametrize("value", [True, False, None, bson.Regex("x"), re.compile("x")])
-def test_what_has_no_order_is_refused(make: Any, value: Any) -> None:
+def test_values_without_an_order_are_refused(make: Any, value: Any) -> None:
     for key in ("age", Person.age):
         with pytest.raises(OperatorInvalid, match="order"):
             make(key, value)
@@ -183,7 +183,7 @@ def test_a_key_is_a_name() -> None:
         compiled(Q.eq("nmae", 1))
 
 
-# -- what depends on the field -----------------------------------------------------------------------
+# -- values and fields ---------------------------------------------------------------------------------
 
 
 def test_contains_depends_on_the_field() -> None:
@@ -222,7 +222,7 @@ def test_a_pattern_needs_strings(field: str) -> None:
         Q.pattern(proxy, "x")
 
 
-def test_ids_may_be_given_as_their_digits() -> None:
+def test_an_id_may_be_given_as_a_hexadecimal_string() -> None:
     for key in ("id", "_id", "pk", Person.id):
         assert compiled(Q.eq(key, str(OID))) == {"_id": {"$eq": OID}}
         assert compiled(Q.in_(key, [str(OID), 3])) == {"_id": {"$in": [OID, 3]}}
@@ -241,7 +241,7 @@ class Color(enum.Enum):
     RED = "red"
 
 
-def test_values_are_as_stored() -> None:
+def test_values_are_compared_as_stored() -> None:
     city = City(name="x", geo=Geo(lat=1))
     kept = {
         "n": "x", "alias": "",
@@ -257,7 +257,7 @@ def test_values_are_as_stored() -> None:
 # -- dicts -------------------------------------------------------------------------------------------
 
 
-def test_a_dict_is_a_query_of_mongodb() -> None:
+def test_a_dict_is_a_mongodb_query() -> None:
     assert compiled({}) == {}
     assert compiled({Person.age: {"$gt": 3}, Person.home.name: "x"}) == {"age": {"$gt": 3}, "home.n": "x"}
     assert compiled({"family": "x", "home.name": "y", "undeclared": 1}) == {
@@ -275,7 +275,7 @@ def test_a_dict_is_a_query_of_mongodb() -> None:
 
 
 @pytest.mark.parametrize("wrong", ["age > 3", 3, None, [{"age": 3}], Person.age, Q.asc("age"), True])
-def test_nothing_else_is_a_query(wrong: Any) -> None:
+def test_other_values_are_not_queries(wrong: Any) -> None:
     with pytest.raises(InvalidKeyError, match="expressions and dicts"):
         compiled(wrong)
 
@@ -288,7 +288,7 @@ def test_keys_of_a_query_are_names() -> None:
 # -- Document.field ----------------------------------------------------------------------------------
 
 
-def test_fields_make_expressions() -> None:
+def test_operators_of_fields_return_expressions() -> None:
     field = Person.age
     assert isinstance(field, FieldProxy)
     for expression, condition in [
@@ -303,7 +303,7 @@ def test_fields_make_expressions() -> None:
             compare()  # type: ignore[no-untyped-call]
 
 
-def test_fields_are_keys() -> None:
+def test_a_field_can_be_used_as_a_key() -> None:
     assert hash(Person.age) == hash(Person.age) != hash(Person.name)
     assert Person.age == Person.age
     assert Person.age != Person.name
@@ -334,7 +334,7 @@ def test_fields_are_keys() -> None:
         (lambda: Person.payload["any"]["thing"], "payload.any.thing"),
     ],
 )  # fmt: skip
-def test_fields_lead_to_the_fields_inside(proxy: Any, path: str) -> None:
+def test_a_field_gives_access_to_its_nested_fields(proxy: Any, path: str) -> None:
     assert str(proxy()) == path
     assert (proxy() == None).compile() == {path: {"$eq": None}}  # noqa: E711 - a condition
     assert repr(proxy()).startswith("Person.")
@@ -354,12 +354,12 @@ def test_fields_lead_to_the_fields_inside(proxy: Any, path: str) -> None:
         (lambda: Person.id.hex, "id.hex"),
     ],
 )
-def test_an_unknown_field_inside_is_named(proxy: Any, hint: str) -> None:
+def test_an_unknown_nested_field_is_named(proxy: Any, hint: str) -> None:
     with pytest.raises(InvalidKeyError, match=re.escape(hint)):
         proxy()
 
 
-def test_fields_are_no_containers() -> None:
+def test_a_field_is_not_a_container() -> None:
     for use in (lambda: iter(Person.tags), lambda: "x" in Person.tags, lambda: len(Person.tags)):
         with pytest.raises(TypeError):
             use()  # type: ignore[no-untyped-call]
@@ -386,14 +386,14 @@ def test_annotations_of_all_kinds_are_understood() -> None:
         Odd.rows[0][1][2]
 
 
-def test_every_operator_is_one_of_q() -> None:
+def test_q_has_every_operator() -> None:
     assert set(OPERATORS) - {"date"} <= set(vars(Q))
     for operator in OPERATORS:
         with pytest.raises((MongozException, TypeError)):
             Q.__dict__.get(operator, Q.eq)("name", object())
 
 
-def test_what_was_asked_before_a_class_was_complete_is_not_remembered() -> None:
+def test_access_before_a_class_is_complete_is_not_cached() -> None:
     class Early(mongoz.Document):
         name: str = mongoz.String()
         home: "Late | None" = None

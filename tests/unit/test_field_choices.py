@@ -1,4 +1,4 @@
-"""Choices: what is refused, how, and the labels."""
+"""Choices of fields: refused values, their errors, and labels."""
 
 import enum
 from typing import Any
@@ -41,15 +41,15 @@ class Color(enum.StrEnum):
         ("year", 3),
     ],
 )
-def test_constructing_with_anything_else_is_a_plain_value_error(field: str, value: Any) -> None:
+def test_another_value_raises_a_plain_value_error_in_the_constructor(field: str, value: Any) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - the message is compared in full
         Movie(**{"movie_type": "K1", field: value})
     assert type(caught.value) is ValueError
     assert str(caught.value) == f"Invalid choice for field '{field}'. Input provided as '{value}'"
-    assert caught.value.__suppress_context__, "nothing of pydantic's in the traceback"
+    assert caught.value.__suppress_context__, "the traceback has no frame of pydantic"
 
 
-def test_it_is_plain_for_embedded_documents_as_well_at_any_depth() -> None:
+def test_the_error_is_plain_for_embedded_documents_at_any_depth() -> None:
     for construct in (
         lambda: Role(kind="K2"),
         lambda: Movie(movie_type="K1", lead={"kind": "K2"}),
@@ -61,7 +61,7 @@ def test_it_is_plain_for_embedded_documents_as_well_at_any_depth() -> None:
         assert type(caught.value) is ValueError
 
 
-def test_other_errors_stay_pydantics() -> None:
+def test_other_errors_are_validation_errors_of_pydantic() -> None:
     with pytest.raises(ValidationError) as caught:
         Movie()
     assert [(line["type"], line["loc"]) for line in caught.value.errors()] == [("missing", ("movie_type",))]
@@ -69,7 +69,7 @@ def test_other_errors_stay_pydantics() -> None:
         Movie(movie_type="K1", roles=5)
 
 
-def test_assigning_and_loading_raise_validation_errors() -> None:
+def test_assignment_and_loading_raise_validation_errors() -> None:
     movie, role = Movie(movie_type="K1"), Role(kind="K1")
     attempts = [
         (lambda: setattr(movie, "movie_type", "K2"), ("movie_type",)),
@@ -85,7 +85,7 @@ def test_assigning_and_loading_raise_validation_errors() -> None:
     assert (movie.movie_type, movie.lead, role.kind) == ("K1", None, "K1")
 
 
-def test_choices_are_accepted_however_they_come() -> None:
+def test_choices_are_accepted_in_every_form() -> None:
     movie = Movie(type="S1", medium="cd", year="2")
     assert (movie.movie_type, movie.medium, movie.year) == ("S1", "cd", 2)
     movie.medium = None
@@ -100,12 +100,12 @@ def test_labels() -> None:
     assert movie.lead.get_kind_display() == "Short"
     movie.medium = None
     assert movie.get_medium_display() is None
-    movie.__dict__["year"] = 1999  # a value from before the choices
+    movie.__dict__["year"] = 1999  # stored before the choices were declared
     assert movie.get_year_display() == "1999"
     assert not hasattr(movie, "get_lead_display")
 
 
-def test_a_method_of_the_applications_own_wins() -> None:
+def test_a_method_of_the_application_takes_precedence() -> None:
     class Mixin:
         def get_b_display(self) -> str:
             return "mixed in"
@@ -125,7 +125,7 @@ def test_a_method_of_the_applications_own_wins() -> None:
     assert [child.get_a_display(), child.get_b_display(), child.get_c_display()] == ["own", "mixed in", "Y"]
 
 
-def test_heirs_inherit_choices_and_may_change_them() -> None:
+def test_a_subclass_inherits_choices_and_may_change_them() -> None:
     class Base(mongoz.Document):
         kind: str = String(choices=KINDS)
 
@@ -148,7 +148,7 @@ def test_heirs_inherit_choices_and_may_change_them() -> None:
         Other(kind="S1")
 
 
-def test_what_the_field_object_says() -> None:
+def test_the_field_object_has_its_choices() -> None:
     assert Movie.model_fields["movie_type"].choices == KINDS
     assert Movie.model_fields["medium"].choices == tuple(GROUPED)
     assert Movie.model_fields["lead"].choices is None
@@ -157,7 +157,7 @@ def test_what_the_field_object_says() -> None:
     assert properties["medium"]["enum"] == ["vinyl", "cd", "dvd", "unknown", None]
 
 
-def test_enums_ids_and_generators_can_be_choices() -> None:
+def test_choices_may_be_enums_ids_and_generators() -> None:
     one = ObjectId()
 
     class Paint(mongoz.Document):
@@ -170,7 +170,7 @@ def test_enums_ids_and_generators_can_be_choices() -> None:
         Paint(owner=ObjectId())
 
 
-def test_empty_choices_are_none() -> None:
+def test_empty_choices_mean_no_choices() -> None:
     class Any_(mongoz.Document):
         x: str = String(choices=())
 
@@ -192,7 +192,7 @@ def test_empty_choices_are_none() -> None:
         [None],
     ],
 )
-def test_malformed_choices(choices: Any) -> None:
+def test_malformed_choices_are_refused(choices: Any) -> None:
     with pytest.raises(FieldDefinitionError, match="choices are"):
         String(choices=choices)
 

@@ -1,4 +1,4 @@
-"""Decimal fields: what is cut, what is refused, what a value equals, and how it leaves."""
+"""Decimal fields: truncation, validation, equality and serialization."""
 
 import copy
 import decimal
@@ -82,7 +82,7 @@ def test_surplus_decimals_are_cut_before_digits_are_counted(given_as: Any, becom
         (b"1", "decimal_type"),
     ],
 )
-def test_what_can_not_be_cut_to_fit_is_a_validation_error(field: str, value: Any, kind: str) -> None:
+def test_a_value_that_does_not_fit_is_a_validation_error(field: str, value: Any, kind: str) -> None:
     movie = Movie(price=1)
     for attempt in (lambda: Movie(**{field: value}), lambda: setattr(movie, field, value)):
         with pytest.raises(ValidationError) as caught:
@@ -90,7 +90,7 @@ def test_what_can_not_be_cut_to_fit_is_a_validation_error(field: str, value: Any
         assert [(line["type"], line["loc"]) for line in caught.value.errors()] == [(kind, (field,))]
 
 
-def test_bounds_are_decimals_too_and_hold_after_the_cut() -> None:
+def test_bounds_are_decimals_and_apply_to_the_cut_value() -> None:
     assert Movie(price=1, rating="0.19").rating == Decimal("0.1"), "0.1 is a tenth, not its binary fraction"
     assert Movie(price=1, rating=0.3).rating == Decimal("0.3"), "a multiple of a tenth"
     for wrong in ("0.09", 5.1, -1):
@@ -141,13 +141,13 @@ def test_dumps() -> None:
 
 
 @pytest.mark.parametrize("value", [Decimal("1.50"), StoredDecimal("1.50"), Decimal128("1.50")])
-def test_it_is_stored_as_decimal128_by_every_road(value: Any) -> None:
+def test_every_write_stores_a_decimal128(value: Any) -> None:
     assert type(stored(value)) is Decimal128
     for row in ({"a": stored([value])}, {"a": [value]}):
         assert bson.decode(bson.encode(row, codec_options=CODEC_OPTIONS)) == {"a": [Decimal128("1.50")]}
 
 
-def test_a_default_becomes_a_value_like_any_other() -> None:
+def test_a_default_is_converted() -> None:
     class Ticket(mongoz.Document):
         price: Decimal = DecimalField(max_digits=4, decimal_places=2, default=1.259)
         fee: Decimal = DecimalField(max_digits=4, decimal_places=2, default=lambda: "0.5")
@@ -176,7 +176,7 @@ def test_json_schemas(mode: Any) -> None:
         {"max_digits": 5, "decimal_places": 2, "multiple_of": 0},
     ],
 )
-def test_declarations_that_make_no_sense(arguments: dict[str, Any]) -> None:
+def test_contradicting_declarations_are_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(FieldDefinitionError):
         DecimalField(**arguments)
 
@@ -194,7 +194,7 @@ FIELDS = {
 
 
 @given(st.sampled_from(sorted(FIELDS)), st.decimals(allow_nan=False, allow_infinity=False) | st.floats(-1e9, 1e9))
-def test_the_rules_hold_for_every_value(size: tuple[int, int], value: Any) -> None:
+def test_the_rules_apply_to_every_value(size: tuple[int, int], value: Any) -> None:
     digits, places = size
     exact = Decimal(str(value))
     with decimal.localcontext(prec=decimal.MAX_PREC):
@@ -204,7 +204,7 @@ def test_the_rules_hold_for_every_value(size: tuple[int, int], value: Any) -> No
     except ValidationError as error:
         kinds = {line["type"] for line in error.errors()}
         assert kinds == {"decimal_whole_digits"} if not whole else kinds == {"decimal_max_digits"}
-        assert not whole or digits > 34, "what fits is never refused"
+        assert not whole or digits > 34, "a fitting value is never refused"
         return
     assert whole
     assert abs(made) <= abs(exact), "cut toward zero"
@@ -212,11 +212,11 @@ def test_the_rules_hold_for_every_value(size: tuple[int, int], value: Any) -> No
     assert made == 0 or (made > 0) == (exact > 0)
     assert len(made.as_tuple().digits) <= min(digits, 34)
     assert -int(made.as_tuple().exponent) <= places
-    assert FIELDS[size](x=Decimal128(made)).x == made, "what is stored is loaded equal"
+    assert FIELDS[size](x=Decimal128(made)).x == made, "the loaded value equals the stored one"
 
 
 @given(st.integers(-(10**34) + 1, 10**34 - 1), st.integers(-6176, 6111))
-def test_what_the_server_sends_is_read_as_the_driver_reads_it(digits: int, exponent: int) -> None:
+def test_a_stored_decimal128_is_read_as_the_driver_reads_it(digits: int, exponent: int) -> None:
     sent = Decimal128(Decimal((digits < 0, tuple(map(int, str(abs(digits)))), exponent)))
     read = decimal_of(sent)
     assert read == sent.to_decimal()

@@ -1,4 +1,4 @@
-"""References: what they take, and when they are resolved."""
+"""References: accepted values, and when a path is resolved."""
 
 import sys
 import types
@@ -50,7 +50,7 @@ class Later(mongoz.Document):
 ID = bson.ObjectId(b"i" * 12)
 
 
-def test_ids_and_instances() -> None:
+def test_a_reference_accepts_ids_and_instances() -> None:
     producer = Producer(id=ID, name="Ada")
     movie = Movie(producer=producer, studio=ID, credits=[{"by": BigProducer(id=ID, name="B")}])
     assert movie.producer is ID
@@ -69,7 +69,7 @@ def test_ids_and_instances() -> None:
 
 
 @pytest.mark.parametrize("value", [str(ID), None, 5, {"id": ID}, Credit(by=ID), b"i" * 12])
-def test_everything_else_is_refused(value: Any) -> None:
+def test_a_reference_refuses_other_values(value: Any) -> None:
     movie = Movie(producer=ID)
     for attempt in (lambda: Movie(producer=value), lambda: setattr(movie, "producer", value)):
         with pytest.raises(ValidationError) as caught:
@@ -85,13 +85,13 @@ def test_everything_else_is_refused(value: Any) -> None:
         ("studio", Producer(id=ID, name="P"), r"Input should be a .*\.Studio or its ObjectId, not a Producer"),
     ],
 )
-def test_instances_that_can_not_be_referred_to(field: str, value: Any, message: str) -> None:
+def test_an_instance_without_an_id_is_refused(field: str, value: Any, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         Movie(**{"producer": ID, field: value})
 
 
 @pytest.mark.parametrize("document", [Base, Movie])
-def test_the_field_knows_what_it_refers_to(document: Any) -> None:
+def test_the_field_has_its_target(document: Any) -> None:
     found = document.model_fields
     assert all(isinstance(found[name], ForeignKeyField) for name in ("producer", "studio", "near"))
     assert found["producer"].refer_to is Producer
@@ -103,11 +103,11 @@ def test_the_field_knows_what_it_refers_to(document: Any) -> None:
     assert Credit.model_fields["by"].to is Producer
 
 
-def test_a_path_is_looked_up_when_it_is_asked_for_and_once() -> None:
+def test_a_path_is_imported_on_first_use_and_once() -> None:
     class Doc(mongoz.Document):
         ref: mongoz.ObjectId = ForeignKey("tests_of_a_late_module.models.Thing")
 
-    assert Doc(ref=ID).ref is ID, "values don't need it"
+    assert Doc(ref=ID).ref is ID, "validation does not need the target"
     field = Doc.model_fields["ref"]
     with pytest.raises(FieldDefinitionError, match=r"Doc\.ref refers to 'tests_of_a_late_module.models.Thing'"):
         _ = field.to
@@ -120,11 +120,11 @@ def test_a_path_is_looked_up_when_it_is_asked_for_and_once() -> None:
         assert field.to is Producer
     finally:
         del sys.modules[package.__name__], sys.modules[module.__name__]
-    assert field.to is Producer, "remembered"
+    assert field.to is Producer, "cached"
 
 
 @pytest.mark.parametrize("path", ["Nobody", "os.path.join", f"{__name__}.Credit", f"{__name__}.Nobody"])
-def test_what_is_no_document_is_said_clearly(path: str) -> None:
+def test_a_target_that_is_no_document_is_named(path: str) -> None:
     class Doc(mongoz.Document):
         ref: mongoz.ObjectId = ForeignKey(path)
 
@@ -134,7 +134,7 @@ def test_what_is_no_document_is_said_clearly(path: str) -> None:
         _ = Doc.model_fields["ref"].to
 
 
-def test_a_bare_name_is_one_of_the_same_registry() -> None:
+def test_a_bare_name_means_a_document_of_the_same_registry() -> None:
     made = mongoz.Registry("mongodb://localhost")
 
     class Doc(mongoz.Document):

@@ -1,4 +1,4 @@
-"""Fields: what they accept, what they refuse, and what their factories refuse."""
+"""Fields: accepted values, refused values, and refused declarations."""
 
 import datetime
 import inspect
@@ -33,7 +33,7 @@ def with_field(field: Any) -> Any:
 
 
 def accepts(document: Any, value: Any) -> bool:
-    """Whether construction and assignment accept it; they must agree, and name the field."""
+    """Whether the constructor and assignment accept the value; both must agree and name the field."""
     complaints = []
     for attempt in (lambda: document(x=value), lambda: setattr(document.model_construct(), "x", value)):
         try:
@@ -91,7 +91,7 @@ RULES: list[tuple[str, Any, list[Any], list[Any]]] = [
 @pytest.mark.parametrize(
     ("field", "right", "wrong"), [rule[1:] for rule in RULES], ids=[rule[0] for rule in RULES]
 )
-def test_what_a_field_takes(field: Any, right: list[Any], wrong: list[Any]) -> None:
+def test_a_field_accepts_its_values_and_refuses_others(field: Any, right: list[Any], wrong: list[Any]) -> None:
     document = with_field(field)
     assert [value for value in right if not accepts(document, value)] == []
     assert [value for value in wrong if accepts(document, value)] == []
@@ -104,7 +104,7 @@ def test_an_object_id_in_json_is_a_string() -> None:
     assert document.model_json_schema()["properties"]["x"]["type"] == "string"
 
 
-def test_json_schemas_tell_the_rules() -> None:
+def test_json_schemas_have_the_rules() -> None:
     schema = with_field(mongoz.Email(max_length=20)).model_json_schema()["properties"]["x"]
     assert {"type": "string", "format": "email", "maxLength": 20}.items() <= schema.items()
 
@@ -160,13 +160,13 @@ def test_shared_arguments_are_kept(factory: Any) -> None:
 
 
 @pytest.mark.parametrize("factory", FACTORIES.values(), ids=FACTORIES)
-def test_they_are_kept_of_a_required_field_too(factory: Any) -> None:
+def test_shared_arguments_of_a_required_field_are_kept(factory: Any) -> None:
     field = with_field(factory(comment="C", unique=True, choices=[(1, "one")])).model_fields["x"]
     assert (field.comment, field.unique, field.choices, field.is_required()) == ("C", True, ((1, "one"),), True)
 
 
 @pytest.mark.parametrize("factory", ALL_FACTORIES.values(), ids=ALL_FACTORIES)
-def test_what_is_not_given_is_there_as_well(factory: Any) -> None:
+def test_omitted_arguments_have_their_defaults(factory: Any) -> None:
     field = with_field(factory()).model_fields["x"]
     assert field.name == "x"
     assert [field.unique, field.index, field.sparse, field.read_only] == [False] * 4
@@ -195,7 +195,7 @@ def test_every_field_takes_a_pattern(factory: Any) -> None:
     assert document(x=None).x is None
 
 
-def test_fields_declared_in_pydantics_own_way_are_fields_of_ours() -> None:
+def test_fields_declared_with_pydantic_are_fields_of_the_document() -> None:
     class Doc(mongoz.Document):
         a: int = 5
         b: str | None = pydantic.Field(default=None, alias="bb", max_length=2)
@@ -219,13 +219,13 @@ def accepts_c(document: Any, value: Any) -> bool:
     return True
 
 
-def test_the_typed_arguments_are_those_that_are_accepted() -> None:
+def test_each_factory_accepts_exactly_its_typed_arguments() -> None:
     shared = set(Shared.__annotations__)
     pydantics = set(inspect.signature(pydantic.Field).parameters) - {"extra"}
     for name in shared:
         fields.String(**{name: None})
     own = set(Lengths.__annotations__) | set(Limits.__annotations__) | {"max_digits", "decimal_places"}
-    assert pydantics - shared - own == set(), "type checkers don't know them"
+    assert pydantics - shared - own == set(), "type checkers refuse these arguments"
 
 
 def test_booleans_are_false_by_default() -> None:
@@ -280,19 +280,19 @@ def test_defaults_are_values_or_callables_and_never_shared() -> None:
         lambda: mongoz.String(nul=True),
     ],
 )
-def test_declarations_that_contradict_themselves(declare: Any) -> None:
+def test_contradicting_declarations_are_refused(declare: Any) -> None:
     with pytest.raises(FieldDefinitionError):
         declare()
 
 
-def test_a_misspelt_argument_is_named_with_the_nearest() -> None:
+def test_a_misspelt_argument_is_named_with_the_nearest_one() -> None:
     with pytest.raises(FieldDefinitionError, match=r"max_lenght.*max_length"):
         mongoz.String(max_lenght=5)
 
 
 @pytest.mark.parametrize("factory", [mongoz.DateTime, mongoz.Date])
 @pytest.mark.parametrize("option", ["auto_now", "auto_now_add"])
-def test_automatic_moments_are_naive_utc_and_may_be_given(factory: Any, option: str) -> None:
+def test_automatic_times_are_naive_utc_and_may_be_given(factory: Any, option: str) -> None:
     document = with_field(factory(**{option: True}))
     before = datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
     made = document().x
@@ -305,7 +305,7 @@ def test_automatic_moments_are_naive_utc_and_may_be_given(factory: Any, option: 
     else:
         assert before.date() <= made <= after.date()
     fixed = with_field(factory(**{option: True}, default=None)).model_fields["x"]
-    assert fixed.get_default(call_default_factory=True) is not None, "it is what they are set to later, too"
+    assert fixed.get_default(call_default_factory=True) is not None, "later assignments have the same type"
     assert [fixed.auto_now, fixed.auto_now_add] == [option == "auto_now", option == "auto_now_add"]
 
 
@@ -319,7 +319,7 @@ def test_bytes_are_base64_in_json() -> None:
 
 
 @pytest.mark.parametrize("name", ["copy", "model_dump", "json", "__embedded__"])
-def test_a_field_of_an_embedded_document_can_not_hide_what_pydantic_needs(name: str) -> None:
+def test_a_field_of_an_embedded_document_can_not_hide_an_attribute_of_pydantic(name: str) -> None:
     with pytest.raises(ImproperlyConfigured, match=f"'{name}'.*EmbeddedDocument.*alias="):
         type(mongoz.EmbeddedDocument)(
             "Bad",
@@ -328,7 +328,7 @@ def test_a_field_of_an_embedded_document_can_not_hide_what_pydantic_needs(name: 
         )
 
 
-def test_class_variables_are_no_fields() -> None:
+def test_class_variables_are_not_fields() -> None:
     class Doc(mongoz.Document):
         x: int = mongoz.Integer()
         signals: ClassVar[Any] = 5
@@ -383,7 +383,7 @@ values = st.recursive(
 
 
 def containers(value: Any) -> set[int]:
-    """The identities of everything inside that can be changed."""
+    """The identities of all nested mutable values."""
     if isinstance(value, Part):
         return {id(value), id(value.__dict__)} | containers(value.__pydantic_extra__)
     if isinstance(value, dict):
@@ -394,7 +394,7 @@ def containers(value: Any) -> set[int]:
 
 
 @given(values)
-def test_what_is_stored_shares_no_container(value: Any) -> None:
+def test_stored_values_share_no_container_with_the_instance(value: Any) -> None:
     result = stored(value)
     # Both are alive, so identities can be compared.
     assert not containers(result) & containers(value)

@@ -1,4 +1,4 @@
-"""The guard against getting slower: what it makes of what was counted. That it counts right, CI shows."""
+"""The verdict of the guard for given instruction counts. CI checks the counts."""
 
 import json
 
@@ -25,16 +25,16 @@ def test_a_slower_python_changes_nothing():
     assert send.ratio == 3.0
 
 
-def test_what_has_no_record_fails():
+def test_a_count_without_a_record_fails():
     assert not any(verdict.holds for verdict in judge(COUNTS, {}))
 
 
-def test_everything_that_is_counted_has_a_record():
+def test_every_counted_operation_has_a_record():
     assert json.loads(RECORDS.read_text("utf-8")).keys() == {verdict.name for verdict in judge(COUNTS, {})}
 
 
 @pytest.mark.parametrize(("ci", "code"), [("", 0), ("true", 2)])
-def test_without_valgrind_a_laptop_goes_on_and_ci_stops(monkeypatch, capsys, ci, code):
+def test_without_valgrind_only_ci_fails(monkeypatch, capsys, ci, code):
     monkeypatch.setenv("CI", ci)
     monkeypatch.setattr("benchmarks.guard.shutil.which", lambda name: None)
     assert main([]) == code

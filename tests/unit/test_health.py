@@ -1,4 +1,4 @@
-"""The word that says how a group and its receivers are."""
+"""The health of a group and of its receivers, as one word."""
 
 import re
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 def member(id_: str = "m1", *, alive: bool = True, lag: float = 0.0, **recent: dict[str, int]) -> MemberStatus:
-    """A process whose receivers did that lately; the names of receivers have dots, here underscores."""
+    """A member with these recent counters; underscores stand for the dots of receiver names."""
     names = [name.replace("_", ".") for name in recent]
     known = [{"name": name, "signal": "post_save", "formerly": [f"old.{name}"]} for name in names]
     counted = [
@@ -83,12 +83,12 @@ QUIET = dict.fromkeys(GOOD, 0)
         (GOOD, ("blocked",), "blocked"),
         ({**QUIET, "failed": 5}, ("blocked",), "blocked"),
         (GOOD, ("orphaned",), "blocked"),
-        (GOOD, ("paused",), "behind"),  # the pause has ended, and what it left is delivered now
+        (GOOD, ("paused",), "behind"),  # the pause has ended, and its parked deliveries are being delivered
         (GOOD, ("retry",), "delivering"),
         (QUIET, ("interrupted",), "idle"),
     ],
 )
-def test_the_word_of_a_receiver(recent: dict[str, int], lanes: tuple[str, ...], word: str):
+def test_the_health_of_a_receiver(recent: dict[str, int], lanes: tuple[str, ...], word: str):
     found = health(member(shop_mail=recent), lanes=tuple(parked("shop.mail", reason) for reason in lanes))
     assert found.receivers[0][:3] == ("shop.mail", "post_save", word)
     assert found.health == word
@@ -96,20 +96,20 @@ def test_the_word_of_a_receiver(recent: dict[str, int], lanes: tuple[str, ...], 
     assert found.why == (f"shop.mail is {word}" if word in ("failing", "blocked", "behind") else "")
 
 
-def test_deliveries_that_are_overdue_are_behind():
+def test_overdue_deliveries_mean_behind():
     for due, word in ((-9.0, "delivering"), (-10.0, "behind")):
         found = health(member(shop_mail=GOOD), lanes=(parked("shop.mail", "interrupted", due=due),))
         assert (found.health, found.receivers[0].health) == (word, word)
 
 
-def test_lag_is_behind():
+def test_lag_means_behind():
     for lag, word in ((9.9, "delivering"), (10.0, "behind"), (3_600.0, "behind")):
         found = health(member(lag=lag, shop_mail=GOOD))
         assert (found.health, found.receivers[0].health) == (word, word)
-    assert health(member(lag=60.0)).health == "behind"  # nobody has called a receiver yet
+    assert health(member(lag=60.0)).health == "behind"  # before the first delivery
 
 
-def test_a_pause_by_an_earlier_name_and_of_everything():
+def test_a_pause_by_an_earlier_name_or_of_all_receivers_counts():
     both = member(shop_mail=GOOD, shop_index=QUIET)
     one = health(both, paused=("old.shop.mail",), lanes=(parked("old.shop.mail", "paused"),))
     assert [(each.receiver, each.health) for each in one.receivers] == [
@@ -123,7 +123,7 @@ def test_a_pause_by_an_earlier_name_and_of_everything():
     assert (everything.health, [each.health for each in everything.receivers]) == ("paused", ["paused"])
 
 
-def test_a_group_is_as_its_worst_receiver():
+def test_a_group_has_the_health_of_its_worst_receiver():
     bad = {**QUIET, "failed": 1}
     one = member(a=GOOD, b=bad, c=QUIET, d=GOOD)
     lanes = (parked("c", "blocked", 4_000), parked("d", "retry", due=-60.0))
@@ -141,13 +141,13 @@ def test_a_group_is_as_its_worst_receiver():
     assert many.why == "r0, r1, r2 and 2 more are failing"
 
 
-def test_what_members_did_is_taken_together():
+def test_the_counters_of_members_are_summed():
     assert health(member(a=GOOD), member("m2", a={**QUIET, "failed": 5})).health == "delivering"
     assert health(member(a=QUIET), member("m2", a={**QUIET, "failed": 5})).health == "failing"
     assert health(member(a=QUIET), member("m2", alive=False, a={**QUIET, "failed": 5})).health == "idle"
 
 
-def test_down():
+def test_a_group_without_live_members_is_down():
     nobody = health(member(alive=False, shop_mail=GOOD), lanes=(parked("shop.mail", "blocked"),))
     assert (nobody.health, nobody.why) == ("down", "no dispatcher is alive")
     assert [one.health for one in nobody.receivers] == ["down"]
@@ -156,7 +156,7 @@ def test_down():
     assert [one.health for one in without.receivers] == ["delivering"]
 
 
-def test_a_receiver_that_nobody_has():
+def test_a_receiver_without_a_member_is_named():
     found = health(member(shop_mail=GOOD), lanes=(parked("shop.gone", "retrying", 7),))
     gone = found.of("shop.gone", "post_save")
     assert (gone.health, gone.why) == ("blocked", "7 documents wait, and no live dispatcher has it")
@@ -165,7 +165,7 @@ def test_a_receiver_that_nobody_has():
     assert found.of("shop.mail", "post_save").health == "delivering"
 
 
-def test_what_another_version_or_an_editor_wrote_breaks_nothing():
+def test_malformed_reports_of_members_are_ignored():
     odd = member(a=GOOD)
     odd.receivers.append("nonsense")  # type: ignore[arg-type]
     odd.receivers.append({"signal": "post_save"})
@@ -177,7 +177,7 @@ def test_what_another_version_or_an_editor_wrote_breaks_nothing():
     assert health(odd).health == "idle"
 
 
-def test_it_is_part_of_what_is_told_of_a_group():
+def test_the_status_of_a_group_has_its_health():
     status = group([member(shop_mail={**QUIET, "failed": 1})], [partition()])
     status.health = health_of(status)
     told = status.as_dict()["health"]
@@ -185,9 +185,9 @@ def test_it_is_part_of_what_is_told_of_a_group():
     assert told["receivers"][0]["receiver"] == "shop.mail"
 
 
-def test_what_happened_more_than_a_minute_ago_does_not_count():
+def test_events_older_than_a_minute_do_not_count():
     figures, recent = ReceiverFigures("a", "post_save"), Recent()
-    figures.failed = 7  # before the first look
+    figures.failed = 7  # before the first observation
     assert recent.of(figures)["failed"] == 7
     for second in range(200):
         recent.note(1_000.0 + second, [figures])
@@ -205,7 +205,7 @@ def test_what_happened_more_than_a_minute_ago_does_not_count():
     assert recent.of(new)["retried"] == 3
 
 
-def test_what_happens_before_the_first_look_is_recent():
+def test_events_before_the_first_observation_are_recent():
     figures, recent = ReceiverFigures("a", "post_save"), Recent()
     figures.failed = 3
     recent.note(1.0, [figures])

@@ -1,4 +1,4 @@
-"""Whether a process is dead for certain: no word of it where that is not known."""
+"""Detecting that a process is certainly dead; unknown cases count as alive."""
 
 import os
 import subprocess
@@ -27,36 +27,36 @@ def identity_of(pid: int) -> Identity:
     return Identity("here", pid, f"{where}/{started.stdout.strip()}")
 
 
-def test_who_is_alive_is_not_dead(child):
+def test_a_live_process_is_not_dead(child):
     assert not own_identity().is_dead
     assert not identity_of(child.pid).is_dead
 
 
-def test_who_was_killed_is_dead(child):
+def test_a_killed_process_is_dead(child):
     before = identity_of(child.pid)
     child.kill()
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and its exit code was not asked for
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # a zombie: its exit code is not collected
     assert before.is_dead
     child.wait()
     assert before.is_dead
 
 
-def test_another_process_with_the_same_id_is_not_the_one_that_died(child):
+def test_a_process_with_a_reused_id_is_another_process(child):
     one = identity_of(child.pid)
     where, _, started = one.boot.rpartition("/")
     assert one._replace(boot=f"{where}/{int(started) - 1}").is_dead
 
 
 @pytest.mark.parametrize("boot", ["", "elsewhere/pid:[4026531836]/1", "nonsense"])
-def test_of_another_machine_nothing_is_known(boot):
+def test_a_process_of_another_machine_is_unknown(boot):
     assert not Identity("there", 2**22 - 1, boot).is_dead
 
 
 @pytest.mark.parametrize("pid", [0, -1, -(2**31)])
-def test_numbers_that_mean_other_things_than_a_process_are_not_asked_for(pid):
+def test_special_process_ids_are_not_queried(pid):
     assert not own_identity()._replace(pid=pid).is_dead
 
 
 @pytest.mark.parametrize("document", [{}, {"host": 1, "pid": "1", "boot": 3}, {"pid": None, "boot": None}])
-def test_a_document_that_makes_no_sense_says_nothing(document):
+def test_a_malformed_identity_is_unknown(document):
     assert not Identity.read(document).is_dead

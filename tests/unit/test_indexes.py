@@ -1,4 +1,4 @@
-"""Indexes as they are declared: what an Index is, and which ones a document has."""
+"""Declarations of indexes, and the indexes of a document."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ def names(document: Any) -> list[str]:
     return [index.name for index in document.meta.indexes]
 
 
-def test_one_key() -> None:
+def test_an_index_of_one_key() -> None:
     index = Index("name")
     assert (index.key, index.keys, index.name) == ("name", [("name", pymongo.ASCENDING)], "name")
     assert (index.unique, index.sparse, index.background) == (False, False, False)
@@ -23,7 +23,7 @@ def test_one_key() -> None:
     assert isinstance(index, pymongo.IndexModel)
 
 
-def test_several_keys_and_all_kinds_of_them() -> None:
+def test_an_index_of_several_keys_of_all_kinds() -> None:
     index = Index(keys=[("year", Order.DESCENDING), ("genre", Order.ASCENDING)])
     assert index.name == "year_genre"
     assert list(index.document["key"].items()) == [("year", -1), ("genre", 1)]
@@ -71,17 +71,17 @@ def test_options_are_passed_on() -> None:
         ({"keys": [("a", None)]}, "keys are a list"),
     ],
 )
-def test_what_is_no_key_is_refused(arguments: dict[str, Any], says: str) -> None:
+def test_a_malformed_key_is_refused(arguments: dict[str, Any], says: str) -> None:
     with pytest.raises(mongoz.IndexError, match=says):
         Index(**arguments)
 
 
-def test_indexes_are_equal_by_what_they_are() -> None:
+def test_indexes_are_compared_by_value() -> None:
     assert Index("a") == Index(keys=[("a", 1)])
     assert len({Index("a"), Index("a"), Index("b")}) == 2
     assert Index("a") != Index("a", unique=True)
     assert Index("a") != "a"
-    assert Index(keys=["a", "b"], name="x") != Index(keys=["b", "a"], name="x"), "the order of keys counts"
+    assert Index(keys=["a", "b"], name="x") != Index(keys=["b", "a"], name="x"), "the order of keys matters"
 
 
 def field(**marks: Any) -> Any:
@@ -134,7 +134,7 @@ def test_indexes_may_be_a_tuple_and_are_inherited() -> None:
     assert names(Middle) == ["name", "c", "a", "b"], "fixed when the class is defined"
 
 
-def test_one_that_is_inherited_twice_is_one() -> None:
+def test_an_index_inherited_twice_is_one_index() -> None:
     class Base(mongoz.Document):
         name: str = mongoz.String()
 
@@ -199,7 +199,7 @@ def test_the_same_name_twice_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("value", ["name", {"name": 1}, {Index("name")}, Index("name"), None, 5])
-def test_indexes_that_are_no_list(value: Any) -> None:
+def test_indexes_that_are_not_a_list_are_refused(value: Any) -> None:
     options = {"indexes": value}
     with pytest.raises(ImproperlyConfigured, match=r"Meta\.indexes of Movie must be a list or a tuple"):
 
@@ -209,7 +209,7 @@ def test_indexes_that_are_no_list(value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", ["name", ("name", 1), pymongo.IndexModel("name"), None])
-def test_items_that_are_no_index(value: Any) -> None:
+def test_items_that_are_not_an_index_are_refused(value: Any) -> None:
     options = {"indexes": [Index("ok"), value]}
     with pytest.raises(ValueError, match=r"Meta\.indexes of Movie must contain mongoz\.Index only"):
 
@@ -233,10 +233,10 @@ def test_stored_names_for_the_driver() -> None:
     assert list(compiled["key"]) == ["n", "address.c", "_id", "unknown", "address.unknown", "$**"]
     assert (compiled["unique"], compiled["hidden"]) == (True, True)
     assert compiled["name"] == "name_address.city_id_unknown_address.unknown_$**"
-    assert next(iter(index.document["key"])) == "name", "the declaration stays"
+    assert next(iter(index.document["key"])) == "name", "the declaration is unchanged"
 
 
-def test_the_id_has_an_index_anyway() -> None:
+def test_an_index_of_the_id_is_left_out() -> None:
     class Movie(mongoz.Document):
         id: Any = field(unique=True)
         name: str = mongoz.String()
@@ -244,7 +244,7 @@ def test_the_id_has_an_index_anyway() -> None:
     assert Movie.meta.indexes == []
 
 
-def test_an_index_of_a_field_can_be_switched_off_and_others_not() -> None:
+def test_only_indexes_of_fields_can_be_switched_off() -> None:
     class Movie(mongoz.Document):
         name: str = field(index=True)
         email: str = field(unique=True)

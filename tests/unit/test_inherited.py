@@ -1,4 +1,4 @@
-"""Dividing the work anew: whatever was finished is known to be, and nothing else is."""
+"""After a repartition exactly the finished changes are skipped."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +15,7 @@ def token(number: int) -> str:
 
 
 class Group:
-    """A group at work, as simple as can be: which changes are finished, and what its positions say of that."""
+    """A simple model of a group: the finished changes, and its positions."""
 
     def __init__(self, changes: list[int]) -> None:
         self.hashes = dict(enumerate(changes, 1))  # by the number of the change
@@ -35,7 +35,7 @@ class Group:
         self.finished |= numbers & set(self.mine(partition))
 
     def position(self, partition: int) -> tuple[int, list[int]]:
-        """Up to where everything of a partition is finished, and what is behind that."""
+        """The position of a partition, and the finished changes behind it."""
         begin, _ = self.begins[partition]
         mine = [n for n in self.mine(partition) if n > begin]
         for number in mine:
@@ -64,7 +64,7 @@ rounds = st.lists(st.tuples(st.integers(1, 6), st.lists(numbers, min_size=6, max
 
 
 @given(changes, rounds)
-def test_after_any_number_of_divisions_a_change_is_skipped_if_it_was_finished_and_only_then(changes, rounds):
+def test_after_repartitions_exactly_the_finished_changes_are_skipped(changes, rounds):
     group = Group(changes)
     for partitions, worked in rounds:
         for partition in range(group.partitions):
@@ -76,7 +76,7 @@ def test_after_any_number_of_divisions_a_change_is_skipped_if_it_was_finished_an
 
 
 @given(changes, rounds)
-def test_once_all_is_done_nothing_is_inherited_any_more(changes, rounds):
+def test_nothing_is_inherited_once_all_changes_are_finished(changes, rounds):
     group = Group(changes)
     for partitions, worked in rounds:
         for partition in range(group.partitions):
@@ -89,7 +89,7 @@ def test_once_all_is_done_nothing_is_inherited_any_more(changes, rounds):
         assert not inherited
 
 
-def test_only_what_concerns_a_partition_goes_along():
+def test_a_partition_inherits_only_its_own_changes():
     facts = [Fact(4, n, token(10 + n), token(10 + n), b"") for n in range(4)]
     assert beginning_of(0, 2, facts, []).token == token(10)
     assert [fact.partition for fact in beginning_of(0, 2, facts, []).inherited] == [2]
@@ -98,7 +98,7 @@ def test_only_what_concerns_a_partition_goes_along():
     assert beginning_of(5, 8, facts, []) == (token(11), ())
 
 
-def test_hashes_of_tokens_are_as_long_as_they_should_be():
+def test_digests_of_tokens_have_a_fixed_length():
     tokens = [token(number) for number in range(20_000)]
     digests = b"".join(sorted({digest_of(one) for one in tokens}))
     assert len(digests) == 10 * 20_000

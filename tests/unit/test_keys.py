@@ -1,4 +1,4 @@
-"""Keys that the server holds to be equal have the same bytes; others have not."""
+"""Two keys have the same bytes exactly if the server considers them equal."""
 
 import decimal
 import math
@@ -48,7 +48,7 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("same", EQUAL, ids=lambda same: str(same[0]))
-def test_equal_numbers_are_one_key(same, way):
+def test_equal_numbers_have_one_key(same, way):
     made = [WAYS[way](value) for value in same]
     for function in (
         canonical,
@@ -60,7 +60,7 @@ def test_equal_numbers_are_one_key(same, way):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_different_values_are_different_keys(way):
+def test_different_values_have_different_keys(way):
     made = [WAYS[way](value) for value in DIFFERENT]
     for function in (canonical, lambda id_: key_hash("a.b", id_), lambda id_: document_key(("a", "b"), id_)):
         assert len({function(id_) for id_ in made}) == len(DIFFERENT)
@@ -103,7 +103,7 @@ def test_decimals_are_compared_by_value(number, zeros):
     "id_", [5, 2**40, "x", 1.5, b"x", True, None, {"a": 1, "b": ["x", {"c": 2.5}]}, ObjectId()]
 )
 def test_the_keys_of_common_values_are_their_bson(id_):
-    """So that stamps of earlier versions keep their meaning."""
+    """Stamps of earlier versions remain valid."""
     assert canonical(id_) == bson.encode({"": id_})
 
 
@@ -112,7 +112,7 @@ def element(type_: int, value: bytes) -> bytes:
     return struct.pack("<i", len(body) + 5) + body + b"\0"
 
 
-def test_what_no_driver_writes_is_a_key_too():
+def test_unusual_bson_has_a_key():
     text = struct.pack("<i", 3) + b"\xff\xfe\0"
     assert canonical_of(element(0x0E, text)) == element(0x02, text)  # a symbol equals a string
     assert canonical_of(element(0x05, struct.pack("<iB", 3, 4) + b"123")) == element(0x05, b"\3\0\0\0\4" + b"123")
@@ -151,7 +151,7 @@ def test_parked_lanes_of_earlier_versions_keep_their_names(id_, name):
     assert lane_id("g", "r", "d", ("db", "c"), id_) == name
 
 
-def test_the_applications_decimal_context_changes_no_key():
+def test_the_decimal_context_of_the_application_does_not_change_keys():
     ids = [Decimal128("1234567.89"), 12345.678, {"a": 123456789}]
     before = [(canonical(id_), lane_key(id_)) for id_ in ids]
     with decimal.localcontext(decimal.Context(prec=3, traps=[decimal.Inexact])):

@@ -1,4 +1,4 @@
-"""Lanes: order per key, bounds, and what happens at the end."""
+"""Lanes: order per key, bounds, and stopping."""
 
 import asyncio
 from collections import defaultdict
@@ -25,7 +25,7 @@ def job(number: int, size: int = 1) -> Job:
 
 
 class Made(Lanes):
-    """Lanes with their capacity."""
+    """Lanes with a capacity."""
 
     def __init__(self, work, *, finished=None, concurrency=4, max_queued=1000, max_bytes=10**6, **more) -> None:
         self.capacity = Capacity(Bounds(concurrency, max_queued, max_bytes))
@@ -45,7 +45,7 @@ lanes = Made
     turns=st.lists(st.integers(0, 3), min_size=1, max_size=20),
     concurrency=st.integers(1, 8),
 )
-def test_one_at_a_time_and_in_order_per_key(keys, turns, concurrency):
+def test_jobs_of_one_key_run_in_order_and_one_at_a_time(keys, turns, concurrency):
     """Receivers wait for 0 to 3 turns of the loop, mixed at random."""
     seen: dict[int, list[int]] = defaultdict(list)
     busy: set[int] = set()
@@ -77,7 +77,7 @@ def test_one_at_a_time_and_in_order_per_key(keys, turns, concurrency):
     assert most <= concurrency
 
 
-async def test_as_many_at_once_as_allowed():
+async def test_the_limit_of_concurrent_jobs_is_used():
     gate, running = asyncio.Event(), 0
 
     async def work(_job: Job) -> None:
@@ -119,7 +119,7 @@ async def test_a_busy_key_does_not_delay_other_keys():
 
 
 @pytest.mark.parametrize(("max_queued", "max_bytes", "fits"), [(3, 10**6, 3), (1000, 25, 3), (1000, 1, 1)])
-async def test_bounded_by_number_and_by_bytes(max_queued, max_bytes, fits):
+async def test_queues_are_bounded_by_number_and_by_bytes(max_queued, max_bytes, fits):
     gate = asyncio.Event()
 
     async def work(_job: Job) -> None:
@@ -174,7 +174,7 @@ async def test_a_job_that_outlasts_the_grace_period_is_cancelled_and_not_finishe
     assert finished == []
 
 
-async def test_a_crash_of_the_work_is_reported():
+async def test_an_error_of_the_work_is_reported():
     async def work(_job: Job) -> None:
         raise RuntimeError("a bug")
 
@@ -186,8 +186,8 @@ async def test_a_crash_of_the_work_is_reported():
     await Lanes.stop(made, 0)
 
 
-async def test_the_event_loop_gets_its_turn_under_load():
-    """Receivers that never wait must not starve timers, sockets and signals."""
+async def test_the_event_loop_runs_other_tasks_under_load():
+    """Receivers that never wait do not starve timers, sockets and signals."""
     turns = 0
 
     async def work(_job: Job) -> None:
@@ -215,7 +215,7 @@ async def test_the_event_loop_gets_its_turn_under_load():
     concurrency=st.integers(1, 4),
 )
 def test_jobs_that_pause_keep_their_order_and_the_bound(pauses, keys, concurrency):
-    """While a job pauses others run, but never more than allowed, and none of its own key."""
+    """During a pause of a job, jobs of other keys run within the limit."""
     seen: dict[int, list[int]] = defaultdict(list)
     busy: set[int] = set()
     running = most = 0
@@ -254,7 +254,7 @@ def test_jobs_that_pause_keep_their_order_and_the_bound(pauses, keys, concurrenc
     assert most <= concurrency
 
 
-async def test_a_pause_makes_room():
+async def test_a_pausing_job_gives_its_place_to_another():
     """With a single place. A job whose pause is over gets the place before new jobs."""
     order: list[str] = []
 
@@ -285,7 +285,7 @@ async def test_after_the_grace_period_receivers_are_cancelled_and_writes_finish(
             try:
                 await asyncio.Event().wait()
             finally:
-                written.set()  # as if the answer of the server came only now
+                written.set()  # the answer of the server arrives only now
         await written.wait()
 
     def finish(one: Job) -> None:
@@ -303,7 +303,7 @@ async def test_after_the_grace_period_receivers_are_cancelled_and_writes_finish(
     assert [one.token for one in made.begun] == ["000000"]
 
 
-async def test_an_errand_tells_when_it_is_finished_also_by_another_worker():
+async def test_an_errand_reports_its_end_also_from_another_worker():
     told: list[int] = []
     stuck = asyncio.Event()
 

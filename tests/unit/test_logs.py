@@ -1,4 +1,4 @@
-"""Every action that is logged is in the reference, with its levels; and nothing else is."""
+"""The reference lists exactly the logged actions, with their levels."""
 
 import ast
 import re
@@ -46,7 +46,7 @@ def modules() -> dict[Path, ast.AST]:
 
 
 def found() -> dict[str, set[str]]:
-    """Actions of all modules with their levels; of those that are put together, what the module's words make."""
+    """Actions of all modules with their levels. Patterns are completed from the module's string constants."""
     actions: dict[str, set[str]] = defaultdict(set)
     for tree in modules().values():
         for level, value, _ in logged(tree):
@@ -63,7 +63,7 @@ def found() -> dict[str, set[str]]:
             elif isinstance(value, ast.Name):
                 made = words
             else:
-                assert isinstance(value, ast.Constant), f"{path}: an action must be readable from the code"
+                assert isinstance(value, ast.Constant), f"{path}: write the action as a literal"
             for action in made & unexplained:
                 actions[action].add(level)
     return actions
@@ -87,6 +87,6 @@ def test_every_line_has_an_action():
         assert calls == {call for _, _, call in logged(tree)}, path
 
 
-def test_actions_look_alike():
+def test_actions_have_one_style():
     for action in found():
         assert ACTION.fullmatch(action), action

@@ -1,4 +1,4 @@
-"""Keyword filters without a server: what they compile to, and what they refuse."""
+"""Keyword filters compile to queries, without a server."""
 
 import datetime
 import re
@@ -192,7 +192,7 @@ def test_asc_and_desc_only_sort() -> None:
         ("place__owner__id__exact", {"place.owner": {"$eq": 1}}),
     ],
 )
-def test_names_and_lookups_are_told_apart(keyword: str, condition: Any) -> None:
+def test_field_names_and_lookups_are_distinguished(keyword: str, condition: Any) -> None:
     assert one(**{keyword: 1}) == condition
 
 
@@ -216,13 +216,13 @@ def test_names_and_lookups_are_told_apart(keyword: str, condition: Any) -> None:
         ("$where", InvalidKeyError, "where"),
     ],
 )
-def test_what_does_not_exist_is_named(keyword: str, error: Any, hint: str) -> None:
+def test_an_unknown_name_is_named(keyword: str, error: Any, hint: str) -> None:
     with pytest.raises(error) as caught:
         compile_lookups(Movie, {keyword: 1})
     assert hint in str(caught.value)
 
 
-def test_an_unknown_name_is_told_from_its_lookup_and_has_a_remedy() -> None:
+def test_an_unknown_field_is_distinguished_from_an_unknown_lookup() -> None:
     with pytest.raises(InvalidKeyError) as caught:
         compile_lookups(Movie, {"stock__gte": 1})
     assert str(caught.value).startswith("Movie has no field 'stock' (in 'stock__gte'). There are: ")
@@ -238,7 +238,7 @@ def test_an_unknown_lookup_names_all_valid_ones() -> None:
         assert name in str(caught.value)
 
 
-def test_keywords_carry_javascript_only_where_the_settings_allow_it(
+def test_keywords_accept_javascript_only_if_the_settings_allow_it(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = r"'name__where' of Movie would run JavaScript .* allow_javascript=True .* where\('\.\.\.'\)"
@@ -325,7 +325,7 @@ def test_a_field_of_a_reference_joins() -> None:
     )
 
 
-def test_joins_go_on() -> None:
+def test_joins_can_be_chained() -> None:
     compiled = compile_lookups(Movie, {"producer__country__name": "x", "producer__name": "y"})
     country = Join("_joined_producer.country", Country, "countrys")
     assert compiled.joins == (PRODUCER, country)
@@ -343,7 +343,7 @@ def test_joins_go_on() -> None:
     assert compile_lookups(Movie, {"place.owner.name": "x"}).joins == (Join("place.owner", Studio, "companies"),)
 
 
-def test_two_references_to_one_collection_have_slots_of_their_own() -> None:
+def test_two_references_to_one_collection_are_joined_separately() -> None:
     assert attachment_stages([PRODUCER, DISTRIBUTOR]) == [
         {"$set": {"companies": {"$concatArrays": ["$_joined_producer", "$_joined_dist"]}}},
         {"$unset": ["_joined_producer", "_joined_dist"]},
@@ -351,7 +351,7 @@ def test_two_references_to_one_collection_have_slots_of_their_own() -> None:
     assert attachment_stages([]) == []
 
 
-def test_what_can_not_be_joined() -> None:
+def test_impossible_joins_are_refused() -> None:
     class Elsewhere(mongoz.Document):
         name: str = mongoz.String()
 
@@ -399,7 +399,7 @@ def configured(monkeypatch: pytest.MonkeyPatch) -> Any:
     return configure
 
 
-def test_settings_may_name_lookups(configured: Any) -> None:
+def test_settings_may_rename_lookups(configured: Any) -> None:
     configured(filter_operators={**settings.filter_operators, "like": "icontains", "is": "eq", "odd": "nope"})
     assert one(name__like="x") == {"name": {"$regex": "x", "$options": "i"}}
     assert one(name__is="x") == {"name": {"$eq": "x"}}

@@ -1,4 +1,4 @@
-"""What `class Meta` says, and what is inherited."""
+"""Options of `class Meta`, and their inheritance."""
 
 from typing import Any, ClassVar
 
@@ -19,14 +19,14 @@ def registry() -> mongoz.Registry:
 
 
 def define(*parents: type, name: str = "Movie", **options: Any) -> Any:
-    """A document with one field, and these options in its Meta; none at all: no Meta."""
+    """A document with one field and these options in its Meta; without options it has no Meta."""
     body: dict[str, Any] = {"__annotations__": {"name": str}, "name": mongoz.String(), "__module__": __name__}
     if options:
         body["Meta"] = type("Meta", (), options)
     return type(mongoz.Document)(name, parents or (mongoz.Document,), body)
 
 
-def test_names_and_objects_are_the_same(registry: mongoz.Registry) -> None:
+def test_options_accept_names_and_objects(registry: mongoz.Registry) -> None:
     database = registry.get_database("shop")
     by_name = define(registry=registry, database="shop")
     by_object = define(registry=registry, database=database, collection=database.get_collection("movies"))
@@ -62,12 +62,12 @@ def test_inheritance(registry: mongoz.Registry) -> None:
     assert Movie.meta.autogenerate_index is True
     assert Movie.meta.collection.name == "movies"
     assert define(Movie, name="Film", collection="x").meta.collection.name == "x"
-    assert define(Movie, name="Film").meta.collection.name == "films", "each has its own collection"
+    assert define(Movie, name="Film").meta.collection.name == "films", "each class has its own collection"
     assert define(Base, autogenerate_index=False).meta.autogenerate_index is False
     assert define(name="Loose").meta.autogenerate_index is False
 
 
-def test_a_class_without_fields_of_its_own_has_those_that_are_inherited(registry: mongoz.Registry) -> None:
+def test_a_class_without_own_fields_has_the_inherited_ones(registry: mongoz.Registry) -> None:
     Base = define(registry=registry, database="shop", abstract=True)
 
     class Film(Base):
@@ -118,17 +118,17 @@ def test_several_classes_of_one_name(registry: mongoz.Registry) -> None:
         ("watch", "archive.users", "must be a list of namespaces"),
     ],
 )
-def test_options_that_can_not_be(option: str, value: Any, says: str) -> None:
+def test_invalid_options_are_refused(option: str, value: Any, says: str) -> None:
     with pytest.raises(ImproperlyConfigured, match=says):
         define(**{option: value})
 
 
-def test_meta_that_is_no_class() -> None:
+def test_meta_must_be_a_class() -> None:
     with pytest.raises(ImproperlyConfigured, match=r"Movie\.Meta must be a class with options"):
         type(mongoz.Document)("Movie", (mongoz.Document,), {"__module__": __name__, "Meta": mongoz.String()})
 
 
-def test_places_of_another_registry_are_refused(registry: mongoz.Registry) -> None:
+def test_a_database_of_another_registry_is_refused(registry: mongoz.Registry) -> None:
     other = mongoz.Registry("mongodb://other.invalid")
     database = other.get_database("shop")
     with pytest.raises(ImproperlyConfigured, match=r"Meta\.database of Movie is .* of another registry"):

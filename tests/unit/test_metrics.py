@@ -1,4 +1,4 @@
-"""What Prometheus is told, and what it costs."""
+"""Metrics for Prometheus, and their number."""
 
 import re
 from dataclasses import replace
@@ -59,11 +59,13 @@ def test_prometheus_reads_counters_gauges_and_histograms():
     assert value(samples, "delivery_failures_total", **mail) == 1
     assert value(samples, "delivery_retries_total", **mail) == 2
     assert value(samples, "receiver_duration_seconds_bucket", le="0.001", **mail) == 1
-    assert value(samples, "receiver_duration_seconds_bucket", le="0.025", **mail) == 3  # a bound is inside
+    assert (
+        value(samples, "receiver_duration_seconds_bucket", le="0.025", **mail) == 3
+    )  # the bound belongs to the bucket
     assert value(samples, "receiver_duration_seconds_bucket", le="300.0", **mail) == 3
     assert value(samples, "receiver_duration_seconds_count", **mail) == 4
     assert value(samples, "receiver_duration_seconds_sum", **mail) == pytest.approx(1_000.0455)
-    assert value(samples, "in_flight") == 6  # of both partitions
+    assert value(samples, "in_flight") == 6  # the sum of both partitions
     assert value(samples, "lag_seconds", partition="1") == 1.5
     assert value(samples, "position_age_seconds", partition="0") == 10
     assert value(samples, "position_saved_age_seconds", partition="0") == 10
@@ -73,14 +75,14 @@ def test_prometheus_reads_counters_gauges_and_histograms():
     assert value(samples, "info", version="1.2") == 1
 
 
-def test_what_is_not_known_is_absent():
+def test_unknown_values_are_absent():
     names = {name for name, _ in scraped(snapshot())}
     for name in ("oplog_window_seconds", "oplog_headroom_seconds", "members", "dead_letters", "parked_deliveries"):
         assert f"mongoz_dispatcher_{name}" not in names
     assert "mongoz_dispatcher_members" in {name for name, _ in scraped(snapshot(status=group()))}
 
 
-def test_pausing_shows():
+def test_a_pause_is_a_metric():
     samples = scraped(snapshot(status=group(paused=[Pause(None, NOW, ""), Pause("shop.mail", NOW, "")])))
     assert (value(samples, "paused"), value(samples, "paused_receivers")) == (1, 1)
     assert value(scraped(snapshot()), "paused") == 0
@@ -115,7 +117,7 @@ def test_the_reference_lists_every_metric():
     ]
 
 
-def test_counters_of_the_process_go_into_logs_without_those_of_receivers():
+def test_logs_have_the_counters_of_the_process_without_receivers():
     stats = Stats(read=1)
     stats.figures_of("shop.mail", "post_save")
     assert stats.as_dict()["read"] == 1
@@ -123,7 +125,7 @@ def test_counters_of_the_process_go_into_logs_without_those_of_receivers():
     assert "clock_offset" not in stats.as_dict()
 
 
-def test_every_value_falls_into_one_bucket():
+def test_every_value_belongs_to_one_bucket():
     histogram = Histogram()
     for seconds in (0.0, *BOUNDS, 1e9):
         histogram.observe(seconds)
@@ -133,22 +135,22 @@ def test_every_value_falls_into_one_bucket():
 # -- lag ---------------------------------------------------------------------------------------------
 
 
-def test_who_is_up_to_date_has_no_lag():
+def test_an_up_to_date_stream_has_no_lag():
     lag = Lag()
-    assert lag.seconds(10.0, 1_000.0, None) == 0  # nothing was read yet
+    assert lag.seconds(10.0, 1_000.0, None) == 0  # before the first read
     lag.heard(10.0, 995.0, 3, more=False)  # an idle server's token is seconds old
     assert lag.seconds(11.0, 1_001.0, None) == 0
     assert lag.changes(11.0, 1_001.0, 0) == 0
 
 
-def test_a_change_that_is_not_finished_is_lag():
+def test_an_unfinished_change_is_lag():
     lag = Lag()
     lag.heard(10.0, 1_000.0, 1, more=False)
     assert lag.seconds(12.0, 1_002.0, 999.5) == 2.5
     assert lag.changes(12.0, 1_002.0, 4) == 4
 
 
-def test_a_backlog_is_lag_and_its_changes_are_estimated_by_their_density():
+def test_the_changes_of_a_backlog_are_estimated_from_their_density():
     lag = Lag()
     for second in range(10):
         lag.heard(10.0, 500.0 + second, 200, more=True)
@@ -158,7 +160,7 @@ def test_a_backlog_is_lag_and_its_changes_are_estimated_by_their_density():
     assert lag.changes(11.0, 1_009.0, 0) == 0
 
 
-def test_a_stream_that_brings_nothing_for_long_is_lag():
+def test_a_silent_stream_is_lag():
     lag = Lag()
     lag.heard(10.0, 1_000.0, 0, more=False)
     assert lag.seconds(14.0, 1_004.0, None) == 0

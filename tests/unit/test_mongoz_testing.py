@@ -1,4 +1,4 @@
-"""Capturing signals: what is recorded, what is asserted, and that nothing is left behind."""
+"""Capturing signals: records, assertions, and cleanup."""
 
 import asyncio
 from typing import Any
@@ -33,7 +33,7 @@ def User(registry: mongoz.Registry) -> Any:
 
 @pytest.fixture
 def ran(User: Any) -> list[str]:
-    """What receivers of the application ran."""
+    """The calls of the application's receivers."""
     names: list[str] = []
 
     async def before(sender: Any, **kwargs: Any) -> str:
@@ -54,14 +54,14 @@ def ran(User: Any) -> list[str]:
 
 
 async def write(document: Any, instance: Any, *, created: bool = True) -> None:
-    """The signals of `save`, as a write fires them; without its I/O."""
+    """Sends the signals of `save` without its I/O."""
     await document.signals.pre_save.send(document, instance=instance, created=created)
     await plan_firing(document.signals.post_save).run(
         document, "id", instance=instance, created=created, previous=None
     )
 
 
-async def test_records_what_fires_in_order_and_runs_the_receivers(User, ran):
+async def test_a_capture_records_signals_in_order_and_runs_the_receivers(User, ran):
     ada = User(name="Ada")
     with capture(User) as captured:
         await write(User, ada)
@@ -76,15 +76,15 @@ async def test_records_what_fires_in_order_and_runs_the_receivers(User, ran):
     assert dict(verified.kwargs) == {"instance": ada, "how": "by mail"}
 
 
-async def test_without_receivers_signals_fire_all_the_same(User):
+async def test_signals_without_receivers_are_recorded(User):
     with capture(User) as captured:
         assert await User.signals.pre_delete.send(User, instance=User(name="Ada")) == []
-        assert await User.signals.on_ban.send_robust(None) == []  # one that nobody had named before
+        assert await User.signals.on_ban.send_robust(None) == []  # a new signal
     assert captured.names == ["pre_delete", "on_ban"]
     assert captured[1].instance is None
 
 
-async def test_values_are_those_of_the_moment(User):
+async def test_a_record_has_the_values_of_its_time(User):
     ada = User(name="Ada")
     with capture(User) as captured:
         await write(User, ada)
@@ -122,7 +122,7 @@ async def test_a_dispatcher_still_finds_the_receivers(User, ran):
     assert listening == ["after"]
 
 
-async def test_a_refusal_is_recorded_and_reaches_the_caller(User):
+async def test_an_error_of_a_receiver_is_recorded_and_reaches_the_caller(User):
     @pre_save(User)
     async def refuse(sender: Any, **kwargs: Any) -> None:
         raise ValueError("no")
@@ -132,7 +132,7 @@ async def test_a_refusal_is_recorded_and_reaches_the_caller(User):
     assert captured.names == ["pre_save"]
 
 
-async def test_send_robust_returns_what_it_does_without_a_capture(User):
+async def test_send_robust_returns_the_same_with_a_capture(User):
     @pre_save(User)
     async def fails(sender: Any, **kwargs: Any) -> None:
         raise ValueError("no")
@@ -152,7 +152,7 @@ async def test_muted_signals_do_not_fire(User, ran):
     assert ran == []
 
 
-async def test_single_signals(User):
+async def test_a_single_signal_can_be_captured(User):
     with capture(User.signals.post_save) as captured:
         await write(User, User(name="Ada"))
     assert captured.names == ["post_save"]
@@ -207,7 +207,7 @@ async def test_a_registry_stands_for_its_documents(registry):
     captured.assert_fired(Two.signals.post_save)
 
 
-async def test_captures_nest(User, ran):
+async def test_captures_can_be_nested(User, ran):
     with capture(User) as outer:
         await write(User, User(name="Ada"))
         with capture(User, silent=True) as inner:
@@ -236,7 +236,7 @@ async def test_captures_may_end_in_any_order(User, ran):
     assert_untouched(User)
 
 
-async def test_everything_is_restored_also_after_an_exception(User, ran):
+async def test_a_capture_restores_everything_after_an_exception(User, ran):
     connected = {name: getattr(User.signals, name).receivers for name in User.signals}
     with pytest.raises(ZeroDivisionError), capture(User, silent=True):
         1 / 0  # noqa: B018
@@ -246,7 +246,7 @@ async def test_everything_is_restored_also_after_an_exception(User, ran):
     assert ran == ["before", "after"]
 
 
-async def test_concurrent_flows_see_their_own_or_all(User, ran):
+async def test_a_concurrent_capture_sees_its_own_task_or_all_tasks(User, ran):
     inside = asyncio.Barrier(2)
 
     async def flow(name: str, **options: Any) -> list[str]:
@@ -260,11 +260,11 @@ async def test_concurrent_flows_see_their_own_or_all(User, ran):
     ada, bea = await asyncio.gather(flow("Ada", this_task=True, silent=True), flow("Bea"))
     assert ada == ["Ada", "Ada's child"]
     assert sorted(bea) == ["Ada", "Ada's child", "Bea", "Bea's child"]
-    assert ran == ["before", "after"] * 2  # of Bea only
+    assert ran == ["before", "after"] * 2  # only Bea's
     assert_untouched(User)
 
 
-async def test_a_worker_that_runs_already_is_seen_unless_it_is_another_task(User, ran):
+async def test_a_running_worker_task_is_captured_only_with_all_tasks(User, ran):
     jobs: asyncio.Queue[asyncio.Event] = asyncio.Queue()
 
     async def work() -> None:
@@ -290,7 +290,7 @@ def assert_untouched(document: Any) -> None:
     assert not any(getattr(document.signals, name).is_tapped for name in document.signals)
 
 
-async def test_disconnecting_inside_lasts(User):
+async def test_a_disconnect_inside_of_a_capture_stays(User):
     async def receiver(sender: Any, **kwargs: Any) -> None: ...
 
     pre_save(User)(receiver)
@@ -299,7 +299,7 @@ async def test_disconnecting_inside_lasts(User):
     assert User.signals.pre_save.receivers == ()
 
 
-async def test_signals_of_an_own_kind(User):
+async def test_signals_of_a_custom_class_are_captured(User):
     class Loud(Signal):
         def __init__(self) -> None:
             super().__init__()
@@ -326,7 +326,7 @@ async def fired(User: Any) -> Captured:
     return captured
 
 
-async def test_messages_list_what_did_fire(User):
+async def test_messages_list_the_recorded_signals(User):
     captured = await fired(User)
     with pytest.raises(AssertionError) as caught:
         captured.assert_fired(User.signals.post_save, created=False, instance__name="Ada")
@@ -350,7 +350,7 @@ async def test_messages_list_what_did_fire(User):
         captured.of().assert_fired("post_save")
 
 
-async def test_assertions_that_hold(User):
+async def test_correct_assertions_pass(User):
     captured = await fired(User)
     (update,) = captured.assert_fired("post_update", update_fields={"name"})
     assert update is captured[2]
@@ -371,7 +371,7 @@ async def test_misspelt_keywords_are_refused(User):
         captured.assert_not_fired(User.signals.post_save, instance__nam="Ada")
 
 
-def test_what_can_not_be_captured(User):
+def test_other_values_can_not_be_captured(User):
     with pytest.raises(SignalError, match="needs documents, signals or a registry"):
         capture()
     with pytest.raises(SignalError, match="not 'post_save'"):

@@ -1,4 +1,4 @@
-"""What documentation, deploy files, dashboard and messages name exists: settings, commands, packages."""
+"""Documentation, deploy files, dashboard and messages name only settings, commands and packages that exist."""
 
 import re
 import tomllib
@@ -20,7 +20,7 @@ SUFFIXES = {".css", ".env", ".html", ".js", ".json", ".md", ".py", ".service", "
 
 
 def texts() -> Iterator[tuple[str, str]]:
-    """Every file that a user may read, with its name."""
+    """Every file for users, with its name."""
     found = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.suffix in SUFFIXES]
     found += [path for path in ROOT.iterdir() if path.suffix in {".md", ".yml"} or path.name == "Dockerfile"]
     for path in found:
@@ -42,7 +42,7 @@ FLAGS = {opt for command in COMMANDS.values() for parameter in command.params fo
 FLAGS |= {"--help", "--version", "--install-completion", "--show-completion"}
 
 
-def test_every_variable_that_is_named_is_read():
+def test_every_named_variable_is_a_setting():
     known = {f"DISPATCHER_{name.upper()}" for name in Settings.model_fields}
     for command in COMMANDS.values():
         for parameter in command.params:
@@ -58,8 +58,8 @@ def test_every_variable_that_is_named_is_read():
     assert [one for one in sorted(named) if one[0] not in known] == []
 
 
-def test_every_package_that_a_text_tells_to_install_is_there_to_be_installed():
-    """The project is in no registry: what installs it names a folder, and an extra that the project has."""
+def test_every_pip_command_names_a_folder_and_an_existing_extra():
+    """No package registry has the project."""
     extras = set(PROJECT["optional-dependencies"])
     found = [
         (place, target.strip("'\""))
@@ -83,7 +83,7 @@ def test_no_text_names_an_extra_of_a_package_in_a_registry(name: str):
     assert [place for place, text in TEXTS.items() if re.search(rf"(?<![/\w-]){re.escape(name)}\[\w", text)] == []
 
 
-def test_every_command_that_is_named_exists():
+def test_every_named_command_exists():
     named = {
         (place, quoted)
         for place, text in TEXTS.items()

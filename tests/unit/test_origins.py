@@ -1,4 +1,4 @@
-"""Which stamps count, and what markers claim; without a server."""
+"""Validity of origin stamps, and delete markers, without a server."""
 
 import datetime
 from typing import Any
@@ -35,7 +35,7 @@ def stamp(call: Call = Call.CREATED, *, at: float = NOW, id_: Any = ID, **more: 
 def change(
     operation: str = "insert", by: Any = None, *, wall: float = NOW, id_: Any = ID, time: int = 1, **more: Any
 ) -> Change:
-    """A change that carries a stamp (or something else in its place), as it would be read."""
+    """A change with this value as its stamp, as the reader returns it."""
     packed = by.pack() if isinstance(by, Stamp) else by
     brought = {} if by is None else {FIELD: packed}
     plain: dict[str, Any] = {
@@ -85,7 +85,9 @@ def test_a_stamp_counts_about_its_own_time_only(transaction, milliseconds):
     timely = -10 <= late <= (71 if transaction else 11)
     assert (judged.origin == own) == timely
     if not timely and 0 < late <= 75:
-        assert judged.origin == own._replace(receivers=frozenset())  # told to all, as what was called
+        assert judged.origin == own._replace(
+            receivers=frozenset()
+        )  # delivered to all receivers, with the signal of the call
         assert judged.delivery_id == str(own.token)
     else:
         assert judged.delivery_id == ""
@@ -93,11 +95,11 @@ def test_a_stamp_counts_about_its_own_time_only(transaction, milliseconds):
 
 
 def late(origins: Origins, by: Stamp, seconds: float = 20, **more: Any) -> str:
-    """The id under which a late stamp has its write delivered; nothing if it is not known as its own."""
+    """The delivery id of a write with a late stamp; None if the stamp does not belong to the write."""
     return origins.judge(change(by=by, wall=NOW + seconds, **more)).delivery_id
 
 
-def test_a_late_stamp_gives_its_token_to_the_first_write_on_its_document_only():
+def test_only_the_first_write_of_the_document_gets_the_token_of_a_late_stamp():
     origins, own = Origins(GROUP), stamp()
     assert late(origins, own) == str(own.token)
     assert late(origins, own) == ""  # a copy
@@ -109,27 +111,27 @@ def test_a_late_stamp_gives_its_token_to_the_first_write_on_its_document_only():
     assert late(origins, timely) == ""
 
 
-def test_a_late_stamp_from_before_what_is_remembered_may_be_a_copy():
+def test_a_late_stamp_older_than_the_memory_may_be_a_copy():
     origins, own, younger = Origins(GROUP), stamp(at=NOW), stamp(at=NOW + 10)
     origins.since = NOW + 5
     assert late(origins, own) == ""
     assert late(origins, younger, 30) == str(younger.token)
 
 
-def test_a_late_mute_is_in_doubt():
+def test_a_late_mute_is_doubtful():
     judged = Origins(GROUP).judge(change(by=stamp(muted=True), wall=NOW + 20))
     assert judged.origin is not None
     assert not judged.origin.muted
 
 
-def test_an_update_of_nothing_but_the_stamp_changes_nothing():
+def test_an_update_of_only_the_stamp_is_no_change():
     own, other = stamp(Call.SAVED), stamp(Call.SAVED, id_=7)
     judge = Origins(GROUP).judge
     assert change("update", removed=[FIELD]).operation == "untouched"
     assert change("update", updated={f"{FIELD}.t": 1}).operation == "untouched"
     assert judge(change("update", other)).operation == "untouched"
     assert Origins("others").judge(change("update", own)).operation == "untouched"
-    assert judge(change("update", own)).operation == "update"  # it was saved, and receivers are told so
+    assert judge(change("update", own)).operation == "update"  # a save without changes reaches the receivers
     assert judge(change("update", own)).operation == "untouched"
     assert change("update", updated={"": 1}).operation == "update"
 
@@ -141,13 +143,13 @@ def test_a_stamp_counts_once():
     assert counts(change(by=stamp()), origins)
 
 
-def test_a_stamp_that_was_seen_where_it_does_not_count_is_no_longer_new():
+def test_an_invalid_occurrence_of_a_stamp_uses_it_up():
     origins, own = Origins(GROUP), stamp()
     assert not counts(change(by=own, wall=NOW - 30), origins)
     assert not counts(change(by=own), origins)
 
 
-def test_what_was_read_before_the_position_counts_no_more():
+def test_a_stamp_from_before_the_position_does_not_count():
     origins, own = Origins(GROUP), stamp()
     assert origins.saw(own, datetime.datetime.fromtimestamp(NOW, datetime.UTC))
     assert not counts(change(by=own), origins)
@@ -159,20 +161,20 @@ def test_a_stamp_counts_for_its_document_only(other):
     assert counts(change(by=stamp(id_=other), id_=other))
 
 
-def test_other_groups_stamps_are_neither_counted_nor_remembered():
+def test_stamps_of_other_groups_are_ignored():
     origins = Origins("others")
     assert not counts(change(by=stamp()), origins)
     assert len(origins.seen) == 0
 
 
 @given(st.one_of(st.binary(max_size=80), st.text(), st.integers(-(2**63), 2**63 - 1), st.none(), st.booleans()))
-def test_garbage_stops_nothing(garbage):
+def test_garbage_instead_of_a_stamp_is_ignored(garbage):
     for operation in ("insert", "update", "replace"):
         assert not counts(change(operation, garbage))
 
 
 @given(st.data())
-def test_a_damaged_stamp_stops_nothing(data):
+def test_a_damaged_stamp_is_ignored(data):
     packed = bytearray(stamp(receivers=frozenset([b"12345678"])).pack())
     packed[data.draw(st.integers(0, len(packed) - 1))] ^= data.draw(st.integers(1, 255))
     origins = Origins(GROUP)
@@ -189,17 +191,17 @@ def test_a_damaged_stamp_stops_nothing(data):
     ],
     ids=["aware", "naive", "elsewhere", "milliseconds"],
 )
-def test_the_wall_time_is_understood_as_every_codec_decodes_it(wall):
+def test_the_wall_time_is_read_with_every_codec(wall):
     assert counts(change(by=stamp())._replace(wall_time=wall))
 
 
 @pytest.mark.parametrize("wall", [None, "noon"])
-def test_without_a_wall_time_it_is_in_doubt(wall):
+def test_a_stamp_without_a_wall_time_is_doubtful(wall):
     assert not counts(change(by=stamp())._replace(wall_time=wall))
 
 
 @given(st.lists(st.integers(0, 70), min_size=1, max_size=60))
-def test_tokens_are_remembered_for_as_long_as_they_may_count(pauses):
+def test_tokens_are_remembered_while_they_are_valid(pauses):
     seen, wall, written = SeenTokens(), float(NOW), []
     for pause in pauses:
         wall += pause
@@ -209,7 +211,7 @@ def test_tokens_are_remembered_for_as_long_as_they_may_count(pauses):
         assert not any(seen.add(other.binary, wall) for made, other in written if wall - made <= 86)
 
 
-def test_what_is_remembered_is_bounded_by_time_and_by_number(monkeypatch):
+def test_the_memory_is_bounded_by_time_and_by_number(monkeypatch):
     seen = SeenTokens()
     for second in range(2_000):
         assert seen.add(token(NOW + second).binary, NOW + second)
@@ -220,10 +222,10 @@ def test_what_is_remembered_is_bounded_by_time_and_by_number(monkeypatch):
     for tenth in range(1_000):
         assert seen.add(token(NOW + tenth / 10).binary, NOW + tenth / 10)
         assert len(seen) <= 100
-    assert not seen.add(first.binary, NOW + 100)  # forgotten, so it is not certain that it is new
+    assert not seen.add(first.binary, NOW + 100)  # forgotten, so it may be a repetition
 
 
-def test_a_clock_that_is_put_back_leaves_no_doubt_behind(monkeypatch):
+def test_a_clock_set_back_leaves_no_doubtful_stamps(monkeypatch):
     monkeypatch.setattr("dispatcher.stream.origins._MOST", 2)
     seen = SeenTokens()
     for wall in [NOW + 3600] * 8:
@@ -251,7 +253,7 @@ def operations(markers: DeleteMarkers, *changes: Change) -> list[str]:
     return [one.operation for one in markers.settle([*changes])]
 
 
-def test_a_marker_is_an_update_of_nothing_but_the_stamp_in_a_transaction():
+def test_a_marker_is_an_update_of_only_the_stamp_in_a_transaction():
     assert marker().operation == "marker"
     assert marker(updated={"name": "x"}).operation == "update"
     assert marker(removed=["name"]).operation == "update"
@@ -297,7 +299,7 @@ def test_ids_are_compared_as_the_server_does():
     assert number.origin is not None
 
 
-def test_a_marker_without_a_delete_comes_again_as_untouched_behind_its_transaction():
+def test_a_marker_without_a_delete_is_untouched_after_its_transaction():
     markers, first, second = DeleteMarkers(), marker(), marker(id_=7)
     assert operations(markers, first, second, delete(id_=9)) == ["marker", "marker", "delete"]
     later = change(id_=9, time=2)
@@ -307,14 +309,14 @@ def test_a_marker_without_a_delete_comes_again_as_untouched_behind_its_transacti
     assert not markers
 
 
-def test_what_is_open_comes_again_where_the_stream_ends():
+def test_open_markers_are_released_at_the_end_of_the_stream():
     markers, changed = DeleteMarkers(), update()
     assert operations(markers, marker(), changed) == ["marker", "deferred"]
     assert [one.operation for one in markers.give_up()] == ["untouched", "update"]
     assert not markers
 
 
-def test_of_two_markers_the_later_one_counts():
+def test_the_later_of_two_markers_counts():
     first, second = marker()._replace(token="first"), marker()._replace(token="second")
     *settled, ours = DeleteMarkers().settle([first, second, delete()])
     assert [(one.operation, one.token) for one in settled] == [
@@ -325,7 +327,7 @@ def test_of_two_markers_the_later_one_counts():
     assert ours.marker == "second"
 
 
-def test_changes_behind_a_marker_come_again_before_the_delete():
+def test_deferred_changes_come_before_the_delete():
     markers, changed = DeleteMarkers(), update()
     assert operations(markers, marker(), changed, update(id_=7)) == ["marker", "deferred", "update"]
     again, ours = markers.settle([delete()])
@@ -333,7 +335,7 @@ def test_changes_behind_a_marker_come_again_before_the_delete():
     assert ours.origin is not None
 
 
-def test_changes_are_deferred_behind_a_marker_but_not_for_ever():
+def test_the_number_of_deferred_changes_is_bounded():
     markers, changed = DeleteMarkers(), update()
     assert operations(markers, marker(), *[changed] * 100) == ["marker", *["deferred"] * 100]
     assert operations(markers, changed) == ["untouched", *["update"] * 101]
@@ -345,6 +347,6 @@ def test_only_changes_for_receivers_are_deferred(operation):
     assert operations(DeleteMarkers(), marker(), other) == ["marker", operation]
 
 
-def test_a_marker_keeps_nothing_that_is_not_needed():
+def test_a_marker_keeps_only_the_needed_data():
     (kept,) = DeleteMarkers().settle([marker(fullDocument={"_id": ID, "text": "x" * 10_000})])
     assert (kept.raw, kept.document, kept.key) == (b"", None, delete().key)

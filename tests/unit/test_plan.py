@@ -1,4 +1,4 @@
-"""Plans are values, and what the driver is given for them."""
+"""Plans are values, and compile to arguments of the driver."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ def test_a_plan_is_a_value() -> None:
         Plan().limit = 3  # type: ignore[misc]
 
 
-def test_conditions_become_one_filter() -> None:
+def test_conditions_are_merged_into_one_filter() -> None:
     a, b = {"a": {"$eq": 1}}, {"a": {"$eq": 2}}
     assert Plan().filter == {}
     assert Plan((a,)).filter == a
@@ -33,16 +33,16 @@ def test_matching_adds_and_keeps_a_join_once() -> None:
 
 
 @pytest.mark.parametrize(("limit", "at_most", "found"), [(0, 1, 1), (5, 2, 2), (1, 2, 1), (2, 2, 2)])
-def test_at_most_keeps_the_plan_s_own_limit(limit: int, at_most: int, found: int) -> None:
+def test_at_most_keeps_a_lower_limit_of_the_plan(limit: int, at_most: int, found: int) -> None:
     assert Plan(limit=limit).at_most(at_most).limit == found
 
 
-def test_the_reversed_order() -> None:
+def test_reversal_reverses_the_order() -> None:
     assert Plan(order=(("a", 1), ("b", -1))).reversed_order == (("a", -1), ("b", 1))
     assert Plan().reversed_order == (("_id", -1),)
 
 
-def test_what_find_is_given() -> None:
+def test_the_arguments_of_find() -> None:
     plan = Plan(({"a": 1},), order=(("a", -1),), limit=2, skip=3, options={"hint": "a_1", "batch_size": 5})
     assert find_arguments(plan, {"a": 1}) == {
         "filter": {"a": 1}, "projection": {"a": 1}, "sort": [("a", -1)], "skip": 3, "limit": 2,
@@ -56,7 +56,7 @@ def test_commands_have_other_names_for_options() -> None:
     assert command_options(plan) == {}
 
 
-def test_what_can_be_matched_before_the_join_is() -> None:
+def test_conditions_without_joins_are_matched_before_the_join() -> None:
     join = Join("producer", None, "producers")
     early = [{"name": {"$eq": "x"}}, {"$or": [{"a": 1}, {"b": "_joined"}]}]
     late = [{f"{join.slot}.city": {"$eq": "y"}}, {"$nor": [{"a": 1}, {f"{join.slot}.city": {"$eq": "z"}}]}]
@@ -78,7 +78,7 @@ def test_the_last_of_a_window() -> None:
     assert last_row_stages(Plan(order=(("a", 1),), skip=1))[-1] == {"$replaceRoot": {"newRoot": "$row"}}
 
 
-def test_conditions_that_only_find_takes() -> None:
+def test_conditions_that_only_find_accepts() -> None:
     assert is_for_find_only(({"a": 1}, {"$and": [{"$where": "true"}]}))
     assert is_for_find_only({"place": {"$near": [1, 2]}})
     assert not is_for_find_only(({"a": {"$gt": 1}}, {"b": "$where"}))

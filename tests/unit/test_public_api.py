@@ -1,4 +1,4 @@
-"""What users import: complete, sorted, where the documentation says, and nothing private of pydantic."""
+"""The public API is complete, sorted and documented, and imports no private name of pydantic."""
 
 import ast
 import importlib
@@ -89,12 +89,12 @@ def test_documented_import_paths(path: str, names: str) -> None:
         assert getattr(module, name) is getattr(mongoz, name, getattr(module, name)), "a re-export, not a copy"
 
 
-def test_the_package_says_its_version() -> None:
+def test_the_package_has_its_version() -> None:
     assert mongoz.__version__.count(".") == 2
     assert "__version__" in mongoz.__all__
 
 
-def test_the_index_error_hides_no_built_in_one() -> None:
+def test_the_index_error_does_not_shadow_the_builtin() -> None:
     assert mongoz.IndexError is mongoz.exceptions.IndexError
     assert "IndexError" not in mongoz.__all__
     namespace: dict[str, object] = {}
@@ -104,12 +104,12 @@ def test_the_index_error_hides_no_built_in_one() -> None:
 
 
 @pytest.mark.parametrize("name", ["GEO2D", "GEOSPHERE", "HASHED", "TEXT"])
-def test_kinds_of_indexes_are_those_of_the_driver(name: str) -> None:
+def test_index_types_equal_those_of_the_driver(name: str) -> None:
     assert getattr(mongoz.IndexType, name) == getattr(pymongo, name)
 
 
 @pytest.mark.parametrize("name", ["ASCENDING", "DESCENDING"])
-def test_orders_are_those_of_the_driver(name: str) -> None:
+def test_orders_equal_those_of_the_driver(name: str) -> None:
     assert getattr(mongoz.Order, name) == getattr(pymongo, name)
 
 
@@ -122,7 +122,7 @@ def test_every_exception_is_a_mongoz_exception_with_a_message(name: str) -> None
     assert str(error()) == error.__doc__
     assert str(error("what", detail="why")) == "what why"
     assert error("what").args == ("what",)
-    assert error(404, None, ["a"]).args == (404, None, ["a"])  # as they are, like those of any exception
+    assert error(404, None, ["a"]).args == (404, None, ["a"])  # the arguments stay unchanged, as in any exception
     assert str(error(404, None, ["a"])) == "404 ['a']"
     assert error(detail="why").detail == "why"
     assert str(error(detail="why")) == "why"

@@ -1,4 +1,4 @@
-"""From the batches of a source to changes, on a source that reads a list."""
+"""The reader turns batches of a source into changes. The source reads a list."""
 
 import datetime
 from typing import Any
@@ -58,7 +58,7 @@ def reader_of(source: Source, **options: Any) -> Reader:
 
 
 async def everything(source: ListSource, **options: Any) -> list[Any]:
-    """What a reader makes of all that a source has."""
+    """All changes that a reader returns for a source."""
     reader, read = reader_of(source, **options), []
     await reader.recall(token_at(bson.Timestamp(NOW, 0)))
     async for batch in source.batches(Start(cluster_time=bson.Timestamp(NOW, 0))):
@@ -85,15 +85,15 @@ async def test_a_stamp_counts_once():
     assert copy.origin is None
 
 
-async def test_a_stamp_from_before_the_position_counts_no_more():
+async def test_a_stamp_from_before_the_position_does_not_count():
     own = stamp(Call.CREATED, 1)
     seen = [(own, datetime.datetime.fromtimestamp(NOW, datetime.UTC))]
     (copy,) = await everything(ListSource([inserted(1, 1, own)], seen))
     assert copy.origin is None
 
 
-async def test_a_change_behind_a_marker_stops_no_others_and_comes_again_before_the_delete():
-    """Whatever the batches: here they have three events."""
+async def test_a_deferred_change_delays_no_other_and_comes_before_the_delete():
+    """The batches have three events."""
     read = await everything(ListSource([marked(1, 1), updated(2, 1), updated(3, 2), updated(4, 3), deleted(5, 1)]))
     assert described(read) == [
         ("marker", 1),
@@ -108,19 +108,19 @@ async def test_a_change_behind_a_marker_stops_no_others_and_comes_again_before_t
     assert delete.origin == marker.origin
 
 
-async def test_a_marker_without_a_delete_is_untouched_once_the_source_has_nothing_more():
+async def test_a_marker_without_a_delete_is_untouched_at_the_end_of_the_source():
     read = await everything(ListSource([marked(1, 1), updated(2, 1)]))
     assert described(read) == [("marker", 1), ("deferred", 1), ("untouched", 1), ("update", 1)]
 
 
-async def test_the_rest_of_a_range_is_told_on_request():
+async def test_the_rest_of_a_range_is_returned_on_request():
     reader = reader_of(ListSource())
     batch = Batch([RawEvent(marked(1, 1)), RawEvent(updated(2, 1))], "")
     assert [described(part) async for part in reader.read(batch)] == [[("marker", 1), ("deferred", 1)]]  # type: ignore[arg-type]
     assert described(reader.rest()) == [("untouched", 1), ("update", 1)]
 
 
-async def test_an_event_that_can_not_be_decoded_comes_in_its_place():
+async def test_an_undecodable_event_keeps_its_place():
     first, unreadable, last = await everything(ListSource([inserted(1, 1), UNREADABLE, inserted(3, 3)]))
     assert (first.id, last.id) == (1, 3)
     assert isinstance(unreadable, UnreadableEvent)
@@ -128,7 +128,7 @@ async def test_an_event_that_can_not_be_decoded_comes_in_its_place():
     assert unreadable.error.token == token_of(RawEvent(UNREADABLE))
 
 
-async def test_an_event_that_was_lost_comes_before_its_batch():
+async def test_a_lost_event_comes_before_its_batch():
     reader = reader_of(ListSource())
     batch = Batch([RawEvent(inserted(1, 1))], "b", lost_after="a")
     lost, changes = [part async for part in reader.read(batch)]
@@ -137,8 +137,8 @@ async def test_an_event_that_was_lost_comes_before_its_batch():
 
 
 @pytest.mark.parametrize("finished", [[1, 2, 3], [2], []])
-async def test_what_an_earlier_process_finished_keeps_its_place_only(finished):
-    """And an event that can't be decoded has its dead letter already."""
+async def test_a_change_finished_by_an_earlier_process_only_keeps_its_place(finished):
+    """The dead letter of an undecodable event exists already."""
     events = [inserted(1, 1), UNREADABLE, inserted(3, 3)]
     tokens = {token_of(RawEvent(events[number - 1])) for number in finished}
     read = await everything(ListSource(events), is_finished=tokens.__contains__)

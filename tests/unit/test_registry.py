@@ -1,4 +1,4 @@
-"""The registry without a server: what its arguments mean, and that no message shows a password."""
+"""Arguments of the registry, without a server. No message shows a password."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ from mongoz.exceptions import ImproperlyConfigured
         ("mongodb://user:secret@one:1,two:2/shop?replicaSet=rs0", "one", 1, "one:1"),
         ("mongodb://[::1]:5", "::1", 5, "::1:5"),
         ("mongodb://user:p%40ss@host/", "host", 27017, "host:27017"),
-        # No name server is asked: .invalid has no records, and there may be no network at all.
+        # The test needs no network: .invalid has no records.
         (
             "mongodb+srv://user:secret@cluster.invalid/shop?retryWrites=true",
             "cluster.invalid",
@@ -44,12 +44,12 @@ def test_the_first_seed_is_the_address(url: str, host: str, port: int | None, ad
         "mongodb+srv://[::1", "mongodb+srv://user:secret@", "mongodb+srv://user:secret@[::1",
     ],
 )  # fmt: skip
-def test_a_url_that_does_not_parse_is_refused_without_showing_credentials(url: str) -> None:
+def test_an_invalid_url_is_refused_without_showing_credentials(url: str) -> None:
     with pytest.raises(ImproperlyConfigured) as caught:
         mongoz.Registry(url)
     assert "MongoDB URL" in str(caught.value)
     for part in ("secret", "secr@et", "user:se", "user:s", "ecret", "cret"):
-        # The remedy shows what a URL looks like.
+        # The remedy shows an example of a URL.
         assert part not in str(caught.value).replace("user:password", "")
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
@@ -58,7 +58,7 @@ def test_a_url_that_does_not_parse_is_refused_without_showing_credentials(url: s
 @pytest.mark.parametrize(
     "url", [None, 5, b"mongodb://user:secret@host", MongoDsn("mongodb://user:secret@host"), object()]
 )
-def test_what_is_neither_url_nor_client_is_refused(url: Any) -> None:
+def test_a_value_that_is_neither_url_nor_client_is_refused(url: Any) -> None:
     with pytest.raises(ImproperlyConfigured, match="takes a URL") as caught:
         mongoz.Registry(url)
     assert "secret" not in str(caught.value)
@@ -82,7 +82,7 @@ def test_other_values_of_dispatched_are_refused(value: Any) -> None:
         mongoz.Registry("mongodb://host", dispatched=value)
 
 
-def test_drivers_have_names() -> None:
+def test_the_driver_is_chosen_by_name() -> None:
     assert mongoz.Registry("mongodb://host").driver == "pymongo"
     assert mongoz.Registry("mongodb://host", driver="motor", event_loop=None).driver == "motor"
     with pytest.raises(ImproperlyConfigured, match=r"'mongo'.*motor, pymongo"):
@@ -97,7 +97,7 @@ def test_without_a_running_loop_there_is_no_client() -> None:
             use()
 
 
-def test_databases_and_collections_are_names() -> None:
+def test_databases_and_collections_are_got_by_name() -> None:
     registry, other = mongoz.Registry("mongodb://host"), mongoz.Registry("mongodb://host")
     database = registry.get_database("shop")
     assert database == registry.get_database("shop")
@@ -124,7 +124,7 @@ def test_point_to_before_the_first_use_only() -> None:
 @pytest.mark.parametrize(
     ("option", "seconds"), [("", 5), ("connectTimeoutMS=7000", 7), ("connecttimeoutms=7000", 7)]
 )
-async def test_what_a_process_prefers_counts_where_the_url_says_nothing(driver, option, seconds):
+async def test_defaults_of_a_process_apply_to_options_missing_in_the_url(driver, option, seconds):
     async with mongoz.Registry(f"mongodb://127.0.0.1:1/?{option}", driver=driver) as registry:
         registry.prefer(connectTimeoutMS=5_000)
         bare = registry.client.delegate if driver == "motor" else registry.client
@@ -164,8 +164,8 @@ async def test_a_dispatched_registry_needs_retryable_writes(option):
         ("tz_aware=true", "tz_aware", True),
     ],
 )
-def test_the_url_says_how_values_are_decoded(option, name, value):
-    """As the driver has it: these options are not only its own, but those of every database of the registry."""
+def test_decoding_options_of_the_url_apply(option, name, value):
+    """As in the driver, the options apply to every database of the registry."""
     for scheme in ("mongodb://localhost/?", "mongodb+srv://cluster.invalid/?"):
         registry = mongoz.Registry(f"{scheme}retryWrites=true&{option}")
         assert getattr(registry.codec_options, name) == value

@@ -1,4 +1,4 @@
-"""Commands are sent again until they succeed."""
+"""Commands are repeated until they succeed."""
 
 import pytest
 from hypothesis import given
@@ -12,7 +12,7 @@ from mongoz.signals.options import Retry
 
 
 class Command:
-    """Fails with the given errors, one after the other, and succeeds then."""
+    """Fails with the given errors in order, then succeeds."""
 
     def __init__(self, *errors: Exception) -> None:
         self.errors = [*errors]
@@ -31,7 +31,7 @@ class Command:
         self.pauses.append(seconds)
 
 
-async def test_a_command_runs_until_it_succeeds_with_pauses_that_double():
+async def test_a_command_is_repeated_with_doubling_pauses_until_it_succeeds():
     command = Command(*[ConnectionFailure("away") for _ in range(4)])
     policy = Retry(attempts=1, base=1.0, cap=4.0)
     assert await retry(command, command.report, pauses=policy, pause=command.pause) == "done"
@@ -42,7 +42,7 @@ async def test_a_command_runs_until_it_succeeds_with_pauses_that_double():
         assert longest / 2 <= seconds <= longest
 
 
-async def test_an_error_that_no_repetition_can_mend_ends_it_where_the_address_is_given():
+async def test_a_permanent_error_ends_the_repetition_if_the_address_is_given():
     denied = OperationFailure("not authorized", 13)
     command = Command(ConnectionFailure("away"), denied)
     with pytest.raises(AccessDenied, match="there:27017 denies access") as caught:
@@ -53,7 +53,7 @@ async def test_an_error_that_no_repetition_can_mend_ends_it_where_the_address_is
     assert await retry(command, command.report, pause=command.pause) == "done"
 
 
-async def test_errors_of_other_types_are_raised_as_they_are():
+async def test_errors_of_other_types_are_raised_unchanged():
     for error in (ValueError("wrong"), OperationFailure("wrong", 9)):
         command = Command(error)
         with pytest.raises(type(error)) as caught:
@@ -62,7 +62,7 @@ async def test_errors_of_other_types_are_raised_as_they_are():
         assert not command.reports
 
 
-async def test_a_pause_may_end_it():
+async def test_a_pause_may_end_the_repetition():
     async def pause(seconds: float) -> None:
         raise Interrupted
 
@@ -71,7 +71,7 @@ async def test_a_pause_may_end_it():
         await retry(command, command.report, pause=pause)
 
 
-async def test_after_some_seconds_the_error_is_raised_as_it_is():
+async def test_after_the_deadline_the_error_is_raised_unchanged():
     error = PyMongoError("away")
     command = Command(error)
     with pytest.raises(PyMongoError) as caught:
@@ -80,14 +80,14 @@ async def test_after_some_seconds_the_error_is_raised_as_it_is():
     assert not command.pauses
 
 
-async def test_an_error_that_was_reported_keeps_no_frames():
+async def test_a_reported_error_keeps_no_frames():
     error = ConnectionFailure("away")
     command = Command(error)
     await retry(command, command.report, pause=command.pause)
     assert error.__traceback__ is None
 
 
-def test_pauses_double_up_to_the_cap():
+def test_pauses_double_up_to_the_limit():
     policy = Retry(base=0.5, cap=10.0)
     for attempt, longest in ((1, 0.5), (2, 1.0), (3, 2.0), (6, 10.0), (5_000, 10.0)):
         pauses = [pause_after(attempt, policy) for _ in range(50)]
@@ -96,7 +96,7 @@ def test_pauses_double_up_to_the_cap():
 
 
 @given(st.integers(0, 10**6))
-def test_pauses_grow_to_a_limit(attempt):
+def test_pauses_are_bounded(attempt):
     assert 0 <= pause_after(attempt) <= 10
     if attempt:
         assert pause_after(attempt) >= 0.05

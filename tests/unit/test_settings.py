@@ -1,4 +1,4 @@
-"""The settings: what they are, where they come from, and that nobody reads them too early."""
+"""The settings of the ODM: defaults, sources, and the time of loading."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ NotSettings = 5
 """
 
 
-def test_the_defaults() -> None:
+def test_the_defaults_of_the_settings() -> None:
     settings = mongoz.MongozSettings()
     assert set(settings.parsed_ids) == {"id", "_id", "pk"}
     assert settings.lookup_prefix == "__"
@@ -52,12 +52,12 @@ def test_every_lookup_has_an_operator(name: str) -> None:
     assert callable(operator)
 
 
-def test_an_unknown_lookup() -> None:
+def test_an_unknown_lookup_is_refused() -> None:
     with pytest.raises(OperatorInvalid, match=r"no lookup 'exacd'. Did you mean 'exact'\? Valid are: exact, neq"):
         mongoz.settings.get_operator("exacd")
 
 
-def test_the_tables_of_two_settings_are_not_the_same_object() -> None:
+def test_two_settings_share_no_table() -> None:
     assert mongoz.MongozSettings().filter_operators is not mongoz.MongozSettings().filter_operators
 
 
@@ -83,7 +83,7 @@ def run(code: str, folder: Path, module: str | None) -> subprocess.CompletedProc
         capture_output=True,
         text=True,
         timeout=60,
-        check=False,  # the caller looks
+        check=False,  # the caller reads them
     )
 
 
@@ -101,13 +101,13 @@ User.objects.filter(name___exact="Ada") if settings.lookup_prefix == "___" else 
 """
 
 
-def test_a_subclass_is_named_by_the_environment_and_loaded_when_read(tmp_path: Path) -> None:
+def test_the_environment_names_a_subclass_that_is_loaded_on_first_use(tmp_path: Path) -> None:
     done = run(USE, tmp_path, "shop_settings.Settings")
     assert done.stdout.splitlines() == ["imported", "loaded", "___ tuple", "mongodb://localhost/shop"], done.stderr
 
 
 @pytest.mark.parametrize("module", [None, ""])
-def test_without_it_the_defaults_hold(tmp_path: Path, module: str | None) -> None:
+def test_without_the_variable_the_defaults_apply(tmp_path: Path, module: str | None) -> None:
     done = run(USE, tmp_path, module)
     assert done.stdout.splitlines() == ["imported", "__ tuple", "no shop"], done.stderr
 
@@ -116,14 +116,14 @@ def test_without_it_the_defaults_hold(tmp_path: Path, module: str | None) -> Non
     "module",
     ["nowhere.Settings", "shop_settings.Missing", "shop_settings.NotSettings", "Settings", "shop_settings"],
 )
-def test_a_wrong_name_is_an_error_when_they_are_read(tmp_path: Path, module: str) -> None:
+def test_a_wrong_name_is_an_error_on_first_use(tmp_path: Path, module: str) -> None:
     done = run(USE, tmp_path, module)
     assert done.returncode == 1
     assert done.stdout.splitlines()[0] == "imported"
     assert f"ImproperlyConfigured: MONGOZ_SETTINGS_MODULE={module!r}" in done.stderr
 
 
-def test_documented_import_paths_lead_to_the_same() -> None:
+def test_documented_import_paths_lead_to_the_same_object() -> None:
     import mongoz.conf.settings as by_path
     from mongoz.conf.settings import settings as from_module
 

@@ -1,4 +1,4 @@
-"""Signals without a server: who may listen, in which order they are told, and what is refused."""
+"""Signals without a server: receivers, their order, and refusals."""
 
 import asyncio
 import functools
@@ -37,7 +37,7 @@ PRE = [name for name in DECORATORS if name.startswith("pre_")]
 
 
 def document(name: str = "User", *bases: type, **meta: Any) -> Any:
-    """A document class of this name; `meta` is what its Meta says."""
+    """A document class of this name with these Meta options."""
     namespace = {
         "__module__": __name__,
         "__qualname__": name,
@@ -53,7 +53,7 @@ def dispatched_document(name: str = "User", *bases: type) -> Any:
 
 
 def recorder(log: list[Any], entry: Any, error: Exception | None = None) -> Any:
-    """A receiver that notes `entry` in the log, then raises or returns it."""
+    """A receiver that appends `entry` to the log, then raises or returns it."""
 
     async def receive(sender: Any, **kwargs: Any) -> Any:
         log.append(entry)
@@ -65,14 +65,14 @@ def recorder(log: list[Any], entry: Any, error: Exception | None = None) -> Any:
 
 
 async def module_level(sender: Any, **kwargs: Any) -> None:
-    """On a dispatched registry a receiver needs a name that holds in other processes."""
+    """On a dispatched registry a receiver needs a name that other processes can import."""
 
 
 async def another_at_module_level(sender: Any, **kwargs: Any) -> None:
     pass
 
 
-# -- who may listen ----------------------------------------------------------------------------------
+# -- receivers -----------------------------------------------------------------------------------------
 
 
 class Listener:
@@ -124,7 +124,7 @@ async def keyword_only(*, sender: Any, **kwargs: Any) -> str:
         (AsyncMock(return_value="mock"), "mock"),
     ],
 )
-async def test_whatever_is_async_when_called_may_listen(receiver: Any, result: str) -> None:
+async def test_every_async_callable_may_be_a_receiver(receiver: Any, result: str) -> None:
     signal = Signal()
     assert signal.connect(receiver) is receiver
     assert await signal.send(sender=None, instance=1) == [(receiver, result)]
@@ -172,14 +172,14 @@ async def without_anything() -> None:
         (None, ["not callable"]),
         (without_sender, ["without_sender", "'sender' as its first parameter"]),
         (sender_second, ["sender_second", "'sender' as its first parameter"]),
-        # It is called with keywords only.
+        # Receivers are called with keywords only.
         (positional, ["positional", "'sender' as its first parameter"]),
         (functools.partial(function, None), ["function", "'sender' as its first parameter"]),
         (without_kwargs, ["without_kwargs", "'**kwargs'"]),
         (without_anything, ["without_anything", "'sender' as its first parameter and '**kwargs'"]),
     ],
 )
-def test_a_receiver_that_could_never_be_called_is_refused_when_it_is_connected(
+def test_a_receiver_with_an_impossible_signature_is_refused_on_connect(
     connect: Callable[[Any], Any], receiver: Any, missing: list[str]
 ) -> None:
     with pytest.raises(SignalError) as caught:
@@ -188,7 +188,7 @@ def test_a_receiver_that_could_never_be_called_is_refused_when_it_is_connected(
         assert words in str(caught.value)
 
 
-def test_only_what_is_missing_is_named() -> None:
+def test_only_missing_parameters_are_named() -> None:
     with pytest.raises(SignalError) as caught:
         Signal().connect(without_kwargs)
     assert "sender' as" not in str(caught.value)
@@ -203,7 +203,7 @@ async def test_receivers_run_one_after_another_in_the_order_of_connection() -> N
 
     async def slow(sender: Any, **kwargs: Any) -> None:
         log.append("slow begins")
-        # Gives way to every other task that could run: a second receiver must not be one.
+        # Yields to other tasks; the second receiver must not run meanwhile.
         for _ in range(5):
             await asyncio.sleep(0)
         log.append("slow ends")
@@ -232,7 +232,7 @@ async def test_connecting_twice_is_one_connection() -> None:
     twice, listener = recorder(log, "twice"), Listener()
     for _ in range(2):
         signal.connect(twice)
-        signal.connect(listener.method)  # every access to it makes a new object
+        signal.connect(listener.method)  # every access creates a new bound method
     assert len(await signal.send()) == 2
     assert log == ["twice"]
     assert signal.disconnect(twice)
@@ -282,7 +282,7 @@ def test_the_signals_of_a_document_are_one_object() -> None:
 async def test_receivers_are_held_strongly() -> None:
     signal = Signal()
     log: list[Any] = []
-    signal.connect(recorder(log, "kept"))  # nobody else keeps it
+    signal.connect(recorder(log, "kept"))  # the signal has the only reference
     await signal.send()
     assert log == ["kept"]
 
@@ -403,12 +403,12 @@ def test_a_misspelt_name_is_an_error_that_names_the_nearest(misspelt: str, meant
     assert misspelt not in user.signals
 
 
-def test_a_name_nothing_is_near_to_is_an_error_too() -> None:
+def test_a_name_without_a_near_match_is_an_error() -> None:
     with pytest.raises(SignalError, match="post_x"):
         document().signals.post_x  # noqa: B018 - reading it is the test
 
 
-def test_an_assigned_signal_may_start_with_pre_or_post() -> None:
+def test_the_name_of_an_assigned_signal_may_start_with_pre_or_post() -> None:
     user = document()
     user.signals.post_verify = signal = Signal()
     assert user.signals.post_verify is signal
@@ -460,7 +460,7 @@ async def test_send_robust_runs_them_all_and_returns_the_exceptions() -> None:
 
 
 @pytest.mark.parametrize("send", ["send", "send_robust"])
-async def test_receivers_get_what_was_sent(send: str) -> None:
+async def test_receivers_get_the_sent_keywords(send: str) -> None:
     got = {}
 
     async def receive(sender: Any, **kwargs: Any) -> None:
@@ -468,13 +468,13 @@ async def test_receivers_get_what_was_sent(send: str) -> None:
 
     signal = Signal()
     signal.connect(receive)
-    # Names that a careless implementation would use for itself.
+    # Names that an implementation could use for its own parameters.
     await getattr(signal, send)(sender=int, instance=1, self=2, receiver=3, name=4)
     assert got == {"sender": int, "instance": 1, "self": 2, "receiver": 3, "name": 4}
 
 
 @pytest.mark.parametrize("send", ["send", "send_robust"])
-async def test_cancellation_is_no_result(send: str) -> None:
+async def test_a_cancellation_is_not_a_result(send: str) -> None:
     signal = Signal()
     signal.connect(recorder([], 1, asyncio.CancelledError()))  # type: ignore[arg-type]
     with pytest.raises(asyncio.CancelledError):
@@ -515,7 +515,7 @@ async def test_a_concrete_parent_does_not_fire_for_its_subclasses() -> None:
 
 
 @pytest.mark.parametrize("base_first", [True, False])
-async def test_one_connected_to_parent_and_child_runs_once(base_first: bool) -> None:
+async def test_a_receiver_connected_to_parent_and_child_runs_once(base_first: bool) -> None:
     base = document("Base", abstract=True)
     user = document("User", base)
     for sender in [base, user] if base_first else [user, base]:
@@ -525,7 +525,7 @@ async def test_one_connected_to_parent_and_child_runs_once(base_first: bool) -> 
     assert await user.signals.post_save.send(sender=user) == [(module_level, None)], "the base's remains"
 
 
-async def test_one_connected_to_two_abstract_parents_runs_once() -> None:
+async def test_a_receiver_connected_to_two_abstract_parents_runs_once() -> None:
     one, two = document("One", abstract=True), document("Two", abstract=True)
     user = document("User", one, two)
     post_save([one, two])(module_level)
@@ -537,7 +537,7 @@ async def test_one_connected_to_two_abstract_parents_runs_once() -> None:
 
 @pytest.mark.parametrize("name", POST)
 @pytest.mark.parametrize("mode", ["any", "process", "dispatcher"])
-async def test_delivery_says_where_a_receiver_runs(name: str, mode: str) -> None:
+async def test_delivery_decides_where_a_receiver_runs(name: str, mode: str) -> None:
     user = document()
     DECORATORS[name](user, delivery=mode)(module_level)
     (receiver,) = getattr(user.signals, name).receivers
@@ -583,7 +583,7 @@ def test_options_on_a_pre_decorator_are_signal_errors(name: str, option: dict[st
 # -- identities on a dispatched registry -------------------------------------------------------------
 
 
-def test_a_receiver_is_known_by_module_and_qualname_or_by_its_name() -> None:
+def test_the_name_of_a_receiver_is_its_module_and_qualname_by_default() -> None:
     user = dispatched_document()
     post_save(user)(module_level)
     post_save(user, name="mine")(another_at_module_level)
@@ -595,7 +595,7 @@ def test_a_receiver_is_known_by_module_and_qualname_or_by_its_name() -> None:
     ]
 
 
-def test_an_id_stands_for_sender_signal_and_name() -> None:
+def test_an_id_is_a_hash_of_sender_signal_and_name() -> None:
     user, order = dispatched_document("User"), dispatched_document("Order")
     for signals in (user.signals, order.signals):
         for name in POST:
@@ -621,12 +621,12 @@ def test_two_receivers_of_one_name_are_an_error() -> None:
     with pytest.raises(SignalError, match=r"known as 'mine'.*give one of them another name="):
         post_save(user, name="mine")(another_at_module_level)
     assert another_at_module_level not in user.signals.post_save
-    # Another signal is another identity.
+    # Another signal makes another identity.
     post_update(user, name="mine")(another_at_module_level)
 
 
 def test_two_receivers_whose_ids_collide_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two names in 2**64 do; a stamp could not tell them apart."""
+    """The probability is 2**-64; a stamp can not distinguish the two."""
     monkeypatch.setattr("mongoz.signals.receivers.receiver_id", lambda parts: bytes(8))
     user = dispatched_document()
     post_save(user, name="mine")(module_level)
@@ -635,7 +635,7 @@ def test_two_receivers_whose_ids_collide_are_an_error(monkeypatch: pytest.Monkey
     assert another_at_module_level not in user.signals.post_save
 
 
-def test_two_of_one_name_are_an_error_on_a_parent_and_a_child_too() -> None:
+def test_two_receivers_of_one_name_on_parent_and_child_are_an_error() -> None:
     base = document("Base", abstract=True)
     user = dispatched_document("User", base)
     post_save(user, name="mine")(module_level)
@@ -644,12 +644,12 @@ def test_two_of_one_name_are_an_error_on_a_parent_and_a_child_too() -> None:
     assert not base.signals.post_save.receivers
 
 
-def test_a_subclass_that_cannot_be_leaves_its_parents_usable() -> None:
+def test_a_refused_subclass_leaves_its_parents_usable() -> None:
     base = document("Base", abstract=True)
     post_save(base)(local := recorder([], 1))
     with pytest.raises(SignalError, match="name=") as caught:
         dispatched_document("User", base)
-    assert caught.tb, "held: the class that failed is not collected yet, and must not go on objecting"
+    assert caught.tb, "the reference keeps the refused class alive; it must not cause another error"
     assert base.signals.post_save.disconnect(local)
     post_save(base)(recorder([], 2))
 
@@ -704,7 +704,7 @@ def run_python(*arguments: str, cwd: Path, **options: Any) -> subprocess.Complet
 
 
 @pytest.mark.parametrize("package", ["", "shop", "shop/inner"])
-def test_a_script_knows_its_receivers_by_the_name_that_others_import(tmp_path: Path, package: str) -> None:
+def test_receivers_of_a_script_have_their_importable_name(tmp_path: Path, package: str) -> None:
     folder = tmp_path / package
     folder.mkdir(parents=True, exist_ok=True)
     while folder != tmp_path:
@@ -721,11 +721,11 @@ def test_a_script_knows_its_receivers_by_the_name_that_others_import(tmp_path: P
     ]
     assert [run.stderr for run in runs] == ["", "", ""]
     assert runs[0].stdout.startswith(f"{module}.welcome ")
-    # The same id: what the script stamps, the dispatcher must recognize.
+    # The same id, because the dispatcher must recognize the stamps of the script.
     assert len({run.stdout for run in runs}) == 1
 
 
-def test_a_receiver_without_an_importable_home_needs_a_name(tmp_path: Path) -> None:
+def test_a_receiver_without_an_importable_module_needs_a_name(tmp_path: Path) -> None:
     run = run_python("-c", SCRIPT, cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "PATH": ""})
     assert "SignalError" in run.stderr
     assert "__main__.welcome" in run.stderr
@@ -739,7 +739,7 @@ HEARD = ("pre_save", "post_save", "post_delete", "on_verify")
 
 
 async def heard(*senders: Any) -> set[str]:
-    """Which of these senders' signals reach a receiver, as `Sender.signal`."""
+    """The signals of these senders that reach a receiver, as `Sender.signal`."""
     reached = set()
     for sender in senders:
         for name in HEARD:
@@ -762,7 +762,7 @@ def every(*prefixes: str) -> set[str]:
     }
 
 
-async def test_muting_covers_everything_or_what_is_named() -> None:
+async def test_muting_covers_everything_or_the_named_signals() -> None:
     base = document("Base", abstract=True)
     user, order = document("User", base), document("Order")
     child = document("Child", user)
@@ -771,7 +771,7 @@ async def test_muting_covers_everything_or_what_is_named() -> None:
         (): set(),
         (user,): everything - every("User"),
         (user, order): every("Child"),
-        # An abstract document stands for its subclasses, a concrete one for itself: as for receivers.
+        # As for receivers: an abstract document means its subclasses, a concrete one itself.
         (base,): every("Order"),
         (mongoz.Document,): set(),
         ("post_save",): {name for name in everything if not name.endswith("post_save")},
@@ -824,10 +824,10 @@ def test_only_documents_and_names_can_be_muted(wrong: Any) -> None:
         pytest.fail("entered")
 
 
-# -- the receivers of a write that stands ------------------------------------------------------------
+# -- the receivers of a committed write --------------------------------------------------------------
 
 
-async def test_post_receivers_all_run_then_a_single_error_is_raised_as_it_is() -> None:
+async def test_all_post_receivers_run_and_a_single_error_is_raised_unchanged() -> None:
     user, log, error = document(), [], ZeroDivisionError("the one")
     for entry, raised in enumerate([None, error, None]):
         user.signals.post_save.connect(recorder(log, entry, raised))
@@ -849,7 +849,7 @@ async def test_several_errors_of_post_receivers_become_a_group() -> None:
 
 
 @pytest.mark.parametrize("name", POST)
-async def test_post_receivers_are_told_about_their_delivery(name: str) -> None:
+async def test_post_receivers_get_their_delivery(name: str) -> None:
     user, instance, got = document(), object(), []
 
     async def receive(sender: Any, delivery: Any, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""Origin stamps: what is packed is read back, and garbage is read as nothing."""
+"""Origin stamps: packing, unpacking, and garbage."""
 
 import datetime
 import uuid
@@ -14,7 +14,7 @@ from mongoz.stamps import Call, Stamp, key_hash, receiver_id
 eight_bytes = st.binary(min_size=8, max_size=8)
 object_ids = st.binary(min_size=12, max_size=12).map(bson.ObjectId)
 groups = st.text(st.characters(exclude_categories=["Cs"]), max_size=63)
-# A write is heard by some receivers, or muted, or made by a receiver of a dispatcher.
+# A write reaches some receivers, or is muted, or comes from a receiver in a dispatcher.
 kinds = st.one_of(
     st.fixed_dictionaries({"receivers": st.frozensets(eight_bytes, max_size=20)}),
     st.just({"muted": True}),
@@ -31,10 +31,10 @@ stamps = st.builds(
 
 
 @given(stamps)
-def test_a_stamp_survives_the_way_through_the_database(stamp: Stamp) -> None:
+def test_a_stamp_is_unchanged_after_a_round_trip(stamp: Stamp) -> None:
     stored = bson.decode(bson.encode({"_mongoz": stamp.pack()}))["_mongoz"]
     assert Stamp.unpack(stored) == stamp
-    # Drivers in raw mode, and other languages', hand over plain bytes.
+    # Drivers in raw mode and in other languages return plain bytes.
     assert Stamp.unpack(bytes(stored)) == stamp
 
 
@@ -52,14 +52,14 @@ def test_equal_stamps_are_equal_bytes(stamp: Stamp) -> None:
 
 
 @given(st.binary(max_size=80))
-def test_any_bytes_are_a_stamp_or_nothing(value: bytes) -> None:
+def test_any_bytes_are_a_stamp_or_none(value: bytes) -> None:
     found = Stamp.unpack(value)
     assert found is None or isinstance(found, Stamp)
 
 
 @given(stamps, st.data())
-def test_a_damaged_stamp_is_a_stamp_or_nothing(stamp: Stamp, data: st.DataObject) -> None:
-    # Random bytes hardly ever get beyond the version; damage does.
+def test_a_damaged_stamp_is_a_stamp_or_none(stamp: Stamp, data: st.DataObject) -> None:
+    # Random bytes rarely pass the version check; damaged stamps do.
     packed = bytearray(stamp.pack())
     position = data.draw(st.integers(0, len(packed) - 1))
     packed[position] = data.draw(st.integers(0, 255))
@@ -85,13 +85,13 @@ VALID = bytes(Stamp("group", Call.SAVED, bson.ObjectId(b"t" * 12), b"k" * 8, fro
         VALID[:24] + b"\xff\xff\xff\xff\xff" + VALID[29:],
     ],
 )  # fmt: skip
-def test_what_is_no_stamp_of_this_version_is_nothing(value: Any) -> None:
+def test_a_value_that_is_no_stamp_of_this_version_is_none(value: Any) -> None:
     assert Stamp.unpack(VALID) is not None
     assert Stamp.unpack(value) is None
 
 
 def test_the_layout_is_version_1() -> None:
-    # Stamps outlive the code that wrote them: a dispatcher reads those of the version before.
+    # A dispatcher reads stamps of the previous version.
     token = bson.ObjectId("0102030405060708090a0b0c")
     heard = Stamp("ab", Call.UPDATED, token, b"K" * 8, frozenset([b"R" * 8, b"Q" * 8]))
     assert bytes(heard.pack()) == b"\1\3\0" + token.binary + b"K" * 8 + b"\2ab" + b"Q" * 8 + b"R" * 8
@@ -113,7 +113,7 @@ IDS: list[Any] = [
 ]  # fmt: skip
 
 
-def test_every_document_has_a_key_of_its_own() -> None:
+def test_every_document_has_its_own_key() -> None:
     keys = {key_hash(namespace, id_) for namespace in ("shop.users", "shop.orders", "other.users") for id_ in IDS}
     assert len(keys) == 3 * len(IDS)
     assert {len(key) for key in keys} == {8}
@@ -124,13 +124,13 @@ def test_a_key_is_the_same_in_every_process(namespace: str, id_: bson.ObjectId) 
     assert key_hash(namespace, id_) == key_hash(namespace, bson.ObjectId(str(id_)))
 
 
-def test_a_known_key() -> None:
-    # Pinned: the writing process and the dispatcher may run different versions of this code.
+def test_the_key_of_a_document_is_fixed() -> None:
+    # The writing process and the dispatcher may run different versions of this code.
     assert key_hash("shop.users", bson.ObjectId("0102030405060708090a0b0c")).hex() == "2bde5048dc2cb7f5"
     assert receiver_id(["shop.User", "post_save", "shop.mail"]).hex() == "f2d6c37aeacc84fc"
 
 
-def test_receiver_ids_do_not_run_into_each_other() -> None:
+def test_receiver_ids_are_distinct() -> None:
     ids = {receiver_id(parts) for parts in (["ab", "c"], ["a", "bc"], ["abc"], ["a", "b", "c"])}
     assert len(ids) == 4
     assert {len(id_) for id_ in ids} == {8}

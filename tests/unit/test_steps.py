@@ -1,4 +1,4 @@
-"""Steps around attempts: each receiver has the steps that it needs, in their order."""
+"""Each receiver has only the steps that it needs, in a fixed order."""
 
 import re
 from dataclasses import replace
@@ -36,7 +36,7 @@ def attempt_at(target: Target, *, began: float = 0.0) -> Attempt:
 
 
 class Noted:
-    """A step that notes what runs in it."""
+    """A step that records the steps inside of it."""
 
     def __init__(self, name: str, notes: list[str]) -> None:
         self.name = name
@@ -59,7 +59,7 @@ def steps(**more: Any) -> Steps:
 
 
 async def test_spans_are_around_transactions():
-    """So the commit is a part of the span."""
+    """The span includes the commit."""
     notes: list[str] = []
 
     async def receive(**_: Any) -> None:
@@ -74,17 +74,17 @@ async def test_spans_are_around_transactions():
 
 async def test_a_plain_receiver_is_called_directly():
     async def receive(**_: Any) -> None:
-        """Do nothing."""
+        """Does nothing."""
 
     assert steps().target(receiver_of(receive), "post_save").run is run_receiver
 
 
 @pytest.mark.parametrize(("options", "expected"), [({}, 30.0), ({"timeout": 4.0}, 4.0)])
-async def test_a_receiver_is_chosen_with_its_terms(options, expected):
+async def test_the_steps_depend_on_the_terms_of_the_receiver(options, expected):
     assert steps().target(receiver_of(print, **options), "post_save").terms.timeout == expected
 
 
-async def test_the_documented_step_waits_outside_of_the_time_limit():
+async def test_the_step_in_the_docs_waits_outside_of_the_time_limit():
     text = (Path(__file__).parents[2] / "docs/why.md").read_text("utf-8")
     (code,) = re.findall(r"```python title=\"rate_limits.py\"\n(.*?)```", text, re.S)
     scope: dict[str, Any] = {}
@@ -109,7 +109,7 @@ async def test_the_documented_step_waits_outside_of_the_time_limit():
     assert waits == pytest.approx([0.1, 0.2])
 
 
-async def test_attempts_are_measured_a_thousand_times_per_second_at_most():
+async def test_at_most_a_thousand_attempts_per_second_are_measured():
     figures = ReceiverFigures("receiver", "post_save")
 
     async def call(_attempt: Attempt) -> None:

@@ -1,4 +1,4 @@
-"""The position never passes what is not finished."""
+"""The position never passes an unfinished change."""
 
 import random
 
@@ -61,7 +61,7 @@ def test_a_mark_with_the_token_of_the_last_change_does_not_finish_it():
 
 
 def announced(number: int, by: int) -> tuple[Job, Job]:
-    """A marker, and the delete that claimed it."""
+    """A marker and its delete."""
     marker, delete = open_job(by), open_job(number)
     marker.announces, delete.marker = True, marker
     return marker, delete
@@ -90,13 +90,13 @@ def test_the_position_never_lies_between_a_marker_and_its_delete(roles, seed):
         tracker.finished(job)
         assert not any(marker <= tracker.token < delete for marker, delete in pairs)
         assert tracker.weight == sum(len(other.token) for other in jobs if other.token > tracker.token)
-        for marker, delete in pairs:  # together, for whoever goes on from here
+        for marker, delete in pairs:  # together, because a restart reads both again
             finished = {*(j.token for j in tracker.ahead), *(j.token for j in jobs if j.token <= tracker.token)}
             assert (marker in finished) == (delete in finished)
     assert (tracker.token, tracker.ahead, tracker.span) == (jobs[-1].token, [], 0)
 
 
-def test_what_only_looked_like_a_marker_is_finished_by_itself():
+def test_a_marker_without_a_delete_is_finished_by_itself():
     tracker = Tracker("0")
     job = open_job(1)
     job.announces = True
@@ -106,7 +106,7 @@ def test_what_only_looked_like_a_marker_is_finished_by_itself():
     assert tracker.token == "0001"
 
 
-def test_a_finished_job_lets_go_of_its_document():
+def test_a_finished_job_releases_its_document():
     tracker = Tracker("0")
     first, second = open_job(1), open_job(2)
     tracker.add(first)
@@ -116,12 +116,12 @@ def test_a_finished_job_lets_go_of_its_document():
     assert second.calls == ()
 
 
-def test_time_of_a_token():
+def test_a_token_has_a_time():
     assert token_time("826B03E05E000000122B0229296E04") == Timestamp(0x6B03E05E, 0x12)
 
 
 @pytest.mark.parametrize("token", ["", "82", "zz6B03E05E00000012", "826B03E05Exx000012", "nonsense"])
-def test_what_is_no_token_is_named(token):
+def test_an_invalid_token_is_named(token):
     with pytest.raises(PositionError, match="is no resume token"):
         token_time(token)
 

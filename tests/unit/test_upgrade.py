@@ -16,7 +16,7 @@ FOUND = captured()
 LANES = {lane["_id"]: lane for lane in FOUND["parked_lanes"]}
 LETTERS = {letter["_id"]: letter for letter in FOUND["dead_letters"]}
 
-# What is written in other fields, or not any more.
+# Fields that were renamed or removed.
 CHANGED = {"_id", "chunked", "again", "lane_document"}
 
 
@@ -46,7 +46,7 @@ def test_a_blocked_lane_keeps_its_attempts_and_its_order():
 
 
 @pytest.mark.parametrize("receiver", ["blocking", "retrying", "resting"])
-def test_what_a_delivery_says_stays_the_same(receiver):
+def test_a_delivery_keeps_its_content(receiver):
     for row in rows(receiver):
         made = upgraded(row)
         kept = {name: value for name, value in row.items() if name not in CHANGED}
@@ -55,7 +55,7 @@ def test_what_a_delivery_says_stays_the_same(receiver):
         assert "reason" not in made
 
 
-def test_a_retry_and_its_letter_become_one():
+def test_a_retry_and_its_dead_letter_become_one_record():
     (row,) = rows("dying")
     letter = LETTERS[row["again"]["letter"]]
     made = upgraded(row, letter=letter)
@@ -64,11 +64,11 @@ def test_a_retry_and_its_letter_become_one():
     assert (made["short_id"], made["retrying_since"]) == (letter["short_id"], letter["retrying_since"])
     assert "attempts" not in made
     assert made["by"] == row["by"]
-    alone = upgraded(row)  # the letter was delivered, or dropped
+    alone = upgraded(row)  # the dead letter was delivered or dropped
     assert ("reason" in alone, alone["_id"]) == (False, letter["_id"])
 
 
-def test_a_retry_before_a_blocked_delivery_leaves_it_its_attempts():
+def test_a_blocked_delivery_behind_a_retry_keeps_its_attempts():
     first, second, _ = rows("blocking")
     second["lane_document"] = [{**LANES[first["lane"]], "token": second["token"]}]
     made = upgraded(second, head=False)
@@ -81,7 +81,7 @@ def test_the_name_of_the_lane_is_the_name_of_its_receiver():
     assert made["receiver"] == "blocking"
 
 
-def test_a_dead_letter_stays_one():
+def test_a_dead_letter_stays_a_dead_letter():
     letter = next(one for one in LETTERS.values() if "retrying_since" not in one)
     made = readable(dead_letter(bson.encode(letter), {"before": ObjectId("0" * 24)}))
     assert made.pop("state") == "dead"
@@ -91,8 +91,8 @@ def test_a_dead_letter_stays_one():
     assert readable(dead_letter(bson.encode(without), {}))["short_id"] == short_id(letter["_id"])
 
 
-def test_what_makes_no_sense_stays_as_it_is():
-    """It is named, and left alone, as before."""
+def test_an_invalid_record_stays_unchanged():
+    """The upgrade names the record and does not change it."""
     row = {"_id": "l:1", "lane": "l", "group": "g", "lane_document": [{"_id": "l", "due_at": "soon", "reason": 5}]}
     made = upgraded(row)
     assert (made["_id"], made["state"], made["due_at"]) == ("l:1", "retrying", datetime(1970, 1, 1))

@@ -1,4 +1,4 @@
-"""`Meta.watch`: what may be written there, what it stands for, and who is asked."""
+"""`Meta.watch`: its patterns, their scope, and the receivers of a namespace."""
 
 import re
 from typing import Any
@@ -53,7 +53,7 @@ def registry() -> mongoz.Registry:
         ("Ünï*.ß*", ["Ünïx.ßx"], ["Unix.ss"]),
     ],
 )
-def test_what_a_pattern_stands_for(text: str, matching: list[str], others: list[str]) -> None:
+def test_the_namespaces_of_a_pattern(text: str, matching: list[str], others: list[str]) -> None:
     pattern = parse_pattern(text).within("people")
     for namespace in matching + others:
         database, _, collection = namespace.partition(".")
@@ -81,7 +81,7 @@ def test_what_a_pattern_stands_for(text: str, matching: list[str], others: list[
         ("shop." + "c" * 251, "longer than 255 bytes"),
     ],
 )
-def test_what_can_not_be_watched_is_an_error_of_the_class(entry: Any, says: str) -> None:
+def test_an_invalid_pattern_is_an_error_of_the_class(entry: Any, says: str) -> None:
     with pytest.raises(ImproperlyConfigured, match=says) as caught:
         define(watch=["archive.users", entry])
     assert repr(entry) in str(caught.value)
@@ -89,12 +89,12 @@ def test_what_can_not_be_watched_is_an_error_of_the_class(entry: Any, says: str)
     assert "write 'database.collection'" in str(caught.value)
 
 
-def test_it_is_inherited_from_abstract_parents(registry: mongoz.Registry) -> None:
+def test_watch_is_inherited_from_abstract_parents(registry: mongoz.Registry) -> None:
     base = define(registry, name="Base", abstract=True, watch=["tenant_*", "archive.all"])
     mixin = define(name="Mixin", abstract=True)
     user = define(None, mixin, base)
     assert base.meta.watch == user.meta.watch == ("tenant_*", "archive.all")
-    # A bare database means the collection of the class that inherits it.
+    # A bare database means the collection of the inheriting class.
     assert user.meta.watched.covers("tenant_1", "users")
     assert not user.meta.watched.covers("tenant_1", "admins")
     assert define(None, base, name="Admin").meta.watched.covers("tenant_1", "admins")
@@ -125,7 +125,7 @@ def listening(document: Any, *, signal: str = "post_save", delivery: Any = "disp
     return post
 
 
-def test_a_write_that_nobody_watches_is_refused(registry: mongoz.Registry) -> None:
+def test_a_write_outside_of_the_watched_namespaces_is_refused(registry: mongoz.Registry) -> None:
     user = define(registry, watch=["tenant_*"])
     post = listening(user)
     other = registry.get_database("elsewhere").get_collection("users")
@@ -138,11 +138,11 @@ def test_a_write_that_nobody_watches_is_refused(registry: mongoz.Registry) -> No
     for collection in (user.meta.collection, own, registry.get_database("tenant_7").get_collection("users")):
         require_watched(user, collection, post)
         assert is_watched(user, collection)
-    # Nothing of that signal waits for a dispatcher.
+    # This signal has no dispatched receiver.
     require_watched(user, other, user.meta.signals.post_delete)
 
 
-def test_what_need_not_be_watched(registry: mongoz.Registry) -> None:
+def test_writes_without_dispatched_receivers_need_no_watch(registry: mongoz.Registry) -> None:
     other = registry.get_database("elsewhere").get_collection("users")
     in_process = define(registry)
     require_watched(in_process, other, listening(in_process, delivery="any"))
@@ -156,7 +156,7 @@ def test_what_need_not_be_watched(registry: mongoz.Registry) -> None:
     require_watched(plain, other, listening(plain))
 
 
-def test_rows_of_only_are_refused_as_their_document_is(registry: mongoz.Registry) -> None:
+def test_partial_instances_are_refused_like_their_document(registry: mongoz.Registry) -> None:
     user = define(registry)
     post = listening(user)
     other = registry.get_database("elsewhere").get_collection("users")
@@ -199,7 +199,7 @@ def test_patterns_change_the_fingerprint_and_their_order_does_not() -> None:
         Scope.of([("shop", "users")], [a], apart_from="t_state").fingerprint,
     }
     assert len(prints) == 5
-    # Where no pattern could mean the state it need not be excluded: another name of it changes nothing.
+    # The state database is excluded only where a pattern could match it.
     assert Scope.of([], [a], apart_from="state").fingerprint == Scope.of([], [a]).fingerprint
 
 
@@ -223,7 +223,7 @@ def insert_into(namespace: Namespace) -> Change:
     )
 
 
-def test_the_listeners_of_a_namespace(registry: mongoz.Registry) -> None:
+def test_the_receivers_of_a_namespace(registry: mongoz.Registry) -> None:
     user = define(registry, watch=["tenant_*", "archive.users"])
     log = define(registry, name="Log", collection="logs", watch=["tenant_*.users", "state.users"])
     for document in (user, log):
@@ -236,18 +236,16 @@ def test_the_listeners_of_a_namespace(registry: mongoz.Registry) -> None:
         calls = routes.route(insert_into(namespace))  # type: ignore[arg-type]
         return [(call.document, call.collection and call.collection.namespace) for call in calls]
 
-    for _ in range(2):  # found, then remembered
+    for _ in range(2):  # found, then cached
         assert told("shop", "users") == [(user, None)]
         assert told("archive", "users") == [(user, "archive.users")]
         assert told("tenant_1", "users") == [(user, "tenant_1.users"), (log, "tenant_1.users")]
         assert told("tenant_1", "logs") == []
-        assert told("tenant_state", "users") == []  # the dispatcher's own
+        assert told("tenant_state", "users") == []  # the dispatcher's state
         assert told("state", "users") == [(log, "state.users")]
 
 
-def test_the_listeners_that_are_remembered_are_bounded(
-    registry: mongoz.Registry, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_cache_of_receivers_is_bounded(registry: mongoz.Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(routes_module, "_MOST_REMEMBERED", 10)
     user = define(registry, watch=["tenant_*"])
     listening(user, delivery="any")

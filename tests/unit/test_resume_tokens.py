@@ -1,4 +1,4 @@
-"""Hashes of tokens: what was put in is found, and nothing else is."""
+"""Digests and times of resume tokens."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +12,7 @@ tokens = st.builds(
 
 
 @given(st.sets(tokens), st.sets(tokens))
-def test_what_was_put_in_is_found_and_nothing_else(inside, others):
+def test_the_digests_hold_exactly_the_given_tokens(inside, others):
     digests = b"".join(sorted({digest_of(one) for one in inside}))
     assert len(digests) == DIGEST * len(inside)
     assert split(digests) == sorted(map(digest_of, inside))
@@ -21,7 +21,7 @@ def test_what_was_put_in_is_found_and_nothing_else(inside, others):
 
 
 @given(tokens, tokens)
-def test_what_sorts_behind_a_time(token, other):
+def test_time_after_sorts_behind_every_token_of_its_time(token, other):
     after = time_after(token)
     assert token_time(after) == token_time(token)
     assert (other < after) is (token_time(other) <= token_time(token))

@@ -1,4 +1,4 @@
-"""A cancellation can get lost; the end must come all the same."""
+"""Tasks end although they swallow cancellations."""
 
 import asyncio
 
@@ -21,7 +21,7 @@ async def test_swallowed_cancellations_are_repeated():
     assert all(task.cancelled() for task in tasks)
 
 
-async def test_who_refuses_is_left_alone_in_the_end():
+async def test_a_task_that_ignores_every_cancellation_is_left_after_the_deadline():
     refusing = asyncio.create_task(swallow(1000))
     await asyncio.sleep(0)
     assert await end([refusing], within=0.05) == 1

@@ -1,4 +1,4 @@
-"""What parked deliveries are found by, what is made of them again, and the batches in which they are written."""
+"""Records of parked deliveries: their lanes, their decoding, and the batches of their writes."""
 
 import asyncio
 import datetime as dt
@@ -41,12 +41,12 @@ def lane(id_=1, *, group="g", receiver="r", document="d", namespace=("db", "coll
 
 
 @pytest.mark.parametrize("same", [1, 1.0, Int64(1), Decimal128("1.0")])
-def test_the_lane_of_a_document_goes_by_what_the_server_holds_to_be_equal(same):
+def test_keys_that_the_server_considers_equal_have_one_lane(same):
     assert lane(same) == lane(1)
     assert lane({"a": [same]}) == lane({"a": [1]})
 
 
-def test_lanes_differ_in_each_of_their_parts():
+def test_each_part_of_a_lane_distinguishes_it():
     parts = [
         lane(),
         lane(True),
@@ -76,7 +76,7 @@ def event(**fields) -> Change:
 
 
 def again(change: Change, codec_options=CODEC_OPTIONS) -> Change:
-    """Written down, stored, read, and made a change again."""
+    """Encodes a change as a record, then decodes it again."""
     fields, parts = record_of(change, CALLS, RECEIVER, term=1, group="g")
     stored = bson.encode(fields, codec_options=STORED)
     return change_of(RawBSONDocument(stored, codec_options=RAW), parts, codec_options)
@@ -99,7 +99,7 @@ IDS = [
 
 
 @pytest.mark.parametrize("id_", IDS, ids=lambda id_: type(id_).__name__)
-def test_a_change_that_was_stored_is_the_same(id_):
+def test_a_stored_change_equals_the_original(id_):
     document = {"_id": id_, "name": "Ada", "at": dt.datetime(2020, 1, 2), "n": Int64(3)}
     change = event(documentKey={"_id": id_}, fullDocument=document, fullDocumentBeforeChange={"_id": id_})
     same = again(change)
@@ -111,7 +111,7 @@ def test_a_change_that_was_stored_is_the_same(id_):
     assert untouched(same, CODEC_OPTIONS).document == change.document
 
 
-def test_it_is_seen_with_the_codec_of_the_application():
+def test_a_stored_change_is_decoded_with_the_codec_of_the_application():
     aware: CodecOptions = CodecOptions(tz_aware=True)
     change = event(fullDocument={"_id": 1, "at": dt.datetime(2020, 1, 2)})
     same = again(change, aware)
@@ -120,7 +120,7 @@ def test_it_is_seen_with_the_codec_of_the_application():
     assert same.document["at"].tzinfo is not None
 
 
-def test_a_document_that_could_not_be_decoded_still_can_not():
+def test_an_undecodable_document_stays_undecodable():
     document = bson.encode({"_id": 1, "at": Int64(2**60)}).replace(b"\x12at\0", b"\x09at\0")
     change = event(fullDocument=RawBSONDocument(document), fullDocumentBeforeChange=RawBSONDocument(document))
     assert (change.image, change.document, change.before) == ("post", None, None)
@@ -130,7 +130,7 @@ def test_a_document_that_could_not_be_decoded_still_can_not():
     assert again(change, lenient).fault is None
 
 
-def test_what_an_earlier_version_parked_with_its_key_only_is_delivered_so():
+def test_a_record_of_an_earlier_version_with_a_key_only_is_delivered_with_the_key_only():
     document = bson.encode({"_id": 1, "at": Int64(2**60)}).replace(b"\x12at\0", b"\x09at\0")
     change = event(fullDocument=RawBSONDocument(document))._replace(image="key", fault=None)
     same = again(change)
@@ -138,14 +138,14 @@ def test_what_an_earlier_version_parked_with_its_key_only_is_delivered_so():
     assert originals_of(same).document == document
 
 
-def test_a_document_that_was_looked_up_stays_the_current_one():
+def test_a_looked_up_document_stays_the_current_one():
     row = bson.encode({"_id": 1, "n": 2})
     change = event()._replace(looked_up=row, document=bson.decode(row), image="current")
     same = again(change)
     assert (same.image, same.document) == ("current", {"_id": 1, "n": 2})
 
 
-async def test_while_a_batch_is_on_its_way_the_next_one_gathers():
+async def test_the_next_batch_fills_during_a_write():
     batches: list[list[int]] = []
     gate = asyncio.Event()
 
@@ -165,7 +165,7 @@ async def test_while_a_batch_is_on_its_way_the_next_one_gathers():
     assert batches == [[0, 1, 2], [3, 4, 5, 6, 7], [8, 9, 10]]
 
 
-async def test_who_asked_for_what_failed_is_told():
+async def test_a_failed_write_is_reported_to_its_callers():
     async def work(items: list[int]) -> list[int | Exception]:
         if 0 in items:
             raise OSError("all of them")
@@ -180,7 +180,7 @@ async def test_who_asked_for_what_failed_is_told():
     assert await gathering.add(4) == 4
 
 
-async def test_who_does_not_wait_any_more_stops_nobody():
+async def test_a_cancelled_caller_does_not_stop_the_batch():
     gate = asyncio.Event()
 
     async def work(items: list[int]) -> list[int]:

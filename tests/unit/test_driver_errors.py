@@ -1,4 +1,4 @@
-"""Every error of a stream that somebody thought of has its place, and one place only."""
+"""Each known error of a change stream has exactly one classification."""
 
 import pytest
 from pymongo.errors import (
@@ -16,7 +16,7 @@ from dispatcher.core import driver_errors
 from dispatcher.core.driver_errors import KINDS, Kind, fatal, kind_of
 from dispatcher.exceptions import AccessDenied, HistoryLost, PositionError, ServerError
 
-# The codes that a change stream can end with, measured or documented, and what is to be made of each.
+# The error codes of change streams, measured or documented, with their classification.
 EXPECTED = {
     9: Kind.BAD_TOKEN,
     13: Kind.NO_ACCESS,
@@ -52,7 +52,7 @@ def failure(code: int) -> OperationFailure:
 
 
 @pytest.mark.parametrize(("code", "kind"), EXPECTED.items())
-def test_every_code_is_mapped(code, kind):
+def test_every_code_is_classified(code, kind):
     assert kind_of(failure(code)) is kind
 
 
@@ -73,7 +73,7 @@ def test_no_code_is_in_two_sets():
         (Kind.NOT_SUPPORTED, ServerError),
     ],
 )
-def test_what_does_not_pass_ends_with_a_reason_and_a_remedy(kind, error):
+def test_a_permanent_error_has_a_reason_and_a_remedy(kind, error):
     for code in (code for code, its in KINDS.items() if its is kind):
         verdict = fatal(failure(code), "db:27017")
         assert type(verdict) is error
@@ -83,7 +83,7 @@ def test_what_does_not_pass_ends_with_a_reason_and_a_remedy(kind, error):
 
 
 @pytest.mark.parametrize("code", [code for code, kind in KINDS.items() if kind is Kind.PASSING])
-def test_what_passes_ends_nothing(code):
+def test_a_transient_error_is_tried_again(code):
     assert fatal(failure(code), "db:27017") is None
 
 
@@ -98,12 +98,12 @@ def test_what_passes_ends_nothing(code):
         ExecutionTimeout("late", 50, {"code": 50}),
     ],
 )
-def test_the_drivers_own_classes(error):
+def test_error_classes_of_the_driver_are_classified(error):
     assert kind_of(error) is Kind.PASSING
     assert fatal(error, "db:27017") is None
 
 
-def test_what_nobody_thought_of_is_tried_again():
+def test_an_unknown_error_is_tried_again():
     assert kind_of(failure(999_999)) is Kind.UNKNOWN
     assert fatal(failure(999_999), "db:27017") is None
     assert kind_of(OperationFailure("without a code")) is Kind.UNKNOWN
@@ -118,7 +118,7 @@ def test_what_nobody_thought_of_is_tried_again():
         "round_trip_time for server ('db', 27017) is unexpectedly None",
     ],
 )
-def test_what_the_driver_calls_a_wrong_configuration_passes(text):
-    """It is about the servers that it found, and not about the URL, from which a client was made."""
+def test_a_configuration_error_of_the_driver_is_transient(text):
+    """The driver means the discovered servers, not the URL."""
     assert kind_of(ConfigurationError(text)) is Kind.PASSING
     assert fatal(ConfigurationError(text), "db:27017") is None

@@ -1,4 +1,4 @@
-"""Fair shares: nobody holds much more than others, nobody is disturbed without need, and it comes to rest."""
+"""Partitions are assigned evenly, move only if needed, and settle."""
 
 from collections import Counter
 
@@ -14,7 +14,7 @@ owned = st.lists(st.sampled_from([*MEMBERS, None]), min_size=1, max_size=9).map(
 
 
 def settle(owners, members, capped=()):
-    """What it comes to when everybody does what is its own to do, again and again; and how often that was."""
+    """Applies each member's decisions until nothing changes; returns the result and the number of rounds."""
     owners = {number: owner if owner in members else None for number, owner in owners.items()}
     changes = 0
     for _ in range(20):
@@ -36,7 +36,7 @@ def settle(owners, members, capped=()):
 
 
 @given(owned, groups)
-def test_shares_are_fair_and_everything_is_held(owners, members):
+def test_shares_are_even_and_every_partition_is_held(owners, members):
     settled, _ = settle(owners, members)
     counts = Counter(dict.fromkeys(members, 0)) + Counter(settled.values())
     held = [counts[member] for member in members]
@@ -45,8 +45,8 @@ def test_shares_are_fair_and_everything_is_held(owners, members):
 
 
 @given(owned, groups)
-def test_nobody_is_disturbed_without_need(owners, members):
-    """Exactly what is above the shares moves, and what is at rest stays."""
+def test_partitions_move_only_if_needed(owners, members):
+    """Exactly the partitions above a share move."""
     settled, moved = settle(owners, members)
     held = Counter(owner for owner in owners.values() if owner in members)
     wanted = quotas(held, members, len(owners))
@@ -55,7 +55,7 @@ def test_nobody_is_disturbed_without_need(owners, members):
 
 
 @given(owned, groups, st.sets(st.sampled_from(MEMBERS)))
-def test_who_is_capped_gets_nothing_more(owners, members, capped):
+def test_a_member_at_its_maximum_gets_no_partition(owners, members, capped):
     capped = capped & set(members)
     before = Counter(owners.values())
     settled, _ = settle(owners, members, capped)
@@ -65,7 +65,7 @@ def test_who_is_capped_gets_nothing_more(owners, members, capped):
         assert None not in settled.values()
 
 
-def test_a_newcomer_is_a_standby_where_there_is_one_partition():
+def test_a_second_member_of_one_partition_is_a_standby():
     assert moves("b", {0: "a"}, ["a", "b"]) == ((), ())
     assert moves("a", {0: "b"}, ["a", "b"]) == ((), ())
 
@@ -78,6 +78,6 @@ def test_the_shares_of_four_partitions():
     assert [moves(one, half, ["a", "b", "c"]).release for one in "abc"] == [(), (3,), ()]
 
 
-def test_who_leaves_keeps_nobody_from_taking_what_it_hands_over():
+def test_a_leaving_member_does_not_delay_the_takeover_of_its_partitions():
     assert moves("b", {0: None, 1: "a"}, ["b"]).claim == (0,)
     assert moves("a", {0: None, 1: "a"}, ["b"]) == ((), (1,))

@@ -1,4 +1,4 @@
-"""Reference cycles are found by the clock, however few objects there are."""
+"""Garbage is collected by the clock, even with few allocations."""
 
 import gc
 import weakref
@@ -8,13 +8,13 @@ from tests.support import eventually
 
 
 class Cycle:
-    """Holds itself, and much else."""
+    """A reference cycle."""
 
     def __init__(self) -> None:
         self.itself = self
 
 
-async def test_cycles_are_found_by_the_clock(monkeypatch):
+async def test_cycles_are_collected_by_the_clock(monkeypatch):
     monkeypatch.setattr("dispatcher.core.gc_tuning._EVERY", 0.01)
     thresholds = gc.get_threshold()
     async with collecting():
@@ -23,7 +23,7 @@ async def test_cycles_are_found_by_the_clock(monkeypatch):
         await eventually(lambda: new() is None)
         old = Cycle()
         seen = weakref.ref(old)
-        gc.collect()  # it is an old one now
+        gc.collect()  # moves it to the oldest generation
         del old
         await eventually(lambda: seen() is None)
     assert gc.get_threshold() == thresholds

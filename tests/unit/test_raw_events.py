@@ -1,4 +1,4 @@
-"""Cutting events out of an answer: what comes out is what the driver would make of it."""
+"""Events are cut out of a server's answer exactly as the driver decodes it."""
 
 import bson
 import pytest
@@ -22,14 +22,14 @@ def answer(events: list[dict[str, object]], *, first: bool = True) -> RawBSONDoc
 
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("count", [0, 1, 9, 10, 11, 99, 100, 101, 1_001])
-def test_all_events_come_out_as_they_were_sent(count, first):
+def test_the_events_equal_the_sent_ones(count, first):
     events = [event(number) for number in range(count)]
     found, rest = events_of(answer(events, first=first))
     assert [bson.decode(one.raw) for one in found] == events
     assert (rest["id"], rest["postBatchResumeToken"]["_data"]) == (7, "8265")
 
 
-def test_an_array_that_is_written_in_an_unusual_way_is_read_all_the_same():
+def test_an_array_with_unusual_indexes_is_read():
     raw = bytearray(answer([event(1), event(2)]).raw)
     at = raw.index(b"\x031\x00")  # the index of the second
     raw[at : at + 3] = b"\x03ab"[:2] + b"b"
@@ -42,7 +42,7 @@ def test_an_array_that_is_written_in_an_unusual_way_is_read_all_the_same():
     assert rest["id"] == 7
 
 
-def test_an_event_can_be_looked_into():
+def test_a_field_of_an_event_can_be_read_without_decoding():
     (found,), _ = events_of(answer([event(5, lsid={"id": 1})]))
     assert found["n"] == 5
     assert found["lsid"].raw == bson.encode({"id": 1})
@@ -50,13 +50,13 @@ def test_an_event_can_be_looked_into():
     assert set(found) == {"_id", "n", "text", "lsid"}
 
 
-def test_events_are_decoded_together_and_one_by_one_where_one_is_broken():
+def test_events_are_decoded_one_by_one_after_a_decoding_error():
     good, broken = RawEvent(bson.encode(event(1))), RawEvent(b"\x05\x00\x00\x00\x01")
     assert [one and one["n"] for one in decoded_together([good, good], CODEC_OPTIONS)] == [1, 1]
     assert list(decoded_together([good, broken], CODEC_OPTIONS)) == [None, None]
 
 
-def test_what_is_decoded_already_is_taken_over():
+def test_decoded_events_are_taken_over():
     insert = {
         "_id": TOKEN, "operationType": "insert", "clusterTime": bson.Timestamp(1, 1), "fullDocument": {"_id": 1},
         "ns": {"db": "shop", "coll": "users"}, "documentKey": {"_id": 1},

@@ -1,4 +1,4 @@
-"""Points in time, as they are written on the command line."""
+"""Points in time on the command line."""
 
 from datetime import UTC, datetime
 
@@ -20,18 +20,18 @@ from dispatcher.cli.parsing import point
         ("82697DEEC00000000729296E04", Timestamp(0x697DEEC0, 7)),
     ],
 )
-def test_what_is_understood(text, expected):
+def test_points_in_time_are_parsed(text, expected):
     assert point(text, "--since") == expected
 
 
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90s", 90), ("-2h", 7200), ("1.5h", 5400), ("30min", 1800), ("7d", 604800)]
 )
-def test_how_long_ago(text, seconds):
+def test_a_duration_means_that_long_ago(text, seconds):
     assert abs(datetime.now(UTC).timestamp() - seconds - point(text, "--since").time) < 5
 
 
 @pytest.mark.parametrize("text", ["", "yesterday", "82ZZ", "2026-13-01", "5", "99999999999999d", "1e9999h"])
-def test_what_is_not(text):
+def test_other_texts_are_refused(text):
     with pytest.raises(typer.BadParameter, match="not a point in time"):
         point(text, "--since")

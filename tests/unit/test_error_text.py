@@ -1,4 +1,4 @@
-"""Errors of an application's classes can be logged and kept, whatever these do."""
+"""Every error of an application can be logged and kept."""
 
 import json
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from dispatcher.delivery.transactions import is_transient
 
 @pytest.fixture(autouse=True)
 def _logging_as_it_was() -> Iterator[None]:
-    """It is one for the whole process, and would write to the file that pytest captures with."""
+    """The configuration is global, and would write to pytest's capture file."""
     yield
     logs.log.own = None
 
@@ -48,12 +48,12 @@ def raised(error: Exception) -> Exception:
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_it_has_a_text(error):
+def test_every_error_has_a_text(error):
     assert type(error).__name__ in text_of(error)
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_its_traceback_says_where_it_came_from(error):
+def test_a_traceback_names_the_origin_of_the_error(error):
     trace = trace_of(raised(error))
     assert "in raised" in trace
     assert type(error).__name__ in trace
@@ -61,7 +61,7 @@ def test_its_traceback_says_where_it_came_from(error):
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_it_can_be_logged(error, log_format, capsys):
+def test_every_error_can_be_logged(error, log_format, capsys):
     configure_logging(log_format, "info")
     log.error("failed", action="test.failed", exc_info=raised(error))
     said = capsys.readouterr().err
@@ -86,7 +86,7 @@ SECRETS = [
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
 @pytest.mark.parametrize("text", SECRETS)
-def test_credentials_are_not_logged_wherever_they_stand(text, log_format, capsys):
+def test_credentials_are_not_logged_from_any_place(text, log_format, capsys):
     configure_logging(log_format, "debug")
     log.debug(text, action="test.failed")
     log.info("in a value", action="test.failed", url=text)
@@ -109,14 +109,14 @@ def chained(cause: Exception) -> Exception:
 
 
 @pytest.mark.parametrize("of", [text_of, trace_of, words_of])
-def test_what_is_said_of_an_error_holds_no_secret_and_is_not_too_long(of):
+def test_the_text_of_an_error_has_no_secret_and_a_bounded_length(of):
     error = raised(ValueError("x" * 1_000_000 + " password=hunter2 mongodb://me:hunter2@host/"))
     assert "hunter2" not in of(error)
     assert "host" in of(error)
     assert len(of(error)) < 60_000
 
 
-def test_values_are_logged_without_secrets_however_deep_they_are(capsys):
+def test_nested_values_are_logged_without_secrets(capsys):
     configure_logging("json", "info")
     nested = {"options": [{"password": "hunter2", "n": 1}], "Authorization": "hunter2", "list": ["token=hunter2"]}
     log.error("failed", action="test.failed", nested=nested, odd={1: Unprintable("hunter2")})
@@ -129,7 +129,7 @@ CONTROLS = "\x1b]0;x\x07\x1b[2J\x9b31m\u202eevil\r\n2026-01-01T00:00:00Z [info] 
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
-def test_no_value_is_obeyed_by_a_terminal_or_passes_for_a_line(log_format, capsys):
+def test_control_characters_and_line_breaks_of_values_are_escaped(log_format, capsys):
     configure_logging(log_format, "info")
     error = raised(ValueError(CONTROLS))
     log.error(CONTROLS, action="test.failed", text=CONTROLS, some=[CONTROLS], odd=error, exc_info=error)
@@ -140,7 +140,7 @@ def test_no_value_is_obeyed_by_a_terminal_or_passes_for_a_line(log_format, capsy
     assert len([line for line in said.splitlines() if not line.startswith("    ")]) == 1
 
 
-def test_a_line_does_not_grow_without_a_limit(capsys):
+def test_the_length_of_a_line_is_bounded(capsys):
     configure_logging("json", "info")
     log.error("failed", action="test.failed", error="x" * 10_000_000)
     said = capsys.readouterr().err
@@ -148,7 +148,7 @@ def test_a_line_does_not_grow_without_a_limit(capsys):
     assert json.loads(said)["error"].startswith("xxx")
 
 
-def test_errors_that_cause_each_other_are_looked_at_once():
+def test_each_error_of_a_circular_chain_is_described_once():
     assert not is_transient(in_a_circle())
     assert not is_transient(Untruthful())
 
@@ -164,7 +164,9 @@ def configured_by_the_application() -> Iterator[None]:
     structlog.reset_defaults()
 
 
-def test_how_an_application_configures_structlog_is_nothing_to_our_lines(capsys, configured_by_the_application):
+def test_the_structlog_configuration_of_an_application_does_not_change_our_lines(
+    capsys, configured_by_the_application
+):
     configure_logging("json", "info")
     structlog.configure(processors=[refuse])
     log.warning("it goes on", action="test.went_on")
@@ -172,13 +174,13 @@ def test_how_an_application_configures_structlog_is_nothing_to_our_lines(capsys,
     assert json.loads(line)["action"] == "test.went_on"
 
 
-def test_our_configuration_is_nothing_to_the_loggers_of_an_application(configured_by_the_application):
+def test_our_configuration_does_not_change_the_loggers_of_an_application(configured_by_the_application):
     configure_logging("json", "info")
     with pytest.raises(ValueError, match="a processor of the application"):
         structlog.wrap_logger(structlog.ReturnLogger()).critical("theirs")
 
 
-def test_a_line_that_can_not_be_logged_is_still_said_and_raises_nothing(capsys):
+def test_a_failing_log_line_falls_back_to_plain_text(capsys):
     structlog.configure(processors=[refuse])
     try:
         log.error("it goes on", action="test.went_on")

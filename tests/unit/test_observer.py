@@ -1,4 +1,4 @@
-"""When a process is ready, when it must be restarted, and what it tells others."""
+"""Readiness and liveness of a process, and its report to other members."""
 
 import asyncio
 from datetime import UTC, datetime
@@ -23,13 +23,13 @@ def observer(*gauges: Gauges) -> Observer:
     return made
 
 
-async def test_who_delivers_or_stands_by_is_ready():
+async def test_a_delivering_or_standby_process_is_ready():
     assert observer(WELL).not_ready() == []
     assert observer().not_ready() == []
     assert observer(WELL).must_restart() == []
 
 
-async def test_who_has_not_begun_or_is_about_to_end_is_not_ready():
+async def test_a_starting_or_stopping_process_is_not_ready():
     starting = Observer(Stats(), group="billing", settings=Settings(), gauges=dict)
     assert starting.not_ready() == ["the dispatcher is starting"]
     assert starting.must_restart() == []
@@ -46,10 +46,10 @@ async def test_a_member_that_can_not_take_part_is_not_ready():
     assert alone.must_restart() == []
 
 
-async def test_a_stream_that_is_broken_or_silent_is_not_ready():
+async def test_a_process_with_a_broken_or_silent_stream_is_not_ready():
     broken = observer(WELL, WELL._replace(connected=False))
     assert broken.not_ready() == ["the change stream of partition 1 is not open"]
-    assert broken.must_restart() == []  # it is being opened again; a new process could do no better
+    assert broken.must_restart() == []  # the stream is being reopened; a restart would not help
     silent = observer(WELL._replace(silent_seconds=20.0))
     assert silent.not_ready() == ["the change stream of partition 0 is silent for 20 s"]
     assert silent.must_restart() == []
@@ -57,7 +57,7 @@ async def test_a_stream_that_is_broken_or_silent_is_not_ready():
     assert len(stuck.must_restart()) == 1
 
 
-def test_what_others_are_told():
+def test_the_report_to_other_members():
     stats = Stats(read=3)
     told = Observer(stats, group="g", settings=Settings(), gauges=lambda: {2: WELL}).stats_document()
     assert told["read"] == 3
@@ -71,7 +71,7 @@ def seen(group: Group, myself: MemberStatus | None) -> GroupStatus:
     return status
 
 
-async def test_the_metrics_the_dashboard_and_the_status_share_one_look(monkeypatch):
+async def test_metrics_dashboard_and_status_share_one_observation(monkeypatch):
     looks: list[Group] = []
 
     async def read_status(group: Group, myself: MemberStatus | None = None) -> GroupStatus:
@@ -92,7 +92,7 @@ async def test_the_metrics_the_dashboard_and_the_status_share_one_look(monkeypat
     assert len(looks) == 2
 
 
-async def test_without_an_answer_the_process_is_alone_and_its_metrics_keep_the_last_figures(monkeypatch):
+async def test_without_an_answer_of_the_server_metrics_keep_the_last_values(monkeypatch):
     answers = [seen]
 
     async def read_status(group: Group, myself: MemberStatus | None = None) -> GroupStatus:
@@ -116,7 +116,7 @@ def request(**headers: str) -> Request:
     return Request({"type": "http", "method": "POST", "path": "/", "headers": raw})
 
 
-def test_what_changes_something_needs_the_token():
+def test_a_request_with_an_effect_needs_the_token():
     assert denied(request(authorization="Bearer sesame"), "sesame") is None
     assert denied(request(authorization="bearer sesame"), "sesame") is None
     for headers in (
@@ -165,12 +165,12 @@ async def hello(_scope, _receive, send) -> None:
         ("", 421),
     ],
 )
-async def test_foreign_names_are_refused(host: str, status: int):
+async def test_foreign_host_names_are_refused(host: str, status: int):
     assert await answered(Guard(hello, ["127.0.0.1", "localhost", "::1"]), host) == status
     assert await answered(Guard(hello), host) == 200
 
 
-def test_addresses():
+def test_addresses_are_parsed():
     assert Address.parse("0.0.0.0:80") == ("0.0.0.0", 80)
     assert Address.parse(":0") == ("127.0.0.1", 0)
     assert Address.parse("[::]:8787") == ("::", 8787)

@@ -1,4 +1,4 @@
-"""Output that can't be written delays nobody: it is dropped, counted, and named once writing works again."""
+"""Output that can't be written is dropped and counted, and the count is written as soon as possible."""
 
 import fcntl
 import os
@@ -18,7 +18,7 @@ def named(count: int) -> str:
 
 
 class Pipe:
-    """A pipe with what is written into it, and what was read out of it."""
+    """A pipe with its written and read data."""
 
     def __init__(self) -> None:
         self.theirs, self.ours = os.pipe()
@@ -73,7 +73,7 @@ def test_flushing_waits_for_the_last_line(tmp_path):
         assert (tmp_path / "log").read_bytes().endswith(b"\n999\n")
 
 
-def test_a_full_pipe_delays_nobody_and_what_was_dropped_is_named(pipe):
+def test_a_full_pipe_delays_no_caller_and_dropped_lines_are_counted(pipe):
     pipe.fill()
     writer = Writer(pipe.ours, named)
     spent = time.thread_time()
@@ -81,7 +81,7 @@ def test_a_full_pipe_delays_nobody_and_what_was_dropped_is_named(pipe):
         writer.write(b"early %d\n" % n)
     assert time.thread_time() - spent < 5
     eventually_sync(lambda: writer.dropped, within=60)
-    writer.flush()  # gives up
+    writer.flush()  # the writer gives up
     dropped = writer.dropped
     pipe.reads(lambda read: b" dropped]\n" in read)
     writer.write(b"late\n")
@@ -92,7 +92,7 @@ def test_a_full_pipe_delays_nobody_and_what_was_dropped_is_named(pipe):
 
 
 @pytest.mark.parametrize("line", [b"x" * 99 + b"\n", b"y" * 999_999 + b"\n"])
-def test_what_waits_is_bounded(pipe, line):
+def test_the_queue_of_lines_is_bounded(pipe, line):
     pipe.fill()
     writer = Writer(pipe.ours, named)
     count = 40_000_000 // len(line) // (1 if len(line) > 1_000 else 10)
@@ -104,12 +104,12 @@ def test_what_waits_is_bounded(pipe, line):
     pipe.reads(lambda read: b" dropped]\n" in read)
 
 
-def test_lines_that_wait_while_the_thread_can_not_run_are_kept(pipe, monkeypatch):
-    """Whoever holds the interpreter for long delays the thread, though the pipe takes more."""
+def test_lines_are_kept_while_the_thread_can_not_run(pipe, monkeypatch):
+    """A busy interpreter delays the thread although the pipe has room."""
     writer = Writer(pipe.ours, named)
     writer.write(b"one\n")
     pipe.reads(lambda read: read == b"one\n")
-    writer._since = time.monotonic() - 60  # as if the thread had begun to write long ago
+    writer._since = time.monotonic() - 60  # the write seems to have begun long ago
     writer._waiting.append((time.monotonic() - 50, b"two\n"))
     writer.write(b"three\n")
     assert pipe.reads(lambda read: read.endswith(b"three\n")) == b"one\ntwo\nthree\n"
@@ -130,7 +130,7 @@ def test_a_full_disk_drops_after_a_while(tmp_path):
             assert (tmp_path / "log").read_bytes() == b"[1 dropped]\ntwo\n"
 
 
-def test_a_reader_that_is_gone_harms_nobody(pipe):
+def test_a_closed_pipe_delays_no_caller(pipe):
     writer = Writer(pipe.ours, named)
     os.close(pipe.theirs)
     for n in range(10):
@@ -139,7 +139,7 @@ def test_a_reader_that_is_gone_harms_nobody(pipe):
     writer.flush()
 
 
-def test_a_descriptor_that_does_not_block_is_waited_for(pipe):
+def test_the_writer_waits_for_a_non_blocking_descriptor(pipe):
     pipe.fill()
     flags = fcntl.fcntl(pipe.ours, fcntl.F_GETFL)
     fcntl.fcntl(pipe.ours, fcntl.F_SETFL, flags | os.O_NONBLOCK)
@@ -150,14 +150,14 @@ def test_a_descriptor_that_does_not_block_is_waited_for(pipe):
     assert writer.dropped == 0
 
 
-def test_a_descriptor_that_somebody_closes_is_written_to_all_the_same(pipe):
+def test_the_writer_survives_the_closing_of_the_original_descriptor(pipe):
     writer = Writer(pipe.ours, named)
     os.close(pipe.ours)
     writer.write(b"one\n")
     assert pipe.reads(lambda read: read == b"one\n")
 
 
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # that is what is tested
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # the tested case
 def test_a_child_process_writes_its_own_lines(pipe):
     writer = Writer(pipe.ours, named)
     writer.write(b"parent\n")

@@ -1,4 +1,4 @@
-"""Secrets and control characters are taken out of texts, in time that grows with their length only."""
+"""Secrets and control characters are removed from texts in linear time."""
 
 import time
 import unicodedata
@@ -93,7 +93,7 @@ def test_secrets_are_replaced_and_the_rest_stays(text):
 
 
 @pytest.mark.parametrize("text", HARMLESS)
-def test_what_holds_no_secret_stays(text):
+def test_a_text_without_a_secret_is_unchanged(text):
     assert redacted(text) == text
 
 
@@ -108,7 +108,7 @@ def test_any_text_can_be_redacted(before, password):
 
 
 @pytest.mark.parametrize("name", ["password", "DB_PASSWORD", "apiKey", "access_token", "Authorization", "secret"])
-def test_names_of_secrets_are_known(name):
+def test_names_of_secrets_are_recognized(name):
     assert names_a_secret(name)
     assert not names_a_secret("receiver")
 
@@ -141,9 +141,9 @@ def cost(work: Callable[[str], object], text: str) -> float:
 @pytest.mark.parametrize("work", [redacted, shortened, escaped])
 @pytest.mark.parametrize("before", ["", "mongodb://me:x", "password="])
 @pytest.mark.parametrize("unit", UNITS)
-def test_the_time_grows_as_the_length_does(unit, before, work):
+def test_the_time_is_linear_in_the_length(unit, before, work):
     short, long = (before + unit * (length // len(unit)) for length in (10_000, 80_000))
-    # Eight times the length: 8 if linear, 64 if quadratic. What else the machine does can only add to it.
+    # Eight times the length: 8 if linear, 64 if quadratic. Other load of the machine only adds to it.
     assert any(cost(work, long) < 24 * cost(work, short) + 0.002 for _ in range(10))
 
 
@@ -157,7 +157,7 @@ def test_a_long_text_keeps_both_ends():
 
 
 @pytest.mark.parametrize("at", range(-30, 30))
-def test_no_part_of_a_secret_is_left_at_a_cut(at):
+def test_a_truncation_leaves_no_part_of_a_secret(at):
     secret = "mongodb://me:hunter2hunter2@host"
     for place in (500, 9_500):
         text = "w " * (place // 2) + "w" * (30 + at) + " " + secret + " w" * 5_000
@@ -189,5 +189,5 @@ def test_control_characters_are_written_as_python_does(text, shown):
     assert escaped(text) == shown
 
 
-def test_lines_of_a_text_are_set_in():
+def test_lines_of_a_text_are_indented():
     assert escaped("a\nb\x1b", "\n  ") == "a\n  b\\x1b"

@@ -1,4 +1,4 @@
-"""From BSON to receivers, without a server."""
+"""Events are decoded from BSON and routed to receivers, without a server."""
 
 import datetime
 from typing import Any
@@ -103,7 +103,7 @@ def ids(document: Any, signal: str, *names: str) -> list[bytes]:
     return [r.id for r in getattr(document.signals, signal).receivers if r.name in names]
 
 
-def test_a_stamp_names_who_ran_already(thing):
+def test_a_receiver_named_in_the_stamp_does_not_run_again(thing):
     (first,) = ids(thing, "post_save", "first")
     inserted = event(fullDocument={"_id": ID, "name": "x", FIELD: stamp(Call.CREATED, first)})
     assert routed(thing, inserted) == [("post_save", True, ["second"])]
@@ -111,14 +111,14 @@ def test_a_stamp_names_who_ran_already(thing):
     assert routed(thing, event(fullDocument={"_id": ID, FIELD: everybody})) == []
 
 
-def test_a_stamp_tells_save_from_update(thing):
+def test_a_stamp_distinguishes_save_from_update(thing):
     saved = update({"name": "x", FIELD: stamp(Call.SAVED)})
     assert routed(thing, saved) == [("post_save", False, ["first", "second"])]
     updated = update({"name": "x", FIELD: stamp(Call.UPDATED)})
     assert routed(thing, updated) == [("post_update", False, ["first", "second"])]
 
 
-def test_muted_writes_reach_nobody(thing):
+def test_a_muted_write_reaches_no_receiver(thing):
     assert routed(thing, update({FIELD: stamp(Call.SAVED, muted=True)})) == []
 
 
@@ -128,25 +128,25 @@ def test_muted_writes_reach_nobody(thing):
         stamp(Call.CREATED, b"12345678", group="others"),
         stamp(Call.CREATED, muted=True, id_=ObjectId()),
         stamp(Call.CREATED, muted=True, ns="shop.copies"),
-        stamp(Call.UPDATED, muted=True),  # an update's, copied into an insert
+        stamp(Call.UPDATED, muted=True),  # the stamp of an update, copied into an insert
         b"garbage",
         "garbage",
         7,
-        bytes([9]) + bytes(stamp(Call.CREATED, muted=True))[1:],  # a later version
+        bytes([9]) + bytes(stamp(Call.CREATED, muted=True))[1:],  # a stamp of a later version
     ],
     ids=["group", "id", "namespace", "call", "bytes", "string", "int", "version"],
 )
-def test_in_doubt_it_is_delivered(thing, doubtful):
+def test_a_change_with_a_doubtful_stamp_is_delivered(thing, doubtful):
     raw = event(fullDocument={"_id": ID, "name": "x", FIELD: doubtful})
     assert routed(thing, raw) == [("post_save", True, ["first", "second"])]
 
 
-def test_a_replace_is_always_somebody_elses(thing):
+def test_a_replace_is_always_foreign(thing):
     raw = event("replace", fullDocument={"_id": ID, FIELD: stamp(Call.SAVED, muted=True)})
     assert routed(thing, raw) == [("post_save", False, ["first", "second"])]
 
 
-def test_a_receiver_that_was_renamed_is_known_by_its_earlier_name(thing):
+def test_a_renamed_receiver_is_recognized_by_its_earlier_name(thing):
     @post_save(thing, name="old")
     async def renamed(sender, **kwargs): ...
 
@@ -157,7 +157,7 @@ def test_a_receiver_that_was_renamed_is_known_by_its_earlier_name(thing):
     assert routed(thing, inserted) == [("post_save", True, ["first", "second"])]
 
 
-def test_a_stamp_with_hops_names_nobody_and_its_hops_are_handed_on(thing):
+def test_a_stamp_with_hops_names_no_receiver_and_passes_its_hops_on(thing):
     change = Origins(GROUP).judge(
         decode(event(fullDocument={"_id": ID, FIELD: stamp(Call.CREATED, hops=3)}), CODEC_OPTIONS)
     )
@@ -196,16 +196,16 @@ def test_delivery_modes(thing):
     assert names == ["first", "second", "there"]
 
 
-def test_other_collections_are_nobodys(thing):
+def test_changes_of_other_collections_have_no_receivers(thing):
     assert routed(thing, event(collection="others", fullDocument={"_id": ID})) == []
 
 
-def test_changed_names_are_top_level_and_without_the_stamp():
+def test_changed_fields_are_top_level_names_without_the_stamp():
     raw = update({"a.b.c": 1, "d": 2, FIELD: b"x"}, removed=("e.f", "g"), truncated=("h.i",))
     assert decode(raw, CODEC_OPTIONS).names == {"a", "d", "e", "g", "h"}
 
 
-def test_an_event_that_has_no_python_value_says_which():
+def test_an_undecodable_event_names_its_value():
     raw = bytearray(event(fullDocument={"_id": ID, "when": datetime.datetime(2026, 1, 1)}).raw)
     at = raw.index(b"when\0") + len(b"when\0")
     raw[at : at + 8] = (10**16).to_bytes(8, "little")  # the year 318857
@@ -230,7 +230,9 @@ def test_events_of_whole_collections_have_no_document():
     assert (change.operation, change.namespace, change.id) == ("dropDatabase", ("shop", ""), None)
 
 
-TOKEN_DATA = st.text(st.characters(exclude_characters="."))  # the server's; what follows a dot is the dispatcher's
+TOKEN_DATA = st.text(
+    st.characters(exclude_characters=".")
+)  # the server's token; the dispatcher adds the suffix after the dot
 
 
 @given(TOKEN_DATA, TOKEN_DATA)
@@ -239,18 +241,18 @@ def test_delivery_ids_are_stable_and_distinct(a, b):
 
 
 @pytest.mark.parametrize("id_", [ObjectId(), 1, "x", None, {"a": 1}, [1], b"x", 1.5])
-def test_any_id_makes_a_key(id_):
+def test_every_id_has_a_key(id_):
     key = document_key(("d", "c"), id_)
     assert hash(key) == hash(document_key(("d", "c"), id_))
     assert key != document_key(("d", "other"), id_)
 
 
-def test_the_scope_is_as_narrow_as_can_be():
+def test_the_scope_is_as_narrow_as_possible():
     assert Scope.of([("a", "x"), ("a", "y")]).database == "a"
     assert Scope.of([("a", "x"), ("b", "x")]).database is None
 
 
-def test_the_fingerprint_depends_on_what_is_watched_and_not_on_its_order():
+def test_the_fingerprint_depends_on_the_namespaces_and_not_on_their_order():
     one = Scope.of([("a", "x"), ("a", "y")])
     assert one.fingerprint == Scope.of([("a", "y"), ("a", "x")]).fingerprint
     assert one.fingerprint != Scope.of([("a", "x")]).fingerprint
@@ -273,7 +275,7 @@ def test_the_fingerprint_depends_on_what_is_watched_and_not_on_its_order():
         (None, {"a": 1}, "replace"),
     ],
 )
-def test_a_replace_that_touches_nothing_but_the_stamp_is_known_by_the_pre_image(before, after, operation):
+def test_the_pre_image_shows_that_a_replace_changes_only_the_stamp(before, after, operation):
     images = {"fullDocument": {"_id": 1, **after}}
     if before is not None:
         images["fullDocumentBeforeChange"] = {"_id": 1, **before}

@@ -1,4 +1,4 @@
-"""A state that somebody edited: what makes no sense is named, with the place, the field and the value."""
+"""Position documents: an invalid value is refused with its place, field and value."""
 
 from datetime import UTC, datetime
 
@@ -21,7 +21,7 @@ def layout(**changes):
     return {"_id": "shop", "group": "shop", "partitions": 2, **changes}
 
 
-def test_what_was_saved_is_read():
+def test_a_saved_position_is_read():
     now = datetime.now(UTC)
     saved = SavedPositions.read(
         [
@@ -47,7 +47,7 @@ def test_what_was_saved_is_read():
 
 
 def test_the_position_of_an_earlier_version_is_read():
-    """It has no lease, and there is no layout."""
+    """It has no lease and no layout."""
     saved = SavedPositions.read([position(owner="me", host="h", pid=1)], "shop", "state")
     assert saved.layout is None
     assert (saved.positions[0].owner, saved.positions[0].beat, saved.positions[0].lease) == ("me", 0, None)
@@ -61,8 +61,8 @@ def test_the_position_of_an_earlier_version_is_read():
         (position(_id="shop:1", partition=1, partitions=4), "is one of 4 partitions"),
     ],
 )
-def test_positions_of_another_layout(wrong, said):
-    """To leave one of them out would lose changes, to take it in would deliver some twice."""
+def test_positions_of_another_layout_are_refused(wrong, said):
+    """Ignoring such a position loses changes, reading it delivers some twice."""
     with pytest.raises(
         PositionError, match=f"'{wrong['_id']}' in state.positions {said}, but the .* 2 part"
     ) as caught:
@@ -73,7 +73,7 @@ def test_positions_of_another_layout(wrong, said):
 FACT = {"partitions": 4, "partition": 3, "token": TOKEN, "until": TOKEN, "ahead": b"0123456789"}
 
 
-def test_what_earlier_layouts_finished_is_read():
+def test_finished_changes_of_earlier_layouts_are_read():
     saved = SavedPositions.read([position(inherited=[FACT])], "shop", "state")
     assert saved.positions[0].inherited == (Fact(4, 3, TOKEN, TOKEN, b"0123456789"),)
 
@@ -89,7 +89,7 @@ def test_what_earlier_layouts_finished_is_read():
         {"ahead": [TOKEN]},
     ],
 )
-def test_what_earlier_layouts_can_not_have_finished(change):
+def test_invalid_records_of_earlier_layouts_are_refused(change):
     for nonsense in ([{**FACT, **change}], [{}], [5], {"0": FACT}):
         with pytest.raises(
             PositionError, match=r"has .* as inherited, not a list of what earlier layouts finished"
@@ -125,7 +125,7 @@ def test_what_earlier_layouts_can_not_have_finished(change):
         ("version_since", "today", "a date"),
     ],
 )
-def test_a_position_that_makes_no_sense(field, value, wanted):
+def test_an_invalid_position_is_refused(field, value, wanted):
     with pytest.raises(PositionError) as caught:
         SavedPositions.read([position(**{field: value})], "shop", "state")
     assert (
@@ -135,7 +135,7 @@ def test_a_position_that_makes_no_sense(field, value, wanted):
 
 
 @pytest.mark.parametrize("id_", ["shop:x", "shop:-1", "shop:", "shop:٣"])
-def test_a_position_of_no_partition(id_):
+def test_a_position_without_a_partition_is_refused(id_):
     with pytest.raises(PositionError, match=r"has .* as _id"):
         SavedPositions.read([position(_id=id_)], "shop", "state")
 
@@ -151,7 +151,7 @@ def test_a_position_of_no_partition(id_):
         ("application", 1),
     ],
 )
-def test_a_layout_that_makes_no_sense(field, value):
+def test_an_invalid_layout_is_refused(field, value):
     with pytest.raises(PositionError) as caught:
         SavedPositions.read([layout(**{field: value})], "shop", "state")
     assert caught.value.message.startswith(

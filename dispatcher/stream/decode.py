@@ -1,6 +1,6 @@
 """Makes a `Change` of the BSON of a change event."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import bson
@@ -29,6 +29,7 @@ __all__ = ["decode", "decoded_together"]
 
 _ANY: Final = CodecOptions[dict[str, Any]](uuid_representation=UuidRepresentation.STANDARD)
 _NOTHING: Final[frozenset[str]] = frozenset()
+_EMPTY: Final = bson.encode({})
 
 # Events of these operations always come with their document.
 _NEED_DOCUMENT: Final = frozenset({"insert", "replace"})
@@ -63,11 +64,12 @@ def decode(raw: Undecoded, codec_options: CodecOptions[Any], event: dict[str, An
         Undecodable: no receiver can get it.
     """
     data = bytes(raw.raw)
+    fault: Fault | None = None
     if event is None:
         try:
             event = bson.decode(data, codec_options=codec_options)
         except Exception:  # the driver raises several, and decoders of the application any
-            return _carefully(data, codec_options)
+            event, fault = _decoded_in_parts(data, codec_options)
     operation: str = event["operationType"]
     names, stamp = _NOTHING, None
     document = event.get("fullDocument")
@@ -84,7 +86,7 @@ def decode(raw: Undecoded, codec_options: CodecOptions[Any], event: dict[str, An
     elif document is None and operation in _NEED_DOCUMENT:
         raise _bare(event)
     elif operation == "replace":
-        if _is_untouched(event.get("fullDocumentBeforeChange"), document):
+        if fault is None and _is_untouched(event.get("fullDocumentBeforeChange"), document):
             operation = "untouched"
     elif operation == "insert":
         value = document.get(FIELD) if document else None
@@ -95,7 +97,7 @@ def decode(raw: Undecoded, codec_options: CodecOptions[Any], event: dict[str, An
     id_ = event["_id"]
     transaction = None
     if "txnNumber" in event and "lsid" in event:
-        transaction = (bytes(raw["lsid"].raw), event["txnNumber"])
+        transaction = (raw_field(data, "lsid"), event["txnNumber"])
     return Change(
         id_["_data"] if len(id_) == 1 else token_of(id_),
         operation,
@@ -103,7 +105,7 @@ def decode(raw: Undecoded, codec_options: CodecOptions[Any], event: dict[str, An
         key["_id"] if key else None,
         event["clusterTime"],
         event.get("wallTime"),
-        document,
+        None if fault is not None and isinstance(document, _StandIn) else document,
         event.get("fullDocumentBeforeChange"),
         "post" if document is not None else "key",
         names,
@@ -112,6 +114,8 @@ def decode(raw: Undecoded, codec_options: CodecOptions[Any], event: dict[str, An
         data,
         None,
         transaction,
+        None,
+        fault,
     )
 
 
@@ -152,73 +156,47 @@ _DOCUMENT_KEY: Final = "documentKey"
 _CLIENTS: Final = frozenset({_AFTER, _BEFORE, _DESCRIPTION, _DOCUMENT_KEY})
 
 
-def _carefully(data: bytes, codec_options: CodecOptions[Any]) -> Change:
-    """A change of which something can't be decoded: decode each of its documents by itself.
+class _StandIn(dict[str, Any]):
+    """Stands for a document that can't be decoded: it has the stamp only."""
+
+
+def _decoded_in_parts(data: bytes, codec_options: CodecOptions[Any]) -> tuple[dict[str, Any], Fault | None]:
+    """An event of which something can't be decoded: each of its documents is decoded by itself.
+
+    Returns:
+        The event, and the first value that receivers need and that can't be decoded.
 
     Raises:
-        Undecodable: the event itself can't be decoded, which no server sends, or its document is missing.
+        Undecodable: the event itself can't be decoded, which no server sends.
     """
     event = _of_the_server(data, codec_options)
-    token, operation = token_of(event["_id"]), event["operationType"]
-    documents = {name: raw_field(data, name) for name in _CLIENTS}
     faults: list[Fault] = []
 
-    def attempt(name: str, where: str) -> dict[str, Any] | None:
-        raw = documents[name]
-        try:
-            return None if raw is None else decoded(raw, codec_options, where)
-        except UndecodableValue as error:
-            faults.append(error.fault)
-            return None
+    def attempt(name: str, where: str, instead: Callable[[bytes], Any]) -> None:
+        raw = raw_field(data, name)
+        if raw is not None:
+            try:
+                event[name] = decoded(raw, codec_options, where)
+            except UndecodableValue as error:
+                faults.append(error.fault)
+                event[name] = instead(raw)
 
-    key = attempt(_DOCUMENT_KEY, KEY)
-    id_ = key["_id"] if key else _undecoded_key(documents[_DOCUMENT_KEY])
-    document = attempt(_AFTER, AFTER)
-    names, stamp = _NOTHING, None
-    description = documents[_DESCRIPTION]
-    if operation == "update" and description is not None:
-        known = len(faults)
-        names, stamp = _told_by(description, codec_options, faults), _stamp_of(description)
-        if not names and len(faults) == known:
-            operation = "untouched"
-    elif operation == "insert":
-        stamp = _stamp_in(documents[_AFTER])
-    missing = description if operation == "update" else documents[_AFTER]
-    if missing is None and operation in ("insert", "replace", "update"):
-        raise Undecodable(token, id_, "the event is larger than 16 MB, even without images")
+    attempt(_DOCUMENT_KEY, KEY, _undecoded_key)
+    attempt(_AFTER, AFTER, lambda raw: _StandIn(_stamp_in(raw)))
+    description = raw_field(data, _DESCRIPTION)
+    if description is not None:
+        event[_DESCRIPTION] = _names_of(description, codec_options, faults)
     fault = faults[0] if faults else None
-    before = attempt(_BEFORE, BEFORE)
-    if before is None and documents[_BEFORE] is not None and fault is None:
+    attempt(_BEFORE, BEFORE, lambda _raw: None)
+    if fault is None and faults:
         log.warning(
             "the document before a change can't be decoded; receivers are called without it",
             action="change.before_undecodable",
-            token=token,
-            id=repr(id_),
+            token=token_of(event["_id"]),
+            id=repr(event.get(_DOCUMENT_KEY, {}).get("_id")),
             error=str(faults[-1]),
         )
-    namespace = event.get("ns") or {}
-    transaction = None
-    if "txnNumber" in event and "lsid" in event:
-        transaction = (raw_field(data, "lsid"), event["txnNumber"])
-    return Change(
-        token,
-        operation,
-        (namespace.get("db", ""), namespace.get("coll", "")),
-        id_,
-        event["clusterTime"],
-        event.get("wallTime"),
-        document,
-        before,
-        "post" if documents[_AFTER] is not None else "key",
-        names,
-        stamp,
-        len(data),
-        data,
-        None,
-        transaction,
-        None,
-        fault,
-    )
+    return event, fault
 
 
 def _of_the_server(data: bytes, codec_options: CodecOptions[Any]) -> dict[str, Any]:
@@ -236,28 +214,29 @@ def _of_the_server(data: bytes, codec_options: CodecOptions[Any]) -> dict[str, A
     return event
 
 
-def _undecoded_key(document_key: bytes | None) -> Any:
-    found = None if document_key is None else field(document_key, "_id")
-    return None if found is None else UndecodedKey(keyed(found))
+def _undecoded_key(document_key: bytes) -> dict[str, Any]:
+    found = field(document_key, "_id")
+    return {} if found is None else {"_id": UndecodedKey(keyed(found))}
 
 
-def _told_by(description: bytes, codec_options: CodecOptions[Any], faults: list[Fault]) -> frozenset[str]:
-    """The names that an update changed; values are not decoded."""
-    updated = raw_field(description, "updatedFields")
-    told: dict[str, Any] = {"updatedFields": _names_in(updated, codec_options, faults)}
+def _names_of(description: bytes, codec_options: CodecOptions[Any], faults: list[Fault]) -> dict[str, Any]:
+    """The names that an update changed, and the stamp; values are not decoded."""
+    updated = raw_field(description, "updatedFields") or _EMPTY
+    told: dict[str, Any] = {
+        "updatedFields": {**dict.fromkeys(_names_in(updated, codec_options, faults)), **_stamp_in(updated)}
+    }
     for name in ("removedFields", "truncatedArrays"):
         found = field(description, name)
+        raw = _EMPTY if found is None else keyed(found)
         try:
-            told[name] = () if found is None else decoded(keyed(found), codec_options, NAMES)[""] or ()
+            told[name] = decoded(raw, codec_options, NAMES).get("") or ()
         except UndecodableValue as error:
             faults.append(error.fault)
-            told[name] = ()
-    return _changed_names(told)
+            told[name] = readable(raw)[""]
+    return told
 
 
-def _names_in(updated: bytes | None, codec_options: CodecOptions[Any], faults: list[Fault]) -> list[str]:
-    if updated is None:
-        return []
+def _names_in(updated: bytes, codec_options: CodecOptions[Any], faults: list[Fault]) -> list[str]:
     null = 10
     alone = joined(*(Element(one.name, null, b"") for one in elements(updated)))
     try:
@@ -267,11 +246,7 @@ def _names_in(updated: bytes | None, codec_options: CodecOptions[Any], faults: l
         return [one.name.decode("utf-8", "replace") for one in elements(updated)]
 
 
-def _stamp_of(description: bytes) -> Stamp | None:
-    return _stamp_in(raw_field(description, "updatedFields"))
-
-
-def _stamp_in(document: bytes | None) -> Stamp | None:
+def _stamp_in(document: bytes) -> dict[str, Any]:
     """The stamp in a document of which something can't be decoded. Of fields with one name the last counts."""
-    found = None if document is None else [one for one in elements(document) if one.name == FIELD.encode()]
-    return Stamp.unpack(readable(keyed(found[-1]))[""]) if found else None
+    found = [one for one in elements(document) if one.name == FIELD.encode()]
+    return {FIELD: readable(keyed(found[-1]))[""]} if found else {}

@@ -217,6 +217,36 @@ def test_an_undecodable_event_names_its_value():
     assert "datetime_conversion=DATETIME_AUTO" in change.fault.remedy
 
 
+def broken(raw: RawBSONDocument, text: bytes) -> RawBSONDocument:
+    """An event with a text in which a byte is no UTF-8."""
+    data = bytes(raw.raw)
+    assert text in data
+    return RawBSONDocument(data.replace(text, b"\xff" + text[1:]))
+
+
+def test_a_document_that_can_not_be_decoded_is_of_no_harm_to_the_stamp():
+    packed = stamp(Call.DELETED)
+    description = {"updatedFields": {FIELD: packed}, "removedFields": [], "truncatedArrays": []}
+    document = {"_id": ID, "name": "broken", FIELD: packed}
+    change = decode(
+        broken(event("update", updateDescription=description, fullDocument=document), b"broken"), CODEC_OPTIONS
+    )
+    assert (change.operation, change.document, change.image) == ("untouched", None, "post")
+    assert change.stamp == Stamp.unpack(packed)
+    assert change.fault is not None
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [update({"broken": 1}), update({}, removed=("broken",)), update({}, truncated=("broken",))],
+    ids=["updated", "removed", "truncated"],
+)
+def test_a_change_of_a_name_that_can_not_be_decoded_is_an_update(raw):
+    change = decode(broken(raw, b"broken"), CODEC_OPTIONS)
+    assert (change.operation, change.names) == ("update", {"\ufffdroken"})
+    assert change.fault is not None
+
+
 def test_events_of_whole_collections_have_no_document():
     raw = bson.encode(
         {

@@ -6,8 +6,6 @@ from dispatcher.core.file_descriptors import require_descriptors
 from dispatcher.core.output.streams import open_streams
 from dispatcher.exceptions import TooManyFiles
 
-__all__ = ["main"]
-
 
 def main() -> None:
     """Run the command line. An early Ctrl-C ends it without a traceback."""

@@ -15,8 +15,6 @@ from dispatcher.exceptions import ApplicationError
 if TYPE_CHECKING:
     from mongoz import Registry
 
-__all__ = ["load_registry"]
-
 # Their frames do not show which line of the application is wrong.
 _LIBRARIES: Final = ("mongoz", "bson", "pydantic")
 

@@ -16,8 +16,6 @@ from dispatcher.settings import Settings
 if TYPE_CHECKING:
     from dispatcher.operate.check import Finding
 
-__all__ = ["check"]
-
 _STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
 

@@ -20,8 +20,6 @@ from mongoz.connection.address import first_seed
 from mongoz.exceptions import ImproperlyConfigured
 from mongoz.synonyms import nearest
 
-__all__ = ["GroupConnection", "with_group"]
-
 _SELECTION_TIMEOUT_MS: Final = 5_000
 
 _T = TypeVar("_T")

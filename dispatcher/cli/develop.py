@@ -8,8 +8,6 @@ from dispatcher.cli.options import App, Import, Json, settings_of
 from dispatcher.cli.output import print_json
 from dispatcher.settings import Settings
 
-__all__ = ["demo", "dev"]
-
 
 def dev(
     app: App,

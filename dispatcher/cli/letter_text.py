@@ -16,8 +16,6 @@ from dispatcher.core.redaction import redacted
 from dispatcher.operate.dead_letters import Outcome
 from dispatcher.parking.record import short_id
 
-__all__ = ["plain", "print_letter", "print_list", "print_outcomes"]
-
 _STYLES: Final = {"delivered": "green", "failed": "red", "refused": "red", "waiting": "yellow"}
 
 # Characters of an error in a list.

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from dispatcher.core.state_checks import Misfit
     from dispatcher.operate.dead_letters import Outcome, Wanted
 
-__all__ = ["drop", "list_", "retry", "show"]
-
 Ids = Annotated[
     list[str],
     typer.Argument(

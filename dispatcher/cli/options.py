@@ -11,23 +11,6 @@ from typer.core import TyperGroup
 from dispatcher.core.redaction import escaped, redacted
 from dispatcher.settings import Settings
 
-__all__ = [
-    "WITH_FLAG",
-    "App",
-    "Commands",
-    "Flags",
-    "Import",
-    "Json",
-    "OfGroup",
-    "OfGroupOfApp",
-    "Place",
-    "Yes",
-    "command",
-    "fields_of",
-    "make_settings",
-    "settings_of",
-]
-
 _UsageError: Final[Any] = typer.BadParameter.__mro__[1]  # of click, or of the copy that typer contains
 
 # The requirement behind each of pydantic's errors.

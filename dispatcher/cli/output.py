@@ -11,8 +11,6 @@ from dispatcher.core.output.terminal import Terminal, shown
 from dispatcher.core.redaction import redacted
 from dispatcher.exceptions import DispatcherError
 
-__all__ = ["complain", "confirmed", "err", "out", "print_json"]
-
 out = Terminal()
 if not out.is_terminal:
     out.width = 250  # a pipe gets whole names

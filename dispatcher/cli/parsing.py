@@ -12,8 +12,6 @@ from bson.json_util import loads
 
 from dispatcher.core.resume_tokens import token_at, token_time
 
-__all__ = ["keys", "moment", "point", "token"]
-
 _UNITS: Final = {"s": 1, "min": 60, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _AGO: Final = re.compile(r"-?(\d+(?:\.\d+)?)\s*(s|min|m|h|d|w)(?:\s+ago)?")
 _TIMESTAMP: Final = re.compile(r"(?:Timestamp\()?(\d{1,10}),\s*(\d{1,10})\)?")

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from dispatcher.cli.connecting import GroupConnection
     from dispatcher.operate.status_model import Pause
 
-__all__ = ["pause", "resume"]
-
 ReceiverName = Annotated[
     str | None,
     typer.Argument(

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from dispatcher.operate.positions import MovedPosition
     from dispatcher.operate.status_model import PartitionStatus
 
-__all__ = ["move", "reset", "show"]
-
 Force = Annotated[
     bool,
     typer.Option(

@@ -5,8 +5,6 @@ from dispatcher.cli.options import App, Import, Json
 from dispatcher.cli.output import out, print_json
 from dispatcher.core.output.terminal import Grid
 
-__all__ = ["receivers"]
-
 
 def receivers(app: App, imports: Import = [], as_json: Json = False) -> None:  # noqa: B006 - typer copies it
     """List the receivers that run in the dispatcher, and where they are defined.

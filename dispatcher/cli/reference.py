@@ -10,8 +10,6 @@ from typing import Any, Final
 
 import typer
 
-__all__ = ["page"]
-
 _HEAD: Final = """\
 # Command line
 

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from dispatcher.runs.player import Outcome, Workplace
     from dispatcher.runs.replay import Replay
 
-__all__ = ["backfill", "replay"]
-
 # Seconds by which our clock may be ahead of the server's.
 _TOLERANCE: Final = 5
 
@@ -159,7 +157,7 @@ def _work(
     configure_logging("auto", settings.log_level)
     from dispatcher.delivery.tracing import exporting
     from dispatcher.runs.player import workplace
-    from dispatcher.runtime import service
+    from dispatcher.runtime.main_loop import run
 
     registry = load_registry(app, imports)
     outcomes: list[Outcome] = []
@@ -169,7 +167,7 @@ def _work(
             outcomes.append(await work(place, stop))
 
     with exporting(settings):
-        service.run(main)
+        run(main)
     (outcome,) = outcomes
     if as_json:
         print_json(outcome._asdict())

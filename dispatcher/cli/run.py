@@ -7,8 +7,6 @@ from dispatcher.cli.application import load_registry
 from dispatcher.cli.options import WITH_FLAG, App, Import, settings_of
 from dispatcher.settings import Settings
 
-__all__ = ["run"]
-
 # Seconds beyond --grace that an orderly end may take: it saves, hands over and says goodbye.
 _ORDERLY: Final = 15.0
 
@@ -33,11 +31,12 @@ def run(
     configure_logging(settings.log_format, settings.log_level)
     free("stdout", "{} lines were dropped: stdout could not be written\n".format)
     from dispatcher.delivery.tracing import exporting
-    from dispatcher.runtime import service
+    from dispatcher.runtime import main_loop
+    from dispatcher.runtime.service import Service
     from dispatcher.web.server import Web
 
     registry = load_registry(app, imports)
     with exporting(settings):
-        dispatcher = service.Service(registry, settings, app)
+        dispatcher = Service(registry, settings, app)
         web = Web(settings, dispatcher.observer)
-        service.run(partial(web.beside, dispatcher.run), within=settings.grace + _ORDERLY)
+        main_loop.run(partial(web.beside, dispatcher.run), within=settings.grace + _ORDERLY)

@@ -12,8 +12,6 @@ from dispatcher.cli.output import out, print_json
 from dispatcher.core.output.terminal import Grid
 from dispatcher.settings import Settings
 
-__all__ = ["setup"]
-
 
 def setup(
     app: App,

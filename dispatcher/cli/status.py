@@ -19,8 +19,6 @@ from dispatcher.exceptions import ServerError
 if TYPE_CHECKING:
     from dispatcher.operate.status_model import GroupStatus, MemberStatus, PartitionStatus, Word
 
-__all__ = ["status"]
-
 # Seconds of lag and of headroom that are highlighted.
 _LATE = 60.0
 _TIGHT = 3_600.0

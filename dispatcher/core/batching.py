@@ -4,8 +4,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Generic, TypeVar
 
-__all__ = ["Gathering"]
-
 _MOST: Final = 200
 _AT_ONCE: Final = 3
 

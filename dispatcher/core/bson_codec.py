@@ -10,8 +10,6 @@ from bson.raw_bson import RawBSONDocument
 
 from dispatcher.core.bson_elements import DOCUMENT, elements, field, keyed, readable
 
-__all__ = ["RAW", "RawEvent", "Undecoded", "events_of", "lenient"]
-
 RAW: Final[CodecOptions[RawBSONDocument]] = CodecOptions(document_class=RawBSONDocument)
 """Documents stay undecoded: one that can't be decoded does not affect the others."""
 

@@ -14,19 +14,6 @@ from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.errors import InvalidBSON
 from bson.raw_bson import RawBSONDocument
 
-__all__ = [
-    "ARRAY",
-    "DOCUMENT",
-    "TYPES",
-    "Element",
-    "elements",
-    "field",
-    "joined",
-    "keyed",
-    "raw_field",
-    "readable",
-]
-
 DOCUMENT: Final = 3
 ARRAY: Final = 4
 

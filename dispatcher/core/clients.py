@@ -21,8 +21,6 @@ from mongoz.connection.address import first_seed, named_options, without_options
 from mongoz.exceptions import ImproperlyConfigured
 from mongoz.signals.options import Retry
 
-__all__ = ["Clients", "Closable", "client_of", "close", "closing"]
-
 T = TypeVar("T")
 
 

@@ -19,8 +19,6 @@ from dispatcher.exceptions import (
     ServerError,
 )
 
-__all__ = ["KINDS", "Kind", "fatal", "in_short", "kind_of", "let_go", "raise_if_fatal"]
-
 
 class Kind(StrEnum):
     """What an error means for the reader of a change stream."""

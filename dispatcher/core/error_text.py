@@ -9,8 +9,6 @@ from typing import Final
 
 from dispatcher.core.redaction import LONGEST_TEXT, redacted, shortened
 
-__all__ = ["chain_of", "text_of", "trace_of", "words_of"]
-
 # Characters of a traceback.
 _LONGEST_TRACE: Final = 50_000
 

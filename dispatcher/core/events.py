@@ -20,22 +20,6 @@ from mongoz.keys import canonical_of
 from mongoz.signals.receivers import Receiver
 from mongoz.stamps import Call, Stamp
 
-__all__ = [
-    "CALLED",
-    "DELIVERABLE",
-    "Batch",
-    "Calls",
-    "Change",
-    "Errand",
-    "Image",
-    "Job",
-    "Namespace",
-    "Start",
-    "delivery_id",
-    "delivery_id_of",
-    "key_from",
-]
-
 Image = Literal["post", "current", "pre", "key"]
 Namespace = tuple[str, str]
 """(database, collection)"""

@@ -1,7 +1,5 @@
 """The extras of the package."""
 
-__all__ = ["how_to_install"]
-
 
 def how_to_install(extra: str) -> str:
     """The remedy for a missing extra. The package is in no registry, so the remedy names a checkout."""

@@ -11,8 +11,6 @@ from dispatcher.exceptions import TooManyFiles
 if sys.platform != "win32":
     import resource  # here: when it is needed, no more files can be opened
 
-__all__ = ["lack_in", "require_descriptors"]
-
 # Descriptors that a start takes, with some to spare.
 _NEEDED: Final = 32
 

@@ -13,8 +13,6 @@ from typing import Final
 
 from dispatcher.core.tasks import end
 
-__all__ = ["collecting"]
-
 # Objects after which Python collects by itself: almost never.
 _THRESHOLDS: Final = (100_000, 20, 100)
 

@@ -13,8 +13,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-__all__ = ["Identity", "own_identity"]
-
 _BOOT: Final = re.compile(r"(?P<where>.+)/(?P<started>\d+)")
 
 # States of a process that has ended, although its parent has not read its exit code yet.

@@ -14,8 +14,6 @@ from typing import Final
 from dispatcher.core.output.logs import log
 from dispatcher.core.tasks import Interrupted
 
-__all__ = ["HELD", "TAKEN", "Lease", "now"]
-
 HELD: Final = 0.75
 """The part of a lease during which its holder acts, counted from before its last renewal."""
 

@@ -12,8 +12,6 @@ from pymongo.errors import OperationFailure
 
 from dispatcher.core.stats import seconds_of
 
-__all__ = ["MOST_SKEW", "Oplog", "clock_offset", "look_at_oplog"]
-
 MOST_SKEW: Final = 1.0
 """Seconds that the clocks of the server and of this machine may differ without a warning."""
 

@@ -5,8 +5,6 @@ The server computes the hash, as for hashed indexes. It is signed, so its remain
 
 from typing import Any, Final
 
-__all__ = ["HASH", "belongs", "hash_of", "partition_of"]
-
 HASH: Final = "_mongoz_hash"
 """The field of an event that holds the hash of its document, if the stream asks for it."""
 

@@ -7,8 +7,6 @@ the length of its text, since a text may come from any client that writes docume
 import re
 from typing import Final
 
-__all__ = ["LONGEST_TEXT", "escaped", "names_a_secret", "redacted", "shortened"]
-
 LONGEST_TEXT: Final = 20_000
 """Characters of an error or of one value in a log line: errors quote documents, and keys may be megabytes long."""
 

@@ -13,19 +13,6 @@ from bson.timestamp import Timestamp
 
 from dispatcher.exceptions import PositionError
 
-__all__ = [
-    "DIGEST",
-    "as_sent",
-    "data_of",
-    "digest_of",
-    "holds",
-    "split",
-    "time_after",
-    "token_at",
-    "token_of",
-    "token_time",
-]
-
 _BITS: Final = "."
 _TIMESTAMP_TAG: Final = "82"
 

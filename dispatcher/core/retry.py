@@ -15,8 +15,6 @@ from pymongo.errors import PyMongoError
 from dispatcher.core.driver_errors import in_short, let_go, raise_if_fatal
 from mongoz.signals.options import Retry
 
-__all__ = ["Pause", "pause_after", "retry"]
-
 T = TypeVar("T")
 
 Pause = Callable[[float], Awaitable[None]]

@@ -71,22 +71,6 @@ from pymongo.write_concern import WriteConcern
 
 from dispatcher.core.bson_elements import readable
 
-__all__ = [
-    "CODEC_OPTIONS",
-    "CONTROLS",
-    "DELIVERIES",
-    "GAPS",
-    "HELD",
-    "MEMBERS",
-    "POSITIONS",
-    "READING",
-    "SESSIONS",
-    "WRITTEN",
-    "Collection",
-    "Group",
-    "State",
-]
-
 POSITIONS: Final = "positions"
 DELIVERIES: Final = "deliveries"
 SESSIONS: Final = "sessions"

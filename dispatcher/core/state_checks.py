@@ -12,8 +12,6 @@ from pydantic import BaseModel, Field, ValidationError
 from dispatcher.core.error_text import words_of
 from dispatcher.core.output.logs import log
 
-__all__ = ["Misfit", "Sound", "letter", "problem_of", "receiver_paused"]
-
 # Documents that one result names; and documents that are remembered, so that each is logged once.
 _MOST_NAMED: Final = 20
 _MOST_LOGGED: Final = 1_000

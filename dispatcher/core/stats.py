@@ -7,19 +7,6 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-__all__ = [
-    "BOUNDS",
-    "MOST_RECEIVERS",
-    "Gauges",
-    "Histogram",
-    "Lag",
-    "ReceiverFigures",
-    "Recent",
-    "Stats",
-    "duration",
-    "seconds_of",
-]
-
 BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 """Upper bounds of the buckets of all histograms, in seconds. A bucket includes its bound."""
 

@@ -6,8 +6,6 @@ from collections.abc import Callable, Collection, Coroutine
 from contextvars import ContextVar
 from typing import Any, Final
 
-__all__ = ["Abandoned", "Interrupted", "end", "guarded", "receiving"]
-
 _AGAIN_AFTER: Final = 0.1
 
 

@@ -12,19 +12,6 @@ from bson.codec_options import CodecOptions
 from dispatcher.core.bson_elements import ARRAY, DOCUMENT, TYPES, Element, elements, joined, keyed, readable
 from dispatcher.core.error_text import words_of
 
-__all__ = [
-    "AFTER",
-    "BEFORE",
-    "KEY",
-    "NAMES",
-    "Fault",
-    "Undecodable",
-    "UndecodableValue",
-    "UndecodedKey",
-    "decoded",
-    "exact_key",
-]
-
 AFTER: Final = "the document after the change"
 BEFORE: Final = "the document before the change"
 KEY: Final = "the key of the document"

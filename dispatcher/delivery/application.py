@@ -5,8 +5,6 @@ from dispatcher.exceptions import ApplicationError, NothingToDeliver
 from dispatcher.settings import Settings
 from mongoz import Registry
 
-__all__ = ["group_of", "routes_of"]
-
 
 def group_of(registry: Registry, settings: Settings) -> str:
     """The group of dispatchers that serves a registry.

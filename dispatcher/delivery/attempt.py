@@ -17,8 +17,6 @@ from dispatcher.delivery.terms import Terms
 from mongoz.signals import Delivery
 from mongoz.signals.receivers import Receiver
 
-__all__ = ["Attempt", "Call", "HeldDelivery", "Run", "Step", "Target", "run_receiver", "with_new_instance"]
-
 Run = Callable[["Attempt"], Awaitable[Any]]
 """Runs a receiver. It raises what the receiver raises."""
 

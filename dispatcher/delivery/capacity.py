@@ -8,8 +8,6 @@ from typing import NamedTuple
 from dispatcher.core.tasks import Interrupted
 from dispatcher.settings import Settings
 
-__all__ = ["Bounds", "Capacity", "share"]
-
 
 class Bounds(NamedTuple):
     """What the operator allows.

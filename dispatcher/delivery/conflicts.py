@@ -16,8 +16,6 @@ from dispatcher.delivery.contention import Contention
 from dispatcher.delivery.log import described
 from dispatcher.delivery.transactions import is_conflict, is_transient
 
-__all__ = ["Conflicts"]
-
 # Seconds between two runs of a transaction that met another write: at first, and at most.
 _FIRST_PAUSE: Final = 0.002
 _LONGEST_PAUSE: Final = 0.5

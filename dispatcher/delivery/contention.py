@@ -12,8 +12,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
-__all__ = ["Contention"]
-
 # The first limit. Doubling brings it to a hundred in the time of four transactions.
 _FIRST: Final = 8.0
 

@@ -32,8 +32,6 @@ from mongoz.signals import Delivery
 from mongoz.signals.hops import MAX_HOPS, current_hops, inside_dispatcher
 from mongoz.signals.receivers import Receiver
 
-__all__ = ["Deliverer"]
-
 # From so many seconds on, a wait in a crowded queue takes place in the database, which costs some milliseconds.
 _ROOM_FOR: Final = 0.3
 

@@ -16,8 +16,6 @@ from dispatcher.core.lease import now
 from dispatcher.core.output.logs import log
 from dispatcher.core.stats import seconds_of
 
-__all__ = ["Echoes"]
-
 # Deliveries in a row at full speed, and how many more are slowed down before the log names the receiver.
 _FREE: Final = 16
 _UNNAMED: Final = 4

@@ -16,8 +16,6 @@ from dispatcher.delivery.ports import DeadLetters
 from dispatcher.delivery.transactions import Transactions, is_transient
 from mongoz.signals.receivers import Receiver
 
-__all__ = ["FailedAttempt", "Failures"]
-
 # For so long, errors that the server asks to repeat use up no attempt. No transaction lasts longer than a minute,
 # so what still conflicts after this time conflicts with the receiver's own writes.
 _TRANSIENT_FOR: Final = timedelta(minutes=5)

@@ -12,8 +12,6 @@ from typing import Any, Final, TypeVar
 from dispatcher.core.output.writer import say_at_once
 from dispatcher.exceptions import ExitCode
 
-__all__ = ["Threads", "leave_if_forked", "this_process", "watch_forks"]
-
 _LAST_WORDS: Final = (
     b"a process that a receiver forked came back to the dispatcher, and was ended; "
     b"remedy: end it with os._exit(), or use asyncio.create_subprocess_exec()\n"

@@ -15,8 +15,6 @@ from mongoz.fields.storage import stored_names
 from mongoz.persistence.rows.hydration import hydrate, make_bare_instance
 from mongoz.signals.receivers import importable_name
 
-__all__ = ["Originals", "decoded_again", "key_of", "keywords_of", "name_of", "originals_of", "untouched"]
-
 # Parts that are only cut out of an event need not be decoded.
 _RAW = lenient(RAW)
 

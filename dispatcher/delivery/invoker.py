@@ -26,8 +26,6 @@ from dispatcher.delivery.log import described
 from dispatcher.delivery.terms import Policy
 from mongoz.signals import Delivery
 
-__all__ = ["Invoker"]
-
 # Seconds between two cancellations of one receiver, and how many it may ignore.
 _CANCEL_AGAIN: Final = 1.0
 _CANCELLATIONS: Final = 10

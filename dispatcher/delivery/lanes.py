@@ -14,8 +14,6 @@ from dispatcher.core.output.logs import log
 from dispatcher.core.tasks import Abandoned, Interrupted, end
 from dispatcher.delivery.capacity import Capacity
 
-__all__ = ["Lanes"]
-
 # Jobs in one turn of the event loop, before timers, sockets and signals have theirs.
 _TURN: Final = 100
 

@@ -10,8 +10,6 @@ from dispatcher.delivery.outcome import Waiting
 from dispatcher.delivery.terms import Terms
 from mongoz.signals import Delivery
 
-__all__ = ["described", "log_attempt", "log_delivered", "log_failed", "log_parked", "log_undelivered"]
-
 Undelivered = Literal["change.invalid", "change.too_many_hops", "change.undecodable"]
 """The `action` of a change for which no receiver can be called."""
 

@@ -10,8 +10,6 @@ from dispatcher.core.lease import now
 from dispatcher.core.stats import Stats, seconds_of
 from dispatcher.delivery.attempt import Attempt, Call, Target
 
-__all__ = ["Measurement"]
-
 # Seconds between two attempts of a receiver that are measured, at least. Each delivery is counted, but a look at
 # the clock and an entry in two histograms for each would cost a twentieth of a delivery. A sample that is spread
 # evenly over time shows the same.

@@ -3,8 +3,6 @@
 from datetime import datetime
 from typing import Literal, NamedTuple
 
-__all__ = ["Again", "Decision", "Failure", "HoldReason", "Reason", "Waiting"]
-
 HoldReason = Literal["retrying", "blocked", "paused", "retry", "interrupted", "orphaned", "malformed"]
 """Why a delivery waits."""
 

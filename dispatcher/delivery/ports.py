@@ -9,8 +9,6 @@ from dispatcher.core.retry import Pause
 from dispatcher.delivery.outcome import Again, Failure, Waiting
 from mongoz.signals.receivers import Receiver
 
-__all__ = ["DeadLetters", "HeldDeliveries", "SessionRegister"]
-
 
 class HeldDeliveries(Protocol):
     """The deliveries of one stream that wait in the database."""

@@ -16,8 +16,6 @@ from mongoz.fields.storage import stored_names
 from mongoz.signals.names import POST
 from mongoz.signals.receivers import Receiver, stamp_ids
 
-__all__ = ["Listener", "Routed", "Routes"]
-
 Withheld = Literal["ran", "muted"]
 """Why a stamp keeps a change from a receiver: it ran where the change was written, or the write was muted."""
 

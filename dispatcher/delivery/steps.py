@@ -16,8 +16,6 @@ from dispatcher.delivery.tracing import Tracing
 from dispatcher.delivery.transactions import Transactions
 from mongoz.signals.receivers import Receiver
 
-__all__ = ["Steps"]
-
 
 class Steps:
     """The steps around each attempt.

@@ -5,8 +5,6 @@ from typing import Final, NamedTuple
 from dispatcher.settings import Settings
 from mongoz.signals.options import OnFailure, Options, Retry
 
-__all__ = ["Policy", "Terms"]
-
 # The server ends transactions after 60 s, and the commit takes its time.
 _LONGEST_TRANSACTION: Final = 50.0
 

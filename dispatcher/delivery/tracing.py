@@ -21,8 +21,6 @@ from dispatcher.settings import Settings
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
-__all__ = ["Tracing", "exporting", "tracing_of"]
-
 _SCOPE: Final = "mongoz.dispatcher"
 _SERVICE: Final = "mongoz-dispatcher"
 

@@ -19,8 +19,6 @@ from dispatcher.delivery.instances import name_of
 from dispatcher.delivery.ports import SessionRegister
 from mongoz import Registry
 
-__all__ = ["Transactions", "is_conflict", "is_transient"]
-
 # WriteConflict and LockTimeout: the server's answers to a transaction that meets another one.
 _CONFLICTS: Final = frozenset({112, 24})
 

@@ -32,8 +32,6 @@ from dispatcher.exceptions import AccessDenied, ApplicationError
 from mongoz.signals.receivers import Receiver
 from mongoz.stamps import FIELD
 
-__all__ = ["Conditions", "Routed"]
-
 Routed = tuple[Change, tuple[Calls, ...]]
 """A change and its receivers."""
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
-__all__ = ["Delivered", "Ledger", "Lost", "Verdict"]
-
 _SIGNALS: Final = {
     "insert": "post_save",
     "replace": "post_save",

@@ -15,8 +15,6 @@ from dispatcher.exceptions import EmbeddedError
 from dispatcher.settings import AUTO
 from dispatcher.web.links import new_token, place_for
 
-__all__ = ["develop"]
-
 # Milliseconds between two checks that the dispatcher still runs.
 _LOOK_MS: Final = 200
 # Seconds that a running receiver gets before a restart; it is repeated if it needs longer. A developer can set

@@ -18,8 +18,6 @@ from dispatcher.embedded.server import embedded_mongo
 from dispatcher.exceptions import DemoFailed
 from dispatcher.web.links import link_to, new_token
 
-__all__ = ["demonstrate"]
-
 # Changes per second, slow enough to follow on the screen.
 _RATE: Final = 40.0
 _START_SECONDS: Final = 30.0

@@ -18,8 +18,6 @@ from rich.text import Text
 from dispatcher.demo.ledger import Delivered, Ledger, Verdict
 from dispatcher.demo.shop import Effect
 
-__all__ = ["Screen"]
-
 _COLOURS: Final = {"insert": "green", "update": "yellow", "replace": "cyan", "delete": "red"}
 _REFRESH_SECONDS: Final = 0.1
 # Lines of the live view without deliveries: counters, the head of the table, the progress bar, the cursor.

@@ -14,8 +14,6 @@ from pymongo.database import Database
 from dispatcher.demo.ledger import Ledger
 from dispatcher.exceptions import ApplicationError
 
-__all__ = ["Effect", "Shop", "check_effects", "find_shop"]
-
 
 class Shop(NamedTuple):
     """The sample application.

@@ -8,8 +8,6 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-__all__ = ["Moves", "moves", "quotas"]
-
 
 class Moves(NamedTuple):
     """What one member should do."""

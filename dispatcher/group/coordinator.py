@@ -22,8 +22,6 @@ from dispatcher.group.members import FORMAT, Member, Members
 from dispatcher.position.documents import Layout, Position, SavedPositions
 from dispatcher.position.store import PositionStore
 
-__all__ = ["Coordinator", "Held", "Work"]
-
 # Seconds between two looks at the other members, at most. Short leases make them more frequent.
 _LOOK: Final = 1.0
 _LOOKS_PER_LEASE: Final = 10

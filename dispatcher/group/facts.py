@@ -8,8 +8,6 @@ from dispatcher.group.members import FORMAT
 from dispatcher.settings import Settings
 from dispatcher.stream.scope import scope_of
 
-__all__ = ["facts_of", "version_of"]
-
 
 def version_of(routes: Routes) -> str:
     """Tells versions of the application apart, by its collections, its receivers, and the format of the state."""

@@ -2,8 +2,6 @@
 
 from typing import Any, NamedTuple
 
-__all__ = ["Heartbeats"]
-
 
 class _Seen(NamedTuple):
     value: Any

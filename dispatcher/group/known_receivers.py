@@ -9,8 +9,6 @@ from dispatcher.core.state import Group
 from dispatcher.exceptions import UnknownReceiver
 from mongoz.synonyms import nearest
 
-__all__ = ["require_receiver"]
-
 
 async def require_receiver(group: Group, receiver: str, *, known: Collection[str] = ()) -> None:
     """Require that a receiver of this name exists, or existed and has dead letters or parked deliveries.

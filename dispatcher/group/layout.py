@@ -13,8 +13,6 @@ from dispatcher.position.store import PositionStore
 from dispatcher.settings import Settings
 from dispatcher.stream.scope import Scope
 
-__all__ = ["admit", "begin", "divide_into", "taken"]
-
 
 async def admit(store: PositionStore, settings: Settings, application: str) -> None:
     """Require that a group belongs to this application; claim it if it belongs to none.

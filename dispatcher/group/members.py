@@ -15,9 +15,6 @@ from dispatcher.core.state import MEMBERS, Group
 from dispatcher.core.state_checks import Sound
 from dispatcher.group.sessions import GroupSessions
 
-__all__ = ["FORMAT", "Member", "Members"]
-
-
 FORMAT: Final = 2
 """Of held deliveries in the state: 1 are five collections, see `parking/upgrade.py`; 2 is one."""
 

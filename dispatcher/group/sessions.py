@@ -16,8 +16,6 @@ from dispatcher.core.output.logs import log
 from dispatcher.core.state import CODEC_OPTIONS, SESSIONS, Group
 from dispatcher.core.state_checks import Sound
 
-__all__ = ["GroupSessions", "OpenSession"]
-
 # Seconds after which a session is registered again. One that was not used for twice as long is removed: the driver
 # replaces sessions without telling. A transaction takes a minute at most.
 _FRESH: Final = 600.0

@@ -29,8 +29,6 @@ from dispatcher.stream.collections import WatchedCollection, watched_collections
 from dispatcher.stream.scope import scope_of
 from mongoz import Registry
 
-__all__ = ["Finding", "Level", "check", "role_for"]
-
 Level = Literal["ok", "warning", "error"]
 
 # The first version that can send a large change event in parts.

@@ -23,21 +23,6 @@ from dispatcher.parking.files import Files
 from dispatcher.parking.record import short_id
 from dispatcher.parking.store import LETTERS
 
-__all__ = [
-    "Dropped",
-    "Outcome",
-    "Wanted",
-    "drop",
-    "drop_old",
-    "ids_of",
-    "letters_of",
-    "outcomes",
-    "read",
-    "request_retry",
-    "resolve",
-    "without_receiver",
-]
-
 # Fields that only dispatchers need; a list has no long ones either.
 _INTERNAL: Final = dict.fromkeys(("short_id", "hash", "lane", "by", "parked_at", "due_at"), False)
 _SHORT: Final = {**_INTERNAL, "parts": False, "files": False, "error.traceback": False}

@@ -36,8 +36,6 @@ from dispatcher.operate.status_model import (
     number,
 )
 
-__all__ = ["BEHIND", "health_of"]
-
 BEHIND: Final = 10.0
 """Seconds that a change may wait."""
 

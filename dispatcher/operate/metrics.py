@@ -15,8 +15,6 @@ from prometheus_client.registry import Collector
 from dispatcher.core.stats import BOUNDS, MOST_RECEIVERS, Gauges, Histogram, ReceiverFigures, Stats
 from dispatcher.operate.status_model import WORDS, GroupStatus
 
-__all__ = ["METRICS", "Described", "Metrics", "Snapshot"]
-
 PREFIX: Final = "mongoz_dispatcher_"
 
 _RECEIVER: Final = ("receiver", "signal")

@@ -22,8 +22,6 @@ from dispatcher.operate.status_model import GroupStatus, MemberStatus
 from dispatcher.settings import Settings
 from mongoz import __version__
 
-__all__ = ["Observer", "Phase"]
-
 Phase = Literal["starting", "delivering", "stopping"]
 
 # Seconds between two checks of the server, and the maximum for one.

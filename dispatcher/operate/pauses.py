@@ -30,8 +30,6 @@ from dispatcher.core.state_checks import Sound, receiver_paused
 from dispatcher.group.known_receivers import require_receiver
 from dispatcher.operate.status_model import Pause
 
-__all__ = ["Pauses", "pause", "pauses", "resume"]
-
 _EVERYTHING: Final = "*"
 
 # Seconds between two reads.

@@ -23,8 +23,6 @@ from dispatcher.position.gaps import Gap, Gaps
 from dispatcher.position.store import PositionStore
 from dispatcher.stream.cursor import Cursors
 
-__all__ = ["MovedPosition", "Mover"]
-
 
 class MovedPosition(NamedTuple):
     """The move of the position of one partition.

@@ -23,8 +23,6 @@ from dispatcher.delivery.routes import Routes
 from dispatcher.exceptions import AccessDenied
 from dispatcher.stream.scope import Scope
 
-__all__ = ["Right", "create_role", "missing", "needed", "require_state", "role_name", "useful"]
-
 _WRITE: Final = ("find", "insert", "update", "remove")
 _STATE: Final = (*_WRITE, "createCollection", "createIndex")
 

@@ -25,13 +25,6 @@ from dispatcher.stream.collections import WatchedCollection, watched_collections
 from dispatcher.stream.scope import scope_of
 from mongoz import Registry
 
-__all__ = [
-    "Prepared",
-    "few_connections",
-    "set_up",
-    "warn_of_oddities",
-]
-
 _IMAGES: Final = {"changeStreamPreAndPostImages": {"enabled": True}}
 
 _UNAUTHORIZED: Final = 13

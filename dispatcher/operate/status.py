@@ -35,8 +35,6 @@ from dispatcher.operate.status_model import (
 )
 from dispatcher.parking.store import HEADS, LETTERS, WAITING
 
-__all__ = ["StatusCache", "groups_in", "members_of", "read_status"]
-
 # A member is dead if its last heartbeat is older than this number of leases.
 _SILENCE: Final = 1.5
 _LEASE: Final = 10.0

@@ -6,22 +6,6 @@ from typing import Any, Final, Literal, NamedTuple
 
 from dispatcher.core.state_checks import Misfit
 
-__all__ = [
-    "NOBODY",
-    "WORDS",
-    "DeadLetterCount",
-    "GapStatus",
-    "GroupStatus",
-    "Health",
-    "MemberStatus",
-    "ParkedCount",
-    "PartitionStatus",
-    "Pause",
-    "ReceiverHealth",
-    "Word",
-    "number",
-]
-
 Word = Literal["failing", "blocked", "behind", "delivering", "idle", "paused", "down"]
 
 WORDS: Final[tuple[Word, ...]] = ("failing", "blocked", "behind", "delivering", "idle", "paused", "down")

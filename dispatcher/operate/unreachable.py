@@ -20,8 +20,6 @@ from mongoz.fields.storage import stored_names
 from mongoz.signals.names import POST
 from mongoz.signals.receivers import Receiver
 
-__all__ = ["Unreachable", "require_changes", "unreachable_receivers", "without_changes"]
-
 
 class Unreachable(NamedTuple):
     """A receiver that is never called.

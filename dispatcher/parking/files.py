@@ -18,8 +18,6 @@ from gridfs.errors import CorruptGridFile, NoFile
 from dispatcher.core.state import HELD, State
 from dispatcher.parking.record import Record
 
-__all__ = ["Files"]
-
 # Bytes of parts that a document holds itself; the server's limit is 16 MB.
 _INLINE: Final = 8_000_000
 _CHUNK: Final = 4_000_000

@@ -28,8 +28,6 @@ from dispatcher.parking.record import Record, record_of
 from dispatcher.parking.store import HeldStore, lane_id
 from mongoz.signals.receivers import Receiver
 
-__all__ = ["Listening", "Parking"]
-
 Listening = Callable[[Namespace], Sequence[tuple[str, frozenset[str]]]]
 """Who listens to a collection: names of document classes, each with those of its receivers."""
 

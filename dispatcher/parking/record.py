@@ -46,18 +46,6 @@ from dispatcher.delivery.instances import decoded_again, key_of, name_of, origin
 from dispatcher.delivery.outcome import Failure
 from mongoz.signals.receivers import Receiver
 
-__all__ = [
-    "Record",
-    "change_of",
-    "failed",
-    "hash_of_key",
-    "raw_key_of",
-    "record_id",
-    "record_of",
-    "short_id",
-    "undecodable_event",
-]
-
 # Bytes of a short id: among a million dead letters two are equal once in five hundred states.
 _SHORT: Final = 6
 

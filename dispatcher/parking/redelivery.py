@@ -25,8 +25,6 @@ from dispatcher.parking.store import HeldStore
 from dispatcher.stream.decode import decode
 from mongoz.signals.receivers import Receiver
 
-__all__ = ["Resending"]
-
 # Seconds between two looks.
 _LOOK: Final = 1.0
 

@@ -92,8 +92,6 @@ from dispatcher.parking.upgrade import take_over
 from mongoz.keys import canonical_of
 from mongoz.signals.receivers import Receiver
 
-__all__ = ["HEADS", "LETTERS", "WAITING", "HeldStore", "Lane", "lane_id"]
-
 LETTERS: Final[Mapping[str, Any]] = {"reason": {"$exists": True}}
 """Matches dead letters, also those that are being retried."""
 

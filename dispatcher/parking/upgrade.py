@@ -32,8 +32,6 @@ from dispatcher.core.state import CODEC_OPTIONS, Collection, Group
 from dispatcher.parking.files import Files
 from dispatcher.parking.record import hash_of_key, record_id, short_id
 
-__all__ = ["dead_letter", "take_over", "waiting_delivery"]
-
 # Documents in one command, and their bytes.
 _MOST: Final = 200
 _BYTES: Final = 16_000_000

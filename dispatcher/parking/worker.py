@@ -33,8 +33,6 @@ from dispatcher.parking.gate import Parking
 from dispatcher.parking.record import change_of, raw_key_of
 from dispatcher.parking.store import HeldStore, Lane
 
-__all__ = ["Deliver", "Unparking"]
-
 Deliver = Callable[[HeldDelivery], Awaitable[Decision]]
 """Makes an attempt at a delivery."""
 

@@ -26,8 +26,6 @@ from dispatcher.position.store import PositionStore
 from dispatcher.position.tracker import Tracker
 from dispatcher.settings import Settings
 
-__all__ = ["Checkpoint"]
-
 # Changes behind the oldest unfinished one, and the characters of their tokens, at most. A slow document does not
 # stop the others, but their finished changes must be remembered, here and in the document of the position. A token
 # holds the _id of its document, which has no limit: most tokens have a hundred characters, some a million.

@@ -16,8 +16,6 @@ from dispatcher.exceptions import PositionError
 from dispatcher.position.inherited import Fact
 from dispatcher.settings import MOST_PARTITIONS
 
-__all__ = ["NEVER", "Layout", "Position", "SavedPositions", "moved", "owned_as", "recorded"]
-
 NEVER: Final = datetime(9999, 12, 31)
 """What `version_started` is from now on. Dispatchers of earlier versions, which can't read what is held, take no
 partition of another version that started later than they."""

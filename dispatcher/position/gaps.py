@@ -35,8 +35,6 @@ from dispatcher.core.retry import retry
 from dispatcher.core.state import Group
 from dispatcher.core.stats import Stats
 
-__all__ = ["Gap", "GapKind", "Gaps", "gaps_of"]
-
 GapKind = Literal["drop", "dropDatabase", "rename", "out", "history_lost", "oversize", "position_set"]
 
 # `$out` writes into a collection with this prefix, and then renames it to its target.

@@ -12,8 +12,6 @@ from typing import NamedTuple
 from dispatcher.core.partitions import partition_of
 from dispatcher.core.resume_tokens import digest_of, holds, split
 
-__all__ = ["Beginning", "Fact", "Inherited", "beginning_of"]
-
 
 class Fact(NamedTuple):
     """Finished changes of the documents in one partition of a layout.

@@ -6,8 +6,6 @@ from typing import Any
 from dispatcher.position.documents import NEVER, Position, SavedPositions, recorded
 from dispatcher.position.inherited import Fact, beginning_of
 
-__all__ = ["divided"]
-
 
 def divided(saved: SavedPositions, group: str) -> list[dict[str, Any]]:
     """The documents of the new positions.

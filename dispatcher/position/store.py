@@ -22,8 +22,6 @@ from dispatcher.position.inherited import Fact
 from dispatcher.position.repartition import divided
 from mongoz.connection.elections import session_of
 
-__all__ = ["PositionStore"]
-
 
 class PositionStore:
     """The positions of one group.

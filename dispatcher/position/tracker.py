@@ -4,8 +4,6 @@ from collections import deque
 
 from dispatcher.core.events import Job
 
-__all__ = ["Tracker"]
-
 
 class Tracker:
     """Computes the position, which never passes a change that is not finished. Pure.

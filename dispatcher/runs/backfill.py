@@ -15,8 +15,6 @@ from dispatcher.runs.store import Run
 from dispatcher.stream.collections import collections_of
 from dispatcher.stream.scope import scope_of
 
-__all__ = ["Backfill", "start"]
-
 # Whoever is told of a document that is there already.
 _SIGNALS: Final = ("post_save",)
 

@@ -29,8 +29,6 @@ from dispatcher.runs.store import Run, Runs
 from dispatcher.stream.collections import collections_of
 from dispatcher.stream.scope import scope_of
 
-__all__ = ["LiveBackfill"]
-
 # Seconds between two attempts to find out what is to be done, when that failed.
 _AGAIN: Final = 5.0
 

@@ -51,8 +51,6 @@ from mongoz.signals.names import POST
 from mongoz.signals.receivers import Receiver
 from mongoz.synonyms import nearest
 
-__all__ = ["Outcome", "Playback", "Step", "Workplace", "workplace"]
-
 # Seconds between two saves.
 _SAVE: Final = 0.5
 

@@ -25,8 +25,6 @@ from dispatcher.stream.lookup import DocumentLookup
 from dispatcher.stream.reader import LostEvent, Reader, UnreadableEvent
 from dispatcher.stream.scope import scope_of
 
-__all__ = ["Replay", "start"]
-
 # Milliseconds that the server waits for further changes of the range.
 _AWAIT_MS: Final = 100
 

@@ -30,8 +30,6 @@ from dispatcher.stream.decode import decode
 from mongoz.connection.elections import session_of
 from mongoz.keys import canonical_of
 
-__all__ = ["Found", "change_of", "document", "documents", "key_of"]
-
 # Documents read at once: at most, and before their size is known; and the bytes to aim for.
 _MOST: Final = 500
 _FIRST: Final = 32

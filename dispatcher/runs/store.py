@@ -42,8 +42,6 @@ from dispatcher.core.state_checks import Sound
 from dispatcher.exceptions import DispatcherError, UnknownRun
 from mongoz.synonyms import nearest
 
-__all__ = ["Busy", "Run", "Runs"]
-
 # Seconds without a sign of life after which a process of another machine is taken to be dead.
 _DEAD_AFTER: Final = 15
 

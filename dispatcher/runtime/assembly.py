@@ -38,8 +38,6 @@ from dispatcher.stream.reader import Reader
 from dispatcher.stream.scope import Scope, scope_of
 from mongoz import Registry
 
-__all__ = ["Assembly"]
-
 
 class Assembly(NamedTuple):
     """Builds the pipelines of a process: each stage after the stages that it calls.

@@ -26,8 +26,6 @@ from dispatcher.parking.gate import Parking
 from dispatcher.parking.worker import Unparking
 from dispatcher.position.checkpoint import Checkpoint
 
-__all__ = ["SAVE_PATIENCE", "drain"]
-
 SAVE_PATIENCE: Final = 5.0
 """Seconds that the last writes may take: the server may be gone."""
 

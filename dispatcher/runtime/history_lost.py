@@ -15,8 +15,6 @@ from dispatcher.position.gaps import Gap, Gaps
 from dispatcher.runs.store import Runs
 from dispatcher.stream.source import Source
 
-__all__ = ["LostHistory", "OnHistoryLost"]
-
 OnHistoryLost = Literal["fail", "resume", "backfill"]
 
 

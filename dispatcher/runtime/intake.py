@@ -10,8 +10,6 @@ from dispatcher.delivery.lanes import Lanes
 from dispatcher.delivery.routes import Routes
 from dispatcher.position.checkpoint import Checkpoint
 
-__all__ = ["Intake"]
-
 _UNSETTLED: Final = frozenset({"marker", "deferred"})
 
 # Seconds between two lines about stamps that came too late: a stall makes many.

@@ -24,8 +24,6 @@ from dispatcher.delivery.fork_guard import Threads, watch_forks
 from dispatcher.exceptions import Cancelled, DispatcherError, ExitCode
 from dispatcher.runtime.process_end import PATIENCE, Deadline
 
-__all__ = ["run"]
-
 Service = Callable[[asyncio.Event], Coroutine[Any, Any, None]]
 
 # Seconds between two checks of the signal handlers.

@@ -41,8 +41,6 @@ from dispatcher.stream.reader import LostEvent, Reader, UnreadableEvent
 from dispatcher.stream.source import Source
 from mongoz.signals import Delivery
 
-__all__ = ["Beside", "Delivering", "Pipeline", "Reading"]
-
 # Operations on whole collections: there are no changes of single documents to deliver.
 _OF_COLLECTIONS: Final = frozenset({"drop", "dropDatabase", "rename"})
 

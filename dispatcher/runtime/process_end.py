@@ -20,8 +20,6 @@ from dispatcher.core.output.logs import log
 from dispatcher.core.output.writer import finish
 from dispatcher.exceptions import ExitCode
 
-__all__ = ["PATIENCE", "Deadline", "leave_in_time"]
-
 PATIENCE: Final = 5.0
 """Seconds that remaining threads and tasks have at the end."""
 

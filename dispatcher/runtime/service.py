@@ -28,7 +28,6 @@ from dispatcher.operate.unreachable import require_changes
 from dispatcher.position.documents import Layout
 from dispatcher.position.store import PositionStore
 from dispatcher.runtime.assembly import Assembly
-from dispatcher.runtime.main_loop import run
 from dispatcher.runtime.pipeline import Pipeline
 from dispatcher.runtime.watchdog import Watchdog
 from dispatcher.settings import Settings
@@ -37,8 +36,6 @@ from dispatcher.stream.scope import scope_of
 from mongoz import Registry
 from mongoz.signals import Delivery
 from mongoz.signals.hops import inside_dispatcher
-
-__all__ = ["Service", "run"]
 
 
 class Service:

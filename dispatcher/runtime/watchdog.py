@@ -18,8 +18,6 @@ from dispatcher.core.output.throttle import Throttle
 from dispatcher.delivery import invoker
 from mongoz.signals import Delivery
 
-__all__ = ["Watchdog"]
-
 # Checks in the time after which the loop is blocked, and the seconds between two checks, at most.
 _CHECKS: Final = 4
 _RARELY: Final = 0.25

@@ -30,8 +30,6 @@ from dispatcher.stream.scope import Scope
 from dispatcher.stream.source import Saw
 from mongoz.stamps import FIELD, Stamp
 
-__all__ = ["ChangeStreamSource", "token_of_now"]
-
 # Seconds before a position where stamps are looked for; less, if the oplog is that short.
 _HORIZONS: Final = (HORIZON, 15, 3)
 

@@ -16,8 +16,6 @@ from dispatcher.core.events import Namespace
 from dispatcher.stream.scope import Scope
 from mongoz.stamps import FIELD, Call, Stamp
 
-__all__ = ["WatchedCollection", "collections_of", "watched_collections"]
-
 # Documents on which a validator is tried, and milliseconds that this may take: it is only for a warning.
 _SAMPLE: Final = 20
 _PATIENCE_MS: Final = 1_000

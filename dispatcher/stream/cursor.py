@@ -23,8 +23,6 @@ from dispatcher.core.events import Batch, Start
 from dispatcher.core.resume_tokens import as_sent, token_of
 from mongoz.connection.elections import session_of
 
-__all__ = ["Cursors", "EventShape"]
-
 # Milliseconds that the server waits for the next event; then an empty batch brings a fresh token.
 _AWAIT_MS: Final = 1_000
 

@@ -25,8 +25,6 @@ from dispatcher.core.undecodable import (
 )
 from mongoz.stamps import FIELD, Stamp
 
-__all__ = ["decode", "decoded_together"]
-
 _ANY: Final = CodecOptions[dict[str, Any]](uuid_representation=UuidRepresentation.STANDARD)
 _NOTHING: Final[frozenset[str]] = frozenset()
 _EMPTY: Final = bson.encode({})

@@ -11,8 +11,6 @@ from typing import Final, NamedTuple
 
 from dispatcher.core.events import DELIVERABLE, Change
 
-__all__ = ["DeleteMarkers"]
-
 # Changes of one document that are deferred, at most; transactions of the ODM have none.
 _MOST_DEFERRED: Final = 100
 

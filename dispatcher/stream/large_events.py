@@ -19,8 +19,6 @@ from dispatcher.core.partitions import HASH
 from dispatcher.core.resume_tokens import token_of
 from dispatcher.stream.cursor import EventShape
 
-__all__ = ["SINGLY", "SMALLER", "SPLIT", "WHOLE", "WITHOUT", "joined"]
-
 _IMAGES: Final = {"fullDocument": "whenAvailable", "fullDocumentBeforeChange": "whenAvailable"}
 
 WHOLE: Final = EventShape(_IMAGES)

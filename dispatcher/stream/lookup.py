@@ -18,8 +18,6 @@ from dispatcher.core.retry import retry
 from dispatcher.core.undecodable import AFTER, UndecodableValue, decoded
 from mongoz.keys import canonical_of
 
-__all__ = ["DocumentLookup"]
-
 # Documents per query: at most, and at first, before their size is known; and the bytes to aim for.
 _MOST: Final = 250
 _FIRST: Final = 32

@@ -17,8 +17,6 @@ from typing import Any, Final
 from dispatcher.core.events import CALLED, Change
 from mongoz.stamps import Call, Stamp, key_hash
 
-__all__ = ["HORIZON", "Origins", "SeenTokens"]
-
 # Seconds between the time of a token and that of its write: the ODM compares clocks, and sends the write at once.
 _WINDOW: Final = 10
 

@@ -14,8 +14,6 @@ from dispatcher.stream.lookup import DocumentLookup
 from dispatcher.stream.origins import Origins
 from dispatcher.stream.source import Source
 
-__all__ = ["LostEvent", "Reader", "UnreadableEvent"]
-
 # Events decoded in one go: enough to share a lookup, and few enough not to keep the event loop.
 _CHUNK: Final = 100
 

@@ -11,8 +11,6 @@ from dispatcher.core.events import Namespace
 from dispatcher.core.partitions import HASH, belongs, hash_of
 from mongoz.connection.namespaces import NamespacePattern, is_misread, watched_as
 
-__all__ = ["Scope", "Subscriptions", "scope_of"]
-
 _DOCUMENT_OPERATIONS: Final = ["insert", "update", "replace", "delete"]
 
 

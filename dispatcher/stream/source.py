@@ -8,8 +8,6 @@ from bson.timestamp import Timestamp
 from dispatcher.core.events import Batch, Start
 from mongoz.stamps import Stamp
 
-__all__ = ["Saw", "Source"]
-
 Saw = Callable[[Stamp | None, Any], object]
 """Takes a stamp, if it is readable, and the wall time of its event."""
 

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from dispatcher.core.events import DELIVERABLE, Calls, Change, Namespace, delivery_id_of
 from dispatcher.core.keys import document_key
-from dispatcher.delivery.routes import Routed, Routes
+from dispatcher.delivery.routes import Routes
+from dispatcher.delivery.where import Routed
 from mongoz.persistence.rows.hydration import hydrate
 from mongoz.signals import Delivery
 from mongoz.signals.receivers import Receiver

@@ -9,8 +9,6 @@ from dispatcher.core.file_descriptors import lack_in
 from dispatcher.core.output.logs import log
 from dispatcher.core.output.throttle import Throttle
 
-__all__ = ["AGAIN_AFTER", "accept", "say_it_failed"]
-
 AGAIN_AFTER: Final = 1.0
 """Seconds between two attempts."""
 

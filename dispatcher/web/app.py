@@ -21,8 +21,6 @@ from dispatcher.operate.metrics import Metrics
 from dispatcher.operate.observer import Observer
 from dispatcher.web.guard import Guard
 
-__all__ = ["json_response", "make_app"]
-
 
 def make_app(
     observer: Observer, *, hosts: Sequence[str] | None = None, further: Sequence[BaseRoute] = ()

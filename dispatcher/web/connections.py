@@ -14,8 +14,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from dispatcher.core.output.logs import log
 from dispatcher.core.output.throttle import Throttle
 
-__all__ = ["MOST_CONNECTIONS", "PATIENCE", "HttpConnection"]
-
 PATIENCE: Final = 10.0
 """Seconds that a client has to send its request, and to take its answer."""
 

@@ -18,8 +18,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dispatcher.core.output.logs import log
 
-__all__ = ["Guard", "denied", "is_forwarded", "is_loopback", "unreadable"]
-
 _SAFE_HEADERS: Final = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",

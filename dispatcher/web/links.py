@@ -8,8 +8,6 @@ from urllib.parse import quote
 
 from dispatcher.settings import AUTO, OFF, Address
 
-__all__ = ["Shown", "link_to", "new_token", "place_for"]
-
 # The preferred address of `--http auto`.
 _USUAL: Final = Address("127.0.0.1", 8787)
 

@@ -20,8 +20,6 @@ from dispatcher.operate.observer import Observer
 from dispatcher.settings import AUTO, OFF, Address, Settings
 from dispatcher.web.accepting import AGAIN_AFTER, accept, say_it_failed
 
-__all__ = ["Web"]
-
 _USUAL: Final = Address("127.0.0.1", 8787)
 
 # Maximum number of connections that wait to be accepted.

@@ -52,6 +52,15 @@ def test_all_is_complete(name: str) -> None:
     assert own <= set(getattr(module, "__all__", own)) | {"settings"}
 
 
+PUBLIC = ("dispatcher.embedded", "dispatcher.exceptions", "dispatcher.settings", "dispatcher.testing")
+
+
+@pytest.mark.parametrize("name", modules(dispatcher))
+def test_only_packages_and_public_modules_of_the_dispatcher_list_their_names(name: str) -> None:
+    module = importlib.import_module(name)
+    assert hasattr(module, "__all__") == name.startswith(PUBLIC) or hasattr(module, "__path__")
+
+
 EXCEPTIONS = (
     "MongozException DocumentNotFound MultipleDocumentsReturned FieldDefinitionError ImproperlyConfigured "
     "InvalidObjectIdError InvalidKeyError SignalError AbstractDocumentError OperatorInvalid TransactionError "

@@ -17,8 +17,6 @@ from dispatcher.core.error_text import text_of, trace_of, words_of
 from dispatcher.core.output.writer import free
 from dispatcher.core.redaction import escaped, names_a_secret, redacted, shortened
 
-__all__ = ["configure_logging", "log"]
-
 # Items and depth of lists and mappings in a log line, at most.
 _MOST_VALUES: Final = 1_000
 _DEEPEST: Final = 5

@@ -13,8 +13,6 @@ from typing import Any, Final
 
 from dispatcher.exceptions import CannotWrite
 
-__all__ = ["mend_streams", "open_streams"]
-
 _NAMES: Final = ("stdin", "stdout", "stderr")
 
 

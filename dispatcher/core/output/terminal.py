@@ -10,8 +10,6 @@ from rich.text import Text
 
 from dispatcher.core.redaction import escaped
 
-__all__ = ["Grid", "Terminal", "shown"]
-
 
 class Terminal(Console):
     """A console without markup, emoji codes and highlighting, which escapes control characters."""

@@ -5,8 +5,6 @@ from collections.abc import Hashable
 from time import monotonic
 from typing import Final
 
-__all__ = ["Throttle"]
-
 # Seconds for which a name is not logged again.
 _BETWEEN: Final = 60.0
 

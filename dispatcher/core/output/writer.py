@@ -17,8 +17,6 @@ from contextlib import suppress
 from time import monotonic, sleep
 from typing import Any, Final, Literal
 
-__all__ = ["Writer", "dropped_lines", "finish", "free", "say_at_once"]
-
 # Seconds after which a line that can't be written is dropped; and seconds that the end of the process waits.
 _PATIENCE: Final = 1.0
 _LONGEST_END: Final = 5.0

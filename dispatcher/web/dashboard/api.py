@@ -28,8 +28,6 @@ from dispatcher.web.dashboard.view import view_of
 from dispatcher.web.guard import denied, unreadable
 from mongoz import __version__
 
-__all__ = ["Dashboard"]
-
 # Maximum bytes of a request, and of dead letters in it.
 _LONGEST_BODY: Final = 100_000
 _MOST_LETTERS: Final = 1_000

@@ -11,8 +11,6 @@ from typing import Any, Final
 from dispatcher.operate.observer import Observer
 from dispatcher.operate.status_model import GroupStatus
 
-__all__ = ["Samples", "sample_of"]
-
 # Seconds between two samples, and how many of them are kept.
 _STEP: Final = 60.0
 _SAMPLES: Final = 360

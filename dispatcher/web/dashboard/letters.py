@@ -20,8 +20,6 @@ from dispatcher.parking.files import Files
 from dispatcher.parking.record import short_id
 from dispatcher.parking.store import LETTERS
 
-__all__ = ["LETTERS_PER_PAGE", "Letterbox", "NoSuchPage"]
-
 LETTERS_PER_PAGE: Final = 10
 
 # Maximum bytes of a part that becomes text. More would block the event loop, and nobody reads it.

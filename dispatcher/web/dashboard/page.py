@@ -8,8 +8,6 @@ from starlette.responses import FileResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
-__all__ = ["HEADERS", "page_routes"]
-
 _ASSETS: Final = Path(__file__).parent / "assets"
 
 HEADERS: Final = {

@@ -8,8 +8,6 @@ from typing import Any, Final
 from dispatcher.operate.status_model import GroupStatus, MemberStatus, number
 from dispatcher.web.dashboard.history import sample_of
 
-__all__ = ["view_of"]
-
 _COUNTED: Final = ("delivered", "failed", "retried", "duration_sum", "duration_count")
 
 

@@ -22,7 +22,8 @@ class Account(mongoz.Document):
 
 def note(receiver: str, instance: Account) -> None:
     """Write down a delivery; one that must fail raises."""
-    if instance.name.startswith(receiver) and instance.n == 0 and not (directory / "mended").exists():
+    fails = receiver != "resting" and instance.name.startswith(receiver) and instance.n == 0
+    if fails and not (directory / "mended").exists():
         raise ValueError("not yet")
     with (directory / "ledger").open("a") as file:  # one small write: whole or not at all
         file.write(f"{receiver} {instance.name} {instance.n}\n")
@@ -33,7 +34,7 @@ async def blocking(sender, instance, **kwargs):
     note("blocking", instance)
 
 
-@post_save(Account, name="retrying", retry=Retry(100, base=20.0, cap=20.0))
+@post_save(Account, name="retrying", retry=Retry(100, base=3.0, cap=3.0))
 async def retrying(sender, instance, **kwargs):
     note("retrying", instance)
 

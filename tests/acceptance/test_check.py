@@ -18,7 +18,7 @@ def test_check(mongo, database, foreign, tmp_path):
     assert {one["level"] for one in shown} <= {"ok", "warning"}
 
 
-def test_check_says_what_is_wrong(tmp_path):
+def test_check_names_problems(tmp_path):
     missing = run("check", "no_such_module:registry", "--json", cwd=tmp_path)
     assert missing.returncode == ExitCode.FAILED
     (found,) = json.loads(missing.stdout)

@@ -106,7 +106,7 @@ def test_the_dispatcher_may_drain_before_it_is_killed():
     assert seconds(SERVICES["dispatcher"]["stop_grace_period"]) > Settings.model_fields["grace"].default
 
 
-def test_the_image_has_what_its_build_copies():
+def test_the_image_has_the_files_of_its_build():
     ignored = (ROOT / ".dockerignore").read_text()
     for line in re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE):
         for source in line.split():
@@ -175,7 +175,7 @@ def check_health(mongo: EmbeddedMongo) -> int:
     ).returncode
 
 
-def test_the_dispatcher_delivers_what_the_writer_writes_and_is_healthy(mongo: EmbeddedMongo, tmp_path: Path):
+def test_the_dispatcher_delivers_the_changes_of_the_writer_and_is_healthy(mongo: EmbeddedMongo, tmp_path: Path):
     with MongoClient(mongo.url) as client:
         client.drop_database("shop")
         client.mongoz_dispatcher.positions.delete_one({"_id": "default:0"})
@@ -206,7 +206,7 @@ def test_the_dispatcher_delivers_what_the_writer_writes_and_is_healthy(mongo: Em
         client.drop_database("shop")
 
 
-def test_the_image_starts_what_the_service_starts():
+def test_the_image_and_the_service_have_the_same_command():
     (command,) = re.findall(r"^CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)
     assert json.loads(command) == SERVICES["dispatcher"]["command"]
 

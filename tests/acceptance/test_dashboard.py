@@ -83,7 +83,7 @@ def row(page: Page, receiver: str) -> Any:
     return page.locator("#receivers tr", has_text=receiver)
 
 
-def test_the_page_shows_what_happens_and_runs_nothing_that_clients_wrote(browser, shown, foreign):
+def test_the_page_shows_deliveries_and_runs_no_content_of_documents(browser, shown, foreign):
     watched = Watched(browser, url_of(shown))
     page = watched.page
     title = page.title()
@@ -125,7 +125,7 @@ def test_the_page_shows_what_happens_and_runs_nothing_that_clients_wrote(browser
         phone.close()
 
 
-def test_the_last_hours_are_shown_when_somebody_asks_for_them(browser, shown):
+def test_the_last_hours_are_shown_on_request(browser, shown):
     """Two hours ago a member delivered for an hour."""
     now = time.time()
     delivered = [min(max(0, 4 * 60 - minutes), 60) * 1_000 for minutes in range(360, 0, -1)]
@@ -181,7 +181,7 @@ def test_an_answer_from_before_unlocking_locks_nothing(browser, shown):
     watched.close()
 
 
-def test_a_link_whose_token_is_none_opens_the_page_locked(browser, shown):
+def test_a_link_with_a_malformed_token_opens_the_page_locked(browser, shown):
     for token in ("%E0%A4%A", "%", "", "wrong"):
         watched = Watched(browser, f"{url_of(shown)}#token={token}")
         page = watched.page

@@ -90,7 +90,7 @@ def test_the_demo_delivers_everything_and_leaves_nothing_behind(family: Family, 
 
 
 @pytest.mark.slow
-def test_machines_are_told_the_summary(family: Family, tmp_path: Path) -> None:
+def test_the_summary_for_machines(family: Family, tmp_path: Path) -> None:
     demo = family.start("dispatcher", "demo", "--seconds", "1", "--json", cwd=tmp_path)
     out, err = demo.communicate(timeout=PATIENCE)
     assert demo.returncode == 0, err
@@ -103,7 +103,7 @@ def test_machines_are_told_the_summary(family: Family, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_demo_whose_dispatcher_dies_fails_and_says_so(family: Family) -> None:
+def test_a_demo_fails_with_an_error_if_its_dispatcher_dies(family: Family) -> None:
     demo = family.start("dispatcher", "demo", "--seconds", "60", cwd=ROOT)
     wait_for_a_delivery(demo)
     family.member("dispatcher", "run").kill()
@@ -115,7 +115,7 @@ def test_a_demo_whose_dispatcher_dies_fails_and_says_so(family: Family) -> None:
 
 
 @pytest.mark.slow
-def test_a_demo_whose_writer_dies_fails_and_says_so(family: Family) -> None:
+def test_a_demo_fails_with_an_error_if_its_writer_dies(family: Family) -> None:
     demo = family.start("dispatcher", "demo", "--seconds", "60", cwd=ROOT)
     wait_for_a_delivery(demo)
     family.member("examples.shop.writer").kill()

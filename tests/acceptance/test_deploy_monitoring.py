@@ -102,7 +102,7 @@ def test_promtool_accepts_the_configuration():
     promtool("check", "config", str(DEPLOY / "prometheus" / "prometheus.yml"))
 
 
-def test_promtool_accepts_what_the_dashboard_asks(tmp_path: Path):
+def test_promtool_accepts_the_queries_of_the_dashboard(tmp_path: Path):
     rules = [
         {"record": f"panel:{number}", "expr": re.sub(r"\$__rate_interval", "1m", expression)}
         for number, (_, expression) in enumerate(expressions())

@@ -62,7 +62,7 @@ def test_systemd_lets_the_dispatcher_drain_and_starts_it_again():
     assert "--grace" not in service["ExecStart"]
 
 
-def test_systemd_does_not_start_again_what_no_restart_mends():
+def test_systemd_does_not_restart_after_an_error_that_remains():
     codes = {int(code) for code in service_section()["RestartPreventExitStatus"].split()}
     assert codes == {
         ExitCode.USAGE,
@@ -115,7 +115,7 @@ def test_all_manifests_are_in_the_kustomization():
 
 
 @pytest.mark.parametrize("name", sorted(set(KUBERNETES) - {"kustomization"}))
-def test_every_manifest_says_what_it_is_and_carries_the_label(name: str):
+def test_every_manifest_has_a_kind_and_the_label(name: str):
     read = manifest(name)
     assert read["apiVersion"]
     assert read["kind"]

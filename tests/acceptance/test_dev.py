@@ -159,7 +159,7 @@ def test_a_killed_dev_takes_its_processes_with_it(dev: Dev) -> None:
     assert alive == []
 
 
-def test_what_is_installed_is_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_installed_packages_are_not_watched_as_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the virtual environment is called: pip would start the dispatcher again, file by file."""
     installed = tmp_path / "venv" / "bin"
     installed.mkdir(parents=True)

@@ -75,7 +75,7 @@ def metric(address: str, name: str, **labels: str) -> float | None:
     return sum(values) if values else None
 
 
-def test_a_daemon_tells_how_it_goes(running, foreign):
+def test_a_daemon_answers_probes_metrics_and_status(running, foreign):
     address = address_of(running)
     assert get_json(f"{address}/livez") == (200, {"alive": True, "reasons": []})
     eventually_sync(lambda: get(f"{address}/readyz")[0] == 200)
@@ -158,7 +158,7 @@ OK = b"HTTP/1.1 200 OK\r\n"
 HEAD = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n"
 
 
-async def test_clients_that_do_nothing_keep_nobody_from_an_answer(served, monkeypatch):
+async def test_idle_clients_do_not_keep_others_from_an_answer(served, monkeypatch):
     monkeypatch.setattr(connections, "PATIENCE", 60.0)
     assert await ask(served) == OK  # it is loaded
     idle = [await asyncio.open_connection(*served) for _ in range(connections.MOST_CONNECTIONS + 50)]
@@ -265,7 +265,7 @@ async def test_the_usual_port_that_is_taken(monkeypatch, capsys):
     assert "http.port_taken" in capsys.readouterr().out
 
 
-def test_what_the_http_server_complains_of_is_logged_with_its_cause(capsys):
+def test_an_error_of_the_http_server_is_logged_with_its_cause(capsys):
     try:
         raise ZeroDivisionError("the cause")
     except ZeroDivisionError:

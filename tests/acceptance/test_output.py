@@ -137,13 +137,13 @@ def read_until(descriptor: int, enough: bytes, *, within: float = 60) -> bytes:
     return read
 
 
-def test_a_pipe_that_nobody_reads_delays_no_delivery_and_no_end(running):
+def test_a_full_pipe_delays_no_delivery_and_no_end(running):
     with full_pipe() as (_, ours), running(stderr=ours, stdout=subprocess.DEVNULL) as started:
         eventually_sync(lambda: started.dropped() > 0, within=60)
     # SIGTERM ended it, though nobody read.
 
 
-def test_what_was_dropped_is_named_once_the_pipe_is_read(running):
+def test_dropped_lines_are_named_once_the_pipe_is_read(running):
     with full_pipe() as (theirs, ours), running(stderr=ours, stdout=subprocess.DEVNULL) as started:
         eventually_sync(lambda: started.dropped() > 0, within=60)
         read = read_until(theirs, b"log lines were dropped").decode()
@@ -178,13 +178,13 @@ def test_a_log_that_can_not_be_written_ends_nothing(what, running, tmp_path):
     assert said.count('"action": "delivery.dead_lettered"') == COUNT
 
 
-def test_a_second_signal_ends_it_though_nobody_reads(running):
+def test_a_second_signal_ends_it_even_with_a_full_pipe(running):
     codes = (ExitCode.FORCED, ExitCode.OK)
     with full_pipe() as (_, ours), running(*codes, stderr=ours, stdout=subprocess.DEVNULL) as started:
         started.terminate(times=2)
 
 
-def test_what_receivers_print_delays_nothing(running):
+def test_output_of_receivers_delays_nothing(running):
     with (
         full_pipe() as (_, ours),
         running(stdout=ours, stderr=subprocess.DEVNULL, env={"PRINTS": "1"}) as started,
@@ -192,7 +192,7 @@ def test_what_receivers_print_delays_nothing(running):
         eventually_sync(lambda: started.dropped() > 0, within=60)
 
 
-def test_what_others_log_becomes_lines_too(running, tmp_path):
+def test_log_records_of_libraries_become_lines_too(running, tmp_path):
     with (tmp_path / "log").open("wb") as log, running(stderr=log, stdout=subprocess.DEVNULL, env={"WORDS": "1"}):
         pass
     said = (tmp_path / "log").read_text()

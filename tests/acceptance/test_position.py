@@ -185,7 +185,7 @@ def test_a_time_that_the_oplog_does_not_hold(position, state, dispatcher: Dispat
     assert state.gaps.count_documents({}) == 0
 
 
-def test_nobody_moves_what_is_not_there_or_without_being_asked(position, state, dispatcher: Dispatcher):
+def test_a_position_moves_only_if_it_exists_and_the_operator_confirms(position, state, dispatcher: Dispatcher):
     for arguments in (("set", "--at", "now"), ("reset",)):
         ran = dispatcher("position", *arguments)
         assert (ran.code, "--yes" in ran.error) == (ExitCode.USAGE, True)

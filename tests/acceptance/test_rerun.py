@@ -83,7 +83,7 @@ def test_killed_in_the_middle_it_goes_on_and_misses_nothing(what, ledger, foreig
 
 
 @pytest.mark.slow
-def test_sigterm_ends_it_in_order_and_says_how_to_go_on(ledger, foreign, command):
+def test_sigterm_ends_it_in_order_with_a_hint_how_to_continue(ledger, foreign, command):
     write(foreign)
     process = command.start("backfill", APP, "--receiver", RECEIVER, "--rate", "500")
     eventually_sync(lambda: len(ledger()) >= 50)
@@ -98,7 +98,7 @@ def test_sigterm_ends_it_in_order_and_says_how_to_go_on(ledger, foreign, command
     assert {(e.name, e.n) for e in entries} == {(f"a{n}", n) for n in range(COUNT)}
 
 
-def test_what_is_not_there(command, foreign):
+def test_an_unknown_receiver_is_named_with_a_suggestion(command, foreign):
     said = command("replay", APP, "--since", "1h", "--receiver", f"{RECEIVER}s", "--yes", code=ExitCode.NOT_FOUND)
     assert f"Did you mean {RECEIVER!r}" in said
     assert foreign.client[f"{foreign.name}_state"]["controls"].count_documents({}) == 0
@@ -115,7 +115,7 @@ def test_what_is_not_there(command, foreign):
         (["backfill", APP], ExitCode.USAGE, "--receiver"),
     ],
 )
-def test_what_is_refused_before_anything_is_connected_to(arguments, code, says):
+def test_arguments_that_are_refused_before_a_connection(arguments, code, says):
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == code
     assert says in " ".join(result.output.replace("│", " ").split())

@@ -82,7 +82,7 @@ def test_sigterm_under_load_loses_and_repeats_nothing(ledger, foreign, tmp_path)
     assert disorder(entries, writer.orders()) == []
 
 
-def test_it_runs_on_uvloop_and_says_what_it_did(ledger, foreign, tmp_path):
+def test_it_runs_on_uvloop_and_logs_its_work(ledger, foreign, tmp_path):
     with daemon(APP, cwd=tmp_path, **ledger.environment) as running:
         running.wait_started()
         (started,) = running.lines("dispatcher.started")

@@ -137,7 +137,7 @@ def test_every_command_writes_in_any_encoding(encoding, app, environment, tmp_pa
         assert b"UnicodeEncodeError" not in said, command
 
 
-def test_a_bad_url_is_told_without_its_password_and_with_the_example(tmp_path):
+def test_a_bad_url_is_shown_without_its_password_and_with_an_example(tmp_path):
     ended = run("status", cwd=tmp_path, DISPATCHER_URL="mongodb://me:hunter2@2@host/x")
     said = ended.stderr.decode()
     assert ended.returncode == ExitCode.CANNOT_CONNECT
@@ -157,7 +157,7 @@ def test_a_bad_url_is_told_without_its_password_and_with_the_example(tmp_path):
         (("run", "a:b", "--http", "foo"), "--http: 'foo' is not HOST:PORT, 'auto' or 'off'."),
     ],
 )
-def test_a_refusal_names_flag_value_and_what_it_must_be(command, said, tmp_path):
+def test_a_refusal_names_the_flag_its_value_and_the_requirement(command, said, tmp_path):
     ended = run(*command, cwd=tmp_path)
     assert ended.returncode == ExitCode.USAGE
     assert said in ended.stderr.decode()

@@ -174,7 +174,7 @@ def test_long_work_has_a_bar(what, environment, foreign):
 
 
 @pytest.mark.parametrize(("answer", "left"), [("n", 1), ("y", 0)])
-def test_what_can_not_be_undone_is_asked_for(answer, left, environment, foreign, database):
+def test_irreversible_actions_ask_for_confirmation(answer, left, environment, foreign, database):
     letters = foreign.client[f"{database}_state"].held
     letters.insert_one(
         {

@@ -182,7 +182,7 @@ async def test_the_rate_is_kept(foreign, dispatched, Thing, seen):
     assert loop.time() - began >= 28 / 50
 
 
-async def test_what_is_not_there(foreign, dispatched, Thing, seen):
+async def test_unknown_receivers_and_runs_are_refused(foreign, dispatched, Thing, seen):
     @post_update(Thing, name="updates")
     async def updates(sender, **kwargs):
         raise AssertionError

@@ -59,7 +59,7 @@ async def test_nothing_is_wrong(dispatched, database, foreign, look):
     assert set(foreign.client.list_database_names()) == before  # it changes nothing
 
 
-async def test_a_position_that_somebody_has_edited(dispatched, database, foreign, look):
+async def test_an_edited_position(dispatched, database, foreign, look):
     make_user(dispatched, database)
     remember(foreign, 1, token="nonsense")
     (found,) = about(await look(), "position")
@@ -277,7 +277,7 @@ async def test_without_the_useful_rights_it_only_warns(guarded, database):
 
 
 @pytest.mark.parametrize("scope", ["one database", "several"])
-async def test_the_role_that_it_prints_is_what_a_dispatcher_needs(guarded: MongoClient, database: str, scope: str):
+async def test_the_printed_role_is_enough_for_a_dispatcher(guarded: MongoClient, database: str, scope: str):
     host, port = guarded.address
     url = f"mongodb://{database}:secret@{host}:{port}/?replicaSet=rs0"
     registry = mongoz.Registry(url, dispatched=database)
@@ -317,7 +317,7 @@ async def test_the_role_shows_the_times_of_the_oplog_and_none_of_its_entries(
     assert newest - 60 <= oplog.ends <= newest
 
 
-def test_the_role_says_what_it_can_read(guarded: MongoClient, database: str):
+def test_the_role_has_comments_on_what_it_can_read(guarded: MongoClient, database: str):
     one = role_of(guarded, database, "one database")
     assert f'every collection of the database "{database}"' in one
     assert "every database" not in one

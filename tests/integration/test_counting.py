@@ -47,7 +47,7 @@ async def client(never_in_time: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
         yield client
 
 
-async def test_what_takes_too_long_to_count_is_counted_in_part(client):
+async def test_a_count_that_takes_too_long_is_a_lower_bound(client):
     seen = await read_status(Group(State(client, "mongoz_dispatcher"), "g"))
     assert (seen.dead_letter_count, seen.parked[0].documents, seen.parked_deliveries, seen.gap_count) == (
         3,
@@ -58,7 +58,7 @@ async def test_what_takes_too_long_to_count_is_counted_in_part(client):
     assert seen.as_dict()["at_least"] == ["dead_letters", "gap_count", "parked", "parked_deliveries"]
 
 
-async def test_what_is_counted_in_time_is_exact(mongo, database):
+async def test_a_count_in_time_is_exact(mongo, database):
     async with AsyncMongoClient(mongo.url) as client:
         await client[database]["held"].insert_many([dict(LETTER) for _ in range(5)])
         seen = await read_status(Group(State(client, database), "g"))
@@ -76,7 +76,7 @@ def test_status_says_at_least(never_in_time, monkeypatch):
 
 
 @pytest.mark.parametrize("error", [TimeoutError, ExecutionTimeout, ValueError])
-async def test_a_group_that_can_not_be_looked_at_makes_nobody_unready(error, mongo, monkeypatch):
+async def test_a_status_that_can_not_be_read_does_not_affect_readiness(error, mongo, monkeypatch):
     tried = asyncio.Event()
 
     async def fail(*_: object) -> None:

@@ -195,7 +195,7 @@ async def test_assets_do_not_lead_out_of_their_directory(page):
         assert (await page.ask("GET", f"/dashboard/assets/{path}")).status == 404
 
 
-async def test_a_name_of_somebody_elses_that_means_this_machine_is_refused(page, state, database):
+async def test_a_foreign_host_name_that_points_to_this_machine_is_refused(page, state, database):
     state.held.insert_one(letter(database))
     for path in ("/dashboard/", "/dashboard/api/state", "/dashboard/api/letters"):
         answer = await page.ask("GET", path, host="evil.example.org:8787")
@@ -206,7 +206,7 @@ async def test_a_name_of_somebody_elses_that_means_this_machine_is_refused(page,
 # -- what it shows -----------------------------------------------------------------------------------
 
 
-async def test_the_group_is_told_with_a_sample_of_its_counters(page, state, database):
+async def test_the_state_has_the_group_and_a_sample_of_its_counters(page, state, database):
     now = datetime.now(UTC)
     known = [{"id": "00aa", "name": "shop.mail", "signal": "post_save", "document": "shop.models.User"}]
     stats = {"delivered": 5, "partitions": {"0": {"lag_seconds": 7.5, "lag_changes": 3}}, "in_flight": 2}
@@ -229,7 +229,7 @@ async def test_the_group_is_told_with_a_sample_of_its_counters(page, state, data
     assert told["dead_letter_count"] == 2
 
 
-async def test_the_samples_of_the_last_hours_are_told_with_the_bounds_of_their_buckets(page):
+async def test_the_history_has_samples_and_the_bounds_of_their_buckets(page):
     assert (await page.get("history")).json == {"bounds": list(BOUNDS), "samples": []}
     watching = asyncio.create_task(page.dashboard.watch())
     try:
@@ -242,7 +242,7 @@ async def test_the_samples_of_the_last_hours_are_told_with_the_bounds_of_their_b
     assert [one["delivered"] for one in sample["members"].values()] == [0]  # this process
 
 
-async def test_runs_are_told_without_the_keys_that_they_are_at(page, state, database):
+async def test_runs_are_shown_without_the_keys_of_documents(page, state, database):
     run = {"_id": f"{database}:run:ab12", "group": database, "kind": "run", "run": "ab12", "what": "backfill"}
     progress = {"done": [], "namespace": "shop.users", "last": bson.encode({"": "secret@example.org"})}
     asked = {"receivers": ["shop.mail"]}
@@ -257,7 +257,7 @@ async def test_runs_are_told_without_the_keys_that_they_are_at(page, state, data
     assert b"secret" not in answer.body
 
 
-async def test_it_says_so_when_the_server_does_not_answer(database):
+async def test_the_state_has_an_error_if_the_server_does_not_answer(database):
     async with AsyncMongoClient("mongodb://127.0.0.1:1", serverSelectionTimeoutMS=50) as nowhere:
         page = Page(nowhere, database, token=TOKEN, loopback=True)
         told = (await page.get("state")).json
@@ -271,7 +271,7 @@ async def test_it_says_so_when_the_server_does_not_answer(database):
         assert "not connected" in (await starting.get("letters")).json["error"]
 
 
-async def test_letters_are_told_page_by_page_the_newest_first(page, state, database):
+async def test_dead_letters_are_listed_in_pages_the_newest_first(page, state, database):
     state.held.insert_many(
         [letter(database, number, "shop.mail" if number % 2 else "shop.index") for number in range(25)]
     )
@@ -291,7 +291,7 @@ async def test_letters_are_told_page_by_page_the_newest_first(page, state, datab
     assert (await page.get("letters", before="9999999999999999~x")).status == 400
 
 
-async def test_a_letter_is_told_in_full(page, state, database):
+async def test_a_dead_letter_is_shown_in_full(page, state, database):
     stored = letter(database, 7, update_fields=["name"], retries=2)
     stored["parts"]["before"] = bson.encode({"_id": 7, "name": "Bea", "at": ObjectId("0" * 24)})
     state.held.insert_one(stored)
@@ -304,7 +304,7 @@ async def test_a_letter_is_told_in_full(page, state, database):
     assert (await page.get("letter", id="nobody")).status == 404
 
 
-async def test_a_letter_of_another_group_is_nobodys_business(page, state):
+async def test_a_dead_letter_of_another_group_is_not_found(page, state):
     stored = letter("another", 1)
     state.held.insert_one(stored)
     assert (await page.get("letter", id=stored["_id"])).status == 404
@@ -314,7 +314,7 @@ async def test_a_letter_of_another_group_is_nobodys_business(page, state):
     assert "retry_requested_at" not in state.held.find_one()
 
 
-async def test_whatever_clients_wrote_is_told_as_text(page, state, database):
+async def test_content_of_documents_is_shown_as_text(page, state, database):
     document = bytearray(bson.encode({"_id": 1, "html": HOSTILE, "bad": "xx", "far": 5}))
     document[document.index(b"xx")] = 0xFF
     stored = letter(database, 1, key={"a": HOSTILE})
@@ -330,7 +330,7 @@ async def test_whatever_clients_wrote_is_told_as_text(page, state, database):
     assert HOSTILE in answer.json["key"]
 
 
-async def test_long_parts_are_told_by_their_size_only(page, state, database):
+async def test_long_parts_are_shown_by_their_size_only(page, state, database):
     stored = letter(database, 1, files={"before": GridFSBucket(state, "held").upload_from_stream("x", b"x" * 200)})
     stored["parts"] = {"document": bson.encode({"text": "x" * 200_000})}
     state.held.insert_one(stored)
@@ -579,14 +579,14 @@ async def test_a_receiver_that_this_process_called_can_be_paused(page, state):
 
 
 @pytest.mark.parametrize("what", ["retry", "drop"])
-async def test_letters_to_nobody_are_a_mistake(page, state, database, what):
+async def test_dead_letters_of_an_unknown_receiver_are_an_error(page, state, database, what):
     state.held.insert_one(letter(database, 1))
     answer = await page.post(f"letters/{what}", {"all": True, "receiver": "shop.mial"})
     assert (answer.status, "Did you mean 'shop.mail'?" in answer.json["error"]) == (404, True)
     assert [set(one) for one in state.held.find()] == [set(letter(database, 1))]
 
 
-async def test_nobody_is_paused_who_is_not_there(page, state):
+async def test_an_unknown_receiver_is_not_paused(page, state):
     for path in ("pause", "resume"):
         answer = await page.post(path, {"receiver": "shop.mial"})
         assert (answer.status, "shop.mial" in answer.json["error"]) == (404, True)

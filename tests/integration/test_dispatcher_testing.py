@@ -63,7 +63,7 @@ def welcomed(User: Any) -> list[str]:
 # -- until_idle --------------------------------------------------------------------------------------------------
 
 
-async def test_what_is_parked_goes_on_in_its_record(dispatched, User, foreign):
+async def test_a_parked_delivery_continues_its_record(dispatched, User, foreign):
     """A receiver that blocks has failed, as far as `until_idle` is concerned; it is tried again all the same."""
     fails = True
 
@@ -108,7 +108,7 @@ async def test_until_idle_is_quick_where_nothing_happens(dispatched, User, welco
     assert dispatcher.deliveries == ()
 
 
-async def test_until_idle_waits_for_what_receivers_write(dispatched, User, database, foreign):
+async def test_until_idle_waits_for_the_writes_of_receivers(dispatched, User, database, foreign):
     Note = make(dispatched, database, "Note")
     done = []
 
@@ -141,7 +141,7 @@ async def test_receivers_that_ran_in_process_are_not_run_again(dispatched, User,
     assert f"{read}: no receiver is left for it" in str(caught.value)
 
 
-async def test_what_a_silent_capture_kept_from_running_is_delivered(dispatched, User, welcomed, foreign):
+async def test_receivers_that_a_silent_capture_suppressed_are_called(dispatched, User, welcomed, foreign):
     @post_save(User, name="second")
     async def second(sender: Any, **kwargs: Any) -> None: ...
 
@@ -181,7 +181,7 @@ async def test_captures_see_bulk_writes_deletes_and_transactions(dispatched, Use
         captured.assert_not_fired("post_save")
 
 
-async def test_what_a_receiver_refuses_is_no_delivery(dispatched, User, foreign):
+async def test_a_change_outside_of_where_is_no_delivery(dispatched, User, foreign):
     @post_save(User, name="adults", where={"age": {"$gte": 18}})
     async def adults(sender: Any, **kwargs: Any) -> None: ...
 
@@ -246,7 +246,7 @@ async def test_delivered_waits_for_one_document(dispatched, User, welcomed, fore
             await dispatcher.delivered(user, timeout=0.05)
 
 
-async def test_in_vain_it_says_what_was_seen(dispatched, User, welcomed, foreign, database):
+async def test_a_timeout_lists_the_changes_and_deliveries(dispatched, User, welcomed, foreign, database):
     async with Dispatcher(dispatched) as dispatcher:
         with pytest.raises(DeliveryTimeout) as caught:
             await dispatcher.delivered((User, 5), "post_delete", times=2, timeout=0.05, receiver="welcome")
@@ -261,7 +261,7 @@ async def test_in_vain_it_says_what_was_seen(dispatched, User, welcomed, foreign
         assert f"Delivered:\n  post_save of {database}.users {SEVEN!r} to welcome: delivered" in str(caught.value)
 
 
-async def test_what_can_not_be_waited_for(dispatched, User, welcomed):
+async def test_targets_that_can_not_be_waited_for(dispatched, User, welcomed):
     async with Dispatcher(dispatched) as dispatcher:
         with pytest.raises(SignalError, match=r"No dispatcher delivers 'pre_save'"):
             await dispatcher.delivered((User, ONE), "pre_save")
@@ -284,7 +284,7 @@ def failing(User: Any) -> Any:
     return fails
 
 
-async def test_until_idle_raises_what_receivers_raised_once(dispatched, User, failing, foreign):
+async def test_until_idle_raises_exceptions_of_receivers_once(dispatched, User, failing, foreign):
     async with Dispatcher(dispatched) as dispatcher:
         foreign["users"].insert_many(
             [{"_id": ONE, "name": "bad"}, {"_id": TWO, "name": "worse"}, {"_id": THREE, "name": "bad 2"}]
@@ -310,7 +310,7 @@ async def test_delivered_raises_as_soon_as_it_failed(dispatched, User, failing, 
             await dispatcher.delivered((User, ONE))
 
 
-async def test_failures_that_nobody_asked_for_are_raised_at_the_end(dispatched, User, failing, foreign):
+async def test_failures_that_no_call_raised_are_raised_at_the_end(dispatched, User, failing, foreign):
     with pytest.raises(ExceptionGroup, match="no bad"):  # noqa: PT012 - the end of the block raises
         async with Dispatcher(dispatched) as dispatcher:
             foreign["users"].insert_one({"_id": ONE, "name": "bad"})
@@ -379,7 +379,7 @@ async def test_a_receiver_that_is_too_slow_has_failed(dispatched, User, foreign)
     assert isinstance(caught.value.exceptions[0], TimeoutError)
 
 
-async def test_what_the_end_cancels_has_not_failed(dispatched, User, foreign):
+async def test_deliveries_that_the_end_cancels_have_not_failed(dispatched, User, foreign):
     @post_save(User, name="slow")
     async def slow(sender: Any, **kwargs: Any) -> None:
         await asyncio.Event().wait()
@@ -394,7 +394,7 @@ async def test_what_the_end_cancels_has_not_failed(dispatched, User, foreign):
 # -- the dispatcher itself ---------------------------------------------------------------------------------------
 
 
-async def test_what_can_not_be_dispatched_is_said_at_the_start(registry, dispatched, database, mongo):
+async def test_an_application_without_deliveries_is_an_error_at_the_start(registry, dispatched, database, mongo):
     with pytest.raises(NothingToDeliver):
         async with Dispatcher(dispatched):
             pass
@@ -530,7 +530,7 @@ def calls(offline: Any) -> list[dict[str, Any]]:
     return seen
 
 
-async def test_a_receiver_gets_what_it_would_get(offline, calls):
+async def test_a_receiver_gets_the_same_arguments_as_from_a_dispatcher(offline, calls):
     await deliver(offline, insert({"_id": ONE, "name": "Ada", "nickname": "A"}))
     row = {"_id": ONE, "name": "Bea", "age": 3}
     await deliver(offline, replace(row, previous={"name": "Ada"}))
@@ -551,7 +551,7 @@ async def test_a_receiver_gets_what_it_would_get(offline, calls):
     assert (inserted["delivery"].origin, inserted["delivery"].receiver) == ("stream", "watcher")
 
 
-async def test_what_the_server_may_not_know(offline, calls):
+async def test_images_other_than_the_post_image(offline, calls):
     await deliver(offline, delete(ONE))
     await deliver(offline, update({"_id": TWO, "name": "Ada"}, changed=["name"], image="current"))
     await deliver(offline, update({"_id": THREE}, changed=["name"], image="key"))
@@ -616,7 +616,7 @@ async def test_a_receiver_that_hangs(offline):
         await deliver(offline, insert({"name": "Ada"}), timeout=0.05)
 
 
-async def test_what_can_not_be_delivered(offline):
+async def test_documents_and_receivers_that_are_refused(offline):
     async def stranger(sender: Any, **kwargs: Any) -> None: ...
 
     with pytest.raises(SignalError, match="User has no post_save, post_update or post_delete receiver"):

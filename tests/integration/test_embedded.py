@@ -471,7 +471,7 @@ def test_a_mongod_that_is_not_ready_in_time(tmp_path: Path, scratch: Path) -> No
     assert not list(scratch.iterdir())
 
 
-def test_a_set_that_elects_nobody_in_time(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_set_without_a_primary_in_time(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wait = embedded_server._wait_until_primary
     monkeypatch.setattr(embedded_server, "_configure", lambda *_: None)
     # The deadline is set only once it listens, however long that takes on a busy machine.
@@ -557,7 +557,7 @@ def _forbid_chmod(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
     monkeypatch.setattr(Path, "chmod", chmod)
 
 
-def test_somebody_elses_packaged_mongod_is_copied_once(
+def test_a_packaged_mongod_without_write_access_is_copied_once(
     tmp_path: Path, packaged: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _forbid_chmod(monkeypatch, packaged)

@@ -92,7 +92,7 @@ async def test_a_paused_receiver_gets_everything_in_order_when_it_is_resumed(
     assert "dispatcher.resumed" in said()
 
 
-async def test_what_is_being_retried_is_not_retried_while_it_is_paused(account, foreign, dispatched, state, group):
+async def test_a_paused_receiver_gets_no_retries(account, foreign, dispatched, state, group):
     """Not in memory, and not what is parked already. The attempts are counted on."""
     strict = Strict(account, retry=Retry(1000, base=0.02, cap=0.02))
     async with dispatching(dispatched):
@@ -171,7 +171,7 @@ def paused(running: Any) -> bool:
     return running.service.held[0]._capacity.held
 
 
-async def test_only_what_is_known_is_paused(group, state, foreign):
+async def test_only_known_receivers_are_paused(group, state, foreign):
     state.database["held"].insert_one(
         {"group": foreign.name, "reason": "failed", "receiver": "shop.receivers.welcome"}
     )

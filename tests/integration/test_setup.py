@@ -100,9 +100,7 @@ async def test_images_are_turned_on_once(dispatched, database, foreign, prepare)
     assert "expiry" in foreign.client[f"{database}_state"]["deliveries"].index_information()
 
 
-async def test_what_is_written_between_setup_and_the_first_run_is_delivered(
-    dispatched, database, foreign, prepare
-):
+async def test_changes_between_setup_and_the_first_run_are_delivered(dispatched, database, foreign, prepare):
     user = make_user(dispatched, database)
     prepared = await prepare()
     assert (prepared.group, prepared.position) == (database, "recorded")
@@ -120,7 +118,7 @@ async def test_what_is_written_between_setup_and_the_first_run_is_delivered(
     assert {call.delivery.term for call in user.seen} == {1}
 
 
-async def test_setup_does_not_disturb_who_runs(dispatched, database, foreign, prepare):
+async def test_setup_does_not_disturb_running_dispatchers(dispatched, database, foreign, prepare):
     user = make_user(dispatched, database)
     async with dispatching(dispatched) as running:
         before = position_of(foreign)
@@ -223,7 +221,7 @@ async def test_a_dispatcher_that_may_not_write_its_state_begins_with_nothing(gua
     assert user.seen == []
 
 
-async def test_what_the_server_objects_to_is_passed_on(dispatched, database, foreign, prepare):
+async def test_an_error_of_the_server_is_passed_on(dispatched, database, foreign, prepare):
     make_user(dispatched, database)
     foreign.create_collection("users")
     with failing(foreign.client, "collMod", 20), pytest.raises(ServerError, match=f"{database}.users") as caught:
@@ -231,7 +229,7 @@ async def test_what_the_server_objects_to_is_passed_on(dispatched, database, for
     assert caught.value.remedy
 
 
-async def test_what_can_not_be_set_up_at_all(mongo, registry, database):
+async def test_applications_that_can_not_be_set_up(mongo, registry, database):
     make_user(registry, database)
     with pytest.raises(ApplicationError, match="not dispatched"):
         await set_up(registry, settings_for(registry))

@@ -47,8 +47,8 @@ What can happen, and why nothing is lost or overtaken:
 - Two processes during a takeover: the former owner may delete the head after the new one wrote a follower, or
   write a follower after the new one deleted the head. `holds` asks for the mark, so a delivery that finds a lane
   without one brings its own. `recover` takes care of lanes that are not touched again.
-- The same change is read again after a crash: `put` replaces the delivery, and `by` is the new process. Until then
-  the delivery is left alone, since the position has not passed it.
+- The same change is read again after a crash: `put` replaces the delivery, which keeps its mark and its attempts,
+  and `by` is the new process. Until then it is left alone, since the position has not passed it.
 - 10,000 followers, or 100,000 lanes of a paused receiver: no query reads more than it returns; writes are batched.
 - A retry of a dead letter whose document has followers: it takes the mark over, and sorts before them by its
   token. If it does not, `due` moves the mark.
@@ -101,6 +101,8 @@ WAITING: Final[Mapping[str, Any]] = {"lane": {"$gt": ""}}
 HEADS: Final[Mapping[str, Any]] = {"due_at": {"$gt": MinKey()}}
 """Matches the deliveries that wait at the head of their lanes."""
 
+_ALL: Final[Mapping[str, Any]] = {}
+
 _ORDER: Final = {"group": 1, "lane": 1, "token": 1, "run": 1}
 
 # Characters of an error, and of the reason of a refusal, that are kept.
@@ -128,13 +130,6 @@ class Lane(NamedTuple):
     due_at: Any
     first: str
     size: int
-
-
-class _Put(NamedTuple):
-    """A delivery to write."""
-
-    document: dict[str, Any]
-    computed: dict[str, Any]
 
 
 class _Settled(NamedTuple):
@@ -189,7 +184,7 @@ class HeldStore:
         self._raw = self._held.with_options(codec_options=RAW)
         self._files = Files(group.state)
         self._misfits: list[Any] = []
-        self._puts: Gathering[_Put, None] = Gathering(self._put)
+        self._puts: Gathering[UpdateOne, None] = Gathering(self._put)
         self._asked: Gathering[str, bool | None] = Gathering(self._are_headed)
         self._settled: Gathering[_Settled, bool] = Gathering(self._settle)
 
@@ -212,11 +207,11 @@ class HeldStore:
         found = {one["_id"]: one.get("due_at") is not None async for one in await self._firsts({"$in": lanes})}
         return [found.get(lane) for lane in lanes]
 
-    async def _firsts(self, lanes: Mapping[str, Any]) -> Any:
+    async def _firsts(self, lanes: Mapping[str, Any], only: Mapping[str, Any] = _ALL) -> Any:
         """The first delivery of each of these lanes: `_id` is the lane, `first` its `_id`."""
         first = {"_id": "$lane", "first": {"$first": "$_id"}, "due_at": {"$first": "$due_at"}}
         there = {"$match": {"group": self.group, "lane": lanes}}
-        return await self._held.aggregate([there, {"$sort": _ORDER}, {"$group": first}])
+        return await self._held.aggregate([there, {"$sort": _ORDER}, {"$group": first}, {"$match": only}])
 
     async def recover(self) -> None:
         """Take care of what earlier versions held, and of what crashes left: lanes without a head, and files."""
@@ -224,8 +219,7 @@ class HeldStore:
         await self._files.sweep()
         marks = [
             _mark(one["first"], one["_id"], "retrying", "$$NOW")
-            async for one in await self._firsts(WAITING["lane"])
-            if one.get("due_at") is None
+            async for one in await self._firsts(WAITING["lane"], {"due_at": None})
         ]
         if marks:
             await self._held.bulk_write(marks, ordered=False)
@@ -236,20 +230,26 @@ class HeldStore:
         """Write a delivery that waits. When this returns, it survives a failover. One with its `_id` is replaced.
 
         Args:
-            waiting: why; None for a follower.
+            waiting: why; None for a follower, or for one that is in the lane already, maybe as its head.
         """
-        document = {**await self._files.write(record), "lane": lane, "state": "following"}
+        document = {**await self._files.write(record), "lane": lane}
         computed: dict[str, Any] = {"hash": hash_of_key(record.parts), "parked_at": "$$NOW"}
-        if waiting is not None:
-            document.update(_waits(waiting))
-            computed["due_at"] = _after(waiting.seconds)
-        await self._puts.add(_Put(document, computed))
+        if waiting is None:
+            stays = {"$eq": ["$lane", lane]}
+            files = {"$literal": document["files"]} if "files" in document else "$$REMOVE"
+            change: list[dict[str, Any]] = [
+                {"$set": {"state": {"$cond": [stays, "$state", "following"]}}},
+                {"$replaceWith": {"$mergeObjects": ["$$ROOT", {"$literal": document}]}},
+                {"$set": {**computed, "files": files}},
+            ]
+        else:
+            change = _replace({**document, **_waits(waiting)}, {**computed, "due_at": _after(waiting.seconds)})
+        await self._puts.add(UpdateOne({"_id": record.id}, change, upsert=True))
 
-    async def _put(self, puts: list[_Put]) -> list[Exception | None]:
-        writes = [UpdateOne({"_id": put.document["_id"]}, _replace(*put), upsert=True) for put in puts]
+    async def _put(self, puts: list[UpdateOne]) -> list[Exception | None]:
         answers: list[Exception | None] = [None] * len(puts)
         try:
-            await self._held.bulk_write(writes, ordered=False)
+            await self._held.bulk_write(puts, ordered=False)
         except BulkWriteError as error:
             details = error.details or {}
             if details.get("writeConcernErrors") or not details.get("writeErrors"):

@@ -228,3 +228,39 @@ async def test_an_older_version_does_not_take_back_what_a_newer_one_has_held(
                 assert back.service.ready
     said = capsys.readouterr()
     assert "lease.outdated" in said.out + said.err
+
+
+async def test_a_dispatcher_of_an_earlier_format_gets_no_partitions(
+    user, seen, dispatched, database, foreign, capsys
+):
+    """It can't read what is held. It is named, and could not take what nobody holds either."""
+    state = foreign.client[f"{database}_state"]
+    alive = {
+        "_id": "0" * 24,
+        "group": database,
+        "version": "v",
+        "lease_seconds": 1.0,
+        "host": "old.host",
+        "pid": 7,
+    }
+    state.members.insert_one({**alive, "beat": 0, "leaving": False, "started_at": datetime(2020, 1, 1)})
+
+    def still_alive() -> bool:
+        state.members.update_one({"_id": "0" * 24}, {"$inc": {"beat": 1}})
+        return False
+
+    async with dispatching(dispatched, lease=1, partitions=2) as running:
+        coordinator, began = running.service._coordinator, now()
+        await eventually(lambda: still_alive() or coordinator._looked > began + 1.5, what="many looks")
+        assert "0" * 24 in running.service.live
+        assert list(running.service.held) == [0, 1]
+        member = state.members.find_one({"_id": running.service.member_id})
+        assert member["format"] == 2
+        for position in state.positions.find({"partition": {"$exists": True}}):
+            # What an earlier version goes by: this one was started later than any of its processes.
+            assert position["version_started"] == datetime(9999, 12, 31)
+            assert position["version_since"] == member["started_at"]
+    said = capsys.readouterr()
+    text = said.out + said.err
+    assert text.count("members.older") == 1
+    assert "old.host, pid 7" in text

@@ -135,6 +135,19 @@ async def test_a_delivery_that_is_read_again_replaces_itself(store, held):
     assert held.find_one({"_id": "d00001"})["state"] == "paused"
 
 
+async def test_a_head_that_is_read_again_stays_the_head(store, held):
+    """It is parked behind what is in its lane, and that is itself."""
+    await put(store, "lane", 1, 2)
+    held.update_one({"_id": "d00001"}, {"$set": {"due_at": FUTURE, "attempts": 7}})
+    for number in (1, 2):
+        again = record(store.group, number)
+        again.fields["by"] = "me"
+        await store.put(again, "lane", None)
+    head, follower = held.find().sort("_id")
+    assert (head["state"], head["due_at"], head["attempts"], head["by"]) == ("blocked", FUTURE, 7, "me")
+    assert (follower["state"], "due_at" in follower, follower["by"]) == ("following", False, "me")
+
+
 async def test_no_query_reads_more_than_it_returns(store, held):
     """A lane with 10,000 followers, and 2,000 lanes of another receiver."""
     await put(store, "lane", 0)

@@ -8,6 +8,6 @@ from dispatcher.parking import redelivery
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dispatcher looks for requests of operators more often than once a second."""
+    """Dispatchers read requests of operators more often than once a second."""
     for module in (pauses, redelivery, dead_letters):
         monkeypatch.setattr(module, "_LOOK", 0.02)

@@ -1,6 +1,6 @@
-"""Every annotation that pydantic takes keeps its values through the database, or is refused with its class."""
+"""Values of every pydantic annotation are unchanged after a round trip, or the class is refused."""
 
-# ruff: noqa: E501, UP007, UP045 - tables, and the spellings of annotations that people use
+# ruff: noqa: E501, UP007, UP045 - tables with all common spellings of annotations
 
 import collections
 import dataclasses
@@ -120,7 +120,7 @@ Prices = TypeAliasType("Prices", list[decimal.Decimal])
 
 
 class Kept(str):
-    """An application's own kind of string."""
+    """A string class of an application."""
 
 
 KEPT: list[tuple[Any, Any, Any]] = [
@@ -201,7 +201,7 @@ def document(registry: Registry, database: str, annotation: Any, **more: Any) ->
 @pytest.mark.parametrize(
     ("annotation", "value", "other"), KEPT, ids=[f"{number}-{str(row[0])[:40]}" for number, row in enumerate(KEPT)]
 )
-async def test_values_come_back_as_they_were(
+async def test_values_are_unchanged_after_a_round_trip(
     registry: Registry, database: str, foreign: Any, annotation: Any, value: Any, other: Any, heard: bool
 ) -> None:
     Thing = document(registry, database, annotation)
@@ -225,13 +225,13 @@ async def test_values_come_back_as_they_were(
     row = foreign.things.find_one()
     loaded.n = 1
     await loaded.save()
-    assert foreign.things.find_one() == row | {"n": 1}  # an untouched value stays as it is
+    assert foreign.things.find_one() == row | {"n": 1}  # an untouched value is unchanged
     assert same((await loaded.refresh()).value, value)
     (shown,) = await Thing.objects.values(["value"])
     if not isinstance(
         value, BaseModel | list | dict | tuple | set | frozenset | collections.deque | Point | Aliased
     ):
-        assert same(shown["value"], value)  # of containers it gives lists and dicts
+        assert same(shown["value"], value)  # the driver returns containers as lists and dicts
     if not takes_text:
         loaded.value = other
         await loaded.save()
@@ -268,13 +268,15 @@ REFUSED: list[tuple[Any, str]] = [
     ("annotation", "says"), REFUSED, ids=[f"{number}-{str(row[0])[:40]}" for number, row in enumerate(REFUSED)]
 )
 @pytest.mark.parametrize("base", [mongoz.Document, mongoz.EmbeddedDocument])
-def test_what_could_not_come_back_is_refused_with_its_class(base: Any, annotation: Any, says: str) -> None:
+def test_a_class_with_an_unstorable_annotation_is_refused(base: Any, annotation: Any, says: str) -> None:
     with pytest.raises(FieldDefinitionError, match=rf"^Thing\.value can't be stored: .*({says})") as caught:
         type(base)("Thing", (base,), {"__module__": __name__, "__annotations__": {"value": annotation}})
     assert re.search(r"(Use|Have|Give) ", str(caught.value))
 
 
-async def test_what_is_not_a_field_is_never_stored(registry: Registry, database: str, foreign: Any) -> None:
+async def test_attributes_that_are_not_fields_are_never_stored(
+    registry: Registry, database: str, foreign: Any
+) -> None:
     here = registry.get_database(database)
     calls: list[str] = []
 
@@ -331,12 +333,12 @@ async def test_what_is_not_a_field_is_never_stored(registry: Registry, database:
     await loaded.update(name="f")
     assert foreign.things.find_one().keys() == expected | {"undeclared"}
     assert foreign.things.find_one()["name"] == "f"
-    assert thing.shouted == "A"  # cached is cached
+    assert thing.shouted == "A"  # the cached value stays
     assert "shouted" not in thing.model_dump() | loaded.model_dump()
     assert calls[0] == "a"
 
 
-async def test_another_clients_key_with_the_name_of_a_cached_property_is_kept(
+async def test_a_foreign_key_named_like_a_cached_property_is_kept(
     registry: Registry, database: str, foreign: Any
 ) -> None:
     here = registry.get_database(database)
@@ -383,9 +385,7 @@ async def test_names_and_options_of_pydantic_keep_values(
         assert (await Thing.objects.get()).value == 4
 
 
-async def test_a_date_that_was_in_the_future_is_read_when_it_is_past(
-    registry: Registry, database: str, foreign: Any
-) -> None:
+async def test_a_future_date_is_readable_after_that_date(registry: Registry, database: str, foreign: Any) -> None:
     Thing = document(registry, database, pydantic.FutureDatetime | None)
     with pytest.raises(pydantic.ValidationError):
         Thing(value=NOON)
@@ -433,7 +433,7 @@ async def test_updates_keep_the_type_of_undeclared_values_or_refuse_them(
     assert (await Listed.objects.get()).value == []
 
 
-def test_a_span_that_a_number_of_seconds_cannot_say_is_refused(registry: Registry, database: str) -> None:
+def test_a_timedelta_without_an_exact_number_of_seconds_is_refused(registry: Registry, database: str) -> None:
     Thing = document(registry, database, datetime.timedelta)
     with pytest.raises(ValueError, match="too long to be stored as a number of seconds"):
         validated_row(Thing(value=datetime.timedelta.max))

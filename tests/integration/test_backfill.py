@@ -1,4 +1,4 @@
-"""Existing documents through receivers: all of them, once, whatever their `_id`s are; stopped runs go on."""
+"""A backfill delivers every existing document once; a stopped run continues."""
 
 import asyncio
 import uuid
@@ -16,7 +16,7 @@ from dispatcher.runs import backfill
 from dispatcher.runs.player import Outcome, workplace
 from dispatcher.runs.store import Busy
 from mongoz.core.signals import post_save, post_update
-from tests.integration.delivering import State
+from tests.integration.deliveries import State
 from tests.support import eventually, settings_for
 
 
@@ -43,7 +43,7 @@ def seen(Thing: Any) -> list[SimpleNamespace]:
 
 
 async def run(registry: Any, *receivers: str, stop: asyncio.Event | None = None, **options: Any) -> Outcome:
-    """One backfill, as the command has it."""
+    """One backfill, as the command runs it."""
     options = {"rate": None, "resume": None, "new": False, **options}
     settings = {name: options.pop(name) for name in ("attempts", "concurrency", "max_queued") if name in options}
     async with workplace(registry, settings_for(registry, **settings)) as place:
@@ -71,7 +71,7 @@ IDS = [
 ]
 
 
-async def test_every_id_is_reached_once_in_order(foreign, dispatched, Thing, seen, monkeypatch):
+async def test_every_document_is_delivered_once_in_the_order_of_ids(foreign, dispatched, Thing, seen, monkeypatch):
     monkeypatch.setattr("dispatcher.runs.snapshot._FIRST", 3)
     monkeypatch.setattr("dispatcher.runs.snapshot._MOST", 3)
     foreign["things"].insert_many([{"_id": id_, "n": n} for n, id_ in enumerate(IDS)])
@@ -88,7 +88,7 @@ async def test_every_id_is_reached_once_in_order(foreign, dispatched, Thing, see
     assert all(d.cluster_time and d.wall_time for d in deliveries)
 
 
-async def test_documents_of_a_clustered_collection_and_of_one_with_a_collation(foreign, dispatched, Thing, seen):
+async def test_a_clustered_collection_and_a_collation_are_supported(foreign, dispatched, Thing, seen):
     foreign.create_collection("things", clusteredIndex={"key": {"_id": 1}, "unique": True})
     foreign["things"].insert_many([{"_id": n, "n": n} for n in range(70)])
     assert (await run(dispatched, "watcher")).delivered == 70
@@ -98,7 +98,7 @@ async def test_documents_of_a_clustered_collection_and_of_one_with_a_collation(f
     assert (await run(dispatched, "watcher")).delivered == 70
 
 
-async def test_a_stopped_run_goes_on_where_it_was(foreign, dispatched, Thing, seen):
+async def test_a_stopped_run_continues(foreign, dispatched, Thing, seen):
     foreign["things"].insert_many([{"_id": n} for n in range(400)])
     stop = asyncio.Event()
     stopping = asyncio.create_task(eventually(lambda: len(seen) >= 100))
@@ -109,7 +109,7 @@ async def test_a_stopped_run_goes_on_where_it_was(foreign, dispatched, Thing, se
     second = await run(dispatched, "watcher")
     assert (second.run, second.finished, second.delivered) == (first.run, True, len(seen))
     assert sorted({call.id for call in seen}) == [*range(400)]
-    # What was repeated has the same id.
+    # A repeated delivery has the same id.
     assert len({call.delivery.id for call in seen}) == 400
     assert len(seen) <= 400 + 10
     third = await run(dispatched, "watcher")
@@ -129,14 +129,14 @@ async def test_transactional_receivers_are_called_once_per_run(foreign, dispatch
     foreign["things"].insert_many([{"_id": n} for n in range(20)])
     outcome = await run(dispatched, "counts")
     runs = State(foreign).database["controls"]
-    runs.update_one({"run": outcome.run}, {"$set": {"status": "stopped", "progress": {}}})  # as if killed at once
+    runs.update_one({"run": outcome.run}, {"$set": {"status": "stopped", "progress": {}}})  # as after SIGKILL
     again = await run(dispatched, "counts", resume=outcome.run)
     assert again.finished
     assert sorted(calls) == [*range(20)]
     assert foreign["effects"].count_documents({}) == 20
 
 
-async def test_where_holds(foreign, dispatched, Thing):
+async def test_where_filters_a_backfill(foreign, dispatched, Thing):
     calls: list[int] = []
 
     @post_save(Thing, name="picky", where={"n": {"$gte": 5}})
@@ -148,7 +148,7 @@ async def test_where_holds(foreign, dispatched, Thing):
     assert sorted(calls) == [5, 6, 7, 8, 9]
 
 
-async def test_what_fails_becomes_a_dead_letter_of_the_run(foreign, dispatched, Thing):
+async def test_a_failed_delivery_becomes_a_dead_letter_of_the_run(foreign, dispatched, Thing):
     @post_save(Thing, name="fails", on_failure="block")
     async def fails(sender, instance, **kwargs):
         if instance.id == 3:
@@ -164,7 +164,7 @@ async def test_what_fails_becomes_a_dead_letter_of_the_run(foreign, dispatched, 
     assert {letter["image"] for letter in letters.values()} == {"current"}
 
 
-async def test_documents_that_can_not_be_decoded(foreign, dispatched, Thing, seen):
+async def test_undecodable_documents_become_dead_letters(foreign, dispatched, Thing, seen):
     broken = bson.encode({"_id": 1, "text": "AAAA"}).replace(b"AAAA", b"\xff\xfe\xff\xfe")
     foreign["things"].insert_one(RawBSONDocument(broken))
     foreign["things"].insert_one({"_id": 2})
@@ -174,7 +174,7 @@ async def test_documents_that_can_not_be_decoded(foreign, dispatched, Thing, see
     assert letter["reason"] == "undecodable"
 
 
-async def test_the_rate_is_kept(foreign, dispatched, Thing, seen):
+async def test_the_rate_limit_is_respected(foreign, dispatched, Thing, seen):
     foreign["things"].insert_many([{"_id": n} for n in range(30)])
     loop = asyncio.get_running_loop()
     began = loop.time()
@@ -200,13 +200,13 @@ async def test_unknown_receivers_and_runs_are_refused(foreign, dispatched, Thing
     assert State(foreign).database["controls"].count_documents({"kind": "run"}) == 0
 
 
-async def test_a_run_that_another_process_works_on(foreign, dispatched, Thing, seen):
+async def test_a_run_of_another_live_process_is_refused(foreign, dispatched, Thing, seen):
     foreign["things"].insert_many([{"_id": n} for n in range(3)])
     outcome = await run(dispatched, "watcher")
     runs = State(foreign).database["controls"]
     runs.update_one({"run": outcome.run}, {"$set": {"status": "running", "host": "elsewhere", "pid": 1}})
     with pytest.raises(Busy, match="process 1 on elsewhere"):
         await run(dispatched, "watcher", resume=outcome.run)
-    # It has shown no sign of life for a while.
+    # Its heartbeat is too old.
     runs.update_one({"run": outcome.run}, [{"$set": {"beat_at": {"$subtract": ["$$NOW", 20_000]}}}])
     assert (await run(dispatched, "watcher", resume=outcome.run)).finished

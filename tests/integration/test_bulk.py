@@ -1,4 +1,4 @@
-"""Bulk writes: one command where nobody listens, bounded batches where somebody does, and what goes wrong."""
+"""Bulk writes: one command without receivers, bounded batches with receivers, and errors."""
 
 import asyncio
 import warnings
@@ -19,7 +19,7 @@ from mongoz.stamps import FIELD, Stamp
 
 
 class Commands(monitoring.CommandListener):
-    """The names of the commands that a client sends, and how much each carries."""
+    """The names and sizes of the commands that a client sends."""
 
     def __init__(self) -> None:
         self.sent: list[str] = []
@@ -85,7 +85,7 @@ async def test_without_receivers_each_bulk_call_is_one_command(User, commands, f
     assert foreign.users.count_documents({}) == 0
 
 
-async def test_update_without_receivers_loads_what_matched_before(User, commands):
+async def test_update_without_receivers_loads_the_documents_that_matched(User, commands):
     await User.create_many([User(name="a", age=1), User(name="b", age=1), User(name="c", age=2)])
     commands.sent.clear()
     updated = await User.objects.filter(age=1).sort("name", -1).update(age=5, nick="x")
@@ -96,7 +96,7 @@ async def test_update_without_receivers_loads_what_matched_before(User, commands
 # -- batches -----------------------------------------------------------------------------------------
 
 
-async def test_with_receivers_it_works_in_bounded_batches(User, commands):
+async def test_with_receivers_batches_are_bounded(User, commands):
     count = 2 * BATCH + 10
     in_memory: set[int] = set()
     most = 0
@@ -118,7 +118,7 @@ async def test_with_receivers_it_works_in_bounded_batches(User, commands):
     assert commands.sizes == [BATCH, BATCH, 10]
 
 
-async def test_an_update_that_changes_what_it_selects_by_visits_each_once(User, foreign):
+async def test_an_update_of_the_filtered_field_writes_each_document_once(User, foreign):
     foreign.users.create_index("age")
     await User.create_many([User(name=f"u{n}", age=n) for n in range(BATCH + 50)])
     visited: list[Any] = []
@@ -138,10 +138,10 @@ async def test_creating_with_receivers_is_batched(User, commands):
     assert commands.sizes == [BATCH, 1]
 
 
-# -- what is written ---------------------------------------------------------------------------------
+# -- written values ----------------------------------------------------------------------------------
 
 
-async def test_values_are_validated_and_nothing_is_written_otherwise(User, foreign):
+async def test_an_invalid_value_prevents_the_write(User, foreign):
     await User.objects.create(name="a")
     for bad in ({"age": "x"}, {"name": "x" * 21}, {"address": {"town": "Bonn"}}, {"name": None}):
         with pytest.raises(ValidationError) as caught:
@@ -150,7 +150,7 @@ async def test_values_are_validated_and_nothing_is_written_otherwise(User, forei
     assert foreign.users.find_one()["name"] == "a"
 
 
-async def test_names_that_are_no_fields_are_ignored_with_a_warning(User, foreign):
+async def test_unknown_names_are_ignored_with_a_warning(User, foreign):
     await User.objects.create(name="a")
     with pytest.warns(UserWarning, match=r"ignores 'agee'.*'age'"):
         [user] = await User.objects.update(agee=3, name="b")
@@ -207,7 +207,7 @@ async def test_operations_on_an_instance(User, foreign):
     assert foreign.users.find_one()["age"] == 11
 
 
-async def test_operations_that_can_not_be(User, foreign):
+async def test_invalid_operations_are_refused(User, foreign):
     ada = await User.objects.create(name="ada")
     for change, error in (
         (U.inc(agee=1), InvalidKeyError),
@@ -229,7 +229,7 @@ async def test_operations_that_can_not_be(User, foreign):
 
 
 @pytest.mark.parametrize("value", [{"$each": ["x"]}, {"$gt": ""}, {"a": 1}, ["$x"]])
-async def test_values_of_operations_stay_values(registry, database, foreign, value):
+async def test_values_of_operations_are_literal(registry, database, foreign, value):
     class Thing(mongoz.Document):
         items: list[Any] = mongoz.Array(Any, default=list)
 
@@ -247,7 +247,7 @@ async def test_values_of_operations_stay_values(registry, database, foreign, val
 
 
 @pytest.mark.parametrize("heard", [False, True])
-async def test_a_duplicate_key_says_what_was_written(User, foreign, heard):
+async def test_a_duplicate_key_error_has_the_written_documents(User, foreign, heard):
     told = []
 
     async def saved(sender: Any, instance: Any, **kwargs: Any) -> None:
@@ -265,7 +265,7 @@ async def test_a_duplicate_key_says_what_was_written(User, foreign, heard):
     assert foreign.users.count_documents({}) == 2
 
 
-async def test_in_a_transaction_nothing_is_said_to_stay(registry, database, foreign):
+async def test_an_error_in_a_transaction_reports_no_written_documents(registry, database, foreign):
     User = make(registry, database)
     foreign.users.create_index("name", unique=True)
     with pytest.raises(BulkWriteError) as caught:
@@ -275,7 +275,7 @@ async def test_in_a_transaction_nothing_is_said_to_stay(registry, database, fore
     assert foreign.users.count_documents({}) == 0
 
 
-async def test_what_a_receiver_removes_goes_together_with_an_unset(registry, database, foreign):
+async def test_a_removal_by_a_receiver_is_combined_with_an_unset(registry, database, foreign):
     User = make(registry, database)
 
     async def remove(sender: Any, instance: Any, **kwargs: Any) -> None:
@@ -291,7 +291,7 @@ async def test_what_a_receiver_removes_goes_together_with_an_unset(registry, dat
         assert "undeclared" not in row
 
 
-async def test_others_than_instances_are_refused_before_anything_is_written(User, foreign):
+async def test_values_that_are_not_instances_are_refused_before_any_write(User, foreign):
     for wrong in ({"name": "a"}, None, Address(city="x")):
         with pytest.raises(TypeError, match=r"create_many\(\) of User takes its instances"):
             await User.create_many([User(name="ok"), wrong])
@@ -306,19 +306,19 @@ def lose_connections(foreign: Any, command: str, times: int) -> None:
 
 @pytest.fixture
 async def victim(mongo: Any, database: str, foreign: Any) -> Any:
-    """Documents whose client alone is hit by the fail point."""
+    """A document class whose client is the only target of the fail point."""
     async with mongoz.Registry(f"{mongo.url}&appName=victim") as registry:
         yield make(registry, database)
     foreign.client.admin.command("configureFailPoint", "failCommand", mode="off")
 
 
-async def test_a_lost_connection_in_the_middle_reports_what_was_written(victim, foreign):
+async def test_a_lost_connection_reports_the_written_documents(victim, foreign):
     told = []
 
     async def saved(sender: Any, instance: Any, **kwargs: Any) -> None:
         told.append(instance.name)
         if len(told) == BATCH:
-            lose_connections(foreign, "insert", 2)  # the driver tries twice
+            lose_connections(foreign, "insert", 2)  # the driver sends it twice
 
     victim.signals.post_save.connect(saved)
     models = [victim(name=f"u{n}") for n in range(BATCH + 5)]
@@ -329,8 +329,8 @@ async def test_a_lost_connection_in_the_middle_reports_what_was_written(victim, 
     assert [model.id is None for model in models[-6:]] == [False, True, True, True, True, True]
 
 
-async def test_a_cursor_that_the_server_closed_meanwhile_is_opened_again(victim, foreign):
-    """It closes one that nobody reads for ten minutes; receivers may take that long for a batch."""
+async def test_a_cursor_closed_by_the_server_is_opened_again(victim, foreign):
+    """The server closes an idle cursor after ten minutes; receivers may need that long for a batch."""
     ids = [
         *range(BATCH - 10),
         *(f"s{number:03}" for number in range(20)),
@@ -357,7 +357,7 @@ async def test_a_cursor_that_the_server_closed_meanwhile_is_opened_again(victim,
     assert foreign.users.count_documents({"age": 1}) == len(ids)
 
 
-async def test_a_receiver_that_raises_does_not_keep_the_others_from_theirs(User, foreign):
+async def test_an_error_of_one_receiver_does_not_stop_the_others(User, foreign):
     told = []
 
     async def fail(sender: Any, instance: Any, **kwargs: Any) -> None:
@@ -374,11 +374,11 @@ async def test_a_receiver_that_raises_does_not_keep_the_others_from_theirs(User,
 # -- stamps ------------------------------------------------------------------------------------------
 
 
-async def test_bulk_writes_are_stamped_one_by_one_where_needed(dispatched, database, foreign):
+async def test_bulk_writes_have_one_stamp_per_document_if_needed(dispatched, database, foreign):
     User = make(dispatched, database)
     await User.create_many([User(name="a"), User(name="b")])
     await User.objects.update_count(age=1)
-    assert all(FIELD not in row for row in foreign.users.find())  # nobody handles them here
+    assert all(FIELD not in row for row in foreign.users.find())  # no receiver runs here
     User.signals.post_update.connect(ignore, name="ignore")
     await User.objects.update_count(age=2)
     stamps = [Stamp.unpack(row[FIELD]) for row in foreign.users.find()]
@@ -409,7 +409,7 @@ async def test_get_or_create(User, foreign):
         await User.objects.get_or_create(name="b")
 
 
-async def test_get_or_create_is_atomic_where_a_unique_index_is(User, foreign):
+async def test_get_or_create_is_atomic_with_a_unique_index(User, foreign):
     foreign.users.create_index("name", unique=True)
     saved = []
 
@@ -422,14 +422,14 @@ async def test_get_or_create_is_atomic_where_a_unique_index_is(User, foreign):
     assert saved == [made[0].id]
 
 
-async def test_a_duplicate_of_something_else_is_an_error(User, foreign):
+async def test_a_duplicate_of_another_field_is_an_error(User, foreign):
     foreign.users.create_index("age", unique=True)
     await User.objects.create(name="a", age=1)
     with pytest.raises(DuplicateKeyError):
         await User.objects.get_or_create({"age": 1}, name="b")
 
 
-async def test_a_collection_is_ours_or_the_drivers(User, foreign):
+async def test_a_collection_may_be_ours_or_of_the_driver(User, foreign):
     elsewhere = User.meta.database.get_collection("elsewhere")
     await User(name="a").create(elsewhere)
     await User.create_many([User(name="b")], collection=elsewhere._collection)

@@ -1,4 +1,4 @@
-"""Writes that are cancelled at any instant: each that is committed reaches its receivers exactly once."""
+"""A committed write reaches its receivers exactly once although the call is cancelled."""
 
 import asyncio
 import gc
@@ -23,13 +23,13 @@ END = ObjectId()
 
 # PyMongo leaves a connection open when its task is cancelled at the wrong instant: in `Pool.connect` while it
 # waits for the pool's lock or notes the cluster time (both outside of the `try` that closes the connection), and
-# while it closes one in `Pool.checkin`. Nothing holds it then. `collected` keeps the warning in these tests.
+# while it closes one in `Pool.checkin`. No object refers to it then. `collected` keeps the warning in these tests.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed transport:ResourceWarning")
 
 
 @pytest.fixture(autouse=True)
 def collected() -> Iterator[None]:
-    """What PyMongo leaked here becomes garbage here, not in a test that comes later."""
+    """Collects leaked connections of PyMongo here, not in a later test."""
     yield
     gc.collect()
 
@@ -81,7 +81,7 @@ def told() -> Counter[tuple[Any, str, Any]]:
 def listen(told: Counter[Any]) -> Any:
     def connect_all(User: Any, **options: Any) -> None:
         async def receive(sender: Any, instance: Any, delivery: Any, **kwargs: Any) -> None:
-            await asyncio.sleep(0)  # a place to be cancelled in
+            await asyncio.sleep(0)  # a point for a cancellation
             told[instance.id, delivery.signal, kwargs.get("created")] += 1
 
         for connect in (post_save, post_update, post_delete):
@@ -91,7 +91,7 @@ def listen(told: Counter[Any]) -> Any:
 
 
 async def cancelled_at_random(User: Any, monkeypatch: Any) -> int:
-    """Start the calls, and cancel each somewhere; how many of them were."""
+    """Starts the calls, cancels each at a random point, and returns the number of cancelled ones."""
     monkeypatch.setattr(bulk, "BATCH", 2)
     monkeypatch.setattr(selection, "BATCH", 2)
     loop, chance, cut = asyncio.get_running_loop(), random.Random(), 0
@@ -116,7 +116,7 @@ async def cancelled_at_random(User: Any, monkeypatch: Any) -> int:
 
 
 def committed(stream: Any) -> Counter[tuple[Any, str, Any]]:
-    """What the server says has happened to each document: whom that concerns, how often."""
+    """The expected deliveries, counted from the server's changes of each document."""
     expected: Counter[tuple[Any, str, Any]] = Counter()
     while not expected[END, "post_save", True]:
         event = stream.next()
@@ -128,19 +128,19 @@ def committed(stream: Any) -> Counter[tuple[Any, str, Any]]:
         else:
             names = set(event["updateDescription"]["updatedFields"])
             call = event["updateDescription"]["updatedFields"].get(FIELD, b"\0\0")[1]
-            if names != {FIELD}:  # else it is the mark of a delete
+            if names != {FIELD}:  # otherwise it is the marker of a delete
                 expected[id_, "post_save" if call == 2 else "post_update", False if call == 2 else None] += 1
     return expected
 
 
-async def test_with_a_dispatcher(dispatched, database, foreign, told, listen, monkeypatch):
+async def test_cancelled_writes_with_a_dispatcher(dispatched, database, foreign, told, listen, monkeypatch):
     foreign.create_collection("users")
     User = make_user(dispatched, database)
     listen(User)
     with foreign.users.watch() as stream:
         async with dispatching(dispatched):
             cut = await cancelled_at_random(User, monkeypatch)
-            # In process everything has come to its end; what is left to the dispatcher comes before this.
+            # All receivers in process have ended; the dispatcher delivers the rest before this change.
             foreign.users.insert_one({"_id": END, "name": "end"})
             await eventually(lambda: told[END, "post_save", True], what="the end")
             expected = committed(stream)
@@ -149,7 +149,7 @@ async def test_with_a_dispatcher(dispatched, database, foreign, told, listen, mo
     assert told == expected
 
 
-async def test_without_one(registry, database, foreign, told, listen, monkeypatch):
+async def test_cancelled_writes_without_a_dispatcher(registry, database, foreign, told, listen, monkeypatch):
     foreign.create_collection("users")
     User = make_user(registry, database)
     listen(User)
@@ -158,7 +158,7 @@ async def test_without_one(registry, database, foreign, told, listen, monkeypatc
         foreign.users.insert_one({"_id": END, "name": "end"})
         told[END, "post_save", True] += 1
         expected = committed(stream)
-    # Without stamps the server can't tell what was called.
+    # Without stamps the server does not know the signal of the call.
     by_call = Counter(told)
     for (id_, signal, created), count in told.items():
         if (signal, created) == ("post_save", False):

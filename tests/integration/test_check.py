@@ -1,4 +1,4 @@
-"""What `check` finds: each thing that can be wrong, named with its remedy."""
+"""`check` names each problem of a deployment with its remedy."""
 
 import json
 from collections.abc import Callable
@@ -25,7 +25,7 @@ Look = Callable[..., Any]
 def look(dispatched: mongoz.Registry, database: str) -> Look:
     async def call(registry: mongoz.Registry = dispatched, **changes: Any) -> list[Finding]:
         found = [finding async for finding in check(registry, settings_for(registry, **changes))]
-        # The documents of other tests in this process belong to other registries.
+        # Documents of other tests in this process belong to other registries.
         return [one for one in found if one.topic != "receivers" or database in one.text]
 
     return call
@@ -36,7 +36,7 @@ def about(findings: list[Finding], topic: str, level: str = "") -> list[Finding]
 
 
 def remember(foreign: Any, seconds_back: int, **fields: Any) -> None:
-    """A saved position that is so old."""
+    """A saved position of this age."""
     newest = foreign.client.local["oplog.rs"].find_one(sort=[("$natural", -1)])["ts"]
     time = Timestamp(newest.time - seconds_back, 1)
     token = f"82{time.time:08X}{time.inc:08X}2B"
@@ -45,18 +45,18 @@ def remember(foreign: Any, seconds_back: int, **fields: Any) -> None:
     foreign.client[f"{foreign.name}_state"].positions.insert_one(position)
 
 
-async def test_nothing_is_wrong(dispatched, database, foreign, look):
+async def test_a_correct_deployment_has_no_findings(dispatched, database, foreign, look):
     make_user(dispatched, database)
     foreign.create_collection("users", **IMAGES)
     before = set(foreign.client.list_database_names())
     found = await look()
-    # How long the oplog lasts depends on what other tests wrote.
+    # The retention of the oplog depends on the writes of other tests.
     wrong = [one for one in found if one.level != "ok" and one.topic != "oplog"]
     assert [one for one in wrong if not one.text.startswith("MongoDB 6.0.5")] == []
     assert {one.topic for one in found} == {
         *("application", "server", "rights", "clock", "oplog", "position", "images")
     }
-    assert set(foreign.client.list_database_names()) == before  # it changes nothing
+    assert set(foreign.client.list_database_names()) == before  # the check changes nothing
 
 
 async def test_an_edited_position(dispatched, database, foreign, look):
@@ -66,7 +66,7 @@ async def test_an_edited_position(dispatched, database, foreign, look):
     assert (found.level, "'nonsense'" in found.text, bool(found.remedy)) == ("error", True, True)
 
 
-async def test_a_group_of_another_application(dispatched, database, foreign):
+async def test_a_group_of_another_application_is_named(dispatched, database, foreign):
     make_user(dispatched, database)
     layout = {"_id": database, "group": database, "partitions": 1, "application": "billing.app:registry"}
     foreign.client[f"{database}_state"].positions.insert_one(layout)
@@ -78,7 +78,7 @@ async def test_a_group_of_another_application(dispatched, database, foreign):
     assert [one for one in own if one.level == "error"] == []
 
 
-async def test_an_application_that_can_not_be_served(registry, database, look, dispatched):
+async def test_an_application_without_dispatched_receivers_is_named(registry, database, look, dispatched):
     (found,) = await look(mongoz.Registry("mongodb://localhost", dispatched=True))
     assert (found.level, "no documents" in found.text) == ("error", True)
     make_user(registry, database)
@@ -90,7 +90,7 @@ async def test_an_application_that_can_not_be_served(registry, database, look, d
     assert about(accepted, "application", "ok")
 
 
-async def test_a_server_that_will_not_do(database, look):
+async def test_an_unsuitable_server_is_named(database, look):
     nowhere = mongoz.Registry("mongodb://me:secret@127.0.0.1:1/", dispatched=True)
     make_user(nowhere, database)
     last = (await look(nowhere, connect_timeout=0.2))[-1]
@@ -104,7 +104,7 @@ async def test_a_server_that_will_not_do(database, look):
     assert "--replSet" in last.remedy
 
 
-async def test_images_that_are_off(dispatched, database, foreign, look):
+async def test_disabled_images_are_named(dispatched, database, foreign, look):
     make_user(dispatched, database, watch=[f"{database}.missing"])
     foreign.create_collection("users")
     texts = {one.text: one for one in about(await look(), "images", "warning")}
@@ -116,13 +116,13 @@ async def test_images_that_are_off(dispatched, database, foreign, look):
     assert any(f"{database}.missing does not exist yet" in text for text in texts)
 
 
-async def test_images_that_are_of_no_use(dispatched, database, foreign, look):
+async def test_unused_images_are_named(dispatched, database, foreign, look):
     make_user(dispatched, database, connects=(post_save,))
     foreign.create_collection("users")
     assert about(await look(), "images") == []
 
 
-async def test_images_that_expire_before_they_are_delivered(dispatched, database, foreign, look):
+async def test_images_that_expire_before_their_delivery_are_named(dispatched, database, foreign, look):
     make_user(dispatched, database)
     foreign.create_collection("users", **IMAGES)
     remember(foreign, 0)
@@ -141,15 +141,15 @@ async def test_images_that_expire_before_they_are_delivered(dispatched, database
 @pytest.mark.parametrize(
     ("spare", "level", "says"),
     [
-        (15_000_000.0, "warning", "too short for the lag"),  # it would be lost sooner than it came to be so old
+        (15_000_000.0, "warning", "too short for the lag"),  # the position is lost before it reaches this age
         (0.0, "error", "the changes between are lost"),
         (60_000_000.0, "ok", "the oplog holds it for another"),
     ],
 )
-async def test_an_oplog_that_is_too_short_for_the_lag(
+async def test_an_oplog_too_short_for_the_lag_is_named(
     dispatched, database, foreign, look, monkeypatch, spare, level, says
 ):
-    """How long it takes until the oplog forgets is an estimate, by how it grew; here it is given."""
+    """The time until the oplog loses the position is an estimate; here it is given."""
 
     async def estimated(*_: Any) -> float:
         return spare
@@ -162,7 +162,7 @@ async def test_an_oplog_that_is_too_short_for_the_lag(
     assert (found.level, says in found.text) == (level, True)
 
 
-async def test_a_retention_shorter_than_the_oplog(dispatched, database, foreign, look, monkeypatch):
+async def test_a_retention_shorter_than_the_oplog_is_named(dispatched, database, foreign, look, monkeypatch):
     async def pay(sender: Any, **kwargs: Any) -> None: ...
 
     user = make_user(dispatched, database)
@@ -174,14 +174,14 @@ async def test_a_retention_shorter_than_the_oplog(dispatched, database, foreign,
     assert "--delivery-retention" in found.remedy
 
 
-async def test_clocks_that_differ(dispatched, database, look, monkeypatch):
+async def test_different_clocks_are_named(dispatched, database, look, monkeypatch):
     make_user(dispatched, database)
     monkeypatch.setattr("dispatcher.core.oplog.time", lambda: 1_000.0)
     (found,) = about(await look(), "clock")
     assert (found.level, "ahead of" in found.text, "NTP" in found.remedy) == ("warning", True, True)
 
 
-async def test_a_validator_that_refuses_stamps(dispatched, database, foreign, look):
+async def test_a_validator_that_refuses_stamps_is_named(dispatched, database, foreign, look):
     make_user(dispatched, database)
     foreign.create_collection("users", validator=CLOSED, **IMAGES)
     (found,) = about(await look(), "validators")
@@ -189,7 +189,7 @@ async def test_a_validator_that_refuses_stamps(dispatched, database, foreign, lo
     assert "binData" in found.remedy
 
 
-async def test_receivers_that_never_run(dispatched, database, foreign, look):
+async def test_receivers_that_never_run_are_named(dispatched, database, foreign, look):
     class Base(mongoz.Document):
         name: str = mongoz.String()
 
@@ -224,7 +224,7 @@ async def test_receivers_that_never_run(dispatched, database, foreign, look):
     assert "is a view" in views[0].text
 
 
-async def test_a_receiver_of_another_registry(dispatched, database, mongo, look):
+async def test_a_receiver_of_another_registry_is_named(dispatched, database, mongo, look):
     make_user(dispatched, database)
     other = mongoz.Registry(mongo.url, dispatched="other")
 
@@ -242,7 +242,7 @@ async def test_a_receiver_of_another_registry(dispatched, database, mongo, look)
     assert ["another registry" in one.text for one in found] == [True]
 
 
-async def test_a_where_that_the_server_refuses(dispatched, database, foreign, look):
+async def test_a_refused_where_is_named(dispatched, database, foreign, look):
     async def picky(sender: Any, **kwargs: Any) -> None: ...
 
     user = make_user(dispatched, database, connects=(post_update,))
@@ -264,11 +264,11 @@ async def test_missing_rights_are_named(guarded, database):
     assert any("insert, update" in text and f"{database}_state" in text for text in lacking)
     assert all("--role" in one.remedy for one in about(found, "rights"))
     assert any("serverStatus on the deployment" in one.text for one in about(found, "rights", "warning"))
-    assert about(found, "images") == []  # what can't be known is not reported as well
+    assert about(found, "images") == []  # unknown facts are not reported
     assert "secret" not in str(found)
 
 
-async def test_without_the_useful_rights_it_only_warns(guarded, database):
+async def test_missing_optional_rights_are_warnings(guarded, database):
     registry = allowed(guarded, database, *WATCHING)
     make_user(registry, database)
     found = [one async for one in check(registry, settings_for(registry))]
@@ -332,7 +332,7 @@ def test_the_role_has_comments_on_what_it_can_read(guarded: MongoClient, databas
 
 
 def role_of(guarded: MongoClient, database: str, scope: str) -> str:
-    """What `check --role` prints for an application in one database, or in several."""
+    """The output of `check --role` for an application in one or several databases."""
     host, port = guarded.address
     registry = mongoz.Registry(f"mongodb://{host}:{port}/?replicaSet=rs0", dispatched=database)
     make_user(registry, database, **({"watch": [f"{database}_old.users"]} if scope == "several" else {}))
@@ -340,7 +340,7 @@ def role_of(guarded: MongoClient, database: str, scope: str) -> str:
 
 
 def grant(guarded: MongoClient, database: str, printed: str) -> None:
-    """Do what mongosh would, for a user that is called like the database."""
+    """Creates a user named like the database, as mongosh does."""
     command = json.loads(printed[printed.index("(", printed.index("createRole")) + 1 : printed.rindex(")")])
     guarded.admin.command("createRole", command.pop("role"), **command)
     guarded.admin.command("createUser", database, pwd="secret", roles=[role_name(database)])

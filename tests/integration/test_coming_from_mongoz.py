@@ -1,4 +1,4 @@
-"""What "Coming from mongoz" calls different: a test for each line of its table, and a line for each test."""
+"""Each line of the table in "Coming from mongoz" has a test, and each test has a line."""
 
 import datetime
 import re
@@ -22,7 +22,7 @@ PROOFS: Final[dict[str, Proof]] = {}
 
 
 def line(begins: str) -> Callable[[Proof], Proof]:
-    """The line of the table that a function proves: the text of its first column."""
+    """Marks a function as the proof of a table line, named by its first column."""
 
     def proves(proof: Proof) -> Proof:
         assert begins not in PROOFS
@@ -33,7 +33,7 @@ def line(begins: str) -> Callable[[Proof], Proof]:
 
 
 def lines_of_the_page() -> list[str]:
-    """The first column of the table of what behaves differently."""
+    """The first column of the table of differences."""
     table = (
         PAGE.read_text()
         .partition("## What behaves differently")[2]
@@ -74,7 +74,7 @@ def movies(registry: mongoz.Registry, database: str) -> Any:
 
 
 class Commands(monitoring.CommandListener):
-    """What a client sends."""
+    """The commands of a client."""
 
     def __init__(self) -> None:
         self.sent: list[Any] = []
@@ -213,7 +213,7 @@ async def _(registry: mongoz.Registry, database: str, foreign: Any) -> None:
         by_path: Any = mongoz.ForeignKey(f"{__name__}.Producer", null=True)
         by_name: Any = mongoz.ForeignKey("Producer")
 
-    globals()["Producer"] = Producer  # what the path leads to
+    globals()["Producer"] = Producer  # the target of the path
     ada = await Producer.objects.create(name="Ada")
     await Film.objects.create(by_class=ada, by_path=ada, by_name=ada)
     await Film.objects.create(by_class=bson.ObjectId(), by_name=bson.ObjectId())

@@ -1,4 +1,4 @@
-"""Several dispatchers of one group on a real server: who holds what, who takes over, and who may write."""
+"""Several dispatchers of one group on a real server: leases, takeovers, and fencing of writes."""
 
 import asyncio
 from datetime import UTC, datetime
@@ -33,7 +33,7 @@ def names(seen: Seen) -> list[str]:
 
 
 def silence(running: Running) -> None:
-    """Have a dispatcher end without a word, as if it had been killed: nothing is released."""
+    """Ends a dispatcher as SIGKILL does: it releases nothing."""
 
     async def nothing(*_: Any, **__: Any) -> bool:
         return True
@@ -47,7 +47,7 @@ def silence(running: Running) -> None:
 
 
 class Fenced:
-    """Two processes, and a position that the first one holds."""
+    """Two processes and a position held by the first one."""
 
     def __init__(self, client: Any, database: str) -> None:
         self.first = PositionStore(group_of(client, database), "first")
@@ -68,7 +68,7 @@ async def fenced(client: Any, database: str) -> Fenced:
     return both
 
 
-async def test_a_partition_is_claimed_by_one(fenced):
+async def test_one_member_claims_a_partition(fenced):
     seen = await fenced.position()
     claims = [await fenced.claim(fenced.first, seen), await fenced.claim(fenced.second, seen)]
     assert claims[1] is None
@@ -76,7 +76,7 @@ async def test_a_partition_is_claimed_by_one(fenced):
     assert (lease.term, position.owner, position.token) == (1, "first", TOKEN)
 
 
-async def test_who_has_lost_a_partition_can_write_nothing(fenced):
+async def test_a_process_without_the_lease_can_not_write(fenced):
     first, _ = await fenced.claim(fenced.first)
     assert await fenced.first.renew(first)
     assert await fenced.first.save(first, TOKEN, "f", b"", TOKEN)
@@ -90,8 +90,8 @@ async def test_who_has_lost_a_partition_can_write_nothing(fenced):
     assert (position.owner, position.term, position.token) == ("second", 2, LATER)
 
 
-async def test_a_renewal_comes_before_a_claim_that_saw_less(fenced):
-    """A standby that read the position before the last renewal can't take it."""
+async def test_a_renewal_defeats_a_claim_based_on_an_older_read(fenced):
+    """A standby can't claim with a position read before the last renewal."""
     lease, _ = await fenced.claim(fenced.first)
     seen = await fenced.position()
     assert await fenced.first.renew(lease)
@@ -105,14 +105,14 @@ async def test_the_same_process_with_another_term_is_another_owner(fenced):
     assert await fenced.first.save(again, LATER, "f", b"", LATER)
 
 
-def test_others_wait_longer_than_the_holder_acts():
+def test_other_members_wait_longer_than_the_holder_acts():
     assert HELD < TAKEN < 1
 
 
 # -- processes ---------------------------------------------------------------------------------------------------
 
 
-async def test_a_second_dispatcher_stands_by_until_the_first_one_ends(user, seen, foreign, dispatched):
+async def test_a_second_dispatcher_is_a_standby_until_the_first_one_ends(user, seen, foreign, dispatched):
     async with dispatching(dispatched, lease=1) as first, dispatching(dispatched, lease=1) as second:
         foreign["users"].insert_one({"name": "1"})
         await seen.wait(1)
@@ -122,7 +122,7 @@ async def test_a_second_dispatcher_stands_by_until_the_first_one_ends(user, seen
         began = now()
         await first.stop()
         await eventually(lambda: second.service.held)
-        assert now() - began < TAKEN  # the lease was released, not waited for
+        assert now() - began < TAKEN  # the lease was released, it did not expire
         foreign["users"].insert_one({"name": "2"})
         await seen.wait(2)
         assert second.service.live == (second.service.member_id,)
@@ -131,7 +131,7 @@ async def test_a_second_dispatcher_stands_by_until_the_first_one_ends(user, seen
     assert (first.stats.delivered, second.stats.delivered) == (1, 1)
 
 
-async def test_a_standby_takes_over_from_one_that_is_silent(user, seen, foreign, dispatched, database):
+async def test_a_standby_takes_over_from_a_silent_member(user, seen, foreign, dispatched, database):
     async with dispatching(dispatched, lease=1) as first, dispatching(dispatched, lease=1) as second:
         silence(first)
         first.service.held[0]._checkpoint.lease.give_up()
@@ -147,8 +147,8 @@ async def test_a_standby_takes_over_from_one_that_is_silent(user, seen, foreign,
         await eventually(lambda: members.count_documents({}) == 1, what="the dead one is removed")
 
 
-async def test_without_its_lease_nothing_is_started_and_with_it_all_goes_on(user, seen, foreign, dispatched):
-    """The server is gone longer than the lease: who holds a partition stops, and continues if nobody took it."""
+async def test_a_dispatcher_pauses_without_its_lease_and_continues_with_it(user, seen, foreign, dispatched):
+    """The server is away longer than the lease. The holder stops, and continues if its partition is free."""
     async with dispatching(dispatched, lease=1) as running:
         store, renew = running.service._coordinator._store, running.service._coordinator._store.renew
         lease = running.service.held[0]._checkpoint.lease
@@ -168,7 +168,9 @@ async def test_without_its_lease_nothing_is_started_and_with_it_all_goes_on(user
     assert {call.delivery.term for call in seen} == {1}
 
 
-async def test_who_has_lost_its_partition_says_so_and_stands_by(user, seen, foreign, dispatched, database, capsys):
+async def test_a_member_that_loses_its_partition_logs_it_and_becomes_a_standby(
+    user, seen, foreign, dispatched, database, capsys
+):
     positions = foreign.client[f"{database}_state"]["positions"]
     async with dispatching(dispatched, lease=1, save_interval=60, idle_save_interval=60) as running:
         foreign["users"].insert_one({"name": "1"})
@@ -177,10 +179,10 @@ async def test_who_has_lost_its_partition_says_so_and_stands_by(user, seen, fore
         taken = {"$set": {"owner": "elsewhere", "boot": None}, "$inc": {"term": 1, "beat": 1}}
         positions.update_one({"partition": 0}, taken)
         await eventually(lambda: not running.service.held)
-        # It wrote nothing after that.
+        # It wrote nothing after the loss.
         assert positions.find_one({"partition": 0})["token"] == before
         assert not running.task.done()
-        # And since nobody renews that lease, it takes the partition back, and delivers again what was not saved.
+        # The other lease is not renewed, so the member claims the partition again and repeats unsaved deliveries.
         await eventually(lambda: running.service.held)
         await seen.wait(2)
     assert names(seen) == ["1", "1"]
@@ -189,7 +191,7 @@ async def test_who_has_lost_its_partition_says_so_and_stands_by(user, seen, fore
     assert "lease.lost" in said.out + said.err
 
 
-async def test_four_partitions_are_shared_fairly(user, seen, foreign, dispatched):
+async def test_four_partitions_are_shared_evenly(user, seen, foreign, dispatched):
     settings = {"lease": 1, "partitions": 4}
     async with dispatching(dispatched, **settings) as first:
         assert list(first.service.held) == [0, 1, 2, 3]
@@ -209,10 +211,10 @@ async def test_four_partitions_are_shared_fairly(user, seen, foreign, dispatched
     assert all(one.stats.delivered > 20 for one in three)
 
 
-async def test_an_older_version_does_not_take_back_what_a_newer_one_has_held(
+async def test_an_older_version_does_not_claim_partitions_held_by_a_newer_one(
     user, seen, dispatched, database, capsys
 ):
-    """It would pass over what is not for it to know. One that is started later may: that is how one goes back."""
+    """It does not know the newer state. A process started later may claim them; this is the downgrade."""
     async with mongoz.Registry(dispatched.url, dispatched=database) as newer:
         twin = make_user(newer, database)
         for name in ("watcher", "added in the new version"):

@@ -1,4 +1,4 @@
-"""What the dashboard's page asks for: who may see what, who may change what, and what is told of dead letters."""
+"""The API of the dashboard: access rights, actions, and dead letters."""
 
 import asyncio
 import json
@@ -44,7 +44,7 @@ class Answer(NamedTuple):
 
 
 class Page:
-    """Asks the application as a browser would, without a socket."""
+    """Sends requests to the application like a browser, without a socket."""
 
     def __init__(
         self,
@@ -87,7 +87,9 @@ class Page:
         requests = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def receive() -> Any:
-            return requests.pop() if requests else await asyncio.Event().wait()  # the client stays
+            return (
+                requests.pop() if requests else await asyncio.Event().wait()
+            )  # the client stays connected connected
 
         async def send(message: Any) -> None:
             messages.append(message)
@@ -112,7 +114,7 @@ def page(client, database) -> Page:
 
 @pytest.fixture
 def abroad(client, database) -> Page:
-    """One that others can connect to."""
+    """An application that other machines can reach."""
     return Page(client, database, token=TOKEN, loopback=False)
 
 
@@ -177,20 +179,20 @@ async def test_the_page_loads_nothing_from_elsewhere_and_holds_no_script(page):
         assert asset.headers["cache-control"] == "no-cache"
 
 
-def test_assets_name_no_other_host():
+def test_assets_refer_to_no_other_host():
     for path in ASSETS.rglob("*"):
         if path.is_file() and not path.name.endswith("LICENSE"):
             hosts = set(re.findall(r"https?://([^/\s\"'`]+)", path.read_text()))
-            assert hosts <= {"www.w3.org", "github.com"}, path  # a namespace; where uPlot comes from, in a comment
+            assert hosts <= {"www.w3.org", "github.com"}, path  # an XML namespace, a comment of uPlot
 
 
-async def test_the_address_alone_leads_to_the_page(page):
+async def test_the_root_address_redirects_to_the_page(page):
     for path in ("/", "/dashboard"):
         answer = await page.ask("GET", path)
         assert (answer.status, answer.headers["location"]) == (307, "/dashboard/")
 
 
-async def test_assets_do_not_lead_out_of_their_directory(page):
+async def test_asset_paths_can_not_leave_their_directory(page):
     for path in ("../api.py", "%2e%2e/api.py", "..%2fapi.py", "vendor/../../api.py"):
         assert (await page.ask("GET", f"/dashboard/assets/{path}")).status == 404
 
@@ -203,7 +205,7 @@ async def test_a_foreign_host_name_that_points_to_this_machine_is_refused(page, 
         assert b"shop.mail" not in answer.body
 
 
-# -- what it shows -----------------------------------------------------------------------------------
+# -- contents ----------------------------------------------------------------------------------------
 
 
 async def test_the_state_has_the_group_and_a_sample_of_its_counters(page, state, database):
@@ -221,7 +223,7 @@ async def test_the_state_has_the_group_and_a_sample_of_its_counters(page, state,
     assert told["sample"]["members"]["m1"]["lag_seconds"] == 7.5
     assert told["sample"]["members"]["m1"]["delivered"] == 5
     assert told["members"][0]["host"] == "elsewhere"
-    assert len(told["members"]) == 2  # and this process
+    assert len(told["members"]) == 2  # with this process
     (partition,) = told["partitions"]
     assert (partition["where"], partition["term"], partition["lag_changes"]) == ("elsewhere, pid 7", 4, 3)
     (receiver,) = told["receivers"]
@@ -341,10 +343,10 @@ async def test_long_parts_are_shown_by_their_size_only(page, state, database):
     assert (parts["document"]["size"] > 200_000, parts["before"]["size"]) == (True, 200)
 
 
-# -- who may what ------------------------------------------------------------------------------------
+# -- access ------------------------------------------------------------------------------------------
 
 
-async def test_on_other_addresses_documents_take_the_token_and_figures_do_not(abroad, state, database):
+async def test_on_other_addresses_only_documents_need_the_token(abroad, state, database):
     stored = letter(database, 1)
     state.held.insert_one(stored)
     told = (await abroad.get("state", None)).json
@@ -359,8 +361,8 @@ async def test_on_other_addresses_documents_take_the_token_and_figures_do_not(ab
     assert (await abroad.get("state", TOKEN)).json["may_change"] is True
 
 
-async def test_where_a_token_is_set_documents_take_it_on_this_machine_too(page, client, state, database):
-    """A proxy on this machine connects from the loopback address, whoever its client is."""
+async def test_with_a_token_documents_need_it_on_this_machine_too(page, client, state, database):
+    """A proxy on this machine connects from the loopback address for every client."""
     stored = letter(database, 1)
     state.held.insert_one(stored)
     told = (await page.get("state", None)).json
@@ -384,12 +386,12 @@ PROXIES = [
     {"via": "1.1 proxy.example.org"},
     {"x-real-ip": "203.0.113.7"},
     {"cf-connecting-ip": "203.0.113.7"},
-    {"http_version": "1.0"},  # nginx as it comes
+    {"http_version": "1.0"},  # the default of nginx
 ]
 
 
 @pytest.mark.parametrize("added", PROXIES, ids=str)
-async def test_a_request_that_a_proxy_passed_on_is_not_from_this_machine(client, state, database, added):
+async def test_a_forwarded_request_is_not_from_this_machine(client, state, database, added):
     stored = letter(database, 1)
     state.held.insert_one(stored)
     page = Page(client, database, token=None, loopback=True)
@@ -406,7 +408,7 @@ async def test_a_request_that_a_proxy_passed_on_is_not_from_this_machine(client,
     assert (answer.status, b"no luck" in answer.body) == (200, True)
 
 
-async def test_an_answer_that_fails_is_logged_with_its_cause(client, database, capsys):
+async def test_a_failed_answer_is_logged_with_its_cause(client, database, capsys):
     async def break_down(_request: Request) -> Response:
         raise ZeroDivisionError("the cause")
 
@@ -422,7 +424,7 @@ async def test_an_answer_that_fails_is_logged_with_its_cause(client, database, c
     assert "in break_down" in logged
 
 
-async def test_probes_are_answered_however_many_others_ask(client, database):
+async def test_probes_are_answered_under_load(client, database):
     going = asyncio.Event()
 
     async def slow(_request: Request) -> Response:
@@ -474,7 +476,7 @@ async def test_without_the_right_token_nothing_is_changed(page, client, state, d
     assert TOKEN not in capsys.readouterr().err
 
 
-async def test_a_page_finds_out_whether_a_token_is_right(page):
+async def test_a_page_can_verify_its_token(page):
     assert (await page.post("unlock")).status == 200
     assert (await page.post("unlock", token=WRONG)).json == {"error": "The token is wrong."}
 
@@ -493,7 +495,7 @@ NONSENSE = [
 
 
 @pytest.mark.parametrize(("body", "status"), NONSENSE)
-async def test_nonsense_is_refused_and_changes_nothing(page, state, database, body, status):
+async def test_invalid_requests_are_refused_and_change_nothing(page, state, database, body, status):
     state.held.insert_one(letter(database, 1))
     for path in ("letters/retry", "letters/drop"):
         answer = await page.ask("POST", f"/dashboard/api/{path}", body=body, token=TOKEN)
@@ -501,7 +503,7 @@ async def test_nonsense_is_refused_and_changes_nothing(page, state, database, bo
     assert [set(one) for one in state.held.find()] == [set(letter(database, 1))]
 
 
-async def test_a_form_of_another_site_is_no_request(page, state, database):
+async def test_a_form_of_another_site_is_refused(page, state, database):
     state.held.insert_one(letter(database, 1))
     for kind in ("application/x-www-form-urlencoded", "text/plain", "multipart/form-data"):
         answer = await page.post("letters/drop", {"all": True}, **{"content-type": kind})
@@ -509,10 +511,10 @@ async def test_a_form_of_another_site_is_no_request(page, state, database):
     assert state.held.count_documents({}) == 1
 
 
-# -- changing something ------------------------------------------------------------------------------
+# -- actions -----------------------------------------------------------------------------------------
 
 
-async def test_a_retry_is_requested_for_the_letters_that_are_meant(page, state, database):
+async def test_a_retry_is_requested_for_the_selected_dead_letters(page, state, database):
     state.held.insert_many(
         [letter(database, 1), letter(database, 2, "shop.index"), letter(database, 3), letter("another", 4)]
     )
@@ -529,7 +531,7 @@ async def test_a_retry_is_requested_for_the_letters_that_are_meant(page, state, 
     assert (await page.post("letters/retry", {"ids": ["gone"]})).status == 404
 
 
-async def test_a_letter_that_is_dropped_leaves_no_files(page, state, database):
+async def test_a_dropped_dead_letter_leaves_no_files(page, state, database):
     one, another = (GridFSBucket(state, "held").upload_from_stream("x", b"x") for _ in range(2))
     state.held.insert_many([letter(database, 1, files={"document": one}), letter(database, 2)])
     assert (await page.post("letters/drop", {"ids": ["delivery-001:00aa:shop.User"]})).json == {"count": 1}
@@ -539,8 +541,8 @@ async def test_a_letter_that_is_dropped_leaves_no_files(page, state, database):
 
 
 @pytest.mark.parametrize("mark", ["retry_requested_at", "retrying_since"])
-async def test_a_letter_that_is_being_tried_again_is_not_dropped(page, state, database, mark):
-    """Its delivery may succeed, or write it anew."""
+async def test_a_dead_letter_in_retry_is_not_dropped(page, state, database, mark):
+    """Its delivery may succeed, or write the dead letter again."""
     trying = letter(database, 1, **{mark: datetime.now(UTC)})
     state.held.insert_many([trying, letter(database, 2)])
     answer = await page.post("letters/drop", {"ids": [trying["_id"]]})
@@ -549,7 +551,7 @@ async def test_a_letter_that_is_being_tried_again_is_not_dropped(page, state, da
     assert [one["_id"] for one in state.held.find()] == [trying["_id"]]
 
 
-async def test_receivers_and_everything_can_be_paused_and_resumed(page, state, database):
+async def test_one_receiver_or_all_can_be_paused_and_resumed(page, state, database):
     known = {"id": "00aa", "name": "shop.mail", "signal": "post_save", "document": "shop.User"}
     known["formerly"] = ["shop.post"]
     now = datetime.now(UTC)
@@ -562,7 +564,7 @@ async def test_receivers_and_everything_can_be_paused_and_resumed(page, state, d
     assert told["paused_all"] is False
     state.controls.update_one({}, {"$set": {"receiver_name": "shop.post"}})
     await page.post("pause", {"receiver": "shop.mail"})
-    assert state.controls.count_documents({}) == 1, "it was already, under its earlier name"
+    assert state.controls.count_documents({}) == 1, "it is already paused under its earlier name"
     assert [one["paused"] for one in (await page.get("state")).json["receivers"]] == [True]
     assert (await page.post("pause", {"receiver": None})).status == 200
     assert (await page.get("state")).json["paused_all"] is True
@@ -572,7 +574,7 @@ async def test_receivers_and_everything_can_be_paused_and_resumed(page, state, d
     assert state.controls.count_documents({}) == 0
 
 
-async def test_a_receiver_that_this_process_called_can_be_paused(page, state):
+async def test_a_receiver_called_by_this_process_can_be_paused(page, state):
     page.observer.stats.figures_of("shop.mail", "post_save")
     assert (await page.post("pause", {"receiver": "shop.mail"})).status == 200
     assert state.controls.count_documents({"receiver_name": "shop.mail"}) == 1

@@ -1,4 +1,4 @@
-"""Dead letters hold all that is needed to deliver again, and are written before the position goes on."""
+"""A dead letter has all data for a new delivery, and is written before the position moves."""
 
 import uuid
 from typing import Any
@@ -15,7 +15,7 @@ from dispatcher.core.stats import Stats
 from dispatcher.parking.record import Record
 from dispatcher.parking.store import HeldStore
 from mongoz.core.signals import post_delete, post_save, post_update
-from tests.integration.delivering import IMAGES, State, actions, decoded, make_account
+from tests.integration.deliveries import IMAGES, State, actions, decoded, make_account
 from tests.support import dispatching, eventually, group_of
 
 STANDARD: CodecOptions[dict[str, Any]] = CodecOptions(uuid_representation=UuidRepresentation.STANDARD)
@@ -32,12 +32,12 @@ def state(foreign: Any) -> State:
 
 
 def as_stored(row: dict[str, Any]) -> dict[str, Any]:
-    """With the types that a client gets that knows nothing of UUIDs."""
+    """Decodes the dead letter like a client without UUID support."""
     return decoded(bson.encode(row, codec_options=STANDARD))
 
 
 def break_on(document: Any, *signals: Any, name: str = "broken", **options: Any) -> list[Any]:
-    """Connect a receiver that never works; the deliveries that it got."""
+    """Connects a receiver that always fails; returns its deliveries."""
     got: list[Any] = []
 
     async def broken(sender: Any, delivery: Any, **kwargs: Any) -> None:
@@ -49,7 +49,7 @@ def break_on(document: Any, *signals: Any, name: str = "broken", **options: Any)
     return got
 
 
-async def test_a_letter_holds_no_secret_of_an_error(account, foreign, dispatched, state, capsys):
+async def test_a_dead_letter_has_no_secret_of_an_error(account, foreign, dispatched, state, capsys):
     @post_save(account, name="leaky", retry=1)
     async def leaky(sender: Any, **kwargs: Any) -> None:
         try:
@@ -66,7 +66,7 @@ async def test_a_letter_holds_no_secret_of_an_error(account, foreign, dispatched
     assert "mongodb://...@db.example.org/shop is down" in letter["error"]["traceback"]
 
 
-async def test_what_a_letter_holds(account, foreign, dispatched, database, state, capsys):
+async def test_the_fields_of_a_dead_letter(account, foreign, dispatched, database, state, capsys):
     said = actions(capsys)
     foreign.create_collection("accounts", **IMAGES)
     id_ = foreign["accounts"].insert_one({"name": "Ada", "amount": 1}).inserted_id
@@ -101,7 +101,7 @@ async def test_what_a_letter_holds(account, foreign, dispatched, database, state
     assert said().count("delivery.dead_lettered") == 2
 
 
-async def test_a_document_that_had_to_be_looked_up_is_kept_as_it_was_found(account, foreign, dispatched, state):
+async def test_a_dead_letter_keeps_the_looked_up_document(account, foreign, dispatched, state):
     break_on(account, post_update)
     id_ = foreign["accounts"].insert_one({"name": "Ada"}).inserted_id
     async with dispatching(dispatched):
@@ -111,7 +111,7 @@ async def test_a_document_that_had_to_be_looked_up_is_kept_as_it_was_found(accou
     assert decoded(letter["parts"]["document"]) == {"_id": id_, "name": "Ada", "amount": 7}
 
 
-async def test_a_repeat_after_a_crash_overwrites_its_letter(account, foreign, dispatched, state):
+async def test_a_repetition_after_a_crash_overwrites_its_dead_letter(account, foreign, dispatched, state):
     got = break_on(account, post_save)
     async with dispatching(dispatched):
         before = state.token
@@ -125,7 +125,7 @@ async def test_a_repeat_after_a_crash_overwrites_its_letter(account, foreign, di
     assert [delivery.id for delivery in got] == [got[0].id] * 2
 
 
-async def test_the_position_waits_for_the_letter(account, foreign, dispatched, state, capsys):
+async def test_the_position_waits_for_the_dead_letter(account, foreign, dispatched, state, capsys):
     said = actions(capsys)
     break_on(account, post_save)
     admin = foreign.client.admin
@@ -136,7 +136,7 @@ async def test_the_position_waits_for_the_letter(account, foreign, dispatched, s
             foreign["accounts"].insert_one({"name": "Ada"})
             await eventually(lambda: said().count("dead_letter.not_written") >= 1)
             held = running.service.position
-            foreign.client.drop_database(foreign.name)  # a change that nobody has to be told of
+            foreign.client.drop_database(foreign.name)  # a change without receivers
             await eventually(lambda: running.stats.read >= 3)
             await eventually(lambda: said().count("dead_letter.not_written") >= 3)
             assert running.service.position == held
@@ -147,7 +147,7 @@ async def test_the_position_waits_for_the_letter(account, foreign, dispatched, s
         await eventually(lambda: state.token > held)
 
 
-async def test_a_document_that_does_not_validate_is_kept_for_each_receiver(account, foreign, dispatched, state):
+async def test_an_invalid_document_has_a_dead_letter_per_receiver(account, foreign, dispatched, state):
     got = break_on(account, post_save, name="first")
     break_on(account, post_save, name="second", on_failure="block")
     break_on(account, post_save, name="unimportant", on_failure="drop")
@@ -163,7 +163,7 @@ async def test_a_document_that_does_not_validate_is_kept_for_each_receiver(accou
     assert (running.stats.invalid, running.stats.dead_letters) == (1, 2)
 
 
-async def test_what_can_not_be_decoded_is_kept_as_it_came(account, foreign, dispatched, state):
+async def test_an_undecodable_event_is_kept_as_bytes(account, foreign, dispatched, state):
     seen: list[str] = []
 
     @post_save(account, name="seeing")
@@ -184,8 +184,8 @@ async def test_what_can_not_be_decoded_is_kept_as_it_came(account, foreign, disp
         assert said in letter["error"]["message"]
 
 
-async def test_documents_of_nearly_16_mb(account, foreign, dispatched, client, state):
-    """They are cut into chunks; a second letter of the same delivery leaves none of the first one's behind."""
+async def test_dead_letters_can_hold_documents_of_nearly_16_mb(account, foreign, dispatched, client, state):
+    """They are stored in chunks. A second dead letter of the same delivery removes the chunks of the first one."""
     break_on(account, post_save)
     row = {"_id": ObjectId(), "name": "Ada", "blob": bytes(range(256)) * (15_900_000 // 256)}
     async with dispatching(dispatched):
@@ -203,7 +203,7 @@ async def test_documents_of_nearly_16_mb(account, foreign, dispatched, client, s
     assert decoded((await state.letter())["parts"]["document"]) == {"_id": 1}
 
 
-async def test_any_id_can_be_kept(account, foreign, dispatched, state):
+async def test_dead_letters_can_hold_any_id(account, foreign, dispatched, state):
     break_on(account, post_save)
     ids = [uuid.uuid4(), {"a": [1, None]}, "x" * 200_000, bson.Decimal128("1.0"), bson.Int64(5)]
     rows = [{"_id": id_, "name": "Ada"} for id_ in ids]

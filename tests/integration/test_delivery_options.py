@@ -1,4 +1,4 @@
-"""retry, timeout and on_failure: how often a receiver is tried, how long it may take, and what then."""
+"""The options retry, timeout and on_failure."""
 
 import asyncio
 import time
@@ -10,7 +10,7 @@ from bson import ObjectId
 import mongoz
 from mongoz.core.signals import post_save, post_update
 from mongoz.signals.options import Retry
-from tests.integration.delivering import Parked, State, actions, make_account
+from tests.integration.deliveries import Parked, State, actions, make_account
 from tests.support import PATIENCE, dispatching, eventually
 
 QUICK = Retry(attempts=3, base=0.01, cap=0.02)
@@ -26,8 +26,8 @@ def state(foreign: Any) -> State:
     return State(foreign)
 
 
-async def test_a_receiver_is_tried_as_often_as_it_says(account, foreign, dispatched, state):
-    """And else as often as the operator says."""
+async def test_a_receiver_has_the_number_of_attempts_of_its_option(account, foreign, dispatched, state):
+    """Without the option the setting of the operator applies."""
     attempts: dict[str, list[int]] = {"own": [], "setting": []}
 
     @post_save(account, name="own", retry=QUICK)
@@ -47,8 +47,8 @@ async def test_a_receiver_is_tried_as_often_as_it_says(account, foreign, dispatc
     assert (running.stats.failed, running.stats.dead_letters, running.stats.retried) == (2, 2, 3)
 
 
-async def test_a_retry_gets_an_instance_that_nobody_has_seen(account, foreign, dispatched):
-    """What receivers that succeed do to it is seen by the next ones."""
+async def test_a_retry_gets_a_new_instance(account, foreign, dispatched):
+    """Later receivers see the changes of successful receivers."""
     seen: list[tuple[str, list[str]]] = []
 
     def connect(name: str, fails: int = 0) -> None:
@@ -75,8 +75,8 @@ async def test_a_retry_gets_an_instance_that_nobody_has_seen(account, foreign, d
     ]
 
 
-async def test_a_hanging_receiver_holds_up_its_document_only(account, foreign, dispatched, state):
-    """It times out after its own timeout, and is dead-lettered; meanwhile there is room for others."""
+async def test_a_hanging_receiver_delays_only_its_document(account, foreign, dispatched, state):
+    """Its attempt ends at its timeout with a dead letter; other deliveries run meanwhile."""
     calls: list[str] = []
 
     @post_save(account, name="hanging", timeout=0.2, retry=Retry(2, base=0.01))
@@ -98,8 +98,8 @@ async def test_a_hanging_receiver_holds_up_its_document_only(account, foreign, d
     assert "longer than 0.2 s" in letter["error"]["message"]
 
 
-async def test_pauses_take_no_place(account, foreign, dispatched):
-    """With a single place, a document whose delivery is to be retried does not keep another one waiting."""
+async def test_a_pause_before_a_retry_occupies_no_place(account, foreign, dispatched):
+    """There is a single place. A waiting retry does not delay another document."""
     calls: list[tuple[str, int]] = []
     released = False
 
@@ -118,7 +118,9 @@ async def test_pauses_take_no_place(account, foreign, dispatched):
     assert running.stats.failed == 0
 
 
-async def test_block_waits_for_ever_and_keeps_the_order(account, foreign, dispatched, state, capsys):
+async def test_on_failure_block_retries_without_end_and_keeps_the_order(
+    account, foreign, dispatched, state, capsys
+):
     said = actions(capsys)
     calls: list[str] = []
     mended = False
@@ -143,8 +145,8 @@ async def test_block_waits_for_ever_and_keeps_the_order(account, foreign, dispat
     assert state.letters == []
 
 
-async def test_a_stop_does_not_wait_for_pauses(account, foreign, dispatched):
-    """Nor does it count what waits as delivered: the next dispatcher does it."""
+async def test_a_stop_does_not_wait_for_retry_pauses(account, foreign, dispatched):
+    """Waiting deliveries stay undelivered; the next dispatcher makes them."""
     calls: list[int] = []
     mended = False
 
@@ -166,8 +168,8 @@ async def test_a_stop_does_not_wait_for_pauses(account, foreign, dispatched):
 
 
 @pytest.mark.parametrize("fails", ["raises", "hangs"])
-async def test_a_stop_repeats_nothing_for_those_who_had_their_turn(account, foreign, dispatched, state, fails):
-    """Of a change that is not finished: what is left of it is parked, and later changes of its document wait."""
+async def test_after_a_stop_finished_receivers_do_not_run_again(account, foreign, dispatched, state, fails):
+    """The remaining deliveries of an unfinished change are parked, and later changes of its document wait."""
     told: list[tuple[str, str, int]] = []
     begun, mended = asyncio.Event(), False
 
@@ -205,7 +207,7 @@ async def test_a_stop_repeats_nothing_for_those_who_had_their_turn(account, fore
         assert [which for one, which, _ in told if one == name] == ["stuck", "behind"]
 
 
-async def test_drop_forgets(account, foreign, dispatched, state, capsys):
+async def test_on_failure_drop_writes_no_dead_letter(account, foreign, dispatched, state, capsys):
     said = actions(capsys)
     after: list[str] = []
 
@@ -225,8 +227,8 @@ async def test_drop_forgets(account, foreign, dispatched, state, capsys):
     assert state.letters == []
 
 
-async def test_what_a_receiver_writes_comes_back_through_the_stream(account, foreign, dispatched):
-    """It runs no post_save in the dispatcher's process by itself, though the receiver may run there."""
+async def test_writes_of_a_receiver_are_delivered_through_the_change_stream(account, foreign, dispatched):
+    """The write itself runs no post_save receiver in the dispatcher's process."""
     calls: list[tuple[str, str]] = []
 
     @post_save(account, name="copying")
@@ -254,6 +256,6 @@ async def test_receivers_that_trigger_each_other_are_stopped(account, foreign, d
         id_ = foreign["accounts"].insert_one({"name": "Ada"}).inserted_id
         foreign["accounts"].update_one({"_id": id_}, {"$set": {"amount": 1}})
         letter = await state.letter()
-    assert calls == list(range(1, 18))  # the first one, and 16 hops
+    assert calls == list(range(1, 18))  # the first delivery and 16 hops
     assert (letter["reason"], letter["attempts"], letter["hops"]) == ("too_many_hops", 0, 17)
     assert "change.too_many_hops" in said()

@@ -1,4 +1,4 @@
-"""The daemon's service on a real server: who gets what, with which keywords, and nothing twice."""
+"""The service of the daemon on a real server: routes, keywords, and no repetitions."""
 
 import asyncio
 import contextlib
@@ -15,14 +15,14 @@ from dispatcher.exceptions import AccessDenied, CannotConnect, HistoryLost, Posi
 from dispatcher.runtime.service import Service
 from mongoz.core.signals import post_delete, post_save, post_update
 from mongoz.signals import muted
-from tests.integration.delivering import actions
+from tests.integration.deliveries import actions
 from tests.support import dispatching, eventually, settings_for
 
 IMAGES = {"changeStreamPreAndPostImages": {"enabled": True}}
 
 
 class Seen(list[SimpleNamespace]):
-    """What the receivers were given, in order."""
+    """The calls of the receivers, in order."""
 
     def of(self, id_: Any) -> list[SimpleNamespace]:
         return [call for call in self if call.instance.id == id_]
@@ -49,7 +49,7 @@ def make_user(registry: mongoz.Registry, database: str) -> Any:
 
 
 def listen(document: Any, seen: Seen, *, name: str = "watcher", **options: Any) -> None:
-    """Connect one receiver to all three signals."""
+    """Connects one receiver to all three signals."""
 
     async def watcher(sender: Any, **kwargs: Any) -> None:
         seen.append(SimpleNamespace(sender=sender, **kwargs))
@@ -70,7 +70,7 @@ def seen(user: Any) -> Seen:
     return calls
 
 
-async def test_every_kind_of_foreign_write(user, seen, foreign, dispatched):
+async def test_every_kind_of_foreign_write_is_delivered(user, seen, foreign, dispatched):
     a, b, c = ObjectId(), ObjectId(), ObjectId()
     async with dispatching(dispatched):
         users = foreign["users"]
@@ -97,7 +97,7 @@ async def test_every_kind_of_foreign_write(user, seen, foreign, dispatched):
     inserted, updated, replaced, deleted = seen.of(a)
     assert all(call.sender is user and isinstance(call.instance, user) for call in seen)
     assert inserted.instance.name == "Ada"
-    # The attribute's name, not the stored one; a removed array is a change, too.
+    # The name of the attribute, not the stored one; a removed array is a change too.
     assert updated.update_fields == {"age", "nick"}
     assert replaced.instance.name == "Ada Lovelace"
     assert deleted.delivery.image == "key"
@@ -106,7 +106,7 @@ async def test_every_kind_of_foreign_write(user, seen, foreign, dispatched):
     assert len(seen) == 10
 
 
-async def test_keywords_of_a_delivery(user, seen, foreign, dispatched):
+async def test_the_keywords_of_a_delivery(user, seen, foreign, dispatched):
     async with dispatching(dispatched):
         foreign["users"].insert_one({"name": "Ada", "unknown": {"kept": 1}})
         (call,) = await seen.wait(1)
@@ -121,7 +121,7 @@ async def test_keywords_of_a_delivery(user, seen, foreign, dispatched):
     assert call.instance.unknown == {"kept": 1}
 
 
-async def test_images_where_the_collection_has_them(user, seen, foreign, dispatched):
+async def test_images_are_used_if_the_collection_has_them(user, seen, foreign, dispatched):
     foreign.create_collection("users", **IMAGES)
     async with dispatching(dispatched):
         id_ = foreign["users"].insert_one({"name": "Ada", "tags": ["a", "b"]}).inserted_id
@@ -139,7 +139,7 @@ async def test_without_images_the_current_document_is_looked_up(user, seen, fore
     kept, gone = ObjectId(), ObjectId()
     foreign["users"].insert_many([{"_id": kept, "name": "Ada"}, {"_id": gone, "name": "Bob"}])
     async with dispatching(dispatched):
-        # One command each, so that both updates are committed before the daemon can look.
+        # One command, so both updates are committed before the daemon looks up the document.
         foreign["users"].bulk_write(
             [
                 UpdateOne({"_id": kept}, {"$set": {"age": 1}}),
@@ -153,7 +153,7 @@ async def test_without_images_the_current_document_is_looked_up(user, seen, fore
         assert (call.delivery.image, call.instance.name) == ("current", "Ada")
     assert seen.of(kept)[-1].instance.age == 2
     assert seen.of(kept)[0].instance is not seen.of(kept)[1].instance
-    # Nothing but the key may be known of a document that is gone; then it says so.
+    # Of a deleted document only the key may be known; the delivery says so.
     vanished = seen.of(gone)[0]
     if vanished.delivery.image == "key":
         with pytest.raises(AttributeError):
@@ -177,7 +177,7 @@ async def test_own_writes_are_not_delivered_twice(user, seen, dispatched):
         ("process", "post_save"),
         ("process", "post_save"),
     ]
-    # The receiver that asked to run in the dispatcher gets the signal of the call, not of the event.
+    # A receiver with delivery="dispatcher" gets the signal of the call, not of the event.
     assert [(c.delivery.origin, c.delivery.signal) for c in there] == [
         ("stream", "post_save"),
         ("stream", "post_update"),
@@ -189,7 +189,7 @@ async def test_own_writes_are_not_delivered_twice(user, seen, dispatched):
     assert not any("_mongoz" in call.instance.model_dump() for call in there)
 
 
-async def test_muted_writes_are_delivered_by_nobody(user, seen, foreign, dispatched):
+async def test_muted_writes_are_not_delivered(user, seen, foreign, dispatched):
     async with dispatching(dispatched):
         with muted(user):
             ada = await user.objects.create(name="Ada")
@@ -201,7 +201,7 @@ async def test_muted_writes_are_delivered_by_nobody(user, seen, foreign, dispatc
 
 
 async def test_a_process_without_the_receivers_leaves_them_to_the_dispatcher(seen, user, dispatched, database):
-    """A script that imports models only: its writes carry no receivers on their stamps."""
+    """A script that imports only models: the stamps of its writes name no receivers."""
     async with mongoz.Registry(dispatched.url, dispatched=database) as elsewhere:
         twin = make_user(elsewhere, database)
         async with dispatching(dispatched):
@@ -214,7 +214,7 @@ async def test_a_process_without_the_receivers_leaves_them_to_the_dispatcher(see
     assert {call.delivery.origin for call in seen} == {"stream"}
 
 
-async def test_another_groups_stamp_means_nothing_here(user, seen, dispatched, database):
+async def test_the_stamp_of_another_group_is_ignored(user, seen, dispatched, database):
     async with mongoz.Registry(dispatched.url, dispatched=f"{database}-b") as other:
         twin, theirs = make_user(other, database), Seen()
         listen(twin, theirs)
@@ -225,8 +225,8 @@ async def test_another_groups_stamp_means_nothing_here(user, seen, dispatched, d
     assert seen[0].delivery.origin == "stream"
 
 
-async def test_several_documents_and_receivers(dispatched, database, foreign):
-    """Two classes on one collection get every change; receivers run in connection order."""
+async def test_two_documents_on_one_collection_get_every_change(dispatched, database, foreign):
+    """Receivers run in the order of their connection."""
     first, second = make_user(dispatched, database), make_user(dispatched, database)
     order: list[str] = []
 
@@ -251,7 +251,7 @@ async def test_several_documents_and_receivers(dispatched, database, foreign):
     assert order == ["a", "c", "everything", "b", "everything"]
 
 
-async def test_a_document_that_does_not_validate_stops_nothing(user, seen, foreign, dispatched, capsys):
+async def test_an_invalid_document_does_not_stop_the_stream(user, seen, foreign, dispatched, capsys):
     async with dispatching(dispatched) as running:
         bad = foreign["users"].insert_one({"name": 5}).inserted_id
         foreign["users"].insert_one({"_id": "no ObjectId", "name": "x"})
@@ -264,7 +264,7 @@ async def test_a_document_that_does_not_validate_stops_nothing(user, seen, forei
     assert "change.invalid" in said.out + said.err
 
 
-async def test_a_failing_receiver_is_tried_again_in_order(user, foreign, dispatched):
+async def test_a_failing_receiver_is_retried_in_order(user, foreign, dispatched):
     seen: list[tuple[str, int]] = []
 
     @post_save(user, name="flaky")
@@ -285,7 +285,7 @@ async def test_a_failing_receiver_is_tried_again_in_order(user, foreign, dispatc
 
 
 @pytest.mark.parametrize("how", ["raise", "exit", "cancel", "hang", "swallow"])
-async def test_a_receiver_that_never_works_is_given_up(user, foreign, dispatched, how):
+async def test_a_permanently_failing_receiver_ends_in_a_dead_letter(user, foreign, dispatched, how):
     attempts: list[int] = []
     after: list[str] = []
 
@@ -315,11 +315,11 @@ async def test_a_receiver_that_never_works_is_given_up(user, foreign, dispatched
     assert (running.stats.failed, running.stats.delivered) == (1, 1)
 
 
-async def test_a_stop_resumes_without_loss_or_repetition(user, seen, foreign, dispatched):
+async def test_a_restart_causes_no_loss_and_no_repetition(user, seen, foreign, dispatched):
     async with dispatching(dispatched):
         foreign["users"].insert_one({"name": "1"})
         await seen.wait(1)
-    foreign["users"].insert_one({"name": "2"})  # while nobody watches
+    foreign["users"].insert_one({"name": "2"})  # while no dispatcher runs
     async with dispatching(dispatched):
         foreign["users"].insert_one({"name": "3"})
         await seen.wait(3)
@@ -327,8 +327,8 @@ async def test_a_stop_resumes_without_loss_or_repetition(user, seen, foreign, di
     assert seen[1].delivery.term == seen[0].delivery.term + 1
 
 
-async def test_what_was_finished_ahead_is_not_repeated_after_a_stop(user, foreign, dispatched):
-    """One document is stuck while others flow; a stop repeats the stuck one only."""
+async def test_changes_finished_ahead_are_not_repeated_after_a_stop(user, foreign, dispatched):
+    """One document hangs while others are delivered. A restart repeats only the hanging delivery."""
     calls: list[str] = []
     blocked = True
 
@@ -374,7 +374,7 @@ async def test_an_idle_stream_saves_its_position(user, seen, foreign, dispatched
 
 
 async def test_another_scope_starts_at_the_time_of_the_position(user, seen, foreign, dispatched, database):
-    """A new document joins: nothing of the old one is lost or repeated, the new one begins at the position."""
+    """A document class is added: the old one has no loss or repetition, the new one begins at the position."""
     foreign["orders"].insert_one({"name": "before"})
     async with dispatching(dispatched):
         foreign["users"].insert_one({"name": "1"})
@@ -401,7 +401,7 @@ async def test_another_scope_starts_at_the_time_of_the_position(user, seen, fore
     assert [call.instance.name for call in orders] == ["after"]
 
 
-async def test_dropping_the_database_ends_nothing(user, seen, foreign, dispatched):
+async def test_dropping_the_database_does_not_end_the_dispatcher(user, seen, foreign, dispatched):
     async with dispatching(dispatched):
         foreign["users"].insert_one({"name": "1"})
         await seen.wait(1)
@@ -411,7 +411,7 @@ async def test_dropping_the_database_ends_nothing(user, seen, foreign, dispatche
 
 
 @pytest.mark.parametrize("command", ["getMore", "aggregate", "find"])
-async def test_connections_that_break_are_opened_again(user, seen, foreign, dispatched, command):
+async def test_broken_connections_are_opened_again(user, seen, foreign, dispatched, command):
     admin = foreign.client.admin
     async with dispatching(dispatched):
         admin.command(
@@ -430,7 +430,7 @@ async def test_connections_that_break_are_opened_again(user, seen, foreign, disp
 
 
 @pytest.mark.parametrize("code", [246, 189])  # SnapshotUnavailable, PrimarySteppedDown
-async def test_a_start_outlasts_what_passes(user, seen, foreign, dispatched, code):
+async def test_a_start_waits_for_transient_errors_to_end(user, seen, foreign, dispatched, code):
     admin = foreign.client.admin
     failing = {"failCommands": ["aggregate", "find"], "errorCode": code, "appName": "mongoz-dispatcher"}
     admin.command("configureFailPoint", "failCommand", mode={"times": 3}, data=failing)
@@ -442,7 +442,7 @@ async def test_a_start_outlasts_what_passes(user, seen, foreign, dispatched, cod
         admin.command("configureFailPoint", "failCommand", mode="off")
 
 
-async def test_a_start_says_what_does_not_pass(user, seen, foreign, dispatched):
+async def test_a_start_fails_with_permanent_errors(user, seen, foreign, dispatched):
     admin = foreign.client.admin
     failing = {"failCommands": ["find"], "errorCode": 246, "appName": "mongoz-dispatcher"}
     admin.command("configureFailPoint", "failCommand", mode="alwaysOn", data=failing)
@@ -454,8 +454,8 @@ async def test_a_start_says_what_does_not_pass(user, seen, foreign, dispatched):
         admin.command("configureFailPoint", "failCommand", mode="off")
 
 
-async def test_a_clock_that_is_an_hour_off_is_named(user, seen, foreign, dispatched, monkeypatch, capsys):
-    """Leases and due times go by no clock of ours; what does, like the lag, reckons with it."""
+async def test_a_clock_that_differs_by_an_hour_is_named(user, seen, foreign, dispatched, monkeypatch, capsys):
+    """Leases and due times use the server's clock. The lag uses ours, and corrects the difference."""
     monkeypatch.setattr("dispatcher.core.oplog.time", lambda: time.time() - 3_600)
     monkeypatch.setattr("dispatcher.operate.observer.time", lambda: time.time() - 3_600)
     said = actions(capsys)
@@ -468,7 +468,7 @@ async def test_a_clock_that_is_an_hour_off_is_named(user, seen, foreign, dispatc
     assert said().count("clock.skewed") == 1
 
 
-async def test_a_position_that_can_not_be_saved_is_saved_later(user, seen, foreign, dispatched, database):
+async def test_a_failed_save_of_the_position_is_repeated(user, seen, foreign, dispatched, database):
     admin, state = foreign.client.admin, foreign.client[f"{database}_state"]["positions"]
     async with dispatching(dispatched):
         before = state.find_one({"partition": 0})["token"]
@@ -486,7 +486,7 @@ async def test_a_position_that_can_not_be_saved_is_saved_later(user, seen, forei
             admin.command("configureFailPoint", "failCommand", mode="off")
 
 
-async def test_memory_is_bounded_by_what_is_read_ahead(user, foreign, dispatched):
+async def test_the_number_of_changes_read_ahead_is_bounded(user, foreign, dispatched):
     gate, calls = asyncio.Event(), 0
 
     @post_save(user, name="slow")
@@ -498,12 +498,12 @@ async def test_memory_is_bounded_by_what_is_read_ahead(user, foreign, dispatched
     async with dispatching(dispatched, max_queued=50, concurrency=5, batch_size=20) as running:
         foreign["users"].insert_many([{"name": f"n{i}"} for i in range(500)])
         await eventually(lambda: calls == 5)
-        assert running.stats.read <= 50 + 20 * 4  # in the lanes, in the queue, and in the hands of the reader
+        assert running.stats.read <= 50 + 20 * 4  # in the lanes, in the queue, and in the reader
         gate.set()
         await eventually(lambda: calls == 500)
 
 
-async def test_an_undispatched_registry_needs_the_operators_word(registry, database, foreign):
+async def test_an_undispatched_registry_needs_an_explicit_flag(registry, database, foreign):
     document = make_user(registry, database)
     seen = Seen()
     listen(document, seen)
@@ -525,13 +525,13 @@ async def test_an_undispatched_registry_needs_the_operators_word(registry, datab
         ("find", 13, AccessDenied),
     ],
 )
-async def test_what_no_repetition_mends_ends_it(
+async def test_a_permanent_error_ends_the_dispatcher(
     user, seen, foreign, dispatched, database, command, code, expected
 ):
-    """And the change that could not be dealt with comes again at the next start."""
+    """The next start delivers the unfinished change."""
     admin = foreign.client.admin
     id_ = foreign["users"].insert_one({"name": "before"}).inserted_id
-    # A write in a new session makes the server run a find of its own: then the lease can't be released either.
+    # A write in a new session makes the server run an internal find, so the lease can't be released either.
     async with dispatching(dispatched, lease=1) as running:
         admin.command(
             "configureFailPoint",
@@ -552,7 +552,7 @@ async def test_what_no_repetition_mends_ends_it(
     assert len(seen) == 1
 
 
-async def test_a_delete_whose_pre_image_does_not_validate_is_told_all_the_same(user, seen, foreign, dispatched):
+async def test_a_delete_with_an_invalid_pre_image_is_delivered(user, seen, foreign, dispatched):
     foreign.create_collection("users", **IMAGES)
     id_ = foreign["users"].insert_one({"name": 5}).inserted_id
     async with dispatching(dispatched):
@@ -561,8 +561,10 @@ async def test_a_delete_whose_pre_image_does_not_validate_is_told_all_the_same(u
     assert (call.instance.id, call.delivery.image) == (id_, "key")
 
 
-async def test_what_flows_past_a_slow_document_is_bounded(user, foreign, dispatched, monkeypatch):
-    """Everything that is finished ahead of the position must be remembered: that can't go on for ever."""
+async def test_the_number_of_changes_finished_ahead_of_a_slow_document_is_bounded(
+    user, foreign, dispatched, monkeypatch
+):
+    """Changes finished ahead of the position are kept in memory, so their number has a limit."""
     monkeypatch.setattr("dispatcher.position.checkpoint._LONGEST_SPAN", 60)
     gate, calls = asyncio.Event(), []
 
@@ -582,8 +584,8 @@ async def test_what_flows_past_a_slow_document_is_bounded(user, foreign, dispatc
         await eventually(lambda: len(calls) == 301)
 
 
-async def test_so_is_what_has_long_ids(foreign, dispatched, database):
-    """A token holds the _id."""
+async def test_the_memory_of_changes_finished_ahead_is_bounded_with_long_ids(foreign, dispatched, database):
+    """A resume token contains the _id."""
     gate, calls = asyncio.Event(), []
 
     class Page(mongoz.Document):

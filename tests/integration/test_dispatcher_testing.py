@@ -1,4 +1,4 @@
-"""The test kit of the dispatcher: waiting for deliveries, hand-made changes, fixtures, and what they say."""
+"""`dispatcher.testing`: waiting for deliveries, hand-made changes, fixtures, and their messages."""
 
 import asyncio
 import contextlib
@@ -49,7 +49,7 @@ def User(dispatched: mongoz.Registry, database: str) -> Any:
 
 @pytest.fixture
 def welcomed(User: Any) -> list[str]:
-    """Whom a receiver of `post_save` welcomed."""
+    """The names received by a `post_save` receiver."""
     names: list[str] = []
 
     @post_save(User, name="welcome")
@@ -64,7 +64,7 @@ def welcomed(User: Any) -> list[str]:
 
 
 async def test_a_parked_delivery_continues_its_record(dispatched, User, foreign):
-    """A receiver that blocks has failed, as far as `until_idle` is concerned; it is tried again all the same."""
+    """`until_idle` reports a blocked delivery as failed; its retries continue."""
     fails = True
 
     @post_save(User, name="strict", on_failure="block", retry=Retry(1, base=0.01, cap=0.02))
@@ -97,14 +97,14 @@ async def test_until_idle_waits_for_every_write_before_it(dispatched, User, welc
     }
 
 
-async def test_until_idle_is_quick_where_nothing_happens(dispatched, User, welcomed):
+async def test_until_idle_is_fast_without_changes(dispatched, User, welcomed):
     async with Dispatcher(dispatched) as dispatcher:
         took = []
         for _ in range(10):
             began = time.monotonic()
             await dispatcher.until_idle()
             took.append(time.monotonic() - began)
-        assert min(took) < 0.5  # and not the second after which an idle stream answers
+        assert min(took) < 0.5  # less than the second after which an idle stream answers
     assert dispatcher.deliveries == ()
 
 
@@ -303,7 +303,7 @@ async def test_until_idle_raises_exceptions_of_receivers_once(dispatched, User, 
     assert [each.id for each in dispatcher.failures] == [ONE, THREE]
 
 
-async def test_delivered_raises_as_soon_as_it_failed(dispatched, User, failing, foreign):
+async def test_delivered_raises_at_the_first_failure(dispatched, User, failing, foreign):
     async with Dispatcher(dispatched) as dispatcher:
         foreign["users"].insert_one({"_id": ONE, "name": "bad"})
         with pytest.raises(ExceptionGroup, match="A delivery failed"):
@@ -320,7 +320,7 @@ async def test_failures_that_no_call_raised_are_raised_at_the_end(dispatched, Us
                 await asyncio.sleep(0.005)
 
 
-async def test_failures_are_left_alone_on_request(dispatched, User, failing, foreign):
+async def test_failures_are_ignored_on_request(dispatched, User, failing, foreign):
     async with Dispatcher(dispatched, raise_failures=False) as dispatcher:
         foreign["users"].insert_one({"_id": ONE, "name": "bad"})
         await dispatcher.until_idle()
@@ -351,7 +351,7 @@ async def test_a_document_that_does_not_fit_its_model_is_a_failure(dispatched, U
     assert "at most 40 characters" in str(caught.value)
 
 
-async def test_a_repeated_attempt_that_succeeds_is_no_failure(dispatched, User, foreign):
+async def test_a_successful_retry_is_not_a_failure(dispatched, User, foreign):
     attempts = []
 
     @post_save(User, name="flaky")
@@ -413,7 +413,7 @@ async def test_an_application_without_deliveries_is_an_error_at_the_start(regist
 async def _listen(sender: Any, **kwargs: Any) -> None: ...
 
 
-async def test_a_plain_registry_on_request(registry, database, foreign):
+async def test_a_plain_registry_is_accepted_on_request(registry, database, foreign):
     User = make(registry, database)
     post_save(User, name="listen")(_listen)
     async with Dispatcher(registry, Settings(deliver_everything=True)) as dispatcher:
@@ -421,7 +421,7 @@ async def test_a_plain_registry_on_request(registry, database, foreign):
         await dispatcher.delivered(ada)
 
 
-async def test_another_url(mongo, database, foreign):
+async def test_another_url_can_be_given(mongo, database, foreign):
     registry = mongoz.Registry("mongodb://127.0.0.1:1/", dispatched=database)
     post_save(make(registry, database), name="listen")(_listen)
     async with Dispatcher(registry, url=mongo.url) as dispatcher:
@@ -429,7 +429,7 @@ async def test_another_url(mongo, database, foreign):
         await dispatcher.delivered(("users", ONE))
 
 
-async def test_nothing_is_left_behind(dispatched, User, welcomed, foreign, mongo):
+async def test_the_state_and_the_tasks_are_removed_at_the_end(dispatched, User, welcomed, foreign, mongo):
     with MongoClient(mongo.url) as client:
         before = set(client.list_database_names())
         async with Dispatcher(dispatched) as dispatcher:
@@ -441,7 +441,7 @@ async def test_nothing_is_left_behind(dispatched, User, welcomed, foreign, mongo
     assert foreign.list_collection_names() == ["users"]
 
 
-async def test_with_a_state_database_the_next_one_goes_on(dispatched, User, welcomed, foreign, database):
+async def test_with_a_state_database_the_next_dispatcher_continues(dispatched, User, welcomed, foreign, database):
     settings = Settings(state_database=f"{database}_state", attempts=1)
     async with Dispatcher(dispatched, settings) as dispatcher:
         foreign["users"].insert_one({"name": "Ada"})
@@ -452,14 +452,14 @@ async def test_with_a_state_database_the_next_one_goes_on(dispatched, User, welc
     assert welcomed == ["Ada", "Bea"]
 
 
-async def test_errors_of_the_daemon_surface_at_the_next_call(dispatched, User, welcomed, foreign):
+async def test_errors_of_the_daemon_are_raised_by_the_next_call(dispatched, User, welcomed, foreign):
     async with Dispatcher(dispatched) as dispatcher:
         with _history_lost(foreign), pytest.raises(HistoryLost):  # noqa: PT012 - one of the calls
             for _ in range(500):
                 await dispatcher.until_idle()
 
 
-async def test_errors_of_the_daemon_surface_at_the_end(dispatched, User, welcomed, foreign):
+async def test_errors_of_the_daemon_are_raised_at_the_end(dispatched, User, welcomed, foreign):
     with pytest.raises(HistoryLost):
         await _lose_history(dispatched, foreign)
     with pytest.raises(ZeroDivisionError) as caught:
@@ -485,8 +485,8 @@ def _history_lost(foreign: Any) -> Iterator[None]:
         foreign.client.admin.command("configureFailPoint", "failCommand", mode="off")
 
 
-async def test_a_second_one_on_the_same_state_is_refused(dispatched, User, welcomed, foreign, database):
-    """It would wait for the first one to end, and see nothing."""
+async def test_a_second_dispatcher_on_the_same_state_is_refused(dispatched, User, welcomed, foreign, database):
+    """It would stay a standby of the first one."""
     settings = Settings(state_database=f"{database}_state", connect_timeout=0.5)
     async with Dispatcher(dispatched, settings):
         with pytest.raises(DeliveryTimeout, match=f"Another dispatcher .* {database} .* that state"):
@@ -496,7 +496,7 @@ async def test_a_second_one_on_the_same_state_is_refused(dispatched, User, welco
         await eventually(lambda: welcomed)
 
 
-async def test_a_server_that_dies_does_not_hang_the_test(database):
+async def test_a_dead_server_does_not_hang_the_test(database):
     with embedded_mongo() as server:
         registry = mongoz.Registry(server.url, dispatched=database)
         post_save(make(registry, database), name="listen")(_listen)
@@ -506,7 +506,7 @@ async def test_a_server_that_dies_does_not_hang_the_test(database):
             with pytest.raises(DeliveryTimeout, match=r"not idle after 0\.5 s"):
                 await dispatcher.until_idle(timeout=0.5)
             died = time.monotonic()
-    assert time.monotonic() - died < 60  # it takes 7 s, 5 of them for the position
+    assert time.monotonic() - died < 60  # about 7 s, 5 of them to save the position
 
 
 # -- hand-made changes -------------------------------------------------------------------------------------------
@@ -514,7 +514,7 @@ async def test_a_server_that_dies_does_not_hang_the_test(database):
 
 @pytest.fixture
 def offline() -> Any:
-    """A document of a registry whose server does not exist."""
+    """A document class of a registry without a server."""
     return make(mongoz.Registry("mongodb://127.0.0.1:1/", dispatched="offline"), "nowhere")
 
 
@@ -574,7 +574,7 @@ async def test_dotted_names_are_changes_of_their_field(offline, calls):
     assert calls[0]["update_fields"] == {"address"}
 
 
-async def test_one_receiver_only(offline, calls):
+async def test_one_receiver_can_be_selected(offline, calls):
     @post_save(offline, name="other")
     async def other(sender: Any, instance: Any, **kwargs: Any) -> str:
         return f"hello {instance.name}"
@@ -587,7 +587,7 @@ async def test_one_receiver_only(offline, calls):
     assert len(calls) == 2
 
 
-async def test_receivers_that_raise(offline):
+async def test_errors_of_receivers_are_raised(offline):
     @post_save(offline, name="fails")
     async def fails(sender: Any, **kwargs: Any) -> None:
         raise ValueError("no")
@@ -607,7 +607,7 @@ async def test_receivers_that_raise(offline):
         await deliver(offline, insert({"name": "x" * 41}))
 
 
-async def test_a_receiver_that_hangs(offline):
+async def test_a_hanging_receiver_times_out(offline):
     @post_save(offline, name="hangs")
     async def hangs(sender: Any, **kwargs: Any) -> None:
         await asyncio.Event().wait()
@@ -676,7 +676,7 @@ def run_pytest(folder: Path, *arguments: str, **environment: str) -> subprocess.
     )
 
 
-def test_fixtures_use_the_server_that_the_environment_names(tmp_path: Path, mongo: EmbeddedMongo):
+def test_fixtures_use_the_server_named_in_the_environment(tmp_path: Path, mongo: EmbeddedMongo):
     ran = run_pytest(tmp_path, MONGOZ_TEST_URL=mongo.url)
     assert ran.returncode == 0, ran.stdout
     assert ran.stdout.count(f"URL {mongo.url}") == 2

@@ -1,4 +1,4 @@
-"""What the documentation shows works as printed: its code runs here, on a real server."""
+"""The code of the documentation works as printed, on a real server."""
 
 import ast
 import contextlib
@@ -58,12 +58,12 @@ def blocks(page: str) -> list[Block]:
 
 
 def localized(text: str, mongo: EmbeddedMongo, database: str) -> str:
-    """The same code, on this test's server and database."""
+    """The code, changed to use the server and the database of this test."""
     return text.replace(_URL, mongo.url).replace(_DATABASE, repr(database))
 
 
 async def run_block(block: Block, page: str, text: str, namespace: dict) -> str:
-    """What the block prints."""
+    """The output of the block."""
     source = "\n" * (block.line - 1) + text
     code = compile(source, page, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     printed = io.StringIO()
@@ -75,7 +75,7 @@ async def run_block(block: Block, page: str, text: str, namespace: dict) -> str:
 
 
 async def run_page(page: str, mongo: EmbeddedMongo, database: str) -> int:
-    """Run all untitled blocks of Python in order; compare what they print with the output that follows."""
+    """Runs all untitled Python blocks in order and compares their output with the printed one."""
     found = blocks(page)
     module = types.ModuleType(f"docs_{database}")
     outputs = 0
@@ -89,7 +89,7 @@ async def run_page(page: str, mongo: EmbeddedMongo, database: str) -> int:
     return outputs
 
 
-# What is run as a whole, and how many of its blocks have their output shown.
+# Pages that run as a whole, with the number of their output blocks.
 GUIDES = {
     "docs/guide/delivery.md": 0,
     "docs/guide/dispatcher.md": 0,
@@ -121,13 +121,13 @@ def test_python_in_all_pages_compiles(page: str):
 
 
 def test_every_page_that_shows_code_is_run():
-    """Blocks with a title are files of an example: they are run by other tests, or looked at below."""
+    """Titled blocks are files of an example; other tests run or check them."""
     shown = {page for page in PAGES for block in blocks(page) if block.language == "python" and not block.title}
     assert shown == set(GUIDES)
 
 
 def code_of(page: str) -> str:
-    """All Python of a page as one file, each line where it is in the page."""
+    """All Python of a page as one file with the line numbers of the page."""
     lines = [""] * (PAGES[page].read_text().count("\n") + 1)
     for block in blocks(page):
         if block.language == "python":
@@ -139,8 +139,8 @@ WITH_CODE = [page for page in PAGES if code_of(page).strip()]
 
 
 @pytest.mark.parametrize("page", WITH_CODE)
-def test_python_in_all_pages_has_names_for_what_it_uses(page: str):
-    """F821 is an undefined name: something that the page neither imports nor defines further up."""
+def test_python_in_all_pages_has_no_undefined_names(page: str):
+    """F821 is a name that the page neither imports nor defines above."""
     command = ["ruff", "check", "--isolated", "--select", "F821,F823", "--target-version", "py311"]
     ran = subprocess.run(
         [sys.executable, "-m", *command, "--output-format", "concise", "--stdin-filename", page + ".py", "-"],
@@ -153,7 +153,7 @@ def test_python_in_all_pages_has_names_for_what_it_uses(page: str):
 
 
 @pytest.mark.parametrize("page", WITH_CODE)
-def test_python_in_all_pages_imports_what_there_is(page: str):
+def test_python_in_all_pages_imports_existing_names(page: str):
     own = {
         block.title.removesuffix(".py").replace("/", ".").split(".")[0] for block in blocks(page) if block.title
     }
@@ -175,7 +175,7 @@ def test_python_in_all_pages_imports_what_there_is(page: str):
 def running(
     arguments: list[str], folder: Path, log: Path, environment: dict[str, str]
 ) -> Iterator[Callable[[], str]]:
-    """A command in the background; yields a function that returns what it said so far."""
+    """Runs a command in the background; yields a function that returns its output so far."""
     with log.open("wb") as sink:
         process = subprocess.Popen(
             [str(Path(sys.executable).parent / arguments[0]), *arguments[1:]],
@@ -200,7 +200,7 @@ def wait_for(text: str, said: Callable[[], str], seconds: float = PATIENCE) -> N
 
 @pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
 async def test_quickstarts_deliver_as_printed(page: str, mongo: EmbeddedMongo, database: str, tmp_path: Path):
-    """The files are written, the daemon is started, the other client writes, and the page's output appears."""
+    """Writes the files, starts the daemon, writes with another client, and expects the page's output."""
     found = blocks(page)
     for block in found:
         if block.language == "python" and block.title:
@@ -226,7 +226,7 @@ async def test_quickstarts_deliver_as_printed(page: str, mongo: EmbeddedMongo, d
     assert printed == output.splitlines()
 
 
-def test_the_quickstart_shows_mongosh_what_it_shows_pymongo():
+def test_the_quickstart_has_the_same_write_for_mongosh_and_pymongo():
     shell = next(block for block in blocks("docs/quickstart.md") if block.language == "js")
     client = next(block for block in blocks("docs/quickstart.md") if block.title == "client.py")
     calls = re.findall(r"users\.(\w+)\(", client.text)
@@ -326,7 +326,7 @@ ROWS = {
 }
 
 
-def test_the_reference_publishes_the_matrix_that_is_tested():
+def test_the_reference_has_the_tested_matrix():
     lines = section("docs/reference/signals.md", "## Which call fires what").splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
     header, _, *rows = cells
@@ -358,7 +358,7 @@ def test_the_flag_table_has_no_flag_that_does_not_exist():
         assert set(re.findall(r"`(--[a-z-]+)`", row.split("|")[1])) <= known
 
 
-def test_the_reference_of_the_command_line_is_what_the_commands_say():
+def test_the_reference_of_the_command_line_equals_the_help():
     made = subprocess.run(
         [sys.executable, "-m", "dispatcher.cli.reference"], capture_output=True, text=True, check=True
     )

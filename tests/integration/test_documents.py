@@ -1,4 +1,4 @@
-"""Documents on a real server: what is written, what survives, and what comes back."""
+"""Documents on a real server: writing, keeping foreign values, and loading."""
 
 import copy
 import datetime
@@ -55,7 +55,7 @@ def Order(registry: mongoz.Registry, database: str) -> Any:
 
 
 def full() -> dict[str, Any]:
-    """A value for every field; new ones, since tests change what is inside."""
+    """New values for every field, because tests change them."""
     return {
         "title": "First",
         "email": "ada@example.org",
@@ -119,7 +119,7 @@ async def test_create_read_save_update_delete(mongo: Any, database: str, foreign
                 await gone()
         with pytest.raises(DocumentNotFound):
             await Order.get_document_by_id(order.id)
-        assert foreign.orders.find_one() is None, "nothing of these was an upsert"
+        assert foreign.orders.find_one() is None, "none of these was an upsert"
 
 
 @pytest.mark.parametrize("bad", ["", "abc", "x" * 24, 3, None, {"$gt": ""}, ["65f0c0ffee0123456789abcd"]])
@@ -129,7 +129,7 @@ async def test_an_id_that_is_none_is_an_invalid_key(Order: Any, bad: Any) -> Non
         await Order.get_document_by_id(bad)
 
 
-async def test_create_takes_an_id_and_refuses_one_that_exists(Order: Any, foreign: Any) -> None:
+async def test_create_accepts_an_id_and_refuses_an_existing_one(Order: Any, foreign: Any) -> None:
     id_ = bson.ObjectId()
     order = await Order.objects.create(_id=id_, title="a")
     assert order.id == foreign.orders.find_one()["_id"] == id_
@@ -137,7 +137,7 @@ async def test_create_takes_an_id_and_refuses_one_that_exists(Order: Any, foreig
         await Order.objects.create(id=id_, title="b")
 
 
-async def test_an_instance_that_could_not_be_created_has_no_id(Order: Any) -> None:
+async def test_an_instance_has_no_id_after_a_failed_create(Order: Any) -> None:
     order = Order(title="a")
     order.tags.append(5)
     with pytest.raises(ValidationError):
@@ -158,7 +158,7 @@ async def test_save_without_an_id_creates_and_resetting_it_copies(Order: Any, fo
 
 
 @pytest.mark.parametrize("what", ["create", "save", "delete", "update", "objects", "query", "id"])
-async def test_documents_without_a_home(what: str, registry: mongoz.Registry) -> None:
+async def test_documents_without_a_collection_can_not_be_written(what: str, registry: mongoz.Registry) -> None:
     class Lost(mongoz.Document):
         name: str = mongoz.String(default="")
 
@@ -182,7 +182,7 @@ async def test_documents_without_a_home(what: str, registry: mongoz.Registry) ->
             }[what]()
 
 
-# -- save writes what changed, and nothing else ------------------------------------------------------
+# -- save writes only the changes --------------------------------------------------------------------
 
 
 async def test_another_clients_change_of_another_field_survives_a_save(Order: Any, foreign: Any) -> None:
@@ -208,13 +208,13 @@ async def test_another_clients_change_of_another_field_survives_a_save(Order: An
         ("tags", None, ["theirs"]),
     ],
 )  # fmt: skip
-async def test_a_field_that_others_store_differently_is_not_changed_by_loading_it(
+async def test_loading_and_saving_keeps_a_foreign_representation(
     Order: Any, foreign: Any, field: str, stored: Any, theirs: Any
 ) -> None:
     row = {"title": "a", field: stored}
     if stored is None:  # a field with a default that this row does not have
         del row[field]
-    if field == "day":  # a Date refuses what is no midnight: it would be lost
+    if field == "day":  # a Date refuses a time of day, which would be lost
         row[field] = stored.replace(hour=0)
     foreign.orders.insert_one(row)
     order = await Order.objects.get()
@@ -225,13 +225,13 @@ async def test_a_field_that_others_store_differently_is_not_changed_by_loading_i
     assert found[field] == theirs
     assert type(found[field]) is type(theirs)
     assert set(found) == {"_id", "title", field}
-    # And again, from what the first save left behind.
+    # Again, from the result of the first save.
     order.title = "again"
     await order.save()
     assert foreign.orders.find_one()[field] == theirs
 
 
-async def test_a_default_that_is_assigned_or_changed_is_written(Order: Any, foreign: Any) -> None:
+async def test_an_assigned_or_changed_default_is_written(Order: Any, foreign: Any) -> None:
     foreign.orders.insert_one({"title": "a"})
     order = await Order.objects.get()
     order.tags.append("x")
@@ -245,11 +245,11 @@ async def test_a_default_that_is_assigned_or_changed_is_written(Order: Any, fore
     assert foreign.orders.find_one()["units"] == 0
 
 
-async def test_a_change_inside_of_a_value_is_never_dropped(Order: Any, foreign: Any) -> None:
+async def test_a_nested_change_is_always_written(Order: Any, foreign: Any) -> None:
     values = {**full(), "undeclared": {"deep": [[1], {"a": 1}]}}
     created = await Order(**values).create()
     for order in (created, await Order.objects.get()):
-        for _ in range(2):  # the second time against what the first save remembered
+        for _ in range(2):  # the second time against the snapshot of the first save
             order.payload["a"][4]["b"] += "!"
             order.payload["a"].append(1)
             order.tags.append("z")
@@ -262,13 +262,13 @@ async def test_a_change_inside_of_a_value_is_never_dropped(Order: Any, foreign: 
             await order.save()
             assert await Order.objects.get() == order
     row = foreign.orders.find_one()
-    # Both began with the same row, so the second one's two rounds stand.
+    # Both began with the same row, so the second save prevails.
     assert row["undeclared"] == {"deep": [[1, 2, 2], {"a": 3}]}
     assert (row["item"]["labels"], row["item"]["count"]) == (["l", "m", "m"], 3)
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, True), (True, 1), (1, 1.0), (1.0, 1), (0, False), ("", None)])
-async def test_values_that_are_equal_in_python_only_are_changes(
+async def test_values_that_are_equal_only_in_python_are_changes(
     Order: Any, foreign: Any, before: Any, after: Any
 ) -> None:
     order = await Order(title="a", payload={"v": [before]}, extra=before).create()
@@ -296,9 +296,7 @@ async def test_undeclared_keys_are_read_written_and_removed(Order: Any, foreign:
 
 
 @pytest.mark.parametrize("key", ["a.b", "$set"])
-async def test_keys_that_an_update_would_misread_are_left_alone_or_refused(
-    Order: Any, foreign: Any, key: str
-) -> None:
+async def test_keys_with_dots_and_dollars_are_unchanged_or_refused(Order: Any, foreign: Any, key: str) -> None:
     await Order(title="a", **{key: 1}).create()
     order = await Order.objects.get()
     order.title = "b"
@@ -315,7 +313,7 @@ async def test_keys_that_an_update_would_misread_are_left_alone_or_refused(
     assert foreign.orders.find_one()[key] == 1
 
 
-async def test_save_validates_what_it_writes(Order: Any, foreign: Any) -> None:
+async def test_save_validates_the_written_values(Order: Any, foreign: Any) -> None:
     order = await Order(title="a").create()
     order.tags.append(5)
     with pytest.raises(ValidationError) as caught:
@@ -324,7 +322,7 @@ async def test_save_validates_what_it_writes(Order: Any, foreign: Any) -> None:
     assert foreign.orders.find_one()["tags"] == []
 
 
-async def test_save_validates_the_inside_of_embedded_documents(Order: Any) -> None:
+async def test_save_validates_embedded_documents(Order: Any) -> None:
     order = await Order(title="a", item=Item(sku="s")).create()
     order.item.labels.append(5)
     with pytest.raises(ValidationError):
@@ -332,7 +330,7 @@ async def test_save_validates_the_inside_of_embedded_documents(Order: Any) -> No
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda order: order.model_copy()])
-async def test_a_copy_remembers_what_it_was_loaded_from(Order: Any, foreign: Any, copied: Any) -> None:
+async def test_a_copy_has_the_snapshot_of_its_original(Order: Any, foreign: Any, copied: Any) -> None:
     order = copied(await Order(title="a").create())
     foreign.orders.update_one({}, {"$set": {"title": "changed by others"}})
     order.note = "mine"
@@ -341,7 +339,7 @@ async def test_a_copy_remembers_what_it_was_loaded_from(Order: Any, foreign: Any
     assert (row["title"], row["remark"]) == ("changed by others", "mine")
 
 
-async def test_a_model_that_ignores_what_it_does_not_know_does_not_remove_it(registry: Any, database: str) -> None:
+async def test_a_model_that_ignores_extra_keys_does_not_remove_them(registry: Any, database: str) -> None:
     class Narrow(mongoz.Document):
         model_config = ConfigDict(extra="ignore")
         title: str = mongoz.String()
@@ -362,7 +360,7 @@ async def test_a_model_that_ignores_what_it_does_not_know_does_not_remove_it(reg
     assert (row["title"], row["others"]) == ("b", 1)
 
 
-async def test_a_save_that_changes_nothing_finds_out_that_the_document_is_gone(Order: Any, foreign: Any) -> None:
+async def test_a_save_without_changes_notices_a_deleted_document(Order: Any, foreign: Any) -> None:
     order = await Order(title="a").create()
     row = foreign.orders.find_one()
     await order.save()
@@ -383,13 +381,13 @@ async def test_update_writes_only_the_patch(Order: Any, foreign: Any) -> None:
     await order.update(total=2.5)
     row = foreign.orders.find_one()
     assert (row["units"], row["title"], row["total"], row["payload"]) == (99, "a", 2.5, {"x": 1})
-    # What update left out is still a change for save.
+    # A change outside of the update is still written by save.
     await order.save()
     row = foreign.orders.find_one()
     assert (row["units"], row["title"], row["payload"]) == (99, "changed, not saved", {"x": 2})
 
 
-async def test_an_update_of_a_never_loaded_instance_claims_nothing_else(Order: Any, foreign: Any) -> None:
+async def test_an_update_of_a_never_loaded_instance_writes_nothing_else(Order: Any, foreign: Any) -> None:
     stored = await Order(title="stored", units=5).create()
     order = Order(id=stored.id, title="mine", units=6)
     await order.update(total=1.0)
@@ -399,7 +397,7 @@ async def test_an_update_of_a_never_loaded_instance_claims_nothing_else(Order: A
     assert (row["title"], row["units"]) == ("mine", 6)
 
 
-async def test_update_validates_and_makes_embedded_documents(Order: Any, foreign: Any) -> None:
+async def test_update_validates_and_builds_embedded_documents(Order: Any, foreign: Any) -> None:
     order = await Order(title="a").create()
     await order.update(item={"sku": "s", "more": 1}, items=[{"sku": "t"}], units="7")
     assert isinstance(order.item, Item)
@@ -412,7 +410,7 @@ async def test_update_validates_and_makes_embedded_documents(Order: Any, foreign
 
 
 @pytest.mark.parametrize("name", ["nope", "id", "_id", "pk", "titel", "item.sku", "$set"])
-async def test_update_refuses_names_that_are_no_fields(Order: Any, foreign: Any, name: str) -> None:
+async def test_update_refuses_unknown_names(Order: Any, foreign: Any, name: str) -> None:
     order = await Order(title="a").create()
     row = foreign.orders.find_one()
     with pytest.raises(InvalidKeyError, match="title" if name == "titel" else None):
@@ -420,10 +418,10 @@ async def test_update_refuses_names_that_are_no_fields(Order: Any, foreign: Any,
     assert foreign.orders.find_one() == row
 
 
-# -- elsewhere ---------------------------------------------------------------------------------------
+# -- other collections ---------------------------------------------------------------------------------------
 
 
-async def test_an_instance_remembers_the_collection_it_was_written_to(Order: Any, foreign: Any) -> None:
+async def test_an_instance_remembers_its_collection(Order: Any, foreign: Any) -> None:
     archive = Order.meta.database.get_collection("archive")
     order = await Order(title="a").create(archive)
     other = await Order(title="b").create()
@@ -441,7 +439,7 @@ async def test_an_instance_remembers_the_collection_it_was_written_to(Order: Any
 # -- loading -----------------------------------------------------------------------------------------
 
 
-async def test_a_row_that_does_not_fit_names_collection_id_and_field(
+async def test_an_invalid_row_is_named_with_collection_id_and_field(
     Order: Any, foreign: Any, database: str
 ) -> None:
     foreign.orders.insert_one({"_id": "mine", "title": 5, "items": [{"sku": {"{brace}": 1}}]})
@@ -453,7 +451,7 @@ async def test_a_row_that_does_not_fit_names_collection_id_and_field(
     assert {error["loc"] for error in caught.value.errors()} >= {("title",), ("items", 0, "sku")}
 
 
-async def test_what_is_loaded_is_only_looked_at_not_checked_in_full(Order: Any, foreign: Any) -> None:
+async def test_loading_checks_types_and_not_all_rules(Order: Any, foreign: Any) -> None:
     foreign.orders.insert_many([{"title": "a", "email": "odd..but@stored"}, {"title": "b", "email": "no address"}])
     assert (await Order.objects.get(title="a")).email == "odd..but@stored"
     with pytest.raises(ValidationError):
@@ -472,7 +470,7 @@ async def test_auto_now_and_auto_now_add(registry: mongoz.Registry, database: st
         Meta = type("Meta", (), options)
 
     event = await Event.objects.create(name="a")
-    assert await Event.objects.get() == event, "milliseconds, as MongoDB keeps them"
+    assert await Event.objects.get() == event, "milliseconds, as in MongoDB"
     assert event.created.tzinfo is None
     explicit = await Event.objects.create(name="b", created=long_ago, changed=long_ago)
     assert (explicit.created, explicit.changed) == (long_ago, long_ago)

@@ -1,4 +1,4 @@
-"""What `U` does at dotted paths fits the models, as it does at whole fields."""
+"""Operations of `U` at dotted paths are validated like operations of whole fields."""
 
 import dataclasses
 import enum
@@ -122,7 +122,9 @@ REFUSED: dict[str, tuple[Any, Any]] = {
 
 
 @pytest.mark.parametrize("change", REFUSED)
-async def test_what_does_not_fit_is_refused_and_nothing_is_written(Thing: Any, foreign: Any, change: str) -> None:
+async def test_an_invalid_operation_is_refused_and_nothing_is_written(
+    Thing: Any, foreign: Any, change: str
+) -> None:
     thing = await filled(Thing).create()
     before = foreign.things.find_one()
     operation, error = REFUSED[change]
@@ -142,7 +144,7 @@ UNMADE: dict[str, tuple[Any, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("change", UNMADE)
-async def test_no_operator_makes_half_of_a_document(Thing: Any, foreign: Any, change: str) -> None:
+async def test_no_operator_creates_an_incomplete_document(Thing: Any, foreign: Any, change: str) -> None:
     thing = await filled(Thing).create()
     operation, foreign_change = UNMADE[change]
     foreign.things.update_one({}, foreign_change)
@@ -189,7 +191,7 @@ TAKEN: dict[str, tuple[Any, str, Any]] = {
 
 
 @pytest.mark.parametrize("change", TAKEN)
-async def test_what_fits_is_stored_as_the_model_makes_it(Thing: Any, foreign: Any, change: str) -> None:
+async def test_a_valid_value_is_stored_as_the_model_converts_it(Thing: Any, foreign: Any, change: str) -> None:
     operation, path, expected = TAKEN[change]
     for way in ("instance", "query"):
         await Thing.objects.delete()
@@ -203,7 +205,7 @@ async def test_what_fits_is_stored_as_the_model_makes_it(Thing: Any, foreign: An
         await Thing.objects.get()
 
 
-# -- what only the list as a whole must be -----------------------------------------------------------------
+# -- rules of the whole list ------------------------------------------------------------------------------
 
 
 class Bag(mongoz.EmbeddedDocument):
@@ -218,7 +220,7 @@ def two_at_least(items: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("heard", [False, True])
 @pytest.mark.parametrize("path", ["bound", "annotated", "nullable", "checked", "bag.tags"])
-async def test_lengths_are_those_of_the_list_that_comes_out(
+async def test_length_rules_apply_to_the_resulting_list(
     registry: Registry, database: str, foreign: Any, path: str, heard: bool
 ) -> None:
     where = registry.get_database(database)

@@ -1,4 +1,4 @@
-"""Receivers that write to what they hear, past the ODM: slowed down, named, and nothing is lost."""
+"""Receivers that write to their own document outside of the ODM are slowed down and named, without a loss."""
 
 import asyncio
 from typing import Any
@@ -22,7 +22,7 @@ def Counter(dispatched: mongoz.Registry, database: str) -> Any:
     return Counter
 
 
-async def test_a_receiver_that_answers_itself_is_slowed_down_and_named(Counter, foreign, dispatched, capsys):
+async def test_a_receiver_that_triggers_itself_is_slowed_down_and_named(Counter, foreign, dispatched, capsys):
     calls: list[str] = []
     goal = asyncio.Event()
 
@@ -38,7 +38,7 @@ async def test_a_receiver_that_answers_itself_is_slowed_down_and_named(Counter, 
         await eventually(lambda: calls.count("loop") >= 20, within=60)
         await asyncio.sleep(3)
         assert calls.count("loop") < 40
-        foreign.counters.insert_many([{"name": f"n{n}"} for n in range(200)])  # others have their own pace
+        foreign.counters.insert_many([{"name": f"n{n}"} for n in range(200)])  # others are not slowed down
         await eventually(lambda: len(set(calls)) == 201, within=60)
         goal.set()
         count = foreign.counters.find_one({"name": "loop"})["n"]
@@ -56,8 +56,8 @@ def written(foreign: Any) -> int:
     return foreign.counters.find_one({"name": "loop"})["n"]
 
 
-async def test_a_document_that_others_write_often_is_not_slowed_down(Counter, foreign, dispatched, capsys):
-    """At a pace at which each write falls into the delivery of the one before."""
+async def test_frequent_foreign_writes_are_not_slowed_down(Counter, foreign, dispatched, capsys):
+    """Each write happens during the delivery of the previous one."""
     seen: list[int] = []
 
     @post_update(Counter, name="steady", delivery="dispatcher")

@@ -1,4 +1,4 @@
-"""An election as the driver sees it: a member has no sessions, for as long as a connection lasts."""
+"""During an election the driver sees a member without sessions until the connection ends."""
 
 import asyncio
 from typing import Any
@@ -51,7 +51,7 @@ def told(User) -> list[str]:
 
 
 def elect(proxy: Proxy) -> None:
-    """New connections find a member that holds no data, and there are no others."""
+    """New connections see only a member without data."""
     proxy.electing = True
     proxy.refuse()
     proxy.accept()
@@ -98,8 +98,8 @@ WRITES = {
 
 
 @pytest.mark.parametrize("write", WRITES, ids=lambda write: write.__name__)
-async def test_a_write_whose_second_attempt_meets_an_election_is_told(User, told, proxy, write, registry):
-    """The driver sends it again after a lost answer, and raises the error of the second attempt."""
+async def test_a_write_whose_second_attempt_meets_an_election_is_delivered(User, told, proxy, write, registry):
+    """The driver sends the write again after a lost answer, and raises the error of the second attempt."""
     command, signal = WRITES[write]
     user = await User.objects.create(name="Ada")
     told.clear()
@@ -108,18 +108,18 @@ async def test_a_write_whose_second_attempt_meets_an_election_is_told(User, told
     with pytest.raises(AutoReconnect):
         await write(User, user)
     assert proxy.lost == 1
-    proxy.electing = False  # and the connections stay
+    proxy.electing = False  # the connections stay open
     await eventually(lambda: not registry._unsettled, what="the outcome is known")
     assert told == [signal]
 
 
 @pytest.mark.parametrize("write", WRITES, ids=lambda write: write.__name__)
-async def test_a_write_during_an_election_fails_like_one_on_a_lost_connection(User, told, proxy, write, registry):
+async def test_a_write_during_an_election_fails_like_a_lost_connection(User, told, proxy, write, registry):
     user = await User.objects.create(name="Ada")
     told.clear()
     elect(proxy)
     writing = asyncio.create_task(write(User, user))
-    if write not in (delete, delete_many):  # they repeat their own transaction until the election is over
+    if write not in (delete, delete_many):  # they repeat their own transaction until the election ends
         with pytest.raises(AutoReconnect):
             await writing
     proxy.electing = False
@@ -131,7 +131,7 @@ async def test_a_write_during_an_election_fails_like_one_on_a_lost_connection(Us
     assert told == [WRITES[write][1]]
 
 
-async def test_a_transaction_is_repeated_as_a_whole(User, told, proxy, registry):
+async def test_a_whole_transaction_is_repeated(User, told, proxy, registry):
     user = await User.objects.create(name="Ada")
     told.clear()
     elect(proxy)
@@ -142,7 +142,7 @@ async def test_a_transaction_is_repeated_as_a_whole(User, told, proxy, registry)
     assert told == ["post_update"]
 
 
-async def test_a_dispatcher_goes_on_after_an_election(User, told, proxy, registry, foreign):
+async def test_a_dispatcher_continues_after_an_election(User, told, proxy, registry, foreign):
     async with dispatching(registry) as running:
         foreign.users.insert_one({"name": "before"})
         await eventually(lambda: len(told) == 1)
@@ -151,7 +151,7 @@ async def test_a_dispatcher_goes_on_after_an_election(User, told, proxy, registr
         await eventually(lambda: running.stats.reconnects > reconnects + 2, within=60, what="it tries again")
         assert not running.task.done()
         foreign.users.insert_one({"name": "during"})
-        proxy.electing = False  # the connections that were made meanwhile stay, and know of no sessions
+        proxy.electing = False  # connections opened during the election stay, without sessions
         await eventually(lambda: len(told) == 2, within=60, what="what was written during the election")
         assert not running.task.done()
 

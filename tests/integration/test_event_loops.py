@@ -1,4 +1,4 @@
-"""One module-global registry, many event loops: one after another, at the same time, of all kinds."""
+"""One module-global registry serves many event loops, in sequence and concurrently."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ def server(mongo: Any) -> Iterator[MongoClient[dict[str, Any]]]:
 
 @pytest.fixture
 def registry(mongo: Any, database: str, driver: str) -> mongoz.Registry:
-    """A registry of each driver; the server knows its connections by the name of the database."""
+    """A registry of each driver; its connections on the server have the name of the database."""
     return mongoz.Registry(f"{mongo.url}&appName={database}", driver=driver)
 
 
@@ -67,13 +67,13 @@ def test_a_hundred_loops_leave_no_socket_behind(
     before = sockets()
     assert [RUNS[run](write_and_count(User)) for _ in range(100)] == list(range(1, 101))
     assert registry._clients == {}
-    # Motor's monitors are threads, which close their sockets in their own time (half a second).
+    # Motor's monitors are threads that close their sockets within half a second.
     eventually_sync(lambda: connections_of(server, database) == 0, what="the server's connections are closed")
-    # The fixtures' clients open some in their own time, for their monitors; a leak would be a hundred.
+    # The monitors of the fixtures' clients open some connections; a leak has a hundred.
     eventually_sync(lambda: sockets() < before + 10, what=f"about {before} sockets, as before")
 
 
-def test_threads_with_loops_of_their_own(registry: mongoz.Registry, User: Any) -> None:
+def test_each_thread_may_have_its_own_loop(registry: mongoz.Registry, User: Any) -> None:
     together = threading.Barrier(8)
 
     async def work() -> list[str]:
@@ -95,7 +95,7 @@ def test_threads_with_loops_of_their_own(registry: mongoz.Registry, User: Any) -
     assert asyncio.run(write_and_count(User)) == len(names) + 1
 
 
-def test_loops_that_take_turns(registry: mongoz.Registry, User: Any) -> None:
+def test_two_loops_may_alternate(registry: mongoz.Registry, User: Any) -> None:
     with asyncio.Runner() as one, asyncio.Runner(loop_factory=uvloop.new_event_loop) as two:
         assert [runner.run(write_and_count(User)) for runner in (one, two, one, two)] == [1, 2, 3, 4]
         assert len(registry._clients) == 2
@@ -141,8 +141,8 @@ print(json.dumps([counts, sockets, len(registry._clients)]))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
-def test_loops_closed_without_shutting_down(mongo: Any, database: str, driver: str, kind: str) -> None:
-    # In a process of its own, since asyncio complains of the tasks that such loops leave pending.
+def test_loops_may_be_closed_without_a_shutdown(mongo: Any, database: str, driver: str, kind: str) -> None:
+    # In a separate process, because asyncio warns of the pending tasks of these loops.
     arguments = [mongo.url, database, driver, kind]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", CARELESS, *arguments],
@@ -154,5 +154,5 @@ def test_loops_closed_without_shutting_down(mongo: Any, database: str, driver: s
     assert done.returncode == 0, done.stderr
     counts, sockets, clients = json.loads(done.stdout)
     assert counts == list(range(1, 41))
-    assert clients == 1, "that of the last loop"
-    assert sockets <= 8, "those of the latest two loops, no more"
+    assert clients == 1, "the connection of the last loop"
+    assert sockets <= 8, "only the connections of the last two loops"

@@ -1,4 +1,4 @@
-"""Every field through a real MongoDB: what is saved is loaded equal, and stored as the page of fields says."""
+"""Values of every field are equal after a round trip, and are stored as documented."""
 
 import asyncio
 import datetime
@@ -110,11 +110,11 @@ everything = st.fixed_dictionaries(
 
 
 def kind_of(value: Any) -> type:
-    """Where no type is declared, the driver says of a large integer how it was stored."""
+    """Without a declared type, the driver returns the stored type of a large integer."""
     return int if isinstance(value, bson.Int64) else type(value)
 
 
-def test_what_is_saved_is_loaded_equal(mongo: Any, database: str) -> None:
+def test_a_loaded_value_equals_the_saved_one(mongo: Any, database: str) -> None:
     registry = mongoz.Registry(mongo.url)
     document = thing(registry, database)
 
@@ -146,7 +146,9 @@ VALUES: dict[str, Any] = {
 }  # fmt: skip
 
 
-async def test_how_values_are_stored(registry: mongoz.Registry, database: str, foreign: Any) -> None:
+async def test_values_are_stored_with_the_documented_types(
+    registry: mongoz.Registry, database: str, foreign: Any
+) -> None:
     made = await thing(registry, database).objects.create(**VALUES)
     row = foreign.things.find_one()
     assert row.pop("_id") == made.id
@@ -180,7 +182,7 @@ async def test_values_of_other_clients_are_loaded(registry: mongoz.Registry, dat
             await document.objects.get()
 
 
-async def test_references_take_instances_on_every_road(registry: mongoz.Registry, database: str) -> None:
+async def test_every_write_accepts_instances_as_references(registry: mongoz.Registry, database: str) -> None:
     document = thing(registry, database)
     first = await document.objects.create(**VALUES)
     second = await document.objects.create(**VALUES, key=first)
@@ -198,7 +200,7 @@ async def test_references_take_instances_on_every_road(registry: mongoz.Registry
         await second.update(key=document(**VALUES))
 
 
-async def test_choices_on_every_road(registry: mongoz.Registry, database: str, foreign: Any) -> None:
+async def test_every_write_checks_choices(registry: mongoz.Registry, database: str, foreign: Any) -> None:
     document = thing(registry, database)
     with pytest.raises(ValueError, match="^Invalid choice for field 'kind'. Input provided as 'K2'$") as caught:  # noqa: RUF043
         await document.objects.create(**{**VALUES, "kind": "K2"})
@@ -228,7 +230,7 @@ async def test_choices_on_every_road(registry: mongoz.Registry, database: str, f
         await document.objects.get()
 
 
-async def test_decimals_can_be_searched_as_they_were_loaded(registry: mongoz.Registry, database: str) -> None:
+async def test_loaded_decimals_can_be_used_in_queries(registry: mongoz.Registry, database: str) -> None:
     document = thing(registry, database)
     price = (await document.objects.create(**VALUES)).price
     for query in (
@@ -240,7 +242,7 @@ async def test_decimals_can_be_searched_as_they_were_loaded(registry: mongoz.Reg
         assert await query.count() == 1
 
 
-async def test_embedded_documents_keep_what_others_wrote(
+async def test_embedded_documents_keep_foreign_keys(
     registry: mongoz.Registry, database: str, foreign: Any
 ) -> None:
     document = thing(registry, database)

@@ -1,4 +1,4 @@
-"""What happens to whole collections has no changes of documents: it is noted as a gap, and nothing stops."""
+"""Events of whole collections are recorded as gaps, and the stream continues."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import pytest
 from bson import Timestamp
 
 from mongoz.core.signals import post_delete, post_save, post_update
-from tests.integration.delivering import State, actions, make_account
+from tests.integration.deliveries import State, actions, make_account
 from tests.support import dispatching, eventually
 
 
@@ -17,7 +17,7 @@ def account(dispatched, database) -> Any:
 
 @pytest.fixture
 def names(account) -> list[str]:
-    """The names of what was inserted, as receivers are told."""
+    """The names of the inserted documents, in the order of the deliveries."""
     told: list[str] = []
 
     @post_save(account, name="told")
@@ -73,10 +73,10 @@ def out(db):
         (out, [("out", "accounts")]),
     ],
 )
-async def test_what_happens_to_a_collection_is_noted(
+async def test_an_event_of_a_collection_is_recorded_as_a_gap(
     deed, expected, foreign, dispatched, database, names, state, capsys
 ):
-    """Noted before the position passes it, and what is written afterwards is delivered."""
+    """The gap is recorded before the position passes it, and later writes are delivered."""
     async with dispatching(dispatched) as running:
         foreign["accounts"].insert_one({"name": "before"})
         deed(foreign)
@@ -97,7 +97,7 @@ async def test_what_happens_to_a_collection_is_noted(
         assert database in gap["text"]
 
 
-async def test_a_gap_that_is_met_again_is_one_gap(foreign, dispatched, names, state):
+async def test_a_repeated_gap_is_recorded_once(foreign, dispatched, names, state):
     async with dispatching(dispatched):
         token = state.token
         foreign["accounts"].insert_one({"name": "1"})
@@ -112,7 +112,7 @@ async def test_a_gap_that_is_met_again_is_one_gap(foreign, dispatched, names, st
     assert gaps(state) == [first]
 
 
-async def test_the_position_does_not_pass_a_gap_that_is_not_noted(foreign, dispatched, names, state, capsys):
+async def test_the_position_does_not_pass_an_unrecorded_gap(foreign, dispatched, names, state, capsys):
     admin = foreign.client.admin
     async with dispatching(dispatched):
         admin.command(
@@ -134,7 +134,7 @@ async def test_the_position_does_not_pass_a_gap_that_is_not_noted(foreign, dispa
             dropped_at = hello["$clusterTime"]["clusterTime"]
             foreign["accounts"].insert_one({"name": "2"})
             said = actions(capsys)
-            # Pauses lie between the attempts that are longer than those between two saves.
+            # The pauses between the attempts are longer than those between two saves.
             await eventually(lambda: said().count("gap.not_recorded") >= 3)
             assert state.database["positions"].find_one({"partition": 0})["cluster_time"] < dropped_at
             assert gaps(state) == []
@@ -144,7 +144,7 @@ async def test_the_position_does_not_pass_a_gap_that_is_not_noted(foreign, dispa
         assert len(gaps(state)) == 1
 
 
-async def test_a_collection_that_nobody_watches_is_no_gap(foreign, dispatched, names, state):
+async def test_an_unwatched_collection_has_no_gaps(foreign, dispatched, names, state):
     foreign["elsewhere"].insert_one({})
     async with dispatching(dispatched):
         foreign["elsewhere"].rename("nowhere")

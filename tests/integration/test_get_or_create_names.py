@@ -1,4 +1,4 @@
-"""`get_or_create` stores undeclared keys as `create` does, whatever they are called."""
+"""`get_or_create` stores undeclared keys of any name like `create`."""
 
 import asyncio
 from typing import Any
@@ -34,7 +34,7 @@ def Thing(request: pytest.FixtureRequest, registry: Registry, dispatched: Regist
 
 @pytest.mark.parametrize("odd", [ODD, *EACH.values()], ids=["all", *EACH])
 @pytest.mark.parametrize("by_id", [False, True])
-async def test_names_that_mongodb_reads_as_paths_or_operators(
+async def test_names_with_dots_and_dollars_are_stored_literally(
     Thing: Any, foreign: Any, by_id: bool, odd: dict[str, Any]
 ) -> None:
     created = await Thing.objects.create(name="created", **odd)
@@ -48,7 +48,7 @@ async def test_names_that_mongodb_reads_as_paths_or_operators(
     assert foreign.things.count_documents({}) == 2
 
 
-async def test_one_document_where_many_ask_for_the_same_id(Thing: Any, foreign: Any) -> None:
+async def test_concurrent_calls_with_one_id_create_one_document(Thing: Any, foreign: Any) -> None:
     id_ = bson.ObjectId()
     found = await asyncio.gather(*(Thing.objects.get_or_create({"name": "x", **ODD}, id=id_) for _ in range(8)))
     assert {each.id for each in found} == {id_}

@@ -1,4 +1,4 @@
-"""The oplog does not reach back to the position: what the operator chose happens, and it is said."""
+"""The oplog no longer has the position: the chosen policy applies and is logged."""
 
 import asyncio
 import time
@@ -16,7 +16,7 @@ from dispatcher.embedded.server import embedded_mongo
 from dispatcher.exceptions import ExitCode, HistoryLost
 from dispatcher.operate.positions import Mover
 from mongoz.core.signals import post_save, post_update
-from tests.integration.delivering import State, make_account
+from tests.integration.deliveries import State, make_account
 from tests.support import PATIENCE, dispatching, eventually, group_of
 
 
@@ -30,7 +30,7 @@ def forgetful() -> Iterator[MongoClient]:
 
 
 def forget(client: MongoClient, token: str) -> None:
-    """Write until the oplog has lost what a token stands for."""
+    """Writes until the oplog has lost this token."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         client["noise"]["noise"].insert_many([{"x": "x" * 100_000} for _ in range(10)])
@@ -57,7 +57,7 @@ def listen(document: Any) -> list[SimpleNamespace]:
 
 
 @pytest.mark.parametrize("policy", ["fail", "resume", "backfill"])
-async def test_a_position_that_is_really_lost(forgetful, policy):
+async def test_a_lost_position_follows_the_chosen_policy(forgetful, policy):
     name = f"lost_{policy}"
     db = forgetful[name]
     registry = mongoz.Registry(forgetful.url, dispatched=name)
@@ -100,7 +100,7 @@ async def test_a_position_that_is_really_lost(forgetful, policy):
     if policy == "resume":
         assert again == []
         return
-    # "after" may have been there when the documents were read.
+    # "after" may exist when the documents are read.
     names = {call.name for call in again}
     assert names - {"after"} == {*(f"before {n}" for n in range(5)), "b", "lost"}
     assert {(call.created, call.delivery.image) for call in again} == {(False, "current")}
@@ -122,8 +122,8 @@ def account(dispatched, database) -> Any:
     return make_account(dispatched, database)
 
 
-async def test_a_live_stream_that_falls_behind(foreign, dispatched, account, database):
-    """136; what was read before is delivered."""
+async def test_a_live_stream_can_lose_its_history(foreign, dispatched, account, database):
+    """Error 136; changes read before are delivered."""
     told = listen(account)
     async with dispatching(dispatched, on_history_lost="resume") as running:
         foreign["accounts"].insert_one({"name": "1"})
@@ -139,7 +139,7 @@ async def test_a_live_stream_that_falls_behind(foreign, dispatched, account, dat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("partitions", [1, 2])
-async def test_a_backfill_that_is_cut_short_goes_on_at_the_next_start(
+async def test_an_interrupted_backfill_continues_at_the_next_start(
     foreign, dispatched, account, monkeypatch, partitions
 ):
     monkeypatch.setattr("dispatcher.runs.snapshot._FIRST", 10)
@@ -159,7 +159,7 @@ async def test_a_backfill_that_is_cut_short_goes_on_at_the_next_start(
         failing(foreign.client, 136, partitions)
         await eventually(lambda: running.stats.gaps >= 1)
         await eventually(lambda: len(begun) > 30)
-        foreign["accounts"].insert_one({"name": "live"})  # the stream goes on beside it
+        foreign["accounts"].insert_one({"name": "live"})  # the stream continues meanwhile
         await eventually(lambda: any(not call.delivery.replayed for call in told))
     finished = len([call for call in told if call.delivery.replayed])
     assert 0 < finished < 100
@@ -168,19 +168,19 @@ async def test_a_backfill_that_is_cut_short_goes_on_at_the_next_start(
     async with dispatching(dispatched, on_history_lost="backfill"):
         await eventually(lambda: {one["status"] for one in runs.find({"kind": "run"})} == {"finished"})
     again = [call for call in told if call.delivery.replayed]
-    # All documents of the partitions that lost their history, and no others.
+    # All documents of the partitions without history, and no others.
     lost = {gap["partition"] for gap in State(foreign).database["gaps"].find()}
     hashed = foreign["accounts"].aggregate([{"$project": {"hash": {"$toHashedIndexKey": "$_id"}}}])
     ours = {row["_id"] for row in hashed if partition_of(row["hash"], partitions) in lost}
-    assert len({call.id for call in again} ^ ours) <= 1  # the live one may have been read or not
-    # Repeated is what was in flight, under the same ids: as many as there are documents and runs.
+    assert len({call.id for call in again} ^ ours) <= 1  # the backfill may have read the live document
+    # Interrupted deliveries are repeated with the same ids.
     assert len({call.delivery.id for call in again}) <= 101 * runs.count_documents({"kind": "run"})
     if partitions == 1:
         assert len(again) <= 101 + 20
 
 
-async def test_a_backfilled_document_is_not_older_than_what_was_delivered(foreign, dispatched, account):
-    """While it waits for its turn, the document changes: the turn shows the change."""
+async def test_a_backfilled_document_is_not_older_than_a_delivered_change(foreign, dispatched, account):
+    """The document changes while it waits; its delivery has the change."""
     gate = asyncio.Event()
     told: list[tuple[str, bool]] = []
 
@@ -194,7 +194,7 @@ async def test_a_backfilled_document_is_not_older_than_what_was_delivered(foreig
     id_ = ObjectId()
     async with dispatching(dispatched, on_history_lost="backfill") as running:
         foreign["accounts"].insert_one({"_id": id_, "name": "first"})
-        await eventually(lambda: told == [("first", False)])  # its lane is taken
+        await eventually(lambda: told == [("first", False)])  # its lane is occupied
         failing(foreign.client, 136, 1)
         await eventually(lambda: running.stats.gaps == 1)
         foreign["accounts"].update_one({"_id": id_}, {"$set": {"name": "second"}})

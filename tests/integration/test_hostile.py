@@ -1,4 +1,4 @@
-"""Documents, ids and receivers that mean no good, or just happen: nothing stops, nothing is mixed up."""
+"""Hostile documents, ids and receivers neither stop the dispatcher nor mix up deliveries."""
 
 import asyncio
 import contextlib
@@ -77,8 +77,8 @@ def bad_text() -> dict[str, Any]:
 
 @pytest.mark.parametrize("images", [True, False])
 @pytest.mark.parametrize("bad", [BAD_DATE, bad_text()], ids=["date", "text"])
-async def test_a_document_that_can_not_be_decoded(Thing, seen, foreign, dispatched, bad, images):
-    """Insert and update are nothing without the document, and become letters. A delete is told with its key."""
+async def test_an_undecodable_document_becomes_a_dead_letter(Thing, seen, foreign, dispatched, bad, images):
+    """Inserts and updates need the document and become dead letters. A delete is delivered with its key."""
     foreign.create_collection("things", **(IMAGES if images else {}))
     async with dispatching(dispatched) as running:
         foreign["things"].insert_one({"_id": 1, **bad})
@@ -107,8 +107,8 @@ ODD_IDS = [
 ]
 
 
-async def test_a_capped_collection(Thing, seen, foreign, dispatched):
-    """What the server removes to make room is a delete like any other."""
+async def test_deletes_of_a_capped_collection_are_delivered(Thing, seen, foreign, dispatched):
+    """A removal by the server is a delete like any other."""
     foreign.create_collection("things", capped=True, size=4096, max=3)
     async with dispatching(dispatched):
         foreign["things"].insert_many([{"_id": n, "name": f"{n}"} for n in range(6)])
@@ -119,7 +119,7 @@ async def test_a_capped_collection(Thing, seen, foreign, dispatched):
     assert told == removed + [("post_save", n) for n in range(6)] + [("post_update", 5)]
 
 
-async def test_ids_of_any_type(Thing, seen, foreign, dispatched):
+async def test_ids_of_any_type_are_delivered(Thing, seen, foreign, dispatched):
     async with dispatching(dispatched):
         for id_ in ODD_IDS:
             foreign["things"].insert_one({"_id": id_})
@@ -145,16 +145,16 @@ async def test_one_and_true_are_two_documents(Thing, seen, foreign, dispatched):
 @pytest.mark.parametrize(
     "same", [(1, 1.0, Int64(1), Decimal128("1.0")), (float("nan"), Decimal128("NaN")), (0, -0.0)]
 )
-def test_ids_that_the_server_holds_to_be_equal_share_a_lane(same):
+def test_ids_that_the_server_considers_equal_share_a_lane(same):
     assert len({document_key("ns", id_) for id_ in same}) == 1
 
 
-def test_ids_that_differ_do_not():
+def test_different_ids_do_not_share_a_lane():
     different = [1, True, "1", 1.5, None, b"1", {"a": 1}, {"a": True}, [1], {"a": 1, "b": 2}, {"b": 2, "a": 1}]
     assert len({document_key("ns", id_) for id_ in different}) == len(different)
 
 
-async def test_changes_of_one_document_do_not_share_what_receivers_change(Thing, foreign, dispatched):
+async def test_changes_of_one_document_share_no_instance(Thing, foreign, dispatched):
     """Without post images one lookup serves several changes."""
     found: list[dict[str, Any]] = []
 
@@ -170,7 +170,7 @@ async def test_changes_of_one_document_do_not_share_what_receivers_change(Thing,
     assert found == [{"a": 1}] * 3
 
 
-async def test_a_validator_of_the_application_that_raises_anything(Thing, seen, foreign, dispatched):
+async def test_a_validator_of_the_application_may_raise_any_error(Thing, seen, foreign, dispatched):
     async with dispatching(dispatched) as running:
         foreign["things"].insert_many([{"_id": 1, "name": "key error"}, {"_id": 2, "name": "good"}])
         await seen.wait(1)
@@ -210,8 +210,8 @@ async def hang() -> None:
 
 
 @pytest.mark.parametrize("deed", [cancel_myself, cancel_and_leave, cancel_and_swallow, raise_odd, interrupt])
-async def test_receivers_that_harm_the_task_they_run_in(Thing, seen, foreign, dispatched, deed):
-    """One worker only: the next delivery must find it unharmed, and one that hangs must still be cut."""
+async def test_receivers_can_not_harm_the_task_of_the_worker(Thing, seen, foreign, dispatched, deed):
+    """There is one worker: the next delivery must work, and a hanging one must still time out."""
 
     @post_save(Thing, name="harmful")
     async def harmful(sender, instance, **kwargs):
@@ -224,7 +224,7 @@ async def test_receivers_that_harm_the_task_they_run_in(Thing, seen, foreign, di
         assert not running.task.done()
 
 
-async def test_a_repr_with_a_bug_is_not_needed(Thing, foreign, dispatched):
+async def test_a_failing_repr_of_a_document_does_not_matter(Thing, foreign, dispatched):
     @post_delete(Thing, name="fails")
     async def fails(sender, **kwargs):
         raise Odd
@@ -236,7 +236,7 @@ async def test_a_repr_with_a_bug_is_not_needed(Thing, foreign, dispatched):
 
 
 class Sticky:
-    """A receiver that does not come back from one document, while others pass it."""
+    """A receiver that hangs on one document and accepts others."""
 
     def __init__(self, document: Any) -> None:
         self.calls: list[str] = []
@@ -249,13 +249,13 @@ class Sticky:
             await hang()
 
 
-async def test_what_was_finished_ahead_stays_so_over_two_restarts(Thing, foreign, dispatched):
+async def test_changes_finished_ahead_stay_finished_over_two_restarts(Thing, foreign, dispatched):
     calls = (sticky := Sticky(Thing)).calls
     async with dispatching(dispatched, grace=0.05):
         foreign["things"].insert_one({"name": "stuck"})
         foreign["things"].insert_many([{"name": f"n{i}"} for i in range(400)])
         await eventually(lambda: len(calls) == 401)
-    # Stopped again while most of what was finished ahead has not even been read again.
+    # The second stop comes before most changes finished ahead are read again.
     async with dispatching(dispatched, grace=0.05, max_queued=1, batch_size=5):
         await eventually(lambda: calls.count("stuck") == 2)
     sticky.holds = False
@@ -266,8 +266,8 @@ async def test_what_was_finished_ahead_stays_so_over_two_restarts(Thing, foreign
     assert len(calls) == 400 + 3 + 1
 
 
-async def test_what_was_finished_ahead_stays_so_if_the_next_one_is_killed(Thing, foreign, dispatched):
-    """It had read all of that again, and finished something itself, and the position was still before it."""
+async def test_changes_finished_ahead_stay_finished_if_the_next_process_is_killed(Thing, foreign, dispatched):
+    """The killed process read these changes again and finished another one; the position was still before them."""
     calls = (sticky := Sticky(Thing)).calls
     async with dispatching(dispatched, grace=0.05):
         foreign["things"].insert_one({"name": "stuck"})
@@ -289,7 +289,7 @@ async def test_what_was_finished_ahead_stays_so_if_the_next_one_is_killed(Thing,
 
 
 async def test_looked_up_documents_count_as_memory(Thing, foreign, dispatched):
-    """60 documents of a megabyte, and room for five."""
+    """There are 60 documents of one megabyte, and memory for five."""
     gate, calls = asyncio.Event(), 0
 
     @post_update(Thing, name="slow")
@@ -302,7 +302,7 @@ async def test_looked_up_documents_count_as_memory(Thing, foreign, dispatched):
     async with dispatching(dispatched, max_queued_mb=5):
         foreign["things"].update_many({}, {"$inc": {"n": 1}})
         await eventually(lambda: calls >= 5)
-        for _ in range(50):  # turns in which more could begin
+        for _ in range(50):  # turns of the loop in which more deliveries could begin
             await asyncio.sleep(0)
         assert calls <= 6
         gate.set()
@@ -312,7 +312,7 @@ async def test_looked_up_documents_count_as_memory(Thing, foreign, dispatched):
 # The ODM
 
 
-async def test_what_was_never_saved_is_not_the_document_without_an_id(Thing, foreign):
+async def test_an_unsaved_instance_is_not_the_document_with_the_id_none(Thing, foreign):
     foreign["things"].insert_one({"_id": None, "name": "somebody else's"})
     for write in (lambda: Thing(name="new").delete(), lambda: Thing(name="new").update(name="x")):
         with pytest.raises(DocumentNotFound, match="never saved"):
@@ -320,7 +320,7 @@ async def test_what_was_never_saved_is_not_the_document_without_an_id(Thing, for
     assert foreign["things"].find_one({"_id": None})["name"] == "somebody else's"
 
 
-async def test_an_update_that_fails_leaves_a_concurrent_one_alone(Thing, foreign):
+async def test_a_failed_update_does_not_undo_a_concurrent_one(Thing, foreign):
     foreign["things"].create_index("name", unique=True)
     await Thing(id=ObjectId(), name="taken").create()
     thing = await Thing(id=ObjectId(), name="free").create()

@@ -1,4 +1,4 @@
-"""Values out of users' inputs, on every lookup and operator: they are compared, and never obeyed."""
+"""Values from user input are only compared, in every lookup and operator."""
 
 import datetime
 import decimal
@@ -54,7 +54,7 @@ values = st.recursive(
 )
 
 
-# -- what should match, in Python --------------------------------------------------------------------
+# -- expected matches, in Python ---------------------------------------------------------------------
 
 
 def in_bson(value: Any) -> Any:
@@ -70,7 +70,7 @@ def as_decimal(value: Any) -> decimal.Decimal:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether MongoDB takes two values for equal."""
+    """Whether MongoDB considers two values equal."""
     if is_number(a) and is_number(b):
         a, b = as_decimal(a), as_decimal(b)
         return (a.is_nan() and b.is_nan()) or a == b
@@ -88,7 +88,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def reached(stored: Any) -> list[Any]:
-    """What a condition on a field looks at: the value, and the items of a list."""
+    """The values that a condition compares: the value itself and the items of a list."""
     return [stored, *(stored if isinstance(stored, list) else ())]
 
 
@@ -122,7 +122,7 @@ def by_lookup(keyword: str, value: Any) -> Any:
 
 
 def spellings(field: str, name: str, lookups: tuple[str, ...], value: Any) -> list[Any]:
-    """The same condition as each of the ways to write it makes it."""
+    """The same condition in each spelling."""
     proxy = getattr(Thing, field)
     keywords = [f"{field}{lookup}" for lookup in lookups]
     expressions = [getattr(Q, name)(key, value) for key in (field, proxy)]
@@ -173,8 +173,8 @@ ORDERS = {"gt": operator.gt, "gte": operator.ge, "lt": operator.lt, "lte": opera
 
 @checked
 @given(stored=st.lists(values, min_size=1, max_size=4), value=values)
-def test_comparisons_are_of_one_kind(things: Any, stored: list[Any], value: Any) -> None:
-    """Strings and numbers are compared as in Python; whatever else is given finds nothing among them."""
+def test_comparisons_match_only_values_of_the_same_type(things: Any, stored: list[Any], value: Any) -> None:
+    """Strings and numbers are compared as in Python; other values match none of them."""
     plain = ["a", "b", 1, 2.5]
     fill(things, "data", [*plain, *stored])
     for lookup, order in ORDERS.items():
@@ -190,13 +190,13 @@ def test_comparisons_are_of_one_kind(things: Any, stored: list[Any], value: Any)
                 assert among_plain == {i for i in (0, 1) if order(plain[i], value)}
             elif is_number(value) and value == value:  # no NaN
                 assert among_plain == {i for i in (2, 3) if order(plain[i], float(str(value)))}
-            elif not isinstance(value, bson.MinKey | bson.MaxKey | decimal.Decimal):  # which are of every kind
+            elif not isinstance(value, bson.MinKey | bson.MaxKey | decimal.Decimal):  # these match every type
                 assert among_plain == set()
 
 
 @checked
 @given(value=values)
-def test_typed_fields_match_what_equals_and_nothing_else(things: Any, value: Any) -> None:
+def test_typed_fields_match_only_equal_values(things: Any, value: Any) -> None:
     row = {"_id": OID, "name": "abc", "n": 1, "owner": OID, "tags": ["a", "abc"]}
     things.delete_many({})
     things.insert_one(row)
@@ -212,7 +212,7 @@ def test_typed_fields_match_what_equals_and_nothing_else(things: Any, value: Any
 
 @checked
 @given(value=values.filter(lambda value: not isinstance(value, str) or isinstance(value, Code)))
-def test_what_takes_a_certain_kind_refuses_others(value: Any) -> None:
+def test_lookups_of_one_type_refuse_values_of_other_types(value: Any) -> None:
     refused = ["startswith", "istartswith", "endswith", "iendswith"]
     refused += ["contains", "icontains"]
     refused += [] if isinstance(value, bool) else ["exists"]
@@ -257,7 +257,7 @@ plain_texts = st.text(alphabet="aAbB.\n ", max_size=4)
 
 @checked
 @given(stored=st.lists(plain_texts, min_size=1, max_size=6), text=plain_texts)
-def test_strings_match_without_regard_to_case(things: Any, stored: list[str], text: str) -> None:
+def test_strings_match_case_insensitively(things: Any, stored: list[str], text: str) -> None:
     fill(things, "name", stored)
     for lookup, test in TESTS.items():
         expected = {n for n, each in enumerate(stored) if test(each.lower(), text.lower())}
@@ -265,7 +265,7 @@ def test_strings_match_without_regard_to_case(things: Any, stored: list[str], te
             assert found(things, condition) == expected, condition
 
 
-# -- what no server would take -----------------------------------------------------------------------
+# -- unstorable values -------------------------------------------------------------------------------
 
 
 def nested(levels: int) -> Any:
@@ -282,7 +282,7 @@ IMPOSSIBLE = [
 
 
 @pytest.mark.parametrize("value", IMPOSSIBLE, ids=lambda value: type(value).__name__)
-def test_what_could_never_be_stored_is_refused_by_us(value: Any) -> None:
+def test_unstorable_values_are_refused_before_the_server(value: Any) -> None:
     for field in ("name", "n", "owner", "data", "tags", "id"):
         for lookup in ("exact", "neq", "not", "gt", "gte", "lt", "lte", "contains", "startswith", "iendswith"):
             with pytest.raises(OperatorInvalid):
@@ -294,7 +294,7 @@ def test_what_could_never_be_stored_is_refused_by_us(value: Any) -> None:
             Q.eq(field, value)
 
 
-def test_the_deepest_value_that_is_taken_is_taken_by_the_server(things: Any) -> None:
+def test_the_server_accepts_the_deepest_accepted_value(things: Any) -> None:
     for lookup, value in (("exact", nested(100)), ("neq", nested(100)), ("in", [nested(100), {"$a": nested(98)}])):
         found(things, by_lookup(f"data__{lookup}", value))
     for character in "x.k\0é😀":
@@ -312,7 +312,7 @@ ODD = [
 
 
 @pytest.mark.parametrize("value", ODD, ids=repr)
-def test_odd_values_make_no_trouble(things: Any, value: Any) -> None:
+def test_odd_values_cause_no_error(things: Any, value: Any) -> None:
     things.insert_one({"name": "abc", "n": 1, "owner": OID, "tags": ["a"]})
     for field in ("name", "n", "owner", "tags", "id"):
         for lookup in ("exact", "contains"):
@@ -324,7 +324,7 @@ def test_odd_values_make_no_trouble(things: Any, value: Any) -> None:
         assert things.count_documents(by_lookup(f"{field}__not_in", [value])) == 1, field
 
 
-# -- names out of users' inputs ----------------------------------------------------------------------
+# -- names from user input ---------------------------------------------------------------------------
 
 NAMES = [
     "$where", "$or", "$expr", "", ".", "__", "name.", ".name", "name..x", "a\0b", "data\0", "_joined_x",
@@ -333,7 +333,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_names_that_are_none(name: Any) -> None:
+def test_invalid_names_are_refused(name: Any) -> None:
     with pytest.raises((InvalidKeyError, OperatorInvalid)):
         compile_lookups(Thing, {name: "true"})
     with pytest.raises((InvalidKeyError, OperatorInvalid)):
@@ -342,7 +342,7 @@ def test_names_that_are_none(name: Any) -> None:
 
 @checked
 @given(name=st.text(alphabet=st.sampled_from("dat.$_0gin\0 "), max_size=8), value=values)
-def test_names_below_a_plain_dict_make_no_trouble(things: Any, name: str, value: Any) -> None:
+def test_names_below_a_plain_dict_cause_no_error(things: Any, name: str, value: Any) -> None:
     things.delete_many({})
     things.insert_one({"data": {"a": 1}, "name": "abc"})
     try:

@@ -1,4 +1,4 @@
-"""Values out of users' inputs, in every write: they are stored as they are, and never obeyed."""
+"""Values from user input are stored literally by every write."""
 
 import contextlib
 from typing import Any
@@ -116,7 +116,7 @@ async def test_conditions_of_get_or_create_are_values(Thing: Any, things: Any, v
     if value == "else":
         assert found.name == "bystander"
         return
-    if value is None or isinstance(value, list):  # MongoDB's equality has more to say there
+    if value is None or isinstance(value, list):  # MongoDB's equality is wider there
         return
     row = written(things)
     assert row is not None, "another document does not match"
@@ -131,7 +131,7 @@ async def test_conditions_of_get_or_create_are_values(Thing: Any, things: Any, v
 @example(value={"$each": [1, 2]})
 @example(value=[{"$each": [1]}])
 @example(value={"$in": [1, 2]})
-async def test_operators_take_values(Thing: Any, things: Any, value: Any) -> None:
+async def test_operators_store_values(Thing: Any, things: Any, value: Any) -> None:
     operations = {
         "push": (U.push("items", value), [0, value]),
         "add_to_set": (U.add_to_set("items", value), [0, value]),
@@ -159,7 +159,7 @@ async def test_operators_take_values(Thing: Any, things: Any, value: Any) -> Non
 
 @checked
 @given(value=values)
-async def test_bounds_take_values(Thing: Any, things: Any, value: Any) -> None:
+async def test_bounds_are_values(Thing: Any, things: Any, value: Any) -> None:
     for operation in (U.min(data=value), U.max(data=value), U.min("data.a", value)):
         prepared(things)
         await Thing.objects.create(name="mine", data={"a": 1})
@@ -190,8 +190,8 @@ async def test_keys_of_embedded_documents_are_keys(Thing: Any, things: Any, extr
 
 @checked
 @given(key=st.sampled_from([key for key in KEYS if key != "a"]), value=values)
-async def test_undeclared_keys_are_refused_or_kept(Thing: Any, things: Any, key: str, value: Any) -> None:
-    """An update can't write such a key; what it would mean as a path or an operator must not happen."""
+async def test_undeclared_keys_are_refused_or_stored(Thing: Any, things: Any, key: str, value: Any) -> None:
+    """An update can't write these keys, and must not read them as paths or operators."""
     prepared(things)
     mine = await Thing.objects.create(name="mine")
     setattr(mine, key, value)

@@ -39,7 +39,7 @@ async def names(document: Any, collection: Any = None) -> list[str]:
     return [index["name"] for index in await document.list_indexes(collection=collection)]
 
 
-async def test_create_and_list(define: Define) -> None:
+async def test_indexes_are_created_and_listed(define: Define) -> None:
     Movie = define(
         indexes=[
             Index(keys=[("year", Order.DESCENDING), ("genre", Order.ASCENDING)], unique=True, sparse=True),
@@ -53,7 +53,7 @@ async def test_create_and_list(define: Define) -> None:
     declared = ["name", "year_genre", "plot", "place", "flat", "shard", "seen"]
     assert await Movie.list_indexes() == []
     assert await Movie.create_indexes() == declared
-    assert await Movie.create_indexes() == declared, "those that exist stay"
+    assert await Movie.create_indexes() == declared, "existing indexes stay"
     rows = {row["name"]: row for row in await Movie.list_indexes()}
     assert list(rows) == ["_id_", *declared]
     assert all(type(row) is dict for row in rows.values())
@@ -67,7 +67,7 @@ async def test_create_and_list(define: Define) -> None:
     assert rows["seen"]["expireAfterSeconds"] == 60
 
 
-async def test_create_one(define: Define) -> None:
+async def test_one_index_can_be_created(define: Define) -> None:
     Movie = define(indexes=[Index("year"), Index("rating", name="by_rating")])
     assert await Movie.create_index("by_rating") == "by_rating"
     assert await Movie.create_index("name") == "name"
@@ -76,7 +76,7 @@ async def test_create_one(define: Define) -> None:
         await Movie.create_index("yaer")
 
 
-async def test_drop_one(define: Define, foreign: Any) -> None:
+async def test_one_index_can_be_dropped(define: Define, foreign: Any) -> None:
     Movie = define(indexes=[Index("year")])
     await Movie.drop_index("year")  # no collection
     await Movie.create_indexes()
@@ -87,7 +87,7 @@ async def test_drop_one(define: Define, foreign: Any) -> None:
     assert await names(Movie) == ["_id_", "name"]
 
 
-async def test_drop_all(define: Define, foreign: Any) -> None:
+async def test_all_indexes_can_be_dropped(define: Define, foreign: Any) -> None:
     Movie = define(indexes=[Index("year"), Index("rating")])
     assert await Movie.drop_indexes() == []
     assert await Movie.drop_indexes(force=True) == []
@@ -101,11 +101,11 @@ async def test_drop_all(define: Define, foreign: Any) -> None:
     assert await names(Movie) == ["_id_"]
 
 
-async def test_unique_is_enforced(define: Define) -> None:
+async def test_a_unique_index_is_enforced(define: Define) -> None:
     Movie = define(indexes=[Index("year", unique=True)])
     await Movie.create_indexes()
     await Movie(name="a", year=1).create()
-    with pytest.raises(DuplicateKeyError):  # the driver's own
+    with pytest.raises(DuplicateKeyError):  # the error of the driver
         await Movie(name="b", year=1).create()
 
 
@@ -126,7 +126,7 @@ async def test_fields_are_indexed_under_their_stored_names(registry: mongoz.Regi
     assert await Movie.drop_indexes() == ["email", "year_email_free", "year"]
 
 
-async def test_nothing_declared_does_not_ask_the_server() -> None:
+async def test_a_document_without_indexes_sends_no_command() -> None:
     registry = mongoz.Registry("mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=60000")
     options = {"registry": registry, "database": "x", "autogenerate_index": True}
 
@@ -139,7 +139,7 @@ async def test_nothing_declared_does_not_ask_the_server() -> None:
         await ensure_indexes(Movie.meta, Movie.get_collection())
 
 
-async def test_check_creates_and_drops(define: Define, foreign: Any) -> None:
+async def test_check_creates_and_drops_indexes(define: Define, foreign: Any) -> None:
     Movie = define(indexes=[Index("year"), Index("rating")])
     await Movie.check_indexes()  # no collection yet
     assert await names(Movie) == ["_id_", "name", "year", "rating"]
@@ -157,7 +157,7 @@ async def test_check_creates_and_drops(define: Define, foreign: Any) -> None:
     assert sorted(await names(Movie)) == ["_id_", "more", "name", "rating"]
 
 
-async def test_check_renames(define: Define) -> None:
+async def test_check_renames_indexes(define: Define) -> None:
     await define(indexes=[Index("year", name="old")]).create_indexes()
     await define(indexes=[Index("year", name="new")]).check_indexes()
     assert await names(define()) == ["_id_", "name", "new"]
@@ -177,7 +177,7 @@ async def test_a_changed_index_is_refused_or_rebuilt(define: Define) -> None:
     assert rows["year"]["unique"] is True
 
 
-async def test_two_of_the_same_keys_are_named(define: Define) -> None:
+async def test_two_indexes_of_the_same_keys_are_named(define: Define) -> None:
     Movie = define(indexes=[Index("name", name="again"), Index("year")])
     for refused in (Movie.create_indexes, lambda: Movie.check_indexes(force_drop=True)):
         with pytest.raises(OperationFailure) as caught:
@@ -185,8 +185,8 @@ async def test_two_of_the_same_keys_are_named(define: Define) -> None:
         assert caught.value.__notes__[0].endswith("'name' and 'again' have the same keys; remove one of them.")
 
 
-async def test_unique_where_there_is_a_value(define: Define) -> None:
-    """As the guide has it: None is stored, so a sparse index would not do."""
+async def test_a_partial_unique_index_allows_missing_values(define: Define) -> None:
+    """As in the guide: None is stored, so a sparse index is not sufficient."""
     only_strings = {"partialFilterExpression": {"code": {"$type": "string"}}}
     Movie = define(indexes=[Index("code", unique=True, **only_strings)], autogenerate_index=True)
     await Movie.create_many([Movie(name=name, code=None) for name in "ab"])
@@ -196,7 +196,9 @@ async def test_unique_where_there_is_a_value(define: Define) -> None:
 
 
 @pytest.mark.parametrize("whose", ["ours", "the driver's"])
-async def test_in_another_collection(define: Define, registry: mongoz.Registry, database: str, whose: str) -> None:
+async def test_indexes_can_be_created_in_another_collection(
+    define: Define, registry: mongoz.Registry, database: str, whose: str
+) -> None:
     Movie = define(indexes=[Index("year")])
     ours = registry.get_database(database).get_collection("archive")
     other = ours if whose == "ours" else ours._collection
@@ -211,7 +213,9 @@ async def test_in_another_collection(define: Define, registry: mongoz.Registry, 
     assert await names(Movie) == []
 
 
-async def test_in_several_databases(define: Define, registry: mongoz.Registry, database: str) -> None:
+async def test_indexes_can_be_created_in_several_databases(
+    define: Define, registry: mongoz.Registry, database: str
+) -> None:
     Movie = define(indexes=[Index("year")])
     others = [f"{database}_one", f"{database}_two"]
     places = [registry.get_database(name).get_collection("movies") for name in others]
@@ -250,7 +254,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-async def test_without_a_collection(define: Define, call: str) -> None:
+async def test_a_document_without_a_collection_is_refused(define: Define, call: str) -> None:
     class Loose(mongoz.Document):
         name: str = mongoz.String()
 
@@ -259,7 +263,9 @@ async def test_without_a_collection(define: Define, call: str) -> None:
             await getattr(document, call)(*CALLS[call])
 
 
-async def test_indexes_come_with_the_first_write(define: Define, registry: mongoz.Registry, database: str) -> None:
+async def test_the_first_write_creates_the_indexes(
+    define: Define, registry: mongoz.Registry, database: str
+) -> None:
     Movie = define(indexes=[Index("year", unique=True)], autogenerate_index=True)
     assert await Movie.objects.count() == 0
     assert await names(Movie) == [], "reading creates nothing"
@@ -276,13 +282,13 @@ async def test_indexes_come_with_the_first_write(define: Define, registry: mongo
     assert await names(Movie) == ["_id_", "name", "year"], "a new database, a new first write"
 
 
-async def test_not_unless_meta_says_so(define: Define) -> None:
+async def test_the_first_write_creates_no_index_without_the_meta_option(define: Define) -> None:
     Movie = define(indexes=[Index("year")])
     await Movie(name="a").create()
     assert await names(Movie) == ["_id_"]
 
 
-async def test_concurrent_first_writes(define: Define) -> None:
+async def test_concurrent_first_writes_create_the_indexes_once(define: Define) -> None:
     Movie = define(indexes=[Index("year", unique=True)], autogenerate_index=True)
     attempts = [Movie(name="a", year=n % 2).create() for n in range(20)]
     outcomes = await asyncio.gather(*attempts, return_exceptions=True)
@@ -291,7 +297,7 @@ async def test_concurrent_first_writes(define: Define) -> None:
     assert await names(Movie) == ["_id_", "name", "year"]
 
 
-async def test_a_first_write_that_could_not_create_them_is_not_made(define: Define, foreign: Any) -> None:
+async def test_a_first_write_fails_if_the_indexes_can_not_be_created(define: Define, foreign: Any) -> None:
     Movie = define(indexes=[Index("year", unique=True)], autogenerate_index=True)
     foreign.movies.insert_many([{"year": 1}, {"year": 1}])
     for _ in range(2):
@@ -314,11 +320,11 @@ async def test_the_first_write_may_be_in_a_transaction(define: Define, registry:
 
     with pytest.raises(ZeroDivisionError):
         await write_and_fail()
-    assert await names(Movie) == ["_id_", "name", "year"], "built outside of it"
+    assert await names(Movie) == ["_id_", "name", "year"], "built outside of the transaction"
     assert await Movie.objects.count() == 0
 
 
-async def test_a_transaction_that_uses_the_collection_already_says_why(
+async def test_a_transaction_that_already_uses_the_collection_is_an_error(
     define: Define, registry: mongoz.Registry, foreign: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mongoz.persistence.indexing._TIMEOUT_IN_TRANSACTION", {"maxTimeMS": 50})

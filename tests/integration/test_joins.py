@@ -1,4 +1,4 @@
-"""Filters on fields of referenced documents, and the referenced instances that come with the result."""
+"""Filters on fields of referenced documents, and the attached referenced instances."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from mongoz.exceptions import InvalidKeyError
 
 @pytest.fixture(params=["class", "name"])
 def models(registry: mongoz.Registry, database: str, request: pytest.FixtureRequest) -> Any:
-    """Movies that refer to producers, by the class or by its name."""
+    """Movies with references to producers, by class or by name."""
 
     class Base(mongoz.Document):
         Meta = type("Meta", (), {"abstract": True, "registry": registry, "database": database})
@@ -57,7 +57,7 @@ async def Movie(models: Any) -> Any:
     await create(name="B", producer_id=bob, director=ada, sequel_of=a, cuts=[{"label": "x", "editor": cyd.id}])
     await create(name="C", producer_id=cyd.id, director=cyd)
     await create(name="D")
-    await create(name="E", producer_id=bson.ObjectId())  # of somebody who is gone
+    await create(name="E", producer_id=bson.ObjectId())  # a reference to a deleted document
     return Movie
 
 
@@ -70,7 +70,7 @@ JOINS: list[tuple[dict[str, Any], str]] = [
     ({"producer_id__name__exact": "Ada"}, "A"),
     ({"producer_id__full_name": "Ada"}, "A"),
     ({"producer_id.name": "Ada"}, "A"),
-    ({"producer_id__name__neq": "Ada"}, "BC"),  # of those who are there
+    ({"producer_id__name__neq": "Ada"}, "BC"),  # references to existing documents
     ({"producer_id__name__not": "Ada"}, "BC"),
     ({"producer_id__name__in": ["Ada", "Bob"]}, "AB"),
     ({"producer_id__name__not_in": ["Ada"]}, "BC"),
@@ -156,7 +156,7 @@ async def test_referenced_instances_are_attached(Movie: Any, models: Any) -> Non
     assert await names(Movie.objects.filter(producer_id__name="Ada")) == "A2"
 
 
-async def test_joins_among_the_rest_of_a_query(Movie: Any) -> None:
+async def test_joins_can_be_combined_with_the_rest_of_a_query(Movie: Any) -> None:
     joined = Movie.objects.filter(producer_id__age__gte=30)
     assert [movie.name for movie in await joined.sort("name", -1)] == ["B", "A"]
     assert [movie.name for movie in await joined.sort(producer_id__age__desc=True)] == ["B", "A"]
@@ -171,7 +171,7 @@ async def test_joins_among_the_rest_of_a_query(Movie: Any) -> None:
 @pytest.mark.parametrize(
     "hostile", [{"$gt": ""}, {"$ne": None}, {"$regex": ".*"}, bson.Regex(".*"), ["Ada"]], ids=str
 )
-async def test_values_stay_values(Movie: Any, hostile: Any) -> None:
+async def test_values_are_literal(Movie: Any, hostile: Any) -> None:
     for keyword in (
         "producer_id__name",
         "producer_id__name__exact",

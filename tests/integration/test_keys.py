@@ -1,4 +1,4 @@
-"""Keys are compared as the server compares them: whatever type of number an `_id` was stored as."""
+"""Keys are compared as in the server, for every numeric type of an `_id`."""
 
 import datetime
 import decimal
@@ -19,7 +19,7 @@ from tests.unit.test_keys import DIFFERENT, EQUAL, WAYS
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_server_agrees(foreign, way):
+def test_the_server_considers_the_same_keys_equal(foreign, way):
     made, collection = WAYS[way], foreign["keys"]
     different = [made(value) for value in DIFFERENT if way != "itself" or not isinstance(value, list)]
     collection.insert_many([{"_id": id_} for id_ in different])
@@ -66,7 +66,7 @@ STORED = {
 
 
 @pytest.mark.parametrize("stored", STORED)
-async def test_own_writes_of_documents_that_another_client_stored(dispatched, database, foreign, stored):
+async def test_own_writes_to_foreign_documents_are_recognized(dispatched, database, foreign, stored):
     type_, own, theirs = STORED[stored]
     told: list[Any] = []
     Thing = make(dispatched, database, type_, told)
@@ -85,7 +85,7 @@ async def test_own_writes_of_documents_that_another_client_stored(dispatched, da
             things.insert_one({"_id": theirs, "name": "Ada"})
             await eventually(lambda: told and told[-1].name == "Ada" and told[-1].signal == "post_save")
             thing = await Thing.objects.get(id=own)
-            thing.id = own  # as an application has it that did not read the document
+            thing.id = own  # as in an application that has not read the document
             told.clear()
             await call(thing)
             things.replace_one({"_id": theirs}, {"name": "end"}, upsert=True)
@@ -110,7 +110,7 @@ OWN = {
 
 
 @pytest.mark.parametrize("kind", OWN)
-async def test_ids_of_all_types_that_can_be_stored(dispatched, database, foreign, kind):
+async def test_own_writes_are_recognized_for_ids_of_all_types(dispatched, database, foreign, kind):
     type_, id_ = OWN[kind]
     told: list[Any] = []
     Thing = make(dispatched, database, type_, told)
@@ -140,8 +140,8 @@ async def test_ids_of_all_types_that_can_be_stored(dispatched, database, foreign
 
 
 @pytest.mark.parametrize("id_", [1, 2**40, Int64(5), 7.5, Decimal128("8.0"), {"a": 2**40, "b": [0.5]}], ids=repr)
-async def test_a_dispatcher_goes_on_behind_a_change_of_any_key(dispatched, database, foreign, id_):
-    """The server needs the types of a key's numbers to find the change that a position names."""
+async def test_a_dispatcher_resumes_after_a_change_of_any_key(dispatched, database, foreign, id_):
+    """The server needs the numeric types of a key to find the change of a resume token."""
     told: list[Any] = []
     make(dispatched, database, Any, told)
     positions = foreign.client[f"{database}_state"]["positions"]

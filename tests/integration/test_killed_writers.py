@@ -1,4 +1,4 @@
-"""A process that is killed in the middle of a marked delete: what stands is told, by whom the contract says."""
+"""A process is killed during a marked delete: a committed delete is delivered as in the contract."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ import mongoz
 from mongoz.core.signals import post_delete
 from tests.support import ROOT, dispatching, eventually
 
-# Deletes one document, and is killed by SIGKILL when a command is sent, or has been answered.
+# Deletes one document; SIGKILL arrives when a command is sent or answered.
 WRITER = """
 import asyncio, os, signal, sys
 from pymongo import AsyncMongoClient
@@ -60,7 +60,7 @@ def make(registry: mongoz.Registry, database: str, told: list[tuple[str, ObjectI
 
 @pytest.fixture
 def quick_aborts(foreign: Any) -> Iterator[None]:
-    """The server soon ends transactions of clients that are gone; it takes a minute by default."""
+    """The server ends abandoned transactions soon; the default is a minute."""
     admin = foreign.client.admin
     admin.command("setParameter", 1, transactionLifetimeLimitSeconds=1)
     yield
@@ -75,8 +75,8 @@ def kill_while_deleting(url: str, database: str, id_: ObjectId, when: str, comma
 
 
 @pytest.mark.parametrize("command", ["delete", "commitTransaction"])
-async def test_before_the_commit_nothing_has_happened(command, mongo, dispatched, database, foreign, quick_aborts):
-    """The document is there, without the mark; whoever deletes it later is told of like anybody."""
+async def test_a_kill_before_the_commit_has_no_effect(command, mongo, dispatched, database, foreign, quick_aborts):
+    """The document exists without the marker; a later delete of another client is delivered."""
     told: list[tuple[str, ObjectId, str]] = []
     make(dispatched, database, told)
     foreign.create_collection("users")
@@ -89,10 +89,10 @@ async def test_before_the_commit_nothing_has_happened(command, mongo, dispatched
     assert sorted(told) == [("any", id_, "stream"), ("durable", id_, "stream")]
 
 
-async def test_after_the_commit_what_was_to_run_in_that_process_is_lost_with_it(
+async def test_after_the_commit_only_receivers_of_the_killed_process_are_lost(
     mongo, dispatched, database, foreign
 ):
-    """And nothing else: that is what delivery="dispatcher" is for."""
+    """Receivers with delivery="dispatcher" are called."""
     told: list[tuple[str, ObjectId, str]] = []
     make(dispatched, database, told)
     foreign.create_collection("users")

@@ -1,7 +1,7 @@
-"""Listening changes nothing: random calls of the ODM, whoever listens (see `tests/listening`).
+"""Receivers change nothing about calls of the ODM: random calls with all receivers (see `tests/listening`).
 
-The random calls are the same in every run, and few: scenes that were written by hand are beside them.
-LISTENING_EXAMPLES=1000 makes a long run of other ones, so many per test; LISTENING_SEED repeats one.
+Every run has the same few random calls, and scenes written by hand.
+LISTENING_EXAMPLES=1000 runs that many new random calls per test; LISTENING_SEED repeats a run.
 """
 
 import asyncio
@@ -28,14 +28,14 @@ SEED = int(os.environ.get("LISTENING_SEED") or (random.randrange(10**6) if LONG 
 
 @pytest.fixture(scope="module")
 def runner() -> Iterator[asyncio.Runner]:
-    """One event loop for all examples: clients live in it."""
+    """One event loop for all examples and their clients."""
     with asyncio.Runner() as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def world(mongo: EmbeddedMongo, _sync_client: MongoClient, runner: asyncio.Runner) -> Iterator[World]:
-    """One world for all tests: to make its documents takes as long as to play several scenes."""
+    """One world for all tests, because creating its documents takes as long as several scenes."""
     name = f"listening_{os.getpid()}"
     made = World(_sync_client, name)
     runner.run(made.open(mongo.url, DRIVER))
@@ -67,7 +67,7 @@ def test_listening_changes_nothing(world: World, runner: asyncio.Runner, group: 
 
 
 @pytest.mark.parametrize("about", DIRECTED)
-def test_listening_changes_nothing_where_it_easily_would(world: World, runner: asyncio.Runner, about: str) -> None:
+def test_listening_changes_nothing_in_critical_scenes(world: World, runner: asyncio.Runner, about: str) -> None:
     wrong = []
     for number, scene in enumerate(DIRECTED[about], 1):
         found = runner.run(faults(world, scene))

@@ -47,7 +47,7 @@ def Movie(registry: mongoz.Registry, database: str) -> Any:
 
 
 async def fill(Movie: Any, **values: list[Any]) -> None:
-    """One movie for each value of a field, named "0", "1", ... unless that is the field."""
+    """One movie for each value of a field; the names are "0", "1", ... except for the field `name`."""
     ((field, each),) = values.items()
     await Movie.create_many([Movie(**{"name": str(number), field: value}) for number, value in enumerate(each)])
 
@@ -90,7 +90,7 @@ TEXT = [
 ]  # fmt: skip
 
 
-async def test_strings(Movie: Any) -> None:
+async def test_lookups_of_strings(Movie: Any) -> None:
     await fill(Movie, name=STRINGS)
     for lookup, operator, value, expected in TEXT:
         queries = [
@@ -108,7 +108,7 @@ async def test_strings(Movie: Any) -> None:
 
 
 async def test_dates_are_also_found_by_their_iso_strings(Movie: Any) -> None:
-    """As they come out of a URL or of JSON; text that is no date matches nothing."""
+    """As in a URL or in JSON; a text that is not a date matches nothing."""
     moments = [datetime.datetime(2024, 5, day, 12, 30) for day in (1, 2, 3)]
     await fill(Movie, made=moments)
     assert await found(Movie.objects.filter(made="2024-05-02T12:30:00"), "made") == [moments[1]]
@@ -121,14 +121,14 @@ async def test_dates_are_also_found_by_their_iso_strings(Movie: Any) -> None:
     await fill(Movie, shown=days)
     assert await found(Movie.objects.filter(shown="2024-05-02"), "shown") == days[1:]
     assert await found(Movie.query(Q.lt(Movie.shown, "2024-05-02")), "shown") == days[:1]
-    # Of an attribute that may be either, text stays text.
+    # For an attribute of both types, a text stays a text.
     await Movie.objects.delete()
     await fill(Movie, data=["2024-05-02"])
     assert await found(Movie.objects.filter(data="2024-05-02"), "data") == ["2024-05-02"]
 
 
 @pytest.mark.usefixtures("javascript_allowed")
-async def test_numbers_and_what_is_missing(Movie: Any, foreign: Any) -> None:
+async def test_lookups_of_numbers_and_missing_values(Movie: Any, foreign: Any) -> None:
     await fill(Movie, year=[1, 2, 3, None])
     foreign.movies.insert_one({"name": "4"})
     for lookups, expected in [
@@ -210,7 +210,7 @@ async def test_a_date_is_a_whole_day(Movie: Any) -> None:
     assert await found(Movie.objects.filter(shown__date=datetime.date.max), "name") == ["2"]
 
 
-async def test_a_day_of_a_list_is_that_of_one_item(Movie: Any) -> None:
+async def test_a_day_matches_one_item_of_a_list(Movie: Any) -> None:
     before, on, after = (datetime.datetime(2024, 2, day) for day in (27, 28, 29))
     await fill(Movie, days=[[before, after], [before, on], [on], []])
     assert await found(Movie.objects.filter(days__date="2024-02-28"), "name") == ["1", "2"]
@@ -223,7 +223,7 @@ async def test_a_day_of_a_list_is_that_of_one_item(Movie: Any) -> None:
         assert await found(Movie.objects.filter(**{keyword: "2024-02-28"}), "name") == ["1"]
 
 
-async def test_names_reach_inside(Movie: Any) -> None:
+async def test_names_reach_nested_fields(Movie: Any) -> None:
     bonn, rome = City(name="Bonn", size=3), City(name="Rome", size=28)
     await fill(Movie, city=[bonn, rome, None])
     for lookups in (
@@ -266,7 +266,7 @@ async def test_conditions_combine(Movie: Any) -> None:
     assert [movie.year for movie in await Movie.objects.exclude(year__lt=4, year__desc=True)] == [5, 4]
 
 
-async def test_fields_are_keys_everywhere(Movie: Any) -> None:
+async def test_fields_can_be_used_as_keys_everywhere(Movie: Any) -> None:
     movie = await Movie.objects.filter(name="x").get_or_create({Movie.year: 3})
     assert movie.year == 3
     assert await found(Movie.query({Movie.year: {"$gte": 3}, Movie.id: str(movie.id)}), "name") == ["x"]

@@ -1,4 +1,4 @@
-"""Documents of the state that make no sense: each is skipped and named, and nothing stops or fails for it."""
+"""Malformed documents of the state are skipped and named; nothing stops or fails."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ from dispatcher.operate.dead_letters import outcomes, request_retry
 from dispatcher.operate.status import read_status
 from dispatcher.web.dashboard.letters import Letterbox
 from mongoz.core.signals import post_save
-from tests.integration.delivering import make_account
+from tests.integration.deliveries import make_account
 from tests.support import dispatching, eventually, group_of
 
 NOW = datetime(2026, 1, 1)
@@ -26,14 +26,14 @@ ASKED = {"partition": 0, "partitions": 1}
 
 
 def undecodable(**fields: Any) -> RawBSONDocument:
-    """With a date, a text and a binary value that no driver decodes."""
+    """A document with a date, a text and a binary value that no driver decodes."""
     raw = bson.encode({**fields, "text": "AAAA", "when": Int64(2**60), "old": Binary(b"1234", 0)})
     raw = raw.replace(b"AAAA", b"\xff\xfe\xff\xfe").replace(b"\x12when\0", b"\x09when\0")
     return RawBSONDocument(raw.replace(b"\x04\0\0\0\x001234", b"\x04\0\0\0\x021234"))
 
 
 def malformed(group: str) -> dict[str, list[Any]]:
-    """By collection."""
+    """The malformed documents by collection."""
     letter = {"group": group, "receiver": "r", "signal": "post_save", "last_attempt_at": NOW, "reason": "failed"}
     return {
         "members": [
@@ -99,7 +99,7 @@ def steady(dispatched, database) -> Any:
 
 @pytest.fixture
 def spoil(foreign, database):
-    """Write all of them."""
+    """Writes all malformed documents."""
 
     def write() -> None:
         for name, documents in malformed(database).items():
@@ -109,7 +109,7 @@ def spoil(foreign, database):
 
 
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
-async def test_a_dispatcher_goes_on(steady, spoil, foreign, dispatched, database, when):
+async def test_a_dispatcher_continues_despite_malformed_state(steady, spoil, foreign, dispatched, database, when):
     if when == "before":
         spoil()
     async with dispatching(dispatched) as running:
@@ -120,7 +120,7 @@ async def test_a_dispatcher_goes_on(steady, spoil, foreign, dispatched, database
         state = foreign.client[f"{database}_state"]
         asked = {"retry_requested_at": {"$exists": True}}
         await eventually(lambda: state["held"].count_documents(asked) == 0, within=30, what="answers")
-        await asyncio.sleep(1.5)  # every part of it looks at the state once a second
+        await asyncio.sleep(1.5)  # every part of the dispatcher reads the state once a second
         foreign["accounts"].insert_one({"name": "second"})
         await eventually(lambda: steady == ["first", "second"])
         assert not running.task.done()
@@ -130,7 +130,7 @@ async def test_a_dispatcher_goes_on(steady, spoil, foreign, dispatched, database
     assert len(refused) == 4
 
 
-async def test_a_look_skips_them_and_names_them(spoil, mongo, database):
+async def test_the_status_skips_and_names_malformed_documents(spoil, mongo, database):
     spoil()
     async with AsyncMongoClient(mongo.url) as client:
         seen = await read_status(group_of(client, database))
@@ -145,7 +145,7 @@ async def test_a_look_skips_them_and_names_them(spoil, mongo, database):
     assert (seen.paused, seen.alive) == ([], [])
 
 
-async def test_commands_and_dashboard_skip_them_too(spoil, mongo, foreign, database):
+async def test_commands_and_dashboard_skip_malformed_documents(spoil, mongo, foreign, database):
     spoil()
     foreign.client[f"{database}_state"]["positions"].insert_one(
         {"_id": database, "group": database, "partitions": 1}
@@ -163,12 +163,12 @@ async def test_commands_and_dashboard_skip_them_too(spoil, mongo, foreign, datab
     assert "is malformed" in listed.stderr
     assert {one["_id"] for one in json.loads(listed.stdout)} == {"files", "undecodable"}
     shown = await asyncio.to_thread(say, "dead-letters", "show", "receiver")
-    assert isinstance(shown.exception, MalformedLetter)  # the command prints it, and exits with its code
+    assert isinstance(shown.exception, MalformedLetter)  # the command prints the error, and exits with its code
     assert "makes no sense: receiver" in str(shown.exception)
     async with AsyncMongoClient(mongo.url) as client:
         letterbox = Letterbox(group_of(client, database))
         page = await letterbox.page(None, None)
         assert json.dumps(page, default=str)
-        assert len(page["misfits"]) == 2  # what is wrong with the others is not in a list
+        assert len(page["misfits"]) == 2  # errors of the others are not in a list
         asked = await request_retry(group_of(client, database), ["undecodable"])
         assert [one.result async for one in outcomes(group_of(client, database), asked, within=0)] == ["waiting"]

@@ -1,4 +1,4 @@
-"""Managers of applications: what they start with, where they are attached, and what they inherit."""
+"""Managers of applications: their base query, their attachment, and inheritance."""
 
 from typing import Any, ClassVar
 
@@ -20,12 +20,12 @@ class Adults(Manager):
         return super().get_queryset().filter(age__gte=18)
 
     def named(self, name: str) -> Any:
-        """A method of its own, which refinements keep."""
+        """A custom method that refined queries keep."""
         return self.filter(name=name)
 
 
 class Older(Manager):
-    """Has a constructor and state of its own."""
+    """Has its own constructor and state."""
 
     def __init__(self, age: int) -> None:
         self.age = age
@@ -68,7 +68,7 @@ async def names(query: Any) -> str:
     return "".join(sorted(found.name[0] for found in await query))
 
 
-async def test_each_manager_starts_where_it_says(User: Any) -> None:
+async def test_each_manager_starts_with_its_base_query(User: Any) -> None:
     assert await names(User.objects) == "ABC"
     assert await names(User.actives) == "AC"
     assert await names(User.actives.all()) == "AC"
@@ -81,7 +81,7 @@ async def test_each_manager_starts_where_it_says(User: Any) -> None:
     assert await names(User.actives.get_queryset()) == "AC"
 
 
-async def test_all_terminals_know_the_start(User: Any) -> None:
+async def test_all_terminals_use_the_base_query(User: Any) -> None:
     assert await User.actives.count() == 2
     assert await User.older.count() == 1
     assert [found.name async for found in User.actives.sort("name")] == ["Ada", "Cyd"]
@@ -96,7 +96,7 @@ async def test_all_terminals_know_the_start(User: Any) -> None:
     assert await names(User.objects) == "B"
 
 
-def test_what_they_are(registry: mongoz.Registry) -> None:
+def test_the_types_of_managers(registry: mongoz.Registry) -> None:
     User = make(registry, "never_connected")
     assert isinstance(User.objects, Manager)
     assert isinstance(User.adults, Adults)
@@ -109,7 +109,7 @@ def test_what_they_are(registry: mongoz.Registry) -> None:
     assert set(User(name="x").model_dump()) == set(User.model_fields)
 
 
-async def test_they_work_on_instances_too(User: Any) -> None:
+async def test_managers_work_on_instances(User: Any) -> None:
     bob = await User.objects.get(name="Bob")
     assert await names(bob.actives) == "AC"
     assert await names(bob.older) == "B"
@@ -118,7 +118,7 @@ async def test_they_work_on_instances_too(User: Any) -> None:
     assert [type(found) for found in await partial.objects.limit(1)] == [User]
 
 
-async def test_a_subclass_has_them_for_its_own_collection(User: Any) -> None:
+async def test_a_subclass_has_the_managers_on_its_own_collection(User: Any) -> None:
     class Admin(User):
         rights: str = mongoz.String(default="all")
 
@@ -130,7 +130,7 @@ async def test_a_subclass_has_them_for_its_own_collection(User: Any) -> None:
 
 @pytest.mark.parametrize("manager", [Active(), Adults()], ids=["QuerySetManager", "Manager"])
 @pytest.mark.parametrize("annotation", [ClassVar[Any], "ClassVar[Manager]", Manager, None], ids=str)
-async def test_one_may_replace_objects(
+async def test_a_manager_may_replace_objects(
     registry: mongoz.Registry, database: str, manager: Any, annotation: Any
 ) -> None:
     namespace: dict[str, Any] = {
@@ -174,7 +174,7 @@ def test_an_abstract_document_may_have_one_manager(registry: mongoz.Registry) ->
     assert isinstance(Concrete.older, Older)
 
 
-async def test_one_that_is_not_attached_says_so(registry: mongoz.Registry) -> None:
+async def test_an_unattached_manager_is_an_error(registry: mongoz.Registry) -> None:
     with pytest.raises(ImproperlyConfigured, match="Manager belongs to no document"):
         Manager().filter(name="x")
     with pytest.raises(ImproperlyConfigured, match="Older belongs to no document"):
@@ -184,7 +184,7 @@ async def test_one_that_is_not_attached_says_so(registry: mongoz.Registry) -> No
         await abstract.actives
 
 
-def test_a_query_in_another_class_is_left_alone(registry: mongoz.Registry) -> None:
+def test_a_query_in_another_class_is_unchanged(registry: mongoz.Registry) -> None:
     User = make(registry, "never_connected")
 
     class Service:

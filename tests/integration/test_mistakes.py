@@ -1,4 +1,4 @@
-"""Mistakes that people make in their first hours: each message names the value, the place, and what to do."""
+"""Messages for common mistakes of beginners name the value, the place and the remedy."""
 
 import datetime
 import re
@@ -122,7 +122,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("code", "error", "says"), MISTAKES)
-async def test_a_mistake(User: Any, code: str, error: type[Exception], says: str) -> None:
+async def test_the_message_of_a_mistake(User: Any, code: str, error: type[Exception], says: str) -> None:
     names = {**globals(), "User": User, "Base": User.__base__}
 
     async def make() -> None:
@@ -137,12 +137,12 @@ async def test_a_mistake(User: Any, code: str, error: type[Exception], says: str
 
 @pytest.mark.parametrize("factory", [mongoz.String, mongoz.ForeignKey, mongoz.ObjectId])
 @pytest.mark.parametrize("base", [mongoz.Document, mongoz.EmbeddedDocument])
-def test_a_factory_that_is_not_called(factory: Any, base: Any) -> None:
+def test_a_factory_without_a_call_is_an_error(factory: Any, base: Any) -> None:
     with pytest.raises(FieldDefinitionError, match=rf"Thing\.name is the factory .*: name = {factory.__name__}"):
         type(base)("Thing", (base,), {"__module__": __name__, "name": factory})
 
 
-def test_a_document_of_which_all_fields_are_missing(registry: mongoz.Registry, database: str) -> None:
+def test_a_document_without_all_its_fields_is_an_error(registry: mongoz.Registry, database: str) -> None:
     class Empty(mongoz.Document):
         Meta = type("Meta", (), {"registry": registry, "database": database})
 
@@ -150,7 +150,7 @@ def test_a_document_of_which_all_fields_are_missing(registry: mongoz.Registry, d
         Empty.get_collection()
 
 
-async def test_a_document_that_is_gone(User: Any, database: str, foreign: Any) -> None:
+async def test_a_deleted_document_is_an_error(User: Any, database: str, foreign: Any) -> None:
     user = await User.objects.create(name="Ada", email="ada@example.org")
     foreign.users.delete_many({})
     for write in (user.save, lambda: user.update(age=1), user.delete, user.refresh):
@@ -158,7 +158,7 @@ async def test_a_document_that_is_gone(User: Any, database: str, foreign: Any) -
             await write()
 
 
-async def test_a_value_that_is_there_already(User: Any, foreign: Any) -> None:
+async def test_a_duplicate_value_is_an_error(User: Any, foreign: Any) -> None:
     await User.objects.create(name="Ada", email="ada@example.org")
     with pytest.raises(DuplicateKeyError, match=r"users index: email dup key: .*ada@example\.org"):
         await User.objects.create(name="Bea", email="ada@example.org")
@@ -168,7 +168,7 @@ async def test_a_value_that_is_there_already(User: Any, foreign: Any) -> None:
     assert foreign.users.count_documents({}) == 2
 
 
-async def test_a_session_of_another_client(User: Any, mongo: Any) -> None:
+async def test_a_session_of_another_client_is_an_error(User: Any, mongo: Any) -> None:
     async with AsyncMongoClient(mongo.url) as other, other.start_session() as session:
         with pytest.raises(ImproperlyConfigured, match=r"not started by the client of .* use registry\.tran"):
             await User(name="Ada", email="ada@example.org").save(session=session)
@@ -177,7 +177,7 @@ async def test_a_session_of_another_client(User: Any, mongo: Any) -> None:
 @pytest.mark.parametrize(
     ("value", "error"), [(datetime.timedelta(days=1), InvalidDocument), (2**70, OverflowError)], ids=repr
 )
-async def test_values_that_mongodb_has_no_type_for(User: Any, value: Any, error: type[Exception]) -> None:
+async def test_values_without_a_mongodb_type_are_an_error(User: Any, value: Any, error: type[Exception]) -> None:
     ada = {"name": "Ada", "email": "ada@example.org"}
     there = await User.objects.create(**ada)
     there.odd = value

@@ -1,4 +1,4 @@
-"""Random sequences of writes by many clients, judged by a model of the delivery contract (see `tests/model`)."""
+"""Random writes of many clients, checked by a model of the delivery contract (see `tests/model`)."""
 
 import asyncio
 import os
@@ -18,12 +18,12 @@ from tests.model.world import World
 SEQUENCES = int(os.environ.get("MODEL_SEQUENCES") or settings().max_examples)
 SEED = int(os.environ.get("MODEL_SEED") or random.randrange(10**6))
 
-PARTS = 2  # so that two processes can share the work
+PARTS = 2  # two processes can share the work
 
 
 @pytest.fixture
 def runner() -> Iterator[asyncio.Runner]:
-    """One event loop for all sequences: clients and the dispatcher live in it."""
+    """One event loop for all sequences, the clients and the dispatcher."""
     with asyncio.Runner() as made:
         yield made
 
@@ -42,7 +42,7 @@ def world(mongo: EmbeddedMongo, database: str, runner: asyncio.Runner) -> Iterat
 
 @pytest.mark.hypothesis
 @pytest.mark.parametrize("part", range(PARTS))
-def test_every_receiver_sees_what_the_model_says(world: World, runner: asyncio.Runner, part: int) -> None:
+def test_every_receiver_gets_the_deliveries_of_the_model(world: World, runner: asyncio.Runner, part: int) -> None:
     print(f"MODEL_SEED={SEED}")
     total = Verdict()
 
@@ -61,7 +61,7 @@ def test_every_receiver_sees_what_the_model_says(world: World, runner: asyncio.R
         assert verdict.agrees, "\n".join([*verdict.words, "after", *map(str, steps)])
 
     agrees()
-    # What came after a document's last write was dealt with would have come twice, or late.
+    # A delivery after the last change of a document was finished is a repetition or late.
     for group in GROUPS:
         runner.run(world.stop_dispatcher(group))
     assert world.late == []

@@ -1,4 +1,4 @@
-"""Every write of the ODM fires: each operation against each signal, as the guide publishes it."""
+"""The signals of every write of the ODM, as in the guide."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def three(User):
     return [User(name="Cyd"), User(name="Dan")]
 
 
-# name -> (the call, what each signal is told: `created` for the save signals)
+# name -> (the call, the keywords of each signal: `created` for the save signals)
 INSTANCE = {
     "create": (lambda User, ada: User(name="Cyd").create(), CREATED),
     "save of a new one": (lambda User, ada: User(name="Cyd").save(), CREATED),
@@ -93,7 +93,7 @@ async def UserOfEachDriver(mongo, driver, database) -> Any:
 
 
 class Told(dict[str, list[Any]]):
-    """What each signal's receiver was told, and with which keywords."""
+    """The calls of each signal's receiver, with their keywords."""
 
     def __init__(self, document: Any) -> None:
         self.keywords: dict[str, set[str]] = {}
@@ -111,7 +111,7 @@ class Told(dict[str, list[Any]]):
 
 
 @pytest.mark.parametrize(("call", "expected"), CASES)
-async def test_what_fires(UserOfEachDriver, call, expected):
+async def test_the_signals_of_each_write(UserOfEachDriver, call, expected):
     User = UserOfEachDriver
     ada = await User.objects.create(name="Ada", age=1)
     await User.objects.create(name="Bob", age=2)
@@ -123,7 +123,7 @@ async def test_what_fires(UserOfEachDriver, call, expected):
 
 
 @pytest.mark.parametrize(("call", "expected"), CASES)
-async def test_muted_fires_nothing_and_writes_the_same(request, User, foreign, call, expected):
+async def test_a_muted_call_fires_nothing_and_writes_the_same(request, User, foreign, call, expected):
     ada = await User.objects.create(name="Ada", age=1)
     await User.objects.create(name="Bob", age=2)
     told = Told(User)
@@ -153,7 +153,7 @@ async def test_a_raising_pre_receiver_aborts(User, foreign, call, expected):
 
 
 @pytest.mark.parametrize(("call", "expected"), CASES)
-async def test_what_a_pre_receiver_changes_is_written(User, foreign, call, expected):
+async def test_changes_of_a_pre_receiver_are_written(User, foreign, call, expected):
     ada = await User.objects.create(name="Ada", age=1)
     await User.objects.create(name="Bob", age=2)
 

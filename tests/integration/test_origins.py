@@ -1,4 +1,4 @@
-"""A stamp silences its own write, once; on a real server, with stamps made by hand."""
+"""A stamp suppresses the delivery of its own write, once. The server is real, the stamps are made by hand."""
 
 import contextlib
 import datetime
@@ -38,13 +38,13 @@ def make_user(registry: mongoz.Registry, database: str) -> Any:
 
 
 class World:
-    """A watched collection, whoever listens to it, and an application that stamps its writes."""
+    """A watched collection, its receivers, and an application that stamps its writes."""
 
     def __init__(self, registry: mongoz.Registry, database: str, client: MongoClient) -> None:
         self.registry, self.group, self.client = registry, database, client
         self.users = client[database]["users"]
         self.user = make_user(registry, database)
-        client[database].create_collection("users", **IMAGES)  # so that each instance is what the write made of it
+        client[database].create_collection("users", **IMAGES)  # each instance has the result of its write
         self.calls: list[SimpleNamespace] = []
         self.listen("watcher")
 
@@ -58,7 +58,7 @@ class World:
     def stamp(
         self, call: Call, id_: Any, *names: str, age: float = 0, group: str = "", **more: Any
     ) -> bson.Binary:
-        """As the application makes it; `names` are of the receivers that it runs itself."""
+        """A stamp as the application makes it; `names` are the receivers that it runs itself."""
         signal = {Call.UPDATED: "post_update", Call.DELETED: "post_delete"}.get(call, "post_save")
         ids = frozenset(r.id for r in getattr(self.user.signals, signal).receivers if r.name in names)
         token = ObjectId(int(time.time() - age).to_bytes(4, "big") + ObjectId().binary[4:])
@@ -86,7 +86,7 @@ class World:
         self.users.delete_one({"_id": id_}, session=session)
 
     async def told(self, id_: Any) -> list[str]:
-        """What the receivers were told of a document, up to now."""
+        """The deliveries of a document so far."""
         end = f"end-{ObjectId()}"
         self.users.replace_one({"_id": id_}, {"name": end}, upsert=True)
         await eventually(lambda: any(getattr(c.instance, "name", None) == end for c in self.calls), what=end)
@@ -113,7 +113,7 @@ async def test_an_own_write_is_silent(world):
 
 @pytest.mark.parametrize("how", ["inserted again", "replaced", "set whole", "merged"])
 async def test_a_copy_is_delivered(world, how):
-    """Within milliseconds of the original, and with the very stamp of it."""
+    """Within milliseconds of the original, with the same stamp."""
     id_ = ObjectId()
     expected = {
         "inserted again": ["post_delete", "post_save"],
@@ -142,7 +142,7 @@ async def test_a_copy_is_delivered(world, how):
         assert await world.told(id_) == expected[how]
 
 
-async def test_a_document_that_is_restored_elsewhere_is_delivered(world, dispatched, database):
+async def test_a_document_restored_to_another_collection_is_delivered(world, dispatched, database):
     class Copy(mongoz.Document):
         name: str = mongoz.String()
 
@@ -160,7 +160,7 @@ async def test_a_document_that_is_restored_elsewhere_is_delivered(world, dispatc
 
     id_, other = ObjectId(), ObjectId()
     async with dispatching(world.registry):
-        # Stamps that were not seen before, but were made for another document.
+        # New stamps of another document.
         stray = {"name": "Ada", FIELD: world.stamp(Call.CREATED, id_, "watcher", muted=True)}
         world.users.insert_one({"_id": other, **stray})
         world.users.database["copys"].insert_one({"_id": id_, **stray})
@@ -169,8 +169,8 @@ async def test_a_document_that_is_restored_elsewhere_is_delivered(world, dispatc
 
 
 @pytest.mark.parametrize("age", [3600, 90, 30, -30, -3600])
-async def test_an_old_stamp_and_one_of_the_future_are_delivered(world, age):
-    """One that is late, but new for certain, gives its token to the deliveries."""
+async def test_writes_with_an_old_or_a_future_stamp_are_delivered(world, age):
+    """A late but certainly new stamp gives its token to the deliveries."""
     id_ = ObjectId()
     async with dispatching(world.registry) as running:
         stamp = world.stamp(Call.CREATED, id_, "watcher", age=age)
@@ -182,7 +182,7 @@ async def test_an_old_stamp_and_one_of_the_future_are_delivered(world, age):
         assert running.service.stats.late_stamps == (age == 30)
 
 
-async def test_a_late_save_is_told_as_a_save_and_its_copy_as_an_update(world):
+async def test_a_late_save_is_delivered_as_a_save_and_its_copy_as_an_update(world):
     id_ = ObjectId()
     world.users.insert_one({"_id": id_, "name": "Ada"})
     async with dispatching(world.registry):
@@ -195,8 +195,8 @@ async def test_a_late_save_is_told_as_a_save_and_its_copy_as_an_update(world):
         assert await world.told(id_) == ["post_save", "post_update"]
 
 
-async def test_a_late_delivery_keeps_its_id_when_it_fails(world, database):
-    """In each attempt, and in a dead letter that is tried again."""
+async def test_a_failed_late_delivery_keeps_its_id(world, database):
+    """In each attempt, and in the retry of a dead letter."""
     ids: list[str] = []
 
     async def fails(sender: Any, instance: Any, delivery: Any, **kwargs: Any) -> None:
@@ -227,7 +227,7 @@ UNTOUCHED = {
 
 
 @pytest.mark.parametrize("kind", UNTOUCHED)
-async def test_what_touches_nothing_but_the_stamp_is_no_change(world, kind):
+async def test_a_write_of_only_the_stamp_is_not_a_change(world, kind):
     id_ = ObjectId()
     row = {"_id": id_, "name": "Ada", FIELD: {"t": 0} if "inside" in kind else world.stamp(Call.CREATED, id_)}
     world.users.insert_one(row)
@@ -243,7 +243,7 @@ async def test_what_touches_nothing_but_the_stamp_is_no_change(world, kind):
         )
 
 
-async def test_what_is_withheld_is_counted_by_reason(world):
+async def test_suppressed_changes_are_counted_by_reason(world):
     id_ = ObjectId()
     async with dispatching(world.registry) as running:
         world.insert(id_, name="Ada")
@@ -261,7 +261,7 @@ async def test_what_is_withheld_is_counted_by_reason(world):
     }
 
 
-async def test_a_transaction_may_take_its_time(world):
+async def test_stamps_of_a_long_transaction_count(world):
     alone, together = ObjectId(), ObjectId()
     async with dispatching(world.registry):
         for id_ in (alone, together):
@@ -285,18 +285,18 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("kind", GARBAGE)
-async def test_garbage_is_delivered(world, kind):
+async def test_writes_with_garbage_as_stamp_are_delivered(world, kind):
     id_ = ObjectId()
     async with dispatching(world.registry):
         world.users.insert_one({"_id": id_, "name": "Ada", FIELD: GARBAGE[kind]})
         world.users.update_one({"_id": id_}, {"$set": {"name": "Bob", FIELD: 1}})
         world.users.update_one({"_id": id_}, {"$set": {"name": "Cleo", FIELD: GARBAGE[kind]}})
         assert await world.told(id_) == ["post_save", "post_update", "post_update"]
-    async with dispatching(world.registry):  # the look at earlier stamps meets it as well
+    async with dispatching(world.registry):  # the read of earlier stamps meets the garbage as well
         assert await world.told(id_) == []
 
 
-async def test_other_groups_stamps_mean_nothing(world):
+async def test_stamps_of_other_groups_are_ignored(world):
     id_ = ObjectId()
     async with dispatching(world.registry):
         stamp = world.stamp(Call.CREATED, id_, "watcher", group="others", muted=True)
@@ -307,10 +307,10 @@ async def test_other_groups_stamps_mean_nothing(world):
 
 
 @pytest.mark.parametrize("first_start", [True, False])
-async def test_a_copy_is_delivered_though_its_original_was_read_before_a_restart(world, first_start):
+async def test_a_copy_is_delivered_although_its_original_was_read_before_a_restart(world, first_start):
     id_ = ObjectId()
     if first_start:
-        row = world.insert(id_, name="Ada")  # nobody ever watched it
+        row = world.insert(id_, name="Ada")  # a collection that was never watched
     else:
         async with dispatching(world.registry):
             row = world.insert(id_, name="Ada")
@@ -321,8 +321,8 @@ async def test_a_copy_is_delivered_though_its_original_was_read_before_a_restart
         assert await world.told(id_) == ["post_delete", "post_save"]
 
 
-async def test_a_copy_is_delivered_though_the_database_was_dropped_in_between(world):
-    """A stream ends there; looking at what is behind the drop must not."""
+async def test_a_copy_is_delivered_although_the_database_was_dropped_in_between(world):
+    """A stream ends at the drop; the read of earlier stamps continues."""
     id_ = ObjectId()
     world.users.database["other"].insert_one({})
     async with dispatching(world.registry):
@@ -338,8 +338,8 @@ async def test_a_copy_is_delivered_though_the_database_was_dropped_in_between(wo
 
 
 @pytest.mark.parametrize(("code", "times"), [(286, 1), (286, 3), (91, 1)])
-async def test_where_the_past_can_not_be_read_it_starts_without(world, code, times, capsys):
-    """The look into the past comes first, so that it meets the errors."""
+async def test_a_dispatcher_starts_without_earlier_stamps_if_they_are_unreadable(world, code, times, capsys):
+    """The read of earlier stamps comes first, so it meets the errors."""
     id_ = ObjectId()
     row = world.insert(id_, name="Ada")
     async with dispatching(world.registry):
@@ -361,12 +361,12 @@ async def test_where_the_past_can_not_be_read_it_starts_without(world, code, tim
         admin.command("configureFailPoint", "failCommand", mode="off")
     said = capsys.readouterr()
     assert "stamps.not_read" in said.out + said.err
-    # With the earlier stamps the copy is known for one; where they could not be had, it passes for the original.
+    # With the earlier stamps the copy is recognized; without them it counts as the original.
     assert heard == (["post_delete", "post_save"] if times == 1 else ["post_delete"])
 
 
-async def test_the_look_at_earlier_stamps_stops_at_the_position(world):
-    """What is behind it is still to be delivered, or not, as if it had not been looked at."""
+async def test_the_read_of_earlier_stamps_stops_at_the_position(world):
+    """Changes behind the position are delivered as usual."""
     id_ = ObjectId()
     async with dispatching(world.registry):
         assert await world.told(id_) == []
@@ -384,17 +384,17 @@ async def test_a_start_without_a_past_takes_no_time(world):
     async with dispatching(world.registry):
         pass
     took = []
-    while not took or (min(took) >= 0.9 and len(took) < 10):  # one that a busy machine does not hold up
+    while not took or (min(took) >= 0.9 and len(took) < 10):  # one start without a delay of a busy machine
         began = time.monotonic()
         async with dispatching(world.registry):
             took.append(time.monotonic() - began)
-    assert min(took) < 0.9  # waiting for a single change takes the server a second
+    assert min(took) < 0.9  # the server waits a second for a change
 
 
 # Deletes
 
 
-async def test_a_marked_delete_goes_to_those_that_did_not_run(world):
+async def test_a_marked_delete_goes_to_the_other_receivers(world):
     id_ = ObjectId()
     world.listen("there", post_delete, post_update, delivery="dispatcher")
     world.users.insert_one({"_id": id_, "name": "Ada"})
@@ -406,7 +406,7 @@ async def test_a_marked_delete_goes_to_those_that_did_not_run(world):
         assert await world.told(id_) == ["post_delete"]
 
 
-async def test_a_muted_delete_goes_to_nobody(world):
+async def test_a_muted_delete_is_not_delivered(world):
     id_ = ObjectId()
     world.users.insert_one({"_id": id_})
     async with dispatching(world.registry):
@@ -428,7 +428,7 @@ async def test_the_stamp_is_not_on_the_instance_of_a_delete(world):
 
 
 async def test_many_markers_then_many_deletes(world):
-    """More than the lanes hold, and than the position may lag behind: it is waited for none of them."""
+    """More than the capacity of the lanes and the span of the position; no marker occupies either."""
     ids = [ObjectId() for _ in range(60)]
     world.users.insert_many([{"_id": id_} for id_ in ids])
     async with dispatching(world.registry, max_queued=5, concurrency=2, batch_size=7):
@@ -444,7 +444,7 @@ async def test_many_markers_then_many_deletes(world):
     assert not world.calls
 
 
-async def test_one_document_many_times_in_a_transaction(world):
+async def test_many_writes_of_one_document_in_a_transaction(world):
     id_ = ObjectId()
     world.users.insert_one({"_id": id_, "name": "Ada"})
     async with dispatching(world.registry):
@@ -471,8 +471,8 @@ async def test_a_marker_claims_the_delete_behind_other_changes(world):
         assert await world.told(id_) == ["post_update"]
 
 
-async def test_a_marker_that_nothing_follows_is_no_change(world):
-    """And nothing follows in the whole stream: the position passes it all the same."""
+async def test_a_marker_at_the_end_of_the_stream_is_no_change(world):
+    """No event follows in the whole stream, and the position passes the marker."""
     id_ = ObjectId()
     world.users.insert_one({"_id": id_, "name": "Ada"})
     async with dispatching(world.registry):
@@ -523,8 +523,8 @@ async def test_a_marker_counts_once(world):
         assert await world.told(id_) == ["post_save", "post_delete", "post_save"]
 
 
-async def test_a_restart_in_the_middle_of_a_marked_delete_repeats_it_whole(world, database):
-    """One delete of a transaction hangs: the position stays before its markers, and nothing else is repeated."""
+async def test_a_restart_during_a_marked_delete_repeats_marker_and_delete(world, database):
+    """One delete of a transaction hangs: the position stays before its markers. Only this delete is repeated."""
     ids, hanging = [ObjectId() for _ in range(5)], True
     deleted: list[Any] = []
 
@@ -554,10 +554,10 @@ async def test_a_restart_in_the_middle_of_a_marked_delete_repeats_it_whole(world
     assert sorted(deleted) == sorted([*ids, ids[2]])
 
 
-# Who gets it
+# Receivers
 
 
-async def test_a_renamed_receiver_is_known_by_its_earlier_names(world):
+async def test_a_renamed_receiver_is_recognized_by_its_earlier_names(world):
     id_ = ObjectId()
     world.listen("old", post_save)
     ran = world.stamp(Call.CREATED, id_, "watcher", "old")
@@ -579,7 +579,7 @@ async def test_a_stamp_with_hops_goes_to_all_with_the_signal_of_the_call(world):
         assert await world.told(id_) == ["post_save", "post_delete"]
 
 
-async def test_fields_are_looked_at(world):
+async def test_the_fields_option_applies(world):
     id_ = ObjectId()
     world.user.signals.post_update.disconnect(world.user.signals.post_update.receivers[0].function)
     world.listen("picky", post_update, fields="nick")
@@ -592,7 +592,7 @@ async def test_fields_are_looked_at(world):
 
 
 async def test_the_odm_and_the_dispatcher_agree(world):
-    """No stamps made by hand: a transaction that writes, deletes and writes one document again."""
+    """Stamps of the ODM: a transaction writes, deletes and writes one document again."""
     id_ = ObjectId()
     world.listen("there", delivery="dispatcher")
     async with dispatching(world.registry):

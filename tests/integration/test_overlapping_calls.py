@@ -1,4 +1,4 @@
-"""Overlapping calls of one instance go one after another, and nothing waits for itself."""
+"""Overlapping calls of one instance run in sequence, without a deadlock."""
 
 import asyncio
 import copy
@@ -18,7 +18,7 @@ PATIENCE = 20.0
 
 
 class Switch(mongoz.Document):
-    """At module level, since one test pickles it."""
+    """At module level, because one test pickles it."""
 
     on: bool = mongoz.Boolean()
     n: int = mongoz.Integer(default=0)
@@ -55,7 +55,7 @@ async def found_again(document: Any) -> Any:
     return await type(document).objects.get(id=document.id)
 
 
-async def test_the_later_of_two_saves_is_what_is_stored(Lamp: Any) -> None:
+async def test_the_later_of_two_saves_is_stored(Lamp: Any) -> None:
     lamp = await Lamp.objects.create()
     lamp.on = True
     first = asyncio.create_task(lamp.save())
@@ -101,7 +101,7 @@ async def test_receivers_of_overlapping_saves_run_in_the_order_of_the_calls(Lamp
     assert told == [1, 2, 3]
 
 
-async def test_a_cancelled_call_that_waits_lets_the_others_through(Lamp: Any) -> None:
+async def test_a_cancelled_waiting_call_does_not_block_the_others(Lamp: Any) -> None:
     lamp = await Lamp.objects.create()
     tasks = [asyncio.create_task(lamp.update(n=n)) for n in range(1, 6)]
     await asyncio.sleep(0)
@@ -112,7 +112,7 @@ async def test_a_cancelled_call_that_waits_lets_the_others_through(Lamp: Any) ->
     assert (await found_again(lamp)).n == lamp.n == 4
 
 
-async def test_a_call_that_fails_lets_the_others_through(Lamp: Any) -> None:
+async def test_a_failed_call_does_not_block_the_others(Lamp: Any) -> None:
     lamp = await Lamp.objects.create()
     results = await asyncio.gather(lamp.update(n="x"), lamp.update(m=1), lamp.update(n=3), return_exceptions=True)
     assert [type(result).__name__ for result in results] == ["ValidationError", "InvalidKeyError", "Lamp"]
@@ -165,7 +165,7 @@ async def test_a_pre_receiver_may_write_its_own_instance(Lamp: Any) -> None:
     assert (await found_again(lamp)).n == 2
 
 
-async def test_a_task_that_a_receiver_leaves_behind_takes_its_own_turns(Lamp: Any) -> None:
+async def test_a_task_started_by_a_receiver_waits_for_its_own_turn(Lamp: Any) -> None:
     left: list[asyncio.Task[Any]] = []
 
     @post_save(Lamp)
@@ -184,7 +184,7 @@ async def test_a_task_that_a_receiver_leaves_behind_takes_its_own_turns(Lamp: An
     assert (found.n, found.on) == (3, True)
 
 
-async def test_a_task_that_a_receiver_leaves_in_the_middle_of_a_write_keeps_others_waiting(Lamp: Any) -> None:
+async def test_other_calls_wait_for_a_write_in_a_task_of_a_receiver(Lamp: Any) -> None:
     left: list[asyncio.Task[Any]] = []
 
     @post_save(Lamp)
@@ -199,7 +199,7 @@ async def test_a_task_that_a_receiver_leaves_in_the_middle_of_a_write_keeps_othe
     assert (await found_again(lamp)).n == lamp.n == 2
 
 
-async def test_receivers_that_write_each_others_instances_do_not_wait_for_ever(Lamp: Any) -> None:
+async def test_receivers_that_write_each_others_instances_do_not_deadlock(Lamp: Any) -> None:
     one, other = await Lamp.objects.create(), await Lamp.objects.create()
     inside: list[Any] = []
     both = asyncio.Event()
@@ -216,7 +216,7 @@ async def test_receivers_that_write_each_others_instances_do_not_wait_for_ever(L
     assert (await found_again(one)).n == (await found_again(other)).n == 7
 
 
-async def test_a_ring_of_three_does_not_wait_for_ever(Lamp: Any) -> None:
+async def test_a_ring_of_three_does_not_deadlock(Lamp: Any) -> None:
     lamps = [await Lamp.objects.create() for _ in range(3)]
     inside: list[Any] = []
     all_in = asyncio.Event()
@@ -234,12 +234,12 @@ async def test_a_ring_of_three_does_not_wait_for_ever(Lamp: Any) -> None:
     assert sorted(lamp.n for lamp in lamps) == [1, 2, 3]
 
 
-async def test_a_transaction_does_not_wait_for_a_write_that_waits_for_it(Lamp: Any) -> None:
+async def test_a_transaction_and_a_write_waiting_for_it_do_not_deadlock(Lamp: Any) -> None:
     lamp = await Lamp.objects.create()
     registry = Lamp.meta.registry
     async with registry.transaction():
         await lamp.update(n=1)
-        outside = asyncio.create_task(lamp.update(on=True))  # the server has it wait for the commit
+        outside = asyncio.create_task(lamp.update(on=True))  # the server blocks it until the commit
         await asyncio.sleep(0.1)
         async with asyncio.timeout(PATIENCE):
             await lamp.update(n=2)
@@ -248,7 +248,7 @@ async def test_a_transaction_does_not_wait_for_a_write_that_waits_for_it(Lamp: A
     assert (found.n, found.on) == (2, True)
 
 
-async def test_blocking_calls_do_not_wait_for_the_loop_that_they_block(Lamp: Any) -> None:
+async def test_blocking_calls_do_not_deadlock_with_their_loop(Lamp: Any) -> None:
     lamp = await Lamp.objects.create()
     first = asyncio.create_task(lamp.update(n=1))
     await asyncio.sleep(0)
@@ -258,7 +258,7 @@ async def test_blocking_calls_do_not_wait_for_the_loop_that_they_block(Lamp: Any
     assert (found.n, found.on) == (1, True)
 
 
-def test_a_call_that_an_abandoned_loop_left_does_not_block_another_loop(mongo: Any, database: str) -> None:
+def test_a_call_of_an_abandoned_loop_does_not_block_another_loop(mongo: Any, database: str) -> None:
     registry = Registry(mongo.url)
     Lamp = make(registry, database)
     abandoned = asyncio.new_event_loop()
@@ -283,7 +283,7 @@ def test_a_call_that_an_abandoned_loop_left_does_not_block_another_loop(mongo: A
         abandoned.close()
 
 
-def test_instances_are_copied_and_pickled_in_the_middle_of_a_call(mongo: Any, database: str) -> None:
+def test_instances_can_be_copied_and_pickled_during_a_call(mongo: Any, database: str) -> None:
     async def main() -> None:
         async with Registry(mongo.url) as registry:
             Lamp = make(registry, database)
@@ -300,12 +300,12 @@ def test_instances_are_copied_and_pickled_in_the_middle_of_a_call(mongo: Any, da
 
 
 @pytest.mark.parametrize("first", ["save", "create_many"])
-async def test_create_many_takes_the_turns_of_its_instances(Lamp: Any, first: str) -> None:
+async def test_create_many_waits_for_its_instances(Lamp: Any, first: str) -> None:
     lamp, other = Lamp(), Lamp()
     calls = {"save": lamp.save, "create_many": lambda: Lamp.create_many([other, lamp])}
     second = next(name for name in calls if name != first)
     results = await asyncio.gather(calls[first](), calls[second](), return_exceptions=True)
-    # What is in the database already can't be created: as with create().
+    # As with create(), an existing document can't be created.
     assert isinstance(results[1], BulkWriteError if second == "create_many" else Lamp)
     assert await Lamp.objects.count() == 2
     assert await Lamp.objects.filter(id=lamp.id).count() == 1
@@ -371,7 +371,7 @@ async def test_calls_between_and_after_create_many_keep_their_order(Lamp: Any) -
     assert await Lamp.objects.count() == 0
 
 
-async def test_a_cancelled_create_many_lets_the_others_go(Lamp: Any) -> None:
+async def test_a_cancelled_create_many_does_not_block_the_others(Lamp: Any) -> None:
     lamp, other = Lamp(), Lamp()
     held = asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""What the ODM sends, with a dispatcher and without, and whom the dispatcher tells: no stamp is made by hand."""
+"""Commands of the ODM with and without a dispatcher, and their deliveries, with stamps of the ODM."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -22,11 +22,11 @@ from tests.support import dispatching, eventually
 IMAGES = {"changeStreamPreAndPostImages": {"enabled": True}}
 SIGNALS = (post_save, post_update, post_delete)
 
-# -- what is sent ----------------------------------------------------------------------------------------
+# -- commands --------------------------------------------------------------------------------------------
 
 
 class Commands(monitoring.CommandListener):
-    """What a client sends, but for what tells two sessions or two moments apart."""
+    """The commands of a client, without sessions and times."""
 
     def __init__(self) -> None:
         self.sent: list[Any] = []
@@ -72,7 +72,7 @@ def connect_all(document: Any, delivery: str) -> None:
 
 @pytest.fixture
 def sent_by(listened: AsyncMongoClient[Any], commands: Commands, database: str) -> Callable[..., Any]:
-    """What a call sends on two documents that are there."""
+    """The commands of a call on two existing documents."""
 
     async def run(call: Any, *deliveries: str, dispatched: str | bool = False) -> list[Any]:
         await listened.drop_database(database)
@@ -99,22 +99,20 @@ def fields_of(value: Any) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(("call", "expected"), CASES)
-async def test_what_nobody_handles_costs_nothing(request, sent_by, database, call, expected):
+async def test_writes_without_receivers_send_no_extra_data(request, sent_by, database, call, expected):
     plain = await sent_by(call)
-    if expected.get("post_save") != [
-        False
-    ]:  # the server sees an update: a dispatcher must be told that it was a save
+    if expected.get("post_save") != [False]:  # the server sees an update; the stamp says that it was a save
         assert await sent_by(call, dispatched=database) == plain
         assert await sent_by(call, "dispatcher", dispatched=database) == plain
     heard = await sent_by(call, "any", "process")
     assert FIELD not in set(fields_of(heard))
     if request.node.callspec.id.startswith("instance: "):
-        assert heard == plain  # not one byte more
+        assert heard == plain  # no additional byte
 
 
 @pytest.mark.parametrize(("call", "expected"), CASES)
-async def test_writes_are_made_of_operators(request, sent_by, database, call, expected):
-    """Never pipelines, which could split a stamp, and never replaces, which are always somebody else's."""
+async def test_writes_use_operators(request, sent_by, database, call, expected):
+    """Never pipelines, which could split a stamp, and never replaces, which always count as foreign."""
     if "bulk_write" in request.node.callspec.id or "aggregate" in request.node.callspec.id:
         pytest.skip("raw calls are not the ODM's")
     for command in await sent_by(call, "any", dispatched=database):
@@ -126,15 +124,15 @@ async def test_writes_are_made_of_operators(request, sent_by, database, call, ex
             assert all(name.startswith("$") for name in update)
 
 
-# -- who is told -----------------------------------------------------------------------------------------
+# -- deliveries ------------------------------------------------------------------------------------------
 
 
 class Told(list[Any]):
-    """Calls of receivers: who, where, of what."""
+    """Calls of receivers: receiver, process, change."""
 
     def listen(self, document: Any, name: str = "watcher", **options: Any) -> None:
         async def receive(sender: Any, **kwargs: Any) -> None:
-            shown = kwargs["instance"].model_dump()  # the caller may go on with the instance
+            shown = kwargs["instance"].model_dump()  # the caller may change the instance later
             self.append(SimpleNamespace(sender=sender, by=name, shown=shown, **kwargs))
 
         for connect in SIGNALS:
@@ -144,7 +142,7 @@ class Told(list[Any]):
         return [(c.by, c.delivery.origin, c.delivery.signal) for c in self if c.instance.id == id_]
 
     async def up_to_now(self, users: Any, id_: Any) -> list[tuple[str, str, str]]:
-        """What was told of a document, once everything before this call was dealt with."""
+        """The deliveries of a document, after all earlier changes were finished."""
         end = f"end-{ObjectId()}"
         users.replace_one({"_id": id_}, {"name": end}, upsert=True)
         await eventually(lambda: any(getattr(c.instance, "name", None) == end for c in self), what=end)
@@ -178,8 +176,10 @@ async def write_all(User: Any, id_: ObjectId) -> None:
 
 
 @pytest.mark.parametrize("skew", [3600.0, -3600.0])
-async def test_a_clock_that_is_an_hour_off(User, told, foreign, dispatched, monkeypatch, skew):
-    """The application's writes stay its own, and copies of them are somebody else's all the same."""
+async def test_own_writes_are_recognized_with_a_clock_off_by_an_hour(
+    User, told, foreign, dispatched, monkeypatch, skew
+):
+    """The writes of the application count as own, and copies of them as foreign."""
     right = clock.time
     monkeypatch.setattr(clock, "time", lambda: right() + skew)
     id_, other = ObjectId(), ObjectId()
@@ -196,7 +196,7 @@ async def test_a_clock_that_is_an_hour_off(User, told, foreign, dispatched, monk
         ]
 
 
-async def test_a_clock_that_is_set_in_between(User, told, foreign, dispatched, monkeypatch):
+async def test_own_writes_are_recognized_after_a_clock_change(User, told, foreign, dispatched, monkeypatch):
     right = clock.time
     async with dispatching(dispatched):
         for skew in (0.0, 3600.0, -60.0):
@@ -206,8 +206,8 @@ async def test_a_clock_that_is_set_in_between(User, told, foreign, dispatched, m
             assert await told.up_to_now(foreign.users, id_) == HERE
 
 
-async def test_an_own_document_that_is_copied(User, told, foreign, dispatched):
-    """In the very millisecond, with the stamp that the ODM made: each copy is delivered, the original is not."""
+async def test_copies_of_an_own_document_are_delivered(User, told, foreign, dispatched):
+    """In the same millisecond, with the stamp of the ODM: each copy is delivered, the original is not."""
     id_, other = ObjectId(), ObjectId()
     async with dispatching(dispatched):
         await User.objects.create(id=id_, name="Ada")
@@ -224,7 +224,7 @@ async def test_an_own_document_that_is_copied(User, told, foreign, dispatched):
         assert await told.up_to_now(foreign.users, other) == [("watcher", "stream", "post_save")]
 
 
-async def test_a_whole_document_that_is_set_back(User, told, foreign, dispatched):
+async def test_a_restored_whole_document_is_delivered(User, told, foreign, dispatched):
     id_ = ObjectId()
     async with dispatching(dispatched):
         ada = await User.objects.create(id=id_, name="Ada")
@@ -238,8 +238,8 @@ async def test_a_whole_document_that_is_set_back(User, told, foreign, dispatched
         ]
 
 
-async def test_two_applications_on_one_database(User, told, foreign, dispatched, database):
-    """Each runs its own receivers in process, and is told of the other's writes by its own dispatcher."""
+async def test_two_applications_on_one_database_see_each_others_writes(User, told, foreign, dispatched, database):
+    """Each runs its own receivers in process, and its dispatcher delivers the other's writes."""
     async with mongoz.Registry(dispatched.url, dispatched=f"{database}_b") as theirs:
         Theirs, told_theirs = make_user(theirs, database), Told()
         told_theirs.listen(Theirs)
@@ -251,7 +251,7 @@ async def test_two_applications_on_one_database(User, told, foreign, dispatched,
             await ada.update(age=1)
             for document in (mine, other):
                 foreign.users.insert_one({"_id": document, "name": "end"} if document is mine else {})
-            # The markers of a group's deletes change nothing for the other.
+            # Delete markers of one group do not affect the other.
             expected = ["post_save", "post_update", "post_update", "post_delete", "post_save"]
             await eventually(lambda: len(told_theirs.of(mine)) >= len(expected), what="theirs")
             await eventually(lambda: len(told.of(other)) >= 2, what="mine")
@@ -262,8 +262,10 @@ async def test_two_applications_on_one_database(User, told, foreign, dispatched,
         assert told_theirs.of(other) == [("watcher", "process", "post_update")]
 
 
-async def test_muted_writes_and_those_of_receivers_are_told_to_other_groups(User, told, dispatched, database):
-    """Muting and hops are about the own group: another group is another application."""
+async def test_muted_writes_and_writes_of_receivers_are_delivered_to_other_groups(
+    User, told, dispatched, database
+):
+    """Muting and hops affect only their own group."""
     async with mongoz.Registry(dispatched.url, dispatched=f"{database}_b") as theirs:
         Theirs, told_theirs = make_user(theirs, database), Told()
         told_theirs.listen(Theirs)
@@ -289,8 +291,8 @@ async def test_muted_writes_and_those_of_receivers_are_told_to_other_groups(User
         assert told.of(other.id) == [("watcher", "process", "post_save"), ("watcher", "stream", "post_update")]
 
 
-async def test_a_process_with_some_of_the_receivers(User, told, foreign, dispatched, database):
-    """What it does not import is left to the dispatcher; what it has is not run again, under no name."""
+async def test_a_process_may_import_only_some_of_the_receivers(User, told, foreign, dispatched, database):
+    """The dispatcher runs the receivers that the process does not import, and no others."""
     told.listen(User, "late")
     told.listen(User, "renamed", formerly="earlier")
     async with mongoz.Registry(dispatched.url, dispatched=database) as elsewhere:
@@ -309,7 +311,7 @@ async def test_a_process_with_some_of_the_receivers(User, told, foreign, dispatc
 
 
 async def test_a_receiver_of_two_classes_on_one_collection(dispatched, database, foreign):
-    """The class that wrote has it in process; the other one is told of the change by the dispatcher."""
+    """The receiver runs in process for the writing class, and in the dispatcher for the other class."""
 
     class Base(mongoz.Document):
         name: str = mongoz.String()
@@ -344,8 +346,8 @@ async def test_a_receiver_of_two_classes_on_one_collection(dispatched, database,
     assert by_class["stream"] == [("Customer", *one) for one in both]
 
 
-async def test_a_task_that_is_told_is_told_the_same_everywhere(User, dispatched, foreign):
-    """The keywords of a receiver, in process and in the dispatcher."""
+async def test_keywords_are_the_same_in_process_and_in_the_dispatcher(User, dispatched, foreign):
+    """The keywords of one receiver in both places."""
     here, there = Told(), Told()
     here.listen(User, "here", delivery="process")
     there.listen(User, "there", delivery="dispatcher")
@@ -369,8 +371,8 @@ async def test_a_task_that_is_told_is_told_the_same_everywhere(User, dispatched,
     assert [getattr(call, "previous", None) and call.previous.age for call in here] == [None, 0, 1, None]
 
 
-async def test_what_is_written_while_nobody_delivers(User, told, foreign, dispatched):
-    """Writes of many, interleaved, while the dispatcher is away; nothing twice, nothing lost."""
+async def test_writes_during_a_downtime_are_delivered_once(User, told, foreign, dispatched):
+    """Interleaved writes of many clients while no dispatcher runs."""
     told.listen(User, "later", delivery="dispatcher")
     ids = [ObjectId() for _ in range(20)]
     async with dispatching(dispatched):

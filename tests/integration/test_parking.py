@@ -1,4 +1,4 @@
-"""Deliveries that must wait long wait in MongoDB, pin neither memory nor the position, and are not overtaken."""
+"""Long-waiting deliveries are parked in MongoDB: they hold no memory and no position, and keep their order."""
 
 import asyncio
 import random
@@ -16,7 +16,7 @@ from dispatcher.parking.store import HeldStore
 from dispatcher.runtime.service import Service
 from mongoz.core.signals import post_delete, post_save, post_update
 from mongoz.signals.options import Retry
-from tests.integration.delivering import IMAGES, Parked, Strict, actions, make_account
+from tests.integration.deliveries import IMAGES, Parked, Strict, actions, make_account
 from tests.support import Running, dispatching, eventually, settings_for
 
 
@@ -30,8 +30,10 @@ def state(foreign: Any) -> Parked:
     return Parked(foreign)
 
 
-async def test_a_blocked_document_pins_nothing(account, foreign, dispatched, state, capsys):
-    """It and its followers are in the database, the position and others move on; then all come in order."""
+async def test_a_blocked_document_holds_neither_memory_nor_the_position(
+    account, foreign, dispatched, state, capsys
+):
+    """Its deliveries are parked, the position and other documents move on; then all come in order."""
     said = actions(capsys)
     seen: list[str] = []
     strict = Strict(account, refuses=lambda instance: instance.amount == 1)
@@ -68,8 +70,8 @@ async def test_a_blocked_document_pins_nothing(account, foreign, dispatched, sta
     assert running.stats.parked == 4
 
 
-async def test_who_waits_makes_room_for_others(account, foreign, dispatched, state):
-    """Deliveries that wait here for their next attempt take at most half of the room."""
+async def test_waiting_deliveries_leave_room_for_others(account, foreign, dispatched, state):
+    """Deliveries that wait in memory for a retry occupy at most half of the capacity."""
     got: list[str] = []
 
     @post_save(account, name="picky", retry=Retry(2, base=60, cap=60))
@@ -86,10 +88,10 @@ async def test_who_waits_makes_room_for_others(account, foreign, dispatched, sta
         assert len(state.heads) >= 20
 
 
-async def test_what_is_looked_for_while_it_is_written_is_not_forgotten(
+async def test_a_delivery_that_is_searched_during_its_write_is_not_lost(
     account, foreign, dispatched, state, monkeypatch
 ):
-    """Whoever looks finds nothing yet, again and again; afterwards it is worked off all the same."""
+    """Repeated searches find nothing yet; the delivery is made afterwards."""
     looked = 0
     due, put = HeldStore.due, HeldStore.put
 
@@ -113,8 +115,8 @@ async def test_what_is_looked_for_while_it_is_written_is_not_forgotten(
         await eventually(lambda: state.empty)
 
 
-async def test_attempts_go_on_after_a_restart(account, foreign, dispatched, state):
-    """And end in a dead letter that counts them all."""
+async def test_attempts_continue_after_a_restart(account, foreign, dispatched, state):
+    """They end in a dead letter with the total number of attempts."""
     strict = Strict(account, retry=Retry(4, base=0.2, cap=0.2), on_failure="dead_letter")
     id_ = ObjectId()
     async with dispatching(dispatched, park_after=0.0):
@@ -130,8 +132,8 @@ async def test_attempts_go_on_after_a_restart(account, foreign, dispatched, stat
     assert (letter["last_attempt_at"] - letter["first_attempt_at"]).total_seconds() >= 0.3
 
 
-async def test_what_a_receiver_gets_is_the_same_as_from_the_stream(account, foreign, dispatched, state):
-    """With images, names, and an instance that nobody has seen."""
+async def test_a_parked_delivery_has_the_same_keywords_as_a_live_one(account, foreign, dispatched, state):
+    """With images, names, and a new instance."""
     foreign.create_collection("accounts", **IMAGES)
     got: list[tuple[str, dict[str, Any]]] = []
     mended = False
@@ -151,7 +153,7 @@ async def test_what_a_receiver_gets_is_the_same_as_from_the_stream(account, fore
         foreign["accounts"].update_one({"_id": id_}, {"$set": {"name": "Bea", "tags": ["b"]}})
         foreign["accounts"].delete_one({"_id": id_})
         await eventually(lambda: len(state.rows) == 3)
-        assert {signal for signal, _ in got} == {"post_save"}  # one function sees one document in order
+        assert {signal for signal, _ in got} == {"post_save"}  # each receiver gets one document in order
         mended = True
         await eventually(lambda: state.empty)
     first = got[0][1]
@@ -167,8 +169,8 @@ async def test_what_a_receiver_gets_is_the_same_as_from_the_stream(account, fore
     assert updated[1]["delivery"].wall_time is not None
 
 
-async def test_followers_stay_in_order_when_they_are_thousands(account, foreign, dispatched, state):
-    """Those that were queued before the first one was parked, those that came while it was, and those after it."""
+async def test_thousands_of_followers_keep_their_order(account, foreign, dispatched, state):
+    """Followers queued before, during and after the parking of the first delivery."""
     strict = Strict(account, refuses=lambda instance: instance.amount == 0)
     id_ = ObjectId()
     total = 2_000
@@ -190,7 +192,7 @@ def bson_replace(id_: Any, row: dict[str, Any]) -> Any:
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_order_across_parking_and_live_traffic(account, foreign, dispatched, state, seed):
-    """Receivers that fail at random, parked soon, on few documents: each gets each change once, in order."""
+    """Receivers fail at random and are parked soon. Each gets each change once and in order."""
     chance = random.Random(seed)
     got: dict[tuple[str, Any], list[int]] = defaultdict(list)
     flaky = True
@@ -229,7 +231,7 @@ async def test_order_across_parking_and_live_traffic(account, foreign, dispatche
 
 
 async def test_after_a_restart_followers_are_still_followers(account, foreign, dispatched, state):
-    """Nothing is queued that would remember what is parked: it is looked up."""
+    """The new process has no queue, so it looks up the parked deliveries."""
     strict = Strict(account, refuses=lambda instance: instance.amount == 0)
     id_ = ObjectId()
     async with dispatching(dispatched):
@@ -247,10 +249,12 @@ async def test_after_a_restart_followers_are_still_followers(account, foreign, d
     assert [name for name in strict.got if name.isdigit()] == ["0", "1", "2", "3"]
 
 
-async def test_what_will_be_read_again_is_not_delivered_before(account, foreign, dispatched, state, capsys):
-    """As after SIGKILL: the position is older than what was parked, and the stream takes a while to come.
+async def test_a_parked_delivery_that_the_stream_repeats_is_not_delivered_before(
+    account, foreign, dispatched, state, capsys
+):
+    """As after SIGKILL: the position is older than the parked deliveries, and the stream is slow.
 
-    To work it off meanwhile would deliver it twice, and the second time perhaps behind its followers.
+    An earlier delivery would be repeated, possibly behind its followers.
     """
     said = actions(capsys)
     strict = Strict(account, refuses=lambda instance: instance.amount == 0)
@@ -278,8 +282,8 @@ async def test_what_will_be_read_again_is_not_delivered_before(account, foreign,
     assert strict.got == [str(n) for n in range(6)]
 
 
-async def test_partitions_work_off_what_is_theirs(account, foreign, dispatched, state):
-    """Each delivers what it has parked, once, in order; also after their number has changed."""
+async def test_partitions_deliver_their_own_parked_deliveries(account, foreign, dispatched, state):
+    """Once and in order, also after a repartition."""
     strict = Strict(account, refuses=lambda instance: instance.amount == 0)
     ids = [ObjectId() for _ in range(20)]
     async with dispatching(dispatched, partitions=2) as running:
@@ -299,8 +303,8 @@ async def test_partitions_work_off_what_is_theirs(account, foreign, dispatched, 
         ]
 
 
-async def test_a_stop_repeats_nothing_of_a_lane_that_is_being_worked_off(account, foreign, dispatched, state):
-    """It is cut off in the middle: what was delivered before is not there any more."""
+async def test_a_stop_during_a_lane_repeats_no_delivery(account, foreign, dispatched, state):
+    """The stop interrupts the lane; finished deliveries are already removed."""
     hangs = asyncio.Event()
 
     class Hanging(Strict):
@@ -327,8 +331,8 @@ async def test_a_stop_repeats_nothing_of_a_lane_that_is_being_worked_off(account
     assert hanging.got == ["0", "1", "2", "3", "4"]
 
 
-async def test_a_receiver_that_is_renamed_or_removed(account, foreign, dispatched, state, capsys):
-    """What is parked under an earlier name is found, with its followers; what nobody claims stays, and is said."""
+async def test_parked_deliveries_of_a_renamed_receiver_are_made(account, foreign, dispatched, state, capsys):
+    """Deliveries parked under an earlier name are found. Those of a removed receiver stay, and are logged."""
     said = actions(capsys)
     old = Strict(account, name="old")
     gone = Strict(account, name="gone")
@@ -354,8 +358,8 @@ async def test_a_receiver_that_is_renamed_or_removed(account, foreign, dispatche
         await eventually(lambda: state.empty)
 
 
-async def test_a_connection_that_is_gone_leaves_its_deliveries(account, foreign, dispatched, state, capsys):
-    """The name is still there, but not for this signal."""
+async def test_parked_deliveries_of_a_disconnected_receiver_stay(account, foreign, dispatched, state, capsys):
+    """The receiver still exists, but not for this signal."""
     said = actions(capsys)
     strict = Strict(account, post_save)
     async with dispatching(dispatched):
@@ -380,14 +384,14 @@ STEPS: Any = {
 
 
 @pytest.mark.parametrize("step", STEPS)
-async def test_a_crash_between_two_steps_loses_nothing(account, foreign, dispatched, state, step, monkeypatch):
-    """The process does not come further: the command is refused in that collection, then it is killed."""
-    monkeypatch.setattr("dispatcher.delivery.lanes._TO_WRITE", 0.05)  # nobody waits for what it would have written
+async def test_a_crash_between_two_writes_loses_nothing(account, foreign, dispatched, state, step, monkeypatch):
+    """A command on this collection is refused, then the process is killed."""
+    monkeypatch.setattr("dispatcher.delivery.lanes._TO_WRITE", 0.05)  # its pending writes are discarded
     command, delivered, on_failure = STEPS[step]
     strict = Strict(account, refuses=lambda instance: instance.amount == 0)
     id_ = ObjectId()
     admin = foreign.client.admin
-    # By its namespace: how many others, a lease's renewals say, come in between is a matter of luck.
+    # By namespace, because the number of other commands, such as lease renewals, varies.
     failing = {"failCommands": [command], "errorCode": 11600, "namespace": f"{foreign.name}_state.held"}
 
     def stop_at(command_mode: Any) -> None:
@@ -427,8 +431,8 @@ async def test_a_crash_between_two_steps_loses_nothing(account, foreign, dispatc
 
 
 @pytest.mark.slow
-async def test_many_are_worked_off_with_flat_memory(account, foreign, dispatched, state):
-    """Much more is parked than may be in hand; neither lanes nor documents pile up in memory."""
+async def test_many_parked_deliveries_are_made_with_constant_memory(account, foreign, dispatched, state):
+    """More deliveries are parked than the memory limit; neither lanes nor documents accumulate."""
     strict = Strict(account, retry=Retry(1, base=0.3, cap=0.3))
     total, blob = 600, bytes(20_000)
     most = 0
@@ -452,4 +456,4 @@ async def test_many_are_worked_off_with_flat_memory(account, foreign, dispatched
             tracemalloc.stop()
         await eventually(lambda: state.empty)
     assert most > 5
-    assert peak < 5_000_000  # of 12 MB that are parked
+    assert peak < 5_000_000  # of 12 MB parked

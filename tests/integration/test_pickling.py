@@ -1,4 +1,4 @@
-"""Pickles of instances: what they remember of the database goes with them."""
+"""A pickled instance keeps its snapshot of the database."""
 
 import pickle
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 import mongoz
 from tests.conftest import DRIVER
 
-# Pickle finds classes by their names, so these are of the module; each test gives them a place of its own.
+# At module level, because pickle finds classes by name; each test gives them its own database.
 
 
 class Home(mongoz.EmbeddedDocument):
@@ -42,7 +42,7 @@ def again(instance: Any) -> Any:
     return pickle.loads(pickle.dumps(instance))
 
 
-async def test_what_was_loaded_is_remembered(pets: Any) -> None:
+async def test_a_pickle_keeps_the_loaded_snapshot(pets: Any) -> None:
     await Pet.objects.create(
         name="Rex", tags=["a"], home={"city": "Bonn", "other": 1}, price="1.5", undeclared=[1]
     )
@@ -51,7 +51,7 @@ async def test_what_was_loaded_is_remembered(pets: Any) -> None:
     assert type(copied) is Pet
     assert copied == pet
     assert copied.price.to_decimal() == pet.price
-    pets.update_one({}, {"$set": {"age": 7}})  # another client's change of another field must survive
+    pets.update_one({}, {"$set": {"age": 7}})  # a foreign change of another field must survive
     copied.name = "Max"
     copied.home.city = "Ulm"
     await copied.save()
@@ -59,7 +59,7 @@ async def test_what_was_loaded_is_remembered(pets: Any) -> None:
     assert (row["name"], row["age"], row["home"]) == ("Max", 7, {"city": "Ulm", "other": 1})
 
 
-async def test_rows_of_some_fields_stay_such(pets: Any) -> None:
+async def test_a_pickled_partial_instance_stays_partial(pets: Any) -> None:
     await Pet.objects.create(name="Rex", age=3)
     for query in (Pet.objects.only("name"), Pet.objects.defer("age", "tags")):
         copied = again(await query.get())
@@ -72,7 +72,9 @@ async def test_rows_of_some_fields_stay_such(pets: Any) -> None:
     assert (row["name"], row["age"]) == ("Rex!!", 3)
 
 
-async def test_the_place_that_it_came_from_and_what_was_attached(pets: Any, database: str, foreign: Any) -> None:
+async def test_a_pickle_keeps_the_collection_and_attached_instances(
+    pets: Any, database: str, foreign: Any
+) -> None:
     elsewhere = f"{database}_state"
     owner = await Owner.objects.using(elsewhere).create(name="Ada")
     await Pet.objects.using(elsewhere).create(name="Rex", owner=owner)
@@ -84,12 +86,12 @@ async def test_the_place_that_it_came_from_and_what_was_attached(pets: Any, data
     assert pets.find_one() is None
 
 
-async def test_of_another_registry_is_refused(pets: Any, mongo: Any, database: str) -> None:
+async def test_a_pickle_of_another_registry_is_refused(pets: Any, mongo: Any, database: str) -> None:
     async with mongoz.Registry(mongo.url, driver=DRIVER) as other:
         pet = await Pet(name="Rex").create(other.get_database(database).get_collection("dogs"))
         with pytest.raises(pickle.PicklingError, match=rf"'{database}\.dogs' of another registry"):
             pickle.dumps(pet)
 
 
-def test_what_was_never_stored_is_remembered_so() -> None:
+def test_a_pickled_unsaved_instance_stays_unsaved() -> None:
     assert again(Pet(name="Rex", id=None)) == Pet(name="Rex")

@@ -1,4 +1,4 @@
-"""Queries on a real server: lookups, expressions, builders, terminals, and values that stay values."""
+"""Queries on a real server: lookups, expressions, builders, terminals, and literal values."""
 
 import datetime
 from typing import Any
@@ -53,12 +53,12 @@ def user(name: str, age: int | None, city: str = "Bonn") -> dict[str, Any]:
 async def User(registry: mongoz.Registry, database: str) -> Any:
     made = make(registry, database)
     for values in (user("Ada", 1), user("Bob", 2, "Berlin"), user("Cyd", 3), user("Dan", None, "Rome")):
-        await made.objects.create(**values)  # one after another: their ids are in this order
+        await made.objects.create(**values)  # in sequence, so their ids have this order
     return made
 
 
 async def names(query: Any) -> str:
-    """The initials of what a query finds, in its order."""
+    """The initials of the found users, in order."""
     return "".join(found.name[0] for found in await query)
 
 
@@ -106,7 +106,7 @@ async def test_lookups(User: Any) -> None:
 
 
 @pytest.mark.parametrize("spelling", ["id", "_id", "pk"])
-async def test_an_id_may_be_given_as_its_digits(User: Any, spelling: str) -> None:
+async def test_an_id_may_be_given_as_a_hexadecimal_string(User: Any, spelling: str) -> None:
     bob = await User.objects.get(name="Bob")
     for value in (bob.id, str(bob.id), mongoz.ObjectId(bob.id)):
         assert await User.objects.get(**{spelling: value}) == bob
@@ -117,7 +117,7 @@ async def test_an_id_may_be_given_as_its_digits(User: Any, spelling: str) -> Non
 
 @pytest.mark.parametrize("value", ["Ada", 5, None, {"a"}, iter([]), {"$gt": ""}])
 @pytest.mark.parametrize("lookup", ["name__in", "name__not_in", "id__in"])
-def test_in_takes_lists_and_tuples_only(registry: mongoz.Registry, lookup: str, value: Any) -> None:
+def test_in_accepts_only_lists_and_tuples(registry: mongoz.Registry, lookup: str, value: Any) -> None:
     User = make(registry, "never_connected")
     with pytest.raises(AssertionError) as caught:
         User.objects.filter(**{lookup: value})
@@ -135,7 +135,7 @@ def test_in_takes_lists_and_tuples_only(registry: mongoz.Registry, lookup: str, 
         ({"age__": 1}, OperatorInvalid, "exact, exists"),
     ],
 )
-def test_what_does_not_exist_is_named(
+def test_an_unknown_name_is_named(
     registry: mongoz.Registry, lookups: Any, error: type[Exception], hint: str
 ) -> None:
     User = make(registry, "never_connected")
@@ -144,7 +144,7 @@ def test_what_does_not_exist_is_named(
     assert hint in str(caught.value)
 
 
-# -- a value is a value ------------------------------------------------------------------------------
+# -- literal values ---------------------------------------------------------------------------------
 
 HOSTILE: list[dict[str, Any]] = [
     {"$gt": ""},
@@ -163,7 +163,7 @@ HOSTILE: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("hostile", HOSTILE, ids=lambda hostile: next(iter(hostile), "empty"))
-async def test_a_dict_cannot_smuggle_in_an_operator(User: Any, hostile: dict[str, Any]) -> None:
+async def test_a_dict_value_is_not_an_operator(User: Any, hostile: dict[str, Any]) -> None:
     for field in ("name", "age", "payload", "payload.key", "address.city.name", "id", "pk"):
         await finds_nothing(User, field, hostile)
 
@@ -212,7 +212,7 @@ async def test_field_expressions(User: Any) -> None:
     assert await names(User.query(User.age > 1)(User.age < 3).filter(age__neq=2)) == ""
 
 
-async def test_an_expression_is_no_truth(User: Any) -> None:
+async def test_an_expression_has_no_truth_value(User: Any) -> None:
     with pytest.raises(TypeError, match="has no truth value"):
         bool(User.age == 3)
     with pytest.raises(InvalidKeyError, match="None"):
@@ -249,7 +249,7 @@ async def test_sorting(User: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "lookups"), [(("nope",), {}), (("age", 2), {}), ((), {"age": True}), ((), {"nope__asc": 1})]
 )
-def test_sort_keys_that_are_none(registry: mongoz.Registry, arguments: Any, lookups: Any) -> None:
+def test_invalid_sort_keys_are_refused(registry: mongoz.Registry, arguments: Any, lookups: Any) -> None:
     User = make(registry, "never_connected")
     with pytest.raises(InvalidKeyError):
         User.objects.sort(*arguments, **lookups)
@@ -273,7 +273,7 @@ async def test_limit_and_skip(User: Any) -> None:
                 builder(wrong)
 
 
-async def test_a_builder_never_changes_what_it_was_called_on(User: Any) -> None:
+async def test_a_builder_does_not_change_its_query(User: Any) -> None:
     base = User.objects.filter(age__gte=1)
     before = repr(base), base._plan
     derived = [
@@ -285,7 +285,7 @@ async def test_a_builder_never_changes_what_it_was_called_on(User: Any) -> None:
     assert [await query.count() for query in derived] == [1, 2, 3, 1, 2]
 
 
-async def test_both_spellings_are_the_same_engine(User: Any) -> None:
+async def test_both_spellings_give_the_same_query(User: Any) -> None:
     assert isinstance(User.objects, Manager)
     assert isinstance(User.query, QuerySet)
     assert isinstance(User.query(), QuerySet)

@@ -1,4 +1,4 @@
-"""Queries that look into referenced documents: what they find, attach, and leave alone."""
+"""Queries on fields of referenced documents: results, attached instances, and writes."""
 
 import copy
 from collections.abc import AsyncIterator
@@ -47,7 +47,7 @@ async def names(query: Any) -> str:
     return "".join(movie.name for movie in await query)
 
 
-async def test_what_joins_find(models: Any) -> None:
+async def test_joins_filter_by_referenced_fields(models: Any) -> None:
     Movie = models["Movie"]
     ordered = Movie.objects.sort("name")
     assert await names(ordered.filter(producer_id__name="Ann")) == "AB"
@@ -62,7 +62,7 @@ async def test_what_joins_find(models: Any) -> None:
     assert await names(Movie.objects.sort("producer_id__name").sort("name", -1)) == "DBAC"
 
 
-async def test_every_terminal_joins(models: Any) -> None:
+async def test_every_terminal_supports_joins(models: Any) -> None:
     query = models["Movie"].objects.filter(producer_id__name="Ann").sort("name")
     assert await query.count() == 2
     assert await query.skip(1).count() == 1
@@ -87,7 +87,7 @@ async def test_every_terminal_joins(models: Any) -> None:
         assert await query.explain()
 
 
-async def test_attached_instances(models: Any, foreign: Any) -> None:
+async def test_referenced_instances_are_attached(models: Any, foreign: Any) -> None:
     Movie, Producer = models["Movie"], models["Producer"]
     movie = await Movie.objects.filter(producer_id__name="Ann").get(name="A")
     [ann] = movie.producers
@@ -144,7 +144,7 @@ async def test_values_of_referenced_documents(models: Any) -> None:
         await Movie.objects.values(["producer_id__nope"])
 
 
-async def test_only_and_defer_of_a_join(models: Any) -> None:
+async def test_only_and_defer_apply_to_a_join(models: Any) -> None:
     Movie = models["Movie"]
     for query in (Movie.objects.only("name"), Movie.objects.defer("year", "producer_id")):
         movie = await query.filter(producer_id__name="Ben").get()
@@ -152,7 +152,7 @@ async def test_only_and_defer_of_a_join(models: Any) -> None:
         assert set(movie.__dict__) == {"id", "name"}
 
 
-async def test_joins_in_another_database(models: Any, database: str, foreign: Any) -> None:
+async def test_joins_across_databases(models: Any, database: str, foreign: Any) -> None:
     Movie, Producer = models["Movie"], models["Producer"]
     other = f"{database}_other"
     try:
@@ -168,7 +168,7 @@ async def test_joins_in_another_database(models: Any, database: str, foreign: An
         foreign.client.drop_database(other)
 
 
-async def test_writes_through_joins(models: Any, foreign: Any) -> None:
+async def test_writes_support_joins(models: Any, foreign: Any) -> None:
     query = models["Movie"].objects.filter(producer_id__name="Ann")
     assert await query.update_count(year=7) == 2
     assert foreign.movies.count_documents({"year": 7}) == 2

@@ -1,4 +1,4 @@
-"""Rows of only() and defer(): what is on them, what isn't, and what saving them writes."""
+"""Partial instances of only() and defer(): loaded fields, missing fields, and saves."""
 
 import copy
 import datetime
@@ -66,7 +66,7 @@ async def Person(mongo: Any, database: str, driver: str) -> AsyncIterator[Any]:
         yield made
 
 
-async def test_what_is_not_loaded_is_an_attribute_error(Person: Any) -> None:
+async def test_a_field_that_is_not_loaded_is_an_attribute_error(Person: Any) -> None:
     for query in (Person.objects.only("name"), Person.query.defer("age", "tags", "city", "last_name", "seen")):
         row = await query.get(name="Ada")
         assert row.name == "Ada"
@@ -85,7 +85,7 @@ async def test_what_is_not_loaded_is_an_attribute_error(Person: Any) -> None:
             row.birth  # noqa: B018
 
 
-async def test_every_way_of_loading_gives_such_rows(Person: Any) -> None:
+async def test_every_terminal_returns_partial_instances(Person: Any) -> None:
     query = Person.objects.only("name").sort("name")
     rows = [
         *await query, *await query.execute(), *[row async for row in query], await query.first(),
@@ -99,7 +99,7 @@ async def test_every_way_of_loading_gives_such_rows(Person: Any) -> None:
         assert set(row.__dict__) == {"id", "name"}
 
 
-async def test_the_class_of_the_rows(Person: Any) -> None:
+async def test_the_class_of_partial_instances(Person: Any) -> None:
     proxy = Person.proxy_document
     assert proxy is Person.proxy_document is proxy.proxy_document
     assert issubclass(proxy, Person)
@@ -117,7 +117,7 @@ async def test_the_class_of_the_rows(Person: Any) -> None:
     assert "more" in Child.proxy_document.model_fields
 
 
-async def test_the_server_sends_nothing_else(Person: Any, foreign: Any) -> None:
+async def test_the_server_sends_only_the_fields(Person: Any, foreign: Any) -> None:
     foreign.persons.insert_one({"name": "Mal", "age": "no number"})
     assert [row.name for row in await Person.objects.only("name").sort("name")] == ["Ada", "Bob", "Mal"]
     assert len(await Person.objects.defer("age")) == 3
@@ -125,7 +125,7 @@ async def test_the_server_sends_nothing_else(Person: Any, foreign: Any) -> None:
         await Person.objects.only("age")
 
 
-async def test_what_is_asked_for_but_not_stored_has_its_default(Person: Any, foreign: Any) -> None:
+async def test_a_selected_but_missing_field_has_its_default(Person: Any, foreign: Any) -> None:
     foreign.persons.insert_one({"name": "Mal", "age": 3})
     row = await Person.objects.only("name", "tags", "family").get(name="Mal")
     assert (row.tags, row.family) == ([], None)
@@ -156,7 +156,7 @@ async def test_assigned_values_are_validated(Person: Any) -> None:
     assert row.city.name == "Rome"
 
 
-async def test_save_writes_what_was_assigned(Person: Any, foreign: Any) -> None:
+async def test_save_writes_the_assigned_fields(Person: Any, foreign: Any) -> None:
     row = await Person.objects.only("name", "tags").get(name="Ada")
     foreign.persons.update_one({"name": "Ada"}, {"$set": {"name": "Eve", "last_name": "E"}})
     row.age = 70
@@ -193,7 +193,7 @@ async def test_refresh_loads_the_rest(Person: Any) -> None:
     assert (await Person.objects.get(name="Ada")).age == 3
 
 
-async def test_a_part_can_not_be_copied_into_a_new_document(Person: Any) -> None:
+async def test_a_partial_instance_can_not_become_a_new_document(Person: Any) -> None:
     row = await Person.objects.only("name", "age").get(name="Ada")
     row.id = None
     with pytest.raises(AttributeError, match="was not loaded"):
@@ -245,7 +245,7 @@ async def test_only_and_defer_exclude_each_other(Person: Any) -> None:
             build("city.name")
 
 
-async def test_names_may_be_spelled_in_all_ways(Person: Any) -> None:
+async def test_names_may_have_every_spelling(Person: Any) -> None:
     assert set((await Person.objects.only("last_name", Person.age).first()).__dict__) == {"id", "family", "age"}
     assert set((await Person.objects.only("pk").first()).__dict__) == {"id"}
     deferred = await Person.objects.defer("id", "name").defer("tags", Person.family).first()
@@ -263,7 +263,7 @@ async def test_undeclared_keys(Person: Any, foreign: Any) -> None:
     assert foreign.persons.find_one({"name": "Mel"})["nickname"] == "M"
 
 
-async def test_a_bare_instance_says_the_same(Person: Any) -> None:
+async def test_an_empty_partial_instance_has_the_same_errors(Person: Any) -> None:
     from mongoz.persistence.rows.hydration import make_bare_instance
 
     with pytest.raises(AttributeError, match=r"Person.age was not loaded"):

@@ -1,4 +1,4 @@
-"""Builders and reading terminals, on both drivers: what they give, and what they ask the server for."""
+"""Builders and reading terminals on both drivers: their results and their commands."""
 
 import datetime
 import decimal
@@ -115,11 +115,11 @@ async def test_all_is_a_builder_and_can_be_awaited(Movie: Any) -> None:
     assert isinstance(Movie.query().all(), QuerySet)
 
 
-async def test_exclude_leaves_out_what_all_of_it_is_true_of(Movie: Any) -> None:
+async def test_exclude_omits_documents_that_match_all_conditions(Movie: Any) -> None:
     ordered = Movie.objects.sort("name")
     assert await names(ordered.exclude(name="A")) == "BCDE"
     assert await names(ordered.exclude(name="A", year=2000)) == "BCDE"
-    assert await names(ordered.exclude(name="A", year=2001)) == "ABCDE", "not both hold of any"
+    assert await names(ordered.exclude(name="A", year=2001)) == "ABCDE", "no document matches both"
     assert await names(ordered.exclude(name="A").exclude(year=2001)) == "BE"
     assert await names(ordered.exclude(name__in=["A", "B"], year__gte=2000)) == "CDE"
     assert await names(ordered.exclude()) == "ABCDE"
@@ -164,7 +164,7 @@ async def test_where(Movie: Any, commands: Commands) -> None:
             Movie.objects.where(wrong)
 
 
-async def test_builders_never_change_what_they_were_called_on(Movie: Any) -> None:
+async def test_builders_do_not_change_their_query(Movie: Any) -> None:
     base = Movie.objects.filter(year__gte=2000)
     before = base._plan
     derived = [
@@ -180,7 +180,7 @@ async def test_builders_never_change_what_they_were_called_on(Movie: Any) -> Non
 # -- none --------------------------------------------------------------------------------------------
 
 
-async def test_none_asks_the_server_nothing(Movie: Any, commands: Commands) -> None:
+async def test_none_sends_no_command(Movie: Any, commands: Commands) -> None:
     for start in (Movie.objects, Movie.query(), Movie.objects.filter(name="A")):
         empty = start.none()
         assert await empty is empty
@@ -207,7 +207,7 @@ async def test_none_asks_the_server_nothing(Movie: Any, commands: Commands) -> N
     assert commands.sent == []
 
 
-async def test_a_query_is_no_list_before_it_is_awaited(Movie: Any) -> None:
+async def test_a_query_is_not_a_list_before_it_is_awaited(Movie: Any) -> None:
     assert Movie.objects
     with pytest.raises(TypeError, match="await it"):
         len(Movie.objects)
@@ -254,7 +254,7 @@ async def test_using_another_database(Movie: Any, database: str, foreign: Any) -
             Movie.objects.using(wrong)
 
 
-async def test_the_driver_s_collection(Movie: Any, driver: str) -> None:
+async def test_a_collection_of_the_driver_is_accepted(Movie: Any, driver: str) -> None:
     from motor.motor_asyncio import AsyncIOMotorCollection
 
     kind = AsyncCollection if driver == "pymongo" else AsyncIOMotorCollection
@@ -334,7 +334,7 @@ async def test_first_and_last_read_one_document(Movie: Any, commands: Commands) 
     assert all(command["limit"] == 1 for command in commands.sent)
 
 
-async def test_last_of_a_window(Movie: Any, commands: Commands) -> None:
+async def test_last_of_a_window_reads_one_document(Movie: Any, commands: Commands) -> None:
     ordered = Movie.objects.sort("name", -1)
     cases = [
         (ordered.limit(2), "D"), (ordered.skip(1).limit(3), "B"), (ordered.skip(3), "A"),
@@ -411,7 +411,7 @@ async def test_distinct_values(Movie: Any) -> None:
         await Movie.objects.distinct_values("yaer")
 
 
-async def test_distinct_values_of_another_type_are_given_as_they_are(Movie: Any, foreign: Any) -> None:
+async def test_distinct_values_of_another_type_are_returned_unchanged(Movie: Any, foreign: Any) -> None:
     foreign.movies.insert_many([{"name": "X", "price": "expensive"}, {"name": "X", "price": None}])
     found = await Movie.objects.filter(name="X").distinct_values("price")
     assert sorted(found, key=repr) == ["expensive", None]
@@ -426,7 +426,7 @@ async def test_explain(Movie: Any, commands: Commands) -> None:
         assert (await Movie.query.explain())["queryPlanner"]
 
 
-async def test_streams_in_batches(Movie: Any, commands: Commands) -> None:
+async def test_iteration_reads_batches(Movie: Any, commands: Commands) -> None:
     query = Movie.objects.filter(name__neq="C").sort("name", -1).skip(1).options(batch_size=2)
     assert [movie.name async for movie in query] == ["D", "B", "A"]
     assert commands.sent[0]["batchSize"] == 2
@@ -496,7 +496,7 @@ async def test_values_list(Movie: Any) -> None:
 
 
 @pytest.mark.parametrize("rows", ["some", "none"])
-async def test_what_values_refuses(Movie: Any, rows: str) -> None:
+async def test_values_refuses_invalid_arguments(Movie: Any, rows: str) -> None:
     query = Movie.objects if rows == "some" else Movie.objects.filter(name="X")
     for fields in (1, 0, 1.5, "name", ("name",), {"name"}, {"name": 1}, object()):
         with pytest.raises(FieldDefinitionError, match="fields"):
@@ -519,7 +519,7 @@ async def test_what_values_refuses(Movie: Any, rows: str) -> None:
             await values(exclude=["nmae"])
 
 
-async def test_only_what_none_returns_stays_itself_when_awaited(registry: mongoz.Registry, database: str) -> None:
+async def test_only_the_result_of_none_awaits_to_itself(registry: mongoz.Registry, database: str) -> None:
     class Empty(mongoz.Document):
         name: str = mongoz.String()
 

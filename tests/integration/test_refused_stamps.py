@@ -1,4 +1,4 @@
-"""Documents that take no stamp: deletes do without one, and other errors say what to do."""
+"""Documents whose collection refuses a stamp: deletes work without it, other errors have a remedy."""
 
 import asyncio
 from typing import Any
@@ -30,7 +30,7 @@ def Closed(dispatched: mongoz.Registry, database: str, foreign: Any) -> Any:
     return Closed
 
 
-async def test_a_delete_does_without_a_mark(Closed: Any, foreign: Any) -> None:
+async def test_a_delete_works_without_a_marker(Closed: Any, foreign: Any) -> None:
     await (await Closed.objects.get(name="a")).delete()
     assert await Closed.objects.delete() == 1
     assert foreign.closed.count_documents({}) == 0
@@ -51,7 +51,7 @@ async def test_in_a_transaction_the_error_names_the_remedy(Closed: Any, foreign:
 
 @pytest.fixture(params=["a validator", "its size"])
 def refusing(request: pytest.FixtureRequest, dispatched: mongoz.Registry, database: str, foreign: Any) -> Any:
-    """A document class; four documents of it that the server puts no stamp on."""
+    """A document class with four documents on which the server refuses a stamp."""
 
     class Refusing(mongoz.Document):
         name: str = mongoz.String()
@@ -73,10 +73,10 @@ def refusing(request: pytest.FixtureRequest, dispatched: mongoz.Registry, databa
     return Refusing
 
 
-async def test_a_delete_without_a_mark_is_told_once(
+async def test_a_delete_without_a_marker_is_delivered_once(
     refusing: Any, foreign: Any, dispatched: mongoz.Registry
 ) -> None:
-    """By the dispatcher, which can't know that this process would have told it as well."""
+    """By the dispatcher, because it does not know the receivers of this process."""
     told: list[tuple[ObjectId, str]] = []
 
     @post_delete(refusing, name="heard")
@@ -94,8 +94,8 @@ async def test_a_delete_without_a_mark_is_told_once(
 
 
 @pytest.mark.parametrize("of", ["an instance", "a query"])
-async def test_receivers_of_this_process_alone_are_told_here(refusing: Any, foreign: Any, of: str) -> None:
-    """No dispatcher ever runs them."""
+async def test_receivers_of_only_this_process_run_here(refusing: Any, foreign: Any, of: str) -> None:
+    """A dispatcher never runs them."""
     told: list[str] = []
 
     @post_delete(refusing, name="heard", delivery="process")

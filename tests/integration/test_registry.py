@@ -1,4 +1,4 @@
-"""The registry on a real server: a client per event loop, none left behind."""
+"""The registry on a real server has one client per event loop and leaves none open."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -72,7 +72,7 @@ def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-async def test_a_registry_of_a_client(mongo: Any, database: str, kind: str) -> None:
+async def test_a_registry_can_use_a_given_client(mongo: Any, database: str, kind: str) -> None:
     client = CLIENTS[kind](mongo.url)
     registry = mongoz.Registry(client)
     assert (registry.driver, registry.url, registry.client) == (kind, None, client)
@@ -81,7 +81,7 @@ async def test_a_registry_of_a_client(mongo: Any, database: str, kind: str) -> N
     assert registry.codec_options.uuid_representation == UuidRepresentation.STANDARD
     assert await write_and_count(make(registry, database)) == 1
     await registry.close()
-    await client.admin.command("ping")  # it is closed by whoever made it
+    await client.admin.command("ping")  # its creator closes it
     await close(client)
     with pytest.raises(ImproperlyConfigured, match="driver="):
         mongoz.Registry(client, driver="motor" if kind == "pymongo" else "pymongo")
@@ -119,7 +119,7 @@ async def test_databases_and_collections(registry: mongoz.Registry, database: st
     assert found not in await registry.get_databases()
 
 
-async def test_the_drivers_own_objects(registry: mongoz.Registry, database: str) -> None:
+async def test_the_registry_returns_objects_of_the_driver(registry: mongoz.Registry, database: str) -> None:
     found = registry.get_database(database).get_collection("users")
     await found._collection.insert_one({"_id": 1})
     assert await registry.get_database(database)._db["users"].find_one() == {"_id": 1}
@@ -127,9 +127,9 @@ async def test_the_drivers_own_objects(registry: mongoz.Registry, database: str)
     assert await found._collection.find_one() == {"_id": 1}, "resolved anew with the new client"
 
 
-async def test_a_server_that_cannot_be_selected_is_the_drivers_error(mongo: Any, database: str) -> None:
-    # Of another replica set, rather than not there at all: PyMongo drops a socket unclosed when its client is
-    # closed while it connects, and the warning would hit some other test.
+async def test_a_server_selection_error_is_the_error_of_the_driver(mongo: Any, database: str) -> None:
+    # Another replica set instead of no server: PyMongo leaves a socket open if its client is
+    # closed while it connects, and the warning would appear in another test.
     url = f"mongodb://127.0.0.1:{mongo.port}/?replicaSet=other&serverSelectionTimeoutMS=50"
     async with mongoz.Registry(url) as registry:
         with pytest.raises(ServerSelectionTimeoutError):  # the driver's errors pass unwrapped

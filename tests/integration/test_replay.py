@@ -1,4 +1,4 @@
-"""Past changes again: to whom, as what, how often; and what is refused before anything is changed."""
+"""Replays of past changes: receivers, signals, repetitions, and refusals before any change."""
 
 import asyncio
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ from dispatcher.runs import replay
 from dispatcher.runs.player import Outcome, workplace
 from mongoz.core.signals import post_delete, post_save, post_update
 from mongoz.signals import muted
-from tests.integration.delivering import IMAGES, State, make_account
+from tests.integration.deliveries import IMAGES, State, make_account
 from tests.support import dispatching, eventually, settings_for
 
 
@@ -40,13 +40,13 @@ def signals(calls: list[SimpleNamespace]) -> list[tuple[str, str | None]]:
 
 
 def behind(foreign: Any) -> Timestamp:
-    """The first cluster time behind all that was written."""
+    """The first cluster time behind all writes."""
     latest = foreign.client.admin.command("hello")["operationTime"]
     return Timestamp(latest.time, latest.inc + 1)
 
 
 async def run(registry: Any, *receivers: str, stop: asyncio.Event | None = None, **options: Any) -> Outcome:
-    """One replay, as the command has it."""
+    """One replay, as the command runs it."""
     given = {"since": None, "until": None, "asked": {"since": None, "until": None}, "rate": None}
     options = {**given, "resume": None, "new": False, **options}
     settings = {name: options.pop(name) for name in ("attempts", "concurrency", "max_queued") if name in options}
@@ -55,8 +55,8 @@ async def run(registry: Any, *receivers: str, stop: asyncio.Event | None = None,
         return await one.work(stop or asyncio.Event())
 
 
-async def test_past_changes_come_again_as_what_they_were(foreign, dispatched, account):
-    """Own and foreign ones; what ran in process comes here, what is muted does not; deletes with their markers."""
+async def test_a_replay_delivers_past_changes_with_their_signals(foreign, dispatched, account):
+    """Foreign and own changes, except muted ones; deletes have their markers."""
     foreign.create_collection("accounts", **IMAGES)
     begin = behind(foreign)
     calls = listen(account, "watcher")
@@ -71,7 +71,7 @@ async def test_past_changes_come_again_as_what_they_were(foreign, dispatched, ac
     await own.delete()
     foreign["accounts"].delete_one({"_id": id_})
     await account.objects.create(name="last")
-    assert len(calls) == 5  # in process
+    assert len(calls) == 5  # ran in process
     calls.clear()
     outcome = await run(dispatched, since=begin)
     calls.sort(key=lambda call: call.delivery.cluster_time)
@@ -88,13 +88,13 @@ async def test_past_changes_come_again_as_what_they_were(foreign, dispatched, ac
     assert [call.created for call in calls if call.delivery.signal == "post_save"] == [True, True, False, True]
     assert {(c.delivery.replayed, c.delivery.origin, c.delivery.attempt) for c in calls} == {(True, "stream", 1)}
     assert (outcome.finished, outcome.delivered, outcome.failed) == (True, 8, 0)
-    # Another run has ids of its own.
+    # Another run has other ids.
     ids = {call.delivery.id for call in calls}
     await run(dispatched, since=begin)
     assert len({call.delivery.id for call in calls} - ids) == 8
 
 
-async def test_the_position_and_the_live_flow_are_left_alone(foreign, dispatched, account):
+async def test_a_replay_does_not_affect_the_position_and_live_deliveries(foreign, dispatched, account):
     calls = listen(account, "watcher")
     async with dispatching(dispatched):
         begin = token_time(State(foreign).token)
@@ -112,7 +112,7 @@ async def test_the_position_and_the_live_flow_are_left_alone(foreign, dispatched
     assert (found["token"], found["term"]) == (position["token"], position["term"])
 
 
-async def test_only_those_that_are_named_and_only_what_was_asked_for(foreign, dispatched, account):
+async def test_a_replay_is_limited_to_the_named_receivers_and_range(foreign, dispatched, account):
     first, second = listen(account, "first"), listen(account, "second")
     foreign["accounts"].insert_one({"name": "too early"})
     begin = behind(foreign)
@@ -124,7 +124,7 @@ async def test_only_those_that_are_named_and_only_what_was_asked_for(foreign, di
     assert [call.name for call in second] == ["in time"]
 
 
-async def test_a_stopped_replay_goes_on_and_transactional_effects_happen_once(foreign, dispatched, account):
+async def test_a_stopped_replay_continues_and_transactional_effects_happen_once(foreign, dispatched, account):
     calls: list[str] = []
 
     @post_save(account, name="counts", transactional=True)
@@ -142,7 +142,7 @@ async def test_a_stopped_replay_goes_on_and_transactional_effects_happen_once(fo
     stopping.add_done_callback(lambda _: stop.set())
     first = await run(dispatched, since=begin, stop=stop, rate=200, max_queued=10)
     assert not first.finished
-    # As if it had been killed: what was done since is not known.
+    # As after SIGKILL: the progress since the last save is lost.
     State(foreign).database["controls"].update_one({"run": first.run}, {"$set": {"progress": {}}})
     second = await run(dispatched, since=begin)
     assert (second.run, second.finished) == (first.run, True)
@@ -150,7 +150,7 @@ async def test_a_stopped_replay_goes_on_and_transactional_effects_happen_once(fo
     assert foreign["effects"].count_documents({}) == 120
 
 
-async def test_what_is_refused_changes_nothing(foreign, dispatched, account):
+async def test_a_refused_replay_changes_nothing(foreign, dispatched, account):
     listen(account, "watcher")
     begin = behind(foreign)
     with pytest.raises(UnknownReceiver, match="Did you mean 'watcher'"):

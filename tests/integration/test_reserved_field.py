@@ -100,7 +100,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("way", REFUSED)
-async def test_no_way_to_set_or_ask_for_a_stamp(documents: Any, foreign: Any, way: str) -> None:
+async def test_a_stamp_can_be_neither_set_nor_queried(documents: Any, foreign: Any, way: str) -> None:
     User, _, _ = documents
 
     async def attempt() -> None:
@@ -113,7 +113,7 @@ async def test_no_way_to_set_or_ask_for_a_stamp(documents: Any, foreign: Any, wa
     assert foreign.users.count_documents({}) == 0
 
 
-async def test_an_instance_does_not_take_a_stamp(documents: Any, foreign: Any) -> None:
+async def test_an_instance_does_not_accept_a_stamp(documents: Any, foreign: Any) -> None:
     User, _, _ = documents
     user = await User.objects.create(name="a")
     with pytest.raises(InvalidKeyError, match=FIELD):
@@ -143,7 +143,7 @@ def test_no_field_is_stored_under_the_reserved_name(dispatched: Registry, databa
             type("Thing", (mongoz.Document,), {"__module__": __name__, "x": mongoz.String(**given)})
 
 
-async def test_raw_requests_stay_as_they_are(documents: Any, foreign: Any) -> None:
+async def test_raw_requests_are_unchanged(documents: Any, foreign: Any) -> None:
     User, _, _ = documents
     await User.bulk_write([InsertOne({"name": "a", FIELD: b"x"})])
     assert foreign.users.find_one()[FIELD] == b"x"

@@ -1,16 +1,16 @@
-"""Dead letters that nobody wanted for long are forgotten; those that are being tried again stay."""
+"""Dead letters expire after the retention, except during a retry."""
 
 from datetime import UTC, datetime, timedelta
 
 from gridfs import GridFSBucket
 
 from dispatcher.operate import dead_letters
-from tests.integration.delivering import Parked, make_account
-from tests.integration.test_resending import strict_on
+from tests.integration.deliveries import Parked, make_account
+from tests.integration.test_redelivery import strict_on
 from tests.support import dispatching, eventually
 
 
-async def test_old_letters_are_forgotten(dispatched, database, foreign, monkeypatch):
+async def test_old_dead_letters_expire(dispatched, database, foreign, monkeypatch):
     monkeypatch.setattr(dead_letters, "_BETWEEN", 0.02)
     strict_on(make_account(dispatched, database))
     state = Parked(foreign)

@@ -1,4 +1,4 @@
-"""`run_sync`: blocking, with and without a running loop, once."""
+"""`run_sync` blocks, with and without a running loop."""
 
 import asyncio
 import contextvars
@@ -33,7 +33,7 @@ def User(mongo: Any, database: str, driver: str) -> Any:
 
 @pytest.fixture(params=["no loop", "a running loop"])
 def sync(request: pytest.FixtureRequest) -> Any:
-    """Runs a function of synchronous code, as it is or from within a running loop."""
+    """Runs a synchronous function directly or inside of a running loop."""
 
     def call(function: Any) -> Any:
         if request.param == "no loop":
@@ -47,7 +47,7 @@ def sync(request: pytest.FixtureRequest) -> Any:
     return call
 
 
-def test_documents_and_queries(User: Any, sync: Any) -> None:
+def test_documents_and_queries_work_synchronously(User: Any, sync: Any) -> None:
     def work() -> list[Any]:
         user = run_sync(User(name="Ada").create())
         run_sync(User.objects.create(name="Grace"))
@@ -61,7 +61,7 @@ def test_documents_and_queries(User: Any, sync: Any) -> None:
     assert User.meta.registry._clients == {}
 
 
-def test_it_runs_once_and_returns_what_it_returns(sync: Any) -> None:
+def test_the_awaitable_runs_once_and_its_result_is_returned(sync: Any) -> None:
     ran = []
 
     async def once() -> object:
@@ -73,7 +73,7 @@ def test_it_runs_once_and_returns_what_it_returns(sync: Any) -> None:
     assert len(ran) == 1
 
 
-def test_what_it_raises_is_raised(User: Any, sync: Any) -> None:
+def test_errors_are_raised_unchanged(User: Any, sync: Any) -> None:
     error = ZeroDivisionError("as it is")
 
     async def fail() -> None:
@@ -86,7 +86,7 @@ def test_what_it_raises_is_raised(User: Any, sync: Any) -> None:
         sync(lambda: run_sync(User.objects.get(name="nobody")))
 
 
-def test_other_awaitables(sync: Any) -> None:
+def test_other_awaitables_are_accepted(sync: Any) -> None:
     class Once:
         def __await__(self) -> Any:
             yield from asyncio.sleep(0).__await__()
@@ -121,7 +121,7 @@ def test_context_variables_are_carried_over(User: Any, sync: Any) -> None:
     assert fired == [User]
 
 
-def test_it_may_be_nested(sync: Any) -> None:
+def test_run_sync_may_be_nested(sync: Any) -> None:
     async def inner() -> int:
         return 1
 
@@ -132,7 +132,7 @@ def test_it_may_be_nested(sync: Any) -> None:
 
 
 @pytest.mark.parametrize("wrong", [None, 5, len, asyncio.sleep])
-def test_what_can_not_be_awaited(sync: Any, wrong: Any) -> None:
+def test_values_that_are_not_awaitable_are_refused(sync: Any, wrong: Any) -> None:
     with pytest.raises(TypeError, match=r"run_sync\(\) takes a coroutine") as caught:
         sync(lambda: run_sync(wrong))
     assert ("Call it" in str(caught.value)) == callable(wrong)
@@ -146,7 +146,7 @@ async def test_futures_and_tasks_belong_to_their_loop() -> None:
     await task
 
 
-def test_no_connection_stays(mongo: Any, User: Any, database: str, sync: Any) -> None:
+def test_run_sync_leaves_no_connection_open(mongo: Any, User: Any, database: str, sync: Any) -> None:
     sync(lambda: [run_sync(User.objects.count()) for _ in range(20)])
     operations = {"$currentOp": {"allUsers": True, "idleConnections": True, "idleSessions": False}}
     with MongoClient(mongo.url) as server:

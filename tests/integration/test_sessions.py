@@ -1,4 +1,4 @@
-"""What a dead process has left open on the server keeps nobody waiting."""
+"""Transactions of dead members are aborted, so other members do not wait for them."""
 
 import asyncio
 from typing import Any
@@ -9,13 +9,13 @@ from pymongo import AsyncMongoClient
 import mongoz
 from dispatcher.group.sessions import GroupSessions
 from mongoz.core.signals import post_save
-from tests.integration.delivering import make_account
+from tests.integration.deliveries import make_account
 from tests.support import dispatching, eventually, group_of
 
 
 @pytest.fixture
 def opened(foreign: Any) -> Any:
-    """What is written down of sessions."""
+    """The recorded sessions."""
     return foreign.client[f"{foreign.name}_state"]["sessions"]
 
 
@@ -27,7 +27,7 @@ async def either(request: Any, mongo: Any, database: str) -> Any:
 
 
 async def test_a_transaction_of_a_dead_member_is_ended(dispatched, database, foreign, client, opened):
-    """As after a SIGKILL in the middle of it: its locks would stay for a minute, and a repeat would wait."""
+    """As after SIGKILL during a transaction: its locks would stay for a minute and block a repetition."""
     account, booked = make_account(dispatched, database), []
     foreign["totals"].insert_one({"_id": 1, "n": 0})
 
@@ -48,7 +48,7 @@ async def test_a_transaction_of_a_dead_member_is_ended(dispatched, database, for
             await eventually(lambda: opened.count_documents({"owner": "dead"}) == 0)
 
 
-async def test_sessions_are_written_down_while_they_are_used(either, database, foreign, opened):
+async def test_sessions_are_recorded_while_they_are_used(either, database, foreign, opened):
     account, together = make_account(either, database), asyncio.Barrier(3)
 
     @post_save(account, name="waiting", transactional=True)
@@ -64,7 +64,7 @@ async def test_sessions_are_written_down_while_they_are_used(either, database, f
     assert opened.count_documents({}) == 0
 
 
-async def test_a_session_is_written_down_once(client: AsyncMongoClient[Any], database, foreign, opened):
+async def test_a_session_is_recorded_once(client: AsyncMongoClient[Any], database, foreign, opened):
     mine = GroupSessions(group_of(client, database), "me")
     async with client.start_session() as session:
         await mine.announce(session)
@@ -73,7 +73,7 @@ async def test_a_session_is_written_down_once(client: AsyncMongoClient[Any], dat
     assert opened.count_documents({}) == 0
 
 
-async def test_those_of_the_living_and_of_other_groups_are_left_alone(client, database, opened):
+async def test_sessions_of_live_members_and_other_groups_are_kept(client, database, opened):
     mine = GroupSessions(group_of(client, database), "me")
     async with client.start_session() as one, client.start_session() as other:
         await mine.announce(one)

@@ -1,4 +1,4 @@
-"""What `setup` does to a deployment, and what `run` says of one that was not set up."""
+"""The effects of `setup`, and the warnings of `run` without a setup."""
 
 import contextlib
 from types import SimpleNamespace
@@ -77,7 +77,7 @@ def failing(client: MongoClient, command: str, code: int):
         client.admin.command("configureFailPoint", "failCommand", mode="off")
 
 
-async def test_images_are_turned_on_once(dispatched, database, foreign, prepare):
+async def test_setup_enables_images_once(dispatched, database, foreign, prepare):
     make_user(dispatched, database, watch=[f"{database}.old_*", f"{database}.missing"])
     foreign.create_collection("users")
     foreign.create_collection("old_on", **IMAGES)
@@ -131,14 +131,14 @@ async def test_setup_does_not_disturb_running_dispatchers(dispatched, database, 
     assert [call.delivery.image for call in user.seen] == ["post", "pre"]
 
 
-async def test_images_can_be_left_as_they_are(dispatched, database, foreign, prepare):
+async def test_setup_can_keep_images_unchanged(dispatched, database, foreign, prepare):
     make_user(dispatched, database)
     prepared = await prepare(images=False)
     assert (prepared.images, prepared.position) == ({}, "recorded")
     assert images_of(foreign) == {}
 
 
-async def test_collections_that_have_no_changes_are_refused(dispatched, database, foreign, prepare):
+async def test_collections_without_change_events_are_refused(dispatched, database, foreign, prepare):
     make_user(dispatched, database)
     foreign.create_collection("users", timeseries={"timeField": "at"})
     with pytest.raises(ServerError, match=f"{database}.users is a timeseries"):
@@ -155,7 +155,7 @@ WATCHING = ("changeStream", "find")
 
 
 def allowed(guarded: MongoClient, name: str, *actions: str, state: bool = True) -> mongoz.Registry:
-    """A registry whose user may do these things in the database of this name."""
+    """A registry whose user has these privileges in the database."""
     rights = [{"resource": {"db": name, "collection": ""}, "actions": list(actions)}]
     roles = [{"role": "readWrite", "db": f"{name}_state"}] if state else []
     guarded.admin.command("createRole", name, privileges=rights, roles=roles)
@@ -183,7 +183,7 @@ async def test_a_missing_right_is_named(guarded, database, actions, exists, want
     assert "--no-images" in caught.value.remedy
     assert "secret" not in caught.value.message
     assert position_of(guarded[database]) is None
-    # And with it, it works.
+    # With the privilege the setup succeeds.
     assert (await set_up(registry, settings_for(registry), images=False)).position == "recorded"
     missing = wanted.split()[1]
     right = {"resource": {"db": database, "collection": ""}, "actions": [missing]}
@@ -201,7 +201,7 @@ async def test_the_state_must_be_writable(guarded, database):
 
 
 @pytest.mark.parametrize("role", ["read", "read and positions"])
-async def test_a_dispatcher_that_may_not_write_its_state_begins_with_nothing(guarded, database, role):
+async def test_a_dispatcher_without_write_access_to_its_state_does_not_start(guarded, database, role):
     registry = allowed(guarded, database, *WATCHING, state=False)
     user = make_user(registry, database)
     state = f"{database}_state"
@@ -251,14 +251,14 @@ async def test_a_group_belongs_to_one_application(dispatched, database, foreign)
     with pytest.raises(GroupTaken, match=r"'shop\.models:registry', and this is 'crm:registry'") as caught:
         await set_up(dispatched, settings, "crm:registry", images=False)
     assert "--adopt" in caught.value.remedy
-    # Nobody but who has a name is asked for it, and who was renamed may say so.
+    # Only a named application is checked, and a renamed one may give its former name.
     await set_up(dispatched, settings)
     await set_up(dispatched, settings_for(dispatched, adopt=True), "shop:registry")
     with pytest.raises(GroupTaken, match=r"'shop:registry', and this is 'shop\.models:registry'"):
         await set_up(dispatched, settings, "shop.models:registry")
 
 
-# -- what `run` says ---------------------------------------------------------------------------------
+# -- warnings of `run` -------------------------------------------------------------------------------
 
 
 async def said(capsys: Any, action: str, *, within: float = 5.0) -> str:
@@ -286,11 +286,11 @@ async def test_collections_without_images_are_named_at_the_start(dispatched, dat
 
 
 @pytest.mark.parametrize("reason", ["nobody is told of updates", "they are on"])
-async def test_no_word_of_images_where_they_are_of_no_use(dispatched, database, foreign, capsys, reason):
+async def test_missing_images_that_are_not_needed_are_not_named(dispatched, database, foreign, capsys, reason):
     user = make_user(dispatched, database, connects=(post_save,) if "nobody" in reason else None)
     foreign.create_collection("users", validator=CLOSED, **(IMAGES if "on" in reason.split() else {}))
     async with dispatching(dispatched):
-        # The validators are looked at after the images: this line means that nothing was to be said of those.
+        # Validators are checked after images, so this line follows any warning about images.
         line = await said(capsys, "collections.")
     assert "refuse_stamps" in line
     assert user.seen == []
@@ -304,7 +304,7 @@ async def test_a_validator_that_refuses_the_stamp_is_named(dispatched, database,
     foreign.create_collection("open_1", validator={"$jsonSchema": allowed}, **IMAGES)
     foreign.create_collection("open_2", validator={"name": {"$type": "string"}}, **IMAGES)
     foreign.create_collection("warns", validator=CLOSED, validationAction="warn", **IMAGES)
-    # Only trying finds this one out: the validator is no schema, and objects to documents of more than two fields.
+    # Only a trial write finds this validator: it is no schema, and refuses more than two fields.
     few = {"$expr": {"$lte": [{"$size": {"$objectToArray": "$$ROOT"}}, 2]}}
     foreign.create_collection("other", validator=few, **IMAGES)
     for name in ("users", "open_1", "open_2", "warns", "other") if rows else ():
@@ -314,7 +314,7 @@ async def test_a_validator_that_refuses_the_stamp_is_named(dispatched, database,
     named = [f"{database}.other", f"{database}.users"] if rows else [f"{database}.users"]
     assert f"collections={named}" in line
     assert "_mongoz: {bsonType: 'binData'}" in line
-    # It is true: the server refuses such a write, and the error says why.
+    # The server refuses the write, and the error has the reason.
     with pytest.raises(WriteError) as caught:
         await user(name="Bea").create()
     assert "validator refuses '_mongoz'" in caught.value.__notes__[0]

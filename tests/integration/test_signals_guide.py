@@ -1,4 +1,4 @@
-"""Every example that a guide to signals shows, as it is printed, in one application from top to bottom."""
+"""All examples of a guide to signals, as printed, in one application."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from mongoz.exceptions import DocumentNotFound, SignalError
 
 
 async def test_the_guide_from_top_to_bottom(registry: mongoz.Registry, database: str) -> None:
-    # A class body can not read a name of this function that it assigns itself.
+    # A class body can't read a local name of this function that it assigns.
     our_registry, our_database, said = registry, database, []
 
     def print(*words: Any) -> None:
@@ -127,7 +127,7 @@ async def test_the_guide_from_top_to_bottom(registry: mongoz.Registry, database:
     await user.signals.on_ban.send(sender=User, instance=user, how="too")
     assert said[1:] == ["verified Bob too"]
 
-    # What is refused.
+    # Refusals.
 
     with pytest.raises(SignalError, match="async def"):
 

@@ -14,7 +14,7 @@ from dispatcher.delivery import invoker
 from dispatcher.operate import dead_letters
 from mongoz.core.signals import post_save
 from mongoz.signals.options import Retry
-from tests.integration.delivering import Parked, Strict, actions, make_account
+from tests.integration.deliveries import Parked, Strict, actions, make_account
 from tests.support import dispatching, eventually, group_of
 
 refusing_ones: "list[Refusing]" = []
@@ -22,7 +22,7 @@ refusing_ones: "list[Refusing]" = []
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A receiver that hangs is cancelled more often than once a second, and an event is one line of the log."""
+    """A hanging receiver is cancelled more often than once a second, and each log event is one line."""
     monkeypatch.setattr(invoker, "_CANCEL_AGAIN", 0.02)
     structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
     yield
@@ -120,7 +120,7 @@ class Refusing:
             try:
                 await gate.wait()
             except asyncio.CancelledError:
-                if time.monotonic() > deadline:  # a test that fails must end
+                if time.monotonic() > deadline:  # a failing test must end
                     raise
         self.inside -= 1
         self.done.append(instance.name)
@@ -159,7 +159,7 @@ async def test_a_new_worker_replaces_one_whose_receiver_ignores_cancellation(
 
 
 async def test_the_receiver_of_a_parked_delivery_ignores_cancellation(account, foreign, dispatched, state):
-    """Its worker is replaced as well, and a document has one delivery at a time."""
+    """Its worker is replaced, and a document has one delivery at a time."""
     refusing = Refusing(account, retry=Retry(1000, base=0.01, cap=0.02))
     id_ = ObjectId()
     async with dispatching(dispatched, concurrency=2, park_after=0.0) as running:

@@ -1,4 +1,4 @@
-"""A stream that breaks is opened again, or ends with its reason: every error provoked on a real server."""
+"""A broken stream is reopened, or ends with its reason. A real server provokes every error."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ import mongoz
 from dispatcher.exceptions import AccessDenied, PositionError
 from dispatcher.runtime.service import Service
 from mongoz.core.signals import post_save
-from tests.integration.delivering import State, make_account
+from tests.integration.deliveries import State, make_account
 from tests.proxy import proxied
 from tests.support import PATIENCE, dispatching, eventually, settings_for
 
@@ -31,7 +31,7 @@ def names_told(account: Any) -> list[str]:
 
 @pytest.fixture
 def names(dispatched, database) -> list[str]:
-    """The names of what was inserted, as receivers are told."""
+    """The names of the inserted documents, in the order of the deliveries."""
     return names_told(make_account(dispatched, database))
 
 
@@ -47,8 +47,8 @@ def failing(client: MongoClient, *commands: str, mode: Any = "alwaysOn", **data:
 
 
 @pytest.mark.parametrize("code", [43, 222, 11600, 999_999])
-async def test_what_passes_is_waited_for(foreign, dispatched, names, code):
-    """It is not ready meanwhile; afterwards everything comes, once."""
+async def test_a_stream_is_reopened_after_transient_errors(foreign, dispatched, names, code):
+    """The process is not ready meanwhile; afterwards every change comes once."""
     async with dispatching(dispatched) as running:
         with failing(foreign.client, "getMore", "aggregate", errorCode=code):
             await eventually(lambda: not running.service.ready and running.stats.reconnects >= 2)
@@ -58,7 +58,7 @@ async def test_what_passes_is_waited_for(foreign, dispatched, names, code):
     assert names == ["1", "2"]
 
 
-async def test_a_cursor_that_somebody_kills(foreign, dispatched, names):
+async def test_a_killed_cursor_is_reopened(foreign, dispatched, names):
     admin = foreign.client.admin
     async with dispatching(dispatched) as running:
         everything = [{"$currentOp": {"idleCursors": True, "allUsers": True}}]
@@ -81,7 +81,7 @@ async def test_a_cursor_that_somebody_kills(foreign, dispatched, names):
         await eventually(lambda: running.stats.reconnects >= 1)
 
 
-async def test_no_primary_for_a_while(foreign, dispatched, names, monkeypatch):
+async def test_a_time_without_a_primary_is_survived(foreign, dispatched, names, monkeypatch):
     monkeypatch.setattr("dispatcher.core.clients._SELECTION_TIMEOUT_MS", 300)
     admin, address = foreign.client.admin, foreign.client.address
     async with dispatching(dispatched) as running:
@@ -111,10 +111,10 @@ def behind(proxy, database) -> mongoz.Registry:
     return mongoz.Registry(proxy.url, dispatched=database)
 
 
-async def test_a_connection_that_died_unnoticed_is_given_up(foreign, behind, proxy, database, monkeypatch):
-    """Only that of the stream: whoever looks after the server sees nothing wrong."""
+async def test_a_silent_connection_is_abandoned(foreign, behind, proxy, database, monkeypatch):
+    """Only the connection of the stream is silent; the driver's monitor sees no error."""
     monkeypatch.setattr("dispatcher.stream.cursor._PATIENCE", 2.0)
-    monkeypatch.setattr("dispatcher.stream.cursor._SILENCE", 1.2)  # the server waits for a second
+    monkeypatch.setattr("dispatcher.stream.cursor._SILENCE", 1.2)  # the server answers after a second
     names = names_told(make_account(behind, database))
     async with dispatching(behind) as running:
         proxy.hang_after_request("getMore")
@@ -126,8 +126,8 @@ async def test_a_connection_that_died_unnoticed_is_given_up(foreign, behind, pro
         assert running.stats.reconnects == 1
 
 
-async def test_a_network_that_swallows_everything(foreign, behind, proxy, database, monkeypatch):
-    """The driver notices by itself, long before patience with the stream ends."""
+async def test_a_network_without_answers_is_survived(foreign, behind, proxy, database, monkeypatch):
+    """The driver notices it long before the stream's own time limit."""
     monkeypatch.setattr("dispatcher.core.clients._CONNECT_TIMEOUT_MS", 300)
     monkeypatch.setattr("dispatcher.core.clients._HEARTBEAT_MS", 500)
     monkeypatch.setattr("dispatcher.core.clients._SELECTION_TIMEOUT_MS", 300)
@@ -142,7 +142,7 @@ async def test_a_network_that_swallows_everything(foreign, behind, proxy, databa
 
 
 async def test_receivers_are_freed_from_dead_connections(foreign, behind, proxy, database, monkeypatch):
-    """Those of the application's client: it was opened with an eye on what is gone, long before their timeout."""
+    """Connections of the application's client detect a dead network long before the receivers' timeout."""
     monkeypatch.setattr("dispatcher.core.clients._CONNECT_TIMEOUT_MS", 300)
     monkeypatch.setattr("dispatcher.core.clients._HEARTBEAT_MS", 500)
     account, told, began = make_account(behind, database), [], asyncio.Event()
@@ -163,14 +163,12 @@ async def test_receivers_are_freed_from_dead_connections(foreign, behind, proxy,
         await eventually(lambda: told == ["first", "stranded"])
 
 
-async def test_a_server_that_has_far_to_read_is_waited_for_longer_each_time(
-    foreign, dispatched, names, monkeypatch
-):
-    """What was read in vain is not read in vain for ever."""
+async def test_the_time_limit_of_the_stream_grows_with_each_attempt(foreign, dispatched, names, monkeypatch):
+    """A server that reads a long oplog answers in a later attempt."""
     monkeypatch.setattr("dispatcher.stream.cursor._PATIENCE", 0.1)
     async with dispatching(dispatched) as running:
         foreign["accounts"].insert_one({"name": "1"})
-        # An idle stream answers after a second: with a patience of a tenth that takes a few attempts.
+        # An idle stream answers after a second; with a limit of a tenth this takes a few attempts.
         await eventually(lambda: names == ["1"])
         await eventually(lambda: running.stats.reconnects >= 3)
         await eventually(lambda: running.service.ready)
@@ -191,11 +189,11 @@ async def test_reconnecting_leaves_nothing_behind(foreign, dispatched, names, mo
     assert tasks_later <= tasks + 2
 
 
-# -- what no repetition mends ------------------------------------------------------------------------
+# -- permanent errors --------------------------------------------------------------------------------
 
 
-async def test_a_token_that_does_not_turn_up_again(foreign, dispatched, names, database):
-    """280: as if the state had been copied from elsewhere."""
+async def test_an_unknown_token_ends_the_dispatcher(foreign, dispatched, names, database):
+    """Error 280, as if the state came from another deployment."""
     with foreign.watch([]) as everything:
         foreign["nobody_watches"].insert_one({})
         token = everything.next()["_id"]["_data"]
@@ -210,8 +208,8 @@ async def test_a_token_that_does_not_turn_up_again(foreign, dispatched, names, d
     assert "full error" not in caught.value.message
 
 
-async def test_a_token_of_an_invalidate(foreign, dispatched, names, database):
-    """What a stream of one collection ends with. Ours has no such event; somebody has put it into the state."""
+async def test_a_token_of_an_invalidate_event_ends_the_dispatcher(foreign, dispatched, names, database):
+    """Only streams of one collection have this event; here the token was edited into the state."""
     foreign.create_collection("gone")
     async with dispatching(dispatched):
         pass
@@ -224,7 +222,7 @@ async def test_a_token_of_an_invalidate(foreign, dispatched, names, database):
     assert refused.value.code == 260
     State(foreign).rewind(event["_id"]["_data"])
     foreign["accounts"].insert_one({"name": "1"})
-    for _ in range(2):  # it ends each time, and loses nothing, until somebody has mended it
+    for _ in range(2):  # it ends each time, and loses nothing, until the position is repaired
         with pytest.raises(PositionError, match="does not accept the saved position") as caught:
             await asyncio.wait_for(Service(dispatched, settings_for(dispatched)).run(asyncio.Event()), PATIENCE)
         assert "position reset" in caught.value.remedy
@@ -233,7 +231,7 @@ async def test_a_token_of_an_invalidate(foreign, dispatched, names, database):
 
 @pytest.fixture
 def let_in(guarded, database) -> mongoz.Registry:
-    """The registry of a user who may do what a dispatcher has to."""
+    """The registry of a user with the privileges of a dispatcher."""
     watching = {"resource": {"db": database, "collection": ""}, "actions": ["changeStream", "find"]}
     roles = [{"role": "readWrite", "db": f"{database}_state"}]
     guarded.admin.command("createRole", database, privileges=[watching], roles=roles)
@@ -242,7 +240,7 @@ def let_in(guarded, database) -> mongoz.Registry:
     return mongoz.Registry(f"mongodb://{database}:secret@{host}:{port}/?replicaSet=rs0", dispatched=database)
 
 
-async def test_rights_that_are_taken_away_end_it(guarded, let_in, database, capsys):
+async def test_revoked_privileges_end_the_dispatcher(guarded, let_in, database, capsys):
     names_told(make_account(let_in, database))
     async with dispatching(let_in) as running:
         guarded.admin.command("revokeRolesFromUser", database, roles=[database])
@@ -252,8 +250,8 @@ async def test_rights_that_are_taken_away_end_it(guarded, let_in, database, caps
     assert "secret" not in caught.value.message + "".join(capsys.readouterr())
 
 
-async def test_a_password_that_is_changed_ends_it_at_the_next_connection(guarded, let_in, database):
-    """What is open stays open; the process has no other password to offer, its supervisor may have."""
+async def test_a_changed_password_ends_the_dispatcher_at_the_next_connection(guarded, let_in, database):
+    """Open connections stay open. The process ends, so a supervisor can start it with the new password."""
     names = names_told(make_account(let_in, database))
     async with dispatching(let_in) as running:
         guarded.admin.command("updateUser", database, pwd="another")

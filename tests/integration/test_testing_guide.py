@@ -1,4 +1,4 @@
-"""The guide to testing: its files are written down as printed, and pytest runs them on a real server."""
+"""pytest runs the files of the guide to testing, as printed, on a real server."""
 
 import os
 import re
@@ -21,7 +21,7 @@ TEXT = (ROOT / PAGE).read_text()
 
 
 def run_guide(folder: Path, mongo: EmbeddedMongo, database: str, change: tuple[str, str] = ("", "")) -> str:
-    """What pytest says of the guide's files; they are changed only to be on a database of this test's own."""
+    """The output of pytest for the guide's files, changed only to use this test's database."""
     for block in blocks(PAGE):
         text = block.text.replace('"shop"', repr(database)).replace("dispatched=True", f"dispatched={database!r}")
         (folder / block.title).write_text(text.replace(*change) if change[0] else text)
@@ -57,7 +57,7 @@ def test_examples_can_fail(tmp_path: Path, mongo: EmbeddedMongo, database: str):
 @pytest.mark.parametrize(
     "kind", [Captured, Dispatcher, RecordedDelivery], ids=["capture", "Dispatcher", "deliveries"]
 )
-def test_everything_public_is_in_the_guide(kind: type):
+def test_the_guide_has_every_public_name(kind: type):
     if kind is RecordedDelivery:
         names = set(RecordedDelivery.__slots__) - {"document"}
     else:
@@ -68,4 +68,4 @@ def test_everything_public_is_in_the_guide(kind: type):
 
 def test_every_name_is_in_the_guide():
     missing = [name for name in dispatcher.testing.__all__ if not re.search(rf"\b{name}\b", TEXT)]
-    assert missing in ([], ["HandMade", "RecordedDelivery"])  # what functions return, made by nobody
+    assert missing in ([], ["HandMade", "RecordedDelivery"])  # returned by functions, never constructed by users

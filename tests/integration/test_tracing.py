@@ -1,4 +1,4 @@
-"""OpenTelemetry: each attempt at a delivery has a span that says what it was and how it went."""
+"""OpenTelemetry: each attempt has a span with its attributes and its outcome."""
 
 import asyncio
 import sys
@@ -19,7 +19,7 @@ from dispatcher.exceptions import NotInstalled
 from dispatcher.settings import Settings
 from mongoz.core.signals import post_save
 from mongoz.signals.options import Retry
-from tests.integration.delivering import make_account
+from tests.integration.deliveries import make_account
 from tests.support import dispatching, eventually
 
 Spans = Callable[[], list[ReadableSpan]]
@@ -29,7 +29,7 @@ _exporter = InMemorySpanExporter()
 
 @pytest.fixture(autouse=True)
 def spans() -> Spans:
-    """What was exported; a process has one provider for ever."""
+    """The exported spans; a process has a single provider."""
     if not isinstance(trace.get_tracer_provider(), TracerProvider):
         provider = TracerProvider()
         provider.add_span_processor(SimpleSpanProcessor(_exporter))
@@ -85,7 +85,7 @@ async def test_a_delivery_has_a_span(account, foreign, dispatched, spans, databa
     assert running.stats.delivered == 1
 
 
-async def test_without_the_flag_there_are_none(account, foreign, dispatched, spans):
+async def test_without_the_flag_there_are_no_spans(account, foreign, dispatched, spans):
     seen = []
 
     @post_save(account, name="welcome")
@@ -98,7 +98,7 @@ async def test_without_the_flag_there_are_none(account, foreign, dispatched, spa
     assert spans() == []
 
 
-async def test_attempts_that_fail_say_why(account, foreign, dispatched, spans):
+async def test_spans_of_failed_attempts_have_the_error(account, foreign, dispatched, spans):
     calls = 0
 
     @post_save(account, name="shaky", retry=Retry(3, base=0.01), timeout=0.1)
@@ -127,7 +127,7 @@ async def test_attempts_that_fail_say_why(account, foreign, dispatched, spans):
     assert delivered.status.status_code == StatusCode.UNSET
 
 
-async def test_a_span_of_an_error_holds_no_secret(account, foreign, dispatched, spans):
+async def test_a_span_of_an_error_has_no_secret(account, foreign, dispatched, spans):
     @post_save(account, name="leaky", retry=1)
     async def leaky(sender, instance, **kwargs):
         raise ValueError("GET https://example.org/?api_key=hunter2 with Authorization: Bearer hunter2")
@@ -142,7 +142,7 @@ async def test_a_span_of_an_error_holds_no_secret(account, foreign, dispatched, 
     assert "in leaky" in event.attributes["exception.stacktrace"]
 
 
-async def test_a_transactional_receiver_has_one_as_well(account, foreign, dispatched, spans):
+async def test_a_transactional_receiver_has_a_span(account, foreign, dispatched, spans):
     @post_save(account, name="books", transactional=True)
     async def books(sender, instance, delivery, **kwargs):
         assert delivery.session.in_transaction
@@ -154,7 +154,7 @@ async def test_a_transactional_receiver_has_one_as_well(account, foreign, dispat
     assert [one.attributes["mongoz.receiver"] for one in spans()] == ["books"]
 
 
-def test_what_is_not_installed_is_named(monkeypatch):
+def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     settings = Settings(traces=True)
     with pytest.raises(NotInstalled, match="OpenTelemetry is not installed") as raised, exporting(settings):
@@ -162,5 +162,5 @@ def test_what_is_not_installed_is_named(monkeypatch):
     assert raised.value.remedy == "pip install '.[otel]' (in a checkout of the repository)"
     with pytest.raises(NotInstalled):
         tracing_of(settings, Stats())
-    with exporting(Settings()):  # who does not ask for it needs nothing
+    with exporting(Settings()):  # without the flag no package is needed
         assert tracing_of(Settings(), Stats()) is None

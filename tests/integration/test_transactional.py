@@ -1,4 +1,4 @@
-"""transactional=True: what a receiver writes in MongoDB happens once, however often its change is delivered."""
+"""transactional=True: the writes of a receiver in MongoDB happen once although deliveries are repeated."""
 
 import asyncio
 from time import monotonic
@@ -13,7 +13,7 @@ from dispatcher.exceptions import AccessDenied
 from mongoz import U
 from mongoz.core.signals import post_save
 from mongoz.signals.options import Retry
-from tests.integration.delivering import State, make_account
+from tests.integration.deliveries import State, make_account
 from tests.support import dispatching, eventually
 
 COMMIT = {"failCommands": ["commitTransaction"]}
@@ -33,7 +33,7 @@ def account(dispatched: mongoz.Registry, database: str) -> Any:
 
 @pytest.fixture
 def total(dispatched: mongoz.Registry, database: str, foreign: Any) -> Any:
-    """Where receivers write, and nobody listens."""
+    """A collection for writes of receivers, without receivers of its own."""
     foreign["totals"].insert_one({"name": "all"})
     return make_account(dispatched, database, "totals")
 
@@ -44,12 +44,12 @@ def state(foreign: Any) -> State:
 
 
 async def add(total: Any, instance: Any) -> None:
-    """An effect that shows how often it happened."""
+    """An effect that counts its repetitions."""
     await total.objects.filter(name="all").update(U.inc(amount=instance.amount))
 
 
-async def test_a_repeat_has_no_effect(either, database, foreign, state):
-    """As after a crash between the commit and the save of the position; on either driver."""
+async def test_a_repeated_delivery_has_no_effect(either, database, foreign, state):
+    """As after a crash between the commit and the save of the position, on each driver."""
     account, total = make_account(either, database), make_account(either, database, "totals")
     foreign["totals"].insert_one({"name": "all"})
     once: list[str] = []
@@ -58,7 +58,7 @@ async def test_a_repeat_has_no_effect(either, database, foreign, state):
     @post_save(account, name="adding", transactional=True)
     async def adding(sender, instance, delivery, **kwargs):
         once.append(delivery.id)
-        await add(total, instance)  # joins the transaction by itself
+        await add(total, instance)  # joins the transaction automatically
         await either.client[database]["log"].insert_one({"of": delivery.id}, session=delivery.session)
 
     @post_save(account, name="plain")
@@ -80,7 +80,7 @@ async def test_a_repeat_has_no_effect(either, database, foreign, state):
     assert (record["_id"]["delivery"], record["_id"]["group"]) == (once[0], database)
 
 
-async def test_a_renamed_receiver_does_not_repeat_what_it_did(account, total, foreign, dispatched, state):
+async def test_a_renamed_receiver_does_not_repeat_its_effects(account, total, foreign, dispatched, state):
     done: list[str] = []
 
     async def adding(sender: Any, instance: Any, **kwargs: Any) -> None:
@@ -107,7 +107,7 @@ def lambda_of(calls: list[str]) -> Any:
     return watching
 
 
-async def test_a_failed_attempt_leaves_nothing_behind(account, total, foreign, dispatched, state):
+async def test_a_failed_attempt_has_no_effect(account, total, foreign, dispatched, state):
     sessions: list[Any] = []
 
     @post_save(account, name="flaky", transactional=True, retry=Retry(5, base=0.01))
@@ -125,7 +125,7 @@ async def test_a_failed_attempt_leaves_nothing_behind(account, total, foreign, d
     assert foreign["totals"].find_one()["amount"] == 5
 
 
-async def test_what_is_given_up_leaves_nothing_but_its_letter(account, total, foreign, dispatched, state):
+async def test_a_dead_lettered_delivery_has_no_effect(account, total, foreign, dispatched, state):
     @post_save(account, name="broken", transactional=True, retry=2)
     async def broken(sender, instance, **kwargs):
         await add(total, instance)
@@ -141,15 +141,15 @@ async def test_what_is_given_up_leaves_nothing_but_its_letter(account, total, fo
 
 @pytest.mark.parametrize("wrapped", [False, True])
 async def test_a_write_conflict_is_no_failed_attempt(account, total, foreign, dispatched, wrapped):
-    """The transaction is run again, with an instance that nobody has seen; also where the reason is hidden."""
+    """The transaction runs again with a new instance, also if another error hides the conflict."""
     runs: list[tuple[int, list[str]]] = []
 
     @post_save(account, name="adding", transactional=True, retry=1)
     async def adding(sender, instance, delivery, **kwargs):
         runs.append((delivery.attempt, list(instance.tags)))
         instance.tags.append("seen")
-        await total.objects.filter(name="other").count()  # the snapshot is taken
-        if len(runs) == 1:  # somebody else is quicker
+        await total.objects.filter(name="other").count()  # starts the snapshot
+        if len(runs) == 1:  # another client is faster
             foreign["totals"].update_one({"name": "all"}, {"$inc": {"amount": 1}})
         try:
             await add(total, instance)
@@ -167,7 +167,7 @@ async def test_a_write_conflict_is_no_failed_attempt(account, total, foreign, di
 
 
 async def test_a_parked_delivery_that_conflicts_has_not_failed(account, foreign, dispatched, state):
-    """How long it has been tried is found in its lane, which knows when the first attempt began."""
+    """Its lane has the time of the first attempt."""
     attempts: list[int] = []
     conflicts = Conflicts()
 
@@ -199,11 +199,11 @@ class Conflicts:
 
 
 @pytest.mark.parametrize("committed", [False, True])
-async def test_a_commit_without_an_answer(account, total, foreign, dispatched, committed):
-    """Whether it happened is found out by the record. The server may have committed, or not."""
+async def test_a_commit_without_an_answer_is_resolved(account, total, foreign, dispatched, committed):
+    """The record shows whether the server committed."""
     admin = foreign.client.admin
     runs: list[int] = []
-    # An error code is answered instead of the commit, a write concern error after it.
+    # An error code replaces the commit, a write concern error follows it.
     concern = {"writeConcernError": {"code": 64, "errmsg": "no majority in time"}}
     fault = concern if committed else {"errorCode": 50}
 
@@ -226,7 +226,7 @@ async def test_a_commit_without_an_answer(account, total, foreign, dispatched, c
         assert runs == [1]
 
 
-async def test_it_ends_in_time(account, total, foreign, dispatched, state):
+async def test_a_transaction_ends_at_the_time_limit(account, total, foreign, dispatched, state):
     @post_save(account, name="hanging", transactional=True, retry=1, timeout=0.2)
     async def hanging(sender, instance, **kwargs):
         await add(total, instance)
@@ -236,12 +236,12 @@ async def test_it_ends_in_time(account, total, foreign, dispatched, state):
         foreign["accounts"].insert_one({"name": "Ada", "amount": 5})
         letter = await state.letter()
         assert "longer than 0.2 s" in letter["error"]["message"]
-        # Its transaction holds nothing back.
+        # Its transaction holds no locks.
         foreign["totals"].update_one({"name": "all"}, {"$inc": {"amount": 1}})
     assert foreign["totals"].find_one()["amount"] == 1
 
 
-async def test_two_classes_on_a_collection_each_get_their_own(dispatched, database, foreign, state):
+async def test_two_classes_on_a_collection_have_separate_effects(dispatched, database, foreign, state):
     """A receiver of an abstract document has one id, and is called for both."""
 
     class Base(mongoz.Document):
@@ -290,7 +290,7 @@ async def test_no_records_without_transactional_receivers(account, foreign, disp
         assert "deliveries" not in state.database.list_collection_names()
 
 
-async def test_a_state_that_can_not_be_written_is_said_at_the_start(account, foreign, dispatched):
+async def test_an_unwritable_state_is_reported_at_the_start(account, foreign, dispatched):
     @post_save(account, name="adding", transactional=True)
     async def adding(sender, **kwargs):
         pass
@@ -307,8 +307,8 @@ async def test_a_state_that_can_not_be_written_is_said_at_the_start(account, for
     assert "state database" in caught.value.remedy
 
 
-async def test_many_deliveries_that_write_few_documents(account, foreign, dispatched, database, capsys):
-    """Three hundred changes count into twenty documents, a hundred at once. One attempt is enough for each."""
+async def test_many_deliveries_may_write_few_documents(account, foreign, dispatched, database, capsys):
+    """Three hundred changes increment twenty documents, a hundred concurrently. Each needs one attempt."""
     totals = make_account(dispatched, database, "totals")
     names = [str(number) for number in range(20)]
     foreign["totals"].insert_many([{"name": name, "amount": 0} for name in names])

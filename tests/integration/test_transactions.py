@@ -1,4 +1,4 @@
-"""Sessions and transactions: who joins, what fires and when, what is undone, and what is an error."""
+"""Sessions and transactions: joining, signals, rollback, and errors."""
 
 import asyncio
 import threading
@@ -43,7 +43,7 @@ async def Account(registry: mongoz.Registry, database: str, foreign: Any) -> Any
 
 @pytest.fixture
 def fired(Account: Any) -> list[tuple[str, str]]:
-    """What `post_*` receivers were told, in order."""
+    """The calls of `post_*` receivers, in order."""
     log: list[tuple[str, str]] = []
 
     def receiver(name: str) -> Any:
@@ -70,8 +70,8 @@ async def test_all_or_nothing_and_receivers_after_the_commit(registry, Account, 
         await Account.objects.filter(name="b").update_count(balance=1)
         await kept.delete()
         assert fired == []
-        assert foreign.accounts.count_documents({}) == 1  # nobody else sees any of it
-        assert await Account.objects.count() == 3  # we do
+        assert foreign.accounts.count_documents({}) == 1  # other sessions see no write
+        assert await Account.objects.count() == 3  # this session sees them
         assert {a.name async for a in Account.objects} == {"ada", "b", "c"}
     assert fired == [
         ("post_save", "ada"),
@@ -89,7 +89,7 @@ async def test_all_or_nothing_and_receivers_after_the_commit(registry, Account, 
     ]
 
 
-async def test_an_abort_drops_what_would_have_fired_and_instances_forget_it(registry, Account, fired, foreign):
+async def test_an_abort_drops_signals_and_resets_instances(registry, Account, fired, foreign):
     ada = await Account.objects.create(name="ada")
     fired.clear()
     with pytest.raises(ZeroDivisionError):
@@ -103,7 +103,7 @@ async def test_an_abort_drops_what_would_have_fired_and_instances_forget_it(regi
     assert fired == []
     assert [row["name"] for row in foreign.accounts.find()] == ["ada"]
     assert new.id is None
-    await ada.save()  # the instance knows that 7 is not in the database
+    await ada.save()  # the snapshot of the instance does not have 7
     assert foreign.accounts.find_one()["balance"] == 7
     await new.save()
     assert foreign.accounts.count_documents({}) == 2
@@ -122,8 +122,8 @@ async def test_only_the_task_that_entered_joins(registry, Account, foreign):
     assert [row["name"] for row in foreign.accounts.find()] == ["other task"]
 
 
-async def test_the_session_can_be_handed_over(registry, Account, fired, foreign):
-    """Another task can be given the session explicitly; its receivers wait for the commit as well."""
+async def test_the_session_can_be_passed_to_another_task(registry, Account, fired, foreign):
+    """Another task can use the session explicitly; its receivers wait for the commit as well."""
 
     async def helper(session):
         await Account(name="helper").create(session=session)
@@ -139,7 +139,7 @@ async def test_the_session_can_be_handed_over(registry, Account, fired, foreign)
     assert foreign.accounts.find_one()["balance"] == 3
 
 
-async def test_receivers_after_the_commit_write_outside_of_it(registry, Account, foreign):
+async def test_receivers_after_the_commit_write_outside_of_the_transaction(registry, Account, foreign):
     @Account.signals.post_save.connect
     async def follow(sender, instance, **kwargs):
         if instance.name == "first":
@@ -151,7 +151,7 @@ async def test_receivers_after_the_commit_write_outside_of_it(registry, Account,
     assert foreign.accounts.count_documents({}) == 2
 
 
-async def test_all_receivers_run_after_the_commit_and_then_the_errors_come(registry, Account, foreign):
+async def test_all_receivers_run_after_the_commit_before_errors_are_raised(registry, Account, foreign):
     ran = []
 
     @Account.signals.post_save.connect
@@ -168,7 +168,7 @@ async def test_all_receivers_run_after_the_commit_and_then_the_errors_come(regis
     assert foreign.accounts.count_documents({}) == 2
 
 
-async def test_nesting_is_an_error_that_says_so(registry, Account):
+async def test_nesting_is_an_error(registry, Account):
     async with registry.transaction():
         with pytest.raises(TransactionError, match="in a transaction of this registry already"):
             async with registry.transaction():
@@ -197,7 +197,7 @@ async def test_a_conflict_repeats_the_whole_function(registry, Account, fired, f
         assert session.in_transaction
         attempts.append(session)
         found = await Account.objects.get(name="ada")
-        if len(attempts) == 1:  # somebody else is faster
+        if len(attempts) == 1:  # another client is faster
             foreign.accounts.update_one({"_id": ada.id}, {"$set": {"balance": 10}})
         await found.update(balance=found.balance + 1)
         await Account.objects.create(name=f"attempt {len(attempts)}")
@@ -229,7 +229,7 @@ async def test_an_instance_from_outside_is_written_again_by_the_second_attempt(r
     assert foreign.accounts.find_one()["balance"] == 4
 
 
-async def test_an_error_of_the_function_aborts_and_passes(registry, Account, fired, foreign):
+async def test_an_error_of_the_function_aborts_and_is_raised(registry, Account, fired, foreign):
     foreign.accounts.create_index("name", unique=True)
     await Account.objects.create(name="taken")
     fired.clear()
@@ -267,7 +267,7 @@ async def test_a_session_of_another_client_is_refused(registry, Account, client)
     assert await Account.objects.count() == 0
 
 
-async def test_a_session_without_a_transaction_fires_at_once(registry, Account, fired):
+async def test_a_session_without_a_transaction_fires_immediately(registry, Account, fired):
     async with registry.new_session() as session:
         ada = await Account(name="ada").create(session=session)
         assert fired == [("post_save", "ada")]
@@ -290,13 +290,15 @@ def somebody_elses_transaction(registry: mongoz.Registry) -> Any:
     return Block()
 
 
-async def test_in_somebody_elses_transaction_receivers_run_at_once_without_a_dispatcher(registry, Account, fired):
+async def test_in_a_transaction_of_the_driver_receivers_run_immediately_without_a_dispatcher(
+    registry, Account, fired
+):
     async with somebody_elses_transaction(registry) as session:
         await Account(name="ada").create(session=session)
         assert fired == [("post_save", "ada")]
 
 
-async def test_in_somebody_elses_transaction_receivers_are_left_to_the_dispatcher(dispatched, database, foreign):
+async def test_in_a_transaction_of_the_driver_receivers_are_left_to_the_dispatcher(dispatched, database, foreign):
     Account = make(dispatched, database)
     ran = []
 
@@ -315,7 +317,7 @@ async def test_in_somebody_elses_transaction_receivers_are_left_to_the_dispatche
     assert stamp.receivers == frozenset()
 
 
-async def test_gone_documents_in_a_transaction(registry, Account):
+async def test_deleted_documents_in_a_transaction_are_an_error(registry, Account):
     ada = await Account.objects.create(name="ada")
     async with registry.transaction():
         await ada.delete()
@@ -331,7 +333,7 @@ def standalone():
         yield server
 
 
-async def test_without_a_replica_set_the_error_says_what_is_missing(standalone, driver):
+async def test_the_error_without_a_replica_set_names_the_remedy(standalone, driver):
     async with mongoz.Registry(standalone.url, driver=driver) as registry:
         Account = make(registry, "standalone")
         with pytest.raises(TransactionError, match=r"need a replica set .*--replSet") as caught:
@@ -344,7 +346,7 @@ async def test_without_a_replica_set_the_error_says_what_is_missing(standalone, 
 
 
 class _HoldsInserts(CommandListener):
-    """Keeps the thread of an insert until the abort has been sent, or half a second."""
+    """Holds the thread of an insert until the abort has been sent, at most half a second."""
 
     def __init__(self) -> None:
         self.began, self.aborted = threading.Event(), threading.Event()
@@ -363,7 +365,7 @@ class _HoldsInserts(CommandListener):
 
 
 async def test_a_command_of_motor_does_not_outlive_its_transaction(mongo, database, foreign):
-    """A thread goes on when whoever awaits it is cancelled."""
+    """A thread continues when its awaiting task is cancelled."""
     foreign.create_collection("accounts")
     holding = _HoldsInserts()
     client = AsyncIOMotorClient(mongo.url, event_listeners=[holding], io_loop=asyncio.get_running_loop())

@@ -1,4 +1,4 @@
-"""Values that no driver decodes: nothing stops, and what can't be delivered is in a letter that says why."""
+"""Values that no driver decodes: the stream continues, and a dead letter has the reason."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ from dispatcher.runs.player import workplace
 from dispatcher.web.dashboard.letters import Letterbox
 from mongoz.core.signals import post_delete, post_save, post_update
 from mongoz.signals.options import Retry
-from tests.integration.delivering import IMAGES, State
+from tests.integration.deliveries import IMAGES, State
 from tests.malformed import IMAGELESS, WITH_IMAGES, stories, write
 from tests.support import dispatching, eventually, group_of, settings_for
 
@@ -81,7 +81,7 @@ def state(foreign) -> State:
 
 
 def told(heard: Heard, state: State) -> set[str]:
-    """The changes of which the receiver was told, or has a letter."""
+    """The changes with a delivery or a dead letter."""
     return heard.deliveries | {letter["delivery_id"] for letter in state.letters}
 
 
@@ -89,7 +89,7 @@ SEED = 5
 PLACES = ("_id", "data", "unknown", "last", "_mongoz")
 
 
-async def test_500_stories_of_malformed_documents(heard, foreign, dispatched, state):
+async def test_500_histories_of_malformed_documents(heard, foreign, dispatched, state):
     tales = list(stories(random.Random(SEED), 500))
     async with dispatching(dispatched) as running:
         changes = write(foreign, tales).total()
@@ -109,8 +109,8 @@ async def test_500_stories_of_malformed_documents(heard, foreign, dispatched, st
             assert said in letter["error"]["message"]
 
 
-async def test_it_begins_again_behind_malformed_documents(heard, foreign, dispatched, state):
-    """What begins looks for the stamps that were written before, and reads what it had not finished."""
+async def test_a_dispatcher_restarts_behind_malformed_documents(heard, foreign, dispatched, state):
+    """A start reads earlier stamps and unfinished changes."""
     tales = list(stories(random.Random(SEED + 1), 150))
     async with dispatching(dispatched):
         begins = state.token
@@ -123,7 +123,7 @@ async def test_it_begins_again_behind_malformed_documents(heard, foreign, dispat
 
 
 @pytest.mark.parametrize("partitions", [3])
-async def test_partitions_share_them(heard, foreign, dispatched, state, partitions):
+async def test_partitions_share_malformed_documents(heard, foreign, dispatched, state, partitions):
     tales = list(stories(random.Random(SEED + 2), 100))
     async with dispatching(dispatched, partitions=partitions):
         changes = write(foreign, tales).total()
@@ -131,7 +131,7 @@ async def test_partitions_share_them(heard, foreign, dispatched, state, partitio
     assert len(told(heard, state)) == changes
 
 
-async def test_backfill_and_replay_read_them(heard, foreign, dispatched, state):
+async def test_backfill_and_replay_read_malformed_documents(heard, foreign, dispatched, state):
     began = foreign.client.admin.command("hello")["operationTime"]
     written = write(foreign, list(stories(random.Random(SEED + 3), 150)))
     documents = sum(foreign[name].count_documents({}) for name in (WITH_IMAGES, IMAGELESS))
@@ -150,9 +150,7 @@ async def test_backfill_and_replay_read_them(heard, foreign, dispatched, state):
     assert len(told(heard, state)) == documents + written.total()
 
 
-async def test_a_receiver_with_a_condition_gets_letters_of_what_it_wants_only(
-    foreign, dispatched, database, state
-):
+async def test_a_receiver_with_where_has_only_matching_dead_letters(foreign, dispatched, database, state):
     Odd = odd(dispatched, database, "odds")
 
     @post_save(Odd, name="picky", where={"name": "wanted", "$expr": {"$gt": [{"$strLenCP": "$name"}, 1]}})
@@ -170,8 +168,8 @@ async def test_a_receiver_with_a_condition_gets_letters_of_what_it_wants_only(
 _ANY: Any = bson.codec_options.CodecOptions(unicode_decode_error_handler="replace")
 
 
-async def test_urls_say_how_values_are_decoded(mongo, foreign, database, state):
-    """What the letter's remedy names helps."""
+async def test_decoding_options_of_the_url_apply(mongo, foreign, database, state):
+    """The remedy in the dead letter works."""
     undecodable = bson.encode({"_id": 1, "name": "AAAA", "data": bson.Int64(2**60)})
     undecodable = undecodable.replace(b"AAAA", b"caf\xe9").replace(b"\x12data\0", b"\x09data\0")
     async with mongoz.Registry(mongo.url, dispatched=database) as strict:
@@ -203,7 +201,7 @@ async def retried(registry: Any, database: str, *ids: str) -> list[tuple[str, st
     return [(one.result, one.text) for one in found]
 
 
-async def test_letters_of_malformed_documents_are_listed_and_shown(
+async def test_dead_letters_of_malformed_documents_are_listed_and_shown(
     mongo, heard, foreign, dispatched, database, state
 ):
     """On a terminal, as JSON, by their key, and on the dashboard."""
@@ -237,8 +235,8 @@ async def test_letters_of_malformed_documents_are_listed_and_shown(
 
 
 @pytest.mark.parametrize("on_failure", ["dead_letter", "block"])
-async def test_ids_that_can_be_decoded_only_in_part_are_parked_and_delivered(mongo, foreign, database, on_failure):
-    """With replacement characters two ids look alike; they stay two documents."""
+async def test_partly_decodable_ids_are_parked_and_delivered(mongo, foreign, database, on_failure):
+    """Two ids that look alike with replacement characters stay two documents."""
     url = f"{mongo.url}&unicode_decode_error_handler=replace"
     gate = asyncio.Event()
     got: list[tuple[str, int]] = []
@@ -266,8 +264,8 @@ async def test_ids_that_can_be_decoded_only_in_part_are_parked_and_delivered(mon
     assert sorted(got)[1::2] == [("0", 1), ("1", 1)]
 
 
-async def test_ids_with_arrays_that_are_not_numbered_are_looked_up(heard, foreign, dispatched):
-    """MongoDB 6.0 scans its index for ever when it is asked for such an _id and another one."""
+async def test_ids_with_unnumbered_arrays_are_looked_up(heard, foreign, dispatched):
+    """MongoDB 6.0 scans its index without end for a query of this _id and another one."""
     numbered = bson.encode({"_id": {"n": 1, "v": [None, None]}, "name": "odd"})
     odd_one = RawBSONDocument(numbered.replace(b"\x0a1\0", b"\x0ax\0"))
     foreign[IMAGELESS].insert_one(odd_one)

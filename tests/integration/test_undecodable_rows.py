@@ -1,4 +1,4 @@
-"""Fields that Python can't decode: a write to other fields of the document succeeds, and receivers are told."""
+"""Fields that Python can't decode: writes to other fields succeed and reach the receivers."""
 
 import datetime
 import uuid
@@ -22,19 +22,19 @@ from tests.support import without_transactions
 
 KINDS = ("silent", "post", "both", "alone", "muted", "dispatched")
 FAR = DatetimeMS(10**15)
-SHORT = Binary(b"123", 4)  # what should be a UUID
+SHORT = Binary(b"123", 4)  # an invalid UUID
 ODD_TEXT = "no Unicode"
 IDS = {"UUID": SHORT, "date": FAR, "document": {"of": SHORT}}
 RAW = CodecOptions(document_class=RawBSONDocument)
 
 
 def as_stored(document: dict[str, Any]) -> RawBSONDocument:
-    """A document whose odd text has bytes that are no Unicode."""
+    """A document with a text that is not UTF-8."""
     return RawBSONDocument(bson.encode(document).replace(ODD_TEXT.encode(), b"\xff\xfe Unicode"))
 
 
 def stored_fields(foreign: Any, *without: str) -> list[dict[str, bytes]]:
-    """The bytes of all fields but some, of each document in the order of the ids."""
+    """The bytes of all fields except some, per document in the order of ids."""
     rows = foreign.notes.with_options(codec_options=RAW).find(sort=[("_id", 1)])
     fields = [{one.name.decode(): one.value for one in elements(row.raw)} for row in rows]
     return [{name: raw for name, raw in each.items() if name not in (*without, "_mongoz")} for each in fields]
@@ -47,7 +47,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(autouse=True)
 def server(kind: str) -> Any:
-    """Of the kind "alone" it takes no transactions."""
+    """With the kind "alone" the server has no transactions."""
     with without_transactions() if kind == "alone" else nullcontext():
         yield
 
@@ -59,7 +59,7 @@ def told() -> list[Any]:
 
 @pytest.fixture
 def rules(request: pytest.FixtureRequest) -> str:
-    """Of the model: none, a validator that is asked what operations come to, or one that looks at all fields."""
+    """The rules of the model: none, a field validator for results of operations, or a validator of all fields."""
     return getattr(request, "param", "none")
 
 
@@ -132,13 +132,13 @@ ODD: dict[str, Any] = {
 
 
 def some_slow(names: Iterable[Any], quick: set[str]) -> list[Any]:
-    """All names; one of each kind is enough for a run that takes minutes."""
+    """All names; the short run uses one of each kind."""
     return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 @pytest.mark.parametrize("odd", some_slow(ODD, {"a date", "a UUID inside", "a text"}))
 @pytest.mark.parametrize("call", [call for call in CALLS if "collated" not in call])
-async def test_bulk_calls_write_and_tell(
+async def test_bulk_calls_write_and_fire_signals(
     Note: Any, kind: str, told: list[Any], foreign: Any, call: str, odd: str
 ) -> None:
     await write_and_tell(Note, kind, told, foreign, call, odd)
@@ -149,7 +149,7 @@ async def test_bulk_calls_write_and_tell(
 )
 @pytest.mark.parametrize("call", ["update", "inc", "collated", "collated delete"])
 @pytest.mark.parametrize("rules", ["of fields", "of all"], indirect=True)
-async def test_rules_of_the_model_change_nothing_about_that(
+async def test_bulk_calls_write_and_fire_signals_with_rules_of_the_model(
     Note: Any, kind: str, told: list[Any], foreign: Any, call: str, odd: str
 ) -> None:
     await write_and_tell(Note, kind, told, foreign, call, odd)
@@ -157,7 +157,7 @@ async def test_rules_of_the_model_change_nothing_about_that(
 
 @pytest.mark.parametrize("odd", some_slow(IDS, {"UUID"}))
 @pytest.mark.parametrize("call", CALLS)
-async def test_an_id_that_no_driver_decodes(
+async def test_an_undecodable_id_is_written_and_delivered(
     Note: Any, kind: str, told: list[Any], foreign: Any, call: str, odd: Any
 ) -> None:
     foreign.notes.insert_many([{"_id": id_, "n": 0, "box": {"n": 0}} for id_ in (bson.ObjectId(), IDS[odd], 1)])
@@ -181,13 +181,13 @@ async def write_and_tell(Note: Any, kind: str, told: list[Any], foreign: Any, ca
         assert foreign.notes.count_documents({}) == 0
         return
     assert foreign.notes.count_documents({"$or": [{"n": 1}, {"box.n": {"$gte": 1}}]}) == 3
-    # What the call is not about is as it was.
+    # Fields outside of the call are unchanged.
     assert stored_fields(foreign, what) == before
     inside = {key: value for key, value in ODD[odd].get("box", {}).items() if key != "n" and value != ODD_TEXT}
     assert foreign.notes.count_documents({f"box.{key}": value for key, value in inside.items()}) >= 1
 
 
-async def test_what_is_told_has_the_value(Note: Any, kind: str, told: list[Any], foreign: Any) -> None:
+async def test_signals_have_the_written_value(Note: Any, kind: str, told: list[Any], foreign: Any) -> None:
     foreign.notes.insert_one({"n": 0, "on": FAR, "box": {}, "when": FAR})
     with muted() if kind == "muted" else nullcontext():
         (note,) = await Note.objects.update(n=1)
@@ -195,7 +195,9 @@ async def test_what_is_told_has_the_value(Note: Any, kind: str, told: list[Any],
         assert (each.n, each.on, each.when) == (1, FAR, FAR)
 
 
-async def test_an_instance_is_updated(Note: Any, kind: str, told: list[Any], foreign: Any) -> None:
+async def test_an_instance_with_undecodable_fields_can_be_updated(
+    Note: Any, kind: str, told: list[Any], foreign: Any
+) -> None:
     note = await Note.objects.create()
     foreign.notes.update_one({}, {"$set": {"on": FAR, "box": {"at": FAR, "n": 1}}})
     with muted() if kind == "muted" else nullcontext():
@@ -209,7 +211,7 @@ async def test_an_instance_is_updated(Note: Any, kind: str, told: list[Any], for
 
 @pytest.mark.parametrize("rules", ["none", "of fields", "of all"], indirect=True)
 @pytest.mark.parametrize("odd", [SHORT, ODD_TEXT], ids=["UUID", "text"])
-async def test_an_operation_beside_what_no_driver_decodes(
+async def test_an_operation_works_beside_undecodable_fields(
     Note: Any, kind: str, told: list[Any], foreign: Any, odd: Any
 ) -> None:
     note = await Note.objects.create()

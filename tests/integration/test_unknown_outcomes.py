@@ -1,4 +1,4 @@
-"""Writes whose answer got lost: their receivers run exactly once if they stand, and never if they don't."""
+"""Writes with a lost answer: their receivers run exactly once if the write is committed, otherwise never."""
 
 import asyncio
 from typing import Any
@@ -17,12 +17,12 @@ from tests.support import eventually, without_transactions
 
 QUICK = "&connectTimeoutMS=500&heartbeatFrequencyMS=500&serverMonitoringMode=poll"
 NAMES = ("post_save", "post_update", "post_delete")
-AWAY = pytest.mark.parametrize("patience", [150], indirect=True)  # a server that is away is soon given up
+AWAY = pytest.mark.parametrize("patience", [150], indirect=True)  # server selection gives up soon
 
 
 @pytest.fixture(autouse=True)
 def quick_monitors(monkeypatch) -> None:
-    """After a lost connection the driver looks at the server again at once, not after half a second."""
+    """After a lost connection the driver checks the server immediately, not after half a second."""
     monkeypatch.setattr(pymongo.common, "MIN_HEARTBEAT_INTERVAL", 0.02)
 
 
@@ -34,13 +34,13 @@ async def proxy(mongo):
 
 @pytest.fixture
 def patience(request) -> int:
-    """Milliseconds that the driver looks for a server."""
+    """The server selection timeout in milliseconds."""
     return getattr(request, "param", 5_000)
 
 
 @pytest.fixture
 def driver(request) -> str:
-    """One of them; `make test-motor` runs all of this on the other."""
+    """One driver; `make test-motor` runs these tests on the other."""
     return getattr(request, "param", DRIVER)
 
 
@@ -110,7 +110,7 @@ async def update_many(User: Any, user: Any) -> None:
 
 
 async def update_alone(User: Any, user: Any) -> None:
-    """The same, on a server that takes no transactions."""
+    """The same, on a server without transactions."""
     with without_transactions():
         await User.objects.update_count(age=1)
 
@@ -159,7 +159,7 @@ def stands(foreign: Any, before: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("executed", [True, False])
-async def test_the_drivers_own_retry_tells_once(User, told, proxy, write, executed):
+async def test_a_retry_of_the_driver_fires_once(User, told, proxy, write, executed):
     user = await written(User, told)
     command, signal, count = WRITES[write]
     lose(proxy, command, 1, executed=executed)
@@ -173,16 +173,18 @@ def notes(error: BaseException) -> str:
 
 
 @pytest.mark.parametrize("executed", [True, False])
-async def test_told_if_it_stands_and_only_then(User, told, proxy, write, executed, foreign, registry):
+async def test_receivers_run_exactly_if_the_write_is_committed(
+    User, told, proxy, write, executed, foreign, registry
+):
     user = await written(User, told)
     before = foreign.users.find_one()
     command, signal, count = WRITES[write]
-    times = 6 if command == "commitTransaction" else 2  # as often as it is sent, the driver's own retries included
+    times = 6 if command == "commitTransaction" else 2  # the number of sends, including retries of the driver
     lose(proxy, command, times, executed=executed)
     with pytest.raises(PyMongoError) as caught:
         await write(User, user)
     assert proxy.lost == times
-    if command == "commitTransaction":  # a commit that is sent once more than we waited for
+    if command == "commitTransaction":  # a commit sent once more than expected
         await eventually(lambda: not registry._unsettled, what="the outcome is known")
         executed = True
     elif executed and count == 1:
@@ -197,13 +199,15 @@ async def test_told_if_it_stands_and_only_then(User, told, proxy, write, execute
 
 @pytest.mark.parametrize("driver", ["motor"], indirect=True)
 @pytest.mark.parametrize("write", [create, delete, update_many], indirect=True)
-async def test_both_drivers_do(User, told, proxy, write, foreign, registry):
-    await test_told_if_it_stands_and_only_then(User, told, proxy, write, True, foreign, registry)
+async def test_receivers_run_exactly_if_the_write_is_committed_on_both_drivers(
+    User, told, proxy, write, foreign, registry
+):
+    await test_receivers_run_exactly_if_the_write_is_committed(User, told, proxy, write, True, foreign, registry)
 
 
 @AWAY
 @pytest.mark.parametrize("executed", [True, False])
-async def test_told_later_where_the_server_is_away(User, told, proxy, write, executed, foreign, registry):
+async def test_receivers_run_later_if_the_server_is_away(User, told, proxy, write, executed, foreign, registry):
     user = await written(User, told)
     before = foreign.users.find_one()
     command, signal, count = WRITES[write]
@@ -214,15 +218,15 @@ async def test_told_later_where_the_server_is_away(User, told, proxy, write, exe
     assert told == []
     assert stands(foreign, before) is executed
     if write in (update, operate):
-        assert user.age == 0  # put back
+        assert user.age == 0  # reset
     if command == "commitTransaction" and not executed:
-        foreign.client.admin.command("killAllSessions", [])  # as the server does after a minute
+        foreign.client.admin.command("killAllSessions", [])  # as after the server's limit of a minute
     proxy.accept()
     await eventually(lambda: not registry._unsettled, what="the outcome is known")
     assert [name for name, *_ in told] == [signal] * count * executed
     assert stands(foreign, before) is executed
     if executed and signal != "post_delete":
-        assert {age for *_, age in told} == {1}  # what was written, though the caller's instance was put back
+        assert {age for *_, age in told} == {1}  # the written values, although the caller's instance was reset
         assert {id_ for _, id_, _ in told} <= {row["_id"] for row in foreign.users.find()}
 
 
@@ -252,7 +256,7 @@ async def test_a_write_that_was_never_sent_fails_at_once(User, told, proxy, regi
 
 
 @AWAY
-async def test_a_copy_of_the_instance_is_told_later(User, told, proxy, registry, foreign):
+async def test_receivers_that_run_later_get_a_copy_of_the_instance(User, told, proxy, registry, foreign):
     user = User(name="Ada", age=3)
     await written(User, told)
     foreign.users.delete_many({})
@@ -261,7 +265,7 @@ async def test_a_copy_of_the_instance_is_told_later(User, told, proxy, registry,
         await user.create()
     assert user.id is None
     proxy.accept()
-    await user.create()  # the caller tries again
+    await user.create()  # the caller repeats the call
     second = user.id
     await eventually(lambda: not registry._unsettled)
     assert user.id == second
@@ -269,8 +273,8 @@ async def test_a_copy_of_the_instance_is_told_later(User, told, proxy, registry,
     assert sorted(told) == sorted([("post_save", second, 3), ("post_save", first, 3)])
 
 
-async def test_the_stamp_of_the_write_before_is_no_proof(User, told, proxy, foreign):
-    """Both are of one second, and of one process."""
+async def test_the_stamp_of_an_earlier_write_is_no_proof(User, told, proxy, foreign):
+    """Both writes happen in one second, in one process."""
     for n in range(2):
         user = await written(User, told)
         proxy.cut_before_request("update", times=2)
@@ -281,7 +285,7 @@ async def test_the_stamp_of_the_write_before_is_no_proof(User, told, proxy, fore
 
 
 @pytest.mark.parametrize("stamped", [True, False])
-async def test_documents_that_were_there_before_were_not_inserted(User, told, proxy, foreign, stamped):
+async def test_existing_documents_do_not_count_as_inserted(User, told, proxy, foreign, stamped):
     user = await written(User, told)
     if not stamped:
         foreign.users.update_one({}, {"$unset": {"_mongoz": ""}})
@@ -294,7 +298,9 @@ async def test_documents_that_were_there_before_were_not_inserted(User, told, pr
 
 
 @pytest.mark.parametrize("write", [create, update, save, operate, create_many, update_alone])
-async def test_a_write_concern_that_is_not_met(User, told, proxy, foreign, driver, database, write, registry):
+async def test_an_unsatisfied_write_concern_is_an_unknown_outcome(
+    User, told, proxy, foreign, driver, database, write, registry
+):
     user = await written(User, told)
     _, signal, count = WRITES[write]
     foreign.client.admin.command(
@@ -317,7 +323,7 @@ async def test_a_write_concern_that_is_not_met(User, told, proxy, foreign, drive
     assert not registry._unsettled
 
 
-# -- another client is there before us ------------------------------------------------------------------
+# -- another client writes first ------------------------------------------------------------------------
 
 
 def deleted(foreign: Any) -> None:
@@ -350,7 +356,9 @@ def unstamped(foreign: Any) -> None:
         (update_alone, unstamped),
     ],
 )
-async def test_who_comes_before_us_hides_nothing(User, told, proxy, write, executed, foreign, registry, meanwhile):
+async def test_a_faster_write_of_another_client_hides_nothing(
+    User, told, proxy, write, executed, foreign, registry, meanwhile
+):
     user = await written(User, told)
     command, signal, count = WRITES[write]
     lose(proxy, command, 1, executed=executed, then_refuse=True)
@@ -362,13 +370,13 @@ async def test_who_comes_before_us_hides_nothing(User, told, proxy, write, execu
     proxy.accept()
     await eventually(lambda: not registry._unsettled, what="the outcome is known")
     assert [name for name, *_ in told] == [signal] * count * executed
-    assert {age for *_, age in told} <= {1}  # as it was written, and not as it is now
+    assert {age for *_, age in told} <= {1}  # as written, not as stored now
 
 
 @AWAY
 @pytest.mark.parametrize("place", [("", "log{2}"), ("_{1,2}", "users"), ("_{1}", "it's{3}")])
 @pytest.mark.parametrize("executed", [True, False])
-async def test_the_stream_is_asked_about_names_that_look_like_regular_expressions(
+async def test_the_change_stream_finds_names_that_look_like_regular_expressions(
     registry, proxy, foreign, database, place, executed
 ):
     class Log(mongoz.Document):
@@ -388,7 +396,7 @@ async def test_the_stream_is_asked_about_names_that_look_like_regular_expression
         lose(proxy, "insert", 1, executed=executed, then_refuse=True)
         with pytest.raises(PyMongoError):
             await Log(name="second").create()
-        collection.delete_many({})  # so that only the stream can tell
+        collection.delete_many({})  # so only the change stream has the answer
         proxy.accept()
         await eventually(lambda: not registry._unsettled, what="the outcome is known")
         assert told == ["first", *["second"] * executed]
@@ -398,7 +406,7 @@ async def test_the_stream_is_asked_about_names_that_look_like_regular_expression
 
 @AWAY
 @pytest.mark.parametrize("write", [update, update_many])
-async def test_a_later_write_of_ours_is_no_proof(User, told, proxy, write, foreign, registry, mongo, database):
+async def test_a_later_own_write_is_no_proof(User, told, proxy, write, foreign, registry, mongo, database):
     user = await written(User, told)
     lose(proxy, "update", 1, executed=False, then_refuse=True)
     with pytest.raises(PyMongoError):
@@ -421,8 +429,8 @@ async def test_a_later_write_of_ours_is_no_proof(User, told, proxy, write, forei
 @AWAY
 @pytest.mark.parametrize("many", [True, False])
 @pytest.mark.parametrize("executed", [True, False])
-async def test_a_delete_that_brings_no_mark(User, proxy, foreign, registry, many, executed):
-    """Its receivers run here only, and no dispatcher looks after them."""
+async def test_a_delete_without_a_marker_is_resolved(User, proxy, foreign, registry, many, executed):
+    """Its receivers run only here, without a dispatcher."""
     told = []
 
     async def receive(sender: Any, instance: Any, **kwargs: Any) -> None:
@@ -445,8 +453,8 @@ async def test_a_delete_that_brings_no_mark(User, proxy, foreign, registry, many
     assert told == ["Ada"] * executed
 
 
-async def test_a_server_that_has_no_account_of_it(User, told, proxy, foreign, monkeypatch):
-    """Without the right to look at the change stream what the document says must do."""
+async def test_the_document_decides_without_access_to_the_change_stream(User, told, proxy, foreign, monkeypatch):
+    """Without the privilege for the change stream, the stored document decides."""
     user = await written(User, told)
     foreign.client.admin.command(
         {
@@ -465,7 +473,7 @@ async def test_a_server_that_has_no_account_of_it(User, told, proxy, foreign, mo
     assert [name for name, *_ in told] == ["post_update"]
 
 
-async def test_what_a_receiver_raises_then_is_in_the_notes(User, told, proxy):
+async def test_an_error_of_a_receiver_is_in_the_notes(User, told, proxy):
     async def fail(sender: Any, **kwargs: Any) -> None:
         raise ZeroDivisionError
 
@@ -508,9 +516,9 @@ BODIES = [last_is_single, last_is_delete, last_is_bulk, last_is_many, last_is_bu
 
 @pytest.mark.parametrize("executed", [True, False])
 @pytest.mark.parametrize("body", BODIES)
-async def test_commits_are_sent_again(User, told, proxy, registry, body, executed):
+async def test_commits_are_repeated(User, told, proxy, registry, body, executed):
     user = await written(User, told)
-    lose(proxy, "commitTransaction", 5, executed=executed)  # each of three attempts is retried by the driver
+    lose(proxy, "commitTransaction", 5, executed=executed)  # the driver repeats each of three attempts
     async with registry.transaction():
         await body(User, user)
     assert told != []
@@ -520,9 +528,7 @@ async def test_commits_are_sent_again(User, told, proxy, registry, body, execute
 @AWAY
 @pytest.mark.parametrize("executed", [True, False])
 @pytest.mark.parametrize("body", BODIES)
-async def test_a_commit_of_which_nothing_is_known_until_later(
-    User, told, proxy, registry, foreign, body, executed
-):
+async def test_an_unknown_commit_is_resolved_later(User, told, proxy, registry, foreign, body, executed):
     user = await written(User, told)
     before = foreign.users.find_one()
     lose(proxy, "commitTransaction", 1, executed=executed, then_refuse=True)
@@ -533,7 +539,7 @@ async def test_a_commit_of_which_nothing_is_known_until_later(
     assert told == []
     if not executed:
         foreign.client.admin.command("killSessions", [session.session_id])
-    elif body is not last_is_many:  # what was written says nothing: another client was there
+    elif body is not last_is_many:  # the document is no proof, because another client changed it
         foreign.users.delete_many({})
         foreign.users.insert_one(before)
     proxy.accept()
@@ -542,7 +548,7 @@ async def test_a_commit_of_which_nothing_is_known_until_later(
 
 
 @AWAY
-async def test_nobody_waits_for_a_commit_without_receivers(User, proxy, registry):
+async def test_an_unknown_commit_without_receivers_is_not_resolved(User, proxy, registry):
     lose(proxy, "commitTransaction", 1, executed=True, then_refuse=True)
     with pytest.raises(PyMongoError) as caught:
         async with registry.transaction():
@@ -551,11 +557,11 @@ async def test_nobody_waits_for_a_commit_without_receivers(User, proxy, registry
     assert not registry._unsettled
 
 
-# -- what the fence relies on --------------------------------------------------------------------------
+# -- assumptions of the fence --------------------------------------------------------------------------
 
 
 def test_a_later_number_in_a_session_makes_the_server_refuse_earlier_ones(foreign, mongo):
-    # With a client of its own: sessions are used again, and the next numbers of this one are too low.
+    # With a separate client: sessions are reused, and their next numbers would be too low.
     with pymongo.MongoClient(mongo.url) as client, client.start_session() as session:
 
         def send(number: int, command: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Values that BSON has no type for, or no room: the error names the field and the value."""
+"""Values without a BSON type, or out of its range: the error names the field and the value."""
 
 import decimal
 from typing import Any
@@ -45,7 +45,7 @@ VALUES: dict[str, tuple[dict[str, Any], type[Exception], list[str]]] = {
 
 
 CALLS = [(way, values) for way in ("create", "save", "create_many", "update") for values in VALUES]
-CALLS.remove(("update", "a surrogate in an undeclared value"))  # an update takes declared fields only
+CALLS.remove(("update", "a surrogate in an undeclared value"))  # an update accepts only declared fields
 
 
 async def write(there: Any, way: str, given: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What dispatchers of an earlier version held is moved into one collection, once, whatever happens meanwhile."""
+"""Held deliveries of an earlier version move into one collection exactly once."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -26,7 +26,7 @@ async def group(mongo: Any, database: str) -> AsyncIterator[Group]:
 
 @pytest.fixture
 def state(foreign: Any, database: str) -> Any:
-    """The state that an earlier version has left."""
+    """The state of an earlier version."""
     state = foreign.client[f"{database}_state"]
     for name, documents in captured().items():
         state[name].insert_many(documents)
@@ -41,7 +41,7 @@ async def taken_over(group: Group, *partition: int) -> HeldStore:
 
 
 def lanes(state: Any) -> dict[str, list[str]]:
-    """The tokens of each lane, in order, by the state of its first delivery."""
+    """The tokens of each lane in order, with the state of its first delivery."""
     found: dict[str, list[dict[str, Any]]] = {}
     for row in state.held.find({"lane": {"$exists": True}}).sort([("lane", 1), ("token", 1), ("run", 1)]):
         found.setdefault(row["lane"], []).append(row)
@@ -52,7 +52,7 @@ def left(state: Any) -> int:
     return sum(state[name].count_documents({}) for name in OLD)
 
 
-async def test_everything_is_moved(group, state):
+async def test_all_held_deliveries_are_moved(group, state):
     before = captured()
     store = await taken_over(group)
     assert left(state) == 0
@@ -79,8 +79,8 @@ async def test_everything_is_moved(group, state):
     assert list(state.held.find()) == again
 
 
-async def test_each_partition_takes_its_own(group, state):
-    """The others may still be an earlier version's."""
+async def test_each_partition_moves_its_own_deliveries(group, state):
+    """Other partitions may still run an earlier version."""
     await taken_over(group, 0, 2)
     first = {row["_id"] for row in state.held.find()}
     assert 0 < len(first) < 8
@@ -90,15 +90,15 @@ async def test_each_partition_takes_its_own(group, state):
     assert state.held.count_documents({}) == 8
 
 
-async def test_another_groups_state_is_left_alone(group, state):
+async def test_the_state_of_another_group_is_not_moved(group, state):
     await taken_over(Group(group.state, "another"))
     assert state.held.count_documents({}) == 0
     assert left(state) == sum(map(len, captured().values()))
 
 
 @pytest.mark.parametrize("refused", ["delete", "update"])
-async def test_a_crash_in_between_changes_nothing(group, state, foreign, refused):
-    """What was written is not deleted yet, or nothing was written at all. The next process goes on."""
+async def test_an_interrupted_upgrade_continues(group, state, foreign, refused):
+    """The crash comes before the write or before the delete. The next process continues."""
     await group.state.create_indexes()
     store, admin = HeldStore(group, Stats()), foreign.client.admin
     collection = "parked" if refused == "delete" else "held"
@@ -115,8 +115,8 @@ async def test_a_crash_in_between_changes_nothing(group, state, foreign, refused
     assert (state.held.count_documents({}), len(lanes(state)["blocked"])) == (8, 3)
 
 
-async def test_what_is_held_already_is_not_overwritten(group, state):
-    """An earlier version writes late; this delivery is being made meanwhile."""
+async def test_a_held_delivery_is_not_overwritten(group, state):
+    """An earlier version writes late, while this delivery is being made."""
     row = captured()["parked"][0]
     id_ = f"{row['delivery_id']}:{row['receiver_id']}:{row['document']}"
     state.held.insert_one({"_id": id_, "group": GROUP, "lane": row["lane"], "state": "blocked", "attempts": 100})
@@ -125,7 +125,7 @@ async def test_what_is_held_already_is_not_overwritten(group, state):
     assert left(state) == 0
 
 
-async def test_what_did_not_fit_is_in_files(group, state):
+async def test_large_deliveries_move_with_their_files(group, state):
     letter, row = state.dead_letters.find_one({"retrying_since": {"$exists": False}}), state.parked.find_one()
     data = bson.encode({"_id": 1, "blob": bytes(5_000)})
     for collection, chunks, one in (
@@ -142,8 +142,8 @@ async def test_what_did_not_fit_is_in_files(group, state):
     assert state.held.count_documents({"files": {"$exists": True}}) == 2
 
 
-async def test_leftovers_of_earlier_crashes_are_no_trouble(group, state):
-    """A lane without deliveries, a delivery without a lane, a letter whose retry is gone."""
+async def test_leftovers_of_earlier_crashes_are_moved(group, state):
+    """A lane without deliveries, a delivery without a lane, a dead letter without its retry."""
     lane, row = (
         state.parked_lanes.find_one({"receiver": "resting"}),
         state.parked.find_one({"receiver": "blocking"}),
@@ -159,7 +159,7 @@ async def test_leftovers_of_earlier_crashes_are_no_trouble(group, state):
     assert not state.held.find_one({"retrying_since": {"$exists": True}})
 
 
-async def test_what_makes_no_sense_is_kept_and_named(group, state):
+async def test_an_invalid_record_is_kept_and_named(group, state):
     state.parked.insert_one({"_id": ObjectId(), "group": GROUP, "lane": 5, "receiver": "blocking"})
     state.parked_lanes.insert_one({"_id": "odd", "group": GROUP, "receiver": {"a": 1}, "due_at": "soon"})
     state.dead_letters.insert_one({"_id": ObjectId(), "group": GROUP, "receiver": 5})

@@ -1,4 +1,4 @@
-"""Options of a URL: those that are wrong are named, and those of the application do no harm to a dispatcher."""
+"""Options of a URL: wrong ones are named, and the application's options do not harm a dispatcher."""
 
 import asyncio
 from typing import Any
@@ -16,7 +16,7 @@ from mongoz.core.signals import post_delete, post_save, post_update
 from mongoz.exceptions import ImproperlyConfigured
 from tests.support import dispatching, eventually, settings_for
 
-# What applications write there, and what no transaction takes.
+# Options of applications that transactions do not support.
 HARMLESS = (
     "w=0",
     "w=1&journal=false",
@@ -40,7 +40,7 @@ def document_of(registry: mongoz.Registry, database: str) -> Any:
 
 
 @pytest.mark.parametrize("options", HARMLESS)
-async def test_options_of_the_application_are_no_trouble_to_a_dispatcher(mongo, database, foreign, options):
+async def test_options_of_the_application_do_not_harm_a_dispatcher(mongo, database, foreign, options):
     separator = "&" if "?" in mongo.url else "?"
     registry = mongoz.Registry(f"{mongo.url}{separator}{options}", dispatched=database)
     User = document_of(registry, database)
@@ -64,7 +64,7 @@ async def test_options_of_the_application_are_no_trouble_to_a_dispatcher(mongo, 
 
 
 @pytest.mark.parametrize("options", ["readConcernLevel=linearizable", "w=0", "readPreference=primaryPreferred"])
-async def test_transactions_take_what_comes_nearest(mongo, database, foreign, options):
+async def test_transactions_use_the_nearest_supported_options(mongo, database, foreign, options):
     separator = "&" if "?" in mongo.url else "?"
     async with mongoz.Registry(f"{mongo.url}{separator}{options}", dispatched=database) as registry:
         User = document_of(registry, database)
@@ -81,7 +81,7 @@ async def test_transactions_take_what_comes_nearest(mongo, database, foreign, op
             await user.update(U.inc(age=1))
         assert told == ["a"]
         assert foreign.users.find_one({"name": "a"})["age"] == 1
-        if options != "w=0":  # else nobody knows whether anything was deleted
+        if options != "w=0":  # otherwise the outcome of the delete is unknown
             await user.delete()
             assert told == ["a", "a"]
 
@@ -96,14 +96,14 @@ async def test_transactions_take_what_comes_nearest(mongo, database, foreign, op
     ],
 )
 @pytest.mark.parametrize("scheme", ["mongodb", "mongodb+srv"])
-def test_an_option_that_is_wrong_is_named(scheme, options, says):
+def test_a_wrong_option_is_named(scheme, options, says):
     with pytest.raises(ImproperlyConfigured, match=says) as caught:
         mongoz.Registry(f"{scheme}://ada:s3cret@db.example.com/?{options}")
     assert "s3cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["mongodb://ada:s3c?ret=1@db/", "mongodb://ada:s3c?ret=1@db/?replicaSet=rs0"])
-def test_a_password_with_a_question_mark_is_not_taken_for_an_option(url):
+def test_a_question_mark_in_a_password_does_not_begin_an_option(url):
     with pytest.raises(ImproperlyConfigured) as caught:
         first_seed(url)
     assert "ret" not in str(caught.value).replace("Write", "")
@@ -116,14 +116,14 @@ def test_a_password_with_a_question_mark_is_not_taken_for_an_option(url):
         ("w=0&journal=true", "Cannot set w to 0 and j to True"),
     ],
 )
-async def test_options_that_contradict_each_other_are_named_at_the_start(database, options, says):
+async def test_contradicting_options_are_named_at_the_start(database, options, says):
     registry = mongoz.Registry(f"mongodb://127.0.0.1:1/?{options}", dispatched=database)
     with pytest.raises(CannotConnect, match=says) as caught:
         Clients(registry, settings_for(registry))
     assert "options" in caught.value.remedy
 
 
-async def test_a_read_preference_is_not_what_keeps_a_dispatcher_from_connecting(database):
+async def test_a_read_preference_does_not_prevent_the_connection(database):
     registry = mongoz.Registry("mongodb://127.0.0.1:1/?readPreference=secondary", dispatched=database)
 
     @post_save(document_of(registry, database), name="told")
@@ -136,19 +136,19 @@ async def test_a_read_preference_is_not_what_keeps_a_dispatcher_from_connecting(
     assert "econdary" not in str(caught.value)
 
 
-def test_options_of_names_are_for_name_servers():
+def test_srv_options_need_an_srv_url():
     url = "mongodb+srv://ada:s3cret@cluster.example.com/shop?srvMaxHosts=2&srvServiceName=db&retryWrites=true"
     assert first_seed(url) == ("cluster.example.com", None)
 
 
-def test_a_url_loses_options():
+def test_options_can_be_removed_from_a_url():
     url = "mongodb://ada:p%3Fw@a,b:2/db?replicaSet=rs0&W=0&readPreference=secondary"
     assert without_options(url, {"w", "readpreference"}) == "mongodb://ada:p%3Fw@a,b:2/db?replicaSet=rs0"
     assert without_options("mongodb://a/?w=0", {"w"}) == "mongodb://a/"
     assert without_options("mongodb://a", {"w"}) == "mongodb://a"
 
 
-async def test_few_connections_for_many_receivers_are_named(mongo, database, foreign, capsys):
+async def test_a_small_pool_for_many_receivers_is_named(mongo, database, foreign, capsys):
     registry = mongoz.Registry(f"{mongo.url}&maxPoolSize=1", dispatched=database)
 
     @post_save(document_of(registry, database), name="told")
@@ -166,8 +166,8 @@ async def test_few_connections_for_many_receivers_are_named(mongo, database, for
 
 
 @pytest.mark.parametrize("kind", ["timeseries", "view"])
-async def test_a_start_refuses_what_has_no_changes(mongo, database, foreign, kind):
-    """It would run for ever, and deliver nothing."""
+async def test_a_start_refuses_collections_without_change_events(mongo, database, foreign, kind):
+    """The dispatcher would deliver nothing."""
     options = {"timeseries": {"timeField": "at"}} if kind == "timeseries" else {"viewOn": "others", "pipeline": []}
     foreign.create_collection("users", **options)
     registry = mongoz.Registry(mongo.url, dispatched=database)

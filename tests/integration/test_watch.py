@@ -19,7 +19,7 @@ IMAGES = {"changeStreamPreAndPostImages": {"enabled": True}}
 
 
 class Seen(list[SimpleNamespace]):
-    """What the receivers were given, in order."""
+    """The calls of the receivers, in order."""
 
     async def wait(self, count: int) -> "Seen":
         await eventually(lambda: len(self) >= count, what=f"{count} deliveries, there are {len(self)}")
@@ -58,18 +58,18 @@ def seen() -> Seen:
 
 @pytest.fixture
 def server(_sync_client: MongoClient, database: str) -> Iterator[MongoClient]:
-    """The server, through a client that knows nothing of mongoz; further databases of the test go with it."""
+    """The server through a plain client; removes further databases of the test afterwards."""
     yield _sync_client
     for name in _sync_client.list_database_names():
         if name.startswith(f"{database}_"):
             _sync_client.drop_database(name)
 
 
-async def test_collections_that_look_alike_in_one_database(dispatched, database, server, seen):
+async def test_matching_collections_of_one_database_are_watched(dispatched, database, server, seen):
     make_user(dispatched, database, seen, watch=[f"{database}.users_*", f"{database}.old.members"])
     home = server[database]
     async with dispatching(dispatched) as running:
-        assert scope_of(running.service.routes).database == database  # no stream on the whole deployment
+        assert scope_of(running.service.routes).database == database  # no change stream on the whole deployment
         for collection in ("users", "users_2024", "users_a.b", "old.members"):
             home[collection].insert_one({"name": collection})
         for collection in ("users2", "my_users_1", "old.members2", "oldxmembers"):
@@ -80,10 +80,10 @@ async def test_collections_that_look_alike_in_one_database(dispatched, database,
     assert sorted(seen.names()) == ["end", "old.members", "users", "users_2024", "users_a.b"]
 
 
-async def test_databases_that_look_alike(dispatched, database, server, seen):
+async def test_matching_databases_are_watched(dispatched, database, server, seen):
     make_user(dispatched, database, seen, watch=[f"{database}_t.*", f"{database}_x*", f"{database}_arch.people"])
     async with dispatching(dispatched, state_database=f"{database}_xstate"):
-        # The dispatcher's state looks alike: its own writes must not be told, nor any others there.
+        # The pattern matches the state database, but its changes must not be delivered.
         server[f"{database}_xstate"]["users"].insert_one({"name": "state"})
         server[f"{database}_y"]["users"].insert_one({"name": "another database"})
         server[f"{database}_x1"]["people"].insert_one({"name": "another collection"})
@@ -102,7 +102,7 @@ async def test_databases_that_look_alike(dispatched, database, server, seen):
     assert seen.names() == ["Ada"] * 5 + ["end"]
 
 
-async def test_what_a_receiver_saves_goes_back_to_where_it_came_from(dispatched, database, server, seen):
+async def test_a_save_of_a_receiver_goes_to_the_original_collection(dispatched, database, server, seen):
     user = make_user(dispatched, database, seen, watch=[f"{database}_t*"])
     own, tenant = server[database]["users"], server[f"{database}_t1"]["users"]
     id_ = ObjectId()
@@ -119,11 +119,11 @@ async def test_what_a_receiver_saves_goes_back_to_where_it_came_from(dispatched,
         await eventually(lambda: all(c.find_one({"_id": id_, "age": 1}) for c in (own, tenant)))
         tenant.delete_one({"_id": id_})
         await eventually(lambda: any(call.delivery.signal == "post_delete" for call in seen))
-    # Of a deleted one nothing but the id is known, and where it was.
+    # Only the id and the collection of a deleted document are known.
     (deleted,) = [call for call in seen if call.delivery.signal == "post_delete"]
     tenant.insert_one({"_id": id_, "name": "again"})
     assert await deleted.instance.delete() == 1
-    # One _id in two collections is two documents.
+    # One _id in two collections means two documents.
     assert [own.count_documents({"age": 1}), tenant.count_documents({})] == [1, 0]
 
 
@@ -170,9 +170,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-async def test_writes_that_nobody_watches_are_refused_before_anything_is_written(
-    dispatched, database, server, seen, call
-):
+async def test_writes_to_an_unwatched_collection_are_refused(dispatched, database, server, seen, call):
     user = make_user(dispatched, database, seen, delivery="dispatcher", watch=[f"{database}_t*"])
     elsewhere, watched = server[f"{database}_z"]["users"], server[f"{database}_t1"]["users"]
     for collection in (elsewhere, watched):
@@ -186,7 +184,7 @@ async def test_writes_that_nobody_watches_are_refused_before_anything_is_written
     assert told.delivery.origin == "stream"
 
 
-async def test_instances_are_not_written_where_nobody_watches(dispatched, database, server, seen):
+async def test_instances_of_an_unwatched_collection_are_not_written(dispatched, database, server, seen):
     user = make_user(dispatched, database, seen, delivery="dispatcher")
     elsewhere = dispatched.get_database(f"{database}_z").get_collection("users")
     with pytest.raises(ImproperlyConfigured, match=r"Meta\.watch"):
@@ -205,7 +203,7 @@ async def test_instances_are_not_written_where_nobody_watches(dispatched, databa
     assert server[f"{database}_z"]["users"].find_one()["age"] == 0
 
 
-async def test_dropped_databases_that_look_alike_are_reported(dispatched, database, server, seen, capsys):
+async def test_drops_of_matching_databases_are_reported(dispatched, database, server, seen, capsys):
     make_user(dispatched, database, seen, watch=[f"{database}_t*"])
     for name in (f"{database}_t1", f"{database}_y"):
         server[name]["users"].insert_one({"name": "Ada"})
@@ -237,8 +235,8 @@ ODD = [
 ]
 
 
-async def test_collection_names_that_look_like_regular_expressions(dispatched, database, server, seen):
-    """Change streams make regular expressions of the names that they look for."""
+async def test_collection_names_that_look_like_regular_expressions_are_literal(dispatched, database, server, seen):
+    """Change streams build regular expressions from names."""
     for name in ODD:
         make_user(dispatched, database, seen, collection=name)
     async with dispatching(dispatched) as running:
@@ -251,7 +249,9 @@ async def test_collection_names_that_look_like_regular_expressions(dispatched, d
 
 
 @pytest.mark.parametrize("name", ["{2}", "'{1,}", "(x)+"])
-async def test_database_names_that_look_like_regular_expressions(dispatched, database, server, seen, name):
+async def test_database_names_that_look_like_regular_expressions_are_literal(
+    dispatched, database, server, seen, name
+):
     odd = f"{database}_{name}"
     make_user(dispatched, odd, seen, collection=name)
     async with dispatching(dispatched):
@@ -277,7 +277,7 @@ async def test_renames_and_replacements_of_oddly_named_collections_are_gaps(
         await eventually(lambda: [gap["kind"] for gap in _gaps(server, database)] == ["rename"] * 2 + ["out"])
 
 
-async def test_patterns_with_characters_that_streams_misread(dispatched, database, server, seen):
+async def test_patterns_with_special_characters_are_literal(dispatched, database, server, seen):
     make_user(
         dispatched,
         database,
@@ -320,11 +320,11 @@ async def test_a_replace_has_its_pre_image(dispatched, database, foreign, seen):
     assert (replaced.instance.name, replaced.instance.age) == ("Bea", 0)
 
 
-async def test_without_images_every_delivery_says_what_it_has(dispatched, database, foreign, seen):
+async def test_without_images_every_delivery_names_its_source(dispatched, database, foreign, seen):
     make_user(dispatched, database, seen)
     id_ = foreign["users"].insert_one({"name": "Ada", "age": 1}).inserted_id
     async with dispatching(dispatched):
-        # In one command: both are committed before the dispatcher can look the document up.
+        # In one command, so both are committed before the lookup of the document.
         foreign["users"].bulk_write(
             [UpdateOne({"_id": id_}, {"$set": {"name": "Bea"}}), UpdateOne({"_id": id_}, {"$set": {"age": 2}})]
         )
@@ -332,7 +332,7 @@ async def test_without_images_every_delivery_says_what_it_has(dispatched, databa
         foreign["users"].replace_one({"_id": id_}, {"name": "Cleo"})
         foreign["users"].delete_one({"_id": id_})
         first, second, replaced, deleted = await seen.wait(4)
-    # What the first one shows is later than its change, and says so; what changed is known all the same.
+    # The first delivery has a later version of the document and says so; its changed fields are known.
     assert (first.update_fields, second.update_fields) == ({"name"}, {"age"})
     for call in (first, second):
         assert (call.delivery.image, call.previous) == ("current", None)
@@ -343,7 +343,7 @@ async def test_without_images_every_delivery_says_what_it_has(dispatched, databa
         _ = deleted.instance.name
 
 
-async def test_images_hold_for_what_changes_after_they_were_turned_on(dispatched, database, foreign, seen):
+async def test_images_exist_for_changes_after_they_were_enabled(dispatched, database, foreign, seen):
     make_user(dispatched, database, seen)
     early, late = foreign["users"].insert_many([{"name": "Ada"}, {"name": "Bob"}]).inserted_ids
     async with dispatching(dispatched):
@@ -365,8 +365,8 @@ async def test_images_hold_for_what_changes_after_they_were_turned_on(dispatched
     assert (updated.previous.age, updated.instance.age) == (0, 1)
 
 
-async def test_concurrent_tenants_are_delivered_to_their_own(dispatched, database, server, seen):
-    """The `_id` alone does not name a document: changes of several collections don't wait for each other."""
+async def test_concurrent_changes_of_tenants_keep_their_collection(dispatched, database, server, seen):
+    """The `_id` alone does not identify a document: changes of different collections don't wait for each other."""
     user = make_user(dispatched, database, seen, watch=[f"{database}_t*"])
     gate, waiting = asyncio.Event(), []
 

@@ -1,4 +1,4 @@
-"""where: the server decides, on the image that the receiver gets, who wants a change."""
+"""`where`: the server evaluates the condition on the image of the delivery."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from pymongo import DeleteOne, InsertOne, UpdateOne
 import mongoz
 from dispatcher.exceptions import ApplicationError
 from mongoz.core.signals import post_delete, post_save, post_update
-from tests.integration.delivering import IMAGES, actions, make_account
+from tests.integration.deliveries import IMAGES, actions, make_account
 from tests.support import dispatching, eventually
 
 
@@ -19,7 +19,7 @@ def account(dispatched: mongoz.Registry, database: str) -> Any:
 
 
 def wanting(document: Any, where: Any, *signals: Any, name: str = "wanting", **options: Any) -> list[str]:
-    """Connect a receiver that wants some documents only; the names of those that it got."""
+    """Connects a receiver with a condition; returns the received names."""
     got: list[str] = []
 
     async def receiver(sender: Any, instance: Any, **kwargs: Any) -> None:
@@ -30,7 +30,7 @@ def wanting(document: Any, where: Any, *signals: Any, name: str = "wanting", **o
     return got
 
 
-async def test_every_kind_of_change(account, foreign, dispatched):
+async def test_where_applies_to_every_kind_of_change(account, foreign, dispatched):
     foreign.create_collection("accounts", **IMAGES)
     got = wanting(account, {"amount": {"$gte": 10}}, post_save, post_update, post_delete)
     id_ = ObjectId()
@@ -41,7 +41,7 @@ async def test_every_kind_of_change(account, foreign, dispatched):
                 UpdateOne({"_id": id_}, {"$set": {"name": "rich", "amount": 10}}),
                 UpdateOne({"_id": id_}, {"$set": {"name": "poor again", "amount": 9}}),
                 UpdateOne({"_id": id_}, {"$set": {"name": "richer", "amount": 11}}),
-                DeleteOne({"_id": id_}),  # its image is the one before
+                DeleteOne({"_id": id_}),  # its image is the pre image
                 InsertOne({"_id": id_, "name": "poor", "amount": 1}),
                 DeleteOne({"_id": id_}),
                 InsertOne({"_id": id_, "name": "end", "amount": 12}),
@@ -52,7 +52,7 @@ async def test_every_kind_of_change(account, foreign, dispatched):
     assert running.stats.delivered == 4
 
 
-async def test_own_writes_too(account, foreign, dispatched):
+async def test_where_applies_to_own_writes(account, foreign, dispatched):
     """A save() of an existing document is a post_save, though the server sees an update."""
     foreign.create_collection("accounts", **IMAGES)
     got = wanting(account, {"amount": {"$gt": 1}})
@@ -67,8 +67,8 @@ async def test_own_writes_too(account, foreign, dispatched):
     assert (got, updates) == (["yes"], [])
 
 
-async def test_only_the_document_is_in_sight(account, foreign, dispatched):
-    """Neither the stamp nor anything of the question's; values that look like expressions are values."""
+async def test_a_condition_sees_only_the_document(account, foreign, dispatched):
+    """Neither the stamp nor internal fields are visible; values that look like expressions are literal."""
     got = wanting(
         account,
         {
@@ -78,7 +78,7 @@ async def test_only_the_document_is_in_sight(account, foreign, dispatched):
     )
     odd = wanting(account, {"name": "$$ROOT"}, name="odd")
     async with dispatching(dispatched):
-        # Stamped, since a receiver that runs in process makes the ODM stamp it.
+        # Stamped, because a receiver in process makes the ODM add a stamp.
         post_save(account, name="here")(_ignore)
         await account.objects.create(name="own")
         foreign["accounts"].insert_one({"name": "too few fields"})
@@ -91,7 +91,7 @@ async def _ignore(sender: Any, **kwargs: Any) -> None:
     pass
 
 
-async def test_receivers_without_one_get_everything(account, foreign, dispatched):
+async def test_receivers_without_a_condition_get_everything(account, foreign, dispatched):
     some = wanting(account, {"amount": 1})
     everything: list[str] = []
 
@@ -106,7 +106,7 @@ async def test_receivers_without_one_get_everything(account, foreign, dispatched
 
 
 async def test_an_unknown_image_is_delivered(account, foreign, dispatched):
-    """Without pre images nothing is known of a deleted document."""
+    """Without pre images the deleted document is unknown."""
     got = wanting(account, {"amount": 1}, post_delete)
     id_ = foreign["accounts"].insert_one({"name": "gone", "amount": 2}).inserted_id
     async with dispatching(dispatched):
@@ -115,8 +115,8 @@ async def test_an_unknown_image_is_delivered(account, foreign, dispatched):
     assert got == ["?"]
 
 
-async def test_large_documents(account, foreign, dispatched):
-    """More than fit into a command, one that nearly fills it, and one that does not fit for certain."""
+async def test_where_applies_to_large_documents(account, foreign, dispatched):
+    """Documents that need several commands, one that nearly fills a command, and one that does not fit."""
     got = wanting(account, {"amount": 1})
     other = wanting(account, {"name": {"$in": ["x" * 1_000_000, "end"]}}, name="other")
     async with dispatching(dispatched):
@@ -127,10 +127,12 @@ async def test_large_documents(account, foreign, dispatched):
         foreign["accounts"].insert_one({"name": "end", "amount": 1})
         await eventually(lambda: "end" in got and "end" in other)
     assert sorted(got) == ["end", "n1", "n3", "n5"]
-    assert sorted(other) in (["end"], ["end", "no"])  # 15 MB and a match of 1 MB: in doubt
+    assert sorted(other) in (["end"], ["end", "no"])  # 15 MB and a match of 1 MB: delivered because it may match
 
 
-async def test_a_document_that_fails_a_match_is_delivered_and_alone_in_that(account, foreign, dispatched, capsys):
+async def test_a_document_with_a_failing_condition_is_delivered_and_others_are_filtered(
+    account, foreign, dispatched, capsys
+):
     said = actions(capsys)
     got = wanting(account, {"$expr": {"$gt": [{"$size": "$tags"}, 1]}})
     other = wanting(account, {"amount": 1}, name="other")
@@ -157,7 +159,7 @@ async def test_a_document_that_fails_a_match_is_delivered_and_alone_in_that(acco
         ({"amount": object()}, "cannot encode object"),
     ],
 )
-async def test_one_that_the_server_refuses_is_said_at_the_start(account, foreign, dispatched, where, said):
+async def test_a_refused_condition_is_reported_at_the_start(account, foreign, dispatched, where, said):
     wanting(account, where, name="broken")
     with pytest.raises(ApplicationError) as caught:
         async with dispatching(dispatched):
@@ -168,7 +170,7 @@ async def test_one_that_the_server_refuses_is_said_at_the_start(account, foreign
     assert caught.value.remedy
 
 
-async def test_a_server_that_is_away_is_asked_again(account, foreign, dispatched):
+async def test_a_condition_is_evaluated_again_after_an_outage(account, foreign, dispatched):
     got = wanting(account, {"amount": 1})
     admin = foreign.client.admin
     failing = {"failCommands": ["aggregate"], "closeConnection": True, "appName": "mongoz-dispatcher"}
@@ -182,8 +184,8 @@ async def test_a_server_that_is_away_is_asked_again(account, foreign, dispatched
     assert got == ["yes"]
 
 
-async def test_it_is_asked_in_few_commands(account, foreign, dispatched):
-    """One for a hundred changes, whatever the number of receivers."""
+async def test_conditions_are_evaluated_in_few_commands(account, foreign, dispatched):
+    """One command for a hundred changes and any number of receivers."""
     got = [wanting(account, {"amount": n}, name=f"n{n}") for n in range(4)]
     database = foreign.client[f"{foreign.name}_state"]
     database.command("profile", 2)

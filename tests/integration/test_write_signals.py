@@ -1,4 +1,4 @@
-"""Signals around real writes: who is told what, what aborts, what is written, and the origin stamp."""
+"""Signals around real writes: keywords, aborts, written values, and the origin stamp."""
 
 import asyncio
 from typing import Any
@@ -48,7 +48,7 @@ def Stamped(dispatched: mongoz.Registry, database: str) -> Any:
 
 
 class Log(list[tuple[str, dict[str, Any]]]):
-    """Every call of a receiver connected to all six signals: the signal's name and its keywords."""
+    """The calls of a receiver connected to all six signals: the signal's name and the keywords."""
 
     def __init__(self, document: Any) -> None:
         for name in NAMES:
@@ -148,7 +148,7 @@ async def test_save_without_an_id_fires_like_create(User: Any) -> None:
     assert [(name, kwargs["created"]) for name, kwargs in log] == [("pre_save", True), ("post_save", True)]
 
 
-async def test_what_is_written_is_visible_to_post_receivers(User: Any, foreign: Any) -> None:
+async def test_post_receivers_see_the_written_document(User: Any, foreign: Any) -> None:
     seen = []
 
     @post_save(User)
@@ -163,7 +163,7 @@ async def test_what_is_written_is_visible_to_post_receivers(User: Any, foreign: 
     assert [row and row["age"] for row in seen] == [0, 5, None]
 
 
-async def test_a_previous_that_a_receiver_changes_does_not_reach_the_instance(User: Any, foreign: Any) -> None:
+async def test_a_change_of_previous_by_a_receiver_does_not_affect_the_instance(User: Any, foreign: Any) -> None:
     @post_update(User)
     async def meddle(sender: Any, previous: Any, **kwargs: Any) -> None:
         previous.payload["a"] = 2
@@ -171,7 +171,7 @@ async def test_a_previous_that_a_receiver_changes_does_not_reach_the_instance(Us
 
     user = await User.objects.create(name="Ada", payload={"a": 1}, tags=["x"])
     await user.update(age=1)
-    # Were the snapshot changed with it, this would look like no change, and be dropped.
+    # If the snapshot changed too, this save would write nothing.
     user.payload["a"] = 2
     user.tags.append("y")
     await user.save()
@@ -183,7 +183,7 @@ async def test_a_previous_that_a_receiver_changes_does_not_reach_the_instance(Us
 
 
 @pytest.mark.parametrize("name", ["pre_save", "pre_update", "pre_delete"])
-async def test_what_a_pre_receiver_raises_reaches_the_caller_and_nothing_is_written(
+async def test_an_error_of_a_pre_receiver_reaches_the_caller_and_prevents_the_write(
     User: Any, foreign: Any, name: str
 ) -> None:
     user = await User.objects.create(name="Ada")
@@ -213,7 +213,7 @@ async def test_what_a_pre_receiver_raises_reaches_the_caller_and_nothing_is_writ
 
 
 @pytest.mark.parametrize("mute", [False, True])
-async def test_a_write_that_fails_fires_no_post_signal(User: Any, mute: bool) -> None:
+async def test_a_failed_write_fires_no_post_signal(User: Any, mute: bool) -> None:
     user = await User.objects.create(name="Ada")
     copy = User(id=user.id, name="Copy")
     gone = await User.objects.create(name="Gone")
@@ -234,7 +234,7 @@ async def test_a_write_that_fails_fires_no_post_signal(User: Any, mute: bool) ->
 # -- changing the instance ---------------------------------------------------------------------------
 
 
-async def test_what_pre_save_changes_is_written(User: Any, foreign: Any) -> None:
+async def test_changes_of_pre_save_are_written(User: Any, foreign: Any) -> None:
     @pre_save(User)
     async def change(sender: Any, instance: Any, **kwargs: Any) -> None:
         instance.name = instance.name.upper()
@@ -250,10 +250,10 @@ async def test_what_pre_save_changes_is_written(User: Any, foreign: Any) -> None
     assert expected.items() <= foreign.users.find_one().items()
 
 
-async def test_what_pre_save_makes_invalid_is_not_written(User: Any, foreign: Any) -> None:
+async def test_invalid_changes_of_pre_save_are_not_written(User: Any, foreign: Any) -> None:
     @pre_save(User)
     async def change(sender: Any, instance: Any, **kwargs: Any) -> None:
-        instance.tags.append(object())  # no assignment, so pydantic does not see it
+        instance.tags.append(object())  # no assignment, so pydantic does not validate it
 
     with pytest.raises(ValidationError) as caught:
         await User.objects.create(name="Ada")
@@ -261,7 +261,7 @@ async def test_what_pre_save_makes_invalid_is_not_written(User: Any, foreign: An
     assert foreign.users.find_one() is None
 
 
-async def test_what_pre_update_changes_is_written_with_the_patch(User: Any, foreign: Any) -> None:
+async def test_changes_of_pre_update_are_written_with_the_patch(User: Any, foreign: Any) -> None:
     user = await User.objects.create(
         name="Ada", tags=["x"], payload={"n": [1]}, extra="undeclared", address={"city": "Bonn"}
     )
@@ -295,9 +295,9 @@ async def test_what_pre_update_changes_is_written_with_the_patch(User: Any, fore
 # -- update restores the instance --------------------------------------------------------------------
 
 
-async def test_an_update_that_fails_leaves_the_instance_as_it_was(User: Any, foreign: Any) -> None:
+async def test_a_failed_update_does_not_change_the_instance(User: Any, foreign: Any) -> None:
     user = await User.objects.create(name="Ada", tags=["x"], payload={"n": [1]}, address={"city": "Bonn"}, extra=1)
-    user.age = 3  # not saved: that must stay, too
+    user.age = 3  # an unsaved change, which must stay
     before, fields_set = user.model_dump(), set(user.model_fields_set)
 
     async def change_and_raise(sender: Any, instance: Any, **kwargs: Any) -> None:
@@ -348,7 +348,7 @@ async def test_an_update_that_fails_leaves_the_instance_as_it_was(User: Any, for
     assert unchanged()
 
 
-# -- what post receivers raise -----------------------------------------------------------------------
+# -- errors of post receivers ------------------------------------------------------------------------
 
 
 async def test_all_post_receivers_run_then_their_errors_reach_the_caller(User: Any, foreign: Any) -> None:
@@ -398,7 +398,7 @@ async def test_muted_writes_fire_nothing_and_are_written(User: Any, foreign: Any
     assert log.names == ["pre_save", "post_save"]
 
 
-async def test_only_what_is_named_is_muted(User: Any) -> None:
+async def test_only_the_named_signals_are_muted(User: Any) -> None:
     log = Log(User)
     with muted(User, "post_save"):
         await (await User.objects.create(name="Ada")).delete()
@@ -426,7 +426,7 @@ async def test_without_a_dispatcher_not_a_byte_is_added(User: Any, foreign: Any)
     assert len(stored.raw) == len(bson.encode(row))
 
 
-async def test_writes_that_no_receiver_listens_to_are_not_stamped(Stamped: Any, foreign: Any) -> None:
+async def test_writes_without_receivers_have_no_stamp(Stamped: Any, foreign: Any) -> None:
     user = await Stamped.objects.create(name="Ada")
     await user.update(age=1)
     assert FIELD not in foreign.users.find_one()

@@ -1,11 +1,11 @@
-"""Closing clients, in whatever state the driver is."""
+"""Closing clients in any state of the driver."""
 
 import asyncio
 
 from dispatcher.core.clients import close
 
 
-async def test_a_client_that_does_not_close_keeps_no_other_one_open(capsys):
+async def test_a_client_that_can_not_be_closed_does_not_prevent_closing_the_others(capsys):
     closed = []
 
     class Broken:

@@ -1,4 +1,4 @@
-"""The dispatcher on a source that reads a list: all that it needs of a source is in the protocol."""
+"""The dispatcher on a source that reads a list: the protocol is sufficient."""
 
 import asyncio
 import time
@@ -16,7 +16,7 @@ from dispatcher.exceptions import AccessDenied
 from dispatcher.runtime import assembly
 from mongoz.core.signals import post_delete, post_save
 from mongoz.stamps import FIELD, Call, Stamp, key_hash
-from tests.integration.delivering import State, make_account
+from tests.integration.deliveries import State, make_account
 from tests.listed import ListSource, event, token_of
 from tests.support import dispatching, eventually
 
@@ -30,7 +30,7 @@ def account(dispatched: mongoz.Registry, database: str) -> Any:
 
 @pytest.fixture
 def source(monkeypatch: pytest.MonkeyPatch) -> ListSource:
-    """Takes the place of the change stream."""
+    """Replaces the change stream."""
     listed = ListSource()
     monkeypatch.setattr(assembly, "ChangeStreamSource", lambda *_, **__: listed)
     return listed
@@ -41,7 +41,7 @@ def id_of(number: int) -> ObjectId:
 
 
 class Writer:
-    """Adds events to a source, behind all that the server has."""
+    """Adds events to a source, behind all events of the server."""
 
     def __init__(self, source: ListSource, place: str) -> None:
         self._source = source
@@ -98,7 +98,7 @@ async def test_events_of_a_list_are_delivered_in_order_and_the_position_follows(
 
 
 async def test_a_delete_of_a_list_has_the_stamp_of_its_marker(account, dispatched, foreign, source, writer):
-    """One that is muted is delivered to no receiver; another client's is."""
+    """A muted delete is not delivered; a foreign one is."""
     got: list[int] = []
 
     @post_delete(account, name="listed")
@@ -167,7 +167,7 @@ async def test_behind_a_full_batch_the_next_one_is_requested_at_once(
     async with dispatching(dispatched, batch_size=100, concurrency=1, max_queued=1) as running:
         await eventually(lambda: running.service.gauges()[0].in_flight, what="the first delivery has begun")
         await eventually(lambda: source.requested >= requested, what="the next batch is requested")
-        for _ in range(100):  # nothing more happens, however often everybody has a turn
+        for _ in range(100):  # nothing more happens although all tasks run
             await asyncio.sleep(0)
         assert source.requested == requested
         gate.set()
@@ -180,7 +180,7 @@ async def test_an_error_of_the_source_ends_the_dispatcher_while_a_batch_waits(
 ):
     @post_save(account, name="listed")
     async def listed(sender, instance, **kwargs):
-        """Deliver nothing of interest."""
+        """Does nothing."""
 
     source.fails_after = 1
     for number in range(1, 301):

@@ -1,4 +1,4 @@
-"""In a transaction, receivers get each instance as its own call wrote it."""
+"""After a transaction, receivers get each instance as its own call wrote it."""
 
 import copy
 import threading
@@ -45,7 +45,7 @@ def told(Item: Any) -> list[tuple[Any, ...]]:
     return heard
 
 
-async def test_each_call_is_told_as_it_was(Item: Any, told: list[Any]) -> None:
+async def test_receivers_get_the_instance_of_each_call(Item: Any, told: list[Any]) -> None:
     async with Item.meta.registry.transaction():
         item = await Item.objects.create(name="a", n=0)
         await item.update(name="b", n=1)
@@ -67,7 +67,7 @@ async def test_each_call_is_told_as_it_was(Item: Any, told: list[Any]) -> None:
     ]
 
 
-async def test_bulk_calls_are_told_as_they_were(Item: Any, told: list[Any]) -> None:
+async def test_receivers_get_the_instances_of_bulk_calls(Item: Any, told: list[Any]) -> None:
     async with Item.meta.registry.transaction():
         items = await Item.create_many([Item(name="a", tags=["x"]), Item(name="b")])
         items[0].tags.append("y")
@@ -85,7 +85,7 @@ async def test_bulk_calls_are_told_as_they_were(Item: Any, told: list[Any]) -> N
     ]
 
 
-async def test_what_a_receiver_saves_again_takes_nothing_back(Item: Any) -> None:
+async def test_a_save_by_a_receiver_does_not_revert_later_writes(Item: Any) -> None:
     @post_save(Item, name="resave")
     async def resave(sender: Any, instance: Any, created: bool, **kwargs: Any) -> None:
         if created:
@@ -111,7 +111,7 @@ async def test_outside_of_transactions_a_receiver_gets_the_instance_of_the_calle
     assert [each is item for each in heard] == [True, True]
 
 
-async def test_values_that_cannot_be_copied_keep_nothing_from_the_receivers(Item: Any, told: list[Any]) -> None:
+async def test_receivers_are_called_although_values_can_not_be_copied(Item: Any, told: list[Any]) -> None:
     @pre_update(Item)
     async def before(sender: Any, instance: Any, **kwargs: Any) -> None: ...
 
@@ -119,7 +119,7 @@ async def test_values_that_cannot_be_copied_keep_nothing_from_the_receivers(Item
         copy.deepcopy(threading.Lock())
     async with Item.meta.registry.transaction():
         item = Item(name="a")
-        item.__dict__["lock"] = threading.Lock()  # as a cached property leaves it
+        item.__dict__["lock"] = threading.Lock()  # as a cached property stores it
         await item.create()
         item.tags.append("x")
         await item.update(n=1)

@@ -1,7 +1,7 @@
-"""The life of an application, at random: releases, pauses, failures, retries and other partitions, all at once.
+"""Random releases, pauses, failures, retries and repartitions of one application.
 
-Whatever happens in whatever order, in the end each receiver has had each change: once, as long as nobody is
-killed; and in order, if it blocks.
+In the end each receiver has got each change: once if no process was killed,
+and in order if it blocks.
 """
 
 import random
@@ -17,10 +17,10 @@ import mongoz
 from dispatcher.exceptions import DispatcherError
 from dispatcher.operate import dead_letters, pauses
 from mongoz.core.signals import post_save
-from tests.integration.delivering import IMAGES, QUICK, Parked, make_account
+from tests.integration.deliveries import IMAGES, QUICK, Parked, make_account
 from tests.support import Running, dispatching, eventually, group_of
 
-# Of a release.
+# The duration of a release.
 _STEPS = 7
 
 
@@ -28,13 +28,13 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 
 class Role:
-    """A receiver, whatever its name is in this release.
+    """A receiver, which may have another name in each release.
 
     Args:
-        document: what it listens to.
-        name: in the first release.
-        effects: where it writes what it got, if it is transactional: what counts is what was committed.
-        options: of the connection.
+        document: its sender.
+        name: its name in the first release.
+        effects: the collection of its committed writes, if it is transactional.
+        options: its options on connect.
     """
 
     def __init__(self, document: Any, name: str, effects: Any = None, **options: Any) -> None:
@@ -47,7 +47,7 @@ class Role:
         self._connected: Any = None
 
     def release(self, *, rename: bool) -> None:
-        """Connect it as the next release of the application does."""
+        """Connects it as in the next release of the application."""
         if self._connected is not None:
             self._document.signals.post_save.disconnect(self._connected)
         if rename:
@@ -72,7 +72,7 @@ class Role:
 
     @property
     def got(self) -> dict[ObjectId, list[int]]:
-        """What it was told of, by document."""
+        """The numbers that it received, by document."""
         if self._effects is None:
             return dict(self._got)
         got: dict[ObjectId, list[int]] = defaultdict(list)
@@ -82,10 +82,10 @@ class Role:
 
 
 class Life:
-    """What happens to one application and its dispatchers.
+    """The operations on one application and its dispatchers.
 
     Attributes:
-        did: what was done, for whoever has to understand a failure.
+        did: the operations so far, to explain a failure.
         written: the last number of each document.
         roles: the receivers.
     """
@@ -103,7 +103,7 @@ class Life:
         self.roles = (self.blocks, self.letters, self.once)
 
     def release(self) -> int:
-        """A new version of the application; the partitions that it asks for."""
+        """Makes a new version of the application; returns its number of partitions."""
         renamed = [role for role in self.roles if self.random.random() < 0.4]
         for role in self.roles:
             role.release(rename=role in renamed)
@@ -112,14 +112,14 @@ class Life:
         return partitions
 
     async def run_release(self, registry: mongoz.Registry, *, kills: bool) -> None:
-        """A release, for a while; maybe another dispatcher comes in the middle of it.
+        """Runs a release for a while; a second dispatcher may start meanwhile.
 
         Args:
-            registry: that they serve.
-            kills: whether they may end like after SIGKILL.
+            registry: the registry of the dispatchers.
+            kills: whether they may end as after SIGKILL.
         """
         async with AsyncExitStack() as stack:
-            # On a busy machine a short lease may run out, and then deliveries come again.
+            # On a busy machine a short lease may expire, and then deliveries are repeated.
             terms = {"lease": 1 if kills else 60, "grace": self.random.choice([0.0, 0.02, 1.0])}
             first = dispatching(registry, partitions=self.release(), **terms)
             daemons = [await stack.enter_async_context(first)]
@@ -133,14 +133,14 @@ class Life:
                     await self.kill(daemon)
 
     async def kill(self, daemon: Running) -> None:
-        """Nothing that it wants to write reaches the server any more; its leases run out."""
+        """Its writes no longer reach the server; its leases expire."""
         self.did.append("kill")
         await daemon.service._coordinator._store._client.close()
         with suppress(PyMongoError, DispatcherError):
             await daemon.stop()
 
     async def step(self) -> None:
-        """Something happens."""
+        """One random operation."""
         role = self.random.choice(self.roles)
         match self.random.choice(["write"] * 5 + ["refuse", "mend", "pause", "pause", "resume", "retry"]):
             case "write":
@@ -157,7 +157,7 @@ class Life:
                 await self.resume(role)
             case "retry":
                 await self.retry()
-        if self.random.random() < 0.4:  # let something come of it
+        if self.random.random() < 0.4:  # time for deliveries
             before = [self.state.token, len(self.state.rows), self.total]
             await eventually(
                 lambda: [self.state.token, len(self.state.rows), self.total] != before or not self.owed
@@ -175,7 +175,7 @@ class Life:
         self.did.append(f"pause {role.names[-1]}")
 
     async def resume(self, role: Role) -> None:
-        """By the name that somebody finds in the list of what is paused."""
+        """Resumes a receiver by its name in the list of pauses."""
         for one in await pauses.pauses(self._group):
             if one.receiver in role.names:
                 assert await pauses.resume(self._group, one.receiver)
@@ -194,7 +194,7 @@ class Life:
         return self.total < sum(self.written.values()) * len(self.roles)
 
     async def end(self) -> None:
-        """All is mended, resumed and tried again."""
+        """Repairs all receivers, resumes them, and retries all dead letters."""
         self.did.append("end")
         for role in self.roles:
             role.refuses.clear()
@@ -211,7 +211,7 @@ class Life:
         return sum(self.written.values()) * len(self.roles)
 
     def judge(self, *, kills: bool) -> None:
-        """Each change once, and in order where that is promised; after a kill some again."""
+        """Each change once, and in order if promised; after a kill repetitions are allowed."""
         wanted = {id_: list(range(1, last + 1)) for id_, last in self.written.items() if last}
         assert self.once.got == wanted
         one, other = self.blocks.got, self.letters.got
@@ -222,7 +222,7 @@ class Life:
 
 
 @pytest.mark.parametrize(("seed", "kills"), [(0, False), pytest.param(1, True, marks=pytest.mark.slow)])
-async def test_each_change_is_delivered_once_whatever_happens(
+async def test_each_change_is_delivered_once_under_random_operations(
     seed, kills, dispatched, foreign, client, database, monkeypatch
 ):
     foreign.create_collection("accounts", **IMAGES)
@@ -230,7 +230,7 @@ async def test_each_change_is_delivered_once_whatever_happens(
     life = Life(seed, make_account(dispatched, database), foreign, client, database)
     try:
         with monkeypatch.context() as patched:
-            # Two dispatchers of one process share the registry: who ends first may not close it.
+            # Two dispatchers of one process share the registry: the first one to end must not close it.
             patched.setattr(mongoz.Registry, "close", nothing)
             for _ in range(4):
                 await life.run_release(dispatched, kills=kills)

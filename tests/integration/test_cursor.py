@@ -1,4 +1,4 @@
-"""How many events are asked for at once."""
+"""The batch size of the cursor."""
 
 from contextlib import aclosing
 
@@ -10,7 +10,7 @@ from dispatcher.stream.large_events import SINGLY, WHOLE
 
 
 async def sizes(cursors, start, shape, total):
-    """The events of each answer, until all are there."""
+    """The number of events of each answer, until all have arrived."""
     found = []
     async with aclosing(cursors.read(start, shape)) as batches:
         async for batch in batches:
@@ -20,8 +20,8 @@ async def sizes(cursors, start, shape, total):
                 return found
 
 
-async def test_few_at_first_and_more_while_behind(mongo, foreign):
-    """While others write, a server that is asked for many answers late: it comes to no end."""
+async def test_the_batch_size_grows_while_the_stream_is_behind(mongo, foreign):
+    """A server answers a large request late while other clients write."""
     async with AsyncMongoClient(mongo.url) as client:
         cursors = Cursors(client, foreign.name, [], 1_000)
         start = Start(await cursors.now())
@@ -32,7 +32,7 @@ async def test_few_at_first_and_more_while_behind(mongo, foreign):
         assert (await sizes(cursors, start, SINGLY, 3_000))[:3] == [1, 1, 1]
 
 
-async def test_few_again_when_it_has_caught_up(mongo, foreign):
+async def test_the_batch_size_shrinks_after_catching_up(mongo, foreign):
     async with AsyncMongoClient(mongo.url) as client:
         cursors = Cursors(client, foreign.name, [], 1_000)
         start = Start(await cursors.now())

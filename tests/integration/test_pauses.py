@@ -1,4 +1,4 @@
-"""Pause and resume: of one receiver, whose deliveries wait in the database, and of everything."""
+"""Pausing and resuming one receiver or all. Deliveries of a paused receiver are parked."""
 
 import asyncio
 from typing import Any
@@ -12,7 +12,7 @@ from dispatcher.operate import pauses
 from dispatcher.operate.status_model import Pause
 from mongoz.core.signals import post_save
 from mongoz.signals.options import Retry
-from tests.integration.delivering import Parked, Strict, actions, make_account
+from tests.integration.deliveries import Parked, Strict, actions, make_account
 from tests.support import dispatching, eventually, group_of
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -30,7 +30,7 @@ def state(foreign: Any) -> Parked:
 
 @pytest.fixture
 def group(client: Any, database: str, state: Parked) -> Any:
-    """What the commands of the CLI do."""
+    """The commands `pause` and `resume`."""
 
     class Group:
         async def pause(self, receiver: str | None = None, known: Any = ()) -> bool:
@@ -45,10 +45,8 @@ def group(client: Any, database: str, state: Parked) -> Any:
     return Group()
 
 
-async def test_a_paused_receiver_gets_everything_in_order_when_it_is_resumed(
-    account, foreign, dispatched, state, group, capsys
-):
-    """Others get theirs at once, the position moves on, and a restart changes nothing."""
+async def test_a_resumed_receiver_gets_all_deliveries_in_order(account, foreign, dispatched, state, group, capsys):
+    """Others get their deliveries at once, the position moves, and a restart changes nothing."""
     said = actions(capsys)
     strict = Strict(account)
     strict.mended = True
@@ -78,7 +76,7 @@ async def test_a_paused_receiver_gets_everything_in_order_when_it_is_resumed(
         assert strict.attempts == []
         assert await group.resume("strict")
         assert not await group.resume("strict")
-        for start in range(20, 60, 4):  # while they are worked off
+        for start in range(20, 60, 4):  # while the lanes are delivered
             write(start, start + 4)
             await asyncio.sleep(0)
         await eventually(lambda: len(strict.got) == 60 and state.empty)
@@ -93,7 +91,7 @@ async def test_a_paused_receiver_gets_everything_in_order_when_it_is_resumed(
 
 
 async def test_a_paused_receiver_gets_no_retries(account, foreign, dispatched, state, group):
-    """Not in memory, and not what is parked already. The attempts are counted on."""
+    """Retries in memory and of parked deliveries stop. The count of attempts continues."""
     strict = Strict(account, retry=Retry(1000, base=0.02, cap=0.02))
     async with dispatching(dispatched):
         foreign["accounts"].insert_one({"name": "first"})
@@ -111,8 +109,8 @@ async def test_a_paused_receiver_gets_no_retries(account, foreign, dispatched, s
     assert dict(strict.attempts)["second"] == 1
 
 
-async def test_everything_is_paused(account, foreign, dispatched, state, group):
-    """Nothing is read, begun or lost; the position stays, but is saved, so that it does not look dead."""
+async def test_all_receivers_can_be_paused(account, foreign, dispatched, state, group):
+    """The stream is not read and nothing is lost. The position stays, and is saved as a sign of life."""
     strict = Strict(account)
     strict.mended = True
 
@@ -142,8 +140,8 @@ async def test_everything_is_paused(account, foreign, dispatched, state, group):
     assert sorted(strict.got) == sorted(["before", *map(str, range(20))])
 
 
-async def test_a_pause_outlasts_the_renaming_of_its_receiver(account, foreign, dispatched, state, group):
-    """A new release brings the name; what an operator has stopped stays stopped, and ends under either name."""
+async def test_a_pause_survives_the_renaming_of_its_receiver(account, foreign, dispatched, state, group):
+    """A new release renames the receiver. It stays paused, and can be resumed by either name."""
     id_ = ObjectId()
     old = Strict(account, name="old")
     old.mended = True
@@ -159,7 +157,7 @@ async def test_a_pause_outlasts_the_renaming_of_its_receiver(account, foreign, d
         foreign["accounts"].insert_one({"name": "other"})
         await eventually(lambda: len(state.rows) == 3)
         assert {head["state"] for head in state.heads} == {"paused"}
-        assert not await group.pause("new"), "it was already"
+        assert not await group.pause("new"), "it is paused already"
         assert await group.resume("new")
         assert await group.pauses() == []
         await eventually(lambda: len(new.got) == 3 and state.empty)

@@ -1,6 +1,6 @@
-"""Change events over 16 MB: the server can't send them as they are, and nothing may stop or be lost for that.
+"""Change events over 16 MB: the server can't send them whole; the dispatcher neither stops nor loses changes.
 
-What is expected depends on the server: 6.0.9 and later split events, the embedded 6.0.5 does not.
+The expectation depends on the server: 6.0.9 and later split events, the embedded 6.0.5 does not.
 """
 
 import gc
@@ -18,7 +18,7 @@ from dispatcher.core.events import Batch
 from dispatcher.stream import large_events
 from dispatcher.stream.large_events import joined
 from mongoz.core.signals import post_delete, post_save, post_update
-from tests.integration.delivering import IMAGES, State, actions, decoded
+from tests.integration.deliveries import IMAGES, State, actions, decoded
 from tests.support import dispatching, eventually
 
 LARGE = 9_000_000
@@ -70,8 +70,8 @@ def large(letter: str) -> str:
     return letter * LARGE
 
 
-async def test_an_event_that_is_too_large_with_its_images(foreign, dispatched, Thing, seen, splits, capsys):
-    """Everything around it comes once and in order, with its images; of itself, what can be had."""
+async def test_an_event_too_large_with_its_images_is_delivered(foreign, dispatched, Thing, seen, splits, capsys):
+    """Other changes come once and in order, with images; the large one comes with the available data."""
     things = foreign.create_collection("things", **IMAGES)
     things.insert_many([{"_id": "large", "data": large("a")}, {"_id": "small"}])
     async with dispatching(dispatched) as running:
@@ -83,13 +83,13 @@ async def test_an_event_that_is_too_large_with_its_images(foreign, dispatched, T
         things.update_one({"_id": "large"}, {"$set": {"data": "c"}})  # 9 MB
         things.delete_one({"_id": "large"})
         await eventually(lambda: len(seen) >= 14)
-        # Writing so much may have taken the loop's time for long, on a slow disk.
+        # On a slow disk these writes may have blocked the loop for long.
         await eventually(lambda: running.service.ready)
     small = [call for call in seen if call.id == "small"]
     assert [call.n for call in small] == [*range(1, 11)]
     assert {(call.image, call.previous is not None) for call in small} == {("post", True)}
     first, second, third, deleted = [call for call in seen if call.id == "large"]
-    # Without the pre image the first is still over 16 MB: what is looked up instead may be of any later time.
+    # Without the pre image the first is still over 16 MB; the lookup may return any later version.
     assert first.names == {"data"}
     assert (second.n, second.first, second.image) == (1, "b", "post")
     assert second.names == {"n"}
@@ -105,7 +105,7 @@ async def test_an_event_that_is_too_large_with_its_images(foreign, dispatched, T
     assert len(seen) == 14
 
 
-async def test_it_goes_on_behind_it_after_a_stop(foreign, dispatched, Thing, seen):
+async def test_a_dispatcher_resumes_behind_a_large_event(foreign, dispatched, Thing, seen):
     things = foreign.create_collection("things", **IMAGES)
     things.insert_one({"_id": "large", "data": large("a")})
     async with dispatching(dispatched):
@@ -124,8 +124,8 @@ async def test_it_goes_on_behind_it_after_a_stop(foreign, dispatched, Thing, see
     ]
 
 
-async def test_a_key_that_leaves_no_room_for_the_document(foreign, dispatched, Thing, seen):
-    """The key is in its event four times: of a write that can't be told, it is known where it was."""
+async def test_an_event_with_a_large_key_has_no_document(foreign, dispatched, Thing, seen):
+    """The event has the key four times. The dead letter has the place of the write."""
     key = "k" * 4_500_000
     async with dispatching(dispatched) as running:
         foreign["things"].insert_one({"_id": key})
@@ -140,8 +140,8 @@ async def test_a_key_that_leaves_no_room_for_the_document(foreign, dispatched, T
     assert decoded(kept)["documentKey"]["_id"] == key
 
 
-async def test_a_key_that_leaves_no_room_for_anything(foreign, dispatched, Thing, seen):
-    """Nothing can be had of the event, not even its token. It is a gap."""
+async def test_an_event_with_a_very_large_key_is_a_gap(foreign, dispatched, Thing, seen):
+    """The server can't send the event, not even its token. It is a gap."""
     async with dispatching(dispatched) as running:
         foreign["things"].insert_one({"_id": "before"})
         foreign["things"].insert_one({"_id": "k" * 6_000_000})
@@ -156,8 +156,8 @@ async def test_a_key_that_leaves_no_room_for_anything(foreign, dispatched, Thing
     assert gaps[0]["from_time"] <= gaps[0]["to_time"]
 
 
-async def test_one_that_was_too_large_for_a_moment(foreign, dispatched, Thing, seen):
-    """Asked for again it comes as it is."""
+async def test_an_event_that_is_too_large_only_once_is_delivered(foreign, dispatched, Thing, seen):
+    """The second request returns it unchanged."""
     point = {"failCommands": ["getMore"], "errorCode": 10334, "appName": "mongoz-dispatcher"}
     async with dispatching(dispatched) as running:
         foreign.client.admin.command("configureFailPoint", "failCommand", mode={"times": 1}, data=point)
@@ -167,8 +167,8 @@ async def test_one_that_was_too_large_for_a_moment(foreign, dispatched, Thing, s
     assert [call.id for call in seen] == [*range(5)]
 
 
-async def test_an_image_that_is_required_and_missing(foreign, dispatched, Thing, seen, monkeypatch, capsys):
-    """We require none, but for whoever does (47) the event can't be had as it is; it comes in another shape."""
+async def test_a_missing_required_image_is_handled(foreign, dispatched, Thing, seen, monkeypatch, capsys):
+    """The dispatcher requires no image. The error of required images (47) is handled like a large event."""
     required = {"fullDocument": "required", "fullDocumentBeforeChange": "whenAvailable"}
     for shape in ("WHOLE", "SINGLY", "SPLIT"):
         shaped = getattr(large_events, shape)._replace(options=required)
@@ -189,10 +189,10 @@ async def test_an_image_that_is_required_and_missing(foreign, dispatched, Thing,
         assert running.service.ready
     assert [(call.signal, call.n, call.image) for call in seen] == [
         ("post_update", 1, "post"),
-        ("post_update", 3, "current"),  # that of the moment at which it was looked up
+        ("post_update", 3, "current"),  # the version at the time of the lookup
         ("post_update", 3, "post"),
     ]
-    # The server may look at it once more when it is asked to go on behind it.
+    # The server may read the event once more when a stream resumes behind it.
     assert actions(capsys)().count("event.too_large") in (1, 2)
 
 
@@ -200,8 +200,8 @@ def _is_large(one: object) -> bool:
     return type(one) is RawEvent and len(one.raw) > 1_000_000
 
 
-async def test_nothing_of_it_stays_in_memory(foreign, dispatched, Thing, seen):
-    """Not even in cycles: errors and the frames that they came through hold each other."""
+async def test_a_large_event_does_not_stay_in_memory(foreign, dispatched, Thing, seen):
+    """Also not in reference cycles of errors and frames."""
     things = foreign.create_collection("things", **IMAGES)
     gc.collect()
     gc.disable()
@@ -244,12 +244,12 @@ async def test_fragments_become_one_event_with_the_token_of_the_whole():
         finally:
             ended.append(True)
 
-    # An empty batch at first: nothing to split after all.
+    # An empty batch first: there is nothing to split.
     assert [batch async for batch in joined(stream())] == []
     assert ended == [True]
 
 
-async def test_it_ends_behind_an_event_that_is_whole():
+async def test_the_split_stream_ends_behind_a_whole_event():
     async def stream():
         yield Batch([event(f"{TOKEN}2904", splitEvent={"fragment": 1, "of": 2}, ns="n")], f"{TOKEN}2904")
         yield Batch([event(f"{TOKEN}2B0204", splitEvent={"fragment": 2, "of": 2}, big="x")], f"{TOKEN}2B0204")

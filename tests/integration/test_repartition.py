@@ -1,4 +1,4 @@
-"""Dividing the work of a group anew, while it goes on: nothing is lost, repeated, or delivered out of order."""
+"""A repartition under load loses nothing, repeats nothing, and keeps the order."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ FIRST, SECOND, THIRD = (f"826B03E05E{number:08X}2B0229296E04" for number in (1, 
 
 
 class Heard:
-    """What the receiver was told, by document: names in order; and where it hangs until it is cancelled."""
+    """The names received per document, in order; the receiver hangs on some names until it is cancelled."""
 
     def __init__(self) -> None:
         self.names: dict[Any, list[str]] = defaultdict(list)
@@ -52,7 +52,7 @@ def heard(dispatched: mongoz.Registry, database: str) -> Heard:
 
 @contextlib.asynccontextmanager
 async def writing(collection: Any, documents: int = 40) -> AsyncIterator[dict[Any, list[str]]]:
-    """Replaces documents, again and again; what was written, by document."""
+    """Replaces documents repeatedly; yields the written names per document."""
     written: dict[Any, list[str]] = {ObjectId(): [] for _ in range(documents)}
     stop = asyncio.Event()
 
@@ -77,7 +77,7 @@ def layout_of(running: Running) -> tuple[int | None, int]:
     return (None, 0) if layout is None else (layout.partitions, len(running.service.held))
 
 
-async def test_from_one_to_four_to_two_partitions_while_others_write(heard, dispatched, client, database, foreign):
+async def test_repartitions_from_one_to_four_to_two_under_load(heard, dispatched, client, database, foreign):
     state = foreign.client[f"{database}_state"]["positions"]
     async with dispatching(dispatched, lease=1) as first, writing(client[database]["users"]) as written:
         await eventually(lambda: heard.count > 20)
@@ -100,11 +100,11 @@ async def test_from_one_to_four_to_two_partitions_while_others_write(heard, disp
     positions = list(state.find({"partition": {"$exists": True}}))
     assert sorted(one["_id"] for one in positions) == [f"{database}:0", f"{database}:1"]
     assert state.find_one({"_id": database})["partitions"] == 2
-    assert [one.get("inherited") for one in positions] == [[], []], "they are past all of it"
+    assert [one.get("inherited") for one in positions] == [[], []], "the positions are behind all changes"
 
 
-async def test_what_was_finished_ahead_is_not_repeated_under_other_layouts(heard, dispatched, client, database):
-    """A document hangs in each layout. All the others went past it, and stay delivered."""
+async def test_changes_finished_ahead_are_not_repeated_under_other_layouts(heard, dispatched, client, database):
+    """One document hangs in each layout. All later changes are delivered, and are not repeated."""
     users = client[database]["users"]
     stuck, written = [ObjectId() for _ in range(3)], []
 
@@ -133,14 +133,14 @@ async def test_what_was_finished_ahead_is_not_repeated_under_other_layouts(heard
 
 
 async def ids_in(client: Any, partition: int, count: int) -> list[ObjectId]:
-    """New ids, all in one of two partitions."""
+    """New ids that all belong to one of two partitions."""
     made = [{"_id": ObjectId()} for _ in range(20 * count)]
     hashed = [{"$documents": made}, {"$match": {"$expr": belongs(hash_of("$_id"), partition, 2)}}]
     return [one["_id"] async for one in await client.admin.aggregate(hashed)][:count]
 
 
-async def test_a_partition_that_got_nowhere_begins_where_it_began(heard, dispatched, client, database):
-    """Its position is still a token of another partition, which its own stream does not know."""
+async def test_a_partition_without_progress_keeps_its_position(heard, dispatched, client, database):
+    """Its position is still a token of another partition, unknown to its own stream."""
     (elsewhere,) = await ids_in(client, 1, 1)
     stuck, flows = await ids_in(client, 0, 2)
     heard.hangs.add(stuck)
@@ -160,8 +160,8 @@ async def test_a_partition_that_got_nowhere_begins_where_it_began(heard, dispatc
     assert heard.names == {id_: ["x"] for id_ in (elsewhere, stuck, flows)}
 
 
-async def test_a_division_waits_for_who_still_delivers(heard, dispatched, client, database):
-    """Nothing of it is cut short, and nobody takes a partition meanwhile."""
+async def test_a_repartition_waits_for_deliveries_in_flight(heard, dispatched, client, database):
+    """No delivery is cancelled, and no partition is claimed meanwhile."""
     hanging = ObjectId()
     heard.hangs.add(hanging)
     async with dispatching(dispatched, lease=1, grace=60) as first:
@@ -169,7 +169,7 @@ async def test_a_division_waits_for_who_still_delivers(heard, dispatched, client
         await eventually(lambda: first.service.held[0]._capacity.in_flight == 1)
         async with dispatching(dispatched, lease=1, partitions=2) as second:
             await eventually(lambda: first.service.held[0]._capacity.stopping)
-            await asyncio.sleep(1.5)  # longer than the lease, which is renewed all the while
+            await asyncio.sleep(1.5)  # longer than the lease, which is renewed meanwhile
             assert (layout_of(first), layout_of(second)) == ((1, 1), (1, 0))
             (worker,) = [w for w in first.service.held[0]._lanes._workers if not w.done()]
             heard.hangs.clear()
@@ -178,7 +178,7 @@ async def test_a_division_waits_for_who_still_delivers(heard, dispatched, client
             await eventually(lambda: heard.names[hanging] == ["slow"])
 
 
-async def test_the_last_word_counts(heard, dispatched, client, database):
+async def test_the_last_request_counts(heard, dispatched, client, database):
     store = PositionStore(group_of(client, database), "somebody")
     async with dispatching(dispatched, lease=1) as running:
         await divide_into(store, 3)
@@ -207,7 +207,7 @@ async def claim(store: PositionStore, partition: int) -> Any:
     return claimed[0]
 
 
-async def test_what_the_new_positions_are(store):
+async def test_the_new_positions(store):
     for partition, token in enumerate((SECOND, THIRD)):
         lease = await claim(store, partition)
         await store.save(lease, token, "f", b"", token)
@@ -218,11 +218,11 @@ async def test_what_the_new_positions_are(store):
     assert (saved.layout.partitions, saved.layout.wanted) == (3, None)
     for position in saved.positions.values():
         assert (position.token, position.term, position.owner, position.version) == (SECOND, 2, None, "v")
-        # Of what the first one has finished nothing is behind the new position.
+        # No change finished by the first partition is behind the new position.
         assert position.inherited == (Fact(2, 1, THIRD, THIRD, b""),)
 
 
-async def test_of_two_that_divide_one_does(store):
+async def test_one_of_two_concurrent_repartitions_succeeds(store):
     await store.want(await store.load(), 4)
     saved = await store.load()
     assert sorted(await asyncio.gather(*(store.divide(saved) for _ in range(4)))) == [False, False, False, True]
@@ -230,7 +230,7 @@ async def test_of_two_that_divide_one_does(store):
 
 
 @pytest.mark.parametrize("happened", ["claimed", "renewed", "wanted otherwise"])
-async def test_nothing_is_divided_if_something_has_happened_since(store, happened):
+async def test_a_repartition_fails_after_a_concurrent_change_of_the_state(store, happened):
     await store.want(await store.load(), 4)
     lease = await claim(store, 1)
     saved = await store.load()
@@ -245,7 +245,7 @@ async def test_nothing_is_divided_if_something_has_happened_since(store, happene
     assert await store.load() == before
 
 
-async def test_a_division_that_is_cut_off_has_changed_nothing(store, foreign):
+async def test_an_interrupted_repartition_changes_nothing(store, foreign):
     await store.want(await store.load(), 4)
     before = await store.load()
     fails = {"failCommands": ["commitTransaction"], "errorCode": 13}
@@ -256,14 +256,14 @@ async def test_a_division_that_is_cut_off_has_changed_nothing(store, foreign):
     assert await store.divide(before)
 
 
-async def test_who_has_seen_an_old_position_can_not_claim_a_new_one(store):
+async def test_a_claim_based_on_an_old_position_fails(store):
     old = await store.load()
     await store.want(old, 4)
     assert await store.divide(await store.load())
     assert await store.claim(old.positions[0], 2, seconds=1.0, version="v", started=datetime.now(UTC)) is None
 
 
-async def test_a_position_that_is_mended_belongs_to_the_layout_of_that_moment(store, foreign, database):
+async def test_a_repaired_position_belongs_to_the_current_layout(store, foreign, database):
     positions = foreign.client[f"{database}_state"]["positions"]
     await store.want(await store.load(), 1)
     assert await store.divide(await store.load())

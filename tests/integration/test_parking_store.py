@@ -1,4 +1,4 @@
-"""The store of held deliveries: lanes, their heads, and what queries of it read."""
+"""The store of held deliveries: lanes, their heads, and the cost of queries."""
 
 from collections.abc import AsyncIterator
 from datetime import datetime
@@ -44,7 +44,7 @@ async def put(store: HeldStore, lane: str, *numbers: int, state: Any = "blocked"
 
 
 async def worked_off(store: HeldStore, *, most: int = 10) -> list[str]:
-    """The deliveries of all lanes that are due, in the order in which they would be made."""
+    """The due deliveries of all lanes, in the order of delivery."""
     made: list[str] = []
     while True:
         lanes, seconds = await store.due("r", most, [])
@@ -60,7 +60,7 @@ async def worked_off(store: HeldStore, *, most: int = 10) -> list[str]:
                 more = await store.settle(lane, rows, behind, None)
 
 
-async def test_a_lane_is_worked_off_in_order_and_is_gone(store, held):
+async def test_a_lane_is_delivered_in_order_and_then_removed(store, held):
     await put(store, "lane", *range(100, 200))
     assert await store.existing(["lane", "other"]) == {"lane"}
     assert (await store.is_headed("lane"), await store.is_headed("other")) == (True, None)
@@ -69,7 +69,7 @@ async def test_a_lane_is_worked_off_in_order_and_is_gone(store, held):
     assert held.count_documents({}) == 0
 
 
-async def test_a_head_that_waits_keeps_its_followers_waiting(store, held):
+async def test_followers_wait_for_a_waiting_head(store, held):
     await put(store, "lane", 1, 2)
     (lane,), _ = await store.due("r", 5, [])
     assert await store.settle(lane, [], lane.first, Waiting("retrying", 60.0, 3, PAST, ValueError("no")))
@@ -82,7 +82,7 @@ async def test_a_head_that_waits_keeps_its_followers_waiting(store, held):
 
 
 async def test_of_two_heads_the_first_one_counts(store, held):
-    """As after a crash between two writes. The other one is a follower, and knows how often it was tried."""
+    """As after a crash between two writes. The other one becomes a follower and keeps its attempts."""
     await put(store, "lane", 2, 3)
     held.update_one({"_id": "d00002"}, {"$set": {"attempts": 7, "due_at": PAST}})
     await store.put(record(store.group, 1), "lane", Waiting("retrying", 3_600.0))
@@ -94,8 +94,8 @@ async def test_of_two_heads_the_first_one_counts(store, held):
     assert await worked_off(store) == ["d00001", "d00002", "d00003"]
 
 
-async def test_a_lane_without_a_head_is_found_again(store, held):
-    """Another process deleted it, or died before it marked the next one."""
+async def test_a_lane_without_a_head_is_repaired(store, held):
+    """Another process deleted the head, or died before it marked the next one."""
     await put(store, "lane", 1, 2, 3)
     held.delete_one({"_id": "d00001"})
     assert await store.is_headed("lane") is False
@@ -105,8 +105,8 @@ async def test_a_lane_without_a_head_is_found_again(store, held):
     assert await worked_off(store) == ["d00002", "d00003"]
 
 
-async def test_a_follower_that_came_meanwhile_becomes_the_head(store):
-    """The lane was read when it had only one delivery."""
+async def test_a_new_follower_becomes_the_head(store):
+    """The lane was read while it had only one delivery."""
     await put(store, "lane", 1)
     (lane,), _ = await store.due("r", 5, [])
     await store.put(record(store.group, 2), "lane", None)
@@ -123,12 +123,12 @@ async def test_a_dead_letter_is_retried_in_its_place(store, held):
     assert await store.requested(10) == ["d00001", "d00005"]
     for id_ in await store.requested(10):
         assert await store.retry(id_, "lane", {"receiver": "r"})
-    assert not await store.retry("d00001", "lane", {"receiver": "r"})  # nobody asked again
+    assert not await store.retry("d00001", "lane", {"receiver": "r"})  # there is no new request
     assert [one["_id"] for one in held.find({"due_at": {"$exists": True}})] == ["d00005"]
     assert await worked_off(store) == ["d00001", "d00003", "d00004", "d00005"]
 
 
-async def test_a_delivery_that_is_read_again_replaces_itself(store, held):
+async def test_a_repeated_delivery_replaces_its_record(store, held):
     await put(store, "lane", 1, 2)
     await put(store, "lane", 1, 2, state="paused")
     assert held.count_documents({}) == 2
@@ -176,7 +176,7 @@ async def test_no_query_reads_more_than_it_returns(store, held):
     assert [one for one in read if max(one[:2]) > 50] == []
 
 
-async def test_files_come_and_go_with_their_delivery(store, held, monkeypatch):
+async def test_files_are_created_and_deleted_with_their_delivery(store, held, monkeypatch):
     monkeypatch.setattr(files, "_INLINE", 100)
     data = bson.encode({"_id": 1, "blob": bytes(1_000)})
     await store.put(record(store.group, 1, document=data), "lane", Waiting("blocked"))
@@ -194,7 +194,7 @@ async def test_files_come_and_go_with_their_delivery(store, held, monkeypatch):
         await store.parts(row)
 
 
-async def test_files_that_a_crash_left_behind_are_deleted_later(store, held, monkeypatch):
+async def test_orphaned_files_are_deleted_later(store, held, monkeypatch):
     monkeypatch.setattr(files, "_INLINE", 100)
     await store.put(record(store.group, 1, document=bson.encode({"a": bytes(1_000)})), "lane", Waiting("blocked"))
     chunk = held.database["held.chunks"].find_one()
@@ -206,4 +206,4 @@ async def test_files_that_a_crash_left_behind_are_deleted_later(store, held, mon
     await store.recover()
     assert held.database["held.files"].find_one({"_id": old}) is None
     assert held.database["held.chunks"].find_one({"files_id": old}) is None
-    assert held.database["held.files"].count_documents({}) == 2  # one is named, and one may be soon
+    assert held.database["held.files"].count_documents({}) == 2  # one has a record, one may get its record soon

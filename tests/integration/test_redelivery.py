@@ -1,4 +1,4 @@
-"""Dead letters are tried again: in order, with fresh attempts, and each with an outcome."""
+"""Retries of dead letters: in order, with new attempts, and with an outcome each."""
 
 import contextlib
 from typing import Any
@@ -18,7 +18,7 @@ from dispatcher.parking.record import undecodable_event
 from dispatcher.parking.store import HeldStore
 from mongoz.core.signals import post_update
 from mongoz.signals.options import Retry
-from tests.integration.delivering import Parked, Strict, make_account
+from tests.integration.deliveries import Parked, Strict, make_account
 from tests.support import dispatching, eventually, group_of
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -36,7 +36,7 @@ def state(foreign: Any) -> Parked:
 
 @pytest.fixture
 def retry(client: Any, database: str, state: Parked) -> Any:
-    """What the command of the CLI does: ask, and wait for what becomes of it."""
+    """Requests a retry and waits for the outcome, as the command does."""
 
     async def retry(*ids: str, within: float = 10.0) -> list[tuple[str, str]]:
         group = group_of(client, database)
@@ -50,8 +50,8 @@ def strict_on(document: Any, *signals: Any, **options: Any) -> Strict:
     return Strict(document, *signals, **{"on_failure": "dead_letter", "retry": 1, **options})
 
 
-async def test_a_letter_that_is_delivered_is_gone(account, foreign, dispatched, state, retry, monkeypatch):
-    """It is the same delivery, asked for; nothing of it stays, also if it did not fit into one document."""
+async def test_a_delivered_dead_letter_is_removed(account, foreign, dispatched, state, retry, monkeypatch):
+    """The retry is the same delivery. A dead letter with files is removed completely."""
     monkeypatch.setattr(files, "_INLINE", 1_000)
     monkeypatch.setattr(files, "_CHUNK", 1_000)
     strict = strict_on(account)
@@ -69,7 +69,7 @@ async def test_a_letter_that_is_delivered_is_gone(account, foreign, dispatched, 
     assert all(state.database[name].count_documents({}) == 0 for name in ("held", "held.files", "held.chunks"))
 
 
-async def test_a_letter_that_fails_again_is_written_anew(account, foreign, dispatched, state, retry):
+async def test_a_dead_letter_that_fails_again_is_rewritten(account, foreign, dispatched, state, retry):
     strict = strict_on(account, retry=Retry(3, base=0.01))
     async with dispatching(dispatched):
         foreign["accounts"].insert_one({"name": "Ada"})
@@ -84,7 +84,9 @@ async def test_a_letter_that_fails_again_is_written_anew(account, foreign, dispa
     assert not {"retry_requested_at", "retrying_since", "retry_refused"} & letter.keys()
 
 
-async def test_what_is_dropped_otherwise_stays_a_letter(account, foreign, dispatched, state, retry):
+async def test_a_failed_retry_stays_a_dead_letter_despite_on_failure_drop(
+    account, foreign, dispatched, state, retry
+):
     strict = strict_on(account)
     async with dispatching(dispatched):
         foreign["accounts"].insert_one({"name": "Ada"})
@@ -96,7 +98,7 @@ async def test_what_is_dropped_otherwise_stays_a_letter(account, foreign, dispat
     assert len(state.letters) == 1
 
 
-async def test_in_the_order_of_the_commits_among_what_is_parked(
+async def test_a_retry_keeps_the_commit_order_among_parked_deliveries(
     account, foreign, dispatched, state, retry, client, database
 ):
     strict = strict_on(account)
@@ -120,10 +122,10 @@ async def test_in_the_order_of_the_commits_among_what_is_parked(
     assert state.letters == []
 
 
-async def test_asked_for_while_no_dispatcher_runs(account, foreign, dispatched, state, retry):
+async def test_a_retry_may_be_requested_without_a_dispatcher(account, foreign, dispatched, state, retry):
     strict = strict_on(account)
     async with dispatching(dispatched):
-        foreign["accounts"].insert_many([{"name": str(n)} for n in range(60)])  # more than are taken at once
+        foreign["accounts"].insert_many([{"name": str(n)} for n in range(60)])  # more than one batch
         await state.wait(60)
     strict.mended = True
     assert {result for result, _ in await retry(within=0.0)} == {"waiting"}
@@ -132,7 +134,7 @@ async def test_asked_for_while_no_dispatcher_runs(account, foreign, dispatched, 
     assert sorted(strict.got, key=int) == [str(n) for n in range(60)]
 
 
-async def test_a_renamed_receiver_gets_its_letters_and_a_removed_one_does_not(
+async def test_a_renamed_receiver_gets_its_dead_letters_and_a_removed_one_does_not(
     account, foreign, dispatched, state, retry
 ):
     gone = strict_on(account, name="gone")
@@ -157,14 +159,14 @@ async def test_a_renamed_receiver_gets_its_letters_and_a_removed_one_does_not(
 
 
 @pytest.mark.parametrize("asked", ["before the start", "later"])
-async def test_a_letter_joins_what_is_parked_under_an_earlier_name(
+async def test_a_dead_letter_joins_deliveries_parked_under_an_earlier_name(
     account, foreign, dispatched, state, retry, monkeypatch, asked
 ):
-    """Whoever works a lane off goes by the name that it began with. What is parked is known before all else."""
+    """The parking worker uses the name that the lane began with. Parked deliveries are loaded first."""
     load = Parking.load
 
     async def slow_load(self: Any) -> None:
-        with contextlib.suppress(AssertionError):  # as it should be
+        with contextlib.suppress(AssertionError):  # in the correct order
             await eventually(lambda: len(state.rows) == 2, within=0.3)
         await load(self)
 
@@ -200,8 +202,10 @@ async def test_a_letter_joins_what_is_parked_under_an_earlier_name(
     assert state.letters == []
 
 
-async def test_a_document_that_fits_by_now(mongo, dispatched, database, foreign, state, retry):
-    """It did not fit its model. The next version of the application has another one."""
+async def test_a_retry_succeeds_after_the_model_accepts_the_document(
+    mongo, dispatched, database, foreign, state, retry
+):
+    """The document was invalid; the next version of the application has another model."""
     strict_on(make_account(dispatched, database))
     async with dispatching(dispatched):
         foreign["accounts"].insert_one({"name": "A" * 50})
@@ -218,8 +222,10 @@ async def test_a_document_that_fits_by_now(mongo, dispatched, database, foreign,
     assert strict.got == ["A" * 50]
 
 
-async def test_an_event_that_can_be_decoded_by_now(account, foreign, dispatched, state, retry, client, database):
-    """It becomes a letter for each receiver, and these are tried."""
+async def test_a_retry_succeeds_after_the_event_can_be_decoded(
+    account, foreign, dispatched, state, retry, client, database
+):
+    """It becomes a dead letter per receiver, and these are retried."""
     strict = strict_on(account)
     strict.mended = True
     broken = strict_on(account, name="broken")
@@ -250,7 +256,7 @@ async def test_an_event_that_can_be_decoded_by_now(account, foreign, dispatched,
     assert len(broken.attempts) == 1
 
 
-async def test_receivers_that_triggered_each_other_get_another_chance(account, foreign, dispatched, state, retry):
+async def test_dead_letters_of_an_endless_chain_can_be_retried(account, foreign, dispatched, state, retry):
     endless = True
     amounts: list[int] = []
 
@@ -269,7 +275,7 @@ async def test_receivers_that_triggered_each_other_get_another_chance(account, f
     assert amounts[-1] == 18
 
 
-async def test_unknown_letters_are_said_before_anything_is_done(account, foreign, dispatched, state, retry):
+async def test_unknown_dead_letters_are_reported_before_any_retry(account, foreign, dispatched, state, retry):
     strict_on(account)
     async with dispatching(dispatched) as running:
         foreign["accounts"].insert_one({"name": "Ada"})

@@ -1,4 +1,4 @@
-"""Receivers change nothing about a write: what is written, validated, raised and returned is as without them."""
+"""A write with receivers stores, validates, raises and returns the same as without them."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ KINDS = ("silent", "post", "pre", "both", "alone", "muted", "dispatched")
 
 
 class Heard:
-    """Deliveries, and the ways in which a class may be listened to."""
+    """The kinds of receivers of a class, and their deliveries."""
 
     def __init__(self) -> None:
         self.told: list[Any] = []
@@ -63,14 +63,14 @@ def place(kind: str, registry: Any, dispatched: Any, database: str) -> Any:
 
 @pytest.fixture(autouse=True)
 def server(request: pytest.FixtureRequest) -> Any:
-    """Of the kind "alone" it takes no transactions."""
+    """With the kind "alone" the server has no transactions."""
     alone = "kind" in request.fixturenames and request.getfixturevalue("kind") == "alone"
     with without_transactions() if alone else contextlib.nullcontext():
         yield
 
 
 async def outcome(call: Any) -> Any:
-    """What a call returns, or the class of what it raises."""
+    """The result of a call, or the class of its error."""
     try:
         return await call
     except Exception as error:
@@ -85,7 +85,7 @@ def tells(kind: str) -> bool:
     return kind in ("post", "both", "alone", "dispatched")
 
 
-# -- a filter stays a filter ---------------------------------------------------------------------------
+# -- filters -------------------------------------------------------------------------------------------
 
 
 def make_stock(Meta: Any) -> Any:
@@ -133,8 +133,8 @@ async def test_a_counter_is_never_overdrawn(place, kind, heard, foreign, call):
 
 
 @pytest.mark.parametrize("limited", [False, True])
-async def test_what_no_longer_matches_is_not_deleted(place, kind, heard, foreign, limited, monkeypatch):
-    """Another client changes a document between the look and the delete."""
+async def test_a_document_that_no_longer_matches_is_not_deleted(place, kind, heard, foreign, limited, monkeypatch):
+    """Another client changes a document between the read and the delete."""
     Stock = make_stock(place)
     heard.connect(Stock, kind)
     await Stock.create_many([Stock(name="a"), Stock(name="b")])
@@ -190,8 +190,8 @@ async def test_in_a_transaction(place, kind, heard, foreign):
     )
 
 
-async def test_what_a_receiver_derives_comes_from_what_is_written_over(registry, database, foreign):
-    """Another client changes the document while the receiver runs: it is read again."""
+async def test_a_receiver_sees_the_document_that_its_write_replaces(registry, database, foreign):
+    """Another client changes the document while the receiver runs, so it is read again."""
     Meta = type("Meta", (), {"registry": registry, "database": database})
     Stock = make_stock(Meta)
     await Stock.objects.create(name="a")
@@ -210,7 +210,7 @@ async def test_what_a_receiver_derives_comes_from_what_is_written_over(registry,
     assert (row["name"], row["left"]) == ("8 left", 8)
 
 
-async def test_a_receiver_that_writes_the_document_itself_is_told_so(registry, database, foreign):
+async def test_a_receiver_that_writes_its_own_document_is_an_error(registry, database, foreign):
     Stock = make_stock(type("Meta", (), {"registry": registry, "database": database}))
     await Stock.objects.create(name="a")
 
@@ -223,8 +223,8 @@ async def test_a_receiver_that_writes_the_document_itself_is_told_so(registry, d
         await Stock.objects.update_count(U.max(left=0))
 
 
-async def test_receivers_see_what_the_server_stored(registry, database, foreign, heard):
-    """Another client changes another field between the look and the write."""
+async def test_receivers_see_the_stored_document(registry, database, foreign, heard):
+    """Another client changes another field between the read and the write."""
     Stock = make_stock(type("Meta", (), {"registry": registry, "database": database}))
     heard.connect(Stock, "post")
     await Stock.objects.create(name="a")
@@ -239,7 +239,7 @@ async def test_receivers_see_what_the_server_stored(registry, database, foreign,
     assert [(stock.name, stock.left) for stock in heard.told] == [("theirs", 1)]
 
 
-async def test_a_unique_value_stops_at_the_same_document(place, kind, heard, foreign):
+async def test_a_duplicate_key_error_stops_at_the_same_document(place, kind, heard, foreign):
     Stock = make_stock(place)
     heard.connect(Stock, kind)
     await Stock.create_many([Stock(name=name) for name in "abc"])
@@ -252,7 +252,7 @@ async def test_a_unique_value_stops_at_the_same_document(place, kind, heard, for
 
 
 @pytest.mark.parametrize("transaction", [False, True])
-async def test_what_the_server_refuses_is_the_same_error(place, kind, heard, foreign, transaction):
+async def test_an_error_of_the_server_is_the_same(place, kind, heard, foreign, transaction):
     Stock = make_stock(place)
     heard.connect(Stock, kind)
     foreign.stocks.insert_one({"name": "a", "left": "many"})
@@ -272,13 +272,13 @@ async def test_what_the_server_refuses_is_the_same_error(place, kind, heard, for
 
 
 @pytest.mark.parametrize("kind", ["silent", "both", "alone"])
-async def test_documents_come_back_in_the_order_of_the_query(place, kind, heard, foreign):
+async def test_documents_are_returned_in_the_order_of_the_query(place, kind, heard, foreign):
     Stock = make_stock(place)
     heard.connect(Stock, kind)
     await Stock.create_many([Stock(name=name) for name in "bca"])
 
     async def move(sender: Any, instance: Any, **kwargs: Any) -> None:
-        if heard.ran == 1:  # after the look at all of them
+        if heard.ran == 1:  # after the read of all documents
             foreign.stocks.update_one({"name": "c"}, {"$set": {"left": 7}})
         instance.left += 1
 
@@ -287,7 +287,7 @@ async def test_documents_come_back_in_the_order_of_the_query(place, kind, heard,
     assert [stock.name for stock in await Stock.objects.sort("name", -1).update(left=1)] == ["c", "b", "a"]
 
 
-async def test_a_receiver_that_raises_keeps_no_batch_from_being_written(registry, database, foreign):
+async def test_an_error_of_a_receiver_does_not_stop_later_batches(registry, database, foreign):
     Stock = make_stock(type("Meta", (), {"registry": registry, "database": database}))
     foreign.stocks.insert_many([{"name": f"s{n}", "left": 5} for n in range(1001)])
     calls = 0
@@ -327,7 +327,7 @@ def make_item(Meta: Any) -> Any:
 
 
 @pytest.mark.parametrize("transaction", [False, True])
-async def test_of_two_with_one_id_the_first_is_told(place, kind, heard, foreign, transaction):
+async def test_of_two_instances_with_one_id_the_first_is_delivered(place, kind, heard, foreign, transaction):
     Item = make_item(place)
     foreign.items.insert_one({"_id": 9, "name": "there"})
     heard.connect(Item, kind)
@@ -353,7 +353,7 @@ async def test_of_two_with_one_id_the_first_is_told(place, kind, heard, foreign,
     assert foreign.items.find_one({"_id": 9})["name"] == "there"
 
 
-async def test_places_in_an_error_are_those_in_the_call(place, kind, heard, foreign):
+async def test_indexes_in_an_error_are_those_of_the_call(place, kind, heard, foreign):
     Item = make_item(place)
     heard.connect(Item, kind)
     items = [Item(id=n, name="a") for n in range(700)] + [Item(id=3, name="b")]
@@ -363,7 +363,7 @@ async def test_places_in_an_error_are_those_in_the_call(place, kind, heard, fore
     assert [error["index"] for error in caught.value.details["writeErrors"]] == [700]
 
 
-async def test_nothing_is_created_where_one_does_not_fit(place, kind, heard, foreign):
+async def test_one_invalid_instance_prevents_all_inserts(place, kind, heard, foreign):
     Item = make_item(place)
     heard.connect(Item, kind)
     items = [Item(id=n, name="a") for n in range(600)]
@@ -374,10 +374,10 @@ async def test_nothing_is_created_where_one_does_not_fit(place, kind, heard, for
     assert heard.told == []
 
 
-# -- documents that do not fit the model ---------------------------------------------------------------
+# -- invalid documents ---------------------------------------------------------------------------------
 
 
-async def test_documents_that_do_not_fit_are_written_and_told(place, kind, heard, foreign):
+async def test_invalid_stored_documents_are_written_and_delivered(place, kind, heard, foreign):
     Stock = make_stock(place)
     heard.connect(Stock, kind)
     foreign.stocks.insert_one({"name": 7, "left": "many"})
@@ -394,7 +394,7 @@ async def test_documents_that_do_not_fit_are_written_and_told(place, kind, heard
     assert all(FIELD not in (stock.__pydantic_extra__ or {}) for stock in heard.told)
 
 
-# -- limits of fields that operations are about ----------------------------------------------------------
+# -- limits of fields in operations ----------------------------------------------------------------------
 
 
 class Box(mongoz.EmbeddedDocument):
@@ -457,7 +457,7 @@ WITHIN = {
 
 
 @pytest.mark.parametrize("change", BEYOND.values(), ids=BEYOND)
-async def test_beyond_a_limit_nothing_is_written(place, kind, heard, foreign, change):
+async def test_an_operation_beyond_a_limit_writes_nothing(place, kind, heard, foreign, change):
     Limited = make_limited(place)
     one = await Limited.objects.create(tags=["z"])
     foreign.limiteds.update_many({}, {"$unset": {"maybe": ""}})
@@ -482,7 +482,7 @@ async def test_beyond_a_limit_nothing_is_written(place, kind, heard, foreign, ch
 
 
 @pytest.mark.parametrize("change", WITHIN.values(), ids=WITHIN)
-async def test_up_to_a_limit_it_is(place, kind, heard, foreign, change):
+async def test_an_operation_up_to_a_limit_is_written(place, kind, heard, foreign, change):
     Limited = make_limited(place)
     one = await Limited.objects.create(tags=["z"])
     more = [await Limited.objects.create(tags=["z"]) for _ in range(2)]
@@ -518,8 +518,8 @@ async def test_no_batch_is_written_if_a_document_of_a_later_one_is_at_its_limit(
     assert heard.told == []
 
 
-async def test_what_another_client_writes_before_the_load_does_not_stop_it(place, kind, heard, foreign):
-    """Where nobody listens `update` is ids, write, load."""
+async def test_a_foreign_write_before_the_load_is_no_error(place, kind, heard, foreign):
+    """Without receivers `update` reads the ids, writes, and loads."""
     Limited = make_limited(place)
     heard.connect(Limited, kind)
     foreign.limiteds.insert_one({"positive": 5})
@@ -552,7 +552,7 @@ async def test_a_limited_counter_is_never_overdrawn(place, kind, heard, foreign)
 
 
 @pytest.mark.parametrize("write", ["update_count", "update", "delete"])
-async def test_a_limit_holds_where_a_collation_makes_ids_equal(place, kind, heard, foreign, write):
+async def test_a_limit_applies_although_a_collation_makes_ids_equal(place, kind, heard, foreign, write):
     class Item(mongoz.Document):
         id: str
         n: int = 0
@@ -569,7 +569,7 @@ async def test_a_limit_holds_where_a_collation_makes_ids_equal(place, kind, hear
     assert len(heard.told) == (1 if tells(kind) else 0)
 
 
-# -- models whose validators look at several fields ------------------------------------------------------
+# -- validators of several fields ------------------------------------------------------------------------
 
 
 def make_range(Meta: Any) -> Any:
@@ -590,7 +590,7 @@ def make_range(Meta: Any) -> Any:
     return type("Span", (Base,), {"Meta": Meta, "__module__": __name__, "__qualname__": "Span"})
 
 
-async def test_what_a_model_validator_forbids_is_never_stored(place, kind, heard, foreign):
+async def test_values_refused_by_a_model_validator_are_never_stored(place, kind, heard, foreign):
     Span = make_range(place)
     span = await Span.objects.create()
     heard.connect(Span, kind)
@@ -631,7 +631,7 @@ NESTED = {
 
 
 @pytest.mark.parametrize("change", NESTED)
-async def test_what_the_validator_of_an_embedded_document_forbids_is_never_stored(
+async def test_values_refused_by_the_validator_of_an_embedded_document_are_never_stored(
     place, kind, heard, foreign, change
 ):
     class Part(mongoz.EmbeddedDocument):
@@ -662,7 +662,7 @@ async def test_what_the_validator_of_an_embedded_document_forbids_is_never_store
     assert (await Whole.objects.get()).part.lo == 9
 
 
-async def test_a_model_validator_sees_what_is_written_over(place, kind, heard, foreign):
+async def test_a_model_validator_sees_the_document_that_the_write_replaces(place, kind, heard, foreign):
     Span = make_range(place)
     await Span.objects.create()
     heard.connect(Span, kind)
@@ -681,7 +681,7 @@ async def test_a_model_validator_sees_what_is_written_over(place, kind, heard, f
 
 
 @pytest.mark.parametrize("mode", ["before", "after", "post_init"])
-async def test_what_a_model_derives_is_stored_in_all_ways_of_writing(place, kind, heard, foreign, mode):
+async def test_derived_values_of_a_model_are_stored_by_every_write(place, kind, heard, foreign, mode):
     class Base(mongoz.Document):
         a: int = mongoz.Integer(default=1)
         b: int = mongoz.Integer(default=0)
@@ -742,7 +742,7 @@ async def test_what_a_model_derives_is_stored_in_all_ways_of_writing(place, kind
     assert all(one.b == 2 * one.a for one in heard.told if "b" in one.__dict__)
 
 
-async def test_a_validator_that_asks_for_another_field(place, kind, heard, foreign):
+async def test_a_field_validator_may_read_another_field(place, kind, heard, foreign):
     class Base(mongoz.Document):
         a: int = mongoz.Integer(default=1)
         b: int = mongoz.Integer(default=2)
@@ -769,10 +769,10 @@ async def test_a_validator_that_asks_for_another_field(place, kind, heard, forei
     assert len(heard.told) == (2 if tells(kind) else 0)
 
 
-# -- documents that are gone ---------------------------------------------------------------------------
+# -- deleted documents ---------------------------------------------------------------------------------
 
 
-async def test_a_document_that_is_gone(place, kind, heard, foreign):
+async def test_a_write_to_a_deleted_document_is_an_error(place, kind, heard, foreign):
     Stock = make_stock(place)
     one = await Stock.objects.create()
     heard.connect(Stock, kind)

@@ -1,4 +1,4 @@
-"""Context variables that receivers set belong to their delivery, and to no other."""
+"""A context variable set by a receiver is visible only in its own delivery."""
 
 import asyncio
 import decimal
@@ -48,7 +48,7 @@ def Order(dispatched: mongoz.Registry, database: str) -> Any:
 
 
 @pytest.mark.parametrize("transactional", [False, True])
-async def test_no_delivery_sees_what_another_has_set(Order, foreign, dispatched, transactional):
+async def test_context_variables_are_not_shared_between_deliveries(Order, foreign, dispatched, transactional):
     found: list[tuple[Any, ...]] = []
 
     @post_save(Order, name="first", transactional=transactional, delivery="dispatcher")
@@ -76,7 +76,7 @@ async def test_no_delivery_sees_what_another_has_set(Order, foreign, dispatched,
         foreign.orders.insert_many([{"tenant": f"t{n}"} for n in range(20)])
         foreign.orders.update_many({}, {"$set": {"n": 1}})
         await eventually(lambda: running.stats.delivered == 60, within=60)
-    assert len(found) == 62  # t3 came again, parked
+    assert len(found) == 62  # t3 again, from its parked delivery
     assert set(found) == {("none", "none", precision, "none")}
 
 
@@ -95,7 +95,7 @@ async def call(function: Any, **options: Any) -> BaseException | None:
         watching.cancel()
 
 
-async def test_what_a_call_raises_comes_out_as_it_is():
+async def test_an_error_of_a_call_is_raised_unchanged():
     class Odd(BaseException):
         pass
 
@@ -106,7 +106,7 @@ async def test_what_a_call_raises_comes_out_as_it_is():
     assert isinstance(await call(fail), Odd)
 
 
-async def test_a_call_that_hangs_is_cancelled_inside():
+async def test_a_hanging_call_is_cancelled():
     cancelled = []
 
     async def hang(**_: Any) -> None:
@@ -120,7 +120,7 @@ async def test_a_call_that_hangs_is_cancelled_inside():
     assert cancelled == ["none"]
 
 
-async def test_any_awaitable_may_be_returned():
+async def test_a_receiver_may_return_any_awaitable():
     def plain(**_: Any) -> Any:
         TENANT.set("plain")
         return asyncio.ensure_future(asyncio.sleep(0))
@@ -129,7 +129,7 @@ async def test_any_awaitable_may_be_returned():
     assert TENANT.get() == "none"
 
 
-async def test_an_error_holds_nothing_in_a_cycle():
+async def test_an_error_is_not_part_of_a_reference_cycle():
     class Large:
         pass
 

@@ -1,4 +1,4 @@
-"""How operators name letters and receivers: by short ids, and by names that somebody has heard of."""
+"""Operators name dead letters by short ids, and receivers by known names."""
 
 import json
 from collections.abc import AsyncIterator
@@ -45,7 +45,7 @@ def fields(group: str, receiver: int, **changes: Any) -> dict[str, Any]:
     }
 
 
-async def test_letters_of_one_change_have_short_ids_of_their_own(kept):
+async def test_dead_letters_of_one_change_have_different_short_ids(kept):
     store = HeldStore(kept, Stats())
     for receiver in range(20):
         await store.keep(Record(fields(kept.name, receiver), {}))
@@ -65,7 +65,7 @@ async def test_letters_of_one_change_have_short_ids_of_their_own(kept):
     assert "short_id" not in (await letters_of(kept, Wanted(), 1))[0]
 
 
-async def test_a_letter_that_is_written_anew_keeps_its_short_id(kept):
+async def test_a_rewritten_dead_letter_keeps_its_short_id(kept):
     store = HeldStore(kept, Stats())
     for retries in (0, 1):
         await store.keep(Record(fields(kept.name, 1, retries=retries), {}))
@@ -73,7 +73,7 @@ async def test_a_letter_that_is_written_anew_keeps_its_short_id(kept):
     assert (found["short_id"], found["retries"]) == (short_id(id_of(1)), 1)
 
 
-async def test_letters_of_earlier_versions_are_found(kept, foreign):
+async def test_dead_letters_of_earlier_versions_are_found(kept, foreign):
     state = foreign.client[kept.state.name].dead_letters
     state.insert_many([fields(kept.name, receiver) for receiver in range(3)])  # without a short id
     await HeldStore(kept, Stats()).recover()
@@ -85,7 +85,7 @@ async def test_letters_of_earlier_versions_are_found(kept, foreign):
 
 @pytest.fixture
 def group(mongo, database, foreign) -> list[str]:
-    """A group that has a position, a member, a letter and a lane; and how commands name it."""
+    """A group with a position, a member, a dead letter and a lane, and its arguments for commands."""
     state = foreign.client[f"{database}_state"]
     known = {"id": "00aa", "name": "search.index", "signal": "post_save", "document": "shop.User"}
     known["formerly"] = ["find"]
@@ -110,7 +110,7 @@ def invoke(command: list[str], name: str, place: list[str]) -> Any:
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=list(COMMANDS))
-def test_a_receiver_that_nobody_has_heard_of_is_an_error_with_a_suggestion(group, command):
+def test_an_unknown_receiver_is_an_error_with_a_suggestion(group, command):
     ran = invoke(command, "serch.index", group)
     assert isinstance(ran.exception, DispatcherError), ran.output
     assert ran.exception.exit_code == ExitCode.NOT_FOUND
@@ -120,14 +120,14 @@ def test_a_receiver_that_nobody_has_heard_of_is_an_error_with_a_suggestion(group
 
 
 @pytest.mark.parametrize("name", ["search.index", "find", "shop.receiver1", "shop.waits"])
-def test_members_former_names_letters_and_lanes_tell_of_receivers(group, name):
+def test_receivers_are_known_from_members_former_names_dead_letters_and_lanes(group, name):
     ran = invoke(COMMANDS["list"], name, group)
     assert (ran.exit_code, ran.exception) == (0, None), ran.output
     ran = invoke(COMMANDS["pause"], name, group)
     assert f"{name} is paused" in ran.output
 
 
-def test_machines_are_told_the_id_too(group):
+def test_the_json_output_has_the_id(group):
     (told,) = json.loads(invoke(["dead-letters", "list", "--json"], "", group).output)
     assert (told["id"], told["_id"]) == (short_id(id_of(1)), id_of(1))
     assert "short_id" not in told

@@ -1,4 +1,4 @@
-"""What the tests of deliveries share: a document, its receivers, and the dispatcher's state."""
+"""Shared parts of the tests of deliveries: a document, receivers, and the dispatcher's state."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -18,7 +18,7 @@ IMAGES = {"changeStreamPreAndPostImages": {"enabled": True}}
 
 
 def make_account(registry: mongoz.Registry, database: str, name: str = "accounts", *, longest: int = 40) -> Any:
-    """A document in a collection of its own."""
+    """A document class with its own collection."""
 
     class Account(mongoz.Document):
         name: str = mongoz.String(max_length=longest)
@@ -36,7 +36,7 @@ def make_account(registry: mongoz.Registry, database: str, name: str = "accounts
 
 
 class State:
-    """The state database of a test's dispatchers, through another client."""
+    """The state database of a test's dispatchers, read through another client."""
 
     def __init__(self, foreign: Any) -> None:
         self.database = foreign.client[f"{foreign.name}_state"]
@@ -48,18 +48,18 @@ class State:
         return list(self._held.find({"reason": {"$exists": True}}).sort("last_attempt_at"))
 
     async def letter(self) -> dict[str, Any]:
-        """The only one, once it is there."""
+        """Waits for the only dead letter."""
         (found,) = await self.wait(1)
         return found
 
     async def wait(self, count: int) -> list[dict[str, Any]]:
-        """As many, once they are there."""
+        """Waits for this number of dead letters."""
         return await eventually(
             lambda: letters if len(letters := self.letters) >= count else None, what=f"{count} letters"
         )
 
     def rewind(self, token: str) -> None:
-        """Have the next dispatcher begin at an older position, as after a crash."""
+        """Saves an older position for the next dispatcher, as after a crash."""
         self.database["positions"].update_one({"partition": 0}, {"$set": {"token": token, "ahead": b""}})
 
     @property
@@ -75,12 +75,12 @@ class Parked(State):
 
     @property
     def heads(self) -> list[dict[str, Any]]:
-        """The deliveries at the heads of their lanes."""
+        """The first delivery of each lane."""
         return list(self._held.find(self.HEADS))
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """All deliveries that wait, lane by lane, in order."""
+        """All parked deliveries in order, grouped by lane."""
         return list(self._held.find({"lane": {"$exists": True}}).sort([("lane", 1), ("token", 1), ("run", 1)]))
 
     @property
@@ -89,7 +89,7 @@ class Parked(State):
 
 
 class Strict:
-    """A receiver that refuses some documents until it is mended."""
+    """A receiver that refuses some documents until the test repairs it."""
 
     def __init__(self, document: Any, *signals: Any, refuses: Any = None, **options: Any) -> None:
         self.refuses = refuses or (lambda instance: True)
@@ -109,12 +109,12 @@ class Strict:
 
 
 def decoded(data: bytes) -> dict[str, Any]:
-    """A part of a letter."""
+    """A decoded part of a dead letter."""
     return bson.decode(data)
 
 
 def actions(capsys: Any) -> Callable[[], str]:
-    """What was logged so far, in all."""
+    """The captured log lines of the whole test."""
     said: list[str] = []
 
     def read() -> str:

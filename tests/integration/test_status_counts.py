@@ -1,4 +1,4 @@
-"""More documents in the state than can be counted in time."""
+"""Counting the state has a time limit."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -28,7 +28,7 @@ PARKED = {**OF_GROUP, "state": "retrying", "lane": "l", "due_at": datetime(2026,
 
 @pytest.fixture(scope="module")
 def never_in_time() -> Iterator[str]:
-    """A server where each command that may take so and so long takes longer, and a state with 5 of everything."""
+    """Every command with a time limit exceeds it; the state has 5 documents of each kind."""
     with embedded_mongo(extra_args=("--setParameter", "enableTestCommands=1")) as server:
         with MongoClient(server.url) as client:
             for name, document in (("held", LETTER), ("held", PARKED), ("gaps", {**OF_GROUP, "kind": "k"})):
@@ -65,7 +65,7 @@ async def test_a_count_in_time_is_exact(mongo, database):
     assert (seen.dead_letter_count, seen.at_least) == (5, [])
 
 
-def test_status_says_at_least(never_in_time, monkeypatch):
+def test_status_shows_a_partial_count_as_at_least(never_in_time, monkeypatch):
     monkeypatch.setattr(status, "_COUNTED", 3)
     ended = CliRunner().invoke(app, ["status", "--url", never_in_time, "--group", "g"])
     assert ended.exit_code == 0, ended.output

@@ -156,7 +156,6 @@ def _pipeline() -> Pipeline:
         routes,
         Settings(),
         Stats(),
-        "",
         Pauses(group),
         GroupSessions(group, "member"),
     )

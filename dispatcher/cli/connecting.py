@@ -33,7 +33,6 @@ class GroupConnection(NamedTuple):
     """
 
     group: Group
-    address: str
     receivers: frozenset[str] = frozenset()
 
 
@@ -85,10 +84,10 @@ async def _connected(
             serverSelectionTimeoutMS=_SELECTION_TIMEOUT_MS,
             tz_aware=True,
         ) as client:
-            state = State(client, database)
+            state = State(client, database, address)
             if group is None or not may_be_new:
                 group = _chosen(group, await groups_in(state), f"{address}, database {database}")
-            yield GroupConnection(Group(state, group), address)
+            yield GroupConnection(Group(state, group))
     except PyMongoError as error:
         raise_if_fatal(error, address)
         if isinstance(error, ConnectionFailure | ConfigurationError):

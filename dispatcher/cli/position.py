@@ -120,7 +120,7 @@ def move(
     wanted = None if at.strip() == "now" else token(at, "--at")
 
     async def do(there: "GroupConnection") -> "list[MovedPosition]":
-        mover = Mover(there.group, address=there.address)
+        mover = Mover(there.group)
         if wanted is None:
             return await mover.move(await mover.now(), force=force)
         await mover.require_held(wanted)
@@ -150,7 +150,7 @@ def reset(
 
     if not confirmed("Forget the position? Undelivered changes are never delivered.", yes=yes):
         raise typer.Exit(ExitCode.FAILED)
-    moved = with_group(lambda there: Mover(there.group, address=there.address).move(None, force=force), place)
+    moved = with_group(lambda there: Mover(there.group).move(None, force=force), place)
     _say(moved, as_json=as_json)
 
 

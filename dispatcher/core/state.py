@@ -124,10 +124,12 @@ class State:
 
     Args:
         client: opened for the running loop.
+        address: of the server, for messages.
     """
 
-    def __init__(self, client: AsyncMongoClient[Any], name: str) -> None:
+    def __init__(self, client: AsyncMongoClient[Any], name: str, address: str = "the server") -> None:
         self.client = client
+        self.address = address
         self.name = name
         self.database = client[name]
         self.positions = self._majority(POSITIONS)

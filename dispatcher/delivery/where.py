@@ -67,10 +67,10 @@ class Conditions:
         codec_options: the registry's: how the values of a match are stored.
     """
 
-    def __init__(self, state: State, codec_options: CodecOptions[Any], address: str) -> None:
+    def __init__(self, state: State, codec_options: CodecOptions[Any]) -> None:
         self._database = state.database
         self._codec_options = codec_options
-        self._address = address
+        self._address = state.address
         self._wheres: list[RawBSONDocument] = []
         self._numbers: dict[Receiver, int] = {}
 

@@ -86,7 +86,6 @@ class Coordinator(Generic[W]):
         begin: Callable[[SavedPositions], Coroutine[Any, Any, bool]],
         work: Callable[[Lease, Position], W],
         resized: Callable[[], None],
-        address: str,
     ) -> None:
         self._store = store
         self._members = members
@@ -95,7 +94,6 @@ class Coordinator(Generic[W]):
         self._begin = begin
         self._work = work
         self._resized = resized
-        self._address = address
         self._look_every = min(_LOOK, lease / _LOOKS_PER_LEASE)
         self._heartbeats = Heartbeats()
         self._looked = float("-inf")
@@ -160,7 +158,7 @@ class Coordinator(Generic[W]):
                 await self._beat_if_due()
                 await self._look()
         except (PyMongoError, TimeoutError) as error:
-            raise_if_fatal(error, self._address)
+            raise_if_fatal(error, self._store.address)
             self._failed += 1
             log.warning(
                 "the other members can't be seen, looking again",
@@ -333,7 +331,7 @@ class Coordinator(Generic[W]):
                 async with asyncio.timeout(every):
                     renewed = await self._store.renew(lease)
             except (PyMongoError, TimeoutError) as error:
-                raise_if_fatal(error, self._address)
+                raise_if_fatal(error, self._store.address)
                 failures += 1
                 log.warning(
                     "a lease could not be renewed, trying again",

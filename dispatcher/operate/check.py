@@ -119,7 +119,7 @@ class _Checks:
         application: str,
     ) -> None:
         self._client = client
-        self._state = State(client, settings.state_database)
+        self._state = State(client, settings.state_database, clients.address)
         self._registry = registry
         self._settings = settings
         self._routes = routes
@@ -313,7 +313,7 @@ class _Checks:
                 )
 
     async def _conditions(self) -> AsyncIterator[Finding]:
-        conditions = Conditions(self._state, self._registry.codec_options, self._clients.address)
+        conditions = Conditions(self._state, self._registry.codec_options)
         try:
             if await self._routes.prepare(conditions):
                 yield Finding("ok", "where", "The server accepts the where= of all receivers")

@@ -121,6 +121,7 @@ class Pauses:
 
     def __init__(self, group: Group) -> None:
         self._group = group
+        self.address = group.state.address
         self.receivers: frozenset[str] = frozenset()
         self.everything = False
         self.listeners: set[Callable[[], None]] = set()

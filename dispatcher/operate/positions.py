@@ -42,10 +42,10 @@ class MovedPosition(NamedTuple):
 class Mover:
     """Moves the positions of one group."""
 
-    def __init__(self, group: Group, *, address: str) -> None:
+    def __init__(self, group: Group) -> None:
         self._state = group.state
         self._group = group
-        self._address = address
+        self._address = group.state.address
         self._store = PositionStore(group)
 
     async def now(self) -> str:
@@ -115,7 +115,7 @@ class Mover:
         async def note(session: AsyncClientSession) -> None:
             for position, one in zip(positions, done, strict=True):
                 if one.gap is not None:
-                    gaps = Gaps(self._group, Stats(), address=self._address, partition=position.partition)
+                    gaps = Gaps(self._group, Stats(), position.partition)
                     key = f"{position.partition}/{partitions}:{position.term}:{position.token}"
                     gap = Gap("position_set", key, one.gap, None, one.before, one.after)
                     await gaps.note(gap, session)

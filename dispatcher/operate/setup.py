@@ -75,7 +75,7 @@ async def set_up(
     prepared = Prepared(clients.address, group)
     async with clients.patient_client() as client:
         await clients.check(client)
-        state = State(client, settings.state_database)
+        state = State(client, settings.state_database, clients.address)
         store = PositionStore(Group(state, group))
 
         async def prepare() -> None:

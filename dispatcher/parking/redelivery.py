@@ -56,7 +56,6 @@ class Resending:
         add: Callable[[Hashable, Errand], None],
         goes_on: Callable[[], bool],
         codec_options: CodecOptions[Any],
-        address: str,
     ) -> None:
         self._held = held
         self._parking = parking
@@ -64,7 +63,6 @@ class Resending:
         self._add = add
         self._goes_on = goes_on
         self._codec_options = codec_options
-        self._address = address
 
     async def run(self) -> None:
         """Look for requests, for ever."""
@@ -72,7 +70,7 @@ class Resending:
             try:
                 taken = await self._take() if self._goes_on() else 0
             except PyMongoError as error:
-                raise_if_fatal(error, self._address)
+                raise_if_fatal(error, self._held.address)
                 taken = 0
                 log.warning(
                     "dead letters can't be read now, trying again",

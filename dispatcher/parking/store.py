@@ -175,6 +175,7 @@ class HeldStore:
     def __init__(self, group: Group, stats: Stats, partition: tuple[int, int] = (0, 1)) -> None:
         self.group = group.name
         self.database = group.state.name
+        self.address = group.state.address
         self._group = group
         self._partition = partition
         self._stats = stats

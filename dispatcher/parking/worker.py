@@ -106,7 +106,6 @@ class Unparking:
         position: Callable[[], str],
         places: int,
         codec_options: CodecOptions[Any],
-        address: str,
     ) -> None:
         self._held = held
         self._parking = parking
@@ -118,7 +117,6 @@ class Unparking:
         self._position = position
         self._places = max(1, places)
         self._codec_options = codec_options
-        self._address = address
         # Lanes in hand, with the receiver and the bytes of the first delivery: those that are read, and of these
         # those that have become jobs.
         self._in_hand: dict[str, tuple[str, int]] = {}
@@ -154,7 +152,7 @@ class Unparking:
                     self.wake(await self._take_all())
                 failures = 0
             except PyMongoError as error:
-                raise_if_fatal(error, self._address)
+                raise_if_fatal(error, self._held.address)
                 failures += 1
                 log.warning(
                     "parked deliveries can't be read now, trying again",

@@ -56,7 +56,6 @@ class Checkpoint:
         fingerprint: str,
         *,
         stats: Stats,
-        address: str,
         always: Callable[[], bool],
     ) -> None:
         assert position.token is not None
@@ -65,7 +64,6 @@ class Checkpoint:
         self._fingerprint = fingerprint
         self._fingerprint_before = position.fingerprint or ""
         self._stats = stats
-        self._address = address
         self._always = always
         self._ahead = set(split(position.ahead))
         self._until = position.until
@@ -143,7 +141,7 @@ class Checkpoint:
         try:
             ours = await self._store.save(self.lease, token, fingerprint, ahead, until, inherited)
         except PyMongoError as error:
-            raise_if_fatal(error, self._address)
+            raise_if_fatal(error, self._store.address)
             log.warning(
                 "the position could not be saved, trying again later",
                 action="position.not_saved",

@@ -63,18 +63,11 @@ class Gap(NamedTuple):
 class Gaps:
     """Writes gaps to the state, the log and the counters."""
 
-    def __init__(
-        self,
-        group: Group,
-        stats: Stats,
-        *,
-        address: str,
-        partition: int = 0,
-    ) -> None:
+    def __init__(self, group: Group, stats: Stats, partition: int = 0) -> None:
         self._gaps = group.state.gaps
         self._group = group.name
         self._stats = stats
-        self._address = address
+        self._address = group.state.address
         self._partition = partition
 
     async def record(self, gap: Gap) -> None:

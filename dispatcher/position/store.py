@@ -34,6 +34,7 @@ class PositionStore:
         self._client = group.state.client
         self._collection = group.state.positions
         self._database = group.state.name
+        self.address = group.state.address
         self.group = self._group = group.name
         self._member = member
 

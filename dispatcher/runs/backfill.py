@@ -48,7 +48,7 @@ class Backfill:
             if name in done:
                 continue
             last = run.progress.get("last") if run.progress.get("namespace") == name else None
-            async for slice_ in documents(place.client, namespace, last and bytes(last), place.address):
+            async for slice_ in documents(place.client, namespace, last and bytes(last), place.runs.address):
                 self.seen += len(slice_)
                 options = place.registry.codec_options
                 changes = [change_of(found, namespace, run, options) for found in slice_]

@@ -56,7 +56,6 @@ class LiveBackfill:
         lease: Lease,
         *,
         codec_options: CodecOptions[Any],
-        address: str,
     ) -> None:
         self._client = client
         self._runs = runs
@@ -67,7 +66,6 @@ class LiveBackfill:
         self._capacity = capacity
         self._partition, self._partitions = lease.partition, lease.partitions
         self._codec_options = codec_options
-        self._address = address
         self._wanted = asyncio.Event()
         self._wanted.set()
 
@@ -84,7 +82,7 @@ class LiveBackfill:
                 for run in await self._runs.of_stream(self._partition, self._partitions):
                     await self._refill(run)
             except PyMongoError as error:
-                raise_if_fatal(error, self._address)
+                raise_if_fatal(error, self._runs.address)
                 log.warning(
                     "a backfill is interrupted, going on soon",
                     action="backfill.interrupted",
@@ -110,7 +108,7 @@ class LiveBackfill:
                 continue
             last = run.progress.get("last") if run.progress.get("namespace") == name else None
             async for slice_ in documents(
-                self._client, namespace, last and bytes(last), self._address, self._only(run), {"_id": True}
+                self._client, namespace, last and bytes(last), self._runs.address, self._only(run), {"_id": True}
             ):
                 keys = [key_of(found.row) for found in slice_]
                 for i in range(0, len(keys), _MOST):

@@ -111,14 +111,12 @@ class Playback:
         transactions: Transactions,
         term: int,
         rate: float | None,
-        address: str,
     ) -> None:
         self.run = run
         self.stats = stats
         self._runs = runs
         self._grace = settings.grace
         self._rate = rate
-        self._address = address
         self._open: deque[tuple[Job, Mapping[str, Any] | None]] = deque()
         self._progress: Mapping[str, Any] = run.progress
         self._next = 0.0
@@ -230,7 +228,7 @@ class Playback:
         try:
             await self._runs.save(self.run, self._progress, self.delivered, self.failed, status)
         except PyMongoError as error:
-            raise_if_fatal(error, self._address)
+            raise_if_fatal(error, self._runs.address)
             log.warning("how far the run is could not be saved", action="run.not_saved", error=in_short(error))
 
 
@@ -249,7 +247,6 @@ class Workplace(NamedTuple):
     watching: AsyncMongoClient[Any]
     routes: Routes
     runs: Runs
-    address: str
     now: Timestamp
     stats: Stats
 
@@ -271,12 +268,11 @@ class Workplace(NamedTuple):
             transactions=transactions,
             term=await PositionStore(self.group).newest_term(),
             rate=rate,
-            address=self.address,
         )
 
     async def prepare(self, routes: Routes) -> None:
         """Have the server check every `where` of some routes, before they resolve changes."""
-        await routes.prepare(Conditions(self.group.state, self.registry.codec_options, self.address))
+        await routes.prepare(Conditions(self.group.state, self.registry.codec_options))
 
     def chosen(self, names: Sequence[str], signals: Sequence[str] = POST) -> Callable[[str, Receiver], bool]:
         """Whether a receiver is one of those.
@@ -309,7 +305,7 @@ async def workplace(registry: Registry, settings: Settings) -> AsyncIterator[Wor
     async with clients.patient_client() as client:
         await clients.check(client)
     async with clients.lasting_client() as client, clients.watching_client() as watching, registry:
-        group, scope = Group(State(client, settings.state_database), name), scope_of(routes)
+        group, scope = Group(State(client, settings.state_database, clients.address), name), scope_of(routes)
         cursors = Cursors(watching, scope.database, scope.pipeline(), settings.batch_size)
 
         async def begin() -> Timestamp:
@@ -320,8 +316,6 @@ async def workplace(registry: Registry, settings: Settings) -> AsyncIterator[Wor
 
         now = await clients.patiently(begin)
         try:
-            yield Workplace(
-                registry, settings, group, watching, routes, Runs(group), clients.address, now, Stats()
-            )
+            yield Workplace(registry, settings, group, watching, routes, Runs(group), now, Stats())
         except PyMongoError as error:
             raise clients.verdict(error) from error

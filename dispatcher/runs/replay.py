@@ -56,12 +56,12 @@ class Replay:
             place.watching,
             scope_of(self._routes),
             batch_size=place.settings.batch_size,
-            address=place.address,
+            address=place.runs.address,
             stats=place.stats,
             await_ms=_AWAIT_MS,
         )
         codec_options = place.registry.codec_options
-        images = DocumentLookup(place.client, codec_options, place.address)
+        images = DocumentLookup(place.client, codec_options, place.runs.address)
         self._reader = Reader(self._source, images, group=self._routes.group, codec_options=codec_options)
         self._unsettled: set[str] = set()  # tokens of markers whose deletes have not come
 
@@ -120,7 +120,8 @@ async def _too_far_back(place: Workplace, since: Timestamp) -> HistoryLost:
         "" if oplog is None else f": it reaches back to {datetime.fromtimestamp(oplog.begins, UTC).isoformat()}"
     )
     return HistoryLost(
-        f"The oplog at {place.address} does not hold the changes since {since.as_datetime().isoformat()}{reach}.",
+        f"The oplog at {place.runs.address} does not hold the changes since "
+        f"{since.as_datetime().isoformat()}{reach}.",
         remedy="Choose a later --since. What is older can't be replayed; a backfill delivers current documents.",
     )
 

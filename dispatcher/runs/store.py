@@ -84,6 +84,7 @@ class Runs:
     def __init__(self, group: Group) -> None:
         self._runs = group.state.controls
         self._group = group.name
+        self.address = group.state.address
         self._me = {"host": socket.gethostname(), "pid": os.getpid()}
 
     async def begin(self, what: str, asked: Mapping[str, Any], at: Timestamp, **values: Any) -> Run:

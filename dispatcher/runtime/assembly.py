@@ -52,7 +52,6 @@ class Assembly(NamedTuple):
     routes: Routes
     settings: Settings
     stats: Stats
-    address: str
     controls: Pauses
     sessions: GroupSessions
 
@@ -78,7 +77,6 @@ class Assembly(NamedTuple):
             position,
             scope.fingerprint,
             stats=self.stats,
-            address=self.address,
             always=lambda: self.controls.everything,
         )
         runs = Runs(self.group)
@@ -93,7 +91,6 @@ class Assembly(NamedTuple):
             controls=self.controls,
             settings=self.settings,
             stats=self.stats,
-            address=self.address,
         )
 
     def _reading(self, scope: Scope, lease: Lease, checkpoint: Checkpoint, runs: Runs) -> Reading:
@@ -102,17 +99,17 @@ class Assembly(NamedTuple):
             self.watching,
             scope,
             batch_size=self.settings.batch_size,
-            address=self.address,
+            address=self.group.state.address,
             stats=self.stats,
         )
         reader = Reader(
             source,
-            DocumentLookup(self.group.state.client, codec_options, self.address),
+            DocumentLookup(self.group.state.client, codec_options, self.group.state.address),
             group=self.group.name,
             codec_options=codec_options,
             is_finished=checkpoint.is_finished,
         )
-        gaps = Gaps(self.group, self.stats, address=self.address, partition=lease.partition)
+        gaps = Gaps(self.group, self.stats, lease.partition)
         history = LostHistory(
             self.settings.on_history_lost,
             source,
@@ -120,7 +117,6 @@ class Assembly(NamedTuple):
             runs,
             group=self.group.name,
             lease=lease,
-            address=self.address,
         )
         return Reading(source, reader, self.routes, history, gaps)
 
@@ -166,7 +162,7 @@ class Assembly(NamedTuple):
         delivering: Delivering,
     ) -> Beside:
         capacity, lanes, deliverer, _, _, parking = delivering
-        codec_options, address = self.registry.codec_options, self.address
+        codec_options = self.registry.codec_options
         worker = Unparking(
             held,
             parking,
@@ -177,7 +173,6 @@ class Assembly(NamedTuple):
             position=lambda: checkpoint.tracker.token,
             places=self.settings.concurrency // 2,
             codec_options=codec_options,
-            address=address,
         )
         redelivery = Resending(
             held,
@@ -186,7 +181,6 @@ class Assembly(NamedTuple):
             add=lanes.add,
             goes_on=capacity.may_begin,
             codec_options=codec_options,
-            address=address,
         )
         backfill = LiveBackfill(
             self.group.state.client,
@@ -198,6 +192,5 @@ class Assembly(NamedTuple):
             capacity,
             lease,
             codec_options=codec_options,
-            address=address,
         )
         return Beside(worker, redelivery, backfill)

@@ -30,7 +30,6 @@ class LostHistory:
         *,
         group: str,
         lease: Lease,
-        address: str,
     ) -> None:
         self._policy = policy
         self._source = source
@@ -38,7 +37,6 @@ class LostHistory:
         self._runs = runs
         self._group = group
         self._partition, self._partitions = lease.partition, lease.partitions
-        self._address = address
 
     async def bridge(self, after: str, lost: HistoryLost) -> str:
         """The token behind which the stream goes on; the gap is recorded when this returns.
@@ -54,7 +52,7 @@ class LostHistory:
         report = partial(
             log.warning, "where to go on could not be found out, trying again", action="history.not_bridged"
         )
-        token = await retry(partial(self._bridge, after), report, address=self._address)
+        token = await retry(partial(self._bridge, after), report, address=self._runs.address)
         since, until = self._source.time_of(after), self._source.time_of(token)
         text = (
             f"the oplog does not hold the changes between {since.as_datetime().isoformat()} and "

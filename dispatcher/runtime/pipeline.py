@@ -115,7 +115,6 @@ class Pipeline:
         controls: Pauses,
         settings: Settings,
         stats: Stats,
-        address: str,
     ) -> None:
         self._source, self._reader, self._routes, self._history, self._gaps = reading
         self._capacity, self._lanes, self._deliverer, self._invoker, self._failures, self._parking = delivering
@@ -125,7 +124,6 @@ class Pipeline:
         self._controls = controls
         self._settings = settings
         self._stats = stats
-        self._address = address
         self._intake = Intake(checkpoint, self._routes, self._lanes, stats)
         self._lag = Lag()
         self._unpaused = asyncio.Event()
@@ -279,8 +277,8 @@ class Pipeline:
     async def _load_state(self) -> None:
         """Load pauses and parked deliveries, and then begin to deliver."""
         report = partial(log.warning, "the state can't be read now, trying again", action="state.not_read")
-        await retry(self._controls.look, report, address=self._address)
-        await retry(self._parking.load, report, address=self._address)
+        await retry(self._controls.look, report, address=self._controls.address)
+        await retry(self._parking.load, report, address=self._controls.address)
         self._controls.listeners.add(self._on_controls)
         self._on_controls()
 

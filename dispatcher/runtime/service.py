@@ -58,7 +58,6 @@ class Service:
         self._coordinator: Coordinator[Pipeline] | None = None
         group = group_of(registry, settings)
         self._clients = Clients(registry, settings)
-        self._address = self._clients.address
         self.routes = routes_of(registry, settings, group)
         self.observer = Observer(
             self.stats, group=group, settings=settings, gauges=self.gauges, troubles=self.troubles
@@ -156,7 +155,7 @@ class Service:
             log.warning(f"{text}, and wait for each other", action="connections.few", remedy=remedy)
         client, watching = self._clients.lasting_client(), self._clients.watching_client()
         try:
-            group = Group(State(client, self.settings.state_database), self.routes.group)
+            group = Group(State(client, self.settings.state_database, self._clients.address), self.routes.group)
             return await self._join(group, watching)
         except BaseException:
             await close(client, watching)
@@ -169,7 +168,11 @@ class Service:
         members = Members(group, facts, self._says)
         store = PositionStore(group, members.id)
         record = partial(
-            begin, store, scope, partial(token_of_now, group.state.client, scope, self._address), self.settings
+            begin,
+            store,
+            scope,
+            partial(token_of_now, group.state.client, scope, group.state.address),
+            self.settings,
         )
 
         async def join() -> tuple[Assembly, bool]:
@@ -188,7 +191,7 @@ class Service:
         log.info(
             "first start: delivering changes from now on" if begun else "delivering changes from the position on",
             action="dispatcher.started",
-            address=self._address,
+            address=group.state.address,
             group=self.routes.group,
             member=members.id,
             watching=[*map(".".join, self.routes.namespaces), *map(str, self.routes.patterns)],
@@ -204,12 +207,11 @@ class Service:
             begin=record,
             work=partial(assembly.pipeline, store),
             resized=self._share_out,
-            address=self._address,
         )
         return assembly, self._coordinator
 
     async def _assemble(self, group: Group, watching: AsyncMongoClient[Any], sessions: GroupSessions) -> Assembly:
-        await self.routes.prepare(Conditions(group.state, self._registry.codec_options, self._address))
+        await self.routes.prepare(Conditions(group.state, self._registry.codec_options))
         await group.state.create_indexes()
         if any(receiver.options.transactional for receiver in self.routes.receivers):
             await group.state.keep_deliveries_for(self.settings.delivery_retention)
@@ -220,7 +222,6 @@ class Service:
             self.routes,
             self.settings,
             self.stats,
-            self._address,
             Pauses(group),
             sessions,
         )

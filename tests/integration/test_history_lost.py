@@ -75,7 +75,7 @@ async def test_a_lost_position_follows_the_chosen_policy(forgetful, policy):
                 await asyncio.wait_for(running.task, PATIENCE)
         assert caught.value.exit_code == ExitCode.HISTORY_LOST
         async with AsyncMongoClient(forgetful.url) as client:
-            mover = Mover(group_of(client, name), address="there")
+            mover = Mover(group_of(client, name))
             with pytest.raises(HistoryLost, match=r"does not reach back to .*: it begins"):
                 await mover.require_held(position["token"])
             await mover.require_held(await mover.now())

@@ -4,7 +4,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -292,6 +292,11 @@ class Lag:
             return float(unfinished)
         span = self._recent[-1][0] - self._recent[0][0] + 1.0  # times are whole seconds
         return unfinished + round(seconds * self._sum / span)
+
+
+def in_utc(moment: Any) -> datetime | None:
+    """A date as the driver decodes it, naive UTC, as an aware one; None if it is no date."""
+    return moment.replace(tzinfo=UTC) if isinstance(moment, datetime) else None
 
 
 def seconds_of(wall_time: Any) -> float | None:

@@ -4,9 +4,8 @@ It changes nothing on the server.
 """
 
 from collections.abc import AsyncIterator, Iterable, Iterator
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
-from pymongo import AsyncMongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 
 from dispatcher.core.clients import Clients
@@ -79,7 +78,8 @@ async def check(registry: Registry, settings: Settings, application: str = "") -
         clients = Clients(registry, settings)
         async with clients.patient_client() as client:
             await clients.check(client)
-            async for finding in _Checks(client, registry, settings, routes, clients, application).all():
+            state = State(client, settings.state_database, clients.address)
+            async for finding in _Checks(state, registry, settings, routes, clients, application).all():
                 yield finding
     except DispatcherError as error:
         yield Finding("error", "server", error.message, error.remedy)
@@ -106,38 +106,28 @@ def _unreachable(one: Unreachable) -> Finding:
     return Finding("warning", "receivers", f"{one.receiver} of {one.place} never runs: {one.text}", one.remedy)
 
 
-class _Checks:
+class _Checks(NamedTuple):
     """The checks that need the server."""
 
-    def __init__(
-        self,
-        client: AsyncMongoClient[Any],
-        registry: Registry,
-        settings: Settings,
-        routes: Routes,
-        clients: Clients,
-        application: str,
-    ) -> None:
-        self._client = client
-        self._state = State(client, settings.state_database, clients.address)
-        self._registry = registry
-        self._settings = settings
-        self._routes = routes
-        self._clients = clients
-        self._application = application
+    state: State
+    registry: Registry
+    settings: Settings
+    routes: Routes
+    clients: Clients
+    application: str
 
     async def all(self) -> AsyncIterator[Finding]:
         """All checks, in an order in which one fault is not reported several times."""
         yield await self._version()
-        if 0 < self._clients.connections < self._settings.concurrency:
-            yield Finding("warning", "connections", *few_connections(self._clients, self._settings))
+        if 0 < self.clients.connections < self.settings.concurrency:
+            yield Finding("warning", "connections", *few_connections(self.clients, self.settings))
         rights = [finding async for finding in self._rights()]
         for finding in rights:
             yield finding
         if any(finding.level == "error" for finding in rights):
             return
         yield await self._clock()
-        oplog = await look_at_oplog(self._client)
+        oplog = await look_at_oplog(self.state.client)
         async for finding in self._position(oplog):
             yield finding
         async for finding in self._collections():
@@ -146,9 +136,9 @@ class _Checks:
             yield finding
 
     async def _version(self) -> Finding:
-        version = str((await self._client.admin.command("buildInfo"))["version"])
+        version = str((await self.state.client.admin.command("buildInfo"))["version"])
         numbers = tuple(int(part) for part in version.partition("-")[0].split("."))
-        text = f"MongoDB {version} at {self._clients.address}"
+        text = f"MongoDB {version} at {self.clients.address}"
         if numbers < _SPLITS_EVENTS:
             return Finding(
                 "warning",
@@ -159,18 +149,18 @@ class _Checks:
         return Finding("ok", "server", text)
 
     async def _rights(self) -> AsyncIterator[Finding]:
-        database = self._settings.state_database
-        lacking = await missing(self._client, needed(scope_of(self._routes), database))
+        database = self.settings.state_database
+        lacking = await missing(self.state.client, needed(scope_of(self.routes), database))
         remedy = "Grant it, or create the role that `dispatcher check APP --role` prints."
         for right in lacking:
             yield Finding("error", "rights", f"The user lacks {right}", remedy)
         if not lacking:
             yield Finding("ok", "rights", "The user has all required privileges")
-        for right in await missing(self._client, useful(self._routes)):
+        for right in await missing(self.state.client, useful(self.routes)):
             yield Finding("warning", "rights", f"The user lacks {right}", remedy)
 
     async def _clock(self) -> Finding:
-        offset = await clock_offset(self._client)
+        offset = await clock_offset(self.state.client)
         text = f"The clock of the server is {abs(offset):.3f} s {'ahead of' if offset > 0 else 'behind'} this one"
         if abs(offset) > MOST_SKEW:
             return Finding("warning", "clock", text, "Synchronize both clocks with NTP.")
@@ -179,15 +169,15 @@ class _Checks:
     async def _position(self, oplog: Oplog | None) -> AsyncIterator[Finding]:
         if oplog is not None:
             yield self._oplog(oplog)
-        group = self._routes.group
+        group = self.routes.group
         try:
-            saved = await PositionStore(Group(self._state, group), "check").load()
+            saved = await PositionStore(Group(self.state, group), "check").load()
         except PositionError as error:
             yield Finding("error", "position", error.message, error.remedy)
             return
         before = saved.layout.application if saved.layout is not None else ""
-        if self._application and before not in ("", self._application):
-            wrong = taken(group, before, self._application)
+        if self.application and before not in ("", self.application):
+            wrong = taken(group, before, self.application)
             yield Finding("error", "application", wrong.message, wrong.remedy)
         found = [token_time(one.token).time for one in saved.positions.values() if one.token is not None]
         if not found:
@@ -218,7 +208,7 @@ class _Checks:
         text = f"It holds the last {duration(oplog.window)}"
         if oplog.spare:
             text += f". It is not full, and will hold about {duration(window)} at this rate"
-        retention = self._settings.delivery_retention * _SECONDS_PER_DAY
+        retention = self.settings.delivery_retention * _SECONDS_PER_DAY
         if self._transactional and oplog.window > retention:
             return Finding(
                 "error",
@@ -238,12 +228,12 @@ class _Checks:
 
     @property
     def _transactional(self) -> bool:
-        found = (r for one in self._routes.listeners for many in one.receivers.values() for r in many)
+        found = (r for one in self.routes.listeners for many in one.receivers.values() for r in many)
         return any(receiver.options.transactional for receiver in found)
 
     async def _image_expiry(self, lag: float) -> AsyncIterator[Finding]:
         try:
-            answer = await self._client.admin.command({"getClusterParameter": "changeStreamOptions"})
+            answer = await self.state.client.admin.command({"getClusterParameter": "changeStreamOptions"})
         except OperationFailure:  # a missing privilege, reported above, or an older server
             return
         expires = answer["clusterParameters"][0].get("preAndPostImages", {}).get("expireAfterSeconds", "off")
@@ -258,7 +248,7 @@ class _Checks:
 
     async def _collections(self) -> AsyncIterator[Finding]:
         try:
-            watched = await watched_collections(self._client, scope_of(self._routes))
+            watched = await watched_collections(self.state.client, scope_of(self.routes))
         except OperationFailure as error:
             yield Finding(
                 "warning",
@@ -267,11 +257,11 @@ class _Checks:
                 "Grant listCollections on the databases of the documents.",
             )
             return
-        for one in without_changes(watched, self._routes):
+        for one in without_changes(watched, self.routes):
             yield _unreachable(one)._replace(level="error")
         for finding in self._images(watched):
             yield finding
-        if self._registry.dispatched is not None:
+        if self.registry.dispatched is not None:
             async for finding in self._validators(watched):
                 yield finding
 
@@ -280,7 +270,7 @@ class _Checks:
         for one in plain:
             if one.has_images:
                 continue
-            listeners = self._routes.listening_to(one.namespace)
+            listeners = self.routes.listening_to(one.namespace)
             signals = {name for listener in listeners for name, many in listener.receivers.items() if many}
             lacks = [
                 text
@@ -301,7 +291,7 @@ class _Checks:
     async def _validators(self, watched: Iterable[WatchedCollection]) -> AsyncIterator[Finding]:
         for one in watched:
             try:
-                refused = await one.refuses_stamp(self._client, self._routes.group)
+                refused = await one.refuses_stamp(self.state.client, self.routes.group)
             except OperationFailure:  # the validator is too slow, or has a rare operator
                 continue
             if refused:
@@ -313,9 +303,9 @@ class _Checks:
                 )
 
     async def _conditions(self) -> AsyncIterator[Finding]:
-        conditions = Conditions(self._state, self._registry.codec_options)
+        conditions = Conditions(self.state, self.registry.codec_options)
         try:
-            if await self._routes.prepare(conditions):
+            if await self.routes.prepare(conditions):
                 yield Finding("ok", "where", "The server accepts the where= of all receivers")
         except DispatcherError as error:
             yield Finding("error", "where", error.message, error.remedy)

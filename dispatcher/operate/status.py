@@ -22,7 +22,7 @@ from dispatcher.core.oplog import Oplog, clock_offset, look_at_oplog
 from dispatcher.core.output.logs import log
 from dispatcher.core.state import CONTROLS, GAPS, HELD, MEMBERS, POSITIONS, Group, State
 from dispatcher.core.state_checks import Sound, receiver_paused
-from dispatcher.core.stats import seconds_of
+from dispatcher.core.stats import in_utc, seconds_of
 from dispatcher.operate.health import health_of
 from dispatcher.operate.status_model import (
     DeadLetterCount,
@@ -202,7 +202,7 @@ def _member(found: dict[str, Any], now: float) -> MemberStatus:
         pid=found.get("pid", 0),
         version=str(found.get("version")),
         application=found.get("application"),
-        started_at=_aware(found.get("started_at")),
+        started_at=in_utc(found.get("started_at")),
         seen_seconds=max(0.0, silence),
         alive=not silent and not Identity.read(found).is_dead,
         partitions=sorted(found.get("partitions") or ()),
@@ -318,17 +318,17 @@ async def _parked(counted: _Counted, sound: Sound) -> list[ParkedCount]:
 def _letters_of(found: dict[str, Any]) -> DeadLetterCount:
     key = found["_id"]
     return _checked(
-        DeadLetterCount(key.get("receiver"), key.get("signal"), found["count"], _aware(found["newest_at"]))
+        DeadLetterCount(key.get("receiver"), key.get("signal"), found["count"], in_utc(found["newest_at"]))
     )
 
 
 def _parked_of(found: dict[str, Any]) -> ParkedCount:
     key = found["_id"]
-    return _checked(ParkedCount(key.get("receiver"), key.get("reason"), found["count"], _aware(found["due_at"])))
+    return _checked(ParkedCount(key.get("receiver"), key.get("reason"), found["count"], in_utc(found["due_at"])))
 
 
 def _paused(found: dict[str, Any]) -> Pause:
-    return _checked(Pause(receiver_paused(found), _aware(found.get("since")), found.get("by")))
+    return _checked(Pause(receiver_paused(found), in_utc(found.get("since")), found.get("by")))
 
 
 def _run(found: dict[str, Any]) -> dict[str, Any]:
@@ -380,9 +380,4 @@ class _RunTypes(BaseModel):
 def _gap(found: dict[str, Any]) -> GapStatus:
     namespace = found.get("namespace") or {}
     name = ".".join(part for part in (namespace.get("db"), namespace.get("coll")) if part)
-    return _checked(GapStatus(found["kind"], name or None, _aware(found.get("noted_at")), found.get("text", "")))
-
-
-def _aware(moment: Any) -> datetime | None:
-    """A date of the state, which is UTC; None for anything else."""
-    return moment.replace(tzinfo=UTC) if isinstance(moment, datetime) else None
+    return _checked(GapStatus(found["kind"], name or None, in_utc(found.get("noted_at")), found.get("text", "")))

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Any, Final
 
+from dispatcher.core.stats import in_utc
 from dispatcher.operate.status_model import GroupStatus, MemberStatus, number
 from dispatcher.web.dashboard.history import sample_of
 
@@ -41,14 +41,9 @@ def _run(run: Mapping[str, Any]) -> dict[str, Any]:
         "status": str(run.get("status")),
         "delivered": run.get("delivered", 0),
         "failed": run.get("failed", 0),
-        "started_at": _utc(run.get("started_at")),
-        "beat_at": _utc(run.get("beat_at")),
+        "started_at": in_utc(run.get("started_at")),
+        "beat_at": in_utc(run.get("beat_at")),
     }
-
-
-def _utc(moment: Any) -> datetime | None:
-    """A date of the state, which is UTC; None for anything else."""
-    return moment.replace(tzinfo=UTC) if isinstance(moment, datetime) else None
 
 
 def _receivers(status: GroupStatus) -> list[dict[str, Any]]:

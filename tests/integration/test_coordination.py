@@ -125,7 +125,7 @@ async def test_a_second_dispatcher_is_a_standby_until_the_first_one_ends(user, s
         assert now() - began < TAKEN  # the lease was released, it did not expire
         foreign["users"].insert_one({"name": "2"})
         await seen.wait(2)
-        assert second.service.live == (second.service.member_id,)
+        await eventually(lambda: second.service.live == (second.service.member_id,))
     assert names(seen) == ["1", "2"]
     assert [call.delivery.term for call in seen] == [1, 2]
     assert (first.stats.delivered, second.stats.delivered) == (1, 1)

@@ -1,7 +1,7 @@
 """Classifies driver errors: which ones pass by themselves, and which ones a person must fix.
 
 The codes were measured on a 6.0 server; the names are the server's own. An unknown code is retried like a passing
-one: a daemon must survive failures that nobody thought of.
+one: a daemon must survive unexpected failures.
 """
 
 from collections.abc import Mapping

@@ -66,7 +66,7 @@ class Lease:
         if self.lost.is_set():
             return
         log.warning(
-            "another process has taken a partition over; what was not finished here is delivered there",
+            "another process has taken a partition over, and delivers the unfinished changes",
             action="lease.lost",
             partition=self.partition,
             term=self.term,

@@ -51,7 +51,7 @@ async def retry(
     """Run a command until it succeeds. The number of attempts has no limit.
 
     Args:
-        command: may run again after an error of which nobody knows whether the server has done it.
+        command: may run twice: after some errors it is unknown whether the server has done it.
         report: called after each failed attempt, with `error` and `attempt`; logs them.
         address: of the server. With it, an error that no repetition can mend is raised as a `DispatcherError`;
             without it, that error is retried too.

@@ -1,1 +1,1 @@
-"""The processes of a group: members, leases, and who has which partition."""
+"""The processes of a group: members, leases, and the owner of each partition."""

@@ -243,7 +243,7 @@ class Coordinator(Generic[W]):
         self.outdated = outdated
 
     def _note_older(self, older: list[Member]) -> None:
-        """Name the members that can't read what is held now. They keep their partitions, and get no others."""
+        """Log the members that can't read the present format. They keep their partitions, and get no others."""
         ids = {member.id for member in older}
         if ids - self._older:
             log.warning(
@@ -267,7 +267,7 @@ class Coordinator(Generic[W]):
         if any(owner is not None for owner in owners.values()):
             return
         if await self._store.divide(saved):
-            assert saved.layout is not None  # it says what is wanted
+            assert saved.layout is not None  # another number is wanted
             log.info(
                 "the work of this group is divided into another number of partitions",
                 action="layout.changed",
@@ -359,7 +359,7 @@ class Coordinator(Generic[W]):
     async def _leave(self) -> None:
         """Hand all partitions over, and leave the group.
 
-        The first heartbeat says that this process leaves, so the others claim what it hands over.
+        The first heartbeat says that this process leaves, so the others claim its partitions.
         """
         for number in self.held:
             self._hand_over(number)

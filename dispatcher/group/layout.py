@@ -23,7 +23,7 @@ async def admit(store: PositionStore, settings: Settings, application: str) -> N
 
     Raises:
         GroupTaken: the group is another application's.
-        PositionError: what is saved makes no sense.
+        PositionError: a saved document makes no sense.
     """
     while application and (layout := (await store.load()).layout) is not None:
         before = layout.application

@@ -17,7 +17,7 @@ from dispatcher.position.inherited import Fact
 from dispatcher.settings import MOST_PARTITIONS
 
 NEVER: Final = datetime(9999, 12, 31)
-"""What `version_started` is from now on. Dispatchers of earlier versions, which can't read what is held, take no
+"""The value of `version_started`. Dispatchers of earlier versions can't read held deliveries, and they claim no
 partition of another version that started later than they."""
 
 _REMEDY: Final = (

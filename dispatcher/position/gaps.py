@@ -139,5 +139,5 @@ def gaps_of(change: Change, is_watched: Callable[[Namespace], object]) -> Iterat
             yield Gap("rename", change.token, text, source, time, time)
         if is_watched(target):
             what = "$out wrote" if out else f"{name} was renamed to"
-            text = f"{what} {onto}: what it holds now came without changes of single documents"
+            text = f"{what} {onto}: its present documents came without changes of single documents"
             yield Gap("out" if out else "rename", change.token, text, target, time, time)

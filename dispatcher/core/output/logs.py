@@ -93,12 +93,12 @@ def configure_logging(log_format: str, level: str) -> None:
 
 def _named_dropped(processors: Sequence[Any]) -> Callable[[int], str]:
     """Makes the line with the number of dropped lines, at any level of the log."""
-    lines: Any = structlog.wrap_logger(
+    log: Any = structlog.wrap_logger(
         structlog.ReturnLogger(), processors=processors, wrapper_class=structlog.make_filtering_bound_logger(0)
     )
 
     def named(count: int) -> str:
-        line: str = lines.error(
+        line: str = log.error(
             f"{count} log lines were dropped: stderr could not be written", action="log.dropped", dropped=count
         )
         return f"{line}\n"

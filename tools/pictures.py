@@ -78,7 +78,7 @@ class Still(Screen):
 def picture_of_the_demo(seconds: float = 12.0) -> None:
     """Run the demo in a terminal that is recorded."""
     console = Console(record=True, force_terminal=True, width=100, height=40, highlight=False, file=io.StringIO())
-    with patch.object(demo, "Console", lambda **_: console), patch.object(demo, "Screen", Still):
+    with patch.object(demo, "Terminal", lambda **_: console), patch.object(demo, "Screen", Still):
         demo.demonstrate(seconds)
     drawn = console.export_svg(title="dispatcher demo")
     # It would load a font from another host.

@@ -9,7 +9,7 @@ import typer
 from pymongo.errors import ConfigurationError, ConnectionFailure, PyMongoError
 
 from dispatcher.cli.application import load_registry
-from dispatcher.cli.options import Place, make_settings
+from dispatcher.cli.options import GroupFlags, make_settings
 from dispatcher.core.clients import client_of
 from dispatcher.core.driver_errors import in_short, raise_if_fatal
 from dispatcher.core.state import Group, State
@@ -36,7 +36,7 @@ class GroupConnection(NamedTuple):
     receivers: frozenset[str] = frozenset()
 
 
-def with_group(use: Callable[[GroupConnection], Awaitable[_T]], place: Place) -> _T:
+def with_group(use: Callable[[GroupConnection], Awaitable[_T]], place: GroupFlags) -> _T:
     """Connect to the state of a group, and do something with it.
 
     Args:

@@ -153,7 +153,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-class Place(NamedTuple):
+class GroupFlags(NamedTuple):
     """The flags that name a group."""
 
     app: AppOption
@@ -162,8 +162,8 @@ class Place(NamedTuple):
     group: GroupName
 
 
-OfGroup = Annotated[Place, fields_of(Place)]
-OfGroupOfApp = Annotated[Place, fields_of(Place, app=AppArgument)]
+OfGroup = Annotated[GroupFlags, fields_of(GroupFlags)]
+OfGroupOfApp = Annotated[GroupFlags, fields_of(GroupFlags, app=AppArgument)]
 
 
 def make_settings(**values: Any) -> Settings:

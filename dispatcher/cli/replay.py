@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bson.timestamp import Timestamp
 
     from dispatcher.runs.backfill import Backfill
-    from dispatcher.runs.player import Outcome, Workplace
+    from dispatcher.runs.player import RunOutcome, Workplace
     from dispatcher.runs.replay import Replay
 
 # Seconds by which our clock may be ahead of the server's.
@@ -100,7 +100,7 @@ def replay(  # noqa: PLR0913 - one parameter per flag
         raise typer.Exit(ExitCode.FAILED)
     asked = {"since": since, "until": until}
 
-    async def work(place: "Workplace", stop: asyncio.Event) -> "Outcome":
+    async def work(place: "Workplace", stop: asyncio.Event) -> "RunOutcome":
         from dispatcher.runs import replay
 
         run = await replay.start(
@@ -135,7 +135,7 @@ def backfill(
     Example: `dispatcher backfill shop.models:registry --receiver shop.search.index --rate 500`
     """
 
-    async def work(place: "Workplace", stop: asyncio.Event) -> "Outcome":
+    async def work(place: "Workplace", stop: asyncio.Event) -> "RunOutcome":
         from dispatcher.runs import backfill
 
         run = await backfill.start(place, receivers, rate=rate, resume=resume, new=new)
@@ -160,7 +160,7 @@ def _work(
     from dispatcher.runtime.main_loop import run
 
     registry = load_registry(app, imports)
-    outcomes: list[Outcome] = []
+    outcomes: list[RunOutcome] = []
 
     async def main(stop: asyncio.Event) -> None:
         async with workplace(registry, settings) as place:
@@ -188,7 +188,7 @@ async def _shown(
     progress: Callable[[], tuple[int, int]],
     unit: str,
     as_json: bool,
-) -> "Outcome":
+) -> "RunOutcome":
     """Run it, with a progress bar on a terminal."""
     if as_json or not out.is_terminal:
         return await run.work(stop)

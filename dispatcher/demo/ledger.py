@@ -19,7 +19,7 @@ Document = tuple[str, str]
 """(namespace, `_id` as text)"""
 
 
-class Delivered(NamedTuple):
+class ShownDelivery(NamedTuple):
     """One delivery, for the screen."""
 
     at: datetime
@@ -40,7 +40,7 @@ class Lost(NamedTuple):
     receiver: str
 
 
-class Verdict(NamedTuple):
+class Balance(NamedTuple):
     """The lost deliveries, and the number of unexpected ones."""
 
     lost: list[Lost]
@@ -48,7 +48,7 @@ class Verdict(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Change:
+class _DeliveredChange:
     """One change: the receivers that were called for it."""
 
     signal: str
@@ -65,7 +65,7 @@ class Ledger:
     def __init__(self, owed: Mapping[tuple[str, str], frozenset[str]]) -> None:
         self._owed = owed
         self._writes: dict[Document, list[str]] = defaultdict(list)
-        self._changes: dict[Document, dict[str, _Change]] = defaultdict(dict)
+        self._changes: dict[Document, dict[str, _DeliveredChange]] = defaultdict(dict)
         self._seconds: list[float] = []
         self.operations: Counter[tuple[str, str]] = Counter()
         """Writes by (namespace, operation)."""
@@ -86,11 +86,11 @@ class Ledger:
         if operation == "insert" and "product" in line:
             self.ordered[line["product"]] += line["quantity"]
 
-    def add_delivery(self, line: Mapping[str, Any]) -> Delivered:
+    def add_delivery(self, line: Mapping[str, Any]) -> ShownDelivery:
         """Count a delivery that the dispatcher logged."""
         namespace, key, signal = line["namespace"], line["key"], line["signal"]
         changes = self._changes[namespace, key]
-        change = changes.setdefault(line["delivery_id"], _Change(signal))
+        change = changes.setdefault(line["delivery_id"], _DeliveredChange(signal))
         if line["receiver"] in change.receivers:
             self.repeated += 1
         else:
@@ -100,7 +100,7 @@ class Ledger:
         # The commit time has whole milliseconds, so a delivery can seem to precede it.
         seconds = max(0.0, (at - datetime.fromisoformat(line["wall_time"]).replace(tzinfo=UTC)).total_seconds())
         self._seconds.append(seconds)
-        return Delivered(at, line["operation"], namespace, key, line["receiver"].rpartition(".")[2], seconds)
+        return ShownDelivery(at, line["operation"], namespace, key, line["receiver"].rpartition(".")[2], seconds)
 
     @property
     def in_flight(self) -> int:
@@ -117,7 +117,7 @@ class Ledger:
         """The 99th percentile of these seconds."""
         return sorted(self._seconds)[math.ceil(len(self._seconds) * 0.99) - 1] if self._seconds else 0.0
 
-    def verdict(self) -> Verdict:
+    def verdict(self) -> Balance:
         """Match deliveries with writes."""
         lost: list[Lost] = []
         unexpected = 0
@@ -125,9 +125,9 @@ class Ledger:
             its = self._match(document)
             lost += its.lost
             unexpected += its.unexpected
-        return Verdict(lost, unexpected)
+        return Balance(lost, unexpected)
 
-    def _match(self, document: Document) -> Verdict:
+    def _match(self, document: Document) -> Balance:
         lost: list[Lost] = []
         unexpected = 0
         changes = list(self._changes.get(document, {}).values())
@@ -139,7 +139,7 @@ class Ledger:
                 called = changes.pop(0).receivers
             lost += [Lost(operation, *document, receiver) for receiver in sorted(owed - called)]
             unexpected += len(called - owed)
-        return Verdict(lost, unexpected + sum(len(change.receivers) for change in changes))
+        return Balance(lost, unexpected + sum(len(change.receivers) for change in changes))
 
     def _receivers(self, namespace: str, operation: str) -> frozenset[str]:
         return self._owed.get((namespace, _SIGNALS[operation]), frozenset())

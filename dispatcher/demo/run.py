@@ -10,7 +10,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 from dispatcher.core.output.terminal import Terminal
-from dispatcher.demo.ledger import Ledger, Verdict
+from dispatcher.demo.ledger import Balance, Ledger
 from dispatcher.demo.screen import Screen
 from dispatcher.demo.shop import Effect, Shop, check_effects, find_shop
 from dispatcher.embedded.processes import Child, Line, stopped_by_signals
@@ -162,7 +162,7 @@ def _parsed(text: str) -> dict[str, Any]:
     return said if isinstance(said, dict) else {}
 
 
-def _summary(ledger: Ledger, verdict: Verdict, effects: list[Effect]) -> dict[str, Any]:
+def _summary(ledger: Ledger, verdict: Balance, effects: list[Effect]) -> dict[str, Any]:
     """The summary for machines, with times in seconds."""
     return {
         "written": ledger.written,
@@ -177,7 +177,7 @@ def _summary(ledger: Ledger, verdict: Verdict, effects: list[Effect]) -> dict[st
     }
 
 
-def _judge(verdict: Verdict, effects: list[Effect], ledger: Ledger) -> None:
+def _judge(verdict: Balance, effects: list[Effect], ledger: Ledger) -> None:
     if verdict.lost:
         some = "; ".join(
             f"{one.operation} of {one.namespace} {one.key} to {one.receiver}" for one in verdict.lost[:3]

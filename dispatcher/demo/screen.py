@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from dispatcher.demo.ledger import Delivered, Ledger, Verdict
+from dispatcher.demo.ledger import Balance, Ledger, ShownDelivery
 from dispatcher.demo.shop import Effect
 
 _COLOURS: Final = {"insert": "green", "update": "yellow", "replace": "cyan", "delete": "red"}
@@ -31,7 +31,7 @@ class Screen:
         self._console = console
         self._ledger = ledger
         self._seconds = seconds
-        self._latest: deque[Delivered] = deque(maxlen=max(3, console.height - _FRAME_LINES))
+        self._latest: deque[ShownDelivery] = deque(maxlen=max(3, console.height - _FRAME_LINES))
         self._live: Live | None = None
         self._began = self._refreshed = time.monotonic()
 
@@ -55,7 +55,7 @@ class Screen:
             finally:
                 self._live = None
 
-    def show(self, delivered: Delivered) -> None:
+    def show(self, delivered: ShownDelivery) -> None:
         """Show a delivery."""
         self._latest.append(delivered)
         if self._live is None:
@@ -68,7 +68,7 @@ class Screen:
             self._refreshed = now
             self._live.refresh()
 
-    def summarize(self, verdict: Verdict, effects: Sequence[Effect]) -> None:
+    def summarize(self, verdict: Balance, effects: Sequence[Effect]) -> None:
         """Print the summary."""
         ledger = self._ledger
         table = Table.grid(padding=(0, 2))
@@ -121,7 +121,7 @@ def _counter(name: str, value: str, style: str) -> Panel:
     return Panel(Text(value, style=f"bold {style}", justify="center"), title=name, box=ROUNDED, border_style="dim")
 
 
-def _table(deliveries: Sequence[Delivered], height: int | None = None) -> Table:
+def _table(deliveries: Sequence[ShownDelivery], height: int | None = None) -> Table:
     table = Table(box=SIMPLE_HEAD, expand=True, padding=(0, 1), header_style="bold dim")
     table.add_column("delivered", no_wrap=True)
     table.add_column("change", no_wrap=True, min_width=7)
@@ -143,7 +143,7 @@ def _table(deliveries: Sequence[Delivered], height: int | None = None) -> Table:
     return table
 
 
-def _plain(one: Delivered) -> str:
+def _plain(one: ShownDelivery) -> str:
     place = f"{one.namespace} {one.key}"
     return f"{_clock(one.at)}  {one.operation:<8} {place:<38} {one.receiver:<16} {_ms(one.seconds):>9}"
 

@@ -9,7 +9,7 @@ from bson.binary import Binary
 
 from dispatcher.core.output.logs import log
 from dispatcher.exceptions import NothingToDeliver
-from dispatcher.runs.player import Outcome, Playback, Step, Workplace
+from dispatcher.runs.player import Playback, RunOutcome, Step, Workplace
 from dispatcher.runs.snapshot import change_of, documents, key_of
 from dispatcher.runs.store import Run
 from dispatcher.stream.collections import collections_of
@@ -34,7 +34,7 @@ class Backfill:
         self._place = place
         self._routes = place.routes.narrowed(place.chosen(receivers, _SIGNALS), playback.run.id)
 
-    async def work(self, stop: asyncio.Event) -> Outcome:
+    async def work(self, stop: asyncio.Event) -> RunOutcome:
         """Deliver everything, unless `stop` is set before."""
         async with aclosing(self._steps()) as steps:
             return await self.playback.work(steps, stop)

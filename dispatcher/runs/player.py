@@ -74,7 +74,7 @@ class Step(NamedTuple):
     unreadable: tuple[bytes, str, Exception] | None = None
 
 
-class Outcome(NamedTuple):
+class RunOutcome(NamedTuple):
     """How a run went.
 
     Attributes:
@@ -155,7 +155,7 @@ class Playback:
         """The same of those that were given up or could not be made."""
         return self.run.failed + self.stats.failed + self.stats.invalid
 
-    async def work(self, steps: AsyncIterator[Step], stop: asyncio.Event) -> Outcome:
+    async def work(self, steps: AsyncIterator[Step], stop: asyncio.Event) -> RunOutcome:
         """Deliver everything, unless `stop` is set before.
 
         Raises:
@@ -183,7 +183,7 @@ class Playback:
                 one.result()
         if self._lanes.crash is not None:
             raise self._lanes.crash
-        return Outcome(self.run.id, finished, self.delivered, self.failed, self.stats.dead_letters)
+        return RunOutcome(self.run.id, finished, self.delivered, self.failed, self.stats.dead_letters)
 
     async def _feed(self, steps: AsyncIterator[Step]) -> None:
         with inside_dispatcher():

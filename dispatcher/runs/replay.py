@@ -17,7 +17,7 @@ from dispatcher.core.oplog import look_at_oplog
 from dispatcher.core.output.logs import log
 from dispatcher.core.resume_tokens import token_at, token_time
 from dispatcher.exceptions import HistoryLost
-from dispatcher.runs.player import Outcome, Playback, Step, Workplace
+from dispatcher.runs.player import Playback, RunOutcome, Step, Workplace
 from dispatcher.runs.store import Run
 from dispatcher.stream.change_stream import ChangeStreamSource
 from dispatcher.stream.cursor import Cursors
@@ -65,7 +65,7 @@ class Replay:
         self._reader = Reader(self._source, images, group=self._routes.group, codec_options=codec_options)
         self._unsettled: set[str] = set()  # tokens of markers whose deletes have not come
 
-    async def work(self, stop: asyncio.Event) -> Outcome:
+    async def work(self, stop: asyncio.Event) -> RunOutcome:
         """Deliver everything, unless `stop` is set before.
 
         Raises:

@@ -13,7 +13,7 @@ from bson.raw_bson import RawBSONDocument
 import mongoz
 from dispatcher.exceptions import NothingToDeliver, UnknownReceiver, UnknownRun
 from dispatcher.runs import backfill
-from dispatcher.runs.player import Outcome, workplace
+from dispatcher.runs.player import RunOutcome, workplace
 from dispatcher.runs.store import Busy
 from mongoz.core.signals import post_save, post_update
 from tests.integration.deliveries import State
@@ -42,7 +42,7 @@ def seen(Thing: Any) -> list[SimpleNamespace]:
     return calls
 
 
-async def run(registry: Any, *receivers: str, stop: asyncio.Event | None = None, **options: Any) -> Outcome:
+async def run(registry: Any, *receivers: str, stop: asyncio.Event | None = None, **options: Any) -> RunOutcome:
     """One backfill, as the command runs it."""
     options = {"rate": None, "resume": None, "new": False, **options}
     settings = {name: options.pop(name) for name in ("attempts", "concurrency", "max_queued") if name in options}

@@ -11,7 +11,7 @@ import mongoz
 from dispatcher.core.resume_tokens import token_time
 from dispatcher.exceptions import HistoryLost, UnknownReceiver, UnknownRun
 from dispatcher.runs import replay
-from dispatcher.runs.player import Outcome, workplace
+from dispatcher.runs.player import RunOutcome, workplace
 from mongoz.core.signals import post_delete, post_save, post_update
 from mongoz.signals import muted
 from tests.integration.deliveries import IMAGES, State, make_account
@@ -45,7 +45,7 @@ def behind(foreign: Any) -> Timestamp:
     return Timestamp(latest.time, latest.inc + 1)
 
 
-async def run(registry: Any, *receivers: str, stop: asyncio.Event | None = None, **options: Any) -> Outcome:
+async def run(registry: Any, *receivers: str, stop: asyncio.Event | None = None, **options: Any) -> RunOutcome:
     """One replay, as the command runs it."""
     given = {"since": None, "until": None, "asked": {"since": None, "until": None}, "rate": None}
     options = {**given, "resume": None, "new": False, **options}

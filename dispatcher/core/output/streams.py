@@ -16,7 +16,7 @@ from dispatcher.exceptions import CannotWrite
 _NAMES: Final = ("stdin", "stdout", "stderr")
 
 
-class _Bytes(io.FileIO):
+class _StandardOutput(io.FileIO):
     """The bytes of a stream. It can't be closed, and writes all bytes or raises."""
 
     def __init__(self, descriptor: int) -> None:
@@ -73,7 +73,7 @@ def open_streams() -> None:
     for descriptor in (1, 2):
         earlier: Any = getattr(sys, _NAMES[descriptor])
         stream = io.TextIOWrapper(
-            _Bytes(descriptor),
+            _StandardOutput(descriptor),
             encoding=getattr(earlier, "encoding", None),
             errors="backslashreplace",
             line_buffering=descriptor == 2 or os.isatty(descriptor),

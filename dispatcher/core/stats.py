@@ -88,7 +88,7 @@ class ReceiverFigures:
     duration: Histogram = field(default_factory=Histogram)
     """Of the attempts."""
     due: float = 0.0
-    """When the next attempt is measured, by `lease.now`."""
+    """When the next attempt is measured, by the monotonic clock."""
 
     def counters(self) -> dict[str, Any]:
         """Counters for rates, which are differences of two such reports."""

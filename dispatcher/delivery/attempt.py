@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextvars import copy_context
 from dataclasses import dataclass, replace
+from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
 from bson.codec_options import CodecOptions
 
 from dispatcher.core.events import Calls, Change, Job
-from dispatcher.core.lease import now
 from dispatcher.core.stats import ReceiverFigures
 from dispatcher.delivery.instances import keywords_of, untouched
 from dispatcher.delivery.outcome import Again, Decision, Waiting
@@ -78,7 +78,7 @@ class Attempt:
         calls: the document class, the signal, and where the change comes from.
         keywords: the other keywords that the receiver gets; with the instance.
         whose: the job of the change, or the held delivery, that this attempt is part of.
-        began: when it began, by `lease.now`.
+        began: when it began, by the monotonic clock.
     """
 
     target: Target
@@ -104,4 +104,4 @@ def with_new_instance(attempt: Attempt, codec_options: CodecOptions[Any]) -> Att
     """
     change = untouched(attempt.change, codec_options)
     _, keywords = copy_context().run(keywords_of, change, attempt.calls)  # validators may set variables
-    return replace(attempt, keywords=keywords, began=now())
+    return replace(attempt, keywords=keywords, began=monotonic())

@@ -10,7 +10,7 @@ from contextvars import copy_context
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from time import time
+from time import monotonic, time
 from typing import Any, Final
 
 from bson.codec_options import CodecOptions
@@ -155,7 +155,7 @@ class Deliverer:
                 image,
                 bool(calls.run),
             )
-            attempt = Attempt(target, change, calls, delivery, keywords, job, now())
+            attempt = Attempt(target, change, calls, delivery, keywords, job, monotonic())
             error = await target.call(attempt)
             if error is None:
                 self._succeeded(attempt)
@@ -181,21 +181,21 @@ class Deliverer:
         self._stats.delivered += 1
         attempt.target.figures.delivered += 1
         if self._log_each:
-            log_delivered(attempt.change, attempt.delivery, now() - attempt.began)
+            log_delivered(attempt.change, attempt.delivery, monotonic() - attempt.began)
 
     # -- further attempts ------------------------------------------------------------------------------------
 
     async def _retry(self, attempt: Attempt, error: BaseException | None) -> None:
         """Repeat a failed attempt until one succeeds, or the delivery waits in the database, or it is given up."""
         first = attempt.began
-        began = datetime.now(UTC) - timedelta(seconds=now() - first)
+        began = datetime.now(UTC) - timedelta(seconds=monotonic() - first)
         while error is not None:
             decision = await self._failures.decide(FailedAttempt(attempt, error, began))
             if isinstance(decision, bool):
                 if decision:
                     break
                 return
-            if await self._wait(attempt, decision, now() - first):
+            if await self._wait(attempt, decision, monotonic() - first):
                 return
             attempt = replace(attempt, delivery=attempt.delivery._replace(attempt=decision.attempts + 1))
             error = await self._again(attempt)
@@ -268,7 +268,7 @@ class Deliverer:
         )
         began = waiting.began or datetime.now(UTC)
         target = self._targets.get(id(receiver)) or self._choose_steps(receiver, calls.signal)
-        attempt = Attempt(target, change, calls, delivery, keywords, held, now())
+        attempt = Attempt(target, change, calls, delivery, keywords, held, monotonic())
         if waiting.attempts:
             self._count_retry(attempt)
         error = await target.call(attempt)

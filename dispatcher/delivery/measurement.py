@@ -2,11 +2,10 @@
 
 from collections.abc import Awaitable
 from dataclasses import replace
-from time import time
+from time import monotonic, time
 from typing import Final
 
 from dispatcher.core.events import Job
-from dispatcher.core.lease import now
 from dispatcher.core.stats import Stats, seconds_of
 from dispatcher.delivery.attempt import Attempt, Call, Target
 
@@ -41,5 +40,5 @@ class Measurement:
             if committed is not None:  # the server's clock may be ahead of ours
                 figures.latency.observe(max(0.0, time() + self._stats.clock_offset - committed))
         error = await call(attempt)
-        figures.duration.observe(now() - attempt.began)
+        figures.duration.observe(monotonic() - attempt.began)
         return error

@@ -1,4 +1,4 @@
-"""Running commands inside of the test: quicker than a process each."""
+"""Runs commands inside of the test, which is faster than a process each."""
 
 import json
 from collections.abc import Callable
@@ -28,7 +28,7 @@ Dispatcher = Callable[..., Ran]
 
 
 def run_command(*arguments: str, **options: Any) -> Ran:
-    """Run a command in this process; `main` turns an error into the same code and text."""
+    """Runs a command in this process; `main` turns an error into the same code and text."""
     result = CliRunner().invoke(app, arguments, **options)
     error = result.exception
     if isinstance(error, DispatcherError):

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def dispatcher(mongo, database, monkeypatch) -> Dispatcher:
-    """Runs a command about the test's own state."""
+    """Runs a command on the test's own state."""
     monkeypatch.setenv("DISPATCHER_URL", mongo.url)
     monkeypatch.setenv("DISPATCHER_STATE_DATABASE", f"{database}_state")
     return run_command
 
 
-# As root, and without Chromium's own traffic.
+# Works as root, and without Chromium's own traffic.
 FLAGS = (
     "--no-sandbox",
     "--disable-gpu",

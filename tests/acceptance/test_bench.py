@@ -1,4 +1,4 @@
-"""`make bench` in very short: it runs, and its result has the shape that others read. Figures are not judged."""
+"""A very short `make bench` runs, and its result has the documented shape. The test does not judge the figures."""
 
 import json
 import subprocess
@@ -26,7 +26,7 @@ OUR_ROWS = [
     *("delete_stamped", "delete_many_stamped", "save", "update"),
     *("send", "backlog"),
 ]
-SUITES = ["load", "writes", "signals", "backlog"]  # processes take their time to start; CI measures all, --quick
+SUITES = ["load", "writes", "signals", "backlog"]  # processes start slowly; CI measures all with --quick
 PEER_ROWS = {"load_motor", "load_beanie", "load_mongoengine", "send_django", "send_blinker"}
 SIZES = {
     "rounds": 1,
@@ -80,7 +80,7 @@ def test_the_result(mongo, tmp_path):
     assert ">= 0.25x" in run.stdout
     assert "<= 1.1x" in run.stdout
     assert "MongoDB" in run.stdout
-    assert "[d async for d in collection.find()]" in run.stdout  # and not taken for markup
+    assert "[d async for d in collection.find()]" in run.stdout  # not interpreted as markup
     assert "--peers has them" in run.stdout
     result = json.loads(path.read_text())
     assert set(result) == {"format", "at", "machine", "plan", "rows"}
@@ -110,7 +110,7 @@ def test_rows_against_peers(mongo, tmp_path):
     assert set(versions) == set(peers.PACKAGES)
     for name, packages in versions.items():
         assert f"{name} {packages[name]}" in run.stdout
-        assert peers.PACKAGES.keys() & packages.keys() == {name}  # each has an environment of its own
+        assert peers.PACKAGES.keys() & packages.keys() == {name}  # each has its own environment
 
 
 @pytest.mark.slow
@@ -127,10 +127,10 @@ def test_suites_can_be_chosen(mongo, tmp_path):
 
 @pytest.mark.slow
 def test_the_environments_of_the_peers(tmp_path, monkeypatch):
-    """Made once, and made anew when something else is to be in one of them."""
+    """An environment is created once, and again when its packages change."""
     said, directory, packages = [], tmp_path / "peers", tmp_path / "packages.txt"
     packages.touch()
-    monkeypatch.setattr(peers, "PACKAGES", {"one": ("--requirement", str(packages))})  # nothing from a registry
+    monkeypatch.setattr(peers, "PACKAGES", {"one": ("--requirement", str(packages))})  # no package from a registry
     assert peers.existing_peers(directory) is None
     made = peers.set_up_peers(said.append, directory)
     assert made.versions == {"one": {}}
@@ -142,11 +142,11 @@ def test_the_environments_of_the_peers(tmp_path, monkeypatch):
     assert peers.existing_peers(directory) is None
     with pytest.raises(BenchmarkFailed, match=r"(?s)environment of one .*--no-peers does without.*not-there"):
         peers.set_up_peers(said.append, directory)
-    assert peers.existing_peers(directory) is None  # half of one is none
+    assert peers.existing_peers(directory) is None  # an incomplete environment does not count
 
 
-def test_peers_are_the_versions_that_we_have():
-    """Where both sides use a package, neither has a better one."""
+def test_peers_have_the_same_dependency_versions():
+    """Both sides use the same version of a shared package."""
 
     def pins(name):
         lines = (ROOT / name).read_text().splitlines()
@@ -158,7 +158,7 @@ def test_peers_are_the_versions_that_we_have():
     assert {name: ours[name] for name in common} == {name: theirs[name] for name in common}
 
 
-def test_a_side_that_fails():
+def test_a_failing_side_is_an_error():
     with Worker(sys.executable, "nowhere", "mongodb://localhost") as worker:
         with pytest.raises(BenchmarkFailed, match=r"(?s)nowhere ended.*No module named"):
             worker.wait_ready()
@@ -166,8 +166,8 @@ def test_a_side_that_fails():
             worker.measure("load", 1)
 
 
-def test_a_side_that_loads_too_few(mongo):
-    """A count that is wrong would make a rate that is wrong."""
+def test_a_side_with_too_few_documents_is_an_error(mongo):
+    """A wrong count makes a wrong rate."""
     side = Side("mongoz_odm", "find")
     comparison = Comparison("key", "what", "about", "peer", side, side, "/s")
     plan = Plan(rounds=1, changes=1, writes=1, documents=1, loads=1, operations=1, sends=1, long=1, waits=1)
@@ -175,7 +175,7 @@ def test_a_side_that_loads_too_few(mongo):
         measured_rows(Setting(mongo.url, plan, None, lambda _: None), [comparison], portions=1, count=987654321)
 
 
-def test_a_flag_out_of_range():
+def test_a_flag_out_of_range_is_an_error():
     assert bench("--rounds", "0").returncode == 2
 
 

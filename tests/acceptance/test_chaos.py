@@ -1,4 +1,4 @@
-"""`make chaos` in very short, each scenario by itself, and that its judgement would not miss anything."""
+"""A very short `make chaos` per scenario, and tests of its judgement."""
 
 import json
 import subprocess
@@ -64,7 +64,7 @@ def test_reconnects_in_short(mongo, tmp_path):
     assert (by_name["reconnects"] >= 300, by_name["lost"]) == (True, 0)
 
 
-def test_a_scenario_that_there_is_not():
+def test_an_unknown_scenario_is_an_error():
     result = chaos("kill")
     assert result.returncode == 2
     assert "there is no scenario 'kill'" in result.stderr
@@ -75,7 +75,7 @@ def entry(n, *, name="a", term=1, origin="stream", delivery=None, pid=7, **chang
     return plain._replace(**{"receiver": "note", "pid": pid, "began": n, **changes})
 
 
-# Of document a, 2 and 4 are the application's own writes; the daemon was killed after 3.
+# The application's own writes of document a are 2 and 4; the daemon was killed after 3.
 GOOD = [
     entry(0),
     entry(1),
@@ -96,7 +96,7 @@ def judged(entries=GOOD, **changes):
     return {figure.name: figure.value for figure in counted if not figure.holds}, counted
 
 
-def test_what_is_right_is_not_called_wrong():
+def test_correct_deliveries_pass():
     wrong, counted = judged()
     assert wrong == {}
     values = {figure.name: figure.value for figure in counted}
@@ -126,7 +126,7 @@ def test_what_is_right_is_not_called_wrong():
     ],
     ids=lambda value: ", ".join(value) if isinstance(value, dict) else None,
 )
-def test_what_is_wrong_with_plain_receivers_is_found(entries, wrong):
+def test_errors_of_plain_receivers_are_found(entries, wrong):
     assert judged(entries)[0] == wrong
 
 
@@ -139,7 +139,7 @@ def test_what_is_wrong_with_plain_receivers_is_found(entries, wrong):
         ([*ALL, 6], {"transactional effects of nothing": 1}),
     ],
 )
-def test_what_is_wrong_with_a_transactional_receiver_is_found(book, wrong):
+def test_errors_of_a_transactional_receiver_are_found(book, wrong):
     assert judged(books={"a": book})[0] == wrong
 
 
@@ -151,13 +151,13 @@ def test_doomed_writes_must_become_dead_letters():
     assert judged(letters={"note": {("a", 5)}})[0] == {"dead letters of what could be delivered": 1}
 
 
-def test_what_else_must_not_be():
+def test_other_errors_are_found():
     assert judged(deaths=["it fell over"])[0] == {"ended other than it should": 1}
     assert judged(peak_mb=151.0)[0] == {"peak memory of a daemon": 151.0}
     assert judged(wanted=2)[0] == {"kills": 1}
 
 
-def test_a_repeat_has_the_cause_that_befell_who_delivered_before():
+def test_the_cause_of_a_repetition_is_the_last_fault_of_the_previous_process():
     events = [Event(5, "stop", 7), Event(6, "kill", 9), Event(20, "kill", 8)]
     repeated = [entry(1, pid=7), entry(1, term=2, pid=8, at=10), entry(1, term=3, pid=6, at=30)]
     assert causes(repeated, events) == {"stop": 1, "kill": 1}

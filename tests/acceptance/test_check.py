@@ -1,4 +1,4 @@
-"""`dispatcher check` as operators know it."""
+"""`dispatcher check` on the command line."""
 
 import json
 

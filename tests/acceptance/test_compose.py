@@ -1,7 +1,7 @@
-"""The compose file: well-formed, pinned, unprivileged, and made of commands that work.
+"""The compose file is well-formed, pinned and unprivileged, and its commands work.
 
-There is no engine here. So `docker-compose config` reads the file, and its commands run by hand on an embedded
-server, with their environment; only the address of the server is another one.
+The test needs no engine: `docker-compose config` reads the file, and its commands run on an embedded
+server with their environment, except for the address of the server.
 """
 
 import json
@@ -41,7 +41,7 @@ def seconds(text: str) -> int:
     return int(text[:-1])
 
 
-# -- what the file says ------------------------------------------------------------------------------
+# -- the file ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("profile", [None, "writer", "monitoring"])
@@ -116,7 +116,7 @@ def test_the_image_has_the_files_of_its_build():
 
 
 def mounts(name: str) -> dict[str, str]:
-    """Where a service sees what of this repository."""
+    """The paths of a service and the mounted paths of this repository."""
     bound = (volume for volume in SERVICES[name]["volumes"] if volume.startswith("./"))
     return {target: source for source, target, mode in (volume.split(":") for volume in bound) if mode == "ro"}
 
@@ -144,13 +144,13 @@ def test_grafana_finds_prometheus_and_the_dashboard():
     assert (ROOT / seen[shown]).is_file()
 
 
-# -- what its commands do ----------------------------------------------------------------------------
+# -- the commands ------------------------------------------------------------------------------------
 
 
 def environment(service: str, mongo: EmbeddedMongo) -> dict[str, str]:
     said = SERVICES[service]["environment"]
     values = {name: value.replace(URL, mongo.url) for name, value in said.items() if not value.startswith("${")}
-    values["DISPATCHER_HTTP"] = "127.0.0.1:0"  # not for other machines to see, as it is in a container
+    values["DISPATCHER_HTTP"] = "127.0.0.1:0"  # not reachable from other machines, as in a container
     return {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]), **values}
 
 
@@ -213,13 +213,13 @@ def test_the_image_and_the_service_have_the_same_command():
 
 @contextmanager
 def uninitiated_mongod(folder: Path) -> Iterator[int]:
-    """The service's command on a free port; its replica set is initiated by nobody yet."""
+    """The service's command on a free port, with an uninitiated replica set."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     program, *arguments = SERVICES["mongo"]["command"]
     assert program == "mongod"
-    # Not for other machines to see, as it is in a container.
+    # Not reachable from other machines, as in a container.
     arguments[arguments.index("--bind_ip_all")] = "--bind_ip=127.0.0.1"
     command = [str(find_mongod()), *arguments, "--port", str(port), "--dbpath", str(folder), "--nounixsocket"]
     with running(command, dict(os.environ), folder / "log"):

@@ -1,4 +1,4 @@
-"""The dashboard in a browser: a real daemon, and Chromium as an operator uses it."""
+"""The dashboard of a real daemon in Chromium."""
 
 import time
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ APP = "tests.acceptance.apps.dashboard:registry"
 TOKEN = "sixteen letters or more"
 HOSTILE = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\">"
 
-# How much of a plot is filled: the area below its first line. At zero there is none.
+# The filled part of a plot: the area below its first line, none at zero.
 FILLED = """id => {
   const canvas = document.querySelector(`#${id} canvas`);
   const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
@@ -27,7 +27,7 @@ SCROLLS_SIDEWAYS = "document.documentElement.scrollWidth > window.innerWidth"
 
 
 class Watched:
-    """A page whose every complaint and request is noted."""
+    """A page with records of its errors and requests."""
 
     def __init__(self, browser: Browser, url: str, **options: Any) -> None:
         self.complaints: list[str] = []
@@ -42,7 +42,7 @@ class Watched:
         self.page.wait_for_selector("body[data-loaded]")
 
     def _complain(self, kind: str, text: str) -> None:
-        if kind in ("error", "warning") and "getImageData" not in text:  # that is us, see FILLED
+        if kind in ("error", "warning") and "getImageData" not in text:  # caused by this test, see FILLED
             self.complaints.append(text)
 
     def close(self) -> None:
@@ -87,7 +87,7 @@ def test_the_page_shows_deliveries_and_runs_no_content_of_documents(browser, sho
     watched = Watched(browser, url_of(shown))
     page = watched.page
     title = page.title()
-    assert page.evaluate(FILLED, "plot-throughput") < 200  # edges of letters
+    assert page.evaluate(FILLED, "plot-throughput") < 200  # antialiased edges of letters
     foreign["accounts"].insert_many([{"name": f"account {number}"} for number in range(200)])
     foreign["accounts"].insert_one({"name": HOSTILE})
     gaps = foreign.client[f"{foreign.name}_state"]["gaps"]
@@ -147,7 +147,7 @@ def test_the_last_hours_are_shown_on_request(browser, shown):
     context.close()
 
 
-def test_letters_that_are_too_many_to_count_are_so_many_or_more(browser, shown):
+def test_a_partial_count_of_dead_letters_is_shown_as_a_minimum(browser, shown):
     def with_many(route: Route) -> None:
         answer = route.fetch()
         many = {"dead_letter_count": 12345, "at_least": ["dead_letters"]}
@@ -162,7 +162,7 @@ def test_letters_that_are_too_many_to_count_are_so_many_or_more(browser, shown):
     watched.close()
 
 
-def test_an_answer_from_before_unlocking_locks_nothing(browser, shown):
+def test_an_answer_from_before_unlocking_does_not_lock_the_page(browser, shown):
     watched = Watched(browser, url_of(shown))
     page = watched.page
     held: list[Route] = []
@@ -247,7 +247,7 @@ def test_an_operator_retries_pauses_and_resumes(browser, shown, foreign, mended)
     assert watched.complaints == []
 
     page.reload()
-    expect(page.locator("#pause-all")).to_be_visible()  # the tab still knows the token
+    expect(page.locator("#pause-all")).to_be_visible()  # the tab still has the token
     shown.kill()
     expect(page.locator("#status")).to_have_text("no answer")
     watched.close()

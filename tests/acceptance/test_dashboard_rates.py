@@ -1,4 +1,4 @@
-"""The rates and percentiles that the page makes of counters, computed in a browser."""
+"""The rates and percentiles that the page computes from counters, in a browser."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +37,7 @@ def page(browser: Browser) -> Iterator[Page]:
 
 @pytest.fixture
 def points(page: Page) -> Any:
-    """Of samples, each the reports of members with their times, the points."""
+    """The points computed from samples; a sample has the reports of members with their times."""
 
     def points_of(*samples: dict[str, tuple[float, dict[str, Any]]]) -> list[dict[str, Any]]:
         said = [
@@ -59,7 +59,7 @@ def counts(**by_bound: int) -> list[int]:
     return found
 
 
-def test_rates_are_differences_by_the_time_between_reports(points):
+def test_a_rate_is_a_difference_divided_by_the_time_between_reports(points):
     first = {"a": (100.0, {"delivered": 1_000, "failed": 4})}
     *_, point = points(first, {"a": (102.0, {"delivered": 1_100, "failed": 5})})
     assert (point["delivered"], point["failed"], point["retried"]) == (50.0, 0.5, 0)
@@ -79,7 +79,7 @@ def test_a_new_member_does_not_count_its_earlier_deliveries(points):
     assert points({"a": (100.0, {"delivered": 10})}, new)[-1]["delivered"] == 0
 
 
-def test_a_member_that_left_counts_no_more(points):
+def test_a_member_that_left_does_not_count(points):
     *_, point = points(
         {"a": (100.0, {"delivered": 0}), "b": (100.0, {"delivered": 0})},
         {"a": (102.0, {"delivered": 20}), "b": (102.0, {"delivered": 20})},
@@ -88,12 +88,12 @@ def test_a_member_that_left_counts_no_more(points):
     assert point["delivered"] == 10
 
 
-def test_a_report_that_is_seen_twice_is_one(points):
+def test_a_repeated_report_counts_once(points):
     said = {"a": (103.0, {"delivered": 30})}
     assert points({"a": (100.0, {"delivered": 0})}, said, said)[-1]["delivered"] == 10
 
 
-def test_rates_follow_within_some_seconds(points):
+def test_rates_change_within_some_seconds(points):
     busy = [{"a": (float(second), {"delivered": 100 * second})} for second in range(0, 60, 2)]
     quiet = [{"a": (float(second), {"delivered": 6_000})} for second in range(60, 74, 2)]
     *_, point = points(*busy, *quiet)
@@ -115,7 +115,7 @@ def test_percentiles_are_of_the_latest_deliveries(points):
 
 
 @pytest.mark.parametrize("nonsense", [None, [1, 2], "x", {"0.1": 3}, ["a"] * 17])
-def test_counters_of_another_version_count_nothing(points, nonsense):
+def test_counters_of_another_version_are_ignored(points, nonsense):
     said = {"delivered": nonsense, "latency": nonsense, "lag_seconds": nonsense, "in_flight": nonsense}
     *_, point = points({"a": (100.0, said)}, {"a": (102.0, said)})
     assert (point["delivered"], point["p50_seconds"], point["lag_seconds"], point["in_flight"]) == (
@@ -130,7 +130,7 @@ def test_percentiles_are_computed_as_prometheus_does(page):
     def quantile(share: float, counted: list[int]) -> float | None:
         return page.evaluate("(args) => window.rates.quantile(...args)", [share, counted, list(BOUNDS)])
 
-    assert quantile(0.5, counts(_0_01=10)) == pytest.approx(0.0075)  # in the middle of 5 to 10 ms
+    assert quantile(0.5, counts(_0_01=10)) == pytest.approx(0.0075)  # the middle of 5 to 10 ms
     assert quantile(0.75, counts(_0_001=50, _1_0=50)) == pytest.approx(0.75)
     assert quantile(0.5, [0] * len(BOUNDS) + [7]) == BOUNDS[-1]
     assert quantile(0.5, [0] * (len(BOUNDS) + 1)) is None

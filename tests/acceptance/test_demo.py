@@ -1,4 +1,4 @@
-"""`dispatcher demo` as a newcomer runs it, and the parts of the sample application that it relies on."""
+"""`dispatcher demo` on the command line, and the parts of the sample application that it uses."""
 
 import json
 import os
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Family:
-    """Processes that we start, and all that they start: found by a mark in their environment."""
+    """The started processes and their children, found by a variable in their environment."""
 
     def __init__(self) -> None:
         self.mark = uuid.uuid4().hex
@@ -110,7 +110,7 @@ def test_a_demo_fails_with_an_error_if_its_dispatcher_dies(family: Family) -> No
     _, err = demo.communicate(timeout=PATIENCE)
     assert demo.returncode == 1
     assert "The dispatcher ended while changes were written (exit code -9)" in err
-    assert "dispatcher.started" in err  # its last words
+    assert "dispatcher.started" in err  # its last lines
     assert family.members() == []
 
 
@@ -127,7 +127,7 @@ def test_a_demo_fails_with_an_error_if_its_writer_dies(family: Family) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_demo_early_with_its_books_balanced(family: Family, number: int) -> None:
+def test_a_signal_ends_the_demo_early_with_a_complete_ledger(family: Family, number: int) -> None:
     demo = family.start("dispatcher", "demo", "--seconds", "60", cwd=ROOT)
     wait_for_a_delivery(demo)
     demo.send_signal(number)
@@ -138,7 +138,7 @@ def test_a_signal_ends_the_demo_early_with_its_books_balanced(family: Family, nu
 
 
 @pytest.mark.slow
-def test_a_killed_demo_takes_its_processes_with_it(family: Family) -> None:
+def test_a_killed_demo_leaves_no_process(family: Family) -> None:
     demo = family.start("dispatcher", "demo", "--seconds", "60", cwd=ROOT)
     wait_for_a_delivery(demo)
     members = family.members()
@@ -182,7 +182,7 @@ def test_the_writer_reports_exactly_the_changes_that_it_makes(family: Family, mo
         }
 
 
-async def test_a_repeated_delivery_takes_from_the_stock_once(mongo, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_repeated_delivery_reduces_the_stock_once(mongo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
     from examples.shop import receivers
     from examples.shop.models import Address, Order, Stock, registry

@@ -1,4 +1,4 @@
-"""What deploy/ has for Prometheus and Grafana: every name exists, alerts fire when they should and only then."""
+"""The Prometheus and Grafana files of deploy/: every name exists, and alerts fire exactly when they should."""
 
 import json
 import re
@@ -19,12 +19,12 @@ RULES = [rule for group in ALERTS["groups"] for rule in group["rules"]]
 DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboard.json").read_text())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 
-# What Prometheus, its client and its alerting add by themselves.
+# Names that Prometheus, its client and its alerting add.
 ADDED_LABELS = {"group", "instance", "job", "le"}
 
 
 def exposed() -> dict[str, set[str]]:
-    """Names of series, and the labels that they have."""
+    """Names of series and their labels."""
     series: dict[str, set[str]] = {}
     for metric in METRICS:
         endings = ("_bucket", "_sum", "_count") if metric.kind == "histogram" else ("",)
@@ -34,7 +34,7 @@ def exposed() -> dict[str, set[str]]:
 
 
 def expressions() -> Iterator[tuple[str, str]]:
-    """Where an expression stands, and the expression."""
+    """The place of an expression, and the expression."""
     for rule in RULES:
         yield rule["alert"], rule["expr"]
     for panel in PANELS:
@@ -60,7 +60,7 @@ def test_every_metric_and_label_exists(where: str, expression: str):
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
-def test_alerts_name_only_labels_that_their_expression_leaves(rule: dict[str, Any]):
+def test_alerts_name_only_labels_of_their_expression(rule: dict[str, Any]):
     text = " ".join(rule["annotations"].values())
     used = set(re.findall(r"\$labels\.(\w+)", text))
     aggregated = re.match(r"\w+ by \(([^)]*)\)|histogram_quantile", rule["expr"])
@@ -77,7 +77,7 @@ def test_legends_name_only_labels_that_exist(panel: dict[str, Any]):
             assert label in labels_of(target["expr"]) | {"instance"}, panel["title"]
 
 
-def test_panels_do_not_lie_on_each_other():
+def test_panels_do_not_overlap():
     taken: set[tuple[int, int]] = set()
     for panel in DASHBOARD["panels"]:
         place = panel["gridPos"]
@@ -117,9 +117,9 @@ def test_promtool_accepts_the_queries_of_the_dashboard(tmp_path: Path):
 
 MAIL = 'receiver="shop.mail",signal="post_save"'
 ZERO = 'partition="0"'
-HOURS = 200  # minutes that each series goes on
+HOURS = 200  # the length of each series in minutes
 
-# A group that does well: values of each series, minute by minute, in promtool's notation.
+# A healthy group: values of each series per minute, in promtool's notation.
 HEALTHY = {
     ("info", 'version="1"'): "1",
     ("partitions", ""): "1",
@@ -145,7 +145,7 @@ HEALTHY = {
     ("lease_changes_total", ""): "1",
 }
 
-# What is different when an alert fires, alone. None: there is no such series.
+# The different series of each alert. None: the series is missing.
 FIRING: dict[str, dict[tuple[str, str], str | None]] = {
     "DispatcherAbsent": dict.fromkeys(HEALTHY),
     "DispatcherPartitionsUnheld": {("partitions", ""): "2"},

@@ -1,4 +1,4 @@
-"""What deploy/ has for systemd and Kubernetes: well-formed, unprivileged, in keeping with the settings."""
+"""The systemd and Kubernetes files of deploy/ are well-formed, unprivileged, and agree with the settings."""
 
 import configparser
 import re
@@ -23,7 +23,7 @@ UNIT = DEPLOY / "systemd" / "dispatcher.service"
 KUBERNETES = {path.stem: path for path in sorted((DEPLOY / "kubernetes").glob("*.yaml"))}
 GRACE = Settings.model_fields["grace"].default
 
-# What the guide says a supervisor's stop time-out must have above --grace.
+# The margin above --grace that the guide asks of a supervisor's stop time-out.
 SPARE = 20
 
 
@@ -49,7 +49,7 @@ def test_systemd_accepts_the_unit_and_finds_it_hardened(tmp_path: Path):
     unit.write_text(text)
     done = subprocess.run([program, "verify", str(unit)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    security = [program, "security", "--offline=true", "--threshold=20", str(unit)]  # of 100, less is better
+    security = [program, "security", "--offline=true", "--threshold=20", str(unit)]  # out of 100, less is better
     done = subprocess.run(security, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
@@ -74,7 +74,7 @@ def test_systemd_does_not_restart_after_an_error_that_remains():
 
 
 def variables() -> set[str]:
-    """Every environment variable that `dispatcher run` knows."""
+    """Every environment variable of `dispatcher run`."""
     return {
         "DISPATCHER_APP",
         "DISPATCHER_IMPORT",
@@ -122,7 +122,7 @@ def test_every_manifest_has_a_kind_and_the_label(name: str):
     assert read["metadata"]["labels"] == {"app.kubernetes.io/name": "dispatcher"}
 
 
-def test_everything_selects_the_pods():
+def test_every_selector_selects_the_pods():
     labels = pod()["metadata"]["labels"]
     spread = pod()["spec"]["topologySpreadConstraints"]
     selectors = [
@@ -149,11 +149,11 @@ def test_pods_are_unprivileged_and_may_drain():
     }
 
 
-def test_one_stays_at_work_when_nodes_are_drained():
+def test_one_pod_stays_available_when_nodes_are_drained():
     assert manifest("pod-disruption-budget")["spec"]["minAvailable"] < manifest("deployment")["spec"]["replicas"]
 
 
-def test_all_speak_of_one_port():
+def test_all_manifests_use_one_port():
     (listen,) = [one["value"] for one in container()["env"] if one["name"] == "DISPATCHER_HTTP"]
     assert listen == f"0.0.0.0:{port()}"
     (service,) = manifest("service")["spec"]["ports"]
@@ -163,7 +163,7 @@ def test_all_speak_of_one_port():
     assert pod()["metadata"]["annotations"]["prometheus.io/port"] == str(port())
 
 
-def test_probes_and_scrapes_ask_for_paths_that_are_answered():
+def test_probes_and_scrapes_use_existing_paths():
     observer = Observer(Stats(), group="any", settings=Settings(), gauges=dict)
     answered = {route.path for route in make_app(observer).routes if isinstance(route, Route)}
     probes = [container()[f"{kind}Probe"]["httpGet"] for kind in ("startup", "liveness", "readiness")]

@@ -1,4 +1,4 @@
-"""A process that has no file descriptors left: at its start, and while it runs."""
+"""A process without free file descriptors, at its start and later."""
 
 import asyncio
 import errno
@@ -21,7 +21,7 @@ from tests.support import PATIENCE, Daemon, daemon, eventually_sync
 
 pytestmark = pytest.mark.slow
 
-# Takes all descriptors, and gives them back.
+# Takes all descriptors, and releases them.
 HOLDER = """\
 import os, pathlib
 held = []
@@ -61,13 +61,13 @@ def loop(request, tmp_path) -> str:
 
 
 def limited(limit: int) -> tuple[str, ...]:
-    """A program that runs another one with so many descriptors."""
+    """A program that runs another one with this limit of descriptors."""
     return ("sh", "-c", f'ulimit -n {limit} && exec "$@"', "sh")
 
 
 @pytest.mark.parametrize("limit", [5, 9, 10, 14, 22])
-def test_a_limit_that_is_too_low_for_a_start_is_named(limit, loop, tmp_path, monkeypatch):
-    """Without a look at it, each of these fails at another place, and uvloop aborts the process."""
+def test_a_limit_too_low_for_a_start_is_named(limit, loop, tmp_path, monkeypatch):
+    """Without the check, each limit fails at another place, and uvloop aborts the process."""
     monkeypatch.setattr(Daemon, "launcher", limited(limit))
     app = write_app(tmp_path, "mongodb://127.0.0.1:1/", receivers=RECEIVER)
     with daemon(app, "--connect-timeout", "0.5", cwd=tmp_path) as running:
@@ -78,7 +78,7 @@ def test_a_limit_that_is_too_low_for_a_start_is_named(limit, loop, tmp_path, mon
     assert "LimitNOFILE=" in told
 
 
-def test_the_lowest_limit_that_is_accepted_is_enough(loop, tmp_path, mongo, database, foreign, monkeypatch):
+def test_the_lowest_accepted_limit_is_sufficient(loop, tmp_path, mongo, database, foreign, monkeypatch):
     monkeypatch.setattr(Daemon, "launcher", limited(40))
     app = write_app(tmp_path, mongo.url, receivers=RECEIVER, database=database)
     with daemon(app, "--state-database", f"{database}_state", "--http", "127.0.0.1:0", cwd=tmp_path) as running:
@@ -87,14 +87,14 @@ def test_the_lowest_limit_that_is_accepted_is_enough(loop, tmp_path, mongo, data
 
 
 @pytest.mark.parametrize("then", ["", "import xml.dom.minidom\n", "raise RuntimeError from OSError(24, 'x')\n"])
-def test_an_application_that_takes_all_descriptors_is_told_the_limit(then, tmp_path):
+def test_the_error_of_an_application_that_takes_all_descriptors_names_the_limit(then, tmp_path):
     app = write_app(tmp_path, "mongodb://127.0.0.1:1/", receivers=f"{RECEIVER}{HOLDER}hold()\n{then}")
     result = run("run", app, "--connect-timeout", "0.5", cwd=tmp_path)
     assert result.returncode == ExitCode.TOO_MANY_FILES, result.stderr
     assert_one_error(result, "Too many open files")
 
 
-def test_a_lack_of_descriptors_is_found_wherever_it_is():
+def test_a_lack_of_descriptors_is_found_in_nested_errors():
     lack = OSError(errno.EMFILE, "Too many open files")
     later = RuntimeError("Cannot close a running event loop")
     later.__context__ = lack
@@ -108,8 +108,8 @@ def test_a_lack_of_descriptors_is_found_wherever_it_is():
     assert lack_in(CannotConnect("nothing answers")) is None
 
 
-def test_http_comes_back_when_descriptors_are_free_again(loop, tmp_path, mongo, database, foreign, monkeypatch):
-    """Clients that come meanwhile wait, and are answered then; deliveries go on."""
+def test_http_answers_when_descriptors_are_free_again(loop, tmp_path, mongo, database, foreign, monkeypatch):
+    """Clients wait meanwhile and are answered then; deliveries continue."""
     monkeypatch.setattr(Daemon, "launcher", limited(100))
     app = write_app(tmp_path, mongo.url, receivers=HOLDING, database=database)
     state = ("--state-database", f"{database}_state", "--http", "127.0.0.1:0")

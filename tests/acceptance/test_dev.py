@@ -1,4 +1,4 @@
-"""`dispatcher dev` as a developer runs it: save a file, and see what it does."""
+"""`dispatcher dev` on the command line: it reloads saved files."""
 
 import os
 import re
@@ -43,7 +43,7 @@ async def greet(sender, instance, **kwargs):
 
 
 class Dev:
-    """A running `dispatcher dev` in a directory of its own."""
+    """A running `dispatcher dev` in its own directory."""
 
     def __init__(self, directory: Path) -> None:
         self.app = directory / "app.py"
@@ -70,7 +70,7 @@ class Dev:
                 self.lines.put(line)
 
     def wait_for(self, pattern: str, timeout: float = PATIENCE) -> re.Match[str]:
-        """The next line with this in it."""
+        """The next line that contains this text."""
         deadline = time.monotonic() + timeout
         with suppress(Empty):
             while (left := deadline - time.monotonic()) > 0:
@@ -83,7 +83,7 @@ class Dev:
         self.app.write_text(APP.replace(old, new))
 
     def members(self) -> list[psutil.Process]:
-        """All processes that it has to do with."""
+        """All its processes."""
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
@@ -112,7 +112,7 @@ def test_dev_delivers_and_follows_the_code_through_good_and_bad_saves(dev: Dev) 
     url = dev.wait_for(r"mongodb://\S+")[0]
     shown = dev.wait_for(r"Dashboard: (http://127\.0\.0\.1:\d+)/dashboard/#token=(\S+)")
     dev.wait_for("dispatcher.started")
-    dev.wait_for(shown[1])  # it listens there
+    dev.wait_for(shown[1])  # its address
     request = urllib.request.Request(f"{shown[1]}/dashboard/api/unlock", b"{}")
     request.add_header("Authorization", f"Bearer {shown[2]}")
     request.add_header("Content-Type", "application/json")
@@ -132,7 +132,7 @@ def test_dev_delivers_and_follows_the_code_through_good_and_bad_saves(dev: Dev) 
         dev.rewrite("async def greet(", "async def greet((")
         dev.wait_for("SyntaxError")
         dev.wait_for(r"ended \(exit code 10\); waiting for a change")
-        users.insert_one({"name": "Grace"})  # nobody listens now, and nothing is lost
+        users.insert_one({"name": "Grace"})  # no process listens now, and nothing is lost
 
         dev.rewrite("HELLO", "WELCOME BACK")
         dev.wait_for("WELCOME BACK Grace")
@@ -150,7 +150,7 @@ def test_dev_ends_on_sigterm(dev: Dev) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_dev_takes_its_processes_with_it(dev: Dev) -> None:
+def test_a_killed_dev_leaves_no_process(dev: Dev) -> None:
     dev.wait_for("dispatcher.started")
     members = dev.members()
     dev.process.kill()
@@ -160,7 +160,7 @@ def test_a_killed_dev_takes_its_processes_with_it(dev: Dev) -> None:
 
 
 def test_installed_packages_are_not_watched_as_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the virtual environment is called: pip would start the dispatcher again, file by file."""
+    """For any name of the virtual environment: pip would restart the dispatcher for each file."""
     installed = tmp_path / "venv" / "bin"
     installed.mkdir(parents=True)
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "venv"))

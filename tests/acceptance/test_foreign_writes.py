@@ -1,4 +1,4 @@
-"""The main job, as an operator sees it: each kind of foreign write, through the real command."""
+"""Each kind of foreign write reaches its receivers through the real command."""
 
 import contextlib
 import json
@@ -13,7 +13,7 @@ from tests.support import daemon, eventually_sync
 RECORDER = "tests.acceptance.apps.recorder:registry"
 ID = ObjectId()
 
-# (what is there before, the foreign client's call, the calls it must lead to)
+# (existing documents, the foreign client's call, the expected calls of receivers)
 KNOWN = {"name": "Ada", "age": 1}
 WRITES = {
     "insert_one": (None, lambda c: c.insert_one({"_id": ID, **KNOWN}), [("post_save", {"created": True})]),
@@ -85,7 +85,7 @@ KEYWORDS = {
 
 @pytest.fixture
 def record(mongo, database, tmp_path):
-    """The environment of the recording application, and reading what it recorded."""
+    """The environment of the recording application, and a reader of its records."""
     path = tmp_path / "record"
     path.touch()
 
@@ -102,7 +102,7 @@ def record(mongo, database, tmp_path):
 
 
 def test_each_kind_of_foreign_write_reaches_the_right_receiver(record, foreign, tmp_path):
-    """One daemon for all of them. Markers are inserts of the same document: only one document has an order."""
+    """One daemon serves all writes. Markers are inserts of the same document, because only it has an order."""
     users = foreign["users"]
 
     def mark(name):
@@ -135,11 +135,11 @@ def test_each_kind_of_foreign_write_reaches_the_right_receiver(record, foreign, 
 
 
 def calls_between(record, first, last):
-    """What the receivers were called with between the two markers."""
+    """The calls of the receivers between the two marker inserts."""
 
     def marks():
         calls = record()
-        # Deletes have no name; an update's instance may be as it is by now, so only inserts are looked at.
+        # Deletes have no name, and an update may have a later instance, so only inserts are compared.
         names = [call["instance"].get("name") if call.get("created") else None for call in calls]
         return [calls[names.index(first) + 1 : names.index(last)]] if last in names else None
 
@@ -147,8 +147,8 @@ def calls_between(record, first, last):
 
 
 @pytest.mark.slow
-def test_it_survives_the_server(tmp_path):
-    """The server dies and comes back: the daemon waits for it, and nothing of before or after is lost."""
+def test_a_daemon_survives_a_restart_of_the_server(tmp_path):
+    """The daemon waits for the server, and no change before or after is lost."""
     data = tmp_path / "data"
     record = tmp_path / "record"
     record.touch()

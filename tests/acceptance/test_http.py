@@ -1,4 +1,4 @@
-"""What a daemon answers over HTTP: probes, metrics, status; Prometheus itself asks as well."""
+"""The HTTP answers of a daemon: probes, metrics and status, also scraped by Prometheus."""
 
 import asyncio
 import contextlib
@@ -43,7 +43,7 @@ def running(ledger, foreign, tmp_path) -> Iterator[Daemon]:
 
 
 def address_of(running: Daemon) -> str:
-    """Where it answers, once it does."""
+    """Waits for the HTTP address of a daemon."""
     (listening,) = eventually_sync(lambda: running.lines("http.listening"), within=60, what=running.log)
     return listening["address"]
 
@@ -63,7 +63,7 @@ def get_json(url: str) -> tuple[int, dict]:
 
 
 def metric(address: str, name: str, **labels: str) -> float | None:
-    """The sum of a metric's samples that have these labels; None if there are none."""
+    """The sum of a metric's samples with these labels; None without samples."""
     status, body = get(f"{address}/metrics")
     assert status == 200
     values = [
@@ -126,7 +126,7 @@ def test_answers_are_safe_and_only_for_this_machine(running):
 
 @pytest.fixture
 async def served(monkeypatch) -> AsyncIterator[Address]:
-    """The server alone, with less patience."""
+    """The HTTP server alone, with short time limits."""
     monkeypatch.setattr(connections, "PATIENCE", 0.5)
     observer = Observer(Stats(), group="g", settings=Settings(), gauges=dict)
     web = Web(Settings(http="127.0.0.1:0", http_token="sixteen letters or more"), observer)
@@ -160,7 +160,7 @@ HEAD = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n"
 
 async def test_idle_clients_do_not_keep_others_from_an_answer(served, monkeypatch):
     monkeypatch.setattr(connections, "PATIENCE", 60.0)
-    assert await ask(served) == OK  # it is loaded
+    assert await ask(served) == OK  # it is open
     idle = [await asyncio.open_connection(*served) for _ in range(connections.MOST_CONNECTIONS + 50)]
     for _, writer in idle[60:]:
         writer.write(HEAD)
@@ -168,10 +168,10 @@ async def test_idle_clients_do_not_keep_others_from_an_answer(served, monkeypatc
         assert await ask(served, path) == OK
     for reader, _ in idle[:50]:
         with contextlib.suppress(ConnectionResetError):
-            assert await asyncio.wait_for(reader.read(), PATIENCE) == b"", "the oldest go"
+            assert await asyncio.wait_for(reader.read(), PATIENCE) == b"", "the oldest connections are closed"
     reader, writer = idle[-1]
     writer.write(b"Connection: close\r\n\r\n")
-    assert await asyncio.wait_for(reader.readline(), PATIENCE) == OK, "the newest stay"
+    assert await asyncio.wait_for(reader.readline(), PATIENCE) == OK, "the newest connections stay"
     for _, writer in idle:
         writer.close()
 
@@ -194,7 +194,7 @@ SLOW = {
 
 
 @pytest.mark.parametrize("sent", SLOW.values(), ids=list(SLOW))
-async def test_a_client_that_keeps_it_waiting_is_sent_away(served, sent):
+async def test_a_slow_client_is_disconnected(served, sent):
     reader, writer = await asyncio.open_connection(*served)
 
     async def send() -> None:
@@ -212,7 +212,7 @@ async def test_a_client_that_keeps_it_waiting_is_sent_away(served, sent):
     assert await ask(served) == OK
 
 
-async def test_it_is_not_ready_while_the_server_is_gone(ledger, mongo, foreign, tmp_path):
+async def test_a_daemon_is_not_ready_while_the_server_is_away(ledger, mongo, foreign, tmp_path):
     foreign.create_collection("accounts", **IMAGES)
     async with proxied(mongo.url) as proxy:
         environment = {**ledger.environment, "LEDGER_URL": proxy.url}
@@ -239,7 +239,7 @@ async def test_it_is_not_ready_while_the_server_is_gone(ledger, mongo, foreign, 
             assert running.process.returncode == ExitCode.OK
 
 
-def test_a_port_that_is_taken(tmp_path, mongo):
+def test_an_explicit_port_in_use_is_an_error(tmp_path, mongo):
     app = write_app(tmp_path, mongo.url, receivers=RECEIVER)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         where = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -276,14 +276,14 @@ def test_an_error_of_the_http_server_is_logged_with_its_cause(capsys):
     assert "ZeroDivisionError: the cause" in logged
 
 
-def test_an_address_that_is_none(tmp_path):
+def test_an_invalid_address_is_an_error(tmp_path):
     app = write_app(tmp_path, "mongodb://localhost", receivers=RECEIVER)
     result = run("run", app, "--http", "localhost:http", cwd=tmp_path)
     assert result.returncode == ExitCode.USAGE
     assert "--http" in result.stderr
 
 
-def test_prometheus_scrapes_it(running, foreign, tmp_path):
+def test_prometheus_scrapes_a_daemon(running, foreign, tmp_path):
     prometheus = need("prometheus")
     address = address_of(running)
     foreign["accounts"].insert_many([{"name": name, "n": 1} for name in "abc"])

@@ -1,4 +1,4 @@
-"""A log that can't be written, and descriptors that are closed, decide about nothing else."""
+"""Unwritable logs and closed descriptors do not affect deliveries."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from dispatcher.exceptions import ExitCode
 from tests.acceptance.test_run import RECEIVER, write_app
 from tests.support import ROOT, eventually_sync
 
-# Each delivery says much on stderr, in several ways, and notes on disk that it was made.
+# Each delivery writes much to stderr, in several ways, and a record to disk.
 RECEIVERS = """
 import asyncio, logging, os, sys, warnings
 @post_save(Thing, retry=1)
@@ -38,10 +38,10 @@ COUNT = 20
 
 
 class Running:
-    """A dispatcher with descriptors of the test's choice.
+    """A dispatcher with given descriptors.
 
     Attributes:
-        port: where it answers over HTTP.
+        port: its HTTP port.
     """
 
     def __init__(self, app: str, cwd: Path, port: int, *arguments: str, shell: str = "", **streams: Any) -> None:
@@ -111,7 +111,7 @@ def free_port() -> int:
 
 @contextmanager
 def full_pipe() -> Iterator[tuple[int, int]]:
-    """The two ends of a pipe that takes nothing more."""
+    """The two ends of a full pipe."""
     theirs, ours = os.pipe()
     os.set_blocking(ours, False)
     with suppress(BlockingIOError):
@@ -140,10 +140,10 @@ def read_until(descriptor: int, enough: bytes, *, within: float = 60) -> bytes:
 def test_a_full_pipe_delays_no_delivery_and_no_end(running):
     with full_pipe() as (_, ours), running(stderr=ours, stdout=subprocess.DEVNULL) as started:
         eventually_sync(lambda: started.dropped() > 0, within=60)
-    # SIGTERM ended it, though nobody read.
+    # SIGTERM ended it although the pipe was not read.
 
 
-def test_dropped_lines_are_named_once_the_pipe_is_read(running):
+def test_dropped_lines_are_counted_once_the_pipe_is_read(running):
     with full_pipe() as (theirs, ours), running(stderr=ours, stdout=subprocess.DEVNULL) as started:
         eventually_sync(lambda: started.dropped() > 0, within=60)
         read = read_until(theirs, b"log lines were dropped").decode()
@@ -156,7 +156,7 @@ def test_dropped_lines_are_named_once_the_pipe_is_read(running):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["full disk", "reader gone", "closed by a receiver"])
-def test_a_log_that_can_not_be_written_ends_nothing(what, running, tmp_path):
+def test_an_unwritable_log_does_not_end_the_dispatcher(what, running, tmp_path):
     if what == "full disk":
         with running(shell="2>/dev/full", stdout=subprocess.DEVNULL) as started:
             eventually_sync(lambda: started.dropped() > 0, within=60)
@@ -192,7 +192,7 @@ def test_output_of_receivers_delays_nothing(running):
         eventually_sync(lambda: started.dropped() > 0, within=60)
 
 
-def test_log_records_of_libraries_become_lines_too(running, tmp_path):
+def test_log_records_of_libraries_become_lines(running, tmp_path):
     with (tmp_path / "log").open("wb") as log, running(stderr=log, stdout=subprocess.DEVNULL, env={"WORDS": "1"}):
         pass
     said = (tmp_path / "log").read_text()
@@ -218,7 +218,7 @@ def test_closed_descriptors_harm_nothing(closed, running):
 
 
 @pytest.mark.slow
-def test_the_children_of_a_command_have_descriptors_as_well(tmp_path):
+def test_the_children_of_a_command_have_standard_descriptors(tmp_path):
     ended = subprocess.run(
         [
             "/bin/sh",
@@ -240,7 +240,7 @@ def test_the_children_of_a_command_have_descriptors_as_well(tmp_path):
     assert ended.returncode == ExitCode.OK
 
 
-def test_the_last_error_comes_out(tmp_path, mongo, database):
+def test_the_last_error_is_written(tmp_path, mongo, database):
     app = write_app(tmp_path, mongo.url, receivers="raise RuntimeError('last words')", database=database)
     ended = subprocess.run(
         [sys.executable, "-m", "dispatcher", "run", app],
@@ -268,9 +268,7 @@ def test_the_last_error_comes_out(tmp_path, mongo, database):
         *((command, "1") for command in ("--help", "status", "status --json")),
     ],
 )
-def test_results_that_can_not_be_written_are_an_error_that_names_stdout(
-    command, buffering, tmp_path, mongo, database, foreign
-):
+def test_unwritable_results_are_an_error_that_names_stdout(command, buffering, tmp_path, mongo, database, foreign):
     foreign.client[f"{database}_state"]["positions"].insert_one({"_id": "g", "group": "g", "partitions": 1})
     app = write_app(tmp_path, mongo.url, receivers=RECEIVER, database=database)
     with Path("/dev/full").open("wb") as full:
@@ -300,7 +298,7 @@ def test_results_that_can_not_be_written_are_an_error_that_names_stdout(
     assert "Exception ignored" not in ended.stderr
 
 
-def test_an_error_ends_a_command_with_its_code_though_nothing_can_be_written(tmp_path):
+def test_an_error_has_its_exit_code_although_nothing_can_be_written(tmp_path):
     ended = subprocess.run(
         ["/bin/sh", "-c", f"{sys.executable} -m dispatcher receivers nowhere:registry >/dev/full 2>&1"],
         cwd=tmp_path,
@@ -311,7 +309,7 @@ def test_an_error_ends_a_command_with_its_code_though_nothing_can_be_written(tmp
     assert ended.returncode == ExitCode.APPLICATION
 
 
-def test_a_pipe_that_another_process_made_non_blocking_gets_everything(tmp_path):
+def test_a_pipe_made_non_blocking_by_another_process_gets_everything(tmp_path):
     theirs, ours = os.pipe()
     os.set_blocking(ours, False)
     with suppress(BlockingIOError):
@@ -321,7 +319,7 @@ def test_a_pipe_that_another_process_made_non_blocking_gets_everything(tmp_path)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=ours, stderr=ours) as running:
         os.close(ours)
-        time.sleep(1)  # so that it meets the full pipe
+        time.sleep(1)  # so it meets the full pipe
         with os.fdopen(theirs, "rb") as pipe:
             said = pipe.read().lstrip(b".").decode()
     assert running.returncode == ExitCode.OK

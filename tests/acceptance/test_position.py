@@ -1,4 +1,4 @@
-"""`dispatcher position set` and `reset`: with a daemon that is stopped, one that was killed, one that runs."""
+"""`dispatcher position set` and `reset` with a stopped, a killed and a running daemon."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -44,13 +44,13 @@ def wait_for(ledger: Ledger, *numbers: int) -> None:
 
 
 def saved(running: Daemon, state: Any, group: str) -> None:
-    """Wait until nothing is in flight, stop, and look that nobody holds anything any more."""
+    """Waits until nothing is in flight, stops the daemon, and checks that no lease is held."""
     assert running.terminate() == ExitCode.OK
     assert [one["owner"] for one in state.positions.find({"group": group, "partition": {"$exists": 1}})] == [None]
 
 
 @pytest.mark.slow
-def test_moved_back_changes_are_delivered_again_and_moved_forward_a_gap_is_noted(
+def test_a_move_back_repeats_deliveries_and_a_move_forward_records_a_gap(
     ledger, foreign, state, start, dispatcher: Dispatcher, database
 ):
     with start() as running:
@@ -69,7 +69,7 @@ def test_moved_back_changes_are_delivered_again_and_moved_forward_a_gap_is_noted
     with start() as running:
         running.wait_started()
         wait_for(ledger, 1, 1, 2, 2, 3)
-        assert len({entry.delivery for entry in ledger()}) == 3  # it is the same deliveries, again
+        assert len({entry.delivery for entry in ledger()}) == 3  # the same deliveries again
         assert ledger()[-1].term > term + 1
         saved(running, state, database)
     write(foreign, 4)
@@ -85,14 +85,14 @@ def test_moved_back_changes_are_delivered_again_and_moved_forward_a_gap_is_noted
         wait_for(ledger, 1, 1, 2, 2, 3, 5)
 
 
-def test_after_a_reset_the_next_start_begins_at_its_own_moment(
+def test_after_a_reset_the_next_start_begins_at_the_current_time(
     ledger, foreign, state, start, dispatcher: Dispatcher, database
 ):
     with start("--partitions", "2") as running:
         running.wait_started()
         write(foreign, 1)
         wait_for(ledger, 1)
-        running.kill()  # it has left no lease behind that would count, on this machine
+        running.kill()  # its lease does not count, because the process is dead on this machine
     write(foreign, 2)
     before = {one["_id"]: one["term"] for one in state.positions.find({"partition": {"$exists": 1}})}
     moved = dispatcher("position", "reset", "--yes", "--json").json
@@ -113,7 +113,7 @@ def test_after_a_reset_the_next_start_begins_at_its_own_moment(
         assert dispatcher("position", "show").out.count("fingerprint") == 2
 
 
-def test_by_force_a_dispatcher_that_is_alive_goes_on_at_the_new_position(
+def test_with_force_a_running_dispatcher_continues_at_the_new_position(
     ledger, foreign, state, start, dispatcher: Dispatcher, database
 ):
     with start("--lease", "1") as running:
@@ -132,7 +132,7 @@ def test_by_force_a_dispatcher_that_is_alive_goes_on_at_the_new_position(
 
 @pytest.fixture
 def position(foreign, state) -> Any:
-    """A group that has a position, and never had a dispatcher."""
+    """A group with a position that never had a dispatcher."""
     time = foreign.client.admin.command("ping")["operationTime"]
     state.positions.insert_one({"_id": foreign.name, "group": foreign.name, "partitions": 1})
     document = {
@@ -163,7 +163,7 @@ def position(foreign, state) -> Any:
         ("", ExitCode.USAGE, "is not a point in time"),
     ],
 )
-def test_a_time_that_can_not_be(position, state, dispatcher: Dispatcher, at, code, says):
+def test_an_impossible_time_is_refused(position, state, dispatcher: Dispatcher, at, code, says):
     ran = dispatcher("position", "set", "--at", at, "--yes")
     assert (ran.code, says in ran.error) == (code, True), ran
     assert state.positions.find_one({"_id": position["_id"]}) == position
@@ -171,8 +171,8 @@ def test_a_time_that_can_not_be(position, state, dispatcher: Dispatcher, at, cod
 
 
 @pytest.mark.parametrize("at", ["2020-01-01", "825E0BE1000000000129295A1004", "1577836800,1"])
-def test_a_time_that_the_oplog_does_not_hold(position, state, dispatcher: Dispatcher, at):
-    """See also test_history_lost.py, with an oplog that has really lost it."""
+def test_a_time_outside_of_the_oplog_is_refused(position, state, dispatcher: Dispatcher, at):
+    """test_history_lost.py has an oplog that has really lost its history."""
     lost = {"failCommands": ["getMore"], "errorCode": 286, "appName": "mongoz-dispatcher-cli"}
     state.client.admin.command("configureFailPoint", "failCommand", mode={"times": 1}, data=lost)
     try:
@@ -189,7 +189,7 @@ def test_a_position_moves_only_if_it_exists_and_the_operator_confirms(position, 
     for arguments in (("set", "--at", "now"), ("reset",)):
         ran = dispatcher("position", *arguments)
         assert (ran.code, "--yes" in ran.error) == (ExitCode.USAGE, True)
-    assert dispatcher("position", "set", "--yes").code == ExitCode.USAGE  # it does not say where
+    assert dispatcher("position", "set", "--yes").code == ExitCode.USAGE  # the position is missing
     other = dispatcher("position", "reset", "--yes", "--group", "nobodys")
     assert other.code == ExitCode.NOT_FOUND
     assert state.positions.find_one({"_id": position["_id"]}) == position
@@ -198,7 +198,7 @@ def test_a_position_moves_only_if_it_exists_and_the_operator_confirms(position, 
     assert (unknown.code, "dispatcher setup" in unknown.error) == (ExitCode.NOT_FOUND, True)
 
 
-def test_a_token_and_a_cluster_time_are_taken_as_they_are(position, state, dispatcher: Dispatcher):
+def test_a_token_and_a_cluster_time_are_used_unchanged(position, state, dispatcher: Dispatcher):
     where = {"_id": position["_id"]}
     time = position["cluster_time"]
     token = position["token"] + "2B0229296E04"

@@ -1,4 +1,4 @@
-"""`dispatcher run` as operators know it: a process that is started, signalled and killed."""
+"""`dispatcher run` as a process that is started, signalled and killed."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from tests.support import PATIENCE, ROOT, Daemon, daemon, eventually_sync
 
 @pytest.fixture
 def ledger(mongo, database, tmp_path):
-    """Reads what the receivers of the ledger application noted; has its environment."""
+    """The ledger application: its environment, and a reader of its records."""
     return Ledger(tmp_path / "ledger", mongo.url, database)
 
 
@@ -25,7 +25,7 @@ def ledger(mongo, database, tmp_path):
 def test_five_kills_lose_nothing_and_keep_the_order(ledger, foreign, tmp_path):
     foreign.create_collection("accounts", **IMAGES)
     writer = Writer({ForeignClient(foreign["accounts"]): 1}, seed=5)
-    # Stragglers keep deliveries open over several saves of the position, which must not pass them.
+    # Slow deliveries stay open over several saves of the position, which must not pass them.
     slow = {"LEDGER_SLOWNESS": "0.004", "LEDGER_STRAGGLERS": "0.01", "DISPATCHER_SAVE_INTERVAL": "0.1"}
     arguments = {"cwd": tmp_path, **ledger.environment, **slow}
     first = Daemon(APP, **arguments)
@@ -48,7 +48,7 @@ def test_five_kills_lose_nothing_and_keep_the_order(ledger, foreign, tmp_path):
     assert {(e.name, e.n) for e in entries} == writer.written
     assert disorder(entries, writer.orders()) == []
     assert {e.image for e in entries} == {"post"}
-    # A repeated delivery says so: it carries the same id.
+    # A repeated delivery has the same id.
     ids = {(e.name, e.n): e.delivery for e in entries}
     assert len(set(ids.values())) == len(ids)
     assert all(ids[e.name, e.n] == e.delivery for e in entries)
@@ -82,7 +82,7 @@ def test_sigterm_under_load_loses_and_repeats_nothing(ledger, foreign, tmp_path)
     assert disorder(entries, writer.orders()) == []
 
 
-def test_it_runs_on_uvloop_and_logs_its_work(ledger, foreign, tmp_path):
+def test_a_daemon_runs_on_uvloop_and_logs_its_work(ledger, foreign, tmp_path):
     with daemon(APP, cwd=tmp_path, **ledger.environment) as running:
         running.wait_started()
         (started,) = running.lines("dispatcher.started")
@@ -97,8 +97,8 @@ def test_it_runs_on_uvloop_and_logs_its_work(ledger, foreign, tmp_path):
     assert "Traceback" not in running.log
 
 
-def test_a_second_signal_ends_it_at_once(tmp_path, mongo, database, foreign):
-    """The first one waits for the delivery that is in flight, which takes for ever."""
+def test_a_second_signal_ends_a_daemon_immediately(tmp_path, mongo, database, foreign):
+    """The first one waits for an endless delivery in flight."""
     receiver = (
         "import asyncio, pathlib\n"
         "@post_save(Thing)\n"
@@ -161,14 +161,14 @@ RECEIVER = "@post_save(Thing)\nasync def saved(sender, **kwargs): ...\n"
         ("mongoz.settings:settings", "not a registry", ExitCode.APPLICATION),
     ],
 )
-def test_an_app_that_can_not_be_used(app, says, code):
+def test_an_unusable_app_is_an_error(app, says, code):
     result = run("run", app)
     assert result.returncode == code
     assert_one_error(result, says)
 
 
 def assert_one_error(result: subprocess.CompletedProcess[str], says: str) -> None:
-    """One line that says what is wrong, one that says what to do, and no traceback."""
+    """One line with the error, one with the remedy, and no traceback."""
     lines = [line for line in result.stderr.splitlines() if not line.startswith("{")]
     assert len(lines) == 2, result.stderr
     assert lines[0].startswith("error: ")
@@ -180,7 +180,7 @@ def assert_one_error(result: subprocess.CompletedProcess[str], says: str) -> Non
 @pytest.mark.parametrize(
     "url", ["mongodb://", "http://localhost", "localhost:27017", "mongodb://u:secret@h:port/"]
 )
-def test_a_url_that_does_not_parse(tmp_path, url):
+def test_an_invalid_url_is_an_error(tmp_path, url):
     result = run("run", write_app(tmp_path, "mongodb://localhost", receivers=RECEIVER), "--url", url, cwd=tmp_path)
     assert result.returncode == ExitCode.CANNOT_CONNECT
     assert_one_error(result, "does not parse")
@@ -191,7 +191,7 @@ def test_a_url_that_does_not_parse(tmp_path, url):
     assert "secret" not in in_code.stderr.replace(str(tmp_path), "")
 
 
-def test_a_server_that_does_not_answer(tmp_path):
+def test_an_unreachable_server_is_an_error(tmp_path):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         app = write_app(tmp_path, f"mongodb://me:secret@127.0.0.1:{closed.getsockname()[1]}/", receivers=RECEIVER)
@@ -201,13 +201,13 @@ def test_a_server_that_does_not_answer(tmp_path):
     assert "secret" not in result.stderr
 
 
-def test_an_application_without_receivers(tmp_path, mongo):
+def test_an_application_without_receivers_is_an_error(tmp_path, mongo):
     result = run("run", write_app(tmp_path, mongo.url), cwd=tmp_path)
     assert result.returncode == ExitCode.NOTHING_TO_DELIVER
     assert_one_error(result, "None of the 1 documents of the registry")
 
 
-def test_a_registry_that_is_not_dispatched(tmp_path, mongo):
+def test_an_undispatched_registry_is_an_error(tmp_path, mongo):
     result = run("run", write_app(tmp_path, mongo.url, receivers=RECEIVER, dispatched=False), cwd=tmp_path)
     assert result.returncode == ExitCode.APPLICATION
     assert_one_error(result, "not dispatched")
@@ -216,7 +216,7 @@ def test_a_registry_that_is_not_dispatched(tmp_path, mongo):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", ["", "?replicaSet=rs0"])
-def test_a_standalone_server(tmp_path, options):
+def test_a_standalone_server_is_an_error(tmp_path, options):
     with embedded_mongo(replica_set=False) as server:
         app = write_app(tmp_path, f"mongodb://127.0.0.1:{server.port}/{options}", receivers=RECEIVER)
         result = run("run", app, "--connect-timeout", "1", cwd=tmp_path)
@@ -228,20 +228,20 @@ def test_a_standalone_server(tmp_path, options):
 @pytest.mark.parametrize(
     ("flag", "value"), [("--concurrency", "0"), ("--timeout", "-1"), ("--log-level", "loud"), ("--grace", "long")]
 )
-def test_a_flag_out_of_range(tmp_path, flag, value):
+def test_a_flag_out_of_range_is_an_error(tmp_path, flag, value):
     result = run("run", write_app(tmp_path, "mongodb://localhost", receivers=RECEIVER), flag, value, cwd=tmp_path)
     assert result.returncode == ExitCode.USAGE
     assert flag in result.stderr
 
 
-def test_a_flag_from_the_environment(tmp_path):
+def test_a_flag_can_come_from_the_environment(tmp_path):
     app = write_app(tmp_path, "mongodb://localhost", receivers=RECEIVER)
     result = run("run", app, cwd=tmp_path, DISPATCHER_CONCURRENCY="0")
     assert result.returncode == ExitCode.USAGE
     assert "concurrency" in result.stderr
 
 
-def test_a_position_edited_into_nonsense(ledger, foreign, tmp_path):
+def test_an_invalid_position_is_an_error(ledger, foreign, tmp_path):
     foreign.client[f"{foreign.name}_state"].positions.insert_one(
         {"_id": f"{foreign.name}:0", "term": 3, "token": "zz"}
     )
@@ -266,8 +266,8 @@ def test_receivers_and_position_show(ledger, foreign, tmp_path):
     assert stale.returncode == ExitCode.FAILED
 
 
-def test_sigterm_while_it_still_connects(tmp_path):
-    """A server that accepts and is silent: the daemon does not wait for it to say something."""
+def test_sigterm_ends_a_connecting_daemon(tmp_path):
+    """The server accepts and stays silent; the daemon does not wait for an answer."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.settimeout(PATIENCE)
         app = write_app(tmp_path, f"mongodb://127.0.0.1:{silent.getsockname()[1]}/", receivers=RECEIVER)
@@ -280,7 +280,7 @@ def test_sigterm_while_it_still_connects(tmp_path):
 
 
 def test_sigterm_does_not_wait_for_threads_of_receivers(tmp_path, mongo, database, foreign):
-    """Python itself would, without a limit."""
+    """Python itself waits without a limit."""
     receiver = (
         "import asyncio, pathlib, time\n"
         "@post_save(Thing)\n"
@@ -299,8 +299,8 @@ def test_sigterm_does_not_wait_for_threads_of_receivers(tmp_path, mongo, databas
     assert running.lines("dispatcher.left_behind")[0]["threads"]
 
 
-def test_sigterm_does_not_wait_for_receivers_that_refuse_to_end(tmp_path, mongo, database, foreign):
-    """They swallow every cancellation; asyncio itself would wait for them, without a limit."""
+def test_sigterm_does_not_wait_for_receivers_that_ignore_cancellation(tmp_path, mongo, database, foreign):
+    """asyncio itself waits for them without a limit."""
     receiver = (
         "import asyncio, pathlib\n"
         "@post_save(Thing)\n"

@@ -1,4 +1,4 @@
-"""`dispatcher setup` as operators know it: a command, its output and its exit codes."""
+"""`dispatcher setup` on the command line: its output and its exit codes."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def test_setup_then_writes_then_run(ledger, foreign, tmp_path):
     assert [(entry.n, entry.image) for entry in ledger()] == [(1, "post"), (2, "post")]
 
 
-def test_images_can_be_left_as_they_are(ledger, foreign):
+def test_setup_can_keep_images_unchanged(ledger, foreign):
     done = run("setup", APP, "--no-images", **ledger.environment)
     assert done.returncode == ExitCode.OK
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["state", "position"]

@@ -1,4 +1,4 @@
-"""Several dispatcher processes of one group: one is killed, stopped or put to sleep, and another takes over."""
+"""Takeovers between dispatcher processes of one group after SIGKILL, SIGTERM or SIGSTOP."""
 
 import signal
 import time
@@ -23,13 +23,13 @@ def ledger(mongo, database, tmp_path):
 
 @pytest.fixture
 def lease():
-    """Seconds of the daemons' leases."""
+    """The leases of the daemons in seconds."""
     return LEASE
 
 
 @pytest.fixture
 def two(ledger, foreign, tmp_path, lease):
-    """Two daemons; the first one holds the partition, the second one stands by."""
+    """Two daemons; the first one holds the partition, the second one is a standby."""
     foreign.create_collection("accounts", **IMAGES)
     arguments = {"cwd": tmp_path, **ledger.environment, "DISPATCHER_SAVE_INTERVAL": "0.1"}
     first = Daemon(APP, "--lease", str(lease), **arguments)
@@ -51,8 +51,8 @@ def write(foreign: Any, ledger: Ledger, number: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_standby_takes_over_within_the_lease_from_one_that_sleeps_and_keeps_it(ledger, foreign, two):
-    """SIGSTOP, longer than the lease: who wakes up late moves nothing back, and starts nothing."""
+def test_a_standby_takes_over_from_a_suspended_daemon_within_the_lease(ledger, foreign, two):
+    """SIGSTOP lasts longer than the lease: the resumed daemon moves no position and starts no delivery."""
     first, second = two
     positions = foreign.client[f"{foreign.name}_state"]["positions"]
     write(foreign, ledger, 1)
@@ -69,7 +69,7 @@ def test_a_standby_takes_over_within_the_lease_from_one_that_sleeps_and_keeps_it
     now = positions.find_one({"partition": 0})
     assert (now["owner"], now["term"]) == (saved["owner"], saved["term"])
     assert now["token"] >= saved["token"]
-    # Once the second term has begun, the first one starts nothing.
+    # After the second term begins, the first one starts no delivery.
     entries = ledger()
     begins = min(entry.at for entry in entries if entry.term == 2)
     assert [entry.n for entry in entries if entry.term == 1 and entry.at > begins] == []
@@ -79,12 +79,12 @@ def test_a_standby_takes_over_within_the_lease_from_one_that_sleeps_and_keeps_it
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lease", [1_000.0])
-def test_a_standby_takes_over_at_once_from_one_that_is_stopped_or_killed(ledger, foreign, two, tmp_path, lease):
-    """On the same machine it is known that who was killed is dead; elsewhere the lease would be waited for."""
+def test_a_standby_takes_over_immediately_from_a_stopped_or_killed_daemon(ledger, foreign, two, tmp_path, lease):
+    """On the same machine the death of a process is known; on another machine the lease must expire."""
     first, second = two
     write(foreign, ledger, 1)
     assert first.terminate() == ExitCode.OK
-    write(foreign, ledger, 2)  # its deadline is far within the lease
+    write(foreign, ledger, 2)  # the deadline is much shorter than the lease
     third = Daemon(APP, "--lease", str(lease), cwd=tmp_path, **ledger.environment)
     try:
         third.wait_started()
@@ -98,8 +98,8 @@ def test_a_standby_takes_over_at_once_from_one_that_is_stopped_or_killed(ledger,
 
 
 @pytest.mark.slow
-def test_of_a_machine_that_is_gone_the_lease_is_waited_for(ledger, foreign, two):
-    """Nobody elsewhere can know that a process is dead: the standby waits, for the lease and no longer."""
+def test_the_lease_of_a_lost_machine_must_expire(ledger, foreign, two):
+    """Other machines do not know that the process is dead: the standby waits exactly for the lease."""
     first, second = two
     write(foreign, ledger, 1)
     state = foreign.client[f"{foreign.name}_state"]

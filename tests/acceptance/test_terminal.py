@@ -1,4 +1,4 @@
-"""The commands on a terminal: colours, a screen that changes, progress bars, questions. In a pipe, none of it."""
+"""Commands on a terminal have colours, a live screen, progress bars and questions; in a pipe they have none."""
 
 import fcntl
 import os
@@ -26,10 +26,10 @@ ESCAPE = "\x1b["
 
 
 class Terminal:
-    """A command that believes that somebody is looking.
+    """A command on a pseudo terminal.
 
     Attributes:
-        shown: all that it wrote so far, escapes included.
+        shown: its output so far, including escapes.
     """
 
     def __init__(self, arguments: tuple[str, ...], environment: dict[str, str]) -> None:
@@ -52,7 +52,7 @@ class Terminal:
         os.write(self._ours, text.encode())
 
     def read_until(self, enough: Callable[[str], Any], within: float = PATIENCE) -> str:
-        """What it shows, once that is enough."""
+        """Reads its output until the condition is true."""
         deadline = time.monotonic() + within
         while not enough(self.shown):
             assert time.monotonic() < deadline, self.shown
@@ -61,7 +61,7 @@ class Terminal:
         return self.shown
 
     def ends(self) -> int:
-        """Its exit code; what it said until then is in `shown`."""
+        """Its exit code; `shown` has the output until then."""
         deadline = time.monotonic() + 30
         while not self._is_closed:
             assert time.monotonic() < deadline, self.shown
@@ -72,7 +72,7 @@ class Terminal:
     def _read(self) -> bool:
         try:
             data = os.read(self._ours, 65_536)
-        except OSError:  # EIO is how Linux says that the other end is closed
+        except OSError:  # EIO means on Linux that the other end is closed
             return False
         self.shown += data.decode(errors="replace")
         return bool(data)
@@ -91,7 +91,7 @@ def ledger(mongo, database, tmp_path):
 
 @pytest.fixture
 def environment(ledger, mongo, database, foreign) -> dict[str, str]:
-    """Of a group that has a state."""
+    """A group with a state."""
     layout = {"_id": database, "group": database, "partitions": 1, "application": ""}
     foreign.client[f"{database}_state"].positions.insert_one(layout)
     return {**ledger.environment, "DISPATCHER_URL": mongo.url, "DISPATCHER_GROUP": database}
@@ -153,8 +153,8 @@ def test_status_is_watched_until_ctrl_c(environment, foreign, database):
         terminal.read_until(lambda shown: "Dead letters" in plain(shown))
         terminal.process.send_signal(signal.SIGINT)
         assert terminal.ends() == ExitCode.OK
-    assert "\x1b[?1049h" in terminal.shown  # a screen of its own,
-    assert "\x1b[?1049l" in terminal.shown  # which is gone afterwards
+    assert "\x1b[?1049h" in terminal.shown  # an alternate screen,
+    assert "\x1b[?1049l" in terminal.shown  # which is closed afterwards
     assert "Traceback" not in terminal.shown
 
 

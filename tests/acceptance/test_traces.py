@@ -1,4 +1,4 @@
-"""`dispatcher run --traces` sends spans over OTLP, the last ones when it ends."""
+"""`dispatcher run --traces` sends spans over OTLP, and the last ones at its end."""
 
 import threading
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ def ledger(mongo, database, tmp_path):
 
 @pytest.fixture
 def collector() -> Iterator[Any]:
-    """Takes spans in; `.requests` are those of OTLP."""
+    """Receives spans; `.requests` are the OTLP requests."""
     requests: list[ExportTraceServiceRequest] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -45,7 +45,7 @@ def collector() -> Iterator[Any]:
         thread.join()
 
 
-def test_spans_arrive(ledger, foreign, tmp_path, collector):
+def test_spans_arrive_at_the_collector(ledger, foreign, tmp_path, collector):
     foreign.create_collection("accounts", **IMAGES)
     environment = {
         **ledger.environment,
@@ -72,7 +72,7 @@ def test_spans_arrive(ledger, foreign, tmp_path, collector):
     assert attributes["messaging.operation.name"] == "post_save"
 
 
-def test_a_collector_that_is_gone_keeps_nobody_from_delivering(ledger, foreign, tmp_path):
+def test_deliveries_continue_without_the_collector(ledger, foreign, tmp_path):
     foreign.create_collection("accounts", **IMAGES)
     environment = {**ledger.environment, OTLP: "http://127.0.0.1:1", "OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
     with daemon(APP, "--traces", cwd=tmp_path, **environment) as running:

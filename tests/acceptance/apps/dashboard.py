@@ -1,4 +1,4 @@
-"""An application for the dashboard: a receiver that works, and one that fails until a file is there."""
+"""An application for the dashboard: a receiver that works, and one that fails until a file exists."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""An application whose receivers note every call in a file: what a test can read after the process was killed."""
+"""An application whose receivers record every call in a file that survives a kill."""
 
 import asyncio
 import os
@@ -12,7 +12,7 @@ from mongoz.core.signals import post_delete, post_save, post_update
 registry = mongoz.Registry(os.environ["LEDGER_URL"], dispatched=os.environ["LEDGER_GROUP"])
 ledger = Path(os.environ["LEDGER_FILE"])
 slowness = float(os.environ.get("LEDGER_SLOWNESS", "0"))
-# The share of calls that take up to a second longer: others overtake them, and the position must not.
+# The share of calls that take up to a second longer: other calls pass them, the position must not.
 stragglers = float(os.environ.get("LEDGER_STRAGGLERS", "0"))
 
 
@@ -35,5 +35,5 @@ async def note(sender, instance, delivery, **kwargs):
         await asyncio.sleep(random.uniform(0, 1))
     what = f"{instance.name} {instance.n} {delivery.signal} {delivery.id} {delivery.term} {delivery.image}"
     line = f"{what} {delivery.origin} {time.monotonic_ns()}\n"
-    with ledger.open("a") as file:  # one small write: whole or not at all
+    with ledger.open("a") as file:  # one small write is atomic
         file.write(line)

@@ -1,4 +1,4 @@
-"""An application whose receiver writes down all of its keywords, a JSON document per call."""
+"""An application whose receiver records its keywords, as one JSON document per call."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""An application that dispatchers of two versions run; its receivers fail until a file is there."""
+"""An application for dispatchers of two versions; its receivers fail until a file exists."""
 
 import os
 from pathlib import Path
@@ -21,11 +21,11 @@ class Account(mongoz.Document):
 
 
 def note(receiver: str, instance: Account) -> None:
-    """Write down a delivery; one that must fail raises."""
+    """Records a delivery, or raises if it must fail."""
     fails = receiver != "resting" and instance.name.startswith(receiver) and instance.n == 0
     if fails and not (directory / "mended").exists():
         raise ValueError("not yet")
-    with (directory / "ledger").open("a") as file:  # one small write: whole or not at all
+    with (directory / "ledger").open("a") as file:  # one small write is atomic
         file.write(f"{receiver} {instance.name} {instance.n}\n")
 
 

@@ -1,4 +1,4 @@
-"""An application with a receiver that fails as long as a certain file is there."""
+"""An application with a receiver that fails while a file exists."""
 
 import os
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 import mongoz
 from mongoz.core.signals import post_save
 
-registry = mongoz.Registry(os.environ["TROUBLED_URL"], dispatched=os.environ["TROUBLED_GROUP"])
-broken = Path(os.environ["TROUBLED_BROKEN"])
-name, *former_names = os.environ.get("TROUBLED_NAMES", "invoice").split()
+registry = mongoz.Registry(os.environ["FAILING_URL"], dispatched=os.environ["FAILING_GROUP"])
+broken = Path(os.environ["FAILING_BROKEN"])
+name, *former_names = os.environ.get("FAILING_NAMES", "invoice").split()
 
 
 class Order(mongoz.Document):
@@ -16,7 +16,7 @@ class Order(mongoz.Document):
 
     class Meta:
         registry = registry
-        database = os.environ["TROUBLED_GROUP"]
+        database = os.environ["FAILING_GROUP"]
 
 
 @post_save(Order, name=name, formerly=former_names or None, retry=1)

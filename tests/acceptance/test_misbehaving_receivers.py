@@ -1,4 +1,4 @@
-"""Receivers that would end the daemon, or keep it from ending."""
+"""Receivers can neither end the daemon nor prevent its end."""
 
 import contextlib
 import signal
@@ -122,7 +122,7 @@ def delivered(tmp_path):
 
 
 def do(deed: str, tmp_path, foreign) -> None:
-    """Have the receiver do something."""
+    """Makes the receiver perform an action."""
     foreign["things"].insert_one({"deed": deed})
     eventually_sync(lambda: deed in delivered(tmp_path), within=60)
 
@@ -161,17 +161,17 @@ LEFT_BEHIND = {
 
 
 @pytest.mark.parametrize("deed", LEFT_BEHIND)
-def test_what_a_receiver_leaves_behind_is_named_and_keeps_nothing_alive(deed, tmp_path, mongo, database, foreign):
+def test_leftovers_of_a_receiver_are_named_and_do_not_prevent_the_end(deed, tmp_path, mongo, database, foreign):
     with unruly(tmp_path, mongo.url, database) as running:
         do(deed, tmp_path, foreign)
-        time.sleep(1)  # so that it is in the middle of it
+        time.sleep(1)  # the receiver is running now
         assert running.terminate(within=60) == ExitCode.OK
     (line,) = running.lines("dispatcher.left_behind")
     named = str(line[LEFT_BEHIND[deed]])
     assert "unruly_app.py" in named or "<string>" in named or "_asyncio_lock.py" in named
 
 
-def test_a_receiver_that_never_gives_way_is_ended_in_time(tmp_path, mongo, database, foreign):
+def test_a_receiver_that_blocks_the_event_loop_is_ended_in_time(tmp_path, mongo, database, foreign):
     with unruly(tmp_path, mongo.url, database) as running:
         do("time.sleep(600)", tmp_path, foreign)
         assert running.terminate(within=60) == ExitCode.FORCED
@@ -201,10 +201,10 @@ def test_a_receiver_that_cancels_the_tasks_of_the_dispatcher_has_failed(
         assert running.terminate(within=60) == ExitCode.OK
     (letter,) = foreign.client[f"{database}_state"]["held"].find()
     assert "is the dispatcher's" in letter["error"]["message"]
-    assert letter["attempts"] == 1  # that is what it asks for
+    assert letter["attempts"] == 1  # the receiver asks for its own cancellation
 
 
-def test_a_receiver_may_cancel_what_it_has_begun(tmp_path, mongo, database, foreign):
+def test_a_receiver_may_cancel_its_own_tasks(tmp_path, mongo, database, foreign):
     with unruly(tmp_path, mongo.url, database) as running:
         do("cancel_own()", tmp_path, foreign)
         assert running.terminate(within=60) == ExitCode.OK
@@ -222,7 +222,7 @@ def test_a_receiver_may_cancel_what_it_has_begun(tmp_path, mongo, database, fore
         "asyncio.to_thread(os.fork)",
     ],
 )
-def test_a_process_that_a_receiver_forks_is_no_second_dispatcher(deed, loop, tmp_path, mongo, database, foreign):
+def test_a_process_forked_by_a_receiver_is_not_a_dispatcher(deed, loop, tmp_path, mongo, database, foreign):
     if loop == "asyncio":
         (tmp_path / "uvloop.py").write_text("from asyncio import SelectorEventLoop as Loop\n")
     with unruly(tmp_path, mongo.url, database) as running:
@@ -266,7 +266,7 @@ class Strange(BaseException):
 @pytest.mark.parametrize(
     "error", ["SystemExit(0)", "GeneratorExit('x')", "asyncio.CancelledError('x')", "Strange('x')"]
 )
-def test_an_application_that_raises_anything_is_named(error, tmp_path):
+def test_any_error_of_an_application_is_named(error, tmp_path):
     source = f"import asyncio\n\nclass Strange(BaseException):\n    pass\n\nraise {error}\n"
     (tmp_path / "unruly_app.py").write_text(source)
     with daemon("unruly_app:registry", cwd=tmp_path) as running:
@@ -276,8 +276,8 @@ def test_an_application_that_raises_anything_is_named(error, tmp_path):
 
 
 @pytest.mark.parametrize("last", ["killed", "frozen"])
-def test_a_server_that_goes_away_in_every_way_keeps_nothing_alive(last, database, tmp_path):
-    """The locks of the driver may be in any state then."""
+def test_a_lost_server_does_not_prevent_the_end(last, database, tmp_path):
+    """The locks of the driver may be in any state."""
     with embedded_mongo() as server, unruly(tmp_path, server.url, database, "--lease", "1") as running:
         mongod = psutil.Process(server.pid)
         for seconds in (0.1, 0.5, 1.5):
@@ -302,7 +302,7 @@ def test_a_server_that_goes_away_in_every_way_keeps_nothing_alive(last, database
         "__import__('structlog').configure(processors=[lambda *line: 1 / 0])",
     ],
 )
-def test_what_a_receiver_does_to_streams_and_loggers_decides_about_nothing_else(
+def test_changes_of_streams_and_loggers_by_a_receiver_do_not_affect_the_daemon(
     deed, tmp_path, mongo, database, foreign
 ):
     with unruly(tmp_path, mongo.url, database) as running:

@@ -1,4 +1,4 @@
-"""`dispatcher replay` and `dispatcher backfill` as operators know them: processes, killed in the middle."""
+"""`dispatcher replay` and `dispatcher backfill` as processes that are killed."""
 
 import json
 import os
@@ -60,7 +60,7 @@ def write(foreign: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["replay", "backfill"])
-def test_killed_in_the_middle_it_goes_on_and_misses_nothing(what, ledger, foreign, command):
+def test_a_killed_run_continues_without_a_loss(what, ledger, foreign, command):
     begin = datetime.now(UTC) - timedelta(seconds=1)
     write(foreign)
     arguments = [what, APP, "--receiver", RECEIVER, "--json", "--concurrency", "5"]
@@ -76,14 +76,14 @@ def test_killed_in_the_middle_it_goes_on_and_misses_nothing(what, ledger, foreig
     assert outcome["finished"] is True
     entries = ledger()
     assert {(e.name, e.n) for e in entries} == {(f"a{n}", n) for n in range(COUNT)}
-    # Repeated is what came after the last save, half a second ago at most, and under the same ids.
+    # Deliveries since the last save, at most half a second, are repeated with the same ids.
     assert len(entries) - COUNT <= 400
     assert len({e.delivery for e in entries}) == COUNT
     assert {e.image for e in entries} == {"post" if what == "replay" else "current"}
 
 
 @pytest.mark.slow
-def test_sigterm_ends_it_in_order_with_a_hint_how_to_continue(ledger, foreign, command):
+def test_sigterm_ends_a_run_with_a_hint_how_to_continue(ledger, foreign, command):
     write(foreign)
     process = command.start("backfill", APP, "--receiver", RECEIVER, "--rate", "500")
     eventually_sync(lambda: len(ledger()) >= 50)
@@ -94,7 +94,7 @@ def test_sigterm_ends_it_in_order_with_a_hint_how_to_continue(ledger, foreign, c
     run = stdout.split("--resume ")[1].split()[0]
     assert "finished" in command("backfill", APP, "--receiver", RECEIVER, "--resume", run)
     entries = ledger()
-    assert len(entries) == COUNT  # nothing twice
+    assert len(entries) == COUNT  # no repetition
     assert {(e.name, e.n) for e in entries} == {(f"a{n}", n) for n in range(COUNT)}
 
 
@@ -115,7 +115,7 @@ def test_an_unknown_receiver_is_named_with_a_suggestion(command, foreign):
         (["backfill", APP], ExitCode.USAGE, "--receiver"),
     ],
 )
-def test_arguments_that_are_refused_before_a_connection(arguments, code, says):
+def test_invalid_arguments_are_refused_before_a_connection(arguments, code, says):
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == code
     assert says in " ".join(result.output.replace("│", " ").split())

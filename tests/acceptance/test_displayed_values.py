@@ -1,4 +1,4 @@
-"""What commands show of values that users choose: as they are, on any terminal, in any encoding."""
+"""Commands display values of users literally, on any terminal and in any encoding."""
 
 import os
 import re
@@ -31,7 +31,7 @@ def app(tmp_path, mongo, database) -> str:
 
 @pytest.fixture
 def environment(app, mongo, database, foreign) -> dict[str, str]:
-    """Of a group whose state is full of odd values."""
+    """Runs a command on a group with odd values in its state."""
     state = foreign.client[f"{database}_state"]
     now = datetime.now(UTC)
     state.positions.insert_one({"_id": database, "group": database, "partitions": 1, "application": ""})
@@ -79,26 +79,26 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command)[:20])
-def test_no_terminal_obeys_a_value(command, environment):
+def test_values_have_no_control_characters(command, environment):
     ended = run_command(*command, env=environment)
     assert ended.code != ExitCode.CRASHED
-    if ended.code in {ExitCode.OK, ExitCode.USAGE}:  # what `main` prints of others is below
+    if ended.code in {ExitCode.OK, ExitCode.USAGE}:  # another test covers the other errors of `main`
         assert not CONTROLS.search(ended.out + ended.error)
         assert "hunter2" not in ended.out
         assert not re.search(r"^remedy: curl", ended.out + ended.error, re.MULTILINE)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
-def test_no_terminal_obeys_an_error(encoding, tmp_path):
+def test_errors_have_no_control_characters(encoding, tmp_path):
     said = run("run", f"{EVIL}:x", cwd=tmp_path, PYTHONIOENCODING=encoding).stderr.decode(encoding)
     assert not CONTROLS.search(said)
     assert not re.search(r"^remedy: curl", said, re.MULTILINE)
     assert "[/] [b]x[/b] o[eu]" in said
 
 
-def test_values_are_shown_as_they_are(environment):
+def test_values_are_shown_literally(environment):
     def shown(*command: str) -> int:
-        """How often, wherever a table wraps it."""
+        """Counts the text although a table may wrap it."""
         return "".join(run_command(*command, env=environment).out.split()).count("".join(PLAIN.split()))
 
     assert shown("status") >= 1
@@ -107,7 +107,7 @@ def test_values_are_shown_as_they_are(environment):
     assert listed.count("[/] [b]x[/b] o[eu]") == 3  # receiver, key, error
 
 
-def test_names_of_receivers_are_no_markup(app, tmp_path):
+def test_names_of_receivers_are_not_markup(app, tmp_path):
     said = run("receivers", app, cwd=tmp_path).stdout.decode()
     for name in ("orders[eu]", "x [/] y", "[link=http://evil]z[/link]", "sm:smile:"):
         assert name in said

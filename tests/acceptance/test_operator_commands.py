@@ -1,4 +1,4 @@
-"""What operators do with a group that runs: status, dead letters, pauses. And what they get wrong."""
+"""Commands for a running group: status, dead letters, pauses, and errors."""
 
 import os
 import re
@@ -13,16 +13,16 @@ from bson import ObjectId
 from dispatcher.exceptions import ExitCode
 from tests.support import Daemon, daemon, eventually_sync
 
-APP = "tests.acceptance.apps.troubled:registry"
+APP = "tests.acceptance.apps.failing:registry"
 
 
-# Of the orders by number.
+# The ids of the orders by number.
 KEYS = {n: ObjectId(f"64b7f0f0f0f0f0f0f0f0f0f{n}") for n in range(1, 5)}
 
 
 @pytest.fixture
 def broken(tmp_path: Path) -> Path:
-    """The receiver `invoice` fails while this file is there."""
+    """The receiver `invoice` fails while this file exists."""
     path = tmp_path / "broken"
     path.touch()
     return path
@@ -31,9 +31,9 @@ def broken(tmp_path: Path) -> Path:
 @pytest.fixture
 def environment(mongo, database, broken) -> dict[str, str]:
     return {
-        "TROUBLED_URL": mongo.url,
-        "TROUBLED_GROUP": database,
-        "TROUBLED_BROKEN": str(broken),
+        "FAILING_URL": mongo.url,
+        "FAILING_GROUP": database,
+        "FAILING_BROKEN": str(broken),
         "DISPATCHER_STATE_DATABASE": f"{database}_state",
     }
 
@@ -56,7 +56,7 @@ def letters(running, foreign) -> list[str]:
 
 def are_listed(letters, dispatcher):
     listed = dispatcher("dead-letters", "list", "--json").json
-    assert [one["_id"] for one in listed] == letters[::-1]  # the newest first
+    assert [one["_id"] for one in listed] == letters[::-1]  # newest first
     assert "no invoice for 1: [red]the printer is on fire[/]" in dispatcher("dead-letters", "list").out
     for filters, count in (
         (("--receiver", "invoice"), 3),
@@ -75,7 +75,7 @@ def are_listed(letters, dispatcher):
     assert "2 of 3" in dispatcher("dead-letters", "list", "--limit", "2").out
     shown = dispatcher("dead-letters", "show", letters[0][:20])
     assert "no invoice for 1: [red]the printer is on fire[/]" in shown.out
-    assert "troubled.py" in shown.out
+    assert "failing.py" in shown.out
     assert '"number": 1' in shown.out
     whole = dispatcher("dead-letters", "show", letters[0], "--json").json
     assert whole["parts"]["document"] == {"_id": {"$oid": str(KEYS[1])}, "number": 1}
@@ -83,7 +83,7 @@ def are_listed(letters, dispatcher):
 
 
 def is_unwell(dispatcher):
-    """As soon as the daemon has said so."""
+    """Waits until the daemon has logged it."""
     eventually_sync(lambda: dispatcher("status", "--json").json["health"]["health"] == "failing", within=30)
     told = {one["receiver"]: one["health"] for one in dispatcher("status", "--json").json["health"]["receivers"]}
     assert told["invoice"] == "failing"
@@ -95,7 +95,7 @@ def is_unwell(dispatcher):
 def are_dropped(letters, dispatcher, foreign):
     state = foreign.client[f"{foreign.name}_state"].held
     asked = dispatcher("dead-letters", "drop", "--all", input="y\n")
-    assert (asked.code, "--yes" in asked.error) == (ExitCode.USAGE, True)  # a pipe is nobody
+    assert (asked.code, "--yes" in asked.error) == (ExitCode.USAGE, True)  # a pipe can't confirm
     assert state.count_documents({}) == 3
     state.update_one({"_id": letters[2]}, {"$set": {"retrying_since": None}})
     dropped = dispatcher("dead-letters", "drop", "--key", str(KEYS[1]), "--yes")
@@ -116,7 +116,7 @@ def are_dropped(letters, dispatcher, foreign):
         (("list", "--limit", "-1"), "--limit"),
     ],
 )
-def test_letters_that_are_not_named_rightly(dispatcher, arguments, says):
+def test_wrong_ids_of_dead_letters_are_errors(dispatcher, arguments, says):
     ran = dispatcher("dead-letters", *arguments)
     assert ran.code == ExitCode.USAGE
     assert says in ran.error
@@ -142,7 +142,7 @@ def test_a_receiver_is_paused_and_resumed(running, letters, dispatcher, foreign,
     eventually_sync(lambda: not dispatcher("status", "--json").json["parked_deliveries"])
 
 
-def test_a_group_that_is_not_there(dispatcher, mongo, foreign):
+def test_an_unknown_group_is_an_error(dispatcher, mongo, foreign):
     nothing = dispatcher("status")
     assert (nothing.code, "no state of dispatchers" in nothing.error) == (ExitCode.NOT_FOUND, True)
     positions = foreign.client[f"{foreign.name}_state"].positions
@@ -155,7 +155,7 @@ def test_a_group_that_is_not_there(dispatcher, mongo, foreign):
     assert dispatcher("status", "--group", "shop", "--json").json["group"] == "shop"
 
 
-def test_a_server_that_is_not_there(dispatcher, monkeypatch):
+def test_an_unreachable_server_is_an_error(dispatcher, monkeypatch):
     monkeypatch.setattr("dispatcher.cli.connecting._SELECTION_TIMEOUT_MS", 200)
     for command in (("status",), ("dead-letters", "list"), ("pause",)):
         ran = dispatcher(*command, "--url", "mongodb://me:secret@127.0.0.1:1/")
@@ -187,7 +187,7 @@ def is_shown(letters, dispatcher, foreign):
     assert status["dead_letter_count"] == 3
 
 
-def test_letters_are_tried_again_with_an_outcome_each(running, letters, dispatcher, broken, foreign):
+def test_each_retried_dead_letter_has_an_outcome(running, letters, dispatcher, broken, foreign):
     first = dispatcher("dead-letters", "retry", letters[0], "--json")
     assert first.code == ExitCode.FAILED
     assert [(one["letter"], one["result"]) for one in first.json] == [(letters[0], "failed")]
@@ -200,12 +200,12 @@ def test_letters_are_tried_again_with_an_outcome_each(running, letters, dispatch
     assert dispatcher("dead-letters", "list").out == "There are no dead letters.\n"
 
 
-def test_letters_of_a_renamed_receiver_are_tried_again(
+def test_dead_letters_of_a_renamed_receiver_are_retried(
     running, letters, environment, dispatcher, broken, tmp_path
 ):
     assert running.terminate() == ExitCode.OK
     broken.unlink()
-    environment["TROUBLED_NAMES"] = "bill statement invoice"  # renamed twice
+    environment["FAILING_NAMES"] = "bill statement invoice"  # renamed twice
     with daemon(APP, "--save-interval", "0.1", cwd=tmp_path, **environment) as renamed:
         renamed.wait_started()
         ran = dispatcher("dead-letters", "retry", "--all", "--json")
@@ -215,7 +215,7 @@ def test_letters_of_a_renamed_receiver_are_tried_again(
         ]
 
 
-def test_a_retry_that_can_not_be_changes_nothing(running, letters, dispatcher, foreign):
+def test_an_impossible_retry_changes_nothing(running, letters, dispatcher, foreign):
     state = foreign.client[f"{foreign.name}_state"].held
     state.update_one({"_id": letters[0]}, {"$set": {"receiver": "refund", "receiver_id": "00" * 8}})
     before = list(state.find().sort("_id"))
@@ -231,8 +231,8 @@ def test_a_retry_that_can_not_be_changes_nothing(running, letters, dispatcher, f
     assert list(state.find().sort("_id")) == before
 
 
-def test_letters_are_shown_listed_and_dropped_after_asking(running, letters, dispatcher, foreign):
-    """One after the other: a daemon takes a second to start."""
+def test_dead_letters_are_shown_listed_and_dropped_after_a_confirmation(running, letters, dispatcher, foreign):
+    """In one test, because a daemon takes a second to start."""
     is_shown(letters, dispatcher, foreign)
     are_listed(letters, dispatcher)
     is_unwell(dispatcher)

@@ -39,7 +39,7 @@ class FailedAttempt(NamedTuple):
     again: Again | None = None
 
 
-class Failures:
+class Failures(NamedTuple):
     """Decides what follows failed attempts, and keeps dead letters.
 
     Args:
@@ -48,20 +48,11 @@ class Failures:
         pause: waits between attempts to read or write.
     """
 
-    def __init__(
-        self,
-        term: int,
-        stats: Stats,
-        *,
-        dead_letters: DeadLetters | None = None,
-        transactions: Transactions | None = None,
-        pause: Pause,
-    ) -> None:
-        self._term = term
-        self._stats = stats
-        self._dead_letters = dead_letters
-        self._transactions = transactions
-        self._pause = pause
+    term: int
+    stats: Stats
+    pause: Pause
+    dead_letters: DeadLetters | None = None
+    transactions: Transactions | None = None
 
     async def decide(self, failed: FailedAttempt) -> Decision:
         """Decide what follows: a wait, which the caller applies; or the end, of which all is written."""
@@ -88,7 +79,7 @@ class Failures:
         target, delivery, id_ = attempt.target, attempt.delivery, attempt.change.id
         if target.terms.transactional and await self._is_committed(attempt):
             return True
-        self._stats.failed += 1
+        self.stats.failed += 1
         target.figures.failed += 1
         text = "a receiver failed in every attempt"
         if target.terms.on_failure == "drop" and again is None:
@@ -101,7 +92,7 @@ class Failures:
 
     async def _is_committed(self, attempt: Attempt) -> bool:
         """Whether a transaction is committed although its attempt failed: the answer to the commit may be lost."""
-        if self._transactions is None:
+        if self.transactions is None:
             return False
         report = partial(
             log.warning,
@@ -109,22 +100,22 @@ class Failures:
             action="delivery.unknown",
             **described(attempt.delivery),
         )
-        ask = partial(self._transactions.is_committed, attempt)
-        return await retry(ask, report, pauses=attempt.target.terms.retry, pause=self._pause)
+        ask = partial(self.transactions.is_committed, attempt)
+        return await retry(ask, report, pauses=attempt.target.terms.retry, pause=self.pause)
 
     async def _keep(
         self, change: Change, calls: Calls, receiver: Receiver, failure: Failure, again: Again | None
     ) -> None:
-        if self._dead_letters is not None:
-            await self._dead_letters.keep_delivery(
-                change, calls, receiver, failure, again, term=self._term, pause=self._pause
+        if self.dead_letters is not None:
+            await self.dead_letters.keep_delivery(
+                change, calls, receiver, failure, again, term=self.term, pause=self.pause
             )
 
     # -- changes for which no receiver can be called ---------------------------------------------------------
 
     async def misfit(self, change: Change, calls: Calls, error: BaseException, again: Again | None = None) -> None:
         """Keep the deliveries of a document that can't become an instance."""
-        self._stats.invalid += 1
+        self.stats.invalid += 1
         if isinstance(error, UndecodableValue):
             log_undelivered("a change can't be decoded", "change.undecodable", change, calls, error)
             await self._refuse(change, calls, error, "undecodable", again)
@@ -148,12 +139,12 @@ class Failures:
         """Keep dead letters, also for `on_failure="block"`: only another version of the application can help."""
         failure = Failure(error, datetime.now(UTC), 0, reason)
         for receiver in calls.receivers:
-            self._stats.figures_of(receiver.name, calls.signal).refused += 1
+            self.stats.figures_of(receiver.name, calls.signal).refused += 1
             if receiver.options.on_failure != "drop" or again is not None:
                 await self._keep(change, calls, receiver, failure, again)
 
     async def keep_unreadable(self, event: bytes, token: str, error: Exception) -> None:
         """Keep a change event that can't be decoded. When this returns, the position may pass it."""
-        if self._dead_letters is not None:
+        if self.dead_letters is not None:
             failure = Failure(error, datetime.now(UTC), 0, "undecodable")
-            await self._dead_letters.keep_event(event, token, failure, term=self._term)
+            await self.dead_letters.keep_event(event, token, failure, term=self.term)

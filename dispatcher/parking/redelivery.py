@@ -6,7 +6,7 @@ It keeps its place: behind earlier deliveries of its document that wait, and ahe
 import asyncio
 from collections.abc import Callable, Hashable, Mapping
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
@@ -40,37 +40,27 @@ class _Refused(Exception):
     """A letter that can't be tried again, and why."""
 
 
-class Resending:
+class Resending(NamedTuple):
     """Takes care of the requests for one stream's letters.
 
     Args:
         goes_on: whether something may be begun.
     """
 
-    def __init__(
-        self,
-        held: HeldStore,
-        parking: Parking,
-        routes: Routes,
-        *,
-        add: Callable[[Hashable, Errand], None],
-        goes_on: Callable[[], bool],
-        codec_options: CodecOptions[Any],
-    ) -> None:
-        self._held = held
-        self._parking = parking
-        self._routes = routes
-        self._add = add
-        self._goes_on = goes_on
-        self._codec_options = codec_options
+    held: HeldStore
+    parking: Parking
+    routes: Routes
+    add: Callable[[Hashable, Errand], None]
+    goes_on: Callable[[], bool]
+    codec_options: CodecOptions[Any]
 
     async def run(self) -> None:
         """Look for requests, for ever."""
         while True:
             try:
-                taken = await self._take() if self._goes_on() else 0
+                taken = await self._take() if self.goes_on() else 0
             except PyMongoError as error:
-                raise_if_fatal(error, self._held.address)
+                raise_if_fatal(error, self.held.address)
                 taken = 0
                 log.warning(
                     "dead letters can't be read now, trying again",
@@ -84,13 +74,13 @@ class Resending:
         """Begin with the next ones; when this returns they are parked, or answered. How many there were."""
         taken, size = 0, 0
         parked: list[asyncio.Future[None]] = []
-        for id_ in await self._held.requested(_MOST):
-            letter = await self._held.requested_letter(id_)
+        for id_ in await self.held.requested(_MOST):
+            letter = await self.held.requested_letter(id_)
             if letter is None:
                 continue
             parts: dict[str, bytes] = {}
             try:
-                parts = await self._held.parts(letter)
+                parts = await self.held.parts(letter)
                 if letter["receiver"] is None:
                     await self._split(letter, parts)
                 else:
@@ -112,17 +102,17 @@ class Resending:
         return taken
 
     async def _refuse(self, letter: str, reason: str) -> None:
-        await self._held.refuse(letter, reason)
+        await self.held.refuse(letter, reason)
         log.warning(
             "a dead letter can't be tried again", action="dead_letter.refused", letter=letter, reason=reason
         )
 
     def _found(self, letter: RawBSONDocument, parts: Mapping[str, bytes]) -> tuple[Change, Calls]:
         """A letter's change and receiver, as they are today."""
-        change = change_of(letter, parts, self._codec_options)
+        change = change_of(letter, parts, self.codec_options)
         if change.fault is not None:
             raise _Refused(f"It still can't be delivered: {change.fault}")
-        calls = self._routes.calls_to(
+        calls = self.routes.calls_to(
             letter["document"],
             letter["signal"],
             bytes.fromhex(letter["receiver_id"]),
@@ -143,11 +133,11 @@ class Resending:
         """Have it parked between the jobs of its document."""
         done = asyncio.get_running_loop().create_future()
         park = partial(self._park, letter, change, calls)
-        self._add(change.key, Errand(park, partial(done.set_result, None)))
+        self.add(change.key, Errand(park, partial(done.set_result, None)))
         return done
 
     async def _park(self, letter: str, change: Change, calls: Calls) -> None:
-        if await self._parking.retry(change, calls, letter):
+        if await self.parking.retry(change, calls, letter):
             log.info(
                 "a dead letter is tried again",
                 action="dead_letter.retried",
@@ -160,19 +150,19 @@ class Resending:
     async def _split(self, letter: RawBSONDocument, parts: Mapping[str, bytes]) -> None:
         """An event that can be decoded today becomes a letter for each receiver. These are taken next."""
         try:
-            change = decode(RawBSONDocument(parts["event"]), self._codec_options)
+            change = decode(RawBSONDocument(parts["event"]), self.codec_options)
         except Undecodable as error:
             raise _Refused(f"The event still can't be decoded: {words_of(error)}") from error
         if change.fault is not None:
             raise _Refused(f"The event still can't be decoded: {change.fault}")
-        ((_, all_calls),) = await self._routes.resolve([change])
+        ((_, all_calls),) = await self.routes.resolve([change])
         kept = {name: letter[name] for name in _FAILURE}
         for calls in all_calls:
             for receiver in calls.receivers:
-                await self._held.keep(self._letter(change, calls, receiver, kept))
-        await self._held.drop(letter["_id"])
+                await self.held.keep(self._letter(change, calls, receiver, kept))
+        await self.held.drop(letter["_id"])
 
     def _letter(self, change: Change, calls: Calls, receiver: Receiver, kept: Mapping[str, Any]) -> Record:
-        record = record_of(change, calls, receiver, term=self._parking.term, group=self._held.group)
+        record = record_of(change, calls, receiver, term=self.parking.term, group=self.held.group)
         record.fields.update(kept)
         return record

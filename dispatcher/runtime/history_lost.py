@@ -5,7 +5,7 @@ The operator has chosen beforehand what follows. The gap is recorded before the 
 
 from functools import partial
 from hashlib import blake2b
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from dispatcher.core.lease import Lease
 from dispatcher.core.output.logs import log
@@ -18,25 +18,15 @@ from dispatcher.stream.source import Source
 OnHistoryLost = Literal["fail", "resume", "backfill"]
 
 
-class LostHistory:
+class LostHistory(NamedTuple):
     """Decides where a stream goes on behind lost history."""
 
-    def __init__(
-        self,
-        policy: OnHistoryLost,
-        source: Source,
-        gaps: Gaps,
-        runs: Runs,
-        *,
-        group: str,
-        lease: Lease,
-    ) -> None:
-        self._policy = policy
-        self._source = source
-        self._gaps = gaps
-        self._runs = runs
-        self._group = group
-        self._partition, self._partitions = lease.partition, lease.partitions
+    policy: OnHistoryLost
+    source: Source
+    gaps: Gaps
+    runs: Runs
+    group: str
+    lease: Lease
 
     async def bridge(self, after: str, lost: HistoryLost) -> str:
         """The token behind which the stream goes on; the gap is recorded when this returns.
@@ -47,33 +37,33 @@ class LostHistory:
         Raises:
             HistoryLost: the operator wants no gap.
         """
-        if self._policy == "fail":
+        if self.policy == "fail":
             raise lost
         report = partial(
             log.warning, "where to go on could not be found out, trying again", action="history.not_bridged"
         )
-        token = await retry(partial(self._bridge, after), report, address=self._runs.address)
-        since, until = self._source.time_of(after), self._source.time_of(token)
+        token = await retry(partial(self._bridge, after), report, address=self.runs.address)
+        since, until = self.source.time_of(after), self.source.time_of(token)
         text = (
             f"the oplog does not hold the changes between {since.as_datetime().isoformat()} and "
             f"{until.as_datetime().isoformat()} any more: they are not delivered"
         )
-        if self._policy == "backfill":
+        if self.policy == "backfill":
             text += ", and all current documents are instead"
         # Several partitions may lose history behind one token, each the changes of its own documents.
-        key = f"{self._partition}/{self._partitions}:{after}"
-        await self._gaps.record(Gap("history_lost", key, text, None, since, until, self._policy))
+        key = f"{self.lease.partition}/{self.lease.partitions}:{after}"
+        await self.gaps.record(Gap("history_lost", key, text, None, since, until, self.policy))
         return token
 
     async def _bridge(self, after: str) -> str:
-        token = await self._source.now()
-        if self._policy == "resume":
+        token = await self.source.now()
+        if self.policy == "resume":
             return token
         # One run for one loss: after a kill in between, the next process finds it again, and the stream goes on
         # behind its token. Later changes are in the stream, and the backfill reads the documents as they were
         # before.
-        about = f"{self._group}:{self._partition}:{self._partitions}:{after}"
-        asked = {"receivers": [], "partition": self._partition, "partitions": self._partitions}
+        about = f"{self.group}:{self.lease.partition}:{self.lease.partitions}:{after}"
+        asked = {"receivers": [], "partition": self.lease.partition, "partitions": self.lease.partitions}
         id_ = blake2b(about.encode(), digest_size=6).hexdigest()
-        run = await self._runs.ensure(id_, "backfill", asked, self._source.time_of(token), token=token)
+        run = await self.runs.ensure(id_, "backfill", asked, self.source.time_of(token), token=token)
         return run.token or token

@@ -37,7 +37,7 @@ class GroupConnection(NamedTuple):
 
 
 def with_group(use: Callable[[GroupConnection], Awaitable[_T]], place: GroupFlags) -> _T:
-    """Connect to the state of a group, and do something with it.
+    """Connect to the state of a group, and call a function with the connection.
 
     Args:
         place: the group. Without a URL it is on the server of the application; without a name it is the
@@ -56,7 +56,9 @@ def with_group(use: Callable[[GroupConnection], Awaitable[_T]], place: GroupFlag
         url = url or registry.url
         group = group or registry.dispatched or "default"
         if url is None:
-            raise ApplicationError("The registry was made from a client.", remedy="Name the server with --url.")
+            raise ApplicationError(
+                "The registry was made from a client, so its URL is unknown.", remedy="Name the server with --url."
+            )
     if url is None:
         raise typer.BadParameter("Name the server with --url, or the application APP.", param_hint="--url")
 
@@ -113,7 +115,7 @@ def _chosen(group: str | None, there_are: list[str], place: str) -> str:
     if group is not None:
         raise NotFound(
             f"There is no group {group!r} of dispatchers at {place}.{nearest(group, there_are)}",
-            remedy="The group is dispatched= of the registry; True is 'default'.",
+            remedy="The registry names its group with dispatched=; True means 'default'.",
         )
     if len(there_are) > 1:
         names = ", ".join(there_are)

@@ -40,10 +40,10 @@ class _Filters(NamedTuple):
     since: Annotated[
         str | None,
         typer.Option(
-            help="Only dead letters since then: 2h, 7d, or a date such as 2026-01-31T12:00Z.",
+            help="Only dead letters since this time: 2h, 7d, or a date such as 2026-01-31T12:00Z.",
         ),
     ]
-    until: Annotated[str | None, typer.Option(help="Only dead letters before then.")]
+    until: Annotated[str | None, typer.Option(help="Only dead letters before this time.")]
     key: Annotated[
         str | None,
         typer.Option(
@@ -52,7 +52,7 @@ class _Filters(NamedTuple):
     ]
 
     def wanted(self) -> "Wanted":
-        """The same as a filter of the state."""
+        """The flags as a query of the state."""
         from dispatcher.cli.parsing import keys, moment
         from dispatcher.operate.dead_letters import Wanted
 
@@ -103,7 +103,7 @@ def list_(
         print_json([plain(letter) for letter in found])
         return
     if not found:
-        out.print("There are no such dead letters." if any(wanted) else "There are no dead letters.")
+        out.print("No dead letters match." if any(wanted) else "There are no dead letters.")
         return
     print_list(found)
     if total > len(found):
@@ -153,9 +153,9 @@ def retry(
 ) -> None:
     """Retry dead letters with fresh attempts, and show the outcome of each.
 
-    The running dispatchers do it, in the order of each document's changes. After a success the dead letter is
-    removed. After a failure it stays. Exits with 1 unless all were delivered. If a receiver no longer exists,
-    or no dispatcher runs, nothing is changed.
+    The running dispatchers retry them, in the order of each document's changes. After a success the dead letter is
+    removed. After a failure it stays. The command exits with 1 unless all were delivered. If a receiver no longer
+    exists, or no dispatcher runs, nothing is changed.
 
     Example: `dispatcher dead-letters retry --url mongodb://db.example.org --receiver billing.welcome --since 2d`
     """
@@ -190,7 +190,7 @@ def retry(
     if as_json:
         print_json([{"id": short_id(one.letter), **one._asdict()} for one in found])
     elif not found:
-        out.print("There are no such dead letters.")
+        out.print("No dead letters match.")
     else:
         print_outcomes(found)
     if wait and any(one.result != "delivered" for one in found):
@@ -228,13 +228,13 @@ def drop(
     if as_json:
         print_json(done._asdict())
         return
-    out.print(f"{len(done.dropped)} dropped." if chosen else "There are no such dead letters.")
+    out.print(f"{len(done.dropped)} dropped." if chosen else "No dead letters match.")
     if done.kept:
         out.print(f"{len(done.kept)} are being retried, and stay.")
 
 
 def _check_selection(ids: list[str], wanted: "Wanted", *, all_: bool) -> None:
-    """Require ids, filters or --all: no filter must not mean all letters."""
+    """Require ids, filters or --all: a missing filter must not select all dead letters."""
     if ids and (all_ or any(wanted)):
         raise typer.BadParameter("Give ids or filters, not both.", param_hint="ID")
     if not ids and not all_ and not any(wanted):

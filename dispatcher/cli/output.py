@@ -1,4 +1,4 @@
-"""What the commands print: results on stdout, errors on stderr."""
+"""Prints the output of commands: results on stdout, errors on stderr."""
 
 import json
 import sys

@@ -57,7 +57,7 @@ def point(text: str, option: str) -> Timestamp:
 
 
 def token(text: str, option: str) -> str:
-    """A resume token. For a time, a text that sorts before the tokens of all its changes."""
+    """A resume token. A time becomes a text that sorts before the tokens of all changes at that time."""
     if _TOKEN.fullmatch(text.strip()):
         return text.strip().upper()
     return token_at(point(text, option))

@@ -38,9 +38,10 @@ def show(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show the position of each partition, up to which everything is delivered, and the time of its last save.
+    """Show the position of each partition and the time of its last save.
 
-    A running dispatcher saves its positions at least every ten seconds, on an idle stream too.
+    All changes up to a position are delivered. A running dispatcher saves its positions at least every ten
+    seconds, on an idle stream too.
 
     Example: `dispatcher position show shop.models:registry --max-age 60`
     """
@@ -94,9 +95,9 @@ def move(
     at: Annotated[
         str,
         typer.Option(
-            help="Deliver what was written since then: now, a time (2026-01-31T12:00:00Z; UTC by default), "
-            "a duration ago (2h, 30min, 7d), a cluster time (1767225600,1), or a resume token, behind "
-            "which it continues.",
+            help="Deliver changes since this point: now, a time (2026-01-31T12:00:00Z; UTC by default), "
+            "a duration ago (2h, 30min, 7d), a cluster time (1767225600,1), or a resume token, whose own "
+            "change is not delivered.",
         ),
     ],
     *,
@@ -107,8 +108,8 @@ def move(
 ) -> None:
     """Move the positions of all partitions of a group.
 
-    Moved back, changes are delivered again, under the same ids. Moved forward, the changes between are not
-    delivered, and a gap is recorded. Parked deliveries and dead letters stay. All dispatchers of the group
+    After a move back, changes are delivered again, under the same ids. After a move forward, the skipped changes
+    are not delivered, and a gap is recorded. Parked deliveries and dead letters stay. All dispatchers of the group
     must be stopped.
 
     Example: `dispatcher position set shop.models:registry --at 2h`
@@ -138,9 +139,9 @@ def reset(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Forget the position: the next start begins at its own time, like the first one.
+    """Forget the position: the next start delivers changes from that start on, like the first one.
 
-    Undelivered changes before that time are never delivered, and a gap is recorded. Parked deliveries and
+    Undelivered changes from before that start are never delivered, and a gap is recorded. Parked deliveries and
     dead letters stay. All dispatchers of the group must be stopped.
 
     Example: `dispatcher position reset shop.models:registry`
@@ -164,7 +165,7 @@ def _say(moved: "list[MovedPosition]", *, as_json: bool) -> None:
         before, after = _text(one.before) or "nowhere", _text(one.after) or "the next start"
         out.print(f"partition {one.partition}: from {before} to {after}")
         if one.gap is not None:
-            out.print("  a gap is recorded: the changes between are not delivered")
+            out.print("  a gap is recorded: the skipped changes are not delivered")
 
 
 def _text(time: "Timestamp | None") -> str | None:

@@ -83,4 +83,4 @@ def _default(parameter: Any) -> str:
 
 
 if __name__ == "__main__":
-    print(page(), end="")  # noqa: T201 - that is what it does
+    print(page(), end="")  # noqa: T201 - the command prints the page

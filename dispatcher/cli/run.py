@@ -7,7 +7,7 @@ from dispatcher.cli.application import load_registry
 from dispatcher.cli.options import WITH_FLAG, App, Import, settings_of
 from dispatcher.settings import Settings
 
-# Seconds beyond --grace that an orderly end may take: it saves, hands over and says goodbye.
+# Seconds beyond --grace for an orderly shutdown: saving positions, releasing partitions, leaving the group.
 _ORDERLY: Final = 15.0
 
 
@@ -19,9 +19,9 @@ def run(
 ) -> None:
     """Deliver changes to the receivers of APP until stopped by SIGTERM or SIGINT.
 
-    The first start begins now. Every later start continues where the last one stopped, however it ended.
-    Several dispatchers of a group share the work: one of them holds each partition, and others take over when
-    it dies.
+    The first start delivers changes from now on. Every later start continues where the last one stopped, after a
+    crash too. Several dispatchers of a group share the partitions. When one dies, the others take over its
+    partitions.
 
     Example: `dispatcher run shop.models:registry --import shop.receivers`
     """

@@ -1,6 +1,6 @@
 """Asks the server for its clock, and how far back its oplog reaches.
 
-Commands raise `PyMongoError` as the driver has it.
+MongoDB commands raise the `PyMongoError` of the driver.
 """
 
 from time import monotonic, time

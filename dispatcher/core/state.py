@@ -55,7 +55,7 @@ sessions: one document per session in which a process runs transactional receive
     group         the group of dispatchers
     owner         the member that uses it
 
-Commands raise `PyMongoError` as the driver has it.
+MongoDB commands raise the `PyMongoError` of the driver.
 """
 
 from typing import Any, Final, NamedTuple

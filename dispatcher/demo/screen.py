@@ -46,7 +46,7 @@ class Screen:
         if not self._console.is_terminal:
             yield
             return
-        # Not refreshed by rich: its thread would read the ledger while it changes.
+        # rich must not refresh the view: its thread would read the ledger while the ledger changes.
         view = Live(console=self._console, auto_refresh=False, get_renderable=self._view, transient=True)
         with view:
             self._live = view
@@ -62,7 +62,7 @@ class Screen:
             self._console.print(_plain(delivered), soft_wrap=True)
 
     def refresh(self) -> None:
-        """Draw the live view again, if it is time."""
+        """Draw the live view again, at most ten times a second."""
         now = time.monotonic()
         if self._live is not None and now - self._refreshed >= _REFRESH_SECONDS:
             self._refreshed = now

@@ -1,6 +1,6 @@
 """Checks names of receivers: an unknown name is a mistake, and no empty answer.
 
-Commands raise `PyMongoError` as the driver has it.
+MongoDB commands raise the `PyMongoError` of the driver.
 """
 
 from collections.abc import Collection

@@ -1,6 +1,6 @@
 """The start of a group: the application that it belongs to, its partitions, and their first positions.
 
-Commands raise `PyMongoError` as the driver has it.
+MongoDB commands raise the `PyMongoError` of the driver.
 """
 
 from collections.abc import Callable, Coroutine

@@ -1,6 +1,6 @@
 """The members of a group: its processes, each with a heartbeat, so that they can share the partitions.
 
-Commands raise `PyMongoError` as the driver has it.
+MongoDB commands raise the `PyMongoError` of the driver.
 """
 
 from collections.abc import Callable, Mapping

@@ -4,7 +4,7 @@ The server keeps the transaction of a killed process, with its locks, for a minu
 deliveries would wait for these locks. So each process registers its sessions before it uses them, and the next
 owner ends them: nothing more can be written in them, and their locks are free.
 
-Commands raise `PyMongoError` as the driver has it.
+MongoDB commands raise the `PyMongoError` of the driver.
 """
 
 from collections.abc import Iterable

@@ -1,6 +1,6 @@
 """Dead letters for operators: find, read, retry and drop them. Old ones are dropped without being asked.
 
-Commands raise `PyMongoError` as the driver has it.
+MongoDB commands raise the `PyMongoError` of the driver.
 """
 
 import asyncio

@@ -14,7 +14,7 @@ A paused receiver is not called. Its deliveries are parked, and made in order af
 to all connections of the receiver, and to its former names: it outlasts a release that renames the receiver. If
 everything is paused, nothing is read, and the position stays.
 
-Commands raise `PyMongoError` as the driver has it.
+MongoDB commands raise the `PyMongoError` of the driver.
 """
 
 import asyncio

@@ -3,7 +3,7 @@
 All partitions move in one transaction, which also records the gaps. Each move begins a new term, so a process that
 holds a partition loses it.
 
-Commands raise `PyMongoError` as the driver has it.
+MongoDB commands raise the `PyMongoError` of the driver.
 """
 
 from datetime import UTC, datetime

@@ -9,7 +9,7 @@
     listCollections         on the databases of the documents: whether collections keep images
     getClusterParameter     on the deployment: how long images are kept
 
-Commands raise `PyMongoError` as the driver has it.
+MongoDB commands raise the `PyMongoError` of the driver.
 """
 
 import json

@@ -1,6 +1,6 @@
-"""Looking at a group of dispatchers: reads its state, changes nothing, and needs no dispatcher that runs.
+"""Reads the status of a group of dispatchers from its state. It changes nothing and needs no running dispatcher.
 
-Commands raise `PyMongoError` as the driver has it.
+MongoDB commands raise the `PyMongoError` of the driver.
 """
 
 import asyncio
@@ -139,7 +139,7 @@ class StatusCache:
         self._read_at = -_FRESH
 
     async def get(self, group: Group | None) -> GroupStatus:
-        """The status. After an error it has this process only, and `error` is set.
+        """The status. After an error it contains only this process, and `error` is set.
 
         Args:
             group: None before there is a connection to its state.
@@ -156,7 +156,7 @@ class StatusCache:
         return alone
 
     def forget(self) -> None:
-        """Read again at the next call, because of an action."""
+        """Discard the cached status: an action changed the state."""
         self._read_at = -_FRESH
 
     async def _read(self, group: Group) -> None:
@@ -168,7 +168,7 @@ class StatusCache:
             late = isinstance(error, TimeoutError)
             self.error = f"no answer within {_PATIENCE:.0f} s" if late else in_short(error)
             log.debug("the state of the group can't be read", action="group.not_seen", error=self.error)
-        except Exception as error:  # the state was edited
+        except Exception as error:  # a document of the state was edited by hand
             self.error = text_of(error)
             log.warning("the state of the group is malformed", action="state.not_understood", exc_info=error)
         self._read_at = monotonic()
@@ -234,7 +234,7 @@ def _partition(
     cluster_time = found.get("cluster_time")
     at = float(cluster_time.time) if isinstance(cluster_time, Timestamp) else None
     saved = seconds_of(found.get("saved_at"))
-    told = owner.stats.get("partitions", {}).get(str(number), {}) if owner is not None and owner.alive else {}
+    stats = owner.stats.get("partitions", {}).get(str(number), {}) if owner is not None and owner.alive else {}
     host, pid = (owner.host, owner.pid) if owner is not None else (found.get("host"), found.get("pid"))
     partition = PartitionStatus(
         number=number,
@@ -243,8 +243,8 @@ def _partition(
         term=found.get("term", 0),
         position_at=None if at is None else datetime.fromtimestamp(at, UTC),
         position_age_seconds=None if at is None else max(0.0, now - at),
-        lag_seconds=told.get("lag_seconds"),
-        lag_changes=told.get("lag_changes"),
+        lag_seconds=stats.get("lag_seconds"),
+        lag_changes=stats.get("lag_changes"),
         saved_seconds=None if saved is None else max(0.0, now - saved),
         headroom_seconds=None if oplog is None or at is None else oplog.headroom(at),
     )
@@ -276,10 +276,10 @@ class _Counted:
         only: Mapping[str, Any] = _ALL,
         order: Mapping[str, int] | None = None,
     ) -> list[dict[str, Any]]:
-        """What `$group` makes of documents of a collection, the largest count first.
+        """Group documents of a collection with `$group`, the largest count first.
 
         Args:
-            order: of the index that holds these documents, and no others.
+            order: the keys of the partial index that contains exactly these documents.
         """
         asked = self._state.as_on_this_node(collection)
         match: list[dict[str, Any]] = [{"$match": {"group": self._group, **only}}]
@@ -332,7 +332,7 @@ def _paused(found: dict[str, Any]) -> Pause:
 
 
 def _run(found: dict[str, Any]) -> dict[str, Any]:
-    """A run without its place, which can be the key of a document: figures are open for everybody."""
+    """A run without its position: that can contain a document's key, and anyone may read the status."""
     _RunTypes.model_validate(found)
     return {name: value for name, value in found.items() if name not in _PLACES}
 

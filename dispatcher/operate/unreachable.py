@@ -1,6 +1,6 @@
 """Receivers that can never be called: connected, but to something that does not happen.
 
-Commands raise `PyMongoError` as the driver has it.
+MongoDB commands raise the `PyMongoError` of the driver.
 """
 
 from collections.abc import Iterable, Iterator

@@ -15,7 +15,7 @@ gaps: one document per gap.
     policy        how it was handled: `"resume"`, `"backfill"`, or null where there is no choice
     text          description, for people
 
-Commands raise `PyMongoError` as the driver has it.
+MongoDB commands raise the `PyMongoError` of the driver.
 """
 
 from collections.abc import Callable, Iterator

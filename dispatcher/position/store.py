@@ -2,7 +2,7 @@
 
 Each write names the owner and the term that the process believes in, and changes nothing if they are wrong.
 
-Commands raise `PyMongoError` as the driver has it.
+MongoDB commands raise the `PyMongoError` of the driver.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping

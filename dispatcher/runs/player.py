@@ -3,7 +3,7 @@
 It has lanes and deliveries like a dispatcher, and no position: how far a run came is kept with the run. Killed at
 any instant it goes on where it was saved last: what was delivered since is delivered again, under the same ids.
 
-Commands raise `PyMongoError` as the driver has it.
+MongoDB commands raise the `PyMongoError` of the driver.
 """
 
 import asyncio

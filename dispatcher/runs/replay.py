@@ -1,6 +1,6 @@
 """Delivers past changes of the oplog again, to chosen receivers. The position of the group stays as it is.
 
-Commands raise `PyMongoError` as the driver has it.
+MongoDB commands raise the `PyMongoError` of the driver.
 """
 
 import asyncio

@@ -3,7 +3,7 @@
 A collection is read in the order of its `_id`s, slice by slice, so that nothing has to stay open on the server
 however slow receivers are, and whoever stopped goes on where it was.
 
-Commands raise `PyMongoError` as the driver has it.
+MongoDB commands raise the `PyMongoError` of the driver.
 """
 
 from collections.abc import AsyncIterator, Mapping

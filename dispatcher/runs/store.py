@@ -23,7 +23,7 @@ controls: one document per run.
     beat_at        likewise, of the last sign of life
     host, pid      of the process that works on it
 
-Commands raise `PyMongoError` as the driver has it.
+MongoDB commands raise the `PyMongoError` of the driver.
 """
 
 import os

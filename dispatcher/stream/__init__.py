@@ -1,1 +1,1 @@
-"""From the server to changes: the change stream, decoding, stamps, delete markers, images."""
+"""Reads changes from the server: the change stream, decoding, stamps, delete markers, images."""

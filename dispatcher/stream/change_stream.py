@@ -4,7 +4,7 @@ It does not use PyMongo's change stream, for three reasons. It awaits once per b
 stay BSON until they are decoded, so that an event which can't be decoded does not spoil its batch. And it has the
 token behind an empty batch, which can be saved.
 
-Commands raise `PyMongoError` as the driver has it.
+MongoDB commands raise the `PyMongoError` of the driver.
 """
 
 import asyncio
@@ -145,7 +145,7 @@ class ChangeStreamSource:
         """Read up to the event that is too large, and past it.
 
         Raises:
-            PyMongoError: as the driver has it; of the kind `TOO_LARGE` if no shape of the event can be sent.
+            PyMongoError: a command fails; of the kind `TOO_LARGE` if no shape of the event can be sent.
         """
         for read in (self._one_by_one, self._in_fragments, self._in_part):
             try:
@@ -254,7 +254,7 @@ class ChangeStreamSource:
             until: the token of the last change to look at.
 
         Raises:
-            PyMongoError: as the driver has it; some events may have been yielded.
+            PyMongoError: a command fails; some events may have been yielded.
         """
         start, before = Start(cluster_time=since), ""
         glance = EventShape({}, tuple(_stamped_until(until)), await_ms=_GLANCE_MS)

@@ -1,6 +1,6 @@
 """The watched collections on the server: their names, whether they keep images, what their validators refuse.
 
-Commands raise `PyMongoError` as the driver has it.
+MongoDB commands raise the `PyMongoError` of the driver.
 """
 
 from collections import defaultdict
@@ -86,7 +86,7 @@ async def watched_collections(client: AsyncMongoClient[Any], scope: Scope) -> li
     """The collections that a scope names, and those that its patterns find.
 
     Raises:
-        PyMongoError: as the driver has it; code 13 where listing collections is not allowed.
+        PyMongoError: a command fails; code 13 where listing collections is not allowed.
     """
     named: dict[str, set[str]] = defaultdict(set)
     for database, collection in scope.namespaces:

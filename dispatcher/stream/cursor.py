@@ -3,7 +3,7 @@
 A getMore waits a second for the next event. But a server that has to read hours of changes of other collections
 first does not answer for as long, and looks like a dead connection.
 
-Commands raise `PyMongoError` as the driver has it.
+MongoDB commands raise the `PyMongoError` of the driver.
 """
 
 import asyncio

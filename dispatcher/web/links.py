@@ -16,7 +16,8 @@ class Shown(NamedTuple):
     """The address for a dispatcher.
 
     Attributes:
-        url: of its dashboard; None if there is none, or if the dispatcher chooses the port.
+        http: the address, as for `--http`.
+        url: of the dashboard; None if there is no dashboard, or if the dispatcher chooses the port.
     """
 
     http: str
@@ -38,7 +39,7 @@ def link_to(address: str, token: str) -> str:
 
 
 def place_for(http: str, token: str) -> Shown:
-    """One port for a dispatcher that is restarted again and again.
+    """Choose an address that a dispatcher keeps across restarts.
 
     Args:
         http: the user's setting, as for `--http`.
@@ -53,7 +54,7 @@ def place_for(http: str, token: str) -> Shown:
 
 
 def _free(address: Address) -> Address:
-    """This address, or a free port of its host if it is in use."""
+    """This address; if its port is in use, a free port of the same host."""
     for port in (address.port, 0):
         with closing(socket.socket()) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,7 +1,7 @@
 """A pool of sessions for single writes.
 
-A write whose answer may get lost needs an explicit session, so that its outcome can be asked for. Starting and
-ending a session for each write would cost a tenth of the write.
+The response of a write may get lost. mongoz can look up the outcome only if the write has an explicit session.
+Starting and ending a session for each write would cost a tenth of the write.
 """
 
 from time import monotonic
@@ -33,7 +33,7 @@ class SessionPool:
         self._idle: list[tuple[Any, float]] = []  # the latest one at the end
 
     async def take(self) -> Any:
-        """A session for one caller, who gives it back, or ends it if its state is in doubt. No I/O."""
+        """Take a session. The caller gives it back, or ends it if its state is unknown. No I/O."""
         idle = self._idle
         if idle:
             session, since = idle.pop()
@@ -44,7 +44,7 @@ class SessionPool:
         return await self._adapter.start_session(self._client)
 
     async def give_back(self, session: Any) -> None:
-        """Return a session that is as good as new. No I/O."""
+        """Return a session without pending operations to the pool. No I/O."""
         if len(self._idle) < _MAX_IDLE:
             self._idle.append((session, monotonic()))
         else:

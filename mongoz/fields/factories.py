@@ -84,7 +84,7 @@ def _text(type_: Any, max_length: int | None, min_length: int | None, shared: di
 
 def _check_length(name: str, length: object) -> None:
     if length is not None and (not isinstance(length, int) or isinstance(length, bool) or length < 0):
-        raise FieldDefinitionError(f"{name}={length!r}: a length is an int from 0 on.")
+        raise FieldDefinitionError(f"{name}={length!r}: a length must be an int of at least 0.")
 
 
 @overload
@@ -92,7 +92,7 @@ def Boolean(*, null: Literal[True], **arguments: Unpack[Shared]) -> Any: ...
 @overload
 def Boolean(*, null: bool = False, **arguments: Unpack[Shared]) -> bool: ...
 def Boolean(*, default: Any = PydanticUndefined, **shared: Any) -> Any:
-    """A `bool`; False unless something else is given. With `null=True` that is None."""
+    """A `bool`. The default is False; with `null=True` it is None."""
     if default is PydanticUndefined and not shared.get("null") and "default_factory" not in shared:
         default = False
     return declare(bool, default=default, **shared)
@@ -128,13 +128,13 @@ def Binary(*, max_length: int | None = None, **shared: Any) -> Any:
 
 
 def NullableObjectId(**shared: Unpack[Shared]) -> Any:
-    """An `ObjectId` or None, which is the default."""
+    """An `ObjectId` or None. The default is None."""
     arguments: dict[str, Any] = {**shared, "null": True}
     return declare(ObjectId, **arguments)
 
 
 def Object(*, null: bool = False, **shared: Unpack[Shared]) -> Any:
-    """A `dict`, or any JSON-like value, a string too."""
+    """A `dict`, or any other JSON-like value, including a string."""
     return declare(Any if null else Annotated[Any, NotNone()], null=null, **shared)
 
 

@@ -48,7 +48,7 @@ def from_stored(schema: Any) -> Any:
 
 
 def _each(fields: dict[str, Any]) -> dict[str, Any]:
-    """The same for fields by name: a name may equal any key of a schema."""
+    """Like `from_stored`, for a dict of fields: a field's name may equal a key of a schema."""
     made = {name: from_stored(schema) for name, schema in fields.items()}
     return made if any(made[name] is not schema for name, schema in fields.items()) else fields
 

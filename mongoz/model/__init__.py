@@ -1,1 +1,1 @@
-"""Document classes as data: fields, Meta, indexes and names of fields, without any reading or writing."""
+"""Describes document classes: fields, Meta, indexes and field names. It neither reads nor writes documents."""

@@ -54,7 +54,7 @@ class WriteTarget(NamedTuple):
 
     @property
     def raw_collection(self) -> Any:
-        """The driver's collection for reads that other clients' values must not break: see `decode`."""
+        """The driver's collection for lenient reads: no value of another client makes them fail. See `decode`."""
         collection = self.collection.driver_collection
         collection = collection.with_options(codec_options=raw_options(collection.codec_options))
         return self.adapter.in_transaction(collection) if self.in_transaction else collection
@@ -65,7 +65,7 @@ class WriteTarget(NamedTuple):
 
     @property
     def deployment(self) -> Deployment:
-        """The registry of the collection."""
+        """The deployment of the collection's registry."""
         return self.collection.database.deployment
 
     @property
@@ -89,7 +89,7 @@ class WriteTarget(NamedTuple):
         return self.collection.database.deployment.dispatched
 
     def elsewhere(self, document: type[Model]) -> Collection | None:
-        """The collection, unless it is the document's own."""
+        """The collection; None if it is the document's own."""
         own = document.meta.collection
         return None if self.collection is own or self.collection == own else self.collection
 
@@ -117,8 +117,8 @@ class WriteTarget(NamedTuple):
     async def own_session(self) -> AsyncIterator[Any]:
         """The session of the caller's transaction, or a new session for a single write.
 
-        In a session of its own the outcome of a write can be found out, whatever the caller does with the given
-        session meanwhile. The two sessions stay causally consistent.
+        A write needs its own session so that its outcome can be looked up: the caller may use the given session
+        meanwhile. The two sessions stay causally consistent.
         """
         if self.in_transaction or not self.driver_collection.write_concern.acknowledged:
             yield self.session  # unacknowledged writes support no session, and have no outcome
@@ -133,7 +133,7 @@ class WriteTarget(NamedTuple):
                     _advance(self.session, own)
 
     async def take_session(self) -> Any:
-        """The same from the pool. The caller gives it back, or ends it."""
+        """Like `own_session`, from the pool. The caller gives the session back or ends it."""
         if self.in_transaction or not self.driver_collection.write_concern.acknowledged:
             return self.session
         own = await self.deployment.session_pool.take()
@@ -195,7 +195,7 @@ class WriteTarget(NamedTuple):
 
 
 def default_target(meta: MetaInfo) -> WriteTarget | None:
-    """The target of most writes: the document's own collection, in no session. None if another one may apply."""
+    """The target of most writes: the document's own collection, without a session. None if it may not apply."""
     place = meta.collection
     if place is None or meta.autogenerate_index or is_in_transaction():
         return None

@@ -1,7 +1,7 @@
 """The operators of queries, and their MongoDB conditions.
 
-A value is never taken for an operator: it always comes after one of our operators, so a dict from a user's input
-is only compared with.
+A value never acts as an operator, because it always follows one of our operators. MongoDB only compares stored
+values with a dict from a user's input.
 """
 
 import datetime
@@ -57,7 +57,7 @@ def operator_named(name: Any) -> str:
             return found
     hint = did_you_mean(str(name), OPERATORS, OF_LOOKUPS)
     raise OperatorInvalid(
-        f"There is no operator {name!r}.{hint} Valid are MongoDB's operators, which begin with a dollar, and: "
+        f"There is no operator {name!r}.{hint} Valid operators are MongoDB's, which begin with a dollar, and: "
         f"{', '.join(sorted(OPERATORS))}."
     )
 
@@ -68,7 +68,7 @@ def _eq(path: Path, value: Any) -> Condition:
 
 def _neq(path: Path, value: Any) -> Condition:
     kept = convert_operand(path, value)
-    if _is_regex(kept):  # the server refuses one after $ne
+    if _is_regex(kept):  # the server refuses a regular expression after $ne
         return {path.path: {"$not": {"$eq": kept}}}
     return {path.path: {"$ne": kept}}
 
@@ -83,7 +83,7 @@ def _in(path: Path, values: Any, *, operator: str, junction: str) -> Condition:
 
 
 def _is_special_in_lists(member: Any) -> bool:
-    """Whether MongoDB would not compare with this member of a list, but refuse it or take it for a pattern."""
+    """Whether MongoDB refuses this member of a list, or matches it as a pattern, instead of comparing with it."""
     if isinstance(member, Mapping):
         return any(str(key).startswith("$") for key in member)
     return _is_regex(member)
@@ -108,7 +108,7 @@ def _date(path: Path, value: Any) -> Condition:
     day = whole_day(value)
     if not path.items:
         return {path.path: day}
-    # One item of a list must be within the day; not one after its start, and another one before its end.
+    # A single item must be within the day. Two items, one after its start and one before its end, must not match.
     steps = path.path.split(".")
     inside = ".".join(steps[path.items :])
     return {".".join(steps[: path.items]): {"$elemMatch": {inside: day} if inside else day}}
@@ -133,7 +133,7 @@ def _text(path: Path, value: Any, *, match: Callable[..., Condition], ignoring_c
     if isinstance(wanted, datetime.time):  # stored as a string
         wanted = wanted.isoformat()
     if not isinstance(wanted, str) or isinstance(wanted, bson.Code):
-        raise ValueRefused(f"{path.path!r}: matching of strings takes a str, not {value!r}.")
+        raise ValueRefused(f"{path.path!r}: a lookup on strings takes a str, not {value!r}.")
     return {path.path: match(wanted, ignoring_case=ignoring_case)}
 
 

@@ -20,12 +20,12 @@ _CONFIG: Final = ConfigDict(arbitrary_types_allowed=True)
 
 
 def load_values(document: Any, path: str, values: list[Any]) -> list[Any]:
-    """Values of the database in the form that a loaded document has.
+    """Convert stored values to the types that a loaded document has.
 
     Args:
         document: the class.
-        path: the stored, dotted name of their field.
-        values: the decoded values; items, if the field is a list.
+        path: the stored name of the field; may be dotted.
+        values: the decoded values; for a list field, its items.
     """
     adapter = _adapter(document, path)
     return values if adapter is None else [_adapted(adapter, value) for value in values]
@@ -36,7 +36,7 @@ def _adapter(document: Any, path: str) -> SchemaValidator | None:
     field = _field_at(document, [step for step in path.split(".") if not step.isdigit()])
     if field is None:
         return None
-    # Rules of the field, limits for example, are about a list and not about its items.
+    # The constraints of a list field, such as limits, apply to the list and not to its items.
     kind: Any = _items(field.annotation) or Annotated[(field.annotation, *field.metadata, "")]
     models = shape_of(kind).models
     schema: Any = from_stored(TypeAdapter(kind, config=None if kind in models else _CONFIG).core_schema)

@@ -21,7 +21,7 @@ __all__ = ["ValueRefused", "convert_operand", "whole_day"]
 _ALWAYS_FINE: Final = (bson.ObjectId, bool, float, type(None), datetime.datetime)
 _MAX_DEPTH: Final = 100  # levels of nesting that MongoDB's documentation promises
 
-# Types whose values may be given in another form, as JSON and URLs contain them.
+# Types whose values may also be given in the form that JSON and URLs use.
 _PARSED: Final[tuple[tuple[type, tuple[type, ...], Callable[[Any], Any]], ...]] = (
     (decimal.Decimal, (float, str), lambda value: decimal.Decimal(str(value))),
     (uuid.UUID, (str,), uuid.UUID),
@@ -40,8 +40,8 @@ class ValueRefused(OperatorInvalid, InvalidKeyError, AssertionError):
 def convert_operand(path: Path, value: Any) -> Any:
     """A value in the stored form of the field at `path`, for a condition.
 
-    24 hexadecimal digits and an instance become an ObjectId if the field is an id; a float (by its digits) and a
-    str become a Decimal; an ISO string becomes a datetime.
+    For an id field, 24 hexadecimal digits and an instance become an ObjectId. For a decimal field, a float (by its
+    digits) and a str become a Decimal. For a date field, an ISO string becomes a datetime.
 
     Raises:
         ValueRefused: the value can't be stored, or it is an instance without an id.
@@ -58,7 +58,7 @@ def convert_operand(path: Path, value: Any) -> Any:
     except ValueRefused:
         raise
     except Exception as error:  # bson raises nine types of errors
-        raise ValueRefused(f"{value!r} can't be compared with: MongoDB can't store it ({error}).") from error
+        raise ValueRefused(f"A condition can't contain {value!r}: MongoDB can't store it ({error}).") from error
     raise ValueRefused(f"A {type(value).__name__} of more than {_MAX_DEPTH} levels can't be stored in MongoDB.")
 
 
@@ -68,13 +68,13 @@ def _converted(path: Path, value: Any) -> Any:
         return _as_id(path, value)
     for kind, given, parsed in _PARSED:
         if isinstance(value, given) and shape.holds(kind) and not (isinstance(value, str) and shape.holds(str)):
-            with suppress(ValueError, decimal.InvalidOperation):  # then the value equals nothing stored
+            with suppress(ValueError, decimal.InvalidOperation):  # then no stored value equals this one
                 return parsed(value)
     return value
 
 
 def _is_declared(path: Path, value: Any) -> bool:
-    """Whether the annotation of the field reads back the stored form of this value."""
+    """Whether the annotation of the field can load the stored form of this value."""
     if path.field is None:
         return not isinstance(value, dict)
     annotation = path.field.annotation

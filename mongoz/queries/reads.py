@@ -33,7 +33,7 @@ class ReadQuery(QueryBuilder[D]):
     """A query that can be read. Awaiting it gives a list of instances; `async for` streams them."""
 
     async def execute(self) -> list[D]:
-        """All matching documents as a list: the same as awaiting the query, but a list for `none()` too."""
+        """All matching documents as a list. Awaiting the query gives the same, but `none()` gives itself."""
         plan = self._plan
         make = instance_maker(self._document, plan, self._elsewhere)
         return [make(row) for row in await self._fetch(plan, projection(self._document, plan))]
@@ -136,7 +136,7 @@ class ReadQuery(QueryBuilder[D]):
             return []
         options = command_options(plan, "hint", "collation", "max_time_ms")
         conditions = plan.filter
-        if plan.joins or plan.skip or plan.limit:  # the server's command has none of these
+        if plan.joins or plan.skip or plan.limit:  # the server's command supports none of these
             conditions = {"_id": {"$in": [row["_id"] for row in await self._fetch(plan, _ID_ONLY)]}}
             options.pop("hint", None)
         values = await self._collection.distinct(path, conditions, session=self._session, **options)
@@ -148,8 +148,8 @@ class ReadQuery(QueryBuilder[D]):
         """The matching documents as dicts of plain Python values. Reads only the wanted fields.
 
         Args:
-            fields: names of fields, and `reference__name` for fields of a referenced document: the result has
-                these as a list under the name of its collection. None for all fields.
+            fields: names of fields; None for all. `reference__name` is a field of a referenced document. The
+                result contains referenced documents as a list, under the name of their collection.
             exclude: names of fields to leave out.
             exclude_none: leave out values that are None.
 
@@ -180,7 +180,7 @@ class ReadQuery(QueryBuilder[D]):
             flat: give the values of the only field, instead of tuples.
 
         Raises:
-            FieldDefinitionError: `fields` is neither a list nor a str; or `flat` comes without exactly one field.
+            FieldDefinitionError: `fields` is neither a list nor a str, or `flat` is set without exactly one field.
             InvalidKeyError: there is no such field.
         """
         names = [fields] if isinstance(fields, str) else fields
@@ -201,7 +201,7 @@ class ReadQuery(QueryBuilder[D]):
         if plan.nothing:
             return {}
         place, fields = self._place, projection(self._document, plan)
-        # Without the session, since servers refuse explain inside of a transaction.
+        # The command runs outside the session: servers refuse explain inside a transaction.
         if not plan.joins:
             explained = await self._collection.find(**find_arguments(plan, fields)).explain()
         else:
@@ -235,7 +235,7 @@ class ReadQuery(QueryBuilder[D]):
             plan: the plan.
             fields: the projection.
             further: further stages of an aggregation.
-            collection: the driver's collection, if it decodes with other options.
+            collection: the driver's collection with other codec options; None for the query's own.
         """
         session = self._session
         found_in = self._collection if collection is None else collection
@@ -279,7 +279,7 @@ class ReadQuery(QueryBuilder[D]):
         return self if self._gives_itself else await self.execute()
 
     def __bool__(self) -> bool:
-        return not self._plan.nothing  # without asking the server whether other queries match anything
+        return not self._plan.nothing  # only none() is false; no query asks the server for this
 
     def __len__(self) -> int:
         return len(self._known_documents())
@@ -288,7 +288,7 @@ class ReadQuery(QueryBuilder[D]):
         return iter(self._known_documents())
 
     def __getitem__(self, key: object) -> Any:
-        raise TypeError(f"{self!r} has no items: [10:15] is skip(10).limit(5), and [3] is skip(3).first().")
+        raise TypeError(f"{self!r} has no items: for [10:15] write skip(10).limit(5), for [3] skip(3).first().")
 
     def _known_documents(self) -> tuple[D, ...]:
         if self._plan.nothing:

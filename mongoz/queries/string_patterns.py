@@ -24,7 +24,7 @@ def starts(text: str, *, ignoring_case: bool) -> dict[str, Any]:
 
 
 def ends(text: str, *, ignoring_case: bool) -> dict[str, Any]:
-    r"""The string ends with the text. By `\z`, since `$` also matches before a newline at the end."""
+    r"""The string ends with the text. The pattern uses `\z`: `$` also matches before a newline at the end."""
     return _literally("", text, r"\z", ignoring_case)
 
 
@@ -37,7 +37,7 @@ def matches(pattern: Any) -> dict[str, Any]:
     """The string matches a regular expression, in MongoDB's dialect (PCRE).
 
     Args:
-        pattern: a str, or a compiled pattern, whose flags count.
+        pattern: a str or a compiled pattern. The flags of a compiled pattern apply.
 
     Raises:
         ValueRefused: it is neither.
@@ -53,7 +53,7 @@ def matches(pattern: Any) -> dict[str, Any]:
 def _literally(before: str, text: str, after: str, ignoring_case: bool) -> dict[str, Any]:
     if len(text) > _MAX_LENGTH:
         raise ValueRefused(
-            f"{text[:40]!r}... is too long to match with: {len(text)} characters, and the limit is {_MAX_LENGTH}."
+            f"{text[:40]!r}... is too long for a pattern: {len(text)} characters; the limit is {_MAX_LENGTH}."
         )
     return _regex(f"{before}{re.escape(text)}{after}", "i" if ignoring_case else "")
 

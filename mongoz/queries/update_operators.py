@@ -31,8 +31,8 @@ class UpdateOperator(NamedTuple):
 class U:
     """Changes that the server computes, so that concurrent changes add up.
 
-    A field is given as a keyword, or as first argument by its name or as `Document.field`; a dotted name is a
-    field of an embedded document. An operator inside of a value has no effect.
+    Pass a field as a keyword, or as the first argument: its name or `Document.field`. A dotted name is a field of
+    an embedded document. MongoDB does not execute an operator inside a value.
 
     Examples:
         >>> await user.update(U.inc(logins=1), U.push("tags", "new"), name="Ada")
@@ -53,7 +53,7 @@ class U:
 
     @staticmethod
     def pull(field: Any = None, /, *items: Any, **item_by_field: Any) -> UpdateOperator:
-        """Remove all items of a list that equal one of these."""
+        """Remove every item of a list that equals one of the given items."""
         return UpdateOperator(
             "$pullAll", _merged(field, items, {name: (item,) for name, item in item_by_field.items()})
         )
@@ -67,17 +67,17 @@ class U:
 
     @staticmethod
     def unset(*fields: Any) -> UpdateOperator:
-        """Remove fields; instances get the default."""
+        """Remove stored fields; the attributes of instances get their defaults."""
         return UpdateOperator("$unset", dict.fromkeys(fields, ""))
 
     @staticmethod
     def min(field: Any = None, value: Any = None, /, **values: Any) -> UpdateOperator:
-        """Set to the value if that is less than the present one."""
+        """Set a field to the value if the value is less than the current one."""
         return UpdateOperator("$min", _merged(field, value, values))
 
     @staticmethod
     def max(field: Any = None, value: Any = None, /, **values: Any) -> UpdateOperator:
-        """Set to the value if that is greater than the present one."""
+        """Set a field to the value if the value is greater than the current one."""
         return UpdateOperator("$max", _merged(field, value, values))
 
 
@@ -122,7 +122,7 @@ def _number(place: FieldPlace, value: Any) -> Any:
 
 
 def _items(place: FieldPlace, items: Iterable[Any]) -> dict[str, list[Any]]:
-    # By $each, since the server would execute a bare {"$each": ...} from a user's input.
+    # Wrap the items in $each: the server would execute a bare {"$each": ...} from a user's input.
     return {"$each": place.stored(place.validated_items(list(items)))}
 
 

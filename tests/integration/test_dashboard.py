@@ -263,7 +263,7 @@ async def test_the_state_has_an_error_if_the_server_does_not_answer(database):
     async with AsyncMongoClient("mongodb://127.0.0.1:1", serverSelectionTimeoutMS=50) as nowhere:
         page = Page(nowhere, database, token=TOKEN, loopback=True)
         told = (await page.get("state")).json
-        assert "can't be looked at" in told["trouble"]
+        assert "state can't be read" in told["trouble"]
         assert told["partitions"] == []
         assert [one["alive"] for one in told["members"]] == [True]  # this process
         assert (await page.get("letters")).status == 503

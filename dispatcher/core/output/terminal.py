@@ -1,4 +1,4 @@
-"""Prints values for people. Users choose many of them, so neither rich nor the terminal interprets them."""
+"""Prints values on a terminal. Many come from users, so rich and the terminal must not interpret them."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -18,7 +18,7 @@ class Terminal(Console):
         super().__init__(highlight=False, markup=False, emoji=False, **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """The printed segments; control codes of rich are segments of their own."""
+        """The printed segments. rich has separate segments for its control codes."""
         for text, style, control in super().render(renderable, options):
             yield Segment(text if control else escaped(text, "\n"), style, control)
 

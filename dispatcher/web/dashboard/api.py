@@ -1,4 +1,4 @@
-"""The requests of the page. Every answer is JSON. An error has its text under `error`."""
+"""Handles the requests of the dashboard. Every response is JSON; an error's text is under `error`."""
 
 import json
 from collections.abc import Awaitable, Callable
@@ -28,11 +28,11 @@ from dispatcher.web.dashboard.view import view_of
 from dispatcher.web.guard import denied, unreadable
 from mongoz import __version__
 
-# Maximum bytes of a request, and of dead letters in it.
+# Maximum bytes of a request, and maximum number of dead letters in it.
 _LONGEST_BODY: Final = 100_000
 _MOST_LETTERS: Final = 1_000
 
-_TRIED_AGAIN: Final = "It is being retried, and the outcome is not known yet. Drop it afterwards."
+_TRIED_AGAIN: Final = "This dead letter is being retried. Drop it after the outcome is known."
 _GONE: Final = "This dead letter no longer exists: it was delivered or dropped meanwhile."
 
 _Answer = Callable[[Request], Awaitable[Response]]
@@ -64,7 +64,7 @@ class Dashboard:
 
     Args:
         loopback: only this machine can connect.
-        token: for documents and actions; None if none is set.
+        token: the token that documents and actions require; None if none is set.
     """
 
     def __init__(self, observer: Observer, *, loopback: bool, token: str | None) -> None:
@@ -82,7 +82,7 @@ class Dashboard:
         return [
             *page_routes(),
             self._route("state", self._state),
-            self._route("history", self._history_told),
+            self._route("history", self._history),
             self._route("letters", self._letters, reads=True),
             self._route("letter", self._letter, reads=True),
             self._route("unlock", self._unlock, changes=True),
@@ -126,14 +126,14 @@ class Dashboard:
                 **view_of(await observer.status()),
                 "address": observer.http,
                 "version": __version__,
-                "trouble": observer.cache.error and f"The group can't be looked at: {observer.cache.error}",
+                "trouble": observer.cache.error and f"The group's state can't be read: {observer.cache.error}",
                 "token_set": self._token is not None,
                 "may_change": denied(request, self._token) is None,
                 "may_read": self._unreadable(request) is None,
             }
         )
 
-    async def _history_told(self, _request: Request) -> Response:
+    async def _history(self, _request: Request) -> Response:
         text = f'{{"bounds": {json.dumps(BOUNDS)}, "samples": {self._samples.as_json()}}}'
         return Response(text, media_type="application/json")
 
@@ -214,7 +214,7 @@ class Dashboard:
 
     def _changed_pauses(self, what: str, receiver: str | None, then: str) -> Response:
         self._observer.cache.forget()
-        log.info("paused or resumed by request", action=f"dashboard.{what}", receiver=receiver)
+        log.info("a request paused or resumed a receiver", action=f"dashboard.{what}", receiver=receiver)
         return json_response({"said": f"{receiver or 'Everything'} is {then} in a moment."})
 
 

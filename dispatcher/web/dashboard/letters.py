@@ -1,6 +1,6 @@
-"""Dead letters for the dashboard: a page of them, and one in full.
+"""Reads dead letters for the dashboard: a page of the list, and a single one in full.
 
-Commands raise `PyMongoError` as the driver has it.
+MongoDB commands raise the `PyMongoError` of the driver.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from dispatcher.parking.store import LETTERS
 
 LETTERS_PER_PAGE: Final = 10
 
-# Maximum bytes of a part that becomes text. More would block the event loop, and nobody reads it.
+# Maximum bytes of a part that the dashboard shows as text. A larger one would block the event loop.
 _LONGEST_PART: Final = 100_000
 
 # Maximum characters of a text in the list.
@@ -53,7 +53,7 @@ _NEWEST_FIRST: Final = [("last_attempt_at", -1), ("_id", -1)]
 
 
 class NoSuchPage(ValueError):
-    """The place in the list is malformed."""
+    """The cursor of a page is malformed."""
 
 
 class Letterbox:
@@ -65,10 +65,10 @@ class Letterbox:
         self._of_group = {"group": group.name, **LETTERS}
 
     async def page(self, receiver: str | None, before: str | None) -> dict[str, Any]:
-        """One page of dead letters, the newest first, and the place of the next page.
+        """One page of dead letters, the newest first, and the cursor of the next page.
 
         Args:
-            before: `next` of the page before.
+            before: `next` of the previous page.
 
         Raises:
             NoSuchPage: `before` is malformed.
@@ -184,4 +184,4 @@ def _place(mark: str) -> tuple[datetime, str]:
             raise ValueError("no ~")
         return datetime.fromtimestamp(int(millis) / 1000, UTC), id_
     except (ValueError, OverflowError, OSError) as error:
-        raise NoSuchPage(f"{mark[:50]!r} is not a place in the list. Use `next` of the page before.") from error
+        raise NoSuchPage(f"{mark[:50]!r} is not the cursor of a page. Use `next` of the previous page.") from error

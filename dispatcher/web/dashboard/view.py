@@ -1,4 +1,4 @@
-"""The status of a group as one document for the page. Pure."""
+"""Converts the status of a group to the JSON document of the dashboard."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -12,7 +12,7 @@ _COUNTED: Final = ("delivered", "failed", "retried", "duration_sum", "duration_c
 
 
 def view_of(status: GroupStatus) -> dict[str, Any]:
-    """The document."""
+    """The JSON document of a status."""
     return {
         **status.as_dict(),
         "members": [_member(one) for one in status.members],
@@ -31,7 +31,7 @@ def _member(member: MemberStatus) -> dict[str, Any]:
 
 
 def _run(run: Mapping[str, Any]) -> dict[str, Any]:
-    """A replay or a backfill, without its position, which may be the key of a document."""
+    """A replay or a backfill. Its position is left out: it may contain the key of a document."""
     asked = run.get("asked")
     receivers = asked.get("receivers") if isinstance(asked, Mapping) else None
     return {

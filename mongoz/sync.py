@@ -24,7 +24,7 @@ def run_sync(awaitable: Awaitable[T]) -> T:
     """Run an awaitable once to its end, and return its result.
 
     It gets its own event loop, and with it its own connection; both are closed at the end. That takes about 10 ms
-    per call, so run one function with many queries rather than many queries.
+    per call, so call it once with a function that runs many queries, not once per query.
 
     If a loop is running already, the new one runs in a thread. The running loop is blocked meanwhile, so the
     awaitable must not wait for anything in it. Context variables are copied, so `muted()` applies inside. A

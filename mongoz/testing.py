@@ -138,7 +138,7 @@ class Captured(Sequence[Fired]):
             The signals that match.
 
         Raises:
-            AssertionError: it did not; the message lists the signals that fired.
+            AssertionError: it fired another number of times; the message lists the signals that fired.
             SignalError: the signal is not captured, or never has this keyword.
 
         Examples:
@@ -171,7 +171,7 @@ class Captured(Sequence[Fired]):
         if not self._fired:
             return "Nothing fired."
         lines = [f"  {number}. {fired}" for number, fired in enumerate(self._fired, start=1)]
-        return "\n".join(["What fired:", *lines])
+        return "\n".join(["These signals fired:", *lines])
 
     def _test(self, signal: str | Signal) -> Callable[[Fired], bool]:
         known = self._signals
@@ -191,10 +191,10 @@ class Captured(Sequence[Fired]):
 class capture:  # noqa: N801 - it reads like a function: with capture(User) as captured
     """Record which signals fire while a `with` block runs.
 
-    A signal counts as fired when it is sent: without any receiver too, and before the first receiver runs. So a
-    `pre_*` receiver that refuses the write can be tested as well. Muted signals do not fire, and `post_*` signals
-    of a transaction fire after its commit. Without receivers, bulk calls only send commands and fire nothing; a
-    capture counts as a receiver, so with it they work on instances.
+    A signal fires when it is sent: before its first receiver runs, and even if it has no receiver. So a test can
+    also cover a `pre_*` receiver that refuses the write. Muted signals do not fire, and `post_*` signals of a
+    transaction fire after its commit. Bulk calls without receivers only send commands and fire nothing. A capture
+    counts as a receiver, so bulk calls inside of the block work on instances.
 
     It records the signals of all tasks of this process, including tasks that were running before the block, such
     as workers of the application. With `this_task=True` each of several concurrent tasks records its own signals
@@ -322,7 +322,7 @@ def _check_keywords(signal: str | Signal, matching: Mapping[str, Any]) -> None:
         attribute = rest.partition("__")[0]
         if first == "instance" and attribute and fields and attribute not in fields:
             raise SignalError(
-                f"{_label(signal)} is of documents without {attribute!r}.{nearest(attribute, fields)}"
+                f"The document of {_label(signal)} has no field {attribute!r}.{nearest(attribute, fields)}"
             )
 
 

@@ -18,7 +18,7 @@ from dispatcher.parking.record import short_id
 
 _STYLES: Final = {"delivered": "green", "failed": "red", "refused": "red", "waiting": "yellow"}
 
-# Characters of an error in a list.
+# Maximum characters of an error in a list.
 _SHORT: Final = 100
 
 
@@ -93,19 +93,19 @@ def plain(letter: dict[str, Any], parts: Mapping[str, bytes] | None = None) -> d
     Args:
         parts: the documents of its change, as BSON; None leaves them out.
     """
-    told = {name: _plain_value(value) for name, value in letter.items() if name not in ("parts", "files")}
+    fields = {name: _plain_value(value) for name, value in letter.items() if name not in ("parts", "files")}
     if parts is not None:
-        told["parts"] = {name: _plain_value(_decoded(data)) for name, data in parts.items()}
-    return {"id": short_id(letter["_id"]), **told}
+        fields["parts"] = {name: _plain_value(_decoded(data)) for name, data in parts.items()}
+    return {"id": short_id(letter["_id"]), **fields}
 
 
 def _plain_value(value: Any) -> Any:
-    """For JSON, with extended JSON for values that have no other form there."""
+    """Convert a value for JSON. A value without a JSON form becomes extended JSON."""
     return json.loads(dumps(value, json_options=RELAXED_JSON_OPTIONS))
 
 
 def _decoded(data: bytes) -> Any:
-    """The values of a part. If Python can't represent them, its bytes as text."""
+    """Decode a part. If Python can't represent its values, the result is the part in hexadecimal digits."""
     try:
         return readable(data, tz_aware=True)
     except (InvalidBSON, ValueError, OverflowError):

@@ -65,11 +65,11 @@ def replay(  # noqa: PLR0913 - one parameter per flag
     since: Annotated[
         str | None,
         typer.Option(
-            help="Changes since then: a time (2026-01-31T12:00:00Z; UTC by default), a duration ago (2h, "
+            help="Changes since this point: a time (2026-01-31T12:00:00Z; UTC by default), a duration ago (2h, "
             "30min, 7d), a resume token, or a cluster time (1767225600,1).",
         ),
     ] = None,
-    until: Annotated[str | None, typer.Option(help="Changes until then. By default until now.")] = None,
+    until: Annotated[str | None, typer.Option(help="Changes until this point. The default is now.")] = None,
     receivers: Receivers = [],  # noqa: B006 - typer copies it
     rate: Rate = None,
     resume: Resume = None,
@@ -82,12 +82,12 @@ def replay(  # noqa: PLR0913 - one parameter per flag
 ) -> None:
     """Deliver past changes again, from the oplog, to the named receivers or to all.
 
-    It runs in this process, and does not move the position of the dispatchers. Each change is delivered under
-    an id of this run (`delivery.replayed` is true), in the order of its document's changes. Receivers that
-    ran in the writing process get it too. Muted writes stay muted. If it is stopped or killed, the same
-    command continues.
+    The replay runs in this process, and does not move the position of the dispatchers. Each change is delivered
+    under an id of this run (`delivery.replayed` is true), in the order of its document's changes. Receivers that
+    ran in the writing process get the change too. Muted writes stay muted. If the replay is stopped or killed, the
+    same command continues it.
 
-    Exits with 1 if a delivery failed. It is then a dead letter.
+    The command exits with 1 if a delivery failed. A failed delivery becomes a dead letter.
 
     Example: `dispatcher replay shop.models:registry --since 2h --receiver shop.search.index`
     """
@@ -127,10 +127,10 @@ def backfill(
 ) -> None:
     """Deliver existing documents to `post_save` receivers, with `created=False`.
 
-    It runs in this process, beside the dispatchers, in the order of the `_id`s. `delivery.image` is "current" and
-    `delivery.replayed` true. If it is stopped or killed, the same command continues.
+    The backfill runs in this process, beside the dispatchers, in the order of the `_id`s. `delivery.image` is
+    "current" and `delivery.replayed` is true. If the backfill is stopped or killed, the same command continues it.
 
-    Exits with 1 if a delivery failed. It is then a dead letter.
+    The command exits with 1 if a delivery failed. A failed delivery becomes a dead letter.
 
     Example: `dispatcher backfill shop.models:registry --receiver shop.search.index --rate 500`
     """
@@ -151,7 +151,7 @@ def _work(
     work: "Callable[[Workplace, asyncio.Event], Any]",
     as_json: bool,
 ) -> None:
-    """Run it until it is finished or stopped, and print the outcome."""
+    """Run a replay or a backfill until it is finished or stopped, and print the outcome."""
     from dispatcher.core.output.logs import configure_logging
 
     configure_logging("auto", settings.log_level)
@@ -189,7 +189,7 @@ async def _shown(
     unit: str,
     as_json: bool,
 ) -> "RunOutcome":
-    """Run it, with a progress bar on a terminal."""
+    """Run a replay or a backfill, with a progress bar on a terminal."""
     if as_json or not out.is_terminal:
         return await run.work(stop)
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -241,7 +241,7 @@ def _points(since: str | None, until: str | None) -> "tuple[Timestamp | None, Ti
             )
     if begin is not None and end is not None and end < begin:
         raise typer.BadParameter(
-            f"It ends {end.as_datetime().isoformat()}, before it begins: --since is "
+            f"The replay ends before it begins: --until is {end.as_datetime().isoformat()}, --since is "
             f"{begin.as_datetime().isoformat()}.",
             param_hint="--until",
         )

@@ -216,7 +216,7 @@ def _attempt_client(url: str, address: str, **options: Any) -> AsyncMongoClient[
     except (ConfigurationError, ValueError) as error:
         raise CannotConnect(
             f"The driver does not accept the URL of {address}: {str(error).rstrip('.')}.",
-            remedy="Mend the options behind the '?' of the URL.",
+            remedy="Fix the options after the '?' of the URL.",
         ) from error
 
 

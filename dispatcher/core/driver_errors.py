@@ -28,7 +28,7 @@ class Kind(StrEnum):
     TOO_LARGE = "too_large"
     """One event can't be sent with its images. Without them it can."""
     HISTORY_LOST = "history_lost"
-    """The oplog does not hold the changes behind the position any more."""
+    """The oplog does not hold the changes after the position any more."""
     BAD_TOKEN = "bad_token"  # noqa: S105 - of a stream
     """The position belongs to another deployment."""
     NO_ACCESS = "no_access"

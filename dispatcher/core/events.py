@@ -52,7 +52,7 @@ class Batch(NamedTuple):
 
     Attributes:
         events: change events, undecoded; empty on an idle stream.
-        token: resuming after it continues behind this batch.
+        token: resuming after it continues after this batch.
         lost_after: between this token and the batch is an event that the server could not send in any way; None if
             there is none, as nearly always.
     """
@@ -201,7 +201,7 @@ class Job:
         self.announces = False
 
     def settle(self, change: Change, calls: tuple[Calls, ...]) -> None:
-        """Set what was not known when a marker, or a change behind one, took its place in the order."""
+        """Set what was not known when a marker, or a change after one, took its place in the order."""
         self.change, self.calls, self.size, self.announces = change, calls, change.size, False
 
     @property

@@ -1,7 +1,7 @@
 """Removes secrets from texts, shortens them, and escapes them for terminals.
 
-Logs, dead letters, spans, the command line and the dashboard use these functions. Each takes time in proportion to
-the length of its text, since a text may come from any client that writes documents.
+Logs, dead letters, spans, the command line and the dashboard use these functions. Each runs in linear time, since
+a text may come from any client that writes documents.
 """
 
 import re
@@ -19,7 +19,7 @@ _END_OF_WORD: Final = re.compile(r"""[\s"'<>]""")
 # A user and the start of a password. Digits up to the end of the authority are a port.
 _USER: Final = re.compile(r"""[^\s/?#@:\[\]"'<>]*:(?!\d{1,5}(?:[/?#,;.)\]\s"'<>]|$))""")
 
-# The possible rest of a password with a space, which is no host.
+# A word that can be the rest of a password with a space, but not a host.
 _BARE_WORD: Final = re.compile(r"[\w-]*[ \t]")
 
 # Examples in messages are no secrets.
@@ -81,7 +81,7 @@ _SHAPES: Final = tuple(
     )
 )
 
-# Each with substrings of the texts that may match it, in lower case. Most texts have none of them.
+# Each pattern has hints in lower case: a matching text contains at least one. Most texts contain none.
 _PATTERNS: Final = tuple((tuple(hints.split()), pattern) for hints, pattern in (*_NAMED, *_SHAPES))
 _HINTS: Final = ("://", "input_value=", *sorted({hint for hints, _ in _PATTERNS for hint in hints}))
 
@@ -133,14 +133,14 @@ def _redacted_line(line: str, patterns: list[tuple[tuple[str, ...], re.Pattern[s
 
 
 def names_a_secret(name: str) -> bool:
-    """Whether a value that goes by this name is a secret."""
+    """Whether a value with this name is a secret."""
     return _IS_A_NAME.search(name) is not None
 
 
 def shortened(text: str, limit: int = LONGEST_TEXT) -> str:
     """The start and the end of a text that is too long.
 
-    Words at the cut are removed but for their first letters: half a secret would not be recognized as one.
+    Words at the cut are removed except for their first letters: redaction would not recognize half a secret.
     """
     if len(text) <= limit:
         return text
@@ -155,8 +155,8 @@ def escaped(text: str, newline: str = r"\n") -> str:
     r"""The text with control characters as Python writes them: `\x1b`. Printable characters stay.
 
     Args:
-        newline: replaces a line break. For a text of several lines, a break and an indentation: then no line of it
-            looks like a line of ours.
+        newline: replaces a line break. For a text of several lines, use a break and an indentation, so that no
+            line looks like a line of the dispatcher.
     """
     return _CONTROLS.sub(lambda found: newline if found[0] == "\n" else _escape(found[0]), text)
 

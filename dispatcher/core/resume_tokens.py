@@ -1,6 +1,6 @@
 """Resume tokens as texts, and short hashes of them.
 
-A token holds the `_id` of the document, and may be a megabyte long. The position remembers finished changes behind
+A token holds the `_id` of the document, and may be a megabyte long. The position remembers finished changes after
 it by hashes of ten bytes.
 """
 
@@ -37,7 +37,7 @@ def token_of(id_: Mapping[str, Any]) -> str:
 def token_time(token: str) -> Timestamp:
     """The cluster time inside a resume token.
 
-    A token starts with the tag of a timestamp and its eight bytes. The token behind a batch has a time of its own.
+    A token starts with the tag of a timestamp and its eight bytes. The token after a batch has a time of its own.
 
     Raises:
         PositionError: it does not look like a token.
@@ -59,7 +59,7 @@ def token_at(time: Timestamp) -> str:
 
 
 def time_after(token: str) -> str:
-    """The shortest text that sorts behind the tokens of all changes of the same cluster time."""
+    """The shortest text that sorts after the tokens of all changes of the same cluster time."""
     return f"{token[:18]}FF"
 
 

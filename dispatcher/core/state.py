@@ -26,8 +26,8 @@ and one per partition.
     token            resume token (its `_data`): everything up to it is finished
     cluster_time     the token's time, from which another pipeline can start
     fingerprint      of the scope and pipeline that the token belongs to
-    ahead            binary: hashes of tokens behind `token` that are finished as well, see `core/resume_tokens.py`
-    until            a text that sorts behind these tokens; null if there are none
+    ahead            binary: hashes of tokens after `token` that are finished as well, see `core/resume_tokens.py`
+    until            a text that sorts after these tokens; null if there are none
     inherited        finished changes of earlier layouts, see `position/inherited.py`
     saved_at         the server's time of the last save; advances on an idle stream too
     version          of the application that held it last

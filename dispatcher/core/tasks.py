@@ -40,7 +40,7 @@ def guarded(
 
 
 class Interrupted(Exception):
-    """No delivery may start any more. The one that waits is left unfinished, and repeated by the next owner."""
+    """No further delivery may start. A waiting delivery stays unfinished, and the next owner repeats it."""
 
 
 class Abandoned(BaseException):
@@ -61,7 +61,7 @@ async def end(
     Args:
         tasks: their results and errors stay in them.
         within: seconds after which tasks that are not done are given up; None to wait for ever.
-        only: whether a task is cancelled at the moment; the others are waited for.
+        only: whether to cancel a task now; the function only waits for the other tasks.
 
     Returns:
         The number of tasks that were given up.

@@ -1,4 +1,4 @@
-"""The sample application of the demo: its place, its commands, and the expected effects of its receivers."""
+"""The sample application of the demo: its location, its commands, and the expected effects of its receivers."""
 
 import json
 import os
@@ -28,7 +28,7 @@ class Shop(NamedTuple):
 
     @property
     def environment(self) -> dict[str, str]:
-        """Our environment without the settings of the user's application: the demo is the same for everybody."""
+        """Our environment without the settings of the user's application: they must not change the demo."""
         return {
             name: value
             for name, value in os.environ.items()

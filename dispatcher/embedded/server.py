@@ -155,8 +155,8 @@ def start_embedded(
 ) -> EmbeddedMongo:
     """Start a private mongod and wait until it accepts writes, which takes less than a second.
 
-    It ends when `stop()` is called or this process ends, however it ends. Ctrl-C does not reach it.
-    This call blocks: in a running event loop, make it in a thread.
+    mongod ends when `stop()` is called, or when this process ends, even by a crash. Ctrl-C does not reach mongod.
+    This function blocks: from a running event loop, call it in a thread.
 
     Args:
         port: the TCP port; a free one by default.
@@ -228,7 +228,7 @@ class _Guardian:
         return EmbeddedMongo(f"mongodb://{self.address}/{query}", self.port, self.directory, self.pid, self)
 
     def read_log(self) -> str:
-        # Not read(): it would move the position that mongod shares with our file.
+        # read() would move the file position, which mongod shares.
         descriptor = self.log.fileno()
         return os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode(errors="replace")
 
@@ -268,7 +268,7 @@ class _Guardian:
         _running.discard(self)
 
 
-# It also keeps a server alive if the caller keeps its URL only, and not the handle.
+# The running servers. The set keeps a server alive if the caller keeps only its URL and not the handle.
 _running: set[_Guardian] = set()
 
 
@@ -293,7 +293,7 @@ def _launch(
     scratch = "" if directory else str(data)
     command = ["/bin/sh", "-c", _GUARDIAN, "mongoz-guardian", scratch, str(binary)]
     command += [*_arguments(port, data, replica_set), *extra_args]
-    # Opened here and not by mongod: so errors of its loader are in it, and it can still be read after the
+    # This process opens the log: so it contains errors of mongod's loader too, and can still be read after the
     # guardian has removed the directory.
     log = (data / "mongod.log").open("w+b", buffering=0)
     try:
@@ -338,7 +338,7 @@ def _prepared(directory: Path | None) -> Path:
         if directory is None:
             return Path(tempfile.mkdtemp(prefix="mongoz-")).resolve()
         directory.mkdir(parents=True, exist_ok=True)
-        # Moved and not emptied: it can be the log of a running mongod, which is then the fault to report.
+        # The log is moved, not emptied: it can belong to a running mongod, whose error must then be reported.
         with suppress(FileNotFoundError):
             (directory / "mongod.log").replace(directory / "mongod.log.1")
         (directory / "mongod.log").touch()
@@ -391,7 +391,7 @@ def _wait_until_primary(guardian: _Guardian, deadline: float) -> None:
                 hello = client.admin.command("hello")
                 if hello["isWritablePrimary"]:
                     return
-                # A member of a set knows its name. A new node doesn't, nor one whose port has changed.
+                # A member of a set reports the set's name. A new node does not, nor does one with a changed port.
                 if guardian.replica_set and "setName" not in hello:
                     _configure(client, guardian)
             except PyMongoError as error:
@@ -413,7 +413,7 @@ def _configure(client: "MongoClient[dict[str, Any]]", guardian: _Guardian) -> No
         "version": 1,
         "members": [{"_id": 0, "host": address}],
         "settings": {"electionTimeoutMillis": 1000, "heartbeatIntervalMillis": 500},
-        # Data that nobody reads after mongod's end need no journal. Dropping a database waits 100 ms for it.
+        # Temporary data need no journal. Dropping a database waits 100 ms for it.
         "writeConcernMajorityJournalDefault": not guardian.temporary,
     }
     try:
@@ -426,13 +426,13 @@ def _configure(client: "MongoClient[dict[str, Any]]", guardian: _Guardian) -> No
             return
         config["version"] += 1
         config["members"] = [{**config["members"][0], "host": address}]
-        # By force: only a primary accepts other changes, and a node that is not a member can't be one.
+        # Only a primary accepts a change without force, and a node that is not a member can't be primary.
         client.admin.command("replSetReconfig", config, force=True)
 
 
 def _too_late(guardian: _Guardian, trouble: str) -> EmbeddedError:
     return EmbeddedError(
-        f"mongod on {guardian.address} is not ready for writes in time: {trouble}",
+        f"mongod on {guardian.address} was not ready for writes in time: {trouble}",
         remedy="if the machine is very busy, allow a longer timeout; otherwise see mongod.log in a `directory`",
     )
 

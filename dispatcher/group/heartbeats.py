@@ -1,4 +1,4 @@
-"""How long ago the heartbeats of others were, by our own clock."""
+"""Measures the age of other members' heartbeats by our own clock."""
 
 from typing import Any, NamedTuple
 
@@ -9,17 +9,17 @@ class _Seen(NamedTuple):
 
 
 class Heartbeats:
-    """Remembers values that others change with each heartbeat."""
+    """Remembers values that other members change with each heartbeat."""
 
     def __init__(self) -> None:
         self._seen: dict[Any, _Seen] = {}
 
     def note(self, values: dict[Any, Any], *, asked: float, answered: float) -> dict[Any, float]:
-        """Note the present values; the seconds for which each has been unchanged, by our clock.
+        """Note the current values. Returns the seconds for which each has been unchanged, by our clock.
 
         Args:
             values: by the key of the document that holds them.
-            asked: when they were asked for, by `core.lease.now`.
+            asked: the time of the read, by `core.lease.now`.
         """
         seen = {}
         for key, value in values.items():

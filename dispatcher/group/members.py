@@ -23,7 +23,7 @@ class Member(NamedTuple):
     """One process of a group.
 
     Attributes:
-        id: new at every start. Ids of later processes sort behind, if the clocks of their machines agree.
+        id: new at every start. Ids of later processes sort later, if the clocks of their machines agree.
         beat: grows with every heartbeat.
         lease: seconds without a heartbeat after which it counts as dead.
         leaving: it hands its partitions over, and ends.

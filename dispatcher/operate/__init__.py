@@ -1,1 +1,1 @@
-"""What operators ask for and see: check, setup, status, pauses, dead letters, metrics."""
+"""Commands and views for operators: check, setup, status, pauses, dead letters, metrics."""

@@ -56,7 +56,7 @@ async def pause(
     by: str = "",
     known: Collection[str] = (),
 ) -> bool:
-    """Pause a receiver of a group. Running dispatchers follow within some seconds.
+    """Pause a receiver of a group. Running dispatchers apply the pause within some seconds.
 
     Args:
         receiver: its name; None for everything.
@@ -105,15 +105,15 @@ async def _named(group: Group, receiver: str | None) -> dict[str, Any]:
     if receiver is not None:
         found = group.state.members.find({"group": group.name, "receivers.name": receiver}, {"receivers": True})
         async for member in found:
-            said = member["receivers"]
-            known = [one for one in said if isinstance(one, Mapping)] if isinstance(said, list) else []
+            listed = member["receivers"]
+            known = [one for one in listed if isinstance(one, Mapping)] if isinstance(listed, list) else []
             formerly = [one.get("formerly") for one in known if one.get("name") == receiver]
             names.update(n for some in formerly if isinstance(some, list) for n in some if isinstance(n, str))
     return {"group": group.name, "kind": "pause", "receiver_name": {"$in": list(names)}}
 
 
 class Pauses:
-    """The pauses, as a dispatcher knows them.
+    """The pauses that a dispatcher has read last.
 
     Attributes:
         listeners: called after a change.
@@ -138,7 +138,7 @@ class Pauses:
                 listener()
 
     async def watch(self) -> None:
-        """Read them again and again, for ever. While the state can't be read, the last ones hold."""
+        """Read the pauses once a second, for ever. While the state can't be read, the last known pauses hold."""
         failing = False
         while True:
             await asyncio.sleep(_LOOK)
@@ -165,4 +165,8 @@ def _log_changes(before: Set[str | None], now: Mapping[str | None, Pause]) -> No
             by=now[receiver].by,
         )
     for receiver in sorted(before - now.keys(), key=str):
-        log.info("resumed", action="dispatcher.resumed", receiver=receiver)
+        log.info(
+            "everything is resumed" if receiver is None else "a receiver is resumed",
+            action="dispatcher.resumed",
+            receiver=receiver,
+        )

@@ -76,10 +76,10 @@ class Mover:
             raise await self._too_far_back(time)
 
     async def move(self, token: str | None, *, force: bool) -> list[MovedPosition]:
-        """Let all partitions continue behind a token, or begin anew.
+        """Let all partitions continue after a token, or begin anew.
 
         Args:
-            token: everything up to it counts as finished, and nothing behind it. With None the next start begins
+            token: everything up to it counts as finished, and nothing after it. With None the next start begins
                 at its own time, like the first one.
             force: move them although a dispatcher is alive. It starts no more deliveries after the end of its
                 lease, and others wait for that.

@@ -1,7 +1,7 @@
 """Knows which changes of one partition are finished, and saves the position.
 
 Three things tell what earlier processes had finished: the position, up to which everything is; hashes of tokens
-behind it; and facts from earlier layouts.
+after it; and facts from earlier layouts.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from dispatcher.position.store import PositionStore
 from dispatcher.position.tracker import Tracker
 from dispatcher.settings import Settings
 
-# Changes behind the oldest unfinished one, and the characters of their tokens, at most. A slow document does not
+# Changes after the oldest unfinished one, and the characters of their tokens, at most. A slow document does not
 # stop the others, but their finished changes must be remembered, here and in the document of the position. A token
 # holds the _id of its document, which has no limit: most tokens have a hundred characters, some a million.
 _LONGEST_SPAN: Final = 20_000
@@ -157,7 +157,7 @@ class Checkpoint:
         self._stats.saves += 1
 
     def _finished_ahead(self, token: str) -> tuple[bytes, str]:
-        """Hashes of the finished changes behind a token, and a text that sorts behind all of them.
+        """Hashes of the finished changes after a token, and a text that sorts after all of them.
 
         Every save includes them. So after a kill only the changes since the last save are repeated, although a
         slow delivery keeps the position where it is.

@@ -65,8 +65,8 @@ class Position(NamedTuple):
         identity: the owner's process.
         token: everything up to it is finished; None if nothing was ever saved.
         fingerprint: of the stream that the token belongs to.
-        until: sorts behind the tokens of all changes in `ahead`.
-        ahead: hashes of tokens behind `token` that are finished as well, see `core/resume_tokens.py`.
+        until: sorts after the tokens of all changes in `ahead`.
+        ahead: hashes of tokens after `token` that are finished as well, see `core/resume_tokens.py`.
         inherited: finished changes under earlier layouts, see `position/inherited.py`.
         version: of the application that held it last.
         version_since: the server's time at which a process of that version started; None if it is unknown.
@@ -90,7 +90,7 @@ class Position(NamedTuple):
     def start(self, fingerprint: str) -> Start:
         """Where a stream of this fingerprint continues.
 
-        Of a token of another stream only the time can be used: the reader must skip changes that are not behind
+        Of a token of another stream only the time can be used: the reader must skip changes that are not after
         the token.
         """
         assert self.token is not None
@@ -148,8 +148,8 @@ def recorded(token: str, fingerprint: str = "", ahead: bytes = b"", until: str =
     Args:
         token: everything up to it is finished.
         fingerprint: of the stream that it belongs to. Without one, only the time of the token is used.
-        ahead: hashes of tokens behind it that are finished as well.
-        until: sorts behind these tokens; empty if there are none.
+        ahead: hashes of tokens after it that are finished as well.
+        until: sorts after these tokens; empty if there are none.
     """
     return {
         "token": token,

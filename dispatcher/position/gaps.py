@@ -1,15 +1,15 @@
-"""Records gaps: changes that can't be delivered, because there are none or because they are lost.
+"""Records gaps: changes that can't be delivered, because the server has no events for them or lost the events.
 
 gaps: one document per gap.
 
     _id           an ObjectId, made of the contents: the same gap, recorded again, stays one document
     group         of dispatchers
     partition     whose stream has the gap
-    kind          `"drop"`, `"dropDatabase"`, `"rename"` and `"out"`: a whole collection came or went, without
-                  changes of single documents; `"history_lost"`: the oplog did not reach back far enough;
+    kind          `"drop"`, `"dropDatabase"`, `"rename"` and `"out"`: a whole collection was created or removed
+                  without events of its documents; `"history_lost"`: the oplog did not reach back far enough;
                   `"oversize"`: the server can't send an event; `"position_set"`: an operator moved the position
     namespace     {db, coll} of the collection, without coll for a whole database; or null
-    from_time     cluster time (a BSON timestamp) behind which changes are missing
+    from_time     cluster time (a BSON timestamp) after which changes are missing
     to_time       cluster time up to which they are missing
     noted_at      the server's time when it was first recorded
     policy        how it was handled: `"resume"`, `"backfill"`, or null where there is no choice
@@ -47,7 +47,7 @@ class Gap(NamedTuple):
     Attributes:
         key: identifies the gap when it is found again, for example a token.
         namespace: the collection; the database and "" for a whole database; None for all watched collections.
-        from_time: cluster time behind which changes are missing.
+        from_time: cluster time after which changes are missing.
         to_time: cluster time up to which they are missing.
     """
 
@@ -71,9 +71,9 @@ class Gaps:
         self._partition = partition
 
     async def record(self, gap: Gap) -> None:
-        """Record a gap; when this returns it survives a failover. Failed writes are repeated without a limit."""
+        """Record a gap so that it survives a failover. Failed writes are repeated without a limit."""
         report = partial(
-            log.warning, "a gap could not be noted, trying again", action="gap.not_recorded", kind=gap.kind
+            log.warning, "a gap could not be recorded; trying again", action="gap.not_recorded", kind=gap.kind
         )
         await retry(partial(self.note, gap), report, address=self._address)
         self._stats.gaps += 1
@@ -124,10 +124,10 @@ def gaps_of(change: Change, is_watched: Callable[[Namespace], object]) -> Iterat
     operation, source, time = change.operation, change.namespace, change.cluster_time
     name = ".".join(filter(None, source))
     if operation == "drop":
-        text = f"{name} was dropped: its documents had no deletes of their own"
+        text = f"{name} was dropped: the server sent no delete events for its documents"
         yield Gap("drop", change.token, text, source, time, time)
     elif operation == "dropDatabase":
-        text = f"the database {name} was dropped: its documents had no deletes of their own"
+        text = f"the database {name} was dropped: the server sent no delete events for its documents"
         yield Gap("dropDatabase", change.token, text, source, time, time)
     elif operation == "rename":
         named = RawBSONDocument(change.raw, codec_options=RAW).get("to") or {}
@@ -135,9 +135,9 @@ def gaps_of(change: Change, is_watched: Callable[[Namespace], object]) -> Iterat
         onto = ".".join(target)
         out = source[1].startswith(_OUT)
         if is_watched(source) and not out:
-            text = f"{name} was renamed to {onto}: its documents went without deletes of their own"
+            text = f"{name} was renamed to {onto}: the server sent no delete events for its documents"
             yield Gap("rename", change.token, text, source, time, time)
         if is_watched(target):
             what = "$out wrote" if out else f"{name} was renamed to"
-            text = f"{what} {onto}: its present documents came without changes of single documents"
+            text = f"{what} {onto}: the server sent no events for its present documents"
             yield Gap("out" if out else "rename", change.token, text, target, time, time)

@@ -19,7 +19,7 @@ class Fact(NamedTuple):
     Attributes:
         token: all changes up to it are finished.
         until: token of the last change that the fact is about.
-        ahead: hashes of tokens behind `token` that are finished as well, see `core/resume_tokens.py`.
+        ahead: hashes of tokens after `token` that are finished as well, see `core/resume_tokens.py`.
     """
 
     partitions: int

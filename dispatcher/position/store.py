@@ -1,6 +1,6 @@
 """The positions of a group in the state database: every command that writes them.
 
-Each write names the owner and the term that the process believes in, and changes nothing if they are wrong.
+Each write filters by the expected owner and term, and changes nothing if another process has taken over.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -41,7 +41,7 @@ class PositionStore:
     # -- reading ---------------------------------------------------------------------------------------------
 
     async def load(self) -> SavedPositions:
-        """All documents of the group, as they were at one moment."""
+        """All documents of the group, from one snapshot."""
         # No group's name has a colon.
         numbered = {"_id": {"$gte": f"{self._group}:", "$lt": f"{self._group};"}}
         at_once = self._collection.with_options(read_concern=ReadConcern("snapshot"))
@@ -63,7 +63,7 @@ class PositionStore:
             new: the group has no layout yet.
 
         Returns:
-            False if there is something already, which stays as it is.
+            False if positions exist already; they stay unchanged.
         """
 
         async def write(session: AsyncClientSession) -> bool:
@@ -88,11 +88,11 @@ class PositionStore:
 
         try:
             return await self._at_once(write)
-        except DuplicateKeyError:  # another process does it at the same moment
+        except DuplicateKeyError:  # another process recorded them at the same time
             return False
 
     async def want(self, saved: SavedPositions, partitions: int) -> bool:
-        """Request another number of partitions, or take the request back; False if that has changed since."""
+        """Request another number of partitions, or withdraw the request; False if the layout has changed since."""
         assert saved.layout is not None  # there is something to divide
         as_read = {"_id": self._group, "partitions": saved.layout.partitions, "wanted": saved.layout.wanted}
         as_it_is = partitions == saved.layout.partitions
@@ -100,13 +100,13 @@ class PositionStore:
         return bool((await self._collection.update_one(as_read, change)).matched_count)
 
     async def divide(self, saved: SavedPositions) -> bool:
-        """Divide the work into the requested number of partitions. Everything happens at once, or nothing.
+        """Divide the work into the requested number of partitions, in one transaction.
 
         Args:
-            saved: as it was read. No partition is held, or by no process that could still renew its lease.
+            saved: the positions as read. No process holds a partition, or none that could still renew its lease.
 
         Returns:
-            False if something has happened since it was read.
+            False if the positions have changed since they were read.
         """
         layout = saved.layout
         assert layout is not None  # another one is wanted
@@ -128,7 +128,7 @@ class PositionStore:
         return await self._at_once(write)
 
     async def rename_application(self, before: str, application: str) -> bool:
-        """Note the application that the group belongs to; False if that has changed since."""
+        """Note the application that the group belongs to; False if another process noted one meanwhile."""
         as_read = {"_id": self._group, "application": before or {"$in": ["", None]}}
         result = await self._collection.update_one(as_read, {"$set": {"application": application}})
         return bool(result.matched_count)
@@ -143,16 +143,16 @@ class PositionStore:
         force: bool,
         also: Callable[[AsyncClientSession], Awaitable[None]],
     ) -> bool:
-        """Make all partitions continue behind a token, or begin anew. Everything happens at once, or nothing.
+        """Make all partitions continue after a token, or start anew, in one transaction.
 
         Args:
-            token: everything up to it counts as finished, and nothing behind it; None: as if no dispatcher had
+            token: everything up to it counts as finished, and nothing after it; None: as if no dispatcher had
                 ever run.
-            force: although partitions are held.
+            force: move even while processes hold partitions.
             also: further writes of the same transaction.
 
         Returns:
-            False if something has happened since it was read.
+            False if the positions have changed since they were read.
         """
         layout = saved.layout
         assert layout is not None  # there is something to move
@@ -175,7 +175,7 @@ class PositionStore:
     async def claim(
         self, seen: Position, of: int, *, seconds: float, version: str, started: datetime
     ) -> tuple[Lease, Position] | None:
-        """Become the owner of a partition, if nothing has happened to it since it was read.
+        """Become the owner of a partition, if its position is unchanged since it was read.
 
         Args:
             of: the number of partitions at that time.
@@ -238,7 +238,7 @@ class PositionStore:
         """Hand a partition over: another member may claim it at once."""
         await self._update(lease, {"$set": {"owner": None}, "$currentDate": {"released_at": True}})
 
-    # -- what they have in common ----------------------------------------------------------------------------
+    # -- shared ----------------------------------------------------------------------------------------------
 
     async def _update(self, lease: Lease, change: Mapping[str, Any]) -> bool:
         """Change a position that this process holds; False if it does not hold it any more."""
@@ -246,7 +246,7 @@ class PositionStore:
         return bool((await self._collection.update_one(ours, change)).matched_count)
 
     async def _touch_layout(self, partitions: int, session: AsyncClientSession) -> bool:
-        """Write to the layout, so that nobody divides the work at the same moment; False if it has changed."""
+        """Write to the layout, so that a concurrent division conflicts; False if the layout has changed."""
         layout = {"_id": self._group, "partitions": partitions}
         change = {"$currentDate": {"mended_at": True}}
         return bool((await self._collection.update_one(layout, change, session=session)).matched_count)

@@ -1,4 +1,4 @@
-"""The order of a stream in one partition, and up to where everything in it is finished."""
+"""Tracks the changes of one partition in stream order, and computes its position."""
 
 from collections import deque
 
@@ -6,7 +6,7 @@ from dispatcher.core.events import Job
 
 
 class Tracker:
-    """Computes the position, which never passes a change that is not finished. Pure.
+    """Computes the position, which never passes a change that is not finished. It does no I/O.
 
     The position never lies between a delete marker and its delete: a process that starts there reads the delete
     alone, and takes it for a delete by a foreign client.
@@ -15,13 +15,13 @@ class Tracker:
         token: everything up to it is finished.
 
     Attributes:
-        weight: characters of the tokens of all changes behind the position, finished or not.
+        weight: characters of the tokens of all changes after the position, finished or not.
     """
 
     def __init__(self, token: str) -> None:
         self.token = token
         self._open: deque[Job] = deque()
-        # These and all before them are finished, but the delete of a marker among them comes later.
+        # Finished changes that the position can't pass yet: the delete of a marker has not arrived.
         self._between: list[Job] = []
         self._announced = 0
         self._mark = token
@@ -38,10 +38,10 @@ class Tracker:
     def mark(self, token: str) -> None:
         """Note that the stream has been read up to this token: between changes, or on an idle stream.
 
-        The token stands for no change of its own, so it is never among those finished ahead.
+        The token belongs to no change, so it is never recorded as finished ahead.
         """
         self._mark = token
-        # A stream that begins at a time has tokens before the position at first.
+        # The first tokens of a stream that begins at a time can precede the position.
         if not self._open and token > self.token:
             self.token = token
 
@@ -70,7 +70,7 @@ class Tracker:
 
     @property
     def span(self) -> int:
-        """The number of changes behind the position, finished or not."""
+        """The number of changes after the position, finished or not."""
         return len(self._between) + len(self._open)
 
     @property
@@ -80,5 +80,5 @@ class Tracker:
 
     @property
     def ahead(self) -> list[Job]:
-        """Finished changes behind the position, in the order of the stream."""
+        """Finished changes after the position, in the order of the stream."""
         return [*self._between, *(job for job in self._open if job.change is None)]

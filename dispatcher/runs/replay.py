@@ -101,7 +101,7 @@ class Replay:
                     yield Step(None, (), {"token": batch.token})
 
     async def _resolved(self, part: list[Change] | UnreadableEvent | LostEvent) -> AsyncIterator[Step]:
-        """The changes with their receivers. The run goes on behind a change only where no marker is open."""
+        """The changes with their receivers. The run goes on after a change only where no marker is open."""
         if isinstance(part, UnreadableEvent):
             yield Step(None, (), None, (part.event, part.error.token, part.error))
         elif isinstance(part, list):
@@ -141,7 +141,7 @@ async def start(
 
     Args:
         receivers: names; none: all that a dispatcher may run.
-        since: the range begins behind this cluster time; needed for a new replay.
+        since: the range begins after this cluster time; needed for a new replay.
         until: the last cluster time of the range; by default that of now.
         asked: the range as the operator wrote it.
         rate: changes per second, at most.

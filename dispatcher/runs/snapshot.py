@@ -63,7 +63,7 @@ async def documents(
 
     Args:
         client: opened for the running loop.
-        last: begin behind this `_id`, as BSON: {"": _id}.
+        last: begin after this `_id`, as BSON: {"": _id}.
         fields: what is read of them; all by default.
     """
     report = partial(

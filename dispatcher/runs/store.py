@@ -10,7 +10,7 @@ controls: one document per run.
     asked          what was asked for, as it was written: {receivers: [names], since, until}; a run that asks for
                    the same goes on with one that is not finished
     at             cluster time (a BSON timestamp) at which it was begun
-    from_time      of a replay: behind which changes are delivered
+    from_time      of a replay: after which changes are delivered
     until_time     likewise: up to which
     token          of a backfill that a dispatcher began by itself: where its stream went on
     progress       how far it came: of a replay {token}; of a backfill {done: ["db.coll"], namespace, last}: the

@@ -2,7 +2,7 @@
 
 It does not use PyMongo's change stream, for three reasons. It awaits once per batch, not once per event. Events
 stay BSON until they are decoded, so that an event which can't be decoded does not spoil its batch. And it has the
-token behind an empty batch, which can be saved.
+token after an empty batch, which can be saved.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -47,7 +47,7 @@ _LEGIBLE: Final = 200
 
 
 class ChangeStreamSource:
-    """Reads a change stream; opens it again whenever it breaks, behind the last batch.
+    """Reads a change stream; opens it again whenever it breaks, after the last batch.
 
     Args:
         client: opened for the running loop, without a time limit on answers of its own: a server that has far to
@@ -181,7 +181,7 @@ class ChangeStreamSource:
                 yield batch
 
     async def _in_part(self, start: Start) -> AsyncGenerator[Batch]:
-        """The event with fewer images, or the events behind it if it can't be sent at all."""
+        """The event with fewer images, or the events after it if it can't be sent at all."""
         for how, shape in SMALLER.items():
             batch = await self._next(start, shape)
             if batch is not None:
@@ -269,7 +269,7 @@ class ChangeStreamSource:
                     if batch.token >= until or (not batch.events and _is_at_the_end(batch.token, before, until)):
                         return
                     before, start = batch.token, Start(token=batch.token)
-            # The server closed the stream, for example where the database was dropped: go on behind that.
+            # The server closed the stream, for example where the database was dropped: go on after that.
 
 
 async def token_of_now(client: AsyncMongoClient[Any], scope: Scope, address: str) -> str:
@@ -280,8 +280,8 @@ async def token_of_now(client: AsyncMongoClient[Any], scope: Scope, address: str
 def _stamped_until(token: str) -> list[dict[str, Any]]:
     """The stages by which the server finds past changes with stamps.
 
-    The first change behind the token passes too, so that the server stops reading there, and an invalidate event,
-    whose token is needed to go on behind it.
+    The first change after the token passes too, so that the server stops reading there, and an invalidate event,
+    whose token is needed to go on after it.
     """
     inserted, updated = f"fullDocument.{FIELD}", f"updateDescription.updatedFields.{FIELD}"
     wanted = [
@@ -295,8 +295,8 @@ def _stamped_until(token: str) -> list[dict[str, Any]]:
 
 
 def _is_at_the_end(token: str, before: str, until: str) -> bool:
-    """Whether no more changes come before `until`, by the tokens behind an empty batch and the one before.
+    """Whether no more changes come before `until`, by the tokens after an empty batch and the one before.
 
-    The token behind an empty batch may be a mere time, which sorts before the changes of that time.
+    The token after an empty batch may be a mere time, which sorts before the changes of that time.
     """
     return token == before or token_time(token) > token_time(until)

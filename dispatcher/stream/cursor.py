@@ -26,7 +26,7 @@ from mongoz.connection.elections import session_of
 # Milliseconds that the server waits for the next event; then an empty batch brings a fresh token.
 _AWAIT_MS: Final = 1_000
 
-# Events of the first round trip, and of each one behind a batch that was not full; four times as many behind a
+# Events of the first round trip, and of each one after a batch that was not full; four times as many after a
 # full one. The server answers when it has that many events, or at the end of the oplog. While clients write about
 # as fast as it reads it never comes to the end, and receivers would wait for a thousand events.
 _FEW: Final = 100
@@ -49,7 +49,7 @@ class EventShape(NamedTuple):
 
     Attributes:
         options: of the `$changeStream` stage: which images.
-        stages: behind the filter.
+        stages: after the filter.
         size: events per round trip, at most; None for the default.
         await_ms: milliseconds that the server waits for the first event.
     """
@@ -144,7 +144,7 @@ class Cursors:
         return True
 
     async def _more(self, command: dict[str, Any], session: AsyncClientSession) -> tuple[Batch, int]:
-        """The next batch, and the cursor; 0 behind the last batch."""
+        """The next batch, and the cursor; 0 after the last batch."""
         events, rest = events_of((await self._ask(command, session))["cursor"])
         return Batch(events, token_of(rest["postBatchResumeToken"])), rest["id"]
 

@@ -68,7 +68,7 @@ class DeleteMarkers:
         """Markers that have no delete, as this change shows.
 
         The changes of a transaction come next to each other and have one cluster time, so a change with another
-        time is behind its end. Of two markers of one document the later one counts.
+        time is after its end. Of two markers of one document the later one counts.
         """
         for other, (marker, deferred) in list(self._open.items()):
             if marker.cluster_time != change.cluster_time or (

@@ -56,7 +56,7 @@ _END: Final = "04"
 
 
 async def joined(batches: AsyncGenerator[Batch]) -> AsyncGenerator[Batch]:
-    """Join the fragments of events; ends behind the first event that is whole, and closes `batches`.
+    """Join the fragments of events; ends after the first event that is whole, and closes `batches`.
 
     A stream that does not split can't resume from the token of a fragment, so the event gets the token that it has
     in such a stream.

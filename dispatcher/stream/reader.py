@@ -1,4 +1,4 @@
-"""From the events of a source to changes: decode, judge stamps, look up documents, join delete markers."""
+"""Converts the events of a source to changes: decodes, checks stamps, looks up documents, joins delete markers."""
 
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
@@ -14,7 +14,7 @@ from dispatcher.stream.lookup import DocumentLookup
 from dispatcher.stream.origins import Origins
 from dispatcher.stream.source import Source
 
-# Events decoded in one go: enough to share a lookup, and few enough not to keep the event loop.
+# Events that are decoded together: enough to share a lookup, but too few to block the event loop.
 _CHUNK: Final = 100
 
 
@@ -22,7 +22,7 @@ class UnreadableEvent(NamedTuple):
     """An event that can't be decoded.
 
     Attributes:
-        error: the reason; it knows the token.
+        error: the reason; it contains the token.
     """
 
     event: bytes
@@ -30,7 +30,7 @@ class UnreadableEvent(NamedTuple):
 
 
 class LostEvent(NamedTuple):
-    """An event that the server can't send in any way lies between two tokens."""
+    """The server can't send an event that lies between two tokens."""
 
     after: str
     before: str
@@ -60,7 +60,7 @@ class Reader:
         self._markers = DeleteMarkers()
 
     async def recall(self, before: str) -> None:
-        """See the stamps of the last writes before a position: what is read next may hold copies of them."""
+        """Read the stamps of the last writes before a position: later events may contain copies of them."""
         self._origins.since = await self._source.recall(before, self._origins.saw)
 
     def skip_to(self, time: float) -> None:
@@ -82,7 +82,7 @@ class Reader:
             yield self._markers.give_up()
 
     def rest(self) -> list[Change]:
-        """The changes that are deferred, where nothing more is read."""
+        """The changes that are still deferred at the end of reading."""
         return self._markers.give_up()
 
     def _decoded(self, events: Sequence[Undecoded]) -> Iterator[list[Change] | UnreadableEvent]:

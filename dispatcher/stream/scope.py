@@ -77,7 +77,7 @@ class Scope(NamedTuple):
         return namespace in self.namespaces or any(one.matches(*namespace, apart_from) for one in self.patterns)
 
     def pipeline(self) -> list[dict[str, Any]]:
-        """The stages behind `$changeStream`, by which the server filters."""
+        """The stages after `$changeStream`, by which the server filters."""
         hashes = [{"$set": {HASH: hash_of("$documentKey._id")}}] if self.hashed else []
         return [self._watched(), *self._partitioned(), *hashes]
 

@@ -34,12 +34,12 @@ class Source(Protocol):
         """The cluster time of a position."""
 
     def batches(self, start: Start) -> AsyncGenerator[Batch]:
-        """The events behind `start`, without an end; an idle source has an empty batch about once a second.
+        """The events after `start`, without an end; an idle source has an empty batch about once a second.
 
-        The source opens itself again whenever it breaks, behind the last batch.
+        The source opens itself again whenever it breaks, after the last batch.
 
         Raises:
-            HistoryLost: the source does not hold the changes behind `start` any more.
+            HistoryLost: the source does not hold the changes after `start` any more.
             DispatcherError: what no repetition can mend.
         """
 

@@ -229,14 +229,14 @@ class Dispatcher:
             if position is None:
                 return False
             marker = self._marked.get(id_)
-            # The stream brings the marker. A stream without it has an idle position behind its time.
+            # The stream brings the marker. A stream without it has an idle position after its time.
             return position >= marker if marker is not None else token_time(position) > written_at
 
         await self._until(reached, deadline, complaint)
         self._marked.pop(id_, None)
 
     async def _write_marker(self, id_: bson.ObjectId, deadline: float, complaint: str) -> Timestamp:
-        """Write a document of our own behind all commits so far; the time of its commit."""
+        """Write a document of our own after all commits so far; the time of its commit."""
         database, name = self._marker
         markers = self._client[database].get_collection(name, write_concern=WriteConcern("majority"))
         writing = asyncio.create_task(self._insert(markers, id_), name="write-marker")

@@ -10,11 +10,11 @@ __all__ = ["Collection", "Database"]
 
 
 class Database:
-    """A database of a registry. Made without a running loop, used from any.
+    """A database of a registry. It can be created without a running loop, and used from any loop.
 
     Attributes:
         name: its name.
-        deployment: the registry.
+        deployment: the deployment of the registry.
     """
 
     __slots__ = ("deployment", "name")
@@ -89,7 +89,7 @@ class Collection:
     _collection = driver_collection  # the documented name
 
     def sibling(self, database: str, name: str | None = None) -> "Collection":
-        """A collection in another database of the same deployment; of the same name unless given."""
+        """A collection in another database of the same deployment; by default with the same name."""
         return Database(database, self.database.deployment).get_collection(name or self.name)
 
     def __eq__(self, other: object) -> bool:

@@ -26,7 +26,7 @@ _NOT_IN_COLLECTION: Final = frozenset("$\0")
 # MongoDB can't parse a change stream's regular expression that contains one of these literally.
 _NOT_IN_REGEX: Final = frozenset("'\x7f") | frozenset(map(chr, range(32)))
 
-# Namespaces that a document caches; beyond that the cache starts again.
+# Maximum number of namespaces in the cache of a document. A full cache is cleared.
 _MAX_CACHED: Final = 10_000
 
 
@@ -150,7 +150,7 @@ def _check_database(name: str) -> None:
 
 def _check_collection(name: str) -> None:
     if not name:
-        raise ValueError("names no collection behind its dot")
+        raise ValueError("names no collection after its dot")
     bad = next((character for character in name if character in _NOT_IN_COLLECTION), None)
     if bad is not None:
         raise ValueError(f"has {bad!r} in the name of its collection, which MongoDB does not allow")
@@ -177,7 +177,7 @@ class WatchedNamespaces:
         self._cached: dict[tuple[str, str], bool] = {}
 
     def covers(self, database: str, collection: str) -> bool:
-        """Whether one of the patterns matches this namespace. Cached, since each write asks."""
+        """Whether one of the patterns matches this namespace. Cached: every write calls it."""
         if not self.patterns:
             return False
         namespace = (database, collection)

@@ -1,4 +1,4 @@
-"""Asking the server until it answers."""
+"""Repeats a command until the server answers."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -15,7 +15,7 @@ _LONGEST_PAUSE: Final = 10.0
 
 
 async def ask_until_answered(ask: Callable[[], Awaitable[T]]) -> T:
-    """Ask again and again, with growing pauses, until the server answers.
+    """Repeat a command, with growing pauses, until the server answers.
 
     Raises:
         InvalidOperation: the client was closed.

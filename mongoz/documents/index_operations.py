@@ -57,7 +57,7 @@ class IndexOperations:
             collection: the collection, ours or the driver's; by default the document's own.
 
         Returns:
-            Their names in order. Without any the server is not asked.
+            Their names in order. If no index is declared, no command is sent.
 
         Raises:
             pymongo.errors.OperationFailure: the server refuses one.
@@ -66,7 +66,7 @@ class IndexOperations:
 
     @classmethod
     async def drop_index(cls, name: str, collection: Any = None) -> str:
-        """Drop an index, declared or not. It is no error if there is no such index.
+        """Drop an index, declared or not. A missing index is no error.
 
         Args:
             name: its name.
@@ -128,7 +128,7 @@ class IndexOperations:
     async def create_indexes_for_multiple_databases(
         cls, database_names: Sequence[str], collection: Any = None
     ) -> None:
-        """Create the declared indexes in the document's own database and in others, in collections of one name.
+        """Create the declared indexes in the document's own database and in others. The collections have one name.
 
         Args:
             database_names: the other databases.
@@ -150,7 +150,7 @@ class IndexOperations:
 
         Args:
             database_names: the databases; the document's own only if it is listed.
-            collection: the collection whose name counts, ours or the driver's; by default the document's own.
+            collection: the collection whose name is used, ours or the driver's; by default the document's own.
 
         Raises:
             MongozException: `database_names` is no list or tuple of names.

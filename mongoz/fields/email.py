@@ -29,8 +29,8 @@ def _check(value: str, info: core_schema.ValidationInfo[Any]) -> str:
     return validate_email(value)[1]
 
 
-# Matches a valid local part: words of lower-case letters and digits, joined by dots. Full validation takes ten times
-# as long as the rest of creating a small document, so only the domain is validated, and cached.
+# Matches a valid local part: words of lower-case letters and digits, joined by dots. Full validation takes ten
+# times as long as the rest of creating a small document, so only the domain is validated, and cached.
 _PLAIN: Final = re.compile(r"(?=[^@]{1,64}@)[a-z0-9_+-]+(?:\.[a-z0-9_+-]+)*@([a-z0-9.-]+)")
 _LONGEST: Final = 254
 

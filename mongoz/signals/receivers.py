@@ -133,7 +133,8 @@ def with_ids(receiver: Receiver, sender: type, signal: str) -> Receiver:
 def stamp_ids(receiver: Receiver, sender: type, signal: str) -> tuple[bytes, ...]:
     """The ids of a receiver in the stamps of one document, by its present and earlier names.
 
-    Several documents that inherit the receiver may share a collection: each gets a write, and only one made it.
+    The ids depend on the document: several documents that inherit the receiver may share a collection, but only
+    one of them made the write.
     """
     owner = importable_name(sender)
     return tuple(receiver_id((owner, signal, name)) for name in (receiver.name, *receiver.options.formerly))
@@ -212,7 +213,7 @@ def _check_async(function: Any, label: str) -> None:
 
 
 def _is_async_mock(thing: Any) -> bool:
-    """Whether it is an AsyncMock, by a mark in its own dict: every Mock has any attribute."""
+    """Whether it is an AsyncMock. The check reads the object's own dict: a Mock has every attribute."""
     return "_is_coroutine" in getattr(thing, "__dict__", {})
 
 

@@ -333,7 +333,7 @@ async def test_messages_list_the_recorded_signals(User):
     first, *rest = str(caught.value).splitlines()
     assert first == "User.post_save with created=False, instance__name='Ada' fired never, expected once."
     assert rest == [
-        "What fired:",
+        "These signals fired:",
         "  1. User.pre_save(created=True) id=None, name='Ada'",
         "  2. User.post_save(created=True) id=None, name='Ada'",
         f"  3. User.post_update(update_fields=['name']) id=None, name='{'x' * 56}...",
@@ -344,7 +344,7 @@ async def test_messages_list_the_recorded_signals(User):
         captured.assert_fired("post_delete", times=None)
     with pytest.raises(AssertionError, match=r"^User\.post_save fired once, expected never\."):
         captured.assert_not_fired(User.signals.post_save)
-    with pytest.raises(AssertionError, match=r"^Nothing should have fired\.\nWhat fired:\n  1\."):
+    with pytest.raises(AssertionError, match=r"^Nothing should have fired\.\nThese signals fired:\n  1\."):
         captured.assert_nothing_fired()
     with pytest.raises(AssertionError, match=r"\nNothing fired\.$"):
         captured.of().assert_fired("post_save")
@@ -367,7 +367,8 @@ async def test_misspelt_keywords_are_refused(User):
     captured = await fired(User)
     with pytest.raises(SignalError, match=r"post_save has no keyword 'create'\. Did you mean 'created'"):
         captured.assert_not_fired("post_save", create=True)
-    with pytest.raises(SignalError, match=r"User\.post_save is of documents without 'nam'\. Did you mean 'name'"):
+    message = r"The document of User\.post_save has no field 'nam'\. Did you mean 'name'"
+    with pytest.raises(SignalError, match=message):
         captured.assert_not_fired(User.signals.post_save, instance__nam="Ada")
 
 

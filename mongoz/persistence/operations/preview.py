@@ -1,4 +1,4 @@
-"""The result of operations on a document, computed before the server does it, for validation."""
+"""Computes the result of update operations before the server runs them, for validation."""
 
 import copy
 import decimal
@@ -17,7 +17,7 @@ _MISSING: Final = object()
 
 
 def preview_operations(row: Mapping[str, Any], operations: Iterable[Operation]) -> dict[str, Any] | None:
-    """The operated fields of a row after the operations, by stored name, without removed fields.
+    """The changed fields of a row after the operations, by stored name. Removed fields are left out.
 
     Args:
         row: the document in the database. It stays unchanged.

@@ -2,24 +2,24 @@
 
     DispatcherError
     ├── ApplicationError          APP or an --import module cannot be used
-    │   ├── NothingToDeliver      it loads, but no receiver of it could ever run here
-    │   └── GroupTaken            the group of dispatchers is another application's
+    │   ├── NothingToDeliver      APP loads, but none of its receivers can run in a dispatcher
+    │   └── GroupTaken            the group of dispatchers belongs to another application
     ├── ServerError               the MongoDB deployment cannot serve us
-    │   ├── CannotConnect         nothing answers at the address
-    │   ├── NotAReplicaSet        it answers, but has no change streams
+    │   ├── CannotConnect         no server answers at the address
+    │   ├── NotAReplicaSet        the server is a standalone and has no change streams
     │   └── AccessDenied          wrong credentials, or not enough rights
     ├── PositionError             the saved position cannot be used
     │   └── HistoryLost           the oplog no longer reaches back to it
-    ├── NotFound                  what is named is not there
-    │   ├── UnknownReceiver       nobody has heard of a receiver of that name
-    │   ├── UnknownRun            there is no such replay or backfill
-    │   └── UnknownLetter         there is no such dead letter
-    ├── MalformedLetter           a dead letter makes no sense: somebody edited it
-    ├── NotRunning                no dispatcher of the group is alive to do it
-    ├── StillRunning              one is, and would undo it
-    ├── CannotListen              the address for HTTP is taken, or is not ours
+    ├── NotFound                  a named object does not exist
+    │   ├── UnknownReceiver       no receiver has this name
+    │   ├── UnknownRun            no replay or backfill has this id
+    │   └── UnknownLetter         no dead letter has this id
+    ├── MalformedLetter           the document of a dead letter is malformed
+    ├── NotRunning                no dispatcher of the group is alive to execute the command
+    ├── StillRunning              a dispatcher of the group is alive and would undo the command
+    ├── CannotListen              the address for HTTP is in use, or not an address of this machine
     ├── Cancelled                 a thread cancelled the dispatcher's own tasks
-    ├── NotInstalled              an extra that was asked for is not there
+    ├── NotInstalled              a required extra is not installed
     ├── CannotWrite               the results can't be written to stdout
     ├── TooManyFiles              no file or connection can be opened any more
     ├── EmbeddedError             no private mongod could be started
@@ -64,7 +64,7 @@ class ExitCode(IntEnum):
     """How a `dispatcher` command ended. Supervisors may rely on these numbers."""
 
     OK = 0
-    """It was stopped, or did its work."""
+    """The command succeeded, or a signal stopped it."""
     FAILED = 1
     """The command did its work and the answer is no: the demo lost a change, a position is stale."""
     USAGE = 2
@@ -116,7 +116,7 @@ class ApplicationError(DispatcherError):
 
 
 class NothingToDeliver(ApplicationError):
-    """The application loads, but no receiver of it could ever run in the dispatcher."""
+    """The application loads, but none of its receivers can run in a dispatcher."""
 
     exit_code = ExitCode.NOTHING_TO_DELIVER
 
@@ -134,13 +134,13 @@ class ServerError(DispatcherError):
 
 
 class CannotConnect(ServerError):
-    """Nothing answers at the address."""
+    """No server answers at the address."""
 
     exit_code = ExitCode.CANNOT_CONNECT
 
 
 class NotAReplicaSet(ServerError):
-    """The server answers, but a standalone mongod has no change streams."""
+    """The server is a standalone mongod, which has no change streams."""
 
     exit_code = ExitCode.NOT_A_REPLICA_SET
 
@@ -164,47 +164,47 @@ class HistoryLost(PositionError):
 
 
 class NotFound(DispatcherError):
-    """What is named is not there."""
+    """A named object does not exist."""
 
     exit_code = ExitCode.NOT_FOUND
 
 
 class UnknownReceiver(NotFound):
-    """Nobody has heard of a receiver of that name."""
+    """No receiver has this name."""
 
 
 class UnknownRun(NotFound):
-    """There is no such replay or backfill."""
+    """No replay or backfill has this id."""
 
 
 class UnknownLetter(NotFound):
-    """There is no such dead letter."""
+    """No dead letter has this id."""
 
 
 class MalformedLetter(DispatcherError):
-    """A dead letter that is not written as letters are."""
+    """The document of a dead letter is malformed."""
 
 
 class NotRunning(DispatcherError):
-    """No dispatcher of the group is alive to do it."""
+    """No dispatcher of the group is alive to execute the command."""
 
     exit_code = ExitCode.NOT_RUNNING
 
 
 class StillRunning(DispatcherError):
-    """A dispatcher of the group is alive, and would undo it."""
+    """A dispatcher of the group is alive and would undo the command."""
 
     exit_code = ExitCode.STILL_RUNNING
 
 
 class CannotListen(DispatcherError):
-    """The address for HTTP is taken, or is not ours."""
+    """The address for HTTP is in use, or not an address of this machine."""
 
     exit_code = ExitCode.CANNOT_LISTEN
 
 
 class NotInstalled(DispatcherError):
-    """An extra that was asked for is not there."""
+    """A required extra is not installed."""
 
     exit_code = ExitCode.NOT_INSTALLED
 

@@ -13,7 +13,7 @@ from dispatcher.settings import Settings
 
 _UsageError: Final[Any] = typer.BadParameter.__mro__[1]  # of click, or of the copy that typer contains
 
-# The requirement behind each of pydantic's errors.
+# The requirement that each of pydantic's errors stands for.
 _MUSTS: Final = {
     "greater_than": "be more than {gt}",
     "greater_than_equal": "be at least {ge}",
@@ -53,7 +53,7 @@ Import = Annotated[
 ]
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 
 
 AppArgument = Annotated[

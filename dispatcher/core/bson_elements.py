@@ -1,4 +1,4 @@
-"""Takes BSON apart without decoding it.
+"""Splits BSON into its elements without decoding it.
 
 Servers store values that no driver decodes: text that is no UTF-8, UUIDs of three bytes, dates in the far future.
 Code that must work in spite of them, such as a search for the `_id` of a document, takes the bytes as they are.
@@ -27,7 +27,7 @@ TYPES: Final[Mapping[int, str]] = {
 
 _SIZE: Final = Struct("<i")
 
-# Bytes of values of a fixed length; and the bytes that the length at the start of other values leaves out.
+# Bytes of values of a fixed length. For other values: the bytes that their length prefix does not count.
 _FIXED: Final = {1: 8, 6: 0, 7: 12, 8: 1, 9: 8, 10: 0, 16: 4, 17: 8, 18: 8, 19: 16, 127: 0, 255: 0}
 _MEASURED: Final = {2: 4, 3: 0, 4: 0, 5: 5, 12: 16, 13: 4, 14: 4, 15: 0}
 _REGEX: Final = 11

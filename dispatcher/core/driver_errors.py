@@ -1,7 +1,7 @@
-"""Classifies driver errors: which ones pass by themselves, and which ones a person must fix.
+"""Classifies driver errors: which are transient, and which a person must fix.
 
-The codes were measured on a 6.0 server; the names are the server's own. An unknown code is retried like a passing
-one: a daemon must survive unexpected failures.
+The codes were measured on a 6.0 server; the names are the server's own. An unknown code is retried like a
+transient one: a daemon must survive unforeseen failures.
 """
 
 from collections.abc import Mapping
@@ -158,8 +158,8 @@ _VERDICTS: Final = {
     ),
     Kind.NOT_LET_IN: _Verdict(
         AccessDenied,
-        "{address} does not let us in: {text}",
-        "Mend user, password and authSource in the URL.",
+        "{address} rejects the login: {text}",
+        "Fix user, password and authSource in the URL.",
     ),
     Kind.TOO_LARGE: _Verdict(
         ServerError,
@@ -168,7 +168,7 @@ _VERDICTS: Final = {
     ),
     Kind.NOT_SUPPORTED: _Verdict(
         ServerError,
-        "{address} can not do what is asked of it: {text}",
+        "{address} lacks a feature that the dispatcher needs: {text}",
         "Use MongoDB 6.0 or later, as a replica set.",
     ),
 }

@@ -33,18 +33,18 @@ async def collecting() -> AsyncIterator[None]:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_THRESHOLDS)
-    looking = asyncio.create_task(_look(), name="collect-garbage")
+    collector = asyncio.create_task(_collect_regularly(), name="collect-garbage")
     try:
         yield
     finally:
-        await end([looking])
+        await end([collector])
         gc.set_threshold(*thresholds)
         gc.unfreeze()
 
 
-async def _look() -> None:
-    looks = 0
+async def _collect_regularly() -> None:
+    rounds = 0
     while True:
         await asyncio.sleep(_EVERY)
-        looks += 1
-        gc.collect(_EVERYTHING if looks % _ALL == 0 else _YOUNG)
+        rounds += 1
+        gc.collect(_EVERYTHING if rounds % _ALL == 0 else _YOUNG)

@@ -1,4 +1,4 @@
-"""Subprocesses of `demo` and `dev`. They end when this process ends, however it ends."""
+"""Subprocesses of `demo` and `dev`. They end when this process ends, even by a crash."""
 
 import os
 import signal
@@ -29,8 +29,8 @@ class Line(NamedTuple):
 class Child:
     """A running subprocess. As a context manager it is stopped at the end.
 
-    It has its own session: Ctrl-C reaches this process only, which decides the order of the end. If this process
-    is killed, the child ends too.
+    It has its own session: Ctrl-C reaches only this process, which then stops its children in order. If this
+    process is killed, the child ends too.
 
     Args:
         into: gets the lines of its stdout and stderr. By default they go to ours.
@@ -87,7 +87,7 @@ class Child:
         return self.process.poll()
 
     def stop(self, grace: float = 10.0) -> int:
-        """End it: SIGTERM, and after `grace` seconds SIGKILL. May be called twice.
+        """End the child with SIGTERM, and after `grace` seconds with SIGKILL. May be called twice.
 
         Returns:
             Its exit code.
@@ -97,7 +97,7 @@ class Child:
             self.process.wait(grace)
         self.process.kill()
         code = self.process.wait()
-        # Not earlier: the watcher is needed if this process is killed while the child ends.
+        # The watcher ends last: it is needed if this process is killed while the child ends.
         self._watcher.kill()
         self._watcher.communicate()
         return code

@@ -23,7 +23,7 @@ async def admit(store: PositionStore, settings: Settings, application: str) -> N
 
     Raises:
         GroupTaken: the group is another application's.
-        PositionError: a saved document makes no sense.
+        PositionError: a saved document is malformed.
     """
     while application and (layout := (await store.load()).layout) is not None:
         before = layout.application
@@ -33,7 +33,7 @@ async def admit(store: PositionStore, settings: Settings, application: str) -> N
             raise taken(store.group, before, application)
         if await store.rename_application(before, application) and before:
             log.warning(
-                "the application of this group has another name from now on",
+                "the group belongs to this application from now on",
                 action="group.adopted",
                 group=store.group,
                 before=before,

@@ -1,7 +1,7 @@
 """Knows which changes of one partition are finished, and saves the position.
 
-Three things tell what earlier processes had finished: the position, up to which everything is; hashes of tokens
-after it; and facts from earlier layouts.
+Earlier processes record their finished changes in three forms: the position, up to which all are finished; hashes
+of tokens after it; and facts from earlier layouts.
 """
 
 import asyncio
@@ -26,9 +26,9 @@ from dispatcher.position.store import PositionStore
 from dispatcher.position.tracker import Tracker
 from dispatcher.settings import Settings
 
-# Changes after the oldest unfinished one, and the characters of their tokens, at most. A slow document does not
-# stop the others, but their finished changes must be remembered, here and in the document of the position. A token
-# holds the _id of its document, which has no limit: most tokens have a hundred characters, some a million.
+# Maximum number of changes after the oldest unfinished one, and of characters of their tokens. A slow document
+# does not stop the others, but their finished changes must be recorded, here and in the document of the position.
+# A token holds the _id of its document, which has no limit: most tokens have a hundred characters, some a million.
 _LONGEST_SPAN: Final = 20_000
 _HEAVIEST_SPAN: Final = 6_000_000
 
@@ -95,7 +95,7 @@ class Checkpoint:
         return token <= self.began or (bool(self._ahead) and digest_of(token) in self._ahead)
 
     def count_finished(self, token: str) -> None:
-        """Give a change that an earlier process has finished its place in the order."""
+        """Add a change that an earlier process has finished to the tracker."""
         if token > self.began:
             self._ahead.discard(digest_of(token))  # the tracker knows it from now on
             self.tracker.add(Job(token))
@@ -127,7 +127,7 @@ class Checkpoint:
         """Save the position. If another process has taken over, mark the lease as lost.
 
         Raises:
-            DispatcherError: what no repetition can mend. Other errors are logged, and the next save repeats it.
+            DispatcherError: the error is permanent. Other errors are logged, and the next save tries again.
         """
         token = self.tracker.token
         ahead, until = self._finished_ahead(token)

@@ -2,8 +2,8 @@
 
 A deleted document has no field for a stamp. So the ODM stamps the document and deletes it, in one transaction, and
 the stream brings an update, the marker, and a delete. A marker belongs to the next delete of its document in its
-transaction. One without a delete changed nothing but the stamp. Until that is known, later changes of its document
-are deferred.
+transaction. A marker without a delete changed only the stamp. Until the delete is found or ruled out, later
+changes of the document are deferred.
 """
 
 from collections.abc import Hashable, Iterator
@@ -23,7 +23,7 @@ class _Open(NamedTuple):
 
 
 class DeleteMarkers:
-    """The markers of the transaction that the stream is in the middle of."""
+    """The markers of the transaction that is being read."""
 
     def __init__(self) -> None:
         self._open: dict[Hashable, _Open] = {}
@@ -43,14 +43,14 @@ class DeleteMarkers:
         return [settled for change in changes for settled in self._settle(change)]
 
     def give_up(self) -> list[Change]:
-        """The markers and the deferred changes, where the stream has nothing more: there are no deletes."""
+        """The markers and the deferred changes at the end of the stream: no delete follows."""
         return [change for key in list(self._open) for change in self._give_up(key)]
 
     def _settle(self, change: Change) -> Iterator[Change]:
         key = (change.transaction, change.key)
         yield from self._without_delete(key, change)
         if change.operation == "marker":
-            # A transaction may have thousands of markers, and nobody sees their documents.
+            # A transaction may have thousands of markers, and no receiver gets their documents.
             marker = change._replace(document=None, before=None, raw=b"")
             self._open[key] = _Open(marker, [])
             yield marker
@@ -65,7 +65,7 @@ class DeleteMarkers:
             yield change._replace(operation="deferred")
 
     def _without_delete(self, key: Hashable, change: Change) -> Iterator[Change]:
-        """Markers that have no delete, as this change shows.
+        """The markers for which this change proves that no delete follows.
 
         The changes of a transaction come next to each other and have one cluster time, so a change with another
         time is after its end. Of two markers of one document the later one counts.

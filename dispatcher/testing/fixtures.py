@@ -8,7 +8,7 @@ In the outermost `conftest.py`:
 |---|---|---|
 | `mongodb` | session | a server: a replica set of one node, embedded; with pytest-xdist one for each worker |
 | `mongodb_url` | session | its URL |
-| `mongodb_database` | function | the name of a database that nobody else uses, dropped after the test |
+| `mongodb_database` | function | the name of a database that no other test uses, dropped after the test |
 
 With `MONGOZ_TEST_URL` in the environment that server is used instead of an embedded one; it must be a replica set.
 Where there is no `mongod`, tests that need one are skipped; they fail if the environment has `CI`.
@@ -39,12 +39,12 @@ class TestServer:
     """The server of the test session.
 
     Attributes:
-        url: what clients connect to.
-        client: PyMongo's synchronous client, for whatever a test wants to do as somebody else.
-        embedded: it was started for this session, and ends with it.
+        url: the URL for clients.
+        client: PyMongo's synchronous client, for a test that reads or writes as another client.
+        embedded: whether the server was started for this session, and ends with it.
     """
 
-    __test__ = False  # to pytest a class of this name would be one of tests
+    __test__ = False  # pytest collects classes whose names begin with Test
 
     url: str
     client: "MongoClient[dict[str, Any]]"
@@ -92,7 +92,7 @@ def _client(url: str) -> "MongoClient[dict[str, Any]]":
 
 
 def _check(client: "MongoClient[dict[str, Any]]") -> None:
-    """Who names a server wants it to be used: that it can't is a failure, with or without CI."""
+    """Fail if the named server can't be used, with or without CI: the user wants the tests to use it."""
     try:
         hello = client.admin.command("hello")
     except PyMongoError as error:

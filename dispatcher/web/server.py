@@ -1,4 +1,4 @@
-"""Listens, and serves while the dispatcher runs.
+"""The HTTP server: listens from the start, and serves while the dispatcher runs.
 
 The socket is opened first, so that a used port is an error at once. Clients that connect early wait until the
 server is loaded. Loading takes a tenth of a second, and must not delay the first delivery.
@@ -29,7 +29,7 @@ _BACKLOG: Final = 128
 _HEAD_START: Final = 1.0
 _LOOK: Final = 0.02
 
-# Seconds that running answers get at the end.
+# Seconds for requests that are running at shutdown.
 _PATIENCE: Final = 1
 
 
@@ -44,12 +44,12 @@ class Web:
             observer.http = _url(self._socket)
 
     async def beside(self, run: Callable[[asyncio.Event], Awaitable[None]], stop: asyncio.Event) -> None:
-        """Run the dispatcher, and answer while it runs.
+        """Run the dispatcher, and serve HTTP while it runs.
 
         If the HTTP server fails, the dispatcher goes on: the log and the probes show the failure.
         """
         serving = asyncio.create_task(self._serve(), name="http")
-        serving.add_done_callback(_say_if_it_failed)
+        serving.add_done_callback(_log_failure)
         try:
             await run(stop)
         finally:
@@ -143,7 +143,7 @@ class _Forwarding(logging.Handler):
         log.warning(record.getMessage().strip(), action="http.trouble", exc_info=error)
 
 
-def _say_if_it_failed(serving: "asyncio.Task[None]") -> None:
+def _log_failure(serving: "asyncio.Task[None]") -> None:
     if not serving.cancelled() and (error := serving.exception()) is not None:
         log.error("the HTTP server failed; no request is answered any more", action="http.failed", exc_info=error)
 
@@ -178,7 +178,7 @@ def _bound(address: Address) -> socket.socket:
     except OSError as error:
         made.close()
         raise CannotListen(
-            f"HTTP can't be answered at {address.host}:{address.port}: {error.strerror or error}",
+            f"The HTTP server can't listen at {address.host}:{address.port}: {error.strerror or error}",
             remedy="Choose another address with --http HOST:PORT, port 0 for a free one, or --http off.",
         ) from error
     return made

@@ -1,7 +1,7 @@
 """Transactions: a session that the calls of one task join, and the actions that wait for its commit.
 
-Calls of the task that entered `registry.transaction()` find its session by themselves. Tasks that it starts don't:
-two tasks can't use one session at once, MongoDB refuses that.
+Calls of the task that entered `registry.transaction()` find its session by themselves. Tasks that it starts don't,
+because MongoDB refuses two concurrent commands in one session.
 """
 
 import asyncio
@@ -51,11 +51,11 @@ _UNKNOWN_COMMIT: Final = "UnknownTransactionCommitResult"
 _COMMIT_ATTEMPTS: Final = 3
 _NOT_THERE: Final = frozenset({225, 251})  # TransactionTooOld, NoSuchTransaction
 _OUTCOME_UNKNOWN: Final = (
-    "It is unknown yet whether the transaction was committed. If it was, its receivers run as soon as that is "
+    "It is not known yet whether the transaction was committed. If it was, its receivers run as soon as that is "
     "known. Instances stay as if it was committed."
 )
 
-_READ_CONCERNS: Final = (None, "local", "majority", "snapshot")  # those that transactions support
+_READ_CONCERNS: Final = (None, "local", "majority", "snapshot")  # transactions support these
 
 # As the drivers do it: repeat the whole function for two minutes, with growing pauses.
 _TRANSIENT: Final = "TransientTransactionError"
@@ -139,7 +139,7 @@ class Transaction:
 
 _entered: ContextVar[tuple[Transaction, ...]] = ContextVar("mongoz_transactions", default=())
 is_in_transaction: Final[Callable[[], object]] = _entered.get
-"""Whether the running task or its parent task entered a transaction. A C function: each call of the ODM asks."""
+"""Whether the running task or its parent task entered a transaction. A C function: every ODM call runs it."""
 
 _by_session: WeakKeyDictionary[Any, Transaction] = WeakKeyDictionary()
 
@@ -313,7 +313,7 @@ async def _commit(session: Any) -> PyMongoError | None:
 async def is_committed(session: Any) -> bool:
     """Whether a transaction was committed whose commit got no answer. Commits again until the server answers.
 
-    A second commit changes nothing. The documents can't tell: another client may have changed them since.
+    A second commit changes nothing. Reading the documents proves nothing: another client may have changed them.
 
     Args:
         session: the session of the transaction, unused since.
@@ -396,7 +396,7 @@ async def run_private_transaction(
 async def run_private_transaction_once(
     deployment: Deployment, session: Any, fn: Callable[[Any], Awaitable[None]]
 ) -> None:
-    """The same without repetition: a transient error reaches the caller."""
+    """Like `run_private_transaction`, without repetition: a transient error reaches the caller."""
     await deployment.adapter.start_transaction(session, _transaction_options(deployment.client, {}))
     try:
         await fn(session)

@@ -154,7 +154,7 @@ class _AnnotationWalk:
         if issubclass(kind, Secret):
             return self._of_secret(arguments)
         if kind is re.Pattern and bytes in arguments:
-            raise _NotStorable("MongoDB has patterns of strings, and none of bytes. Use re.Pattern[str].")
+            raise _NotStorable("MongoDB has no patterns of bytes. Use re.Pattern[str].")
         return self._of_model(kind) or _of_scalar(kind)
 
     def _of_union(self, members: Iterable[Any]) -> Kinds:
@@ -252,7 +252,7 @@ def _refuse_encoded(metadata: Iterable[Any]) -> None:
         if isinstance(each, EncodedBytes | EncodedStr):
             raise _NotStorable("it would be decoded again whenever it is read. Use bytes, or mongoz.Binary().")
         if each is ImportString:
-            raise _NotStorable(f"what it imports is no data. {_REMEDY}")
+            raise _NotStorable(f"the imported object is no data. {_REMEDY}")
 
 
 def _of_enum(kind: type[Enum]) -> Kinds:

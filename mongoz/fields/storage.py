@@ -1,4 +1,4 @@
-"""The stored form of Python values: models become dicts with stored names, and nothing is shared.
+"""The stored form of Python values: models become dicts with stored names, and containers are copied.
 
 Scalars with a BSON type stay unchanged; the codec options of the registry encode dates and times. Every other
 value has a form that its annotation reads back: see `mongoz.fields.stored_schema`.
@@ -55,8 +55,8 @@ def stored(value: Any, *, declared: bool = True) -> Any:  # noqa: PLR0911 - a ta
 
     Args:
         value: a scalar, a model, a dataclass, or a list, tuple, set, mapping or enum of these.
-        declared: an annotation has the type, and reads the value back. Undeclared values keep their type, or the
-            driver refuses them.
+        declared: whether an annotation declares the type, so that the value can be read back. Undeclared values
+            keep their type, or the driver refuses them.
     """
     kind = type(value)
     if kind in SCALARS:

@@ -1,4 +1,4 @@
-"""Patches: new values for some fields of an instance, validated and merged with what validators derive."""
+"""Patches: new values for some fields of an instance, validated, and merged with values that validators derive."""
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,7 +38,7 @@ class AppliedValues(NamedTuple):
 
     Attributes:
         fields: all fields that were set.
-        derived: those of them that validators of the model changed.
+        derived: the set fields that validators of the model changed.
     """
 
     fields: frozenset[str]
@@ -93,7 +93,7 @@ def apply_values_together(
     row = stored(instance)
     try:
         before = stored(validate_row(document, row))
-    except Exception:  # an invalid instance tells nothing about derived fields
+    except Exception:  # an invalid instance has no derived values to compare with
         before = row
     new = {**validate_values(document, dict(values)), **auto_now_values(document)}
     after = {**row, **stored_values(document, new)}
@@ -203,7 +203,7 @@ def settle_update(
 def _take_computed(instance: Model, operations: Sequence[Operation], row: dict[str, Any]) -> None:
     """Give an instance the fields that the server computed.
 
-    They are written, so a value that does not fit its field is taken unchanged.
+    The server has written them already, so a value that does not fit its field is kept unchanged.
     """
     partial = type(instance).meta.document.proxy_document
     for operation in operations:

@@ -1,4 +1,4 @@
-"""Refusing writes to collections that no dispatcher watches: their changes would be lost silently."""
+"""Refuses writes to collections that no dispatcher watches: their changes would be lost silently."""
 
 from mongoz.connection import Collection
 from mongoz.exceptions import ImproperlyConfigured

@@ -149,7 +149,7 @@ async def _fire_when_known(write: Write, session: Any, held: AsyncExitStack) -> 
 def note_unknown_outcome(error: PyMongoError) -> None:
     """Add a note to an error: its outcome is unknown, and receivers may run later."""
     error.add_note(
-        "It is unknown yet whether the write was done. If it was, its receivers run as soon as that is known."
+        "It is not known yet whether the write was done. If it was, its receivers run as soon as that is known."
     )
 
 

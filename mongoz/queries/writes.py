@@ -80,8 +80,8 @@ class WriteQuery(ReadQuery[D]):
     async def update_count(self, *operations: UpdateOperator, **fields: Any) -> int:
         """Change fields of all matching documents, without loading them if no receiver is connected.
 
-        Then it takes one round trip, unless a validator reads several fields; otherwise batches, so that any
-        number of documents can be updated.
+        Without a receiver it takes one round trip, unless a validator reads several fields. Otherwise the
+        documents are updated in batches, so that their number has no limit.
 
         Args:
             *operations: changes that the server computes: `U.inc(age=1)`.
@@ -113,8 +113,9 @@ class WriteQuery(ReadQuery[D]):
         """The only matching document, or else a new one.
 
         Equality conditions of the query and the lookups become fields of the new document, together with the
-        defaults. One atomic upsert: if another writer is faster, its document is returned, and `post_save` does
-        not fire. (Only a unique index keeps two concurrent upserts from inserting a document each.)
+        defaults. The insert is an atomic upsert: if another writer is faster, its document is returned, and
+        `post_save` does not fire. (Only a unique index keeps two concurrent upserts from inserting a document
+        each.)
 
         Args:
             defaults: further fields of a new document; keys are names or `Document.field`.

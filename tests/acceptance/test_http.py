@@ -245,7 +245,7 @@ def test_an_explicit_port_in_use_is_an_error(tmp_path, mongo):
         where = f"127.0.0.1:{taken.getsockname()[1]}"
         result = run("run", app, "--http", where, cwd=tmp_path)
     assert result.returncode == ExitCode.CANNOT_LISTEN
-    assert_one_error(result, f"HTTP can't be answered at {where}: Address already in use")
+    assert_one_error(result, f"The HTTP server can't listen at {where}: Address already in use")
 
 
 async def test_the_usual_port_that_is_taken(monkeypatch, capsys):

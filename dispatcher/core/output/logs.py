@@ -1,6 +1,6 @@
 """The structured log of the daemon.
 
-A thread writes the lines, so nothing waits for the log, and an error of the log stops nothing.
+A thread writes the lines: the dispatcher never waits for the log, and goes on if the log fails.
 """
 
 import logging
@@ -111,14 +111,14 @@ class _Others(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            said = record.getMessage()
-        except Exception:  # its arguments do not fit its text
-            said = words_of(record.msg)
+            text = record.getMessage()
+        except Exception:  # the arguments of the record do not fit its format
+            text = words_of(record.msg)
         error = record.exc_info[1] if record.exc_info else None
         if record.levelno >= logging.ERROR:
-            log.error(said, action="library.error", logger=record.name, exc_info=error)
+            log.error(text, action="library.error", logger=record.name, exc_info=error)
         else:
-            log.warning(said, action="library.warning", logger=record.name, exc_info=error)
+            log.warning(text, action="library.warning", logger=record.name, exc_info=error)
 
 
 def _with_traceback(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

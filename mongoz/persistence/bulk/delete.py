@@ -1,4 +1,4 @@
-"""Deleting many documents; each with a marker if a dispatcher must know of it, see `mongoz.persistence.delete`."""
+"""Deletes many documents; with a marker before each, if dispatchers need it: see `mongoz.persistence.delete`."""
 
 from contextlib import AsyncExitStack
 from typing import Any, Final, NamedTuple
@@ -111,9 +111,9 @@ async def _delete_silently(
 
 
 async def _delete_ids(ids: list[Any], selection: Selection, firing: Firing, originator: Originator) -> "_Deleted":
-    """Delete those of these documents that still match.
+    """Delete the given documents that still match.
 
-    Each with a marker, if dispatchers need it and the server accepts it.
+    Each delete gets a marker if dispatchers need it and the server accepts it.
 
     Raises:
         _DeleteOutcomeUnknown: the outcome is unknown at present, and receivers depend on it.
@@ -145,7 +145,7 @@ async def _delete_ids(ids: list[Any], selection: Selection, firing: Firing, orig
 async def _delete_together(
     ids: list[Any], selection: Selection, firing: Firing, originator: Originator, *, marked: bool
 ) -> "_Deleted":
-    """Find the matching documents and delete them in one transaction, so that nothing happens in between."""
+    """Find the matching documents and delete them in one transaction, so that no other write comes between."""
     target = selection.target
     deleted: _Deleted | None = None
 
@@ -185,7 +185,7 @@ async def _delete_together(
 
 
 async def _delete_one_by_one(ids: list[Any], selection: Selection, firing: Firing) -> "_Deleted":
-    """Delete by one command each: without transactions only this tells which documents were deleted."""
+    """Delete each document with its own command. Without transactions only that shows which ones were deleted."""
     target = selection.target
     tokens: dict[bytes, str] = {}
     for row in await selection.matching(ids, session=target.session):

@@ -18,14 +18,14 @@ Commands raise `PyMongoError` as the driver has it.
 
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import bson
 from bson.raw_bson import RawBSONDocument
 from pymongo import UpdateOne
 
 from dispatcher.core.bson_codec import RAW
-from dispatcher.core.bson_elements import elements, joined, readable
+from dispatcher.core.bson_elements import elements, joined, keyed, readable
 from dispatcher.core.output.logs import log
 from dispatcher.core.partitions import belongs, hash_of
 from dispatcher.core.state import CODEC_OPTIONS, Collection, Group
@@ -33,7 +33,7 @@ from dispatcher.parking.files import Files
 from dispatcher.parking.record import hash_of_key, record_id, short_id
 
 # Documents in one command, and their bytes.
-_MOST: Final = 200
+_MOST: Final = 1_000
 _BYTES: Final = 16_000_000
 
 # What is left of a dead letter while it is retried.
@@ -42,6 +42,13 @@ _OF_LETTER: Final = frozenset(
 )
 
 _ALWAYS: Final = datetime(1970, 1, 1)
+
+
+class Found(NamedTuple):
+    """A document of an earlier version: as it is, and what of it can be read."""
+
+    raw: bytes
+    fields: dict[str, Any]
 
 
 async def take_over(group: Group, partition: tuple[int, int]) -> None:
@@ -86,11 +93,10 @@ class _Taker:
         async for rows in _batches(await self._ours(self._parked, stages)):
             documents, letters = [], []
             for row in rows:
-                fields = readable(row)
-                letter = await self._letter_of(fields)
-                files = await self._copy(self._parked_chunks, fields)
-                documents.append(waiting_delivery(row, letter, files, head=fields.get("lane") != before))
-                before = fields.get("lane")
+                letter = await self._letter_of(row.fields)
+                files = await self._copy(self._parked_chunks, row.fields)
+                documents.append(waiting_delivery(row, letter, files, head=row.fields.get("lane") != before))
+                before = row.fields.get("lane")
                 if letter is not None:
                     letters.append(letter)
             await self._move(documents, rows, self._parked, self._parked_chunks)
@@ -104,7 +110,7 @@ class _Taker:
         """Move the dead letters; their number."""
         moved = 0
         async for letters in _batches(await self._ours(self._letters, [{"$set": {"hash": hash_of("$key")}}])):
-            files = [await self._copy(self._letter_chunks, readable(letter)) for letter in letters]
+            files = [await self._copy(self._letter_chunks, letter.fields) for letter in letters]
             documents = [dead_letter(*one) for one in zip(letters, files, strict=True)]
             await self._move(documents, letters, self._letters, self._letter_chunks)
             moved += len(letters)
@@ -118,11 +124,11 @@ class _Taker:
         found: Any = await collection.with_options(codec_options=RAW).aggregate(pipeline)
         return found  # type: ignore[no-any-return]
 
-    async def _letter_of(self, fields: Mapping[str, Any]) -> bytes | None:
+    async def _letter_of(self, fields: Mapping[str, Any]) -> Found | None:
         match fields.get("again"):
             case {"letter": str(id_)}:
                 found = await self._letters.with_options(codec_options=RAW).find_one({"_id": id_})
-                return None if found is None else bytes(found.raw)
+                return None if found is None else Found(bytes(found.raw), readable(found))
         return None
 
     async def _copy(self, chunks: Collection, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,25 +142,26 @@ class _Taker:
         return files
 
     async def _move(
-        self, documents: list[bytes], rows: list[bytes], collection: Collection, chunks: Collection
+        self, documents: list[bytes], rows: list[Found], collection: Collection, chunks: Collection
     ) -> None:
-        await self._held.bulk_write([_unless_there(document) for document in documents], ordered=False)
+        writes = [_unless_there(*one) for one in zip(documents, rows, strict=True)]
+        await self._held.bulk_write(writes, ordered=False)
         await self._delete(rows, collection, chunks)
 
-    async def _delete(self, rows: list[bytes], collection: Collection, chunks: Collection) -> None:
-        found = [readable(row) for row in rows]
+    async def _delete(self, rows: list[Found], collection: Collection, chunks: Collection) -> None:
+        found = [row.fields for row in rows]
         await collection.delete_many({"_id": {"$in": [one["_id"] for one in found]}})
         for one in found:
             if one.get("chunked"):  # ";" is the character after ":"
                 await chunks.delete_many({"_id": {"$gte": f"{one['_id']}:", "$lt": f"{one['_id']};"}})
 
 
-async def _batches(found: AsyncIterable[RawBSONDocument]) -> AsyncIterator[list[bytes]]:
-    batch: list[bytes] = []
+async def _batches(found: AsyncIterable[RawBSONDocument]) -> AsyncIterator[list[Found]]:
+    batch: list[Found] = []
     size = 0
     async for one in found:
-        batch.append(bytes(one.raw))
-        size += len(batch[-1])
+        batch.append(Found(bytes(one.raw), readable(one)))
+        size += len(batch[-1].raw)
         if len(batch) >= _MOST or size > _BYTES:
             yield batch
             batch, size = [], 0
@@ -162,7 +169,7 @@ async def _batches(found: AsyncIterable[RawBSONDocument]) -> AsyncIterator[list[
         yield batch
 
 
-def waiting_delivery(row: bytes, letter: bytes | None, files: Mapping[str, Any], *, head: bool) -> bytes:
+def waiting_delivery(row: Found, letter: Found | None, files: Mapping[str, Any], *, head: bool) -> bytes:
     """A delivery that waits, as it is held now. Pure.
 
     Args:
@@ -170,7 +177,7 @@ def waiting_delivery(row: bytes, letter: bytes | None, files: Mapping[str, Any],
         letter: the dead letter that it is a retry of.
         head: whether it is the first one of its lane.
     """
-    fields = readable(row)
+    fields = row.fields
     lane: dict[str, Any] = next(iter(fields.get("lane_document") or ()), {})
     id_ = str(fields["_id"])
     if letter is not None:
@@ -192,31 +199,31 @@ def waiting_delivery(row: bytes, letter: bytes | None, files: Mapping[str, Any],
     if lane.get("attempts") and lane.get("token") == fields.get("token"):
         said |= {name: lane.get(name) for name in ("attempts", "first_attempt_at", "error")}
     if letter is not None:
-        kept = joined(*(one for one in elements(letter) if one.name.decode("utf-8", "replace") in _OF_LETTER))
+        kept = joined(*(one for one in elements(letter.raw) if one.name.decode("utf-8", "replace") in _OF_LETTER))
         said = {**readable(kept), "short_id": short_id(id_), **said}
     return _changed(row, said, files, apart_from=("again", "lane_document"))
 
 
-def dead_letter(letter: bytes, files: Mapping[str, Any]) -> bytes:
+def dead_letter(letter: Found, files: Mapping[str, Any]) -> bytes:
     """A dead letter, as it is held now. Pure."""
-    fields = readable(letter)
+    fields = letter.fields
     said = {"_id": fields["_id"], "state": "dead", "reason": fields.get("reason")}
     if isinstance(fields["_id"], str):
         said["short_id"] = short_id(fields["_id"])
     return _changed(letter, said, files, apart_from=("retrying_since",))
 
 
-def _changed(row: bytes, said: dict[str, Any], files: Mapping[str, Any], apart_from: tuple[str, ...]) -> bytes:
+def _changed(row: Found, said: dict[str, Any], files: Mapping[str, Any], apart_from: tuple[str, ...]) -> bytes:
     """A document with other values for some fields. The others stay as they are, even if they can't be decoded."""
     if files:
         said = {**said, "files": dict(files)}
     gone = {*said, *apart_from, "chunked", "hash"}
-    kept = (one for one in elements(row) if one.name.decode("utf-8", "replace") not in gone)
+    kept = (one for one in elements(row.raw) if one.name.decode("utf-8", "replace") not in gone)
     return joined(*elements(bson.encode(said, codec_options=CODEC_OPTIONS)), *kept)
 
 
-def _unless_there(document: bytes) -> UpdateOne:
-    fields = readable(document)
+def _unless_there(document: bytes, row: Found) -> UpdateOne:
+    id_ = readable(keyed(next(elements(document))))[""]
     new = {"$cond": [{"$eq": [{"$type": "$group"}, "missing"]}, {"$literal": RawBSONDocument(document)}, "$$ROOT"]}
-    hashed = {"$ifNull": ["$hash", hash_of_key(fields.get("parts"))]}
-    return UpdateOne({"_id": fields["_id"]}, [{"$replaceWith": new}, {"$set": {"hash": hashed}}], upsert=True)
+    hashed = {"$ifNull": ["$hash", hash_of_key(row.fields.get("parts"))]}
+    return UpdateOne({"_id": id_}, [{"$replaceWith": new}, {"$set": {"hash": hashed}}], upsert=True)

@@ -9,7 +9,7 @@ from bson import ObjectId
 
 from dispatcher.core.bson_elements import readable
 from dispatcher.parking.record import short_id
-from dispatcher.parking.upgrade import dead_letter, waiting_delivery
+from dispatcher.parking.upgrade import Found, dead_letter, waiting_delivery
 from tests.earlier_state import captured
 
 FOUND = captured()
@@ -22,13 +22,17 @@ CHANGED = {"_id", "chunked", "again", "lane_document"}
 
 def rows(receiver: str) -> list[dict[str, Any]]:
     """The deliveries of a lane, with the document of the lane."""
-    found = [row for row in FOUND["parked"] if row["receiver"] == receiver]
-    return [{**row, "lane_document": [LANES[row["lane"]]]} for row in sorted(found, key=lambda row: row["_id"])]
+    mine = [row for row in FOUND["parked"] if row["receiver"] == receiver]
+    return [{**row, "lane_document": [LANES[row["lane"]]]} for row in sorted(mine, key=lambda row: row["_id"])]
 
 
 def upgraded(row: dict[str, Any], *, head: bool = True, letter: Any = None, files: Any = None) -> dict[str, Any]:
-    raw = None if letter is None else bson.encode(letter)
-    return readable(waiting_delivery(bson.encode(row), raw, files or {}, head=head))
+    of = None if letter is None else found(letter)
+    return readable(waiting_delivery(found(row), of, files or {}, head=head))
+
+
+def found(document: dict[str, Any]) -> Found:
+    return Found(bson.encode(document), document)
 
 
 def test_a_blocked_lane_keeps_its_attempts_and_its_order():
@@ -83,12 +87,12 @@ def test_the_name_of_the_lane_is_the_name_of_its_receiver():
 
 def test_a_dead_letter_stays_a_dead_letter():
     letter = next(one for one in LETTERS.values() if "retrying_since" not in one)
-    made = readable(dead_letter(bson.encode(letter), {"before": ObjectId("0" * 24)}))
+    made = readable(dead_letter(found(letter), {"before": ObjectId("0" * 24)}))
     assert made.pop("state") == "dead"
     assert made.pop("files") == {"before": ObjectId("0" * 24)}
     assert made == {name: value for name, value in letter.items() if name != "chunked"}
     without = {name: value for name, value in letter.items() if name != "short_id"}
-    assert readable(dead_letter(bson.encode(without), {}))["short_id"] == short_id(letter["_id"])
+    assert readable(dead_letter(found(without), {}))["short_id"] == short_id(letter["_id"])
 
 
 def test_an_invalid_record_stays_unchanged():
@@ -97,5 +101,5 @@ def test_an_invalid_record_stays_unchanged():
     made = upgraded(row)
     assert (made["_id"], made["state"], made["due_at"]) == ("l:1", "retrying", datetime(1970, 1, 1))
     assert upgraded({"_id": ObjectId("0" * 24), "group": "g"})["lane"] == "0" * 24
-    made = readable(dead_letter(bson.encode({"_id": ObjectId("0" * 24), "group": "g"}), {}))
+    made = readable(dead_letter(found({"_id": ObjectId("0" * 24), "group": "g"}), {}))
     assert made == {"_id": ObjectId("0" * 24), "group": "g", "state": "dead", "reason": None}

@@ -32,7 +32,7 @@ and one per partition.
     saved_at         the server's time of the last save; advances on an idle stream too
     version          of the application that held it last
     version_since    the server's time at which a process of that version started
-    version_started  a date in the far future, for dispatchers of earlier versions: see `position/store.py`
+    version_started  a date in the far future, for dispatchers of earlier versions: see `position/documents.py`
 
 members: one document per process; see `group/members.py` and `group/facts.py` for its fields.
 

@@ -39,14 +39,16 @@ def dev(
 
 
 def demo(
-    seconds: Annotated[float, typer.Option(min=1.0, max=600.0, help="How long the foreign client writes.")] = 12.0,
+    seconds: Annotated[
+        float, typer.Option(min=1.0, max=600.0, help="Seconds for which the foreign client writes.")
+    ] = 12.0,
     as_json: Json = False,
 ) -> None:
     """Show deliveries for a client without mongoz, then count the lost ones.
 
-    Starts an embedded MongoDB, the sample application under examples/shop, a dispatcher, and a plain PyMongo
-    client in its own process. Exits with 1 if a change was lost. With `--json`, the summary goes to stdout
-    and the live view to stderr.
+    The demo starts an embedded MongoDB, the sample application under examples/shop, a dispatcher, and a plain
+    PyMongo client in its own process. The command exits with 1 if a change was lost. With `--json`, the summary
+    goes to stdout and the live view to stderr.
 
     Example: `dispatcher demo --seconds 30`
     """

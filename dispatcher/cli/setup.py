@@ -34,17 +34,17 @@ def setup(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Prepare the deployment for `run`. A second time it changes nothing.
+    """Prepare the deployment for `run`. Running it again changes nothing.
 
-    Turns on pre and post images for every collection that a receiver of APP listens to, and creates missing
-    collections. Creates the indexes of the dispatcher's state. Records the first position: the first `run`
-    delivers what is written after it.
+    The command turns on pre and post images for every collection that a receiver of APP listens to, and creates
+    missing collections. It creates the indexes of the dispatcher's state. It records the first position: the first
+    `run` delivers the changes after it.
 
     Example: `dispatcher setup shop.models:registry --import shop.receivers`
     """
     from dispatcher.core.output.logs import configure_logging
 
-    configure_logging("auto", "warning")  # to stderr: what was done goes to stdout
+    configure_logging("auto", "warning")  # the log goes to stderr, the result to stdout
     from dispatcher.operate.setup import set_up
 
     registry = load_registry(app, imports)

@@ -64,7 +64,7 @@ def status(
         return
     from dispatcher.embedded.processes import stopped_by_signals
 
-    # Signals instead of KeyboardInterrupt, which the driver would take for a broken connection.
+    # A signal handler is needed: the driver would treat a KeyboardInterrupt as a broken connection.
     with stopped_by_signals() as stop:
         if not as_json and out.is_terminal:
             _watch(once, interval, stop)
@@ -75,7 +75,7 @@ def status(
 
 
 def _watch(once: "Callable[[], GroupStatus]", interval: float, stop: threading.Event) -> None:
-    """Fill the terminal again and again. It continues while the server does not answer."""
+    """Redraw the screen until `stop` is set, even while the server does not answer."""
     from rich.live import Live
 
     with Live(_rendered(once()), console=out, auto_refresh=False, screen=True) as live:
@@ -199,7 +199,7 @@ def _owner(one: "PartitionStatus", overview: "GroupStatus") -> str:
 
 
 def _members(members: "list[MemberStatus]") -> Grid:
-    table = Grid("member", "version", "started", "heard of", "partitions", "deliveries/s", "http")
+    table = Grid("member", "version", "started", "last heartbeat", "partitions", "deliveries/s", "http")
     for one in members:
         table.add_row(
             f"{one.host}, pid {one.pid}",

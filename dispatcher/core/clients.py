@@ -145,7 +145,7 @@ class Clients:
             step: may run several times.
 
         Raises:
-            DispatcherError: what no repetition can mend, or the time is over.
+            DispatcherError: an error is permanent, or the time is over.
         """
         report = partial(log.warning, "the server is not ready, trying again", action="server.not_ready")
         try:

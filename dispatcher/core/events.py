@@ -1,4 +1,4 @@
-"""What the stages hand to each other."""
+"""The values that stages pass to each other."""
 
 from collections.abc import Callable, Coroutine, Hashable, Iterator, Sequence
 from hashlib import blake2b
@@ -48,13 +48,12 @@ class Start(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What one round trip to the server brought.
+    """The result of one round trip to the server.
 
     Attributes:
         events: change events, undecoded; empty on an idle stream.
         token: resuming after it continues after this batch.
-        lost_after: between this token and the batch is an event that the server could not send in any way; None if
-            there is none, as nearly always.
+        lost_after: the server could not send an event between this token and the batch; None in nearly all cases.
     """
 
     events: Sequence[Undecoded]
@@ -84,7 +83,7 @@ class Change(NamedTuple):
         size: bytes of the event as it was sent.
         raw: the event as it was sent: instances take the decoded documents over, and failures need them again.
         looked_up: the document as it was looked up, where the event had none.
-        transaction: what the changes of one transaction have in common; None outside of transactions.
+        transaction: identifies the transaction of the change; None outside of transactions.
         origin: the stamp again, if it counts, see `origins`; of a delete, its marker's.
         marker: of a delete: the token of its marker; empty if it has none.
         fault: why `document`, or `id`, can't be decoded; None if it can, as nearly always.

@@ -15,7 +15,7 @@ from dispatcher.core.stats import seconds_of
 MOST_SKEW: Final = 1.0
 """Seconds that the clocks of the server and of this machine may differ without a warning."""
 
-# Questions for the clock: the answer that took the least time counts.
+# Number of requests for the clock. The one with the shortest round trip counts.
 _ASKED: Final = 3
 
 # Asks for the times of the oplog, without the long sections of the answer.
@@ -25,7 +25,7 @@ _OPLOG_TIMES: Final = {
     **dict.fromkeys(("indexStats", "locks", "metrics", "tcmalloc", "transactions", "wiredTiger"), 0),
 }
 
-# From this part of its size on, the oplog may remove its oldest entries at any time.
+# Above this fraction of its maximum size, the oplog may remove its oldest entries at any time.
 _FULL: Final = 0.95
 
 
@@ -57,9 +57,9 @@ class Oplog(NamedTuple):
 
 
 async def look_at_oplog(client: AsyncMongoClient[Any]) -> Oplog | None:
-    """The times of the oplog; None without the right to ask, and behind a mongos.
+    """The times of the oplog; None without the privilege, and behind a mongos.
 
-    They come from serverStatus. To read the oplog itself takes a right to see the writes of every database.
+    They come from serverStatus. Reading the oplog itself needs a privilege to see the writes of every database.
     """
     try:
         status = await client.admin.command(dict(_OPLOG_TIMES))  # a copy: the driver adds to it
@@ -74,7 +74,7 @@ async def look_at_oplog(client: AsyncMongoClient[Any]) -> Oplog | None:
 
 
 async def _spare(client: AsyncMongoClient[Any], window: float) -> float:
-    """Takes only the right collStats on the oplog, which tells its size and shows no entry."""
+    """Needs only the privilege collStats on the oplog, which gives its size but no entries."""
     try:
         cursor = await client["local"]["oplog.rs"].aggregate([{"$collStats": {"storageStats": {}}}])
         (stats,) = await cursor.to_list(1)

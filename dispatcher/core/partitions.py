@@ -1,4 +1,4 @@
-"""Computes the partition of a document from the hash of its `_id`. Pure.
+"""Computes the partition of a document from the hash of its `_id`. No I/O.
 
 The server computes the hash, as for hashed indexes. It is signed, so its remainder may be negative.
 """

@@ -1,6 +1,6 @@
 """Sends a command to the server again until it succeeds, with pauses that double.
 
-A stage that uses it raises a `DispatcherError` for what no repetition can mend.
+A permanent error ends the repetition with a `DispatcherError`.
 """
 
 import asyncio
@@ -18,16 +18,16 @@ from mongoz.signals.options import Retry
 T = TypeVar("T")
 
 Pause = Callable[[float], Awaitable[None]]
-"""Waits some seconds. One that belongs to a delivery lets other deliveries go ahead meanwhile."""
+"""Waits some seconds. The pause of a delivery lets other deliveries run meanwhile."""
 
 _PAUSES: Final = Retry(base=0.1, cap=10.0)
 
-# From here on doubling has long met any cap, and would meet the limits of a float.
+# The cap is reached long before this number. More doublings would overflow a float.
 _MOST_DOUBLINGS: Final = 60
 
 
 def pause_after(attempt: int, pauses: Retry = _PAUSES) -> float:
-    """Seconds to wait after a failed attempt: doubling, with jitter, since others may have failed with it.
+    """Seconds to wait after a failed attempt: doubling, with jitter, since others may retry too.
 
     Args:
         attempt: the one that failed: 1, 2, ...; after 0 there is no pause.
@@ -53,15 +53,15 @@ async def retry(
     Args:
         command: may run twice: after some errors it is unknown whether the server has done it.
         report: called after each failed attempt, with `error` and `attempt`; logs them.
-        address: of the server. With it, an error that no repetition can mend is raised as a `DispatcherError`;
-            without it, that error is retried too.
+        address: of the server. With it, a permanent error is raised as a `DispatcherError`; without it, permanent
+            errors are retried too.
         on: errors that are retried; others are raised as they are.
-        pauses: base and cap of the pauses; its number of attempts does not count.
+        pauses: base and cap of the pauses; its number of attempts is ignored.
         pause: waits between two attempts, and may end the command with an exception of its own.
         within: seconds after which the error of an attempt is raised as it is.
 
     Raises:
-        DispatcherError: what no repetition can mend.
+        DispatcherError: an error is permanent.
     """
     began, attempt = monotonic(), 0
     while True:

@@ -165,7 +165,7 @@ class Stats:
 
 
 class Recent:
-    """The recent growth of receivers' counters. Pure."""
+    """The recent growth of receivers' counters. No I/O."""
 
     def __init__(self) -> None:
         # All counters are zero at the start, so events before the first sample are recent too.
@@ -224,7 +224,7 @@ class Gauges(NamedTuple):
 
 
 class Lag:
-    """Computes how far a reader is behind its stream. Pure."""
+    """Computes how far a reader is behind its stream. No I/O."""
 
     def __init__(self) -> None:
         self._heard = 0.0

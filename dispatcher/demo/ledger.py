@@ -1,4 +1,4 @@
-"""Counts of the demo: writes, expected deliveries, and deliveries. Pure."""
+"""Counts of the demo: writes, expected deliveries, and deliveries. No I/O."""
 
 import math
 import statistics

@@ -1,4 +1,4 @@
-"""Assigns partitions to members: fair shares, with as few moves as possible. Pure.
+"""Assigns partitions to members: fair shares, with as few moves as possible. No I/O.
 
 Every member computes this from what it reads. Members that read the same data agree. Until then the claims, which
 are atomic, decide.

@@ -184,7 +184,7 @@ class _Checks(NamedTuple):
             yield Finding(
                 "ok",
                 "position",
-                "No position is saved: the first run begins at its start",
+                "No position is saved: the first run delivers changes from its start on",
             )
             return
         oldest = float(min(found))

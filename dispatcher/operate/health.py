@@ -1,4 +1,4 @@
-"""The health of a group of dispatchers and of each receiver, as one word. Pure.
+"""The health of a group of dispatchers and of each receiver, as one word. No I/O.
 
 A receiver has the first word that applies:
 

@@ -1,4 +1,4 @@
-"""The documents of positions: what they say, and the fields that are written into them. Pure.
+"""The documents of positions: what they say, and the fields that are written into them. No I/O.
 
 A person may have edited a document. A document that makes no sense ends the process with an error that names the
 document, the field and its value: a dispatcher that does not know its position must not guess.

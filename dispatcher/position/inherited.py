@@ -1,4 +1,4 @@
-"""Finished changes of earlier layouts, so that a new layout loses and repeats nothing. Pure.
+"""Finished changes of earlier layouts, so that a new layout loses and repeats nothing. No I/O.
 
 When the work is divided into another number of partitions, a new partition begins at the lowest position of the
 old partitions that share documents with it. Their further finished changes are facts about all documents with
@@ -63,7 +63,7 @@ class Inherited:
         return False
 
     def pass_(self, token: str) -> bool:
-        """Remove the facts that are only about changes up to a token; whether there were any."""
+        """Remove the facts that are only about changes up to a token. Returns whether any was removed."""
         left = tuple(fact for fact in self.facts if fact.until > token)
         passed = len(left) < len(self.facts)
         self.facts = left

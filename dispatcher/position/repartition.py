@@ -1,4 +1,4 @@
-"""Computes the positions of a group whose work is divided into another number of partitions. Pure."""
+"""Computes the positions of a group whose work is divided into another number of partitions. No I/O."""
 
 from datetime import datetime
 from typing import Any

@@ -1,7 +1,7 @@
-"""What replays and backfills share: delivering what somebody asked for, at some pace, and knowing how far it is.
+"""Delivers the changes of a replay or a backfill at a limited rate, and saves the progress of the run.
 
-It has lanes and deliveries like a dispatcher, and no position: how far a run came is kept with the run. Killed at
-any instant it goes on where it was saved last: what was delivered since is delivered again, under the same ids.
+A run has lanes and deliveries like a dispatcher, but no position: its document holds its progress. A run that is
+killed continues from the saved progress. Later deliveries are repeated, under the same ids.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -62,10 +62,10 @@ class Step(NamedTuple):
     """A part of a run.
 
     Attributes:
-        change: to be delivered; None if there is nothing to do.
-        calls: to whom.
-        progress: how far the run is once this, and everything before it, is finished; None: not farther.
-        unreadable: what to keep instead, where the change can't be read: event, token and reason.
+        change: the change to deliver; None if there is nothing to do.
+        calls: the receivers of the change.
+        progress: the progress of the run once this step and all earlier ones are finished; None: unchanged.
+        unreadable: event, token and error of a change that can't be read.
     """
 
     change: Change | None
@@ -81,7 +81,7 @@ class RunOutcome(NamedTuple):
         finished: everything that was asked for is done.
         delivered: deliveries whose receiver returned, in all processes that worked on it.
         failed: deliveries that were given up, or that could not be made.
-        dead_letters: those of this process that were kept.
+        dead_letters: dead letters that this process recorded.
     """
 
     run: str
@@ -96,7 +96,7 @@ class Playback:
 
     Args:
         term: of the group's dispatchers at this time.
-        rate: changes per second, at most; None: as fast as it goes.
+        rate: maximum number of changes per second; None: no limit.
     """
 
     def __init__(  # noqa: PLR0913 - all that a run needs
@@ -152,14 +152,14 @@ class Playback:
 
     @property
     def failed(self) -> int:
-        """The same of those that were given up or could not be made."""
+        """Deliveries so far that were given up or could not be made, those of earlier processes included."""
         return self.run.failed + self.stats.failed + self.stats.invalid
 
     async def work(self, steps: AsyncIterator[Step], stop: asyncio.Event) -> RunOutcome:
         """Deliver everything, unless `stop` is set before.
 
         Raises:
-            DispatcherError: what no repetition can mend. What is done is written down.
+            DispatcherError: an error is permanent. The progress is saved.
         """
         feeding = asyncio.create_task(self._feed(steps), name="feed")
         others = [
@@ -229,11 +229,11 @@ class Playback:
             await self._runs.save(self.run, self._progress, self.delivered, self.failed, status)
         except PyMongoError as error:
             raise_if_fatal(error, self._runs.address)
-            log.warning("how far the run is could not be saved", action="run.not_saved", error=in_short(error))
+            log.warning("the progress of a run could not be saved", action="run.not_saved", error=in_short(error))
 
 
 class Workplace(NamedTuple):
-    """What a run needs of the deployment.
+    """The connections of a run to its deployment.
 
     Attributes:
         group: of dispatchers; the client of its state also reads documents.
@@ -256,7 +256,7 @@ class Workplace(NamedTuple):
         return self.group.state.client
 
     async def playback(self, run: Run, rate: float | None) -> Playback:
-        """Be ready to work on a run."""
+        """Create the player of a run."""
         transactions = Transactions(self.registry, self.group)
         return Playback(
             run,
@@ -275,13 +275,13 @@ class Workplace(NamedTuple):
         await routes.prepare(Conditions(self.group.state, self.registry.codec_options))
 
     def chosen(self, names: Sequence[str], signals: Sequence[str] = POST) -> Callable[[str, Receiver], bool]:
-        """Whether a receiver is one of those.
+        """A function that tells whether a receiver is selected.
 
         Args:
-            names: of receivers, as they are or were; none: all of them.
+            names: present or former names of receivers; none: all receivers.
 
         Raises:
-            UnknownReceiver: there is none of such a name that a dispatcher may run for these signals.
+            UnknownReceiver: a name belongs to no receiver that a dispatcher may run for these signals.
         """
         listeners = self.routes.listeners
         known = {one.name for each in listeners for signal in signals for one in each.receivers[signal]}

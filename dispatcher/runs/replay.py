@@ -28,8 +28,8 @@ from dispatcher.stream.scope import scope_of
 # Milliseconds that the server waits for further changes of the range.
 _AWAIT_MS: Final = 100
 
-# Empty batches in a row that show the end, where their token is the very end of the range: it sorts before the
-# tokens of that time's changes.
+# Number of empty batches that prove the end, if their token has exactly the end time of the range: it sorts before
+# the tokens of that time's changes.
 _SURELY_EMPTY: Final = 2
 
 
@@ -70,7 +70,7 @@ class Replay:
 
         Raises:
             HistoryLost: the oplog does not reach back so far (any more).
-            DispatcherError: what no repetition can mend. What is done is written down.
+            DispatcherError: an error is permanent. The progress is saved.
         """
         async with aclosing(self._steps()) as steps:
             try:
@@ -122,7 +122,7 @@ async def _too_far_back(place: Workplace, since: Timestamp) -> HistoryLost:
     return HistoryLost(
         f"The oplog at {place.runs.address} does not hold the changes since "
         f"{since.as_datetime().isoformat()}{reach}.",
-        remedy="Choose a later --since. What is older can't be replayed; a backfill delivers current documents.",
+        remedy="Choose a later --since. Older changes can't be replayed; a backfill delivers current documents.",
     )
 
 
@@ -142,15 +142,15 @@ async def start(
     Args:
         receivers: names; none: all that a dispatcher may run.
         since: the range begins after this cluster time; needed for a new replay.
-        until: the last cluster time of the range; by default that of now.
+        until: the last cluster time of the range; by default now.
         asked: the range as the operator wrote it.
         rate: changes per second, at most.
         resume: id of the run to go on with; by default one for the same range that is not finished.
         new: begin a new one in any case.
 
     Raises:
-        UnknownReceiver: no receiver has such a name.
-        UnknownRun: there is no such run.
+        UnknownReceiver: no receiver has this name.
+        UnknownRun: no run has this id.
         Busy: another process works on the run.
         HistoryLost: the oplog does not reach back so far.
     """

@@ -1,4 +1,4 @@
-"""Reads the documents of updates that came without one: their collections keep no post images."""
+"""Looks up the current documents of updates without a document: their collections keep no post images."""
 
 from collections import defaultdict
 from collections.abc import AsyncIterator
@@ -106,7 +106,7 @@ def _lacks_document(change: Change) -> bool:
 
 
 def _with_any_of(keys: list[bytes]) -> bytes:
-    """A filter of `_id`s in BSON: some can't be decoded, or not be encoded again as they were.
+    """A filter of `_id`s in BSON: some `_id`s can't be decoded, or would change when they are encoded again.
 
     Args:
         keys: canonical. MongoDB 6.0 scans its index for ever where the items of an array are not numbered.

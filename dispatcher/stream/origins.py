@@ -1,4 +1,4 @@
-"""Which origin stamps count: a stamp counts once, for its own write.
+"""Decides which origin stamps count: a stamp counts once, for its own write.
 
 Clients copy documents together with their stamps: they insert deleted documents again, restore exports, and `$set`
 whole documents that they have read. A stamp that counted for another write would hide this write from receivers.
@@ -6,7 +6,7 @@ So in doubt a stamp does not count, and the write is delivered.
 
 A write may wait for a lock that a transaction holds, or for a server that stalls. Then its stamp comes late. If
 the stamp is on its own document, is the first with its token, and is not older than the remembered tokens, it
-can't be a copy. The write is delivered to all receivers, those that ran included, under the same delivery id.
+can't be a copy. The write is delivered to all receivers, including those that ran, under the same delivery id.
 
 Only the times in the events decide; the clock of this machine does not.
 """
@@ -33,7 +33,7 @@ most this long after the original, if clocks agree."""
 # A token matters until 75 s after its own time, and its write may be up to 10 s before that time.
 _REMEMBERED: Final = HORIZON + _RESOLUTION + _WINDOW + _RESOLUTION
 
-_NOBODY: Final[frozenset[bytes]] = frozenset()
+_NO_RECEIVERS: Final[frozenset[bytes]] = frozenset()
 
 # Tokens of a generation, at most: about 25 MB.
 _MOST: Final = 250_000
@@ -57,7 +57,7 @@ class SeenTokens:
         return len(self._recent) + len(self._older)
 
     def add(self, token: bytes, wall: float) -> bool:
-        """Remember a token; whether it is certainly new.
+        """Remember a token. Returns whether it is certainly new.
 
         Args:
             token: of a stamp; it begins with its time in seconds.
@@ -98,7 +98,7 @@ class Origins:
         self.since = 0.0
 
     def saw(self, stamp: Stamp | None, wall_time: Any) -> bool:
-        """Remember a stamp; whether it is one of this group, and new."""
+        """Remember a stamp. Returns whether it is of this group, and new."""
         wall = _seconds(wall_time)
         if stamp is None or wall is None or stamp.group != self._group:
             return False
@@ -123,7 +123,7 @@ class Origins:
         if -_WINDOW <= wall - made <= latest:
             return change._replace(operation=operation, origin=stamp)
         if latest < wall - made <= HORIZON and made >= self.since:
-            in_doubt = stamp._replace(receivers=_NOBODY, muted=False)
+            in_doubt = stamp._replace(receivers=_NO_RECEIVERS, muted=False)
             return change._replace(operation=operation, origin=in_doubt, delivery_id=str(stamp.token))
         return change
 

@@ -40,7 +40,7 @@ class Source(Protocol):
 
         Raises:
             HistoryLost: the source does not hold the changes after `start` any more.
-            DispatcherError: what no repetition can mend.
+            DispatcherError: an error is permanent.
         """
 
     async def recall(self, before: str, saw: Saw) -> float:

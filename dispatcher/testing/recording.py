@@ -1,4 +1,4 @@
-"""Records the deliveries of a dispatcher, where it resolves their receivers."""
+"""Records the deliveries of a dispatcher when their receivers are resolved."""
 
 import asyncio
 import copy
@@ -62,12 +62,12 @@ class RecordedDelivery:
         return self.kwargs.get("delivery")
 
     def __str__(self) -> str:
-        said = f"{self.signal} of {self.collection} {self.id!r} to {self.receiver}: {self.outcome}"
+        text = f"{self.signal} of {self.collection} {self.id!r} to {self.receiver}: {self.outcome}"
         if self.outcome == "running":
-            said += f" for {monotonic() - self._began:.1f} s"
+            text += f" for {monotonic() - self._began:.1f} s"
         if self.attempts > 1:
-            said += f", attempt {self.attempts}"
-        return said if self.error is None else f"{said}: {type(self.error).__name__}: {self.error}"
+            text += f", attempt {self.attempts}"
+        return text if self.error is None else f"{text}: {type(self.error).__name__}: {self.error}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +78,12 @@ class SeenChange:
     receivers: int
 
     def __str__(self) -> str:
-        said = f"{self.change.operation} of {'.'.join(self.change.namespace)} {self.change.id!r}"
-        return said if self.receivers else f"{said}: no receiver is left for it"
+        text = f"{self.change.operation} of {'.'.join(self.change.namespace)} {self.change.id!r}"
+        return text if self.receivers else f"{text}: no receiver is left for it"
 
 
 class Recorder:
-    """Holds what a dispatcher read and delivered.
+    """The changes that a dispatcher read, and its deliveries.
 
     Attributes:
         deliveries: in the order in which their changes were read.
@@ -100,7 +100,7 @@ class Recorder:
         self.ending = False
 
     def saw(self, change: Change, calls: Iterable[Calls]) -> tuple[Calls, ...]:
-        """Record the receivers of a change; the same calls, to receivers that are recorded."""
+        """Record the receivers of a change. Returns the calls with receivers that record their results."""
         recorded = tuple(self._recorded(change, each) for each in calls)
         self.changes.append(SeenChange(change, sum(len(each.receivers) for each in recorded)))
         self.activity += len(recorded)
@@ -139,7 +139,7 @@ class Recorder:
             self.activity += 1
 
     def again(self, calls: Calls) -> Calls:
-        """A delivery that waited, to a receiver that goes on with its record."""
+        """A parked delivery, with a receiver that continues its record."""
         (receiver,) = calls.receivers
         if id(receiver) not in self._again:
 
@@ -167,7 +167,7 @@ class Recorder:
 
 
 class RecordingRoutes(Routes):
-    """The `Routes` of a service, which record what they resolve.
+    """The `Routes` of a service, which record the resolved deliveries.
 
     Args:
         marker: a collection of our own, which the stream contains as well.
@@ -189,7 +189,7 @@ class RecordingRoutes(Routes):
         return (*super().namespaces, self._marker)
 
     def calls_to(self, *names: Any, **options: Any) -> Calls | None:
-        """A recorded call, as it is made today."""
+        """A call with a recording receiver, by its current definition."""
         calls = super().calls_to(*names, **options)
         return None if calls is None else self._recorder.again(calls)
 

@@ -34,12 +34,12 @@ class MetaInfo:
         abstract: the document has no collection.
         autogenerate_index: the first write to each collection creates the indexes.
         watch: further databases and collections with this document, as written in Meta.
-        watched: the same as patterns of namespaces. The own collection is always watched, and not in the list.
+        watched: `watch` as patterns of namespaces. They leave out the own collection, which is always watched.
         fields: name -> field.
         indexes: the indexes of the fields, then Meta's own, then those of the parents' Meta. The list may be
             changed after the class is defined.
         signals: the Broadcaster.
-        document: the class; the same for the class of partial rows.
+        document: the class; for the class of partial rows, the full class.
     """
 
     registry: Registry | None
@@ -141,7 +141,7 @@ class MetaInfo:
         )
 
     def collection_for(self, collection: Any) -> Collection:
-        """Our collection for one of ours or of the driver's.
+        """The `Collection` for a `Collection` or a collection of the driver.
 
         Raises:
             AbstractDocumentError: the document is abstract.

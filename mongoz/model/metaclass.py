@@ -103,7 +103,7 @@ class FieldsMetaclass(PydanticMetaclass):
 
         def __setattr__(cls, name: str, value: Any) -> None:
             super().__setattr__(name, value)
-            if name.startswith("__"):  # pydantic rebuilds the class, or somebody sets its __init__
+            if name.startswith("__"):  # pydantic rebuilds the class, or an application sets its __init__
                 clear_class_caches()
 
 

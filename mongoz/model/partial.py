@@ -1,4 +1,4 @@
-"""Rows with some of the fields only: their class, and what happens to the missing fields."""
+"""Rows with only some of the fields: their class, and the handling of the missing fields."""
 
 from collections.abc import Iterable
 from typing import Any, Final
@@ -47,7 +47,7 @@ def make_partial_class(document: Any) -> Any:
         "model_post_init": BaseModel.model_post_init,
         PARTIAL_VALIDATOR: model_validator(mode="after")(_drop_unloaded),
     }
-    # Not by calling the metaclass, which would make a Meta and register the class.
+    # The metaclass is bypassed: it would make a Meta and register the class.
     partial: Any = type(BaseModel).__new__(type(document), document.__name__, (document,), body)
     decorators = partial.__pydantic_decorators__
     for found in (decorators.model_validators, decorators.root_validators, decorators.computed_fields):

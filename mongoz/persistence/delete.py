@@ -1,4 +1,4 @@
-"""Deleting an instance; with a marker if a dispatcher must know that the delete is ours.
+"""Deletes an instance; with a marker if a dispatcher must know that mongoz made the delete.
 
 A deleted document can't carry a stamp. So a marker, which is a stamp, is written to the document, and the document
 is deleted, both in one transaction: the dispatcher sees the two changes next to each other.
@@ -111,9 +111,9 @@ async def _fire(instance: Model, deletion: "_Deletion") -> None:
 
 
 def needs_marker(target: WriteTarget, firing: Firing) -> bool:
-    """Whether a dispatcher must know that a delete is ours.
+    """Whether a dispatcher must know that mongoz made a delete.
 
-    Not if no dispatcher runs any of the receivers: then nothing could be delivered twice.
+    No marker is needed if no dispatcher runs any of the receivers: then nothing could be delivered twice.
     """
     if target.group is None:
         return False
@@ -168,7 +168,7 @@ class _Deletion:
     async def stands(self, session: Any) -> bool:
         """Whether the document was absent at any time since an unmarked delete was sent.
 
-        Another client may have deleted it. In doubt it was this delete.
+        Another client may have deleted it. In doubt the delete counts as this one.
 
         Args:
             session: the session of the delete.

@@ -19,7 +19,7 @@ __all__ = ["run_in_turn", "run_in_turns"]
 T = TypeVar("T")
 
 _FOREIGN_LOOP_SECONDS: Final = 0.5
-"""The interval of checks whether another event loop still runs, if a turn of it comes first."""
+"""Seconds between two checks whether another event loop still runs, while a turn of that loop comes first."""
 
 
 class _Turn:
@@ -89,7 +89,7 @@ class _Turn:
         if before is None or not before.loop.is_running() or before.loop in blocked_loops():
             return None
         if self.session is not None and before.session is not self.session:
-            return None  # the server may let it wait for our transaction
+            return None  # on the server, its command may wait for our transaction
         return None if self._is_awaited_by(before) else before
 
     def _is_awaited_by(self, other: "_Turn") -> bool:

@@ -120,7 +120,7 @@ class Signal:
         """Stop calling `receiver`.
 
         Returns:
-            False if it was not connected here. (A receiver of an abstract document is connected to that.)
+            False if it was not connected here. (A receiver of an abstract document is connected to that document.)
         """
         found = self._find(receiver)
         if found is None:
@@ -239,7 +239,7 @@ class Signal:
         return f"<Signal {owner}{self.name or '(custom)'}, {len(self.receivers)} receivers>"
 
     def _find(self, function: Any) -> Receiver | None:
-        # By equality: each access to a bound method makes a new, equal object.
+        # Compared by equality: each access to a bound method makes a new, equal object.
         return next((r for r in self._own if r.function == function), None)
 
     def _merged(self) -> tuple[Receiver, ...]:

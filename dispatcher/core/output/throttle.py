@@ -1,4 +1,4 @@
-"""Limits log lines that many deliveries would repeat to one per name and minute, which counts the others."""
+"""Limits repeated log lines to one per name and minute. Each line counts the lines that were left out."""
 
 from collections import Counter
 from collections.abc import Hashable

@@ -1,4 +1,4 @@
-"""Inserting many instances: in one command if no receiver is connected, else in bounded batches."""
+"""Inserts many instances: in one command if no receiver is connected, else in bounded batches."""
 
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from contextlib import AsyncExitStack
@@ -203,5 +203,5 @@ async def _find_inserted(
     except PyMongoError:
         if stamped:
             raise _InsertOutcomeUnknown(error, look_up, held.pop_all()) from None
-        error.add_note(f"It is unknown whether any of {len(ids)} further documents were written.")
+        error.add_note(f"It is not known whether any of {len(ids)} further documents were written.")
         return ()

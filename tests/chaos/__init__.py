@@ -1,6 +1,6 @@
-"""Long runs that break things, and count what was lost.
+"""Long runs that inject faults, and count losses.
 
-kills.py    one daemon, killed again and again while two kinds of clients write
-own.py      the process of the application that writes through the ODM
-figures.py  what is counted, and what it must be; pure
+kills.py       one daemon, killed repeatedly while two kinds of clients write
+odm_client.py  the process of the application that writes through the ODM
+figures.py     the counted figures and their limits; pure
 """

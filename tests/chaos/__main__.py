@@ -1,4 +1,4 @@
-"""`python -m tests.chaos [SCENARIO ...]`: break things while clients write; print the figures, and judge them."""
+"""`python -m tests.chaos [SCENARIO ...]`: injects faults while clients write; prints and judges the figures."""
 
 import argparse
 import json
@@ -32,18 +32,20 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="see below")
-    parser.add_argument("--seed", type=int, help="of a run that is to be repeated")
-    parser.add_argument("--short", action="store_true", help="the sizes that CI runs: five minutes for all")
-    parser.add_argument("--scale", type=float, default=1.0, help="so much more, or less, of everything")
-    parser.add_argument("--writes", type=int, help="instead of the scenario's own number")
-    parser.add_argument("--documents", type=int, help="likewise")
-    parser.add_argument("--faults", type=int, help="likewise")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="leave the ledger and the daemons' logs there")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    parser.add_argument("--seed", type=int, help="the seed of an earlier run, to repeat it")
+    parser.add_argument("--short", action="store_true", help="use the sizes of CI: five minutes for all")
+    parser.add_argument("--scale", type=float, default=1.0, help="multiply all sizes by this factor")
+    parser.add_argument("--writes", type=int, help="replace the scenario's number of writes")
+    parser.add_argument("--documents", type=int, help="replace its number of documents")
+    parser.add_argument("--faults", type=int, help="replace its number of faults")
+    parser.add_argument(
+        "--keep", type=Path, metavar="DIR", help="keep the ledger and the daemons' logs in this directory"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     options = parser.parse_args(arguments)
     unknown = [name for name in options.scenarios if name not in SCENARIOS]
     if unknown:
-        parser.error(f"there is no scenario {unknown[0]!r}; there are: {', '.join(SCENARIOS)}")
+        parser.error(f"there is no scenario {unknown[0]!r}; the scenarios are: {', '.join(SCENARIOS)}")
     return options
 
 
@@ -69,7 +71,7 @@ def place(scenario: Scenario, keep: Path | None) -> Iterator[Path]:
 def run(
     scenario: Scenario, size: Size, seed: int, console: Console, stderr: Console, keep: Path | None
 ) -> dict[str, Any]:
-    """One scenario; its figures."""
+    """Runs one scenario; returns its figures."""
     what = scenario.says.format(**size._asdict(), of=scenario.faults)
     console.print(f"[bold]{scenario.name}[/bold]: {scenario.title}", highlight=False)
     console.print(f"seed {seed}: {what}", highlight=False, soft_wrap=True)
@@ -91,11 +93,11 @@ def main() -> int:
         seed = random.randrange(10**6) if options.seed is None else options.seed
         size = size_of(SCENARIOS[name], options)
         results.append(run(SCENARIOS[name], size, seed, console, stderr, options.keep))
-        if options.json is not None:  # each time, in case that a later one does not come to an end
+        if options.json is not None:  # after each scenario, in case a later one hangs
             options.json.write_text(json.dumps(results, indent=2) + "\n")
     wrong = [result["scenario"] for result in results if not result["holds"]]
     if wrong:
-        console.print(f"not as it must be: {', '.join(wrong)}", style="bold red")
+        console.print(f"outside of their limits: {', '.join(wrong)}", style="bold red")
     return 1 if wrong else 0
 
 

@@ -1,10 +1,10 @@
-"""The application whose daemons are broken. What its receivers do can be read after their process was killed.
+"""The application of the daemons. The records of its receivers survive a kill of their process.
 
-note   a plain receiver: a line in a file per call
-book   a transactional one: pushes the number of the write to a document of its own
-hold   a plain one that must have everything: later changes wait; only where receivers are to make trouble
+note   a plain receiver: writes a line to a file per call
+book   a transactional receiver: pushes the number of the write to its own document
+hold   a plain receiver with on_failure="block"; only in the scenario of failing receivers
 
-A delete is told of with the number that the document had; its own is the next one.
+The event of a delete has the last number of the document; the number of the delete is the next one.
 """
 
 import asyncio
@@ -15,13 +15,13 @@ from pathlib import Path
 
 import mongoz
 from mongoz.core.signals import post_delete, post_save, post_update
-from tests.chaos.trouble import RETRY, trouble, troublesome
+from tests.chaos.receiver_faults import RETRY, faults_enabled, injected_faults
 
 registry = mongoz.Registry(os.environ["LEDGER_URL"], dispatched=os.environ["LEDGER_GROUP"])
 database = os.environ["LEDGER_GROUP"]
 ledger = Path(os.environ["LEDGER_FILE"])
 slowness = float(os.environ.get("LEDGER_SLOWNESS", "0"))
-# The share of calls that take up to a second longer: others overtake them, and the position must not.
+# The share of calls that take up to a second longer: other calls pass them, the position must not.
 stragglers = float(os.environ.get("LEDGER_STRAGGLERS", "0"))
 pid = os.getpid()
 
@@ -43,7 +43,7 @@ def write_down(receiver, instance, delivery, began):
     what = f"{instance.name} {number_of(instance, delivery)} {delivery.signal} {delivery.id} {delivery.term}"
     who = f"{delivery.attempt} {receiver} {pid}"
     line = f"{what} {delivery.image} {delivery.origin} {time.monotonic_ns()} {who} {began}\n"
-    with ledger.open("a") as file:  # one small write: whole or not at all
+    with ledger.open("a") as file:  # one small write is atomic
         file.write(line)
 
 
@@ -56,7 +56,7 @@ async def note(sender, instance, delivery, **kwargs):
         await asyncio.sleep(random.uniform(0, slowness))
         if random.random() < stragglers:
             await asyncio.sleep(random.uniform(0, 1))
-    async with trouble("note", instance.name, number_of(instance, delivery), delivery):
+    async with injected_faults("note", instance.name, number_of(instance, delivery), delivery):
         write_down("note", instance, delivery, began)
 
 
@@ -65,18 +65,18 @@ async def note(sender, instance, delivery, **kwargs):
 @post_delete(Account, retry=RETRY, transactional=True)
 async def book(sender, instance, delivery, **kwargs):
     n = number_of(instance, delivery)
-    async with trouble("book", instance.name, n, delivery):
+    async with injected_faults("book", instance.name, n, delivery):
         await registry.client[database]["books"].update_one(
             {"_id": instance.name}, {"$push": {"ns": n}}, upsert=True, session=delivery.session
         )
 
 
-if troublesome:
+if faults_enabled:
 
     @post_save(Account, retry=2, on_failure="block")
     @post_update(Account, retry=2, on_failure="block")
     @post_delete(Account, retry=2, on_failure="block")
     async def hold(sender, instance, delivery, **kwargs):
         began = time.monotonic_ns()
-        async with trouble("hold", instance.name, number_of(instance, delivery), delivery):
+        async with injected_faults("hold", instance.name, number_of(instance, delivery), delivery):
             write_down("hold", instance, delivery, began)

@@ -1,6 +1,6 @@
-"""A long backlog: receivers that are slow, one that refuses, and one that is paused, so that all of its is parked.
+"""A long backlog with a slow, a failing and a paused receiver; the deliveries of the last one are parked.
 
-Nothing may be lost or repeated, and the memory of the daemon must not depend on how much there is.
+No delivery may be lost or repeated, and the memory of the daemon must not depend on the length of the backlog.
 """
 
 import subprocess
@@ -16,7 +16,7 @@ from pymongo import MongoClient
 from dispatcher.embedded.server import embedded_mongo
 from tests.chaos.figures import MEMORY_MB, Figure
 from tests.chaos.scenario import Plan, Report, Scenario, Size
-from tests.chaos.world import LeashedDaemon
+from tests.chaos.world import ChaosDaemon
 
 __all__ = ["SCENARIO"]
 
@@ -30,18 +30,18 @@ _LOOK: Final = 0.5
 _PATIENCE: Final = 120.0  # seconds without progress
 _OPLOG: Final = ("--oplogSize", "4000")
 
-# The memory of the last part of a phase must not be much more than that of the first one.
+# The memory in the last part of a phase must not be much higher than in the first one.
 _GROWTH: Final = 1.15
 _PART: Final = 0.25
 
 
 class Backlog:
-    """A daemon, and what it has to work off.
+    """A daemon and its backlog.
 
     Args:
-        plan: how much.
+        plan: the size of the run.
         url: of the server.
-        client: for the same.
+        client: a client of the same server.
     """
 
     def __init__(self, plan: Plan, url: str, client: MongoClient[Any]) -> None:
@@ -57,24 +57,24 @@ class Backlog:
         }
         self.daemon = self._start()
 
-    def _start(self) -> LeashedDaemon:
+    def _start(self) -> ChaosDaemon:
         for receiver in _RECEIVERS:
             path = self._plan.directory / receiver
             if not path.exists():
                 path.write_bytes(bytes(self._writes))
-        daemon = LeashedDaemon(_APP, cwd=self._plan.directory, **self._environment)
+        daemon = ChaosDaemon(_APP, cwd=self._plan.directory, **self._environment)
         daemon.wait_started(within=60)
         return daemon
 
     def command(self, *arguments: str) -> None:
-        """Have the operator say something."""
+        """Runs a command of an operator."""
         where = ["--url", self._environment["BACKLOG_URL"], "--state-database", _STATE, "--group", _DATABASE]
         subprocess.run(
             [sys.executable, "-m", "dispatcher", *arguments, *where], check=True, stdout=subprocess.DEVNULL
         )
 
     def write(self) -> None:
-        """Write everything while nobody listens."""
+        """Writes the backlog while no dispatcher runs."""
         self.daemon.terminate(within=60)
         things = self._client[_DATABASE].things
         for start in range(0, self._writes, _BATCH):
@@ -83,11 +83,11 @@ class Backlog:
         self.daemon = self._start()
 
     def counted(self, receiver: str) -> bytes:
-        """How often a receiver has got each write."""
+        """The number of deliveries of each write to a receiver."""
         return (self._plan.directory / receiver).read_bytes()
 
     def watch(self, receiver: str, done: Callable[[], bool]) -> list[float]:
-        """Look until a receiver has everything; the daemon's memory, in MB."""
+        """Waits until a receiver has got everything; returns samples of the daemon's memory in MB."""
         process, seen = psutil.Process(self.daemon.process.pid), []
         before, progress = -1, time.monotonic()
         while not done() and self.daemon.process.poll() is None:
@@ -107,7 +107,7 @@ class Backlog:
         return self._have_all("slow", "picky") and self.parked >= self._writes
 
     def is_worked_off(self) -> bool:
-        """Whether what was parked is delivered."""
+        """Whether all parked deliveries are made."""
         return self._have_all("late") and not self.parked
 
     def _have_all(self, *receivers: str) -> bool:
@@ -115,12 +115,12 @@ class Backlog:
 
     @property
     def parked(self) -> int:
-        """Deliveries that wait in MongoDB."""
+        """The number of parked deliveries."""
         return self._client[_STATE].parked.count_documents({})
 
 
 def run(plan: Plan) -> Report:
-    """Write it, have it read, have it worked off."""
+    """Writes the backlog, waits until it is read, then until all parked deliveries are made."""
     with embedded_mongo(extra_args=_OPLOG) as server, MongoClient(server.url) as client:
         backlog = Backlog(plan, server.url, client)
         try:
@@ -164,7 +164,7 @@ def _figures(
 
 def _phase(what: str, writes: int, memory: list[float], seconds: float) -> list[Figure]:
     part = max(1, round(len(memory) * _PART))
-    # The first part has the time in which everything is made that is used from then on.
+    # The first part includes the creation of all long-lived objects.
     first, last = fmean(memory[part : 2 * part] or memory), fmean(memory[-part:])
     return [
         Figure(f"{what} in", seconds, "s"),
@@ -176,7 +176,7 @@ def _phase(what: str, writes: int, memory: list[float], seconds: float) -> list[
 
 SCENARIO = Scenario(
     name="backlog",
-    title="a long backlog for receivers that are slow, or refuse, and one whose deliveries are all parked",
+    title="a long backlog with a slow, a failing and a paused receiver",
     faults="faults",
     full=Size(writes=1_000_000, documents=1_000_000, faults=1),
     short=Size(writes=20_000, documents=20_000, faults=1),

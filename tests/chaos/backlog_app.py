@@ -1,6 +1,6 @@
-"""The application that a long backlog is for. Each receiver has a file with a byte per write, and counts there.
+"""The application of the long backlog. Each receiver counts in a file with a byte per write.
 
-slow    takes some milliseconds, now and then a second
+slow    takes some milliseconds, sometimes a second
 picky   refuses some writes at first
 late    is paused while the backlog is read
 """
@@ -19,7 +19,7 @@ registry = mongoz.Registry(os.environ["BACKLOG_URL"], dispatched="backlog")
 directory = Path(os.environ["BACKLOG_DIRECTORY"])
 slowness = float(os.environ["BACKLOG_SLOWNESS"])
 
-# One of so many writes is refused at its first attempts; one takes a second.
+# One in this many writes fails in its first attempts; one takes a second.
 _REFUSED = 500
 _STUCK = 1_000
 

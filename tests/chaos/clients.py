@@ -1,4 +1,4 @@
-"""Who writes: a foreign client and the application itself. Both go on until a write is known to stand."""
+"""The writers: a foreign client and the application. Both repeat a write until it is certainly committed."""
 
 import json
 import os
@@ -14,23 +14,23 @@ from pymongo.errors import BulkWriteError, PyMongoError
 from pymongo.operations import DeleteOne, InsertOne, ReplaceOne, UpdateOne
 from pymongo.read_concern import ReadConcern
 
-from tests.chaos.leash import on_a_leash
+from tests.chaos.parent_death import tied_to_parent
 from tests.ledger import Write
 from tests.support import ROOT
 
 __all__ = ["OwnClient", "SteadyClient", "application"]
 
-# Seconds in which a write must be possible again.
+# Seconds until a write must be possible again.
 _PATIENCE = 60.0
 
 _DUPLICATE_KEY = 11000
 
 
 class SteadyClient:
-    """A client that knows nothing of mongoz, and writes until it is done, whatever becomes of the server.
+    """A client without mongoz that repeats each write until it is committed.
 
-    Each write asks for the one before it, so that one that is sent twice happens once. What it replaces it has
-    read before: stamps of others come along.
+    Each write requires the previous one, so a repeated write happens once. A replace keeps the stamp
+    of the document that it read.
     """
 
     def __init__(self, collection: Collection[dict[str, Any]]) -> None:
@@ -68,14 +68,14 @@ class SteadyClient:
         return ReplaceOne(before, {**row, "name": write.name, "n": write.n})
 
     def _left(self, writes: list[Write], error: PyMongoError, deadline: float) -> list[Write]:
-        """What of an ordered bulk is still to be written, once that can be told."""
+        """The rest of an ordered bulk, once the result is known."""
         if isinstance(error, BulkWriteError) and any(
             each["code"] != _DUPLICATE_KEY for each in error.details["writeErrors"]
         ):
             raise error
         while True:
             try:
-                # A server that is still at the bulk of this session does not go on with it after this.
+                # This ends a bulk of this session that the server still executes.
                 self._collection.update_one({"_id": None}, {"$set": {"n": 0}}, session=self._session)
                 return [write for write in writes if not self._stands(write)]
             except PyMongoError:
@@ -90,7 +90,7 @@ class SteadyClient:
 
 
 def _bulks(writes: Sequence[Write]) -> Iterator[list[Write]]:
-    """Parts that write each document once, so that one can tell by the documents which writes happened."""
+    """Splits writes into parts with one write per document, so the documents show the executed writes."""
     bulk: list[Write] = []
     for write in writes:
         if any(write.id == one.id for one in bulk):
@@ -101,7 +101,7 @@ def _bulks(writes: Sequence[Write]) -> Iterator[list[Write]]:
 
 
 class OwnClient:
-    """Hands writes to the process of the application."""
+    """Sends writes to the process of the application."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
@@ -117,9 +117,9 @@ class OwnClient:
 
 @contextmanager
 def application(environment: Mapping[str, str]) -> Iterator[OwnClient]:
-    """The application, as long as the block lasts."""
+    """Runs the application during the block."""
     process = subprocess.Popen(
-        [*on_a_leash(), sys.executable, "-m", "tests.chaos.own"],
+        [*tied_to_parent(), sys.executable, "-m", "tests.chaos.odm_client"],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         stdin=subprocess.PIPE,
@@ -131,5 +131,5 @@ def application(environment: Mapping[str, str]) -> Iterator[OwnClient]:
             yield OwnClient(process)
         finally:
             assert process.stdin is not None
-            process.stdin.close()  # which ends it
+            process.stdin.close()  # ends the process
             process.wait()

@@ -1,8 +1,8 @@
-"""Three daemons that share several partitions; some are killed, stopped, sent away; others join, or divide anew.
+"""Three daemons share several partitions. Some are killed, suspended or terminated; others join or repartition.
 
-A process that is stopped for longer than its lease wakes up and still thinks that it owns what others have taken
-over. What it was at when it was stopped it may finish; it may begin nothing, but for one delivery if it was
-stopped right between the look at its lease and the receiver.
+A process that is suspended for longer than its lease resumes with partitions that others have taken over.
+It may finish its running deliveries. It may begin at most one: if it was suspended between the check of its
+lease and the call of the receiver.
 """
 
 import signal
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dispatcher.embedded.server import embedded_mongo
 from tests.chaos.figures import Figure, figures
 from tests.chaos.scenario import Plan, Report, Scenario, Size
-from tests.chaos.world import LeashedDaemon, World
+from tests.chaos.world import ChaosDaemon, World
 
 __all__ = ["SCENARIO"]
 
@@ -21,26 +21,26 @@ _LEASE_SECONDS = 3.0
 
 
 class Group:
-    """The daemons, and all that may happen to them."""
+    """The daemons and their faults."""
 
     def __init__(self, world: World) -> None:
         self._world = world
         self._chance = world.chance
-        self._faults: dict[str, Callable[[LeashedDaemon], None]] = {
+        self._faults: dict[str, Callable[[ChaosDaemon], None]] = {
             "killed": lambda daemon: world.kill(daemon, "killed"),
             "killed, and back late": self._kill_for_long,
             "stopped for longer than the lease": lambda daemon: self._stop(daemon, 1.5, 2.5),
             "stopped for a moment": lambda daemon: self._stop(daemon, 0.2, 0.6),
-            "left in order": self._send_away,
+            "left in order": self._request_stop,
             "joined by a fourth": self._join,
-            "divided anew": self._divide,
+            "divided anew": self._repartition,
         }
         self._next: list[str] = []
         self._partitions = _PARTITIONS[0]
         self.stops = 0
 
     def fault(self) -> None:
-        """One of them; each comes up equally often."""
+        """Injects one fault; all kinds are equally frequent."""
         if not self._next:
             self._next = self._chance.sample(list(self._faults), len(self._faults))
         self._kind = self._next.pop()
@@ -49,38 +49,38 @@ class Group:
     def _lease(self, least: float, most: float) -> float:
         return self._chance.uniform(least, most) * _LEASE_SECONDS
 
-    def _kill_for_long(self, daemon: LeashedDaemon) -> None:
+    def _kill_for_long(self, daemon: ChaosDaemon) -> None:
         self._world.kill(daemon, self._kind, successor=False)
-        self._world.look_for(self._lease(0.5, 2))
+        self._world.observe_for(self._lease(0.5, 2))
         self._world.start_daemon()
 
-    def _stop(self, daemon: LeashedDaemon, least: float, most: float) -> None:
+    def _stop(self, daemon: ChaosDaemon, least: float, most: float) -> None:
         self.stops += 1
         self._world.note(self._kind, daemon)
         daemon.process.send_signal(signal.SIGSTOP)
-        self._world.look_for(self._lease(least, most))
+        self._world.observe_for(self._lease(least, most))
         daemon.process.send_signal(signal.SIGCONT)
 
-    def _send_away(self, daemon: LeashedDaemon) -> None:
+    def _request_stop(self, daemon: ChaosDaemon) -> None:
         self._world.note(self._kind, daemon)
-        self._world.send_away(daemon)
+        self._world.request_stop(daemon)
         self._world.start_daemon()
 
-    def _join(self, daemon: LeashedDaemon) -> None:
+    def _join(self, daemon: ChaosDaemon) -> None:
         self._world.note(self._kind, self._world.start_daemon())
-        self._world.look_for(self._lease(0.5, 2))
+        self._world.observe_for(self._lease(0.5, 2))
         self._world.note("left in order", daemon)
-        self._world.send_away(daemon)
+        self._world.request_stop(daemon)
 
-    def _divide(self, daemon: LeashedDaemon) -> None:
-        """The fourth one wants another number of partitions, like all that are started from now on."""
+    def _repartition(self, daemon: ChaosDaemon) -> None:
+        """Starts a fourth daemon with another number of partitions; later daemons have this number too."""
         self._partitions = self._chance.choice([number for number in _PARTITIONS if number != self._partitions])
         self._world.configure(DISPATCHER_PARTITIONS=str(self._partitions))
         self._join(daemon)
 
 
 def run(plan: Plan) -> Report:
-    """Write, have the daemons come and go, count."""
+    """Writes, injects faults into the daemons, and counts."""
     settings = {"DISPATCHER_PARTITIONS": str(_PARTITIONS[0]), "DISPATCHER_LEASE": str(_LEASE_SECONDS)}
     with embedded_mongo() as server, World(plan, server.url, daemons=_DAEMONS, **settings) as world:
         group = Group(world)
@@ -100,7 +100,7 @@ def run(plan: Plan) -> Report:
 
 SCENARIO = Scenario(
     name="dispatchers",
-    title="three daemons that share some partitions, killed, stopped, sent away, joined, divided anew",
+    title="three daemons with shared partitions: kills, suspensions, stops, joins, repartitions",
     faults="changes of the group",
     full=Size(writes=50_000, documents=1_000, faults=120),
     short=Size(writes=5_000, documents=200, faults=12),

@@ -1,6 +1,6 @@
-"""A replica set of three nodes whose primary is killed, frozen, stepped down, or cut off from the others.
+"""The primary of a replica set of three members is killed, frozen, stepped down, or cut off.
 
-The clients go on writing through it all, until each write is known to stand.
+The clients repeat each write until it is certainly committed.
 """
 
 import signal
@@ -10,32 +10,32 @@ from functools import partial
 from pymongo.errors import PyMongoError
 
 from tests.chaos.figures import Figure, figures
+from tests.chaos.links import Way, links
 from tests.chaos.replica_set import ReplicaSet, replica_set
 from tests.chaos.scenario import Plan, Report, Scenario, Size
-from tests.chaos.wires import Way, wires
 from tests.chaos.world import World
 
 __all__ = ["SCENARIO"]
 
-# Long enough that the others elect another one, or just not.
+# Long enough for an election, or slightly too short.
 _AWAY_SECONDS = (0.5, 2, 5)
 
 _KILLED_AS_WELL = 0.2
 
-# A write that was on its way during an election may come more than ten seconds after its stamp was made. Then it
-# is in doubt who has delivered it, and both do.
+# An election may delay a write by more than ten seconds after its stamp. Then the stamp is doubtful, and both
+# processes deliver the write.
 _IN_DOUBT = ("delivered by both", "delivered by the wrong one")
 
 
 class Failovers:
-    """All that may happen to a primary."""
+    """The faults of a primary."""
 
     def __init__(self, world: World, servers: ReplicaSet) -> None:
         self._world = world
         self._servers = servers
         self._chance = world.chance
         self._faults: dict[str, Callable[[], None]] = {
-            "primary killed": self._kill,  # always the first one: it makes an election for certain
+            "primary killed": self._kill,  # always first, because it causes an election
             "primary stepped down": self._step_down,
             "primary frozen": self._freeze,
             "primary cut off from the others": partial(self._cut_off, "reset"),
@@ -45,7 +45,7 @@ class Failovers:
         self._next: list[str] = []
 
     def fault(self) -> None:
-        """One of them; each comes up equally often. It is over when all three are there again."""
+        """Injects one fault; all kinds are equally frequent. Returns when all three members are available."""
         if not self._next:
             first, *others = self._faults
             self._next = [*self._chance.sample(others, len(others)), first]
@@ -56,10 +56,10 @@ class Failovers:
 
     def _away(self) -> None:
         seconds = self._chance.choice(_AWAY_SECONDS)
-        self._world.look_for(seconds / 2)
+        self._world.observe_for(seconds / 2)
         if self._chance.random() < _KILLED_AS_WELL:
             self._world.kill(self._world.daemons[0], "daemon killed meanwhile")
-        self._world.look_for(seconds / 2)
+        self._world.observe_for(seconds / 2)
 
     def _kill(self) -> None:
         primary = self._servers.primary()
@@ -87,9 +87,9 @@ class Failovers:
 
 
 def run(plan: Plan) -> Report:
-    """Write, take the primary away, count."""
+    """Writes, injects faults into the primary, and counts."""
     with (
-        wires() as made,
+        links() as made,
         replica_set(plan.directory, made) as servers,
         World(plan, servers.url) as world,
     ):
@@ -98,14 +98,14 @@ def run(plan: Plan) -> Report:
         world.finish()
         elections, evidence = servers.elections() - before, world.evidence()
     counted = figures(evidence, faults="failovers", tolerated=_IN_DOUBT)
-    # Some absences are too short for one, on purpose; who is killed or stepped down makes one for certain.
+    # Some absences are too short for an election; a kill and a step down always cause one.
     counted.insert(3, Figure("elections", elections, least=max(1, plan.size.faults // 3)))
     return Report(counted, evidence.deaths)
 
 
 SCENARIO = Scenario(
     name="failovers",
-    title="three nodes, whose primary is killed, frozen, stepped down, cut off from the others",
+    title="a replica set whose primary is killed, frozen, stepped down, or cut off",
     faults="failovers",
     full=Size(writes=20_000, documents=500, faults=30),
     short=Size(writes=3_000, documents=200, faults=6),

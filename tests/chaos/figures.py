@@ -1,4 +1,4 @@
-"""What a run comes to, and what it must come to. Pure."""
+"""The figures of a run and their limits. Pure."""
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -23,12 +23,12 @@ STALL_SECONDS = 30
 
 
 class Event(NamedTuple):
-    """Something that was broken.
+    """An injected fault.
 
     Attributes:
-        at: when, as `time.monotonic_ns()`.
-        kind: what it was.
-        pid: of the process that it was done to, if it was one daemon.
+        at: its time, as `time.monotonic_ns()`.
+        kind: its kind.
+        pid: the process id of the affected daemon, if it is one.
     """
 
     at: int
@@ -37,7 +37,7 @@ class Event(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A number with a name, and what it must be if that matters."""
+    """A number with a name and optional limits."""
 
     name: str
     value: float
@@ -47,12 +47,12 @@ class Figure(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """Whether it is what it must be."""
+        """Whether it is within its limits."""
         return (self.most is None or self.value <= self.most) and (self.least is None or self.value >= self.least)
 
     @property
     def must(self) -> str:
-        """What it must be, in words."""
+        """Its limits, in words."""
         if self.most == self.least is not None or self.most == 0:
             return f"{self.most:,.9g} {self.unit}".strip()
         least = "" if self.least is None else f"at least {self.least:,.9g} {self.unit}"
@@ -62,20 +62,20 @@ class Figure(NamedTuple):
 
 @dataclass
 class Evidence:
-    """What is known after a run.
+    """The records of a run.
 
     Attributes:
         foreign: the writes of the foreign client, by document, in the order of their commits.
-        own: the same for the application's own writes.
+        own: the application's own writes, in the same form.
         entries: every call of a plain receiver, in order.
-        books: what the transactional receiver has left, by document, in the order of its commits.
+        books: the effects of the transactional receiver, by document, in the order of its commits.
         letters: the writes whose deliveries are dead letters, by receiver.
-        doomed: the writes that a receiver never takes, by receiver: they must become dead letters.
-        events: what was broken, in order.
-        wanted: how often something was to be broken.
-        deaths: of processes that ended, or had to be ended, in another way than they should, in words.
-        peak_mb: the largest resident memory that a daemon was seen with.
-        seconds: how long it took.
+        doomed: the writes that a receiver always refuses, by receiver; they must become dead letters.
+        events: the injected faults, in order.
+        wanted: the planned number of faults.
+        deaths: unexpected ends of processes, in words.
+        peak_mb: the largest observed resident memory of a daemon.
+        seconds: the duration.
     """
 
     foreign: Orders = field(default_factory=dict)
@@ -92,7 +92,7 @@ class Evidence:
 
     @property
     def orders(self) -> dict[str, list[int]]:
-        """Whoever wrote: a document is counted up, so the numbers are its order."""
+        """The writes of all clients: the numbers of a document increase, so they are its order."""
         names = {*self.foreign, *self.own}
         return {name: sorted([*self.foreign.get(name, ()), *self.own.get(name, ())]) for name in names}
 
@@ -106,15 +106,15 @@ def figures(
     late: int = 0,
     harmless: Collection[str] = (),
 ) -> list[Figure]:
-    """Count.
+    """Computes the figures.
 
     Args:
         evidence: of the run.
-        faults: what those are called.
-        tolerated: names of figures that may be what they like, since that is what was broken.
+        faults: the name of the faults.
+        tolerated: names of figures without limits, because the faults affect them.
         memory: MB of a daemon, at most.
-        late: deliveries that may begin in a term that is over, at most.
-        harmless: kinds of faults that must not lead to any repetition.
+        late: the maximum number of deliveries that begin in an outdated term.
+        harmless: kinds of faults that must not cause a repetition.
     """
     counted = [
         Figure("writes of a foreign client", len(_writes(evidence.foreign))),
@@ -167,7 +167,7 @@ _WRONG = (
 
 
 def _of_one(receiver: str, entries: Sequence[Entry], evidence: Evidence) -> Counter[str]:
-    """What is wrong with the deliveries to one receiver."""
+    """The errors in the deliveries to one receiver."""
     stream, process = _by(entries, "stream"), _by(entries, "process")
     foreign, own = _writes(evidence.foreign), _writes(evidence.own)
     delivered, ran = {entry.write for entry in stream}, {entry.write for entry in process}
@@ -226,15 +226,15 @@ def _writes(orders: Orders) -> set[Write]:
 
 
 def causes(entries: Iterable[Entry], events: Sequence[Event], harmless: Collection[str] = ()) -> Counter[str]:
-    """Why deliveries were repeated.
+    """The causes of repeated deliveries.
 
-    That is the last thing that was done to the process that had made the delivery before, or that came too late
-    with its own; else the last thing that was broken at all; and "nothing" if there was none.
+    The cause is the last fault of the process with the earlier delivery, or of the process with the late
+    delivery; otherwise the last fault of all; and "nothing" without a fault.
 
     Args:
         entries: of one receiver, in order.
         events: in order.
-        harmless: kinds of events that count only where nothing else had befallen the process.
+        harmless: kinds of events that count only if the process had no other fault.
     """
     found: Counter[str] = Counter()
     latest: dict[Write, Entry] = {}
@@ -255,7 +255,7 @@ def causes(entries: Iterable[Entry], events: Sequence[Event], harmless: Collecti
 
 
 def outdated(entries: Sequence[Entry]) -> int:
-    """Deliveries that began when their term was over: a change of the document had been delivered in a later one.
+    """Deliveries that began in an outdated term: a change of the document was already delivered in a later term.
 
     Args:
         entries: of one receiver, in order.
@@ -269,7 +269,7 @@ def outdated(entries: Sequence[Entry]) -> int:
 
 
 def _renamed(entries: Sequence[Entry]) -> int:
-    """Writes whose deliveries had several ids, and ids that several writes had."""
+    """Writes with several delivery ids, and ids with several writes."""
     ids, writes = defaultdict(set), defaultdict(set)
     for entry in entries:
         ids[entry.write, entry.origin].add(entry.delivery)
@@ -278,6 +278,6 @@ def _renamed(entries: Sequence[Entry]) -> int:
 
 
 def longest_stall(entries: Iterable[Entry]) -> float:
-    """Seconds between two deliveries; the writers are always ahead, so that there was something to deliver."""
+    """The longest time between two deliveries, in seconds; the writers are always ahead of the deliveries."""
     times = sorted(entry.at for entry in entries)
     return max((later - earlier for earlier, later in pairwise(times)), default=0) / 1e9

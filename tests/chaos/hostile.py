@@ -1,4 +1,4 @@
-"""Malformed documents and malicious receivers, between ordinary changes that must reach everybody all the same."""
+"""Malformed documents and hostile receivers, among ordinary changes that must reach all receivers."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from pymongo.database import Database
 
 from dispatcher.embedded.server import embedded_mongo
 from tests.chaos.figures import Figure, figures
-from tests.chaos.malice import CODEC_OPTIONS, DOCUMENTS, FAILING, LASTING, MISDEEDS, digest_of
+from tests.chaos.hostile_inputs import BEHAVIOURS, CODEC_OPTIONS, DOCUMENTS, FAILING, LASTING, digest_of
 from tests.chaos.scenario import Plan, Report, Scenario, Size
 from tests.chaos.world import World
 from tests.ledger import IMAGES
@@ -21,7 +21,7 @@ __all__ = ["SCENARIO"]
 _APP = "tests.chaos.hostile_app:registry"
 _PATIENCE_SECONDS = 60.0
 
-# Malformed documents beside each hostile one: 20,000 in a full run.
+# Malformed documents per hostile document: 20,000 in a full run.
 _MALFORMED = 47
 
 # One event of 15 MB with its pre image takes 30, and a few copies exist at a time.
@@ -32,9 +32,9 @@ class _Case(NamedTuple):
     """A hostile document.
 
     Attributes:
-        kind: of malice.
-        changes: how many there were of it.
-        witnesses: receivers that must be told of each.
+        kind: of the hostile document.
+        changes: the number of its changes.
+        witnesses: receivers that must get each change.
     """
 
     kind: str
@@ -42,8 +42,8 @@ class _Case(NamedTuple):
     witnesses: tuple[str, ...]
 
 
-class Malice:
-    """Writes hostile documents, and knows what must come of them."""
+class HostileWrites:
+    """Writes hostile documents, and records the expected deliveries."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -58,9 +58,9 @@ class Malice:
         self.cases: dict[str, _Case] = {}
 
     def fault(self) -> None:
-        """One hostile document; each kind comes up equally often."""
+        """Writes one hostile document; all kinds are equally frequent."""
         if not self._next:
-            kinds = [("odds", kind) for kind in DOCUMENTS] + [("preys", kind) for kind in MISDEEDS]
+            kinds = [("odds", kind) for kind in DOCUMENTS] + [("preys", kind) for kind in BEHAVIOURS]
             self._next = self._world.chance.sample(kinds, len(kinds))
         collection, kind = self._next.pop()
         self._world.note(f"documents: {kind}" if collection == "odds" else f"receivers: {kind}")
@@ -84,21 +84,21 @@ class Malice:
         preys, id_ = self._database["preys"], ObjectId(self._world.chance.randbytes(12))
         preys.insert_one({"_id": id_, "kind": kind, "n": 0})
         preys.update_one({"_id": id_}, {"$set": {"n": 1}})
-        self.cases[digest_of(id_)] = _Case(kind, 2, ("villain", "witness"))
+        self.cases[digest_of(id_)] = _Case(kind, 2, ("hostile", "witness"))
 
 
 class Outcome:
-    """What became of the hostile documents.
+    """The deliveries and dead letters of the hostile documents.
 
     Args:
-        testimony: lines of the receivers.
+        calls: the recorded lines of the receivers.
         letters: dead letters.
     """
 
-    def __init__(self, testimony: Iterable[str], letters: Iterable[dict[str, Any]]) -> None:
+    def __init__(self, calls: Iterable[str], letters: Iterable[dict[str, Any]]) -> None:
         self.delivered: dict[tuple[str, str], set[str]] = defaultdict(set)
         self.dead: dict[tuple[str, str], set[str]] = defaultdict(set)
-        for line in testimony:
+        for line in calls:
             receiver, digest, delivery, *_ = line.split(" ")
             self.delivered[digest, receiver].add(delivery)
         for letter in letters:
@@ -106,7 +106,7 @@ class Outcome:
             self.dead[digest, receiver].add(letter["delivery_id"])
 
     def missing(self, digest: str, case: _Case) -> int:
-        """Changes of which somebody was not told, and has no letter."""
+        """Changes that a receiver did not get, and that have no dead letter for it."""
         unreadable = self.dead[digest, "everybody"]
         return sum(
             max(0, case.changes - len(self.delivered[digest, one] | self.dead[digest, one] | unreadable))
@@ -115,7 +115,7 @@ class Outcome:
 
 
 def _subject(letter: dict[str, Any]) -> tuple[str, str]:
-    """Which document a letter is about, and whom it is for."""
+    """The document and the receiver of a dead letter."""
     if letter["receiver"] is None:
         key = bson.decode(letter["parts"]["event"], _RAW_DOCUMENTS)["documentKey"]["_id"]
         return digest_of(key), "everybody"
@@ -127,39 +127,39 @@ _RAW_DOCUMENTS: Any = CODEC_OPTIONS.with_options(unicode_decode_error_handler="r
 
 
 def run(plan: Plan) -> Report:
-    """Write, with malice in between; count."""
+    """Writes, with hostile documents among the writes, and counts."""
     with (
         embedded_mongo() as server,
         World(plan, server.url, app=_APP) as world,
     ):
-        malice, testimony, readings = Malice(world), plan.directory / "testimony", plan.directory / "readings"
-        testimony.touch()
+        writes, calls, readings = HostileWrites(world), plan.directory / "calls", plan.directory / "readings"
+        calls.touch()
         readings.touch()
         world.other_work = lambda: readings.stat().st_size
 
         def outcome() -> Outcome:
-            with testimony.open() as file:
+            with calls.open() as file:
                 return Outcome(file, world.dead_letters.find(_ABOUT_OTHERS))
 
         def lost() -> int:
             known = outcome()
-            missing = malice.malformed_changes - len(told())
-            return missing + sum(known.missing(digest, case) for digest, case in malice.cases.items())
+            missing = writes.malformed_changes - len(told())
+            return missing + sum(known.missing(digest, case) for digest, case in writes.cases.items())
 
         def told() -> set[str]:
-            """The malformed changes of which the reader was told, or has a letter that names the value."""
+            """The malformed changes that the reader got, or that have a dead letter with the malformed value."""
             return {*readings.read_text().split(), *world.dead_letters.distinct("delivery_id", _UNREADABLE)}
 
-        world.break_at_random(malice.fault, delay=0.05)
+        world.break_at_random(writes.fault, delay=0.05)
         world.until(lambda: lost() == 0, patience=_PATIENCE_SECONDS)
         world.finish()
         evidence = world.evidence()
         counted = figures(evidence, faults="hostile documents", memory=_MEMORY_MB)
         counted[-4:-4] = [
-            *_judged(malice.cases, outcome()),
-            Figure("changes of malformed documents", malice.malformed_changes),
+            *_judged(writes.cases, outcome()),
+            Figure("changes of malformed documents", writes.malformed_changes),
             Figure("  of them dead letters", world.dead_letters.count_documents(_UNREADABLE)),
-            Figure("malformed changes lost", malice.malformed_changes - len(told()), most=0),
+            Figure("malformed changes lost", writes.malformed_changes - len(told()), most=0),
         ]
     return Report(counted, evidence.deaths)
 
@@ -177,9 +177,9 @@ def _judged(cases: dict[str, _Case], known: Outcome) -> list[Figure]:
         changes += case.changes
         missing[case.kind] += known.missing(digest, case)
         if case.kind in FAILING:
-            escaped += max(0, case.changes - len(known.dead[digest, "villain"]))
+            escaped += max(0, case.changes - len(known.dead[digest, "hostile"]))
     tails = [digest for digest, case in cases.items() if case.kind in LASTING]
-    endless = sum(not known.dead[digest, "villain"] for digest in tails)
+    endless = sum(not known.dead[digest, "hostile"] for digest in tails)
     return [
         Figure("hostile changes", changes),
         Figure("  of them dead letters of some receiver", len(set().union(*known.dead.values()))),
@@ -192,7 +192,7 @@ def _judged(cases: dict[str, _Case], known: Outcome) -> list[Figure]:
 
 SCENARIO = Scenario(
     name="hostile",
-    title="malformed documents and malicious receivers",
+    title="malformed documents and hostile receivers",
     faults="hostile documents",
     full=Size(writes=30_000, documents=500, faults=430),
     short=Size(writes=4_000, documents=200, faults=43),

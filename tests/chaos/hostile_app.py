@@ -1,8 +1,8 @@
-"""The application, and beside it documents that do not fit, and receivers that mean no good.
+"""The application of the hostile scenario, with invalid documents and hostile receivers.
 
-villain   does what the document's kind asks for
-witness   comes after it, and writes down that it was called
-reader    is told of what no driver would have written
+hostile   behaves as the kind of the document says
+witness   is called after it, and records its calls
+reader    gets the malformed documents
 """
 
 import os
@@ -12,13 +12,13 @@ from typing import Any
 import mongoz
 from mongoz.core.signals import post_delete, post_save, post_update
 from tests.chaos.app import database, registry
-from tests.chaos.malice import MISDEEDS, digest_of
+from tests.chaos.hostile_inputs import BEHAVIOURS, digest_of
 from tests.malformed import IMAGELESS, WITH_IMAGES
 
 __all__ = ["registry"]
 
-testimony = Path(os.environ["LEDGER_FILE"]).with_name("testimony")
-readings = testimony.with_name("readings")
+calls = Path(os.environ["LEDGER_FILE"]).with_name("calls")
+readings = calls.with_name("readings")
 
 
 class Odd(mongoz.Document):
@@ -60,25 +60,25 @@ class Prey(mongoz.Document):
         database = database
 
 
-def testify(receiver, instance, delivery):
-    with testimony.open("a") as file:
+def record_call(receiver, instance, delivery):
+    with calls.open("a") as file:
         file.write(f"{receiver} {digest_of(instance.id)} {delivery.id} {delivery.signal} {delivery.term}\n")
 
 
 @post_save(Prey, retry=2, timeout=1)
 @post_update(Prey, retry=2, timeout=1)
-async def villain(sender, instance, delivery, **kwargs):
+async def hostile(sender, instance, delivery, **kwargs):
     id_ = instance.id
-    await MISDEEDS[instance.kind](instance=instance, delivery=delivery, **kwargs)
+    await BEHAVIOURS[instance.kind](instance=instance, delivery=delivery, **kwargs)
     instance.id = id_
-    testify("villain", instance, delivery)
+    record_call("hostile", instance, delivery)
 
 
 @post_save([Odd, Prey])
 @post_update([Odd, Prey])
 @post_delete(Odd)
 async def witness(sender, instance, delivery, **kwargs):
-    testify("witness", instance, delivery)
+    record_call("witness", instance, delivery)
 
 
 @post_save([Malformed, MalformedBare])

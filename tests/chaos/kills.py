@@ -9,7 +9,7 @@ __all__ = ["SCENARIO"]
 
 
 def run(plan: Plan) -> Report:
-    """Write, kill, count."""
+    """Writes, kills, and counts."""
     with embedded_mongo() as server, World(plan, server.url) as world:
         world.break_at_random(lambda: world.kill(world.daemons[0]))
         world.finish()

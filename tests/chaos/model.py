@@ -1,4 +1,4 @@
-"""Random sequences of writes by many clients, judged by the model of the delivery contract (see `tests/model`)."""
+"""Random writes of many clients, checked by the model of the delivery contract (see `tests/model`)."""
 
 import asyncio
 import time
@@ -18,13 +18,13 @@ from tests.model.world import World
 
 __all__ = ["SCENARIO"]
 
-# Sequences in a row. What hypothesis knows of them grows, and so does what it thinks about the next one.
+# Sequences per round. The memory of hypothesis grows with each sequence, and so does the time for the next one.
 _ROUND = 250
 
 
 def run(plan: Plan) -> Report:
-    """Carry out sequence after sequence; the first one that disagrees is made as small as possible."""
-    configure_logging("json", "critical")  # it is in this process
+    """Runs sequences; hypothesis minimizes the first one that disagrees with the model."""
+    configure_logging("json", "critical")  # the dispatcher runs in this process
     began, total, notes = time.monotonic(), Verdict(), []
     with embedded_mongo() as server, asyncio.Runner() as runner:
         world = World(server.url, "model")
@@ -37,7 +37,7 @@ def run(plan: Plan) -> Report:
                     notes.append(disagreement)
                     break
                 plan.say(f"{total.sequences:,} sequences")
-            # What came after a document's last write was dealt with would have come twice, or late.
+            # A delivery after the last change of a document was finished is a repetition or late.
             for group in GROUPS:
                 runner.run(world.stop_dispatcher(group))
         finally:
@@ -47,7 +47,7 @@ def run(plan: Plan) -> Report:
 
 
 def _round(world: World, runner: asyncio.Runner, count: int, number: int, total: Verdict) -> str:
-    """So many sequences; the words of a disagreement, if there was one."""
+    """Runs this number of sequences; returns the text of a disagreement, if any."""
 
     @seed(number)
     @settings(
@@ -89,7 +89,7 @@ def _figures(plan: Plan, total: Verdict, world: World, seconds: float) -> list[F
 
 SCENARIO = Scenario(
     name="model",
-    title="random sequences of calls by several clients, transactions, copies and restarts, against a model",
+    title="random calls, transactions, copies and restarts of several clients, checked by a model",
     faults="sequences",
     full=Size(writes=1, documents=1, faults=3_000),
     short=Size(writes=1, documents=1, faults=300),

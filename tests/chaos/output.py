@@ -14,7 +14,7 @@ _MOST_NOTES = 3
 
 
 def show(console: Console, report: Report) -> None:
-    """Print the figures, and what went wrong."""
+    """Prints the figures and the errors."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("figure")
     table.add_column("", justify="right")

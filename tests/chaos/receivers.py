@@ -1,31 +1,31 @@
-"""Receivers that raise, hang, and take the process with them; some writes they never take."""
+"""Receivers raise, hang, and end the process; they always refuse some writes."""
 
 from dispatcher.embedded.server import embedded_mongo
 from tests.chaos.figures import Figure, figures
+from tests.chaos.receiver_faults import CRASH, RECEIVERS, TIMEOUT, doomed
 from tests.chaos.scenario import Plan, Report, Scenario, Size
-from tests.chaos.trouble import CRASH, RECEIVERS, TIMEOUT, doomed
 from tests.chaos.world import World
 
 __all__ = ["SCENARIO"]
 
-# A delivery that would wait longer for its next attempt is parked: here nearly every second one that fails twice.
+# A delivery with a longer wait for its retry is parked: here nearly half of those that fail twice.
 _PARK_AFTER = 0.15
 
 
 def run(plan: Plan) -> Report:
-    """Write, have the receivers fail, count."""
-    directory, salt = plan.directory / "trouble", str(plan.seed)
+    """Writes, lets the receivers fail, and counts."""
+    directory, salt = plan.directory / "faults", str(plan.seed)
     directory.mkdir()
     settings = {
-        "TROUBLE_DIRECTORY": str(directory),
-        "TROUBLE_SALT": salt,
+        "FAULT_DIRECTORY": str(directory),
+        "FAULT_SALT": salt,
         "DISPATCHER_TIMEOUT": str(TIMEOUT),
         "DISPATCHER_PARK_AFTER": str(_PARK_AFTER),
     }
     with embedded_mongo() as server, World(plan, server.url, crash=CRASH, **settings) as world:
 
         def crash() -> None:
-            """Have the next call of some receiver end the process."""
+            """Makes the next call of a random receiver end the process."""
             receiver, when = world.chance.choice(RECEIVERS), world.chance.choice(("before", "after"))
             crashes = len(world.events)
             (directory / f"{receiver}-{when}").touch()

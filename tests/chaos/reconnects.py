@@ -1,4 +1,4 @@
-"""Fast forward: the change stream breaks again and again, without a pause, and nothing piles up."""
+"""The change stream breaks repeatedly without a pause, and no resources accumulate."""
 
 import asyncio
 import gc
@@ -23,16 +23,16 @@ __all__ = ["SCENARIO"]
 
 _CURSOR_NOT_FOUND: Final = 43
 _DATABASE: Final = "reconnects"
-_FAILING: Final = ("--setParameter", "enableTestCommands=1")  # or the server can not be told to fail
+_FAILING: Final = ("--setParameter", "enableTestCommands=1")  # enables fail points of the server
 _MEMORY_MB: Final = 5.0
 
-# Of the reconnects, before the first look: by then everything is there that is going to be there.
+# The share of reconnects before the first measurement; by then all long-lived objects exist.
 _FIRST: Final = 0.1
 
 
 def run(plan: Plan) -> Report:
-    """Have every read of the stream fail; look at what the process holds, early and at the end."""
-    configure_logging("json", "critical")  # it is in this process, and has much to complain about
+    """Makes every read of the stream fail; measures the resources of the process early and at the end."""
+    configure_logging("json", "critical")  # the dispatcher in this process logs many warnings
     pause, change_stream.pause_after = change_stream.pause_after, lambda _failures: 0.0
     try:
         with embedded_mongo(extra_args=_FAILING) as server, MongoClient(server.url) as client:

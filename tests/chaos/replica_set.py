@@ -1,7 +1,7 @@
-"""Three private mongods that reach each other, and are reached, through wires: any of them can be cut off.
+"""Three private mongods that are reached only through links, so each of them can be cut off.
 
-The addresses of the set are those of the wires. Who is on the other side of a connection tells its port, which one
-of the three processes has open, or none of them: then it is a client.
+The members have the addresses of the links. The port of a connection shows its other side: one of the
+three processes has it open, otherwise it is a client.
 """
 
 import contextlib
@@ -18,8 +18,8 @@ from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
 from dispatcher.embedded.binary import find_mongod
-from tests.chaos.leash import on_a_leash
-from tests.chaos.wires import Way, Wire, Wires
+from tests.chaos.links import Link, Links, Way
+from tests.chaos.parent_death import tied_to_parent
 
 __all__ = ["Member", "ReplicaSet", "replica_set"]
 
@@ -35,17 +35,17 @@ _PATIENCE_SECONDS: Final = 60.0
 
 
 class Member:
-    """One mongod, and the wire that leads to it."""
+    """One mongod and its link."""
 
-    def __init__(self, number: int, directory: Path, wires: Wires, who: Callable[[int], str]) -> None:
+    def __init__(self, number: int, directory: Path, links: Links, who: Callable[[int], str]) -> None:
         self.number = number
         self.name = f"member {number}"
         self._port = _free_port()
         self._directory = directory / f"member-{number}"
         self._directory.mkdir()
-        self.wire: Wire = wires.to(self._port, who)
-        self.address = f"{_HOST}:{self.wire.port}"
-        # Of our own, not through the wire.
+        self.link: Link = links.to(self._port, who)
+        self.address = f"{_HOST}:{self.link.port}"
+        # Our own client, without the link.
         self.client: MongoClient[dict[str, Any]] = MongoClient(
             _HOST,
             self._port,
@@ -58,7 +58,7 @@ class Member:
         self.process = self.start()
 
     def start(self) -> "subprocess.Popen[bytes]":
-        """Start it, on its data."""
+        """Starts it on its data."""
         arguments = ["--port", str(self._port), "--bind_ip", _HOST, "--nounixsocket", "--quiet"]
         arguments += ["--dbpath", str(self._directory), "--logpath", f"{self._directory}.log", "--logappend"]
         arguments += ["--replSet", _NAME, "--wiredTigerCacheSizeGB", "0.25", "--oplogSize", "200"]
@@ -66,7 +66,7 @@ class Member:
         for name, value in _PARAMETERS.items():
             arguments += ["--setParameter", f"{name}={value}"]
         self.process = subprocess.Popen(
-            [*on_a_leash(), str(find_mongod()), *arguments],
+            [*tied_to_parent(), str(find_mongod()), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -79,14 +79,14 @@ class Member:
         self.process.wait()
 
     def has_open(self, port: int) -> bool:
-        """Whether its process has this port on its side of a connection."""
+        """Whether its process has a connection with this local port."""
         with contextlib.suppress(psutil.Error):
             connections = psutil.Process(self.process.pid).net_connections("tcp4")
             return any(one.laddr.port == port and one.raddr for one in connections)
         return False
 
     def hello(self) -> dict[str, Any]:
-        """What it says of itself; nothing if it does not answer."""
+        """Its answer to `hello`; empty if it does not answer."""
         try:
             return dict(self.client.admin.command("hello"))
         except PyMongoError:
@@ -98,27 +98,27 @@ class ReplicaSet:
 
     Args:
         directory: for their data and logs.
-        wires: makes the wires.
+        links: makes the links.
     """
 
-    def __init__(self, directory: Path, wires: Wires) -> None:
+    def __init__(self, directory: Path, links: Links) -> None:
         self.members: list[Member] = []
         for number in range(3):
-            self.members.append(Member(number, directory, wires, self._who))
+            self.members.append(Member(number, directory, links, self._who))
         self.url = f"mongodb://{','.join(member.address for member in self.members)}/?replicaSet={_NAME}"
 
     def _who(self, port: int) -> str:
         return next((member.name for member in self.members if member.has_open(port)), _CLIENT)
 
     def initiate(self) -> None:
-        """Make them a set."""
+        """Initiates the set."""
         members = [{"_id": member.number, "host": member.address} for member in self.members]
         config = {"_id": _NAME, "version": 1, "members": members, "settings": _SETTINGS}
         _insist(lambda: self.members[0].client.admin.command("replSetInitiate", config))
         self.wait_until_whole()
 
     def primary(self) -> Member:
-        """The one that the others agree on; waits for it."""
+        """Waits for the primary that all members agree on."""
         return _eventually(self._primary, "no primary")
 
     def _primary(self) -> Member | None:
@@ -130,11 +130,11 @@ class ReplicaSet:
         return None
 
     def elections(self) -> int:
-        """How many there were so far."""
+        """The number of elections so far."""
         return int(self.primary().client.admin.command("replSetGetStatus")["term"])
 
     def wait_until_whole(self) -> None:
-        """Wait for a primary and two secondaries."""
+        """Waits for a primary and two secondaries."""
         _eventually(self._is_whole, "not all members are there")
 
     def _is_whole(self) -> bool:
@@ -145,32 +145,32 @@ class ReplicaSet:
         )
 
     def cut_off(self, member: Member, way: Way, *, clients: bool) -> None:
-        """Have the others not reach a member, nor it them.
+        """Cuts the links between a member and the others.
 
         Args:
-            member: which one.
-            way: how.
-            clients: they do not reach it either.
+            member: the member.
+            way: the kind of cut.
+            clients: whether clients are cut off as well.
         """
         others = [other for other in self.members if other is not member]
         for other in others:
-            other.wire.cut(member.name, way=way)
-        member.wire.cut(*(other.name for other in others), *([_CLIENT] if clients else []), way=way)
+            other.link.cut(member.name, way=way)
+        member.link.cut(*(other.name for other in others), *([_CLIENT] if clients else []), way=way)
 
     def mend(self) -> None:
-        """All reach each other again."""
+        """Restores all links."""
         for member in self.members:
-            member.wire.mend()
+            member.link.mend()
 
     def end(self) -> None:
-        """End them all."""
+        """Ends all members."""
         for member in self.members:
             member.kill()
             member.client.close()
 
 
 def _insist(command: Callable[[], Any]) -> None:
-    """Carry a command out as soon as the server is there."""
+    """Runs a command as soon as the server answers."""
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while True:
         try:
@@ -198,11 +198,11 @@ def _free_port() -> int:
 
 
 @contextlib.contextmanager
-def replica_set(directory: Path, wires: Wires) -> Iterator[ReplicaSet]:
-    """A replica set that is gone when the block ends."""
+def replica_set(directory: Path, links: Links) -> Iterator[ReplicaSet]:
+    """A replica set that ends with the block."""
     place = directory / "replica-set"
     place.mkdir()
-    made = ReplicaSet(place, wires)
+    made = ReplicaSet(place, links)
     try:
         made.initiate()
         yield made

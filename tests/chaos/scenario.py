@@ -1,4 +1,4 @@
-"""What a scenario is: something to break, in some size, and what came of it."""
+"""Scenarios: faults, sizes and reports."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,12 +10,12 @@ __all__ = ["Plan", "Report", "Scenario", "Size"]
 
 
 class Size(NamedTuple):
-    """How much.
+    """The size of a run.
 
     Attributes:
         writes: at least.
-        documents: that are written to.
-        faults: how often something is broken.
+        documents: the number of written documents.
+        faults: the number of faults.
     """
 
     writes: int
@@ -23,7 +23,7 @@ class Size(NamedTuple):
     faults: int
 
     def scaled(self, factor: float) -> "Size":
-        """Of everything so much more, or less; but something of everything."""
+        """The size multiplied by a factor; at least one of everything."""
         return Size(*(max(1, round(number * factor)) for number in self))
 
 
@@ -31,11 +31,11 @@ class Plan(NamedTuple):
     """One run.
 
     Attributes:
-        size: how much.
-        seed: of all that is left to chance; the same one leads to the same writes and the same faults, after as
+        size: the size of the run.
+        seed: of all random choices; the same seed leads to the same writes and the same faults, after as
             many deliveries.
-        directory: for the ledger and the logs; it is there, and empty.
-        say: told about the progress.
+        directory: for the ledger and the logs; it exists and is empty.
+        say: gets the progress.
     """
 
     size: Size
@@ -45,11 +45,11 @@ class Plan(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What came of a run.
+    """The report of a run.
 
     Attributes:
-        figures: what was counted.
-        notes: what went wrong, in words.
+        figures: the counted figures.
+        notes: the errors, in words.
     """
 
     figures: Sequence[Figure]
@@ -57,20 +57,20 @@ class Report(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """Whether every figure is what it must be."""
+        """Whether every figure is within its limits."""
         return all(figure.holds for figure in self.figures)
 
 
 class Scenario(NamedTuple):
-    """Something to break.
+    """A kind of fault and its sizes.
 
     Attributes:
         name: on the command line.
         title: a sentence for people, without a dot.
-        faults: what is counted as one, in the plural.
+        faults: the name of its faults, in the plural.
         full: the size of `make chaos`.
         short: the size of the selection that CI runs.
-        run: carries a plan out.
+        run: runs a plan.
         says: a size, in words.
     """
 

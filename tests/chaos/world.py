@@ -1,8 +1,8 @@
-"""All that takes part in a run: clients that write, daemons that deliver, and looking at everything.
+"""The participants of a run: clients that write, daemons that deliver, and the observation of both.
 
-The writers are held back so that they are never far ahead of the deliveries: the faults are spread over all of the
-writing, however fast the machine is. An instant is a number of writes that were delivered, and a random time after
-that was so, which is long enough to meet some of the daemons while they start.
+The writers are throttled to stay close to the deliveries, so the faults are spread over all writes on any
+machine. The time of a fault is a number of delivered writes plus a random delay, which is long enough to meet
+some of the daemons while they start.
 """
 
 import random
@@ -25,49 +25,49 @@ from dispatcher.core.state import CODEC_OPTIONS
 from dispatcher.exceptions import ExitCode
 from tests.chaos.clients import SteadyClient, application
 from tests.chaos.figures import PLAIN, TRANSACTIONAL, Event, Evidence, Write
-from tests.chaos.leash import on_a_leash
+from tests.chaos.parent_death import tied_to_parent
 from tests.chaos.scenario import Plan
 from tests.ledger import COLLECTION, IMAGES, Ledger, Writer
 from tests.support import Daemon
 
-__all__ = ["LeashedDaemon", "World"]
+__all__ = ["ChaosDaemon", "World"]
 
 APP = "tests.chaos.app:registry"
 
 _DATABASE = "chaos"
-# Writes that are not delivered yet, and writes behind the next fault: at most, and of all.
+# The maximum shares of undelivered writes, and of writes behind the next fault.
 _AHEAD = 500
 _AHEAD_SHARE = 0.05
 _DELAY_SECONDS = 0.6
-# Without any delivery for so long, nothing more will come, and what is missing is lost.
+# After this time without a delivery, missing deliveries count as lost.
 _PATIENCE_SECONDS = 90.0
 _START_SECONDS = 60.0
 _STOP_SECONDS = 60.0
 _MOST_DEATHS = 5
-# Some deliveries are still open when the position is saved the next few times: one that passes them is found out
-# by a kill at any instant, and not only within the few milliseconds after a save.
+# Some deliveries stay open over the next saves of the position. So a kill at any time shows a position that
+# passes them, not only a kill within the few milliseconds after a save.
 _SLOW_RECEIVERS = {"LEDGER_SLOWNESS": "0.004", "LEDGER_STRAGGLERS": "0.01", "DISPATCHER_SAVE_INTERVAL": "0.1"}
 _NO_PORT = {"DISPATCHER_HTTP": "off"}
 _OWN_SHARE = 0.25
 _DELETES = 0.05
 
 
-class LeashedDaemon(Daemon):
-    """One that dies with us."""
+class ChaosDaemon(Daemon):
+    """A daemon that dies with this process."""
 
-    launcher = on_a_leash()
+    launcher = tied_to_parent()
 
 
 class World:
-    """Everything of one run. As a context manager, it is all gone at the end.
+    """All participants of one run. The context manager ends them.
 
     Args:
-        plan: how much.
+        plan: the size of the run.
         url: of the server, for the clients.
-        daemons: how many there are to be.
-        daemon_url: the same for the daemons, if they reach it in another way.
-        crash: the exit code of daemons that a fault has ended.
-        app: what they serve.
+        daemons: the number of daemons.
+        daemon_url: the URL for the daemons, if they use another one.
+        crash: the exit code of daemons ended by a fault.
+        app: the application of the daemons.
         **settings: environment variables of the daemons.
     """
 
@@ -84,8 +84,8 @@ class World:
     ) -> None:
         self.plan = plan
         self.chance = random.Random(plan.seed)
-        self.daemons: list[LeashedDaemon] = []
-        self.everybody: list[LeashedDaemon] = []
+        self.daemons: list[ChaosDaemon] = []
+        self.all_daemons: list[ChaosDaemon] = []
         self.events: list[Event] = []
         self.delivered: dict[str, set[Write]] = defaultdict(set)
         self.doomed: dict[str, set[Write]] = {}
@@ -144,19 +144,19 @@ class World:
     # -- daemons -------------------------------------------------------------------------------------
 
     def configure(self, **settings: str) -> None:
-        """Daemons that are started from now on have these environment variables as well."""
+        """Adds environment variables for daemons started later."""
         self._environment.update(settings)
 
-    def start_daemon(self, **settings: str) -> LeashedDaemon:
-        """One more."""
+    def start_daemon(self, **settings: str) -> ChaosDaemon:
+        """Starts one more daemon."""
         environment = {**self._environment, **self._daemon_url, **settings}
-        daemon = LeashedDaemon(self._app, cwd=self.plan.directory, **environment)
+        daemon = ChaosDaemon(self._app, cwd=self.plan.directory, **environment)
         self.daemons.append(daemon)
-        self.everybody.append(daemon)
+        self.all_daemons.append(daemon)
         return daemon
 
-    def kill(self, daemon: LeashedDaemon, kind: str = "kill", *, successor: bool = True) -> None:
-        """SIGKILL; another one is started instead."""
+    def kill(self, daemon: ChaosDaemon, kind: str = "kill", *, successor: bool = True) -> None:
+        """Sends SIGKILL, and starts a successor."""
         self.note(kind, daemon)
         daemon.kill()
         self.daemons.remove(daemon)
@@ -164,36 +164,36 @@ class World:
             self.start_daemon()
         self._progress_at = time.monotonic()
 
-    def send_away(self, daemon: LeashedDaemon) -> None:
+    def request_stop(self, daemon: ChaosDaemon) -> None:
         """SIGTERM."""
         self.daemons.remove(daemon)
         self._terminate(daemon)
 
-    def note(self, kind: str, daemon: LeashedDaemon | None = None) -> None:
-        """Something is broken now."""
+    def note(self, kind: str, daemon: ChaosDaemon | None = None) -> None:
+        """Records a fault."""
         self.events.append(Event(time.monotonic_ns(), kind, daemon.process.pid if daemon else None))
 
-    def note_death(self, daemon: LeashedDaemon, what: str) -> None:
-        """A daemon did what it should not."""
+    def note_death(self, daemon: ChaosDaemon, what: str) -> None:
+        """Records an unexpected end of a daemon."""
         words = "\n".join(f"  {line}" for line in daemon.log.splitlines()[-20:])
         self.deaths.append(f"A daemon {what} (exit code {daemon.process.poll()}). Its last words:\n{words}")
 
     def leases_lost(self, apart_from: Collection[int | None]) -> int:
-        """How many leases daemons have lost, but for those with these process ids.
+        """The number of leases lost by daemons, except those with these process ids.
 
-        On a machine that has too much to do, a process may be late without anybody stopping it.
+        On a busy machine a process may be late without a fault.
         """
-        others = (daemon for daemon in self.everybody if daemon.process.pid not in apart_from)
+        others = (daemon for daemon in self.all_daemons if daemon.process.pid not in apart_from)
         return sum(len(daemon.lines("lease.lost")) for daemon in others)
 
     def _end_daemons(self) -> None:
         for daemon in self.daemons:
             daemon.kill()
 
-    # -- looking -------------------------------------------------------------------------------------
+    # -- observing -------------------------------------------------------------------------------------
 
-    def look(self, seconds: float) -> None:
-        """Look at everything, for so long; if a daemon ended by itself, start another one."""
+    def observe(self, seconds: float) -> None:
+        """Observes all participants for this time; replaces a daemon that ended by itself."""
         time.sleep(seconds)
         for daemon in list(self.daemons):
             if daemon.process.poll() is None:
@@ -210,8 +210,8 @@ class World:
             self._other_work, self._progress_at = other, time.monotonic()
         self.writer.allow(min(len(self.delivered[PLAIN]), self._next) + self._ahead)
 
-    def ended(self, daemon: LeashedDaemon) -> None:
-        """A daemon ended by itself, which it should not, but for a fault."""
+    def ended(self, daemon: ChaosDaemon) -> None:
+        """Handles a daemon that ended by itself; only a fault may cause this."""
         if daemon.process.returncode == self._crash:
             self.note("crash", daemon)
         else:
@@ -219,36 +219,36 @@ class World:
         self.daemons.remove(daemon)
         self.start_daemon()
 
-    def _measure(self, daemon: LeashedDaemon) -> None:
+    def _measure(self, daemon: ChaosDaemon) -> None:
         try:
             process = self._resources.setdefault(daemon.process.pid, psutil.Process(daemon.process.pid))
             self.peak_mb = max(self.peak_mb, process.memory_info().rss / 1e6)
         except psutil.NoSuchProcess:
-            pass  # it ended this moment
+            pass  # it has just ended
 
-    def look_for(self, seconds: float) -> None:
-        """Look for some time."""
+    def observe_for(self, seconds: float) -> None:
+        """Observes for some time."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
-            self.look(min(left, 0.01))
+            self.observe(min(left, 0.01))
 
     def until(self, condition: Callable[[], bool], patience: float = _PATIENCE_SECONDS) -> bool:
-        """Look until something is so; False if nothing is delivered any more for so many seconds."""
+        """Observes until a condition is true; False after this number of seconds without a delivery."""
         while not condition():
             hopeless = self.writer.failure is not None or len(self.deaths) > _MOST_DEATHS
             if hopeless or time.monotonic() > self._progress_at + patience:
                 return False
-            self.look(0.01)
+            self.observe(0.01)
         return True
 
     # -- the course of a run -------------------------------------------------------------------------
 
     def break_at_random(self, fault: Callable[[], None], delay: float = _DELAY_SECONDS) -> None:
-        """Break something at random instants, as often as planned; less often if nothing goes on any more.
+        """Injects the planned number of faults at random times; fewer if deliveries stop.
 
         Args:
-            fault: does it; returns when the next one may come.
-            delay: seconds behind a delivery, at most.
+            fault: injects a fault; returns when the next one is allowed.
+            delay: the maximum delay after a delivery, in seconds.
         """
         size = self.plan.size
         instants = sorted(self.chance.uniform(0.01, 0.97) * size.writes for _ in range(size.faults))
@@ -256,7 +256,7 @@ class World:
             self._next = instant
             if not self.until(lambda: len(self.delivered[PLAIN]) >= self._next):
                 break
-            self.look_for(self.chance.uniform(0, delay))
+            self.observe_for(self.chance.uniform(0, delay))
             fault()
             if number % max(1, min(10, size.faults // 5)) == 0:
                 done = f"{len(self.delivered[PLAIN]):,} of {size.writes:,} writes delivered"
@@ -264,10 +264,10 @@ class World:
         self._next = float("inf")
 
     def finish(self, doomed: Callable[[str, Write], bool] | None = None) -> None:
-        """Wait until everything is delivered, and let the daemons stop in order.
+        """Waits until everything is delivered, then stops the daemons.
 
         Args:
-            doomed: tells whether a receiver never takes a write; then it must become a dead letter instead.
+            doomed: whether a receiver always refuses a write, which must become a dead letter.
         """
         self.until(lambda: not self.writer.is_alive())
         if doomed is not None:
@@ -287,8 +287,8 @@ class World:
             self._effects, self._progress_at = effects, time.monotonic()
         return effects >= len(written) + len(doomed.get(PLAIN, ()))
 
-    def _terminate(self, daemon: LeashedDaemon) -> None:
-        """SIGTERM; if it was started only just now, when it has its handlers."""
+    def _terminate(self, daemon: ChaosDaemon) -> None:
+        """Sends SIGTERM, after a new daemon has installed its signal handlers."""
         daemon.wait_started(within=_START_SECONDS)
         try:
             if daemon.terminate(within=_STOP_SECONDS) != ExitCode.OK:
@@ -298,7 +298,7 @@ class World:
             daemon.kill()
 
     def books(self) -> Mapping[str, list[int]]:
-        """What the transactional receiver has left."""
+        """The effects of the transactional receiver."""
         books = self.database.get_collection("books", read_concern=ReadConcern("majority"))
         return {book["_id"]: book["ns"] for book in books.find()}
 
@@ -312,7 +312,7 @@ class World:
         return found
 
     def evidence(self) -> Evidence:
-        """What is known, at the end."""
+        """The records at the end of the run."""
         self.write_events()
         deaths = [*self.deaths]
         if self.writer.failure is not None:
@@ -332,17 +332,17 @@ class World:
         )
 
     def write_events(self) -> None:
-        """Leave a note of what was broken when, beside the ledger."""
+        """Writes the faults with their times to a file beside the ledger."""
         lines = (f"{event.at} {event.pid or '-'} {event.kind}\n" for event in self.events)
         (self.plan.directory / "events").write_text("".join(lines))
 
     @property
     def database(self) -> Database[dict[str, Any]]:
-        """Of the application."""
+        """The database of the application."""
         return self.client[_DATABASE]
 
     @property
     def dead_letters(self) -> MongoCollection[dict[str, Any]]:
-        """Of the dispatchers."""
+        """The dead letters of the dispatchers."""
         state = self.client[f"{_DATABASE}_state"]
         return state.get_collection("held", codec_options=CODEC_OPTIONS)

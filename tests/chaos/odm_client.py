@@ -1,7 +1,7 @@
-"""The application that writes through the ODM, in a process that has the receivers as well: they run there.
+"""The application that writes through the ODM. Its process also runs the receivers.
 
 It reads batches of writes as lines of JSON, `[[id, name, n, kind], ...]`, and answers each with a line when the
-writes are committed and their receivers have run. A write that fails is made again, unless it stands.
+writes are committed and their receivers have run. A failed write is repeated unless it is committed.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from pymongo.read_concern import ReadConcern
 from mongoz.exceptions import DocumentNotFound
 from tests.chaos.app import Account, database, registry
 
-# Seconds in which a write must be possible again.
+# Seconds until a write must be possible again.
 _PATIENCE = 60.0
 
 
@@ -40,7 +40,7 @@ async def insist(id_: ObjectId, name: str, n: int, kind: str) -> None:
     while True:
         try:
             return await write(id_, name, n, kind)
-        except (PyMongoError, DocumentNotFound):  # not found: by a primary that is none any more
+        except (PyMongoError, DocumentNotFound):  # not found, because the answer came from a former primary
             if time.monotonic() > deadline:
                 raise
         await settled()
@@ -49,7 +49,7 @@ async def insist(id_: ObjectId, name: str, n: int, kind: str) -> None:
 
 
 async def settled() -> None:
-    """Wait until nothing is open: the ODM looks by itself what became of a write, and calls its receivers then."""
+    """Waits until the ODM has resolved all unknown writes and called their receivers."""
     while tasks := [task for task in asyncio.all_tasks() if task.get_name() == "mongoz-unsettled-write"]:
         await asyncio.wait(tasks)
 

@@ -1,7 +1,7 @@
-"""Documents that do not fit, and receivers that mean no good: all kinds that we could think of.
+"""All known kinds of invalid documents and hostile receivers.
 
-DOCUMENTS   by name: makes the document that is inserted; its `_id` is new each time
-MISDEEDS    by name: what a receiver does when it is given a document of that kind
+DOCUMENTS    by name: makes a document with a new `_id`
+BEHAVIOURS   by name: the behaviour of the receiver for a document of this kind
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from bson.raw_bson import RawBSONDocument
 
 from mongoz.stamps import FIELD
 
-__all__ = ["CODEC_OPTIONS", "DOCUMENTS", "FAILING", "LASTING", "MISDEEDS", "digest_of"]
+__all__ = ["BEHAVIOURS", "CODEC_OPTIONS", "DOCUMENTS", "FAILING", "LASTING", "digest_of"]
 
 Row = dict[str, Any]
 
@@ -62,7 +62,7 @@ def _bad_text(chance: random.Random) -> Row:
 
 
 def _stamped(chance: random.Random) -> Row:
-    """As a forger would: anything where the stamp should be."""
+    """A document with a forged stamp."""
     forged = (1, "text", {"t": 1}, [b"x"], None, b"", chance.randbytes(40), Binary(chance.randbytes(60), 128))
     return {"_id": _object_id(chance), "name": "fine", FIELD: chance.choice(forged)}
 
@@ -138,10 +138,10 @@ class _Untruthful(Exception):
 
 
 def _raises(make: Callable[[], BaseException]) -> Callable[..., Awaitable[None]]:
-    async def misdeed(**_: Any) -> None:
+    async def behave(**_: Any) -> None:
         raise make()
 
-    return misdeed
+    return behave
 
 
 async def _circular(**_: Any) -> None:
@@ -229,7 +229,7 @@ async def _hoard(**_: Any) -> None:
 
 
 async def _chase(instance: Any, **_: Any) -> None:
-    """Write what comes back to it."""
+    """Writes to the delivered document, which triggers the receiver again."""
     await instance.update(n=instance.n + 1)
 
 
@@ -237,7 +237,7 @@ async def _shout(**_: Any) -> None:
     sys.stderr.write("{" + "x" * 1_000_000 + "\n")
 
 
-MISDEEDS: dict[str, Callable[..., Awaitable[None]]] = {
+BEHAVIOURS: dict[str, Callable[..., Awaitable[None]]] = {
     "raises SystemExit": _raises(SystemExit),
     "raises KeyboardInterrupt": _raises(KeyboardInterrupt),
     "raises GeneratorExit": _raises(GeneratorExit),
@@ -267,8 +267,8 @@ MISDEEDS: dict[str, Callable[..., Awaitable[None]]] = {
     "chases its own tail": _chase,
 }
 
-FAILING = frozenset(list(MISDEEDS)[: list(MISDEEDS).index("cancels itself, and returns")])
-"""Those that never succeed."""
+FAILING = frozenset(list(BEHAVIOURS)[: list(BEHAVIOURS).index("cancels itself, and returns")])
+"""Behaviours that never succeed."""
 
 LASTING = frozenset({"chases its own tail"})
-"""Those that bring about more changes."""
+"""Behaviours that cause more changes."""

@@ -1,8 +1,8 @@
-"""What goes wrong in receivers, if it is to: they raise, they hang, they take the process with them.
+"""Faults in receivers, if enabled: errors, hangs, and the end of the process.
 
-TROUBLE_DIRECTORY   holds what tells the process to die: whoever removes the file `RECEIVER-before` or
+FAULT_DIRECTORY   has the requests to end the process: a receiver that removes its file `RECEIVER-before` or
                     `RECEIVER-after` does so, before or after its effect. And a file with a letter per failure.
-TROUBLE_SALT        makes one run's doomed writes others than another's
+FAULT_SALT        selects other doomed writes in each run
 """
 
 import asyncio
@@ -15,42 +15,42 @@ from zlib import crc32
 
 from mongoz.signals import Delivery, Retry
 
-__all__ = ["CRASH", "RECEIVERS", "RETRY", "TIMEOUT", "doomed", "trouble", "troublesome"]
+__all__ = ["CRASH", "RECEIVERS", "RETRY", "TIMEOUT", "doomed", "faults_enabled", "injected_faults"]
 
 RECEIVERS = ("note", "book", "hold")
 CRASH = 77
-"""The exit code of a process that a receiver has ended."""
+"""The exit code of a process ended by a receiver."""
 TIMEOUT = 4.0
-"""Seconds that the daemon gives to a receiver, where it is to hang."""
+"""The timeout of receivers in seconds, in the scenario with hangs."""
 
-troublesome = "TROUBLE_DIRECTORY" in os.environ
-RETRY = Retry(attempts=7, base=0.05, cap=1.0) if troublesome else None
+faults_enabled = "FAULT_DIRECTORY" in os.environ
+RETRY = Retry(attempts=7, base=0.05, cap=1.0) if faults_enabled else None
 
 _RAISES = 0.04
 _HANGS = 0.002
-_DOOMED = 200  # one of so many
+_DOOMED = 200  # one in this many writes
 
-_directory = Path(os.environ.get("TROUBLE_DIRECTORY", "."))
-_salt = os.environ.get("TROUBLE_SALT", "")
+_directory = Path(os.environ.get("FAULT_DIRECTORY", "."))
+_salt = os.environ.get("FAULT_SALT", "")
 
 
 def doomed(receiver: str, name: str, n: int, salt: str = _salt) -> bool:
-    """Whether a receiver never takes this write; the one that blocks takes none at its first attempts."""
+    """Whether a receiver always refuses this write; the blocking receiver refuses only the first attempts."""
     return crc32(f"{salt}:{receiver}:{name}:{n}".encode()) % _DOOMED == 0
 
 
-class Mischief(Exception):
-    """What receivers raise here."""
+class InjectedError(Exception):
+    """The error of a receiver."""
 
 
 @asynccontextmanager
-async def trouble(receiver: str, name: str, n: int, delivery: Delivery) -> AsyncIterator[None]:
-    """Something may go wrong before the block, or after it."""
-    if not troublesome or delivery.origin != "stream":
+async def injected_faults(receiver: str, name: str, n: int, delivery: Delivery) -> AsyncIterator[None]:
+    """May inject a fault before or after the block."""
+    if not faults_enabled or delivery.origin != "stream":
         yield
         return
     if doomed(receiver, name, n) and (receiver != "hold" or delivery.attempt < 4):
-        raise Mischief(f"never {name} {n}")
+        raise InjectedError(f"never {name} {n}")
     await _perhaps(receiver, "before")
     yield
     await _perhaps(receiver, "after")
@@ -65,7 +65,7 @@ async def _perhaps(receiver: str, when: str) -> None:
         os._exit(CRASH)
     if random.random() < _RAISES / 2:
         _count("r")
-        raise Mischief(when)
+        raise InjectedError(when)
     if random.random() < _HANGS / 2:
         _count("h")
         await asyncio.sleep(3600)

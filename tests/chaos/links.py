@@ -1,6 +1,6 @@
-"""TCP between clients and a server, for breaking it on purpose: any protocol, byte by byte.
+"""TCP links between clients and a server that can be broken, for any protocol.
 
-They run in a thread of their own, so that whoever breaks them can do it from anywhere.
+They run in their own thread, so any thread can break them.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, Literal
 
-__all__ = ["Wire", "Wires", "wires"]
+__all__ = ["Link", "Links", "links"]
 
 _HOST = "127.0.0.1"
 _CHUNK = 1 << 16
@@ -19,7 +19,7 @@ Way = Literal["reset", "silence"]
 
 
 class _Connection:
-    """One connection of a client with the server behind a wire."""
+    """One connection of a client through a link."""
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -33,16 +33,16 @@ class _Connection:
             writer.transport.abort()
 
 
-class Wire:
-    """A port that leads to a server, until it is told otherwise.
+class Link:
+    """A port that forwards connections to a server, until it is broken.
 
     Args:
-        loop: of the thread that all wires run in.
+        loop: of the thread of all links.
         port: of the server.
-        who: tells who a client is, by the port that it has on its side; asked once per connection.
+        who: returns the name of a client by its local port; called once per connection.
 
     Attributes:
-        port: where it listens.
+        port: its listening port.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, port: int, who: Callable[[int], str]) -> None:
@@ -54,39 +54,39 @@ class Wire:
         self._delay: Callable[[], float] | None = None
         self.port = 0
 
-    # -- what may be done to it, from any thread -----------------------------------------------------
+    # -- faults, from any thread ---------------------------------------------------------------------
 
     def cut(self, *sources: str, way: Way = "reset") -> None:
-        """Let nobody of these through, now and until `mend`.
+        """Cuts connections of these clients, now and until `mend`.
 
         Args:
-            sources: as `who` tells them.
-            way: `"silence"` loses what is sent, and connections that are made get no answer.
+            sources: names of clients, see `who`.
+            way: `"silence"` loses all data, and new connections get no answer.
         """
         self._do(self._begin_cut, sources, way)
 
     def mend(self) -> None:
-        """Let everybody through, at once. What was silent so far is reset: it lost something."""
+        """Forwards all connections again. Silenced connections are reset, because they lost data."""
         self._do(self._mend)
 
     def reset(self, share: Callable[[], bool] = lambda: True) -> int:
-        """Reset connections; how many.
+        """Resets connections; returns their number.
 
         Args:
-            share: asked for each of them.
+            share: decides for each connection.
         """
         return self._do(self._reset, share)
 
     def silence(self, share: Callable[[], bool] = lambda: True) -> int:
-        """Lose everything on connections that there are now, without telling anybody; new ones work."""
+        """Silently loses all data of the present connections; new ones work."""
         return self._do(self._silence, share)
 
     def slow_down(self, delay: Callable[[], float] | None) -> None:
-        """Have each piece of data take so many seconds, or no time again."""
+        """Delays each piece of data by this number of seconds; None ends the delay."""
         self._do(self._set_delay, delay)
 
     def close_slowly(self, seconds: float) -> int:
-        """Close the server's side of all connections, and the client's only so much later; how many."""
+        """Closes the server's side of all connections, and the client's side later; returns their number."""
         return self._do(self._close_slowly, seconds)
 
     def _do(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -172,11 +172,11 @@ class Wire:
                 if not connection.silent:
                     writer.write(data)
                     await writer.drain()
-        if connection.silent:  # nobody is told that the other side has gone
+        if connection.silent:  # the other side is not told about the close
             await connection.ended.wait()
 
     async def listen(self, port: int = 0) -> asyncio.Server:
-        """Begin."""
+        """Starts listening."""
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             with contextlib.suppress(asyncio.CancelledError):
@@ -188,7 +188,7 @@ class Wire:
 
 
 async def _first(*work: Awaitable[Any]) -> None:
-    """Wait until one of several is done, and end the others."""
+    """Waits until one task is done, and ends the others."""
     tasks = [asyncio.ensure_future(one) for one in work]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -198,23 +198,23 @@ async def _first(*work: Awaitable[Any]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class Wires:
-    """Makes wires; all of them run in one thread."""
+class Links:
+    """Makes links; all of them run in one thread."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="wires", daemon=True)
+        self._thread = threading.Thread(target=self._loop.run_forever, name="links", daemon=True)
         self._thread.start()
         self._servers: list[asyncio.Server] = []
 
-    def to(self, port: int, who: Callable[[int], str] = lambda _port: "") -> Wire:
-        """One that leads to a port of this machine."""
-        wire = Wire(self._loop, port, who)
-        self._servers.append(self._await(wire.listen()))
-        return wire
+    def to(self, port: int, who: Callable[[int], str] = lambda _port: "") -> Link:
+        """A link to a port of this machine."""
+        link = Link(self._loop, port, who)
+        self._servers.append(self._await(link.listen()))
+        return link
 
     def close(self) -> None:
-        """Cut them all, for good."""
+        """Ends all links."""
         for server in self._servers:
             self._loop.call_soon_threadsafe(server.close)
         self._await(self._end())
@@ -233,9 +233,9 @@ class Wires:
 
 
 @contextlib.contextmanager
-def wires() -> Iterator[Wires]:
-    """Wires that are gone when the block ends."""
-    made = Wires()
+def links() -> Iterator[Links]:
+    """Links that end with the block."""
+    made = Links()
     try:
         yield made
     finally:

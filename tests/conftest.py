@@ -26,21 +26,21 @@ from mongoz import Registry
 # A traceback with all local variables takes a tenth of a second to print.
 structlog.get_config()["processors"][-1].exception_formatter = structlog.dev.plain_traceback
 
-# What is loaded and collected at the start stays until the end: looking for garbage among it finds nothing.
+# Objects of the start stay until the end, so the garbage collector need not scan them.
 gc.disable()
 
-# How long an example takes says more about the machine than about the test. Every run draws other examples:
-# `make test` few of them, and `make test-slow` many.
+# The duration of an example depends on the machine. Every run draws other examples: `make test` few,
+# # `make test-slow` many.
 for profile, examples in {"few": 25, "many": 100}.items():
     hypothesis_settings.register_profile(
         profile, max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow]
     )
 hypothesis_settings.load_profile("few")
 
-# A dispatcher that nobody asks needs no port. Where a test asks, it says so with --http.
+# A dispatcher without HTTP requests needs no port. Tests with requests set --http.
 os.environ.setdefault("DISPATCHER_HTTP", "off")
 
-mongoz_settings = importlib.import_module("mongoz.settings")  # the name in the package is the object
+mongoz_settings = importlib.import_module("mongoz.settings")  # the package attribute is the object, not the module
 
 _databases = itertools.count()
 
@@ -50,7 +50,7 @@ DRIVER = os.environ.get("MONGOZ_TEST_DRIVER", "pymongo")
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
-    """One worker compiles a module of tests, and the others load what it wrote."""
+    """One worker compiles a test module, and the others load the compiled file."""
     if sys.dont_write_bytecode or not isinstance(collector, pytest.Module):
         return (yield)
     with collector.path.open() as module:
@@ -59,23 +59,23 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
 
 
 def pytest_collection_finish() -> None:
-    """From here on garbage is looked for, but not among what was loaded."""
+    """Enables the garbage collector, except for the loaded modules."""
     gc.freeze()
     gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes minutes while there is no cache: no worker is left alone with it at the end."""
+    """Runs tests that take minutes without a cache first, so no worker runs them alone at the end."""
     items.sort(key=lambda item: "typing" not in item.path.parts)
 
 
-_MEMORY = Path("/dev/shm")  # where Linux keeps files in memory
+_MEMORY = Path("/dev/shm")  # Linux keeps files here in memory
 _ROOM = 1 << 30  # bytes; a worker's server takes about 100 MB
 
 
 @contextlib.contextmanager
 def _server(*arguments: str) -> Iterator[EmbeddedMongo]:
-    """A server with its data in memory, where there is room: a new collection is two new files."""
+    """A server with its data in memory, if there is room: a new collection means two new files."""
     roomy = _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > _ROOM
     with contextlib.ExitStack() as stack:
         with mock.patch.object(tempfile, "tempdir", str(_MEMORY) if roomy else tempfile.gettempdir()):
@@ -105,12 +105,12 @@ def _sync_client(mongo: EmbeddedMongo) -> Iterator[MongoClient]:
 
 @pytest.fixture(scope="session")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MongoClient]:
-    """The administrator of a server that asks for passwords."""
+    """The administrator of a server with authentication."""
     key = tmp_path_factory.mktemp("guarded") / "key"
     key.write_text("k" * 64)
     key.chmod(0o600)
     with _server("--auth", "--keyFile", str(key)) as server:
-        with MongoClient(server.url) as first:  # as long as there is no user, localhost may make one
+        with MongoClient(server.url) as first:  # without any user, localhost may create one
             first.admin.command("createUser", "admin", pwd="secret", roles=["root"])
         with MongoClient(server.url, username="admin", password="secret") as administrator:
             yield administrator
@@ -118,7 +118,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MongoClient]:
 
 @pytest.fixture
 def database(_sync_client: MongoClient) -> Iterator[str]:
-    """The name of a database of this test's own, dropped afterwards."""
+    """The name of the test's own database, dropped afterwards."""
     name = f"test_{os.getpid()}_{next(_databases)}"
     yield name
     for one in (name, f"{name}_state"):
@@ -127,13 +127,13 @@ def database(_sync_client: MongoClient) -> Iterator[str]:
 
 @pytest.fixture
 def foreign(_sync_client: MongoClient, database: str):
-    """The test's database, through a client that knows nothing of mongoz."""
+    """The test's database, through a client without mongoz."""
     return _sync_client[database]
 
 
 @pytest.fixture(params=["pymongo", "motor"])
 def driver(request: pytest.FixtureRequest) -> str:
-    """Each driver once."""
+    """The name of each driver."""
     return request.param
 
 
@@ -146,14 +146,14 @@ async def registry(mongo: EmbeddedMongo) -> AsyncIterator[Registry]:
 
 @pytest.fixture
 async def dispatched(mongo: EmbeddedMongo, database: str) -> AsyncIterator[Registry]:
-    """A dispatched registry; its group is the test's database, so that tests don't share positions."""
+    """A dispatched registry; its group has the name of the test's database, so tests don't share positions."""
     async with Registry(mongo.url, driver=DRIVER, dispatched=database) as made:
         yield made
 
 
 @pytest.fixture
 def javascript_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keyword filters may carry JavaScript."""
+    """Allows JavaScript in keyword filters."""
     monkeypatch.setattr(mongoz_settings._load(), "allow_javascript", True)
 
 
@@ -165,7 +165,7 @@ async def client(mongo: EmbeddedMongo) -> AsyncIterator[AsyncMongoClient]:
 
 
 def need(program: str) -> str:
-    """The path of a program; where it is missing the test is skipped, and fails in CI."""
+    """The path of a program; if it is missing, the test is skipped, and fails in CI."""
     path = shutil.which(program)
     if path is None:
         if os.environ.get("CI"):

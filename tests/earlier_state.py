@@ -1,4 +1,4 @@
-"""What a dispatcher of format 1 wrote: captured documents of its five collections."""
+"""Documents of the five collections of a dispatcher of format 1, captured from a real run."""
 
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,6 @@ _DATA = Path(__file__).parent / "unit" / "data" / "held_by_format_1.json"
 
 
 def captured() -> dict[str, list[dict[str, Any]]]:
-    """By collection: a blocked lane with two followers, one that retries, a paused one, a retry, a dead letter."""
+    """By collection: a blocked lane with two followers, a retrying one, a paused one, a retry, a dead letter."""
     found: dict[str, list[dict[str, Any]]] = loads(_DATA.read_text(), json_options=CANONICAL_JSON_OPTIONS)
     return found

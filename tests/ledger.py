@@ -1,8 +1,8 @@
-"""Who wrote what, who was told of it, and whether the two fit: for tests that kill the daemon.
+"""Writes, their deliveries, and a comparison of both, for tests that kill the daemon.
 
 Writer   counts documents up: the n-th write of a document stores n in it
-Ledger   reads what the receivers of tests/acceptance/apps/ledger.py noted
-disorder what was not delivered in the order of the writes
+Ledger   reads the records of the receivers in tests/acceptance/apps/ledger.py
+disorder finds deliveries that do not follow the order of the writes
 """
 
 import random
@@ -45,17 +45,17 @@ class Entry(NamedTuple):
 
     @property
     def write(self) -> tuple[str, int]:
-        """Which write it was called for."""
+        """The write of the call."""
         return (self.name, self.n)
 
 
 class Ledger:
-    """What the receivers noted so far. Each call returns all of it, and reads what is new.
+    """The records of the receivers so far. Each call reads the new ones, and returns all.
 
     Args:
-        path: of the file that they write to.
+        path: of the file with the records.
         url: of the server.
-        database: that is written to; the group of dispatchers has its name, their state one like it.
+        database: of the writes; also the name of the group, and the prefix of its state database.
     """
 
     def __init__(self, path: Path, url: str, database: str) -> None:
@@ -113,7 +113,7 @@ Client = Callable[[Sequence[Write]], None]
 
 
 class ForeignClient:
-    """A client that knows nothing of mongoz. What it replaces it has read before: stamps of others come along."""
+    """A client without mongoz. A replace keeps the stamp of the document that it read."""
 
     def __init__(self, collection: Collection[dict[str, Any]]) -> None:
         self._collection = collection
@@ -135,15 +135,15 @@ class ForeignClient:
 
 
 class Writer(threading.Thread):
-    """Counts documents up, one small batch after another, as fast as it is allowed to.
+    """Increments documents in small batches, as fast as it is allowed to.
 
-    The same arguments lead to the same writes.
+    The same arguments make the same writes.
 
     Args:
-        clients: who carries a batch out, with how often it is chosen.
-        documents: how many are counted.
-        writes: how many there are at least; the last batch may exceed it.
-        seed: of all that is left to chance.
+        clients: the writing clients with their weights.
+        documents: the number of documents.
+        writes: the minimal number of writes; the last batch may exceed it.
+        seed: of all random choices.
         pause: seconds between two batches.
         deletes: the share of deletes; the next write inserts the document again, under the same `_id`.
     """
@@ -208,13 +208,13 @@ class Writer(threading.Thread):
         return "replace" if self._random.random() < 0.2 else "update"
 
     def allow(self, writes: float) -> None:
-        """Go no further than this many writes for now."""
+        """Limits the number of writes for now."""
         with self._changed:
             self._allowed = writes
             self._changed.notify()
 
     def stop(self) -> None:
-        """Write no more, and wait until that is so."""
+        """Stops writing, and waits for the end of the last batch."""
         with self._changed:
             self._goal = 0
             self._changed.notify()
@@ -235,15 +235,15 @@ class Writer(threading.Thread):
 
 
 def disorder(entries: Iterable[Entry], orders: Mapping[str, Sequence[int]]) -> list[str]:
-    """What was not delivered in the order of the commits.
+    """Deliveries that do not follow the order of the commits.
 
-    The first deliveries of a document have its order, without a hole. After a crash a suffix is repeated, in
-    order: whoever owns it next begins where he likes, but leaves nothing out; and in no term is anything repeated
-    or left out, but for further attempts at a delivery.
+    The first deliveries of a document follow its order without a gap. After a crash a suffix is repeated in
+    order: the next owner may begin at any earlier change, and skips none. Within a term no delivery is repeated
+    or skipped, except for retries.
 
     Args:
         entries: of one receiver, in the order of the calls.
-        orders: what had to be delivered, by document.
+        orders: the expected writes, by document.
     """
     places = {(name, n): place for name, order in orders.items() for place, n in enumerate(order)}
     by_name: dict[str, list[Entry]] = defaultdict(list)

@@ -1,7 +1,7 @@
-"""Documents that no driver would write, but servers store: a generator of them.
+"""Generates documents that servers store although no driver writes them.
 
-A `Story` is the life of one document: some writes, each with a malformed value somewhere. `write` sends stories as
-they are, in BSON, and counts the changes that came of them.
+A `Story` is the history of one document: writes with malformed values. `write` sends stories as raw BSON, and
+counts the resulting changes.
 """
 
 import random
@@ -21,15 +21,15 @@ __all__ = ["IMAGELESS", "KINDS", "WITH_IMAGES", "Story", "Write", "stories", "wr
 WITH_IMAGES: Final = "malformed"
 IMAGELESS: Final = "malformed_bare"
 
-# Stories in one command.
+# The number of stories in one command.
 _AT_ONCE: Final = 50
 
 
 class Value(NamedTuple):
-    """A value as it is written in BSON.
+    """A value in BSON.
 
     Attributes:
-        type: its number.
+        type: the number of its type.
         raw: its bytes.
     """
 
@@ -133,9 +133,9 @@ class Write(NamedTuple):
     """One write of a story.
 
     Attributes:
-        what: `"insert"`, `"update"`, `"replace"` or `"delete"`.
+        what: the operation: `"insert"`, `"update"`, `"replace"` or `"delete"`.
         raw: the document, or the update; empty for a delete.
-        kind: of the value in it.
+        kind: of the malformed value.
     """
 
     what: str
@@ -144,12 +144,12 @@ class Write(NamedTuple):
 
 
 class Story(NamedTuple):
-    """The life of one document.
+    """The history of one document.
 
     Attributes:
-        collection: where.
+        collection: of the document.
         id: its `_id`, as BSON: {"_id": _id}.
-        writes: in their order.
+        writes: in order.
     """
 
     collection: str
@@ -158,11 +158,11 @@ class Story(NamedTuple):
 
 
 def stories(chance: Chance, count: int, first: int = 0) -> Iterator[Story]:
-    """As many, the same for the same chance. Each kind of value comes up equally often.
+    """This number of stories, the same for the same chance. All kinds of values are equally frequent.
 
     Args:
-        chance: what is left to chance.
-        count: how many.
+        chance: the source of random choices.
+        count: the number of stories.
         first: number of the first one; stories of the same number may have the same `_id`.
     """
     kinds: list[str] = []
@@ -175,7 +175,7 @@ def stories(chance: Chance, count: int, first: int = 0) -> Iterator[Story]:
 def _story(chance: Chance, number: int, kind: str) -> Story:
     collection = chance.choice((WITH_IMAGES, IMAGELESS))
     id_ = _id(chance, number, kind)
-    # What is written first is fine in one of four, so that the malformed value comes into a good document.
+    # The first write is valid in one of four stories, so the malformed value enters a valid document.
     first = "fine" if chance.random() < 0.25 else kind
     writes = [Write("insert", _whole(chance, id_, first), first)]
     for what in chance.sample(("update", "update", "replace"), chance.randrange(1, 4)):
@@ -188,7 +188,7 @@ def _story(chance: Chance, number: int, kind: str) -> Story:
 
 
 def _id(chance: Chance, number: int, kind: str) -> Value:
-    """A new one: in one of four stories a malformed one, made unique by its neighbours."""
+    """A new `_id`; in one of four stories a malformed one, with unique neighbours."""
     unique = struct.pack(">i", number)
     if chance.random() >= 0.25:
         return Value(7, ObjectId(chance.randbytes(8) + unique).binary)
@@ -218,15 +218,15 @@ def _value(chance: Chance, kind: str) -> Value:
 
 def _whole(chance: Chance, id_: Value, kind: str) -> bytes:
     value = _value(chance, kind)
-    # What differs in its stamp alone is no change.
+    # A difference in only the stamp is no change.
     n = (b"n", _number(chance.getrandbits(30)))
     fields = [(b"_id", id_), (b"name", _text(b"fine")), n, *_placed(chance, value)]
     return _document(*fields).raw
 
 
 def _placed(chance: Chance, value: Value) -> list[tuple[bytes, Value]]:
-    """The value somewhere: in a field of the model, in one that it does not know, in an array, deeper."""
-    if value.raw.count(b"d\0") > 100:  # no room above it
+    """Places the value in a field of the model, in an unknown field, in an array, or deeper."""
+    if value.raw.count(b"d\0") > 100:  # the type does not allow a deeper place
         return [(b"data", value)]
     places: tuple[Callable[[], list[tuple[bytes, Value]]], ...] = (
         lambda: [(b"data", value)],
@@ -246,10 +246,10 @@ def _change(chance: Chance, kind: str) -> bytes:
 
 
 def write(database: Database[Any], told: Sequence[Story]) -> Counter[str]:
-    """Send stories to the server, as BSON.
+    """Sends stories to the server as raw BSON.
 
     Returns:
-        By name of the collection: how many changes the server made, all writes of one document in their order.
+        The number of changes by collection; the writes of one document keep their order.
     """
     changes: Counter[str] = Counter()
     for begin in range(0, len(told), _AT_ONCE):

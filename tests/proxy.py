@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a server, for losing requests or answers on purpose."""
+"""A TCP proxy in front of a server that can lose requests or answers."""
 
 import asyncio
 import contextlib
@@ -8,17 +8,17 @@ from urllib.parse import urlsplit
 __all__ = ["Proxy", "proxied"]
 
 _SESSIONS = b"logicalSessionTimeoutMinutes"
-_HEADER = 16  # of every message: its length is in the first four bytes
+_HEADER = 16  # the header of a message; its first four bytes are the length
 
 
 class Proxy:
     """Forwards whole messages of MongoDB's protocol between clients and one server.
 
     Attributes:
-        port: where it listens on 127.0.0.1.
-        refusing: connections are closed as soon as they are made, and those that there are were cut.
-        lost: how many requests or answers it has lost.
-        electing: the server seems to hold no data, as a member that starts or recovers.
+        port: its port on 127.0.0.1.
+        refusing: whether all connections are closed, and new ones are closed immediately.
+        lost: the number of lost requests or answers.
+        electing: whether the server looks like a member without data, as during a start or recovery.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -38,38 +38,38 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        """For clients; `directConnection`, since the replica set would tell them the server's own address."""
+        """The URL for clients, with `directConnection`, because the replica set has the server's own address."""
         return f"mongodb://127.0.0.1:{self.port}/?directConnection=true"
 
     def cut_after_request(self, *commands: str, times: int = 1, then_refuse: bool = False) -> None:
-        """Forward such a request, wait until it was answered, lose the answer, and cut the connection.
+        """Forwards a request, waits for the answer, loses it, and cuts the connection.
 
         Args:
             commands: names of commands.
-            times: for how many of them.
-            then_refuse: take no connection after the last one.
+            times: the number of affected requests.
+            then_refuse: whether to refuse connections after the last one.
         """
         self._lose(commands, times, forward=True, then_refuse=then_refuse)
 
     def cut_before_request(self, *commands: str, times: int = 1, then_refuse: bool = False) -> None:
-        """Cut the connection instead of forwarding such a request."""
+        """Cuts the connection instead of forwarding a request."""
         self._lose(commands, times, forward=False, then_refuse=then_refuse)
 
     def hang_after_request(self, command: str, times: int = 1) -> None:
-        """Forward such a request and never answer: a connection that is dead, though nobody was told."""
+        """Forwards a request and never answers, like a silently dead connection."""
         self._hanging += times
         self._hangs_on = command
 
     def strand(self) -> None:
-        """Answer nothing on the connections that there are, and close none; new ones are as good as ever."""
+        """Stops answers on present connections without closing them; new connections work."""
         self._generation += 1
 
     def stall(self) -> None:
-        """Let nothing through, in either direction, and close nothing."""
+        """Stops all data in both directions, and closes nothing."""
         self._flowing.clear()
 
     def flow(self) -> None:
-        """Let what has come meanwhile through, and everything after it."""
+        """Forwards the held data and all later data."""
         self._flowing.set()
 
     def _lose(self, commands: tuple[str, ...], times: int, *, forward: bool, then_refuse: bool) -> None:
@@ -79,22 +79,22 @@ class Proxy:
         self._rules += [(is_one, forward, then_refuse and n == times - 1) for n in range(times)]
 
     def refuse(self) -> None:
-        """Cut everything, and let nobody in until `accept`."""
+        """Cuts all connections, and refuses new ones until `accept`."""
         self.refusing = True
         for writer in list(self._writers):
             writer.transport.abort()
 
     def accept(self) -> None:
-        """Let clients in again, and lose nothing more."""
+        """Accepts connections again, and loses nothing."""
         self.refusing = False
         self._rules.clear()
 
     def _shown(self, answer: bytes) -> bytes:
-        """What a client is shown; of the same length, so that the message stays a message."""
+        """The message for the client, with the same length as the original."""
         return answer.replace(_SESSIONS, b"x" * len(_SESSIONS)) if self.electing else answer
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One client."""
+        """Serves one client."""
         self._writers.add(writer)
         try:
             if not self.refusing:
@@ -110,7 +110,7 @@ class Proxy:
         server_reader, server_writer = await asyncio.open_connection(*self._server)
         self._writers.add(server_writer)
         try:
-            while True:  # a client sends one request at a time, but for those that want no answer or many
+            while True:  # a client sends one request at a time, except for requests with no or many answers
                 message = await _message(reader)
                 rule = next((rule for rule in self._rules if rule[0](message)), None)
                 if rule is not None:
@@ -172,7 +172,7 @@ async def proxied(url: str) -> AsyncIterator[Proxy]:
     proxy = Proxy(address.hostname or "127.0.0.1", address.port or 27017)
 
     def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # Not a coroutine: one that is cancelled before its first step would leave its connection open.
+        # Not a coroutine, because a coroutine cancelled before its first step would leave its connection open.
         task = asyncio.create_task(proxy.serve(reader, writer))
         proxy._tasks.add(task)
         task.add_done_callback(proxy._tasks.discard)
@@ -188,4 +188,4 @@ async def proxied(url: str) -> AsyncIterator[Proxy]:
             for task in list(proxy._tasks):
                 task.cancel()
             await asyncio.gather(*proxy._tasks, return_exceptions=True)
-        await asyncio.sleep(0)  # aborted transports close in the next turn of the loop
+        await asyncio.sleep(0)  # aborted transports close in the next iteration of the loop

@@ -1,4 +1,4 @@
-"""What several tests need: waiting for conditions, a dispatcher inside the test, a dispatcher process."""
+"""Shared helpers: waiting for conditions, a dispatcher inside of the test, a dispatcher process."""
 
 import asyncio
 import contextlib
@@ -35,7 +35,7 @@ def group_of(client: AsyncMongoClient[Any], database: str, name: str | None = No
 
 
 async def eventually(condition: Callable[[], Any], *, within: float = PATIENCE, what: str = "") -> Any:
-    """Wait until a condition holds; fail loudly if it does not in time."""
+    """Waits until a condition is true; fails after the deadline."""
     deadline = time.monotonic() + within
     while not (value := condition()):
         assert time.monotonic() < deadline, f"not within {within} s: {what or condition}"
@@ -54,7 +54,7 @@ def eventually_sync(condition: Callable[[], Any], *, within: float = PATIENCE, w
 
 @contextlib.contextmanager
 def without_transactions() -> Iterator[None]:
-    """Bulk writes as on a server that takes no transactions."""
+    """Bulk writes behave as on a server without transactions."""
 
     async def refuse(*args: Any) -> None:
         raise OperationFailure("Transaction numbers are only allowed on a replica set member or mongos", 20)
@@ -67,7 +67,7 @@ def without_transactions() -> Iterator[None]:
 
 
 class Running:
-    """A dispatcher that runs inside the test."""
+    """A dispatcher inside of the test."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
@@ -76,18 +76,18 @@ class Running:
         self.task = asyncio.create_task(service.run(self._stop))
 
     async def stop(self) -> None:
-        """As SIGTERM would."""
+        """Stops the dispatcher as SIGTERM does."""
         self._stop.set()
         await self.task
 
 
 def settings_for(registry: Registry, **changes: Any) -> Settings:
-    """Settings that make tests quick, with a state database of the group's own."""
+    """Settings for fast tests, with the group's own state database."""
     defaults = {
         "save_interval": 0.05,
         "idle_save_interval": 0.1,
         "connect_timeout": 5.0,
-        "grace": 1.0,  # a test that fails must not wait for its receivers
+        "grace": 1.0,  # a failing test must not wait for its receivers
         "state_database": f"{registry.dispatched or 'plain'}_state",
     }
     return Settings(**{**defaults, **changes})
@@ -95,7 +95,7 @@ def settings_for(registry: Registry, **changes: Any) -> Settings:
 
 @contextlib.asynccontextmanager
 async def dispatching(registry: Registry, **changes: Any) -> AsyncIterator[Running]:
-    """A dispatcher that has its start behind it: what is written inside the block is delivered."""
+    """A started dispatcher: writes inside of the block are delivered."""
     running = Running(Service(registry, settings_for(registry, **changes)))
     source_opened = asyncio.create_task(eventually(lambda: running.service.ready, what="the dispatcher reads"))
     done, _ = await asyncio.wait([running.task, source_opened], return_when=asyncio.FIRST_COMPLETED)
@@ -110,10 +110,10 @@ async def dispatching(registry: Registry, **changes: Any) -> AsyncIterator[Runni
 
 
 class Daemon:
-    """`dispatcher run` as a process of its own.
+    """`dispatcher run` as a process.
 
     Attributes:
-        launcher: a program with arguments that runs the command, if there is one.
+        launcher: a program with arguments that runs the command, or empty.
     """
 
     launcher: Sequence[str] = ()
@@ -127,10 +127,10 @@ class Daemon:
                     sys.executable,
                     "-W",
                     "error",
-                    # PyMongo leaves its socket to the garbage collector if it is cancelled while it connects.
+                    # PyMongo leaves its socket to the garbage collector after a cancelled connect.
                     "-W",
                     "ignore:unclosed <socket:ResourceWarning",
-                    # And uvloop, if it may not say so, never ends.
+                    # uvloop hangs if this warning is an error.
                     "-W",
                     "ignore:unclosed resource <TCPTransport:ResourceWarning",
                     "-m",
@@ -150,7 +150,7 @@ class Daemon:
 
     @property
     def log(self) -> str:
-        """Everything it said on stderr so far."""
+        """Its output on stderr so far."""
         return self.log_path.read_text()
 
     def lines(self, action: str) -> list[dict[str, Any]]:
@@ -161,7 +161,7 @@ class Daemon:
         return [entry for entry in entries if entry["action"] == action]
 
     def wait_started(self, *, within: float = PATIENCE) -> None:
-        """Wait until what is written from now on is delivered."""
+        """Waits until the daemon delivers all later writes."""
         eventually_sync(
             lambda: self.lines("dispatcher.started") or self.process.poll() is not None,
             within=within,
@@ -170,19 +170,19 @@ class Daemon:
         assert self.process.poll() is None, self.log
 
     def terminate(self, *, within: float = PATIENCE) -> int:
-        """SIGTERM, and its exit code."""
+        """Sends SIGTERM; returns the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(within)
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Sends SIGKILL."""
         self.process.kill()
         self.process.wait()
 
 
 @contextlib.contextmanager
 def daemon(app: str, *arguments: str, cwd: Path, **environment: str) -> Iterator[Daemon]:
-    """A daemon that is gone when the block ends."""
+    """A daemon that ends with the block."""
     running = Daemon(app, *arguments, cwd=cwd, **environment)
     try:
         yield running

@@ -71,7 +71,7 @@ class Still(Screen):
         pass
 
     def say(self, text: str) -> None:
-        if "#token=" not in text:  # the link is dead
+        if "#token=" not in text:  # the link does not work in a picture
             super().say(text)
 
 
@@ -81,7 +81,7 @@ def picture_of_the_demo(seconds: float = 12.0) -> None:
     with patch.object(demo, "Terminal", lambda **_: console), patch.object(demo, "Screen", Still):
         demo.demonstrate(seconds)
     drawn = console.export_svg(title="dispatcher demo")
-    # It would load a font from another host.
+    # The SVG must not load a font from another host.
     (IMAGES / "demo.svg").write_text(re.sub(r"\s*@font-face \{[^}]*\}", "", drawn))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from bson import ObjectId
 
-from tests.earlier import earlier_version
+from tests.earlier_version import earlier_version
 from tests.support import ROOT, daemon, eventually_sync
 
 APP = "tests.acceptance.apps.upgraded:registry"

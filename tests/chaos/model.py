@@ -10,10 +10,10 @@ from dispatcher.core.output.logs import configure_logging
 from dispatcher.embedded.server import embedded_mongo
 from tests.chaos.figures import Figure
 from tests.chaos.scenario import Plan, Report, Scenario, Size
-from tests.model.judging import Verdict
 from tests.model.model import GROUPS
 from tests.model.runs import judge
 from tests.model.steps import Step, sequences
+from tests.model.verdict import Verdict
 from tests.model.world import World
 
 __all__ = ["SCENARIO"]

@@ -17,8 +17,8 @@ from dispatcher.embedded.server import EmbeddedMongo
 from tests.conftest import DRIVER
 from tests.listening.calls import Scene
 from tests.listening.directed import DIRECTED
-from tests.listening.judging import faults
 from tests.listening.scenes import GROUPS, scenes
+from tests.listening.verdict import faults
 from tests.listening.world import World
 
 LONG = os.environ.get("LISTENING_EXAMPLES")

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from dispatcher.embedded.server import EmbeddedMongo
-from tests.model.judging import Verdict
 from tests.model.model import GROUPS
 from tests.model.runs import judge
 from tests.model.steps import Step, sequences
+from tests.model.verdict import Verdict
 from tests.model.world import World
 
 SEQUENCES = int(os.environ.get("MODEL_SEQUENCES") or settings().max_examples)

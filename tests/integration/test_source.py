@@ -17,7 +17,7 @@ from dispatcher.runtime import assembly
 from mongoz.core.signals import post_delete, post_save
 from mongoz.stamps import FIELD, Call, Stamp, key_hash
 from tests.integration.deliveries import State, make_account
-from tests.listed import ListSource, event, token_of
+from tests.list_source import ListSource, event, token_of
 from tests.support import dispatching, eventually
 
 TRANSACTION = {"lsid": {"id": bson.Binary(b"1" * 16, 4), "uid": b"2"}, "txnNumber": Int64(1)}

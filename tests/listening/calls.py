@@ -1,4 +1,4 @@
-"""Calls of the ODM as data, so that hypothesis can draw them, shorten them and show them."""
+"""Calls of the ODM as data that hypothesis can draw, shrink and print."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -39,17 +39,17 @@ Place = int | str | tuple[str, int]
 
 
 def key(number: int) -> ObjectId:
-    """The `_id` of a document that has a number."""
+    """The `_id` of the document with this number."""
     return ObjectId(f"{number:024x}")
 
 
 def is_numbered(id_: ObjectId) -> bool:
-    """Whether it is an id of that kind."""
+    """Whether the id has this form."""
     return not any(id_.binary[:11])
 
 
 def number_of(id_: ObjectId) -> int:
-    """The number."""
+    """The number in the id."""
     return id_.binary[11]
 
 
@@ -84,7 +84,7 @@ def _in_lower_case(found: Any) -> Any:
 
 @dataclass(frozen=True)
 class Query:
-    """What a queryset selects; in `any_case` with a collation that takes "A" and "a" for equal."""
+    """The selection of a queryset; with `any_case` a collation considers "A" and "a" equal."""
 
     filter: Values = field(default_factory=dict)
     sort: tuple[str, int] | None = None
@@ -116,15 +116,15 @@ class Call:
     """One call."""
 
     def loads(self) -> Place | None:
-        """Whose instance it is called on."""
+        """The document whose instance the call uses."""
         return None
 
     async def run(self, document: Any, loaded: dict[Any, Any]) -> Any:
-        """Carry it out; returns what it returns.
+        """Makes the call; returns its result.
 
         Args:
             document: the class.
-            loaded: instances by number; what the call makes by itself is put there too.
+            loaded: instances by number; the call adds its new instances.
         """
         raise NotImplementedError
 
@@ -134,13 +134,13 @@ class Call:
 
     @property
     def query(self) -> Query | None:
-        """What it selects, for calls that do."""
+        """The selection of the call, if any."""
         return None
 
 
 @dataclass(frozen=True)
 class Create(Call):
-    """How: `create save objects`."""
+    """The method: `create save objects`."""
 
     how: str
     values: Values
@@ -237,7 +237,7 @@ class Delete(Call):
 
 @dataclass(frozen=True)
 class CreateMany(Call):
-    """How: `create_many bulk_create document`."""
+    """The method: `create_many bulk_create document`."""
 
     how: str
     models: tuple[Values, ...]
@@ -258,7 +258,7 @@ class CreateMany(Call):
 
 @dataclass(frozen=True)
 class UpdateMany(Call):
-    """How: `update update_many bulk_update update_count`."""
+    """The method: `update update_many bulk_update update_count`."""
 
     how: str
     selected: Query
@@ -302,7 +302,7 @@ class DeleteMany(Call):
 
 @dataclass(frozen=True)
 class GetOrCreate(Call):
-    """`get_or_create` of what has these values."""
+    """`get_or_create` with these values."""
 
     lookups: Values
     defaults: Values
@@ -324,7 +324,7 @@ class Foreign:
     Attributes:
         kind: `set inc unset replace insert delete`.
         number: of the document.
-        values: what is set, added or inserted; the names of what is removed.
+        values: the values to set, add or insert; the names to remove.
     """
 
     kind: str
@@ -335,7 +335,7 @@ class Foreign:
         return f"another client: {self.kind} {self.number} {dict(self.values) or ''}"
 
     def command(self) -> Row:
-        """For the server."""
+        """The command for the server."""
         id_ = key(self.number)
         match self.kind:
             case "insert":
@@ -351,15 +351,15 @@ class Foreign:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is there, what is called, and what another client writes.
+    """The initial documents, the calls, and a write of another client.
 
     Attributes:
         kind: of the documents.
-        rows: what is there: by the number of the document.
-        calls: one after another.
+        rows: the initial documents by number.
+        calls: in sequence.
         within: None, or a transaction: `committed aborted`.
         foreign: another client's write.
-        at: before which of the commands.
+        at: the number of the command that follows the other client's write.
     """
 
     kind: str

@@ -1,4 +1,4 @@
-"""Scenes that are about one thing each: what random ones meet too seldom."""
+"""Scenes for single cases that random scenes rarely reach."""
 
 from dataclasses import replace
 from typing import Any, Final
@@ -37,7 +37,7 @@ def _committed(*calls: Call, kind: str = "Bare") -> Scene:
 
 
 def _beside(kind: str, rows: dict[int, Any], call: Call, foreign: Foreign, *commands: int) -> list[Scene]:
-    """The other client writes before one of these commands; each is a scene."""
+    """One scene per command; the other client writes before this command."""
     return [Scene(kind, rows, (call,), None, foreign, at) for at in commands]
 
 
@@ -61,7 +61,7 @@ _ONCE: Final = [
     Scene("Bare", _rows({}, {}), (DeleteMany(_ALL),)),
 ]
 
-# Receivers are told the instance as its own call wrote it.
+# Receivers get the instance as its own call wrote it.
 _WRITTEN_TWICE: Final = [
     _committed(Update(1, {"n": 3}), Update(1, {"n": 4})),
     _committed(Save(1, {"s": "b"}), Update(1, {}, _PUSH), Save(1, {"s": "c"})),
@@ -97,7 +97,7 @@ _MISFITS: Final = [
     Scene("Bare", _rows({"n": "not a number"}, {}), (DeleteMany(_ALL),)),
 ]
 
-# Between the select and the write another client changes whether a document matches.
+# Between the read and the write another client changes whether a document matches.
 _MOVES_OUT: Final = [
     scene
     for call in (
@@ -108,13 +108,13 @@ _MOVES_OUT: Final = [
         DeleteMany(_ANY_A),
     )
     for scene in _beside("Bare", _rows({}, {}), call, Foreign("set", 2, {"n": 2, "s": "b"}), 1, 2, 3)
-] + [  # of a batch of one, the last look is another command
+] + [  # the last read of a batch of one is another command
     *_beside("Bare", _rows({}), UpdateMany("update", _ONES, {"m": 0}), Foreign("set", 1, {"n": 2}), 2, 3),
     *_beside("Bare", _rows({}), UpdateMany("update_many", _ANY_A, {"m": 0}), Foreign("set", 1, {"s": "b"}), 2, 3),
     *_beside("Bare", _rows({}), DeleteMany(_ANY_A), Foreign("set", 1, {"s": "b"}), 2, 3),
 ]
 
-# Between the read and the write another client changes what is derived of.
+# Between the read and the write another client changes the source of a derived value.
 _DERIVED_OF: Final = [
     *_beside(
         "Deriving", _rows({}, {}), UpdateMany("update", _ALL, {}, _INC), Foreign("set", 2, {"n": 3}), 1, 2, 3
@@ -131,7 +131,7 @@ _CHECKED: Final = [
     *_beside("Checked", _rows({}), Update(1, {}, _INC), Foreign("set", 1, {"n": 2}), 0, 1),
 ]
 
-# Between the look and the write another client takes a document to where the change goes beyond a bound.
+# Between the read and the write another client changes a document so that the operation exceeds a bound.
 _BOUNDS: Final = [
     *_beside(
         "Bounded", _rows({}, {"n": 2}), UpdateMany("update", _ALL, {}, _INC_2), Foreign("set", 2, {"n": 4}), 1, 2
@@ -150,7 +150,7 @@ _BOUNDS: Final = [
     *_beside("Bounded", _rows({}), UpdateMany("update_many", _ALL, {"n": 0}), Foreign("inc", 1, {"n": -1}), 2),
 ]
 
-# Between the read and the write another client changes what the call does not: it is told, and returned, as it is.
+# Between the read and the write another client changes another field: signals and results have the stored value.
 _OTHER_FIELDS: Final = [
     *_beside("Bare", _rows({}, {}), UpdateMany("update", _ALL, {"s": "b"}), Foreign("set", 2, {"m": 0}), 1, 2, 3),
     *_beside("Bare", _rows({}), UpdateMany("update_many", _ALL, {}, _PUSH), Foreign("set", 1, {"m": 0}), 1, 2),

@@ -1,4 +1,4 @@
-"""Documents that differ in what they ask of their values, and the ways to listen to them."""
+"""Documents with different rules for values, and the kinds of receivers."""
 
 from typing import Any, Final, NamedTuple, Self
 
@@ -15,15 +15,15 @@ DEFAULTS: Final[dict[str, Any]] = {"n": 1, "m": 2, "s": "a", "tags": [], "u": No
 
 
 class Way(NamedTuple):
-    """Who listens.
+    """A kind of receivers.
 
     Attributes:
-        name: of the way.
-        signals: what receivers are connected to.
-        dispatched: whether the registry is.
+        name: of the kind.
+        signals: the signals of the receivers.
+        dispatched: whether the registry is dispatched.
         delivery: of the `post_*` receivers.
-        muted: whether calls are.
-        transactions: whether the server takes those that bulk calls make by themselves.
+        muted: whether calls are muted.
+        transactions: whether the server has the transactions of bulk calls.
     """
 
     name: str
@@ -52,7 +52,7 @@ WAYS: Final = (SILENT, *LISTENED)
 
 
 def make(registry: mongoz.Registry, database: str) -> dict[str, Any]:
-    """The documents, by kind; all in one collection."""
+    """The document classes by kind; all use one collection."""
     meta = type("Meta", (), {"registry": registry, "database": database, "collection": COLLECTION})
 
     class Thing(mongoz.Document):
@@ -111,7 +111,7 @@ def make(registry: mongoz.Registry, database: str) -> dict[str, Any]:
 
 
 def fits(kind: str, row: dict[str, Any]) -> bool:
-    """Whether a row is one that a document of this kind takes, and would have written."""
+    """Whether a row is valid for this kind, and in the form that it writes."""
     row = {**DEFAULTS, **row}
     if not isinstance(row["n"], int):
         return False
@@ -128,6 +128,6 @@ def fits(kind: str, row: dict[str, Any]) -> bool:
 
 
 def as_loaded(kind: str, row: dict[str, Any]) -> dict[str, Any]:
-    """What a document of this kind makes of a row."""
+    """The instance that a document of this kind loads from a row."""
     n = row.get("n", DEFAULTS["n"])
     return {**row, "m": 2 * n} if kind == "Deriving" and isinstance(n, int) else row

@@ -1,4 +1,4 @@
-"""What came of calls: what the caller sees, what receivers were told, and what the server reports."""
+"""Outcomes of calls: results of the caller, deliveries of receivers, and changes of the server."""
 
 import datetime
 import re
@@ -16,11 +16,11 @@ from tests.listening.documents import Way
 __all__ = ["Change", "Outcome", "Told", "plain", "seen", "seen_error", "seen_result", "stripped"]
 
 _ID: Final = re.compile(r"ObjectId\('([0-9a-f]{24})'\)")
-_LONG_AGO: Final = datetime.datetime(2021, 1, 1)  # what is later is now
+_LONG_AGO: Final = datetime.datetime(2021, 1, 1)  # a later time counts as now
 
 
 class Told(NamedTuple):
-    """What one receiver was told."""
+    """One call of a receiver."""
 
     signal: str
     id: ObjectId | None
@@ -37,7 +37,7 @@ class Told(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What the server reports of one change that the calls made."""
+    """The server's event of one change by the calls."""
 
     operation: str
     id: ObjectId
@@ -52,19 +52,19 @@ class Change(NamedTuple):
 
 @dataclass
 class Outcome:
-    """What came of it.
+    """The outcome of a scene.
 
     Attributes:
-        way: who listened.
+        way: the kind of receivers.
         documents: in the database afterwards, without stamps.
-        results: of the calls, as far as they returned.
-        error: what they raised.
-        conflicted: that was the server's wish to have the transaction again.
-        instances: what the caller had loaded or made, afterwards.
-        told: what receivers were told, in order.
-        changes: what the server reports of the calls' writes, in order.
+        results: of the calls that returned.
+        error: the raised error.
+        conflicted: whether the error asks for a repetition of the transaction.
+        instances: the instances of the caller, afterwards.
+        told: the calls of receivers, in order.
+        changes: the server's events of the calls' writes, in order.
         theirs: the other client's document, after its write.
-        reached: the other client's write was between the commands that the scene wants.
+        reached: whether the other client's write was between the intended commands.
     """
 
     way: Way
@@ -80,7 +80,7 @@ class Outcome:
 
 
 def plain(instance: Any) -> Row:
-    """The values of an instance as they are, whether they fit its fields or not."""
+    """The values of an instance, valid or not."""
     return {**instance.__dict__, **(instance.__pydantic_extra__ or {})}
 
 
@@ -90,7 +90,7 @@ def stripped(row: Row) -> Row:
 
 
 def seen(value: Any) -> Any:
-    """The same for whatever is new in each run: ids, and now."""
+    """The value with fixed replacements for ids and times that differ in each run."""
     match value:
         case ObjectId():
             return number_of(value) if is_numbered(value) else "new"
@@ -104,14 +104,14 @@ def seen(value: Any) -> Any:
 
 
 def seen_result(result: Any) -> Any:
-    """What a call returns, as it is now."""
+    """The result of a call, in its present state."""
     if isinstance(result, list):
         return [seen_result(each) for each in result]
     return seen(plain(result)) if hasattr(result, "__pydantic_extra__") else result
 
 
 def seen_error(error: Exception) -> Any:
-    """What two errors have in common that mean the same to the caller."""
+    """The common parts of two errors with the same meaning for the caller."""
     kind = type(error).__name__
     if isinstance(error, ValidationError):
         return kind, [(line["type"], line["loc"], line["msg"]) for line in error.errors(include_url=False)]

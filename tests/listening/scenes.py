@@ -1,4 +1,4 @@
-"""Random scenes: small, and made so that hypothesis can shorten them to what a person reads at once."""
+"""Small random scenes that hypothesis can shrink to a readable size."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -26,7 +26,7 @@ __all__ = ["GROUPS", "scenes"]
 
 Strategy = st.SearchStrategy[Any]
 
-# Few values, so that filters, bounds and other clients' writes meet.
+# Few values, so filters, bounds and foreign writes interact.
 _NUMBERS: Final = st.integers(0, 4)
 _VALUES: Final[dict[str, Strategy]] = {
     "n": st.sampled_from([0, 1, 2, 3, 4, 5, -1]),
@@ -45,7 +45,7 @@ def _some(least: int = 0, most: int = 2) -> Strategy:
 
 @st.composite
 def _rows(draw: Any, kind: str, *, least: int, valid: bool) -> dict[int, Any]:
-    """Documents as they would have been written; now and then as only another client would."""
+    """Valid documents, and sometimes documents that only another client can write."""
     rows: dict[int, Any] = {}
     for number in range(1, draw(st.integers(least, 3)) + 1):
         row: dict[str, Any] = {**DEFAULTS, **draw(_some(most=3))}
@@ -95,7 +95,7 @@ _OPERATION: Final = st.one_of(
 
 @st.composite
 def _changes(draw: Any) -> tuple[Any, Any]:
-    """Values and operations that are not about the same field; at least one."""
+    """At least one value or operation, each of another field."""
     most_values, most_operations = draw(st.sampled_from([(2, 0), (0, 2), (2, 2), (1, 1)]))
     operations = draw(st.lists(_OPERATION, min_size=min(1, most_operations), max_size=most_operations))
     values = draw(_some(least=0 if operations else 1, most=most_values))
@@ -162,7 +162,7 @@ _FOREIGN: Final = st.one_of(
 
 @st.composite
 def scenes(draw: Any, group: str, *, foreign: bool) -> Scene:
-    """Scenes of a group of calls, with another client's write or without."""
+    """Scenes of a group of calls, with or without a foreign write."""
     kind = draw(st.sampled_from([*KINDS, "Bounded", "Refusing", "Deriving"]))
     by_query = group in ("updating", "deleting")
     rows = draw(_rows(kind, least=group != "creating", valid=not by_query))
@@ -179,7 +179,7 @@ def scenes(draw: Any, group: str, *, foreign: bool) -> Scene:
 
 
 def _again(call: Call) -> Strategy:
-    """Calls on an instance that a call has just written."""
+    """Calls on an instance written by an earlier call."""
     if isinstance(call, CreateMany):
         return _writing([("new", place) for place in range(len(call.models))])
     if isinstance(call, Create):
@@ -189,7 +189,7 @@ def _again(call: Call) -> Strategy:
 
 
 def _meeting(kind: str, numbers: list[int], call: Call) -> Strategy:
-    """Another client's writes that change whether a document matches, or what is derived or computed of it."""
+    """Writes of another client that change whether a document matches, or the source of a derived value."""
     names = [lookup.partition("__")[0] for lookup in call.query.filter] if call.query else []
     names += {"Bounded": ["n", "tags"], "Refusing": ["m", "n"], "Deriving": ["n"]}.get(kind, [])
     chosen = [

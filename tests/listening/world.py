@@ -1,4 +1,4 @@
-"""Carrying out calls on a real server: with whoever listens, and another client's write between two commands."""
+"""Runs calls on a real server with any receivers, and a write of another client between two commands."""
 
 import datetime
 from collections.abc import Callable, Iterator, Mapping
@@ -23,15 +23,15 @@ __all__ = ["World"]
 
 _IMAGES: Final = {"changeStreamPreAndPostImages": {"enabled": True}}
 _END: Final = "end"
-_PATIENCE_MS: Final = 100  # that another client's write waits for a transaction which has its document
+_PATIENCE_MS: Final = 100  # for a foreign write that waits for a transaction on its document
 _THEN: Final = datetime.datetime(2020, 1, 1)
 
 
 class World:
-    """A collection, its documents in all ways to listen, and another client.
+    """A collection, its documents with all kinds of receivers, and another client.
 
     Args:
-        client: the other one.
+        client: the other client.
         database: of the collection.
     """
 
@@ -48,7 +48,7 @@ class World:
         self._registries: dict[Way, Registry] = {}
 
     async def open(self, url: str, driver: str) -> None:
-        """Connect the ODM."""
+        """Connects the ODM."""
         connect: Any = AsyncMongoClient if driver == "pymongo" else AsyncIOMotorClient
         self._client: Any = connect(url, event_listeners=[self._between], uuidRepresentation="standard")
         for way in WAYS:
@@ -62,7 +62,7 @@ class World:
                     getattr(document.signals, signal).connect(self._receiver(signal), **options)
 
     async def close(self) -> None:
-        """Disconnect."""
+        """Disconnects the ODM."""
         self._stream.close()
         for registry in self._registries.values():
             await registry.close()
@@ -87,12 +87,12 @@ class World:
         return receive
 
     async def run(self, way: Way, scene: Scene, when: str = "never") -> Outcome:
-        """Carry out the calls of a scene.
+        """Runs the calls of a scene.
 
         Args:
-            way: who listens.
-            scene: what is called.
-            when: the other client writes: `never before between after`.
+            way: the kind of receivers.
+            scene: the calls.
+            when: the time of the other client's write: `never before between after`.
         """
         outcome, foreign = Outcome(way), _Write(self._database, scene.foreign)
         begin = self._set(scene.rows)
@@ -126,7 +126,7 @@ class World:
         return outcome
 
     def _set(self, rows: Mapping[int, Values]) -> Timestamp:
-        """Have these documents be there, and no others; returns when that is so."""
+        """Replaces the content of the collection by these documents."""
         documents = [
             {"_id": key(number), **{name: _THEN if value == "then" else value for name, value in row.items()}}
             for number, row in sorted(rows.items())
@@ -154,7 +154,7 @@ class World:
             )
 
     def _changes(self, begin: Timestamp, theirs: Timestamp | None) -> Iterator[Change]:
-        """The server's events since, without the other client's, and without those that touch only stamps."""
+        """The server's later events, without those of the other client and of stamps only."""
         markers: dict[ObjectId, Any] = {}
         for event in self._stream:
             if event["clusterTime"] <= begin or event["clusterTime"] == theirs:
@@ -176,22 +176,22 @@ class World:
             yield Change(operation, id_, names, *images, stamp)
 
     def _read(self, value: Any, id_: ObjectId) -> Stamp | None:
-        """A stamp, if it counts for this document."""
+        """The stamp, if it is valid for this document."""
         stamp = Stamp.unpack(value)
         return stamp if stamp and stamp.key == key_hash(self._things.full_name, id_) else None
 
 
 class _Abandon(Exception):
-    """What the user raises to abort his transaction."""
+    """The error that aborts a transaction of the user."""
 
 
 class _Write:
     """The other client's write.
 
     Attributes:
-        done: it was carried out; if not, it waited too long for a transaction.
-        time: of the change that it made.
-        row: its document, as it was then.
+        done: whether it was executed; if not, it waited too long for a transaction.
+        time: of its change.
+        row: its document after the write.
     """
 
     def __init__(self, database: Any, foreign: Foreign | None) -> None:
@@ -208,28 +208,28 @@ class _Write:
             answer = self._database.command(command)
         except ExecutionTimeout:
             return
-        if answer["n"] and answer.get("nModified", 1):  # else it is the time of some other write
+        if answer["n"] and answer.get("nModified", 1):  # otherwise it is the time of another write
             self.time = answer["operationTime"]
         self.row = self._database[COLLECTION].find_one({"_id": key(self._foreign.number)})
         self.done = True
 
 
 class _Between(CommandListener):
-    """Does something right before a command is sent."""
+    """Runs an action right before a command is sent."""
 
     def __init__(self, database: str) -> None:
         self._database = database
         self._seen = 0
         self._at: int | None = None
         self._action: Callable[[], None] = lambda: None
-        self._errors: list[Exception] = []  # the driver only prints what a listener raises
+        self._errors: list[Exception] = []  # the driver only prints errors of a listener
 
     def start(self, at: int | None, action: Callable[[], None]) -> None:
-        """Count the commands, and act before the one of this number."""
+        """Counts the commands, and runs the action before the one with this number."""
         self._seen, self._at, self._action = 0, at, action
 
     def end(self) -> bool:
-        """Stop; returns whether there were as many commands."""
+        """Stops; returns whether this number was reached."""
         at, self._at = self._at, None
         if self._errors:
             raise self._errors.pop()

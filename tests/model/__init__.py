@@ -1,11 +1,10 @@
-"""Random sequences of writes, and a model that says which receiver must see which write, how often, and how.
+"""Random sequences of writes, and a model of the expected deliveries.
 
-    steps.py     what clients do: hypothesis draws sequences of it
-    model.py     what follows from it, by the delivery contract; knows no code of mongoz or the dispatcher
-    world.py     the clients, the dispatcher, and what receivers were told
-    judging.py   where the two differ
+    steps.py     the actions of clients: hypothesis draws sequences of them
+    model.py     the expected deliveries by the contract; imports no code of mongoz or the dispatcher
+    world.py     the clients, the dispatcher, and the calls of receivers
+    verdict.py   the differences between the two
     runs.py      one sequence from its first write to the verdict, and the figures of many
 
-The model follows the contract and nothing else. Where it disagrees with the code, the code is wrong, or the
-contract.
+The model follows only the contract. If it disagrees with the code, the code or the contract is wrong.
 """

@@ -1,8 +1,7 @@
-"""What the contract says: which receiver is told of which write, in which order, with which keywords. Pure.
+"""The delivery contract: receivers, order and keywords for each write. Pure.
 
-Documents are dicts. Origin stamps are numbers here: what is in them is the code's business, whether a write
-has one,
-and whether somebody copied it, is ours.
+Documents are dicts. Origin stamps are numbers: the model knows only whether a write has a stamp, and whether
+it is a copy.
 """
 
 import copy
@@ -68,12 +67,12 @@ class Listening(NamedTuple):
     """A receiver, connected to all `post_*` signals, unless it asks for fields: then to `post_update`.
 
     Attributes:
-        name: which it is known by.
+        name: its name.
         mode: its `delivery=`.
         fields: its `fields=`.
-        least: its `where=`: the least `n` of the documents that it wants.
-        formerly: the name that an older release of the application has it by.
-        transactional: as it says.
+        least: its `where=`: the minimal `n` of its documents.
+        formerly: its name in an older release of the application.
+        transactional: its `transactional=`.
     """
 
     name: str
@@ -88,11 +87,11 @@ class Listening(NamedTuple):
         return not self.fields or signal == "post_update"
 
     def wants_fields(self, changed: frozenset[str]) -> bool:
-        """Whether a change of these fields is for it."""
+        """Whether it gets a change of these fields."""
         return not self.fields or bool(self.fields & changed)
 
     def wants(self, row: Row | None) -> bool:
-        """Whether a document is for it; one that is not known is."""
+        """Whether it gets a change of this document; an unknown document counts."""
         return self.least is None or row is None or row.get("n", self.least - 1) >= self.least
 
 
@@ -128,11 +127,11 @@ class Client(NamedTuple):
     """An application with this ODM.
 
     Attributes:
-        name: for people.
-        group: of the dispatchers that it stamps its writes for: ours, another one's, or none.
+        name: for messages.
+        group: the group of dispatchers for its stamps: ours, another one, or none.
         knows: the names of the receivers that it imports; None means all.
-        is_old: it knows receivers by their former names.
-        delay: seconds that pass between the making of its stamps and its writes, because it or the server stalls.
+        is_old: it uses the former names of receivers.
+        delay: the seconds between its stamps and its writes, because it or the server stalls.
     """
 
     name: str
@@ -173,10 +172,10 @@ class Told(NamedTuple):
         signal: of the call.
         created: for `post_save`.
         update_fields: for `post_update`.
-        instance: what it is told; None where that depends on when the dispatcher looks.
-        previous: the same before.
+        instance: the instance; None where it depends on the time of the lookup.
+        previous: the previous instance, in the same form.
         image: of the instance; `"looked up"` stands for `"current"` and `"key"` of an update without post image.
-        is_known: its `delivery.id` is one that receivers in the writing process were told.
+        is_known: receivers in the writing process had the same `delivery.id`.
     """
 
     receiver: str
@@ -190,12 +189,12 @@ class Told(NamedTuple):
 
 
 class Event(NamedTuple):
-    """What the server says of a change; it decides what a pipeline update was, and nothing else.
+    """The server's event of a change; the model needs it only for pipeline updates.
 
     Attributes:
         operation: its type.
-        names: of an update: fields that it says have changed. A pipeline that moves a field changes it.
-        in_transaction: it was written in one; how the ODM writes is its own business.
+        names: the changed fields of an update. A pipeline that moves a field changes it.
+        in_transaction: whether it was written in a transaction; the ODM may choose this.
     """
 
     operation: str
@@ -207,16 +206,16 @@ class Change(NamedTuple):
     """One committed write of one document, as the server reports it.
 
     Attributes:
-        operation: of the event; a pipeline update may come as either, which only the server knows.
-        before: the document.
-        after: the same.
-        group: whose stamp it has; to others it is like anybody's.
-        call: what was called, if a stamp says so: a signal and `created`.
-        ran: the receivers that the stamp speaks for.
-        muted: as it says.
-        is_known: receivers in the writing process know the token of its stamp.
-        delay: how late the stamp came.
-        names: of a pipeline update: the fields that the server says have changed.
+        operation: of the event; only the server knows that of a pipeline update.
+        before: the document before the change.
+        after: the document after the change.
+        group: the group of its stamp; for other groups it is foreign.
+        call: the call, if a stamp names it: a signal and `created`.
+        ran: the receivers named in the stamp.
+        muted: whether the stamp says so.
+        is_known: receivers in the writing process had the token of its stamp.
+        delay: the age of the stamp in seconds.
+        names: the changed fields of a pipeline update, as reported by the server.
     """
 
     operation: Operation
@@ -231,13 +230,13 @@ class Change(NamedTuple):
     names: frozenset[str] = frozenset()
 
     def fits(self, event: Event) -> bool:
-        """Whether the server may report it like this."""
+        """Whether the event of the server fits this change."""
         if self.operation == "update or replace":
             return event.operation == "replace" or (event.operation == "update" and self.changed <= event.names)
         return event.operation == ("update" if self.operation == "marker" else self.operation)
 
     def as_reported(self, event: Event) -> "Change":
-        """The same, once the server has said what it is."""
+        """The change with the facts of the server's event."""
         if self.operation == "update or replace":
             return self._replace(operation=event.operation, names=event.names)  # type: ignore[arg-type]
         if self.delay > _REMEMBERED:
@@ -247,14 +246,14 @@ class Change(NamedTuple):
         return self._replace(is_known=False)
 
     def as_seen_by(self, group: Group) -> "Change":
-        """The same to one group of dispatchers."""
+        """The change as one group of dispatchers sees it."""
         if self.group == group:
             return self
         operation: Operation = "update" if self.operation == "marker" else self.operation
         return Change(operation, self.before, self.after, names=self.names)
 
     def is_none(self, collection: str) -> bool:
-        """Whether nothing changed but the stamp, as far as the server lets one know."""
+        """Whether only the stamp changed, as far as the server reports it."""
         if self.operation == "update":
             return self.call is None and not self.changed
         if self.operation == "replace" and collection in WITH_IMAGES:
@@ -263,7 +262,7 @@ class Change(NamedTuple):
 
     @property
     def changed(self) -> frozenset[str]:
-        """The names of the fields that are not as before."""
+        """The names of the changed fields."""
         if self.names:
             return self.names
         before, after = self.before or {}, self.after or {}
@@ -275,7 +274,7 @@ def _without_stamp(row: Row | None) -> Row:
 
 
 def visible(row: Row | None) -> Visible | None:
-    """A document as its instance shows it."""
+    """The document as its instance has it."""
     if row is None:
         return None
     full = {**DEFAULTS, **row}
@@ -284,7 +283,7 @@ def visible(row: Row | None) -> Visible | None:
 
 @dataclass
 class Model:
-    """The documents of one sequence, what was written to them, and who was told in process."""
+    """The documents of one sequence, their changes, and the calls of receivers in process."""
 
     documents: dict[Key, Row] = field(default_factory=dict)
     changes: dict[Key, list[Change]] = field(default_factory=lambda: defaultdict(list))
@@ -293,15 +292,15 @@ class Model:
     somebody_elses: bool = False
     _stamps: Iterator[int] = field(default_factory=itertools.count)
 
-    # What clients without the ODM do, and raw calls of the ODM
+    # Writes of clients without the ODM, and raw calls of the ODM
 
     def foreign(self, key: Key, after: Row | None, operation: Operation) -> None:
-        """A write of a client that knows nothing of stamps, but may copy them.
+        """A write of a client without stamps, which may copy stamps.
 
         Args:
             key: of the document.
             after: the document afterwards; None if it was deleted.
-            operation: what the server calls it. An update that changes nothing is none.
+            operation: of the server's event. An update without a change has none.
         """
         before = self.documents.get(key)
         if before == after:
@@ -309,10 +308,10 @@ class Model:
         self._write(key, after, Change(operation, before, after))
 
     def stamp(self) -> int:
-        """A stamp that no other write has."""
+        """A new stamp."""
         return next(self._stamps)
 
-    # What the ODM does
+    # Writes of the ODM
 
     def own(
         self,
@@ -327,12 +326,12 @@ class Model:
         """A write of the ODM.
 
         Args:
-            client: who.
-            call: the signal of what was called, and `created`.
+            client: the writing client.
+            call: the signal of the call, and `created`.
             key: of the document.
             after: the document afterwards; None if it was deleted.
-            names: the fields that an update is about.
-            muted: nobody shall be told.
+            names: the fields of an update.
+            muted: whether the write is muted.
         """
         before = self.documents.get(key)
         ran = () if muted else self._run_by(client, call[0], key[0], names)
@@ -367,7 +366,7 @@ class Model:
         self._write(key, after, change)
 
     def _run_by(self, client: Client, signal: str, collection: str, names: frozenset[str]) -> list[Listening]:
-        """Who runs in the writing process."""
+        """The receivers that run in the writing process."""
         ran = [
             one
             for one in RECEIVERS[collection]
@@ -387,11 +386,11 @@ class Model:
 
     @contextmanager
     def transaction(self, *, commits: bool, somebody_elses: bool = False) -> Iterator[None]:
-        """What is written in the block stands, or never was.
+        """The writes of the block are committed or aborted together.
 
         Args:
-            commits: whether it does.
-            somebody_elses: the ODM did not open it, and can't see whether it does.
+            commits: whether it commits.
+            somebody_elses: whether the driver opened it, so the ODM does not see its end.
         """
         saved = copy.copy(self.documents), copy.deepcopy(self.changes), copy.deepcopy(self.in_process), self.writes
         self.somebody_elses = somebody_elses
@@ -400,19 +399,19 @@ class Model:
         finally:
             self.somebody_elses = False
         if not commits:
-            told = self.in_process  # at once, where nobody sees the end of the transaction
+            told = self.in_process  # immediately, if the ODM does not see the end of the transaction
             self.documents, self.changes, self.in_process, self.writes = saved
             if somebody_elses:
                 self.in_process = told
 
-    # What follows
+    # Expected deliveries
 
     def by_dispatcher(self, key: Key, events: Sequence[Event], group: Group) -> list[Told]:
-        """What the dispatcher of a group must tell of a document, in order.
+        """The deliveries of a document by the dispatcher of a group, in order.
 
         Args:
             key: of the document.
-            events: as many as there are changes, and they fit.
+            events: one fitting event per change.
             group: of the dispatcher.
         """
         pairs = zip(self.changes[key], events, strict=True)
@@ -421,7 +420,7 @@ class Model:
 
 
 def _told_of(collection: str, change: Change) -> Iterator[Told]:
-    """What the dispatcher must tell of a change, in the order of the connections."""
+    """The deliveries of a change by the dispatcher, in the order of the connections."""
     if change.operation == "marker" or change.muted or change.is_none(collection):
         return
     signal, created = change.call or _NATURAL[change.operation]

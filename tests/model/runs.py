@@ -3,9 +3,9 @@
 import asyncio
 from collections.abc import Sequence
 
-from tests.model.judging import Verdict, compare
 from tests.model.model import GROUPS, Change, Key, Model
 from tests.model.steps import Run, Step
+from tests.model.verdict import Verdict, compare
 from tests.model.world import END, World
 
 __all__ = ["judge"]
@@ -14,11 +14,11 @@ _END = {"name": END, "n": 1_000, "tags": []}
 
 
 async def judge(world: World, steps: Sequence[Step]) -> Verdict:
-    """Carry a sequence out; wait until all of it is delivered; compare.
+    """Runs a sequence, waits until all of it is delivered, and compares.
 
     Args:
-        world: whose dispatcher may or may not run.
-        steps: what happens.
+        world: its dispatcher may run or not.
+        steps: the sequence.
 
     Raises:
         Exception: of a call that should have succeeded.
@@ -35,13 +35,13 @@ async def judge(world: World, steps: Sequence[Step]) -> Verdict:
     for key, in_time in zip(touched, ended, strict=True):
         verdict.add(await _judged(run, key, in_time=in_time))
     for key in run.model.in_process:
-        if key not in touched and run.model.in_process[key]:  # told, and then it was not so
+        if key not in touched and run.model.in_process[key]:  # aborted after the receivers were called
             verdict.add(_in_process(run, key))
     return verdict
 
 
 async def _end(run: Run, key: Key) -> None:
-    """A last write, by which one can tell that all others were dealt with: the lanes are first in, first out."""
+    """A last write per document: its delivery shows that all others are finished, because lanes are FIFO."""
     existed = run.row(key) is not None
     run.model.foreign(key, dict(_END), "replace" if existed else "insert")
     await run.world.raw(key[0]).replace_one({"_id": run.id_of(key)}, dict(_END), upsert=True)
@@ -68,7 +68,7 @@ async def _judged(run: Run, key: Key, *, in_time: bool) -> Verdict:
         for word in seen.unsteady_ids(group):
             verdict.wrong += 1
             verdict.words.append(f"{key}, {group}: {word}")
-    if not in_time and verdict.agrees:  # nothing that it could be told by is missing, so nobody was told
+    if not in_time and verdict.agrees:  # no expected delivery is missing, so it is a write without deliveries
         verdict.words.append(f"{key}: a dispatcher did not come to an end in time")
     seen.closed = True
     return verdict

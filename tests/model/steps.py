@@ -1,8 +1,7 @@
-"""What clients do: steps, each of which does something, and tells the model what that is.
+"""Steps of clients. Each step acts, and reports the action to the model.
 
-Every step fits every state: one that would come to nothing (a delete of what is not there) is left out when it
-is its
-turn. So hypothesis can remove any others when it looks for the shortest sequence that fails.
+Every step fits every state: a step without an effect (a delete of a missing document) is skipped at run time.
+So hypothesis can remove any other steps to find the shortest failing sequence.
 """
 
 import asyncio
@@ -38,15 +37,15 @@ _MEMORY: Final = ("", 0)
 
 @dataclass
 class Run:
-    """One sequence on its way.
+    """One running sequence.
 
     Attributes:
-        world: where.
-        model: what should be.
-        ids: of its documents: an ObjectId, or a number that every command writes in another type.
-        session: of the transaction that raw writes are in.
-        theirs: of the transaction that the ODM did not open, in which its calls are.
-        memory: a row that somebody read and kept: as the server has it, and as the model has it.
+        world: of the sequence.
+        model: of the sequence.
+        ids: of its documents: an ObjectId, or a number that each command writes in another type.
+        session: of the transaction of raw writes.
+        theirs: of a transaction of the driver with calls of the ODM.
+        memory: a row that a client read and kept: from the server, and from the model.
     """
 
     world: World
@@ -59,7 +58,7 @@ class Run:
 
     @classmethod
     def begin(cls, world: World, model: Model, *, numbers: bool) -> "Run":
-        """A sequence whose documents have numbers for `_id`s, or not."""
+        """Begins a sequence whose `_id`s are numbers or not."""
         return cls(world, model, {n: world.number() if numbers else ObjectId() for n in _NUMBERS})
 
     def id_of(self, key: Key) -> Any:
@@ -71,11 +70,11 @@ class Run:
         return _SPELLINGS[self.commands % len(_SPELLINGS)](id_)
 
     def row(self, key: Key) -> Row | None:
-        """What the model has."""
+        """The document of the model."""
         return self.model.documents.get(key)
 
     async def kept(self, key: Key) -> tuple[Row, Row] | None:
-        """A document with its stamp: as the server has it, and as the model has it."""
+        """A document with its stamp: from the server, and from the model."""
         row = self.row(key)
         if row is None:
             return None
@@ -85,19 +84,19 @@ class Run:
 
 
 class Step:
-    """Something that a client does, or the operator of the dispatcher."""
+    """An action of a client, or of the operator of the dispatcher."""
 
     async def carry_out(self, run: Run) -> None:
-        """Do it, and tell the model."""
+        """Acts, and reports the action to the model."""
         raise NotImplementedError
 
     @property
     def keys(self) -> frozenset[Key]:
-        """The documents that it touches; none means that it must be alone."""
+        """The documents of the step; without any it must run alone."""
         return frozenset()
 
 
-# Writes of clients that know nothing of mongoz, and those calls of mongoz that send the driver's requests
+# Writes of clients without mongoz, and calls of mongoz that send the driver's requests
 
 
 @dataclass(frozen=True)
@@ -108,8 +107,8 @@ class Write:
         kind: `insert set inc push unset replace delete pipeline-set pipeline-replace unstamp pipeline-unstamp
             restamp`.
         key: of the document.
-        values: for those that set something.
-        upsert: whether it inserts what is not there.
+        values: for kinds that set values.
+        upsert: whether it inserts a missing document.
     """
 
     kind: str
@@ -118,7 +117,7 @@ class Write:
     upsert: bool = False
 
     def foretell(self, run: Run) -> Any:
-        """Tell the model; returns the request, None if it would come to nothing."""
+        """Reports to the model; returns the request, None if it would have no effect."""
         id_, before = run.id_of(self.key), run.row(self.key)
         full = {**DEFAULTS, **self.values}
         if before is None:
@@ -129,7 +128,7 @@ class Write:
             run.model.foreign(self.key, None, "delete")
             return DeleteOne({"_id": id_})
         if "replace" in self.kind:
-            if {**before, STAMP: None} == {**full, STAMP: None}:  # the order of its fields would decide
+            if {**before, STAMP: None} == {**full, STAMP: None}:  # the order of its fields would decide the result
                 return None
             if self.kind == "replace":
                 run.model.foreign(self.key, full, "replace")
@@ -144,7 +143,7 @@ class Write:
         return UpdateOne({"_id": id_}, self._update(), upsert=self.upsert)
 
     def _stamp(self, run: Run, id_: Any, before: Row) -> Any:
-        """Touch nothing but the stamp."""
+        """Changes only the stamp."""
         if self.kind == "restamp":
             stamp = run.model.stamp()
             run.model.foreign(self.key, {**before, STAMP: stamp}, "update")
@@ -157,7 +156,7 @@ class Write:
         return UpdateOne({"_id": id_}, [{"$unset": STAMP}] if pipeline else {"$unset": {STAMP: 1}})
 
     def _of_nothing(self, run: Run, id_: Any, full: Row) -> Any:
-        """The document is not there."""
+        """The document is missing."""
         if self.kind == "insert":
             run.model.foreign(self.key, full, "insert")
             return InsertOne({"_id": id_, **full})
@@ -223,7 +222,7 @@ class Raw(Step):
 
 @dataclass(frozen=True)
 class Keep(Step):
-    """A foreign client reads a document, for later."""
+    """A foreign client reads a document and keeps it."""
 
     key: Key
 
@@ -237,13 +236,13 @@ class Keep(Step):
 
 @dataclass(frozen=True)
 class Copy(Step):
-    """A foreign client writes a document that it read, as a whole, stamp included.
+    """A foreign client writes a whole document that it read, including its stamp.
 
     Attributes:
-        source: read just before; None means the one that was kept.
-        key: of the document that is written.
-        how: `insert set replace merge merge-replace`.
-        by: for the last two, who sends the pipeline.
+        source: the document that it reads first; None means the kept one.
+        key: of the written document.
+        how: the kind of write: `insert set replace merge merge-replace`.
+        by: the sender of the pipeline, for the last two.
     """
 
     source: Key | None
@@ -301,13 +300,13 @@ class Copy(Step):
 
 @dataclass(frozen=True)
 class Own(Step):
-    """A call on an instance, which was loaded just before.
+    """A call on an instance that it loads first.
 
     Attributes:
-        by: which client.
+        by: the client.
         kind: `create save update inc push delete get_or_create`.
         key: of the document.
-        values: for those that set something.
+        values: for kinds that set values.
         mute: `all`, the name of a signal, or nothing.
     """
 
@@ -333,7 +332,7 @@ class Own(Step):
         if (before is None) != (self.kind == "create"):
             return
         instance = document(id=id_, **self.values) if before is None else await query.get()
-        instance.id = id_  # of another type than what is stored, as an application has it that did not read it
+        instance.id = id_  # of another type than the stored one, as in an application that has not read it
         with _muted(self.mute):
             await getattr(self, f"_{self.kind}")(run, instance, before or {})
 
@@ -374,10 +373,10 @@ class OwnBulk(Step):
     """A call on many documents.
 
     Attributes:
-        by: which client.
+        by: the client.
         kind: `create_many update update_count delete`.
-        collection: theirs.
-        values: for those that set something.
+        collection: of the documents.
+        values: for kinds that set values.
         mute: as for `Own`.
     """
 
@@ -441,13 +440,13 @@ class _Abort(Exception):
 
 @dataclass(frozen=True)
 class Transaction(Step):
-    """Steps that happen together or not at all.
+    """Steps in one transaction.
 
     Attributes:
         by: `foreign`, or a client of the ODM.
-        steps: what happens. Those of other clients can't be in it, and are taken for steps of this one.
-        commits: whether they happen.
-        theirs: opened by means of the driver, so that the ODM can't see what becomes of it.
+        steps: of the transaction. Steps of other clients count as steps of this one.
+        commits: whether it commits.
+        theirs: whether the driver opened it, so the ODM does not see its end.
     """
 
     by: str
@@ -494,7 +493,7 @@ class Transaction(Step):
 
 @dataclass(frozen=True)
 class InTurn(Step):
-    """Steps that come one after another: what is drawn by itself would rarely meet like this."""
+    """Steps in sequence, which random draws would rarely combine."""
 
     steps: tuple[Step, ...]
 
@@ -509,7 +508,7 @@ class InTurn(Step):
 
 @dataclass(frozen=True)
 class Together(Step):
-    """Two steps at the same time, if they touch different documents, else one after the other."""
+    """Two concurrent steps, if they use different documents; otherwise they run in sequence."""
 
     first: Step
     second: Step
@@ -527,7 +526,7 @@ class Together(Step):
 
 @dataclass(frozen=True)
 class Stop(Step):
-    """The dispatcher is stopped; until it is started, changes wait for it."""
+    """Stops the dispatcher; changes wait for its next start."""
 
     async def carry_out(self, run: Run) -> None:
         await run.world.stop_dispatcher()
@@ -535,13 +534,13 @@ class Stop(Step):
 
 @dataclass(frozen=True)
 class Start(Step):
-    """It is started, unless it runs."""
+    """Starts the dispatcher, unless it runs."""
 
     async def carry_out(self, run: Run) -> None:
         await run.world.start_dispatcher()
 
 
-# Drawing them
+# Strategies
 
 _rows = st.fixed_dictionaries(
     {},
@@ -556,7 +555,7 @@ _some_rows = st.one_of(
     st.builds(lambda name: {"name": name}, st.sampled_from(["", "a", "b"])),
     _rows.filter(bool),
 )
-# Mostly one document, so that much happens to it.
+# Mostly one document, so it has many changes.
 _keys = st.sampled_from([("items", 0), ("items", 0), ("items", 0), ("items", 1), ("items", 2), ("others", 0)])
 _mutes = st.sampled_from(["", "", "", "", "", "", "", "all", *EVENTS])
 _own_kinds = st.sampled_from(["create", "create", "save", "update", "inc", "push", "delete", "get_or_create"])
@@ -582,7 +581,7 @@ _writes = st.builds(Write, _write_kinds, _keys, _some_rows, st.booleans())
 
 
 def _steps_of(by: str) -> st.SearchStrategy[Step]:
-    """What one client does by itself."""
+    """Steps of one client."""
     raw: st.SearchStrategy[Step] = st.builds(
         Raw, st.just(by), st.lists(_writes, min_size=1, max_size=4).map(tuple)
     )
@@ -620,7 +619,7 @@ def _transactions(draw: st.DrawFn) -> Transaction:
 
 @st.composite
 def _restored(draw: st.DrawFn) -> InTurn:
-    """Somebody reads a document with its stamp, and writes it back when it has changed or is gone."""
+    """A client reads a document with its stamp, and writes it back after a change or a delete."""
     key, by = draw(_keys), draw(st.sampled_from(["web", "worker", "slow"]))
     between: tuple[Step, ...] = (
         Raw("foreign", (Write("delete", key),)),
@@ -639,7 +638,7 @@ def _restored(draw: st.DrawFn) -> InTurn:
 
 @st.composite
 def _steps(draw: st.DrawFn) -> Step:
-    """One of the kinds, as often as it says: `one_of` takes nested ones apart, and would hardly draw some."""
+    """One of the kinds with its weight: `one_of` flattens nested strategies, and would rarely draw some."""
     kinds = ["simple"] * 6 + ["transaction"] * 2 + ["restored", "together", "dispatcher", "dispatcher"]
     match draw(st.sampled_from(kinds)):
         case "transaction":
@@ -654,5 +653,5 @@ def _steps(draw: st.DrawFn) -> Step:
 
 
 def sequences(most: int = 12) -> st.SearchStrategy[list[Step]]:
-    """Sequences of at most so many steps."""
+    """Sequences of at most this number of steps."""
     return st.lists(_steps(), min_size=1, max_size=most)

@@ -1,5 +1,4 @@
-"""The real thing: a server, the clients of the model, a dispatcher that comes and goes, and what receivers
-were told."""
+"""A real server, the clients of the model, a dispatcher that starts and stops, and the calls of receivers."""
 
 import asyncio
 import contextlib
@@ -60,14 +59,14 @@ class Clock(ServerClock):
 
 
 class Seen:
-    """What became of one document: whom the receivers' calls told what, and the server's own events.
+    """The observations of one document: the calls of receivers, and the server's events.
 
     Attributes:
         by_dispatcher: calls in the dispatchers, in order, by group.
         in_process: calls in the writing process, in order.
         events: the server's, in order.
-        oddities: what was wrong with calls, in words.
-        closed: judged; nothing may come any more.
+        oddities: errors in calls, in words.
+        closed: whether it is judged, so further calls are errors.
     """
 
     def __init__(self) -> None:
@@ -82,7 +81,7 @@ class Seen:
         self._ids_in_process: set[str] = set()
 
     async def ended(self) -> bool:
-        """Wait until both are so; False if they are not in time."""
+        """Waits until both are complete; False after the deadline."""
         try:
             async with asyncio.timeout(_PATIENCE):
                 await self._reported.wait()
@@ -93,7 +92,7 @@ class Seen:
         return True
 
     def event(self, event: dict[str, Any]) -> None:
-        """The server reports a change."""
+        """Records an event of the server."""
         description = event.get("updateDescription") or {}
         paths = [*description.get("updatedFields", ()), *description.get("removedFields", ())]
         paths += [array["field"] for array in description.get("truncatedArrays") or ()]
@@ -103,7 +102,7 @@ class Seen:
             self._reported.set()
 
     def call(self, client: str, told: Told, kwargs: dict[str, Any], group: Group = "ours") -> None:
-        """A receiver was called: by a client, or by the dispatcher of a group."""
+        """Records a call of a receiver in a client or in the dispatcher of a group."""
         delivery = kwargs["delivery"]
         self.oddities += [f"{told.receiver}, {told.signal}: {what}" for what in _oddities(told, kwargs)]
         if client:
@@ -111,7 +110,7 @@ class Seen:
             self.in_process.append(told._replace(receiver=f"{client}/{told.receiver}"))
             return
         if delivery.session is not None and (group, delivery.id, told.receiver) in self._repeatable:
-            return  # its transaction was tried again; what counts are its effects
+            return  # its transaction ran again; only its effects count
         self._repeatable.add((group, delivery.id, told.receiver))
         self.by_dispatcher[group].append(told)
         self._deliveries[group].append((delivery.cluster_time, delivery.id, told.receiver))
@@ -119,12 +118,12 @@ class Seen:
             self._delivered[group].set()
 
     def told_by(self, group: Group) -> list[Told]:
-        """The calls in the dispatcher of a group, now that it is known which ids were told in process."""
+        """The calls in the dispatcher of a group, after all ids of calls in process are known."""
         pairs = zip(self.by_dispatcher[group], self._deliveries[group], strict=True)
         return [told._replace(is_known=id_ in self._ids_in_process) for told, (_, id_, _) in pairs]
 
     def unsteady_ids(self, group: Group) -> list[str]:
-        """What is wrong with the ids of the deliveries: each write has its own, the same for all receivers."""
+        """Errors in delivery ids: each write must have its own id, the same for all receivers."""
         words, order = [], [cluster_time for cluster_time, _, _ in self._deliveries[group]]
         if order != sorted(order):
             words.append(f"delivery.cluster_time goes back: {order}")
@@ -135,7 +134,7 @@ class Seen:
 
 
 def _oddities(told: Told, kwargs: dict[str, Any]) -> Iterator[str]:
-    """What is wrong with a call, whatever it tells of."""
+    """Errors in a call that do not depend on the change."""
     delivery, origin = kwargs["delivery"], kwargs["delivery"].origin
     expected = {"post_save": {"created", "previous"}, "post_update": {"update_fields", "previous"}}
     keywords = {"sender", "instance", "delivery"} | expected.get(told.signal, set())
@@ -157,11 +156,11 @@ def _oddities(told: Told, kwargs: dict[str, Any]) -> Iterator[str]:
 
 
 class World:
-    """Everything that sequences share. They share no documents.
+    """The shared environment of sequences. They share no documents.
 
     Args:
         url: of the server.
-        database: for this world alone; the state is in another one beside it.
+        database: used only here; the state has another one.
     """
 
     def __init__(self, url: str, database: str) -> None:
@@ -208,7 +207,7 @@ class World:
 
         async def receive(sender: Any, **kwargs: Any) -> None:
             self._calls += 1
-            if self._calls % _SLOW_ONE_IN == 0:  # some are in flight when the dispatcher is stopped
+            if self._calls % _SLOW_ONE_IN == 0:  # some deliveries are in flight when the dispatcher stops
                 await asyncio.sleep(_PAUSE)
             delivery, id_ = kwargs["delivery"], kwargs["instance"].id
             if delivery.session is not None:
@@ -228,7 +227,7 @@ class World:
                 connect(document, **options)(receive)
 
     async def start(self) -> None:
-        """Make the collections, and begin to look."""
+        """Creates the collections, and starts the observer."""
         database = self.client[self._database]
         for name in RECEIVERS:
             await database.create_collection(name, **(_IMAGES if name in WITH_IMAGES else {}))
@@ -240,7 +239,7 @@ class World:
             await self.start_dispatcher(group)
 
     async def close(self) -> None:
-        """End everything, and remove it."""
+        """Ends everything, and removes the databases."""
         for group in GROUPS:
             with contextlib.suppress(Exception):
                 await self.stop_dispatcher(group)
@@ -262,10 +261,10 @@ class World:
                     self.seen((event["ns"]["coll"], event["documentKey"]["_id"])).event(event)
 
     async def start_dispatcher(self, group: Group = "ours") -> None:
-        """Unless it runs.
+        """Starts the dispatcher, unless it runs.
 
         Raises:
-            Exception: why it ended by itself.
+            Exception: the reason of its own end.
         """
         running = self._running[group]
         if running is not None and not running.task.done():
@@ -281,34 +280,34 @@ class World:
             await running.task
 
     async def stop_dispatcher(self, group: Group = "ours") -> None:
-        """In order, unless it is stopped.
+        """Stops the dispatcher, if it runs.
 
         Raises:
-            Exception: why it ended by itself.
+            Exception: the reason of its own end.
         """
         running, self._running[group] = self._running[group], None
         if running is not None:
             await running.stop()
 
     def model(self, client: str, collection: str) -> Any:
-        """The document class that a client of the ODM knows a collection by."""
+        """The document class of a collection in a client of the ODM."""
         return self._models[client][collection]
 
     def raw(self, collection: str) -> Any:
-        """A collection, as a client without the ODM has it."""
+        """A collection of a client without the ODM."""
         return self.client[self._database][collection]
 
     def seen(self, document: Document) -> Seen:
-        """What became of a document."""
+        """The observations of a document."""
         collection, id_ = document
         return self._seen[collection, canonical(id_)]
 
     def number(self) -> int:
-        """A number that is no document's `_id` yet."""
+        """A number that is not yet an `_id`."""
         return next(self._numbers)
 
     async def effects(self, id_: Any, group: Group) -> list[str]:
-        """What the transactional receiver has written about a document: ids of deliveries."""
+        """The effects of the transactional receiver for a document: delivery ids."""
         found = self.raw("effects").find({"of": id_, "group": group})
         return [row["delivery"] async for row in found]
 
@@ -340,10 +339,10 @@ def _listenings(documents: dict[str, Any]) -> Iterator[tuple[Listening, Any]]:
 
 
 def _told(name: str, collection: str, kwargs: dict[str, Any]) -> Told:
-    """A call, as the model has it."""
+    """A call in the form of the model."""
     delivery = kwargs["delivery"]
     image, fixed = delivery.image, True
-    # Without images, what the dispatcher finds of an updated document depends on when it looks.
+    # Without images, the found version of an updated document depends on the time of the lookup.
     if delivery.origin == "stream" and collection not in WITH_IMAGES and image in ("current", "key"):
         fixed = False
         image = image if delivery.signal == "post_delete" else "looked up"

@@ -1,4 +1,4 @@
-"""How applications use mongoz; mypy and pyright must find nothing wrong here, and infer what is asserted."""
+"""Uses of mongoz in applications; mypy and pyright must find no error, and infer the asserted types."""
 
 import datetime
 import decimal

@@ -1,4 +1,4 @@
-"""The public API for type checkers: what is right passes, what is wrong is found, by mypy and by pyright."""
+"""The public API for mypy and pyright: right uses pass, and wrong uses are errors."""
 
 import importlib
 import importlib.util
@@ -14,7 +14,7 @@ import pytest
 
 from tests.support import ROOT
 
-pytestmark = pytest.mark.timeout(400)  # the first time, on a busy machine
+pytestmark = pytest.mark.timeout(400)  # the limit of a first run on a busy machine
 
 HERE = Path(__file__).parent
 RIGHT, WRONG = HERE / "public_api.py", HERE / "wrong_uses.py"
@@ -24,17 +24,17 @@ Found = dict[tuple[str, int], str]
 
 
 def mypy(scratch: Path, *, plugins: str = "") -> Found:
-    """Mypy's strict mode, with nothing of this project's own configuration."""
+    """Mypy's strict mode, without this project's configuration."""
     config = scratch / "mypy.ini"
     config.write_text(f"[mypy]\nstrict = true\nplugins = {plugins}\n")
-    cache = ROOT / ".mypy_cache" / f"public_api_{plugins}"  # kept, since without one it takes a minute
+    cache = ROOT / ".mypy_cache" / f"public_api_{plugins}"  # kept, because a run without a cache takes a minute
     output = run("mypy", "--config-file", str(config), "--cache-dir", str(cache), str(RIGHT), str(WRONG))
     lines = [re.fullmatch(r".*?(\w+\.py):(\d+): error: (.*)", line) for line in output.splitlines()]
     return {(line[1], int(line[2])): line[3] for line in lines if line}
 
 
 def mypy_with_pydantics_plugin(scratch: Path) -> Found:
-    """As applications run it that use pydantic elsewhere; the plugin wants an annotation on every field."""
+    """As in applications with pydantic models; the plugin requires an annotation on every field."""
     found = mypy(scratch, plugins="pydantic.mypy")
     return {place: message for place, message in found.items() if not message.endswith("[pydantic-field]")}
 
@@ -71,5 +71,5 @@ def test_right_uses_pass_and_wrong_ones_are_found(checker: Callable[[Path], Foun
     assert sorted(marked - found.keys()) == [], "not found"
 
 
-def test_what_passes_also_runs() -> None:
+def test_right_uses_also_run() -> None:
     importlib.import_module("tests.typing.public_api")

@@ -1,4 +1,4 @@
-"""What type checkers must complain about: every line marked as an error, and no other."""
+"""Type checkers must report exactly the lines that are marked as errors."""
 
 from typing import Any
 

@@ -16,7 +16,7 @@ from dispatcher.stream.reader import LostEvent, Reader, UnreadableEvent
 from dispatcher.stream.source import Source
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.stamps import FIELD, Call, Stamp, key_hash
-from tests.listed import ListSource, event, token_of
+from tests.list_source import ListSource, event, token_of
 
 NOW = 1_700_000_000
 TRANSACTION = {"lsid": {"id": bson.Binary(b"1" * 16, 4), "uid": b"2"}, "txnNumber": Int64(1)}

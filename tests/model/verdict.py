@@ -1,4 +1,4 @@
-"""Where what was seen differs from what the model says."""
+"""The differences between the observed deliveries and the model."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,20 +12,20 @@ __all__ = ["Verdict", "compare"]
 
 @dataclass
 class Verdict:
-    """What became of one sequence, or of many.
+    """The result of one sequence, or of many.
 
     Attributes:
-        sequences: how many.
+        sequences: the number of sequences.
         writes: committed changes of documents, and markers of deletes.
-        expected: deliveries that the model asks for, by the dispatcher and in process.
-        seen: deliveries that there were.
-        lost: that were missing.
-        doubled: that came too often, or to somebody who was not to be told.
-        disordered: that came in another order.
-        wrong: that came with other keywords.
-        unforeseen: documents whose changes the server reported otherwise than the model has them. Then the test is
-            wrong, or somebody wrote who should not.
-        words: all of it, in words.
+        expected: the deliveries of the model, by the dispatcher and in process.
+        seen: the observed deliveries.
+        lost: missing deliveries.
+        doubled: repeated deliveries, and deliveries to a wrong receiver.
+        disordered: deliveries in another order.
+        wrong: deliveries with other keywords.
+        unforeseen: documents whose changes differ between the server and the model. Then the test is
+        wrong, or an unknown client wrote.
+        words: a description of the differences.
     """
 
     sequences: int = 0
@@ -41,27 +41,27 @@ class Verdict:
 
     @property
     def agrees(self) -> bool:
-        """Whether it is as the model says."""
+        """Whether the deliveries equal the model."""
         return not self.words
 
     def add(self, other: "Verdict") -> None:
-        """Count another one in."""
+        """Adds another result."""
         for one in fields_of(self):
             setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
 
 
 def compare(expected: Sequence[Told], seen: Sequence[Told], where: str) -> Verdict:
-    """Judge the deliveries of one document.
+    """Compares the deliveries of one document.
 
     Args:
         expected: in order.
         seen: in order.
-        where: the document, and who delivered, for people.
+        where: the document and the process, for messages.
     """
     verdict = Verdict(expected=len(expected), seen=len(seen))
     missing, surplus = Counter(expected) - Counter(seen), Counter(seen) - Counter(expected)
     for told in list(surplus.elements()):
-        # Never asked for like this: then it is the one of its receiver that is missing, told otherwise.
+        # An unexpected delivery: it is a missing delivery of its receiver with other keywords.
         twin = next((one for one in missing.elements() if one.receiver == told.receiver), None)
         if told not in expected and twin is not None:
             missing[twin] -= 1

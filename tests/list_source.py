@@ -1,4 +1,4 @@
-"""A source of change events that reads a list: the least that the dispatcher needs of one."""
+"""A source of change events that reads a list: the minimal source for the dispatcher."""
 
 import asyncio
 import datetime
@@ -45,16 +45,16 @@ def event(number: int, operation: str, id_: Any, *, second: int, place: str = "s
 
 
 class ListSource:
-    """Reads events from a list, to which more may be added.
+    """Reads events from a growing list.
 
     Args:
         events: in order.
         stamps: of earlier writes, with their wall times.
-        forgets: the source holds no changes before its first event.
+        forgets: whether the source has lost the changes before its first event.
 
     Attributes:
-        requested: how many batches were requested.
-        fails_after: the source fails behind so many batches.
+        requested: the number of requested batches.
+        fails_after: the number of batches before the source fails.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class ListSource:
         return token_time(position)
 
     async def batches(self, start: Start) -> AsyncGenerator[Batch]:
-        """What lies behind `start`, a few events at a time; empty batches at the end."""
+        """The events behind `start` in small batches; empty batches at the end."""
         if start.token is not None:
             begin = start.token
         else:
@@ -101,7 +101,7 @@ class ListSource:
                 await asyncio.sleep(0.01)
 
     async def recall(self, before: str, saw: Saw) -> float:
-        """Show all stamps that it knows of."""
+        """Returns all known stamps."""
         for stamp, wall_time in self._stamps:
             saw(stamp, wall_time)
         return 0.0

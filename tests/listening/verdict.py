@@ -1,4 +1,4 @@
-"""What must hold, whoever listens."""
+"""The rules that apply with all kinds of receivers."""
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
@@ -15,7 +15,7 @@ _MISSING: Final = object()
 
 
 async def faults(world: World, scene: Scene) -> list[str]:
-    """Play a scene in all ways; returns what is wrong, in words."""
+    """Runs a scene with all kinds of receivers; returns the errors, in words."""
     find = _beside_another_client if scene.foreign else _alone
     return [fault async for fault in find(world, scene)]
 
@@ -54,7 +54,7 @@ async def _beside_another_client(world: World, scene: Scene) -> AsyncIterator[st
 
 
 async def _one_by_one(world: World, scene: Scene) -> list[Outcome]:
-    """What may become of each document where a skip or a limit picks some; picking and writing are two things."""
+    """The possible results per document with a skip or a limit, because the selection precedes the write."""
     call = scene.calls[0]
     if not isinstance(call, UpdateMany | DeleteMany) or not (call.selected.skip or call.selected.limit):
         return []
@@ -66,7 +66,10 @@ async def _one_by_one(world: World, scene: Scene) -> list[Outcome]:
 def _disagreements(scene: Scene, silent: Outcome, outcome: Outcome) -> Iterator[str]:
     names = ["error", "results", "instances"]
     if not (silent.error and any(call.query and call.query.sort for call in scene.calls)):
-        names.append("documents")  # else the server has its own order, and what it refused decides who came before
+        # Otherwise the server has its own order, so other documents precede the refused one.
+        names.append(
+            "documents"
+        )  # otherwise the server has its own order, and the refused document decides which ones came before
     for name in names:
         expected, found = getattr(silent, name), getattr(outcome, name)
         if not _same(expected, found):
@@ -74,7 +77,7 @@ def _disagreements(scene: Scene, silent: Outcome, outcome: Outcome) -> Iterator[
 
 
 def _shown(found: Any, expected: list[Any]) -> str:
-    """Two values, without what they have in common."""
+    """The differences of two values."""
     rows = [found, *expected]
     if all(isinstance(row, dict) for row in rows):
         names = {name for row in rows for name in row}
@@ -88,7 +91,7 @@ def _shown(found: Any, expected: list[Any]) -> str:
 
 
 def _torn(allowed: Sequence[Outcome], outcome: Outcome) -> Iterator[str]:
-    """What is neither as if the other client had written before, nor as if after."""
+    """Results that fit neither a foreign write before the call nor one after it."""
     for id_ in sorted({*outcome.documents, *(id_ for each in allowed for id_ in each.documents)}, key=str):
         found = outcome.documents.get(id_)
         possible = [each.documents.get(id_) for each in allowed]
@@ -97,7 +100,7 @@ def _torn(allowed: Sequence[Outcome], outcome: Outcome) -> Iterator[str]:
 
 
 def _unasked(scene: Scene, outcome: Outcome) -> Iterator[str]:
-    """Writes to documents that did not match right then."""
+    """Writes to documents that did not match at that time."""
     query = scene.calls[0].query if len(scene.calls) == 1 else None
     for change in outcome.changes if query else ():
         if change.before is not None and not query.matches(change.id, change.before):
@@ -105,9 +108,9 @@ def _unasked(scene: Scene, outcome: Outcome) -> Iterator[str]:
 
 
 def _unfit(scene: Scene, outcome: Outcome) -> Iterator[str]:
-    """Writes that made a document which the model takes one that it does not take.
+    """Writes that made a valid document invalid.
 
-    An instance that is out of date is validated as it is: only bounds of single fields are sure to hold then.
+    An outdated instance is validated without a new read, so only bounds of single fields are certain.
     """
     alone = len(scene.calls) == 1 and (scene.foreign is None or scene.calls[0].query is not None)
     for change in outcome.changes if alone or scene.kind == "Bounded" else ():
@@ -117,7 +120,7 @@ def _unfit(scene: Scene, outcome: Outcome) -> Iterator[str]:
 
 
 def _never_there(scene: Scene, outcome: Outcome) -> Iterator[str]:
-    """Documents that a call on many returns, and that were not so at any time."""
+    """Documents in the result of a bulk call with values that were never stored."""
     if len(scene.calls) > 1 or scene.within == "aborted":
         return
     states = {seen(id_): rows for id_, rows in _states(scene, outcome).items()}
@@ -138,7 +141,7 @@ def _same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and bool(one == other)
 
 
-# What is told is what was written
+# Signals equal the writes
 
 
 def _misinformed(scene: Scene, outcome: Outcome) -> Iterator[str]:
@@ -174,7 +177,7 @@ def _unforeseen(pres: list[Told], outcome: Outcome) -> Iterator[str]:
 
 
 def _untold(scene: Scene, posts: list[Told], outcome: Outcome) -> Iterator[str]:
-    """Each change is told once, as it was written; nothing else is."""
+    """Each change has one delivery with the written values, and there are no others."""
     left, states = list(outcome.changes), _states(scene, outcome)
     for told in posts:
         known = states.get(told.id, [])
@@ -189,7 +192,7 @@ def _untold(scene: Scene, posts: list[Told], outcome: Outcome) -> Iterator[str]:
 
 
 def _states(scene: Scene, outcome: Outcome) -> dict[Any, list[Row]]:
-    """What each document was at some time, as it was stored and as it is loaded."""
+    """All states of each document, as stored and as loaded."""
     states: dict[Any, list[Row]] = {}
     for id_, *rows in (
         *((key(number), dict(row)) for number, row in scene.rows.items()),
@@ -227,7 +230,7 @@ def _is_of(told: Told, change: Change, way: Way) -> bool:
 def _agrees(instance: Row, row: Row, name: str) -> bool:
     if name in row:
         return _same(seen(instance.get(name, _MISSING)), row[name])
-    return True  # removed: the instance has its default
+    return True  # removed, so the instance has its default
 
 
 def _misstated(scene: Scene, told: Told, change: Change, known: list[Row], outcome: Outcome) -> Iterator[str]:
@@ -249,7 +252,7 @@ def _misstated(scene: Scene, told: Told, change: Change, known: list[Row], outco
 
 
 def _is_no_change(told: Told, known: list[Row]) -> bool:
-    """Whether it is of a write that changed nothing: of what was there already."""
+    """Whether the delivery belongs to a write without a change."""
     if told.signal == "post_delete" or told.created:
         return False
     names = told.update_fields if told.update_fields is not None else told.instance.keys() - {"id"}
@@ -257,7 +260,7 @@ def _is_no_change(told: Told, known: list[Row]) -> bool:
 
 
 def _miscounted(scene: Scene, posts: list[Told], outcome: Outcome) -> Iterator[str]:
-    """As many are told as the calls say that they wrote."""
+    """The number of deliveries equals the written counts of the calls."""
     if outcome.error is not None or scene.within == "aborted":
         return
     for signal in ("post_update", "post_delete"):

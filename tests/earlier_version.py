@@ -1,4 +1,4 @@
-"""The version of the dispatcher before all held deliveries were in one collection, for tests of the upgrade."""
+"""The last version of the dispatcher with several collections of held deliveries, for tests of the upgrade."""
 
 import io
 import os
@@ -16,7 +16,7 @@ COMMIT = "87fead0"
 
 
 def earlier_version(directory: Path) -> Path:
-    """A directory with the packages of that version, taken out of the history."""
+    """A directory with the packages of that version from the Git history."""
     asked = ["git", "-C", str(ROOT), "archive", COMMIT, "dispatcher", "mongoz"]
     ran = subprocess.run(asked, capture_output=True, check=False)
     if ran.returncode:
@@ -26,6 +26,6 @@ def earlier_version(directory: Path) -> Path:
         pytest.skip(reason)
     with tarfile.open(fileobj=io.BytesIO(ran.stdout)) as archive:
         archive.extractall(directory, filter="data")
-    # The applications of the tests are those of today.
+    # The test applications are the present ones.
     (directory / "tests").symlink_to(ROOT / "tests")
     return directory

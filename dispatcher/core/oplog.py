@@ -15,8 +15,14 @@ from dispatcher.core.stats import seconds_of
 MOST_SKEW: Final = 1.0
 """Seconds that the clocks of the server and of this machine may differ without a warning."""
 
-# Number of requests for the clock. The one with the shortest round trip counts.
+# Number of requests for the clock, one after another.
 _ASKED: Final = 3
+
+# The server tells its time in units of this many seconds.
+_TOLD: Final = 0.001
+
+# Two clocks drift apart by at most this many seconds in a second.
+_DRIFT: Final = 1e-4
 
 # Asks for the times of the oplog, without the long sections of the answer.
 _OPLOG_TIMES: Final = {
@@ -86,14 +92,37 @@ async def _spare(client: AsyncMongoClient[Any], window: float) -> float:
     return (limit - size) / size * max(window, 1.0)  # times are whole seconds
 
 
+class ClockOffset:
+    """How far the clock of the server is ahead of ours, in seconds.
+
+    The server reads its clock between our question and its answer, and tells whole milliseconds. So each answer
+    bounds the offset from both sides. All answers together bound it closely, also if each takes long.
+    """
+
+    def __init__(self) -> None:
+        self._low, self._high = float("-inf"), float("inf")
+        self._noted = monotonic()
+
+    async def ask(self, client: AsyncMongoClient[Any]) -> float:
+        """Ask the server; the middle of the bounds."""
+        for _ in range(_ASKED):
+            began, asked = monotonic(), time()
+            answer = await client.admin.command("hello")
+            ended = monotonic()
+            server_time = seconds_of(answer["localTime"])
+            assert server_time is not None
+            self.note(server_time - asked - (ended - began), server_time + _TOLD - asked, ended)
+        return (self._low + self._high) / 2
+
+    def note(self, low: float, high: float, at: float) -> None:
+        """Add the bounds of one answer, which came at this time of the monotonic clock."""
+        drift = _DRIFT * (at - self._noted)
+        self._noted = at
+        tight_low, tight_high = max(low, self._low - drift), min(high, self._high + drift)
+        # If no offset is within all bounds, one of the clocks was set: only the newest answer counts.
+        self._low, self._high = (tight_low, tight_high) if tight_low <= tight_high else (low, high)
+
+
 async def clock_offset(client: AsyncMongoClient[Any]) -> float:
     """Seconds by which the clock of the server is ahead of ours, with an error of half a round trip at most."""
-    offsets = []
-    for _ in range(_ASKED):
-        began, asked = monotonic(), time()
-        answer = await client.admin.command("hello")
-        took = monotonic() - began
-        server_time = seconds_of(answer["localTime"])
-        assert server_time is not None
-        offsets.append((took, server_time - asked - took / 2))
-    return min(offsets)[1]
+    return await ClockOffset().ask(client)

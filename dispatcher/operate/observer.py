@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 from pymongo import AsyncMongoClient
 
 from dispatcher.core.driver_errors import in_short
-from dispatcher.core.oplog import MOST_SKEW, Oplog, clock_offset, look_at_oplog
+from dispatcher.core.oplog import MOST_SKEW, ClockOffset, Oplog, look_at_oplog
 from dispatcher.core.output.logs import log
 from dispatcher.core.output.writer import dropped_lines
 from dispatcher.core.state import Group
@@ -76,6 +76,7 @@ class Observer:
         self._began = monotonic()
         self._oplog: Oplog | None = None
         self.cache = StatusCache(group, self._myself, lambda: stats.clock_offset)
+        self._clock = ClockOffset()
         self._skewed = False
         self._unseen = ""  # the error of the last check
         self._delays: deque[float] = deque([0.0], maxlen=_TURNS)
@@ -129,7 +130,7 @@ class Observer:
     async def _check(self, client: AsyncMongoClient[Any]) -> None:
         try:
             async with asyncio.timeout(_PATIENCE):
-                self._note_clocks(await clock_offset(client))
+                self._note_clocks(await self._clock.ask(client))
                 self._oplog = await look_at_oplog(client)
         except Exception as error:
             self._unseen = in_short(error)

@@ -1,0 +1,40 @@
+"""The offset of the server's clock is known more closely than one round trip says."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dispatcher.core.oplog import ClockOffset
+
+
+def offset(clock: ClockOffset) -> float:
+    return (clock._low + clock._high) / 2
+
+
+@given(
+    st.floats(-100, 100),
+    st.lists(st.tuples(st.floats(0, 0.05), st.floats(0, 0.05)), min_size=1),
+)
+def test_the_offset_lies_within_the_bounds_of_all_answers(ahead, answers):
+    """Each answer has a way to the server and a way back."""
+    clock = ClockOffset()
+    for there, back in answers:
+        clock.note(ahead - back, ahead + there, clock._noted)
+    shortest = min(there for there, _ in answers) + min(back for _, back in answers)
+    assert abs(offset(clock) - ahead) <= shortest / 2 + 1e-9
+
+
+def test_a_clock_that_was_set_is_noticed_at_once():
+    clock = ClockOffset()
+    clock.note(-0.01, 0.01, clock._noted)
+    clock.note(59.9, 60.1, clock._noted)
+    assert offset(clock) == pytest.approx(60)
+
+
+def test_clocks_may_drift_apart():
+    """One part in a thousand is far more than clocks do; the bounds follow it all the same."""
+    clock = ClockOffset()
+    began = clock._noted
+    for second in range(1, 1_000):
+        clock.note(0.001 * second - 0.002, 0.001 * second + 0.002, began + second)
+    assert offset(clock) == pytest.approx(1.0, abs=0.01)

@@ -1,12 +1,12 @@
-# Every target sets up what it needs: a virtual environment in .venv, from a machine with Python >= 3.11 only.
+# Every target sets up its virtual environment in .venv. It needs only Python >= 3.11.
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
-# Many tests wait, for servers and processes: six workers keep two cores busy.
+# Many tests wait for servers and processes, so six workers keep two cores busy.
 PYTEST := $(BIN)/python -m pytest -n $${PYTEST_WORKERS:-6} --dist worksteal
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-# Tests and demos start hundreds of processes: each would compile the same modules again.
+# Tests and demos start hundreds of processes; without bytecode files each compiles the same modules.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help compiled demo test test-slow test-motor lint format bench guard chaos docs pictures clean
@@ -26,7 +26,7 @@ $(VENV)/.docs: $(VENV)/.installed
 	$(INSTALL) -e '.[docs]'
 	@touch $@
 
-compiled: $(VENV)/.installed  # else every worker compiles the same modules when it starts
+compiled: $(VENV)/.installed  # otherwise every worker compiles the same modules at its start
 	@$(BIN)/python -m compileall -q -j 0 -x '/test_' dispatcher examples mongoz tests
 
 demo: $(VENV)/.installed  ## See deliveries for a foreign client's writes, live (15 seconds)
@@ -35,7 +35,7 @@ demo: $(VENV)/.installed  ## See deliveries for a foreign client's writes, live 
 test: compiled  ## Run the tests on an embedded MongoDB, in minutes
 	$(PYTEST) -m 'not slow' $(ARGS)
 
-test-slow: compiled  ## Run the tests that take seconds each: many processes and examples, type checkers, short chaos
+test-slow: compiled  ## Run the slow tests: many processes and examples, type checkers, short chaos
 	$(PYTEST) -m 'slow or hypothesis' --hypothesis-profile many $(ARGS)
 
 test-motor: compiled  ## Run the tests of the ODM on Motor instead of PyMongo's client
@@ -47,23 +47,23 @@ lint: $(VENV)/.installed  ## Check style, types and layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(VENV)/.installed  ## Format the code, and mend what ruff can mend
+format: $(VENV)/.installed  ## Format the code, and apply the fixes of ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.installed  ## Measure against the bare driver and other libraries; prints a table of ratios
 	$(BIN)/python -m benchmarks $(ARGS)
 
-guard: $(VENV)/.installed  ## Count instructions; fails where something got more than 15 % slower
+guard: $(VENV)/.installed  ## Count instructions; fail if an operation is more than 15 % slower
 	$(BIN)/python -m benchmarks.guard $(ARGS)
 
-chaos: $(VENV)/.installed  ## Break things for minutes, and count what was lost
+chaos: $(VENV)/.installed  ## Inject faults for minutes, and count losses
 	$(BIN)/python -m tests.chaos $(ARGS)
 
 docs: $(VENV)/.docs  ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-pictures: $(VENV)/.installed  ## Make the pictures of the documentation anew; needs Chromium
+pictures: $(VENV)/.installed  ## Make the pictures of the documentation; needs Chromium
 	$(BIN)/python -m tools.pictures
 
 clean:  ## Remove the virtual environment and everything built

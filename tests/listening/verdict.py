@@ -16,22 +16,26 @@ _MISSING: Final = object()
 
 async def faults(world: World, scene: Scene) -> list[str]:
     """Runs a scene with all kinds of receivers; returns the errors, in words."""
-    find = _beside_another_client if scene.foreign else _alone
+    find = _check_with_foreign_write if scene.foreign else _check_alone
     return [fault async for fault in find(world, scene)]
 
 
-async def _alone(world: World, scene: Scene) -> AsyncIterator[str]:
+async def _check_alone(world: World, scene: Scene) -> AsyncIterator[str]:
     silent = await world.run(SILENT, scene)
     for way in LISTENED:
         outcome = await world.run(way, scene)
-        found = [*_disagreements(scene, silent, outcome), *_unasked(scene, outcome), *_unfit(scene, outcome)]
-        for fault in (*found, *_misinformed(scene, outcome)):
+        found = [
+            *_disagreements(scene, silent, outcome),
+            *_unmatched_writes(scene, outcome),
+            *_invalid_writes(scene, outcome),
+        ]
+        for fault in (*found, *_wrong_signals(scene, outcome)):
             yield f"{way.name}: {fault}"
 
 
-async def _beside_another_client(world: World, scene: Scene) -> AsyncIterator[str]:
+async def _check_with_foreign_write(world: World, scene: Scene) -> AsyncIterator[str]:
     order = [await world.run(SILENT, scene, when) for when in ("before", "after")]
-    order += await _one_by_one(world, scene)
+    order += await _results_per_document(world, scene)
     alone = [await world.run(SILENT, replace(scene, calls=()), "after")]
     for way in WAYS:
         outcome = await world.run(way, scene, "between")
@@ -39,21 +43,21 @@ async def _beside_another_client(world: World, scene: Scene) -> AsyncIterator[st
             continue
         conflicted = scene.within is not None and outcome.conflicted
         found = [
-            *_torn(alone if conflicted else order, outcome),
-            *_unasked(scene, outcome),
-            *_unfit(scene, outcome),
-            *_never_there(scene, outcome),
+            *_inconsistent_results(alone if conflicted else order, outcome),
+            *_unmatched_writes(scene, outcome),
+            *_invalid_writes(scene, outcome),
+            *_unstored_results(scene, outcome),
         ]
         if way is not SILENT:
-            found += _misinformed(scene, outcome)
+            found += _wrong_signals(scene, outcome)
         errors = [each.error for each in order]
         if outcome.error not in errors and not conflicted:
-            found.append(f"error: {_shown(outcome.error, errors)} where nobody listens")
+            found.append(f"error: {_shown(outcome.error, errors)} without receivers")
         for fault in found:
             yield f"{way.name}: {fault}"
 
 
-async def _one_by_one(world: World, scene: Scene) -> list[Outcome]:
+async def _results_per_document(world: World, scene: Scene) -> list[Outcome]:
     """The possible results per document with a skip or a limit, because the selection precedes the write."""
     call = scene.calls[0]
     if not isinstance(call, UpdateMany | DeleteMany) or not (call.selected.skip or call.selected.limit):
@@ -67,13 +71,11 @@ def _disagreements(scene: Scene, silent: Outcome, outcome: Outcome) -> Iterator[
     names = ["error", "results", "instances"]
     if not (silent.error and any(call.query and call.query.sort for call in scene.calls)):
         # Otherwise the server has its own order, so other documents precede the refused one.
-        names.append(
-            "documents"
-        )  # otherwise the server has its own order, and the refused document decides which ones came before
+        names.append("documents")
     for name in names:
         expected, found = getattr(silent, name), getattr(outcome, name)
         if not _same(expected, found):
-            yield f"{name}: {_shown(found, [expected])} where nobody listens"
+            yield f"{name}: {_shown(found, [expected])} without receivers"
 
 
 def _shown(found: Any, expected: list[Any]) -> str:
@@ -90,16 +92,16 @@ def _shown(found: Any, expected: list[Any]) -> str:
     return f"{rows[0]}, and {' or '.join(map(str, different))}"
 
 
-def _torn(allowed: Sequence[Outcome], outcome: Outcome) -> Iterator[str]:
+def _inconsistent_results(allowed: Sequence[Outcome], outcome: Outcome) -> Iterator[str]:
     """Results that fit neither a foreign write before the call nor one after it."""
     for id_ in sorted({*outcome.documents, *(id_ for each in allowed for id_ in each.documents)}, key=str):
         found = outcome.documents.get(id_)
         possible = [each.documents.get(id_) for each in allowed]
         if not any(_same(found, each) for each in possible):
-            yield f"document {id_}: {_shown(found, possible)} where nobody listens"
+            yield f"document {id_}: {_shown(found, possible)} without receivers"
 
 
-def _unasked(scene: Scene, outcome: Outcome) -> Iterator[str]:
+def _unmatched_writes(scene: Scene, outcome: Outcome) -> Iterator[str]:
     """Writes to documents that did not match at that time."""
     query = scene.calls[0].query if len(scene.calls) == 1 else None
     for change in outcome.changes if query else ():
@@ -107,7 +109,7 @@ def _unasked(scene: Scene, outcome: Outcome) -> Iterator[str]:
             yield f"{change}: it did not match"
 
 
-def _unfit(scene: Scene, outcome: Outcome) -> Iterator[str]:
+def _invalid_writes(scene: Scene, outcome: Outcome) -> Iterator[str]:
     """Writes that made a valid document invalid.
 
     An outdated instance is validated without a new read, so only bounds of single fields are certain.
@@ -116,10 +118,10 @@ def _unfit(scene: Scene, outcome: Outcome) -> Iterator[str]:
     for change in outcome.changes if alone or scene.kind == "Bounded" else ():
         fitted = change.before is None or fits(scene.kind, change.before)
         if fitted and change.after is not None and not fits(scene.kind, change.after):
-            yield f"{change}: the model does not take it"
+            yield f"{change}: the model refuses it"
 
 
-def _never_there(scene: Scene, outcome: Outcome) -> Iterator[str]:
+def _unstored_results(scene: Scene, outcome: Outcome) -> Iterator[str]:
     """Documents in the result of a bulk call with values that were never stored."""
     if len(scene.calls) > 1 or scene.within == "aborted":
         return
@@ -129,7 +131,7 @@ def _never_there(scene: Scene, outcome: Outcome) -> Iterator[str]:
             names = found.keys() - {"id"}
             known = states.get(found["id"], [])
             if not any(all(_agrees(found, state, name) for name in names) for state in known):
-                yield f"{found} was returned, and never there"
+                yield f"{found} was returned, but never stored"
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -144,7 +146,7 @@ def _same(one: Any, other: Any) -> bool:
 # Signals equal the writes
 
 
-def _misinformed(scene: Scene, outcome: Outcome) -> Iterator[str]:
+def _wrong_signals(scene: Scene, outcome: Outcome) -> Iterator[str]:
     posts = [told for told in outcome.told if told.signal.startswith("post_")]
     pres = [told for told in outcome.told if told.signal.startswith("pre_")]
     way = outcome.way
@@ -153,7 +155,7 @@ def _misinformed(scene: Scene, outcome: Outcome) -> Iterator[str]:
     if way.muted:
         for change in outcome.changes:
             if change.stamp is None or not change.stamp.muted:
-                yield f"the stamp of {change} does not say that it is muted"
+                yield f"the stamp of {change} has no mute"
         return
     if way.delivery == "dispatcher":
         for change in outcome.changes:
@@ -161,22 +163,22 @@ def _misinformed(scene: Scene, outcome: Outcome) -> Iterator[str]:
                 yield f"the stamp of {change} claims receivers"
         return
     if any(signal.startswith("pre_") for signal in way.signals):
-        yield from _unforeseen(pres, outcome)
+        yield from _missing_pre_signals(pres, outcome)
     if any(signal.startswith("post_") for signal in way.signals):
-        yield from _untold(scene, posts, outcome)
-        yield from _miscounted(scene, posts, outcome)
+        yield from _wrong_post_signals(scene, posts, outcome)
+        yield from _wrong_counts(scene, posts, outcome)
 
 
-def _unforeseen(pres: list[Told], outcome: Outcome) -> Iterator[str]:
+def _missing_pre_signals(pres: list[Told], outcome: Outcome) -> Iterator[str]:
     for change in outcome.changes:
         kinds = {"insert": ("pre_save",), "delete": ("pre_delete",)}.get(
             change.operation, ("pre_save", "pre_update")
         )
         if not any(told.signal in kinds and told.id in (change.id, None) for told in pres):
-            yield f"no pre receiver was told of {change}"
+            yield f"no pre receiver got {change}"
 
 
-def _untold(scene: Scene, posts: list[Told], outcome: Outcome) -> Iterator[str]:
+def _wrong_post_signals(scene: Scene, posts: list[Told], outcome: Outcome) -> Iterator[str]:
     """Each change has one delivery with the written values, and there are no others."""
     left, states = list(outcome.changes), _states(scene, outcome)
     for told in posts:
@@ -184,11 +186,11 @@ def _untold(scene: Scene, posts: list[Told], outcome: Outcome) -> Iterator[str]:
         change = next((change for change in left if _is_of(told, change, outcome.way)), None)
         if change is not None:
             left.remove(change)
-            yield from _misstated(scene, told, change, known, outcome)
+            yield from _wrong_keywords(scene, told, change, known, outcome)
         elif not _is_no_change(told, known):
-            yield f"{told} was told, and not written"
+            yield f"{told} was delivered, but not written"
     for change in left:
-        yield f"{change} was not told"
+        yield f"{change} was not delivered"
 
 
 def _states(scene: Scene, outcome: Outcome) -> dict[Any, list[Row]]:
@@ -233,7 +235,7 @@ def _agrees(instance: Row, row: Row, name: str) -> bool:
     return True  # removed, so the instance has its default
 
 
-def _misstated(scene: Scene, told: Told, change: Change, known: list[Row], outcome: Outcome) -> Iterator[str]:
+def _wrong_keywords(scene: Scene, told: Told, change: Change, known: list[Row], outcome: Outcome) -> Iterator[str]:
     row = change.before if change.operation == "delete" else change.after
     assert row is not None, "the collection has images"
     for name, value in told.instance.items():
@@ -246,9 +248,9 @@ def _misstated(scene: Scene, told: Told, change: Change, known: list[Row], outco
         yield f"{told} has no previous state"
     for name, value in (told.previous or {}).items():
         if name != "id" and not any(_same(seen(value), seen(state.get(name, value))) for state in known):
-            yield f"{told} has a previous {name!r} that was never there"
+            yield f"{told} has a previous {name!r} that was never stored"
     if change.stamp is not None and not change.stamp.receivers:
-        yield f"the stamp of {change} does not say who was told {told}"
+        yield f"the stamp of {change} does not name the receiver of {told}"
 
 
 def _is_no_change(told: Told, known: list[Row]) -> bool:
@@ -259,7 +261,7 @@ def _is_no_change(told: Told, known: list[Row]) -> bool:
     return any(all(_agrees(told.instance, state, name) for name in names) for state in known)
 
 
-def _miscounted(scene: Scene, posts: list[Told], outcome: Outcome) -> Iterator[str]:
+def _wrong_counts(scene: Scene, posts: list[Told], outcome: Outcome) -> Iterator[str]:
     """The number of deliveries equals the written counts of the calls."""
     if outcome.error is not None or scene.within == "aborted":
         return
@@ -268,7 +270,7 @@ def _miscounted(scene: Scene, posts: list[Told], outcome: Outcome) -> Iterator[s
         expected = sum(_number(call, result) for call, result in results if call.fired() == signal)
         number = sum(told.signal == signal for told in posts)
         if number != expected:
-            yield f"{number} {signal} were told, and the results are {outcome.results}"
+            yield f"{number} {signal} were delivered, but the results are {outcome.results}"
 
 
 def _number(call: Call, result: Any) -> int:

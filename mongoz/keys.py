@@ -58,7 +58,7 @@ def canonical(id_: Any, codec_options: CodecOptions[Any] = KEY_CODEC) -> bytes:
 
 
 def canonical_of(encoded: bytes) -> bytes:
-    """The same of an `_id` that is BSON already: `{"": _id}`."""
+    """Like `canonical`, for an `_id` that is BSON already: `{"": _id}`."""
     return _document(encoded) if encoded[4] in _CHANGEABLE else encoded
 
 

@@ -250,7 +250,7 @@ def _url_of(registry: Registry, settings: Settings) -> str:
             first_seed(settings.url)
             registry.point_to(settings.url)
         except ImproperlyConfigured as error:
-            raise CannotConnect(str(error), remedy="Mend --url or DISPATCHER_URL.") from error
+            raise CannotConnect(str(error), remedy="Fix --url or DISPATCHER_URL.") from error
         return settings.url
     if registry.url is None:
         raise ApplicationError(

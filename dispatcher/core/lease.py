@@ -75,7 +75,7 @@ class Lease:
         self.give_up()
 
     def give_up(self) -> None:
-        """End it: no delivery starts any more."""
+        """End the lease: no further delivery starts."""
         self.until = float("-inf")
         self.interrupt()
 

@@ -1,4 +1,4 @@
-"""Skips and names documents of the state that make no sense.
+"""Skips and names malformed documents of the state.
 
 A person may have edited them, or another program may write to the same database. Positions are an exception: a
 dispatcher that does not know its position must not guess, see `position/documents.py`.
@@ -19,7 +19,7 @@ _MOST_LOGGED: Final = 1_000
 # Characters of an `_id`, and of a problem.
 _LONGEST: Final = 300
 
-_REMEDY: Final = "Was it edited by hand, or by another program? Mend it or delete it; it is skipped meanwhile."
+_REMEDY: Final = "Was it edited by hand, or by another program? Fix it or delete it; it is skipped meanwhile."
 
 _logged: set[tuple[str, str]] = set()
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class Misfit(NamedTuple):
-    """A document of the state that makes no sense."""
+    """A malformed document of the state."""
 
     collection: str
     id: str
@@ -39,7 +39,7 @@ class Sound:
     """Reads the documents that make sense, and collects the others.
 
     Attributes:
-        misfits: the first of the documents that make no sense.
+        misfits: the first malformed documents.
     """
 
     def __init__(self, database: str) -> None:
@@ -50,7 +50,7 @@ class Sound:
         """Read documents.
 
         Args:
-            make: reads one; raises any error if it makes no sense.
+            make: reads one; raises any error if it is malformed.
         """
         made = []
         for document in found:
@@ -61,7 +61,7 @@ class Sound:
         return made
 
     def skip(self, collection: str, id_: Any, error: Exception) -> None:
-        """Note a document that makes no sense."""
+        """Note a malformed document."""
         if len(self.misfits) < _MOST_NAMED:
             place, name = f"{self._database}.{collection}", words_of(repr(id_))[:_LONGEST]
             self.misfits.append(Misfit(place, name, problem_of(error)[:_LONGEST], _REMEDY))
@@ -72,7 +72,7 @@ class Sound:
             if (one.collection, one.id) not in _logged and len(_logged) < _MOST_LOGGED:
                 _logged.add((one.collection, one.id))
                 log.warning(
-                    "a document of the state makes no sense; it is skipped",
+                    "a document of the state is malformed; it is skipped",
                     action="state.misfit",
                     collection=one.collection,
                     id=one.id,

@@ -45,7 +45,7 @@ class Member(NamedTuple):
         """Read a document.
 
         Raises:
-            ValueError: it makes no sense. Then the member does not count.
+            ValueError: it is malformed. Then the member does not count.
         """
         match document:
             case {

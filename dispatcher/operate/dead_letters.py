@@ -1,4 +1,4 @@
-"""Dead letters for operators: find, read, retry and drop them. Old ones are dropped without being asked.
+"""Dead letters for operators: find, read, retry and drop them. Old ones are dropped automatically.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -23,7 +23,7 @@ from dispatcher.parking.files import Files
 from dispatcher.parking.record import short_id
 from dispatcher.parking.store import LETTERS
 
-# Fields that only dispatchers need; a list has no long ones either.
+# Fields that only dispatchers need. A list leaves out the long fields too.
 _INTERNAL: Final = dict.fromkeys(("short_id", "hash", "lane", "by", "parked_at", "due_at"), False)
 _SHORT: Final = {**_INTERNAL, "parts": False, "files": False, "error.traceback": False}
 
@@ -36,17 +36,17 @@ _SLICE: Final = 1_000
 # A dead letter that is not being retried.
 _IDLE: Final = {name: {"$exists": False} for name in ("retry_requested_at", "retrying_since")}
 
-# Seconds between two looks at the outcomes of retries, and at old dead letters.
+# Seconds between two reads of the outcomes of retries, and between two searches for old dead letters.
 _LOOK: Final = 0.2
 _BETWEEN: Final = 3_600.0
 
 
 class Wanted(NamedTuple):
-    """Which letters are meant: those to which all of this applies.
+    """A filter of letters. A letter must match all attributes that are set.
 
     Attributes:
-        since: the last attempt ended then, or later.
-        until: it ended before.
+        since: the last attempt ended at this time or later.
+        until: the last attempt ended before this time.
         keys: values that the `_id` of the document may have.
     """
 
@@ -59,7 +59,7 @@ class Wanted(NamedTuple):
     ids: Sequence[str] | None = None
 
     def query(self, group: str) -> dict[str, Any]:
-        """As find() takes it."""
+        """The filter for find()."""
         query: dict[str, Any] = {"group": group, **LETTERS}
         for name in ("receiver", "signal", "reason"):
             if (value := getattr(self, name)) is not None:
@@ -77,10 +77,10 @@ class Wanted(NamedTuple):
 
 
 class Dropped(NamedTuple):
-    """What was forgotten.
+    """The result of dropping letters.
 
     Attributes:
-        kept: ids of those that stay, because they are being tried again.
+        kept: ids of letters that stay, because they are being retried.
     """
 
     dropped: list[str]
@@ -88,7 +88,7 @@ class Dropped(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of one letter.
+    """The outcome of the retry of one letter.
 
     Attributes:
         result: `"delivered"`, `"failed"` again, `"refused"` (it can't be tried), or `"waiting"` (nothing yet).
@@ -107,7 +107,7 @@ async def letters_of(group: Group, wanted: Wanted, limit: int = 0) -> tuple[list
         limit: how many at most; 0 for all.
 
     Returns:
-        The letters, and those that make no sense.
+        The letters, and the malformed documents.
     """
     found = group.state.held.find(wanted.query(group.name), _SHORT)
     newest = [("last_attempt_at", -1), ("token", -1), ("_id", -1)]  # many may have failed within a millisecond
@@ -123,10 +123,10 @@ async def ids_of(group: Group, wanted: Wanted) -> list[str]:
 
 
 async def resolve(group: Group, texts: Iterable[str]) -> list[str]:
-    """The ids of letters that are named by their ids, short or whole, or by what only one of them begins with.
+    """The ids of letters from texts: ids, short ids, or unique beginnings of them.
 
     Raises:
-        UnknownLetter: there is none, or there are several.
+        UnknownLetter: no letter matches a text, or several do.
     """
     ids: dict[str, None] = {}
     for text in texts:
@@ -151,7 +151,7 @@ def _unknown(group: Group, named: str) -> UnknownLetter:
 
 
 async def _beginning_with(group: Group, text: str) -> dict[str, str | None]:
-    """Letters whose id, short or whole, begins so, and their receivers: some of them if there are many."""
+    """The first letters whose id or short id begins with a text, and their receivers."""
     letters = group.state.held
     pattern = {"$regex": f"^{re.escape(text)}"}
     either = {"group": group.name, **LETTERS, "$or": [{"short_id": pattern}, {"_id": pattern}]}
@@ -168,8 +168,8 @@ async def read(group: Group, id_: str) -> tuple[dict[str, Any], dict[str, bytes]
         parts = await Files(group.state).read(letter(found))
     except (ValueError, KeyError) as error:
         raise MalformedLetter(
-            f"The dead letter {id_!r} in {group.state.name}.{HELD} makes no sense: {problem_of(error)}.",
-            remedy="Was it edited by hand? Mend it, or forget it with `dispatcher dead-letters drop ID`.",
+            f"The dead letter {id_!r} in {group.state.name}.{HELD} is malformed: {problem_of(error)}.",
+            remedy="Was it edited by hand? Fix it, or drop it with `dispatcher dead-letters drop ID`.",
         ) from error
     return found, parts
 
@@ -177,7 +177,7 @@ async def read(group: Group, id_: str) -> tuple[dict[str, Any], dict[str, bytes]
 async def without_receiver(
     group: Group, ids: Sequence[str], members: Iterable[MemberStatus]
 ) -> UnknownReceiver | None:
-    """What to say if some letters are to receivers that no dispatcher has any more; None if all can be tried.
+    """The error if no dispatcher has the receivers of some letters any more; None if all can be retried.
 
     Args:
         members: the dispatchers that are alive.
@@ -203,7 +203,7 @@ async def without_receiver(
 
 
 async def drop(group: Group, ids: Sequence[str]) -> Dropped:
-    """Forget letters; those that are being tried again stay, since what becomes of them is not known yet."""
+    """Drop letters. Letters that are being retried stay, since their outcome is not known yet."""
     letters, files = group.state.held, Files(group.state)
     done = Dropped([], [])
     for i in range(0, len(ids), _SLICE):
@@ -219,7 +219,7 @@ async def drop(group: Group, ids: Sequence[str]) -> Dropped:
 
 
 async def drop_old(group: Group, *, days: float, stats: Stats) -> None:
-    """Drop old dead letters now and every hour, without an end. Any process may do it; a failure is no matter.
+    """Drop old dead letters now and every hour, without an end. Any process may do it. Failures are only logged.
 
     Args:
         days: that dead letters are kept after their last attempt; 0 keeps them.
@@ -246,16 +246,16 @@ async def request_retry(
     *,
     receiver: str | None = None,
 ) -> dict[str, int]:
-    """Ask the dispatchers of a group to try dead letters again, with fresh attempts.
+    """Ask the dispatchers of a group to retry dead letters, with fresh attempts.
 
     Args:
-        ids: which letters; None for all.
+        ids: the letters; None for all.
 
     Returns:
-        Those that were asked for, and how often each was tried again before: `outcomes` takes it.
+        The ids of the requested letters, with the number of earlier retries, for `outcomes`.
 
     Raises:
-        UnknownLetter: one of `ids` is not there. Nothing is changed.
+        UnknownLetter: one of `ids` does not exist. Nothing is changed.
     """
     letters = group.state.held
     meant: dict[str, Any] = {"group": group.name, **LETTERS}
@@ -276,11 +276,11 @@ async def request_retry(
 
 
 async def outcomes(group: Group, asked: Mapping[str, int], *, within: float) -> AsyncIterator[Outcome]:
-    """What becomes of letters, as it becomes known.
+    """Yield the outcome of each letter as soon as it is known.
 
     Args:
-        asked: what `request_retry` returned.
-        within: seconds to wait; what has no outcome by then is `"waiting"`.
+        asked: the result of `request_retry`.
+        within: seconds to wait; a letter without an outcome by then is `"waiting"`.
     """
     letters = group.state.held
     pending = dict(asked)

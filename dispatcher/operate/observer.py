@@ -242,7 +242,7 @@ class Observer:
         """The reasons why this process must be restarted; empty if it need not."""
         loop = asyncio.get_running_loop()
         if self._stopping_since is not None and loop.time() - self._stopping_since > self._patience:
-            return ["the dispatcher was told to stop, and does not end"]
+            return ["the dispatcher does not end after a request to stop"]
         if self.phase != "delivering" or self._unseen:
             return []
         return [

@@ -68,7 +68,7 @@ class Mover:
             raise PositionError(
                 f"{time.as_datetime().isoformat()} is in the future: at {self._address} it is "
                 f"{now.as_datetime().isoformat()}. Nothing was changed.",
-                remedy="Choose an earlier time. `--at now` skips what was written until now.",
+                remedy="Choose an earlier time. `--at now` skips all changes until now.",
             )
         # Any collection shows how far back the oplog reaches. We may read this one.
         cursors = Cursors(self._state.client, self._state.name, [{"$match": {"ns.coll": POSITIONS}}], 1)
@@ -79,10 +79,10 @@ class Mover:
         """Let all partitions continue after a token, or begin anew.
 
         Args:
-            token: everything up to it counts as finished, and nothing after it. With None the next start begins
-                at its own time, like the first one.
-            force: move them although a dispatcher is alive. It starts no more deliveries after the end of its
-                lease, and others wait for that.
+            token: everything up to it counts as finished, and nothing after it. With None the next start delivers
+                changes from that start on, like the first one.
+            force: move them while a dispatcher is alive. It starts no deliveries after the end of its lease, and
+                the others wait until then.
 
         Raises:
             NotFound: no position is saved.

@@ -89,12 +89,12 @@ class MemberStatus:
 
     @property
     def known(self) -> list[dict[str, Any]]:
-        """`receivers`, without entries that make no sense: another version may have written them."""
+        """`receivers`, without malformed entries: another version may have written them."""
         return [one for one in self.receivers if isinstance(one, dict) and one.get("name") is not None]
 
     @property
     def counted(self) -> list[dict[str, Any]]:
-        """The counters of its receivers, without entries that make no sense."""
+        """The counters of its receivers, without malformed entries."""
         return [one for one in self.stats.get("receivers") or () if isinstance(one, dict) and "receiver" in one]
 
 

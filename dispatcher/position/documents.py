@@ -1,7 +1,7 @@
-"""The documents of positions: what they say, and the fields that are written into them. No I/O.
+"""Reads the documents of positions, and computes the fields to write into them. No I/O.
 
-A person may have edited a document. A document that makes no sense ends the process with an error that names the
-document, the field and its value: a dispatcher that does not know its position must not guess.
+A person may have edited a document. A malformed document ends the process with an error that names the document,
+its field and its value: a dispatcher that does not know its position must not guess.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,15 +21,15 @@ NEVER: Final = datetime(9999, 12, 31)
 partition of another version that started later than they."""
 
 _REMEDY: Final = (
-    "Was it edited by hand? Mend the field. Or delete the document while no dispatcher runs: then this partition "
-    "begins now, and what was not delivered before is skipped."
+    "Was it edited by hand? Fix the field. Or delete the document while no dispatcher runs: then this partition "
+    "begins now, and earlier undelivered changes are skipped."
 )
-_REMEDY_LAYOUT: Final = "Was it edited by hand? Mend the field to what it was."
+_REMEDY_LAYOUT: Final = "Was it edited by hand? Restore the field."
 
 # Characters of a value in a message.
 _LONGEST: Final = 200
 
-# Seconds of a lease that its owner did not write down.
+# Seconds of a lease whose owner did not record them.
 _LEASE: Final = 10.0
 
 # The owner of a partition that was moved, until its former owner must have noticed the loss of its lease.
@@ -115,7 +115,7 @@ class SavedPositions(NamedTuple):
         """Read the documents of a group.
 
         Raises:
-            PositionError: a document makes no sense; the error names the field.
+            PositionError: a document is malformed; the error names the field.
         """
         place = f"{database}.{POSITIONS}"
         layout = None
@@ -236,7 +236,7 @@ class _Reader:
 
     def facts(self, field: str) -> Iterator[Fact]:
         """Finished changes under earlier layouts."""
-        wanted = "a list of what earlier layouts finished"
+        wanted = "a list of finished changes of earlier layouts"
         for value in self.get(field, list, wanted, []):
             match value:
                 case {

@@ -239,7 +239,7 @@ class Deployment:
 
 def _pymongo_client(client: Any, driver: str) -> Any:
     """PyMongo's client, which Motor's wraps."""
-    # Not by hasattr("delegate"): every attribute of a client is a database.
+    # hasattr("delegate") would always be true: every attribute of a client is a database.
     return client.delegate if driver == "motor" else client
 
 

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class _RegisteredDocument(Protocol):
-    """What a registry asks of its documents."""
+    """The interface of documents that a registry needs."""
 
     async def check_indexes(self) -> None: ...
 
@@ -94,7 +94,7 @@ class Registry(Deployment):
 
         Calls that the entering task makes inside join the transaction by themselves; tasks that it starts don't.
         `post_*` receivers of this process run after the commit, in the order of the writes. If the block raises,
-        the transaction is aborted, no `post_*` receiver runs, and instances forget what was written in it.
+        the transaction is aborted, no `post_*` receiver runs, and instances get their earlier state back.
 
         Args:
             **options: arguments of the driver's `start_transaction`: `read_concern`, `write_concern`,

@@ -131,7 +131,7 @@ class _Reference(NamedTuple):
     def _accepts(self, document: type) -> bool:
         if isinstance(self.refer_to, type):
             return issubclass(document, self.refer_to)
-        # By name, since the class may not be importable yet.
+        # The name is compared, since the class may not be importable yet.
         name = self.refer_to.rpartition(".")[2]
         return any(cls.__name__ == name for cls in document.__mro__)
 

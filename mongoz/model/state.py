@@ -1,4 +1,4 @@
-"""What an instance knows besides its fields: its state in the database, and attached instances.
+"""The data of an instance besides its fields: its state in the database, and attached instances.
 
 Neither is dumped, compared or written.
 """

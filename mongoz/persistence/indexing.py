@@ -18,7 +18,7 @@ _NOT_FOUND: Final = frozenset({26, 27})  # NamespaceNotFound, IndexNotFound
 _CONFLICTS: Final = frozenset({85, 86})  # IndexOptionsConflict, IndexKeySpecsConflict
 _TIMED_OUT: Final = 50  # MaxTimeMSExpired
 
-# Building an index waits for transactions that use the collection, so for the caller's own without an end.
+# Building an index waits for transactions that use the collection, so it would wait for the caller's own for ever.
 _TIMEOUT_IN_TRANSACTION: Final = {"maxTimeMS": 5_000}
 
 

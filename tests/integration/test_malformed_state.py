@@ -141,7 +141,7 @@ async def test_the_status_skips_and_names_malformed_documents(spoil, mongo, data
     pid = next(one for one in seen.misfits if one.id == "'pid'")
     assert "pid" in pid.problem
     assert "'many'" in pid.problem
-    assert "Mend it or delete it" in pid.remedy
+    assert "Fix it or delete it" in pid.remedy
     assert (seen.paused, seen.alive) == ([], [])
 
 
@@ -164,7 +164,7 @@ async def test_commands_and_dashboard_skip_malformed_documents(spoil, mongo, for
     assert {one["_id"] for one in json.loads(listed.stdout)} == {"files", "undecodable"}
     shown = await asyncio.to_thread(say, "dead-letters", "show", "receiver")
     assert isinstance(shown.exception, MalformedLetter)  # the command prints the error, and exits with its code
-    assert "makes no sense: receiver" in str(shown.exception)
+    assert "is malformed: receiver" in str(shown.exception)
     async with AsyncMongoClient(mongo.url) as client:
         letterbox = Letterbox(group_of(client, database))
         page = await letterbox.page(None, None)

@@ -67,7 +67,7 @@ class BulkProgress:
 
     @contextmanager
     def reported(self) -> Iterator[None]:
-        """Add the number of written documents to an error of the block; after the block raise errors of receivers.
+        """Add the number of written documents to an error of the block. Raise errors of receivers after the block.
 
         Raises:
             Exception: the error of the only failing receiver.
@@ -76,12 +76,12 @@ class BulkProgress:
         try:
             yield
         except Exception as error:
-            if not self.target.in_transaction:  # in a transaction nothing stands yet
+            if not self.target.in_transaction:  # in a transaction nothing is committed yet
                 error.add_note(f"Before this error {self.done} documents were {self.participle}; they stay so.")
             for raised in self.raised:
                 error.add_note(f"And a receiver raised {raised!r}.")
             raise
-        first = "" if self._failed == len(self.raised) else f"; the first {len(self.raised)} of what they raised"
+        first = "" if self._failed == len(self.raised) else f"; the first {len(self.raised)} of their errors"
         raise_together(
             self.raised, f"receivers of {self._failed} {self.document.__name__} documents raised{first}"
         )

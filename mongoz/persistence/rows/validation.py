@@ -1,4 +1,4 @@
-"""From instances to valid rows."""
+"""Converts instances to valid rows."""
 
 from collections.abc import Iterable
 from typing import Any, TypeVar
@@ -39,7 +39,7 @@ def new_row(instance: Model) -> dict[str, Any]:
 
 
 def validated_row(instance: Model) -> dict[str, Any]:
-    """The row to store. Validated, since pydantic does not see changes inside of lists and embedded documents.
+    """The row to store. It is validated, since pydantic does not see changes in lists and embedded documents.
 
     Raises:
         pydantic.ValidationError: the instance does not fit the model.
@@ -51,7 +51,7 @@ def validated_row(instance: Model) -> dict[str, Any]:
         flat = flat_row(document, instance.__dict__)
         if flat is not None:
             return flat
-    # The stored form, not the instance: pydantic does not validate instances of embedded documents again.
+    # The stored form is validated: pydantic does not validate instances of embedded documents again.
     given = stored(instance)
     checked = validate_row(document, given)
     row: dict[str, Any] = stored(checked)

@@ -214,7 +214,7 @@ async def test_a_query_is_not_a_list_before_it_is_awaited(Movie: Any) -> None:
     with pytest.raises(TypeError, match="async for"):
         list(Movie.objects.filter(name="A"))
     for key in (0, slice(10, 15)):
-        with pytest.raises(TypeError, match=r"\[10:15\] is skip\(10\)\.limit\(5\)"):
+        with pytest.raises(TypeError, match=r"for \[10:15\] write skip\(10\)\.limit\(5\)"):
             Movie.objects[key]
 
 

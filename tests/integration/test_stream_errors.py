@@ -262,5 +262,5 @@ async def test_a_changed_password_ends_the_dispatcher_at_the_next_connection(gua
             pytest.raises(AccessDenied) as caught,
         ):
             await asyncio.wait_for(running.task, PATIENCE)
-    assert "let us in" in caught.value.message
+    assert "rejects the login" in caught.value.message
     assert "password" in caught.value.remedy

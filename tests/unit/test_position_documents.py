@@ -92,7 +92,7 @@ def test_finished_changes_of_earlier_layouts_are_read():
 def test_invalid_records_of_earlier_layouts_are_refused(change):
     for nonsense in ([{**FACT, **change}], [{}], [5], {"0": FACT}):
         with pytest.raises(
-            PositionError, match=r"has .* as inherited, not a list of what earlier layouts finished"
+            PositionError, match=r"has .* as inherited, not a list of finished changes of earlier layouts"
         ):
             SavedPositions.read([position(inherited=nonsense)], "shop", "state")
 

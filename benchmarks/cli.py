@@ -48,14 +48,14 @@ _SUITES: dict[str, Callable[[Setting], list[Row]]] = {
 
 _SIZES = {
     "rounds": "pairs of measurements per row",
-    "documents": "that are loaded",
-    "loads": "of all of them, per side and round",
+    "documents": "number of loaded documents",
+    "loads": "loads of all documents, per side and round",
     "operations": "single creates, saves and updates, per side and round",
-    "sends": "of a signal, per side and round",
+    "sends": "sent signals, per side and round",
     "changes": "length of the backlog",
-    "long": "changes over which memory is watched",
-    "waits": "changes for one dispatcher, and for four, whose receivers wait",
-    "writes": "that are timed for latency, per side and round",
+    "long": "changes of the backlog for memory",
+    "waits": "changes for one and for four dispatchers with a waiting receiver",
+    "writes": "writes timed for latency, per side and round",
 }
 
 _GROWTH = "growth"
@@ -153,25 +153,25 @@ def _parser() -> argparse.ArgumentParser:
         nargs="*",
         type=_suite,
         metavar="SUITE",
-        help=f"of {', '.join(_SUITES)}; by default all. {_GROWTH}, alone: plots of how cost grows",
+        help=f"of {', '.join(_SUITES)}; by default all. {_GROWTH} alone: plots of the growth of cost",
     )
-    parser.add_argument("--quick", action="store_true", help="small numbers: ratios in about a minute")
+    parser.add_argument("--quick", action="store_true", help="small sizes: ratios in about a minute")
     parser.add_argument(
         "--check", action="store_true", help="exit 1 if a median ratio is far beyond its target (see below)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there, not among the results")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result to this file")
     parser.add_argument(
         "--pages",
         type=Path,
         nargs="?",
         const=PAGES,
         metavar="DIRECTORY",
-        help="write the table and the plots as pages too, as a whole run does; by default into docs/benchmarks",
+        help="also write the table and the plots as pages, as a whole run does; by default to docs/benchmarks",
     )
     parser.add_argument(
         "--peers",
         action=argparse.BooleanOptionalAction,
-        help="measure against other ODMs and signals too; installs them where needed",
+        help="also measure other ODMs and signals; installs them if needed",
     )
     for name, what in _SIZES.items():
         parser.add_argument(f"--{name}", type=_positive, metavar="N", help=what)

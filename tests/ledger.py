@@ -81,7 +81,7 @@ class Ledger:
         return self._entries
 
 
-def _entry(  # what a receiver has noted
+def _entry(  # the records of a receiver
     name: str,
     n: str,
     signal: str,

@@ -248,7 +248,7 @@ def test_an_explicit_port_in_use_is_an_error(tmp_path, mongo):
     assert_one_error(result, f"The HTTP server can't listen at {where}: Address already in use")
 
 
-async def test_the_usual_port_that_is_taken(monkeypatch, capsys):
+async def test_another_port_is_chosen_if_the_default_port_is_in_use(monkeypatch, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         usual = Address("127.0.0.1", taken.getsockname()[1])
         monkeypatch.setattr("dispatcher.web.server._USUAL", usual)

@@ -21,7 +21,7 @@ OLD = ("parked", "parked_lanes", "dead_letters", "parked_chunks", "dead_letter_c
 # Documents of each kind.
 LOAD = 3
 
-# Seconds for what is many deliveries, on a machine that has much else to do.
+# Seconds for many deliveries on a busy machine.
 LONG = 250.0
 
 pytestmark = pytest.mark.slow
@@ -33,7 +33,7 @@ def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Load:
-    """Another client that writes the documents again and again, each with the next number."""
+    """Another client that writes the documents repeatedly, each with its next number."""
 
     def __init__(self, collection: Any) -> None:
         self.documents = {f"{name} {n}": ObjectId() for name in (*RECEIVERS, "steady") for n in range(LOAD)}
@@ -53,7 +53,7 @@ class Load:
             time.sleep(0.3)
 
     def write_on(self, rounds: int) -> None:
-        """Wait until every document was written so often again."""
+        """Waits until every document has this number of further writes."""
         until = self.written + rounds
         eventually_sync(lambda: self.written >= until)
 
@@ -64,7 +64,7 @@ class Load:
 
 
 class World:
-    """One group, its state, and what its receivers got."""
+    """One group, its state, and the deliveries of its receivers."""
 
     def __init__(self, mongo: Any, foreign: Any, database: str, earlier: Path, directory: Path) -> None:
         self.state = foreign.client[f"{database}_state"]
@@ -96,7 +96,7 @@ class World:
         return {one["owner"] for one in self.state.positions.find({"partition": {"$exists": True}})}
 
     def begin(self) -> None:
-        """Write, until an earlier version holds deliveries of every kind."""
+        """Writes until an earlier version holds deliveries of every kind."""
         self.load.start()
         self.load.write_on(5)
         self.pause()
@@ -105,7 +105,7 @@ class World:
         eventually_sync(lambda: self.state.dead_letters.count_documents({}) == LOAD, what="dead letters")
 
     def mend(self) -> None:
-        """Everything is delivered from now on; retries are asked for."""
+        """Lets all receivers succeed, and requests retries."""
         self.load.stop()
         (self.directory / "mended").touch()
         self.state.controls.delete_many({})
@@ -121,7 +121,7 @@ class World:
         return {key: set(numbers) for key, numbers in self.orders().items()}
 
     def orders(self) -> dict[str, list[int]]:
-        """By receiver and document, the numbers in the order of their deliveries."""
+        """The delivered numbers in order, by receiver and document."""
         found: dict[str, list[int]] = defaultdict(list)
         for line in (self.directory / "ledger").read_text().splitlines():
             key, _, number = line.rpartition(" ")
@@ -144,7 +144,7 @@ def member_of(running: Any) -> str:
 
 
 def in_order(key: str, numbers: list[int]) -> list[int]:
-    """The numbers, with that of a dead letter in its place: it was delivered when somebody asked for it."""
+    """The numbers with that of the dead letter in order, because its retry was delivered later."""
     if key.startswith("dying dying"):
         assert numbers[0] != 0
         return [0, *(number for number in numbers if number)] if numbers.count(0) == 1 else numbers
@@ -152,7 +152,7 @@ def in_order(key: str, numbers: list[int]) -> list[int]:
 
 
 def test_the_new_version_starts_before_the_old_one_ends(world):
-    """Each takes over from the other what it is given, and nothing is delivered twice, or out of order."""
+    """Each version takes over partitions of the other; no delivery is repeated or out of order."""
     with world.old() as old:
         old.wait_started()
         world.begin()
@@ -178,7 +178,7 @@ def test_the_new_version_starts_before_the_old_one_ends(world):
 
 
 def test_the_old_version_ends_before_the_new_one_starts(world):
-    """One that joins later gets nothing, even if nobody else is there; what it must not touch waits."""
+    """An old version that joins later gets no partition, even if it is alone; its changes wait."""
     with world.old() as old:
         old.wait_started()
         world.begin()
@@ -206,5 +206,5 @@ def test_the_old_version_ends_before_the_new_one_starts(world):
                 world.mend()
                 next_.terminate()
     for key, numbers in world.orders().items():
-        first = list(dict.fromkeys(numbers))  # one was killed: some are delivered again
+        first = list(dict.fromkeys(numbers))  # one process was killed, so some deliveries are repeated
         assert in_order(key, first) == [*range(world.load.written)], key

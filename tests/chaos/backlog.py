@@ -116,7 +116,7 @@ class Backlog:
     @property
     def parked(self) -> int:
         """The number of parked deliveries."""
-        return self._client[_STATE].parked.count_documents({})
+        return self._client[_STATE].held.count_documents({})
 
 
 def run(plan: Plan) -> Report:
@@ -138,7 +138,7 @@ def run(plan: Plan) -> Report:
             backlog.daemon.kill()
         log = backlog.daemon.log
         counts = {receiver: backlog.counted(receiver) for receiver in _RECEIVERS}
-    notes = [] if code == 0 else [f"The daemon ended with {code}. Its last words:\n{log[-2000:]}"]
+    notes = [] if code == 0 else [f"The daemon ended with {code}. The end of its log:\n{log[-2000:]}"]
     return Report(_figures(plan, counts, parked, (reading, read), (working, worked), code), notes)
 
 

@@ -139,7 +139,7 @@ def run(plan: Plan) -> Report:
 
         def outcome() -> Outcome:
             with calls.open() as file:
-                return Outcome(file, world.dead_letters.find(_ABOUT_OTHERS))
+                return Outcome(file, world.held.find(_ABOUT_OTHERS))
 
         def lost() -> int:
             known = outcome()
@@ -148,7 +148,7 @@ def run(plan: Plan) -> Report:
 
         def told() -> set[str]:
             """The malformed changes that the reader got, or that have a dead letter with the malformed value."""
-            return {*readings.read_text().split(), *world.dead_letters.distinct("delivery_id", _UNREADABLE)}
+            return {*readings.read_text().split(), *world.held.distinct("delivery_id", _UNREADABLE)}
 
         world.break_at_random(writes.fault, delay=0.05)
         world.until(lambda: lost() == 0, patience=_PATIENCE_SECONDS)
@@ -158,14 +158,15 @@ def run(plan: Plan) -> Report:
         counted[-4:-4] = [
             *_judged(writes.cases, outcome()),
             Figure("changes of malformed documents", writes.malformed_changes),
-            Figure("  of them dead letters", world.dead_letters.count_documents(_UNREADABLE)),
+            Figure("  of them dead letters", world.held.count_documents(_UNREADABLE)),
             Figure("malformed changes lost", writes.malformed_changes - len(told()), most=0),
         ]
     return Report(counted, evidence.deaths)
 
 
-_ABOUT_OTHERS = {"namespace.coll": {"$nin": ["accounts", WITH_IMAGES, IMAGELESS]}}
+_ABOUT_OTHERS = {"state": "dead", "namespace.coll": {"$nin": ["accounts", WITH_IMAGES, IMAGELESS]}}
 _UNREADABLE = {
+    "state": "dead",
     "namespace.coll": {"$in": [WITH_IMAGES, IMAGELESS]},
     "$or": [{"reason": {"$ne": "undecodable"}}, {"fault.path": {"$gt": ""}, "fault.remedy": {"$gt": ""}}],
 }

@@ -305,7 +305,7 @@ class World:
     def _letters(self) -> Mapping[str, set[Write]]:
         """The writes that became dead letters, by receiver."""
         found = defaultdict(set)
-        for letter in self.dead_letters.find({"namespace.coll": COLLECTION}):
+        for letter in self.held.find({"state": "dead", "namespace.coll": COLLECTION}):
             deleted = letter["operation"] == "delete"
             row = bson.decode(letter["parts"]["before" if deleted else "document"])
             found[letter["receiver"].rpartition(".")[2]].add((row["name"], row["n"] + deleted))
@@ -342,7 +342,7 @@ class World:
         return self.client[_DATABASE]
 
     @property
-    def dead_letters(self) -> MongoCollection[dict[str, Any]]:
-        """The dead letters of the dispatchers."""
+    def held(self) -> MongoCollection[dict[str, Any]]:
+        """The parked deliveries and dead letters of the dispatchers."""
         state = self.client[f"{_DATABASE}_state"]
         return state.get_collection("held", codec_options=CODEC_OPTIONS)

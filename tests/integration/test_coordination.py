@@ -235,7 +235,7 @@ async def test_an_older_version_does_not_claim_partitions_held_by_a_newer_one(
 async def test_a_dispatcher_of_an_earlier_format_gets_no_partitions(
     user, seen, dispatched, database, foreign, capsys
 ):
-    """It can't read what is held. It is named, and could not take what nobody holds either."""
+    """It can't read held deliveries. It is named, and can't claim free partitions."""
     state = foreign.client[f"{database}_state"]
     alive = {
         "_id": "0" * 24,

@@ -136,7 +136,7 @@ async def test_a_repeated_delivery_replaces_its_record(store, held):
 
 
 async def test_a_head_that_is_read_again_stays_the_head(store, held):
-    """It is parked behind what is in its lane, and that is itself."""
+    """The repeated delivery finds its own record in the lane."""
     await put(store, "lane", 1, 2)
     held.update_one({"_id": "d00001"}, {"$set": {"due_at": FUTURE, "attempts": 7}})
     for number in (1, 2):

@@ -32,7 +32,7 @@ def test_a_clock_that_was_set_is_noticed_at_once():
 
 
 def test_clocks_may_drift_apart():
-    """One part in a thousand is far more than clocks do; the bounds follow it all the same."""
+    """A drift of one in a thousand is more than real clocks have; the bounds follow it."""
     clock = ClockOffset()
     began = clock._noted
     for second in range(1, 1_000):

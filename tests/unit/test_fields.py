@@ -402,7 +402,7 @@ def test_stored_values_share_no_container_with_the_instance(value: Any) -> None:
 
 
 @given(st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20))
-def test_plain_values_are_stored_as_they_are(value: Any) -> None:
+def test_plain_values_are_stored_unchanged(value: Any) -> None:
     assert stored(value) == value
     assert repr(stored(value)) == repr(value), "1 and True are equal, but not the same"
 

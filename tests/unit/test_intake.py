@@ -1,4 +1,4 @@
-"""Changes behind delete markers: each keeps its place, and the position passes nothing that is not finished."""
+"""Changes behind delete markers: each keeps its place, and the position passes no unfinished change."""
 
 import random
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ def change(number: int, operation: str, id_: int, time: int, transaction: int | 
 
 
 class Progress:
-    """The order of a stream, and what earlier processes have finished of it."""
+    """The order of a stream, and its changes finished by earlier processes."""
 
     def __init__(self) -> None:
         self.tracker = Tracker("")
@@ -123,13 +123,13 @@ def test_the_position_passes_nothing_unfinished_and_never_lies_between_a_marker_
         entered.tracker.finished(job)
         check()
     assert (entered.tracker.token, entered.tracker.span, entered.tracker.ahead) == (changes[-1].token, 0, [])
-    assert sorted(one.token for one in delivered) == [one.token for one in expected]  # each once
+    assert sorted(one.token for one in delivered) == [one.token for one in expected]  # each change once
     for id_ in (1, 2, 3):  # in the order of the stream, for each document
         tokens = [one.token for one in delivered if one.id == id_]
         assert tokens == sorted(tokens)
 
 
-def test_a_change_behind_a_marker_stops_no_change_of_another_document():
+def test_a_change_behind_a_marker_delays_no_change_of_another_document():
     entered, markers = make(), DeleteMarkers()
     for one in markers.settle(
         [change(1, "marker", 1, 1, 1), change(2, "update", 1, 1, 1), change(3, "update", 2, 1, 1)]

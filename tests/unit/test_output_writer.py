@@ -116,7 +116,7 @@ def test_lines_are_kept_while_the_thread_can_not_run(pipe, monkeypatch):
     assert writer.dropped == 0
 
 
-def test_a_full_disk_drops_after_a_while(tmp_path):
+def test_a_full_disk_drops_lines_after_the_time_limit(tmp_path):
     with open("/dev/full", "wb", buffering=0) as full:  # noqa: PTH123
         writer = Writer(full.fileno(), named)
         writer.write(b"one\n")

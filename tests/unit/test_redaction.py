@@ -98,7 +98,7 @@ def test_a_text_without_a_secret_is_unchanged(text):
 
 
 @pytest.mark.parametrize("text", SECRETS)
-def test_a_redacted_text_stays_as_it_is(text):
+def test_a_redacted_text_is_unchanged(text):
     assert redacted(redacted(text)) == redacted(text)
 
 

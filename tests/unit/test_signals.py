@@ -333,7 +333,7 @@ def test_a_list_with_a_bad_member_connects_nothing(name: str, bad: Any) -> None:
     assert not getattr(user.signals, name).receivers
 
 
-def test_a_sender_that_refuses_the_receiver_leaves_the_others_as_they_were() -> None:
+def test_a_refusal_of_one_sender_does_not_change_the_others() -> None:
     first, second, third = document("First"), document("Second"), dispatched_document("Third")
     first.signals.post_save.connect(local := recorder([], 1))
     with pytest.raises(SignalError, match="name="):

@@ -34,7 +34,7 @@ _LISTED: Final = 5
 _SLICE: Final = 1_000
 
 # A dead letter that is not being retried.
-_IDLE: Final = {name: {"$exists": False} for name in ("retry_requested_at", "retrying_since")}
+_IDLE: Final = {name: {"$exists": False} for name in ("retry_requested_at", "retrying_since", "lane")}
 
 # Seconds between two reads of the outcomes of retries, and between two searches for old dead letters.
 _LOOK: Final = 0.2
@@ -202,14 +202,18 @@ async def without_receiver(
     )
 
 
-async def drop(group: Group, ids: Sequence[str]) -> Dropped:
-    """Drop letters. Letters that are being retried stay, since their outcome is not known yet."""
+async def drop(group: Group, ids: Sequence[str], *, until: datetime | None = None) -> Dropped:
+    """Drop letters. Letters that are being retried stay, since their outcome is not known yet.
+
+    Args:
+        until: their last attempt ended before. A retry may have failed since the ids were read.
+    """
     letters, files = group.state.held, Files(group.state)
     done = Dropped([], [])
     for i in range(0, len(ids), _SLICE):
         these = {"group": group.name, **LETTERS, "_id": {"$in": list(ids[i : i + _SLICE])}}
         found = await letters.find(these, {"files": True}).to_list()
-        await letters.delete_many({**these, **_IDLE})
+        await letters.delete_many({**Wanted(until=until).query(group.name), **these, **_IDLE})
         left = {one["_id"] async for one in letters.find(these, {"_id": True})}
         for one in found:
             (done.kept if one["_id"] in left else done.dropped).append(one["_id"])
@@ -227,7 +231,8 @@ async def drop_old(group: Group, *, days: float, stats: Stats) -> None:
     while days:
         before = datetime.now(UTC) + timedelta(seconds=stats.clock_offset) - timedelta(days=days)
         try:
-            gone = (await drop(group, await ids_of(group, Wanted(until=before)))).dropped
+            old = await ids_of(group, Wanted(until=before))
+            gone = (await drop(group, old, until=before)).dropped
         except PyMongoError as error:
             log.info(
                 "old dead letters could not be removed", action="dead_letter.not_expired", error=text_of(error)

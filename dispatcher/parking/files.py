@@ -1,14 +1,15 @@
 """Parts of held deliveries that do not fit into their document: they are files in GridFS.
 
 A file is written before the document that names it, and deleted after it. It never changes: a document that is
-written anew names new files. A crash between two writes leaves a file that no document names; `sweep` deletes it.
+written anew names new files. A crash between two writes leaves a file that no document names; `sweep` deletes it,
+an hour after it was found first. The clocks of other processes don't matter.
 
 Commands raise `PyMongoError` as the driver has it.
 """
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from time import monotonic
 from typing import Any, Final
 
 from bson import ObjectId
@@ -22,8 +23,8 @@ from dispatcher.parking.record import Record
 _INLINE: Final = 8_000_000
 _CHUNK: Final = 4_000_000
 
-# After this time the document that names a file was written, or never will be.
-_PATIENCE: Final = timedelta(hours=1)
+# Seconds after which the document that names a file was written, or never will be.
+_PATIENCE: Final = 3_600.0
 
 
 class Files:
@@ -36,6 +37,8 @@ class Files:
         )
         self._held = held
         self._bucket = AsyncGridFSBucket(database, HELD, chunk_size_bytes=_CHUNK)
+        # Files that no document names, and when that was found first.
+        self._unnamed: dict[Any, float] = {}
 
     async def write(self, record: Record) -> dict[str, Any]:
         """Write the parts that do not fit.
@@ -88,13 +91,14 @@ class Files:
 
     async def sweep(self) -> None:
         """Delete the files that a crash left behind."""
-        old = ObjectId.from_datetime(datetime.now(UTC) - _PATIENCE)
-        found = {file._id: file.filename async for file in self._bucket.find({"_id": {"$lt": old}})}
+        found = {file._id: file.filename async for file in self._bucket.find({})}
         records = self._held.find({"_id": {"$in": list(found.values())}}, {"files": True})
         async for record in records:
             for id_ in record.get("files", {}).values():
                 found.pop(id_, None)
-        await self._delete(found)
+        now = monotonic()
+        self._unnamed = {id_: self._unnamed.get(id_, now) for id_ in found}
+        await self._delete(id_ for id_, since in self._unnamed.items() if now - since >= _PATIENCE)
 
 
 def _divided(parts: Mapping[str, bytes]) -> tuple[dict[str, bytes], dict[str, bytes]]:

@@ -105,6 +105,9 @@ _ALL: Final[Mapping[str, Any]] = {}
 
 _ORDER: Final = {"group": 1, "lane": 1, "token": 1, "run": 1}
 
+UNDELIVERABLE: Final = 300.0
+"""Seconds until the next look at a delivery that is malformed, or whose receiver the application does not have."""
+
 # Characters of an error, and of the reason of a refusal, that are kept.
 _LONGEST_MESSAGE: Final = 1_000
 _LONGEST_REASON: Final = 2_000
@@ -184,7 +187,6 @@ class HeldStore:
         self._held = group.state.held
         self._raw = self._held.with_options(codec_options=RAW)
         self._files = Files(group.state)
-        self._misfits: list[Any] = []
         self._puts: Gathering[UpdateOne, None] = Gathering(self._put)
         self._asked: Gathering[str, bool | None] = Gathering(self._are_headed)
         self._settled: Gathering[_Settled, bool] = Gathering(self._settle)
@@ -237,10 +239,11 @@ class HeldStore:
         computed: dict[str, Any] = {"hash": hash_of_key(record.parts), "parked_at": "$$NOW"}
         if waiting is None:
             stays = {"$eq": ["$lane", lane]}
+            kept = {"$cond": [stays, "$$ROOT", {"state": "$state"}]}
             files = {"$literal": document["files"]} if "files" in document else "$$REMOVE"
             change: list[dict[str, Any]] = [
                 {"$set": {"state": {"$cond": [stays, "$state", "following"]}}},
-                {"$replaceWith": {"$mergeObjects": ["$$ROOT", {"$literal": document}]}},
+                {"$replaceWith": {"$mergeObjects": [kept, {"$literal": document}]}},
                 {"$set": {**computed, "files": files}},
             ]
         else:
@@ -267,7 +270,7 @@ class HeldStore:
         Returns:
             The lanes, and the seconds until another one is due; None if there is no other.
         """
-        apart = {"lane": {"$nin": list(apart_from)}, "_id": {"$nin": self._misfits}}
+        apart = {"lane": {"$nin": list(apart_from)}}
         pipeline: list[dict[str, Any]] = [
             {"$match": {"group": self.group, "receiver": receiver, **HEADS, **apart, **self._ours}},
             {"$sort": {"due_at": 1}},
@@ -277,7 +280,7 @@ class HeldStore:
         ]
         lanes: dict[str, Lane] = {}
         moved: list[UpdateOne] = []
-        seconds = None
+        seconds, skipped = None, False
         async for raw in await self._raw.aggregate(pipeline):
             row = readable(raw)
             if not row["first"]:  # it has just ended
@@ -285,7 +288,7 @@ class HeldStore:
             try:
                 lane = _lane_of(row)
             except (ValueError, KeyError, TypeError) as error:  # somebody else wrote it, or edited it
-                self.skip(row["_id"], error)
+                skipped |= await self.skip(row["_id"], error)
                 continue
             if row["milliseconds"] > 0 or len(lanes) == most:
                 seconds = max(0.0, row["milliseconds"] / 1000)
@@ -294,9 +297,10 @@ class HeldStore:
                 lanes.setdefault(lane.id, lane)
             else:  # the mark moves to the first one
                 moved.append(_mark(lane.first, lane.id, lane.state, lane.due_at))
-                moved.append(UpdateOne({"_id": row["_id"]}, _FOLLOWS))
+                moved.append(UpdateOne({"_id": row["_id"], "lane": lane.id}, _FOLLOWS))
         if moved:
             await self._held.bulk_write(moved, ordered=True)
+        if moved or skipped:
             seconds = 0.0
         return list(lanes.values()), seconds
 
@@ -311,12 +315,13 @@ class HeldStore:
         joined = {"from": HELD, "localField": "lane", "foreignField": "lane", "pipeline": pipeline, "as": "first"}
         return {"$lookup": joined}
 
-    def skip(self, id_: Any, error: Exception) -> None:
-        """Leave a delivery alone that makes no sense, and name it."""
-        self._misfits.append(id_)
+    async def skip(self, id_: Any, error: Exception) -> bool:
+        """Log a malformed delivery. If it is a head, its lane waits: somebody may fix it. Whether it is one."""
         sound = Sound(self.database)
         sound.skip(HELD, id_, error)
         sound.log()
+        waits = _set({"state": "malformed"}, due_at=_after(UNDELIVERABLE))
+        return (await self._held.update_one({"_id": id_, **HEADS}, waits)).matched_count > 0
 
     async def read(self, ids: Sequence[str]) -> dict[str, RawBSONDocument]:
         """Deliveries by their `_id`s, those of them that are there, and make sense."""
@@ -325,7 +330,7 @@ class HeldStore:
             try:
                 rows[row["_id"]] = row
             except InvalidBSON as error:  # somebody else wrote it, or edited it
-                self.skip(readable(row)["_id"], error)
+                await self.skip(readable(row)["_id"], error)
         return rows
 
     async def following(self, lane: str) -> tuple[list[RawBSONDocument], str | None]:

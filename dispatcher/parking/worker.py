@@ -31,7 +31,7 @@ from dispatcher.delivery.routes import Routes
 from dispatcher.exceptions import DispatcherError
 from dispatcher.parking.gate import Parking
 from dispatcher.parking.record import change_of, raw_key_of
-from dispatcher.parking.store import HeldStore, Lane
+from dispatcher.parking.store import UNDELIVERABLE, HeldStore, Lane
 
 Deliver = Callable[[HeldDelivery], Awaitable[Decision]]
 """Makes an attempt at a delivery."""
@@ -45,9 +45,6 @@ _OFTEN: Final = 0.005
 
 # Bytes of deliveries in hand, as far as that is known before they are read.
 _BYTES: Final = 8_000_000
-
-# Seconds until a delivery is looked at again whose receiver the application does not have.
-_ORPHANED: Final = 300.0
 
 # Seconds until the next look for what former owners of the partition left behind: soon after the takeover, when
 # their last commands have ended, and then seldom.
@@ -127,6 +124,8 @@ class Unparking:
         self._orphans: set[tuple[str, str]] = set()
         self._unsettled: dict[str, _Slice] = {}
         self._look_after = monotonic() + _SOON
+        # Until the second look, a former owner may still delete the head of a lane: its followers are not found.
+        self._is_alone = False
 
     def resize(self, places: int) -> None:
         """Have so many errands at once."""
@@ -148,6 +147,7 @@ class Unparking:
                 if monotonic() > self._look_after:
                     self._look_after = monotonic() + _SELDOM
                     await self._parking.load()
+                    self._is_alone = True
                 if self._goes_on() and self._parking.busy:
                     self.wake(await self._take_all())
                 failures = 0
@@ -182,7 +182,7 @@ class Unparking:
             times = self._parking.times_parked(name)
             stuck = list(self._parking.stuck)
             due, seconds = await self._held.due(name, room, [*mine, *stuck])
-            if not due and not mine and not stuck and seconds is None:
+            if self._is_alone and not due and not mine and not stuck and seconds is None:
                 self._parking.nothing_left(name, times)
             await self._take(name, due)
             if seconds is not None and len(due) < room:
@@ -214,7 +214,7 @@ class Unparking:
             try:
                 key = self._key(first)
             except Exception as error:  # somebody else wrote it, or edited it
-                self._held.skip(lane.first, error)
+                await self._held.skip(lane.first, error)
                 continue
             self._in_hand[lane.id] = (name, lane.size)
             self._ready.append((name, lane, first, key))
@@ -327,11 +327,11 @@ class Unparking:
             raise
         except Exception as error:  # somebody else wrote it, or edited it
             self._say_malformed(row, error)
-            return waiting._replace(reason="malformed", seconds=_ORPHANED, error=error)
+            return waiting._replace(reason="malformed", seconds=UNDELIVERABLE, error=error)
         if calls is not None:
             return await self._deliver(HeldDelivery(change, calls, waiting, again, leave))
         self._say_orphaned(row)
-        return waiting._replace(reason="orphaned", seconds=_ORPHANED)
+        return waiting._replace(reason="orphaned", seconds=UNDELIVERABLE)
 
     def _read(self, row: RawBSONDocument, parts: dict[str, bytes]) -> tuple[Change, Calls | None, Again | None]:
         """What a parked delivery says; no calls if the application has no such receiver any more."""

@@ -457,3 +457,32 @@ async def test_many_parked_deliveries_are_made_with_constant_memory(account, for
         await eventually(lambda: state.empty)
     assert most > 5
     assert peak < 5_000_000  # of 12 MB parked
+
+
+async def test_followers_are_not_overtaken_when_a_former_owner_deletes_their_head(
+    account, foreign, dispatched, state, monkeypatch
+):
+    """Its last command arrives after the takeover: the lane has no head, so nothing of the receiver is due."""
+    looks = 0
+    due = HeldStore.due
+
+    async def counted(*args: Any) -> Any:
+        nonlocal looks
+        found = await due(*args)
+        looks += not state.heads
+        return found
+
+    monkeypatch.setattr(HeldStore, "due", counted)
+    strict = Strict(account, refuses=lambda instance: instance.amount == 0)
+    id_ = ObjectId()
+    async with dispatching(dispatched):
+        foreign["accounts"].insert_one({"_id": id_, "name": "0", "amount": 0})
+        foreign["accounts"].replace_one({"_id": id_}, {"name": "1", "amount": 1})
+        await eventually(lambda: len(state.rows) == 2)
+    state._held.update_many(Parked.HEADS, {"$set": {"due_at": datetime(2100, 1, 1)}})
+    async with dispatching(dispatched):
+        assert state._held.delete_many(Parked.HEADS).deleted_count == 1
+        await eventually(lambda: looks)
+        foreign["accounts"].replace_one({"_id": id_}, {"name": "2", "amount": 2})
+        await eventually(lambda: state.empty and "2" in strict.got)
+    assert strict.got == ["1", "2"]

@@ -198,12 +198,59 @@ async def test_orphaned_files_are_deleted_later(store, held, monkeypatch):
     monkeypatch.setattr(files, "_INLINE", 100)
     await store.put(record(store.group, 1, document=bson.encode({"a": bytes(1_000)})), "lane", Waiting("blocked"))
     chunk = held.database["held.chunks"].find_one()
-    old = ObjectId.from_datetime(PAST)
+    old = ObjectId.from_datetime(PAST)  # by the clock of the process that wrote it
     file = held.database["held.files"].find_one()
+    now = 1_000.0
+    monkeypatch.setattr(files, "monotonic", lambda: now)
     for id_, filename in ((old, "d00001"), (ObjectId(), "nobody")):
         held.database["held.files"].insert_one({**file, "_id": id_, "filename": filename})
         held.database["held.chunks"].insert_one({**chunk, "_id": ObjectId(), "files_id": id_})
     await store.recover()
+    assert held.database["held.files"].count_documents({}) == 3  # one has a record, two may get their records soon
+    assert held.database["held.files"].delete_one({"filename": "nobody"}).deleted_count
+    held.database["held.files"].insert_one({**file, "_id": (new := ObjectId()), "filename": "nobody"})
+    now += 3_600.0
+    await store.recover()
     assert held.database["held.files"].find_one({"_id": old}) is None
     assert held.database["held.chunks"].find_one({"files_id": old}) is None
-    assert held.database["held.files"].count_documents({}) == 2  # one has a record, one may get its record soon
+    assert {one["_id"] for one in held.database["held.files"].find()} == {file["_id"], new}
+
+
+async def test_malformed_heads_do_not_hide_the_lanes_behind_them(store, held):
+    """They are looked at again later, as somebody may have fixed them; until then something is left."""
+    for number in range(5):
+        await put(store, f"lane {number}", number)
+    held.update_many({"_id": {"$lt": "d00004"}}, {"$set": {"state": 7, "due_at": PAST}})
+    due: list[Any] = []
+    seconds: float | None = 0.0
+    while not due and seconds == 0.0:
+        due, seconds = await store.due("r", 1, [])
+    assert [lane.first for lane in due] == ["d00004"]
+    assert await worked_off(store) == ["d00004"]
+    assert await store.due("r", 1, []) != ([], None)
+    held.update_many({}, {"$set": {"state": "blocked", "due_at": PAST}})
+    assert sorted(await worked_off(store)) == [f"d{number:05}" for number in range(4)]
+
+
+async def test_a_repeated_dead_letter_becomes_a_mere_follower(store, held):
+    """Its change is read again after a crash, and others of its document wait now."""
+    await store.keep(Record({**record(store.group, 1).fields, "reason": "failed", "attempts": 5}, {}))
+    await put(store, "lane", 2)
+    await store.put(record(store.group, 1), "lane", None)
+    assert sorted(held.find_one({"_id": "d00001"}).keys() & {"reason", "attempts", "short_id"}) == []
+    assert await worked_off(store) == ["d00001", "d00002"]
+
+
+async def test_a_mark_does_not_move_from_a_dead_letter(store, held):
+    """Between the look and the move, another process made the marked delivery a dead letter."""
+    await put(store, "lane", 2)
+    await store.put(record(store.group, 1), "lane", Waiting("retrying", 3_600.0))
+    bulk_write = store._held.bulk_write
+
+    async def late(*args: Any, **options: Any) -> Any:
+        await store.keep(Record({**record(store.group, 2).fields, "reason": "failed"}, {}))
+        return await bulk_write(*args, **options)
+
+    store._held.bulk_write = late  # type: ignore[method-assign]
+    await store.due("r", 5, [])
+    assert held.find_one({"_id": "d00002"})["state"] == "dead"

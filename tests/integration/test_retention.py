@@ -7,7 +7,7 @@ from gridfs import GridFSBucket
 from dispatcher.operate import dead_letters
 from tests.integration.deliveries import Parked, make_account
 from tests.integration.test_redelivery import strict_on
-from tests.support import dispatching, eventually
+from tests.support import dispatching, eventually, group_of
 
 
 async def test_old_dead_letters_expire(dispatched, database, foreign, monkeypatch):
@@ -37,3 +37,13 @@ async def test_old_dead_letters_expire(dispatched, database, foreign, monkeypatc
         foreign["accounts"].insert_one({"name": "Ada"})
         await eventually(lambda: running.stats.dead_letters)
     assert letters.count_documents({}) == 4
+
+
+async def test_a_letter_that_failed_again_is_not_old(client, database):
+    """Its retry fails between the search for old letters and the deletion."""
+    group = group_of(client, database)
+    held, now = group.state.held, datetime.now(UTC)
+    await held.insert_one({"_id": "a", "group": database, "reason": "failed", "last_attempt_at": now})
+    await held.insert_one({"_id": "b", "group": database, "reason": "failed", "last_attempt_at": now, "lane": "l"})
+    assert await dead_letters.drop(group, ["a"], until=now - timedelta(days=1)) == ([], ["a"])
+    assert await dead_letters.drop(group, ["a", "b"]) == (["a"], ["b"])

@@ -1,1 +1,1 @@
-"""What all other packages use: events, errors in words, clients, the state database, output."""
+"""Code that all other packages use: events, error texts, clients, the state database, output."""

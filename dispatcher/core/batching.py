@@ -1,4 +1,4 @@
-"""Combines many small commands into few large ones: while some run, the next batch collects."""
+"""Combines many small commands into a few large ones. Items that arrive while batches run form the next one."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,10 +15,10 @@ class Gathering(Generic[T, R]):
     """Runs one command for many items.
 
     Args:
-        work: takes a batch; returns an answer for each item, in their order. An answer that is an exception is
-            raised to the caller of this item. An exception of `work` is raised to all callers.
-        most: items in one batch, at most.
-        at_once: batches that run at the same time, at most.
+        work: takes a batch; returns an answer for each item, in the same order. An answer that is an exception is
+            raised to the caller that added the item. An exception of `work` is raised to all callers.
+        most: maximum number of items in one batch.
+        at_once: maximum number of batches that run at the same time.
     """
 
     def __init__(

@@ -11,11 +11,11 @@ from bson.raw_bson import RawBSONDocument
 from dispatcher.core.bson_elements import DOCUMENT, elements, field, keyed, readable
 
 RAW: Final[CodecOptions[RawBSONDocument]] = CodecOptions(document_class=RawBSONDocument)
-"""Documents stay undecoded: one that can't be decoded does not affect the others."""
+"""Documents stay undecoded, so an undecodable document does not affect the others."""
 
 
 def lenient(codec_options: CodecOptions[Any]) -> CodecOptions[Any]:
-    """These options, but dates beyond Python's range and strings that are no UTF-8 are accepted."""
+    """Return these options, changed to accept dates beyond Python's range and strings that are not UTF-8."""
     return codec_options.with_options(
         datetime_conversion=DatetimeConversion.DATETIME_AUTO, unicode_decode_error_handler="replace"
     )
@@ -24,7 +24,7 @@ def lenient(codec_options: CodecOptions[Any]) -> CodecOptions[Any]:
 class RawEvent(Mapping[str, Any]):
     """A change event as the server sent it, or a document in it. Fields are decoded when they are read.
 
-    Creating it takes a tenth of the time of creating a `RawBSONDocument`.
+    Its creation takes a tenth of the time that a `RawBSONDocument` needs.
     """
 
     __slots__ = ("raw",)
@@ -55,9 +55,9 @@ _OBJECT: Final = 3
 
 
 def events_of(cursor: RawBSONDocument) -> tuple[list[RawEvent], Mapping[str, Any]]:
-    """The undecoded events in the answer to a getMore, and the rest of the answer.
+    """Split the answer to a getMore into the undecoded events and the rest of the answer.
 
-    The driver would make a document of each event, which costs a twentieth of its delivery.
+    The driver would create a document for each event, which takes a twentieth of the time of a delivery.
     """
     raw = bytes(cursor.raw)
     begin = _SIZE.size
@@ -78,7 +78,7 @@ def _elements(raw: bytes, at: int, end: int) -> list[RawEvent] | None:
     while at < end:
         if len(elements) == ten:
             digits, ten = digits + 1, ten * 10
-        # The type, the index as a string that ends with a zero, the document.
+        # An element is its type, its index as a zero-terminated string, and its document.
         if raw[at] != _OBJECT or raw[at + digits + 1]:
             return None
         at += 2 + digits

@@ -1,7 +1,7 @@
 """Splits BSON into its elements without decoding it.
 
-Servers store values that no driver decodes: text that is no UTF-8, UUIDs of three bytes, dates in the far future.
-Code that must work in spite of them, such as a search for the `_id` of a document, takes the bytes as they are.
+Servers store values that no driver decodes: text that is not UTF-8, UUIDs of three bytes, dates in the far future.
+Code that must not fail on such values, such as the search for the `_id` of a document, reads the bytes.
 """
 
 from collections.abc import Iterator, Mapping
@@ -27,7 +27,7 @@ TYPES: Final[Mapping[int, str]] = {
 
 _SIZE: Final = Struct("<i")
 
-# Bytes of values of a fixed length. For other values: the bytes that their length prefix does not count.
+# The bytes of a value of fixed length. For other values, the bytes that the length prefix does not count.
 _FIXED: Final = {1: 8, 6: 0, 7: 12, 8: 1, 9: 8, 10: 0, 16: 4, 17: 8, 18: 8, 19: 16, 127: 0, 255: 0}
 _MEASURED: Final = {2: 4, 3: 0, 4: 0, 5: 5, 12: 16, 13: 4, 14: 4, 15: 0}
 _REGEX: Final = 11
@@ -68,7 +68,7 @@ def elements(raw: bytes) -> Iterator[Element]:
     """The fields of a document, in their order.
 
     Raises:
-        InvalidBSON: it is no BSON, which no server stores.
+        InvalidBSON: the bytes are not BSON. No server stores such a document.
     """
     at, end = _SIZE.size, len(raw) - 1
     try:
@@ -99,7 +99,7 @@ def field(raw: bytes, name: str) -> Element | None:
 
 
 def raw_field(raw: bytes, name: str) -> bytes | None:
-    """The document in a field; None if there is none."""
+    """The document in a field; None if the field is absent or holds another type."""
     found = field(raw, name)
     return found.value if found is not None and found.kind == DOCUMENT else None
 
@@ -111,15 +111,15 @@ def joined(*parts: Element) -> bytes:
 
 
 def keyed(found: Element, name: str = "") -> bytes:
-    """A document with one field of this name, which has the value of an element."""
+    """A document with one field, which has this name and the value of the element."""
     return joined(found._replace(name=name.encode()))
 
 
 def readable(raw: bytes | RawBSONDocument, *, tz_aware: bool = False) -> dict[str, Any]:
-    """Decode a document that may hold anything.
+    """Decode a document, even if it holds values that no driver decodes.
 
-    Values that no driver decodes are replaced: a UUID of the wrong length stays binary, bytes that are no UTF-8
-    become question marks.
+    Such values are replaced: a UUID of the wrong length stays binary, bytes that are not UTF-8 become question
+    marks.
     """
     data = bytes(raw.raw) if isinstance(raw, RawBSONDocument) else raw
     for options in (_LENIENT, _ANY_UUID):
@@ -133,7 +133,7 @@ def readable(raw: bytes | RawBSONDocument, *, tz_aware: bool = False) -> dict[st
 
 
 def _mend(raw: bytes, mended: bytearray, begin: int) -> None:
-    """Turn old binary values, which repeat their length and may repeat it wrongly, into plain ones."""
+    """Change old binary values to subtype 0. They repeat their length, and the two lengths may disagree."""
     for one in elements(raw):
         at = begin + one.at
         if one.kind == _BINARY and one.value[4] == _OLD_BINARY:

@@ -1,4 +1,4 @@
-"""Clients of the MongoDB deployment, and the check that it has what a dispatcher needs."""
+"""Creates clients of the MongoDB deployment, and checks that it meets the dispatcher's requirements."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -33,15 +33,15 @@ class Closable(Protocol):
 
 _MIN_WIRE_VERSION: Final = 17  # MongoDB 6.0: pre and post images, wallTime
 
-# A server that is silent for so long is gone, whatever TCP says.
+# A server that does not answer within this time counts as lost, even if TCP reports no error.
 _SOCKET_TIMEOUT_MS: Final = 30_000
 
-# For processes that run for years: commands to a node that does not answer a greeting in that time are cut off,
-# and a lost server is asked again. The driver's defaults are 20 and 10 seconds.
+# For long-running processes. If a node does not answer a handshake within the first time, its commands are cut
+# off. A lost server is checked again after the second time. The driver's defaults are 20 and 10 seconds.
 _CONNECT_TIMEOUT_MS: Final = 5_000
 _HEARTBEAT_MS: Final = 2_000
 
-# Options of a URL about the reads and writes of an application, in lower case.
+# URL options that concern only the application's own reads and writes, in lower case.
 _OF_APPLICATIONS: Final = frozenset(
     {
         "readpreference",
@@ -74,7 +74,7 @@ class Clients:
     """Makes the clients for the deployment of a registry.
 
     Args:
-        registry: of the application; pointed to `settings.url`, if there is one.
+        registry: the application's. If `settings.url` is set, the registry uses this URL from now on.
 
     Raises:
         ApplicationError: the registry has no URL.
@@ -87,7 +87,7 @@ class Clients:
         registry.prefer(connectTimeoutMS=_CONNECT_TIMEOUT_MS, heartbeatFrequencyMS=_HEARTBEAT_MS)
         self._patience = settings.connect_timeout
         self.address = registry.address
-        _attempt_client(self._url, self.address)  # raises for a wrong URL, before anything else happens
+        _attempt_client(self._url, self.address)  # a wrong URL raises an error before anything else happens
 
     def client(self, **options: Any) -> AsyncMongoClient[Any]:
         """A new client for the running loop, with options of the driver."""
@@ -95,7 +95,7 @@ class Clients:
         return client_of(self._url, self.address, **{**defaults, **options})
 
     def patient_client(self) -> AsyncMongoClient[Any]:
-        """A client that waits for the server as long as the operator set."""
+        """A client that waits at most `connect_timeout` for the server."""
         return self.client(serverSelectionTimeoutMS=int(self._patience * 1000))
 
     def lasting_client(self, **options: Any) -> AsyncMongoClient[Any]:
@@ -108,7 +108,7 @@ class Clients:
         )
 
     def watching_client(self) -> AsyncMongoClient[Any]:
-        """The same for change streams, which have a time limit of their own, see `stream/cursor.py`."""
+        """Like `lasting_client`, for change streams, which have their own time limit, see `stream/cursor.py`."""
         return self.lasting_client(socketTimeoutMS=None)
 
     @property
@@ -139,7 +139,7 @@ class Clients:
             )
 
     async def patiently(self, step: Callable[[], Awaitable[T]]) -> T:
-        """Repeat a step until it succeeds, as long as the operator set: the server may just be starting.
+        """Repeat a step until it succeeds, for at most `connect_timeout`: the server may just be starting.
 
         Args:
             step: may run several times.
@@ -154,11 +154,11 @@ class Clients:
             raise self._unreachable(error) from error
 
     def verdict(self, error: PyMongoError) -> DispatcherError:
-        """The error for the operator, for an error of the driver that ends a command."""
+        """Convert a driver error that ends a command into an error for the operator."""
         return fatal(error, self.address) or self._unreachable(error)
 
     async def _look_for_a_standalone(self) -> None:
-        """Raise a better error if the server is standalone: with replicaSet= in the URL the driver finds none."""
+        """Raise a better error for a standalone server: if the URL has replicaSet=, the driver finds no server."""
         options: dict[str, Any] = {
             "serverSelectionTimeoutMS": 1_000,
             "replicaSet": None,
@@ -192,7 +192,7 @@ class Clients:
             )
         if isinstance(error, ConfigurationError):
             return CannotConnect(
-                f"What answers at {self.address} can't be used, for {self._patience:g} s: {in_short(error)}",
+                f"The server at {self.address} can't be used within {self._patience:g} s: {in_short(error)}",
                 remedy="Is the name in the URL right, and does a replica set of MongoDB 6.0 or later run there?",
             )
         return CannotConnect(
@@ -204,7 +204,7 @@ class Clients:
 def client_of(url: str, address: str, **options: Any) -> AsyncMongoClient[Any]:
     """A client for the dispatcher's own work, for the running loop.
 
-    Options of the URL about the reads and writes of the application do not count: the dispatcher reads from the
+    Options of the URL that concern the application's reads and writes are ignored: the dispatcher reads from the
     primary, writes with majority, and takes as many connections as it has streams.
     """
     return _attempt_client(without_options(url, _OF_APPLICATIONS), address, **{"w": "majority", **options})
@@ -221,16 +221,16 @@ def _attempt_client(url: str, address: str, **options: Any) -> AsyncMongoClient[
 
 
 async def close(*clients: Closable) -> None:
-    """Close clients, which end their sessions on the server; wait only briefly for a server that is gone."""
+    """Close clients and their sessions on the server. Wait only briefly for a lost server."""
     for client in clients:
         with pymongo.timeout(_FAREWELL):
             closing = asyncio.create_task(client.close(), name=f"close-{type(client).__name__}")
         await asyncio.wait([closing], timeout=2 * _FAREWELL)
         if not closing.done() or closing.exception() is not None:
             log.warning(
-                "a client could not be closed, and is left behind",
+                "a client could not be closed and is abandoned",
                 action="client.not_closed",
-                error=repr(closing.exception()) if closing.done() else "it does not come to an end",
+                error=repr(closing.exception()) if closing.done() else "closing it takes too long",
             )
             closing.cancel()
 

@@ -24,21 +24,21 @@ class Kind(StrEnum):
     """What an error means for the reader of a change stream."""
 
     PASSING = "passing"
-    """The server or the network is in trouble: it passes, and the command is sent again."""
+    """A transient error of the server or the network. The command is sent again."""
     TOO_LARGE = "too_large"
-    """One event can't be sent with its images. Without them it can."""
+    """An event is too large with its images. The server can send it without them."""
     HISTORY_LOST = "history_lost"
-    """The oplog does not hold the changes after the position any more."""
+    """The oplog no longer holds the changes after the position."""
     BAD_TOKEN = "bad_token"  # noqa: S105 - of a stream
     """The position belongs to another deployment."""
     NO_ACCESS = "no_access"
-    """Rights are missing."""
+    """The user lacks privileges."""
     NOT_LET_IN = "not_let_in"
-    """The user or the password is wrong, or not valid any more."""
+    """The user or the password is wrong or no longer valid."""
     NOT_SUPPORTED = "not_supported"
     """This server lacks a feature that is needed."""
     UNKNOWN = "unknown"
-    """In none of the sets. It is treated as passing."""
+    """The code is in none of the sets. The error is handled like `PASSING`."""
 
 
 PASSING_CODES: Final = frozenset(
@@ -61,7 +61,7 @@ PASSING_CODES: Final = frozenset(
         189,  # PrimarySteppedDown
         202,  # NetworkInterfaceExceededTimeLimit
         222,  # CloseChangeStream: mongos wants the stream to be reopened
-        234,  # RetryChangeStream: the same
+        234,  # RetryChangeStream: like 222
         237,  # CursorKilled
         246,  # SnapshotUnavailable
         262,  # ExceededTimeLimit
@@ -90,18 +90,18 @@ TOO_LARGE_CODES: Final = frozenset(
 HISTORY_LOST_CODES: Final = frozenset(
     {
         286,  # ChangeStreamHistoryLost: the oplog begins after the token
-        136,  # CappedPositionLost: the same, for a stream that was open
-        326,  # OplogQueryMinTsMissing: the same, for a start at a time
+        136,  # CappedPositionLost: like 286, for an open stream
+        326,  # OplogQueryMinTsMissing: like 286, for a start at a time
     }
 )
 
 BAD_TOKEN_CODES: Final = frozenset(
     {
-        260,  # InvalidResumeToken: for example that of an invalidate, where it is not accepted
+        260,  # InvalidResumeToken: for example of an invalidate event, where the server accepts none
         280,  # ChangeStreamFatalError: the event of the token is not found
-        9,  # FailedToParse, and
-        15,  # Overflow, and
-        50811,  # (it has no name): the token is garbage
+        9,  # FailedToParse: the token is malformed
+        15,  # Overflow: like 9
+        50811,  # (it has no name): like 9
     }
 )
 
@@ -149,7 +149,7 @@ _VERDICTS: Final = {
     Kind.BAD_TOKEN: _Verdict(
         PositionError,
         "{address} does not accept the saved position: {text}",
-        "Was the state copied from another deployment? `dispatcher position reset` has the next start begin now.",
+        "Was the state copied from another deployment? After `dispatcher position reset` a start begins now.",
     ),
     Kind.NO_ACCESS: _Verdict(
         AccessDenied,
@@ -178,8 +178,8 @@ def kind_of(error: PyMongoError) -> Kind:
     """Classify an error of the driver.
 
     Errors with a class of their own, such as a lost connection, have no code. A ConfigurationError of a command is
-    about the servers that the driver has found: a name that is not resolved, a member that starts, or one of an
-    old version. A mistake in a URL is raised when a client is made of it.
+    about the servers that the driver has found: an unresolved name, a starting member, or a member of an old
+    version. A wrong URL raises an error earlier, when the client is created.
     """
     code = _details(error).get("code", getattr(error, "code", None))
     kind = KINDS.get(code, Kind.UNKNOWN) if isinstance(code, int) else Kind.UNKNOWN

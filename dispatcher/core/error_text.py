@@ -1,6 +1,6 @@
 """Describes errors in text, without secrets and of a limited length: for logs, dead letters and spans.
 
-An error may be of an application's class. Whatever its methods do, the functions here do not raise.
+The class of an error may be the application's, and its methods may raise. The functions here never raise.
 """
 
 import traceback
@@ -23,12 +23,12 @@ def text_of(error: BaseException, limit: int = LONGEST_TEXT) -> str:
 
 
 def words_of(value: object) -> str:
-    """A value as text; of an error the message without its type."""
+    """A value as text. For an error, the text is the message without the type."""
     return _described(lambda: str(value), LONGEST_TEXT)
 
 
 def trace_of(error: BaseException) -> str:
-    """The traceback as Python prints it, or at least its places."""
+    """The traceback as Python prints it. If Python can't print the error, the places and a short text."""
     told = _described(lambda: "".join(traceback.format_exception(error)), _LONGEST_TRACE)
     if told:
         return told
@@ -37,7 +37,7 @@ def trace_of(error: BaseException) -> str:
 
 
 def _described(describe: Callable[[], str], limit: int) -> str:
-    """The text, cut, without secrets and lone surrogates, which can't be stored; "" if `describe` raises."""
+    """The shortened text without secrets and lone surrogates, which can't be stored; "" if `describe` raises."""
     try:
         text = describe()
     except BaseException:  # methods and properties of the error may raise anything

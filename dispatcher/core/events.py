@@ -25,7 +25,7 @@ Namespace = tuple[str, str]
 """(database, collection)"""
 
 DELIVERABLE: Final = frozenset({"insert", "update", "replace", "delete"})
-"""Operations on single documents, which receivers get."""
+"""Operations on single documents. Receivers get them."""
 
 CALLED: Final = {
     ("insert", Call.CREATED): ("post_save", True),
@@ -33,15 +33,15 @@ CALLED: Final = {
     ("update", Call.UPDATED): ("post_update", False),
     ("delete", Call.DELETED): ("post_delete", False),
 }
-"""Signal and `created` of the call that a stamp tells, by the event that it may belong to.
+"""The signal and `created` by the operation of an event and the call in its origin stamp.
 
-A replace has no stamp of its own, as the ODM makes none. A delete's stamp is that of its marker."""
+The ODM makes no replaces, so a replace never has a stamp of its own. A delete has the stamp of its marker."""
 
 _KEYS: Final[CodecOptions[dict[str, Any]]] = CodecOptions(uuid_representation=UuidRepresentation.STANDARD)
 
 
 class Start(NamedTuple):
-    """Where a change stream begins: after a token, or at a time; at neither it begins now."""
+    """The start of a change stream: after a token, at a time, or now if both are None."""
 
     token: str | None = None
     cluster_time: Timestamp | None = None
@@ -69,26 +69,26 @@ class Change(NamedTuple):
         operation: `"insert"`, `"update"`, `"replace"`, `"delete"`, or that of an event of a whole collection.
             `"untouched"`: an update or a replace that changed nothing but the stamp.
             `"marker"`: an update of that kind that may announce a delete of ours.
-            `"deferred"`: a change that comes again as itself, once it is known what the marker of its document
-            announces.
+            `"deferred"`: a placeholder. The change itself follows as soon as the marker of its document is
+            resolved.
             `"finished"`: an earlier process has finished it.
         namespace: (database, collection); the collection is "" for events of a whole database.
         cluster_time: the server's logical time of the commit.
         wall_time: the server's wall clock then.
         document: the document after the change, if known.
         before: the document before the change, if the server keeps pre images.
-        image: what `document` is (`"key"` while it is unknown).
-        names: top-level stored names that an update changed or removed, the stamp's left out.
-        stamp: the origin stamp that the write brought, if it is readable. It may be a copy, see `origin`.
+        image: the kind of `document` (`"key"` while it is unknown).
+        names: top-level stored names that an update changed or removed, without the stamp's name.
+        stamp: the origin stamp in the event, if it is readable. It may be a copy, see `origin`.
         size: bytes of the event as it was sent.
-        raw: the event as it was sent: instances take the decoded documents over, and failures need them again.
-        looked_up: the document as it was looked up, where the event had none.
+        raw: the event as it was sent. Failures decode it again, since instances own the decoded documents.
+        looked_up: the document from a lookup, if the event had none.
         transaction: identifies the transaction of the change; None outside of transactions.
-        origin: the stamp again, if it counts, see `origins`; of a delete, its marker's.
-        marker: of a delete: the token of its marker; empty if it has none.
-        fault: why `document`, or `id`, can't be decoded; None if it can, as nearly always.
-        delivery_id: the id of its deliveries, where the token does not decide: the stamp came too late, or the
-            id was recorded.
+        origin: `stamp` if it is valid, see `origins`; for a delete, the stamp of its marker.
+        marker: for a delete, the token of its marker; empty if it has none.
+        fault: the reason why `document` or `id` can't be decoded; None in nearly all cases.
+        delivery_id: the id of its deliveries, if the token does not determine it: the stamp came too late, or
+            the id was recorded.
     """
 
     token: str
@@ -116,7 +116,7 @@ class Change(NamedTuple):
         """Changes with the same key are delivered one after another, in commit order."""
         try:
             return document_key(self.namespace, self.id)
-        except Exception:  # it can't be decoded, or not be encoded again
+        except Exception:  # it can't be decoded, or can't be encoded again
             return (self.namespace, None, canonical_of(self.raw_key))
 
     @property
@@ -140,17 +140,17 @@ def key_from(namespace: Namespace, raw: bytes, codec_options: CodecOptions[Any])
 
 
 def delivery_id_of(change: Change, run: str = "") -> str:
-    """The id of the deliveries of a change: the same whenever the change is read again.
+    """The id of the deliveries of a change. It is the same whenever the change is read again.
 
     Args:
-        change: with its origin.
-        run: the id of a replay or a backfill, whose deliveries have ids of their own; "" for live deliveries.
+        change: a change with `origin` set.
+        run: the id of a replay or a backfill, since its deliveries have other ids; "" for live deliveries.
     """
     return change.delivery_id if change.delivery_id and not run else delivery_id(change.token, run)
 
 
 def delivery_id(token: str, run: str = "") -> str:
-    """The same for a change of which only the token is known."""
+    """Like `delivery_id_of`, for a change of which only the token is known."""
     data = data_of(token)
     text = f"{run}:{data}" if run else data
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
@@ -161,12 +161,12 @@ class Calls(NamedTuple):
 
     Attributes:
         document: the class; its instances are what the receivers get.
-        created: what `post_save` receivers are told.
+        created: the argument `created` of `post_save` receivers.
         receivers: in connection order.
-        collection: where the change was made, if that is not the document's own collection: an instance that a
-            receiver saves must go back to where it came from.
-        hops: how many receivers of dispatchers lie between the change and what somebody else wrote.
-        run: of a replay or a backfill: its id; "" for what is delivered because it was written.
+        collection: the collection of the change, if it is not the document's own. If a receiver saves the
+            instance, the write must go to this collection.
+        hops: the number of receivers in dispatchers whose writes led to this change, one after another.
+        run: the id of a replay or a backfill; "" for live deliveries.
     """
 
     document: Any
@@ -182,10 +182,10 @@ class Job:
     """The delivery of one change, and its place in the order of the stream.
 
     Attributes:
-        change: the change; None once nothing is left to do, as finished jobs may wait for long behind a slow one.
-        passed: how many receivers are done: their deliveries succeeded, wait in the database, or failed for good.
-        marker: of a delete: the job of the update that announced it. Both are finished together.
-        announces: whether it is such an update.
+        change: the change; None after all deliveries: a finished job may wait long for an earlier one.
+        passed: the number of finished receivers. Their deliveries succeeded, wait in MongoDB, or failed for good.
+        marker: for a delete, the job of the update that announced it. Both are finished together.
+        announces: whether the change is an update that announces a delete.
     """
 
     __slots__ = ("announces", "calls", "change", "marker", "passed", "size", "token")
@@ -200,12 +200,12 @@ class Job:
         self.announces = False
 
     def settle(self, change: Change, calls: tuple[Calls, ...]) -> None:
-        """Set what was not known when a marker, or a change after one, took its place in the order."""
+        """Set the values that were unknown when the job of a marker, or of a change after one, was queued."""
         self.change, self.calls, self.size, self.announces = change, calls, change.size, False
 
     @property
     def done(self) -> bool:
-        """Whether nothing is left to do."""
+        """Returns whether nothing is left to do."""
         return self.change is None
 
     @property
@@ -216,10 +216,10 @@ class Job:
 
 
 class Errand(NamedTuple):
-    """Something to do for a document between the deliveries of its changes.
+    """A task for a document. It runs between the deliveries of the document's changes.
 
     Attributes:
-        on_finished: called when it is finished, also if another task had to finish it.
+        on_finished: called when the errand is finished, even if another task had to finish it.
     """
 
     run: Callable[[], Coroutine[Any, Any, None]]
@@ -227,5 +227,5 @@ class Errand(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes of its event: it has none."""
+        """An errand has no event, so its size is 0 bytes."""
         return 0

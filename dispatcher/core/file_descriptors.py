@@ -9,9 +9,9 @@ from dispatcher.core.error_text import chain_of, words_of
 from dispatcher.exceptions import TooManyFiles
 
 if sys.platform != "win32":
-    import resource  # here: when it is needed, no more files can be opened
+    import resource  # imported early: later, no more files can be opened
 
-# Descriptors that a start takes, with some to spare.
+# Number of descriptors that a start needs, with a reserve.
 _NEEDED: Final = 32
 
 
@@ -32,7 +32,7 @@ def lack_in(error: BaseException) -> TooManyFiles | None:
     """The error for the operator if an error comes from a lack of descriptors; None otherwise."""
     for one in chain_of(error):
         number = one.errno if isinstance(one, OSError) else None
-        text = words_of(one)  # the driver and the loader of libraries keep only the text
+        text = words_of(one)  # the driver and the dynamic loader keep only the text
         if number == errno.EMFILE or os.strerror(errno.EMFILE) in text:
             return TooManyFiles(
                 f"Too many open files: this process may have {_limit()} of them, sockets included.",

@@ -1,4 +1,4 @@
-"""Runs the garbage collector by the clock instead of by the number of new objects.
+"""Runs the garbage collector at fixed intervals instead of after a number of new objects.
 
 Thousands of decoded documents are alive at any time. A collection after every 700 new objects takes a third of
 the throughput. Documents hold no reference cycles, so reference counting frees them. Errors form cycles with the
@@ -13,7 +13,7 @@ from typing import Final
 
 from dispatcher.core.tasks import end
 
-# Objects after which Python collects by itself: almost never.
+# Numbers of new objects after which Python itself collects. With these it almost never does.
 _THRESHOLDS: Final = (100_000, 20, 100)
 
 # Seconds between two collections of young objects, which take a few milliseconds even under full load.
@@ -28,7 +28,7 @@ _EVERYTHING: Final = 2
 
 @asynccontextmanager
 async def collecting() -> AsyncIterator[None]:
-    """Collect by the clock while the block runs."""
+    """Collect at fixed intervals while the block runs."""
     thresholds = gc.get_threshold()
     gc.collect()
     gc.freeze()

@@ -1,4 +1,4 @@
-"""Identifies processes, and tells whether another one is dead for certain.
+"""Identifies processes, and detects the death of other processes.
 
 A killed process leaves its leases behind. On the same machine another process can see its death, and takes over
 without waiting. On other machines a process waits until the leases have run out.
@@ -23,10 +23,10 @@ class Identity(NamedTuple):
     """Identifies a process among all processes on all machines.
 
     Attributes:
-        host: name of its machine, for people.
-        pid: in its own namespace.
+        host: the name of its machine, for people.
+        pid: its process id in its own namespace.
         boot: identifies the boot of the machine, the namespace of process ids and the start of the process:
-            `"<boot id>/<namespace>/<start>"`; empty where the system does not tell.
+            `"<boot id>/<namespace>/<start>"`; empty if the system does not report them.
     """
 
     host: str
@@ -35,19 +35,19 @@ class Identity(NamedTuple):
 
     @classmethod
     def read(cls, document: Mapping[str, Any]) -> "Identity":
-        """Read it from a document of the state; values of wrong types count as unknown."""
+        """Read an identity from a document of the state. Values of wrong types count as unknown."""
         host, pid, boot = (document.get(name) for name in ("host", "pid", "boot"))
         known = isinstance(boot, str) and isinstance(pid, int)
         return cls(str(host), pid if isinstance(pid, int) else 0, str(boot) if known else "")
 
     @property
     def is_dead(self) -> bool:
-        """Whether it is dead for certain. If not, it may be alive or dead."""
+        """Returns True if the process is certainly dead; False if it may be alive."""
         match, own = _BOOT.fullmatch(self.boot), _BOOT.fullmatch(own_identity().boot)
         if match is None or own is None or match["where"] != own["where"] or self.pid <= 0:
             return False
         try:
-            os.kill(self.pid, 0)  # signal 0 only asks; /proc may hide the processes of other users
+            os.kill(self.pid, 0)  # signal 0 only checks; /proc may hide the processes of other users
         except ProcessLookupError:
             return True
         except OverflowError:  # no process has such a number
@@ -77,7 +77,7 @@ def own_identity() -> Identity:
 
 
 def _stat(pid: int) -> _Stat | None:
-    """The state of a process, and its start in clock ticks since the boot; None if the kernel does not tell."""
+    """The state of a process, and its start in clock ticks since the boot; None if they can't be read."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
         # The second field is the name in parentheses, which may hold any character.

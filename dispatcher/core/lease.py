@@ -1,8 +1,9 @@
 """A lease: the right to deliver one partition, for some seconds at a time.
 
 Clocks of different machines are never compared. The holder counts the seconds by its own clock, from the moment
-before it sent the last acknowledged renewal. Others count by their clocks, from the moment at which they saw this
-renewal, and a bit longer. So if a holder can't renew its lease, the lease ends before another process takes over.
+before it sent the last acknowledged renewal. Other processes count by their clocks, from the moment at which they
+saw this renewal, and a bit longer. So if a holder can't renew its lease, the lease ends before another process
+takes over.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ HELD: Final = 0.75
 """The part of a lease during which its holder acts, counted from before its last renewal."""
 
 TAKEN: Final = 0.8
-"""The part of a lease after which others take over, counted from the moment at which they saw its last renewal."""
+"""The part of a lease after which other processes take over, counted from when they saw its last renewal."""
 
 now: Callable[[], float] = (
     # Unlike the monotonic clock it advances while the machine sleeps.
@@ -32,12 +33,12 @@ class Lease:
 
     Args:
         term: grows with every change of ownership.
-        seconds: for which a renewal is valid.
-        sent: when the claim was sent, by `now`.
+        seconds: the time for which a renewal is valid.
+        sent: the time at which the claim was sent, by `now`.
 
     Attributes:
-        until: when it ends, by `now`. No delivery starts after that, unless a late renewal is acknowledged.
-        lost: set when another process has it.
+        until: the time of its end, by `now`. No delivery starts later, unless a late renewal is acknowledged.
+        lost: set when another process has taken the partition over.
     """
 
     def __init__(self, partition: int, partitions: int, term: int, *, seconds: float, sent: float) -> None:
@@ -56,17 +57,17 @@ class Lease:
         return cls(0, 1, 0, seconds=float("inf"), sent=0.0)
 
     def renewed(self, sent: float) -> None:
-        """Note an acknowledged renewal, and when it was sent."""
+        """Record an acknowledged renewal and the time at which it was sent."""
         self.until = sent + HELD * self.seconds
         if now() < self.until:
             self._release()
 
     def lose(self) -> None:
-        """Note that another process has taken over. No delivery starts any more."""
+        """Record that another process has taken over. No further delivery starts."""
         if self.lost.is_set():
             return
         log.warning(
-            "another process has taken a partition over, and delivers the unfinished changes",
+            "another process has taken over a partition and delivers its unfinished changes",
             action="lease.lost",
             partition=self.partition,
             term=self.term,
@@ -85,10 +86,10 @@ class Lease:
         self._release()
 
     async def held(self) -> None:
-        """Wait until it is valid.
+        """Wait until the lease is valid.
 
         Raises:
-            Interrupted: it is over, or `interrupt` was called.
+            Interrupted: the lease has ended, or `interrupt` was called.
         """
         while now() >= self.until:
             if self._interrupted:

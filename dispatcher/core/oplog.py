@@ -15,16 +15,16 @@ from dispatcher.core.stats import seconds_of
 MOST_SKEW: Final = 1.0
 """Seconds that the clocks of the server and of this machine may differ without a warning."""
 
-# Number of requests for the clock, one after another.
+# Number of successive requests for the clock.
 _ASKED: Final = 3
 
-# The server tells its time in units of this many seconds.
+# Resolution of the server's time, in seconds.
 _TOLD: Final = 0.001
 
 # Two clocks drift apart by at most this many seconds in a second.
 _DRIFT: Final = 1e-4
 
-# Asks for the times of the oplog, without the long sections of the answer.
+# The command for the times of the oplog, without the long sections of the answer.
 _OPLOG_TIMES: Final = {
     "serverStatus": 1,
     "oplog": 1,
@@ -41,7 +41,7 @@ class Oplog(NamedTuple):
     Attributes:
         begins: cluster time of the oldest entry, in seconds since 1970.
         ends: cluster time of the newest entry.
-        spare: estimated seconds until it is full; 0 if it is full, or if that is not known.
+        spare: estimated seconds until it is full; 0 if it is full, or if this is unknown.
     """
 
     begins: float
@@ -54,7 +54,7 @@ class Oplog(NamedTuple):
         return self.ends - self.begins
 
     def headroom(self, position: float) -> float:
-        """Estimated seconds until the oplog does not reach back to a position any more.
+        """Estimated seconds until the oplog no longer reaches back to a position.
 
         Args:
             position: its cluster time, in seconds since 1970.
@@ -63,9 +63,9 @@ class Oplog(NamedTuple):
 
 
 async def look_at_oplog(client: AsyncMongoClient[Any]) -> Oplog | None:
-    """The times of the oplog; None without the privilege, and behind a mongos.
+    """Read the times of the oplog; None if the user lacks the privilege, or if the server is a mongos.
 
-    They come from serverStatus. Reading the oplog itself needs a privilege to see the writes of every database.
+    serverStatus reports them. Reading the oplog needs a privilege that exposes the writes of every database.
     """
     try:
         status = await client.admin.command(dict(_OPLOG_TIMES))  # a copy: the driver adds to it
@@ -80,7 +80,7 @@ async def look_at_oplog(client: AsyncMongoClient[Any]) -> Oplog | None:
 
 
 async def _spare(client: AsyncMongoClient[Any], window: float) -> float:
-    """Needs only the privilege collStats on the oplog, which gives its size but no entries."""
+    """Estimate `Oplog.spare`. It needs only the privilege collStats, which exposes the size but no entries."""
     try:
         cursor = await client["local"]["oplog.rs"].aggregate([{"$collStats": {"storageStats": {}}}])
         (stats,) = await cursor.to_list(1)
@@ -93,10 +93,10 @@ async def _spare(client: AsyncMongoClient[Any], window: float) -> float:
 
 
 class ClockOffset:
-    """How far the clock of the server is ahead of ours, in seconds.
+    """The number of seconds by which the clock of the server is ahead of ours.
 
-    The server reads its clock between our question and its answer, and tells whole milliseconds. So each answer
-    bounds the offset from both sides. All answers together bound it closely, also if each takes long.
+    The server reads its clock between our question and its answer, and reports whole milliseconds. So each answer
+    bounds the offset from both sides. All answers together bound it closely, even if each takes long.
     """
 
     def __init__(self) -> None:
@@ -104,7 +104,7 @@ class ClockOffset:
         self._noted = monotonic()
 
     async def ask(self, client: AsyncMongoClient[Any]) -> float:
-        """Ask the server; the middle of the bounds."""
+        """Ask the server, and return the middle of the bounds."""
         for _ in range(_ASKED):
             began, asked = monotonic(), time()
             answer = await client.admin.command("hello")

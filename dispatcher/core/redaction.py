@@ -22,7 +22,7 @@ _USER: Final = re.compile(r"""[^\s/?#@:\[\]"'<>]*:(?!\d{1,5}(?:[/?#,;.)\]\s"'<>]
 # A word that can be the rest of a password with a space, but not a host.
 _BARE_WORD: Final = re.compile(r"[\w-]*[ \t]")
 
-# Examples in messages are no secrets.
+# Examples in messages are not secrets.
 _EXAMPLES: Final = frozenset({"user:password", "username:password", "USER:PASSWORD", "<user>:<password>"})
 
 # -- secrets with a name ---------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ def _redacted_line(line: str, patterns: list[tuple[tuple[str, ...], re.Pattern[s
 
 
 def names_a_secret(name: str) -> bool:
-    """Whether a value with this name is a secret."""
+    """Returns whether a value with this name is a secret."""
     return _IS_A_NAME.search(name) is not None
 
 

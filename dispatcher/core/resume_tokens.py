@@ -1,7 +1,7 @@
-"""Resume tokens as texts, and short hashes of them.
+"""Converts resume tokens to texts and to short hashes.
 
-A token holds the `_id` of the document, and may be a megabyte long. The position remembers finished changes after
-it by hashes of ten bytes.
+A token holds the `_id` of the document, and may be a megabyte long. The position stores finished changes after
+it as hashes of ten bytes.
 """
 
 from bisect import bisect_left
@@ -19,15 +19,15 @@ _TIMESTAMP_TAG: Final = "82"
 DIGEST: Final = 10
 """Bytes of the hash of a token.
 
-A million of them fit into a document. The probability that one of a million changes has the hash of another one,
-and is skipped, is one in a million millions.
+A million of them fit into a document. A change with the hash of another one would be skipped. For a million
+changes, the probability of this is one in a million millions.
 """
 
 
 def token_of(id_: Mapping[str, Any]) -> str:
     """The text of a resume token: the `_id` of an event, or that of a batch. Texts sort like their changes.
 
-    If the `_id` of a document holds numbers that are no 32-bit integers, the server needs their types to find the
+    If the `_id` of a document holds numbers that are not 32-bit integers, the server needs their types to find the
     change again, and sends them beside the data.
     """
     bits = id_.get("_typeBits")
@@ -70,7 +70,7 @@ def as_sent(token: str) -> dict[str, Any]:
 
 
 def data_of(token: str) -> str:
-    """A token without types. Ids and hashes are made of it, since earlier versions did not know the types."""
+    """A token without types. Ids and hashes use it, since earlier versions did not know the types."""
     return token.partition(_BITS)[0]
 
 
@@ -85,6 +85,6 @@ def split(digests: bytes) -> list[bytes]:
 
 
 def holds(digests: bytes, digest: bytes) -> bool:
-    """Whether a hash is among sorted hashes."""
+    """Returns whether a hash is among sorted hashes."""
     at = bisect_left(range(len(digests) // DIGEST), digest, key=lambda i: digests[i * DIGEST : (i + 1) * DIGEST])
     return digests[at * DIGEST : (at + 1) * DIGEST] == digest

@@ -27,10 +27,10 @@ _MOST_DOUBLINGS: Final = 60
 
 
 def pause_after(attempt: int, pauses: Retry = _PAUSES) -> float:
-    """Seconds to wait after a failed attempt: doubling, with jitter, since others may retry too.
+    """Seconds to wait after a failed attempt: the pauses double, with jitter, since other processes may retry too.
 
     Args:
-        attempt: the one that failed: 1, 2, ...; after 0 there is no pause.
+        attempt: the number of the failed attempt, from 1 on; after 0 there is no pause.
         pauses: their base and cap.
     """
     if attempt == 0:
@@ -51,14 +51,14 @@ async def retry(
     """Run a command until it succeeds. The number of attempts has no limit.
 
     Args:
-        command: may run twice: after some errors it is unknown whether the server has done it.
+        command: may run twice: after some errors it is unknown whether the server has executed it.
         report: called after each failed attempt, with `error` and `attempt`; logs them.
         address: of the server. With it, a permanent error is raised as a `DispatcherError`; without it, permanent
             errors are retried too.
-        on: errors that are retried; others are raised as they are.
+        on: errors that are retried; other errors are raised unchanged.
         pauses: base and cap of the pauses; its number of attempts is ignored.
         pause: waits between two attempts, and may end the command with an exception of its own.
-        within: seconds after which the error of an attempt is raised as it is.
+        within: seconds after which the error of an attempt is raised unchanged.
 
     Raises:
         DispatcherError: an error is permanent.

@@ -6,8 +6,8 @@ positions: one document per group, with its layout,
     group            the group of dispatchers
     partitions       number of partitions
     mended_at        the server's time at which a missing position was recorded, or a position was moved by hand
-    wanted           the requested number of partitions; only while it is another one
-    application      that the group belongs to: "package.module:registry"
+    wanted           the requested number of partitions; only while it differs from `partitions`
+    application      the application that owns the group: "package.module:registry"
 
 and one per partition.
 
@@ -18,7 +18,7 @@ and one per partition.
     owner            the member that may write here; null if no member holds the partition
     term             grows with every change of ownership; `delivery.term`
     beat             grows with every renewal of the lease
-    lease_seconds    after which others take over, if the lease is not renewed
+    lease_seconds    after this time without a renewal, other processes take over
     host, pid, boot  of the owner, see `core/identity.py`
     claimed_at       the server's time at which the owner took over
     renewed_at       the server's time of the last renewal, for people
@@ -30,7 +30,7 @@ and one per partition.
     until            a text that sorts after these tokens; null if there are none
     inherited        finished changes of earlier layouts, see `position/inherited.py`
     saved_at         the server's time of the last save; advances on an idle stream too
-    version          of the application that held it last
+    version          of the application whose process held the partition last
     version_since    the server's time at which a process of that version started
     version_started  a date in the far future, for dispatchers of earlier versions: see `position/documents.py`
 
@@ -98,9 +98,9 @@ CODEC_OPTIONS: Final[CodecOptions[dict[str, Any]]] = CodecOptions(
 
 
 class _Anything(dict[str, Any]):
-    """An answer of the server. A value that no driver decodes does not affect the others."""
+    """An answer of the server. An undecodable value does not affect the other values."""
 
-    # With it the driver passes bytes, as for a RawBSONDocument.
+    # Because of this marker, the driver passes bytes, as for a RawBSONDocument.
     _type_marker: Final = RawBSONDocument._type_marker
 
     def __init__(self, raw: bytes, codec_options: CodecOptions[Any] | None = None) -> None:
@@ -141,7 +141,7 @@ class State:
         self.held = self.newest(HELD)
 
     def _majority(self, name: str) -> Collection:
-        """A collection whose reads return only what survives a failover."""
+        """A collection whose reads return only data that survives a failover."""
         return self.database.get_collection(
             name,
             codec_options=READING,
@@ -159,7 +159,7 @@ class State:
         )
 
     def as_on_this_node(self, name: str) -> Collection:
-        """A collection for reads that only show something: they wait for no majority."""
+        """A collection for reads that only display data: they do not wait for a majority."""
         return self.database.get_collection(name, codec_options=READING)
 
     async def create_indexes(self) -> None:
@@ -183,7 +183,7 @@ class State:
         except OperationFailure as error:
             if error.code not in _INDEX_CONFLICTS:
                 raise
-            # The index has another time. To change it takes collMod, which the role readWrite does not include.
+            # The index has another expiry time. A change needs collMod, which the role readWrite does not include.
             await self.deliveries.drop_index(_EXPIRY)
             await self.deliveries.create_index("at", name=_EXPIRY, expireAfterSeconds=seconds)
 

@@ -1,4 +1,4 @@
-"""Skips and names malformed documents of the state.
+"""Skips and reports malformed documents of the state.
 
 A person may have edited them, or another program may write to the same database. Positions are an exception: a
 dispatcher that does not know its position must not guess, see `position/documents.py`.
@@ -12,14 +12,14 @@ from pydantic import BaseModel, Field, ValidationError
 from dispatcher.core.error_text import words_of
 from dispatcher.core.output.logs import log
 
-# Documents that one result names; and documents that are remembered, so that each is logged once.
+# Maximum number of documents in one result; maximum number of remembered documents, since each is logged once.
 _MOST_NAMED: Final = 20
 _MOST_LOGGED: Final = 1_000
 
-# Characters of an `_id`, and of a problem.
+# Maximum characters of an `_id`, and of a problem.
 _LONGEST: Final = 300
 
-_REMEDY: Final = "Was it edited by hand, or by another program? Fix it or delete it; it is skipped meanwhile."
+_REMEDY: Final = "Was it edited by hand, or by another program? Fix it or delete it; until then it is skipped."
 
 _logged: set[tuple[str, str]] = set()
 
@@ -36,7 +36,7 @@ class Misfit(NamedTuple):
 
 
 class Sound:
-    """Reads the documents that make sense, and collects the others.
+    """Reads documents of the state, and collects the malformed ones.
 
     Attributes:
         misfits: the first malformed documents.
@@ -50,13 +50,13 @@ class Sound:
         """Read documents.
 
         Args:
-            make: reads one; raises any error if it is malformed.
+            make: reads one document; raises any error if it is malformed.
         """
         made = []
         for document in found:
             try:
                 made.append(make(document))
-            except Exception as error:  # wrong types may raise anything
+            except Exception as error:  # wrong types may raise any error
                 self.skip(collection, document.get("_id"), error)
         return made
 
@@ -82,7 +82,7 @@ class Sound:
 
 
 def problem_of(error: Exception) -> str:
-    """What is wrong with a document, from the error that it raised."""
+    """Describe the problem of a document, from the error that reading it raised."""
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
@@ -96,7 +96,7 @@ def receiver_paused(found: Mapping[str, Any]) -> str | None:
     """The receiver in the document of a pause; None if everything is paused.
 
     Raises:
-        ValueError: the document names neither; such a document must not pause everything.
+        ValueError: the document names neither. It must not pause everything.
     """
     match found:
         case {"receiver_name": str(name)}:

@@ -11,13 +11,13 @@ BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2
 """Upper bounds of the buckets of all histograms, in seconds. A bucket includes its bound."""
 
 MOST_RECEIVERS: Final = 200
-"""Receivers with figures of their own, at most. All further receivers share one set."""
+"""Maximum number of receivers with their own figures. All further receivers share one set."""
 
 # Seconds that count as recent, and seconds between two samples of the counters.
 _RECENT: Final = 60.0
 _STEP: Final = 5.0
 
-# Seconds without an answer after which a stream counts as behind: it brings one every second.
+# Seconds without an answer after which a stream counts as late: even an idle stream answers every second.
 _QUIET: Final = 5.0
 
 # Seconds of the stream's time over which its changes per second are averaged.
@@ -44,7 +44,7 @@ class Histogram:
         self.sum += seconds
 
     def as_dict(self) -> dict[str, Any]:
-        """Their number, their sum, and bounds of the median and of the 99th percentile."""
+        """The number and sum of the durations, and bounds of the median and of the 99th percentile."""
         return {
             "count": sum(self.counts),
             "sum_seconds": round(self.sum, 6),
@@ -53,7 +53,7 @@ class Histogram:
         }
 
     def quantile(self, share: float) -> float | None:
-        """The bound below which this share of all lies; None without any, or beyond the last bound."""
+        """The bound below which this share of the durations lies; None without any, or beyond the last bound."""
         wanted = sum(self.counts) * share
         if not wanted:
             return None
@@ -72,7 +72,7 @@ class ReceiverFigures:
     receiver: str
     signal: str
     delivered: int = 0
-    """Deliveries from which it returned."""
+    """Successful deliveries: the receiver returned."""
     failed: int = 0
     """Deliveries that were given up after the last attempt."""
     retried: int = 0
@@ -80,18 +80,18 @@ class ReceiverFigures:
     conflicts: int = 0
     """Runs of its transactions that conflicted with other writes."""
     withheld: dict[str, int] = field(default_factory=lambda: {"ran": 0, "muted": 0})
-    """Changes that it did not get because of their stamps, by reason; `"ran"`: in the writing process."""
+    """Changes that it did not get because of their stamps, by reason; `"ran"`: it ran in the writing process."""
     refused: int = 0
     """Deliveries that were given up without an attempt: the document does not fit, or too many hops."""
     latency: Histogram = field(default_factory=Histogram)
-    """From the commit of a change to the first attempt."""
+    """Durations from the commit of a change to the first attempt."""
     duration: Histogram = field(default_factory=Histogram)
-    """Of the attempts."""
+    """Durations of the attempts."""
     due: float = 0.0
-    """When the next attempt is measured, by the monotonic clock."""
+    """The time at which the next attempt is measured, by the monotonic clock."""
 
     def counters(self) -> dict[str, Any]:
-        """Counters for rates, which are differences of two such reports."""
+        """The counters of this moment. A rate is the difference of two of them."""
         return {
             "receiver": self.receiver,
             "signal": self.signal,
@@ -132,7 +132,7 @@ class Stats:
     dead_letters: int = 0
     """Dead letters written."""
     invalid: int = 0
-    """Changes that no receiver got, because their documents could not become instances."""
+    """Changes that no receiver got, because no instances could be made of their documents."""
     reconnects: int = 0
     """Reopenings of the change stream."""
     saves: int = 0
@@ -142,9 +142,9 @@ class Stats:
     lease_changes: int = 0
     """Partitions that were taken over, given up or lost."""
     late_stamps: int = 0
-    """Own writes that took too long after their stamp: receivers that had run already got them again."""
+    """Own writes that arrived too long after their stamp. Receivers that had already run got them again."""
     untouched: int = 0
-    """Updates of nothing but the origin stamp, which no receiver gets."""
+    """Updates that changed only the origin stamp. No receiver gets them."""
     gaps: int = 0
     """Gaps that were recorded."""
     clock_offset: float = 0.0
@@ -172,7 +172,7 @@ class Recent:
         self._samples: deque[tuple[float, dict[tuple[str, str], tuple[int, ...]]]] = deque([(float("-inf"), {})])
 
     def note(self, now: float, receivers: Iterable[ReceiverFigures]) -> None:
-        """Sample the counters; to be called often.
+        """Sample the counters. Call it often.
 
         Args:
             now: by the monotonic clock.
@@ -206,10 +206,10 @@ class Gauges(NamedTuple):
     Attributes:
         queued: changes that were read and are not finished.
         lag_seconds: the age of the oldest change that is not delivered; 0 if there is none.
-        lag_changes: the number of changes that are not delivered; those that are not read yet are estimated.
+        lag_changes: the number of undelivered changes. The number of unread ones is estimated.
         position_seconds: cluster time of the position, in seconds since 1970.
         saved_seconds: when the position was last saved, by the monotonic clock.
-        silent_seconds: seconds since the server was asked, if it has not answered yet.
+        silent_seconds: seconds since the request that the server has not answered yet; 0 if there is none.
     """
 
     connected: bool
@@ -239,7 +239,7 @@ class Lag:
         self._asked = now
 
     def silent(self, now: float) -> float:
-        """Seconds since then, if it has not answered yet."""
+        """Seconds since the request that the server has not answered yet; 0 if there is none."""
         return 0.0 if self._asked is None else now - self._asked
 
     def heard(self, now: float, up_to: float, changes: int, *, more: bool) -> None:
@@ -247,8 +247,8 @@ class Lag:
 
         Args:
             now: by the monotonic clock.
-            up_to: cluster time of its end, in seconds since 1970.
-            more: the next batch was probably there already.
+            up_to: cluster time of the end of the batch, in seconds since 1970.
+            more: whether the next batch was probably available already.
         """
         self._heard = now
         self._asked = None
@@ -283,7 +283,7 @@ class Lag:
         return max(waiting, self.unread(now, server_now))
 
     def changes(self, now: float, server_now: float, unfinished: int) -> float:
-        """The number of changes that are not delivered: those that were read, and an estimate of the others.
+        """The number of undelivered changes: the read ones, and an estimate of the unread ones.
 
         The estimate assumes that the stream continues at the rate of the last minute that was read.
         """
@@ -295,12 +295,12 @@ class Lag:
 
 
 def in_utc(moment: Any) -> datetime | None:
-    """A date as the driver decodes it, naive UTC, as an aware one; None if it is no date."""
+    """Convert a date from the driver, in naive UTC, to an aware one; None if the value is not a date."""
     return moment.replace(tzinfo=UTC) if isinstance(moment, datetime) else None
 
 
 def seconds_of(wall_time: Any) -> float | None:
-    """Seconds since 1970 of a date as the driver decodes it, naive UTC or aware; None if it is no date."""
+    """Convert a date, aware or in naive UTC, to seconds since 1970; None if the value is not a date."""
     try:
         if wall_time.tzinfo is None:
             return float((wall_time - _EPOCH).total_seconds())

@@ -1,4 +1,4 @@
-"""Ends tasks reliably, and keeps receivers from ending tasks of the dispatcher."""
+"""Ends tasks reliably, and prevents receivers from cancelling tasks of the dispatcher."""
 
 import asyncio
 import sys
@@ -10,17 +10,17 @@ _AGAIN_AFTER: Final = 0.1
 
 
 receiving: Final[ContextVar[asyncio.Task[Any] | None]] = ContextVar("dispatcher_receiving", default=None)
-"""In a receiver, and in every task that it starts: the task that the receiver runs in. None elsewhere."""
+"""The task that runs the receiver. It is set in the receiver and in every task that it starts; else None."""
 
 
 class _Guarded(asyncio.Task[Any]):
     """A task that receivers can't cancel, except for the one that runs in it."""
 
     def cancel(self, msg: Any = None) -> bool:
-        """Cancel it.
+        """Cancel the task.
 
         Raises:
-            RuntimeError: a receiver calls it. The driver may call it, when a receiver closes a client.
+            RuntimeError: a receiver calls this method. The driver may call it while a receiver closes a client.
         """
         if receiving.get() in (None, self):
             return super().cancel(msg)
@@ -34,7 +34,7 @@ class _Guarded(asyncio.Task[Any]):
 def guarded(
     loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **keywords: Any
 ) -> asyncio.Task[Any]:
-    """Make a task; a task factory for a loop. Receivers may cancel tasks that they create themselves."""
+    """Create a task, as the task factory of a loop. Receivers may cancel tasks that they create themselves."""
     kind = _Guarded if receiving.get() is None else asyncio.Task
     return kind(coroutine, loop=loop, **keywords)
 
@@ -56,10 +56,10 @@ async def end(
     """Cancel tasks until they are done.
 
     One cancellation is not enough: on Python 3.11, `asyncio.wait_for` in the driver or in a receiver swallows a
-    cancellation that comes together with its result.
+    cancellation that arrives together with its result.
 
     Args:
-        tasks: their results and errors stay in them.
+        tasks: the tasks, which keep their results and errors.
         within: seconds after which tasks that are not done are given up; None to wait for ever.
         only: whether to cancel a task now; the function only waits for the other tasks.
 

@@ -1,4 +1,4 @@
-"""Finds the value of a document that can't be decoded: its place, its type, the reason and the remedy.
+"""Finds the undecodable value in a document: its place, its type, the reason and the remedy.
 
 The driver refuses the whole document, so this module decodes it again, value by value.
 """
@@ -17,10 +17,10 @@ BEFORE: Final = "the document before the change"
 KEY: Final = "the key of the document"
 NAMES: Final = "the names of the changed fields"
 
-# Values that a search decodes, at most. It blocks the event loop.
+# Maximum number of values that a search decodes, since it blocks the event loop.
 _MOST: Final = 100_000
 
-# Characters of a path, and of a reason, in a message.
+# Maximum characters of a path, and of a reason, in a message.
 _LONGEST: Final = 500
 
 _STANDARD: Final = CodecOptions[dict[str, Any]](uuid_representation=UuidRepresentation.STANDARD)
@@ -35,7 +35,7 @@ _TEXT_REMEDY: Final = (
     "Correct the text, or add unicode_decode_error_handler=replace to the URL, which replaces such bytes"
 )
 _DATE_REMEDY: Final = (
-    "Correct the date, or add datetime_conversion=DATETIME_AUTO to the URL, which makes a bson.DatetimeMS of it"
+    "Correct the date, or add datetime_conversion=DATETIME_AUTO to the URL, which turns it into a bson.DatetimeMS"
 )
 
 
@@ -44,7 +44,7 @@ class Fault(NamedTuple):
 
     Attributes:
         where: the document of the change that holds it.
-        path: of its field, dotted; items of arrays have numbers. Empty if the place was not found.
+        path: the dotted path of its field; items of arrays have numbers. Empty if the place was not found.
     """
 
     where: str
@@ -57,7 +57,7 @@ class Fault(NamedTuple):
         place = f"{self.path!r} in {self.where}" if self.path else f"a value in {self.where}"
         return (
             f"{place} can't be decoded. It is of type {self.type}: {self.why}. {self.remedy}; restart the "
-            "dispatcher if the URL has changed, and retry the letter."
+            "dispatcher if the URL has changed, and retry the dead letter."
         )
 
 
@@ -79,7 +79,7 @@ class UndecodableValue(ValueError):
 
 
 class UndecodedKey:
-    """Stands for an `_id` that can't be decoded.
+    """Represents an `_id` that can't be decoded.
 
     Attributes:
         raw: the `_id` as BSON: {"": _id}.
@@ -178,9 +178,9 @@ def _judged(one: Element, error: Exception) -> tuple[str, Exception | str, str]:
     if one.kind == _BINARY:
         size, subtype = len(one.value) - 5, one.value[4]
         if subtype == _UUID:
-            return "binary (UUID)", f"it has {size} bytes, and a UUID has 16", "Store 16 bytes, or another subtype"
+            return "binary (UUID)", f"it has {size} bytes, and a UUID has 16", "Store 16 bytes or another subtype"
         if subtype == _OLD_BINARY:
-            why = "it holds its length once more, as subtype 2 does, and the two disagree"
+            why = "subtype 2 repeats the length of the value, and the two lengths disagree"
             return "binary (subtype 2)", why, "Store it with subtype 0"
         kind = f"binary (subtype {subtype})"
     return kind, error, "Correct the value"

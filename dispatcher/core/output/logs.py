@@ -1,6 +1,6 @@
 """The structured log of the daemon.
 
-A thread writes the lines: the dispatcher never waits for the log, and goes on if the log fails.
+A thread writes the lines: the dispatcher never waits for the log, and continues if the log fails.
 """
 
 import logging
@@ -17,11 +17,11 @@ from dispatcher.core.error_text import text_of, trace_of, words_of
 from dispatcher.core.output.writer import free
 from dispatcher.core.redaction import escaped, names_a_secret, redacted, shortened
 
-# Items and depth of lists and mappings in a log line, at most.
+# Maximum number of items, and maximum depth, of lists and mappings in a log line.
 _MOST_VALUES: Final = 1_000
 _DEEPEST: Final = 5
 
-# Values of several lines.
+# Keys whose values have several lines.
 _BLOCKS: Final = ("exception", "stack")
 _SET_IN: Final = "\n    "
 
@@ -38,7 +38,7 @@ class _Log:
     def _say(self, level: str, event: str, /, **values: Any) -> None:
         try:
             getattr(self.own or structlog.get_logger("dispatcher"), level)(event, **values)
-        except Exception as error:  # of a processor that the application added, or of a value
+        except Exception as error:  # a processor that the application added, or a value, may raise
             with suppress(Exception):
                 print(f"[{level}] {event} (not all of it can be logged: {text_of(error)})", file=sys.stderr)  # noqa: T201
 
@@ -92,7 +92,7 @@ def configure_logging(log_format: str, level: str) -> None:
 
 
 def _named_dropped(processors: Sequence[Any]) -> Callable[[int], str]:
-    """Makes the line with the number of dropped lines, at any level of the log."""
+    """Return a function that makes the line with the number of dropped lines, at any level of the log."""
     log: Any = structlog.wrap_logger(
         structlog.ReturnLogger(), processors=processors, wrapper_class=structlog.make_filtering_bound_logger(0)
     )
@@ -131,7 +131,7 @@ def _with_traceback(_logger: Any, _method: str, event: MutableMapping[str, Any])
 
 
 def _described(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """The values of a line: of a limited length, without secrets, and of plain types."""
+    """Convert the values of a line to plain types, shorten them, and remove secrets."""
     return {key: _plain(value) for key, value in event.items()}
 
 
@@ -154,7 +154,7 @@ def _plain(value: Any, depth: int = 0) -> Any:
 
 
 def _escaped(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """For terminals: no value moves the cursor, or looks like a line of ours."""
+    """Escape values for terminals, so that no value moves the cursor or looks like a line of ours."""
     return {key: _on_terminal(key, value) for key, value in event.items()}
 
 

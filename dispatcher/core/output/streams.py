@@ -1,4 +1,4 @@
-"""Makes the standard streams of this process exist, accept any text, and raise errors with a remedy.
+"""Opens missing standard streams. All of them accept any text, and raise errors with a remedy.
 
 An error of stdout is an error of the command: CannotWrite. An error of stderr drops the text, since there is no
 place left to report it.
@@ -24,7 +24,7 @@ class _StandardOutput(io.FileIO):
         self._failed = False
 
     def write(self, data: Any) -> int:
-        """Write all bytes; after a failure none, so that the last flush of the interpreter does not fail."""
+        """Write all bytes. After a failure, discard them, so that the interpreter's last flush succeeds."""
         left = memoryview(data).cast("B")
         size = len(left)
         while left and not self._failed:
@@ -46,11 +46,11 @@ class _StandardOutput(io.FileIO):
             raise error
         raise CannotWrite(
             f"stdout could not be written: {error.strerror}.",
-            remedy="Make room on the disk, or have stdout lead somewhere else. The output so far is not complete.",
+            remedy="Make room on the disk, or redirect stdout. The output so far is incomplete.",
         ) from error
 
     def close(self) -> None:
-        """Do nothing: a receiver that closes a standard stream would close it for all others too."""
+        """Do nothing: a receiver that closes a standard stream would close it for all other code too."""
 
 
 def open_streams() -> None:
@@ -95,7 +95,7 @@ def mend_streams() -> None:
     for name in _NAMES[1:]:
         try:
             getattr(sys, name).flush()
-        except BaseException:  # any object may stand there
+        except BaseException:  # the replacement may be any object
             setattr(sys, name, getattr(sys, f"__{name}__"))
             with suppress(CannotWrite, OSError):
                 getattr(sys, name).flush()

@@ -1,4 +1,4 @@
-"""Limits repeated log lines to one per name and minute. Each line counts the lines that were left out."""
+"""Limits repeated log lines to one per name and minute. Each line counts the omitted lines before it."""
 
 from collections import Counter
 from collections.abc import Hashable
@@ -23,7 +23,7 @@ class Throttle:
         self._kept_back: Counter[Hashable] = Counter()
 
     def due(self, name: Hashable) -> int | None:
-        """The number of lines of this name that were left out since the last one; None to leave out this one."""
+        """Return the number of lines of this name omitted since the last one; None to omit this line too."""
         now = monotonic()
         if now - self._logged.get(name, -_BETWEEN) < _BETWEEN:
             self._kept_back[name] += 1

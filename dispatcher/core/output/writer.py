@@ -1,4 +1,4 @@
-"""Writes output in a thread, so that nothing waits for it. Lines that can't be written are dropped and counted.
+"""Writes output in a thread, so that no other code waits for it. Unwritable lines are dropped and counted.
 
 The log must not stop the process when a disk is full, or when the reader of a pipe is gone or does not read. Only
 the thread waits, in a blocking write. Lines that it can't write within a second are dropped, and so are the oldest
@@ -17,14 +17,14 @@ from contextlib import suppress
 from time import monotonic, sleep
 from typing import Any, Final, Literal
 
-# Seconds after which a line that can't be written is dropped; and seconds that the end of the process waits.
+# Seconds after which an unwritten line is dropped; maximum seconds that the end of the process waits.
 _PATIENCE: Final = 1.0
 _LONGEST_END: Final = 5.0
 
-# Seconds between two attempts if a write fails at once.
+# Seconds between two attempts if a write fails immediately.
 _PAUSE: Final = 0.1
 
-# Lines and bytes that wait, at most; and bytes of one write.
+# Maximum number of waiting lines, of waiting bytes, and of bytes in one write.
 _MOST_LINES: Final = 20_000
 _MOST_BYTES: Final = 8_000_000
 _BATCH: Final = 65_536
@@ -100,7 +100,7 @@ class Writer:
         self._unnamed += 1
 
     def _is_stuck(self) -> bool:
-        """Whether nothing can be written for too long. Asks the descriptor, since the thread may not have run."""
+        """Returns whether writes are blocked for too long. Asks the descriptor: the thread may not have run."""
         if self._since is None or monotonic() - self._since < _PATIENCE:
             return False
         return self._fails or not _can_take(self._descriptor)
@@ -150,7 +150,7 @@ class Writer:
         return written
 
     def _settle(self, lines: list[tuple[float, bytes]], named: int, notice: bytes, written: int) -> None:
-        """Put lines back that were not written, and keep the rest of a line that was cut."""
+        """Queue unwritten lines again, and keep the rest of a line that was written in part."""
         if written:
             self._since = monotonic()
         left = written - len(self._rest)
@@ -170,7 +170,7 @@ class Writer:
 
 
 def _can_take(descriptor: int, within: float = 0.0) -> bool:
-    """Whether a descriptor accepts bytes within some seconds."""
+    """Returns whether a descriptor accepts bytes within some seconds."""
     asked = select.poll()
     asked.register(descriptor, select.POLLOUT)
     return bool(asked.poll(within * 1_000))
@@ -236,14 +236,14 @@ def dropped_lines() -> int:
 
 
 def finish() -> None:
-    """Wait until everything is written, or nothing can be written. Call it before `os._exit`."""
+    """Wait until everything is written, or until nothing can be written. Call it before `os._exit`."""
     for stream in (*_streams, sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, AttributeError):
             stream.finish() if isinstance(stream, _Stream) else stream.flush()
 
 
 def say_at_once(text: bytes) -> None:
-    """Write to stderr from a signal handler, unless that would wait."""
+    """Write to stderr from a signal handler, unless the write would block."""
     with suppress(OSError):
         if _can_take(2):
             os.write(2, text)

@@ -1,10 +1,10 @@
-"""Parts of held deliveries that do not fit into their document: they are files in GridFS.
+"""Stores the parts of held deliveries that do not fit into their document, as files in GridFS.
 
-A file is written before the document that names it, and deleted after it. It never changes: a document that is
-written anew names new files. A crash between two writes leaves a file that no document names; `sweep` deletes it,
-an hour after it was found first. The clocks of other processes don't matter.
+A file is written before the document that names it, and deleted after it. A file never changes: if the document is
+written again, it names new files. A crash between two writes leaves a file that no document names; `sweep` deletes
+it an hour after it was found first, by the clock of this process.
 
-Commands raise `PyMongoError` as the driver has it.
+MongoDB commands raise the `PyMongoError` of the driver.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,11 +19,11 @@ from gridfs.errors import CorruptGridFile, NoFile
 from dispatcher.core.state import HELD, State
 from dispatcher.parking.record import Record
 
-# Bytes of parts that a document holds itself; the server's limit is 16 MB.
+# Maximum bytes of the parts inside a document; the server's limit for a document is 16 MB.
 _INLINE: Final = 8_000_000
 _CHUNK: Final = 4_000_000
 
-# Seconds after which the document that names a file was written, or never will be.
+# Seconds after which a file that no document names is unused: its document is never written later than this.
 _PATIENCE: Final = 3_600.0
 
 
@@ -44,7 +44,7 @@ class Files:
         """Write the parts that do not fit.
 
         Returns:
-            The whole document, to be written next.
+            The whole document. The caller writes it next.
         """
         inline, large = _divided(record.parts)
         document = {**record.fields, "parts": inline}
@@ -53,7 +53,7 @@ class Files:
         return document
 
     async def add(self, id_: str, data: bytes) -> ObjectId:
-        """Write a part of the document with this `_id`; the id of its file."""
+        """Write a part of the document with this `_id`. Returns the id of its file."""
         file: ObjectId = await self._bucket.upload_from_stream(id_, data)
         return file
 
@@ -74,14 +74,14 @@ class Files:
         return parts
 
     async def sizes(self, document: Mapping[str, Any]) -> dict[str, int]:
-        """Bytes of the parts that are files."""
+        """The sizes of the parts that are files, in bytes."""
         files = document.get("files", {})
         found = self._bucket.find({"_id": {"$in": list(files.values())}})
         lengths = {file._id: file.length async for file in found}
         return {str(name): int(lengths.get(id_, 0)) for name, id_ in files.items()}
 
     async def delete(self, document: Mapping[str, Any]) -> None:
-        """Delete the files of a document that is gone, or was replaced."""
+        """Delete the files of a document that was deleted or replaced."""
         await self._delete(document.get("files", {}).values())
 
     async def _delete(self, ids: Iterable[Any]) -> None:
@@ -90,7 +90,7 @@ class Files:
                 await self._bucket.delete(id_)
 
     async def sweep(self) -> None:
-        """Delete the files that a crash left behind."""
+        """Delete the files that no document names, after a crash."""
         found = {file._id: file.filename async for file in self._bucket.find({})}
         records = self._held.find({"_id": {"$in": list(found.values())}}, {"files": True})
         async for record in records:
@@ -102,7 +102,7 @@ class Files:
 
 
 def _divided(parts: Mapping[str, bytes]) -> tuple[dict[str, bytes], dict[str, bytes]]:
-    """Parts that a document can hold, the small ones first, and those that it can't. A key must be in it."""
+    """Divides parts into inline parts, the smallest first, and files. The key is always inline."""
     inline: dict[str, bytes] = {}
     large: dict[str, bytes] = {}
     room = _INLINE

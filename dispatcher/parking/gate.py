@@ -1,14 +1,14 @@
-"""Who has to wait behind parked deliveries, and parking what must wait long.
+"""Parks deliveries, and decides which deliveries must wait for parked ones.
 
 A delivery is parked when it blocks, when its receiver is paused, or when its next attempt is far away. Once it is
-written, its change is finished as far as this receiver is concerned. Later deliveries of the same receiver and
-document are its followers: they are parked behind it, in order, until the lane is worked off.
+written, the change is finished for this receiver. Later deliveries of the same receiver and document are its
+followers: they are parked after it, in order, until all deliveries of the lane are made.
 
-What is parked is in the database only. In memory are the names of the receivers that have something parked, and
-the lanes that jobs in the queue need to know of. While a job of a document runs no other job of it does, and a
-lane is touched by jobs of its document only. That is why a lane can't end while a follower is added to it.
+Parked deliveries are in the database only. The process keeps in memory the names of the receivers with parked
+deliveries, and the lanes that matter for queued jobs. A document has one running job at a time, and only jobs of
+its document change a lane. Therefore a lane can't end while a follower is added to it.
 
-Commands raise `PyMongoError` as the driver has it.
+MongoDB commands raise the `PyMongoError` of the driver.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from dispatcher.parking.store import HeldStore, lane_id
 from mongoz.signals.receivers import Receiver
 
 Listening = Callable[[Namespace], Sequence[tuple[str, frozenset[str]]]]
-"""Who listens to a collection: names of document classes, each with those of its receivers."""
+"""Returns the listeners of a collection: names of document classes, each with the names of its receivers."""
 
 
 T = TypeVar("T")
@@ -39,8 +39,8 @@ class Parking:
     """The parked deliveries of one stream.
 
     Args:
-        receivers: all that the application has.
-        paused: the names of receivers that are paused now.
+        receivers: all receivers of the application.
+        paused: returns the names of the receivers that are paused now.
     """
 
     def __init__(
@@ -60,25 +60,25 @@ class Parking:
         self._paused = paused
         self._on_parked: Callable[[float], None] = lambda _seconds: None
         self.me = secrets.token_hex(8)
-        # Lanes go by the name that a receiver had when they began.
+        # A lane has the name that its receiver had when the lane began.
         self._names = {one.name: (*one.options.formerly, one.name) for one in receivers}
         self._owners: dict[str, set[str]] = defaultdict(set)
         for name, names in self._names.items():
             for one in names:
                 self._owners[one].add(name)
         self._orphaned: set[str] = set()
-        # Names under which something is parked, and how often something was, to notice that it happened again.
+        # Names with parked deliveries, and the number of deliveries parked so far: it shows if one was added.
         self._busy: dict[str, int] = {}
-        # Those under which something is being written this moment: nobody finds it, and still it is there.
+        # Names with a write in progress: a query may not find the delivery yet.
         self._writing: Counter[str] = Counter()
-        # Lanes that jobs in the queue must ask for, the round in which that was found out, and their document.
+        # Lanes that queued jobs must query, the round of the look-up that found each lane, and its document.
         self._remembered: dict[str, tuple[int, Hashable]] = {}
         self._round = 0
         self.stuck: set[str] = set()
-        """Lanes that a task is still at, and has been left alone with."""
+        """Lanes whose last attempt still runs in an abandoned task."""
         self._resting: set[str] = set()
         self.watched: set[str] = set()
-        """Names of the receivers whose deliveries may have to wait. Empty nearly always."""
+        """Names of the receivers whose deliveries may have to wait. Usually empty."""
 
     def on_parked(self, listener: Callable[[float], None]) -> None:
         """Call a function whenever a delivery is parked, with the seconds until it is due."""
@@ -86,15 +86,15 @@ class Parking:
 
     @property
     def busy(self) -> tuple[str, ...]:
-        """The names of receivers under which something is parked that may be delivered now."""
+        """The names of receivers with parked deliveries, without the paused ones."""
         return tuple(name for name in self._busy if not self.is_paused(name))
 
     def is_paused(self, name: str) -> bool:
-        """Whether what is parked under a name has to wait because its receiver is paused, by any of its names."""
+        """Whether the deliveries parked under a name must wait: their receiver is paused, by any of its names."""
         return not self._owners[name].isdisjoint(self._resting)
 
     async def load(self) -> None:
-        """Find out what earlier processes held. Also later: something may have come from an earlier version."""
+        """Find the deliveries that earlier processes parked; an earlier version may park further ones later."""
         await self._held.recover()
         known = {name for names in self._names.values() for name in names}
         found = await self._held.receivers()
@@ -112,13 +112,13 @@ class Parking:
             )
 
     def watch(self) -> None:
-        """Find out whose deliveries may have to wait: of whom something is parked, and who is paused now."""
+        """Update `watched`: the receivers that have parked deliveries or are paused now."""
         busy = {name for name, names in self._names.items() if any(one in self._busy for one in names)}
         self._resting = {name for name, names in self._names.items() if not self._paused().isdisjoint(names)}
         self.watched.clear()
         self.watched.update(busy | self._resting)
 
-    # -- who has to wait -------------------------------------------------------------------------------------
+    # -- deliveries that must wait ---------------------------------------------------------------------------
 
     async def look_up(
         self,
@@ -126,11 +126,11 @@ class Parking:
         listening: Listening,
         is_queued: Callable[[Hashable], bool] | None,
     ) -> None:
-        """Find out which of these changes have something parked before them; before they are queued.
+        """Find the lanes of these changes, before the changes are queued.
 
         Args:
-            is_queued: whether jobs of a document are; given where all earlier changes are queued or finished, so
-                that what nobody is going to ask for can be forgotten.
+            is_queued: whether a document has queued jobs. Given if all earlier changes are queued or finished:
+                then lanes without queued jobs are forgotten.
         """
         if is_queued is not None:
             self._round += 1
@@ -147,7 +147,7 @@ class Parking:
                 self._remembered[lane] = (self._round, lanes[lane])
 
     def _lanes(self, name: str, document: str, change: Change) -> dict[str, str]:
-        """The lanes in which something of a receiver may be parked, with its name there."""
+        """The lanes that may hold deliveries of a receiver, each with the receiver's name there."""
         names = [one for one in self._names.get(name, ()) if one in self._busy]
         return {self._lane(one, document, change): one for one in names}
 
@@ -155,7 +155,7 @@ class Parking:
         return lane_id(self._held.group, name, document, change.namespace, key_of(change))
 
     async def holds(self, change: Change, calls: Calls, receiver: Receiver) -> bool:
-        """Whether a delivery has to wait behind others. If so, it is parked when this returns."""
+        """Whether a delivery must wait for earlier ones. If so, it is parked when this returns."""
         for lane, name in self._lanes(receiver.name, name_of(calls.document), change).items():
             if lane in self._remembered:
                 headed = await self.insist(lambda lane=lane: self._held.is_headed(lane))  # type: ignore[misc]
@@ -180,10 +180,10 @@ class Parking:
         *,
         behind: "asyncio.Task[Any] | None" = None,
     ) -> None:
-        """Park a delivery that nothing was parked before; when this returns it survives a failover.
+        """Park a delivery as the head of a new lane. When this returns, it survives a failover.
 
         Args:
-            behind: a task that is still at the last attempt; it is not tried again before that has ended.
+            behind: the task of the last attempt, if it still runs. The next attempt waits until it has ended.
         """
         lane = self._lane(receiver.name, name_of(calls.document), change)
         if behind is not None:
@@ -193,10 +193,10 @@ class Parking:
         self._on_parked(waiting.seconds)
 
     async def park_rest(self, job: Job) -> None:
-        """Park what is left to do of a change, which is not to be read again because others have got it.
+        """Park the remaining deliveries of a change that must not be read again: other receivers have got it.
 
         Raises:
-            Interrupted: that is not possible now.
+            Interrupted: the process ends, and the write has not succeeded.
         """
         assert job.change is not None
         for calls in job.left:
@@ -205,7 +205,7 @@ class Parking:
                 await self.park(job.change, calls, receiver, Waiting("interrupted"))
 
     def wait_for(self, task: "asyncio.Task[Any]", lane: str) -> None:
-        """Have nothing of a lane tried before a task has ended."""
+        """Make no attempt at a delivery of a lane before a task has ended."""
 
         def ended(_task: object) -> None:
             self.stuck.discard(lane)
@@ -216,16 +216,16 @@ class Parking:
             task.add_done_callback(ended)
 
     async def retry(self, change: Change, calls: Calls, letter: str) -> bool:
-        """Let a dead letter wait in the order of the commits among the deliveries that are parked already.
+        """Park a dead letter again, in the order of the commits among the deliveries of its lane.
 
         Args:
             calls: a single receiver.
 
         Returns:
-            False if it is not to be retried any more.
+            False if its retry is no longer requested.
 
         Raises:
-            Interrupted: that is not possible now.
+            Interrupted: the process ends, and the write has not succeeded.
         """
         (receiver,) = calls.receivers
         document = name_of(calls.document)
@@ -243,7 +243,7 @@ class Parking:
         return written
 
     async def _begin_lane(self, lane: str, name: str, change: Change, write: Callable[[], Awaitable[T]]) -> T:
-        """Have whoever comes next ask for a lane, before it is written; and write it."""
+        """Write a lane. Remember it before, so that the next delivery of its document queries it."""
         self._remembered[lane] = (self._round, change.key)
         self._busy[name] = self._busy.get(name, 0) + 1
         self.watched.update(self._owners[name])
@@ -264,10 +264,10 @@ class Parking:
         self._stats.parked += 1
 
     async def insist(self, command: Callable[[], Awaitable[T]]) -> T:
-        """Do something in the database, if need be again and again.
+        """Run a database command, and repeat it until it succeeds.
 
         Raises:
-            Interrupted: nothing more is to be started.
+            Interrupted: the process ends, and the command has not succeeded.
         """
         report = partial(
             log.error, "parked deliveries can't be read or written now, trying again", action="parked.unavailable"
@@ -277,14 +277,14 @@ class Parking:
     # -- forgetting ------------------------------------------------------------------------------------------
 
     def times_parked(self, name: str) -> int:
-        """Grows whenever something is parked under a name."""
+        """A number that grows with each delivery that is parked under a name."""
         return self._busy.get(name, 0)
 
     def nothing_left(self, name: str, times: int) -> None:
-        """Nothing is parked under this name any more, unless something was since.
+        """Forget a name without parked deliveries, unless one was parked meanwhile.
 
         Args:
-            times: `times_parked` before that was found out.
+            times: `times_parked` before the query that found no delivery.
         """
         if self._busy.get(name) == times and not self._writing[name]:
             del self._busy[name]

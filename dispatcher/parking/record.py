@@ -1,27 +1,27 @@
-"""A held delivery as a document: all that another process needs to make it later.
+"""Converts a held delivery to a document and back: another process can make the delivery later.
 
     group             of dispatchers
     receiver          its name; None for an event that can't be decoded
-    receiver_id       its id in origin stamps, hexadecimal; None likewise
-    document          `module.qualname` of the document class; None likewise
-    signal            `"post_save"`, `"post_update"` or `"post_delete"`; None likewise
-    created           the keyword of post_save receivers
+    receiver_id       its id in origin stamps, hexadecimal; None for an event that can't be decoded
+    document          `module.qualname` of the document class; None for an event that can't be decoded
+    signal            `"post_save"`, `"post_update"` or `"post_delete"`; None for an event that can't be decoded
+    created           value of the keyword argument `created` of post_save receivers
     hops              of the change
     run               id of the replay or backfill; "" for live deliveries
     delivery_id       `delivery.id`
     term              of the process that wrote the document
-    token             resume token of the change (its `_data`); of a backfill: what stands for the document
+    token             resume token of the change (its `_data`); in a backfill, a text that identifies the document
     operation         `"insert"`, `"update"`, `"replace"` or `"delete"`; None for an event that can't be decoded
     namespace         {db, coll}
     key               `_id` of the document that changed
     cluster_time      of the change
     wall_time         of the change
-    image             what `parts.document` is: `"post"`, `"current"` or `"key"`
+    image             kind of `parts.document`: `"post"`, `"current"` or `"key"`
     update_fields     stored names that an update changed or removed
     size              bytes of the event as the server sent it
-    parts             BSON in binary: `document` (after the change), `before` (the pre image), `event` (of an event
-                      that can't be decoded: all of it)
-    files             {part: id in GridFS}: the parts that do not fit; absent as a rule
+    parts             BSON in binary: `document` (after the change), `before` (the pre image), `event` (the whole
+                      event, if it can't be decoded)
+    files             {part: id in GridFS}: the parts that do not fit; usually absent
 
 A very long `key` or `update_fields`, and a key that no driver decodes, is a part instead of a field: {"": value}.
 `parking/store.py` lists the fields of the states.
@@ -46,13 +46,13 @@ from dispatcher.delivery.instances import decoded_again, key_of, name_of, origin
 from dispatcher.delivery.outcome import Failure
 from mongoz.signals.receivers import Receiver
 
-# Bytes of a short id: among a million dead letters two are equal once in five hundred states.
+# Bytes of a short id: a state with a million dead letters has two equal ones with a probability of 1 in 500.
 _SHORT: Final = 6
 
-# Bytes of a value that is a field; longer ones are parts.
+# Maximum bytes of a value that is a field; longer values are parts.
 _FINDABLE: Final = 100_000
 
-# Characters of an error that are kept: ValidationErrors quote their input.
+# Maximum characters of a recorded error: a ValidationError quotes its input.
 _LONGEST_MESSAGE: Final = 10_000
 
 _IMAGES: Final = (("fullDocument", "document"), ("fullDocumentBeforeChange", "before"))
@@ -71,7 +71,7 @@ class Record(NamedTuple):
 
     @property
     def id(self) -> str:
-        """The same whenever the same delivery is held."""
+        """The `_id` of the document. A delivery has the same one whenever it is held."""
         return str(self.fields["_id"])
 
 
@@ -84,7 +84,7 @@ def record_of(
         name: an earlier name of the receiver, under which the delivery is written; "" for the present one.
     """
     known = (receiver.name, *receiver.options.formerly)
-    number = known.index(name) if name in known else 0  # another signal's receiver of this name may have had it
+    number = known.index(name) if name in known else 0  # the name may belong to a receiver of another signal
     fields = {
         "group": group,
         "receiver": name or receiver.name,
@@ -105,7 +105,7 @@ def record_of(
         "size": change.size,
     }
     parts = {name: raw for name, raw in originals_of(change)._asdict().items() if raw is not None}
-    # Which text comes of bytes that are no UTF-8 is the operator's choice; it may be one that BSON does not take.
+    # The codec options decide how bytes that are not UTF-8 are decoded; BSON may not accept the resulting text.
     names = sorted(name.encode("utf-8", "replace").decode() for name in change.names)
     values: dict[str, Any] = {"key": key_of(change), "update_fields": names}
     for part, value in values.items():
@@ -119,7 +119,7 @@ def record_of(
 
 
 def short_id(letter: str) -> str:
-    """What people call a dead letter: the `_id`s of all receivers of one change begin alike."""
+    """A short name of a dead letter. It is a hash, because all `_id`s of one change begin with the same text."""
     return blake2b(letter.encode("utf-8", "surrogatepass"), digest_size=_SHORT).hexdigest()
 
 
@@ -129,7 +129,7 @@ def record_id(fields: Mapping[str, Any]) -> str:
 
 
 def undecodable_event(event: bytes, failure: Failure, *, token: str, term: int, group: str) -> Record:
-    """A change event that can't be decoded. It stands for all of its deliveries."""
+    """The dead letter of a change event that can't be decoded. It represents all deliveries of the event."""
     nobody = dict.fromkeys(("receiver", "receiver_id", "document", "signal", "operation"))
     id_ = delivery_id(token)
     fields = {"_id": f"{id_}:event", "group": group, **nobody, "delivery_id": id_, "term": term, "token": token}
@@ -137,7 +137,7 @@ def undecodable_event(event: bytes, failure: Failure, *, token: str, term: int, 
 
 
 def failed(record: Record, failure: Failure) -> Record:
-    """The dead letter of a delivery that failed for good."""
+    """The dead letter of a delivery that failed permanently."""
     kind = type(failure.error)
     fault: dict[str, Any] = {}
     if isinstance(failure.error, UndecodableValue):
@@ -159,10 +159,10 @@ def failed(record: Record, failure: Failure) -> Record:
 
 
 def change_of(record: RawBSONDocument, parts: Mapping[str, bytes], codec_options: CodecOptions[Any]) -> Change:
-    """The change of a held delivery: receivers get the same as from the stream.
+    """The change of a held delivery. Receivers get the same values as from the stream.
 
     Returns:
-        The change. If its document or its key can't be decoded, `fault` says so.
+        The change. If its document or its key can't be decoded, `fault` tells the reason.
     """
     raw = bytes(record.raw)
     fields = readable(raw)

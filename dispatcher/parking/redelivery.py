@@ -1,6 +1,6 @@
-"""Retries of dead letters: a dead letter becomes a delivery that waits, with fresh attempts.
+"""Retries dead letters: a dead letter becomes a delivery that waits, and its attempts are counted anew.
 
-It keeps its place: behind earlier deliveries of its document that wait, and ahead of later ones.
+The delivery keeps its place in the order: after earlier waiting deliveries of its document, and before later ones.
 """
 
 import asyncio
@@ -25,26 +25,26 @@ from dispatcher.parking.store import HeldStore
 from dispatcher.stream.decode import decode
 from mongoz.signals.receivers import Receiver
 
-# Seconds between two looks.
+# Seconds between two queries for requests.
 _LOOK: Final = 1.0
 
-# Letters at once, and bytes of their documents.
+# Maximum number of dead letters at once, and of bytes of their documents.
 _MOST: Final = 50
 _BYTES: Final = 4_000_000
 
-# What a letter keeps when it becomes one for each receiver.
+# The fields that are copied when a dead letter of an event is split into one dead letter per receiver.
 _FAILURE: Final = ("attempts", "reason", "error", "first_attempt_at", "last_attempt_at", "retry_requested_at")
 
 
 class _Refused(Exception):
-    """A letter that can't be tried again, and why."""
+    """A dead letter can't be retried; the message tells the reason."""
 
 
 class Resending(NamedTuple):
-    """Takes care of the requests for one stream's letters.
+    """Handles the requested retries of one stream's dead letters.
 
     Args:
-        goes_on: whether something may be begun.
+        goes_on: whether another retry may begin.
     """
 
     held: HeldStore
@@ -55,7 +55,7 @@ class Resending(NamedTuple):
     codec_options: CodecOptions[Any]
 
     async def run(self) -> None:
-        """Look for requests, for ever."""
+        """Handle requests until the task is cancelled."""
         while True:
             try:
                 taken = await self._take() if self.goes_on() else 0
@@ -71,7 +71,7 @@ class Resending(NamedTuple):
                 await asyncio.sleep(_LOOK)
 
     async def _take(self) -> int:
-        """Begin with the next ones; when this returns they are parked, or answered. How many there were."""
+        """Handle the next requests: park or refuse each dead letter. Returns the number of requests."""
         taken, size = 0, 0
         parked: list[asyncio.Future[None]] = []
         for id_ in await self.held.requested(_MOST):
@@ -89,8 +89,8 @@ class Resending(NamedTuple):
                 await self._refuse(id_, str(refused))
             except (PyMongoError, DispatcherError):
                 raise
-            except Exception as error:  # somebody else wrote it, or edited it
-                await self._refuse(id_, f"It is not written as letters are: {text_of(error)}")
+            except Exception as error:  # it was edited by hand
+                await self._refuse(id_, f"The document of the dead letter is malformed: {text_of(error)}")
             taken += 1
             size += sum(map(len, parts.values()))
             if size > _BYTES:
@@ -108,7 +108,7 @@ class Resending(NamedTuple):
         )
 
     def _found(self, letter: RawBSONDocument, parts: Mapping[str, bytes]) -> tuple[Change, Calls]:
-        """A letter's change and receiver, as they are today."""
+        """Decode the change of a dead letter, and find its receiver in the present application."""
         change = change_of(letter, parts, self.codec_options)
         if change.fault is not None:
             raise _Refused(f"It still can't be delivered: {change.fault}")
@@ -118,7 +118,7 @@ class Resending(NamedTuple):
             bytes.fromhex(letter["receiver_id"]),
             change.namespace,
             created=letter["created"],
-            # Whoever asks has mended the loop, or will see it again after as many hops.
+            # The operator has fixed the loop; otherwise the delivery fails again after the maximum number of hops.
             hops=0 if letter["reason"] == "too_many_hops" else letter["hops"],
             run=letter.get("run") or "",
         )
@@ -130,7 +130,7 @@ class Resending(NamedTuple):
         return change, calls
 
     def _begin(self, letter: str, change: Change, calls: Calls) -> "asyncio.Future[None]":
-        """Have it parked between the jobs of its document."""
+        """Add an errand that parks the dead letter, among the jobs of its document."""
         done = asyncio.get_running_loop().create_future()
         park = partial(self._park, letter, change, calls)
         self.add(change.key, Errand(park, partial(done.set_result, None)))
@@ -145,10 +145,13 @@ class Resending(NamedTuple):
                 receiver=calls.receivers[0].name,
             )
 
-    # -- letters of unreadable events ------------------------------------------------------------------------
+    # -- dead letters of undecodable events ------------------------------------------------------------------
 
     async def _split(self, letter: RawBSONDocument, parts: Mapping[str, bytes]) -> None:
-        """An event that can be decoded today becomes a letter for each receiver. These are taken next."""
+        """Replace the dead letter of an event by one per receiver, if the event can be decoded now.
+
+        The next call of `_take` handles the new dead letters.
+        """
         try:
             change = decode(RawBSONDocument(parts["event"]), self.codec_options)
         except Undecodable as error:

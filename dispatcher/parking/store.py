@@ -1,60 +1,61 @@
-"""The collection `held`: one document per delivery that waits, or that failed for good.
+"""The collection `held`: one document per delivery that waits or has failed permanently.
 
 A document has the fields that `parking/record.py` lists, and:
 
     _id               "<delivery id>:<receiver id>:<document>": the same delivery is never held twice;
                       "<delivery id>:event" for an event that can't be decoded
     hash              $toHashedIndexKey of `key`: the partition
-    state             "dead": an operator decides. Or it waits: "following" behind others in its lane, or at the
-                      head of its lane as "retrying", "blocked", "paused", "retry" (of a dead letter),
-                      "interrupted" (the process ended when other receivers had the change), "orphaned" (the
-                      application has no such receiver), "malformed" (somebody edited it)
-    attempts          failed so far; 0 if the receiver was never called
-    first_attempt_at  the time of the first of them
-    error             of the last one: {type, message}, of a dead letter also {traceback}
+    state             "dead": an operator decides. "following": waits for earlier deliveries of its lane. The head
+                      of a lane waits as "retrying", "blocked", "paused", "retry" (of a dead letter),
+                      "interrupted" (the process ended after other receivers had got the change), "orphaned" (the
+                      application does not have the receiver), "malformed" (the document was edited by hand)
+    attempts          number of failed attempts; 0 if the receiver was never called
+    first_attempt_at  time of the first attempt
+    error             of the last attempt: {type, message}; a dead letter has {traceback} too
 
   of a delivery that waits:
     lane              hash of group, receiver, document class, namespace and key. The deliveries of a lane are made
                       one after another, in the order of (token, run). `receiver` is the same in all of a lane
-    by                the process that held it: it has read the change, and will not read it again
-    parked_at         the server's time of that
+    by                the process that parked it: it has read the change, and does not read it again
+    parked_at         the server's time when it was parked
     due_at            the server's time of the next attempt; absent in followers
 
   of a dead letter, also while it waits for a retry:
-    short_id          its name for people: twelve hexadecimal digits, a hash of `_id`
+    short_id          a short name for operators: twelve hexadecimal digits, a hash of `_id`
     reason            "failed", "invalid" (the document does not fit its model), "undecodable", "too_many_hops"
     fault             of an undecodable one: {where, path, type, why, remedy}
-    last_attempt_at   when the delivery failed for good
-    retries           how many retries of it failed; absent if none
-    retry_requested_at, retrying_since, retry_refused {at, text}: what became of a request for a retry
+    last_attempt_at   when the delivery failed permanently
+    retries           number of failed retries; absent if there are none
+    retry_requested_at, retrying_since, retry_refused {at, text}: the state of a requested retry
 
 Transitions: a delivery is written as head or as follower of a lane (`put`), or as dead letter (`keep`). Its next
 attempt succeeds (`settle` deletes it), must wait (`settle` sets `due_at`), or was the last one (`keep` replaces
 it). A retry turns a dead letter into a delivery among those of its lane (`retry`).
 
 There is no document of a lane. A lane exists while one of its deliveries waits, and `due_at` marks its head. `due`
-finds marked deliveries by (group, receiver, due_at), and the first one of each lane by (group, lane, token, run).
-That one is delivered: `due` moves the mark if another one has it, as after a crash. To look a lane up costs one
-seek in the index, however many deliveries wait.
+finds marked deliveries by (group, receiver, due_at), and the first delivery of each lane by (group, lane, token,
+run). The first delivery is made. If another delivery has the mark, for example after a crash, `due` moves the
+mark. A look-up of a lane costs one seek in the index, however many deliveries wait.
 
-What can happen, and why nothing is lost or overtaken:
+The cases, and why no delivery is lost or overtaken:
 
-- A job of a document is the only one at work on it in its process, so nothing joins a lane while the lane ends.
+- A process runs one job of a document at a time, so no delivery joins a lane while the lane ends.
 - A crash between two writes: `settle` marks the next delivery before it deletes the finished ones. In between, two
-  have the mark, and the first one is delivered again. If the next one is not known before, or the head becomes a
-  dead letter, none has the mark in between: `recover` marks the first delivery of each lane without a mark. It
-  runs when a partition is claimed, soon after, and every hour.
+  deliveries have the mark, and the first one is delivered again. If the next delivery is not known yet, or the
+  head becomes a dead letter, no delivery has the mark in between: `recover` marks the first delivery of each lane
+  without a mark. It runs when a partition is claimed, soon after, and every hour.
 - Two processes during a takeover: the former owner may delete the head after the new one wrote a follower, or
   write a follower after the new one deleted the head. `holds` asks for the mark, so a delivery that finds a lane
-  without one brings its own. `recover` takes care of lanes that are not touched again.
+  without a mark becomes its head. `recover` marks the lanes to which no delivery is added later.
 - The same change is read again after a crash: `put` replaces the delivery, which keeps its mark and its attempts,
-  and `by` is the new process. Until then it is left alone, since the position has not passed it.
+  and `by` is the new process. Until then it is not delivered, because the position has not passed it.
 - 10,000 followers, or 100,000 lanes of a paused receiver: no query reads more than it returns; writes are batched.
-- A retry of a dead letter whose document has followers: it takes the mark over, and sorts before them by its
-  token. If it does not, `due` moves the mark.
-- All reads are from the primary, with all acknowledged writes; all writes are to a majority: elections undo none.
+- A retry of a dead letter whose document has followers: the retry takes over the mark. Usually it sorts before the
+  followers by its token; otherwise `due` moves the mark.
+- All reads go to the primary and see all acknowledged writes. All writes are acknowledged by a majority, so an
+  election undoes none.
 
-Commands raise `PyMongoError` as the driver has it.
+MongoDB commands raise the `PyMongoError` of the driver.
 """
 
 import asyncio
@@ -112,7 +113,7 @@ UNDELIVERABLE: Final = 300.0
 _LONGEST_MESSAGE: Final = 1_000
 _LONGEST_REASON: Final = 2_000
 
-# Deliveries of one lane that are read at once, and their bytes, as far as these are known before.
+# Maximum number of deliveries of one lane that are read at once, and of their bytes, where the size is recorded.
 _FOLLOWING: Final = 20
 _BYTES: Final = 4_000_000
 
@@ -125,7 +126,7 @@ class Lane(NamedTuple):
         state: of its head.
         due_at: of its head.
         first: `_id` of its first delivery.
-        size: bytes of it.
+        size: bytes of its first delivery.
     """
 
     id: str
@@ -136,11 +137,11 @@ class Lane(NamedTuple):
 
 
 class _Settled(NamedTuple):
-    """How far a lane was worked off.
+    """The finished deliveries of a lane, and its new head.
 
     Attributes:
-        finished: its first deliveries.
-        head: the update that marks the next one; None if that is not known.
+        finished: the first deliveries of the lane.
+        head: the update that marks the next delivery; None if the next delivery is not known.
     """
 
     lane: Lane
@@ -152,14 +153,15 @@ def lane_id(group: str, receiver: str, document: str, namespace: tuple[str, str]
     """The name of a lane.
 
     Args:
-        receiver: its name: the deliveries of several signals of one document to one function stay in order.
+        receiver: the name of the receiver. It is not its id, so that the deliveries of several signals of one
+            document to one function stay in order.
     """
     named = bson.encode({"": [group, receiver, document, *namespace]}) + _key_of(id_)
     return blake2b(named, digest_size=16).hexdigest()
 
 
 def _key_of(id_: Any) -> bytes:
-    """What stands for an `_id` in the name of a lane."""
+    """Represents an `_id` in the name of a lane."""
     if not isinstance(id_, UndecodedKey):
         return lane_key(id_)
     try:
@@ -172,7 +174,7 @@ class HeldStore:
     """Reads and writes the held deliveries of one partition.
 
     Args:
-        partition: which one, of how many.
+        partition: its number, and the number of partitions.
     """
 
     def __init__(self, group: Group, stats: Stats, partition: tuple[int, int] = (0, 1)) -> None:
@@ -199,7 +201,7 @@ class HeldStore:
         return {one for one in found if isinstance(one, str)}
 
     async def existing(self, lanes: Sequence[str]) -> set[str]:
-        """Those of these lanes that exist."""
+        """Filters a list of lanes: returns the lanes that exist."""
         return set(await self._held.distinct("lane", {"group": self.group, "lane": {"$in": list(lanes)}}))
 
     async def is_headed(self, lane: str) -> bool | None:
@@ -211,13 +213,13 @@ class HeldStore:
         return [found.get(lane) for lane in lanes]
 
     async def _firsts(self, lanes: Mapping[str, Any], only: Mapping[str, Any] = _ALL) -> Any:
-        """The first delivery of each of these lanes: `_id` is the lane, `first` its `_id`."""
+        """The first delivery of each of these lanes: `_id` is the lane, `first` is the `_id` of the delivery."""
         first = {"_id": "$lane", "first": {"$first": "$_id"}, "due_at": {"$first": "$due_at"}}
         there = {"$match": {"group": self.group, "lane": lanes}}
         return await self._held.aggregate([there, {"$sort": _ORDER}, {"$group": first}, {"$match": only}])
 
     async def recover(self) -> None:
-        """Take care of what earlier versions held, and of what crashes left: lanes without a head, and files."""
+        """Take over the deliveries of earlier versions. Mark lanes without a head, and delete unused files."""
         await take_over(self._group, self._partition)
         await self._files.sweep()
         marks = [
@@ -230,10 +232,11 @@ class HeldStore:
     # -- writing ---------------------------------------------------------------------------------------------
 
     async def put(self, record: Record, lane: str, waiting: Waiting | None) -> None:
-        """Write a delivery that waits. When this returns, it survives a failover. One with its `_id` is replaced.
+        """Write a delivery that waits, or replace the one with the same `_id`. Then it survives a failover.
 
         Args:
-            waiting: why; None for a follower, or for one that is in the lane already, maybe as its head.
+            waiting: why it waits; None for a follower, or for a delivery that is in the lane already, maybe as its
+                head.
         """
         document = {**await self._files.write(record), "lane": lane}
         computed: dict[str, Any] = {"hash": hash_of_key(record.parts), "parked_at": "$$NOW"}
@@ -265,10 +268,10 @@ class HeldStore:
     # -- working off -----------------------------------------------------------------------------------------
 
     async def due(self, receiver: str, most: int, apart_from: Sequence[str]) -> tuple[list[Lane], float | None]:
-        """Lanes that are due, those that have waited longest first.
+        """Lanes that are due, the longest-waiting first.
 
         Returns:
-            The lanes, and the seconds until another one is due; None if there is no other.
+            The lanes, and the seconds until another lane is due; None if there is no other lane.
         """
         apart = {"lane": {"$nin": list(apart_from)}}
         pipeline: list[dict[str, Any]] = [
@@ -283,11 +286,11 @@ class HeldStore:
         seconds, skipped = None, False
         async for raw in await self._raw.aggregate(pipeline):
             row = readable(raw)
-            if not row["first"]:  # it has just ended
+            if not row["first"]:  # the lane has just ended
                 continue
             try:
                 lane = _lane_of(row)
-            except (ValueError, KeyError, TypeError) as error:  # somebody else wrote it, or edited it
+            except (ValueError, KeyError, TypeError) as error:  # it was edited by hand
                 skipped |= await self.skip(row["_id"], error)
                 continue
             if row["milliseconds"] > 0 or len(lanes) == most:
@@ -295,7 +298,7 @@ class HeldStore:
                 break
             if lane.first == row["_id"]:
                 lanes.setdefault(lane.id, lane)
-            else:  # the mark moves to the first one
+            else:  # move the mark to the first delivery
                 moved.append(_mark(lane.first, lane.id, lane.state, lane.due_at))
                 moved.append(UpdateOne({"_id": row["_id"], "lane": lane.id}, _FOLLOWS))
         if moved:
@@ -316,7 +319,11 @@ class HeldStore:
         return {"$lookup": joined}
 
     async def skip(self, id_: Any, error: Exception) -> bool:
-        """Log a malformed delivery. If it is a head, its lane waits: somebody may fix it. Whether it is one."""
+        """Log a malformed delivery. If it is a head, its lane waits: an operator may fix it.
+
+        Returns:
+            Whether it is a head.
+        """
         sound = Sound(self.database)
         sound.skip(HELD, id_, error)
         sound.log()
@@ -324,17 +331,17 @@ class HeldStore:
         return (await self._held.update_one({"_id": id_, **HEADS}, waits)).matched_count > 0
 
     async def read(self, ids: Sequence[str]) -> dict[str, RawBSONDocument]:
-        """Deliveries by their `_id`s, those of them that are there, and make sense."""
+        """Deliveries by their `_id`s, without the deleted and the malformed ones."""
         rows = {}
         async for row in self._raw.find({"_id": {"$in": list(ids)}}):
             try:
                 rows[row["_id"]] = row
-            except InvalidBSON as error:  # somebody else wrote it, or edited it
+            except InvalidBSON as error:  # it was edited by hand
                 await self.skip(readable(row)["_id"], error)
         return rows
 
     async def following(self, lane: str) -> tuple[list[RawBSONDocument], str | None]:
-        """The first deliveries of a lane, in order, and the `_id` of the one behind them."""
+        """The first deliveries of a lane, in order, and the `_id` of the delivery after them."""
         found = self._held.find({"group": self.group, "lane": lane}, {"size": True})
         wanted: list[str] = []
         behind, total = None, 0
@@ -352,23 +359,23 @@ class HeldStore:
         """The documents of a delivery.
 
         Raises:
-            ValueError: the delivery does not say rightly where they are.
+            ValueError: a document is missing.
         """
         return await self._files.read(row)
 
     async def settle(
         self, lane: Lane, finished: Sequence[Mapping[str, Any]], next_: str | None, waiting: Waiting | None
     ) -> bool:
-        """Note how far a lane was worked off. It ends if nothing is left.
+        """Delete the finished deliveries of a lane, and mark the next one as its head.
 
         Args:
-            lane: the lane. Nobody may add to it meanwhile.
-            finished: the deliveries that are finished, from the first one on.
-            next_: `_id` of the one behind them; None if that is not known.
-            waiting: why that one waits; None if it may be tried at once.
+            lane: the lane. No delivery may be added to it meanwhile.
+            finished: the finished deliveries, from the first one on.
+            next_: `_id` of the delivery after them; None if it is not known.
+            waiting: why the next delivery waits; None if it may be tried at once.
 
         Returns:
-            Whether something is left.
+            Whether the lane still has a delivery.
         """
         head = None
         if next_ is not None and waiting is not None:
@@ -385,7 +392,7 @@ class HeldStore:
         if heads:
             await self._held.bulk_write(heads, ordered=False)
         done = [row for one in all_ for row in one.finished]
-        if done:  # those that have become dead letters meanwhile stay
+        if done:  # deliveries that have become dead letters meanwhile stay
             await self._held.delete_many({"_id": {"$in": [row["_id"] for row in done]}, **WAITING})
             for row in done:
                 await self._delete_files(row)
@@ -393,7 +400,7 @@ class HeldStore:
         return [one.head is not None or one.lane.id in left for one in all_]
 
     async def _mark_next(self, lanes: Mapping[str, Lane]) -> set[str]:
-        """Mark the first deliveries of these lanes, as far as something is left in them; the lanes with one."""
+        """Mark the first deliveries of these lanes. Returns the lanes that have a delivery."""
         if not lanes:
             return set()
         firsts = [one async for one in await self._firsts({"$in": list(lanes)})]
@@ -420,20 +427,20 @@ class HeldStore:
         term: int,
         pause: Pause,
     ) -> None:
-        """Write the dead letter of a delivery, as `DeadLetters` in `delivery/ports.py` says."""
+        """Write the dead letter of a delivery, see `DeadLetters` in `delivery/ports.py`."""
         record = record_of(change, calls, receiver, term=term, group=self.group)
-        if again is not None:  # the letter stays the same, also if its receiver has another id now
+        if again is not None:  # the letter keeps its `_id`, even if its receiver has another id now
             record.fields.update(_id=again.letter, retries=again.retries + 1)
         await self.keep(failed(record, failure), pause)
 
     async def keep_event(self, event: bytes, token: str, failure: Failure, *, term: int) -> None:
-        """Write the dead letter of a change event that can't be decoded, likewise."""
+        """Write the dead letter of a change event that can't be decoded."""
         await self.keep(undecodable_event(event, failure, token=token, term=term, group=self.group))
 
     async def keep(self, letter: Record, pause: Pause = asyncio.sleep) -> None:
-        """Write a dead letter. When this returns, it survives a failover. One with its `_id` is replaced.
+        """Write a dead letter, or replace the one with the same `_id`. Then it survives a failover.
 
-        A write that fails is repeated without an end: until then the delivery is not finished.
+        A failed write is repeated without a limit, because the delivery is not finished until it succeeds.
         """
         report = partial(
             log.error,
@@ -461,17 +468,17 @@ class HeldStore:
         await self._files.delete(await self._held.find_one_and_delete({"_id": id_}) or {})
 
     async def requested(self, most: int) -> list[str]:
-        """`_id`s of dead letters that are to be retried, in the order of the requests."""
+        """`_id`s of dead letters with a requested retry, in the order of the requests."""
         wanted = {"group": self.group, **_REQUESTED, **self._ours}
         found = self._held.find(wanted, {"_id": True}).sort("retry_requested_at", 1).limit(most)
         return [letter["_id"] async for letter in found]
 
     async def requested_letter(self, id_: str) -> RawBSONDocument | None:
-        """A dead letter that is to be retried; None if it is not any more."""
+        """A dead letter with a requested retry; None if the request is gone."""
         return await self._raw.find_one({"_id": id_, **_REQUESTED})
 
     async def retry(self, id_: str, lane: str, fields: Mapping[str, Any]) -> bool:
-        """Let a dead letter wait in a lane, due at once; False if it is not to be retried any more."""
+        """Make a dead letter wait in a lane, due at once. Returns False if its retry is no longer requested."""
         values = {**fields, "lane": lane, "state": "retry", "attempts": 0, "first_attempt_at": None}
         now = dict.fromkeys(("due_at", "parked_at", "retrying_since"), "$$NOW")
         change = [*_set(values, **now), {"$unset": ["retry_requested_at", "retry_refused"]}]
@@ -482,7 +489,7 @@ class HeldStore:
         return True
 
     async def refuse(self, id_: str, reason: str) -> None:
-        """Note why a dead letter can't be retried."""
+        """Record why a dead letter can't be retried."""
         refused = {"at": "$$NOW", "text": {"$literal": reason[:_LONGEST_REASON]}}
         change = [*_set({}, retry_refused=refused), {"$unset": ["retry_requested_at"]}]
         await self._held.update_one({"_id": id_}, change)
@@ -497,7 +504,7 @@ _MILLISECONDS: Final = {"$cond": [{"$eq": [{"$type": "$due_at"}, "date"]}, {"$su
 
 
 def _lane_of(row: Mapping[str, Any]) -> Lane:
-    """What a marked delivery says of its lane."""
+    """The lane of a marked delivery."""
     lane, state = row["lane"], row["state"]
     if not isinstance(lane, str) or not isinstance(state, str):
         raise ValueError("a delivery that waits has text in lane and state")  # noqa: TRY004
@@ -508,7 +515,7 @@ def _lane_of(row: Mapping[str, Any]) -> Lane:
 
 
 def _mark(id_: str, lane: str, state: str, due_at: Any) -> UpdateOne:
-    """The update that marks a delivery as the head of its lane. One that is due earlier already stays so."""
+    """The update that marks a delivery as the head of its lane. An earlier `due_at` stays."""
     own = {"$cond": [{"$in": ["$state", ["following", None]]}, state, "$state"]}
     change = [{"$set": {"due_at": {"$min": ["$due_at", due_at]}, "state": own}}]
     return UpdateOne({"_id": id_, "lane": lane}, change)

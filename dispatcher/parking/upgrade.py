@@ -1,19 +1,19 @@
 """Takes over the deliveries that dispatchers of an earlier version held.
 
-They had five collections:
+The earlier version has five collections:
 
     parked            one document per delivery that waits: "<lane>:<token>", or "<lane>:<token>~<run>"; with
                       `again` {letter, retries} if it is a retry
-    parked_lanes      one document per lane: what its first delivery waits for
+    parked_lanes      one document per lane: why its first delivery waits
     dead_letters      one document per dead letter, also while it is retried
     parked_chunks, dead_letter_chunks     "<_id>:<part>:<number>": parts that do not fit, counted in `chunked`
 
-Whoever claims a partition moves what belongs to it into `held` before the first delivery, and looks again later: a
-run or a command of an earlier version may have written since. The lease of the partition makes sure that nobody
-else works on it. Each document is written to `held`, unless it is there, and deleted then. A crash in between
-changes nothing: the next process goes on.
+The process that claims a partition moves the documents of the partition into `held` before the first delivery. It
+searches again later, since a run or a command of an earlier version may write later. The lease of the partition
+ensures that no other process works on it. Each document is written to `held`, unless it is there already, and then
+deleted. After a crash in between, the next process continues.
 
-Commands raise `PyMongoError` as the driver has it.
+MongoDB commands raise the `PyMongoError` of the driver.
 """
 
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
@@ -32,11 +32,11 @@ from dispatcher.core.state import CODEC_OPTIONS, Collection, Group
 from dispatcher.parking.files import Files
 from dispatcher.parking.record import hash_of_key, record_id, short_id
 
-# Documents in one command, and their bytes.
+# Maximum number of documents in one command, and of their bytes.
 _MOST: Final = 1_000
 _BYTES: Final = 16_000_000
 
-# What is left of a dead letter while it is retried.
+# The fields of a dead letter that stay while it is retried.
 _OF_LETTER: Final = frozenset(
     {"reason", "error", "fault", "last_attempt_at", "retries", "retrying_since", "retry_requested_at"}
 )
@@ -45,17 +45,17 @@ _ALWAYS: Final = datetime(1970, 1, 1)
 
 
 class Found(NamedTuple):
-    """A document of an earlier version: as it is, and what of it can be read."""
+    """A document of an earlier version: its BSON, and the fields of it that can be decoded."""
 
     raw: bytes
     fields: dict[str, Any]
 
 
 async def take_over(group: Group, partition: tuple[int, int]) -> None:
-    """Move what earlier versions left of a partition.
+    """Move the deliveries of a partition that earlier versions held.
 
     Args:
-        partition: which one, of how many.
+        partition: its number, and the number of partitions.
     """
     taker = _Taker(group, partition)
     moved = await taker.take_parked() + await taker.take_letters()
@@ -69,7 +69,7 @@ async def take_over(group: Group, partition: tuple[int, int]) -> None:
 
 
 class _Taker:
-    """Moves documents."""
+    """Moves the documents of one partition."""
 
     def __init__(self, group: Group, partition: tuple[int, int]) -> None:
         state = group.state
@@ -85,7 +85,7 @@ class _Taker:
         )
 
     async def take_parked(self) -> int:
-        """Move the deliveries that wait; their number."""
+        """Move the deliveries that wait. Returns their number."""
         lane = {"from": self._lanes.name, "localField": "lane", "foreignField": "_id", "as": "lane_document"}
         hashed = {"$ifNull": [{"$first": "$lane_document.hash"}, hash_of("$key")]}
         stages: list[dict[str, Any]] = [{"$sort": {"_id": 1}}, {"$lookup": lane}, {"$set": {"hash": hashed}}]
@@ -107,7 +107,7 @@ class _Taker:
         return moved
 
     async def take_letters(self) -> int:
-        """Move the dead letters; their number."""
+        """Move the dead letters. Returns their number."""
         moved = 0
         async for letters in _batches(await self._ours(self._letters, [{"$set": {"hash": hash_of("$key")}}])):
             files = [await self._copy(self._letter_chunks, letter.fields) for letter in letters]
@@ -132,7 +132,7 @@ class _Taker:
         return None
 
     async def _copy(self, chunks: Collection, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Make files of the parts that do not fit; their ids. What is missing is missed when it is delivered."""
+        """Copy the parts that do not fit to files. Returns their ids. A missing chunk fails the delivery later."""
         files = {}
         for part in fields.get("chunked") or ():
             begins = f"{fields['_id']}:{part}:"
@@ -170,12 +170,12 @@ async def _batches(found: AsyncIterable[RawBSONDocument]) -> AsyncIterator[list[
 
 
 def waiting_delivery(row: Found, letter: Found | None, files: Mapping[str, Any], *, head: bool) -> bytes:
-    """A delivery that waits, as it is held now. Pure.
+    """A waiting delivery in the present format. No I/O.
 
     Args:
-        row: as an earlier version parked it, with its lane in `lane_document`.
-        letter: the dead letter that it is a retry of.
-        head: whether it is the first one of its lane.
+        row: the document of the earlier version, with its lane in `lane_document`.
+        letter: the dead letter, if the delivery is a retry.
+        head: whether it is the first delivery of its lane.
     """
     fields = row.fields
     lane: dict[str, Any] = next(iter(fields.get("lane_document") or ()), {})
@@ -205,7 +205,7 @@ def waiting_delivery(row: Found, letter: Found | None, files: Mapping[str, Any],
 
 
 def dead_letter(letter: Found, files: Mapping[str, Any]) -> bytes:
-    """A dead letter, as it is held now. Pure."""
+    """A dead letter in the present format. No I/O."""
     fields = letter.fields
     said = {"_id": fields["_id"], "state": "dead", "reason": fields.get("reason")}
     if isinstance(fields["_id"], str):
@@ -214,7 +214,7 @@ def dead_letter(letter: Found, files: Mapping[str, Any]) -> bytes:
 
 
 def _changed(row: Found, said: dict[str, Any], files: Mapping[str, Any], apart_from: tuple[str, ...]) -> bytes:
-    """A document with other values for some fields. The others stay as they are, even if they can't be decoded."""
+    """A document with new values for some fields. The other fields stay, even if they can't be decoded."""
     if files:
         said = {**said, "files": dict(files)}
     gone = {*said, *apart_from, "chunked", "hash"}

@@ -1,8 +1,8 @@
-"""Working off parked deliveries: lanes whose time has come, oldest first, next to the live traffic.
+"""Makes parked deliveries when they are due, the longest-waiting lanes first, next to the live deliveries.
 
-A lane is worked off by an errand among the jobs of its document, so that nothing of this document is delivered or
-parked meanwhile. It does a slice, and makes room for what was read since. Errands take half of the places at most,
-and no receiver's more than its share of these.
+An errand among the jobs of a document makes the deliveries of a lane, so that no other delivery of this document
+is made or parked meanwhile. An errand ends after a slice of time, and lets the changes read meanwhile run. Errands
+take at most half of the places, and the errands of one receiver at most its share of these.
 """
 
 import asyncio
@@ -36,31 +36,31 @@ from dispatcher.parking.store import UNDELIVERABLE, HeldStore, Lane
 Deliver = Callable[[HeldDelivery], Awaitable[Decision]]
 """Makes an attempt at a delivery."""
 
-# Seconds that an errand takes before what was read since gets its turn.
+# Seconds after which an errand ends, and lets the changes read meanwhile run.
 _SLICE: Final = 0.2
 
-# Seconds between two looks at the database: at most, while something is parked; and at least.
+# Seconds between two queries: the maximum, while deliveries are parked, and the minimum.
 _RARELY: Final = 1.0
 _OFTEN: Final = 0.005
 
-# Bytes of deliveries in hand, as far as that is known before they are read.
+# Maximum bytes of the deliveries in hand, by their recorded sizes.
 _BYTES: Final = 8_000_000
 
-# Seconds until the next look for what former owners of the partition left behind: soon after the takeover, when
-# their last commands have ended, and then seldom.
+# Seconds until the next search for deliveries that former owners of the partition left: the first one after the
+# takeover, when their last commands have ended, and the later ones.
 _SOON: Final = 60.0
 _SELDOM: Final = 3_600.0
 
 
 class _Slice:
-    """Deliveries of a lane that are worked off at once.
+    """The first deliveries of a lane, which one errand makes together.
 
     Args:
-        rows: its first deliveries.
-        behind: `_id` of the next one, if that is known.
+        rows: the first deliveries of the lane.
+        behind: `_id` of the delivery after them, if it is known.
 
     Attributes:
-        finished: how many of the rows are finished, and still there.
+        finished: the number of finished rows that are not deleted yet.
     """
 
     __slots__ = ("behind", "finished", "lane", "rows")
@@ -73,7 +73,7 @@ class _Slice:
 
     @property
     def is_finished(self) -> bool:
-        """Whether all of the rows are."""
+        """Whether all rows are finished."""
         return self.finished == len(self.rows)
 
     @property
@@ -83,12 +83,12 @@ class _Slice:
 
 
 class Unparking:
-    """Works off the parked deliveries of one stream.
+    """Makes the parked deliveries of one stream.
 
     Args:
-        goes_on: whether another delivery may be begun.
-        position: the token up to which everything is finished.
-        places: errands at once.
+        goes_on: whether another delivery may begin.
+        position: returns the token up to which everything is finished.
+        places: maximum number of errands at once.
     """
 
     def __init__(  # noqa: PLR0913 - it stands between the database, the lanes and the deliverer
@@ -114,8 +114,8 @@ class Unparking:
         self._position = position
         self._places = max(1, places)
         self._codec_options = codec_options
-        # Lanes in hand, with the receiver and the bytes of the first delivery: those that are read, and of these
-        # those that have become jobs.
+        # Lanes in hand, each with the receiver and the size of the first delivery; the lanes of these that wait
+        # for a place; and the number of running errands per receiver.
         self._in_hand: dict[str, tuple[str, int]] = {}
         self._ready: deque[tuple[str, Lane, RawBSONDocument, Hashable]] = deque()
         self._running: Counter[str] = Counter()
@@ -124,22 +124,23 @@ class Unparking:
         self._orphans: set[tuple[str, str]] = set()
         self._unsettled: dict[str, _Slice] = {}
         self._look_after = monotonic() + _SOON
-        # Until the second look, a former owner may still delete the head of a lane: its followers are not found.
+        # Whether the first search is over. Before, a former owner may still delete the head of a lane, and a query
+        # does not find the followers then.
         self._is_alone = False
 
     def resize(self, places: int) -> None:
-        """Have so many errands at once."""
+        """Set the maximum number of errands at once."""
         self._places = max(1, places)
 
     def wake(self, seconds: float = 0.0) -> None:
-        """Something is due in so many seconds."""
+        """Note that a delivery is due in this number of seconds."""
         at = monotonic() + seconds
         if at < self._next:
             self._next = at
             self._woken.set()
 
     async def run(self) -> None:
-        """Work off what is due, for ever."""
+        """Make the deliveries that are due, until the task is cancelled."""
         failures = 0
         while True:
             self._next = monotonic() + _RARELY
@@ -171,14 +172,14 @@ class Unparking:
                     await self._woken.wait()
 
     async def _take_all(self) -> float:
-        """Read what is due, as far as there will be places soon; the seconds until something else is."""
+        """Read due deliveries, as many as get places soon. Returns the seconds until another delivery is due."""
         names = self._parking.busy
         soonest = _RARELY
         for name in names:
             mine = [lane for lane, (of, _) in self._in_hand.items() if of == name]
             room = min(self._places, self._share + self._places // 2 - len(mine))
             if room <= 0 or len(self._ready) > self._places // 2 or self._bytes >= _BYTES:
-                continue  # an errand that ends looks again
+                continue  # the end of an errand starts another query
             times = self._parking.times_parked(name)
             stuck = list(self._parking.stuck)
             due, seconds = await self._held.due(name, room, [*mine, *stuck])
@@ -191,7 +192,7 @@ class Unparking:
 
     @property
     def _share(self) -> int:
-        """Errands that one receiver may have at once: one that hangs leaves places for the others."""
+        """The maximum number of errands of one receiver: a receiver that hangs leaves places for the others."""
         return max(1, self._places // max(1, len(self._parking.busy)))
 
     @property
@@ -213,7 +214,7 @@ class Unparking:
                 continue
             try:
                 key = self._key(first)
-            except Exception as error:  # somebody else wrote it, or edited it
+            except Exception as error:  # it was edited by hand
                 await self._held.skip(lane.first, error)
                 continue
             self._in_hand[lane.id] = (name, lane.size)
@@ -221,7 +222,7 @@ class Unparking:
         self._begin()
 
     def _begin(self) -> None:
-        """Begin with what is read, as far as there are places now."""
+        """Begin errands for lanes in hand, as long as places are free."""
         for _ in range(len(self._ready)):
             if self._running.total() >= self._places:
                 return
@@ -239,16 +240,16 @@ class Unparking:
         self.wake()
 
     def _key(self, row: RawBSONDocument) -> Hashable:
-        """What the jobs of its document go by."""
+        """The key of the jobs of a delivery's document."""
         namespace = row["namespace"]
         raw = raw_key_of(bytes(row.raw), row["parts"])
         return key_from((namespace["db"], namespace["coll"]), raw, self._codec_options)
 
     def _is_ours(self, row: RawBSONDocument) -> bool:
-        """Whether a delivery is left to us.
+        """Whether this process may make a delivery now.
 
-        What another process parked behind its last saved position comes out of the stream once more, and is parked
-        again. To deliver it before that could turn the order round.
+        Another process may have parked it after the saved position. Then this process reads the change from the
+        stream again, and parks the delivery again. An earlier attempt could break the order.
         """
         token = row.get("token")
         return row.get("by") == self._parking.me or not isinstance(token, str) or token <= self._position()
@@ -256,10 +257,10 @@ class Unparking:
     # -- one lane --------------------------------------------------------------------------------------------
 
     async def _work_off(self, name: str, slice_: _Slice) -> None:
-        """Deliver what is parked in a lane, one after another, for a while."""
+        """Make the deliveries of a lane, one after another, until the slice of time is over."""
         try:
             await self._work_off_from(name, slice_)
-        except Abandoned:  # whoever took over ends it
+        except Abandoned:  # `_leave` has ended the errand
             raise
         except BaseException:
             self._end(name, slice_.lane)
@@ -278,10 +279,10 @@ class Unparking:
             slice_ = _Slice(lane, *await self._parking.insist(lambda: self._held.following(lane.id)))
 
     async def settle_rest(self) -> None:
-        """Note what was delivered, where errands were cut off before they could.
+        """Record the finished deliveries of errands that were interrupted before they recorded them.
 
         Raises:
-            Interrupted: that was not possible. It will be repeated.
+            Interrupted: the process ends, and the write has not succeeded. The deliveries will be repeated.
         """
         for slice_ in list(self._unsettled.values()):
             await self._settle(slice_, None)
@@ -293,7 +294,7 @@ class Unparking:
         return more
 
     async def _deliver_in_order(self, name: str, slice_: _Slice) -> Waiting | None:
-        """Deliver until one has to wait; what it waits for."""
+        """Make deliveries until one must wait. Returns why it waits."""
         self._unsettled[slice_.lane.id] = slice_
         for row in slice_.rows:
             if not self._goes_on() or self._parking.is_paused(name) or not self._is_ours(row):
@@ -325,7 +326,7 @@ class Unparking:
             change, calls, again = self._read(row, parts)
         except (PyMongoError, DispatcherError, Interrupted):
             raise
-        except Exception as error:  # somebody else wrote it, or edited it
+        except Exception as error:  # it was edited by hand
             self._say_malformed(row, error)
             return waiting._replace(reason="malformed", seconds=UNDELIVERABLE, error=error)
         if calls is not None:
@@ -334,7 +335,7 @@ class Unparking:
         return waiting._replace(reason="orphaned", seconds=UNDELIVERABLE)
 
     def _read(self, row: RawBSONDocument, parts: dict[str, bytes]) -> tuple[Change, Calls | None, Again | None]:
-        """What a parked delivery says; no calls if the application has no such receiver any more."""
+        """Decode a parked delivery. Its calls are None if the application does not have the receiver any more."""
         change = change_of(row, parts, self._codec_options)
         calls = self._routes.calls_to(
             row["document"],
@@ -354,7 +355,7 @@ class Unparking:
         sound.log()
 
     def _say_orphaned(self, row: RawBSONDocument) -> None:
-        """Once: there may be many."""
+        """Log an orphaned delivery, once per receiver and document class: there may be many."""
         which = (row["receiver_id"], row["document"])
         if which not in self._orphans:
             self._orphans.add(which)
@@ -369,7 +370,7 @@ class Unparking:
 
 
 def _left_at(row: RawBSONDocument) -> Waiting:
-    """What is known of the attempts at a delivery."""
+    """The recorded attempts at a delivery."""
     attempts, began = row.get("attempts"), row.get("first_attempt_at")
     if not isinstance(attempts, int) or not attempts or not isinstance(began, datetime):
         return Waiting("retrying")

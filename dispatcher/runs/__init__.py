@@ -1,1 +1,1 @@
-"""Replay and backfill."""
+"""Replays and backfills: deliver past changes, or existing documents, to chosen receivers."""

@@ -1,4 +1,4 @@
-"""Existing documents through `post_save` receivers, as `post_save(created=False)`."""
+"""Delivers existing documents to `post_save` receivers, as `post_save(created=False)`."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
@@ -15,16 +15,16 @@ from dispatcher.runs.store import Run
 from dispatcher.stream.collections import collections_of
 from dispatcher.stream.scope import scope_of
 
-# Whoever is told of a document that is there already.
+# Only receivers of these signals get existing documents.
 _SIGNALS: Final = ("post_save",)
 
 
 class Backfill:
-    """One backfill that is ready to be worked on.
+    """One backfill, ready to run.
 
     Attributes:
-        total: how many documents there are, as the server estimates it.
-        seen: how many were read, those of earlier processes not included.
+        total: the server's estimate of the number of documents.
+        seen: the number of documents that this process has read.
     """
 
     def __init__(self, place: Workplace, playback: Playback, receivers: Sequence[str], total: int) -> None:
@@ -35,7 +35,7 @@ class Backfill:
         self._routes = place.routes.narrowed(place.chosen(receivers, _SIGNALS), playback.run.id)
 
     async def work(self, stop: asyncio.Event) -> RunOutcome:
-        """Deliver everything, unless `stop` is set before."""
+        """Deliver all documents. End earlier when `stop` is set."""
         async with aclosing(self._steps()) as steps:
             return await self.playback.work(steps, stop)
 
@@ -62,18 +62,18 @@ class Backfill:
 async def start(
     place: Workplace, receivers: Sequence[str], *, rate: float | None, resume: str | None, new: bool
 ) -> Backfill:
-    """Be ready for a backfill: a new one, or one that is not finished.
+    """Prepare a backfill: a new one, or an unfinished one.
 
     Args:
-        rate: documents per second, at most.
-        resume: the run to go on with; by default one for the same receivers that is not finished.
-        new: begin a new one in any case.
+        rate: the maximum number of documents per second.
+        resume: id of the run to continue; by default an unfinished run for the same receivers.
+        new: begin a new run even if an unfinished one exists.
 
     Raises:
-        UnknownReceiver: there is none of such a name that gets `post_save`.
-        UnknownRun: there is no such run.
-        Busy: another process works on it.
-        NothingToDeliver: there is no collection.
+        UnknownReceiver: no `post_save` receiver has this name.
+        UnknownRun: no run has this id.
+        Busy: another process works on the run.
+        NothingToDeliver: none of the collections exists.
     """
     run: Run | None = None
     asked: dict[str, Any] = {"receivers": sorted(receivers), "partition": None}
@@ -87,7 +87,8 @@ async def start(
     namespaces = await collections_of(place.client, scope_of(chosen))
     if not namespaces:
         raise NothingToDeliver(
-            "None of the collections of these receivers exists.", remedy="Is --url that of the right deployment?"
+            "None of the collections of these receivers exists.",
+            remedy="Check that --url names the right deployment.",
         )
     if run is None:
         run = await place.runs.begin("backfill", asked, place.now)
@@ -96,7 +97,7 @@ async def start(
         if f"{database}.{collection}" not in run.progress.get("done", ()):
             total += await place.client[database][collection].estimated_document_count()
     log.info(
-        "a backfill begins" if run.is_new else "a backfill goes on",
+        "a backfill begins" if run.is_new else "a backfill continues",
         action="backfill.started",
         run=run.id,
         receivers=names,

@@ -1,7 +1,7 @@
-"""Backfills that a dispatcher began by itself, beside its stream: the current documents, since history was lost.
+"""Delivers the current documents after lost history, while the stream continues.
 
-Each document is looked up when its turn in its lane has come. So what is delivered is at least as new as what was
-delivered before it, and what the stream brings later comes later.
+A dispatcher starts these backfills by itself. Each document is read only when its job in its lane runs. So this
+version is not older than the versions that were delivered before, and later changes are delivered after it.
 """
 
 import asyncio
@@ -29,22 +29,22 @@ from dispatcher.runs.store import Run, Runs
 from dispatcher.stream.collections import collections_of
 from dispatcher.stream.scope import scope_of
 
-# Seconds between two attempts to find out what is to be done, when that failed.
+# Seconds until the next attempt after an error.
 _AGAIN: Final = 5.0
 
-# Documents that wait in the lanes at once.
+# Maximum number of documents that wait in the lanes at once.
 _MOST: Final = 100
 
 
 class LiveBackfill:
-    """Takes care of the backfills of one partition.
+    """Runs the backfills of one partition.
 
     Args:
-        client: opened for the running loop.
-        capacity: tells whether work beside the stream may begin.
+        client: a client that is open for the running loop.
+        capacity: its `may_begin` says whether work apart from the stream may begin.
     """
 
-    def __init__(  # noqa: PLR0913 - it is a stream of its own
+    def __init__(  # noqa: PLR0913 - a source of deliveries needs these stages
         self,
         client: AsyncMongoClient[Any],
         runs: Runs,
@@ -70,11 +70,11 @@ class LiveBackfill:
         self._wanted.set()
 
     def wake(self) -> None:
-        """There may be something to do."""
+        """Look for backfills now."""
         self._wanted.set()
 
     async def run(self) -> None:
-        """Work on all that there are, and on those that are begun later; for ever."""
+        """Run existing and later backfills. Runs for ever."""
         while True:
             await self._wanted.wait()
             self._wanted.clear()
@@ -84,7 +84,7 @@ class LiveBackfill:
             except PyMongoError as error:
                 raise_if_fatal(error, self._runs.address)
                 log.warning(
-                    "a backfill is interrupted, going on soon",
+                    "a backfill is interrupted, and continues soon",
                     action="backfill.interrupted",
                     error=in_short(error),
                 )
@@ -95,7 +95,7 @@ class LiveBackfill:
         routes = self._all_routes.narrowed(lambda signal, _: signal == "post_save", run.id)
         namespaces = await collections_of(self._client, scope_of(routes)) if routes.listeners else []
         log.info(
-            "delivering the current documents, since history was lost",
+            "delivering the current documents, because history was lost",
             action="backfill.started",
             run=run.id,
             collections=[".".join(one) for one in namespaces],
@@ -123,13 +123,13 @@ class LiveBackfill:
         log.info("the current documents are delivered", action="backfill.finished", run=run.id, documents=count)
 
     def _only(self, run: Run) -> dict[str, Any]:
-        """The documents of the partition that lost its history."""
+        """A filter for the documents of the partition that lost its history."""
         partition, partitions = run.asked["partition"], run.asked["partitions"]
         return {} if partitions == 1 else {"$expr": belongs(hash_of("$_id"), partition, partitions)}
 
     async def _in_lanes(self, run: Run, routes: Routes, namespace: Namespace, keys: list[bytes]) -> None:
-        """Have some documents delivered, each in its lane; when this returns they are finished or parked."""
-        while not self._capacity.may_begin():  # noqa: ASYNC110 - it is paused, for minutes or hours
+        """Deliver some documents, each in its lane. When this returns, the deliveries are finished or parked."""
+        while not self._capacity.may_begin():  # noqa: ASYNC110 - a pause lasts for minutes or hours
             await asyncio.sleep(1.0)
         told = []
         for key in keys:
@@ -141,7 +141,7 @@ class LiveBackfill:
 
     async def _deliver(self, run: Run, routes: Routes, namespace: Namespace, key: bytes) -> None:
         found = await self._parking.insist(lambda: document(self._client, namespace, key))
-        if found is None:  # it was deleted, of which the stream tells
+        if found is None:  # the document was deleted; the stream delivers the delete
             return
         change = change_of(found, namespace, run, self._codec_options)
         ((_, calls),) = await routes.resolve([change])

@@ -51,10 +51,10 @@ from mongoz.signals.names import POST
 from mongoz.signals.receivers import Receiver
 from mongoz.synonyms import nearest
 
-# Seconds between two saves.
+# Seconds between two saves of the progress.
 _SAVE: Final = 0.5
 
-# Seconds that the last one may take.
+# Time limit of the last save in seconds.
 _SAVE_PATIENCE: Final = 5.0
 
 
@@ -62,10 +62,10 @@ class Step(NamedTuple):
     """A part of a run.
 
     Attributes:
-        change: the change to deliver; None if there is nothing to do.
+        change: the change to deliver; None if the step only moves the progress.
         calls: the receivers of the change.
-        progress: the progress of the run once this step and all earlier ones are finished; None: unchanged.
-        unreadable: event, token and error of a change that can't be read.
+        progress: the progress of the run after this step and all earlier ones; None if it stays the same.
+        unreadable: event, token and error of a change that can't be decoded.
     """
 
     change: Change | None
@@ -75,13 +75,13 @@ class Step(NamedTuple):
 
 
 class RunOutcome(NamedTuple):
-    """How a run went.
+    """The result of a run.
 
     Attributes:
-        finished: everything that was asked for is done.
-        delivered: deliveries whose receiver returned, in all processes that worked on it.
-        failed: deliveries that were given up, or that could not be made.
-        dead_letters: dead letters that this process recorded.
+        finished: whether the whole run is done.
+        delivered: number of deliveries whose receiver returned, in all processes of the run.
+        failed: number of deliveries that were given up or could not be made.
+        dead_letters: number of dead letters that this process recorded.
     """
 
     run: str
@@ -92,14 +92,14 @@ class RunOutcome(NamedTuple):
 
 
 class Playback:
-    """Works on one run.
+    """Executes one run.
 
     Args:
-        term: of the group's dispatchers at this time.
-        rate: maximum number of changes per second; None: no limit.
+        term: the newest term of the group's dispatchers.
+        rate: maximum number of changes per second; None for no limit.
     """
 
-    def __init__(  # noqa: PLR0913 - all that a run needs
+    def __init__(  # noqa: PLR0913 - a run needs all of them
         self,
         run: Run,
         runs: Runs,
@@ -121,7 +121,7 @@ class Playback:
         self._progress: Mapping[str, Any] = run.progress
         self._next = 0.0
         self._capacity = capacity = Capacity(Bounds.of(settings))
-        # A run ends: no process would continue with deliveries that block.
+        # No process would retry blocked deliveries after the end of the run.
         policy = Policy.of(settings)._replace(blocking=False)
         steps = Steps(
             policy,
@@ -147,16 +147,16 @@ class Playback:
 
     @property
     def delivered(self) -> int:
-        """Deliveries so far, those of earlier processes included."""
+        """Number of deliveries so far, including earlier processes."""
         return self.run.delivered + self.stats.delivered
 
     @property
     def failed(self) -> int:
-        """Deliveries so far that were given up or could not be made, those of earlier processes included."""
+        """Number of deliveries so far that were given up or could not be made, including earlier processes."""
         return self.run.failed + self.stats.failed + self.stats.invalid
 
     async def work(self, steps: AsyncIterator[Step], stop: asyncio.Event) -> RunOutcome:
-        """Deliver everything, unless `stop` is set before.
+        """Deliver all steps. End earlier when `stop` is set.
 
         Raises:
             DispatcherError: an error is permanent. The progress is saved.
@@ -236,9 +236,9 @@ class Workplace(NamedTuple):
     """The connections of a run to its deployment.
 
     Attributes:
-        group: of dispatchers; the client of its state also reads documents.
-        watching: for change streams.
-        now: cluster time.
+        group: the group of dispatchers. The client of its state also reads documents.
+        watching: the client for change streams.
+        now: the cluster time at which the connection was made.
     """
 
     registry: Registry
@@ -252,7 +252,7 @@ class Workplace(NamedTuple):
 
     @property
     def client(self) -> AsyncMongoClient[Any]:
-        """For state and documents."""
+        """The client for state and documents."""
         return self.group.state.client
 
     async def playback(self, run: Run, rate: float | None) -> Playback:
@@ -271,17 +271,18 @@ class Workplace(NamedTuple):
         )
 
     async def prepare(self, routes: Routes) -> None:
-        """Have the server check every `where` of some routes, before they resolve changes."""
+        """Let the server check every `where` of some routes. Required before they resolve changes."""
         await routes.prepare(Conditions(self.group.state, self.registry.codec_options))
 
     def chosen(self, names: Sequence[str], signals: Sequence[str] = POST) -> Callable[[str, Receiver], bool]:
-        """A function that tells whether a receiver is selected.
+        """Make a function that says whether a receiver is selected.
 
         Args:
-            names: present or former names of receivers; none: all receivers.
+            names: the names of the receivers; empty for all receivers.
+            signals: the signals whose receivers may be selected.
 
         Raises:
-            UnknownReceiver: a name belongs to no receiver that a dispatcher may run for these signals.
+            UnknownReceiver: no receiver that a dispatcher may run for these signals has this name.
         """
         listeners = self.routes.listeners
         known = {one.name for each in listeners for signal in signals for one in each.receivers[signal]}

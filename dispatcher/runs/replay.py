@@ -1,4 +1,4 @@
-"""Delivers past changes of the oplog again, to chosen receivers. The position of the group stays as it is.
+"""Delivers past changes of the oplog again, to chosen receivers. The position of the group does not move.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -28,8 +28,8 @@ from dispatcher.stream.scope import scope_of
 # Milliseconds that the server waits for further changes of the range.
 _AWAIT_MS: Final = 100
 
-# Number of empty batches that prove the end, if their token has exactly the end time of the range: it sorts before
-# the tokens of that time's changes.
+# Number of empty batches in a row that prove the end of the range if their token has exactly its end time. One
+# batch proves nothing: such a token sorts before the tokens of the changes at this time.
 _SURELY_EMPTY: Final = 2
 
 
@@ -38,8 +38,8 @@ class Replay:
 
     Attributes:
         at: cluster time of the last change that was read.
-        begins: cluster time at which this process begins.
-        until: cluster time at which it ends.
+        begins: cluster time after which this process reads changes.
+        until: cluster time of the end of the range.
     """
 
     def __init__(self, place: Workplace, playback: Playback, receivers: Sequence[str]) -> None:
@@ -63,13 +63,13 @@ class Replay:
         codec_options = place.registry.codec_options
         images = DocumentLookup(place.client, codec_options, place.runs.address)
         self._reader = Reader(self._source, images, group=self._routes.group, codec_options=codec_options)
-        self._unsettled: set[str] = set()  # tokens of markers whose deletes have not come
+        self._unsettled: set[str] = set()  # tokens of markers whose deletes are not read yet
 
     async def work(self, stop: asyncio.Event) -> RunOutcome:
-        """Deliver everything, unless `stop` is set before.
+        """Deliver all changes of the range. End earlier when `stop` is set.
 
         Raises:
-            HistoryLost: the oplog does not reach back so far (any more).
+            HistoryLost: the oplog does not reach back to the start of the range.
             DispatcherError: an error is permanent. The progress is saved.
         """
         async with aclosing(self._steps()) as steps:
@@ -101,7 +101,7 @@ class Replay:
                     yield Step(None, (), {"token": batch.token})
 
     async def _resolved(self, part: list[Change] | UnreadableEvent | LostEvent) -> AsyncIterator[Step]:
-        """The changes with their receivers. The run goes on after a change only where no marker is open."""
+        """Make a step of each change. It moves the progress only if the delete of each earlier marker is read."""
         if isinstance(part, UnreadableEvent):
             yield Step(None, (), None, (part.event, part.error.token, part.error))
         elif isinstance(part, list):
@@ -137,22 +137,22 @@ async def start(
     resume: str | None,
     new: bool,
 ) -> Replay:
-    """Prepare a replay: a new one, or one that is not finished.
+    """Prepare a replay: a new one, or an unfinished one.
 
     Args:
-        receivers: names; none: all that a dispatcher may run.
-        since: the range begins after this cluster time; needed for a new replay.
+        receivers: the names of the receivers; empty for all receivers that a dispatcher may run.
+        since: the range begins after this cluster time; required for a new replay.
         until: the last cluster time of the range; by default now.
         asked: the range as the operator wrote it.
-        rate: changes per second, at most.
-        resume: id of the run to go on with; by default one for the same range that is not finished.
-        new: begin a new one in any case.
+        rate: the maximum number of changes per second.
+        resume: id of the run to continue; by default an unfinished run for the same range.
+        new: begin a new run even if an unfinished one exists.
 
     Raises:
         UnknownReceiver: no receiver has this name.
         UnknownRun: no run has this id.
         Busy: another process works on the run.
-        HistoryLost: the oplog does not reach back so far.
+        HistoryLost: the oplog does not reach back to `since`.
     """
     run: Run | None = None
     place.chosen(receivers)
@@ -168,7 +168,7 @@ async def start(
         run = await place.runs.begin("replay", asked, place.now, from_time=since, until_time=until)
     names = run.asked["receivers"]
     log.info(
-        "a replay begins" if run.is_new else "a replay goes on",
+        "a replay begins" if run.is_new else "a replay continues",
         action="replay.started",
         run=run.id,
         receivers=names,
@@ -177,7 +177,11 @@ async def start(
 
 
 async def _look_back(place: Workplace, since: Timestamp) -> None:
-    """Check whether the oplog reaches back so far, before anything is written."""
+    """Check that the oplog reaches back to a time. Called before the first write.
+
+    Raises:
+        HistoryLost: it does not.
+    """
     scope = scope_of(place.routes)
     if not await Cursors(place.watching, scope.database, scope.pipeline(), 1).reaches_back_to(since):
         raise await _too_far_back(place, since)

@@ -1,7 +1,7 @@
-"""The documents that there are in a collection, and what receivers are told of them.
+"""Reads the existing documents of a collection, and makes a change of each for the receivers.
 
-A collection is read in the order of its `_id`s, slice by slice, so that nothing has to stay open on the server
-however slow receivers are, and whoever stopped goes on where it was.
+A collection is read in the order of its `_id`s, slice by slice. So no cursor stays open on the server while
+receivers are slow, and an interrupted run continues after its last `_id`.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -30,7 +30,8 @@ from dispatcher.stream.decode import decode
 from mongoz.connection.elections import session_of
 from mongoz.keys import canonical_of
 
-# Documents read at once: at most, and before their size is known; and the bytes to aim for.
+# The maximum number of documents in a slice; the number in the first slice, before their size is known; and the
+# bytes to aim for.
 _MOST: Final = 500
 _FIRST: Final = 32
 _BYTES: Final = 4_000_000
@@ -39,11 +40,11 @@ _LAST: Final = bson.encode({"": MaxKey()})
 
 
 class Found(NamedTuple):
-    """A document as it was read.
+    """A document, with the time at which it was read.
 
     Attributes:
-        time: cluster time of the reading.
-        wall: the same, roughly, as a date.
+        time: cluster time of the read.
+        wall: `time` as a date, in whole seconds.
     """
 
     row: RawBSONDocument
@@ -59,12 +60,13 @@ async def documents(
     only: Mapping[str, Any] | None = None,
     fields: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[list[Found]]:
-    """The documents of a collection in the order of their `_id`s, whatever types these have.
+    """Yield the documents of a collection in the order of their `_id`s, which may have any type.
 
     Args:
-        client: opened for the running loop.
+        client: a client that is open for the running loop.
         last: begin after this `_id`, as BSON: {"": _id}.
-        fields: what is read of them; all by default.
+        only: a filter; by default all documents.
+        fields: a projection; by default all fields.
     """
     report = partial(
         log.warning,
@@ -97,7 +99,7 @@ async def _read(
     wanted: Mapping[str, Any],
     fields: Mapping[str, Any] | None,
 ) -> tuple[list[RawBSONDocument], Timestamp]:
-    """Documents from an `_id` on, one more than `size` if there are more; and the time at which they were so."""
+    """Read `size + 1` documents from an `_id` on, if there are so many. Returns them with the time of the read."""
     database = client.get_database(namespace[0], codec_options=RAW)
     command: dict[str, Any] = {
         "find": namespace[1],
@@ -110,21 +112,21 @@ async def _read(
     if fields is not None:
         command["projection"] = fields
     if last is not None:
-        # A comparison would only find `_id`s of the same type. Cursors would encode this one anew.
+        # A comparison would only find `_id`s of the same type. PyMongo's cursor would encode this `_id` again.
         command["min"] = RawBSONDocument(_filter(last))
     async with session_of(client) as session:
-        # The first answer is decoded with these options, the further ones with the database's.
+        # The first batch is decoded with these options, later batches with the options of the database.
         cursor = await database.cursor_command(command, codec_options=RAW, session=session)
         rows: list[RawBSONDocument] = await cursor.to_list(None)
         if last not in (None, _LAST) and len(rows) <= size:
-            # What begins somewhere ends before the very last key that there can be.
+            # A scan with `min` ends before the key MaxKey, so this document is read separately.
             last_of_all = database.get_collection(namespace[1], read_concern=ReadConcern("majority"))
             rows += await last_of_all.find({"_id": MaxKey(), **wanted}, fields, session=session).to_list(None)
         return rows, session.operation_time or Timestamp(1, 1)
 
 
 async def document(client: AsyncMongoClient[Any], namespace: Namespace, key: bytes) -> Found | None:
-    """One document, as it is now.
+    """Read one document.
 
     Args:
         key: its `_id`, as BSON: {"": _id}.
@@ -141,22 +143,22 @@ async def document(client: AsyncMongoClient[Any], namespace: Namespace, key: byt
 def key_of(row: RawBSONDocument) -> bytes:
     """The `_id` of a document, as BSON: {"": _id}."""
     found = field(bytes(row.raw), "_id")
-    assert found is not None  # no document is without one
+    assert found is not None  # every document has an `_id`
     return keyed(found)
 
 
 def change_of(found: Found, namespace: Namespace, run: Run, codec_options: CodecOptions[Any]) -> Change:
-    """What receivers are told of an existing document.
+    """Make the change that receivers get for an existing document.
 
-    Where it can't be decoded, it says so in `fault`.
+    If the document can't be decoded, `fault` of the change has the reason.
     """
     return decode(RawBSONDocument(_event_of(found, namespace, run)), codec_options)._replace(image="current")
 
 
 def _event_of(found: Found, namespace: Namespace, run: Run) -> bytes:
-    """A document, as if it had been replaced when it was read.
+    """Make the event of a replacement at the time of the read.
 
-    What stands for a token is the same whenever the run comes to it.
+    The token depends only on the run and the document, so a repeated delivery has the same id.
     """
     digest = blake2b(".".join(namespace).encode() + b"\0" + key_of(found.row), digest_size=12).hexdigest().upper()
     token = f"82{run.at.time:08X}{run.at.inc:08X}FF{digest}"
@@ -174,5 +176,5 @@ def _event_of(found: Found, namespace: Namespace, run: Run) -> bytes:
 
 
 def _filter(key: bytes) -> bytes:
-    """{"_id": _id}, of {"": _id}: canonical, as the index has it."""
+    """Convert {"": _id} to {"_id": _id}, in the canonical form that the index uses."""
     return keyed(next(elements(canonical_of(key))), "_id")

@@ -1,27 +1,26 @@
-"""Runs: replays and backfills, and how far each of them came. They are kept in `controls`.
+"""Stores runs (replays and backfills) and their progress, in the collection `controls`.
 
 controls: one document per run.
 
     _id            "<group>:run:<run>"
-    group          of dispatchers
+    group          the group of dispatchers
     kind           `"run"`
-    run            its id: random, or made of what it is about where a dispatcher began it
+    run            its id: random, or a hash of the lost history if a dispatcher began it
     what           `"replay"` or `"backfill"`
-    asked          what was asked for, as it was written: {receivers: [names], since, until}; a run that asks for
-                   the same goes on with one that is not finished
-    at             cluster time (a BSON timestamp) at which it was begun
-    from_time      of a replay: after which changes are delivered
-    until_time     likewise: up to which
-    token          of a backfill that a dispatcher began by itself: where its stream went on
-    progress       how far it came: of a replay {token}; of a backfill {done: ["db.coll"], namespace, last}: the
-                   collections that are finished, the one it is in, and the `_id` up to which that is finished, as
-                   BSON in binary: {"": _id}
-    delivered      deliveries whose receiver returned, with those that were repeated
-    failed         deliveries that were given up
+    asked          the request of the operator, as written: {receivers: [names], since, until}; an equal request
+                   continues an unfinished run
+    at             cluster time (a BSON timestamp) of the beginning of the run
+    from_time      replay only: changes after this cluster time are delivered
+    until_time     replay only: changes up to this cluster time are delivered
+    token          only for a backfill that a dispatcher began: the token after which its stream continued
+    progress       of a replay {token}; of a backfill {done: ["db.coll"], namespace, last}: the finished
+                   collections, the current one, and the last finished `_id` in it, as BSON in binary: {"": _id}
+    delivered      number of deliveries whose receiver returned, repetitions included
+    failed         number of deliveries that were given up
     status         `"running"`, `"stopped"` or `"finished"`
-    started_at     the server's time
-    beat_at        likewise, of the last sign of life
-    host, pid      of the process that works on it
+    started_at     the server's time at the beginning
+    beat_at        the server's time at the last heartbeat
+    host, pid      the process that works on the run
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -42,10 +41,10 @@ from dispatcher.core.state_checks import Sound
 from dispatcher.exceptions import DispatcherError, UnknownRun
 from mongoz.synonyms import nearest
 
-# Seconds without a sign of life after which a process of another machine is taken to be dead.
+# Seconds without a heartbeat after which a process on another machine counts as dead.
 _DEAD_AFTER: Final = 15
 
-# Days that finished runs are kept.
+# Days for which finished runs are kept.
 _KEPT: Final = 30
 
 
@@ -57,12 +56,12 @@ class Run(NamedTuple):
     """A replay or a backfill.
 
     Attributes:
-        id: of the run; part of the ids of its deliveries.
+        id: the id of the run; part of the ids of its deliveries.
         what: `"replay"` or `"backfill"`.
-        from_time: of a replay.
-        until_time: likewise.
-        token: of a backfill that belongs to a stream.
-        is_new: nobody has worked on it yet.
+        from_time: start of the range of a replay.
+        until_time: end of the range of a replay.
+        token: only for a backfill that a dispatcher began: the token after which its stream continued.
+        is_new: whether no process has worked on it yet.
     """
 
     id: str
@@ -79,7 +78,7 @@ class Run(NamedTuple):
 
 
 class Runs:
-    """The runs of a group, one of which this process works on."""
+    """The runs of a group. This process works on one of them."""
 
     def __init__(self, group: Group) -> None:
         self._runs = group.state.controls
@@ -88,7 +87,7 @@ class Runs:
         self._me = {"host": socket.gethostname(), "pid": os.getpid()}
 
     async def begin(self, what: str, asked: Mapping[str, Any], at: Timestamp, **values: Any) -> Run:
-        """A new run, which this process works on."""
+        """Begin a new run, and work on it."""
         await self._runs.delete_many(
             {
                 "group": self._group,
@@ -100,7 +99,7 @@ class Runs:
         return await self.ensure(secrets.token_hex(6), what, asked, at, **values)
 
     async def ensure(self, id_: str, what: str, asked: Mapping[str, Any], at: Timestamp, **values: Any) -> Run:
-        """The run of this id, begun now if there is none; this process works on it."""
+        """Get the run with this id, or begin it. This process works on it."""
         new = {
             "group": self._group,
             "kind": "run",
@@ -123,16 +122,16 @@ class Runs:
                 upsert=True,
                 return_document=ReturnDocument.AFTER,
             )
-        except DuplicateKeyError:  # somebody else did the same at this moment
+        except DuplicateKeyError:  # another process inserted it at the same moment
             found = await self._runs.find_one({"_id": self._id(id_)})
         assert found is not None
         return _run_of(found)
 
     async def unfinished(self, what: str, asked: Mapping[str, Any]) -> Run | None:
-        """A run that asks for the same and is not finished; this process works on it.
+        """Take over the newest unfinished run with an equal request; None if there is none.
 
         Raises:
-            Busy: another process does.
+            Busy: another process works on it.
         """
         same = {f"asked.{name}": value for name, value in asked.items()}
         found = await self._runs.find_one(
@@ -142,10 +141,10 @@ class Runs:
         return None if found is None else await self._take(found)
 
     async def resume(self, id_: str, what: str) -> Run:
-        """A run that was begun before; this process works on it.
+        """Take over the run with this id.
 
         Raises:
-            UnknownRun: there is none.
+            UnknownRun: no run has this id.
             Busy: another process works on it.
         """
         found = await self._runs.find_one({"_id": self._id(id_), "kind": "run", "what": what})
@@ -158,9 +157,9 @@ class Runs:
         return await self._take(found)
 
     async def of_stream(self, partition: int, partitions: int) -> list[Run]:
-        """The backfills that dispatchers began by themselves, as far as they are for whoever has this partition.
+        """The unfinished backfills that dispatchers began for this partition.
 
-        Those of a former layout are for the first one.
+        Partition 0 also gets the backfills of earlier layouts.
         """
         ours: dict[str, Any] = {"asked.partition": partition, "asked.partitions": partitions}
         if partition == 0:
@@ -172,7 +171,7 @@ class Runs:
         return runs
 
     async def save(self, run: Run, progress: Mapping[str, Any], delivered: int, failed: int, status: str) -> None:
-        """Write down how far a run is finished; a sign of life as well."""
+        """Save the progress of a run. This is also its heartbeat."""
         values = {
             "progress": dict(progress),
             "delivered": delivered,
@@ -183,7 +182,11 @@ class Runs:
         await self._runs.update_one({"_id": self._id(run.id)}, {"$set": values, "$currentDate": {"beat_at": True}})
 
     async def _take(self, found: dict[str, Any]) -> Run:
-        """Work on a run from now on, if nobody else does."""
+        """Take over a run.
+
+        Raises:
+            Busy: another process works on it.
+        """
         gone: list[dict[str, Any]] = [{"status": {"$ne": "running"}}]
         gone.append({"$expr": {"$lt": ["$beat_at", {"$subtract": ["$$NOW", _DEAD_AFTER * 1000]}]}})
         if found.get("host") == self._me["host"] and not _is_alive(found.get("pid")):
@@ -195,9 +198,8 @@ class Runs:
         )
         if taken is None:
             raise Busy(
-                f"The {found['what']} {found['run']} is being worked on by process {found.get('pid')} on "
-                f"{found.get('host')}.",
-                remedy="Wait until it is finished, or stop that process first.",
+                f"Process {found.get('pid')} on {found.get('host')} works on the {found['what']} {found['run']}.",
+                remedy="Wait until the run is finished, or stop that process first.",
             )
         return _run_of(taken)._replace(is_new=False)
 
@@ -216,14 +218,19 @@ def _is_alive(pid: Any) -> bool:
 
 
 def _sound_run_of(found: Mapping[str, Any]) -> Run:
-    """A run that dispatchers work on by themselves, with where it is."""
+    """Make a run of the document of a dispatcher's backfill.
+
+    Raises:
+        ValueError: the document is malformed.
+        TypeError: likewise.
+    """
     run = _run_of(found)
     done, last, name = (run.progress.get(one) for one in ("done", "last", "namespace"))
     texts = (run.id, run.what, *(done or ()), *([name] if name is not None else ()))
     if not all(isinstance(one, str) for one in texts):
-        raise ValueError("run, what, and in progress done and namespace, must be text")
+        raise ValueError("run, what, progress.done and progress.namespace must be text")
     if not isinstance(run.at, Timestamp) or not isinstance(run.delivered, int):
-        raise TypeError("at must be a timestamp, delivered a number")
+        raise TypeError("at must be a timestamp, and delivered must be a number")
     if last is not None:
         next(elements(last))
     return run

@@ -1,1 +1,1 @@
-"""The daemon: puts the stages of a partition together, and runs the process."""
+"""The daemon: assembles the pipeline of each partition, and runs the process."""

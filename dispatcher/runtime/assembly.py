@@ -40,10 +40,10 @@ from mongoz import Registry
 
 
 class Assembly(NamedTuple):
-    """Builds the pipelines of a process: each stage after the stages that it calls.
+    """Builds the pipelines of a process. Each stage is built after the stages that it calls.
 
     Attributes:
-        watching: opened for the running loop, for change streams.
+        watching: the client for change streams, opened for the running loop.
     """
 
     group: Group
@@ -56,10 +56,10 @@ class Assembly(NamedTuple):
     sessions: GroupSessions
 
     def pipeline(self, store: PositionStore, lease: Lease, position: Position) -> Pipeline:
-        """The pipeline of a claimed partition.
+        """Build the pipeline of a claimed partition.
 
         Args:
-            position: as it was when the partition was claimed, with a token.
+            position: the position of the partition at the time of the claim. It has a token.
         """
         scope = scope_of(self.routes).part(lease.partition, lease.partitions)
         scope = scope._replace(hashed=bool(position.inherited))

@@ -1,14 +1,15 @@
 """Ends the deliveries of one partition in order.
 
-The stream is not read any more. Then:
+The stream is no longer read. Then:
 
-1. No further delivery starts. Those in flight have the grace period. The next owner reads queued changes again.
+1. No further delivery starts. Deliveries in flight have the grace period. The next owner reads queued changes
+   again.
 2. Receivers that still run are cancelled. Only this attempt is repeated.
-3. For changes that some of their receivers have got, the other deliveries are parked, so that nothing is repeated.
-4. The position is saved, with the finished changes ahead of it.
+3. If only some receivers of a change have run, its other deliveries are parked, so that no delivery is repeated.
+4. The position is saved, with the finished changes after it.
 
-After the loss of the lease, everything in flight is cancelled at once and nothing is written: another process
-delivers it.
+After the loss of the lease, all deliveries in flight are cancelled at once and nothing is written: another process
+makes these deliveries.
 """
 
 import asyncio
@@ -27,7 +28,7 @@ from dispatcher.parking.worker import Unparking
 from dispatcher.position.checkpoint import Checkpoint
 
 SAVE_PATIENCE: Final = 5.0
-"""Seconds that the last writes may take: the server may be gone."""
+"""Time limit of the last writes in seconds: the server may be unreachable."""
 
 
 async def drain(
@@ -42,7 +43,7 @@ async def drain(
     """End all deliveries, so that as little as possible is repeated.
 
     Args:
-        grace: seconds that deliveries in flight have.
+        grace: seconds until deliveries in flight are cancelled.
     """
     lease = checkpoint.lease
     lost = lease.lost.is_set()
@@ -61,12 +62,12 @@ async def drain(
         return
     try:
         async with asyncio.timeout(SAVE_PATIENCE):
-            if now() < lease.until:  # otherwise another process may have it
-                with suppress(Interrupted):  # the rest is repeated
+            if now() < lease.until:  # otherwise another process may hold the lease
+                with suppress(Interrupted):  # deliveries that are not parked are repeated
                     await _park_rest(lanes, parking, checkpoint)
                 with suppress(Interrupted):
                     await unparking.settle_rest()
-            with suppress(DispatcherError):  # the end has another reason, which is raised
+            with suppress(DispatcherError):  # the error that ended the pipeline is raised instead
                 await checkpoint.save()
     except TimeoutError:
         log.warning(
@@ -77,7 +78,7 @@ async def drain(
 
 
 async def _park_rest(lanes: Lanes, parking: Parking, checkpoint: Checkpoint) -> None:
-    """Park the rest of changes that some of their receivers have got, and count these changes as finished."""
+    """Park the remaining deliveries of changes of which some are made, and mark these changes as finished."""
 
     async def park(job: Job) -> None:
         await parking.park_rest(job)

@@ -1,6 +1,6 @@
 """Lost history: the oplog does not reach back to the position of a stream.
 
-The operator has chosen beforehand what follows. The gap is recorded before the stream goes on.
+The setting `on_history_lost` decides what follows. The gap is recorded before the stream continues.
 """
 
 from functools import partial
@@ -19,7 +19,7 @@ OnHistoryLost = Literal["fail", "resume", "backfill"]
 
 
 class LostHistory(NamedTuple):
-    """Decides where a stream goes on behind lost history."""
+    """Decides where a stream continues after lost history."""
 
     policy: OnHistoryLost
     source: Source
@@ -29,28 +29,30 @@ class LostHistory(NamedTuple):
     lease: Lease
 
     async def bridge(self, after: str, lost: HistoryLost) -> str:
-        """The token behind which the stream goes on; the gap is recorded when this returns.
+        """Record the gap, and return the token after which the stream continues.
 
         Args:
-            after: the token behind which changes are lost.
+            after: the token after which changes are lost.
 
         Raises:
-            HistoryLost: the operator wants no gap.
+            HistoryLost: the policy is `"fail"`.
         """
         if self.policy == "fail":
             raise lost
         report = partial(
-            log.warning, "where to go on could not be found out, trying again", action="history.not_bridged"
+            log.warning,
+            "the position after the lost history can't be determined now, trying again",
+            action="history.not_bridged",
         )
         token = await retry(partial(self._bridge, after), report, address=self.runs.address)
         since, until = self.source.time_of(after), self.source.time_of(token)
         text = (
             f"the oplog does not hold the changes between {since.as_datetime().isoformat()} and "
-            f"{until.as_datetime().isoformat()} any more: they are not delivered"
+            f"{until.as_datetime().isoformat()} any more; they are not delivered"
         )
         if self.policy == "backfill":
-            text += ", and all current documents are instead"
-        # Several partitions may lose history behind one token, each the changes of its own documents.
+            text += "; the current documents are delivered instead"
+        # Several partitions may lose history after the same token. Each loses the changes of its own documents.
         key = f"{self.lease.partition}/{self.lease.partitions}:{after}"
         await self.gaps.record(Gap("history_lost", key, text, None, since, until, self.policy))
         return token
@@ -59,9 +61,9 @@ class LostHistory(NamedTuple):
         token = await self.source.now()
         if self.policy == "resume":
             return token
-        # One run for one loss: after a kill in between, the next process finds it again, and the stream goes on
-        # behind its token. Later changes are in the stream, and the backfill reads the documents as they were
-        # before.
+        # Each loss has one run. If this process is killed before the gap is recorded, the next process finds the
+        # run, and the stream continues after the token of the run. The backfill covers the changes before this
+        # token, the stream covers the later ones.
         about = f"{self.group}:{self.lease.partition}:{self.lease.partitions}:{after}"
         asked = {"receivers": [], "partition": self.lease.partition, "partitions": self.lease.partitions}
         id_ = blake2b(about.encode(), digest_size=6).hexdigest()

@@ -1,4 +1,4 @@
-"""Changes take their places in the order of the stream, and enter their lanes."""
+"""Registers changes in the order of the stream, and puts them into their lanes."""
 
 from time import monotonic
 from typing import Final
@@ -12,15 +12,15 @@ from dispatcher.position.checkpoint import Checkpoint
 
 _UNSETTLED: Final = frozenset({"marker", "deferred"})
 
-# Seconds between two lines about stamps that came too late: a stall makes many.
+# Minimum number of seconds between two log lines about late stamps: a stall causes many late stamps.
 _LATE_EVERY: Final = 10.0
 
 
 class Intake:
-    """Enters changes, one after another, in the order of the stream.
+    """Puts changes into their lanes, one after another, in the order of the stream.
 
     Args:
-        routes: count the receivers that a stamp keeps a change from.
+        routes: names the receivers that do not get a change because of its stamp.
     """
 
     def __init__(self, checkpoint: Checkpoint, routes: Routes, lanes: Lanes, stats: Stats) -> None:
@@ -29,12 +29,12 @@ class Intake:
         self._routes = routes
         self._lanes = lanes
         self._stats = stats
-        # Markers and deferred changes have their places, and come again: by token.
+        # Markers and deferred changes, by token. They are registered now, and are read a second time later.
         self._unsettled: dict[str, Job] = {}
         self._late_said = float("-inf")
 
     def enter(self, change: Change, calls: tuple[Calls, ...]) -> None:
-        """Give a change its place in the order, unless it has one, and hand it to its lane."""
+        """Register a change in the order of the stream, if it is new, and put it into its lane."""
         operation = change.operation
         if operation == "finished":
             self._checkpoint.count_finished(change.token)
@@ -71,7 +71,7 @@ class Intake:
             return
         self._late_said = monotonic()
         log.warning(
-            "a write took too long after it was stamped: receivers that ran in the writing process get it again, "
+            "a write took too long after it was stamped; receivers that ran in the writing process get it again, "
             "under the same delivery.id",
             action="stamps.late",
             delivery_id=change.delivery_id,

@@ -29,7 +29,7 @@ Service = Callable[[asyncio.Event], Coroutine[Any, Any, None]]
 # Seconds between two checks of the signal handlers.
 _LOOK: Final = 1.0
 
-# SIGHUP often comes together with SIGTERM, and several times: it does not count as the second signal.
+# SIGHUP often arrives together with SIGTERM, and several times, so it does not count as the second signal.
 _STOPPING: Final = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGQUIT", "SIGHUP") if hasattr(signal, name)
 )
@@ -40,12 +40,12 @@ def run(service: Service, loop: str = "auto", *, within: float | None = None) ->
     """Run a service until SIGINT, SIGTERM, SIGQUIT or SIGHUP; a second one ends the process at once.
 
     Args:
-        service: runs until the signals set the event that it gets.
-        loop: `"auto"` takes uvloop where it exists.
-        within: seconds after the signal until the process ends in any case.
+        service: called with an event. It runs until a signal sets this event.
+        loop: `"auto"` uses uvloop, except on Windows.
+        within: seconds after the signal at which the process ends in any case.
 
     Raises:
-        DispatcherError: of the service; or the process can't open enough files, or a thread cancelled its tasks.
+        DispatcherError: the service raised it, the process can't open enough files, or a thread cancelled tasks.
     """
     require_descriptors()
     deadline = Deadline()
@@ -58,7 +58,8 @@ def run(service: Service, loop: str = "auto", *, within: float | None = None) ->
     except asyncio.CancelledError as error:
         raise Cancelled(
             "A thread that a receiver or a library started cancelled the dispatcher's own tasks. Nothing is lost.",
-            remedy="Don't cancel asyncio.all_tasks() in a thread. Started again, it continues where it stopped.",
+            remedy="Don't cancel asyncio.all_tasks() in a thread. "
+            "After a restart, the dispatcher continues where it stopped.",
         ) from error
     finally:
         turning.ending = True
@@ -126,7 +127,7 @@ def _place_of(error: BaseException) -> str:
 
 
 def _loop_class(loop: str) -> Callable[[], asyncio.AbstractEventLoop]:
-    """A class of event loops that record the place of the last `stop()`."""
+    """Make an event loop class that records the place of the last `stop()`."""
     base: Any = asyncio.SelectorEventLoop
     if sys.platform == "win32":
         base = asyncio.ProactorEventLoop
@@ -146,9 +147,9 @@ def _loop_class(loop: str) -> Callable[[], asyncio.AbstractEventLoop]:
             super().stop()
 
         async def shutdown_default_executor(self, *args: Any) -> None:
-            """Refuse it before the end of the loop: the driver resolves names in the executor."""
+            """Refuse the shutdown before the end of the loop: the driver resolves names in the executor."""
             if not self.ending:
-                raise RuntimeError("The executor of the event loop is the dispatcher's: leave it open.")
+                raise RuntimeError("The executor of the event loop belongs to the dispatcher: don't shut it down.")
             await super().shutdown_default_executor(*args)
 
     return Loop
@@ -159,7 +160,7 @@ def _log_failure(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> N
     error = context.get("exception")
     what = context.get("task") or context.get("future") or context.get("handle")
     log.error(
-        f"in the background: {context.get('message', 'an error')}",
+        f"error in a background task or callback: {context.get('message', 'no message')}",
         action="loop.failed",
         what=repr(what),
         exc_info=error if isinstance(error, BaseException) else None,
@@ -185,19 +186,19 @@ class _Signals:
         self._deadline = deadline
         self._within = within
         self._seen: list[int] = []
-        # An ignored SIGHUP, for example by nohup, means that the process must outlive the terminal.
+        # If SIGHUP is ignored, for example by nohup, the process must outlive the terminal.
         self._ours = [one for one in _STOPPING if signal.getsignal(one) is not signal.SIG_IGN or one in _FORCING]
         self._install()
 
     def _install(self) -> list[str]:
-        """Install our signal handlers; the names of the signals that had other handlers."""
+        """Install our signal handlers. Returns the names of the signals that had other handlers."""
         taken = [number for number in self._ours if signal.getsignal(number) != self._on_signal]
         for number in taken:
             signal.signal(number, self._on_signal)
         return [signal.Signals(number).name for number in taken]
 
     async def watch(self) -> None:
-        """Replace signal handlers of libraries by ours, for ever."""
+        """Replace signal handlers of libraries by ours. Runs for ever."""
         while True:
             await asyncio.sleep(_LOOK)
             if taken := self._install():

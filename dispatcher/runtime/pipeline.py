@@ -2,8 +2,8 @@
 
     reader -> routes -> lanes -> deliverer -> checkpoint
 
-One task follows the source: it reads a batch, finds the receivers of each change, and enters it into its lane, as
-far as there is room. The lanes' workers deliver. One task saves the position.
+One task follows the source: it reads a batch, finds the receivers of each change, and puts it into its lane as
+soon as the queue has room. The workers of the lanes deliver. Another task saves the position.
 """
 
 import asyncio
@@ -41,11 +41,11 @@ from dispatcher.stream.reader import LostEvent, Reader, UnreadableEvent
 from dispatcher.stream.source import Source
 from mongoz.signals import Delivery
 
-# Operations on whole collections: there are no changes of single documents to deliver.
+# Operations on whole collections. They contain no changes of single documents to deliver.
 _OF_COLLECTIONS: Final = frozenset({"drop", "dropDatabase", "rename"})
 
-# The next batch is requested while one of this many events or more is worked on. After a smaller one we are up to
-# date, and it is delivered first: a request takes a millisecond of this process.
+# Number of events in a full batch. The next batch is requested while a full one is delivered. After a smaller
+# batch the stream is up to date, so it is delivered before the next request, which costs a millisecond of CPU.
 _FULL: Final = 100
 
 
@@ -53,8 +53,8 @@ class Reading(NamedTuple):
     """The stages from the source to the receivers of a change.
 
     Attributes:
-        reader: makes changes of events.
-        history: decides where the stream continues behind lost history.
+        reader: converts events to changes.
+        history: decides where the stream continues after lost history.
         gaps: records changes that can't be delivered.
     """
 
@@ -66,7 +66,7 @@ class Reading(NamedTuple):
 
 
 class Delivering(NamedTuple):
-    """The stages from a place in a lane to the end of a delivery.
+    """The stages from the lane to the end of a delivery.
 
     Attributes:
         failures: keeps events that can't be decoded.
@@ -82,7 +82,7 @@ class Delivering(NamedTuple):
 
 
 class Beside(NamedTuple):
-    """Sources of deliveries beside the stream.
+    """Further sources of deliveries, apart from the stream.
 
     Attributes:
         worker: delivers parked deliveries that are due.
@@ -127,12 +127,12 @@ class Pipeline:
         self._intake = Intake(checkpoint, self._routes, self._lanes, stats)
         self._lag = Lag()
         self._unpaused = asyncio.Event()
-        self._capacity.hold()  # until the state is known
+        self._capacity.hold()  # until the state is loaded
 
     # -- the way of a change ---------------------------------------------------------------------------------
 
     async def _follow(self) -> None:
-        """Follow the source, for ever; go on behind history that it does not hold any more."""
+        """Follow the source. Continue after history that it no longer holds. Runs for ever."""
         await self._load_state()
         start, behind = self._checkpoint.start, self._checkpoint.began
         await self._reader.recall(behind)
@@ -150,7 +150,7 @@ class Pipeline:
                 start = Start(token=behind)
 
     async def _batches(self, start: Start) -> AsyncGenerator[Batch]:
-        """The batches of the source; behind a full one the next is requested at once."""
+        """Yield the batches of the source. After a full batch, the next one is requested at once."""
         async with aclosing(self._source.batches(start)) as source:
             coming: asyncio.Task[Batch] | None = None
             try:
@@ -163,7 +163,7 @@ class Pipeline:
             finally:
                 if coming is not None:
                     await end([coming])
-                    _ = coming.cancelled() or coming.exception()  # its error is not the first one
+                    _ = coming.cancelled() or coming.exception()  # retrieve its error: an earlier error is raised
 
     async def _next(self, source: AsyncGenerator[Batch]) -> Batch:
         self._lag.asked(monotonic())
@@ -173,7 +173,7 @@ class Pipeline:
         return batch
 
     async def _take(self, batch: Batch) -> None:
-        """Have a batch delivered: when this returns, its changes are in their lanes."""
+        """Put the changes of a batch into their lanes."""
         self._stats.read += len(batch.events)
         if self._checkpoint.inherits:
             for event in batch.events:
@@ -189,7 +189,7 @@ class Pipeline:
         self._tracker.mark(batch.token)
 
     async def _enter(self, changes: list[Change]) -> None:
-        """Find the receivers of some changes, and give each its place, as soon as there is room."""
+        """Find the receivers of some changes, and put each change into its lane as soon as the queue has room."""
         routed = await self._routes.resolve(changes)
         if self._parking.watched:
             wanted = [change for change, calls in routed if calls]
@@ -197,7 +197,7 @@ class Pipeline:
         for change, calls in routed:
             if self._capacity.full:
                 await self._capacity.room()
-            # With empty lanes the span consists of markers, whose deletes are still to be read.
+            # If the lanes are empty, only markers are unfinished. Don't wait: their deletes are still to be read.
             while self._checkpoint.is_far_ahead and self._capacity.queued:
                 await self._capacity.progress()
             if change.operation in _OF_COLLECTIONS:
@@ -205,7 +205,7 @@ class Pipeline:
             self._intake.enter(change, calls)
 
     # -- changes that can't be delivered ---------------------------------------------------------------------
-    # Each is recorded before a later change is entered, so that the position can't pass it before.
+    # Each is recorded before later changes enter their lanes, so the position can't pass an unrecorded change.
 
     async def _keep_unreadable(self, unreadable: UnreadableEvent) -> None:
         event, error = unreadable
@@ -220,20 +220,20 @@ class Pipeline:
         await self._failures.keep_unreadable(event, error.token, error)
 
     async def _report(self, change: Change) -> None:
-        """Record that the documents of a whole collection came or went."""
+        """Record that all documents of a collection appeared or disappeared without single changes."""
         for gap in gaps_of(change, self._routes.listening_to):
             await self._gaps.record(gap)
 
     async def _report_lost(self, lost: LostEvent) -> None:
         """Record an event that the server can't send."""
-        text = "a change has an _id of several megabytes, so the server can't send its event: no receiver gets it"
+        text = "the server can't send a change whose _id has several megabytes, so no receiver gets this change"
         since, until = self._source.time_of(lost.after), self._source.time_of(lost.before)
         await self._gaps.record(Gap("oversize", lost.after, text, None, since, until))
 
     # -- beginning and end -----------------------------------------------------------------------------------
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Deliver until `stop` is set or the lease is lost; then read nothing more, and drain."""
+        """Deliver until `stop` is set or the lease is lost. Then stop reading, and drain."""
         tasks = [
             asyncio.create_task(self._follow(), name="follow"),
             asyncio.create_task(self._deliverer.watch(self._lanes.replace), name="watch-timeouts"),
@@ -275,7 +275,7 @@ class Pipeline:
             raise self._lanes.crash
 
     async def _load_state(self) -> None:
-        """Load pauses and parked deliveries, and then begin to deliver."""
+        """Load pauses and parked deliveries. Then start to deliver, unless deliveries are paused."""
         report = partial(log.warning, "the state can't be read now, trying again", action="state.not_read")
         await retry(self._controls.look, report, address=self._controls.address)
         await retry(self._parking.load, report, address=self._controls.address)
@@ -283,7 +283,7 @@ class Pipeline:
         self._on_controls()
 
     def _on_controls(self) -> None:
-        """Follow what the operator paused or resumed."""
+        """Apply the pauses that the operator has set."""
         self._parking.watch()
         if self._controls.everything:
             self._unpaused.clear()
@@ -297,11 +297,11 @@ class Pipeline:
 
     @property
     def position(self) -> str:
-        """The resume token up to which everything is finished, saved or not."""
+        """The resume token up to which all changes are finished. It may be later than the saved position."""
         return self._tracker.token
 
     def gauges(self) -> Gauges:
-        """The gauges of this moment."""
+        """The current gauges."""
         now, server_now = monotonic(), time() + self._stats.clock_offset
         oldest = self._tracker.oldest
         waiting_since = None
@@ -321,19 +321,19 @@ class Pipeline:
         )
 
     def delivery_in(self, task: "asyncio.Task[Any]") -> Delivery | None:
-        """The delivery whose receiver runs in a task. Another thread may ask."""
+        """The delivery whose receiver runs in a task. Thread-safe."""
         return self._invoker.delivery_in(task)
 
     @property
     def connected(self) -> bool:
-        """Whether the change stream is open at this moment."""
+        """Whether the change stream is open now."""
         return self._source.connected
 
     def resize(self, part: int, parts: int) -> None:
-        """Take one part of the bounds of the process.
+        """Use one part of the bounds of the process.
 
         Args:
-            part: its number, from 0 on; the first parts get the remainder of a division.
+            part: the number of the part, from 0. The first parts get the remainder of the division.
             parts: the number of pipelines that share the bounds.
         """
         bounds = Bounds.of(self._settings).share(part, parts)

@@ -1,7 +1,8 @@
 """Ends the process in time, even if receivers or the driver leave threads or tasks behind.
 
-Python waits for threads that are no daemons, and an event loop waits for tasks and generators, without a limit. So
-a thread of ours counts the seconds. When they are over it logs what is left, and ends the process.
+Python waits for non-daemon threads, and an event loop waits for tasks and generators. Both wait without a limit.
+So a daemon thread enforces a deadline. After the deadline it logs the remaining threads and tasks, and ends the
+process.
 """
 
 import asyncio
@@ -21,12 +22,12 @@ from dispatcher.core.output.writer import finish
 from dispatcher.exceptions import ExitCode
 
 PATIENCE: Final = 5.0
-"""Seconds that remaining threads and tasks have at the end."""
+"""Seconds that the process waits at its end for remaining threads and tasks."""
 
-# Seconds that the last log line may take: its reader may be gone.
+# Time limit of the last log line in seconds: its reader may be gone.
 _LAST_WORDS: Final = 1.0
 
-# Threads and tasks that the log names, at most.
+# Maximum number of threads, and of tasks, that the log names.
 _MOST: Final = 20
 
 
@@ -47,8 +48,9 @@ class Deadline:
         """End the process after some seconds.
 
         Args:
-            seconds: from now on.
-            loop: whose tasks are logged.
+            seconds: counted from now.
+            code: the exit code.
+            loop: the log names the tasks of this loop.
         """
         self._orders.put(_Order(monotonic() + seconds, code, loop))
 
@@ -82,12 +84,12 @@ def _say_what_is_left(loop: asyncio.AbstractEventLoop | None) -> None:
         if one is not main and not one.daemon
     ]
     log.error(
-        "the process does not end by itself, and is ended; these threads and tasks are left behind",
+        "the process did not end in time and is killed; these threads and tasks still run",
         action="dispatcher.left_behind",
         threads=threads[:_MOST],
         tasks=_tasks_of(loop)[:_MOST],
         main=_place(frames.get(main.ident or 0)),
-        remedy="have threads be daemons, and let tasks be cancelled",
+        remedy="make threads daemons, and don't suppress the cancellation of tasks",
     )
     finish()
 
@@ -107,7 +109,7 @@ def _place_of_task(task: asyncio.Task[Any]) -> str:
 
 
 def _place(frame: FrameType | None) -> str:
-    """The place of the innermost frame of the application, or of the innermost frame."""
+    """The place of the innermost frame of the application; without one, of the innermost frame."""
     if frame is None:
         return "nowhere"
     stack = traceback.extract_stack(frame)
@@ -117,10 +119,10 @@ def _place(frame: FrameType | None) -> str:
 
 
 def leave_in_time(code: object) -> None:
-    """End this process in time, although threads that are no daemons still run.
+    """End this process in time, even if non-daemon threads still run.
 
     Args:
-        code: of a SystemExit.
+        code: the code of a SystemExit.
     """
     main = threading.main_thread()
     if any(not one.daemon for one in threading.enumerate() if one is not main):

@@ -42,8 +42,9 @@ class Service:
     """One dispatcher process for one registry: a member of the group, with a share of its partitions.
 
     Args:
-        registry: of the application, with all receivers connected.
-        application: its name in the group, `"package.module:registry"`; empty to accept any group.
+        registry: the registry of the application, with all receivers connected.
+        application: the name of the application in the group, `"package.module:registry"`; empty to accept any
+            group.
 
     Raises:
         ApplicationError: the registry has a setting that excludes a dispatcher.
@@ -68,20 +69,20 @@ class Service:
         return {number: pipeline.gauges() for number, pipeline in self.held.items()}
 
     def troubles(self) -> list[str]:
-        """The reasons why this process takes no part in the work of its group, for people."""
+        """Readable reasons why this process does not work for its group."""
         one, troubles = self._coordinator, []
         if one is not None and not one.in_touch:
-            troubles.append("the other members can't be seen, and leases not be renewed")
+            troubles.append("this process can't see the other members, and can't renew its leases")
         if one is not None and one.outdated:
-            troubles.append("a newer version of the application is at work, so this one takes no partitions")
+            troubles.append("a newer version of the application is running, so this process claims no partitions")
         return troubles
 
     @property
     def ready(self) -> bool:
         """Whether this is a healthy member: in touch with the group, with all its change streams open.
 
-        A hot standby is ready. A process that may claim no partition, because a newer version of the application
-        is at work, is not.
+        A hot standby is ready. A process is not ready while a newer version of the application runs: it may claim
+        no partition then.
         """
         one = self._coordinator
         return (
@@ -93,7 +94,7 @@ class Service:
 
     @property
     def member_id(self) -> str:
-        """Id of this process in the group; empty before it has joined."""
+        """The id of this process in the group; empty before it has joined."""
         return "" if self._coordinator is None else self._coordinator.member_id
 
     @property
@@ -124,7 +125,7 @@ class Service:
         await asyncio.wait([starting, stopped], return_when=asyncio.FIRST_COMPLETED)
         await end([stopped] if starting.done() else [stopped, starting])
         if starting.cancelled():
-            log.info("stopped before it had begun", action="dispatcher.stopped", **self.stats.as_dict())
+            log.info("stopped during the start", action="dispatcher.stopped", **self.stats.as_dict())
             return
         assembly, coordinator = starting.result()
         group = assembly.group
@@ -139,7 +140,7 @@ class Service:
             observing.append(asyncio.create_task(assembly.controls.watch(), name="watch-controls"))
             looking = asyncio.create_task(warn_of_oddities(client, self.routes, stamped=stamped), name="look")
             try:
-                # Every worker inherits this context.
+                # All workers inherit this context.
                 with inside_dispatcher(), Watchdog(self.settings.block_after, self._delivery_in):
                     await coordinator.run(stop)
             finally:
@@ -152,7 +153,7 @@ class Service:
             await self._clients.check(client)
         if 0 < self._clients.connections < self.settings.concurrency:
             text, remedy = few_connections(self._clients, self.settings)
-            log.warning(f"{text}, and wait for each other", action="connections.few", remedy=remedy)
+            log.warning(f"{text}, so deliveries wait for a connection", action="connections.few", remedy=remedy)
         client, watching = self._clients.lasting_client(), self._clients.watching_client()
         try:
             group = Group(State(client, self.settings.state_database, self._clients.address), self.routes.group)
@@ -176,7 +177,7 @@ class Service:
         )
 
         async def join() -> tuple[Assembly, bool]:
-            # All checks come before the first write.
+            # All checks precede the first write.
             await require_state(group.state)
             await require_changes(group.state.client, self.routes)
             await admit(store, self.settings, self._application)
@@ -189,7 +190,7 @@ class Service:
 
         assembly, begun = await self._clients.patiently(join)
         log.info(
-            "first start: delivering changes from now on" if begun else "delivering changes from the position on",
+            "first start: delivering changes from now on" if begun else "delivering changes after the position",
             action="dispatcher.started",
             address=group.state.address,
             group=self.routes.group,
@@ -227,7 +228,7 @@ class Service:
         )
 
     def _delivery_in(self, task: "asyncio.Task[Any]") -> Delivery | None:
-        """The delivery whose receiver runs in a task. Another thread may ask."""
+        """The delivery whose receiver runs in a task. Thread-safe."""
         held = () if self._coordinator is None else tuple(self._coordinator.held.values())
         found = (one.work.delivery_in(task) for one in held)
         return next((delivery for delivery in found if delivery is not None), None)

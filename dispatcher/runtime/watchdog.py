@@ -1,7 +1,7 @@
-"""Find out what blocks the event loop, from a thread: nothing in a blocked loop can.
+"""Detects a blocked event loop, from a thread, because no task of a blocked loop can run.
 
 All receivers share one loop. A receiver that computes, or waits without `await`, stops all others, the change
-stream, and the renewal of leases. While the loop turns, this costs it a callback four times a second.
+stream, and the renewal of leases. The check costs a running loop four callbacks a second.
 """
 
 import asyncio
@@ -18,20 +18,21 @@ from dispatcher.core.output.throttle import Throttle
 from dispatcher.delivery import invoker
 from mongoz.signals import Delivery
 
-# Checks in the time after which the loop is blocked, and the seconds between two checks, at most.
+# Number of checks within `block_after`, and the maximum number of seconds between two checks.
 _CHECKS: Final = 4
 _RARELY: Final = 0.25
 
-# Innermost frames of the stack that are logged.
+# Number of innermost stack frames in the log.
 _DEPTH: Final = 15
 
 
 class Watchdog:
-    """Logs what blocks the running event loop.
+    """Logs the receiver that blocks the running event loop.
 
     Args:
-        block_after: seconds after which the loop is blocked.
-        delivery_in: the delivery whose receiver runs in a task, if one does. Another thread asks.
+        block_after: seconds without a turn after which the loop counts as blocked.
+        delivery_in: returns the delivery whose receiver runs in a task; None without one. It is called in another
+            thread.
     """
 
     def __init__(self, block_after: float, delivery_in: Callable[["asyncio.Task[Any]"], Delivery | None]) -> None:
@@ -62,7 +63,7 @@ class Watchdog:
             asked = monotonic()
             try:
                 self._loop.call_soon_threadsafe(turned.set)
-            except RuntimeError:  # it is closed
+            except RuntimeError:  # the loop is closed
                 return
             if not self._has_turned(turned, self._block_after):
                 self._blocked(turned, asked)
@@ -76,31 +77,31 @@ class Watchdog:
         return self._stop.is_set()
 
     def _blocked(self, turned: threading.Event, asked: float) -> None:
-        """Log the receiver and its stack; later, how long it took."""
+        """Log the receiver and its stack. When the loop runs again, log the duration."""
         who, stack = self._receiver(), _stack(sys._current_frames().get(self._main))
         name = who.get("receiver")
         further = self._throttle.due(name)
         if further is not None:
             log.error(
-                "a receiver blocks the event loop: nothing else is done meanwhile"
+                "a receiver blocks the event loop; nothing else runs meanwhile"
                 if name
-                else "the event loop is blocked: nothing else is done meanwhile",
+                else "the event loop is blocked; nothing else runs meanwhile",
                 action="loop.blocked",
                 **who,
                 seconds=round(monotonic() - asked, 3),
                 stack=stack,
                 further=further,
-                remedy="await what waits, and give what computes to asyncio.to_thread",
+                remedy="use `await` for I/O, and asyncio.to_thread for long computations",
             )
         while not self._has_turned(turned, _RARELY):
             pass
         if further is not None and not self._stop.is_set():
             log.info(
-                "the event loop turns again", action="loop.turns", seconds=round(monotonic() - asked, 3), **who
+                "the event loop runs again", action="loop.turns", seconds=round(monotonic() - asked, 3), **who
             )
 
     def _receiver(self) -> dict[str, str]:
-        """The receiver that runs at this moment, if one does."""
+        """The log fields of the receiver that runs now; empty if no receiver runs."""
         task = asyncio.current_task(self._loop)
         delivery = None if task is None else self._delivery_in(task)
         if delivery is None:
@@ -109,7 +110,7 @@ class Watchdog:
 
 
 def _stack(frame: FrameType | None) -> str:
-    """The innermost frames, as text; only those of the receiver, if one runs."""
+    """The innermost frames, as text. If a receiver runs, only the frames of the receiver."""
     frames: list[FrameType] = []
     while frame is not None and frame.f_globals.get("__name__") != invoker.__name__:
         frames.append(frame)

@@ -76,6 +76,8 @@ class Parking:
         self._round = 0
         self.stuck: set[str] = set()
         """Lanes whose last attempt still runs in an abandoned task."""
+        self.retried: set[str] = set()
+        """Lanes that a dead letter joined since they were last worked off: it may be their first delivery."""
         self._resting: set[str] = set()
         self.watched: set[str] = set()
         """Names of the receivers whose deliveries may have to wait. Usually empty."""
@@ -238,6 +240,7 @@ class Parking:
         written = await self._begin_lane(
             lane, name, change, lambda: self.insist(lambda: self._held.retry(letter, lane, fields))
         )
+        self.retried.add(lane)
         self._stats.parked += written
         self._on_parked(0.0)
         return written

@@ -269,6 +269,9 @@ class Unparking:
 
     async def _work_off_from(self, name: str, slice_: _Slice) -> None:
         until, lane = monotonic() + _SLICE, slice_.lane
+        if lane.id in self._parking.retried:  # the first delivery was read before
+            self._parking.retried.discard(lane.id)
+            slice_ = await self._following(lane)
         while self._goes_on() and slice_.rows:
             waiting = await self._deliver_in_order(name, slice_)
             more = await self._settle(slice_, waiting)
@@ -276,7 +279,10 @@ class Unparking:
                 self.wake(waiting.seconds)
             if waiting is not None or not more or not slice_.is_finished or monotonic() > until:
                 break
-            slice_ = _Slice(lane, *await self._parking.insist(lambda: self._held.following(lane.id)))
+            slice_ = await self._following(lane)
+
+    async def _following(self, lane: Lane) -> _Slice:
+        return _Slice(lane, *await self._parking.insist(lambda: self._held.following(lane.id)))
 
     async def settle_rest(self) -> None:
         """Record the finished deliveries of errands that were interrupted before they recorded them.

@@ -1,5 +1,6 @@
 """Retries of dead letters: in order, with new attempts, and with an outcome each."""
 
+import asyncio
 import contextlib
 from typing import Any
 
@@ -284,3 +285,33 @@ async def test_unknown_dead_letters_are_reported_before_any_retry(account, forei
         with pytest.raises(UnknownLetter, match="no dead letter 'nothing', 'like-that'"):
             await retry(letter["_id"], "nothing", "like-that")
     assert "retry_requested_at" not in state.letters[0]
+
+
+async def test_a_retry_keeps_the_commit_order_if_its_lane_is_just_taken(
+    account, foreign, dispatched, state, client, database, monkeypatch
+):
+    """The later delivery is read already when the dead letter becomes the first one of the lane."""
+    strict, id_ = strict_on(account), ObjectId()
+    group = group_of(client, database)
+    async with dispatching(dispatched):
+        foreign["accounts"].insert_one({"_id": id_, "name": "0"})
+        await state.wait(1)
+    await pauses.pause(group, "strict", known={"strict"})
+    async with dispatching(dispatched):
+        foreign["accounts"].replace_one({"_id": id_}, {"name": "1"})
+        await eventually(lambda: len(state.rows) == 1)
+        read = HeldStore.read
+
+        async def slow(self: HeldStore, ids: Any) -> Any:
+            rows = await read(self, ids)
+            if ids and not any("lane" in one for one in state.letters):
+                await dead_letters.request_retry(group)
+                while len(state.rows) == 1:
+                    await asyncio.sleep(0.01)
+            return rows
+
+        monkeypatch.setattr(HeldStore, "read", slow)
+        strict.mended = True
+        await pauses.resume(group, "strict")
+        await eventually(lambda: state.empty)
+    assert strict.got == ["0", "1"]

@@ -1,4 +1,4 @@
-"""Every error the dispatcher raises on purpose, and the exit code each one ends the process with.
+"""All errors that the dispatcher raises on purpose, each with the exit code of the process.
 
     DispatcherError
     ├── ApplicationError          APP or an --import module cannot be used
@@ -25,7 +25,7 @@
     ├── EmbeddedError             no private mongod could be started
     └── DemoFailed                the demo lost a change
 
-The message of an error says what is wrong and where; its `remedy` says what to do about it.
+The message of an error names the problem and its place; its `remedy` tells the fix.
 """
 
 from enum import IntEnum
@@ -66,7 +66,7 @@ class ExitCode(IntEnum):
     OK = 0
     """The command succeeded, or a signal stopped it."""
     FAILED = 1
-    """The command did its work and the answer is no: the demo lost a change, a position is stale."""
+    """The command ran, and its result is negative: the demo lost a change, or a position is stale."""
     USAGE = 2
     """A flag or argument could not be understood (typer's own code)."""
     APPLICATION = 10
@@ -87,18 +87,18 @@ class ExitCode(IntEnum):
     CANNOT_WRITE = 25
     TOO_MANY_FILES = 26
     CRASHED = 70
-    """A bug in the dispatcher: please report it with the traceback. Or a thread that a receiver or a library
-    started cancelled the dispatcher's own tasks."""
+    """A bug in the dispatcher: please report it with the traceback. Or a thread of a receiver or of a library has
+    cancelled the dispatcher's own tasks."""
     FORCED = 130
     """A second SIGINT or SIGTERM cut the drain short. Nothing is lost; a few deliveries may repeat."""
 
 
 class DispatcherError(Exception):
-    """Something an operator can mend.
+    """An error that an operator can fix.
 
     Args:
-        message: what is wrong, naming the value and the place.
-        remedy: what to do about it, one line.
+        message: the problem, with the value and the place.
+        remedy: the fix, in one line.
     """
 
     exit_code: ClassVar[ExitCode] = ExitCode.FAILED
@@ -216,7 +216,7 @@ class CannotWrite(DispatcherError):
 
 
 class TooManyFiles(DispatcherError):
-    """The process has too few file descriptors, so that no file or connection can be opened any more."""
+    """The process has no free file descriptors, so it can open no further file or connection."""
 
     exit_code = ExitCode.TOO_MANY_FILES
 
@@ -228,7 +228,7 @@ class EmbeddedError(DispatcherError):
 
 
 class Cancelled(DispatcherError):
-    """A thread that a receiver or a library started cancelled the dispatcher's own tasks."""
+    """A thread of a receiver or of a library has cancelled the dispatcher's own tasks."""
 
     exit_code = ExitCode.CRASHED
 

@@ -1,4 +1,4 @@
-"""What an operator can set. The CLI makes its flags from this class; the service reads nothing else."""
+"""The settings of an operator. The CLI makes its flags from this class; the service reads nothing else."""
 
 from typing import Final, Literal, NamedTuple
 
@@ -17,17 +17,17 @@ MOST_PARTITIONS: Final = 64
 
 
 class Address(NamedTuple):
-    """Where to listen. Port 0 is a free one."""
+    """The address to listen at. Port 0 means a free port."""
 
     host: str
     port: int
 
     @classmethod
     def parse(cls, text: str) -> "Address":
-        """From `HOST:PORT`, without a host from `:PORT`: then it is 127.0.0.1, not every interface.
+        """Parse `HOST:PORT` or `:PORT`. Without a host, the address is 127.0.0.1, not every interface.
 
         Raises:
-            ValueError: it is none.
+            ValueError: the text is not an address.
         """
         host, colon, port = text.rpartition(":")
         if not colon or not port.isdecimal() or int(port) > 65_535:
@@ -165,12 +165,12 @@ class Settings(BaseSettings):
     http: str = Field(
         default=AUTO,
         description="Where probes, metrics and status are served: HOST:PORT, with port 0 for a free port; "
-        "auto is 127.0.0.1:8787, or a free port if that one is in use; off is nowhere.",
+        "auto is 127.0.0.1:8787, or a free port if that one is in use; off does not listen.",
     )
     http_token: SecretStr | None = Field(
         default=None,
-        description="What a client must know to change something over HTTP, or to see documents there. Without it "
-        "nobody can change anything, and only this machine sees documents.",
+        description="Token that HTTP clients must send to change something or to read documents. Without a token "
+        "no client can change anything, and only clients on this machine can read documents.",
     )
     traces: bool = Field(
         default=False,
@@ -187,10 +187,10 @@ class Settings(BaseSettings):
     @field_validator("http_token")
     @classmethod
     def _is_no_guess(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is None or not value.get_secret_value():  # compose files set variables to nothing
+        if value is None or not value.get_secret_value():  # compose files set missing variables to ""
             return None
         if len(value.get_secret_value()) < _SHORTEST_TOKEN:
-            raise ValueError(f"a token has at least {_SHORTEST_TOKEN} characters, so that nobody guesses it")
+            raise ValueError(f"a token has at least {_SHORTEST_TOKEN} characters, so that it can't be guessed")
         return value
 
     @field_validator("http")

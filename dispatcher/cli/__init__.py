@@ -42,12 +42,12 @@ _COMMANDS: Final[Mapping[str, Callable[..., None]]] = {
     "backfill": replay.backfill,
 }
 _GROUPS: Final[Mapping[tuple[str, str], Mapping[str, Callable[..., None]]]] = {
-    ("position", "The position, up to which everything is delivered: show or move it."): {
+    ("position", "Show or move the position. All changes up to it are delivered."): {
         "show": position.show,
         "set": position.move,
         "reset": position.reset,
     },
-    ("dead-letters", "Deliveries that failed for good: show, retry or drop them."): {
+    ("dead-letters", "Show, retry or drop dead letters: deliveries that failed for good."): {
         "list": letters.list_,
         "show": letters.show,
         "retry": letters.retry,
@@ -108,7 +108,7 @@ def _command_line() -> None:
         err.print(shown(trace_of(error).rstrip(), newline="\n  "))
         complain(
             DispatcherError(
-                "The dispatcher has a bug: it did not expect the exception above. Nothing is lost.",
+                "The dispatcher has a bug, which raised the exception above. No change is lost.",
                 remedy="Report it with the traceback. After a restart the dispatcher continues where it stopped.",
             )
         )
@@ -120,4 +120,4 @@ def _run() -> None:
         app()
     finally:
         if sys.__stdout__ is not None:
-            sys.__stdout__.flush()  # the interpreter hides errors of its own flush at exit
+            sys.__stdout__.flush()  # at exit, the interpreter hides errors of its own flush

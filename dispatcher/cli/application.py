@@ -15,7 +15,7 @@ from dispatcher.exceptions import ApplicationError
 if TYPE_CHECKING:
     from mongoz import Registry
 
-# Their frames do not show which line of the application is wrong.
+# The frames of these modules do not show which line of the application is wrong.
 _LIBRARIES: Final = ("mongoz", "bson", "pydantic")
 
 
@@ -62,7 +62,7 @@ def _import(name: str, origin: str) -> ModuleType:
 
 
 def _broken(name: str, origin: str, error: BaseException) -> ApplicationError:
-    # The innermost frame of the application, without the import machinery and the libraries that it calls.
+    # The innermost frame of the application's own code, without the import machinery and libraries.
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_library(f.filename)]
     frame = frames[-1] if frames else None
     place = f" ({frame.filename}:{frame.lineno})" if frame else ""

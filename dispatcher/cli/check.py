@@ -32,10 +32,10 @@ def check(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Check whether `run` would work, and what looks wrong. It changes nothing.
+    """Check whether `run` would work, and report problems. This command changes nothing.
 
-    Each line is one check, and each problem comes with its remedy. Exits with 1 if `run` would not work or
-    would not deliver something. It exits with 0 if there are only warnings.
+    Each line is one check, and each problem has a remedy. The command exits with 1 if `run` would fail or would
+    not deliver some changes. It exits with 0 if there are only warnings.
 
     Example: `dispatcher check shop.models:registry --import shop.receivers`
 

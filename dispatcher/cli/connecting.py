@@ -40,8 +40,8 @@ def with_group(use: Callable[[GroupConnection], Awaitable[_T]], place: GroupFlag
     """Connect to the state of a group, and call a function with the connection.
 
     Args:
-        place: the group. Without a URL it is on the server of the application; without a name it is the
-            application's group, or the only one.
+        place: the group. Without a URL, the server is the application's. Without a name, the group is the
+            application's, or the only one.
 
     Raises:
         DispatcherError: there is no such group, or the server does not answer.

@@ -66,7 +66,7 @@ def print_letter(letter: dict[str, Any], parts: Mapping[str, bytes]) -> None:
     for name, value in decoded.items():
         text = value if isinstance(value, str) else dumps(value, json_options=RELAXED_JSON_OPTIONS, indent=2)
         out.print(shown(f"\n{name}", "bold", "\n"))
-        out.print(shown(text, newline="\n"), soft_wrap=True)  # JSON has no line breaks inside of its texts
+        out.print(shown(text, newline="\n"), soft_wrap=True)  # JSON has no line breaks inside its strings
     if trace := error.get("traceback"):
         out.print(shown("\ntraceback", "bold", "\n"))
         out.print(shown(redacted(trace).rstrip(), newline="\n  "), soft_wrap=True)
@@ -91,7 +91,7 @@ def plain(letter: dict[str, Any], parts: Mapping[str, bytes] | None = None) -> d
     """A dead letter for JSON.
 
     Args:
-        parts: the documents of its change, as BSON; None leaves them out.
+        parts: the documents of its change, as BSON; None omits them.
     """
     fields = {name: _plain_value(value) for name, value in letter.items() if name not in ("parts", "files")}
     if parts is not None:

@@ -206,9 +206,9 @@ def drop(
     place: OfGroup,
     as_json: Json = False,
 ) -> None:
-    """Forget dead letters: they are never delivered.
+    """Drop dead letters. They are never delivered.
 
-    Dead letters that are being retried stay.
+    Dead letters that are being retried are kept.
 
     Example: `dispatcher dead-letters drop --reason too_many_hops --url mongodb://db.example.org`
     """
@@ -220,7 +220,7 @@ def drop(
 
     chosen = with_group(lambda there: _chosen(there, ids, wanted), place)
     count = f"{len(chosen)} dead letter{'s' if len(chosen) != 1 else ''}"
-    if chosen and not confirmed(f"Forget {count}? They can't be brought back.", yes=yes):
+    if chosen and not confirmed(f"Drop {count}? They can't be restored.", yes=yes):
         raise typer.Exit(ExitCode.FAILED)
     done = dead_letters.Dropped([], [])
     if chosen:
@@ -230,7 +230,7 @@ def drop(
         return
     out.print(f"{len(done.dropped)} dropped." if chosen else "No dead letters match.")
     if done.kept:
-        out.print(f"{len(done.kept)} are being retried, and stay.")
+        out.print(f"{len(done.kept)} are being retried, and are kept.")
 
 
 def _check_selection(ids: list[str], wanted: "Wanted", *, all_: bool) -> None:
@@ -251,7 +251,7 @@ async def _chosen(there: "GroupConnection", ids: list[str], wanted: "Wanted") ->
 
 
 async def _require(there: "GroupConnection", wanted: "Wanted") -> None:
-    """Refuse an unknown receiver: a typing error must not look like an empty list."""
+    """Raise an error for an unknown receiver: a typing error must not look like an empty list."""
     from dispatcher.group.known_receivers import require_receiver
 
     if wanted.receiver is not None:

@@ -13,7 +13,7 @@ from dispatcher.settings import Settings
 
 _UsageError: Final[Any] = typer.BadParameter.__mro__[1]  # of click, or of the copy that typer contains
 
-# The requirement that each of pydantic's errors stands for.
+# The requirement behind each type of pydantic's errors.
 _MUSTS: Final = {
     "greater_than": "be more than {gt}",
     "greater_than_equal": "be at least {ge}",
@@ -108,7 +108,7 @@ def _setting(name: str, **default: Any) -> Parameter:
 
 
 WITH_FLAG: Final = tuple(name for name in Settings.model_fields if name != "http_token")
-"""All settings except the secret one: everybody on a machine can see command lines."""
+"""All settings except the secret one: every user of a machine can see command lines."""
 
 
 def settings_of(*names: str, **defaults: Any) -> Flags:
@@ -176,7 +176,7 @@ def make_settings(**values: Any) -> Settings:
         return Settings(**values)
     except ValidationError as error:
         name = str(error.errors()[0]["loc"][0])
-        if Settings.model_fields[name].annotation == SecretStr | None:  # it has no flag
+        if Settings.model_fields[name].annotation == SecretStr | None:  # this setting has no flag
             hint = f"DISPATCHER_{name.upper()}"
             raise typer.BadParameter(_refusal(error, tell_value=False), param_hint=hint) from None
         raise typer.BadParameter(_refusal(error), param_hint=_flag(name)) from error

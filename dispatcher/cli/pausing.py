@@ -33,8 +33,8 @@ def pause(
 
     The deliveries of a paused receiver wait in MongoDB, in order, and do not delay others. After `resume`
     they are made. Without RECEIVER everything pauses: nothing is read, and the position stays where it is, so
-    resume while the oplog still holds it. Running dispatchers follow within some seconds, and later ones
-    follow too.
+    resume while the oplog still holds it. A pause applies to running dispatchers within some seconds, and to
+    later ones.
 
     Example: `dispatcher pause billing.welcome --url mongodb://db.example.org`
     """

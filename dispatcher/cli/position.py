@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Force = Annotated[
     bool,
     typer.Option(
-        "--force", help="Do it even while dispatchers of the group are alive. They continue at the new position."
+        "--force", help="Move it even if dispatchers of the group are alive. They continue at the new position."
     ),
 ]
 
@@ -62,7 +62,7 @@ def show(
     if as_json:
         print_json(rows)
     elif not rows:
-        out.print("No position was ever saved: no dispatcher of this group has run here yet.")
+        out.print("No position is saved: no dispatcher of this group has run here yet.")
     else:
         for number, one in enumerate(rows):
             out.print("\n" if number else "", end="")
@@ -96,8 +96,8 @@ def move(
         str,
         typer.Option(
             help="Deliver changes since this point: now, a time (2026-01-31T12:00:00Z; UTC by default), "
-            "a duration ago (2h, 30min, 7d), a cluster time (1767225600,1), or a resume token, whose own "
-            "change is not delivered.",
+            "a duration ago (2h, 30min, 7d), a cluster time (1767225600,1), or a resume token. The change of "
+            "the token itself is not delivered.",
         ),
     ],
     *,
@@ -139,7 +139,7 @@ def reset(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Forget the position: the next start delivers changes from that start on, like the first one.
+    """Forget the position. The next start delivers the changes after that start, like the first start.
 
     Undelivered changes from before that start are never delivered, and a gap is recorded. Parked deliveries and
     dead letters stay. All dispatchers of the group must be stopped.

@@ -80,7 +80,7 @@ def replay(  # noqa: PLR0913 - one parameter per flag
     settings: OfRuns,
     as_json: Json = False,
 ) -> None:
-    """Deliver past changes again, from the oplog, to the named receivers or to all.
+    """Deliver past changes from the oplog again, to the named receivers or to all receivers.
 
     The replay runs in this process, and does not move the position of the dispatchers. Each change is delivered
     under an id of this run (`delivery.replayed` is true), in the order of its document's changes. Receivers that

@@ -34,7 +34,7 @@ def setup(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Prepare the deployment for `run`. Running it again changes nothing.
+    """Prepare the deployment for `run`. A second run of this command changes nothing.
 
     The command turns on pre and post images for every collection that a receiver of APP listens to, and creates
     missing collections. It creates the indexes of the dispatcher's state. It records the first position: the first

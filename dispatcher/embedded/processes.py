@@ -20,7 +20,7 @@ _WATCHER += 'naps=$((naps + 1)); done; kill -KILL "$1"'
 
 
 class Line(NamedTuple):
-    """A line of output of a child. `text` is None at the end of the output."""
+    """A line of a child's output. `text` is None at the end of the output."""
 
     child: "Child"
     text: str | None
@@ -33,7 +33,7 @@ class Child:
     process is killed, the child ends too.
 
     Args:
-        into: gets the lines of its stdout and stderr. By default they go to ours.
+        into: a queue for the lines of its stdout and stderr. By default they go to our stdout and stderr.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Child:
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs; negative if a signal ended it."""
+        """The exit code: None while the child runs; negative if a signal ended it."""
         return self.process.poll()
 
     def stop(self, grace: float = 10.0) -> int:

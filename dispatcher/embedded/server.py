@@ -1,13 +1,13 @@
 """A private, real mongod for development and tests. It can't outlive the process that started it.
 
     start_embedded   launch, listen, elect; on a free port, in a temporary directory
-    embedded_mongo   the same as a context manager
+    embedded_mongo   start_embedded as a context manager
 
-The chain of processes; each notices when the one before it dies:
+The chain of processes. Each process notices the death of the previous one:
 
     this process ──pipe──> sh (the guardian, in a session of its own) ──> mongod
 
-The end needs no action of this process: when it dies, even by SIGKILL, the kernel closes the pipe. Then the
+This process need not act at its end: when it dies, even by SIGKILL, the kernel closes the pipe. Then the
 guardian ends mongod and removes the temporary directory. `PR_SET_PDEATHSIG` would do half of that, on Linux only,
 and it is sent when the *thread* that started mongod ends.
 """
@@ -44,7 +44,7 @@ _POLL_SECONDS = 0.01
 _STOP_SECONDS = 15.0
 
 # $1 is the directory to remove at the end, or empty; the rest is the command line of mongod.
-# - A background job of a non-interactive shell reads /dev/null unless told otherwise: hence fd 3.
+# - A background job of a non-interactive shell reads /dev/null by default: hence fd 3.
 # - `read` returns at the end of the file (this process died) and for a line (it asks for the end). The line is
 #   needed if a fork of this process holds a copy of the pipe, which then stays open.
 # - The watcher is ended by KILL: it could have inherited an ignored TERM, e.g. from a parent under `nohup`.
@@ -95,8 +95,8 @@ class EmbeddedMongo:
     Attributes:
         url: for clients, e.g. `mongodb://127.0.0.1:41234/?replicaSet=rs0`.
         port: the TCP port, on 127.0.0.1 only.
-        directory: with its data and its `mongod.log`. A directory that the caller did not give is removed when
-            mongod ends, even if it is killed. Give one to start again on the same data.
+        directory: holds its data and its `mongod.log`. A temporary directory is removed when mongod ends, even if
+            it is killed. Pass a directory to start again on the same data.
         pid: of mongod itself, e.g. to send it a SIGSTOP in a test.
     """
 
@@ -160,12 +160,12 @@ def start_embedded(
 
     Args:
         port: the TCP port; a free one by default.
-        directory: for the data between runs; created if missing. By default, a temporary
+        directory: keeps the data between runs; created if missing. By default, a temporary
             directory that is removed at the end. A replica set in it is moved to this run's port.
         replica_set: a replica set of one node, `rs0`. False: a standalone, without change streams.
         mongod: the binary; `find_mongod()` by default.
-        extra_args: more arguments for mongod, e.g. `("--setParameter", "enableTestCommands=1")`. Not
-            `--logpath`: the log shows when mongod listens.
+        extra_args: more arguments for mongod, e.g. `("--setParameter", "enableTestCommands=1")`. `--logpath`
+            is not allowed: the log shows when mongod listens.
         timeout: seconds until it must accept writes.
 
     Raises:
@@ -190,7 +190,7 @@ def start_embedded(
             _wait_until_primary(guardian, deadline)
         except _PortTakenError:
             guardian.stop()
-            # Another process took the free port in between: try the next one.
+            # Another process has taken the free port meanwhile: try the next port.
             if not attempts:
                 raise
         except BaseException:
@@ -263,7 +263,7 @@ class _Guardian:
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
         if self.temporary:
-            # Usually the guardian did it already.
+            # Usually the guardian has already removed it.
             shutil.rmtree(self.directory, ignore_errors=True)
         _running.discard(self)
 
@@ -324,16 +324,16 @@ def _launch(
 def _arguments(port: int, directory: Path, replica_set: bool) -> list[str]:
     arguments = ["--port", str(port), "--bind_ip", _HOST, "--nounixsocket", "--dbpath", str(directory)]
     arguments += ["--quiet", "--wiredTigerCacheSizeGB", "0.25"]
-    # The journal is preallocated in files of 100 MB otherwise: 9 MB instead of 301, and faster to recover.
+    # By default the journal is preallocated in files of 100 MB. So it takes 9 MB, not 301, and recovers faster.
     arguments += ["--wiredTigerEngineConfigString", "log=(file_max=8MB,prealloc=false)"]
     arguments += ["--setParameter", "diagnosticDataCollectionEnabled=false"]
-    # A primary waits 15 seconds for a successor otherwise, and there is none.
+    # By default a stopping primary waits 15 seconds for a successor, and there is none.
     arguments += ["--setParameter", "shutdownTimeoutMillisForSignaledShutdown=0"]
     return arguments + (["--replSet", _REPLICA_SET] if replica_set else [])
 
 
 def _prepared(directory: Path | None) -> Path:
-    """Return the directory for the data, which exists then; a log in it is kept as `mongod.log.1`."""
+    """Create the directory for the data, and return it. An old log in it is kept as `mongod.log.1`."""
     try:
         if directory is None:
             return Path(tempfile.mkdtemp(prefix="mongoz-")).resolve()
@@ -375,7 +375,7 @@ def _wait_until_primary(guardian: _Guardian, deadline: float) -> None:
     from pymongo import MongoClient  # noqa: PLC0415
     from pymongo.errors import PyMongoError  # noqa: PLC0415
 
-    # A limit for each step, so that a hanging mongod can't delay us beyond the deadline.
+    # Each step has a time limit, so that a hanging mongod can't delay us beyond the deadline.
     with MongoClient[dict[str, Any]](
         _HOST,
         guardian.port,
@@ -451,7 +451,7 @@ def _complaint(log: str, code: int) -> str:
 
 
 def _structured_error(line: str) -> str:
-    """Return the text of a JSON log line of severity error or fatal, else nothing."""
+    """Return the text of a JSON log line of severity error or fatal, else an empty text."""
     try:
         entry = json.loads(line)
         # The last fatal error only says that mongod aborts.

@@ -43,7 +43,7 @@ class Finding(NamedTuple):
     """The result of one check.
 
     Attributes:
-        level: `"error"` if `run` would not work, or would not deliver something.
+        level: `"error"` if `run` would fail, or would not deliver some changes.
         remedy: for a warning or an error; otherwise empty.
     """
 
@@ -57,8 +57,8 @@ async def check(registry: Registry, settings: Settings, application: str = "") -
     """Check an application and its deployment.
 
     Args:
-        registry: of the application. Its receivers are connected already.
-        application: its name, `"package.module:registry"`; empty if it need not be the owner of the group.
+        registry: the application's. Its receivers are connected already.
+        application: its name, `"package.module:registry"`; empty to skip the check that it owns the group.
 
     Yields:
         Findings. After an error that prevents further checks there are no more.
@@ -184,17 +184,17 @@ class _Checks(NamedTuple):
             yield Finding(
                 "ok",
                 "position",
-                "No position is saved: the first run delivers changes from its start on",
+                "No position is saved: the first run delivers the changes after its start",
             )
             return
         oldest = float(min(found))
         if oplog is None:
             return
         headroom, age = oplog.headroom(oldest), oplog.ends - oldest
-        text = f"It lies {duration(age)} back, and the oplog holds it for another {duration(headroom)}"
+        text = f"It is {duration(age)} old, and the oplog holds it for another {duration(headroom)}"
         remedy = "Run a dispatcher now, and enlarge the oplog with replSetResizeOplog."
         if headroom <= 0:
-            lost = f"The oplog begins {duration(-headroom)} after it: the changes between are lost"
+            lost = f"The oplog begins {duration(-headroom)} after it: the changes in between are lost"
             yield Finding("error", "position", lost, "See --on-history-lost in `dispatcher run --help`.")
         elif headroom < max(_HEADROOM, 2 * age):
             yield Finding("warning", "position", f"{text}: the oplog is too short for the lag", remedy)
@@ -241,8 +241,8 @@ class _Checks(NamedTuple):
             yield Finding(
                 "warning",
                 "images",
-                f"The server keeps them for {duration(float(expires))}, and the position lies {duration(lag)} "
-                "back: later deliveries have no images",
+                f"The server keeps them for {duration(float(expires))}, and the position is {duration(lag)} "
+                "old: later deliveries have no images",
                 "Raise preAndPostImages.expireAfterSeconds of the cluster parameter changeStreamOptions.",
             )
 
@@ -253,7 +253,7 @@ class _Checks(NamedTuple):
             yield Finding(
                 "warning",
                 "images",
-                f"It is not known whether collections keep images: {in_short(error)}",
+                f"The image options of the collections can't be read: {in_short(error)}",
                 "Grant listCollections on the databases of the documents.",
             )
             return

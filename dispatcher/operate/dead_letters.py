@@ -23,17 +23,17 @@ from dispatcher.parking.files import Files
 from dispatcher.parking.record import short_id
 from dispatcher.parking.store import LETTERS
 
-# Fields that only dispatchers need. A list leaves out the long fields too.
+# Fields that only dispatchers need. Lists also omit the long fields.
 _INTERNAL: Final = dict.fromkeys(("short_id", "hash", "lane", "by", "parked_at", "due_at"), False)
 _SHORT: Final = {**_INTERNAL, "parts": False, "files": False, "error.traceback": False}
 
-# Dead letters that a message lists.
+# Maximum number of dead letters in a message.
 _LISTED: Final = 5
 
-# Dead letters in one command.
+# Maximum number of dead letters in one command.
 _SLICE: Final = 1_000
 
-# A dead letter that is not being retried.
+# Matches dead letters that are not being retried.
 _IDLE: Final = {name: {"$exists": False} for name in ("retry_requested_at", "retrying_since", "lane")}
 
 # Seconds between two reads of the outcomes of retries, and between two searches for old dead letters.
@@ -91,8 +91,8 @@ class Outcome(NamedTuple):
     """The outcome of the retry of one letter.
 
     Attributes:
-        result: `"delivered"`, `"failed"` again, `"refused"` (it can't be tried), or `"waiting"` (nothing yet).
-        text: why, for people; empty if it was delivered.
+        result: `"delivered"`, `"failed"` again, `"refused"` (no retry is possible), or `"waiting"` (no result).
+        text: the reason, for people; empty if it was delivered.
     """
 
     letter: str
@@ -104,7 +104,7 @@ async def letters_of(group: Group, wanted: Wanted, limit: int = 0) -> tuple[list
     """Letters without their parts and tracebacks, the newest first.
 
     Args:
-        limit: how many at most; 0 for all.
+        limit: the maximum number of letters; 0 for all.
 
     Returns:
         The letters, and the malformed documents.
@@ -117,13 +117,13 @@ async def letters_of(group: Group, wanted: Wanted, limit: int = 0) -> tuple[list
 
 
 async def ids_of(group: Group, wanted: Wanted) -> list[str]:
-    """The ids of letters, the oldest changes first."""
+    """The ids of letters, in the order of their changes."""
     found = group.state.held.find(wanted.query(group.name), {"_id": True})
     return [one["_id"] async for one in found.sort([("token", 1), ("_id", 1)]) if isinstance(one["_id"], str)]
 
 
 async def resolve(group: Group, texts: Iterable[str]) -> list[str]:
-    """The ids of letters from texts: ids, short ids, or unique beginnings of them.
+    """Resolve texts to ids of letters. A text is an id, a short id, or a unique beginning of one.
 
     Raises:
         UnknownLetter: no letter matches a text, or several do.
@@ -177,7 +177,7 @@ async def read(group: Group, id_: str) -> tuple[dict[str, Any], dict[str, bytes]
 async def without_receiver(
     group: Group, ids: Sequence[str], members: Iterable[MemberStatus]
 ) -> UnknownReceiver | None:
-    """The error if no dispatcher has the receivers of some letters any more; None if all can be retried.
+    """Return an error if no dispatcher has the receivers of some letters; None if all letters can be retried.
 
     Args:
         members: the dispatchers that are alive.
@@ -196,9 +196,9 @@ async def without_receiver(
         return None
     listed = "; ".join(f"{count} to {name}" for name, count in list(gone.items())[:_LISTED])
     return UnknownReceiver(
-        f"No dispatcher of group {group.name!r} has the receivers of these letters any more: {listed}. "
+        f"No dispatcher of group {group.name!r} has the receivers of these dead letters: {listed}. "
         "Nothing was changed.",
-        remedy="Connect one with this name, or with formerly= this name; or drop the letters.",
+        remedy="Connect a receiver with this name or with formerly= this name, or drop the dead letters.",
     )
 
 
@@ -223,10 +223,10 @@ async def drop(group: Group, ids: Sequence[str], *, until: datetime | None = Non
 
 
 async def drop_old(group: Group, *, days: float, stats: Stats) -> None:
-    """Drop old dead letters now and every hour, without an end. Any process may do it. Failures are only logged.
+    """Drop old dead letters now and every hour, for ever. Any process may do it. Failures are only logged.
 
     Args:
-        days: that dead letters are kept after their last attempt; 0 keeps them.
+        days: the number of days to keep dead letters after their last attempt; 0 keeps them for ever.
     """
     while days:
         before = datetime.now(UTC) + timedelta(seconds=stats.clock_offset) - timedelta(days=days)
@@ -239,9 +239,7 @@ async def drop_old(group: Group, *, days: float, stats: Stats) -> None:
             )
         else:
             if gone:
-                log.info(
-                    "old dead letters are forgotten", action="dead_letter.expired", count=len(gone), days=days
-                )
+                log.info("old dead letters were removed", action="dead_letter.expired", count=len(gone), days=days)
         await asyncio.sleep(_BETWEEN)
 
 
@@ -257,7 +255,7 @@ async def request_retry(
         ids: the letters; None for all.
 
     Returns:
-        The ids of the requested letters, with the number of earlier retries, for `outcomes`.
+        The ids of the requested letters, each with its number of earlier retries, for `outcomes`.
 
     Raises:
         UnknownLetter: one of `ids` does not exist. Nothing is changed.
@@ -316,5 +314,5 @@ def _outcome(id_: str, letter: Mapping[str, Any] | None, retries: int, *, over: 
     if not over:
         return None
     if "retry_requested_at" in letter:
-        return Outcome(id_, "waiting", "No dispatcher has taken it yet. Is one running?")
-    return Outcome(id_, "waiting", "It is parked: its attempts are not over, it waits behind others, or a pause.")
+        return Outcome(id_, "waiting", "No dispatcher has started the retry yet. Is one running?")
+    return Outcome(id_, "waiting", "It is parked: an attempt, an earlier delivery or a pause is not over.")

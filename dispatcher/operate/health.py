@@ -4,8 +4,8 @@ A receiver has the first word that applies:
 
     down        no live dispatcher has it
     paused      it is paused, or everything is
-    blocked     documents wait behind a failing delivery (on_failure="block"), or for a receiver that is gone
-    failing     in the last minute a tenth of its deliveries failed for good, or more attempts failed than
+    blocked     documents wait for a failing delivery (on_failure="block"), or for a receiver that is absent
+    failing     in the last minute, a tenth of its deliveries failed for good, or more attempts failed than
                 succeeded, or none succeeded while deliveries wait for their next attempt
     behind      changes or parked deliveries wait for it longer than BEHIND
     delivering  it got deliveries in the last minute
@@ -13,9 +13,9 @@ A receiver has the first word that applies:
 
 A group is `down` if no dispatcher is alive or a partition has no owner. It is `paused` if everything is paused.
 Otherwise it has the worst word of its receivers: failing, blocked, behind, delivering, idle. Receivers that are
-paused or down by themselves don't count.
+paused or down individually don't count.
 
-Members report the last minute as `recent`. So a repaired receiver is healthy again after a minute.
+Members report the last minute as `recent`. So a receiver is healthy a minute after its repair.
 """
 
 from collections import defaultdict
@@ -137,7 +137,7 @@ def _verdicts(name: str, facts: _Facts, around: _Around) -> Iterator[tuple[Word,
 def _late(waiting: Iterable[ParkedCount], now: datetime) -> int:
     """The number of documents whose parked deliveries are overdue."""
     due = [one for one in waiting if one.due_at is not None and (now - one.due_at).total_seconds() >= BEHIND]
-    # Here no pause holds any more, so the deliveries that it parked are due at once.
+    # No pause applies any more, so the deliveries that it parked are due at once.
     return sum(one.documents for one in waiting if one in due or one.reason == "paused")
 
 

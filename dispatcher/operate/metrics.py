@@ -26,10 +26,10 @@ class Described(NamedTuple):
     """One metric.
 
     Attributes:
-        name: without the prefix, and for a counter without `_total`.
+        name: the name without the prefix and, for a counter, without `_total`.
         help: its meaning, with the unit.
-        of: computes its value: a number, one for each combination of labels, or None if it is not known.
-        labels: in addition to `group`, which all metrics have.
+        of: computes its value: a number, a number for each combination of labels, or None if it is unknown.
+        labels: its labels besides `group`, which all metrics have.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Snapshot(NamedTuple):
     Attributes:
         now: by the monotonic clock.
         server_now: by the server's clock, in seconds since 1970.
-        status: of the group; None while it is not known.
+        status: the status of the group; None while it is unknown.
         oplog_begins: cluster time of the oplog's oldest entry, in seconds since 1970; None if it can't be read.
         oplog_ends: cluster time of its newest entry.
         oplog_spare: estimated seconds until the oplog is full and drops its oldest entries.
@@ -73,7 +73,7 @@ class Snapshot(NamedTuple):
 
     @property
     def paused(self) -> list[str]:
-        """Names of paused receivers; "*" is everything."""
+        """The names of paused receivers; "*" means everything."""
         return [] if self.status is None else [one.receiver or "*" for one in self.status.paused]
 
 
@@ -228,7 +228,7 @@ METRICS: Final = (
     ),
     Described(
         "oplog_window_seconds",
-        "Seconds of the past that the oplog holds; absent without the right serverStatus, and behind a mongos.",
+        "Seconds of the past that the oplog holds; absent without the privilege serverStatus, and with a mongos.",
         _window,
     ),
     _by_partition(
@@ -278,7 +278,7 @@ class Metrics(Collector):
         return generate_latest(self._registry)
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing: the registry must not ask for a snapshot too early."""
+        """Return nothing: the registry must not request a snapshot too early."""
         return ()
 
     def collect(self) -> Iterator[Metric]:

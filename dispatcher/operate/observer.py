@@ -24,21 +24,21 @@ from mongoz import __version__
 
 Phase = Literal["starting", "delivering", "stopping"]
 
-# Seconds between two checks of the server, and the maximum for one.
+# Seconds between two checks of the server, and maximum seconds of one check.
 _BETWEEN_CHECKS: Final = 10.0
 _PATIENCE: Final = 5.0
 
-# Seconds between two measurements of the event loop, and how many are kept.
+# Seconds between two measurements of the event loop, and the number of kept measurements.
 _TURN: Final = 0.25
 _TURNS: Final = 60
 
 # Seconds over which deliveries per second are averaged.
 _RATED: Final = 15.0
 
-# Maximum seconds without an answer of the change stream, which comes every second on an idle stream too.
+# Maximum seconds without an answer of the change stream. Even an idle stream answers every second.
 _SILENCE: Final = 15.0
 
-# The same if the server answers other requests. No request takes so long, so the process must be restarted.
+# This limit applies while the server answers other requests. No request takes so long: restart the process.
 _STUCK: Final = 300.0
 
 
@@ -46,13 +46,13 @@ class Observer:
     """Observes one process, and checks the server regularly.
 
     Args:
-        gauges: of the pipelines of the process, by partition.
+        gauges: returns the gauges of the pipelines of the process, by partition.
         troubles: further reasons why the process can't work at this moment, for people.
 
     Attributes:
-        http: the URL where the process answers; None if it does not listen.
+        http: the URL of the process; None if it does not listen.
         cache: the status of the group.
-        name: of the group.
+        name: the name of the group.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Observer:
         self._rated: deque[tuple[float, int, int]] = deque()
 
     def begin(self, stop: asyncio.Event) -> None:
-        """The process delivers from now on, until `stop` is set."""
+        """Note that the process delivers from now on, until `stop` is set."""
         self._stop = stop
 
     @property
@@ -100,7 +100,7 @@ class Observer:
         return monotonic() - self._began
 
     def watch(self, group: Group) -> list[asyncio.Task[None]]:
-        """Start to observe, in tasks that the caller ends."""
+        """Start the tasks that observe. The caller ends them."""
         self.group = group
         return [
             asyncio.create_task(self._time_turns(), name="time-turns"),
@@ -224,7 +224,7 @@ class Observer:
     def not_ready(self) -> list[str]:
         """The reasons why this process does not work at this moment; empty if it works, or is a standby.
 
-        A pause is no reason: an operator asked for it, and a supervisor must not restart the process.
+        A pause is not a reason: an operator requested it, and a supervisor must not restart the process.
         """
         if self.phase != "delivering":
             return [f"the dispatcher is {self.phase}"]
@@ -239,7 +239,7 @@ class Observer:
         return reasons
 
     def must_restart(self) -> list[str]:
-        """The reasons why this process must be restarted; empty if it need not."""
+        """The reasons why this process must be restarted; empty if there are none."""
         loop = asyncio.get_running_loop()
         if self._stopping_since is not None and loop.time() - self._stopping_since > self._patience:
             return ["the dispatcher does not end after a request to stop"]

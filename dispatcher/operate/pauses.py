@@ -1,6 +1,6 @@
 """Pauses: an operator writes them to the state, and running dispatchers read them once a second.
 
-The collection `controls` has one document for each pause, and documents of other kinds:
+The collection `controls` has documents of several kinds. A pause is one document:
 
     _id            "<group>:pause:<name of the receiver>"; "<group>:pause:*" for everything
     group          of dispatchers
@@ -10,8 +10,8 @@ The collection `controls` has one document for each pause, and documents of othe
     since          the server's time of the request
     by             user and host, for people
 
-A paused receiver is not called. Its deliveries are parked, and made in order after it is resumed. A pause applies
-to all connections of the receiver, and to its former names: it outlasts a release that renames the receiver. If
+A paused receiver is not called. Its deliveries are parked, and run in order after it is resumed. A pause applies
+to all connections of the receiver, and to its former names: it stays valid if a release renames the receiver. If
 everything is paused, nothing is read, and the position stays.
 
 MongoDB commands raise the `PyMongoError` of the driver.
@@ -63,7 +63,7 @@ async def pause(
         known: names of receivers that are known to exist.
 
     Returns:
-        False if it was paused already.
+        False if the receiver was paused already.
     """
     if receiver is not None:
         await require_receiver(group, receiver, known=known)
@@ -83,13 +83,13 @@ async def resume(
     *,
     known: Collection[str] = (),
 ) -> bool:
-    """Resume a receiver of a group, or all that are not paused by name.
+    """Resume a receiver of a group, or all receivers that are not paused by name.
 
     Args:
         receiver: its name; None for everything.
 
     Returns:
-        False if it was not paused.
+        False if the receiver was not paused.
     """
     named = await _named(group, receiver)
     if (await group.state.controls.delete_many(named)).deleted_count:
@@ -113,7 +113,7 @@ async def _named(group: Group, receiver: str | None) -> dict[str, Any]:
 
 
 class Pauses:
-    """The pauses that a dispatcher has read last.
+    """The pauses that a dispatcher read last.
 
     Attributes:
         listeners: called after a change.
@@ -138,7 +138,7 @@ class Pauses:
                 listener()
 
     async def watch(self) -> None:
-        """Read the pauses once a second, for ever. While the state can't be read, the last known pauses hold."""
+        """Read the pauses once a second, for ever. While the state can't be read, the last known pauses apply."""
         failing = False
         while True:
             await asyncio.sleep(_LOOK)
@@ -148,7 +148,7 @@ class Pauses:
             except PyMongoError as error:
                 if not failing:
                     log.warning(
-                        "the pauses can't be read; the last known ones hold",
+                        "the pauses can't be read; the last known pauses apply",
                         action="controls.unavailable",
                         error=in_short(error),
                     )

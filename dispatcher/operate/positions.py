@@ -49,7 +49,7 @@ class Mover:
         self._store = PositionStore(group)
 
     async def now(self) -> str:
-        """A token for this moment: all earlier writes count as finished."""
+        """Return a token for this moment. With it as position, all earlier writes count as finished."""
         time = await self._time()
         return token_at(Timestamp(time.time, time.inc + 1))
 
@@ -57,11 +57,11 @@ class Mover:
         """Require that the stream can begin at a token.
 
         Args:
-            token: a resume token, or the beginning of one, which means a time.
+            token: a resume token, or the beginning of one, which represents a time.
 
         Raises:
-            HistoryLost: the oplog does not reach back so far.
-            PositionError: it is in the future.
+            HistoryLost: the oplog does not reach back to the token.
+            PositionError: the token is in the future.
         """
         time, now = token_time(token), await self._time()
         if time.time > now.time:
@@ -79,10 +79,10 @@ class Mover:
         """Let all partitions continue after a token, or begin anew.
 
         Args:
-            token: everything up to it counts as finished, and nothing after it. With None the next start delivers
-                changes from that start on, like the first one.
-            force: move them while a dispatcher is alive. It starts no deliveries after the end of its lease, and
-                the others wait until then.
+            token: all changes up to it count as finished, and no change after it. With None the next start
+                delivers the changes after that start, like the first start.
+            force: move the positions while a dispatcher is alive. It starts no deliveries after the end of its
+                lease, and other processes wait until then.
 
         Raises:
             NotFound: no position is saved.
@@ -96,7 +96,7 @@ class Mover:
                 f"{len(alive)} of the group {self._group.name!r} {'is' if len(alive) == 1 else 'are'} alive: "
                 f"{names}. Nothing was changed.",
                 remedy="Stop all dispatchers of the group first. With --force they lose their partitions, and "
-                "continue at the new position when their leases are over.",
+                "continue at the new position when their leases have ended.",
             )
         saved = await self._store.load()
         if saved.layout is None:

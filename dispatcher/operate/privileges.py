@@ -1,6 +1,6 @@
-"""The privileges that the database user of a dispatcher needs, and those that it has.
+"""The privileges that the database user of a dispatcher needs, and the privileges that it has.
 
-`run` requires the first two. Without the others it lacks some facts and warnings.
+`run` requires the first two. Without the others, some metrics and warnings are absent.
 
     changeStream, find      on the watched database, or on the whole deployment if there are several
     readWrite               on the database of the dispatcher's state
@@ -31,7 +31,7 @@ class Right(NamedTuple):
     """Actions on a resource.
 
     Attributes:
-        database: where; "" stands for every one. None means the deployment itself.
+        database: the database of the resource; "" means every one, None the deployment itself.
     """
 
     database: str | None
@@ -54,7 +54,7 @@ class Right(NamedTuple):
 
 
 def needed(scope: Scope, state_database: str) -> list[Right]:
-    """Without these nothing is delivered."""
+    """The required privileges. Without them nothing is delivered."""
     return [
         Right(scope.database or "", "", ("changeStream", "find"), "to read changes"),
         Right(state_database, "", _STATE, "to keep positions and dead letters"),
@@ -77,7 +77,7 @@ async def missing(client: AsyncMongoClient[Any], rights: Iterable[Right]) -> lis
     answer = await client.admin.command("connectionStatus", showPrivileges=True)
     info = answer["authInfo"]
     if not info["authenticatedUsers"]:
-        return []  # without a user everything is allowed, or the connection would have failed
+        return []  # without a user everything is allowed; otherwise the connection would have failed
     privileges = info["authenticatedUserPrivileges"]
     lacking = []
     for right in rights:
@@ -108,7 +108,7 @@ async def require_state(state: State) -> None:
 
 
 def _covers(resource: Mapping[str, Any], right: Right) -> bool:
-    """Whether a granted resource contains the resource of a privilege."""
+    """Returns whether a granted resource contains the resource of a privilege."""
     if resource.get("anyResource"):
         return True
     if right.database is None:
@@ -130,8 +130,8 @@ def create_role(group: str, scope: Scope, rights: Sequence[Right], state_databas
     """The command for mongosh that creates a role with the least privileges. Its comments list what it can read.
 
     Args:
-        rights: all except those on the state.
-        state_database: of the dispatcher; the role gets `readWrite` on it.
+        rights: all privileges except the ones on the state.
+        state_database: the database of the dispatcher's state. The role gets `readWrite` on it.
     """
     privileges = [
         {"resource": right.resource, "actions": list(right.actions)}
@@ -148,7 +148,7 @@ def create_role(group: str, scope: Scope, rights: Sequence[Right], state_databas
 
 
 def _readable(scope: Scope, state_database: str) -> list[str]:
-    """A comment about what the role can read, for the administrator who grants it."""
+    """The lines of a comment that tells an administrator which data the role can read."""
     if scope.database is not None:
         return [
             f"This role can read every collection of the database {json.dumps(scope.database)}, "

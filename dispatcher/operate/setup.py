@@ -30,7 +30,7 @@ _IMAGES: Final = {"changeStreamPreAndPostImages": {"enabled": True}}
 _UNAUTHORIZED: Final = 13
 _NAMESPACE_EXISTS: Final = 48
 
-# Maximum seconds by which checks for warnings delay a start.
+# Maximum seconds that checks for warnings delay a start.
 _PATIENCE: Final = 5.0
 
 
@@ -63,7 +63,7 @@ async def set_up(
     """Prepare a deployment for the dispatchers of a registry. A second call changes nothing.
 
     Args:
-        registry: of the application. Its receivers are connected already.
+        registry: the application's. Its receivers are connected already.
         application: its name, see `admit`.
 
     Raises:
@@ -87,7 +87,7 @@ async def set_up(
             await state.create_indexes()
             await state.keep_deliveries_for(settings.delivery_retention)
             prepared.state = "indexed"
-            # Last: all changes from here on have images.
+            # This step is the last: all changes after the position have images.
             now = partial(token_of_now, client, scope_of(routes), clients.address)
             recorded = await begin(store, scope_of(routes), now, settings, await store.load())
             prepared.position = "recorded" if recorded else "recorded already"
@@ -112,10 +112,10 @@ async def _listed(client: AsyncMongoClient[Any], routes: Routes) -> list[Watched
 
 
 async def _turn_images_on(client: AsyncMongoClient[Any], watched: WatchedCollection) -> str:
-    """Turn on pre and post images for one collection. Returns the result."""
+    """Turn on pre and post images for one collection, and return the result."""
     if watched.kind not in ("", "collection"):
         if not watched.is_named:
-            return f"left alone: it is a {watched.kind}, which has no changes to deliver"
+            return f"left alone: it is a {watched.kind}, and has no changes to deliver"
         raise ServerError(
             f"{watched.name} is a {watched.kind}, which has no changes to deliver.",
             remedy="Point Meta.collection and Meta.watch to plain collections, or disconnect the receivers.",
@@ -133,7 +133,7 @@ async def _turn_images_on(client: AsyncMongoClient[Any], watched: WatchedCollect
 
 
 async def _create(client: AsyncMongoClient[Any], watched: WatchedCollection) -> bool:
-    """Create a collection with images. False if another client created it at the same time."""
+    """Create a collection with images. Returns False if another client created it at the same time."""
     database, collection = watched.namespace
     try:
         await client[database].command({"create": collection, **_IMAGES})
@@ -166,11 +166,11 @@ def _said(error: OperationFailure) -> str:
 
 
 async def warn_of_oddities(client: AsyncMongoClient[Any], routes: Routes, *, stamped: bool) -> None:
-    """Log warnings about the watched collections. It never fails, and never takes long.
+    """Log warnings about the watched collections. It never raises, and takes at most a few seconds.
 
     Args:
-        client: opened for the running loop.
-        stamped: the ODM stamps writes to them.
+        client: a client for the running loop.
+        stamped: whether the ODM stamps writes to the collections.
     """
     try:
         async with asyncio.timeout(_PATIENCE):

@@ -35,11 +35,11 @@ from dispatcher.operate.status_model import (
 )
 from dispatcher.parking.store import HEADS, LETTERS, WAITING
 
-# A member is dead if its last heartbeat is older than this number of leases.
+# A member counts as dead if its last heartbeat is older than this number of lease times.
 _SILENCE: Final = 1.5
 _LEASE: Final = 10.0
 
-# Maximum number of gaps, the newest first.
+# Maximum number of gaps in a status, the newest first.
 _MOST_GAPS: Final = 20
 
 # Maximum milliseconds for counting all documents, and the number of documents that are counted if it takes longer.
@@ -51,7 +51,7 @@ _OWNED: Final = dict.fromkeys(
     ("partition", "partitions", "owner", "term", "host", "pid", "cluster_time", "saved_at"), True
 )
 
-# Maximum seconds of one read, and seconds for which its result is used again.
+# Maximum seconds of one read, and seconds for which its result is reused.
 _PATIENCE: Final = 5.0
 _FRESH: Final = 1.0
 
@@ -73,7 +73,7 @@ async def read_status(group: Group, myself: MemberStatus | None = None) -> Group
     """Read the status of a group.
 
     Args:
-        myself: the present figures of this process, if it is a member. The state has older ones.
+        myself: the current figures of this process, if it is a member. The figures in the state are older.
     """
     offset = await clock_offset(group.state.client)
     oplog = await look_at_oplog(group.state.client)
@@ -101,7 +101,7 @@ async def read_status(group: Group, myself: MemberStatus | None = None) -> Group
     newest = await gaps.find(of_group).sort("noted_at", -1).limit(_MOST_GAPS).to_list()
     status.gaps = sound.each(GAPS, newest, _gap)
     status.misfits = sound.misfits
-    if myself is not None:  # commands print them instead
+    if myself is not None:  # commands print the misfits instead
         sound.log()
     status.health = health_of(status)
     return status
@@ -126,7 +126,7 @@ class StatusCache:
 
     Attributes:
         last: the last status; None before the first.
-        error: of the last read; empty if it succeeded.
+        error: the error of the last read; empty if it succeeded.
     """
 
     def __init__(self, name: str, myself: Callable[[], MemberStatus], offset: Callable[[], float]) -> None:
@@ -142,7 +142,7 @@ class StatusCache:
         """The status. After an error it contains only this process, and `error` is set.
 
         Args:
-            group: None before there is a connection to its state.
+            group: the group; None before its state is connected.
         """
         async with self._lock:
             if group is not None and monotonic() - self._read_at >= _FRESH:
@@ -168,7 +168,7 @@ class StatusCache:
             late = isinstance(error, TimeoutError)
             self.error = f"no answer within {_PATIENCE:.0f} s" if late else in_short(error)
             log.debug("the state of the group can't be read", action="group.not_seen", error=self.error)
-        except Exception as error:  # a document of the state was edited by hand
+        except Exception as error:  # for example, a document of the state was edited by hand
             self.error = text_of(error)
             log.warning("the state of the group is malformed", action="state.not_understood", exc_info=error)
         self._read_at = monotonic()
@@ -193,7 +193,7 @@ async def _members(group: Group, now: float, sound: Sound) -> list[MemberStatus]
 def _member(found: dict[str, Any], now: float) -> MemberStatus:
     seen = seconds_of(found.get("seen_at"))
     if seen is None:
-        raise ValueError("seen_at is no date")
+        raise ValueError("seen_at is not a date")
     silence = now - seen
     silent = silence >= _SILENCE * float(found.get("lease_seconds") or _LEASE)
     member = MemberStatus(
@@ -252,10 +252,10 @@ def _partition(
 
 
 class _Counted:
-    """Counts documents of a group: all of them if that is fast, otherwise a part.
+    """Counts documents of a group: all of them if counting is fast, otherwise a part.
 
     Attributes:
-        at_least: names of the figures that count a part only.
+        at_least: names of the figures that count only a part.
     """
 
     def __init__(self, group: Group) -> None:
@@ -332,7 +332,7 @@ def _paused(found: dict[str, Any]) -> Pause:
 
 
 def _run(found: dict[str, Any]) -> dict[str, Any]:
-    """A run without its position: that can contain a document's key, and anyone may read the status."""
+    """Remove the position of a run: it can contain a document's key, and every client may read the status."""
     _RunTypes.model_validate(found)
     return {name: value for name, value in found.items() if name not in _PLACES}
 

@@ -1,4 +1,4 @@
-"""The status of a group of dispatchers, for commands, dashboard and metrics. Only data."""
+"""The status of a group of dispatchers, for commands, dashboard and metrics. It contains only data."""
 
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -18,7 +18,7 @@ class ReceiverHealth(NamedTuple):
     """The health of one receiver of one signal.
 
     Attributes:
-        signal: its name; empty if it is not known.
+        signal: the name of the signal; empty if it is unknown.
         why: the reason, for people; may be empty.
     """
 
@@ -47,12 +47,12 @@ class Health(NamedTuple):
         return ReceiverHealth(receiver, signal, "down", NOBODY)
 
     def as_dict(self) -> dict[str, Any]:
-        """The same for JSON."""
+        """Convert it to a dict for JSON."""
         return {**self._asdict(), "receivers": [one._asdict() for one in self.receivers]}
 
 
 def number(value: Any) -> float:
-    """A counter that another version of this program may have written; 0 if it is no number."""
+    """A counter that another version of this program may have written; 0 if it is not a number."""
     return float(value) if isinstance(value, int | float) else 0.0
 
 
@@ -61,11 +61,11 @@ class MemberStatus:
     """A process of the group.
 
     Attributes:
-        seen_seconds: since its last heartbeat, by the server's clock.
+        seen_seconds: the seconds since its last heartbeat, by the server's clock.
         alive: whether its lease still holds.
-        receivers: that it knows: `{id, name, signal, document}` each.
+        receivers: the receivers that it knows: `{id, name, signal, document}` each.
         stats: its counters and gauges.
-        http: the URL where it answers; None if it does not listen.
+        http: its URL; None if it does not listen.
     """
 
     id: str
@@ -83,7 +83,7 @@ class MemberStatus:
 
     @property
     def lag_seconds(self) -> float | None:
-        """The lag of its partition that is furthest behind; None if it reports none."""
+        """The largest lag of its partitions; None if it reports none."""
         told = [one for one in dict(self.stats.get("partitions") or {}).values() if isinstance(one, dict)]
         return max((number(one.get("lag_seconds")) for one in told), default=None)
 
@@ -106,11 +106,11 @@ class PartitionStatus:
         owner: id of the member that owns it; None if it has no owner.
         where: host and process id of the owner, for people.
         position_at: the time up to which everything is delivered; None if no position is saved.
-        position_age_seconds: since then, by the server's clock.
-        lag_seconds: as a live owner reports it.
-        lag_changes: as a live owner reports it.
-        saved_seconds: since the last save of the position.
-        headroom_seconds: until the oplog no longer holds the position; None if that is not known.
+        position_age_seconds: the seconds since `position_at`, by the server's clock.
+        lag_seconds: the lag that a live owner reports.
+        lag_changes: the number of undelivered changes that a live owner reports.
+        saved_seconds: the seconds since the last save of the position.
+        headroom_seconds: the seconds until the oplog no longer holds the position; None if they are unknown.
     """
 
     number: int
@@ -161,7 +161,7 @@ class Pause:
     Attributes:
         receiver: its name; None if everything is paused.
         since: the server's time of the request.
-        by: the person who asked for it, if known.
+        by: the person who requested it, if known.
     """
 
     receiver: str | None
@@ -174,7 +174,7 @@ class GapStatus:
     """Changes that were never delivered.
 
     Attributes:
-        namespace: of the collection; None if several are affected.
+        namespace: the namespace of the collection; None if several are affected.
     """
 
     kind: str
@@ -188,16 +188,16 @@ class GroupStatus:
     """A group at one moment.
 
     Attributes:
-        clock_offset_seconds: by which the server's clock is ahead of ours.
-        oplog_window_seconds: of the past that the oplog holds; None if it can't be read.
-        partition_count: in the layout.
-        partitions: with a saved position or an owner.
-        dead_letters: by receiver.
-        parked: by receiver and reason.
+        clock_offset_seconds: the seconds by which the server's clock is ahead of ours.
+        oplog_window_seconds: the seconds of the past that the oplog holds; None if it can't be read.
+        partition_count: the number of partitions in the layout.
+        partitions: the partitions with a saved position or an owner.
+        dead_letters: the counts of dead letters by receiver.
+        parked: the counts of parked deliveries by receiver and reason.
         runs: records of `replay` and `backfill`.
-        gaps: the newest.
-        at_least: names of those of `dead_letters`, `parked`, `parked_deliveries` and `gap_count` that are lower
-            bounds, because counting all documents takes too long.
+        gaps: the newest gaps.
+        at_least: the names of lower bounds among `dead_letters`, `parked`, `parked_deliveries` and `gap_count`.
+            Counting all documents takes too long for them.
         misfits: malformed documents of the state, which are left out: `{collection, id, problem, remedy}`.
     """
 
@@ -231,12 +231,12 @@ class GroupStatus:
 
     @property
     def headroom_seconds(self) -> float | None:
-        """The headroom of the partition that has the least."""
+        """The smallest headroom of all partitions."""
         known = [one.headroom_seconds for one in self.partitions if one.headroom_seconds is not None]
         return min(known, default=None)
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, for JSON."""
+        """Convert the status to a dict for JSON."""
         return {
             **asdict(self),
             "misfits": [one._asdict() for one in self.misfits],

@@ -1,4 +1,4 @@
-"""Receivers that can never be called: connected, but to something that does not happen.
+"""Finds receivers that are connected but can never be called.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -25,7 +25,7 @@ class Unreachable(NamedTuple):
     """A receiver that is never called.
 
     Attributes:
-        place: document and signal.
+        place: the document and the signal.
     """
 
     receiver: str
@@ -35,7 +35,7 @@ class Unreachable(NamedTuple):
 
 
 def unreachable_receivers(registry: Registry, routes: Routes) -> Iterator[Unreachable]:
-    """The unreachable receivers that the application alone shows."""
+    """The unreachable receivers that are found without the server."""
     yield from _of_abstract_documents()
     yield from _of_other_registries(registry)
     for document, signal, receiver in _connected(routes):
@@ -45,20 +45,20 @@ def unreachable_receivers(registry: Registry, routes: Routes) -> Iterator[Unreac
             yield Unreachable(
                 receiver.name,
                 place,
-                "fields= names nothing but the id, which never changes",
-                "Name other fields, or leave fields= out.",
+                "fields= names only the id, which never changes",
+                "Name other fields, or omit fields=.",
             )
         for name, meant in _misspelt(document, receiver.options.where or {}):
             yield Unreachable(
                 receiver.name,
                 place,
-                f"where= asks for {name!r}, and no field of {document.__name__} is stored under that name",
+                f"where= uses {name!r}, but no field of {document.__name__} is stored under this name",
                 f"Write {meant!r}.",
             )
 
 
 def without_changes(watched: Iterable[WatchedCollection], routes: Routes) -> Iterator[Unreachable]:
-    """The receivers of views and time series, which have no changes."""
+    """The receivers of views and time series. These have no changes."""
     for one in watched:
         if one.kind in ("", "collection") or not one.is_named:
             continue
@@ -74,11 +74,11 @@ def without_changes(watched: Iterable[WatchedCollection], routes: Routes) -> Ite
 
 
 async def require_changes(client: AsyncMongoClient[Any], routes: Routes) -> None:
-    """Refuse receivers of views and time series."""
+    """Raise an error for receivers of views and time series."""
     try:
         watched = await watched_collections(client, scope_of(routes))
     except OperationFailure as error:
-        if kind_of(error) is Kind.NO_ACCESS:  # we may not list collections
+        if kind_of(error) is Kind.NO_ACCESS:  # the user may not list collections
             return
         raise
     for one in without_changes(watched, routes):
@@ -135,9 +135,9 @@ def _descendants(document: Any) -> Iterator[Any]:
 
 
 def _misspelt(document: Any, where: Any) -> Iterator[tuple[str, str]]:
-    """Top-level names in `where` that no field is stored under, but that are close to a field; and that field.
+    """Yield top-level names in `where` that match no stored field but resemble one, each with this field.
 
-    Documents can hold more fields than their model. So a name that is not close to a field can be right.
+    Documents can hold more fields than their model. So a name that resembles no field can be right.
     """
     names = stored_names(document)
     known = {"_id", *names.values()}

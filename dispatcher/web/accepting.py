@@ -1,4 +1,4 @@
-"""Accepts connections. After a failure it tries again; uvloop would stop listening for ever."""
+"""Accepts connections, and tries again after a failure. uvloop would stop listening for ever."""
 
 import asyncio
 import socket
@@ -25,7 +25,7 @@ async def accept(listening: socket.socket, make_protocol: Callable[[], asyncio.P
     while True:
         try:
             connection, _ = await loop.sock_accept(listening)
-        except ConnectionError:  # the client has left already
+        except ConnectionError:  # the client has already disconnected
             continue
         except OSError as error:
             say_it_failed(error)
@@ -39,7 +39,7 @@ async def accept(listening: socket.socket, make_protocol: Callable[[], asyncio.P
 
 
 def say_it_failed(error: Exception) -> None:
-    """Log it, once a minute."""
+    """Log the error, at most once a minute."""
     further = _throttle.due("http.not_accepted")
     if further is not None:
         lack = lack_in(error)

@@ -3,7 +3,7 @@
 GET /livez         200 while the process works; 503 if it must be restarted
 GET /readyz        200 while it delivers or is a standby; otherwise 503, with the reasons
 GET /metrics       for Prometheus
-GET /status.json   the facts of `dispatcher status`, and of this process
+GET /status.json   the facts of `dispatcher status`, and facts about this process
 """
 
 import json
@@ -25,7 +25,7 @@ from dispatcher.web.guard import Guard
 def make_app(
     observer: Observer, *, hosts: Sequence[str] | None = None, further: Sequence[BaseRoute] = ()
 ) -> Starlette:
-    """The application.
+    """Make the ASGI application.
 
     Args:
         hosts: host names that clients may use; None allows all.

@@ -1,6 +1,6 @@
 """HTTP connections with a deadline and a limit.
 
-A client has `PATIENCE` seconds to complete its request, and to take the answer. The time that the dispatcher needs
+A client has `PATIENCE` seconds to complete its request, and to read the answer. The time that the dispatcher needs
 for the answer does not count. If there are too many connections, the one that has waited longest for its client is
 closed.
 """
@@ -15,7 +15,7 @@ from dispatcher.core.output.logs import log
 from dispatcher.core.output.throttle import Throttle
 
 PATIENCE: Final = 10.0
-"""Seconds that a client has to send its request, and to take its answer."""
+"""Seconds that a client has to send its request, and to read its answer."""
 
 MOST_CONNECTIONS: Final = 100
 """Maximum number of connections. Beyond it, the one that has waited longest for its client is closed."""
@@ -59,7 +59,7 @@ class HttpConnection(H11Protocol):
             self._waiting_since = self.loop.time()
 
     def pause_writing(self) -> None:
-        """As in asyncio: the client does not take its answer."""
+        """As in asyncio: the client does not read its answer."""
         super().pause_writing()
         self._wait_for_client()
 
@@ -80,7 +80,7 @@ class HttpConnection(H11Protocol):
             self._deadline = None
 
     def _close_one(self) -> None:
-        """Close a connection, so that idle clients never keep probes from an answer."""
+        """Close a connection, so that idle clients never block probes."""
         waiting = [one for one in self.connections if isinstance(one, HttpConnection) and one.since is not None]
         oldest = min(waiting, key=lambda one: one.since or 0.0, default=None)
         if oldest is not None:
@@ -89,14 +89,14 @@ class HttpConnection(H11Protocol):
 
     @property
     def since(self) -> float | None:
-        """The time since which we wait for the client; None if we do not."""
+        """The time since which we have waited for the client; None if we do not wait for it."""
         return None if self.transport.is_closing() else self._waiting_since
 
 
 def _say_so(connections: int) -> None:
     if _throttle.due("http.crowded") is not None:
         log.warning(
-            "too many HTTP connections; the longest idle ones are closed",
+            "too many HTTP connections; the connections that were idle for the longest time are closed",
             action="http.crowded",
             connections=connections,
             most=MOST_CONNECTIONS,

@@ -1,10 +1,10 @@
-"""Access over HTTP: safe headers, no answer for foreign web pages, a token for documents and actions.
+"""Controls access over HTTP: safe headers, no answer for foreign web pages, a token for documents and actions.
 
 A web site can let its own host name point to 127.0.0.1, and then read answers in an operator's browser (DNS
 rebinding). So on the loopback interface only requests for names of this interface are answered.
 
-A proxy on this machine connects from the loopback interface, whoever its client is. So without a token documents
-are open on loopback, but only for requests that did not pass a proxy.
+A proxy on this machine connects from the loopback interface, even for clients on other machines. So without a
+token, documents are readable on loopback only by requests that did not pass a proxy.
 """
 
 import secrets
@@ -44,10 +44,10 @@ _OF_PROXIES: Final = (
 )
 _OF_PROXIES_BEGIN: Final = "x-forwarded"
 
-# nginx adds no header by default, but it uses these versions. Browsers never do.
+# nginx adds no header by default, but it uses these HTTP versions. Browsers never use them.
 _OLD_HTTP: Final = ("1.0", "0.9")
 
-# Always answered: a supervisor must not restart a process because other clients send many requests.
+# These paths are always answered: a supervisor must not restart a process because of many other requests.
 _PROBES: Final = ("/livez", "/readyz")
 
 # Maximum number of other requests at the same time.
@@ -55,7 +55,7 @@ _MOST_REQUESTS: Final = 50
 
 
 def is_forwarded(scope: Scope) -> bool:
-    """Whether the request passed a proxy. Then its sender may be on any machine."""
+    """Returns whether the request passed a proxy. If so, its sender may be on any machine."""
     headers = Headers(scope=scope)
     return (
         scope.get("http_version") in _OLD_HTTP
@@ -65,7 +65,7 @@ def is_forwarded(scope: Scope) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches this host."""
+    """Returns whether only this machine reaches this host."""
     return host in _LOOPBACK or host.startswith("127.")
 
 
@@ -73,7 +73,7 @@ class Guard:
     """ASGI middleware that checks requests and adds safe headers.
 
     Args:
-        app: the application. Headers that it sets itself stay.
+        app: the application. Headers that it sets are kept.
         hosts: host names that clients may use; None allows all.
     """
 
@@ -135,11 +135,11 @@ def _host_of(scope: Scope) -> str:
 
 
 def unreadable(request: Request, token: str | None, *, loopback: bool) -> JSONResponse | None:
-    """The refusal of a request that may not read documents; None if it may.
+    """The refusal of a request that may not read documents; None if the request may read them.
 
     Args:
-        token: the operator's. Without one, this machine may read them.
-        loopback: only this machine can connect.
+        token: the operator's token. Without a token, this machine may read documents.
+        loopback: whether only this machine can connect.
     """
     if not token and loopback and not is_forwarded(request.scope):
         return None
@@ -147,10 +147,10 @@ def unreadable(request: Request, token: str | None, *, loopback: bool) -> JSONRe
 
 
 def denied(request: Request, token: str | None) -> JSONResponse | None:
-    """The refusal of a request without the required token; None if it has it.
+    """The refusal of a request without the required token; None if the request has the token.
 
     Args:
-        token: the operator's. Without one every request is refused.
+        token: the operator's token. Without a token every request is refused.
     """
     if not token:
         error = (

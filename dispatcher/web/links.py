@@ -17,7 +17,7 @@ class Shown(NamedTuple):
 
     Attributes:
         http: the address, as for `--http`.
-        url: of the dashboard; None if there is no dashboard, or if the dispatcher chooses the port.
+        url: the URL of the dashboard; None if there is no dashboard, or if the dispatcher chooses the port.
     """
 
     http: str
@@ -33,7 +33,7 @@ def link_to(address: str, token: str) -> str:
     """A link that opens the dashboard unlocked. Browsers do not send the part after the #.
 
     Args:
-        address: of the dispatcher, as `http://host:port`.
+        address: the URL of the dispatcher, as `http://host:port`.
     """
     return f"{address}/dashboard/#token={quote(token, safe='')}"
 
@@ -54,7 +54,7 @@ def place_for(http: str, token: str) -> Shown:
 
 
 def _free(address: Address) -> Address:
-    """This address; if its port is in use, a free port of the same host."""
+    """Return this address. If its port is in use, return a free port of the same host."""
     for port in (address.port, 0):
         with closing(socket.socket()) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,6 +1,6 @@
 """The HTTP server: listens from the start, and serves while the dispatcher runs.
 
-The socket is opened first, so that a used port is an error at once. Clients that connect early wait until the
+The socket is opened first, so that a used port fails immediately. Clients that connect early wait until the
 server is loaded. Loading takes a tenth of a second, and must not delay the first delivery.
 """
 
@@ -46,7 +46,7 @@ class Web:
     async def beside(self, run: Callable[[asyncio.Event], Awaitable[None]], stop: asyncio.Event) -> None:
         """Run the dispatcher, and serve HTTP while it runs.
 
-        If the HTTP server fails, the dispatcher goes on: the log and the probes show the failure.
+        If the HTTP server fails, the dispatcher continues: the log and the probes show the failure.
         """
         serving = asyncio.create_task(self._serve(), name="http")
         serving.add_done_callback(_log_failure)
@@ -65,7 +65,7 @@ class Web:
         serving = asyncio.create_task(server.serve([]), name="http")
         watching = asyncio.create_task(dashboard.watch(), name="dashboard")
         try:
-            log.info("answering over HTTP", action="http.listening", address=self._observer.http)
+            log.info("the HTTP server is listening", action="http.listening", address=self._observer.http)
             await accept(self._socket, make_protocol)
         finally:
             self._socket.close()
@@ -91,7 +91,7 @@ class Web:
             await asyncio.sleep(AGAIN_AFTER)
 
     def _make_server(self) -> tuple[Any, Any, Any]:
-        """Load the modules, which takes a while. Returns the server, the dashboard, and a maker of connections."""
+        """Load the modules, which takes a while. Return the server, the dashboard and a factory of connections."""
         import uvicorn  # noqa: PLC0415 - see above
 
         from dispatcher.web.app import make_app  # noqa: PLC0415

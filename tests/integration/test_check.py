@@ -142,7 +142,7 @@ async def test_images_that_expire_before_their_delivery_are_named(dispatched, da
     ("spare", "level", "says"),
     [
         (15_000_000.0, "warning", "too short for the lag"),  # the position is lost before it reaches this age
-        (0.0, "error", "the changes between are lost"),
+        (0.0, "error", "the changes in between are lost"),
         (60_000_000.0, "ok", "the oplog holds it for another"),
     ],
 )

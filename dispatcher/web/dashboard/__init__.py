@@ -1,22 +1,22 @@
-"""The dashboard: one page, its assets, and the requests of the page.
+"""The dashboard: a page, its assets, and the requests of the page.
 
 GET  /dashboard                     the page; the dispatcher serves everything that it loads
 GET  /dashboard/api/state           the group, as `dispatcher status` shows it, and a sample of its counters
 GET  /dashboard/api/history         the samples of the last six hours
 GET  /dashboard/api/letters         dead letters, a page of them
 GET  /dashboard/api/letter          one dead letter in full
-POST /dashboard/api/unlock          whether a token is right
+POST /dashboard/api/unlock          checks a token
 POST /dashboard/api/letters/retry   requests a retry of dead letters
 POST /dashboard/api/letters/drop    drops dead letters
-POST /dashboard/api/pause, resume   a receiver, or everything
+POST /dashboard/api/pause, resume   pauses or resumes a receiver, or everything
 
 Access:
 
-- Figures are open for everybody who reaches the port, as in `/status.json`.
+- Every client that reaches the port can read the figures, as in `/status.json`.
 - Dead letters hold documents. They need the token. Without a token, users of this machine can read them on a
   loopback address.
-- Actions need the token. Without a token there are none. The token comes in a header, which no other web site can
-  make a browser send.
+- Actions need the token. If no token is set, no action is possible. The token is sent in a header: no other web
+  site can make a browser send it.
 
     page.py       the page and its assets
     api.py        the requests of the page

@@ -1,4 +1,4 @@
-"""Handles the requests of the dashboard. Every response is JSON; an error's text is under `error`."""
+"""Handles the requests of the dashboard. Every response is JSON; the field `error` has the text of an error."""
 
 import json
 from collections.abc import Awaitable, Callable
@@ -63,7 +63,7 @@ class Dashboard:
     """The dashboard of one process.
 
     Args:
-        loopback: only this machine can connect.
+        loopback: whether only this machine can connect.
         token: the token that documents and actions require; None if none is set.
     """
 

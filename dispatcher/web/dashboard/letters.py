@@ -145,7 +145,7 @@ def _in_full(letter: dict[str, Any], parts: dict[str, bytes], sizes: dict[str, i
 
 
 def _text(data: bytes) -> str:
-    """A part as text. If it is not BSON, its bytes."""
+    """A part as text. If the part is not BSON, the text shows its bytes."""
     try:
         return dumps(
             readable(data, tz_aware=True), json_options=RELAXED_JSON_OPTIONS, indent=2, ensure_ascii=False

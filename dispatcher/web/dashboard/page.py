@@ -17,7 +17,7 @@ HEADERS: Final = {
     ),
     "Cross-Origin-Opener-Policy": "same-origin",
 }
-"""Headers of the page: it has no inline scripts, loads nothing from other hosts, and is in no frame."""
+"""Headers that forbid inline scripts, content of other hosts, and frames around the page."""
 
 
 def page_routes() -> list[BaseRoute]:

@@ -1,4 +1,4 @@
-// Requests to the dispatcher. The token stays in this tab. It is sent in a header, which no other site can make a browser send.
+// Requests to the dispatcher. The token stays in this tab. It is sent in a header: no other site can make a browser send it.
 
 const KEY = "dispatcher-token";
 
@@ -32,7 +32,7 @@ export const token = {
   },
 };
 
-// `dispatcher dev` prints a URL with the token behind the #. Browsers do not send this part.
+// `dispatcher dev` prints a URL with the token after the #. Browsers do not send this part.
 // Returns the problem, or "" if there is none.
 function fromAddress() {
   const match = /^#token=(.*)$/.exec(window.location.hash);

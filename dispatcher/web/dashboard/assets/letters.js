@@ -48,7 +48,7 @@ export class Letters {
     if (this.shown.size !== expected && this.next === null) this.seen = null;
   }
 
-  // Without access to documents, none is shown.
+  // Without access to documents, no dead letter is shown.
   clear() {
     this.seen = null;
     this.pages = 1;
@@ -57,7 +57,7 @@ export class Letters {
     this.place.replaceChildren();
   }
 
-  // A user reads an open dead letter: others that come or go must not move it.
+  // A user reads an open dead letter: new or removed dead letters must not move it.
   get inUse() {
     return this.pages > 1 || this.place.querySelector("details[open]") !== null;
   }

@@ -23,7 +23,7 @@ export class Window {
     return this.reports.at(-1).at - this.reports[0].at;
   }
 
-  // A counter that falls began anew.
+  // If a counter falls, it has started again from zero.
   grown(value) {
     return Math.max(0, value(this.reports.at(-1).counters) - value(this.reports[0].counters));
   }
@@ -32,7 +32,7 @@ export class Window {
     return this.seconds > 0 ? this.grown((counters) => number(counters[name])) / this.seconds : 0;
   }
 
-  // The average of what was added to a sum.
+  // The average of the values that were added to a sum.
   mean(sum, count) {
     const calls = this.grown((counters) => number(counters[count]));
     return calls > 0 ? this.grown((counters) => number(counters[sum])) / calls : null;

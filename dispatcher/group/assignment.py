@@ -1,7 +1,7 @@
 """Assigns partitions to members: fair shares, with as few moves as possible. No I/O.
 
-Every member computes this from what it reads. Members that read the same data agree. Until then the claims, which
-are atomic, decide.
+Every member computes the assignment from the documents of the group. Members that have read the same documents
+agree. Before that, the atomic claims decide.
 """
 
 from collections import Counter
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Moves(NamedTuple):
-    """What one member should do."""
+    """The partitions that one member should claim and release."""
 
     claim: tuple[int, ...]
     release: tuple[int, ...]
@@ -21,11 +21,11 @@ def quotas(
 ) -> dict[str, int]:
     """The number of partitions that each member should hold.
 
-    The numbers differ by one at most. Members that hold more already get the higher number.
+    The numbers differ by one at most. Members that hold more partitions now get the higher number.
 
     Args:
-        members: all members that take part, the longest-serving first.
-        capped: members that keep partitions within their share, but get no further ones.
+        members: all members that share the partitions, the longest-serving first.
+        capped: members that keep the partitions within their share, but get no further ones.
     """
     shares = _even(held, members, partitions)
     result = {member: min(shares[member], held.get(member, 0)) for member in members if member in capped}
@@ -44,7 +44,7 @@ def _even(held: Mapping[str, int], members: Sequence[str], partitions: int) -> d
 def moves(
     me: str, owners: Mapping[int, str | None], members: Sequence[str], capped: Collection[str] = ()
 ) -> Moves:
-    """What one member should do now.
+    """The partitions that one member should claim and release now.
 
     Args:
         owners: the owner of each partition; None for free ones. An owner that is not in `members` is leaving.
@@ -54,7 +54,7 @@ def moves(
     mine = sorted(partition for partition, owner in owners.items() if owner == me)
     claims = []
     for partition in sorted(partition for partition, owner in owners.items() if owner is None):
-        # The member that lacks most gets it. All members agree on that, so no two claim the same partition.
+        # The member that lacks most partitions gets it. All members agree, so no two claim the same partition.
         lacking = [member for member in members if wanted[member] > held[member]]
         if not lacking:
             break

@@ -1,7 +1,7 @@
 """Coordinates the processes of a group: they share its partitions, and take over from each other.
 
 There is no leader. About once a second every process reads the members and the positions, computes the fair
-shares, and claims or hands over partitions of its own. One atomic write decides each claim.
+shares, and claims or hands over partitions. One atomic write decides each claim.
 """
 
 import asyncio
@@ -22,17 +22,17 @@ from dispatcher.group.members import FORMAT, Member, Members
 from dispatcher.position.documents import Layout, Position, SavedPositions
 from dispatcher.position.store import PositionStore
 
-# Seconds between two looks at the other members, at most. Short leases make them more frequent.
+# Maximum seconds between two reads of the group. A short lease makes the reads more frequent.
 _LOOK: Final = 1.0
 _LOOKS_PER_LEASE: Final = 10
 
 # A lease is renewed when a third of it is over.
 _RENEWALS: Final = 3
 
-# Seconds that each last message to the other members may take. They can do without it.
+# Time limit in seconds for each write at the end of the process. The other members do not depend on it.
 _PATIENCE: Final = 5.0
 
-# Seconds that a look at the other members may take after the stop.
+# Time limit in seconds for a running read of the group after the stop.
 _LITTLE_PATIENCE: Final = 1.0
 
 
@@ -40,7 +40,7 @@ class Work(Protocol):
     """The work on a partition while it is held."""
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Work until `stop` is set or the lease is lost; everything is saved when it returns."""
+        """Work until `stop` is set or the lease is lost. When it returns, everything is saved."""
 
 
 W = TypeVar("W", bound=Work)
@@ -50,8 +50,8 @@ class Held(NamedTuple, Generic[W]):
     """A partition that this process holds.
 
     Attributes:
-        stop: set to hand it over.
-        task: runs until it is handed over or lost.
+        stop: set to hand the partition over.
+        task: runs until the partition is handed over or lost.
     """
 
     lease: Lease
@@ -64,16 +64,17 @@ class Coordinator(Generic[W]):
     """Makes this process a member of its group, and holds its share of the partitions.
 
     Args:
-        members: its processes; this one has joined them.
-        lease: seconds that a lease is valid without being renewed.
-        begin: records missing positions; whether there were any.
+        members: the processes of the group; this process has joined.
+        lease: seconds for which a lease is valid without a renewal.
+        begin: records missing positions; returns whether a position was missing.
+        work: creates the work on a claimed partition.
         resized: called whenever the number of held partitions has changed.
 
     Attributes:
         held: the partitions that this process holds.
-        live: the ids of all living members, the longest-serving first; empty before the first look.
-        layout: of the group; None before the first look.
-        outdated: a newer version of the application is at work, so this process claims no more partitions.
+        live: the ids of all living members, the longest-serving first; empty before the first read of the group.
+        layout: of the group; None before the first read of the group.
+        outdated: a newer version of the application runs in the group, so this process claims no more partitions.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class Coordinator(Generic[W]):
 
     @property
     def member_id(self) -> str:
-        """Of this process."""
+        """The id of this process in the group."""
         return self._members.id
 
     @property
@@ -119,7 +120,7 @@ class Coordinator(Generic[W]):
         return now() - min(self._looked, self._beaten) < self._lease
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Hold a fair share of the partitions until `stop` is set; then hand them over, and leave the group."""
+        """Hold a fair share of the partitions until `stop` is set. Then hand them over, and leave the group."""
         stopping = asyncio.create_task(self._wake_at(stop), name="wait-for-stop")
         try:
             while not stop.is_set():
@@ -138,10 +139,10 @@ class Coordinator(Generic[W]):
         await stop.wait()
         self._awake.set()
 
-    # -- looking -------------------------------------------------------------------------------------------------
+    # -- reading the group ---------------------------------------------------------------------------------------
 
     async def _look_until(self, stopping: "asyncio.Task[None]") -> None:
-        """Look at the group; after the stop, do not wait for a server that does not answer."""
+        """Read the group, and act on it. After the stop, do not wait for a server that does not answer."""
         looking = asyncio.create_task(self._look_around(), name="look-around")
         try:
             await asyncio.wait([looking, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -152,7 +153,7 @@ class Coordinator(Generic[W]):
             looking.result()
 
     async def _look_around(self) -> None:
-        """Look at the group once, and act on it. If the server does not answer, the next look does."""
+        """Read the group once, and act on it. If the server does not answer, the next call tries again."""
         try:
             async with asyncio.timeout(self._lease):
                 await self._beat_if_due()
@@ -161,7 +162,7 @@ class Coordinator(Generic[W]):
             raise_if_fatal(error, self._store.address)
             self._failed += 1
             log.warning(
-                "the other members can't be seen, looking again",
+                "the members of the group can't be read now, trying again",
                 action="members.not_seen",
                 error=in_short(error),
                 failures=self._failed,
@@ -178,7 +179,7 @@ class Coordinator(Generic[W]):
 
     async def _look(self) -> None:
         asked = now()
-        sessions = await self._members.sessions.all()  # before the members: then each living owner is among them
+        sessions = await self._members.sessions.all()  # before the members: they include each living owner
         saved = await self._store.load()
         members = await self._members.all()
         answered = now()
@@ -186,13 +187,13 @@ class Coordinator(Generic[W]):
         beats = {member.id: member.beat for member in members}
         ages = self._heartbeats.note(positions | beats, asked=asked, answered=answered)
         if await self._begin(saved):
-            self._awake.set()  # look again
+            self._awake.set()  # read the group again at once
             return
         self.layout = saved.layout
         live = await self._living(members, ages)
         self.live = tuple(member.id for member in live)
         await self._members.sessions.end(one for one in sessions if one.owner not in self.live)
-        assert saved.layout is not None  # nothing was missing
+        assert saved.layout is not None  # `begin` records a missing layout
         owners = {number: self._owner(one, ages) for number, one in saved.positions.items()}
         if saved.layout.wanted not in (None, saved.layout.partitions):
             await self._divide(saved, owners)
@@ -210,7 +211,7 @@ class Coordinator(Generic[W]):
         self._looked = asked
 
     async def _living(self, members: list[Member], ages: dict[Any, float]) -> list[Member]:
-        """The members that are alive, as far as this process can tell. The dead ones are removed."""
+        """The members that this process considers alive. It removes the dead members."""
         living = []
         for member in members:
             dead = ages[member.id] >= member.lease or member.identity.is_dead
@@ -221,12 +222,12 @@ class Coordinator(Generic[W]):
         return living
 
     def _owner(self, position: Position, ages: dict[Any, float]) -> str | None:
-        """The owner of a partition; None if there is none, or it is dead, or its lease is over."""
+        """The owner of a partition; None if no member owns it, the owner is dead, or the lease is over."""
         number = position.partition
         if number in self.held:
             return self.member_id
         if position.owner is None or position.owner == self.member_id:
-            return None  # the answer to a claim of ours was lost
+            return None  # this process has claimed it, but the answer was lost
         if position.identity.is_dead or ages[number] >= TAKEN * (position.lease or self._lease):
             return None
         return position.owner
@@ -234,58 +235,58 @@ class Coordinator(Generic[W]):
     def _note_outdated(self, outdated: bool) -> None:
         if outdated and not self.outdated:
             log.warning(
-                "a newer version of the application is at work in this group: this process takes no more "
+                "a newer version of the application is running in this group: this process claims no more "
                 "partitions, since it does not know all receivers and collections",
                 action="lease.outdated",
                 member=self.member_id,
-                remedy="start this process again, with the new version; or with this one, to go back to it",
+                remedy="start this process again with the new version; or with this version, to return to it",
             )
         self.outdated = outdated
 
     def _note_older(self, older: list[Member]) -> None:
-        """Log the members that can't read the present format. They keep their partitions, and get no others."""
+        """Log the members that can't read the present format. They keep their partitions, and get no more."""
         ids = {member.id for member in older}
         if ids - self._older:
             log.warning(
-                "processes of an earlier version are at work in this group: they get no more partitions, and what "
-                "they hold is taken over when they end",
+                "processes of an earlier version are running in this group: they get no more partitions, and "
+                "their partitions are taken over when they end",
                 action="members.older",
                 members=[f"{member.id} ({member.identity.host}, pid {member.identity.pid})" for member in older],
-                remedy="End them.",
+                remedy="End these processes.",
             )
         self._older = ids
 
     # -- taking and handing over -----------------------------------------------------------------------------
 
     async def _divide(self, saved: SavedPositions, owners: dict[int, str | None]) -> None:
-        """Hand all partitions over. When no partition is held any more, divide the work.
+        """Hand all partitions over. When no member holds a partition any more, divide the work.
 
-        All members do that; the first one succeeds.
+        All members try to divide the work; the first one succeeds.
         """
         for number in self.held:
             self._hand_over(number)
         if any(owner is not None for owner in owners.values()):
             return
         if await self._store.divide(saved):
-            assert saved.layout is not None  # another number is wanted
+            assert saved.layout is not None  # it has another number of partitions as `wanted`
             log.info(
                 "the work of this group is divided into another number of partitions",
                 action="layout.changed",
                 before=saved.layout.partitions,
                 partitions=saved.layout.wanted,
             )
-        self._awake.set()  # look again
+        self._awake.set()  # read the group again at once
 
     async def _claim(self, seen: Position, of: int) -> None:
         started = self._members.started
-        assert started is not None  # it has joined
+        assert started is not None  # this process has joined
         if seen.version == self._version and seen.version_since is not None:
             started = seen.version_since
         claimed = await self._store.claim(seen, of, seconds=self._lease, version=self._version, started=started)
         if claimed is None:
             return
         lease, position = claimed
-        assert position.token is not None  # no partition without one is claimed
+        assert position.token is not None  # `begin` has recorded missing tokens
         work, stop = self._work(lease, position), asyncio.Event()
         task = asyncio.create_task(self._hold(lease, work, stop), name=f"partition-{lease.partition}")
         self.held[lease.partition] = Held(lease, work, stop, task)
@@ -359,7 +360,7 @@ class Coordinator(Generic[W]):
     async def _leave(self) -> None:
         """Hand all partitions over, and leave the group.
 
-        The first heartbeat says that this process leaves, so the others claim its partitions.
+        The first heartbeat announces that this process leaves, so that other members claim its partitions.
         """
         for number in self.held:
             self._hand_over(number)
@@ -372,7 +373,7 @@ class Coordinator(Generic[W]):
             await self._say(self._members.leave())
 
     async def _say(self, message: Awaitable[None]) -> None:
-        """Send one of the last messages. Nothing depends on it: without it the others find out later."""
+        """Run one write at the end of the process. If it fails, the other members notice the end later."""
         try:
             async with asyncio.timeout(_PATIENCE):
                 await message
@@ -384,7 +385,7 @@ class Coordinator(Generic[W]):
             self._is_answered = True
 
     def _raise_failures(self) -> None:
-        """Raise the error of the first partition that failed: it ends the service."""
+        """Raise the error of the first partition that failed: it ends the dispatcher."""
         if self._failures:
             raise self._failures[0]
 

@@ -1,4 +1,4 @@
-"""What a member writes down about itself when it joins its group."""
+"""Computes the fields that a member writes about itself when it joins its group."""
 
 from hashlib import sha256
 from typing import Any
@@ -10,13 +10,13 @@ from dispatcher.stream.scope import scope_of
 
 
 def version_of(routes: Routes) -> str:
-    """Tells versions of the application apart, by its collections, its receivers, and the format of the state."""
+    """A hash that identifies the version of the application: collections, receivers, and format of the state."""
     receivers = sorted(receiver.id.hex() for receiver in routes.receivers)
     return sha256(" ".join([str(FORMAT), scope_of(routes).fingerprint, *receivers]).encode()).hexdigest()[:16]
 
 
 def facts_of(routes: Routes, settings: Settings, version: str, application: str) -> dict[str, Any]:
-    """The fields of a member that stay the same as long as it lives."""
+    """The fields of a member that do not change while it lives."""
     return {
         "application": application,
         "version": version,

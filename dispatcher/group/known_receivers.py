@@ -1,4 +1,4 @@
-"""Checks names of receivers: an unknown name is a mistake, and no empty answer.
+"""Checks names of receivers: an unknown name is an error, not an empty result.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -11,11 +11,11 @@ from mongoz.synonyms import nearest
 
 
 async def require_receiver(group: Group, receiver: str, *, known: Collection[str] = ()) -> None:
-    """Require that a receiver of this name exists, or existed and has dead letters or parked deliveries.
+    """Require that a receiver with this name exists, or that dead letters or parked deliveries name it.
 
     Args:
-        receiver: its name, or a former one.
-        known: names that certainly exist.
+        receiver: its name, or a former name.
+        known: names that exist; they are not looked up.
     """
     names = set(known)
     if receiver in names:

@@ -1,4 +1,4 @@
-"""The start of a group: the application that it belongs to, its partitions, and their first positions.
+"""Sets up a group: the application that it belongs to, its partitions, and their first positions.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -15,14 +15,14 @@ from dispatcher.stream.scope import Scope
 
 
 async def admit(store: PositionStore, settings: Settings, application: str) -> None:
-    """Require that a group belongs to this application; claim it if it belongs to none.
+    """Require that a group belongs to this application. A group without an application becomes its group.
 
     Args:
-        settings: the operator's; `adopt` accepts another name of the application.
+        settings: of the dispatcher; `adopt` accepts another name of the application.
         application: its name, `"package.module:registry"`; empty to require nothing.
 
     Raises:
-        GroupTaken: the group is another application's.
+        GroupTaken: the group belongs to another application.
         PositionError: a saved document is malformed.
     """
     while application and (layout := (await store.load()).layout) is not None:
@@ -52,10 +52,10 @@ def taken(group: str, before: str, application: str) -> GroupTaken:
 
 
 async def divide_into(store: PositionStore, partitions: int | None) -> None:
-    """Request another number of partitions. The members divide the work when all have handed theirs over.
+    """Request another number of partitions. The members divide the work after all partitions are handed over.
 
     Args:
-        partitions: the requested number; None for the present one.
+        partitions: the requested number; None keeps the present number.
     """
     while partitions is not None and (saved := await store.load()).layout is not None:
         if (saved.layout.wanted or saved.layout.partitions) == partitions:
@@ -76,7 +76,7 @@ async def begin(
     settings: Settings,
     saved: SavedPositions,
 ) -> bool:
-    """Record missing positions: their partitions begin now.
+    """Record the missing positions: the partitions without a position begin at the present time.
 
     Args:
         now: returns a token of this moment.

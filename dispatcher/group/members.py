@@ -16,7 +16,7 @@ from dispatcher.core.state_checks import Sound
 from dispatcher.group.sessions import GroupSessions
 
 FORMAT: Final = 2
-"""Of held deliveries in the state: 1 are five collections, see `parking/upgrade.py`; 2 is one."""
+"""The format of held deliveries in the state: 1 has five collections, see `parking/upgrade.py`; 2 has one."""
 
 
 class Member(NamedTuple):
@@ -26,8 +26,8 @@ class Member(NamedTuple):
         id: new at every start. Ids of later processes sort later, if the clocks of their machines agree.
         beat: grows with every heartbeat.
         lease: seconds without a heartbeat after which it counts as dead.
-        leaving: it hands its partitions over, and ends.
-        format: of the state that it reads and writes.
+        leaving: whether it hands its partitions over, and ends.
+        format: the format of the state that it reads and writes.
         started: the server's time at which it started.
     """
 
@@ -45,7 +45,7 @@ class Member(NamedTuple):
         """Read a document.
 
         Raises:
-            ValueError: it is malformed. Then the member does not count.
+            ValueError: the document is malformed. The caller ignores the member.
         """
         match document:
             case {
@@ -70,7 +70,7 @@ class Members:
 
     Args:
         facts: fields of this process that never change.
-        says: returns fields that do.
+        says: returns the fields that change.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Members:
         self.started: datetime | None = None
 
     async def join(self) -> datetime:
-        """Register this process; the server's time of it."""
+        """Register this process. Returns the server's time of the registration."""
         found = await self._collection.find_one_and_update(
             {"_id": self.id},
             {
@@ -105,7 +105,7 @@ class Members:
         return started
 
     async def beat(self, *, leaving: bool = False) -> None:
-        """Write a heartbeat. A process that was removed as dead is a member again."""
+        """Write a heartbeat. If this process was removed as dead, it becomes a member again."""
         values = {**self._facts, "started_at": self.started, "leaving": leaving, **self._says()}
         await self._collection.update_one(
             {"_id": self.id},
@@ -119,7 +119,7 @@ class Members:
         await self._collection.delete_one({"_id": self.id})
 
     async def all(self) -> list[Member]:
-        """All members whose documents make sense, dead or alive, the longest-serving first."""
+        """All members, dead or alive, the longest-serving first. Malformed documents are skipped."""
         found = self._collection.find({"group": self._group}).sort("_id")
         sound = Sound(self._collection.database.name)
         members = sound.each(MEMBERS, await found.to_list(), Member.read)

@@ -1,8 +1,8 @@
-"""Registers the sessions of transactional receivers, so that other members can end those of a dead process.
+"""Registers the sessions of transactional receivers, so that other members can end the sessions of a dead process.
 
 The server keeps the transaction of a killed process, with its locks, for a minute. The process that repeats its
 deliveries would wait for these locks. So each process registers its sessions before it uses them, and the next
-owner ends them: nothing more can be written in them, and their locks are free.
+owner ends them: they accept no more writes, and their locks are free.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -16,14 +16,14 @@ from dispatcher.core.output.logs import log
 from dispatcher.core.state import CODEC_OPTIONS, SESSIONS, Group
 from dispatcher.core.state_checks import Sound
 
-# Seconds after which a session is registered again. One that was not used for twice as long is removed: the driver
-# replaces sessions without telling. A transaction takes a minute at most.
+# Seconds after which a session is registered again. A session that was not used for twice as long is removed: the
+# driver replaces sessions without a notification. A transaction takes a minute at most.
 _FRESH: Final = 600.0
 
-# Seconds after which no more commands of a dead process arrive.
+# Seconds after which no more commands of a dead process arrive at the server.
 _LATE: Final = 5.0
 
-# Sessions in one killSessions command, at most.
+# Maximum number of sessions in one killSessions command.
 _AT_ONCE: Final = 1_000
 
 
@@ -35,7 +35,7 @@ class OpenSession(NamedTuple):
 
 
 class GroupSessions:
-    """The sessions of one process, and those of the other members of its group."""
+    """The registered sessions of a group: a process registers its own, and ends the sessions of dead members."""
 
     def __init__(self, group: Group, owner: str) -> None:
         self._admin = group.state.client.admin
@@ -49,7 +49,7 @@ class GroupSessions:
         """Register a session of this process, at most once in ten minutes.
 
         Args:
-            session: of the driver, before its first command.
+            session: a session of the driver, before its first command.
         """
         id_, now = session.session_id["id"], monotonic()
         if self._announced.get(id_, float("-inf")) > now - _FRESH:

@@ -37,7 +37,7 @@ class Files:
         )
         self._held = held
         self._bucket = AsyncGridFSBucket(database, HELD, chunk_size_bytes=_CHUNK)
-        # Files that no document names, and when that was found first.
+        # Files that no document names, each with the time when this was found first.
         self._unnamed: dict[Any, float] = {}
 
     async def write(self, record: Record) -> dict[str, Any]:

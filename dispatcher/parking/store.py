@@ -107,7 +107,7 @@ _ALL: Final[Mapping[str, Any]] = {}
 _ORDER: Final = {"group": 1, "lane": 1, "token": 1, "run": 1}
 
 UNDELIVERABLE: Final = 300.0
-"""Seconds until the next look at a delivery that is malformed, or whose receiver the application does not have."""
+"""Seconds until the next try of a delivery that is malformed, or whose receiver the application does not have."""
 
 # Characters of an error, and of the reason of a refusal, that are kept.
 _LONGEST_MESSAGE: Final = 1_000

@@ -1,1 +1,1 @@
-"""How far everything is finished, and keeping that in MongoDB."""
+"""Positions: the token up to which everything is finished, tracked in memory and saved in MongoDB."""

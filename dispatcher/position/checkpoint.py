@@ -1,7 +1,7 @@
 """Knows which changes of one partition are finished, and saves the position.
 
-Earlier processes record their finished changes in three forms: the position, up to which all are finished; hashes
-of tokens after it; and facts from earlier layouts.
+Earlier processes have recorded their finished changes in three forms: the position, up to which all changes are
+finished; hashes of the tokens of finished changes after it; and facts from earlier layouts.
 """
 
 import asyncio
@@ -26,9 +26,10 @@ from dispatcher.position.store import PositionStore
 from dispatcher.position.tracker import Tracker
 from dispatcher.settings import Settings
 
-# Maximum number of changes after the oldest unfinished one, and of characters of their tokens. A slow document
-# does not stop the others, but their finished changes must be recorded, here and in the document of the position.
-# A token holds the _id of its document, which has no limit: most tokens have a hundred characters, some a million.
+# Maximum number of changes after the oldest unfinished change, and of characters of their tokens. A slow document
+# does not stop other documents, but their finished changes must be recorded, here and in the document of the
+# position. A token contains the _id of its document, which has no size limit: most tokens have a hundred
+# characters, some a million.
 _LONGEST_SPAN: Final = 20_000
 _HEAVIEST_SPAN: Final = 6_000_000
 
@@ -37,13 +38,14 @@ class Checkpoint:
     """The finished changes of one stream, by this process and by earlier ones.
 
     Args:
-        position: as it was when the partition was claimed, with a token.
-        always: whether to save the position even if it has not moved, so that it does not look dead.
+        position: the position when the partition was claimed; it has a token.
+        always: returns whether to save the position even if it has not moved, so that the partition does not look
+            dead.
 
     Attributes:
         lease: of the partition.
-        tracker: the order of the stream, from the position on.
-        start: where the stream continues.
+        tracker: the changes after the position, in the order of the stream.
+        start: the place where the stream continues.
         began: the token of the position when the partition was claimed.
         saved_seconds: when the saved position was last up to date, by the monotonic clock.
     """
@@ -69,14 +71,14 @@ class Checkpoint:
         self._until = position.until
         self._digests: dict[str, bytes] = {}  # of the tokens that were finished ahead at the last save
         self._inherited = Inherited(position.inherited)
-        self._has_passed = False  # some facts were removed since the last save
+        self._has_passed = False  # whether facts were removed since the last save
         self._saved: tuple[str, bytes] = (position.token, position.ahead)
         self.tracker = Tracker(position.token)
         self.start = position.start(fingerprint)
         self.began = position.token
         self.saved_seconds = monotonic()
 
-    # -- what is finished -------------------------------------------------------------------------------------
+    # -- finished changes -------------------------------------------------------------------------------------
 
     @property
     def inherits(self) -> bool:
@@ -102,7 +104,7 @@ class Checkpoint:
 
     @property
     def is_far_ahead(self) -> bool:
-        """Whether the position must move before more is read."""
+        """Whether the position must move before the stream is read further."""
         return self.tracker.span >= _LONGEST_SPAN or self.tracker.weight >= _HEAVIEST_SPAN
 
     # -- saving ----------------------------------------------------------------------------------------------
@@ -112,7 +114,7 @@ class Checkpoint:
         loop = asyncio.get_running_loop()
         delivered, last = self._stats.delivered, loop.time()
         while not ending.is_set():
-            # An event ends this rather than a cancellation, so that a save is not interrupted.
+            # An event ends this loop, not a cancellation, so that a save is not interrupted.
             with suppress(TimeoutError):
                 async with asyncio.timeout(settings.save_interval):
                     await ending.wait()
@@ -134,7 +136,7 @@ class Checkpoint:
         if (token, ahead) == self._saved and not self._always():
             self.saved_seconds = monotonic()  # the saved position is up to date
             return
-        # This stream has not passed the token yet, which belongs to a stream of the earlier fingerprint.
+        # Until this stream has passed the first token, the token belongs to a stream of the earlier fingerprint.
         fingerprint = self._fingerprint if token > self.began else self._fingerprint_before
         self._has_passed = self._inherited.pass_(token) or self._has_passed
         inherited = self._inherited.facts if self._has_passed else None
@@ -157,13 +159,13 @@ class Checkpoint:
         self._stats.saves += 1
 
     def _finished_ahead(self, token: str) -> tuple[bytes, str]:
-        """Hashes of the finished changes after a token, and a text that sorts after all of them.
+        """Hashes of the finished changes after a token, and a text that sorts after the tokens of all of them.
 
         Every save includes them. So after a kill only the changes since the last save are repeated, although a
-        slow delivery keeps the position where it is.
+        slow delivery stops the position.
         """
         if token >= self._until:
-            self._ahead.clear()  # changes of an earlier process that this stream did not bring again
+            self._ahead.clear()  # the stream has passed all changes that an earlier process finished
         jobs, known = self.tracker.ahead, self._digests
         self._digests = {job.token: known.get(job.token) or digest_of(job.token) for job in jobs}
         until = max(self._until if self._ahead else "", time_after(jobs[-1].token) if jobs else "")

@@ -1,7 +1,7 @@
 """Reads the documents of positions, and computes the fields to write into them. No I/O.
 
-A person may have edited a document. A malformed document ends the process with an error that names the document,
-its field and its value: a dispatcher that does not know its position must not guess.
+Operators may edit documents. A malformed document ends the process with an error that names the document, the
+field and the value: a dispatcher that does not know its position must not guess.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,8 +17,8 @@ from dispatcher.position.inherited import Fact
 from dispatcher.settings import MOST_PARTITIONS
 
 NEVER: Final = datetime(9999, 12, 31)
-"""The value of `version_started`. Dispatchers of earlier versions can't read held deliveries, and they claim no
-partition of another version that started later than they."""
+"""The value of `version_started`. Dispatchers of earlier versions can't read held deliveries. This value stops
+them: they claim no partition of a version that started later than they did."""
 
 _REMEDY: Final = (
     "Was it edited by hand? Fix the field. Or delete the document while no dispatcher runs: then this partition "
@@ -26,13 +26,13 @@ _REMEDY: Final = (
 )
 _REMEDY_LAYOUT: Final = "Was it edited by hand? Restore the field."
 
-# Characters of a value in a message.
+# Maximum characters of a value in an error message.
 _LONGEST: Final = 200
 
-# Seconds of a lease whose owner did not record them.
+# Seconds of a lease whose owner did not record its length.
 _LEASE: Final = 10.0
 
-# The owner of a partition that was moved, until its former owner must have noticed the loss of its lease.
+# The owner of a partition after a forced move, until the former owner has noticed the loss of its lease.
 _BY_HAND: Final = "moved by hand"
 
 # The fields that a save writes.
@@ -43,8 +43,9 @@ class Layout(NamedTuple):
     """How the work of a group is divided.
 
     Attributes:
-        wanted: the requested number, if it is another one.
-        application: that the group belongs to, as `"package.module:registry"`; empty if it has no name.
+        partitions: the present number of partitions.
+        wanted: the requested number of partitions, if it differs.
+        application: the application of the group, as `"package.module:registry"`; empty if it has no name.
     """
 
     partitions: int
@@ -61,14 +62,14 @@ class Position(NamedTuple):
         owner: the member that may write here; None if no member holds the partition.
         term: grows with every change of ownership.
         beat: grows with every renewal of the lease.
-        lease: seconds after which a lease that was not renewed is over; None if its owner did not write it down.
+        lease: seconds after which a lease that was not renewed is over; None if its owner did not record it.
         identity: the owner's process.
-        token: everything up to it is finished; None if nothing was ever saved.
+        token: everything up to it is finished; None if no position was saved yet.
         fingerprint: of the stream that the token belongs to.
         until: sorts after the tokens of all changes in `ahead`.
-        ahead: hashes of tokens after `token` that are finished as well, see `core/resume_tokens.py`.
+        ahead: hashes of the tokens of finished changes after `token`, see `core/resume_tokens.py`.
         inherited: finished changes under earlier layouts, see `position/inherited.py`.
-        version: of the application that held it last.
+        version: version of the application that held the partition last.
         version_since: the server's time at which a process of that version started; None if it is unknown.
     """
 
@@ -88,10 +89,9 @@ class Position(NamedTuple):
     version_since: datetime | None
 
     def start(self, fingerprint: str) -> Start:
-        """Where a stream of this fingerprint continues.
+        """The place where a stream with this fingerprint continues.
 
-        Of a token of another stream only the time can be used: the reader must skip changes that are not after
-        the token.
+        A token of another stream gives only a time. Then the reader must skip the changes up to the token.
         """
         assert self.token is not None
         if fingerprint == self.fingerprint:
@@ -104,7 +104,7 @@ class SavedPositions(NamedTuple):
 
     Attributes:
         layout: None if no dispatcher of the group ever ran, or only versions without partitions.
-        positions: by partition. A deleted one is missing.
+        positions: by partition. Deleted positions are missing.
     """
 
     layout: Layout | None
@@ -134,7 +134,7 @@ class SavedPositions(NamedTuple):
 
 
 def owned_as(seen: Position) -> dict[str, Any]:
-    """The fields that tell whether a position has another owner than when it was read, or a renewed lease."""
+    """A filter that matches a position as long as its owner, term and beat are unchanged since it was read."""
     return {  # a field that is missing equals null
         "owner": seen.owner,
         "term": {"$in": [seen.term, None]} if seen.term == 0 else seen.term,
@@ -147,8 +147,8 @@ def recorded(token: str, fingerprint: str = "", ahead: bytes = b"", until: str =
 
     Args:
         token: everything up to it is finished.
-        fingerprint: of the stream that it belongs to. Without one, only the time of the token is used.
-        ahead: hashes of tokens after it that are finished as well.
+        fingerprint: of the stream that the token belongs to. If it is empty, only the time of the token is used.
+        ahead: hashes of the tokens of finished changes after `token`.
         until: sorts after these tokens; empty if there are none.
     """
     return {
@@ -161,27 +161,27 @@ def recorded(token: str, fingerprint: str = "", ahead: bytes = b"", until: str =
 
 
 def moved(position: Position, token: str | None, *, force: bool) -> dict[str, Any]:
-    """The update of a position that is moved by hand.
+    """The update of a position that an operator moves.
 
-    Its term grows, so that the former owner can't save over it. By force the partition stays held for one lease
-    more: a former owner that has not noticed the loss yet delivers for so long.
+    Its term grows, so that the former owner can't overwrite it. After a forced move the partition stays held for
+    one more lease time, because the former owner delivers until it notices the loss of its lease.
 
     Args:
         token: of the new position; None if the next start decides.
-        force: although a member holds it.
+        force: move the position even if a member holds the partition.
     """
     owner = _BY_HAND if force and position.owner is not None else None
     taken: dict[str, Any] = {"owner": owner, "lease_seconds": position.lease or _LEASE}
     counted = {"term": 1, "beat": 1}
     if token is None:
         return {"$set": taken, "$inc": counted, "$unset": dict.fromkeys(_SAVED, "")}
-    # The token may be one of another stream.
+    # No fingerprint is recorded: the token may belong to another stream.
     values, dates = {**taken, **recorded(token)}, {"saved_at": True, "released_at": True}
     return {"$set": values, "$inc": counted, "$unset": {"inherited": ""}, "$currentDate": dates}
 
 
 class _Reader:
-    """Takes values out of one document."""
+    """Reads and checks the values of one document."""
 
     def __init__(self, document: Mapping[str, Any], place: str, remedy: str) -> None:
         self._document = document
@@ -257,7 +257,7 @@ class _Reader:
 
 
 def _is_token(text: str) -> bool:
-    """Whether it looks like a resume token."""
+    """Whether a text has the form of a resume token."""
     try:
         as_sent(text)
         bytes.fromhex(data_of(text))

@@ -2,9 +2,9 @@
 
 gaps: one document per gap.
 
-    _id           an ObjectId, made of the contents: the same gap, recorded again, stays one document
+    _id           an ObjectId, a hash of the contents: a gap that is recorded again stays one document
     group         of dispatchers
-    partition     whose stream has the gap
+    partition     the partition whose stream has the gap
     kind          `"drop"`, `"dropDatabase"`, `"rename"` and `"out"`: a whole collection was created or removed
                   without events of its documents; `"history_lost"`: the oplog did not reach back far enough;
                   `"oversize"`: the server can't send an event; `"position_set"`: an operator moved the position
@@ -114,9 +114,9 @@ def _readable(time: Timestamp | None) -> str | None:
 
 
 def gaps_of(change: Change, is_watched: Callable[[Namespace], object]) -> Iterator[Gap]:
-    """The gaps of a change of a whole collection or database.
+    """The gaps that a change of a whole collection or database causes.
 
-    A rename may have two gaps: one of the old name, and one of the new name.
+    A rename may cause two gaps: one of the old name, and one of the new name.
 
     Args:
         is_watched: whether a collection has receivers.

@@ -1,8 +1,8 @@
-"""Finished changes of earlier layouts, so that a new layout loses and repeats nothing. No I/O.
+"""Carries finished changes over from earlier layouts, so that a new layout loses and repeats no change. No I/O.
 
 When the work is divided into another number of partitions, a new partition begins at the lowest position of the
-old partitions that share documents with it. Their further finished changes are facts about all documents with
-certain hashes. A new position keeps these facts until it is past them.
+old partitions that share documents with it. The changes that these have finished after it become facts about all
+documents with certain hashes. A new position keeps a fact until it has passed the last change of the fact.
 """
 
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ class Fact(NamedTuple):
     Attributes:
         token: all changes up to it are finished.
         until: token of the last change that the fact is about.
-        ahead: hashes of tokens after `token` that are finished as well, see `core/resume_tokens.py`.
+        ahead: hashes of the tokens of finished changes after `token`, see `core/resume_tokens.py`.
     """
 
     partitions: int
@@ -33,7 +33,7 @@ class Fact(NamedTuple):
         return (partition - self.partition) % gcd(partitions, self.partitions) == 0
 
     def together(self, other: "Fact") -> "Fact":
-        """Both facts as one; they must be about the same documents."""
+        """Merge two facts, which must be about the same documents."""
         ahead = {*split(self.ahead), *split(other.ahead)}
         token, until = max(self.token, other.token), max(self.until, other.until)
         return self._replace(token=token, until=until, ahead=b"".join(sorted(ahead)))
@@ -63,7 +63,7 @@ class Inherited:
         return False
 
     def pass_(self, token: str) -> bool:
-        """Remove the facts that are only about changes up to a token. Returns whether any was removed."""
+        """Remove the facts that are only about changes up to a token. Returns whether a fact was removed."""
         left = tuple(fact for fact in self.facts if fact.until > token)
         passed = len(left) < len(self.facts)
         self.facts = left
@@ -88,7 +88,7 @@ def beginning_of(partition: int, partitions: int, now: Iterable[Fact], earlier: 
     Args:
         partitions: the number of partitions in the new layout.
         now: the finished changes of each present partition.
-        earlier: the facts that these have inherited.
+        earlier: the facts that the present partitions have inherited.
     """
     followed = [fact for fact in now if fact.concerns(partition, partitions)]
     token = min(fact.token for fact in followed)

@@ -11,10 +11,10 @@ def divided(saved: SavedPositions, group: str) -> list[dict[str, Any]]:
     """The documents of the new positions.
 
     Args:
-        saved: with all positions, and a layout that wants another number of partitions.
+        saved: all positions, and a layout with another requested number of partitions.
     """
     layout, positions = saved.layout, saved.positions.values()
-    assert layout is not None  # another one is wanted
+    assert layout is not None  # it has a requested number
     assert layout.wanted is not None
     facts = [_fact_of(layout.partitions, one) for one in positions]
     earlier = [fact for one in positions for fact in one.inherited]
@@ -28,11 +28,11 @@ def divided(saved: SavedPositions, group: str) -> list[dict[str, Any]]:
                 "group": group,
                 "partition": partition,
                 "partitions": layout.wanted,
-                # The term of a document only grows, in whichever partition it is. And a member that has read an
-                # old position can't claim a new one.
+                # The term of a document must only grow, also when the document moves to another partition.
+                # Besides, a member that has read an old position can't claim a new one.
                 "term": max(one.term for one in positions) + 1,
                 "beat": 0,
-                **recorded(begins.token),  # which may be one of another partition's stream
+                **recorded(begins.token),  # without a fingerprint: the token may be of another partition's stream
                 "inherited": [fact._asdict() for fact in begins.inherited],
                 "version": newest.version,
                 "version_since": newest.version_since,

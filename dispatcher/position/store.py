@@ -1,6 +1,6 @@
-"""The positions of a group in the state database: every command that writes them.
+"""Reads and writes the positions of a group in the state database. All writes of positions are here.
 
-Each write filters by the expected owner and term, and changes nothing if another process has taken over.
+Each write filters by the expected owner and term, so it changes no document if another process has taken over.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -27,7 +27,7 @@ class PositionStore:
     """The positions of one group.
 
     Args:
-        member: this process; empty if it claims no partition.
+        member: the id of this process; empty if it claims no partition.
     """
 
     def __init__(self, group: Group, member: str = "") -> None:
@@ -42,7 +42,7 @@ class PositionStore:
 
     async def load(self) -> SavedPositions:
         """All documents of the group, from one snapshot."""
-        # No group's name has a colon.
+        # The name of a group never contains a colon.
         numbered = {"_id": {"$gte": f"{self._group}:", "$lt": f"{self._group};"}}
         at_once = self._collection.with_options(read_concern=ReadConcern("snapshot"))
         found = await at_once.find({"$or": [{"_id": self._group}, numbered]}).to_list()
@@ -56,14 +56,15 @@ class PositionStore:
     # -- the layout ------------------------------------------------------------------------------------------
 
     async def begin(self, partitions: int, first: Mapping[int, tuple[str, str]], *, new: bool) -> bool:
-        """Record the first positions of partitions; their first owner begins there.
+        """Record the first positions of partitions: the first owner of each partition begins there.
 
         Args:
-            first: by partition, a token up to which all counts as finished, and the fingerprint of its stream.
+            first: by partition, the token up to which all changes count as finished, and the fingerprint of its
+                stream.
             new: the group has no layout yet.
 
         Returns:
-            False if positions exist already; they stay unchanged.
+            False if positions exist already. They stay unchanged.
         """
 
         async def write(session: AsyncClientSession) -> bool:
@@ -92,8 +93,12 @@ class PositionStore:
             return False
 
     async def want(self, saved: SavedPositions, partitions: int) -> bool:
-        """Request another number of partitions, or withdraw the request; False if the layout has changed since."""
-        assert saved.layout is not None  # there is something to divide
+        """Request another number of partitions. The present number withdraws the request.
+
+        Returns:
+            False if the layout has changed since it was read.
+        """
+        assert saved.layout is not None  # the callers check it
         as_read = {"_id": self._group, "partitions": saved.layout.partitions, "wanted": saved.layout.wanted}
         as_it_is = partitions == saved.layout.partitions
         change = {"$unset": {"wanted": ""}} if as_it_is else {"$set": {"wanted": partitions}}
@@ -103,13 +108,13 @@ class PositionStore:
         """Divide the work into the requested number of partitions, in one transaction.
 
         Args:
-            saved: the positions as read. No process holds a partition, or none that could still renew its lease.
+            saved: the positions as read. No process may hold a partition with a valid lease.
 
         Returns:
             False if the positions have changed since they were read.
         """
         layout = saved.layout
-        assert layout is not None  # another one is wanted
+        assert layout is not None  # it has a requested number
         assert layout.wanted is not None
         documents = divided(saved, self._group)
 
@@ -128,12 +133,12 @@ class PositionStore:
         return await self._at_once(write)
 
     async def rename_application(self, before: str, application: str) -> bool:
-        """Note the application that the group belongs to; False if another process noted one meanwhile."""
+        """Record the application of the group. Returns False if another process has recorded one meanwhile."""
         as_read = {"_id": self._group, "application": before or {"$in": ["", None]}}
         result = await self._collection.update_one(as_read, {"$set": {"application": application}})
         return bool(result.matched_count)
 
-    # -- positions by hand -----------------------------------------------------------------------------------
+    # -- moves by an operator --------------------------------------------------------------------------------
 
     async def move(
         self,
@@ -143,19 +148,19 @@ class PositionStore:
         force: bool,
         also: Callable[[AsyncClientSession], Awaitable[None]],
     ) -> bool:
-        """Make all partitions continue after a token, or start anew, in one transaction.
+        """Make all partitions continue after a token, or begin again, in one transaction.
 
         Args:
-            token: everything up to it counts as finished, and nothing after it; None: as if no dispatcher had
-                ever run.
-            force: move even while processes hold partitions.
+            token: everything up to it counts as finished, and no change after it. None removes the positions, as
+                if no dispatcher had ever run.
+            force: move the positions even while processes hold partitions.
             also: further writes of the same transaction.
 
         Returns:
             False if the positions have changed since they were read.
         """
         layout = saved.layout
-        assert layout is not None  # there is something to move
+        assert layout is not None  # the callers check it
 
         async def write(session: AsyncClientSession) -> bool:
             matched = int(await self._touch_layout(layout.partitions, session))
@@ -178,8 +183,8 @@ class PositionStore:
         """Become the owner of a partition, if its position is unchanged since it was read.
 
         Args:
-            of: the number of partitions at that time.
-            seconds: after which the lease is over, if it is not renewed.
+            of: the number of partitions when it was read.
+            seconds: time after which the lease is over, if it is not renewed.
             started: the server's time at which a process of this version started.
 
         Returns:
@@ -212,7 +217,7 @@ class PositionStore:
         return Lease(position.partition, of, position.term, seconds=seconds, sent=sent), position
 
     async def renew(self, lease: Lease) -> bool:
-        """Renew a lease; False if another process has taken over."""
+        """Renew a lease. Returns False if another process has taken over."""
         return await self._update(lease, {"$inc": {"beat": 1}, "$currentDate": {"renewed_at": True}})
 
     async def save(
@@ -224,10 +229,10 @@ class PositionStore:
         until: str,
         inherited: Iterable[Fact] | None = None,
     ) -> bool:
-        """Write the position; False if another process has taken over.
+        """Write the position. Returns False if another process has taken over.
 
         Args:
-            inherited: further facts about finished changes, if they have changed.
+            inherited: the facts about finished changes of earlier layouts, if they have changed.
         """
         values = recorded(token, fingerprint, ahead, until)
         if inherited is not None:
@@ -241,18 +246,18 @@ class PositionStore:
     # -- shared ----------------------------------------------------------------------------------------------
 
     async def _update(self, lease: Lease, change: Mapping[str, Any]) -> bool:
-        """Change a position that this process holds; False if it does not hold it any more."""
+        """Change a position that this process holds. Returns False if it does not hold the partition any more."""
         ours = {"_id": self._id(lease.partition), "owner": self._member, "term": lease.term}
         return bool((await self._collection.update_one(ours, change)).matched_count)
 
     async def _touch_layout(self, partitions: int, session: AsyncClientSession) -> bool:
-        """Write to the layout, so that a concurrent division conflicts; False if the layout has changed."""
+        """Write to the layout: a concurrent division conflicts. Returns False if the layout has changed."""
         layout = {"_id": self._group, "partitions": partitions}
         change = {"$currentDate": {"mended_at": True}}
         return bool((await self._collection.update_one(layout, change, session=session)).matched_count)
 
     async def _at_once(self, write: Callable[[AsyncClientSession], Awaitable[bool]]) -> bool:
-        """Write in a transaction, which is aborted if `write` returns False."""
+        """Run `write` in a transaction. The transaction is aborted if `write` returns False."""
 
         async def attempt(session: AsyncClientSession) -> bool:
             done = await write(session)
@@ -264,7 +269,7 @@ class PositionStore:
             return await session.with_transaction(attempt)
 
     def _as_read(self, position: Position) -> dict[str, Any]:
-        """Matches a position as long as its owner, term and beat are those that were read."""
+        """A filter that matches a position as long as its owner, term and beat are as it was read."""
         return {"_id": self._id(position.partition), **owned_as(position)}
 
     def _id(self, partition: int) -> str:

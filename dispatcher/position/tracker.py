@@ -6,10 +6,10 @@ from dispatcher.core.events import Job
 
 
 class Tracker:
-    """Computes the position, which never passes a change that is not finished. It does no I/O.
+    """Computes the position, which never passes an unfinished change. No I/O.
 
-    The position never lies between a delete marker and its delete: a process that starts there reads the delete
-    alone, and takes it for a delete by a foreign client.
+    The position never lies between a delete marker and its delete: a process that started there would read the
+    delete without its marker, and treat it as a delete by another client.
 
     Args:
         token: everything up to it is finished.
@@ -57,7 +57,7 @@ class Tracker:
             self.token = self._mark
 
     def _pass(self, job: Job) -> None:
-        """Move the position past a finished job, if no delete of a marker is missing."""
+        """Move the position past a finished job, unless the delete of an earlier marker has not arrived."""
         self._announced += job.announces - (job.marker is not None)
         if self._announced:
             self._between.append(job)

@@ -1,8 +1,8 @@
-"""The change stream: endless batches of undecoded events.
+"""Reads a change stream: endless batches of undecoded events.
 
-It does not use PyMongo's change stream, for three reasons. It awaits once per batch, not once per event. Events
-stay BSON until they are decoded, so that an event which can't be decoded does not spoil its batch. And it has the
-token after an empty batch, which can be saved.
+This module does not use PyMongo's change stream, for three reasons. It awaits once per batch, not once per event.
+Its events stay BSON until they are decoded, so an event that can't be decoded does not fail its batch. And
+an empty batch has a token, which can be saved.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -30,29 +30,29 @@ from dispatcher.stream.scope import Scope
 from dispatcher.stream.source import Saw
 from mongoz.stamps import FIELD, Stamp
 
-# Seconds before a position where stamps are looked for; less, if the oplog is that short.
+# Seconds before a position from which stamps are read. The shorter times are for a short oplog.
 _HORIZONS: Final = (HORIZON, 15, 3)
 
 # Milliseconds that the server waits for events of the past.
 _GLANCE_MS: Final = 1
 
-# Errors of an event that the server can't send in one shape, but perhaps in another.
+# Errors of an event that the server can't send in one shape, but maybe in another shape.
 _OTHERWISE: Final = frozenset({Kind.TOO_LARGE, Kind.NOT_SUPPORTED, Kind.BAD_TOKEN})
 
 # The server's code for an unknown aggregation stage.
 _NOT_SUPPORTED: Final = 40324
 
-# Characters of a token in the log: a token holds the document's key, which may have megabytes.
+# Maximum characters of a token in the log: a token contains the document's key, which may have megabytes.
 _LEGIBLE: Final = 200
 
 
 class ChangeStreamSource:
-    """Reads a change stream; opens it again whenever it breaks, after the last batch.
+    """Reads a change stream. If the stream breaks, it is opened again after the last batch.
 
     Args:
-        client: opened for the running loop, without a time limit on answers of its own: a server that has far to
-            read looks like a dead connection.
-        batch_size: events per round trip, at most.
+        client: opened for the running loop, without its own time limit on answers: a server that reads a long part
+            of the oplog first looks like a dead connection.
+        batch_size: maximum number of events per round trip.
         await_ms: milliseconds that the server waits for the next event; None for the default.
     """
 
@@ -75,7 +75,7 @@ class ChangeStreamSource:
 
     @property
     def batch_size(self) -> int:
-        """Events per round trip, at most, from the next one on."""
+        """Maximum number of events per round trip, from the next round trip on."""
         return self._cursors.batch_size
 
     @batch_size.setter
@@ -96,10 +96,10 @@ class ChangeStreamSource:
         return token_time(position)
 
     async def batches(self, start: Start) -> AsyncGenerator[Batch]:
-        """The stream from `start` on, without an end.
+        """Read the stream from `start` on, without an end.
 
         Yields:
-            Batches, empty ones on an idle stream about once a second.
+            Batches. An idle stream yields an empty batch about once a second.
         """
         failures, too_large = 0, False
         while True:
@@ -142,10 +142,10 @@ class ChangeStreamSource:
         self._open = True
 
     async def _around(self, start: Start) -> AsyncGenerator[Batch]:
-        """Read up to the event that is too large, and past it.
+        """Read the events before the event that is too large, and the event in a shape that can be sent.
 
         Raises:
-            PyMongoError: a command fails; of the kind `TOO_LARGE` if no shape of the event can be sent.
+            PyMongoError: a command fails. Its kind is `TOO_LARGE` if no shape of the event can be sent.
         """
         for read in (self._one_by_one, self._in_fragments, self._in_part):
             try:
@@ -163,7 +163,7 @@ class ChangeStreamSource:
                 return
 
     async def _one_by_one(self, start: Start) -> AsyncGenerator[Batch]:
-        """The events before the one that is too large. This ends if there is none after all."""
+        """Read the events before the event that is too large. This ends if no event is too large any more."""
         count = 0
         async with aclosing(self._cursors.read(start, SINGLY)) as batches:
             async for batch in batches:
@@ -173,15 +173,15 @@ class ChangeStreamSource:
                     return
 
     async def _in_fragments(self, start: Start) -> AsyncGenerator[Batch]:
-        """The event in fragments, and the next ones as long as they are too large too."""
+        """Read the event in fragments, and the next events as long as they are too large too."""
         if not self._splits:
-            raise OperationFailure("it does not split events", _NOT_SUPPORTED)
+            raise OperationFailure("the server does not split events", _NOT_SUPPORTED)
         async with aclosing(joined(self._cursors.read(start, SPLIT))) as batches:
             async for batch in batches:
                 yield batch
 
     async def _in_part(self, start: Start) -> AsyncGenerator[Batch]:
-        """The event with fewer images, or the events after it if it can't be sent at all."""
+        """Read the event with fewer images, or the events after it if no shape of it can be sent."""
         for how, shape in SMALLER.items():
             batch = await self._next(start, shape)
             if batch is not None:
@@ -199,7 +199,7 @@ class ChangeStreamSource:
                 return
 
     async def _next(self, start: Start, shape: EventShape) -> Batch | None:
-        """The next event in another shape; None if it is too large in this shape too."""
+        """Read the next event in another shape. Returns None if it is too large in this shape too."""
         try:
             async with aclosing(self._cursors.read(start, shape)) as batches:
                 async for batch in batches:
@@ -213,16 +213,16 @@ class ChangeStreamSource:
         return None
 
     async def recall(self, before: str, saw: Saw) -> float:
-        """Show the stamps of the last writes before a position.
+        """Read the stamps of the last writes before a position, and pass them to `saw`.
 
-        It looks back less far where the oplog is short, and not at all where the server does not allow it.
+        If the oplog is short, this reads fewer stamps. If the server refuses the command, it reads none.
 
         Args:
-            before: the token of the last change to look at.
-            saw: is called with each stamp.
+            before: the token of the last change to read.
+            saw: called with each stamp.
 
         Returns:
-            The time from which on it saw all stamps, in seconds since 1970.
+            The time since which all stamps were read, in seconds since 1970.
         """
         position, failures, horizons = token_time(before).time, 0, [*_HORIZONS]
         while horizons:
@@ -235,7 +235,7 @@ class ChangeStreamSource:
                 if fatal(error, self._address) is not None:
                     horizons.pop(0)
                 log.warning(
-                    "the stamps of earlier writes could not be read; copies of them may pass for the originals",
+                    "the stamps of earlier writes could not be read; copies of them may count as originals",
                     action="stamps.not_read",
                     error=in_short(error),
                     trying_again=bool(horizons),
@@ -246,12 +246,12 @@ class ChangeStreamSource:
         return float(position)
 
     async def _stamped(self, since: Timestamp, until: str) -> AsyncIterator[Undecoded]:
-        """Past changes that brought a stamp, reduced to `_id`, `wallTime` and `stamp`.
+        """Read the past changes with a stamp, reduced to `_id`, `wallTime` and `stamp`.
 
-        It takes one round trip more than opening the stream if there is nothing to read.
+        Without such changes, this takes one round trip more than opening the stream.
 
         Args:
-            until: the token of the last change to look at.
+            until: the token of the last change to read.
 
         Raises:
             PyMongoError: a command fails; some events may have been yielded.
@@ -269,7 +269,7 @@ class ChangeStreamSource:
                     if batch.token >= until or (not batch.events and _is_at_the_end(batch.token, before, until)):
                         return
                     before, start = batch.token, Start(token=batch.token)
-            # The server closed the stream, for example where the database was dropped: go on after that.
+            # The server has closed the stream, for example because the database was dropped: continue after that.
 
 
 async def token_of_now(client: AsyncMongoClient[Any], scope: Scope, address: str) -> str:
@@ -278,10 +278,10 @@ async def token_of_now(client: AsyncMongoClient[Any], scope: Scope, address: str
 
 
 def _stamped_until(token: str) -> list[dict[str, Any]]:
-    """The stages by which the server finds past changes with stamps.
+    """The pipeline stages that select past changes with stamps.
 
-    The first change after the token passes too, so that the server stops reading there, and an invalidate event,
-    whose token is needed to go on after it.
+    They also select the first change after the token, so that the server stops reading there, and an invalidate
+    event, because the stream continues after its token.
     """
     inserted, updated = f"fullDocument.{FIELD}", f"updateDescription.updatedFields.{FIELD}"
     wanted = [
@@ -295,8 +295,12 @@ def _stamped_until(token: str) -> list[dict[str, Any]]:
 
 
 def _is_at_the_end(token: str, before: str, until: str) -> bool:
-    """Whether no more changes come before `until`, by the tokens after an empty batch and the one before.
+    """Whether no more changes come before `until`.
 
-    The token after an empty batch may be a mere time, which sorts before the changes of that time.
+    The token after an empty batch may contain only a time, and then it sorts before the changes of that time.
+
+    Args:
+        token: the token after an empty batch.
+        before: the token after the batch before it.
     """
     return token == before or token_time(token) > token_time(until)

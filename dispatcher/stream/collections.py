@@ -1,4 +1,4 @@
-"""The watched collections on the server: their names, whether they keep images, what their validators refuse.
+"""Inspects the watched collections on the server: their names, their images, their validators.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -16,7 +16,7 @@ from dispatcher.core.events import Namespace
 from dispatcher.stream.scope import Scope
 from mongoz.stamps import FIELD, Call, Stamp
 
-# Documents on which a validator is tried, and milliseconds that this may take: it is only for a warning.
+# Maximum number of documents on which a validator is tried, and of milliseconds: the result is only for a warning.
 _SAMPLE: Final = 20
 _PATIENCE_MS: Final = 1_000
 
@@ -26,8 +26,8 @@ class WatchedCollection(NamedTuple):
 
     Attributes:
         kind: `"collection"`, `"view"`, `"timeseries"`; "" if it does not exist.
-        options: as it was created or changed; empty if it does not exist.
-        is_named: it is watched by its name, not because a pattern covers it.
+        options: the present options of the collection; empty if it does not exist.
+        is_named: whether it is watched by its name, not by a pattern.
     """
 
     namespace: Namespace
@@ -46,10 +46,11 @@ class WatchedCollection(NamedTuple):
         return bool(self.options.get("changeStreamPreAndPostImages", {}).get("enabled"))
 
     async def refuses_stamp(self, client: AsyncMongoClient[Any], group: str) -> bool:
-        """Whether its validator lets no document pass that has the ODM's reserved field.
+        """Whether the validator refuses each document with the ODM's reserved field.
 
-        The server tries documents that satisfy the validator now again with a stamp, without writing them. Without
-        such documents, this reads a `$jsonSchema`; of any other validator the answer is no.
+        The server takes documents that satisfy the validator, adds a stamp, and validates them again, without a
+        write. If no document satisfies the validator, this reads the `$jsonSchema`; for other validators it
+        returns False.
         """
         validator = self.options.get("validator")
         if not validator or self.options.get("validationAction") == "warn":
@@ -86,7 +87,7 @@ async def watched_collections(client: AsyncMongoClient[Any], scope: Scope) -> li
     """The collections that a scope names, and those that its patterns find.
 
     Raises:
-        PyMongoError: a command fails; code 13 where listing collections is not allowed.
+        PyMongoError: a command fails; with code 13 if the user may not list collections.
     """
     named: dict[str, set[str]] = defaultdict(set)
     for database, collection in scope.namespaces:
@@ -102,7 +103,7 @@ async def watched_collections(client: AsyncMongoClient[Any], scope: Scope) -> li
 
 
 async def _matching_databases(client: AsyncMongoClient[Any], scope: Scope) -> set[str]:
-    """Databases in which a pattern may find collections."""
+    """The databases in which a pattern may match collections."""
     exact = {pattern.database for pattern in scope.patterns if "*" not in pattern.database}
     alike = [pattern for pattern in scope.patterns if "*" in pattern.database]
     if not alike:
@@ -115,7 +116,7 @@ async def _matching_databases(client: AsyncMongoClient[Any], scope: Scope) -> se
 async def _collections(
     client: AsyncMongoClient[Any], database: str, named: Iterable[str], scope: Scope
 ) -> dict[str, tuple[str, Mapping[str, Any]]]:
-    """Kind and options of a database's watched collections that exist."""
+    """The kinds and options of the existing watched collections of a database, by name."""
     # A database may have thousands of collections: ask for the named ones only.
     wanted = None if scope.patterns else {"name": {"$in": sorted(named)}}
     return {
@@ -132,5 +133,5 @@ async def collections_of(client: AsyncMongoClient[Any], scope: Scope) -> list[Na
     except OperationFailure as error:
         if kind_of(error) is not Kind.NO_ACCESS or scope.patterns:
             raise
-        return list(scope.namespaces)  # we may not look which of them exist
+        return list(scope.namespaces)  # the user may not list the existing collections
     return sorted(one.namespace for one in watched if one.kind == "collection")

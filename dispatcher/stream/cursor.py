@@ -1,7 +1,7 @@
-"""The two commands of a change stream: open it, and ask for more.
+"""Runs the two commands of a change stream: aggregate opens it, and getMore reads the next batch.
 
-A getMore waits a second for the next event. But a server that has to read hours of changes of other collections
-first does not answer for as long, and looks like a dead connection.
+A getMore waits a second for the next event. But if the server has to read hours of changes of other collections
+first, it does not answer meanwhile, and looks like a dead connection.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -23,24 +23,25 @@ from dispatcher.core.events import Batch, Start
 from dispatcher.core.resume_tokens import as_sent, token_of
 from mongoz.connection.elections import session_of
 
-# Milliseconds that the server waits for the next event; then an empty batch brings a fresh token.
+# Milliseconds for which the server waits for the next event. Then it sends an empty batch with a new token.
 _AWAIT_MS: Final = 1_000
 
-# Events of the first round trip, and of each one after a batch that was not full; four times as many after a
-# full one. The server answers when it has that many events, or at the end of the oplog. While clients write about
-# as fast as it reads it never comes to the end, and receivers would wait for a thousand events.
+# Maximum number of events of the first round trip, and of each round trip after a batch that was not full. After a
+# full batch it is four times as many. The server answers when it has that many events, or at the end of the oplog.
+# While clients write about as fast as the server reads, it does not reach the end, and with a large batch size
+# receivers would wait for a thousand events.
 _FEW: Final = 100
 _FACTOR: Final = 4
 
-# Seconds until the connection of a command is given up; twice as many after each time, since the server may just
-# have far to read.
+# Seconds without an answer after which a command fails. They double after each failure, because the server may
+# have a long part of the oplog to read.
 _PATIENCE: Final = 15.0
 _LONGEST_PATIENCE: Final = 3_600.0
 
 # Seconds without an answer after which the stream counts as not connected.
 _SILENCE: Final = 10.0
 
-# Seconds that freeing a cursor may take.
+# Time limit in seconds for freeing a cursor.
 _FREEING: Final = 2.0
 
 
@@ -48,10 +49,10 @@ class EventShape(NamedTuple):
     """The form in which the server sends events.
 
     Attributes:
-        options: of the `$changeStream` stage: which images.
-        stages: after the filter.
-        size: events per round trip, at most; None for the default.
-        await_ms: milliseconds that the server waits for the first event.
+        options: of the `$changeStream` stage; they select the images.
+        stages: pipeline stages after the filter.
+        size: maximum number of events per round trip; None for the default.
+        await_ms: milliseconds for which the server waits for the first event.
     """
 
     options: Mapping[str, Any]
@@ -68,13 +69,13 @@ class Cursors:
     """Opens cursors of one change stream, and reads them.
 
     Args:
-        client: opened for the running loop, without a time limit on answers of its own.
-        database: the watched one; None for the whole deployment.
+        client: opened for the running loop, without its own time limit on answers.
+        database: the watched database; None for the whole deployment.
         pipeline: the stages by which the server filters.
-        batch_size: events per round trip, at most, while we are behind.
+        batch_size: maximum number of events per round trip, after full batches.
 
     Attributes:
-        batch_size: the same; it may change.
+        batch_size: the present value of the argument; it may be changed.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class Cursors:
     async def read(
         self, start: Start, shape: EventShape, opened: Callable[[], None] = _ignore
     ) -> AsyncGenerator[Batch]:
-        """The batches of one cursor, until the server closes it.
+        """Read the batches of one cursor, until the server closes it.
 
         Args:
             opened: called when the server has opened the cursor.
@@ -127,7 +128,7 @@ class Cursors:
                     yield batch
             except (GeneratorExit, asyncio.CancelledError):
                 batch = None  # an error from here on would keep this frame, see `driver_errors.let_go`
-                # Only when we end it: after an error the server may be gone, and this would wait for it.
+                # Only if the caller ends the stream: after an error the server may be gone, and this would wait.
                 await self._kill(session, cursor)
                 raise
 
@@ -144,7 +145,7 @@ class Cursors:
         return True
 
     async def _more(self, command: dict[str, Any], session: AsyncClientSession) -> tuple[Batch, int]:
-        """The next batch, and the cursor; 0 after the last batch."""
+        """Read the next batch. Returns the batch and the cursor id, which is 0 after the last batch."""
         events, rest = events_of((await self._ask(command, session))["cursor"])
         return Batch(events, token_of(rest["postBatchResumeToken"])), rest["id"]
 
@@ -160,14 +161,14 @@ class Cursors:
         command = {
             "aggregate": 1,
             "pipeline": [{"$changeStream": stage}, *self._pipeline, *shape.stages],
-            # An empty first batch: the server answers at once, however far the first event is.
+            # The first batch is empty, so that the server answers at once, however far away the first event is.
             "cursor": {"batchSize": 0},
             "comment": "mongoz dispatcher",
         }
         return (await self._ask(command, session))["cursor"]
 
     async def _ask(self, command: dict[str, Any], session: AsyncClientSession) -> Any:
-        """The answer to a command. A connection without an answer is given up."""
+        """Run a command, and return the answer. Without an answer in time, the connection counts as broken."""
         self._asked_at = monotonic()
         try:
             async with asyncio.timeout(self._patience):

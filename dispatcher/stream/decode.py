@@ -1,4 +1,4 @@
-"""Makes a `Change` of the BSON of a change event."""
+"""Decodes the BSON of a change event to a `Change`."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -36,9 +36,9 @@ _NEED_DOCUMENT: Final = frozenset({"insert", "replace"})
 def decoded_together(
     events: Sequence[Undecoded], codec_options: CodecOptions[Any]
 ) -> Sequence[dict[str, Any] | None]:
-    """Some events decoded in one call, for `decode`; None for each, if one of them can't be decoded.
+    """Decode events in one call, for `decode`. If one of them can't be decoded, the result has None for each.
 
-    One call per event costs a sixth more.
+    One call per event costs a sixth more time.
     """
     if len(events) == 1:
         return (None,)
@@ -49,24 +49,24 @@ def decoded_together(
 
 
 def decode(raw: Undecoded, codec_options: CodecOptions[Any], event: dict[str, Any] | None = None) -> Change:
-    """One change event.
+    """Decode one change event.
 
     Args:
-        codec_options: the registry's, so that receivers get the types of the application.
-        event: the decoded event, if `decoded_together` has it.
+        codec_options: of the registry, so that receivers get the types of the application.
+        event: the decoded event, if `decoded_together` has decoded it.
 
     Returns:
-        The change; `fault` tells if a document of it can't be decoded.
+        The change. If one of its documents can't be decoded, `fault` tells the reason.
 
     Raises:
-        Undecodable: no receiver can get it.
+        Undecodable: the event can't be delivered to any receiver.
     """
     data = bytes(raw.raw)
     fault: Fault | None = None
     if event is None:
         try:
             event = bson.decode(data, codec_options=codec_options)
-        except Exception:  # the driver raises several, and decoders of the application any
+        except Exception:  # the driver raises several types, and decoders of the application any type
             event, fault = _decoded_in_parts(data, codec_options)
     operation: str = event["operationType"]
     names, stamp = _NOTHING, None
@@ -118,7 +118,7 @@ def decode(raw: Undecoded, codec_options: CodecOptions[Any], event: dict[str, An
 
 
 def _bare(event: dict[str, Any]) -> Undecodable:
-    """The error of an event that the server could send only without its document, see `large_events`."""
+    """The error for an event that the server can send only without its document, see `large_events`."""
     key = event.get("documentKey") or {}
     return Undecodable(
         token_of(event["_id"]), key.get("_id"), "the event is larger than 16 MB, even without images"
@@ -135,18 +135,18 @@ def _changed_names(description: dict[str, Any]) -> frozenset[str]:
 
 
 def _is_untouched(before: dict[str, Any] | None, after: dict[str, Any] | None) -> bool:
-    """Whether documents differ in the stamp only: the server reports some updates by pipelines as replaces.
+    """Whether two documents differ in the stamp only: the server reports some updates by pipelines as replaces.
 
-    Without a pre image the answer is no.
+    Returns False if the pre image is missing.
     """
     if not before or not after or not (FIELD in before or FIELD in after):
         return False
     one, other = ({name: doc[name] for name in doc if name != FIELD} for doc in (before, after))
-    # In Python 1 == 1.0 == True.
+    # In Python 1 == 1.0 == True, so their BSON is compared too.
     return one == other and bson.encode(one, codec_options=_ANY) == bson.encode(other, codec_options=_ANY)
 
 
-# The documents of an event, which clients wrote.
+# The fields of an event with values that clients wrote.
 _AFTER: Final = "fullDocument"
 _BEFORE: Final = "fullDocumentBeforeChange"
 _DESCRIPTION: Final = "updateDescription"
@@ -155,17 +155,17 @@ _CLIENTS: Final = frozenset({_AFTER, _BEFORE, _DESCRIPTION, _DOCUMENT_KEY})
 
 
 class _StandIn(dict[str, Any]):
-    """Stands for a document that can't be decoded: it has the stamp only."""
+    """Replaces a document that can't be decoded. It contains only the stamp."""
 
 
 def _decoded_in_parts(data: bytes, codec_options: CodecOptions[Any]) -> tuple[dict[str, Any], Fault | None]:
-    """An event of which something can't be decoded: each of its documents is decoded by itself.
+    """Decode an event that can't be decoded as a whole: each of its documents is decoded separately.
 
     Returns:
-        The event, and the first value that receivers need and that can't be decoded.
+        The event, and the fault of the first undecodable value that receivers need.
 
     Raises:
-        Undecodable: the event itself can't be decoded, which no server sends.
+        Undecodable: a field of the event itself can't be decoded; no known server sends such an event.
     """
     event = _of_the_server(data, codec_options)
     faults: list[Fault] = []
@@ -198,7 +198,7 @@ def _decoded_in_parts(data: bytes, codec_options: CodecOptions[Any]) -> tuple[di
 
 
 def _of_the_server(data: bytes, codec_options: CodecOptions[Any]) -> dict[str, Any]:
-    """The fields of an event, without the documents, which clients wrote."""
+    """Decode the fields of an event without the values that clients wrote."""
     event: dict[str, Any] = {}
     for one in elements(data):
         name = one.name.decode("utf-8", "replace")
@@ -218,7 +218,7 @@ def _undecoded_key(document_key: bytes) -> dict[str, Any]:
 
 
 def _names_of(description: bytes, codec_options: CodecOptions[Any], faults: list[Fault]) -> dict[str, Any]:
-    """The names that an update changed, and the stamp; values are not decoded."""
+    """Decode the names of the fields that an update changed, and the stamp. Other values are not decoded."""
     updated = raw_field(description, "updatedFields") or _EMPTY
     told: dict[str, Any] = {
         "updatedFields": {**dict.fromkeys(_names_in(updated, codec_options, faults)), **_stamp_in(updated)}
@@ -245,6 +245,6 @@ def _names_in(updated: bytes, codec_options: CodecOptions[Any], faults: list[Fau
 
 
 def _stamp_in(document: bytes) -> dict[str, Any]:
-    """The stamp in a document of which something can't be decoded. Of fields with one name the last counts."""
+    """The stamp of a document that can't be decoded. If several fields have its name, the last one counts."""
     found = [one for one in elements(document) if one.name == FIELD.encode()]
     return {FIELD: readable(keyed(found[-1]))[""]} if found else {}

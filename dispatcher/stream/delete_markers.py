@@ -1,9 +1,9 @@
 """Joins delete markers with their deletes.
 
-A deleted document has no field for a stamp. So the ODM stamps the document and deletes it, in one transaction, and
-the stream brings an update, the marker, and a delete. A marker belongs to the next delete of its document in its
-transaction. A marker without a delete changed only the stamp. Until the delete is found or ruled out, later
-changes of the document are deferred.
+A deleted document has no field for a stamp. So the ODM stamps the document and deletes it, in one transaction. The
+stream then has two events: an update, which is the marker, and a delete. A marker belongs to the next delete of
+its document in its transaction. A marker without a delete is an update that changed only the stamp. Later changes
+of the document are deferred until the delete arrives, or it is certain that no delete follows.
 """
 
 from collections.abc import Hashable, Iterator
@@ -11,12 +11,12 @@ from typing import Final, NamedTuple
 
 from dispatcher.core.events import DELIVERABLE, Change
 
-# Changes of one document that are deferred, at most; transactions of the ODM have none.
+# Maximum number of deferred changes of one document. Transactions of the ODM have no deferred changes.
 _MOST_DEFERRED: Final = 100
 
 
 class _Open(NamedTuple):
-    """A marker whose delete has not come, and the deferred changes of its document."""
+    """A marker whose delete has not arrived, and the deferred changes of its document."""
 
     marker: Change
     deferred: list[Change]
@@ -32,18 +32,19 @@ class DeleteMarkers:
         return len(self._open)
 
     def settle(self, changes: list[Change]) -> list[Change]:
-        """The same changes in order; deletes have the stamps of their markers.
+        """Copy the stamps of markers to their deletes. Returns the changes in order.
 
-        Markers and deferred changes keep their places in the order, as `"marker"` and `"deferred"`. Deferred
-        changes come again as themselves when it is known what their marker announces. A marker without a delete
-        comes again as `"untouched"`; otherwise its delete names it.
+        Markers and deferred changes keep their places in the order, with the operations `"marker"` and
+        `"deferred"`. Deferred changes follow a second time, with their own operations, when it is known whether
+        their marker has a delete. A marker without a delete follows a second time as `"untouched"`; otherwise its
+        delete names it.
         """
         if not self._open and "marker" not in [change.operation for change in changes]:
-            return changes  # nearly always
+            return changes  # the usual case
         return [settled for change in changes for settled in self._settle(change)]
 
     def give_up(self) -> list[Change]:
-        """The markers and the deferred changes at the end of the stream: no delete follows."""
+        """Return the open markers and the deferred changes at the end of the stream: no delete follows."""
         return [change for key in list(self._open) for change in self._give_up(key)]
 
     def _settle(self, change: Change) -> Iterator[Change]:
@@ -65,10 +66,10 @@ class DeleteMarkers:
             yield change._replace(operation="deferred")
 
     def _without_delete(self, key: Hashable, change: Change) -> Iterator[Change]:
-        """The markers for which this change proves that no delete follows.
+        """Release the markers for which this change proves that no delete follows.
 
-        The changes of a transaction come next to each other and have one cluster time, so a change with another
-        time is after its end. Of two markers of one document the later one counts.
+        The changes of a transaction follow each other and have the same cluster time, so a change with another
+        cluster time comes after its end. If a document has two markers, the later one counts.
         """
         for other, (marker, deferred) in list(self._open.items()):
             if marker.cluster_time != change.cluster_time or (

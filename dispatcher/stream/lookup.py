@@ -1,4 +1,4 @@
-"""Looks up the current documents of updates without a document: their collections keep no post images."""
+"""Looks up the current documents of updates without a document, from collections without post images."""
 
 from collections import defaultdict
 from collections.abc import AsyncIterator
@@ -18,7 +18,7 @@ from dispatcher.core.retry import retry
 from dispatcher.core.undecodable import AFTER, UndecodableValue, decoded
 from mongoz.keys import canonical_of
 
-# Documents per query: at most, and at first, before their size is known; and the bytes to aim for.
+# Documents per query: the maximum, and the number before their size is known; and the intended bytes per query.
 _MOST: Final = 250
 _FIRST: Final = 32
 _BYTES: Final = 4_000_000
@@ -28,7 +28,7 @@ _Found = dict[tuple[Namespace, bytes], bytes]
 
 
 class DocumentLookup:
-    """Completes changes with the current document; one query per collection and slice."""
+    """Completes changes with their current documents. It runs one query per collection and slice."""
 
     def __init__(self, client: AsyncMongoClient[Any], codec_options: CodecOptions[Any], address: str) -> None:
         self._client = client
@@ -37,7 +37,7 @@ class DocumentLookup:
         self._slice = _FIRST
 
     async def complete(self, changes: list[Change]) -> AsyncIterator[list[Change]]:
-        """The same changes in slices; updates without a document get the current one, if it exists.
+        """Yield the changes in slices. An update without a document gets the current document, if it exists.
 
         Slices keep memory small where documents are large.
         """
@@ -61,7 +61,7 @@ class DocumentLookup:
             for row in await self._find(namespace, sorted(keys)):
                 raw = bytes(row.raw)
                 id_ = field(raw, "_id")
-                assert id_ is not None  # no document is without one
+                assert id_ is not None  # each document has an _id
                 found[namespace, canonical_of(keyed(id_))] = raw
         if found:
             average = sum(map(len, found.values())) // len(found)
@@ -93,7 +93,7 @@ class DocumentLookup:
             return change
         document, fault = None, None
         try:
-            # Decoded for each change: its instance takes the row over, and receivers may change it.
+            # Each change gets its own decoded document, because receivers may change it.
             document = decoded(row, self._codec_options, AFTER)
         except UndecodableValue as error:
             fault = error.fault
@@ -106,10 +106,12 @@ def _lacks_document(change: Change) -> bool:
 
 
 def _with_any_of(keys: list[bytes]) -> bytes:
-    """A filter of `_id`s in BSON: some `_id`s can't be decoded, or would change when they are encoded again.
+    """A filter for `_id`s, built as BSON: some `_id`s can't be decoded, or would change when encoded again.
+
+    The items of the array are numbered: otherwise MongoDB 6.0 scans its index without an end.
 
     Args:
-        keys: canonical. MongoDB 6.0 scans its index for ever where the items of an array are not numbered.
+        keys: canonical `_id`s.
     """
     found = [next(elements(key)) for key in keys]
     ids = joined(*(one._replace(name=str(i).encode()) for i, one in enumerate(found)))

@@ -1,8 +1,8 @@
 """Decides which origin stamps count: a stamp counts once, for its own write.
 
 Clients copy documents together with their stamps: they insert deleted documents again, restore exports, and `$set`
-whole documents that they have read. A stamp that counted for another write would hide this write from receivers.
-So in doubt a stamp does not count, and the write is delivered.
+whole documents that they have read. If a stamp counted for another write, it would hide this write from receivers.
+So a doubtful stamp does not count, and the write is delivered.
 
 A write may wait for a lock that a transaction holds, or for a server that stalls. Then its stamp comes late. If
 the stamp is on its own document, is the first with its token, and is not older than the remembered tokens, it
@@ -17,13 +17,14 @@ from typing import Any, Final
 from dispatcher.core.events import CALLED, Change
 from mongoz.stamps import Call, Stamp, key_hash
 
-# Seconds between the time of a token and that of its write: the ODM compares clocks, and sends the write at once.
+# Maximum seconds between the time of a token and the time of its write: the ODM compares its clock with the
+# server's, and sends the write at once.
 _WINDOW: Final = 10
 
 # The resolution of a token, in seconds.
 _RESOLUTION: Final = 1
 
-# Writes of a transaction have the time of its commit; the server ends transactions after so many seconds.
+# Maximum seconds of a transaction: the server ends it then. Its writes have the time of its commit.
 _TRANSACTION: Final = 60
 
 HORIZON: Final = 75
@@ -35,15 +36,15 @@ _REMEMBERED: Final = HORIZON + _RESOLUTION + _WINDOW + _RESOLUTION
 
 _NO_RECEIVERS: Final[frozenset[bytes]] = frozenset()
 
-# Tokens of a generation, at most: about 25 MB.
+# Maximum number of tokens in a generation: about 25 MB.
 _MOST: Final = 250_000
 
 
 class SeenTokens:
-    """The tokens of the last minutes, in two generations, of which the older one is forgotten as a whole.
+    """Remembers the tokens of the last minutes in two generations. The older generation is forgotten as a whole.
 
-    A generation with too many tokens is forgotten early. Then it is not certain that a token from before this
-    moment is new.
+    A generation with too many tokens is forgotten early. Then it is not certain whether a token with an earlier
+    time is new.
     """
 
     def __init__(self) -> None:
@@ -57,7 +58,7 @@ class SeenTokens:
         return len(self._recent) + len(self._older)
 
     def add(self, token: bytes, wall: float) -> bool:
-        """Remember a token. Returns whether it is certainly new.
+        """Remember a token. Returns whether the token is certainly new.
 
         Args:
             token: of a stamp; it begins with its time in seconds.
@@ -89,7 +90,7 @@ class Origins:
 
     Attributes:
         seen: the tokens of the last stamps.
-        since: the stamps of all changes from then on were seen, in seconds since 1970.
+        since: the time since which the stamps of all changes were seen, in seconds since 1970.
     """
 
     def __init__(self, group: str) -> None:
@@ -98,16 +99,16 @@ class Origins:
         self.since = 0.0
 
     def saw(self, stamp: Stamp | None, wall_time: Any) -> bool:
-        """Remember a stamp. Returns whether it is of this group, and new."""
+        """Remember a stamp. Returns whether it belongs to this group and is new."""
         wall = _seconds(wall_time)
         if stamp is None or wall is None or stamp.group != self._group:
             return False
         return self.seen.add(stamp.token.binary, wall)
 
     def judge(self, change: Change) -> Change:
-        """The same change, with its origin if its stamp counts; an update may turn out to be a marker.
+        """Return the change, with its origin if its stamp counts. The operation of a marker becomes `"marker"`.
 
-        Judge each change of the stream that has a stamp once, even if it is not delivered.
+        Call this once for each change of the stream with a stamp, even if the change is not delivered.
         """
         stamp = change.stamp
         if stamp is None or not self.saw(stamp, change.wall_time) or not _is_its_own(stamp, change):
@@ -118,7 +119,7 @@ class Origins:
         elif (operation, stamp.call) not in CALLED:
             return change
         wall, made = _seconds(change.wall_time), int.from_bytes(stamp.token.binary[:4], "big")
-        assert wall is not None  # else it was not seen
+        assert wall is not None  # `saw` has checked it
         latest = _WINDOW + _RESOLUTION + (_TRANSACTION if change.transaction is not None else 0)
         if -_WINDOW <= wall - made <= latest:
             return change._replace(operation=operation, origin=stamp)
@@ -129,10 +130,10 @@ class Origins:
 
 
 def _is_its_own(stamp: Stamp, change: Change) -> bool:
-    """Whether a stamp was made for this document."""
+    """Whether a stamp was made for the document of the change."""
     try:
         return stamp.key == key_hash(".".join(change.namespace), change.id)
-    except Exception:  # BSON does not know the type that the application's codec makes of the id
+    except Exception:  # the application's codec decodes the id to a type that BSON can't encode
         return False
 
 

@@ -40,7 +40,7 @@ class Reader:
     """Reads the batches of one source, in their order.
 
     Args:
-        is_finished: whether an earlier process has finished a change, by its token.
+        is_finished: returns whether an earlier process has finished the change with this token.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Reader:
         self._markers = DeleteMarkers()
 
     async def recall(self, before: str) -> None:
-        """Read the stamps of the last writes before a position: later events may contain copies of them."""
+        """Read the stamps of the last writes before a position, since later events may contain copies."""
         self._origins.since = await self._source.recall(before, self._origins.saw)
 
     def skip_to(self, time: float) -> None:
@@ -68,7 +68,7 @@ class Reader:
         self._origins.since = time
 
     async def read(self, batch: Batch) -> AsyncGenerator[list[Change] | UnreadableEvent | LostEvent]:
-        """A batch, in parts and in the order of the stream; see `DeleteMarkers.settle` for markers."""
+        """Read a batch in parts, in the order of the stream. For markers see `DeleteMarkers.settle`."""
         if batch.lost_after is not None:
             yield LostEvent(batch.lost_after, batch.token)
         for i in range(0, len(batch.events), _CHUNK):
@@ -96,7 +96,7 @@ class Reader:
                     yield UnreadableEvent(bytes(event.raw), error)
                     changes = []
                 continue
-            if change.stamp is not None:  # each must be judged once, finished or not
+            if change.stamp is not None:  # `judge` must see each stamp once, even of finished changes
                 change = self._origins.judge(change)
             if self._is_finished(change.token):
                 change = change._replace(operation="finished")

@@ -1,4 +1,4 @@
-"""What a stream watches: the collections, and the part of their documents."""
+"""The scope of a stream: the watched collections, and the partition of their documents."""
 
 import re
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ class Subscriptions(Protocol):
 
     @property
     def patterns(self) -> tuple[NamespacePattern, ...]:
-        """The patterns of further ones."""
+        """The patterns of further collections."""
 
 
 def scope_of(subscriptions: Subscriptions) -> "Scope":
@@ -34,14 +34,14 @@ def scope_of(subscriptions: Subscriptions) -> "Scope":
 
 
 class Scope(NamedTuple):
-    """What a stream watches.
+    """The watched collections, and the partition of their documents.
 
     Attributes:
         database: a single database, or None for the whole deployment.
         namespaces: the collections, sorted.
-        patterns: of the names of further ones, sorted.
-        apart_from: a database that patterns leave out, even if its name matches.
-        hashed: each event carries the hash of its document. The events are the same.
+        patterns: patterns for the names of further collections, sorted.
+        apart_from: a database that patterns do not match, even if its name fits.
+        hashed: whether each event contains the hash of its document's key. It does not change which events come.
     """
 
     database: str | None
@@ -59,7 +59,7 @@ class Scope(NamedTuple):
         """The narrowest scope that holds these collections.
 
         Args:
-            apart_from: the dispatcher's own database: a stream of its state would report every saved position.
+            apart_from: the dispatcher's own database: its stream would contain an event for every saved position.
         """
         ordered, alike = tuple(sorted(set(namespaces))), tuple(sorted(set(patterns)))
         databases = {database for database, _ in ordered} | {pattern.database for pattern in alike}
@@ -68,7 +68,7 @@ class Scope(NamedTuple):
         return cls(single if narrow else None, ordered, alike, apart_from)
 
     def part(self, partition: int, partitions: int) -> "Scope":
-        """One part of it, by the hash of the document's key."""
+        """The scope of one partition, by the hash of the document's key."""
         return self._replace(partition=partition, partitions=partitions)
 
     def covers(self, namespace: Namespace) -> bool:
@@ -82,9 +82,9 @@ class Scope(NamedTuple):
         return [self._watched(), *self._partitioned(), *hashes]
 
     def _partitioned(self) -> list[dict[str, Any]]:
-        """All changes of a document are in one part, events of whole collections in the first one.
+        """The stages that select one partition. All changes of a document are in the same partition.
 
-        Every stream gets its own invalidate event.
+        Events of whole collections are in the first partition. Every stream gets its own invalidate event.
         """
         if self.partitions == 1:
             return []
@@ -115,7 +115,7 @@ class Scope(NamedTuple):
         }
 
     def _as_filter(self, pattern: NamespacePattern) -> tuple[Any, Any]:
-        """The values that the server compares the names of a change with."""
+        """The values with which the server compares the database and the collection of a change."""
         database, collection = pattern.database, pattern.collection
         return (
             Regex(pattern.database_regex((self.apart_from,))) if "*" in database else watched_as(database),
@@ -124,7 +124,7 @@ class Scope(NamedTuple):
 
     @property
     def fingerprint(self) -> str:
-        """A hash of scope and pipeline: a token is valid for the same ones only."""
+        """A hash of scope and pipeline: a token is valid only for the same scope and pipeline."""
         pipeline = self._replace(hashed=False).pipeline()
         text = json_util.dumps({"database": self.database, "pipeline": pipeline, "version": 1})
         return sha256(text.encode()).hexdigest()[:16]

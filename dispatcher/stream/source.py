@@ -1,4 +1,4 @@
-"""What the dispatcher needs of a source of change events."""
+"""The interface of a source of change events."""
 
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, Protocol
@@ -15,28 +15,28 @@ Saw = Callable[[Stamp | None, Any], object]
 class Source(Protocol):
     """Change events of one partition, in the order of their tokens.
 
-    A position is a text, and positions sort as texts.
+    A position is a text, and positions are ordered as texts.
 
     Attributes:
-        batch_size: events per batch, at most, from the next one on.
+        batch_size: maximum number of events per batch, from the next batch on.
     """
 
     batch_size: int
 
     @property
     def connected(self) -> bool:
-        """Whether the source is open, and answers."""
+        """Whether the source is open and answers."""
 
     async def now(self) -> str:
-        """The position of this moment: all later changes can be read from it."""
+        """The present position: all later changes can be read from it."""
 
     def time_of(self, position: str) -> Timestamp:
         """The cluster time of a position."""
 
     def batches(self, start: Start) -> AsyncGenerator[Batch]:
-        """The events after `start`, without an end; an idle source has an empty batch about once a second.
+        """Read the events after `start`, without an end. An idle source yields an empty batch about once a second.
 
-        The source opens itself again whenever it breaks, after the last batch.
+        If the source breaks, it opens itself again after the last batch.
 
         Raises:
             HistoryLost: the source does not hold the changes after `start` any more.
@@ -44,12 +44,14 @@ class Source(Protocol):
         """
 
     async def recall(self, before: str, saw: Saw) -> float:
-        """Show the stamps of the last writes before a position, as far back as copies of them may still count.
+        """Read the stamps of the last writes before a position, and pass them to `saw`.
+
+        It reads all stamps of which a later copy may still count.
 
         Args:
             before: the position.
-            saw: is called with each.
+            saw: called with each stamp.
 
         Returns:
-            The time from which on it saw all stamps, in seconds since 1970.
+            The time since which all stamps were read, in seconds since 1970.
         """

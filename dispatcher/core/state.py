@@ -167,7 +167,7 @@ class State:
         await self.held.create_index([("group", 1), ("lane", 1), ("token", 1), ("run", 1)], name="order")
         for name, fields, present in (
             ("due", ("group", "receiver", "due_at"), "due_at"),
-            ("letters", ("group", "last_attempt_at"), "reason"),
+            ("newest", ("group", "last_attempt_at", "_id"), "reason"),
             ("requested", ("group", "retry_requested_at"), "retry_requested_at"),
             ("short_id", ("group", "short_id"), "short_id"),
         ):

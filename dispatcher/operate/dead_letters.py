@@ -4,7 +4,6 @@ MongoDB commands raise the `PyMongoError` of the driver.
 """
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from time import monotonic
@@ -153,8 +152,8 @@ def _unknown(group: Group, named: str) -> UnknownLetter:
 async def _beginning_with(group: Group, text: str) -> dict[str, str | None]:
     """The first letters whose id or short id begins with a text, and their receivers."""
     letters = group.state.held
-    pattern = {"$regex": f"^{re.escape(text)}"}
-    either = {"group": group.name, **LETTERS, "$or": [{"short_id": pattern}, {"_id": pattern}]}
+    begins = {"$gte": text, "$lt": f"{text}\U0010ffff"}  # unlike a pattern it uses the indexes
+    either = {"$or": [{"group": group.name, **LETTERS, name: begins} for name in ("short_id", "_id")]}
     found = letters.find(either, {"receiver": True}).limit(_LISTED + 1)
     return {one["_id"]: one.get("receiver") async for one in found}
 

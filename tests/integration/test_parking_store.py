@@ -11,9 +11,11 @@ from pymongo import AsyncMongoClient
 
 from dispatcher.core.stats import Stats
 from dispatcher.delivery.outcome import Waiting
+from dispatcher.operate import dead_letters
 from dispatcher.parking import files
 from dispatcher.parking.record import Record
 from dispatcher.parking.store import HeldStore
+from dispatcher.web.dashboard.letters import Letterbox
 from tests.support import group_of
 
 PAST, FUTURE = datetime(2020, 1, 1), datetime(2100, 1, 1)
@@ -156,7 +158,8 @@ async def test_no_query_reads_more_than_it_returns(store, held):
     del more["due_at"]
     held.insert_many([{**more, "_id": f"f{n:05}", "token": f"{n + 1:05}"} for n in range(10_000)])
     held.insert_many([{**row, "_id": f"o{n}", "lane": f"o{n}", "receiver": "other"} for n in range(2_000)])
-    held.insert_many([{"_id": f"l{n}", "group": store.group, "reason": "failed"} for n in range(2_000)])
+    letters = [{"_id": f"l{n:04}", "short_id": f"{n:012}", "last_attempt_at": PAST} for n in range(20_000)]
+    held.insert_many([{**one, "group": store.group, "reason": "failed"} for one in letters])
     database = held.database
     database.command("profile", 2)
     try:
@@ -168,6 +171,8 @@ async def test_no_query_reads_more_than_it_returns(store, held):
         await store.settle(lane, rows, behind, None)
         assert len((await store.due("other", 20, []))[0]) == 20
         assert await store.receivers() == {"r", "other"}
+        assert await dead_letters.resolve(store._group, ["000000000012", "l0013"]) == ["l0012", "l0013"]
+        assert (await Letterbox(store._group).page(None, None))["next"]
     finally:
         database.command("profile", 0)
     profile = database["system.profile"].find({"docsExamined": {"$exists": True}})

@@ -94,7 +94,7 @@ from mongoz.keys import canonical_of
 from mongoz.signals.receivers import Receiver
 
 LETTERS: Final[Mapping[str, Any]] = {"reason": {"$exists": True}}
-"""Matches dead letters, also those that are being retried."""
+"""Matches dead letters, including the ones that are being retried."""
 
 WAITING: Final[Mapping[str, Any]] = {"lane": {"$gt": ""}}
 """Matches deliveries that wait."""

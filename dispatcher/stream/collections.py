@@ -84,7 +84,7 @@ def _closes_out(schema: Any) -> bool:
 
 
 async def watched_collections(client: AsyncMongoClient[Any], scope: Scope) -> list[WatchedCollection]:
-    """The collections that a scope names, and those that its patterns find.
+    """The collections that a scope names, and the existing collections that match its patterns.
 
     Raises:
         PyMongoError: a command fails; with code 13 if the user may not list collections.

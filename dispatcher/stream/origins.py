@@ -6,7 +6,7 @@ So a doubtful stamp does not count, and the write is delivered.
 
 A write may wait for a lock that a transaction holds, or for a server that stalls. Then its stamp comes late. If
 the stamp is on its own document, is the first with its token, and is not older than the remembered tokens, it
-can't be a copy. The write is delivered to all receivers, including those that ran, under the same delivery id.
+can't be a copy. The write is delivered to all receivers, including receivers that ran, under the same delivery id.
 
 Only the times in the events decide; the clock of this machine does not.
 """

@@ -1,1 +1,1 @@
-"""From a change to its receivers: routes, order, attempts, failures."""
+"""Delivers changes to receivers: routes, order, attempts, failures."""

@@ -1,4 +1,4 @@
-"""The group and the routes of an application, or the reason why it has none."""
+"""Finds the group and the routes of an application. The errors say why an application has none."""
 
 from dispatcher.delivery.routes import Routes
 from dispatcher.exceptions import ApplicationError, NothingToDeliver
@@ -10,15 +10,15 @@ def group_of(registry: Registry, settings: Settings) -> str:
     """The group of dispatchers that serves a registry.
 
     Raises:
-        ApplicationError: the registry has none, and the operator did not accept that.
+        ApplicationError: the registry has no group, and the operator did not set `deliver_everything`.
     """
     if registry.dispatched is not None:
         return registry.dispatched
     if not settings.deliver_everything:
         raise ApplicationError(
-            "The registry is not dispatched, so the application's own writes can't be told apart: "
+            "The registry is not dispatched, so the dispatcher can't recognize the application's own writes: "
             "their receivers would run twice.",
-            remedy="Make it with Registry(..., dispatched=True), or accept it with --deliver-everything.",
+            remedy="Create it with Registry(..., dispatched=True), or accept this with --deliver-everything.",
         )
     return "default"
 
@@ -27,7 +27,7 @@ def routes_of(registry: Registry, settings: Settings, group: str) -> Routes:
     """The receivers of a registry that a dispatcher may run.
 
     Raises:
-        NothingToDeliver: there are none.
+        NothingToDeliver: the registry has no such receivers.
     """
     routes = Routes(registry.all_documents, group, settings.state_database)
     if routes.listeners:
@@ -35,10 +35,10 @@ def routes_of(registry: Registry, settings: Settings, group: str) -> Routes:
     if not registry.all_documents:
         raise NothingToDeliver(
             "The registry has no documents.",
-            remedy="Is the module with the documents imported, and does their Meta name this registry?",
+            remedy="Import the module with the documents, and let their Meta name this registry.",
         )
     raise NothingToDeliver(
         f"None of the {len(registry.all_documents)} documents of the registry has a post_save, "
         "post_update or post_delete receiver that may run in the dispatcher.",
-        remedy="Is the module with the receivers imported? Name it with --import MODULE.",
+        remedy="If the module with the receivers is not imported, name it with --import MODULE.",
     )

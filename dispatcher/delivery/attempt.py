@@ -1,4 +1,4 @@
-"""One attempt: a receiver, what it is called with, and how steps are put around the call."""
+"""One attempt: the receiver, its arguments, and the steps around the call."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -18,18 +18,18 @@ from mongoz.signals import Delivery
 from mongoz.signals.receivers import Receiver
 
 Run = Callable[["Attempt"], Awaitable[Any]]
-"""Runs a receiver. It raises what the receiver raises."""
+"""Runs a receiver. Raises the error of the receiver."""
 
 Call = Callable[["Attempt"], Awaitable[BaseException | None]]
-"""Makes an attempt. It returns what the receiver raised; None if the attempt succeeded."""
+"""Makes an attempt. Returns the error of the receiver; None if the attempt succeeded."""
 
 
 @dataclass(slots=True, eq=False)
 class Target:
-    """A receiver with the steps around its attempts, which are chosen once. `replace` adds a step.
+    """A receiver with the steps around its attempts. The steps are chosen once. `replace` adds a step.
 
     Attributes:
-        terms: its options, completed by the operator's settings.
+        terms: the options of the receiver, completed by the operator's settings.
         run: the steps inside the time limit. They run in the receiver's context and can be cancelled.
         call: the steps outside the time limit, around `run`. They run in the context of the worker.
     """
@@ -42,10 +42,10 @@ class Target:
 
 
 class Step(Protocol):
-    """Something that happens around each attempt of the receivers that need it."""
+    """A step around each attempt of the receivers that need it, like a middleware."""
 
     def around(self, target: Target) -> Target:
-        """Put the step around a receiver: around its `run`, or around its `call`.
+        """Put the step around the `run` or around the `call` of a receiver.
 
         Returns:
             The target with another `run` or `call`; the same target if the receiver does not need this step.
@@ -56,11 +56,11 @@ class HeldDelivery(NamedTuple):
     """A delivery that waited in the database, and is due.
 
     Attributes:
-        change: the change, with documents that no receiver has seen.
+        change: the change, with documents that no receiver has modified.
         calls: the document class and a single receiver.
-        again: the dead letter that it repeats, if it repeats one.
-        leave: called with the task and the decision if the receiver ignores cancellation. `deliver_held` does not
-            return then.
+        again: the dead letter that the delivery repeats; None if it repeats none.
+        leave: called with the task and the decision if the receiver ignores cancellation. In this case
+            `deliver_held` does not return.
     """
 
     change: Change
@@ -72,13 +72,13 @@ class HeldDelivery(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Attempt:
-    """One attempt to deliver one change to one receiver. It is never changed: `replace` makes another one.
+    """One attempt to deliver one change to one receiver. It is immutable: `replace` makes a changed copy.
 
     Attributes:
-        calls: the document class, the signal, and where the change comes from.
-        keywords: the other keywords that the receiver gets; with the instance.
-        whose: the job of the change, or the held delivery, that this attempt is part of.
-        began: when it began, by the monotonic clock.
+        calls: the document class, the signal, and the collection of the change.
+        keywords: the other keyword arguments of the receiver, such as the instance.
+        whose: the job, or the held delivery, to which this attempt belongs.
+        began: the time of the beginning, by the monotonic clock.
     """
 
     target: Target
@@ -97,7 +97,7 @@ def run_receiver(attempt: Attempt) -> Awaitable[Any]:
 
 
 def with_new_instance(attempt: Attempt, codec_options: CodecOptions[Any]) -> Attempt:
-    """The same attempt, with an instance that no receiver has seen.
+    """Copy an attempt, with a new instance that no receiver has modified.
 
     Raises:
         BaseException: a validator of the application raised it.

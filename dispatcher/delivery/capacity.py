@@ -1,4 +1,4 @@
-"""How many jobs may be queued and in flight at once, and pauses that give a place to another job."""
+"""Limits the jobs that are queued and in flight at once. A job in a pause gives its place to another job."""
 
 import asyncio
 from collections import deque
@@ -10,12 +10,12 @@ from dispatcher.settings import Settings
 
 
 class Bounds(NamedTuple):
-    """What the operator allows.
+    """The limits that the operator sets.
 
     Attributes:
-        concurrency: jobs in flight at most; jobs in a pause do not count.
-        max_queued: jobs that are accepted and not finished, at most.
-        max_bytes: bytes of their events, at most. A single larger event is accepted alone.
+        concurrency: maximum number of jobs in flight; jobs in a pause do not count.
+        max_queued: maximum number of jobs that are accepted and not finished.
+        max_bytes: maximum number of bytes of their events. A single larger event is accepted alone.
     """
 
     concurrency: int
@@ -24,25 +24,25 @@ class Bounds(NamedTuple):
 
     @classmethod
     def of(cls, settings: Settings) -> "Bounds":
-        """The bounds of a process with these settings."""
+        """Read the bounds of a process from its settings."""
         return cls(settings.concurrency, settings.max_queued, settings.max_queued_mb * 1_000_000)
 
     def share(self, part: int, parts: int) -> "Bounds":
-        """The part of one of several partitions."""
+        """The share of one of several partitions."""
         return Bounds(*(share(total, part, parts) for total in self))
 
 
 class Capacity:
-    """The places for jobs, and their use. The lanes count here; everything else only reads.
+    """The places for jobs, and the number of places in use. Only the lanes change the counts of the queue.
 
     Attributes:
-        places: jobs that may be in flight now; 0 while the lanes are held.
-        away: jobs in a pause.
-        queued: jobs that are accepted and not finished.
-        returning: jobs whose pause is over, and that wait for a place.
-        watched: resolved when a job is finished; None if no task waits for that.
-        stopping: whether no further job begins.
-        cutting: whether receivers are being cancelled because the process ends.
+        places: maximum number of jobs in flight now; 0 while the lanes are held.
+        away: number of jobs in a pause.
+        queued: number of jobs that are accepted and not finished.
+        returning: jobs whose pause is over. They wait for a place.
+        watched: resolved when a job is finished; None if no task waits for it.
+        stopping: True if no further job begins.
+        cutting: True if the end of the process cancels receivers.
     """
 
     def __init__(self, bounds: Bounds) -> None:
@@ -56,14 +56,14 @@ class Capacity:
         self._on_free: Callable[[], None] = _nothing
 
     def on_free(self, listener: Callable[[], None]) -> None:
-        """Have a function called whenever a new job may begin."""
+        """Call a function whenever a new job may begin."""
         self._on_free = listener
 
     # -- the queue -------------------------------------------------------------------------------------------
 
     @property
     def full(self) -> bool:
-        """Whether no further job should be queued now."""
+        """Whether the queue has no room for another job."""
         bounds = self._bounds
         return self.queued >= bounds.max_queued or (self.queued > 0 and self.queued_bytes >= bounds.max_bytes)
 
@@ -78,7 +78,7 @@ class Capacity:
             await self.progress()
 
     async def idle(self) -> None:
-        """Wait until nothing is left to do."""
+        """Wait until no job is queued or in flight."""
         while self.queued:
             await self.progress()
 
@@ -88,7 +88,7 @@ class Capacity:
         await self.watched
 
     def report_progress(self) -> None:
-        """End the wait for a finished job."""
+        """Wake the task that waits for a finished job."""
         if self.watched is not None:
             _resolve(self.watched)
             self.watched = None
@@ -101,11 +101,11 @@ class Capacity:
         return self.places == 0
 
     def may_begin(self) -> bool:
-        """Whether work beside the stream may begin."""
+        """Whether work apart from the stream may begin."""
         return not (self.stopping or self.held)
 
     def hold(self) -> None:
-        """Begin no job until `release`. Jobs in flight continue; no pause ends."""
+        """Begin no job until `release`. Jobs in flight continue. Jobs in a pause stay in it."""
         self.places = 0
 
     def release(self) -> None:
@@ -116,7 +116,7 @@ class Capacity:
         self._on_free()
 
     def resize(self, bounds: Bounds) -> None:
-        """Change the bounds. What is queued or in flight beyond smaller bounds stays."""
+        """Change the bounds. Jobs beyond smaller bounds stay queued or in flight."""
         self._bounds = bounds
         if not self.held:
             self.release()
@@ -144,10 +144,10 @@ class Capacity:
         return False
 
     async def pause(self, seconds: float) -> None:
-        """Wait in the middle of a job. Another job may take its place meanwhile; later jobs of its lane wait too.
+        """Wait in the middle of a job. Another job may take its place. Later jobs of the same lane wait, too.
 
         Raises:
-            Interrupted: no further job begins.
+            Interrupted: the lanes stop.
         """
         self.away += 1
         self.in_flight -= 1
@@ -155,7 +155,7 @@ class Capacity:
         has_place = False
         try:
             await self._sleep(seconds)
-            if self.in_flight >= self.places:  # others took it; the next free place is for this job
+            if self.in_flight >= self.places:  # other jobs took all places; wait for the next free one
                 future = asyncio.get_running_loop().create_future()
                 self.returning.append(future)
                 try:
@@ -177,7 +177,7 @@ class Capacity:
             timer.cancel()
 
     async def _wait(self, future: "asyncio.Future[None]") -> None:
-        """Wait for a future. `stop` ends that."""
+        """Wait for a future. `stop` interrupts the wait."""
         if self.stopping:
             raise Interrupted
         self._paused.add(future)
@@ -188,10 +188,11 @@ class Capacity:
 
 
 def share(total: int, part: int, parts: int) -> int:
-    """One part of a number, at least 1. The first parts get what can't be divided.
+    """Compute one part of a number, at least 1. The first parts get the remainder of the division.
 
     Args:
-        part: which: 0, 1, ...
+        part: the number of the part, from 0.
+        parts: the number of parts.
     """
     return max(1, total // parts + (part < total % parts))
 

@@ -1,4 +1,4 @@
-"""Repeat transactions that meet other writes, and limit how many transactions of a receiver run at once."""
+"""Repeats transactions that conflict with other writes, and limits the concurrent transactions of a receiver."""
 
 import random
 from dataclasses import replace
@@ -16,16 +16,16 @@ from dispatcher.delivery.contention import Contention
 from dispatcher.delivery.log import described
 from dispatcher.delivery.transactions import is_conflict, is_transient
 
-# Seconds between two runs of a transaction that met another write: at first, and at most.
+# Seconds between two runs of a transaction after a conflict: the first pause, and the maximum.
 _FIRST_PAUSE: Final = 0.002
 _LONGEST_PAUSE: Final = 0.5
 
 
 class Conflicts:
-    """The step that repeats a transaction within its attempt, for as long as the server asks for that.
+    """The step that repeats a transaction within its attempt, as long as the server reports a transient error.
 
-    Each run has the receiver's whole time limit: the receiver is not to blame for writes of others. No run begins
-    when the attempt is older than the time limit.
+    Each run has the receiver's whole time limit, because the receiver did not cause the conflict. No run begins
+    after the attempt has become older than the time limit.
     """
 
     def __init__(self, codec_options: CodecOptions[Any], pause: Pause) -> None:
@@ -59,7 +59,7 @@ class Conflicts:
             attempt = with_new_instance(attempt, self._codec_options)
 
     def _count(self, attempt: Attempt, limit: float) -> None:
-        """Count a conflict; log it now and then."""
+        """Count a conflict. The log lines are throttled."""
         attempt.target.figures.conflicts += 1
         further = self._throttle.due(attempt.delivery.receiver)
         if further is not None:

@@ -1,9 +1,9 @@
-"""Limit how many transactions of one receiver run at once: fewer while they conflict, more while they succeed.
+"""Limits the concurrent transactions of one receiver. Conflicts lower the limit, and commits raise it.
 
-A transaction that meets the write of another one is aborted, and its work is lost. A hundred transactions on
-twenty documents abort each other nearly always. The best limit depends on the documents, so it is found as TCP
-finds the rate of a network. It begins small and doubles until the first conflict. From then on, each conflict
-reduces it by a fraction, and each commit raises it a little.
+The server aborts a transaction that conflicts with another one, and its work is lost. A hundred transactions on
+twenty documents abort each other nearly always. The best limit depends on the documents, so the algorithm is like
+the congestion control of TCP. The limit begins small and doubles until the first conflict. From then on, each
+conflict reduces it by a fraction, and each commit raises it a little.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from typing import Final
 # The first limit. Doubling brings it to a hundred in the time of four transactions.
 _FIRST: Final = 8.0
 
-# The fraction of the limit that is left after a conflict, and how much as many commits as the limit add to it.
+# A conflict multiplies the limit by the first number. As many commits as the limit add the second number to it.
 _BACK_OFF: Final = 0.7
 _GROWTH: Final = 1.0
 
@@ -24,7 +24,7 @@ class Contention:
     """The transactions of one receiver in this process.
 
     Attributes:
-        limit: how many may run at once; its fraction counts as well.
+        limit: maximum number of concurrent transactions. It has a fraction, which accumulates over commits.
 
     Example:
         async with contention.place() as place:
@@ -58,7 +58,7 @@ class Contention:
         try:
             await place
         except BaseException:
-            if place.done() and not place.cancelled():  # it was given, and is not needed any more
+            if place.done() and not place.cancelled():  # the place was given, but is no longer needed
                 self._running -= 1
                 self._admit()
             raise
@@ -73,8 +73,8 @@ class Contention:
     def conflicted(self, began: int) -> None:
         """Reduce the limit after a conflict.
 
-        Transactions that run at once conflict at once. They count as one conflict: a transaction that began before
-        the limit was reduced says nothing about the reduced limit.
+        Concurrent transactions conflict at the same time. They count as one conflict: a transaction that began
+        before the reduction says nothing about the reduced limit.
 
         Args:
             began: the value that `place` yielded.
@@ -85,5 +85,5 @@ class Contention:
 
     def committed(self) -> None:
         """Raise the limit after a commit."""
-        if self._running >= self.limit - 1:  # otherwise something else bounds them
+        if self._running >= self.limit - 1:  # otherwise the limit was not reached
             self.limit += _GROWTH / self.limit if self._round else 1.0

@@ -1,7 +1,7 @@
-"""Deliver one change: make its instance, call its receivers in order, repeat failed attempts.
+"""Delivers a change: makes its instance, calls its receivers in order, and repeats failed attempts.
 
-A delivery is finished when its receiver returned, when its dead letter is written, when the receiver's options
-drop it, or when it is written as a held delivery, which is made later.
+A delivery is finished in four cases: its receiver returned, its dead letter is written, the receiver's options
+drop it, or it is written as a held delivery, to be made later.
 """
 
 import asyncio
@@ -32,13 +32,13 @@ from mongoz.signals import Delivery
 from mongoz.signals.hops import MAX_HOPS, current_hops, inside_dispatcher
 from mongoz.signals.receivers import Receiver
 
-# From so many seconds on, a wait in a crowded queue takes place in the database, which costs some milliseconds.
+# If the queue is crowded, waits of at least so many seconds take place in the database. That costs milliseconds.
 _ROOM_FOR: Final = 0.3
 
 Replace = Callable[[asyncio.Task[Any], Callable[[], Awaitable[None]]], None]
-"""Replaces the task of a worker: another task does the rest of its job."""
+"""Replaces the task of a worker. Another task does the rest of the job."""
 
-# Seconds after its commit in which a change may be the work of a delivery that has just ended.
+# Seconds after a commit during which the change may come from a delivery that has just ended.
 _RECENT: Final = 2
 
 
@@ -46,7 +46,7 @@ class Deliverer:
     """Delivers changes.
 
     Args:
-        held: the deliveries that wait in the database; None to have them wait in memory.
+        held: the deliveries that wait in the database; None if deliveries wait in memory only.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Deliverer:
         self._failures = failures
         self._held = held
         self._echoes = Echoes()
-        # By the identity of the receiver, which the target keeps alive.
+        # Key: `id` of the receiver. The target keeps the receiver alive, so the id stays unique.
         self._targets: dict[int, Target] = {}
 
     # -- changes of the stream -------------------------------------------------------------------------------
@@ -81,12 +81,12 @@ class Deliverer:
 
         Raises:
             CancelledError: the process ends.
-            Interrupted: likewise.
+            Interrupted: the lanes stop, or the lease is lost.
         """
         if not isinstance(job, Job):
             return job.run()
         change = job.change
-        assert change is not None  # it is not finished
+        assert change is not None  # an unfinished job has its change
         if change.cluster_time.time + _RECENT < time() + self._stats.clock_offset:  # there is a backlog
             return self._work(job, change)
         return self._work_in_pace(job, change)
@@ -107,18 +107,18 @@ class Deliverer:
     def _work(self, job: Job, change: Change) -> Coroutine[Any, Any, None]:
         if len(job.calls) == 1:
             calls = job.calls[0]
-            if current_hops() == calls.hops + 1 <= MAX_HOPS:  # as nearly always: workers start like this
+            if current_hops() == calls.hops + 1 <= MAX_HOPS:  # the usual case: workers start with this hop count
                 return self._deliver(job, change, calls)
             return self._enter(job, change, calls)
         return self._enter_each(job, change, job.calls)
 
     async def _enter_each(self, job: Job, change: Change, several: tuple[Calls, ...]) -> None:
         for calls in several:
-            # An instance takes its row over: several document classes on one collection need a copy each.
+            # An instance takes ownership of its row, so each document class on a collection needs a copy.
             await self._enter(job, untouched(change, self._codec_options), calls)
 
     async def _enter(self, job: Job, change: Change, calls: Calls) -> None:
-        """Deliver. Writes of the receivers carry their distance from the first write."""
+        """Deliver, with the hop count of the change set for the writes of the receivers."""
         hops = calls.hops
         if hops > MAX_HOPS:
             await self._failures.stop_hopping(change, calls)
@@ -133,7 +133,7 @@ class Deliverer:
         """Call the receivers of one document class."""
         try:
             image, keywords = copy_context().run(keywords_of, change, calls)  # validators may set variables
-        except BaseException as misfit:  # ValidationErrors, and whatever the application's validators raise
+        except BaseException as misfit:  # validators of the application may raise any error
             await self._failures.misfit(change, calls, misfit)
             job.passed += len(calls.receivers)
             return
@@ -164,13 +164,13 @@ class Deliverer:
             await self._retry(attempt, error)
             job.passed += 1
             if number < len(calls.receivers):
-                # With a new instance: no receiver is to see what failed attempts did to this one.
+                # The other receivers get a new instance, because failed attempts may have modified this one.
                 rest = calls._replace(receivers=calls.receivers[number:])
                 await self._deliver(job, untouched(change, self._codec_options), rest)
             return
 
     async def _waits(self, held: HeldDeliveries, change: Change, calls: Calls, receiver: Receiver) -> bool:
-        """Whether a delivery waits behind others in the database now."""
+        """Whether a delivery waits after others in the database now."""
         return receiver.name in held.watched and await held.holds(change, calls, receiver)
 
     def _choose_steps(self, receiver: Receiver, signal: str) -> Target:
@@ -186,7 +186,7 @@ class Deliverer:
     # -- further attempts ------------------------------------------------------------------------------------
 
     async def _retry(self, attempt: Attempt, error: BaseException | None) -> None:
-        """Repeat a failed attempt until one succeeds, or the delivery waits in the database, or it is given up."""
+        """Repeat a failed attempt until an attempt succeeds, the delivery is parked, or it is given up."""
         first = attempt.began
         began = datetime.now(UTC) - timedelta(seconds=monotonic() - first)
         while error is not None:
@@ -202,7 +202,11 @@ class Deliverer:
         self._succeeded(attempt)
 
     async def _wait(self, attempt: Attempt, waiting: Waiting, since: float) -> bool:
-        """Wait for the next attempt, `since` seconds after the first one; whether that is done in the database."""
+        """Wait for the next attempt. Returns whether the delivery was parked instead.
+
+        Args:
+            since: seconds since the first attempt.
+        """
         held, receiver = self._held, attempt.target.receiver
         if held is not None and self._is_long(waiting, since):
             log_parked(attempt.delivery, waiting)
@@ -216,7 +220,7 @@ class Deliverer:
         return False
 
     def _is_long(self, waiting: Waiting, since: float) -> bool:
-        """Whether a delivery would wait for long here, or take the room of others."""
+        """Whether a delivery would wait too long in memory, or block the room of others."""
         return (
             waiting.reason != "retrying"
             or since + waiting.seconds > self._park_after
@@ -241,7 +245,7 @@ class Deliverer:
         """Make one attempt at a delivery that waited in the database.
 
         Returns:
-            What it waits for now; True if it is delivered, False if it was given up.
+            The next wait; True if the delivery succeeded; False if it was given up.
         """
         with inside_dispatcher(held.calls.hops):
             return await self._deliver_held(held)
@@ -282,7 +286,7 @@ class Deliverer:
     # -- receivers that ignore cancellation ------------------------------------------------------------------
 
     async def watch(self, replace: Replace | None = None) -> None:
-        """Enforce time limits. Runs for ever, beside the workers.
+        """Enforce time limits. Runs for ever, in parallel to the workers.
 
         Args:
             replace: replaces a worker whose receiver ignores cancellation. Without it, such a receiver keeps its
@@ -299,8 +303,8 @@ class Deliverer:
     async def _finish_without(self, task: asyncio.Task[Any], attempt: Attempt) -> None:
         """Do the rest of a job whose task does not end.
 
-        Its attempt has failed. The next attempt waits in the database until the task has ended, as a document has
-        one delivery at a time.
+        Its attempt has failed. The next attempt waits in the database until the task has ended, because a document
+        has one delivery at a time.
         """
         change, calls, whose = attempt.change, attempt.calls, attempt.whose
         error = TimeoutError(f"it took longer than {attempt.target.terms.timeout:g} s, and ignores cancellation")

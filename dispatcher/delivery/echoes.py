@@ -1,10 +1,10 @@
-"""Detect receivers that answer their own writes, and slow them down.
+"""Detects receivers that are triggered by their own writes, and slows them down.
 
-A write of the ODM inside a receiver carries a hop count. A raw write (`bulk_write`, the driver itself) carries
-none, and looks like a write of any other client. But its change is committed during the delivery that made it,
-time after time. For a document that is written often, this also happens by chance. So the next delivery of the
-document waits a little, and each further one for longer. Changes of other clients are committed outside of these
-deliveries, and do not wait. The log names the receiver. No delivery is lost, and each document has its own pace.
+A write of the ODM inside a receiver carries a hop count. A raw write (`bulk_write`, PyMongo itself) carries none,
+and looks like a write of any other client. But each of its changes is committed during the delivery that made it.
+For a document that is written often, this also happens by chance. So the next delivery of the document waits for a
+short time, and each further one waits longer. Changes of other clients are committed outside of these deliveries,
+and do not wait. The log names the receiver. No delivery is lost, and each document has its own delay.
 """
 
 from collections.abc import Iterable
@@ -16,15 +16,15 @@ from dispatcher.core.lease import now
 from dispatcher.core.output.logs import log
 from dispatcher.core.stats import seconds_of
 
-# Deliveries in a row at full speed, and how many more are slowed down before the log names the receiver.
+# Number of such deliveries in a row without a delay, and of delayed ones before the log names the receiver.
 _FREE: Final = 16
 _UNNAMED: Final = 4
 
-# Seconds that the first delayed delivery waits, and the limit for later ones.
+# Seconds that the first delayed delivery waits, and the maximum for later ones.
 _FIRST: Final = 0.1
 _LONGEST: Final = 5.0
 
-# Inaccuracy of commit times in seconds: they are whole milliseconds, by another clock.
+# Tolerance for commit times in seconds: they are whole milliseconds of another clock.
 _INEXACT: Final = 0.002
 
 # Minimum number of seconds for which a delivery is remembered.
@@ -47,7 +47,7 @@ class Echoes:
         self._named: set[str] = set()
 
     def count(self, key: Any, wall_time: datetime | None, clock_offset: float) -> int:
-        """How many changes of a document in a row were each committed during the delivery before; 0 for most.
+        """Count the changes of a document in a row that were committed during the previous delivery. Usually 0.
 
         Args:
             wall_time: the time of the commit, by the server's clock.
@@ -64,7 +64,7 @@ class Echoes:
         """Remember a delivery that has ended.
 
         Args:
-            began: when the delivery began, by `now`.
+            began: the time of its beginning, by `now`.
         """
         ended = now()
         if ended > self._turn:
@@ -72,7 +72,7 @@ class Echoes:
         self._young[key] = _Delivered(began, ended, echoes)
 
     def pause(self, echoes: int, receivers: Iterable[str], namespace: str, id_: Any) -> float:
-        """Seconds that a delivery waits before it begins. Logs each receiver that answers its own writes, once."""
+        """Compute the seconds that a delivery waits before it begins. Logs each such receiver once."""
         if echoes < _FREE:
             return 0.0
         seconds = float(min(_LONGEST, _FIRST * 2.0 ** min(echoes - _FREE, 10)))
@@ -80,13 +80,13 @@ class Echoes:
         if echoes >= _FREE + _UNNAMED and unnamed:
             self._named.update(unnamed)
             log.warning(
-                "a receiver seems to answer its own writes without an end; deliveries of these documents are "
-                "slowed down",
+                "the writes of a receiver seem to trigger the same receiver again, without end; deliveries of "
+                "these documents are slowed down",
                 action="delivery.echo",
                 receivers=unnamed,
                 namespace=namespace,
                 id=repr(id_),
                 in_a_row=echoes,
-                remedy="write with the ODM's own calls, which carry a hop count, and only if something changes",
+                remedy="write through the ODM, which adds a hop count, and only if a value changes",
             )
         return seconds

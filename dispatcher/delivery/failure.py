@@ -1,4 +1,4 @@
-"""What follows a failed attempt: another attempt, a dead letter, or nothing."""
+"""Decides what follows a failed attempt: another attempt, a dead letter, or a dropped delivery."""
 
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -16,13 +16,13 @@ from dispatcher.delivery.ports import DeadLetters
 from dispatcher.delivery.transactions import Transactions, is_transient
 from mongoz.signals.receivers import Receiver
 
-# For so long, errors that the server asks to repeat use up no attempt. No transaction lasts longer than a minute,
-# so what still conflicts after this time conflicts with the receiver's own writes.
+# During this time, transient transaction errors use up no attempt. No transaction lasts longer than a minute, so
+# later conflicts are conflicts with the receiver's own writes.
 _TRANSIENT_FOR: Final = timedelta(minutes=5)
 
 
 class _TooManyHops(Exception):
-    """Receivers of dispatchers have passed a change on to each other too often."""
+    """Receivers have triggered each other too many times in a row."""
 
 
 class FailedAttempt(NamedTuple):
@@ -30,7 +30,7 @@ class FailedAttempt(NamedTuple):
 
     Attributes:
         began: the time of the delivery's first attempt.
-        again: the dead letter that the delivery repeats, if it repeats one.
+        again: the dead letter that the delivery repeats; None if it repeats none.
     """
 
     attempt: Attempt
@@ -40,10 +40,10 @@ class FailedAttempt(NamedTuple):
 
 
 class Failures(NamedTuple):
-    """Decides what follows failed attempts, and keeps dead letters.
+    """Decides what follows failed attempts, and writes dead letters.
 
     Args:
-        dead_letters: keeps them; None to log them only.
+        dead_letters: the store of dead letters; None to log them only.
         transactions: knows which transactions are committed; None if there are none.
         pause: waits between attempts to read or write.
     """
@@ -55,7 +55,11 @@ class Failures(NamedTuple):
     transactions: Transactions | None = None
 
     async def decide(self, failed: FailedAttempt) -> Decision:
-        """Decide what follows: a wait, which the caller applies; or the end, of which all is written."""
+        """Decide what follows.
+
+        Returns:
+            A wait, which the caller applies; or the end of the delivery, which is recorded already.
+        """
         attempt, error, began, _ = failed
         terms, number = attempt.target.terms, attempt.delivery.attempt
         seconds = pause_after(number, terms.retry)
@@ -74,7 +78,7 @@ class Failures(NamedTuple):
         return Waiting("blocked", seconds, number, began, error)
 
     async def _give_up(self, failed: FailedAttempt) -> bool:
-        """Keep or drop a delivery after its last attempt; whether it turns out to have succeeded."""
+        """Keep or drop a delivery after its last attempt. Returns True if its transaction was committed."""
         attempt, error, began, again = failed
         target, delivery, id_ = attempt.target, attempt.delivery, attempt.change.id
         if target.terms.transactional and await self._is_committed(attempt):
@@ -91,12 +95,12 @@ class Failures(NamedTuple):
         return False
 
     async def _is_committed(self, attempt: Attempt) -> bool:
-        """Whether a transaction is committed although its attempt failed: the answer to the commit may be lost."""
+        """Whether a transaction is committed although its attempt failed. The reply to the commit may be lost."""
         if self.transactions is None:
             return False
         report = partial(
             log.warning,
-            "whether a transaction was committed can't be told yet, asking again",
+            "it is unknown whether a transaction was committed, asking again",
             action="delivery.unknown",
             **described(attempt.delivery),
         )
@@ -114,7 +118,7 @@ class Failures(NamedTuple):
     # -- changes for which no receiver can be called ---------------------------------------------------------
 
     async def misfit(self, change: Change, calls: Calls, error: BaseException, again: Again | None = None) -> None:
-        """Keep the deliveries of a document that can't become an instance."""
+        """Write dead letters for a document that can't be converted to an instance."""
         self.stats.invalid += 1
         if isinstance(error, UndecodableValue):
             log_undelivered("a change can't be decoded", "change.undecodable", change, calls, error)
@@ -124,19 +128,18 @@ class Failures(NamedTuple):
             await self._refuse(change, calls, error, "invalid", again)
 
     async def stop_hopping(self, change: Change, calls: Calls) -> None:
-        """Keep the deliveries of a change that receivers have passed on to each other too often."""
+        """Write dead letters for a change with too many hops."""
         error = _TooManyHops(
-            f"It came over {calls.hops} receivers of dispatchers; each made the next write, so they trigger each "
-            "other."
+            f"{calls.hops} receivers in a row led to this change: the write of each one triggered the next one."
         )
-        text = "receivers trigger each other without an end"
+        text = "receivers trigger each other without end"
         log_undelivered(text, "change.too_many_hops", change, calls, error)
         await self._refuse(change, calls, error, "too_many_hops", None)
 
     async def _refuse(
         self, change: Change, calls: Calls, error: BaseException, reason: Reason, again: Again | None
     ) -> None:
-        """Keep dead letters, also for `on_failure="block"`: only another version of the application can help."""
+        """Write dead letters, even for `on_failure="block"`: only a new version of the application can succeed."""
         failure = Failure(error, datetime.now(UTC), 0, reason)
         for receiver in calls.receivers:
             self.stats.figures_of(receiver.name, calls.signal).refused += 1
@@ -144,7 +147,7 @@ class Failures(NamedTuple):
                 await self._keep(change, calls, receiver, failure, again)
 
     async def keep_unreadable(self, event: bytes, token: str, error: Exception) -> None:
-        """Keep a change event that can't be decoded. When this returns, the position may pass it."""
+        """Write a dead letter for an event that can't be decoded. Afterwards the position may pass the event."""
         if self.dead_letters is not None:
             failure = Failure(error, datetime.now(UTC), 0, "undecodable")
             await self.dead_letters.keep_event(event, token, failure, term=self.term)

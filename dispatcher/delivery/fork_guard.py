@@ -1,6 +1,6 @@
-"""Processes that a receiver forks: one that comes back to the dispatcher's code ends there.
+"""Ends a process that a receiver has forked as soon as it returns to the dispatcher's code.
 
-It would go on as a second dispatcher, on the sockets of the first one.
+Otherwise it would continue as a second dispatcher, on the sockets of the first one.
 """
 
 import asyncio
@@ -13,25 +13,26 @@ from dispatcher.core.output.writer import say_at_once
 from dispatcher.exceptions import ExitCode
 
 _LAST_WORDS: Final = (
-    b"a process that a receiver forked came back to the dispatcher, and was ended; "
-    b"remedy: end it with os._exit(), or use asyncio.create_subprocess_exec()\n"
+    b"a process that a receiver forked returned to the code of the dispatcher and was ended; "
+    b"remedy: end such a process with os._exit(), or use asyncio.create_subprocess_exec()\n"
 )
 
 T = TypeVar("T")
 
 
 class _Process:
-    """Whether this process is a child that a receiver has forked.
+    """The state of this process.
 
     Attributes:
-        loop: children of this loop end when they come back to it.
+        forked: whether a receiver has forked this process.
+        loop: a forked process ends when it returns to this loop.
     """
 
     forked = False
     loop: asyncio.AbstractEventLoop | None = None
 
     def on_fork(self) -> None:
-        """Note a fork, in the child. The child may run up to the next turn of the loop."""
+        """Record a fork, in the child. The child may run until the next turn of the loop."""
         if self.loop is not None:
             self.forked = True
             self.loop.call_soon(leave_if_forked)
@@ -44,12 +45,12 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
 
 
 def watch_forks(loop: asyncio.AbstractEventLoop | None) -> None:
-    """From now on, end processes that are forked and come back to this loop; None for none any more."""
+    """End forked processes when they return to this loop; None to end no more processes."""
     this_process.loop = loop
 
 
 def leave_if_forked(error: BaseException | None = None) -> None:
-    """End this process if a receiver has forked it; with the code of a SystemExit if that is the error."""
+    """End this process if a receiver has forked it. If `error` is a SystemExit, its code is the exit code."""
     if not this_process.forked:
         return
     if isinstance(error, SystemExit):
@@ -59,10 +60,10 @@ def leave_if_forked(error: BaseException | None = None) -> None:
 
 
 class Threads(ThreadPoolExecutor):
-    """Threads of the loop. A process that is forked in one of them ends when the thread has done its job."""
+    """The thread pool of the loop. A process that a thread forks ends when the thread has done its job."""
 
     def submit(self, function: Callable[..., T], /, *args: Any, **keywords: Any) -> Future[T]:
-        """Have a thread call a function."""
+        """Call a function in a thread."""
         return super().submit(_run, function, args, keywords)
 
 

@@ -1,4 +1,4 @@
-"""Make the instances that receivers get from a change, and find the BSON that the server sent."""
+"""Makes the instances that receivers get from a change, and extracts the BSON that the server sent."""
 
 from functools import cache
 from typing import Any, NamedTuple
@@ -15,16 +15,16 @@ from mongoz.fields.storage import stored_names
 from mongoz.persistence.rows.hydration import hydrate, make_bare_instance
 from mongoz.signals.receivers import importable_name
 
-# Parts that are only cut out of an event need not be decoded.
+# Extracted parts of an event are not decoded.
 _RAW = lenient(RAW)
 
 
 class Originals(NamedTuple):
-    """The documents of a change, as BSON, with the stamp.
+    """The documents of a change, as BSON, including the stamp.
 
     Attributes:
-        document: after the change; the current one if it had to be looked up. None if unknown.
-        before: before the change. None if unknown.
+        document: the document after the change, or the current one if it was looked up; None if unknown.
+        before: the document before the change; None if unknown.
     """
 
     document: bytes | None
@@ -32,7 +32,7 @@ class Originals(NamedTuple):
 
 
 def originals_of(change: Change) -> Originals:
-    """The documents that the server sent, cut out of the event, also if they can't be decoded."""
+    """Extract the documents that the server sent from the event, even if they can't be decoded."""
     event = RawBSONDocument(change.raw, codec_options=_RAW)
     document, before = event.get("fullDocument"), event.get("fullDocumentBeforeChange")
     after = None if document is None else bytes(document.raw)
@@ -45,7 +45,7 @@ def key_of(change: Change) -> Any:
 
 
 def decoded_again(change: Change, codec_options: CodecOptions[Any]) -> Change:
-    """A change that was stored, with those of its documents that can be decoded."""
+    """Decode the documents of a stored change. Documents that can't be decoded are None."""
     originals = originals_of(change)
     document, before, fault = None, None, change.fault
     if change.image != "key" and originals.document is not None:
@@ -62,10 +62,10 @@ def decoded_again(change: Change, codec_options: CodecOptions[Any]) -> Change:
 
 
 def untouched(change: Change, codec_options: CodecOptions[Any]) -> Change:
-    """The same change with new documents: an instance takes its document over, and receivers change instances.
+    """Copy a change, with documents that no instance owns, because receivers may modify instances.
 
     Args:
-        change: an instance may have taken its documents over.
+        change: the change, whose documents an instance may own already.
     """
     if not change.raw:
         return change
@@ -77,12 +77,12 @@ def untouched(change: Change, codec_options: CodecOptions[Any]) -> Change:
 
 
 def _decoded(raw: bytes | None, used: dict[str, Any] | None, codec_options: CodecOptions[Any]) -> Any:
-    """The document again, unless it could not be decoded the first time."""
+    """Decode a document again, unless the first decoding failed."""
     return None if raw is None or used is None else bson.decode(raw, codec_options=codec_options)
 
 
 def keywords_of(change: Change, calls: Calls) -> tuple[Image, dict[str, Any]]:
-    """The image of the instance, and the keywords for receivers. The instance takes the change's documents over.
+    """Make the image and the keyword arguments of receivers. The instance takes ownership of the documents.
 
     Raises:
         UndecodableValue: the document can't be decoded.
@@ -92,7 +92,7 @@ def keywords_of(change: Change, calls: Calls) -> tuple[Image, dict[str, Any]]:
     document, signal, collection = calls.document, calls.signal, calls.collection
     if signal == "post_delete":
         before = None if change.before is None else _previous(document, change.before, collection)
-        if before is None:  # unknown, or it does not fit the model: the delete is delivered without it
+        if before is None:  # unknown or invalid: the delete is delivered without it
             _refuse_undecodable(change)
             return "key", {"instance": make_bare_instance(document, change.id, collection)}
         return "pre", {"instance": before}
@@ -124,7 +124,7 @@ def _previous(document: Any, row: dict[str, Any], collection: Collection | None)
 
 @cache
 def name_of(document: Any) -> str:
-    """The name of a document class, the same in every process. For a class of `__main__` this takes a while."""
+    """The name of a document class, equal in all processes. It is cached, because for `__main__` it is slow."""
     return importable_name(document)
 
 

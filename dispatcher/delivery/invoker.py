@@ -1,8 +1,8 @@
-"""Run a receiver in a context of its own, and end it when its time is over.
+"""Runs a receiver in its own context, and enforces its time limit.
 
-A receiver runs in the task of a worker. A context of its own keeps the context variables that it sets out of other
-deliveries. A receiver that exceeds its time limit is cancelled, once a second. After ten cancellations that it
-ignored, another task replaces the worker, and the result of the receiver is discarded.
+A receiver runs in the task of a worker. Its own context isolates the context variables that it sets from other
+deliveries. A receiver that exceeds its time limit is cancelled once a second. After ten ignored cancellations,
+another task replaces the worker, and the result of the receiver is discarded.
 """
 
 import asyncio
@@ -26,24 +26,24 @@ from dispatcher.delivery.log import described
 from dispatcher.delivery.terms import Policy
 from mongoz.signals import Delivery
 
-# Seconds between two cancellations of one receiver, and how many it may ignore.
+# Seconds between two cancellations of one receiver, and the number of cancellations that it may ignore.
 _CANCEL_AGAIN: Final = 1.0
 _CANCELLATIONS: Final = 10
 
-# Tasks that were replaced and have not ended, at most: each holds its instance. Further ones keep their workers.
+# Maximum number of replaced tasks that still run: each holds its instance. Further receivers keep their workers.
 _MOST_ABANDONED: Final = 200
 
-# Seconds between two checks of time limits: at most, and at least.
+# Seconds between two checks of time limits: maximum and minimum.
 _RARELY: Final = 1.0
 _OFTEN: Final = 0.01
 
 _Running = tuple[float, Attempt]
-"""When a receiver began, by the monotonic clock, and for what."""
+"""The time at which a receiver began, by the monotonic clock, and its attempt."""
 
 
 @coroutine
 def _in_context(context: Context, call: Any) -> Generator[Any, Any, None]:
-    """Await a call in a context of its own, without a task of its own."""
+    """Await a call in the given context, without a new task."""
     if type(call) is not CoroutineType:
         call = _awaited(call)
     step, value = call.send, None
@@ -53,7 +53,7 @@ def _in_context(context: Context, call: Any) -> Generator[Any, Any, None]:
         except StopIteration:
             return
         finally:
-            step = value = None  # an error would hold this frame, and this frame the error
+            step = value = None  # break the reference cycle between an error and this frame
         try:
             value = yield waits_for
             step = call.send
@@ -69,7 +69,7 @@ class Invoker:
     """Runs receivers, as the step with the time limit.
 
     Args:
-        lease: of the partition. No attempt begins without it.
+        lease: the lease of the partition. No attempt begins without it.
     """
 
     def __init__(self, policy: Policy, capacity: Capacity, lease: Lease) -> None:
@@ -77,7 +77,7 @@ class Invoker:
         self._lease = lease
         self._slow_after = policy.slow_after
         self._shortest = min(policy.timeout, policy.slow_after)
-        # A timer per delivery would cost more than a delivery.
+        # One check covers all deliveries: a timer per delivery would cost more than the delivery.
         self._running: dict[asyncio.Task[Any], _Running] = {}
         self._cancelled: Counter[asyncio.Task[Any]] = Counter()
         self._abandoned: set[asyncio.Task[Any]] = set()
@@ -93,11 +93,11 @@ class Invoker:
         return replace(target, call=self.call)
 
     def can_be_cut(self, task: asyncio.Task[Any]) -> bool:
-        """Whether a worker can be cancelled without harm: in a receiver, or when it may write nothing any more."""
+        """Whether a worker can be cancelled without harm: inside a receiver, or after the loss of the lease."""
         return task in self._running or self._lease.lost.is_set()
 
     def delivery_in(self, task: asyncio.Task[Any]) -> Delivery | None:
-        """The delivery whose receiver runs in a task. Another thread may ask."""
+        """The delivery whose receiver runs in a task. Thread-safe."""
         running = self._running.get(task)
         return None if running is None else running[1].delivery
 
@@ -107,12 +107,12 @@ class Invoker:
         """Run a receiver once.
 
         Returns:
-            What it raised, or a TimeoutError; None if it returned.
+            The error of the receiver, or a TimeoutError; None if the receiver returned.
 
         Raises:
-            CancelledError: the process ends, and the grace period is over. Whatever else a receiver raises, or
-                does to its task, is only a failure of the receiver.
-            Interrupted: the same, before the receiver was called; or the lease is lost.
+            CancelledError: the process ends, and the grace period is over. Any other error of a receiver, or
+                cancellation of its task, is only a failure of the receiver.
+            Interrupted: the grace period was over before the call, or the lease is lost.
             Abandoned: another task replaced this one; discard the result.
         """
         if now() >= self._lease.until:
@@ -128,7 +128,7 @@ class Invoker:
         try:
             context = copy_context()
             context.run(receiving.set, task)
-            if run is run_receiver:  # as for most receivers: this is what it does, without its frame
+            if run is run_receiver:  # the usual case: inlined, to save a frame
                 running = context.run(
                     target.receiver.function,
                     sender=attempt.calls.document,
@@ -157,19 +157,19 @@ class Invoker:
         return None
 
     async def _clear_cancellations(self, task: asyncio.Task[Any]) -> bool:
-        """Clear the worker of the cancellations that were meant for its receiver; whether there were any."""
+        """Clear the cancellations of a receiver from its worker. Returns whether its time limit caused one."""
         late = self._cancelled.pop(task, 0) > 0
         if task.cancelling() and not self._capacity.cutting:
             while task.cancelling():
                 task.uncancel()
             with suppress(asyncio.CancelledError):
-                await asyncio.sleep(0)  # takes the one that was requested and has not arrived
+                await asyncio.sleep(0)  # receives a cancellation that was requested and not yet raised
         return late
 
     # -- time limits -----------------------------------------------------------------------------------------
 
     async def watch(self, abandon: Callable[[asyncio.Task[Any], Attempt], None] | None = None) -> None:
-        """Cancel receivers that exceed their time limit, and log slow ones. Runs for ever, beside the workers.
+        """Cancel receivers that exceed their time limit, and log slow ones. Runs for ever, in its own task.
 
         Args:
             abandon: replaces the task of a receiver that ignores cancellation. Without it, the receiver keeps its
@@ -196,7 +196,7 @@ class Invoker:
         attempt: Attempt,
         abandon: Callable[[asyncio.Task[Any], Attempt], None] | None,
     ) -> None:
-        """Cancel a receiver, or abandon its task. A single cancellation may get lost, see `core/tasks.py`."""
+        """Cancel a receiver, or replace its task. A single cancellation may get lost, see `core/tasks.py`."""
         self._cancelled[task] += 1
         if self._cancelled[task] <= _CANCELLATIONS or abandon is None or self._capacity.cutting:
             task.cancel()
@@ -205,7 +205,7 @@ class Invoker:
         if not too_many or self._cancelled[task] == _CANCELLATIONS + 1:
             log.error(
                 "a receiver ignores cancellation; "
-                + ("too many do, so it keeps its worker" if too_many else "another worker takes its place"),
+                + ("too many receivers do, so it keeps its worker" if too_many else "another worker replaces it"),
                 action="delivery.stuck",
                 **described(attempt.delivery),
                 timeout=attempt.target.terms.timeout,
@@ -218,7 +218,7 @@ class Invoker:
             abandon(task, attempt)
 
     def _log_slow(self, attempt: Attempt, seconds: float) -> None:
-        """Log a slow receiver, now and then."""
+        """Log a slow receiver. The log lines are throttled."""
         further = self._throttle.due(attempt.delivery.receiver)
         if further is not None:
             log.warning(

@@ -1,7 +1,7 @@
-"""Lanes: one change of a document at a time, in commit order; many documents at once, within bounds.
+"""Lanes: each document has one change at a time, in commit order. Many documents run at once, within bounds.
 
-There is no task per change. A bounded number of workers takes jobs from the lanes that have any. A receiver that
-never waits for anything costs no trip through the event loop.
+There is no task per change. A bounded number of workers takes jobs from the lanes. A receiver that never waits
+costs no turn of the event loop.
 """
 
 import asyncio
@@ -14,10 +14,10 @@ from dispatcher.core.output.logs import log
 from dispatcher.core.tasks import Abandoned, Interrupted, end
 from dispatcher.delivery.capacity import Capacity
 
-# Jobs in one turn of the event loop, before timers, sockets and signals have theirs.
+# Maximum number of jobs in one turn of the event loop. Then timers, sockets and signals have their turn.
 _TURN: Final = 100
 
-# Seconds that cancelled jobs may take to end.
+# Time limit in seconds for the end of cancelled jobs.
 _PATIENCE: Final = 5.0
 
 # Part of that time reserved for recording results.
@@ -25,7 +25,7 @@ _TO_WRITE: Final = 2.0
 
 
 class _Worker:
-    """What the task of a worker is at."""
+    """The current job of a worker, with its key, as `at`."""
 
     __slots__ = ("at",)
 
@@ -34,16 +34,16 @@ class _Worker:
 
 
 class Lanes:
-    """Runs jobs; those with the same key one after another.
+    """Runs jobs. Jobs with the same key run one after another.
 
     Args:
-        work: does a job. It raises only what pauses raise.
+        work: does a job. It raises only `Interrupted`, `Abandoned`, and a cancellation when the process ends.
         on_finished: called when a job that delivers a change is finished; it marks the job as done.
-        can_be_cut: whether a task can be cancelled without harm now: other work of a job should finish.
+        can_be_cut: whether a task can be cancelled without harm now. Writes of a job should finish first.
 
     Attributes:
-        crashed: set when `work` raised something else, which is a bug.
-        crash: what it raised.
+        crashed: set when `work` raised any other error, which is a bug.
+        crash: this error.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class Lanes:
         self._can_be_cut = can_be_cut
         self.crashed = asyncio.Event()
         self.crash: BaseException | None = None
-        # A key is present while one of its jobs is ready or in flight. Its followers wait in its deque, which is
-        # only made for the first follower.
+        # A key is present while one of its jobs is ready or in flight. Later jobs of the key wait in its deque,
+        # which the first of them creates.
         self._lanes: dict[Hashable, deque[Job | Errand] | None] = {}
         self._ready: deque[tuple[Hashable, Job | Errand]] = deque()
         self._workers: dict[asyncio.Task[None], _Worker] = {}
@@ -75,7 +75,7 @@ class Lanes:
         return key in self._lanes
 
     def add(self, key: Hashable, job: Job | Errand) -> None:
-        """Queue a job, also beyond the bounds: ask `capacity.full` before."""
+        """Queue a job, even beyond the bounds. Callers check `capacity.full` first."""
         capacity = self._capacity
         capacity.queued += 1
         capacity.queued_bytes += job.size
@@ -99,8 +99,8 @@ class Lanes:
     def _rouse(self, workers: int) -> None:
         """Wake some workers. If jobs are left in the next turn of the event loop, wake twice as many.
 
-        One worker is enough for receivers that never wait. Receivers that wait need hundreds. What the first
-        worker leaves shows which kind the receivers are.
+        One worker is enough for receivers that never wait. Receivers that wait need hundreds. Jobs that the first
+        worker leaves in the queue show that the receivers wait.
         """
         self._rousing = False
         capacity = self._capacity
@@ -108,7 +108,7 @@ class Lanes:
             return
         for _ in range(min(workers, len(self._ready))):
             if not self._wake_one():
-                return  # all are at work, and take the next job afterwards
+                return  # all workers are busy, and take the next job afterwards
         self._rousing = True
         asyncio.get_running_loop().call_soon(self._rouse, workers * 2)
 
@@ -158,7 +158,7 @@ class Lanes:
             try:
                 await self._work(job)
             except BaseException as error:
-                if isinstance(error, Abandoned):  # the worker that replaced this one has the place
+                if isinstance(error, Abandoned):  # the worker that replaced this one owns the place now
                     return
                 capacity.in_flight -= 1
                 if isinstance(error, Interrupted):
@@ -195,7 +195,8 @@ class Lanes:
         """Replace a worker whose job does not end.
 
         Args:
-            task: of the worker. It must raise `Abandoned` if its receiver ends after all.
+            task: the task of the worker. It must raise `Abandoned` if its receiver ends later.
+            rest: does the rest of the job.
         """
         before = self._workers.pop(task)
         assert before.at is not None
@@ -219,15 +220,15 @@ class Lanes:
 
     @property
     def begun(self) -> list[Job]:
-        """Jobs of changes that have begun and are not finished."""
+        """The unfinished jobs of changes that have begun."""
         jobs = (worker.at[1] for worker in self._workers.values() if worker.at is not None)
         return [job for job in jobs if isinstance(job, Job) and not job.done]
 
     async def stop(self, grace: float) -> int:
-        """Begin nothing more, give jobs in flight `grace` seconds, then cancel them. Pauses end at once.
+        """Begin no more jobs, give jobs in flight `grace` seconds, then cancel them. Pauses end at once.
 
         Returns:
-            How many jobs were cancelled.
+            The number of cancelled jobs.
         """
         self._capacity.stop()
         for future in self._idle:
@@ -242,5 +243,5 @@ class Lanes:
         await end(self._workers.keys(), within=_TO_WRITE, only=self._can_be_cut)
         refused = await end(self._workers.keys(), within=_PATIENCE - _TO_WRITE)
         if refused:
-            log.error("receivers refuse to be cancelled", action="dispatcher.stuck", deliveries=refused)
+            log.error("receivers ignore cancellation and still run", action="dispatcher.stuck", deliveries=refused)
         return cut

@@ -11,14 +11,14 @@ from dispatcher.delivery.terms import Terms
 from mongoz.signals import Delivery
 
 Undelivered = Literal["change.invalid", "change.too_many_hops", "change.undecodable"]
-"""The `action` of a change for which no receiver can be called."""
+"""The `action` of the log line if no receiver can be called for a change."""
 
 End = Literal["blocked", "dropped", "dead_lettered"]
-"""What follows the last attempt of a delivery."""
+"""The state of a delivery after its last attempt."""
 
 
 def log_delivered(change: Change, delivery: Delivery, seconds: float) -> None:
-    """A delivery succeeded; only logged if the operator wants each delivery logged."""
+    """Log a successful delivery. Called only if the setting logs each delivery."""
     log.debug(
         "delivered",
         action="delivery.done",
@@ -33,9 +33,9 @@ def log_delivered(change: Change, delivery: Delivery, seconds: float) -> None:
 
 
 def log_undelivered(what: str, action: Undelivered, change: Change, calls: Calls, error: BaseException) -> None:
-    """No receiver can be called for a change."""
+    """Log that no receiver can be called for a change."""
     log.error(
-        f"{what}; its receivers are not called, and get dead letters",
+        f"{what}; its receivers are not called and get dead letters",
         action=action,
         document=calls.document.__name__,
         operation=change.operation,
@@ -47,7 +47,7 @@ def log_undelivered(what: str, action: Undelivered, change: Change, calls: Calls
 
 
 def log_attempt(delivery: Delivery, terms: Terms, error: BaseException) -> None:
-    """An attempt failed, and another one follows."""
+    """Log a failed attempt that another one follows."""
     log.warning(
         "a receiver failed",
         action="delivery.attempt_failed",
@@ -58,7 +58,7 @@ def log_attempt(delivery: Delivery, terms: Terms, error: BaseException) -> None:
 
 
 def log_parked(delivery: Delivery, waiting: Waiting) -> None:
-    """A delivery waits in the database."""
+    """Log that a delivery waits in the database."""
     log.info(
         "a delivery must wait; it and its followers are parked",
         action="delivery.parked",
@@ -69,7 +69,7 @@ def log_parked(delivery: Delivery, waiting: Waiting) -> None:
 
 
 def log_failed(what: str, how: End, delivery: Delivery, id_: Any, error: BaseException) -> None:
-    """The last attempt of a delivery failed."""
+    """Log that the last attempt of a delivery failed."""
     log.error(
         what,
         action=f"delivery.{how}",
@@ -81,7 +81,7 @@ def log_failed(what: str, how: End, delivery: Delivery, id_: Any, error: BaseExc
 
 
 def _from_the_receiver_on(error: BaseException) -> BaseException:
-    """The error without the leading frames of the dispatcher, which called the receiver."""
+    """Remove the leading frames of the dispatcher from the traceback of an error."""
     trace = error.__traceback__
     while trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("dispatcher.delivery."):
         trace = trace.tb_next
@@ -89,7 +89,7 @@ def _from_the_receiver_on(error: BaseException) -> BaseException:
 
 
 def described(delivery: Delivery) -> dict[str, Any]:
-    """The keys that each line about a delivery has."""
+    """The common fields of all log lines about a delivery."""
     return {
         "delivery_id": delivery.id,
         "signal": delivery.signal,

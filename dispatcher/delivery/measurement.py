@@ -1,4 +1,4 @@
-"""Measure attempts."""
+"""Measures the duration of attempts and the latency of changes."""
 
 from collections.abc import Awaitable
 from dataclasses import replace
@@ -9,14 +9,14 @@ from dispatcher.core.events import Job
 from dispatcher.core.stats import Stats, seconds_of
 from dispatcher.delivery.attempt import Attempt, Call, Target
 
-# Seconds between two attempts of a receiver that are measured, at least. Each delivery is counted, but a look at
-# the clock and an entry in two histograms for each would cost a twentieth of a delivery. A sample that is spread
-# evenly over time shows the same.
+# Minimum number of seconds between two measured attempts of a receiver. Each delivery is counted. Only a sample is
+# measured, because the clock and two histograms would add a twentieth to the cost of each delivery. A sample that
+# is spread evenly over time gives the same distribution.
 _BETWEEN: Final = 0.001
 
 
 class Measurement:
-    """The step that measures how long attempts take, and how old changes are at their first attempt."""
+    """The step that measures the duration of attempts, and the age of changes at their first attempt."""
 
     def __init__(self, stats: Stats) -> None:
         self._stats = stats

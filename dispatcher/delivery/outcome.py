@@ -1,22 +1,22 @@
-"""What becomes of a delivery, as values: it waits, or it failed for good."""
+"""The outcomes of a delivery, as values: it waits, or it failed permanently."""
 
 from datetime import datetime
 from typing import Literal, NamedTuple
 
 HoldReason = Literal["retrying", "blocked", "paused", "retry", "interrupted", "orphaned", "malformed"]
-"""Why a delivery waits."""
+"""The reason why a delivery waits."""
 
 Reason = Literal["failed", "invalid", "undecodable", "too_many_hops"]
-"""Why a delivery failed for good."""
+"""The reason why a delivery failed permanently."""
 
 
 class Waiting(NamedTuple):
     """A delivery waits for its next attempt.
 
     Attributes:
-        seconds: until the next attempt.
-        began: the time of the first attempt; None if there was no attempt.
-        error: of the last attempt; None likewise.
+        seconds: seconds until the next attempt.
+        began: the time of the first attempt; None before it.
+        error: the error of the last attempt; None before the first one.
     """
 
     reason: HoldReason
@@ -27,10 +27,10 @@ class Waiting(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """A delivery failed for good.
+    """A delivery failed permanently.
 
     Attributes:
-        error: of the last attempt, or what made an attempt impossible.
+        error: the error of the last attempt, or the error that prevented any attempt.
         began: the time of the first attempt.
     """
 
@@ -44,7 +44,8 @@ class Again(NamedTuple):
     """The dead letter that a delivery repeats.
 
     Attributes:
-        retries: how many earlier retries of the letter failed.
+        letter: the id of the dead letter.
+        retries: the number of failed retries of the dead letter.
     """
 
     letter: str

@@ -1,4 +1,4 @@
-"""What deliveries need of the packages above this one, as protocols."""
+"""Protocols for the services that deliveries need from the packages above this one."""
 
 import asyncio
 from collections.abc import Set
@@ -21,7 +21,7 @@ class HeldDeliveries(Protocol):
         """Whether an operator paused a receiver."""
 
     async def holds(self, change: Change, calls: Calls, receiver: Receiver) -> bool:
-        """Whether a delivery must wait behind others. If so, it is written when this returns."""
+        """Whether a delivery must wait after others. If it must, this writes it to the database."""
 
     async def park(
         self,
@@ -40,7 +40,7 @@ class HeldDeliveries(Protocol):
 
 
 class DeadLetters(Protocol):
-    """The deliveries that failed for good."""
+    """The store of dead letters."""
 
     async def keep_delivery(
         self,
@@ -56,7 +56,7 @@ class DeadLetters(Protocol):
         """Write a dead letter. When this returns, it survives a failover.
 
         Args:
-            again: the dead letter that this delivery repeats: it is replaced.
+            again: the dead letter that this delivery repeats; the new one replaces it.
             pause: waits between attempts to write.
         """
 
@@ -71,5 +71,5 @@ class SessionRegister(Protocol):
         """Register a session, so that others can end its transaction if this process dies.
 
         Raises:
-            PyMongoError: as the driver raises it.
+            PyMongoError: the command failed.
         """

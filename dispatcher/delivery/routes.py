@@ -1,6 +1,6 @@
-"""Which receivers get a change: those of its document, less those that ran where it was written.
+"""Selects the receivers of a change: the receivers of its document, without those that the writing process ran.
 
-`Routes.resolve` is the only place that decides it, `fields` and `where` included.
+`Routes.resolve` is the only place that selects receivers. It also applies `fields` and `where`.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -17,11 +17,11 @@ from mongoz.signals.names import POST
 from mongoz.signals.receivers import Receiver, stamp_ids
 
 Withheld = Literal["ran", "muted"]
-"""Why a stamp keeps a change from a receiver: it ran where the change was written, or the write was muted."""
+"""The reason why a stamped change skips a receiver: the writing process ran it, or the write was muted."""
 
 _NOBODY: Final[tuple[Calls, ...]] = ()
 
-# Signal and `created` by the operation alone: of a change without a stamp that counts.
+# Signal and `created` of a change without a stamp: only the operation decides.
 _NATURAL: Final = {
     "insert": ("post_save", True),
     "replace": ("post_save", False),
@@ -29,7 +29,7 @@ _NATURAL: Final = {
     "delete": ("post_delete", False),
 }
 
-# Namespaces whose listeners are cached, at most.
+# Maximum number of namespaces whose listeners are cached.
 _MOST_REMEMBERED: Final = 10_000
 
 
@@ -37,10 +37,10 @@ class Listener(NamedTuple):
     """One document class and its receivers, by signal.
 
     Attributes:
-        receivers: by signal.
-        namespace: of its own collection.
-        patterns: of further ones that hold such documents.
-        fields: the stored names that must have changed, of the `post_update` receivers that ask for some.
+        receivers: the receivers, by signal.
+        namespace: the namespace of the document's own collection.
+        patterns: the patterns of further collections with documents of this class.
+        fields: for `post_update` receivers with the option `fields`: the stored names of these fields.
         stamped: the ids of receivers in the stamps of this document.
     """
 
@@ -53,11 +53,11 @@ class Listener(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """A listener, as it is for one namespace.
+    """A listener for one namespace.
 
     Attributes:
-        collection: the one that the namespace names, if it is not the document's own.
-        names: of all its receivers.
+        collection: the collection of the namespace; None if it is the document's own collection.
+        names: the names of all receivers of the listener.
     """
 
     document: Any
@@ -69,12 +69,12 @@ class _Found(NamedTuple):
 
 
 class Routes:
-    """The receivers of a set of documents, as they are connected at this moment.
+    """The receivers of a set of documents that are connected when this is made.
 
     Args:
         documents: concrete document classes.
         group: the group of dispatchers that this process belongs to; stamps of other groups do not count.
-        apart_from: the database of the dispatcher's state, which the patterns of `Meta.watch` leave out.
+        apart_from: the database of the dispatcher's state. The patterns of `Meta.watch` exclude it.
     """
 
     def __init__(self, documents: Iterable[Any], group: str, apart_from: str = "") -> None:
@@ -84,7 +84,7 @@ class Routes:
         self._conditions: Conditions | None = None
         self._listeners: list[Listener] = []
         self._found: dict[Namespace, tuple[_Found, ...]] = {}
-        # Calls of changes without a stamp, where they depend on nothing but namespace and operation.
+        # Calls of changes without a stamp, if they depend only on namespace and operation.
         self._natural: dict[tuple[Namespace, str], tuple[Calls, ...]] = {}
         self._withheld: dict[Hashable, tuple[tuple[Withheld, str, str], ...]] = {}
         for document in documents:
@@ -101,11 +101,11 @@ class Routes:
                 self._listeners.append(Listener(document, receivers, namespace, patterns, fields, stamped))
 
     def narrowed(self, keep: Callable[[str, Receiver], bool], run: str = "") -> "Routes":
-        """Some of the receivers only.
+        """Make routes with a part of the receivers.
 
         Args:
-            keep: whether one stays, by the name of its signal.
-            run: id of the run that calls them. In a run, receivers that ran where a change was written get it too.
+            keep: called with a signal name and a receiver; whether the receiver stays.
+            run: id of the run that calls them. In a run, receivers that the writing process ran are called, too.
         """
         routes = Routes((), self.group, self.apart_from)
         routes._run = run
@@ -127,14 +127,14 @@ class Routes:
 
     @property
     def namespaces(self) -> tuple[Namespace, ...]:
-        """The collections with listeners that are known by name."""
+        """The collections with listeners whose names are known."""
         watched = (pattern for one in self._listeners for pattern in one.patterns if pattern.is_literal)
         named = [(pattern.database, pattern.collection) for pattern in watched]
         return tuple(dict.fromkeys([*(listener.namespace for listener in self._listeners), *named]))
 
     @property
     def patterns(self) -> tuple[NamespacePattern, ...]:
-        """The patterns of further ones."""
+        """The patterns of further collections with listeners."""
         watched = [pattern for listener in self._listeners for pattern in listener.patterns]
         return tuple(dict.fromkeys(pattern for pattern in watched if not pattern.is_literal))
 
@@ -146,15 +146,15 @@ class Routes:
 
     @property
     def listeners(self) -> tuple[Listener, ...]:
-        """Every document that has receivers."""
+        """All documents with receivers."""
         return tuple(self._listeners)
 
     async def prepare(self, conditions: Conditions) -> bool:
-        """Have the server check every `where`, and ask it from now on; whether any receiver has one.
+        """Let the server check every `where`, and apply them from now on. Returns whether any receiver has one.
 
         Raises:
-            ApplicationError: the server does not accept one.
-            PyMongoError: as the driver has it.
+            ApplicationError: the server rejects a `where`.
+            PyMongoError: the command failed.
         """
         prepared = await conditions.prepare(self._each())
         self._conditions = conditions if prepared else None
@@ -172,7 +172,7 @@ class Routes:
         return routed if self._conditions is None else await self._conditions.wanted(routed)
 
     def route(self, change: Change) -> tuple[Calls, ...]:
-        """The receivers of one change; `where` is not asked."""
+        """The receivers of one change, without the check of `where`."""
         natural = change.namespace, change.operation
         if change.origin is None and (known := self._natural.get(natural)) is not None:
             return known
@@ -206,9 +206,9 @@ class Routes:
         return routed
 
     def withheld(self, change: Change) -> tuple[tuple[Withheld, str, str], ...]:
-        """The receivers that the stamp keeps a change from: reason, receiver and signal."""
+        """The receivers that do not get a change because of its stamp: reason, receiver and signal."""
         origin = change.origin
-        assert origin is not None  # the caller has looked
+        assert origin is not None  # the caller has checked it
         if not (origin.muted or origin.receivers) or self._run:
             return ()
         signal, _ = CALLED[change.operation, origin.call]
@@ -252,13 +252,13 @@ class Routes:
         hops: int,
         run: str = "",
     ) -> Calls | None:
-        """A recorded call, as it is made today; None if the receiver does not exist any more.
+        """Find the current receiver of a recorded call; None if the receiver no longer exists.
 
         Args:
-            document: name of the class.
-            receiver: its id, or one that it had under an earlier name.
-            namespace: where the change was made.
-            created: what `post_save` receivers are told.
+            document: the name of the document class.
+            receiver: the id of the receiver, or its id under an earlier name.
+            namespace: the namespace of the change.
+            created: the argument `created` of `post_save` receivers.
         """
         for listener in self._listeners:
             if name_of(listener.document) != document:
@@ -303,7 +303,7 @@ def _stamped(document: Any, receivers: Mapping[str, Iterable[Receiver]]) -> dict
 
 
 def _fields(document: Any, receivers: Iterable[Receiver]) -> dict[Receiver, frozenset[str]]:
-    """The stored names that must have changed, by receiver; receivers name attributes."""
+    """The stored names of the fields that trigger each receiver. The option `fields` has attribute names."""
     names = stored_names(document)
     return {
         r: frozenset(names.get(name, name) for name in r.options.fields) for r in receivers if r.options.fields

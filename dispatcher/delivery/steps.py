@@ -1,4 +1,4 @@
-"""The steps around each attempt, in their order. `docs/why.md` has the reason of each, and how to add one."""
+"""The steps around each attempt, in their order. `docs/why.md` explains each step, and how to add one."""
 
 from typing import Any
 
@@ -21,8 +21,8 @@ class Steps:
     """The steps around each attempt.
 
     Args:
-        tracing: makes spans; None if the operator asks for none.
-        transactions: runs transactional receivers; None to run them like others.
+        tracing: makes spans; None if traces are off.
+        transactions: runs transactional receivers; None to run them like other receivers.
 
     Attributes:
         invoker: the step with the time limit.

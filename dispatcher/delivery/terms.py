@@ -1,11 +1,11 @@
-"""How often a delivery is attempted, and how long one attempt may take."""
+"""The number of attempts of a delivery, and the time limit of one attempt."""
 
 from typing import Final, NamedTuple
 
 from dispatcher.settings import Settings
 from mongoz.signals.options import OnFailure, Options, Retry
 
-# The server ends transactions after 60 s, and the commit takes its time.
+# The server aborts transactions after 60 s, commit included.
 _LONGEST_TRANSACTION: Final = 50.0
 
 
@@ -13,7 +13,7 @@ class Terms(NamedTuple):
     """The options of one receiver, completed by the operator's settings.
 
     Attributes:
-        timeout: seconds for one attempt.
+        timeout: the time limit of one attempt in seconds.
     """
 
     retry: Retry
@@ -27,12 +27,12 @@ class Policy(NamedTuple):
     """The operator's settings for deliveries.
 
     Attributes:
-        attempts: for a delivery, if the receiver's options do not say otherwise.
-        timeout: seconds for one attempt, likewise.
-        park_after: seconds after the first attempt. A later attempt waits in the database.
+        attempts: number of attempts of a delivery, unless the receiver's options set it.
+        timeout: the time limit of one attempt in seconds, unless the receiver's options set it.
+        park_after: seconds after the first attempt. Later attempts wait in the database.
         slow_after: seconds after which the log names a receiver as slow.
-        once: make one attempt and keep no dead letter, whatever the options of a receiver are.
-        blocking: honour `on_failure="block"`; otherwise such a delivery becomes a dead letter.
+        once: make one attempt and keep no dead letter, regardless of the options of a receiver.
+        blocking: honour `on_failure="block"`; otherwise the delivery becomes a dead letter.
         log_each: log each delivery, at level debug.
     """
 

@@ -39,7 +39,7 @@ class Tracing:
     async def _run(self, run: Run, attempt: Attempt) -> None:
         from opentelemetry.trace import SpanKind, Status, StatusCode  # noqa: PLC0415 - an extra
 
-        # OpenTelemetry records only subclasses of Exception; an attempt that is late is cancelled.
+        # OpenTelemetry records only subclasses of Exception, but a late attempt raises CancelledError.
         with self._tracer.start_as_current_span(
             f"process {attempt.change.namespace[1]}",
             kind=SpanKind.CONSUMER,
@@ -111,9 +111,9 @@ def tracing_of(settings: Settings, stats: Stats) -> Tracing | None:
 
 @contextmanager
 def exporting(settings: Settings) -> Iterator[None]:
-    """Send spans as the variables of OpenTelemetry (`OTEL_...`) say; at the end, send the last ones.
+    """Export spans as configured by the variables of OpenTelemetry (`OTEL_...`). Flush the last spans at the end.
 
-    If the application has set its own provider, that is used.
+    If the application has set a provider, that provider is used.
 
     Raises:
         NotInstalled: opentelemetry is not installed.
@@ -132,7 +132,7 @@ def exporting(settings: Settings) -> Iterator[None]:
     if not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
         yield
         return
-    resource = Resource.create()  # of OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES
+    resource = Resource.create()  # reads OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES
     if str(resource.attributes["service.name"]).startswith("unknown_service"):
         resource = resource.merge(Resource({"service.name": _SERVICE}))
     provider = TracerProvider(resource=resource)
@@ -146,6 +146,6 @@ def exporting(settings: Settings) -> Iterator[None]:
 
 def _not_installed() -> NotInstalled:
     return NotInstalled(
-        "Traces were asked for (--traces, DISPATCHER_TRACES), and OpenTelemetry is not installed.",
+        "Traces are on (--traces, DISPATCHER_TRACES), but OpenTelemetry is not installed.",
         remedy=how_to_install("otel"),
     )

@@ -1,6 +1,7 @@
 """Transactional receivers: their writes in MongoDB commit together with the record of the delivery.
 
-A crash, or a process that was thought dead, may repeat a delivery. The repetition finds the record and ends.
+A delivery may be repeated after a crash, or after a wrong assumption that a process is dead. The repetition finds
+the record and ends.
 """
 
 from collections.abc import Iterator
@@ -19,12 +20,12 @@ from dispatcher.delivery.instances import name_of
 from dispatcher.delivery.ports import SessionRegister
 from mongoz import Registry
 
-# WriteConflict and LockTimeout: the server's answers to a transaction that meets another one.
+# WriteConflict and LockTimeout: the error codes of a conflict between transactions.
 _CONFLICTS: Final = frozenset({112, 24})
 
 _TRANSIENT: Final = ("TransientTransactionError", "UnknownTransactionCommitResult")
 
-# Majority, whatever the default of the deployment is: the position passes the commit, which must not be undone.
+# Majority, not the default of the deployment: no failover may undo a commit that the position has passed.
 _OPTIONS: Final[dict[str, Any]] = {
     "read_concern": ReadConcern("snapshot"),
     "write_concern": WriteConcern("majority"),
@@ -39,9 +40,9 @@ class Transactions:
     """The step that runs a transactional receiver in a transaction.
 
     Args:
-        registry: of the application. Receivers use its client, and a session belongs to one client.
-        group: of dispatchers. Each group has its own records.
-        sessions: where this process registers its sessions; None if no process takes over from it.
+        registry: the registry of the application. Receivers use its client, and a session belongs to one client.
+        group: the group of dispatchers. Each group has its own records.
+        sessions: the register for sessions of this process; None if no other process takes over its work.
     """
 
     def __init__(self, registry: Registry, group: Group, sessions: SessionRegister | None = None) -> None:
@@ -69,15 +70,15 @@ class Transactions:
             return
 
     async def is_committed(self, attempt: Attempt) -> bool:
-        """Whether a transaction of this delivery is committed: the answer to a commit may get lost.
+        """Whether a transaction of this delivery is committed. Needed because the reply to a commit may get lost.
 
         Raises:
-            PyMongoError: as the driver raises it.
+            PyMongoError: the command failed.
         """
         return await self._records.find_one({"_id": {"$in": self._ids(attempt)}}) is not None
 
     def _ids(self, attempt: Attempt) -> list[dict[str, str]]:
-        """The `_id` of the record, and the ones that it would have under earlier names of the receiver.
+        """The `_id` of the record, followed by its `_id`s under earlier names of the receiver.
 
         They contain the document class: a receiver of an abstract class has a single id, and several of its
         classes may share a collection.
@@ -90,11 +91,11 @@ class Transactions:
 
 
 async def _insert(records: Any, id_: dict[str, str], session: Any) -> None:
-    """Write the record, before anything else.
+    """Write the record, as the first write of the transaction.
 
     Raises:
-        _AlreadyDone: it is there.
-        PyMongoError: as the driver raises it; a write conflict while another process does the same.
+        _AlreadyDone: the record exists.
+        PyMongoError: the command failed, for example because another process makes the same delivery.
     """
     try:
         await records.insert_one({"_id": id_, "at": datetime.now(UTC)}, session=session)
@@ -103,19 +104,19 @@ async def _insert(records: Any, id_: dict[str, str], session: Any) -> None:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the server asks to repeat the transaction; also if the receiver raised another error from that."""
+    """Whether the server asks to repeat the transaction. Follows the cause of the receiver's error."""
     return any(any(map(one.has_error_label, _TRANSIENT)) for one in _driver_errors(error))
 
 
 def is_conflict(error: BaseException) -> bool:
-    """Whether a transaction met another write; also if the receiver raised another error from that."""
+    """Whether a transaction conflicted with another write. Follows the cause of the receiver's error."""
     return any(isinstance(one, OperationFailure) and one.code in _CONFLICTS for one in _driver_errors(error))
 
 
 def _driver_errors(error: BaseException) -> Iterator[PyMongoError]:
     seen: BaseException | None = error
     known: set[int] = set()
-    while seen is not None and id(seen) not in known:  # errors of an application may be in a circle
+    while seen is not None and id(seen) not in known:  # causes may form a cycle
         if isinstance(seen, PyMongoError):
             yield seen
         known.add(id(seen))

@@ -1,14 +1,14 @@
-"""`where`: whether a document is one that a receiver wants. The server decides, as it would for a query.
+"""Applies the option `where` of receivers. The server evaluates it, as it does for a query.
 
-The question is about the image that the receiver gets, which may be in no collection any more. The command
-carries the documents (`$documents`), many at a time. Each goes through the matches of its receivers in a pipeline
-of its own (`$lookup`), so that a match sees the document and nothing else, not even the origin stamp.
+The filter applies to the image that the receiver gets. This image may no longer be in any collection, so the
+command contains the documents (`$documents`), many at a time. Each document passes the filters of its receivers in
+its own pipeline (`$lookup`), so that a filter sees only the document, without the origin stamp.
 
-The receiver gets the change wherever the answer is unknown: without an image (`delivery.image` is `"key"`), when
-the server fails on the document (an `$expr` that does not suit it), and when document and match are too large for
-a command.
+If the result is unknown, the receiver gets the change: without an image (`delivery.image` is `"key"`),
+if the server fails on the document (an `$expr` that does not suit it), and if document and filter are too large
+for a command.
 
-This takes the right to run commands on the state's database, which readWrite there includes.
+This requires the right to run commands on the state's database. The role readWrite includes it.
 """
 
 from collections import defaultdict
@@ -35,23 +35,23 @@ from mongoz.stamps import FIELD
 Routed = tuple[Change, tuple[Calls, ...]]
 """A change and its receivers."""
 
-# Of several fields with one name the last one stays; everything else is kept as it is.
+# Decoding keeps the last of several fields with the same name, and every other value unchanged.
 _ONCE: Final = lenient(CodecOptions[dict[str, Any]]())
 
-# Bytes and number of the documents in one command: the server takes 16 MB, matches included.
+# Maximum bytes and number of the documents in one command. The server accepts 16 MB, filters included.
 _BYTES: Final = 8_000_000
 _MOST: Final = 250
 
-# Errors of the connection, not of a match.
+# Errors of the connection, not of a filter.
 _PASSING: Final = (ConnectionFailure, ConfigurationError)
 
 
 class _Question(NamedTuple):
-    """One document, and the matches that it goes through.
+    """One document, and the filters that apply to it.
 
     Attributes:
-        place: of its change among those that are asked about.
-        wheres: numbers of the matches.
+        place: the index of its change in the list of changes.
+        wheres: the numbers of the filters.
     """
 
     place: int
@@ -61,10 +61,10 @@ class _Question(NamedTuple):
 
 
 class Conditions:
-    """Holds the `where` of receivers, and asks the server.
+    """Holds the `where` of receivers, and lets the server evaluate them.
 
     Args:
-        codec_options: the registry's: how the values of a match are stored.
+        codec_options: the codec options of the registry, which encode the values of a filter.
     """
 
     def __init__(self, state: State, codec_options: CodecOptions[Any]) -> None:
@@ -75,11 +75,11 @@ class Conditions:
         self._numbers: dict[Receiver, int] = {}
 
     async def prepare(self, receivers: Iterable[tuple[Any, Receiver]]) -> bool:
-        """Have the server check every `where`; whether there is any.
+        """Let the server check every `where`. Returns whether any receiver has one.
 
         Raises:
-            ApplicationError: it does not accept one; names receiver, document and the server's reason.
-            PyMongoError: as the driver has it.
+            ApplicationError: the server rejects a `where`. The error names receiver, document and reason.
+            PyMongoError: the command failed.
         """
         numbers: dict[Any, int] = {}
         for document, receiver in receivers:
@@ -96,24 +96,24 @@ class Conditions:
         where = dict(receiver.options.where or {})
         try:
             raw = RawBSONDocument(bson.encode(where, codec_options=self._codec_options))
-            # Of no documents at all: what fails on some document only may suit those of the collection.
+            # Checked without documents: a filter that fails on one may suit the documents of the collection.
             await self._database.command(_command([], [raw]))
         except _PASSING:
             raise
-        except Exception as error:  # the driver has many for what can't be encoded
+        except Exception as error:  # PyMongo raises many types for values that can't be encoded
             if isinstance(error, PyMongoError) and isinstance(fatal(error, self._address), AccessDenied):
                 raise
             details = getattr(error, "details", None) or {}
             said = str(details.get("errmsg", error)).rstrip(".")
             raise ApplicationError(
-                f"where={where!r} of receiver {receiver.name!r} of {document.__name__} is no match that "
+                f"where={where!r} of receiver {receiver.name!r} of {document.__name__} is no filter that "
                 f"{self._address} accepts: {said}.",
                 remedy="It must be what find() takes, without $where, $text and $near.",
             ) from error
         return raw
 
     async def wanted(self, routed: list[Routed]) -> list[Routed]:
-        """The same changes, each without the receivers that do not want it."""
+        """Remove the receivers whose `where` rejects a change. Returns the changes with the others."""
         groups: dict[tuple[int, ...], list[_Question]] = defaultdict(list)
         for place, (change, calls) in enumerate(routed):
             wheres = self._asked_by(calls)
@@ -128,12 +128,12 @@ class Conditions:
         return routed
 
     def _asked_by(self, calls: tuple[Calls, ...]) -> tuple[int, ...]:
-        """The matches that a document goes through on its way to these receivers."""
+        """The numbers of the filters of these receivers."""
         numbers = self._numbers
         return tuple(sorted({numbers[r] for one in calls for r in one.receivers if r in numbers}))
 
     def _without(self, calls: tuple[Calls, ...], refused: set[int]) -> tuple[Calls, ...]:
-        """The calls without the receivers that have one of these matches."""
+        """Remove the receivers with one of these filters from the calls."""
         kept = (
             one._replace(receivers=tuple(r for r in one.receivers if self._numbers.get(r) not in refused))
             for one in calls
@@ -141,7 +141,7 @@ class Conditions:
         return tuple(one for one in kept if one.receivers)
 
     async def _answers(self, questions: list[_Question]) -> list[set[int]]:
-        """Which of its matches each document satisfies."""
+        """Find the filters that each document satisfies. Asks for single ones after an error."""
         wheres = questions[0].wheres
         try:
             return await self._ask(questions)
@@ -149,13 +149,13 @@ class Conditions:
             verdict = fatal(error, self._address)
             if isinstance(verdict, AccessDenied):
                 raise verdict from error
-            if len(questions) > 1:  # it is one of them; the others can be answered
+            if len(questions) > 1:  # one document causes the error; ask for each alone
                 return [answer for question in questions for answer in await self._answers([question])]
-            if len(wheres) > 1:  # it is one of the matches
+            if len(wheres) > 1:  # one filter causes the error; ask for each alone
                 alone = [await self._answers([questions[0]._replace(wheres=(n,))]) for n in wheres]
                 return [set[int]().union(*(answer for (answer,) in alone))]
             log.warning(
-                "the server can't say whether a receiver wants a change, so it gets it",
+                "the server can't evaluate the `where` of a receiver, so the receiver gets the change",
                 action="where.unknown",
                 where=str(self._wheres[wheres[0]]),
                 token=questions[0].token,
@@ -166,10 +166,10 @@ class Conditions:
     async def _ask(self, questions: list[_Question]) -> list[set[int]]:
         wheres = questions[0].wheres
         command = _command([question.document for question in questions], [self._wheres[n] for n in wheres])
-        # What the server says of values that don't suit a match may quote them.
+        # Error messages of the server may quote values of the document.
         ask = partial(self._database.command, command, codec_options=_ONCE)
         report = partial(
-            log.warning, "the server can't be asked who wants a change, trying again", action="where.not_asked"
+            log.warning, "the server can't evaluate `where` now, trying again", action="where.not_asked"
         )
         answer = await retry(ask, report, on=_PASSING)
         matched: list[set[int]] = [set() for _ in questions]
@@ -180,7 +180,7 @@ class Conditions:
 
 
 def _command(documents: list[RawBSONDocument], wheres: list[RawBSONDocument]) -> dict[str, Any]:
-    """Ask which documents satisfy which matches. A pipeline for each, so that nothing of ours is in its sight."""
+    """Make the command that finds the filters that each document satisfies. A filter sees only the document."""
     hit = {"$project": {"_id": 0, "hit": {"$literal": 1}}}
     inner = [
         {"$documents": ["$$document"]},
@@ -194,7 +194,7 @@ def _command(documents: list[RawBSONDocument], wheres: list[RawBSONDocument]) ->
             {"$lookup": {"let": {"document": "$document"}, "pipeline": inner, "as": "hits"}},
             {"$project": {"_id": 0, "n": 1, "hits": 1}},
         ],
-        "cursor": {"batchSize": len(documents) + 1},  # all of them at once
+        "cursor": {"batchSize": len(documents) + 1},  # all results in one batch
         "comment": "mongoz dispatcher",
     }
 
@@ -205,16 +205,16 @@ def _image(change: Change) -> bytes | None:
     image = originals.before if change.operation == "delete" else originals.document
     if image is None or change.operation != "update":
         return image
-    # After a pipeline that moved a field, post images of MongoDB 6.0 have it twice, the old value first. A match
-    # goes by the first, drivers decode the last, and so receivers get the last.
+    # After a pipeline that moved a field, post images of MongoDB 6.0 have the field twice, the old value first. A
+    # filter uses the first value, but drivers decode the last one, which receivers get. So keep only the last.
     try:
         return bson.encode(bson.decode(image, codec_options=_ONCE), codec_options=_ONCE)
-    except Exception:  # no driver decodes it; the server can look at it as it is
+    except Exception:  # no driver decodes it; the server may still evaluate it
         return image
 
 
 def _slices(questions: list[_Question]) -> Iterator[list[_Question]]:
-    """As many as fit into a command; one that is too large for any goes alone."""
+    """Split questions into commands of limited size. A document over the limit has its own command."""
     part: list[_Question] = []
     size = 0
     for question in questions:

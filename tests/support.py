@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -189,3 +190,10 @@ def daemon(app: str, *arguments: str, cwd: Path, **environment: str) -> Iterator
     finally:
         if running.process.poll() is None:
             running.kill()
+
+
+def free_port() -> int:
+    """A port of this machine that no process listens at."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])

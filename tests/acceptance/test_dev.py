@@ -19,7 +19,7 @@ import pytest
 from pymongo import MongoClient
 
 from dispatcher.demo.reload import _changes
-from tests.support import PATIENCE
+from tests.support import PATIENCE, free_port
 
 APP = """
 import mongoz
@@ -54,7 +54,7 @@ class Dev:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "dispatcher", "dev", "app:registry"],
             cwd=directory,
-            env={**os.environ, "TEST_FAMILY": self.mark, "DISPATCHER_HTTP": "auto"},
+            env={**os.environ, "TEST_FAMILY": self.mark, "DISPATCHER_HTTP": f"127.0.0.1:{free_port()}"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ import pytest
 
 from dispatcher.exceptions import ExitCode
 from tests.acceptance.test_run import RECEIVER, write_app
-from tests.support import ROOT, eventually_sync
+from tests.support import ROOT, eventually_sync, free_port
 
 # Each delivery writes much to stderr, in several ways, and a record to disk.
 RECEIVERS = """
@@ -100,13 +99,6 @@ def running(tmp_path, mongo, database, foreign):
             started.process.wait()
 
     return run
-
-
-def free_port() -> int:
-
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 @contextmanager

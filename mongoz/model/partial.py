@@ -61,7 +61,7 @@ def make_partial_class(document: Any) -> Any:
 
 
 def _drop_unloaded(instance: Any) -> Any:
-    """Remove the placeholders: reading such a field is an AttributeError then."""
+    """Remove the placeholders: then a read of the field raises an AttributeError."""
     values = instance.__dict__
     for name in [name for name, value in values.items() if value is _UNLOADED]:
         del values[name]

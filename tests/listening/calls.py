@@ -1,5 +1,6 @@
 """Calls of the ODM as data that hypothesis can draw, shrink and print."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -112,13 +113,14 @@ class Query:
         return found.limit(self.limit) if self.limit else found
 
 
-class Call:
+class Call(ABC):
     """One call."""
 
     def loads(self) -> Place | None:
         """The document whose instance the call uses."""
         return None
 
+    @abstractmethod
     async def run(self, document: Any, loaded: dict[Any, Any]) -> Any:
         """Makes the call; returns its result.
 
@@ -126,11 +128,10 @@ class Call:
             document: the class.
             loaded: instances by number; the call adds its new instances.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def fired(self) -> str:
         """The `post_*` signal."""
-        raise NotImplementedError
 
     @property
     def query(self) -> Query | None:

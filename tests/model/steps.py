@@ -6,6 +6,7 @@ So hypothesis can remove any other steps to find the shortest failing sequence.
 
 import asyncio
 import contextlib
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
@@ -83,12 +84,12 @@ class Run:
         return found, row
 
 
-class Step:
+class Step(ABC):
     """An action of a client, or of the operator of the dispatcher."""
 
+    @abstractmethod
     async def carry_out(self, run: Run) -> None:
         """Acts, and reports the action to the model."""
-        raise NotImplementedError
 
     @property
     def keys(self) -> frozenset[Key]:

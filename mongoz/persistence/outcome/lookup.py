@@ -47,7 +47,7 @@ def is_commit_unknown(error: PyMongoError) -> bool:
 
 
 async def fence_session(target: WriteTarget, session: Any, id_: Any) -> None:
-    """Make sure that the commands of a session are done by now, or never will be.
+    """Wait until the server is done with the commands of a session, and have it refuse commands that come late.
 
     A command may still run when its connection is lost. The next retryable write of the session waits until the
     server is done with it, and has a higher number: the server refuses lower ones from then on. This write changes

@@ -250,7 +250,7 @@ class Parent:
 
     def __init__(self, script: str) -> None:
         start = (
-            "import os, signal, sys\n"
+            "import os, signal, sys, time\n"
             "from dispatcher.embedded.server import start_embedded\n"
             "server = start_embedded(replica_set=False)\n"
             "print(server.pid, server.directory, flush=True)\n"
@@ -331,7 +331,8 @@ def handler(number, frame):
 signal.signal(signal.SIGINT, handler)
 signal.signal(signal.SIGTERM, handler)
 print("ready", flush=True)
-signal.pause()
+while True:
+    time.sleep(0.01)  # signal.pause() does not see a signal that comes just before it
 """
     with Parent(handles) as parent:
         assert parent.line() == "ready"

@@ -19,8 +19,8 @@ from dispatcher.core.stats import Stats
 from dispatcher.exceptions import MalformedLetter, UnknownLetter, UnknownReceiver
 from dispatcher.operate.status_model import MemberStatus
 from dispatcher.parking.files import Files
+from dispatcher.parking.letters import LETTERS
 from dispatcher.parking.record import short_id
-from dispatcher.parking.store import LETTERS
 
 # Fields that only dispatchers need. Lists also omit the long fields.
 _INTERNAL: Final = dict.fromkeys(("short_id", "hash", "lane", "by", "parked_at", "due_at"), False)

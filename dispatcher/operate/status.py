@@ -33,7 +33,8 @@ from dispatcher.operate.status_model import (
     PartitionStatus,
     Pause,
 )
-from dispatcher.parking.store import HEADS, LETTERS, WAITING
+from dispatcher.parking.letters import LETTERS
+from dispatcher.parking.store import HEADS, WAITING
 
 # A member counts as dead if its last heartbeat is older than this number of lease times.
 _SILENCE: Final = 1.5

@@ -20,8 +20,8 @@ from dispatcher.core.undecodable import Undecodable
 from dispatcher.delivery.routes import Routes
 from dispatcher.exceptions import DispatcherError
 from dispatcher.parking.gate import Parking
+from dispatcher.parking.letters import LetterStore
 from dispatcher.parking.record import Record, change_of, record_of
-from dispatcher.parking.store import HeldStore
 from dispatcher.stream.decode import decode
 from mongoz.signals.receivers import Receiver
 
@@ -47,7 +47,7 @@ class Resending(NamedTuple):
         goes_on: whether another retry may begin.
     """
 
-    held: HeldStore
+    letters: LetterStore
     parking: Parking
     routes: Routes
     add: Callable[[Hashable, Errand], None]
@@ -60,7 +60,7 @@ class Resending(NamedTuple):
             try:
                 taken = await self._take() if self.goes_on() else 0
             except PyMongoError as error:
-                raise_if_fatal(error, self.held.address)
+                raise_if_fatal(error, self.letters.address)
                 taken = 0
                 log.warning(
                     "dead letters can't be read now, trying again",
@@ -74,13 +74,13 @@ class Resending(NamedTuple):
         """Handle the next requests: park or refuse each dead letter. Returns the number of requests."""
         taken, size = 0, 0
         parked: list[asyncio.Future[None]] = []
-        for id_ in await self.held.requested(_MOST):
-            letter = await self.held.requested_letter(id_)
+        for id_ in await self.letters.requested(_MOST):
+            letter = await self.letters.requested_letter(id_)
             if letter is None:
                 continue
             parts: dict[str, bytes] = {}
             try:
-                parts = await self.held.parts(letter)
+                parts = await self.letters.parts(letter)
                 if letter["receiver"] is None:
                     await self._split(letter, parts)
                 else:
@@ -102,7 +102,7 @@ class Resending(NamedTuple):
         return taken
 
     async def _refuse(self, letter: str, reason: str) -> None:
-        await self.held.refuse(letter, reason)
+        await self.letters.refuse(letter, reason)
         log.warning(
             "a dead letter can't be tried again", action="dead_letter.refused", letter=letter, reason=reason
         )
@@ -162,10 +162,10 @@ class Resending(NamedTuple):
         kept = {name: letter[name] for name in _FAILURE}
         for calls in all_calls:
             for receiver in calls.receivers:
-                await self.held.keep(self._letter(change, calls, receiver, kept))
-        await self.held.drop(letter["_id"])
+                await self.letters.keep(self._letter(change, calls, receiver, kept))
+        await self.letters.drop(letter["_id"])
 
     def _letter(self, change: Change, calls: Calls, receiver: Receiver, kept: Mapping[str, Any]) -> Record:
-        record = record_of(change, calls, receiver, term=self.parking.term, group=self.held.group)
+        record = record_of(change, calls, receiver, term=self.parking.term, group=self.letters.group)
         record.fields.update(kept)
         return record

@@ -28,9 +28,9 @@ A document has the fields that `parking/record.py` lists, and:
     retries           number of failed retries; absent if there are none
     retry_requested_at, retrying_since, retry_refused {at, text}: the state of a requested retry
 
-Transitions: a delivery is written as head or as follower of a lane (`put`), or as dead letter (`keep`). Its next
-attempt succeeds (`settle` deletes it), must wait (`settle` sets `due_at`), or was the last one (`keep` replaces
-it). A retry turns a dead letter into a delivery among those of its lane (`retry`).
+Transitions: a delivery is written as head or as follower of a lane (`put`), or as dead letter (`keep` in
+`parking/letters.py`). Its next attempt succeeds (`settle` deletes it), must wait (`settle` sets `due_at`), or was
+the last one (`keep` replaces it). A retry turns a dead letter into a delivery among those of its lane (`retry`).
 
 There is no document of a lane. A lane exists while one of its deliveries waits, and `due_at` marks its head. `due`
 finds marked deliveries by (group, receiver, due_at), and the first delivery of each lane by (group, lane, token,
@@ -58,10 +58,8 @@ The cases, and why no delivery is lost or overtaken:
 MongoDB commands raise the `PyMongoError` of the driver.
 """
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import partial
 from hashlib import blake2b
 from itertools import takewhile
 from typing import Any, Final, NamedTuple
@@ -70,31 +68,25 @@ import bson
 from bson import MinKey
 from bson.errors import InvalidBSON
 from bson.raw_bson import RawBSONDocument
-from pymongo import ReturnDocument, UpdateOne
+from pymongo import UpdateOne
 from pymongo.errors import BulkWriteError, OperationFailure
 
 from dispatcher.core.batching import Gathering
 from dispatcher.core.bson_codec import RAW
 from dispatcher.core.bson_elements import readable
 from dispatcher.core.error_text import text_of
-from dispatcher.core.events import Calls, Change
 from dispatcher.core.keys import lane_key
-from dispatcher.core.output.logs import log
 from dispatcher.core.partitions import belongs
-from dispatcher.core.retry import Pause, retry
 from dispatcher.core.state import CODEC_OPTIONS, HELD, Group
 from dispatcher.core.state_checks import Sound
-from dispatcher.core.stats import Stats
 from dispatcher.core.undecodable import UndecodedKey
-from dispatcher.delivery.outcome import Again, Failure, Waiting
+from dispatcher.delivery.outcome import Waiting
 from dispatcher.parking.files import Files
-from dispatcher.parking.record import Record, failed, hash_of_key, record_of, short_id, undecodable_event
+from dispatcher.parking.letters import REQUESTED
+from dispatcher.parking.record import Record, hash_of_key
+from dispatcher.parking.updates import after, changed, replaced
 from dispatcher.parking.upgrade import take_over
 from mongoz.keys import canonical_of
-from mongoz.signals.receivers import Receiver
-
-LETTERS: Final[Mapping[str, Any]] = {"reason": {"$exists": True}}
-"""Matches dead letters, including the ones that are being retried."""
 
 WAITING: Final[Mapping[str, Any]] = {"lane": {"$gt": ""}}
 """Matches deliveries that wait."""
@@ -104,14 +96,16 @@ HEADS: Final[Mapping[str, Any]] = {"due_at": {"$gt": MinKey()}}
 
 _ALL: Final[Mapping[str, Any]] = {}
 
+# The values of a delivery that becomes a follower.
+_FOLLOWS: Final = {"$unset": {"due_at": ""}, "$set": {"state": "following"}}
+
 _ORDER: Final = {"group": 1, "lane": 1, "token": 1, "run": 1}
 
 UNDELIVERABLE: Final = 300.0
 """Seconds until the next try of a delivery that is malformed, or whose receiver the application does not have."""
 
-# Characters of an error, and of the reason of a refusal, that are kept.
+# Characters of an error that are kept.
 _LONGEST_MESSAGE: Final = 1_000
-_LONGEST_REASON: Final = 2_000
 
 # Maximum number of deliveries of one lane that are read at once, and of their bytes, where the size is recorded.
 _FOLLOWING: Final = 20
@@ -177,13 +171,12 @@ class HeldStore:
         partition: its number, and the number of partitions.
     """
 
-    def __init__(self, group: Group, stats: Stats, partition: tuple[int, int] = (0, 1)) -> None:
+    def __init__(self, group: Group, partition: tuple[int, int] = (0, 1)) -> None:
         self.group = group.name
         self.database = group.state.name
         self.address = group.state.address
         self._group = group
         self._partition = partition
-        self._stats = stats
         number, of = partition
         self._ours: dict[str, Any] = {"$expr": belongs("$hash", number, of)} if of > 1 else {}
         self._held = group.state.held
@@ -250,7 +243,7 @@ class HeldStore:
                 {"$set": {**computed, "files": files}},
             ]
         else:
-            change = _replace({**document, **_waits(waiting)}, {**computed, "due_at": _after(waiting.seconds)})
+            change = replaced({**document, **_waits(waiting)}, {**computed, "due_at": after(waiting.seconds)})
         await self._puts.add(UpdateOne({"_id": record.id}, change, upsert=True))
 
     async def _put(self, puts: list[UpdateOne]) -> list[Exception | None]:
@@ -264,6 +257,17 @@ class HeldStore:
             for one in details["writeErrors"]:
                 answers[one["index"]] = OperationFailure(one["errmsg"], one["code"], one)
         return answers
+
+    async def retry(self, id_: str, lane: str, fields: Mapping[str, Any]) -> bool:
+        """Make a dead letter wait in a lane, due at once. Returns False if its retry is no longer requested."""
+        values = {**fields, "lane": lane, "state": "retry", "attempts": 0, "first_attempt_at": None}
+        now = dict.fromkeys(("due_at", "parked_at", "retrying_since"), "$$NOW")
+        change = [*changed(values, **now), {"$unset": ["retry_requested_at", "retry_refused"]}]
+        if not (await self._held.update_one({"_id": id_, **REQUESTED}, change)).matched_count:
+            return False
+        others = {"group": self.group, "lane": lane, "_id": {"$ne": id_}, **HEADS}
+        await self._held.update_many(others, _FOLLOWS)
+        return True
 
     # -- working off -----------------------------------------------------------------------------------------
 
@@ -327,7 +331,7 @@ class HeldStore:
         sound = Sound(self.database)
         sound.skip(HELD, id_, error)
         sound.log()
-        waits = _set({"state": "malformed"}, due_at=_after(UNDELIVERABLE))
+        waits = changed({"state": "malformed"}, due_at=after(UNDELIVERABLE))
         return (await self._held.update_one({"_id": id_, **HEADS}, waits)).matched_count > 0
 
     async def read(self, ids: Sequence[str]) -> dict[str, RawBSONDocument]:
@@ -379,7 +383,7 @@ class HeldStore:
         """
         head = None
         if next_ is not None and waiting is not None:
-            change = _set(_waits(waiting), due_at=_after(waiting.seconds))
+            change = changed(_waits(waiting), due_at=after(waiting.seconds))
             head = UpdateOne({"_id": next_, "lane": lane.id}, change)
         elif next_ is not None and finished:
             head = _mark(next_, lane.id, lane.state, lane.due_at)
@@ -414,90 +418,6 @@ class HeldStore:
         if "files" in row and await self._held.find_one({"_id": row["_id"]}, {"_id": True}) is None:
             await self._files.delete(row)
 
-    # -- dead letters ----------------------------------------------------------------------------------------
-
-    async def keep_delivery(
-        self,
-        change: Change,
-        calls: Calls,
-        receiver: Receiver,
-        failure: Failure,
-        again: Again | None,
-        *,
-        term: int,
-        pause: Pause,
-    ) -> None:
-        """Write the dead letter of a delivery, see `DeadLetters` in `delivery/ports.py`."""
-        record = record_of(change, calls, receiver, term=term, group=self.group)
-        if again is not None:  # the letter keeps its `_id`, even if its receiver has another id now
-            record.fields.update(_id=again.letter, retries=again.retries + 1)
-        await self.keep(failed(record, failure), pause)
-
-    async def keep_event(self, event: bytes, token: str, failure: Failure, *, term: int) -> None:
-        """Write the dead letter of a change event that can't be decoded."""
-        await self.keep(undecodable_event(event, failure, token=token, term=term, group=self.group))
-
-    async def keep(self, letter: Record, pause: Pause = asyncio.sleep) -> None:
-        """Write a dead letter, or replace the one with the same `_id`. Then it survives a failover.
-
-        A failed write is repeated without a limit, because the delivery is not finished until it succeeds.
-        """
-        report = partial(
-            log.error,
-            "a dead letter could not be written, trying again",
-            action="dead_letter.not_written",
-            letter=letter.id,
-        )
-        await retry(partial(self._keep, letter), report, pause=pause)
-        self._stats.dead_letters += 1
-
-    async def _keep(self, letter: Record) -> None:
-        document = {**await self._files.write(letter), "state": "dead", "short_id": short_id(letter.id)}
-        change = _replace(document, {"hash": hash_of_key(letter.parts)})
-        before = await self._held.find_one_and_update(
-            {"_id": letter.id},
-            change,
-            projection={"files": True},
-            upsert=True,
-            return_document=ReturnDocument.BEFORE,
-        )
-        await self._files.delete(before or {})
-
-    async def drop(self, id_: str) -> None:
-        """Delete a dead letter."""
-        await self._files.delete(await self._held.find_one_and_delete({"_id": id_}) or {})
-
-    async def requested(self, most: int) -> list[str]:
-        """`_id`s of dead letters with a requested retry, in the order of the requests."""
-        wanted = {"group": self.group, **_REQUESTED, **self._ours}
-        found = self._held.find(wanted, {"_id": True}).sort("retry_requested_at", 1).limit(most)
-        return [letter["_id"] async for letter in found]
-
-    async def requested_letter(self, id_: str) -> RawBSONDocument | None:
-        """A dead letter with a requested retry; None if the request is gone."""
-        return await self._raw.find_one({"_id": id_, **_REQUESTED})
-
-    async def retry(self, id_: str, lane: str, fields: Mapping[str, Any]) -> bool:
-        """Make a dead letter wait in a lane, due at once. Returns False if its retry is no longer requested."""
-        values = {**fields, "lane": lane, "state": "retry", "attempts": 0, "first_attempt_at": None}
-        now = dict.fromkeys(("due_at", "parked_at", "retrying_since"), "$$NOW")
-        change = [*_set(values, **now), {"$unset": ["retry_requested_at", "retry_refused"]}]
-        if not (await self._held.update_one({"_id": id_, **_REQUESTED}, change)).matched_count:
-            return False
-        others = {"group": self.group, "lane": lane, "_id": {"$ne": id_}, **HEADS}
-        await self._held.update_many(others, _FOLLOWS)
-        return True
-
-    async def refuse(self, id_: str, reason: str) -> None:
-        """Record why a dead letter can't be retried."""
-        refused = {"at": "$$NOW", "text": {"$literal": reason[:_LONGEST_REASON]}}
-        change = [*_set({}, retry_refused=refused), {"$unset": ["retry_requested_at"]}]
-        await self._held.update_one({"_id": id_}, change)
-
-
-_REQUESTED: Final = {"retry_requested_at": {"$exists": True}}
-
-_FOLLOWS: Final = {"$unset": {"due_at": ""}, "$set": {"state": "following"}}
 
 # A head whose `due_at` is no date is due.
 _MILLISECONDS: Final = {"$cond": [{"$eq": [{"$type": "$due_at"}, "date"]}, {"$subtract": ["$due_at", "$$NOW"]}, 0]}
@@ -534,15 +454,3 @@ def _waits(waiting: Waiting) -> dict[str, Any]:
         "first_attempt_at": waiting.began,
         "error": error,
     }
-
-
-def _after(seconds: float) -> dict[str, Any]:
-    return {"$add": ["$$NOW", round(seconds * 1000)]}
-
-
-def _replace(document: Mapping[str, Any], computed: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [{"$replaceWith": {"$literal": document}}, {"$set": dict(computed)}]
-
-
-def _set(values: Mapping[str, Any], **computed: Any) -> list[dict[str, Any]]:
-    return [{"$set": {**{name: {"$literal": value} for name, value in values.items()}, **computed}}]

@@ -39,7 +39,7 @@ from dispatcher.delivery.tracing import tracing_of
 from dispatcher.delivery.transactions import Transactions
 from dispatcher.delivery.where import Conditions
 from dispatcher.exceptions import UnknownReceiver
-from dispatcher.parking.store import HeldStore
+from dispatcher.parking.letters import LetterStore
 from dispatcher.position.store import PositionStore
 from dispatcher.runs.store import Run, Runs
 from dispatcher.settings import Settings
@@ -107,7 +107,7 @@ class Playback:
         settings: Settings,
         stats: Stats,
         codec_options: CodecOptions[Any],
-        dead_letters: HeldStore,
+        dead_letters: LetterStore,
         transactions: Transactions,
         term: int,
         rate: float | None,
@@ -264,7 +264,7 @@ class Workplace(NamedTuple):
             settings=self.settings,
             stats=self.stats,
             codec_options=self.registry.codec_options,
-            dead_letters=HeldStore(self.group, self.stats),
+            dead_letters=LetterStore(self.group, self.stats),
             transactions=transactions,
             term=await PositionStore(self.group).newest_term(),
             rate=rate,

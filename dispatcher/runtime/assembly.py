@@ -20,6 +20,7 @@ from dispatcher.delivery.transactions import Transactions
 from dispatcher.group.sessions import GroupSessions
 from dispatcher.operate.pauses import Pauses
 from dispatcher.parking.gate import Parking
+from dispatcher.parking.letters import LetterStore
 from dispatcher.parking.redelivery import Resending
 from dispatcher.parking.store import HeldStore
 from dispatcher.parking.worker import Unparking
@@ -80,13 +81,14 @@ class Assembly(NamedTuple):
             always=lambda: self.controls.everything,
         )
         runs = Runs(self.group)
-        held = HeldStore(self.group, self.stats, (lease.partition, lease.partitions))
+        partition = (lease.partition, lease.partitions)
+        held, letters = HeldStore(self.group, partition), LetterStore(self.group, self.stats, partition)
         reading = self._reading(scope, lease, checkpoint, runs)
-        delivering = self._delivering(lease, checkpoint, held)
+        delivering = self._delivering(lease, checkpoint, held, letters)
         return Pipeline(
             reading,
             delivering,
-            self._beside(lease, checkpoint, held, runs, delivering),
+            self._beside(lease, checkpoint, held, letters, runs, delivering),
             checkpoint,
             controls=self.controls,
             settings=self.settings,
@@ -120,7 +122,9 @@ class Assembly(NamedTuple):
         )
         return Reading(source, reader, self.routes, history, gaps)
 
-    def _delivering(self, lease: Lease, checkpoint: Checkpoint, held: HeldStore) -> Delivering:
+    def _delivering(
+        self, lease: Lease, checkpoint: Checkpoint, held: HeldStore, letters: LetterStore
+    ) -> Delivering:
         stats, codec_options, policy = self.stats, self.registry.codec_options, Policy.of(self.settings)
         capacity = Capacity(Bounds.of(self.settings))
         parking = Parking(
@@ -141,7 +145,9 @@ class Assembly(NamedTuple):
             tracing=tracing_of(self.settings, stats),
             transactions=transactions,
         )
-        failures = Failures(lease.term, stats, dead_letters=held, transactions=transactions, pause=capacity.pause)
+        failures = Failures(
+            lease.term, stats, dead_letters=letters, transactions=transactions, pause=capacity.pause
+        )
         deliverer = Deliverer(
             lease.term, policy, capacity, stats, codec_options, steps=steps, failures=failures, held=parking
         )
@@ -158,6 +164,7 @@ class Assembly(NamedTuple):
         lease: Lease,
         checkpoint: Checkpoint,
         held: HeldStore,
+        letters: LetterStore,
         runs: Runs,
         delivering: Delivering,
     ) -> Beside:
@@ -175,7 +182,7 @@ class Assembly(NamedTuple):
             codec_options=codec_options,
         )
         redelivery = Resending(
-            held,
+            letters,
             parking,
             self.routes,
             add=lanes.add,

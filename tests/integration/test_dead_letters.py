@@ -12,8 +12,8 @@ from bson.raw_bson import RawBSONDocument
 
 import mongoz
 from dispatcher.core.stats import Stats
+from dispatcher.parking.letters import LetterStore
 from dispatcher.parking.record import Record
-from dispatcher.parking.store import HeldStore
 from mongoz.core.signals import post_delete, post_save, post_update
 from tests.integration.deliveries import IMAGES, State, actions, decoded, make_account
 from tests.support import dispatching, eventually, group_of
@@ -192,7 +192,7 @@ async def test_dead_letters_can_hold_documents_of_nearly_16_mb(account, foreign,
         before = state.token
         foreign["accounts"].insert_one(row)
         letter = await state.letter()
-        store = HeldStore(group_of(client, state.database.name.removesuffix("_state"), "any"), Stats())
+        store = LetterStore(group_of(client, state.database.name.removesuffix("_state"), "any"), Stats())
         assert letter["files"].keys() == {"document"}
         parts = await store.parts(letter)
         assert parts["document"] == bson.encode(row)

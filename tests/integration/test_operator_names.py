@@ -14,6 +14,7 @@ from dispatcher.core.state import Group, State
 from dispatcher.core.stats import Stats
 from dispatcher.exceptions import DispatcherError, ExitCode, UnknownLetter
 from dispatcher.operate.dead_letters import Wanted, ids_of, letters_of, resolve
+from dispatcher.parking.letters import LetterStore
 from dispatcher.parking.record import Record, short_id
 from dispatcher.parking.store import HeldStore
 
@@ -46,7 +47,7 @@ def fields(group: str, receiver: int, **changes: Any) -> dict[str, Any]:
 
 
 async def test_dead_letters_of_one_change_have_different_short_ids(kept):
-    store = HeldStore(kept, Stats())
+    store = LetterStore(kept, Stats())
     for receiver in range(20):
         await store.keep(Record(fields(kept.name, receiver), {}))
     ids = [short_id(id_of(receiver)) for receiver in range(20)]
@@ -66,7 +67,7 @@ async def test_dead_letters_of_one_change_have_different_short_ids(kept):
 
 
 async def test_a_rewritten_dead_letter_keeps_its_short_id(kept):
-    store = HeldStore(kept, Stats())
+    store = LetterStore(kept, Stats())
     for retries in (0, 1):
         await store.keep(Record(fields(kept.name, 1, retries=retries), {}))
     (found,) = await kept.state.database.held.find().to_list()
@@ -76,7 +77,7 @@ async def test_a_rewritten_dead_letter_keeps_its_short_id(kept):
 async def test_dead_letters_of_earlier_versions_are_found(kept, foreign):
     state = foreign.client[kept.state.name].dead_letters
     state.insert_many([fields(kept.name, receiver) for receiver in range(3)])  # without a short id
-    await HeldStore(kept, Stats()).recover()
+    await HeldStore(kept).recover()
     for receiver in range(3):
         for text in (short_id(id_of(receiver)), short_id(id_of(receiver))[:6], id_of(receiver)):
             assert await resolve(kept, [text]) == [id_of(receiver)]

@@ -13,6 +13,7 @@ from dispatcher.core.stats import Stats
 from dispatcher.delivery.outcome import Waiting
 from dispatcher.operate import dead_letters
 from dispatcher.parking import files
+from dispatcher.parking.letters import LetterStore
 from dispatcher.parking.record import Record
 from dispatcher.parking.store import HeldStore
 from dispatcher.web.dashboard.letters import Letterbox
@@ -26,7 +27,13 @@ async def store(mongo: Any, database: str) -> AsyncIterator[HeldStore]:
     async with AsyncMongoClient(mongo.url) as client:
         group = group_of(client, database)
         await group.state.create_indexes()
-        yield HeldStore(group, Stats())
+        yield HeldStore(group)
+
+
+@pytest.fixture
+async def letters(mongo: Any, database: str) -> AsyncIterator[LetterStore]:
+    async with AsyncMongoClient(mongo.url) as client:
+        yield LetterStore(group_of(client, database), Stats())
 
 
 @pytest.fixture
@@ -116,14 +123,14 @@ async def test_a_new_follower_becomes_the_head(store):
     assert await worked_off(store) == ["d00002"]
 
 
-async def test_a_dead_letter_is_retried_in_its_place(store, held):
+async def test_a_dead_letter_is_retried_in_its_place(store, letters, held):
     for number in (1, 5):
-        await store.keep(Record({**record(store.group, number).fields, "reason": "failed"}, {}))
+        await letters.keep(Record({**record(store.group, number).fields, "reason": "failed"}, {}))
         held.update_one({"_id": f"d{number:05}"}, {"$set": {"retry_requested_at": PAST}})
     await put(store, "lane", 3, 4)
     held.update_one({"_id": "d00003"}, {"$set": {"due_at": FUTURE, "attempts": 7}})
-    assert await store.requested(10) == ["d00001", "d00005"]
-    for id_ in await store.requested(10):
+    assert await letters.requested(10) == ["d00001", "d00005"]
+    for id_ in await letters.requested(10):
         assert await store.retry(id_, "lane", {"receiver": "r"})
     assert not await store.retry("d00001", "lane", {"receiver": "r"})  # there is no new request
     assert [one["_id"] for one in held.find({"due_at": {"$exists": True}})] == ["d00005"]
@@ -237,23 +244,23 @@ async def test_malformed_heads_do_not_hide_the_lanes_behind_them(store, held):
     assert sorted(await worked_off(store)) == [f"d{number:05}" for number in range(4)]
 
 
-async def test_a_repeated_dead_letter_becomes_a_mere_follower(store, held):
+async def test_a_repeated_dead_letter_becomes_a_mere_follower(store, letters, held):
     """Its change is read again after a crash, and others of its document wait now."""
-    await store.keep(Record({**record(store.group, 1).fields, "reason": "failed", "attempts": 5}, {}))
+    await letters.keep(Record({**record(store.group, 1).fields, "reason": "failed", "attempts": 5}, {}))
     await put(store, "lane", 2)
     await store.put(record(store.group, 1), "lane", None)
     assert sorted(held.find_one({"_id": "d00001"}).keys() & {"reason", "attempts", "short_id"}) == []
     assert await worked_off(store) == ["d00001", "d00002"]
 
 
-async def test_a_mark_does_not_move_from_a_dead_letter(store, held):
+async def test_a_mark_does_not_move_from_a_dead_letter(store, letters, held):
     """Between the look and the move, another process made the marked delivery a dead letter."""
     await put(store, "lane", 2)
     await store.put(record(store.group, 1), "lane", Waiting("retrying", 3_600.0))
     bulk_write = store._held.bulk_write
 
     async def late(*args: Any, **options: Any) -> Any:
-        await store.keep(Record({**record(store.group, 2).fields, "reason": "failed"}, {}))
+        await letters.keep(Record({**record(store.group, 2).fields, "reason": "failed"}, {}))
         return await bulk_write(*args, **options)
 
     store._held.bulk_write = late  # type: ignore[method-assign]

@@ -15,6 +15,7 @@ from dispatcher.exceptions import UnknownLetter
 from dispatcher.operate import dead_letters, pauses
 from dispatcher.parking import files
 from dispatcher.parking.gate import Parking
+from dispatcher.parking.letters import LetterStore
 from dispatcher.parking.record import undecodable_event
 from dispatcher.parking.store import HeldStore
 from mongoz.core.signals import post_update
@@ -240,7 +241,7 @@ async def test_a_retry_succeeds_after_the_event_can_be_decoded(
         "fullDocument": {"_id": ObjectId(), "name": "Ada"},
     }
     failure = Failure(ValueError("a date beyond Python's"), event["wallTime"], 0, "undecodable")
-    store = HeldStore(group_of(client, database), Stats())
+    store = LetterStore(group_of(client, database), Stats())
     token = event["_id"]["_data"]
     await store.keep(undecodable_event(bson.encode(event), failure, token=token, term=1, group=database))
     undecodable = bson.encode({**event, "at": bson.Int64(2**60)}).replace(b"\x12at\0", b"\x09at\0")

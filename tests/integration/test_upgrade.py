@@ -10,7 +10,6 @@ from pymongo import AsyncMongoClient
 from pymongo.errors import PyMongoError
 
 from dispatcher.core.state import Group, State
-from dispatcher.core.stats import Stats
 from dispatcher.operate.dead_letters import Wanted, letters_of, read
 from dispatcher.parking.store import HeldStore
 from tests.earlier_state import GROUP, captured
@@ -35,7 +34,7 @@ def state(foreign: Any, database: str) -> Any:
 
 async def taken_over(group: Group, *partition: int) -> HeldStore:
     await group.state.create_indexes()
-    store = HeldStore(group, Stats(), (partition[0], partition[1]) if partition else (0, 1))
+    store = HeldStore(group, (partition[0], partition[1]) if partition else (0, 1))
     await store.recover()
     return store
 
@@ -100,7 +99,7 @@ async def test_the_state_of_another_group_is_not_moved(group, state):
 async def test_an_interrupted_upgrade_continues(group, state, foreign, refused):
     """The crash comes before the write or before the delete. The next process continues."""
     await group.state.create_indexes()
-    store, admin = HeldStore(group, Stats()), foreign.client.admin
+    store, admin = HeldStore(group), foreign.client.admin
     collection = "parked" if refused == "delete" else "held"
     failing = {"failCommands": [refused], "errorCode": 8000, "namespace": f"{state.name}.{collection}"}
     admin.command("configureFailPoint", "failCommand", mode="alwaysOn", data=failing)

@@ -17,8 +17,8 @@ from dispatcher.core.state import HELD, READING, Group
 from dispatcher.core.state_checks import Sound, letter, problem_of
 from dispatcher.exceptions import MalformedLetter
 from dispatcher.parking.files import Files
+from dispatcher.parking.letters import LETTERS
 from dispatcher.parking.record import short_id
-from dispatcher.parking.store import LETTERS
 
 LETTERS_PER_PAGE: Final = 10
 

@@ -1,0 +1,19 @@
+"""Updates of documents that the server computes, as aggregation pipelines. No I/O."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def after(seconds: float) -> dict[str, Any]:
+    """The server's time, some seconds from now."""
+    return {"$add": ["$$NOW", round(seconds * 1000)]}
+
+
+def replaced(document: Mapping[str, Any], computed: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Replace the document, and compute some fields of it."""
+    return [{"$replaceWith": {"$literal": document}}, {"$set": dict(computed)}]
+
+
+def changed(values: Mapping[str, Any], **computed: Any) -> list[dict[str, Any]]:
+    """Change some fields, and compute others."""
+    return [{"$set": {**{name: {"$literal": value} for name, value in values.items()}, **computed}}]

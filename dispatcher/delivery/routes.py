@@ -52,7 +52,7 @@ class Listener(NamedTuple):
     stamped: Mapping[Receiver, frozenset[bytes]] = MappingProxyType({})
 
 
-class _Found(NamedTuple):
+class _NamespaceListener(NamedTuple):
     """A listener for one namespace.
 
     Attributes:
@@ -83,7 +83,7 @@ class Routes:
         self._run = ""
         self._conditions: Conditions | None = None
         self._listeners: list[Listener] = []
-        self._found: dict[Namespace, tuple[_Found, ...]] = {}
+        self._found: dict[Namespace, tuple[_NamespaceListener, ...]] = {}
         # Calls of changes without a stamp, if they depend only on namespace and operation.
         self._natural: dict[tuple[Namespace, str], tuple[Calls, ...]] = {}
         self._withheld: dict[Hashable, tuple[tuple[Withheld, str, str], ...]] = {}
@@ -270,13 +270,13 @@ class Routes:
                     return Calls(listener.document, signal, created, (one,), collection, hops, run)
         return None
 
-    def _find(self, namespace: Namespace) -> tuple[_Found, ...]:
+    def _find(self, namespace: Namespace) -> tuple[_NamespaceListener, ...]:
         """Find the listeners of a namespace, and cache them."""
         if len(self._found) >= _MOST_REMEMBERED:
             self._found.clear()
             self._natural.clear()
         found = tuple(
-            _Found(
+            _NamespaceListener(
                 listener.document,
                 listener.receivers,
                 None if listener.namespace == namespace else _collection(listener.document, namespace),

@@ -44,7 +44,7 @@ _OF_LETTER: Final = frozenset(
 _ALWAYS: Final = datetime(1970, 1, 1)
 
 
-class Found(NamedTuple):
+class EarlierDocument(NamedTuple):
     """A document of an earlier version: its BSON, and the fields of it that can be decoded."""
 
     raw: bytes
@@ -124,11 +124,11 @@ class _Taker:
         found: Any = await collection.with_options(codec_options=RAW).aggregate(pipeline)
         return found  # type: ignore[no-any-return]
 
-    async def _letter_of(self, fields: Mapping[str, Any]) -> Found | None:
+    async def _letter_of(self, fields: Mapping[str, Any]) -> EarlierDocument | None:
         match fields.get("again"):
             case {"letter": str(id_)}:
                 found = await self._letters.with_options(codec_options=RAW).find_one({"_id": id_})
-                return None if found is None else Found(bytes(found.raw), readable(found))
+                return None if found is None else EarlierDocument(bytes(found.raw), readable(found))
         return None
 
     async def _copy(self, chunks: Collection, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,13 +142,13 @@ class _Taker:
         return files
 
     async def _move(
-        self, documents: list[bytes], rows: list[Found], collection: Collection, chunks: Collection
+        self, documents: list[bytes], rows: list[EarlierDocument], collection: Collection, chunks: Collection
     ) -> None:
         writes = [_unless_there(*one) for one in zip(documents, rows, strict=True)]
         await self._held.bulk_write(writes, ordered=False)
         await self._delete(rows, collection, chunks)
 
-    async def _delete(self, rows: list[Found], collection: Collection, chunks: Collection) -> None:
+    async def _delete(self, rows: list[EarlierDocument], collection: Collection, chunks: Collection) -> None:
         found = [row.fields for row in rows]
         await collection.delete_many({"_id": {"$in": [one["_id"] for one in found]}})
         for one in found:
@@ -156,11 +156,11 @@ class _Taker:
                 await chunks.delete_many({"_id": {"$gte": f"{one['_id']}:", "$lt": f"{one['_id']};"}})
 
 
-async def _batches(found: AsyncIterable[RawBSONDocument]) -> AsyncIterator[list[Found]]:
-    batch: list[Found] = []
+async def _batches(found: AsyncIterable[RawBSONDocument]) -> AsyncIterator[list[EarlierDocument]]:
+    batch: list[EarlierDocument] = []
     size = 0
     async for one in found:
-        batch.append(Found(bytes(one.raw), readable(one)))
+        batch.append(EarlierDocument(bytes(one.raw), readable(one)))
         size += len(batch[-1].raw)
         if len(batch) >= _MOST or size > _BYTES:
             yield batch
@@ -169,7 +169,9 @@ async def _batches(found: AsyncIterable[RawBSONDocument]) -> AsyncIterator[list[
         yield batch
 
 
-def waiting_delivery(row: Found, letter: Found | None, files: Mapping[str, Any], *, head: bool) -> bytes:
+def waiting_delivery(
+    row: EarlierDocument, letter: EarlierDocument | None, files: Mapping[str, Any], *, head: bool
+) -> bytes:
     """A waiting delivery in the present format. No I/O.
 
     Args:
@@ -204,7 +206,7 @@ def waiting_delivery(row: Found, letter: Found | None, files: Mapping[str, Any],
     return _changed(row, said, files, apart_from=("again", "lane_document"))
 
 
-def dead_letter(letter: Found, files: Mapping[str, Any]) -> bytes:
+def dead_letter(letter: EarlierDocument, files: Mapping[str, Any]) -> bytes:
     """A dead letter in the present format. No I/O."""
     fields = letter.fields
     said = {"_id": fields["_id"], "state": "dead", "reason": fields.get("reason")}
@@ -213,7 +215,9 @@ def dead_letter(letter: Found, files: Mapping[str, Any]) -> bytes:
     return _changed(letter, said, files, apart_from=("retrying_since",))
 
 
-def _changed(row: Found, said: dict[str, Any], files: Mapping[str, Any], apart_from: tuple[str, ...]) -> bytes:
+def _changed(
+    row: EarlierDocument, said: dict[str, Any], files: Mapping[str, Any], apart_from: tuple[str, ...]
+) -> bytes:
     """A document with new values for some fields. The other fields stay, even if they can't be decoded."""
     if files:
         said = {**said, "files": dict(files)}
@@ -222,7 +226,7 @@ def _changed(row: Found, said: dict[str, Any], files: Mapping[str, Any], apart_f
     return joined(*elements(bson.encode(said, codec_options=CODEC_OPTIONS)), *kept)
 
 
-def _unless_there(document: bytes, row: Found) -> UpdateOne:
+def _unless_there(document: bytes, row: EarlierDocument) -> UpdateOne:
     id_ = readable(keyed(next(elements(document))))[""]
     new = {"$cond": [{"$eq": [{"$type": "$group"}, "missing"]}, {"$literal": RawBSONDocument(document)}, "$$ROOT"]}
     hashed = {"$ifNull": ["$hash", hash_of_key(row.fields.get("parts"))]}

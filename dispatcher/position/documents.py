@@ -180,7 +180,7 @@ def moved(position: Position, token: str | None, *, force: bool) -> dict[str, An
     return {"$set": values, "$inc": counted, "$unset": {"inherited": ""}, "$currentDate": dates}
 
 
-class _Reader:
+class _Fields:
     """Reads and checks the values of one document."""
 
     def __init__(self, document: Mapping[str, Any], place: str, remedy: str) -> None:
@@ -268,7 +268,7 @@ def _is_token(text: str) -> bool:
 
 
 def _layout_of(document: Mapping[str, Any], place: str) -> Layout:
-    reader = _Reader(document, place, _REMEDY_LAYOUT)
+    reader = _Fields(document, place, _REMEDY_LAYOUT)
     partitions = reader.count("partitions", 1, MOST_PARTITIONS)
     if partitions is None:
         raise reader.nonsense("partitions", f"a whole number from 1 to {MOST_PARTITIONS}")
@@ -286,7 +286,7 @@ def _another_layout(number: int, position: Position, layout: Layout, group: str,
 
 
 def _position_of(document: Mapping[str, Any], place: str, group: str) -> Position:
-    reader = _Reader(document, place, _REMEDY)
+    reader = _Fields(document, place, _REMEDY)
     number = str(document["_id"]).removeprefix(f"{group}:")
     if document["_id"] != f"{group}:{number}" or not (number.isdecimal() and number.isascii()):
         raise reader.nonsense("_id", f"{group!r}, or that with a colon and the number of a partition")

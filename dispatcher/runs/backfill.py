@@ -9,7 +9,7 @@ from bson.binary import Binary
 
 from dispatcher.core.output.logs import log
 from dispatcher.exceptions import NothingToDeliver
-from dispatcher.runs.player import Playback, RunOutcome, Step, Workplace
+from dispatcher.runs.player import Playback, RunOutcome, RunStep, Workplace
 from dispatcher.runs.snapshot import change_of, documents, key_of
 from dispatcher.runs.store import Run
 from dispatcher.stream.collections import collections_of
@@ -39,7 +39,7 @@ class Backfill:
         async with aclosing(self._steps()) as steps:
             return await self.playback.work(steps, stop)
 
-    async def _steps(self) -> AsyncGenerator[Step]:
+    async def _steps(self) -> AsyncGenerator[RunStep]:
         place, run = self._place, self.playback.run
         await place.prepare(self._routes)
         done: list[str] = list(run.progress.get("done", ()))
@@ -54,9 +54,9 @@ class Backfill:
                 changes = [change_of(found, namespace, run, options) for found in slice_]
                 for found, (change, calls) in zip(slice_, await self._routes.resolve(changes), strict=True):
                     progress = {"done": done, "namespace": name, "last": Binary(key_of(found.row))}
-                    yield Step(change, calls, progress)
+                    yield RunStep(change, calls, progress)
             done = [*done, name]
-            yield Step(None, (), {"done": done})
+            yield RunStep(None, (), {"done": done})
 
 
 async def start(

@@ -58,7 +58,7 @@ _SAVE: Final = 0.5
 _SAVE_PATIENCE: Final = 5.0
 
 
-class Step(NamedTuple):
+class RunStep(NamedTuple):
     """A part of a run.
 
     Attributes:
@@ -155,7 +155,7 @@ class Playback:
         """Number of deliveries so far that were given up or could not be made, including earlier processes."""
         return self.run.failed + self.stats.failed + self.stats.invalid
 
-    async def work(self, steps: AsyncIterator[Step], stop: asyncio.Event) -> RunOutcome:
+    async def work(self, steps: AsyncIterator[RunStep], stop: asyncio.Event) -> RunOutcome:
         """Deliver all steps. End earlier when `stop` is set.
 
         Raises:
@@ -185,13 +185,13 @@ class Playback:
             raise self._lanes.crash
         return RunOutcome(self.run.id, finished, self.delivered, self.failed, self.stats.dead_letters)
 
-    async def _feed(self, steps: AsyncIterator[Step]) -> None:
+    async def _feed(self, steps: AsyncIterator[RunStep]) -> None:
         with inside_dispatcher():
             async for step in steps:
                 await self._enter(step)
             await self._capacity.idle()
 
-    async def _enter(self, step: Step) -> None:
+    async def _enter(self, step: RunStep) -> None:
         if step.unreadable is not None:
             event, token, error = step.unreadable
             self.stats.invalid += 1

@@ -17,7 +17,7 @@ from dispatcher.core.oplog import look_at_oplog
 from dispatcher.core.output.logs import log
 from dispatcher.core.resume_tokens import token_at, token_time
 from dispatcher.exceptions import HistoryLost
-from dispatcher.runs.player import Playback, RunOutcome, Step, Workplace
+from dispatcher.runs.player import Playback, RunOutcome, RunStep, Workplace
 from dispatcher.runs.store import Run
 from dispatcher.stream.change_stream import ChangeStreamSource
 from dispatcher.stream.cursor import Cursors
@@ -78,7 +78,7 @@ class Replay:
             except HistoryLost as error:
                 raise await _too_far_back(self._place, self.begins) from error
 
-    async def _steps(self) -> AsyncGenerator[Step]:
+    async def _steps(self) -> AsyncGenerator[RunStep]:
         await self._place.prepare(self._routes)
         await self._reader.recall(self._start.token or token_at(self.begins))
         empty = 0
@@ -98,12 +98,12 @@ class Replay:
                         yield step
                     return
                 if not self._unsettled:
-                    yield Step(None, (), {"token": batch.token})
+                    yield RunStep(None, (), {"token": batch.token})
 
-    async def _resolved(self, part: list[Change] | UnreadableEvent | LostEvent) -> AsyncIterator[Step]:
+    async def _resolved(self, part: list[Change] | UnreadableEvent | LostEvent) -> AsyncIterator[RunStep]:
         """Make a step of each change. It moves the progress only if the delete of each earlier marker is read."""
         if isinstance(part, UnreadableEvent):
-            yield Step(None, (), None, (part.event, part.error.token, part.error))
+            yield RunStep(None, (), None, (part.event, part.error.token, part.error))
         elif isinstance(part, list):
             for change, calls in await self._routes.resolve(part):
                 if change.operation == "marker":
@@ -111,7 +111,7 @@ class Replay:
                     continue
                 if self._unsettled:
                     self._unsettled -= {change.token, change.marker}
-                yield Step(change, calls, None if self._unsettled else {"token": change.token})
+                yield RunStep(change, calls, None if self._unsettled else {"token": change.token})
 
 
 async def _too_far_back(place: Workplace, since: Timestamp) -> HistoryLost:

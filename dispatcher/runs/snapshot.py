@@ -39,7 +39,7 @@ _BYTES: Final = 4_000_000
 _LAST: Final = bson.encode({"": MaxKey()})
 
 
-class Found(NamedTuple):
+class StoredDocument(NamedTuple):
     """A document, with the time at which it was read.
 
     Attributes:
@@ -59,7 +59,7 @@ async def documents(
     address: str,
     only: Mapping[str, Any] | None = None,
     fields: Mapping[str, Any] | None = None,
-) -> AsyncIterator[list[Found]]:
+) -> AsyncIterator[list[StoredDocument]]:
     """Yield the documents of a collection in the order of their `_id`s, which may have any type.
 
     Args:
@@ -84,7 +84,7 @@ async def documents(
         rows = rows if ended else rows[:size]
         if rows:
             wall = datetime.fromtimestamp(time.time, UTC)
-            yield [Found(row, time, wall) for row in rows]
+            yield [StoredDocument(row, time, wall) for row in rows]
             last = key_of(rows[-1])
             size = max(1, min(_MOST, _BYTES * len(rows) // max(1, sum(len(row.raw) for row in rows))))
         if ended:
@@ -125,7 +125,7 @@ async def _read(
         return rows, session.operation_time or Timestamp(1, 1)
 
 
-async def document(client: AsyncMongoClient[Any], namespace: Namespace, key: bytes) -> Found | None:
+async def document(client: AsyncMongoClient[Any], namespace: Namespace, key: bytes) -> StoredDocument | None:
     """Read one document.
 
     Args:
@@ -137,7 +137,7 @@ async def document(client: AsyncMongoClient[Any], namespace: Namespace, key: byt
     async with session_of(client) as session:
         row = await collection.find_one(RawBSONDocument(_filter(key)), session=session)
         time = session.operation_time or Timestamp(1, 1)
-    return None if row is None else Found(row, time, datetime.fromtimestamp(time.time, UTC))
+    return None if row is None else StoredDocument(row, time, datetime.fromtimestamp(time.time, UTC))
 
 
 def key_of(row: RawBSONDocument) -> bytes:
@@ -147,7 +147,7 @@ def key_of(row: RawBSONDocument) -> bytes:
     return keyed(found)
 
 
-def change_of(found: Found, namespace: Namespace, run: Run, codec_options: CodecOptions[Any]) -> Change:
+def change_of(found: StoredDocument, namespace: Namespace, run: Run, codec_options: CodecOptions[Any]) -> Change:
     """Make the change that receivers get for an existing document.
 
     If the document can't be decoded, `fault` of the change has the reason.
@@ -155,7 +155,7 @@ def change_of(found: Found, namespace: Namespace, run: Run, codec_options: Codec
     return decode(RawBSONDocument(_event_of(found, namespace, run)), codec_options)._replace(image="current")
 
 
-def _event_of(found: Found, namespace: Namespace, run: Run) -> bytes:
+def _event_of(found: StoredDocument, namespace: Namespace, run: Run) -> bytes:
     """Make the event of a replacement at the time of the read.
 
     The token depends only on the run and the document, so a repeated delivery has the same id.

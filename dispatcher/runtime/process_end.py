@@ -31,7 +31,7 @@ _LAST_WORDS: Final = 1.0
 _MOST: Final = 20
 
 
-class _Order(NamedTuple):
+class _RequestedEnd(NamedTuple):
     until: float
     code: int
     loop: asyncio.AbstractEventLoop | None
@@ -41,7 +41,7 @@ class Deadline:
     """Ends this process if an orderly end takes too long. The latest order counts."""
 
     def __init__(self) -> None:
-        self._orders: SimpleQueue[_Order | None] = SimpleQueue()  # signal handlers may use it
+        self._orders: SimpleQueue[_RequestedEnd | None] = SimpleQueue()  # signal handlers may use it
         threading.Thread(target=self._watch, name="dispatcher-deadline", daemon=True).start()
 
     def order(self, seconds: float, code: int, loop: asyncio.AbstractEventLoop | None = None) -> None:
@@ -52,7 +52,7 @@ class Deadline:
             code: the exit code.
             loop: the log names the tasks of this loop.
         """
-        self._orders.put(_Order(monotonic() + seconds, code, loop))
+        self._orders.put(_RequestedEnd(monotonic() + seconds, code, loop))
 
     def lift(self) -> None:
         """Cancel the order."""
@@ -68,7 +68,7 @@ class Deadline:
             _end(order)
 
 
-def _end(order: _Order) -> None:
+def _end(order: _RequestedEnd) -> None:
     saying = threading.Thread(target=_say_what_is_left, args=(order.loop,), daemon=True)
     saying.start()
     saying.join(_LAST_WORDS)

@@ -24,7 +24,7 @@ _FIRST: Final = 32
 _BYTES: Final = 4_000_000
 
 
-_Found = dict[tuple[Namespace, bytes], bytes]
+_Documents = dict[tuple[Namespace, bytes], bytes]
 
 
 class DocumentLookup:
@@ -51,12 +51,12 @@ class DocumentLookup:
             found = await self._look_up(part)
             yield [self._completed(change, found) for change in part]
 
-    async def _look_up(self, changes: list[Change]) -> _Found:
+    async def _look_up(self, changes: list[Change]) -> _Documents:
         missing: dict[Namespace, set[bytes]] = defaultdict(set)
         for change in changes:
             if _lacks_document(change):
                 missing[change.namespace].add(canonical_of(change.raw_key))
-        found: _Found = {}
+        found: _Documents = {}
         for namespace, keys in missing.items():
             for row in await self._find(namespace, sorted(keys)):
                 raw = bytes(row.raw)
@@ -85,7 +85,7 @@ class DocumentLookup:
         )
         return await retry(find, report, address=self._address)
 
-    def _completed(self, change: Change, found: _Found) -> Change:
+    def _completed(self, change: Change, found: _Documents) -> Change:
         if not _lacks_document(change):
             return change
         row = found.get((change.namespace, canonical_of(change.raw_key)))

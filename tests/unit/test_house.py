@@ -29,9 +29,6 @@ WITHOUT_A_PUBLIC_CALL = {
 STILL_PRIVATE = {"dispatcher/testing/running.py: record._change"}
 """Accesses that remain. Remove an entry together with its access; add none."""
 
-STILL_AMBIGUOUS = {"Found", "Order", "Reader", "Step"}
-"""Class names with several meanings in the dispatcher. Remove an entry once it has one; add none."""
-
 
 def own_names(module: ast.AST) -> set[str]:
     """The names that a module defines: functions, classes, variables, attributes, and names in `setattr` calls."""
@@ -95,10 +92,7 @@ def test_a_class_name_means_one_thing() -> None:
         for node in ast.walk(module):
             if isinstance(node, ast.ClassDef):
                 places[node.name.lstrip("_")].add(name)
-    several = {name: sorted(where) for name, where in places.items() if len(where) > 1}
-    assert {name: where for name, where in several.items() if name not in STILL_AMBIGUOUS} == {}
-    inside_of_the_odm = {n: w for n, w in several.items() if sum(each.startswith("mongoz/") for each in w) > 1}
-    assert inside_of_the_odm == {}
+    assert {name: sorted(where) for name, where in places.items() if len(where) > 1} == {}
 
 
 def test_a_package_has_at_most_24_modules() -> None:

@@ -9,7 +9,7 @@ from bson import ObjectId
 
 from dispatcher.core.bson_elements import readable
 from dispatcher.parking.record import short_id
-from dispatcher.parking.upgrade import Found, dead_letter, waiting_delivery
+from dispatcher.parking.upgrade import EarlierDocument, dead_letter, waiting_delivery
 from tests.earlier_state import captured
 
 FOUND = captured()
@@ -31,8 +31,8 @@ def upgraded(row: dict[str, Any], *, head: bool = True, letter: Any = None, file
     return readable(waiting_delivery(found(row), of, files or {}, head=head))
 
 
-def found(document: dict[str, Any]) -> Found:
-    return Found(bson.encode(document), document)
+def found(document: dict[str, Any]) -> EarlierDocument:
+    return EarlierDocument(bson.encode(document), document)
 
 
 def test_a_blocked_lane_keeps_its_attempts_and_its_order():

@@ -230,6 +230,11 @@ def failures_of(deliveries: Iterable[RecordedDelivery]) -> list[tuple[RecordedDe
     return failures
 
 
+def token_of(record: RecordedDelivery) -> str:
+    """The resume token of the delivered change."""
+    return record._change.token
+
+
 def _misfit(record: RecordedDelivery) -> Exception | None:
     row = record._change.document
     if row is None:

@@ -19,7 +19,7 @@ from dispatcher.core.events import Change, Namespace
 from dispatcher.core.resume_tokens import token_time
 from dispatcher.runtime.service import Service
 from dispatcher.settings import Settings
-from dispatcher.testing.recording import RecordedDelivery, Recorder, RecordingRoutes, failures_of
+from dispatcher.testing.recording import RecordedDelivery, Recorder, RecordingRoutes, failures_of, token_of
 from mongoz import Document, Registry, Signal
 from mongoz.exceptions import SignalError
 from mongoz.model.state import loaded
@@ -277,7 +277,7 @@ class Dispatcher:
 
     def _is_over(self, record: RecordedDelivery) -> bool:
         position = self.service.position
-        return position is not None and position >= record._change.token
+        return position is not None and position >= token_of(record)
 
     def _raise_what_failed(self, deliveries: Sequence[RecordedDelivery], *, over: bool = True) -> None:
         """Raise the failures that were not raised before.

@@ -1,4 +1,4 @@
-"""Several errors at once: raised as one group."""
+"""Raises several errors as one group."""
 
 from collections.abc import Sequence
 

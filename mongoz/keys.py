@@ -45,10 +45,10 @@ _EXACT: Final = Context(prec=34, Emin=-999_999, Emax=999_999, traps=[])  # digit
 
 
 def canonical(id_: Any, codec_options: CodecOptions[Any] = KEY_CODEC) -> bytes:
-    """The same bytes for all `_id`s that the server takes for equal, in every process.
+    """Encode an `_id`. All `_id`s that the server takes for equal have the same bytes, in every process.
 
     Args:
-        id_: of any type that can be encoded.
+        id_: the `_id`, of any type that can be encoded.
         codec_options: the options for encoding, if the driver did not decode the `_id`.
 
     Raises:
@@ -69,7 +69,7 @@ def _document(data: bytes, *, is_array: bool = False) -> bytes:
         value_at = data.index(0, at + 1) + 1
         type_, name = data[at], data[at + 1 : value_at]
         at = _end_of(type_, data, value_at)
-        if is_array:  # the server ignores how its elements are numbered
+        if is_array:  # the server ignores the numbers of the elements
             name, count = b"%d\0" % count, count + 1
         narrow, value = _value(type_, data[value_at:at])
         elements += (bytes((narrow,)), name, value)
@@ -111,7 +111,7 @@ def _integer(number: int) -> tuple[int, bytes]:
 def _float(number: float) -> tuple[int, bytes]:
     if number.is_integer() and -(1 << 63) <= number < 1 << 63:
         return _integer(int(number))
-    return _DOUBLE, _FLOAT.pack(number) if number == number else _NAN  # noqa: PLR0124 - a NaN is not
+    return _DOUBLE, _FLOAT.pack(number) if number == number else _NAN  # noqa: PLR0124 - a NaN is unequal
 
 
 def _decimal(value: bytes) -> tuple[int, bytes]:

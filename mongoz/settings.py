@@ -122,7 +122,7 @@ class _LazySettings:
     """Loads the settings when the first one is read."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # test runners, copy and inspect ask for these
+        if name.startswith("__"):  # test runners, copy and inspect look up dunders
             raise AttributeError(name)
         return getattr(_load(), name)
 

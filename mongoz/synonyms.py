@@ -1,4 +1,4 @@
-"""Hints for unknown names: the nearest valid name, and our names for those of other libraries."""
+"""Hints for unknown names: the nearest valid name, and the names that replace names of other libraries."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -43,29 +43,29 @@ OF_ARGUMENTS: Final = {
 """An argument of another library's fields -> our argument."""
 
 _NEAR: Final = 0.7
-"""The least similarity by difflib; "find" and "id" have 0.67."""
+"""The minimum similarity by difflib; "find" and "id" have 0.67."""
 
 
-def nearest(name: str, valid: Iterable[str], elsewhere: Mapping[str, str] | None = None) -> str:
+def nearest(name: str, valid: Iterable[str], foreign_names: Mapping[str, str] | None = None) -> str:
     """A hint to append to a message about an unknown name: the nearest valid name, or all valid names.
 
     Args:
         name: the unknown name.
         valid: the valid names.
-        elsewhere: names in other libraries -> valid names.
+        foreign_names: names in other libraries -> valid names.
 
     Examples:
         >>> nearest("emial", ["email", "name"])
         " Did you mean 'email'?"
     """
     known = sorted(set(valid))
-    return did_you_mean(name, known, elsewhere) or (f" There are: {', '.join(known)}." if known else "")
+    return did_you_mean(name, known, foreign_names) or (f" There are: {', '.join(known)}." if known else "")
 
 
-def did_you_mean(name: str, valid: Iterable[str], elsewhere: Mapping[str, str] | None = None) -> str:
+def did_you_mean(name: str, valid: Iterable[str], foreign_names: Mapping[str, str] | None = None) -> str:
     """A hint with the nearest valid name, or "" if no name is near; arguments as for `nearest`."""
     known = list(valid)
-    meant = (elsewhere or {}).get(name)
+    meant = (foreign_names or {}).get(name)
     if meant not in known:
         close = difflib.get_close_matches(name, known, n=3)
         meant = next((one for one in close if _is_near(name, one)), None)

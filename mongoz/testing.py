@@ -32,7 +32,7 @@ __all__ = ["Captured", "Fired", "capture"]
 
 _numbers = itertools.count(1)
 
-# Keywords that reports leave out: they show the first two elsewhere, and the others don't help.
+# Keywords that reports leave out: they show sender and instance in another form, and the others don't help.
 _LEFT_OUT: Final = frozenset({"sender", "instance", "delivery", "previous"})
 _LONGEST: Final = 60
 
@@ -60,8 +60,8 @@ class Fired:
         about = ""
         if self.values:
             about = f" {', '.join(f'{name}={_short(value)}' for name, value in self.values.items())}"
-        said = [f"{name}={_short(value)}" for name, value in self.kwargs.items() if name not in _LEFT_OUT]
-        return f"{_name_of(self.sender)}.{self.signal}({', '.join(said)}){about}"
+        keywords = [f"{name}={_short(value)}" for name, value in self.kwargs.items() if name not in _LEFT_OUT]
+        return f"{_name_of(self.sender)}.{self.signal}({', '.join(keywords)}){about}"
 
     def matches(self, matching: Mapping[str, Any]) -> bool:
         """Whether the keywords have these values; `instance__name` is the field `name` when the signal fired."""
@@ -148,9 +148,9 @@ class Captured(Sequence[Fired]):
         found = [fired for fired in self.named(signal) if fired.matches(matching)]
         if len(found) == times or (times is None and found):
             return found
-        with_what = ", ".join(f"{name}={_short(value)}" for name, value in matching.items())
+        conditions = ", ".join(f"{name}={_short(value)}" for name, value in matching.items())
         raise AssertionError(
-            f"{_label(signal)}{f' with {with_what}' if with_what else ''} fired {_times(len(found))}, "
+            f"{_label(signal)}{f' with {conditions}' if conditions else ''} fired {_times(len(found))}, "
             f"expected {'at least once' if times is None else _times(times)}.\n{self._report()}"
         )
 
@@ -183,9 +183,9 @@ class Captured(Sequence[Fired]):
         if not any(one is signal for one in known):
             raise SignalError(f"{_label(signal)} is not captured; name it, or its document, in capture(...).")
         name, sender = signal.name, signal.sender
-        if sender is None:  # a custom one
+        if sender is None:  # a custom signal
             return lambda fired: fired._source is signal
-        return lambda fired: fired.signal == name and _is_of(fired, sender)  # also those of its subclasses
+        return lambda fired: fired.signal == name and _is_of(fired, sender)  # also signals of its subclasses
 
 
 class capture:  # noqa: N801 - it reads like a function: with capture(User) as captured
@@ -227,7 +227,7 @@ class capture:  # noqa: N801 - it reads like a function: with capture(User) as c
         self._broadcasters: list[Broadcaster] = []
         self._signals: list[Signal] = []
         for target in targets:
-            self._aim(target)
+            self._add_target(target)
         self._silent = silent
         self._this_task = this_task
         self._tapped: list[Signal] = []
@@ -235,7 +235,7 @@ class capture:  # noqa: N801 - it reads like a function: with capture(User) as c
         self._captured = Captured(self._tapped)
         self._name = f"mongoz.testing.capture-{next(_numbers)}"
 
-    def _aim(self, target: object) -> None:
+    def _add_target(self, target: object) -> None:
         if isinstance(target, Signal):
             self._signals.append(target)
             return

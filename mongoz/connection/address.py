@@ -1,4 +1,4 @@
-"""Parts and options of MongoDB URLs, without any I/O; in messages without credentials."""
+"""Reads parts and options of MongoDB URLs. No I/O. Messages never contain credentials."""
 
 import re
 from collections.abc import Collection

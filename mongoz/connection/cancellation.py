@@ -27,8 +27,9 @@ def uninterrupted(unit: Coroutine[Any, Any, T]) -> Awaitable[T]:
 class _Uninterrupted(Generic[T]):
     """Waits for a task, and keeps cancellations from it.
 
-    A cancelled task cancels the future that it waits for. If that refuses, the task raises CancelledError after
-    the wait. This future refuses. `asyncio.shield` would end the wait at once, and takes more turns of the loop.
+    A cancelled task cancels the future that it waits for. If that future refuses, the task raises
+    CancelledError after the wait. This future refuses. `asyncio.shield` would end the wait at once, and takes more
+    turns of the loop.
     """
 
     __slots__ = ("_asyncio_future_blocking", "_is_cancelled", "_outer", "_task", "_unit")

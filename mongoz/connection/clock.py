@@ -1,7 +1,7 @@
-"""The server's clock, as far as this process knows it.
+"""The server's clock, as this process measures it.
 
-A stamp's time is compared with the time of the server's event. Without this a machine whose clock is an hour off
-would take its own writes for copies.
+A stamp's time is compared with the time of the server's event. With its own time, a machine whose clock is an hour
+off would take its own writes for copies.
 """
 
 import asyncio
@@ -14,14 +14,17 @@ from pymongo.errors import PyMongoError
 
 __all__ = ["ServerClock"]
 
-_FRESH_SECONDS: Final = 300.0  # for so long a measurement counts
-_PROMPT_SECONDS: Final = 1.0  # a slower answer (it opened a connection first) is measured again
+_FRESH_SECONDS: Final = 300.0  # a measurement is valid for this time
+_PROMPT_SECONDS: Final = 1.0  # a slower measurement (it opened a connection first) is repeated
 _ATTEMPTS: Final = 3
-_STEP_SECONDS: Final = 1.0  # a larger step of this machine's clock makes the measurement void
+_STEP_SECONDS: Final = 1.0  # a larger step of this machine's clock invalidates the measurement
 
 
 class ServerClock:
-    """The server's time. It has no thread or task: writes measure it when they need it and it is old."""
+    """The server's time.
+
+    It has no thread or task: a write that needs the time measures it if the last measurement is old.
+    """
 
     __slots__ = ("_compared_at", "_measurements", "_offset", "_origin")
 
@@ -61,11 +64,11 @@ class ServerClock:
 
     async def _compare(self, client: Any) -> None:
         for _ in range(_ATTEMPTS):
-            if await self._ask(client) < _PROMPT_SECONDS:
+            if await self._measure(client) < _PROMPT_SECONDS:
                 return
 
-    async def _ask(self, client: Any) -> float:
-        """Measure once; returns how long the answer took."""
+    async def _measure(self, client: Any) -> float:
+        """Measure once; returns the seconds until the answer."""
         asked, began = time(), monotonic()
         try:
             answer: dict[str, Any] = await client.admin.command("hello")

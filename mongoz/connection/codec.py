@@ -135,7 +135,7 @@ def decode_raw(document: RawBSONDocument, options: CodecOptions[Any]) -> Lenient
     """Decode a document leniently.
 
     Args:
-        document: the undecoded document that the driver gives with `raw_options`.
+        document: the undecoded document, as the driver returns it with `raw_options`.
         options: the usual options.
     """
     raw = bytes(document.raw)
@@ -155,7 +155,7 @@ def _lenient_options(
 
 
 def decode_leniently(raw: bytes, options: CodecOptions[Any] | None = None) -> dict[str, Any]:
-    """Decode a document, whatever values another client wrote.
+    """Decode a document that may contain invalid values of another client.
 
     A date beyond the year 9999 becomes a `bson.DatetimeMS`, a UUID of the wrong length a `bson.Binary`, and
     invalid Unicode is replaced.

@@ -25,7 +25,7 @@ class Database:
 
     @property
     def codec_options(self) -> CodecOptions[Any]:
-        """How values are read and written: the client's options, with standard UUIDs and our encoders."""
+        """The options for reading and writing values: the client's, with standard UUIDs and mongoz's encoders."""
         return self.deployment.codec_options
 
     @property

@@ -26,9 +26,9 @@ _GROUP: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _CLOSE_TIMEOUT: Final = 1.0
 
 _NO_RETRIES: Final = (
-    "retryWrites=false can't be combined with dispatched=...: if the answer to a write is lost, only the end of a "
-    "retryable write can be found out, and with it whether its receivers must run. Remove retryWrites=false; "
-    "replica sets, which dispatchers need anyway, accept retryable writes."
+    "retryWrites=false can't be combined with dispatched=...: if the answer to a write is lost, mongoz can "
+    "look up the outcome only if the write is retryable, and the outcome decides whether its receivers run. "
+    "Remove retryWrites=false; replica sets, which dispatchers need anyway, accept retryable writes."
 )
 
 
@@ -50,11 +50,11 @@ class Deployment:
         adapter: the differences between the drivers.
         dispatched: the name of the group, or None.
         clock: the server's clock.
-        indexed: which documents have had their indexes created by this process, each with a database and a
+        indexed: the documents whose indexes this process created, each with the names of its database and
             collection.
 
     Raises:
-        ImproperlyConfigured: the URL does not parse, an argument is of no use, or the deployment is dispatched and
+        ImproperlyConfigured: the URL does not parse, an argument is invalid, or the deployment is dispatched and
             its writes are not retryable.
     """
 
@@ -127,7 +127,7 @@ class Deployment:
 
     @property
     def codec_options(self) -> CodecOptions[Any]:
-        """How values are read and written in all databases of this deployment."""
+        """The options for reading and writing values in all databases of this deployment."""
         return self._codec_options
 
     def point_to(self, url: str) -> None:
@@ -138,8 +138,8 @@ class Deployment:
         """
         if self._given is not None or self._clients:
             raise ImproperlyConfigured(
-                "The registry is connected already; point it elsewhere before its first use, and make it "
-                "from a URL rather than from a client."
+                "The registry is connected already; call point_to() before its first use, and make the registry "
+                "from a URL instead of a client."
             )
         self._set_url(url)
 
@@ -238,7 +238,7 @@ class Deployment:
 
 
 def _pymongo_client(client: Any, driver: str) -> Any:
-    """PyMongo's client, which Motor's wraps."""
+    """PyMongo's client. Motor's client is a wrapper of it."""
     # hasattr("delegate") would always be true: every attribute of a client is a database.
     return client.delegate if driver == "motor" else client
 

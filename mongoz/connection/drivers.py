@@ -85,7 +85,7 @@ class PyMongoAdapter:
         return await collection.list_indexes()
 
     def in_transaction(self, collection: Any) -> Any:
-        """The same collection: PyMongo closes the connection of a cancelled command."""
+        """The collection itself: PyMongo closes the connection of a cancelled command."""
         return collection
 
 
@@ -132,10 +132,10 @@ class MotorAdapter:
 
 
 class _MotorCollection:
-    """A collection of Motor's whose commands end before their cancellation is raised.
+    """A Motor collection whose commands end before their cancellation is raised.
 
     Commands run in threads, which a cancellation does not reach. The cancelled caller aborts the transaction, and
-    the thread could send its command after that: outside of any transaction, or in a new one that nobody ends.
+    the thread could send its command after that: outside of any transaction, or in a new one that no code ends.
     """
 
     __slots__ = ("_collection",)
@@ -179,7 +179,7 @@ def adapter_of(client: object) -> DriverAdapter:
     """
     if isinstance(client, AsyncMongoClient):
         return _ADAPTERS["pymongo"]
-    # By name, so that only users of Motor import it.
+    # The module is compared by name, so that only users of Motor import it.
     if any(base.__module__.startswith("motor.") for base in type(client).__mro__):
         return _ADAPTERS["motor"]
     raise ImproperlyConfigured(

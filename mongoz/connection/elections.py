@@ -58,7 +58,7 @@ async def as_transient(error: E, client: Any, *, in_transaction: bool = False) -
 
 @asynccontextmanager
 async def session_of(client: AsyncMongoClient[Any]) -> AsyncIterator[AsyncClientSession]:
-    """A session of PyMongo's that ends with the block. During an election it raises AutoReconnect."""
+    """A PyMongo session that ends with the block. During an election it raises AutoReconnect."""
     try:
         async with client.start_session() as session:
             yield session
@@ -67,7 +67,10 @@ async def session_of(client: AsyncMongoClient[Any]) -> AsyncIterator[AsyncClient
 
 
 async def _drop_connections(client: Any) -> None:
-    """Close idle connections now, and others when they come back. The driver has no public call for this."""
+    """Close idle connections now, and the others when they return to the pool.
+
+    The driver has no public call for this.
+    """
     pymongo_client = client if isinstance(client, AsyncMongoClient) else client.delegate
     for server in list(pymongo_client._topology._servers.values()):
         closing = server.pool.reset_without_pause()

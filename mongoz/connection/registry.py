@@ -28,15 +28,15 @@ class Registry(Deployment):
 
     Args:
         url: a MongoDB URL, or an existing `pymongo.AsyncMongoClient` or Motor client. A client belongs to one
-            event loop, and its maker closes it.
+            event loop, and the application closes it.
         driver: `"pymongo"` (default) or `"motor"`: the driver that opens a URL.
         dispatched: a group of dispatchers serves this registry: its name, or True for the group "default".
             Writes are then stamped where needed, so that nothing is delivered twice.
         event_loop: accepted for applications that pass it, and ignored: clients follow the running loop.
 
     Raises:
-        ImproperlyConfigured: the URL does not parse, an argument is of no use, or it is dispatched and its writes
-            are not retryable.
+        ImproperlyConfigured: the URL does not parse, an argument is invalid, or the registry is dispatched and its
+            writes are not retryable.
 
     Examples:
         >>> registry = Registry("mongodb://localhost:27017/?replicaSet=rs0", dispatched=True)
@@ -81,7 +81,7 @@ class Registry(Deployment):
     async def document_checks(self) -> None:
         """Make the indexes of all collections match what the documents declare, as `check_indexes()` does.
 
-        Of several classes with one name the latest counts, as in `documents`.
+        If several classes have the same name, only the latest one counts, as in `documents`.
 
         Raises:
             pymongo.errors.OperationFailure: the server refuses an index.
@@ -92,7 +92,7 @@ class Registry(Deployment):
     def transaction(self, **options: Any) -> AbstractAsyncContextManager[Any]:
         """A block whose reads and writes happen together or not at all.
 
-        Calls that the entering task makes inside join the transaction by themselves; tasks that it starts don't.
+        Calls of the task that enters the block join the transaction. Calls of tasks that it starts don't.
         `post_*` receivers of this process run after the commit, in the order of the writes. If the block raises,
         the transaction is aborted, no `post_*` receiver runs, and instances get their earlier state back.
 
@@ -104,7 +104,7 @@ class Registry(Deployment):
             A context manager that gives the driver's session, for calls that bypass the ODM.
 
         Raises:
-            TransactionError: the task is in one already, or the server is no replica set.
+            TransactionError: the task is in a transaction already, or the server is no replica set.
 
         Examples:
             >>> async with registry.transaction():
@@ -116,11 +116,11 @@ class Registry(Deployment):
     async def run_transaction(self, fn: Callable[..., Awaitable[T]], **options: Any) -> T:
         """Run a function in a transaction; repeat all of it while the server asks for that.
 
-        The driver's convention: an error that is labelled as transient repeats the function, an unknown outcome
+        As with the driver, an error that is labelled as transient repeats the function, and an unknown outcome
         of the commit repeats the commit, for two minutes at most. Failed attempts fire no `post_*` signals.
 
         Args:
-            fn: an async function; it is given the session if it takes an argument.
+            fn: an async function; it gets the session if it takes an argument.
             **options: as for `transaction`.
 
         Returns:

@@ -49,7 +49,7 @@ _NO_TRANSACTIONS: Final = (
 )
 _UNKNOWN_COMMIT: Final = "UnknownTransactionCommitResult"
 _COMMIT_ATTEMPTS: Final = 3
-_NOT_THERE: Final = frozenset({225, 251})  # TransactionTooOld, NoSuchTransaction
+_TRANSACTION_GONE: Final = frozenset({225, 251})  # TransactionTooOld, NoSuchTransaction
 _OUTCOME_UNKNOWN: Final = (
     "It is not known yet whether the transaction was committed. If it was, its receivers run as soon as that is "
     "known. Instances stay as if it was committed."
@@ -57,7 +57,7 @@ _OUTCOME_UNKNOWN: Final = (
 
 _READ_CONCERNS: Final = (None, "local", "majority", "snapshot")  # transactions support these
 
-# As the drivers do it: repeat the whole function for two minutes, with growing pauses.
+# Like the drivers, repeat the whole function for two minutes, with growing pauses.
 _TRANSIENT: Final = "TransientTransactionError"
 _RETRY_SECONDS: Final = 120.0
 _FIRST_PAUSE: Final = 0.005
@@ -118,7 +118,7 @@ class Transaction:
 
         Raises:
             Exception: one action failed; its error, unchanged.
-            ExceptionGroup: several actions failed. The transaction stays committed in either case.
+            ExceptionGroup: several actions failed. In both cases the transaction stays committed.
         """
         self.is_committed = True
         _by_session.pop(_key(self.session), None)
@@ -154,7 +154,7 @@ class JoinedSession(NamedTuple):
 
     Attributes:
         session: the driver's session, or None.
-        transaction: our transaction that the session is in, or None.
+        transaction: the mongoz transaction that the session is in, or None.
     """
 
     session: Any = None
@@ -162,7 +162,7 @@ class JoinedSession(NamedTuple):
 
     @property
     def is_foreign_transaction(self) -> bool:
-        """Whether it is in a transaction that the application started with the driver: we don't see its commit."""
+        """Whether it is in a transaction of the application and the driver, whose commit mongoz does not see."""
         return self.session is not None and self.transaction is None and bool(self.session.in_transaction)
 
 
@@ -236,7 +236,7 @@ async def transaction(deployment: Deployment, options: dict[str, Any]) -> AsyncI
         try:
             with _entering(own):
                 yield session
-            # A cancellation must not separate a commit from its receivers, as it must not for a write.
+            # A cancellation must not separate a commit from its receivers.
             await uninterrupted(_finish(own, held))
         except BaseException as error:
             await _abort(own)
@@ -252,7 +252,7 @@ async def _finish(own: Transaction, held: AsyncExitStack) -> None:
 
     Args:
         own: the transaction.
-        held: owns the session. If the outcome is unknown, the session moves to a background task.
+        held: the resources to release, with the session. If the outcome is unknown, a background task gets them.
     """
     unknown = await _commit(own.session)
     if unknown is not None:
@@ -311,7 +311,7 @@ async def _commit(session: Any) -> PyMongoError | None:
 
 
 async def is_committed(session: Any) -> bool:
-    """Whether a transaction was committed whose commit got no answer. Commits again until the server answers.
+    """Whether a transaction was committed, after its commit got no answer. Commits again until there is an answer.
 
     A second commit changes nothing. Reading the documents proves nothing: another client may have changed them.
 
@@ -338,7 +338,9 @@ def _is_aborted(error: PyMongoError) -> bool:
     """Whether the server answered a commit by saying that the transaction is gone."""
     if error.has_error_label(_UNKNOWN_COMMIT):
         return False
-    return error.has_error_label(_TRANSIENT) or (isinstance(error, OperationFailure) and error.code in _NOT_THERE)
+    return error.has_error_label(_TRANSIENT) or (
+        isinstance(error, OperationFailure) and error.code in _TRANSACTION_GONE
+    )
 
 
 async def run_transaction(deployment: Deployment, fn: Callable[..., Awaitable[T]], options: dict[str, Any]) -> T:
@@ -347,12 +349,10 @@ async def run_transaction(deployment: Deployment, fn: Callable[..., Awaitable[T]
     takes_session = _takes_session(fn)
     retry = _RetryPolicy()
     async with AsyncExitStack() as held:
-        session, fit = (
-            await held.enter_async_context(deployment.new_session()),
-            _transaction_options(deployment.client, options),
-        )
+        session = await held.enter_async_context(deployment.new_session())
+        supported = _transaction_options(deployment.client, options)
         while True:
-            await deployment.adapter.start_transaction(session, fit)
+            await deployment.adapter.start_transaction(session, supported)
             own = Transaction(deployment, session)
             try:
                 with _entering(own):
@@ -378,10 +378,10 @@ async def run_private_transaction(
     Args:
         deployment: the deployment of the session.
         session: a session in no transaction.
-        fn: sends the commands in the session that it is given.
+        fn: sends the commands in the session that it gets.
 
     Raises:
-        PyMongoError: the driver's error. If it has the label `UnknownTransactionCommitResult`, ask `is_committed`.
+        PyMongoError: the driver's error. After the label `UnknownTransactionCommitResult`, call `is_committed`.
     """
     retry = _RetryPolicy()
     while True:
@@ -416,18 +416,18 @@ def _transaction_options(client: Any, given: dict[str, Any]) -> dict[str, Any]:
         client: the driver's client, with the options of the URL.
         given: the caller's options.
     """
-    fit: dict[str, Any] = {}
+    replaced: dict[str, Any] = {}
     if client.read_preference != ReadPreference.PRIMARY:
-        fit["read_preference"] = ReadPreference.PRIMARY
+        replaced["read_preference"] = ReadPreference.PRIMARY
     if client.read_concern.level not in _READ_CONCERNS:
-        fit["read_concern"] = ReadConcern("majority")
+        replaced["read_concern"] = ReadConcern("majority")
     if not client.write_concern.acknowledged:
-        fit["write_concern"] = WriteConcern("majority")
-    return {**fit, **given}
+        replaced["write_concern"] = WriteConcern("majority")
+    return {**replaced, **given}
 
 
 class _RetryPolicy:
-    """How long transactions are repeated, and with which pauses."""
+    """The time limit and the pauses for repeating a transaction."""
 
     def __init__(self) -> None:
         self._deadline = monotonic() + _RETRY_SECONDS

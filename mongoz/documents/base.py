@@ -48,7 +48,7 @@ class Document(IndexOperations, Model, metaclass=DocumentMetaclass):
     query: ClassVar[QueryDescriptor] = QuerySet()
 
     if TYPE_CHECKING:
-        # Never at run time: pydantic would call it for every loaded row.
+        # For type checkers only: at run time pydantic would call it for every loaded row.
         def __init__(self, **values: Any) -> None: ...
 
     async def create(self, collection: Any = None, session: Any = None) -> Self:
@@ -57,7 +57,7 @@ class Document(IndexOperations, Model, metaclass=DocumentMetaclass):
         Fires `pre_save` and `post_save` with `created=True`.
 
         Args:
-            collection: the collection, ours or the driver's; by default the document's own.
+            collection: a `Collection` or the driver's collection; by default the document's own.
             session: the driver's session; None joins the transaction of the task, if it is in one.
 
         Returns:
@@ -70,13 +70,13 @@ class Document(IndexOperations, Model, metaclass=DocumentMetaclass):
         return await insert_instance(self, collection, session)
 
     async def save(self, collection: Any = None, session: Any = None) -> Self:
-        """Write the changes since the load; without an id, create.
+        """Write the changes since the load. An instance without an id is inserted.
 
         Writes only the top-level fields that changed, so that a concurrent change of other fields survives. Fires
         `pre_save` and `post_save`.
 
         Args:
-            collection: the collection, ours or the driver's; by default the one that the instance came from.
+            collection: a `Collection` or the driver's collection; by default the collection of the instance.
             session: the driver's session; None joins the transaction of the task, if it is in one.
 
         Raises:
@@ -115,7 +115,7 @@ class Document(IndexOperations, Model, metaclass=DocumentMetaclass):
             session: the driver's session; None joins the transaction of the task, if it is in one.
 
         Returns:
-            1
+            Always 1.
 
         Raises:
             DocumentNotFound: the document does not exist any more.
@@ -138,7 +138,7 @@ class Document(IndexOperations, Model, metaclass=DocumentMetaclass):
 
         Args:
             models: instances of this document.
-            collection: the collection, ours or the driver's; by default the document's own.
+            collection: a `Collection` or the driver's collection; by default the document's own.
             session: the driver's session; None joins the transaction of the task, if it is in one.
 
         Returns:
@@ -155,7 +155,7 @@ class Document(IndexOperations, Model, metaclass=DocumentMetaclass):
     async def bulk_write(cls, requests: Sequence[Any], ordered: bool = True, session: Any = None) -> Any:
         """Send the driver's own requests (`InsertOne`, `UpdateMany`, ...) unchanged.
 
-        Nothing is validated and no signal fires in process; a dispatcher delivers these writes as any others.
+        Nothing is validated and no signal fires in process; a dispatcher delivers these writes like all others.
 
         Returns:
             The driver's `BulkWriteResult`.
@@ -181,7 +181,7 @@ class Document(IndexOperations, Model, metaclass=DocumentMetaclass):
             id: an ObjectId or its 24 hexadecimal digits.
 
         Raises:
-            InvalidKeyError: a string that is no ObjectId.
+            InvalidKeyError: `id` is a string, but not an ObjectId.
             DocumentNotFound: there is no such document.
         """
         return await cls.objects.get_document_by_id(id)

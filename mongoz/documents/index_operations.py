@@ -32,7 +32,7 @@ class IndexOperations:
 
         Args:
             name: its name; the index of a field has the name of the field.
-            collection: the collection, ours or the driver's; by default the document's own.
+            collection: a `Collection` or the driver's collection; by default the document's own.
 
         Returns:
             The name.
@@ -54,7 +54,7 @@ class IndexOperations:
         """Create the declared indexes; existing ones stay as they are.
 
         Args:
-            collection: the collection, ours or the driver's; by default the document's own.
+            collection: a `Collection` or the driver's collection; by default the document's own.
 
         Returns:
             Their names in order. If no index is declared, no command is sent.
@@ -70,7 +70,7 @@ class IndexOperations:
 
         Args:
             name: its name.
-            collection: the collection, ours or the driver's; by default the document's own.
+            collection: a `Collection` or the driver's collection; by default the document's own.
 
         Returns:
             The name.
@@ -84,7 +84,7 @@ class IndexOperations:
 
         Args:
             force: drop undeclared indexes too, except the index of `_id`.
-            collection: the collection, ours or the driver's; by default the document's own.
+            collection: a `Collection` or the driver's collection; by default the document's own.
 
         Returns:
             The names of the dropped indexes.
@@ -103,7 +103,7 @@ class IndexOperations:
         The index of `_id` comes first. A collection that does not exist has none.
 
         Args:
-            collection: the collection, ours or the driver's; by default the document's own.
+            collection: a `Collection` or the driver's collection; by default the document's own.
         """
         return await list_indexes(_target(cls.meta, collection))
 
@@ -117,7 +117,7 @@ class IndexOperations:
         Args:
             force_drop: drop and rebuild an index whose declaration changed since it was created; without this the
                 server refuses the change.
-            collection: the collection, ours or the driver's; by default the document's own.
+            collection: a `Collection` or the driver's collection; by default the document's own.
 
         Raises:
             pymongo.errors.OperationFailure: the server refuses an index.
@@ -128,11 +128,13 @@ class IndexOperations:
     async def create_indexes_for_multiple_databases(
         cls, database_names: Sequence[str], collection: Any = None
     ) -> None:
-        """Create the declared indexes in the document's own database and in others. The collections have one name.
+        """Create the declared indexes in the document's own database and in others.
+
+        The collections have the same name.
 
         Args:
             database_names: the other databases.
-            collection: the collection, ours or the driver's; by default the document's own.
+            collection: a `Collection` or the driver's collection; by default the document's own.
 
         Raises:
             MongozException: `database_names` is no list or tuple of names.
@@ -150,7 +152,7 @@ class IndexOperations:
 
         Args:
             database_names: the databases; the document's own only if it is listed.
-            collection: the collection whose name is used, ours or the driver's; by default the document's own.
+            collection: gives the name: a `Collection` or the driver's collection; by default the document's own.
 
         Raises:
             MongozException: `database_names` is no list or tuple of names.

@@ -37,7 +37,7 @@ class DocumentMetaclass(ModelMetaclass):
             try:
                 return super().__getattr__(name)
             except AttributeError:
-                if defining or name.startswith("_"):  # libraries ask each class for these
+                if defining or name.startswith("_"):  # libraries look up such names on each class
                     raise
                 hint = _hint(cls, name)
                 raise AttributeError(f"{cls.__name__} has no attribute {name!r}.{hint}", name=name) from None

@@ -28,7 +28,7 @@ class Shared(TypedDict, total=False):
         read_only: for readers and JSON schemas.
         pattern: a regular expression to search for; in `str(value)` if the value is no string.
 
-    The others are arguments of `pydantic.Field`.
+    The other arguments are passed to `pydantic.Field`.
     """
 
     default: Any

@@ -94,12 +94,12 @@ def set_alias(field: FieldInfo, alias: str) -> None:
 
 
 # Arguments that become attributes of the field.
-_KEPT: Final = frozenset({"name", "unique", "index", "sparse", "comment", "owner", "help_text", "read_only"})
+_ATTRIBUTES: Final = frozenset({"name", "unique", "index", "sparse", "comment", "owner", "help_text", "read_only"})
 
-_OURS: Final = _KEPT | {"null", "choices", "pattern"}
+_ODM_OPTIONS: Final = _ATTRIBUTES | {"null", "choices", "pattern"}
 
 # Arguments that pydantic gets in another form, or not at all.
-_TRANSLATED: Final = _OURS | {"default", "alias"}
+_TRANSLATED: Final = _ODM_OPTIONS | {"default", "alias"}
 
 
 def declare(field_type: Any, *, kind: type[BaseField] = BaseField, **arguments: Any) -> Any:
@@ -112,7 +112,7 @@ def declare(field_type: Any, *, kind: type[BaseField] = BaseField, **arguments: 
             the same as leaving out an argument of pydantic.
 
     Raises:
-        FieldDefinitionError: the field does not have an argument, or two arguments contradict each other.
+        FieldDefinitionError: an argument is unknown, or two arguments contradict each other.
     """
     _check_names(arguments, field_type)
     choices = _choices(arguments.get("choices"))
@@ -137,18 +137,19 @@ def declare(field_type: Any, *, kind: type[BaseField] = BaseField, **arguments: 
     if choices is not None:
         field.choices, field.labels = choices.declared, choices
         field.metadata.append(choices)  # last, so that it wraps all other rules
-    for name in _KEPT & arguments.keys():
+    for name in _ATTRIBUTES & arguments.keys():
         setattr(field, name, arguments[name])
     return field
 
 
 def _check_names(arguments: dict[str, Any], field_type: Any) -> None:
     bare = _bare(field_type)
-    known = (_OURS | _PYDANTIC_ARGUMENTS) - (frozenset() if hasattr(bare, "__len__") else _LENGTHS)
+    known = (_ODM_OPTIONS | _PYDANTIC_ARGUMENTS) - (frozenset() if hasattr(bare, "__len__") else _LENGTHS)
     unknown = next((name for name, value in arguments.items() if value is not None and name not in known), None)
     if unknown:
         raise FieldDefinitionError(
-            f"This field has no argument {unknown!r}.{nearest(unknown, _OURS | _OF_SOME_FIELDS, OF_ARGUMENTS)}"
+            f"This field has no argument {unknown!r}."
+            f"{nearest(unknown, _ODM_OPTIONS | _OF_SOME_FIELDS, OF_ARGUMENTS)}"
         )
 
 

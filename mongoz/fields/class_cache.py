@@ -19,6 +19,6 @@ def cached_per_class(make: Callable[[type], T]) -> Callable[[type], T]:
 
 
 def clear_class_caches() -> None:
-    """Compute all of it anew, since a class has changed. That happens during imports, if at all."""
+    """Drop all cached values, since a class has changed. Usually this happens only during imports."""
     for clear in _clear_functions:
         clear()

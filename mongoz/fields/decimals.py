@@ -82,15 +82,14 @@ def _parsed(value: Any) -> decimal.Decimal:
 
 
 def decimal_of(value: Decimal128) -> decimal.Decimal:
-    """The same as `value.to_decimal()`, in a quarter of the time; each load of a decimal needs it."""
+    """Like `value.to_decimal()`, but four times as fast. Each load of a decimal calls it."""
     low, high = _HALVES(value.bid)
     if high >> 61 & 3 == 3:  # infinite, not a number, or too long to be valid
         return value.to_decimal()
     coefficient = decimal.Decimal((high & (1 << 49) - 1) << 64 | low)
     exact = coefficient.scaleb((high >> 49 & 0x3FFF) - 6176, _EXACT)
-    return (
-        exact.copy_negate() if high >> 63 else exact
-    )  # the operator - would round to the 28 digits of the context
+    # The operator - would round to the 28 digits of the context.
+    return exact.copy_negate() if high >> 63 else exact
 
 
 def _refuse(

@@ -76,15 +76,15 @@ class ForeignKeyField(BaseField):  # type: ignore[misc]  # as BaseField itself
 
     def _look_up(self, path: str) -> Any:
         try:
-            found = pkgutil.resolve_name(path) if "." in path else self._neighbour(path)
+            found = pkgutil.resolve_name(path) if "." in path else self._find_by_name(path)
         except (ImportError, AttributeError, ValueError) as error:
             raise self._no_document(str(error)) from error
         if not _is_document(found):
             raise self._no_document(f"it is {found!r}, which is no document")
         return found
 
-    def _neighbour(self, name: str) -> Any:
-        """A class named without a path: in the registry, or else in the module of the field's class."""
+    def _find_by_name(self, name: str) -> Any:
+        """The class with this name: in the registry, or else in the module of the field's class."""
         registry = getattr(getattr(self.document, "meta", None), "registry", None)
         if registry is not None and name in registry.documents:
             return registry.documents[name]

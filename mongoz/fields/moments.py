@@ -25,7 +25,7 @@ def _today() -> datetime.date:
 def _moment(type_: type, now: Any, auto_now: bool, auto_now_add: bool, shared: dict[str, Any]) -> Any:
     if auto_now and auto_now_add:
         raise FieldDefinitionError(
-            "auto_now and auto_now_add exclude each other; auto_now sets at creation as well."
+            "auto_now and auto_now_add exclude each other; auto_now also sets the field at creation."
         )
     if auto_now or auto_now_add:
         shared["default"] = now  # replaces another default: later writes set the field to now too

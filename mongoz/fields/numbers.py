@@ -113,12 +113,12 @@ def Decimal(
         >>> price: decimal.Decimal = mongoz.Decimal(max_digits=5, decimal_places=2)  # up to 999.99
     """
     if max_digits is None or decimal_places is None:
-        raise FieldDefinitionError("Decimal() needs max_digits= and decimal_places=, both of them.")
+        raise FieldDefinitionError("Decimal() needs both max_digits= and decimal_places=.")
     _check_digits(max_digits, decimal_places)
     limits = _limits(minimum, maximum, multiple_of).values()
     exactly = [None if limit is None else decimal.Decimal(str(limit)) for limit in limits]
     rule = DecimalRule(max_digits, decimal_places, *exactly)
-    # A default may be a float or a string, as any other value.
+    # A default may be a float or a string, like any other value.
     return declare(Annotated[decimal.Decimal, rule], **({"validate_default": True} | shared))
 
 

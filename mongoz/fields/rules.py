@@ -59,7 +59,7 @@ class DigitsRule(NamedTuple):
 
 
 class BytesRule:
-    """Bytes are base64 in JSON."""
+    """The rule that makes bytes base64 in JSON."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.with_info_before_validator_function(

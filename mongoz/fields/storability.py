@@ -65,7 +65,7 @@ _KEYS: Final = (
     str, int, float, bool, Enum, uuid.UUID, decimal.Decimal, datetime.date, datetime.time, datetime.timedelta,
     bson.ObjectId, pathlib.PurePath, *IP_ADDRESSES, *URLS,
 )  # fmt: skip
-_NEVER: Final = (abc.Iterator, abc.Generator, abc.Iterable, abc.Callable, abc.AsyncIterable, abc.Awaitable, type)
+_NO_DATA: Final = (abc.Iterator, abc.Generator, abc.Iterable, abc.Callable, abc.AsyncIterable, abc.Awaitable, type)
 
 _REMEDY: Final = "Use a type that MongoDB has, or keep it in a private attribute (a name that starts with '_')."
 
@@ -143,7 +143,7 @@ class _AnnotationWalk:
         if annotation is None:
             return {"null": "None"}
         kind = origin or annotation
-        if kind in _NEVER or kind is ImportString or not isinstance(kind, type):
+        if kind in _NO_DATA or kind is ImportString or not isinstance(kind, type):
             raise _NotStorable(f"{_label(annotation)} is no data. {_REMEDY}")
         if issubclass(kind, _MAPPINGS) and not typing.is_typeddict(kind):
             return self._of_mapping(kind, arguments)
@@ -259,8 +259,8 @@ def _of_enum(kind: type[Enum]) -> Kinds:
     for member in kind:
         if not isinstance(member.value, _ENUM_VALUES):
             raise _NotStorable(
-                f"{kind.__name__}.{member.name} has the value {member.value!r}, which is read back as another. "
-                "Give its members strings or numbers."
+                f"{kind.__name__}.{member.name} has the value {member.value!r}, which is read back as another "
+                "value. Give its members strings or numbers."
             )
     mixed_in = next((base for base in (str, int, float, bytes) if issubclass(kind, base)), None)
     if mixed_in is not None:  # its members equal their values

@@ -51,7 +51,7 @@ def _validation_name(name: str, field: Any) -> str:
 
 
 def stored(value: Any, *, declared: bool = True) -> Any:  # noqa: PLR0911 - a table, one line per kind
-    """The stored form of a value. Containers are copied, so later changes of `value` don't reach it.
+    """The stored form of a value. Containers are copied, so later changes of `value` don't affect it.
 
     Args:
         value: a scalar, a model, a dataclass, or a list, tuple, set, mapping or enum of these.

@@ -1,4 +1,4 @@
-"""The base of documents: a pydantic model with an id, a `Meta` and a state in the database, without any verbs."""
+"""The base of documents: a pydantic model with an id, a `Meta` and a state in the database; no I/O."""
 
 import copy
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -28,7 +28,7 @@ class _SignalsDescriptor:
 
 
 class _FieldsDescriptor:
-    """Makes `model_fields` readable through instances as well, where pydantic's own warns."""
+    """Makes `model_fields` readable through instances as well, where pydantic's own attribute warns."""
 
     def __get__(self, instance: Any, owner: type[Any]) -> dict[str, Any]:
         return owner.__pydantic_fields__  # type: ignore[no-any-return]
@@ -68,7 +68,7 @@ class Model(DumpableModel, metaclass=ModelMetaclass):
     if TYPE_CHECKING:
         _loaded: ClassVar[Loaded]  # ClassVar: else type checkers take it for a parameter of __init__
 
-        # Never at run time: pydantic would call it for every loaded row.
+        # For type checkers only: at run time pydantic would call it for every loaded row.
         def __init__(self, **values: Any) -> None: ...
 
     if not TYPE_CHECKING:  # else type checkers would accept any attribute

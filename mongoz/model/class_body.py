@@ -1,4 +1,4 @@
-"""The body of a class with field factories, turned into a body that pydantic understands."""
+"""Converts the body of a class with field factories to a body that pydantic understands."""
 
 import copy
 import inspect
@@ -46,7 +46,7 @@ def declare_fields(document_name: str, body: dict[str, Any], not_fields: tuple[t
     Args:
         document_name: the name of the class.
         body: the class body, which is changed.
-        not_fields: types of values that are no fields, however they are annotated.
+        not_fields: types of values that never become fields, even if they are annotated.
 
     Raises:
         FieldDefinitionError: a factory is not called, or the arguments of an ObjectId contradict each other.
@@ -110,7 +110,7 @@ def _display_method(name: str, qualname: str, module: str) -> Callable[[Any], An
 
 
 def _merge_in_order(annotations: dict[str, Any], declared: dict[str, Any]) -> dict[str, Any]:
-    """Both together in the order of the class body. Only `annotations` has a field written as `name: str`."""
+    """Merge both in the order of the class body. A field without a factory is in `annotations` only."""
     merged: dict[str, Any] = {}
     remaining = iter(declared.items())
     for name, annotation in annotations.items():
@@ -155,7 +155,7 @@ def refuse_reserved_names(
             if field not in root.__pydantic_fields__ and _has(root, field) and not _is_class_var(annotation):
                 raise ImproperlyConfigured(
                     f"{name} can't have a field named {field!r}: that is an attribute of every {root.__name__}. "
-                    "Name it otherwise, and store it under this name with alias=."
+                    "Give the field another name, and store it under this name with alias=."
                 )
 
 
@@ -167,7 +167,7 @@ def _is_class_var(annotation: Any) -> bool:
 
 
 def _has(root: Any, name: str) -> bool:
-    # Not hasattr: that would run descriptors.
+    # hasattr would run descriptors.
     classes = list(root.__mro__)
     if hasattr(root, "meta"):  # else `Document.field` would find an attribute of the metaclass
         classes += inspect.getmro(type(root))

@@ -22,7 +22,7 @@ class DumpableModel(BaseModel):
         """The fields as a dict.
 
         Args:
-            show_id: include the id, whatever `include` and `exclude` say.
+            show_id: include the id, regardless of `include` and `exclude`.
             **options: arguments of `pydantic.BaseModel.model_dump`.
         """
         if options.get("mode") == "json":

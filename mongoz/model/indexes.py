@@ -160,5 +160,5 @@ def merge_indexes(document_name: str, own: Iterable[Index], inherited: Iterable[
 def _same_name(document_name: str, one: Index, other: Index) -> IndexError:
     return IndexError(
         f"{document_name} has two indexes named {one.name!r}: {other!r} and {one!r} (a field with index=True or "
-        "unique=True has one of its own name). Remove one, or name it otherwise with name=."
+        "unique=True has an index of its own name). Remove one, or rename it with name=."
     )

@@ -39,14 +39,14 @@ def make_join(document: Any, target: Any, local: str) -> Join:
         local: the stored, dotted name of the referencing field.
 
     Raises:
-        ImproperlyConfigured: the two can't be joined.
+        ImproperlyConfigured: the classes can't be joined.
         AbstractDocumentError: the target has no collection.
     """
     foreign, own = target.meta.require_collection(), document.meta.database
     if own is not None and foreign.database.name != own.name:
         raise ImproperlyConfigured(
             f"{document.__name__} and {target.__name__} are in different databases ({own.name!r} and "
-            f"{foreign.database.name!r}): MongoDB joins within one only. Query {target.__name__} first."
+            f"{foreign.database.name!r}): MongoDB joins only within one database. Query {target.__name__} first."
         )
     if foreign.name in stored_names(document).values():
         raise ImproperlyConfigured(

@@ -1,4 +1,4 @@
-"""`Document.meta`: the options of `class Meta`, merged with those of the parents."""
+"""`Document.meta`: the options of `class Meta`, merged with the options of the parents."""
 
 from typing import Any, Final
 
@@ -36,8 +36,8 @@ class MetaInfo:
         watch: further databases and collections with this document, as written in Meta.
         watched: `watch` as patterns of namespaces. They leave out the own collection, which is always watched.
         fields: name -> field.
-        indexes: the indexes of the fields, then Meta's own, then those of the parents' Meta. The list may be
-            changed after the class is defined.
+        indexes: the indexes of the fields, then Meta's own, then the indexes of the parents' Meta. The list may
+            be changed after the class is defined.
         signals: the Broadcaster.
         document: the class; for the class of partial rows, the full class.
     """
@@ -146,7 +146,7 @@ class MetaInfo:
         Raises:
             AbstractDocumentError: the document is abstract.
             ImproperlyConfigured: it has no registry.
-            TypeError: it is neither.
+            TypeError: `collection` has another type.
         """
         if isinstance(collection, Collection):
             return collection
@@ -158,7 +158,7 @@ class MetaInfo:
     def partial_class(self) -> Any:
         """The class of partial rows. Made at the first use, since most documents never need it."""
         made = vars(self).get("_partial_class")
-        # Of two threads the second one uses the class of the first.
+        # If two threads make a class, both use the first one.
         return made or vars(self).setdefault("_partial_class", make_partial_class(self.document))
 
     def wanted_indexes(self) -> list[Index]:

@@ -35,7 +35,7 @@ __all__ = ["FieldsMetaclass", "ModelMetaclass", "is_defining_class"]
 
 
 class _Construction(threading.local):
-    """How many classes this thread is defining at present, one inside of another."""
+    """The number of nested class definitions that this thread executes at present."""
 
     depth = 0
 
@@ -46,7 +46,7 @@ _construction = _Construction()
 def is_defining_class() -> bool:
     """Whether this thread is defining a class: `Document.field` must be an AttributeError then.
 
-    Pydantic asks base classes by hasattr whether a field would shadow one of their attributes.
+    Pydantic uses hasattr to check whether a field would shadow an attribute of a base class.
     """
     return _construction.depth > 0
 
@@ -58,10 +58,10 @@ class FieldsMetaclass(PydanticMetaclass):
     """Fields with another stored name, unless an application declares them with an alias."""
 
     _not_fields: ClassVar[tuple[type, ...]] = ()
-    """Types of values that are no fields, however they are annotated."""
+    """Types of values that never become fields, even if they are annotated."""
 
     def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **kwargs: Any) -> Any:
-        """Make a model whose fields are all of our class.
+        """Make a model whose fields are all of the class `BaseField`.
 
         Raises:
             ImproperlyConfigured: a field has the name of an attribute of the base class.
@@ -74,7 +74,7 @@ class FieldsMetaclass(PydanticMetaclass):
         add_display_methods(bases, namespace)
         cls: Any = super().__new__(mcs, name, bases, namespace, **kwargs)
         if not cls.__pydantic_complete__:
-            # Pydantic looked for local names in our frame instead of the frame of the class statement.
+            # Pydantic looked for local names in the frame of this method, not in the frame of the class statement.
             cls.model_rebuild(raise_errors=False, _types_namespace={**surrounding_names(), name: cls})
         fields = cls.__dict__["__pydantic_fields__"]
         for field_name, field in fields.items():
@@ -89,7 +89,7 @@ class FieldsMetaclass(PydanticMetaclass):
     if not TYPE_CHECKING:  # else type checkers would not see the parameters of the constructor
 
         def __call__(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: D102 - the constructor
-            # Not an __init__: pydantic would call that for every loaded row.
+            # This is no __init__, because pydantic would call __init__ for every loaded row.
             if FIELD in kwargs and isinstance(cls, ModelMetaclass):
                 refuse_stamp(cls, kwargs)
             try:
@@ -131,7 +131,10 @@ def _protect_cached_properties(cls: Any) -> None:
 
 @cached_per_class
 def _constructor(cls: Any) -> Callable[[dict[str, Any]], Any] | None:
-    """The call at the end of pydantic's `__init__`, if the class has no other: it saves a quarter of the cost."""
+    """The function that pydantic's `__init__` calls; None if the class has a constructor of its own.
+
+    A direct call of this function saves a quarter of the time.
+    """
     if cls.__pydantic_custom_init__ or cls.__new__ is not object.__new__ or not cls.__pydantic_complete__:
         return None
     make: Callable[[dict[str, Any]], Any] = cls.__pydantic_validator__.validate_python
@@ -168,7 +171,7 @@ class ModelMetaclass(FieldsMetaclass):
 
 
 def _parents(bases: tuple[type, ...]) -> list[MetaInfo]:
-    """The Meta of all documents above, nearest first."""
+    """The Meta of all base documents, nearest first."""
     found: dict[int, MetaInfo] = {}
     for base in bases:
         for cls in base.__mro__:

@@ -36,7 +36,7 @@ PARTIAL_VALIDATOR: Final = "_drop_unloaded"
 def make_partial_class(document: Any) -> Any:
     """Make the class of a document's partial rows, which accepts rows with any fields missing.
 
-    It has no Meta and no signals of its own, and no registry knows it. Validators of the model and computed fields
+    It has no Meta and no signals of its own, and is in no registry. Validators of the model and computed fields
     do not run, since they read several fields.
     """
     body = {
@@ -61,7 +61,7 @@ def make_partial_class(document: Any) -> Any:
 
 
 def _drop_unloaded(instance: Any) -> Any:
-    """Remove the placeholders: then a read of the field raises an AttributeError."""
+    """Remove the placeholders, so that a read of the field raises an AttributeError."""
     values = instance.__dict__
     for name in [name for name, value in values.items() if value is _UNLOADED]:
         del values[name]
@@ -92,7 +92,7 @@ def fill_in_defaults(instance: Any, names: Iterable[str], title: str = "") -> No
 
 
 def loaded_from(document: Any, collection: Collection | None, id_: Any) -> str:
-    """For messages: the class and the place of a row."""
+    """Name the class and the place of a row, for messages."""
     where = collection or document.meta.collection
     return f"{document.__name__} loaded from {where.namespace if where else 'a row'} with _id {id_!r}"
 

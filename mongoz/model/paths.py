@@ -1,4 +1,4 @@
-"""Paths: from the names of fields in an application, dotted ones included, to stored names."""
+"""Paths: converts the names of fields in an application, which may be dotted, to stored names."""
 
 import re
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Pickles of instances, with their state in the database, so that `save` writes the same after unpickling."""
+"""Pickles of instances, with their state in the database, so that `save` can follow unpickling."""
 
 import pickle
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ _ATTACHED: Final = "mongoz_attached"
 
 
 def reduce_instance(instance: Any) -> tuple[Any, ...]:
-    """The `__reduce__` of an instance. Pickle can't import the class of partial rows, so it gets the document."""
+    """The `__reduce__` of an instance. It names the document: pickle can't import the class of partial rows."""
     document = type(instance)
     return _make_blank, (document.meta.document, is_partial(document)), instance.__getstate__()
 
@@ -41,7 +41,7 @@ def pickled_state(instance: Any) -> dict[str, Any]:
 
 
 def restore_pickled_state(instance: Any, pickled: Mapping[Any, Any]) -> None:
-    """Give an instance the pickled state; an older pickle without one leaves it empty."""
+    """Give an instance the pickled state. A pickle of an older version has no state, so it stays empty."""
     names = pickled.get(_COLLECTION)
     collection = None if names is None else instance.meta.require_collection().sibling(*names)
     restore(instance, Loaded(pickled.get(_SNAPSHOT), collection))

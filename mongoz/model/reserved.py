@@ -32,7 +32,7 @@ def refuse_attribute(instance: Any, value: Any) -> None:
 
 
 def without_stamps(row: dict[str, Any]) -> dict[str, Any]:
-    """The same row without stamps, at any depth: pipelines join and group documents, and turn them into pairs."""
+    """Remove the stamps from a row, at any depth: pipelines nest documents, and turn them into pairs."""
     row.pop(FIELD, None)
     for name, value in row.items():
         kind = type(value)

@@ -15,7 +15,7 @@ class Loaded(NamedTuple):
     """The state of an instance in the database.
 
     Attributes:
-        snapshot: the row in the database as far as we know, None if there was none. A dict that shares nothing
+        snapshot: the last known row in the database, None if there was none. A dict that shares nothing
             with the instance, or BSON if a dict would share values.
         collection: the collection it was loaded from or written to; None means the document's own.
     """
@@ -30,7 +30,7 @@ class Loaded(NamedTuple):
         return self.snapshot
 
 
-_NEVER: Final = Loaded()
+_NOT_LOADED: Final = Loaded()
 
 
 def loaded(instance: Any) -> Loaded:
@@ -38,7 +38,7 @@ def loaded(instance: Any) -> Loaded:
     try:
         return instance._loaded  # type: ignore[no-any-return]
     except AttributeError:  # the slot was never set
-        return _NEVER
+        return _NOT_LOADED
 
 
 def restore(instance: Any, state: Loaded) -> None:

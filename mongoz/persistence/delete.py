@@ -1,4 +1,4 @@
-"""Deletes an instance; with a marker if a dispatcher must know that mongoz made the delete.
+"""Deletes an instance, with a marker if a dispatcher must know that mongoz made the delete.
 
 A deleted document can't carry a stamp. So a marker, which is a stamp, is written to the document, and the document
 is deleted, both in one transaction: the dispatcher sees the two changes next to each other.
@@ -67,7 +67,7 @@ async def _delete_and_fire(instance: Model, target: WriteTarget, firing: Firing,
                 isinstance(error, PyMongoError) and deletion.needs_outcome and deletion.is_unknown_after(error)
             ):
                 raise error  # noqa: B904 - it is the same error, or its cause is set
-            if not await _find_out(instance, deletion, session, held, error):
+            if not await _look_up_outcome(instance, deletion, session, held, error):
                 raise error  # noqa: B904 - it is the same error, or its cause is set
             failure = error
     else:
@@ -78,27 +78,27 @@ async def _delete_and_fire(instance: Model, target: WriteTarget, firing: Firing,
     return 1
 
 
-async def _find_out(
+async def _look_up_outcome(
     instance: Model, deletion: "_Deletion", session: Any, held: AsyncExitStack, error: PyMongoError
 ) -> bool:
-    """Whether a delete of unknown outcome stands.
+    """Return whether a delete of unknown outcome took effect.
 
     Raises:
-        PyMongoError: the error of the delete; the outcome stays unknown, and receivers run as soon as it is known.
+        PyMongoError: the error of the delete; the outcome stays unknown, and receivers run when it is known.
     """
     if not deletion.is_marked:  # the commit of a marked delete was repeated already
         with suppress(PyMongoError):
-            return await deletion.stands(session)
+            return await deletion.took_effect(session)
     note_unknown_outcome(error)
     copied, held = independent_copy(instance), held.pop_all()
 
     async def fire_when_known() -> None:
         async with held:
             if deletion.is_marked:
-                stands = await is_committed(session)
+                took_effect = await is_committed(session)
             else:
-                stands = await ask_until_answered(partial(deletion.stands, session))
-        if stands:
+                took_effect = await ask_until_answered(partial(deletion.took_effect, session))
+        if took_effect:
             await _fire(copied, deletion)
 
     deletion.target.deployment.run_in_background(fire_when_known())
@@ -125,7 +125,7 @@ class _Deletion:
 
     Attributes:
         target: the target.
-        firing: the receivers to run; if no marker could be written, only those that no dispatcher runs.
+        firing: the receivers to run; if no marker could be written, only receivers that no dispatcher runs.
         token: the id of the delete; empty if there was nothing to delete.
         is_marked: the latest attempt was a marker and a delete in a transaction.
     """
@@ -163,12 +163,12 @@ class _Deletion:
             return False
         if self.is_marked:
             return is_commit_unknown(error)
-        return not isinstance(error, ServerSelectionTimeoutError)  # then it was never sent
+        return not isinstance(error, ServerSelectionTimeoutError)  # the command was never sent
 
-    async def stands(self, session: Any) -> bool:
+    async def took_effect(self, session: Any) -> bool:
         """Whether the document was absent at any time since an unmarked delete was sent.
 
-        Another client may have deleted it. In doubt the delete counts as this one.
+        If another client may have deleted it, the delete still counts as this one.
 
         Args:
             session: the session of the delete.
@@ -184,9 +184,8 @@ class _Deletion:
 
     async def _mark_and_delete(self, session: Any) -> None:
         self.token, self.is_marked = "", True
-        origin = self._originator.origin_for(
-            self._id
-        )  # anew for each attempt: a stamp counts for a short time only
+        # Each attempt gets a new stamp, because a stamp is valid for a short time only.
+        origin = self._originator.origin_for(self._id)
         marker = {"$set": {FIELD: origin.stamp}}
         marked = await self.target.driver_collection.update_one({"_id": self._id}, marker, session=session)
         if marked.matched_count:
@@ -212,5 +211,5 @@ class _Deletion:
 
 
 def has_no_transactions(error: PyMongoError) -> bool:
-    """Whether the server has no transactions at all; then it has no dispatchers either."""
+    """Whether the server supports no transactions. Such a server has no dispatchers either."""
     return isinstance(error, OperationFailure) and error.code == _ILLEGAL_OPERATION

@@ -9,7 +9,7 @@ from mongoz.persistence.target import WriteTarget
 __all__ = ["ATTEMPTS", "DocumentChanged", "document_gone", "require_id", "write_conflict"]
 
 ATTEMPTS: Final = 100
-"""Attempts at a document that other clients change between the read and the write."""
+"""Attempts to write a document that other clients change between the read and the write."""
 
 
 class DocumentChanged(Exception):
@@ -36,5 +36,5 @@ def write_conflict(document: type[Model], target: WriteTarget, id_: Any) -> Writ
     return WriteConflict(
         f"The document with _id {id_!r} of {target.collection.namespace} changed {ATTEMPTS} times between being "
         f"read and written, so nothing was written. If a pre_update receiver of {document.__name__} writes the "
-        "document itself, let it change the instance instead; else try again when fewer clients write it."
+        "document itself, let it change the instance instead. Otherwise try again when fewer clients write it."
     )

@@ -1,4 +1,4 @@
-"""Indexes on the server: creating, dropping and listing them."""
+"""Creates, drops and lists indexes on the server."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,17 +18,18 @@ _NOT_FOUND: Final = frozenset({26, 27})  # NamespaceNotFound, IndexNotFound
 _CONFLICTS: Final = frozenset({85, 86})  # IndexOptionsConflict, IndexKeySpecsConflict
 _TIMED_OUT: Final = 50  # MaxTimeMSExpired
 
-# Building an index waits for transactions that use the collection, so it would wait for the caller's own for ever.
+# The server builds an index after all transactions that use the collection. Without a time limit, a caller inside
+# of such a transaction would wait for ever.
 _TIMEOUT_IN_TRANSACTION: Final = {"maxTimeMS": 5_000}
 
 
 async def ensure_indexes(meta: MetaInfo, target: Collection, session: Any = None) -> None:
     """Create the declared indexes in a collection, unless this process did so before.
 
-    Never inside of a transaction: the index is built outside, before the write.
+    The indexes are built outside of transactions, before the write.
 
     Args:
-        meta: of the document.
+        meta: the meta of the document.
         target: the collection that is written next.
         session: the session of the write, if the caller gave one.
 
@@ -37,7 +38,7 @@ async def ensure_indexes(meta: MetaInfo, target: Collection, session: Any = None
     """
     deployment = target.database.deployment
     key = (meta.document, target.database.name, target.name)
-    if key in deployment.indexed:  # several tasks may get past this: the server makes each index once
+    if key in deployment.indexed:  # tasks may create the same index: the server makes it once
         return
     in_transaction = join_transaction(deployment, session).session is not None
     options = _TIMEOUT_IN_TRANSACTION if in_transaction else {}

@@ -1,4 +1,4 @@
-"""Inserting an instance."""
+"""Inserts an instance."""
 
 from collections.abc import Awaitable, Coroutine, Mapping
 from typing import Any, TypeVar
@@ -40,10 +40,10 @@ async def insert_within_turn(instance: D, collection: Any, session: Any) -> D:
         target = await resolve_target(document, collection, session)
     if signals.pre_save.receivers:  # checked here too, which saves a call
         await fire_pre_signal(signals.pre_save, document, instance=instance, created=True)
-    elsewhere = None
+    other_collection = None
     if target.collection is not meta.collection:
         require_watched(document, target.collection, signals.post_save)
-        elsewhere = target.elsewhere(document)
+        other_collection = target.other_collection(document)
     row = new_row(instance)
     firing = target.plan(signals.post_save)
     if target.transaction is not None:
@@ -54,14 +54,14 @@ async def insert_within_turn(instance: D, collection: Any, session: Any) -> D:
         except Exception as error:
             explain_unstorable(error, instance)
             raise
-        mark_inserted(instance, row, elsewhere)
+        mark_inserted(instance, row, other_collection)
         return instance
     if must_stamp(firing, target, natural=True):
         origin = (await make_originator(firing, target, Call.CREATED, natural=True)).origin_for(row["_id"])
     elif target.in_transaction:
         origin = unstamped_origin(firing)
-    else:  # the most frequent case; the code below does the same at a higher price
-        unit = _insert_and_fire(instance, target, firing, row, elsewhere)
+    else:  # the most frequent case; the code below does the same, but slower
+        unit = _insert_and_fire(instance, target, firing, row, other_collection)
         await (uninterrupted(unit) if firing.receivers else unit)
         return instance
 
@@ -69,7 +69,7 @@ async def insert_within_turn(instance: D, collection: Any, session: Any) -> D:
         return target.driver_collection.insert_one(origin.stamped(row), session=session)  # type: ignore[no-any-return]
 
     def settle(instance: Model, _: object) -> dict[str, Any]:
-        mark_inserted(instance, row, elsewhere)
+        mark_inserted(instance, row, other_collection)
         return {"instance": instance, "created": True, "previous": None}
 
     await write_and_fire(Write(target, firing, origin, instance, row["_id"], send, settle, True))
@@ -77,7 +77,7 @@ async def insert_within_turn(instance: D, collection: Any, session: Any) -> D:
 
 
 async def _insert_and_fire(
-    instance: Model, target: WriteTarget, firing: Firing, row: dict[str, Any], elsewhere: Collection | None
+    instance: Model, target: WriteTarget, firing: Firing, row: dict[str, Any], other_collection: Collection | None
 ) -> None:
     """Insert a row without a stamp, outside of transactions; then run the receivers."""
     try:
@@ -85,21 +85,21 @@ async def _insert_and_fire(
     except Exception as error:
         explain_unstorable(error, instance)
         raise
-    mark_inserted(instance, row, elsewhere)
+    mark_inserted(instance, row, other_collection)
     await firing.run(instance.meta.document, new_token(), instance=instance, created=True, previous=None)
 
 
-def mark_inserted(instance: Model, row: dict[str, Any], elsewhere: Collection | None) -> None:
+def mark_inserted(instance: Model, row: dict[str, Any], other_collection: Collection | None) -> None:
     """Give an instance its id and its state in the database.
 
     Args:
         instance: the inserted instance.
         row: the row without a stamp.
-        elsewhere: the collection, unless it is the document's own.
+        other_collection: the collection, unless it is the document's own.
     """
     if instance.id is None:  # an id that the application set stays: the stored one may be of another type
         instance.__dict__["id"] = row["_id"]
-    remember(instance, row, elsewhere)
+    remember(instance, row, other_collection)
 
 
 async def insert_unless_exists(
@@ -145,7 +145,7 @@ async def insert_unless_exists(
 
     def settle(instance: Model, _: dict[str, Any]) -> dict[str, Any]:
         target.undo_on_abort(instance)
-        mark_inserted(instance, row, target.elsewhere(document))
+        mark_inserted(instance, row, target.other_collection(document))
         return {"instance": instance, "created": True, "previous": None}
 
     try:
@@ -167,4 +167,4 @@ def _as_pipeline(row: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 class _DocumentExists(Exception):
-    """Another document matches."""
+    """An existing document matches the filter."""

@@ -62,7 +62,7 @@ class Originator:
         if self._form is None:
             return unstamped_origin(self._firing)
         target = self._target
-        # By the server's clock: a stamp counts for a short time only.
+        # Use the server's clock: a stamp is valid for a short time only.
         token = id_of_time(target.clock.now())
         key = key_hash(target.collection.namespace, id_, CODEC_OPTIONS)
         return Origin(token.hex(), self._form.filled(token, key))

@@ -1,4 +1,4 @@
-"""Commands of an update: sending a patch, and reading the fields that it depends on."""
+"""Sends the commands of an update: the patch, and the read of the fields that it depends on."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -56,7 +56,7 @@ async def send_patch(
     elif update:
         result = await target.driver_collection.update_one(key, update, session=session)
         found = bool(result.matched_count)
-    else:  # nothing to write, but a missing document is an error all the same
+    else:  # nothing to write, but a missing document is an error
         found = bool(await target.driver_collection.count_documents(key, limit=1, session=session))
     if not found:
         if conditions:

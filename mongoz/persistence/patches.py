@@ -114,7 +114,7 @@ def apply_values_together(
 
 
 async def make_patch(instance: Model, fields: frozenset[str], operated: frozenset[str]) -> Changes:
-    """Fire `pre_update`; returns the fields to write: the given ones, and those that a receiver changed."""
+    """Fire `pre_update`; returns the fields to write: the given fields, and fields that a receiver changed."""
     document = type(instance).meta.document
     signal = document.meta.signals.pre_update
     names = stored_names(document)
@@ -177,7 +177,7 @@ def attribute_names(document: type[Model], aliases: Iterable[str]) -> frozenset[
 
 
 def settle_update(
-    instance: Model, patch: Changes, operations: Sequence[Operation], row: dict[str, Any], elsewhere: Any
+    instance: Model, patch: Changes, operations: Sequence[Operation], row: dict[str, Any], other_collection: Any
 ) -> frozenset[str]:
     """Update the state of an instance after its patch was written.
 
@@ -186,7 +186,7 @@ def settle_update(
         patch: the fields that were set and removed.
         operations: the changes that the server computed.
         row: the computed fields.
-        elsewhere: the collection, unless it is the document's own.
+        other_collection: the collection, unless it is the document's own.
 
     Returns:
         The names of the fields that changed.
@@ -195,8 +195,8 @@ def settle_update(
     removed = (*patch.removed, *(operation.top for operation in operations if operation.top not in row))
     written = Changes({**patch.changed, **row}, removed)
     known = loaded(instance).row()
-    if known is not None:  # else the other fields are unknown and stay so
-        remember(instance, written.applied_to(known), elsewhere)
+    if known is not None:  # else the other fields stay unknown
+        remember(instance, written.applied_to(known), other_collection)
     return attribute_names(type(instance), {*written.changed, *removed})
 
 

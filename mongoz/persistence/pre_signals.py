@@ -20,7 +20,7 @@ async def fire_pre_signal(signal: Signal, sender: type, **keywords: Any) -> None
 
     Raises:
         SignalError: the chain of receivers is too long.
-        Exception: a receiver raised it: it aborts the write.
+        Exception: a receiver raised it, which aborts the write.
     """
     if not signal.receivers or is_muted(sender, signal.name):
         return

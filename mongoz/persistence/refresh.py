@@ -1,4 +1,4 @@
-"""Loading an instance again."""
+"""Loads an instance again."""
 
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
@@ -27,13 +27,13 @@ def refresh_instance(instance: D, session: Any = None) -> Coroutine[Any, Any, D]
 async def _refresh(instance: D, session: Any) -> D:
     document: type[D] = type(instance).meta.document
     require_id(instance)
-    elsewhere = loaded(instance).collection
-    place = elsewhere or document.meta.require_collection()
+    other_collection = loaded(instance).collection
+    place = other_collection or document.meta.require_collection()
     joined = join_transaction(place.database.deployment, session)
     row = await place.driver_collection.find_one({"_id": id_of(instance)}, session=joined.session)
     if row is None:
         raise DocumentNotFound(f"{place.namespace} has no document with _id {instance.id!r} to refresh from.")
-    fresh = hydrate(document, row, elsewhere)
+    fresh = hydrate(document, row, other_collection)
     for name in _STATE:
         object.__setattr__(instance, name, getattr(fresh, name))
     return instance

@@ -1,4 +1,4 @@
-"""Saving an instance: the fields that changed since the load."""
+"""Saves an instance: writes the fields that changed since the load."""
 
 from collections.abc import Awaitable, Coroutine
 from typing import Any, TypeVar
@@ -54,7 +54,7 @@ async def _save(instance: D, collection: Any, session: Any) -> D:
         derived = await _derived_fields(instance, changes.changed, target)
         changes = changes._replace(changed={**changes.changed, **derived})
     if document.model_config.get("extra") != "allow":
-        changes = changes._replace(removed=())  # such an instance lacks undeclared keys, which still exist
+        changes = changes._replace(removed=())  # the instance does not have the undeclared keys of its document
     require_watched(document, target.collection, signals.post_save)
     firing = target.plan(signals.post_save)
     previous = previous_instance(instance) if firing.receivers else None
@@ -65,7 +65,7 @@ async def _save(instance: D, collection: Any, session: Any) -> D:
     def settle(instance: Model, _: dict[str, Any]) -> dict[str, Any]:
         known = loaded(instance).row() if is_home else None
         now = row if known is None else changes.applied_to(known)
-        remember(instance, now, target.elsewhere(type(instance)))
+        remember(instance, now, target.other_collection(type(instance)))
         return {"instance": instance, "created": False, "previous": previous}
 
     def send(session: Any) -> Awaitable[dict[str, Any]]:
@@ -86,7 +86,7 @@ async def _derived_fields(instance: Model, changed: dict[str, Any], target: Writ
     """
     document = type(instance).meta.document
     row = await read_current(instance, target, (), target.session, whole=True)
-    full = hydrate_leniently(document, row, target.elsewhere(document))
+    full = hydrate_leniently(document, row, target.other_collection(document))
     before = stored(full)
     checked = validate_row(document, {**before, **changed})
     after = stored(checked)

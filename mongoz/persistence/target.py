@@ -30,10 +30,11 @@ class WriteTarget(NamedTuple):
     """The target of a write.
 
     Attributes:
-        collection: our collection.
+        collection: the `Collection`.
         session: the driver's session, or None.
-        transaction: our transaction that the session is in, or None.
-        is_foreign_transaction: the application started the transaction with the driver: we don't see its commit.
+        transaction: the mongoz transaction that the session is in, or None.
+        is_foreign_transaction: the application started the transaction with the driver. mongoz does not see its
+            commit.
     """
 
     collection: Collection
@@ -54,7 +55,7 @@ class WriteTarget(NamedTuple):
 
     @property
     def raw_collection(self) -> Any:
-        """The driver's collection for lenient reads: no value of another client makes them fail. See `decode`."""
+        """The driver's collection for lenient reads, which no value of another client makes fail. See `decode`."""
         collection = self.collection.driver_collection
         collection = collection.with_options(codec_options=raw_options(collection.codec_options))
         return self.adapter.in_transaction(collection) if self.in_transaction else collection
@@ -88,7 +89,7 @@ class WriteTarget(NamedTuple):
         """The group of dispatchers that serves the registry, or None."""
         return self.collection.database.deployment.dispatched
 
-    def elsewhere(self, document: type[Model]) -> Collection | None:
+    def other_collection(self, document: type[Model]) -> Collection | None:
         """The collection; None if it is the document's own."""
         own = document.meta.collection
         return None if self.collection is own or self.collection == own else self.collection
@@ -167,21 +168,21 @@ class WriteTarget(NamedTuple):
 
         Raises:
             Exception: the error of the only failing receiver.
-            ExceptionGroup: several receivers failed. The write stands in either case.
+            ExceptionGroup: several receivers failed. In both cases the document stays written.
         """
         if not firing.receivers:
-            return _NOTHING
+            return _DONE
         if self.transaction is None:
             return firing.run(sender, delivery_id, **keywords)
         # Later calls may change the instance before the commit, so receivers get a copy.
         kept = {**keywords, "instance": independent_copy(keywords["instance"])}
         self.transaction.after_commit(partial(firing.run, sender, delivery_id, **kept))
-        return _NOTHING
+        return _DONE
 
     def undo_on_abort(self, instance: Model) -> None:
         """Restore the state and the id of an instance if the transaction aborts.
 
-        Otherwise a second attempt would find nothing to write.
+        Otherwise a second attempt would see no changes to write.
         """
         if self.transaction is None:
             return
@@ -195,7 +196,7 @@ class WriteTarget(NamedTuple):
 
 
 def default_target(meta: MetaInfo) -> WriteTarget | None:
-    """The target of most writes: the document's own collection, without a session. None if it may not apply."""
+    """The target of most writes: the document's own collection, without a session. None if another may apply."""
     place = meta.collection
     if place is None or meta.autogenerate_index or is_in_transaction():
         return None
@@ -204,14 +205,14 @@ def default_target(meta: MetaInfo) -> WriteTarget | None:
     return place.write_target  # type: ignore[no-any-return]
 
 
-class _Nothing:
-    """An awaitable that is done."""
+class _Done:
+    """An awaitable that is already done."""
 
     def __await__(self) -> Generator[Any, None, None]:
         yield from ()
 
 
-_NOTHING: Final = _Nothing()
+_DONE: Final = _Done()
 
 
 def _advance(session: Any, other: Any) -> None:
@@ -227,7 +228,7 @@ async def resolve_target(document: type[Model], collection: Any = None, session:
 
     Args:
         document: the class.
-        collection: ours or the driver's; by default the document's own.
+        collection: a `Collection` or the driver's collection; by default the document's own.
         session: the caller's session; None joins the transaction of the task.
 
     Raises:

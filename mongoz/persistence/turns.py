@@ -53,7 +53,7 @@ class _Turn:
         return self.instance is None
 
     def enter(self, outer: "_Turn") -> int:
-        """Set the turn that this call is made in; returns its place."""
+        """Set the turn that this call is made in; returns the place of this turn."""
         self.outer = next((turn for turn in outer.line() if not turn.ended), None)  # a task may outlive its turn
         for turn in outer.line():
             if turn.instance is self.instance:
@@ -146,7 +146,7 @@ async def run_in_turn(instance: Any, session: Any, call: Coroutine[Any, Any, T])
     Args:
         instance: the instance.
         session: the session that the caller gave.
-        call: reads or writes the instance.
+        call: the coroutine that reads or writes the instance.
     """
     # Optimized for an instance without other calls, which is nearly always the case.
     turn = _Turn()

@@ -1,4 +1,4 @@
-"""Updating some fields of an instance."""
+"""Updates some fields of an instance."""
 
 import copy
 from collections.abc import Awaitable, Coroutine, Mapping, Sequence
@@ -71,14 +71,14 @@ async def _patch(
         DocumentChanged: the fields that the patch depends on changed since they were read.
     """
     document = type(instance).meta.document
-    undo, ours = _copy_state(instance), None
+    undo, own_values = _copy_state(instance), None
     settled = False
     try:
         applied, conditions = await _apply(instance, values, operations, target)
         # A field that the model derives from a computed one replaces the server's operation.
         operations = [operation for operation in operations if operation.attribute not in applied.derived]
         patch = await make_patch(instance, applied.fields, frozenset(each.attribute for each in operations))
-        ours = dict(instance.__dict__)
+        own_values = dict(instance.__dict__)
         signal = document.meta.signals.post_update
         require_watched(document, target.collection, signal)
         changed = attribute_names(document, (*patch.changed, *patch.removed, *(o.top for o in operations)))
@@ -92,7 +92,7 @@ async def _patch(
             nonlocal settled
             settled = True
             computed = {operation.top: row[operation.top] for operation in operations if operation.top in row}
-            written = settle_update(instance, patch, operations, computed, target.elsewhere(document))
+            written = settle_update(instance, patch, operations, computed, target.other_collection(document))
             return {"instance": instance, "update_fields": written, "previous": previous}
 
         def send(session: Any) -> Awaitable[dict[str, Any]]:
@@ -101,14 +101,14 @@ async def _patch(
         await write_and_fire(Write(target, firing, origin, instance, id_of(instance), send, settle))
     except BaseException:
         if not settled:  # else the update is written, and only receivers raised
-            _restore_state(instance, undo, ours)
+            _restore_state(instance, undo, own_values)
         raise
 
 
 async def _apply(
     instance: Model, values: dict[str, Any], operations: Sequence[Operation], target: WriteTarget
 ) -> tuple[AppliedValues, list[Mapping[str, Any]]]:
-    """Put new values onto an instance; returns which, and the conditions under which they may be written.
+    """Put new values onto an instance; returns the set fields, and the conditions of the write.
 
     Limits of the operated fields are conditions. If a validator read more than the instance and the new values,
     these fields must not have changed at the write.
@@ -141,7 +141,10 @@ def _unchanged(row: dict[str, Any], operations: Sequence[Operation]) -> list[Map
 
 
 def _copy_state(instance: Model) -> dict[str, Any]:
-    """Copy what a failed `update` restores. Receivers may change the inside of values, so those are copied too."""
+    """Copy the state that a failed `update` restores.
+
+    If there are receivers, the values are copied too, since receivers may change them in place.
+    """
     names = ("__dict__", "__pydantic_extra__", "__pydantic_fields_set__")
     state = {name: copy.copy(getattr(instance, name)) for name in names}
     if type(instance).meta.signals.pre_update.receivers:
@@ -150,14 +153,14 @@ def _copy_state(instance: Model) -> dict[str, Any]:
     return state
 
 
-def _restore_state(instance: Model, undo: dict[str, Any], ours: dict[str, Any] | None) -> None:
-    """Undo a failed update. After the receivers ran, only values that are still ours.
+def _restore_state(instance: Model, undo: dict[str, Any], own_values: dict[str, Any] | None) -> None:
+    """Undo a failed update. After the receivers ran, restore only fields that still have the values of the update.
 
     Another update of the same instance may have changed and written other fields in the meantime.
     """
-    if ours is not None:
+    if own_values is not None:
         before, now = undo.pop("__dict__"), instance.__dict__
-        for name, value in ours.items():
+        for name, value in own_values.items():
             if name in before and now.get(name) is value:
                 now[name] = before[name]
         undo.pop("__pydantic_fields_set__")

@@ -29,8 +29,8 @@ def is_watched(document: type[Model], collection: Collection) -> bool:
 def require_watched(document: type[Model], collection: Collection, signal: Signal) -> None:
     """Refuse a write whose change could not be delivered to receivers that only run in a dispatcher.
 
-    Called before anything is written. It accepts everything if no dispatcher serves the registry, if all receivers
-    run in the writing process, and if the signal is muted.
+    Call it before anything is written. It accepts every write if no dispatcher serves the registry, if all
+    receivers run in the writing process, and if the signal is muted.
 
     Args:
         document: the class.

@@ -1,4 +1,4 @@
-"""Sending one write, and firing its `post_*` signal."""
+"""Sends one write, and fires its `post_*` signal."""
 
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -29,7 +29,7 @@ class Write(NamedTuple):
     Attributes:
         target: the target.
         firing: the receivers of this process.
-        origin: its token, and its stamp if it has one.
+        origin: the token of the write, and its stamp if it has one.
         instance: the instance.
         id: the `_id` of the document.
         send: sends the command in the given session; returns the fields that the server computed.
@@ -54,11 +54,13 @@ class Write(NamedTuple):
 
 
 def write_and_fire(write: Write) -> Awaitable[None]:
-    """Send a write, then run its receivers: one unit, which a cancellation does not interrupt. To be awaited.
+    """Send a write, then run its receivers. The caller awaits the result.
+
+    The write and its receivers are one unit, which a cancellation does not interrupt.
 
     Raises:
         PyMongoError: the driver's error. If the outcome of a stamped write is unknown, the receivers have run if
-            the write stands, or they run as soon as that is known.
+            the write took effect, or they run when that is known.
         Exception: a receiver raised it.
     """
     if not write.firing.receivers or write.target.in_transaction:
@@ -81,7 +83,7 @@ async def _write_simply(write: Write) -> None:
 
 
 async def _write_stamped(write: Write) -> None:
-    """Write in a session of its own, so that an unknown outcome can be found out."""
+    """Write in a session of its own, so that an unknown outcome can be looked up."""
     session = await write.target.take_session()
     try:
         row = await write.send(session)
@@ -90,18 +92,18 @@ async def _write_stamped(write: Write) -> None:
         async with AsyncExitStack() as held:
             if session is not write.target.session:
                 held.push_async_callback(session.end_session)
-            row = await _find_out(write, session, error, held)
+            row = await _look_up_outcome(write, session, error, held)
         await raise_after_firing(write.settle_and_fire(row), error)
     else:
         await write.target.give_back_session(session)
         await write.settle_and_fire(row)
 
 
-async def _find_out(write: Write, session: Any, error: BaseException, held: AsyncExitStack) -> Row:
-    """The fields that the server computed in a write that raised an error, if the write stands all the same.
+async def _look_up_outcome(write: Write, session: Any, error: BaseException, held: AsyncExitStack) -> Row:
+    """The fields that the server computed in a write that raised an error, if it took effect nevertheless.
 
     Raises:
-        BaseException: the error; the write does not stand, or that is unknown.
+        BaseException: the error; the write did not take effect, or its outcome is unknown.
     """
     # ServerSelectionTimeoutError: the write was never sent. After a first attempt the driver raises its error
     # instead.
@@ -124,7 +126,7 @@ async def _find_out(write: Write, session: Any, error: BaseException, held: Asyn
 
 
 def _fire_in_background(write: Write, session: Any, held: AsyncExitStack) -> None:
-    """Run the receivers as soon as the write is known to stand.
+    """Run the receivers when it is known that the write took effect.
 
     They get a copy of the instance: the caller has the error, and may change the instance or write it again.
     """
@@ -154,13 +156,13 @@ def note_unknown_outcome(error: PyMongoError) -> None:
 
 
 async def raise_after_firing(fired: Awaitable[None], failure: BaseException | None) -> None:
-    """Await the receivers of a write that stands; then raise the error that the write raised, if any."""
+    """Await the receivers of a write that took effect; then raise the error that the write raised, if any."""
     try:
         await fired
     except Exception as raised:
         if failure is None:
             raise
-        failure.add_note(f"And a receiver raised {raised!r}.")
+        failure.add_note(f"A receiver raised {raised!r}.")
     if failure is not None:
-        failure.add_note("The write was done all the same, and its receivers have run.")
+        failure.add_note("The write took effect despite this error, and its receivers have run.")
         raise failure

@@ -49,16 +49,16 @@ class QueryBuilder(Generic[D]):
         return self._bound
 
     _gives_itself = False
-    """Whether awaiting the query gives the query itself: true for the result of `none()` only."""
+    """Whether awaiting the query returns the query itself. True only for the result of `none()`."""
 
     def _bind(self, document: type[D]) -> Self:
-        """The same manager, of this document."""
+        """Return a copy of this manager that belongs to the document."""
         manager = self._with(self._plan)
         manager._bound = document
         return manager
 
     def _with(self, plan: Plan) -> Self:
-        # Not by calling the class: an application's manager may have its own constructor and state.
+        # The class is not called, because an application's manager may have its own constructor and state.
         query = object.__new__(type(self))
         query.__dict__ = {**self.__dict__, "_plan": plan, "_gives_itself": False}
         return query
@@ -67,7 +67,7 @@ class QueryBuilder(Generic[D]):
         return self._with(replace(self._plan, **changes))
 
     def filter(self, *misplaced: Never, **lookups: Any) -> Self:
-        """Only documents that match all of these: `name="Ada"`, `age__gte=18`, `**{"address.city": "Bonn"}`.
+        """Keep only documents that match all keywords: `name="Ada"`, `age__gte=18`, `**{"address.city": "Bonn"}`.
 
         Raises:
             InvalidKeyError: there is no such field.
@@ -77,7 +77,7 @@ class QueryBuilder(Generic[D]):
         return self._with(self._plan.matching(*compile_lookups(self._document, lookups)))
 
     def exclude(self, *misplaced: Never, **lookups: Any) -> Self:
-        """Leave out documents that match all of these.
+        """Leave out documents that match all keywords.
 
         Raises:
             InvalidKeyError: there is no such field.
@@ -89,15 +89,15 @@ class QueryBuilder(Generic[D]):
         return self._with(self._plan.matching(conditions, compiled.joins, compiled.order))
 
     def all(self, *misplaced: Never, **lookups: Any) -> Self:
-        """All documents that match these; the same as `filter`. Await it for a list."""
+        """All documents that match the keywords, as with `filter`. Await the query for a list."""
         refuse_positional("all", misplaced)
         return self.filter(**lookups)
 
     def query(self, *conditions: Condition) -> Self:
-        """Only documents that match all of these: expressions, or MongoDB queries as dicts.
+        """Keep only documents that match all conditions: expressions, or MongoDB queries as dicts.
 
         Raises:
-            InvalidKeyError: an argument is neither, or names an unknown field.
+            InvalidKeyError: an argument is no condition, or names an unknown field.
 
         Examples:
             >>> await User.objects.query(User.age >= 18, {"name": {"$exists": True}})
@@ -105,16 +105,16 @@ class QueryBuilder(Generic[D]):
         return self._with(self._plan.matching([compile_condition(self._document, each) for each in conditions]))
 
     def raw(self, *conditions: Condition) -> Self:
-        """The same as `query`."""
+        """Alias of `query`."""
         return self.query(*conditions)
 
     def where(self, js: str | bson.Code) -> Self:
-        """Only documents for which a JavaScript expression or function is true; `this` is the document.
+        """Keep only documents for which a JavaScript expression or function is true; `this` is the document.
 
         Never include a user's input: it is code.
 
         Raises:
-            TypeError: it is neither a str nor a bson.Code.
+            TypeError: `js` is neither a str nor a bson.Code.
 
         Examples:
             >>> await Movie.objects.where("this.year > 2000")
@@ -183,7 +183,7 @@ class QueryBuilder(Generic[D]):
         Loaded instances remember it: `save` and `delete` use the same collection.
 
         Raises:
-            ImproperlyConfigured: this is no name of a database.
+            ImproperlyConfigured: `database` is not the name of a database.
         """
         name = database.name if isinstance(database, Database) else database
         if not isinstance(name, str) or not name:
@@ -215,14 +215,14 @@ class QueryBuilder(Generic[D]):
         return self._derive(options={name: value for name, value in merged.items() if value is not None})
 
     def none(self) -> Self:
-        """No documents, without asking the server. Awaiting it gives the empty query itself."""
+        """A query without documents, which sends no command. Awaiting it returns the empty query itself."""
         query = self._derive(nothing=True)
         query._gives_itself = True
         return query
 
     @property
     def _place(self) -> Collection:
-        """Our collection of this query."""
+        """The `Collection` of this query."""
         own = self._document.meta.require_collection()
         database = self._plan.database
         if database is None or database == own.database.name:
@@ -230,7 +230,7 @@ class QueryBuilder(Generic[D]):
         return own.sibling(database)
 
     @property
-    def _elsewhere(self) -> Collection | None:
+    def _other_collection(self) -> Collection | None:
         """The collection, unless it is the document's own."""
         place = self._place
         return None if place == self._document.meta.collection else place

@@ -86,7 +86,7 @@ def select_columns(document: Any, plan: Plan, fields: Any, exclude: Any, *, unde
 def _with_references(
     document: Any, plan: Plan, names: Iterable[str]
 ) -> tuple[Plan, set[str], dict[str, frozenset[str]]]:
-    """The plan with the joins for `reference__name`; these names; and the fields to load by each join."""
+    """Return the plan with the joins for names like `reference__name`, these names, and the fields by join."""
     references = set()
     parts: dict[str, frozenset[str]] = {}
     for name in names:
@@ -108,7 +108,7 @@ def _attribute(join: Join, path: str, name: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A value in which models are dicts with attribute names."""
+    """Convert the models in a value to dicts with attribute names."""
     if isinstance(value, BaseModel):
         return _plain({**value.__dict__, **(value.__pydantic_extra__ or {})})
     if isinstance(value, dict):

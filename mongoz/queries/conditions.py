@@ -140,7 +140,7 @@ def _text(path: Path, value: Any, *, match: Callable[..., Condition], ignoring_c
 def _contains(path: Path, value: Any, *, ignoring_case: bool) -> Condition:
     if path.shape.is_text or (path.shape.may_be_text and isinstance(value, str)):
         return _text(path, value, match=text.has, ignoring_case=ignoring_case)
-    # A list contains its items. Other values that are no text contain only themselves.
+    # In a list, `contains` looks for an equal item. For other values that are not text, it means equality.
     if ignoring_case and isinstance(value, str) and not path.shape.is_moment:
         return _text(path, value, match=text.equals, ignoring_case=True)
     return _eq(path, value)

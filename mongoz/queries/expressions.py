@@ -79,8 +79,8 @@ class Expression:
         )
 
 
-# Type checkers take `Document.age >= 18` for a bool, since instances have an int there. At run time it never is
-# one.
+# Type checkers take `Document.age >= 18` for a bool, since instances have an int there. At run time it is
+# an Expression.
 Condition = Union[Expression, Mapping[Any, Any], bool]  # noqa: UP007 - it is named above, as a string
 
 
@@ -116,7 +116,7 @@ class FieldProxy:
         self.__resolved__ = resolve_path(document, name)
 
     def __getattr__(self, name: str) -> "FieldProxy":
-        if name.startswith("__"):  # copy, inspect and pydantic ask for these
+        if name.startswith("__"):  # copy, inspect and pydantic look up dunders
             raise AttributeError(name)
         return FieldProxy(self.__document__, f"{self.__spelling__}.{name}")
 
@@ -182,7 +182,7 @@ def compile_condition(document: Any, given: Condition) -> dict[str, Any]:
         given: an Expression; or a MongoDB query, operators included, whose keys may be `Document.field`.
 
     Raises:
-        InvalidKeyError: it is neither, or an expression names an unknown field.
+        InvalidKeyError: `given` is no condition, or an expression names an unknown field.
         OperatorInvalid: there is no such operator, or it does not support the value.
         FieldDefinitionError: a field does not support its operator.
     """
@@ -239,7 +239,7 @@ def _native_item(document: Any, key: Any, value: Any) -> tuple[str, Any]:
 
 
 def _native_value(path: Path, value: Any) -> Any:
-    """The value of a name in a MongoDB query, with values in stored form."""
+    """Convert the value of a key in a MongoDB query to stored form."""
     if isinstance(value, Mapping) and any(str(key).startswith("$") for key in value):
         return {
             key: _native_value(path, inner) if key in _COMPARISONS else stored(inner)

@@ -37,7 +37,7 @@ class QuerySet(Query[D]):
     """The class of `Document.query(...)`. Calling it adds conditions."""
 
     def __call__(self, *conditions: Condition) -> Self:
-        """Only documents that match all of these: expressions, or MongoDB queries as dicts.
+        """Keep only documents that match all conditions: expressions, or MongoDB queries as dicts.
 
         Examples:
             >>> await User.query(User.age >= 18, {"name": {"$exists": True}})
@@ -46,7 +46,7 @@ class QuerySet(Query[D]):
 
 
 class QuerySetManager(QuerySet[D]):
-    """A queryset to subclass, with `get_queryset` as its start. Assign an instance in the body of a document.
+    """A queryset to subclass. Its queries start from `get_queryset`. Assign an instance in the body of a document.
 
     Examples:
         >>> class Active(mongoz.QuerySetManager):

@@ -1,4 +1,4 @@
-"""Operands: the values of conditions, in the form that their field is stored in."""
+"""Operands: the values of conditions, in stored form."""
 
 import datetime
 import decimal
@@ -18,7 +18,7 @@ from mongoz.model.paths import Path
 
 __all__ = ["ValueRefused", "convert_operand", "whole_day"]
 
-_ALWAYS_FINE: Final = (bson.ObjectId, bool, float, type(None), datetime.datetime)
+_ALWAYS_STORABLE: Final = (bson.ObjectId, bool, float, type(None), datetime.datetime)
 _MAX_DEPTH: Final = 100  # levels of nesting that MongoDB's documentation promises
 
 # Types whose values may also be given in the form that JSON and URLs use.
@@ -48,7 +48,7 @@ def convert_operand(path: Path, value: Any) -> Any:
     """
     try:
         kept = stored(_converted(path, value), declared=_is_declared(path, value))
-        if isinstance(kept, _ALWAYS_FINE):
+        if isinstance(kept, _ALWAYS_STORABLE):
             return kept
         bson.encode({"": kept}, codec_options=CODEC_OPTIONS)
         if _depth(kept) <= _MAX_DEPTH:
@@ -68,7 +68,7 @@ def _converted(path: Path, value: Any) -> Any:
         return _as_id(path, value)
     for kind, given, parsed in _PARSED:
         if isinstance(value, given) and shape.holds(kind) and not (isinstance(value, str) and shape.holds(str)):
-            with suppress(ValueError, decimal.InvalidOperation):  # then no stored value equals this one
+            with suppress(ValueError, decimal.InvalidOperation):  # a malformed string equals no stored value
                 return parsed(value)
     return value
 
@@ -109,7 +109,7 @@ def whole_day(value: Any) -> dict[str, Any]:
         value: a date, a datetime (a naive one is UTC), or the ISO string of either.
 
     Raises:
-        ValueRefused: it is none of these.
+        ValueRefused: `value` has another type.
     """
     day = _day(value)
     start = datetime.datetime(day.year, day.month, day.day)

@@ -1,4 +1,4 @@
-"""From plans to commands: arguments of `find`, and the aggregation of a query with joins."""
+"""Converts plans to commands: arguments of `find`, and the aggregation of a query with joins."""
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
@@ -93,7 +93,7 @@ def _split_conditions(plan: Plan) -> tuple[list[Any], list[Any]]:
 
 
 def last_row_stages(plan: Plan) -> list[dict[str, Any]]:
-    """The stages after those of a plan that keep its last row; without a sort the row with the highest `_id`."""
+    """Further stages that keep only the last row of a plan; without a sort, the row with the highest `_id`."""
     if not plan.order:
         return [{"$sort": {"_id": -1}}, {"$limit": 1}]
     return [{"$group": {"_id": None, "row": {"$last": "$$ROOT"}}}, {"$replaceRoot": {"newRoot": "$row"}}]
@@ -107,7 +107,7 @@ def is_for_find_only(condition: Any) -> bool:
 
 
 def _mentions(condition: Any, names: Collection[str]) -> bool:
-    """Whether a condition names a joined document; in doubt yes: then it is checked after the join."""
+    """Whether a condition may name a joined document. If so, it is checked after the join."""
     if isinstance(condition, Mapping):
         return any(_is_below(key, names) or _mentions(value, names) for key, value in condition.items())
     if isinstance(condition, list | tuple):

@@ -1,4 +1,4 @@
-"""The plan of a query: a value."""
+"""The plan of a query, as an immutable value."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -11,7 +11,7 @@ __all__ = ["Plan", "conjunction"]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The plan of a query. Immutable; builder methods make new ones.
+    """The plan of a query. It is immutable; builder methods make new plans.
 
     Attributes:
         conditions: MongoDB conditions on stored names, which all must hold.
@@ -24,7 +24,7 @@ class Plan:
         database: the name of another database than the document's own.
         session: the driver's session, if one was given.
         options: `hint`, `collation`, `max_time_ms`, `batch_size`, for the driver.
-        nothing: the query has no documents, without asking the server.
+        nothing: the query has no documents, and sends no command.
     """
 
     conditions: tuple[Mapping[str, Any], ...] = ()

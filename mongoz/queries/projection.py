@@ -76,31 +76,31 @@ def projection(document: Any, plan: Plan, parts: Parts = _ALL_PARTS) -> dict[str
 
 
 def instance_maker(
-    document: Any, plan: Plan, elsewhere: Collection | None, parts: Parts = _ALL_PARTS
+    document: Any, plan: Plan, other_collection: Collection | None, parts: Parts = _ALL_PARTS
 ) -> Callable[[dict[str, Any]], Any]:
     """The function that makes an instance from a row; chosen once per query, since it is called for every row.
 
     Args:
         document: the queried class.
         plan: the query.
-        elsewhere: the collection of the rows, unless it is the document's own.
+        other_collection: the collection of the rows, unless it is the document's own.
         parts: the loaded fields of joined documents; by default all.
     """
-    make = _maker(document, loaded_names(document, plan), elsewhere)
+    make = _maker(document, loaded_names(document, plan), other_collection)
     if not plan.joins:
         return make
     attachers = {}
     for join in plan.joins:
-        place = elsewhere and elsewhere.database.get_collection(join.name)
+        place = other_collection and other_collection.database.get_collection(join.name)
         attachers[join.name] = _maker(join.document, parts.get(join.name), place)
     return partial(_with_attached, make, attachers)
 
 
-def _maker(document: Any, names: frozenset[str] | None, elsewhere: Collection | None) -> Callable[..., Any]:
+def _maker(document: Any, names: frozenset[str] | None, other_collection: Collection | None) -> Callable[..., Any]:
     if names is not None:
-        return partial(_hydrate_partial, document.proxy_document, names=names, collection=elsewhere)
-    if elsewhere is not None:
-        return partial(document.from_row, collection=elsewhere)
+        return partial(_hydrate_partial, document.proxy_document, names=names, collection=other_collection)
+    if other_collection is not None:
+        return partial(document.from_row, collection=other_collection)
     from_row: Callable[..., Any] = document.from_row
     return from_row
 

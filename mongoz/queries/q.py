@@ -32,7 +32,7 @@ class Q:
 
     @staticmethod
     def eq(key: Any, value: Any) -> Expression:
-        """The field is equal; or it is a list with an equal item."""
+        """The field equals the value, or is a list with an equal item."""
         return make_expression(key, "eq", value)
 
     @staticmethod
@@ -66,7 +66,7 @@ class Q:
 
     @staticmethod
     def icontains(key: Any, value: Any) -> Expression:
-        """The same, ignoring case."""
+        """Like `contains`, but ignores case."""
         return make_expression(key, "icontains", value)
 
     @staticmethod
@@ -76,7 +76,7 @@ class Q:
 
     @staticmethod
     def istartswith(key: Any, value: str) -> Expression:
-        """The same, ignoring case."""
+        """Like `startswith`, but ignores case."""
         return make_expression(key, "istartswith", value)
 
     @staticmethod
@@ -86,7 +86,7 @@ class Q:
 
     @staticmethod
     def iendswith(key: Any, value: str) -> Expression:
-        """The same, ignoring case."""
+        """Like `endswith`, but ignores case."""
         return make_expression(key, "iendswith", value)
 
     @staticmethod
@@ -109,7 +109,7 @@ class Q:
             js: a str or a bson.Code.
 
         Raises:
-            OperatorInvalid: `js` is neither.
+            OperatorInvalid: `js` has another type.
         """
         return make_expression(key, "where", js)
 

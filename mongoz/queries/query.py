@@ -1,6 +1,6 @@
 """The lazy query of managers and querysets: an immutable plan, and the methods that refine and run it.
 
-Query -> WriteQuery -> ReadQuery -> QueryBuilder
+Base classes: Query -> WriteQuery -> ReadQuery -> QueryBuilder
 """
 
 from typing import TYPE_CHECKING, Any, Self, TypeVar

@@ -33,9 +33,9 @@ class ReadQuery(QueryBuilder[D]):
     """A query that can be read. Awaiting it gives a list of instances; `async for` streams them."""
 
     async def execute(self) -> list[D]:
-        """All matching documents as a list. Awaiting the query gives the same, but `none()` gives itself."""
+        """All matching documents as a list. Awaiting the query returns this list too, except after `none()`."""
         plan = self._plan
-        make = instance_maker(self._document, plan, self._elsewhere)
+        make = instance_maker(self._document, plan, self._other_collection)
         return [make(row) for row in await self._fetch(plan, projection(self._document, plan))]
 
     async def first(self) -> D | None:
@@ -47,9 +47,9 @@ class ReadQuery(QueryBuilder[D]):
         plan = self._plan
         if not (plan.skip or plan.limit):
             return await self._derive(order=plan.reversed_order).first()
-        # The last one depends on the number of documents, which only the server knows.
+        # The last document depends on their number, which only the server knows.
         rows = await self._fetch(plan, projection(self._document, plan), last_row_stages(plan))
-        return instance_maker(self._document, plan, self._elsewhere)(rows[0]) if rows else None
+        return instance_maker(self._document, plan, self._other_collection)(rows[0]) if rows else None
 
     async def get(self, *misplaced: Never, **lookups: Any) -> D:
         """The only matching document.
@@ -89,7 +89,7 @@ class ReadQuery(QueryBuilder[D]):
             id: an ObjectId or its 24 hexadecimal digits (or the id itself, where `id` is of another type).
 
         Raises:
-            InvalidKeyError: it is a string and no ObjectId.
+            InvalidKeyError: `id` is a string, but not an ObjectId.
             DocumentNotFound: there is no such document.
         """
         if resolve_path(self._document, "id").is_id:
@@ -100,7 +100,7 @@ class ReadQuery(QueryBuilder[D]):
         return await self.get(id=id)
 
     async def count(self) -> int:
-        """How many documents match, with `skip` and `limit` taken into account."""
+        """The number of matching documents. `skip` and `limit` apply."""
         plan = self._plan
         if plan.nothing:
             return 0
@@ -177,7 +177,7 @@ class ReadQuery(QueryBuilder[D]):
             fields: names of fields, or one name. None for all fields.
             exclude: names of fields to leave out.
             exclude_none: leave out values that are None; tuples may then have different lengths.
-            flat: give the values of the only field, instead of tuples.
+            flat: return the values of a single field instead of tuples.
 
         Raises:
             FieldDefinitionError: `fields` is neither a list nor a str, or `flat` is set without exactly one field.
@@ -212,7 +212,7 @@ class ReadQuery(QueryBuilder[D]):
 
     async def _fetch_columns(self, columns: Columns, exclude_none: bool) -> list[dict[str, Any]]:
         plan, parts = columns.plan, columns.parts
-        make = instance_maker(self._document, plan, self._elsewhere, parts)
+        make = instance_maker(self._document, plan, self._other_collection, parts)
         rows = await self._fetch(plan, projection(self._document, plan, parts))
         return [columns.values_of(make(row), exclude_none=exclude_none) for row in rows]
 
@@ -269,7 +269,7 @@ class ReadQuery(QueryBuilder[D]):
 
     def __aiter__(self) -> AsyncIterator[D]:
         plan = self._plan
-        make = instance_maker(self._document, plan, self._elsewhere)
+        make = instance_maker(self._document, plan, self._other_collection)
         return self._stream(plan, projection(self._document, plan), make)
 
     def __await__(self) -> Generator[Any, None, list[D]]:
@@ -279,7 +279,7 @@ class ReadQuery(QueryBuilder[D]):
         return self if self._gives_itself else await self.execute()
 
     def __bool__(self) -> bool:
-        return not self._plan.nothing  # only none() is false; no query asks the server for this
+        return not self._plan.nothing  # false only after none(); no command is sent
 
     def __len__(self) -> int:
         return len(self._known_documents())

@@ -29,7 +29,7 @@ def compile_sort(document: Any, key: Any, direction: Any, lookups: Mapping[str, 
     for item in items:
         name, way = _pair(item)
         ways[_keyword(name, way)] = True
-        split_keyword(document, str(name))  # checked here, so that an error contains the name as it was given
+        split_keyword(document, str(name))  # checked here, so that an error contains the name that the caller gave
     for keyword in lookups:
         if keyword.rpartition(settings.lookup_prefix)[2] not in ("asc", "desc"):
             raise InvalidKeyError(f"sort() takes name__asc or name__desc, not {keyword!r}.")

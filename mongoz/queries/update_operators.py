@@ -130,7 +130,7 @@ def _bound(place: FieldPlace, value: Any) -> Any:
     return place.stored(place.validated(value))
 
 
-def _nothing(place: FieldPlace, _value: Any) -> str:
+def _unset(place: FieldPlace, _value: Any) -> str:
     if place.is_required:
         raise InvalidKeyError(f"{place} is required, so it can't be unset.")
     return ""
@@ -141,7 +141,7 @@ _VALUES: Final[dict[str, Callable[[FieldPlace, Any], Any]]] = {
     "$push": _items,
     "$addToSet": _items,
     "$pullAll": lambda place, items: place.stored(list(items)),
-    "$unset": _nothing,
+    "$unset": _unset,
     "$min": _bound,
     "$max": _bound,
 }

@@ -36,14 +36,14 @@ class WriteQuery(ReadQuery[D]):
         Raises:
             pydantic.ValidationError: a value does not fit its field.
         """
-        return await insert_instance(self._document(**values), self._elsewhere, self._plan.session)
+        return await insert_instance(self._document(**values), self._other_collection, self._plan.session)
 
     async def create_many(self, models: Iterable[D]) -> list[D]:
         """Insert many instances; see `Document.create_many`."""
-        return await insert_many(self._document, models, self._elsewhere, self._plan.session)
+        return await insert_many(self._document, models, self._other_collection, self._plan.session)
 
     async def bulk_create(self, models: Iterable[D]) -> list[D]:
-        """The same as `create_many`."""
+        """Alias of `create_many`."""
         return await self.create_many(models)
 
     async def update(self, *operations: UpdateOperator, **fields: Any) -> list[D]:
@@ -70,11 +70,11 @@ class WriteQuery(ReadQuery[D]):
         return await update_and_load(self._document, await self._selection(ordered=True), patch)
 
     async def update_many(self, *operations: UpdateOperator, **fields: Any) -> list[D]:
-        """The same as `update`."""
+        """Alias of `update`."""
         return await self.update(*operations, **fields)
 
     async def bulk_update(self, *operations: UpdateOperator, **fields: Any) -> list[D]:
-        """The same as `update`."""
+        """Alias of `update`."""
         return await self.update(*operations, **fields)
 
     async def update_count(self, *operations: UpdateOperator, **fields: Any) -> int:
@@ -142,7 +142,7 @@ class WriteQuery(ReadQuery[D]):
         by_id = "id" in values
         values.update({str(name): value for name, value in defaults.items()})
         instance = self._document(**values)
-        target = await resolve_target(self._document, self._elsewhere, plan.session)
+        target = await resolve_target(self._document, self._other_collection, plan.session)
         while not await insert_unless_exists(instance, plan.filter, target, by_id=by_id):
             found = await self.get_or_none()
             if found is not None:
@@ -151,7 +151,7 @@ class WriteQuery(ReadQuery[D]):
 
     async def _selection(self, *, ordered: bool = False) -> Selection:
         plan = self._plan
-        target = await resolve_target(self._document, self._elsewhere, plan.session)
+        target = await resolve_target(self._document, self._other_collection, plan.session)
         options = {name: plan.options[name] for name in ("hint", "collation") if name in plan.options}
         needs_ids = plan.joins or plan.skip or plan.limit or (ordered and plan.order)
         return Selection(target, own_filter(plan), options, partial(self._ids, target) if needs_ids else None)

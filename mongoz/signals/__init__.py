@@ -1,4 +1,4 @@
-"""Signals: events of documents, and their receivers. Without any I/O."""
+"""Signals: events of documents, and their receivers. No I/O."""
 
 from mongoz.signals.broadcaster import Broadcaster
 from mongoz.signals.decorators import (

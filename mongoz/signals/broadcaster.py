@@ -66,7 +66,7 @@ class Broadcaster:
         super().__setattr__(name, signal)
 
     def __getattr__(self, name: str) -> Signal:
-        if name.startswith("_"):  # copy, pickle and inspect ask for these
+        if name.startswith("_"):  # copy, pickle and inspect look up such names
             raise AttributeError(name)
         found: Signal | None = self._signals.get(name)
         if found is None:

@@ -74,7 +74,7 @@ def refuse_endless_chain(signal: Signal, *, caller_cancelled: bool) -> None:
         return
     if inner.depth > MAX_LENGTH:
         inner.outermost.is_stopped = True
-        reason = f"has led to {MAX_LENGTH} writes inside of each other"
+        reason = f"has led to {MAX_LENGTH} nested writes"
     elif (caller_cancelled or inner.outermost.is_stopped) and any(link.signal is signal for link in _links(inner)):
         reason = "repeats itself without an end"
         if caller_cancelled:

@@ -54,7 +54,7 @@ def pre_save(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Callable[
 
     Args:
         senders: a document class, or a list or tuple of them.
-        **options: none is valid. An option of `post_*` signals raises an error that explains this.
+        **options: no option is valid. An option of `post_*` signals raises an error that explains this.
 
     Raises:
         SignalError: a sender is no document, an option was given, or the decorated object is no async callable

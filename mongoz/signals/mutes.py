@@ -52,13 +52,13 @@ muting: Final = Muting()
 def muted(*targets: Any) -> Iterator[None]:
     """A block in which signals do not fire, in this task and in tasks that it starts.
 
-    Dispatchers don't deliver either: on a dispatched registry the stamp of a write says that it is muted (a
-    migration must not mail everyone).
+    Dispatchers don't deliver these writes either: on a dispatched registry the stamp of a write says that it is
+    muted (a migration must not send e-mails).
 
     Args:
-        *targets: documents and names of signals. Without any: every signal. Documents: all their signals (an
-            abstract document includes its subclasses). Names: these signals of every document. Both: these
-            signals of these documents.
+        *targets: documents and names of signals. Without targets, every signal is muted. Documents mute all
+            their signals (an abstract document includes its subclasses). Names mute these signals of every
+            document. Both together mute these signals of these documents.
 
     Raises:
         SignalError: a target is neither a document nor a name.

@@ -20,7 +20,7 @@ DeliveryMode = Literal["any", "process", "dispatcher"]
 """
 
 OnFailure = Literal["dead_letter", "block", "drop"]
-"""What a dispatcher does after the last attempt.
+"""The action of a dispatcher after the last failed attempt.
 
 `"dead_letter"`: keep the delivery, so that an operator can retry it. `"block"`: keep trying, while later changes
 of the same document wait. `"drop"`: log the failure, and drop the delivery.

@@ -16,7 +16,7 @@ __all__ = ["Firing", "leave_to_dispatchers", "plan_firing"]
 
 
 class Firing(NamedTuple):
-    """The receivers of a write. Decided before the write, since the stamp names them.
+    """The receivers of a write. They are decided before the write, since the stamp names them.
 
     Attributes:
         signal: the `post_*` signal.
@@ -32,7 +32,7 @@ class Firing(NamedTuple):
 
     @property
     def concerns_dispatchers(self) -> bool:
-        """Whether a dispatcher must know that the write is ours."""
+        """Whether a dispatcher must know that mongoz made the write."""
         return bool(self.receivers or self.muted or self.hops)
 
     async def run(self, sender: type, delivery_id: str, **keywords: Any) -> None:
@@ -45,7 +45,7 @@ class Firing(NamedTuple):
 
         Raises:
             Exception: the error of the only failing receiver.
-            ExceptionGroup: several receivers failed. The write stands in either case.
+            ExceptionGroup: several receivers failed. In both cases the document stays written.
         """
         errors: list[Exception] = []
         name = self.signal.name or ""
@@ -106,5 +106,5 @@ def plan_firing(signal: Signal, changed: Iterable[str] | None = None) -> Firing:
 
 
 def leave_to_dispatchers(firing: Firing) -> Firing:
-    """The firing of a write that dispatchers take for a foreign one: only receivers that they never run stay."""
+    """The firing of a write without a stamp. Dispatchers run their receivers for it, so only the others stay."""
     return firing._replace(receivers=tuple(r for r in firing.receivers if not r.runs_in_dispatcher))

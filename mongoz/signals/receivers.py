@@ -108,23 +108,23 @@ class Receiver:
 def make_receiver(
     function: Any, *, signal: str, sender: type | None, sequence: int, options: Mapping[str, Any]
 ) -> Receiver:
-    """Make a receiver of a callable and its options.
+    """Make a receiver from a callable and its options.
 
     Raises:
-        SignalError: it is not async, lacks `sender` as first parameter or `**kwargs`, or an option is wrong.
+        SignalError: the callable is not async, lacks the parameters `sender` or `**kwargs`, or an option is wrong.
     """
     label = _label(function)
     _check_async(function, label)
     _check_signature(function, label, signal)
     checked = options_of(options, signal=signal, label=label)
     _check_fields(checked, sender, label)
-    known_as = checked.name or importable_name(_underlying(function))
-    made = Receiver(function, known_as, sequence, checked, defined_at=_defined_at(function))
+    name = checked.name or importable_name(_underlying(function))
+    made = Receiver(function, name, sequence, checked, defined_at=_defined_at(function))
     return made if sender is None else with_ids(made, sender, signal)
 
 
 def with_ids(receiver: Receiver, sender: type, signal: str) -> Receiver:
-    """The same receiver, with its ids for a signal of this document."""
+    """The receiver with its ids for a signal of this document."""
     owner = importable_name(sender)
     former = tuple(receiver_id((owner, signal, name)) for name in receiver.options.formerly)
     return replace(receiver, id=receiver_id((owner, signal, receiver.name)), former_ids=former)
@@ -152,7 +152,7 @@ def _check_fields(options: Options, sender: Any, label: str) -> None:
 def importable_name(thing: Any) -> str:
     """`module.qualname`, with `__main__` replaced by the importable name of its file.
 
-    A script is `__main__` to itself, and the dispatcher imports the same file by its name: both must get the same
+    A script runs as `__main__`, and the dispatcher imports the same file by its name: both must get the same
     result. If the file is outside of `sys.path`, `__main__` stays.
     """
     module = getattr(thing, "__module__", None) or type(thing).__module__
@@ -180,7 +180,7 @@ def _main_module() -> str:
 
 
 def _underlying(function: Any) -> Any:
-    """The function behind partials; for an object with `__call__`, the object."""
+    """The function inside of partials; for an object with `__call__`, the object."""
     while isinstance(function, functools.partial):
         function = function.func
     return function

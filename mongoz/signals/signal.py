@@ -180,7 +180,7 @@ class Signal:
         return frozenset(id_ for receiver in receivers for id_ in stamp_ids(receiver, self.sender, self.name))
 
     async def send(self, sender: Any = None, /, **kwargs: Any) -> list[tuple[ReceiverFunction, Any]]:
-        """Await the receivers one after another; the first exception stops and reaches the caller.
+        """Await the receivers one after another; the first exception ends the call.
 
         Args:
             sender: the sender; `sender=` works as well.
@@ -203,12 +203,12 @@ class Signal:
         if not functions or is_muted(kwargs["sender"], self.name):
             return []
         results = []
-        for function in functions:  # an async comprehension takes half as long again
+        for function in functions:  # an async comprehension takes 50 % longer
             results.append((function, await function(**kwargs)))
         return results
 
     async def send_robust(self, /, sender: Any = None, **kwargs: Any) -> list[tuple[ReceiverFunction, Any]]:
-        """Await all receivers one after another, whatever they raise.
+        """Await all receivers one after another, even if some of them raise.
 
         Returns:
             `(receiver, result or exception)` of each, in order; an empty list if the signal is muted.
@@ -239,7 +239,7 @@ class Signal:
         return f"<Signal {owner}{self.name or '(custom)'}, {len(self.receivers)} receivers>"
 
     def _find(self, function: Any) -> Receiver | None:
-        # Compared by equality: each access to a bound method makes a new, equal object.
+        # They are compared by equality: each access to a bound method makes a new, equal object.
         return next((r for r in self._own if r.function == function), None)
 
     def _merged(self) -> tuple[Receiver, ...]:
@@ -265,7 +265,7 @@ class Signal:
         self._functions = self._only = self._in_process_ids = self.cached_firing = None
 
     def _check_identities(self, receivers: Iterable[Receiver]) -> None:
-        """Refuse receivers that a dispatcher could not find by name, or not tell apart."""
+        """Refuse receivers that a dispatcher could not find by name, or could not distinguish."""
         if not self.dispatched or self.name not in POST:
             return
         seen: dict[str | bytes, Receiver] = {}

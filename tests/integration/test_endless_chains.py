@@ -82,7 +82,7 @@ async def test_a_receiver_that_triggers_itself_is_stopped(documents: Any, write:
             await order.save()
     assert runs == DEEPEST + 1
     message = str(caught.value)
-    assert f"{DEEPEST} writes inside of each other" in message
+    assert f"{DEEPEST} nested writes" in message
     assert "Order.post_save (app.resave) -> " in message
     assert "muted()" in message
 
@@ -110,7 +110,7 @@ async def test_a_pre_receiver_that_triggers_itself_is_stopped_before_anything_is
     async def resave(sender: Any, instance: Any, **kwargs: Any) -> None:
         await Order.objects.create()
 
-    with pytest.raises(SignalError, match=f"{DEEPEST} writes inside of each other"):
+    with pytest.raises(SignalError, match=f"{DEEPEST} nested writes"):
         await Order.objects.create()
     assert await Order.objects.count() == 0
 

@@ -164,7 +164,7 @@ async def test_a_duplicate_value_is_an_error(User: Any, foreign: Any) -> None:
         await User.objects.create(name="Bea", email="ada@example.org")
     with pytest.raises(BulkWriteError) as caught:
         await User.create_many([User(name="Bea", email=f"{name}@example.org") for name in ("bea", "ada", "cyd")])
-    assert caught.value.__notes__ == ["Before this error 1 documents were created; they stay so."]
+    assert caught.value.__notes__ == ["Before this error 1 documents were created; they are not rolled back."]
     assert foreign.users.count_documents({}) == 2
 
 

@@ -188,7 +188,7 @@ async def test_receivers_run_exactly_if_the_write_is_committed(
         await eventually(lambda: not registry._unsettled, what="the outcome is known")
         executed = True
     elif executed and count == 1:
-        assert "done all the same" in notes(caught.value)
+        assert "took effect despite this error" in notes(caught.value)
     assert stands(foreign, before) is executed
     assert [name for name, *_ in told] == [signal] * count * executed
     if not executed and write in (update, operate):
@@ -318,7 +318,7 @@ async def test_an_unsatisfied_write_concern_is_an_unknown_outcome(
         await write(User, user)
     assert [name for name, *_ in told] == [signal] * count
     if isinstance(caught.value, WriteConcernError):
-        assert caught.value.__notes__ == ["The write was done all the same, and its receivers have run."]
+        assert caught.value.__notes__ == ["The write took effect despite this error, and its receivers have run."]
     assert foreign.users.count_documents({"age": 1}) == count
     assert not registry._unsettled
 

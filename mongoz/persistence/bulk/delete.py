@@ -1,4 +1,7 @@
-"""Deletes many documents; with a marker before each, if dispatchers need it: see `mongoz.persistence.delete`."""
+"""Deletes many documents.
+
+If dispatchers need it, each document gets a marker before it is deleted: see `mongoz.persistence.delete`.
+"""
 
 from contextlib import AsyncExitStack
 from typing import Any, Final, NamedTuple
@@ -54,7 +57,7 @@ async def delete_selected(document: type[Model], selection: Selection) -> int:
                 await _delete_batch(document, rows, selection, progress)
         else:
             async for ids in selection.id_batches():
-                await _delete_silently(document, ids, selection, progress)
+                await _delete_without_receivers(document, ids, selection, progress)
     return progress.done
 
 
@@ -63,8 +66,8 @@ async def _delete_batch(
 ) -> None:
     """Delete a batch, and run the receivers of each document."""
     target, signals = selection.target, document.meta.signals
-    elsewhere = target.elsewhere(document)
-    instances = {id_key(row["_id"]): hydrate_leniently(document, row, elsewhere) for row in rows}
+    other_collection = target.other_collection(document)
+    instances = {id_key(row["_id"]): hydrate_leniently(document, row, other_collection) for row in rows}
     for instance in instances.values():
         await fire_pre_signal(signals.pre_delete, document, instance=instance)
     require_watched(document, target.collection, signals.post_delete)
@@ -80,8 +83,8 @@ async def _delete_batch(
             copies = {key: independent_copy(each) for key, each in instances.items()}
 
             async def find_written() -> list[WrittenDocument]:
-                stands = await is_committed(unknown.session)
-                return _written(copies, unknown.deleted) if stands else []
+                committed = await is_committed(unknown.session)
+                return _written(copies, unknown.deleted) if committed else []
 
             fire_when_known(document, unknown.deleted.firing, target, find_written, unknown.held)
             raise unknown.error from None
@@ -97,7 +100,7 @@ def _written(instances: dict[bytes, Any], deleted: "_Deleted") -> list[WrittenDo
     return [WrittenDocument(instances[key], token, {}) for key, token in deleted.tokens.items()]
 
 
-async def _delete_silently(
+async def _delete_without_receivers(
     document: type[Model], ids: list[Any], selection: Selection, progress: BulkProgress
 ) -> None:
     """Delete a batch without receivers."""
@@ -105,8 +108,8 @@ async def _delete_silently(
     firing = target.plan(document.meta.signals.post_delete)
     originator = await make_originator(firing, target, Call.DELETED, natural=True)
     size = _MARKED_BATCH if needs_marker(target, firing) else len(ids)
-    for some in split_into_chunks(ids, size):
-        deleted = await _delete_ids(some, selection, firing, originator)
+    for chunk in split_into_chunks(ids, size):
+        deleted = await _delete_ids(chunk, selection, firing, originator)
         progress.done += deleted.number
 
 
@@ -145,7 +148,7 @@ async def _delete_ids(ids: list[Any], selection: Selection, firing: Firing, orig
 async def _delete_together(
     ids: list[Any], selection: Selection, firing: Firing, originator: Originator, *, marked: bool
 ) -> "_Deleted":
-    """Find the matching documents and delete them in one transaction, so that no other write comes between."""
+    """Find the matching documents and delete them in one transaction, so that no write happens in between."""
     target = selection.target
     deleted: _Deleted | None = None
 
@@ -185,7 +188,10 @@ async def _delete_together(
 
 
 async def _delete_one_by_one(ids: list[Any], selection: Selection, firing: Firing) -> "_Deleted":
-    """Delete each document with its own command. Without transactions only that shows which ones were deleted."""
+    """Delete each document with its own command.
+
+    Without transactions, only separate commands show which documents were deleted.
+    """
     target = selection.target
     tokens: dict[bytes, str] = {}
     for row in await selection.matching(ids, session=target.session):
@@ -204,7 +210,7 @@ class _Deleted(NamedTuple):
     """The deleted documents of a batch.
 
     Attributes:
-        number: how many were deleted.
+        number: the number of deleted documents.
         tokens: their tokens, by `id_key`.
         firing: the receivers to run.
         failure: the error that stopped the batch.
@@ -217,13 +223,13 @@ class _Deleted(NamedTuple):
 
 
 class _DeleteOutcomeUnknown(Exception):
-    """The outcome of a batch is unknown at present: all of it was deleted, or nothing.
+    """The outcome of a batch is unknown at present: either all of its documents were deleted, or none.
 
     Args:
         error: the error of the commit.
-        deleted: the deleted documents if it was committed.
+        deleted: the deleted documents if the transaction was committed.
         session: the session of the transaction.
-        held: owns the session.
+        held: the resources to release, with the session.
     """
 
     def __init__(self, error: PyMongoError, deleted: _Deleted, session: Any, held: AsyncExitStack) -> None:

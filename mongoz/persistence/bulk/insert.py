@@ -46,9 +46,9 @@ async def insert_many(
         if not isinstance(instance, document):
             raise TypeError(f"create_many() of {document.__name__} takes its instances, not {instance!r}.")
     if len(set(map(id, instances))) < len(instances):
-        again = next(each for place, each in enumerate(instances) if any(each is it for it in instances[:place]))
+        twice = next(each for place, each in enumerate(instances) if any(each is it for it in instances[:place]))
         raise ValueError(
-            f"create_many() of {document.__name__} got an instance twice: {again!r}. An instance is one document; "
+            f"create_many() of {document.__name__} got an instance twice: {twice!r}. An instance is one document; "
             "make one for each."
         )
     await run_in_turns(instances, session, _insert_many(document, instances, collection, session))
@@ -62,7 +62,7 @@ async def _insert_many(document: type[D], instances: list[D], collection: Any, s
         await fire_pre_signal(signals.pre_save, document, instance=instance, created=True)
     rows = [new_row(instance) for instance in instances]
     firing = target.plan(signals.post_save)
-    # Stamps need small batches too, since they count for a short time only.
+    # Stamps need small batches too, since they are valid for a short time only.
     needs_batches = firing.receivers or (firing.concerns_dispatchers and target.group)
     size = BATCH if needs_batches else max(len(instances), 1)
     progress = BulkProgress(document, "created", target)
@@ -88,7 +88,7 @@ async def _insert_batch(
             written = []
             for place in sorted(inserted):
                 target.undo_on_abort(instances[place])
-                mark_inserted(instances[place], rows[place], target.elsewhere(document))
+                mark_inserted(instances[place], rows[place], target.other_collection(document))
                 keywords = {"created": True, "previous": None}
                 written.append(WrittenDocument(instances[place], origins[place].token, keywords))
             return written
@@ -191,7 +191,7 @@ async def _find_inserted(
     async def look_up() -> Collection[int]:
         await fence_session(target, session, ids[0])
         rows = await find_existing(target, ids, (FIELD,), durable=True)
-        if not stamped:  # of several documents with one id the first was inserted
+        if not stamped:  # if several documents have one id, the first was inserted
             first = {id_key(id_): place for place, id_ in reversed(list(enumerate(ids)))}
             return {first[key] for key in rows}
         places: dict[bytes, int] = {origin.stamp: place for place, origin in enumerate(origins) if origin.stamp}

@@ -71,15 +71,17 @@ class BulkProgress:
 
         Raises:
             Exception: the error of the only failing receiver.
-            ExceptionGroup: several receivers failed. The writes stand in either case.
+            ExceptionGroup: several receivers failed. In both cases the documents stay written.
         """
         try:
             yield
         except Exception as error:
             if not self.target.in_transaction:  # in a transaction nothing is committed yet
-                error.add_note(f"Before this error {self.done} documents were {self.participle}; they stay so.")
+                error.add_note(
+                    f"Before this error {self.done} documents were {self.participle}; they are not rolled back."
+                )
             for raised in self.raised:
-                error.add_note(f"And a receiver raised {raised!r}.")
+                error.add_note(f"A receiver raised {raised!r}.")
             raise
         first = "" if self._failed == len(self.raised) else f"; the first {len(self.raised)} of their errors"
         raise_together(
@@ -112,7 +114,7 @@ def fire_when_known(
     find_written: Callable[[], Awaitable[list[WrittenDocument]]],
     held: AsyncExitStack,
 ) -> None:
-    """Run the receivers of a batch in the background, as soon as it is known which documents were written.
+    """Run the receivers of a batch in the background, when it is known which documents were written.
 
     Args:
         document: the class.
@@ -142,20 +144,23 @@ async def find_existing(
         ids: the ids.
         fields: stored names.
         session: the session of the read; by default the caller's.
-        durable: read nothing that a rollback could undo; without a session.
+        durable: read only data that no rollback can undo; such a read uses no session.
     """
     projection = {"_id": 1, **dict.fromkeys(fields, 1)}
     rows: list[Row] = []
-    for some in split_into_chunks(ids, _IDS_PER_COMMAND):
+    for chunk in split_into_chunks(ids, _IDS_PER_COMMAND):
         if durable:
-            cursor = durable_collection(target).find({"_id": {"$in": some}}, projection, max_time_ms=TIMEOUT_MS)
+            cursor = durable_collection(target).find({"_id": {"$in": chunk}}, projection, max_time_ms=TIMEOUT_MS)
         else:
             primary = target.raw_collection.with_options(read_preference=ReadPreference.PRIMARY)
-            cursor = primary.find({"_id": {"$in": some}}, projection, session=session or target.session)
+            cursor = primary.find({"_id": {"$in": chunk}}, projection, session=session or target.session)
         rows += map(target.decode, await cursor.to_list(None))
     return {id_key(row.pop("_id")): row for row in rows}
 
 
 def id_key(id_: Any) -> bytes:
-    """An id as a key of a dict: ids may be documents, and equal numbers of several types."""
+    """The id as a key of a dict.
+
+    An id itself can be no key: it may be a document, and Python takes numbers of different types as equal.
+    """
     return canonical(id_, CODEC_OPTIONS)

@@ -31,8 +31,8 @@ class Selection:
         target: the target.
         filter: the conditions, as one MongoDB filter.
         options: `hint` and `collation`, if the query has them.
-        ids: gives the ids in the order of the query; only if a filter alone is not enough: if the query joins,
-            skips or limits, or if its order matters. The documents with these ids must still match the filter.
+        ids: loads the ids in the order of the query. None if the filter alone is enough: the query does not join,
+            skip or limit, and its order does not matter. Documents with these ids must still match the filter.
     """
 
     target: WriteTarget
@@ -47,11 +47,11 @@ class Selection:
 
     @property
     def is_ambiguous(self) -> bool:
-        """Whether a command with the selected ids may match other ids, which a collation takes for equal."""
+        """Whether a command with the selected ids may match other ids, which are equal under the collation."""
         return self.ids is not None and bool(self.collation)
 
     def among(self, ids: list[Any]) -> dict[str, Any]:
-        """The filter for those of these documents that match."""
+        """The filter for matching documents with one of these ids."""
         return self.narrowed({"_id": {"$in": ids}})
 
     def narrowed(self, *conditions: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,12 +69,12 @@ class Selection:
     ) -> AsyncIterator[list[dict[str, Any]]]:
         """The rows, in batches of at most `BATCH`.
 
-        A plain selection is read in the order of `_id`, so that no document comes twice, whatever is written
-        meanwhile.
+        A plain selection is read in the order of `_id`, so that no document is read twice despite concurrent
+        writes.
 
         Args:
             projection: the wanted fields.
-            check: awaited before the batches of one command's documents, with the filter and options of that
+            check: awaited before the documents of one command are read, with the filter and options of that
                 command.
         """
         if self.ids is not None:
@@ -109,7 +109,7 @@ class Selection:
 
     def _find_in_order(self, after: list[Any], projection: Mapping[str, Any] | None) -> Any:
         """A cursor in the order of `_id`, after the given id if there is one."""
-        # By $expr, since $gt only finds ids of the same type.
+        # Use $expr, since a plain $gt finds only ids of the same type.
         beyond = [{"$expr": {"$gt": ["$_id", {"$literal": id_}]}} for id_ in after]
         return self.target.raw_collection.find(
             self.narrowed(*beyond),
@@ -133,14 +133,14 @@ class Selection:
             yield chosen
 
     async def rows(self, ids: list[Any]) -> list[dict[str, Any]]:
-        """The existing documents among these, in this order."""
+        """The existing documents with these ids, in this order."""
         cursor = self.target.raw_collection.find({"_id": {"$in": ids}}, session=self.target.session)
         return _in_order_of(ids, map(self.target.decode, await cursor.to_list(None)))
 
     async def matching(
         self, ids: list[Any], projection: Mapping[str, Any] | None = None, session: Any = None
     ) -> list[dict[str, Any]]:
-        """The matching documents among these, in this order; read from the primary."""
+        """The matching documents with these ids, in this order; read from the primary."""
         primary = self.target.raw_collection.with_options(read_preference=ReadPreference.PRIMARY)
         cursor = primary.find(self.among(ids), projection, session=session, **self.collation)
         return _in_order_of(ids, map(self.target.decode, await cursor.to_list(None)))
@@ -156,7 +156,7 @@ class Selection:
 
     def if_matching(self, row: Any) -> dict[str, Any]:
         """The arguments of a command on a document that must still match."""
-        if self.collation:  # under which another id may be equal
+        if self.collation:  # another id may be equal under it
             return self.if_unchanged(row)
         return {"filter": self.narrowed({"_id": row["_id"]})}
 

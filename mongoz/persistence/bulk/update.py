@@ -1,4 +1,4 @@
-"""Updating many documents: in one command if that is enough, else in batches with receivers for each document.
+"""Updates many documents: in one command if that is enough, else in batches with receivers for each document.
 
 A batch is read and written in one transaction, see `update_batch`. If that fails, because another client writes
 one of its documents or the server has no transactions, one command is sent for each document.
@@ -93,13 +93,13 @@ async def update_and_load(document: type[D], selection: Selection, patch: BulkPa
     update = _BulkUpdate(document, selection, patch, loads=True)
     if update.needs_each_document:
         await update.update_each()
-        return [hydrate_leniently(document, row, update.elsewhere) for row in update.rows_in_order()]
+        return [hydrate_leniently(document, row, update.other_collection) for row in update.rows_in_order()]
     instances: list[D] = []
     with update.progress.reported():
         async for ids in selection.id_batches():
             if await update.update_at_once(selection.among(ids), selection.collation):
                 rows = await selection.rows(ids)
-                instances += [hydrate_leniently(document, row, update.elsewhere) for row in rows]
+                instances += [hydrate_leniently(document, row, update.other_collection) for row in rows]
     return instances
 
 
@@ -110,7 +110,7 @@ class _BulkUpdate(Generic[D]):
         document: the class.
         selection: the documents.
         patch: the changes to each document.
-        loads: the updated rows are wanted.
+        loads: whether the caller needs the updated rows.
     """
 
     def __init__(self, document: type[D], selection: Selection, patch: BulkPatch, *, loads: bool = False) -> None:
@@ -118,7 +118,7 @@ class _BulkUpdate(Generic[D]):
         self.selection = selection
         self.patch = patch
         self.target: WriteTarget = selection.target
-        self.elsewhere = self.target.elsewhere(document)
+        self.other_collection = self.target.other_collection(document)
         self.progress = BulkProgress(document, "updated", self.target)
         self._rows: dict[bytes, Row] = {}
         self._seen: list[bytes] = []
@@ -272,8 +272,9 @@ class _BulkUpdate(Generic[D]):
             row: the document after it.
             origin: the origin of the write.
         """
-        instance = hydrate_leniently(self.document, copy.deepcopy(row) if self._loads else row, self.elsewhere)
-        if update.instance is not None:  # `pre_update` receivers have it already
+        kept = copy.deepcopy(row) if self._loads else row
+        instance = hydrate_leniently(self.document, kept, self.other_collection)
+        if update.instance is not None:  # `pre_update` receivers got this instance
             instance = _replace_values(update.instance, instance)
         return WrittenDocument(instance, origin.token, self._keywords(update), update.firing)
 
@@ -281,13 +282,13 @@ class _BulkUpdate(Generic[D]):
         tops = (operation.top for operation in update.operations)
         names = attribute_names(self.document, (*update.changes.changed, *update.changes.removed, *tops))
         try:
-            previous = hydrate(self.document, stored(update.row), self.elsewhere)
+            previous = hydrate(self.document, stored(update.row), self.other_collection)
         except Exception:  # an invalid document has no previous instance
             previous = None
         return {"update_fields": names, "previous": previous}
 
     async def _update_one(self, id_: Any) -> None:
-        """Update one document if it still matches; again if it changed meanwhile."""
+        """Update one document if it still matches. Retry if it changed meanwhile."""
         for _ in range(ATTEMPTS):
             rows = await self.selection.matching([id_], session=self.target.session)
             if not rows:
@@ -304,7 +305,7 @@ class _BulkUpdate(Generic[D]):
         """Update one document, and run its receivers.
 
         Raises:
-            DocumentChanged: it does not match any more, or has changed since.
+            DocumentChanged: the document does not match any more, or has changed since.
         """
         firing, id_ = update.firing, update.row["_id"]
         origin = (await make_originator(firing, self.target, Call.UPDATED, natural=True)).origin_for(id_)
@@ -318,7 +319,7 @@ class _BulkUpdate(Generic[D]):
             condition = self.selection.if_matching(update.row)
         instance = update.instance
         if instance is None:
-            instance = hydrate_leniently(self.document, copy.deepcopy(dict(update.row)), self.elsewhere)
+            instance = hydrate_leniently(self.document, copy.deepcopy(dict(update.row)), self.other_collection)
 
         async def send(session: Any) -> Row:
             try:
@@ -343,7 +344,7 @@ class _BulkUpdate(Generic[D]):
             if self._loads:
                 self._rows[_key(row)] = copy.deepcopy(row)
             self.target.undo_on_abort(instance)
-            _replace_values(instance, hydrate_leniently(self.document, row, self.elsewhere))
+            _replace_values(instance, hydrate_leniently(self.document, row, self.other_collection))
             return {"instance": instance, **self._keywords(update)}
 
         try:
@@ -402,7 +403,7 @@ class _BulkUpdate(Generic[D]):
         self._require_within_limits(row)
         encoded = encode_row(row)
         row.pop(FIELD, None)
-        instance = hydrate_leniently(self.document, copy.deepcopy(dict(row)), self.elsewhere)
+        instance = hydrate_leniently(self.document, copy.deepcopy(dict(row)), self.other_collection)
         operations, names = self.patch.operations, stored_names(self.document)
         values = independent_values(self.patch.values)
         if self._has_invariants:
@@ -433,7 +434,7 @@ class _BulkUpdate(Generic[D]):
         if self._has_invariants:
             derived = apply_values_together(instance, {})
             return find_changes(before, stored(instance)) if derived else more
-        # Only the changed fields: a receiver must not make the update fail for other, invalid fields.
+        # Validate only the changed fields: other fields that are invalid must not make the update fail.
         valid = validate_stored(self.document.proxy_document, more.changed)
         names = {alias: name for name, alias in stored_names(self.document).items()}
         for alias in more.changed.keys() & names.keys():

@@ -1,6 +1,6 @@
 """A batch of a bulk update: read and written in one transaction.
 
-The transaction makes the written documents and their new values known.
+After the transaction it is known which documents were written, and with which values.
 """
 
 from collections.abc import Callable

@@ -53,8 +53,8 @@ class OperationLimits(NamedTuple):
 def limits_of(document: type[Model], operations: Iterable[Operation]) -> OperationLimits:
     """The limits of the operated fields.
 
-    `$min`, `$max` and `$unset` always keep them, since their operands were validated; except for rules of embedded
-    documents about several fields.
+    `$min`, `$max` and `$unset` keep the limits, since their operands were validated. Only rules of embedded
+    documents about several fields need a check.
     """
     conditions: list[Mapping[str, Any]] = []
     others = False
@@ -72,8 +72,8 @@ def limits_of(document: type[Model], operations: Iterable[Operation]) -> Operati
         if not computed:
             others = others or more
             continue
-        chosen = any(get_origin(kind) is Literal or _is_enum(kind) for kind in kinds_of(place.annotation))
-        if chosen and operation.operator == "$inc":
+        has_choices = any(get_origin(kind) is Literal or _is_enum(kind) for kind in kinds_of(place.annotation))
+        if has_choices and operation.operator == "$inc":
             more = True
         kinds = _COMPARISONS if operation.operator == "$inc" else _LENGTHS
         checks = []
@@ -101,7 +101,7 @@ def _condition(operation: Operation, checks: list[dict[str, Any]]) -> dict[str, 
         fits = {"$isArray": [now]}
         after = _length(operation, now)
     within = {"$let": {"vars": {"it": after}, "in": {"$and": checks}}}
-    # The server itself refuses values of another type.
+    # The server refuses values of another type.
     return {"$expr": {"$cond": [fits, within, True]}}
 
 
@@ -138,7 +138,7 @@ def require_within_limits(
         pydantic.ValidationError: names collection, `_id`, field and value.
     """
     after = preview_operations(row, operations)
-    if after is None:  # the server refuses them itself
+    if after is None:  # the server refuses the operations
         return
     attributes = {operation.top: operation.attribute for operation in operations}
     lines: list[InitErrorDetails] = []

@@ -35,7 +35,7 @@ def with_operations(
     """The update document of a patch and some operations.
 
     Raises:
-        InvalidKeyError: two of them change the same path; MongoDB defines no order.
+        InvalidKeyError: two operations change the same path; MongoDB refuses that.
     """
     update = {operator: dict(values) for operator, values in patch.items()}
     seen: set[str] = set()

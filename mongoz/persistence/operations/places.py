@@ -1,4 +1,4 @@
-"""Places in documents: what the models say about the value at a stored, dotted path."""
+"""Places in documents: the type and the rules of the value at a stored, dotted path."""
 
 import dataclasses
 import datetime
@@ -41,10 +41,10 @@ class FieldPlace:
         annotation: the type of the value, with its rules.
         model: the innermost model, whose settings apply.
         is_required: a model requires a value.
-        is_checked: there are rules about more than the value: validators, and rules of the containers.
+        is_checked: further rules apply than rules of the value: validators, and rules of its containers.
         is_item: the place is in a list.
-        incomplete: stored paths of embedded documents on the way that require other fields too. If one does not
-            exist, an operator would make it without these fields.
+        incomplete: stored paths of the enclosing embedded documents that have other required fields. If such a
+            document does not exist, an operator would create it without these fields.
     """
 
     document: Any
@@ -94,7 +94,7 @@ class FieldPlace:
             return self.validated(items)
         except ValidationError:
             kinds = tuple(kinds_of(self.annotation))
-            alone = dataclasses.replace(self, annotation=Union[kinds])  # noqa: UP007 - of as many as there are
+            alone = dataclasses.replace(self, annotation=Union[kinds])  # noqa: UP007 - a tuple
             try:
                 return alone._alone.__pydantic_validator__.validate_python({"value": items}).value
             except ValidationError:
@@ -109,7 +109,7 @@ class FieldPlace:
 
     @cached_property
     def _alone(self) -> Any:
-        """A model with this value only."""
+        """A model whose only field is this value."""
         config: Any = {name: value for name, value in self.model.model_config.items() if name in _SETTINGS}
         return create_model("Alone", __config__=config, value=(self.annotation, ...))
 
@@ -128,7 +128,7 @@ def place_at(document: Any, path: str) -> FieldPlace:
         path: stored names, indexes of lists and keys of mappings, with dots between them.
 
     Raises:
-        InvalidKeyError: there can't be a value.
+        InvalidKeyError: the document can't have a value at this path.
     """
     return _places(document)(path)
 
@@ -150,7 +150,7 @@ def _walked(document: Any, path: str) -> FieldPlace:
     annotations = [place.annotation for place in places]
     return dataclasses.replace(
         places[0],
-        annotation=Any if Any in annotations else Union[tuple(annotations)],  # noqa: UP007 - of as many as there are
+        annotation=Any if Any in annotations else Union[tuple(annotations)],  # noqa: UP007 - a tuple
         is_required=all(place.is_required for place in places),
         is_checked=any(place.is_checked for place in places),
         is_item=any(place.is_item for place in places),
@@ -159,7 +159,7 @@ def _walked(document: Any, path: str) -> FieldPlace:
 
 
 def _inside(place: FieldPlace, step: str, before: str) -> Iterator[FieldPlace]:
-    """The places one step further.
+    """The places after the next step.
 
     Args:
         place: the place so far.
@@ -260,7 +260,7 @@ def rules_of(annotation: Any) -> list[Any]:
 
 
 def _unfolded(rules: Iterable[Any]) -> list[Any]:
-    """Single rules of grouped ones, without rules that operations can't break."""
+    """The rules, with groups split into single rules, without rules that operations can't break."""
     found: list[Any] = []
     for rule in rules:
         if isinstance(rule, NotNone | Strict):

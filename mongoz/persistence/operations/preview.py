@@ -37,18 +37,18 @@ def preview_operations(row: Mapping[str, Any], operations: Iterable[Operation]) 
 
 def _apply(document: dict[str, Any], operation: Operation) -> None:
     *parents, last = operation.path.split(".")
-    makes = operation.operator not in ("$unset", "$pullAll")
+    creates = operation.operator not in ("$unset", "$pullAll")
     place: Any = document
     for name in parents:
         key: Any = int(name) if isinstance(place, list) else name
-        if not _is_there(place, key):
-            if not makes:
+        if not _has_key(place, key):
+            if not creates:
                 return
             _put(place, key, {})
         place = place[key]
     key = int(last) if isinstance(place, list) else last
-    present = place[key] if _is_there(place, key) else _MISSING
-    if present is _MISSING and not makes:
+    present = place[key] if _has_key(place, key) else _MISSING
+    if present is _MISSING and not creates:
         return
     value = _OPERATORS[operation.operator](present, operation.value)
     if value is not _MISSING:
@@ -59,7 +59,7 @@ def _apply(document: dict[str, Any], operation: Operation) -> None:
         place.pop(key, None)
 
 
-def _is_there(place: Any, key: Any) -> bool:
+def _has_key(place: Any, key: Any) -> bool:
     return key < len(place) if isinstance(place, list) else key in place
 
 

@@ -23,7 +23,7 @@ __all__ = [
     "fence_session",
     "find_written_row",
     "find_written_rows",
-    "has_passed",
+    "was_probably_written",
     "is_commit_unknown",
     "is_outcome_unknown",
     "was_absent",
@@ -32,7 +32,7 @@ __all__ = [
 _UNKNOWN: Final = (ConnectionFailure, ExecutionTimeout, WriteConcernError)
 _UNKNOWN_COMMIT: Final = "UnknownTransactionCommitResult"
 _LABELS: Final = ("RetryableWriteError", _UNKNOWN_COMMIT)
-_COUNTER_SIZE: Final = 1 << 24  # the counter of ObjectIds starts again there
+_COUNTER_SIZE: Final = 1 << 24  # the counter of ObjectIds restarts at 0 there
 
 
 def is_outcome_unknown(error: PyMongoError) -> bool:
@@ -47,11 +47,11 @@ def is_commit_unknown(error: PyMongoError) -> bool:
 
 
 async def fence_session(target: WriteTarget, session: Any, id_: Any) -> None:
-    """Wait until the server is done with the commands of a session, and have it refuse commands that come late.
+    """Wait until the server is done with the commands of a session, and make it refuse commands that arrive late.
 
     A command may still run when its connection is lost. The next retryable write of the session waits until the
-    server is done with it, and has a higher number: the server refuses lower ones from then on. This write changes
-    nothing.
+    server is done with that command. It has a higher number, and the server refuses lower numbers from then on.
+    The write of this function changes nothing.
 
     Args:
         target: the target of the command.
@@ -69,7 +69,7 @@ async def fence_session(target: WriteTarget, session: Any, id_: Any) -> None:
 async def find_written_row(
     target: WriteTarget, id_: Any, stamp: bytes, *, inserted: bool
 ) -> dict[str, Any] | None:
-    """The document as a stamped write made it; None if the write does not stand.
+    """The document as a stamped write made it; None if the write did not take effect.
 
     Args:
         target: the target of the write.
@@ -87,11 +87,11 @@ async def find_written_row(
 async def find_written_rows(
     target: WriteTarget, rows: dict[bytes, dict[str, Any] | None], *, inserted: bool
 ) -> dict[bytes, dict[str, Any]]:
-    """The documents of the stamped writes that stand, by their stamps.
+    """The documents of the stamped writes that took effect, by their stamps.
 
-    A document with the stamp was written. For the others the change stream tells: since the write another client
-    may have replaced the document, deleted it, or restored an older stamp. Without a change stream see
-    `has_passed`.
+    A document with the stamp was written. The other documents are looked up in the change stream, because another
+    client may have replaced the document, deleted it, or restored an older stamp since the write. If there is no
+    change stream, `was_probably_written` decides.
 
     Args:
         target: the target of the writes.
@@ -109,7 +109,9 @@ async def find_written_rows(
         reported = await _reported_values(target, unknown)
     except NoChangeStream:
         found = {stamp: row for stamp in unknown if (row := rows[stamp]) is not None}
-        return written | {stamp: row for stamp, row in found.items() if has_passed(row, stamp, inserted=inserted)}
+        return written | {
+            stamp: row for stamp, row in found.items() if was_probably_written(row, stamp, inserted=inserted)
+        }
     return written | {stamp: {**(rows[stamp] or {}), **values} for stamp, values in reported.items()}
 
 
@@ -136,7 +138,7 @@ def _token_of(stamp: bytes) -> bytes:
 
 
 async def was_absent(target: WriteTarget, id_: Any, since: float) -> bool:
-    """Whether a document does not exist, or did not exist at some moment since then.
+    """Whether a document does not exist, or did not exist at some moment since a given time.
 
     Args:
         target: the target of the delete.
@@ -159,11 +161,11 @@ def durable_collection(target: WriteTarget) -> Any:
     )
 
 
-def has_passed(row: dict[str, Any], stamp: bytes, *, inserted: bool) -> bool:
+def was_probably_written(row: dict[str, Any], stamp: bytes, *, inserted: bool) -> bool:
     """Whether a document was written by the write with this stamp, judged by the document alone.
 
     A later write of this ODM may have replaced the stamp, and another client may have removed it from an inserted
-    document. In both cases the answer is yes, so that no delivery is lost.
+    document. In both cases the function returns True, so that no delivery is lost.
 
     Args:
         row: the document as it is now.
@@ -182,7 +184,7 @@ def has_passed(row: dict[str, Any], stamp: bytes, *, inserted: bool) -> bool:
 def _may_be_later(found: bson.ObjectId, sent: bson.ObjectId) -> bool:
     """Whether one token may be newer than another.
 
-    Tokens of one process have a counter, so the stamp of an earlier write in the same second is not taken for
+    Tokens of one process contain a counter, so the token of an earlier write in the same second does not count as
     newer.
     """
     if found.binary[4:9] == sent.binary[4:9]:

@@ -1,4 +1,4 @@
-"""Notes for writes that the server refuses, perhaps because of the origin stamp."""
+"""Adds notes to the errors of writes that the server refuses, perhaps because of the origin stamp."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -28,14 +28,14 @@ BSON_TOO_LARGE: Final = 17419
 """The document would be larger than 16 MB after the update."""
 
 _SIZE_NOTE: Final = (
-    f"The registry is dispatched, so the write contained the reserved field {FIELD!r}, for which a document of "
-    "nearly 16 MB has no room. Make the document smaller, or remove some of it in the same update."
+    f"The registry is dispatched, so the write contained the reserved field {FIELD!r}. A document of nearly 16 MB "
+    "has no room for it. Make the document smaller, or remove some of it in the same update."
 )
 _REMEDY: Final = (
     f"Add {{{FIELD}: {{bsonType: 'binData'}}}} to the properties of its $jsonSchema, or remove "
     "'additionalProperties: false'."
 )
-_NAMED_NOTE: Final = (
+_STAMP_NOTE: Final = (
     f"The collection's validator refuses {FIELD!r}, the reserved field in writes of a dispatched registry. "
     f"{_REMEDY}"
 )
@@ -43,7 +43,7 @@ _MARKER_NOTE: Final = (
     "The server refused the marker by which dispatchers recognize this delete, and ended the transaction. Outside "
     "of a transaction the document is deleted without a marker."
 )
-_MAYBE_NOTE: Final = (
+_POSSIBLE_STAMP_NOTE: Final = (
     f"The registry is dispatched, so the write contained the reserved field {FIELD!r}, which the collection's "
     f"validator may refuse. {_REMEDY}"
 )
@@ -61,7 +61,7 @@ def explain_refused_marker(error: PyMongoError) -> None:
 
 
 def explain_unstorable(error: BaseException, instance: Model) -> None:
-    """Add a note to the error of a value that BSON has no type for: the field and the value.
+    """Add a note to the error of a value that BSON has no type for. It names the field and the value.
 
     Other errors stay unchanged.
 
@@ -71,11 +71,11 @@ def explain_unstorable(error: BaseException, instance: Model) -> None:
     """
     if not isinstance(error, UNSTORABLE):
         return
-    with suppress(*UNSTORABLE):  # then the error names the field already
+    with suppress(*UNSTORABLE):  # stored() has named the field already
         for name, value in stored(instance).items():
             try:
                 bson.encode({name: value}, codec_options=CODEC_OPTIONS)
-            except Exception:  # of any type: this is the field
+            except Exception:  # errors of any type: this field is the cause
                 explain_value(error, type(instance), name, value)
 
 
@@ -112,7 +112,7 @@ def _refusals(error: PyMongoError) -> Iterator[Mapping[str, Any]]:
 def _note(refusal: Mapping[str, Any]) -> str | None:
     code = refusal.get("code")
     if code == VALIDATION_FAILED:
-        return _NAMED_NOTE if _names_the_stamp(refusal.get("errInfo")) else _MAYBE_NOTE
+        return _STAMP_NOTE if _names_the_stamp(refusal.get("errInfo")) else _POSSIBLE_STAMP_NOTE
     return _SIZE_NOTE if code == BSON_TOO_LARGE else None
 
 

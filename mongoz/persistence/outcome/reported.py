@@ -1,7 +1,7 @@
 """Writes that the server reports: a short change stream of a collection's recent changes.
 
-A document alone does not always tell whether a write stands: another client may have replaced or deleted it since.
-The change stream has each committed write.
+A document alone does not always show whether a write took effect: another client may have replaced or deleted it
+since. The change stream contains each committed write.
 """
 
 import asyncio
@@ -19,18 +19,18 @@ from mongoz.persistence.target import WriteTarget
 __all__ = ["TIMEOUT_MS", "NoChangeStream", "read_changes_since"]
 
 TIMEOUT_MS: Final = 5_000
-"""The time limit of a read that finds out an outcome."""
+"""The time limit of a read that looks up an outcome."""
 
 _MARGIN: Final = 5  # seconds by which the given time may be wrong
-_FUTURE_MARGIN: Final = 120  # used if the given time is in the future, so that it is wrong by more
+_FUTURE_MARGIN: Final = 120  # the margin for a time in the future, whose error is larger
 _PAUSE_MS: Final = 250  # the server waits this long for more changes before it reports its position
-_MAX_STREAMS: Final = 4  # of one process at a time: each reads everything that the server has written
+_MAX_STREAMS: Final = 4  # open at once in a process: each one reads the whole recent oplog
 
 _PERMITS: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
 
 
 class NoChangeStream(Exception):
-    """The server gives no change stream: it is no replica set, we have no privilege, or the oplog is too short."""
+    """No change stream is available: no replica set, no privilege, or the oplog is too short."""
 
 
 async def read_changes_since(target: WriteTarget, seconds: float, match: dict[str, Any]) -> list[dict[str, Any]]:
@@ -59,7 +59,7 @@ async def read_changes_since(target: WriteTarget, seconds: float, match: dict[st
 
 
 class _RecentChanges:
-    """A change stream that ends at the present; made of commands, which both drivers send alike."""
+    """A change stream that ends at the present. It sends plain commands, which work the same in both drivers."""
 
     def __init__(self, target: WriteTarget) -> None:
         self._collection = target.driver_collection

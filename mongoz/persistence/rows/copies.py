@@ -1,4 +1,4 @@
-"""Copies of instances and their values, which later changes don't reach."""
+"""Independent copies of instances and of their values."""
 
 import copy
 from collections.abc import Mapping
@@ -12,10 +12,10 @@ D = TypeVar("D", bound=Model)
 
 
 def independent_copy(instance: D) -> D:
-    """A copy of the instance with the same state in the database; later changes of the instance don't reach it."""
+    """A copy of the instance and its state in the database. Later changes of the original don't affect it."""
     try:
         return copy.deepcopy(instance)
-    except Exception:  # of a value that is no field: a cached client, a lock
+    except Exception:  # an attribute that is no field, such as a lock, can't be copied
         copied = copy.copy(instance)
         for values in (copied.__dict__, copied.__pydantic_extra__):
             if values is not None:

@@ -1,7 +1,7 @@
 """Flat documents, whose fields are scalars and lists of scalars: validated and turned into rows in one pass.
 
-Pydantic makes an instance from validated values, which would have to become a row afterwards. So each class gets a
-second schema, once, whose validation gives the row itself, with stored names and copied lists.
+Pydantic makes an instance from validated values, and the instance would have to be converted to a row afterwards.
+So each class gets a second schema, whose validation returns the row itself, with stored names and copied lists.
 """
 
 import datetime
@@ -60,10 +60,10 @@ def flat_row(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any] |
 
 @cached_per_class
 def _row_validator(model: Any) -> SchemaValidator | None:
-    """The validation that makes rows from attributes, if the model is flat."""
+    """The validator that makes rows from attributes; None if the model is not flat."""
     decorators, schema = model.__pydantic_decorators__, model.__pydantic_core_schema__
     model_validators = decorators.model_validators or decorators.root_validators
-    # They may use `info.field_name` or `info.data`, which differ for rows.
+    # Validators of fields may use `info.field_name` or `info.data`, which differ for rows.
     field_validators = decorators.field_validators or decorators.validators
     if model_validators or field_validators or schema["type"] != "model" or schema.get("post_init"):
         return None

@@ -1,4 +1,4 @@
-"""From rows to instances."""
+"""Makes instances from rows."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -60,14 +60,14 @@ def hydrate(document: type[D], row: dict[str, Any], collection: Collection | Non
 
 @cached_per_class
 def _loader(document: Any) -> Callable[..., Any]:
-    """The validation of rows, with e-mail addresses checked by pydantic's own code."""
+    """The function that validates rows, with e-mail addresses checked by pydantic's own code."""
     schema = loading_schema(from_stored(document.__pydantic_core_schema__))
     return validator_of(schema).validate_python
 
 
 @cached_per_class
 def _explaining_loader(document: Any) -> Callable[..., Any]:
-    """The validation of rows, with all rules of the class and their messages."""
+    """The function that validates rows, with all rules of the class and their messages."""
     own = document.__pydantic_core_schema__
     schema = from_stored(own)
     if schema is own:
@@ -85,7 +85,7 @@ def validate_stored(document: Any, row: dict[str, Any]) -> Any:
 
 
 def make_bare_instance(document: type[D], id_: Any, collection: Collection | None = None) -> D:
-    """Make an instance with nothing but an id; reading its other fields is an AttributeError."""
+    """Make an instance with nothing but an id; reading its other fields raises AttributeError."""
     instance = document.__new__(document)
     object.__setattr__(instance, "__dict__", {"id": id_})
     object.__setattr__(instance, "__pydantic_fields_set__", {"id"})
@@ -96,10 +96,10 @@ def make_bare_instance(document: type[D], id_: Any, collection: Collection | Non
 
 
 def hydrate_leniently(document: type[D], row: dict[str, Any], collection: Collection | None = None) -> D:
-    """Make an instance as `hydrate` does; if the row violates the model, without validation.
+    """Make an instance like `hydrate`. A row that violates the model raises no error.
 
-    Then valid fields have their usual values, the others the stored ones. A required field that the row lacks is
-    an AttributeError.
+    In this case invalid fields get their stored values. Reading a required field that the row lacks raises
+    AttributeError.
     """
     try:
         return hydrate(document, row, collection)
@@ -156,7 +156,7 @@ def previous_instance(instance: D) -> D | None:
 
 
 def row_as_loaded(instance: Model) -> dict[str, Any] | None:
-    """The row that an unchanged instance would be stored as.
+    """The row that would be stored for the instance if it were unchanged.
 
     It may differ from the snapshot: other clients store an integer in 64 bits, or leave out a field with a
     default. A field that this process did not change must not be written, since that would undo concurrent
@@ -188,7 +188,7 @@ def _can_share(annotation: Any) -> bool:
 def _located(
     error: ValidationError, document: type[Model], row: dict[str, Any], collection: Collection | None
 ) -> ValidationError:
-    """The same error, with collection and `_id` in its title."""
+    """The error, with collection and `_id` in its title."""
     lines = [
         InitErrorDetails(
             type=PydanticCustomError(line["type"], line["msg"]),

@@ -36,7 +36,7 @@ __all__ = [
 
 
 class MongozException(Exception):
-    """Something went wrong in mongoz."""
+    """An error of mongoz."""
 
     def __init__(self, *args: object, detail: str = "") -> None:
         """Keep the arguments; the detail becomes the last one.
@@ -73,7 +73,7 @@ class InvalidKeyError(MongozException):
 
 
 class InvalidObjectIdError(MongozException):
-    """Not a valid ObjectId."""
+    """The value is not a valid ObjectId."""
 
 
 class SignalError(MongozException):

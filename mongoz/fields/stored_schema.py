@@ -36,7 +36,7 @@ def from_stored(schema: Any) -> Any:
     changed: dict[str, Any] = {}
     for name, value in schema.items():
         if name not in _DATA:
-            new = _each(value) if name == "fields" and isinstance(value, dict) else from_stored(value)
+            new = _fields_from_stored(value) if name == "fields" and isinstance(value, dict) else from_stored(value)
             if new is not value:
                 changed[name] = new
     if schema.get("strict") and schema.get("type") not in _STRICT_AS_BSON:
@@ -47,8 +47,8 @@ def from_stored(schema: Any) -> Any:
     return _accepting_stored(schema if not changed else made)
 
 
-def _each(fields: dict[str, Any]) -> dict[str, Any]:
-    """Like `from_stored`, for a dict of fields: a field's name may equal a key of a schema."""
+def _fields_from_stored(fields: dict[str, Any]) -> dict[str, Any]:
+    """Like `from_stored`, for a dict of fields, in which a field's name may equal a key of a schema."""
     made = {name: from_stored(schema) for name, schema in fields.items()}
     return made if any(made[name] is not schema for name, schema in fields.items()) else fields
 

@@ -162,7 +162,7 @@ class MetaInfo:
         return made or vars(self).setdefault("_partial_class", make_partial_class(self.document))
 
     def wanted_indexes(self) -> list[Index]:
-        """The declared indexes, without those of fields whose `index` was set to False since then."""
+        """The declared indexes, without indexes of fields whose `index` was set to False later."""
         unwanted = [index for index in self._field_indexes if not self.fields[index.name].index]
         return [index for index in self.indexes if not any(index is one for one in unwanted)]
 

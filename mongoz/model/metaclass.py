@@ -44,7 +44,7 @@ _construction = _Construction()
 
 
 def is_defining_class() -> bool:
-    """Whether this thread is defining a class: `Document.field` must be an AttributeError then.
+    """Whether this thread is defining a class. Meanwhile `Document.field` must raise an AttributeError.
 
     Pydantic uses hasattr to check whether a field would shadow an attribute of a base class.
     """

@@ -113,7 +113,7 @@ async def _fire(instance: Model, deletion: "_Deletion") -> None:
 def needs_marker(target: WriteTarget, firing: Firing) -> bool:
     """Whether a dispatcher must know that mongoz made a delete.
 
-    No marker is needed if no dispatcher runs any of the receivers: then nothing could be delivered twice.
+    No marker is needed if no dispatcher runs any of the receivers, because no delivery could happen twice.
     """
     if target.group is None:
         return False

@@ -224,7 +224,7 @@ def _advance(session: Any, other: Any) -> None:
 
 
 async def resolve_target(document: type[Model], collection: Any = None, session: Any = None) -> WriteTarget:
-    """The target of a write. Creates the indexes of the collection first, if Meta asks for that.
+    """The target of a write. Creates the indexes of the collection first, if `autogenerate_index` is set.
 
     Args:
         document: the class.

@@ -54,14 +54,14 @@ class _Turn:
 
     def enter(self, outer: "_Turn") -> int:
         """Set the turn that this call is made in; returns the place of this turn."""
-        self.outer = next((turn for turn in outer.line() if not turn.ended), None)  # a task may outlive its turn
-        for turn in outer.line():
+        self.outer = next((turn for turn in outer.chain() if not turn.ended), None)  # a task may outlive its turn
+        for turn in outer.chain():
             if turn.instance is self.instance:
                 turn.has_inner = True
                 return id(turn)
         return self.place
 
-    def line(self) -> "Iterator[_Turn]":
+    def chain(self) -> "Iterator[_Turn]":
         """This turn and its outer turns, from the inside to the outside."""
         turn: _Turn | None = self
         while turn is not None:
@@ -94,19 +94,19 @@ class _Turn:
 
     def _is_awaited_by(self, other: "_Turn") -> bool:
         """Whether another turn can't end before one of our outer turns has ended."""
-        around = set(self.outer.line()) if self.outer is not None else set()
+        outer_turns = set(self.outer.chain()) if self.outer is not None else set()
         seen: set[_Turn] = set()
-        open_ = [other] if around else []
-        while open_:
-            turn = open_.pop()
-            if turn in around:
+        pending = [other] if outer_turns else []
+        while pending:
+            turn = pending.pop()
+            if turn in outer_turns:
                 return True
             if turn in seen:
                 continue
             seen.add(turn)
             if turn in _waiting and turn.before is not None:
-                open_.append(turn.before)
-            open_ += [inner for inner in tuple(_waiting) if inner is not turn and turn in inner.line()]
+                pending.append(turn.before)
+            pending += [inner for inner in tuple(_waiting) if inner is not turn and turn in inner.chain()]
         return False
 
     def end(self) -> None:
@@ -190,7 +190,7 @@ async def run_in_turns(instances: Collection[Any], session: Any, call: Coroutine
     """
     turn, outer = _Turn(), _current.get()
     turn.instance, turn.place, turn.loop = instances, id(turn), get_running_loop()
-    turn.outer = None if outer is None else next((each for each in outer.line() if not each.ended), None)
+    turn.outer = None if outer is None else next((each for each in outer.chain() if not each.ended), None)
     if session is not None or is_in_transaction():
         turn.session = session_of_call(session)
     places = set(map(id, instances))

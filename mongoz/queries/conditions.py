@@ -1,7 +1,7 @@
 """The operators of queries, and their MongoDB conditions.
 
-A value never acts as an operator, because it always follows one of our operators. MongoDB only compares stored
-values with a dict from a user's input.
+A value never acts as an operator, because it always follows one of our operators. MongoDB only compares a
+dict from a user's input with stored values.
 """
 
 import datetime

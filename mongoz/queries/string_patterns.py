@@ -15,22 +15,22 @@ _FLAGS: Final = {"i": re.IGNORECASE, "m": re.MULTILINE, "s": re.DOTALL, "x": re.
 
 def has(text: str, *, ignoring_case: bool) -> dict[str, Any]:
     """The string contains the text."""
-    return _literally("", text, "", ignoring_case)
+    return _literal_pattern("", text, "", ignoring_case)
 
 
 def starts(text: str, *, ignoring_case: bool) -> dict[str, Any]:
     """The string starts with the text; the server can use an index unless case is ignored."""
-    return _literally("^", text, "", ignoring_case)
+    return _literal_pattern("^", text, "", ignoring_case)
 
 
 def ends(text: str, *, ignoring_case: bool) -> dict[str, Any]:
     r"""The string ends with the text. The pattern uses `\z`: `$` also matches before a newline at the end."""
-    return _literally("", text, r"\z", ignoring_case)
+    return _literal_pattern("", text, r"\z", ignoring_case)
 
 
 def equals(text: str, *, ignoring_case: bool) -> dict[str, Any]:
     """The string is the text."""
-    return _literally("^", text, r"\z", ignoring_case)
+    return _literal_pattern("^", text, r"\z", ignoring_case)
 
 
 def matches(pattern: Any) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def matches(pattern: Any) -> dict[str, Any]:
     return _regex(pattern, "".join(letter for letter, flag in _FLAGS.items() if flags & flag))
 
 
-def _literally(before: str, text: str, after: str, ignoring_case: bool) -> dict[str, Any]:
+def _literal_pattern(before: str, text: str, after: str, ignoring_case: bool) -> dict[str, Any]:
     if len(text) > _MAX_LENGTH:
         raise ValueRefused(
             f"{text[:40]!r}... is too long for a pattern: {len(text)} characters; the limit is {_MAX_LENGTH}."

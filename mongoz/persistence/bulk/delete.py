@@ -134,7 +134,7 @@ async def _delete_ids(ids: list[Any], selection: Selection, firing: Firing, orig
             firing = leave_to_dispatchers(firing) if refuses_stamp(error) else firing
     if not (firing.receivers or selection.is_ambiguous):
         result = await target.driver_collection.delete_many(
-            selection.among(ids), session=target.session, **selection.collation
+            selection.filter_for(ids), session=target.session, **selection.collation
         )
         return _Deleted(int(result.deleted_count), {}, firing)
     try:

@@ -50,11 +50,11 @@ class Selection:
         """Whether a command with the selected ids may match other ids, which are equal under the collation."""
         return self.ids is not None and bool(self.collation)
 
-    def among(self, ids: list[Any]) -> dict[str, Any]:
+    def filter_for(self, ids: list[Any]) -> dict[str, Any]:
         """The filter for matching documents with one of these ids."""
-        return self.narrowed({"_id": {"$in": ids}})
+        return self.filter_with({"_id": {"$in": ids}})
 
-    def narrowed(self, *conditions: Mapping[str, Any]) -> dict[str, Any]:
+    def filter_with(self, *conditions: Mapping[str, Any]) -> dict[str, Any]:
         """The filter with further conditions."""
         every = [dict(condition) for condition in (self.filter, *conditions) if condition]
         return {"$and": every} if len(every) > 1 else every[0] if every else {}
@@ -80,7 +80,7 @@ class Selection:
         if self.ids is not None:
             async for ids in self.id_batches():
                 if check is not None:
-                    await check(self.among(ids), self.collation)
+                    await check(self.filter_for(ids), self.collation)
                 for chosen in split_into_chunks(ids, BATCH):
                     yield await self.matching(chosen, projection, self.target.session)
             return
@@ -112,7 +112,7 @@ class Selection:
         # Use $expr, since a plain $gt finds only ids of the same type.
         beyond = [{"$expr": {"$gt": ["$_id", {"$literal": id_}]}} for id_ in after]
         return self.target.raw_collection.find(
-            self.narrowed(*beyond),
+            self.filter_with(*beyond),
             projection,
             sort=[("_id", 1)],
             batch_size=BATCH,
@@ -142,7 +142,7 @@ class Selection:
     ) -> list[dict[str, Any]]:
         """The matching documents with these ids, in this order; read from the primary."""
         primary = self.target.raw_collection.with_options(read_preference=ReadPreference.PRIMARY)
-        cursor = primary.find(self.among(ids), projection, session=session, **self.collation)
+        cursor = primary.find(self.filter_for(ids), projection, session=session, **self.collation)
         return _in_order_of(ids, map(self.target.decode, await cursor.to_list(None)))
 
     def if_unchanged(self, row: Any) -> dict[str, Any]:
@@ -158,7 +158,7 @@ class Selection:
         """The arguments of a command on a document that must still match."""
         if self.collation:  # another id may be equal under it
             return self.if_unchanged(row)
-        return {"filter": self.narrowed({"_id": row["_id"]})}
+        return {"filter": self.filter_with({"_id": row["_id"]})}
 
 
 def _in_order_of(ids: list[Any], rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

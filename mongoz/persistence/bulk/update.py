@@ -80,7 +80,7 @@ async def update_and_count(document: type[Model], selection: Selection, patch: B
     else:
         with update.progress.reported():
             async for ids in selection.id_batches():
-                await update.update_at_once(selection.among(ids), selection.collation)
+                await update.update_at_once(selection.filter_for(ids), selection.collation)
     return update.progress.done
 
 
@@ -97,7 +97,7 @@ async def update_and_load(document: type[D], selection: Selection, patch: BulkPa
     instances: list[D] = []
     with update.progress.reported():
         async for ids in selection.id_batches():
-            if await update.update_at_once(selection.among(ids), selection.collation):
+            if await update.update_at_once(selection.filter_for(ids), selection.collation):
                 rows = await selection.rows(ids)
                 instances += [hydrate_leniently(document, row, update.other_collection) for row in rows]
     return instances

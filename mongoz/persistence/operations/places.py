@@ -70,7 +70,7 @@ class FieldPlace:
         if self.annotation is Any:
             return value
         try:
-            return self._alone.__pydantic_validator__.validate_python({"value": value}).value
+            return self._value_model.__pydantic_validator__.validate_python({"value": value}).value
         except ValidationError as error:
             lines = [
                 InitErrorDetails(
@@ -96,7 +96,7 @@ class FieldPlace:
             kinds = tuple(kinds_of(self.annotation))
             alone = dataclasses.replace(self, annotation=Union[kinds])  # noqa: UP007 - a tuple
             try:
-                return alone._alone.__pydantic_validator__.validate_python({"value": items}).value
+                return alone._value_model.__pydantic_validator__.validate_python({"value": items}).value
             except ValidationError:
                 pass
             raise
@@ -108,7 +108,7 @@ class FieldPlace:
         return stored(value, declared=not is_open(self.annotation))
 
     @cached_property
-    def _alone(self) -> Any:
+    def _value_model(self) -> Any:
         """A model whose only field is this value."""
         config: Any = {name: value for name, value in self.model.model_config.items() if name in _SETTINGS}
         return create_model("Alone", __config__=config, value=(self.annotation, ...))
@@ -135,18 +135,18 @@ def place_at(document: Any, path: str) -> FieldPlace:
 
 @cached_per_class
 def _places(document: Any) -> Callable[[str], FieldPlace]:
-    return lru_cache(maxsize=1024)(partial(_walked, document))
+    return lru_cache(maxsize=1024)(partial(_find_place, document))
 
 
-def _walked(document: Any, path: str) -> FieldPlace:
+def _find_place(document: Any, path: str) -> FieldPlace:
     places = [FieldPlace(document, (), document, document)]
     steps = path.split(".")
     for number, step in enumerate(steps):
         before = ".".join(steps[:number])
-        further = [inner for place in places for inner in _inside(place, step, before)]
-        if not further:
+        inner_places = [inner for place in places for inner in _next_places(place, step, before)]
+        if not inner_places:
             raise InvalidKeyError(f"{places[0]} can't have {step!r} inside of it, so {path!r} can't be updated.")
-        places = further
+        places = inner_places
     annotations = [place.annotation for place in places]
     return dataclasses.replace(
         places[0],
@@ -158,7 +158,7 @@ def _walked(document: Any, path: str) -> FieldPlace:
     )
 
 
-def _inside(place: FieldPlace, step: str, before: str) -> Iterator[FieldPlace]:
+def _next_places(place: FieldPlace, step: str, before: str) -> Iterator[FieldPlace]:
     """The places after the next step.
 
     Args:
@@ -253,13 +253,13 @@ def rules_of(annotation: Any) -> list[Any]:
     annotation = unnamed(annotation)
     if get_origin(annotation) is Annotated:
         inner, *rules = get_args(annotation)
-        return [*rules_of(inner), *_unfolded(rules)]
+        return [*rules_of(inner), *_single_rules(rules)]
     if get_origin(annotation) in (Union, types.UnionType):
         return [rule for member in get_args(annotation) for rule in rules_of(member)]
     return []
 
 
-def _unfolded(rules: Iterable[Any]) -> list[Any]:
+def _single_rules(rules: Iterable[Any]) -> list[Any]:
     """The rules, with groups split into single rules, without rules that operations can't break."""
     found: list[Any] = []
     for rule in rules:
@@ -268,9 +268,9 @@ def _unfolded(rules: Iterable[Any]) -> list[Any]:
         if isinstance(rule, DecimalRule):
             found += _decimal_rules(rule)
         elif isinstance(rule, annotated_types.GroupedMetadata):
-            found += _unfolded(rule)
+            found += _single_rules(rule)
         elif hasattr(rule, "metadata"):  # pydantic's Field() inside of an annotation
-            found += _unfolded(rule.metadata)
+            found += _single_rules(rule.metadata)
         else:
             found.append(rule)
     return found

@@ -119,8 +119,8 @@ async def _reported_values(target: WriteTarget, stamps: Iterable[bytes]) -> dict
     """Stamp -> the values that its write set, according to the change stream."""
     by_stamp = {bytes(stamp): stamp for stamp in stamps}
     earliest = min(int.from_bytes(_token_of(stamp)[:4], "big") for stamp in by_stamp)
-    ours = {"$in": list(by_stamp.values())}
-    places = ({f"fullDocument.{FIELD}": ours}, {f"updateDescription.updatedFields.{FIELD}": ours})
+    any_stamp = {"$in": list(by_stamp.values())}
+    places = ({f"fullDocument.{FIELD}": any_stamp}, {f"updateDescription.updatedFields.{FIELD}": any_stamp})
     match = {"operationType": {"$in": ["insert", "update"]}, "$or": list(places)}
     reported: dict[bytes, dict[str, Any]] = {}
     for event in await read_changes_since(target, earliest, match):

@@ -85,7 +85,7 @@ def validate_stored(document: Any, row: dict[str, Any]) -> Any:
 
 
 def make_bare_instance(document: type[D], id_: Any, collection: Collection | None = None) -> D:
-    """Make an instance with nothing but an id; reading its other fields raises AttributeError."""
+    """Make an instance that has only an id; reading its other fields raises AttributeError."""
     instance = document.__new__(document)
     object.__setattr__(instance, "__dict__", {"id": id_})
     object.__setattr__(instance, "__pydantic_fields_set__", {"id"})

@@ -162,7 +162,7 @@ class JoinedSession(NamedTuple):
 
     @property
     def is_foreign_transaction(self) -> bool:
-        """Whether it is in a transaction of the application and the driver, whose commit mongoz does not see."""
+        """Whether the application started the transaction with the driver: mongoz does not see its commit."""
         return self.session is not None and self.transaction is None and bool(self.session.in_transaction)
 
 
@@ -381,7 +381,7 @@ async def run_private_transaction(
         fn: sends the commands in the session that it gets.
 
     Raises:
-        PyMongoError: the driver's error. After the label `UnknownTransactionCommitResult`, call `is_committed`.
+        PyMongoError: the driver's error. With the label `UnknownTransactionCommitResult`, call `is_committed`.
     """
     retry = _RetryPolicy()
     while True:

@@ -36,7 +36,8 @@ def from_stored(schema: Any) -> Any:
     changed: dict[str, Any] = {}
     for name, value in schema.items():
         if name not in _DATA:
-            new = _fields_from_stored(value) if name == "fields" and isinstance(value, dict) else from_stored(value)
+            convert = _fields_from_stored if name == "fields" and isinstance(value, dict) else from_stored
+            new = convert(value)
             if new is not value:
                 changed[name] = new
     if schema.get("strict") and schema.get("type") not in _STRICT_AS_BSON:

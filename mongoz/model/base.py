@@ -1,4 +1,4 @@
-"""The base of documents: a pydantic model with an id, a `Meta` and a state in the database; no I/O."""
+"""The base of documents: a pydantic model with an id, a `Meta` and a state in the database. No I/O."""
 
 import copy
 from typing import TYPE_CHECKING, Any, ClassVar, Self

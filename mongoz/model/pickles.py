@@ -41,7 +41,7 @@ def pickled_state(instance: Any) -> dict[str, Any]:
 
 
 def restore_pickled_state(instance: Any, pickled: Mapping[Any, Any]) -> None:
-    """Give an instance the pickled state. A pickle of an older version has no state, so it stays empty."""
+    """Give an instance the pickled state. A pickle of an older version has none, so the state stays empty."""
     names = pickled.get(_COLLECTION)
     collection = None if names is None else instance.meta.require_collection().sibling(*names)
     restore(instance, Loaded(pickled.get(_SNAPSHOT), collection))

@@ -55,7 +55,7 @@ class WriteTarget(NamedTuple):
 
     @property
     def raw_collection(self) -> Any:
-        """The driver's collection for lenient reads, which no value of another client makes fail. See `decode`."""
+        """The driver's collection for lenient reads, which accept all values of other clients. See `decode`."""
         collection = self.collection.driver_collection
         collection = collection.with_options(codec_options=raw_options(collection.codec_options))
         return self.adapter.in_transaction(collection) if self.in_transaction else collection

@@ -30,7 +30,7 @@ def require_watched(document: type[Model], collection: Collection, signal: Signa
     """Refuse a write whose change could not be delivered to receivers that only run in a dispatcher.
 
     Call it before anything is written. It accepts every write if no dispatcher serves the registry, if all
-    receivers run in the writing process, and if the signal is muted.
+    receivers run in the writing process, or if the signal is muted.
 
     Args:
         document: the class.

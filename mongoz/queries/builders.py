@@ -48,7 +48,7 @@ class QueryBuilder(Generic[D]):
             )
         return self._bound
 
-    _awaits_to_itself = False
+    _returns_itself = False
     """Whether awaiting the query returns the query itself. True only for the result of `none()`."""
 
     def _bind(self, document: type[D]) -> Self:
@@ -60,7 +60,7 @@ class QueryBuilder(Generic[D]):
     def _with(self, plan: Plan) -> Self:
         # The class is not called, because an application's manager may have its own constructor and state.
         query = object.__new__(type(self))
-        query.__dict__ = {**self.__dict__, "_plan": plan, "_awaits_to_itself": False}
+        query.__dict__ = {**self.__dict__, "_plan": plan, "_returns_itself": False}
         return query
 
     def _derive(self, **changes: Any) -> Self:
@@ -217,7 +217,7 @@ class QueryBuilder(Generic[D]):
     def none(self) -> Self:
         """A query without documents, which sends no command. Awaiting it returns the empty query itself."""
         query = self._derive(nothing=True)
-        query._awaits_to_itself = True
+        query._returns_itself = True
         return query
 
     @property

@@ -276,7 +276,7 @@ class ReadQuery(QueryBuilder[D]):
         return self._result().__await__()
 
     async def _result(self) -> Any:
-        return self if self._awaits_to_itself else await self.execute()
+        return self if self._returns_itself else await self.execute()
 
     def __bool__(self) -> bool:
         return not self._plan.nothing  # false only after none(); no command is sent

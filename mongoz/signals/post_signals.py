@@ -106,5 +106,5 @@ def plan_firing(signal: Signal, changed: Iterable[str] | None = None) -> Firing:
 
 
 def leave_to_dispatchers(firing: Firing) -> Firing:
-    """The firing of a write without a stamp. Dispatchers run their receivers for it, so only the others stay."""
+    """Leave the receivers of a write to the dispatchers: keep only receivers that no dispatcher runs."""
     return firing._replace(receivers=tuple(r for r in firing.receivers if not r.runs_in_dispatcher))

@@ -46,10 +46,10 @@ async def insert_many(
         if not isinstance(instance, document):
             raise TypeError(f"create_many() of {document.__name__} takes its instances, not {instance!r}.")
     if len(set(map(id, instances))) < len(instances):
-        twice = next(each for place, each in enumerate(instances) if any(each is it for it in instances[:place]))
+        double = next(each for place, each in enumerate(instances) if any(each is it for it in instances[:place]))
         raise ValueError(
-            f"create_many() of {document.__name__} got an instance twice: {twice!r}. An instance is one document; "
-            "make one for each."
+            f"create_many() of {document.__name__} got an instance twice: {double!r}. "
+            "An instance is one document; make one for each."
         )
     await run_in_turns(instances, session, _insert_many(document, instances, collection, session))
     return instances

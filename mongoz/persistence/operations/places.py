@@ -41,7 +41,7 @@ class FieldPlace:
         annotation: the type of the value, with its rules.
         model: the innermost model, whose settings apply.
         is_required: a model requires a value.
-        is_checked: further rules apply than rules of the value: validators, and rules of its containers.
+        is_checked: besides the rules of the value, validators or rules of its containers apply.
         is_item: the place is in a list.
         incomplete: stored paths of the enclosing embedded documents that have other required fields. If such a
             document does not exist, an operator would create it without these fields.

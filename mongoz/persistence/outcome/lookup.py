@@ -23,10 +23,10 @@ __all__ = [
     "fence_session",
     "find_written_row",
     "find_written_rows",
-    "was_probably_written",
     "is_commit_unknown",
     "is_outcome_unknown",
     "was_absent",
+    "was_probably_written",
 ]
 
 _UNKNOWN: Final = (ConnectionFailure, ExecutionTimeout, WriteConcernError)

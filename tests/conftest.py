@@ -45,7 +45,7 @@ mongoz_settings = importlib.import_module("mongoz.settings")  # the package attr
 _databases = itertools.count()
 
 DRIVER = os.environ.get("MONGOZ_TEST_DRIVER", "pymongo")
-"""What the registries of tests use that are not about drivers; `make test-motor` runs them all on Motor."""
+"""The driver of registries in tests without a driver of their own; `make test-motor` runs these tests on Motor."""
 
 
 @pytest.hookimpl(wrapper=True)

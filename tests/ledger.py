@@ -53,9 +53,9 @@ class Ledger:
     """The records of the receivers so far. Each call reads the new ones, and returns all.
 
     Args:
-        path: of the file with the records.
-        url: of the server.
-        database: of the writes; also the name of the group, and the prefix of its state database.
+        path: the file with the records.
+        url: the URL of the server.
+        database: the database of the writes; also the name of the group, and the prefix of its state database.
     """
 
     def __init__(self, path: Path, url: str, database: str) -> None:
@@ -135,7 +135,7 @@ class ForeignClient:
 
 
 class Writer(threading.Thread):
-    """Increments documents in small batches, as fast as it is allowed to.
+    """Increments documents in small batches, up to the allowed number of writes.
 
     The same arguments make the same writes.
 
@@ -160,7 +160,7 @@ class Writer(threading.Thread):
     ) -> None:
         super().__init__(name="writer")
         self.done: list[tuple[Client, Write]] = []
-        """What is committed, and by whom, in that order."""
+        """The committed writes with their clients, in the order of the commits."""
         self.failure: Exception | None = None
         self._clients = clients
         self._random = random.Random(seed)
@@ -226,7 +226,7 @@ class Writer(threading.Thread):
         return {(write.name, write.n) for _, write in self.done}
 
     def orders(self, client: Client | None = None) -> dict[str, list[int]]:
-        """The writes of each document in the order of their commits; those of one client, or all."""
+        """The writes of each document in the order of their commits: of one client, or of all clients."""
         orders: dict[str, list[int]] = defaultdict(list)
         for by, write in list(self.done):
             if client is None or by is client:
@@ -242,7 +242,7 @@ def disorder(entries: Iterable[Entry], orders: Mapping[str, Sequence[int]]) -> l
     or skipped, except for retries.
 
     Args:
-        entries: of one receiver, in the order of the calls.
+        entries: the calls of one receiver, in their order.
         orders: the expected writes, by document.
     """
     places = {(name, n): place for name, order in orders.items() for place, n in enumerate(order)}

@@ -23,11 +23,11 @@ def event(number: int, operation: str, id_: Any, *, second: int, place: str = "s
 
     Args:
         number: its place in the list.
-        operation: of the change.
-        id_: of the document.
-        second: of its cluster time.
+        operation: the operation of the change.
+        id_: the `_id` of the document.
+        second: the second of the cluster time.
         place: database and collection.
-        more: fields of the event.
+        more: further fields of the event.
     """
     database, _, collection = place.partition(".")
     time = Timestamp(second, 1)
@@ -81,7 +81,7 @@ class ListSource:
         return token_time(position)
 
     async def batches(self, start: Start) -> AsyncGenerator[Batch]:
-        """The events behind `start` in small batches; empty batches at the end."""
+        """The events after `start` in small batches; empty batches at the end."""
         if start.token is not None:
             begin = start.token
         else:

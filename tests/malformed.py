@@ -1,4 +1,4 @@
-"""Generates documents that servers store although no driver writes them.
+"""Generates malformed documents: servers store them, but drivers do not write them.
 
 A `Story` is the history of one document: writes with malformed values. `write` sends stories as raw BSON, and
 counts the resulting changes.
@@ -87,17 +87,19 @@ _NULL: Final = Value(10, b"")
 UNDECODABLE: Final[dict[str, Callable[[Chance], Value]]] = {
     "a UUID of the wrong length": _wrong_uuid,
     "an old binary with two lengths": _old_binary,
-    "a date beyond Python's": _date,
-    "text that is no UTF-8": lambda chance: _text(_no_utf8(chance)),
-    "code that is no UTF-8": lambda chance: _text(_no_utf8(chance), 13),
-    "a symbol that is no UTF-8": lambda chance: _text(_no_utf8(chance), 14),
+    "a date beyond Python's range": _date,
+    "text that is not UTF-8": lambda chance: _text(_no_utf8(chance)),
+    "code that is not UTF-8": lambda chance: _text(_no_utf8(chance), 13),
+    "a symbol that is not UTF-8": lambda chance: _text(_no_utf8(chance), 14),
     "code with a scope": _scoped,
-    "a DBPointer that is no UTF-8": lambda chance: Value(12, _text(_no_utf8(chance)).raw + chance.randbytes(12)),
-    "a pattern that is no UTF-8": lambda chance: Value(11, _no_utf8(chance) + b"\0x\0"),
-    "a name that is no UTF-8": lambda chance: _document((_no_utf8(chance), _NULL)),
-    "a DBRef that is no UTF-8": lambda chance: _document((b"$ref", _text(_no_utf8(chance))), (b"$id", _number(1))),
+    "a DBPointer that is not UTF-8": lambda chance: Value(12, _text(_no_utf8(chance)).raw + chance.randbytes(12)),
+    "a pattern that is not UTF-8": lambda chance: Value(11, _no_utf8(chance) + b"\0x\0"),
+    "a name that is not UTF-8": lambda chance: _document((_no_utf8(chance), _NULL)),
+    "a DBRef that is not UTF-8": lambda chance: _document(
+        (b"$ref", _text(_no_utf8(chance))), (b"$id", _number(1))
+    ),
 }
-"""What the driver refuses with the options of a registry."""
+"""Values that the driver can't decode with the options of a registry."""
 
 ODD: Final[dict[str, Callable[[Chance], Value]]] = {
     "a legacy UUID of the wrong length": lambda chance: _binary(chance.randbytes(5), 3),
@@ -105,12 +107,12 @@ ODD: Final[dict[str, Callable[[Chance], Value]]] = {
     "an empty encrypted value": lambda _: _binary(b"", 6),
     "a broken column": lambda chance: _binary(chance.randbytes(4), 7),
     "a broken vector": lambda chance: _binary(chance.choice((b"", b"\x27", b"\x03\x09\x01")), 9),
-    "a subtype of somebody's": lambda chance: _binary(chance.randbytes(3), chance.randrange(128, 256)),
-    "text with a zero": lambda _: _text(b"a\0b"),
+    "an application's own subtype": lambda chance: _binary(chance.randbytes(3), chance.randrange(128, 256)),
+    "text with a zero byte": lambda _: _text(b"a\0b"),
     "undefined": lambda _: Value(6, b""),
     "a DBPointer": lambda chance: Value(12, _text(b"a.b").raw + chance.randbytes(12)),
-    "a pattern that is none": lambda _: Value(11, b"(\0zzz\0"),
-    "a decimal that is none": lambda chance: Value(
+    "a malformed pattern": lambda _: Value(11, b"(\0zzz\0"),
+    "a malformed decimal": lambda chance: Value(
         19, chance.randbytes(15) + bytes((chance.choice((0x6F, 0x7F, 0xFF)),))
     ),
     "not a number": lambda _: Value(1, b"\xff" * 8),
@@ -121,12 +123,12 @@ ODD: Final[dict[str, Callable[[Chance], Value]]] = {
     "an array without order": lambda _: _document(
         (b"7", _NULL), (b"x", _NULL), (b"\xff", _NULL), (b"7", _NULL), type=4
     ),
-    "a reference that is none": lambda _: _document((b"$ref", _number(1)), (b"$id", _NULL), (b"$db", _number(2))),
+    "a malformed reference": lambda _: _document((b"$ref", _number(1)), (b"$id", _NULL), (b"$db", _number(2))),
     "the smallest and the largest": lambda _: _document((b"a", Value(255, b"")), (b"b", Value(127, b""))),
 }
-"""What it decodes, but may not be expected."""
+"""Unusual values that the driver decodes."""
 
-KINDS: Final = (*UNDECODABLE, *ODD, "as deep as can be")
+KINDS: Final = (*UNDECODABLE, *ODD, "maximum depth")
 
 
 class Write(NamedTuple):
@@ -135,7 +137,7 @@ class Write(NamedTuple):
     Attributes:
         what: the operation: `"insert"`, `"update"`, `"replace"` or `"delete"`.
         raw: the document, or the update; empty for a delete.
-        kind: of the malformed value.
+        kind: the kind of the malformed value.
     """
 
     what: str
@@ -147,9 +149,9 @@ class Story(NamedTuple):
     """The history of one document.
 
     Attributes:
-        collection: of the document.
-        id: its `_id`, as BSON: {"_id": _id}.
-        writes: in order.
+        collection: the collection of the document.
+        id: the `_id` of the document, as BSON: {"_id": _id}.
+        writes: the writes, in order.
     """
 
     collection: str
@@ -158,12 +160,12 @@ class Story(NamedTuple):
 
 
 def stories(chance: Chance, count: int, first: int = 0) -> Iterator[Story]:
-    """This number of stories, the same for the same chance. All kinds of values are equally frequent.
+    """Generates stories. Equal arguments give equal stories. All kinds of values are equally frequent.
 
     Args:
         chance: the source of random choices.
         count: the number of stories.
-        first: number of the first one; stories of the same number may have the same `_id`.
+        first: the number of the first story; stories of the same number may have the same `_id`.
     """
     kinds: list[str] = []
     for number in range(first, first + count):
@@ -192,15 +194,15 @@ def _id(chance: Chance, number: int, kind: str) -> Value:
     unique = struct.pack(">i", number)
     if chance.random() >= 0.25:
         return Value(7, ObjectId(chance.randbytes(8) + unique).binary)
-    if kind == "text that is no UTF-8":
+    if kind == "text that is not UTF-8":
         return _text(unique.hex().encode() + _no_utf8(chance))
     if kind == "a UUID of the wrong length":
         return _binary(unique + chance.randbytes(3), 4)
     if kind == "an old binary with two lengths":
         return _binary(b"\x7f" + unique, 2)
-    if kind == "a date beyond Python's":
+    if kind == "a date beyond Python's range":
         return Value(9, struct.pack("<q", 2**55 + number))
-    if kind in ("a DBRef that is no UTF-8", "a reference that is none", "names with dollars", "as deep as can be"):
+    if kind in ("a DBRef that is not UTF-8", "a malformed reference", "names with dollars", "maximum depth"):
         return _document((b"n", _number(number)), (b"v", _text(b"fine")))
     return _document((b"n", _number(number)), (b"v", _value(chance, kind)))
 
@@ -208,7 +210,7 @@ def _id(chance: Chance, number: int, kind: str) -> Value:
 def _value(chance: Chance, kind: str) -> Value:
     if kind == "fine":
         return _number(chance.getrandbits(40))
-    if kind == "as deep as can be":
+    if kind == "maximum depth":
         deep = _document((b"d", chance.choice((_NULL, _binary(b"123", 4)))))
         for _ in range(175):
             deep = _document((b"d", deep))
@@ -218,7 +220,7 @@ def _value(chance: Chance, kind: str) -> Value:
 
 def _whole(chance: Chance, id_: Value, kind: str) -> bytes:
     value = _value(chance, kind)
-    # A difference in only the stamp is no change.
+    # The dispatcher ignores an update that changes only the stamp, so each write also changes `n`.
     n = (b"n", _number(chance.getrandbits(30)))
     fields = [(b"_id", id_), (b"name", _text(b"fine")), n, *_placed(chance, value)]
     return _document(*fields).raw
@@ -245,15 +247,15 @@ def _change(chance: Chance, kind: str) -> bytes:
     return _document((b"$set", changed)).raw
 
 
-def write(database: Database[Any], told: Sequence[Story]) -> Counter[str]:
+def write(database: Database[Any], written: Sequence[Story]) -> Counter[str]:
     """Sends stories to the server as raw BSON.
 
     Returns:
         The number of changes by collection; the writes of one document keep their order.
     """
     changes: Counter[str] = Counter()
-    for begin in range(0, len(told), _AT_ONCE):
-        part = told[begin : begin + _AT_ONCE]
+    for begin in range(0, len(written), _AT_ONCE):
+        part = written[begin : begin + _AT_ONCE]
         for step in range(max(len(story.writes) for story in part)):
             for collection in (WITH_IMAGES, IMAGELESS):
                 here = [

@@ -27,7 +27,7 @@ from mongoz.persistence.bulk import update as bulk_updating
 ROOT = Path(__file__).parent.parent
 
 PATIENCE = 90.0
-"""Seconds after which something hangs. What works takes one of them, and many on a busy machine."""
+"""Seconds after which a test counts as hanging. A working test waits for a second, or longer on a busy machine."""
 
 
 def group_of(client: AsyncMongoClient[Any], database: str, name: str | None = None) -> Group:
@@ -45,7 +45,7 @@ async def eventually(condition: Callable[[], Any], *, within: float = PATIENCE, 
 
 
 def eventually_sync(condition: Callable[[], Any], *, within: float = PATIENCE, what: str = "") -> Any:
-    """The same, outside of an event loop."""
+    """Like `eventually`, outside of an event loop."""
     deadline = time.monotonic() + within
     while not (value := condition()):
         assert time.monotonic() < deadline, f"not within {within} s: {what or condition}"

@@ -27,7 +27,7 @@ def load_registry(app: str, modules: Iterable[str] = ()) -> "Registry":
         modules: further modules to import, with receivers that APP does not import.
 
     Raises:
-        ApplicationError: something can't be imported, or is not a registry.
+        ApplicationError: APP or a module can't be imported, or APP is not a registry.
     """
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))

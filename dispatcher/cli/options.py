@@ -13,7 +13,7 @@ from dispatcher.settings import Settings
 
 _UsageError: Final[Any] = typer.BadParameter.__mro__[1]  # of click, or of the copy that typer contains
 
-# The requirement behind each type of pydantic's errors.
+# The requirement for each type of pydantic's errors.
 _MUSTS: Final = {
     "greater_than": "be more than {gt}",
     "greater_than_equal": "be at least {ge}",
@@ -178,7 +178,7 @@ def make_settings(**values: Any) -> Settings:
         name = str(error.errors()[0]["loc"][0])
         if Settings.model_fields[name].annotation == SecretStr | None:  # this setting has no flag
             hint = f"DISPATCHER_{name.upper()}"
-            raise typer.BadParameter(_refusal(error, tell_value=False), param_hint=hint) from None
+            raise typer.BadParameter(_refusal(error, show_value=False), param_hint=hint) from None
         raise typer.BadParameter(_refusal(error), param_hint=_flag(name)) from error
 
 
@@ -196,7 +196,7 @@ class Commands(TyperGroup):
             raise
 
 
-def _refusal(error: ValidationError, *, tell_value: bool = True) -> str:
+def _refusal(error: ValidationError, *, show_value: bool = True) -> str:
     """The text about an invalid value: the value and the requirement."""
     first = error.errors()[0]
     if first["type"] in {"value_error", "assertion_error"}:
@@ -204,4 +204,4 @@ def _refusal(error: ValidationError, *, tell_value: bool = True) -> str:
         return f"{text[:1].upper()}{text[1:].rstrip('.')}."
     must = _MUSTS.get(first["type"])
     wanted = must.format(**first.get("ctx", {})) if must else f"fit: {first['msg']}"
-    return f"It is {first['input']!r} and must {wanted}." if tell_value else f"It must {wanted}."
+    return f"It is {first['input']!r} and must {wanted}." if show_value else f"It must {wanted}."

@@ -42,7 +42,7 @@ def pause(
     from dispatcher.operate import pauses
 
     changed = with_group(
-        lambda there: pauses.pause(there.group, receiver, by=_who(), known=there.receivers), place
+        lambda there: pauses.pause(there.group, receiver, by=_operator(), known=there.receivers), place
     )
     if as_json:
         print_json({"receiver": receiver, "changed": changed})
@@ -80,10 +80,10 @@ def resume(
         out.print(shown(f"still paused: {', '.join(names)}"))
 
 
-def _who() -> str:
+def _operator() -> str:
     """User and host, for people."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user often has no name
-        user = "somebody"
+        user = "unknown"
     return f"{user}@{socket.gethostname()}"

@@ -79,7 +79,7 @@ def _readable(group: str, seen: "PartitionStatus", found: dict[str, Any]) -> dic
     saved_at = found.get("saved_at")
     return {
         "position": f"{group}:{seen.number}",
-        "owner": seen.where or "nobody",
+        "owner": seen.where or "none",
         "term": seen.term,
         "up_to": None if seen.position_at is None else seen.position_at.isoformat(),
         "saved_at": saved_at.replace(tzinfo=UTC).isoformat() if isinstance(saved_at, datetime) else None,
@@ -129,7 +129,7 @@ def move(
 
     if not confirmed(f"Deliver everything since {at}, and nothing before?", yes=yes):
         raise typer.Exit(ExitCode.FAILED)
-    _say(with_group(do, place), as_json=as_json)
+    _print_moves(with_group(do, place), as_json=as_json)
 
 
 def reset(
@@ -152,10 +152,10 @@ def reset(
     if not confirmed("Forget the position? Undelivered changes are never delivered.", yes=yes):
         raise typer.Exit(ExitCode.FAILED)
     moved = with_group(lambda there: Mover(there.group).move(None, force=force), place)
-    _say(moved, as_json=as_json)
+    _print_moves(moved, as_json=as_json)
 
 
-def _say(moved: "list[MovedPosition]", *, as_json: bool) -> None:
+def _print_moves(moved: "list[MovedPosition]", *, as_json: bool) -> None:
     if as_json:
         print_json(
             [one._asdict() | {"before": _text(one.before), "after": _text(one.after)} for one in moved],

@@ -194,7 +194,7 @@ def _owned(one: "PartitionStatus", overview: "GroupStatus") -> bool:
 
 def _owner(one: "PartitionStatus", overview: "GroupStatus") -> str:
     if one.owner is None or one.where is None:
-        return "nobody"
+        return "none"
     return one.where if _owned(one, overview) else f"{one.where} (gone)"
 
 

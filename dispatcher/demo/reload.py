@@ -72,12 +72,12 @@ def _environment() -> dict[str, str]:
 
 def _wait_for_change(changes: Iterator[frozenset[str]], daemon: Child, console: Terminal) -> str:
     """Wait until files change, even if the dispatcher ended. Returns their names, or "" at SIGINT or SIGTERM."""
-    told = False
+    reported = False
     for files in changes:
         if files:
             return ", ".join(sorted(files))
-        if daemon.exit_code is not None and not told:
-            told = True
+        if daemon.exit_code is not None and not reported:
+            reported = True
             text = f"the dispatcher ended (exit code {daemon.exit_code}); waiting for a change"
             console.print(shown(text, "yellow"))
     return ""

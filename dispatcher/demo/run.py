@@ -26,23 +26,23 @@ _STRAGGLER_SECONDS: Final = 15.0
 _LOG_LINES: Final = 15
 
 
-def demonstrate(seconds: float, tell: Callable[[dict[str, Any]], None] | None = None) -> None:
+def demonstrate(seconds: float, report: Callable[[dict[str, Any]], None] | None = None) -> None:
     """Let another client write, deliver its changes, show both, and count lost deliveries.
 
     SIGINT and SIGTERM end the writing early. All earlier writes count.
 
     Args:
-        tell: gets the summary; the view for people then goes to stderr.
+        report: called with the summary. The live view then goes to stderr.
 
     Raises:
         DemoFailed: a change was lost, or a process of the demo ended too early.
         EmbeddedError: MongoDB can't be started.
     """
-    console = Terminal(stderr=tell is not None)
+    console = Terminal(stderr=report is not None)
     with stopped_by_signals() as stop:
         shop = find_shop()
         ledger = Ledger(shop.owed())
-        _Demo(shop, ledger, Screen(console, ledger, seconds), stop, tell).run(seconds)
+        _Demo(shop, ledger, Screen(console, ledger, seconds), stop, report).run(seconds)
 
 
 class _Demo:
@@ -54,13 +54,13 @@ class _Demo:
         ledger: Ledger,
         screen: Screen,
         stop: threading.Event,
-        tell: Callable[[dict[str, Any]], None] | None,
+        report: Callable[[dict[str, Any]], None] | None,
     ) -> None:
         self._shop = shop
         self._ledger = ledger
         self._screen = screen
         self._stop = stop
-        self._tell = tell
+        self._report = report
         self._feed: SimpleQueue[Line] = SimpleQueue()
         self._logs: defaultdict[Child, deque[str]] = defaultdict(lambda: deque(maxlen=_LOG_LINES))
         self._ended: set[Child] = set()
@@ -71,22 +71,24 @@ class _Demo:
         shop, screen, stop, environment = self._shop, self._screen, self._stop, self._shop.environment
         environment = {**environment, "DISPATCHER_HTTP_TOKEN": self._token}
         with embedded_mongo() as server:
-            screen.say(f"MongoDB listens on 127.0.0.1:{server.port}, in a temporary directory")
+            screen.print_line(f"MongoDB listens on 127.0.0.1:{server.port}, in a temporary directory")
             command = shop.dispatcher(server.url)
             with Child("dispatcher", command, cwd=shop.directory, env=environment, into=self._feed) as daemon:
                 self._listen(lambda: self._started or daemon in self._ended or stop.is_set(), _START_SECONDS)
                 if stop.is_set():
-                    screen.say("stopped before anything was written")
+                    screen.print_line("stopped before anything was written")
                     return
                 self._must_run(daemon, "did not start")
-                screen.say(f"the dispatcher serves {shop.package}; now a plain PyMongo client writes to the shop")
+                screen.print_line(
+                    f"the dispatcher serves {shop.package}; now a plain PyMongo client writes to the shop"
+                )
                 self._write_and_deliver(server.url, seconds, daemon)
                 self._end(daemon)
             effects = check_effects(server.url, self._ledger)
         verdict = self._ledger.verdict()
         screen.summarize(verdict, effects)
-        if self._tell is not None:
-            self._tell(_summary(self._ledger, verdict, effects))
+        if self._report is not None:
+            self._report(_summary(self._ledger, verdict, effects))
         _judge(verdict, effects, self._ledger)
 
     def _write_and_deliver(self, url: str, seconds: float, daemon: Child) -> None:
@@ -122,23 +124,23 @@ class _Demo:
         deadline = time.monotonic() + seconds
         while not until() and time.monotonic() < deadline:
             with suppress(Empty):
-                self._hear(self._feed.get(timeout=0.05))
+                self._read_line(self._feed.get(timeout=0.05))
             self._screen.refresh()
 
-    def _hear(self, line: Line) -> None:
+    def _read_line(self, line: Line) -> None:
         if line.text is None:
             self._ended.add(line.child)
             return
-        said = _parsed(line.text)
-        if said.get("action") == "delivery.done":
-            self._screen.show(self._ledger.add_delivery(said))
-        elif "operation" in said and "action" not in said:
-            self._ledger.add_write(said)
-        elif said.get("action") == "http.listening":
-            self._screen.say(f"its dashboard: {link_to(said['address'], self._token)}")
+        entry = _parsed(line.text)
+        if entry.get("action") == "delivery.done":
+            self._screen.show(self._ledger.add_delivery(entry))
+        elif "operation" in entry and "action" not in entry:
+            self._ledger.add_write(entry)
+        elif entry.get("action") == "http.listening":
+            self._screen.print_line(f"its dashboard: {link_to(entry['address'], self._token)}")
         else:
             self._logs[line.child].append(line.text)
-            self._started = self._started or said.get("action") == "dispatcher.started"
+            self._started = self._started or entry.get("action") == "dispatcher.started"
 
     def _must_run(self, child: Child, otherwise: str) -> None:
         if child in self._ended or not self._started:
@@ -156,10 +158,10 @@ class _Demo:
 def _parsed(text: str) -> dict[str, Any]:
     """The content of a line of JSON; None for other lines."""
     try:
-        said = json.loads(text)
+        entry = json.loads(text)
     except ValueError:
         return {}
-    return said if isinstance(said, dict) else {}
+    return entry if isinstance(entry, dict) else {}
 
 
 def _summary(ledger: Ledger, verdict: Balance, effects: list[Effect]) -> dict[str, Any]:

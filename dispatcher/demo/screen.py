@@ -35,7 +35,7 @@ class Screen:
         self._live: Live | None = None
         self._began = self._refreshed = time.monotonic()
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Print a line above everything else."""
         self._console.print(Text(text, style="dim"), soft_wrap=True)
 
@@ -90,11 +90,11 @@ class Screen:
         if self._console.is_terminal:
             self._console.print(_table(list(self._latest)[-10:]))
         self._console.print(Panel(table, box=ROUNDED, title="summary", title_align="left", expand=False))
-        told = Text(
+        line = Text(
             f"{ledger.written:,} changes written by a client without mongoz, "
             f"{ledger.delivered:,} of {ledger.expected:,} deliveries made, "
         )
-        self._console.print(told.append(f"lost {len(verdict.lost):,}", "bold"), soft_wrap=True)
+        self._console.print(line.append(f"lost {len(verdict.lost):,}", "bold"), soft_wrap=True)
 
     def _view(self) -> RenderableType:
         ledger = self._ledger

@@ -20,7 +20,7 @@ class Shop(NamedTuple):
 
     Attributes:
         package: its import name.
-        directory: to import it from; None is the working directory.
+        directory: the directory from which it is imported; None is the working directory.
     """
 
     package: str
@@ -48,7 +48,7 @@ class Shop(NamedTuple):
     def owed(self) -> dict[tuple[str, str], frozenset[str]]:
         """The receivers that the dispatcher must call, by (namespace, signal)."""
         command = [sys.executable, "-m", "dispatcher", "receivers", f"{self.package}.app:registry", "--json"]
-        asked = subprocess.run(  # noqa: S603 - our own interpreter
+        listing = subprocess.run(  # noqa: S603 - our own interpreter
             command,
             cwd=self.directory,
             env=self.environment,
@@ -57,10 +57,10 @@ class Shop(NamedTuple):
             check=False,
             start_new_session=True,  # Ctrl-C must reach this process only
         )
-        if asked.returncode:
-            raise ApplicationError(f"The sample application does not load: {asked.stderr.strip()}")
+        if listing.returncode:
+            raise ApplicationError(f"The sample application does not load: {listing.stderr.strip()}")
         owed: dict[tuple[str, str], set[str]] = defaultdict(set)
-        for row in json.loads(asked.stdout):
+        for row in json.loads(listing.stdout):
             owed[row["collection"], row["signal"]].add(row["receiver"])
         return {key: frozenset(receivers) for key, receivers in owed.items()}
 

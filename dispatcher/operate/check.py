@@ -57,11 +57,11 @@ async def check(registry: Registry, settings: Settings, application: str = "") -
     """Check an application and its deployment.
 
     Args:
-        registry: the application's. Its receivers are connected already.
+        registry: the registry of the application. Its receivers are connected already.
         application: its name, `"package.module:registry"`; empty to skip the check that it owns the group.
 
     Yields:
-        Findings. After an error that prevents further checks there are no more.
+        The findings. An error that prevents further checks is the last one.
     """
     try:
         group = group_of(registry, settings)
@@ -117,7 +117,7 @@ class _Checks(NamedTuple):
     application: str
 
     async def all(self) -> AsyncIterator[Finding]:
-        """All checks, in an order in which one fault is not reported several times."""
+        """Run all checks, in an order in which each fault is reported once."""
         yield await self._version()
         if 0 < self.clients.connections < self.settings.concurrency:
             yield Finding("warning", "connections", *few_connections(self.clients, self.settings))
@@ -143,8 +143,8 @@ class _Checks(NamedTuple):
             return Finding(
                 "warning",
                 "server",
-                f"{text} can't send a change with more than 16 MB, with images, in parts",
-                "Upgrade to 6.0.9 or later if documents with images come near 16 MB.",
+                f"{text} can't split a change event of more than 16 MB",
+                "Upgrade to 6.0.9 or later if a document and its images together can exceed 16 MB.",
             )
         return Finding("ok", "server", text)
 

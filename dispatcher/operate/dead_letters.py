@@ -152,7 +152,7 @@ def _unknown(group: Group, named: str) -> UnknownLetter:
 async def _beginning_with(group: Group, text: str) -> dict[str, str | None]:
     """The first letters whose id or short id begins with a text, and their receivers."""
     letters = group.state.held
-    begins = {"$gte": text, "$lt": f"{text}\U0010ffff"}  # unlike a pattern it uses the indexes
+    begins = {"$gte": text, "$lt": f"{text}\U0010ffff"}  # a range uses the indexes; a pattern does not
     either = {"$or": [{"group": group.name, **LETTERS, name: begins} for name in ("short_id", "_id")]}
     found = letters.find(either, {"receiver": True}).limit(_LISTED + 1)
     return {one["_id"]: one.get("receiver") async for one in found}
@@ -205,7 +205,8 @@ async def drop(group: Group, ids: Sequence[str], *, until: datetime | None = Non
     """Drop letters. Letters that are being retried stay, since their outcome is not known yet.
 
     Args:
-        until: their last attempt ended before. A retry may have failed since the ids were read.
+        until: drop only letters whose last attempt ended before this time. A retry may have failed after the ids
+            were read.
     """
     letters, files = group.state.held, Files(group.state)
     done = Dropped([], [])

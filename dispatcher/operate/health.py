@@ -25,7 +25,7 @@ from datetime import datetime
 from typing import Final, NamedTuple
 
 from dispatcher.operate.status_model import (
-    NOBODY,
+    NO_DISPATCHER,
     WORDS,
     GroupStatus,
     Health,
@@ -68,9 +68,9 @@ def health_of(status: GroupStatus) -> Health:
     stopped = {one.receiver for one in status.paused}
     lag = max((one.lag_seconds or 0.0 for one in alive), default=0.0)
     names = _names(alive)
-    around = _Around(status.at, lag, names, stopped)
+    group_facts = _GroupFacts(status.at, lag, names, stopped)
     receivers = [
-        ReceiverHealth(name, signal, *next(_verdicts(name, facts, around)))
+        ReceiverHealth(name, signal, *next(_verdicts(name, facts, group_facts)))
         for (name, signal), facts in sorted(_facts(alive, status.parked, names).items(), key=lambda one: one[0])
     ]
     if not alive:
@@ -101,7 +101,7 @@ def _named(word: Word, receivers: Iterable[ReceiverHealth]) -> str:
     return f"{', '.join(names[:_NAMED])}{more} {'is' if len(names) == 1 else 'are'} {word}"
 
 
-class _Around(NamedTuple):
+class _GroupFacts(NamedTuple):
     """Facts that concern all receivers: the time, the lag, the known names with their former ones, the pauses."""
 
     now: datetime
@@ -110,12 +110,12 @@ class _Around(NamedTuple):
     stopped: set[str | None]
 
 
-def _verdicts(name: str, facts: _Facts, around: _Around) -> Iterator[tuple[Word, str]]:
+def _verdicts(name: str, facts: _Facts, group_facts: _GroupFacts) -> Iterator[tuple[Word, str]]:
     """The words that apply to a receiver, each with its reason. The first one counts."""
-    if name not in around.names:
+    if name not in group_facts.names:
         waiting = sum(one.documents for one in facts.waiting)
-        yield ("blocked", f"{waiting} documents wait, and {NOBODY}") if waiting else ("down", NOBODY)
-    elif None in around.stopped or not around.names[name].isdisjoint(around.stopped):
+        yield ("blocked", f"{waiting} documents wait, and {NO_DISPATCHER}") if waiting else ("down", NO_DISPATCHER)
+    elif None in group_facts.stopped or not group_facts.names[name].isdisjoint(group_facts.stopped):
         waiting = facts.waits("paused")
         yield "paused", f"{waiting} documents wait" if waiting else ""
     if blocked := facts.waits("blocked", "orphaned"):
@@ -127,10 +127,10 @@ def _verdicts(name: str, facts: _Facts, around: _Around) -> Iterator[tuple[Word,
         yield "failing", f"more attempts failed than succeeded: {facts.given_up + facts.retried:.0f}"
     if not facts.delivered and (retrying := facts.waits("retrying")):
         yield "failing", f"{retrying} documents wait for the next attempt at a delivery that fails"
-    if late := _late(facts.waiting, around.now):
+    if late := _late(facts.waiting, group_facts.now):
         yield "behind", f"parked deliveries of {late} documents are overdue"
-    if around.lag >= BEHIND:
-        yield "behind", f"changes wait for {around.lag:.0f} s"
+    if group_facts.lag >= BEHIND:
+        yield "behind", f"changes wait for {group_facts.lag:.0f} s"
     yield "delivering" if facts.delivered else "idle", ""
 
 

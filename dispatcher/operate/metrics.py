@@ -112,7 +112,9 @@ def _of_group(value: Callable[[GroupStatus], Any]) -> Callable[[Snapshot], Any]:
 
 
 METRICS: Final = (
-    Described("info", "Always 1; says which version runs.", lambda s: [((s.version,), 1)], labels=("version",)),
+    Described(
+        "info", "Always 1; the label has the running version.", lambda s: [((s.version,), 1)], labels=("version",)
+    ),
     # The group.
     Described(
         "health",
@@ -140,11 +142,13 @@ METRICS: Final = (
     _by_receiver(
         "counter", "delivery_failures", "Deliveries given up after their last attempt.", lambda r: r.failed
     ),
-    _by_receiver("counter", "delivery_retries", "Attempts beyond a delivery's first.", lambda r: r.retried),
+    _by_receiver(
+        "counter", "delivery_retries", "Attempts after the first attempt of a delivery.", lambda r: r.retried
+    ),
     _by_receiver(
         "counter",
         "delivery_conflicts",
-        "Runs of a transactional receiver that met another write, and were repeated.",
+        "Runs of a transactional receiver that were repeated after a write conflict.",
         lambda r: r.conflicts,
     ),
     _counter(
@@ -182,7 +186,7 @@ METRICS: Final = (
     _counter("gaps", "Gaps that were recorded: changes that can't be delivered.", lambda s: s.stats.gaps),
     _counter(
         "log_lines_dropped",
-        "Lines of the log, and of what receivers print, that could not be written within a second.",
+        "Lines of the log and of the output of receivers that could not be written within a second.",
         lambda s: s.dropped_lines,
     ),
     # Durations.
@@ -212,7 +216,7 @@ METRICS: Final = (
     ),
     Described("in_flight", "Deliveries in flight.", _total(lambda g: g.in_flight)),
     Described("queued_changes", "Changes that are read and not finished yet.", _total(lambda g: g.queued)),
-    Described("queued_bytes", "Bytes of their events.", _total(lambda g: g.queued_bytes)),
+    Described("queued_bytes", "Bytes of the events of queued changes.", _total(lambda g: g.queued_bytes)),
     _by_partition(
         "stream_connected", "Whether the change stream is open: 1 or 0.", lambda _, g: float(g.connected)
     ),
@@ -233,8 +237,8 @@ METRICS: Final = (
     ),
     _by_partition(
         "oplog_headroom_seconds",
-        "Estimated seconds until the oplog drops the position, if the position does not move. Absent in the same "
-        "cases.",
+        "Estimated seconds until the oplog drops the position, if the position does not move; "
+        "absent without the privilege serverStatus, and with a mongos.",
         _headroom,
     ),
     Described(

@@ -38,7 +38,8 @@ _RATED: Final = 15.0
 # Maximum seconds without an answer of the change stream. Even an idle stream answers every second.
 _SILENCE: Final = 15.0
 
-# This limit applies while the server answers other requests. No request takes so long: restart the process.
+# Maximum seconds without an answer of the change stream while the server answers other requests. After that, only
+# a restart of the process helps.
 _STUCK: Final = 300.0
 
 
@@ -78,7 +79,7 @@ class Observer:
         self.cache = StatusCache(group, self._myself, lambda: stats.clock_offset)
         self._clock = ClockOffset()
         self._skewed = False
-        self._unseen = ""  # the error of the last check
+        self._check_error = ""  # the error of the last check
         self._delays: deque[float] = deque([0.0], maxlen=_TURNS)
         self._recent = Recent()
         self._rated: deque[tuple[float, int, int]] = deque()
@@ -133,13 +134,13 @@ class Observer:
                 self._note_clocks(await self._clock.ask(client))
                 self._oplog = await look_at_oplog(client)
         except Exception as error:
-            self._unseen = in_short(error)
-            log.debug("the server can't be checked", action="server.not_seen", error=self._unseen)
+            self._check_error = in_short(error)
+            log.debug("the server can't be checked", action="server.not_seen", error=self._check_error)
         else:
-            self._unseen = ""
+            self._check_error = ""
 
     def _note_clocks(self, offset: float) -> None:
-        """Warn once if the clocks differ. Leases do not depend on it, but times in logs do."""
+        """Warn once if the clocks differ. Leases do not depend on the clocks, but times in logs do."""
         self.stats.clock_offset = offset
         skewed = abs(offset) > MOST_SKEW
         if skewed and not self._skewed:
@@ -234,8 +235,8 @@ class Observer:
                 reasons.append(f"the change stream of partition {number} is not open")
             elif one.silent_seconds > _SILENCE:
                 reasons.append(f"the change stream of partition {number} is silent for {one.silent_seconds:.0f} s")
-        if self._unseen:
-            reasons.append(f"the server can't be reached: {self._unseen}")
+        if self._check_error:
+            reasons.append(f"the server can't be reached: {self._check_error}")
         return reasons
 
     def must_restart(self) -> list[str]:
@@ -243,7 +244,7 @@ class Observer:
         loop = asyncio.get_running_loop()
         if self._stopping_since is not None and loop.time() - self._stopping_since > self._patience:
             return ["the dispatcher does not end after a request to stop"]
-        if self.phase != "delivering" or self._unseen:
+        if self.phase != "delivering" or self._check_error:
             return []
         return [
             f"the change stream of partition {number} is silent for {one.silent_seconds:.0f} s, "

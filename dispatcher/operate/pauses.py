@@ -3,7 +3,7 @@
 The collection `controls` has documents of several kinds. A pause is one document:
 
     _id            "<group>:pause:<name of the receiver>"; "<group>:pause:*" for everything
-    group          of dispatchers
+    group          the group of dispatchers
     kind           `"pause"`
     receiver       name of the receiver; `"*"` for everything
     receiver_name  name of the receiver; None for everything
@@ -69,11 +69,11 @@ async def pause(
         await require_receiver(group, receiver, known=known)
     if await group.state.controls.find_one(await _named(group, receiver), {"_id": True}):
         return False
-    whose = _EVERYTHING if receiver is None else receiver
-    fields = {"group": group.name, "kind": "pause", "receiver_name": receiver, "receiver": whose, "by": by}
+    name = _EVERYTHING if receiver is None else receiver
+    fields = {"group": group.name, "kind": "pause", "receiver_name": receiver, "receiver": name, "by": by}
     values = {"$literal": fields}
     written = {"$replaceWith": {"$mergeObjects": [values, {"_id": "$_id", "since": "$$NOW"}]}}
-    await group.state.controls.update_one({"_id": f"{group.name}:pause:{whose}"}, [written], upsert=True)
+    await group.state.controls.update_one({"_id": f"{group.name}:pause:{name}"}, [written], upsert=True)
     return True
 
 

@@ -93,7 +93,8 @@ class Mover:
         if alive and not force:
             names = ", ".join(f"{one.host}, pid {one.pid}" for one in alive)
             raise StillRunning(
-                f"{len(alive)} of the group {self._group.name!r} {'is' if len(alive) == 1 else 'are'} alive: "
+                f"{len(alive)} dispatcher{'s are' if len(alive) > 1 else ' is'} alive in the group "
+                f"{self._group.name!r}: "
                 f"{names}. Nothing was changed.",
                 remedy="Stop all dispatchers of the group first. With --force they lose their partitions, and "
                 "continue at the new position when their leases have ended.",
@@ -107,7 +108,7 @@ class Mover:
         return await self._write(saved, token, force=force)
 
     async def _write(self, saved: SavedPositions, token: str | None, *, force: bool) -> list[MovedPosition]:
-        assert saved.layout is not None  # at least one
+        assert saved.layout is not None  # move() has checked it
         partitions = saved.layout.partitions
         positions = [one for _, one in sorted(saved.positions.items())]
         done = [self._moved(position, partitions, token) for position in positions]

@@ -5,7 +5,7 @@
     changeStream, find      on the watched database, or on the whole deployment if there are several
     readWrite               on the database of the dispatcher's state
     serverStatus            on the deployment: how far back the oplog reaches
-    collStats               on local.oplog.rs: how full it is; shows no entry
+    collStats               on local.oplog.rs: how full the oplog is, without its entries
     listCollections         on the databases of the documents: whether collections keep images
     getClusterParameter     on the deployment: how long images are kept
 
@@ -31,7 +31,7 @@ class Right(NamedTuple):
     """Actions on a resource.
 
     Attributes:
-        database: the database of the resource; "" means every one, None the deployment itself.
+        database: the database of the resource; "" means every database, None means the deployment.
     """
 
     database: str | None
@@ -77,7 +77,7 @@ async def missing(client: AsyncMongoClient[Any], rights: Iterable[Right]) -> lis
     answer = await client.admin.command("connectionStatus", showPrivileges=True)
     info = answer["authInfo"]
     if not info["authenticatedUsers"]:
-        return []  # without a user everything is allowed; otherwise the connection would have failed
+        return []  # a server that accepts a connection without a user allows everything
     privileges = info["authenticatedUserPrivileges"]
     lacking = []
     for right in rights:
@@ -127,7 +127,8 @@ def role_name(group: str) -> str:
 
 
 def create_role(group: str, scope: Scope, rights: Sequence[Right], state_database: str) -> str:
-    """The command for mongosh that creates a role with the least privileges. Its comments list what it can read.
+    """The command for mongosh that creates a role with the least privileges. Its comments list the readable
+    data.
 
     Args:
         rights: all privileges except the ones on the state.

@@ -63,11 +63,11 @@ async def set_up(
     """Prepare a deployment for the dispatchers of a registry. A second call changes nothing.
 
     Args:
-        registry: the application's. Its receivers are connected already.
-        application: its name, see `admit`.
+        registry: the registry of the application. Its receivers are connected already.
+        application: the name of the application, see `admit`.
 
     Raises:
-        DispatcherError: a step failed. Earlier steps stay done.
+        DispatcherError: a step failed. The results of earlier steps stay.
     """
     group = group_of(registry, settings)
     clients = Clients(registry, settings)
@@ -105,7 +105,7 @@ async def _listed(client: AsyncMongoClient[Any], routes: Routes) -> list[Watched
         if error.code != _UNAUTHORIZED:
             raise
         raise AccessDenied(
-            f"The options of the collections can't be read: {_said(error)}",
+            f"The options of the collections can't be read: {_message_of(error)}",
             remedy="Grant listCollections on the databases of the documents (the roles read and dbAdmin have "
             "it), or leave images as they are with --no-images.",
         ) from error
@@ -145,27 +145,27 @@ async def _create(client: AsyncMongoClient[Any], watched: WatchedCollection) -> 
 
 
 def _refused(watched: WatchedCollection, error: OperationFailure) -> AccessDenied | ServerError:
-    said = _said(error)
+    message = _message_of(error)
     if error.code == _UNAUTHORIZED:
         action = "collMod" if watched.kind else "createCollection"
         return AccessDenied(
-            f"The images of {watched.name} can't be turned on: {said}",
+            f"The images of {watched.name} can't be turned on: {message}",
             remedy=f"Grant {action} on {watched.name} (the role dbAdmin has it), let an administrator run setup, "
             "or leave images as they are with --no-images.",
         )
     return ServerError(
-        f"The images of {watched.name} can't be turned on: {said}",
+        f"The images of {watched.name} can't be turned on: {message}",
         remedy="Fix what the server reports, or leave images as they are with --no-images.",
     )
 
 
-def _said(error: OperationFailure) -> str:
+def _message_of(error: OperationFailure) -> str:
     """The server's message, without the command that it repeats."""
     text = str((error.details or {}).get("errmsg", error))
     return text.partition(" to execute command")[0].rstrip(".")
 
 
-async def warn_of_oddities(client: AsyncMongoClient[Any], routes: Routes, *, stamped: bool) -> None:
+async def warn_about_collections(client: AsyncMongoClient[Any], routes: Routes, *, stamped: bool) -> None:
     """Log warnings about the watched collections. It never raises, and takes at most a few seconds.
 
     Args:

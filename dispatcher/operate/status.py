@@ -102,7 +102,7 @@ async def read_status(group: Group, myself: MemberStatus | None = None) -> Group
     newest = await gaps.find(of_group).sort("noted_at", -1).limit(_MOST_GAPS).to_list()
     status.gaps = sound.each(GAPS, newest, _gap)
     status.misfits = sound.misfits
-    if myself is not None:  # commands print the misfits instead
+    if myself is not None:  # commands print the malformed documents instead
         sound.log()
     status.health = health_of(status)
     return status
@@ -282,17 +282,17 @@ class _Counted:
         Args:
             order: the keys of the partial index that contains exactly these documents.
         """
-        asked = self._state.as_on_this_node(collection)
+        local = self._state.as_on_this_node(collection)
         match: list[dict[str, Any]] = [{"$match": {"group": self._group, **only}}]
         if order is not None:
             match.append({"$sort": {"group": 1, **order}})
         grouped = [{"$group": grouping}, {"$sort": {"count": -1, "_id": 1}}]
         try:
-            cursor = await asked.aggregate([*match, *grouped], maxTimeMS=_PATIENCE_MS)
+            cursor = await local.aggregate([*match, *grouped], maxTimeMS=_PATIENCE_MS)
             return await cursor.to_list()
         except ExecutionTimeout:
             self.at_least.add(figure)
-            cursor = await asked.aggregate([*match, {"$limit": _COUNTED}, *grouped])
+            cursor = await local.aggregate([*match, {"$limit": _COUNTED}, *grouped])
             return await cursor.to_list()
 
 

@@ -11,7 +11,7 @@ Word = Literal["failing", "blocked", "behind", "delivering", "idle", "paused", "
 WORDS: Final[tuple[Word, ...]] = ("failing", "blocked", "behind", "delivering", "idle", "paused", "down")
 """The words for health. The first five are in order, from the worst to the best."""
 
-NOBODY: Final = "no live dispatcher has it"
+NO_DISPATCHER: Final = "no live dispatcher has it"
 
 
 class ReceiverHealth(NamedTuple):
@@ -44,7 +44,7 @@ class Health(NamedTuple):
         for one in self.receivers:
             if one.receiver == receiver and one.signal in (signal, ""):
                 return one
-        return ReceiverHealth(receiver, signal, "down", NOBODY)
+        return ReceiverHealth(receiver, signal, "down", NO_DISPATCHER)
 
     def as_dict(self) -> dict[str, Any]:
         """Convert it to a dict for JSON."""
@@ -84,8 +84,8 @@ class MemberStatus:
     @property
     def lag_seconds(self) -> float | None:
         """The largest lag of its partitions; None if it reports none."""
-        told = [one for one in dict(self.stats.get("partitions") or {}).values() if isinstance(one, dict)]
-        return max((number(one.get("lag_seconds")) for one in told), default=None)
+        reported = [one for one in dict(self.stats.get("partitions") or {}).values() if isinstance(one, dict)]
+        return max((number(one.get("lag_seconds")) for one in reported), default=None)
 
     @property
     def known(self) -> list[dict[str, Any]]:
@@ -196,8 +196,8 @@ class GroupStatus:
         parked: the counts of parked deliveries by receiver and reason.
         runs: records of `replay` and `backfill`.
         gaps: the newest gaps.
-        at_least: the names of lower bounds among `dead_letters`, `parked`, `parked_deliveries` and `gap_count`.
-            Counting all documents takes too long for them.
+        at_least: the names of the figures that are lower bounds, because counting all documents takes too long:
+            `dead_letters`, `parked`, `parked_deliveries` or `gap_count`.
         misfits: malformed documents of the state, which are left out: `{collection, id, problem, remedy}`.
     """
 

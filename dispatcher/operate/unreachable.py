@@ -35,7 +35,7 @@ class Unreachable(NamedTuple):
 
 
 def unreachable_receivers(registry: Registry, routes: Routes) -> Iterator[Unreachable]:
-    """The unreachable receivers that are found without the server."""
+    """Find the unreachable receivers that can be found without the server."""
     yield from _of_abstract_documents()
     yield from _of_other_registries(registry)
     for document, signal, receiver in _connected(routes):
@@ -58,7 +58,7 @@ def unreachable_receivers(registry: Registry, routes: Routes) -> Iterator[Unreac
 
 
 def without_changes(watched: Iterable[WatchedCollection], routes: Routes) -> Iterator[Unreachable]:
-    """The receivers of views and time series. These have no changes."""
+    """Find the receivers of views and time series, which have no changes."""
     for one in watched:
         if one.kind in ("", "collection") or not one.is_named:
             continue
@@ -120,7 +120,7 @@ def _of_other_registries(registry: Registry) -> Iterator[Unreachable]:
 
 
 def _own(document: Any) -> Iterator[tuple[str, Receiver]]:
-    """The receivers of a document itself, without those of its parents."""
+    """The receivers of a document itself, without the receivers of its parents."""
     for signal in POST:
         connected = getattr(document.meta.signals, signal)
         for receiver in connected.receivers:

@@ -41,7 +41,7 @@ class LiveBackfill:
 
     Args:
         client: a client that is open for the running loop.
-        capacity: its `may_begin` says whether work apart from the stream may begin.
+        capacity: its `may_begin` returns whether deliveries of other sources than the stream may begin.
     """
 
     def __init__(  # noqa: PLR0913 - a source of deliveries needs these stages
@@ -80,7 +80,7 @@ class LiveBackfill:
             self._wanted.clear()
             try:
                 for run in await self._runs.of_stream(self._partition, self._partitions):
-                    await self._refill(run)
+                    await self._backfill(run)
             except PyMongoError as error:
                 raise_if_fatal(error, self._runs.address)
                 log.warning(
@@ -91,7 +91,7 @@ class LiveBackfill:
                 self._wanted.set()
                 await asyncio.sleep(_AGAIN)
 
-    async def _refill(self, run: Run) -> None:
+    async def _backfill(self, run: Run) -> None:
         routes = self._all_routes.narrowed(lambda signal, _: signal == "post_save", run.id)
         namespaces = await collections_of(self._client, scope_of(routes)) if routes.listeners else []
         log.info(
@@ -131,13 +131,13 @@ class LiveBackfill:
         """Deliver some documents, each in its lane. When this returns, the deliveries are finished or parked."""
         while not self._capacity.may_begin():  # noqa: ASYNC110 - a pause lasts for minutes or hours
             await asyncio.sleep(1.0)
-        told = []
+        finished = []
         for key in keys:
             done = asyncio.get_running_loop().create_future()
             errand = Errand(partial(self._deliver, run, routes, namespace, key), partial(done.set_result, None))
             self._lanes.add(key_from(namespace, key, self._codec_options), errand)
-            told.append(done)
-        await asyncio.wait(told)
+            finished.append(done)
+        await asyncio.wait(finished)
 
     async def _deliver(self, run: Run, routes: Routes, namespace: Namespace, key: bytes) -> None:
         found = await self._parking.insist(lambda: document(self._client, namespace, key))

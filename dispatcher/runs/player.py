@@ -1,7 +1,7 @@
 """Delivers the changes of a replay or a backfill at a limited rate, and saves the progress of the run.
 
 A run has lanes and deliveries like a dispatcher, but no position: its document holds its progress. A run that is
-killed continues from the saved progress. Later deliveries are repeated, under the same ids.
+killed continues from the saved progress. The deliveries after that progress are repeated, under the same ids.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -275,7 +275,7 @@ class Workplace(NamedTuple):
         await routes.prepare(Conditions(self.group.state, self.registry.codec_options))
 
     def chosen(self, names: Sequence[str], signals: Sequence[str] = POST) -> Callable[[str, Receiver], bool]:
-        """Make a function that says whether a receiver is selected.
+        """Make a function that returns whether a receiver is selected.
 
         Args:
             names: the names of the receivers; empty for all receivers.

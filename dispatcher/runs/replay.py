@@ -28,8 +28,8 @@ from dispatcher.stream.scope import scope_of
 # Milliseconds that the server waits for further changes of the range.
 _AWAIT_MS: Final = 100
 
-# Number of empty batches in a row that prove the end of the range if their token has exactly its end time. One
-# batch proves nothing: such a token sorts before the tokens of the changes at this time.
+# A range is complete after this number of consecutive empty batches whose token has exactly the end time of the
+# range. One such batch proves nothing: its token sorts before the tokens of the changes at this time.
 _SURELY_EMPTY: Final = 2
 
 
@@ -180,7 +180,7 @@ async def _look_back(place: Workplace, since: Timestamp) -> None:
     """Check that the oplog reaches back to a time. Called before the first write.
 
     Raises:
-        HistoryLost: it does not.
+        HistoryLost: the oplog does not reach back to the time.
     """
     scope = scope_of(place.routes)
     if not await Cursors(place.watching, scope.database, scope.pipeline(), 1).reaches_back_to(since):

@@ -30,8 +30,8 @@ from dispatcher.stream.decode import decode
 from mongoz.connection.elections import session_of
 from mongoz.keys import canonical_of
 
-# The maximum number of documents in a slice; the number in the first slice, before their size is known; and the
-# bytes to aim for.
+# The maximum number of documents in a slice; the number in the first slice, before the size of documents is known;
+# and the desired number of bytes in a slice.
 _MOST: Final = 500
 _FIRST: Final = 32
 _BYTES: Final = 4_000_000
@@ -162,7 +162,7 @@ def _event_of(found: StoredDocument, namespace: Namespace, run: Run) -> bytes:
     """
     digest = blake2b(".".join(namespace).encode() + b"\0" + key_of(found.row), digest_size=12).hexdigest().upper()
     token = f"82{run.at.time:08X}{run.at.inc:08X}FF{digest}"
-    said = bson.encode(
+    head = bson.encode(
         {
             "_id": {"_data": token},
             "operationType": "replace",
@@ -172,7 +172,7 @@ def _event_of(found: StoredDocument, namespace: Namespace, run: Run) -> bytes:
         }
     )
     document_key = Element(b"documentKey", DOCUMENT, keyed(next(elements(key_of(found.row))), "_id"))
-    return joined(*elements(said), document_key, Element(b"fullDocument", DOCUMENT, bytes(found.row.raw)))
+    return joined(*elements(head), document_key, Element(b"fullDocument", DOCUMENT, bytes(found.row.raw)))
 
 
 def _filter(key: bytes) -> bytes:

@@ -4,7 +4,7 @@ The stream is no longer read. Then:
 
 1. No further delivery starts. Deliveries in flight have the grace period. The next owner reads queued changes
    again.
-2. Receivers that still run are cancelled. Only this attempt is repeated.
+2. Receivers that still run are cancelled. Only their cancelled attempts are repeated.
 3. If only some receivers of a change have run, its other deliveries are parked, so that no delivery is repeated.
 4. The position is saved, with the finished changes after it.
 
@@ -78,7 +78,7 @@ async def drain(
 
 
 async def _park_rest(lanes: Lanes, parking: Parking, checkpoint: Checkpoint) -> None:
-    """Park the remaining deliveries of changes of which some are made, and mark these changes as finished."""
+    """Park the remaining deliveries of partly delivered changes, and mark these changes as finished."""
 
     async def park(job: Job) -> None:
         await parking.park_rest(job)

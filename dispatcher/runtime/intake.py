@@ -31,7 +31,7 @@ class Intake:
         self._stats = stats
         # Markers and deferred changes, by token. They are registered now, and are read a second time later.
         self._unsettled: dict[str, Job] = {}
-        self._late_said = float("-inf")
+        self._late_logged = float("-inf")
 
     def enter(self, change: Change, calls: tuple[Calls, ...]) -> None:
         """Register a change in the order of the stream, if it is new, and put it into its lane."""
@@ -67,9 +67,9 @@ class Intake:
         if not change.delivery_id:
             return
         self._stats.late_stamps += 1
-        if monotonic() < self._late_said + _LATE_EVERY:
+        if monotonic() < self._late_logged + _LATE_EVERY:
             return
-        self._late_said = monotonic()
+        self._late_logged = monotonic()
         log.warning(
             "a write took too long after it was stamped; receivers that ran in the writing process get it again, "
             "under the same delivery.id",

@@ -42,7 +42,7 @@ def run(service: Service, loop: str = "auto", *, within: float | None = None) ->
     Args:
         service: called with an event. It runs until a signal sets this event.
         loop: `"auto"` uses uvloop, except on Windows.
-        within: seconds after the signal at which the process ends in any case.
+        within: maximum seconds from the signal to the end of the process.
 
     Raises:
         DispatcherError: the service raised it, the process can't open enough files, or a thread cancelled tasks.

@@ -134,20 +134,20 @@ class Pipeline:
     async def _follow(self) -> None:
         """Follow the source. Continue after history that it no longer holds. Runs for ever."""
         await self._load_state()
-        start, behind = self._checkpoint.start, self._checkpoint.began
-        await self._reader.recall(behind)
+        start, after = self._checkpoint.start, self._checkpoint.began
+        await self._reader.recall(after)
         while True:
             try:
                 async with aclosing(self._batches(start)) as batches:
                     async for batch in batches:
                         await self._take(batch)
-                        behind = batch.token
+                        after = batch.token
             except HistoryLost as lost:
-                behind = await self._history.bridge(behind, lost)
-                self._reader.skip_to(float(self._source.time_of(behind).time))
+                after = await self._history.bridge(after, lost)
+                self._reader.skip_to(float(self._source.time_of(after).time))
                 self._backfill.wake()
-                await self._take(Batch([], behind))
-                start = Start(token=behind)
+                await self._take(Batch([], after))
+                start = Start(token=after)
 
     async def _batches(self, start: Start) -> AsyncGenerator[Batch]:
         """Yield the batches of the source. After a full batch, the next one is requested at once."""
@@ -163,7 +163,8 @@ class Pipeline:
             finally:
                 if coming is not None:
                     await end([coming])
-                    _ = coming.cancelled() or coming.exception()  # retrieve its error: an earlier error is raised
+                    # Read its error, so that asyncio does not warn. An earlier error is raised.
+                    _ = coming.cancelled() or coming.exception()
 
     async def _next(self, source: AsyncGenerator[Batch]) -> Batch:
         self._lag.asked(monotonic())
@@ -220,7 +221,7 @@ class Pipeline:
         await self._failures.keep_unreadable(event, error.token, error)
 
     async def _report(self, change: Change) -> None:
-        """Record that all documents of a collection appeared or disappeared without single changes."""
+        """Record that all documents of a collection appeared or disappeared without a change event for each."""
         for gap in gaps_of(change, self._routes.listening_to):
             await self._gaps.record(gap)
 
@@ -243,15 +244,15 @@ class Pipeline:
         ]
         ending = asyncio.Event()
         saving = asyncio.create_task(self._checkpoint.save_regularly(ending, self._settings), name="save-position")
-        told = [
+        ends = [
             asyncio.create_task(stop.wait(), name="wait-for-stop"),
             asyncio.create_task(self._checkpoint.lease.lost.wait(), name="wait-for-loss"),
             asyncio.create_task(self._lanes.crashed.wait(), name="wait-for-crash"),
         ]
         try:
-            await asyncio.wait([*tasks, saving, *told], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([*tasks, saving, *ends], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            await end([*tasks, *told])
+            await end([*tasks, *ends])
             self._controls.listeners.discard(self._on_controls)
             ending.set()
             await asyncio.wait([saving], timeout=SAVE_PATIENCE)

@@ -24,8 +24,8 @@ from dispatcher.exceptions import ExitCode
 PATIENCE: Final = 5.0
 """Seconds that the process waits at its end for remaining threads and tasks."""
 
-# Time limit of the last log line in seconds: its reader may be gone.
-_LAST_WORDS: Final = 1.0
+# Time limit of the last log line in seconds: the reader of stderr may be gone.
+_LOG_PATIENCE: Final = 1.0
 
 # Maximum number of threads, and of tasks, that the log names.
 _MOST: Final = 20
@@ -69,13 +69,13 @@ class Deadline:
 
 
 def _end(order: _RequestedEnd) -> None:
-    saying = threading.Thread(target=_say_what_is_left, args=(order.loop,), daemon=True)
-    saying.start()
-    saying.join(_LAST_WORDS)
+    logging = threading.Thread(target=_log_remaining, args=(order.loop,), daemon=True)
+    logging.start()
+    logging.join(_LOG_PATIENCE)
     os._exit(order.code)
 
 
-def _say_what_is_left(loop: asyncio.AbstractEventLoop | None) -> None:
+def _log_remaining(loop: asyncio.AbstractEventLoop | None) -> None:
     frames = sys._current_frames()
     main = threading.main_thread()
     threads = [

@@ -23,7 +23,7 @@ from dispatcher.operate.dead_letters import drop_old
 from dispatcher.operate.observer import Observer
 from dispatcher.operate.pauses import Pauses
 from dispatcher.operate.privileges import require_state
-from dispatcher.operate.setup import few_connections, warn_of_oddities
+from dispatcher.operate.setup import few_connections, warn_about_collections
 from dispatcher.operate.unreachable import require_changes
 from dispatcher.position.documents import Layout
 from dispatcher.position.store import PositionStore
@@ -138,13 +138,14 @@ class Service:
             forgetting = drop_old(group, days=days, stats=self.stats)
             observing.append(asyncio.create_task(forgetting, name="forget-old-letters"))
             observing.append(asyncio.create_task(assembly.controls.watch(), name="watch-controls"))
-            looking = asyncio.create_task(warn_of_oddities(client, self.routes, stamped=stamped), name="look")
+            warning = warn_about_collections(client, self.routes, stamped=stamped)
+            checking = asyncio.create_task(warning, name="check-collections")
             try:
                 # All workers inherit this context.
                 with inside_dispatcher(), Watchdog(self.settings.block_after, self._delivery_in):
                     await coordinator.run(stop)
             finally:
-                await end([looking, *observing])
+                await end([checking, *observing])
                 log.info("stopped", action="dispatcher.stopped", **self.stats.as_dict())
 
     async def _start(self) -> tuple[Assembly, Coordinator[Pipeline]]:
@@ -166,7 +167,7 @@ class Service:
         scope = scope_of(self.routes)
         version = version_of(self.routes)
         facts = facts_of(self.routes, self.settings, version, self._application)
-        members = Members(group, facts, self._says)
+        members = Members(group, facts, self._heartbeat_fields)
         store = PositionStore(group, members.id)
         record = partial(
             begin,
@@ -207,7 +208,7 @@ class Service:
             version=version,
             begin=record,
             work=partial(assembly.pipeline, store),
-            resized=self._share_out,
+            resized=self._divide_limits,
         )
         return assembly, self._coordinator
 
@@ -233,7 +234,7 @@ class Service:
         found = (one.work.delivery_in(task) for one in held)
         return next((delivery for delivery in found if delivery is not None), None)
 
-    def _says(self) -> dict[str, Any]:
+    def _heartbeat_fields(self) -> dict[str, Any]:
         """The fields of a heartbeat that change."""
         return {
             "partitions": list(self.held),
@@ -241,7 +242,7 @@ class Service:
             "http": self.observer.http,
         }
 
-    def _share_out(self) -> None:
+    def _divide_limits(self) -> None:
         """Divide the limits of this process among the partitions that it holds now."""
         self.stats.lease_changes += 1
         pipelines = self.held.values()

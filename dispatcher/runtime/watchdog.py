@@ -31,8 +31,8 @@ class Watchdog:
 
     Args:
         block_after: seconds without a turn after which the loop counts as blocked.
-        delivery_in: returns the delivery whose receiver runs in a task; None without one. It is called in another
-            thread.
+        delivery_in: returns the delivery whose receiver runs in a task; None if there is none. It is called in
+            another thread.
     """
 
     def __init__(self, block_after: float, delivery_in: Callable[["asyncio.Task[Any]"], Delivery | None]) -> None:
@@ -60,13 +60,13 @@ class Watchdog:
         pause = min(_RARELY, self._block_after / _CHECKS)
         while not self._stop.wait(pause):
             turned = self._turned = threading.Event()
-            asked = monotonic()
+            since = monotonic()
             try:
                 self._loop.call_soon_threadsafe(turned.set)
             except RuntimeError:  # the loop is closed
                 return
             if not self._has_turned(turned, self._block_after):
-                self._blocked(turned, asked)
+                self._blocked(turned, since)
 
     def _has_turned(self, turned: threading.Event, seconds: float) -> bool:
         """Whether the loop turns within some seconds, or the watchdog stops."""
@@ -76,10 +76,10 @@ class Watchdog:
                 return True
         return self._stop.is_set()
 
-    def _blocked(self, turned: threading.Event, asked: float) -> None:
+    def _blocked(self, turned: threading.Event, since: float) -> None:
         """Log the receiver and its stack. When the loop runs again, log the duration."""
-        who, stack = self._receiver(), _stack(sys._current_frames().get(self._main))
-        name = who.get("receiver")
+        fields, stack = self._receiver(), _stack(sys._current_frames().get(self._main))
+        name = fields.get("receiver")
         further = self._throttle.due(name)
         if further is not None:
             log.error(
@@ -87,8 +87,8 @@ class Watchdog:
                 if name
                 else "the event loop is blocked; nothing else runs meanwhile",
                 action="loop.blocked",
-                **who,
-                seconds=round(monotonic() - asked, 3),
+                **fields,
+                seconds=round(monotonic() - since, 3),
                 stack=stack,
                 further=further,
                 remedy="use `await` for I/O, and asyncio.to_thread for long computations",
@@ -97,7 +97,7 @@ class Watchdog:
             pass
         if further is not None and not self._stop.is_set():
             log.info(
-                "the event loop runs again", action="loop.turns", seconds=round(monotonic() - asked, 3), **who
+                "the event loop runs again", action="loop.turns", seconds=round(monotonic() - since, 3), **fields
             )
 
     def _receiver(self) -> dict[str, str]:
@@ -115,5 +115,5 @@ def _stack(frame: FrameType | None) -> str:
     while frame is not None and frame.f_globals.get("__name__") != invoker.__name__:
         frames.append(frame)
         frame = frame.f_back
-    told = traceback.StackSummary.extract((one, one.f_lineno) for one in reversed(frames[:_DEPTH]))
-    return "".join(told.format())
+    summary = traceback.StackSummary.extract((one, one.f_lineno) for one in reversed(frames[:_DEPTH]))
+    return "".join(summary.format())

@@ -42,7 +42,7 @@ Row = Mapping[str, Any] | Document
 
 @dataclass(frozen=True, slots=True)
 class HandMade:
-    """A change for `deliver`; made by `insert`, `update`, `replace` and `delete`."""
+    """A change for `deliver`. `insert`, `update`, `replace` and `delete` make it."""
 
     operation: Literal["insert", "update", "replace", "delete"]
     document: Row
@@ -55,8 +55,8 @@ def insert(document: Row) -> HandMade:
     """The insert of a document: a `post_save` with `created=True`.
 
     Args:
-        document: as another client stores it, a dict of stored names, which gets an `_id` if it has none; or an
-            instance.
+        document: the stored document as a dict with stored names, or an instance. A dict without an `_id` gets a
+            new one.
     """
     return HandMade("insert", document)
 
@@ -65,8 +65,8 @@ def replace(document: Row, *, previous: Row | None = None) -> HandMade:
     """The replacement of a document: a `post_save` with `created=False`.
 
     Args:
-        document: the new one, see `insert`.
-        previous: the one before, as collections with pre images have it.
+        document: the new document, see `insert`.
+        previous: the document before the change: the pre image.
     """
     return HandMade("replace", document, previous)
 
@@ -82,11 +82,11 @@ def update(
 
     Args:
         document: the whole document after the update, see `insert`.
-        changed: names of the changed fields, or paths inside of them such as `"address.city"`. A name that the
-            document does not have is that of a removed field.
-        previous: the document before, as collections with pre images have it.
-        image: what the dispatcher knows: `"post"`: the post image; `"current"`: the document as it was looked up;
-            `"key"`: nothing but the id, as the document was gone.
+        changed: names of the changed fields, or paths inside of them, for example `"address.city"`. A name that is
+            not in `document` means a removed field.
+        previous: the document before the change: the pre image.
+        image: the knowledge of the dispatcher: `"post"`: the post image; `"current"`: the document that it looked
+            up; `"key"`: only the id, because the document no longer exists.
     """
     return HandMade("update", document, previous, tuple(changed), image)
 
@@ -96,8 +96,7 @@ def delete(id_: Any, *, before: Row | None = None) -> HandMade:
 
     Args:
         id_: its `_id`.
-        before: the deleted document, as collections with pre images have it. Without it the instance has nothing
-            but its id.
+        before: the deleted document: the pre image. Without it the instance has only its id.
     """
     return HandMade("delete", {"_id": id_}, before)
 
@@ -107,29 +106,30 @@ async def deliver(
     change: HandMade,
     *,
     receiver: Callable[..., Awaitable[Any]] | str | None = None,
-    timeout: float = 30.0,  # noqa: ASYNC109 - it is the receiver's, as in the dispatcher's settings
+    timeout: float = 30.0,  # noqa: ASYNC109 - the time limit of a receiver, as in the settings
     raise_failures: bool = True,
 ) -> list[RecordedDelivery]:
     """Deliver a hand-made change to the receivers of a document, as the dispatcher does.
 
-    The change becomes a change event, and takes the way of the dispatcher's own code. This needs neither a server
-    nor a running dispatcher. Each receiver is called once, in the order in which they are connected. A `where` is
-    not asked, as only a server can answer.
+    The change becomes a change event, which the code of the dispatcher processes. This needs neither a server
+    nor a running dispatcher. The receivers are called once each, in the order of their connection. `where` is
+    ignored, because only a server can evaluate it.
 
     Args:
-        document: whose collection the change is in. Other documents of the same collection do not get it.
-        change: `insert({"name": "Ada"})` and the like.
-        receiver: deliver to this one only: the function, or its name.
-        timeout: seconds that a receiver may take.
-        raise_failures: raise the exceptions of receivers; otherwise the result has them.
+        document: the document class. The change is in its collection. Other classes with the same collection do
+            not get the change.
+        change: the result of `insert`, `replace`, `update` or `delete`.
+        receiver: deliver only to this receiver: the function, or its name.
+        timeout: the time limit of a receiver in seconds.
+        raise_failures: raise the exceptions of receivers. Otherwise they are in the result.
 
     Returns:
-        The deliveries; none if the options of the receivers leave this change out.
+        The deliveries; none if the options of the receivers exclude this change.
 
     Raises:
-        SignalError: no such receiver is connected to a `post_*` signal of the document.
-        Exception: that of the only receiver that failed, or the document does not fit its model.
-        ExceptionGroup: those of several receivers.
+        SignalError: the receiver is not connected to a `post_*` signal of the document.
+        Exception: one receiver failed, or the document does not fit its model.
+        ExceptionGroup: several receivers failed.
 
     Examples:
         >>> await deliver(User, update({"_id": 1, "name": "Ada"}, changed={"name"}), receiver=reindex)
@@ -147,7 +147,7 @@ async def deliver(
         for each in Routes([document], registry.dispatched or "default").route(decoded)
     ]
     recorder = Recorder()
-    recorded = recorder.saw(decoded, [each for each in calls if each.receivers])
+    recorded = recorder.record(decoded, [each for each in calls if each.receivers])
     policy, capacity, stats = Policy(1, timeout, once=True), Capacity(Bounds(1, 1, 1)), Stats()
     steps = Steps(policy, Lease.for_ever(), capacity, stats, registry.codec_options)
     deliverer = Deliverer(
@@ -161,7 +161,7 @@ async def deliver(
     )
     watch = asyncio.create_task(deliverer.watch(), name="watch-timeouts")
     try:
-        # In a task of its own: a receiver may cancel the task in which it runs.
+        # A receiver may cancel the task in which it runs, so it gets its own task.
         await asyncio.create_task(deliverer.work(Job(decoded.token, decoded, recorded)), name="hand-made-change")
     finally:
         await end([watch])
@@ -191,7 +191,7 @@ def _check_receiver(document: type[Document], receiver: object) -> None:
 
 
 def _event(document: type[Document], change: HandMade, namespace: tuple[str, str]) -> dict[str, Any]:
-    """The event, as a server sends it."""
+    """The change event in the form of the server."""
     row = _row(change.document)
     now, increment = int(time.time()), next(_increments)
     event: dict[str, Any] = {

@@ -4,14 +4,14 @@ In the outermost `conftest.py`:
 
     pytest_plugins = ["dispatcher.testing.fixtures"]
 
-| fixture | scope | what it is |
+| fixture | scope | value |
 |---|---|---|
-| `mongodb` | session | a server: a replica set of one node, embedded; with pytest-xdist one for each worker |
+| `mongodb` | session | an embedded server: a replica set of one node; with pytest-xdist each worker has its own |
 | `mongodb_url` | session | its URL |
 | `mongodb_database` | function | the name of a database that no other test uses, dropped after the test |
 
-With `MONGOZ_TEST_URL` in the environment that server is used instead of an embedded one; it must be a replica set.
-Where there is no `mongod`, tests that need one are skipped; they fail if the environment has `CI`.
+If the environment variable `MONGOZ_TEST_URL` names a server, the tests use it instead of an embedded one. It must
+be a replica set. Without a `mongod`, tests that need one are skipped. They fail if the environment has `CI`.
 """
 
 import os
@@ -40,7 +40,7 @@ class TestServer:
 
     Attributes:
         url: the URL for clients.
-        client: PyMongo's synchronous client, for a test that reads or writes as another client.
+        client: a synchronous client of PyMongo, for reads and writes without mongoz.
         embedded: whether the server was started for this session, and ends with it.
     """
 
@@ -80,7 +80,7 @@ def mongodb_url(mongodb: TestServer) -> str:
 
 @pytest.fixture
 def mongodb_database(mongodb: TestServer) -> Iterator[str]:
-    """The name of a database of this test's own; it is dropped afterwards."""
+    """The name of a database for this test only. It is dropped afterwards."""
     name = f"test_{secrets.token_hex(8)}"
     yield name
     mongodb.client.drop_database(name)

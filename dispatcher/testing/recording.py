@@ -22,20 +22,20 @@ Outcome = Literal["waiting", "running", "delivered", "failed", "cancelled"]
 
 @dataclass(eq=False, slots=True)
 class RecordedDelivery:
-    """One change on its way to one receiver.
+    """The delivery of one change to one receiver.
 
     Attributes:
-        receiver: its name.
+        receiver: the name of the receiver.
         signal: `"post_save"`, `"post_update"` or `"post_delete"`.
         document: the document class, which the receiver gets as `sender`.
         collection: `"database.collection"`.
         id: the document's `_id`.
         outcome: `"waiting"` (not called yet), `"running"`, `"delivered"`, `"failed"` (the last attempt raised), or
             `"cancelled"` because the dispatcher ended.
-        attempts: how often it was called.
-        error: its last exception; None if it returned in the end.
-        kwargs: its keywords: `instance`, `created`, `update_fields`, `previous`, `delivery`.
-        result: its return value.
+        attempts: the number of calls of the receiver.
+        error: the exception of the last call; None if the receiver returned.
+        kwargs: the keywords of the receiver: `instance`, `created`, `update_fields`, `previous`, `delivery`.
+        result: the return value of the receiver.
     """
 
     receiver: str
@@ -72,7 +72,7 @@ class RecordedDelivery:
 
 @dataclass(frozen=True, slots=True)
 class SeenChange:
-    """A change, and the number of its receivers here."""
+    """A change, and the number of its receivers in this dispatcher."""
 
     change: Change
     receivers: int
@@ -88,19 +88,19 @@ class Recorder:
     Attributes:
         deliveries: in the order in which their changes were read.
         changes: in the order in which they were read.
-        activity: grows whenever a change has receivers, and whenever a receiver ends.
-        ending: the dispatcher ends, so a cancelled receiver has not failed.
+        activity: a counter of changes with receivers, and of ended receivers.
+        ending: whether the dispatcher ends. A receiver that is cancelled then has not failed.
     """
 
     def __init__(self) -> None:
         self.deliveries: list[RecordedDelivery] = []
         self.changes: list[SeenChange] = []
         self.activity = 0
-        self._again: dict[int, tuple[Receiver, Receiver]] = {}
+        self._resumed: dict[int, tuple[Receiver, Receiver]] = {}
         self.ending = False
 
-    def saw(self, change: Change, calls: Iterable[Calls]) -> tuple[Calls, ...]:
-        """Record the receivers of a change. Returns the calls with receivers that record their results."""
+    def record(self, change: Change, calls: Iterable[Calls]) -> tuple[Calls, ...]:
+        """Record the deliveries of a change. Returns the calls with receivers that record their results."""
         recorded = tuple(self._recorded(change, each) for each in calls)
         self.changes.append(SeenChange(change, sum(len(each.receivers) for each in recorded)))
         self.activity += len(recorded)
@@ -110,7 +110,7 @@ class Recorder:
         return calls._replace(receivers=tuple(self._wrap(change, calls, one) for one in calls.receivers))
 
     def _wrap(self, change: Change, calls: Calls, receiver: Receiver) -> Receiver:
-        # A copy: the row becomes the instance's own, and the error of a row that does not fit is found later.
+        # A copy, because the instance takes over the row, and failures_of() validates the row later.
         kept = change._replace(document=copy.deepcopy(change.document))
         place = ".".join(change.namespace)
         record = RecordedDelivery(receiver.name, calls.signal, calls.document, place, change.id, _change=kept)
@@ -138,10 +138,10 @@ class Recorder:
         finally:
             self.activity += 1
 
-    def again(self, calls: Calls) -> Calls:
-        """A parked delivery, with a receiver that continues its record."""
+    def resume(self, calls: Calls) -> Calls:
+        """Return the call of a parked delivery, with a receiver that continues the record of the delivery."""
         (receiver,) = calls.receivers
-        if id(receiver) not in self._again:
+        if id(receiver) not in self._resumed:
 
             async def recorded(sender: Any, delivery: Delivery, **kwargs: Any) -> Any:
                 kwargs["delivery"] = delivery
@@ -150,8 +150,8 @@ class Recorder:
                         return await self._call(record, receiver, sender, kwargs)
                 return await receiver.function(sender=sender, **kwargs)
 
-            self._again[id(receiver)] = (receiver, replace(receiver, function=recorded))
-        return calls._replace(receivers=(self._again[id(receiver)][1],))
+            self._resumed[id(receiver)] = (receiver, replace(receiver, function=recorded))
+        return calls._replace(receivers=(self._resumed[id(receiver)][1],))
 
     def _failed(self, record: RecordedDelivery, error: BaseException) -> None:
         cancelled = isinstance(error, asyncio.CancelledError)
@@ -167,11 +167,11 @@ class Recorder:
 
 
 class RecordingRoutes(Routes):
-    """The `Routes` of a service, which record the resolved deliveries.
+    """The `Routes` of a service. They also record the deliveries.
 
     Args:
-        marker: a collection of our own, which the stream contains as well.
-        on_marker: called with every change of it.
+        marker: a collection of this dispatcher, which is watched too.
+        on_marker: called with every change of this collection.
     """
 
     def __init__(
@@ -189,9 +189,9 @@ class RecordingRoutes(Routes):
         return (*super().namespaces, self._marker)
 
     def calls_to(self, *names: Any, **options: Any) -> Calls | None:
-        """A call with a recording receiver, by its current definition."""
+        """The call of the receiver as it is connected now. The receiver records its results."""
         calls = super().calls_to(*names, **options)
-        return None if calls is None else self._recorder.again(calls)
+        return None if calls is None else self._recorder.resume(calls)
 
     async def resolve(self, changes: Sequence[Change]) -> list[Routed]:
         """The receivers of each change, in the order in which they are called."""
@@ -199,7 +199,7 @@ class RecordingRoutes(Routes):
             if change.namespace == self._marker:
                 self._on_marker(change)
         return [
-            (change, self._recorder.saw(change, calls))
+            (change, self._recorder.record(change, calls))
             if change.operation in DELIVERABLE and change.namespace != self._marker
             else (change, calls)
             for change, calls in await super().resolve(changes)
@@ -207,10 +207,10 @@ class RecordingRoutes(Routes):
 
 
 def failures_of(deliveries: Iterable[RecordedDelivery]) -> list[tuple[RecordedDelivery, Exception]]:
-    """The errors of finished deliveries; a note of each exception names the delivery.
+    """The errors of finished deliveries. A note of each exception names the delivery.
 
-    A finished delivery whose receiver was never called has a document that does not fit its model. This is one
-    error for all its receivers.
+    If the receiver of a finished delivery was never called, the document does not fit its model. This error is
+    returned once for all receivers of the change.
     """
     failures: list[tuple[RecordedDelivery, Exception]] = []
     misfits: set[tuple[str, Any]] = set()
@@ -221,7 +221,7 @@ def failures_of(deliveries: Iterable[RecordedDelivery]) -> list[tuple[RecordedDe
             misfits.add((record._change.token, record.document))
         if error is None:
             continue
-        if not isinstance(error, Exception):  # an ExceptionGroup takes no SystemExit
+        if not isinstance(error, Exception):  # an ExceptionGroup can't contain a SystemExit
             error = RuntimeError(f"{type(error).__name__}: {error}")
         note = f"in the delivery of {record.signal} of {record.collection} {record.id!r} to {record.receiver}"
         if note not in getattr(error, "__notes__", ()):
@@ -241,6 +241,6 @@ def _misfit(record: RecordedDelivery) -> Exception | None:
         return None
     try:
         hydrate(record.document, copy.deepcopy(row))
-    except Exception as error:  # ValidationErrors, and whatever the application's validators raise
+    except Exception as error:  # a ValidationError, or any exception of the application's validators
         return error
     return None

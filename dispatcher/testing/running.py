@@ -30,43 +30,44 @@ __all__ = ["DeliveryTimeout", "Dispatcher"]
 
 _POLL: Final = 0.005
 
-# Seconds that a test waits for a server that is gone.
+# Seconds that a test waits for a server that does not answer.
 _PATIENCE: Final = 5.0
 _LITTLE_PATIENCE: Final = 0.5
 
-# Entries of a list in a report, at most; the latest ones.
+# Maximum number of entries of a list in a report: the latest ones.
 _LISTED: Final = 20
 
 _MARKERS: Final = "mongoz_dispatcher_testing"
 
 
 class DeliveryTimeout(AssertionError):
-    """A delivery did not happen in time. The message lists the deliveries and changes of this time."""
+    """A delivery did not happen in time. The message lists the deliveries and changes until then."""
 
 
 class Dispatcher:
     """The daemon's service in the event loop of a test: it delivers writes that are made inside of the block.
 
-    It is the real service: it watches the change stream, and leaves out receivers that ran in process. Unlike the
-    daemon it makes one attempt at a delivery, begins when the block is entered, and keeps its position in a state
-    database of its own, which it drops at the end. Settings change that.
+    It is the real service: it watches the change stream, and skips receivers that ran in the writing process.
+    Unlike the daemon, it makes one attempt at each delivery, and starts when the block is entered. It has its own
+    state database, which it drops at the end. `settings` can change the attempts and the database.
 
-    `until_idle` writes into a collection `mongoz_dispatcher_testing` next to the documents. It is dropped at the
-    end too.
+    `until_idle` writes into a collection `mongoz_dispatcher_testing` next to the documents. This collection is
+    dropped at the end too.
 
     Args:
-        registry: of the application. It must be dispatched, unless `deliver_everything` is set, and its receivers
-            must be connected by now.
-        settings: of the dispatcher. If they name a `state_database`, it is kept: a second dispatcher with the same
-            settings goes on where the first one ended.
-        url: watch this deployment instead of the registry's.
+        registry: the registry of the application. It must be dispatched, unless `deliver_everything` is set. Its
+            receivers must be connected already.
+        settings: the settings of the dispatcher. A `state_database` that they name is kept: a second dispatcher
+            with the same settings continues where the first one ended.
+        url: watch this deployment instead of the deployment of the registry.
         raise_failures: `until_idle`, `delivered` and the end of the block raise the exceptions of receivers.
 
     Attributes:
-        service: the daemon's service, once the block is entered.
+        service: the daemon's service. It exists after the block is entered.
 
     Raises:
-        DispatcherError: at the start, at the next call or at the end of the block: the dispatcher can't work.
+        DispatcherError: the dispatcher can't work. It is raised at the start, at the next call, or at the end of
+            the block.
 
     Examples:
         >>> async with Dispatcher(registry) as dispatcher:
@@ -88,7 +89,7 @@ class Dispatcher:
         self._settings, self._own_state = _settings(settings, None if url == registry.url else url)
         self._raise_failures = raise_failures
         self._recorder = Recorder()
-        self._reported: set[int] = set()  # failures that were raised, by id(): the recorder keeps them
+        self._reported: set[int] = set()  # id() of the records whose failures were raised
         self._error_reported = False
         self._stop = asyncio.Event()
         self._marked: dict[Any, str] = {}
@@ -112,7 +113,7 @@ class Dispatcher:
     async def __aenter__(self) -> Self:
         self.service = Service(self._registry, self._settings)
         url = self._registry.url
-        assert url is not None  # else there is no service
+        assert url is not None  # Service() requires it
         self._marker: Namespace = (self.service.routes.namespaces[0][0], _MARKERS)
         self.service.routes = RecordingRoutes(self.service.routes, self._recorder, self._marker, self._on_marker)
         options: dict[str, Any] = {"serverSelectionTimeoutMS": int(_PATIENCE * 1000)}
@@ -125,7 +126,7 @@ class Dispatcher:
             await self._until(
                 lambda: self.service.held and self.service.ready,
                 _now() + patience,
-                f"Another dispatcher of the group {self.service.routes.group} works with that state",
+                f"Another dispatcher of the group {self.service.routes.group} uses this state database",
             )
         except BaseException:
             await self._end()
@@ -141,53 +142,52 @@ class Dispatcher:
         if error is None:
             if ended is not None:
                 raise ended
-            self._raise_what_failed(self._recorder.deliveries, over=False)
+            self._raise_failures_of(self._recorder.deliveries, over=False)
         elif ended is not None:
             error.add_note(f"The dispatcher had ended before: {type(ended).__name__}: {ended}")
 
-    async def until_idle(self, timeout: float = 10.0) -> None:  # noqa: ASYNC109 - with a report of what was seen
-        """Wait until all earlier writes are delivered, by whichever client, and the writes of receivers too.
+    async def until_idle(self, timeout: float = 10.0) -> None:  # noqa: ASYNC109 - the error has a report
+        """Wait until all earlier writes of all clients are delivered, and the writes of receivers too.
 
         Raises:
-            ExceptionGroup: the exceptions of receivers, each with a note that names the delivery, and the errors
-            of
-                documents that do not fit their model. Each is raised once.
-            DeliveryTimeout: it is still at work.
+            ExceptionGroup: receivers raised, or documents do not fit their model. A note of each exception names
+                the delivery. Each exception is raised once.
+            DeliveryTimeout: deliveries are not finished.
             DispatcherError: the dispatcher has ended.
         """
         deadline = _now() + timeout
         while True:
             before = self._recorder.activity
             await self._reach_now(deadline, f"The dispatcher is not idle after {timeout:g} s")
-            if self._recorder.activity == before:  # no receiver was called meanwhile, so none wrote anything
+            if self._recorder.activity == before:  # no receiver ran meanwhile, so no receiver wrote
                 break
-        self._raise_what_failed(self._recorder.deliveries)
+        self._raise_failures_of(self._recorder.deliveries)
 
     async def delivered(
         self,
         target: Document | tuple[str | type[Document], Any],
         signal: str | Signal | None = None,
         times: int = 1,
-        timeout: float = 10.0,  # noqa: ASYNC109 - with a report of what was seen
+        timeout: float = 10.0,  # noqa: ASYNC109 - the error has a report
         *,
         receiver: str | Callable[..., Awaitable[Any]] | None = None,
     ) -> list[RecordedDelivery]:
-        """Wait until writes of a document are delivered; deliveries since the start of the block count.
+        """Wait until writes of a document are delivered. All deliveries since the start of the block count.
 
         Args:
             target: an instance, or its collection and `_id`: `("users", id)`, `("shop.users", id)`, `(User, id)`.
-            signal: only this one, `"post_save"` or `User.signals.post_save`.
-            times: the least number of deliveries. A write has one for each receiver.
+            signal: count only this signal: `"post_save"` or `User.signals.post_save`.
+            times: the minimum number of deliveries. A write has one delivery for each receiver.
             timeout: seconds to wait.
-            receiver: only this one: the function, or its name.
+            receiver: count only this receiver: the function, or its name.
 
         Returns:
-            The deliveries, in the order of the writes. All of them, if there are more than `times`.
+            All deliveries so far, in the order of the writes. These can be more than `times`.
 
         Raises:
-            DeliveryTimeout: it was not delivered; the message lists the deliveries.
-            ExceptionGroup: receivers raised, so that it is never delivered.
-            SignalError: no dispatcher delivers such a signal.
+            DeliveryTimeout: there were too few deliveries. The message lists them.
+            ExceptionGroup: receivers raised in their last attempt.
+            SignalError: a dispatcher does not deliver this signal.
             DispatcherError: the dispatcher has ended.
 
         Examples:
@@ -208,7 +208,7 @@ class Dispatcher:
         def enough() -> bool:
             if sum(each.outcome == "delivered" for each in wanted()) >= times:
                 return True
-            self._raise_what_failed([each for each in wanted() if self._is_over(each)])
+            self._raise_failures_of([each for each in wanted() if self._is_over(each)])
             return False
 
         what = f"{name or 'Anything'} of {' or '.join(map('.'.join, namespaces))} {id_!r}"
@@ -229,14 +229,14 @@ class Dispatcher:
             if position is None:
                 return False
             marker = self._marked.get(id_)
-            # The stream brings the marker. A stream without it has an idle position after its time.
+            # Either the stream has the marker, or an idle stream has a position after the time of the marker.
             return position >= marker if marker is not None else token_time(position) > written_at
 
         await self._until(reached, deadline, complaint)
         self._marked.pop(id_, None)
 
     async def _write_marker(self, id_: bson.ObjectId, deadline: float, complaint: str) -> Timestamp:
-        """Write a document of our own after all commits so far; the time of its commit."""
+        """Write a marker document after all commits so far. Returns the time of its commit."""
         database, name = self._marker
         markers = self._client[database].get_collection(name, write_concern=WriteConcern("majority"))
         writing = asyncio.create_task(self._insert(markers, id_), name="write-marker")
@@ -271,7 +271,7 @@ class Dispatcher:
             return
         self._error_reported = True
         self._task.result()
-        raise RuntimeError("The dispatcher has ended: its block is left.")
+        raise RuntimeError("The dispatcher has ended, because its `async with` block is left.")
 
     # -- failures and reports --------------------------------------------------------------------------------
 
@@ -279,11 +279,11 @@ class Dispatcher:
         position = self.service.position
         return position is not None and position >= token_of(record)
 
-    def _raise_what_failed(self, deliveries: Sequence[RecordedDelivery], *, over: bool = True) -> None:
+    def _raise_failures_of(self, deliveries: Sequence[RecordedDelivery], *, over: bool = True) -> None:
         """Raise the failures that were not raised before.
 
         Args:
-            over: they are finished, so a receiver that was not called never is.
+            over: whether the deliveries are finished. If so, a receiver that was not called is never called.
         """
         if not self._raise_failures:
             return
@@ -307,7 +307,7 @@ class Dispatcher:
         lines += _listed("Read, but without a receiver (or it ran in the writing process)", unwanted)
         if not changes:
             watched = ", ".join(".".join(each) for each in self.service.routes.namespaces if each != self._marker)
-            lines.append(f"No change was read. Watched are: {watched}.")
+            lines.append(f"No change was read. The watched collections: {watched}.")
         return "\n".join(lines)
 
     def _lag(self) -> str:
@@ -316,8 +316,8 @@ class Dispatcher:
             return "The dispatcher has not begun to read."
         behind = max(0, int(time.time()) - token_time(position).time)
         open_ = sum(each.outcome in {"waiting", "running"} for each in self._recorder.deliveries)
-        said = f"Everything is finished up to {behind} s ago; {open_} deliveries are open"
-        return f"{said}." if self.service.ready else f"{said}; the change stream is broken."
+        text = f"Everything is finished up to {behind} s ago; {open_} deliveries are open"
+        return f"{text}." if self.service.ready else f"{text}; the change stream is broken."
 
     # -- targets ---------------------------------------------------------------------------------------------
 
@@ -350,23 +350,23 @@ class Dispatcher:
     # -- the end ---------------------------------------------------------------------------------------------
 
     async def _end(self) -> BaseException | None:
-        """Stop as at SIGTERM, and clean up; returns the error with which the dispatcher ended, if any."""
+        """Stop as at SIGTERM, and clean up. Returns the error of the dispatcher; None if there is none."""
         healthy = self.service.ready
         self._stop.set()
-        # Deliveries in flight get the grace period; a delivery that is cancelled after it has not failed.
+        # Deliveries in flight get the grace period. Deliveries that are cancelled after it do not count as failed.
         cut = asyncio.get_running_loop().call_later(self._settings.grace, self._cut)
         await asyncio.wait([self._task])
         cut.cancel()
         error = None if self._task.cancelled() else self._task.exception()
         try:
-            if self.service.member_id:  # else it never wrote anything
+            if self.service.member_id:  # otherwise it has written nothing
                 await self._clean_up(_PATIENCE if healthy else _LITTLE_PATIENCE)
         finally:
             await close(self._client)
         return error
 
     async def _clean_up(self, patience: float) -> None:
-        with suppress(PyMongoError, TimeoutError):  # nothing can be dropped on a server that is gone
+        with suppress(PyMongoError, TimeoutError):  # the server may be unreachable
             async with asyncio.timeout(patience):
                 database, name = self._marker
                 await self._client[database].drop_collection(name)
@@ -381,7 +381,7 @@ def _settings(settings: Settings | None, url: str | None) -> tuple[Settings, boo
     """The settings to use, and whether the state database is dropped at the end."""
     name = f"dispatcher_test_{secrets.token_hex(6)}"
     if settings is None:
-        # Always with a URL: tests must not run on the deployment that an environment variable names.
+        # `url=None` also ignores the variable DISPATCHER_URL: tests must not run on its deployment.
         return Settings(url=url, attempts=1, grace=1.0, connect_timeout=_PATIENCE, state_database=name), True
     own = "state_database" not in settings.model_fields_set
     changes: dict[str, Any] = {"state_database": name} if own else {}

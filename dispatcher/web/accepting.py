@@ -28,17 +28,17 @@ async def accept(listening: socket.socket, make_protocol: Callable[[], asyncio.P
         except ConnectionError:  # the client has already disconnected
             continue
         except OSError as error:
-            say_it_failed(error)
+            log_failure(error)
             await asyncio.sleep(AGAIN_AFTER)
             continue
         try:
             await loop.connect_accepted_socket(make_protocol, connection)
         except OSError as error:
             connection.close()
-            say_it_failed(error)
+            log_failure(error)
 
 
-def say_it_failed(error: Exception) -> None:
+def log_failure(error: Exception) -> None:
     """Log the error, at most once a minute."""
     further = _throttle.due("http.not_accepted")
     if further is not None:

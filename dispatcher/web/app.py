@@ -53,8 +53,8 @@ def make_app(
 
     async def status_json(_request: Request) -> Response:
         group, error = await observer.status(), observer.cache.error or None
-        said = {"process": _process(observer), "group": None if error else group.as_dict(), "group_error": error}
-        return json_response(said)
+        status = {"process": _process(observer), "group": None if error else group.as_dict(), "group_error": error}
+        return json_response(status)
 
     routes = [
         Route("/livez", livez),

@@ -85,7 +85,7 @@ class HttpConnection(H11Protocol):
         oldest = min(waiting, key=lambda one: one.since or 0.0, default=None)
         if oldest is not None:
             oldest.transport.abort()
-            _say_so(len(self.connections))
+            _log_limit(len(self.connections))
 
     @property
     def since(self) -> float | None:
@@ -93,7 +93,7 @@ class HttpConnection(H11Protocol):
         return None if self.transport.is_closing() else self._waiting_since
 
 
-def _say_so(connections: int) -> None:
+def _log_limit(connections: int) -> None:
     if _throttle.due("http.crowded") is not None:
         log.warning(
             "too many HTTP connections; the connections that were idle for the longest time are closed",

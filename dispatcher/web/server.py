@@ -18,7 +18,7 @@ from dispatcher.core.tasks import end
 from dispatcher.exceptions import CannotListen
 from dispatcher.operate.observer import Observer
 from dispatcher.settings import AUTO, OFF, Address, Settings
-from dispatcher.web.accepting import AGAIN_AFTER, accept, say_it_failed
+from dispatcher.web.accepting import AGAIN_AFTER, accept, log_failure
 
 _USUAL: Final = Address("127.0.0.1", 8787)
 
@@ -87,7 +87,7 @@ class Web:
             except Exception as error:
                 if lack_in(error) is None:
                     raise
-                say_it_failed(error)
+                log_failure(error)
             await asyncio.sleep(AGAIN_AFTER)
 
     def _make_server(self) -> tuple[Any, Any, Any]:

@@ -58,7 +58,7 @@ def test_a_move_back_repeats_deliveries_and_a_move_forward_records_a_gap(
         write(foreign, 1, 2)
         wait_for(ledger, 1, 2)
         alive = dispatcher("position", "set", "--at", "now", "--yes")
-        assert (alive.code, "1 of the group" in alive.error) == (ExitCode.STILL_RUNNING, True)
+        assert (alive.code, "1 dispatcher is alive" in alive.error) == (ExitCode.STILL_RUNNING, True)
         assert dispatcher("position", "reset", "--yes").code == ExitCode.STILL_RUNNING
         saved(running, state, database)
     write(foreign, 3)
@@ -100,7 +100,7 @@ def test_after_a_reset_the_next_start_begins_at_the_current_time(
     assert {one["partition"]: one["to_time"] for one in state.gaps.find()} == {0: None, 1: None}
     write(foreign, 3)
     shown = dispatcher("position", "show", "--json").json
-    assert [(one["owner"], one["token"]) for one in shown] == [("nobody", None)] * 2
+    assert [(one["owner"], one["token"]) for one in shown] == [("none", None)] * 2
     assert dispatcher("position", "show", "--max-age", "60").code == ExitCode.FAILED
     with start() as running:
         running.wait_started()

@@ -47,7 +47,7 @@ def test_setup_then_writes_then_run(ledger, foreign, tmp_path):
         "position": "recorded already",
     }
     shown = run("position", "show", APP, "--json", **ledger.environment)
-    assert [one["owner"] for one in json.loads(shown.stdout)] == ["nobody"]
+    assert [one["owner"] for one in json.loads(shown.stdout)] == ["none"]
     id_ = foreign["accounts"].insert_one({"name": "Ada", "n": 1}).inserted_id
     foreign["accounts"].update_one({"_id": id_}, {"$set": {"n": 2}})
     with daemon(APP, cwd=tmp_path, **ledger.environment) as running:

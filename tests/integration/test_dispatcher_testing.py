@@ -253,7 +253,7 @@ async def test_a_timeout_lists_the_changes_and_deliveries(dispatched, User, welc
         assert str(caught.value).startswith(
             f"post_delete of {database}.users 5 to welcome was not delivered 2 times within 0.05 s.\nEverything "
         )
-        assert str(caught.value).endswith(f"No change was read. Watched are: {database}.users.")
+        assert str(caught.value).endswith(f"No change was read. The watched collections: {database}.users.")
         foreign["users"].insert_one({"_id": SEVEN, "name": "Ada"})
         await dispatcher.until_idle()
         with pytest.raises(DeliveryTimeout) as caught:

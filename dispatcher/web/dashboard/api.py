@@ -215,7 +215,7 @@ class Dashboard:
     def _changed_pauses(self, what: str, receiver: str | None, then: str) -> Response:
         self._observer.cache.forget()
         log.info("a request paused or resumed a receiver", action=f"dashboard.{what}", receiver=receiver)
-        return json_response({"said": f"{receiver or 'Everything'} is {then} in a moment."})
+        return json_response({"message": f"{receiver or 'Everything'} is {then} in a moment."})
 
 
 async def _body(request: Request, kind: type[_Body]) -> _Body:

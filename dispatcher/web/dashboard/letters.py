@@ -92,7 +92,7 @@ class Letterbox:
         }
 
     async def letter(self, id_: str) -> dict[str, Any] | None:
-        """One dead letter with its parts as text; None if there is none with that id."""
+        """One dead letter with its parts as text; None if no dead letter has this id."""
         found = await self._letters.find_one({**self._of_group, "_id": id_})
         if found is None:
             return None

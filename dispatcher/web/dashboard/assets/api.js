@@ -53,9 +53,9 @@ async function ask(path, options = {}, given = token.get()) {
   if (given) headers.Authorization = `Bearer ${given}`;
   const signal = AbortSignal.timeout(10_000);
   const answer = await fetch(`api/${path}`, { ...options, headers, signal, cache: "no-store", credentials: "omit" });
-  const said = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Refused(answer.status, said.error ?? `The dispatcher answers ${answer.status}.`);
-  return said;
+  const content = await answer.json().catch(() => ({}));
+  if (!answer.ok) throw new Refused(answer.status, content.error ?? `The dispatcher answers ${answer.status}.`);
+  return content;
 }
 
 export function get(path, parameters = {}) {

@@ -106,8 +106,8 @@ class App {
   async act(button, path, body) {
     button.disabled = true;
     try {
-      const { said } = await post(path, body);
-      toast(said);
+      const { message } = await post(path, body);
+      toast(message);
     } catch (error) {
       toast(error.message, "bad");
     } finally {

@@ -154,11 +154,11 @@ export class Letters {
     await this.act(this.retryShown, () => post("letters/retry", { receiver, all: true }), "Retry requested.");
   }
 
-  async act(button, what, said) {
+  async act(button, what, message) {
     button.disabled = true;
     try {
       const { count: changed } = await what();
-      toast(changed === 1 ? said : `${count(changed)} letters: ${said.toLowerCase()}`);
+      toast(changed === 1 ? message : `${count(changed)} letters: ${message.toLowerCase()}`);
       this.seen = null;
       await this.load();
     } catch (error) {
@@ -192,8 +192,8 @@ function facts(full) {
 const NAMES = { document: "The document after the change", before: "The document before the change", event: "The change event" };
 
 function part({ name, text, size }) {
-  const said = text ?? `${bytes(size)}: too long to be shown here. dispatcher dead-letters show has it in full.`;
-  return element("div", {}, element("small", {}, NAMES[name] ?? name), element("pre", {}, said));
+  const shown = text ?? `${bytes(size)}: too long to be shown here. dispatcher dead-letters show has it in full.`;
+  return element("div", {}, element("small", {}, NAMES[name] ?? name), element("pre", {}, shown));
 }
 
 function traceback(full) {

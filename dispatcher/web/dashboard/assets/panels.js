@@ -88,7 +88,7 @@ export class Panels {
 
 const partitionColumns = () => [
   column("Partition", (row) => String(row.number)),
-  column("Owner", (row) => row.where ?? "nobody", { tone: (row) => (row.where ? "" : "warn") }),
+  column("Owner", (row) => row.where ?? "none", { tone: (row) => (row.where ? "" : "warn") }),
   column("Term", (row) => count(row.term), { number: true }),
   column("Lag", (row) => duration(row.lag_seconds), { number: true }),
   column("Changes behind", (row) => count(row.lag_changes), { number: true }),

@@ -181,10 +181,10 @@ def retry(
         gone = await dead_letters.without_receiver(there.group, chosen, alive)
         if gone is not None:
             raise gone
-        asked = await dead_letters.request_retry(there.group, chosen)
+        requested = await dead_letters.request_retry(there.group, chosen)
         if not wait:
-            return [dead_letters.Outcome(id_, "waiting", "requested") for id_ in asked]
-        return await _watched(dead_letters.outcomes(there.group, asked, within=wait), len(asked), quiet=as_json)
+            return [dead_letters.Outcome(id_, "waiting", "requested") for id_ in requested]
+        return await _watched(dead_letters.outcomes(there.group, requested, within=wait), len(requested), quiet=as_json)
 
     found = with_group(retry, place)
     if as_json:

@@ -266,27 +266,27 @@ async def request_retry(
         meant["receiver"] = receiver
     if ids is not None:
         meant["_id"] = {"$in": list(ids)}
-    asked = {one["_id"]: int(one.get("retries", 0)) async for one in letters.find(meant, {"retries": True})}
-    missing = [id_ for id_ in ids or () if id_ not in asked]
+    requested = {one["_id"]: int(one.get("retries", 0)) async for one in letters.find(meant, {"retries": True})}
+    missing = [id_ for id_ in ids or () if id_ not in requested]
     if missing:
         listed = ", ".join(map(repr, missing[:_LISTED])) + (", ..." if len(missing) > _LISTED else "")
         raise _unknown(group, listed)
     request: list[dict[str, Any]] = [{"$set": {"retry_requested_at": "$$NOW"}}, {"$unset": ["retry_refused"]}]
-    names = list(asked)
+    names = list(requested)
     for i in range(0, len(names), _SLICE):
         await letters.update_many({"_id": {"$in": names[i : i + _SLICE]}}, request)
-    return asked
+    return requested
 
 
-async def outcomes(group: Group, asked: Mapping[str, int], *, within: float) -> AsyncIterator[Outcome]:
+async def outcomes(group: Group, requested: Mapping[str, int], *, within: float) -> AsyncIterator[Outcome]:
     """Yield the outcome of each letter as soon as it is known.
 
     Args:
-        asked: the result of `request_retry`.
+        requested: the result of `request_retry`.
         within: seconds to wait; a letter without an outcome by then is `"waiting"`.
     """
     letters = group.state.held
-    pending = dict(asked)
+    pending = dict(requested)
     deadline = monotonic() + within
     fields = {"retry_requested_at": True, "retry_refused": True, "retries": True, "error.message": True}
     while pending:

@@ -236,11 +236,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--url",
         default=os.environ.get("SHOP_MONGODB_URL", "mongodb://localhost:27017/?replicaSet=rs0"),
-        help="the server",
+        help="the URL of the server",
     )
-    parser.add_argument("--seconds", type=float, help="how long to write; until stopped, if not given")
+    parser.add_argument("--seconds", type=float, help="seconds to write; without it, write until stopped")
     parser.add_argument("--rate", type=float, default=20.0, help="changes per second")
-    parser.add_argument("--seed", type=int, help="write the same again")
+    parser.add_argument("--seed", type=int, help="seed of the random writes; the same seed makes the same writes")
     parser.add_argument("--report", action="store_true", help="print a JSON line for every change")
     return parser.parse_args()
 

@@ -176,8 +176,8 @@ class Dashboard:
 
     async def _retry(self, request: Request) -> Response:
         named = await self._letters_named(request)
-        asked = await request_retry(self._group, named.ids, receiver=named.receiver)
-        return self._changed_letters("retry", len(asked), named.receiver)
+        requested = await request_retry(self._group, named.ids, receiver=named.receiver)
+        return self._changed_letters("retry", len(requested), named.receiver)
 
     async def _drop(self, request: Request) -> Response:
         named = await self._letters_named(request)

@@ -11,7 +11,7 @@ import { Rates, Windows } from "./rates.js";
 
 const EVERY_MS = 2000;
 
-// After such a pause, for example of a hidden tab, the page loads the samples of the dispatcher again.
+// After a pause of this length, for example of a hidden tab, the page loads the samples of the dispatcher again.
 const STALE_MS = 90_000;
 
 class App {

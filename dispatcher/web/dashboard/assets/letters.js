@@ -149,8 +149,8 @@ export class Letters {
 
   async retryAll() {
     const receiver = this.filter.value || null;
-    const whose = receiver === null ? "all dead letters" : `all dead letters of ${receiver}`;
-    if (!(await confirm("Retry?", `The dispatcher delivers ${whose} again.`, "Retry"))) return;
+    const selection = receiver === null ? "all dead letters" : `all dead letters of ${receiver}`;
+    if (!(await confirm("Retry?", `The dispatcher delivers ${selection} again.`, "Retry"))) return;
     await this.act(this.retryShown, () => post("letters/retry", { receiver, all: true }), "Retry requested.");
   }
 
@@ -184,8 +184,8 @@ function facts(full) {
     ["Delivery", full.delivery_id],
     ["Retry refused", full.retry_refused],
   ];
-  const told = rows.filter(([, value]) => value);
-  const shown = told.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, String(value))));
+  const present = rows.filter(([, value]) => value);
+  const shown = present.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, String(value))));
   return element("dl", { class: "facts" }, ...shown);
 }
 

@@ -261,12 +261,12 @@ async def request_retry(
         UnknownLetter: one of `ids` does not exist. Nothing is changed.
     """
     letters = group.state.held
-    meant: dict[str, Any] = {"group": group.name, **LETTERS}
+    selected: dict[str, Any] = {"group": group.name, **LETTERS}
     if receiver is not None:
-        meant["receiver"] = receiver
+        selected["receiver"] = receiver
     if ids is not None:
-        meant["_id"] = {"$in": list(ids)}
-    requested = {one["_id"]: int(one.get("retries", 0)) async for one in letters.find(meant, {"retries": True})}
+        selected["_id"] = {"$in": list(ids)}
+    requested = {one["_id"]: int(one.get("retries", 0)) async for one in letters.find(selected, {"retries": True})}
     missing = [id_ for id_ in ids or () if id_ not in requested]
     if missing:
         listed = ", ".join(map(repr, missing[:_LISTED])) + (", ..." if len(missing) > _LISTED else "")

@@ -108,7 +108,7 @@ class LiveBackfill:
                 continue
             last = run.progress.get("last") if run.progress.get("namespace") == name else None
             async for slice_ in documents(
-                self._client, namespace, last and bytes(last), self._runs.address, self._only(run), {"_id": True}
+                self._client, namespace, last and bytes(last), self._runs.address, self._filter(run), {"_id": True}
             ):
                 keys = [key_of(found.row) for found in slice_]
                 for i in range(0, len(keys), _MOST):
@@ -122,7 +122,7 @@ class LiveBackfill:
         await self._runs.save(run, {"done": done}, count, 0, "finished")
         log.info("the current documents are delivered", action="backfill.finished", run=run.id, documents=count)
 
-    def _only(self, run: Run) -> dict[str, Any]:
+    def _filter(self, run: Run) -> dict[str, Any]:
         """A filter for the documents of the partition that lost its history."""
         partition, partitions = run.asked["partition"], run.asked["partitions"]
         return {} if partitions == 1 else {"$expr": belongs(hash_of("$_id"), partition, partitions)}

@@ -31,7 +31,7 @@ from dispatcher.position.store import PositionStore
 from dispatcher.runs.live_backfill import LiveBackfill
 from dispatcher.runs.store import Runs
 from dispatcher.runtime.history_lost import LostHistory
-from dispatcher.runtime.pipeline import Beside, Delivering, Pipeline, Reading
+from dispatcher.runtime.pipeline import OtherSources, Delivering, Pipeline, Reading
 from dispatcher.settings import Settings
 from dispatcher.stream.change_stream import ChangeStreamSource
 from dispatcher.stream.lookup import DocumentLookup
@@ -88,7 +88,7 @@ class Assembly(NamedTuple):
         return Pipeline(
             reading,
             delivering,
-            self._beside(lease, checkpoint, held, letters, runs, delivering),
+            self._other_sources(lease, checkpoint, held, letters, runs, delivering),
             checkpoint,
             controls=self.controls,
             settings=self.settings,
@@ -159,7 +159,7 @@ class Assembly(NamedTuple):
         )
         return Delivering(capacity, lanes, deliverer, steps.invoker, failures, parking)
 
-    def _beside(
+    def _other_sources(
         self,
         lease: Lease,
         checkpoint: Checkpoint,
@@ -167,7 +167,7 @@ class Assembly(NamedTuple):
         letters: LetterStore,
         runs: Runs,
         delivering: Delivering,
-    ) -> Beside:
+    ) -> OtherSources:
         capacity, lanes, deliverer, _, _, parking = delivering
         codec_options = self.registry.codec_options
         worker = Unparking(
@@ -200,4 +200,4 @@ class Assembly(NamedTuple):
             lease,
             codec_options=codec_options,
         )
-        return Beside(worker, redelivery, backfill)
+        return OtherSources(worker, redelivery, backfill)

@@ -81,7 +81,7 @@ class Delivering(NamedTuple):
     parking: Parking
 
 
-class Beside(NamedTuple):
+class OtherSources(NamedTuple):
     """Further sources of deliveries, apart from the stream.
 
     Attributes:
@@ -101,7 +101,7 @@ class Pipeline:
     Args:
         reading: the stages before a delivery.
         delivering: the stages of a delivery.
-        beside: sources of further deliveries.
+        others: sources of further deliveries.
         checkpoint: saves the position, under the lease of the partition.
     """
 
@@ -109,7 +109,7 @@ class Pipeline:
         self,
         reading: Reading,
         delivering: Delivering,
-        beside: Beside,
+        others: OtherSources,
         checkpoint: Checkpoint,
         *,
         controls: Pauses,
@@ -118,7 +118,7 @@ class Pipeline:
     ) -> None:
         self._source, self._reader, self._routes, self._history, self._gaps = reading
         self._capacity, self._lanes, self._deliverer, self._invoker, self._failures, self._parking = delivering
-        self._worker, self._redelivery, self._backfill = beside
+        self._worker, self._redelivery, self._backfill = others
         self._checkpoint = checkpoint
         self._tracker = checkpoint.tracker
         self._controls = controls

@@ -61,7 +61,7 @@ class Web:
         if self._socket is None:
             return
         await self._let_deliveries_go_first()
-        server, dashboard, make_protocol = await self._made_server()
+        server, dashboard, make_protocol = await self._load_server()
         serving = asyncio.create_task(server.serve([]), name="http")
         watching = asyncio.create_task(dashboard.watch(), name="dashboard")
         try:
@@ -79,7 +79,7 @@ class Web:
                 while self._observer.not_ready():  # noqa: ASYNC110 - nothing else waits for this
                     await asyncio.sleep(_LOOK)
 
-    async def _made_server(self) -> tuple[Any, Any, Any]:
+    async def _load_server(self) -> tuple[Any, Any, Any]:
         """Call `_make_server`, and call it again while no file descriptor is free for loading modules."""
         while True:
             try:

@@ -70,9 +70,9 @@ class Still(Screen):
     def refresh(self) -> None:
         pass
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         if "#token=" not in text:  # the link does not work in a picture
-            super().say(text)
+            super().print_line(text)
 
 
 def picture_of_the_demo(seconds: float = 12.0) -> None:

@@ -184,7 +184,9 @@ def retry(
         requested = await dead_letters.request_retry(there.group, chosen)
         if not wait:
             return [dead_letters.Outcome(id_, "waiting", "requested") for id_ in requested]
-        return await _watched(dead_letters.outcomes(there.group, requested, within=wait), len(requested), quiet=as_json)
+        return await _watched(
+            dead_letters.outcomes(there.group, requested, within=wait), len(requested), quiet=as_json
+        )
 
     found = with_group(retry, place)
     if as_json:

@@ -127,8 +127,9 @@ def role_name(group: str) -> str:
 
 
 def create_role(group: str, scope: Scope, rights: Sequence[Right], state_database: str) -> str:
-    """The command for mongosh that creates a role with the least privileges. Its comments list the readable
-    data.
+    """The command for mongosh that creates a role with the least privileges.
+
+    Comments in the command list the data that the role can read.
 
     Args:
         rights: all privileges except the ones on the state.

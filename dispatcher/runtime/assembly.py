@@ -31,7 +31,7 @@ from dispatcher.position.store import PositionStore
 from dispatcher.runs.live_backfill import LiveBackfill
 from dispatcher.runs.store import Runs
 from dispatcher.runtime.history_lost import LostHistory
-from dispatcher.runtime.pipeline import OtherSources, Delivering, Pipeline, Reading
+from dispatcher.runtime.pipeline import Delivering, OtherSources, Pipeline, Reading
 from dispatcher.settings import Settings
 from dispatcher.stream.change_stream import ChangeStreamSource
 from dispatcher.stream.lookup import DocumentLookup

@@ -12,7 +12,7 @@ from dispatcher.core.bson_codec import RawEvent
 from dispatcher.core.events import Batch, Start
 from dispatcher.core.resume_tokens import token_at, token_time
 from dispatcher.exceptions import AccessDenied, HistoryLost
-from dispatcher.stream.source import Saw
+from dispatcher.stream.source import RememberStamp
 from mongoz.stamps import Stamp
 
 __all__ = ["ListSource", "event"]
@@ -100,10 +100,10 @@ class ListSource:
             if not found:
                 await asyncio.sleep(0.01)
 
-    async def recall(self, before: str, saw: Saw) -> float:
+    async def recall(self, before: str, remember: RememberStamp) -> float:
         """Returns all known stamps."""
         for stamp, wall_time in self._stamps:
-            saw(stamp, wall_time)
+            remember(stamp, wall_time)
         return 0.0
 
 

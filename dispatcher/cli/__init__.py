@@ -12,7 +12,7 @@ from dispatcher.cli.options import Commands, command
 from dispatcher.cli.output import complain, err
 from dispatcher.core.error_text import trace_of
 from dispatcher.core.file_descriptors import lack_in
-from dispatcher.core.output.streams import mend_streams
+from dispatcher.core.output.streams import restore_streams
 from dispatcher.core.output.terminal import shown
 from dispatcher.exceptions import DispatcherError, ExitCode
 
@@ -93,14 +93,14 @@ def main() -> None:
             leave_in_time(ending.code)
         raise
     finally:
-        mend_streams()
+        restore_streams()
 
 
 def _command_line() -> None:
     try:
         _run()
     except Exception as error:
-        mend_streams()
+        restore_streams()
         known = lack_in(error) or error
         if isinstance(known, DispatcherError):
             complain(known)

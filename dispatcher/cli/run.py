@@ -26,10 +26,10 @@ def run(
     Example: `dispatcher run shop.models:registry --import shop.receivers`
     """
     from dispatcher.core.output.logs import configure_logging
-    from dispatcher.core.output.writer import free
+    from dispatcher.core.output.writer import replace_stream
 
     configure_logging(settings.log_format, settings.log_level)
-    free("stdout", "{} lines were dropped: stdout could not be written\n".format)
+    replace_stream("stdout", "{} lines were dropped: stdout could not be written\n".format)
     from dispatcher.delivery.tracing import exporting
     from dispatcher.runtime import main_loop
     from dispatcher.runtime.service import Service

@@ -11,7 +11,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Gathering(Generic[T, R]):
+class Batcher(Generic[T, R]):
     """Runs one command for many items.
 
     Args:
@@ -39,7 +39,7 @@ class Gathering(Generic[T, R]):
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
         if len(self._tasks) < self._at_once:
-            task = asyncio.create_task(self._run(), name=f"gathering-{self._work.__name__}")
+            task = asyncio.create_task(self._run(), name=f"batch-{self._work.__name__}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         return await future

@@ -27,7 +27,7 @@ TYPES: Final[Mapping[int, str]] = {
 
 _SIZE: Final = Struct("<i")
 
-# The bytes of a value of fixed length. For other values, the bytes that the length prefix does not count.
+# The size of a value of fixed length in bytes. For other values, the bytes that the length prefix does not count.
 _FIXED: Final = {1: 8, 6: 0, 7: 12, 8: 1, 9: 8, 10: 0, 16: 4, 17: 8, 18: 8, 19: 16, 127: 0, 255: 0}
 _MEASURED: Final = {2: 4, 3: 0, 4: 0, 5: 5, 12: 16, 13: 4, 14: 4, 15: 0}
 _REGEX: Final = 11
@@ -68,7 +68,7 @@ def elements(raw: bytes) -> Iterator[Element]:
     """The fields of a document, in their order.
 
     Raises:
-        InvalidBSON: the bytes are not BSON. No server stores such a document.
+        InvalidBSON: the bytes are not BSON. No server stores them.
     """
     at, end = _SIZE.size, len(raw) - 1
     try:
@@ -118,7 +118,7 @@ def keyed(found: Element, name: str = "") -> bytes:
 def readable(raw: bytes | RawBSONDocument, *, tz_aware: bool = False) -> dict[str, Any]:
     """Decode a document, even if it holds values that no driver decodes.
 
-    Such values are replaced: a UUID of the wrong length stays binary, bytes that are not UTF-8 become question
+    These values are replaced: a UUID of the wrong length stays binary, bytes that are not UTF-8 become question
     marks.
     """
     data = bytes(raw.raw) if isinstance(raw, RawBSONDocument) else raw
@@ -127,19 +127,19 @@ def readable(raw: bytes | RawBSONDocument, *, tz_aware: bool = False) -> dict[st
             return bson.decode(data, options.with_options(tz_aware=tz_aware))
         except (InvalidBSON, ValueError, OverflowError):
             continue
-    mended = bytearray(data)
-    _mend(data, mended, 0)
-    return bson.decode(bytes(mended), _ANY_UUID.with_options(tz_aware=tz_aware))
+    fixed = bytearray(data)
+    _fix_old_binaries(data, fixed, 0)
+    return bson.decode(bytes(fixed), _ANY_UUID.with_options(tz_aware=tz_aware))
 
 
-def _mend(raw: bytes, mended: bytearray, begin: int) -> None:
+def _fix_old_binaries(raw: bytes, fixed: bytearray, begin: int) -> None:
     """Change old binary values to subtype 0. They repeat their length, and the two lengths may disagree."""
     for one in elements(raw):
         at = begin + one.at
         if one.kind == _BINARY and one.value[4] == _OLD_BINARY:
-            mended[at + 4] = 0
+            fixed[at + 4] = 0
         elif one.kind in (DOCUMENT, ARRAY):
-            _mend(one.value, mended, at)
+            _fix_old_binaries(one.value, fixed, at)
         elif one.kind == 15:  # the code comes first, then the scope
             skip = 4 + 4 + _SIZE.unpack_from(one.value, 4)[0]
-            _mend(one.value[skip:], mended, at + skip)
+            _fix_old_binaries(one.value[skip:], fixed, at + skip)

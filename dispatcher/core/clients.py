@@ -36,8 +36,9 @@ _MIN_WIRE_VERSION: Final = 17  # MongoDB 6.0: pre and post images, wallTime
 # A server that does not answer within this time counts as lost, even if TCP reports no error.
 _SOCKET_TIMEOUT_MS: Final = 30_000
 
-# For long-running processes. If a node does not answer a handshake within the first time, its commands are cut
-# off. A lost server is checked again after the second time. The driver's defaults are 20 and 10 seconds.
+# Times for long-running processes. The first is the time limit of a handshake: commands of a node that does not
+# answer it fail. The second is the interval between two checks of a lost server. The driver's defaults are 20 and
+# 10 seconds.
 _CONNECT_TIMEOUT_MS: Final = 5_000
 _HEARTBEAT_MS: Final = 2_000
 
@@ -66,15 +67,15 @@ _SELECTION_TIMEOUT_MS: Final = 5_000
 
 _PAUSES: Final = Retry(base=0.1, cap=1.0)
 
-# Seconds that closing a client may take.
-_FAREWELL: Final = 1.0
+# Time limit in seconds for closing a client.
+_CLOSE_TIMEOUT: Final = 1.0
 
 
 class Clients:
     """Makes the clients for the deployment of a registry.
 
     Args:
-        registry: the application's. If `settings.url` is set, the registry uses this URL from now on.
+        registry: of the application. If `settings.url` is set, the registry uses this URL from now on.
 
     Raises:
         ApplicationError: the registry has no URL.
@@ -223,9 +224,9 @@ def _attempt_client(url: str, address: str, **options: Any) -> AsyncMongoClient[
 async def close(*clients: Closable) -> None:
     """Close clients and their sessions on the server. Wait only briefly for a lost server."""
     for client in clients:
-        with pymongo.timeout(_FAREWELL):
+        with pymongo.timeout(_CLOSE_TIMEOUT):
             closing = asyncio.create_task(client.close(), name=f"close-{type(client).__name__}")
-        await asyncio.wait([closing], timeout=2 * _FAREWELL)
+        await asyncio.wait([closing], timeout=2 * _CLOSE_TIMEOUT)
         if not closing.done() or closing.exception() is not None:
             log.warning(
                 "a client could not be closed and is abandoned",
@@ -237,7 +238,7 @@ async def close(*clients: Closable) -> None:
 
 @asynccontextmanager
 async def closing(*clients: Closable) -> AsyncIterator[None]:
-    """Close clients at the end, the last one first."""
+    """Close clients at the end of the block, the last one first."""
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Classifies driver errors: which are transient, and which a person must fix.
+"""Classifies driver errors as transient or permanent. An operator must fix the cause of a permanent error.
 
 The codes were measured on a 6.0 server; the names are the server's own. An unknown code is retried like a
 transient one: a daemon must survive unforeseen failures.
@@ -129,7 +129,7 @@ KINDS: Final[dict[int, Kind]] = {
     )
     for code in codes
 }
-"""Every known code."""
+"""The kind of each known code."""
 
 
 class _Verdict(NamedTuple):
@@ -149,7 +149,8 @@ _VERDICTS: Final = {
     Kind.BAD_TOKEN: _Verdict(
         PositionError,
         "{address} does not accept the saved position: {text}",
-        "Was the state copied from another deployment? After `dispatcher position reset` a start begins now.",
+        "Was the state copied from another deployment? Run `dispatcher position reset`: the next start begins at "
+        "the present time.",
     ),
     Kind.NO_ACCESS: _Verdict(
         AccessDenied,
@@ -164,7 +165,7 @@ _VERDICTS: Final = {
     Kind.TOO_LARGE: _Verdict(
         ServerError,
         "A change event is larger than 16 MB, and {address} can not send it: {text}",
-        "Turn off pre or post images of the collection that holds such large documents.",
+        "Turn off pre or post images of the collection with these large documents.",
     ),
     Kind.NOT_SUPPORTED: _Verdict(
         ServerError,
@@ -204,7 +205,7 @@ def raise_if_fatal(error: BaseException, address: str) -> None:
         raise verdict from error
 
 
-def let_go(error: BaseException) -> None:
+def drop_traceback(error: BaseException) -> None:
     """Remove the traceback of an error that was handled.
 
     Its frames hold the data that was being read, and frames of the driver hold the error. Only the garbage

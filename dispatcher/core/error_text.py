@@ -29,9 +29,9 @@ def words_of(value: object) -> str:
 
 def trace_of(error: BaseException) -> str:
     """The traceback as Python prints it. If Python can't print the error, the places and a short text."""
-    told = _described(lambda: "".join(traceback.format_exception(error)), _LONGEST_TRACE)
-    if told:
-        return told
+    text = _described(lambda: "".join(traceback.format_exception(error)), _LONGEST_TRACE)
+    if text:
+        return text
     places = _described(lambda: "".join(traceback.format_tb(error.__traceback__)), _LONGEST_TRACE)
     return f"Traceback (most recent call last):\n{places}{text_of(error)}\n"
 

@@ -33,7 +33,7 @@ CALLED: Final = {
     ("update", Call.UPDATED): ("post_update", False),
     ("delete", Call.DELETED): ("post_delete", False),
 }
-"""The signal and `created` by the operation of an event and the call in its origin stamp.
+"""The signal and `created` for the operation of an event and the call in its origin stamp.
 
 The ODM makes no replaces, so a replace never has a stamp of its own. A delete has the stamp of its marker."""
 
@@ -74,7 +74,7 @@ class Change(NamedTuple):
             `"finished"`: an earlier process has finished it.
         namespace: (database, collection); the collection is "" for events of a whole database.
         cluster_time: the server's logical time of the commit.
-        wall_time: the server's wall clock then.
+        wall_time: the server's wall clock at the commit.
         document: the document after the change, if known.
         before: the document before the change, if the server keeps pre images.
         image: the kind of `document` (`"key"` while it is unknown).
@@ -160,7 +160,7 @@ class Calls(NamedTuple):
     """The receivers of one change that belong to one document class.
 
     Attributes:
-        document: the class; its instances are what the receivers get.
+        document: the class. The receivers get instances of it.
         created: the argument `created` of `post_save` receivers.
         receivers: in connection order.
         collection: the collection of the change, if it is not the document's own. If a receiver saves the

@@ -9,7 +9,7 @@ from dispatcher.core.error_text import chain_of, words_of
 from dispatcher.exceptions import TooManyFiles
 
 if sys.platform != "win32":
-    import resource  # imported early: later, no more files can be opened
+    import resource  # imported early: an import fails when no more files can be opened
 
 # Number of descriptors that a start needs, with a reserve.
 _NEEDED: Final = 32

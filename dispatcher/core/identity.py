@@ -50,7 +50,7 @@ class Identity(NamedTuple):
             os.kill(self.pid, 0)  # signal 0 only checks; /proc may hide the processes of other users
         except ProcessLookupError:
             return True
-        except OverflowError:  # no process has such a number
+        except OverflowError:  # no process has this number
             return True
         except OSError:  # it exists, and belongs to another user
             pass

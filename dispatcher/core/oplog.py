@@ -1,4 +1,4 @@
-"""Asks the server for its clock, and how far back its oplog reaches.
+"""Reads the clock of the server, and the times of its oplog.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -16,10 +16,10 @@ MOST_SKEW: Final = 1.0
 """Seconds that the clocks of the server and of this machine may differ without a warning."""
 
 # Number of successive requests for the clock.
-_ASKED: Final = 3
+_REQUESTS: Final = 3
 
 # Resolution of the server's time, in seconds.
-_TOLD: Final = 0.001
+_RESOLUTION: Final = 0.001
 
 # Two clocks drift apart by at most this many seconds in a second.
 _DRIFT: Final = 1e-4
@@ -105,13 +105,13 @@ class ClockOffset:
 
     async def ask(self, client: AsyncMongoClient[Any]) -> float:
         """Ask the server, and return the middle of the bounds."""
-        for _ in range(_ASKED):
+        for _ in range(_REQUESTS):
             began, asked = monotonic(), time()
             answer = await client.admin.command("hello")
             ended = monotonic()
             server_time = seconds_of(answer["localTime"])
             assert server_time is not None
-            self.note(server_time - asked - (ended - began), server_time + _TOLD - asked, ended)
+            self.note(server_time - asked - (ended - began), server_time + _RESOLUTION - asked, ended)
         return (self._low + self._high) / 2
 
     def note(self, low: float, high: float, at: float) -> None:

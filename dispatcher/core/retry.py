@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 
 from pymongo.errors import PyMongoError
 
-from dispatcher.core.driver_errors import in_short, let_go, raise_if_fatal
+from dispatcher.core.driver_errors import drop_traceback, in_short, raise_if_fatal
 from mongoz.signals.options import Retry
 
 T = TypeVar("T")
@@ -74,5 +74,5 @@ async def retry(
                 raise
             attempt += 1
             report(error=in_short(error), attempt=attempt)
-            let_go(error)
+            drop_traceback(error)
         await pause(pause_after(attempt, pauses))

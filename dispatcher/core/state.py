@@ -38,7 +38,7 @@ members: one document per process; see `group/members.py` and `group/facts.py` f
 
 held: one document per delivery that waits, or that failed for good; see `parking/store.py` for its fields.
 
-held.files, held.chunks: the documents of such deliveries that do not fit into one document, in GridFS.
+held.files, held.chunks: the documents of held deliveries that do not fit into one document, in GridFS.
 
 controls: requests of operators to running dispatchers; see `operate/pauses.py` for their fields.
 
@@ -97,7 +97,7 @@ CODEC_OPTIONS: Final[CodecOptions[dict[str, Any]]] = CodecOptions(
 """Options for writes: the `_id` of an application's document may be of any type."""
 
 
-class _Anything(dict[str, Any]):
+class _LenientDocument(dict[str, Any]):
     """An answer of the server. An undecodable value does not affect the other values."""
 
     # Because of this marker, the driver passes bytes, as for a RawBSONDocument.
@@ -107,7 +107,7 @@ class _Anything(dict[str, Any]):
         super().__init__(readable(bytes(raw), tz_aware=codec_options is not None and codec_options.tz_aware))
 
 
-READING: Final[CodecOptions[Any]] = CODEC_OPTIONS.with_options(document_class=_Anything)
+READING: Final[CodecOptions[Any]] = CODEC_OPTIONS.with_options(document_class=_LenientDocument)
 """Options for reads."""
 
 _SECONDS_PER_DAY: Final = 86_400

@@ -35,7 +35,7 @@ class Misfit(NamedTuple):
     remedy: str
 
 
-class Sound:
+class StateReader:
     """Reads documents of the state, and collects the malformed ones.
 
     Attributes:
@@ -96,7 +96,7 @@ def receiver_paused(found: Mapping[str, Any]) -> str | None:
     """The receiver in the document of a pause; None if everything is paused.
 
     Raises:
-        ValueError: the document names neither. It must not pause everything.
+        ValueError: the document is malformed. It must not pause everything.
     """
     match found:
         case {"receiver_name": str(name)}:
@@ -106,7 +106,7 @@ def receiver_paused(found: Mapping[str, Any]) -> str | None:
     raise ValueError("receiver_name is neither a name, nor null with receiver '*'")
 
 
-class _LetterSaid(BaseModel):
+class _LetterFields(BaseModel):
     id: str = Field(alias="_id")
     receiver: str | None = None
     signal: str | None = None
@@ -128,5 +128,5 @@ def letter(found: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValidationError: a field has the wrong type.
     """
-    _LetterSaid.model_validate(found)
+    _LetterFields.model_validate(found)
     return dict(found)

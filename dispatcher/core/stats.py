@@ -1,4 +1,4 @@
-"""Counters, histograms and the lag: cheap enough for every delivery, and independent of their readers."""
+"""Counters, histograms and the lag. They are cheap enough for every delivery. Reads do not reset them."""
 
 from bisect import bisect_left
 from collections import deque
@@ -53,7 +53,7 @@ class Histogram:
         }
 
     def quantile(self, share: float) -> float | None:
-        """The bound below which this share of the durations lies; None without any, or beyond the last bound."""
+        """The bound below which this share of the durations lies; None if there is none."""
         wanted = sum(self.counts) * share
         if not wanted:
             return None
@@ -227,22 +227,22 @@ class Lag:
     """Computes how far a reader is behind its stream. No I/O."""
 
     def __init__(self) -> None:
-        self._heard = 0.0
-        self._asked: float | None = None
+        self._answered_at = 0.0
+        self._asked_at: float | None = None
         self._read_up_to = 0.0
         self._more = False
         self._recent: deque[tuple[float, int]] = deque()
         self._sum = 0
 
-    def asked(self, now: float) -> None:
+    def note_request(self, now: float) -> None:
         """Note that the server was asked for the next batch."""
-        self._asked = now
+        self._asked_at = now
 
     def silent(self, now: float) -> float:
         """Seconds since the request that the server has not answered yet; 0 if there is none."""
-        return 0.0 if self._asked is None else now - self._asked
+        return 0.0 if self._asked_at is None else now - self._asked_at
 
-    def heard(self, now: float, up_to: float, changes: int, *, more: bool) -> None:
+    def note_batch(self, now: float, up_to: float, changes: int, *, more: bool) -> None:
         """Note a batch.
 
         Args:
@@ -250,8 +250,8 @@ class Lag:
             up_to: cluster time of the end of the batch, in seconds since 1970.
             more: whether the next batch was probably available already.
         """
-        self._heard = now
-        self._asked = None
+        self._answered_at = now
+        self._asked_at = None
         self._read_up_to = up_to
         self._more = more
         if self._recent and self._recent[-1][0] == up_to:
@@ -264,9 +264,9 @@ class Lag:
 
     def unread(self, now: float, server_now: float) -> float:
         """Seconds of the stream that are not read; 0 if it was read to its end just now."""
-        if not self._heard:
+        if not self._answered_at:
             return 0.0
-        quiet = now - self._heard
+        quiet = now - self._answered_at
         if self._more:
             return max(0.0, server_now - self._read_up_to)
         return quiet if quiet > _QUIET else 0.0

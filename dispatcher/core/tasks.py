@@ -9,7 +9,7 @@ from typing import Any, Final
 _AGAIN_AFTER: Final = 0.1
 
 
-receiving: Final[ContextVar[asyncio.Task[Any] | None]] = ContextVar("dispatcher_receiving", default=None)
+receiver_task: Final[ContextVar[asyncio.Task[Any] | None]] = ContextVar("dispatcher_receiving", default=None)
 """The task that runs the receiver. It is set in the receiver and in every task that it starts; else None."""
 
 
@@ -22,7 +22,7 @@ class _Guarded(asyncio.Task[Any]):
         Raises:
             RuntimeError: a receiver calls this method. The driver may call it while a receiver closes a client.
         """
-        if receiving.get() in (None, self):
+        if receiver_task.get() in (None, self):
             return super().cancel(msg)
         if str(sys._getframe(1).f_globals.get("__name__")).startswith("pymongo."):
             return super().cancel(msg)
@@ -35,7 +35,7 @@ def guarded(
     loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **keywords: Any
 ) -> asyncio.Task[Any]:
     """Create a task, as the task factory of a loop. Receivers may cancel tasks that they create themselves."""
-    kind = _Guarded if receiving.get() is None else asyncio.Task
+    kind = _Guarded if receiver_task.get() is None else asyncio.Task
     return kind(coroutine, loop=loop, **keywords)
 
 

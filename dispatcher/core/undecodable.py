@@ -32,7 +32,7 @@ _UUID: Final = 4
 _OLD_BINARY: Final = 2
 
 _TEXT_REMEDY: Final = (
-    "Correct the text, or add unicode_decode_error_handler=replace to the URL, which replaces such bytes"
+    "Correct the text, or add unicode_decode_error_handler=replace to the URL, which replaces these bytes"
 )
 _DATE_REMEDY: Final = (
     "Correct the date, or add datetime_conversion=DATETIME_AUTO to the URL, which turns it into a bson.DatetimeMS"

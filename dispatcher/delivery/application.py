@@ -27,7 +27,7 @@ def routes_of(registry: Registry, settings: Settings, group: str) -> Routes:
     """The receivers of a registry that a dispatcher may run.
 
     Raises:
-        NothingToDeliver: the registry has no such receivers.
+        NothingToDeliver: the registry has none of these receivers.
     """
     routes = Routes(registry.all_documents, group, settings.state_database)
     if routes.listeners:

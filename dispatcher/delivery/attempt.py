@@ -12,7 +12,7 @@ from bson.codec_options import CodecOptions
 from dispatcher.core.events import Calls, Change, Job
 from dispatcher.core.stats import ReceiverFigures
 from dispatcher.delivery.instances import keywords_of, untouched
-from dispatcher.delivery.outcome import Again, Decision, Waiting
+from dispatcher.delivery.outcome import Decision, RetriedLetter, Waiting
 from dispatcher.delivery.terms import Terms
 from mongoz.signals import Delivery
 from mongoz.signals.receivers import Receiver
@@ -58,7 +58,7 @@ class HeldDelivery(NamedTuple):
     Attributes:
         change: the change, with documents that no receiver has modified.
         calls: the document class and a single receiver.
-        again: the dead letter that the delivery repeats; None if it repeats none.
+        retried: the dead letter that the delivery repeats; None if it repeats none.
         leave: called with the task and the decision if the receiver ignores cancellation. In this case
             `deliver_held` does not return.
     """
@@ -66,7 +66,7 @@ class HeldDelivery(NamedTuple):
     change: Change
     calls: Calls
     waiting: Waiting
-    again: Again | None
+    retried: RetriedLetter | None
     leave: Callable[["asyncio.Task[Any]", Decision], Awaitable[None]]
 
 
@@ -77,7 +77,7 @@ class Attempt:
     Attributes:
         calls: the document class, the signal, and the collection of the change.
         keywords: the other keyword arguments of the receiver, such as the instance.
-        whose: the job, or the held delivery, to which this attempt belongs.
+        parent: the job, or the held delivery, to which this attempt belongs.
         began: the time of the beginning, by the monotonic clock.
     """
 
@@ -86,7 +86,7 @@ class Attempt:
     calls: Calls
     delivery: Delivery
     keywords: dict[str, Any]
-    whose: Job | HeldDelivery
+    parent: Job | HeldDelivery
     began: float
 
 

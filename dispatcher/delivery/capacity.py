@@ -40,7 +40,7 @@ class Capacity:
         away: number of jobs in a pause.
         queued: number of jobs that are accepted and not finished.
         returning: jobs whose pause is over. They wait for a place.
-        watched: resolved when a job is finished; None if no task waits for it.
+        watched: a future that is resolved when a job is finished; None if no task waits for it.
         stopping: True if no further job begins.
         cutting: True if the end of the process cancels receivers.
     """
@@ -63,13 +63,13 @@ class Capacity:
 
     @property
     def full(self) -> bool:
-        """Whether the queue has no room for another job."""
+        """Returns whether the queue has no room for another job."""
         bounds = self._bounds
         return self.queued >= bounds.max_queued or (self.queued > 0 and self.queued_bytes >= bounds.max_bytes)
 
     @property
     def crowded(self) -> bool:
-        """Whether more than half of the queue is taken."""
+        """Returns whether more than half of the queue is taken."""
         return self.queued * 2 > self._bounds.max_queued or self.queued_bytes * 2 > self._bounds.max_bytes
 
     async def room(self) -> None:
@@ -97,11 +97,11 @@ class Capacity:
 
     @property
     def held(self) -> bool:
-        """Whether the lanes are held."""
+        """Returns whether the lanes are held."""
         return self.places == 0
 
     def may_begin(self) -> bool:
-        """Whether work apart from the stream may begin."""
+        """Returns whether work apart from the stream may begin."""
         return not (self.stopping or self.held)
 
     def hold(self) -> None:

@@ -15,7 +15,7 @@ from typing import Final
 # The first limit. Doubling brings it to a hundred in the time of four transactions.
 _FIRST: Final = 8.0
 
-# A conflict multiplies the limit by the first number. As many commits as the limit add the second number to it.
+# A conflict multiplies the limit by the first number. A commit adds the second number, divided by the limit.
 _BACK_OFF: Final = 0.7
 _GROWTH: Final = 1.0
 

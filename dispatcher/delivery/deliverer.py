@@ -32,8 +32,9 @@ from mongoz.signals import Delivery
 from mongoz.signals.hops import MAX_HOPS, current_hops, inside_dispatcher
 from mongoz.signals.receivers import Receiver
 
-# If the queue is crowded, waits of at least so many seconds take place in the database. That costs milliseconds.
-_ROOM_FOR: Final = 0.3
+# If the queue is crowded, a delivery that must wait at least this long, in seconds, is parked. Parking costs
+# milliseconds.
+_LONG_WAIT: Final = 0.3
 
 Replace = Callable[[asyncio.Task[Any], Callable[[], Awaitable[None]]], None]
 """Replaces the task of a worker. Another task does the rest of the job."""
@@ -92,7 +93,7 @@ class Deliverer:
         return self._work_in_pace(job, change)
 
     async def _work_in_pace(self, job: Job, change: Change) -> None:
-        """Deliver, and slow down receivers that answer their own writes."""
+        """Deliver, and slow down receivers that their own writes trigger."""
         key = change.key
         echoes = self._echoes.count(key, change.wall_time, self._stats.clock_offset)
         if echoes:
@@ -121,7 +122,7 @@ class Deliverer:
         """Deliver, with the hop count of the change set for the writes of the receivers."""
         hops = calls.hops
         if hops > MAX_HOPS:
-            await self._failures.stop_hopping(change, calls)
+            await self._failures.refuse_hops(change, calls)
             job.passed += len(calls.receivers)
         elif current_hops() == hops + 1:
             await self._deliver(job, change, calls)
@@ -133,8 +134,8 @@ class Deliverer:
         """Call the receivers of one document class."""
         try:
             image, keywords = copy_context().run(keywords_of, change, calls)  # validators may set variables
-        except BaseException as misfit:  # validators of the application may raise any error
-            await self._failures.misfit(change, calls, misfit)
+        except BaseException as invalid:  # validators of the application may raise any error
+            await self._failures.refuse_document(change, calls, invalid)
             job.passed += len(calls.receivers)
             return
         id_, signal, held = delivery_id_of(change, calls.run), calls.signal, self._held
@@ -170,7 +171,7 @@ class Deliverer:
             return
 
     async def _waits(self, held: HeldDeliveries, change: Change, calls: Calls, receiver: Receiver) -> bool:
-        """Whether a delivery waits after others in the database now."""
+        """Park a delivery if it must wait for others. Returns whether it is parked now."""
         return receiver.name in held.watched and await held.holds(change, calls, receiver)
 
     def _choose_steps(self, receiver: Receiver, signal: str) -> Target:
@@ -198,7 +199,7 @@ class Deliverer:
             if await self._wait(attempt, decision, monotonic() - first):
                 return
             attempt = replace(attempt, delivery=attempt.delivery._replace(attempt=decision.attempts + 1))
-            error = await self._again(attempt)
+            error = await self._attempt_again(attempt)
         self._succeeded(attempt)
 
     async def _wait(self, attempt: Attempt, waiting: Waiting, since: float) -> bool:
@@ -220,14 +221,14 @@ class Deliverer:
         return False
 
     def _is_long(self, waiting: Waiting, since: float) -> bool:
-        """Whether a delivery would wait too long in memory, or block the room of others."""
+        """Returns whether a delivery would wait too long in memory, or take too much of the queue."""
         return (
             waiting.reason != "retrying"
             or since + waiting.seconds > self._park_after
-            or (waiting.seconds >= _ROOM_FOR and self._capacity.crowded)
+            or (waiting.seconds >= _LONG_WAIT and self._capacity.crowded)
         )
 
-    async def _again(self, attempt: Attempt) -> BaseException | None:
+    async def _attempt_again(self, attempt: Attempt) -> BaseException | None:
         try:
             attempt = with_new_instance(attempt, self._codec_options)
         except BaseException as invalid:  # a validator accepted the document before
@@ -251,12 +252,12 @@ class Deliverer:
             return await self._deliver_held(held)
 
     async def _deliver_held(self, held: HeldDelivery) -> Decision:
-        change, calls, waiting, again, _ = held
+        change, calls, waiting, retried, _ = held
         (receiver,) = calls.receivers
         try:
             image, keywords = copy_context().run(keywords_of, change, calls)  # validators may set variables
-        except BaseException as misfit:  # the model has changed meanwhile
-            await self._failures.misfit(change, calls, misfit, again)
+        except BaseException as invalid:  # the model has changed meanwhile
+            await self._failures.refuse_document(change, calls, invalid, retried)
             return False
         delivery = Delivery(
             delivery_id_of(change, calls.run),
@@ -268,7 +269,7 @@ class Deliverer:
             change.cluster_time,
             change.wall_time,
             image,
-            again is not None or bool(calls.run),
+            retried is not None or bool(calls.run),
         )
         began = waiting.began or datetime.now(UTC)
         target = self._targets.get(id(receiver)) or self._choose_steps(receiver, calls.signal)
@@ -277,7 +278,7 @@ class Deliverer:
             self._count_retry(attempt)
         error = await target.call(attempt)
         if error is not None:
-            decision = await self._failures.decide(FailedAttempt(attempt, error, began, again))
+            decision = await self._failures.decide(FailedAttempt(attempt, error, began, retried))
             if decision is not True:
                 return decision
         self._succeeded(attempt)
@@ -289,7 +290,7 @@ class Deliverer:
         """Enforce time limits. Runs for ever, in parallel to the workers.
 
         Args:
-            replace: replaces a worker whose receiver ignores cancellation. Without it, such a receiver keeps its
+            replace: replaces a worker whose receiver ignores cancellation. Without it, the receiver keeps its
                 worker.
         """
         abandon = None
@@ -306,19 +307,19 @@ class Deliverer:
         Its attempt has failed. The next attempt waits in the database until the task has ended, because a document
         has one delivery at a time.
         """
-        change, calls, whose = attempt.change, attempt.calls, attempt.whose
+        change, calls, parent = attempt.change, attempt.calls, attempt.parent
         error = TimeoutError(f"it took longer than {attempt.target.terms.timeout:g} s, and ignores cancellation")
         with inside_dispatcher(calls.hops):
-            if isinstance(whose, HeldDelivery):
-                began = whose.waiting.began or datetime.now(UTC)
-                failed = FailedAttempt(attempt, error, began, whose.again)
-                await whose.leave(task, await self._failures.decide(failed))
+            if isinstance(parent, HeldDelivery):
+                began = parent.waiting.began or datetime.now(UTC)
+                failed = FailedAttempt(attempt, error, began, parent.retried)
+                await parent.leave(task, await self._failures.decide(failed))
                 return
             decision = await self._failures.decide(FailedAttempt(attempt, error, datetime.now(UTC)))
             if isinstance(decision, Waiting):
                 assert self._held is not None
                 log_parked(attempt.delivery, decision)
-                await self._held.park(change, calls, attempt.target.receiver, decision, behind=task)
-        whose.passed += 1
-        for rest in whose.left:
-            await self._enter(whose, untouched(change, self._codec_options), rest)
+                await self._held.park(change, calls, attempt.target.receiver, decision, after=task)
+        parent.passed += 1
+        for rest in parent.left:
+            await self._enter(parent, untouched(change, self._codec_options), rest)

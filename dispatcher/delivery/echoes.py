@@ -16,7 +16,7 @@ from dispatcher.core.lease import now
 from dispatcher.core.output.logs import log
 from dispatcher.core.stats import seconds_of
 
-# Number of such deliveries in a row without a delay, and of delayed ones before the log names the receiver.
+# Number of these deliveries in a row that are not delayed; and of delayed ones before the log names the receiver.
 _FREE: Final = 16
 _UNNAMED: Final = 4
 
@@ -72,7 +72,7 @@ class Echoes:
         self._young[key] = _Delivered(began, ended, echoes)
 
     def pause(self, echoes: int, receivers: Iterable[str], namespace: str, id_: Any) -> float:
-        """Compute the seconds that a delivery waits before it begins. Logs each such receiver once."""
+        """Compute the seconds that a delivery waits before it begins. Logs each receiver once."""
         if echoes < _FREE:
             return 0.0
         seconds = float(min(_LONGEST, _FIRST * 2.0 ** min(echoes - _FREE, 10)))

@@ -1,4 +1,4 @@
-"""Decides what follows a failed attempt: another attempt, a dead letter, or a dropped delivery."""
+"""Decides the next step after a failed attempt: another attempt, a dead letter, or a dropped delivery."""
 
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -11,7 +11,7 @@ from dispatcher.core.stats import Stats
 from dispatcher.core.undecodable import UndecodableValue
 from dispatcher.delivery.attempt import Attempt
 from dispatcher.delivery.log import described, log_attempt, log_failed, log_undelivered
-from dispatcher.delivery.outcome import Again, Decision, Failure, Reason, Waiting
+from dispatcher.delivery.outcome import Decision, Failure, Reason, RetriedLetter, Waiting
 from dispatcher.delivery.ports import DeadLetters
 from dispatcher.delivery.transactions import Transactions, is_transient
 from mongoz.signals.receivers import Receiver
@@ -30,17 +30,17 @@ class FailedAttempt(NamedTuple):
 
     Attributes:
         began: the time of the delivery's first attempt.
-        again: the dead letter that the delivery repeats; None if it repeats none.
+        retried: the dead letter that the delivery repeats; None if it repeats none.
     """
 
     attempt: Attempt
     error: BaseException
     began: datetime
-    again: Again | None = None
+    retried: RetriedLetter | None = None
 
 
 class Failures(NamedTuple):
-    """Decides what follows failed attempts, and writes dead letters.
+    """Decides the next step after failed attempts, and writes dead letters.
 
     Args:
         dead_letters: the store of dead letters; None to log them only.
@@ -55,7 +55,7 @@ class Failures(NamedTuple):
     transactions: Transactions | None = None
 
     async def decide(self, failed: FailedAttempt) -> Decision:
-        """Decide what follows.
+        """Decide the next step.
 
         Returns:
             A wait, which the caller applies; or the end of the delivery, which is recorded already.
@@ -79,23 +79,23 @@ class Failures(NamedTuple):
 
     async def _give_up(self, failed: FailedAttempt) -> bool:
         """Keep or drop a delivery after its last attempt. Returns True if its transaction was committed."""
-        attempt, error, began, again = failed
+        attempt, error, began, retried = failed
         target, delivery, id_ = attempt.target, attempt.delivery, attempt.change.id
         if target.terms.transactional and await self._is_committed(attempt):
             return True
         self.stats.failed += 1
         target.figures.failed += 1
         text = "a receiver failed in every attempt"
-        if target.terms.on_failure == "drop" and again is None:
+        if target.terms.on_failure == "drop" and retried is None:
             log_failed(f"{text}; the delivery is dropped", "dropped", delivery, id_, error)
         else:
             failure = Failure(error, began, delivery.attempt)
-            await self._keep(attempt.change, attempt.calls, target.receiver, failure, again)
+            await self._keep(attempt.change, attempt.calls, target.receiver, failure, retried)
             log_failed(f"{text}; the delivery is a dead letter", "dead_lettered", delivery, id_, error)
         return False
 
     async def _is_committed(self, attempt: Attempt) -> bool:
-        """Whether a transaction is committed although its attempt failed. The reply to the commit may be lost."""
+        """Returns whether the transaction of a failed attempt is committed: the reply may be lost."""
         if self.transactions is None:
             return False
         report = partial(
@@ -108,26 +108,28 @@ class Failures(NamedTuple):
         return await retry(ask, report, pauses=attempt.target.terms.retry, pause=self.pause)
 
     async def _keep(
-        self, change: Change, calls: Calls, receiver: Receiver, failure: Failure, again: Again | None
+        self, change: Change, calls: Calls, receiver: Receiver, failure: Failure, retried: RetriedLetter | None
     ) -> None:
         if self.dead_letters is not None:
             await self.dead_letters.keep_delivery(
-                change, calls, receiver, failure, again, term=self.term, pause=self.pause
+                change, calls, receiver, failure, retried, term=self.term, pause=self.pause
             )
 
     # -- changes for which no receiver can be called ---------------------------------------------------------
 
-    async def misfit(self, change: Change, calls: Calls, error: BaseException, again: Again | None = None) -> None:
+    async def refuse_document(
+        self, change: Change, calls: Calls, error: BaseException, retried: RetriedLetter | None = None
+    ) -> None:
         """Write dead letters for a document that can't be converted to an instance."""
         self.stats.invalid += 1
         if isinstance(error, UndecodableValue):
             log_undelivered("a change can't be decoded", "change.undecodable", change, calls, error)
-            await self._refuse(change, calls, error, "undecodable", again)
+            await self._refuse(change, calls, error, "undecodable", retried)
         else:
             log_undelivered("a document does not fit its model", "change.invalid", change, calls, error)
-            await self._refuse(change, calls, error, "invalid", again)
+            await self._refuse(change, calls, error, "invalid", retried)
 
-    async def stop_hopping(self, change: Change, calls: Calls) -> None:
+    async def refuse_hops(self, change: Change, calls: Calls) -> None:
         """Write dead letters for a change with too many hops."""
         error = _TooManyHops(
             f"{calls.hops} receivers in a row led to this change: the write of each one triggered the next one."
@@ -137,14 +139,14 @@ class Failures(NamedTuple):
         await self._refuse(change, calls, error, "too_many_hops", None)
 
     async def _refuse(
-        self, change: Change, calls: Calls, error: BaseException, reason: Reason, again: Again | None
+        self, change: Change, calls: Calls, error: BaseException, reason: Reason, retried: RetriedLetter | None
     ) -> None:
         """Write dead letters, even for `on_failure="block"`: only a new version of the application can succeed."""
         failure = Failure(error, datetime.now(UTC), 0, reason)
         for receiver in calls.receivers:
             self.stats.figures_of(receiver.name, calls.signal).refused += 1
-            if receiver.options.on_failure != "drop" or again is not None:
-                await self._keep(change, calls, receiver, failure, again)
+            if receiver.options.on_failure != "drop" or retried is not None:
+                await self._keep(change, calls, receiver, failure, retried)
 
     async def keep_unreadable(self, event: bytes, token: str, error: Exception) -> None:
         """Write a dead letter for an event that can't be decoded. Afterwards the position may pass the event."""

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
-from dispatcher.core.output.writer import say_at_once
+from dispatcher.core.output.writer import write_at_once
 from dispatcher.exceptions import ExitCode
 
-_LAST_WORDS: Final = (
+_MESSAGE: Final = (
     b"a process that a receiver forked returned to the code of the dispatcher and was ended; "
-    b"remedy: end such a process with os._exit(), or use asyncio.create_subprocess_exec()\n"
+    b"remedy: end forked processes with os._exit(), or use asyncio.create_subprocess_exec()\n"
 )
 
 T = TypeVar("T")
@@ -55,7 +55,7 @@ def leave_if_forked(error: BaseException | None = None) -> None:
         return
     if isinstance(error, SystemExit):
         os._exit(error.code if isinstance(error.code, int) else bool(error.code))
-    say_at_once(_LAST_WORDS)
+    write_at_once(_MESSAGE)
     os._exit(ExitCode.CRASHED)
 
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 from dispatcher.core.lease import Lease, now
 from dispatcher.core.output.logs import log
 from dispatcher.core.output.throttle import Throttle
-from dispatcher.core.tasks import Abandoned, Interrupted, receiving
+from dispatcher.core.tasks import Abandoned, Interrupted, receiver_task
 from dispatcher.delivery.attempt import Attempt, Target, run_receiver
 from dispatcher.delivery.capacity import Capacity
 from dispatcher.delivery.fork_guard import leave_if_forked, this_process
@@ -93,7 +93,7 @@ class Invoker:
         return replace(target, call=self.call)
 
     def can_be_cut(self, task: asyncio.Task[Any]) -> bool:
-        """Whether a worker can be cancelled without harm: inside a receiver, or after the loss of the lease."""
+        """Returns whether a worker can be cancelled without harm: in a receiver, or after its lease is lost."""
         return task in self._running or self._lease.lost.is_set()
 
     def delivery_in(self, task: asyncio.Task[Any]) -> Delivery | None:
@@ -127,7 +127,7 @@ class Invoker:
         self._running[task] = (monotonic(), attempt)
         try:
             context = copy_context()
-            context.run(receiving.set, task)
+            context.run(receiver_task.set, task)
             if run is run_receiver:  # the usual case: inlined, to save a frame
                 running = context.run(
                     target.receiver.function,

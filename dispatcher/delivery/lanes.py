@@ -1,4 +1,4 @@
-"""Lanes: each document has one change at a time, in commit order. Many documents run at once, within bounds.
+"""Runs the jobs of a document one after another, in commit order, and jobs of many documents at once.
 
 There is no task per change. A bounded number of workers takes jobs from the lanes. A receiver that never waits
 costs no turn of the event loop.
@@ -66,12 +66,12 @@ class Lanes:
         self._ready: deque[tuple[Hashable, Job | Errand]] = deque()
         self._workers: dict[asyncio.Task[None], _Worker] = {}
         self._idle: list[asyncio.Future[None]] = []
-        self._rousing = False
+        self._waking = False
         self._turn = _TURN
-        capacity.on_free(self._rouse_one)
+        capacity.on_free(self._wake_first)
 
     def has(self, key: Hashable) -> bool:
-        """Whether a job with this key is queued or in flight."""
+        """Returns whether a job with this key is queued or in flight."""
         return key in self._lanes
 
     def add(self, key: Hashable, job: Job | Errand) -> None:
@@ -82,8 +82,8 @@ class Lanes:
         if key not in self._lanes:
             self._lanes[key] = None
             self._ready.append((key, job))
-            if not self._rousing:
-                self._rouse(1)
+            if not self._waking:
+                self._wake(1)
             return
         followers = self._lanes[key]
         if followers is None:
@@ -92,25 +92,25 @@ class Lanes:
 
     # -- workers ---------------------------------------------------------------------------------------------
 
-    def _rouse_one(self) -> None:
-        if not self._rousing:
-            self._rouse(1)
+    def _wake_first(self) -> None:
+        if not self._waking:
+            self._wake(1)
 
-    def _rouse(self, workers: int) -> None:
+    def _wake(self, workers: int) -> None:
         """Wake some workers. If jobs are left in the next turn of the event loop, wake twice as many.
 
         One worker is enough for receivers that never wait. Receivers that wait need hundreds. Jobs that the first
         worker leaves in the queue show that the receivers wait.
         """
-        self._rousing = False
+        self._waking = False
         capacity = self._capacity
         if not self._ready or self._turn <= 0 or capacity.stopping or capacity.in_flight >= capacity.places:
             return
         for _ in range(min(workers, len(self._ready))):
             if not self._wake_one():
                 return  # all workers are busy, and take the next job afterwards
-        self._rousing = True
-        asyncio.get_running_loop().call_soon(self._rouse, workers * 2)
+        self._waking = True
+        asyncio.get_running_loop().call_soon(self._wake, workers * 2)
 
     def _wake_one(self) -> bool:
         while self._idle:
@@ -121,10 +121,10 @@ class Lanes:
         if len(self._workers) >= self._capacity.places + self._capacity.away:
             return False
         worker = _Worker()
-        self._employ(self._run(worker), worker)
+        self._start_task(self._run(worker), worker)
         return True
 
-    def _employ(self, work: Coroutine[Any, Any, None], worker: _Worker) -> None:
+    def _start_task(self, work: Coroutine[Any, Any, None], worker: _Worker) -> None:
         task = asyncio.create_task(work, name=f"lane-worker-{len(self._workers)}")
         self._workers[task] = worker
         task.add_done_callback(self._ended)
@@ -171,7 +171,7 @@ class Lanes:
 
     def _new_turn(self) -> None:
         self._turn = _TURN
-        self._rouse_one()
+        self._wake_first()
 
     def _finish(self, key: Hashable, job: Job | Errand) -> None:
         if isinstance(job, Job):
@@ -201,7 +201,7 @@ class Lanes:
         before = self._workers.pop(task)
         assert before.at is not None
         worker = _Worker(before.at)
-        self._employ(self._take_over(worker, *before.at, rest), worker)
+        self._start_task(self._take_over(worker, *before.at, rest), worker)
 
     async def _take_over(
         self, worker: _Worker, key: Hashable, job: Job | Errand, rest: Callable[[], Awaitable[None]]

@@ -35,7 +35,7 @@ class Measurement:
 
     async def _measure(self, call: Call, attempt: Attempt) -> BaseException | None:
         figures = attempt.target.figures
-        if attempt.delivery.attempt == 1 and isinstance(attempt.whose, Job):  # held deliveries waited on purpose
+        if attempt.delivery.attempt == 1 and isinstance(attempt.parent, Job):  # held deliveries waited on purpose
             committed = seconds_of(attempt.change.wall_time)
             if committed is not None:  # the server's clock may be ahead of ours
                 figures.latency.observe(max(0.0, time() + self._stats.clock_offset - committed))

@@ -40,7 +40,7 @@ class Failure(NamedTuple):
     reason: Reason = "failed"
 
 
-class Again(NamedTuple):
+class RetriedLetter(NamedTuple):
     """The dead letter that a delivery repeats.
 
     Attributes:
@@ -53,4 +53,4 @@ class Again(NamedTuple):
 
 
 Decision = Waiting | bool
-"""What follows a failed attempt: a wait for the next one, or the end; True if the delivery succeeded after all."""
+"""The result of an attempt: the wait for the next one; True if the delivery succeeded, False if it is given up."""

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from dispatcher.core.events import Calls, Change
 from dispatcher.core.retry import Pause
-from dispatcher.delivery.outcome import Again, Failure, Waiting
+from dispatcher.delivery.outcome import Failure, RetriedLetter, Waiting
 from mongoz.signals.receivers import Receiver
 
 
@@ -18,10 +18,10 @@ class HeldDeliveries(Protocol):
         """The names of receivers whose next delivery may have to wait. Nearly always empty."""
 
     def is_paused(self, name: str) -> bool:
-        """Whether an operator paused a receiver."""
+        """Returns whether an operator paused a receiver."""
 
     async def holds(self, change: Change, calls: Calls, receiver: Receiver) -> bool:
-        """Whether a delivery must wait after others. If it must, this writes it to the database."""
+        """Write a delivery to the database if it must wait for others. Returns whether it must wait."""
 
     async def park(
         self,
@@ -30,12 +30,12 @@ class HeldDeliveries(Protocol):
         receiver: Receiver,
         waiting: Waiting,
         *,
-        behind: "asyncio.Task[Any] | None" = None,
+        after: "asyncio.Task[Any] | None" = None,
     ) -> None:
         """Write a delivery that waits. When this returns, it survives a failover.
 
         Args:
-            behind: the task of the last attempt, if it still runs. The next attempt begins after its end.
+            after: the task of the last attempt, if it still runs. The next attempt begins after its end.
         """
 
 
@@ -48,7 +48,7 @@ class DeadLetters(Protocol):
         calls: Calls,
         receiver: Receiver,
         failure: Failure,
-        again: Again | None,
+        retried: RetriedLetter | None,
         *,
         term: int,
         pause: Pause,
@@ -56,7 +56,7 @@ class DeadLetters(Protocol):
         """Write a dead letter. When this returns, it survives a failover.
 
         Args:
-            again: the dead letter that this delivery repeats; the new one replaces it.
+            retried: the dead letter that this delivery repeats; the new one replaces it.
             pause: waits between attempts to write.
         """
 
@@ -68,7 +68,7 @@ class SessionRegister(Protocol):
     """The server sessions in which this process opens transactions."""
 
     async def announce(self, session: Any) -> None:
-        """Register a session, so that others can end its transaction if this process dies.
+        """Register a session, so that other processes can end its transaction if this process dies.
 
         Raises:
             PyMongoError: the command failed.

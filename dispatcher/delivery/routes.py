@@ -1,4 +1,4 @@
-"""Selects the receivers of a change: the receivers of its document, without those that the writing process ran.
+"""Selects the receivers of a change: the receivers of its document that the writing process did not run.
 
 `Routes.resolve` is the only place that selects receivers. It also applies `fields` and `where`.
 """
@@ -9,17 +9,17 @@ from typing import Any, Final, Literal, NamedTuple
 
 from dispatcher.core.events import CALLED, Calls, Change, Namespace
 from dispatcher.delivery.instances import name_of
-from dispatcher.delivery.where import Conditions, Routed
+from dispatcher.delivery.where import Conditions, RoutedChange
 from mongoz.connection import Collection
 from mongoz.connection.namespaces import NamespacePattern
 from mongoz.fields.storage import stored_names
 from mongoz.signals.names import POST
 from mongoz.signals.receivers import Receiver, stamp_ids
 
-Withheld = Literal["ran", "muted"]
+WithheldReason = Literal["ran", "muted"]
 """The reason why a stamped change skips a receiver: the writing process ran it, or the write was muted."""
 
-_NOBODY: Final[tuple[Calls, ...]] = ()
+_NO_CALLS: Final[tuple[Calls, ...]] = ()
 
 # Signal and `created` of a change without a stamp: only the operation decides.
 _NATURAL: Final = {
@@ -69,7 +69,7 @@ class _NamespaceListener(NamedTuple):
 
 
 class Routes:
-    """The receivers of a set of documents that are connected when this is made.
+    """The receivers of a set of documents. Receivers that are connected later are not included.
 
     Args:
         documents: concrete document classes.
@@ -86,7 +86,7 @@ class Routes:
         self._found: dict[Namespace, tuple[_NamespaceListener, ...]] = {}
         # Calls of changes without a stamp, if they depend only on namespace and operation.
         self._natural: dict[tuple[Namespace, str], tuple[Calls, ...]] = {}
-        self._withheld: dict[Hashable, tuple[tuple[Withheld, str, str], ...]] = {}
+        self._withheld: dict[Hashable, tuple[tuple[WithheldReason, str, str], ...]] = {}
         for document in documents:
             receivers = {
                 name: tuple(r for r in getattr(document.meta.signals, name).receivers if r.runs_in_dispatcher)
@@ -104,7 +104,7 @@ class Routes:
         """Make routes with a part of the receivers.
 
         Args:
-            keep: called with a signal name and a receiver; whether the receiver stays.
+            keep: called with a signal name and a receiver; returns whether the receiver stays.
             run: id of the run that calls them. In a run, receivers that the writing process ran are called, too.
         """
         routes = Routes((), self.group, self.apart_from)
@@ -127,7 +127,7 @@ class Routes:
 
     @property
     def namespaces(self) -> tuple[Namespace, ...]:
-        """The collections with listeners whose names are known."""
+        """The collections with listeners that are known by name, not by a pattern."""
         watched = (pattern for one in self._listeners for pattern in one.patterns if pattern.is_literal)
         named = [(pattern.database, pattern.collection) for pattern in watched]
         return tuple(dict.fromkeys([*(listener.namespace for listener in self._listeners), *named]))
@@ -166,7 +166,7 @@ class Routes:
                 for receiver in receivers:
                     yield listener.document, receiver
 
-    async def resolve(self, changes: Sequence[Change]) -> list[Routed]:
+    async def resolve(self, changes: Sequence[Change]) -> list[RoutedChange]:
         """The receivers of each change, in the order in which they are called. Most changes have none."""
         routed = [(change, self.route(change)) for change in changes]
         return routed if self._conditions is None else await self._conditions.wanted(routed)
@@ -177,14 +177,14 @@ class Routes:
         if change.origin is None and (known := self._natural.get(natural)) is not None:
             return known
         if change.operation not in _NATURAL:
-            return _NOBODY
+            return _NO_CALLS
         signal, created = _NATURAL[change.operation]
         done: frozenset[bytes] = frozenset()
         hops = 0
         origin = change.origin
         if origin is not None:
             if origin.muted:
-                return _NOBODY
+                return _NO_CALLS
             signal, created = CALLED[change.operation, origin.call]
             done, hops = origin.receivers, origin.hops
         calls = []
@@ -205,7 +205,7 @@ class Routes:
             self._natural[natural] = routed
         return routed
 
-    def withheld(self, change: Change) -> tuple[tuple[Withheld, str, str], ...]:
+    def withheld(self, change: Change) -> tuple[tuple[WithheldReason, str, str], ...]:
         """The receivers that do not get a change because of its stamp: reason, receiver and signal."""
         origin = change.origin
         assert origin is not None  # the caller has checked it
@@ -217,7 +217,7 @@ class Routes:
         if known is None:
             if len(self._withheld) >= _MOST_REMEMBERED:
                 self._withheld.clear()
-            reason: Withheld = "muted" if origin.muted else "ran"
+            reason: WithheldReason = "muted" if origin.muted else "ran"
             known = self._withheld[form] = tuple(
                 (reason, receiver.name, signal)
                 for one in self._found.get(change.namespace) or self._find(change.namespace)

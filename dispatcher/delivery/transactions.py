@@ -70,7 +70,7 @@ class Transactions:
             return
 
     async def is_committed(self, attempt: Attempt) -> bool:
-        """Whether a transaction of this delivery is committed. Needed because the reply to a commit may get lost.
+        """Returns whether a transaction of this delivery is committed. The reply to its commit may be lost.
 
         Raises:
             PyMongoError: the command failed.
@@ -104,12 +104,12 @@ async def _insert(records: Any, id_: dict[str, str], session: Any) -> None:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the server asks to repeat the transaction. Follows the cause of the receiver's error."""
+    """Returns whether the server asks to repeat the transaction. Follows the cause of the receiver's error."""
     return any(any(map(one.has_error_label, _TRANSIENT)) for one in _driver_errors(error))
 
 
 def is_conflict(error: BaseException) -> bool:
-    """Whether a transaction conflicted with another write. Follows the cause of the receiver's error."""
+    """Returns whether a transaction conflicted with another write. Follows the cause of the receiver's error."""
     return any(isinstance(one, OperationFailure) and one.code in _CONFLICTS for one in _driver_errors(error))
 
 

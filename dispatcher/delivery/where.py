@@ -32,7 +32,7 @@ from dispatcher.exceptions import AccessDenied, ApplicationError
 from mongoz.signals.receivers import Receiver
 from mongoz.stamps import FIELD
 
-Routed = tuple[Change, tuple[Calls, ...]]
+RoutedChange = tuple[Change, tuple[Calls, ...]]
 """A change and its receivers."""
 
 # Decoding keeps the last of several fields with the same name, and every other value unchanged.
@@ -96,7 +96,7 @@ class Conditions:
         where = dict(receiver.options.where or {})
         try:
             raw = RawBSONDocument(bson.encode(where, codec_options=self._codec_options))
-            # Checked without documents: a filter that fails on one may suit the documents of the collection.
+            # Checked without documents: a filter that fails on one document may suit the others.
             await self._database.command(_command([], [raw]))
         except _PASSING:
             raise
@@ -104,15 +104,15 @@ class Conditions:
             if isinstance(error, PyMongoError) and isinstance(fatal(error, self._address), AccessDenied):
                 raise
             details = getattr(error, "details", None) or {}
-            said = str(details.get("errmsg", error)).rstrip(".")
+            reason = str(details.get("errmsg", error)).rstrip(".")
             raise ApplicationError(
                 f"where={where!r} of receiver {receiver.name!r} of {document.__name__} is no filter that "
-                f"{self._address} accepts: {said}.",
-                remedy="It must be what find() takes, without $where, $text and $near.",
+                f"{self._address} accepts: {reason}.",
+                remedy="Use a filter that find() accepts, without $where, $text and $near.",
             ) from error
         return raw
 
-    async def wanted(self, routed: list[Routed]) -> list[Routed]:
+    async def wanted(self, routed: list[RoutedChange]) -> list[RoutedChange]:
         """Remove the receivers whose `where` rejects a change. Returns the changes with the others."""
         groups: dict[tuple[int, ...], list[_Question]] = defaultdict(list)
         for place, (change, calls) in enumerate(routed):
@@ -141,7 +141,7 @@ class Conditions:
         return tuple(one for one in kept if one.receivers)
 
     async def _answers(self, questions: list[_Question]) -> list[set[int]]:
-        """Find the filters that each document satisfies. Asks for single ones after an error."""
+        """Find the filters that each document satisfies. After an error, ask for each of them alone."""
         wheres = questions[0].wheres
         try:
             return await self._ask(questions)

@@ -1,4 +1,4 @@
-"""Subprocesses of `demo` and `dev`. They end when this process ends, even by a crash."""
+"""Subprocesses of `demo` and `dev`. They end when this process ends, even if it crashes."""
 
 import os
 import signal

@@ -1,6 +1,6 @@
 """A private, real mongod for development and tests. It can't outlive the process that started it.
 
-    start_embedded   launch, listen, elect; on a free port, in a temporary directory
+    start_embedded   starts a mongod on a free port, in a temporary directory, and waits for its election
     embedded_mongo   start_embedded as a context manager
 
 The chain of processes. Each process notices the death of the previous one:
@@ -45,8 +45,8 @@ _STOP_SECONDS = 15.0
 
 # $1 is the directory to remove at the end, or empty; the rest is the command line of mongod.
 # - A background job of a non-interactive shell reads /dev/null by default: hence fd 3.
-# - `read` returns at the end of the file (this process died) and for a line (it asks for the end). The line is
-#   needed if a fork of this process holds a copy of the pipe, which then stays open.
+# - `read` returns at the end of the file, when this process has died, and after a line, by which this process asks
+#   for the end. The line is needed if a fork of this process holds a copy of the pipe, which then stays open.
 # - The watcher is ended by KILL: it could have inherited an ignored TERM, e.g. from a parent under `nohup`.
 _GUARDIAN = r"""
 scratch=$1; shift
@@ -73,14 +73,14 @@ kill -KILL "$watcher" 2>/dev/null
 exit "$code"
 """
 
-_BAD_NEWS = re.compile(r"error|cannot|not |fail|denied|illegal", re.IGNORECASE)
+_ERROR_WORDS = re.compile(r"error|cannot|not |fail|denied|illegal", re.IGNORECASE)
 _ADDRESS_IN_USE = re.compile(r"address already in use", re.IGNORECASE)
 # The first match in the output of a mongod that ended early gives the remedy.
 _REMEDIES = (
     (re.compile(r"libcurl"), "apt-get install libcurl4 (or your system's package of libcurl)"),
     (re.compile(r"lib(crypto|ssl)"), "this mongod was built for another OpenSSL: set MONGOZ_MONGOD"),
     (re.compile(r"shared librar|Library not loaded|GLIBC"), "install the library, or set MONGOZ_MONGOD"),
-    (_ADDRESS_IN_USE, "stop what listens there, name another port, or none for a free one"),
+    (_ADDRESS_IN_USE, "stop the process that listens there, or name another port, or no port to get a free one"),
     (re.compile(r"DBPathInUse"), "stop the mongod that uses this directory, or name another directory"),
     (re.compile(r"Illegal instruction"), "this mongod needs a newer CPU, with AVX: use another machine"),
     (re.compile(r"unrecognised option|[Uu]nknown.*parameter"), "check extra_args; MongoDB 6.0+ is needed"),
@@ -155,7 +155,7 @@ def start_embedded(
 ) -> EmbeddedMongo:
     """Start a private mongod and wait until it accepts writes, which takes less than a second.
 
-    mongod ends when `stop()` is called, or when this process ends, even by a crash. Ctrl-C does not reach mongod.
+    mongod ends when `stop()` is called, or when this process ends, even if it crashes. Ctrl-C does not reach it.
     This function blocks: from a running event loop, call it in a thread.
 
     Args:
@@ -237,18 +237,18 @@ class _Guardian:
         code = self.process.poll()
         if code is None:
             return
-        complaint = _complaint(self.read_log(), code)
-        remedy = next((remedy for pattern, remedy in _REMEDIES if pattern.search(complaint)), "")
-        kind = _PortTakenError if _ADDRESS_IN_USE.search(complaint) else EmbeddedError
+        reason = _last_error(self.read_log(), code)
+        remedy = next((remedy for pattern, remedy in _REMEDIES if pattern.search(reason)), "")
+        kind = _PortTakenError if _ADDRESS_IN_USE.search(reason) else EmbeddedError
         raise kind(
-            f"mongod ended while starting on {self.address} (exit code {code}): {complaint}",
+            f"mongod ended while starting on {self.address} (exit code {code}): {reason}",
             remedy=remedy or "run this mongod by hand with --version to see whether it works here at all",
         )
 
     def stop(self) -> None:
         if self not in _running:
             return
-        # Broken pipe: mongod has ended by itself, and the guardian after it. Closed: by a second thread.
+        # OSError: mongod and the guardian have ended by themselves. ValueError: another thread closed the pipe.
         with suppress(OSError, ValueError):
             self.pipe.write(b"stop\n")
         self.pipe.close()
@@ -310,11 +310,13 @@ def _launch(
         log.close()
         if scratch:
             shutil.rmtree(scratch, ignore_errors=True)
-        raise EmbeddedError(f"/bin/sh cannot be run: {error}", remedy="see this user's limits") from error
+        raise EmbeddedError(
+            f"/bin/sh cannot be run: {error}", remedy="raise the limits of this user: see `ulimit -a`"
+        ) from error
     assert process.stdin is not None
     assert process.stdout is not None
     with process.stdout as announced:
-        # Empty if the shell itself was killed: `check_alive` reports that.
+        # The line is empty if the shell itself was killed: `check_alive` reports that.
         pid = int(announced.readline() or 0)
     guardian = _Guardian(process, process.stdin, log, pid, port, data, directory is None, replica_set)
     _running.add(guardian)
@@ -324,7 +326,8 @@ def _launch(
 def _arguments(port: int, directory: Path, replica_set: bool) -> list[str]:
     arguments = ["--port", str(port), "--bind_ip", _HOST, "--nounixsocket", "--dbpath", str(directory)]
     arguments += ["--quiet", "--wiredTigerCacheSizeGB", "0.25"]
-    # By default the journal is preallocated in files of 100 MB. So it takes 9 MB, not 301, and recovers faster.
+    # By default the journal is preallocated in files of 100 MB. This option makes it 9 MB instead of 301 MB, and
+    # the recovery faster.
     arguments += ["--wiredTigerEngineConfigString", "log=(file_max=8MB,prealloc=false)"]
     arguments += ["--setParameter", "diagnosticDataCollectionEnabled=false"]
     # By default a stopping primary waits 15 seconds for a successor, and there is none.
@@ -391,7 +394,7 @@ def _wait_until_primary(guardian: _Guardian, deadline: float) -> None:
                 hello = client.admin.command("hello")
                 if hello["isWritablePrimary"]:
                     return
-                # A member of a set reports the set's name. A new node does not, nor does one with a changed port.
+                # A member of a set reports the set's name. A new node or a node with a changed port reports none.
                 if guardian.replica_set and "setName" not in hello:
                     _configure(client, guardian)
             except PyMongoError as error:
@@ -437,14 +440,14 @@ def _too_late(guardian: _Guardian, trouble: str) -> EmbeddedError:
     )
 
 
-def _complaint(log: str, code: int) -> str:
+def _last_error(log: str, code: int) -> str:
     """Return the line of the log that explains best why mongod ended."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     for line in reversed(lines):
         if error := _structured_error(line):
             return error
     plain = [line for line in lines if not line.startswith("{")]
-    wrong = [line for line in plain if _BAD_NEWS.search(line)]
+    wrong = [line for line in plain if _ERROR_WORDS.search(line)]
     if wrong or plain:
         return (wrong or plain)[-1]
     return "Illegal instruction" if code == 128 + signal.SIGILL else "it logged nothing"

@@ -23,8 +23,8 @@ from dispatcher.position.documents import Layout, Position, SavedPositions
 from dispatcher.position.store import PositionStore
 
 # Maximum seconds between two reads of the group. A short lease makes the reads more frequent.
-_LOOK: Final = 1.0
-_LOOKS_PER_LEASE: Final = 10
+_READ_INTERVAL: Final = 1.0
+_READS_PER_LEASE: Final = 10
 
 # A lease is renewed when a third of it is over.
 _RENEWALS: Final = 3
@@ -46,7 +46,7 @@ class Work(Protocol):
 W = TypeVar("W", bound=Work)
 
 
-class Held(NamedTuple, Generic[W]):
+class HeldPartition(NamedTuple, Generic[W]):
     """A partition that this process holds.
 
     Attributes:
@@ -95,15 +95,15 @@ class Coordinator(Generic[W]):
         self._begin = begin
         self._work = work
         self._resized = resized
-        self._look_every = min(_LOOK, lease / _LOOKS_PER_LEASE)
+        self._read_every = min(_READ_INTERVAL, lease / _READS_PER_LEASE)
         self._heartbeats = Heartbeats()
-        self._looked = float("-inf")
-        self._beaten = now()
+        self._read_at = float("-inf")
+        self._beaten_at = now()
         self._failed = 0
         self._failures: list[BaseException] = []
         self._is_answered = True  # whether the server answered the last message
         self._awake = asyncio.Event()
-        self.held: dict[int, Held[W]] = {}
+        self.held: dict[int, HeldPartition[W]] = {}
         self.live: tuple[str, ...] = ()
         self.layout: Layout | None = None
         self.outdated = False
@@ -116,8 +116,8 @@ class Coordinator(Generic[W]):
 
     @property
     def in_touch(self) -> bool:
-        """Whether this process has read the other members, and written a heartbeat, within the lease time."""
-        return now() - min(self._looked, self._beaten) < self._lease
+        """Returns whether this process has read the members, and written a heartbeat, within the lease time."""
+        return now() - min(self._read_at, self._beaten_at) < self._lease
 
     async def run(self, stop: asyncio.Event) -> None:
         """Hold a fair share of the partitions until `stop` is set. Then hand them over, and leave the group."""
@@ -125,10 +125,10 @@ class Coordinator(Generic[W]):
         try:
             while not stop.is_set():
                 self._awake.clear()
-                await self._look_until(stopping)
+                await self._coordinate_until(stopping)
                 self._raise_failures()
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(self._look_every):
+                    async with asyncio.timeout(self._read_every):
                         await self._awake.wait()
         finally:
             await end([stopping])
@@ -141,23 +141,23 @@ class Coordinator(Generic[W]):
 
     # -- reading the group ---------------------------------------------------------------------------------------
 
-    async def _look_until(self, stopping: "asyncio.Task[None]") -> None:
+    async def _coordinate_until(self, stopping: "asyncio.Task[None]") -> None:
         """Read the group, and act on it. After the stop, do not wait for a server that does not answer."""
-        looking = asyncio.create_task(self._look_around(), name="look-around")
+        coordinating = asyncio.create_task(self._try_to_coordinate(), name="coordinate")
         try:
-            await asyncio.wait([looking, stopping], return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait([looking], timeout=_LITTLE_PATIENCE)
+            await asyncio.wait([coordinating, stopping], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([coordinating], timeout=_LITTLE_PATIENCE)
         finally:
-            await end([looking])
-        if not looking.cancelled():
-            looking.result()
+            await end([coordinating])
+        if not coordinating.cancelled():
+            coordinating.result()
 
-    async def _look_around(self) -> None:
+    async def _try_to_coordinate(self) -> None:
         """Read the group once, and act on it. If the server does not answer, the next call tries again."""
         try:
             async with asyncio.timeout(self._lease):
                 await self._beat_if_due()
-                await self._look()
+                await self._coordinate()
         except (PyMongoError, TimeoutError) as error:
             raise_if_fatal(error, self._store.address)
             self._failed += 1
@@ -172,12 +172,12 @@ class Coordinator(Generic[W]):
 
     async def _beat_if_due(self) -> None:
         sent = now()
-        if sent - self._beaten < self._lease / _RENEWALS - self._look_every:
+        if sent - self._beaten_at < self._lease / _RENEWALS - self._read_every:
             return
         await self._members.beat()
-        self._beaten = sent
+        self._beaten_at = sent
 
-    async def _look(self) -> None:
+    async def _coordinate(self) -> None:
         asked = now()
         sessions = await self._members.sessions.all()  # before the members: they include each living owner
         saved = await self._store.load()
@@ -197,7 +197,7 @@ class Coordinator(Generic[W]):
         owners = {number: self._owner(one, ages) for number, one in saved.positions.items()}
         if saved.layout.wanted not in (None, saved.layout.partitions):
             await self._divide(saved, owners)
-            self._looked = asked
+            self._read_at = asked
             return
         self._note_older([member for member in live if member.format < FORMAT])
         sharing = [member for member in live if not member.leaving and member.format >= FORMAT]
@@ -208,7 +208,7 @@ class Coordinator(Generic[W]):
             self._hand_over(number)
         for number in todo.claim:
             await self._claim(saved.positions[number], saved.layout.partitions)
-        self._looked = asked
+        self._read_at = asked
 
     async def _living(self, members: list[Member], ages: dict[Any, float]) -> list[Member]:
         """The members that this process considers alive. It removes the dead members."""
@@ -216,7 +216,7 @@ class Coordinator(Generic[W]):
         for member in members:
             dead = ages[member.id] >= member.lease or member.identity.is_dead
             if member.id != self.member_id and dead:
-                await self._members.bury(member)
+                await self._members.remove_dead(member)
             else:
                 living.append(member)
         return living
@@ -239,7 +239,8 @@ class Coordinator(Generic[W]):
                 "partitions, since it does not know all receivers and collections",
                 action="lease.outdated",
                 member=self.member_id,
-                remedy="start this process again with the new version; or with this version, to return to it",
+                remedy="start this process again with the new version; to return to this version, start it again "
+                "unchanged",
             )
         self.outdated = outdated
 
@@ -289,14 +290,14 @@ class Coordinator(Generic[W]):
         assert position.token is not None  # `begin` has recorded missing tokens
         work, stop = self._work(lease, position), asyncio.Event()
         task = asyncio.create_task(self._hold(lease, work, stop), name=f"partition-{lease.partition}")
-        self.held[lease.partition] = Held(lease, work, stop, task)
+        self.held[lease.partition] = HeldPartition(lease, work, stop, task)
         task.add_done_callback(partial(self._ended, lease.partition))
         self._resized()
 
     def _hand_over(self, number: int) -> None:
         held = self.held[number]
         if not held.stop.is_set():
-            log.info("handing a partition over", action="lease.handed_over", partition=number)
+            log.info("a partition is handed over", action="lease.handed_over", partition=number)
             held.stop.set()
 
     async def _hold(self, lease: Lease, work: W, stop: asyncio.Event) -> None:
@@ -326,7 +327,7 @@ class Coordinator(Generic[W]):
         every = self._lease / _RENEWALS
         failures = 0
         while not lease.lost.is_set():
-            await asyncio.sleep(every if not failures else min(every, self._look_every))
+            await asyncio.sleep(every if not failures else min(every, self._read_every))
             sent = now()
             try:
                 async with asyncio.timeout(every):
@@ -353,7 +354,7 @@ class Coordinator(Generic[W]):
             return
         lease.give_up()
         if self._is_answered:
-            await self._say(self._store.release(lease))
+            await self._try_write(self._store.release(lease))
 
     # -- the end ---------------------------------------------------------------------------------------------
 
@@ -364,15 +365,15 @@ class Coordinator(Generic[W]):
         """
         for number in self.held:
             self._hand_over(number)
-        await self._say(self._members.beat(leaving=True))
+        await self._try_write(self._members.beat(leaving=True))
         while self.held:
             await asyncio.wait([held.task for held in self.held.values()], timeout=self._lease / _RENEWALS)
             if self.held:
-                await self._say(self._members.beat(leaving=True))
+                await self._try_write(self._members.beat(leaving=True))
         if self._is_answered:
-            await self._say(self._members.leave())
+            await self._try_write(self._members.leave())
 
-    async def _say(self, message: Awaitable[None]) -> None:
+    async def _try_write(self, message: Awaitable[None]) -> None:
         """Run one write at the end of the process. If it fails, the other members notice the end later."""
         try:
             async with asyncio.timeout(_PATIENCE):
@@ -391,7 +392,7 @@ class Coordinator(Generic[W]):
 
 
 def _is_outdated(member: Member, saved: SavedPositions) -> bool:
-    """Whether a newer version of the application has held a partition."""
+    """Returns whether a newer version of the application has held a partition."""
     return any(
         one.version not in ("", member.version)
         and one.version_since is not None

@@ -27,7 +27,7 @@ async def require_receiver(group: Group, receiver: str, *, known: Collection[str
         names |= set(await group.state.held.distinct("receiver", of_group)) - {None}
     if receiver not in names:
         raise UnknownReceiver(
-            f"No dispatcher of group {group.name!r} has a receiver {receiver!r}, and no letter or parked delivery "
-            f"is for one.{nearest(receiver, names)}",
+            f"No dispatcher of group {group.name!r} has a receiver {receiver!r}, and no dead letter or parked "
+            f"delivery names it.{nearest(receiver, names)}",
             remedy="`dispatcher receivers APP` lists them. Start a dispatcher that has it, or name APP.",
         )

@@ -60,7 +60,7 @@ async def divide_into(store: PositionStore, partitions: int | None) -> None:
     while partitions is not None and (saved := await store.load()).layout is not None:
         if (saved.layout.wanted or saved.layout.partitions) == partitions:
             return
-        if await store.want(saved, partitions):
+        if await store.request(saved, partitions):
             log.info(
                 "another number of partitions is requested; the members hand over their partitions",
                 action="layout.wanted",

@@ -12,7 +12,7 @@ from pymongo import ReturnDocument
 
 from dispatcher.core.identity import Identity, own_identity
 from dispatcher.core.state import MEMBERS, Group
-from dispatcher.core.state_checks import Sound
+from dispatcher.core.state_checks import StateReader
 from dispatcher.group.sessions import GroupSessions
 
 FORMAT: Final = 2
@@ -70,20 +70,20 @@ class Members:
 
     Args:
         facts: fields of this process that never change.
-        says: returns the fields that change.
+        status: returns the fields that change.
     """
 
     def __init__(
         self,
         group: Group,
         facts: Mapping[str, Any],
-        says: Callable[[], Mapping[str, Any]] = dict,
+        status: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         self._collection = group.state.members
         self._group = group.name
         identity = own_identity()
         self._facts = {"group": group.name, **identity._asdict(), **facts}
-        self._says = says
+        self._status = status
         self.id = str(ObjectId())
         self.sessions = GroupSessions(group, self.id)
         self.started: datetime | None = None
@@ -93,7 +93,7 @@ class Members:
         found = await self._collection.find_one_and_update(
             {"_id": self.id},
             {
-                "$set": {**self._facts, **self._says(), "beat": 0, "leaving": False},
+                "$set": {**self._facts, **self._status(), "beat": 0, "leaving": False},
                 "$currentDate": {"started_at": True, "seen_at": True},
             },
             upsert=True,
@@ -106,7 +106,7 @@ class Members:
 
     async def beat(self, *, leaving: bool = False) -> None:
         """Write a heartbeat. If this process was removed as dead, it becomes a member again."""
-        values = {**self._facts, "started_at": self.started, "leaving": leaving, **self._says()}
+        values = {**self._facts, "started_at": self.started, "leaving": leaving, **self._status()}
         await self._collection.update_one(
             {"_id": self.id},
             {"$set": values, "$inc": {"beat": 1}, "$currentDate": {"seen_at": True}},
@@ -121,11 +121,11 @@ class Members:
     async def all(self) -> list[Member]:
         """All members, dead or alive, the longest-serving first. Malformed documents are skipped."""
         found = self._collection.find({"group": self._group}).sort("_id")
-        sound = Sound(self._collection.database.name)
-        members = sound.each(MEMBERS, await found.to_list(), Member.read)
-        sound.log()
+        reader = StateReader(self._collection.database.name)
+        members = reader.each(MEMBERS, await found.to_list(), Member.read)
+        reader.log()
         return members
 
-    async def bury(self, dead: Member) -> None:
+    async def remove_dead(self, dead: Member) -> None:
         """Remove a dead member, unless it has written a heartbeat since."""
         await self._collection.delete_one({"_id": dead.id, "beat": dead.beat})

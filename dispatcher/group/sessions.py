@@ -14,7 +14,7 @@ from uuid import UUID
 
 from dispatcher.core.output.logs import log
 from dispatcher.core.state import CODEC_OPTIONS, SESSIONS, Group
-from dispatcher.core.state_checks import Sound
+from dispatcher.core.state_checks import StateReader
 
 # Seconds after which a session is registered again. A session that was not used for twice as long is removed: the
 # driver replaces sessions without a notification. A transaction takes a minute at most.
@@ -65,9 +65,9 @@ class GroupSessions:
     async def all(self) -> list[OpenSession]:
         """The sessions of all members."""
         rows = self._collection.find({"group": self._group}, {"owner": True})
-        sound = Sound(self._collection.database.name)
-        found = sound.each(SESSIONS, await rows.to_list(), _open_session)
-        sound.log()
+        reader = StateReader(self._collection.database.name)
+        found = reader.each(SESSIONS, await rows.to_list(), _open_session)
+        reader.log()
         return found
 
     async def end(self, left_open: Iterable[OpenSession]) -> None:

@@ -14,7 +14,7 @@ from pymongo.errors import PyMongoError
 from dispatcher.core.error_text import text_of
 from dispatcher.core.output.logs import log
 from dispatcher.core.state import HELD, Group
-from dispatcher.core.state_checks import Misfit, Sound, letter, problem_of
+from dispatcher.core.state_checks import Misfit, StateReader, letter, problem_of
 from dispatcher.core.stats import Stats
 from dispatcher.exceptions import MalformedLetter, UnknownLetter, UnknownReceiver
 from dispatcher.operate.status_model import MemberStatus
@@ -110,9 +110,9 @@ async def letters_of(group: Group, wanted: Wanted, limit: int = 0) -> tuple[list
     """
     found = group.state.held.find(wanted.query(group.name), _SHORT)
     newest = [("last_attempt_at", -1), ("token", -1), ("_id", -1)]  # many may have failed within a millisecond
-    sound = Sound(group.state.name)
-    letters = sound.each(HELD, await found.sort(newest).limit(limit).to_list(None), letter)
-    return letters, sound.misfits
+    reader = StateReader(group.state.name)
+    letters = reader.each(HELD, await found.sort(newest).limit(limit).to_list(None), letter)
+    return letters, reader.misfits
 
 
 async def ids_of(group: Group, wanted: Wanted) -> list[str]:

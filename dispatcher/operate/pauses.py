@@ -26,7 +26,7 @@ from pymongo.errors import PyMongoError
 from dispatcher.core.driver_errors import in_short
 from dispatcher.core.output.logs import log
 from dispatcher.core.state import CONTROLS, Group
-from dispatcher.core.state_checks import Sound, receiver_paused
+from dispatcher.core.state_checks import StateReader, receiver_paused
 from dispatcher.group.known_receivers import require_receiver
 from dispatcher.operate.status_model import Pause
 
@@ -39,9 +39,9 @@ _LOOK: Final = 1.0
 async def pauses(group: Group) -> list[Pause]:
     """The pauses of a group."""
     found = group.state.controls.find({"group": group.name, "kind": "pause"}, sort=[("_id", 1)])
-    sound = Sound(group.state.name)
-    paused = sound.each(CONTROLS, await found.to_list(), _paused)
-    sound.log()
+    reader = StateReader(group.state.name)
+    paused = reader.each(CONTROLS, await found.to_list(), _paused)
+    reader.log()
     return paused
 
 

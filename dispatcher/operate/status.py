@@ -21,7 +21,7 @@ from dispatcher.core.identity import Identity
 from dispatcher.core.oplog import Oplog, clock_offset, look_at_oplog
 from dispatcher.core.output.logs import log
 from dispatcher.core.state import CONTROLS, GAPS, HELD, MEMBERS, POSITIONS, Group, State
-from dispatcher.core.state_checks import Sound, receiver_paused
+from dispatcher.core.state_checks import StateReader, receiver_paused
 from dispatcher.core.stats import in_utc, seconds_of
 from dispatcher.operate.health import health_of
 from dispatcher.operate.status_model import (
@@ -80,30 +80,30 @@ async def read_status(group: Group, myself: MemberStatus | None = None) -> Group
     oplog = await look_at_oplog(group.state.client)
     now = time() + offset
     status = GroupStatus(group.name, datetime.fromtimestamp(now, UTC), offset, oplog and oplog.window)
-    of_group, sound = {"group": group.name}, Sound(group.state.name)
-    status.members = _with_myself(await _members(group, now, sound), myself)
+    of_group, reader = {"group": group.name}, StateReader(group.state.name)
+    status.members = _with_myself(await _members(group, now, reader), myself)
     positions = await group.state.as_on_this_node(POSITIONS).find(of_group, _OWNED).to_list()
     layout = next((one.get("partitions") for one in positions if one["_id"] == group.name), None)
     status.partition_count = layout if isinstance(layout, int) else 1
     numbered = [one for one in positions if "partition" in one]
-    status.partitions = _partitions(numbered, status.members, oplog, now, sound)
+    status.partitions = _partitions(numbered, status.members, oplog, now, reader)
     counted = _Counted(group)
     status.dead_letters, status.parked, status.parked_deliveries, status.gap_count = await asyncio.gather(
-        _letters(counted, sound),
-        _parked(counted, sound),
+        _letters(counted, reader),
+        _parked(counted, reader),
         counted.all("parked_deliveries", HELD, WAITING),
         counted.all("gap_count", GAPS),
     )
     status.at_least = sorted(counted.at_least)
     controls = await group.state.as_on_this_node(CONTROLS).find(of_group).to_list()
-    status.paused = sound.each(CONTROLS, (one for one in controls if one.get("kind") == "pause"), _paused)
-    status.runs = sound.each(CONTROLS, (one for one in controls if one.get("kind") == "run"), _run)
+    status.paused = reader.each(CONTROLS, (one for one in controls if one.get("kind") == "pause"), _paused)
+    status.runs = reader.each(CONTROLS, (one for one in controls if one.get("kind") == "run"), _run)
     gaps = group.state.as_on_this_node(GAPS)
     newest = await gaps.find(of_group).sort("noted_at", -1).limit(_MOST_GAPS).to_list()
-    status.gaps = sound.each(GAPS, newest, _gap)
-    status.misfits = sound.misfits
+    status.gaps = reader.each(GAPS, newest, _gap)
+    status.misfits = reader.misfits
     if myself is not None:  # commands print the malformed documents instead
-        sound.log()
+        reader.log()
     status.health = health_of(status)
     return status
 
@@ -183,12 +183,12 @@ async def members_of(group: Group, now: float | None = None) -> list[MemberStatu
     """
     if now is None:
         now = time() + await clock_offset(group.state.client)
-    return await _members(group, now, Sound(group.state.name))
+    return await _members(group, now, StateReader(group.state.name))
 
 
-async def _members(group: Group, now: float, sound: Sound) -> list[MemberStatus]:
+async def _members(group: Group, now: float, reader: StateReader) -> list[MemberStatus]:
     found = group.state.as_on_this_node(MEMBERS).find({"group": group.name}).sort("_id", 1)
-    return sound.each(MEMBERS, await found.to_list(), lambda one: _member(one, now))
+    return reader.each(MEMBERS, await found.to_list(), lambda one: _member(one, now))
 
 
 def _member(found: dict[str, Any], now: float) -> MemberStatus:
@@ -218,14 +218,18 @@ def _member(found: dict[str, Any], now: float) -> MemberStatus:
 
 
 def _partitions(
-    positions: Iterable[dict[str, Any]], members: list[MemberStatus], oplog: Oplog | None, now: float, sound: Sound
+    positions: Iterable[dict[str, Any]],
+    members: list[MemberStatus],
+    oplog: Oplog | None,
+    now: float,
+    reader: StateReader,
 ) -> list[PartitionStatus]:
     by_id = {one.id: one for one in members}
 
     def make(found: dict[str, Any]) -> PartitionStatus:
         return _partition(found, by_id.get(str(found.get("owner"))), oplog, now)
 
-    return sorted(sound.each(POSITIONS, positions, make), key=lambda one: one.number)
+    return sorted(reader.each(POSITIONS, positions, make), key=lambda one: one.number)
 
 
 def _partition(
@@ -296,24 +300,24 @@ class _Counted:
             return await cursor.to_list()
 
 
-async def _letters(counted: _Counted, sound: Sound) -> list[DeadLetterCount]:
+async def _letters(counted: _Counted, reader: StateReader) -> list[DeadLetterCount]:
     by_receiver = {
         "_id": {"receiver": "$receiver", "signal": "$signal"},
         "count": {"$sum": 1},
         "newest_at": {"$max": "$last_attempt_at"},
     }
     found = await counted.by("dead_letters", HELD, by_receiver, LETTERS, {"last_attempt_at": 1})
-    return sound.each(HELD, found, _letters_of)
+    return reader.each(HELD, found, _letters_of)
 
 
-async def _parked(counted: _Counted, sound: Sound) -> list[ParkedCount]:
+async def _parked(counted: _Counted, reader: StateReader) -> list[ParkedCount]:
     by_receiver = {
         "_id": {"receiver": "$receiver", "reason": "$state"},
         "count": {"$sum": 1},
         "due_at": {"$min": "$due_at"},
     }
     found = await counted.by("parked", HELD, by_receiver, HEADS, {"receiver": 1, "due_at": 1})
-    return sound.each(HELD, found, _parked_of)
+    return reader.each(HELD, found, _parked_of)
 
 
 def _letters_of(found: dict[str, Any]) -> DeadLetterCount:

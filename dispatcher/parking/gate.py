@@ -28,7 +28,7 @@ from dispatcher.parking.record import Record, record_of
 from dispatcher.parking.store import HeldStore, lane_id
 from mongoz.signals.receivers import Receiver
 
-Listening = Callable[[Namespace], Sequence[tuple[str, frozenset[str]]]]
+ListenersOf = Callable[[Namespace], Sequence[tuple[str, frozenset[str]]]]
 """Returns the listeners of a collection: names of document classes, each with the names of its receivers."""
 
 
@@ -59,7 +59,7 @@ class Parking:
         self._pause = pause
         self._paused = paused
         self._on_parked: Callable[[float], None] = lambda _seconds: None
-        self.me = secrets.token_hex(8)
+        self.own_id = secrets.token_hex(8)
         # A lane has the name that its receiver had when the lane began.
         self._names = {one.name: (*one.options.formerly, one.name) for one in receivers}
         self._owners: dict[str, set[str]] = defaultdict(set)
@@ -67,7 +67,7 @@ class Parking:
             for one in names:
                 self._owners[one].add(name)
         self._orphaned: set[str] = set()
-        # Names with parked deliveries, and the number of deliveries parked so far: it shows if one was added.
+        # Names with parked deliveries, each with a number that grows with each delivery that is parked.
         self._busy: dict[str, int] = {}
         # Names with a write in progress: a query may not find the delivery yet.
         self._writing: Counter[str] = Counter()
@@ -77,8 +77,8 @@ class Parking:
         self.stuck: set[str] = set()
         """Lanes whose last attempt still runs in an abandoned task."""
         self.retried: set[str] = set()
-        """Lanes that a dead letter joined since they were last worked off: it may be their first delivery."""
-        self._resting: set[str] = set()
+        """Lanes that a dead letter has joined since their last errand. It may be their first delivery now."""
+        self._paused_names: set[str] = set()
         self.watched: set[str] = set()
         """Names of the receivers whose deliveries may have to wait. Usually empty."""
 
@@ -92,8 +92,8 @@ class Parking:
         return tuple(name for name in self._busy if not self.is_paused(name))
 
     def is_paused(self, name: str) -> bool:
-        """Whether the deliveries parked under a name must wait: their receiver is paused, by any of its names."""
-        return not self._owners[name].isdisjoint(self._resting)
+        """Returns whether the receiver of deliveries parked under a name is paused, by any of its names."""
+        return not self._owners[name].isdisjoint(self._paused_names)
 
     async def load(self) -> None:
         """Find the deliveries that earlier processes parked; an earlier version may park further ones later."""
@@ -107,7 +107,7 @@ class Parking:
         if orphaned:
             self._orphaned |= orphaned
             log.warning(
-                "deliveries are parked for receivers that the application does not have; they stay there",
+                "deliveries are parked for receivers that the application does not have; they stay parked",
                 action="parked.orphaned",
                 receivers=sorted(orphaned),
                 remedy="connect a receiver with this name, or with formerly= this name",
@@ -116,23 +116,23 @@ class Parking:
     def watch(self) -> None:
         """Update `watched`: the receivers that have parked deliveries or are paused now."""
         busy = {name for name, names in self._names.items() if any(one in self._busy for one in names)}
-        self._resting = {name for name, names in self._names.items() if not self._paused().isdisjoint(names)}
+        self._paused_names = {name for name, names in self._names.items() if not self._paused().isdisjoint(names)}
         self.watched.clear()
-        self.watched.update(busy | self._resting)
+        self.watched.update(busy | self._paused_names)
 
     # -- deliveries that must wait ---------------------------------------------------------------------------
 
     async def look_up(
         self,
         changes: Iterable[Change],
-        listening: Listening,
+        listeners_of: ListenersOf,
         is_queued: Callable[[Hashable], bool] | None,
     ) -> None:
         """Find the lanes of these changes, before the changes are queued.
 
         Args:
-            is_queued: whether a document has queued jobs. Given if all earlier changes are queued or finished:
-                then lanes without queued jobs are forgotten.
+            is_queued: returns whether a document has queued jobs: lanes without queued jobs are forgotten. None if
+                an earlier change is neither queued nor finished.
         """
         if is_queued is not None:
             self._round += 1
@@ -141,11 +141,11 @@ class Parking:
                     del self._remembered[lane]
         lanes: dict[str, Hashable] = {}
         for change in changes:
-            for document, names in listening(change.namespace):
+            for document, names in listeners_of(change.namespace):
                 for name in names & self.watched:
                     lanes.update(dict.fromkeys(self._lanes(name, document, change), change.key))
         if lanes:
-            for lane in await self.insist(lambda: self._held.existing(list(lanes))):
+            for lane in await self.retry_command(lambda: self._held.existing(list(lanes))):
                 self._remembered[lane] = (self._round, lanes[lane])
 
     def _lanes(self, name: str, document: str, change: Change) -> dict[str, str]:
@@ -157,16 +157,16 @@ class Parking:
         return lane_id(self._held.group, name, document, change.namespace, key_of(change))
 
     async def holds(self, change: Change, calls: Calls, receiver: Receiver) -> bool:
-        """Whether a delivery must wait for earlier ones. If so, it is parked when this returns."""
+        """Park a delivery if it must wait for earlier ones, or for the end of a pause. Returns whether it must."""
         for lane, name in self._lanes(receiver.name, name_of(calls.document), change).items():
             if lane in self._remembered:
-                headed = await self.insist(lambda lane=lane: self._held.is_headed(lane))  # type: ignore[misc]
+                headed = await self.retry_command(lambda lane=lane: self._held.is_headed(lane))  # type: ignore[misc]
                 if headed is not None:
                     waiting = None if headed else Waiting("retrying")
                     await self._put(self._record(name, change, calls, receiver), lane, waiting)
                     return True
                 del self._remembered[lane]
-        if receiver.name not in self._resting:
+        if receiver.name not in self._paused_names:
             return False
         await self.park(change, calls, receiver, Waiting("paused"))
         return True
@@ -180,16 +180,16 @@ class Parking:
         receiver: Receiver,
         waiting: Waiting,
         *,
-        behind: "asyncio.Task[Any] | None" = None,
+        after: "asyncio.Task[Any] | None" = None,
     ) -> None:
         """Park a delivery as the head of a new lane. When this returns, it survives a failover.
 
         Args:
-            behind: the task of the last attempt, if it still runs. The next attempt waits until it has ended.
+            after: the task of the last attempt, if it still runs. The next attempt waits until it has ended.
         """
         lane = self._lane(receiver.name, name_of(calls.document), change)
-        if behind is not None:
-            self.wait_for(behind, lane)
+        if after is not None:
+            self.wait_for(after, lane)
         record = self._record(receiver.name, change, calls, receiver)
         await self._begin_lane(lane, receiver.name, change, lambda: self._put(record, lane, waiting))
         self._on_parked(waiting.seconds)
@@ -232,13 +232,13 @@ class Parking:
         (receiver,) = calls.receivers
         document = name_of(calls.document)
         lanes = self._lanes(receiver.name, document, change)
-        there = await self.insist(lambda: self._held.existing(list(lanes))) if lanes else set()
+        there = await self.retry_command(lambda: self._held.existing(list(lanes))) if lanes else set()
         own = (self._lane(receiver.name, document, change), receiver.name)
         lane, name = next((one for one in lanes.items() if one[0] in there), own)
         fields = {"receiver": name, "receiver_id": receiver.id.hex(), "hops": calls.hops}
-        fields |= {"by": self.me, "term": self.term}
+        fields |= {"by": self.own_id, "term": self.term}
         written = await self._begin_lane(
-            lane, name, change, lambda: self.insist(lambda: self._held.retry(letter, lane, fields))
+            lane, name, change, lambda: self.retry_command(lambda: self._held.retry(letter, lane, fields))
         )
         self.retried.add(lane)
         self._stats.parked += written
@@ -246,7 +246,7 @@ class Parking:
         return written
 
     async def _begin_lane(self, lane: str, name: str, change: Change, write: Callable[[], Awaitable[T]]) -> T:
-        """Write a lane. Remember it before, so that the next delivery of its document queries it."""
+        """Write a lane. Remember it before the write, so that the next delivery of its document queries it."""
         self._remembered[lane] = (self._round, change.key)
         self._busy[name] = self._busy.get(name, 0) + 1
         self.watched.update(self._owners[name])
@@ -259,14 +259,14 @@ class Parking:
     def _record(self, name: str, change: Change, calls: Calls, receiver: Receiver) -> Record:
         """A delivery, under the name that its receiver has in its lane."""
         record = record_of(change, calls, receiver, term=self.term, group=self._held.group, name=name)
-        record.fields["by"] = self.me
+        record.fields["by"] = self.own_id
         return record
 
     async def _put(self, record: Record, lane: str, waiting: Waiting | None) -> None:
-        await self.insist(lambda: self._held.put(record, lane, waiting))
+        await self.retry_command(lambda: self._held.put(record, lane, waiting))
         self._stats.parked += 1
 
-    async def insist(self, command: Callable[[], Awaitable[T]]) -> T:
+    async def retry_command(self, command: Callable[[], Awaitable[T]]) -> T:
         """Run a database command, and repeat it until it succeeds.
 
         Raises:
@@ -283,7 +283,7 @@ class Parking:
         """A number that grows with each delivery that is parked under a name."""
         return self._busy.get(name, 0)
 
-    def nothing_left(self, name: str, times: int) -> None:
+    def forget(self, name: str, times: int) -> None:
         """Forget a name without parked deliveries, unless one was parked meanwhile.
 
         Args:

@@ -18,7 +18,7 @@ from dispatcher.core.partitions import belongs
 from dispatcher.core.retry import Pause, retry
 from dispatcher.core.state import Group
 from dispatcher.core.stats import Stats
-from dispatcher.delivery.outcome import Again, Failure
+from dispatcher.delivery.outcome import Failure, RetriedLetter
 from dispatcher.parking.files import Files
 from dispatcher.parking.record import Record, failed, hash_of_key, record_of, short_id, undecodable_event
 from dispatcher.parking.updates import changed, replaced
@@ -57,15 +57,15 @@ class LetterStore:
         calls: Calls,
         receiver: Receiver,
         failure: Failure,
-        again: Again | None,
+        retried: RetriedLetter | None,
         *,
         term: int,
         pause: Pause,
     ) -> None:
         """Write the dead letter of a delivery, see `DeadLetters` in `delivery/ports.py`."""
         record = record_of(change, calls, receiver, term=term, group=self.group)
-        if again is not None:  # the letter keeps its `_id`, even if its receiver has another id now
-            record.fields.update(_id=again.letter, retries=again.retries + 1)
+        if retried is not None:  # the letter keeps its `_id`, even if its receiver has another id now
+            record.fields.update(_id=retried.letter, retries=retried.retries + 1)
         await self.keep(failed(record, failure), pause)
 
     async def keep_event(self, event: bytes, token: str, failure: Failure, *, term: int) -> None:

@@ -130,9 +130,9 @@ def record_id(fields: Mapping[str, Any]) -> str:
 
 def undecodable_event(event: bytes, failure: Failure, *, token: str, term: int, group: str) -> Record:
     """The dead letter of a change event that can't be decoded. It represents all deliveries of the event."""
-    nobody = dict.fromkeys(("receiver", "receiver_id", "document", "signal", "operation"))
+    absent = dict.fromkeys(("receiver", "receiver_id", "document", "signal", "operation"))
     id_ = delivery_id(token)
-    fields = {"_id": f"{id_}:event", "group": group, **nobody, "delivery_id": id_, "term": term, "token": token}
+    fields = {"_id": f"{id_}:event", "group": group, **absent, "delivery_id": id_, "term": term, "token": token}
     return failed(Record(fields, {"event": event}), failure)
 
 
@@ -143,7 +143,7 @@ def failed(record: Record, failure: Failure) -> Record:
     if isinstance(failure.error, UndecodableValue):
         found = failure.error.fault._asdict()
         fault["fault"] = {name: words_of(text) for name, text in found.items()}
-    said = {
+    outcome = {
         "attempts": failure.attempts,
         "reason": failure.reason,
         "error": {
@@ -155,7 +155,7 @@ def failed(record: Record, failure: Failure) -> Record:
         "first_attempt_at": failure.began,
         "last_attempt_at": datetime.now(UTC),
     }
-    return record._replace(fields={**record.fields, **said})
+    return record._replace(fields={**record.fields, **outcome})
 
 
 def change_of(record: RawBSONDocument, parts: Mapping[str, bytes], codec_options: CodecOptions[Any]) -> Change:

@@ -40,25 +40,25 @@ class _Refused(Exception):
     """A dead letter can't be retried; the message tells the reason."""
 
 
-class Resending(NamedTuple):
+class Redelivery(NamedTuple):
     """Handles the requested retries of one stream's dead letters.
 
     Args:
-        goes_on: whether another retry may begin.
+        may_begin: returns whether another retry may begin.
     """
 
     letters: LetterStore
     parking: Parking
     routes: Routes
     add: Callable[[Hashable, Errand], None]
-    goes_on: Callable[[], bool]
+    may_begin: Callable[[], bool]
     codec_options: CodecOptions[Any]
 
     async def run(self) -> None:
         """Handle requests until the task is cancelled."""
         while True:
             try:
-                taken = await self._take() if self.goes_on() else 0
+                taken = await self._take() if self.may_begin() else 0
             except PyMongoError as error:
                 raise_if_fatal(error, self.letters.address)
                 taken = 0

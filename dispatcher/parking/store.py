@@ -30,7 +30,7 @@ A document has the fields that `parking/record.py` lists, and:
 
 Transitions: a delivery is written as head or as follower of a lane (`put`), or as dead letter (`keep` in
 `parking/letters.py`). Its next attempt succeeds (`settle` deletes it), must wait (`settle` sets `due_at`), or was
-the last one (`keep` replaces it). A retry turns a dead letter into a delivery among those of its lane (`retry`).
+the last one (`keep` replaces it). A retry turns a dead letter into a waiting delivery of its lane (`retry`).
 
 There is no document of a lane. A lane exists while one of its deliveries waits, and `due_at` marks its head. `due`
 finds marked deliveries by (group, receiver, due_at), and the first delivery of each lane by (group, lane, token,
@@ -71,14 +71,14 @@ from bson.raw_bson import RawBSONDocument
 from pymongo import UpdateOne
 from pymongo.errors import BulkWriteError, OperationFailure
 
-from dispatcher.core.batching import Gathering
+from dispatcher.core.batching import Batcher
 from dispatcher.core.bson_codec import RAW
 from dispatcher.core.bson_elements import readable
 from dispatcher.core.error_text import text_of
 from dispatcher.core.keys import lane_key
 from dispatcher.core.partitions import belongs
 from dispatcher.core.state import CODEC_OPTIONS, HELD, Group
-from dispatcher.core.state_checks import Sound
+from dispatcher.core.state_checks import StateReader
 from dispatcher.core.undecodable import UndecodedKey
 from dispatcher.delivery.outcome import Waiting
 from dispatcher.parking.files import Files
@@ -182,9 +182,9 @@ class HeldStore:
         self._held = group.state.held
         self._raw = self._held.with_options(codec_options=RAW)
         self._files = Files(group.state)
-        self._puts: Gathering[UpdateOne, None] = Gathering(self._put)
-        self._asked: Gathering[str, bool | None] = Gathering(self._are_headed)
-        self._settled: Gathering[_Settled, bool] = Gathering(self._settle)
+        self._puts: Batcher[UpdateOne, None] = Batcher(self._put)
+        self._asked: Batcher[str, bool | None] = Batcher(self._are_headed)
+        self._settled: Batcher[_Settled, bool] = Batcher(self._settle)
 
     # -- lanes -----------------------------------------------------------------------------------------------
 
@@ -198,7 +198,7 @@ class HeldStore:
         return set(await self._held.distinct("lane", {"group": self.group, "lane": {"$in": list(lanes)}}))
 
     async def is_headed(self, lane: str) -> bool | None:
-        """Whether the first delivery of a lane is marked as its head; None if the lane does not exist."""
+        """Returns whether the first delivery of a lane is marked as its head; None if the lane does not exist."""
         return await self._asked.add(lane)
 
     async def _are_headed(self, lanes: list[str]) -> list[bool | None]:
@@ -328,9 +328,9 @@ class HeldStore:
         Returns:
             Whether it is a head.
         """
-        sound = Sound(self.database)
-        sound.skip(HELD, id_, error)
-        sound.log()
+        reader = StateReader(self.database)
+        reader.skip(HELD, id_, error)
+        reader.log()
         waits = changed({"state": "malformed"}, due_at=after(UNDELIVERABLE))
         return (await self._held.update_one({"_id": id_, **HEADS}, waits)).matched_count > 0
 
@@ -348,16 +348,16 @@ class HeldStore:
         """The first deliveries of a lane, in order, and the `_id` of the delivery after them."""
         found = self._held.find({"group": self.group, "lane": lane}, {"size": True})
         wanted: list[str] = []
-        behind, total = None, 0
+        next_id, total = None, 0
         async for row in found.sort(_ORDER).limit(_FOLLOWING + 1):
             size = size if isinstance(size := row.get("size"), int) else 0
             if len(wanted) == _FOLLOWING or (wanted and total + size > _BYTES):
-                behind = row["_id"]
+                next_id = row["_id"]
                 break
             wanted.append(row["_id"])
             total += size
         rows = await self.read(wanted)
-        return [rows[id_] for id_ in takewhile(rows.__contains__, wanted)], behind
+        return [rows[id_] for id_ in takewhile(rows.__contains__, wanted)], next_id
 
     async def parts(self, row: Mapping[str, Any]) -> dict[str, bytes]:
         """The documents of a delivery.

@@ -57,8 +57,8 @@ async def take_over(group: Group, partition: tuple[int, int]) -> None:
     Args:
         partition: its number, and the number of partitions.
     """
-    taker = _Taker(group, partition)
-    moved = await taker.take_parked() + await taker.take_letters()
+    upgrade = _Upgrade(group, partition)
+    moved = await upgrade.take_parked() + await upgrade.take_letters()
     if moved:
         log.info(
             "deliveries that an earlier version held are moved into one collection",
@@ -68,7 +68,7 @@ async def take_over(group: Group, partition: tuple[int, int]) -> None:
         )
 
 
-class _Taker:
+class _Upgrade:
     """Moves the documents of one partition."""
 
     def __init__(self, group: Group, partition: tuple[int, int]) -> None:
@@ -144,7 +144,7 @@ class _Taker:
     async def _move(
         self, documents: list[bytes], rows: list[EarlierDocument], collection: Collection, chunks: Collection
     ) -> None:
-        writes = [_unless_there(*one) for one in zip(documents, rows, strict=True)]
+        writes = [_insert_if_missing(*one) for one in zip(documents, rows, strict=True)]
         await self._held.bulk_write(writes, ordered=False)
         await self._delete(rows, collection, chunks)
 
@@ -187,7 +187,7 @@ def waiting_delivery(
     elif all(isinstance(fields.get(name), str) for name in ("delivery_id", "receiver_id", "document")):
         id_ = record_id(fields)
     reason = lane.get("reason")
-    said: dict[str, Any] = {
+    values: dict[str, Any] = {
         "_id": id_,
         "lane": fields.get("lane", str(fields["_id"]).partition(":")[0]),
         "receiver": lane.get("receiver", fields.get("receiver")),
@@ -196,37 +196,37 @@ def waiting_delivery(
     }
     if head:
         due_at = lane.get("due_at")
-        said["state"] = reason if isinstance(reason, str) else "retrying"
-        said["due_at"] = due_at if isinstance(due_at, datetime) else _ALWAYS
+        values["state"] = reason if isinstance(reason, str) else "retrying"
+        values["due_at"] = due_at if isinstance(due_at, datetime) else _ALWAYS
     if lane.get("attempts") and lane.get("token") == fields.get("token"):
-        said |= {name: lane.get(name) for name in ("attempts", "first_attempt_at", "error")}
+        values |= {name: lane.get(name) for name in ("attempts", "first_attempt_at", "error")}
     if letter is not None:
         kept = joined(*(one for one in elements(letter.raw) if one.name.decode("utf-8", "replace") in _OF_LETTER))
-        said = {**readable(kept), "short_id": short_id(id_), **said}
-    return _changed(row, said, files, apart_from=("again", "lane_document"))
+        values = {**readable(kept), "short_id": short_id(id_), **values}
+    return _changed(row, values, files, apart_from=("again", "lane_document"))
 
 
 def dead_letter(letter: EarlierDocument, files: Mapping[str, Any]) -> bytes:
     """A dead letter in the present format. No I/O."""
     fields = letter.fields
-    said = {"_id": fields["_id"], "state": "dead", "reason": fields.get("reason")}
+    values = {"_id": fields["_id"], "state": "dead", "reason": fields.get("reason")}
     if isinstance(fields["_id"], str):
-        said["short_id"] = short_id(fields["_id"])
-    return _changed(letter, said, files, apart_from=("retrying_since",))
+        values["short_id"] = short_id(fields["_id"])
+    return _changed(letter, values, files, apart_from=("retrying_since",))
 
 
 def _changed(
-    row: EarlierDocument, said: dict[str, Any], files: Mapping[str, Any], apart_from: tuple[str, ...]
+    row: EarlierDocument, values: dict[str, Any], files: Mapping[str, Any], apart_from: tuple[str, ...]
 ) -> bytes:
     """A document with new values for some fields. The other fields stay, even if they can't be decoded."""
     if files:
-        said = {**said, "files": dict(files)}
-    gone = {*said, *apart_from, "chunked", "hash"}
+        values = {**values, "files": dict(files)}
+    gone = {*values, *apart_from, "chunked", "hash"}
     kept = (one for one in elements(row.raw) if one.name.decode("utf-8", "replace") not in gone)
-    return joined(*elements(bson.encode(said, codec_options=CODEC_OPTIONS)), *kept)
+    return joined(*elements(bson.encode(values, codec_options=CODEC_OPTIONS)), *kept)
 
 
-def _unless_there(document: bytes, row: EarlierDocument) -> UpdateOne:
+def _insert_if_missing(document: bytes, row: EarlierDocument) -> UpdateOne:
     id_ = readable(keyed(next(elements(document))))[""]
     new = {"$cond": [{"$eq": [{"$type": "$group"}, "missing"]}, {"$literal": RawBSONDocument(document)}, "$$ROOT"]}
     hashed = {"$ifNull": ["$hash", hash_of_key(row.fields.get("parts"))]}

@@ -1,8 +1,8 @@
-"""Makes parked deliveries when they are due, the longest-waiting lanes first, next to the live deliveries.
+"""Makes parked deliveries when they are due, the longest-waiting lanes first, in parallel to the live deliveries.
 
 An errand among the jobs of a document makes the deliveries of a lane, so that no other delivery of this document
-is made or parked meanwhile. An errand ends after a slice of time, and lets the changes read meanwhile run. Errands
-take at most half of the places, and the errands of one receiver at most its share of these.
+is made or parked meanwhile. An errand ends after a slice of time. Then the changes that were read meanwhile run.
+Errands take at most half of the places, and the errands of one receiver at most its share of these.
 """
 
 import asyncio
@@ -23,10 +23,10 @@ from dispatcher.core.events import Calls, Change, Errand, key_from
 from dispatcher.core.output.logs import log
 from dispatcher.core.retry import pause_after
 from dispatcher.core.state import HELD
-from dispatcher.core.state_checks import Sound
+from dispatcher.core.state_checks import StateReader
 from dispatcher.core.tasks import Abandoned, Interrupted
 from dispatcher.delivery.attempt import HeldDelivery
-from dispatcher.delivery.outcome import Again, Decision, Waiting
+from dispatcher.delivery.outcome import Decision, RetriedLetter, Waiting
 from dispatcher.delivery.routes import Routes
 from dispatcher.exceptions import DispatcherError
 from dispatcher.parking.gate import Parking
@@ -36,18 +36,18 @@ from dispatcher.parking.store import UNDELIVERABLE, HeldStore, Lane
 Deliver = Callable[[HeldDelivery], Awaitable[Decision]]
 """Makes an attempt at a delivery."""
 
-# Seconds after which an errand ends, and lets the changes read meanwhile run.
+# Seconds after which an errand ends. Then the changes that were read meanwhile run.
 _SLICE: Final = 0.2
 
 # Seconds between two queries: the maximum, while deliveries are parked, and the minimum.
 _RARELY: Final = 1.0
 _OFTEN: Final = 0.005
 
-# Maximum bytes of the deliveries in hand, by their recorded sizes.
+# Maximum bytes of the first deliveries of taken lanes, by their recorded sizes.
 _BYTES: Final = 8_000_000
 
-# Seconds until the next search for deliveries that former owners of the partition left: the first one after the
-# takeover, when their last commands have ended, and the later ones.
+# Seconds until the next search for deliveries of former owners of the partition: until the first search after the
+# takeover, when their last commands have ended; and until each later search.
 _SOON: Final = 60.0
 _SELDOM: Final = 3_600.0
 
@@ -57,36 +57,36 @@ class _Slice:
 
     Args:
         rows: the first deliveries of the lane.
-        behind: `_id` of the delivery after them, if it is known.
+        after: `_id` of the delivery after them, if it is known.
 
     Attributes:
         finished: the number of finished rows that are not deleted yet.
     """
 
-    __slots__ = ("behind", "finished", "lane", "rows")
+    __slots__ = ("after", "finished", "lane", "rows")
 
-    def __init__(self, lane: Lane, rows: Sequence[RawBSONDocument], behind: str | None = None) -> None:
+    def __init__(self, lane: Lane, rows: Sequence[RawBSONDocument], after: str | None = None) -> None:
         self.lane = lane
         self.rows = rows
-        self.behind = behind
+        self.after = after
         self.finished = 0
 
     @property
     def is_finished(self) -> bool:
-        """Whether all rows are finished."""
+        """Returns whether all rows are finished."""
         return self.finished == len(self.rows)
 
     @property
     def next(self) -> str | None:
         """`_id` of the first delivery that is not finished, if it is known."""
-        return self.behind if self.is_finished else self.rows[self.finished]["_id"]
+        return self.after if self.is_finished else self.rows[self.finished]["_id"]
 
 
-class Unparking:
+class ParkingWorker:
     """Makes the parked deliveries of one stream.
 
     Args:
-        goes_on: whether another delivery may begin.
+        may_begin: returns whether another delivery may begin.
         position: returns the token up to which everything is finished.
         places: maximum number of errands at once.
     """
@@ -99,7 +99,7 @@ class Unparking:
         *,
         deliver: Deliver,
         add: Callable[[Hashable, Errand], None],
-        goes_on: Callable[[], bool],
+        may_begin: Callable[[], bool],
         position: Callable[[], str],
         places: int,
         codec_options: CodecOptions[Any],
@@ -110,22 +110,22 @@ class Unparking:
         self._routes = routes
         self._deliver = deliver
         self._add = add
-        self._goes_on = goes_on
+        self._may_begin = may_begin
         self._position = position
         self._places = max(1, places)
         self._codec_options = codec_options
-        # Lanes in hand, each with the receiver and the size of the first delivery; the lanes of these that wait
-        # for a place; and the number of running errands per receiver.
-        self._in_hand: dict[str, tuple[str, int]] = {}
+        # Taken lanes, each with the receiver and the size of its first delivery; the taken lanes that wait for a
+        # place; and the number of running errands per receiver.
+        self._taken: dict[str, tuple[str, int]] = {}
         self._ready: deque[tuple[str, Lane, RawBSONDocument, Hashable]] = deque()
         self._running: Counter[str] = Counter()
         self._woken = asyncio.Event()
         self._next = 0.0
         self._orphans: set[tuple[str, str]] = set()
         self._unsettled: dict[str, _Slice] = {}
-        self._look_after = monotonic() + _SOON
-        # Whether the first search is over. Before, a former owner may still delete the head of a lane, and a query
-        # does not find the followers then.
+        self._next_search = monotonic() + _SOON
+        # Whether the first search is over. Before that, a former owner may still delete the head of a lane. Then a
+        # query does not find the followers.
         self._is_alone = False
 
     def resize(self, places: int) -> None:
@@ -145,11 +145,11 @@ class Unparking:
         while True:
             self._next = monotonic() + _RARELY
             try:
-                if monotonic() > self._look_after:
-                    self._look_after = monotonic() + _SELDOM
+                if monotonic() > self._next_search:
+                    self._next_search = monotonic() + _SELDOM
                     await self._parking.load()
                     self._is_alone = True
-                if self._goes_on() and self._parking.busy:
+                if self._may_begin() and self._parking.busy:
                     self.wake(await self._take_all())
                 failures = 0
             except PyMongoError as error:
@@ -176,15 +176,15 @@ class Unparking:
         names = self._parking.busy
         soonest = _RARELY
         for name in names:
-            mine = [lane for lane, (of, _) in self._in_hand.items() if of == name]
-            room = min(self._places, self._share + self._places // 2 - len(mine))
+            taken = [lane for lane, (of, _) in self._taken.items() if of == name]
+            room = min(self._places, self._share + self._places // 2 - len(taken))
             if room <= 0 or len(self._ready) > self._places // 2 or self._bytes >= _BYTES:
                 continue  # the end of an errand starts another query
             times = self._parking.times_parked(name)
             stuck = list(self._parking.stuck)
-            due, seconds = await self._held.due(name, room, [*mine, *stuck])
-            if self._is_alone and not due and not mine and not stuck and seconds is None:
-                self._parking.nothing_left(name, times)
+            due, seconds = await self._held.due(name, room, [*taken, *stuck])
+            if self._is_alone and not due and not taken and not stuck and seconds is None:
+                self._parking.forget(name, times)
             await self._take(name, due)
             if seconds is not None and len(due) < room:
                 soonest = min(soonest, seconds)
@@ -197,7 +197,7 @@ class Unparking:
 
     @property
     def _bytes(self) -> int:
-        return sum(size for _, size in self._in_hand.values())
+        return sum(size for _, size in self._taken.values())
 
     async def _take(self, name: str, lanes: list[Lane]) -> None:
         room = _BYTES - self._bytes
@@ -217,12 +217,12 @@ class Unparking:
             except Exception as error:  # it was edited by hand
                 await self._held.skip(lane.first, error)
                 continue
-            self._in_hand[lane.id] = (name, lane.size)
+            self._taken[lane.id] = (name, lane.size)
             self._ready.append((name, lane, first, key))
         self._begin()
 
     def _begin(self) -> None:
-        """Begin errands for lanes in hand, as long as places are free."""
+        """Begin errands for taken lanes, as long as places are free."""
         for _ in range(len(self._ready)):
             if self._running.total() >= self._places:
                 return
@@ -231,10 +231,10 @@ class Unparking:
                 self._ready.append((name, lane, first, key))
                 continue
             self._running[name] += 1
-            self._add(key, Errand(partial(self._work_off, name, _Slice(lane, [first]))))
+            self._add(key, Errand(partial(self._deliver_lane, name, _Slice(lane, [first]))))
 
     def _end(self, name: str, lane: Lane) -> None:
-        del self._in_hand[lane.id]
+        del self._taken[lane.id]
         self._running[name] -= 1
         self._begin()
         self.wake()
@@ -246,20 +246,20 @@ class Unparking:
         return key_from((namespace["db"], namespace["coll"]), raw, self._codec_options)
 
     def _is_ours(self, row: RawBSONDocument) -> bool:
-        """Whether this process may make a delivery now.
+        """Returns whether this process may make a delivery now.
 
         Another process may have parked it after the saved position. Then this process reads the change from the
         stream again, and parks the delivery again. An earlier attempt could break the order.
         """
         token = row.get("token")
-        return row.get("by") == self._parking.me or not isinstance(token, str) or token <= self._position()
+        return row.get("by") == self._parking.own_id or not isinstance(token, str) or token <= self._position()
 
     # -- one lane --------------------------------------------------------------------------------------------
 
-    async def _work_off(self, name: str, slice_: _Slice) -> None:
+    async def _deliver_lane(self, name: str, slice_: _Slice) -> None:
         """Make the deliveries of a lane, one after another, until the slice of time is over."""
         try:
-            await self._work_off_from(name, slice_)
+            await self._deliver_slices(name, slice_)
         except Abandoned:  # `_leave` has ended the errand
             raise
         except BaseException:
@@ -267,12 +267,12 @@ class Unparking:
             raise
         self._end(name, slice_.lane)
 
-    async def _work_off_from(self, name: str, slice_: _Slice) -> None:
+    async def _deliver_slices(self, name: str, slice_: _Slice) -> None:
         until, lane = monotonic() + _SLICE, slice_.lane
         if lane.id in self._parking.retried:  # the first delivery was read before
             self._parking.retried.discard(lane.id)
             slice_ = await self._following(lane)
-        while self._goes_on() and slice_.rows:
+        while self._may_begin() and slice_.rows:
             waiting = await self._deliver_in_order(name, slice_)
             more = await self._settle(slice_, waiting)
             if waiting is not None:
@@ -282,7 +282,7 @@ class Unparking:
             slice_ = await self._following(lane)
 
     async def _following(self, lane: Lane) -> _Slice:
-        return _Slice(lane, *await self._parking.insist(lambda: self._held.following(lane.id)))
+        return _Slice(lane, *await self._parking.retry_command(lambda: self._held.following(lane.id)))
 
     async def settle_rest(self) -> None:
         """Record the finished deliveries of errands that were interrupted before they recorded them.
@@ -295,17 +295,19 @@ class Unparking:
 
     async def _settle(self, slice_: _Slice, waiting: Waiting | None) -> bool:
         finished = slice_.rows[: slice_.finished]
-        more = await self._parking.insist(lambda: self._held.settle(slice_.lane, finished, slice_.next, waiting))
+        more = await self._parking.retry_command(
+            lambda: self._held.settle(slice_.lane, finished, slice_.next, waiting)
+        )
         self._unsettled.pop(slice_.lane.id, None)
         return more
 
     async def _deliver_in_order(self, name: str, slice_: _Slice) -> Waiting | None:
-        """Make deliveries until one must wait. Returns why it waits."""
+        """Make deliveries until one must wait. Returns its wait; None if none must wait."""
         self._unsettled[slice_.lane.id] = slice_
         for row in slice_.rows:
-            if not self._goes_on() or self._parking.is_paused(name) or not self._is_ours(row):
+            if not self._may_begin() or self._parking.is_paused(name) or not self._is_ours(row):
                 break
-            next_ = await self._deliver_one(row, _left_at(row), partial(self._leave, name, slice_))
+            next_ = await self._deliver_one(row, _recorded_attempts(row), partial(self._leave, name, slice_))
             if isinstance(next_, Waiting):
                 return next_
             slice_.finished += 1
@@ -328,19 +330,21 @@ class Unparking:
         leave: Callable[["asyncio.Task[Any]", Decision], Awaitable[None]],
     ) -> Decision:
         try:
-            parts = await self._parking.insist(lambda: self._held.parts(row))
-            change, calls, again = self._read(row, parts)
+            parts = await self._parking.retry_command(lambda: self._held.parts(row))
+            change, calls, retried = self._read(row, parts)
         except (PyMongoError, DispatcherError, Interrupted):
             raise
         except Exception as error:  # it was edited by hand
-            self._say_malformed(row, error)
+            self._log_malformed(row, error)
             return waiting._replace(reason="malformed", seconds=UNDELIVERABLE, error=error)
         if calls is not None:
-            return await self._deliver(HeldDelivery(change, calls, waiting, again, leave))
-        self._say_orphaned(row)
+            return await self._deliver(HeldDelivery(change, calls, waiting, retried, leave))
+        self._log_orphaned(row)
         return waiting._replace(reason="orphaned", seconds=UNDELIVERABLE)
 
-    def _read(self, row: RawBSONDocument, parts: dict[str, bytes]) -> tuple[Change, Calls | None, Again | None]:
+    def _read(
+        self, row: RawBSONDocument, parts: dict[str, bytes]
+    ) -> tuple[Change, Calls | None, RetriedLetter | None]:
         """Decode a parked delivery. Its calls are None if the application does not have the receiver any more."""
         change = change_of(row, parts, self._codec_options)
         calls = self._routes.calls_to(
@@ -352,21 +356,21 @@ class Unparking:
             hops=int(row["hops"]),
             run=row.get("run") or "",
         )
-        again = Again(row["_id"], int(row.get("retries", 0))) if "reason" in row else None
-        return change, calls, again
+        retried = RetriedLetter(row["_id"], int(row.get("retries", 0))) if "reason" in row else None
+        return change, calls, retried
 
-    def _say_malformed(self, row: RawBSONDocument, error: Exception) -> None:
-        sound = Sound(self._held.database)
-        sound.skip(HELD, row.get("_id"), error)
-        sound.log()
+    def _log_malformed(self, row: RawBSONDocument, error: Exception) -> None:
+        reader = StateReader(self._held.database)
+        reader.skip(HELD, row.get("_id"), error)
+        reader.log()
 
-    def _say_orphaned(self, row: RawBSONDocument) -> None:
+    def _log_orphaned(self, row: RawBSONDocument) -> None:
         """Log an orphaned delivery, once per receiver and document class: there may be many."""
         which = (row["receiver_id"], row["document"])
         if which not in self._orphans:
             self._orphans.add(which)
             log.warning(
-                "a delivery is parked for a receiver that the application does not have; it stays there",
+                "a delivery is parked for a receiver that the application does not have; it stays parked",
                 action="parked.orphaned",
                 receiver=row["receiver"],
                 document=row["document"],
@@ -375,7 +379,7 @@ class Unparking:
             )
 
 
-def _left_at(row: RawBSONDocument) -> Waiting:
+def _recorded_attempts(row: RawBSONDocument) -> Waiting:
     """The recorded attempts at a delivery."""
     attempts, began = row.get("attempts"), row.get("first_attempt_at")
     if not isinstance(attempts, int) or not attempts or not isinstance(began, datetime):

@@ -1,4 +1,4 @@
-"""Knows which changes of one partition are finished, and saves the position.
+"""Tracks the finished changes of one partition, and saves the position.
 
 Earlier processes have recorded their finished changes in three forms: the position, up to which all changes are
 finished; hashes of the tokens of finished changes after it; and facts from earlier layouts.
@@ -82,7 +82,7 @@ class Checkpoint:
 
     @property
     def inherits(self) -> bool:
-        """Whether there are facts of earlier layouts, and `look_back` must see each event."""
+        """Returns whether there are facts of earlier layouts, and `look_back` must see each event."""
         return bool(self._inherited)
 
     def look_back(self, event: Undecoded) -> None:
@@ -93,7 +93,7 @@ class Checkpoint:
             self._until = max(self._until, time_after(token))
 
     def is_finished(self, token: str) -> bool:
-        """Whether a change was finished by an earlier process."""
+        """Returns whether a change was finished by an earlier process."""
         return token <= self.began or (bool(self._ahead) and digest_of(token) in self._ahead)
 
     def count_finished(self, token: str) -> None:
@@ -104,7 +104,7 @@ class Checkpoint:
 
     @property
     def is_far_ahead(self) -> bool:
-        """Whether the position must move before the stream is read further."""
+        """Returns whether the position must move before the stream is read further."""
         return self.tracker.span >= _LONGEST_SPAN or self.tracker.weight >= _HEAVIEST_SPAN
 
     # -- saving ----------------------------------------------------------------------------------------------

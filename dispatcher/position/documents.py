@@ -40,7 +40,7 @@ _SAVED: Final = ("token", "cluster_time", "fingerprint", "ahead", "until", "inhe
 
 
 class Layout(NamedTuple):
-    """How the work of a group is divided.
+    """The division of a group's work into partitions.
 
     Attributes:
         partitions: the present number of partitions.
@@ -188,7 +188,7 @@ class _Fields:
         self._place = place
         self._remedy = remedy
 
-    def nonsense(self, field: str, wanted: str) -> PositionError:
+    def malformed(self, field: str, wanted: str) -> PositionError:
         value = repr(self._document.get(field))
         shown = value if len(value) <= _LONGEST else f"{value[:_LONGEST]}..."
         return PositionError(
@@ -202,7 +202,7 @@ class _Fields:
         if value is None:
             return default
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise self.nonsense(field, wanted)
+            raise self.malformed(field, wanted)
         return value
 
     def count(self, field: str, least: int, most: int | None = None, default: int | None = None) -> Any:
@@ -212,7 +212,7 @@ class _Fields:
         if value is None:
             return default
         if not float(value).is_integer() or value < least or (most is not None and value > most):
-            raise self.nonsense(field, wanted)
+            raise self.malformed(field, wanted)
         return int(value)
 
     def text(self, field: str, default: str | None = "") -> Any:
@@ -223,15 +223,15 @@ class _Fields:
         """A resume token."""
         value: str | None = self.text(field, None)
         if value is not None and not _is_token(value):
-            raise self.nonsense(field, "a resume token")
+            raise self.malformed(field, "a resume token")
         return value
 
     def digests(self, field: str) -> bytes:
         """Hashes of resume tokens."""
-        wanted = f"binary, {DIGEST} bytes for each of some tokens"
+        wanted = f"binary data of {DIGEST} bytes per token"
         value: bytes = self.get(field, bytes, wanted, b"")
         if len(value) % DIGEST:
-            raise self.nonsense(field, wanted)
+            raise self.malformed(field, wanted)
         return value
 
     def facts(self, field: str) -> Iterator[Fact]:
@@ -253,11 +253,11 @@ class _Fields:
                 ):
                     yield Fact(partitions, partition, token, until, ahead)
                 case _:
-                    raise self.nonsense(field, wanted)
+                    raise self.malformed(field, wanted)
 
 
 def _is_token(text: str) -> bool:
-    """Whether a text has the form of a resume token."""
+    """Returns whether a text has the form of a resume token."""
     try:
         as_sent(text)
         bytes.fromhex(data_of(text))
@@ -271,16 +271,16 @@ def _layout_of(document: Mapping[str, Any], place: str) -> Layout:
     reader = _Fields(document, place, _REMEDY_LAYOUT)
     partitions = reader.count("partitions", 1, MOST_PARTITIONS)
     if partitions is None:
-        raise reader.nonsense("partitions", f"a whole number from 1 to {MOST_PARTITIONS}")
+        raise reader.malformed("partitions", f"a whole number from 1 to {MOST_PARTITIONS}")
     return Layout(partitions, reader.count("wanted", 1, MOST_PARTITIONS), reader.text("application"))
 
 
 def _another_layout(number: int, position: Position, layout: Layout, group: str, place: str) -> PositionError:
-    said = f"is one of {position.partitions} partitions" if position.partitions else "is there"
+    state = f"is one of {position.partitions} partitions" if position.partitions else "exists"
     return PositionError(
-        f"The document {f'{group}:{number}'!r} in {place} {said}, but the document {group!r} says that there are "
+        f"The document {f'{group}:{number}'!r} in {place} {state}, but the document {group!r} says that there are "
         f"{layout.partitions} partitions: changes would be lost, or delivered twice.",
-        remedy=f"Was one of them edited by hand? Set partitions of {group!r} to what it was; "
+        remedy=f"Was one of them edited by hand? Restore the earlier partitions of {group!r}; "
         "`dispatcher run --partitions` changes the number without loss.",
     )
 
@@ -289,13 +289,13 @@ def _position_of(document: Mapping[str, Any], place: str, group: str) -> Positio
     reader = _Fields(document, place, _REMEDY)
     number = str(document["_id"]).removeprefix(f"{group}:")
     if document["_id"] != f"{group}:{number}" or not (number.isdecimal() and number.isascii()):
-        raise reader.nonsense("_id", f"{group!r}, or that with a colon and the number of a partition")
+        raise reader.malformed("_id", f"{group!r} or '{group}:<number of a partition>'")
     partition = reader.count("partition", 0, default=int(number))
     if partition != int(number):
-        raise reader.nonsense("partition", f"{number}, as its _id says")
+        raise reader.malformed("partition", f"{number}, as its _id says")
     lease = reader.get("lease_seconds", (int, float), "a number of seconds")
     if lease is not None and not 0 < lease < float("inf"):
-        raise reader.nonsense("lease_seconds", "a number of seconds")
+        raise reader.malformed("lease_seconds", "a number of seconds")
     return Position(
         partition=partition,
         partitions=reader.count("partitions", 1, MOST_PARTITIONS, default=0),

@@ -1,8 +1,9 @@
 """Carries finished changes over from earlier layouts, so that a new layout loses and repeats no change. No I/O.
 
 When the work is divided into another number of partitions, a new partition begins at the lowest position of the
-old partitions that share documents with it. The changes that these have finished after it become facts about all
-documents with certain hashes. A new position keeps a fact until it has passed the last change of the fact.
+old partitions that share documents with it. Changes that the old partitions have finished after this position
+become facts. A fact is about all documents of an old partition. A new position keeps a fact until it has passed
+the last change of the fact.
 """
 
 from collections.abc import Iterable
@@ -29,10 +30,10 @@ class Fact(NamedTuple):
     ahead: bytes
 
     def concerns(self, partition: int, partitions: int) -> bool:
-        """Whether documents of this fact can be in a partition of another layout."""
+        """Returns whether documents of this fact can be in a partition of another layout."""
         return (partition - self.partition) % gcd(partitions, self.partitions) == 0
 
-    def together(self, other: "Fact") -> "Fact":
+    def merged(self, other: "Fact") -> "Fact":
         """Merge two facts, which must be about the same documents."""
         ahead = {*split(self.ahead), *split(other.ahead)}
         token, until = max(self.token, other.token), max(self.until, other.until)
@@ -49,7 +50,7 @@ class Inherited:
         return bool(self.facts)
 
     def has_finished(self, token: str, hashed: int) -> bool:
-        """Whether a change was finished under an earlier layout.
+        """Returns whether a change was finished under an earlier layout.
 
         Args:
             hashed: the hash of the document's `_id`; 0 for a change without a document, which belongs to the
@@ -96,5 +97,5 @@ def beginning_of(partition: int, partitions: int, now: Iterable[Fact], earlier: 
     for fact in [*followed, *(one for one in earlier if one.concerns(partition, partitions))]:
         if fact.until > token:
             about = (fact.partitions, fact.partition)
-            facts[about] = facts[about].together(fact) if about in facts else fact
+            facts[about] = facts[about].merged(fact) if about in facts else fact
     return Beginning(token, tuple(facts.values()))

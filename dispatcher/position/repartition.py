@@ -28,8 +28,8 @@ def divided(saved: SavedPositions, group: str) -> list[dict[str, Any]]:
                 "group": group,
                 "partition": partition,
                 "partitions": layout.wanted,
-                # The term of a document must only grow, also when the document moves to another partition.
-                # Besides, a member that has read an old position can't claim a new one.
+                # The term of a document's deliveries must grow, even if the document is in another partition now.
+                # Besides, a member that has read an old position can't claim a new one, since the terms differ.
                 "term": max(one.term for one in positions) + 1,
                 "beat": 0,
                 **recorded(begins.token),  # without a fingerprint: the token may be of another partition's stream

@@ -44,8 +44,8 @@ class PositionStore:
         """All documents of the group, from one snapshot."""
         # The name of a group never contains a colon.
         numbered = {"_id": {"$gte": f"{self._group}:", "$lt": f"{self._group};"}}
-        at_once = self._collection.with_options(read_concern=ReadConcern("snapshot"))
-        found = await at_once.find({"$or": [{"_id": self._group}, numbered]}).to_list()
+        snapshot = self._collection.with_options(read_concern=ReadConcern("snapshot"))
+        found = await snapshot.find({"$or": [{"_id": self._group}, numbered]}).to_list()
         return SavedPositions.read(found, self._group, self._database)
 
     async def newest_term(self) -> int:
@@ -88,11 +88,11 @@ class PositionStore:
             return True
 
         try:
-            return await self._at_once(write)
+            return await self._in_transaction(write)
         except DuplicateKeyError:  # another process recorded them at the same time
             return False
 
-    async def want(self, saved: SavedPositions, partitions: int) -> bool:
+    async def request(self, saved: SavedPositions, partitions: int) -> bool:
         """Request another number of partitions. The present number withdraws the request.
 
         Returns:
@@ -130,7 +130,7 @@ class PositionStore:
             await self._collection.insert_many(documents, session=session)
             return True
 
-        return await self._at_once(write)
+        return await self._in_transaction(write)
 
     async def rename_application(self, before: str, application: str) -> bool:
         """Record the application of the group. Returns False if another process has recorded one meanwhile."""
@@ -173,7 +173,7 @@ class PositionStore:
             await also(session)
             return True
 
-        return await self._at_once(write)
+        return await self._in_transaction(write)
 
     # -- leases ----------------------------------------------------------------------------------------------
 
@@ -251,12 +251,12 @@ class PositionStore:
         return bool((await self._collection.update_one(ours, change)).matched_count)
 
     async def _touch_layout(self, partitions: int, session: AsyncClientSession) -> bool:
-        """Write to the layout: a concurrent division conflicts. Returns False if the layout has changed."""
+        """Write to the layout: a concurrent division fails then. Returns False if the layout has changed."""
         layout = {"_id": self._group, "partitions": partitions}
         change = {"$currentDate": {"mended_at": True}}
         return bool((await self._collection.update_one(layout, change, session=session)).matched_count)
 
-    async def _at_once(self, write: Callable[[AsyncClientSession], Awaitable[bool]]) -> bool:
+    async def _in_transaction(self, write: Callable[[AsyncClientSession], Awaitable[bool]]) -> bool:
         """Run `write` in a transaction. The transaction is aborted if `write` returns False."""
 
         async def attempt(session: AsyncClientSession) -> bool:

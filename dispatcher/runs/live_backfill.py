@@ -140,7 +140,7 @@ class LiveBackfill:
         await asyncio.wait(finished)
 
     async def _deliver(self, run: Run, routes: Routes, namespace: Namespace, key: bytes) -> None:
-        found = await self._parking.insist(lambda: document(self._client, namespace, key))
+        found = await self._parking.retry_command(lambda: document(self._client, namespace, key))
         if found is None:  # the document was deleted; the stream delivers the delete
             return
         change = change_of(found, namespace, run, self._codec_options)

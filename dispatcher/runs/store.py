@@ -37,7 +37,7 @@ from pymongo.errors import DuplicateKeyError
 
 from dispatcher.core.bson_elements import elements
 from dispatcher.core.state import CONTROLS, Group
-from dispatcher.core.state_checks import Sound
+from dispatcher.core.state_checks import StateReader
 from dispatcher.exceptions import DispatcherError, UnknownRun
 from mongoz.synonyms import nearest
 
@@ -165,9 +165,9 @@ class Runs:
         if partition == 0:
             ours = {"$or": [ours, {"asked.partitions": {"$nin": [None, partitions]}}]}
         wanted = {"group": self._group, "kind": "run", "what": "backfill", "status": {"$ne": "finished"}, **ours}
-        sound = Sound(self._runs.database.name)
-        runs = sound.each(CONTROLS, await self._runs.find(wanted).sort("started_at").to_list(), _sound_run_of)
-        sound.log()
+        reader = StateReader(self._runs.database.name)
+        runs = reader.each(CONTROLS, await self._runs.find(wanted).sort("started_at").to_list(), _sound_run_of)
+        reader.log()
         return runs
 
     async def save(self, run: Run, progress: Mapping[str, Any], delivered: int, failed: int, status: str) -> None:

@@ -21,9 +21,9 @@ from dispatcher.group.sessions import GroupSessions
 from dispatcher.operate.pauses import Pauses
 from dispatcher.parking.gate import Parking
 from dispatcher.parking.letters import LetterStore
-from dispatcher.parking.redelivery import Resending
+from dispatcher.parking.redelivery import Redelivery
 from dispatcher.parking.store import HeldStore
-from dispatcher.parking.worker import Unparking
+from dispatcher.parking.worker import ParkingWorker
 from dispatcher.position.checkpoint import Checkpoint
 from dispatcher.position.documents import Position
 from dispatcher.position.gaps import Gaps
@@ -170,23 +170,23 @@ class Assembly(NamedTuple):
     ) -> OtherSources:
         capacity, lanes, deliverer, _, _, parking = delivering
         codec_options = self.registry.codec_options
-        worker = Unparking(
+        worker = ParkingWorker(
             held,
             parking,
             self.routes,
             deliver=deliverer.deliver_held,
             add=lanes.add,
-            goes_on=capacity.may_begin,
+            may_begin=capacity.may_begin,
             position=lambda: checkpoint.tracker.token,
             places=self.settings.concurrency // 2,
             codec_options=codec_options,
         )
-        redelivery = Resending(
+        redelivery = Redelivery(
             letters,
             parking,
             self.routes,
             add=lanes.add,
-            goes_on=capacity.may_begin,
+            may_begin=capacity.may_begin,
             codec_options=codec_options,
         )
         backfill = LiveBackfill(

@@ -24,7 +24,7 @@ from dispatcher.delivery.capacity import Capacity
 from dispatcher.delivery.lanes import Lanes
 from dispatcher.exceptions import DispatcherError
 from dispatcher.parking.gate import Parking
-from dispatcher.parking.worker import Unparking
+from dispatcher.parking.worker import ParkingWorker
 from dispatcher.position.checkpoint import Checkpoint
 
 SAVE_PATIENCE: Final = 5.0
@@ -35,7 +35,7 @@ async def drain(
     capacity: Capacity,
     lanes: Lanes,
     parking: Parking,
-    unparking: Unparking,
+    worker: ParkingWorker,
     checkpoint: Checkpoint,
     *,
     grace: float,
@@ -66,7 +66,7 @@ async def drain(
                 with suppress(Interrupted):  # deliveries that are not parked are repeated
                     await _park_rest(lanes, parking, checkpoint)
                 with suppress(Interrupted):
-                    await unparking.settle_rest()
+                    await worker.settle_rest()
             with suppress(DispatcherError):  # the error that ended the pipeline is raised instead
                 await checkpoint.save()
     except TimeoutError:

@@ -18,7 +18,7 @@ from typing import Any, Final
 from dispatcher.core.file_descriptors import require_descriptors
 from dispatcher.core.gc_tuning import collecting
 from dispatcher.core.output.logs import log
-from dispatcher.core.output.writer import say_at_once
+from dispatcher.core.output.writer import write_at_once
 from dispatcher.core.tasks import end, guarded
 from dispatcher.delivery.fork_guard import Threads, watch_forks
 from dispatcher.exceptions import Cancelled, DispatcherError, ExitCode
@@ -214,7 +214,7 @@ class _Signals:
         if number in _FORCING:
             self._seen.append(number)
         if len(self._seen) > 1:
-            say_at_once(b"forced to stop\n")
+            write_at_once(b"forced to stop\n")
             os._exit(ExitCode.FORCED)
         if self._within is not None:
             self._deadline.order(self._within, ExitCode.FORCED, self._loop)

@@ -28,8 +28,8 @@ from dispatcher.delivery.routes import Routes
 from dispatcher.exceptions import HistoryLost
 from dispatcher.operate.pauses import Pauses
 from dispatcher.parking.gate import Parking
-from dispatcher.parking.redelivery import Resending
-from dispatcher.parking.worker import Unparking
+from dispatcher.parking.redelivery import Redelivery
+from dispatcher.parking.worker import ParkingWorker
 from dispatcher.position.checkpoint import Checkpoint
 from dispatcher.position.gaps import Gap, Gaps, gaps_of
 from dispatcher.runs.live_backfill import LiveBackfill
@@ -90,8 +90,8 @@ class OtherSources(NamedTuple):
         backfill: delivers the current documents after lost history.
     """
 
-    worker: Unparking
-    redelivery: Resending
+    worker: ParkingWorker
+    redelivery: Redelivery
     backfill: LiveBackfill
 
 
@@ -167,10 +167,10 @@ class Pipeline:
                     _ = coming.cancelled() or coming.exception()
 
     async def _next(self, source: AsyncGenerator[Batch]) -> Batch:
-        self._lag.asked(monotonic())
+        self._lag.note_request(monotonic())
         batch = await anext(source)
         count = len(batch.events)
-        self._lag.heard(monotonic(), self._source.time_of(batch.token).time, count, more=count >= _FULL)
+        self._lag.note_batch(monotonic(), self._source.time_of(batch.token).time, count, more=count >= _FULL)
         return batch
 
     async def _take(self, batch: Batch) -> None:

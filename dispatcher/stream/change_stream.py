@@ -17,7 +17,7 @@ from pymongo import AsyncMongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 
 from dispatcher.core.bson_codec import Undecoded
-from dispatcher.core.driver_errors import Kind, fatal, in_short, kind_of, let_go, raise_if_fatal
+from dispatcher.core.driver_errors import Kind, drop_traceback, fatal, in_short, kind_of, raise_if_fatal
 from dispatcher.core.events import Batch, Start
 from dispatcher.core.output.logs import log
 from dispatcher.core.resume_tokens import token_of, token_time
@@ -27,7 +27,7 @@ from dispatcher.stream.cursor import Cursors, EventShape
 from dispatcher.stream.large_events import SINGLY, SMALLER, SPLIT, WHOLE, WITHOUT, joined
 from dispatcher.stream.origins import HORIZON
 from dispatcher.stream.scope import Scope
-from dispatcher.stream.source import Saw
+from dispatcher.stream.source import RememberStamp
 from mongoz.stamps import FIELD, Stamp
 
 # Seconds before a position from which stamps are read. The shorter times are for a short oplog.
@@ -37,13 +37,13 @@ _HORIZONS: Final = (HORIZON, 15, 3)
 _GLANCE_MS: Final = 1
 
 # Errors of an event that the server can't send in one shape, but maybe in another shape.
-_OTHERWISE: Final = frozenset({Kind.TOO_LARGE, Kind.NOT_SUPPORTED, Kind.BAD_TOKEN})
+_WRONG_SHAPE: Final = frozenset({Kind.TOO_LARGE, Kind.NOT_SUPPORTED, Kind.BAD_TOKEN})
 
 # The server's code for an unknown aggregation stage.
 _NOT_SUPPORTED: Final = 40324
 
 # Maximum characters of a token in the log: a token contains the document's key, which may have megabytes.
-_LEGIBLE: Final = 200
+_LONGEST_TOKEN: Final = 200
 
 
 class ChangeStreamSource:
@@ -84,7 +84,7 @@ class ChangeStreamSource:
 
     @property
     def connected(self) -> bool:
-        """Whether the stream is open, and the server answers."""
+        """Returns whether the stream is open, and the server answers."""
         return self._open and not self._cursors.is_silent
 
     async def now(self) -> str:
@@ -105,7 +105,7 @@ class ChangeStreamSource:
         while True:
             try:
                 reading = (
-                    self._around(start) if too_large else self._cursors.read(start, self._whole, self._opened)
+                    self._read_around(start) if too_large else self._cursors.read(start, self._whole, self._opened)
                 )
                 async with aclosing(reading) as batches:
                     async for batch in batches:
@@ -122,7 +122,7 @@ class ChangeStreamSource:
             except PyMongoError as error:
                 if kind_of(error) is Kind.TOO_LARGE and not too_large:
                     too_large = True
-                    let_go(error)
+                    drop_traceback(error)
                     continue
                 self._open = False
                 raise_if_fatal(error, self._address)
@@ -134,14 +134,14 @@ class ChangeStreamSource:
                     kind=kind_of(error),
                     failures=failures,
                 )
-                let_go(error)
+                drop_traceback(error)
             self._stats.reconnects += 1
             await asyncio.sleep(pause_after(failures))
 
     def _opened(self) -> None:
         self._open = True
 
-    async def _around(self, start: Start) -> AsyncGenerator[Batch]:
+    async def _read_around(self, start: Start) -> AsyncGenerator[Batch]:
         """Read the events before the event that is too large, and the event in a shape that can be sent.
 
         Raises:
@@ -156,14 +156,14 @@ class ChangeStreamSource:
             except PyMongoError as error:
                 if kind_of(error) is Kind.NOT_SUPPORTED:
                     self._splits = False
-                if kind_of(error) not in _OTHERWISE or read == self._in_part:
+                if kind_of(error) not in _WRONG_SHAPE or read == self._in_part:
                     raise
-                let_go(error)
+                drop_traceback(error)
             else:
                 return
 
     async def _one_by_one(self, start: Start) -> AsyncGenerator[Batch]:
-        """Read the events before the event that is too large. This ends if no event is too large any more."""
+        """Read the events before the event that is too large. End if no event is too large any more."""
         count = 0
         async with aclosing(self._cursors.read(start, SINGLY)) as batches:
             async for batch in batches:
@@ -188,7 +188,7 @@ class ChangeStreamSource:
                 log.warning(
                     f"the server can't send an event whole; it is delivered {how}",
                     action="event.too_large",
-                    token=batch.token[:_LEGIBLE],
+                    token=batch.token[:_LONGEST_TOKEN],
                     how=how,
                 )
                 yield batch
@@ -207,19 +207,19 @@ class ChangeStreamSource:
                         event = batch.events[0]
                         return Batch([event], token_of(event["_id"]))
         except PyMongoError as error:
-            if kind_of(error) not in _OTHERWISE:
+            if kind_of(error) not in _WRONG_SHAPE:
                 raise
-            let_go(error)
+            drop_traceback(error)
         return None
 
-    async def recall(self, before: str, saw: Saw) -> float:
-        """Read the stamps of the last writes before a position, and pass them to `saw`.
+    async def recall(self, before: str, remember: RememberStamp) -> float:
+        """Read the stamps of the last writes before a position, and pass them to `remember`.
 
         If the oplog is short, this reads fewer stamps. If the server refuses the command, it reads none.
 
         Args:
             before: the token of the last change to read.
-            saw: called with each stamp.
+            remember: called with each stamp.
 
         Returns:
             The time since which all stamps were read, in seconds since 1970.
@@ -229,7 +229,7 @@ class ChangeStreamSource:
             since = Timestamp(max(1, position - horizons[0]), 1)
             try:
                 async for event in self._stamped(since, before):
-                    saw(Stamp.unpack(event["stamp"]), event.get("wallTime"))
+                    remember(Stamp.unpack(event["stamp"]), event.get("wallTime"))
             except PyMongoError as error:
                 failures += 1
                 if fatal(error, self._address) is not None:
@@ -248,7 +248,7 @@ class ChangeStreamSource:
     async def _stamped(self, since: Timestamp, until: str) -> AsyncIterator[Undecoded]:
         """Read the past changes with a stamp, reduced to `_id`, `wallTime` and `stamp`.
 
-        Without such changes, this takes one round trip more than opening the stream.
+        If there are none, this takes one round trip more than opening the stream.
 
         Args:
             until: the token of the last change to read.
@@ -295,7 +295,7 @@ def _stamped_until(token: str) -> list[dict[str, Any]]:
 
 
 def _is_at_the_end(token: str, before: str, until: str) -> bool:
-    """Whether no more changes come before `until`.
+    """Returns whether no more changes come before `until`.
 
     The token after an empty batch may contain only a time, and then it sorts before the changes of that time.
 

@@ -16,7 +16,7 @@ from dispatcher.core.events import Namespace
 from dispatcher.stream.scope import Scope
 from mongoz.stamps import FIELD, Call, Stamp
 
-# Maximum number of documents on which a validator is tried, and of milliseconds: the result is only for a warning.
+# Limits for the test of a validator: number of documents, and milliseconds. The result is only for a warning.
 _SAMPLE: Final = 20
 _PATIENCE_MS: Final = 1_000
 
@@ -42,11 +42,11 @@ class WatchedCollection(NamedTuple):
 
     @property
     def has_images(self) -> bool:
-        """Whether the server keeps pre and post images of its changes."""
+        """Returns whether the server keeps pre and post images of its changes."""
         return bool(self.options.get("changeStreamPreAndPostImages", {}).get("enabled"))
 
     async def refuses_stamp(self, client: AsyncMongoClient[Any], group: str) -> bool:
-        """Whether the validator refuses each document with the ODM's reserved field.
+        """Returns whether the validator refuses each document with the ODM's reserved field.
 
         The server takes documents that satisfy the validator, adds a stamp, and validates them again, without a
         write. If no document satisfies the validator, this reads the `$jsonSchema`; for other validators it
@@ -70,11 +70,11 @@ class WatchedCollection(NamedTuple):
             maxTimeMS=_PATIENCE_MS,
         )
         (answer,) = await cursor.to_list(None)
-        return not answer["passed"] if answer["tried"] else _closes_out(validator.get("$jsonSchema"))
+        return not answer["passed"] if answer["tried"] else _forbids_stamp(validator.get("$jsonSchema"))
 
 
-def _closes_out(schema: Any) -> bool:
-    """Whether a schema allows declared properties only, and the reserved field is not among them."""
+def _forbids_stamp(schema: Any) -> bool:
+    """Returns whether a schema allows declared properties only, and the reserved field is not among them."""
     return (
         isinstance(schema, Mapping)
         and schema.get("additionalProperties") is False

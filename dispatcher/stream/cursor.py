@@ -91,7 +91,7 @@ class Cursors:
 
     @property
     def is_silent(self) -> bool:
-        """Whether the server has not answered for a while."""
+        """Returns whether the server has not answered for a while."""
         return self._asked_at is not None and monotonic() - self._asked_at > _SILENCE
 
     async def now(self) -> str:
@@ -127,13 +127,13 @@ class Cursors:
                     size = asked * _FACTOR if len(batch.events) >= asked else _FEW
                     yield batch
             except (GeneratorExit, asyncio.CancelledError):
-                batch = None  # an error from here on would keep this frame, see `driver_errors.let_go`
-                # Only if the caller ends the stream: after an error the server may be gone, and this would wait.
+                batch = None  # an error from here on would keep this frame, see `driver_errors.drop_traceback`
+                # If the caller ends the stream, free the cursor. After an error, the server may not answer.
                 await self._kill(session, cursor)
                 raise
 
     async def reaches_back_to(self, time: Timestamp) -> bool:
-        """Whether the oplog still holds the changes since a cluster time."""
+        """Returns whether the oplog still holds the changes since a cluster time."""
         glance = EventShape({}, ({"$project": {"_id": 1}},), size=1, await_ms=1)  # a single small event, or none
         try:
             async with aclosing(self.read(Start(cluster_time=time), glance)) as batches:

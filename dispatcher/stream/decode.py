@@ -74,7 +74,7 @@ def decode(raw: Undecoded, codec_options: CodecOptions[Any], event: dict[str, An
     if operation == "update":
         description = event.get("updateDescription")
         if description is None:
-            raise _bare(event)
+            raise _without_document(event)
         names = _changed_names(description)
         if not names:
             operation = "untouched"
@@ -82,7 +82,7 @@ def decode(raw: Undecoded, codec_options: CodecOptions[Any], event: dict[str, An
         if value is not None:
             stamp = Stamp.unpack(value)
     elif document is None and operation in _NEED_DOCUMENT:
-        raise _bare(event)
+        raise _without_document(event)
     elif operation == "replace":
         if fault is None and _is_untouched(event.get("fullDocumentBeforeChange"), document):
             operation = "untouched"
@@ -103,7 +103,7 @@ def decode(raw: Undecoded, codec_options: CodecOptions[Any], event: dict[str, An
         key["_id"] if key else None,
         event["clusterTime"],
         event.get("wallTime"),
-        None if fault is not None and isinstance(document, _StandIn) else document,
+        None if fault is not None and isinstance(document, _Placeholder) else document,
         event.get("fullDocumentBeforeChange"),
         "post" if document is not None else "key",
         names,
@@ -117,7 +117,7 @@ def decode(raw: Undecoded, codec_options: CodecOptions[Any], event: dict[str, An
     )
 
 
-def _bare(event: dict[str, Any]) -> Undecodable:
+def _without_document(event: dict[str, Any]) -> Undecodable:
     """The error for an event that the server can send only without its document, see `large_events`."""
     key = event.get("documentKey") or {}
     return Undecodable(
@@ -135,7 +135,7 @@ def _changed_names(description: dict[str, Any]) -> frozenset[str]:
 
 
 def _is_untouched(before: dict[str, Any] | None, after: dict[str, Any] | None) -> bool:
-    """Whether two documents differ in the stamp only: the server reports some updates by pipelines as replaces.
+    """Returns whether two documents differ in the stamp only. Some updates by pipelines are reported as replaces.
 
     Returns False if the pre image is missing.
     """
@@ -154,7 +154,7 @@ _DOCUMENT_KEY: Final = "documentKey"
 _CLIENTS: Final = frozenset({_AFTER, _BEFORE, _DESCRIPTION, _DOCUMENT_KEY})
 
 
-class _StandIn(dict[str, Any]):
+class _Placeholder(dict[str, Any]):
     """Replaces a document that can't be decoded. It contains only the stamp."""
 
 
@@ -165,9 +165,9 @@ def _decoded_in_parts(data: bytes, codec_options: CodecOptions[Any]) -> tuple[di
         The event, and the fault of the first undecodable value that receivers need.
 
     Raises:
-        Undecodable: a field of the event itself can't be decoded; no known server sends such an event.
+        Undecodable: a field of the event itself can't be decoded. No known server sends this.
     """
-    event = _of_the_server(data, codec_options)
+    event = _server_fields(data, codec_options)
     faults: list[Fault] = []
 
     def attempt(name: str, where: str, instead: Callable[[bytes], Any]) -> None:
@@ -180,7 +180,7 @@ def _decoded_in_parts(data: bytes, codec_options: CodecOptions[Any]) -> tuple[di
                 event[name] = instead(raw)
 
     attempt(_DOCUMENT_KEY, KEY, _undecoded_key)
-    attempt(_AFTER, AFTER, lambda raw: _StandIn(_stamp_in(raw)))
+    attempt(_AFTER, AFTER, lambda raw: _Placeholder(_stamp_in(raw)))
     description = raw_field(data, _DESCRIPTION)
     if description is not None:
         event[_DESCRIPTION] = _names_of(description, codec_options, faults)
@@ -197,7 +197,7 @@ def _decoded_in_parts(data: bytes, codec_options: CodecOptions[Any]) -> tuple[di
     return event, fault
 
 
-def _of_the_server(data: bytes, codec_options: CodecOptions[Any]) -> dict[str, Any]:
+def _server_fields(data: bytes, codec_options: CodecOptions[Any]) -> dict[str, Any]:
     """Decode the fields of an event without the values that clients wrote."""
     event: dict[str, Any] = {}
     for one in elements(data):
@@ -220,18 +220,18 @@ def _undecoded_key(document_key: bytes) -> dict[str, Any]:
 def _names_of(description: bytes, codec_options: CodecOptions[Any], faults: list[Fault]) -> dict[str, Any]:
     """Decode the names of the fields that an update changed, and the stamp. Other values are not decoded."""
     updated = raw_field(description, "updatedFields") or _EMPTY
-    told: dict[str, Any] = {
+    names: dict[str, Any] = {
         "updatedFields": {**dict.fromkeys(_names_in(updated, codec_options, faults)), **_stamp_in(updated)}
     }
     for name in ("removedFields", "truncatedArrays"):
         found = field(description, name)
         raw = _EMPTY if found is None else keyed(found)
         try:
-            told[name] = decoded(raw, codec_options, NAMES).get("") or ()
+            names[name] = decoded(raw, codec_options, NAMES).get("") or ()
         except UndecodableValue as error:
             faults.append(error.fault)
-            told[name] = readable(raw)[""]
-    return told
+            names[name] = readable(raw)[""]
+    return names
 
 
 def _names_in(updated: bytes, codec_options: CodecOptions[Any], faults: list[Fault]) -> list[str]:

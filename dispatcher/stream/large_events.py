@@ -56,7 +56,7 @@ _END: Final = "04"
 
 
 async def joined(batches: AsyncGenerator[Batch]) -> AsyncGenerator[Batch]:
-    """Join the fragments of events. This ends after the first event without fragments, and closes `batches`.
+    """Join the fragments of events, up to the first event without fragments. Then close `batches`.
 
     A stream that does not split events can't resume from the token of a fragment. So a joined event gets the token
     that it has in a stream that does not split events.

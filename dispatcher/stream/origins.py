@@ -28,8 +28,8 @@ _RESOLUTION: Final = 1
 _TRANSACTION: Final = 60
 
 HORIZON: Final = 75
-"""Seconds before the position from which tokens are read again. A copy whose stamp may still count was made at
-most this long after the original, if clocks agree."""
+"""Seconds before the position from which tokens are read again. The stamp of a copy that was made longer than this
+after the original does not count, if clocks agree."""
 
 # A token matters until 75 s after its own time, and its write may be up to 10 s before that time.
 _REMEMBERED: Final = HORIZON + _RESOLUTION + _WINDOW + _RESOLUTION
@@ -98,7 +98,7 @@ class Origins:
         self.seen = SeenTokens()
         self.since = 0.0
 
-    def saw(self, stamp: Stamp | None, wall_time: Any) -> bool:
+    def remember(self, stamp: Stamp | None, wall_time: Any) -> bool:
         """Remember a stamp. Returns whether it belongs to this group and is new."""
         wall = _seconds(wall_time)
         if stamp is None or wall is None or stamp.group != self._group:
@@ -111,7 +111,7 @@ class Origins:
         Call this once for each change of the stream with a stamp, even if the change is not delivered.
         """
         stamp = change.stamp
-        if stamp is None or not self.saw(stamp, change.wall_time) or not _is_its_own(stamp, change):
+        if stamp is None or not self.remember(stamp, change.wall_time) or not _is_its_own(stamp, change):
             return change
         operation = "update" if change.operation == "untouched" else change.operation
         if _is_marker(stamp, change):
@@ -119,7 +119,7 @@ class Origins:
         elif (operation, stamp.call) not in CALLED:
             return change
         wall, made = _seconds(change.wall_time), int.from_bytes(stamp.token.binary[:4], "big")
-        assert wall is not None  # `saw` has checked it
+        assert wall is not None  # `remember` has checked it
         latest = _WINDOW + _RESOLUTION + (_TRANSACTION if change.transaction is not None else 0)
         if -_WINDOW <= wall - made <= latest:
             return change._replace(operation=operation, origin=stamp)
@@ -130,7 +130,7 @@ class Origins:
 
 
 def _is_its_own(stamp: Stamp, change: Change) -> bool:
-    """Whether a stamp was made for the document of the change."""
+    """Returns whether a stamp was made for the document of the change."""
     try:
         return stamp.key == key_hash(".".join(change.namespace), change.id)
     except Exception:  # the application's codec decodes the id to a type that BSON can't encode
@@ -138,7 +138,7 @@ def _is_its_own(stamp: Stamp, change: Change) -> bool:
 
 
 def _is_marker(stamp: Stamp, change: Change) -> bool:
-    """Whether an update may announce a delete: it changes the stamp and nothing else, in a transaction."""
+    """Returns whether an update may announce a delete: it changes the stamp and nothing else, in a transaction."""
     return change.operation == "untouched" and stamp.call is Call.DELETED and change.transaction is not None
 
 

@@ -61,7 +61,7 @@ class Reader:
 
     async def recall(self, before: str) -> None:
         """Read the stamps of the last writes before a position, since later events may contain copies."""
-        self._origins.since = await self._source.recall(before, self._origins.saw)
+        self._origins.since = await self._source.recall(before, self._origins.remember)
 
     def skip_to(self, time: float) -> None:
         """Note that the stamps of all writes before a time, in seconds since 1970, are unknown."""

@@ -72,7 +72,7 @@ class Scope(NamedTuple):
         return self._replace(partition=partition, partitions=partitions)
 
     def covers(self, namespace: Namespace) -> bool:
-        """Whether a collection is watched."""
+        """Returns whether a collection is watched."""
         apart_from = (self.apart_from,)
         return namespace in self.namespaces or any(one.matches(*namespace, apart_from) for one in self.patterns)
 

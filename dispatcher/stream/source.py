@@ -8,7 +8,7 @@ from bson.timestamp import Timestamp
 from dispatcher.core.events import Batch, Start
 from mongoz.stamps import Stamp
 
-Saw = Callable[[Stamp | None, Any], object]
+RememberStamp = Callable[[Stamp | None, Any], object]
 """Takes a stamp, if it is readable, and the wall time of its event."""
 
 
@@ -25,7 +25,7 @@ class Source(Protocol):
 
     @property
     def connected(self) -> bool:
-        """Whether the source is open and answers."""
+        """Returns whether the source is open and answers."""
 
     async def now(self) -> str:
         """The present position: all later changes can be read from it."""
@@ -43,14 +43,14 @@ class Source(Protocol):
             DispatcherError: an error is permanent.
         """
 
-    async def recall(self, before: str, saw: Saw) -> float:
-        """Read the stamps of the last writes before a position, and pass them to `saw`.
+    async def recall(self, before: str, remember: RememberStamp) -> float:
+        """Read the stamps of the last writes before a position, and pass them to `remember`.
 
         It reads all stamps of which a later copy may still count.
 
         Args:
             before: the position.
-            saw: called with each stamp.
+            remember: called with each stamp.
 
         Returns:
             The time since which all stamps were read, in seconds since 1970.

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from dispatcher.core.events import DELIVERABLE, Calls, Change, Namespace, delivery_id_of
 from dispatcher.core.keys import document_key
 from dispatcher.delivery.routes import Routes
-from dispatcher.delivery.where import Routed
+from dispatcher.delivery.where import RoutedChange
 from mongoz.persistence.rows.hydration import hydrate
 from mongoz.signals import Delivery
 from mongoz.signals.receivers import Receiver
@@ -193,7 +193,7 @@ class RecordingRoutes(Routes):
         calls = super().calls_to(*names, **options)
         return None if calls is None else self._recorder.resume(calls)
 
-    async def resolve(self, changes: Sequence[Change]) -> list[Routed]:
+    async def resolve(self, changes: Sequence[Change]) -> list[RoutedChange]:
         """The receivers of each change, in the order in which they are called."""
         for change in changes:
             if change.namespace == self._marker:

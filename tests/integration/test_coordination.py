@@ -223,7 +223,7 @@ async def test_an_older_version_does_not_claim_partitions_held_by_a_newer_one(
             async with dispatching(newer, lease=1, state_database=f"{database}_state") as new:
                 await eventually(lambda: list(new.service.held) == [1])
             coordinator, left = old.service._coordinator, now()
-            await eventually(lambda: coordinator._looked > left + 1, what="it looks until any lease is over")
+            await eventually(lambda: coordinator._read_at > left + 1, what="it looks until any lease is over")
             assert (list(old.service.held), old.service.ready) == ([0], False)
             async with dispatching(dispatched, lease=1) as back:
                 await eventually(lambda: list(back.service.held) == [1])
@@ -253,7 +253,7 @@ async def test_a_dispatcher_of_an_earlier_format_gets_no_partitions(
 
     async with dispatching(dispatched, lease=1, partitions=2) as running:
         coordinator, began = running.service._coordinator, now()
-        await eventually(lambda: still_alive() or coordinator._looked > began + 1.5, what="many looks")
+        await eventually(lambda: still_alive() or coordinator._read_at > began + 1.5, what="many looks")
         assert "0" * 24 in running.service.live
         assert list(running.service.held) == [0, 1]
         member = state.members.find_one({"_id": running.service.member_id})

@@ -64,9 +64,9 @@ async def worked_off(store: HeldStore, *, most: int = 10) -> list[str]:
             more = await store.settle(lane, list(first.values()), None, None)
             made += first
             while more:
-                rows, behind = await store.following(lane.id)
+                rows, next_id = await store.following(lane.id)
                 made += [row["_id"] for row in rows]
-                more = await store.settle(lane, rows, behind, None)
+                more = await store.settle(lane, rows, next_id, None)
 
 
 async def test_a_lane_is_delivered_in_order_and_then_removed(store, held):
@@ -173,9 +173,9 @@ async def test_no_query_reads_more_than_it_returns(store, held):
         assert await store.existing(["lane", "nothing", "o5"]) == {"lane", "o5"}
         assert await store.is_headed("lane") is True
         (lane,), _ = await store.due("r", 20, [])
-        rows, behind = await store.following("lane")
-        assert (len(rows), behind) == (20, "f00019")
-        await store.settle(lane, rows, behind, None)
+        rows, next_id = await store.following("lane")
+        assert (len(rows), next_id) == (20, "f00019")
+        await store.settle(lane, rows, next_id, None)
         assert len((await store.due("other", 20, []))[0]) == 20
         assert await store.receivers() == {"r", "other"}
         assert await dead_letters.resolve(store._group, ["000000000012", "l0013"]) == ["l0012", "l0013"]

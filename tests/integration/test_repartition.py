@@ -212,7 +212,7 @@ async def test_the_new_positions(store):
         lease = await claim(store, partition)
         await store.save(lease, token, "f", b"", token)
         await store.release(lease)
-    await store.want(await store.load(), 3)
+    await store.request(await store.load(), 3)
     assert await store.divide(await store.load())
     saved = await store.load()
     assert (saved.layout.partitions, saved.layout.wanted) == (3, None)
@@ -223,7 +223,7 @@ async def test_the_new_positions(store):
 
 
 async def test_one_of_two_concurrent_repartitions_succeeds(store):
-    await store.want(await store.load(), 4)
+    await store.request(await store.load(), 4)
     saved = await store.load()
     assert sorted(await asyncio.gather(*(store.divide(saved) for _ in range(4)))) == [False, False, False, True]
     assert sorted((await store.load()).positions) == [0, 1, 2, 3]
@@ -231,7 +231,7 @@ async def test_one_of_two_concurrent_repartitions_succeeds(store):
 
 @pytest.mark.parametrize("happened", ["claimed", "renewed", "wanted otherwise"])
 async def test_a_repartition_fails_after_a_concurrent_change_of_the_state(store, happened):
-    await store.want(await store.load(), 4)
+    await store.request(await store.load(), 4)
     lease = await claim(store, 1)
     saved = await store.load()
     if happened == "claimed":
@@ -239,14 +239,14 @@ async def test_a_repartition_fails_after_a_concurrent_change_of_the_state(store,
     elif happened == "renewed":
         await store.renew(lease)
     else:
-        await store.want(saved, 3)
+        await store.request(saved, 3)
     before = await store.load()
     assert not await store.divide(saved)
     assert await store.load() == before
 
 
 async def test_an_interrupted_repartition_changes_nothing(store, foreign):
-    await store.want(await store.load(), 4)
+    await store.request(await store.load(), 4)
     before = await store.load()
     fails = {"failCommands": ["commitTransaction"], "errorCode": 13}
     foreign.client.admin.command("configureFailPoint", "failCommand", mode={"times": 1}, data=fails)
@@ -258,14 +258,14 @@ async def test_an_interrupted_repartition_changes_nothing(store, foreign):
 
 async def test_a_claim_based_on_an_old_position_fails(store):
     old = await store.load()
-    await store.want(old, 4)
+    await store.request(old, 4)
     assert await store.divide(await store.load())
     assert await store.claim(old.positions[0], 2, seconds=1.0, version="v", started=datetime.now(UTC)) is None
 
 
 async def test_a_repaired_position_belongs_to_the_current_layout(store, foreign, database):
     positions = foreign.client[f"{database}_state"]["positions"]
-    await store.want(await store.load(), 1)
+    await store.request(await store.load(), 1)
     assert await store.divide(await store.load())
     assert not await store.begin(2, {1: (FIRST, "f")}, new=False)
     assert positions.count_documents({}) == 2

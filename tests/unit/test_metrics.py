@@ -138,14 +138,14 @@ def test_every_value_belongs_to_one_bucket():
 def test_an_up_to_date_stream_has_no_lag():
     lag = Lag()
     assert lag.seconds(10.0, 1_000.0, None) == 0  # before the first read
-    lag.heard(10.0, 995.0, 3, more=False)  # an idle server's token is seconds old
+    lag.note_batch(10.0, 995.0, 3, more=False)  # an idle server's token is seconds old
     assert lag.seconds(11.0, 1_001.0, None) == 0
     assert lag.changes(11.0, 1_001.0, 0) == 0
 
 
 def test_an_unfinished_change_is_lag():
     lag = Lag()
-    lag.heard(10.0, 1_000.0, 1, more=False)
+    lag.note_batch(10.0, 1_000.0, 1, more=False)
     assert lag.seconds(12.0, 1_002.0, 999.5) == 2.5
     assert lag.changes(12.0, 1_002.0, 4) == 4
 
@@ -153,16 +153,16 @@ def test_an_unfinished_change_is_lag():
 def test_the_changes_of_a_backlog_are_estimated_from_their_density():
     lag = Lag()
     for second in range(10):
-        lag.heard(10.0, 500.0 + second, 200, more=True)
+        lag.note_batch(10.0, 500.0 + second, 200, more=True)
     assert lag.seconds(10.0, 1_000.0, 505.0) == 495
     assert lag.changes(10.0, 1_009.0, 50) == pytest.approx(50 + 500 * 200)
-    lag.heard(11.0, 1_008.0, 5, more=False)
+    lag.note_batch(11.0, 1_008.0, 5, more=False)
     assert lag.changes(11.0, 1_009.0, 0) == 0
 
 
 def test_a_silent_stream_is_lag():
     lag = Lag()
-    lag.heard(10.0, 1_000.0, 0, more=False)
+    lag.note_batch(10.0, 1_000.0, 0, more=False)
     assert lag.seconds(14.0, 1_004.0, None) == 0
     assert lag.seconds(30.0, 1_020.0, None) == 20
 

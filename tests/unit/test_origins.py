@@ -151,7 +151,7 @@ def test_an_invalid_occurrence_of_a_stamp_uses_it_up():
 
 def test_a_stamp_from_before_the_position_does_not_count():
     origins, own = Origins(GROUP), stamp()
-    assert origins.saw(own, datetime.datetime.fromtimestamp(NOW, datetime.UTC))
+    assert origins.remember(own, datetime.datetime.fromtimestamp(NOW, datetime.UTC))
     assert not counts(change(by=own), origins)
 
 

@@ -12,7 +12,7 @@ from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.datetime_ms import DatetimeMS
 from bson.raw_bson import RawBSONDocument
 
-from dispatcher.core.batching import Gathering
+from dispatcher.core.batching import Batcher
 from dispatcher.core.bson_codec import RAW
 from dispatcher.core.events import Calls, Change, delivery_id_of
 from dispatcher.core.state import CODEC_OPTIONS as STORED
@@ -154,11 +154,11 @@ async def test_the_next_batch_fills_during_a_write():
         await gate.wait()
         return [-item for item in items]
 
-    gathering: Gathering[int, int] = Gathering(work, most=5, at_once=1)
-    asked = [asyncio.create_task(gathering.add(item)) for item in range(3)]
+    batcher: Batcher[int, int] = Batcher(work, most=5, at_once=1)
+    asked = [asyncio.create_task(batcher.add(item)) for item in range(3)]
     while not batches:
         await asyncio.sleep(0)
-    asked += [asyncio.create_task(gathering.add(item)) for item in range(3, 11)]
+    asked += [asyncio.create_task(batcher.add(item)) for item in range(3, 11)]
     await asyncio.sleep(0)
     gate.set()
     assert await asyncio.gather(*asked) == [-item for item in range(11)]
@@ -171,13 +171,13 @@ async def test_a_failed_write_is_reported_to_its_callers():
             raise OSError("all of them")
         return [ValueError(item) if item % 2 else item for item in items]
 
-    gathering: Gathering[int, int] = Gathering(work, at_once=1)
-    answers = await asyncio.gather(*(gathering.add(item) for item in (1, 2, 3)), return_exceptions=True)
+    batcher: Batcher[int, int] = Batcher(work, at_once=1)
+    answers = await asyncio.gather(*(batcher.add(item) for item in (1, 2, 3)), return_exceptions=True)
     assert [str(answer) for answer in answers] == ["1", "2", "3"]
     assert [type(answer) for answer in answers] == [ValueError, int, ValueError]
-    for answer in await asyncio.gather(gathering.add(0), gathering.add(2), return_exceptions=True):
+    for answer in await asyncio.gather(batcher.add(0), batcher.add(2), return_exceptions=True):
         assert isinstance(answer, OSError)
-    assert await gathering.add(4) == 4
+    assert await batcher.add(4) == 4
 
 
 async def test_a_cancelled_caller_does_not_stop_the_batch():
@@ -187,8 +187,8 @@ async def test_a_cancelled_caller_does_not_stop_the_batch():
         await gate.wait()
         return items
 
-    gathering: Gathering[int, int] = Gathering(work, at_once=1)
-    first, second = (asyncio.create_task(gathering.add(item)) for item in (1, 2))
+    batcher: Batcher[int, int] = Batcher(work, at_once=1)
+    first, second = (asyncio.create_task(batcher.add(item)) for item in (1, 2))
     await asyncio.sleep(0)
     first.cancel()
     await asyncio.wait([first])

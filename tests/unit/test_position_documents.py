@@ -57,7 +57,7 @@ def test_the_position_of_an_earlier_version_is_read():
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (position(_id="shop:7", partition=7), "is there"),
+        (position(_id="shop:7", partition=7), "exists"),
         (position(_id="shop:1", partition=1, partitions=4), "is one of 4 partitions"),
     ],
 )
@@ -110,9 +110,9 @@ def test_invalid_records_of_earlier_layouts_are_refused(change):
         ("term", float("nan"), "a whole number from 0 on"),
         ("term", True, "a whole number from 0 on"),
         ("beat", [], "a whole number from 0 on"),
-        ("ahead", TOKEN, "binary, 10 bytes for each of some tokens"),
-        ("ahead", [TOKEN], "binary, 10 bytes for each of some tokens"),
-        ("ahead", b"123", "binary, 10 bytes for each of some tokens"),
+        ("ahead", TOKEN, "binary data of 10 bytes per token"),
+        ("ahead", [TOKEN], "binary data of 10 bytes per token"),
+        ("ahead", b"123", "binary data of 10 bytes per token"),
         ("until", "later", "a resume token"),
         ("partition", 3, "0, as its _id says"),
         ("partitions", 0, "a whole number from 1 to 64"),

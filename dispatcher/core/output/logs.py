@@ -14,7 +14,7 @@ from typing import Any, Final
 import structlog
 
 from dispatcher.core.error_text import text_of, trace_of, words_of
-from dispatcher.core.output.writer import free
+from dispatcher.core.output.writer import replace_stream
 from dispatcher.core.redaction import escaped, names_a_secret, redacted, shortened
 
 # Maximum number of items, and maximum depth, of lists and mappings in a log line.
@@ -23,11 +23,11 @@ _DEEPEST: Final = 5
 
 # Keys whose values have several lines.
 _BLOCKS: Final = ("exception", "stack")
-_SET_IN: Final = "\n    "
+_INDENTED: Final = "\n    "
 
 
 class _Log:
-    """The logger: our own after `configure_logging`; before that, structlog's as the process configured it.
+    """The logger. Before `configure_logging`, it is structlog's logger, as the process has configured it.
 
     It never raises. A receiver that configures structlog does not change our lines.
     """
@@ -35,17 +35,17 @@ class _Log:
     def __init__(self) -> None:
         self.own: Any = None
 
-    def _say(self, level: str, event: str, /, **values: Any) -> None:
+    def _write(self, level: str, event: str, /, **values: Any) -> None:
         try:
             getattr(self.own or structlog.get_logger("dispatcher"), level)(event, **values)
         except Exception as error:  # a processor that the application added, or a value, may raise
             with suppress(Exception):
                 print(f"[{level}] {event} (not all of it can be logged: {text_of(error)})", file=sys.stderr)  # noqa: T201
 
-    debug = partialmethod(_say, "debug")
-    info = partialmethod(_say, "info")
-    warning = partialmethod(_say, "warning")
-    error = partialmethod(_say, "error")
+    debug = partialmethod(_write, "debug")
+    info = partialmethod(_write, "info")
+    warning = partialmethod(_write, "warning")
+    error = partialmethod(_write, "error")
 
 
 log: Final[Any] = _Log()
@@ -70,7 +70,7 @@ def configure_logging(log_format: str, level: str) -> None:
             ),
         )
         if console
-        else (structlog.processors.JSONRenderer(), _in_visible_ascii)
+        else (structlog.processors.JSONRenderer(), _escape_delete)
     )
     processors = [
         structlog.processors.add_log_level,
@@ -80,7 +80,7 @@ def configure_logging(log_format: str, level: str) -> None:
         *renderers,
     ]
     number = logging.getLevelNamesMapping()[level.upper()]
-    free("stderr", _named_dropped(processors))
+    replace_stream("stderr", _named_dropped(processors))
     log.own = structlog.wrap_logger(
         structlog.PrintLogger(sys.stderr),
         processors=processors,
@@ -88,7 +88,7 @@ def configure_logging(log_format: str, level: str) -> None:
         context_class=dict,
         cache_logger_on_first_use=False,
     )
-    logging.lastResort = _Others(logging.WARNING)
+    logging.lastResort = _LibraryHandler(logging.WARNING)
 
 
 def _named_dropped(processors: Sequence[Any]) -> Callable[[int], str]:
@@ -106,7 +106,7 @@ def _named_dropped(processors: Sequence[Any]) -> Callable[[int], str]:
     return named
 
 
-class _Others(logging.Handler):
+class _LibraryHandler(logging.Handler):
     """Turns log records of libraries into lines of ours."""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -135,8 +135,8 @@ def _described(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> M
     return {key: _plain(value) for key, value in event.items()}
 
 
-def _in_visible_ascii(_logger: Any, _method: str, line: str) -> str:
-    """Escape the one control character that JSON does not."""
+def _escape_delete(_logger: Any, _method: str, line: str) -> str:
+    """Escape DEL, the only control character that JSON does not escape."""
     return line.replace("\x7f", "\\u007f")
 
 
@@ -162,5 +162,5 @@ def _on_terminal(key: str, value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float):
         return value
     if key in _BLOCKS:
-        return f"    {escaped(str(value).rstrip(), _SET_IN)}"
+        return f"    {escaped(str(value).rstrip(), _INDENTED)}"
     return escaped(str(value))

@@ -69,7 +69,7 @@ def open_streams() -> None:
                 os.close(opened)
             os.set_inheritable(descriptor, True)
     if sys.stdin is None:
-        _have("stdin", os.fdopen(0, closefd=False))
+        _set_stream("stdin", os.fdopen(0, closefd=False))
     for descriptor in (1, 2):
         earlier: Any = getattr(sys, _NAMES[descriptor])
         stream = io.TextIOWrapper(
@@ -79,15 +79,15 @@ def open_streams() -> None:
             line_buffering=descriptor == 2 or os.isatty(descriptor),
             write_through=getattr(earlier, "write_through", False),
         )
-        _have(_NAMES[descriptor], stream)
+        _set_stream(_NAMES[descriptor], stream)
 
 
-def _have(name: str, stream: Any) -> None:
+def _set_stream(name: str, stream: Any) -> None:
     setattr(sys, name, stream)
     setattr(sys, f"__{name}__", stream)
 
 
-def mend_streams() -> None:
+def restore_streams() -> None:
     """Restore stdout and stderr if they were replaced by objects that can't be flushed.
 
     The interpreter flushes them at its end, and an error would become the exit code.

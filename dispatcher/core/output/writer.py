@@ -1,4 +1,4 @@
-"""Writes output in a thread, so that no other code waits for it. Unwritable lines are dropped and counted.
+"""Writes output in a thread, so that no other code waits. Lines that can't be written are dropped and counted.
 
 The log must not stop the process when a disk is full, or when the reader of a pipe is gone or does not read. Only
 the thread waits, in a blocking write. Lines that it can't write within a second are dropped, and so are the oldest
@@ -213,7 +213,7 @@ class _Stream(io.TextIOWrapper):
         self.writer.flush()
 
     def close(self) -> None:
-        """Only flush."""
+        """Flush the stream, and leave it open."""
         self.flush()
 
 
@@ -221,7 +221,7 @@ class _Stream(io.TextIOWrapper):
 _streams: list[_Stream] = []
 
 
-def free(name: Literal["stdout", "stderr"], name_dropped: Callable[[int], str]) -> None:
+def replace_stream(name: Literal["stdout", "stderr"], name_dropped: Callable[[int], str]) -> None:
     """Replace stdout or stderr by a stream that never waits, unless another object was put in its place."""
     stream = getattr(sys, name)
     if stream is not None and stream is getattr(sys, f"__{name}__"):
@@ -242,7 +242,7 @@ def finish() -> None:
             stream.finish() if isinstance(stream, _Stream) else stream.flush()
 
 
-def say_at_once(text: bytes) -> None:
+def write_at_once(text: bytes) -> None:
     """Write to stderr from a signal handler, unless the write would block."""
     with suppress(OSError):
         if _can_take(2):

@@ -14,7 +14,7 @@ from bson.json_util import RELAXED_JSON_OPTIONS, dumps
 from dispatcher.core.bson_elements import readable
 from dispatcher.core.redaction import redacted
 from dispatcher.core.state import HELD, READING, Group
-from dispatcher.core.state_checks import Sound, letter, problem_of
+from dispatcher.core.state_checks import StateReader, letter, problem_of
 from dispatcher.exceptions import MalformedLetter
 from dispatcher.parking.files import Files
 from dispatcher.parking.letters import LETTERS
@@ -82,12 +82,12 @@ class Letterbox:
         cursor = self._letters.find(wanted, _LISTED).sort(_NEWEST_FIRST).limit(LETTERS_PER_PAGE + 1)
         found = await cursor.max_time_ms(_PATIENCE_MS).to_list()
         page, more = found[:LETTERS_PER_PAGE], len(found) > LETTERS_PER_PAGE
-        sound = Sound(self._letters.database.name)
-        listed = sound.each(HELD, page, lambda one: _listed(letter(one)))
-        sound.log()
+        reader = StateReader(self._letters.database.name)
+        listed = reader.each(HELD, page, lambda one: _listed(letter(one)))
+        reader.log()
         return {
             "letters": listed,
-            "misfits": [one._asdict() for one in sound.misfits],
+            "misfits": [one._asdict() for one in reader.misfits],
             "next": _mark(page[-1]) if more else None,
         }
 

@@ -15,7 +15,7 @@ from mongoz.persistence.rows.hydration import hydrate
 from mongoz.signals import Delivery
 from mongoz.signals.receivers import Receiver
 
-__all__ = ["RecordedDelivery", "Recorder", "RecordingRoutes", "SeenChange", "failures_of"]
+__all__ = ["RecordedDelivery", "Recorder", "RecordingRoutes", "SeenChange", "failures_of", "token_of"]
 
 Outcome = Literal["waiting", "running", "delivered", "failed", "cancelled"]
 
